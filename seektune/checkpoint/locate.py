@@ -1,0 +1,30 @@
+"""Finding a checkpoint: a folder here, or a repository on the Hugging Face Hub."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+FILES = ["*.safetensors", "*.json"]
+
+
+def locate(source: str | Path) -> Path:
+    """The local folder of a checkpoint, downloaded first (and resumed) if `source` is a Hub id.
+
+    Raises:
+        ValueError: neither a folder nor an existing Hub repository.
+        OSError: the Hub cannot be reached.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise ValueError(f"{source} is neither a folder nor a Hub id (organisation/name)")
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=FILES))
+    except RepositoryNotFoundError:
+        raise ValueError(f"{source} is neither a folder here nor a repository on the Hub that you may read") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"{source} is no folder here and the Hub cannot be reached: {reason}") from None

@@ -1,0 +1,80 @@
+"""Between the model's names and the released ones: a few rules, each written once and read both ways."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pair of name patterns. A released name that also has `{expert}` is one slice of the model's stacked tensor."""
+
+    model: str
+    released: str
+
+
+RULES = (
+    Rule("{prefix}experts.{matrix}", "{prefix}experts.{expert}.{matrix}.weight"),
+    Rule("{prefix}hc_{site}.{part}", "{prefix}hc_{site}_{part}"),
+    Rule("{prefix}", "{prefix}"),
+)
+"""The first rule that fits a name decides; the last one keeps it as it is."""
+
+FIELDS = {
+    "prefix": r"(?P<prefix>.*?)",
+    "matrix": r"(?P<matrix>w[123])",
+    "expert": r"(?P<expert>\d+)",
+    "site": r"(?P<site>attn|ffn|head)",
+    "part": r"(?P<part>fn|base|scale)",
+}
+SCALE = ".scale"
+"""A quantised `x.weight` has its block scales beside it as `x.scale`."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One released tensor's place in the model: a tensor, or one expert's slice of it."""
+
+    released: str
+    model: str
+    expert: int | None
+    shape: Shape
+
+
+def slots(shapes: Mapping[str, Shape]) -> Iterator[Slot]:
+    """The released tensors that make up a model of these named shapes (scales aside)."""
+    for name, shape in shapes.items():
+        rule, fields = _match(name, "model")
+        if "{expert}" in rule.released:
+            for expert in range(shape[0]):
+                yield Slot(rule.released.format(**fields, expert=expert), name, expert, shape[1:])
+        else:
+            yield Slot(rule.released.format(**fields), name, None, shape)
+
+
+def model_name(released: str) -> tuple[str, int | None]:
+    """The model's name of a released tensor, and the expert whose slice it is."""
+    rule, fields = _match(released, "released")
+    expert = fields.pop("expert", None)
+    return rule.model.format(**fields), None if expert is None else int(expert)
+
+
+def scale_name(released: str) -> str:
+    """The name of a quantised weight's scales."""
+    return released.removesuffix(".weight") + SCALE
+
+
+def stays_f32(released: str) -> bool:
+    """Whether the release keeps this tensor in F32, whatever the dtype of the weights around it."""
+    return re.search(r"(hc_(attn|ffn|head)_(fn|base|scale)|attn_sink|\bape|gate\.bias)$", released) is not None
+
+
+def _match(name: str, side: str) -> tuple[Rule, dict[str, str]]:
+    for rule in RULES:
+        pattern = rule.model if side == "model" else rule.released
+        regex = re.escape(pattern).replace(r"\{", "{").replace(r"\}", "}").format(**FIELDS)
+        if found := re.fullmatch(regex, name):
+            return rule, found.groupdict()
+    raise AssertionError("the last rule fits every name")

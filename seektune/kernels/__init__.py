@@ -1,0 +1,35 @@
+"""Small numerical operations, one name each: plain torch in `reference` is the definition of every one of them."""
+
+from seektune.kernels.reference.expert_linear import expert_linear, sort_by_expert
+from seektune.kernels.reference.index_scores import index_topk
+from seektune.kernels.reference.precision import upcast
+from seektune.kernels.reference.quantize import (
+    dequantize_fp4,
+    dequantize_fp8,
+    fake_quantize_fp4,
+    fake_quantize_fp8,
+    hadamard,
+)
+from seektune.kernels.reference.sinkhorn import sinkhorn
+from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible, sparse_attention
+from seektune.kernels.reference.swiglu import clamped_swiglu
+from seektune.kernels.reference.vocabulary_loss import vocabulary_loss
+
+__all__ = [
+    "Chosen",
+    "Prefix",
+    "Visible",
+    "clamped_swiglu",
+    "dequantize_fp4",
+    "dequantize_fp8",
+    "expert_linear",
+    "fake_quantize_fp4",
+    "fake_quantize_fp8",
+    "hadamard",
+    "index_topk",
+    "sinkhorn",
+    "sort_by_expert",
+    "sparse_attention",
+    "upcast",
+    "vocabulary_loss",
+]

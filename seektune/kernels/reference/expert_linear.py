@@ -1,0 +1,24 @@
+"""Matrix products of tokens that are sorted by the expert they go to.
+
+Shapes: N token-expert pairs, T tokens, K experts per token, E experts, I inputs, O outputs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def sort_by_expert(experts_TK: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
+    """Stable order `[T*K]` of the flattened pairs by expert, and how many pairs each expert has `[E]`."""
+    flat = experts_TK.flatten()
+    return flat.argsort(stable=True), torch.bincount(flat, minlength=n_experts)
+
+
+def expert_linear(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
+    """`[N, O]`: the first `counts[0]` rows times expert 0's matrix, the next `counts[1]` times expert 1's, and so on.
+
+    Experts without tokens are allowed and get a zero gradient.
+    """
+    assert sum(counts) == x_NI.shape[0]
+    parts = x_NI.split(counts)
+    return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weight_EOI.unbind(), strict=True)])

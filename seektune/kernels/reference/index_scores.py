@@ -1,0 +1,29 @@
+"""The indexer's choice: which compressed entries each query of a CSA layer attends to.
+
+Shapes: B rows, T tokens, Q queries of a chunk, H index heads, I index width, E entries, K chosen entries.
+"""
+
+import torch
+from torch import Tensor
+
+from seektune.kernels.reference.precision import upcast
+from seektune.kernels.reference.sparse_attention import CHUNK, Chosen, Prefix
+
+
+@torch.no_grad()
+def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: Prefix, k: int) -> Chosen:
+    """The `k` visible entries j with the largest `sum_h w_h relu(q_h · key_j)`, `[B, T, K]`; -1 where fewer are seen.
+
+    Paper section 2.3 (lightning indexer); scores are fp32 and exist for a chunk of queries at a time. No gradient.
+    """
+    keys_BIE = upcast(keys_BEI).mT
+    chosen = []
+    for start in range(0, q_BTHI.shape[1], CHUNK):
+        part = slice(start, start + CHUNK)
+        q_BQHI = upcast(q_BTHI[:, part])
+        scores_BQHE = (q_BQHI.flatten(1, 2) @ keys_BIE).relu().unflatten(1, q_BQHI.shape[1:3])
+        scores_BQE = (upcast(weights_BTH[:, part]).unsqueeze(2) @ scores_BQHE).squeeze(2)
+        _, seen = visible.select(keys_BEI, part)
+        best = scores_BQE.masked_fill(~seen, -torch.inf).topk(k, dim=-1)
+        chosen.append(torch.where(best.values == -torch.inf, -1, best.indices))
+    return Chosen(torch.cat(chosen, dim=1))

@@ -1,0 +1,9 @@
+"""Where the model computes in fp32 whatever its dtype is."""
+
+import torch
+from torch import Tensor
+
+
+def upcast(x: Tensor) -> Tensor:
+    """`x` in fp32, or in fp64 where it already is, so that gradients can be checked in double precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,17 @@
+"""The projection of hyper-connection mixing weights towards doubly stochastic matrices."""
+
+from torch import Tensor
+
+
+def sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
+    """Column-norm-first Sinkhorn on `[..., S, S]` (source stream, target stream), in the dtype given.
+
+    The softmax over targets is the first row pass; then a column pass, then `iterations - 1` times rows and columns:
+    `iterations` passes of each in all, ending on columns (paper section 2.2; official kernel `hc_split_sinkhorn`).
+    """
+    mix = logits.softmax(dim=-1) + eps
+    mix = mix / (mix.sum(dim=-2, keepdim=True) + eps)
+    for _ in range(iterations - 1):
+        mix = mix / (mix.sum(dim=-1, keepdim=True) + eps)
+        mix = mix / (mix.sum(dim=-2, keepdim=True) + eps)
+    return mix

@@ -1,0 +1,110 @@
+"""Attention of every query over its window of neighbours and the compressed entries it may see.
+
+Shapes: B rows, T tokens, Q queries of a chunk, N window keys of a chunk, H heads, C head width, E entries,
+K chosen entries. There is one key head, and a key is its own value.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from seektune.kernels.reference.precision import upcast
+
+CHUNK = 128
+"""Queries whose scores exist at one time."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Each query sees `count` entries from `first` on, both int64 `[B, T]`."""
+
+    first_BT: Tensor
+    count_BT: Tensor
+
+    def select(self, entries_BEC: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Entries `[B, 1, E, C]` for the queries of a chunk, and which are seen, `[B, Q, E]`."""
+        index = torch.arange(entries_BEC.shape[1], device=entries_BEC.device) - self.first_BT[:, part, None]
+        return entries_BEC.unsqueeze(1), (index >= 0) & (index < self.count_BT[:, part, None])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Each query sees the entries of its list, int64 `[B, T, K]`; -1 stands for nothing."""
+
+    index_BTK: Tensor
+
+    def select(self, entries_BEC: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Entries `[B, Q, K, C]` for the queries of a chunk, and which are seen, `[B, Q, K]`."""
+        index = self.index_BTK[:, part]
+        rows = torch.arange(index.shape[0], device=index.device)[:, None, None]
+        return entries_BEC[rows, index.clamp(min=0)], index >= 0
+
+
+Visible = Prefix | Chosen
+
+
+def sparse_attention(
+    q_BTHC: Tensor,
+    keys_BTC: Tensor,
+    entries_BEC: Tensor,
+    sink_H: Tensor,
+    positions_BT: Tensor,
+    window: int,
+    visible: Visible,
+) -> Tensor:
+    """`[B, T, H, C]`: one softmax over window, entries and sink (paper section 2.3; official `sparse_attn`).
+
+    Query t sees the last `window` keys of its document up to its own (positions count from 0 in each document) and the
+    entries of `visible`. Logits are q·k / sqrt(C); the sink is a logit of its own that adds to the denominator only.
+    Scores and sums are fp32, probabilities are rounded to the input's dtype. Chunks of queries are recomputed in
+    backward, so memory grows linearly in T.
+    """
+    length = q_BTHC.shape[1]
+    if length == 0:
+        return torch.zeros_like(q_BTHC)
+    chunks = []
+    for start in range(0, length, CHUNK):
+        part = slice(start, min(start + CHUNK, length))
+        near = slice(max(start - window + 1, 0), part.stop)
+        reach = positions_BT[:, part].clamp(max=window - 1)
+        arguments = q_BTHC[:, part], keys_BTC[:, near], start - near.start, reach, entries_BEC, visible, part, sink_H
+        chunks.append(checkpoint(_attend, *arguments, use_reentrant=False, preserve_rng_state=False))
+    return torch.cat(chunks, dim=1)
+
+
+def _attend(
+    q_BQHC: Tensor,
+    keys_BNC: Tensor,
+    offset: int,
+    reach_BQ: Tensor,
+    entries_BEC: Tensor,
+    visible: Visible,
+    part: slice,
+    sink_H: Tensor,
+) -> Tensor:
+    """One chunk; query i of it stands at window key `offset + i` and sees that and the `reach` keys before it."""
+    dtype, q = q_BQHC.dtype, upcast(q_BQHC)
+    entries, seen_BQK = visible.select(upcast(entries_BEC), part)
+    window = upcast(keys_BNC).unsqueeze(1)
+    index = torch.arange(window.shape[2], device=q.device)
+    behind_QN = index[: q.shape[1], None] + offset - index
+    near_BQN = (behind_QN >= 0) & (behind_QN <= reach_BQ.unsqueeze(-1))
+    seen = torch.cat([near_BQN, seen_BQK], dim=-1).unsqueeze(2)
+    scores_BQHK = torch.cat([_product(q, window.mT), _product(q, entries.mT)], dim=-1) * q.shape[-1] ** -0.5
+    scores_BQHK = scores_BQHK.masked_fill(~seen, -torch.inf)
+    sink = upcast(sink_H)[:, None]
+    top = torch.maximum(scores_BQHK.amax(-1, keepdim=True), sink).detach()
+    weights = (scores_BQHK - top).exp()
+    weights = weights / (weights.sum(-1, keepdim=True) + (sink - top).exp())
+    near, far = upcast(weights.to(dtype)).split([window.shape[2], entries.shape[2]], dim=-1)
+    return (_product(near, window) + _product(far, entries)).to(dtype)
+
+
+def _product(x_BQHM: Tensor, matrix_BGMN: Tensor) -> Tensor:
+    """`[B, Q, H, N]`: one matrix for all queries of a row (G = 1), or one for each (G = Q)."""
+    rows, queries, heads, inner = x_BQHM.shape
+    groups, outer = matrix_BGMN.shape[1], matrix_BGMN.shape[3]
+    product = x_BQHM.reshape(rows, groups, queries * heads // groups, inner) @ matrix_BGMN
+    return product.reshape(rows, queries, heads, outer)

@@ -1,0 +1,83 @@
+"""Attention of one layer: sliding window, and compressed entries where the layer's ratio asks for them.
+
+Shapes: B rows, T tokens, D hidden width, R query rank, H heads, C head width, E entries, G output groups.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from seektune.kernels import Prefix, Visible, sparse_attention
+from seektune.model.compress import Compressor
+from seektune.model.config import CSA, SLIDING, DeepseekV4Config
+from seektune.model.indexer import Indexer
+from seektune.model.norm import RMSNorm, rms
+from seektune.model.numerics import Numerics
+from seektune.model.rope import Rope, Rotation
+from seektune.sequence import SequenceLayout
+
+
+class Attention(nn.Module):
+    """Low-rank queries over one shared key-value head, with sink and grouped low-rank output (paper section 2.3).
+
+    Ratio 0 sees the window only; HCA (128) sees every visible entry too; CSA (4) those its indexer chooses.
+    """
+
+    def __init__(
+        self,
+        config: DeepseekV4Config,
+        ratio: int,
+        numerics: Numerics,
+        device: torch.device | None,
+        dtype: torch.dtype,
+    ):
+        super().__init__()
+        width, heads, head = config.hidden_size, config.num_attention_heads, config.head_dim
+        self.ratio, self.heads, self.groups = ratio, heads, config.o_groups
+        self.eps, self.window, self.rope_dim = config.rms_norm_eps, config.sliding_window, config.qk_rope_head_dim
+        self.numerics, self.rope = numerics, Rope.of_layer(config, ratio)
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:
+            return nn.Linear(inputs, outputs, bias=False, device=device, dtype=dtype)
+
+        self.wq_a = linear(width, config.q_lora_rank)
+        self.q_norm = RMSNorm(config.q_lora_rank, self.eps, device, dtype)
+        self.wq_b = linear(config.q_lora_rank, heads * head)
+        self.wkv = linear(width, head)
+        self.kv_norm = RMSNorm(head, self.eps, device, dtype)
+        self.attn_sink = nn.Parameter(torch.empty(heads, device=device, dtype=torch.float32))
+        self.wo_a = linear(heads * head // self.groups, self.groups * config.o_lora_rank)
+        self.wo_b = linear(self.groups * config.o_lora_rank, width)
+        if ratio != SLIDING:
+            self.compressor = Compressor(config, ratio, head, device, dtype)
+        if ratio == CSA:
+            self.indexer = Indexer(config, numerics, device, dtype)
+
+    def forward(self, x_BTD: Tensor, layout: SequenceLayout) -> Tensor:
+        """`[B, T, D]`; keys are rotated at their own position and the output back at the query's."""
+        rotation = self.rope(layout.positions)
+        q_residual = self.q_norm(self.wq_a(x_BTD))
+        q_BTHC = rms(self.wq_b(q_residual).unflatten(-1, (self.heads, -1)), self.eps).to(x_BTD.dtype)
+        q_BTHC = rotation.over_heads()(q_BTHC)
+        keys_BTC = self.numerics.keep(rotation(self.kv_norm(self.wkv(x_BTD))), self.rope_dim)
+        entries_BEC, visible = self.compress(x_BTD, q_residual, rotation, layout, keys_BTC)
+        o_BTHC = sparse_attention(q_BTHC, keys_BTC, entries_BEC, self.attn_sink, layout.positions, self.window, visible)
+        return self.project(rotation.inverse().over_heads()(o_BTHC))
+
+    def compress(
+        self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, layout: SequenceLayout, keys_BTC: Tensor
+    ) -> tuple[Tensor, Visible]:
+        """Entries `[B, E, C]` (none at ratio 0) and which of them each query sees."""
+        if self.ratio == SLIDING:
+            nothing = torch.zeros_like(layout.positions)
+            return keys_BTC[:, :0], Prefix(nothing, nothing)
+        windows = layout.windows(self.ratio)
+        entries = self.numerics.keep(self.compressor(x_BTD, windows), self.rope_dim)
+        if self.ratio == CSA:
+            return entries, self.indexer(x_BTD, q_residual_BTR, rotation, windows)
+        return entries, Prefix(windows.first_BT, windows.count_BT)
+
+    def project(self, o_BTHC: Tensor) -> Tensor:
+        """Each group of neighbouring heads through its own part of `wo_a`, all together through `wo_b`."""
+        o_BTGI = o_BTHC.flatten(2).unflatten(-1, (self.groups, -1))
+        weight_GRI = self.wo_a.weight.unflatten(0, (self.groups, -1))
+        return self.wo_b(torch.einsum("btgi,gri->btgr", o_BTGI, weight_GRI).flatten(2))

@@ -1,0 +1,209 @@
+"""The released config.json as a typed object: same keys, same meaning, impossible combinations refused."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+PRESETS = ("flash", "flash-base", "pro", "tiny")
+
+SLIDING, CSA, HCA = 0, 4, 128
+"""The three values of `compress_ratios`: sliding window only, compressed sparse, heavily compressed attention."""
+
+
+class RopeScaling(BaseModel):
+    """YaRN parameters of the layers that compress (`rope_scaling` of config.json)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: Literal["yarn"] = "yarn"
+    factor: PositiveFloat
+    original_max_position_embeddings: PositiveInt
+    beta_fast: PositiveFloat = 32
+    beta_slow: PositiveFloat = 1
+
+
+class DeepseekV4Config(BaseModel):
+    """Keys of the released config.json. Unknown keys are kept and written back; a file round-trips unchanged.
+
+    Raises:
+        ValueError: a key is missing, has a wrong type, or contradicts another; the sentence names the key.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    model_type: Literal["deepseek_v4"] = "deepseek_v4"
+    vocab_size: PositiveInt
+    hidden_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_hash_layers: NonNegativeInt
+    num_nextn_predict_layers: NonNegativeInt = 0
+    num_attention_heads: PositiveInt
+    num_key_value_heads: Literal[1] = 1
+    head_dim: PositiveInt
+    qk_rope_head_dim: PositiveInt
+    q_lora_rank: PositiveInt
+    o_lora_rank: PositiveInt
+    o_groups: PositiveInt
+    sliding_window: PositiveInt
+    compress_ratios: tuple[int, ...]
+    rope_theta: PositiveFloat
+    compress_rope_theta: PositiveFloat
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: PositiveInt
+    index_n_heads: PositiveInt
+    index_head_dim: PositiveInt
+    index_topk: PositiveInt
+    n_routed_experts: PositiveInt
+    n_shared_experts: Literal[1] = 1
+    num_experts_per_tok: PositiveInt
+    moe_intermediate_size: PositiveInt
+    scoring_func: Literal["sqrtsoftplus"] = "sqrtsoftplus"
+    topk_method: Literal["noaux_tc"] = "noaux_tc"
+    norm_topk_prob: Literal[True] = True
+    routed_scaling_factor: PositiveFloat
+    swiglu_limit: PositiveFloat
+    hidden_act: Literal["silu"] = "silu"
+    hc_mult: PositiveInt
+    hc_sinkhorn_iters: PositiveInt
+    hc_eps: PositiveFloat
+    rms_norm_eps: PositiveFloat
+    initializer_range: NonNegativeFloat = 0.02
+    attention_bias: Literal[False] = False
+    attention_dropout: float = Field(0.0, ge=0.0, le=0.0)
+    tie_word_embeddings: Literal[False] = False
+    bos_token_id: NonNegativeInt = 0
+    eos_token_id: NonNegativeInt = 1
+
+    def model_post_init(self, _context: Any) -> None:
+        """Refuse combinations that no model can have."""
+        for problem, sentence in self._problems():
+            if problem:
+                raise ValueError(sentence)
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """A published architecture (`flash`, `flash-base`, `pro`) or `tiny`: every mechanism at CPU size."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        text = resources.files("seektune.model").joinpath("presets", f"{name}.json").read_text(encoding="utf-8")
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], origin: str = "config") -> Self:
+        """Build from the parsed config.json; `origin` (a file name) opens the error message."""
+        _check_model_type(values, origin)
+        try:
+            return cls.model_validate_json(json.dumps(values), strict=True)
+        except ValidationError as error:
+            raise ValueError(f"{origin}: {_sentence(error)}") from None
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Self:
+        """Read config.json from a checkpoint folder, or a config file itself."""
+        file = Path(path)
+        if file.is_dir():
+            file = file / "config.json"
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist; a checkpoint folder holds config.json beside its safetensors")
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} is not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{file} must hold a JSON object, not a {type(values).__name__}")
+        return cls.from_dict(values, str(file))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys that were given, unknown ones included, as config.json holds them."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json into an existing folder."""
+        text = json.dumps({"model_type": self.model_type, **self.to_dict()}, indent=2)
+        (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values, checked again; None removes an optional key."""
+        values = {**self.to_dict(), **changes}
+        return self.from_dict({key: value for key, value in values.items() if value is not None})
+
+    def unquantized(self, torch_dtype: str) -> Self:
+        """The config of an export without low-bit weights."""
+        return self.replace(quantization_config=None, expert_dtype=None, torch_dtype=torch_dtype)
+
+    def ratio(self, layer: int) -> int:
+        """Compression ratio of a block; the MTP block has index `num_hidden_layers`."""
+        return self.compress_ratios[layer]
+
+    def _problems(self) -> list[tuple[bool, str]]:
+        blocks = self.num_hidden_layers + self.num_nextn_predict_layers
+        ratios = self.compress_ratios
+        return [
+            (
+                len(ratios) != blocks,
+                f"compress_ratios has {len(ratios)} entries, num_hidden_layers + num_nextn_predict_layers is {blocks}",
+            ),
+            (
+                bool(set(ratios) - {SLIDING, CSA, HCA}),
+                f"compress_ratios may hold {SLIDING}, {CSA} and {HCA}, not {sorted(set(ratios) - {SLIDING, CSA, HCA})}",
+            ),
+            (any(ratios[self.num_hidden_layers :]), "compress_ratios must be 0 for the MTP block"),
+            (self.num_nextn_predict_layers > 1, "num_nextn_predict_layers must be 0 or 1: V4 has one MTP block"),
+            (
+                self.num_hash_layers > self.num_hidden_layers,
+                f"num_hash_layers is {self.num_hash_layers}, more than num_hidden_layers ({self.num_hidden_layers})",
+            ),
+            (
+                self.num_attention_heads % self.o_groups != 0,
+                f"o_groups ({self.o_groups}) must divide num_attention_heads ({self.num_attention_heads})",
+            ),
+            (self.qk_rope_head_dim % 2 != 0, "qk_rope_head_dim must be even: RoPE rotates pairs"),
+            (
+                self.qk_rope_head_dim > self.head_dim,
+                f"qk_rope_head_dim ({self.qk_rope_head_dim}) must not exceed head_dim ({self.head_dim})",
+            ),
+            (
+                CSA in ratios and self.qk_rope_head_dim > self.index_head_dim,
+                f"qk_rope_head_dim ({self.qk_rope_head_dim}) must not exceed index_head_dim ({self.index_head_dim})",
+            ),
+            (
+                self.num_experts_per_tok > self.n_routed_experts,
+                f"num_experts_per_tok ({self.num_experts_per_tok}) exceeds n_routed_experts ({self.n_routed_experts})",
+            ),
+            (
+                max(self.bos_token_id, self.eos_token_id) >= self.vocab_size,
+                f"bos_token_id and eos_token_id must be below vocab_size ({self.vocab_size})",
+            ),
+        ]
+
+
+def _check_model_type(values: dict[str, Any], origin: str) -> None:
+    found = values.get("model_type", "deepseek_v4")
+    if found == "deepseek_v41":
+        raise ValueError(
+            f"{origin}: model_type is deepseek_v41: V4.1 is another architecture (shared compressors, Engram memory, "
+            "no hash layers) and its weights cannot be read as V4; choose a deepseek_v4 checkpoint"
+        )
+    if found != "deepseek_v4":
+        raise ValueError(f"{origin}: model_type is {str(found)!r}, but SeekTune trains deepseek_v4 only")
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key}: {message}" if key else message

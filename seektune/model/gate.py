@@ -1,0 +1,121 @@
+"""Which experts a token goes to: by its scores, or in the first layers by its id.
+
+Shapes: B rows, T tokens, N tokens of all rows, D width, E experts, K experts per token.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seektune.kernels import upcast
+from seektune.model.config import DeepseekV4Config
+from seektune.sequence import SequenceLayout
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Experts of every token and their weights, both `[N, K]`, weights fp32; all scores `[N, E]` fp32."""
+
+    experts_NK: Tensor
+    weights_NK: Tensor
+    scores_NE: Tensor
+
+
+@dataclass
+class RoutingLedger:
+    """What the gates of one forward pass did, by layer id; the MTP block's id is `num_hidden_layers`.
+
+    Entries are set, not added, so that a recomputed forward writes the same again.
+    """
+
+    balance_loss: bool = True
+    loads: dict[int, Tensor] = field(default_factory=dict)
+    """Tokens that went to each expert, int64 `[E]`, padding not counted."""
+    balance: dict[int, Tensor] = field(default_factory=dict)
+    """Sum over documents of `tokens * sum_i f_i P_i`; divided by the tokens of the step it is the balance loss."""
+
+    def record(self, layer: int, routing: Routing, layout: SequenceLayout) -> None:
+        """Note the routing of one layer."""
+        chosen_NE = torch.zeros_like(routing.scores_NE).scatter_(1, routing.experts_NK, 1.0)
+        chosen_NE = chosen_NE * layout.real.flatten()[:, None]
+        self.loads[layer] = chosen_NE.detach().sum(dim=0).long()
+        if self.balance_loss:
+            self.balance[layer] = _sequence_balance(routing.scores_NE, chosen_NE, layout)
+
+
+class Gate(nn.Module):
+    """Scores `sqrt(softplus(W x))` in fp32; weights are the chosen experts' scores, normalised and scaled."""
+
+    def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
+        super().__init__()
+        self.experts_per_token, self.factor = config.num_experts_per_tok, config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size, device=device, dtype=dtype))
+
+    def choose(self, scores_NE: Tensor, tokens_N: Tensor | None) -> Tensor:
+        """Experts `[N, K]`."""
+        raise NotImplementedError
+
+    def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
+        """Route N tokens (paper section 2.1; official `Gate`)."""
+        scores = F.softplus(F.linear(upcast(x_ND), upcast(self.weight))).sqrt()
+        experts = self.choose(scores, tokens_N)
+        weights = scores.gather(1, experts)
+        return Routing(experts, self.factor * weights / weights.sum(dim=-1, keepdim=True), scores)
+
+
+class TopKGate(Gate):
+    """The experts with the largest score plus `bias`; the bias balances loads and never enters a weight (noaux_tc)."""
+
+    def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
+        super().__init__(config, device, dtype)
+        self.bias: Tensor
+        self.register_buffer("bias", torch.empty(config.n_routed_experts, device=device, dtype=torch.float32))
+
+    def choose(self, scores_NE: Tensor, tokens_N: Tensor | None) -> Tensor:
+        """The top K by biased score."""
+        return (scores_NE + self.bias).topk(self.experts_per_token, dim=-1).indices
+
+
+class HashGate(Gate):
+    """The experts that the table `tid2eid` names for the token's id.
+
+    A row may name an expert twice. The weights are then normalised over all K names, but the expert's output is added
+    once, as in the official code (`y[idx] += ...` writes a repeated index once); the released logits depend on it.
+    """
+
+    def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
+        super().__init__(config, device, dtype)
+        self.tid2eid: Tensor
+        table = torch.empty(config.vocab_size, config.num_experts_per_tok, device=device, dtype=torch.int64)
+        self.register_buffer("tid2eid", table)
+
+    def choose(self, scores_NE: Tensor, tokens_N: Tensor | None) -> Tensor:
+        """The table's row of each id; without ids there is no choice to fall back on."""
+        if tokens_N is None:
+            raise ValueError("a hash layer needs the token ids; none reached it")
+        return self.tid2eid[tokens_N]
+
+    def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
+        """Route by id; a repeated expert keeps its weight at its first name only."""
+        routing = super().forward(x_ND, tokens_N)
+        same_NKK = routing.experts_NK.unsqueeze(2) == routing.experts_NK.unsqueeze(1)
+        repeated_NK = same_NKK.tril(diagonal=-1).any(dim=2)
+        return replace(routing, weights_NK=routing.weights_NK.masked_fill(repeated_NK, 0.0))
+
+
+def _sequence_balance(scores_NE: Tensor, chosen_NE: Tensor, layout: SequenceLayout) -> Tensor:
+    """Sequence-wise balance loss of DeepSeek-V3 (equation 17 there), each document weighted by its tokens.
+
+    f_i = E/(K n) * (tokens of the document that chose i), P_i = mean of their normalised scores.
+    """
+    begins = (layout.positions == 0) | ~layout.real
+    document_N = begins.flatten().cumsum(0) - 1
+    real = layout.real.flatten()
+    share_NE = scores_NE / scores_NE.sum(dim=-1, keepdim=True) * real[:, None]
+    experts, shape = scores_NE.shape[1], (int(document_N[-1]) + 1, scores_NE.shape[1])
+    chosen = scores_NE.new_zeros(shape).index_add(0, document_N, chosen_NE)
+    share = scores_NE.new_zeros(shape).index_add(0, document_N, share_NE)
+    # n f_i P_i = E / (K n) * chosen_i * share_i, and K n is the number of choices
+    return (experts * (chosen * share).sum(dim=-1) / chosen.sum(dim=-1).clamp(min=1)).sum()

@@ -1,0 +1,42 @@
+"""The lightning indexer: chooses the entries that a query of a CSA layer attends to.
+
+Shapes: B rows, T tokens, E entries, D hidden width, R query rank, H index heads, I index width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from seektune.kernels import Chosen, Prefix, index_topk
+from seektune.model.compress import Compressor
+from seektune.model.config import CSA, DeepseekV4Config
+from seektune.model.numerics import Numerics
+from seektune.model.rope import Rotation
+from seektune.sequence import Windows
+
+
+class Indexer(nn.Module):
+    """Top `index_topk` entries by `sum_h w_h relu(q_h · k)` (paper section 2.3; official `Indexer`).
+
+    No gradient reaches it through the choice, so its parameters do not require one: fine-tuning keeps them as they are.
+    """
+
+    def __init__(self, config: DeepseekV4Config, numerics: Numerics, device: torch.device | None, dtype: torch.dtype):
+        super().__init__()
+        self.heads, self.width, self.topk = config.index_n_heads, config.index_head_dim, config.index_topk
+        self.wq_b = nn.Linear(config.q_lora_rank, self.heads * self.width, bias=False, device=device, dtype=dtype)
+        self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False, device=device, dtype=dtype)
+        self.compressor = Compressor(config, CSA, self.width, device, dtype)
+        self.numerics = numerics
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, windows: Windows) -> Prefix | Chosen:
+        """The entries each query sees: all visible ones where their number cannot exceed `index_topk`."""
+        everything = Prefix(windows.first_BT, windows.count_BT)
+        if windows.last_BE.shape[1] <= self.topk:
+            return everything
+        q_BTHI = self.wq_b(q_residual_BTR).unflatten(-1, (self.heads, self.width))
+        q_BTHI = self.numerics.index(rotation.over_heads()(q_BTHI))
+        keys_BEI = self.numerics.index(self.compressor(x_BTD, windows))
+        weights_BTH = self.weights_proj(x_BTD) * (self.width**-0.5 * self.heads**-0.5)
+        return index_topk(q_BTHI, keys_BEI, weights_BTH, everything, self.topk)

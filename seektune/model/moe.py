@@ -1,0 +1,72 @@
+"""Mixture of experts: the gate's choice, the routed experts, the shared expert.
+
+Shapes: B rows, T tokens, N tokens of all rows, P token-expert pairs, D width, F expert width, E experts,
+K experts per token.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from seektune.kernels import clamped_swiglu, expert_linear, upcast
+from seektune.model.config import DeepseekV4Config
+from seektune.model.gate import HashGate, RoutingLedger, TopKGate
+from seektune.model.sockets import Dispatch, LocalDispatch
+from seektune.sequence import SequenceLayout
+
+
+class Experts(nn.Module):
+    """All routed experts of a layer, stacked: `w1` (gate) and `w3` (up) `[E, F, D]`, `w2` (down) `[E, D, F]`."""
+
+    def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
+        super().__init__()
+        experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        self.limit = config.swiglu_limit
+        self.w1 = nn.Parameter(torch.empty(experts, inner, width, device=device, dtype=dtype))
+        self.w2 = nn.Parameter(torch.empty(experts, width, inner, device=device, dtype=dtype))
+        self.w3 = nn.Parameter(torch.empty(experts, inner, width, device=device, dtype=dtype))
+
+    def forward(self, x_PD: Tensor, weights_P: Tensor, counts: list[int]) -> Tensor:
+        """`[P, D]` for pairs sorted by expert; a pair's weight multiplies before `w2` (official `Expert`)."""
+        gate, up = expert_linear(x_PD, self.w1, counts), expert_linear(x_PD, self.w3, counts)
+        inner = weights_P[:, None] * clamped_swiglu(gate, up, self.limit)
+        return expert_linear(inner.to(x_PD.dtype), self.w2, counts)
+
+
+class SharedExpert(nn.Module):
+    """The expert that every token visits, with the same clamp as the routed ones."""
+
+    def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
+        super().__init__()
+        width, inner = config.hidden_size, config.moe_intermediate_size
+        self.limit = config.swiglu_limit
+        self.w1 = nn.Linear(width, inner, bias=False, device=device, dtype=dtype)
+        self.w2 = nn.Linear(inner, width, bias=False, device=device, dtype=dtype)
+        self.w3 = nn.Linear(width, inner, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        """`[N, D]`."""
+        return self.w2(clamped_swiglu(self.w1(x_ND), self.w3(x_ND), self.limit).to(x_ND.dtype))
+
+
+class MoE(nn.Module):
+    """Sum of the chosen experts and the shared one, in fp32, rounded once (paper section 2.1; official `MoE`)."""
+
+    def __init__(self, config: DeepseekV4Config, layer: int, device: torch.device | None, dtype: torch.dtype):
+        super().__init__()
+        self.layer = layer
+        gate = HashGate if layer < config.num_hash_layers else TopKGate
+        self.gate = gate(config, device, dtype)
+        self.experts = Experts(config, device, dtype)
+        self.shared_experts = SharedExpert(config, device, dtype)
+        self.dispatch: Dispatch = LocalDispatch()
+
+    def forward(
+        self, x_BTD: Tensor, tokens_BT: Tensor | None, layout: SequenceLayout, ledger: RoutingLedger | None
+    ) -> Tensor:
+        """`[B, T, D]`; token ids are needed by a hash gate."""
+        x_ND = x_BTD.flatten(0, 1)
+        routing = self.gate(x_ND, None if tokens_BT is None else tokens_BT.flatten())
+        if ledger is not None:
+            ledger.record(self.layer, routing, layout)
+        routed = self.dispatch(x_ND, routing, self.experts)
+        return (routed + upcast(self.shared_experts(x_ND))).to(x_BTD.dtype).view_as(x_BTD)

@@ -1,0 +1,9 @@
+"""The common form of a recipe section: typed, immutable, and strict about unknown keys."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """Base of every recipe section; each section lives with the room that uses it and `recipe` composes them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)

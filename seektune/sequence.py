@@ -1,0 +1,119 @@
+"""Who may see whom: positions and documents of a row of tokens, and the batch that carries them.
+
+Shapes: B rows, T tokens, E entries (compressed windows).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of a token that is not taught (the convention of torch's cross-entropy)."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The complete windows of `ratio` tokens of a layout; each is compressed into one entry.
+
+    The number of entries E is `T // ratio`, an upper bound that holds for any packing, so that shapes do not depend on
+    the documents. Entries stand in row order; slots that no window fills come last and are visible to nobody.
+    """
+
+    ratio: int
+    last_BE: Tensor
+    """Row index of the last token of each window (int64)."""
+    position_BE: Tensor
+    """Position, in its document, of the first token of each window (int64)."""
+    first_BT: Tensor
+    """Index of the first entry of each token's document."""
+    count_BT: Tensor
+    """Entries of its document that each token sees: `(position + 1) // ratio`, none for padding."""
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Positions and document numbers of every token of a batch of rows, both int64 `[B, T]`.
+
+    A document is a run of equal numbers; 0 is padding. Positions restart at each document.
+    """
+
+    positions: Tensor
+    documents: Tensor
+
+    @classmethod
+    def single(cls, rows: int, length: int, device: torch.device | str | None = None) -> "SequenceLayout":
+        """One document per row, without padding."""
+        positions = torch.arange(length, device=device).expand(rows, length)
+        return cls(positions, torch.ones_like(positions))
+
+    @classmethod
+    def from_documents(cls, documents: Tensor) -> "SequenceLayout":
+        """Layout of packed rows from the document number of each token, `[B, T]` integers, 0 for padding.
+
+        Raises:
+            ValueError: the numbers are not a two-dimensional tensor of non-negative integers.
+        """
+        if documents.dim() != 2 or documents.is_floating_point() or documents.is_complex():
+            raise ValueError(f"documents must be integers of shape [rows, tokens], not {_describe(documents)}")
+        if documents.numel() and int(documents.min()) < 0:
+            raise ValueError("documents must be 0 (padding) or positive document numbers")
+        documents = documents.long()
+        index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+        begins = torch.ones_like(documents, dtype=torch.bool)
+        begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        start = torch.where(begins, index, 0).cummax(dim=1).values
+        return cls(index - start, documents)
+
+    @property
+    def real(self) -> Tensor:
+        """Which tokens are not padding, bool `[B, T]`."""
+        return self.documents != 0
+
+    def joined(self) -> Tensor:
+        """Whether token t and token t+1 belong to the same document, bool `[B, T-1]`."""
+        return (self.documents[:, 1:] == self.documents[:, :-1]) & self.real[:, 1:]
+
+    def followed(self) -> "SequenceLayout":
+        """Layout `[B, T-1]` of the tokens that a token of their own document follows; the others become padding."""
+        return SequenceLayout(self.positions[:, :-1], torch.where(self.joined(), self.documents[:, :-1], 0))
+
+    def windows(self, ratio: int) -> Windows:
+        """The windows of `ratio` tokens, on a grid that restarts at each document; a shorter rest gives no entry."""
+        rows, length = self.documents.shape
+        complete = (self.positions + 1) % ratio == 0
+        complete &= self.real
+        ordinal = complete.long().cumsum(dim=1)
+        count = torch.where(self.real, (self.positions + 1) // ratio, 0)
+        first = ordinal - count
+        size = length // ratio
+        slot = torch.where(complete, ordinal - 1, size)
+        index = torch.arange(length, device=self.documents.device).expand(rows, length)
+        last = torch.full((rows, size + 1), ratio - 1, device=index.device).scatter(1, slot, index)[:, :size]
+        position = (self.positions.gather(1, last) + 1 - ratio).clamp(min=0)
+        return Windows(ratio, last, position, first, count)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens of a micro-batch with what is taught and which document each belongs to, all int64 `[B, T]`.
+
+    `labels` are unshifted: `labels[b, t] == tokens[b, t]` where predicting token t is taught, else -100.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    documents: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        return Batch(self.tokens.to(device), self.labels.to(device), self.documents.to(device))
+
+    def taught(self) -> int:
+        """Number of tokens that the next-token loss counts (a document's first token is predicted by nobody)."""
+        inside = SequenceLayout.from_documents(self.documents).joined()
+        return int(((self.labels[:, 1:] != IGNORE_INDEX) & inside).sum())
+
+
+def _describe(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {list(x.shape)}"
