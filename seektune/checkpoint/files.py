@@ -40,6 +40,10 @@ class TensorFiles:
         """The dtype on disk as safetensors spells it: `F8_E4M3`, `I8`, `BF16`, ..."""
         return str(self._open[self._files[name]].get_slice(name).get_dtype())
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape on disk."""
+        return tuple(self._open[self._files[name]].get_slice(name).get_shape())
+
     def read(self, name: str) -> Tensor:
         """The tensor as it is on disk."""
         try:

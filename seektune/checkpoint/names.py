@@ -66,11 +66,6 @@ def scale_name(released: str) -> str:
     return released.removesuffix(".weight") + SCALE
 
 
-def stays_f32(released: str) -> bool:
-    """Whether the release keeps this tensor in F32, whatever the dtype of the weights around it."""
-    return re.search(r"(hc_(attn|ffn|head)_(fn|base|scale)|attn_sink|\bape|gate\.bias)$", released) is not None
-
-
 def _match(name: str, side: str) -> tuple[Rule, dict[str, str]]:
     for rule in RULES:
         pattern = rule.model if side == "model" else rule.released

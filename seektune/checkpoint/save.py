@@ -1,85 +1,49 @@
-"""A model's tensors as safetensors under released names, split into shards, complete or not there at all."""
+"""A model's tensors as a checkpoint folder in any format, complete or not there at all."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from math import prod
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from seektune.checkpoint.files import INDEX, SINGLE
-from seektune.checkpoint.names import Slot, slots, stays_f32
+from seektune.checkpoint.export import Tally, pieces
+from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.publish import complete_folder
-
-SHARD_BYTES = 5 * 10**9
+from seektune.checkpoint.source import FolderSource, StateSource
+from seektune.checkpoint.write import SHARD_BYTES, shard_names, split, write_index, write_shard
 
 
 def save_weights(
     state: Mapping[str, Tensor],
+    config: dict[str, Any],
     folder: Path,
-    dtype: torch.dtype,
-    write_config: Callable[[Path], None],
+    format: str,
+    original: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Write a state dict; weights become `dtype`, while tensors whose released form is F32 or I64 keep theirs.
+) -> Tally:
+    """Write a state dict and its config.json; memory beyond the model is one tensor.
 
-    Memory beyond the model is one shard. `write_config` adds config.json to the folder before it gets its name.
+    With `original`, tensors that training did not change keep the bytes of that checkpoint.
 
     Raises:
-        ValueError: `folder` exists and is not empty.
+        ValueError: an unknown format, or `folder` exists and is not empty.
         OSError: writing failed; nothing is left behind.
     """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r} is unknown; the formats are {', '.join(FORMATS)}")
+    tally = Tally()
+    source, target = StateSource(state), FORMATS[format]
+    before = FolderSource(original) if original is not None else None
     with complete_folder(folder) as scratch:
-        write_config(scratch)
-        shards = _split(slots({name: tuple(tensor.shape) for name, tensor in state.items()}), state, dtype, shard_bytes)
-        placed: dict[str, str] = {}
-        for number, shard in enumerate(shards, start=1):
-            file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            _write_shard({slot.released: _stored(slot, state, dtype) for slot in shard}, scratch / file)
-            placed |= {slot.released: file for slot in shard}
-        if len(shards) > 1:
-            total = sum(_size(slot, state, dtype) for shard in shards for slot in shard)
-            index = {"metadata": {"total_size": total}, "weight_map": placed}
-            (scratch / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+        write_config(scratch, target.config(config))
+        shards = split(pieces(source, target, tally, before), shard_bytes)
+        for name, shard in zip(shard_names(len(shards)), shards, strict=True):
+            write_shard(scratch / name, shard)
+        write_index(scratch, shards)
+    return tally
 
 
-def _stored_dtype(slot: Slot, state: Mapping[str, Tensor], dtype: torch.dtype) -> torch.dtype:
-    own = state[slot.model].dtype
-    if not own.is_floating_point:
-        return own
-    return torch.float32 if stays_f32(slot.released) else dtype
-
-
-def _stored(slot: Slot, state: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    tensor = state[slot.model] if slot.expert is None else state[slot.model][slot.expert]
-    return tensor.detach().to("cpu", _stored_dtype(slot, state, dtype), copy=True).contiguous()
-
-
-def _size(slot: Slot, state: Mapping[str, Tensor], dtype: torch.dtype) -> int:
-    return prod(slot.shape) * _stored_dtype(slot, state, dtype).itemsize
-
-
-def _split(
-    every: Iterable[Slot], state: Mapping[str, Tensor], dtype: torch.dtype, shard_bytes: int
-) -> list[list[Slot]]:
-    """Slots in order, a new shard where the next tensor would not fit."""
-    shards: list[list[Slot]] = [[]]
-    filled = 0
-    for slot in every:
-        size = _size(slot, state, dtype)
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(slot)
-        filled += size
-    return shards
-
-
-def _write_shard(tensors: dict[str, Tensor], file: Path) -> None:
-    try:
-        save_file(tensors, file, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {file.name}: {error}") from None
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.json."""
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,14 +1,16 @@
 """Small numerical operations, one name each: plain torch in `reference` is the definition of every one of them."""
 
+from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK, dequantize_fp4, dequantize_fp8
 from seektune.kernels.reference.expert_linear import expert_linear, sort_by_expert
 from seektune.kernels.reference.index_scores import index_topk
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
-    dequantize_fp4,
-    dequantize_fp8,
     fake_quantize_fp4,
     fake_quantize_fp8,
     hadamard,
+    quantize_fp4,
+    quantize_fp8,
+    recast_fp4_as_fp8,
 )
 from seektune.kernels.reference.sinkhorn import sinkhorn
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible, sparse_attention
@@ -16,6 +18,8 @@ from seektune.kernels.reference.swiglu import clamped_swiglu
 from seektune.kernels.reference.vocabulary_loss import vocabulary_loss
 
 __all__ = [
+    "FP4_GROUP",
+    "FP8_BLOCK",
     "Chosen",
     "Prefix",
     "Visible",
@@ -27,6 +31,9 @@ __all__ = [
     "fake_quantize_fp8",
     "hadamard",
     "index_topk",
+    "quantize_fp4",
+    "quantize_fp8",
+    "recast_fp4_as_fp8",
     "sinkhorn",
     "sort_by_expert",
     "sparse_attention",

@@ -90,17 +90,22 @@ class DeepseekV4ForCausalLM(nn.Module):
         load_weights(model.state_dict(), folder)
         return model
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    def save_pretrained(self, folder: str | Path, format: str = "bf16", original: str | Path | None = None) -> None:
         """Write config.json and safetensors under released names; the folder appears only when it is complete.
 
-        Weights are stored in `dtype`, those that the release keeps in F32 or I64 as such.
+        Args:
+            folder: a new or empty folder.
+            format: `bf16`, `fp32`, `released` (FP4 experts, FP8), `fp8` or `base` (FP8 with F32 scales). Tensors that
+                the release keeps in F32 or I64 are stored as such in every format.
+            original: the checkpoint that training started from; tensors still equal to it keep its bytes.
 
         Raises:
-            ValueError: the folder exists and is not empty.
+            ValueError: the format is unknown, or the folder exists and is not empty.
             OSError: writing failed, for example because the disk is full; nothing is left behind.
         """
-        config = self.config.unquantized(str(dtype).removeprefix("torch."))
-        save_weights(self.state_dict(), Path(folder), dtype, config.save)
+        config = {"model_type": self.config.model_type, **self.config.to_dict()}
+        before = None if original is None else locate(original)
+        save_weights(self.state_dict(), config, Path(folder), format, before)
 
     def gates(self) -> dict[int, Gate]:
         """Every gate by layer id; the MTP block's id is `num_hidden_layers`."""

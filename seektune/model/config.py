@@ -139,10 +139,6 @@ class DeepseekV4Config(BaseModel):
         values = {**self.to_dict(), **changes}
         return self.from_dict({key: value for key, value in values.items() if value is not None})
 
-    def unquantized(self, torch_dtype: str) -> Self:
-        """The config of an export without low-bit weights."""
-        return self.replace(quantization_config=None, expert_dtype=None, torch_dtype=torch_dtype)
-
     def ratio(self, layer: int) -> int:
         """Compression ratio of a block; the MTP block has index `num_hidden_layers`."""
         return self.compress_ratios[layer]

@@ -25,7 +25,7 @@ class StreamRouter(nn.Module):
         self.scale = nn.Parameter(torch.empty(scales, device=device, dtype=torch.float32))
 
     def route(self, streams_BTSD: Tensor) -> Tensor:
-        """Router outputs `[B, T, outputs]`, before scale and base; normalised after the product, which moves less memory."""
+        """Router outputs `[B, T, outputs]` before scale and base; normalising after the product moves less memory."""
         x = upcast(streams_BTSD.flatten(-2))
         return F.linear(x, self.fn) * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.norm_eps)
 

@@ -1,44 +1,56 @@
-"""The low-bit formats of the release: values out of bytes, and the rounding that serving applies to activations."""
+"""Rounding to the release's low-bit formats: weights into bytes, activations there and back as serving sees them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from seektune.kernels.reference.dequantize import E2M1, FP4_GROUP, FP8_BLOCK, dequantize_fp4, over_blocks
 from seektune.kernels.reference.precision import upcast
 
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Magnitudes of FP4; bit 3 of the code is the sign."""
-FP4_GROUP = 32
-"""Columns that share one scale of a row."""
-FP8_BLOCK = 128
-"""Rows and columns that share one scale."""
 FP8_MAX = 448.0
 FP4_MAX = 6.0
+SMALLEST = 2.0**-126
+"""Scale of a group that holds only zeros, and the least scale there is."""
 
 # x rounds up past a boundary; the ties that go up (to an even mantissa) have their boundary just below.
 _TIES_UP = torch.tensor([0.75, 1.75, 3.5]).nextafter(torch.zeros(3))
 _BOUNDARIES = torch.tensor([0.25, _TIES_UP[0], 1.25, _TIES_UP[1], 2.5, _TIES_UP[2], 5.0])
 
 
-def dequantize_fp8(weight: Tensor, scale: Tensor) -> Tensor:
-    """fp32 values of an e4m3 matrix `[O, I]` with one scale per 128 x 128 block `[ceil(O/128), ceil(I/128)]`.
+def quantize_fp8(weight: Tensor, power_of_two: bool = True) -> tuple[Tensor, Tensor]:
+    """An e4m3 matrix `[O, I]` and its scales per 128 x 128 block, rounded to nearest even.
 
-    Scales are E8M0 (2^(byte - 127), byte 0 included, 255 is NaN) or F32.
+    Scales are E8M0 2^ceil(log2(amax / 448)), or F32 amax / 448 without `power_of_two` (the Base release).
     """
     rows, columns = weight.shape
-    full = scale.float().repeat_interleave(FP8_BLOCK, 0)[:rows]
-    return weight.float() * full.repeat_interleave(FP8_BLOCK, 1)[:, :columns]
+    padded = F.pad(weight.float().abs(), (0, -columns % FP8_BLOCK, 0, -rows % FP8_BLOCK))
+    peaks = padded.unflatten(1, (-1, FP8_BLOCK)).unflatten(0, (-1, FP8_BLOCK)).amax(dim=(1, 3))
+    scale = (peaks / FP8_MAX).clamp(min=SMALLEST)
+    if power_of_two:
+        scale = _power_of_two_above(scale)
+    values = _to_e4m3(weight.float() / over_blocks(scale, rows, columns))
+    return values, scale.to(torch.float8_e8m0fnu) if power_of_two else scale
 
 
-def dequantize_fp4(packed: Tensor, scale: Tensor) -> Tensor:
-    """fp32 values `[O, I]` of packed e2m1 bytes `[O, I/2]` with one E8M0 scale per row and 32 columns `[O, I/32]`.
+def quantize_fp4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed e2m1 bytes (int8 `[O, I/2]`) and E8M0 scales 2^ceil(log2(amax / 6)) per row and 32 columns `[O, I/32]`."""
+    groups = weight.float().unflatten(-1, (-1, FP4_GROUP))
+    scale = _fp4_scale(groups)
+    low, high = _fp4_codes(groups / scale).flatten(-2).unflatten(-1, (-1, 2)).unbind(-1)
+    return (low | (high << 4)).view(torch.int8), scale.squeeze(-1).to(torch.float8_e8m0fnu)
 
-    Byte k of a row holds column 2k in its low nibble and column 2k+1 in its high nibble.
+
+def recast_fp4_as_fp8(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """FP4 bytes as e4m3 with E8M0 block scales, the largest group scale of a block / 2^6 (official `convert.py`).
+
+    Exact wherever the group scales of a block lie within e4m3's range of each other; the caller compares.
     """
-    codes = packed.view(torch.uint8)
-    table = torch.tensor(E2M1 + tuple(-value for value in E2M1), device=packed.device)
-    values = table[torch.stack([codes & 15, codes >> 4], dim=-1).long()].flatten(-2)
-    groups = values.unflatten(-1, (-1, FP4_GROUP))
-    return (groups * scale.float().unsqueeze(-1)).flatten(-2)
+    values = dequantize_fp4(packed, scale)
+    rows, columns = values.shape
+    groups = F.pad(scale.float(), (0, -scale.shape[1] % (FP8_BLOCK // FP4_GROUP), 0, -rows % FP8_BLOCK))
+    peaks = groups.unflatten(1, (-1, FP8_BLOCK // FP4_GROUP)).unflatten(0, (-1, FP8_BLOCK)).amax(dim=(1, 3))
+    block_scale = (peaks / 64).clamp(min=SMALLEST)
+    return _to_e4m3(values / over_blocks(block_scale, rows, columns)), block_scale.to(torch.float8_e8m0fnu)
 
 
 def fake_quantize_fp8(x: Tensor, group: int = 64) -> Tensor:
@@ -74,7 +86,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, group, rounding):  # type: ignore[no-untyped-def]
         size = x.shape[-1]
-        padded = torch.nn.functional.pad(x.float(), (0, -size % group)).unflatten(-1, (-1, group))
+        padded = F.pad(x.float(), (0, -size % group)).unflatten(-1, (-1, group))
         return rounding(padded).flatten(-2)[..., :size].to(x.dtype)
 
     @staticmethod
@@ -83,17 +95,32 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _round_fp8(x: Tensor) -> Tensor:
-    scale = _power_of_two_scale(x.abs().amax(-1, keepdim=True).clamp(min=1e-4) / FP8_MAX)
-    return (x / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn).float() * scale
+    scale = _power_of_two_above(x.abs().amax(-1, keepdim=True).clamp(min=1e-4) / FP8_MAX)
+    return _to_e4m3(x / scale).float() * scale
 
 
 def _round_fp4(x: Tensor) -> Tensor:
-    scale = _power_of_two_scale(x.abs().amax(-1, keepdim=True).clamp(min=FP4_MAX * 2.0**-126) / FP4_MAX)
-    index = torch.bucketize((x / scale).abs(), _BOUNDARIES.to(x.device))
-    return torch.tensor(E2M1, device=x.device)[index].copysign(x) * scale
+    scale = _fp4_scale(x)
+    return torch.tensor(E2M1, device=x.device)[_fp4_magnitude(x / scale)].copysign(x) * scale
 
 
-def _power_of_two_scale(x: Tensor) -> Tensor:
+def _to_e4m3(x: Tensor) -> Tensor:
+    return x.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+
+
+def _fp4_scale(groups: Tensor) -> Tensor:
+    return _power_of_two_above((groups.abs().amax(-1, keepdim=True) / FP4_MAX).clamp(min=SMALLEST))
+
+
+def _fp4_magnitude(x: Tensor) -> Tensor:
+    return torch.bucketize(x.abs(), _BOUNDARIES.to(x.device))
+
+
+def _fp4_codes(x: Tensor) -> Tensor:
+    return (_fp4_magnitude(x) | (x.signbit().long() << 3)).to(torch.uint8)
+
+
+def _power_of_two_above(x: Tensor) -> Tensor:
     """2^ceil(log2(x)) without the rounding error of a logarithm."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp(torch.ones_like(x), exponent - (mantissa == 0.5).int())

@@ -1,0 +1,126 @@
+"""The formats a checkpoint can have on disk: which tensors are low-bit, and how each kind is encoded.
+
+A *kind* is how one tensor is stored: `fp4`, `fp8` (E8M0 scales), `fp8_f32` (F32 scales), `bf16`, `f32` or `i64`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seektune.checkpoint.names import Shape
+from seektune.kernels import (
+    FP4_GROUP,
+    FP8_BLOCK,
+    dequantize_fp4,
+    dequantize_fp8,
+    quantize_fp4,
+    quantize_fp8,
+)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A weight stored as low-bit values with block scales beside it."""
+
+    dtype: torch.dtype
+    scale_dtype: torch.dtype
+    packing: int
+    """Values per stored element of the last dim."""
+    block: tuple[int, int]
+    """Rows and columns that share a scale."""
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]]
+    decode: Callable[[Tensor, Tensor], Tensor]
+
+    def shapes(self, shape: Shape) -> tuple[Shape, Shape]:
+        """Stored shapes of weight and scales for a matrix of `shape`."""
+        rows, columns = shape
+        return (rows, columns // self.packing), (-(-rows // self.block[0]), -(-columns // self.block[1]))
+
+
+QUANTISED = {
+    "fp4": Quantised(torch.int8, torch.float8_e8m0fnu, 2, (1, FP4_GROUP), encode=quantize_fp4, decode=dequantize_fp4),
+    "fp8": Quantised(
+        torch.float8_e4m3fn,
+        torch.float8_e8m0fnu,
+        1,
+        (FP8_BLOCK, FP8_BLOCK),
+        encode=quantize_fp8,
+        decode=dequantize_fp8,
+    ),
+    "fp8_f32": Quantised(
+        torch.float8_e4m3fn,
+        torch.float32,
+        1,
+        (FP8_BLOCK, FP8_BLOCK),
+        encode=lambda weight: quantize_fp8(weight, power_of_two=False),
+        decode=dequantize_fp8,
+    ),
+}
+PLAIN = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64, "i64": torch.int64}
+
+EXPERTS = r"\.experts\.\d+\.w[123]\.weight$"
+LINEARS = (
+    r"\.attn\.(wq_a|wq_b|wkv|wo_a|wo_b|indexer\.wq_b)\.weight$"
+    r"|\.shared_experts\.w[123]\.weight$"
+    r"|^mtp\.\d+\.[eh]_proj\.weight$"
+)
+ALWAYS_F32 = r"(hc_(attn|ffn|head)_(fn|base|scale)|attn_sink|\.ape|gate\.bias)$"
+TABLES = r"gate\.tid2eid$"
+
+
+@dataclass(frozen=True)
+class Format:
+    """The kinds of routed experts, of the other large matrices, and of the rest; some tensors are always F32 or I64."""
+
+    experts: str
+    linears: str
+    rest: str = "bf16"
+    quantization: dict[str, Any] | None = None
+    """`quantization_config` of config.json."""
+    expert_dtype: str | None = None
+
+    def kind(self, released: str) -> str:
+        """How this format stores the tensor of that released name."""
+        rules = ((TABLES, "i64"), (ALWAYS_F32, "f32"), (EXPERTS, self.experts), (LINEARS, self.linears))
+        return next((kind for pattern, kind in rules if re.search(pattern, released)), self.rest)
+
+    def config(self, source: dict[str, Any]) -> dict[str, Any]:
+        """config.json for a checkpoint of this format, from another's."""
+        own = {"quantization_config": self.quantization, "expert_dtype": self.expert_dtype}
+        dtype = {"bf16": "bfloat16", "f32": "float32"}[self.rest]
+        kept = {key: value for key, value in source.items() if key not in own}
+        return {**kept, **{key: value for key, value in own.items() if value is not None}, "torch_dtype": dtype}
+
+
+_BASE = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+_RELEASED = {**_BASE, "scale_fmt": "ue8m0"}
+
+FORMATS = {
+    "released": Format("fp4", "fp8", quantization=_RELEASED, expert_dtype="fp4"),
+    "fp8": Format("fp8", "fp8", quantization=_RELEASED, expert_dtype="fp8"),
+    "base": Format("fp8_f32", "fp8_f32", quantization=_BASE, expert_dtype="fp8"),
+    "bf16": Format("bf16", "bf16"),
+    "fp32": Format("f32", "f32", rest="f32"),
+}
+"""`released`: FP4 experts and FP8 as V4-Flash ships. `fp8`: experts in FP8 too. `base`: FP8 with F32 scales."""
+
+
+def kind_on_disk(dtype: str, scale_dtype: str | None) -> str | None:
+    """The kind of a stored tensor from the safetensors dtypes of itself and of its scales; None if there is none."""
+    return _KINDS.get((dtype, scale_dtype))
+
+
+_KINDS = {
+    ("I8", "F8_E8M0"): "fp4",
+    ("F8_E4M3", "F8_E8M0"): "fp8",
+    ("F8_E4M3", "F32"): "fp8_f32",
+    ("BF16", None): "bf16",
+    ("F16", None): "f16",
+    ("F32", None): "f32",
+    ("F64", None): "f64",
+    ("I64", None): "i64",
+}

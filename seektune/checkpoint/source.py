@@ -1,0 +1,101 @@
+"""Where the tensors of an export come from: a folder in any format, or the state dict of a model."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from seektune.checkpoint.files import TensorFiles
+from seektune.checkpoint.formats import QUANTISED, kind_on_disk
+from seektune.checkpoint.names import SCALE, Shape, scale_name, slots
+
+
+class Source(Protocol):
+    """Released names with shapes and values."""
+
+    def shapes(self) -> Iterator[tuple[str, Shape]]:
+        """Every tensor (scales aside) and its shape when decoded."""
+        ...
+
+    def values(self, name: str) -> Tensor:
+        """Decoded values."""
+        ...
+
+
+class StateSource:
+    """A model's state dict under released names."""
+
+    def __init__(self, state: Mapping[str, Tensor]):
+        self._state = state
+        self._slots = {slot.released: slot for slot in slots({name: tuple(x.shape) for name, x in state.items()})}
+
+    def shapes(self) -> Iterator[tuple[str, Shape]]:
+        """In the order of the state dict."""
+        return ((name, slot.shape) for name, slot in self._slots.items())
+
+    def values(self, name: str) -> Tensor:
+        """The tensor, or the expert's slice of it."""
+        slot = self._slots[name]
+        tensor = self._state[slot.model].detach()
+        return tensor if slot.expert is None else tensor[slot.expert]
+
+
+class FolderSource:
+    """A checkpoint folder; `kind` and `stored` give what is on disk, for copying it unchanged.
+
+    Raises:
+        ValueError: the folder or a file of it is unreadable, or a tensor has a dtype that no format uses.
+    """
+
+    def __init__(self, folder: Path):
+        self.files = TensorFiles(folder)
+        self._names = self.files.names()
+        self._kinds = {name: self._kind(name) for name in sorted(self._names) if not self._is_scale(name)}
+
+    def shapes(self) -> Iterator[tuple[str, Shape]]:
+        """In the order of the release: embedding, layers, head, MTP."""
+        for name in sorted(self._kinds, key=_released_order):
+            *rows, columns = self.files.shape(name)
+            quantised = QUANTISED.get(self.kind(name))
+            yield name, (*rows, columns * (quantised.packing if quantised else 1))
+
+    def kind(self, name: str) -> str:
+        """How the tensor is stored."""
+        return self._kinds[name]
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor of that name is here."""
+        return name in self._kinds
+
+    def values(self, name: str) -> Tensor:
+        """Decoded: fp32 of a quantised weight, otherwise as stored."""
+        quantised = QUANTISED.get(self.kind(name))
+        if quantised is None:
+            return self.files.read(name)
+        return quantised.decode(self.files.read(name), self.files.read(scale_name(name)))
+
+    def stored(self, name: str) -> dict[str, Tensor]:
+        """The tensor as it is on disk, with its scales if it has any."""
+        names = [name, scale_name(name)] if self.kind(name) in QUANTISED else [name]
+        return {each: self.files.read(each) for each in names}
+
+    def _is_scale(self, name: str) -> bool:
+        return name.endswith(SCALE) and name.removesuffix(SCALE) + ".weight" in self._names
+
+    def _kind(self, name: str) -> str:
+        scale = scale_name(name)
+        paired = name.endswith(".weight") and scale in self._names
+        dtype, scale_dtype = self.files.dtype(name), self.files.dtype(scale) if paired else None
+        kind = kind_on_disk(dtype, scale_dtype)
+        if kind is None:
+            beside = f"with {scale_dtype} scales" if paired else f"without scales ({scale} is not there)"
+            raise ValueError(f"{self.files.where(name)} is {dtype} {beside}, which no format of ours holds")
+        return kind
+
+
+def _released_order(name: str) -> tuple[object, ...]:
+    """Sort key: embedding, layers by number, head and norm, MTP; experts by number within a layer."""
+    parts = name.split(".")
+    place = {"embed": 0, "layers": 1, "mtp": 3}.get(parts[0], 2)
+    return place, [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
