@@ -24,6 +24,11 @@ class Tally:
     inexact: list[str] = field(default_factory=list)
     """Encoded anew with values that the format cannot hold exactly."""
 
+    def clear(self) -> None:
+        """Begin anew, for the next shard."""
+        for names in (self.copied, self.converted, self.inexact):
+            names.clear()
+
 
 def pieces(source: Source, target: Format, tally: Tally, original: FolderSource | None = None) -> Iterator[Piece]:
     """The tensors of an export, in the source's order.
