@@ -14,6 +14,7 @@ from seektune.kernels.reference.sparse_attention import CHUNK, Chosen, Prefix
 def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: Prefix, k: int) -> Chosen:
     """The `k` visible entries j with the largest `sum_h w_h relu(q_h · key_j)`, `[B, T, K]`; -1 where fewer are seen.
 
+    Of equal scores the earlier entry wins.
     Paper section 2.3 (lightning indexer); scores are fp32 and exist for a chunk of queries at a time. No gradient.
     """
     keys_BIE = upcast(keys_BEI).mT
@@ -24,6 +25,7 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
         scores_BQHE = (q_BQHI.flatten(1, 2) @ keys_BIE).relu().unflatten(1, q_BQHI.shape[1:3])
         scores_BQE = (upcast(weights_BTH[:, part]).unsqueeze(2) @ scores_BQHE).squeeze(2)
         _, seen = visible.select(keys_BEI, part)
-        best = scores_BQE.masked_fill(~seen, -torch.inf).topk(k, dim=-1)
-        chosen.append(torch.where(best.values == -torch.inf, -1, best.indices))
+        # stable: where no head fires many scores are exactly 0, and a packed row must choose as its document alone does
+        values, index = scores_BQE.masked_fill(~seen, -torch.inf).sort(dim=-1, descending=True, stable=True)
+        chosen.append(torch.where(values == -torch.inf, -1, index)[..., :k])
     return Chosen(torch.cat(chosen, dim=1))
