@@ -9,9 +9,12 @@ def sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
     The softmax over targets is the first row pass; then a column pass, then `iterations - 1` times rows and columns:
     `iterations` passes of each in all, ending on columns (paper section 2.2; official kernel `hc_split_sinkhorn`).
     """
-    mix = logits.softmax(dim=-1) + eps
-    mix = mix / (mix.sum(dim=-2, keepdim=True) + eps)
+    size = logits.shape[-1]
+    # tokens come last, [S, S, N]: the short sums then run side by side over long rows
+    mix = logits.reshape(-1, size, size).permute(1, 2, 0).contiguous()
+    mix = mix.softmax(dim=1) + eps
+    mix = mix / (mix.sum(dim=0, keepdim=True) + eps)
     for _ in range(iterations - 1):
-        mix = mix / (mix.sum(dim=-1, keepdim=True) + eps)
-        mix = mix / (mix.sum(dim=-2, keepdim=True) + eps)
-    return mix
+        mix = mix / (mix.sum(dim=1, keepdim=True) + eps)
+        mix = mix / (mix.sum(dim=0, keepdim=True) + eps)
+    return mix.permute(2, 0, 1).contiguous().view(logits.shape)

@@ -85,14 +85,14 @@ def _attend(
     sink_H: Tensor,
 ) -> Tensor:
     """One chunk; query i of it stands at window key `offset + i` and sees that and the `reach` keys before it."""
-    dtype, q = q_BQHC.dtype, upcast(q_BQHC)
+    dtype, q = q_BQHC.dtype, upcast(q_BQHC) * q_BQHC.shape[-1] ** -0.5
     entries, seen_BQK = visible.select(upcast(entries_BEC), part)
     window = upcast(keys_BNC).unsqueeze(1)
     index = torch.arange(window.shape[2], device=q.device)
     behind_QN = index[: q.shape[1], None] + offset - index
     near_BQN = (behind_QN >= 0) & (behind_QN <= reach_BQ.unsqueeze(-1))
     seen = torch.cat([near_BQN, seen_BQK], dim=-1).unsqueeze(2)
-    scores_BQHK = torch.cat([_product(q, window.mT), _product(q, entries.mT)], dim=-1) * q.shape[-1] ** -0.5
+    scores_BQHK = torch.cat([_product(q, window.mT), _product(q, entries.mT)], dim=-1)
     scores_BQHK = scores_BQHK.masked_fill(~seen, -torch.inf)
     sink = upcast(sink_H)[:, None]
     top = torch.maximum(scores_BQHK.amax(-1, keepdim=True), sink).detach()

@@ -1,0 +1,26 @@
+"""SeekTune trains and fine-tunes DeepSeek-V4; start reading at `seektune/workflows/train.py`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seektune.model.causal_lm import DeepseekV4ForCausalLM
+    from seektune.model.config import DeepseekV4Config
+    from seektune.recipe.load import load_recipe
+
+__version__ = "0.1.0"
+
+__all__ = ["DeepseekV4Config", "DeepseekV4ForCausalLM", "__version__", "load_recipe"]
+
+_ROOMS = {
+    "DeepseekV4Config": "seektune.model.config",
+    "DeepseekV4ForCausalLM": "seektune.model.causal_lm",
+    "load_recipe": "seektune.recipe.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `import seektune` does not wait for torch."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'seektune' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)

@@ -1,0 +1,1 @@
+"""Text into batches: tokenizer, datasets, packing and the loader."""

@@ -1,0 +1,106 @@
+"""The endless, repeatable stream of micro-batches that training draws from."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from seektune.data.config import BatchConfig
+from seektune.data.packing import Example, FirstFit, Row, collate, pack, singly
+from seektune.sequence import Batch
+
+
+class LoaderState(TypedDict):
+    """Where a loader stands: the next example is number `offset` of the order of `epoch`, of `examples` in all."""
+
+    epoch: int
+    offset: int
+    examples: int
+
+
+class Loader:
+    """Batches of a set of examples, epoch after epoch, each in an order of its own that the seed decides.
+
+    A step takes up the order where the last one stopped and goes on into the next epoch where one ends, so that within
+    an epoch every example comes once.
+    """
+
+    def __init__(self, examples: Sequence[Example], batch: BatchConfig, seed: int, pad_id: int):
+        """From examples none of which is longer than `batch.length` (see `packing.fitting`)."""
+        assert examples, "a loader needs examples"
+        assert max(len(example.tokens) for example in examples) <= batch.length, "an example is longer than a row"
+        self._examples = examples
+        self._batch = batch
+        self._seed = seed
+        self._pad_id = pad_id
+        self._epoch = 0
+        self._offset = 0
+        self._order = self._permutation()
+
+    def next_step(self) -> list[Batch]:
+        """The micro-batches of one optimizer step: `global_size` rows, `micro_size` in each.
+
+        Packed rows are `length` tokens wide. Rows of one example are put together by length, longest first, and are as
+        wide as the longest of their micro-batch.
+        """
+        rows = self._packed_rows() if self._batch.pack else self._single_rows()
+        return _micro_batches(rows, self._batch, self._pad_id)
+
+    def state_dict(self) -> LoaderState:
+        """Where the stream stands, between two steps."""
+        return {"epoch": self._epoch, "offset": self._offset, "examples": len(self._examples)}
+
+    def load_state_dict(self, state: LoaderState) -> None:
+        """Go on exactly where another loader of the same examples, batch and seed stood.
+
+        Raises:
+            ValueError: the state is that of a dataset of another size.
+        """
+        if state["examples"] != len(self._examples):
+            raise ValueError(
+                f"the run to resume had {state['examples']} training examples, this dataset gives "
+                f"{len(self._examples)}; resume with the same data, batch.length and data.overlong"
+            )
+        self._epoch, self._offset = state["epoch"], state["offset"]
+        self._order = self._permutation()
+
+    def _single_rows(self) -> list[Row]:
+        drawn = []
+        for _ in range(self._batch.global_size):
+            drawn.append(self._next())
+            self._advance()
+        return singly(sorted(drawn, key=lambda example: len(example.tokens), reverse=True))
+
+    def _packed_rows(self) -> list[Row]:
+        packer = FirstFit(self._batch.global_size, self._batch.length)
+        # The first example without room opens the next step, so that the offset alone says where the stream stands.
+        while packer.put(self._next()):
+            self._advance()
+        return packer.rows
+
+    def _next(self) -> Example:
+        return self._examples[self._order[self._offset]]
+
+    def _advance(self) -> None:
+        self._offset += 1
+        if self._offset == len(self._examples):
+            self._epoch, self._offset = self._epoch + 1, 0
+            self._order = self._permutation()
+
+    def _permutation(self) -> list[int]:
+        return np.random.default_rng((self._seed, self._epoch)).permutation(len(self._examples)).tolist()
+
+
+def in_order(examples: Sequence[Example], batch: BatchConfig, pad_id: int) -> list[Batch]:
+    """All examples once, in the given order, for validation; the last micro-batch may have fewer rows."""
+    rows = pack(examples, batch.length) if batch.pack else singly(examples)
+    return _micro_batches(rows, batch, pad_id)
+
+
+def _micro_batches(rows: Sequence[Row], batch: BatchConfig, pad_id: int) -> list[Batch]:
+    width = batch.length if batch.pack else None
+    return [collate(micro, pad_id, width) for micro in _slices(rows, batch.micro_size)]
+
+
+def _slices(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))

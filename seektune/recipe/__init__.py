@@ -1,0 +1,1 @@
+"""What the user writes: one typed Recipe, its YAML file with dotted overrides, and the checks between sections."""

@@ -1,0 +1,221 @@
+"""YAML text into entries that remember where they were written; plain values only, so a recipe can name no code."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import yaml
+from yaml.events import (
+    DocumentEndEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+    StreamStartEvent,
+)
+
+Scalar: TypeAlias = bool | int | float | str | None
+
+LARGEST_FILE = 256 * 1024
+"""Bytes; a recipe is a page of text, so a larger file is something else."""
+DEEPEST = 8
+LARGEST_INTEGER = 2**63 - 1
+
+_CONSTANTS: dict[str, Scalar] = {"": None, "~": None, "null": None, "true": True, "false": False}
+_INTEGER = re.compile(r"[-+]?\d(_?\d){0,29}", re.ASCII)
+_FLOAT = re.compile(r"[-+]?(\d{1,30}\.?\d{0,30}|\.\d{1,30})([eE][-+]?\d{1,5})?", re.ASCII)
+_KEY = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
+_MARKERS = (StreamStartEvent, DocumentStartEvent, DocumentEndEvent, StreamEndEvent)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of a recipe and where it was written."""
+
+    value: "Scalar | list[Entry] | dict[str, Entry]"
+    where: str
+    """`file.yaml:12`, or the override as the user typed it."""
+    text: str = ""
+    """A scalar as it was written, before it was read as a number."""
+    override: bool = False
+
+    def plain(self) -> Any:
+        """The value without its origins."""
+        if isinstance(self.value, dict):
+            return {key: entry.plain() for key, entry in self.value.items()}
+        if isinstance(self.value, list):
+            return [entry.plain() for entry in self.value]
+        return self.value
+
+    def find(self, path: tuple[str | int, ...]) -> "Entry | None":
+        """The entry at a path of keys, or None where nothing is written."""
+        if not path:
+            return self
+        if not isinstance(self.value, dict) or path[0] not in self.value:
+            return None
+        return self.value[str(path[0])].find(path[1:])
+
+    def put(self, path: tuple[str, ...], entry: "Entry") -> "Entry":
+        """A copy in which `entry` stands at the path; sections on the way are made."""
+        if not path:
+            return entry
+        inside = self.value if isinstance(self.value, dict) else {}
+        below = inside[path[0]] if path[0] in inside else replace(entry, value={})
+        return replace(self, value={**inside, path[0]: below.put(path[1:], entry)})
+
+
+def read_scalar(text: str) -> Scalar:
+    """A bare word as YAML 1.2 reads it, so that 1e-5 is a number and `yes` a word; infinities stay words."""
+    lowered = text.lower()
+    if lowered in _CONSTANTS:
+        return _CONSTANTS[lowered]
+    if _INTEGER.fullmatch(text):
+        number = int(text)
+        return number if abs(number) <= LARGEST_INTEGER else text
+    if _FLOAT.fullmatch(text) and abs(float(text)) != float("inf"):
+        return float(text)
+    return text
+
+
+def read_document(path: str | Path) -> Entry:
+    """Read a recipe file.
+
+    Raises:
+        ValueError: no such file, not text, not YAML, or YAML with more than plain values; one line with file and line.
+        OSError: the file cannot be read.
+    """
+    text = _read_text(Path(path))
+    entry = parse(text, str(path))
+    if entry is None or entry.value is None:
+        raise ValueError(f"{path} is empty; a recipe holds sections such as model:, data: and optimizer:")
+    if not isinstance(entry.value, dict):
+        kind = "list" if isinstance(entry.value, list) else "single value"
+        raise ValueError(f"{path} holds a {kind}; a recipe is made of sections such as model:, data: and optimizer:")
+    return replace(entry, where=str(path))
+
+
+def parse(text: str, origin: str, override: bool = False) -> Entry | None:
+    """The one value in a YAML text; None where there is none. `origin` (a file name or an override) opens messages."""
+    reader = _Reader(text, origin, override)
+    return reader.document()
+
+
+def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name the recipe's YAML file in it")
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; name a recipe such as examples/llm_finetune/deepseek_v4/*.yaml")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise ValueError(f"{path} is larger than {LARGEST_FILE // 1024} KiB; that is no recipe")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}:{line}: this is not UTF-8 text; a recipe is a YAML text file") from None
+
+
+class _Reader:
+    """Builds entries from YAML's events, without its constructors; nothing recursive is left to the library."""
+
+    def __init__(self, text: str, origin: str, override: bool) -> None:
+        self.text, self.origin, self.override = text, origin, override
+        self.depth = 0
+
+    def document(self) -> Entry | None:
+        try:
+            self.events = self._events()
+            first = next(self.events, None)
+            entry = None if first is None else self._entry(first)
+            extra = next(self.events, None)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self._refuse(mark.line if mark else 0, _explain(error.problem or "this is not YAML"))
+        except yaml.reader.ReaderError as error:
+            line = self.text.count("\n", 0, error.position)
+            self._refuse(line, "this is not text; a recipe is a YAML text file")
+        if extra is not None:
+            self._refuse(_line(extra), "a recipe is one YAML document; remove this second one")
+        return entry
+
+    def _events(self) -> Iterator[Event]:
+        for event in yaml.parse(self.text, Loader=yaml.SafeLoader):
+            if not isinstance(event, _MARKERS):
+                self._check(event)
+                yield event
+
+    def _check(self, event: Event) -> None:
+        line = _line(event)
+        if isinstance(event, NodeEvent) and event.anchor is not None:
+            self._refuse(line, "anchors (&) and aliases (*) are not read in recipes; write the value out")
+        if isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent) and event.tag is not None:
+            self._refuse(line, "tags (!) are not read in recipes, which hold plain values only")
+
+    def _entry(self, event: Event) -> Entry:
+        where = self._where(_line(event))
+        if isinstance(event, ScalarEvent):
+            bare = event.style is None
+            value = read_scalar(event.value) if bare else event.value
+            return Entry(value, where, event.value if bare else "", self.override)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            self._refuse(_line(event), f"brackets are nested more than {DEEPEST} deep")
+        inside = self._mapping() if isinstance(event, MappingStartEvent) else self._sequence()
+        self.depth -= 1
+        return Entry(inside, where, "", self.override)
+
+    def _sequence(self) -> list[Entry]:
+        entries = []
+        while not isinstance(event := next(self.events), SequenceEndEvent):
+            entries.append(self._entry(event))
+        return entries
+
+    def _mapping(self) -> dict[str, Entry]:
+        entries: dict[str, Entry] = {}
+        lines: dict[str, int] = {}
+        while not isinstance(event := next(self.events), MappingEndEvent):
+            line = _line(event)
+            key = self._key(event)
+            if key in entries:
+                self._refuse(line, f"{key} is given twice (first on line {lines[key] + 1})")
+            lines[key] = line
+            entries[key] = replace(self._entry(next(self.events)), where=self._where(line))
+        return entries
+
+    def _key(self, event: Event) -> str:
+        if not isinstance(event, ScalarEvent) or not _KEY.fullmatch(event.value):
+            found = shorten(repr(event.value)) if isinstance(event, ScalarEvent) else "a list or mapping"
+            advice = "keys are single words, and a section's keys stand indented below its name"
+            self._refuse(_line(event), f"{found} cannot be a key: {advice}")
+        return event.value
+
+    def _where(self, line: int) -> str:
+        return self.origin if self.override else f"{self.origin}:{line + 1}"
+
+    def _refuse(self, line: int, sentence: str) -> NoReturn:
+        raise ValueError(f"{self._where(line)}: {sentence}") from None
+
+
+def _line(event: Event) -> int:
+    assert event.start_mark is not None, "events of a text know their place"
+    return event.start_mark.line
+
+
+def shorten(text: str, most: int = 60) -> str:
+    """The text on one line and of bounded length, for messages."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _explain(problem: str) -> str:
+    if "'\\t'" in problem:
+        return "a tab cannot indent YAML; use spaces"
+    return f"this is not YAML: {shorten(problem, 200)}"

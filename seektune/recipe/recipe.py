@@ -1,0 +1,118 @@
+"""The Recipe: everything that a user may say about a training run, as one typed and checked object."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
+
+from seektune.data.config import BatchConfig, DataConfig
+from seektune.evaluate.config import EvaluateConfig
+from seektune.model.config import PRESETS, DeepseekV4Config
+from seektune.recipe.parallel import ParallelConfig
+from seektune.section import Section
+from seektune.train.config import CheckpointConfig, LoggingConfig, LossConfig, OptimizerConfig, ScheduleConfig
+
+
+def _known_preset(name: str) -> str:
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+    return name
+
+
+PresetName = Annotated[str, AfterValidator(_known_preset), Field(json_schema_extra={"enum": list(PRESETS)})]
+
+
+class ModelConfig(Section):
+    """Which DeepSeek-V4 is trained and from which weights; its shape comes from exactly one source."""
+
+    preset: PresetName | None = None
+    """A published architecture by name; `tiny` has every mechanism at the size of a laptop."""
+    config: str | None = None
+    """Path of a config.json that describes the architecture; the weights start random."""
+    weights: str | None = None
+    """Checkpoint folder or Hub id; its config.json decides, and a preset beside it must agree. null = random."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Precision of the weights while training (what must be fp32 stays fp32)."""
+    numerics: Literal["plain", "released"] = "plain"
+    """`released` also imitates the FP8 and FP4 rounding that serving applies to keys and the indexer."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        if self.preset is None and self.config is None and self.weights is None:
+            raise ValueError("model needs an architecture: give model.preset, model.config or model.weights")
+        if self.config is not None and (self.preset is not None or self.weights is not None):
+            other = "model.preset" if self.preset is not None else "model.weights"
+            raise ValueError(f"model.config and {other} both describe the architecture; set one of them to null")
+        return self
+
+    def architecture(self) -> DeepseekV4Config | None:
+        """The shape of the model where it is known without the network: weights on the Hub are not asked.
+
+        Raises:
+            ValueError: the config.json that is named is missing or wrong, or the preset contradicts the weights.
+        """
+        if self.config is not None:
+            return DeepseekV4Config.from_pretrained(self.config)
+        if self.weights is not None and Path(self.weights).is_dir():
+            found = DeepseekV4Config.from_pretrained(self.weights)
+            self.agree(found)
+            return found
+        return None if self.preset is None else DeepseekV4Config.preset(self.preset)
+
+    def agree(self, found: DeepseekV4Config) -> None:
+        """Check the weights' own config against the preset that stands beside them.
+
+        Raises:
+            ValueError: another width, depth or vocabulary.
+        """
+        if self.preset is None:
+            return
+        said = DeepseekV4Config.preset(self.preset)
+        for key, expected, actual in [
+            ("hidden_size", said.hidden_size, found.hidden_size),
+            ("num_hidden_layers", said.num_hidden_layers, found.num_hidden_layers),
+            ("vocab_size", said.vocab_size, found.vocab_size),
+        ]:
+            if expected != actual:
+                raise ValueError(
+                    f"model.weights {self.weights} has {key} {actual}, but model.preset {self.preset} has {expected}; "
+                    "set model.preset to null to follow the weights"
+                )
+
+
+class Recipe(Section):
+    """A training run: sections by subject, each written with the room that uses it."""
+
+    model: ModelConfig
+    """Which DeepSeek-V4 is trained and from which weights."""
+    data: DataConfig = DataConfig()
+    """Where the examples come from."""
+    batch: BatchConfig
+    """How many tokens meet in one optimizer step."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """How weights move."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """How the learning rate changes over the run."""
+    loss: LossConfig = LossConfig()
+    """What is minimised beside the next-token loss."""
+    parallel: ParallelConfig = ParallelConfig()
+    """How many processes share the work."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When weights are written on the way; they always are at the end."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """When exams are held and how large they are."""
+    logging: LoggingConfig = LoggingConfig()
+    """What is printed and recorded."""
+    steps: PositiveInt
+    """Optimizer steps."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides the order of the rows and random weights; the same seed gives the same run."""
+    run_dir: str | None = None
+    """Folder of this run; null = runs/NAME-DATE-TIME, NAME being the recipe's file name."""
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        warmup = self.schedule.warmup_steps
+        if warmup >= self.steps:
+            raise ValueError(f"schedule.warmup_steps ({warmup}) must be less than steps ({self.steps})")
+        return self

@@ -1,0 +1,97 @@
+"""What a run writes down as it goes: metrics.jsonl, validation.jsonl, expert loads, TensorBoard events, the console.
+
+Shapes: E experts.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from seektune.train.config import LoggingConfig
+from seektune.train.console import open_display
+from seektune.train.events import Events
+from seektune.train.files import JsonLines
+from seektune.train.step import StepRecord
+
+METRICS, VALIDATION, LOADS, EVENTS = "metrics.jsonl", "validation.jsonl", "expert_loads.jsonl", "tensorboard"
+"""Names in the run folder."""
+LOAD_LINES = 50
+"""Most lines of expert loads in a run, so that a long run of a large model does not fill the disk with them."""
+CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
+"""Values of a step that TensorBoard plots."""
+
+
+class MetricsLog:
+    """The record of one run; a context manager that closes its files however the run ends.
+
+    Raises:
+        FileExistsError: the folder already holds a run's metrics.
+        OSError: a file cannot be written.
+    """
+
+    def __init__(self, folder: Path, steps: int, config: LoggingConfig):
+        self._steps, self._total_tokens = steps, 0
+        self._loads: dict[int, list[int]] = {}
+        with ExitStack() as stack:
+            self._metrics = stack.enter_context(JsonLines(folder / METRICS))
+            self._validation = stack.enter_context(JsonLines(folder / VALIDATION))
+            self._load_lines = stack.enter_context(JsonLines(folder / LOADS))
+            self._events = stack.enter_context(Events(folder / EVENTS)) if config.tensorboard else None
+            self._display = open_display(steps, config.every)
+            stack.callback(self._display.close)
+            self._closing = stack.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._closing.__exit__(*problem)
+
+    def step(self, record: StepRecord) -> None:
+        """Write a finished step everywhere."""
+        self._total_tokens += record.tokens
+        self._metrics.append(as_line(record, self._total_tokens))
+        self._note_loads(record)
+        if self._events is not None:
+            curves = {f"train/{name}": vars(record)[name] for name in CURVES}
+            layers = {f"expert_imbalance/layer_{layer}": ratio for layer, ratio in imbalance(record.loads).items()}
+            self._events.add(record.step, curves | layers)
+        self._display.step(record)
+
+    def validation(self, step: int, loss: float) -> None:
+        """Write a validation loss, measured after `step`."""
+        self._validation.append({"step": step, "loss": loss})
+        if self._events is not None:
+            self._events.add(step, {"validation/loss": loss})
+        self._display.say(f"validation loss {loss:.4f} after step {step}")
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence to the user."""
+        self._display.say(sentence)
+
+    def _note_loads(self, record: StepRecord) -> None:
+        for layer, load_E in record.loads.items():
+            before_E = self._loads.get(layer, [0] * len(load_E))
+            self._loads[layer] = [old + new for old, new in zip(before_E, load_E, strict=True)]
+        every = -(-self._steps // LOAD_LINES)
+        if record.step % every == 0 or record.step == self._steps:
+            self._load_lines.append({"step": record.step, "loads": self._loads})
+            self._loads = {}
+
+
+def as_line(record: StepRecord, total_tokens: int) -> dict[str, Any]:
+    """A step as a line of metrics.jsonl: its values, the tokens of the run so far, and how uneven the experts were."""
+    values = {name: value for name, value in vars(record).items() if name != "loads"}
+    return {**values, "total_tokens": total_tokens, "expert_imbalance": imbalance(record.loads)}
+
+
+def imbalance(loads: Mapping[int, list[int]]) -> dict[int, float]:
+    """The largest load of each layer over its mean; 1 is perfectly even."""
+    found = {}
+    for layer, load in loads.items():
+        load_E = torch.tensor(load, dtype=torch.float64)
+        found[layer] = float(load_E.max() / load_E.mean().clamp(min=1e-9))
+    return found

@@ -1,0 +1,148 @@
+"""AdamW for fp32 and bf16 parameters, in which no update is too small to count."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import sqrt
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seektune.train.config import OptimizerConfig
+
+UNDECAYED = ("*norm", "hc_*", "attn_sink", "ape", "bias")
+"""Parts of parameter names that are exempt from weight decay; so is everything with fewer than two dims."""
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The trainable parameters in two groups, decayed and not."""
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    decayed = [parameter for name, parameter in trainable if is_decayed(name, parameter)]
+    others = [parameter for name, parameter in trainable if not is_decayed(name, parameter)]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def is_decayed(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: to matrices, unless their name says that they are something else."""
+    exempt = any(fnmatchcase(part, pattern) for part in name.split(".") for pattern in UNDECAYED)
+    return parameter.dim() >= 2 and not exempt
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig, seed: int) -> "AdamW":
+    """The optimizer of a recipe; `seed` steers stochastic rounding.
+
+    Raises:
+        ValueError: nothing in the model is trainable.
+    """
+    groups = parameter_groups(model, config)
+    if not groups:
+        raise ValueError("the model has no trainable parameter")
+    return AdamW(groups, config.lr, config.betas, config.eps, config.weight_decay, config.master, seed)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """Numbers of one step of one group."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    step: int
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW with decoupled decay (Loshchilov & Hutter), equal to torch's on fp32 parameters.
+
+    Moments and arithmetic are fp32. A bf16 parameter has 8 bits of precision, so an update below 1/256 of the weight
+    would vanish in it: `master="fp32"` keeps an fp32 copy that the parameter is rounded from; `"bf16_stochastic"`
+    rounds up or down at random, right on average. All operations are elementwise.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        master: Literal["fp32", "bf16_stochastic"] = "fp32",
+        seed: int = 0,
+    ):
+        numbers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(parameters, {**numbers, "master": master, "seed": seed})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        assert closure is None, "closures are not supported"
+        for group_index, group in enumerate(self.param_groups):
+            for index, parameter in enumerate(group["params"]):
+                if parameter.grad is not None:
+                    self._update(parameter, group, (group_index, index))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a `state_dict()`; the fp32 states of bf16 parameters stay fp32, which torch would round."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            for key, value in state_dict["state"].get(number, {}).items():
+                place = value.device if key == "step" else parameter.device
+                self.state[parameter][key] = value.to(place, copy=True)
+
+    def _update(self, parameter: Tensor, group: dict[str, Any], index: tuple[int, int]) -> None:
+        state = self.state[parameter]
+        if not state:
+            self._begin(parameter, state, group["master"])
+        state["step"] += 1
+        numbers = _Numbers(group["lr"], group["betas"], group["eps"], group["weight_decay"], int(state["step"]))
+        gradient = parameter.grad.float()  # type: ignore[union-attr]
+        if parameter.dtype == torch.float32:
+            _adamw(parameter, gradient, state, numbers)
+        elif group["master"] == "fp32":
+            _adamw(state["master"], gradient, state, numbers)
+            parameter.copy_(state["master"])
+        else:
+            value = parameter.float()
+            _adamw(value, gradient, state, numbers)
+            parameter.copy_(round_stochastically(value, _generator(parameter, group["seed"], numbers.step, index)))
+
+    @staticmethod
+    def _begin(parameter: Tensor, state: dict[str, Tensor], master: str) -> None:
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+        if parameter.dtype != torch.float32 and master == "fp32":
+            state["master"] = parameter.detach().float()
+
+
+def _adamw(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], numbers: _Numbers) -> None:
+    """One update in place; all tensors fp32 and of one shape."""
+    beta1, beta2 = numbers.betas
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    weight.mul_(1 - numbers.lr * numbers.weight_decay)
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    scale = numbers.lr / (1 - beta1**numbers.step)
+    root = (second.sqrt() / sqrt(1 - beta2**numbers.step)).add_(numbers.eps)
+    weight.addcdiv_(first, root, value=-scale)
+
+
+def _generator(parameter: Tensor, seed: int, step: int, index: tuple[int, int]) -> torch.Generator:
+    """A fresh generator for one parameter and step: nothing to save, and a resumed run draws the same numbers."""
+    mixed = hash((seed, step, *index)) % 2**63
+    return torch.Generator(parameter.device).manual_seed(mixed)
+
+
+def round_stochastically(value: Tensor, generator: torch.Generator) -> Tensor:
+    """fp32 to bf16, to either neighbour with a probability that makes the expectation the value itself."""
+    noise = torch.randint(2**16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
+    # bf16 is the upper half of fp32: the lower half's share of 2^16 is the chance of a carry into the upper
+    bits = (value.view(torch.int32) + noise) & -(2**16)
+    return bits.view(torch.float32).to(torch.bfloat16)

@@ -1,0 +1,120 @@
+"""The run's report: loss.png and one self-contained report.html, made from the files of the run folder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from seektune.train.figures import DARK, LIGHT, Comparison, Paper, accuracy_figure, load_figure, loss_figure
+from seektune.train.files import read_lines, write_whole
+from seektune.train.metrics import EVENTS, LOADS, METRICS, VALIDATION
+from seektune.train.page import cards, folded, page, picture, section, table
+from seektune.train.trainer import CHECKPOINTS, MODEL
+
+REPORT, CURVE = "report.html", "loss.png"
+"""Names in the run folder."""
+CONTENTS = {
+    "recipe.yaml": "the recipe as it ran, defaults and overrides included",
+    METRICS: "a line per step: loss, gradient norm, learning rate, tokens, speed, memory",
+    VALIDATION: "loss on held-out rows before, during and after",
+    "evaluation.json": "exam scores before and after, with their intervals",
+    LOADS: "tokens per expert and layer over the run",
+    EVENTS: "TensorBoard events",
+    CURVE: "the loss curve",
+    CHECKPOINTS: "weights on the way",
+    MODEL: "the trained weights: bf16 safetensors under released names, config.json and the tokenizer",
+}
+"""What a run folder may hold, in words."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the report tells beside the numbers in the folder; all of it text."""
+
+    title: str
+    facts: Sequence[tuple[str, str]]
+    """Name and value of what was trained, on what and how."""
+    recipe: str
+    comparisons: Sequence[Comparison]
+    """Exam scores before and after."""
+    exam: str
+    """What the scores are, in a sentence."""
+
+
+def write_report(folder: Path, story: Story) -> Path:
+    """Write loss.png and report.html; returns the latter's path.
+
+    Raises:
+        OSError: a file could not be written; none is left half-written.
+    """
+    steps, validation, loads = (read_lines(folder / name) for name in (METRICS, VALIDATION, LOADS))
+    curve = loss_figure(steps, validation, LIGHT)
+    write_whole(folder / CURVE, curve)
+    parts = [
+        cards(_headlines(steps, validation, story)),
+        section("Loss", picture(curve, loss_figure(steps, validation, DARK), _loss_caption(steps, validation))),
+        *_exam(story),
+        *_loads(loads),
+        section("What was trained", table(story.facts)),
+        section("Results", table(_results(steps, validation, story), ("", "before", "after"))),
+        section("Recipe", folded("the recipe as it ran", story.recipe)),
+        section("Files", table(_files(folder))),
+    ]
+    text = page(story.title, _lead(steps), parts)
+    write_whole(folder / REPORT, text.encode())
+    return folder / REPORT
+
+
+def _headlines(
+    steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: Story
+) -> list[tuple[str, str]]:
+    found = [(f"{validation[0]['loss']:.3f} → {validation[-1]['loss']:.3f}", "validation loss, before → after")]
+    for each in story.comparisons:
+        numbers = [f"{score.value:.1%}" for score in (each.before, each.after) if score is not None]
+        taken = "before → after" if len(numbers) == 2 else "before" if each.before else "after"
+        found.append((" → ".join(numbers), f"{each.name}, {taken}"))
+    seconds = sum(line["seconds"] for line in steps)
+    return [*found, (f"{steps[-1]['total_tokens'] / seconds:,.0f}", "tokens per second")]
+
+
+def _lead(steps: Sequence[Mapping[str, Any]]) -> str:
+    seconds = timedelta(seconds=round(sum(line["seconds"] for line in steps)))
+    return f"{len(steps):,} steps, {steps[-1]['total_tokens']:,} tokens, {seconds} of training"
+
+
+def _loss_caption(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> str:
+    rows = f"Loss on held-out rows: {validation[0]['loss']:.3f} before, {validation[-1]['loss']:.3f} after"
+    return f"{rows} {len(steps):,} steps."
+
+
+def _exam(story: Story) -> list[str]:
+    if not story.comparisons:
+        return []
+    return [section("Accuracy", _twice(lambda paper: accuracy_figure(story.comparisons, paper), story.exam))]
+
+
+def _loads(moments: Sequence[Mapping[str, Any]]) -> list[str]:
+    caption = "Tokens per routed expert, over the mean of its layer. The layer after the last is the MTP block's."
+    return [section("Expert loads", _twice(lambda paper: load_figure(moments, paper), caption))]
+
+
+def _twice(draw: Callable[[Paper], bytes], caption: str) -> str:
+    return picture(draw(LIGHT), draw(DARK), caption)
+
+
+def _results(
+    steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: Story
+) -> list[tuple[str, str, str]]:
+    rows = [
+        ("validation loss", f"{validation[0]['loss']:.4f}", f"{validation[-1]['loss']:.4f}"),
+        ("training loss (first and last step)", f"{steps[0]['loss']:.4f}", f"{steps[-1]['loss']:.4f}"),
+    ]
+    scores = [
+        (each.name, str(each.before or "not taken"), str(each.after or "not taken")) for each in story.comparisons
+    ]
+    return rows + scores
+
+
+def _files(folder: Path) -> list[tuple[str, str]]:
+    return [(name, words) for name, words in CONTENTS.items() if name == CURVE or (folder / name).exists()]

@@ -1,0 +1,1 @@
+"""One page per verb; start reading here."""

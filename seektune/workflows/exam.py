@@ -1,0 +1,45 @@
+"""HellaSwag before and after training, shown as it goes and kept in the run folder."""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.progress import Progress
+
+from seektune.evaluate.config import EvaluateConfig
+from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.train.files import write_whole
+from seektune.workflows.prepare import Lesson
+from seektune.workflows.run_folder import EXAMS
+from seektune.workflows.tell import in_words, say
+
+
+def hold_exam(
+    wanted: bool, when: str, model: DeepseekV4ForCausalLM, lesson: Lesson, config: EvaluateConfig
+) -> HellaswagScore | None:
+    """Score the model on the lesson's questions, if that is wanted."""
+    if not wanted:
+        return None
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
+        task = progress.add_task(f"HellaSwag {when} training", total=len(lesson.questions) * 4)
+        score = evaluate_hellaswag(
+            model,
+            lesson.tokenizer,
+            lesson.questions,
+            config.batch_tokens,
+            lambda done, _: progress.update(task, completed=done),
+        )
+    say(f"HellaSwag {when} training, {score.n:,} questions: {in_words(score)}")
+    return score
+
+
+def write_exams(folder: Path, before: HellaswagScore | None, after: HellaswagScore | None) -> None:
+    """Write evaluation.json; null for an exam that was not held (yet).
+
+    Raises:
+        OSError: it could not be written.
+    """
+    found = {"before": before, "after": after}
+    values = {"hellaswag": {when: score and score.to_dict() for when, score in found.items()}}
+    write_whole(folder / EXAMS, (json.dumps(values, indent=2) + "\n").encode())

@@ -1,0 +1,130 @@
+"""What a training run needs before its first step: rows, tokenizer, batches and the model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from seektune.checkpoint import locate
+from seektune.data.config import DataConfig
+from seektune.data.examples import hellaswag_examples
+from seektune.data.hellaswag import HellaswagData, HellaswagRow, load_hellaswag
+from seektune.data.loader import Loader, in_order
+from seektune.data.packing import Example, fitting
+from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.evaluate.hellaswag import spread_evenly
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.model.count import count_parameters
+from seektune.recipe.recipe import ModelConfig, Recipe
+from seektune.sequence import Batch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BYTES = {"fp32": {"fp32": 16}, "bf16": {"fp32": 18, "bf16_stochastic": 14}}
+"""Bytes per parameter by dtype and master: weight, fp32 gradient, two fp32 moments, and the master copy if any."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """The data of a run in the form that training reads."""
+
+    tokenizer: Tokenizer
+    loader: Loader
+    validation: list[Batch]
+    questions: list[HellaswagRow]
+    """Validation rows of the exam; `validation` teaches their right endings."""
+    source: str
+    rows: int
+    """Rows that are trained on."""
+
+
+def prepare_data(recipe: Recipe, data: HellaswagData, config: DeepseekV4Config, say: Say) -> Lesson:
+    """Rows into batches.
+
+    Raises:
+        ValueError: an example does not fit into a row.
+    """
+    tokenizer = load_tokenizer(config.vocab_size)
+    training = _examples(data.train, tokenizer, recipe, "training", say)
+    questions = spread_evenly(data.validation, recipe.evaluate.limit)
+    held_out = _examples(questions, tokenizer, recipe, "validation", say)
+    # neighbours of one length leave little padding
+    held_out.sort(key=lambda example: len(example.tokens))
+    return Lesson(
+        tokenizer=tokenizer,
+        loader=Loader(training, recipe.batch, recipe.seed, tokenizer.pad_id),
+        validation=in_order(held_out, recipe.batch, tokenizer.pad_id),
+        questions=questions,
+        source=data.source,
+        rows=len(training),
+    )
+
+
+def read_rows(section: DataConfig, cache_dir: Path, say: Say) -> HellaswagData:
+    """The rows that the recipe names; says where they come from.
+
+    Raises:
+        ValueError: a file or row is not as it should be.
+        OSError: the rows are not here and no source answers.
+    """
+    return load_hellaswag(section.path, cache_dir, say)
+
+
+def read_config(section: ModelConfig) -> DeepseekV4Config:
+    """The architecture; asks the Hub where only weights there are named.
+
+    Raises:
+        ValueError: there is none, or it contradicts the preset beside it.
+    """
+    known = section.architecture()
+    if section.weights is None or Path(section.weights).is_dir():
+        assert known is not None, "the recipe names no architecture"
+        return known
+    found = DeepseekV4Config.from_pretrained(locate(section.weights))
+    section.agree(found)
+    return found
+
+
+def build_model(recipe: Recipe, config: DeepseekV4Config, device: torch.device) -> DeepseekV4ForCausalLM:
+    """The model with random or given weights.
+
+    Raises:
+        ValueError: it cannot fit into the device's memory, or its weights are not as they should be.
+    """
+    _refuse_too_large(recipe, config, device)
+    section, dtype = recipe.model, DTYPES[recipe.model.dtype]
+    if section.weights is None:
+        return DeepseekV4ForCausalLM(config, device, dtype, section.numerics)
+    return DeepseekV4ForCausalLM.from_pretrained(section.weights, dtype, section.numerics, device)
+
+
+def choose_device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _examples(rows: Sequence[HellaswagRow], tokenizer: Tokenizer, recipe: Recipe, what: str, say: Say) -> list[Example]:
+    kept, left_out = fitting(hellaswag_examples(rows, tokenizer), recipe.batch.length, recipe.data.overlong)
+    if left_out:
+        say(f"{left_out:,} of {len(rows):,} {what} rows are longer than batch.length {recipe.batch.length}: left out")
+    return kept
+
+
+def _refuse_too_large(recipe: Recipe, config: DeepseekV4Config, device: torch.device) -> None:
+    """Answer before memory is filled to the brim, where the system would kill the process without a word."""
+    count = count_parameters(config)
+    per_parameter = BYTES[recipe.model.dtype][recipe.optimizer.master]
+    needed = (count.main + count.mtp) * per_parameter / 1e9
+    memory = psutil.virtual_memory().total
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    if needed > memory / 1e9:
+        raise ValueError(
+            f"training {(count.main + count.mtp) / 1e9:,.1f} B parameters on one device takes {needed:,.0f} GB for "
+            f"weights, gradients and optimizer alone, but {device} has {memory / 1e9:,.0f} GB; "
+            "try --model.preset=tiny"
+        )

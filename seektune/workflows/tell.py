@@ -1,0 +1,110 @@
+"""What a training run tells its user in words, on the console and in the report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from seektune.evaluate.hellaswag import HellaswagScore, Share
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.count import count_parameters
+from seektune.recipe.recipe import Recipe
+from seektune.train.figures import Comparison, Score
+from seektune.train.report import Story
+from seektune.workflows.prepare import Lesson
+
+
+def say(sentence: str) -> None:
+    """Print at once, also into a pipe."""
+    print(sentence, flush=True)
+
+
+def describe(recipe: Recipe, model: DeepseekV4ForCausalLM, lesson: Lesson) -> list[tuple[str, str]]:
+    """Say and return what is trained, on what, and how, as name and value."""
+    batch, optimizer = recipe.batch, recipe.optimizer
+    count = count_parameters(model.config)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    mtp = f" and {_many(count.mtp)} in the MTP block" if count.mtp else ""
+    packed = ", packed" if batch.pack else ""
+    facts = [
+        ("model", f"DeepSeek-V4 {_origin(recipe)}"),
+        (
+            "parameters",
+            f"{_many(count.main)}{mtp}; {_many(count.active)} active per token, {_many(trainable)} trainable",
+        ),
+        ("device", f"{model.embed.weight.device}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
+        ("data", f"{recipe.data.dataset}, {lesson.rows:,} training rows from {lesson.source}"),
+        (
+            "batch",
+            f"{batch.global_size} rows of up to {batch.length} tokens per step{packed}, {batch.micro_size} at a time",
+        ),
+        ("optimizer", f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"),
+        ("schedule", f"{recipe.schedule.name}, {recipe.schedule.warmup_steps} of {recipe.steps} steps warm-up"),
+        ("seed", str(recipe.seed)),
+    ]
+    for name, value in facts:
+        say(f"{name + ':':<12} {value}")
+    return facts
+
+
+def story(
+    name: str,
+    facts: Sequence[tuple[str, str]],
+    recipe: str,
+    before: HellaswagScore | None,
+    after: HellaswagScore | None,
+) -> Story:
+    """What the report tells beside the numbers of the run folder."""
+    taken = next((score for score in (after, before) if score is not None), None)
+    (acc_before, norm_before), (acc_after, norm_after) = _scores(before), _scores(after)
+    comparisons = [
+        Comparison("HellaSwag acc", acc_before, acc_after),
+        Comparison("HellaSwag acc_norm", norm_before, norm_after),
+    ]
+    exam = (
+        ""
+        if taken is None
+        else f"HellaSwag, {taken.n:,} validation questions without examples; bars are 95 % intervals."
+    )
+    return Story(name, facts, recipe, comparisons if taken else [], exam)
+
+
+def summary(
+    losses: tuple[float, float], before: HellaswagScore | None, after: HellaswagScore | None, model: Path, report: Path
+) -> None:
+    """Say what came out and where it lies."""
+    say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
+    if before is not None and after is not None:
+        say(f"HellaSwag acc: {_percent(before.acc)} → {_percent(after.acc)}")
+        say(f"HellaSwag acc_norm: {_percent(before.acc_norm)} → {_percent(after.acc_norm)}")
+    say(f"weights: {model}")
+    say(f"report: {report}")
+
+
+def in_words(score: HellaswagScore) -> str:
+    """The scores of an exam in a line."""
+    return f"acc {_percent(score.acc)}, acc_norm {_percent(score.acc_norm)}, loss {score.loss:.4f}"
+
+
+def _origin(recipe: Recipe) -> str:
+    section = recipe.model
+    if section.weights is not None:
+        return f"from {section.weights}"
+    return f"{section.preset or section.config}, random weights"
+
+
+def _scores(score: HellaswagScore | None) -> tuple[Score | None, Score | None]:
+    return (None, None) if score is None else (_score(score.acc), _score(score.acc_norm))
+
+
+def _score(share: Share) -> Score:
+    return Score(share.value, share.low, share.high)
+
+
+def _percent(share: Share) -> str:
+    return str(_score(share))
+
+
+def _many(number: int) -> str:
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)

@@ -1,0 +1,115 @@
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from seektune.data.hellaswag import HellaswagRow, row_from_record
+from seektune.data.synthetic import made_hellaswag
+from seektune.evaluate.hellaswag import Share, by_length, evaluate_hellaswag, spread_evenly
+
+
+def rows(count: int) -> list[HellaswagRow]:
+    return [row_from_record(record, f"row {i}") for i, record in enumerate(made_hellaswag(count, seed=3))]
+
+
+def by_hand(model, tokenizer, row: HellaswagRow) -> tuple[list[float], list[float]]:
+    """Log-likelihood of each ending, and the log-likelihoods of the right ending's tokens with EOS; one by one."""
+    log_p = torch.log_softmax(model.table.detach().double(), dim=-1)
+    sums, taught = [], []
+    for ending in row.endings:
+        prompt = [tokenizer.bos_id, *tokenizer.encode(row.prompt)]
+        whole = prompt + tokenizer.encode(" " + ending)
+        steps = [float(log_p[whole[t - 1], whole[t]]) for t in range(len(prompt), len(whole))]
+        sums.append(sum(steps))
+        if ending == row.right:
+            taught = [*steps, float(log_p[whole[-1], tokenizer.eos_id])]
+    return sums, taught
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 100000])
+def test_scores_are_those_of_one_ending_at_a_time(bigram, tokenizer, batch_tokens):
+    asked = rows(20)
+    score = evaluate_hellaswag(bigram, tokenizer, asked, batch_tokens)
+    hits = norm_hits = 0
+    taught: list[float] = []
+    for row in asked:
+        sums, steps = by_hand(bigram, tokenizer, row)
+        norms = [s / len(ending) for s, ending in zip(sums, row.endings, strict=True)]
+        hits += max(range(4), key=lambda i: sums[i]) == row.label
+        norm_hits += max(range(4), key=lambda i: norms[i]) == row.label
+        taught += steps
+    assert score.acc == Share.of(hits, 20)
+    assert score.acc_norm == Share.of(norm_hits, 20)
+    assert score.n == 20
+    assert score.loss_tokens == len(taught)
+    assert score.loss == pytest.approx(-sum(taught) / len(taught), rel=1e-5)
+
+
+def test_acc_norm_divides_by_characters_without_the_space(bigram, tokenizer):
+    asked = [HellaswagRow("Q: x", ("aa", "in the other", "zqzqzqzqzqzq", "xkxkxkxkxkxkxk"), 1, "x")]
+    with torch.no_grad():
+        bigram.table.zero_()
+    # Every token is equally unlikely: the sum prefers few tokens, the share per character many characters a token.
+    tokens = [len(tokenizer.encode(" " + ending)) for ending in asked[0].endings]
+    assert min(tokens) == tokens[0] < tokens[1]
+    score = evaluate_hellaswag(bigram, tokenizer, asked, 1000)
+    assert (score.acc.value, score.acc_norm.value) == (0.0, 1.0)
+    assert score.loss == pytest.approx(math.log(512), rel=1e-6)
+
+
+def test_a_model_that_knows_the_answers_gets_full_marks(bigram, tokenizer):
+    asked = [HellaswagRow("Q: the", ("x", "yes", "zz", "w"), 1, "x")]
+    with torch.no_grad():
+        bigram.table.fill_(0)
+        path = [tokenizer.encode("Q: the")[-1], *tokenizer.encode(" yes"), tokenizer.eos_id]
+        for a, b in pairwise(path):
+            bigram.table[a, b] = 50.0
+    score = evaluate_hellaswag(bigram, tokenizer, asked, 1000)
+    assert (score.acc.value, score.acc_norm.value) == (1.0, 1.0)
+    assert score.loss < 1e-6
+
+
+def test_forwards_stay_under_their_tokens_without_gradients(bigram, tokenizer):
+    told: list[tuple[int, int]] = []
+    evaluate_hellaswag(bigram, tokenizer, rows(10), 200, lambda done, of: told.append((done, of)))
+    assert all(b * t <= 200 for b, t in bigram.shapes)
+    assert len(bigram.shapes) < 40
+    assert not bigram.graded
+    assert told[-1] == (40, 40)
+    assert len(told) == len(bigram.shapes)
+
+
+def test_groups_are_filled_longest_first_and_hold_each_index_once():
+    groups = list(by_length([3, 9, 5, 9, 2, 20], 18))
+    assert groups == [[5], [1, 3], [2, 0, 4]]
+
+
+def test_a_model_that_gives_no_number_is_named_with_the_row(bigram, tokenizer):
+    with torch.no_grad():
+        bigram.table[:] = torch.nan
+    with pytest.raises(ArithmeticError, match=r"row 0: .* not a number"):
+        evaluate_hellaswag(bigram, tokenizer, rows(2), 1000)
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0)]
+)
+def test_the_interval_is_wilsons(right, n, low, high):
+    share = Share.of(right, n)
+    assert share.value == right / n
+    assert (share.low, share.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
+def test_a_score_becomes_plain_values(bigram, tokenizer):
+    score = evaluate_hellaswag(bigram, tokenizer, rows(3), 1000)
+    plain = json.loads(json.dumps(score.to_dict()))
+    assert plain["acc_norm"]["value"] == score.acc_norm.value
+    assert set(plain) == {"acc", "acc_norm", "n", "loss", "loss_tokens"}
+
+
+def test_a_limit_spreads_over_the_split():
+    asked = rows(10)
+    assert [row.name for row in spread_evenly(asked, 4)] == ["row 0", "row 2", "row 5", "row 7"]
+    assert spread_evenly(asked, None) == spread_evenly(asked, 99) == asked

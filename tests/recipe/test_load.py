@@ -1,0 +1,216 @@
+"""A file and overrides into a Recipe, every mistake in one line, and back into text."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from seektune.model.config import DeepseekV4Config
+from seektune.recipe.load import dump_recipe, load_recipe, read_recipe, schema
+
+SMALLEST = """\
+model:
+  preset: tiny
+batch:
+  global_size: 8
+  length: 64
+steps: 10
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(SMALLEST)
+    return path
+
+
+def complaint(path: Path, *overrides: str) -> str:
+    """The one line that this recipe is answered with, without the folder."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        load_recipe(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert len(message) < 400
+    return message.removeprefix(f"{path.parent}/")
+
+
+def save_config(folder: Path, **changes: object) -> Path:
+    """The tiny preset's config.json with changes."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(DeepseekV4Config.preset("tiny").to_dict() | changes))
+    return path
+
+
+def with_line(path: Path, old: str, new: str) -> Path:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def test_the_smallest_recipe_takes_every_default(file: Path) -> None:
+    recipe = load_recipe(file)
+    assert recipe.optimizer.betas == (0.9, 0.95)
+    assert recipe.model.weights is None
+    assert recipe.evaluate.limit == 500
+    assert (recipe.seed, recipe.run_dir) == (0, None)
+
+
+def test_numbers_in_scientific_notation_are_numbers(file: Path) -> None:
+    with_line(file, "steps: 10", "steps: 10\noptimizer:\n  lr: 1e-5\n")
+    assert load_recipe(file).optimizer.lr == 1e-5
+    assert load_recipe(file, ["--optimizer.lr=2E-4"]).optimizer.lr == 2e-4
+
+
+def test_numbers_where_words_are_expected_stay_as_written(file: Path) -> None:
+    recipe = load_recipe(file, ["--run_dir=1e5", "--model.weights=2026", "--data.path=007"])
+    assert (recipe.run_dir, recipe.model.weights, str(recipe.data.path)) == ("1e5", "2026", "007")
+
+
+MISTAKES = {
+    "optimizer:\n  lrr: 1": "job.yaml:8: optimizer.lrr is not a key of this section; did you mean optimizer.lr?",
+    "optimzer:\n  lr: 1": "job.yaml:7: optimzer is not a key of a recipe; did you mean optimizer?",
+    "lr: 1": "job.yaml:7: lr is not a key of a recipe; did you mean optimizer.lr?",
+    "loss: {zzz: 1}": "job.yaml:7: loss.zzz is not a key of this section; its keys are mtp_weight,",
+    "optimizer:\n  lr: fast": "job.yaml:8: optimizer.lr must be a finite number, not 'fast'",
+    "optimizer:\n  lr: .nan": "job.yaml:8: optimizer.lr must be a finite number, not '.nan'",
+    "optimizer:\n  lr: 1e400": "job.yaml:8: optimizer.lr must be a finite number, not '1e400'",
+    "optimizer:\n  lr: '1e-5'": "job.yaml:8: optimizer.lr must be a finite number, not '1e-5'",
+    "optimizer:\n  lr: -1e-5": "job.yaml:8: optimizer.lr must be greater than 0.0, not -1e-5",
+    "optimizer:\n  betas: 0.9": "job.yaml:8: optimizer.betas must be a list such as [0.9, 0.95], not 0.9",
+    "optimizer:\n  betas:\n  - 0.9\n  - 2": "job.yaml:8: optimizer.betas.1 must be less than 1.0, not 2",
+    "optimizer: 5": "job.yaml:7: optimizer is a section, whose keys are set one by one, not 5",
+    "optimizer:": "job.yaml:7: optimizer is a section, whose keys are set one by one, not null",
+    "seed: true": "job.yaml:7: seed must be a whole number, not true",
+    "seed: 1.5": "job.yaml:7: seed must be a whole number, not 1.5",
+    "seed: -1": "job.yaml:7: seed must be at least 0, not -1",
+    "data:\n  overlong: dropp": "job.yaml:8: data.overlong must be 'error' or 'drop', not 'dropp'; did you mean drop?",
+    "run_dir: [a]": "job.yaml:7: run_dir must be a word or a path, not a list",
+    "run_dir: true": "job.yaml:7: run_dir must be a word or a path, not true",
+    'run_dir: "\\uD800"': "job.yaml: a value holds a character that is not Unicode text",
+    "schedule:\n  warmup_steps: 10": "job.yaml:8: schedule.warmup_steps (10) must be less than steps (10)",
+    "data:\n  path: " + "x" * 5000 + "\n  pack: 1": "job.yaml:9: data.pack is not a key of this section",
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), MISTAKES.items(), ids=[text[:24] for text in MISTAKES])
+def test_mistakes_are_answered_with_file_line_and_nearest_key(lines: str, expected: str, file: Path) -> None:
+    file.write_text(f"{SMALLEST}{lines}\n")
+    assert complaint(file).startswith(expected)
+
+
+def test_an_unknown_preset_lists_the_valid_ones(file: Path) -> None:
+    message = complaint(with_line(file, "tiny", "tinny"))
+    assert message == "job.yaml:2: model.preset: unknown preset 'tinny'; the presets are flash, flash-base, pro, tiny"
+
+
+def test_missing_keys_and_sections_are_named(file: Path) -> None:
+    assert complaint(with_line(file, "steps: 10\n", "")) == "job.yaml: steps is missing"
+    assert complaint(with_line(file, "  length: 64\n", "")) == "job.yaml:3: batch.length is missing"
+
+
+OVERRIDES = {
+    "--optimizer.lrr=1e-4": "--optimizer.lrr=1e-4: optimizer.lrr is not a key of this section; did you mean",
+    "--optimizer=5": "--optimizer=5: optimizer is a section",
+    "--steps=-3": "--steps=-3: steps must be greater than 0, not -3",
+    "--steps=true": "--steps=true: steps must be a whole number, not true",
+    "--steps=null": "--steps=null: steps must be a whole number, not null",
+    "--run-dir=x": "--run-dir=x: run-dir is not a key of a recipe; did you mean run_dir?",
+    "--batch.micro_size=3": "--batch.micro_size=3: batch.micro_size: micro_size 3 must divide global_size 8",
+    "--schedule.warmup_steps=99": "--schedule.warmup_steps=99: schedule.warmup_steps (99) must be less than steps (10)",
+    "--model.preset=null": "--model.preset=null: model needs an architecture",
+    "--model.config=x.json": "--model.config=x.json: model.config and model.preset both describe the architecture",
+    "--batch.length=9999999": "--batch.length=9999999: batch.length (9999999) exceeds the model's 1048576 positions",
+    "--run_dir=\udcff": "job.yaml: a value holds a character that is not Unicode text",
+}
+
+
+@pytest.mark.parametrize(("override", "expected"), OVERRIDES.items(), ids=[text[:24] for text in OVERRIDES])
+def test_mistakes_in_overrides_name_the_override(override: str, expected: str, file: Path) -> None:
+    assert complaint(file, override).startswith(expected)
+
+
+def test_a_check_blames_the_override_that_broke_it(file: Path) -> None:
+    with_line(file, "  length: 64", "  length: 64\n  micro_size: 4")
+    assert complaint(file, "--batch.global_size=6").startswith("--batch.global_size=6: batch.micro_size")
+
+
+def test_another_preset_drops_the_weights_of_the_recipe_with_a_note(file: Path) -> None:
+    with_line(file, "preset: tiny", "preset: flash\n  weights: deepseek-ai/DeepSeek-V4-Flash")
+    loaded = read_recipe(file, ["--model.preset=tiny"])
+    assert (loaded.name, loaded.recipe.model.preset, loaded.recipe.model.weights) == ("job", "tiny", None)
+    assert len(loaded.notes) == 1
+    assert "deepseek-ai/DeepSeek-V4-Flash" in loaded.notes[0]
+
+
+@pytest.mark.parametrize("overrides", [[], ["--model.preset=flash"], ["--model.preset=null"], ["--steps=20"]])
+def test_weights_stay_where_the_architecture_does(overrides: list[str], file: Path) -> None:
+    with_line(file, "preset: tiny", "preset: flash\n  weights: deepseek-ai/DeepSeek-V4-Flash")
+    loaded = read_recipe(file, overrides)
+    assert loaded.recipe.model.weights == "deepseek-ai/DeepSeek-V4-Flash"
+    assert loaded.notes == ()
+
+
+def test_weights_on_the_command_line_stay_beside_a_preset(file: Path, tmp_path: Path) -> None:
+    save_config(tmp_path)
+    loaded = read_recipe(file, ["--model.preset=tiny", f"--model.weights={tmp_path}"])
+    assert (loaded.recipe.model.weights, loaded.notes) == (str(tmp_path), ())
+
+
+def test_a_shorter_run_keeps_its_share_of_warmup_with_a_note(file: Path) -> None:
+    with_line(file, "steps: 10", "steps: 300\nschedule:\n  warmup_steps: 20")
+    assert load_recipe(file, ["--steps=21"]).schedule.warmup_steps == 20
+    for steps, warmup in [(20, 1), (3, 0), (1, 0)]:
+        loaded = read_recipe(file, [f"--steps={steps}"])
+        assert loaded.recipe.schedule.warmup_steps == warmup
+        assert len(loaded.notes) == 1
+    both = ("--steps=3", "--schedule.warmup_steps=3")
+    assert complaint(file, *both).startswith("--schedule.warmup_steps=3: schedule.warmup_steps (3) must be less")
+
+
+def test_weights_without_config_or_of_another_model_are_refused_at_once(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    assert "config.json" in complaint(file, f"--model.weights={folder}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "deepseek_v41"}))
+    assert "V4.1 is another architecture" in complaint(file, f"--model.weights={folder}")
+
+
+def test_weights_that_contradict_the_preset_are_refused(file: Path, tmp_path: Path) -> None:
+    save_config(tmp_path, vocab_size=4000)
+    message = complaint(file, f"--model.weights={tmp_path}")
+    assert "has vocab_size 4000, but model.preset tiny has 4096" in message
+    assert message.startswith("--model.weights=")
+
+
+def test_mtp_is_off_by_itself_where_the_architecture_has_none(file: Path, tmp_path: Path) -> None:
+    ratios = list(DeepseekV4Config.preset("tiny").compress_ratios[:-1])
+    path = save_config(tmp_path, num_nextn_predict_layers=0, compress_ratios=ratios)
+    overrides = ["--model.preset=null", f"--model.config={path}"]
+    recipe = load_recipe(file, overrides)
+    assert recipe.loss.mtp_weight == 0
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again) == recipe
+    assert "loss.mtp_weight must be 0" in complaint(file, *overrides, "--loss.mtp_weight=0.3")
+
+
+@pytest.mark.parametrize("run_dir", ["runs/a", "1e5", "null", "yes", "2026", "a: b # c", "ünï ✓", "'", "~", "-"])
+def test_a_dumped_recipe_loads_back_equal(run_dir: str, file: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(file, ["--optimizer.lr=3e-6", "--optimizer.betas=[0.8, 0.9]", "--evaluate.limit=null"])
+    recipe = recipe.model_copy(update={"run_dir": run_dir})
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(again) == recipe
+
+
+def test_the_schema_describes_every_key() -> None:
+    described = schema()
+    sections = [described, *described["$defs"].values()]
+    keys = [item for section in sections for item in section["properties"].items()]
+    # a section is described at its definition, a constant by its value
+    silent = [key for key, value in keys if not {"description", "$ref", "const"} & set(value)]
+    assert silent == []
+    assert described["additionalProperties"] is False
+    assert "tiny" in json.dumps(described["$defs"]["ModelConfig"]["properties"]["preset"])

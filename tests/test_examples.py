@@ -1,0 +1,68 @@
+"""Every shipped recipe loads, and says what its page promises."""
+
+from pathlib import Path
+
+import pytest
+
+from seektune.recipe.load import dump_recipe, load_recipe, read_recipe
+from seektune.recipe.recipe import Recipe
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FOLDER = EXAMPLES / "llm_finetune" / "deepseek_v4"
+FLASH, TINY = FOLDER / "deepseek_v4_flash_hellaswag.yaml", FOLDER / "deepseek_v4_tiny_hellaswag.yaml"
+RECIPES = sorted(EXAMPLES.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_loads_and_dumps(path: Path, tmp_path: Path) -> None:
+    loaded = read_recipe(path)
+    assert loaded.notes == ()
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(loaded.recipe), encoding="utf-8")
+    assert load_recipe(again) == loaded.recipe
+
+
+def test_there_are_recipes_to_test() -> None:
+    assert {FLASH, TINY} <= set(RECIPES)
+
+
+def test_the_published_job_is_what_it_says() -> None:
+    recipe = load_recipe(FLASH)
+    assert (recipe.model.preset, recipe.model.weights) == ("flash", "deepseek-ai/DeepSeek-V4-Flash")
+    assert (recipe.batch.global_size, recipe.steps, recipe.model.dtype) == (256, 100, "bf16")
+    adamw = recipe.optimizer
+    assert (adamw.lr, adamw.betas, adamw.weight_decay, adamw.master) == (1e-5, (0.9, 0.95), 0.1, "fp32")
+    assert (recipe.parallel.pp_size, recipe.parallel.ep_size, recipe.parallel.least_world()) == (4, 32, 128)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_documented_override_is_accepted(path: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    overrides = (
+        "--model.preset=tiny --optimizer.lr=1e-4 --steps=20 --batch.global_size=8 --batch.micro_size=2 "
+        "--batch.length=128 --batch.pack=true --checkpoint.every=50 --evaluate.limit=500 "
+        f"--run_dir={tmp_path} --model.weights={weights} --data.path={tmp_path}"
+    ).split()
+    recipe = load_recipe(path, overrides)
+    assert (recipe.model.preset, recipe.model.weights) == ("tiny", str(weights))
+    assert (recipe.optimizer.lr, recipe.steps, recipe.run_dir) == (1e-4, 20, str(tmp_path))
+    assert (recipe.batch.global_size, recipe.batch.micro_size, recipe.batch.length) == (8, 2, 128)
+    assert recipe.batch.pack is True
+    assert (recipe.checkpoint.every, recipe.evaluate.limit, str(recipe.data.path)) == (50, 500, str(tmp_path))
+
+
+def test_the_published_job_shrinks_to_one_process() -> None:
+    overrides = ["--model.preset=tiny", "--parallel.pp_size=1", "--parallel.ep_size=1", "--steps=3"]
+    loaded = read_recipe(FLASH, overrides)
+    assert loaded.recipe.model.weights is None
+    assert loaded.recipe.parallel.least_world() == 1
+    assert loaded.recipe.schedule.warmup_steps < 3
+    assert any("random weights" in note for note in loaded.notes)
+
+
+def test_the_demo_is_tiny_and_explains_every_line() -> None:
+    recipe: Recipe = load_recipe(TINY)
+    assert (recipe.model.preset, recipe.model.weights, recipe.parallel.least_world()) == ("tiny", None, 1)
+    settings = [line for line in TINY.read_text().splitlines() if line.startswith("  ") and ": " in line]
+    plain = [line for line in settings if "#" not in line and not line.startswith(("  ep_size", "  cp_size"))]
+    assert plain == []

@@ -1,0 +1,72 @@
+from dataclasses import replace
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from seektune.train.config import LoggingConfig
+from seektune.train.files import read_lines
+from seektune.train.metrics import LOAD_LINES, MetricsLog, imbalance
+
+from .small import RECORD
+
+
+def run(folder, steps, tensorboard=False):
+    with MetricsLog(folder, steps, LoggingConfig(tensorboard=tensorboard)) as log:
+        log.validation(0, 4.0)
+        for step in range(1, steps + 1):
+            log.step(replace(RECORD, step=step))
+
+
+def test_a_line_per_step(tmp_path):
+    run(tmp_path, 3)
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"loss", "grad_norm", "lr", "tokens", "tokens_per_s"} <= lines[0].keys()
+    assert [(line["tokens"], line["total_tokens"]) for line in lines] == [(40, 40), (40, 80), (40, 120)]
+    assert lines[0]["expert_imbalance"] == {"0": 1.5, "1": 1.0}
+    assert read_lines(tmp_path / "validation.jsonl") == [{"step": 0, "loss": 4.0}]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_expert_loads_are_summed_into_few_lines(tmp_path):
+    steps = 2 * LOAD_LINES + 1
+    run(tmp_path, steps)
+    moments = read_lines(tmp_path / "expert_loads.jsonl")
+    assert len(moments) <= LOAD_LINES
+    assert moments[-1]["step"] == steps
+    assert moments[0] == {"step": 3, "loads": {"0": [30, 90], "1": [60, 60]}}
+    assert sum(sum(moment["loads"]["0"]) for moment in moments) == 40 * steps
+
+
+def test_tensorboard_gets_the_curves(tmp_path):
+    run(tmp_path, 3, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.5), (2, 1.5), (3, 1.5)]
+    assert [event.value for event in events.Scalars("expert_imbalance/layer_0")] == [1.5] * 3
+    assert [event.value for event in events.Scalars("validation/loss")] == [4.0]
+
+
+def test_files_are_closed_when_the_user_interrupts(tmp_path):
+    opened = []
+
+    def interrupted():
+        with MetricsLog(tmp_path, 3, LoggingConfig()) as log:
+            opened.append(log)
+            log.step(RECORD)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
+    with pytest.raises(ValueError, match="closed"):
+        opened[0].step(replace(RECORD, step=2))
+
+
+def test_an_older_run_is_not_continued(tmp_path):
+    run(tmp_path, 1)
+    with pytest.raises(FileExistsError):
+        run(tmp_path, 1)
+
+
+def test_imbalance_is_largest_over_mean():
+    assert imbalance({0: [4, 0, 0, 0], 1: [2, 2, 2, 2], 2: [0, 0, 0, 0]}) == {0: 4.0, 1: 1.0, 2: 0.0}

@@ -1,0 +1,78 @@
+import re
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from seektune.train.config import LoggingConfig
+from seektune.train.figures import Comparison, Score
+from seektune.train.metrics import MetricsLog
+from seektune.train.report import Story, write_report
+
+from .reader import read
+from .small import RECORD
+
+NASTY = "<script>alert('&')</script>"
+SCORES = [
+    Comparison("acc", Score(0.25, 0.21, 0.29), Score(0.3, 0.26, 0.34)),
+    Comparison("norm", None, Score(0.4, 0.3, 0.5)),
+]
+
+
+def record_run(folder, steps):
+    with MetricsLog(folder, steps, LoggingConfig(tensorboard=False)) as log:
+        log.validation(0, 4.0)
+        for step in range(1, steps + 1):
+            log.step(replace(RECORD, step=step, loss=4 - 2 * step / steps))
+        log.validation(steps, 2.125)
+
+
+def story(comparisons=SCORES):
+    return Story(NASTY, [("data", NASTY)], f"seed: 0 # {NASTY}", comparisons, f"an exam {NASTY}")
+
+
+@pytest.mark.parametrize("steps", [1, 3, 80])
+def test_the_report_tells_the_run_and_needs_nothing_beside_it(tmp_path, steps):
+    record_run(tmp_path, steps)
+    path = write_report(tmp_path, story())
+    text = path.read_text(encoding="utf-8")
+    reader = read(text)
+    words = " ".join(reader.words)
+    for expected in (
+        "4.000 → 2.125",
+        "25.0% → 30.0%",
+        "25.0% (21.0% to 29.0%)",
+        "not taken",
+        "metrics.jsonl",
+        "recipe",
+    ):
+        assert expected in words
+    links = [value for name, value in reader.attributes if name in ("src", "href", "srcset")]
+    assert len(links) == 6
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text)
+    assert "prefers-color-scheme: dark" in text
+    assert ("name", "viewport") in reader.attributes
+    assert Image.open(tmp_path / "loss.png").size[0] > 800
+
+
+def test_words_of_users_stay_words(tmp_path):
+    record_run(tmp_path, 2)
+    reader = read(write_report(tmp_path, story()).read_text(encoding="utf-8"))
+    assert "script" not in reader.tags
+    assert " ".join(reader.words).count(NASTY) >= 4
+
+
+def test_without_exams_there_is_no_accuracy(tmp_path):
+    record_run(tmp_path, 2)
+    text = write_report(tmp_path, story([])).read_text(encoding="utf-8")
+    assert "Accuracy" not in text
+    assert text.count("<img ") == 2
+
+
+def test_only_files_that_are_there_are_listed(tmp_path):
+    record_run(tmp_path, 1)
+    (tmp_path / "model").mkdir()
+    words = read(write_report(tmp_path, story()).read_text(encoding="utf-8")).words
+    assert "model" in words
+    assert "checkpoints" not in words

@@ -1,0 +1,31 @@
+from itertools import pairwise
+
+import pytest
+
+from seektune.train.config import ScheduleConfig
+from seektune.train.schedule import learning_rate
+
+
+def rates(steps: int, **config) -> list[float]:
+    return [learning_rate(step, steps, 2.0, ScheduleConfig(**config)) for step in range(1, steps + 1)]
+
+
+def test_warm_up_is_linear_and_reaches_the_peak():
+    assert rates(10, warmup_steps=4)[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+
+
+def test_cosine_falls_to_its_floor_without_a_step_at_zero():
+    every = rates(100, warmup_steps=0, min_lr_ratio=0.0)
+    assert every[0] == 2.0
+    assert every[50] == pytest.approx(1.0)
+    assert all(later < earlier for earlier, later in pairwise(every))
+    assert 0 < every[-1] < 2e-3
+    assert rates(100, min_lr_ratio=0.25)[-1] == pytest.approx(0.5, abs=2e-3)
+
+
+def test_constant_stays():
+    assert rates(5, name="constant", warmup_steps=1) == [2.0] * 5
+
+
+def test_a_run_that_is_all_warm_up():
+    assert rates(2, warmup_steps=4) == [0.5, 1.0]
