@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, TypeAlias
 import typer
 
 from seektune import __version__
+from seektune.train.interrupt import RESUME_ME, Interrupted
 
 if TYPE_CHECKING:
     from seektune.recipe.load import LoadedRecipe
@@ -33,7 +34,8 @@ The same with another learning rate and fewer steps:
   seektune train RECIPE --optimizer.lr=1e-3 --steps=50
 
 A recipe is a YAML file that says what to train; `seektune train --help` tells how overrides work, and `seektune
-schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done.
+schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done, 75 stopped by a signal and ready to
+be resumed by the same command.
 """
 
 OVERRIDES_HELP = """\b
@@ -239,6 +241,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return USER_MISTAKE, str(error)
     if isinstance(error, BrokenPipeError):
         return FAILURE, ""
+    if isinstance(error, Interrupted):
+        return RESUME_ME, str(error)
     if isinstance(error, KeyboardInterrupt):
         return FAILURE, str(error) or "interrupted by Ctrl-C"
     if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):

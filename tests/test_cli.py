@@ -141,7 +141,7 @@ def test_words_may_come_in_any_order() -> None:
 
 FAKE = """
 import sys, types
-def train(recipe, name, notes):
+def train(recipe, name, notes, cache_dir):
     {body}
 sys.modules["seektune.workflows.train"] = types.SimpleNamespace(train=train)
 from seektune.cli import main

@@ -2,7 +2,19 @@
 
 from seektune.checkpoint.load import load_weights
 from seektune.checkpoint.locate import locate
-from seektune.checkpoint.publish import complete_folder
+from seektune.checkpoint.publish import complete_folder, sweep
+from seektune.checkpoint.run_state import check_run_state, read_facts, read_tensors, tensor_names, write_run_state
 from seektune.checkpoint.save import save_weights
 
-__all__ = ["complete_folder", "load_weights", "locate", "save_weights"]
+__all__ = [
+    "check_run_state",
+    "complete_folder",
+    "load_weights",
+    "locate",
+    "read_facts",
+    "read_tensors",
+    "save_weights",
+    "sweep",
+    "tensor_names",
+    "write_run_state",
+]

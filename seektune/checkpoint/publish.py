@@ -7,27 +7,53 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+SCRATCH, OLD = ".partial", ".old"
+"""How the name of an unfinished folder ends, and of one that is being replaced."""
+
 
 @contextmanager
-def complete_folder(final: Path) -> Iterator[Path]:
+def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     """A scratch folder beside `final` that is renamed to it when the block ends well, and removed when it does not.
 
+    With `replace`, an older folder of that name makes way at that moment.
+
     Raises:
-        ValueError: `final` exists and is not an empty folder.
+        ValueError: `final` exists and is not an empty folder, and is not to be replaced.
     """
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+    if not replace and final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ValueError(f"{final} already exists and is not empty; choose another folder or remove it first")
     final.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=final.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=SCRATCH, dir=final.parent))
     try:
         yield scratch
         scratch.chmod(0o777 & ~_umask())
         for file in scratch.rglob("*"):
             _flush(file)
-        os.replace(scratch, final)
+        if replace and final.exists():
+            os.rename(final, _aside(final))
+        os.rename(scratch, final)
         _flush(final.parent)
+        shutil.rmtree(_aside(final), ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sweep(parent: Path) -> None:
+    """Tidy up after killed processes in a folder that nobody else writes to: unfinished folders go, and one that was
+    moved aside for a successor which never came gets its name back.
+    """
+    for old in parent.glob(f".*{OLD}"):
+        final = parent / old.name.removeprefix(".").removesuffix(OLD)
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(old, final)
+    for scratch in parent.glob(f".*{SCRATCH}"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}{OLD}")
 
 
 def _flush(path: Path) -> None:

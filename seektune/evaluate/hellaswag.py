@@ -60,6 +60,11 @@ class HellaswagScore:
         """The same as plain values, for a JSON file."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "HellaswagScore":
+        """Back from `to_dict()`."""
+        return cls(**{**values, "acc": Share(**values["acc"]), "acc_norm": Share(**values["acc_norm"])})
+
 
 def spread_evenly(rows: Sequence[HellaswagRow], limit: int | None) -> list[HellaswagRow]:
     """At most `limit` rows, taken at even distances: the split is sorted by where its texts come from."""

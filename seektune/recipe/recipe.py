@@ -10,7 +10,14 @@ from seektune.evaluate.config import EvaluateConfig
 from seektune.model.config import PRESETS, DeepseekV4Config
 from seektune.recipe.parallel import ParallelConfig
 from seektune.section import Section
-from seektune.train.config import CheckpointConfig, LoggingConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.config import (
+    CheckpointConfig,
+    GuardConfig,
+    LoggingConfig,
+    LossConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 
 def _known_preset(name: str) -> str:
@@ -99,6 +106,8 @@ class Recipe(Section):
     """How many processes share the work."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When weights are written on the way; they always are at the end."""
+    guard: GuardConfig = GuardConfig()
+    """What happens when a loss spikes or is not finite, or a step hangs."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """When exams are held and how large they are."""
     logging: LoggingConfig = LoggingConfig()
@@ -109,6 +118,8 @@ class Recipe(Section):
     """Decides the order of the rows and random weights; the same seed gives the same run."""
     run_dir: str | None = None
     """Folder of this run; null = runs/NAME-DATE-TIME, NAME being the recipe's file name."""
+    resume: str = "auto"
+    """`auto` goes on where `run_dir` stopped, `no` never does, a path starts from that checkpoint or run folder."""
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> Self:

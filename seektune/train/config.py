@@ -53,10 +53,29 @@ class LossConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When weights are written. The run's end always writes them to `model` in the run folder."""
+    """When the run's whole state is saved, so that it can be resumed exactly. The end of a run always saves it."""
 
     every: PositiveInt | None = None
-    """Also write them each so many steps, to `checkpoints/step-NNNNNN`; null for only at the end."""
+    """Also save each so many steps, to `checkpoints/step-NNNNNN`; null for only at the end."""
+    keep_last: PositiveInt = 2
+    """Checkpoints that are kept; older ones are removed when a new one is complete."""
+    keep_every: PositiveInt | None = None
+    """Also keep those whose step is a multiple of this."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy in memory as large as what is saved."""
+
+
+class GuardConfig(Section):
+    """What happens when a run goes wrong."""
+
+    skip_nonfinite: NonNegativeInt = 0
+    """Steps in a row whose loss or gradient may be infinite or NaN: they are skipped; one more stops the run."""
+    spike_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
+    """A loss above the median of the last 32 times this is a spike; null for not looking."""
+    spike_action: Literal["report", "rollback"] = "report"
+    """`rollback` goes back to the last checkpoint of this run and on with the data after the spike."""
+    step_timeout: Positive | None = None
+    """Seconds after which a phase of the loop is stuck and the process ends, naming the phase; null for never."""
 
 
 class LoggingConfig(Section):

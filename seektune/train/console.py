@@ -26,7 +26,7 @@ class Display(Protocol):
 class Bar:
     """A progress bar with loss, speed, memory and time left."""
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, done: int):
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(bar_width=None),
@@ -36,7 +36,7 @@ class Bar:
             console=Console(),
             expand=True,
         )
-        self._task = self._progress.add_task("training", total=steps, numbers="")
+        self._task = self._progress.add_task("training", total=steps, completed=done, numbers="")
         self._progress.start()
 
     def step(self, record: StepRecord) -> None:
@@ -56,15 +56,16 @@ class Bar:
 class Lines:
     """A line each `every` steps, and for the first and last."""
 
-    def __init__(self, steps: int, every: int):
-        self._steps, self._every, self._seconds = steps, every, 0.0
+    def __init__(self, steps: int, every: int, done: int):
+        self._steps, self._every, self._done, self._seconds = steps, every, done, 0.0
 
     def step(self, record: StepRecord) -> None:
         """Print the step if its turn has come."""
         self._seconds += record.seconds
-        if record.step % self._every and record.step not in (1, self._steps):
+        if record.step % self._every and record.step not in (self._done + 1, self._steps):
             return
-        left = timedelta(seconds=round(self._seconds / record.step * (self._steps - record.step)))
+        mean = self._seconds / (record.step - self._done)
+        left = timedelta(seconds=round(mean * (self._steps - record.step)))
         numbers = f"loss {record.loss:.4f} · norm {record.grad_norm:.3g} · lr {record.lr:.3g} · {_speed(record)}"
         self.say(f"step {record.step}/{self._steps} · {numbers} · {left} left")
 
@@ -76,9 +77,9 @@ class Lines:
         """Nothing to put back."""
 
 
-def open_display(steps: int, every: int) -> Display:
-    """The display that fits standard output; `every` thins plain lines."""
-    return Bar(steps) if sys.stdout.isatty() else Lines(steps, every)
+def open_display(steps: int, every: int, done: int = 0) -> Display:
+    """The display that fits standard output; `every` thins plain lines, `done` steps were made by an earlier run."""
+    return Bar(steps, done) if sys.stdout.isatty() else Lines(steps, every, done)
 
 
 def _speed(record: StepRecord) -> str:

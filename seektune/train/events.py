@@ -4,7 +4,7 @@ from pathlib import Path
 from time import time
 from typing import Self
 
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -12,17 +12,19 @@ from seektune.train.files import WholeAppends
 
 
 class Events:
-    """One events file in a new folder. A context manager.
+    """A new events file; viewers drop what earlier ones say of steps beyond `last_step`. A context manager.
 
     Raises:
         OSError: the file cannot be written.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, last_step: int):
         folder.mkdir(exist_ok=True)
         self._file = WholeAppends(folder / f"events.out.tfevents.{time():.6f}.seektune")
         self._records = RecordWriter(self._file)
         self._records.write(Event(wall_time=time(), file_version="brain.Event:2").SerializeToString())
+        begin = SessionLog(status=SessionLog.START)
+        self._records.write(Event(wall_time=time(), step=last_step + 1, session_log=begin).SerializeToString())
 
     def __enter__(self) -> Self:
         return self

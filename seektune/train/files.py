@@ -9,16 +9,15 @@ from typing import Any, Self
 
 
 class WholeAppends:
-    """A new file to which pieces are added, each on disk as soon as written, wholly or not at all.
+    """A file to which pieces are added, each on disk as soon as written, wholly or not at all.
 
     Raises:
-        FileExistsError: the file is there already.
         OSError: a piece could not be written; the pieces before it stay.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = path.open("xb", buffering=0)
+        self._file = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
         """Add a piece."""
@@ -37,9 +36,17 @@ class WholeAppends:
 
 
 class JsonLines:
-    """A new file of JSON objects, one a line. A context manager; errors are those of `WholeAppends`."""
+    """A file of JSON objects with a `step`, one a line. A context manager; errors are those of `WholeAppends`."""
 
     def __init__(self, path: Path):
+        self._file = WholeAppends(path)
+
+    def rewind(self, last_step: int) -> None:
+        """Remove the lines of later steps, and one that a killed process left unfinished."""
+        path = self._file.path
+        kept = [line for line in read_lines(path) if line["step"] <= last_step]
+        self._file.close()
+        write_whole(path, b"".join(_encoded(line) for line in kept))
         self._file = WholeAppends(path)
 
     def __enter__(self) -> Self:
@@ -50,12 +57,13 @@ class JsonLines:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one line."""
-        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.write(_encoded(line))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All objects of a JSON-lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """All objects of a JSON-lines file; an unfinished last line is left out."""
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -79,6 +87,10 @@ def write_whole(path: Path, data: bytes) -> None:
         if isinstance(error, OSError):
             raise cannot_write(path, error) from error
         raise
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:

@@ -6,14 +6,14 @@ Shapes: E experts.
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 import torch
 
 from seektune.train.config import LoggingConfig
 from seektune.train.console import open_display
 from seektune.train.events import Events
-from seektune.train.files import JsonLines
+from seektune.train.files import JsonLines, read_lines
 from seektune.train.step import StepRecord
 
 METRICS, VALIDATION, LOADS, EVENTS = "metrics.jsonl", "validation.jsonl", "expert_loads.jsonl", "tensorboard"
@@ -24,23 +24,34 @@ CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s",
 """Values of a step that TensorBoard plots."""
 
 
+class LogState(TypedDict):
+    """What the record of a resumed run must know of the steps before."""
+
+    total_tokens: int
+    loads: dict[str, list[int]]
+    """Tokens per expert since the last line of expert loads, by layer id."""
+
+
 class MetricsLog:
     """The record of one run; a context manager that closes its files however the run ends.
 
+    A resumed run goes on with the files as they were after step `last_step`; later lines are removed.
+
     Raises:
-        FileExistsError: the folder already holds a run's metrics.
         OSError: a file cannot be written.
     """
 
-    def __init__(self, folder: Path, steps: int, config: LoggingConfig):
-        self._steps, self._total_tokens = steps, 0
-        self._loads: dict[int, list[int]] = {}
+    def __init__(
+        self, folder: Path, steps: int, config: LoggingConfig, last_step: int = 0, state: LogState | None = None
+    ):
+        self._steps, self._folder = steps, folder
         with ExitStack() as stack:
             self._metrics = stack.enter_context(JsonLines(folder / METRICS))
             self._validation = stack.enter_context(JsonLines(folder / VALIDATION))
             self._load_lines = stack.enter_context(JsonLines(folder / LOADS))
-            self._events = stack.enter_context(Events(folder / EVENTS)) if config.tensorboard else None
-            self._display = open_display(steps, config.every)
+            self.rewind(last_step, state)
+            self._events = stack.enter_context(Events(folder / EVENTS, last_step)) if config.tensorboard else None
+            self._display = open_display(steps, config.every, last_step)
             stack.callback(self._display.close)
             self._closing = stack.pop_all()
 
@@ -49,6 +60,13 @@ class MetricsLog:
 
     def __exit__(self, *problem: Any) -> None:
         self._closing.__exit__(*problem)
+
+    def rewind(self, last_step: int, state: LogState | None) -> None:
+        """Forget what was written after `last_step`; without a state, everything."""
+        self._total_tokens = state["total_tokens"] if state else 0
+        self._loads = {int(layer): load for layer, load in state["loads"].items()} if state else {}
+        for lines in (self._metrics, self._validation, self._load_lines):
+            lines.rewind(last_step if state else -1)
 
     def step(self, record: StepRecord) -> None:
         """Write a finished step everywhere."""
@@ -67,6 +85,20 @@ class MetricsLog:
         if self._events is not None:
             self._events.add(step, {"validation/loss": loss})
         self._display.say(f"validation loss {loss:.4f} after step {step}")
+
+    def state_dict(self) -> LogState:
+        """What a resumed run's record needs."""
+        loads = {str(layer): load for layer, load in self._loads.items()}
+        return {"total_tokens": self._total_tokens, "loads": loads}
+
+    def validations(self) -> dict[int, float]:
+        """The validation losses so far, by step."""
+        return {line["step"]: line["loss"] for line in read_lines(self._folder / VALIDATION)}
+
+    def skipped(self, step: int, reason: str) -> None:
+        """Note a step that changed nothing."""
+        self._metrics.append({"step": step, "skipped": reason})
+        self._display.say(f"skipped: {reason}")
 
     def say(self, sentence: str) -> None:
         """Show a sentence to the user."""

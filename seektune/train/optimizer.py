@@ -99,7 +99,7 @@ class AdamW(torch.optim.Optimizer):
     def _update(self, parameter: Tensor, group: dict[str, Any], index: tuple[int, int]) -> None:
         state = self.state[parameter]
         if not state:
-            self._begin(parameter, state, group["master"])
+            self.begin(parameter)
         state["step"] += 1
         numbers = _Numbers(group["lr"], group["betas"], group["eps"], group["weight_decay"], int(state["step"]))
         gradient = parameter.grad.float()  # type: ignore[union-attr]
@@ -113,12 +113,13 @@ class AdamW(torch.optim.Optimizer):
             _adamw(value, gradient, state, numbers)
             parameter.copy_(round_stochastically(value, _generator(parameter, group["seed"], numbers.step, index)))
 
-    @staticmethod
-    def _begin(parameter: Tensor, state: dict[str, Tensor], master: str) -> None:
+    def begin(self, parameter: Tensor) -> None:
+        """Set up the state of a parameter that has not moved yet."""
+        state = self.state[parameter]
         state["step"] = torch.tensor(0.0)
         state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
         state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
-        if parameter.dtype != torch.float32 and master == "fp32":
+        if parameter.dtype != torch.float32 and self.defaults["master"] == "fp32":
             state["master"] = parameter.detach().float()
 
 

@@ -48,7 +48,8 @@ def write_report(folder: Path, story: Story) -> Path:
     Raises:
         OSError: a file could not be written; none is left half-written.
     """
-    steps, validation, loads = (read_lines(folder / name) for name in (METRICS, VALIDATION, LOADS))
+    lines, validation, loads = (read_lines(folder / name) for name in (METRICS, VALIDATION, LOADS))
+    steps = [line for line in lines if "skipped" not in line]
     curve = loss_figure(steps, validation, LIGHT)
     write_whole(folder / CURVE, curve)
     parts = [

@@ -3,7 +3,7 @@
 Shapes: E experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from time import perf_counter
@@ -58,8 +58,11 @@ def train_step(
     lr: float,
     loss: LossConfig,
     max_grad_norm: float | None,
+    phase: Callable[[str], None] = lambda name: None,
 ) -> StepRecord:
     """Train on the micro-batches of one step; their losses share one denominator, the taught tokens of the step.
+
+    `phase` hears the name of each phase as it begins.
 
     Raises:
         ValueError: no token of the step is taught.
@@ -71,7 +74,8 @@ def train_step(
     if taught == 0:
         raise ValueError(f"step {step}: none of its {tokens} tokens is taught; check the labels of the data")
     try:
-        parts, loads = _accumulate(model, batches, loss, tokens, taught, step)
+        parts, loads = _accumulate(model, batches, loss, tokens, taught, step, phase)
+        phase(f"step {step}: measuring and moving")
         norm = _bound(model, max_grad_norm, step, float(parts.loss))
         _move(optimizer, lr)
     finally:
@@ -97,13 +101,20 @@ def train_step(
 
 
 def _accumulate(
-    model: DeepseekV4ForCausalLM, batches: Sequence[Batch], config: LossConfig, tokens: int, taught: int, step: int
+    model: DeepseekV4ForCausalLM,
+    batches: Sequence[Batch],
+    config: LossConfig,
+    tokens: int,
+    taught: int,
+    step: int,
+    phase: Callable[[str], None],
 ) -> tuple[LossParts, dict[int, Tensor]]:
     """Forward and backward of every micro-batch; gradients add up in the parameters."""
     mtp = config.mtp_weight > 0 and model.config.num_nextn_predict_layers > 0
     device = model.embed.weight.device
     parts, loads = [], []
     for number, batch in enumerate(batches, start=1):
+        phase(f"step {step}: forward of micro-batch {number}")
         placed = batch.to(device)
         ledger = RoutingLedger(balance_loss=config.balance_weight > 0)
         output = model(
@@ -122,6 +133,7 @@ def _accumulate(
                 f"step {step}: the loss is not finite in micro-batch {number} of {len(batches)} ({_describe(found)}); "
                 "nothing was updated. A lower optimizer.lr, more schedule.warmup_steps or model.dtype fp32 may help"
             )
+        phase(f"step {step}: backward of micro-batch {number}")
         total.backward()
         parts.append(found)
         loads.append(ledger.loads)

@@ -1,30 +1,47 @@
-"""The loop over steps: draw, step, record, and from time to time validate and save."""
+"""The loop over steps: draw, step, record, save and validate; it can stop after any step and go on exactly there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from seektune.checkpoint import complete_folder
+from seektune.checkpoint import complete_folder, read_facts, read_tensors, tensor_names
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.sequence import Batch
-from seektune.train.config import CheckpointConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.checkpoints import Checkpoints, Saved, complete_checkpoints
+from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from seektune.train.files import cannot_write
-from seektune.train.gradient import accumulate_in_fp32
+from seektune.train.gradient import NotFiniteError, accumulate_in_fp32
+from seektune.train.guard import LossGuard, Watch
+from seektune.train.interrupt import Interrupted, Interruption
 from seektune.train.metrics import MetricsLog
 from seektune.train.optimizer import build_optimizer
 from seektune.train.schedule import learning_rate
-from seektune.train.step import train_step
+from seektune.train.state import begin_as_saved, run_tensors, set_random_states
+from seektune.train.step import StepRecord, train_step
 
 CHECKPOINTS, MODEL = "checkpoints", "model"
 """Names in the run folder."""
 
 
-class Saved(Protocol):
-    """Something beside the weights that a checkpoint folder holds, such as the tokenizer."""
+class Savable(Protocol):
+    """Something beside the weights that an export holds, such as the tokenizer."""
 
     def save(self, folder: Path) -> None:
         """Write it into an existing folder."""
+
+
+class Stream(Protocol):
+    """Where batches come from."""
+
+    def next_step(self) -> Sequence[Batch]:
+        """The micro-batches of the next step."""
+
+    def state_dict(self) -> Any:
+        """Where it stands, as plain values."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on where another stood."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +52,12 @@ class TrainSettings:
     schedule: ScheduleConfig
     loss: LossConfig
     checkpoint: CheckpointConfig
+    guard: GuardConfig
     validate_every: int | None
     """Steps between validation losses; None for only before and after."""
     seed: int
+    record: Mapping[str, Any]
+    """What a checkpoint says of its run: the recipe and versions."""
 
 
 class Trainer:
@@ -46,60 +66,146 @@ class Trainer:
     def __init__(
         self,
         model: DeepseekV4ForCausalLM,
-        tokenizer: Saved,
+        tokenizer: Savable,
+        stream: Stream,
         settings: TrainSettings,
         folder: Path,
         validation_loss: Callable[[], float],
+        interruption: Interruption,
     ):
-        self.model, self.tokenizer, self.settings, self.folder = model, tokenizer, settings, folder
+        self.model, self.tokenizer, self.stream = model, tokenizer, stream
+        self.settings, self.folder, self.interruption = settings, folder, interruption
         self.validation_loss = validation_loss
         self.optimizer = build_optimizer(model, settings.optimizer, settings.seed)
+        self.step = 0
+        """Steps done."""
+        self.saved: list[Saved] = []
+        """Checkpoints that this process completed."""
+        self.log_state: Any = None
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.checkpoint, self.saved.append)
+        self._guard = LossGuard(settings.guard)
         accumulate_in_fp32(model)
 
-    def fit(self, draw: Callable[[], Sequence[Batch]], steps: int, log: MetricsLog) -> tuple[float, float]:
-        """Train for `steps` steps; each call of `draw` gives the micro-batches of the next one.
-
-        Returns:
-            The validation loss before and after.
+    def resume(self, checkpoint: Path) -> None:
+        """Take over the whole state of a checkpoint.
 
         Raises:
-            NotFiniteError: a loss or gradient is not finite.
+            ValueError: it is of another model, optimizer or dataset.
+        """
+        facts = read_facts(checkpoint)
+        self.stream.load_state_dict(facts["stream"])
+        begin_as_saved(self.model, self.optimizer, tensor_names(checkpoint))
+        tensors = run_tensors(self.model, self.optimizer)
+        read_tensors(checkpoint, tensors)
+        set_random_states(tensors)
+        self.step, self.log_state = facts["step"], facts["log"]
+
+    def fit(self, steps: int, log: MetricsLog) -> tuple[float, float]:
+        """Train until `steps` steps are done.
+
+        Returns:
+            The first validation loss of the run and the last.
+
+        Raises:
+            NotFiniteError: a loss or gradient is not finite; the state before it is saved.
+            Interrupted: a signal asked to stop; the state is saved.
             OSError: a file of the run could not be written.
         """
-        before = self._validate(0, log)
-        after = None
-        for step in range(1, steps + 1):
-            self._step(step, steps, draw(), log)
-            after = self._validate(step, log) if _due(step, self.settings.validate_every) or step == steps else None
-            if _due(step, self.settings.checkpoint.every):
-                self.export(self.folder / CHECKPOINTS / f"step-{step:06}")
-        assert after is not None, "there was no step"
-        return before, after
+        try:
+            with Watch(self.settings.guard.step_timeout, self.folder) as watch:
+                self._validate_if_due(steps, log, watch)
+                while self.step < steps:
+                    with self.interruption.deferred():
+                        self._step(steps, log, watch)
+                        self._save_if_due(steps, log, watch)
+                    self._validate_if_due(steps, log, watch)
+                watch("waiting for the last checkpoint")
+                self._checkpoints.wait()
+        except Interrupted:
+            with self.interruption.shielded():
+                self.save(log)
+            raise
+        losses = log.validations()
+        return losses[min(losses)], losses[steps]
+
+    def save(self, log: MetricsLog, stream: Any = None, wait: bool = True) -> Path:
+        """Save the state after the last finished step, unless it is saved already.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        facts = {
+            "step": self.step,
+            "stream": self.stream.state_dict() if stream is None else stream,
+            "log": log.state_dict(),
+            **self.settings.record,
+        }
+        self._checkpoints.save(self.step, run_tensors(self.model, self.optimizer), facts, wait)
+        return self._checkpoints.place(self.step)
 
     def export(self, folder: Path) -> None:
         """Write weights (bf16, released names), config.json and tokenizer; the folder appears when complete.
 
         Raises:
-            OSError: writing failed; nothing is left under the name.
+            OSError: writing failed; nothing new is left under the name.
         """
         try:
-            with complete_folder(folder) as scratch:
+            with complete_folder(folder, replace=True) as scratch:
                 self.model.save_pretrained(scratch)
                 self.tokenizer.save(scratch)
         except OSError as error:
             raise cannot_write(folder, error) from error
 
-    def _step(self, step: int, steps: int, micro_batches: Sequence[Batch], log: MetricsLog) -> None:
-        settings = self.settings
+    def _step(self, steps: int, log: MetricsLog, watch: Watch) -> None:
+        settings, step = self.settings, self.step + 1
+        before = self.stream.state_dict()
+        watch(f"step {step}: drawing data")
+        batches = self.stream.next_step()
         lr = learning_rate(step, steps, settings.optimizer.lr, settings.schedule)
-        max_norm = settings.optimizer.max_grad_norm
-        log.step(train_step(self.model, self.optimizer, micro_batches, step, lr, settings.loss, max_norm))
+        try:
+            max_norm = settings.optimizer.max_grad_norm
+            record = train_step(self.model, self.optimizer, batches, step, lr, settings.loss, max_norm, watch)
+        except NotFiniteError as error:
+            if not self._guard.may_skip():
+                place = self.save(log, before)
+                raise NotFiniteError(f"{error}. The state before this step is saved in {place}") from None
+            log.skipped(step, str(error))
+        else:
+            log.step(record)
+            if self._rolled_back(record, log):
+                return
+        self.step = step
 
-    def _validate(self, step: int, log: MetricsLog) -> float:
-        loss = self.validation_loss()
-        log.validation(step, loss)
-        return loss
+    def _rolled_back(self, record: StepRecord, log: MetricsLog) -> bool:
+        """Look at the loss; True if the run went back to a checkpoint because of it."""
+        usual = self._guard.spike(record.loss)
+        if usual is None:
+            return False
+        said = f"step {record.step}: the loss spiked to {record.loss:.4g}, it was about {usual:.4g}"
+        self._checkpoints.wait()
+        checkpoints = complete_checkpoints(self.folder / CHECKPOINTS)
+        if self.settings.guard.spike_action == "report" or not checkpoints:
+            log.say(f"{said}; guard.spike_action rollback would go back to a checkpoint")
+            return False
+        onward = self.stream.state_dict()
+        self.resume(checkpoints[-1])
+        self._checkpoints.went_back()
+        self.stream.load_state_dict(onward)
+        log.rewind(self.step, self.log_state)
+        log.say(f"{said}; back to step {self.step}, and on with the data that follows")
+        return True
+
+    def _save_if_due(self, steps: int, log: MetricsLog, watch: Watch) -> None:
+        if _due(self.step, self.settings.checkpoint.every) or self.step == steps:
+            watch(f"step {self.step}: saving")
+            self.save(log, wait=False)
+
+    def _validate_if_due(self, steps: int, log: MetricsLog, watch: Watch) -> None:
+        due = _due(self.step, self.settings.validate_every) or self.step in (0, steps)
+        if due and self.step not in log.validations():
+            watch(f"validating after step {self.step}")
+            log.validation(self.step, self.validation_loss())
 
 
 def _due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
+    return every is not None and step > 0 and step % every == 0

@@ -34,6 +34,14 @@ def hold_exam(
     return score
 
 
+def read_exam(folder: Path, when: str) -> HellaswagScore | None:
+    """A score that evaluation.json already holds."""
+    if not (folder / EXAMS).is_file():
+        return None
+    values = json.loads((folder / EXAMS).read_text(encoding="utf-8"))["hellaswag"][when]
+    return None if values is None else HellaswagScore.from_dict(values)
+
+
 def write_exams(folder: Path, before: HellaswagScore | None, after: HellaswagScore | None) -> None:
     """Write evaluation.json; null for an exam that was not held (yet).
 

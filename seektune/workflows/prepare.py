@@ -89,15 +89,17 @@ def read_config(section: ModelConfig) -> DeepseekV4Config:
     return found
 
 
-def build_model(recipe: Recipe, config: DeepseekV4Config, device: torch.device) -> DeepseekV4ForCausalLM:
-    """The model with random or given weights.
+def build_model(
+    recipe: Recipe, config: DeepseekV4Config, device: torch.device, with_weights: bool
+) -> DeepseekV4ForCausalLM:
+    """The model with random or given weights; not `with_weights` where a checkpoint will set them all.
 
     Raises:
         ValueError: it cannot fit into the device's memory, or its weights are not as they should be.
     """
     _refuse_too_large(recipe, config, device)
     section, dtype = recipe.model, DTYPES[recipe.model.dtype]
-    if section.weights is None:
+    if section.weights is None or not with_weights:
         return DeepseekV4ForCausalLM(config, device, dtype, section.numerics)
     return DeepseekV4ForCausalLM.from_pretrained(section.weights, dtype, section.numerics, device)
 

@@ -17,7 +17,7 @@ def choose_folder(run_dir: str | None, name: str, now: datetime) -> Path:
     """The folder that the recipe names, or `runs/<name>-<date>-<time>`.
 
     Raises:
-        ValueError: the folder holds another run, or is no folder.
+        ValueError: it is no folder.
     """
     if run_dir is None:
         stem = f"{name}-{now:%Y%m%d-%H%M%S}"
@@ -27,13 +27,25 @@ def choose_folder(run_dir: str | None, name: str, now: datetime) -> Path:
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise ValueError(f"run_dir {folder}: {place} is a file; name a folder, or none for a new one in {RUNS}/")
-    for found in TAKEN:
-        if (folder / found).exists():
-            raise ValueError(
-                f"run_dir {folder} already holds a run ({found}); name another folder, move this one away, "
-                f"or leave run_dir out for a new one in {RUNS}/"
-            )
     return folder
+
+
+def taken(folder: Path) -> str | None:
+    """What shows that a folder holds a run, if anything does."""
+    return next((found for found in TAKEN if (folder / found).exists()), None)
+
+
+def refuse_taken(folder: Path) -> None:
+    """Check that a folder holds no run.
+
+    Raises:
+        ValueError: it does.
+    """
+    if (found := taken(folder)) is not None:
+        raise ValueError(
+            f"run_dir {folder} already holds a run ({found}); name another folder, move this one away, "
+            f"or leave run_dir out for a new one in {RUNS}/"
+        )
 
 
 @contextmanager

@@ -7,8 +7,10 @@ from seektune.evaluate.hellaswag import HellaswagScore, Share
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.count import count_parameters
 from seektune.recipe.recipe import Recipe
+from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.figures import Comparison, Score
 from seektune.train.report import Story
+from seektune.train.trainer import CHECKPOINTS
 from seektune.workflows.prepare import Lesson
 
 
@@ -77,6 +79,14 @@ def summary(
         say(f"HellaSwag acc_norm: {_percent(before.acc_norm)} → {_percent(after.acc_norm)}")
     say(f"weights: {model}")
     say(f"report: {report}")
+
+
+def farewell(signal: str, folder: Path) -> str:
+    """What a run that was asked to stop leaves, and how it goes on."""
+    saved = complete_checkpoints(folder / CHECKPOINTS)
+    if not saved:
+        return f"stopped by {signal} before the first step; nothing had to be saved, the same command starts again"
+    return f"stopped by {signal}; saved in {saved[-1]}; the same command with --run_dir={folder} goes on from there"
 
 
 def in_words(score: HellaswagScore) -> str:

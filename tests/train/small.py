@@ -1,7 +1,6 @@
 """A DeepSeek-V4 that trains in milliseconds, and made batches for it."""
 
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +8,7 @@ import torch
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.sequence import IGNORE_INDEX, Batch
-from seektune.train.config import CheckpointConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from seektune.train.step import StepRecord
 from seektune.train.trainer import TrainSettings
 
@@ -46,10 +45,22 @@ def made_batch(seed: int, rows: int = 2, length: int = 12, taught: int = 6, padd
     return Batch(torch.where(real, tokens, 0), labels, real.long().expand(rows, length))
 
 
-def made_steps(micro_batches: int = 2) -> Callable[[], Sequence[Batch]]:
+class MadeStream:
     """A loader: the micro-batches of a step at each call, the same ones from each loader."""
-    seeds = count()
-    return lambda: [made_batch(next(seeds)) for _ in range(micro_batches)]
+
+    def __init__(self, micro_batches: int = 2):
+        self.drawn, self._micro_batches = 0, micro_batches
+
+    def next_step(self) -> Sequence[Batch]:
+        self.drawn += 1
+        first = (self.drawn - 1) * self._micro_batches
+        return [made_batch(first + number) for number in range(self._micro_batches)]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.drawn = state["drawn"]
 
 
 def settings(
@@ -57,14 +68,18 @@ def settings(
     every: int | None = None,
     validate_every: int | None = None,
     loss: LossConfig | None = None,
+    guard: GuardConfig | None = None,
+    asynchronous: bool = True,
 ) -> TrainSettings:
     return TrainSettings(
         optimizer=OptimizerConfig(lr=lr),
         schedule=ScheduleConfig(warmup_steps=1),
         loss=LossConfig() if loss is None else loss,
-        checkpoint=CheckpointConfig(every=every),
+        checkpoint=CheckpointConfig(every=every, asynchronous=asynchronous),
+        guard=GuardConfig() if guard is None else guard,
         validate_every=validate_every,
         seed=0,
+        record={},
     )
 
 

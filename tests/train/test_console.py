@@ -9,7 +9,7 @@ from .small import RECORD
 
 
 def test_plain_lines_come_each_so_many_steps(capsys):
-    lines = Lines(steps=5, every=2)
+    lines = Lines(steps=5, every=2, done=0)
     for step in range(1, 6):
         lines.step(replace(RECORD, step=step))
     shown = capsys.readouterr().out.splitlines()
@@ -24,7 +24,7 @@ def test_a_pipe_gets_plain_lines(capsys):
 def test_a_terminal_gets_a_bar_with_all_numbers_even_if_narrow(monkeypatch):
     terminal = Console(force_terminal=True, width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     monkeypatch.setattr(console, "Console", lambda: terminal)
-    bar = Bar(steps=4)
+    bar = Bar(steps=4, done=0)
     bar.step(replace(RECORD, step=1))
     bar.say("[not markup]")
     bar.step(replace(RECORD, step=4))

@@ -11,10 +11,13 @@ def test_lines_are_on_disk_as_soon_as_written(tmp_path):
     assert read_lines(tmp_path / "a.jsonl") == [{"step": 1}, {"step": 2}]
 
 
-def test_an_older_file_is_not_continued(tmp_path):
-    (tmp_path / "a.jsonl").write_text("")
-    with pytest.raises(FileExistsError):
-        JsonLines(tmp_path / "a.jsonl")
+def test_an_older_file_is_continued_after_a_step(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    with JsonLines(file) as lines:
+        lines.rewind(2)
+        lines.append({"step": 3, "again": True})
+    assert read_lines(file) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
 
 
 def fill(lines):

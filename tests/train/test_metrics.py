@@ -62,10 +62,33 @@ def test_files_are_closed_when_the_user_interrupts(tmp_path):
         opened[0].step(replace(RECORD, step=2))
 
 
-def test_an_older_run_is_not_continued(tmp_path):
-    run(tmp_path, 1)
-    with pytest.raises(FileExistsError):
-        run(tmp_path, 1)
+def test_a_resumed_run_goes_on_with_the_files(tmp_path):
+    with MetricsLog(tmp_path, 60, LoggingConfig(tensorboard=True)) as log:
+        log.validation(0, 4.0)
+        for step in range(1, 6):
+            log.step(replace(RECORD, step=step))
+            if step == 3:
+                state = log.state_dict()
+    with MetricsLog(tmp_path, 60, LoggingConfig(tensorboard=True), 3, state) as log:
+        assert log.validations() == {0: 4.0}
+        log.step(replace(RECORD, step=4))
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["total_tokens"]) for line in lines] == [(1, 40), (2, 80), (3, 120), (4, 160)]
+    # windows of two steps: the half-filled one of step 3 is completed by step 4
+    assert [line["loads"]["0"] for line in read_lines(tmp_path / "expert_loads.jsonl")] == [[20, 60], [20, 60]]
+
+
+def test_a_run_that_starts_anew_forgets_the_files(tmp_path):
+    run(tmp_path, 2)
+    with MetricsLog(tmp_path, 2, LoggingConfig(tensorboard=False)) as log:
+        assert log.validations() == {}
+    assert read_lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_a_skipped_step_has_a_line(tmp_path):
+    with MetricsLog(tmp_path, 2, LoggingConfig(tensorboard=False)) as log:
+        log.skipped(1, "the loss is not finite")
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "skipped": "the loss is not finite"}]
 
 
 def test_imbalance_is_largest_over_mean():

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from seektune.workflows.run_folder import TAKEN, choose_folder, made
+from seektune.workflows.run_folder import TAKEN, choose_folder, made, refuse_taken
 
 NOON = datetime(2026, 3, 4, 12, 0, 5)
 
@@ -21,13 +21,14 @@ def test_a_run_without_folder_gets_one_by_name_and_time(tmp_path, monkeypatch):
 def test_the_folder_of_another_run_is_refused(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(ValueError, match=rf"already holds a run \({name}\); name another folder") as caught:
-        choose_folder(str(tmp_path), "x", NOON)
+        refuse_taken(choose_folder(str(tmp_path), "x", NOON))
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_with_other_things_is_taken(tmp_path):
     (tmp_path / "notes.txt").touch()
     assert choose_folder(str(tmp_path), "x", NOON) == tmp_path
+    refuse_taken(tmp_path)
 
 
 def test_a_file_is_no_folder(tmp_path):

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,16 @@ import torch
 from seektune.data.synthetic import made_hellaswag, write_rows
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.recipe.load import load_recipe
+from seektune.train import trainer
 from seektune.train.files import read_lines
+from seektune.train.interrupt import Interrupted
 from seektune.workflows import train as workflow
-from seektune.workflows.train import train
+
+CACHE = Path("unused")
+
+
+def train(recipe, name="run", notes=()):
+    return workflow.train(recipe, name, notes, CACHE)
 
 
 def losses(folder: Path) -> list[float]:
@@ -36,7 +45,7 @@ def test_a_run_leaves_everything(recipe, tmp_path, capsys):
     for expected in ("a note of the reader", "random weights", "40 training rows from", "trainable", "step 3/3", "→"):
         assert expected in shown
     assert shown.splitlines()[-1] == f"report: {folder / 'report.html'}"
-    assert [place.name for place in (folder / "checkpoints").iterdir()] == ["step-000002"]
+    assert sorted(place.name for place in (folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
 
 
 def test_what_a_run_leaves_is_where_the_next_one_starts(recipe, tmp_path):
@@ -63,12 +72,123 @@ def test_exams_are_held_only_if_wanted(recipe):
     assert "Accuracy" not in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_second_run_into_the_same_folder_is_refused(recipe):
+def test_a_finished_run_is_left_as_it_is(recipe, capsys):
+    folder = train(recipe())
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    assert train(recipe()) == folder
+    assert "finished" in capsys.readouterr().out
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resume": "no"}, "already holds a run"),
+        ({"seed": 5}, "holds a run with another seed"),
+        ({"steps": 2}, "fewer than before"),
+        ({"resume": "elsewhere"}, "resume elsewhere is no folder"),
+    ],
+)
+def test_the_folder_of_another_run_is_refused(recipe, changes, message):
     folder = train(recipe())
     before = (folder / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="already holds a run"):
-        train(recipe())
+    with pytest.raises(ValueError, match=message):
+        train(recipe(**changes))
     assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def stopped(recipe, monkeypatch, step):
+    """A run that SIGTERM stopped in a step."""
+    train_step = trainer.train_step
+
+    def signalling(*arguments):
+        if arguments[3] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(*arguments)
+
+    monkeypatch.setattr(trainer, "train_step", signalling)
+    with pytest.raises(Interrupted, match=rf"stopped by SIGTERM; saved in .*step-00000{step}; the same command"):
+        train(recipe)
+    monkeypatch.undo()
+
+
+def test_the_same_command_goes_on_to_the_same_end(recipe, tmp_path, monkeypatch, capsys):
+    whole = train(recipe(run_dir=str(tmp_path / "whole"), steps=5))
+    wanted = recipe(steps=5)
+    stopped(wanted, monkeypatch, 2)
+    folder = train(wanted)
+    assert "resuming after step 2" in capsys.readouterr().out
+    assert losses(folder) == losses(whole)
+    for name in ("validation.jsonl", "evaluation.json", "model/model.safetensors", "expert_loads.jsonl"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(recipe):
+    train(recipe())
+    folder = train(recipe(steps=6))
+    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_another_folder_can_start_from_a_checkpoint(recipe, tmp_path, monkeypatch, capsys):
+    wanted = recipe(steps=5)
+    stopped(wanted, monkeypatch, 2)
+    folder = train(recipe(steps=5, resume=wanted.run_dir, run_dir=str(tmp_path / "other"), optimizer={"lr": 1e-4}))
+    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [3, 4, 5]
+    assert "note: optimizer is not what it was" in capsys.readouterr().out
+
+
+def truncate(folder):
+    file = next(folder.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(folder):
+    file = next(folder.glob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-1000] ^= 1
+    file.write_bytes(data)
+
+
+def lose(folder):
+    (folder / "state.json").unlink()
+
+
+def add(folder):
+    (folder / "foreign.bin").write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (truncate, "bytes, .* were written"),
+        (flip, "checksum is not the one"),
+        (lose, "state.json is missing"),
+        (add, "foreign.bin does not belong"),
+    ],
+)
+def test_a_damaged_checkpoint_is_found_and_an_older_one_offered(recipe, monkeypatch, harm, message):
+    wanted = recipe(steps=5, checkpoint={"every": 1})
+    stopped(wanted, monkeypatch, 3)
+    checkpoints = Path(wanted.run_dir) / "checkpoints"
+    harm(checkpoints / "step-000003")
+    monkeypatch.setattr(workflow, "build_model", lambda *_, **__: pytest.fail("built a model"))
+    with pytest.raises(ValueError, match=message) as caught:
+        train(wanted)
+    older = checkpoints / "step-000002"
+    assert str(caught.value).endswith(f"the checkpoint before is whole: --resume={older}")
+    monkeypatch.undo()
+    folder = train(wanted.model_copy(update={"resume": str(older)}))
+    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(trainer.Trainer, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space"):
+        train(recipe())
+    monkeypatch.undo()
+    folder = train(recipe())
+    assert "without a checkpoint: it starts anew" in capsys.readouterr().out
+    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
 
 
 def bad_rows(tmp_path: Path) -> Path:
@@ -81,7 +201,7 @@ def bad_rows(tmp_path: Path) -> Path:
 
 
 def test_a_bad_row_is_found_before_the_model_is_built(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow, "build_model", lambda *_: pytest.fail("built a model"))
+    monkeypatch.setattr(workflow, "build_model", lambda *_, **__: pytest.fail("built a model"))
     with pytest.raises(ValueError, match="label '7'"):
         train(recipe(data__path=str(bad_rows(tmp_path))))
     assert not (tmp_path / "run").exists()
@@ -102,26 +222,32 @@ def test_a_mistake_leaves_no_folder(recipe, tmp_path, changes, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_while_training_keeps_what_was_written(recipe, monkeypatch):
+def test_a_signal_before_the_first_step_leaves_no_folder(recipe, tmp_path, monkeypatch):
     def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(workflow.Trainer, "export", interrupt)
-    with pytest.raises(KeyboardInterrupt, match=r"interrupted by Ctrl-C; .* stays in .*run"):
-        train(recipe())
-    folder = Path(recipe().run_dir)
-    assert len(losses(folder)) == 3
-    assert not (folder / "model").exists()
-
-
-def test_ctrl_c_before_the_first_step_leaves_no_folder(recipe, tmp_path, monkeypatch):
-    def interrupt(*_):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(workflow, "hold_exam", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="stopped by SIGTERM before the first step"):
         train(recipe())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_in_the_last_exam_costs_no_training(recipe, monkeypatch):
+    exam = workflow.hold_exam
+
+    def interrupted(wanted, when, *rest):
+        if when == "after":
+            os.kill(os.getpid(), signal.SIGINT)
+        return exam(wanted, when, *rest)
+
+    monkeypatch.setattr(workflow, "hold_exam", interrupted)
+    with pytest.raises(Interrupted, match=r"stopped by SIGINT; saved in .*step-000003"):
+        train(recipe())
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer, "train_step", lambda *_: pytest.fail("trained again"))
+    folder = train(recipe())
+    assert (folder / "report.html").exists()
+    assert json.loads((folder / "evaluation.json").read_text())["hellaswag"]["before"]["n"] == 6
 
 
 @pytest.mark.slow

@@ -1,0 +1,130 @@
+"""The checkpoints of a run: written beside the training, the newest kept, the older thinned out."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seektune.checkpoint import sweep, write_run_state
+from seektune.train.config import CheckpointConfig
+from seektune.train.files import cannot_write
+
+PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is complete on disk."""
+
+    folder: Path
+    size: int
+    """Bytes."""
+    blocked: float
+    """Seconds for which training waited."""
+    seconds: float
+    """Seconds until it was complete."""
+
+
+class Checkpoints:
+    """Saves into a folder of a run. Training waits only while tensors are copied; a thread writes the copy.
+
+    The copy's memory is kept for the next save. A failure of the thread is raised by the next call.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig, report: Callable[[Saved], None]):
+        self.folder, self._config, self._report = folder, config, report
+        self._copy: dict[str, Tensor] = {}
+        self._thread: Thread | None = None
+        self._failure: OSError | None = None
+        self._current: list[Path] = []
+        """What this process saved since it last went back."""
+        sweep(folder)
+
+    def place(self, step: int) -> Path:
+        """Where the state after `step` is saved."""
+        return self.folder / f"{PREFIX}{step:06}"
+
+    def went_back(self) -> None:
+        """The run returned to an earlier step, and will make other checkpoints under the same names."""
+        self._current.clear()
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], wait: bool = False) -> None:
+        """Save the state after `step`; returns when it is copied, or with `wait` when it is complete.
+
+        Raises:
+            OSError: this or the save before failed; earlier checkpoints are untouched.
+        """
+        began = perf_counter()
+        self.wait()
+        folder = self.place(step)
+        if folder in self._current:
+            return
+        self._current.append(folder)
+        if wait or not self._config.asynchronous:
+            self._write(folder, tensors, facts, began, None)
+            self.wait()
+            return
+        copy = self._copied(tensors)
+        arguments = folder, copy, dict(facts), began, perf_counter() - began
+        self._thread = Thread(target=self._write, args=arguments, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is being written.
+
+        Raises:
+            OSError: what was being written failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for name, tensor in tensors.items():
+            if name not in self._copy:
+                self._copy[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+            self._copy[name].copy_(tensor)
+        return {name: self._copy[name] for name in tensors}
+
+    def _write(
+        self, folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], began: float, blocked: float | None
+    ) -> None:
+        try:
+            size = write_run_state(folder, tensors, facts)
+            thin_out(self.folder, self._config.keep_last, self._config.keep_every)
+        except OSError as error:
+            self._failure = cannot_write(folder, error)
+            return
+        seconds = perf_counter() - began
+        self._report(Saved(folder, size, seconds if blocked is None else blocked, seconds))
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    found = (place for place in folder.glob(f"{PREFIX}*") if step_of(place) is not None)
+    return sorted(found, key=lambda place: step_of(place) or 0)
+
+
+def step_of(folder: Path) -> int | None:
+    """The step after which a checkpoint was made, from its name."""
+    number = folder.name.removeprefix(PREFIX)
+    return int(number) if number.isdigit() and folder.name.startswith(PREFIX) else None
+
+
+def thin_out(folder: Path, keep_last: int, keep_every: int | None) -> None:
+    """Remove all but the last `keep_last` checkpoints and those whose step is a multiple of `keep_every`."""
+    for place in complete_checkpoints(folder)[:-keep_last]:
+        if keep_every is None or (step_of(place) or 0) % keep_every:
+            # renamed first: a folder with its name is always whole
+            doomed = place.with_name(f".{place.name}.doomed.partial")
+            place.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,64 @@
+"""Signals that ask a run to stop: it finishes what must not be cut, saves, and says that it can be resumed."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+RESUME_ME = 75
+"""Exit code of a run that stopped on request and goes on when started again (EX_TEMPFAIL of sysexits.h)."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop."""
+
+
+class Interruption:
+    """While entered, turns a signal into `Interrupted`: at once, or where `deferred` says so at the end of that part.
+
+    A second signal ends the process at once. Only the main thread may enter it.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        """The signal that came first."""
+        self._depth = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A part that is finished before a signal takes effect."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+        if self.name is not None and self._depth == 0:
+            raise Interrupted(self.name)
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """A part that is finished although a signal came: the last save."""
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        if self.name is not None:
+            os._exit(128 + number)
+        self.name = signal.Signals(number).name
+        if self._depth == 0:
+            raise Interrupted(self.name)

@@ -1,0 +1,104 @@
+"""Where a run starts: anew, from its own newest checkpoint, or from one that the user names."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seektune.checkpoint import check_run_state, read_facts, sweep
+from seektune.recipe.load import load_recipe
+from seektune.recipe.recipe import Recipe
+from seektune.train.checkpoints import complete_checkpoints, step_of
+from seektune.train.report import REPORT
+from seektune.train.trainer import CHECKPOINTS, MODEL
+from seektune.workflows.run_folder import RECIPE, refuse_taken, taken
+
+DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "seed")
+"""Parts of a recipe that a run cannot change and still be the same run."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run begins."""
+
+    checkpoint: Path | None = None
+    """Its state to go on from."""
+    finished: bool = False
+    """Nothing is left to do."""
+
+
+def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Start:
+    """Decide by `resume` and by what the run folder holds; a checkpoint is checked in full before it is used.
+
+    Raises:
+        ValueError: the folder is another run's, the checkpoint is damaged, or there is none where one is named.
+    """
+    if recipe.resume not in ("auto", "no"):
+        return _named(Path(recipe.resume).expanduser(), recipe, folder, say)
+    if taken(folder) is None:
+        return Start()
+    if recipe.resume == "no" or not (folder / RECIPE).is_file():
+        refuse_taken(folder)
+    if differing := _differences(recipe, load_recipe(folder / RECIPE).model_dump(mode="json")):
+        raise ValueError(
+            f"run_dir {folder} holds a run with another {differing[0]}; name another folder, "
+            f"or start from its state with --resume={folder} and another --run_dir"
+        )
+    sweep(folder / CHECKPOINTS)
+    checkpoints = complete_checkpoints(folder / CHECKPOINTS)
+    if not checkpoints:
+        say(f"{folder} holds a run without a checkpoint: it starts anew")
+        return Start()
+    if (folder / REPORT).exists() and (folder / MODEL).exists() and step_of(checkpoints[-1]) == recipe.steps:
+        return Start(checkpoints[-1], finished=True)
+    return _checked(checkpoints, say)
+
+
+def _named(source: Path, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Start:
+    if not source.is_dir():
+        raise ValueError(f"resume {source} is no folder; it can be auto, no, a checkpoint or a run folder")
+    checkpoints = [source] if step_of(source) is not None else complete_checkpoints(source / CHECKPOINTS)
+    if not checkpoints:
+        raise ValueError(f"resume {source} holds no checkpoint")
+    own = checkpoints[-1].resolve().parent == (folder / CHECKPOINTS).resolve()
+    if not own:
+        refuse_taken(folder)
+    start = _checked(checkpoints, say)
+    assert start.checkpoint is not None
+    for part in _differences(recipe, read_facts(start.checkpoint)["recipe"]):
+        say(f"note: {part} is not what it was when {start.checkpoint} was saved")
+    return start
+
+
+def _checked(checkpoints: list[Path], say: Callable[[str], None]) -> Start:
+    """The newest checkpoint if it is whole; otherwise an older one is offered, not taken."""
+    newest = checkpoints[-1]
+    try:
+        check_run_state(newest)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_offer(checkpoints[:-1])}") from None
+    say(f"resuming after step {step_of(newest)} from {newest}")
+    return Start(newest)
+
+
+def _offer(older: list[Path]) -> str:
+    for checkpoint in reversed(older):
+        try:
+            check_run_state(checkpoint)
+        except ValueError:
+            continue
+        return f"the checkpoint before is whole: --resume={checkpoint}"
+    return "there is no older checkpoint that is whole: --resume=no and another --run_dir start anew"
+
+
+def _differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:
+    now = recipe.model_dump(mode="json")
+    parts = [part for part in DECISIVE if _comparable(now.get(part)) != _comparable(saved.get(part))]
+    if saved.get("steps", 0) > recipe.steps:
+        parts.append("number of steps (fewer than before)")
+    return parts
+
+
+def _comparable(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

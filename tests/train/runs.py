@@ -1,0 +1,110 @@
+"""A whole run of the small model in a folder, resumed where it stands; also what a killed process runs."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from seektune.evaluate.loss import validation_loss
+from seektune.train.checkpoints import complete_checkpoints
+from seektune.train.config import GuardConfig, LoggingConfig, LossConfig, OptimizerConfig
+from seektune.train.files import read_lines
+from seektune.train.interrupt import Interruption
+from seektune.train.metrics import MetricsLog
+from seektune.train.state import run_tensors
+from seektune.train.trainer import CHECKPOINTS, Trainer
+
+from .small import MadeStream, Words, made_batch, settings, small_model
+
+QUIET = LoggingConfig(tensorboard=False, every=1000)
+LOSS = LossConfig(bias_update_speed=0.001, balance_weight=0.01)
+
+
+def make_trainer(
+    folder: Path,
+    interruption: Interruption,
+    dtype: torch.dtype = torch.float32,
+    master: str = "fp32",
+    stream: MadeStream | None = None,
+    guard: GuardConfig | None = None,
+    every: int | None = 2,
+    asynchronous: bool = True,
+) -> Trainer:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = small_model(dtype)
+    held_out = partial(validation_loss, model, [made_batch(1000)])
+    wanted = settings(every=every, validate_every=3, loss=LOSS, guard=guard, asynchronous=asynchronous)
+    wanted = replace(wanted, optimizer=OptimizerConfig(lr=1e-2, master=master))
+    return Trainer(model, Words(), MadeStream() if stream is None else stream, wanted, folder, held_out, interruption)
+
+
+def go(folder: Path, steps: int, change: Callable[[Trainer], None] = lambda trainer: None, **changes) -> Trainer:
+    """Start anew, or resume from the newest checkpoint, and train until `steps` steps are done."""
+    with Interruption() as interruption:
+        trainer = make_trainer(folder, interruption, **changes)
+        if checkpoints := complete_checkpoints(folder / CHECKPOINTS):
+            trainer.resume(checkpoints[-1])
+        change(trainer)
+        with MetricsLog(folder, steps, QUIET, trainer.step, trainer.log_state) as log:
+            trainer.fit(steps, log)
+    return trainer
+
+
+def go_slowly(folder: Path, steps: int) -> None:
+    """As `go`, with a pause in each validation, so that a kill can meet it."""
+
+    def change(trainer: Trainer) -> None:
+        loss = trainer.validation_loss
+
+        def slow() -> float:
+            time.sleep(0.02)
+            return loss()
+
+        trainer.validation_loss = slow
+
+    torch.set_num_threads(1)
+    go(folder, steps, change)
+
+
+def end_by_two_signals(folder: Path) -> None:
+    """A run that gets SIGTERM in a step, and another before the step is over."""
+
+    class Deaf(MadeStream):
+        def next_step(self):
+            if self.drawn == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise AssertionError("the second signal did not end the process")
+            return super().next_step()
+
+    go(folder, 5, stream=Deaf())
+
+
+def hang(folder: Path) -> None:
+    """A run whose data never comes."""
+
+    class Hanging(MadeStream):
+        def next_step(self):
+            if self.drawn == 1:
+                time.sleep(60)
+            return super().next_step()
+
+    go(folder, 5, stream=Hanging(), guard=GuardConfig(step_timeout=0.5))
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+
+
+def validations(folder: Path) -> list[dict[str, float]]:
+    return read_lines(folder / "validation.jsonl")
+
+
+def same_state(a: Trainer, b: Trainer) -> bool:
+    left, right = run_tensors(a.model, a.optimizer), run_tensors(b.model, b.optimizer)
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
