@@ -34,8 +34,8 @@ The same with another learning rate and fewer steps:
   seektune train RECIPE --optimizer.lr=1e-3 --steps=50
 
 A recipe is a YAML file that says what to train; `seektune train --help` tells how overrides work, and `seektune
-schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done, 75 stopped by a signal and ready to
-be resumed by the same command.
+schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done,
+75 stopped by a signal: the same command goes on from there.
 """
 
 OVERRIDES_HELP = """\b
