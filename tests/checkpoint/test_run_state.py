@@ -1,0 +1,110 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from seektune.checkpoint import (
+    check_run_state,
+    complete_folder,
+    read_facts,
+    read_tensors,
+    sweep,
+    tensor_names,
+    write_run_state,
+)
+
+TENSORS = {
+    "model.a": torch.arange(24, dtype=torch.float32).view(4, 6),
+    "model.table": torch.arange(5),
+    "optimizer.a:step": torch.tensor(3.0),
+    "optimizer.a:master": torch.randn(3, 2),
+    "model.half": torch.randn(7).bfloat16(),
+    "model.turned": torch.arange(6.0).view(2, 3).T,
+    "random.cpu": torch.get_rng_state(),
+}
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path):
+    size = write_run_state(tmp_path / "step-1", TENSORS, {"step": 1, "stream": {"epoch": 0}})
+    check_run_state(tmp_path / "step-1")
+    assert size == sum(file.stat().st_size for file in (tmp_path / "step-1").iterdir())
+    assert read_facts(tmp_path / "step-1") == {"step": 1, "stream": {"epoch": 0}}
+    assert tensor_names(tmp_path / "step-1") == TENSORS.keys()
+    into = {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}
+    read_tensors(tmp_path / "step-1", into)
+    for name, tensor in TENSORS.items():
+        assert torch.equal(into[name], tensor), name
+        assert into[name].dtype == tensor.dtype, name
+
+
+def test_reading_unpickles_nothing(tmp_path, monkeypatch):
+    write_run_state(tmp_path / "step-1", TENSORS, {})
+
+    def refuse(*_, **__):
+        raise AssertionError("something was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    check_run_state(tmp_path / "step-1")
+    read_tensors(tmp_path / "step-1", {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()})
+    assert not any(b"\x80\x04\x95" in file.read_bytes()[:4096] for file in (tmp_path / "step-1").iterdir())
+
+
+def test_another_model_is_named(tmp_path):
+    write_run_state(tmp_path / "step-1", TENSORS, {})
+    into = {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}
+    with pytest.raises(ValueError, match=r"model.new is not in the checkpoint"):
+        read_tensors(tmp_path / "step-1", {**into, "model.new": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"model\.a has shape \[4, 6\] there"):
+        read_tensors(tmp_path / "step-1", {**into, "model.a": torch.zeros(4, 7)})
+
+
+def test_a_newer_checkpoint_replaces_one_of_its_name(tmp_path):
+    for step in (1, 2):
+        write_run_state(tmp_path / "step-1", TENSORS, {"step": step})
+    assert read_facts(tmp_path / "step-1") == {"step": 2}
+    assert [place.name for place in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_a_failed_write_leaves_the_older_one(tmp_path, monkeypatch):
+    write_run_state(tmp_path / "step-1", TENSORS, {"step": 1})
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_run_state(tmp_path / "step-1", TENSORS, {"step": 2})
+    monkeypatch.undo()
+    check_run_state(tmp_path / "step-1")
+    assert read_facts(tmp_path / "step-1") == {"step": 1}
+    assert [place.name for place in tmp_path.iterdir()] == ["step-1"]
+
+
+@pytest.mark.parametrize("with_successor", [True, False])
+def test_a_folder_that_was_being_replaced_when_its_process_died_is_there_again(tmp_path, with_successor):
+    """Between moving the old folder aside and naming the new one."""
+    (tmp_path / ".step-1.old").mkdir()
+    (tmp_path / ".step-1.old" / "which").write_text("old")
+    (tmp_path / ".step-1.abc.partial").mkdir()
+    if with_successor:
+        (tmp_path / "step-1").mkdir()
+        (tmp_path / "step-1" / "which").write_text("new")
+    sweep(tmp_path)
+    assert [place.name for place in tmp_path.iterdir()] == ["step-1"]
+    assert (tmp_path / "step-1" / "which").read_text() == ("new" if with_successor else "old")
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError, match="half way"), complete_folder(tmp_path / "model") as scratch:
+        (scratch / "part").write_text("x")
+        assert not (tmp_path / "model").exists()
+        raise RuntimeError("half way")
+    assert list(tmp_path.iterdir()) == []
+    with complete_folder(tmp_path / "model") as scratch:
+        (scratch / "part").write_text("x")
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["part"]
+    with pytest.raises(ValueError, match="not empty"), complete_folder(tmp_path / "model"):
+        pass
