@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from seektune.checkpoint.publish import complete_folder
 
 FACTS, MANIFEST = "state.json", "manifest.json"
+FILE_BYTES = 2**30
+"""Where a further file begins; the engine holds one file in memory while it writes."""
 
 
 def write_run_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
@@ -29,8 +31,9 @@ def write_run_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[
     """
     with complete_folder(folder, replace=True) as scratch:
         with _in_one_process():
-            writer = HuggingFaceStorageWriter(str(scratch), save_distributed=True)
-            _saving(lambda: dcp.save(dict(tensors), storage_writer=writer, no_dist=True))
+            writer = HuggingFaceStorageWriter(str(scratch), _file_numbers(tensors), save_distributed=True)
+            whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            _saving(lambda: dcp.save(whole, storage_writer=writer, no_dist=True))
         (scratch / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         files = sorted(scratch.iterdir())
         manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)} for file in files}
@@ -92,6 +95,17 @@ def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     return {name: tuple(entry.size) for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Which file each tensor goes to, counted from 1."""
+    numbers, number, filled = {}, 1, 0
+    for name, tensor in tensors.items():
+        if filled and filled + tensor.nbytes > FILE_BYTES:
+            number, filled = number + 1, 0
+        numbers[name] = number
+        filled += tensor.nbytes
+    return numbers
 
 
 def _saving(save: Any) -> None:
