@@ -17,10 +17,10 @@ def locate(source: str | Path) -> Path:
         OSError: the Hub cannot be reached.
     """
     folder = Path(source)
-    if folder.is_dir():
+    if str(source) and folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise ValueError(f"{source} is neither a folder nor a Hub id (organisation/name)")
+        raise ValueError(f"{str(source) or 'an empty name'} is neither a folder nor a Hub id (organisation/name)")
     try:
         return Path(snapshot_download(str(source), allow_patterns=FILES))
     except RepositoryNotFoundError:

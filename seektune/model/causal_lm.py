@@ -14,7 +14,7 @@ from seektune.checkpoint import load_weights, locate, save_weights
 from seektune.kernels import upcast, vocabulary_loss
 from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
-from seektune.model.gate import Gate, RoutingLedger
+from seektune.model.gate import Gate, HashGate, RoutingLedger
 from seektune.model.hyper import HyperHead
 from seektune.model.initialize import initialize
 from seektune.model.mtp import MTPBlock
@@ -88,6 +88,9 @@ class DeepseekV4ForCausalLM(nn.Module):
         model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
         model.to_empty(device=device)
         load_weights(model.state_dict(), folder)
+        for layer, gate in model.gates().items():
+            if isinstance(gate, HashGate) and not gate.is_valid():
+                raise ValueError(f"{folder}: layers.{layer}.ffn.gate.tid2eid names an expert that does not exist")
         return model
 
     def save_pretrained(self, folder: str | Path, format: str = "bf16", original: str | Path | None = None) -> None:
@@ -191,6 +194,10 @@ class DeepseekV4ForCausalLM(nn.Module):
         for name, other in (("labels", labels), ("documents", documents)):
             if other is not None and other.shape != input_ids.shape:
                 raise ValueError(f"{name} have shape {list(other.shape)}, input_ids {list(input_ids.shape)}")
+        if labels is not None and bool(
+            ((labels < 0) & (labels != IGNORE_INDEX) | (labels >= self.config.vocab_size)).any()
+        ):
+            raise ValueError(f"labels must be {IGNORE_INDEX} (not taught) or ids below {self.config.vocab_size}")
         if mtp and not self.mtp:
             raise ValueError("this model has no MTP block (num_nextn_predict_layers is 0)")
 

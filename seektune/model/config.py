@@ -28,6 +28,8 @@ class RopeScaling(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     type: Literal["yarn"] = "yarn"
+    rope_type: Literal["yarn"] = "yarn"
+    """The newer spelling of `type`."""
     factor: PositiveFloat
     original_max_position_embeddings: PositiveInt
     beta_fast: PositiveFloat = 32
@@ -119,7 +121,7 @@ class DeepseekV4Config(BaseModel):
             raise ValueError(f"{file} does not exist; a checkpoint folder holds config.json beside its safetensors")
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not JSON: {error}") from None
         if not isinstance(values, dict):
             raise ValueError(f"{file} must hold a JSON object, not a {type(values).__name__}")

@@ -59,7 +59,9 @@ class Gate(nn.Module):
 
     def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
         """Route N tokens (paper section 2.1; official `Gate`)."""
-        scores = F.softplus(F.linear(upcast(x_ND), upcast(self.weight))).sqrt()
+        positive = F.softplus(F.linear(upcast(x_ND), upcast(self.weight)))
+        # a logit below about -100 gives 0, where the root's slope is infinite
+        scores = positive.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
         experts = self.choose(scores, tokens_N)
         weights = scores.gather(1, experts)
         return Routing(experts, self.factor * weights / weights.sum(dim=-1, keepdim=True), scores)
@@ -97,6 +99,10 @@ class HashGate(Gate):
             raise ValueError("a hash layer needs the token ids; none reached it")
         return self.tid2eid[tokens_N]
 
+    def is_valid(self) -> bool:
+        """Whether every entry of the table is an expert."""
+        return bool(((self.tid2eid >= 0) & (self.tid2eid < self.weight.shape[0])).all())
+
     def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
         """Route by id; a repeated expert keeps its weight at its first name only."""
         routing = super().forward(x_ND, tokens_N)
@@ -114,7 +120,7 @@ def _sequence_balance(scores_NE: Tensor, chosen_NE: Tensor, layout: SequenceLayo
     document_N = begins.flatten().cumsum(0) - 1
     real = layout.real.flatten()
     share_NE = scores_NE / scores_NE.sum(dim=-1, keepdim=True) * real[:, None]
-    experts, shape = scores_NE.shape[1], (int(document_N[-1]) + 1, scores_NE.shape[1])
+    experts, shape = scores_NE.shape[1], (int(begins.sum()), scores_NE.shape[1])
     chosen = scores_NE.new_zeros(shape).index_add(0, document_N, chosen_NE)
     share = scores_NE.new_zeros(shape).index_add(0, document_N, share_NE)
     # n f_i P_i = E / (K n) * chosen_i * share_i, and K n is the number of choices

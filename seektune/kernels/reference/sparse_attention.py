@@ -63,7 +63,8 @@ def sparse_attention(
     """
     length = q_BTHC.shape[1]
     if length == 0:
-        return torch.zeros_like(q_BTHC)
+        # nothing to attend, but every input stays in the graph: no rank's differs from its peers'
+        return (q_BTHC + keys_BTC.unsqueeze(2) + sink_H[:, None]).to(q_BTHC.dtype)
     chunks = []
     for start in range(0, length, CHUNK):
         part = slice(start, min(start + CHUNK, length))

@@ -1,0 +1,346 @@
+"""Loading the released layout: right values from every dtype, and one sentence for everything that is not right."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from seektune.checkpoint.names import model_name
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+
+INDEX = "model.safetensors.index.json"
+FP8 = "layers.1.attn.wq_a.weight"
+FP4 = "layers.2.ffn.experts.3.w2.weight"
+BF16 = "layers.1.attn_norm.weight"
+F32 = "layers.2.attn.attn_sink"
+I64 = "layers.0.ffn.gate.tid2eid"
+
+
+@pytest.fixture
+def folder(parity_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint to be spoilt."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(parity_folder, copy, ignore=shutil.ignore_patterns("expected*"))
+    return copy
+
+
+def raw(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
+    """Dtype, shape and bytes of every tensor, read by hand from the format's definition."""
+    tensors = {}
+    for file in folder.glob("*.safetensors"):
+        content = file.read_bytes()
+        size = int.from_bytes(content[:8], "little")
+        for name, entry in json.loads(content[8 : 8 + size]).items():
+            if name != "__metadata__":
+                start, stop = (8 + size + offset for offset in entry["data_offsets"])
+                tensors[name] = entry["dtype"], entry["shape"], content[start:stop]
+    return tensors
+
+
+def e4m3(byte: int) -> float:
+    exponent, mantissa = byte >> 3 & 15, byte & 7
+    size = mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    return -size if byte & 128 else size
+
+
+E4M3 = torch.tensor([math.nan if byte & 127 == 127 else e4m3(byte) for byte in range(256)])
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+
+
+def decoded(name: str, tensors: dict[str, tuple[str, list[int], bytes]]) -> Tensor:
+    """The values of a tensor, by tables of the bytes."""
+    dtype, shape, content = tensors[name]
+    if dtype in ("BF16", "F32", "I64"):
+        kinds = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}
+        return torch.frombuffer(bytearray(content), dtype=kinds[dtype]).view(shape)
+    rows, columns = shape
+    codes = torch.frombuffer(bytearray(content), dtype=torch.uint8).long().view(shape)
+    _, (up, across), scale = tensors[name.removesuffix(".weight") + ".scale"]
+    scales = 2.0 ** (torch.frombuffer(bytearray(scale), dtype=torch.uint8).view(up, across).double() - 127)
+    if dtype == "I8":
+        values = torch.empty(rows, 2 * columns)
+        values[:, 0::2], values[:, 1::2] = E2M1[codes % 16], E2M1[codes // 16]
+        by_element = scales[:, torch.arange(2 * columns) // 32]
+    else:
+        assert dtype == "F8_E4M3"
+        values = E4M3[codes]
+        by_element = scales[torch.arange(rows) // 128][:, torch.arange(columns) // 128]
+    return (values * by_element).float()
+
+
+def place(model: DeepseekV4ForCausalLM, released: str) -> Tensor:
+    name, expert = model_name(released)
+    tensor = model.state_dict()[name]
+    return tensor if expert is None else tensor[expert]
+
+
+def test_every_tensor_has_the_values_of_its_bytes(folder: Path):
+    model = DeepseekV4ForCausalLM.from_pretrained(folder)
+    tensors = raw(folder)
+    kinds = set()
+    for name, (dtype, _, _) in tensors.items():
+        if not (name.endswith(".scale") and dtype == "F8_E8M0"):
+            kinds.add(dtype)
+            assert torch.equal(place(model, name), decoded(name, tensors).to(place(model, name).dtype)), name
+    assert kinds == {"BF16", "F32", "I64", "I8", "F8_E4M3"}
+
+
+def test_a_bf16_model_gets_the_rounded_values_and_keeps_its_fp32(parity_folder: Path):
+    full = DeepseekV4ForCausalLM.from_pretrained(parity_folder)
+    low = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype=torch.bfloat16)
+    for name, x in low.state_dict().items():
+        assert torch.equal(x, full.state_dict()[name].to(x.dtype)), name
+    assert place(low, F32).dtype == torch.float32
+    assert place(low, I64).dtype == torch.int64
+
+
+def scale_of(name: str) -> str:
+    stem = name.removesuffix(".weight")
+    return f"{stem}.scale" if stem != name else "none"
+
+
+def edit(folder: Path, changes: dict[str, Tensor | None]) -> None:
+    """Replace, add or (None) remove tensors in the files, and note it in the index."""
+    index = json.loads((folder / INDEX).read_text())
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(file)
+        last = file == max(folder.glob("*.safetensors"))
+        for name, value in changes.items():
+            if name in tensors or (last and name not in index["weight_map"]):
+                tensors.pop(name, None)
+                index["weight_map"].pop(name, None)
+                if value is not None:
+                    tensors[name] = value.contiguous()
+                    index["weight_map"][name] = file.name
+        save_file(tensors, file)
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def read(folder: Path, name: str) -> Tensor:
+    return load_file(folder / json.loads((folder / INDEX).read_text())["weight_map"][name])[name]
+
+
+def base_layout(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """FP8 with F32 scales that are no powers of two."""
+    up, across = (-(-size // 128) for size in weight.shape)
+    return weight.to(torch.float8_e4m3fn), torch.rand(up, across) + 0.5
+
+
+def test_the_dtype_on_disk_decides_not_the_config(folder: Path):
+    """Experts in FP8 with F32 scales as in Base, others in BF16, F32 and F16, under a config that says fp4."""
+    assert json.loads((folder / "config.json").read_text())["expert_dtype"] == "fp4"
+    model = DeepseekV4ForCausalLM.from_pretrained(folder)
+    expected: dict[str, Tensor] = {}
+    changes: dict[str, Tensor | None] = {}
+    for name in (FP4, FP8, "mtp.0.e_proj.weight"):
+        values, scale = base_layout(torch.randn_like(place(model, name)))
+        changes |= {name: values, scale_of(name): scale}
+        full = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: values.shape[0], : values.shape[1]]
+        expected[name] = values.float() * full
+    plain = {
+        "layers.0.attn.wq_b.weight": torch.bfloat16,
+        "layers.0.ffn.experts.1.w1.weight": torch.float32,
+        "layers.1.ffn.shared_experts.w2.weight": torch.float16,
+        BF16: torch.float32,
+        F32: torch.bfloat16,
+    }
+    for name, dtype in plain.items():
+        changes[name] = expected[name] = torch.randn_like(place(model, name)).to(dtype)
+        if scale_of(name) in raw(folder):
+            changes[scale_of(name)] = None
+    edit(folder, changes)
+    found = DeepseekV4ForCausalLM.from_pretrained(folder)
+    for name, value in expected.items():
+        assert torch.equal(place(found, name), value.float()), name
+
+
+def test_one_file_without_an_index_is_read_too(folder: Path):
+    tensors: dict[str, Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        tensors |= load_file(file)
+        file.unlink()
+    (folder / INDEX).unlink()
+    save_file(tensors, folder / "model.safetensors")
+    before, after = tensors[BF16], place(DeepseekV4ForCausalLM.from_pretrained(folder), BF16)
+    assert torch.equal(after, before.float())
+
+
+def test_extreme_scales_of_the_format_are_read(folder: Path):
+    """Exponent byte 0 is 2^-127, not zero; byte 253 with small codes is still finite."""
+    scale = read(folder, scale_of(FP4)).view(torch.uint8)
+    scale[0], scale[1] = 0, 200
+    edit(folder, {scale_of(FP4): scale.view(torch.float8_e8m0fnu)})
+    tensors = raw(folder)
+    found = place(DeepseekV4ForCausalLM.from_pretrained(folder), FP4)
+    assert torch.equal(found, decoded(FP4, tensors))
+    assert 0 < found[0].abs().max() < 1e-36
+
+
+Fault = Callable[[Path], object]
+
+
+def replaced(name: str, change: Callable[[Tensor], Tensor | None]) -> Fault:
+    return lambda folder: edit(folder, {name: change(read(folder, name))})
+
+
+def with_byte(name: str, byte: int) -> Fault:
+    """One byte flipped in the middle of a tensor of one-byte elements."""
+
+    def change(x: Tensor) -> Tensor:
+        flat = x.view(torch.uint8).flatten().clone()
+        flat[len(flat) // 2] = byte
+        return flat.view(x.dtype).view(x.shape)
+
+    return replaced(name, change)
+
+
+def filled(name: str, value: float) -> Fault:
+    def change(x: Tensor) -> Tensor:
+        x.flatten()[-1] = value
+        return x
+
+    return replaced(name, change)
+
+
+SHARD = "model-00001-of-00002.safetensors"
+
+
+def bytes_changed(change: Callable[[bytes], bytes]) -> Fault:
+    return lambda folder: (folder / SHARD).write_bytes(change((folder / SHARD).read_bytes()))
+
+
+def index_changed(change: Callable[[dict], object]) -> Fault:
+    return lambda folder: (folder / INDEX).write_text(json.dumps(change(json.loads((folder / INDEX).read_text()))))
+
+
+def mapped(name: str, file: object) -> Fault:
+    return index_changed(lambda index: {**index, "weight_map": index["weight_map"] | {name: file}})
+
+
+def as_directory(folder: Path) -> None:
+    (folder / SHARD).unlink()
+    (folder / SHARD).mkdir()
+
+
+def without_weights(folder: Path) -> None:
+    for file in [*folder.glob("*.safetensors"), folder / INDEX]:
+        file.unlink()
+
+
+FAULTS: dict[str, tuple[Fault, list[str]]] = {
+    "missing tensor": (replaced(BF16, lambda x: None), [BF16]),
+    "missing tensor of low bits with its scales": (
+        lambda folder: edit(folder, {FP4: None, scale_of(FP4): None}),
+        [FP4],
+    ),
+    "missing FP8 scale": (replaced(scale_of(FP8), lambda x: None), [scale_of(FP8)]),
+    "missing FP4 scale": (replaced(scale_of(FP4), lambda x: None), [scale_of(FP4)]),
+    "scale without its weight": (replaced(FP8, lambda x: None), [FP8]),
+    "unexpected tensor": (
+        lambda folder: edit(folder, {"layers.9.attn_norm.weight": torch.ones(128)}),
+        ["layers.9.attn"],
+    ),
+    "unexpected bias in a hash layer": (
+        lambda folder: edit(folder, {"layers.0.ffn.gate.bias": torch.ones(8)}),
+        ["layers.0.ffn.gate.bias"],
+    ),
+    "unexpected scale": (
+        lambda folder: edit(folder, {"layers.1.attn_norm.scale": torch.ones(1, 1)}),
+        ["layers.1.attn_norm"],
+    ),
+    "short vector": (replaced(BF16, lambda x: x[:-1]), [BF16, "shape"]),
+    "scalar instead of a vector": (replaced(BF16, lambda x: x[0].clone()), [BF16, "shape"]),
+    "transposed FP8": (replaced(FP8, lambda x: x.T), [FP8, "shape"]),
+    "FP8 scales of another shape": (replaced(scale_of(FP8), lambda x: x.repeat(2, 1)), [scale_of(FP8), "shape"]),
+    "FP4 of twice the columns": (replaced(FP4, lambda x: x.repeat(1, 2)), [FP4, "shape"]),
+    "FP4 with scales of FP8 blocks": (replaced(scale_of(FP4), lambda x: x[:1, :1]), [scale_of(FP4), "shape"]),
+    "table of another vocabulary": (replaced(I64, lambda x: x[:-1]), [I64, "shape"]),
+    "integers for a float": (replaced(BF16, lambda x: x.long()), [BF16]),
+    "floats for an integer": (replaced(I64, lambda x: x.float()), [I64]),
+    "FP8 vector": (replaced(BF16, lambda x: x.to(torch.float8_e4m3fn)), [BF16]),
+    "FP8 bytes without a dtype": (replaced(FP8, lambda x: x.view(torch.uint8)), [FP8]),
+    "FP4 with F32 scales": (replaced(scale_of(FP4), lambda x: x.float()), [FP4.removesuffix(".weight")]),
+    "scales as bare bytes": (replaced(scale_of(FP8), lambda x: x.view(torch.uint8)), [FP8.removesuffix(".weight")]),
+    "bit rot to NaN in FP8": (with_byte(FP8, 0x7F), [FP8, "NaN"]),
+    "bit rot to NaN in FP8 scales": (with_byte(scale_of(FP8), 0xFF), [FP8, "NaN"]),
+    "bit rot to NaN in FP4 scales": (with_byte(scale_of(FP4), 0xFF), [FP4, "NaN"]),
+    "NaN in BF16": (filled(BF16, math.nan), [BF16, "NaN"]),
+    "infinity in F32": (filled(F32, -math.inf), [F32, "NaN"]),
+    "table names an expert that does not exist": (filled(I64, 8), [I64]),
+    "table names a negative expert": (filled(I64, -1), [I64]),
+    "truncated by a few bytes": (bytes_changed(lambda content: content[:-100]), [SHARD]),
+    "truncated within the header": (bytes_changed(lambda content: content[:1000]), [SHARD]),
+    "truncated to nothing": (bytes_changed(lambda content: b""), [SHARD]),
+    "bytes behind the end": (bytes_changed(lambda content: content + b"more"), [SHARD]),
+    "header of absurd length": (bytes_changed(lambda content: b"\xff" * 8 + content[8:]), [SHARD]),
+    "header that is no JSON": (bytes_changed(lambda content: content[:8] + b"#" * 200 + content[208:]), [SHARD]),
+    "a web page instead of weights": (bytes_changed(lambda content: b"<!DOCTYPE html><html>" * 50), [SHARD]),
+    "a folder instead of a file": (as_directory, [SHARD]),
+    "index names a missing file": (mapped(BF16, "model-00003-of-00002.safetensors"), ["model-00003-of-00002"]),
+    "index names a file outside": (mapped(BF16, "../outside.safetensors"), [INDEX]),
+    "index names an absolute path": (mapped(BF16, "/etc/passwd"), [INDEX]),
+    "index names the parent": (mapped(BF16, ".."), [".."]),
+    "index names no file": (mapped(BF16, None), [INDEX]),
+    "index promises a tensor that the file lacks": (mapped("layers.0.extra", SHARD), ["layers.0.extra", SHARD]),
+    "index leaves out a tensor": (
+        index_changed(lambda index: {"weight_map": {n: f for n, f in index["weight_map"].items() if n != BF16}}),
+        [BF16],
+    ),
+    "index without a map": (index_changed(lambda index: {"metadata": {}}), [INDEX]),
+    "index is a list": (index_changed(lambda index: [1]), [INDEX]),
+    "index maps a list": (index_changed(lambda index: {"weight_map": ["a"]}), [INDEX]),
+    "index is empty": (index_changed(lambda index: {"weight_map": {}}), ["lacks"]),
+    "index is binary": (lambda folder: (folder / INDEX).write_bytes(bytes(range(256))), [INDEX]),
+    "index is very deep": (
+        lambda folder: (folder / INDEX).write_text('{"weight_map":' + "[" * 200_000 + "]" * 200_000 + "}"),
+        [INDEX],
+    ),
+    "no weights": (without_weights, ["model.safetensors"]),
+    "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
+    "config of another model": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
+        ["config.json", "llama"],
+    ),
+    "config of V4.1": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "deepseek_v41"}'),
+        ["config.json", "deepseek_v41"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "named"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_one_sentence_that_names_the_place(folder: Path, spoil: Fault, named: list[str]):
+    spoil(folder)
+    with pytest.raises(ValueError, match=r".") as error:
+        DeepseekV4ForCausalLM.from_pretrained(folder)
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    assert len(sentence) < 600
+    for part in named:
+        assert part in sentence
+
+
+@pytest.mark.parametrize("where", ["nowhere", "not a hub id!", "a/b/c"])
+def test_a_source_that_is_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="neither a folder nor a Hub id") as error:
+        DeepseekV4ForCausalLM.from_pretrained(where)
+    assert where in str(error.value)
+
+
+def test_an_empty_folder_lacks_its_config(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"config\.json"):
+        DeepseekV4ForCausalLM.from_pretrained(tmp_path)
+
+
+def test_one_of_many_missing_tensors_is_named_and_the_rest_counted(folder: Path):
+    edit(folder, dict.fromkeys((BF16, F32, I64)))
+    with pytest.raises(ValueError, match="2 more") as error:
+        DeepseekV4ForCausalLM.from_pretrained(folder)
+    assert any(name in str(error.value) for name in (BF16, F32, I64))

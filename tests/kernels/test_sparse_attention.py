@@ -1,0 +1,163 @@
+"""Sparse attention against one softmax per query and head, written as loops."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from seektune.kernels import Chosen, Prefix, sparse_attention
+from seektune.sequence import SequenceLayout
+
+
+def by_hand(
+    q: Tensor, keys: Tensor, entries: Tensor, sink: Tensor, starts: list[list[int]], window: int, seen: list
+) -> Tensor:
+    """`starts[b][t]`: where the document of token t begins; `seen[b][t]`: the entries that it sees."""
+    rows, length, heads, width = q.shape
+    out = []
+    for b in range(rows):
+        for t in range(length):
+            near = keys[b, max(starts[b][t], t - window + 1) : t + 1]
+            values = torch.cat([near, entries[b][seen[b][t]]])
+            for h in range(heads):
+                logits = values @ q[b, t, h] / math.sqrt(width)
+                top = max(logits.max().item(), sink[h].item())
+                weights = (logits - top).exp()
+                out.append((weights @ values) / (weights.sum() + (sink[h] - top).exp()))
+    return torch.stack(out).view(rows, length, heads, width)
+
+
+def starts_of(layout: SequenceLayout) -> list[list[int]]:
+    index = torch.arange(layout.positions.shape[1])
+    return (index - layout.positions).tolist()
+
+
+def random_inputs(rows: int, length: int, entries: int, heads: int = 2, width: int = 4, dtype=torch.float64):
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+    return leaf(rows, length, heads, width), leaf(rows, length, width), leaf(rows, entries, width), leaf(heads)
+
+
+def lists(layout: SequenceLayout, entries: int, ratio: int) -> tuple[Prefix, list]:
+    """Windows of each document as entries, and the lists that they mean."""
+    windows = layout.windows(ratio)
+    seen = [
+        [list(range(first, first + count)) for first, count in zip(*pair, strict=True)]
+        for pair in zip(windows.first_BT.tolist(), windows.count_BT.tolist(), strict=True)
+    ]
+    assert max(max(part, default=0) for row in seen for part in row) < entries
+    return Prefix(windows.first_BT, windows.count_BT), seen
+
+
+DOCUMENTS = torch.tensor([[1] * 20 + [2] * 3 + [3] * 1 + [0] * 4 + [4] * 150 + [0] * 7, [9] * 185])
+
+
+def compare(arguments: tuple, options: tuple, naive: tuple) -> None:
+    found = sparse_attention(*arguments, *options)
+    upstream = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, arguments, upstream)
+    expected = by_hand(*arguments, *naive)
+    expected_gradients = torch.autograd.grad(expected, arguments, upstream)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    for gradient, by_loops, name in zip(gradients, expected_gradients, ("q", "keys", "entries", "sink"), strict=True):
+        torch.testing.assert_close(gradient, by_loops, rtol=1e-9, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("window", [1, 7, 150])
+def test_a_prefix_of_entries_and_a_window_inside_the_document(window):
+    layout = SequenceLayout.from_documents(DOCUMENTS)
+    entries = DOCUMENTS.shape[1] // 8
+    visible, seen = lists(layout, entries, ratio=8)
+    arguments = random_inputs(2, DOCUMENTS.shape[1], entries)
+    compare(arguments, (layout.positions, window, visible), (starts_of(layout), window, seen))
+
+
+def test_chosen_entries_with_nothing_in_between():
+    layout = SequenceLayout.from_documents(DOCUMENTS)
+    length, entries = DOCUMENTS.shape[1], 30
+    chosen = torch.stack([torch.randperm(entries)[:5] for _ in range(2 * length)]).view(2, length, 5)
+    chosen[torch.rand(chosen.shape) < 0.4] = -1
+    chosen[:, :2] = -1
+    seen = [[[j for j in picked if j >= 0] for picked in row] for row in chosen.tolist()]
+    arguments = random_inputs(2, length, entries)
+    compare(arguments, (layout.positions, 7, Chosen(chosen)), (starts_of(layout), 7, seen))
+
+
+def test_no_entries_at_all():
+    layout = SequenceLayout.single(1, 140)
+    nothing = torch.zeros_like(layout.positions)
+    arguments = random_inputs(1, 140, 0)
+    compare(arguments, (layout.positions, 16, Prefix(nothing, nothing)), (starts_of(layout), 16, [[[]] * 140]))
+
+
+def test_the_sink_is_a_logit_that_is_not_scaled():
+    """One key, equal to the query: weight e^(|q|^2/2) / (e^(|q|^2/2) + e^sink) for width 4."""
+    q = torch.tensor([[[[1.0, 1.0, 1.0, 1.0]]]])
+    nothing = torch.zeros(1, 1, dtype=torch.long)
+    out = sparse_attention(q, q[:, :, 0], q[:, :0, 0], torch.tensor([3.0]), nothing, 1, Prefix(nothing, nothing))
+    torch.testing.assert_close(out, q * math.exp(2) / (math.exp(2) + math.exp(3)))
+
+
+def test_gradient_with_a_prefix_and_with_a_choice():
+    arguments = random_inputs(1, 7, 3, width=2)
+    layout = SequenceLayout.from_documents(torch.tensor([[1, 1, 1, 2, 2, 2, 2]]))
+    prefix, _ = lists(layout, 3, ratio=2)
+    chosen = Chosen(torch.tensor([[[-1, -1], [0, -1], [0, 2], [-1, -1], [1, -1], [1, 0], [2, -1]]]))
+    for visible in (prefix, chosen):
+        call = (layout.positions, 2, visible)
+        assert torch.autograd.gradcheck(lambda *x, call=call: sparse_attention(*x, *call), arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_queries_without_entries_have_finite_gradients_in_low_precision(dtype, size):
+    arguments = [(x.detach() * size).to(dtype).requires_grad_() for x in random_inputs(2, 6, 4)[:3]]
+    sink = torch.tensor([-1e4, 1e4]).requires_grad_()
+    layout = SequenceLayout.from_documents(torch.tensor([[1, 2, 3, 3, 0, 0], [0, 0, 0, 0, 0, 0]]))
+    nothing = torch.full((2, 6, 4), -1)
+    empty = torch.zeros_like(layout.positions)
+    for visible in (Chosen(nothing), Prefix(empty, empty)):
+        out = sparse_attention(*arguments, sink, layout.positions, 3, visible)
+        assert out.dtype == dtype
+        gradients = torch.autograd.grad(out.float().square().sum(), [*arguments, sink])
+        assert out.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        assert (gradients[2] == 0).all(), "entries that nobody sees"
+
+
+def test_in_a_bf16_model_only_probabilities_and_the_result_are_rounded():
+    q, keys, entries = (x.detach().to(torch.bfloat16) for x in random_inputs(1, 200, 6, width=64)[:3])
+    sink = torch.zeros(2)
+    layout = SequenceLayout.single(1, 200)
+    prefix, seen = lists(layout, 6, ratio=33)
+    low = sparse_attention(q, keys, entries, sink, layout.positions, 64, prefix)
+    assert low.dtype == torch.bfloat16
+    rounded, exact = [], []
+    for t in range(200):
+        values = torch.cat([keys[0, max(0, t - 63) : t + 1], entries[0][seen[0][t]]]).float()
+        weights = torch.cat([q[0, t].float() @ values.T / 8, sink[:, None]], dim=1).softmax(dim=1)[:, :-1]
+        rounded.append((weights.bfloat16().float() @ values).bfloat16())
+        exact.append((weights @ values).bfloat16())
+    assert (low[0] == torch.stack(rounded)).double().mean() > 0.995
+    assert (low[0] == torch.stack(exact)).double().mean() < 0.98
+
+
+@pytest.mark.parametrize("length", [256, 1024])
+def test_no_scores_are_kept_for_backward(length):
+    """What is saved is of the size of what comes in and goes out, not of queries times keys."""
+    q, keys, entries, sink = random_inputs(1, length, length // 8, width=8, dtype=torch.float32)
+    layout = SequenceLayout.single(1, length)
+    visible, _ = lists(layout, length // 8, ratio=8)
+    saved: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        out = sparse_attention(q, keys, entries, sink, layout.positions, 64, visible)
+    out.sum().backward()
+    assert saved
+    assert sum(saved.values()) <= 2 * sum(x.untyped_storage().nbytes() for x in (q, keys, entries, out))

@@ -1,0 +1,61 @@
+"""Head and cross-entropy in one against torch's own, with less memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seektune.kernels import vocabulary_loss
+
+
+@pytest.mark.parametrize("tokens", [1, 1024, 1025, 2500])
+def test_it_is_the_sum_of_cross_entropies(tokens):
+    hidden = torch.randn(tokens, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(11, (tokens,))
+    found = vocabulary_loss(hidden, weight, targets)
+    expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    gradients = torch.autograd.grad(found, (hidden, weight))
+    for gradient, reference in zip(gradients, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+        torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-12)
+
+
+def test_no_tokens_cost_nothing_and_stay_in_the_graph():
+    hidden, weight = torch.randn(0, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True)
+    loss = vocabulary_loss(hidden, weight, torch.zeros(0, dtype=torch.long))
+    assert loss.item() == 0.0
+    loss.backward()
+    assert (weight.grad == 0).all()
+    assert hidden.grad.shape == (0, 6)
+
+
+def test_bf16_is_summed_in_fp32():
+    hidden, weight = torch.randn(3000, 8).bfloat16(), torch.randn(20, 8).bfloat16()
+    targets = torch.randint(20, (3000,))
+    loss = vocabulary_loss(hidden, weight, targets)
+    assert loss.dtype == torch.float32
+    expected = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="sum")
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        for x in torch.utils._pytree.tree_leaves(result):
+            if isinstance(x, torch.Tensor):
+                self.size = max(self.size, x.numel())
+        return result
+
+
+def test_logits_of_all_tokens_never_exist():
+    hidden, weight = torch.randn(5000, 4, requires_grad=True), torch.randn(300, 4, requires_grad=True)
+    with Largest() as largest:
+        vocabulary_loss(hidden, weight, torch.randint(300, (5000,))).backward()
+    assert 0 < largest.size <= 1024 * 300 < 5000 * 300

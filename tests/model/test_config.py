@@ -1,0 +1,292 @@
+"""config.json in and out: every key of the release, and a sentence for every config that no model can have."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from seektune.model.config import PRESETS, DeepseekV4Config
+
+FLASH = {
+    "architectures": ["DeepseekV4ForCausalLM"],
+    "model_type": "deepseek_v4",
+    "vocab_size": 129280,
+    "hidden_size": 4096,
+    "num_hidden_layers": 43,
+    "num_hash_layers": 3,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 1,
+    "head_dim": 512,
+    "qk_rope_head_dim": 64,
+    "q_lora_rank": 1024,
+    "o_lora_rank": 1024,
+    "o_groups": 8,
+    "sliding_window": 128,
+    "index_n_heads": 64,
+    "index_head_dim": 128,
+    "index_topk": 512,
+    "compress_rope_theta": 160000,
+    "rope_theta": 10000,
+    "max_position_embeddings": 1048576,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 6,
+    "moe_intermediate_size": 2048,
+    "scoring_func": "sqrtsoftplus",
+    "topk_method": "noaux_tc",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "swiglu_limit": 10.0,
+    "hidden_act": "silu",
+    "hc_mult": 4,
+    "hc_sinkhorn_iters": 20,
+    "hc_eps": 1e-6,
+    "rms_norm_eps": 1e-6,
+    "num_nextn_predict_layers": 1,
+    "expert_dtype": "fp4",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "initializer_range": 0.02,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.57.1",
+    "use_cache": True,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 16,
+        "original_max_position_embeddings": 65536,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+    "quantization_config": {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "scale_fmt": "ue8m0",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    },
+    "compress_ratios": [0, 0, *[4, 128] * 20, 4, 0],
+}
+
+PRO = {
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "q_lora_rank": 1536,
+    "o_groups": 16,
+    "index_topk": 1024,
+    "n_routed_experts": 384,
+    "moe_intermediate_size": 3072,
+    "routed_scaling_factor": 2.5,
+    "compress_ratios": [128, 128, *[4, 128] * 29, 4, 0],
+}
+
+
+def test_flash_has_the_48_published_keys_and_values():
+    assert len(FLASH) == 48
+    assert DeepseekV4Config.preset("flash").to_dict() == FLASH
+
+
+def test_pro_differs_from_flash_where_the_release_says():
+    assert DeepseekV4Config.preset("pro").to_dict() == FLASH | PRO
+
+
+def test_flash_base_is_the_same_architecture():
+    base = DeepseekV4Config.preset("flash-base").to_dict()
+    storage = {"quantization_config", "expert_dtype", "torch_dtype", "transformers_version"}
+    assert {key: base[key] for key in FLASH if key not in storage} == {
+        key: value for key, value in FLASH.items() if key not in storage
+    }
+
+
+@pytest.mark.parametrize(("preset", "file"), [("flash", "v4flash.config.json"), ("pro", "v4pro.config.json")])
+def test_the_released_file_round_trips_and_is_the_preset(released: Path, tmp_path: Path, preset: str, file: str):
+    original = json.loads((released / file).read_text())
+    config = DeepseekV4Config.from_pretrained(released / file)
+    assert config.to_dict() == original == DeepseekV4Config.preset(preset).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    assert DeepseekV4Config.from_pretrained(tmp_path) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_round_trips_through_a_file(tmp_path: Path, name: str):
+    config = DeepseekV4Config.preset(name)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    again = DeepseekV4Config.from_pretrained(tmp_path)
+    assert again == config
+    assert again.to_dict() == config.to_dict()
+
+
+def test_tiny_has_every_mechanism():
+    tiny = DeepseekV4Config.preset("tiny")
+    assert set(tiny.compress_ratios) == {0, 4, 128}
+    assert 0 < tiny.num_hash_layers < tiny.num_hidden_layers
+    assert tiny.num_nextn_predict_layers == 1
+    assert tiny.hc_mult > 1
+    assert tiny.o_groups > 1
+    assert tiny.num_experts_per_tok < tiny.n_routed_experts
+
+
+def test_unknown_keys_are_kept_and_written_back():
+    extra = {"dspark_block_size": 5, "nested": {"a": [1, None, "x"], "b": 1.5}, "auto_map": None}
+    config = DeepseekV4Config.from_dict(FLASH | extra)
+    assert config.to_dict() == FLASH | extra
+    scaling = FLASH["rope_scaling"] | {"note": "kept"}
+    assert DeepseekV4Config.from_dict(FLASH | {"rope_scaling": scaling}).to_dict()["rope_scaling"] == scaling
+
+
+def test_ratios_are_read_by_layer():
+    config = DeepseekV4Config.preset("flash")
+    assert [config.ratio(layer) for layer in (0, 1, 2, 3, 41, 42, 43)] == [0, 0, 4, 128, 128, 4, 0]
+
+
+def test_replace_checks_again():
+    config = DeepseekV4Config.preset("flash")
+    assert config.replace(hidden_size=64).hidden_size == 64
+    assert "expert_dtype" not in config.replace(expert_dtype=None).to_dict()
+    with pytest.raises(ValueError, match="compress_ratios"):
+        config.replace(num_hidden_layers=44)
+
+
+def one_line(error: pytest.ExceptionInfo[ValueError]) -> str:
+    text = str(error.value)
+    assert text
+    assert "\n" not in text.strip()
+    assert "pydantic" not in text
+    return text
+
+
+IMPOSSIBLE = [
+    ({"num_hidden_layers": 42}, "compress_ratios"),
+    ({"num_nextn_predict_layers": 0}, "compress_ratios"),
+    ({"compress_ratios": [0] * 43 + [4]}, "compress_ratios"),
+    ({"compress_ratios": [1] + [0] * 43}, "compress_ratios"),
+    ({"compress_ratios": []}, "compress_ratios"),
+    ({"num_nextn_predict_layers": 2, "compress_ratios": [0] * 45}, "num_nextn_predict_layers"),
+    ({"num_hash_layers": 44}, "num_hash_layers"),
+    ({"o_groups": 7}, "o_groups"),
+    ({"qk_rope_head_dim": 63}, "qk_rope_head_dim"),
+    ({"qk_rope_head_dim": 514}, "qk_rope_head_dim"),
+    ({"qk_rope_head_dim": 256}, "index_head_dim"),
+    ({"num_experts_per_tok": 257}, "num_experts_per_tok"),
+    ({"eos_token_id": 129280}, "eos_token_id"),
+    ({"bos_token_id": -1}, "bos_token_id"),
+    ({"hidden_size": 0}, "hidden_size"),
+    ({"hidden_size": -4096}, "hidden_size"),
+    ({"sliding_window": 0}, "sliding_window"),
+    ({"index_topk": 0}, "index_topk"),
+    ({"hc_mult": 0}, "hc_mult"),
+    ({"hc_sinkhorn_iters": 0}, "hc_sinkhorn_iters"),
+    ({"num_key_value_heads": 2}, "num_key_value_heads"),
+    ({"n_shared_experts": 2}, "n_shared_experts"),
+    ({"scoring_func": "softmax"}, "scoring_func"),
+    ({"topk_method": "greedy"}, "topk_method"),
+    ({"norm_topk_prob": False}, "norm_topk_prob"),
+    ({"hidden_act": "gelu"}, "hidden_act"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"attention_dropout": 0.1}, "attention_dropout"),
+    ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
+    ({"rope_scaling": {"type": "yarn", "factor": 16}}, "rope_scaling"),
+    ({"swiglu_limit": 0}, "swiglu_limit"),
+    ({"rms_norm_eps": 0.0}, "rms_norm_eps"),
+    ({"rope_theta": float("nan")}, "rope_theta"),
+    ({"rope_theta": float("inf")}, "rope_theta"),
+]
+
+
+@pytest.mark.parametrize(("change", "key"), IMPOSSIBLE, ids=lambda x: str(x)[:50])
+def test_impossible_combinations_are_refused_with_the_key(change: dict, key: str):
+    with pytest.raises(ValueError, match=key) as error:
+        DeepseekV4Config.from_dict(FLASH | change, "config.json")
+    assert "config.json" in one_line(error)
+
+
+WRONG_TYPES = [
+    {"hidden_size": "4096"},
+    {"hidden_size": 4096.5},
+    {"hidden_size": None},
+    {"hidden_size": True},
+    {"hidden_size": [4096]},
+    {"compress_ratios": "0,4"},
+    {"compress_ratios": [0.5] * 44},
+    {"compress_ratios": {"0": 4}},
+    {"rope_scaling": "yarn"},
+    {"rope_scaling": []},
+    {"rope_theta": "10000"},
+    {"norm_topk_prob": "true"},
+]
+
+
+@pytest.mark.parametrize("change", WRONG_TYPES, ids=str)
+def test_wrong_types_are_refused_with_the_key(change: dict):
+    with pytest.raises(ValueError, match=next(iter(change))) as error:
+        DeepseekV4Config.from_dict(FLASH | change, "config.json")
+    one_line(error)
+
+
+REQUIRED = ["vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "compress_ratios", "rope_theta", "hc_mult"]
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_a_missing_key_is_named(key: str):
+    with pytest.raises(ValueError, match=f"{key} is missing") as error:
+        DeepseekV4Config.from_dict({name: value for name, value in FLASH.items() if name != key}, "config.json")
+    one_line(error)
+
+
+HOSTILE = {
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "a string": b'"deepseek_v4"',
+    "null": b"null",
+    "nothing": b"",
+    "binary": bytes(range(256)),
+    "half a file": json.dumps(FLASH).encode()[:300],
+    "YAML": b"hidden_size: 4096\n",
+    "UTF-16": json.dumps(FLASH).encode("utf-16"),
+    "an empty object": b"{}",
+    "NaN": json.dumps(FLASH | {"hc_eps": float("nan")}).encode(),
+    "infinity": json.dumps(FLASH | {"hc_eps": 1}).encode().replace(b'"hc_eps": 1', b'"hc_eps": 1e999'),
+    "a lone surrogate": json.dumps(FLASH | {"x": "\ud800"}).encode(),
+    "a very long number": json.dumps(FLASH).encode().replace(b"4096", b"9" * 5000),
+    "very deep": b'{"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_config_is_one_sentence_that_names_the_file(tmp_path: Path, content: bytes):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json") as error:
+        DeepseekV4Config.from_pretrained(tmp_path)
+    assert len(one_line(error)) < 1000
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"config\.json") as error:
+        DeepseekV4Config.from_pretrained(tmp_path)
+    one_line(error)
+    with pytest.raises(ValueError, match="nowhere"):
+        DeepseekV4Config.from_pretrained(tmp_path / "nowhere")
+
+
+def test_v41_gets_its_own_sentence(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v41", "hidden_size": 5120}))
+    with pytest.raises(ValueError, match=r"V4\.1") as error:
+        DeepseekV4Config.from_pretrained(tmp_path)
+    assert "deepseek_v41" in one_line(error)
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "llama", "", 4, None, ["deepseek_v4"]])
+def test_other_model_types_are_refused(tmp_path: Path, model_type: object):
+    (tmp_path / "config.json").write_text(json.dumps(FLASH | {"model_type": model_type}))
+    with pytest.raises(ValueError, match="model_type") as error:
+        DeepseekV4Config.from_pretrained(tmp_path)
+    one_line(error)
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match="flash, flash-base, pro, tiny"):
+        DeepseekV4Config.preset("flahs")

@@ -1,0 +1,84 @@
+"""The released layout, loaded by `from_pretrained`, against logits that the official mathematics gave in fp32.
+
+Row 7 of `tid2eid` names one expert twice. The official code adds an expert's output with `y[rows] += ...`, which writes
+a repeated row once, so the expert counts once although its weight stands twice in the normalisation.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+
+LENGTHS = (1, 3, 37, 131, 300)
+TAGS = ("plain", "released")
+
+
+@pytest.fixture(scope="module")
+def expected(parity_folder: Path) -> dict[str, Tensor]:
+    return load_file(parity_folder / "expected.safetensors")
+
+
+@pytest.fixture(scope="module")
+def models(parity_folder: Path) -> dict[str, DeepseekV4ForCausalLM]:
+    return {tag: DeepseekV4ForCausalLM.from_pretrained(parity_folder, numerics=tag) for tag in TAGS}
+
+
+def check(tag: str, found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert found.dtype == torch.float32
+    difference = (found - expected).abs()
+    positions = difference.amax(dim=-1).flatten()
+    if tag == "plain":
+        assert difference.median() <= 1e-5
+        assert (positions <= 1e-3).double().mean() >= 0.98
+    else:
+        # a value on a rounding edge may fall to the other side, and that reaches every later position
+        assert (positions <= 1e-2).double().mean() >= 0.95
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("tag", TAGS)
+@torch.no_grad()
+def test_prefill_logits_are_the_official_ones(models, expected, tag, length):
+    found = models[tag](expected["input_ids"][:, :length]).logits
+    check(tag, found, expected[f"{tag}.logits.{length}"])
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@torch.no_grad()
+def test_mtp_logits_are_the_official_ones(models, expected, tag):
+    check(tag, models[tag](expected["input_ids"], mtp=True).mtp_logits, expected[f"{tag}.mtp_logits"])
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@torch.no_grad()
+def test_logits_equal_those_of_official_decoding(models, expected, tag):
+    found = models[tag](expected["input_ids"]).logits[:, 129:]
+    check(tag, found, expected[f"{tag}.decode"])
+
+
+@torch.no_grad()
+def test_the_two_numerics_differ(models, expected):
+    plain, released = (models[tag](expected["input_ids"]).logits for tag in TAGS)
+    assert (plain - released).abs().amax(dim=-1).median() > 1e-3
+
+
+@torch.no_grad()
+def test_the_case_reaches_the_expert_that_a_table_row_names_twice(models, expected):
+    table = models["plain"].layers[0].ffn.gate.tid2eid
+    twice = [row for row in range(len(table)) if len(table[row].unique()) < table.shape[1]]
+    assert twice == [7]
+    assert (expected["input_ids"] == 7).any()
+
+
+@torch.no_grad()
+def test_a_bf16_model_stays_close(parity_folder, expected):
+    model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype=torch.bfloat16)
+    logits = model(expected["input_ids"]).logits
+    reference = expected["plain.logits.300"]
+    assert logits.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(logits, reference, dim=-1).median() > 0.99
