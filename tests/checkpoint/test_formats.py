@@ -78,10 +78,9 @@ def test_the_bytes_are_those_of_the_release(release):
     assert preset != "flash" or total == 159_609_485_896
 
 
-@pytest.mark.parametrize("preset", RELEASES)
 @pytest.mark.parametrize("format", ["bf16", "fp32", "fp8", "base"])
-def test_every_format_has_room_for_every_tensor(preset: str, format: str):
-    config = DeepseekV4Config.preset(preset)
+def test_every_format_has_room_for_every_tensor_of_flash(format: str):
+    config = DeepseekV4Config.preset("flash")
     state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
     planned = list(pieces(StateSource(state), FORMATS[format], Tally()))
     dtypes = Counter(dtype for piece in planned for dtype, _ in piece.tensors.values())

@@ -97,11 +97,16 @@ def test_a_folder_that_was_being_replaced_when_its_process_died_is_there_again(t
     assert (tmp_path / "step-1" / "which").read_text() == ("new" if with_successor else "old")
 
 
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
-    with pytest.raises(RuntimeError, match="half way"), complete_folder(tmp_path / "model") as scratch:
+def fail_half_way(folder):
+    with complete_folder(folder) as scratch:
         (scratch / "part").write_text("x")
-        assert not (tmp_path / "model").exists()
+        assert not folder.exists()
         raise RuntimeError("half way")
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
     with complete_folder(tmp_path / "model") as scratch:
         (scratch / "part").write_text("x")
