@@ -116,7 +116,12 @@ def row_from_record(record: Mapping[str, Any], name: str) -> HellaswagRow:
             raise ValueError(f"{name}: {column} must be text, not {record[column]!r}")
     endings = _endings(record["endings"], name)
     context = record["ctx_a"] + " " + record["ctx_b"].capitalize()
-    return HellaswagRow(clean(record["activity_label"] + ": " + context), endings, _label(record["label"], name), name)
+    prompt = clean(record["activity_label"] + ": " + context)
+    try:
+        "".join([prompt, *endings]).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: holds half a character ({error.object[error.start]!r}), which is no text") from None
+    return HellaswagRow(prompt, endings, _label(record["label"], name), name)
 
 
 def clean(text: str) -> str:
@@ -143,9 +148,11 @@ def _endings(endings: object, name: str) -> tuple[str, str, str, str]:
 
 
 def _label(label: object, name: str) -> int:
-    if isinstance(label, bool) or str(label) not in ("0", "1", "2", "3"):
+    # a column with a gap comes out of a data frame as floats
+    plain = int(label) if isinstance(label, float) and label.is_integer() else label
+    if isinstance(label, bool) or str(plain) not in ("0", "1", "2", "3"):
         raise ValueError(f"{name}: label {label!r} names none of the four endings; it must be 0, 1, 2 or 3")
-    return int(str(label))
+    return int(str(plain))
 
 
 def _parquet_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -164,7 +171,7 @@ def _parquet_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     for number, line in enumerate(lines, start=1):
@@ -175,6 +182,8 @@ def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{name}: not JSON ({error.msg} at column {error.colno})") from error
+        except RecursionError:
+            raise ValueError(f"{name}: not a row, but JSON nested without end") from None
         if not isinstance(record, dict):
             raise ValueError(f"{name}: a row must be a JSON object, not {line.strip()[:40]!r}")
         yield name, record

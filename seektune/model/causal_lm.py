@@ -22,6 +22,9 @@ from seektune.model.norm import RMSNorm
 from seektune.model.numerics import numerics as named_numerics
 from seektune.sequence import IGNORE_INDEX, SequenceLayout
 
+INTEGERS = (torch.int64, torch.int32, torch.int16)
+"""Dtypes of ids."""
+
 
 @dataclass(frozen=True)
 class CausalLMOutput:
@@ -140,6 +143,7 @@ class DeepseekV4ForCausalLM(nn.Module):
             ValueError: shapes do not fit, an id is outside the vocabulary, or the model has no MTP block.
         """
         self._check(input_ids, labels, documents, mtp)
+        input_ids = input_ids.long()
         layout = (
             SequenceLayout.single(input_ids.shape[0], input_ids.shape[1], input_ids.device)
             if documents is None
@@ -150,6 +154,7 @@ class DeepseekV4ForCausalLM(nn.Module):
         ahead = self.look_ahead(streams, input_ids, layout, ledger) if mtp else None
         loss = mtp_loss = None
         if labels is not None:
+            labels = labels.long()
             targets = _targets(labels, layout, steps=1)
             divisor = (targets != IGNORE_INDEX).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             loss = self._loss(hidden[:, :-1], targets) / divisor
@@ -186,8 +191,12 @@ class DeepseekV4ForCausalLM(nn.Module):
         return vocabulary_loss(hidden[taught], self.head.weight, targets[taught])
 
     def _check(self, input_ids: Tensor, labels: Tensor | None, documents: Tensor | None, mtp: bool) -> None:
-        if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.numel() == 0:
-            raise ValueError(f"input_ids must be integers [rows, tokens], not empty; got {list(input_ids.shape)}")
+        for name, tensor in (("input_ids", input_ids), ("labels", labels), ("documents", documents)):
+            if tensor is not None and tensor.dtype not in INTEGERS:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise ValueError(f"{name} must be integers (int64), not {kind}")
+        if input_ids.dim() != 2 or input_ids.numel() == 0:
+            raise ValueError(f"input_ids must have shape [rows, tokens] and not be empty, not {list(input_ids.shape)}")
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"input_ids span {low} to {high}, outside the vocabulary of {self.config.vocab_size} ids")

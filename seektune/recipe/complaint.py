@@ -61,7 +61,8 @@ def blame(sentence: str, document: Entry, model: type[BaseModel], location: Loca
     """The sentence of a check, led by the place of a key that it names; an override is blamed before the file."""
     words = set(re.findall(r"[A-Za-z_][\w.]*\w", sentence))
     sections = [_dotted(location[:end]) + "." for end in range(1, len(location) + 1)]
-    named = [key for key in known_keys(model) if any(key.removeprefix(section) in words for section in ["", *sections])]
+    keys = [key for key in known_keys(model) if "." in key or (key in words and not location)]
+    named = [key for key in keys if any(key.removeprefix(section) in words for section in ["", *sections])]
     written = [entry for key in named if (entry := document.find(tuple(key.split("."))))]
     written.sort(key=lambda entry: (not entry.override, isinstance(entry.value, dict)))
     where = written[0].where if written else _where(document, location)

@@ -26,6 +26,11 @@ def _known_preset(name: str) -> str:
     return name
 
 
+def _at_home(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+Place = Annotated[str, AfterValidator(_at_home)]
 PresetName = Annotated[str, AfterValidator(_known_preset), Field(json_schema_extra={"enum": list(PRESETS)})]
 
 
@@ -34,9 +39,9 @@ class ModelConfig(Section):
 
     preset: PresetName | None = None
     """A published architecture by name; `tiny` has every mechanism at the size of a laptop."""
-    config: str | None = None
+    config: Place | None = None
     """Path of a config.json that describes the architecture; the weights start random."""
-    weights: str | None = None
+    weights: Place | None = None
     """Checkpoint folder or Hub id; its config.json decides, and a preset beside it must agree. null = random."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the weights while training (what must be fp32 stays fp32)."""

@@ -16,7 +16,8 @@ class OptimizerConfig(Section):
     """AdamW: fp32 moments and fp32 arithmetic whatever the model's dtype."""
 
     name: Literal["adamw"] = "adamw"
-    lr: Positive = 1e-5
+    """The optimizer; there is one so far."""
+    lr: Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)] = 1e-5
     """Peak learning rate; `schedule` says how it rises and falls."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.95)
     """Decay of the first and second moment."""

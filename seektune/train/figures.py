@@ -181,7 +181,10 @@ def _sheet(paper: Paper, parts: int, height: float) -> tuple[Figure, list[Axes]]
 
 
 def _legend(axes: Axes, paper: Paper) -> None:
-    axes.legend(frameon=False, labelcolor=paper.ink, fontsize=9)
+    # above the axes, where it covers nothing
+    axes.legend(
+        frameon=False, labelcolor=paper.ink, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0
+    )
 
 
 def _png(figure: Figure) -> bytes:

@@ -2,14 +2,18 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 RESUME_ME = 75
 """Exit code of a run that stopped on request and goes on when started again (EX_TEMPFAIL of sysexits.h)."""
+
+
+SHOW_CURSOR = "\x1b[?25h"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -57,8 +61,18 @@ class Interruption:
             self._depth -= 1
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if self.name is not None:
+            # a progress bar may have hidden the terminal's cursor
+            _say(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: {name} again: ended at once\n")
             os._exit(128 + number)
-        self.name = signal.Signals(number).name
+        self.name = name
+        _say(f"\nseektune: {name}: finishing what must be finished; once more ends at once\n")
         if self._depth == 0:
             raise Interrupted(self.name)
+
+
+def _say(line: str) -> None:
+    """Write past all buffers, as a signal may come in the middle of a print."""
+    with suppress(OSError):
+        os.write(2, line.encode())

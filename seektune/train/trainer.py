@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -204,7 +205,10 @@ class Trainer:
         due = _due(self.step, self.settings.validate_every) or self.step in (0, steps)
         if due and self.step not in log.validations():
             watch(f"validating after step {self.step}")
-            log.validation(self.step, self.validation_loss())
+            loss = self.validation_loss()
+            if not isfinite(loss):
+                raise NotFiniteError(f"the validation loss after step {self.step} is not finite; nothing is exported")
+            log.validation(self.step, loss)
 
 
 def _due(step: int, every: int | None) -> bool:

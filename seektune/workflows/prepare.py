@@ -84,9 +84,33 @@ def read_config(section: ModelConfig) -> DeepseekV4Config:
     if section.weights is None or Path(section.weights).is_dir():
         assert known is not None, "the recipe names no architecture"
         return known
-    found = DeepseekV4Config.from_pretrained(locate(section.weights))
+    try:
+        folder = locate(section.weights)
+    except ValueError as error:
+        raise ValueError(f"model.weights: {error}") from None
+    found = DeepseekV4Config.from_pretrained(folder)
     section.agree(found)
     return found
+
+
+def refuse_too_large(recipe: Recipe, config: DeepseekV4Config, device: torch.device) -> None:
+    """Answer before memory is filled to the brim, where the system would kill the process without a word.
+
+    Raises:
+        ValueError: the model cannot be trained in the device's memory.
+    """
+    count = count_parameters(config)
+    per_parameter = BYTES[recipe.model.dtype][recipe.optimizer.master]
+    needed = (count.main + count.mtp) * per_parameter / 1e9
+    memory = psutil.virtual_memory().total
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    if needed > memory / 1e9:
+        raise ValueError(
+            f"training {(count.main + count.mtp) / 1e9:,.1f} B parameters on one device takes {needed:,.0f} GB for "
+            f"weights, gradients and optimizer alone, but {device} has {memory / 1e9:,.0f} GB; "
+            "try --model.preset=tiny"
+        )
 
 
 def build_model(
@@ -95,9 +119,8 @@ def build_model(
     """The model with random or given weights; not `with_weights` where a checkpoint will set them all.
 
     Raises:
-        ValueError: it cannot fit into the device's memory, or its weights are not as they should be.
+        ValueError: its weights are not as they should be.
     """
-    _refuse_too_large(recipe, config, device)
     section, dtype = recipe.model, DTYPES[recipe.model.dtype]
     if section.weights is None or not with_weights:
         return DeepseekV4ForCausalLM(config, device, dtype, section.numerics)
@@ -114,19 +137,3 @@ def _examples(rows: Sequence[HellaswagRow], tokenizer: Tokenizer, recipe: Recipe
     if left_out:
         say(f"{left_out:,} of {len(rows):,} {what} rows are longer than batch.length {recipe.batch.length}: left out")
     return kept
-
-
-def _refuse_too_large(recipe: Recipe, config: DeepseekV4Config, device: torch.device) -> None:
-    """Answer before memory is filled to the brim, where the system would kill the process without a word."""
-    count = count_parameters(config)
-    per_parameter = BYTES[recipe.model.dtype][recipe.optimizer.master]
-    needed = (count.main + count.mtp) * per_parameter / 1e9
-    memory = psutil.virtual_memory().total
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    if needed > memory / 1e9:
-        raise ValueError(
-            f"training {(count.main + count.mtp) / 1e9:,.1f} B parameters on one device takes {needed:,.0f} GB for "
-            f"weights, gradients and optimizer alone, but {device} has {memory / 1e9:,.0f} GB; "
-            "try --model.preset=tiny"
-        )

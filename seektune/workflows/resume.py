@@ -10,6 +10,8 @@ from seektune.checkpoint import check_run_state, read_facts, sweep
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.train.checkpoints import complete_checkpoints, step_of
+from seektune.train.files import read_lines
+from seektune.train.metrics import METRICS
 from seektune.train.report import REPORT
 from seektune.train.trainer import CHECKPOINTS, MODEL
 from seektune.workflows.run_folder import RECIPE, refuse_taken, taken
@@ -45,13 +47,13 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Star
             f"run_dir {folder} holds a run with another {differing[0]}; name another folder, "
             f"or start from its state with --resume={folder} and another --run_dir"
         )
+    if (folder / REPORT).exists() and (folder / MODEL).exists() and _last_step(folder) == recipe.steps:
+        return Start(finished=True)
     sweep(folder / CHECKPOINTS)
     checkpoints = complete_checkpoints(folder / CHECKPOINTS)
     if not checkpoints:
         say(f"{folder} holds a run without a checkpoint: it starts anew")
         return Start()
-    if (folder / REPORT).exists() and (folder / MODEL).exists() and step_of(checkpoints[-1]) == recipe.steps:
-        return Start(checkpoints[-1], finished=True)
     return _checked(checkpoints, say)
 
 
@@ -90,6 +92,11 @@ def _offer(older: list[Path]) -> str:
             continue
         return f"the checkpoint before is whole: --resume={checkpoint}"
     return "there is no older checkpoint that is whole: --resume=no and another --run_dir start anew"
+
+
+def _last_step(folder: Path) -> int:
+    lines = read_lines(folder / METRICS) if (folder / METRICS).exists() else []
+    return max((line["step"] for line in lines), default=0)
 
 
 def _differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:

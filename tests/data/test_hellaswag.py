@@ -171,3 +171,25 @@ def test_the_real_validation_split_is_read_whole():
     assert not any("[header]" in text or "[title]" in text for row in rows for text in (row.prompt, *row.endings))
     # The harness leaves a space where a mark stood before an ending.
     assert sum(any(ending.startswith(" ") for ending in row.endings) for row in rows) == 4835
+
+
+def test_a_column_of_floats_serves_as_labels():
+    assert row_from_record(record(label=2.0), "x").label == 2
+    with pytest.raises(ValueError, match=r"x: label 2\.5 names none"):
+        row_from_record(record(label=2.5), "x")
+
+
+@pytest.mark.parametrize("changes", [{"ctx_a": "x\ud83d y"}, {"endings": ["a", "b", "c \udc00", "d"]}])
+def test_half_a_character_is_no_text(changes):
+    with pytest.raises(ValueError, match="x: holds half a character"):
+        row_from_record(record(**changes), "x")
+
+
+def test_a_byte_order_mark_is_passed_over_and_endless_nesting_is_not(tmp_path):
+    write_rows(tmp_path / "train.jsonl", made_hellaswag(2))
+    text = (tmp_path / "train.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "train.jsonl").write_text(text, encoding="utf-8-sig")
+    assert len(read_split(tmp_path, "train")) == 2
+    (tmp_path / "train.jsonl").write_text(text + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"train\.jsonl line 3: .*nested without end"):
+        read_split(tmp_path, "train")

@@ -60,3 +60,19 @@ def test_a_forward_changes_nothing_and_repeats_exactly(model):
     assert torch.equal(first.logits, second.logits)
     assert torch.equal(first.mtp_logits, second.mtp_logits)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64, torch.uint8])
+@pytest.mark.parametrize("which", ["input_ids", "labels", "documents"])
+def test_ids_that_are_no_integers_are_named(model, which, dtype):
+    arguments = {name: torch.ones(2, 4, dtype=torch.int64) for name in ("input_ids", "labels", "documents")}
+    arguments[which] = arguments[which].to(dtype)
+    with pytest.raises(ValueError, match=rf"{which} must be integers \(int64\), not {str(dtype)[6:]}"):
+        model(**arguments)
+
+
+def test_short_integers_serve_too(model):
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    wide, short = model(ids, labels=ids), model(ids.int(), labels=ids.int())
+    assert torch.equal(wide.loss, short.loss)
+    assert torch.equal(wide.logits, short.logits)

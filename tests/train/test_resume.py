@@ -194,10 +194,10 @@ def poisoned(folder, draws, steps, guard, value=math.nan):
 
 
 def test_steps_that_are_not_finite_are_skipped_up_to_a_limit(tmp_path):
-    poisoned(tmp_path / "two", {3, 4}, 6, GuardConfig(skip_nonfinite=2))
-    assert [step for step, _ in losses(tmp_path / "two")] == [1, 2, 5, 6]
-    with pytest.raises(NotFiniteError, match=r"The state before this step is saved in .*step-000004"):
-        poisoned(tmp_path / "three", {3, 4, 5}, 6, GuardConfig(skip_nonfinite=2))
+    poisoned(tmp_path / "two", {4, 5}, 7, GuardConfig(skip_nonfinite=2))
+    assert [step for step, _ in losses(tmp_path / "two")] == [1, 2, 3, 6, 7]
+    with pytest.raises(NotFiniteError, match=r"The state before this step is saved in .*step-000005"):
+        poisoned(tmp_path / "three", {4, 5, 6}, 7, GuardConfig(skip_nonfinite=2))
 
 
 def test_the_state_that_is_saved_is_the_last_good_one(tmp_path):

@@ -88,3 +88,12 @@ def test_a_loss_that_is_not_finite_keeps_the_metrics(tmp_path):
     with pytest.raises(NotFiniteError, match="step 3: the loss is not finite"):
         go(tmp_path, 5, change, stream=stream)
     assert len(losses(tmp_path)) == 2
+
+
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
+    def change(trainer):
+        trainer.validation_loss = lambda: math.nan if trainer.step == 2 else 1.0
+
+    with pytest.raises(NotFiniteError, match="the validation loss after step 2 is not finite; nothing is exported"):
+        go(tmp_path, 2, change)
+    assert [line["step"] for line in read_lines(tmp_path / "validation.jsonl")] == [0]

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -189,6 +190,21 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(recipe, monkeyp
     folder = train(recipe())
     assert "without a checkpoint: it starts anew" in capsys.readouterr().out
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_finished_run_without_its_checkpoints_is_still_finished(recipe, capsys):
+    folder = train(recipe())
+    shutil.rmtree(folder / "checkpoints")
+    train(recipe())
+    assert "finished" in capsys.readouterr().out.splitlines()[-1]
+    assert not (folder / "checkpoints").exists()
+
+
+def test_weights_that_are_not_there_are_missed_before_any_data_is_fetched(recipe, monkeypatch):
+    monkeypatch.setattr(workflow, "read_rows", lambda *_: pytest.fail("fetched the data"))
+    for changes, message in (({"weights": "/nowhere/at/all"}, "model.weights: "), ({"preset": "pro"}, "takes .* GB")):
+        with pytest.raises(ValueError, match=message):
+            train(recipe(model=changes))
 
 
 def bad_rows(tmp_path: Path) -> Path:
