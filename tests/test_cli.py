@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import seektune
-from seektune.cli import explain, split_words, train_here
+from seektune.cli.errors import explain
+from seektune.cli.train import split_words, train_here
 
 ROOT = Path(__file__).parent.parent
 FLASH = str(ROOT / "examples/llm_finetune/deepseek_v4/deepseek_v4_flash_hellaswag.yaml")

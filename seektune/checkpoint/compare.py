@@ -1,12 +1,20 @@
 """Two checkpoint folders, tensor by tensor: what is the same, in bytes or in value, and what is not."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from seektune.checkpoint.names import Shape
 from seektune.checkpoint.source import FolderSource
+from seektune.checkpoint.stored import Stored, bands_of
+from seektune.checkpoint.values import largest_difference, same_values
+
+EQUAL = ("same bytes", "same values", "within tolerance")
+STATUSES = (*EQUAL, "differs", "other shape", "only in A", "only in B")
 
 
 @dataclass(frozen=True)
@@ -15,60 +23,76 @@ class Comparison:
 
     name: str
     status: str
-    """`same bytes`, `same values`, `within tolerance`, `differs`, `other shape`, `only in A` or `only in B`."""
+    """One of `STATUSES`."""
     a: str
     b: str
-    """Kind and shape on each side."""
+    """Kind and shape on each side; empty where it is not there."""
+    bytes: int
+    """On disk, scales included: in A, or in B where A has none."""
     difference: float | None = None
-    """Largest absolute difference of the decoded values."""
+    """Largest absolute difference of the decoded values; infinite where one is NaN; None where nothing can be said."""
 
     @property
     def equal(self) -> bool:
         """Whether this tensor passes."""
-        return self.status in ("same bytes", "same values", "within tolerance")
+        return self.status in EQUAL
 
 
-def compare(a: Path, b: Path, tolerance: float = 0.0) -> Iterator[Comparison]:
+def compare(
+    a: Path, b: Path, tolerance: float = 0.0, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[Comparison]:
     """Compare every tensor of two folders in any formats; values are decoded where the bytes or dtypes differ.
 
     Args:
         a: a checkpoint folder.
         b: another.
         tolerance: largest absolute difference of decoded values that passes.
+        progress: called with the bytes compared so far and in all.
 
     Raises:
         ValueError: a folder or file is unreadable.
     """
     left, right = FolderSource(a), FolderSource(b)
     shapes_a, shapes_b = dict(left.shapes()), dict(right.shapes())
-    for name in [*shapes_a, *(name for name in shapes_b if name not in shapes_a)]:
-        if name not in shapes_b:
-            yield Comparison(name, "only in A", _describe(left, name, shapes_a[name]), "")
-        elif name not in shapes_a:
-            yield Comparison(name, "only in B", "", _describe(right, name, shapes_b[name]))
-        else:
-            yield _both(name, left, right, shapes_a[name], shapes_b[name], tolerance)
+    names = [*shapes_a, *(name for name in shapes_b if name not in shapes_a)]
+    sizes = [(left if name in shapes_a else right).size(name) for name in names]
+    done, total = 0, sum(sizes)
+    for name, size in zip(names, sizes, strict=True):
+        shape_a, shape_b = shapes_a.get(name), shapes_b.get(name)
+        status, difference = _alone(shape_a, shape_b) or _both(left.stored(name), right.stored(name), tolerance)
+        yield Comparison(name, status, _told(left, name, shape_a), _told(right, name, shape_b), size, difference)
+        done += size
+        progress(done, total)
 
 
-def _both(
-    name: str, a: FolderSource, b: FolderSource, shape_a: tuple[int, ...], shape_b: tuple[int, ...], tolerance: float
-) -> Comparison:
-    sides = _describe(a, name, shape_a), _describe(b, name, shape_b)
-    if shape_a != shape_b:
-        return Comparison(name, "other shape", *sides)
-    if a.kind(name) == b.kind(name) and _same_bytes(a, b, name):
-        return Comparison(name, "same bytes", *sides, difference=0.0)
-    values_a, values_b = a.values(name).double(), b.values(name).double()
-    if torch.equal(values_a, values_b):
-        return Comparison(name, "same values", *sides, difference=0.0)
-    difference = float((values_a - values_b).abs().max())
-    return Comparison(name, "within tolerance" if difference <= tolerance else "differs", *sides, difference=difference)
+def _alone(shape_a: Shape | None, shape_b: Shape | None) -> tuple[str, None] | None:
+    """The answer where there is nothing to compare."""
+    if shape_a is None:
+        return "only in B", None
+    if shape_b is None:
+        return "only in A", None
+    return ("other shape", None) if shape_a != shape_b else None
 
 
-def _same_bytes(a: FolderSource, b: FolderSource, name: str) -> bool:
-    pairs = zip(a.stored(name).values(), b.stored(name).values(), strict=True)
-    return all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in pairs)
+def _both(a: Stored, b: Stored, tolerance: float) -> tuple[str, float]:
+    if a.kind == b.kind and _same_bytes(a.weight, b.weight) and _same_bytes(a.scale, b.scale):
+        return "same bytes", 0.0
+    largest = 0.0
+    for band in bands_of(a.shape):
+        x, y = a.part(band).values(), b.part(band).values()
+        if not same_values(x, y):
+            largest = max(largest, largest_difference(x, y))
+    if largest == 0:
+        return "same values", 0.0
+    return "within tolerance" if largest <= tolerance < math.inf else "differs", largest
 
 
-def _describe(source: FolderSource, name: str, shape: tuple[int, ...]) -> str:
-    return f"{source.kind(name)} {list(shape)}"
+def _same_bytes(x: Tensor | None, y: Tensor | None) -> bool:
+    if x is None or y is None:
+        return x is y
+    # not as numbers: NaN differs from itself, and 0 equals -0
+    return torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8))
+
+
+def _told(source: FolderSource, name: str, shape: Shape | None) -> str:
+    return "" if shape is None else f"{source.kind(name)} {list(shape)}"

@@ -1,7 +1,6 @@
 """One checkpoint folder into another format: streamed, resumable, never over a folder that is not its own."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,13 +9,14 @@ from typing import Any
 
 from seektune.checkpoint.export import Tally, pieces
 from seektune.checkpoint.files import INDEX
-from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.save import write_config
 from seektune.checkpoint.source import FolderSource
-from seektune.checkpoint.write import SHARD_BYTES, Piece, shard_names, split, write_index, write_shard
+from seektune.checkpoint.workplace import RECORD, Record, Workplace, read_record, workplace
+from seektune.checkpoint.write import Piece, file_size, shard_limit, shard_names, split, write_index, write_shard
 
-RECORD = "conversion.json"
-"""What a conversion is made from and what became of each shard; it stays beside the result."""
+COMPANIONS = (".json", ".txt", ".md", ".jinja")
+"""Files that come along unchanged: tokenizer, generation config, chat template, model card."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes written so far and in all."""
@@ -27,12 +27,15 @@ class Conversion:
     """A finished conversion."""
 
     folder: Path
+    shards: int
     resumed: int
-    """Shards that an earlier, interrupted call had completed."""
+    """Shards that an earlier call had completed."""
     copied: int
+    """Tensors whose bytes were taken over."""
     converted: int
+    """Tensors that were encoded anew."""
     inexact: list[str]
-    """Tensors whose values the format cannot hold exactly."""
+    """Those of them whose values the format cannot hold exactly."""
 
 
 def convert(
@@ -41,7 +44,7 @@ def convert(
     format: str,
     original: Path | None = None,
     progress: Progress = lambda done, total: None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
 ) -> Conversion:
     """Write `source` in another format; memory is that of one tensor. Called again after an interruption, it goes on.
 
@@ -49,110 +52,152 @@ def convert(
     still that checkpoint's keep its bytes.
 
     Raises:
-        ValueError: unknown format, unreadable source, or a destination that holds something else.
+        ValueError: unknown format, unreadable source, a tensor that the format cannot hold, or a destination that holds
+            something else or is being written by another call.
         OSError: not enough room, or writing failed; what is complete stays for the next call.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format {format!r} is unknown; the formats are {', '.join(FORMATS)}")
+    target = format_named(format)
+    parts, tally = FolderSource(source), Tally()
     before = FolderSource(original) if original is not None else None
-    plan = {"format": format, "source": _fingerprint(source), "original": _fingerprint(original)}
-    if (done := _record(destination)) is not None and done["plan"] == plan and done["complete"]:
-        return _finished(destination, done["shards"], resumed=len(done["shards"]))
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"{destination} already exists and is not this conversion; choose another folder")
-    tally = Tally()
-    shards = split(pieces(FolderSource(source), FORMATS[format], tally, before), shard_bytes)
-    scratch, record = _begin(destination, plan)
-    resumed = len(record["shards"])
-    _check_room(scratch, shards, record["shards"])
-    _write_shards(scratch, shards, record, tally, progress)
-    _write_rest(source, scratch, shards, format)
-    record["complete"] = True
-    _save_record(scratch, record)
-    os.replace(scratch, destination)
-    return _finished(destination, record["shards"], resumed)
+    config = target.config(_config(source))
+    final = _final(source, destination)
+    plan = {
+        "format": format,
+        "shard_bytes": shard_bytes,
+        "source": _fingerprint(source),
+        "original": _fingerprint(original) if original is not None else None,
+    }
+    if (record := _finished(final, plan)) is not None:
+        return _conversion(final, record, resumed=len(record["shards"]))
+    planned = list(pieces(parts, target, tally, before))
+    shards = _named(split(planned, shard_bytes or shard_limit(planned)))
+    with workplace(final, plan) as place:
+        # again, now that nobody else can finish it
+        _refuse_taken(final)
+        resumed = _forget_damaged(place, shards)
+        _check_room(place, shards)
+        _write_shards(place, shards, tally, progress)
+        write_index(place.folder, list(shards.values()))
+        write_config(place.folder, config)
+        _copy_companions(source, place.folder)
+        place.publish()
+    return _conversion(final, place.record, resumed)
 
 
-def _begin(destination: Path, plan: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The scratch folder beside the destination, new or left by an interrupted call of the same plan."""
-    scratch = destination.with_name(f".{destination.name}.converting")
-    record = _record(scratch)
-    if record is None:
-        if scratch.exists():
-            shutil.rmtree(scratch)
-        scratch.mkdir(parents=True)
-        record = {"plan": plan, "shards": {}, "complete": False}
-        _save_record(scratch, record)
-    if record["plan"] != plan:
-        raise ValueError(f"{scratch} holds an unfinished conversion of something else; remove it to start anew")
-    return scratch, record
+def _config(source: Path) -> dict[str, Any]:
+    file = source / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist; a checkpoint folder holds config.json beside its safetensors")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} must hold a JSON object, not a {type(config).__name__}")
+    return config
 
 
-def _write_shards(
-    scratch: Path, shards: list[list[Piece]], record: dict[str, Any], tally: Tally, progress: Progress
-) -> None:
-    total, done = sum(piece.size for shard in shards for piece in shard), 0
+def _final(source: Path, destination: Path) -> Path:
+    """Where the result will lie, with links followed: a link itself could not be replaced by a folder."""
+    final = destination.resolve()
+    if final == source.resolve():
+        raise ValueError(f"source and destination are the same folder, {destination}; choose another destination")
+    for place in final.parents:
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{destination} cannot be made: {place} is a file")
+    if final.is_mount():
+        raise ValueError(f"{destination} is a mount point, which cannot get its name last; choose a folder inside it")
+    return final
+
+
+def _finished(final: Path, plan: Record) -> Record | None:
+    """The record of an earlier call that did all this.
+
+    Raises:
+        ValueError: something else is there, or what that call left is damaged.
+    """
+    record = read_record(final)
+    if record is None or record["plan"] != plan or not record["complete"]:
+        _refuse_taken(final)
+        return None
+    for name, shard in record["shards"].items():
+        if not (final / name).is_file() or (final / name).stat().st_size != shard["bytes"]:
+            raise ValueError(f"{final} was converted before, but {name} is missing or cut; remove the folder and retry")
+    return record
+
+
+def _refuse_taken(final: Path) -> None:
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise ValueError(f"{final} already exists and is not this conversion; choose another folder")
+
+
+def _named(shards: list[list[Piece]]) -> dict[str, list[Piece]]:
+    return dict(zip(shard_names(len(shards)), shards, strict=True))
+
+
+def _forget_damaged(place: Workplace, shards: dict[str, list[Piece]]) -> int:
+    """Keep of the record what is on disk as it should be; the number of shards that are."""
+    known = place.record["shards"]
+    for name in list(known):
+        file = place.folder / name
+        if name not in shards or not file.is_file() or file.stat().st_size != file_size(shards[name]):
+            del known[name]
+    return len(known)
+
+
+def _check_room(place: Workplace, shards: dict[str, list[Piece]]) -> None:
+    needed = sum(file_size(shard) for name, shard in shards.items() if name not in place.record["shards"])
+    free = shutil.disk_usage(place.folder).free
+    if needed > free:
+        raise OSError(f"{place.final.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+
+
+def _write_shards(place: Workplace, shards: dict[str, list[Piece]], tally: Tally, progress: Progress) -> None:
+    total, done = sum(piece.size for shard in shards.values() for piece in shard), 0
 
     def advance(size: int) -> None:
         nonlocal done
         done += size
         progress(done, total)
 
-    for name, shard in zip(shard_names(len(shards)), shards, strict=True):
-        if name in record["shards"]:
+    for name, shard in shards.items():
+        if name in place.record["shards"]:
             advance(sum(piece.size for piece in shard))
             continue
         tally.clear()
-        write_shard(scratch / name, shard, advance)
-        record["shards"][name] = asdict(tally)
-        _save_record(scratch, record)
+        try:
+            write_shard(place.folder / name, shard, advance)
+        except OSError as error:
+            kept = (
+                f"{len(place.record['shards'])} of {len(shards)} shards are complete; the same call goes on from there"
+            )
+            raise OSError(error.errno, f"{error.strerror or error}; {kept}", error.filename) from error
+        place.record["shards"][name] = {"bytes": file_size(shard), **asdict(tally)}
+        place.keep()
+    # in order, whichever call wrote which
+    place.record["shards"] = {name: place.record["shards"][name] for name in shards}
 
 
-def _write_rest(source: Path, scratch: Path, shards: list[list[Piece]], format: str) -> None:
-    write_index(scratch, shards)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    write_config(scratch, FORMATS[format].config(config))
+def _copy_companions(source: Path, folder: Path) -> None:
     own = {"config.json", INDEX, RECORD}
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix in (".json", ".txt", ".md", ".jinja") and file.name not in own:
-            shutil.copyfile(file, scratch / file.name)
+        if file.is_file() and file.suffix in COMPANIONS and file.name not in own:
+            shutil.copyfile(file, folder / file.name)
 
 
-def _fingerprint(folder: Path | None) -> dict[str, list[int]] | None:
+def _fingerprint(folder: Path) -> dict[str, list[int]]:
     """Size and time of each weight file, so that a changed source is not taken for the same one."""
-    if folder is None:
-        return None
     stats = {file.name: file.stat() for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".json")}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
-def _check_room(scratch: Path, shards: list[list[Piece]], done: dict[str, Any]) -> None:
-    names = shard_names(len(shards))
-    left = [shard for name, shard in zip(names, shards, strict=True) if name not in done]
-    needed, free = sum(piece.size for shard in left for piece in shard), shutil.disk_usage(scratch).free
-    if needed > free:
-        raise OSError(f"{scratch.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
-
-
-def _record(folder: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        return None
-    return record if isinstance(record, dict) and {"plan", "shards", "complete"} <= record.keys() else None
-
-
-def _save_record(folder: Path, record: dict[str, Any]) -> None:
-    scratch = folder / f"{RECORD}.partial"
-    scratch.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(scratch, folder / RECORD)
-
-
-def _finished(folder: Path, shards: dict[str, dict[str, list[str]]], resumed: int) -> Conversion:
+def _conversion(folder: Path, record: Record, resumed: int) -> Conversion:
+    shards = record["shards"].values()
     return Conversion(
         folder,
-        resumed,
-        copied=sum(len(shard["copied"]) for shard in shards.values()),
-        converted=sum(len(shard["converted"]) for shard in shards.values()),
-        inexact=[name for shard in shards.values() for name in shard["inexact"]],
+        shards=len(shards),
+        resumed=resumed,
+        copied=sum(len(shard["copied"]) for shard in shards),
+        converted=sum(len(shard["converted"]) for shard in shards),
+        inexact=[name for shard in shards for name in shard["inexact"]],
     )

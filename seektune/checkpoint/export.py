@@ -9,8 +9,9 @@ from torch import Tensor
 from seektune.checkpoint.formats import PLAIN, QUANTISED, Format
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.source import FolderSource, Source
+from seektune.checkpoint.stored import Stored, bands_of, encode
+from seektune.checkpoint.values import same_values
 from seektune.checkpoint.write import Piece
-from seektune.kernels import recast_fp4_as_fp8
 
 
 @dataclass
@@ -37,7 +38,7 @@ def pieces(source: Source, target: Format, tally: Tally, original: FolderSource 
     the source's dtype) keeps the original's bytes, where those are of the target's kind.
     """
     for name, shape in source.shapes():
-        exporter = _Export(name, shape, target.kind(name), source, original, tally)
+        exporter = _Export(name, target.kind(name), source, original, tally)
         yield Piece(_planned(name, shape, exporter.kind), exporter.load)
 
 
@@ -45,6 +46,11 @@ def _planned(name: str, shape: Shape, kind: str) -> dict[str, tuple[torch.dtype,
     if kind not in QUANTISED:
         return {name: (PLAIN[kind], shape)}
     quantised = QUANTISED[kind]
+    if not quantised.fits(shape):
+        columns = f" with a multiple of {quantised.block[1]} columns" if quantised.packing > 1 else ""
+        raise ValueError(
+            f"{name} has shape {list(shape)}, but only a matrix{columns} can be stored as {kind}; choose another format"
+        )
     weight, scale = quantised.shapes(shape)
     return {name: (quantised.dtype, weight), scale_name(name): (quantised.scale_dtype, scale)}
 
@@ -54,7 +60,6 @@ class _Export:
     """One tensor on its way from source to target."""
 
     name: str
-    shape: Shape
     kind: str
     source: Source
     original: FolderSource | None
@@ -62,56 +67,44 @@ class _Export:
 
     @torch.no_grad()
     def load(self) -> Mapping[str, Tensor]:
-        """The stored tensors, by released name."""
-        values = self.source.values(self.name)
-        holder = self._holder(values)
-        if holder is not None and holder.kind(self.name) == self.kind:
+        """The stored tensors, by released name.
+
+        Raises:
+            ValueError: a value is not finite and a quantised kind is asked for, or a file is damaged.
+        """
+        found = self.source.stored(self.name)
+        if found.kind != self.kind:
+            found = self._original_of(found) or found
+        if found.kind == self.kind:
             self.tally.copied.append(self.name)
-            return holder.stored(self.name)
-        encoded = self._encode(values, holder)
+            return found.tensors(self.name)
+        return self._converted(found).tensors(self.name)
+
+    def _converted(self, found: Stored) -> Stored:
+        out, exact = Stored.empty(self.kind, found.shape), True
+        for band in bands_of(found.shape):
+            part = found.part(band)
+            values = part.values()
+            try:
+                encoded = encode(part, values, self.kind)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: {error}") from None
+            exact = exact and same_values(encoded.values(), values)
+            out.part(band).copy_(encoded)
         self.tally.converted.append(self.name)
-        if not torch.equal(self._decode(encoded), values.float() if values.is_floating_point() else values):
+        if not exact:
             self.tally.inexact.append(self.name)
-        return encoded
+        return out
 
-    def _holder(self, values: Tensor) -> FolderSource | None:
-        """The folder whose bytes hold exactly these values."""
-        if isinstance(self.source, FolderSource) and self.source.kind(self.name) == self.kind:
-            return self.source
-        if self.original is not None and self.original.holds(self.name):
-            before = self.original.values(self.name).to(values.dtype)
-            if before.shape == values.shape and torch.equal(before, values.cpu()):
-                return self.original
-        return self.source if isinstance(self.source, FolderSource) else None
-
-    def _encode(self, values: Tensor, holder: FolderSource | None) -> dict[str, Tensor]:
-        if self.kind not in QUANTISED:
-            return {self.name: values.to(PLAIN[self.kind])}
-        recast = RECASTS.get((holder.kind(self.name), self.kind)) if holder is not None else None
-        if holder is not None and recast is not None:
-            weight, scale = recast(*holder.stored(self.name).values())
-        else:
-            weight, scale = QUANTISED[self.kind].encode(values)
-        return {self.name: weight, scale_name(self.name): scale}
-
-    def _decode(self, encoded: Mapping[str, Tensor]) -> Tensor:
-        if self.kind not in QUANTISED:
-            stored = encoded[self.name]
-            return stored.float() if stored.is_floating_point() else stored
-        return QUANTISED[self.kind].decode(*encoded.values())
-
-
-def _with_f32_scales(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    return weight, scale.float()
-
-
-def _fp4_with_f32_scales(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    return _with_f32_scales(*recast_fp4_as_fp8(packed, scale))
-
-
-RECASTS = {
-    ("fp4", "fp8"): recast_fp4_as_fp8,
-    ("fp8", "fp8_f32"): _with_f32_scales,
-    ("fp4", "fp8_f32"): _fp4_with_f32_scales,
-}
-"""From the bytes of one kind to another's without rounding, wherever the ranges allow."""
+    def _original_of(self, found: Stored) -> Stored | None:
+        """The original's tensor, if the values are still the same, rounded to the source's dtype."""
+        if self.original is None or not self.original.holds(self.name):
+            return None
+        before = self.original.stored(self.name)
+        if before.shape != found.shape:
+            return None
+        for band in bands_of(found.shape):
+            values = found.part(band).values().cpu()
+            if not same_values(before.part(band).values().to(values.dtype), values):
+                return None
+        return before

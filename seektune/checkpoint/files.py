@@ -1,13 +1,18 @@
 """Reading the safetensors files of a folder as one collection, with errors that name the tensor and the file."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
+
+from seektune.checkpoint.header import DTYPES, Entry, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+_TORCH = {spelled: dtype for dtype, spelled in DTYPES.items()}
 
 
 class TensorFiles:
@@ -18,15 +23,15 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path):
-        self._files = {name: folder / file for name, file in _index(folder).items()}
-        self._open = {file: _open(file) for file in sorted(set(self._files.values()))}
-        held = {file: set(opened.keys()) for file, opened in self._open.items()}
-        for file, names in held.items():
-            for name in names - self._files.keys():
+        self._files = {name: folder / file for name, file in read_index(folder).items()}
+        headers = {file: read_header(file) for file in sorted(set(self._files.values()))}
+        for file, held in headers.items():
+            for name in held.keys() - self._files.keys():
                 raise ValueError(f"{file} holds {name}, which {INDEX} does not list")
         for name, file in self._files.items():
-            if name not in held[file]:
+            if name not in headers[file]:
                 raise ValueError(f"{file} lacks {name}, which {INDEX} promises there")
+        self._entries: dict[str, Entry] = {name: headers[file][name] for name, file in self._files.items()}
 
     def names(self) -> set[str]:
         """All tensor names."""
@@ -38,32 +43,50 @@ class TensorFiles:
 
     def dtype(self, name: str) -> str:
         """The dtype on disk as safetensors spells it: `F8_E4M3`, `I8`, `BF16`, ..."""
-        return str(self._open[self._files[name]].get_slice(name).get_dtype())
+        return self._entries[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape on disk."""
-        return tuple(self._open[self._files[name]].get_slice(name).get_shape())
+        return self._entries[name].shape
+
+    def size(self, name: str) -> int:
+        """Bytes on disk."""
+        return self._entries[name].size
 
     def read(self, name: str) -> Tensor:
-        """The tensor as it is on disk."""
-        try:
-            return self._open[self._files[name]].get_tensor(name)
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"cannot read {self.where(name)}: {error}") from None
+        """The tensor as it is on disk.
+
+        Raises:
+            ValueError: the file became shorter, or torch has no such dtype.
+            OSError: reading failed.
+        """
+        entry = self._entries[name]
+        if entry.dtype not in _TORCH:
+            raise ValueError(f"{self.where(name)} is {entry.dtype}, which cannot be read")
+        # read, not mapped: mapped pages of a large checkpoint would count as this process's memory
+        buffer = torch.empty(entry.size, dtype=torch.uint8)
+        with self._files[name].open("rb", buffering=0) as file:
+            file.seek(entry.start)
+            _fill(buffer.numpy().data, file.readinto, self.where(name))
+        return buffer.view(_TORCH[entry.dtype]).reshape(entry.shape)
 
 
-def _index(folder: Path) -> dict[str, str]:
-    """File of each tensor."""
+def read_index(folder: Path) -> dict[str, str]:
+    """The file of each tensor, as the folder's index or its only file says.
+
+    Raises:
+        ValueError: there is neither, or it is damaged.
+    """
     index = folder / INDEX
     if index.is_file():
         try:
             listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             return {str(name): _plain_name(file) for name, file in listed.items()}
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{index} is not an index of safetensors files (a JSON object with weight_map)") from None
     if not (folder / SINGLE).is_file():
         raise ValueError(f"{folder} holds no weights: neither {INDEX} nor {SINGLE}")
-    return dict.fromkeys(_open(folder / SINGLE).keys(), SINGLE)
+    return dict.fromkeys(read_header(folder / SINGLE), SINGLE)
 
 
 def _plain_name(file: str) -> str:
@@ -73,10 +96,9 @@ def _plain_name(file: str) -> str:
     return file
 
 
-def _open(file: Path) -> safe_open:
-    try:
-        return safe_open(file, framework="pt")
-    except FileNotFoundError:
-        raise ValueError(f"{file} is missing; the checkpoint is incomplete") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged or truncated: {error}") from None
+def _fill(wanted: memoryview, readinto: Callable[[memoryview], int | None], where: str) -> None:
+    """Read until full: the system hands over at most 2 GB at once."""
+    while wanted:
+        if not (count := readinto(wanted)):
+            raise ValueError(f"{where} ends too early; the file was changed while it was being read")
+        wanted = wanted[count:]

@@ -38,7 +38,17 @@ class Quantised:
     def shapes(self, shape: Shape) -> tuple[Shape, Shape]:
         """Stored shapes of weight and scales for a matrix of `shape`."""
         rows, columns = shape
-        return (rows, columns // self.packing), (-(-rows // self.block[0]), -(-columns // self.block[1]))
+        weight = rows, columns // self.packing
+        return weight, self.scale_shape(weight)
+
+    def fits(self, shape: Shape) -> bool:
+        """Whether a tensor of `shape` can be stored so: packed values fill whole groups, blocks may end short."""
+        return len(shape) == 2 and (self.packing == 1 or shape[1] % self.block[1] == 0)
+
+    def scale_shape(self, weight: Shape) -> Shape:
+        """Shape of the scales that belong to a weight of this stored shape."""
+        rows, columns = weight[0], weight[1] * self.packing
+        return -(-rows // self.block[0]), -(-columns // self.block[1])
 
 
 QUANTISED = {
@@ -90,10 +100,11 @@ class Format:
 
     def config(self, source: dict[str, Any]) -> dict[str, Any]:
         """config.json for a checkpoint of this format, from another's."""
-        own = {"quantization_config": self.quantization, "expert_dtype": self.expert_dtype}
         dtype = {"bf16": "bfloat16", "f32": "float32"}[self.rest]
-        kept = {key: value for key, value in source.items() if key not in own}
-        return {**kept, **{key: value for key, value in own.items() if value is not None}, "torch_dtype": dtype}
+        own = {"quantization_config": self.quantization, "expert_dtype": self.expert_dtype, "torch_dtype": dtype}
+        # newer libraries write dtype for torch_dtype; two that disagree would be worse than one
+        kept = {key: value for key, value in source.items() if key not in own and key != "dtype"}
+        return {**kept, **{key: value for key, value in own.items() if value is not None}}
 
 
 _BASE = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
@@ -107,6 +118,17 @@ FORMATS = {
     "fp32": Format("f32", "f32", rest="f32"),
 }
 """`released`: FP4 experts and FP8 as V4-Flash ships. `fp8`: experts in FP8 too. `base`: FP8 with F32 scales."""
+
+
+def format_named(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"format {name!r} is unknown; the formats are {', '.join(FORMATS)}")
+    return FORMATS[name]
 
 
 def kind_on_disk(dtype: str, scale_dtype: str | None) -> str | None:

@@ -28,11 +28,11 @@ def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
         yield scratch
         scratch.chmod(0o777 & ~_umask())
         for file in scratch.rglob("*"):
-            _flush(file)
+            flush(file)
         if replace and final.exists():
             os.rename(final, _aside(final))
         os.rename(scratch, final)
-        _flush(final.parent)
+        flush(final.parent)
         shutil.rmtree(_aside(final), ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -56,7 +56,8 @@ def _aside(final: Path) -> Path:
     return final.with_name(f".{final.name}{OLD}")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from seektune.checkpoint.export import Tally, pieces
-from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.publish import complete_folder
 from seektune.checkpoint.source import FolderSource, StateSource
-from seektune.checkpoint.write import SHARD_BYTES, shard_names, split, write_index, write_shard
+from seektune.checkpoint.write import shard_limit, shard_names, split, write_index, write_shard
 
 
 def save_weights(
@@ -20,24 +20,24 @@ def save_weights(
     folder: Path,
     format: str,
     original: Path | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int | None = None,
 ) -> Tally:
     """Write a state dict and its config.json; memory beyond the model is one tensor.
 
-    With `original`, tensors that training did not change keep the bytes of that checkpoint.
+    With `original`, tensors that training did not change keep the bytes of that checkpoint. Each layer gets a shard of
+    its own, or as many layers as fit into `shard_bytes`.
 
     Raises:
-        ValueError: an unknown format, or `folder` exists and is not empty.
+        ValueError: an unknown format, a tensor that it cannot hold, or `folder` exists and is not empty.
         OSError: writing failed; nothing is left behind.
     """
-    if format not in FORMATS:
-        raise ValueError(f"format {format!r} is unknown; the formats are {', '.join(FORMATS)}")
-    tally = Tally()
-    source, target = StateSource(state), FORMATS[format]
+    target = format_named(format)
+    source, tally = StateSource(state), Tally()
     before = FolderSource(original) if original is not None else None
     with complete_folder(folder) as scratch:
         write_config(scratch, target.config(config))
-        shards = split(pieces(source, target, tally, before), shard_bytes)
+        parts = list(pieces(source, target, tally, before))
+        shards = split(parts, shard_bytes or shard_limit(parts))
         for name, shard in zip(shard_names(len(shards)), shards, strict=True):
             write_shard(scratch / name, shard)
         write_index(scratch, shards)

@@ -7,19 +7,22 @@ from typing import Protocol
 from torch import Tensor
 
 from seektune.checkpoint.files import TensorFiles
-from seektune.checkpoint.formats import QUANTISED, kind_on_disk
+from seektune.checkpoint.formats import PLAIN, QUANTISED, Quantised, kind_on_disk
 from seektune.checkpoint.names import SCALE, Shape, scale_name, slots
+from seektune.checkpoint.stored import Stored
+
+_KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
 
 
 class Source(Protocol):
-    """Released names with shapes and values."""
+    """Released names with shapes, and the tensors of that name."""
 
     def shapes(self) -> Iterator[tuple[str, Shape]]:
         """Every tensor (scales aside) and its shape when decoded."""
         ...
 
-    def values(self, name: str) -> Tensor:
-        """Decoded values."""
+    def stored(self, name: str) -> Stored:
+        """The tensor as it is here."""
         ...
 
 
@@ -34,11 +37,11 @@ class StateSource:
         """In the order of the state dict."""
         return ((name, slot.shape) for name, slot in self._slots.items())
 
-    def values(self, name: str) -> Tensor:
+    def stored(self, name: str) -> Stored:
         """The tensor, or the expert's slice of it."""
         slot = self._slots[name]
         tensor = self._state[slot.model].detach()
-        return tensor if slot.expert is None else tensor[slot.expert]
+        return Stored(_KINDS[tensor.dtype], tensor if slot.expert is None else tensor[slot.expert])
 
 
 class FolderSource:
@@ -56,9 +59,8 @@ class FolderSource:
     def shapes(self) -> Iterator[tuple[str, Shape]]:
         """In the order of the release: embedding, layers, head, MTP."""
         for name in sorted(self._kinds, key=_released_order):
-            *rows, columns = self.files.shape(name)
-            quantised = QUANTISED.get(self.kind(name))
-            yield name, (*rows, columns * (quantised.packing if quantised else 1))
+            shape, quantised = self.files.shape(name), QUANTISED.get(self.kind(name))
+            yield name, shape if quantised is None else (*shape[:-1], shape[-1] * quantised.packing)
 
     def kind(self, name: str) -> str:
         """How the tensor is stored."""
@@ -70,15 +72,18 @@ class FolderSource:
 
     def values(self, name: str) -> Tensor:
         """Decoded: fp32 of a quantised weight, otherwise as stored."""
-        quantised = QUANTISED.get(self.kind(name))
-        if quantised is None:
-            return self.files.read(name)
-        return quantised.decode(self.files.read(name), self.files.read(scale_name(name)))
+        return self.stored(name).values()
 
-    def stored(self, name: str) -> dict[str, Tensor]:
+    def stored(self, name: str) -> Stored:
         """The tensor as it is on disk, with its scales if it has any."""
-        names = [name, scale_name(name)] if self.kind(name) in QUANTISED else [name]
-        return {each: self.files.read(each) for each in names}
+        return Stored(self.kind(name), *(self.files.read(each) for each in self._together(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes on disk, scales included."""
+        return sum(self.files.size(each) for each in self._together(name))
+
+    def _together(self, name: str) -> list[str]:
+        return [name, scale_name(name)] if self.kind(name) in QUANTISED else [name]
 
     def _is_scale(self, name: str) -> bool:
         return name.endswith(SCALE) and name.removesuffix(SCALE) + ".weight" in self._names
@@ -88,10 +93,22 @@ class FolderSource:
         paired = name.endswith(".weight") and scale in self._names
         dtype, scale_dtype = self.files.dtype(name), self.files.dtype(scale) if paired else None
         kind = kind_on_disk(dtype, scale_dtype)
+        if kind is None and name.endswith(SCALE):
+            raise ValueError(f"{self.files.where(name)} has no {name.removesuffix(SCALE)}.weight beside it")
         if kind is None:
             beside = f"with {scale_dtype} scales" if paired else f"without scales ({scale} is not there)"
             raise ValueError(f"{self.files.where(name)} is {dtype} {beside}, which no format of ours holds")
+        if kind in QUANTISED:
+            self._check_scales(name, QUANTISED[kind])
         return kind
+
+    def _check_scales(self, name: str, quantised: Quantised) -> None:
+        weight, scale = self.files.shape(name), self.files.shape(scale_name(name))
+        if len(weight) != 2 or quantised.scale_shape(weight) != scale:
+            raise ValueError(
+                f"{self.files.where(name)} has shape {list(weight)}, which does not fit with the shape {list(scale)} "
+                f"of its scales, {scale_name(name)}"
+            )
 
 
 def _released_order(name: str) -> tuple[object, ...]:

@@ -2,34 +2,25 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
+from itertools import groupby
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from seektune.checkpoint.files import INDEX, SINGLE
+from seektune.checkpoint.header import header_bytes
 from seektune.checkpoint.names import Shape
 
 SHARD_BYTES = 4 * 10**9
 """Limit that puts one layer of V4-Flash into each shard, as the release does."""
 
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-}
-"""How safetensors spells a dtype."""
+LARGEST_SHARD_BYTES = 20 * 10**9
+"""A layer up to this size, such as one of V4-Pro or of V4-Flash in bf16, is not torn apart."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +52,22 @@ def split(pieces: Iterable[Piece], limit: int = SHARD_BYTES) -> list[list[Piece]
     return shards
 
 
+def shard_limit(pieces: Iterable[Piece]) -> int:
+    """Bytes of a shard such that every layer has one of its own, as the releases do, if that is not too large."""
+    layers = [sum(piece.size for piece in layer) for layer in _by_layer(pieces)]
+    return max([SHARD_BYTES, *(size for size in layers if size <= LARGEST_SHARD_BYTES)])
+
+
 def shard_names(count: int) -> list[str]:
     """File names of the shards, as the ecosystem numbers them."""
     if count == 1:
         return [SINGLE]
     return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+
+
+def file_size(pieces: Sequence[Piece]) -> int:
+    """Bytes of the file that `write_shard` makes."""
+    return len(_header(pieces)) + sum(piece.size for piece in pieces)
 
 
 def write_shard(file: Path, pieces: Sequence[Piece], written: Callable[[int], None] = lambda size: None) -> None:
@@ -76,14 +78,11 @@ def write_shard(file: Path, pieces: Sequence[Piece], written: Callable[[int], No
     """
     scratch = file.with_name(f"{file.name}.partial")
     try:
-        with scratch.open("wb") as out:
-            out.write(_header(pieces))
+        with scratch.open("wb", buffering=0) as out:
+            _write(out, _header(pieces), file)
             for piece in pieces:
-                tensors = piece.load()
-                for name, (dtype, shape) in piece.tensors.items():
-                    _put(out.write, tensors[name], dtype, shape)
+                _write_piece(out, piece, file)
                 written(piece.size)
-            out.flush()
             os.fsync(out.fileno())
         os.replace(scratch, file)
     finally:
@@ -102,36 +101,40 @@ def write_index(folder: Path, shards: Sequence[Sequence[Piece]]) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _by_layer(pieces: Iterable[Piece]) -> Iterable[list[Piece]]:
-    """Neighbouring pieces of one layer (`layers.N` or `mtp.N`); other tensors stand alone."""
-    group: list[Piece] = []
-    current = None
-    for piece in pieces:
-        parts = next(iter(piece.tensors)).split(".")
-        layer = tuple(parts[:2]) if parts[0] in ("layers", "mtp") else None
-        if group and (layer is None or layer != current):
-            yield group
-            group = []
-        current = layer
-        group.append(piece)
-    if group:
-        yield group
+def _by_layer(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Neighbouring pieces of one layer (`layers.N` or `mtp.N`), of the embedding, or of all that is around the head."""
+    for _, layer in groupby(pieces, key=_layer):
+        yield list(layer)
+
+
+def _layer(piece: Piece) -> tuple[str, ...]:
+    parts = next(iter(piece.tensors)).split(".")
+    if parts[0] in ("layers", "mtp"):
+        return tuple(parts[:2])
+    return ("embed",) if parts[0] == "embed" else ("head",)
 
 
 def _header(pieces: Sequence[Piece]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for piece in pieces:
-        for name, (dtype, shape) in piece.tensors.items():
-            size = dtype.itemsize * prod(shape)
-            entries[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [offset, offset + size]}
-            offset += size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return header_bytes({name: kind for piece in pieces for name, kind in piece.tensors.items()})
 
 
-def _put(write: Callable[[Any], object], tensor: Tensor, dtype: torch.dtype, shape: Shape) -> None:
+def _write_piece(out: FileIO, piece: Piece, file: Path) -> None:
+    # in a function of its own, so that no piece outlives its writing
+    tensors = piece.load()
+    for name, (dtype, shape) in piece.tensors.items():
+        _write(out, _bytes(tensors[name], dtype, shape), file)
+
+
+def _write(out: FileIO, data: bytes | memoryview, file: Path) -> None:
+    """Write all of it: the system takes at most 2 GB at once, and less where the disk is full."""
+    try:
+        while data:
+            data = data[out.write(data) :]
+    except OSError as error:
+        raise OSError(error.errno, f"could not be written: {error.strerror}", str(file)) from error
+
+
+def _bytes(tensor: Tensor, dtype: torch.dtype, shape: Shape) -> memoryview:
     assert tensor.dtype == dtype, f"{tensor.dtype} where {dtype} was planned"
     assert tuple(tensor.shape) == tuple(shape), f"{tuple(tensor.shape)} where {shape} was planned"
-    write(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

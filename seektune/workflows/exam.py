@@ -10,9 +10,10 @@ from seektune.evaluate.config import EvaluateConfig
 from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.train.files import write_whole
+from seektune.workflows.console import say
 from seektune.workflows.prepare import Lesson
 from seektune.workflows.run_folder import EXAMS
-from seektune.workflows.tell import in_words, say
+from seektune.workflows.tell import in_words
 
 
 def hold_exam(

@@ -11,12 +11,8 @@ from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.figures import Comparison, Score
 from seektune.train.report import Story
 from seektune.train.trainer import CHECKPOINTS
+from seektune.workflows.console import many, say
 from seektune.workflows.prepare import Lesson
-
-
-def say(sentence: str) -> None:
-    """Print at once, also into a pipe."""
-    print(sentence, flush=True)
 
 
 def describe(recipe: Recipe, model: DeepseekV4ForCausalLM, lesson: Lesson) -> list[tuple[str, str]]:
@@ -24,13 +20,13 @@ def describe(recipe: Recipe, model: DeepseekV4ForCausalLM, lesson: Lesson) -> li
     batch, optimizer = recipe.batch, recipe.optimizer
     count = count_parameters(model.config)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    mtp = f" and {_many(count.mtp)} in the MTP block" if count.mtp else ""
+    mtp = f" and {many(count.mtp)} in the MTP block" if count.mtp else ""
     packed = ", packed" if batch.pack else ""
     facts = [
         ("model", f"DeepSeek-V4 {_origin(recipe)}"),
         (
             "parameters",
-            f"{_many(count.main)}{mtp}; {_many(count.active)} active per token, {_many(trainable)} trainable",
+            f"{many(count.main)}{mtp}; {many(count.active)} active per token, {many(trainable)} trainable",
         ),
         ("device", f"{model.embed.weight.device}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
         ("data", f"{recipe.data.dataset}, {lesson.rows:,} training rows from {lesson.source}"),
@@ -111,10 +107,3 @@ def _score(share: Share) -> Score:
 
 def _percent(share: Share) -> str:
     return str(_score(share))
-
-
-def _many(number: int) -> str:
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if number >= size:
-            return f"{number / size:.2f} {unit}"
-    return str(number)

@@ -16,11 +16,19 @@ from seektune.train.interrupt import Interrupted, Interruption
 from seektune.train.metrics import MetricsLog
 from seektune.train.report import REPORT, write_report
 from seektune.train.trainer import MODEL, Trainer, TrainSettings
+from seektune.workflows.console import say
 from seektune.workflows.exam import hold_exam, read_exam, write_exams
-from seektune.workflows.prepare import build_model, choose_device, prepare_data, read_config, read_rows
+from seektune.workflows.prepare import (
+    build_model,
+    choose_device,
+    prepare_data,
+    read_config,
+    read_rows,
+    refuse_too_large,
+)
 from seektune.workflows.resume import Start, find_start
 from seektune.workflows.run_folder import RECIPE, choose_folder, made
-from seektune.workflows.tell import describe, farewell, say, story, summary
+from seektune.workflows.tell import describe, farewell, story, summary
 
 
 def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path) -> Path:
@@ -58,10 +66,12 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path) -> P
 def _run(recipe: Recipe, name: str, folder: Path, start: Start, cache_dir: Path, interruption: Interruption) -> None:
     with made(folder):
         torch.manual_seed(recipe.seed)
-        data = read_rows(recipe.data, cache_dir, say)
+        device = choose_device()
         config = read_config(recipe.model)
+        refuse_too_large(recipe, config, device)
+        data = read_rows(recipe.data, cache_dir, say)
         lesson = prepare_data(recipe, data, config, say)
-        model = build_model(recipe, config, choose_device(), with_weights=start.checkpoint is None)
+        model = build_model(recipe, config, device, with_weights=start.checkpoint is None)
         facts = describe(recipe, model, lesson)
         before = read_exam(folder, "before") if start.checkpoint is not None else None
         if start.checkpoint is None:

@@ -19,6 +19,8 @@ from seektune.train.interrupt import Interrupted
 from .runs import end_by_two_signals, go, go_slowly, hang, losses, same_state, validations
 from .small import MadeStream
 
+pytestmark = pytest.mark.slow
+
 SPAWN = get_context("forkserver")
 SPAWN.set_forkserver_preload(["tests.train.runs"])
 
@@ -116,7 +118,6 @@ def test_a_stuck_step_ends_the_process_and_names_the_phase(tmp_path, capfd):
     assert "hang" in (tmp_path / "stuck.txt").read_text() or "next_step" in (tmp_path / "stuck.txt").read_text()
 
 
-@pytest.mark.slow
 def test_thirty_kills_lose_nothing(tmp_path):
     steps, dice = 60, random.Random(0)
     whole = go(tmp_path / "whole", steps)

@@ -49,6 +49,7 @@ def test_a_run_leaves_everything(recipe, tmp_path, capsys):
     assert sorted(place.name for place in (folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_is_where_the_next_one_starts(recipe, tmp_path):
     first = train(recipe(run_dir=str(tmp_path / "one")))
     weights = {"weights": str(first / "model"), "dtype": "bf16"}
@@ -59,6 +60,7 @@ def test_what_a_run_leaves_is_where_the_next_one_starts(recipe, tmp_path):
     assert model(torch.tensor([[0, 5, 6]])).logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_seed_decides_everything(recipe, tmp_path):
     runs = [train(recipe(run_dir=str(tmp_path / str(i)), seed=seed)) for i, seed in enumerate((0, 0, 1))]
     assert losses(runs[0]) == losses(runs[1])
@@ -81,6 +83,7 @@ def test_a_finished_run_is_left_as_it_is(recipe, capsys):
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -113,6 +116,7 @@ def stopped(recipe, monkeypatch, step):
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_to_the_same_end(recipe, tmp_path, monkeypatch, capsys):
     whole = train(recipe(run_dir=str(tmp_path / "whole"), steps=5))
     wanted = recipe(steps=5)
@@ -124,12 +128,14 @@ def test_the_same_command_goes_on_to_the_same_end(recipe, tmp_path, monkeypatch,
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_from_a_finished_one(recipe):
     train(recipe())
     folder = train(recipe(steps=6))
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_another_folder_can_start_from_a_checkpoint(recipe, tmp_path, monkeypatch, capsys):
     wanted = recipe(steps=5)
     stopped(wanted, monkeypatch, 2)
@@ -158,6 +164,7 @@ def add(folder):
     (folder / "foreign.bin").write_bytes(b"x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -182,6 +189,7 @@ def test_a_damaged_checkpoint_is_found_and_an_older_one_offered(recipe, monkeypa
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_run_that_died_before_its_first_checkpoint_starts_anew(recipe, monkeypatch, capsys):
     monkeypatch.setattr(trainer.Trainer, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError, match="No space"):
@@ -192,6 +200,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(recipe, monkeyp
     assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_its_checkpoints_is_still_finished(recipe, capsys):
     folder = train(recipe())
     shutil.rmtree(folder / "checkpoints")
@@ -248,6 +257,7 @@ def test_a_signal_before_the_first_step_leaves_no_folder(recipe, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_exam_costs_no_training(recipe, monkeypatch):
     exam = workflow.hold_exam
 

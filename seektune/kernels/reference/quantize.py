@@ -13,8 +13,8 @@ SMALLEST = 2.0**-126
 """Scale of a group that holds only zeros, and the least scale there is."""
 
 # x rounds up past a boundary; the ties that go up (to an even mantissa) have their boundary just below.
-_TIES_UP = torch.tensor([0.75, 1.75, 3.5]).nextafter(torch.zeros(3))
-_BOUNDARIES = torch.tensor([0.25, _TIES_UP[0], 1.25, _TIES_UP[1], 2.5, _TIES_UP[2], 5.0])
+_TIES_UP = torch.tensor([0.75, 1.75, 3.5]).nextafter(torch.zeros(3)).tolist()
+_BOUNDARIES = (0.25, _TIES_UP[0], 1.25, _TIES_UP[1], 2.5, _TIES_UP[2], 5.0)
 
 
 def quantize_fp8(weight: Tensor, power_of_two: bool = True) -> tuple[Tensor, Tensor]:
@@ -101,7 +101,7 @@ def _round_fp8(x: Tensor) -> Tensor:
 
 def _round_fp4(x: Tensor) -> Tensor:
     scale = _fp4_scale(x)
-    return torch.tensor(E2M1, device=x.device)[_fp4_magnitude(x / scale)].copysign(x) * scale
+    return torch.tensor(E2M1, device=x.device)[_fp4_magnitude(x / scale).int()].copysign(x) * scale
 
 
 def _to_e4m3(x: Tensor) -> Tensor:
@@ -113,11 +113,15 @@ def _fp4_scale(groups: Tensor) -> Tensor:
 
 
 def _fp4_magnitude(x: Tensor) -> Tensor:
-    return torch.bucketize(x.abs(), _BOUNDARIES.to(x.device))
+    """Index of the nearest magnitude, uint8: the number of boundaries below (many times faster than a search)."""
+    size, code = x.abs(), torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+    for boundary in _BOUNDARIES:
+        code += size > boundary
+    return code
 
 
 def _fp4_codes(x: Tensor) -> Tensor:
-    return (_fp4_magnitude(x) | (x.signbit().long() << 3)).to(torch.uint8)
+    return _fp4_magnitude(x) | (x.signbit().to(torch.uint8) << 3)
 
 
 def _power_of_two_above(x: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""The door: `seektune train | convert | ...`, and `automodel`, the same door with the grammar of one verb.
+
+Verbs import their workflow when they run, so that help and a mistake in a recipe do not wait for torch.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, NoReturn
+
+import typer
+
+from seektune import __version__
+from seektune.cli import checkpoints, train
+from seektune.cli.errors import complain, explain, stop_writing
+from seektune.cli.grammar import HELP, OPEN_ENDED, Work
+
+WELCOME = """Train and fine-tune DeepSeek-V4.
+
+\b
+Fine-tune a small DeepSeek-V4 on HellaSwag with this machine's CPU:
+  seektune train examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
+The same with another learning rate and fewer steps:
+  seektune train RECIPE --optimizer.lr=1e-3 --steps=50
+Look at a checkpoint, and write it in another format:
+  seektune inspect FOLDER
+  seektune convert FOLDER NEW_FOLDER --to bf16
+
+A recipe is a YAML file that says what to train; `seektune train --help` tells how overrides work, and `seektune
+schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done,
+75 stopped by a signal: the same command goes on from there.
+"""
+
+PARSER_WAS_INTERRUPTED = 130
+"""What the parser returns where Ctrl-C met it."""
+
+app = typer.Typer(help=WELCOME, add_completion=False, rich_markup_mode=None, context_settings=HELP)
+seed_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+def main() -> NoReturn:
+    """Console script `seektune`."""
+    _open(typer.main.get_command(app), "seektune")
+
+
+def automodel() -> NoReturn:
+    """Console script `automodel`."""
+    _open(typer.main.get_command(seed_app), "automodel")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"seektune {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _lobby(context: typer.Context, version: Version = False) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command("train", help=train.TRAIN_HELP, short_help="Train as a recipe says.", context_settings=OPEN_ENDED)(
+    train.train
+)
+app.command("schema", help=train.SCHEMA_HELP, short_help="Print the JSON schema of recipes, for editors.")(train.schema)
+app.command("convert", help=checkpoints.CONVERT_HELP, short_help="Write a checkpoint in another format.")(
+    checkpoints.convert
+)
+app.command("verify", help=checkpoints.VERIFY_HELP, short_help="Compare two checkpoints tensor by tensor.")(
+    checkpoints.verify
+)
+app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Print what a checkpoint is and what it lacks.")(
+    checkpoints.inspect
+)
+
+
+@seed_app.command(help=train.AUTOMODEL_HELP, context_settings=OPEN_ENDED)
+def _automodel(words: train.Words = None, nproc_per_node: train.Processes = 1, version: Version = False) -> Work:
+    return train.train(words, nproc_per_node)
+
+
+def _open(command: Callable[..., object], name: str) -> NoReturn:
+    """Parse a command line, do its work and leave with an exit code; mistakes and failures take one line."""
+    try:
+        # what a verb returns is run out here, because the parser has its own ideas about Ctrl-C and broken pipes
+        answer = command(prog_name=name, standalone_mode=False)
+        if answer == PARSER_WAS_INTERRUPTED:
+            raise KeyboardInterrupt
+        code = answer if isinstance(answer, int) else 0
+        if callable(answer):
+            code = answer() or 0
+        if sys.stdout is not None:  # None where the caller closed it
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("SEEKTUNE_TRACEBACK", "") not in ("", "0"):
+            raise
+        code, message = explain(error)
+        complain(name, message)
+        stop_writing()
+    sys.exit(code)

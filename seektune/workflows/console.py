@@ -1,0 +1,74 @@
+"""Sentences, numbers and progress as every verb shows them."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
+BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+PAUSE = 10.0
+"""Seconds between lines that tell of progress where there is no terminal."""
+
+Advance = Callable[[int, int], None]
+"""Called with bytes done so far and in all."""
+
+
+def say(sentence: str) -> None:
+    """Print at once, also into a pipe."""
+    print(sentence, flush=True)
+
+
+def many(number: int) -> str:
+    """A large count in three to five digits: `284.33 B`."""
+    return _in_units(number, UNITS)
+
+
+def size(number: int) -> str:
+    """Bytes in three to five digits: `159.61 GB`."""
+    return f"{number} bytes" if number < 1000 else _in_units(number, BYTE_UNITS)
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 tensor`, `69,187 tensors`."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+@contextmanager
+def byte_bar(label: str) -> Iterator[Advance]:
+    """A bar on standard error that counts bytes; a line now and then where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield _Lines(label)
+        return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(TextColumn(label), *columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """Progress in plain lines."""
+
+    def __init__(self, label: str):
+        self._label, self._told = label, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._told >= PAUSE:
+            self._told = time.monotonic()
+            print(f"{self._label}: {size(done)} of {size(total)}", file=sys.stderr, flush=True)
+
+
+def _in_units(number: int, units: tuple[tuple[int, str], ...]) -> str:
+    for unit, name in units:
+        if number >= unit:
+            return f"{number / unit:.2f} {name}"
+    return str(number)

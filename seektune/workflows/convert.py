@@ -1,0 +1,65 @@
+"""The verb `convert`: a checkpoint in another format, streamed, and what became of its tensors."""
+
+from pathlib import Path
+
+from seektune.checkpoint import locate
+from seektune.checkpoint.convert import Conversion, convert
+from seektune.checkpoint.formats import format_named
+from seektune.checkpoint.survey import survey
+from seektune.checkpoint.workplace import RECORD
+from seektune.model.config import DeepseekV4Config
+from seektune.workflows.card import fit
+from seektune.workflows.console import byte_bar, listed, say
+
+
+def convert_checkpoint(source: str, destination: Path, to: str, original: str | None = None) -> Conversion:
+    """Convert, showing progress, and say which values were kept and how.
+
+    Args:
+        source: a folder or Hub id.
+        destination: a new or empty folder, or one that an interrupted call of the same words left unfinished.
+        to: `released`, `fp8`, `base`, `bf16` or `fp32`.
+        original: folder or Hub id of the checkpoint whose bytes untouched tensors get back.
+
+    Raises:
+        ValueError: the source is incomplete, the format unknown or unfit, or the destination taken.
+        OSError: no room, or reading, writing or fetching failed; complete shards stay for the next call.
+    """
+    format_named(to)
+    folder = locate(source)
+    _refuse_incomplete(folder)
+    before = None if original is None else locate(original)
+    try:
+        with byte_bar(f"converting to {to}") as progress:
+            done = convert(folder, destination, to, before, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted by Ctrl-C; complete shards stay, and the same command goes on") from None
+    _tell(done, to)
+    return done
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    """A copy of an incomplete checkpoint would be found out only when it is loaded."""
+    config, found = DeepseekV4Config.from_pretrained(folder), survey(folder)
+    if found.problems:
+        raise ValueError(found.problems[0])
+    odd = fit(config, found)
+    faults = [
+        *(f"lacks {name}, which its config.json promises" for name in odd.missing),
+        *(f"holds {name}, which the model of its config.json does not have" for name in odd.extra),
+        *(f"does not fit its config.json: {sentence}" for sentence in odd.wrong),
+    ]
+    if faults:
+        more = f" ({len(faults) - 1:,} more faults)" if len(faults) > 1 else ""
+        raise ValueError(f"{folder} {faults[0]}{more}; seektune inspect {folder} tells all")
+
+
+def _tell(done: Conversion, to: str) -> None:
+    if done.resumed:
+        say(f"{done.resumed} of {done.shards} shards were complete from an earlier call")
+    exact = done.converted - len(done.inexact)
+    say(f"tensors: {done.copied:,} copied byte for byte, {exact:,} re-encoded exactly, {len(done.inexact):,} rounded")
+    if done.inexact:
+        say(f"{to} cannot hold all values of {listed(done.inexact)}")
+        say(f"all their names: {done.folder / RECORD} (inexact)")
+    say(f"checkpoint: {done.folder}")

@@ -1,0 +1,67 @@
+"""Tensors in bands: decoded and encoded in pieces as if at once."""
+
+import pytest
+import torch
+
+from seektune.checkpoint.stored import BAND, Stored, bands_of, encode
+from seektune.kernels import dequantize_fp4, dequantize_fp8, quantize_fp4, quantize_fp8
+
+
+def stored(kind: str, rows: int, columns: int) -> Stored:
+    values = torch.randn(rows, columns)
+    if kind == "bf16":
+        return Stored(kind, values.bfloat16())
+    encoder = {"fp4": quantize_fp4, "fp8": quantize_fp8}.get(kind)
+    return Stored(kind, *(encoder(values) if encoder else quantize_fp8(values, power_of_two=False)))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (127, 4096), (128, 4096), (4096, 2048), (5000, 300), (3, 10**7), (0, 4), (4, 0)]
+)
+def test_bands_cover_every_row_once_and_tear_no_block(shape: tuple[int, int]):
+    rows, bands = shape[0], list(bands_of(shape))
+    assert [row for band in bands for row in range(band.start, band.stop)] == list(range(rows))
+    assert all(band.start % 128 == 0 for band in bands)
+    assert all((band.stop - band.start) * shape[1] <= BAND or band.stop - band.start <= 128 for band in bands)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4)])
+def test_whatever_is_no_matrix_is_one_band(shape: tuple[int, ...]):
+    assert list(bands_of(shape)) == [...]
+    x = torch.randn(shape)
+    assert torch.equal(Stored("f32", x).part(...).values(), x)
+
+
+@pytest.mark.parametrize("kind", ["fp4", "fp8", "fp8_f32", "bf16"])
+def test_decoding_in_bands_is_decoding_at_once(monkeypatch: pytest.MonkeyPatch, kind: str):
+    monkeypatch.setattr("seektune.checkpoint.stored.BAND", 128 * 96)
+    whole = stored(kind, 300, 96)
+    assert len(list(bands_of(whole.shape))) == 3
+    assert whole.shape == (300, 96)
+    decode = {"fp4": dequantize_fp4, "bf16": lambda weight, _: weight}.get(kind, dequantize_fp8)
+    assert torch.equal(whole.values(), decode(whole.weight, whole.scale))
+
+
+@pytest.mark.parametrize("kind", ["fp4", "fp8", "fp8_f32", "bf16"])
+def test_writing_into_parts_fills_the_whole(monkeypatch: pytest.MonkeyPatch, kind: str):
+    monkeypatch.setattr("seektune.checkpoint.stored.BAND", 1)
+    whole = stored(kind, 300, 96)
+    room = Stored.empty(kind, whole.shape)
+    for band in bands_of(whole.shape):
+        room.part(band).copy_(whole.part(band))
+    for name, x in whole.tensors("a.weight").items():
+        y = room.tensors("a.weight")[name]
+        assert y.dtype == x.dtype
+        assert torch.equal(y.view(torch.uint8), x.view(torch.uint8))
+    assert list(room.tensors("a.weight")) == (["a.weight"] if kind == "bf16" else ["a.weight", "a.scale"])
+
+
+@pytest.mark.parametrize("kind", ["fp4", "fp8", "fp8_f32"])
+@pytest.mark.parametrize("target", ["fp8", "fp8_f32", "bf16", "f32"])
+def test_encoding_keeps_values_that_the_target_can_hold(kind: str, target: str):
+    part = stored(kind, 256, 128)
+    values = part.values()
+    found = encode(part, values, target)
+    assert found.kind == target
+    lossy = kind == "fp8_f32" and target in ("fp8", "bf16")
+    assert torch.equal(found.values().float(), values) != lossy

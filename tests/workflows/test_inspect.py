@@ -1,0 +1,201 @@
+"""The verb `inspect`: the card of whole checkpoints, and of folders in which something is wrong."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seektune.checkpoint.convert import convert
+from seektune.checkpoint.export import Tally, pieces
+from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.header import header_bytes
+from seektune.checkpoint.source import StateSource
+from seektune.checkpoint.write import file_size, shard_limit, shard_names, split, write_index
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.workflows.card import read_card
+from seektune.workflows.inspect import inspect
+
+from .door import seektune
+
+pytestmark = pytest.mark.slow
+
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+@pytest.fixture
+def folder(parity_folder: Path, tmp_path: Path) -> Path:
+    return Path(
+        shutil.copytree(parity_folder, tmp_path / "model", ignore=shutil.ignore_patterns("expected.safetensors"))
+    )
+
+
+def hollow(folder: Path, preset: str, format: str = "released") -> Path:
+    """A checkpoint of that preset whose files have their real size and headers, and no data on disk: a hole."""
+    folder.mkdir()
+    config = DeepseekV4Config.preset(preset)
+    (folder / "config.json").write_text(json.dumps(FORMATS[format].config(config.to_dict())))
+    state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
+    planned = list(pieces(StateSource(state), FORMATS[format], Tally()))
+    shards = split(planned, shard_limit(planned))
+    for name, shard in zip(shard_names(len(shards)), shards, strict=True):
+        tensors = {tensor: kind for piece in shard for tensor, kind in piece.tensors.items()}
+        (folder / name).write_bytes(header_bytes(tensors))
+        os.truncate(folder / name, file_size(shard))
+    write_index(folder, shards)
+    return folder
+
+
+def changed(folder: Path, **changes: Any) -> None:
+    values = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def test_the_card_of_a_whole_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert inspect(folder)
+    assert capsys.readouterr().out.splitlines() == [
+        f"checkpoint:  {folder}",
+        "variant:     other",
+        "layers:      4: 1 SWA, 2 CSA, 1 HCA",
+        "gates:       1 hash, 3 top-k",
+        "MTP:         1 block",
+        "parameters:  1.68 M main, 364.42 K MTP; 1.16 M active per token",
+        "format:      released",
+        "on disk:     427 tensors in 2 files, 2.31 MB",
+        "  F8_E4M3    44 tensors         630.78 kB",
+        "  F32        50 tensors         587.06 kB",
+        "  BF16       48 tensors         561.54 kB",
+        "  I8         120 tensors        491.52 kB",
+        "  F8_E8M0    164 tensors         30.79 kB",
+        "  I64        1 tensor             3.84 kB",
+        "complete:    every tensor that config.json promises is here in its shape, and no other",
+    ]
+
+
+def test_the_card_of_flash_is_read_in_seconds(tmp_path: Path):
+    """69,187 tensors in 46 files of 160 GB."""
+    flash = hollow(tmp_path / "flash", "flash")
+    begin = time.perf_counter()
+    card = read_card(flash)
+    assert time.perf_counter() - begin < 20
+    assert card.complete
+    assert card.notes == []
+    assert (card.format, card.tensors, len(card.files)) == ("released", 69_187, 46)
+    assert sum(amount["bytes"] for amount in card.dtypes.values()) == 159_609_485_896
+    assert card.dtypes["I8"] == {"tensors": 33_792, "bytes": 33_792 * 2048 * 4096 // 2}
+    assert card.architecture is not None
+    assert card.architecture.variant == "flash"
+    assert card.architecture.layers == {"SWA": 2, "CSA": 21, "HCA": 20}
+    assert (card.architecture.gates, card.architecture.mtp_blocks) == ({"hash": 3, "top-k": 40}, 1)
+    found = {name: round(count / 1e9, 2) for name, count in card.architecture.parameters.items()}
+    assert found == {"main": 284.33, "mtp": 6.61, "active": 13.27}
+
+
+@pytest.mark.parametrize(
+    ("preset", "format", "variant"),
+    [
+        ("tiny", "bf16", "tiny"),
+        ("tiny", "base", "tiny"),
+        pytest.param("flash", "base", "flash-base", marks=pytest.mark.slow),
+        pytest.param("flash", "bf16", "flash", marks=pytest.mark.slow),
+        pytest.param("pro", "released", "pro", marks=pytest.mark.slow),
+        pytest.param("pro", "base", "pro-base", marks=pytest.mark.slow),
+    ],
+)
+def test_variants_and_formats_are_told_apart(tmp_path: Path, preset: str, format: str, variant: str):
+    card = read_card(hollow(tmp_path / "model", preset, format))
+    assert card.complete
+    assert card.architecture is not None
+    assert (card.architecture.variant, card.format, card.notes) == (variant, format, [])
+
+
+def test_a_fine_tune_is_still_its_variant_and_another_width_is_not(tmp_path: Path):
+    tiny = hollow(tmp_path / "model", "tiny", "bf16")
+    changed(tiny, initializer_range=0.5, transformers_version="9", mine=1)
+    assert read_card(tiny).to_dict()["architecture"]["variant"] == "tiny"
+    changed(tiny, routed_scaling_factor=9.0)
+    assert read_card(tiny).to_dict()["architecture"]["variant"] == "other"
+
+
+def test_a_missing_file_costs_the_answer_nothing_else(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (folder / SECOND).unlink()
+    assert not inspect(folder)
+    said = capsys.readouterr().out
+    assert "layers:      4: 1 SWA, 2 CSA, 1 HCA" in said
+    assert f"problem:     {folder / SECOND} is missing" in said
+    missing = next(line for line in said.splitlines() if line.startswith("missing:"))
+    assert "layers.2.ffn_norm.weight" in missing
+    assert missing.endswith("more")
+    assert "complete:" not in said
+
+
+def test_missing_extra_and_misshapen_tensors_are_counted_and_named(folder: Path, capsys: pytest.CaptureFixture[str]):
+    changed(folder, num_hidden_layers=3, compress_ratios=[0, 4, 128, 0], vocab_size=161)
+    assert not inspect(folder)
+    lines = capsys.readouterr().out.splitlines()
+    extra = next(line for line in lines if line.startswith("extra:"))
+    wrong = next(line for line in lines if line.startswith("wrong:"))
+    assert "layers.3." in extra
+    assert wrong.startswith("wrong:       3 tensors: embed.weight has shape [160, 128] instead of [161, 128]")
+    assert not any(line.startswith("missing:") for line in lines)
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"model_type": "llama"}', '{"hidden_size": 3}'])
+def test_without_a_config_the_files_are_still_told(folder: Path, text: str | None, capsys: pytest.CaptureFixture[str]):
+    (folder / "config.json").unlink()
+    if text is not None:
+        (folder / "config.json").write_text(text)
+    assert not inspect(folder)
+    said = capsys.readouterr().out
+    assert "format:      released" in said
+    assert "427 tensors in 2 files, 2.31 MB" in said
+    assert "config.json" in said.split("problem:")[1]
+    assert "variant:" not in said
+
+
+def test_an_empty_folder_has_a_card_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert not inspect(tmp_path)
+    said = capsys.readouterr().out
+    assert "on disk:     0 tensors in 0 files, 0 bytes" in said
+    assert said.count("problem:") == 2
+
+
+def test_a_config_that_tells_other_libraries_another_format_is_noted(folder: Path, tmp_path: Path):
+    changed(folder, expert_dtype=None)
+    card = read_card(folder)
+    assert card.complete, "the dtypes on disk decide here"
+    assert len(card.notes) == 1
+    assert "expert_dtype None, but the tensors are released" in card.notes[0]
+    done = convert(folder, tmp_path / "bf16", "bf16")
+    assert read_card(done.folder).notes == []
+    changed(done.folder, quantization_config={"quant_method": "fp8"})
+    assert "quantization_config" in read_card(done.folder).notes[0]
+
+
+def test_strays_are_noted(parity_folder: Path):
+    card = read_card(parity_folder)
+    assert card.complete
+    assert card.notes == ["expected.safetensors is no part of the checkpoint: its index names no tensor there"]
+
+
+def test_json_and_exit_codes(folder: Path, tmp_path: Path):
+    whole = seektune("inspect", folder, "--json")
+    assert (whole.returncode, whole.stderr) == (0, "")
+    card = json.loads(whole.stdout)
+    assert card["complete"] is True
+    assert card["format"] == "released"
+    assert card["architecture"]["parameters"]["mtp"] == 364_423
+    assert card["files"].keys() == {FIRST, SECOND}
+    (folder / FIRST).write_bytes(b"")
+    broken = seektune("inspect", folder, "--json")
+    assert (broken.returncode, broken.stderr) == (1, "")
+    card = json.loads(broken.stdout)
+    assert card["complete"] is False
+    assert len(card["missing"]) > 5, "all names, not the first ones"
+    nowhere = seektune("inspect", tmp_path / "nowhere")
+    assert (nowhere.returncode, nowhere.stdout) == (2, "")
+    assert nowhere.stderr == f"seektune: {tmp_path / 'nowhere'} is not a folder\n"
