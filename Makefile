@@ -8,13 +8,14 @@ WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench-checkpoint clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "SeekTune needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 1; }
+	@echo "Setting up $(VENV), once; this takes a minute or two ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
@@ -31,6 +32,10 @@ check: $(STAMP)  ## format, lint, types, import contract, fast tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) -m 'not slow'
+
+bench-checkpoint: $(STAMP)  ## measure converting against this disk's copying, and saving beside the training
+	$(BIN)/python bench/checkpoint.py
+	$(BIN)/python bench/save.py
 
 format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .
