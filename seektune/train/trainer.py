@@ -83,6 +83,7 @@ class Trainer:
         self.saved: list[Saved] = []
         """Checkpoints that this process completed."""
         self.log_state: Any = None
+        self._told = 0
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.checkpoint, self.saved.append)
         self._guard = LossGuard(settings.guard)
         accumulate_in_fp32(model)
@@ -120,8 +121,10 @@ class Trainer:
                         self._step(steps, log, watch)
                         self._save_if_due(steps, log, watch)
                     self._validate_if_due(steps, log, watch)
+                    self._tell_saved(log)
                 watch("waiting for the last checkpoint")
                 self._checkpoints.wait()
+                self._tell_saved(log)
         except Interrupted:
             with self.interruption.shielded():
                 self.save(log)
@@ -200,6 +203,13 @@ class Trainer:
         if _due(self.step, self.settings.checkpoint.every) or self.step == steps:
             watch(f"step {self.step}: saving")
             self.save(log, wait=False)
+
+    def _tell_saved(self, log: MetricsLog) -> None:
+        """Report the checkpoints that were completed since the last look."""
+        fresh, self._told = self.saved[self._told :], len(self.saved)
+        for saved in fresh:
+            size = f"{saved.size / 1e6:,.0f} MB in {saved.seconds:.1f} s"
+            log.say(f"saved {saved.folder.name}: {size}, training waited {saved.blocked:.2f} s")
 
     def _validate_if_due(self, steps: int, log: MetricsLog, watch: Watch) -> None:
         due = _due(self.step, self.settings.validate_every) or self.step in (0, steps)

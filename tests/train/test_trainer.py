@@ -42,10 +42,12 @@ def test_validation_before_after_and_on_the_way(tmp_path, steps, expected):
 
 @pytest.mark.parametrize(("every", "expected"), [(None, [5]), (2, [4, 5]), (5, [5])])
 @pytest.mark.parametrize("asynchronous", [True, False])
-def test_checkpoints_on_the_way_and_at_the_end(tmp_path, every, expected, asynchronous):
+def test_checkpoints_on_the_way_and_at_the_end(tmp_path, capsys, every, expected, asynchronous):
     trainer = go(tmp_path, 5, every=every, asynchronous=asynchronous)
     found = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())
     assert found == [f"step-{step:06}" for step in expected]
+    shown = capsys.readouterr().out
+    assert [f"saved step-{step:06}: " in shown for step in expected] == [True] * len(expected)
     assert all(saved.size > 10_000 and 0 < saved.blocked <= saved.seconds for saved in trainer.saved)
 
 
