@@ -130,7 +130,7 @@ def accuracy_figure(comparisons: Sequence[Comparison], paper: Paper) -> bytes:
     axes.set_yticks(range(len(comparisons)), [each.name for each in comparisons])
     axes.set_ylim(len(comparisons) - 0.5, -0.5)
     axes.margins(x=0.15)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g}%")
     axes.set_xlabel("accuracy, 95 % interval")
     _legend(axes, paper)
     return _png(figure)
