@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=3, help="0.35 GB each")
     parser.add_argument("--experts", type=int, default=16)
     options = parser.parse_args()
+    torch.set_num_threads(1)  # as the verbs do
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         result = measure(Path(scratch), options.layers, options.experts)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -52,6 +52,13 @@ def test_help_teaches(words: tuple[str, ...]) -> None:
     assert "examples/" in answer.stdout or "schema" in answer.stdout
 
 
+@pytest.mark.parametrize("verb", ["convert", "verify", "inspect"])
+def test_help_of_checkpoint_verbs_shows_a_call(verb: str) -> None:
+    answer = run("main", verb, "--help")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert f"\n    seektune {verb} " in answer.stdout
+
+
 def test_help_answers_in_half_a_second_without_torch() -> None:
     code = (
         "import sys, atexit; from seektune.cli import main;"

@@ -48,8 +48,15 @@ def convert(
 ) -> Conversion:
     """Write `source` in another format; memory is that of one tensor. Called again after an interruption, it goes on.
 
-    Other small files of the source (tokenizer, generation config) come along. With `original`, tensors whose values are
-    still that checkpoint's keep its bytes.
+    Other small files of the source (tokenizer, generation config) come along.
+
+    Args:
+        source: a checkpoint folder.
+        destination: a new or empty folder.
+        format: one of `FORMATS`.
+        original: tensors whose values are still that checkpoint's keep its bytes.
+        progress: hears of bytes written.
+        shard_bytes: limit of a shard; a layer gets one of its own if not given.
 
     Raises:
         ValueError: unknown format, unreadable source, a tensor that the format cannot hold, or a destination that holds

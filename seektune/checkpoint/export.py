@@ -36,6 +36,9 @@ def pieces(source: Source, target: Format, tally: Tally, original: FolderSource 
 
     `original` is the checkpoint that training started from: a tensor whose values are still the original's (rounded to
     the source's dtype) keeps the original's bytes, where those are of the target's kind.
+
+    Raises:
+        ValueError: the format cannot hold a tensor of such a shape.
     """
     for name, shape in source.shapes():
         exporter = _Export(name, target.kind(name), source, original, tally)

@@ -78,12 +78,14 @@ def inspect(
 def _convert(source: str, destination: Path, to: str, original: str | None) -> None:
     from seektune.workflows.convert import convert_checkpoint
 
+    _work_alone()
     convert_checkpoint(source, destination, to, original)
 
 
 def _verify(a: str, b: str, tolerance: float, as_json: bool) -> int:
     from seektune.workflows.verify import verify
 
+    _work_alone()
     return 0 if verify(a, b, tolerance, as_json) else 1
 
 
@@ -91,3 +93,10 @@ def _inspect(folder: Path, as_json: bool) -> int:
     from seektune.workflows.inspect import inspect
 
     return 0 if inspect(folder, as_json) else 1
+
+
+def _work_alone() -> None:
+    """One thread: disk and memory are the limit, and threads that share small tensors wait on a busy machine."""
+    import torch
+
+    torch.set_num_threads(1)
