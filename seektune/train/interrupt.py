@@ -14,6 +14,7 @@ RESUME_ME = 75
 
 
 SHOW_CURSOR = "\x1b[?25h"
+"""A progress bar may have hidden it."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -63,11 +64,12 @@ class Interruption:
     def _take(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.name is not None:
-            # a progress bar may have hidden the terminal's cursor
             _say(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: {name} again: ended at once\n")
             os._exit(128 + number)
         self.name = name
-        _say(f"\nseektune: {name}: finishing what must be finished; once more ends at once\n")
+        if sys.stderr.isatty():
+            # somebody waits at a terminal; in a log the line at the end is enough
+            _say(f"\nseektune: {name}: finishing what must be finished; once more ends at once\n")
         if self._depth == 0:
             raise Interrupted(self.name)
 

@@ -1,0 +1,48 @@
+"""Loading takes the memory of the model and of one tensor, measured from outside."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+
+ROOT = Path(__file__).parents[2]
+MEASURED = """
+import sys, torch
+from pathlib import Path
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+DeepseekV4ForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+before = peak()
+model = DeepseekV4ForCausalLM.from_pretrained(sys.argv[2], dtype=torch.bfloat16)
+print(peak() - before, sum(tensor.nbytes for tensor in model.state_dict().values()))
+"""
+SMALL = DeepseekV4Config.preset("tiny").replace(num_hidden_layers=2, num_hash_layers=1, compress_ratios=[0, 4, 0])
+LARGE = SMALL.replace(hidden_size=512, moe_intermediate_size=512, n_routed_experts=64)
+LARGEST = 4096 * 512
+"""Elements of the largest single tensor on disk: embedding and head."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("format", ["released", "bf16", "fp32"])
+def test_peak_memory_is_the_model_and_one_tensor(tmp_path: Path, format: str) -> None:
+    for name, config in (("small", SMALL), ("large", LARGE)):
+        DeepseekV4ForCausalLM(config, dtype=torch.bfloat16).save_pretrained(tmp_path / name, format=format)
+    # the allocator gives back what is freed, so that only what is held counts
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", MEASURED, str(tmp_path / "small"), str(tmp_path / "large")]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **settings}, timeout=120, check=True
+    )
+    grown, model = map(int, answer.stdout.split())
+    assert model > 250e6
+    # one tensor as it is on disk and decoded, at most four bytes an element each, and what measuring shakes about
+    assert model * 0.9 < grown < model + 2 * 4 * LARGEST + 12e6
