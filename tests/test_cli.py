@@ -211,7 +211,11 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
 
 def test_ctrl_c_takes_one_line_and_exit_1() -> None:
     code = FAKE.format(body="print('ready', flush=True); import time; time.sleep(60)")
-    command = [sys.executable, "-c", code, "train", TINY]
+    # a shell starts what it runs in the background with Ctrl-C ignored, and children inherit that
+    hearing = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", hearing, sys.executable, "-c", code, "train", TINY]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -55,8 +55,8 @@ def go(folder: Path, steps: int, change: Callable[[Trainer], None] = lambda trai
     return trainer
 
 
-def go_slowly(folder: Path, steps: int) -> None:
-    """As `go`, with a pause in each validation, so that a kill can meet it."""
+def go_slowly(folder: Path, steps: int, threads: int) -> None:
+    """As `go`, with a pause in each validation, so that a kill can meet it; sums depend on the number of threads."""
 
     def change(trainer: Trainer) -> None:
         loss = trainer.validation_loss
@@ -67,7 +67,7 @@ def go_slowly(folder: Path, steps: int) -> None:
 
         trainer.validation_loss = slow
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     go(folder, steps, change)
 
 

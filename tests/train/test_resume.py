@@ -123,7 +123,7 @@ def test_thirty_kills_lose_nothing(tmp_path):
     whole = go(tmp_path / "whole", steps)
     folder, kills, in_save = tmp_path / "killed", 0, 0
     while kills < 30 or not finished(folder, steps):
-        process = SPAWN.Process(target=go_slowly, args=(folder, steps))
+        process = SPAWN.Process(target=go_slowly, args=(folder, steps, torch.get_num_threads()))
         process.start()
         if kills < 30:
             time.sleep(dice.uniform(0.05, 0.9))
@@ -136,6 +136,7 @@ def test_thirty_kills_lose_nothing(tmp_path):
         process.join(60)
         for checkpoint in complete_checkpoints(folder / "checkpoints"):
             check_run_state(checkpoint)
+    assert in_save, "no kill met a save"
     assert same_state(whole, go(folder, steps))
     assert losses(folder) == losses(tmp_path / "whole")
     assert validations(folder) == validations(tmp_path / "whole")
