@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, E entries (compressed windows).
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -30,12 +31,22 @@ class Windows:
     count_BT: Tensor
     """Entries of its document that each token sees: `(position + 1) // ratio`, none for padding."""
 
+    def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
+        """The tokens here after the `count` before them in the row, which other devices may hold: here, nothing."""
+        return x_BTC
+
+    def of_row(self, entries_BEC: Tensor) -> Tensor:
+        """The entries of the whole row, in order, from those that are made here: all of them."""
+        return entries_BEC
+
 
 @dataclass(frozen=True)
 class SequenceLayout:
     """Positions and document numbers of every token of a batch of rows, both int64 `[B, T]`.
 
-    A document is a run of equal numbers; 0 is padding. Positions restart at each document.
+    A document is a run of equal numbers; 0 is padding. Positions restart at each document. This is the model's
+    `sequence` socket: where a row is spread over devices, a layout of the tokens here knows how to reach the others
+    (`parallel.context`); the methods below are those of a row that is here as a whole.
     """
 
     positions: Tensor
@@ -70,13 +81,45 @@ class SequenceLayout:
         """Which tokens are not padding, bool `[B, T]`."""
         return self.documents != 0
 
+    def mine(self, x_BT: Tensor) -> Tensor:
+        """The values of the tokens here, from those of the whole row."""
+        return x_BT
+
+    def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
+        """As `Windows.preceded`."""
+        return x_BTC
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of `x` over the devices that share the row, with its gradient."""
+        return x
+
+    @property
+    def shares(self) -> int:
+        """How many devices share the row."""
+        return 1
+
+    def numbered(self) -> tuple[Tensor, int]:
+        """A number from 0 for the document of each token here, `[B, T]`, and how many there are in the rows.
+
+        Each token of padding counts as a document.
+        """
+        begins = (self.positions == 0) | ~self.real
+        return begins.flatten().cumsum(0).view_as(begins) - 1, int(begins.sum())
+
+    def targets(self, labels_BT: Tensor, steps: int) -> Tensor:
+        """The label `steps` tokens ahead of each token here; -100 beyond its document. Labels are the whole row's."""
+        joined = self.joined()
+        inside = joined if steps == 1 else joined[:, :-1] & joined[:, 1:]
+        return _padded(torch.where(inside, labels_BT[:, steps:], IGNORE_INDEX), labels_BT.shape[1], IGNORE_INDEX)
+
     def joined(self) -> Tensor:
         """Whether token t and token t+1 belong to the same document, bool `[B, T-1]`."""
         return (self.documents[:, 1:] == self.documents[:, :-1]) & self.real[:, 1:]
 
     def followed(self) -> "SequenceLayout":
-        """Layout `[B, T-1]` of the tokens that a token of their own document follows; the others become padding."""
-        return SequenceLayout(self.positions[:, :-1], torch.where(self.joined(), self.documents[:, :-1], 0))
+        """Layout of the tokens that a token of their own document follows; the others become padding."""
+        documents = torch.where(self.joined(), self.documents[:, :-1], 0)
+        return SequenceLayout(self.positions, _padded(documents, self.documents.shape[1], 0))
 
     def windows(self, ratio: int) -> Windows:
         """The windows of `ratio` tokens, on a grid that restarts at each document; a shorter rest gives no entry."""
@@ -113,6 +156,15 @@ class Batch:
         """Number of tokens that the next-token loss counts (a document's first token is predicted by nobody)."""
         inside = SequenceLayout.from_documents(self.documents).joined()
         return int(((self.labels[:, 1:] != IGNORE_INDEX) & inside).sum())
+
+
+def following(x_BT: Tensor) -> Tensor:
+    """What stands one token later, `[B, T]`; 0 after the last."""
+    return _padded(x_BT[:, 1:], x_BT.shape[1], 0)
+
+
+def _padded(x_BT: Tensor, length: int, value: int) -> Tensor:
+    return F.pad(x_BT, (0, length - x_BT.shape[1]), value=value)
 
 
 def _describe(x: Tensor) -> str:

@@ -60,7 +60,8 @@ class Attention(nn.Module):
         q_BTHC = rotation.over_heads()(q_BTHC)
         keys_BTC = self.numerics.keep(rotation(self.kv_norm(self.wkv(x_BTD))), self.rope_dim)
         entries_BEC, visible = self.compress(x_BTD, q_residual, rotation, layout, keys_BTC)
-        o_BTHC = sparse_attention(q_BTHC, keys_BTC, entries_BEC, self.attn_sink, layout.positions, self.window, visible)
+        keys_BNC = layout.preceded(keys_BTC, self.window - 1)
+        o_BTHC = sparse_attention(q_BTHC, keys_BNC, entries_BEC, self.attn_sink, layout.positions, self.window, visible)
         return self.project(rotation.inverse().over_heads()(o_BTHC))
 
     def compress(

@@ -1,26 +1,20 @@
-"""DeepSeek-V4 as a language model: embedding, blocks, head, losses, and the way in from a checkpoint folder.
+"""DeepSeek-V4 as a language model: tokens in, logits and losses out, and the way in from a checkpoint folder.
 
-Shapes: B rows, T tokens, S streams, D width, V vocabulary, N taught tokens.
+Shapes: B rows, T tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from seektune.checkpoint import load_weights, locate, save_weights
-from seektune.kernels import upcast, vocabulary_loss
-from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
-from seektune.model.gate import Gate, HashGate, RoutingLedger
-from seektune.model.hyper import HyperHead
+from seektune.model.gate import HashGate, RoutingLedger
 from seektune.model.initialize import initialize
-from seektune.model.mtp import MTPBlock
-from seektune.model.norm import RMSNorm
-from seektune.model.numerics import numerics as named_numerics
-from seektune.sequence import IGNORE_INDEX, SequenceLayout
+from seektune.model.part import ModelPart, Taught
+from seektune.sequence import IGNORE_INDEX, following
 
 INTEGERS = (torch.int64, torch.int32, torch.int16)
 """Dtypes of ids."""
@@ -40,7 +34,7 @@ class CausalLMOutput:
     """The MTP block's cross-entropy, over the same divisor as `loss`."""
 
 
-class DeepseekV4ForCausalLM(nn.Module):
+class DeepseekV4ForCausalLM(ModelPart):
     """DeepSeek-V4 for one device, with the released checkpoint's module names.
 
     Built on the meta device it allocates nothing; elsewhere every parameter is initialised. `numerics` is `plain`, or
@@ -54,20 +48,9 @@ class DeepseekV4ForCausalLM(nn.Module):
         dtype: torch.dtype = torch.float32,
         numerics: str = "plain",
     ):
-        super().__init__()
-        self.config = config
-        chosen = named_numerics(numerics, config.index_head_dim)
-        meta = torch.device("meta")
-        layers = range(config.num_hidden_layers)
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size, device=meta, dtype=dtype)
-        self.layers = nn.ModuleList([Block(config, layer, chosen, meta, dtype) for layer in layers])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, meta, dtype)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=meta, dtype=dtype)
-        self.hc_head = HyperHead(config, meta)
-        mtp_blocks = range(config.num_nextn_predict_layers)
-        self.mtp = nn.ModuleList([MTPBlock(config, chosen, meta, dtype) for _ in mtp_blocks])
+        super().__init__(config, range(config.num_hidden_layers), dtype, numerics)
         place = torch.device(device) if device is not None else torch.get_default_device()
-        if place != meta:
+        if place.type != "meta":
             self.to_empty(device=place)
             initialize(self.state_dict(), config)
 
@@ -113,11 +96,6 @@ class DeepseekV4ForCausalLM(nn.Module):
         before = None if original is None else locate(original)
         save_weights(self.state_dict(), config, Path(folder), format, before)
 
-    def gates(self) -> dict[int, Gate]:
-        """Every gate by layer id; the MTP block's id is `num_hidden_layers`."""
-        blocks = [*self.layers, *self.mtp]
-        return {layer: block.ffn.gate for layer, block in enumerate(blocks)}
-
     def forward(
         self,
         input_ids: Tensor,
@@ -144,51 +122,25 @@ class DeepseekV4ForCausalLM(nn.Module):
         """
         self._check(input_ids, labels, documents, mtp)
         input_ids = input_ids.long()
-        layout = (
-            SequenceLayout.single(input_ids.shape[0], input_ids.shape[1], input_ids.device)
-            if documents is None
-            else SequenceLayout.from_documents(documents)
-        )
-        streams = self.streams(input_ids, layout, ledger)
-        hidden = self.norm(self.hc_head(streams))
-        ahead = self.look_ahead(streams, input_ids, layout, ledger) if mtp else None
-        loss = mtp_loss = None
+        layout = self.sequence(torch.ones_like(input_ids) if documents is None else documents)
+        tokens = layout.mine(input_ids)
+        streams = self.run(self.enter(tokens), tokens, layout, ledger)
+        hidden, ahead = self.hidden(streams), None
+        if mtp:
+            after = layout.mine(following(input_ids))
+            ahead = self.look_ahead(streams, self.embed(after), after, layout, ledger)
+        losses = None
         if labels is not None:
             labels = labels.long()
-            targets = _targets(labels, layout, steps=1)
-            divisor = (targets != IGNORE_INDEX).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-            loss = self._loss(hidden[:, :-1], targets) / divisor
-            if ahead is not None:
-                mtp_loss = self._loss(ahead[:, :-1], _targets(labels, layout, steps=2)) / divisor
+            count = (layout.targets(labels, steps=1) != IGNORE_INDEX).sum().clamp(min=1)
+            taught = Taught(labels, count if num_items_in_batch is None else num_items_in_batch)
+            losses = self.losses(hidden, ahead, layout, taught)
         return CausalLMOutput(
-            logits=self._logits(hidden) if with_logits else None,
-            loss=loss,
-            mtp_logits=self._logits(ahead) if with_logits and ahead is not None else None,
-            mtp_loss=mtp_loss,
+            logits=self.logits(hidden) if with_logits else None,
+            loss=None if losses is None else losses.loss,
+            mtp_logits=self.logits(ahead[:, :-1]) if with_logits and ahead is not None else None,
+            mtp_loss=None if losses is None else losses.mtp,
         )
-
-    def streams(self, input_ids: Tensor, layout: SequenceLayout, ledger: RoutingLedger | None = None) -> Tensor:
-        """The backbone: `hc_mult` equal copies of the embedding through all blocks, `[B, T, S, D]`."""
-        streams = self.embed(input_ids).unsqueeze(-2).repeat(1, 1, self.config.hc_mult, 1)
-        for block in self.layers:
-            streams = block(streams, input_ids, layout, ledger)
-        return streams
-
-    def look_ahead(
-        self, streams: Tensor, input_ids: Tensor, layout: SequenceLayout, ledger: RoutingLedger | None = None
-    ) -> Tensor:
-        """Normed hidden states of the MTP block, `[B, T-1, D]`."""
-        following = input_ids[:, 1:]
-        block = self.mtp[0]
-        assert isinstance(block, MTPBlock)
-        return block.predict(streams[:, :-1], self.embed(following), following, layout.followed(), ledger)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(upcast(hidden), upcast(self.head.weight))
-
-    def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        taught = targets != IGNORE_INDEX
-        return vocabulary_loss(hidden[taught], self.head.weight, targets[taught])
 
     def _check(self, input_ids: Tensor, labels: Tensor | None, documents: Tensor | None, mtp: bool) -> None:
         for name, tensor in (("input_ids", input_ids), ("labels", labels), ("documents", documents)):
@@ -209,10 +161,3 @@ class DeepseekV4ForCausalLM(nn.Module):
             raise ValueError(f"labels must be {IGNORE_INDEX} (not taught) or ids below {self.config.vocab_size}")
         if mtp and not self.mtp:
             raise ValueError("this model has no MTP block (num_nextn_predict_layers is 0)")
-
-
-def _targets(labels: Tensor, layout: SequenceLayout, steps: int) -> Tensor:
-    """The label `steps` tokens ahead, `[B, T - steps]`; -100 where another document lies between."""
-    joined = layout.joined()
-    inside = joined if steps == 1 else joined[:, :-1] & joined[:, 1:]
-    return torch.where(inside, labels[:, steps:], IGNORE_INDEX)

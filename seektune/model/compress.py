@@ -35,12 +35,14 @@ class Compressor(nn.Module):
         self.rope = Rope.of_layer(config, ratio)
 
     def forward(self, x_BTD: Tensor, windows: Windows) -> Tensor:
-        """Rotated entries `[B, E, C]`; slots without a window hold finite values that nobody sees."""
+        """Rotated entries of the row, `[B, E, C]`; slots without a window hold finite values that nobody sees."""
         x = upcast(x_BTD)
-        values = F.linear(x, upcast(self.wkv.weight))
-        gates = F.linear(x, upcast(self.wgate.weight))
+        both = torch.cat([F.linear(x, upcast(self.wkv.weight)), F.linear(x, upcast(self.wgate.weight))], dim=-1)
+        both = windows.preceded(both, self.ratio * (1 + self.overlap) - 1)
+        values, gates = both.chunk(2, dim=-1)
         rows = torch.arange(x.shape[0], device=x.device)[:, None, None]
-        tokens_BEM = windows.last_BE.unsqueeze(-1) - torch.arange(self.ratio - 1, -1, -1, device=x.device)
+        last_BE = windows.last_BE + (both.shape[1] - x.shape[1])
+        tokens_BEM = last_BE.unsqueeze(-1) - torch.arange(self.ratio - 1, -1, -1, device=x.device)
         values_BEMC = values[rows, tokens_BEM]
         gates_BEMC = gates[rows, tokens_BEM] + self.ape
         if self.overlap:
@@ -50,4 +52,4 @@ class Compressor(nn.Module):
             gates_BEMC = torch.cat([earlier, gates_BEMC[..., self.width :]], dim=2)
             values_BEMC = torch.cat([values[rows, before][..., : self.width], values_BEMC[..., self.width :]], dim=2)
         entries = (gates_BEMC.softmax(dim=2) * values_BEMC).sum(dim=2)
-        return self.rope(windows.position_BE)(self.norm(entries.to(x_BTD.dtype)))
+        return windows.of_row(self.rope(windows.position_BE)(self.norm(entries.to(x_BTD.dtype))))

@@ -34,7 +34,10 @@ class RoutingLedger:
     loads: dict[int, Tensor] = field(default_factory=dict)
     """Tokens that went to each expert, int64 `[E]`, padding not counted."""
     balance: dict[int, Tensor] = field(default_factory=dict)
-    """Sum over documents of `tokens * sum_i f_i P_i`; divided by the tokens of the step it is the balance loss."""
+    """Sum over documents of `tokens * sum_i f_i P_i`; divided by the tokens of the step it is the balance loss.
+
+    Devices that share rows hold an equal part of it each.
+    """
 
     def record(self, layer: int, routing: Routing, layout: SequenceLayout) -> None:
         """Note the routing of one layer."""
@@ -116,12 +119,12 @@ def _sequence_balance(scores_NE: Tensor, chosen_NE: Tensor, layout: SequenceLayo
 
     f_i = E/(K n) * (tokens of the document that chose i), P_i = mean of their normalised scores.
     """
-    begins = (layout.positions == 0) | ~layout.real
-    document_N = begins.flatten().cumsum(0) - 1
-    real = layout.real.flatten()
+    document_BT, documents = layout.numbered()
+    document_N, real = document_BT.flatten(), layout.real.flatten()
     share_NE = scores_NE / scores_NE.sum(dim=-1, keepdim=True) * real[:, None]
-    experts, shape = scores_NE.shape[1], (int(begins.sum()), scores_NE.shape[1])
-    chosen = scores_NE.new_zeros(shape).index_add(0, document_N, chosen_NE)
-    share = scores_NE.new_zeros(shape).index_add(0, document_N, share_NE)
+    experts, shape = scores_NE.shape[1], (documents, scores_NE.shape[1])
+    chosen = layout.total(scores_NE.new_zeros(shape).index_add(0, document_N, chosen_NE))
+    share = layout.total(scores_NE.new_zeros(shape).index_add(0, document_N, share_NE))
     # n f_i P_i = E / (K n) * chosen_i * share_i, and K n is the number of choices
-    return (experts * (chosen * share).sum(dim=-1) / chosen.sum(dim=-1).clamp(min=1)).sum()
+    total = (experts * (chosen * share).sum(dim=-1) / chosen.sum(dim=-1).clamp(min=1)).sum()
+    return total / layout.shares

@@ -31,7 +31,7 @@ class MTPBlock(Block):
         self.norm = RMSNorm(width, config.rms_norm_eps, device, dtype)
         self.hc_head = HyperHead(config, device)
 
-    def predict(
+    def forward(  # type: ignore[override]
         self,
         streams_BTSD: Tensor,
         next_embedding_BTD: Tensor,
@@ -41,4 +41,4 @@ class MTPBlock(Block):
     ) -> Tensor:
         """Normed hidden states `[B, T, D]`: row t has read the backbone's streams at t and the token at t + 1."""
         entry = self.e_proj(self.enorm(next_embedding_BTD)).unsqueeze(-2) + self.h_proj(self.hnorm(streams_BTSD))
-        return self.norm(self.hc_head(self(entry, next_tokens_BT, layout, ledger)))
+        return self.norm(self.hc_head(super().forward(entry, next_tokens_BT, layout, ledger)))

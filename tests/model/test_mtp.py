@@ -16,7 +16,7 @@ def test_row_t_adds_the_next_embedding_to_each_stream_and_runs_one_more_block(to
     model = toy_model()
     tokens = torch.randint(64, (1, 50))
     mtp = model.mtp[0]
-    streams = model.streams(tokens, SequenceLayout.single(1, 50))
+    streams = model.run(model.enter(tokens), tokens, SequenceLayout.single(1, 50), None)
     embedding = model.embed.weight[tokens[0, 1:]]
     entry = torch.stack(
         [

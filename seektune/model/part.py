@@ -1,0 +1,137 @@
+"""A run of consecutive blocks with what stands before the first and after the last: the whole model, or a stage of it.
+
+Shapes: B rows, T tokens, S streams, D width, V vocabulary, N taught tokens.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seektune.kernels import upcast, vocabulary_loss
+from seektune.model.block import Block
+from seektune.model.config import DeepseekV4Config
+from seektune.model.gate import Gate, RoutingLedger
+from seektune.model.hyper import HyperHead
+from seektune.model.mtp import MTPBlock
+from seektune.model.norm import RMSNorm
+from seektune.model.numerics import numerics as named_numerics
+from seektune.sequence import IGNORE_INDEX, SequenceLayout
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a row teaches: labels of all its tokens, unshifted, -100 for none; and what the losses are divided by."""
+
+    labels_BT: Tensor
+    divisor: Tensor | int
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Cross-entropies over the divisor of `Taught`."""
+
+    loss: Tensor
+    """Of the tokens here, each predicting the next."""
+    mtp: Tensor | None
+    """Of the MTP block, each predicting the one after that; None where it did not run."""
+
+
+class Blocks(nn.Module):
+    """Blocks by layer id, which is also their name."""
+
+    def __init__(self, blocks: dict[int, Block]):
+        super().__init__()
+        for layer, block in blocks.items():
+            self.add_module(str(layer), block)
+
+    def __getitem__(self, layer: int) -> Block:
+        block = self.get_submodule(str(layer))
+        assert isinstance(block, Block)
+        return block
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[int(name)] for name in self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+class ModelPart(nn.Module):
+    """The layers `layers` of DeepSeek-V4, with the released checkpoint's module names, on the meta device.
+
+    The part that begins with layer 0 has the embedding; the one that ends with the last has head and MTP block.
+    Parameters that the release keeps in F32 stay fp32.
+    """
+
+    def __init__(self, config: DeepseekV4Config, layers: range, dtype: torch.dtype, numerics: str):
+        super().__init__()
+        self.config, meta = config, torch.device("meta")
+        chosen = named_numerics(numerics, config.index_head_dim)
+        self.is_first, self.is_last = layers.start == 0, layers.stop == config.num_hidden_layers
+        self.sequence: Callable[[Tensor], SequenceLayout] = SequenceLayout.from_documents
+        """The `sequence` socket: the layout of the tokens here, from the document numbers of whole rows."""
+        if self.is_first:
+            self.embed = nn.Embedding(config.vocab_size, config.hidden_size, device=meta, dtype=dtype)
+        self.layers = Blocks({layer: Block(config, layer, chosen, meta, dtype) for layer in layers})
+        if self.is_last:
+            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, meta, dtype)
+            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=meta, dtype=dtype)
+            self.hc_head = HyperHead(config, meta)
+        ahead = range(config.num_nextn_predict_layers if self.is_last else 0)
+        self.mtp = nn.ModuleList([MTPBlock(config, chosen, meta, dtype) for _ in ahead])
+
+    def gates(self) -> dict[int, Gate]:
+        """Every gate here by layer id; the MTP block's id is `num_hidden_layers`."""
+        return {block.ffn.layer: block.ffn.gate for block in self.blocks()}
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block here, the MTP block last."""
+        yield from self.layers
+        for block in self.mtp:
+            assert isinstance(block, MTPBlock)
+            yield block
+
+    def enter(self, tokens_BT: Tensor) -> Tensor:
+        """`hc_mult` equal copies of the embedding, `[B, T, S, D]`."""
+        return self.embed(tokens_BT).unsqueeze(-2).repeat(1, 1, self.config.hc_mult, 1)
+
+    def run(self, streams: Tensor, tokens_BT: Tensor, layout: SequenceLayout, ledger: RoutingLedger | None) -> Tensor:
+        """Streams `[B, T, S, D]` through the blocks of the backbone that are here."""
+        for block in self.layers:
+            streams = block(streams, tokens_BT, layout, ledger)
+        return streams
+
+    def hidden(self, streams: Tensor) -> Tensor:
+        """What the head reads, `[B, T, D]`."""
+        return self.norm(self.hc_head(streams))
+
+    def look_ahead(
+        self,
+        streams: Tensor,
+        next_embedding_BTD: Tensor,
+        next_tokens_BT: Tensor,
+        layout: SequenceLayout,
+        ledger: RoutingLedger | None,
+    ) -> Tensor:
+        """What the head reads of the MTP block, `[B, T, D]`; row t has seen token t + 1."""
+        return self.mtp[0](streams, next_embedding_BTD, next_tokens_BT, layout.followed(), ledger)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """fp32 `[B, T, V]`."""
+        return F.linear(upcast(hidden_BTD), upcast(self.head.weight))
+
+    def losses(self, hidden_BTD: Tensor, ahead_BTD: Tensor | None, layout: SequenceLayout, taught: Taught) -> Losses:
+        """Cross-entropies of what was read, in chunks of tokens: whole logits never exist."""
+        loss = self._loss(hidden_BTD, layout.targets(taught.labels_BT, steps=1)) / taught.divisor
+        if ahead_BTD is None:
+            return Losses(loss, None)
+        return Losses(loss, self._loss(ahead_BTD, layout.targets(taught.labels_BT, steps=2)) / taught.divisor)
+
+    def _loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        if targets_BT.is_meta:  # a dry run: as if all were taught
+            return vocabulary_loss(hidden_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten())
+        taught = targets_BT != IGNORE_INDEX
+        return vocabulary_loss(hidden_BTD[taught], self.head.weight, targets_BT[taught])
