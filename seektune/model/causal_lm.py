@@ -48,7 +48,7 @@ class DeepseekV4ForCausalLM(ModelPart):
         dtype: torch.dtype = torch.float32,
         numerics: str = "plain",
     ):
-        super().__init__(config, range(config.num_hidden_layers), dtype, numerics)
+        super().__init__(config, range(config.num_hidden_layers), dtype, numerics, first=True, last=True)
         place = torch.device(device) if device is not None else torch.get_default_device()
         if place.type != "meta":
             self.to_empty(device=place)

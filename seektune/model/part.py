@@ -62,15 +62,17 @@ class Blocks(nn.Module):
 class ModelPart(nn.Module):
     """The layers `layers` of DeepSeek-V4, with the released checkpoint's module names, on the meta device.
 
-    The part that begins with layer 0 has the embedding; the one that ends with the last has head and MTP block.
+    The first part has the embedding; the last one has head and MTP block.
     Parameters that the release keeps in F32 stay fp32.
     """
 
-    def __init__(self, config: DeepseekV4Config, layers: range, dtype: torch.dtype, numerics: str):
+    def __init__(
+        self, config: DeepseekV4Config, layers: range, dtype: torch.dtype, numerics: str, first: bool, last: bool
+    ):
         super().__init__()
         self.config, meta = config, torch.device("meta")
         chosen = named_numerics(numerics, config.index_head_dim)
-        self.is_first, self.is_last = layers.start == 0, layers.stop == config.num_hidden_layers
+        self.is_first, self.is_last = first, last
         self.sequence: Callable[[Tensor], SequenceLayout] = SequenceLayout.from_documents
         """The `sequence` socket: the layout of the tokens here, from the document numbers of whole rows."""
         if self.is_first:

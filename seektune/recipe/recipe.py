@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from seektune.data.config import BatchConfig, DataConfig
 from seektune.evaluate.config import EvaluateConfig
 from seektune.model.config import PRESETS, DeepseekV4Config
-from seektune.recipe.parallel import ParallelConfig
+from seektune.parallel.config import ParallelConfig
 from seektune.section import Section
 from seektune.train.config import (
     CheckpointConfig,

@@ -1,0 +1,67 @@
+"""Expert parallelism: each process holds some experts of a layer, tokens travel to them and back.
+
+Shapes: N tokens, K experts per token, P = N * K token-expert pairs, Q pairs that arrive here, D width, R processes,
+E experts, L experts of a process.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd
+
+from seektune.kernels import sort_by_expert, upcast
+from seektune.model.gate import Routing
+from seektune.model.moe import Experts
+from seektune.model.part import ModelPart
+from seektune.model.sockets import RunExperts
+from seektune.parallel.mesh import Mesh
+
+
+class ExpertDispatch:
+    """All-to-all over the expert axis: pairs sorted by expert go to its process, outputs come back the same way.
+
+    Counts travel first. A process without tokens, or an expert that nobody chose, takes part like any other.
+    """
+
+    def __init__(self, group: dist.ProcessGroup):
+        self._group, self._size = group, group.size()
+
+    def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
+        """Sum of each token's expert outputs, fp32 `[N, D]`, in the order of `LocalDispatch`."""
+        n_experts, k = routing.scores_NE.shape[1], routing.experts_NK.shape[1]
+        order, counts_E = sort_by_expert(routing.experts_NK, n_experts)
+        sent, received, place_Q, counts_L = self._exchange(counts_E.view(self._size, -1))
+        x_QD = self._carry(x_ND[order // k], received, sent)
+        weights_Q = self._carry(routing.weights_NK.flatten()[order], received, sent)
+        out_QD = experts(x_QD[place_Q], weights_Q[place_Q], counts_L)
+        out_PD = self._carry(out_QD[place_Q.argsort()], sent, received)
+        return upcast(out_PD[order.argsort()].unflatten(0, (-1, k))).sum(dim=1)
+
+    def _exchange(self, sent_RL: Tensor) -> tuple[list[int], list[int], Tensor, list[int]]:
+        """Pairs sent to and received from each process; the order that sorts what arrives by expert; its counts."""
+        received_RL = torch.empty_like(sent_RL)
+        dist.all_to_all_single(received_RL, sent_RL.contiguous(), group=self._group)
+        expert_Q = torch.arange(sent_RL.shape[1], device=sent_RL.device).repeat(self._size)
+        expert_Q = expert_Q.repeat_interleave(received_RL.flatten())
+        place_Q = expert_Q.argsort(stable=True)
+        return sent_RL.sum(1).tolist(), received_RL.sum(1).tolist(), place_Q, received_RL.sum(0).tolist()
+
+    def _carry(self, x: Tensor, arriving: list[int], leaving: list[int]) -> Tensor:
+        return all_to_all_single_autograd(x.contiguous(), arriving, leaving, self._group)
+
+
+def spread_experts(part: ModelPart, mesh: Mesh) -> None:
+    """Keep this process's experts of every layer and put the all-to-all into the `dispatch` sockets."""
+    if mesh.axes is None or mesh.plan.ep_size == 1:
+        return
+    for block in part.blocks():
+        keep_share(block.ffn.experts, mesh)
+        block.ffn.dispatch = ExpertDispatch(mesh.axes.experts)
+
+
+def keep_share(experts: Experts, mesh: Mesh) -> None:
+    """Replace each stacked parameter `[E, ...]` by the `[L, ...]` of this process; it must still be on `meta`."""
+    for name, whole in list(experts.named_parameters()):
+        assert whole.is_meta, "experts are split before they have memory"
+        mine = torch.empty(whole.shape[0] // mesh.plan.ep_size, *whole.shape[1:], dtype=whole.dtype, device="meta")
+        setattr(experts, name, nn.Parameter(mine, requires_grad=whole.requires_grad))

@@ -1,0 +1,109 @@
+"""The processes of a job as axes: who shares rows, layers, weights and experts with whom."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from seektune.parallel.plan import Place, Plan
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This process among the others. Alone it has no axes, and every sum is what it was."""
+
+    plan: Plan
+    rank: int
+    device: torch.device
+    axes: "Axes | None" = None
+
+    @classmethod
+    def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
+        """One process; nothing of torch.distributed is touched."""
+        return cls(Plan(1, 1, 1, 1, 1, 1), 0, torch.device(device))
+
+    @classmethod
+    def of(cls, plan: Plan, device: torch.device) -> "Mesh":
+        """The axes of a plan over the default process group, which has `plan.world` processes."""
+        if plan.world == 1:
+            return cls.alone(device)
+        return cls(plan, dist.get_rank(), device, Axes.of(plan, device))
+
+    @property
+    def place(self) -> Place:
+        """Coordinates of this process."""
+        return self.plan.place(self.rank)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self._reduce(x, None)
+
+    def sum_of_stage(self, x: Tensor) -> Tensor:
+        """The sum over the processes of this pipeline stage."""
+        return self._reduce(x, None if self.axes is None else self.axes.stage)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of any process is set."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def _reduce(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        if self.axes is None:
+            return x
+        x = x.clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Process groups of this process."""
+
+    pipeline: dist.ProcessGroup
+    """The other stages of its rows."""
+    stage: dist.ProcessGroup
+    """All processes with the same layers."""
+    context: dist.ProcessGroup
+    """Those that share its rows."""
+    experts: dist.ProcessGroup
+    """Those that the experts of a layer are split over."""
+    dense: DeviceMesh
+    """Over which attention and shared parts are cut (and replicated, if it has two dims)."""
+    dense_fp32: DeviceMesh
+    """The same processes for parameters that stay fp32: FSDP2 wants one dtype in each process group."""
+    expert_pieces: DeviceMesh
+    """Over which the experts of one place on the expert axis are cut (and replicated)."""
+    checkpoint: dist.ProcessGroup
+    """All processes, for saving beside the training."""
+
+    @classmethod
+    def of(cls, plan: Plan, device: torch.device) -> "Axes":
+        """Make the groups; every process calls this at the same time."""
+
+        def mesh(**sizes: int) -> DeviceMesh:
+            return init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+
+        stages = mesh(pp=plan.pp_size, stage=plan.stage_size)
+        rows = mesh(pp=plan.pp_size, dp=plan.data_size, cp=plan.cp_size)
+        experts = mesh(pp=plan.pp_size, copy=plan.expert_replicate, piece=plan.expert_shard, ep=plan.ep_size)
+        dense, fp32 = (mesh(pp=plan.pp_size, copy=plan.dp_replicate, piece=plan.fsdp_size) for _ in range(2))
+        return cls(
+            pipeline=stages.get_group("pp"),
+            stage=stages.get_group("stage"),
+            context=rows.get_group("cp"),
+            experts=experts.get_group("ep"),
+            dense=_pieces(dense, plan.dp_replicate),
+            dense_fp32=_pieces(fp32, plan.dp_replicate),
+            expert_pieces=_pieces(experts, plan.expert_replicate),
+            checkpoint=dist.new_group(backend="gloo"),
+        )
+
+
+def _pieces(mesh: DeviceMesh, copies: int) -> DeviceMesh:
+    return mesh["copy", "piece"] if copies > 1 else mesh["piece"]
