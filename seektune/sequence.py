@@ -152,6 +152,16 @@ class Batch:
         """The same batch on another device."""
         return Batch(self.tokens.to(device), self.labels.to(device), self.documents.to(device))
 
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, labels and documents."""
+        return self.tokens, self.labels, self.documents
+
+    def padded(self, rows: int = 0, length: int = 0) -> "Batch":
+        """The same batch with at least so many rows and tokens in each; what is added is padding."""
+        more = (0, max(length - self.tokens.shape[1], 0), 0, max(rows - self.tokens.shape[0], 0))
+        fills = zip(self.tensors(), (0, IGNORE_INDEX, 0), strict=True)
+        return Batch(*(F.pad(x, more, value=fill) for x, fill in fills))
+
     def taught(self) -> int:
         """Number of tokens that the next-token loss counts (a document's first token is predicted by nobody)."""
         inside = SequenceLayout.from_documents(self.documents).joined()

@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, N tokens of all rows, D width, E experts, K experts per token.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,21 +23,22 @@ class Routing:
     scores_NE: Tensor
 
 
-@dataclass
 class RoutingLedger:
     """What the gates of one forward pass did, by layer id; the MTP block's id is `num_hidden_layers`.
 
-    Entries are set, not added, so that a recomputed forward writes the same again.
+    Entries are set, not added, so that a recomputed forward writes the same again. No dataclass: wrappers around
+    modules copy those, and what is written into a copy is lost.
     """
 
-    balance_loss: bool = True
-    loads: dict[int, Tensor] = field(default_factory=dict)
-    """Tokens that went to each expert, int64 `[E]`, padding not counted."""
-    balance: dict[int, Tensor] = field(default_factory=dict)
-    """Sum over documents of `tokens * sum_i f_i P_i`; divided by the tokens of the step it is the balance loss.
+    def __init__(self, balance_loss: bool = True):
+        self.balance_loss = balance_loss
+        self.loads: dict[int, Tensor] = {}
+        """Tokens that went to each expert, int64 `[E]`, padding not counted."""
+        self.balance: dict[int, Tensor] = {}
+        """Sum over documents of `tokens * sum_i f_i P_i`; divided by the tokens of the step it is the balance loss.
 
-    Devices that share rows hold an equal part of it each.
-    """
+        Devices that share rows hold an equal part of it each.
+        """
 
     def record(self, layer: int, routing: Routing, layout: SequenceLayout) -> None:
         """Note the routing of one layer."""

@@ -20,6 +20,9 @@ from seektune.model.norm import RMSNorm
 from seektune.model.numerics import numerics as named_numerics
 from seektune.sequence import IGNORE_INDEX, SequenceLayout
 
+CHUNK = 1024
+"""Tokens whose logits exist at one time in an exam."""
+
 
 @dataclass(frozen=True)
 class Taught:
@@ -70,7 +73,7 @@ class ModelPart(nn.Module):
         self, config: DeepseekV4Config, layers: range, dtype: torch.dtype, numerics: str, first: bool, last: bool
     ):
         super().__init__()
-        self.config, meta = config, torch.device("meta")
+        self.config, self.dtype, meta = config, dtype, torch.device("meta")
         chosen = named_numerics(numerics, config.index_head_dim)
         self.is_first, self.is_last = first, last
         self.sequence: Callable[[Tensor], SequenceLayout] = SequenceLayout.from_documents
@@ -131,6 +134,17 @@ class ModelPart(nn.Module):
         if ahead_BTD is None:
             return Losses(loss, None)
         return Losses(loss, self._loss(ahead_BTD, layout.targets(taught.labels_BT, steps=2)) / taught.divisor)
+
+    @torch.no_grad()
+    def token_losses(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> Tensor:
+        """Cross-entropy of each token here that is taught to predict the next, fp32 `[B, T]`; 0 for the others."""
+        targets = layout.targets(labels_BT, steps=1)
+        taught = targets != IGNORE_INDEX
+        found = torch.zeros(targets.shape, device=targets.device)
+        pairs = zip(hidden_BTD[taught].split(CHUNK), targets[taught].split(CHUNK), strict=True)
+        losses = [F.cross_entropy(self.logits(x), y, reduction="none").float() for x, y in pairs]
+        found[taught] = torch.cat(losses)
+        return found
 
     def _loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         if targets_BT.is_meta:  # a dry run: as if all were taught

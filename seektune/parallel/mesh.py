@@ -92,17 +92,26 @@ class Axes:
         stages = mesh(pp=plan.pp_size, stage=plan.stage_size)
         rows = mesh(pp=plan.pp_size, dp=plan.data_size, cp=plan.cp_size)
         experts = mesh(pp=plan.pp_size, copy=plan.expert_replicate, piece=plan.expert_shard, ep=plan.ep_size)
-        dense, fp32 = (mesh(pp=plan.pp_size, copy=plan.dp_replicate, piece=plan.fsdp_size) for _ in range(2))
+        dense = _pieces(mesh(pp=plan.pp_size, copy=plan.dp_replicate, piece=plan.fsdp_size), plan.dp_replicate)
         return cls(
             pipeline=stages.get_group("pp"),
             stage=stages.get_group("stage"),
             context=rows.get_group("cp"),
             experts=experts.get_group("ep"),
-            dense=_pieces(dense, plan.dp_replicate),
-            dense_fp32=_pieces(fp32, plan.dp_replicate),
+            dense=dense,
+            dense_fp32=_twin(dense, plan, device),
             expert_pieces=_pieces(experts, plan.expert_replicate),
             checkpoint=dist.new_group(backend="gloo"),
         )
+
+
+def _twin(mesh: DeviceMesh, plan: Plan, device: torch.device) -> DeviceMesh:
+    """The same mesh over process groups of its own."""
+    ranks = torch.arange(plan.world).view(plan.pp_size, plan.dp_replicate, plan.fsdp_size)
+    pieces, _ = dist.new_subgroups_by_enumeration(ranks.flatten(0, 1).tolist())
+    copies, _ = dist.new_subgroups_by_enumeration(ranks.mT.flatten(0, 1).tolist())
+    groups = [copies, pieces] if mesh.ndim == 2 else [pieces]
+    return DeviceMesh.from_group(groups, device.type, mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 
 def _pieces(mesh: DeviceMesh, copies: int) -> DeviceMesh:

@@ -1,10 +1,14 @@
-"""Gradients between backward and the optimizer: kept in fp32, measured, found faulty, scaled down."""
+"""Gradients between backward and the optimizer: kept in fp32, measured over all processes, checked, scaled down."""
 
 from collections.abc import Iterable
-from math import isfinite
+from math import isfinite, sqrt
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.pieces import copies_of, local
 
 NAMED = 5
 """Parameters that an error message lists."""
@@ -14,29 +18,32 @@ class NotFiniteError(FloatingPointError, RuntimeError):
     """A loss or gradient is infinite or not a number; the run cannot go on."""
 
 
-def accumulate_in_fp32(model: nn.Module) -> None:
-    """Let the gradients of bf16 parameters add up in fp32, where a large step's last micro-batches are not lost."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
+def accumulate_in_fp32(parameters: Iterable[Tensor]) -> None:
+    """Let the gradients of bf16 parameters add up in fp32, where a large step's last micro-batches are not lost.
+
+    FSDP2 adds up and sums over processes in fp32 by itself; it then rounds to the dtype of the parameter.
+    """
+    for parameter in parameters:
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
             parameter.grad_dtype = torch.float32
 
 
-def gradient_norm(model: nn.Module) -> float:
-    """Norm of the gradient over all parameters; fp32 per parameter, fp64 across.
+def gradient_norm(model: ParallelModel) -> float:
+    """Norm of the gradient over all parameters of all processes; fp32 per parameter, fp64 across.
 
     Raises:
-        NotFiniteError: it is not finite; the sentence names the first parameters to blame.
+        NotFiniteError: it is not finite, on every process; the sentence names the first parameters to blame here.
     """
-    named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.grad is not None]
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for _, gradient in named]
-    if not norms:
-        return 0.0
-    total = float(torch.stack(norms).double().norm())
-    if not isfinite(total):
+    named = [(name, local(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32).double() for name, gradient in named]
+    squares = [norm**2 / copies_of(name, model.mesh) for (name, _), norm in zip(named, norms, strict=True)]
+    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=model.device)
+    square = float(model.mesh.sum(total))
+    if not isfinite(square):
         faulty = [name for (name, _), norm in zip(named, norms, strict=True) if not isfinite(float(norm))]
         rest = f" and {len(faulty) - NAMED} more" if len(faulty) > NAMED else ""
-        raise NotFiniteError(f"the gradient is not finite in {', '.join(faulty[:NAMED])}{rest}")
-    return total
+        raise NotFiniteError(f"the gradient is not finite in {', '.join(faulty[:NAMED]) or 'another process'}{rest}")
+    return sqrt(square)
 
 
 @torch.no_grad()
@@ -46,4 +53,4 @@ def clip(parameters: Iterable[Tensor], norm: float, max_norm: float | None) -> N
         return
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad.mul_(max_norm / norm)
+            local(parameter.grad).mul_(max_norm / norm)

@@ -1,0 +1,124 @@
+"""A model spread over processes, as training sees it: one object that trains, is examined, and knows what is where.
+
+Shapes: B rows, T tokens, L tokens here, E experts, M micro-batches.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from seektune.checkpoint import Shard
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.model.gate import Gate
+from seektune.model.objective import Objective
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.passes import Looped, Passes, Phase
+from seektune.parallel.pieces import piece_of
+from seektune.parallel.stage import Stage, Task
+from seektune.sequence import Batch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What all micro-batches of a step found, on all processes together."""
+
+    parts_M3: Tensor
+    """Values of `LossParts` of each micro-batch."""
+    loads: dict[int, Tensor]
+    """Tokens per expert, int64 `[E]`, of every layer that ran, by layer id."""
+
+
+class ParallelModel:
+    """The stages of this process, and how they run together with those of the others."""
+
+    def __init__(self, stages: Mapping[int, Stage], passes: Passes, mesh: Mesh, config: ParallelConfig):
+        self.stages, self.mesh = stages, mesh
+        self.config: DeepseekV4Config = next(iter(stages.values())).config
+        self._passes, self._parallel = passes, config
+
+    @classmethod
+    def alone(cls, model: DeepseekV4ForCausalLM) -> "ParallelModel":
+        """A model on one device."""
+        stage = Stage.of(model)
+        return cls({0: stage}, Looped(stage), Mesh.alone(model.embed.weight.device), ParallelConfig())
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return self.mesh.device
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters of this process, by released module names; they may be cut."""
+        for stage in self.stages.values():
+            yield from stage.named_parameters()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As `named_parameters`."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def gates(self) -> dict[int, Gate]:
+        """Gates of this process by layer id."""
+        return {layer: gate for stage in self.stages.values() for layer, gate in stage.gates().items()}
+
+    def held(self) -> dict[str, Shard]:
+        """The pieces of weights and buffers that are here; writing into them changes the model."""
+        states = [stage.state_dict() for stage in self.stages.values()]
+        return {name: piece_of(name, tensor, self.mesh) for state in states for name, tensor in state.items()}
+
+    def train(self, batches: Sequence[Batch], objective: Objective, phase: Phase) -> Outcome:
+        """Forward and backward of a step, given all of its micro-batches; gradients are summed over processes."""
+        task = Task(objective)
+        self._passes.train([batch.to(self.device) for batch in self._deal(batches)], task, phase)
+        return self._together(task, objective)
+
+    def token_losses(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each taught token, fp32 `[B, T]`, 0 elsewhere; the same on every process."""
+        plan, place = self.mesh.plan, self.mesh.place
+        rows, length = batch.tokens.shape
+        own = -(-rows // plan.data_size)
+        whole = batch.padded(own * plan.data_size, _multiple(length, plan.cp_size))
+        mine = Batch(*(x[place.dp * own : (place.dp + 1) * own] for x in whole.tensors())).to(self.device)
+        found = self._passes.examine(mine)
+        if plan.world == 1:
+            assert found is not None
+            return found
+        everything = torch.zeros(plan.data_size, own, plan.cp_size, whole.tokens.shape[1] // plan.cp_size)
+        everything = everything.to(self.device)
+        if found is not None:
+            everything[place.dp, :, place.cp] = found
+        return self.mesh.sum(everything).flatten(2).flatten(0, 1)[:rows, :length]
+
+    def _deal(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The micro-batches of this process; a pipeline's have one shape."""
+        plan = self.mesh.plan
+        mine = batches[self.mesh.place.dp :: plan.data_size]
+        assert len(mine) * plan.data_size == len(batches), "the batch was checked against the plan"
+        widths = [_multiple(batch.tokens.shape[1], plan.cp_size) for batch in mine]
+        if plan.pp_size == 1:
+            return [batch.padded(length=width) for batch, width in zip(mine, widths, strict=True)]
+        wide = [batch.padded(length=max(widths)).tensors() for batch in mine]
+        rows = self._parallel.pipeline.microbatch or mine[0].tokens.shape[0]
+        together = [torch.cat(each).split(rows) for each in zip(*wide, strict=True)]
+        return [Batch(*tensors) for tensors in zip(*together, strict=True)]
+
+    def _together(self, task: Task, objective: Objective) -> Outcome:
+        """Add up what the processes found."""
+        config = self.config
+        layers = config.num_hidden_layers + (config.num_nextn_predict_layers if objective.mtp else 0)
+        loads = torch.zeros(layers, config.n_routed_experts, dtype=torch.int64, device=self.device)
+        by_stage: dict[int, list[Tensor]] = {}
+        for found in task.found:
+            by_stage.setdefault(min(found.loads), []).append(found.parts)
+        parts = torch.stack([torch.stack(each) for each in by_stage.values()]).sum(dim=0)
+        for found in task.found:
+            for layer, load_E in found.loads.items():
+                loads[layer] += load_E
+        return Outcome(self.mesh.sum(parts), dict(enumerate(self.mesh.sum(loads))))
+
+
+def _multiple(length: int, of: int) -> int:
+    return -(-length // of) * of

@@ -1,0 +1,39 @@
+"""Which piece of a named tensor a process holds: cut by FSDP2, by the expert axis, or not at all."""
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from seektune.checkpoint import Shard
+from seektune.parallel.mesh import Mesh
+
+EXPERTS = ".ffn.experts."
+"""In the names of stacked expert parameters, which are cut along the expert axis."""
+
+
+def local(x: Tensor) -> Tensor:
+    """The plain tensor of this process behind a tensor that may be cut; writing there changes it."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def piece_of(name: str, parameter: Tensor, mesh: Mesh) -> Shard:
+    """What `parameter` holds of the whole tensor of that name."""
+    return like(name, parameter, local(parameter).detach(), mesh)
+
+
+def like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
+    """The piece that `tensor` is, if it is cut as `parameter` is: an optimizer's state, for example."""
+    shape, offsets = tuple(parameter.shape), (0,) * parameter.dim()
+    if isinstance(parameter, DTensor):
+        _, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
+    if EXPERTS in name:
+        first = mesh.place.ep * shape[0]
+        shape, offsets = (shape[0] * mesh.plan.ep_size, *shape[1:]), (first + offsets[0], *offsets[1:])
+    if 0 in tensor.shape:  # a piece of nothing: the engine's offsets point beyond the end
+        offsets = (0,) * len(shape)
+    return Shard(tensor, shape, tuple(offsets))
+
+
+def copies_of(name: str, mesh: Mesh) -> int:
+    """How many processes hold the same piece."""
+    return mesh.plan.expert_replicate if EXPERTS in name else mesh.plan.dp_replicate

@@ -1,0 +1,30 @@
+"""What backward computes again instead of keeping it: wraps blocks from outside."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from seektune.model.part import ModelPart
+
+KEPT = (torch.ops.aten.mm.default, torch.ops._c10d_functional.all_to_all_single.default)
+"""Results that `selective` keeps: products with weights, and tokens that travelled between experts."""
+
+
+def recompute_blocks(part: ModelPart, mode: Literal["none", "block", "selective"]) -> None:
+    """Let backward run each block's forward again: all of it, or what is cheap beside its large products."""
+    if mode == "none":
+        return
+    keeping: dict[str, Any] = {}
+    if mode == "selective":
+        keeping["context_fn"] = partial(create_selective_checkpoint_contexts, _choose)
+    for block in part.blocks():
+        forward: Callable[..., Any] = block.forward
+        again = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False, **keeping)
+        setattr(block, "forward", again)  # noqa: B010 - a method is replaced on purpose
+
+
+def _choose(_context: Any, operation: Any, *_arguments: Any, **_names: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT else CheckpointPolicy.PREFER_RECOMPUTE

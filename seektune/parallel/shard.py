@@ -1,0 +1,64 @@
+"""FSDP2 over the data and context axes: weights are cut, gathered for a block at a time, gradients summed and cut."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, HSDPMeshInfo, ShardPlacementResult
+from torch.distributed.tensor import Shard
+
+from seektune.model.part import ModelPart
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.mesh import Axes, Mesh
+
+Placement = Callable[[nn.Parameter], ShardPlacementResult | Shard | None]
+
+
+def shard_part(part: ModelPart, mesh: Mesh, config: ParallelConfig) -> None:
+    """Cut the parameters of each block, and of what stands around the blocks, over the processes of the stage.
+
+    Nothing is cast: parameters that stay fp32 in a bf16 model are gathered as such, through process groups of their
+    own. Experts are cut over the processes that hold the same ones. Gradients are summed in fp32, not averaged: losses
+    already have the denominator of the whole step.
+    """
+    if mesh.axes is None or mesh.plan.stage_size == 1:
+        return
+    placement = _placement(part, mesh, mesh.axes)
+    offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if config.cpu_offload else OffloadPolicy()
+    for module in (*part.blocks(), part):
+        fully_shard(
+            module,
+            mesh=mesh.axes.dense,
+            reshard_after_forward=config.reshard if module is not part else None,
+            shard_placement_fn=placement,
+            mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32),
+            offload_policy=offload,
+        )
+        assert isinstance(module, FSDPModule)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def _placement(part: ModelPart, mesh: Mesh, axes: Axes) -> Placement:
+    """Which processes each parameter is cut over, and along which dim."""
+    expert_info, fp32_info = _mesh_info(axes.expert_pieces), _mesh_info(axes.dense_fp32)
+    expert_parameters = {id(parameter) for block in part.blocks() for parameter in block.ffn.experts.parameters()}
+    mixed = len({parameter.dtype for parameter in part.parameters()}) > 1
+
+    def place(parameter: nn.Parameter) -> ShardPlacementResult | Shard | None:
+        if id(parameter) in expert_parameters:
+            cut = Shard(0 if parameter.shape[0] % mesh.plan.expert_shard == 0 else 1)
+            return cut if mesh.plan.ep_size == 1 else ShardPlacementResult(cut, expert_info)
+        if mixed and parameter.dtype == torch.float32:
+            return ShardPlacementResult(Shard(0), fp32_info)
+        return None
+
+    return place
+
+
+def _mesh_info(mesh: DeviceMesh) -> FSDPMeshInfo:
+    if mesh.ndim == 1:
+        return FSDPMeshInfo(mesh, shard_mesh_dim=0)
+    return HSDPMeshInfo(mesh, shard_mesh_dim=1, replicate_mesh_dim=0)
