@@ -37,7 +37,8 @@ class ParallelConfig(Section):
     recompute: Literal["none", "block", "selective"] = "none"
     """What backward computes again to save memory: nothing, whole blocks, or blocks but for their large products."""
     reshard: bool = True
-    """Give weights gathered for a layer back after its forward and gather them again for backward; false is faster."""
+    """Give weights gathered for a layer back after its forward and gather them again for backward; false is faster.
+    A pipeline always keeps them until the end of the step."""
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state of a GPU in the host's memory; slow, for when nothing else fits."""
 

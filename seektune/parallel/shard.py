@@ -21,7 +21,8 @@ def shard_part(part: ModelPart, mesh: Mesh, config: ParallelConfig) -> None:
 
     Nothing is cast: parameters that stay fp32 in a bf16 model are gathered as such, through process groups of their
     own. Experts are cut over the processes that hold the same ones. Gradients are summed in fp32, not averaged: losses
-    already have the denominator of the whole step.
+    already have the denominator of the whole step. In a pipeline gathered weights stay until the step ends:
+    micro-batches need them again and again, and the schedules that delay weight gradients look for them.
     """
     if mesh.axes is None or mesh.plan.stage_size == 1:
         return
@@ -31,7 +32,7 @@ def shard_part(part: ModelPart, mesh: Mesh, config: ParallelConfig) -> None:
         fully_shard(
             module,
             mesh=mesh.axes.dense,
-            reshard_after_forward=config.reshard if module is not part else None,
+            reshard_after_forward=config.reshard and module is not part and mesh.plan.pp_size == 1,
             shard_placement_fn=placement,
             mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32),
             offload_policy=offload,

@@ -51,10 +51,10 @@ def stages_of(process: int, pp_size: int, stages: int, schedule: str) -> list[in
 
 def microbatches_fit(schedule: str, count: int, pp_size: int, stages: int) -> str | None:
     """Why a schedule cannot run so many micro-batches; None if it can."""
-    if schedule == "interleaved1f1b" and count % pp_size and count > pp_size:
-        return f"interleaved1f1b needs a multiple of pp_size {pp_size} micro-batches, or fewer than that, not {count}"
-    if schedule == "dualpipev" and count < stages:
-        return f"dualpipev needs at least {stages} micro-batches, not {count}"
+    if schedule in ("1f1b", "dualpipev") and count < stages:
+        return f"{schedule} needs at least as many micro-batches as stages, {stages}, not {count}"
+    if schedule == "interleaved1f1b" and count % max(1, count // pp_size):
+        return f"interleaved1f1b needs a multiple of pp_size {pp_size} micro-batches, not {count}"
     return None
 
 

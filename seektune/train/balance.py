@@ -3,7 +3,7 @@
 Shapes: E experts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -29,9 +29,3 @@ def update_biases(gates: Mapping[int, Gate], loads: Mapping[int, Tensor], speed:
         if isinstance(gate, TopKGate) and layer in loads:
             load_E = loads[layer].to(gate.bias.device, torch.float32)
             gate.bias += speed * (load_E.mean() - load_E).sign()
-
-
-def sum_loads(every: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
-    """Loads `[E]` of all micro-batches together, by layer id."""
-    layers = sorted(set().union(*every))
-    return {layer: torch.stack([loads[layer] for loads in every if layer in loads]).sum(dim=0) for layer in layers}

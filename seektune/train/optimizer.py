@@ -1,21 +1,30 @@
 """AdamW for fp32 and bf16 parameters, in which no update is too small to count."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import sqrt
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from seektune.parallel.pieces import local
 from seektune.train.config import OptimizerConfig
 
 UNDECAYED = ("*norm", "hc_*", "attn_sink", "ape", "bias")
 """Parts of parameter names that are exempt from weight decay; so is everything with fewer than two dims."""
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+class Trainable(Protocol):
+    """A module, or a model spread over processes."""
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters by name."""
+        ...
+
+
+def parameter_groups(model: Trainable, config: OptimizerConfig) -> list[dict[str, Any]]:
     """The trainable parameters in two groups, decayed and not."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     decayed = [parameter for name, parameter in trainable if is_decayed(name, parameter)]
@@ -33,7 +42,7 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
     return parameter.dim() >= 2 and not exempt
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, seed: int) -> "AdamW":
+def build_optimizer(model: Trainable, config: OptimizerConfig, seed: int) -> "AdamW":
     """The optimizer of a recipe; `seed` steers stochastic rounding.
 
     Raises:
@@ -102,25 +111,26 @@ class AdamW(torch.optim.Optimizer):
             self.begin(parameter)
         state["step"] += 1
         numbers = _Numbers(group["lr"], group["betas"], group["eps"], group["weight_decay"], int(state["step"]))
-        gradient = parameter.grad.float()  # type: ignore[union-attr]
+        gradient = local(parameter.grad).float()  # type: ignore[arg-type]
+        weight = local(parameter)
         if parameter.dtype == torch.float32:
-            _adamw(parameter, gradient, state, numbers)
+            _adamw(weight, gradient, state, numbers)
         elif group["master"] == "fp32":
             _adamw(state["master"], gradient, state, numbers)
-            parameter.copy_(state["master"])
+            weight.copy_(state["master"])
         else:
-            value = parameter.float()
+            value = weight.float()
             _adamw(value, gradient, state, numbers)
-            parameter.copy_(round_stochastically(value, _generator(parameter, group["seed"], numbers.step, index)))
+            weight.copy_(round_stochastically(value, _generator(weight, group["seed"], numbers.step, index)))
 
     def begin(self, parameter: Tensor) -> None:
-        """Set up the state of a parameter that has not moved yet."""
-        state = self.state[parameter]
+        """Set up the state of a parameter that has not moved yet; of one that is cut, for the piece that is here."""
+        state, weight = self.state[parameter], local(parameter).detach()
         state["step"] = torch.tensor(0.0)
-        state["exp_avg"] = torch.zeros_like(parameter, dtype=torch.float32)
-        state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=torch.float32)
+        state["exp_avg"] = torch.zeros_like(weight, dtype=torch.float32)
+        state["exp_avg_sq"] = torch.zeros_like(weight, dtype=torch.float32)
         if parameter.dtype != torch.float32 and self.defaults["master"] == "fp32":
-            state["master"] = parameter.detach().float()
+            state["master"] = weight.float()
 
 
 def _adamw(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], numbers: _Numbers) -> None:

@@ -5,36 +5,43 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.checkpoint import Shard
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.pieces import like
 from seektune.train.optimizer import AdamW
 
 MODEL, OPTIMIZER, RANDOM = "model.", "optimizer.", "random."
 
 
-def run_tensors(model: DeepseekV4ForCausalLM, optimizer: AdamW) -> dict[str, Tensor]:
-    """Weights, buffers and optimizer state by name, and torch's random state of each device."""
-    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Shard]:
+    """What of a run's state is here: weights, buffers and optimizer state by name, and torch's random state.
+
+    Random states carry the number of their process; another layout goes on without them.
+    """
+    tensors: dict[str, Tensor | Shard] = {MODEL + name: piece for name, piece in model.held().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{OPTIMIZER}{name}:{key}"] = value
-    return tensors | random_states()
+            whole = value.dim() == 0
+            tensors[f"{OPTIMIZER}{name}:{key}"] = value if whole else like(name, parameter, value, model.mesh)
+    return tensors | random_states(model.mesh.rank)
 
 
-def begin_as_saved(model: DeepseekV4ForCausalLM, optimizer: AdamW, names: set[str]) -> None:
+def begin_as_saved(model: ParallelModel, optimizer: AdamW, names: set[str]) -> None:
     """Give every parameter that had optimizer state when it was saved an empty one, to be filled."""
     for name, parameter in model.named_parameters():
         if f"{OPTIMIZER}{name}:step" in names:
             optimizer.begin(parameter)
 
 
-def random_states() -> dict[str, Tensor]:
-    """The state of torch's generators, of the CPU and of each GPU, uint8."""
-    states = {f"{RANDOM}cpu": torch.get_rng_state()}
-    return states | {f"{RANDOM}cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+def random_states(rank: int) -> dict[str, Tensor | Shard]:
+    """The state of torch's generators, of the CPU and of the GPU in use, uint8."""
+    states: dict[str, Tensor | Shard] = {f"{RANDOM}cpu.{rank}": torch.get_rng_state()}
+    return states | ({f"{RANDOM}cuda.{rank}": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
-def set_random_states(tensors: Mapping[str, Tensor]) -> None:
+def set_random_states(tensors: Mapping[str, Tensor | Shard], rank: int) -> None:
     """Restore what `random_states` gave."""
-    torch.set_rng_state(tensors[f"{RANDOM}cpu"])
-    count = sum(name.startswith(f"{RANDOM}cuda") for name in tensors)
-    torch.cuda.set_rng_state_all([tensors[f"{RANDOM}cuda{i}"] for i in range(count)])
+    states = {name: state for name, state in tensors.items() if isinstance(state, Tensor)}
+    torch.set_rng_state(states[f"{RANDOM}cpu.{rank}"])
+    if f"{RANDOM}cuda.{rank}" in states:
+        torch.cuda.set_rng_state(states[f"{RANDOM}cuda.{rank}"])

@@ -1,4 +1,4 @@
-"""One optimizer step on one device: count, place, forward and backward per micro-batch, bound, move, record.
+"""One optimizer step: count, forward and backward of all micro-batches, bound, move, record.
 
 Shapes: E experts.
 """
@@ -12,13 +12,12 @@ import psutil
 import torch
 from torch import Tensor
 
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.model.gate import RoutingLedger
+from seektune.model.objective import LossParts, Objective
+from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
-from seektune.train.balance import sum_loads, update_biases
+from seektune.train.balance import update_biases
 from seektune.train.config import LossConfig
 from seektune.train.gradient import NotFiniteError, clip, gradient_norm
-from seektune.train.loss import LossParts, loss_parts, sum_parts
 
 GIGABYTE = 10**9
 
@@ -51,7 +50,7 @@ class StepRecord:
 
 
 def train_step(
-    model: DeepseekV4ForCausalLM,
+    model: ParallelModel,
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Batch],
     step: int,
@@ -60,91 +59,71 @@ def train_step(
     max_grad_norm: float | None,
     phase: Callable[[str], None] = lambda name: None,
 ) -> StepRecord:
-    """Train on the micro-batches of one step; their losses share one denominator, the taught tokens of the step.
+    """Train on all micro-batches of one step; their losses share one denominator, the taught tokens of the step.
 
-    `phase` hears the name of each phase as it begins.
+    Every process is given the same batches and takes its share. `phase` hears the name of each phase as it begins.
 
     Raises:
         ValueError: no token of the step is taught.
-        NotFiniteError: loss or gradient is not finite; then nothing has moved and no gradient is left behind.
+        NotFiniteError: loss or gradient is not finite, on every process; then nothing has moved and no gradient is
+            left behind.
     """
     began = perf_counter()
-    tokens = sum(int((batch.documents != 0).sum()) for batch in batches)
-    taught = sum(batch.taught() for batch in batches)
-    if taught == 0:
-        raise ValueError(f"step {step}: none of its {tokens} tokens is taught; check the labels of the data")
+    objective = make_objective(batches, loss, model.config.num_nextn_predict_layers > 0)
+    if objective.taught == 0:
+        raise ValueError(f"step {step}: none of its {objective.tokens} tokens is taught; check the labels of the data")
     try:
-        parts, loads = _accumulate(model, batches, loss, tokens, taught, step, phase)
+        outcome = model.train(batches, objective, lambda name: phase(f"step {step}: {name}"))
         phase(f"step {step}: measuring and moving")
-        norm = _bound(model, max_grad_norm, step, float(parts.loss))
+        parts = _finite(outcome.parts_M3, objective, step).tolist()
+        norm = _bound(model, max_grad_norm, step, parts[0])
         _move(optimizer, lr)
     finally:
         optimizer.zero_grad(set_to_none=True)
-    update_biases(model.gates(), loads, loss.bias_update_speed)
-    memory = _memory_gb(model.embed.weight.device)
-    loss_value, mtp, balance = torch.stack([parts.loss, parts.mtp, parts.balance]).tolist()
+    update_biases(model.gates(), outcome.loads, loss.bias_update_speed)
+    memory = _memory_gb(model.device)
     seconds = perf_counter() - began
     return StepRecord(
         step=step,
-        loss=loss_value,
-        mtp_loss=mtp,
-        balance_loss=balance,
+        loss=parts[0],
+        mtp_loss=parts[1],
+        balance_loss=parts[2],
         grad_norm=norm,
         lr=lr,
-        tokens=tokens,
-        taught_tokens=taught,
+        tokens=objective.tokens,
+        taught_tokens=objective.taught,
         seconds=seconds,
-        tokens_per_s=tokens / seconds,
+        tokens_per_s=objective.tokens / seconds,
         memory_gb=memory,
-        loads={layer: load_E.tolist() for layer, load_E in loads.items()},
+        loads={layer: load_E.tolist() for layer, load_E in outcome.loads.items()},
     )
 
 
-def _accumulate(
-    model: DeepseekV4ForCausalLM,
-    batches: Sequence[Batch],
-    config: LossConfig,
-    tokens: int,
-    taught: int,
-    step: int,
-    phase: Callable[[str], None],
-) -> tuple[LossParts, dict[int, Tensor]]:
-    """Forward and backward of every micro-batch; gradients add up in the parameters."""
-    mtp = config.mtp_weight > 0 and model.config.num_nextn_predict_layers > 0
-    device = model.embed.weight.device
-    parts, loads = [], []
-    for number, batch in enumerate(batches, start=1):
-        phase(f"step {step}: forward of micro-batch {number}")
-        placed = batch.to(device)
-        ledger = RoutingLedger(balance_loss=config.balance_weight > 0)
-        output = model(
-            placed.tokens,
-            labels=placed.labels,
-            documents=placed.documents,
-            mtp=mtp,
-            with_logits=False,
-            num_items_in_batch=taught,
-            ledger=ledger,
-        )
-        share = loss_parts(output, ledger, tokens)
-        total, found = share.total(config), share.detached()
-        if not isfinite(float(found.total(config))):
+def make_objective(batches: Sequence[Batch], loss: LossConfig, has_mtp: bool) -> Objective:
+    """What the micro-batches of a step minimise together."""
+    return Objective(
+        taught=sum(batch.taught() for batch in batches),
+        tokens=sum(int((batch.documents != 0).sum()) for batch in batches),
+        mtp=has_mtp and loss.mtp_weight > 0,
+        mtp_weight=loss.mtp_weight,
+        balance_weight=loss.balance_weight,
+    )
+
+
+def _finite(parts_M3: Tensor, objective: Objective, step: int) -> Tensor:
+    """The step's losses `[3]`, if they are finite; otherwise the micro-batch to blame is named."""
+    for number, parts in enumerate(parts_M3, start=1):
+        value = LossParts(*parts)
+        if not isfinite(float(objective.total(value))):
+            found = f"loss {float(value.loss):g}, MTP {float(value.mtp):g}, balance {float(value.balance):g}"
             raise NotFiniteError(
-                f"step {step}: the loss is not finite in micro-batch {number} of {len(batches)} ({_describe(found)}); "
+                f"step {step}: the loss is not finite in micro-batch {number} of {len(parts_M3)} ({found}); "
                 "nothing was updated. A lower optimizer.lr, more schedule.warmup_steps or model.dtype fp32 may help"
             )
-        phase(f"step {step}: backward of micro-batch {number}")
-        total.backward()
-        parts.append(found)
-        loads.append(ledger.loads)
-    return sum_parts(parts), sum_loads(loads)
+    return parts_M3.sum(dim=0)
 
 
-def _describe(share: LossParts) -> str:
-    return f"loss {float(share.loss):g}, MTP {float(share.mtp):g}, balance {float(share.balance):g}"
-
-
-def _bound(model: DeepseekV4ForCausalLM, max_norm: float | None, step: int, loss: float) -> float:
+def _bound(model: ParallelModel, max_norm: float | None, step: int, loss: float) -> float:
     """The gradient's norm, after which it is at most `max_norm` long."""
     try:
         norm = gradient_norm(model)
