@@ -8,21 +8,28 @@ from torch import Tensor
 
 from seektune.checkpoint.formats import PLAIN, QUANTISED
 from seektune.checkpoint.names import Shape, Slot, scale_name, slots
+from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource
 
 
 @torch.no_grad()
-def load_weights(state: Mapping[str, Tensor], folder: Path) -> None:
+def load_weights(
+    state: Mapping[str, Tensor | Shard], folder: Path, complete: Mapping[str, Shape] | None = None
+) -> None:
     """Copy a checkpoint folder into the tensors of a model's state dict, whatever their dtype and device.
+
+    `complete` gives names and shapes of the whole model where `state` holds only pieces of it.
 
     Raises:
         ValueError: a tensor is missing, unexpected, of the wrong shape or dtype, or holds NaN or infinity.
     """
+    assert complete is None, "not made yet"
+    whole = {name: as_shard(held).tensor for name, held in state.items()}
     source = FolderSource(folder)
-    wanted = list(slots({name: tuple(tensor.shape) for name, tensor in state.items()}))
+    wanted = list(slots({name: tuple(tensor.shape) for name, tensor in whole.items()}))
     _check_names(source, wanted, folder)
     for slot in wanted:
-        target = state[slot.model] if slot.expert is None else state[slot.model][slot.expert]
+        target = whole[slot.model] if slot.expert is None else whole[slot.model][slot.expert]
         _check_stored(source, slot, target.is_floating_point())
         value = source.values(slot.released)
         if value.is_floating_point() and not value.isfinite().all():

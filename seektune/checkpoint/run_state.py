@@ -6,33 +6,39 @@ torch.distributed.checkpoint writes and reads the tensors as safetensors, facts 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from seektune.checkpoint.publish import complete_folder
+from seektune.checkpoint.shard import Shard, as_shard
 
 FACTS, MANIFEST = "state.json", "manifest.json"
 FILE_BYTES = 2**30
 """Where a further file begins; the engine holds one file in memory while it writes."""
 
 
-def write_run_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
+def write_run_state(
+    folder: Path, tensors: Mapping[str, Tensor | Shard], facts: Mapping[str, Any], group: ProcessGroup | None = None
+) -> int:
     """Write a checkpoint and return its bytes; it replaces an older one of that name only when it is complete.
 
     Raises:
         OSError: writing failed, for example because the disk is full; nothing is left under the name.
     """
+    assert group is None, "not made yet"
+    held = {name: as_shard(tensor).tensor for name, tensor in tensors.items()}
     with complete_folder(folder, replace=True) as scratch:
         with _in_one_process():
-            writer = HuggingFaceStorageWriter(str(scratch), _file_numbers(tensors), save_distributed=True)
-            whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            writer = HuggingFaceStorageWriter(str(scratch), _file_numbers(held), save_distributed=True)
+            whole = {name: tensor.contiguous() for name, tensor in held.items()}
             _saving(lambda: dcp.save(whole, storage_writer=writer, no_dist=True))
         (scratch / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         files = sorted(scratch.iterdir())
@@ -41,12 +47,13 @@ def write_run_state(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def check_run_state(folder: Path) -> None:
+def check_run_state(folder: Path, group: ProcessGroup | None = None) -> None:
     """Compare every file with the manifest's size and checksum.
 
     Raises:
         ValueError: a file is missing, foreign or damaged; the sentence names it.
     """
+    assert group is None, "not made yet"
     manifest = _read_json(folder / MANIFEST)
     found = {file.name for file in folder.iterdir()} - {MANIFEST}
     if foreign := sorted(found - manifest.keys()):
@@ -75,12 +82,20 @@ def tensor_names(folder: Path) -> set[str]:
     return set(_shapes(folder))
 
 
-def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
+def read_tensors(
+    folder: Path,
+    into: Mapping[str, Tensor | Shard],
+    group: ProcessGroup | None = None,
+    complete: set[str] | None = None,
+    optional: Callable[[str], bool] = lambda name: False,
+) -> None:
     """Fill tensors in place.
 
     Raises:
         ValueError: the checkpoint has other tensors, or of other shapes; the sentence names one.
     """
+    assert group is None, "not made yet"
+    into = {name: as_shard(tensor).tensor for name, tensor in into.items()}
     shapes = _shapes(folder)
     if differing := sorted(shapes.keys() ^ into.keys()):
         place = "only in the checkpoint" if differing[0] in shapes else "not in the checkpoint"

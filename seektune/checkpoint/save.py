@@ -6,21 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from seektune.checkpoint.export import Tally, pieces
 from seektune.checkpoint.formats import format_named
+from seektune.checkpoint.names import Shape
 from seektune.checkpoint.publish import complete_folder
+from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource, StateSource
 from seektune.checkpoint.write import shard_limit, shard_names, split, write_index, write_shard
 
 
 def save_weights(
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor | Shard],
     config: dict[str, Any],
     folder: Path,
     format: str,
     original: Path | None = None,
     shard_bytes: int | None = None,
+    group: ProcessGroup | None = None,
+    complete: Mapping[str, Shape] | None = None,
 ) -> Tally:
     """Write a state dict and its config.json; memory beyond the model is one tensor.
 
@@ -32,7 +37,8 @@ def save_weights(
         OSError: writing failed; nothing is left behind.
     """
     target = format_named(format)
-    source, tally = StateSource(state), Tally()
+    assert group is None, "not made yet"
+    source, tally = StateSource({name: as_shard(tensor).tensor for name, tensor in state.items()}), Tally()
     before = FolderSource(original) if original is not None else None
     with complete_folder(folder) as scratch:
         write_config(scratch, target.config(config))
