@@ -47,6 +47,12 @@ class Shard:
         """Where it lies in the whole."""
         return box_of(self.offsets, self.tensor.shape)
 
+    def expert(self, number: int) -> "Shard | None":
+        """What is here of one slice of the first dim, as a piece of that slice; None if nothing is."""
+        begin, *others = self.offsets
+        here = 0 <= number - begin < self.tensor.shape[0]
+        return Shard(self.tensor[number - begin], self.shape[1:], tuple(others)) if here else None
+
     def size(self) -> torch.Size:
         """Of the whole, as the engine asks for it."""
         return torch.Size(self.shape)
