@@ -42,7 +42,7 @@ def _read(source: FolderSource, name: str, target: Shard) -> None:
         value = source.values(name)
     else:
         rows, *columns = target.box
-        value = source.values(name, rows)[(..., *columns)]
+        value = source.values(name, rows)[(slice(None), *columns)]
     if value.is_floating_point() and not value.isfinite().all():
         raise ValueError(f"{source.files.where(name)} holds NaN or infinity; the file is damaged")
     target.tensor.copy_(value)

@@ -3,7 +3,8 @@
 All traffic goes over the group that is given, so that a thread may save while training talks over other groups.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import torch.distributed as dist
@@ -50,13 +51,25 @@ class Ranks:
 
         self.each(tell)
 
+    @contextmanager
+    def talking(self) -> Iterator[None]:
+        """Around what talks to the others.
+
+        Raises:
+            OSError: one of them is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.group is None:
+                raise
+            raise OSError(f"a process that takes part in saving or loading is gone: {error}") from error
+
     def _settled(self, value: Any, failure: BaseException | None) -> list[Any]:
         said: list[Any] = [None] * self.count
         told = None if failure is None else _portable(failure, self.rank)
-        try:
+        with self.talking():
             dist.all_gather_object(said, (value, told), group=self.group)
-        except RuntimeError as error:
-            raise OSError(f"a process that was to save or load together with this one is gone ({error})") from failure
         failures = [other for _, other in said if other is not None]
         if failures:
             _raise(failures[0], failure)
