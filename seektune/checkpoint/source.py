@@ -11,7 +11,8 @@ from seektune.checkpoint.formats import PLAIN, QUANTISED, Quantised, kind_on_dis
 from seektune.checkpoint.names import SCALE, Shape, scale_name, slots
 from seektune.checkpoint.stored import Stored
 
-_KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
+KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
+"""How a tensor in memory is stored as it is."""
 
 
 class Source(Protocol):
@@ -41,7 +42,7 @@ class StateSource:
         """The tensor, or the expert's slice of it."""
         slot = self._slots[name]
         tensor = self._state[slot.model].detach()
-        return Stored(_KINDS[tensor.dtype], tensor if slot.expert is None else tensor[slot.expert])
+        return Stored(KINDS[tensor.dtype], tensor if slot.expert is None else tensor[slot.expert])
 
 
 class FolderSource:
