@@ -53,8 +53,8 @@ class TensorFiles:
         """Bytes on disk."""
         return self._entries[name].size
 
-    def read(self, name: str) -> Tensor:
-        """The tensor as it is on disk.
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The tensor as it is on disk, or only these `rows` (from start to stop) of its first dim.
 
         Raises:
             ValueError: the file became shorter, or torch has no such dtype.
@@ -63,12 +63,17 @@ class TensorFiles:
         entry = self._entries[name]
         if entry.dtype not in _TORCH:
             raise ValueError(f"{self.where(name)} is {entry.dtype}, which cannot be read")
+        shape, start, size = entry.shape, entry.start, entry.size
+        if rows is not None:
+            height = size // max(shape[0], 1)
+            shape, start = (rows.stop - rows.start, *shape[1:]), start + rows.start * height
+            size = shape[0] * height
         # read, not mapped: mapped pages of a large checkpoint would count as this process's memory
-        buffer = torch.empty(entry.size, dtype=torch.uint8)
+        buffer = torch.empty(size, dtype=torch.uint8)
         with self._files[name].open("rb", buffering=0) as file:
-            file.seek(entry.start)
+            file.seek(start)
             _fill(buffer.numpy().data, file.readinto, self.where(name))
-        return buffer.view(_TORCH[entry.dtype]).reshape(entry.shape)
+        return buffer.view(_TORCH[entry.dtype]).reshape(shape)
 
 
 def read_index(folder: Path) -> dict[str, str]:

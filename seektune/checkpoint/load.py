@@ -1,6 +1,6 @@
 """Released weights into a model's tensors: one at a time, decoded by the dtype on disk, nothing missed or dropped."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,26 +18,37 @@ def load_weights(
 ) -> None:
     """Copy a checkpoint folder into the tensors of a model's state dict, whatever their dtype and device.
 
-    `complete` gives names and shapes of the whole model where `state` holds only pieces of it.
+    Of tensors in pieces, only the experts and rows that are here are read; memory beyond the state is that of one of
+    them. `complete` gives names and shapes of the whole model where `state` lacks some of its names.
 
     Raises:
         ValueError: a tensor is missing, unexpected, of the wrong shape or dtype, or holds NaN or infinity.
     """
-    assert complete is None, "not made yet"
-    whole = {name: as_shard(held).tensor for name, held in state.items()}
     source = FolderSource(folder)
-    wanted = list(slots({name: tuple(tensor.shape) for name, tensor in whole.items()}))
-    _check_names(source, wanted, folder)
-    for slot in wanted:
-        target = whole[slot.model] if slot.expert is None else whole[slot.model][slot.expert]
-        _check_stored(source, slot, target.is_floating_point())
-        value = source.values(slot.released)
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{source.files.where(slot.released)} holds NaN or infinity; the file is damaged")
-        target.copy_(value)
+    shards = {name: as_shard(held) for name, held in state.items()}
+    shapes = {name: shard.shape for name, shard in shards.items()}
+    _check_names(source, slots(shapes if complete is None else complete), folder)
+    for slot in slots(shapes):
+        shard = shards[slot.model]
+        target = shard if slot.expert is None else shard.expert(slot.expert)
+        if target is not None and target.tensor.numel():
+            _check_stored(source, slot, target.tensor.is_floating_point())
+            _read(source, slot.released, target)
 
 
-def _check_names(source: FolderSource, wanted: list[Slot], folder: Path) -> None:
+def _read(source: FolderSource, name: str, target: Shard) -> None:
+    """Fill a piece from its rows on disk."""
+    if not target.shape:
+        value = source.values(name)
+    else:
+        rows, *columns = target.box
+        value = source.values(name, rows)[(slice(None), *columns)]
+    if value.is_floating_point() and not value.isfinite().all():
+        raise ValueError(f"{source.files.where(name)} holds NaN or infinity; the file is damaged")
+    target.tensor.copy_(value)
+
+
+def _check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> None:
     expected, found = {slot.released for slot in wanted}, {name for name, _ in source.shapes()}
     if missing := sorted(expected - found):
         raise ValueError(f"{folder} lacks {_some(missing)}")

@@ -5,24 +5,20 @@ torch.distributed.checkpoint writes and reads the tensors as safetensors, facts 
 
 import hashlib
 import json
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Set
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from seektune.checkpoint.engine import files_of, read_metadata, read_shards, shapes_in, write_shards
 from seektune.checkpoint.publish import complete_folder
+from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import Shard, as_shard
 
 FACTS, MANIFEST = "state.json", "manifest.json"
-FILE_BYTES = 2**30
-"""Where a further file begins; the engine holds one file in memory while it writes."""
 
 
 def write_run_state(
@@ -30,35 +26,50 @@ def write_run_state(
 ) -> int:
     """Write a checkpoint and return its bytes; it replaces an older one of that name only when it is complete.
 
+    With a `group` (gloo, of its own), all its ranks call this together and each writes what it holds into the one
+    folder, which all see; what several hold is written once. The facts are those of rank 0.
+
     Raises:
-        OSError: writing failed, for example because the disk is full; nothing is left under the name.
+        OSError: writing failed on a rank, for example because the disk is full; it is raised on all, and nothing is
+            left under the name.
     """
-    assert group is None, "not made yet"
-    held = {name: as_shard(tensor).tensor for name, tensor in tensors.items()}
-    with complete_folder(folder, replace=True) as scratch:
-        with _in_one_process():
-            writer = HuggingFaceStorageWriter(str(scratch), _file_numbers(held), save_distributed=True)
-            whole = {name: tensor.contiguous() for name, tensor in held.items()}
-            _saving(lambda: dcp.save(whole, storage_writer=writer, no_dist=True))
-        (scratch / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        files = sorted(scratch.iterdir())
-        manifest = {file.name: {"bytes": file.stat().st_size, "sha256": _digest(file)} for file in files}
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    return sum(file.stat().st_size for file in folder.iterdir())
+    ranks = Ranks(group)
+    shards = {name: as_shard(held) for name, held in tensors.items()}
+    with ExitStack() as stack:
+        scratch = ranks.first(lambda: stack.enter_context(complete_folder(folder, replace=True)))
+        write_shards(scratch, shards, ranks)
+        written = ranks.each(lambda: {file.name: _entry(file) for file in files_of(scratch, ranks.rank)})
+
+        def complete() -> int:
+            (scratch / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            manifest = {name: entry for entries in written for name, entry in entries.items()}
+            _check_all_here(scratch, manifest.keys())
+            manifest[FACTS] = _entry(scratch / FACTS)
+            (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            size = sum(file.stat().st_size for file in scratch.iterdir())
+            stack.close()
+            return size
+
+        return ranks.first(complete)
 
 
 def check_run_state(folder: Path, group: ProcessGroup | None = None) -> None:
-    """Compare every file with the manifest's size and checksum.
+    """Compare every file with the manifest's size and checksum; the ranks of a `group` share the work.
 
     Raises:
-        ValueError: a file is missing, foreign or damaged; the sentence names it.
+        ValueError: a file is missing, foreign or damaged; the sentence names it, on all ranks the same.
     """
-    assert group is None, "not made yet"
+    ranks = Ranks(group)
+    ranks.each(lambda: _check(folder, ranks.rank, ranks.count))
+
+
+def _check(folder: Path, rank: int, count: int) -> None:
+    """The list of files, and every `count`-th file's content."""
     manifest = _read_json(folder / MANIFEST)
     found = {file.name for file in folder.iterdir()} - {MANIFEST}
     if foreign := sorted(found - manifest.keys()):
         raise ValueError(f"{folder / foreign[0]} does not belong to this checkpoint")
-    for name, entry in manifest.items():
+    for name, entry in list(manifest.items())[rank::count]:
         file = folder / name
         if not file.is_file():
             raise ValueError(f"{file} is missing")
@@ -79,7 +90,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def tensor_names(folder: Path) -> set[str]:
     """Names of the tensors of a checkpoint, from the headers of its files."""
-    return set(_shapes(folder))
+    return set(shapes_in(read_metadata(folder)))
 
 
 def read_tensors(
@@ -89,55 +100,54 @@ def read_tensors(
     complete: set[str] | None = None,
     optional: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Fill tensors in place.
+    """Fill tensors in place, whatever the pieces in which they were saved; a rank reads only what it needs.
+
+    With a `group`, all its ranks call this together and each fills what it holds.
+
+    Args:
+        folder: a checkpoint, written by any number of processes.
+        into: what this rank holds.
+        group: gloo, all of whose ranks load.
+        complete: the names of all ranks, if that is not what the group holds together.
+        optional: names that may be missing here, or be in the checkpoint although nobody wants them; such as what
+            belongs to one rank, where there are more or fewer of them now. Missing ones stay as they are.
 
     Raises:
-        ValueError: the checkpoint has other tensors, or of other shapes; the sentence names one.
+        ValueError: the checkpoint has other tensors, or of other shapes; the sentence names one, on all ranks the same.
     """
-    assert group is None, "not made yet"
-    into = {name: as_shard(tensor).tensor for name, tensor in into.items()}
-    shapes = _shapes(folder)
-    if differing := sorted(shapes.keys() ^ into.keys()):
-        place = "only in the checkpoint" if differing[0] in shapes else "not in the checkpoint"
-        raise ValueError(f"{folder} is of another model or optimizer: {differing[0]} is {place}")
-    for name, tensor in into.items():
-        if shapes[name] != tuple(tensor.shape):
-            raise ValueError(f"{folder} is of another model: {name} has shape {list(shapes[name])} there")
-    with _in_one_process():
-        dcp.load(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    ranks = Ranks(group)
+    shards = {name: as_shard(held) for name, held in into.items()}
+    metadata = ranks.first(lambda: read_metadata(folder))
+    shapes = shapes_in(metadata)
+    wanted = set().union(*ranks.each(lambda: set(shards))) if complete is None else complete
+
+    def read() -> None:
+        _check_names(folder, shapes.keys(), wanted | shards.keys(), optional)
+        here = {name: shard for name, shard in shards.items() if name in shapes}
+        for name, shard in here.items():
+            if shapes[name] != shard.shape:
+                raise ValueError(f"{folder} is of another model: {name} has shape {list(shapes[name])} there")
+        read_shards(folder, metadata, here)
+
+    ranks.each(read)
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    metadata = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: tuple(entry.size) for name, entry in metadata.items() if isinstance(entry, TensorStorageMetadata)}
+def _check_names(folder: Path, found: Set[str], wanted: Set[str], optional: Callable[[str], bool]) -> None:
+    for name in sorted(found ^ wanted):
+        if not optional(name):
+            place = "only in the checkpoint" if name in found else "not in the checkpoint"
+            raise ValueError(f"{folder} is of another model or optimizer: {name} is {place}")
 
 
-def _file_numbers(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Which file each tensor goes to, counted from 1."""
-    numbers, number, filled = {}, 1, 0
-    for name, tensor in tensors.items():
-        if filled and filled + tensor.nbytes > FILE_BYTES:
-            number, filled = number + 1, 0
-        numbers[name] = number
-        filled += tensor.nbytes
-    return numbers
+def _check_all_here(folder: Path, names: Set[str]) -> None:
+    if missing := sorted(name for name in names if not (folder / name).is_file()):
+        raise OSError(
+            f"{folder.parent} is not the same folder for all ranks: {missing[0]}, which another rank wrote, is not here"
+        )
 
 
-def _saving(save: Any) -> None:
-    """Run a save; what the engine wraps around a failed write is taken off."""
-    try:
-        save()
-    except dcp.api.CheckpointException as error:
-        causes = [failure for failure, _ in error.failures.values() if isinstance(failure, OSError)]
-        raise causes[0] if causes else OSError(str(error)) from None
-
-
-@contextmanager
-def _in_one_process() -> Iterator[None]:
-    """One process is what is meant here; the engine need not warn of it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _entry(file: Path) -> dict[str, Any]:
+    return {"bytes": file.stat().st_size, "sha256": _digest(file)}
 
 
 def _digest(file: Path) -> str:

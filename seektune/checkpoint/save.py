@@ -10,10 +10,12 @@ from torch.distributed import ProcessGroup
 
 from seektune.checkpoint.export import Tally, pieces
 from seektune.checkpoint.formats import format_named
+from seektune.checkpoint.gather import on_first_rank
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.publish import complete_folder
+from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import Shard, as_shard
-from seektune.checkpoint.source import FolderSource, StateSource
+from seektune.checkpoint.source import FolderSource, Source, StateSource
 from seektune.checkpoint.write import shard_limit, shard_names, split, write_index, write_shard
 
 
@@ -32,22 +34,30 @@ def save_weights(
     With `original`, tensors that training did not change keep the bytes of that checkpoint. Each layer gets a shard of
     its own, or as many layers as fit into `shard_bytes`.
 
+    With a `group` (gloo), all its ranks call this together with the pieces that they hold, and rank 0 writes;
+    `complete` gives names and shapes of the whole model in the order in which they are written.
+
     Raises:
         ValueError: an unknown format, a tensor that it cannot hold, or `folder` exists and is not empty.
-        OSError: writing failed; nothing is left behind.
+        OSError: writing failed; nothing is left behind. What fails on one rank is raised on all.
     """
     target = format_named(format)
-    assert group is None, "not made yet"
-    source, tally = StateSource({name: as_shard(tensor).tensor for name, tensor in state.items()}), Tally()
-    before = FolderSource(original) if original is not None else None
-    with complete_folder(folder) as scratch:
-        write_config(scratch, target.config(config))
-        parts = list(pieces(source, target, tally, before))
-        shards = split(parts, shard_bytes or shard_limit(parts))
-        for name, shard in zip(shard_names(len(shards)), shards, strict=True):
-            write_shard(scratch / name, shard)
-        write_index(scratch, shards)
-    return tally
+
+    def write(source: Source) -> Tally:
+        tally = Tally()
+        before = FolderSource(original) if original is not None else None
+        with complete_folder(folder) as scratch:
+            write_config(scratch, target.config(config))
+            parts = list(pieces(source, target, tally, before))
+            shards = split(parts, shard_bytes or shard_limit(parts))
+            for name, shard in zip(shard_names(len(shards)), shards, strict=True):
+                write_shard(scratch / name, shard)
+            write_index(scratch, shards)
+        return tally
+
+    if group is None:
+        return write(StateSource({name: as_shard(state[name]).whole() for name in complete or state}))
+    return on_first_rank(state, complete, Ranks(group), write)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

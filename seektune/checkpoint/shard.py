@@ -47,6 +47,17 @@ class Shard:
         """Where it lies in the whole."""
         return box_of(self.offsets, self.tensor.shape)
 
+    def whole(self) -> Tensor:
+        """The tensor, of which nothing is elsewhere."""
+        assert tuple(self.tensor.shape) == self.shape, f"{list(self.tensor.shape)} is a part of {list(self.shape)}"
+        return self.tensor
+
+    def expert(self, number: int) -> "Shard | None":
+        """What is here of one slice of the first dim, as a piece of that slice; None if nothing is."""
+        begin, *others = self.offsets
+        here = 0 <= number - begin < self.tensor.shape[0]
+        return Shard(self.tensor[number - begin], self.shape[1:], tuple(others)) if here else None
+
     def size(self) -> torch.Size:
         """Of the whole, as the engine asks for it."""
         return torch.Size(self.shape)
@@ -96,14 +107,3 @@ def as_shard(held: Tensor | Shard) -> Shard:
 def box_of(offsets: Sequence[int], sizes: Sequence[int]) -> Box:
     """The box that begins there and is so large."""
     return tuple(slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True))
-
-
-def overlap(a: Box, b: Box) -> Box | None:
-    """What two boxes have in common; None if that is nothing."""
-    both = tuple(slice(max(x.start, y.start), min(x.stop, y.stop)) for x, y in zip(a, b, strict=True))
-    return None if any(x.start >= x.stop for x in both) else both
-
-
-def within(box: Box, outer: Box) -> Box:
-    """A box counted from where `outer` begins."""
-    return tuple(slice(x.start - y.start, x.stop - y.start) for x, y in zip(box, outer, strict=True))

@@ -11,7 +11,8 @@ from seektune.checkpoint.formats import PLAIN, QUANTISED, Quantised, kind_on_dis
 from seektune.checkpoint.names import SCALE, Shape, scale_name, slots
 from seektune.checkpoint.stored import Stored
 
-_KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
+KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
+"""How a tensor in memory is stored as it is."""
 
 
 class Source(Protocol):
@@ -41,7 +42,7 @@ class StateSource:
         """The tensor, or the expert's slice of it."""
         slot = self._slots[name]
         tensor = self._state[slot.model].detach()
-        return Stored(_KINDS[tensor.dtype], tensor if slot.expert is None else tensor[slot.expert])
+        return Stored(KINDS[tensor.dtype], tensor if slot.expert is None else tensor[slot.expert])
 
 
 class FolderSource:
@@ -70,9 +71,21 @@ class FolderSource:
         """Whether a tensor of that name is here."""
         return name in self._kinds
 
-    def values(self, name: str) -> Tensor:
-        """Decoded: fp32 of a quantised weight, otherwise as stored."""
-        return self.stored(name).values()
+    def values(self, name: str, rows: slice | None = None) -> Tensor:
+        """Decoded: fp32 of a quantised weight, otherwise as stored. Of `rows` (start to stop) no others are read."""
+        if rows is None:
+            return self.stored(name).values()
+        kind = self.kind(name)
+        if kind not in QUANTISED:
+            return self.files.read(name, rows)
+        # a block's rows share a scale, so decoding begins with a whole block; what is above the rows stays zero
+        height = QUANTISED[kind].block[0]
+        block, above = divmod(rows.start, height)
+        read = self.files.read(name, rows)
+        weight = read.new_zeros(above + len(read), *read.shape[1:])
+        weight[above:] = read
+        scale = self.files.read(scale_name(name), slice(block, -(-rows.stop // height)))
+        return Stored(kind, weight, scale).values()[above:]
 
     def stored(self, name: str) -> Stored:
         """The tensor as it is on disk, with its scales if it has any."""

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 # one process imports torch and is forked for every worker, which takes a tenth of starting each anew
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "seektune.checkpoint"])
+FORKS.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "seektune.model.causal_lm"])
 
 
 class WorkersFailed(AssertionError):  # noqa: N818

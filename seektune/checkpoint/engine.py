@@ -1,0 +1,174 @@
+"""torch.distributed.checkpoint taught to write and read shards: safetensors files of a bounded size from every rank.
+
+The folder is the same whether one process wrote it or many: `shard-<rank>-model-<number>-of-<count>.safetensors`, each
+tensor with its place in the whole.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint import (
+    DefaultLoadPlanner,
+    DefaultSavePlanner,
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
+
+from seektune.checkpoint.names import Shape
+from seektune.checkpoint.ranks import Ranks
+from seektune.checkpoint.shard import FILE_BYTES, Shard
+
+
+def write_shards(folder: Path, shards: Mapping[str, Shard], ranks: Ranks) -> None:
+    """Write what every rank holds. What several hold is written by one of them.
+
+    Raises:
+        OSError: it failed on a rank, for example because the disk is full; it is raised on all.
+    """
+    writer = _Writer(str(folder), save_distributed=True)
+    with _unwrapped(OSError), ranks.talking() if ranks.group is not None else _alone():
+        dcp.save(
+            dict(shards),
+            storage_writer=writer,
+            planner=_SavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=ranks.group,
+            no_dist=ranks.group is None,
+        )
+
+
+def files_of(folder: Path, rank: int) -> list[Path]:
+    """The files that a rank wrote."""
+    return sorted(folder.glob(f"shard-{rank + 1:05}-*"))
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Which pieces the files of a folder hold, from their headers.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    try:
+        return HuggingFaceStorageReader(str(folder)).read_metadata()
+    except SafetensorError as error:
+        raise ValueError(f"{folder} is damaged: {error}") from None
+
+
+def shapes_in(metadata: Metadata) -> dict[str, Shape]:
+    """The whole tensors that the pieces make up."""
+    entries = metadata.state_dict_metadata.items()
+    return {name: tuple(entry.size) for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
+
+
+def read_shards(folder: Path, metadata: Metadata, shards: Mapping[str, Shard]) -> None:
+    """Fill shards in place from whatever pieces are there; the names and shapes are known to agree.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    with _unwrapped(ValueError), _alone():
+        dcp.load(
+            dict(shards),
+            storage_reader=_Reader(folder, metadata),
+            planner=_LoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            no_dist=True,
+        )
+
+
+class _SavePlanner(DefaultSavePlanner):
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return self.state_dict[index.fqn].__get_tensor_shard__(index).contiguous()
+
+
+class _LoadPlanner(DefaultLoadPlanner):
+    def set_up_planner(
+        self, state_dict: dict[str, Shard], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        # the engine's own would first look for tensors on the meta device, and refuse what is no tensor
+        self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self.state_dict[index.fqn].__get_tensor_shard__(index)
+
+
+class _Writer(HuggingFaceStorageWriter):
+    """Numbers the files of each rank by what it writes; the engine's would number names, the same for all ranks."""
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return [
+            dataclasses.replace(
+                plan, storage_data={"shard_index": number, "fqn_to_index_mapping": _numbers(plan.items)}
+            )
+            for number, plan in enumerate(plans, start=1)
+        ]
+
+    def _split_by_storage_plan(
+        self, storage_plan: dict[str, int] | None, items: list[WriteItem]
+    ) -> dict[int, list[WriteItem]]:
+        assert storage_plan is not None, "every plan has one"
+        files: dict[int, list[WriteItem]] = {}
+        for item in items:
+            files.setdefault(storage_plan[_key(item)], []).append(item)
+        return files
+
+
+class _Reader(HuggingFaceStorageReader):
+    """Reads by metadata that is known already."""
+
+    def __init__(self, folder: Path, metadata: Metadata):
+        super().__init__(str(folder))
+        self._known = metadata
+
+    def read_metadata(self) -> Metadata:
+        return self._known
+
+
+def _key(item: WriteItem) -> str:
+    return f"{item.index.fqn}@{item.index.offset}"
+
+
+def _numbers(items: list[WriteItem]) -> dict[str, int]:
+    """Which file each piece goes to, counted from 1. Two pieces of one tensor never share a file."""
+    numbers: dict[str, int] = {}
+    number, filled, names = 1, 0, set[str]()
+    for item in items:
+        assert item.tensor_data is not None, "only tensors are saved"
+        size = prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
+        if filled and (filled + size > FILE_BYTES or item.index.fqn in names):
+            number, filled, names = number + 1, 0, set()
+        numbers[_key(item)] = number
+        filled += size
+        names.add(item.index.fqn)
+    return numbers
+
+
+@contextmanager
+def _unwrapped(failure: type[OSError | ValueError]) -> Iterator[None]:
+    """Take off what the engine wraps around a failure."""
+    try:
+        yield
+    except dcp.api.CheckpointException as error:
+        raise _cause(error, failure) from None
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process is what is meant; the engine need not warn of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _cause(error: dcp.api.CheckpointException, failure: type[OSError | ValueError]) -> BaseException:
+    """The disk's failure if there is one, otherwise the first rank's as one of the kind that is asked for."""
+    causes = [cause for _, (cause, _) in sorted(error.failures.items())]
+    disk = [cause for cause in causes if isinstance(cause, OSError)]
+    return disk[0] if disk else failure(f"{type(causes[0]).__name__}: {causes[0]}")

@@ -1,0 +1,177 @@
+"""An export from any layout is the export from one process, byte for byte; a failure is everyone's."""
+
+import resource
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from seektune.checkpoint import Shard, as_shard, gather, save_weights
+from seektune.checkpoint.export import Tally
+from seektune.checkpoint.formats import FORMATS
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from tests.checkpoint.cuts import dealt, staged
+from tests.checkpoint.reader import files
+
+from .workers import run_workers
+
+TRAINED = ("layers.1.ffn.experts.w2", "layers.2.attn.wq_b.weight", "head.weight")
+LAYOUTS = {
+    "one": 1,
+    "replicas": 2,
+    "stages": 2,
+    "even": 4,
+    "odd": 4,
+    "rows of experts": 4,
+    "stages of experts": 4,
+}
+"""And how many ranks each has."""
+
+
+@pytest.fixture(scope="module")
+def trained(parity_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state dict of a checkpoint of which some tensors were trained a little."""
+    state = dict(DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype=torch.bfloat16).state_dict())
+    for name in TRAINED:
+        state[name][..., :3, 1:] *= 1.25
+    file = tmp_path_factory.mktemp("trained") / "state.pt"
+    torch.save(state, file)
+    return file
+
+
+def held(state: Mapping[str, Tensor], layout: str, rank: int) -> Mapping[str, Tensor | Shard]:
+    count = LAYOUTS[layout]
+    if layout in ("one", "replicas"):
+        return state
+    if layout == "stages":
+        # the first layers on the last rank: the order must not follow the ranks
+        return staged(state, count)[count - 1 - rank]
+    if layout == "stages of experts":
+        return dealt(staged(state, 2)[rank // 2], 2)[rank % 2]
+    return dealt(state, count, odd=layout == "odd", expert_dim=int(layout == "rows of experts"))[rank]
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def export(trained: Path, source: Path, folder: Path, layout: str, formats: list[str]) -> list[dict[str, Any]]:
+    whole = torch.load(trained)
+    mine = held(whole, layout, dist.get_rank())
+    group = dist.new_group(backend="gloo")
+    return [
+        asdict(save_weights(mine, {"a": 1}, folder / format, format, source, 60_000, group, shapes(whole)))
+        for format in formats
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(
+    trained: Path, parity_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[dict[str, bytes], Tally]]:
+    """Files and tally of each format, from one process."""
+    folder, state = tmp_path_factory.mktemp("alone"), torch.load(trained)
+    made = {}
+    for format in FORMATS:
+        tally = save_weights(state, {"a": 1}, folder / format, format, parity_folder, 60_000)
+        made[format] = files(folder / format), tally
+    return made
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_exports_the_same_bytes(trained: Path, parity_folder: Path, alone, tmp_path: Path, layout: str):
+    formats = list(FORMATS) if layout == "odd" else ["released"]
+    tallies = run_workers(LAYOUTS[layout], export, trained, parity_folder, tmp_path, layout, formats)
+    for index, format in enumerate(formats):
+        wanted, tally = alone[format]
+        assert files(tmp_path / format) == wanted
+        assert all(each[index] == asdict(tally) for each in tallies)
+        assert format != "released" or 3 <= len(tally.converted) < 20
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(formats)
+
+
+def export_failing(trained: Path, source: Path, folder: Path, layout: str, how: str) -> tuple[str, str]:
+    whole = torch.load(trained)
+    if how == "full disk" and dist.get_rank() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, resource.RLIM_INFINITY))
+    if how == "not finite" and dist.get_rank() == 3:
+        whole["layers.2.attn.wq_b.weight"].fill_(torch.inf)
+    if how == "memory" and dist.get_rank() == 1:
+
+        def failing(self: Any, slot: Any) -> Tensor:
+            raise MemoryError("no room for it")
+
+        gather._SpreadSource._own = failing
+    try:
+        mine = held(whole, layout, dist.get_rank())
+        save_weights(mine, {}, folder, "released", source, group=dist.group.WORLD, complete=shapes(whole))
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "said"),
+    [
+        ("full disk", "OSError", "too large"),
+        ("not finite", "ValueError", "layers.2.attn.wq_b.weight: NaN or infinity"),
+        ("memory", "RuntimeError", "rank 1: MemoryError: no room for it"),
+        ("damaged", "ValueError", "model-00002-of-00002.safetensors is damaged or truncated"),
+        ("taken", "ValueError", "already exists and is not empty"),
+    ],
+)
+def test_a_failure_of_one_rank_is_raised_on_all(
+    trained: Path, parity_folder: Path, tmp_path: Path, how: str, kind: str, said: str
+):
+    source, out = tmp_path / "source", tmp_path / "made" / "out"
+    shutil.copytree(parity_folder, source)
+    out.parent.mkdir()
+    if how == "taken":
+        out.mkdir()
+        (out / "notes.txt").write_text("keep")
+    if how == "damaged":
+        file = source / "model-00002-of-00002.safetensors"
+        file.write_bytes(file.read_bytes()[:-1])
+    failed = run_workers(4, export_failing, trained, source, out, "odd", how)
+    assert len(set(failed)) == 1
+    assert failed[0][0] == kind
+    assert said in failed[0][1]
+    assert [file.name for file in out.parent.iterdir()] == (["out"] if how == "taken" else [])
+
+
+LARGE = 32, 1024, 1024
+
+
+def peak_beyond(folder: Path) -> int:
+    """Bytes that this process needed at most beyond what it holds."""
+    rank = dist.get_rank()
+    half = LARGE[0] // 2
+    mine = {"layers.0.ffn.experts.w1": Shard(torch.ones(half, *LARGE[1:]), LARGE, (half * rank, 0, 0))}
+    before = resident("VmRSS")
+    save_weights(mine, {}, folder, "fp32", group=dist.group.WORLD)
+    return resident("VmHWM") - before
+
+
+def resident(entry: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{entry}:")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_beyond_the_model_is_one_expert(tmp_path: Path):
+    expert = 4 * LARGE[1] * LARGE[2]
+    for beyond in run_workers(2, peak_beyond, tmp_path / "out"):
+        # as it was received and as it is written, and what measuring shakes about
+        assert beyond < 2 * expert + 20e6 < LARGE[0] / 2 * expert / 2
+
+
+def test_pieces_must_make_up_the_whole(tmp_path: Path):
+    half = as_shard(torch.zeros(4, 2)).tensor[:2]
+    with pytest.raises(AssertionError, match="a part of"):
+        save_weights({"norm.weight": Shard(half, (4, 2), (0, 0))}, {}, tmp_path / "out", "bf16")
