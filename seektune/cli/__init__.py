@@ -12,6 +12,7 @@ import typer
 
 from seektune import __version__
 from seektune.cli import checkpoints, train
+from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
 from seektune.cli.grammar import HELP, OPEN_ENDED, Work
 
@@ -78,6 +79,8 @@ app.command("verify", help=checkpoints.VERIFY_HELP, short_help="Compare two chec
 app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Print what a checkpoint is and what it lacks.")(
     checkpoints.inspect
 )
+
+app.add_typer(data_app, name="data", short_help="Look at what training reads.")
 
 
 @seed_app.command(help=train.AUTOMODEL_HELP, context_settings=OPEN_ENDED)
