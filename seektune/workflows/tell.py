@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from seektune.evaluate.hellaswag import HellaswagScore, Share
+from seektune.evaluate.hellaswag import HellaswagScore
+from seektune.evaluate.statistics import Estimate
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.count import count_parameters
 from seektune.recipe.recipe import Recipe
@@ -101,9 +102,9 @@ def _scores(score: HellaswagScore | None) -> tuple[Score | None, Score | None]:
     return (None, None) if score is None else (_score(score.acc), _score(score.acc_norm))
 
 
-def _score(share: Share) -> Score:
-    return Score(share.value, share.low, share.high)
+def _score(found: Estimate) -> Score:
+    return Score(found.value, found.low, found.high)
 
 
-def _percent(share: Share) -> str:
-    return str(_score(share))
+def _percent(found: Estimate) -> str:
+    return str(_score(found))
