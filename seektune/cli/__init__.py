@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from seektune import __version__
-from seektune.cli import checkpoints, train
+from seektune.cli import checkpoints, evaluate, train
 from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
 from seektune.cli.grammar import HELP, OPEN_ENDED, Work
@@ -26,6 +26,8 @@ The same with another learning rate and fewer steps:
 Look at a checkpoint, and write it in another format:
   seektune inspect FOLDER
   seektune convert FOLDER NEW_FOLDER --to bf16
+Measure it:
+  seektune eval FOLDER --task hellaswag
 
 A recipe is a YAML file that says what to train; `seektune train --help` tells how overrides work, and `seektune
 schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done,
@@ -80,6 +82,7 @@ app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Print what a c
     checkpoints.inspect
 )
 
+app.command("eval", help=evaluate.EVAL_HELP, short_help="Measure a checkpoint, or compare two.")(evaluate.evaluate)
 app.add_typer(data_app, name="data", short_help="Look at what training reads.")
 
 

@@ -118,7 +118,7 @@ def evaluate_perplexity(
     per_byte = sum(counts) / (size * math.log(2))
     return PerplexityScore(
         loss=loss,
-        perplexity=Estimate(*(_exp(value) for value in (loss.value, loss.low, loss.high))),
+        perplexity=Estimate(*map(math.exp, (loss.value, loss.low, loss.high))),
         bits_per_byte=Estimate(*(value * per_byte for value in (loss.value, loss.low, loss.high))),
         tokens=sum(counts),
         bytes=size,
@@ -129,10 +129,6 @@ def evaluate_perplexity(
         sums=sums,
         counts=counts,
     )
-
-
-def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
 
 
 def _read(file: Path) -> list[Text]:

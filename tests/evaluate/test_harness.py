@@ -38,12 +38,13 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return load_tokenizer(1024)
+    return load_tokenizer(2048)
 
 
 @pytest.fixture(scope="module")
 def model(toy_model: Callable[..., DeepseekV4ForCausalLM]) -> DeepseekV4ForCausalLM:
-    return toy_model(torch.float32, vocab_size=1024)
+    shape = {"num_hidden_layers": 2, "compress_ratios": [4, 128, 0]}
+    return toy_model(torch.float32, vocab_size=2048, **shape)
 
 
 def odd_rows(count: int) -> list[dict[str, Any]]:
