@@ -4,18 +4,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from seektune.data.completion import parse_message
+    from seektune.data.conversation import encode_messages
     from seektune.model.causal_lm import DeepseekV4ForCausalLM
     from seektune.model.config import DeepseekV4Config
     from seektune.recipe.load import load_recipe
 
 __version__ = "0.1.0"
 
-__all__ = ["DeepseekV4Config", "DeepseekV4ForCausalLM", "__version__", "load_recipe"]
+__all__ = [
+    "DeepseekV4Config",
+    "DeepseekV4ForCausalLM",
+    "__version__",
+    "encode_messages",
+    "load_recipe",
+    "parse_message",
+]
 
 _ROOMS = {
     "DeepseekV4Config": "seektune.model.config",
     "DeepseekV4ForCausalLM": "seektune.model.causal_lm",
+    "encode_messages": "seektune.data.conversation",
     "load_recipe": "seektune.recipe.load",
+    "parse_message": "seektune.data.completion",
 }
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 
 from seektune import __version__
-from seektune.cli import checkpoints, train
+from seektune.cli import checkpoints, evaluate, train
+from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
 from seektune.cli.grammar import HELP, OPEN_ENDED, Work
 
@@ -25,6 +26,8 @@ The same with another learning rate and fewer steps:
 Look at a checkpoint, and write it in another format:
   seektune inspect FOLDER
   seektune convert FOLDER NEW_FOLDER --to bf16
+Measure it:
+  seektune eval FOLDER --task hellaswag
 
 A recipe is a YAML file that says what to train; `seektune train --help` tells how overrides work, and `seektune
 schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done,
@@ -78,6 +81,9 @@ app.command("verify", help=checkpoints.VERIFY_HELP, short_help="Compare two chec
 app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Print what a checkpoint is and what it lacks.")(
     checkpoints.inspect
 )
+
+app.command("eval", help=evaluate.EVAL_HELP, short_help="Measure a checkpoint, or compare two.")(evaluate.evaluate)
+app.add_typer(data_app, name="data", short_help="Look at what training reads.")
 
 
 @seed_app.command(help=train.AUTOMODEL_HELP, context_settings=OPEN_ENDED)

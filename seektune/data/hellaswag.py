@@ -56,12 +56,34 @@ def load_hellaswag(
         OSError: no source answers, or the cache cannot be written.
     """
     if path is None:
-        folder, source = cached(cache_dir / "hellaswag", sources, note)
+        folder, source = fetch_hellaswag(cache_dir, note, sources)
     else:
         folder, source = path.expanduser(), str(path)
     data = HellaswagData(read_split(folder, "train"), read_split(folder, "validation"), source)
     note(f"HellaSwag: {len(data.train):,} train and {len(data.validation):,} validation rows from {source}")
     return data
+
+
+def fetch_hellaswag(
+    cache_dir: Path, note: Callable[[str], None], sources: Sequence[Source] = SOURCES
+) -> tuple[Path, str]:
+    """The folder of both splits in the cache, which the first source that answers fills, and that source's name.
+
+    Raises:
+        OSError: no source answers, or the cache cannot be written.
+    """
+    return cached(cache_dir / "hellaswag", sources, note)
+
+
+def read_rows(file: Path) -> list[HellaswagRow]:
+    """Rows of one .parquet or .jsonl file, in the form of `read_split`.
+
+    Raises:
+        ValueError: naming the file and the row, if it is another kind of file or a row is not as it should be.
+    """
+    if file.suffix not in _READERS:
+        raise ValueError(f"{file}: HellaSwag rows are read from {' and '.join(_READERS)} files")
+    return [row_from_record(record, name) for name, record in _READERS[file.suffix](file)]
 
 
 def read_split(folder: Path, split: str) -> list[HellaswagRow]:
@@ -74,11 +96,7 @@ def read_split(folder: Path, split: str) -> list[HellaswagRow]:
         ValueError: naming the file and the row, if a split is missing or empty, a file cannot be read, or a row has
             no four endings or an impossible label.
     """
-    rows = [
-        row_from_record(record, name)
-        for file in split_files(folder, split)
-        for name, record in _READERS[file.suffix](file)
-    ]
+    rows = [row for file in split_files(folder, split) for row in read_rows(file)]
     if not rows:
         raise ValueError(f"{folder}: the {split} split is empty")
     return rows

@@ -43,8 +43,11 @@ class Loader:
         Packed rows are `length` tokens wide. Rows of one example are put together by length, longest first, and are as
         wide as the longest of their micro-batch.
         """
-        rows = self._packed_rows() if self._batch.pack else self._single_rows()
-        return _micro_batches(rows, self._batch, self._pad_id)
+        return micro_batches(self.next_rows(), self._batch, self._pad_id)
+
+    def next_rows(self) -> list[Row]:
+        """The rows of one optimizer step, before they become tensors."""
+        return self._packed_rows() if self._batch.pack else self._single_rows()
 
     def state_dict(self) -> LoaderState:
         """Where the stream stands, between two steps."""
@@ -94,10 +97,11 @@ class Loader:
 def in_order(examples: Sequence[Example], batch: BatchConfig, pad_id: int) -> list[Batch]:
     """All examples once, in the given order, for validation; the last micro-batch may have fewer rows."""
     rows = pack(examples, batch.length) if batch.pack else singly(examples)
-    return _micro_batches(rows, batch, pad_id)
+    return micro_batches(rows, batch, pad_id)
 
 
-def _micro_batches(rows: Sequence[Row], batch: BatchConfig, pad_id: int) -> list[Batch]:
+def micro_batches(rows: Sequence[Row], batch: BatchConfig, pad_id: int) -> list[Batch]:
+    """Rows as tensors, `micro_size` of them in each."""
     width = batch.length if batch.pack else None
     return [collate(micro, pad_id, width) for micro in _slices(rows, batch.micro_size)]
 

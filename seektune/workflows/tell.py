@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from seektune.evaluate.hellaswag import HellaswagScore, Share
+from seektune.evaluate.hellaswag import HellaswagScore
+from seektune.evaluate.statistics import Estimate
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.count import count_parameters
 from seektune.recipe.recipe import Recipe
@@ -61,6 +62,7 @@ def story(
         ""
         if taken is None
         else f"HellaSwag, {taken.n:,} validation questions without examples; bars are 95 % intervals."
+        f"{_chances(before, after)}"
     )
     return Story(name, facts, recipe, comparisons if taken else [], exam)
 
@@ -71,8 +73,9 @@ def summary(
     """Say what came out and where it lies."""
     say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
     if before is not None and after is not None:
-        say(f"HellaSwag acc: {_percent(before.acc)} → {_percent(after.acc)}")
-        say(f"HellaSwag acc_norm: {_percent(before.acc_norm)} → {_percent(after.acc_norm)}")
+        change = after.since(before)
+        for name, old, new in (("acc", before.acc, after.acc), ("acc_norm", before.acc_norm, after.acc_norm)):
+            say(f"HellaSwag {name}: {_percent(old)} → {_percent(new)}, p = {change[name].p_value:.2g}")
     say(f"weights: {model}")
     say(f"report: {report}")
 
@@ -97,13 +100,21 @@ def _origin(recipe: Recipe) -> str:
     return f"{section.preset or section.config}, random weights"
 
 
+def _chances(before: HellaswagScore | None, after: HellaswagScore | None) -> str:
+    """How likely such changes would be by chance, in a sentence; nothing where there is nothing to compare."""
+    if before is None or after is None:
+        return ""
+    values = ", ".join(f"{name} p = {change.p_value:.2g}" for name, change in after.since(before).items())
+    return f" Were both models equally good, a change at least as large had the probability: {values} (McNemar, exact)."
+
+
 def _scores(score: HellaswagScore | None) -> tuple[Score | None, Score | None]:
     return (None, None) if score is None else (_score(score.acc), _score(score.acc_norm))
 
 
-def _score(share: Share) -> Score:
-    return Score(share.value, share.low, share.high)
+def _score(found: Estimate) -> Score:
+    return Score(found.value, found.low, found.high)
 
 
-def _percent(share: Share) -> str:
-    return str(_score(share))
+def _percent(found: Estimate) -> str:
+    return str(_score(found))

@@ -7,7 +7,8 @@ import torch
 
 from seektune.data.hellaswag import HellaswagRow, row_from_record
 from seektune.data.synthetic import made_hellaswag
-from seektune.evaluate.hellaswag import Share, by_length, evaluate_hellaswag, spread_evenly
+from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag, spread_evenly
+from seektune.evaluate.statistics import Estimate
 
 
 def rows(count: int) -> list[HellaswagRow]:
@@ -32,16 +33,18 @@ def by_hand(model, tokenizer, row: HellaswagRow) -> tuple[list[float], list[floa
 def test_scores_are_those_of_one_ending_at_a_time(bigram, tokenizer, batch_tokens):
     asked = rows(20)
     score = evaluate_hellaswag(bigram, tokenizer, asked, batch_tokens)
-    hits = norm_hits = 0
+    hits: list[bool] = []
+    norm_hits: list[bool] = []
     taught: list[float] = []
     for row in asked:
         sums, steps = by_hand(bigram, tokenizer, row)
         norms = [s / len(ending) for s, ending in zip(sums, row.endings, strict=True)]
-        hits += max(range(4), key=lambda i: sums[i]) == row.label
-        norm_hits += max(range(4), key=lambda i: norms[i]) == row.label
+        hits.append(max(range(4), key=lambda i: sums[i]) == row.label)
+        norm_hits.append(max(range(4), key=lambda i: norms[i]) == row.label)
         taught += steps
-    assert score.acc == Share.of(hits, 20)
-    assert score.acc_norm == Share.of(norm_hits, 20)
+    assert score.acc == Estimate.of_share(hits)
+    assert score.acc_norm == Estimate.of_share(norm_hits)
+    assert (score.right, score.right_norm) == tuple("".join(str(int(x)) for x in each) for each in (hits, norm_hits))
     assert score.n == 20
     assert score.loss_tokens == len(taught)
     assert score.loss == pytest.approx(-sum(taught) / len(taught), rel=1e-5)
@@ -81,11 +84,6 @@ def test_forwards_stay_under_their_tokens_without_gradients(bigram, tokenizer):
     assert len(told) == len(bigram.shapes)
 
 
-def test_groups_are_filled_longest_first_and_hold_each_index_once():
-    groups = list(by_length([3, 9, 5, 9, 2, 20], 18))
-    assert groups == [[5], [1, 3], [2, 0, 4]]
-
-
 def test_a_model_that_gives_no_number_is_named_with_the_row(bigram, tokenizer):
     with torch.no_grad():
         bigram.table[:] = torch.nan
@@ -93,20 +91,24 @@ def test_a_model_that_gives_no_number_is_named_with_the_row(bigram, tokenizer):
         evaluate_hellaswag(bigram, tokenizer, rows(2), 1000)
 
 
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0)]
-)
-def test_the_interval_is_wilsons(right, n, low, high):
-    share = Share.of(right, n)
-    assert share.value == right / n
-    assert (share.low, share.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
-
-
 def test_a_score_becomes_plain_values(bigram, tokenizer):
     score = evaluate_hellaswag(bigram, tokenizer, rows(3), 1000)
     plain = json.loads(json.dumps(score.to_dict()))
     assert plain["acc_norm"]["value"] == score.acc_norm.value
-    assert set(plain) == {"acc", "acc_norm", "n", "loss", "loss_tokens"}
+    assert set(plain) == {"acc", "acc_norm", "n", "loss", "loss_tokens", "right", "right_norm"}
+    assert HellaswagScore.from_dict(plain) == score
+
+
+def test_what_changed_is_told_by_the_questions_that_one_model_alone_gets_right():
+    first, second = (
+        HellaswagScore(Estimate(0, 0, 0), Estimate(0, 0, 0), 8, 1.0, 1, right, "0" * 8)
+        for right in ("11100000", "10111111")
+    )
+    change = second.since(first)
+    assert change["acc"].difference == 0.5
+    assert change["acc"].p_value == 2 * (1 + 6) / 2**6
+    assert change["acc_norm"] == first.since(second)["acc_norm"]
+    assert (change["acc_norm"].difference, change["acc_norm"].p_value) == (0, 1)
 
 
 def test_a_limit_spreads_over_the_split():

@@ -1,0 +1,151 @@
+"""SeekTune's models for lm-evaluation-harness: any task of PyPI `lm-eval` runs on them (extra `eval`).
+
+import lm_eval
+from seektune.evaluate.harness import HarnessModel
+lm_eval.simple_evaluate(HarnessModel.from_pretrained("runs/NAME/model"), tasks=["hellaswag"])
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+try:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+    from lm_eval.models.utils import normalize_gen_kwargs
+except ImportError as error:
+    raise ImportError("lm-eval is not installed: pip install 'seektune[eval]'") from error
+
+from seektune.data.examples import encode_continuations
+from seektune.data.packing import Example
+from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.evaluate.likelihood import continuation, likelihoods
+from seektune.evaluate.perplexity import windows
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.sequence import IGNORE_INDEX
+
+
+class HarnessModel(LM):
+    """A model and its tokenizer behind the three questions that the harness asks.
+
+    Texts are encoded as the harness's own `hf` model with `add_bos_token=True` does: BOS first, context and
+    continuation in one piece, cut at the length of the context alone, and too long ones from the left.
+    """
+
+    def __init__(
+        self, model: DeepseekV4ForCausalLM, tokenizer: Tokenizer, batch_tokens: int = 8192, max_length: int = 4096
+    ):
+        """From a model and its tokenizer.
+
+        Args:
+            model: scored as it is; put it on its device first.
+            tokenizer: the one it was trained with.
+            batch_tokens: most tokens, padding included, of one forward.
+            max_length: most tokens that the model reads at once.
+        """
+        super().__init__()
+        self._model = model
+        self._tokenizer = tokenizer
+        self._batch_tokens = batch_tokens
+        self._max_length = max_length
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        batch_tokens: int = 8192,
+        max_length: int = 4096,
+    ) -> "HarnessModel":
+        """From a checkpoint folder in any of our formats, or a Hub id.
+
+        Raises:
+            ValueError: the checkpoint cannot be read.
+        """
+        model = DeepseekV4ForCausalLM.from_pretrained(source, dtype=dtype, device=device)
+        return cls(model, load_tokenizer(model.config.vocab_size), batch_tokens, max_length)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in the harness's caches of requests."""
+        return f"deepseek-v4-{self._tokenizer.vocab_size}"
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation after its context, in nats, and whether it is the first choice."""
+        pairs = [request.args for request in requests]
+        split = encode_continuations(self._tokenizer, pairs)
+        sequences = [
+            self._fitting(continuation(context, ending, repr(pair)[:80]))
+            for (context, ending), pair in zip(split, pairs, strict=True)
+        ]
+        found = likelihoods(self._model, sequences, self._batch_tokens, self._tokenizer.pad_id)
+        answers = [(each.log, each.greedy) for each in found]
+        for pair, answer in zip(pairs, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", pair, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Log-likelihood of whole texts, in nats, each token predicted once (see `perplexity.windows`)."""
+        texts = [request.args[0] for request in requests]
+        length, bos_id = self._max_length, self._tokenizer.bos_id
+        owners, sequences = [], []
+        for i, ids in enumerate(self._tokenizer.encode_batch(texts)):
+            for read, predicted in windows(ids, bos_id, length, length):
+                owners.append(i)
+                sequences.append(continuation(read, predicted, texts[i][:80]))
+        found = likelihoods(self._model, sequences, self._batch_tokens, self._tokenizer.pad_id)
+        together = groupby(zip(owners, found, strict=True), key=lambda pair: pair[0])
+        answers = [sum(each.log for _, each in group) for _, group in together]
+        for text, answer in zip(texts, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), answer)
+        return answers
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Greedy continuations up to EOS, the first stop string or `max_gen_toks` tokens.
+
+        Raises:
+            ValueError: sampling is asked for, or an answer as long as all that the model reads.
+        """
+        answers = []
+        for request in requests:
+            prompt, options = request.args
+            asked: dict[str, Any] = dict(normalize_gen_kwargs(options))
+            if asked["do_sample"]:
+                raise ValueError("this model answers greedily; set do_sample to false in the task's generation_kwargs")
+            if asked["max_gen_toks"] >= self._max_length:
+                raise ValueError(
+                    f"max_gen_toks {asked['max_gen_toks']} leaves no room in max_length {self._max_length}"
+                )
+            answers.append(self._continue(prompt, asked["until"], asked["max_gen_toks"]))
+            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
+        return answers
+
+    @torch.inference_mode()
+    def _continue(self, prompt: str, stops: Sequence[str], most: int) -> str:
+        """Token by token, each with a full forward: what the answer is, not how fast it comes."""
+        device = next(self._model.parameters()).device
+        ids = [self._tokenizer.bos_id, *self._tokenizer.encode(prompt)][-(self._max_length - most) :]
+        answer: list[int] = []
+        text = ""
+        while len(answer) < most:
+            logits = self._model(torch.tensor([ids + answer], device=device)).logits
+            token = int(logits[0, -1].argmax())
+            if token == self._tokenizer.eos_id:
+                break
+            answer.append(token)
+            text = self._tokenizer.decode(answer)
+            found = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
+            if found:
+                return text[: min(found)]
+        return text
+
+    def _fitting(self, sequence: Example) -> Example:
+        """The end of a sequence, whose last token is only predicted."""
+        kept = slice(-(self._max_length + 1), None)
+        labels = sequence.labels[kept]
+        # what is kept has a first token that nobody predicts
+        return Example(sequence.tokens[kept], [IGNORE_INDEX, *labels[1:]], sequence.name)

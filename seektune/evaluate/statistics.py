@@ -1,0 +1,107 @@
+"""How sure a result is: 95 % intervals by bootstrap, and whether two models that sat the same exam differ.
+
+Shapes: N questions (or windows of text), R resamples.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+SEED = 0
+"""The same outcomes always give the same interval."""
+LEVELS = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A result with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of_share(cls, outcomes: Sequence[bool]) -> "Estimate":
+        """The share of right answers.
+
+        Resampling N outcomes of which k are right gives Binomial(N, k/N) right ones, which is drawn directly. Where all
+        outcomes are the same, resampling knows no spread; the interval is then the exact one for k = 0 or N
+        (Clopper and Pearson 1934).
+        """
+        n, right = len(outcomes), sum(outcomes)
+        if right in (0, n):
+            reach = 1 - LEVELS[0] ** (1 / n)
+            return cls(right / n, 0.0, reach) if right == 0 else cls(1.0, 1 - reach, 1.0)
+        shares_R = np.random.default_rng(SEED).binomial(n, right / n, RESAMPLES) / n
+        return cls(right / n, *_bounds(shares_R))
+
+    @classmethod
+    def of_ratio(cls, tops: Sequence[float], bottoms: Sequence[float]) -> "Estimate":
+        """The sum of `tops` over the sum of `bottoms`, where pairs of them are what is resampled."""
+        top_N, bottom_N = np.asarray(tops, float), np.asarray(bottoms, float)
+        return cls(math.fsum(tops) / math.fsum(bottoms), *_bounds(_ratios(top_N, bottom_N)))
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a second model does better (or worse) than a first on the same questions."""
+
+    difference: float
+    """Second minus first."""
+    low: float
+    """95 % interval of the difference, from a paired bootstrap."""
+    high: float
+    p_value: float
+    """How likely a difference at least this large would be if the models were equally good."""
+
+    @classmethod
+    def of_shares(cls, first: Sequence[bool], second: Sequence[bool]) -> "Change":
+        """Of right answers; the p-value is McNemar's exact one: only questions that one alone gets right count."""
+        assert len(first) == len(second), "two models must answer the same questions"
+        gains_N = np.asarray(second, float) - np.asarray(first, float)
+        won, lost = int((gains_N > 0).sum()), int((gains_N < 0).sum())
+        low, high = _bounds(_ratios(gains_N, np.ones_like(gains_N)))
+        return cls((won - lost) / len(gains_N), low, high, sign_test(won, lost))
+
+    @classmethod
+    def of_ratios(cls, first: Sequence[float], second: Sequence[float], bottoms: Sequence[float]) -> "Change":
+        """Of two sums over the same sum; the p-value is that of random signs of the single differences (Fisher's)."""
+        assert len(first) == len(second) == len(bottoms), "two models must read the same texts"
+        gains_N = np.asarray(second, float) - np.asarray(first, float)
+        low, high = _bounds(_ratios(gains_N, np.asarray(bottoms, float)))
+        return cls(math.fsum(gains_N) / math.fsum(bottoms), low, high, sign_flip_test(gains_N))
+
+
+def sign_flip_test(gains_N: NDArray[np.float64]) -> float:
+    """Two-sided p-value of a sum, were each of its terms as likely to have the other sign; at least 1 / (R + 1)."""
+    dice = np.random.default_rng(SEED)
+    flipped = (gains_N @ dice.choice((-1.0, 1.0), size=len(gains_N)) for _ in range(RESAMPLES))
+    # sums of the same terms may differ in their last digits
+    reached = abs(gains_N.sum()) * (1 - 1e-9)
+    return (1 + sum(abs(each) >= reached for each in flipped)) / (RESAMPLES + 1)
+
+
+def sign_test(won: int, lost: int) -> float:
+    """Two-sided p-value of `won` heads and `lost` tails of a fair coin, exact."""
+    n, ways, total = won + lost, 1, 0
+    for k in range(min(won, lost) + 1):
+        total += ways
+        ways = ways * (n - k) // (k + 1)
+    return min(1.0, 2 * total / 2**n)
+
+
+def _ratios(top_N: NDArray[np.float64], bottom_N: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The ratio of sums in each of R resamples `[R]`."""
+    dice, n = np.random.default_rng(SEED), len(top_N)
+    # one resample at a time: all R x N draws together would take gigabytes
+    draws = (dice.integers(n, size=n) for _ in range(RESAMPLES))
+    return np.array([top_N[draw].sum() / bottom_N[draw].sum() for draw in draws])
+
+
+def _bounds(values_R: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values_R, LEVELS)
+    return float(low), float(high)

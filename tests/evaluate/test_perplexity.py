@@ -1,0 +1,96 @@
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from seektune.evaluate.perplexity import Text, evaluate_perplexity, read_texts, windows
+
+
+@pytest.mark.parametrize(("length", "stride"), [(4, 4), (4, 1), (5, 3), (100, 7)])
+def test_every_token_is_predicted_once_after_what_stands_before_it(length, stride):
+    tokens = list(range(10, 33))
+    seen = []
+    for read, predicted in windows(tokens, 0, length, stride):
+        together = [0, *tokens]
+        place = together.index(predicted[0])
+        assert together[place - len(read) : place] == read
+        assert len(read) + len(predicted) - 1 <= length
+        # only a text that has not begun yet leaves a window less to read
+        assert len(read) + len(predicted) - 1 == min(length, place + len(predicted) - 1) or read == [0]
+        seen += predicted
+    assert seen == tokens
+
+
+@pytest.mark.parametrize(("length", "stride", "batch_tokens"), [(8, 8, 20), (16, 4, 1), (1000, 1000, 8192)])
+def test_the_loss_is_the_mean_over_all_tokens(bigram, tokenizer, length, stride, batch_tokens):
+    texts = [Text("The man picks up a red bucket. 你好", "a"), Text("B", "b"), Text("and walks away, slowly", "c")]
+    score = evaluate_perplexity(bigram, tokenizer, texts, length, stride, batch_tokens)
+    log_p = torch.log_softmax(bigram.table.detach().double(), dim=-1)
+    losses = []
+    for text in texts:
+        ids = [tokenizer.bos_id, *tokenizer.encode(text.text)]
+        losses += [-float(log_p[a, b]) for a, b in pairwise(ids)]
+    size = sum(len(text.text.encode()) for text in texts)
+    assert score.loss.value == pytest.approx(math.fsum(losses) / len(losses), rel=1e-5)
+    assert score.perplexity.value == pytest.approx(math.exp(score.loss.value))
+    assert score.bits_per_byte.value == pytest.approx(math.fsum(losses) / math.log(2) / size, rel=1e-5)
+    assert (score.tokens, score.bytes, score.documents) == (len(losses), size, 3)
+    assert (score.windows == 3) == (length == 1000)
+    assert score.perplexity.low <= score.perplexity.value <= score.perplexity.high
+    assert set(json.loads(json.dumps(score.to_dict()))) == {
+        *("loss", "perplexity", "bits_per_byte"),
+        *("tokens", "bytes", "documents", "windows", "length", "stride"),
+    }
+
+
+def test_a_model_that_gives_no_number_is_named_with_the_text(bigram, tokenizer):
+    with torch.no_grad():
+        bigram.table[:] = torch.nan
+    with pytest.raises(ArithmeticError, match=r"some\.txt: .* not a number"):
+        evaluate_perplexity(bigram, tokenizer, [Text("x y", "some.txt")], 8, 8, 100)
+
+
+def test_two_models_are_compared_window_by_window(bigram, tokenizer):
+    texts = [Text("The man picks up a red bucket and walks away.", "a")]
+    first = evaluate_perplexity(bigram, tokenizer, texts, 4, 4, 100)
+    with torch.no_grad():
+        bigram.table.zero_()
+    second = evaluate_perplexity(bigram, tokenizer, texts, 4, 4, 100)
+    change = second.since(first)["loss"]
+    assert change.difference == pytest.approx(second.loss.value - first.loss.value)
+    assert change.low < change.difference < change.high
+
+
+def test_texts_come_from_files_and_folders(tmp_path: Path):
+    (tmp_path / "b.txt").write_text("\ufeffone\n\ntwo", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text('{"text": "three", "id": 7}\n\n{"text": ""}\n{"text": "four"}\n')
+    (tmp_path / "c.md").write_text("no")
+    read = read_texts(tmp_path)
+    assert [text.text for text in read] == ["three", "four", "one\n\ntwo"]
+    assert [text.name for text in read[1:]] == [f"{tmp_path / 'a.jsonl'} line 4", str(tmp_path / "b.txt")]
+    assert read_texts(tmp_path / "b.txt") == read[2:]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.md", "x", "perplexity reads .txt and .jsonl files"),
+        ("a.txt", "", "holds no text"),
+        ("a.txt", b"\xff", "not UTF-8 text"),
+        ("a.jsonl", "{", "line 1: not JSON"),
+        ("a.jsonl", '{"text": "x"}\n[1]', "line 2: must be a JSON object with the key text"),
+        ("a.jsonl", '{"text": 3}', "line 1: must be a JSON object with the key text"),
+        ("a.jsonl", '{"text": "\\ud800"}', "line 1: holds half a character"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, complaint: str):
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=complaint) as found:
+        read_texts(file)
+    assert str(found.value).startswith(str(file))
+    with pytest.raises(ValueError, match=r"nothing\.txt: perplexity reads"):
+        read_texts(tmp_path / "nothing.txt")

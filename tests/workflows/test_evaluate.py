@@ -1,0 +1,134 @@
+"""`seektune eval`: the numbers of the exams, shown with intervals and compared with another model's."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seektune.data.hellaswag import read_split
+from seektune.data.tokenizer import load_tokenizer
+from seektune.evaluate.hellaswag import evaluate_hellaswag, spread_evenly
+from seektune.evaluate.perplexity import evaluate_perplexity, read_texts
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.workflows.evaluate import Setting, evaluate
+
+from .door import seektune
+
+
+@pytest.fixture(scope="module")
+def models(
+    toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Two models of one shape, in two formats."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed, form in (("one", 0, "fp32"), ("two", 1, "bf16")):
+        toy_model(torch.float32, vocab_size=512, seed=seed).save_pretrained(folder / name, format=form)
+    return folder / "one", folder / "two"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    file.write_text("The man picks up a red bucket and walks away.\n" * 9, encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
+    """Hold an exam; its output, as values if it is JSON."""
+
+    def hold(model: Path, task: str, data: Path | None, as_json: bool = True, **more: Any) -> Any:
+        against = more.pop("against", None)
+        evaluate(str(model), task, data, tmp_path, Setting(**more), against and str(against), as_json)
+        said = capsys.readouterr()
+        assert said.err == ""
+        return json.loads(said.out) if as_json else said.out.splitlines()
+
+    return hold
+
+
+def test_hellaswag_is_that_of_the_exam(ask: Any, models: tuple[Path, Path], rows: Path) -> None:
+    found = ask(models[0], "hellaswag", rows, limit=5)
+    model = DeepseekV4ForCausalLM.from_pretrained(models[0])
+    asked = spread_evenly(read_split(rows, "validation"), 5)
+    expected = evaluate_hellaswag(model, load_tokenizer(512), asked, 8192).to_dict()
+    assert found == {"model": str(models[0]), "task": "hellaswag", **expected}
+    assert ask(models[0], "hellaswag", rows / "validation.jsonl", limit=5) == found
+    assert ask(models[0], "hellaswag", rows)["n"] == 6
+
+
+def test_two_models_are_compared(ask: Any, models: tuple[Path, Path], rows: Path) -> None:
+    found = ask(models[0], "hellaswag", rows / "train.jsonl", limit=16, against=models[1])
+    other = ask(models[1], "hellaswag", rows / "train.jsonl", limit=16)
+    assert found["against"]["right"] == other["right"] != found["right"]
+    change = found["against"]["difference"]["acc"]
+    assert change["difference"] == pytest.approx(found["acc"]["value"] - other["acc"]["value"])
+    won = sum(a > b for a, b in zip(found["right"], other["right"], strict=True))
+    lost = sum(a < b for a, b in zip(found["right"], other["right"], strict=True))
+    assert change["difference"] * 16 == pytest.approx(won - lost)
+    assert won != lost
+
+
+def test_perplexity_is_that_of_the_exam(ask: Any, models: tuple[Path, Path], text: Path) -> None:
+    found = ask(models[0], "perplexity", text, length=32, stride=16, against=models[1])
+    model = DeepseekV4ForCausalLM.from_pretrained(models[0])
+    score = evaluate_perplexity(model, load_tokenizer(512), read_texts(text), 32, 16, 8192)
+    assert {key: found[key] for key in score.to_dict()} == score.to_dict()
+    assert (found["length"], found["stride"]) == (32, 16)
+    change = found["against"]["difference"]["loss"]
+    assert change["difference"] == pytest.approx(found["loss"]["value"] - found["against"]["loss"]["value"])
+    assert ask(models[0], "perplexity", text)["windows"] == 1
+
+
+def test_lines_say_the_same(ask: Any, models: tuple[Path, Path], rows: Path, text: Path) -> None:
+    values = ask(models[0], "hellaswag", rows, against=models[1])
+    lines = ask(models[0], "hellaswag", rows, as_json=False, against=models[1])
+    acc, change = values["acc"], values["against"]["difference"]["acc"]
+    assert lines[0].split() == ["questions:", "6"]
+    assert lines[1].split()[:2] == ["acc:", f"{acc['value']:.2%}"]
+    assert lines[4] == f"against {models[1]}:"
+    assert f"; the first is {100 * change['difference']:+.2f} points (" in lines[6]
+    assert lines[6].endswith(f"p = {change['p_value']:.3g}")
+    lines = ask(models[0], "perplexity", text, as_json=False, length=32)
+    assert lines[0].split()[:3] == ["text:", "1", "documents,"]
+    assert [line.split(":")[0] for line in lines[1:]] == ["windows", "perplexity", "loss", "bits per byte"]
+
+
+def test_precision_and_numerics_are_those_asked_for(ask: Any, models: tuple[Path, Path], text: Path) -> None:
+    plain = ask(models[0], "perplexity", text)["loss"]["value"]
+    assert ask(models[0], "perplexity", text, batch_tokens=1)["loss"]["value"] == plain
+    for setting in ({"dtype": "bf16"}, {"numerics": "released"}):
+        other = ask(models[0], "perplexity", text, **setting)["loss"]["value"]
+        assert other != plain
+        assert other == pytest.approx(plain, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "setting", "complaint"),
+    [
+        ("mmlu", None, {}, "unknown task 'mmlu'; the tasks are hellaswag, perplexity"),
+        ("perplexity", None, {}, "perplexity needs --data"),
+        ("perplexity", "none.txt", {}, "perplexity reads .txt and .jsonl files"),
+        ("perplexity", "text.txt", {"length": 8, "stride": 9}, "stride 9 is longer than a window of 8 tokens"),
+        ("hellaswag", "text.txt", {}, "HellaSwag rows are read from .parquet and .jsonl files"),
+        ("hellaswag", "nowhere", {}, "no such folder"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_read(
+    ask: Any, tmp_path: Path, text: Path, task: str, data: str | None, setting: dict[str, int], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        ask(tmp_path / "no model", task, data and text.parent / data, **setting)
+
+
+def test_a_model_that_is_none_takes_one_line(text: Path, tmp_path: Path) -> None:
+    answer = seektune("eval", tmp_path / "nowhere", "--task", "perplexity", "--data", text)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr == f"seektune: {tmp_path / 'nowhere'} is neither a folder nor a Hub id (organisation/name)\n"
+
+
+def test_help_shows_a_call() -> None:
+    assert "\n    seektune eval " in seektune("eval", "--help").stdout
