@@ -6,14 +6,14 @@ Verbs import their workflow when they run, so that help and a mistake in a recip
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import typer
 
-from seektune import __version__
 from seektune.cli import checkpoints, train
 from seektune.cli.errors import complain, explain, stop_writing
-from seektune.cli.grammar import HELP, OPEN_ENDED, Work
+from seektune.cli.grammar import HELP, OPEN_ENDED, Version
+from seektune.launch.job import JobEnded
 
 WELCOME = """Train and fine-tune DeepSeek-V4.
 
@@ -48,17 +48,6 @@ def automodel() -> NoReturn:
     _open(typer.main.get_command(seed_app), "automodel")
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"seektune {__version__}")
-        raise typer.Exit
-
-
-Version = Annotated[
-    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
-]
-
-
 @app.callback(invoke_without_command=True)
 def _lobby(context: typer.Context, version: Version = False) -> None:
     if context.invoked_subcommand is None:
@@ -80,9 +69,7 @@ app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Print what a c
 )
 
 
-@seed_app.command(help=train.AUTOMODEL_HELP, context_settings=OPEN_ENDED)
-def _automodel(words: train.Words = None, nproc_per_node: train.Processes = 1, version: Version = False) -> Work:
-    return train.train(words, nproc_per_node)
+seed_app.command(help=train.AUTOMODEL_HELP, context_settings=OPEN_ENDED)(train.train)
 
 
 def _open(command: Callable[..., object], name: str) -> NoReturn:
@@ -98,7 +85,8 @@ def _open(command: Callable[..., object], name: str) -> NoReturn:
         if sys.stdout is not None:  # None where the caller closed it
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get("SEEKTUNE_TRACEBACK", "") not in ("", "0"):
+        wants_trace = os.environ.get("SEEKTUNE_TRACEBACK", "") not in ("", "0")
+        if wants_trace and not isinstance(error, JobEnded):  # a worker has shown its own
             raise
         code, message = explain(error)
         complain(name, message)
