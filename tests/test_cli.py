@@ -14,7 +14,7 @@ import pytest
 
 import seektune
 from seektune.cli.errors import explain
-from seektune.cli.train import split_words, train_here
+from seektune.cli.train import split_words
 
 ROOT = Path(__file__).parent.parent
 FLASH = str(ROOT / "examples/llm_finetune/deepseek_v4/deepseek_v4_flash_hellaswag.yaml")
@@ -102,21 +102,6 @@ def test_schema_prints_json() -> None:
     answer = run("main", "schema")
     assert answer.returncode == 0
     assert "optimizer" in json.loads(answer.stdout)["properties"]
-
-
-@pytest.mark.parametrize("door", ["main", "automodel"])
-def test_several_processes_are_refused_with_the_overrides_that_help(door: str) -> None:
-    verb = ["train"] if door == "main" else []
-    said = refused(run(door, *verb, FLASH))
-    assert "one process" in said
-    assert "pp_size 4 x parallel.ep_size 32 (at least 128 processes)" in said
-    assert "--parallel.pp_size=1 --parallel.ep_size=1 (and --model.preset=tiny" in said
-    for words in (["--nproc-per-node=8"], ["--nproc_per_node", "8"]):
-        assert "--nproc-per-node=8; to run it here: --nproc-per-node=1" in refused(run(door, *verb, *words, TINY))
-
-
-def test_the_recipe_is_read_before_processes_are_counted() -> None:
-    assert "did you mean optimizer.lr?" in refused(run("automodel", "--nproc-per-node=8", FLASH, "--optimizer.lrr=1"))
 
 
 @pytest.mark.parametrize(
@@ -241,8 +226,3 @@ def test_a_full_disk_behind_standard_output_is_a_failure() -> None:
 def test_every_error_has_a_code(make: Callable[[], BaseException]) -> None:
     code, _ = explain(make())
     assert code == (2 if make is ValueError else 1)
-
-
-def test_a_job_for_many_never_reaches_the_trainer() -> None:
-    with pytest.raises(ValueError, match="this version trains in one process"):
-        train_here(TINY, ["--parallel.cp_size=2"], 1)

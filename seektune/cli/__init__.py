@@ -6,15 +6,15 @@ Verbs import their workflow when they run, so that help and a mistake in a recip
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import typer
 
-from seektune import __version__
 from seektune.cli import checkpoints, evaluate, train
 from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
-from seektune.cli.grammar import HELP, OPEN_ENDED, Work
+from seektune.cli.grammar import HELP, OPEN_ENDED, Version
+from seektune.launch.job import JobEnded
 
 WELCOME = """Train and fine-tune DeepSeek-V4.
 
@@ -51,17 +51,6 @@ def automodel() -> NoReturn:
     _open(typer.main.get_command(seed_app), "automodel")
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"seektune {__version__}")
-        raise typer.Exit
-
-
-Version = Annotated[
-    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
-]
-
-
 @app.callback(invoke_without_command=True)
 def _lobby(context: typer.Context, version: Version = False) -> None:
     if context.invoked_subcommand is None:
@@ -86,9 +75,7 @@ app.command("eval", help=evaluate.EVAL_HELP, short_help="Measure a checkpoint, o
 app.add_typer(data_app, name="data", short_help="Look at what training reads.")
 
 
-@seed_app.command(help=train.AUTOMODEL_HELP, context_settings=OPEN_ENDED)
-def _automodel(words: train.Words = None, nproc_per_node: train.Processes = 1, version: Version = False) -> Work:
-    return train.train(words, nproc_per_node)
+seed_app.command(help=train.AUTOMODEL_HELP, context_settings=OPEN_ENDED)(train.train)
 
 
 def _open(command: Callable[..., object], name: str) -> NoReturn:
@@ -104,7 +91,8 @@ def _open(command: Callable[..., object], name: str) -> NoReturn:
         if sys.stdout is not None:  # None where the caller closed it
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
-        if os.environ.get("SEEKTUNE_TRACEBACK", "") not in ("", "0"):
+        wants_trace = os.environ.get("SEEKTUNE_TRACEBACK", "") not in ("", "0")
+        if wants_trace and not isinstance(error, JobEnded):  # a worker has shown its own
             raise
         code, message = explain(error)
         complain(name, message)

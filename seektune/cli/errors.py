@@ -6,9 +6,9 @@ import sys
 
 import typer
 
+from seektune.launch.job import FAILURE, USER_MISTAKE, JobEnded
 from seektune.train.interrupt import RESUME_ME, Interrupted
 
-USER_MISTAKE, FAILURE = 2, 1
 LONGEST_MESSAGE = 500
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Words by which torch's allocators are known; they raise RuntimeError."""
@@ -16,6 +16,8 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code of an error and its sentence: 2 for the user's mistakes, 1 for failures."""
+    if isinstance(error, JobEnded):
+        return error.ending.code, error.ending.sentence
     if isinstance(error, Interrupted):
         return RESUME_ME, str(error)
     if isinstance(error, KeyboardInterrupt) or _wraps_interrupt(error):

@@ -1,17 +1,13 @@
 """The verbs `train` and `schema`, and `automodel`: recipes and their overrides."""
 
 import json
-import os
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from seektune.cli.grammar import Work
-
-if TYPE_CHECKING:
-    from seektune.recipe.load import LoadedRecipe
-    from seektune.recipe.recipe import Recipe
+from seektune.cli.grammar import Version, Work
+from seektune.cli.start import Flags, start
 
 OVERRIDES_HELP = """\b
 Overrides set any key of the recipe by its dotted name, and win over the file:
@@ -30,6 +26,10 @@ Try the published job at tiny size, on any machine, in a few minutes:
       --model.preset=tiny --parallel.pp_size=1 --parallel.ep_size=1 --steps=3
 Fine-tune your own checkpoint:
   seektune train RECIPE --model.preset=null --model.weights=FOLDER --run_dir=runs/mine
+On eight GPUs of this machine, started again up to three times if a process fails:
+  seektune train RECIPE --nproc-per-node=8 --max-restarts=3 --run_dir=runs/mine
+On two machines; the same words on the other, with --node-rank=1:
+  seektune train RECIPE --nproc-per-node=8 --nnodes=2 --node-rank=0 --rdzv-endpoint=HOST:29500 --run_dir=SHARED/mine
 
 {OVERRIDES_HELP}
 """
@@ -46,7 +46,7 @@ and as the recipe's first line:
 AUTOMODEL_HELP = f"""Train as RECIPE says: `automodel RECIPE` is `seektune train RECIPE`.
 
 \b
-  automodel --nproc-per-node=1 RECIPE --steps=20
+  automodel --nproc-per-node=8 RECIPE --steps=20
 
 {OVERRIDES_HELP}
 """
@@ -58,14 +58,54 @@ Words = Annotated[
     ),
 ]
 Processes = Annotated[
+    str,
+    typer.Option(
+        "--nproc-per-node", "--nproc_per_node", metavar="N", help="Processes on this node; `gpu`: one for each GPU."
+    ),
+]
+Nodes = Annotated[int, typer.Option("--nnodes", min=1, metavar="M", help="Nodes; the command is started on each.")]
+NodeRank = Annotated[
+    int, typer.Option("--node-rank", "--node_rank", min=0, metavar="R", help="Number of this node, from 0.")
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--rdzv-endpoint", "--rdzv_endpoint", metavar="HOST:PORT", help="Node 0, and a free port there."),
+]
+Restarts = Annotated[
     int,
-    typer.Option("--nproc-per-node", "--nproc_per_node", min=1, metavar="N", help="Processes; this version runs one."),
+    typer.Option(
+        "--max-restarts",
+        "--max_restarts",
+        min=0,
+        metavar="K",
+        help="Times that all processes start again, from the last checkpoint, after one failed.",
+    ),
+]
+Grace = Annotated[
+    float,
+    typer.Option(
+        "--shutdown-timeout",
+        "--shutdown_timeout",
+        min=0,
+        metavar="S",
+        help="Seconds that processes have for saving when a signal asks them to stop.",
+    ),
 ]
 
 
-def train(words: Words = None, nproc_per_node: Processes = 1) -> Work:
-    """The verb `train`."""
-    return partial(train_here, *split_words(words or []), nproc_per_node)
+def train(
+    words: Words = None,
+    nproc_per_node: Processes = Flags.processes,
+    nnodes: Nodes = Flags.nodes,
+    node_rank: NodeRank = Flags.node_rank,
+    rdzv_endpoint: Endpoint = Flags.endpoint,
+    max_restarts: Restarts = Flags.max_restarts,
+    shutdown_timeout: Grace = Flags.grace,
+    version: Version = False,
+) -> Work:
+    """The verb `train`, and all of `automodel`."""
+    flags = Flags(nproc_per_node, nnodes, node_rank, rdzv_endpoint, max_restarts, shutdown_timeout)
+    return partial(start, *split_words(words or []), flags)
 
 
 def schema() -> Work:
@@ -100,44 +140,3 @@ def split_words(words: list[str]) -> tuple[str, list[str]]:
     if len(paths) > 1:
         raise ValueError(f"one recipe at a time, not {' and '.join(paths)}; overrides are written --section.key=value")
     return paths[0], overrides
-
-
-def train_here(path: str, overrides: list[str], processes: int) -> None:
-    """Read the recipe first, so that no other complaint hides what is wrong with it; then train in this process.
-
-    Raises:
-        ValueError: a mistake in the recipe, or a job for several processes.
-    """
-    from seektune.recipe.load import read_recipe
-
-    loaded = read_recipe(path, overrides)
-    refuse_many(loaded, processes)
-    from seektune.data.hellaswag import default_cache_dir
-    from seektune.workflows.train import train
-
-    train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ))
-
-
-def refuse_many(loaded: "LoadedRecipe", processes: int) -> None:
-    """Say what a job for several processes asks for and how to run it in one.
-
-    Raises:
-        ValueError: more than one process is asked for.
-    """
-    parallel = loaded.recipe.parallel
-    sizes = {key: size for key, size in parallel.model_dump().items() if size > 1}
-    if processes == 1 and not sizes:
-        return
-    asked = " x ".join(f"parallel.{key} {size}" for key, size in sizes.items())
-    wanted = [f"{asked} (at least {parallel.least_world()} processes)"] if sizes else []
-    wanted += [f"--nproc-per-node={processes}"] if processes > 1 else []
-    cures = (["--nproc-per-node=1"] if processes > 1 else []) + [f"--parallel.{key}=1" for key in sizes]
-    raise ValueError(
-        f"this version trains in one process, but this job asks for {' and '.join(wanted)}; "
-        f"to run it here: {' '.join(cures)}{_smaller(loaded.recipe)}"
-    )
-
-
-def _smaller(recipe: "Recipe") -> str:
-    full_size = recipe.model.preset not in (None, "tiny")
-    return f" (and --model.preset=tiny, as {recipe.model.preset} does not fit one device)" if full_size else ""

@@ -1,0 +1,183 @@
+"""Where training processes start: this one trains alone, starts workers that train, or is one of those workers."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from seektune.launch.job import Job
+
+if TYPE_CHECKING:
+    from seektune.recipe.load import LoadedRecipe
+    from seektune.recipe.recipe import Recipe
+
+A_WORKERS_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""What torchrun, and the launcher here, leave in the environment of a worker."""
+BY_GPU = ("gpu", "auto")
+"""Instead of a number of processes; `auto` is one process where there is no GPU."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the user said about processes."""
+
+    processes: str = "1"
+    """A number, or `gpu` or `auto`."""
+    nodes: int = 1
+    node_rank: int = 0
+    endpoint: str | None = None
+    max_restarts: int = 0
+    grace: float = 600.0
+
+    def count(self) -> int:
+        """Processes on this node.
+
+        Raises:
+            ValueError: one for each GPU, but there is none.
+        """
+        if self.processes not in BY_GPU:
+            return int(self.processes)
+        if (gpus := _gpus()) == 0 and self.processes == "gpu":
+            raise ValueError("--nproc-per-node=gpu: this machine has no GPU; give a number of processes")
+        return max(gpus, 1)
+
+    def check(self) -> None:
+        """Raises ValueError where the flags contradict each other."""
+        if self.processes not in BY_GPU and not (self.processes.isdecimal() and int(self.processes) > 0):
+            raise ValueError(f"--nproc-per-node={self.processes} must be a positive number, gpu or auto")
+        if self.node_rank >= self.nodes:
+            raise ValueError(
+                f"--node-rank={self.node_rank} must be less than --nnodes={self.nodes}; nodes count from 0"
+            )
+        if self.nodes == 1:
+            return
+        host, _, port = (self.endpoint or "").rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise ValueError(
+                f"--nnodes={self.nodes} needs --rdzv-endpoint=HOST:PORT, node 0's name and a free port there"
+                + (f", not {self.endpoint}" if self.endpoint else "")
+            )
+
+
+def start(path: str, overrides: list[str], flags: Flags) -> None:
+    """Read the recipe first, so that no other complaint hides what is wrong with it; then train as it says.
+
+    Raises:
+        ValueError: a mistake in the recipe or the flags.
+        JobEnded: workers were started, and did not end well.
+    """
+    from seektune.recipe.load import read_recipe
+
+    loaded = read_recipe(path, overrides)
+    if all(name in os.environ for name in A_WORKERS_PLACE):
+        _work(loaded, flags, int(os.environ["WORLD_SIZE"]))
+        return
+    flags.check()
+    environment = dict(os.environ)
+    if flags.processes != "1" or flags.nodes > 1:
+        # the launcher's own torch would report a lost node with a stack of C++ frames
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    processes = flags.count()
+    check_world(loaded.recipe, processes * flags.nodes)
+    if processes * flags.nodes == 1 and not flags.max_restarts:
+        train_here(loaded)
+        return
+    job = plan_job(loaded, path, overrides, flags, processes, environment)
+    if 0 < (gpus := _gpus()) < processes:  # torch is asked last, as that takes seconds
+        raise ValueError(f"--nproc-per-node={processes}: this machine has {gpus} GPUs, and each takes one process")
+    from seektune.launch.launch import launch
+
+    launch(job)
+
+
+def train_here(loaded: "LoadedRecipe") -> None:
+    """Train in this process."""
+    from seektune.data.hellaswag import default_cache_dir
+    from seektune.workflows.train import train
+
+    train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ))
+
+
+def _work(loaded: "LoadedRecipe", flags: Flags, world: int) -> None:
+    if flags != Flags():
+        raise ValueError(
+            f"this process is one of {world} that a launcher started ({', '.join(A_WORKERS_PLACE)} are set) and starts "
+            "no others; leave --nproc-per-node and its like to the launcher"
+        )
+    check_world(loaded.recipe, world)
+    if world > 1 and loaded.recipe.run_dir is None:
+        raise ValueError(f"{world} processes need one folder; name it: --run_dir=runs/NAME")
+    train_here(loaded)
+
+
+def plan_job(
+    loaded: "LoadedRecipe",
+    path: str,
+    overrides: list[str],
+    flags: Flags,
+    processes: int,
+    environment: Mapping[str, str],
+) -> Job:
+    """What the workers run; a run without a folder gets its one here, as all of them and every restart need the same.
+
+    Raises:
+        ValueError: several nodes have no folder in common, or restarts would not go on where the run was.
+    """
+    from seektune.recipe.load import dump_recipe
+    from seektune.workflows.run_folder import choose_folder
+
+    recipe = loaded.recipe
+    if flags.nodes > 1 and recipe.run_dir is None:
+        raise ValueError(f"{flags.nodes} nodes need one folder that all of them see; name it: --run_dir=SHARED/NAME")
+    if flags.max_restarts and recipe.resume != "auto":
+        raise ValueError(
+            f"--max-restarts goes on from the run's own checkpoints, so resume must be auto, not {recipe.resume}"
+        )
+    folder = choose_folder(recipe.run_dir, loaded.name, datetime.now())
+    shared = (dump_recipe(recipe), processes, flags.nodes, flags.max_restarts)
+    return Job(
+        command=(sys.executable, "-P", "-m", "seektune", "train", path, *overrides, f"--run_dir={folder}"),
+        environment=environment,
+        processes=processes,
+        nodes=flags.nodes,
+        node_rank=flags.node_rank,
+        endpoint=flags.endpoint or "",
+        max_restarts=flags.max_restarts,
+        grace=flags.grace,
+        identity=hashlib.sha256(repr(shared).encode()).hexdigest(),
+        advice=f"the same command with --run_dir={folder} resumes from the last checkpoint",
+    )
+
+
+def _gpus() -> int:
+    from torch.cuda import device_count
+
+    return device_count()
+
+
+def check_world(recipe: "Recipe", world: int) -> None:
+    """Check that the sizes of the mesh multiply out.
+
+    Raises:
+        ValueError: they do not make this number of processes; names a number that fits, and how to try it with this.
+    """
+    parallel = recipe.parallel
+    sizes = {"pp_size": parallel.pp_size, "cp_size": parallel.cp_size, "ep_size": parallel.ep_size}
+    if world % (sizes["pp_size"] * sizes["cp_size"]) == 0 and world // sizes["pp_size"] % sizes["ep_size"] == 0:
+        return
+    wide = {key: size for key, size in sizes.items() if size > 1}
+    asked = " x ".join(f"parallel.{key} {size}" for key, size in wide.items())
+    cures = " ".join(f"--parallel.{key}=1" for key in wide)
+    count = "one process" if world == 1 else f"{world} processes"
+    raise ValueError(
+        f"{asked} takes {parallel.least_world()} processes or a multiple of that, but this job has {count} "
+        f"(--nproc-per-node x --nnodes); to try it with {count}: {cures}{_smaller(recipe, world)}"
+    )
+
+
+def _smaller(recipe: "Recipe", world: int) -> str:
+    too_large = world == 1 and recipe.model.preset not in (None, "tiny")
+    return f" (and --model.preset=tiny, as {recipe.model.preset} does not fit one device)" if too_large else ""

@@ -1,0 +1,35 @@
+"""Start a job's workers on this node and stay until they ended."""
+
+import logging
+
+from torch.distributed import DistError
+
+from seektune.launch.agent import Agent
+from seektune.launch.job import DONE, Job, JobEnded
+from seektune.launch.nodes import Nodes
+from seektune.launch.stop import Stop
+
+
+def launch(job: Job) -> None:
+    """Start the workers, pass signals on to them, and leave when the last one has.
+
+    Raises:
+        JobEnded: with the exit code and the one sentence that says why, unless all workers ended well.
+    """
+    # the agent's own reports repeat in tables what the one sentence says
+    logging.getLogger("torch.distributed.elastic").propagate = False
+    logging.getLogger("torch.distributed.elastic").addHandler(logging.NullHandler())
+    with Stop() as stop:
+        nodes = Nodes(job, stop)
+        agent = Agent(job, nodes, stop)
+        stop.at_once = agent.kill
+        try:
+            agent.run()
+        except JobEnded as ended:
+            agent.ending = ended.ending
+        except DistError:
+            agent.ending = nodes.lost(0)
+        nodes.end(agent.ending)
+        nodes.shutdown()
+    if agent.ending.code != DONE:
+        raise JobEnded(agent.ending)

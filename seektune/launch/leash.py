@@ -1,0 +1,16 @@
+"""Run as a script: become the command that follows, as a process that the kernel kills when its launcher dies."""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1
+
+if __name__ == "__main__":
+    launcher, command = int(sys.argv[1]), sys.argv[2:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # it died before the kernel was told
+        sys.exit(1)
+    os.execvp(command[0], command)
