@@ -3,10 +3,18 @@
 from seektune.checkpoint.load import load_weights
 from seektune.checkpoint.locate import locate
 from seektune.checkpoint.publish import complete_folder, sweep
-from seektune.checkpoint.run_state import check_run_state, read_facts, read_tensors, tensor_names, write_run_state
+from seektune.checkpoint.run_state import (
+    MANIFEST,
+    check_run_state,
+    read_facts,
+    read_tensors,
+    tensor_names,
+    write_run_state,
+)
 from seektune.checkpoint.save import save_weights
 
 __all__ = [
+    "MANIFEST",
     "check_run_state",
     "complete_folder",
     "load_weights",

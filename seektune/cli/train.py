@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from seektune.cli.errors import told_of_memory
 from seektune.cli.grammar import Work
 
 if TYPE_CHECKING:
@@ -108,14 +109,22 @@ def train_here(path: str, overrides: list[str], processes: int) -> None:
     Raises:
         ValueError: a mistake in the recipe, or a job for several processes.
     """
-    from seektune.recipe.load import read_recipe
+    from seektune.train.interrupt import Interrupted, Interruption
 
-    loaded = read_recipe(path, overrides)
-    refuse_many(loaded, processes)
-    from seektune.data.hellaswag import default_cache_dir
-    from seektune.workflows.train import train
+    with Interruption() as interruption:
+        try:
+            # loading torch takes seconds, in which a signal must mean what it means later
+            with interruption.deferred():
+                from seektune.recipe.load import read_recipe
 
-    train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ))
+                loaded = read_recipe(path, overrides)
+                refuse_many(loaded, processes)
+                from seektune.data.hellaswag import default_cache_dir
+                from seektune.workflows.train import train
+        except Interrupted as signal:
+            raise Interrupted(f"stopped by {signal} while starting; the same command starts again") from None
+    with told_of_memory("lower batch.micro_size or batch.length"):
+        train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ))
 
 
 def refuse_many(loaded: "LoadedRecipe", processes: int) -> None:
