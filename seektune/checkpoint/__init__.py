@@ -3,11 +3,19 @@
 from seektune.checkpoint.load import load_weights
 from seektune.checkpoint.locate import locate
 from seektune.checkpoint.publish import complete_folder, sweep
-from seektune.checkpoint.run_state import check_run_state, read_facts, read_tensors, tensor_names, write_run_state
+from seektune.checkpoint.run_state import (
+    MANIFEST,
+    check_run_state,
+    read_facts,
+    read_tensors,
+    tensor_names,
+    write_run_state,
+)
 from seektune.checkpoint.save import save_weights
 from seektune.checkpoint.shard import Shard, as_shard
 
 __all__ = [
+    "MANIFEST",
     "Shard",
     "as_shard",
     "check_run_state",

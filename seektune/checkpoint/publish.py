@@ -38,17 +38,17 @@ def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def sweep(parent: Path) -> None:
+def sweep(parent: Path, name: str = "*") -> None:
     """Tidy up after killed processes in a folder that nobody else writes to: unfinished folders go, and one that was
-    moved aside for a successor which never came gets its name back.
+    moved aside for a successor which never came gets its name back. Only those that were to be called `name`.
     """
-    for old in parent.glob(f".*{OLD}"):
+    for old in parent.glob(f".{name}{OLD}"):
         final = parent / old.name.removeprefix(".").removesuffix(OLD)
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
             os.rename(old, final)
-    for scratch in parent.glob(f".*{SCRATCH}"):
+    for scratch in parent.glob(f".{name}.*{SCRATCH}"):
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -65,17 +65,20 @@ def check_run_state(folder: Path, group: ProcessGroup | None = None) -> None:
 
 def _check(folder: Path, rank: int, count: int) -> None:
     """The list of files, and every `count`-th file's content."""
-    manifest = _read_json(folder / MANIFEST)
+    manifest = _manifest(folder / MANIFEST)
     found = {file.name for file in folder.iterdir()} - {MANIFEST}
     if foreign := sorted(found - manifest.keys()):
         raise ValueError(f"{folder / foreign[0]} does not belong to this checkpoint")
-    for name, entry in list(manifest.items())[rank::count]:
+    # by the names that are there, so that a manifest leads nowhere else
+    if missing := sorted({FACTS, *manifest} - found):
+        raise ValueError(f"{folder / missing[0]} is missing")
+    for name, (size, digest) in list(manifest.items())[rank::count]:
         file = folder / name
         if not file.is_file():
-            raise ValueError(f"{file} is missing")
-        if file.stat().st_size != entry["bytes"]:
-            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, {entry['bytes']:,} were written")
-        if _digest(file) != entry["sha256"]:
+            raise ValueError(f"{file} is no file")
+        if file.stat().st_size != size:
+            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, {size:,} were written")
+        if _digest(file) != digest:
             raise ValueError(f"{file} is damaged: its checksum is not the one that was written")
 
 
@@ -155,12 +158,20 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _manifest(file: Path) -> dict[str, tuple[int, str]]:
+    """Bytes and checksum of each file."""
+    try:
+        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in _read_json(file).items()}
+    except (KeyError, TypeError):
+        raise ValueError(f"{file} is damaged: it lacks a size or a checksum") from None
+
+
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{file} is missing") from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except (ValueError, RecursionError):
         raise ValueError(f"{file} is damaged: it is not JSON") from None
     if not isinstance(values, dict):
         raise ValueError(f"{file} is damaged: it holds no JSON object")

@@ -1,11 +1,14 @@
 """The verbs `convert`, `verify` and `inspect`: checkpoint folders."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from seektune.cli.errors import told_of_memory
 from seektune.cli.grammar import Work
 
 CONVERT_HELP = """Write checkpoint SRC in another format as folder DST, tensor by tensor, in the memory of one tensor.
@@ -78,15 +81,15 @@ def inspect(
 def _convert(source: str, destination: Path, to: str, original: str | None) -> None:
     from seektune.workflows.convert import convert_checkpoint
 
-    _work_alone()
-    convert_checkpoint(source, destination, to, original)
+    with _alone("the largest tensor needs room as it is read and as it is written"):
+        convert_checkpoint(source, destination, to, original)
 
 
 def _verify(a: str, b: str, tolerance: float, as_json: bool) -> int:
     from seektune.workflows.verify import verify
 
-    _work_alone()
-    return 0 if verify(a, b, tolerance, as_json) else 1
+    with _alone("the largest tensor needs room in both checkpoints' formats"):
+        return 0 if verify(a, b, tolerance, as_json) else 1
 
 
 def _inspect(folder: Path, as_json: bool) -> int:
@@ -95,8 +98,11 @@ def _inspect(folder: Path, as_json: bool) -> int:
     return 0 if inspect(folder, as_json) else 1
 
 
-def _work_alone() -> None:
+@contextmanager
+def _alone(need: str) -> Iterator[None]:
     """One thread: disk and memory are the limit, and threads that share small tensors wait on a busy machine."""
     import torch
 
     torch.set_num_threads(1)
+    with told_of_memory(need):
+        yield

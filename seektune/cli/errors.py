@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 import typer
 
@@ -12,6 +13,10 @@ from seektune.train.interrupt import RESUME_ME, Interrupted
 LONGEST_MESSAGE = 500
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Words by which torch's allocators are known; they raise RuntimeError."""
+
+
+class ShortOfMemoryError(Exception):
+    """Memory did not suffice; the sentence says what helps."""
 
 
 def explain(error: BaseException) -> tuple[int, str]:
@@ -28,8 +33,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         return USER_MISTAKE, str(error)
     if isinstance(error, BrokenPipeError):
         return FAILURE, ""
-    if isinstance(error, MemoryError) or any(words in str(error).lower() for words in OUT_OF_MEMORY):
-        return FAILURE, f"out of memory; lower batch.micro_size or batch.length ({str(error) or type(error).__name__})"
+    if isinstance(error, ShortOfMemoryError):
+        return FAILURE, str(error)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename is not None else ""
         return FAILURE, f"{place}{error.strerror}" if error.strerror else str(error)
@@ -37,6 +42,22 @@ def explain(error: BaseException) -> tuple[int, str]:
         return FAILURE, str(error)
     reason = f"{type(error).__name__}: {_one_line(error, 300)}".removesuffix(": ")
     return FAILURE, f"{reason} (SEEKTUNE_TRACEBACK=1 shows where)"
+
+
+@contextlib.contextmanager
+def told_of_memory(cure: str) -> Iterator[None]:
+    """Work whose lack of memory has this cure.
+
+    Raises:
+        ShortOfMemoryError: there was not enough.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        said = str(error)
+        if not isinstance(error, MemoryError) and not any(words in said.lower() for words in OUT_OF_MEMORY):
+            raise
+        raise ShortOfMemoryError(f"out of memory; {cure} ({said or type(error).__name__})") from error
 
 
 def _wraps_interrupt(error: BaseException | None) -> bool:

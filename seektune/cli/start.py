@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from seektune.cli.errors import told_of_memory
 from seektune.launch.job import Job
 
 if TYPE_CHECKING:
@@ -95,10 +96,18 @@ def start(path: str, overrides: list[str], flags: Flags) -> None:
 
 def train_here(loaded: "LoadedRecipe") -> None:
     """Train in this process."""
-    from seektune.data.hellaswag import default_cache_dir
-    from seektune.workflows.train import train
+    from seektune.train.interrupt import Interrupted, Interruption
 
-    train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ))
+    with Interruption() as interruption:
+        try:
+            # loading torch takes seconds, in which a signal must mean what it means later
+            with interruption.deferred():
+                from seektune.data.hellaswag import default_cache_dir
+                from seektune.workflows.train import train
+        except Interrupted as signal:
+            raise Interrupted(f"stopped by {signal} while starting; the same command starts again") from None
+    with told_of_memory("lower batch.micro_size or batch.length"):
+        train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ))
 
 
 def _work(loaded: "LoadedRecipe", flags: Flags, world: int) -> None:

@@ -15,7 +15,8 @@ from seektune.checkpoint import sweep, write_run_state
 from seektune.train.config import CheckpointConfig
 from seektune.train.files import cannot_write
 
-PREFIX = "step-"
+PREFIX, LEFT = "step-", ".left"
+"""How the name of a checkpoint begins, and how that of one ends whose course the run has left."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,16 @@ class Saved:
 class Checkpoints:
     """Saves into a folder of a run. Training waits only while tensors are copied; a thread writes the copy.
 
-    The copy's memory is kept for the next save. A failure of the thread is raised by the next call.
+    The copy's memory is kept for the next save. A save that fails beside the training leaves its `failure`; the next
+    one, which training then waits for, makes up for it.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, report: Callable[[Saved], None]):
         self.folder, self._config, self._report = folder, config, report
         self._copy: dict[str, Tensor] = {}
         self._thread: Thread | None = None
-        self._failure: OSError | None = None
+        self.failure: Exception | None = None
+        """Why the last save failed, if it did."""
         self._current: list[Path] = []
         """What this process saved since it last went back."""
         sweep(folder)
@@ -58,15 +61,15 @@ class Checkpoints:
         """Save the state after `step`; returns when it is copied, or with `wait` when it is complete.
 
         Raises:
-            OSError: this or the save before failed; earlier checkpoints are untouched.
+            OSError: it failed; earlier checkpoints are untouched.
         """
         began = perf_counter()
-        self.wait()
+        self.settle()
         folder = self.place(step)
         if folder in self._current:
             return
         self._current.append(folder)
-        if wait or not self._config.asynchronous:
+        if wait or not self._config.asynchronous or self.failure is not None:
             self._write(folder, tensors, facts, began, None)
             self.wait()
             return
@@ -81,12 +84,15 @@ class Checkpoints:
         Raises:
             OSError: what was being written failed.
         """
+        self.settle()
+        if self.failure is not None:
+            raise self.failure
+
+    def settle(self) -> None:
+        """Return when nothing is being written, well or not."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in tensors.items():
@@ -101,9 +107,12 @@ class Checkpoints:
         try:
             size = write_run_state(folder, tensors, facts)
             thin_out(self.folder, self._config.keep_last, self._config.keep_every)
-        except OSError as error:
-            self._failure = cannot_write(folder, error)
+        except Exception as error:
+            # whatever it is: a thread that dies in silence would leave a checkpoint that is believed in
+            self.failure = cannot_write(folder, error) if isinstance(error, OSError) else error
+            self._current.remove(folder)
             return
+        self.failure = None
         seconds = perf_counter() - began
         self._report(Saved(folder, size, seconds if blocked is None else blocked, seconds))
 
@@ -118,6 +127,21 @@ def step_of(folder: Path) -> int | None:
     """The step after which a checkpoint was made, from its name."""
     number = folder.name.removeprefix(PREFIX)
     return int(number) if number.isdigit() and folder.name.startswith(PREFIX) else None
+
+
+def set_aside_later(folder: Path, step: int) -> list[Path]:
+    """Rename the checkpoints after `step`, to which a run goes back: they are of a course that it leaves.
+
+    Returns:
+        Where they are now, under names that no run starts from.
+    """
+    aside = []
+    for place in complete_checkpoints(folder):
+        if (step_of(place) or 0) > step:
+            left = place.with_name(f"{place.name}{LEFT}")
+            shutil.rmtree(left, ignore_errors=True)
+            aside.append(place.rename(left))
+    return aside
 
 
 def thin_out(folder: Path, keep_last: int, keep_every: int | None) -> None:

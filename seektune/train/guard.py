@@ -3,12 +3,13 @@
 import faulthandler
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from threading import Event, Thread
 from time import monotonic
-from typing import Self
+from typing import Self, TypedDict
 
 from seektune.train.config import GuardConfig
 
@@ -16,8 +17,23 @@ MEMORY = 32
 """Losses that a spike is measured against."""
 ENOUGH = 8
 """Losses that must be known before anything counts as a spike."""
+RETURNS = 3
+"""Times that a run goes back to the same checkpoint; without a limit it could do so for ever."""
 STUCK = "stuck.txt"
 """In the run folder: where every thread of a stuck process stood."""
+PATIENCE = 10.0
+"""Seconds for writing that."""
+
+
+class SpikeError(ArithmeticError):
+    """The loss spikes whatever data follows; going back does not help."""
+
+
+class GuardState(TypedDict):
+    """What a guard remembers."""
+
+    recent: list[float]
+    skipped: int
 
 
 class LossGuard:
@@ -27,11 +43,28 @@ class LossGuard:
         self._config = config
         self._recent: deque[float] = deque(maxlen=MEMORY)
         self._skipped = 0
+        self._returns = Counter[int]()
+
+    def state_dict(self) -> GuardState:
+        """What a resumed run must know to judge its losses as one that never stopped."""
+        return {"recent": list(self._recent), "skipped": self._skipped}
+
+    def load_state_dict(self, state: GuardState) -> None:
+        """Go on where another guard stood."""
+        self._recent = deque(state["recent"], maxlen=MEMORY)
+        self._skipped = state["skipped"]
 
     def may_skip(self) -> bool:
         """Whether one more step that is not finite may be left out."""
+        if self._skipped >= self._config.skip_nonfinite:
+            return False
         self._skipped += 1
-        return self._skipped <= self._config.skip_nonfinite
+        return True
+
+    def may_go_back(self, step: int) -> bool:
+        """Whether the run may return to the checkpoint of `step` once more."""
+        self._returns[step] += 1
+        return self._returns[step] <= RETURNS
 
     def spike(self, loss: float) -> float | None:
         """The usual loss, if this one is a spike above it; a loss that is none becomes part of the usual ones."""
@@ -71,13 +104,18 @@ class Watch:
                 self._end(lasted)
 
     def _end(self, lasted: float) -> None:
-        place = self._folder / STUCK
-        with place.open("w", encoding="utf-8") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
         print(
-            f"seektune: stuck in {self._phase} for {lasted:.0f} s (guard.step_timeout); {place} says where; "
-            "the same command resumes from the last checkpoint",
+            f"seektune: stuck in {self._phase} for {lasted:.0f} s (guard.step_timeout); {self._folder / STUCK} says "
+            "where; the same command resumes from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
+        # in a thread, and after the sentence: where the disk is what hangs, this would hang too
+        telling = Thread(target=self._tell_where, daemon=True)
+        telling.start()
+        telling.join(PATIENCE)
         os._exit(1)
+
+    def _tell_where(self) -> None:
+        with suppress(OSError), (self._folder / STUCK).open("w", encoding="utf-8") as file:
+            faulthandler.dump_traceback(file, all_threads=True)

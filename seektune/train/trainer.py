@@ -6,14 +6,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
-from seektune.checkpoint import complete_folder, read_facts, read_tensors, tensor_names
+from seektune.checkpoint import check_run_state, complete_folder, read_facts, read_tensors, sweep, tensor_names
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.sequence import Batch
-from seektune.train.checkpoints import Checkpoints, Saved, complete_checkpoints
+from seektune.train.checkpoints import Checkpoints, Saved, complete_checkpoints, step_of
 from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from seektune.train.files import cannot_write
 from seektune.train.gradient import NotFiniteError, accumulate_in_fp32
-from seektune.train.guard import LossGuard, Watch
+from seektune.train.guard import RETURNS, LossGuard, SpikeError, Watch
 from seektune.train.interrupt import Interrupted, Interruption
 from seektune.train.metrics import MetricsLog
 from seektune.train.optimizer import build_optimizer
@@ -84,6 +84,7 @@ class Trainer:
         """Checkpoints that this process completed."""
         self.log_state: Any = None
         self._told = 0
+        self._told_failure: Exception | None = None
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.checkpoint, self.saved.append)
         self._guard = LossGuard(settings.guard)
         accumulate_in_fp32(model)
@@ -95,7 +96,10 @@ class Trainer:
             ValueError: it is of another model, optimizer or dataset.
         """
         facts = read_facts(checkpoint)
+        if lacking := {"step", "stream", "log", "guard"} - facts.keys():
+            raise ValueError(f"{checkpoint} does not say where its run stood: it lacks {', '.join(sorted(lacking))}")
         self.stream.load_state_dict(facts["stream"])
+        self._guard.load_state_dict(facts["guard"])
         begin_as_saved(self.model, self.optimizer, tensor_names(checkpoint))
         tensors = run_tensors(self.model, self.optimizer)
         read_tensors(checkpoint, tensors)
@@ -111,8 +115,10 @@ class Trainer:
         Raises:
             NotFiniteError: a loss or gradient is not finite; the state before it is saved.
             Interrupted: a signal asked to stop; the state is saved.
-            OSError: a file of the run could not be written.
+            SpikeError: losses spike whatever data follows.
+            OSError: a file of the run could not be written; `step` says how far it came.
         """
+        stopped = None
         try:
             with Watch(self.settings.guard.step_timeout, self.folder) as watch:
                 self._validate_if_due(steps, log, watch)
@@ -125,10 +131,13 @@ class Trainer:
                 watch("waiting for the last checkpoint")
                 self._checkpoints.wait()
                 self._tell_saved(log)
-        except Interrupted:
+        except Interrupted as signal:
+            stopped = signal
+        if stopped is not None:
+            # not within the handler: a disk that is full now is another matter than the signal
             with self.interruption.shielded():
                 self.save(log)
-            raise
+            raise stopped
         losses = log.validations()
         return losses[min(losses)], losses[steps]
 
@@ -142,6 +151,7 @@ class Trainer:
             "step": self.step,
             "stream": self.stream.state_dict() if stream is None else stream,
             "log": log.state_dict(),
+            "guard": self._guard.state_dict(),
             **self.settings.record,
         }
         self._checkpoints.save(self.step, run_tensors(self.model, self.optimizer), facts, wait)
@@ -154,6 +164,7 @@ class Trainer:
             OSError: writing failed; nothing new is left under the name.
         """
         try:
+            sweep(folder.parent, folder.name)
             with complete_folder(folder, replace=True) as scratch:
                 self.model.save_pretrained(scratch)
                 self.tokenizer.save(scratch)
@@ -186,13 +197,22 @@ class Trainer:
         if usual is None:
             return False
         said = f"step {record.step}: the loss spiked to {record.loss:.4g}, it was about {usual:.4g}"
-        self._checkpoints.wait()
-        checkpoints = complete_checkpoints(self.folder / CHECKPOINTS)
-        if self.settings.guard.spike_action == "report" or not checkpoints:
+        if self.settings.guard.spike_action == "report":
             log.say(f"{said}; guard.spike_action rollback would go back to a checkpoint")
             return False
+        self._checkpoints.settle()
+        checkpoints = complete_checkpoints(self.folder / CHECKPOINTS)
+        if not checkpoints:
+            log.say(f"{said}; there is no checkpoint yet to go back to")
+            return False
+        back = checkpoints[-1]
+        if not self._guard.may_go_back(step_of(back) or 0):
+            raise SpikeError(
+                f"{said}; the run went back to {back} {RETURNS} times, and the data that follows spikes too"
+            )
+        check_run_state(back)
         onward = self.stream.state_dict()
-        self.resume(checkpoints[-1])
+        self.resume(back)
         self._checkpoints.went_back()
         self.stream.load_state_dict(onward)
         log.rewind(self.step, self.log_state)
@@ -205,7 +225,11 @@ class Trainer:
             self.save(log, wait=False)
 
     def _tell_saved(self, log: MetricsLog) -> None:
-        """Report the checkpoints that were completed since the last look."""
+        """Report the checkpoints that were completed since the last look, and one that failed."""
+        failure = self._checkpoints.failure
+        if failure is not None and failure is not self._told_failure:
+            log.say(f"not saved: {failure}")
+        self._told_failure = failure
         fresh, self._told = self.saved[self._told :], len(self.saved)
         for saved in fresh:
             size = f"{saved.size / 1e6:,.0f} MB in {saved.seconds:.1f} s"

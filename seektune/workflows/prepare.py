@@ -1,5 +1,7 @@
 """What a training run needs before its first step: rows, tokenizer, batches and the model."""
 
+import hashlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,8 @@ class Lesson:
     source: str
     rows: int
     """Rows that are trained on."""
+    digest: str
+    """Of their tokens and labels, in order: a checkpoint's position means something only in the same rows."""
 
 
 def prepare_data(recipe: Recipe, data: HellaswagData, config: DeepseekV4Config, say: Say) -> Lesson:
@@ -61,6 +65,7 @@ def prepare_data(recipe: Recipe, data: HellaswagData, config: DeepseekV4Config, 
         questions=questions,
         source=data.source,
         rows=len(training),
+        digest=_digest(training),
     )
 
 
@@ -130,6 +135,13 @@ def build_model(
 def choose_device() -> torch.device:
     """The GPU if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(array("q", [len(example.tokens), *example.tokens, *example.labels]).tobytes())
+    return digest.hexdigest()
 
 
 def _examples(rows: Sequence[HellaswagRow], tokenizer: Tokenizer, recipe: Recipe, what: str, say: Say) -> list[Example]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seektune.checkpoint import check_run_state, read_facts, sweep
+from seektune.checkpoint import MANIFEST, check_run_state, read_facts, sweep
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.train.checkpoints import complete_checkpoints, step_of
@@ -36,7 +36,8 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Star
     Raises:
         ValueError: the folder is another run's, the checkpoint is damaged, or there is none where one is named.
     """
-    if recipe.resume not in ("auto", "no"):
+    named = recipe.resume not in ("auto", "no")
+    if named and not _began_so(recipe, folder):
         return _named(Path(recipe.resume).expanduser(), recipe, folder, say)
     if taken(folder) is None:
         return Start()
@@ -53,24 +54,72 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Star
     checkpoints = complete_checkpoints(folder / CHECKPOINTS)
     if not checkpoints:
         say(f"{folder} holds a run without a checkpoint: it starts anew")
-        return Start()
-    return _checked(checkpoints, say)
+        return _from(_checkpoints_at(Path(recipe.resume).expanduser()), recipe, say) if named else Start()
+    if named:
+        say(f"{folder} began from {recipe.resume} before; it goes on where it was")
+        return _from(checkpoints, recipe, say)
+    start = _checked(checkpoints, say)
+    if differing := _differences(recipe, _recipe_of(checkpoints[-1])):
+        raise ValueError(
+            f"{checkpoints[-1]} is of a run with another {differing[0]}; remove it, or start from it all the same with "
+            f"--resume={checkpoints[-1]}"
+        )
+    return start
+
+
+def refuse_other_rows(checkpoint: Path, digest: str) -> None:
+    """Check that the training rows are those of the run that a checkpoint is of.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if read_facts(checkpoint).get("rows") != digest:
+        raise ValueError(
+            f"{checkpoint} was trained on other rows: data.path holds something else by now, or data or the tokenizer "
+            "differ; its position in them means nothing here. Begin a new run with model.weights instead"
+        )
+
+
+def _began_so(recipe: Recipe, folder: Path) -> bool:
+    """Whether the same words have begun the run in the folder, so that they are a call to go on."""
+    if not (folder / RECIPE).is_file():
+        return False
+    before = load_recipe(folder / RECIPE)
+    return before.resume == recipe.resume and not _differences(recipe, before.model_dump(mode="json"))
 
 
 def _named(source: Path, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Start:
-    if not source.is_dir():
-        raise ValueError(f"resume {source} is no folder; it can be auto, no, a checkpoint or a run folder")
-    checkpoints = [source] if step_of(source) is not None else complete_checkpoints(source / CHECKPOINTS)
-    if not checkpoints:
-        raise ValueError(f"resume {source} holds no checkpoint")
+    checkpoints = _checkpoints_at(source)
     own = checkpoints[-1].resolve().parent == (folder / CHECKPOINTS).resolve()
     if not own:
         refuse_taken(folder)
+    return _from(checkpoints, recipe, say)
+
+
+def _checkpoints_at(source: Path) -> list[Path]:
+    """The checkpoint at that place, or those of the run there, oldest first."""
+    if not source.is_dir():
+        raise ValueError(f"resume {source} is no folder; it can be auto, no, a checkpoint or a run folder")
+    single = step_of(source) is not None or (source / MANIFEST).is_file()
+    if checkpoints := [source] if single else complete_checkpoints(source / CHECKPOINTS):
+        return checkpoints
+    raise ValueError(f"resume {source} holds no checkpoint")
+
+
+def _from(checkpoints: list[Path], recipe: Recipe, say: Callable[[str], None]) -> Start:
+    """The newest, with a note of what the recipe has changed since."""
     start = _checked(checkpoints, say)
-    assert start.checkpoint is not None
-    for part in _differences(recipe, read_facts(start.checkpoint)["recipe"]):
-        say(f"note: {part} is not what it was when {start.checkpoint} was saved")
+    for part in _differences(recipe, _recipe_of(checkpoints[-1])):
+        say(f"note: {part} is not what it was when {checkpoints[-1]} was saved")
     return start
+
+
+def _recipe_of(checkpoint: Path) -> dict[str, Any]:
+    """The recipe that a checkpoint was made by."""
+    recipe = read_facts(checkpoint).get("recipe")
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{checkpoint} does not say of which recipe it is")
+    return recipe
 
 
 def _checked(checkpoints: list[Path], say: Callable[[str], None]) -> Start:
@@ -80,7 +129,7 @@ def _checked(checkpoints: list[Path], say: Callable[[str], None]) -> Start:
         check_run_state(newest)
     except ValueError as error:
         raise ValueError(f"{error}; {_offer(checkpoints[:-1])}") from None
-    say(f"resuming after step {step_of(newest)} from {newest}")
+    say(f"resuming after step {read_facts(newest).get('step')} from {newest}")
     return Start(newest)
 
 

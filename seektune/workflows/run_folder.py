@@ -1,5 +1,7 @@
 """The folder of a run: its name, and that nothing of it stays when the run never began."""
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -49,19 +51,39 @@ def refuse_taken(folder: Path) -> None:
 
 
 @contextmanager
-def made(folder: Path) -> Iterator[None]:
-    """Make the folder for the preparations of the block, which write nothing into it; take it back if they fail.
+def held(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it for this process; take it back if the block fails and has put nothing into it.
 
     Raises:
-        OSError: the folder cannot be made.
+        ValueError: another process holds it.
+        OSError: it cannot be made.
     """
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        with _locked(folder):
+            yield
     except BaseException:
-        # a folder that someone else has put something into in the meantime is not empty and stays
+        # a folder that something was put into is not empty and stays
         with suppress(OSError):
             for place in missing:
                 place.rmdir()
         raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder itself; the system lets go of it when the process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"run_dir {folder}: another process trains there; let it finish, or name another") from None
+    except OSError:
+        # a network disk without locks: better unguarded than not at all
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -8,17 +8,20 @@ from pathlib import Path
 import torch
 
 from seektune import __version__
+from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.loss import validation_loss
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
+from seektune.train.checkpoints import set_aside_later
 from seektune.train.files import write_whole
 from seektune.train.interrupt import Interrupted, Interruption
 from seektune.train.metrics import MetricsLog
 from seektune.train.report import REPORT, write_report
-from seektune.train.trainer import MODEL, Trainer, TrainSettings
+from seektune.train.trainer import CHECKPOINTS, MODEL, Trainer, TrainSettings
 from seektune.workflows.console import say
 from seektune.workflows.exam import hold_exam, read_exam, write_exams
 from seektune.workflows.prepare import (
+    Lesson,
     build_model,
     choose_device,
     prepare_data,
@@ -26,8 +29,8 @@ from seektune.workflows.prepare import (
     read_rows,
     refuse_too_large,
 )
-from seektune.workflows.resume import Start, find_start
-from seektune.workflows.run_folder import RECIPE, choose_folder, made
+from seektune.workflows.resume import Start, find_start, refuse_other_rows
+from seektune.workflows.run_folder import RECIPE, choose_folder, held
 from seektune.workflows.tell import describe, farewell, story, summary
 
 
@@ -53,38 +56,40 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path) -> P
         say(note)
     with Interruption() as interruption:
         try:
-            start = find_start(recipe, folder, say)
-            if start.finished:
-                say(f"{folder} holds this run, finished: {folder / REPORT}")
-                return folder
-            _run(recipe, name, folder, start, cache_dir, interruption)
+            with held(folder):
+                start = find_start(recipe, folder, say)
+                if start.finished:
+                    say(f"{folder} holds this run, finished: {folder / REPORT}")
+                    return folder
+                _run(recipe, name, folder, start, cache_dir, interruption)
         except Interrupted as signal:
             raise Interrupted(farewell(str(signal), folder)) from None
     return folder
 
 
 def _run(recipe: Recipe, name: str, folder: Path, start: Start, cache_dir: Path, interruption: Interruption) -> None:
-    with made(folder):
-        torch.manual_seed(recipe.seed)
-        device = choose_device()
-        config = read_config(recipe.model)
-        refuse_too_large(recipe, config, device)
-        data = read_rows(recipe.data, cache_dir, say)
-        lesson = prepare_data(recipe, data, config, say)
-        model = build_model(recipe, config, device, with_weights=start.checkpoint is None)
-        facts = describe(recipe, model, lesson)
-        before = read_exam(folder, "before") if start.checkpoint is not None else None
-        if start.checkpoint is None:
-            before = hold_exam(recipe.evaluate.before, "before", model, lesson, recipe.evaluate)
-    write_whole(folder / RECIPE, dump_recipe(recipe).encode())
-    write_exams(folder, before, None)
+    torch.manual_seed(recipe.seed)
+    device = choose_device()
+    config = read_config(recipe.model)
+    refuse_too_large(recipe, config, device)
+    data = read_rows(recipe.data, cache_dir, say)
+    lesson = prepare_data(recipe, data, config, say)
+    model = build_model(recipe, config, device, with_weights=start.checkpoint is None)
+    facts = describe(recipe, model, lesson)
+    before = read_exam(folder, "before") if start.checkpoint is not None else None
+    if start.checkpoint is None:
+        before = hold_exam(recipe.evaluate.before, "before", model, lesson, recipe.evaluate)
     validate = partial(validation_loss, model, lesson.validation)
-    trainer = Trainer(model, lesson.tokenizer, lesson.loader, _settings(recipe), folder, validate, interruption)
+    settings = _settings(recipe, lesson)
+    trainer = Trainer(model, lesson.tokenizer, lesson.loader, settings, folder, validate, interruption)
     if start.checkpoint is not None:
+        refuse_other_rows(start.checkpoint, lesson.digest)
         trainer.resume(start.checkpoint)
+    with interruption.deferred():
+        _begin(recipe, folder, trainer.step, before)
     with MetricsLog(folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state) as log:
-        losses = trainer.fit(recipe.steps, log)
-    # weights first: an exam that fails must not cost the training
+        losses = _fit(trainer, recipe.steps, log, folder)
+    # weights before the exam: one that fails must not cost the training
     with interruption.deferred():
         trainer.export(folder / MODEL)
     after = hold_exam(recipe.evaluate.after, "after", model, lesson, recipe.evaluate)
@@ -94,7 +99,30 @@ def _run(recipe: Recipe, name: str, folder: Path, start: Start, cache_dir: Path,
     summary(losses, before, after, folder / MODEL, report)
 
 
-def _settings(recipe: Recipe) -> TrainSettings:
+def _begin(recipe: Recipe, folder: Path, step: int, before: HellaswagScore | None) -> None:
+    """Make the folder that of this run, which goes on after `step`; until here it is as it was."""
+    for left in set_aside_later(folder / CHECKPOINTS, step):
+        say(f"note: the run leaves this checkpoint and goes on after step {step}: {left}")
+    # the last sign of a finished run, which this is no more
+    (folder / REPORT).unlink(missing_ok=True)
+    write_whole(folder / RECIPE, dump_recipe(recipe).encode())
+    write_exams(folder, before, None)
+
+
+def _fit(trainer: Trainer, steps: int, log: MetricsLog, folder: Path) -> tuple[float, float]:
+    """Train. The state of the last step comes before the weights, as they can be made from it; where there is no room
+    for it, there may be for them, a fraction of its size.
+    """
+    try:
+        return trainer.fit(steps, log)
+    except OSError as error:
+        if trainer.step < steps:
+            raise
+        trainer.export(folder / MODEL)
+        raise OSError(f"{error}; the trained weights are in {folder / MODEL}") from None
+
+
+def _settings(recipe: Recipe, lesson: Lesson) -> TrainSettings:
     return TrainSettings(
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
@@ -106,5 +134,6 @@ def _settings(recipe: Recipe) -> TrainSettings:
         record={
             "recipe": recipe.model_dump(mode="json"),
             "versions": {"seektune": __version__, "torch": torch.__version__},
+            "rows": lesson.digest,
         },
     )

@@ -113,3 +113,38 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     assert [file.name for file in (tmp_path / "model").iterdir()] == ["part"]
     with pytest.raises(ValueError, match="not empty"), complete_folder(tmp_path / "model"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ('{"state.json": {"bytes": 2}}', "manifest.json is damaged: it lacks a size or a checksum"),
+        ('{"state.json": 5}', "manifest.json is damaged: it lacks a size or a checksum"),
+        ('{"state.json": {"bytes": [], "sha256": ""}}', "manifest.json is damaged: it lacks a size or a checksum"),
+        ('{"a": ' * 100_000, "manifest.json is damaged: it is not JSON"),
+        ('{"../secret": {"bytes": 2, "sha256": ""}, "state.json": {"bytes": 2, "sha256": ""}}', "secret is missing"),
+        ("{}", "state.json does not belong"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_manifest_that_is_not_one_is_damage_too(tmp_path, manifest, message):
+    (tmp_path / "secret").write_text("no")
+    folder = tmp_path / "step-1"
+    folder.mkdir()
+    (folder / "state.json").write_text("{}")
+    (folder / "manifest.json").write_text(manifest)
+    with pytest.raises(ValueError, match=message):
+        check_run_state(folder)
+
+
+def test_a_checkpoint_without_facts_is_none(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"state\.json is missing"):
+        check_run_state(tmp_path)
+
+
+def test_what_killed_processes_left_is_swept_for_one_name(tmp_path):
+    for name in (".model.abc.partial", ".other.abc.partial", ".other.old"):
+        (tmp_path / name).mkdir()
+    sweep(tmp_path, "model")
+    assert sorted(place.name for place in tmp_path.iterdir()) == [".other.abc.partial", ".other.old"]

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from seektune.checkpoint import check_run_state
+from seektune.cli.errors import explain
 from seektune.train import checkpoints as module
 from seektune.train.checkpoints import complete_checkpoints, step_of, thin_out
 from seektune.train.config import GuardConfig
 from seektune.train.gradient import NotFiniteError
+from seektune.train.guard import RETURNS, SpikeError
 from seektune.train.interrupt import Interrupted
 
 from .runs import end_by_two_signals, go, go_slowly, hang, losses, same_state, validations
@@ -126,7 +128,9 @@ def test_thirty_kills_lose_nothing(tmp_path):
         process = SPAWN.Process(target=go_slowly, args=(folder, steps, torch.get_num_threads()))
         process.start()
         if kills < 30:
-            time.sleep(dice.uniform(0.05, 0.9))
+            if kills % 3:  # most in steps and saves, however long the machine takes to start
+                wait_for_the_log(process, folder / "metrics.jsonl")
+            time.sleep(dice.uniform(0.0, 0.6))
             if process.is_alive():
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
@@ -140,6 +144,13 @@ def test_thirty_kills_lose_nothing(tmp_path):
     assert same_state(whole, go(folder, steps))
     assert losses(folder) == losses(tmp_path / "whole")
     assert validations(folder) == validations(tmp_path / "whole")
+
+
+def wait_for_the_log(process, file):
+    """Until a process that was just started has taken up its run's log, which makes it a new file, or has ended."""
+    before = file.stat().st_ino if file.exists() else None
+    while process.is_alive() and (not file.exists() or file.stat().st_ino == before):
+        time.sleep(0.01)
 
 
 def finished(folder, steps):
@@ -223,3 +234,58 @@ def test_a_spike_is_reported_or_rolled_back(tmp_path, capsys, action, expected):
     # a run that went back drew one step's data more, and forgot the spike
     assert trainer.stream.drawn == (15 if action == "rollback" else 14)
     assert (max(loss for _, loss in losses(tmp_path)) > 10) == (action == "report")
+
+
+def test_a_resumed_run_knows_which_losses_were_usual(tmp_path, capsys):
+    guard = GuardConfig(spike_factor=1.5, spike_action="rollback")
+    whole = poisoned(tmp_path / "whole", {11}, 14, guard, value=200.0)
+    stream = Poisoned({11}, 200.0)
+
+    def change(trainer):
+        stream.trainer = trainer
+        draw = stream.next_step
+
+        def signalling():
+            if stream.drawn == 9:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return draw()
+
+        stream.next_step = signalling
+
+    with pytest.raises(Interrupted):
+        go(tmp_path / "cut", 14, change, stream=stream, guard=guard)
+    capsys.readouterr()
+    cut = poisoned(tmp_path / "cut", {11}, 14, guard, value=200.0)
+    assert "step 11: the loss spiked" in capsys.readouterr().out
+    assert same_state(whole, cut)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+def test_a_run_that_spikes_whatever_follows_does_not_go_back_for_ever(tmp_path):
+    guard = GuardConfig(spike_factor=1.5, spike_action="rollback")
+    with pytest.raises(SpikeError, match=rf"went back to .*step-000010 {RETURNS} times"):
+        poisoned(tmp_path, set(range(11, 99)), 14, guard, value=200.0)
+    check_run_state(tmp_path / "checkpoints" / "step-000010")
+
+
+def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, monkeypatch):
+    write = module.write_run_state
+
+    def damaging(folder, tensors, facts):
+        size = write(folder, tensors, facts)
+        (folder / "state.json").write_text("{}")
+        return size
+
+    monkeypatch.setattr(module, "write_run_state", damaging)
+    with pytest.raises(ValueError, match=r"state.json has 2 bytes"):
+        poisoned(tmp_path, {11}, 14, GuardConfig(spike_factor=1.5, spike_action="rollback"), value=200.0)
+
+
+def test_a_disk_that_is_full_when_a_signal_comes_is_what_is_told(tmp_path, monkeypatch):
+    def full(folder, tensors, facts):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_run_state", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        go_until_signal(tmp_path, 1, 4)
+    assert explain(caught.value) == (1, str(caught.value))

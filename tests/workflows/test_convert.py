@@ -189,3 +189,15 @@ def test_progress_is_plain_lines_elsewhere_and_seldom(capsys: pytest.CaptureFixt
 )
 def test_numbers_are_short(number: int, count: str, size: str):
     assert (console.many(number), console.size(number)) == (count, size)
+
+
+def test_memory_that_does_not_suffice_is_told_without_words_about_training():
+    code = (
+        "import sys; from seektune.workflows import convert; from seektune.cli import main\n"
+        'def short(*_): raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory")\n'
+        "convert.convert_checkpoint = short; sys.argv = ['seektune', 'convert', 'a', 'b', '--to', 'bf16']; main()"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("seektune: out of memory; the largest tensor needs room as it is read and")
+    assert "batch" not in answer.stderr

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from seektune.workflows.run_folder import TAKEN, choose_folder, made, refuse_taken
+from seektune.workflows.run_folder import TAKEN, choose_folder, held, refuse_taken
 
 NOON = datetime(2026, 3, 4, 12, 0, 5)
 
@@ -39,7 +39,7 @@ def test_a_file_is_no_folder(tmp_path):
 
 
 def fail_in(folder: Path, error: type[BaseException]) -> None:
-    with made(folder):
+    with held(folder):
         assert folder.is_dir()
         raise error
 
@@ -62,6 +62,6 @@ def test_a_failed_preparation_takes_back_nothing_else(tmp_path):
 
 
 def test_a_good_preparation_leaves_the_folder(tmp_path):
-    with made(tmp_path / "runs" / "one"):
+    with held(tmp_path / "runs" / "one"):
         pass
     assert (tmp_path / "runs" / "one").is_dir()

@@ -1,19 +1,26 @@
+import hashlib
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from seektune.data.synthetic import made_hellaswag, write_rows
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.recipe.load import load_recipe
-from seektune.train import trainer
+from seektune.recipe.load import dump_recipe, load_recipe
+from seektune.train import checkpoints, trainer
 from seektune.train.files import read_lines
 from seektune.train.interrupt import Interrupted
 from seektune.workflows import train as workflow
+from seektune.workflows.run_folder import held
+
+from .door import ROOT
 
 CACHE = Path("unused")
 
@@ -177,12 +184,12 @@ def add(folder):
 def test_a_damaged_checkpoint_is_found_and_an_older_one_offered(recipe, monkeypatch, harm, message):
     wanted = recipe(steps=5, checkpoint={"every": 1})
     stopped(wanted, monkeypatch, 3)
-    checkpoints = Path(wanted.run_dir) / "checkpoints"
-    harm(checkpoints / "step-000003")
+    places = Path(wanted.run_dir) / "checkpoints"
+    harm(places / "step-000003")
     monkeypatch.setattr(workflow, "build_model", lambda *_, **__: pytest.fail("built a model"))
     with pytest.raises(ValueError, match=message) as caught:
         train(wanted)
-    older = checkpoints / "step-000002"
+    older = places / "step-000002"
     assert str(caught.value).endswith(f"the checkpoint before is whole: --resume={older}")
     monkeypatch.undo()
     folder = train(wanted.model_copy(update={"resume": str(older)}))
@@ -285,3 +292,172 @@ def test_the_smallest_preset_learns_real_rows(recipe, tmp_path):
     folder = train(recipe(model={"preset": "tiny", "dtype": "fp32"}, data__path=str(shared), batch=small, steps=12))
     lines = read_lines(folder / "validation.jsonl")
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
+
+
+def stopped_in_validation(recipe, monkeypatch, step):
+    """A run that SIGTERM stopped in the validation after a step."""
+    validate = trainer.Trainer._validate_if_due
+
+    def signalling(self, *rest):
+        if self.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        validate(self, *rest)
+
+    monkeypatch.setattr(trainer.Trainer, "_validate_if_due", signalling)
+    with pytest.raises(Interrupted):
+        train(recipe)
+    monkeypatch.undo()
+
+
+@pytest.mark.slow
+def test_a_longer_run_is_not_finished_because_the_shorter_one_was(recipe, tmp_path, monkeypatch):
+    train(recipe())
+    stopped_in_validation(recipe(steps=5), monkeypatch, 5)
+    folder = train(recipe(steps=5))
+    state = load_state(folder / "checkpoints" / "step-000005")
+    assert torch.equal(DeepseekV4ForCausalLM.from_pretrained(folder / "model").state_dict()["head.weight"], state)
+
+
+def load_state(checkpoint: Path) -> torch.Tensor:
+    with safe_open(next(checkpoint.glob("*.safetensors")), framework="pt") as file:
+        return file.get_tensor("model.head.weight").bfloat16()
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_back_leaves_the_course_it_was_on(recipe, monkeypatch, capsys):
+    folder = train(recipe(steps=5, checkpoint={"every": 1, "keep_last": 9}))
+    older = folder / "checkpoints" / "step-000002"
+    back = recipe(steps=5, checkpoint={"every": 4}, resume=str(older), optimizer={"lr": 1e-4})
+    stopped(back, monkeypatch, 3)
+    shown = capsys.readouterr().out
+    assert "note: the run leaves this checkpoint and goes on after step 2" in shown
+    names = {place.name for place in (folder / "checkpoints").iterdir()}
+    assert names == {"step-000002", "step-000003", *(f"step-00000{step}.left" for step in (3, 4, 5))}
+    # the same words are a call to go on, not to go back once more
+    train(back)
+    assert "resuming after step 3" in capsys.readouterr().out
+    lines = read_lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert lines[-1]["lr"] < 1e-4
+
+
+@pytest.mark.slow
+def test_a_run_that_began_from_another_goes_on_with_the_same_words(recipe, tmp_path, monkeypatch, capsys):
+    source = train(recipe())
+    wanted = recipe(steps=6, resume=str(source), run_dir=str(tmp_path / "other"))
+    stopped(wanted, monkeypatch, 5)
+    folder = train(wanted)
+    assert "resuming after step 5" in capsys.readouterr().out
+    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [4, 5, 6]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_may_have_any_name(recipe, tmp_path):
+    source = train(recipe())
+    (source / "checkpoints" / "step-000003").rename(tmp_path / "best")
+    folder = train(recipe(steps=4, resume=str(tmp_path / "best"), run_dir=str(tmp_path / "other")))
+    assert [line["step"] for line in read_lines(folder / "metrics.jsonl")] == [4]
+
+
+@pytest.mark.slow
+def test_the_checkpoint_of_another_run_is_not_taken_for_ones_own(recipe, tmp_path, monkeypatch):
+    other = train(recipe(run_dir=str(tmp_path / "other"), seed=7))
+    wanted = recipe(steps=5)
+    stopped(wanted, monkeypatch, 2)
+    shutil.copytree(other / "checkpoints" / "step-000003", tmp_path / "run" / "checkpoints" / "step-000003")
+    with pytest.raises(ValueError, match=r"step-000003 is of a run with another seed; remove it"):
+        train(wanted)
+
+
+@pytest.mark.slow
+def test_other_rows_under_the_same_path_are_refused_and_nothing_is_touched(recipe, tmp_path, monkeypatch):
+    path = tmp_path / "rows"
+    path.mkdir()
+    for split in ("train", "validation"):
+        write_rows(path / f"{split}.jsonl", made_hellaswag(8, seed=1))
+    wanted = recipe(steps=5, data__path=str(path))
+    stopped(wanted, monkeypatch, 2)
+    folder = Path(wanted.run_dir)
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    write_rows(path / "train.jsonl", made_hellaswag(8, seed=2))
+    with pytest.raises(ValueError, match=r"step-000002 was trained on other rows: data\.path holds something else"):
+        train(wanted.model_copy(update={"resume": str(folder / "checkpoints" / "step-000002")}))
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_does_not_say_where_it_stood_is_refused(recipe, monkeypatch):
+    wanted = recipe(steps=5)
+    stopped(wanted, monkeypatch, 2)
+    checkpoint = Path(wanted.run_dir) / "checkpoints" / "step-000002"
+    facts = json.loads((checkpoint / "state.json").read_text())
+    for key, message in (("guard", "it lacks guard"), ("recipe", "does not say of which recipe")):
+        text = json.dumps({name: value for name, value in facts.items() if name != key})
+        (checkpoint / "state.json").write_text(text)
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        manifest["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=message):
+            train(wanted)
+
+
+def test_two_processes_do_not_train_in_one_folder(recipe, tmp_path):
+    with held(tmp_path / "run"), pytest.raises(ValueError, match="another process trains there"):
+        train(recipe())
+
+
+@pytest.mark.slow
+def test_weights_are_saved_where_the_last_state_finds_no_room(recipe, monkeypatch):
+    def full(folder, tensors, facts):
+        raise OSError(28, "No space left on device")
+
+    whole = train(recipe())
+    shutil.move(whole, whole.with_name("whole"))
+    monkeypatch.setattr(checkpoints, "write_run_state", full)
+    with pytest.raises(OSError, match=r"step-000003: No space left .*; the trained weights are in .*run/model"):
+        train(recipe())
+    exported = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, whole.with_name("whole"))]
+    assert exported[0] == exported[1]
+
+
+@pytest.mark.slow
+def test_what_a_killed_export_left_is_in_nobodys_way(recipe, monkeypatch):
+    exam = workflow.hold_exam
+    monkeypatch.setattr(
+        workflow, "hold_exam", lambda *given: pytest.fail("ends") if given[1] == "after" else exam(*given)
+    )
+    with pytest.raises(pytest.fail.Exception):
+        train(recipe())
+    monkeypatch.undo()
+    folder = Path(recipe().run_dir)
+    for left in (".model.old", ".model.abc.partial"):
+        (folder / left).mkdir()
+        (folder / left / "weights").touch()
+    train(recipe())
+    assert not [place.name for place in folder.iterdir() if place.name.startswith(".")]
+
+
+STARTING = """
+import importlib.abc, os, signal, sys
+class Signalling(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.{name})
+sys.meta_path.insert(0, Signalling())
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+sys.argv = ["seektune", "train", {recipe!r}]
+from seektune.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_while_torch_is_loaded_says_resume_me(recipe, tmp_path, name):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe()))
+    code = STARTING.format(name=name, recipe=str(tmp_path / "recipe.yaml"))
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert answer.returncode == 75
+    assert answer.stderr == f"seektune: stopped by {name} while starting; the same command starts again\n"
+    assert not (tmp_path / "run").exists()
