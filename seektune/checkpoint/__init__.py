@@ -3,6 +3,7 @@
 from seektune.checkpoint.load import load_weights
 from seektune.checkpoint.locate import locate
 from seektune.checkpoint.publish import complete_folder, sweep
+from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.run_state import (
     MANIFEST,
     check_run_state,
@@ -16,6 +17,7 @@ from seektune.checkpoint.shard import Shard, as_shard
 
 __all__ = [
     "MANIFEST",
+    "Ranks",
     "Shard",
     "as_shard",
     "check_run_state",

@@ -94,8 +94,8 @@ def start(path: str, overrides: list[str], flags: Flags) -> None:
     launch(job)
 
 
-def train_here(loaded: "LoadedRecipe") -> None:
-    """Train in this process."""
+def train_here(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> None:
+    """Train in this process, which may be one of several."""
     from seektune.train.interrupt import Interrupted, Interruption
 
     with Interruption() as interruption:
@@ -103,11 +103,13 @@ def train_here(loaded: "LoadedRecipe") -> None:
             # loading torch takes seconds, in which a signal must mean what it means later
             with interruption.deferred():
                 from seektune.data.hellaswag import default_cache_dir
+                from seektune.parallel.join import Seat
                 from seektune.workflows.train import train
         except Interrupted as signal:
             raise Interrupted(f"stopped by {signal} while starting; the same command starts again") from None
     with told_of_memory("lower batch.micro_size or batch.length"):
-        train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ))
+        seat = Seat(world, local_rank)
+        train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ), seat)
 
 
 def _work(loaded: "LoadedRecipe", flags: Flags, world: int) -> None:
@@ -119,7 +121,7 @@ def _work(loaded: "LoadedRecipe", flags: Flags, world: int) -> None:
     check_world(loaded.recipe, world)
     if world > 1 and loaded.recipe.run_dir is None:
         raise ValueError(f"{world} processes need one folder; name it: --run_dir=runs/NAME")
-    train_here(loaded)
+    train_here(loaded, world, int(os.environ["LOCAL_RANK"]))
 
 
 def plan_job(
@@ -168,25 +170,19 @@ def _gpus() -> int:
 
 
 def check_world(recipe: "Recipe", world: int) -> None:
-    """Check that the sizes of the mesh multiply out.
+    """Check that the sizes of the mesh multiply out, and that model and batch can be cut so where that is known.
 
     Raises:
-        ValueError: they do not make this number of processes; names a number that fits, and how to try it with this.
+        ValueError: they do not; names layouts that fit.
     """
-    parallel = recipe.parallel
-    sizes = {"pp_size": parallel.pp_size, "cp_size": parallel.cp_size, "ep_size": parallel.ep_size}
-    if world % (sizes["pp_size"] * sizes["cp_size"]) == 0 and world // sizes["pp_size"] % sizes["ep_size"] == 0:
-        return
-    wide = {key: size for key, size in sizes.items() if size > 1}
-    asked = " x ".join(f"parallel.{key} {size}" for key, size in wide.items())
-    cures = " ".join(f"--parallel.{key}=1" for key in wide)
-    count = "one process" if world == 1 else f"{world} processes"
-    raise ValueError(
-        f"{asked} takes {parallel.least_world()} processes or a multiple of that, but this job has {count} "
-        f"(--nproc-per-node x --nnodes); to try it with {count}: {cures}{_smaller(recipe, world)}"
-    )
+    from seektune.parallel.plan import check_batch, make_plan
 
-
-def _smaller(recipe: "Recipe", world: int) -> str:
-    too_large = world == 1 and recipe.model.preset not in (None, "tiny")
-    return f" (and --model.preset=tiny, as {recipe.model.preset} does not fit one device)" if too_large else ""
+    architecture = recipe.model.architecture()
+    try:
+        plan = make_plan(recipe.parallel, world, architecture)
+    except ValueError as error:
+        small = world == 1 and recipe.model.preset not in (None, "tiny")
+        more = f" (and --model.preset=tiny, as {recipe.model.preset} does not fit one device)" if small else ""
+        raise ValueError(f"{error}{more}") from None
+    if architecture is not None:
+        check_batch(plan, recipe.parallel, architecture, recipe.batch.global_size, recipe.batch.micro_size)

@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
-
 from seektune.data.examples import encode_continuations, ending_text
 from seektune.data.hellaswag import HellaswagRow
 from seektune.data.tokenizer import Tokenizer
-from seektune.evaluate.likelihood import Likelihood, Progress, continuation, likelihoods
+from seektune.evaluate.likelihood import Likelihood, Progress, Scorer, continuation, likelihoods
 from seektune.evaluate.statistics import Change, Estimate
 
 
@@ -57,7 +55,7 @@ def spread_evenly(rows: Sequence[HellaswagRow], limit: int | None) -> list[Hella
 
 
 def evaluate_hellaswag(
-    model: nn.Module,
+    model: Scorer,
     tokenizer: Tokenizer,
     rows: Sequence[HellaswagRow],
     batch_tokens: int,
@@ -71,7 +69,7 @@ def evaluate_hellaswag(
     prompt begins with BOS, and EOS after the right ending counts in `loss` (not in the scores), because it is taught.
 
     Args:
-        model: gives `model(input_ids, documents=documents).logits` `[B, T, V]`.
+        model: whose knowledge is asked.
         tokenizer: the one the model is trained with.
         rows: questions, usually of the raw validation split.
         batch_tokens: most tokens, padding included, of one forward (a longer ending is run alone).

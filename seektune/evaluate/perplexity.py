@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from seektune.data.tokenizer import Tokenizer
-from seektune.evaluate.likelihood import Progress, continuation, likelihoods
+from seektune.evaluate.likelihood import Progress, Scorer, continuation, likelihoods
 from seektune.evaluate.statistics import Change, Estimate
 
 SUFFIXES = (".txt", ".jsonl")
@@ -87,7 +85,7 @@ def windows(tokens: Sequence[int], bos_id: int, length: int, stride: int) -> Ite
 
 
 def evaluate_perplexity(
-    model: nn.Module,
+    model: Scorer,
     tokenizer: Tokenizer,
     texts: Sequence[Text],
     length: int,

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from seektune.checkpoint import load_weights, locate, save_weights
 from seektune.model.config import DeepseekV4Config
-from seektune.model.gate import HashGate, RoutingLedger
+from seektune.model.gate import Gate, HashGate, RoutingLedger
 from seektune.model.initialize import initialize
-from seektune.model.part import ModelPart, Taught
-from seektune.sequence import IGNORE_INDEX, following
+from seektune.model.part import ModelPart, Taught, TokenScores
+from seektune.sequence import IGNORE_INDEX, Batch, following
 
 INTEGERS = (torch.int64, torch.int32, torch.int16)
 """Dtypes of ids."""
@@ -74,9 +75,7 @@ class DeepseekV4ForCausalLM(ModelPart):
         model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
         model.to_empty(device=device)
         load_weights(model.state_dict(), folder)
-        for layer, gate in model.gates().items():
-            if isinstance(gate, HashGate) and not gate.is_valid():
-                raise ValueError(f"{folder}: layers.{layer}.ffn.gate.tid2eid names an expert that does not exist")
+        check_tables(model.gates(), folder)
         return model
 
     def save_pretrained(self, folder: str | Path, format: str = "bf16", original: str | Path | None = None) -> None:
@@ -142,6 +141,15 @@ class DeepseekV4ForCausalLM(ModelPart):
             mtp_loss=None if losses is None else losses.mtp,
         )
 
+    @torch.no_grad()
+    def score(self, batch: Batch) -> TokenScores:
+        """How likely the taught tokens of rows are, `[B, T]`; whole logits never exist."""
+        batch = batch.to(self.embed.weight.device)
+        layout = self.sequence(batch.documents)
+        tokens = layout.mine(batch.tokens)
+        hidden = self.hidden(self.run(self.enter(tokens), tokens, layout, None))
+        return self.scores_of(hidden, layout, batch.labels)
+
     def _check(self, input_ids: Tensor, labels: Tensor | None, documents: Tensor | None, mtp: bool) -> None:
         for name, tensor in (("input_ids", input_ids), ("labels", labels), ("documents", documents)):
             if tensor is not None and tensor.dtype not in INTEGERS:
@@ -161,3 +169,14 @@ class DeepseekV4ForCausalLM(ModelPart):
             raise ValueError(f"labels must be {IGNORE_INDEX} (not taught) or ids below {self.config.vocab_size}")
         if mtp and not self.mtp:
             raise ValueError("this model has no MTP block (num_nextn_predict_layers is 0)")
+
+
+def check_tables(gates: Mapping[int, Gate], folder: Path) -> None:
+    """Check the tables of hash gates that were read from a folder.
+
+    Raises:
+        ValueError: one names an expert that does not exist.
+    """
+    for layer, gate in gates.items():
+        if isinstance(gate, HashGate) and not gate.is_valid():
+            raise ValueError(f"{folder}: layers.{layer}.ffn.gate.tid2eid names an expert that does not exist")

@@ -42,6 +42,16 @@ class Losses:
     """Of the MTP block, each predicting the one after that; None where it did not run."""
 
 
+@dataclass(frozen=True)
+class TokenScores:
+    """How likely a model finds the taught tokens of rows; each stands where it is predicted."""
+
+    losses_BT: Tensor
+    """Negative log-likelihood in nats, fp32; 0 where nothing is taught."""
+    first_BT: Tensor
+    """Whether it is the model's first choice, bool."""
+
+
 class Blocks(nn.Module):
     """Blocks by layer id, which is also their name."""
 
@@ -136,15 +146,19 @@ class ModelPart(nn.Module):
         return Losses(loss, self._loss(ahead_BTD, layout.targets(taught.labels_BT, steps=2)) / taught.divisor)
 
     @torch.no_grad()
-    def token_losses(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> Tensor:
-        """Cross-entropy of each token here that is taught to predict the next, fp32 `[B, T]`; 0 for the others."""
+    def scores_of(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> TokenScores:
+        """How likely the taught tokens are, each predicted by the token here before it."""
         targets = layout.targets(labels_BT, steps=1)
         taught = targets != IGNORE_INDEX
-        found = torch.zeros(targets.shape, device=targets.device)
-        pairs = zip(hidden_BTD[taught].split(CHUNK), targets[taught].split(CHUNK), strict=True)
-        losses = [F.cross_entropy(self.logits(x), y, reduction="none").float() for x, y in pairs]
-        found[taught] = torch.cat(losses)
-        return found
+        losses_BT = torch.zeros(targets.shape, device=targets.device)
+        first_BT = torch.zeros_like(taught)
+        losses, first = [], []
+        for x, y in zip(hidden_BTD[taught].split(CHUNK), targets[taught].split(CHUNK), strict=True):
+            logits = self.logits(x)
+            losses.append(F.cross_entropy(logits, y, reduction="none").float())
+            first.append(logits.argmax(-1) == y)
+        losses_BT[taught], first_BT[taught] = torch.cat(losses), torch.cat(first)
+        return TokenScores(losses_BT, first_BT)
 
     def _loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         if targets_BT.is_meta:  # a dry run: as if all were taught

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from seektune.checkpoint import Ranks
 from seektune.parallel.plan import Place, Plan
 
 
@@ -35,6 +36,11 @@ class Mesh:
     def place(self) -> Place:
         """Coordinates of this process."""
         return self.plan.place(self.rank)
+
+    @property
+    def ranks(self) -> Ranks:
+        """All processes, acting together on files."""
+        return Ranks(None if self.axes is None else self.axes.control)
 
     @property
     def is_main(self) -> bool:
@@ -79,6 +85,8 @@ class Axes:
     """The same processes for parameters that stay fp32: FSDP2 wants one dtype in each process group."""
     expert_pieces: DeviceMesh
     """Over which the experts of one place on the expert axis are cut (and replicated)."""
+    control: dist.ProcessGroup
+    """All processes, for what one of them decides."""
     checkpoint: dist.ProcessGroup
     """All processes, for saving beside the training."""
 
@@ -101,6 +109,7 @@ class Axes:
             dense=dense,
             dense_fp32=_twin(dense, plan, device),
             expert_pieces=_pieces(experts, plan.expert_replicate),
+            control=dist.new_group(backend="gloo"),
             checkpoint=dist.new_group(backend="gloo"),
         )
 

@@ -5,19 +5,21 @@ Shapes: B rows, T tokens, L tokens here, E experts, M micro-batches.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from seektune.checkpoint import Shard
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.checkpoint import Shard, load_weights, save_weights
+from seektune.model.causal_lm import DeepseekV4ForCausalLM, check_tables
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate
 from seektune.model.objective import Objective
+from seektune.model.part import TokenScores
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.passes import Looped, Passes, Phase
-from seektune.parallel.pieces import piece_of
+from seektune.parallel.pieces import copies_of, local, piece_of
 from seektune.parallel.stage import Stage, Task
 from seektune.sequence import Batch
 
@@ -60,6 +62,15 @@ class ParallelModel:
         """As `named_parameters`."""
         return (parameter for _, parameter in self.named_parameters())
 
+    def trainable(self) -> int:
+        """The number of weights that train, of all processes."""
+        own = sum(
+            local(parameter).numel() / copies_of(name, self.mesh)
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        )
+        return round(float(self.mesh.sum(torch.tensor(own, dtype=torch.float64, device=self.device))))
+
     def gates(self) -> dict[int, Gate]:
         """Gates of this process by layer id."""
         return {layer: gate for stage in self.stages.values() for layer, gate in stage.gates().items()}
@@ -69,28 +80,47 @@ class ParallelModel:
         states = [stage.state_dict() for stage in self.stages.values()]
         return {name: piece_of(name, tensor, self.mesh) for state in states for name, tensor in state.items()}
 
+    def complete(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the whole model's weights and buffers."""
+        state = DeepseekV4ForCausalLM(self.config, device="meta").state_dict()
+        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+    def load_pretrained(self, folder: Path) -> None:
+        """Fill the pieces here from a checkpoint folder in any format.
+
+        Raises:
+            ValueError: a tensor is missing, unexpected, of the wrong shape or type, or damaged.
+        """
+        load_weights(self.held(), folder, self.complete())
+        check_tables(self.gates(), folder)
+
+    def save_pretrained(self, folder: Path, format: str = "bf16", original: Path | None = None) -> None:
+        """As `DeepseekV4ForCausalLM.save_pretrained`; every process calls it, the first one writes."""
+        config = {"model_type": self.config.model_type, **self.config.to_dict()}
+        save_weights(
+            self.held(), config, folder, format, original, group=self.mesh.ranks.group, complete=self.complete()
+        )
+
     def train(self, batches: Sequence[Batch], objective: Objective, phase: Phase) -> Outcome:
         """Forward and backward of a step, given all of its micro-batches; gradients are summed over processes."""
         task = Task(objective)
         self._passes.train([batch.to(self.device) for batch in self._deal(batches)], task, phase)
         return self._together(task, objective)
 
-    def token_losses(self, batch: Batch) -> Tensor:
-        """Cross-entropy of each taught token, fp32 `[B, T]`, 0 elsewhere; the same on every process."""
+    def score(self, batch: Batch) -> TokenScores:
+        """How likely the taught tokens of rows are, `[B, T]`; every process gives the same rows and gets the same."""
         plan, place = self.mesh.plan, self.mesh.place
         rows, length = batch.tokens.shape
         own = -(-rows // plan.data_size)
         whole = batch.padded(own * plan.data_size, _multiple(length, plan.cp_size))
         mine = Batch(*(x[place.dp * own : (place.dp + 1) * own] for x in whole.tensors())).to(self.device)
         found = self._passes.examine(mine)
-        if plan.world == 1:
-            assert found is not None
-            return found
-        everything = torch.zeros(plan.data_size, own, plan.cp_size, whole.tokens.shape[1] // plan.cp_size)
-        everything = everything.to(self.device)
+        here = whole.tokens.shape[1] // plan.cp_size
+        everything = torch.zeros(plan.data_size, own, plan.cp_size, here, 2, device=self.device)
         if found is not None:
             everything[place.dp, :, place.cp] = found
-        return self.mesh.sum(everything).flatten(2).flatten(0, 1)[:rows, :length]
+        scores = self.mesh.sum(everything).flatten(2, 3).flatten(0, 1)[:rows, :length]
+        return TokenScores(scores[..., 0], scores[..., 1] > 0)
 
     def _deal(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of this process; a pipeline's have one shape."""

@@ -44,7 +44,7 @@ class Passes(Protocol):
         """Forward and backward of them all; gradients add up, the task hears what was found."""
 
     def examine(self, batch: Batch) -> Tensor | None:
-        """Token losses `[B, L]` of the slice here; None where another stage has them."""
+        """What `TokenScores` holds of the slice here, `[B, L, 2]`; None where another stage has it."""
 
 
 class Looped:

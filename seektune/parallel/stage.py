@@ -1,4 +1,4 @@
-"""A part of the model as training and exams run it: from token ids or streams to streams, a loss or token losses.
+"""A part of the model as training and exams run it: from token ids or streams to streams, a loss or scores.
 
 Shapes: B rows, T tokens, L tokens here, S streams, D width.
 """
@@ -33,7 +33,7 @@ class Task:
 
     def __init__(self, objective: Objective | None):
         self.objective = objective
-        """None for an exam, where each token's loss is asked for."""
+        """None for an exam, where each token's likelihood is asked for."""
         self.found: list[Found] = []
 
 
@@ -55,7 +55,7 @@ class Stage(ModelPart):
         return stage
 
     def forward(self, x: Tensor, tokens: Tensor, documents: Tensor, labels: Tensor, task: Task) -> Tensor:
-        """Streams for the next stage, or from the last one the loss of the rows (a scalar) or token losses `[B, L]`.
+        """Streams for the next stage, or from the last the loss of the rows (a scalar) or their scores `[B, L, 2]`.
 
         Args:
             x: token ids of whole rows `[B, T]` for the first stage, what the stage before gave for the others.
@@ -74,7 +74,8 @@ class Stage(ModelPart):
             return self._note(task, streams, None, ledger)
         hidden = self.hidden(streams)
         if objective is None:
-            return self.token_losses(hidden, layout, labels)
+            scores = self.scores_of(hidden, layout, labels)
+            return torch.stack([scores.losses_BT, scores.first_BT.float()], dim=-1)
         after = layout.mine(following(tokens))
         seen = None if ahead is None else self.look_ahead(streams, ahead, after, layout, ledger)
         return self._note(task, streams, self.losses(hidden, seen, layout, Taught(labels, objective.taught)), ledger)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from time import perf_counter
@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from seektune.checkpoint import sweep, write_run_state
+from seektune.checkpoint import Ranks, Shard, as_shard, sweep, write_run_state
 from seektune.train.config import CheckpointConfig
 from seektune.train.files import cannot_write
 
@@ -39,7 +40,14 @@ class Checkpoints:
     one, which training then waits for, makes up for it.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, report: Callable[[Saved], None]):
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        report: Callable[[Saved], None],
+        group: ProcessGroup | None = None,
+    ):
+        """With a group of processes (gloo, used by nobody else), each saves the pieces that it holds."""
         self.folder, self._config, self._report = folder, config, report
         self._copy: dict[str, Tensor] = {}
         self._thread: Thread | None = None
@@ -47,7 +55,8 @@ class Checkpoints:
         """Why the last save failed, if it did."""
         self._current: list[Path] = []
         """What this process saved since it last went back."""
-        sweep(folder)
+        self._ranks = Ranks(group)
+        self._ranks.first(lambda: sweep(folder))
 
     def place(self, step: int) -> Path:
         """Where the state after `step` is saved."""
@@ -57,7 +66,9 @@ class Checkpoints:
         """The run returned to an earlier step, and will make other checkpoints under the same names."""
         self._current.clear()
 
-    def save(self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], wait: bool = False) -> None:
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor | Shard], facts: Mapping[str, Any], wait: bool = False
+    ) -> None:
         """Save the state after `step`; returns when it is copied, or with `wait` when it is complete.
 
         Raises:
@@ -94,19 +105,25 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
 
-    def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        for name, tensor in tensors.items():
+    def _copied(self, tensors: Mapping[str, Tensor | Shard]) -> dict[str, Shard]:
+        shards = {name: as_shard(held) for name, held in tensors.items()}
+        for name, shard in shards.items():
             if name not in self._copy:
-                self._copy[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
-            self._copy[name].copy_(tensor)
-        return {name: self._copy[name] for name in tensors}
+                self._copy[name] = torch.empty_like(shard.tensor, device="cpu", memory_format=torch.contiguous_format)
+            self._copy[name].copy_(shard.tensor)
+        return {name: replace(shard, tensor=self._copy[name]) for name, shard in shards.items()}
 
     def _write(
-        self, folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], began: float, blocked: float | None
+        self,
+        folder: Path,
+        tensors: Mapping[str, Tensor | Shard],
+        facts: Mapping[str, Any],
+        began: float,
+        blocked: float | None,
     ) -> None:
         try:
-            size = write_run_state(folder, tensors, facts)
-            thin_out(self.folder, self._config.keep_last, self._config.keep_every)
+            size = write_run_state(folder, tensors, facts, self._ranks.group)
+            self._ranks.first(lambda: thin_out(self.folder, self._config.keep_last, self._config.keep_every))
         except Exception as error:
             # whatever it is: a thread that dies in silence would leave a checkpoint that is believed in
             self.failure = cannot_write(folder, error) if isinstance(error, OSError) else error

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from seektune.parallel.model import ParallelModel
+from seektune.parallel.mesh import Mesh
 from seektune.parallel.pieces import copies_of, local
 
 NAMED = 5
@@ -28,17 +28,17 @@ def accumulate_in_fp32(parameters: Iterable[Tensor]) -> None:
             parameter.grad_dtype = torch.float32
 
 
-def gradient_norm(model: ParallelModel) -> float:
+def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float:
     """Norm of the gradient over all parameters of all processes; fp32 per parameter, fp64 across.
 
     Raises:
         NotFiniteError: it is not finite, on every process; the sentence names the first parameters to blame here.
     """
-    named = [(name, local(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
+    named = [(name, local(p.grad)) for name, p in parameters if p.grad is not None]
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32).double() for name, gradient in named]
-    squares = [norm**2 / copies_of(name, model.mesh) for (name, _), norm in zip(named, norms, strict=True)]
-    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=model.device)
-    square = float(model.mesh.sum(total))
+    squares = [norm**2 / copies_of(name, mesh) for (name, _), norm in zip(named, norms, strict=True)]
+    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=mesh.device)
+    square = float(mesh.sum(total))
     if not isfinite(square):
         faulty = [name for (name, _), norm in zip(named, norms, strict=True) if not isfinite(float(norm))]
         rest = f" and {len(faulty) - NAMED} more" if len(faulty) > NAMED else ""

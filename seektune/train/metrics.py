@@ -6,7 +6,7 @@ Shapes: E experts.
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Self, TypedDict
+from typing import Any, Protocol, Self, TypedDict
 
 import torch
 
@@ -30,6 +30,71 @@ class LogState(TypedDict):
     total_tokens: int
     loads: dict[str, list[int]]
     """Tokens per expert since the last line of expert loads, by layer id."""
+
+
+class RunLog(Protocol):
+    """What the loop tells of a run, and asks about it."""
+
+    def step(self, record: StepRecord) -> None:
+        """A step is done."""
+
+    def validation(self, step: int, loss: float) -> None:
+        """The validation loss after a step."""
+
+    def skipped(self, step: int, reason: str) -> None:
+        """A step changed nothing."""
+
+    def say(self, sentence: str) -> None:
+        """Something is worth a line."""
+
+    def rewind(self, last_step: int, state: LogState | None) -> None:
+        """Forget what came after a step."""
+
+    def validations(self) -> dict[int, float]:
+        """The validation losses so far, by step."""
+        ...
+
+    def state_dict(self) -> LogState:
+        """What a resumed run's record needs."""
+        ...
+
+
+class SilentLog:
+    """The log of a process that writes nothing, because another one writes the same."""
+
+    def __init__(self, validations: Mapping[int, float]):
+        self._validations = dict(validations)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        """Nothing is open."""
+
+    def step(self, record: StepRecord) -> None:
+        """As `RunLog`."""
+
+    def validation(self, step: int, loss: float) -> None:
+        """As `RunLog`."""
+        self._validations[step] = loss
+
+    def skipped(self, step: int, reason: str) -> None:
+        """As `RunLog`."""
+
+    def say(self, sentence: str) -> None:
+        """As `RunLog`."""
+
+    def rewind(self, last_step: int, state: LogState | None) -> None:
+        """As `RunLog`."""
+        self._validations = {step: loss for step, loss in self._validations.items() if step <= last_step}
+
+    def validations(self) -> dict[int, float]:
+        """As `RunLog`."""
+        return dict(self._validations)
+
+    def state_dict(self) -> LogState:
+        """As `RunLog`; the state that is kept is that of the process that writes."""
+        return {"total_tokens": 0, "loads": {}}
 
 
 class MetricsLog:

@@ -33,6 +33,11 @@ def begin_as_saved(model: ParallelModel, optimizer: AdamW, names: set[str]) -> N
             optimizer.begin(parameter)
 
 
+def is_random_state(name: str) -> bool:
+    """Whether it belongs to one process, and another layout goes on without it."""
+    return name.startswith(RANDOM)
+
+
 def random_states(rank: int) -> dict[str, Tensor | Shard]:
     """The state of torch's generators, of the CPU and of the GPU in use, uint8."""
     states: dict[str, Tensor | Shard] = {f"{RANDOM}cpu.{rank}": torch.get_rng_state()}

@@ -126,7 +126,7 @@ def _finite(parts_M3: Tensor, objective: Objective, step: int) -> Tensor:
 def _bound(model: ParallelModel, max_norm: float | None, step: int, loss: float) -> float:
     """The gradient's norm, after which it is at most `max_norm` long."""
     try:
-        norm = gradient_norm(model)
+        norm = gradient_norm(model.named_parameters(), model.mesh)
     except NotFiniteError as error:
         raise NotFiniteError(f"step {step} (loss {loss:g}): {error}; nothing was updated") from None
     clip(model.parameters(), norm, max_norm)

@@ -1,13 +1,14 @@
 """The loop over steps: draw, step, record, save and validate; it can stop after any step and go on exactly there."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
 from seektune.checkpoint import check_run_state, complete_folder, read_facts, read_tensors, sweep, tensor_names
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
 from seektune.train.checkpoints import Checkpoints, Saved, complete_checkpoints, step_of
 from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
@@ -15,10 +16,10 @@ from seektune.train.files import cannot_write
 from seektune.train.gradient import NotFiniteError, accumulate_in_fp32
 from seektune.train.guard import RETURNS, LossGuard, SpikeError, Watch
 from seektune.train.interrupt import Interrupted, Interruption
-from seektune.train.metrics import MetricsLog
+from seektune.train.metrics import RunLog
 from seektune.train.optimizer import build_optimizer
 from seektune.train.schedule import learning_rate
-from seektune.train.state import begin_as_saved, run_tensors, set_random_states
+from seektune.train.state import begin_as_saved, is_random_state, run_tensors, set_random_states
 from seektune.train.step import StepRecord, train_step
 
 CHECKPOINTS, MODEL = "checkpoints", "model"
@@ -66,7 +67,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: DeepseekV4ForCausalLM,
+        model: ParallelModel,
         tokenizer: Savable,
         stream: Stream,
         settings: TrainSettings,
@@ -85,9 +86,10 @@ class Trainer:
         self.log_state: Any = None
         self._told = 0
         self._told_failure: Exception | None = None
-        self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.checkpoint, self.saved.append)
+        self._group = None if model.mesh.axes is None else model.mesh.axes.checkpoint
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.checkpoint, self.saved.append, self._group)
         self._guard = LossGuard(settings.guard)
-        accumulate_in_fp32(model)
+        accumulate_in_fp32(model.parameters())
 
     def resume(self, checkpoint: Path) -> None:
         """Take over the whole state of a checkpoint.
@@ -102,11 +104,11 @@ class Trainer:
         self._guard.load_state_dict(facts["guard"])
         begin_as_saved(self.model, self.optimizer, tensor_names(checkpoint))
         tensors = run_tensors(self.model, self.optimizer)
-        read_tensors(checkpoint, tensors)
-        set_random_states(tensors)
+        read_tensors(checkpoint, tensors, self.model.mesh.ranks.group, optional=is_random_state)
+        set_random_states(tensors, self.model.mesh.rank)
         self.step, self.log_state = facts["step"], facts["log"]
 
-    def fit(self, steps: int, log: MetricsLog) -> tuple[float, float]:
+    def fit(self, steps: int, log: RunLog) -> tuple[float, float]:
         """Train until `steps` steps are done.
 
         Returns:
@@ -120,14 +122,16 @@ class Trainer:
         """
         stopped = None
         try:
-            with Watch(self.settings.guard.step_timeout, self.folder) as watch:
+            with Watch(self.settings.guard.step_timeout, self.folder) as watch, self._together():
                 self._validate_if_due(steps, log, watch)
+                self._leave_together()
                 while self.step < steps:
                     with self.interruption.deferred():
                         self._step(steps, log, watch)
                         self._save_if_due(steps, log, watch)
                     self._validate_if_due(steps, log, watch)
                     self._tell_saved(log)
+                    self._leave_together()
                 watch("waiting for the last checkpoint")
                 self._checkpoints.wait()
                 self._tell_saved(log)
@@ -141,7 +145,17 @@ class Trainer:
         losses = log.validations()
         return losses[min(losses)], losses[steps]
 
-    def save(self, log: MetricsLog, stream: Any = None, wait: bool = True) -> Path:
+    def _together(self) -> AbstractContextManager[None]:
+        """Where processes work together, none may leave the others alone in the middle of something."""
+        return nullcontext() if self.model.mesh.axes is None else self.interruption.shielded()
+
+    def _leave_together(self) -> None:
+        """Stop here if a signal reached any process."""
+        name = self.interruption.name
+        if self.model.mesh.axes is not None and self.model.mesh.any(name is not None):
+            raise Interrupted(name or "a signal to another process")
+
+    def save(self, log: RunLog, stream: Any = None, wait: bool = True) -> Path:
         """Save the state after the last finished step, unless it is saved already.
 
         Raises:
@@ -163,15 +177,21 @@ class Trainer:
         Raises:
             OSError: writing failed; nothing new is left under the name.
         """
+        ranks = self.model.mesh.ranks
         try:
-            sweep(folder.parent, folder.name)
-            with complete_folder(folder, replace=True) as scratch:
+            with ExitStack() as stack:
+                scratch = ranks.first(lambda: self._open_export(folder, stack))
                 self.model.save_pretrained(scratch)
-                self.tokenizer.save(scratch)
+                ranks.first(lambda: self.tokenizer.save(scratch))
+                ranks.first(stack.close)
         except OSError as error:
             raise cannot_write(folder, error) from error
 
-    def _step(self, steps: int, log: MetricsLog, watch: Watch) -> None:
+    def _open_export(self, folder: Path, stack: ExitStack) -> Path:
+        sweep(folder.parent, folder.name)
+        return stack.enter_context(complete_folder(folder, replace=True))
+
+    def _step(self, steps: int, log: RunLog, watch: Watch) -> None:
         settings, step = self.settings, self.step + 1
         before = self.stream.state_dict()
         watch(f"step {step}: drawing data")
@@ -191,7 +211,7 @@ class Trainer:
                 return
         self.step = step
 
-    def _rolled_back(self, record: StepRecord, log: MetricsLog) -> bool:
+    def _rolled_back(self, record: StepRecord, log: RunLog) -> bool:
         """Look at the loss; True if the run went back to a checkpoint because of it."""
         usual = self._guard.spike(record.loss)
         if usual is None:
@@ -201,7 +221,7 @@ class Trainer:
             log.say(f"{said}; guard.spike_action rollback would go back to a checkpoint")
             return False
         self._checkpoints.settle()
-        checkpoints = complete_checkpoints(self.folder / CHECKPOINTS)
+        checkpoints = self.model.mesh.ranks.first(lambda: complete_checkpoints(self.folder / CHECKPOINTS))
         if not checkpoints:
             log.say(f"{said}; there is no checkpoint yet to go back to")
             return False
@@ -210,7 +230,7 @@ class Trainer:
             raise SpikeError(
                 f"{said}; the run went back to {back} {RETURNS} times, and the data that follows spikes too"
             )
-        check_run_state(back)
+        check_run_state(back, self.model.mesh.ranks.group)
         onward = self.stream.state_dict()
         self.resume(back)
         self._checkpoints.went_back()
@@ -219,12 +239,12 @@ class Trainer:
         log.say(f"{said}; back to step {self.step}, and on with the data that follows")
         return True
 
-    def _save_if_due(self, steps: int, log: MetricsLog, watch: Watch) -> None:
+    def _save_if_due(self, steps: int, log: RunLog, watch: Watch) -> None:
         if _due(self.step, self.settings.checkpoint.every) or self.step == steps:
             watch(f"step {self.step}: saving")
             self.save(log, wait=False)
 
-    def _tell_saved(self, log: MetricsLog) -> None:
+    def _tell_saved(self, log: RunLog) -> None:
         """Report the checkpoints that were completed since the last look, and one that failed."""
         failure = self._checkpoints.failure
         if failure is not None and failure is not self._told_failure:
@@ -235,7 +255,7 @@ class Trainer:
             size = f"{saved.size / 1e6:,.0f} MB in {saved.seconds:.1f} s"
             log.say(f"saved {saved.folder.name}: {size}, training waited {saved.blocked:.2f} s")
 
-    def _validate_if_due(self, steps: int, log: MetricsLog, watch: Watch) -> None:
+    def _validate_if_due(self, steps: int, log: RunLog, watch: Watch) -> None:
         due = _due(self.step, self.settings.validate_every) or self.step in (0, steps)
         if due and self.step not in log.validations():
             watch(f"validating after step {self.step}")

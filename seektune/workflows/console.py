@@ -1,9 +1,10 @@
 """Sentences, numbers and progress as every verb shows them."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -20,6 +21,16 @@ Advance = Callable[[int, int], None]
 def say(sentence: str) -> None:
     """Print at once, also into a pipe."""
     print(sentence, flush=True)
+
+
+@contextmanager
+def speaking(aloud: bool) -> Iterator[None]:
+    """Print what is said, or nothing: of processes that would say the same, one speaks."""
+    if aloud:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 def many(number: int) -> str:

@@ -8,7 +8,7 @@ from rich.progress import Progress
 
 from seektune.evaluate.config import EvaluateConfig
 from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.parallel.model import ParallelModel
 from seektune.train.files import write_whole
 from seektune.workflows.console import say
 from seektune.workflows.prepare import Lesson
@@ -17,7 +17,7 @@ from seektune.workflows.tell import in_words
 
 
 def hold_exam(
-    wanted: bool, when: str, model: DeepseekV4ForCausalLM, lesson: Lesson, config: EvaluateConfig
+    wanted: bool, when: str, model: ParallelModel, lesson: Lesson, config: EvaluateConfig
 ) -> HellaswagScore | None:
     """Score the model on the lesson's questions, if that is wanted."""
     if not wanted:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from seektune.checkpoint import locate
+from seektune.checkpoint import Ranks, locate
 from seektune.data.config import DataConfig
 from seektune.data.examples import hellaswag_examples
 from seektune.data.hellaswag import HellaswagData, HellaswagRow, load_hellaswag
@@ -17,9 +17,14 @@ from seektune.data.loader import Loader, in_order
 from seektune.data.packing import Example, fitting
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.hellaswag import spread_evenly
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.count import count_parameters
+from seektune.model.initialize import initialize
+from seektune.parallel.apply import parallelize
+from seektune.parallel.join import Seat
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.plan import check_batch, make_plan
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.sequence import Batch
 
@@ -28,6 +33,7 @@ BYTES = {"fp32": {"fp32": 16}, "bf16": {"fp32": 18, "bf16_stochastic": 14}}
 """Bytes per parameter by dtype and master: weight, fp32 gradient, two fp32 moments, and the master copy if any."""
 
 Say = Callable[[str], None]
+ALONE = Ranks(None)
 
 
 @dataclass(frozen=True)
@@ -69,14 +75,27 @@ def prepare_data(recipe: Recipe, data: HellaswagData, config: DeepseekV4Config, 
     )
 
 
-def read_rows(section: DataConfig, cache_dir: Path, say: Say) -> HellaswagData:
-    """The rows that the recipe names; says where they come from.
+def read_rows(section: DataConfig, cache_dir: Path, say: Say, ranks: Ranks = ALONE) -> HellaswagData:
+    """The rows that the recipe names; says where they come from. What is fetched is fetched by the first process.
 
     Raises:
         ValueError: a file or row is not as it should be.
         OSError: the rows are not here and no source answers.
     """
-    return load_hellaswag(section.path, cache_dir, say)
+    found: list[HellaswagData] = []
+    ranks.first(lambda: found.append(load_hellaswag(section.path, cache_dir, say)))
+    return found[0] if found else load_hellaswag(section.path, cache_dir, say)
+
+
+def meet(recipe: Recipe, config: DeepseekV4Config, seat: Seat) -> Mesh:
+    """The mesh that the recipe asks for.
+
+    Raises:
+        ValueError: these processes, this model and this batch do not make one.
+    """
+    plan = make_plan(recipe.parallel, seat.world, config)
+    check_batch(plan, recipe.parallel, config, recipe.batch.global_size, recipe.batch.micro_size)
+    return Mesh.of(plan, seat.device)
 
 
 def read_config(section: ModelConfig) -> DeepseekV4Config:
@@ -98,38 +117,40 @@ def read_config(section: ModelConfig) -> DeepseekV4Config:
     return found
 
 
-def refuse_too_large(recipe: Recipe, config: DeepseekV4Config, device: torch.device) -> None:
+def refuse_too_large(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh) -> None:
     """Answer before memory is filled to the brim, where the system would kill the process without a word.
 
     Raises:
-        ValueError: the model cannot be trained in the device's memory.
+        ValueError: the model cannot be trained in the memory of these devices.
     """
-    count = count_parameters(config)
+    count, plan = count_parameters(config), mesh.plan
     per_parameter = BYTES[recipe.model.dtype][recipe.optimizer.master]
-    needed = (count.main + count.mtp) * per_parameter / 1e9
+    needed = (count.main + count.mtp) * per_parameter * plan.dp_replicate / 1e9
     memory = psutil.virtual_memory().total
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
+    if mesh.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(mesh.device).total_memory * plan.world
     if needed > memory / 1e9:
+        devices = "one device" if plan.world == 1 else f"{plan.world} processes"
         raise ValueError(
-            f"training {(count.main + count.mtp) / 1e9:,.1f} B parameters on one device takes {needed:,.0f} GB for "
-            f"weights, gradients and optimizer alone, but {device} has {memory / 1e9:,.0f} GB; "
+            f"training {(count.main + count.mtp) / 1e9:,.1f} B parameters on {devices} takes {needed:,.0f} GB for "
+            f"weights, gradients and optimizer alone, but {mesh.device.type} has {memory / 1e9:,.0f} GB; "
             "try --model.preset=tiny"
         )
 
 
-def build_model(
-    recipe: Recipe, config: DeepseekV4Config, device: torch.device, with_weights: bool
-) -> DeepseekV4ForCausalLM:
+def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weights: bool) -> ParallelModel:
     """The model with random or given weights; not `with_weights` where a checkpoint will set them all.
 
     Raises:
         ValueError: its weights are not as they should be.
     """
-    section, dtype = recipe.model, DTYPES[recipe.model.dtype]
-    if section.weights is None or not with_weights:
-        return DeepseekV4ForCausalLM(config, device, dtype, section.numerics)
-    return DeepseekV4ForCausalLM.from_pretrained(section.weights, dtype, section.numerics, device)
+    section = recipe.model
+    model = parallelize(config, mesh, recipe.parallel, DTYPES[section.dtype], section.numerics)
+    if with_weights and section.weights is not None:
+        model.load_pretrained(locate(section.weights))
+    elif with_weights:
+        initialize(model.held(), config)
+    return model
 
 
 def choose_device() -> torch.device:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.statistics import Estimate
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.count import count_parameters
+from seektune.parallel.model import ParallelModel
 from seektune.recipe.recipe import Recipe
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.figures import Comparison, Score
@@ -16,20 +16,20 @@ from seektune.workflows.console import many, say
 from seektune.workflows.prepare import Lesson
 
 
-def describe(recipe: Recipe, model: DeepseekV4ForCausalLM, lesson: Lesson) -> list[tuple[str, str]]:
+def describe(recipe: Recipe, model: ParallelModel, lesson: Lesson) -> list[tuple[str, str]]:
     """Say and return what is trained, on what, and how, as name and value."""
     batch, optimizer = recipe.batch, recipe.optimizer
     count = count_parameters(model.config)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     mtp = f" and {many(count.mtp)} in the MTP block" if count.mtp else ""
     packed = ", packed" if batch.pack else ""
     facts = [
         ("model", f"DeepSeek-V4 {_origin(recipe)}"),
         (
             "parameters",
-            f"{many(count.main)}{mtp}; {many(count.active)} active per token, {many(trainable)} trainable",
+            f"{many(count.main)}{mtp}; {many(count.active)} active per token, {many(model.trainable())} trainable",
         ),
-        ("device", f"{model.embed.weight.device}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
+        ("device", f"{model.device.type}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
+        ("processes", f"{model.mesh.plan.world}: {model.mesh.plan}"),
         ("data", f"{recipe.data.dataset}, {lesson.rows:,} training rows from {lesson.source}"),
         (
             "batch",

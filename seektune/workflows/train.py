@@ -1,6 +1,7 @@
 """The verb `train`: from a recipe to a run folder with trained weights and a report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -10,20 +11,23 @@ import torch
 from seektune import __version__
 from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.loss import validation_loss
+from seektune.model.config import DeepseekV4Config
+from seektune.parallel.join import ALONE, Seat, joined
+from seektune.parallel.mesh import Mesh
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.train.checkpoints import set_aside_later
 from seektune.train.files import write_whole
 from seektune.train.interrupt import Interrupted, Interruption
-from seektune.train.metrics import MetricsLog
+from seektune.train.metrics import MetricsLog, RunLog, SilentLog
 from seektune.train.report import REPORT, write_report
 from seektune.train.trainer import CHECKPOINTS, MODEL, Trainer, TrainSettings
-from seektune.workflows.console import say
+from seektune.workflows.console import say, speaking
 from seektune.workflows.exam import hold_exam, read_exam, write_exams
 from seektune.workflows.prepare import (
     Lesson,
     build_model,
-    choose_device,
+    meet,
     prepare_data,
     read_config,
     read_rows,
@@ -34,16 +38,18 @@ from seektune.workflows.run_folder import RECIPE, choose_folder, held
 from seektune.workflows.tell import describe, farewell, story, summary
 
 
-def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path) -> Path:
+def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, seat: Seat = ALONE) -> Path:
     """Train as the recipe says and leave everything in a run folder, whose path is returned.
 
-    A run that was interrupted goes on from its newest checkpoint.
+    A run that was interrupted goes on from its newest checkpoint. Of several processes each calls this; the first one
+    speaks, decides and writes what is not in pieces.
 
     Args:
         recipe: what to do.
         name: opens the name of the run folder where the recipe names none.
         notes: sentences of the recipe's reader, shown first.
         cache_dir: keeps fetched data.
+        seat: the place of this process in a job.
 
     Raises:
         ValueError: a mistake in recipe, data or weights; no folder is left behind.
@@ -52,29 +58,38 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path) -> P
         OSError: something could not be read, fetched or written; what was written before stays.
     """
     folder = choose_folder(recipe.run_dir, name, datetime.now())
-    for note in notes:
-        say(note)
-    with Interruption() as interruption:
+    with Interruption() as interruption, joined(seat), ExitStack() as stack:
         try:
-            with held(folder):
-                start = find_start(recipe, folder, say)
-                if start.finished:
-                    say(f"{folder} holds this run, finished: {folder / REPORT}")
-                    return folder
-                _run(recipe, name, folder, start, cache_dir, interruption)
+            config = read_config(recipe.model)
+            mesh = meet(recipe, config, seat)
+            stack.enter_context(speaking(mesh.is_main))
+            for note in notes:
+                say(note)
+            mesh.ranks.first(lambda: stack.enter_context(held(folder)))
+            start = mesh.ranks.first(lambda: find_start(recipe, folder, say))
+            if start.finished:
+                say(f"{folder} holds this run, finished: {folder / REPORT}")
+                return folder
+            _run(recipe, name, folder, start, cache_dir, interruption, mesh, config)
         except Interrupted as signal:
             raise Interrupted(farewell(str(signal), folder)) from None
     return folder
 
 
-def _run(recipe: Recipe, name: str, folder: Path, start: Start, cache_dir: Path, interruption: Interruption) -> None:
+def _run(
+    recipe: Recipe,
+    name: str,
+    folder: Path,
+    start: Start,
+    cache_dir: Path,
+    interruption: Interruption,
+    mesh: Mesh,
+    config: DeepseekV4Config,
+) -> None:
     torch.manual_seed(recipe.seed)
-    device = choose_device()
-    config = read_config(recipe.model)
-    refuse_too_large(recipe, config, device)
-    data = read_rows(recipe.data, cache_dir, say)
-    lesson = prepare_data(recipe, data, config, say)
-    model = build_model(recipe, config, device, with_weights=start.checkpoint is None)
+    refuse_too_large(recipe, config, mesh)
+    lesson = prepare_data(recipe, read_rows(recipe.data, cache_dir, say, mesh.ranks), config, say)
+    model = build_model(recipe, config, mesh, with_weights=start.checkpoint is None)
     facts = describe(recipe, model, lesson)
     before = read_exam(folder, "before") if start.checkpoint is not None else None
     if start.checkpoint is None:
@@ -86,17 +101,18 @@ def _run(recipe: Recipe, name: str, folder: Path, start: Start, cache_dir: Path,
         refuse_other_rows(start.checkpoint, lesson.digest)
         trainer.resume(start.checkpoint)
     with interruption.deferred():
-        _begin(recipe, folder, trainer.step, before)
-    with MetricsLog(folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state) as log:
+        mesh.ranks.first(lambda: _begin(recipe, folder, trainer.step, before))
+    with _open_log(recipe, folder, trainer) as log:
         losses = _fit(trainer, recipe.steps, log, folder)
     # weights before the exam: one that fails must not cost the training
     with interruption.deferred():
         trainer.export(folder / MODEL)
     after = hold_exam(recipe.evaluate.after, "after", model, lesson, recipe.evaluate)
-    with interruption.deferred():
-        write_exams(folder, before, after)
-        report = write_report(folder, story(name, facts, dump_recipe(recipe), before, after))
-    summary(losses, before, after, folder / MODEL, report)
+    if mesh.is_main:
+        with interruption.deferred():
+            write_exams(folder, before, after)
+            report = write_report(folder, story(name, facts, dump_recipe(recipe), before, after))
+        summary(losses, before, after, folder / MODEL, report)
 
 
 def _begin(recipe: Recipe, folder: Path, step: int, before: HellaswagScore | None) -> None:
@@ -109,7 +125,22 @@ def _begin(recipe: Recipe, folder: Path, step: int, before: HellaswagScore | Non
     write_exams(folder, before, None)
 
 
-def _fit(trainer: Trainer, steps: int, log: MetricsLog, folder: Path) -> tuple[float, float]:
+@contextmanager
+def _open_log(recipe: Recipe, folder: Path, trainer: Trainer) -> Iterator[RunLog]:
+    """The record of the run; only the first process writes one."""
+    mesh = trainer.model.mesh
+    with ExitStack() as stack:
+
+        def write() -> MetricsLog:
+            log = MetricsLog(folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state)
+            return stack.enter_context(log)
+
+        own = write() if mesh.is_main else None
+        validations = mesh.ranks.first(lambda: {} if own is None else own.validations())
+        yield SilentLog(validations) if own is None else own
+
+
+def _fit(trainer: Trainer, steps: int, log: RunLog, folder: Path) -> tuple[float, float]:
     """Train. The state of the last step comes before the weights, as they can be made from it; where there is no room
     for it, there may be for them, a fraction of its size.
     """

@@ -73,7 +73,7 @@ def step(model: ParallelModel, micro_size: int) -> Result:
 
     data = batches(micro_size)
     outcome = model.train(data, objective(data), lambda phase: None)
-    norm = gradient_norm(model)
+    norm = gradient_norm(model.named_parameters(), model.mesh)
     gradients = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:

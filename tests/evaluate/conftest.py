@@ -1,12 +1,11 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
+from torch.nn.functional import cross_entropy, pad
 
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.sequence import IGNORE_INDEX
+from seektune.model.part import TokenScores
+from seektune.sequence import IGNORE_INDEX, Batch
 
 
 class Bigram(nn.Module):
@@ -19,23 +18,15 @@ class Bigram(nn.Module):
         self.shapes: list[tuple[int, ...]] = []
         self.graded = False
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        labels: Tensor | None = None,
-        documents: Tensor | None = None,
-        with_logits: bool = True,
-    ) -> SimpleNamespace:
-        assert documents is not None
-        self.shapes.append(tuple(input_ids.shape))
+    def score(self, batch: Batch) -> TokenScores:
+        self.shapes.append(tuple(batch.tokens.shape))
         self.graded |= torch.is_grad_enabled()
-        logits = self.table[input_ids]
-        if labels is None:
-            return SimpleNamespace(logits=logits, loss=None)
-        together = (documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] != 0)
-        targets = torch.where(together, labels[:, 1:], IGNORE_INDEX)
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
-        return SimpleNamespace(logits=logits if with_logits else None, loss=loss)
+        together = (batch.documents[:, 1:] == batch.documents[:, :-1]) & (batch.documents[:, 1:] != 0)
+        targets = torch.where(together, batch.labels[:, 1:], IGNORE_INDEX)
+        logits = self.table[batch.tokens[:, :-1]]
+        losses = cross_entropy(logits.mT, targets, ignore_index=IGNORE_INDEX, reduction="none")
+        first = (logits.argmax(-1) == targets) & (targets != IGNORE_INDEX)
+        return TokenScores(pad(losses, (0, 1)), pad(first, (0, 1)))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from seektune.evaluate.loss import validation_loss
+from seektune.parallel.model import ParallelModel
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import GuardConfig, LoggingConfig, LossConfig, OptimizerConfig
 from seektune.train.files import read_lines
@@ -36,7 +37,7 @@ def make_trainer(
     asynchronous: bool = True,
 ) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
-    model = small_model(dtype)
+    model = ParallelModel.alone(small_model(dtype))
     held_out = partial(validation_loss, model, [made_batch(1000)])
     wanted = settings(every=every, validate_every=3, loss=LOSS, guard=guard, asynchronous=asynchronous)
     wanted = replace(wanted, optimizer=OptimizerConfig(lr=1e-2, master=master))

@@ -1,7 +1,7 @@
 import torch
 
 from seektune.model.gate import TopKGate
-from seektune.train.balance import sum_loads, update_biases
+from seektune.train.balance import update_biases
 
 from .small import small_model
 
@@ -29,8 +29,3 @@ def test_speed_zero_changes_no_byte():
     before = gates[1].bias.clone()
     update_biases(gates, {1: torch.tensor([4, 0, 0, 0])}, 0.0)
     assert torch.equal(gates[1].bias.view(torch.int32), before.view(torch.int32))
-
-
-def test_loads_of_micro_batches_add_up():
-    total = sum_loads([{0: torch.tensor([1, 2]), 1: torch.tensor([0, 3])}, {0: torch.tensor([5, 0])}])
-    assert {layer: load.tolist() for layer, load in total.items()} == {0: [6, 2], 1: [0, 3]}
