@@ -61,11 +61,12 @@ class Message:
 
     def tools(self) -> list[Mapping[str, Any]]:
         """The schemas of the tools that the message brings."""
-        return [self._function("tools", i, tool) for i, tool in enumerate(self.field("tools", list) or ())]
+        tools = self.field("tools", list) or ()
+        return [self._plain("a tool", self._function("tools", i, tool)) for i, tool in enumerate(tools)]
 
     def response_format(self) -> object:
         """The JSON schema that answers must follow; None if any answer will do."""
-        return self._values.get("response_format") or None
+        return self._plain("response_format", self._values.get("response_format") or None)
 
     def calls(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Name and arguments of each tool call."""
@@ -95,13 +96,21 @@ class Message:
                 raise self.error(f"calls {name} with arguments that are not JSON: {shown(arguments)}") from None
         if not isinstance(arguments, Mapping):
             raise self.error(f"calls {name} with arguments {shown(arguments)}, which must be a JSON object")
-        return name, arguments
+        return name, self._plain(f"arguments of {name}", arguments)
 
     def _function(self, key: str, i: int, value: object) -> Mapping[str, Any]:
         function = value.get("function") if isinstance(value, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise self.error(f"has {key}[{i}] {shown(value)}, which must have a function with a name")
         return function
+
+    def _plain(self, what: str, value: Any) -> Any:
+        """A value that can be written as JSON."""
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            raise self.error(f"has {what} {shown(value)}, which JSON cannot hold") from None
+        return value
 
 
 def shown(value: object) -> str:

@@ -207,6 +207,15 @@ def test_a_conversation_grows_at_its_end_while_tools_are_described() -> None:
             said("assistant", "x", tool_calls=[{"function": {"name": "f"}}]),
             "messages[1] (assistant) calls f with arguments None, which must be a JSON object",
         ),
+        (
+            said("assistant", "x", tool_calls=[{"function": {"name": "f", "arguments": {"x": {1}}}}]),
+            "messages[1] (assistant) has arguments of f {'x': {1}}, which JSON cannot hold",
+        ),
+        (
+            said("system", "x", tools=[{"function": {"name": "f", "parameters": {1j}}}]),
+            "messages[1] (system) has a tool {'name': 'f', 'parameters': {1j}}, which JSON cannot hold",
+        ),
+        (said("system", "x", response_format={"a": b""}), "messages[1] (system) has response_format {'a': b''}, which"),
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else "",
 )

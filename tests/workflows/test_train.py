@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -53,6 +54,9 @@ def test_a_run_leaves_everything(recipe, tmp_path, capsys):
     for expected in ("a note of the reader", "random weights", "40 training rows from", "trainable", "step 3/3", "→"):
         assert expected in shown
     assert shown.splitlines()[-1] == f"report: {folder / 'report.html'}"
+    # six questions cannot tell two models apart
+    assert len(re.findall(r"HellaSwag acc(?:_norm)?: .* → .*, p = [01]", shown)) == 2
+    assert "(McNemar, exact)" in (folder / "report.html").read_text(encoding="utf-8")
     assert sorted(place.name for place in (folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
 
 
