@@ -175,7 +175,7 @@ def check_world(recipe: "Recipe", world: int) -> None:
     Raises:
         ValueError: they do not; names layouts that fit.
     """
-    from seektune.parallel.plan import check_batch, make_plan
+    from seektune.parallel.plan import make_plan, rows_at_a_time
 
     architecture = recipe.model.architecture()
     try:
@@ -185,4 +185,4 @@ def check_world(recipe: "Recipe", world: int) -> None:
         more = f" (and --model.preset=tiny, as {recipe.model.preset} does not fit one device)" if small else ""
         raise ValueError(f"{error}{more}") from None
     if architecture is not None:
-        check_batch(plan, recipe.parallel, architecture, recipe.batch.global_size, recipe.batch.micro_size)
+        rows_at_a_time(plan, recipe.parallel, architecture, recipe.batch.global_size, recipe.batch.micro_size)

@@ -29,7 +29,7 @@ def parallelize(
         recompute_blocks(stage, config.recompute)
         shard_part(stage, mesh, config)
         stage.to_empty(device=torch.device("cpu") if config.cpu_offload else mesh.device)
-    return ParallelModel(stages, _passes(stages, architecture, mesh, config), mesh, config)
+    return ParallelModel(stages, _passes(stages, architecture, mesh, config), mesh)
 
 
 def build_stages(

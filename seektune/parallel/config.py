@@ -16,7 +16,8 @@ class PipelineConfig(Section):
     layers_per_stage: PositiveInt | None = None
     """Layers of a stage, the MTP block counting as one; null divides them evenly."""
     microbatch: PositiveInt | None = None
-    """Rows that go through the pipeline at a time; null for `batch.micro_size`. More of them wait less."""
+    """Most rows that go through at a time; null for `batch.micro_size`. Fewer rows make more micro-batches, which wait
+    less for each other."""
 
 
 class ParallelConfig(Section):

@@ -16,7 +16,6 @@ from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate
 from seektune.model.objective import Objective
 from seektune.model.part import TokenScores
-from seektune.parallel.config import ParallelConfig
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.passes import Looped, Passes, Phase
 from seektune.parallel.pieces import copies_of, local, piece_of
@@ -37,16 +36,16 @@ class Outcome:
 class ParallelModel:
     """The stages of this process, and how they run together with those of the others."""
 
-    def __init__(self, stages: Mapping[int, Stage], passes: Passes, mesh: Mesh, config: ParallelConfig):
+    def __init__(self, stages: Mapping[int, Stage], passes: Passes, mesh: Mesh):
         self.stages, self.mesh = stages, mesh
         self.config: DeepseekV4Config = next(iter(stages.values())).config
-        self._passes, self._parallel = passes, config
+        self._passes = passes
 
     @classmethod
     def alone(cls, model: DeepseekV4ForCausalLM) -> "ParallelModel":
         """A model on one device."""
         stage = Stage.of(model)
-        return cls({0: stage}, Looped(stage), Mesh.alone(model.embed.weight.device), ParallelConfig())
+        return cls({0: stage}, Looped(stage), Mesh.alone(model.embed.weight.device))
 
     @property
     def device(self) -> torch.device:
@@ -128,12 +127,9 @@ class ParallelModel:
         mine = batches[self.mesh.place.dp :: plan.data_size]
         assert len(mine) * plan.data_size == len(batches), "the batch was checked against the plan"
         widths = [_multiple(batch.tokens.shape[1], plan.cp_size) for batch in mine]
-        if plan.pp_size == 1:
-            return [batch.padded(length=width) for batch, width in zip(mine, widths, strict=True)]
-        wide = [batch.padded(length=max(widths)).tensors() for batch in mine]
-        rows = self._parallel.pipeline.microbatch or mine[0].tokens.shape[0]
-        together = [torch.cat(each).split(rows) for each in zip(*wide, strict=True)]
-        return [Batch(*tensors) for tensors in zip(*together, strict=True)]
+        if plan.pp_size > 1:
+            widths = [max(widths)] * len(mine)
+        return [batch.padded(length=width) for batch, width in zip(mine, widths, strict=True)]
 
     def _together(self, task: Task, objective: Objective) -> Outcome:
         """Add up what the processes found."""

@@ -1,12 +1,13 @@
 """How a model is spread over a number of processes, and what each of them is; plain arithmetic without torch."""
 
 from dataclasses import dataclass
+from math import log2
 from typing import Protocol
 
 from seektune.parallel.config import ParallelConfig
-from seektune.parallel.stages import count_stages, microbatches_fit
+from seektune.parallel.stages import count_stages, misfit_of
 
-LISTED = 6
+LISTED = 4
 """Layouts that an error message offers."""
 
 
@@ -93,7 +94,7 @@ def make_plan(config: ParallelConfig, world: int, architecture: Architecture | N
     fixed = config.pp_size * config.cp_size * config.dp_replicate
     shard = config.dp_shard or max(1, world // fixed)
     plan = Plan(world, config.pp_size, config.dp_replicate, shard, config.cp_size, config.ep_size)
-    problem = _misfit(plan)
+    problem = f"{_asked(config)} {_takes(config)}, but this job has {_many(world)}" if _misfit(plan) else None
     if problem is None and architecture is not None:
         problem = _uncuttable(plan, config, architecture)
     if problem is None:
@@ -101,42 +102,64 @@ def make_plan(config: ParallelConfig, world: int, architecture: Architecture | N
     raise ValueError(f"{problem}; {_offers(config, world, architecture)}")
 
 
-def check_batch(plan: Plan, config: ParallelConfig, architecture: Architecture, rows: int, micro_size: int) -> None:
-    """Check that a step's rows can be dealt out.
+def rows_at_a_time(plan: Plan, config: ParallelConfig, architecture: Architecture, rows: int, micro_size: int) -> int:
+    """Rows of a micro-batch: at most what the recipe says, and so many that each process gets as many micro-batches.
+
+    A pipeline needs a certain number of them. How many there are changes memory and waiting, never the result.
+
+    Args:
+        plan: how the processes stand.
+        config: the recipe's section.
+        architecture: of the model.
+        rows: of a step, `batch.global_size`.
+        micro_size: the recipe's `batch.micro_size`.
 
     Raises:
-        ValueError: they cannot; the sentence says what would do.
+        ValueError: the rows of a step cannot be dealt out; the sentence says how many can.
     """
     if rows % plan.data_size:
         raise ValueError(
             f"batch.global_size {rows} cannot be dealt out to {plan.data_size} data-parallel groups; "
             f"set --batch.global_size={-(-rows // plan.data_size) * plan.data_size}"
         )
-    own, key = rows // plan.data_size, "batch.micro_size"
-    micro = micro_size
-    if plan.pp_size > 1 and config.pipeline.microbatch is not None:
-        key, micro = "parallel.pipeline.microbatch", config.pipeline.microbatch
-    if own % micro:
-        fits = max(size for size in range(1, own + 1) if own % size == 0 and size <= micro)
+    own, pipeline = rows // plan.data_size, config.pipeline
+    most = micro_size if plan.pp_size == 1 or pipeline.microbatch is None else pipeline.microbatch
+    sizes = [size for size in reversed(_divisors(own)) if size <= most]
+    if plan.pp_size == 1:
+        return sizes[0]
+    stages = count_stages(pipeline, plan.pp_size, architecture.num_hidden_layers, architecture.num_nextn_predict_layers)
+    fitting = [size for size in sizes if misfit_of(pipeline.schedule, own // size, plan.pp_size, stages) is None]
+    if not fitting:
+        problem = misfit_of(pipeline.schedule, own, plan.pp_size, stages)
         raise ValueError(
-            f"{key} {micro} does not divide the {own} rows that each of {plan.data_size} data-parallel groups gets of "
-            f"batch.global_size {rows}; set --{key}={fits}"
+            f"{problem or pipeline.schedule}: each of {plan.data_size} data-parallel groups gets {own} of "
+            f"batch.global_size {rows} rows; set --batch.global_size={stages * plan.data_size}"
         )
-    if plan.pp_size > 1:
-        layers, mtp = architecture.num_hidden_layers, architecture.num_nextn_predict_layers
-        stages = count_stages(config.pipeline, plan.pp_size, layers, mtp)
-        if problem := microbatches_fit(config.pipeline.schedule, own // micro, plan.pp_size, stages):
-            raise ValueError(f"{problem}; change batch.global_size or {key}")
+    return fitting[0]
 
 
-def _misfit(plan: Plan) -> str | None:
-    product = plan.pp_size * plan.cp_size * plan.data_size
-    sizes = f"pp_size {plan.pp_size} x cp_size {plan.cp_size} x dp {plan.data_size}"
-    if product != plan.world:
-        return f"parallel: {sizes} is {product} processes, but there are {plan.world}"
-    if plan.stage_size % plan.ep_size or (plan.fsdp_size % plan.ep_size and plan.ep_size % plan.fsdp_size):
-        return f"parallel.ep_size {plan.ep_size} cannot be carved out of cp {plan.cp_size} x dp {plan.data_size}"
-    return None
+def _misfit(plan: Plan) -> bool:
+    """Whether the sizes do not multiply out."""
+    if plan.pp_size * plan.cp_size * plan.data_size != plan.world:
+        return True
+    return plan.stage_size % plan.ep_size > 0 or (
+        plan.fsdp_size % plan.ep_size > 0 and plan.ep_size % plan.fsdp_size > 0
+    )
+
+
+def _asked(config: ParallelConfig) -> str:
+    keys = ("pp_size", "ep_size", "cp_size", "dp_replicate", "dp_shard")
+    sizes = {key: size for key, size in config.model_dump(include=set(keys)).items() if size is not None and size > 1}
+    return " x ".join(f"parallel.{key} {sizes[key]}" for key in keys if key in sizes) or "parallel.dp_shard 1"
+
+
+def _takes(config: ParallelConfig) -> str:
+    multiple = "" if config.dp_shard is not None else " or a multiple of that"
+    return f"takes {_many(config.least_world())}{multiple}"
+
+
+def _many(world: int) -> str:
+    return "one process" if world == 1 else f"{world} processes"
 
 
 def _uncuttable(plan: Plan, config: ParallelConfig, architecture: Architecture) -> str | None:
@@ -157,21 +180,28 @@ def _uncuttable(plan: Plan, config: ParallelConfig, architecture: Architecture) 
 
 
 def _offers(config: ParallelConfig, world: int, architecture: Architecture | None) -> str:
-    """The layouts nearest to what was asked for that fit this world and model."""
+    """Overrides that fit this world and model, the nearest to what was asked for first."""
     found = []
     for pp in _divisors(world):
-        for cp in (config.cp_size, 1):
+        for cp in dict.fromkeys((config.cp_size, 1)):
             for ep in _divisors(world // pp):
                 plan = Plan(world, pp, 1, max(1, world // pp // cp), cp, ep)
-                if _misfit(plan) is None and (architecture is None or _uncuttable(plan, config, architecture) is None):
+                if not _misfit(plan) and (architecture is None or _uncuttable(plan, config, architecture) is None):
                     found.append(plan)
-    found.sort(
-        key=lambda plan: (
-            abs(plan.pp_size - config.pp_size) + abs(plan.ep_size - config.ep_size) + abs(plan.cp_size - config.cp_size)
-        )
-    )
-    offers = list(dict.fromkeys(f"pp_size {p.pp_size}, ep_size {p.ep_size}, cp_size {p.cp_size}" for p in found))
-    return f"{world} processes fit " + " or ".join(offers[:LISTED]) if offers else f"nothing fits {world} processes"
+    found.sort(key=lambda plan: _distance(plan, config))
+    sizes = [{"pp_size": plan.pp_size, "ep_size": plan.ep_size, "cp_size": plan.cp_size} for plan in found[:LISTED]]
+    asked = config.model_dump()
+    offers = [
+        " ".join(f"--parallel.{key}={size}" for key, size in each.items() if max(size, asked[key]) > 1)
+        for each in sizes
+    ]
+    return f"{_many(world)} can do {', or '.join(offers)}" if offers else f"nothing fits {_many(world)}"
+
+
+def _distance(plan: Plan, config: ParallelConfig) -> float:
+    """How far the sizes are from what was asked for, in doublings."""
+    pairs = ((plan.pp_size, config.pp_size), (plan.ep_size, config.ep_size), (plan.cp_size, config.cp_size))
+    return sum(abs(log2(a / b)) for a, b in pairs)
 
 
 def _divisors(number: int) -> list[int]:

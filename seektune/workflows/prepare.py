@@ -24,7 +24,7 @@ from seektune.parallel.apply import parallelize
 from seektune.parallel.join import Seat
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.plan import check_batch, make_plan
+from seektune.parallel.plan import Plan, make_plan, rows_at_a_time
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.sequence import Batch
 
@@ -33,7 +33,7 @@ BYTES = {"fp32": {"fp32": 16}, "bf16": {"fp32": 18, "bf16_stochastic": 14}}
 """Bytes per parameter by dtype and master: weight, fp32 gradient, two fp32 moments, and the master copy if any."""
 
 Say = Callable[[str], None]
-ALONE = Ranks(None)
+ALONE, ONE_PROCESS = Ranks(None), Mesh.alone().plan
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,20 @@ class Lesson:
     """Of their tokens and labels, in order: a checkpoint's position means something only in the same rows."""
 
 
-def prepare_data(recipe: Recipe, data: HellaswagData, config: DeepseekV4Config, say: Say) -> Lesson:
+def prepare_data(
+    recipe: Recipe, data: HellaswagData, config: DeepseekV4Config, say: Say, plan: Plan = ONE_PROCESS
+) -> Lesson:
     """Rows into batches.
 
     Raises:
-        ValueError: an example does not fit into a row.
+        ValueError: an example does not fit into a row, or a step's rows do not fit the processes.
     """
+    batch = recipe.batch
+    rows = rows_at_a_time(plan, recipe.parallel, config, batch.global_size, batch.micro_size)
+    if rows != batch.micro_size:
+        own = batch.global_size // plan.data_size
+        say(f"note: micro-batches of {rows} rows, not {batch.micro_size}, of the {own} that a process gets in a step")
+        batch = batch.model_copy(update={"micro_size": rows})
     tokenizer = load_tokenizer(config.vocab_size)
     training = _examples(data.train, tokenizer, recipe, "training", say)
     questions = spread_evenly(data.validation, recipe.evaluate.limit)
@@ -66,7 +74,7 @@ def prepare_data(recipe: Recipe, data: HellaswagData, config: DeepseekV4Config, 
     held_out.sort(key=lambda example: len(example.tokens))
     return Lesson(
         tokenizer=tokenizer,
-        loader=Loader(training, recipe.batch, recipe.seed, tokenizer.pad_id),
+        loader=Loader(training, batch, recipe.seed, tokenizer.pad_id),
         validation=in_order(held_out, recipe.batch, tokenizer.pad_id),
         questions=questions,
         source=data.source,
@@ -93,9 +101,7 @@ def meet(recipe: Recipe, config: DeepseekV4Config, seat: Seat) -> Mesh:
     Raises:
         ValueError: these processes, this model and this batch do not make one.
     """
-    plan = make_plan(recipe.parallel, seat.world, config)
-    check_batch(plan, recipe.parallel, config, recipe.batch.global_size, recipe.batch.micro_size)
-    return Mesh.of(plan, seat.device)
+    return Mesh.of(make_plan(recipe.parallel, seat.world, config), seat.device)
 
 
 def read_config(section: ModelConfig) -> DeepseekV4Config:

@@ -88,7 +88,7 @@ def _run(
 ) -> None:
     torch.manual_seed(recipe.seed)
     refuse_too_large(recipe, config, mesh)
-    lesson = prepare_data(recipe, read_rows(recipe.data, cache_dir, say, mesh.ranks), config, say)
+    lesson = prepare_data(recipe, read_rows(recipe.data, cache_dir, say, mesh.ranks), config, say, mesh.plan)
     model = build_model(recipe, config, mesh, with_weights=start.checkpoint is None)
     facts = describe(recipe, model, lesson)
     before = read_exam(folder, "before") if start.checkpoint is not None else None

@@ -79,7 +79,7 @@ def test_a_loss_that_is_not_finite_keeps_the_metrics(tmp_path):
         def next_step(self):
             if self.drawn == 2:
                 with torch.no_grad():
-                    self.model.head.weight[0, 0] = math.inf
+                    self.model.stages[0].head.weight[0, 0] = math.inf
             return super().next_step()
 
     stream = Spoiling()
