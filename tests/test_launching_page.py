@@ -26,6 +26,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_a_command_of_the_page_makes_a_job(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[Job] = []
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
     monkeypatch.setattr(launch, "launch", jobs.append)
     monkeypatch.setattr("seektune.cli.start._gpus", lambda: 8)
     door, *words = shlex.split(command.replace("RECIPE", TINY))
