@@ -1,6 +1,7 @@
 """Start a job's workers on this node and stay until they ended."""
 
 import logging
+import sys
 
 from torch.distributed import DistError
 
@@ -8,6 +9,7 @@ from seektune.launch.agent import Agent
 from seektune.launch.job import DONE, Job, JobEnded
 from seektune.launch.nodes import Nodes
 from seektune.launch.stop import Stop
+from seektune.train.interrupt import SHOW_CURSOR
 
 
 def launch(job: Job) -> None:
@@ -32,4 +34,6 @@ def launch(job: Job) -> None:
         nodes.end(agent.ending)
         nodes.shutdown()
     if agent.ending.code != DONE:
+        if sys.stdout.isatty():  # rank 0 was killed, perhaps behind a progress bar
+            print(SHOW_CURSOR, end="", flush=True)
         raise JobEnded(agent.ending)

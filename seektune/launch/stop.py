@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-from seektune.train.interrupt import SIGNALS
+from seektune.train.interrupt import SHOW_CURSOR, SIGNALS
 
 
 class Stop:
@@ -33,7 +33,7 @@ class Stop:
         name = signal.Signals(number).name
         if self.signal is not None:
             self.at_once()
-            _say(f"seektune: {name} again: ended at once\n")
+            _say(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: {name} again: ended at once\n")
             os._exit(128 + number)
         self.signal = signal.Signals(number)
         if sys.stderr.isatty():
