@@ -86,7 +86,7 @@ def read_index(folder: Path) -> dict[str, str]:
     if index.is_file():
         try:
             listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return {str(name): _plain_name(file) for name, file in listed.items()}
+            return {_text(name): _plain_name(file) for name, file in listed.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{index} is not an index of safetensors files (a JSON object with weight_map)") from None
     if not (folder / SINGLE).is_file():
@@ -96,9 +96,15 @@ def read_index(folder: Path) -> dict[str, str]:
 
 def _plain_name(file: str) -> str:
     """A file of the folder itself; an index must not lead elsewhere."""
-    if not isinstance(file, str) or Path(file).name != file:
+    if not isinstance(file, str) or Path(file).name != file or "\0" in file:
         raise TypeError(file)
-    return file
+    return _text(file)
+
+
+def _text(name: str) -> str:
+    """A name that can be printed and opened: JSON can spell halves of characters, which raise UnicodeEncodeError."""
+    name.encode()
+    return name
 
 
 def _fill(wanted: memoryview, readinto: Callable[[memoryview], int | None], where: str) -> None:

@@ -86,7 +86,13 @@ def read_record(folder: Path) -> Record | None:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and {"plan", "shards", "complete"} <= record.keys() else None
+    whole = isinstance(record, dict) and {"plan", "shards", "complete"} <= record.keys()
+    return record if whole and _are_parts(record["shards"]) else None
+
+
+def _are_parts(shards: Any) -> bool:
+    keys = {"bytes", "copied", "converted", "inexact"}
+    return isinstance(shards, dict) and all(isinstance(each, dict) and keys <= each.keys() for each in shards.values())
 
 
 def _is_ours(folder: Path) -> bool:

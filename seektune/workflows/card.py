@@ -64,6 +64,24 @@ class Card:
         return {**asdict(self), "complete": self.complete}
 
 
+MOST_TENSORS, LARGEST = 2**20, 2**31
+"""Of a config.json that is taken seriously; Pro has 145,116 tensors and a vocabulary of 129,280."""
+
+
+def read_promise(folder: Path) -> DeepseekV4Config:
+    """What config.json promises, if that is a model at all.
+
+    Raises:
+        ValueError: it cannot be read, or its numbers are absurd.
+    """
+    config = DeepseekV4Config.from_pretrained(folder)
+    largest = max(value for value in config.model_dump().values() if isinstance(value, int))
+    layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    if largest > LARGEST or 3 * layers * config.n_routed_experts > MOST_TENSORS:
+        raise ValueError(f"{folder / 'config.json'} promises a model larger than any DeepSeek-V4; it is damaged")
+    return config
+
+
 def read_card(folder: Path) -> Card:
     """Look at a folder, whatever its state.
 
@@ -74,7 +92,7 @@ def read_card(folder: Path) -> Card:
     form, problems, notes = format_of(found) or MIXED, list(found.problems), [_stray(name) for name in found.strays]
     architecture, odd = None, Misfit()
     try:
-        config = DeepseekV4Config.from_pretrained(folder)
+        config = read_promise(folder)
     except ValueError as error:
         problems.append(str(error))
     else:

@@ -7,8 +7,7 @@ from seektune.checkpoint.convert import Conversion, convert
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.survey import survey
 from seektune.checkpoint.workplace import RECORD
-from seektune.model.config import DeepseekV4Config
-from seektune.workflows.card import fit
+from seektune.workflows.card import fit, read_promise
 from seektune.workflows.console import byte_bar, listed, say
 
 
@@ -40,7 +39,7 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
 
 def _refuse_incomplete(folder: Path) -> None:
     """A copy of an incomplete checkpoint would be found out only when it is loaded."""
-    config, found = DeepseekV4Config.from_pretrained(folder), survey(folder)
+    config, found = read_promise(folder), survey(folder)
     if found.problems:
         raise ValueError(found.problems[0])
     odd = fit(config, found)

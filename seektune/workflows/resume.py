@@ -61,8 +61,8 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Star
     start = _checked(checkpoints, say)
     if differing := _differences(recipe, _recipe_of(checkpoints[-1])):
         raise ValueError(
-            f"{checkpoints[-1]} is of a run with another {differing[0]}; remove it, or start from it all the same with "
-            f"--resume={checkpoints[-1]}"
+            f"{checkpoints[-1]} is of a run with another {differing[0]}; start from it all the same with "
+            f"--resume={checkpoints[-1]}, or remove it"
         )
     return start
 
@@ -73,7 +73,7 @@ def refuse_other_rows(checkpoint: Path, digest: str) -> None:
     Raises:
         ValueError: they are not.
     """
-    if read_facts(checkpoint).get("rows") != digest:
+    if read_facts(checkpoint).get("rows", digest) != digest:
         raise ValueError(
             f"{checkpoint} was trained on other rows: data.path holds something else by now, or data or the tokenizer "
             "differ; its position in them means nothing here. Begin a new run with model.weights instead"

@@ -222,6 +222,15 @@ def test_a_destination_that_is_not_its_own_is_refused_and_untouched(source: Path
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "source"]
 
 
+@pytest.mark.parametrize("shards", [[], {"model.safetensors": {}}, {"model.safetensors": 5}])
+def test_a_record_that_was_harmed_is_none(source: Path, tmp_path: Path, shards):
+    convert(source, tmp_path / "out", "bf16")
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    (tmp_path / "out" / RECORD).write_text(json.dumps({**record, "shards": shards}))
+    with pytest.raises(ValueError, match="already exists and is not this conversion"):
+        convert(source, tmp_path / "out", "bf16")
+
+
 def test_a_finished_conversion_that_was_harmed_is_not_called_done(source: Path, tmp_path: Path):
     done = convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
     next(done.folder.glob("*.safetensors")).unlink()
@@ -265,11 +274,11 @@ def test_a_call_that_meets_the_result_of_another_only_after_its_first_look_refus
 def test_the_lock_of_a_dead_process_is_no_lock(tmp_path: Path):
     final = tmp_path / "out"
     with workplace(final, {"a": 1}) as place:
-        place.record["shards"]["x"] = {}
+        place.record["shards"]["x"] = part = {"bytes": 1, "copied": [], "converted": [], "inexact": []}
         place.keep()
     assert (scratch_of(final) / "lock").exists()
     with workplace(final, {"a": 1}) as place:
-        assert place.record["shards"] == {"x": {}}
+        assert place.record["shards"] == {"x": part}
 
 
 def without(name: str) -> Callable[[Path], None]:

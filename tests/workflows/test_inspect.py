@@ -18,6 +18,7 @@ from seektune.checkpoint.write import file_size, shard_limit, shard_names, split
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.workflows.card import read_card
+from seektune.workflows.convert import convert_checkpoint
 from seektune.workflows.inspect import inspect
 
 from .door import seektune
@@ -199,3 +200,22 @@ def test_json_and_exit_codes(folder: Path, tmp_path: Path):
     nowhere = seektune("inspect", tmp_path / "nowhere")
     assert (nowhere.returncode, nowhere.stdout) == (2, "")
     assert nowhere.stderr == f"seektune: {tmp_path / 'nowhere'} is not a folder\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("n_routed_experts", 10**6), ("hidden_size", 2**40), ("vocab_size", 10**30)]
+)
+def test_absurd_numbers_are_a_problem_and_take_no_time(folder: Path, key: str, value: int):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    card = read_card(folder)
+    assert any("larger than any DeepSeek-V4" in problem for problem in card.problems)
+    with pytest.raises(ValueError, match="larger than any DeepSeek-V4"):
+        convert_checkpoint(str(folder), folder / "new", "bf16")
+
+
+@pytest.mark.parametrize("listed", [{"norm.weight": "a\0"}, {"norm.weight": "\ud800"}, {"\ud800": "a"}])
+def test_an_index_of_names_that_are_none_is_a_problem(folder: Path, listed: dict[str, str]):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    assert any("is not an index" in problem for problem in read_card(folder).problems)
+    "".join(read_card(folder).problems).encode()

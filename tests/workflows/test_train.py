@@ -369,7 +369,7 @@ def test_the_checkpoint_of_another_run_is_not_taken_for_ones_own(recipe, tmp_pat
     wanted = recipe(steps=5)
     stopped(wanted, monkeypatch, 2)
     shutil.copytree(other / "checkpoints" / "step-000003", tmp_path / "run" / "checkpoints" / "step-000003")
-    with pytest.raises(ValueError, match=r"step-000003 is of a run with another seed; remove it"):
+    with pytest.raises(ValueError, match=r"step-000003 is of a run with another seed; start from it all the same"):
         train(wanted)
 
 
