@@ -21,6 +21,10 @@ from seektune.checkpoint.stored import Stored
 
 T = TypeVar("T")
 END = -1
+"""The number of no tensor."""
+
+WELL, DATA = 0, 1
+"""Tags of the two messages that answer a request."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,7 @@ class _SpreadSource:
         whole = torch.empty(slot.shape, dtype=dtype)
         rooms = [(rank, whole[box], whole[box].contiguous()) for rank, box in parts]
         self._say(number)
-        well = [rank == 0 or self._receive(rank, room) for rank, _, room in rooms]
-        if not all(well):
-            raise _ElsewhereError
+        self._receive({rank: room for rank, _, room in rooms if rank != 0})
         for rank, place, room in rooms:
             place.copy_(self._own(slot) if rank == 0 else room)
         return Stored(kind, whole)
@@ -127,25 +129,28 @@ class _SpreadSource:
         return failure
 
     def _send(self, slot: Slot) -> BaseException | None:
+        """Say whether it went well, and send what was asked for; nothing of use if it went wrong."""
         failure: BaseException | None = None
         try:
             data = _bytes(self._own(slot).cpu().contiguous())
         except Exception as error:
-            failure = error
+            failure, data = error, torch.empty(self._bytes_here(slot), dtype=torch.uint8)
         with self._ranks.talking():
-            dist.send(torch.tensor(failure is None), group=self._ranks.group, group_dst=0)
-            if failure is None:
-                dist.send(data, group=self._ranks.group, group_dst=0)
+            dist.send(torch.tensor(failure is None), group=self._ranks.group, group_dst=0, tag=WELL)
+            dist.send(data, group=self._ranks.group, group_dst=0, tag=DATA)
         return failure
 
-    def _receive(self, rank: int, room: Tensor) -> bool:
-        """Whether that rank could send it."""
-        well = torch.tensor(False)
+    def _receive(self, rooms: Mapping[int, Tensor]) -> None:
+        """Fill them from those ranks, all at once."""
+        group, well = self._ranks.group, {rank: torch.tensor(False) for rank in rooms}
         with self._ranks.talking():
-            dist.recv(well, group=self._ranks.group, group_src=rank)
-            if well:
-                dist.recv(_bytes(room), group=self._ranks.group, group_src=rank)
-        return bool(well)
+            works = [dist.irecv(well[rank], group=group, group_src=rank, tag=WELL) for rank in rooms]
+            works += [dist.irecv(_bytes(room), group=group, group_src=rank, tag=DATA) for rank, room in rooms.items()]
+            for work in works:
+                assert work is not None, "rank 0 is in the group"
+                work.wait()
+        if not all(well.values()):
+            raise _ElsewhereError
 
     def _say(self, number: int) -> None:
         with self._ranks.talking():
@@ -167,6 +172,10 @@ class _SpreadSource:
             for piece in pieces
             if 0 <= slot.expert - piece.offsets[0] < piece.sizes[0]
         ]
+
+    def _bytes_here(self, slot: Slot) -> int:
+        (box,) = (box for rank, box in self._parts(slot) if rank == self._ranks.rank)
+        return prod(x.stop - x.start for x in box) * self._pieces[slot.model][0].dtype.itemsize
 
     def _own(self, slot: Slot) -> Tensor:
         shard: Shard | None = self._shards[slot.model]
