@@ -28,8 +28,8 @@ WELL, DATA = 0, 1
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """What one rank holds of a tensor."""
+class _Holding:
+    """The piece of a tensor that one rank holds."""
 
     rank: int
     dtype: torch.dtype
@@ -102,18 +102,19 @@ class _SpreadSource:
         """The whole tensor, on rank 0; a rank's own memory where it is there."""
         number = self._numbers[name]
         slot, parts = self._slots[number], self._parts(self._slots[number])
-        kind = KINDS[dtype := self._pieces[slot.model][0].dtype]
+        dtype = self._pieces[slot.model][0].dtype
         if [rank for rank, _ in parts] == [0]:
             self._say(number)
-            return Stored(kind, self._own(slot))
+            return Stored(KINDS[dtype], self._own(slot))
         # memory first: once the others were asked, what they send must be received
         whole = torch.empty(slot.shape, dtype=dtype)
-        rooms = [(rank, whole[box], whole[box].contiguous()) for rank, box in parts]
+        places = {rank: whole[box] for rank, box in parts}
+        rooms = {rank: place.contiguous() for rank, place in places.items() if rank != 0}
         self._say(number)
-        self._receive({rank: room for rank, _, room in rooms if rank != 0})
-        for rank, place, room in rooms:
-            place.copy_(self._own(slot) if rank == 0 else room)
-        return Stored(kind, whole)
+        self._receive(rooms)
+        for rank, place in places.items():
+            place.copy_(self._own(slot) if rank == 0 else rooms[rank])
+        return Stored(KINDS[dtype], whole)
 
     def end(self) -> None:
         """Tell the others that nothing more is wanted."""
@@ -185,16 +186,16 @@ class _SpreadSource:
         return shard.tensor.detach()
 
 
-def _held(shards: Mapping[str, Shard], rank: int) -> dict[str, _Piece]:
+def _held(shards: Mapping[str, Shard], rank: int) -> dict[str, _Holding]:
     return {
-        name: _Piece(rank, shard.tensor.dtype, shard.shape, shard.offsets, tuple(shard.tensor.shape))
+        name: _Holding(rank, shard.tensor.dtype, shard.shape, shard.offsets, tuple(shard.tensor.shape))
         for name, shard in shards.items()
     }
 
 
-def _chosen(ranks: list[dict[str, _Piece]]) -> dict[str, list[_Piece]]:
+def _chosen(ranks: list[dict[str, _Holding]]) -> dict[str, list[_Holding]]:
     """Pieces that make up each tensor exactly; of the ranks that hold the same piece, the first."""
-    pieces: dict[str, dict[tuple[Shape, Shape], _Piece]] = {}
+    pieces: dict[str, dict[tuple[Shape, Shape], _Holding]] = {}
     for held in ranks:
         for name, piece in held.items():
             found = pieces.setdefault(name, {})
