@@ -21,11 +21,15 @@ from seektune.checkpoint.stored import Stored
 
 T = TypeVar("T")
 END = -1
+"""The number of no tensor."""
+
+WELL, DATA = 0, 1
+"""Tags of the two messages that answer a request."""
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """What one rank holds of a tensor."""
+class _Holding:
+    """The piece of a tensor that one rank holds."""
 
     rank: int
     dtype: torch.dtype
@@ -98,20 +102,19 @@ class _SpreadSource:
         """The whole tensor, on rank 0; a rank's own memory where it is there."""
         number = self._numbers[name]
         slot, parts = self._slots[number], self._parts(self._slots[number])
-        kind = KINDS[dtype := self._pieces[slot.model][0].dtype]
+        dtype = self._pieces[slot.model][0].dtype
         if [rank for rank, _ in parts] == [0]:
             self._say(number)
-            return Stored(kind, self._own(slot))
+            return Stored(KINDS[dtype], self._own(slot))
         # memory first: once the others were asked, what they send must be received
         whole = torch.empty(slot.shape, dtype=dtype)
-        rooms = [(rank, whole[box], whole[box].contiguous()) for rank, box in parts]
+        places = {rank: whole[box] for rank, box in parts}
+        rooms = {rank: place.contiguous() for rank, place in places.items() if rank != 0}
         self._say(number)
-        well = [rank == 0 or self._receive(rank, room) for rank, _, room in rooms]
-        if not all(well):
-            raise _ElsewhereError
-        for rank, place, room in rooms:
-            place.copy_(self._own(slot) if rank == 0 else room)
-        return Stored(kind, whole)
+        self._receive(rooms)
+        for rank, place in places.items():
+            place.copy_(self._own(slot) if rank == 0 else rooms[rank])
+        return Stored(KINDS[dtype], whole)
 
     def end(self) -> None:
         """Tell the others that nothing more is wanted."""
@@ -127,25 +130,28 @@ class _SpreadSource:
         return failure
 
     def _send(self, slot: Slot) -> BaseException | None:
+        """Say whether it went well, and send what was asked for; nothing of use if it went wrong."""
         failure: BaseException | None = None
         try:
             data = _bytes(self._own(slot).cpu().contiguous())
         except Exception as error:
-            failure = error
+            failure, data = error, torch.empty(self._bytes_here(slot), dtype=torch.uint8)
         with self._ranks.talking():
-            dist.send(torch.tensor(failure is None), group=self._ranks.group, group_dst=0)
-            if failure is None:
-                dist.send(data, group=self._ranks.group, group_dst=0)
+            dist.send(torch.tensor(failure is None), group=self._ranks.group, group_dst=0, tag=WELL)
+            dist.send(data, group=self._ranks.group, group_dst=0, tag=DATA)
         return failure
 
-    def _receive(self, rank: int, room: Tensor) -> bool:
-        """Whether that rank could send it."""
-        well = torch.tensor(False)
+    def _receive(self, rooms: Mapping[int, Tensor]) -> None:
+        """Fill them from those ranks, all at once."""
+        group, well = self._ranks.group, {rank: torch.tensor(False) for rank in rooms}
         with self._ranks.talking():
-            dist.recv(well, group=self._ranks.group, group_src=rank)
-            if well:
-                dist.recv(_bytes(room), group=self._ranks.group, group_src=rank)
-        return bool(well)
+            works = [dist.irecv(well[rank], group=group, group_src=rank, tag=WELL) for rank in rooms]
+            works += [dist.irecv(_bytes(room), group=group, group_src=rank, tag=DATA) for rank, room in rooms.items()]
+            for work in works:
+                assert work is not None, "rank 0 is in the group"
+                work.wait()
+        if not all(well.values()):
+            raise _ElsewhereError
 
     def _say(self, number: int) -> None:
         with self._ranks.talking():
@@ -168,6 +174,10 @@ class _SpreadSource:
             if 0 <= slot.expert - piece.offsets[0] < piece.sizes[0]
         ]
 
+    def _bytes_here(self, slot: Slot) -> int:
+        (box,) = (box for rank, box in self._parts(slot) if rank == self._ranks.rank)
+        return prod(x.stop - x.start for x in box) * self._pieces[slot.model][0].dtype.itemsize
+
     def _own(self, slot: Slot) -> Tensor:
         shard: Shard | None = self._shards[slot.model]
         if shard is not None and slot.expert is not None:
@@ -176,16 +186,16 @@ class _SpreadSource:
         return shard.tensor.detach()
 
 
-def _held(shards: Mapping[str, Shard], rank: int) -> dict[str, _Piece]:
+def _held(shards: Mapping[str, Shard], rank: int) -> dict[str, _Holding]:
     return {
-        name: _Piece(rank, shard.tensor.dtype, shard.shape, shard.offsets, tuple(shard.tensor.shape))
+        name: _Holding(rank, shard.tensor.dtype, shard.shape, shard.offsets, tuple(shard.tensor.shape))
         for name, shard in shards.items()
     }
 
 
-def _chosen(ranks: list[dict[str, _Piece]]) -> dict[str, list[_Piece]]:
+def _chosen(ranks: list[dict[str, _Holding]]) -> dict[str, list[_Holding]]:
     """Pieces that make up each tensor exactly; of the ranks that hold the same piece, the first."""
-    pieces: dict[str, dict[tuple[Shape, Shape], _Piece]] = {}
+    pieces: dict[str, dict[tuple[Shape, Shape], _Holding]] = {}
     for held in ranks:
         for name, piece in held.items():
             found = pieces.setdefault(name, {})

@@ -10,6 +10,7 @@ from seektune.checkpoint.formats import PLAIN, QUANTISED
 from seektune.checkpoint.names import Shape, Slot, scale_name, slots
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource
+from seektune.checkpoint.stored import bands_of
 
 
 @torch.no_grad()
@@ -43,7 +44,7 @@ def _read(source: FolderSource, name: str, target: Shard) -> None:
     else:
         rows, *columns = target.box
         value = source.values(name, rows)[(slice(None), *columns)]
-    if value.is_floating_point() and not value.isfinite().all():
+    if value.is_floating_point() and not all(value[band].isfinite().all() for band in bands_of(tuple(value.shape))):
         raise ValueError(f"{source.files.where(name)} holds NaN or infinity; the file is damaged")
     target.tensor.copy_(value)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from seektune.checkpoint import save_weights
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 
@@ -30,19 +31,53 @@ LARGEST = 4096 * 512
 """Elements of the largest single tensor on disk: embedding and head."""
 
 
+HALF = """
+import sys, torch
+from pathlib import Path
+from seektune.checkpoint import Shard, load_weights
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+load_weights({"norm.weight": torch.zeros(8)}, Path(sys.argv[1]))
+before = peak()
+experts = Shard(torch.zeros(16, 1024, 1024), (32, 1024, 1024), (16, 0, 0))
+embedding = Shard(torch.zeros(8192, 1024), (16384, 1024), (8192, 0))
+load_weights({"layers.0.ffn.experts.w1": experts, "embed.weight": embedding}, Path(sys.argv[2]))
+print(peak() - before, experts.tensor.nbytes + embedding.tensor.nbytes)
+"""
+
+
+def measured(script: str, *folders: Path) -> list[int]:
+    """The numbers that a script prints, in a process of its own."""
+    # the allocator gives back what is freed, so that only what is held counts
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", script, *map(str, folders)]
+    answer = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **settings}, timeout=120, check=True
+    )
+    return [int(number) for number in answer.stdout.split()]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("format", ["released", "bf16", "fp32"])
 def test_peak_memory_is_the_model_and_one_tensor(tmp_path: Path, format: str) -> None:
     for name, config in (("small", SMALL), ("large", LARGE)):
         DeepseekV4ForCausalLM(config, dtype=torch.bfloat16).save_pretrained(tmp_path / name, format=format)
-    # the allocator gives back what is freed, so that only what is held counts
-    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", MEASURED, str(tmp_path / "small"), str(tmp_path / "large")]
-    answer = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **settings}, timeout=120, check=True
-    )
-    grown, model = map(int, answer.stdout.split())
+    grown, model = measured(MEASURED, tmp_path / "small", tmp_path / "large")
     assert model > 250e6
     # one tensor as it is on disk and decoded, at most four bytes an element each, and what measuring shakes about
     assert model * 0.9 < grown < model + 2 * 4 * LARGEST + 12e6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize("format", ["released", "bf16", "fp32"])
+def test_peak_memory_of_half_a_model_is_the_half_and_its_part_of_one_tensor(tmp_path: Path, format: str) -> None:
+    whole = {"layers.0.ffn.experts.w1": torch.ones(32, 1024, 1024), "embed.weight": torch.ones(16384, 1024)}
+    save_weights(whole, {}, tmp_path / "large", format)
+    save_weights({"norm.weight": torch.ones(8)}, {}, tmp_path / "small", format)
+    grown, half = measured(HALF, tmp_path / "small", tmp_path / "large")
+    embedding = 4 * 8192 * 1024
+    # half of the embedding as it is on disk, bands in which it is looked at, and what measuring shakes about
+    assert half * 0.9 < grown < half + embedding + 16e6
