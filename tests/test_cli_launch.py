@@ -41,26 +41,27 @@ def test_sizes_that_do_not_multiply_out_are_refused_with_the_overrides_that_help
     verb = ["train"] if door == "main" else []
     said = refused(run(door, *verb, FLASH))
     assert "parallel.pp_size 4 x parallel.ep_size 32 takes 128 processes or a multiple" in said
-    assert "this job has one process" in said
-    assert "--parallel.pp_size=1 --parallel.ep_size=1 (and --model.preset=tiny" in said
+    assert "this job has one process; one process can do --parallel.pp_size=1 --parallel.ep_size=1" in said
+    assert "(and --model.preset=tiny" in said
     for words in (["--nproc-per-node=8"], ["--nproc_per_node", "8"]):
         said = mistake(*words, FLASH, "--model.preset=tiny")
         assert "this job has 8 processes" in said
-        assert said.endswith("to try it with 8 processes: --parallel.pp_size=1 --parallel.ep_size=1")
+        assert "8 processes can do --parallel.pp_size=" in said
+        assert "--parallel.pp_size=2 --parallel.ep_size=4" in said
 
 
 @pytest.mark.parametrize(
     ("pp", "cp", "ep", "world", "fits"),
     [
         (1, 1, 1, 1, True),
-        (1, 1, 1, 3, True),
-        (4, 1, 32, 128, True),
-        (4, 1, 32, 64, False),
+        (1, 1, 1, 4, True),
+        (2, 1, 8, 16, True),
+        (2, 1, 8, 8, False),
         (2, 1, 2, 4, True),
         (2, 1, 4, 4, False),
         (1, 4, 2, 4, True),
-        (1, 2, 3, 6, True),
-        (1, 2, 3, 3, False),
+        (1, 2, 8, 8, True),
+        (1, 2, 4, 2, False),
         (3, 1, 1, 4, False),
     ],
 )

@@ -12,10 +12,10 @@ def failing(monkeypatch, error, times=1):
     """Let the next saves fail."""
     write, left = module.write_run_state, [error] * times
 
-    def fail(folder, tensors, facts):
+    def fail(folder, tensors, facts, group):
         if left:
             raise left.pop()
-        return write(folder, tensors, facts)
+        return write(folder, tensors, facts, group)
 
     monkeypatch.setattr(module, "write_run_state", fail)
 
