@@ -19,6 +19,7 @@ from seektune.model.part import TokenScores
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.passes import Looped, Passes, Phase
 from seektune.parallel.pieces import copies_of, local, piece_of
+from seektune.parallel.shard import give_back
 from seektune.parallel.stage import Stage, Task
 from seektune.sequence import Batch
 
@@ -114,6 +115,8 @@ class ParallelModel:
         whole = batch.padded(own * plan.data_size, _multiple(length, plan.cp_size))
         mine = Batch(*(x[place.dp * own : (place.dp + 1) * own] for x in whole.tensors())).to(self.device)
         found = self._passes.examine(mine)
+        for stage in self.stages.values():
+            give_back(stage)
         here = whole.tokens.shape[1] // plan.cp_size
         everything = torch.zeros(plan.data_size, own, plan.cp_size, here, 2, device=self.device)
         if found is not None:

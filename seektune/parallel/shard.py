@@ -42,6 +42,13 @@ def shard_part(part: ModelPart, mesh: Mesh, config: ParallelConfig) -> None:
         module.set_force_sum_reduction_for_comms(True)
 
 
+def give_back(part: ModelPart) -> None:
+    """Let go of weights that a forward pass without backward gathered; parameters are the cut ones again."""
+    for module in part.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def _placement(part: ModelPart, mesh: Mesh, axes: Axes) -> Placement:
     """Which processes each parameter is cut over, and along which dim."""
     expert_info, fp32_info = _mesh_info(axes.expert_pieces), _mesh_info(axes.dense_fp32)
