@@ -92,6 +92,24 @@ def test_no_entries_at_all():
     compare(arguments, (layout.positions, 16, Prefix(nothing, nothing)), (starts_of(layout), 16, [[[]] * 140]))
 
 
+@pytest.mark.parametrize("window", [1, 40, 200])
+@pytest.mark.parametrize("first", [1, 27, 130, 184, 185])
+def test_queries_whose_keys_began_earlier_equal_the_last_of_all(window, first):
+    """A context rank or a decoder holds the last queries only, and keys that reach back into what came before."""
+    layout, entries = SequenceLayout.from_documents(DOCUMENTS), DOCUMENTS.shape[1] // 8
+    visible, _ = lists(layout, entries, ratio=8)
+    q, keys, far, sink = random_inputs(2, DOCUMENTS.shape[1], entries)
+    held = max(first - window + 1, 0)  # no key before this one is seen by query `first` or a later one
+    own = Prefix(visible.first_BT[:, first:], visible.count_BT[:, first:])
+    whole = sparse_attention(q, keys, far, sink, layout.positions, window, visible)[:, first:]
+    part = sparse_attention(q[:, first:], keys[:, held:], far, sink, layout.positions[:, first:], window, own)
+    torch.testing.assert_close(part, whole, rtol=1e-9, atol=1e-11)
+    upstream = torch.randn_like(whole)
+    gradients = [torch.autograd.grad(out, (q, keys, far, sink), upstream) for out in (part, whole)]
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
 def test_the_sink_is_a_logit_that_is_not_scaled():
     """One key, equal to the query: weight e^(|q|^2/2) / (e^(|q|^2/2) + e^sink) for width 4."""
     q = torch.tensor([[[[1.0, 1.0, 1.0, 1.0]]]])

@@ -1,7 +1,7 @@
 """Attention of every query over its window of neighbours and the compressed entries it may see.
 
-Shapes: B rows, T tokens, Q queries of a chunk, N window keys of a chunk, H heads, C head width, E entries,
-K chosen entries. There is one key head, and a key is its own value.
+Shapes: B rows, T queries, N keys (T and those before the first query), Q queries of a chunk, M window keys of a chunk,
+H heads, C head width, E entries, K chosen entries. There is one key head, and a key is its own value.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ Visible = Prefix | Chosen
 
 def sparse_attention(
     q_BTHC: Tensor,
-    keys_BTC: Tensor,
+    keys_BNC: Tensor,
     entries_BEC: Tensor,
     sink_H: Tensor,
     positions_BT: Tensor,
@@ -56,28 +56,32 @@ def sparse_attention(
 ) -> Tensor:
     """`[B, T, H, C]`: one softmax over window, entries and sink (paper section 2.3; official `sparse_attn`).
 
-    Query t sees the last `window` keys of its document up to its own (positions count from 0 in each document) and the
-    entries of `visible`. Logits are q·k / sqrt(C); the sink is a logit of its own that adds to the denominator only.
-    Scores and sums are fp32, probabilities are rounded to the input's dtype. Chunks of queries are recomputed in
-    backward, so memory grows linearly in T.
+    The keys end where the queries end: query t stands at key `N - T + t`, and N may exceed T by keys that came before
+    (a cache's, or a neighbour's along a context axis). A query sees its own key, the `min(position, window - 1)` keys
+    before it, which are of its own document as positions count from 0 in each, and the entries of `visible`. Logits
+    are q·k / sqrt(C); the sink is a logit of its own that adds to the denominator only. Scores and sums are fp32,
+    probabilities are rounded to the input's dtype. Chunks of queries are recomputed in backward, so memory grows
+    linearly in T.
     """
-    length = q_BTHC.shape[1]
+    length, earlier = q_BTHC.shape[1], keys_BNC.shape[1] - q_BTHC.shape[1]
+    assert earlier >= 0, "every query has a key"
     if length == 0:
         # nothing to attend, but every input stays in the graph: no rank's differs from its peers'
-        return (q_BTHC + keys_BTC.unsqueeze(2) + sink_H[:, None]).to(q_BTHC.dtype)
+        return (q_BTHC + keys_BNC[:, earlier:].unsqueeze(2) + entries_BEC.sum() + sink_H[:, None]).to(q_BTHC.dtype)
     chunks = []
     for start in range(0, length, CHUNK):
         part = slice(start, min(start + CHUNK, length))
-        near = slice(max(start - window + 1, 0), part.stop)
+        own = earlier + start
+        near = slice(max(own - window + 1, 0), earlier + part.stop)
         reach = positions_BT[:, part].clamp(max=window - 1)
-        arguments = q_BTHC[:, part], keys_BTC[:, near], start - near.start, reach, entries_BEC, visible, part, sink_H
+        arguments = q_BTHC[:, part], keys_BNC[:, near], own - near.start, reach, entries_BEC, visible, part, sink_H
         chunks.append(checkpoint(_attend, *arguments, use_reentrant=False, preserve_rng_state=False))
     return torch.cat(chunks, dim=1)
 
 
 def _attend(
     q_BQHC: Tensor,
-    keys_BNC: Tensor,
+    keys_BMC: Tensor,
     offset: int,
     reach_BQ: Tensor,
     entries_BEC: Tensor,
@@ -88,11 +92,11 @@ def _attend(
     """One chunk; query i of it stands at window key `offset + i` and sees that and the `reach` keys before it."""
     dtype, q = q_BQHC.dtype, upcast(q_BQHC) * q_BQHC.shape[-1] ** -0.5
     entries, seen_BQK = visible.select(upcast(entries_BEC), part)
-    window = upcast(keys_BNC).unsqueeze(1)
+    window = upcast(keys_BMC).unsqueeze(1)
     index = torch.arange(window.shape[2], device=q.device)
-    behind_QN = index[: q.shape[1], None] + offset - index
-    near_BQN = (behind_QN >= 0) & (behind_QN <= reach_BQ.unsqueeze(-1))
-    seen = torch.cat([near_BQN, seen_BQK], dim=-1).unsqueeze(2)
+    behind_QM = index[: q.shape[1], None] + offset - index
+    near_BQM = (behind_QM >= 0) & (behind_QM <= reach_BQ.unsqueeze(-1))
+    seen = torch.cat([near_BQM, seen_BQK], dim=-1).unsqueeze(2)
     scores_BQHK = torch.cat([_product(q, window.mT), _product(q, entries.mT)], dim=-1)
     scores_BQHK = scores_BQHK.masked_fill(~seen, -torch.inf)
     sink = upcast(sink_H)[:, None]
@@ -103,9 +107,9 @@ def _attend(
     return (_product(near, window) + _product(far, entries)).to(dtype)
 
 
-def _product(x_BQHM: Tensor, matrix_BGMN: Tensor) -> Tensor:
-    """`[B, Q, H, N]`: one matrix for all queries of a row (G = 1), or one for each (G = Q)."""
-    rows, queries, heads, inner = x_BQHM.shape
-    groups, outer = matrix_BGMN.shape[1], matrix_BGMN.shape[3]
-    product = x_BQHM.reshape(rows, groups, queries * heads // groups, inner) @ matrix_BGMN
+def _product(x_BQHI: Tensor, matrix_BGIO: Tensor) -> Tensor:
+    """`[B, Q, H, O]`: one matrix for all queries of a row (G = 1), or one for each (G = Q)."""
+    rows, queries, heads, inner = x_BQHI.shape
+    groups, outer = matrix_BGIO.shape[1], matrix_BGIO.shape[3]
+    product = x_BQHI.reshape(rows, groups, queries * heads // groups, inner) @ matrix_BGIO
     return product.reshape(rows, queries, heads, outer)
