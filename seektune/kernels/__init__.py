@@ -18,8 +18,8 @@ from seektune.kernels.reference.quantize import (
     recast_fp4_as_fp8,
 )
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
-from seektune.kernels.reference.swiglu import clamped_swiglu
 
+clamped_swiglu = Kernel(plain.clamped_swiglu, fused.clamped_swiglu)
 expert_mlp = Kernel(plain.expert_mlp, fused.expert_mlp)
 hyper_read = Kernel(plain.hyper_read, fused.hyper_read)
 hyper_write = Kernel(plain.hyper_write, fused.hyper_write)

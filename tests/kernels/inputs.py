@@ -109,6 +109,10 @@ CASES: dict[str, dict[str, Case]] = {
         "one head": attention("prefix", heads=1, width=2),
         "no queries": no_queries,
     },
+    "clamped_swiglu": {
+        "rows": lambda dtype: (leaf(dtype, 37, 9, size=2.0), leaf(dtype, 37, 9, size=2.0), 1.5),
+        "none": lambda dtype: (leaf(dtype, 0, 9), leaf(dtype, 0, 9), 1.5),
+    },
     "expert_mlp": {
         "some empty": experts(50),
         "long runs": experts(1500, (2, 3, 5)),

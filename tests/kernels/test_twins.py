@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from seektune import kernels
 from seektune.kernels import Kernel
@@ -52,6 +53,18 @@ def test_the_fast_twin_gives_the_same_bits_again(name: str, case: Case):
     arguments = case(torch.float32)
     for once, again in zip(*(run(kernel(name).fused, arguments) for _ in range(2)), strict=True):
         assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fast_twin_can_be_recomputed(name: str):
+    """Inside a checkpoint, which hands out what was saved once."""
+    arguments = next(iter(CASES[name].values()))(torch.float32)
+
+    def again(*inputs: Any) -> Any:
+        return checkpoint(kernel(name).fused, *inputs, use_reentrant=False)
+
+    for found, expected in zip(run(again, arguments), run(kernel(name).fused, arguments), strict=True):
+        assert torch.equal(found, expected)
 
 
 def small(name: str) -> tuple[Any, ...]:

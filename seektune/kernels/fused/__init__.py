@@ -7,9 +7,11 @@ from seektune.kernels.fused.norm import rms_norm, rotate, rotated_unit
 from seektune.kernels.fused.pool import pool_windows
 from seektune.kernels.fused.sinkhorn import sinkhorn
 from seektune.kernels.fused.sparse_attention import sparse_attention
+from seektune.kernels.fused.swiglu import clamped_swiglu
 from seektune.kernels.fused.vocabulary_loss import vocabulary_loss
 
 __all__ = [
+    "clamped_swiglu",
     "expert_mlp",
     "hyper_read",
     "hyper_write",

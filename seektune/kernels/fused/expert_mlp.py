@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seektune.kernels.fused.swiglu import activate, slopes
 from seektune.kernels.reference.precision import upcast
 
 ROWS = 1024
@@ -26,7 +27,7 @@ def expert_mlp(
     counts: list[int],
     limit: float,
 ) -> Tensor:
-    """See `reference.expert_mlp`. Saved are the tokens, once and not for each pair; gates and ups are made again.
+    """See `reference.expert_mlp`. Saved are the tokens, once and not for each pair, and each pair's gate and up.
 
     An expert's tokens differ from each other, so its additions never meet; experts add in their order. The result is
     the same every time, without atomics.
@@ -48,14 +49,16 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, counts, limit):  # type: ignore[no-untyped-def]
         assert sum(counts) == len(tokens_P)
-        ctx.save_for_backward(x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD)
+        gate_PF = x_ND.new_empty(len(tokens_P), w1_EFD.shape[1])
+        up_PF = torch.empty_like(gate_PF)
+        ctx.save_for_backward(x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, gate_PF, up_PF)
         ctx.plan = counts, limit
         out_ND = torch.zeros_like(x_ND, dtype=upcast(x_ND[:0]).dtype)
         for expert, pairs in _runs(counts):
             x = x_ND.index_select(0, tokens_P[pairs])
-            gate = upcast(F.linear(x, w1_EFD[expert])).clamp_(max=limit)
-            up = upcast(F.linear(x, w3_EFD[expert])).clamp_(-limit, limit)
-            inner = F.silu(gate, inplace=True).mul_(up).mul_(weights_P[pairs].unsqueeze(1))
+            gate = torch.mm(x, w1_EFD[expert].T, out=gate_PF[pairs])
+            up = torch.mm(x, w3_EFD[expert].T, out=up_PF[pairs])
+            inner = activate(upcast(gate), upcast(up), limit).mul_(weights_P[pairs].unsqueeze(1))
             out = F.linear(inner.to(x.dtype), w2_EDF[expert])
             out_ND.index_add_(0, tokens_P[pairs], upcast(out))
         return out_ND
@@ -63,7 +66,7 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_ND):  # type: ignore[no-untyped-def]
-        x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD = ctx.saved_tensors
+        x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, gate_PF, up_PF = ctx.saved_tensors
         counts, limit = ctx.plan
         dx_ND, dweights_P = torch.zeros_like(grad_ND), torch.empty_like(weights_P)
         trained = any(ctx.needs_input_grad[3:6])
@@ -72,8 +75,7 @@ class _Experts(torch.autograd.Function):
         for expert, pairs in _runs(counts):
             tokens, weight = tokens_P[pairs], weights_P[pairs].unsqueeze(1)
             x, dy = x_ND.index_select(0, tokens), grad_ND.index_select(0, tokens).to(x_ND.dtype)
-            gate, up = upcast(F.linear(x, w1_EFD[expert])), upcast(F.linear(x, w3_EFD[expert]))
-            inner, dgate, dup = _swiglu(gate, up, limit)
+            inner, dgate, dup = slopes(upcast(gate_PF[pairs]), upcast(up_PF[pairs]), limit)
             dinner = upcast(dy @ w2_EDF[expert])
             dweights_P[pairs] = (dinner * inner).sum(dim=1)
             dinner.mul_(weight)
@@ -100,14 +102,3 @@ def _gradient(weight_EOI: Tensor, counts: list[int]) -> Tensor:
 def _product(out_OI: Tensor, dy_PO: Tensor, x_PI: Tensor, again: bool) -> None:
     """Write, or add where an expert's pairs came in pieces, `dy.T @ x`."""
     torch.addmm(out_OI, dy_PO.T, x_PI, beta=float(again), out=out_OI)
-
-
-def _swiglu(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`clamped_swiglu` and its slopes along gate and up; a clamped element has none."""
-    free_gate, free_up = gate <= limit, up.abs() <= limit
-    gate, up = gate.clamp_(max=limit), up.clamp_(-limit, limit)
-    sigmoid = gate.sigmoid()
-    silu = gate * sigmoid
-    # silu' = sigmoid + silu (1 - sigmoid)
-    slope = torch.addcmul(sigmoid, silu, 1 - sigmoid).mul_(up).mul_(free_gate)
-    return silu * up, slope, silu.mul(free_up)

@@ -55,7 +55,8 @@ class _Read(torch.autograd.Function):
             inverse = torch.rsqrt_(square.div_(n * width).add_(norm_eps))
             u = (flat @ fn_OI.T).mul_(inverse)
             read = torch.addcmul(base_O[:n], u[:, :n], scale_O[:n]).sigmoid_().add_(eps)
-            y_ND[part] = torch.bmm(read.unsqueeze(1), x).squeeze(1)
+            y = y_ND[part].unsqueeze(1)
+            _store(y, torch.bmm(read.unsqueeze(1), x, out=_room(y)))
             u_NO[part], inverse_N[part] = u, inverse
         write_NS = torch.addcmul(base_O[n : 2 * n], u_NO[:, n : 2 * n], scale_O[n : 2 * n]).sigmoid_().mul_(2)
         mix_NSS = balanced(_logits(u_NO, base_O, scale_3, n), iterations, eps).permute(2, 0, 1).contiguous()
@@ -82,8 +83,9 @@ class _Read(torch.autograd.Function):
             # of u = (fn x) / rms(x): the product's share, and what the norm takes away along x
             shrink = (du * u_NO[part]).sum(dim=1, keepdim=True).mul_(inverse.square()).div_(-n * width)
             du.mul_(inverse)
-            dx = torch.addmm(shrink * x.flatten(1), du, fn_OI).view_as(x)
-            dstreams_NSD[part] = dx.addcmul_((read + ctx.numbers[1]).unsqueeze(2), dy.unsqueeze(1))
+            dx = torch.mul(x, shrink.unsqueeze(2), out=_room(dstreams_NSD[part]))
+            dx.flatten(1).addmm_(du, fn_OI)
+            _store(dstreams_NSD[part], dx.addcmul_((read + ctx.numbers[1]).unsqueeze(2), dy.unsqueeze(1)))
             dfn_OI.addmm_(du.T, x.flatten(1))
         dscale_O = (dlogits_NO * u_NO).sum(dim=0)
         dscale_3 = torch.stack([part.sum() for part in dscale_O.split([n, n, n * n])])
@@ -96,8 +98,10 @@ class _Write(torch.autograd.Function):
         ctx.save_for_backward(streams_NSD, y_ND, write_NS, mix_NSS)
         out_NSD = torch.empty_like(streams_NSD)
         for part in _parts(streams_NSD):
-            mixed = torch.bmm(mix_NSS[part].mT, upcast(streams_NSD[part]))
-            out_NSD[part] = mixed.addcmul_(write_NS[part].unsqueeze(2), upcast(y_ND[part]).unsqueeze(1))
+            mixed = _room(out_NSD[part])
+            torch.bmm(mix_NSS[part].mT, upcast(streams_NSD[part]), out=mixed)
+            mixed.addcmul_(write_NS[part].unsqueeze(2), upcast(y_ND[part]).unsqueeze(1))
+            _store(out_NSD[part], mixed)
         return out_NSD
 
     @staticmethod
@@ -108,11 +112,23 @@ class _Write(torch.autograd.Function):
         dwrite_NS, dmix_NSS = torch.empty_like(write_NS), torch.empty_like(mix_NSS)
         for part in _parts(streams_NSD):
             grad = upcast(grad_NSD[part])
-            dstreams_NSD[part] = torch.bmm(mix_NSS[part], grad)
-            dy_ND[part] = torch.bmm(write_NS[part].unsqueeze(1), grad).squeeze(1)
+            _store(dstreams_NSD[part], torch.bmm(mix_NSS[part], grad, out=_room(dstreams_NSD[part])))
+            dy = dy_ND[part].unsqueeze(1)
+            _store(dy, torch.bmm(write_NS[part].unsqueeze(1), grad, out=_room(dy)))
             dwrite_NS[part] = (grad * upcast(y_ND[part]).unsqueeze(1)).sum(dim=-1)
             dmix_NSS[part] = torch.bmm(upcast(streams_NSD[part]), grad.mT)
         return dstreams_NSD, dy_ND, dwrite_NS, dmix_NSS
+
+
+def _room(out: Tensor) -> Tensor:
+    """Where fp32 values of `out` can be computed: in itself if it is not of lower precision."""
+    wide = upcast(out[:0]).dtype
+    return out if out.dtype == wide else torch.empty_like(out, dtype=wide)
+
+
+def _store(out: Tensor, values: Tensor) -> None:
+    if values.dtype != out.dtype:
+        out.copy_(values)
 
 
 def _per_output(scale_3: Tensor, n: int) -> Tensor:

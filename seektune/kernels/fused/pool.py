@@ -28,8 +28,8 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BEC):  # type: ignore[no-untyped-def]
-        values_BTK, _, ape_MK, _, _ = ctx.saved_tensors
-        values, weights, tokens_BEM = _gathered(*ctx.saved_tensors, ctx.overlap)
+        values_BTK, gates_BTK, ape_MK, last_BE, position_BE = ctx.saved_tensors
+        values, weights, tokens_BEM = _gathered(values_BTK, gates_BTK, ape_MK, last_BE, position_BE, ctx.overlap)
         dvalues = weights * grad_BEC.unsqueeze(2)
         dgates = dvalues * (values - (weights * values).sum(dim=2, keepdim=True))
         window, halves = ape_MK.shape[0], 2 if ctx.overlap else 1

@@ -7,9 +7,11 @@ from seektune.kernels.reference.norm import rms_norm, rotate, rotated_unit
 from seektune.kernels.reference.pool import pool_windows
 from seektune.kernels.reference.sinkhorn import sinkhorn
 from seektune.kernels.reference.sparse_attention import sparse_attention
+from seektune.kernels.reference.swiglu import clamped_swiglu
 from seektune.kernels.reference.vocabulary_loss import vocabulary_loss
 
 __all__ = [
+    "clamped_swiglu",
     "expert_mlp",
     "hyper_read",
     "hyper_write",
