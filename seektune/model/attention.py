@@ -6,11 +6,11 @@ Shapes: B rows, T tokens, D hidden width, R query rank, H heads, C head width, E
 import torch
 from torch import Tensor, nn
 
-from seektune.kernels import Prefix, Visible, sparse_attention
+from seektune.kernels import Prefix, Visible, rotated_unit, sparse_attention
 from seektune.model.compress import Compressor
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.model.indexer import Indexer
-from seektune.model.norm import RMSNorm, rms
+from seektune.model.norm import RMSNorm
 from seektune.model.numerics import Numerics
 from seektune.model.rope import Rope, Rotation
 from seektune.sequence import SequenceLayout
@@ -56,8 +56,8 @@ class Attention(nn.Module):
         """`[B, T, D]`; keys are rotated at their own position and the output back at the query's."""
         rotation = self.rope(layout.positions)
         q_residual = self.q_norm(self.wq_a(x_BTD))
-        q_BTHC = rms(self.wq_b(q_residual).unflatten(-1, (self.heads, -1)), self.eps).to(x_BTD.dtype)
-        q_BTHC = rotation.over_heads()(q_BTHC)
+        q_BTHC = self.wq_b(q_residual).unflatten(-1, (self.heads, -1))
+        q_BTHC = rotated_unit(q_BTHC, rotation.cos, rotation.sin, self.eps)
         keys_BTC = self.numerics.keep(rotation(self.kv_norm(self.wkv(x_BTD))), self.rope_dim)
         entries_BEC, visible = self.compress(x_BTD, q_residual, rotation, layout, keys_BTC)
         keys_BNC = layout.preceded(keys_BTC, self.window - 1)

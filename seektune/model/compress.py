@@ -1,13 +1,13 @@
 """The compressor: a window of neighbouring tokens becomes one entry of the compressed key sequence.
 
-Shapes: B rows, T tokens, E entries, M tokens of a window, D hidden width, C entry width.
+Shapes: B rows, T tokens, E entries, D hidden width, C entry width.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import upcast
+from seektune.kernels import pool_windows, upcast
 from seektune.model.config import CSA, DeepseekV4Config
 from seektune.model.norm import RMSNorm
 from seektune.model.rope import Rope
@@ -40,16 +40,6 @@ class Compressor(nn.Module):
         both = torch.cat([F.linear(x, upcast(self.wkv.weight)), F.linear(x, upcast(self.wgate.weight))], dim=-1)
         both = windows.preceded(both, self.ratio * (1 + self.overlap) - 1)
         values, gates = both.chunk(2, dim=-1)
-        rows = torch.arange(x.shape[0], device=x.device)[:, None, None]
         last_BE = windows.last_BE + (both.shape[1] - x.shape[1])
-        tokens_BEM = last_BE.unsqueeze(-1) - torch.arange(self.ratio - 1, -1, -1, device=x.device)
-        values_BEMC = values[rows, tokens_BEM]
-        gates_BEMC = gates[rows, tokens_BEM] + self.ape
-        if self.overlap:
-            before = (tokens_BEM - self.ratio).clamp(min=0)
-            absent = (windows.position_BE == 0)[..., None, None]
-            earlier = (gates[rows, before] + self.ape)[..., : self.width].masked_fill(absent, -torch.inf)
-            gates_BEMC = torch.cat([earlier, gates_BEMC[..., self.width :]], dim=2)
-            values_BEMC = torch.cat([values[rows, before][..., : self.width], values_BEMC[..., self.width :]], dim=2)
-        entries = (gates_BEMC.softmax(dim=2) * values_BEMC).sum(dim=2)
+        entries = pool_windows(values, gates, self.ape, last_BE, windows.position_BE, self.overlap)
         return windows.of_row(self.rope(windows.position_BE)(self.norm(entries.to(x_BTD.dtype))))
