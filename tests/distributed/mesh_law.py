@@ -85,7 +85,7 @@ def step(model: ParallelModel, micro_size: int) -> Result:
         norm,
         {layer: load.tolist() for layer, load in outcome.loads.items()},
         gradients,
-        model.token_losses(together(split_rows(data))),
+        model.score(together(split_rows(data))).losses_BT,
     )
 
 
