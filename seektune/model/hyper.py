@@ -37,8 +37,9 @@ class HyperConnection(StreamRouter):
         streams_NSD = streams_BTSD.flatten(0, 1)
         numbers = self.iterations, self.eps, self.norm_eps
         x_ND, write_NS, mix_NSS = hyper_read(streams_NSD, self.fn, self.base, self.scale, *numbers)
-        y_BTD = branch(x_ND.unflatten(0, streams_BTSD.shape[:2]))
-        return hyper_write(streams_NSD, y_BTD.flatten(0, 1), write_NS, mix_NSS).view(streams_BTSD.shape)
+        rows = streams_BTSD.shape[:2]
+        y_BTD = branch(x_ND.unflatten(0, rows))
+        return hyper_write(streams_BTSD, y_BTD, write_NS.unflatten(0, rows), mix_NSS.unflatten(0, rows))
 
 
 class HyperHead(StreamRouter):

@@ -30,7 +30,7 @@ def hyper_read(
 
 
 def hyper_write(streams_NSD: Tensor, y_ND: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor:
-    """See `reference.hyper_write`."""
+    """See `reference.hyper_write`; tokens may have several dims."""
     out: Tensor = _Write.apply(streams_NSD, y_ND, write_NS, mix_NSS)
     return out
 
@@ -96,18 +96,24 @@ class _Write(torch.autograd.Function):
     @staticmethod
     def forward(ctx, streams_NSD, y_ND, write_NS, mix_NSS):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(streams_NSD, y_ND, write_NS, mix_NSS)
-        out_NSD = torch.empty_like(streams_NSD)
+        # the result is no view of anything: pipelines detach it in place
+        out = torch.empty_like(streams_NSD, memory_format=torch.contiguous_format)
+        out_NSD = _by_token(out, 2)
+        streams_NSD, y_ND = _by_token(streams_NSD, 2), _by_token(y_ND, 1)
+        write_NS, mix_NSS = _by_token(write_NS, 1), _by_token(mix_NSS, 2)
         for part in _parts(streams_NSD):
             mixed = _room(out_NSD[part])
             torch.bmm(mix_NSS[part].mT, upcast(streams_NSD[part]), out=mixed)
             mixed.addcmul_(write_NS[part].unsqueeze(2), upcast(y_ND[part]).unsqueeze(1))
             _store(out_NSD[part], mixed)
-        return out_NSD
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_NSD):  # type: ignore[no-untyped-def]
-        streams_NSD, y_ND, write_NS, mix_NSS = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        streams_NSD, y_ND, write_NS, mix_NSS = (_by_token(x, dims) for x, dims in zip(saved, (2, 1, 1, 2), strict=True))
+        grad_NSD = _by_token(grad_NSD, 2)
         dstreams_NSD, dy_ND = torch.empty_like(streams_NSD), torch.empty_like(y_ND)
         dwrite_NS, dmix_NSS = torch.empty_like(write_NS), torch.empty_like(mix_NSS)
         for part in _parts(streams_NSD):
@@ -117,7 +123,13 @@ class _Write(torch.autograd.Function):
             _store(dy, torch.bmm(write_NS[part].unsqueeze(1), grad, out=_room(dy)))
             dwrite_NS[part] = (grad * upcast(y_ND[part]).unsqueeze(1)).sum(dim=-1)
             dmix_NSS[part] = torch.bmm(upcast(streams_NSD[part]), grad.mT)
-        return dstreams_NSD, dy_ND, dwrite_NS, dmix_NSS
+        found = dstreams_NSD, dy_ND, dwrite_NS, dmix_NSS
+        return tuple(gradient.view(x.shape) for gradient, x in zip(found, saved, strict=True))
+
+
+def _by_token(x: Tensor, dims: int) -> Tensor:
+    """With one dim for all tokens of all rows before the last `dims`."""
+    return x.flatten(0, -dims - 1)
 
 
 def _room(out: Tensor) -> Tensor:

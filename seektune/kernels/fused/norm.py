@@ -47,14 +47,16 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
         flat, w = x.reshape(-1, x.shape[-1]), upcast(weight)
-        out = torch.empty_like(flat)
+        # of the shape that it keeps: a view of something else would warn where modules are wrapped
+        whole = torch.empty_like(x, memory_format=torch.contiguous_format)
+        out = whole.view(flat.shape)
         inverse = w.new_empty(len(flat), 1, dtype=upcast(x[..., :0]).dtype)
         for part in parts(*flat.shape):
             vectors = upcast(flat[part])
             inverse[part] = inverse_rms(vectors, eps)
             out[part] = (vectors * inverse[part]).mul_(w)
         ctx.save_for_backward(x, weight, inverse)
-        return out.view(x.shape)
+        return whole
 
     @staticmethod
     @once_differentiable
