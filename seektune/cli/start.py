@@ -98,7 +98,7 @@ def train_here(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> N
     """Train in this process, which may be one of several."""
     from seektune.train.interrupt import Interrupted, Interruption
 
-    with Interruption() as interruption:
+    with Interruption(worker=world > 1) as interruption:
         try:
             # loading torch takes seconds, in which a signal must mean what it means later
             with interruption.deferred():

@@ -32,7 +32,7 @@ def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float
     """Norm of the gradient over all parameters of all processes; fp32 per parameter, fp64 across.
 
     Raises:
-        NotFiniteError: it is not finite, on every process; the sentence names the first parameters to blame here.
+        NotFiniteError: it is not finite, on every process; the sentence names the first parameters to blame.
     """
     named = [(name, local(p.grad)) for name, p in parameters if p.grad is not None]
     norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32).double() for name, gradient in named]
@@ -40,9 +40,10 @@ def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float
     total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=mesh.device)
     square = float(mesh.sum(total))
     if not isfinite(square):
-        faulty = [name for (name, _), norm in zip(named, norms, strict=True) if not isfinite(float(norm))]
+        here = [name for (name, _), norm in zip(named, norms, strict=True) if not isfinite(float(norm))]
+        faulty = list(dict.fromkeys(name for each in mesh.ranks.each(lambda: here) for name in each))
         rest = f" and {len(faulty) - NAMED} more" if len(faulty) > NAMED else ""
-        raise NotFiniteError(f"the gradient is not finite in {', '.join(faulty[:NAMED]) or 'another process'}{rest}")
+        raise NotFiniteError(f"the gradient is not finite in {', '.join(faulty[:NAMED])}{rest}")
     return sqrt(square)
 
 
