@@ -24,9 +24,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lengths", default="2048,8192")
+    parser.add_argument("--experts", type=int, default=256, help="fewer need less memory, for the same arithmetic")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    config = DeepseekV4Config.preset("flash")
+    config = DeepseekV4Config.preset("flash").replace(n_routed_experts=options.experts)
     bf16, rate = torch.bfloat16, product_rate(torch.bfloat16)
     for ratio in (CSA, HCA):
         layer = next(n for n in range(4, config.num_hidden_layers) if config.ratio(n) == ratio)
@@ -39,7 +40,7 @@ def main() -> None:
         for length in map(int, options.lengths.split(",")):
             found = measure(block, config, ratio, length) | {"matmul_gflops": round(rate, 1)}
             found["share_of_matmul"] = round(found["gflops"] / rate, 3)
-            key = f"{'CSA' if ratio == CSA else 'HCA'} {length}"
+            key = f"{'CSA' if ratio == CSA else 'HCA'} {length}, {options.experts} experts"
             print(key, json.dumps(found), flush=True)
             results = json.loads(RESULT.read_text(encoding="utf-8"))
             results.setdefault("layers", {})[key] = found
