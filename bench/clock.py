@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -36,12 +36,12 @@ class Clock:
     """Adds the time between two turns to the part that had it."""
 
     seconds: Counter[str] = field(default_factory=Counter)
-    part: str = "rest"
+    part: str = "head and loss"
     since: float = 0.0
 
     def turn(self, part: str) -> None:
         """From now on time belongs to `part`."""
-        now = perf_counter()
+        now = process_time()
         self.seconds[self.part] += now - self.since
         self.part, self.since = part, now
 
@@ -70,7 +70,7 @@ def clocked(model: nn.Module, clock: Clock) -> Iterator[None]:
                 outer: list[str] = []
                 hooks.append(module.register_forward_pre_hook(_enter(clock, part, outer)))
                 hooks.append(module.register_forward_hook(_leave(clock, part, outer)))
-    clock.since = perf_counter()
+    clock.since = process_time()
     yield
     for hook in hooks:
         hook.remove()

@@ -19,17 +19,18 @@ from seektune.kernels.reference.quantize import (
 )
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
-clamped_swiglu = Kernel(plain.clamped_swiglu, fused.clamped_swiglu)
+clamped_swiglu = Kernel(plain.clamped_swiglu, fused.clamped_swiglu, "swiglu")
 expert_mlp = Kernel(plain.expert_mlp, fused.expert_mlp)
 hyper_read = Kernel(plain.hyper_read, fused.hyper_read)
 hyper_write = Kernel(plain.hyper_write, fused.hyper_write)
-index_topk = Kernel(plain.index_topk, fused.index_topk)
+index_topk = Kernel(plain.index_topk, fused.index_topk, "index_scores")
 pool_windows = Kernel(plain.pool_windows, fused.pool_windows)
+quantized_expert_linear = Kernel(plain.quantized_expert_linear, plain.quantized_expert_linear, "quantized_linear")
 rms_norm = Kernel(plain.rms_norm, fused.rms_norm)
 rotate = Kernel(plain.rotate, fused.rotate)
 rotated_unit = Kernel(plain.rotated_unit, fused.rotated_unit)
-sinkhorn = Kernel(plain.sinkhorn, fused.sinkhorn)
-sparse_attention = Kernel(plain.sparse_attention, fused.sparse_attention)
+sinkhorn = Kernel(plain.sinkhorn, fused.sinkhorn, "sinkhorn")
+sparse_attention = Kernel(plain.sparse_attention, fused.sparse_attention, "sparse_attention")
 vocabulary_loss = Kernel(plain.vocabulary_loss, fused.vocabulary_loss)
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "pool_windows",
     "quantize_fp4",
     "quantize_fp8",
+    "quantized_expert_linear",
     "recast_fp4_as_fp8",
     "rms_norm",
     "rotate",

@@ -38,7 +38,7 @@ def layer_flops(config: DeepseekV4Config, ratio: int, length: int) -> dict[str, 
     rank, out = config.q_lora_rank, config.o_lora_rank
     project = width * rank + rank * heads * head + width * head + heads * head * out + config.o_groups * out * width
     inner, streams = config.moe_intermediate_size, config.hc_mult
-    # twice (attention, experts): the router, what is read, what is mixed and written
+    # twice (attention, experts): the router, what is read, what is mixed
     mix = 2 * (streams * (2 + streams) * streams + streams + streams * streams) * width
     found = {
         "attention": 4 * heads * head * visible_keys(config, ratio, length),

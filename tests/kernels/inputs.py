@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.kernels import Chosen, Prefix, sort_by_expert
+from seektune.kernels import Chosen, Prefix, quantize_fp4, quantize_fp8, sort_by_expert
 from seektune.sequence import SequenceLayout
 
 Case = Callable[[torch.dtype], tuple[Any, ...]]
@@ -24,22 +24,22 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def attention(kind: str, heads: int = 3, width: int = 16, before: int = 0) -> Case:
+def attention(kind: str, heads: int = 3, width: int = 16, before: int = 0, documents: Tensor = PACKED) -> Case:
     """`before` keys precede the first query, as for the second half of a context axis."""
 
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
-        layout = SequenceLayout.from_documents(PACKED)
-        queries = PACKED.shape[1] - before
+        layout = SequenceLayout.from_documents(documents)
+        rows, queries = len(documents), documents.shape[1] - before
         windows = layout.windows(8)
         entries = 0 if kind == "window" else windows.last_BE.shape[1]
         first, count = (x[:, before:] * min(entries, 1) for x in (windows.first_BT, windows.count_BT))
         visible: Any = Prefix(first, count)
         if kind == "chosen":
-            index = torch.rand(2, queries, entries).argsort(-1)[..., :5]
+            index = torch.rand(rows, queries, entries).argsort(-1)[..., :5]
             visible = Chosen(torch.where((index >= first[..., None]) & (index < (first + count)[..., None]), index, -1))
-        inputs = leaf(dtype, 2, queries, heads, width), leaf(dtype, 2, PACKED.shape[1], width)
+        inputs = leaf(dtype, rows, queries, heads, width), leaf(dtype, rows, documents.shape[1], width)
         sink = leaf(torch.float32 if dtype == torch.bfloat16 else dtype, heads)
-        return *inputs, leaf(dtype, 2, entries, width), sink, layout.positions[:, before:], 20, visible
+        return *inputs, leaf(dtype, rows, entries, width), sink, layout.positions[:, before:], 20, visible
 
     return make
 
@@ -94,6 +94,16 @@ def pool(ratio: int, overlap: bool, documents: Tensor = PACKED) -> Case:
     return make
 
 
+def quantised(fp4: bool) -> Case:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        weights, pack = torch.randn(3, 70, 160), quantize_fp4 if fp4 else quantize_fp8
+        values, scales = zip(*(pack(weight) for weight in weights), strict=True)
+        stacked = torch.stack([scale.float() for scale in scales])
+        return leaf(dtype, 21, 160), torch.stack(values), stacked, [4, 0, 17]
+
+    return make
+
+
 def angles(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor]:
     turns = torch.rand(shape, dtype=torch.float64).to(wide(dtype)) * 6
     return turns.cos(), turns.sin()
@@ -132,6 +142,7 @@ CASES: dict[str, dict[str, Case]] = {
         "no window": pool(8, False, PACKED[:, 90:96]),
         "no entry": pool(128, False, PACKED[:, :9]),
     },
+    "quantized_expert_linear": {"fp4": quantised(True), "fp8": quantised(False)},
     "rms_norm": {
         "rows": lambda dtype: (leaf(dtype, 3, 71, 24), leaf(dtype, 24), 1e-2),
         "none": lambda dtype: (leaf(dtype, 1, 0, 24), leaf(dtype, 24), 1e-2),

@@ -84,9 +84,9 @@ class _Read(torch.autograd.Function):
             shrink = (du * u_NO[part]).sum(dim=1, keepdim=True).mul_(inverse.square()).div_(-n * width)
             du.mul_(inverse)
             dx = torch.mul(x, shrink.unsqueeze(2), out=_room(dstreams_NSD[part]))
-            dx.flatten(1).addmm_(du, fn_OI)
+            torch.addmm(dx.flatten(1), du, fn_OI, out=dx.flatten(1))
             _store(dstreams_NSD[part], dx.addcmul_((read + ctx.numbers[1]).unsqueeze(2), dy.unsqueeze(1)))
-            dfn_OI.addmm_(du.T, x.flatten(1))
+            torch.addmm(dfn_OI, du.T, x.flatten(1), out=dfn_OI)
         dscale_O = (dlogits_NO * u_NO).sum(dim=0)
         dscale_3 = torch.stack([part.sum() for part in dscale_O.split([n, n, n * n])])
         return dstreams_NSD, dfn_OI, dlogits_NO.sum(dim=0), dscale_3, None, None, None

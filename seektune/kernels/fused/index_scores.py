@@ -34,7 +34,7 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
         high = int((first_BQ1 + count_BQ1).max())
         scores_BQS = _scores(upcast(q_BTHI[:, part]), keys_BEI[:, low:high], upcast(weights_BTH[:, part]))
         _hide(scores_BQS, first_BQ1 - low, count_BQ1)
-        best = _best(scores_BQS.flatten(0, 1), k)
+        best = best_places(scores_BQS.flatten(0, 1), k)
         chosen.append(torch.where(best >= 0, best + low, -1).view(*scores_BQS.shape[:2], k))
     return Chosen(torch.cat(chosen, dim=1))
 
@@ -62,7 +62,7 @@ def _hide(scores_BQS: Tensor, first_BQ1: Tensor, count_BQ1: Tensor) -> None:
         scores_BQS[..., low:high].masked_fill_((index < first_BQ1) | (index >= end_BQ1), -torch.inf)
 
 
-def _best(scores_NS: Tensor, k: int) -> Tensor:
+def best_places(scores_NS: Tensor, k: int) -> Tensor:
     """Places of the `k` largest of each row, the earlier of equal ones, `[N, k]`; -1 for -inf."""
     values, index, tied_N = _largest(scores_NS, k)
     least_N1 = values.amin(dim=1, keepdim=True)

@@ -38,7 +38,7 @@ class _Loss(torch.autograd.Function):
             if dhidden is not None:
                 dhidden[part] = slope @ weight
             if dweight is not None:
-                dweight.addmm_(slope.T, hidden)
+                torch.addmm(dweight, slope.T, hidden, out=dweight)
         ctx.gradients = dhidden, None if dweight is None else dweight.to(weight_VD.dtype)
         return torch.stack(losses).sum()
 
