@@ -1,7 +1,7 @@
 """Exact parameter counts, from the config alone and from the released tensor tables."""
 
-import lzma
 import json
+import lzma
 from math import prod
 from pathlib import Path
 
