@@ -35,7 +35,7 @@ class Compressor(nn.Module):
         self.rope = Rope.of_layer(config, ratio)
 
     def forward(self, x_BTD: Tensor, windows: Windows) -> Tensor:
-        """Rotated entries of the row, `[B, E, C]`; slots without a window hold finite values that nobody sees."""
+        """Rotated entries of the windows, `[B, E, C]`; slots without a window hold finite values that nobody sees."""
         x = upcast(x_BTD)
         both = torch.cat([F.linear(x, upcast(self.wkv.weight)), F.linear(x, upcast(self.wgate.weight))], dim=-1)
         both = windows.preceded(both, self.ratio * (1 + self.overlap) - 1)
@@ -52,4 +52,4 @@ class Compressor(nn.Module):
             gates_BEMC = torch.cat([earlier, gates_BEMC[..., self.width :]], dim=2)
             values_BEMC = torch.cat([values[rows, before][..., : self.width], values_BEMC[..., self.width :]], dim=2)
         entries = (gates_BEMC.softmax(dim=2) * values_BEMC).sum(dim=2)
-        return windows.of_row(self.rope(windows.position_BE)(self.norm(entries.to(x_BTD.dtype))))
+        return self.rope(windows.position_BE)(self.norm(entries.to(x_BTD.dtype)))
