@@ -152,6 +152,31 @@ class DeepseekV4ForCausalLM(ModelPart):
             mtp_loss=None if losses is None else losses.mtp,
         )
 
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        speculative: bool = False,
+    ) -> Tensor:
+        """`input_ids` `[B, T]` and what the model goes on with, `[B, T + N]`; see `generate.ids.continued`.
+
+        Raises:
+            ValueError: an id is outside the vocabulary, or a number outside its range.
+        """
+        # the one import from an upper floor: who has a model wants to hear it
+        from seektune.generate.ids import continued
+        from seektune.generate.sample import Sampling
+
+        self._check(input_ids, None, None, mtp=speculative)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        return continued(self, input_ids, max_new_tokens, sampling, seed, speculative)
+
     def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK) -> Cache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, of which `rollback` can be taken back.
 
@@ -162,6 +187,11 @@ class DeepseekV4ForCausalLM(ModelPart):
         return Cache.of(
             self.config, range(len(self.layers)), batch_size, max_length, weight.dtype, weight.device, rollback
         )
+
+    def new_draft_cache(self, batch_size: int, max_length: int) -> Cache:
+        """An empty cache for the MTP block (`foresee`)."""
+        weight, layer = self.embed.weight, self.config.num_hidden_layers
+        return Cache.of(self.config, range(layer, layer + 1), batch_size, max_length, weight.dtype, weight.device)
 
     @torch.no_grad()
     def advance(self, tokens_BT: Tensor, cache: Cache, counts: Sequence[int] | None = None) -> Tensor:
@@ -181,6 +211,23 @@ class DeepseekV4ForCausalLM(ModelPart):
         streams = self.run(self.enter(tokens_BT), tokens_BT, step.layout(tokens_BT.device), None)
         cache.advance(step)
         return streams
+
+    @torch.no_grad()
+    def foresee(
+        self, streams_BTSD: Tensor, next_BT: Tensor, cache: Cache, counts: Sequence[int] | None = None
+    ) -> Tensor:
+        """What the head reads of the MTP block, `[B, T, D]`: each row goes on where the MTP block's cache stands.
+
+        Args:
+            streams_BTSD: what `advance` gave for the next tokens that the MTP block has not read.
+            next_BT: the token after each of them.
+            cache: of `new_draft_cache`; they are added to it.
+            counts: as of `advance`.
+        """
+        step = cache.step(next_BT.shape[1], counts)
+        hidden = self.look_ahead(streams_BTSD, self.embed(next_BT), next_BT, step.layout(next_BT.device), None)
+        cache.advance(step)
+        return hidden
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:
