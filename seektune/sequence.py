@@ -39,6 +39,15 @@ class Windows:
         """The entries of the whole row, in order, from those that are made here: all of them."""
         return entries_BEC
 
+    @property
+    def most(self) -> int:
+        """More entries than this no query of the row can see."""
+        return self.last_BE.shape[1]
+
+    def for_indexer(self) -> "Windows":
+        """The same windows, compressed by the indexer: its tokens and entries are others'."""
+        return self
+
 
 @dataclass(frozen=True)
 class SequenceLayout:
@@ -46,7 +55,8 @@ class SequenceLayout:
 
     A document is a run of equal numbers; 0 is padding. Positions restart at each document. This is the model's
     `sequence` socket: where a row is spread over devices, a layout of the tokens here knows how to reach the others
-    (`parallel.context`); the methods below are those of a row that is here as a whole.
+    (`parallel.context`), and where a row goes on, what is kept of its beginning (`model.cache`); the methods below are
+    those of a row that is here as a whole.
     """
 
     positions: Tensor
@@ -80,6 +90,10 @@ class SequenceLayout:
     def real(self) -> Tensor:
         """Which tokens are not padding, bool `[B, T]`."""
         return self.documents != 0
+
+    def at(self, layer: int) -> "SequenceLayout":
+        """The layout as the attention of a layer uses it."""
+        return self
 
     def mine(self, x_BT: Tensor) -> Tensor:
         """The values of the tokens here, from those of the whole row."""

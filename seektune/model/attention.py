@@ -72,7 +72,7 @@ class Attention(nn.Module):
             nothing = torch.zeros_like(layout.positions)
             return keys_BTC[:, :0], Prefix(nothing, nothing)
         windows = layout.windows(self.ratio)
-        entries = self.numerics.keep(self.compressor(x_BTD, windows), self.rope_dim)
+        entries = windows.of_row(self.numerics.keep(self.compressor(x_BTD, windows), self.rope_dim))
         if self.ratio == CSA:
             return entries, self.indexer(x_BTD, q_residual_BTR, rotation, windows)
         return entries, Prefix(windows.first_BT, windows.count_BT)

@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint import load_weights, locate, save_weights
+from seektune.model.cache import ROLLBACK, Cache
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, HashGate, RoutingLedger
 from seektune.model.initialize import initialize
@@ -104,6 +105,7 @@ class DeepseekV4ForCausalLM(ModelPart):
         with_logits: bool = True,
         num_items_in_batch: Tensor | int | None = None,
         ledger: RoutingLedger | None = None,
+        cache: Cache | None = None,
     ) -> CausalLMOutput:
         """Logits, and losses where `labels` are given; all arguments int64 `[B, T]`.
 
@@ -115,12 +117,21 @@ class DeepseekV4ForCausalLM(ModelPart):
             with_logits: False computes the losses in chunks, so that whole logits never exist.
             num_items_in_batch: divisor of the losses; the number of taught tokens if None.
             ledger: receives what the gates did.
+            cache: what came before in each row (`new_cache`); the tokens are added to it. `documents` are then 1, and
+                0 for padding after a row's tokens. No gradient flows.
 
         Raises:
-            ValueError: shapes do not fit, an id is outside the vocabulary, or the model has no MTP block.
+            ValueError: shapes do not fit, an id is outside the vocabulary, the model has no MTP block, or the cache no
+                room.
         """
         self._check(input_ids, labels, documents, mtp)
         input_ids = input_ids.long()
+        if cache is not None:
+            if labels is not None or mtp or ledger is not None:
+                raise ValueError("a call with a cache gives logits only: leave labels, mtp and ledger out")
+            with torch.no_grad():
+                streams = self.advance(input_ids, cache, None if documents is None else _counts(documents))
+                return CausalLMOutput(logits=self.logits(self.hidden(streams)) if with_logits else None)
         layout = self.sequence(torch.ones_like(input_ids) if documents is None else documents)
         tokens = layout.mine(input_ids)
         streams = self.run(self.enter(tokens), tokens, layout, ledger)
@@ -140,6 +151,83 @@ class DeepseekV4ForCausalLM(ModelPart):
             mtp_logits=self.logits(ahead[:, :-1]) if with_logits and ahead is not None else None,
             mtp_loss=None if losses is None else losses.mtp,
         )
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        speculative: bool = False,
+    ) -> Tensor:
+        """`input_ids` `[B, T]` and what the model goes on with, `[B, T + N]`; see `generate.ids.continued`.
+
+        Raises:
+            ValueError: an id is outside the vocabulary, or a number outside its range.
+        """
+        # the one import from an upper floor: who has a model wants to hear it
+        from seektune.generate.ids import continued
+        from seektune.generate.sample import Sampling
+
+        self._check(input_ids, None, None, mtp=speculative)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        return continued(self, input_ids, max_new_tokens, sampling, seed, speculative)
+
+    def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK) -> Cache:
+        """An empty cache for `batch_size` rows of at most `max_length` tokens, of which `rollback` can be taken back.
+
+        Raises:
+            ValueError: a size is not positive.
+        """
+        weight = self.embed.weight
+        return Cache.of(
+            self.config, range(len(self.layers)), batch_size, max_length, weight.dtype, weight.device, rollback
+        )
+
+    def new_draft_cache(self, batch_size: int, max_length: int) -> Cache:
+        """An empty cache for the MTP block (`foresee`)."""
+        weight, layer = self.embed.weight, self.config.num_hidden_layers
+        return Cache.of(self.config, range(layer, layer + 1), batch_size, max_length, weight.dtype, weight.device)
+
+    @torch.no_grad()
+    def advance(self, tokens_BT: Tensor, cache: Cache, counts: Sequence[int] | None = None) -> Tensor:
+        """Streams `[B, T, S, D]` of tokens that go on where a cache stands; they are added to it.
+
+        Args:
+            tokens_BT: ids, int64.
+            cache: of as many rows.
+            counts: how many of each row's tokens are text, the others being padding; None = all.
+
+        Raises:
+            ValueError: the cache has other rows, or no room.
+        """
+        if tokens_BT.shape[0] != cache.rows:
+            raise ValueError(f"the cache has {cache.rows} rows, input_ids {tokens_BT.shape[0]}")
+        step = cache.step(tokens_BT.shape[1], counts)
+        streams = self.run(self.enter(tokens_BT), tokens_BT, step.layout(tokens_BT.device), None)
+        cache.advance(step)
+        return streams
+
+    @torch.no_grad()
+    def foresee(
+        self, streams_BTSD: Tensor, next_BT: Tensor, cache: Cache, counts: Sequence[int] | None = None
+    ) -> Tensor:
+        """What the head reads of the MTP block, `[B, T, D]`: each row goes on where the MTP block's cache stands.
+
+        Args:
+            streams_BTSD: what `advance` gave for the next tokens that the MTP block has not read.
+            next_BT: the token after each of them.
+            cache: of `new_draft_cache`; they are added to it.
+            counts: as of `advance`.
+        """
+        step = cache.step(next_BT.shape[1], counts)
+        hidden = self.look_ahead(streams_BTSD, self.embed(next_BT), next_BT, step.layout(next_BT.device), None)
+        cache.advance(step)
+        return hidden
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:
@@ -169,6 +257,22 @@ class DeepseekV4ForCausalLM(ModelPart):
             raise ValueError(f"labels must be {IGNORE_INDEX} (not taught) or ids below {self.config.vocab_size}")
         if mtp and not self.mtp:
             raise ValueError("this model has no MTP block (num_nextn_predict_layers is 0)")
+
+
+def _counts(documents_BT: Tensor) -> list[int]:
+    """Tokens of each row, which padding may follow.
+
+    Raises:
+        ValueError: there is padding elsewhere, or a second document.
+    """
+    real_BT = documents_BT != 0
+    counts_B = real_BT.sum(dim=1)
+    expected_BT = torch.arange(documents_BT.shape[1], device=documents_BT.device) < counts_B[:, None]
+    if not torch.equal(documents_BT.bool(), expected_BT) or int(documents_BT.max()) > 1 or int(documents_BT.min()) < 0:
+        raise ValueError(
+            "with a cache, documents are 1 for a row's tokens and then 0 for padding: a row holds one text"
+        )
+    return [int(count) for count in counts_B]
 
 
 def check_tables(gates: Mapping[int, Gate], folder: Path) -> None:

@@ -35,11 +35,11 @@ class Compressor(nn.Module):
         self.rope = Rope.of_layer(config, ratio)
 
     def forward(self, x_BTD: Tensor, windows: Windows) -> Tensor:
-        """Rotated entries of the row, `[B, E, C]`; slots without a window hold finite values that nobody sees."""
+        """Rotated entries of the windows, `[B, E, C]`; slots without a window hold finite values that nobody sees."""
         x = upcast(x_BTD)
         both = torch.cat([F.linear(x, upcast(self.wkv.weight)), F.linear(x, upcast(self.wgate.weight))], dim=-1)
         both = windows.preceded(both, self.ratio * (1 + self.overlap) - 1)
         values, gates = both.chunk(2, dim=-1)
         last_BE = windows.last_BE + (both.shape[1] - x.shape[1])
         entries = pool_windows(values, gates, self.ape, last_BE, windows.position_BE, self.overlap)
-        return windows.of_row(self.rope(windows.position_BE)(self.norm(entries.to(x_BTD.dtype))))
+        return self.rope(windows.position_BE)(self.norm(entries.to(x_BTD.dtype)))

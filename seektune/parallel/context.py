@@ -68,6 +68,11 @@ class SlicedWindows(Windows):
         rows = torch.arange(entries_BEC.shape[0], device=entries_BEC.device)[:, None]
         return self.slice.gather(entries_BEC)[rows, self.slot_BE]
 
+    @property
+    def most(self) -> int:
+        """Entries of the whole row."""
+        return self.slot_BE.shape[1]
+
 
 @dataclass(frozen=True)
 class SlicedLayout(SequenceLayout):
