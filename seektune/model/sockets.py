@@ -28,7 +28,12 @@ class LocalDispatch:
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
         """Deterministic: a gather each way and a sum, no atomic addition."""
-        n_experts, k = routing.scores_NE.shape[1], routing.experts_NK.shape[1]
-        order, counts = sort_by_expert(routing.experts_NK, n_experts)
-        out_PD = experts(x_ND[order // k], routing.weights_NK.flatten()[order], counts.tolist())
+        k = routing.experts_NK.shape[1]
+        order, counts = self.sort(routing)
+        out_PD = experts(x_ND[order // k], routing.weights_NK.flatten()[order], counts)
         return upcast(out_PD[order.argsort()].unflatten(0, (-1, k))).sum(dim=1)
+
+    def sort(self, routing: Routing) -> tuple[Tensor, list[int]]:
+        """The pairs in the order of their experts, `[P]`, and each expert's number of them."""
+        order, counts_E = sort_by_expert(routing.experts_NK, routing.scores_NE.shape[1])
+        return order, counts_E.tolist()
