@@ -67,8 +67,8 @@ def assume(model: ParallelModel, mesh: Mesh) -> None:
         stage.sequence = FullRows.from_documents
         spread_rows(stage, mesh)
         for block in stage.blocks():
-            carries = isinstance(block.ffn.dispatch, ExpertDispatch)
-            block.ffn.dispatch = EvenDispatch(block.ffn.dispatch.group) if carries else EvenLocal()
+            known = block.ffn.dispatch
+            block.ffn.dispatch = EvenDispatch(known.group) if isinstance(known, ExpertDispatch) else EvenLocal()
 
 
 def _evenly(pairs: int, cells: int) -> list[int]:

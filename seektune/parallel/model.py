@@ -141,7 +141,8 @@ class ParallelModel:
         loads = torch.zeros(layers, config.n_routed_experts, dtype=torch.int64, device=self.device)
         by_stage: dict[int, list[Tensor]] = {}
         for found in task.found:
-            by_stage.setdefault(min(found.loads), []).append(found.parts)
+            # a last stage with nothing but the MTP block has no load where that does not run
+            by_stage.setdefault(min(found.loads, default=layers), []).append(found.parts)
         parts = torch.stack([torch.stack(each) for each in by_stage.values()]).sum(dim=0)
         for found in task.found:
             for layer, load_E in found.loads.items():

@@ -1,6 +1,7 @@
 """How a model is spread over a number of processes, and what each of them is; plain arithmetic without torch."""
 
 from dataclasses import dataclass
+from itertools import count
 from math import log2
 from typing import Protocol
 
@@ -91,15 +92,20 @@ def make_plan(config: ParallelConfig, world: int, architecture: Architecture | N
     Raises:
         ValueError: the sizes do not multiply out, or the model cannot be cut so; the sentence lists what fits.
     """
-    fixed = config.pp_size * config.cp_size * config.dp_replicate
-    shard = config.dp_shard or max(1, world // fixed)
-    plan = Plan(world, config.pp_size, config.dp_replicate, shard, config.cp_size, config.ep_size)
-    problem = f"{_asked(config)} {_takes(config)}, but this job has {_many(world)}" if _misfit(plan) else None
+    plan = _plan(config, world)
+    problem = _misfit(plan, config)
     if problem is None and architecture is not None:
         problem = _uncuttable(plan, config, architecture)
     if problem is None:
         return plan
     raise ValueError(f"{problem}; {_offers(config, world, architecture)}")
+
+
+def _plan(config: ParallelConfig, world: int) -> Plan:
+    """The sizes asked for, whether they fit or not."""
+    fixed = config.pp_size * config.cp_size * config.dp_replicate
+    shard = config.dp_shard or max(1, world // fixed)
+    return Plan(world, config.pp_size, config.dp_replicate, shard, config.cp_size, config.ep_size)
 
 
 def rows_at_a_time(plan: Plan, config: ParallelConfig, architecture: Architecture, rows: int, micro_size: int) -> int:
@@ -117,34 +123,46 @@ def rows_at_a_time(plan: Plan, config: ParallelConfig, architecture: Architectur
     Raises:
         ValueError: the rows of a step cannot be dealt out; the sentence says how many can.
     """
-    if rows % plan.data_size:
-        raise ValueError(
-            f"batch.global_size {rows} cannot be dealt out to {plan.data_size} data-parallel groups; "
-            f"set --batch.global_size={-(-rows // plan.data_size) * plan.data_size}"
-        )
-    own, pipeline = rows // plan.data_size, config.pipeline
-    most = micro_size if plan.pp_size == 1 or pipeline.microbatch is None else pipeline.microbatch
+    own, left = divmod(rows, plan.data_size)
+    sizes = [] if left else _sizes(own, plan, config, architecture, micro_size)
+    if sizes:
+        return sizes[0]
+    enough = next(n for n in count(own + 1) if _sizes(n, plan, config, architecture, micro_size)) * plan.data_size
+    if left:
+        problem = f"batch.global_size {rows} cannot be dealt out to {plan.data_size} data-parallel groups"
+    else:
+        groups = "" if plan.data_size == 1 else f"each of {plan.data_size} data-parallel groups gets "
+        why = misfit_of(config.pipeline.schedule, own, plan.pp_size, _stages(plan, config, architecture))
+        problem = f"{why}: {groups}{own} of batch.global_size {rows} rows"
+    raise ValueError(f"{problem}; set --batch.global_size={enough}")
+
+
+def _sizes(own: int, plan: Plan, config: ParallelConfig, architecture: Architecture, micro_size: int) -> list[int]:
+    """Rows of a micro-batch that are possible where a process gets `own` rows in a step, the largest first."""
+    schedule, microbatch = config.pipeline.schedule, config.pipeline.microbatch
+    most = micro_size if plan.pp_size == 1 or microbatch is None else microbatch
     sizes = [size for size in reversed(_divisors(own)) if size <= most]
     if plan.pp_size == 1:
-        return sizes[0]
-    stages = count_stages(pipeline, plan.pp_size, architecture.num_hidden_layers, architecture.num_nextn_predict_layers)
-    fitting = [size for size in sizes if misfit_of(pipeline.schedule, own // size, plan.pp_size, stages) is None]
-    if not fitting:
-        problem = misfit_of(pipeline.schedule, own, plan.pp_size, stages)
-        raise ValueError(
-            f"{problem or pipeline.schedule}: each of {plan.data_size} data-parallel groups gets {own} of "
-            f"batch.global_size {rows} rows; set --batch.global_size={stages * plan.data_size}"
-        )
-    return fitting[0]
+        return sizes
+    stages = _stages(plan, config, architecture)
+    return [size for size in sizes if misfit_of(schedule, own // size, plan.pp_size, stages) is None]
 
 
-def _misfit(plan: Plan) -> bool:
-    """Whether the sizes do not multiply out."""
-    if plan.pp_size * plan.cp_size * plan.data_size != plan.world:
-        return True
-    return plan.stage_size % plan.ep_size > 0 or (
-        plan.fsdp_size % plan.ep_size > 0 and plan.ep_size % plan.fsdp_size > 0
-    )
+def _stages(plan: Plan, config: ParallelConfig, architecture: Architecture) -> int:
+    layers, mtp = architecture.num_hidden_layers, architecture.num_nextn_predict_layers
+    return count_stages(config.pipeline, plan.pp_size, layers, mtp)
+
+
+def _misfit(plan: Plan, config: ParallelConfig) -> str | None:
+    """Why the sizes do not multiply out; None if they do."""
+    product, ep, pieces = plan.pp_size * plan.cp_size * plan.data_size, plan.ep_size, plan.fsdp_size
+    if product != plan.world or (plan.stage_size % ep and config.dp_shard is None):
+        return f"{_asked(config)} {_takes(config)}, but this job has {_many(plan.world)}"
+    if plan.stage_size % ep:
+        return f"parallel.ep_size {ep} does not divide cp_size x dp_replicate x dp_shard, which is {plan.stage_size}"
+    if pieces % ep and ep % pieces:
+        return f"parallel.ep_size {ep} and dp_shard x cp_size {pieces} do not divide, one the other"
+    return None
 
 
 def _asked(config: ParallelConfig) -> str:
@@ -181,26 +199,41 @@ def _uncuttable(plan: Plan, config: ParallelConfig, architecture: Architecture) 
 
 def _offers(config: ParallelConfig, world: int, architecture: Architecture | None) -> str:
     """Overrides that fit this world and model, the nearest to what was asked for first."""
+    found = _fitting(config, world, architecture)
+    if not found:  # only if it must be, the data axis is another one too
+        found = _fitting(config.model_copy(update={"dp_replicate": 1, "dp_shard": None}), world, architecture)
+    found.sort(key=lambda other: _distance(other, config))
+    offers = [_overrides(other, config) for other in found[:LISTED]]
+    return f"{_many(world)} can do {', or '.join(offers)}" if offers else f"nothing fits {_many(world)}"
+
+
+def _fitting(config: ParallelConfig, world: int, architecture: Architecture | None) -> list[ParallelConfig]:
+    """Other sizes of the pipeline, expert and context axes that fit."""
     found = []
     for pp in _divisors(world):
         for cp in dict.fromkeys((config.cp_size, 1)):
             for ep in _divisors(world // pp):
-                plan = Plan(world, pp, 1, max(1, world // pp // cp), cp, ep)
-                if not _misfit(plan) and (architecture is None or _uncuttable(plan, config, architecture) is None):
-                    found.append(plan)
-    found.sort(key=lambda plan: _distance(plan, config))
-    sizes = [{"pp_size": plan.pp_size, "ep_size": plan.ep_size, "cp_size": plan.cp_size} for plan in found[:LISTED]]
-    asked = config.model_dump()
-    offers = [
-        " ".join(f"--parallel.{key}={size}" for key, size in each.items() if max(size, asked[key]) > 1)
-        for each in sizes
-    ]
-    return f"{_many(world)} can do {', or '.join(offers)}" if offers else f"nothing fits {_many(world)}"
+                other = config.model_copy(update={"pp_size": pp, "cp_size": cp, "ep_size": ep})
+                plan = _plan(other, world)
+                if _misfit(plan, other) is None and (
+                    architecture is None or _uncuttable(plan, other, architecture) is None
+                ):
+                    found.append(other)
+    return found
 
 
-def _distance(plan: Plan, config: ParallelConfig) -> float:
+def _overrides(other: ParallelConfig, config: ParallelConfig) -> str:
+    """What makes one of the other, and what of it is as it was asked for."""
+    new, old = other.model_dump(), config.model_dump()
+    axes = [key for key in ("pp_size", "ep_size", "cp_size") if max(new[key], old[key]) > 1]
+    data = [key for key in ("dp_replicate", "dp_shard") if new[key] != old[key]]
+    shown = {key: "null" if new[key] is None else new[key] for key in (*axes, *data)}
+    return " ".join(f"--parallel.{key}={value}" for key, value in shown.items())
+
+
+def _distance(other: ParallelConfig, config: ParallelConfig) -> float:
     """How far the sizes are from what was asked for, in doublings."""
-    pairs = ((plan.pp_size, config.pp_size), (plan.ep_size, config.ep_size), (plan.cp_size, config.cp_size))
+    pairs = ((other.pp_size, config.pp_size), (other.ep_size, config.ep_size), (other.cp_size, config.cp_size))
     return sum(abs(log2(a / b)) for a, b in pairs)
 
 

@@ -32,14 +32,15 @@ def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float
     """Norm of the gradient over all parameters of all processes; fp32 per parameter, fp64 across.
 
     Raises:
-        NotFiniteError: it is not finite, on every process; the sentence names the first parameters to blame here.
+        NotFiniteError: it is not finite, on every process; the sentence names the first parameters to blame.
     """
     norms = piece_norms(parameters)
     square = float(squared_norm(norms, mesh))
     if not isfinite(square):
-        faulty = [name for name, norm in norms.items() if not isfinite(float(norm))]
+        here = [name for name, norm in norms.items() if not isfinite(float(norm))]
+        faulty = list(dict.fromkeys(name for each in mesh.ranks.each(lambda: here) for name in each))
         rest = f" and {len(faulty) - NAMED} more" if len(faulty) > NAMED else ""
-        raise NotFiniteError(f"the gradient is not finite in {', '.join(faulty[:NAMED]) or 'another process'}{rest}")
+        raise NotFiniteError(f"the gradient is not finite in {', '.join(faulty[:NAMED])}{rest}")
     return sqrt(square)
 
 

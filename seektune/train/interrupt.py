@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
@@ -24,10 +24,12 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """While entered, turns a signal into `Interrupted`: at once, or where `deferred` says so at the end of that part.
 
-    A second signal ends the process at once. Only the main thread may enter it.
+    A second signal ends the process at once, but not a `worker`: others wait for it, ending is its launcher's business,
+    and systems that signal every process of a job signal a worker twice. Only the main thread may enter it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, worker: bool = False) -> None:
+        self._worker = worker
         self.name: str | None = None
         """The signal that came first."""
         self._depth = 0
@@ -61,8 +63,19 @@ class Interruption:
         finally:
             self._depth -= 1
 
+    def leave_together(self, anywhere: Callable[[bool], bool]) -> None:
+        """Stop here if a signal reached any process of the job; `anywhere` tells whether a flag is set in one of them.
+
+        Raises:
+            Interrupted: on every process.
+        """
+        if anywhere(self.name is not None):
+            raise Interrupted(self.name or "a signal to another process")
+
     def _take(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
+        if self.name is not None and self._worker:
+            return
         if self.name is not None:
             _say(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: {name} again: ended at once\n")
             os._exit(128 + number)

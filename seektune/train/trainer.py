@@ -151,9 +151,13 @@ class Trainer:
 
     def _leave_together(self) -> None:
         """Stop here if a signal reached any process."""
-        name = self.interruption.name
-        if self.model.mesh.axes is not None and self.model.mesh.any(name is not None):
-            raise Interrupted(name or "a signal to another process")
+        if self.model.mesh.axes is not None:
+            self.interruption.leave_together(self.model.mesh.any)
+
+    @property
+    def cannot_save(self) -> bool:
+        """Whether the last save failed, which every process knows."""
+        return self._checkpoints.failure is not None
 
     def save(self, log: RunLog, stream: Any = None, wait: bool = True) -> Path:
         """Save the state after the last finished step, unless it is saved already.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import Progress
@@ -17,11 +18,21 @@ from seektune.workflows.tell import in_words
 
 
 def hold_exam(
-    wanted: bool, when: str, model: ParallelModel, lesson: Lesson, config: EvaluateConfig
+    wanted: bool,
+    when: str,
+    model: ParallelModel,
+    lesson: Lesson,
+    config: EvaluateConfig,
+    leave: Callable[[], None] = lambda: None,
 ) -> HellaswagScore | None:
-    """Score the model on the lesson's questions, if that is wanted."""
+    """Score the model on the lesson's questions, if that is wanted; after each forward is the time to `leave`."""
     if not wanted:
         return None
+
+    def advance(done: int, _: int) -> None:
+        progress.update(task, completed=done)
+        leave()
+
     with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task(f"HellaSwag {when} training", total=len(lesson.questions) * 4)
         score = evaluate_hellaswag(
@@ -29,7 +40,7 @@ def hold_exam(
             lesson.tokenizer,
             lesson.questions,
             config.batch_tokens,
-            lambda done, _: progress.update(task, completed=done),
+            advance,
         )
     say(f"HellaSwag {when} training, {score.n:,} questions: {in_words(score)}")
     return score

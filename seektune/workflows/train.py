@@ -1,7 +1,7 @@
 """The verb `train`: from a recipe to a run folder with trained weights and a report."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,7 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, seat
         OSError: something could not be read, fetched or written; what was written before stays.
     """
     folder = choose_folder(recipe.run_dir, name, datetime.now())
-    with Interruption() as interruption, joined(seat), ExitStack() as stack:
+    with Interruption(worker=seat.world > 1) as interruption, joined(seat), ExitStack() as stack:
         try:
             config = read_config(recipe.model)
             mesh = meet(recipe, config, seat)
@@ -89,11 +89,27 @@ def _run(
     torch.manual_seed(recipe.seed)
     refuse_too_large(recipe, config, mesh)
     lesson = prepare_data(recipe, read_rows(recipe.data, cache_dir, say, mesh.ranks), config, say, mesh.plan)
+    # from here on processes wait for each other, and none leaves alone
+    with nullcontext() if mesh.axes is None else interruption.shielded():
+        _teach(recipe, name, folder, start, lesson, interruption, mesh, config)
+
+
+def _teach(
+    recipe: Recipe,
+    name: str,
+    folder: Path,
+    start: Start,
+    lesson: Lesson,
+    interruption: Interruption,
+    mesh: Mesh,
+    config: DeepseekV4Config,
+) -> None:
+    leave = partial(interruption.leave_together, mesh.any)
     model = build_model(recipe, config, mesh, with_weights=start.checkpoint is None)
     facts = describe(recipe, model, lesson)
     before = read_exam(folder, "before") if start.checkpoint is not None else None
     if start.checkpoint is None:
-        before = hold_exam(recipe.evaluate.before, "before", model, lesson, recipe.evaluate)
+        before = hold_exam(recipe.evaluate.before, "before", model, lesson, recipe.evaluate, leave)
     validate = partial(validation_loss, model, lesson.validation)
     settings = _settings(recipe, lesson)
     trainer = Trainer(model, lesson.tokenizer, lesson.loader, settings, folder, validate, interruption)
@@ -107,7 +123,8 @@ def _run(
     # weights before the exam: one that fails must not cost the training
     with interruption.deferred():
         trainer.export(folder / MODEL)
-    after = hold_exam(recipe.evaluate.after, "after", model, lesson, recipe.evaluate)
+    leave()
+    after = hold_exam(recipe.evaluate.after, "after", model, lesson, recipe.evaluate, leave)
     if mesh.is_main:
         with interruption.deferred():
             write_exams(folder, before, after)
@@ -147,7 +164,8 @@ def _fit(trainer: Trainer, steps: int, log: RunLog, folder: Path) -> tuple[float
     try:
         return trainer.fit(steps, log)
     except OSError as error:
-        if trainer.step < steps:
+        # what only this process could not write, the others know nothing of, and export nothing
+        if trainer.step < steps or (trainer.model.mesh.axes is not None and not trainer.cannot_save):
             raise
         trainer.export(folder / MODEL)
         raise OSError(f"{error}; the trained weights are in {folder / MODEL}") from None

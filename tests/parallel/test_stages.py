@@ -1,0 +1,161 @@
+"""Stages hold every layer once, schedules accept what the arithmetic says, and wait as long as it says."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.pipelining.schedules import _Action, _ComputationType
+
+from seektune.model.config import DeepseekV4Config
+from seektune.parallel.config import PipelineConfig
+from seektune.parallel.passes import SCHEDULES
+from seektune.parallel.stages import bubble, count_stages, misfit_of, split_layers, stages_of
+
+FORWARD, BACKWARD = _ComputationType.FORWARD, _ComputationType.FULL_BACKWARD
+COST = {FORWARD: 1.0, BACKWARD: 2.0, _ComputationType.BACKWARD_INPUT: 1.0, _ComputationType.BACKWARD_WEIGHT: 1.0}
+
+
+@pytest.mark.parametrize("mtp", [0, 1])
+@pytest.mark.parametrize("layers", [1, 4, 7, 43, 61])
+def test_every_layer_is_on_one_stage_in_order(layers: int, mtp: int):
+    for stages in range(1, layers + 1):
+        ranges = split_layers(layers, mtp, stages)
+        assert [layer for each in ranges for layer in each] == list(range(layers))
+        sizes = [len(each) for each in ranges]
+        sizes[-1] += mtp
+        assert max(sizes) - min(sizes) <= 1
+        assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("preset", "stages", "sizes"),
+    [
+        ("flash", 2, [22, 21]),
+        ("flash", 4, [11, 11, 11, 10]),
+        ("flash", 11, [4] * 10 + [3]),
+        ("flash", 43, [2] + [1] * 41 + [0]),
+        ("pro", 2, [31, 30]),
+        ("pro", 4, [16, 16, 15, 14]),
+        ("pro", 31, [2] * 30 + [1]),
+    ],
+)
+def test_the_released_models_divide_as_the_docs_say(preset: str, stages: int, sizes: list[int]):
+    config = DeepseekV4Config.preset(preset)
+    ranges = split_layers(config.num_hidden_layers, config.num_nextn_predict_layers, stages)
+    assert [len(each) for each in ranges] == sizes
+
+
+def test_layers_per_stage_leaves_the_rest_to_the_last():
+    assert split_layers(43, 1, 4, layers_per_stage=12) == [range(0, 12), range(12, 24), range(24, 36), range(36, 43)]
+    assert split_layers(7, 1, 4, layers_per_stage=2)[-1] == range(6, 7)
+    config = PipelineConfig(schedule="interleaved1f1b", layers_per_stage=2)
+    assert count_stages(config, 2, 7, 1) == 4
+    with pytest.raises(ValueError, match="cuts 8 layers into 3 stages, but interleaved1f1b on pp_size 2 needs 4 or"):
+        count_stages(PipelineConfig(schedule="interleaved1f1b", layers_per_stage=3), 2, 7, 1)
+    with pytest.raises(ValueError, match="makes 8 stages of 7 layers"):
+        count_stages(PipelineConfig(schedule="interleaved1f1b", layers_per_stage=1), 2, 7, 1)
+
+
+@pytest.mark.parametrize("pp_size", [2, 3, 4, 8])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_stage_lives_on_one_process(schedule: str, pp_size: int):
+    for per_process in (1,) if schedule == "1f1b" else (2,) if schedule in ("zbv", "dualpipev") else (2, 3):
+        stages = pp_size * per_process
+        held = [stages_of(process, pp_size, stages, schedule) for process in range(pp_size)]
+        assert sorted(stage for each in held for stage in each) == list(range(stages))
+        assert all(len(each) == per_process for each in held)
+    if schedule in ("zbv", "dualpipev"):
+        assert held[0] == [0, stages - 1]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_what_fits_is_what_the_engine_accepts(schedule: str):
+    for pp_size in (2, 3, 4):
+        stages = pp_size * (1 if schedule == "1f1b" else 2)
+        for count in range(1, 3 * stages + 1):
+            fits = misfit_of(schedule, count, pp_size, stages) is None
+            try:
+                made(schedule, pp_size, stages, count)
+            except ValueError:
+                assert not fits, (pp_size, count)
+            else:
+                assert fits, (pp_size, count)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bubble_is_that_of_the_engines_order_of_work(schedule: str):
+    for pp_size in (2, 4, 8):
+        for per_process in (1,) if schedule == "1f1b" else (2,) if schedule in ("zbv", "dualpipev") else (2, 3):
+            stages = pp_size * per_process
+            for count in (stages, 2 * stages, 5 * stages):
+                waited = simulated(order_of_work(schedule, pp_size, stages, count), stages, pp_size / stages)
+                assert waited == pytest.approx([bubble(schedule, pp_size, stages, count)] * pp_size), (stages, count)
+
+
+def made(schedule: str, pp_size: int, stages: int, count: int) -> Any:
+    """The engine's schedule of stages that can do nothing."""
+    held = [
+        SimpleNamespace(
+            num_stages=stages,
+            group_size=pp_size,
+            group_rank=0,
+            stage_index=number,
+            is_first=number == 0,
+            is_last=number == stages - 1,
+            submod=torch.nn.Identity(),
+            has_backward=True,
+            device=torch.device("cpu"),
+        )
+        for number in stages_of(0, pp_size, stages, schedule)
+    ]
+    only: Any = held[0] if schedule == "1f1b" else held
+    return SCHEDULES[schedule](only, count, loss_fn=lambda output, target: output, scale_grads=False)
+
+
+def order_of_work(schedule: str, pp_size: int, stages: int, count: int) -> dict[int, list[Any]]:
+    """What each process does, in order."""
+    if schedule != "1f1b":
+        return made(schedule, pp_size, stages, count).pipeline_order
+    order = {}
+    for stage in range(stages):  # the engine tells its order of this one wrong
+        forward = [_Action(stage, FORWARD, number) for number in range(count)]
+        ahead = min(count, stages - stage)
+        order[stage] = forward[:ahead]
+        for number in range(count):
+            order[stage] += [_Action(stage, BACKWARD, number), *forward[ahead + number : ahead + number + 1]]
+    return order
+
+
+def simulated(order: dict[int, list[Any]], stages: int, length: float) -> list[float]:
+    """The share of the whole time for which each process waits."""
+    queues: dict[int, list[Any]] = {}
+    for process, actions in order.items():
+        plain = [part for action in actions if action is not None for part in action.sub_actions or [action]]
+        queues[process] = [action for action in plain if action.computation_type in COST]
+    work = {process: length * sum(COST[a.computation_type] for a in queue) for process, queue in queues.items()}
+    done: dict[tuple[str, int, int], float] = {}
+    clock = dict.fromkeys(queues, 0.0)
+    while any(queues.values()):
+        before = len(done)
+        for process, queue in queues.items():
+            while queue and all(need in done for need in needs(queue[0], stages)):
+                action = queue.pop(0)
+                ready = max([clock[process], *(done[need] for need in needs(action, stages))])
+                clock[process] = ready + length * COST[action.computation_type]
+                done[(kind(action), action.stage_index, action.microbatch_index)] = clock[process]
+        assert len(done) > before, "a deadlock"
+    return [1 - work[process] / max(clock.values()) for process in order]
+
+
+def kind(action: Any) -> str:
+    return {FORWARD: "F", _ComputationType.BACKWARD_WEIGHT: "W"}.get(action.computation_type, "B")
+
+
+def needs(action: Any, stages: int) -> list[tuple[str, int, int]]:
+    stage, number = action.stage_index, action.microbatch_index
+    if kind(action) == "F":
+        return [("F", stage - 1, number)] if stage else []
+    if kind(action) == "W":
+        return [("B", stage, number)]
+    return [("F", stage, number), *([("B", stage + 1, number)] if stage < stages - 1 else [])]
