@@ -1,9 +1,9 @@
 """Who may see whom: positions and documents of a row of tokens, and the batch that carries them.
 
-Shapes: B rows, T tokens, E entries (compressed windows).
+Shapes: B rows, T tokens, N taught tokens, D width, E entries (compressed windows).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -126,6 +126,13 @@ class SequenceLayout:
         inside = joined if steps == 1 else joined[:, :-1] & joined[:, 1:]
         return _padded(torch.where(inside, labels_BT[:, steps:], IGNORE_INDEX), labels_BT.shape[1], IGNORE_INDEX)
 
+    def taught(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """What is at the tokens here that have a target `[N, D]`, and those targets `[N]`; the only place where what
+        is taught decides a shape.
+        """
+        taught_BT = targets_BT != IGNORE_INDEX
+        return x_BTD[taught_BT], targets_BT[taught_BT]
+
     def joined(self) -> Tensor:
         """Whether token t and token t+1 belong to the same document, bool `[B, T-1]`."""
         return (self.documents[:, 1:] == self.documents[:, :-1]) & self.real[:, 1:]
@@ -133,7 +140,7 @@ class SequenceLayout:
     def followed(self) -> "SequenceLayout":
         """Layout of the tokens that a token of their own document follows; the others become padding."""
         documents = torch.where(self.joined(), self.documents[:, :-1], 0)
-        return SequenceLayout(self.positions, _padded(documents, self.documents.shape[1], 0))
+        return replace(self, documents=_padded(documents, self.documents.shape[1], 0))
 
     def windows(self, ratio: int) -> Windows:
         """The windows of `ratio` tokens, on a grid that restarts at each document; a shorter rest gives no entry."""

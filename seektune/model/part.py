@@ -140,10 +140,8 @@ class ModelPart(nn.Module):
 
     def losses(self, hidden_BTD: Tensor, ahead_BTD: Tensor | None, layout: SequenceLayout, taught: Taught) -> Losses:
         """Cross-entropies of what was read, in chunks of tokens: whole logits never exist."""
-        loss = self._loss(hidden_BTD, layout.targets(taught.labels_BT, steps=1)) / taught.divisor
-        if ahead_BTD is None:
-            return Losses(loss, None)
-        return Losses(loss, self._loss(ahead_BTD, layout.targets(taught.labels_BT, steps=2)) / taught.divisor)
+        loss = self._loss(hidden_BTD, layout, taught, steps=1)
+        return Losses(loss, None if ahead_BTD is None else self._loss(ahead_BTD, layout, taught, steps=2))
 
     @torch.no_grad()
     def scores_of(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> TokenScores:
@@ -160,8 +158,6 @@ class ModelPart(nn.Module):
         losses_BT[taught], first_BT[taught] = torch.cat(losses), torch.cat(first)
         return TokenScores(losses_BT, first_BT)
 
-    def _loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        if targets_BT.is_meta:  # a dry run: as if all were taught
-            return vocabulary_loss(hidden_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten())
-        taught = targets_BT != IGNORE_INDEX
-        return vocabulary_loss(hidden_BTD[taught], self.head.weight, targets_BT[taught])
+    def _loss(self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, steps: int) -> Tensor:
+        hidden_ND, targets_N = layout.taught(hidden_BTD, layout.targets(taught.labels_BT, steps))
+        return vocabulary_loss(hidden_ND, self.head.weight, targets_N) / taught.divisor

@@ -32,6 +32,10 @@ class LocalDispatch:
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
         """Deterministic: an expert names a token once, so no two additions meet."""
-        n_experts, k = routing.scores_NE.shape[1], routing.experts_NK.shape[1]
-        order, counts = sort_by_expert(routing.experts_NK, n_experts)
-        return experts(x_ND, routing.weights_NK.flatten()[order], counts.tolist(), order // k)
+        order, counts = self.sort(routing)
+        return experts(x_ND, routing.weights_NK.flatten()[order], counts, order // routing.experts_NK.shape[1])
+
+    def sort(self, routing: Routing) -> tuple[Tensor, list[int]]:
+        """The pairs in the order of their experts, `[P]`, and each expert's number of them."""
+        order, counts_E = sort_by_expert(routing.experts_NK, routing.scores_NE.shape[1])
+        return order, counts_E.tolist()

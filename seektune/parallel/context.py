@@ -4,6 +4,7 @@ Shapes: B rows, T tokens of a row, L tokens of a slice, C channels, E entries of
 R processes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -112,6 +113,10 @@ class SlicedLayout(SequenceLayout):
         """Targets of the tokens here, which may stand in the next slice."""
         return self.slice.mine(self.whole.targets(labels_BT, steps))
 
+    def taught(self, x_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """As the whole row says."""
+        return self.whole.taught(x_BLD, targets_BL)
+
     def followed(self) -> "SlicedLayout":
         """The tokens here that a token of their own document follows."""
         return SlicedLayout.cut(self.whole.followed(), self.slice)
@@ -148,8 +153,9 @@ class SlicedLayout(SequenceLayout):
 def spread_rows(model: ModelPart, mesh: Mesh) -> None:
     """Put the slicing into the `sequence` socket."""
     if mesh.axes is not None and mesh.plan.cp_size > 1:
-        model.sequence = partial(_layout, Slice(mesh.axes.context, mesh.place.cp, mesh.plan.cp_size))
+        part = Slice(mesh.axes.context, mesh.place.cp, mesh.plan.cp_size)
+        model.sequence = partial(_sliced, model.sequence, part)
 
 
-def _layout(part: Slice, documents_BT: Tensor) -> SlicedLayout:
-    return SlicedLayout.cut(SequenceLayout.from_documents(documents_BT), part)
+def _sliced(layout: Callable[[Tensor], SequenceLayout], part: Slice, documents_BT: Tensor) -> SlicedLayout:
+    return SlicedLayout.cut(layout(documents_BT), part)
