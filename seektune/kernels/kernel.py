@@ -9,6 +9,7 @@ from typing import Generic, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 Rest = TypeVarTuple("Rest")
 Result = TypeVar("Result")
@@ -27,7 +28,9 @@ class Kernel(Generic[*Rest, Result]):
     """Module of `seektune.kernels.triton`, imported at the first call that needs it."""
 
     def __call__(self, first: Tensor, *rest: *Rest) -> Result:
-        """Run on the device of the first argument."""
+        """Run on the device of the first argument; where it has no memory, the definition, which looks at no value."""
+        if first.is_meta or isinstance(first, FakeTensor):
+            return self.reference(first, *rest)
         if self.triton is not None and first.is_cuda and triton_fits(first.device):
             return self.on_gpu(first, *rest)
         return self.fused(first, *rest)
