@@ -146,7 +146,7 @@ def test_one_process_rehearses_alone() -> None:
 
 def test_weights_on_the_hub_need_a_preset_beside_them() -> None:
     asked = load_recipe(FLASH, ["--model.preset=null"])
-    with pytest.raises(ValueError, match="--model.preset=flash or pro"):
+    with pytest.raises(ValueError, match=r"--model.preset=flash or pro"):
         take_dry_run(asked, 128, [])
 
 
