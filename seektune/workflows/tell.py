@@ -7,6 +7,8 @@ from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.statistics import Estimate
 from seektune.model.count import count_parameters
 from seektune.parallel.model import ParallelModel
+from seektune.parallel.plan import rows_at_a_time
+from seektune.parallel.stages import bubble, count_stages
 from seektune.recipe.recipe import Recipe
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.figures import Comparison, Score
@@ -39,9 +41,25 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: Lesson) -> list[tuple
         ("schedule", f"{recipe.schedule.name}, {recipe.schedule.warmup_steps} of {recipe.steps} steps warm-up"),
         ("seed", str(recipe.seed)),
     ]
+    if model.mesh.plan.pp_size > 1:
+        facts.insert(4, ("pipeline", _pipeline(recipe, model)))
     for name, value in facts:
         say(f"{name + ':':<12} {value}")
     return facts
+
+
+def _pipeline(recipe: Recipe, model: ParallelModel) -> str:
+    """How the stages take turns, and how long they wait for each other."""
+    plan, config, batch = model.mesh.plan, recipe.parallel, recipe.batch
+    layers, mtp = model.config.num_hidden_layers, model.config.num_nextn_predict_layers
+    stages = count_stages(config.pipeline, plan.pp_size, layers, mtp)
+    rows = rows_at_a_time(plan, config, model.config, batch.global_size, batch.micro_size)
+    count = batch.global_size // plan.data_size // rows
+    waited = bubble(config.pipeline.schedule, plan.pp_size, stages, count)
+    return (
+        f"{config.pipeline.schedule}, {stages} stages, {count} micro-batches of {rows} rows; "
+        f"a process waits about {waited:.0%} of a step"
+    )
 
 
 def story(

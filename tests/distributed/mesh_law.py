@@ -1,112 +1,203 @@
-"""A model in which every mechanism counts, its gradients on one device, and the same on a mesh of processes."""
+"""A model in which every mechanism counts; what it finds and learns on one device, and on a mesh of processes."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.objective import Objective
+from seektune.model.gate import HashGate
 from seektune.parallel.apply import parallelize
-from seektune.parallel.config import ParallelConfig, PipelineConfig
+from seektune.parallel.config import ParallelConfig
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.pieces import like, local
+from seektune.parallel.pieces import like, local, piece_of
 from seektune.parallel.plan import make_plan
 from seektune.sequence import IGNORE_INDEX, Batch
+from seektune.train.config import LossConfig, OptimizerConfig
+from seektune.train.gradient import accumulate_in_fp32, gradient_norm
+from seektune.train.optimizer import build_optimizer
+from seektune.train.step import make_objective, train_step
 
 from ..conftest import TOY, randomize
 
 CONFIG = DeepseekV4Config.preset("tiny").replace(
     **(TOY | {"num_hidden_layers": 7, "compress_ratios": [0, 4, 128, 4, 128, 4, 128, 0], "num_hash_layers": 2})
 )
-LENGTHS = [(600,), (1, 3, 4, 5, 127, 128, 129, 100), (257,), (2,), (300, -20, 130), (1,), (64, 64), (31, 7, 500)]
+SHALLOW = DeepseekV4Config.preset("tiny").replace(**TOY)
+LONG = ((600,), (1, 3, 4, 5, 127, 128, 129, 100), (257,), (2,), (300, -20, 130), (1,), (64, 64), (31, 7, 500))
+SHORT = ((140,), (1, 3, 4, 5, 50), (129, -4), (2,), (30, -20, 13), (1,), (64, 64), (131, 7))
 """Documents of each row; a negative length is padding."""
+LOSS = LossConfig(mtp_weight=0.3, balance_weight=0.05, bias_update_speed=0.001)
+STEPS = 10
+Box = tuple[slice, ...]
+Pieces = dict[str, tuple[np.ndarray, Box]]
+"""What a process holds of named tensors, and where it belongs."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one step found."""
+class Subject:
+    """What is looked at."""
 
-    parts: Tensor
+    lengths: tuple[tuple[int, ...], ...] = LONG
+    micro_size: int = 2
+    config: DeepseekV4Config = CONFIG
+    dtype: torch.dtype = torch.float32
+    loss: LossConfig = LOSS
+    seed: int = 10
+    """Of the rows; such that no choice of an expert or entry hangs on rounding."""
+    crowded: bool = False
+    """Every token goes to the same three experts."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of one forward and backward pass over all rows."""
+
+    parts: list[float]
     norm: float
     loads: dict[int, list[int]]
-    gradients: dict[str, Tensor]
-    losses: Tensor
+    gradients: Pieces
+    scores: np.ndarray
+    """Of each token of all rows."""
 
 
-def whole_model(seed: int = 0) -> DeepseekV4ForCausalLM:
-    model = DeepseekV4ForCausalLM(CONFIG)
-    randomize(model, seed)
+@dataclass(frozen=True)
+class Course:
+    """Of ten optimizer steps."""
+
+    losses: list[float]
+    norms: list[float]
+    weights: Pieces
+
+
+def whole_model(subject: Subject) -> DeepseekV4ForCausalLM:
+    model = DeepseekV4ForCausalLM(subject.config, dtype=subject.dtype)
+    randomize(model)
+    for gate in model.gates().values() if subject.crowded else ():
+        if isinstance(gate, HashGate):
+            gate.tid2eid.copy_(torch.arange(gate.tid2eid.shape[1]))
+        else:
+            gate.bias[: subject.config.num_experts_per_tok] += 100.0
     return model
 
 
-def batches(micro_size: int) -> list[Batch]:
-    """Eight rows of very different lengths, packed and padded, as micro-batches."""
-    dice = torch.Generator().manual_seed(3)
+def alone(subject: Subject) -> ParallelModel:
+    """The model on one device."""
+    return ParallelModel.alone(whole_model(subject))
+
+
+def spread(parallel: Mapping[str, Any], subject: Subject) -> ParallelModel:
+    """In a worker: the same weights, spread."""
+    wanted = ParallelConfig.model_validate(parallel)
+    mesh = Mesh.of(make_plan(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
+    model = parallelize(subject.config, mesh, wanted, subject.dtype)
+    whole = whole_model(subject).state_dict()
+    with torch.no_grad():
+        for name, piece in model.held().items():
+            piece.tensor.copy_(whole[name][piece.box])
+    return model
+
+
+def made_rows(subject: Subject) -> list[Batch]:
+    """Rows of very different lengths, packed and padded; seven tokens of ten are taught."""
+    dice = torch.Generator().manual_seed(subject.seed)
     rows = []
-    for lengths in LENGTHS:
-        size = sum(abs(length) for length in lengths)
+    for each in subject.lengths:
+        size = sum(abs(length) for length in each)
         tokens = torch.randint(CONFIG.vocab_size, (size,), generator=dice)
-        documents = torch.cat([torch.full((abs(n),), i + 1 if n > 0 else 0) for i, n in enumerate(lengths)])
+        documents = torch.cat([torch.full((abs(n),), i + 1 if n > 0 else 0) for i, n in enumerate(each)])
         labels = torch.where((torch.rand(size, generator=dice) < 0.7) & (documents > 0), tokens, IGNORE_INDEX)
         rows.append(Batch(tokens[None], labels[None], documents[None]))
-    groups = [rows[i : i + micro_size] for i in range(0, len(rows), micro_size)]
-    return [together(group) for group in groups]
+    return rows
 
 
-def together(rows: list[Batch]) -> Batch:
+def together(rows: Sequence[Batch]) -> Batch:
     longest = max(row.tokens.shape[1] for row in rows)
     wide = [row.padded(length=longest).tensors() for row in rows]
     return Batch(*(torch.cat(each) for each in zip(*wide, strict=True)))
 
 
-def objective(data: list[Batch]) -> Objective:
-    tokens = sum(int((batch.documents != 0).sum()) for batch in data)
-    return Objective(sum(batch.taught() for batch in data), tokens, mtp=True, mtp_weight=0.3, balance_weight=0.05)
+def batches(subject: Subject) -> list[Batch]:
+    """The rows as micro-batches."""
+    rows, size = made_rows(subject), subject.micro_size
+    return [together(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
-def step(model: ParallelModel, micro_size: int) -> Result:
-    from seektune.train.gradient import gradient_norm
-
-    data = batches(micro_size)
-    outcome = model.train(data, objective(data), lambda phase: None)
+def look(model: ParallelModel, subject: Subject) -> Found:
+    """One pass; no gradient is left behind."""
+    data = batches(subject)
+    objective = make_objective(data, subject.loss, has_mtp=model.config.num_nextn_predict_layers > 0)
+    accumulate_in_fp32(model.parameters())
+    outcome = model.train(data, objective, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
-    gradients = {}
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            piece = like(name, parameter, local(parameter.grad), model.mesh)
-            gradients[name] = (piece.tensor.clone(), piece.box)
-            parameter.grad = None
-    return Result(
-        outcome.parts_M3.sum(dim=0),
-        norm,
-        {layer: load.tolist() for layer, load in outcome.loads.items()},
-        gradients,
-        model.token_losses(together(split_rows(data))),
-    )
+    gradients = {
+        name: portable(like(name, parameter, local(parameter.grad), model.mesh))
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    for parameter in model.parameters():
+        parameter.grad = None
+    scores = model.score(together(made_rows(subject))).losses_BT.numpy()
+    return Found(outcome.parts_M3.sum(dim=0).tolist(), norm, listed(outcome.loads), gradients, scores)
 
 
-def split_rows(data: list[Batch]) -> list[Batch]:
-    return [Batch(*(x[i : i + 1] for x in batch.tensors())) for batch in data for i in range(batch.tokens.shape[0])]
+def learn(model: ParallelModel, subject: Subject) -> Course:
+    """Ten steps on the same rows, as the trainer takes them."""
+    # the first layer's streams are equal: what mixes them has no gradient but rounding, which must not become an update
+    data, wanted = batches(subject), OptimizerConfig(lr=1e-3, eps=1e-5)
+    accumulate_in_fp32(model.parameters())
+    moving = build_optimizer(model, wanted, seed=0)
+    done = [
+        train_step(model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm)
+        for step in range(1, STEPS + 1)
+    ]
+    weights = {name: portable(piece_of(name, p, model.mesh)) for name, p in model.named_parameters()}
+    return Course([each.loss for each in done], [each.grad_norm for each in done], weights)
 
 
-def spread(parallel: ParallelConfig, dtype: torch.dtype = torch.float32) -> ParallelModel:
-    """The whole model's weights, spread."""
-    mesh = Mesh.of(make_plan(parallel, dist.get_world_size(), CONFIG), torch.device("cpu"))
-    model = parallelize(CONFIG, mesh, parallel, dtype)
-    reference = whole_model().state_dict()
-    with torch.no_grad():
-        for name, piece in model.held().items():
-            piece.tensor.copy_(reference[name][piece.box])
-    return model
+def listed(loads: Mapping[int, Tensor]) -> dict[int, list[int]]:
+    return {layer: load_E.tolist() for layer, load_E in loads.items()}
 
 
-def run_spread(parallel: dict, micro_size: int) -> Result:
-    """In a worker."""
-    pipeline = PipelineConfig(**parallel.pop("pipeline", {}))
-    found = step(spread(ParallelConfig(**parallel, pipeline=pipeline)), micro_size)
-    gradients = {name: (piece.numpy(), box) for name, (piece, box) in found.gradients.items()}
-    return replace(found, parts=found.parts.numpy(), losses=found.losses.numpy(), gradients=gradients)
+def portable(piece: Any) -> tuple[np.ndarray, Box]:
+    return piece.tensor.float().clone().numpy(), piece.box
+
+
+def look_spread(parallel: Mapping[str, Any], subject: Subject) -> Found:
+    return look(spread(parallel, subject), subject)
+
+
+def learn_spread(parallel: Mapping[str, Any], subject: Subject) -> Course:
+    return learn(spread(parallel, subject), subject)
+
+
+def assembled(pieces: Sequence[Pieces], whole: Pieces) -> dict[str, np.ndarray]:
+    """Whole tensors from what all processes hold; where several hold the same, they must agree to the last bit."""
+    found = {name: np.full(array.shape, np.nan, dtype=np.float32) for name, (array, _) in whole.items()}
+    for held in pieces:
+        for name, (array, box) in held.items():
+            before = found[name][box]
+            assert np.isnan(before).all() or np.array_equal(before, array), f"copies of {name} differ"
+            found[name][box] = array
+    return found
+
+
+def errors(pieces: Sequence[Pieces], whole: Pieces) -> dict[str, float]:
+    """The distance of each tensor from the one device's, by that one's norm.
+
+    A router's `scale`, 1 or 3 numbers, is measured by the norm of its `base` too: its gradient is a sum over all tokens
+    of terms like those of `base`, and may be no more than the rounding of them.
+    """
+    found = assembled(pieces, whole)
+    return {name: float(np.linalg.norm(found[name] - array)) / size(name, whole) for name, (array, _) in whole.items()}
+
+
+def size(name: str, whole: Pieces) -> float:
+    names = {name, name.removesuffix("scale") + "base"} if name.endswith(".scale") else {name}
+    return max(float(np.linalg.norm([np.linalg.norm(whole[each][0]) for each in names])), 1e-12)

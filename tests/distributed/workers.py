@@ -17,7 +17,9 @@ import torch.distributed as dist
 
 # one process imports torch and is forked for every worker, which takes a tenth of starting each anew
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "torch.distributed.checkpoint", "seektune.model.causal_lm"])
+FORKS.set_forkserver_preload(
+    ["torch", "torch.distributed.checkpoint", "seektune.parallel.apply", "seektune.train.step"]
+)
 
 
 class WorkersFailed(AssertionError):  # noqa: N818

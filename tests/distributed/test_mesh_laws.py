@@ -1,0 +1,120 @@
+"""Any mesh of 2 to 8 processes finds what one device finds, and learns what it learns."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from .mesh_law import SHALLOW, SHORT, Course, Found, Subject, alone, errors, learn, learn_spread, look, look_spread
+from .workers import run_workers
+
+SLOW = pytest.mark.slow
+BOUND = 1e-5
+SCHEDULES = ("1f1b", "interleaved1f1b", "zbv", "dualpipev")
+
+
+class Case(NamedTuple):
+    """A layout, and how many rows go through it at a time."""
+
+    world: int
+    parallel: dict[str, Any]
+    micro_size: int = 2
+
+    def of(self, subject: Subject) -> Subject:
+        return replace(subject, micro_size=self.micro_size)
+
+    def __str__(self) -> str:
+        values = {**self.parallel, **self.parallel.get("pipeline", {})}
+        return "-".join(f"{key}:{value}" for key, value in values.items() if key != "pipeline") or f"dp:{self.world}"
+
+
+def piped(schedule: str, **sizes: int) -> dict[str, Any]:
+    return {"pp_size": 2, **sizes, "pipeline": {"schedule": schedule}}
+
+
+AXES = [
+    Case(2, {}),
+    Case(2, {"dp_replicate": 2}),
+    Case(2, {"ep_size": 2}),
+    Case(2, {"cp_size": 2}),
+    *(Case(2, piped(schedule), 1) for schedule in SCHEDULES),
+]
+COMBINATIONS = [
+    *(Case(4, piped(schedule, ep_size=2), 1) for schedule in SCHEDULES),
+    Case(4, {"ep_size": 2}),
+    Case(4, {"cp_size": 2, "ep_size": 2}),
+    Case(4, piped("1f1b", cp_size=2)),
+]
+LOOKED_AT = [
+    *AXES,
+    *COMBINATIONS,
+    Case(2, {"ep_size": 2, "recompute": "block"}),
+    Case(2, {"ep_size": 2, "recompute": "selective", "reshard": False}),
+    Case(2, {"dp_replicate": 2, "ep_size": 2}),
+    Case(4, {"dp_replicate": 2}),
+    Case(4, {"dp_replicate": 2, "ep_size": 4}),
+    Case(4, {"cp_size": 4}),
+    Case(4, {"cp_size": 2, "ep_size": 4}),
+    Case(4, {"pp_size": 4}),
+    Case(4, {"pp_size": 2, "pipeline": {"schedule": "zbv", "microbatch": 1}, "recompute": "block"}, 1),
+    Case(8, {"pp_size": 2, "ep_size": 2}, 1),
+    Case(8, {"pp_size": 2, "cp_size": 2, "ep_size": 2}),
+]
+
+
+RICH = Subject()
+"""Every mechanism, in rows of 1 to 600 tokens."""
+LEARNER = Subject(SHORT, config=SHALLOW, seed=4)
+"""With four stages, the MTP block has the last one for itself."""
+FEW = Subject(((131,), (1, 3, 9, -5, 30), (2,), (64,)), seed=3)
+
+
+@pytest.fixture(scope="module")
+def found_alone() -> Found:
+    return look(alone(RICH), RICH)
+
+
+@pytest.fixture(scope="module")
+def learnt_alone() -> Course:
+    return learn(alone(LEARNER), LEARNER)
+
+
+@SLOW
+@pytest.mark.parametrize("case", LOOKED_AT, ids=str)
+def test_loss_norm_loads_and_every_gradient_are_those_of_one_device(found_alone: Found, case: Case):
+    everywhere = run_workers(case.world, look_spread, case.parallel, case.of(RICH), timeout=180)
+    same_findings(everywhere, found_alone)
+
+
+@pytest.mark.parametrize("case", [Case(2, {"cp_size": 2, "ep_size": 2}), Case(2, piped("zbv"), 1)], ids=str)
+def test_so_it_is_with_few_rows(case: Case):
+    everywhere = run_workers(case.world, look_spread, case.parallel, case.of(FEW))
+    same_findings(everywhere, look(alone(FEW), FEW))
+
+
+def same_findings(everywhere: list[Found], one: Found) -> None:
+    assert one.parts[2] > 0.1, "the balance loss must count"
+    for found in everywhere:
+        assert found.parts == pytest.approx(one.parts, rel=BOUND)
+        assert found.norm == pytest.approx(one.norm, rel=BOUND)
+        assert found.loads == one.loads
+        np.testing.assert_allclose(found.scores, one.scores, rtol=1e-4, atol=1e-4)
+    apart = errors([found.gradients for found in everywhere], one.gradients)
+    assert_small(apart)
+
+
+def assert_small(apart: dict[str, float]) -> None:
+    assert max(apart.values()) <= BOUND, sorted(apart.items(), key=lambda item: -item[1])[:5]
+
+
+@SLOW
+@pytest.mark.parametrize("case", [*AXES, *COMBINATIONS], ids=str)
+def test_ten_steps_stay_equal(learnt_alone: Course, case: Case):
+    everywhere = run_workers(case.world, learn_spread, case.parallel, case.of(LEARNER), timeout=180)
+    assert learnt_alone.losses[-1] < 0.8 * learnt_alone.losses[0]
+    for course in everywhere:
+        assert course.losses == pytest.approx(learnt_alone.losses, rel=BOUND)
+        assert course.norms == pytest.approx(learnt_alone.norms, rel=10 * BOUND)
+    apart = errors([course.weights for course in everywhere], learnt_alone.weights)
+    assert_small(apart)
