@@ -26,6 +26,8 @@ class Request:
     sampling: Sampling = DEFAULT
     stop_ids: frozenset[int] = frozenset()
     """Tokens after which the text ends; they are part of it."""
+    stops: tuple[str, ...] = ()
+    """Strings before which the text ends: `speech` sees them, tokens alone do not."""
     seed: int = 0
     alternatives: int = 0
     """How many of the likeliest tokens are named beside each."""

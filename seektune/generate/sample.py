@@ -43,7 +43,7 @@ class Sampling:
                 raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
-DEFAULT = Sampling()
+DEFAULT, GREEDY = Sampling(), Sampling(temperature=0)
 
 
 class Chooser:
