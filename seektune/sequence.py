@@ -44,6 +44,12 @@ class Windows:
         """More entries than this no query of the row can see."""
         return self.last_BE.shape[1]
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be compressed now. Of a row that is here as a whole something always is: a graph must
+        not depend on its length."""
+        return False
+
     def for_indexer(self) -> "Windows":
         """The same windows, compressed by the indexer: its tokens and entries are others'."""
         return self

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, S streams, D width, V vocabulary.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ class Request:
     sampling: Sampling = DEFAULT
     stop_ids: frozenset[int] = frozenset()
     """Tokens after which the text ends; they are part of it."""
+    stops: tuple[str, ...] = ()
+    """Strings before which the text ends: `speech` sees them, tokens alone do not."""
     seed: int = 0
     alternatives: int = 0
     """How many of the likeliest tokens are named beside each."""
@@ -111,7 +114,11 @@ class Decoding:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """The next tokens: one for each text that grows, two where a draft was right."""
+        """The next tokens: one for each text that grows, two where a draft was right.
+
+        Raises:
+            ArithmeticError: the model gives no numbers.
+        """
         if self.done:
             return []
         streams = self._read_prompts() if self._cache is None else self._go_on()
@@ -177,13 +184,16 @@ class Decoding:
         return tokens
 
     def _append(self, row: _Row, token: int, logits_V: Tensor) -> Token:
+        log_V = logits_V.log_softmax(dim=0)
+        logprob = float(log_V[token])
+        if math.isnan(logprob):
+            raise ArithmeticError("the model's logits are not numbers; its weights may be damaged")
         row.chooser.note(token)
         row.last, row.left = token, row.left - 1
-        log_V = logits_V.log_softmax(dim=0)
         best = log_V.topk(min(row.request.alternatives, len(log_V)))
         alternatives = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         end = "stop" if token in row.request.stop_ids else "length" if row.left == 0 else None
-        return Token(row.index, token, float(log_V[token]), alternatives, end)
+        return Token(row.index, token, logprob, alternatives, end)
 
     def _draft(self, streams_BTSD: Tensor, taken: list[list[int]]) -> None:
         """Let the MTP block guess what follows each row's newest token."""

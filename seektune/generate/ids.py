@@ -34,7 +34,7 @@ def continued(
     """
     eos = model.config.eos_token_id
     requests = [
-        Request(row, max_new_tokens, sampling, frozenset({eos}), seed + i) for i, row in enumerate(ids_BT.tolist())
+        Request(row, max_new_tokens, sampling, frozenset({eos}), seed=seed + i) for i, row in enumerate(ids_BT.tolist())
     ]
     grown: list[list[int]] = [[] for _ in requests]
     for token in Decoding(model, requests, speculative).tokens():

@@ -43,7 +43,7 @@ class Sampling:
                 raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
-DEFAULT = Sampling()
+DEFAULT, GREEDY = Sampling(), Sampling(temperature=0)
 
 
 class Chooser:
@@ -64,7 +64,8 @@ class Chooser:
         logits_V = self._penalized(logits_V.double())
         if self.sampling.temperature == 0:
             return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
-        logits_V = logits_V / self.sampling.temperature
+        # the largest becomes 0: however low the temperature, nothing overflows
+        logits_V = (logits_V - logits_V.max()) / self.sampling.temperature
         if 0 < self.sampling.top_k < len(logits_V):
             least = logits_V.topk(self.sampling.top_k).values[-1]
             logits_V = logits_V.masked_fill(logits_V < least, -torch.inf)

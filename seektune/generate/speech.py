@@ -67,11 +67,9 @@ class Ear:
         return max(sizes, default=0)
 
 
-def pieces(
-    decoding: Decoding, requests: Sequence[Request], stops: Sequence[str], tokenizer: Tokenizer
-) -> Iterator[Piece]:
+def pieces(decoding: Decoding, requests: Sequence[Request], tokenizer: Tokenizer) -> Iterator[Piece]:
     """The answers of a decoding that has not begun, piece by piece; stop tokens add no text."""
-    ears: dict[int, Ear] = {i: Ear(tokenizer, stops) for i in range(len(requests))}
+    ears = {i: Ear(tokenizer, request.stops) for i, request in enumerate(requests)}
     for token in decoding.tokens():
         ear = ears.get(token.request)
         if ear is None:  # a draft that was right beyond a stop string
@@ -94,7 +92,6 @@ def answer_all(
     model: DeepseekV4ForCausalLM,
     tokenizer: Tokenizer,
     requests: Sequence[Request],
-    stops: Sequence[str] = (),
     rows: int = 8,
     speculative: bool = False,
 ) -> tuple[list[Answer], Drafts]:
@@ -111,7 +108,7 @@ def answer_all(
         places = order[start : start + rows]
         asked = [requests[i] for i in places]
         decoding = Decoding(model, asked, speculative)
-        for piece in pieces(decoding, asked, stops, tokenizer):
+        for piece in pieces(decoding, asked, tokenizer):
             answer = answers[places[piece.request]]
             answer.text += piece.text
             answer.tokens.append(piece.token)

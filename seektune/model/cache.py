@@ -298,6 +298,11 @@ class CachedWindows(Windows):
         """Entries that there is room for."""
         return self.kept.most
 
+    @property
+    def idle(self) -> bool:
+        """Whether no window ends here."""
+        return self.last_BE.shape[1] == 0
+
     def for_indexer(self) -> "CachedWindows":
         """The same windows with what the indexer keeps."""
         assert self.layer.index is not None

@@ -39,6 +39,8 @@ class Compressor(nn.Module):
         x = upcast(x_BTD)
         both = torch.cat([F.linear(x, upcast(self.wkv.weight)), F.linear(x, upcast(self.wgate.weight))], dim=-1)
         both = windows.preceded(both, self.ratio * (1 + self.overlap) - 1)
+        if windows.idle:
+            return x_BTD.new_empty(x_BTD.shape[0], 0, self.width)
         values, gates = both.chunk(2, dim=-1)
         last_BE = windows.last_BE + (both.shape[1] - x.shape[1])
         entries = pool_windows(values, gates, self.ape, last_BE, windows.position_BE, self.overlap)

@@ -146,7 +146,11 @@ class ModelPart(nn.Module):
     @torch.no_grad()
     def scores_of(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> TokenScores:
         """How likely the taught tokens are, each predicted by the token here before it."""
-        targets = layout.targets(labels_BT, steps=1)
+        return self.scores_at(hidden_BTD, layout.targets(labels_BT, steps=1))
+
+    @torch.no_grad()
+    def scores_at(self, hidden_BTD: Tensor, targets: Tensor) -> TokenScores:
+        """How likely the target of each token here is, `[B, T]`, -100 for none."""
         taught = targets != IGNORE_INDEX
         losses_BT = torch.zeros(targets.shape, device=targets.device)
         first_BT = torch.zeros_like(taught)

@@ -176,6 +176,15 @@ def test_log_probabilities_are_the_models_own(model):
         assert len(ids) == 12
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_model_without_numbers_says_so(toy_model, temperature):
+    model = toy_model()
+    with torch.no_grad():
+        model.norm.weight[3] = torch.nan
+    with pytest.raises(ArithmeticError, match="logits are not numbers"):
+        Decoding(model, [Request([1, 2], 3, Sampling(temperature=temperature))]).step()
+
+
 def test_what_cannot_be_continued_is_refused(model, toy_model):
     for request, complaint in (
         (Request([], 3), "a prompt needs at least one token"),

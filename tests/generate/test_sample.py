@@ -55,6 +55,11 @@ def test_temperature_0_takes_the_likeliest_of_what_is_left():
     assert chooser.distribution(torch.tensor([1.0, 3.0, 2.0])).tolist() == [0, 0, 1]
 
 
+def test_a_temperature_near_0_is_almost_greedy():
+    found = Chooser(Sampling(temperature=1e-300), 0, []).distribution(torch.tensor([1e4, 3.0, 1e4 + 1]))
+    assert found.tolist() == [0, 0, 1]
+
+
 def test_draws_follow_the_weights_and_the_seed():
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     chooser = Chooser(Sampling(), 7, [])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
@@ -80,9 +82,9 @@ def test_a_stop_string_ends_the_decoding_of_its_text_alone(toy_model, tokenizer)
     whole, _ = answer_all(model, tokenizer, requests)
     stop = whole[0].text[3:6]
     assert stop not in whole[1].text
+    requests[0] = replace(requests[0], stops=(stop,))
     for speculative in (False, True):
-        decoding = Decoding(model, requests, speculative)
-        found = list(pieces(decoding, requests, [stop], tokenizer))
+        found = list(pieces(Decoding(model, requests, speculative), requests, tokenizer))
         texts = ["".join(piece.text for piece in found if piece.request == i) for i in (0, 1)]
         assert texts == [whole[0].text[: whole[0].text.index(stop)], whole[1].text]
         assert [piece.end for piece in found if piece.end] == ["stop", "length"]
