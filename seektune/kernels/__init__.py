@@ -3,6 +3,8 @@
 from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK, dequantize_fp4, dequantize_fp8
 from seektune.kernels.reference.expert_linear import expert_linear, sort_by_expert
 from seektune.kernels.reference.index_scores import index_topk
+from seektune.kernels.reference.multiply_out import multiply_out
+from seektune.kernels.reference.packed_linear import grouped_linear, packed_expert_linear, packed_linear
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
     fake_quantize_fp4,
@@ -29,8 +31,12 @@ __all__ = [
     "expert_linear",
     "fake_quantize_fp4",
     "fake_quantize_fp8",
+    "grouped_linear",
     "hadamard",
     "index_topk",
+    "multiply_out",
+    "packed_expert_linear",
+    "packed_linear",
     "quantize_fp4",
     "quantize_fp8",
     "recast_fp4_as_fp8",
