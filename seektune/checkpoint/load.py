@@ -8,6 +8,7 @@ from torch import Tensor
 
 from seektune.checkpoint.formats import PLAIN, QUANTISED
 from seektune.checkpoint.names import Shape, Slot, scale_name, slots
+from seektune.checkpoint.packed import is_finite, pack, packed_kind, packed_names
 from seektune.checkpoint.source import FolderSource
 
 
@@ -15,19 +16,47 @@ from seektune.checkpoint.source import FolderSource
 def load_weights(state: Mapping[str, Tensor], folder: Path) -> None:
     """Copy a checkpoint folder into the tensors of a model's state dict, whatever their dtype and device.
 
+    Packed tensors take over the bytes on disk; others are decoded.
+
     Raises:
         ValueError: a tensor is missing, unexpected, of the wrong shape or dtype, or holds NaN or infinity.
     """
-    source = FolderSource(folder)
-    wanted = list(slots({name: tuple(tensor.shape) for name, tensor in state.items()}))
+    source, scales = FolderSource(folder), packed_names(state)
+    kept = {name: tuple(tensor.shape) for name, tensor in state.items() if name not in set(scales.values())}
+    wanted = list(slots(kept))
     _check_names(source, wanted, folder)
     for slot in wanted:
-        target = state[slot.model] if slot.expert is None else state[slot.model][slot.expert]
-        _check_stored(source, slot, target.is_floating_point())
-        value = source.values(slot.released)
-        if value.is_floating_point() and not value.isfinite().all():
-            raise ValueError(f"{source.files.where(slot.released)} holds NaN or infinity; the file is damaged")
-        target.copy_(value)
+        if slot.model in scales:
+            _load_packed(source, slot, _part(state, slot.model, slot), _part(state, scales[slot.model], slot))
+        else:
+            _load_plain(source, slot, _part(state, slot.model, slot))
+
+
+def _part(state: Mapping[str, Tensor], name: str, slot: Slot) -> Tensor:
+    return state[name] if slot.expert is None else state[name][slot.expert]
+
+
+def _load_plain(source: FolderSource, slot: Slot, target: Tensor) -> None:
+    _check_stored(source, slot, target.is_floating_point())
+    value = source.values(slot.released)
+    if value.is_floating_point() and not value.isfinite().all():
+        raise ValueError(f"{source.files.where(slot.released)} holds NaN or infinity; the file is damaged")
+    target.copy_(value)
+
+
+def _load_packed(source: FolderSource, slot: Slot, weight: Tensor, scale: Tensor) -> None:
+    name, kind = slot.released, packed_kind(weight, scale)
+    if source.kind(name) != kind:
+        raise ValueError(
+            f"{source.files.where(name)} is stored as {source.kind(name)}, its place in the model as {kind}"
+        )
+    _check_shape(source, name, tuple(weight.shape))
+    _check_shape(source, scale_name(name), tuple(scale.shape))
+    stored = source.stored(name)
+    if not is_finite(stored):
+        raise ValueError(f"{source.files.where(name)} holds NaN or infinity; the file is damaged")
+    for target, found in zip((weight, scale), pack(stored), strict=True):
+        target.copy_(found)
 
 
 def _check_names(source: FolderSource, wanted: list[Slot], folder: Path) -> None:

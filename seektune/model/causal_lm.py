@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seektune.checkpoint import load_weights, locate, save_weights
+from seektune.checkpoint.source import FolderSource
 from seektune.kernels import upcast, vocabulary_loss
 from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
+from seektune.model.frozen import pack
 from seektune.model.gate import Gate, HashGate, RoutingLedger
 from seektune.model.hyper import HyperHead
 from seektune.model.initialize import initialize
@@ -78,10 +80,12 @@ class DeepseekV4ForCausalLM(nn.Module):
         dtype: torch.dtype = torch.float32,
         numerics: str = "plain",
         device: torch.device | str = "cpu",
+        packed: bool = False,
     ) -> "DeepseekV4ForCausalLM":
         """Read a folder or Hub id in the released layout: FP4, FP8, BF16 or F32 tensors as found on disk.
 
-        Peak memory is the model in `dtype` and one tensor.
+        Peak memory is the model and one tensor. `packed` keeps what is FP4 or FP8 on disk in those bytes, untrainable,
+        to be multiplied out while it is used; everything else gets `dtype`.
 
         Raises:
             ValueError: the folder, its config.json or a tensor is missing, unexpected, of the wrong shape or type, or
@@ -89,6 +93,8 @@ class DeepseekV4ForCausalLM(nn.Module):
         """
         folder = locate(source)
         model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
+        if packed:
+            pack(model, FolderSource(folder).kind)
         model.to_empty(device=device)
         load_weights(model.state_dict(), folder)
         for layer, gate in model.gates().items():

@@ -4,11 +4,10 @@ Shapes: B rows, T tokens, E entries, M tokens of a window, D hidden width, C ent
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import upcast
 from seektune.model.config import CSA, DeepseekV4Config
+from seektune.model.linear import WideLinear
 from seektune.model.norm import RMSNorm
 from seektune.model.rope import Rope
 from seektune.sequence import Windows
@@ -28,19 +27,17 @@ class Compressor(nn.Module):
         self.ratio, self.width = ratio, width
         self.overlap = ratio == CSA
         channels = width * (2 if self.overlap else 1)
-        self.wkv = nn.Linear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
-        self.wgate = nn.Linear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
+        self.wkv = WideLinear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
+        self.wgate = WideLinear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
         self.ape = nn.Parameter(torch.empty(ratio, channels, device=device, dtype=torch.float32))
         self.norm = RMSNorm(width, config.rms_norm_eps, device, dtype)
         self.rope = Rope.of_layer(config, ratio)
 
     def forward(self, x_BTD: Tensor, windows: Windows) -> Tensor:
         """Rotated entries `[B, E, C]`; slots without a window hold finite values that nobody sees."""
-        x = upcast(x_BTD)
-        values = F.linear(x, upcast(self.wkv.weight))
-        gates = F.linear(x, upcast(self.wgate.weight))
-        rows = torch.arange(x.shape[0], device=x.device)[:, None, None]
-        tokens_BEM = windows.last_BE.unsqueeze(-1) - torch.arange(self.ratio - 1, -1, -1, device=x.device)
+        values, gates = self.wkv(x_BTD), self.wgate(x_BTD)
+        rows = torch.arange(values.shape[0], device=values.device)[:, None, None]
+        tokens_BEM = windows.last_BE.unsqueeze(-1) - torch.arange(self.ratio - 1, -1, -1, device=values.device)
         values_BEMC = values[rows, tokens_BEM]
         gates_BEMC = gates[rows, tokens_BEM] + self.ape
         if self.overlap:

@@ -1,0 +1,149 @@
+"""Linear maps and experts that are not trained and keep their weights as the checkpoint stores them.
+
+FP4 and FP8 weights stay packed: parameters of integer dtype, which FSDP shards and sends like others, and whose values
+exist only while they are used. Shapes: P token-expert pairs, D width, F expert width, E experts, I inputs, O outputs.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seektune.checkpoint.formats import QUANTISED
+from seektune.checkpoint.packed import pack as pack_stored
+from seektune.checkpoint.packed import unpack
+from seektune.checkpoint.stored import Stored, encode
+from seektune.kernels import (
+    clamped_swiglu,
+    expert_linear,
+    grouped_linear,
+    packed_expert_linear,
+    packed_linear,
+    upcast,
+)
+from seektune.model.linear import GroupedLinear, WideLinear
+from seektune.model.moe import Experts
+
+MATRICES = ("w1", "w2", "w3")
+"""The matrices of an expert."""
+KindOf: TypeAlias = Callable[[str], str]
+"""How the tensor of a released name is stored."""
+
+
+class FrozenWeight(nn.Module):
+    """A weight that is not trained, plain or packed with its `scale`."""
+
+    def __init__(self, weight: Tensor, scale: Tensor | None):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = None if scale is None else nn.Parameter(scale, requires_grad=False)
+
+
+class FrozenLinear(FrozenWeight):
+    """A linear map `[O, I]`; `groups` and `wide` are those of `GroupedLinear` and `WideLinear`."""
+
+    def __init__(self, weight: Tensor, scale: Tensor | None, groups: int = 1, wide: bool = False):
+        super().__init__(weight, scale)
+        self.groups, self.wide = groups, wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the linear map with the decoded weight gives; x's dtype is the product's."""
+        return self.product(upcast(x) if self.wide else x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """`W x` in x's dtype."""
+        if self.scale is not None:
+            stored = unpack(self.weight, self.scale)
+            assert stored.scale is not None
+            return packed_linear(x, stored.weight, stored.scale, self.groups)
+        weight = self.weight.to(x.dtype)
+        return F.linear(x, weight) if self.groups == 1 else grouped_linear(x, weight, self.groups)
+
+
+class FrozenMatrix(FrozenWeight):
+    """One matrix of all routed experts, `[E, O, I]`."""
+
+    def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
+        """`[P, O]` for pairs sorted by expert."""
+        if self.scale is None:
+            return expert_linear(x_PI, self.weight, counts)
+        stored = unpack(self.weight, self.scale)
+        assert stored.scale is not None
+        return packed_expert_linear(x_PI, stored.weight.unbind(), stored.scale.unbind(), counts)
+
+
+class FrozenExperts(nn.Module):
+    """All routed experts of a layer, `Experts` with weights that are not trained; all have the expert as first dim."""
+
+    def __init__(self, limit: float, w1: FrozenMatrix, w2: FrozenMatrix, w3: FrozenMatrix):
+        super().__init__()
+        self.limit, self.w1, self.w2, self.w3 = limit, w1, w2, w3
+
+    def forward(self, x_PD: Tensor, weights_P: Tensor, counts: list[int]) -> Tensor:
+        """`[P, D]` for pairs sorted by expert; a pair's weight multiplies before `w2` (official `Expert`)."""
+        inner = weights_P[:, None] * clamped_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), self.limit)
+        return self.w2(inner.to(x_PD.dtype), counts)
+
+
+@torch.no_grad()
+def pack(model: nn.Module, kind_of: KindOf) -> None:
+    """Give every matrix that `kind_of` says is FP4 or FP8 a frozen module that keeps it so.
+
+    A module on the meta device gets room for the bytes; another's values are quantised.
+
+    Raises:
+        ValueError: the experts of a layer are not all of one kind, or a value is not finite.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and kind_of(f"{name}.weight") in QUANTISED:
+            weight, scale = packed(module.weight, kind_of(f"{name}.weight"))
+            replace(model, name, frozen_linear(module, weight, scale))
+        elif isinstance(module, Experts):
+            kinds = {matrix: _kind_of_experts(name, matrix, len(module.w1), kind_of) for matrix in MATRICES}
+            if any(kind in QUANTISED for kind in kinds.values()):
+                replace(model, name, frozen_experts(module, kinds))
+
+
+def packed(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Weight and scales of that kind, as parameters: quantised, or only room for them on the meta device."""
+    if weight.is_meta:
+        with torch.device("meta"):
+            return pack_stored(Stored.empty(kind, tuple(weight.shape)))
+    return pack_stored(encode(Stored("f32", weight), weight.float(), kind))
+
+
+def frozen_linear(module: nn.Linear, weight: Tensor, scale: Tensor | None) -> FrozenLinear:
+    """The frozen twin of a linear map."""
+    groups = module.groups if isinstance(module, GroupedLinear) else 1
+    return FrozenLinear(weight, scale, groups, isinstance(module, WideLinear))
+
+
+def frozen_experts(module: Experts, kinds: dict[str, str]) -> FrozenExperts:
+    """The frozen twin of a layer's experts, each matrix packed where its kind is low-bit."""
+    matrices = {"w1": module.w1, "w2": module.w2, "w3": module.w3}
+    frozen = {name: _frozen_matrix(weight, kinds[name]) for name, weight in matrices.items()}
+    return FrozenExperts(module.limit, frozen["w1"], frozen["w2"], frozen["w3"])
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    parent, _, leaf = name.rpartition(".")
+    model.get_submodule(parent).register_module(leaf, module)
+
+
+def _frozen_matrix(weight_EOI: Tensor, kind: str) -> FrozenMatrix:
+    if kind not in QUANTISED:
+        return FrozenMatrix(weight_EOI.detach(), None)
+    parts = [packed(weight, kind) for weight in weight_EOI]
+    return FrozenMatrix(torch.stack([weight for weight, _ in parts]), torch.stack([scale for _, scale in parts]))
+
+
+def _kind_of_experts(name: str, matrix: str, experts: int, kind_of: KindOf) -> str:
+    kinds = {kind_of(f"{name}.{expert}.{matrix}.weight") for expert in range(experts)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"the experts' {matrix} in {name} are of several kinds ({', '.join(sorted(kinds))}); one is needed"
+        )
+    return kinds.pop()
