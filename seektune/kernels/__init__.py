@@ -14,6 +14,7 @@ from seektune.kernels.reference.quantize import (
     quantize_fp8,
     recast_fp4_as_fp8,
 )
+from seektune.kernels.reference.rounded_linear import Rounding, rounded_expert_linear, rounded_linear
 from seektune.kernels.reference.sinkhorn import sinkhorn
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible, sparse_attention
 from seektune.kernels.reference.swiglu import clamped_swiglu
@@ -24,6 +25,7 @@ __all__ = [
     "FP8_BLOCK",
     "Chosen",
     "Prefix",
+    "Rounding",
     "Visible",
     "clamped_swiglu",
     "dequantize_fp4",
@@ -40,6 +42,8 @@ __all__ = [
     "quantize_fp4",
     "quantize_fp8",
     "recast_fp4_as_fp8",
+    "rounded_expert_linear",
+    "rounded_linear",
     "sinkhorn",
     "sort_by_expert",
     "sparse_attention",

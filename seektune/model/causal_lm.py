@@ -19,6 +19,7 @@ from seektune.model.frozen import pack
 from seektune.model.gate import Gate, HashGate, RoutingLedger
 from seektune.model.hyper import HyperHead
 from seektune.model.initialize import initialize
+from seektune.model.linear import Head
 from seektune.model.mtp import MTPBlock
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import numerics as named_numerics
@@ -64,7 +65,7 @@ class DeepseekV4ForCausalLM(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size, device=meta, dtype=dtype)
         self.layers = nn.ModuleList([Block(config, layer, chosen, meta, dtype) for layer in layers])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, meta, dtype)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=meta, dtype=dtype)
+        self.head = Head(config.hidden_size, config.vocab_size, bias=False, device=meta, dtype=dtype)
         self.hc_head = HyperHead(config, meta)
         mtp_blocks = range(config.num_nextn_predict_layers)
         self.mtp = nn.ModuleList([MTPBlock(config, chosen, meta, dtype) for _ in mtp_blocks])
@@ -190,11 +191,11 @@ class DeepseekV4ForCausalLM(nn.Module):
         return block.predict(streams[:, :-1], self.embed(following), following, layout.followed(), ledger)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(upcast(hidden), upcast(self.head.weight))
+        return F.linear(upcast(hidden), upcast(self.head.values()))
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         taught = targets != IGNORE_INDEX
-        return vocabulary_loss(hidden[taught], self.head.weight, targets[taught])
+        return vocabulary_loss(hidden[taught], self.head.values(), targets[taught])
 
     def _check(self, input_ids: Tensor, labels: Tensor | None, documents: Tensor | None, mtp: bool) -> None:
         for name, tensor in (("input_ids", input_ids), ("labels", labels), ("documents", documents)):

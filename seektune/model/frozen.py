@@ -40,6 +40,13 @@ class FrozenWeight(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scale = None if scale is None else nn.Parameter(scale, requires_grad=False)
 
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and scales in the dtypes of the file; a plain weight as it is."""
+        if self.scale is None:
+            return self.weight, None
+        found = unpack(self.weight, self.scale)
+        return found.weight, found.scale
+
 
 class FrozenLinear(FrozenWeight):
     """A linear map `[O, I]`; `groups` and `wide` are those of `GroupedLinear` and `WideLinear`."""
@@ -54,11 +61,10 @@ class FrozenLinear(FrozenWeight):
 
     def product(self, x: Tensor) -> Tensor:
         """`W x` in x's dtype."""
-        if self.scale is not None:
-            stored = unpack(self.weight, self.scale)
-            assert stored.scale is not None
-            return packed_linear(x, stored.weight, stored.scale, self.groups)
-        weight = self.weight.to(x.dtype)
+        weight, scale = self.stored()
+        if scale is not None:
+            return packed_linear(x, weight, scale, self.groups)
+        weight = weight.to(x.dtype)
         return F.linear(x, weight) if self.groups == 1 else grouped_linear(x, weight, self.groups)
 
 
@@ -67,11 +73,10 @@ class FrozenMatrix(FrozenWeight):
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """`[P, O]` for pairs sorted by expert."""
-        if self.scale is None:
-            return expert_linear(x_PI, self.weight, counts)
-        stored = unpack(self.weight, self.scale)
-        assert stored.scale is not None
-        return packed_expert_linear(x_PI, stored.weight.unbind(), stored.scale.unbind(), counts)
+        weight, scale = self.stored()
+        if scale is None:
+            return expert_linear(x_PI, weight, counts)
+        return packed_expert_linear(x_PI, weight.unbind(), scale.unbind(), counts)
 
 
 class FrozenExperts(nn.Module):
@@ -80,6 +85,10 @@ class FrozenExperts(nn.Module):
     def __init__(self, limit: float, w1: FrozenMatrix, w2: FrozenMatrix, w3: FrozenMatrix):
         super().__init__()
         self.limit, self.w1, self.w2, self.w3 = limit, w1, w2, w3
+
+    def matrix(self, name: str) -> FrozenMatrix:
+        """`w1`, `w2` or `w3`."""
+        return {"w1": self.w1, "w2": self.w2, "w3": self.w3}[name]
 
     def forward(self, x_PD: Tensor, weights_P: Tensor, counts: list[int]) -> Tensor:
         """`[P, D]` for pairs sorted by expert; a pair's weight multiplies before `w2` (official `Expert`)."""

@@ -25,3 +25,11 @@ class WideLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """fp32 in, fp32 out."""
         return F.linear(upcast(x), upcast(self.weight))
+
+
+class Head(nn.Linear):
+    """The output head: logits and loss take its weight, so that logits of a whole row need not exist."""
+
+    def values(self) -> Tensor:
+        """The weight `[V, D]`."""
+        return self.weight
