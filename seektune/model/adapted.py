@@ -233,8 +233,8 @@ class AdaptedHead(AdaptedLinear):
     """The output head, whose weight the loss asks for; dropout does not reach it."""
 
     def values(self) -> Tensor:
-        """The weight with all changes, `[V, D]` fp32."""
-        return upcast(self.weight) + self.change()
+        """The weight with all changes, `[V, D]`, fp32 if there are any."""
+        return upcast(self.weight) + self.change() if self.lora else self.weight
 
 
 def drop(adapter: LowRank | ExpertLowRank, x: Tensor) -> Tensor:

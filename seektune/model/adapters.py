@@ -210,7 +210,7 @@ def start(model: nn.Module, seed: int, adapter: str = TRAINED) -> None:
 def carriers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
     """Every module with adapters, by name."""
     for name, module in model.named_modules():
-        if isinstance(module, AdaptedLinear | AdaptedMatrix | AdaptedEmbedding):
+        if isinstance(module, AdaptedLinear | AdaptedMatrix | AdaptedEmbedding) and module.lora:
             yield name, module
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from seektune.checkpoint import load_weights, locate, save_weights
 from seektune.checkpoint.source import FolderSource
 from seektune.kernels import upcast, vocabulary_loss
+from seektune.model.adapters import is_adapted
 from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
 from seektune.model.frozen import pack
@@ -113,9 +114,11 @@ class DeepseekV4ForCausalLM(nn.Module):
             original: the checkpoint that training started from; tensors still equal to it keep its bytes.
 
         Raises:
-            ValueError: the format is unknown, or the folder exists and is not empty.
+            ValueError: the format is unknown, the folder exists and is not empty, or the model carries adapters.
             OSError: writing failed, for example because the disk is full; nothing is left behind.
         """
+        if is_adapted(self):
+            raise ValueError("the model carries adapters: save those with save_adapter, or merge them (seektune merge)")
         config = {"model_type": self.config.model_type, **self.config.to_dict()}
         before = None if original is None else locate(original)
         save_weights(self.state_dict(), config, Path(folder), format, before)
