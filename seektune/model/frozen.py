@@ -116,7 +116,13 @@ def pack(model: nn.Module, kind_of: KindOf) -> None:
 
 
 def packed(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Weight and scales of that kind, as parameters: quantised, or only room for them on the meta device."""
+    """Weight and scales of that kind, as parameters: quantised, or only room for them on the meta device.
+
+    Raises:
+        ValueError: the kind cannot hold such a shape, or a value is not finite.
+    """
+    if not QUANTISED[kind].fits(tuple(weight.shape)):
+        raise ValueError(f"a weight of shape {list(weight.shape)} cannot be stored as {kind}, so it cannot be packed")
     if weight.is_meta:
         with torch.device("meta"):
             return pack_stored(Stored.empty(kind, tuple(weight.shape)))

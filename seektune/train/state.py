@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from seektune.model.adapters import adapter_state, is_adapted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.train.optimizer import AdamW
 
@@ -12,8 +13,12 @@ MODEL, OPTIMIZER, RANDOM = "model.", "optimizer.", "random."
 
 
 def run_tensors(model: DeepseekV4ForCausalLM, optimizer: AdamW) -> dict[str, Tensor]:
-    """Weights, buffers and optimizer state by name, and torch's random state of each device."""
-    tensors = {MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    """Weights, buffers and optimizer state by name, and torch's random state of each device.
+
+    Of a model with adapters only those: its base is where it was read from.
+    """
+    state = adapter_state(model) if is_adapted(model) else model.state_dict()
+    tensors = {MODEL + name: tensor for name, tensor in state.items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{OPTIMIZER}{name}:{key}"] = value

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seektune.checkpoint import complete_folder, read_facts, read_tensors, tensor_names
+from seektune.model.adapter_files import save_adapter
+from seektune.model.adapters import base_state, is_adapted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.sequence import Batch
 from seektune.train.checkpoints import Checkpoints, Saved, complete_checkpoints
@@ -15,13 +17,14 @@ from seektune.train.files import cannot_write
 from seektune.train.gradient import NotFiniteError, accumulate_in_fp32
 from seektune.train.guard import LossGuard, Watch
 from seektune.train.interrupt import Interrupted, Interruption
+from seektune.train.lora import fingerprint
 from seektune.train.metrics import MetricsLog
 from seektune.train.optimizer import build_optimizer
 from seektune.train.schedule import learning_rate
 from seektune.train.state import begin_as_saved, run_tensors, set_random_states
 from seektune.train.step import StepRecord, train_step
 
-CHECKPOINTS, MODEL = "checkpoints", "model"
+CHECKPOINTS, MODEL, ADAPTER = "checkpoints", "model", "adapter"
 """Names in the run folder."""
 
 
@@ -59,6 +62,17 @@ class TrainSettings:
     seed: int
     record: Mapping[str, Any]
     """What a checkpoint says of its run: the recipe and versions."""
+    origin: "Origin | None" = None
+    """Of a model with adapters: what adapter files say of its base and training."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where frozen weights are from, and the recipe that trained adapters for them."""
+
+    base: str | None
+    revision: str | None
+    recipe: str
 
 
 class Trainer:
@@ -86,15 +100,18 @@ class Trainer:
         self._told = 0
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.checkpoint, self.saved.append)
         self._guard = LossGuard(settings.guard)
+        self._base = fingerprint(model) if is_adapted(model) else None
         accumulate_in_fp32(model)
 
     def resume(self, checkpoint: Path) -> None:
         """Take over the whole state of a checkpoint.
 
         Raises:
-            ValueError: it is of another model, optimizer or dataset.
+            ValueError: it is of another model, optimizer or dataset, or its adapters are for other frozen weights.
         """
         facts = read_facts(checkpoint)
+        if facts.get("base") != self._base:
+            raise ValueError(f"{checkpoint} was made on other frozen weights than these; give the ones it began with")
         self.stream.load_state_dict(facts["stream"])
         begin_as_saved(self.model, self.optimizer, tensor_names(checkpoint))
         tensors = run_tensors(self.model, self.optimizer)
@@ -112,6 +129,7 @@ class Trainer:
             NotFiniteError: a loss or gradient is not finite; the state before it is saved.
             Interrupted: a signal asked to stop; the state is saved.
             OSError: a file of the run could not be written.
+            RuntimeError: a frozen weight moved, which must never be.
         """
         try:
             with Watch(self.settings.guard.step_timeout, self.folder) as watch:
@@ -129,8 +147,17 @@ class Trainer:
             with self.interruption.shielded():
                 self.save(log)
             raise
+        self._prove_frozen(log)
         losses = log.validations()
         return losses[min(losses)], losses[steps]
+
+    def _prove_frozen(self, log: MetricsLog) -> None:
+        """Compare every byte of the base with what it was."""
+        if self._base is None:
+            return
+        if fingerprint(self.model) != self._base:
+            raise RuntimeError("a frozen weight moved during training; the adapters are not for the base they name")
+        log.say(f"frozen weights: {sum(x.nbytes for x in base_state(self.model).values()):,} bytes, none changed")
 
     def save(self, log: MetricsLog, stream: Any = None, wait: bool = True) -> Path:
         """Save the state after the last finished step, unless it is saved already.
@@ -142,18 +169,25 @@ class Trainer:
             "step": self.step,
             "stream": self.stream.state_dict() if stream is None else stream,
             "log": log.state_dict(),
+            "base": self._base,
             **self.settings.record,
         }
         self._checkpoints.save(self.step, run_tensors(self.model, self.optimizer), facts, wait)
         return self._checkpoints.place(self.step)
 
     def export(self, folder: Path) -> None:
-        """Write weights (bf16, released names), config.json and tokenizer; the folder appears when complete.
+        """Write weights (bf16, released names), config.json and tokenizer, or only adapters where those were trained.
+
+        The folder appears when complete.
 
         Raises:
             OSError: writing failed; nothing new is left under the name.
         """
         try:
+            if is_adapted(self.model):
+                origin = self.settings.origin or Origin(None, None, "")
+                save_adapter(self.model, folder, origin.base, origin.revision, origin.recipe)
+                return
             with complete_folder(folder, replace=True) as scratch:
                 self.model.save_pretrained(scratch)
                 self.tokenizer.save(scratch)

@@ -8,6 +8,8 @@ import psutil
 import torch
 
 from seektune.checkpoint import locate
+from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.source import FolderSource
 from seektune.data.config import DataConfig
 from seektune.data.examples import hellaswag_examples
 from seektune.data.hellaswag import HellaswagData, HellaswagRow, load_hellaswag
@@ -18,8 +20,12 @@ from seektune.evaluate.hellaswag import spread_evenly
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.count import count_parameters
+from seektune.model.frozen import pack
+from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.sequence import Batch
+from seektune.train.lora import add_adapters
+from seektune.train.trainer import Origin
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BYTES = {"fp32": {"fp32": 16}, "bf16": {"fp32": 18, "bf16_stochastic": 14}}
@@ -100,8 +106,7 @@ def refuse_too_large(recipe: Recipe, config: DeepseekV4Config, device: torch.dev
         ValueError: the model cannot be trained in the device's memory.
     """
     count = count_parameters(config)
-    per_parameter = BYTES[recipe.model.dtype][recipe.optimizer.master]
-    needed = (count.main + count.mtp) * per_parameter / 1e9
+    needed = _bytes_needed(recipe, config) / 1e9
     memory = psutil.virtual_memory().total
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
@@ -113,18 +118,59 @@ def refuse_too_large(recipe: Recipe, config: DeepseekV4Config, device: torch.dev
         )
 
 
+def _bytes_needed(recipe: Recipe, config: DeepseekV4Config) -> int:
+    """Weights, gradients and optimizer; with adapters, of a model that is laid out without memory."""
+    if not recipe.lora.targets:
+        count = count_parameters(config)
+        return (count.main + count.mtp) * BYTES[recipe.model.dtype][recipe.optimizer.master]
+    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
+    if recipe.model.packed:
+        pack(model, _kind_of(recipe.model.weights))
+    add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # gradient and two moments; the adapters themselves are among the model's bytes
+    return sum(tensor.nbytes for tensor in model.state_dict().values()) + 12 * trained
+
+
+def _kind_of(weights: str | None) -> Callable[[str], str]:
+    """How frozen weights are kept: as they are in their folder, or as released where there is none (yet)."""
+    if weights is not None and Path(weights).is_dir():
+        return FolderSource(Path(weights)).kind
+    return FORMATS["released"].kind
+
+
 def build_model(
     recipe: Recipe, config: DeepseekV4Config, device: torch.device, with_weights: bool
 ) -> DeepseekV4ForCausalLM:
     """The model with random or given weights; not `with_weights` where a checkpoint will set them all.
 
+    With adapters, which are fresh here, the rest is frozen and always read: no checkpoint holds it.
+
     Raises:
-        ValueError: its weights are not as they should be.
+        ValueError: its weights are not as they should be, or adapters ask for what it does not have.
     """
     section, dtype = recipe.model, DTYPES[recipe.model.dtype]
-    if section.weights is None or not with_weights:
-        return DeepseekV4ForCausalLM(config, device, dtype, section.numerics)
-    return DeepseekV4ForCausalLM.from_pretrained(section.weights, dtype, section.numerics, device)
+    adapters = bool(recipe.lora.targets)
+    if section.weights is None or not (with_weights or adapters):
+        model = DeepseekV4ForCausalLM(config, device, dtype, section.numerics)
+        if section.packed:
+            pack(model, _kind_of(None))
+    else:
+        model = DeepseekV4ForCausalLM.from_pretrained(section.weights, dtype, section.numerics, device, section.packed)
+    if adapters:
+        add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
+    return model
+
+
+def origin(recipe: Recipe) -> Origin:
+    """What adapter files say of their base: its name and, for one from the Hub, the commit that was fetched."""
+    weights = recipe.model.weights
+    if weights is None:
+        return Origin(None, None, dump_recipe(recipe))
+    # the Hub's cache keeps a commit's files in snapshots/COMMIT
+    place = locate(weights).resolve()
+    revision = place.name if not Path(weights).is_dir() and place.parent.name == "snapshots" else None
+    return Origin(weights, revision, dump_recipe(recipe))
 
 
 def choose_device() -> torch.device:

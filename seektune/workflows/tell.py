@@ -1,16 +1,19 @@
 """What a training run tells its user in words, on the console and in the report."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from seektune.evaluate.hellaswag import HellaswagScore, Share
+from seektune.model.adapters import base_state, carriers
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.count import count_parameters
 from seektune.recipe.recipe import Recipe
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.figures import Comparison, Score
 from seektune.train.report import Story
-from seektune.train.trainer import CHECKPOINTS
+from seektune.train.trainer import ADAPTER, CHECKPOINTS
 from seektune.workflows.console import many, say
 from seektune.workflows.prepare import Lesson
 
@@ -28,6 +31,7 @@ def describe(recipe: Recipe, model: DeepseekV4ForCausalLM, lesson: Lesson) -> li
             "parameters",
             f"{many(count.main)}{mtp}; {many(count.active)} active per token, {many(trainable)} trainable",
         ),
+        *_adapters(recipe, model),
         ("device", f"{model.embed.weight.device}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
         ("data", f"{recipe.data.dataset}, {lesson.rows:,} training rows from {lesson.source}"),
         (
@@ -41,6 +45,21 @@ def describe(recipe: Recipe, model: DeepseekV4ForCausalLM, lesson: Lesson) -> li
     for name, value in facts:
         say(f"{name + ':':<12} {value}")
     return facts
+
+
+def _adapters(recipe: Recipe, model: DeepseekV4ForCausalLM) -> list[tuple[str, str]]:
+    """What carries adapters, and what does not move."""
+    if not recipe.lora.targets:
+        return []
+    lora, names = recipe.lora, Counter(re.sub(r"^layers\.\d+\.", "layers.N.", name) for name, _ in carriers(model))
+    where = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in names.items())
+    kind = "DoRA" if lora.dora else "LoRA"
+    into = f", trained for merging into {lora.merge_into}" if lora.merge_into else ""
+    held = sum(tensor.nbytes for tensor in base_state(model).values())
+    return [
+        ("adapters", f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}{into}, on {where}"),
+        ("frozen", f"all else, {held / 1e9:,.2f} GB; router, indexer and balancing biases too"),
+    ]
 
 
 def story(
@@ -66,14 +85,18 @@ def story(
 
 
 def summary(
-    losses: tuple[float, float], before: HellaswagScore | None, after: HellaswagScore | None, model: Path, report: Path
+    losses: tuple[float, float],
+    before: HellaswagScore | None,
+    after: HellaswagScore | None,
+    product: Path,
+    report: Path,
 ) -> None:
     """Say what came out and where it lies."""
     say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
     if before is not None and after is not None:
         say(f"HellaSwag acc: {_percent(before.acc)} → {_percent(after.acc)}")
         say(f"HellaSwag acc_norm: {_percent(before.acc_norm)} → {_percent(after.acc_norm)}")
-    say(f"weights: {model}")
+    say(f"{product.name if product.name == ADAPTER else 'weights'}: {product}")
     say(f"report: {report}")
 
 

@@ -15,18 +15,19 @@ from seektune.train.files import write_whole
 from seektune.train.interrupt import Interrupted, Interruption
 from seektune.train.metrics import MetricsLog
 from seektune.train.report import REPORT, write_report
-from seektune.train.trainer import MODEL, Trainer, TrainSettings
+from seektune.train.trainer import Trainer, TrainSettings
 from seektune.workflows.console import say
 from seektune.workflows.exam import hold_exam, read_exam, write_exams
 from seektune.workflows.prepare import (
     build_model,
     choose_device,
+    origin,
     prepare_data,
     read_config,
     read_rows,
     refuse_too_large,
 )
-from seektune.workflows.resume import Start, find_start
+from seektune.workflows.resume import Start, find_start, product_of
 from seektune.workflows.run_folder import RECIPE, choose_folder, made
 from seektune.workflows.tell import describe, farewell, story, summary
 
@@ -85,13 +86,14 @@ def _run(recipe: Recipe, name: str, folder: Path, start: Start, cache_dir: Path,
     with MetricsLog(folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state) as log:
         losses = trainer.fit(recipe.steps, log)
     # weights first: an exam that fails must not cost the training
+    product = folder / product_of(recipe)
     with interruption.deferred():
-        trainer.export(folder / MODEL)
+        trainer.export(product)
     after = hold_exam(recipe.evaluate.after, "after", model, lesson, recipe.evaluate)
     with interruption.deferred():
         write_exams(folder, before, after)
         report = write_report(folder, story(name, facts, dump_recipe(recipe), before, after))
-    summary(losses, before, after, folder / MODEL, report)
+    summary(losses, before, after, product, report)
 
 
 def _settings(recipe: Recipe) -> TrainSettings:
@@ -103,6 +105,7 @@ def _settings(recipe: Recipe) -> TrainSettings:
         guard=recipe.guard,
         validate_every=recipe.evaluate.every,
         seed=recipe.seed,
+        origin=origin(recipe),
         record={
             "recipe": recipe.model_dump(mode="json"),
             "versions": {"seektune": __version__, "torch": torch.__version__},
