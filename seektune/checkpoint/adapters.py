@@ -19,6 +19,8 @@ from torch import Tensor
 from seektune.checkpoint.publish import complete_folder
 
 WEIGHTS, MTP_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_mtp.safetensors", "adapter_config.json"
+OWN = "seektune.json"
+"""What PEFT has no key for: `merge_into`, the format whose rounding the adapter was trained through."""
 PREFIX = "base_model.model."
 """PEFT wraps a model twice."""
 
@@ -34,6 +36,8 @@ class Change:
     scaling: float
     magnitude: Tensor | None = None
     """DoRA: the length of each row of the changed weight, `[O]`."""
+    is_table: bool = False
+    """The weight is an embedding table `[I, O]`, the transpose of a linear map's."""
 
     @property
     def rank(self) -> int:
@@ -41,10 +45,10 @@ class Change:
         return self.a.shape[-2]
 
     def applied(self, weight: Tensor, expert: int | None, share: float = 1.0) -> Tensor:
-        """The changed weight in fp32, from the decoded one `[O, I]`, or `[I, O]` where it is an embedding table."""
+        """The changed weight in fp32, from the decoded one."""
         a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
         delta = (share * self.scaling) * (b.float() @ a.float())
-        changed = weight.float() + (delta if delta.shape == weight.shape else delta.T)
+        changed = weight.float() + (delta.T if self.is_table else delta)
         if self.magnitude is None:
             return changed
         return (self.magnitude.float() / changed.norm(dim=1))[:, None] * changed
@@ -86,7 +90,13 @@ def released_name(theirs: str) -> str:
     return theirs
 
 
-def write_adapter(folder: Path, changes: Mapping[str, Change], facts: Mapping[str, Any], recipe: str = "") -> None:
+def write_adapter(
+    folder: Path,
+    changes: Mapping[str, Change],
+    facts: Mapping[str, Any],
+    recipe: str = "",
+    merge_into: str | None = None,
+) -> None:
     """Write the files; the folder appears when it is complete.
 
     Args:
@@ -94,6 +104,7 @@ def write_adapter(folder: Path, changes: Mapping[str, Change], facts: Mapping[st
         changes: by released module name; `layers.N.ffn.experts.w1` is that matrix of all experts.
         facts: further keys of adapter_config.json, such as the base model and its revision.
         recipe: the training recipe, kept beside as recipe.yaml.
+        merge_into: the format whose rounding it was trained through.
 
     Raises:
         OSError: writing failed.
@@ -108,6 +119,7 @@ def write_adapter(folder: Path, changes: Mapping[str, Change], facts: Mapping[st
             save_file(_tensors(mtp), scratch / MTP_WEIGHTS, {"format": "pt"})
         config = _config(modules + (mtp if ahead else []), changes) | dict(facts)
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (scratch / OWN).write_text(json.dumps({"merge_into": merge_into}) + "\n", encoding="utf-8")
         if recipe:
             (scratch / "recipe.yaml").write_text(recipe, encoding="utf-8")
 
@@ -134,6 +146,22 @@ def read_adapter(folder: Path) -> tuple[dict[str, Change], dict[str, Any]]:
     if not changes:
         raise ValueError(f"{folder / WEIGHTS} holds no LoRA weights")
     return changes, config
+
+
+def trained_for(folder: Path) -> str | None:
+    """The format whose rounding an adapter was trained through, if any.
+
+    Raises:
+        ValueError: the file that says so is damaged.
+    """
+    file = folder / OWN
+    if not file.is_file():
+        return None
+    try:
+        found: str | None = json.loads(file.read_text(encoding="utf-8"))["merge_into"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{file} is damaged") from None
+    return found
 
 
 @dataclass(frozen=True)
@@ -163,10 +191,8 @@ def _as_peft(changes: Mapping[str, Change]) -> Iterator[_Module]:
         # transformers' grouped map has another output than PEFT expects of a linear map, so its weight is the target
         grouped = name.endswith(".wo_a")
         target = f"{theirs}.weight" if grouped else theirs
-        embedding = name == "embed"
-        yield _Module(
-            theirs, target, grouped, embedding, change.a, change.b, change.rank, change.scaling, change.magnitude
-        )
+        factors = change.a, change.b, change.rank, change.scaling, change.magnitude
+        yield _Module(theirs, target, grouped, change.is_table, *factors)
     for name, matrices in experts.items():
         yield from _experts_as_peft(transformers_name(f"{name}.").removesuffix("."), matrices)
 
@@ -261,7 +287,7 @@ def _as_released(key: str, tensors: Mapping[str, Tensor], config: Mapping[str, A
         return _experts_as_released(theirs, a, b, config)
     magnitude = tensors.get(f"{PREFIX}{theirs}.lora_magnitude_vector")
     target = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs
-    return {released_name(theirs): Change(a, b, _scaling(target, config), magnitude)}
+    return {released_name(theirs): Change(a, b, _scaling(target, config), magnitude, embedding)}
 
 
 def _experts_as_released(theirs: str, a: Tensor, b: Tensor, config: Mapping[str, Any]) -> dict[str, Change]:

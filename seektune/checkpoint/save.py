@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from seektune.checkpoint.export import Tally, pieces
+from seektune.checkpoint.export import Kinds, Tally, pieces
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.publish import complete_folder
-from seektune.checkpoint.source import FolderSource, StateSource
+from seektune.checkpoint.source import FolderSource, Source, StateSource
 from seektune.checkpoint.write import shard_limit, shard_names, split, write_index, write_shard
 
 
@@ -35,13 +35,26 @@ def save_weights(
     source, tally = StateSource(state), Tally()
     before = FolderSource(original) if original is not None else None
     with complete_folder(folder) as scratch:
-        write_config(scratch, target.config(config))
-        parts = list(pieces(source, target, tally, before))
-        shards = split(parts, shard_bytes or shard_limit(parts))
-        for name, shard in zip(shard_names(len(shards)), shards, strict=True):
-            write_shard(scratch / name, shard)
-        write_index(scratch, shards)
+        write_checkpoint(scratch, target.config(config), source, target, tally, before, shard_bytes)
     return tally
+
+
+def write_checkpoint(
+    folder: Path,
+    config: dict[str, Any],
+    source: Source,
+    target: Kinds,
+    tally: Tally,
+    original: FolderSource | None = None,
+    shard_bytes: int | None = None,
+) -> None:
+    """Write config.json and the shards of an export into an existing folder."""
+    write_config(folder, config)
+    parts = list(pieces(source, target, tally, original))
+    shards = split(parts, shard_bytes or shard_limit(parts))
+    for name, shard in zip(shard_names(len(shards)), shards, strict=True):
+        write_shard(folder / name, shard)
+    write_index(folder, shards)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from seektune.kernels.reference.quantize import (
     fake_quantize_fp8,
     hadamard,
     quantize_fp4,
+    quantize_fp4_closely,
     quantize_fp8,
     recast_fp4_as_fp8,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "packed_expert_linear",
     "packed_linear",
     "quantize_fp4",
+    "quantize_fp4_closely",
     "quantize_fp8",
     "recast_fp4_as_fp8",
     "rounded_expert_linear",

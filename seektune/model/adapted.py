@@ -142,9 +142,9 @@ class DoraLinear(AdaptedLinear):
 class RoundedLinear(AdaptedLinear):
     """One adapter, trained through the rounding with which it will be merged."""
 
-    def __init__(self, base: FrozenLinear, rounding: Rounding):
+    def __init__(self, base: FrozenLinear, format: str, rounding: Rounding):
         super().__init__(base)
-        self.rounding = rounding
+        self.format, self.rounding = format, rounding
 
     def forward(self, x: Tensor) -> Tensor:
         """What the merged weight will give."""
@@ -186,9 +186,9 @@ class AdaptedMatrix(FrozenMatrix):
 class RoundedMatrix(AdaptedMatrix):
     """One adapter for a matrix of all experts, trained through the rounding with which it will be merged."""
 
-    def __init__(self, base: FrozenMatrix, rounding: Rounding):
+    def __init__(self, base: FrozenMatrix, format: str, rounding: Rounding):
         super().__init__(base)
-        self.rounding = rounding
+        self.format, self.rounding = format, rounding
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """What the merged weights will give."""

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from seektune.checkpoint.adapters import Change, read_adapter, write_adapter
-from seektune.model.adapted import AdaptedEmbedding, AdaptedHead, AdaptedLinear, AdaptedMatrix, DoraLinear
+from seektune.model.adapted import (
+    AdaptedEmbedding,
+    AdaptedHead,
+    AdaptedLinear,
+    AdaptedMatrix,
+    DoraLinear,
+    RoundedLinear,
+    RoundedMatrix,
+)
 from seektune.model.adapters import TRAINED, Adapted, AdapterShape, adapt, adaptable, carriers
 from seektune.model.frozen import FrozenExperts, FrozenLinear, FrozenMatrix, replace
 
@@ -39,7 +47,7 @@ def save_adapter(
     if not changes:
         raise ValueError(f"the model carries no adapter {adapter}")
     facts: Mapping[str, Any] = {"base_model_name_or_path": base, "revision": revision}
-    write_adapter(Path(folder), changes, facts, recipe)
+    write_adapter(Path(folder), changes, facts, recipe, merge_format(model, adapter))
 
 
 @torch.no_grad()
@@ -94,8 +102,19 @@ def changes_of(model: nn.Module, adapter: str = TRAINED) -> dict[str, Change]:
             a, b = found.get_parameter("A").detach(), found.get_parameter("B").detach()
             if isinstance(module, AdaptedMatrix):
                 a = a.expand(len(b), -1, -1)
-            changes[name] = Change(a, b, scaling_of(module, adapter), magnitude)
+            changes[name] = Change(a, b, scaling_of(module, adapter), magnitude, isinstance(module, AdaptedEmbedding))
     return changes
+
+
+def merge_format(model: nn.Module, adapter: str = TRAINED) -> str | None:
+    """The format whose rounding an adapter is trained through, if any."""
+    formats = {
+        module.format
+        for _, module in carriers(model)
+        if adapter in module.lora and isinstance(module, RoundedLinear | RoundedMatrix)
+    }
+    assert len(formats) <= 1, "one adapter is trained for one format"
+    return formats.pop() if formats else None
 
 
 def scaling_of(module: Adapted, adapter: str) -> float:

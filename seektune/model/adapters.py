@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from seektune.checkpoint.formats import PLAIN, QUANTISED, format_named
-from seektune.checkpoint.stored import Stored, encode
+from seektune.checkpoint.stored import encode_changed
 from seektune.kernels import Rounding
 from seektune.model.adapted import (
     AdaptedEmbedding,
@@ -148,7 +148,8 @@ def _adapted_linear(base: FrozenLinear, weight: str, shape: AdapterShape) -> Ada
         raise ValueError("lora.dora and lora.merge_into cannot be combined")
     if shape.dora:
         return DoraLinear(base)
-    return RoundedLinear(base, rounding_of(weight, shape.merge_into)) if shape.merge_into else AdaptedLinear(base)
+    into = shape.merge_into
+    return RoundedLinear(base, into, rounding_of(weight, into)) if into else AdaptedLinear(base)
 
 
 def _adapted_matrix(model: nn.Module, experts: str, matrix: str, shape: AdapterShape) -> AdaptedMatrix:
@@ -162,8 +163,8 @@ def _adapted_matrix(model: nn.Module, experts: str, matrix: str, shape: AdapterS
         return base
     if shape.dora:
         raise ValueError(f"lora.dora does not cover the routed experts ({experts}); leave them out or set it to false")
-    weight = f"{experts}.0.{matrix}.weight"
-    made = RoundedMatrix(base, rounding_of(weight, shape.merge_into)) if shape.merge_into else AdaptedMatrix(base)
+    weight, into = f"{experts}.0.{matrix}.weight", shape.merge_into
+    made = RoundedMatrix(base, into, rounding_of(weight, into)) if into else AdaptedMatrix(base)
     module.register_module(matrix, made)
     return made
 
@@ -178,7 +179,7 @@ def rounding_of(released: str, format: str) -> Rounding:
     kind = format_named(format).kind(released)
     if kind not in QUANTISED:
         return lambda values: values.to(PLAIN[kind]).float()
-    return lambda values: encode(Stored("f32", values), values, kind).values()
+    return lambda values: encode_changed(values, kind).values()
 
 
 def _low_rank(module: Adapted, shape: AdapterShape) -> LowRank | ExpertLowRank:

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from seektune.kernels import dequantize_fp4, dequantize_fp8, multiply_out, quantize_fp4, quantize_fp8
+from seektune.kernels import (
+    dequantize_fp4,
+    dequantize_fp8,
+    multiply_out,
+    quantize_fp4,
+    quantize_fp4_closely,
+    quantize_fp8,
+)
 
 from .test_quantize import FP8_GRID, e8m0, nearest, scales
 
@@ -109,6 +116,19 @@ def test_fp4_rounds_to_the_nearest_and_ties_to_the_even_code():
     for exponent in (-120, -40, 0, 40, 120):
         found = dequantize_fp4(*quantize_fp4(weight * 2.0**exponent))
         identical(found, expected * 2.0**exponent)
+
+
+def test_closely_rounded_fp4_stays_on_its_grid_when_little_is_added():
+    """And is never farther from the values than with the least scale that holds the peak."""
+    on_grid = dequantize_fp4(*quantize_fp4(torch.randn(64, 256)))
+    for size in (0.0, 1e-3, 1e-2, 0.1, 1.0):
+        values = on_grid + size * torch.randn(64, 256)
+        plain, close = dequantize_fp4(*quantize_fp4(values)), dequantize_fp4(*quantize_fp4_closely(values))
+        groups = [(each - values).unflatten(1, (-1, 32)).square().sum(-1) for each in (close, plain)]
+        assert (groups[0] <= groups[1] * (1 + 1e-6)).all()
+        if size <= 1e-3:
+            assert torch.equal(close, on_grid)
+    assert torch.equal(quantize_fp4_closely(torch.zeros(2, 32))[0], torch.zeros(2, 16, dtype=torch.int8))
 
 
 def test_fp8_rounds_to_the_nearest_and_ties_to_the_even_code():
