@@ -53,6 +53,22 @@ class TensorFiles:
         """Bytes on disk."""
         return self._entries[name].size
 
+    def place(self, name: str) -> tuple[Path, int, int]:
+        """File, first byte in it, and number of bytes."""
+        entry = self._entries[name]
+        return self._files[name], entry.start, entry.size
+
+    def torch_dtype(self, name: str) -> torch.dtype:
+        """The dtype on disk.
+
+        Raises:
+            ValueError: torch has no such dtype.
+        """
+        spelled = self._entries[name].dtype
+        if spelled not in _TORCH:
+            raise ValueError(f"{self.where(name)} is {spelled}, which cannot be read")
+        return _TORCH[spelled]
+
     def read(self, name: str) -> Tensor:
         """The tensor as it is on disk.
 
@@ -60,15 +76,13 @@ class TensorFiles:
             ValueError: the file became shorter, or torch has no such dtype.
             OSError: reading failed.
         """
-        entry = self._entries[name]
-        if entry.dtype not in _TORCH:
-            raise ValueError(f"{self.where(name)} is {entry.dtype}, which cannot be read")
+        entry, dtype = self._entries[name], self.torch_dtype(name)
         # read, not mapped: mapped pages of a large checkpoint would count as this process's memory
         buffer = torch.empty(entry.size, dtype=torch.uint8)
         with self._files[name].open("rb", buffering=0) as file:
             file.seek(entry.start)
             _fill(buffer.numpy().data, file.readinto, self.where(name))
-        return buffer.view(_TORCH[entry.dtype]).reshape(entry.shape)
+        return buffer.view(dtype).reshape(entry.shape)
 
 
 def read_index(folder: Path) -> dict[str, str]:

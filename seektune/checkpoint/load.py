@@ -24,7 +24,7 @@ def load_weights(state: Mapping[str, Tensor], folder: Path) -> None:
     source, scales = FolderSource(folder), packed_names(state)
     kept = {name: tuple(tensor.shape) for name, tensor in state.items() if name not in set(scales.values())}
     wanted = list(slots(kept))
-    _check_names(source, wanted, folder)
+    check_names(source, wanted, folder)
     for slot in wanted:
         if slot.model in scales:
             _load_packed(source, slot, _part(state, slot.model, slot), _part(state, scales[slot.model], slot))
@@ -59,7 +59,12 @@ def _load_packed(source: FolderSource, slot: Slot, weight: Tensor, scale: Tensor
         target.copy_(found)
 
 
-def _check_names(source: FolderSource, wanted: list[Slot], folder: Path) -> None:
+def check_names(source: FolderSource, wanted: list[Slot], folder: Path) -> None:
+    """See that a folder holds exactly the wanted tensors.
+
+    Raises:
+        ValueError: one is missing or unexpected; the sentence names it.
+    """
     expected, found = {slot.released for slot in wanted}, {name for name, _ in source.shapes()}
     if missing := sorted(expected - found):
         raise ValueError(f"{folder} lacks {_some(missing)}")

@@ -66,7 +66,7 @@ class AdaptedLinear(FrozenLinear):
     """A frozen linear map and the changes of its adapters; adapters add up."""
 
     def __init__(self, base: FrozenLinear):
-        super().__init__(base.weight, base.scale, base.groups, base.wide)
+        super().__init__(base.weight, base.scale, base.groups, base.wide, base.parts)
         self.lora = nn.ModuleDict()
 
     @property
@@ -158,7 +158,7 @@ class AdaptedMatrix(FrozenMatrix):
     """One matrix of all routed experts with adapters."""
 
     def __init__(self, base: FrozenMatrix):
-        super().__init__(base.weight, base.scale)
+        super().__init__(base.weight, base.scale, base.parts)
         self.lora = nn.ModuleDict()
 
     @property
@@ -193,10 +193,9 @@ class RoundedMatrix(AdaptedMatrix):
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """What the merged weights will give."""
         (adapter,) = self.adapters()
-        weight, scale = self.stored()
-        scales = None if scale is None else scale.unbind()
+        weights, scales = (self.weight.unbind(), None) if self.scale is None else self.experts()
         factors = adapter.A, adapter.B, adapter.scaling
-        return rounded_expert_linear(x_PI, weight.unbind(), scales, *factors, self.rounding, counts)
+        return rounded_expert_linear(x_PI, weights, scales, *factors, self.rounding, counts)
 
 
 class AdaptedEmbedding(nn.Module):

@@ -143,9 +143,9 @@ def _restore(model: nn.Module, name: str, module: Adapted) -> None:
         return
     scale = None if module.scale is None else module.scale.detach()
     if isinstance(module, AdaptedLinear):
-        replace(model, name, FrozenLinear(module.weight.detach(), scale, module.groups, module.wide))
+        replace(model, name, FrozenLinear(module.weight.detach(), scale, module.groups, module.wide, module.parts))
         return
     parent, _, matrix = name.rpartition(".")
     experts = model.get_submodule(parent)
     assert isinstance(experts, FrozenExperts)
-    experts.register_module(matrix, FrozenMatrix(module.weight.detach(), scale))
+    experts.register_module(matrix, FrozenMatrix(module.weight.detach(), scale, module.parts))

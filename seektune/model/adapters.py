@@ -183,7 +183,9 @@ def rounding_of(released: str, format: str) -> Rounding:
 
 
 def _low_rank(module: Adapted, shape: AdapterShape) -> LowRank | ExpertLowRank:
-    with module.weight.device:
+    # a streamed weight is on the meta device itself, its parts are where it is used
+    parts = None if isinstance(module, AdaptedEmbedding) else module.parts
+    with module.weight.device if parts is None else parts[0][0].device:
         if isinstance(module, AdaptedMatrix):
             return ExpertLowRank(module.shape, shape.rank, shape.scaling, shape.dropout, shape.shared_a)
         groups = module.groups if isinstance(module, AdaptedLinear) else 1

@@ -24,6 +24,7 @@ from seektune.model.linear import Head
 from seektune.model.mtp import MTPBlock
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import numerics as named_numerics
+from seektune.model.stream import stream
 from seektune.sequence import IGNORE_INDEX, SequenceLayout
 
 INTEGERS = (torch.int64, torch.int32, torch.int16)
@@ -83,11 +84,13 @@ class DeepseekV4ForCausalLM(nn.Module):
         numerics: str = "plain",
         device: torch.device | str = "cpu",
         packed: bool = False,
+        streamed: bool = False,
     ) -> "DeepseekV4ForCausalLM":
         """Read a folder or Hub id in the released layout: FP4, FP8, BF16 or F32 tensors as found on disk.
 
         Peak memory is the model and one tensor. `packed` keeps what is FP4 or FP8 on disk in those bytes, untrainable,
-        to be multiplied out while it is used; everything else gets `dtype`.
+        to be multiplied out while it is used; everything else gets `dtype`. `streamed`, with `packed`, leaves those
+        bytes in the folder's files, from which they come block by block; they are not searched for NaN.
 
         Raises:
             ValueError: the folder, its config.json or a tensor is missing, unexpected, of the wrong shape or type, or
@@ -97,8 +100,11 @@ class DeepseekV4ForCausalLM(nn.Module):
         model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
         if packed:
             pack(model, FolderSource(folder).kind)
-        model.to_empty(device=device)
-        load_weights(model.state_dict(), folder)
+        if packed and streamed:
+            stream(model, folder, [*model.layers, *model.mtp])
+        else:
+            model.to_empty(device=device)
+            load_weights(model.state_dict(), folder)
         for layer, gate in model.gates().items():
             if isinstance(gate, HashGate) and not gate.is_valid():
                 raise ValueError(f"{folder}: layers.{layer}.ffn.gate.tid2eid names an expert that does not exist")

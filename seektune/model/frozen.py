@@ -4,7 +4,7 @@ FP4 and FP8 weights stay packed: parameters of integer dtype, which FSDP shards 
 exist only while they are used. Shapes: P token-expert pairs, D width, F expert width, E experts, I inputs, O outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -26,6 +26,8 @@ from seektune.kernels import (
 from seektune.model.linear import GroupedLinear, WideLinear
 from seektune.model.moe import Experts
 
+Parts: TypeAlias = Sequence[tuple[Tensor, Tensor | None]]
+"""Weight and scales of a linear map, or of each expert, in the dtypes of the file."""
 MATRICES = ("w1", "w2", "w3")
 """The matrices of an expert."""
 KindOf: TypeAlias = Callable[[str], str]
@@ -33,27 +35,40 @@ KindOf: TypeAlias = Callable[[str], str]
 
 
 class FrozenWeight(nn.Module):
-    """A weight that is not trained, plain or packed with its `scale`."""
+    """A weight that is not trained, plain or packed with its `scale`.
 
-    def __init__(self, weight: Tensor, scale: Tensor | None):
+    Where it is streamed the parameters are on the meta device, and `parts` are views of the checkpoint's file.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor | None, parts: Parts | None = None):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scale = None if scale is None else nn.Parameter(scale, requires_grad=False)
-
-    def stored(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and scales in the dtypes of the file; a plain weight as it is."""
-        if self.scale is None:
-            return self.weight, None
-        found = unpack(self.weight, self.scale)
-        return found.weight, found.scale
+        self.parts = parts
 
 
 class FrozenLinear(FrozenWeight):
     """A linear map `[O, I]`; `groups` and `wide` are those of `GroupedLinear` and `WideLinear`."""
 
-    def __init__(self, weight: Tensor, scale: Tensor | None, groups: int = 1, wide: bool = False):
-        super().__init__(weight, scale)
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor | None,
+        groups: int = 1,
+        wide: bool = False,
+        parts: Parts | None = None,
+    ):
+        super().__init__(weight, scale, parts)
         self.groups, self.wide = groups, wide
+
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and scales in the dtypes of the file; a plain weight as it is."""
+        if self.parts is not None:
+            return self.parts[0]
+        if self.scale is None:
+            return self.weight, None
+        found = unpack(self.weight, self.scale)
+        return found.weight, found.scale
 
     def forward(self, x: Tensor) -> Tensor:
         """What the linear map with the decoded weight gives; x's dtype is the product's."""
@@ -73,10 +88,18 @@ class FrozenMatrix(FrozenWeight):
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """`[P, O]` for pairs sorted by expert."""
-        weight, scale = self.stored()
-        if scale is None:
-            return expert_linear(x_PI, weight, counts)
-        return packed_expert_linear(x_PI, weight.unbind(), scale.unbind(), counts)
+        if self.scale is None:
+            return expert_linear(x_PI, self.weight, counts)
+        return packed_expert_linear(x_PI, *self.experts(), counts)
+
+    def experts(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Weights and scales of all experts, packed, in the dtypes of the file."""
+        if self.parts is not None:
+            return [weight for weight, _ in self.parts], [scale for _, scale in self.parts if scale is not None]
+        assert self.scale is not None
+        found = unpack(self.weight, self.scale)
+        assert found.scale is not None
+        return found.weight.unbind(), found.scale.unbind()
 
 
 class FrozenExperts(nn.Module):

@@ -48,6 +48,8 @@ class ModelConfig(Section):
     """Precision of the weights while training (what must be fp32 stays fp32)."""
     packed: bool = False
     """Keep FP4 and FP8 weights in those bytes, frozen, multiplied out only while in use; needs `lora`."""
+    offload: Literal["none", "stream"] = "none"
+    """`stream` leaves packed weights in their files, to come in a block ahead of use: for models above memory."""
     numerics: Literal["plain", "released"] = "plain"
     """`released` also imitates the FP8 and FP4 rounding that serving applies to keys and the indexer."""
 
@@ -144,6 +146,8 @@ class Recipe(Section):
             raise ValueError(
                 "model.packed weights cannot be trained; name adapters in lora.targets, or set it to false"
             )
+        if self.model.offload == "stream" and (not self.model.packed or self.model.weights is None):
+            raise ValueError("model.offload stream needs model.weights to stream from, and model.packed")
         if self.lora.targets and self.loss.bias_update_speed:
             raise ValueError("loss.bias_update_speed must be 0 with lora.targets: the gates stay as released")
         return self

@@ -48,8 +48,11 @@ def add_adapters(model: nn.Module, config: LoraConfig, mtp: bool, seed: int) -> 
 
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> str:
-    """A digest of every byte that adapters leave alone; equal before and after training, or something moved."""
-    return _digest(base_state(model))
+    """A digest of every byte that adapters leave alone; equal before and after training, or something moved.
+
+    Streamed weights are not in memory and not in it: their files are only read.
+    """
+    return _digest({name: tensor for name, tensor in base_state(model).items() if not tensor.is_meta})
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -62,10 +65,12 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def _sums(tensor: Tensor) -> tuple[int, int]:
     """Sum of the 64-bit words and sum of each times its odd place, both modulo 2^64: as fast as reading."""
     data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    words = F.pad(data, (0, -len(data) % 8)).view(torch.int64) if len(data) % 8 else data.view(torch.int64)
-    total = weighted = torch.zeros((), dtype=torch.int64, device=words.device)
-    for start_at in range(0, len(words), BAND):
-        part = words[start_at : start_at + BAND]
-        places = torch.arange(start_at, start_at + len(part), device=words.device) * 2 + 1
-        total, weighted = total + part.sum(), weighted + (part * places).sum()
+    total = weighted = torch.zeros((), dtype=torch.int64, device=data.device)
+    for begin in range(0, len(data), 8 * BAND):
+        part = data[begin : begin + 8 * BAND]
+        # words need whole numbers of eight bytes, at an address that is one
+        ragged = len(part) % 8 or part.storage_offset() % 8
+        words = (F.pad(part, (0, -len(part) % 8)).clone() if ragged else part).view(torch.int64)
+        places = torch.arange(begin, begin + len(words), device=data.device) * 2 + 1
+        total, weighted = total + words.sum(), weighted + (words * places).sum()
     return int(total), int(weighted)

@@ -28,6 +28,8 @@ from seektune.train.lora import add_adapters
 from seektune.train.trainer import Origin
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PACKED = (torch.int8, torch.uint8)
+"""Dtypes of frozen bytes."""
 BYTES = {"fp32": {"fp32": 16}, "bf16": {"fp32": 18, "bf16_stochastic": 14}}
 """Bytes per parameter by dtype and master: weight, fp32 gradient, two fp32 moments, and the master copy if any."""
 
@@ -128,8 +130,16 @@ def _bytes_needed(recipe: Recipe, config: DeepseekV4Config) -> int:
         pack(model, _kind_of(recipe.model.weights))
     add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    held = [tensor.nbytes for tensor in model.state_dict().values()]
+    if recipe.model.offload == "stream":
+        # two blocks at a time, and what is not packed
+        blocks = [
+            sum(p.nbytes for p in block.parameters() if p.dtype in PACKED) for block in (*model.layers, *model.mtp)
+        ]
+        held = [tensor.nbytes for tensor in model.state_dict().values() if tensor.dtype not in PACKED]
+        held.append(2 * max(blocks))
     # gradient and two moments; the adapters themselves are among the model's bytes
-    return sum(tensor.nbytes for tensor in model.state_dict().values()) + 12 * trained
+    return sum(held) + 12 * trained
 
 
 def _kind_of(weights: str | None) -> Callable[[str], str]:
@@ -156,7 +166,10 @@ def build_model(
         if section.packed:
             pack(model, _kind_of(None))
     else:
-        model = DeepseekV4ForCausalLM.from_pretrained(section.weights, dtype, section.numerics, device, section.packed)
+        streamed = section.offload == "stream"
+        model = DeepseekV4ForCausalLM.from_pretrained(
+            section.weights, dtype, section.numerics, device, section.packed, streamed
+        )
     if adapters:
         add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
     return model

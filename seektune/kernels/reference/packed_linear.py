@@ -46,13 +46,14 @@ class _PackedLinear(torch.autograd.Function):
     def forward(ctx, x, weight, scale, groups):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(weight, scale)
         ctx.groups = groups
-        values = multiply_out(weight, scale, x.dtype)
+        values = multiply_out(weight.to(x.device), scale.to(x.device), x.dtype)
         return F.linear(x, values) if groups == 1 else grouped_linear(x, values, groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        values = multiply_out(*ctx.saved_tensors, grad.dtype)
+        weight, scale = ctx.saved_tensors
+        values = multiply_out(weight.to(grad.device), scale.to(grad.device), grad.dtype)
         if ctx.groups == 1:
             return grad @ values, None, None, None
         return torch.einsum("...go,goi->...gi", grad, values.unflatten(0, (ctx.groups, -1))), None, None, None
@@ -63,19 +64,19 @@ class _PackedExperts(torch.autograd.Function):
     def forward(ctx, x, counts, *packed):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*packed)
         ctx.counts = counts
-        parts = zip(x.split(counts), _one_by_one(packed, x.dtype), strict=True)
+        parts = zip(x.split(counts), _one_by_one(packed, x), strict=True)
         return torch.cat([F.linear(part, values) for part, values in parts])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        parts = zip(grad.split(ctx.counts), _one_by_one(ctx.saved_tensors, grad.dtype), strict=True)
+        parts = zip(grad.split(ctx.counts), _one_by_one(ctx.saved_tensors, grad), strict=True)
         return torch.cat([part @ values for part, values in parts]), None, *([None] * len(ctx.saved_tensors))
 
 
-def _one_by_one(packed: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
-    """The values of each expert, all in the same memory: weights come first in `packed`, then their scales."""
+def _one_by_one(packed: Sequence[Tensor], like: Tensor) -> Iterator[Tensor]:
+    """The values of each expert, all in the same memory of the product's device; `packed` is weights, then scales."""
     out: Tensor | None = None
     for weight, scale in zip(packed[: len(packed) // 2], packed[len(packed) // 2 :], strict=True):
-        out = multiply_out(weight, scale, dtype, out)
+        out = multiply_out(weight.to(like.device), scale.to(like.device), like.dtype, out)
         yield out

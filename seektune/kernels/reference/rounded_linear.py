@@ -76,5 +76,5 @@ class _RoundedLinear(torch.autograd.Function):
 
 
 def _merged(a: Tensor, b: Tensor, weight: Tensor, scale: Tensor | None, scaling: float, rounding: Rounding) -> Tensor:
-    base = weight.float() if scale is None else multiply_out(weight, scale, torch.float32)
+    base = weight.float() if scale is None else multiply_out(weight.to(a.device), scale.to(a.device), torch.float32)
     return rounding(base + scaling * (b.float() @ a.float()))
