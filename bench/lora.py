@@ -23,7 +23,6 @@ from torch import Tensor
 from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTISED
 from seektune.checkpoint.names import Slot, scale_name, slots
 from seektune.checkpoint.write import Piece, shard_limit, shard_names, split, write_index, write_shard
-from seektune.kernels import quantize_fp8
 from seektune.kernels.reference import packed_linear as kernel
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
@@ -37,6 +36,7 @@ from seektune.train.step import train_step
 TARGETS = ("attn", "ffn.experts")
 LIMITS = {"memory": 17.0, "stream": 12.0}
 """GB of peak memory that the issue allows: 3 layers in memory, 8 layers streamed."""
+_ANY_OF_FP8 = int.from_bytes(bytes([0xBF] * 8), "little", signed=True)
 RESULT = Path(__file__).with_suffix(".json")
 
 
@@ -44,6 +44,9 @@ def main() -> None:
     """Make the slice, measure in a process of its own, remove the slice, write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=None, help="where the slice is made; a temporary folder if not")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the slice in the folder, or use the one that is there"
+    )
     parser.add_argument("--layers", type=int, default=3, help="3.6 GB each")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--steps", type=int, default=3)
@@ -55,7 +58,8 @@ def main() -> None:
         print(json.dumps(measure(options.folder, options)))
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-        slice_folder = made_slice(Path(scratch) / "slice", options.layers)
+        place = options.folder if options.keep else Path(scratch)
+        slice_folder = made_slice(place / f"slice-{options.layers}", options.layers)
         ways = ("ahead", "at need") if options.stream else ("memory",)
         found = {way: measured(way, slice_folder, options) for way in ways}
     name = f"{options.layers} layers, {'streamed' if options.stream else 'in memory'}"
@@ -141,6 +145,8 @@ def batch(model: DeepseekV4ForCausalLM, tokens: int) -> Batch:
 
 def made_slice(folder: Path, layers: int) -> Path:
     """A checkpoint in the released format, made a tensor at a time."""
+    if folder.exists():
+        return folder
     folder.mkdir()
     config = DeepseekV4Config.preset("flash").replace(
         num_hidden_layers=layers,
@@ -172,13 +178,12 @@ def made_piece(slot: Slot) -> Piece:
     weight, scale = quantised.shapes(slot.shape)
 
     def load() -> dict[str, Tensor]:
-        if kind == "fp8":
-            found = quantize_fp8(torch.randn(slot.shape) * 0.02)
-            return dict(zip((name, scale_name(name)), found, strict=True))
         words = torch.randint(-(2**63), 2**63 - 1, (weight[0] * weight[1] // 8,))
-        exponents = torch.full(scale, 120, dtype=torch.uint8)
+        if kind == "fp8":
+            words &= _ANY_OF_FP8  # exponents up to 7: numbers up to 2
+        exponents = torch.full(scale, 120 if kind == "fp4" else 121, dtype=torch.uint8)
         return {
-            name: words.view(torch.int8).view(weight),
+            name: words.view(quantised.dtype).view(weight),
             scale_name(name): exponents.view(quantised.scale_dtype),
         }
 
