@@ -29,7 +29,7 @@ from seektune.train.schedule import learning_rate
 from seektune.train.step import train_step
 
 TARGETS = ("attn", "ffn.experts", "ffn.shared_experts")
-RATES = {"full": (5e-4, 1e-3, 2e-3), "lora": (2e-3, 5e-3, 1e-2)}
+RATES = {"full": (1e-3, 2e-3), "lora": (5e-3, 1e-2)}
 TARGET = 0.9
 RESULT = Path(__file__).with_suffix(".json")
 
@@ -54,8 +54,8 @@ def main() -> None:
     """Measure, print and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=None, help="folder with HellaSwag's rows; fetched if not given")
-    parser.add_argument("--base-steps", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--base-steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rank", type=int, default=32)
     options = parser.parse_args()
     config = DeepseekV4Config.preset("tiny")
