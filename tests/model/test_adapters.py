@@ -1,11 +1,13 @@
 """Adapters mean `W + scaling B A`: for every kind of module, on plain and packed weights, in values and gradients."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from seektune.checkpoint.formats import FORMATS
 from seektune.kernels import quantize_fp4, quantize_fp8
@@ -197,6 +199,22 @@ def test_on_a_packed_base_everything_is_as_on_the_decoded_one(parity_folder: Pat
         found.append([*values, *(p.grad for p in model.parameters() if p.requires_grad)])
     for plain, packed in zip(*found, strict=True):
         assert torch.equal(plain, packed)
+
+
+def test_recomputed_blocks_give_the_same(parity_folder: Path):
+    """Values, and gradients also with dropout, whose mask is drawn again as it was."""
+    found = []
+    for recompute in (False, True):
+        model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, packed=True)
+        put_on(model, EVERYTHING, dropout=0.2)
+        for block in model.layers if recompute else ():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        torch.manual_seed(7)
+        *values, loss = outputs(model)
+        loss.backward()
+        found.append([*values, *(p.grad for p in model.parameters() if p.requires_grad)])
+    for kept, recomputed in zip(*found, strict=True):
+        assert torch.equal(kept, recomputed)
 
 
 def test_only_adapters_train_and_the_base_keeps_its_names(toy_model: Build):

@@ -70,8 +70,9 @@ class _PackedExperts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        parts = zip(grad.split(ctx.counts), _one_by_one(ctx.saved_tensors, grad), strict=True)
-        return torch.cat([part @ values for part, values in parts]), None, *([None] * len(ctx.saved_tensors))
+        packed = ctx.saved_tensors  # once: recomputation gives them only once
+        parts = zip(grad.split(ctx.counts), _one_by_one(packed, grad), strict=True)
+        return torch.cat([part @ values for part, values in parts]), None, *([None] * len(packed))
 
 
 def _one_by_one(packed: Sequence[Tensor], like: Tensor) -> Iterator[Tensor]:
