@@ -1,13 +1,11 @@
 """Adapters mean `W + scaling B A`: for every kind of module, on plain and packed weights, in values and gradients."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from seektune.checkpoint.formats import FORMATS
 from seektune.kernels import quantize_fp4, quantize_fp8
@@ -27,6 +25,7 @@ from seektune.model.adapters import (
 )
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.frozen import pack
+from seektune.parallel.recompute import recompute_blocks
 
 Build = Callable[..., DeepseekV4ForCausalLM]
 EVERYTHING = ("attn", "attn.compressor", "ffn.experts", "ffn.shared_experts", "embed", "head", "mtp.0")
@@ -201,14 +200,14 @@ def test_on_a_packed_base_everything_is_as_on_the_decoded_one(parity_folder: Pat
         assert torch.equal(plain, packed)
 
 
-def test_recomputed_blocks_give_the_same(parity_folder: Path):
+@pytest.mark.parametrize("mode", ["block", "selective"])
+def test_recomputed_blocks_give_the_same(parity_folder: Path, mode: str):
     """Values, and gradients also with dropout, whose mask is drawn again as it was."""
     found = []
-    for recompute in (False, True):
+    for chosen in ("none", mode):
         model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, packed=True)
         put_on(model, EVERYTHING, dropout=0.2)
-        for block in model.layers if recompute else ():
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        recompute_blocks(model, chosen, drops=True)
         torch.manual_seed(7)
         *values, loss = outputs(model)
         loss.backward()
