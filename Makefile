@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEME
 # The demo's too: a second thread gains little there, and on a busy machine the threads mostly wait for each other.
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
 
-.PHONY: help demo test check format bench bench-layer bench-checkpoint bench-decode clean
+.PHONY: help demo test check format bench bench-layer bench-checkpoint bench-decode bench-lora bench-lora-stream clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -49,6 +49,13 @@ bench-checkpoint: $(STAMP)  ## measure converting against this disk's copying, a
 
 bench-decode: $(STAMP)  ## measure decoding and prefill against transformers, and at 1,000 and 100,000 tokens
 	OMP_NUM_THREADS=1 $(BIN)/python bench/decode.py
+
+bench-lora: $(STAMP)  ## adapters on a true-width slice of V4-Flash: needs 18 GB of disk and 17 GB of memory
+	$(BIN)/python bench/multiply_out.py
+	$(BIN)/python bench/lora.py
+
+bench-lora-stream: $(STAMP)  ## the same on eight layers that stay on disk: needs 36 GB of disk and 12 GB of memory
+	$(BIN)/python bench/lora.py --stream --layers 8
 
 format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .

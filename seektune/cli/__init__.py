@@ -70,6 +70,9 @@ app.command("convert", help=checkpoints.CONVERT_HELP, short_help="Write a checkp
 app.command("verify", help=checkpoints.VERIFY_HELP, short_help="Compare two checkpoints tensor by tensor.")(
     checkpoints.verify
 )
+app.command("merge", help=checkpoints.MERGE_HELP, short_help="Merge a trained adapter into its base.")(
+    checkpoints.merge
+)
 app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Print what a checkpoint is and what it lacks.")(
     checkpoints.inspect
 )

@@ -215,10 +215,11 @@ def check_world(recipe: "Recipe", world: int) -> None:
     """Check that the sizes of the mesh multiply out, and that model and batch can be cut so where that is known.
 
     Raises:
-        ValueError: they do not; names layouts that fit.
+        ValueError: they do not, and what layouts fit; or adapters ask for one process.
     """
     from seektune.parallel.plan import make_plan, rows_at_a_time
 
+    recipe.check_world(world)
     architecture = recipe.model.architecture()
     try:
         plan = make_plan(recipe.parallel, world, architecture)

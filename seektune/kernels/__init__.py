@@ -8,15 +8,19 @@ from seektune.kernels import reference as plain
 from seektune.kernels.kernel import Kernel
 from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK, dequantize_fp4, dequantize_fp8
 from seektune.kernels.reference.expert_linear import expert_linear, sort_by_expert
+from seektune.kernels.reference.multiply_out import multiply_out
+from seektune.kernels.reference.packed_linear import grouped_linear, packed_expert_linear, packed_linear
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
     fake_quantize_fp4,
     fake_quantize_fp8,
     hadamard,
     quantize_fp4,
+    quantize_fp4_closely,
     quantize_fp8,
     recast_fp4_as_fp8,
 )
+from seektune.kernels.reference.rounded_linear import Rounding, rounded_expert_linear, rounded_linear
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
 clamped_swiglu = Kernel(plain.clamped_swiglu, fused.clamped_swiglu, "swiglu")
@@ -39,6 +43,7 @@ __all__ = [
     "Chosen",
     "Kernel",
     "Prefix",
+    "Rounding",
     "Visible",
     "clamped_swiglu",
     "dequantize_fp4",
@@ -47,18 +52,25 @@ __all__ = [
     "expert_mlp",
     "fake_quantize_fp4",
     "fake_quantize_fp8",
+    "grouped_linear",
     "hadamard",
     "hyper_read",
     "hyper_write",
     "index_topk",
+    "multiply_out",
+    "packed_expert_linear",
+    "packed_linear",
     "pool_windows",
     "quantize_fp4",
+    "quantize_fp4_closely",
     "quantize_fp8",
     "quantized_expert_linear",
     "recast_fp4_as_fp8",
     "rms_norm",
     "rotate",
     "rotated_unit",
+    "rounded_expert_linear",
+    "rounded_linear",
     "sinkhorn",
     "sort_by_expert",
     "sparse_attention",

@@ -10,6 +10,7 @@ from seektune.kernels import Prefix, Visible, rotated_unit, sparse_attention
 from seektune.model.compress import Compressor
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.model.indexer import Indexer
+from seektune.model.linear import GroupedLinear
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import Numerics
 from seektune.model.rope import Rope, Rotation
@@ -45,7 +46,9 @@ class Attention(nn.Module):
         self.wkv = linear(width, head)
         self.kv_norm = RMSNorm(head, self.eps, device, dtype)
         self.attn_sink = nn.Parameter(torch.empty(heads, device=device, dtype=torch.float32))
-        self.wo_a = linear(heads * head // self.groups, self.groups * config.o_lora_rank)
+        self.wo_a = GroupedLinear(
+            heads * head // self.groups, self.groups * config.o_lora_rank, self.groups, device, dtype
+        )
         self.wo_b = linear(self.groups * config.o_lora_rank, width)
         if ratio != SLIDING:
             self.compressor = Compressor(config, ratio, head, device, dtype)
@@ -80,5 +83,4 @@ class Attention(nn.Module):
     def project(self, o_BTHC: Tensor) -> Tensor:
         """Each group of neighbouring heads through its own part of `wo_a`, all together through `wo_b`."""
         o_BTGI = o_BTHC.flatten(2).unflatten(-1, (self.groups, -1))
-        weight_GRI = self.wo_a.weight.unflatten(0, (self.groups, -1))
-        return self.wo_b(torch.einsum("btgi,gri->btgr", o_BTGI, weight_GRI).flatten(2))
+        return self.wo_b(self.wo_a(o_BTGI).flatten(2))

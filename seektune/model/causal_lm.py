@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint import load_weights, locate, save_weights
+from seektune.checkpoint.source import FolderSource
+from seektune.model.adapters import is_adapted
 from seektune.model.cache import ROLLBACK, Cache
 from seektune.model.config import DeepseekV4Config
+from seektune.model.frozen import pack
 from seektune.model.gate import Gate, HashGate, RoutingLedger
 from seektune.model.initialize import initialize
 from seektune.model.part import ModelPart, Taught, TokenScores
+from seektune.model.stream import stream
 from seektune.sequence import IGNORE_INDEX, Batch, following
 
 INTEGERS = (torch.int64, torch.int32, torch.int16)
@@ -63,10 +67,14 @@ class DeepseekV4ForCausalLM(ModelPart):
         dtype: torch.dtype = torch.float32,
         numerics: str = "plain",
         device: torch.device | str = "cpu",
+        packed: bool = False,
+        streamed: bool = False,
     ) -> "DeepseekV4ForCausalLM":
         """Read a folder or Hub id in the released layout: FP4, FP8, BF16 or F32 tensors as found on disk.
 
-        Peak memory is the model in `dtype` and one tensor.
+        Peak memory is the model and one tensor. `packed` keeps what is FP4 or FP8 on disk in those bytes, untrainable,
+        to be multiplied out while it is used; everything else gets `dtype`. `streamed`, with `packed`, leaves those
+        bytes in the folder's files, from which they come block by block; they are not searched for NaN.
 
         Raises:
             ValueError: the folder, its config.json or a tensor is missing, unexpected, of the wrong shape or type, or
@@ -74,8 +82,13 @@ class DeepseekV4ForCausalLM(ModelPart):
         """
         folder = locate(source)
         model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
-        model.to_empty(device=device)
-        load_weights(model.state_dict(), folder)
+        if packed:
+            pack(model, FolderSource(folder).kind)
+        if packed and streamed:
+            stream(model, folder, [*model.blocks()])
+        else:
+            model.to_empty(device=device)
+            load_weights(model.state_dict(), folder)
         check_tables(model.gates(), folder)
         return model
 
@@ -89,9 +102,11 @@ class DeepseekV4ForCausalLM(ModelPart):
             original: the checkpoint that training started from; tensors still equal to it keep its bytes.
 
         Raises:
-            ValueError: the format is unknown, or the folder exists and is not empty.
+            ValueError: the format is unknown, the folder exists and is not empty, or the model carries adapters.
             OSError: writing failed, for example because the disk is full; nothing is left behind.
         """
+        if is_adapted(self):
+            raise ValueError("the model carries adapters: save those with save_adapter, or merge them (seektune merge)")
         config = {"model_type": self.config.model_type, **self.config.to_dict()}
         before = None if original is None else locate(original)
         save_weights(self.state_dict(), config, Path(folder), format, before)

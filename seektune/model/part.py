@@ -15,6 +15,7 @@ from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, RoutingLedger
 from seektune.model.hyper import HyperHead
+from seektune.model.linear import Head
 from seektune.model.mtp import MTPBlock
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import numerics as named_numerics
@@ -93,7 +94,7 @@ class ModelPart(nn.Module):
         self.layers = Blocks({layer: Block(config, layer, chosen, meta, dtype) for layer in layers})
         if self.is_last:
             self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, meta, dtype)
-            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=meta, dtype=dtype)
+            self.head = Head(config.hidden_size, config.vocab_size, bias=False, device=meta, dtype=dtype)
             self.hc_head = HyperHead(config, meta)
         ahead = range(config.num_nextn_predict_layers if self.is_last else 0)
         self.mtp = nn.ModuleList([MTPBlock(config, chosen, meta, dtype) for _ in ahead])
@@ -136,7 +137,7 @@ class ModelPart(nn.Module):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """fp32 `[B, T, V]`."""
-        return F.linear(upcast(hidden_BTD), upcast(self.head.weight))
+        return F.linear(upcast(hidden_BTD), upcast(self.head.values()))
 
     def losses(self, hidden_BTD: Tensor, ahead_BTD: Tensor | None, layout: SequenceLayout, taught: Taught) -> Losses:
         """Cross-entropies of what was read, in chunks of tokens: whole logits never exist."""
@@ -164,4 +165,4 @@ class ModelPart(nn.Module):
 
     def _loss(self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, steps: int) -> Tensor:
         hidden_ND, targets_N = layout.taught(hidden_BTD, layout.targets(taught.labels_BT, steps))
-        return vocabulary_loss(hidden_ND, self.head.weight, targets_N) / taught.divisor
+        return vocabulary_loss(hidden_ND, self.head.values(), targets_N) / taught.divisor

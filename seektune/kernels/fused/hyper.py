@@ -53,7 +53,7 @@ class _Read(torch.autograd.Function):
             flat = x.flatten(1)
             square = torch.linalg.vector_norm(flat, dim=1, keepdim=True).square_()
             inverse = torch.rsqrt_(square.div_(n * width).add_(norm_eps))
-            u = (flat @ fn_OI.T).mul_(inverse)
+            u = (flat @ fn_OI.T) * inverse  # not in place: what recomputation keeps must stay as it was
             read = torch.addcmul(base_O[:n], u[:, :n], scale_O[:n]).sigmoid_().add_(eps)
             y = y_ND[part].unsqueeze(1)
             _store(y, torch.bmm(read.unsqueeze(1), x, out=_room(y)))
