@@ -92,9 +92,9 @@ def test_a_signal_in_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     whole = go(tmp_path / "whole", 4)
     write = module.write_run_state
 
-    def interrupted(folder, tensors, facts):
+    def interrupted(folder, tensors, facts, group):
         os.kill(os.getpid(), signal.SIGTERM)
-        return write(folder, tensors, facts)
+        return write(folder, tensors, facts, group)
 
     monkeypatch.setattr(module, "write_run_state", interrupted)
     with pytest.raises(Interrupted):
@@ -162,7 +162,7 @@ def test_a_failed_save_is_raised_and_leaves_the_earlier_checkpoints(tmp_path, mo
     go(tmp_path, 2)
     before = {file: file.read_bytes() for file in (tmp_path / "checkpoints" / "step-000002").iterdir()}
 
-    def full(folder, tensors, facts):
+    def full(folder, tensors, facts, group):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_run_state", full)
@@ -186,7 +186,7 @@ class Poisoned(MadeStream):
         self.draws, self.value, self.trainer, self.kept = draws, value, None, None
 
     def next_step(self):
-        weight = self.trainer.model.norm.weight
+        weight = self.trainer.model.whole.norm.weight
         with torch.no_grad():
             if self.kept is not None:
                 weight.copy_(self.kept)
@@ -271,8 +271,8 @@ def test_a_run_that_spikes_whatever_follows_does_not_go_back_for_ever(tmp_path):
 def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, monkeypatch):
     write = module.write_run_state
 
-    def damaging(folder, tensors, facts):
-        size = write(folder, tensors, facts)
+    def damaging(folder, tensors, facts, group):
+        size = write(folder, tensors, facts, group)
         (folder / "state.json").write_text("{}")
         return size
 
@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_is_full_when_a_signal_comes_is_what_is_told(tmp_path, monkeypatch):
-    def full(folder, tensors, facts):
+    def full(folder, tensors, facts, group):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_run_state", full)
