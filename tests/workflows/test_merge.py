@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused_by_name(base, tmp_path, toy_model):
 
 @pytest.mark.slow
 def test_the_verb_says_what_is_kept(base, tmp_path):
-    made(base, tmp_path / "adapter", 0.002, ("ffn.experts", "attn.wq_b"))
+    made(base, tmp_path / "adapter", 0.02, ("ffn.experts", "attn.wq_b"))
     words = ["merge", base, tmp_path / "adapter", tmp_path / "out", "--to"]
     refused = seektune(*words, "released")
     assert refused.returncode == 2
