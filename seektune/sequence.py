@@ -1,9 +1,9 @@
 """Who may see whom: positions and documents of a row of tokens, and the batch that carries them.
 
-Shapes: B rows, T tokens, E entries (compressed windows).
+Shapes: B rows, T tokens, N taught tokens, D width, E entries (compressed windows).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +31,6 @@ class Windows:
     count_BT: Tensor
     """Entries of its document that each token sees: `(position + 1) // ratio`, none for padding."""
 
-    @property
-    def entries(self) -> int:
-        """E, of the whole row, wherever they are made."""
-        return self.last_BE.shape[1]
-
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
         """The tokens here after the `count` before them in the row, which other devices may hold: here, nothing."""
         return x_BTC
@@ -44,6 +39,21 @@ class Windows:
         """The entries of the whole row, in order, from those that are made here: all of them."""
         return entries_BEC
 
+    @property
+    def most(self) -> int:
+        """More entries than this no query of the row can see."""
+        return self.last_BE.shape[1]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be compressed now. Of a row that is here as a whole something always is: a graph must
+        not depend on its length."""
+        return False
+
+    def for_indexer(self) -> "Windows":
+        """The same windows, compressed by the indexer: its tokens and entries are others'."""
+        return self
+
 
 @dataclass(frozen=True)
 class SequenceLayout:
@@ -51,7 +61,8 @@ class SequenceLayout:
 
     A document is a run of equal numbers; 0 is padding. Positions restart at each document. This is the model's
     `sequence` socket: where a row is spread over devices, a layout of the tokens here knows how to reach the others
-    (`parallel.context`); the methods below are those of a row that is here as a whole.
+    (`parallel.context`), and where a row goes on, what is kept of its beginning (`model.cache`); the methods below are
+    those of a row that is here as a whole.
     """
 
     positions: Tensor
@@ -86,6 +97,10 @@ class SequenceLayout:
         """Which tokens are not padding, bool `[B, T]`."""
         return self.documents != 0
 
+    def at(self, layer: int) -> "SequenceLayout":
+        """The layout as the attention of a layer uses it."""
+        return self
+
     def mine(self, x_BT: Tensor) -> Tensor:
         """The values of the tokens here, from those of the whole row."""
         return x_BT
@@ -117,6 +132,13 @@ class SequenceLayout:
         inside = joined if steps == 1 else joined[:, :-1] & joined[:, 1:]
         return _padded(torch.where(inside, labels_BT[:, steps:], IGNORE_INDEX), labels_BT.shape[1], IGNORE_INDEX)
 
+    def taught(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """What is at the tokens here that have a target `[N, D]`, and those targets `[N]`; the only place where what
+        is taught decides a shape.
+        """
+        taught_BT = targets_BT != IGNORE_INDEX
+        return x_BTD[taught_BT], targets_BT[taught_BT]
+
     def joined(self) -> Tensor:
         """Whether token t and token t+1 belong to the same document, bool `[B, T-1]`."""
         return (self.documents[:, 1:] == self.documents[:, :-1]) & self.real[:, 1:]
@@ -124,7 +146,7 @@ class SequenceLayout:
     def followed(self) -> "SequenceLayout":
         """Layout of the tokens that a token of their own document follows; the others become padding."""
         documents = torch.where(self.joined(), self.documents[:, :-1], 0)
-        return SequenceLayout(self.positions, _padded(documents, self.documents.shape[1], 0))
+        return replace(self, documents=_padded(documents, self.documents.shape[1], 0))
 
     def windows(self, ratio: int) -> Windows:
         """The windows of `ratio` tokens, on a grid that restarts at each document; a shorter rest gives no entry."""

@@ -75,6 +75,13 @@ def test_which_worlds_fit(pp: int, cp: int, ep: int, world: int, fits: bool) -> 
         check_world(recipe, world)
 
 
+def test_adapters_have_one_process_so_far() -> None:
+    recipe = read_recipe(TINY, ["--lora.targets=[attn]", "--loss.bias_update_speed=0"]).recipe
+    check_world(recipe, 1)
+    with pytest.raises(ValueError, match="lora and packed weights train in one process so far, not in 2"):
+        check_world(recipe, 2)
+
+
 def test_the_recipe_is_read_before_processes_are_counted() -> None:
     assert "did you mean optimizer.lr?" in mistake("--nproc-per-node=8", FLASH, "--optimizer.lrr=1")
     assert "did you mean optimizer.lr?" in mistake("--nproc-per-node=x", FLASH, "--optimizer.lrr=1")

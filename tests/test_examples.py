@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from seektune.checkpoint.formats import FORMATS
+from seektune.model.adapters import adapter_state
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.model.frozen import pack
 from seektune.recipe.load import dump_recipe, load_recipe, read_recipe
 from seektune.recipe.recipe import Recipe
+from seektune.train.lora import add_adapters
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FOLDER = EXAMPLES / "llm_finetune" / "deepseek_v4"
@@ -66,3 +72,28 @@ def test_the_demo_is_tiny_and_explains_every_line() -> None:
     settings = [line for line in TINY.read_text().splitlines() if line.startswith("  ") and ": " in line]
     plain = [line for line in settings if "#" not in line and not line.startswith(("  ep_size", "  cp_size"))]
     assert plain == []
+
+
+LORA = sorted(FOLDER.glob("*_lora*.yaml"))
+
+
+@pytest.mark.parametrize("path", LORA, ids=[path.stem for path in LORA])
+def test_lora_recipes_match_the_tiny_model_as_they_say(path: Path) -> None:
+    """Their targets exist, the frozen weights are packed, and nothing touches the gates."""
+    overrides = ["--model.preset=tiny", "--parallel.pp_size=1", "--parallel.ep_size=1", "--steps=12"]
+    recipe = read_recipe(path, overrides).recipe
+    assert recipe.model.packed
+    assert recipe.loss.bias_update_speed == 0
+    model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"), device="meta")
+    pack(model, FORMATS["released"].kind)
+    names = add_adapters(model, recipe.lora, mtp=True, seed=0)
+    assert len(names) >= 5 * 6
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(adapter_state(model))
+
+
+def test_there_are_three_lora_recipes() -> None:
+    assert [path.stem for path in LORA] == [
+        "deepseek_v4_flash_hellaswag_lora",
+        "deepseek_v4_flash_hellaswag_lora_experts",
+        "deepseek_v4_tiny_lora",
+    ]

@@ -29,7 +29,7 @@ def test_a_command_of_the_page_makes_a_job(command: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
     monkeypatch.setattr(launch, "launch", jobs.append)
     monkeypatch.setattr("seektune.cli.start._gpus", lambda: 8)
-    door, *words = shlex.split(command.replace("RECIPE", TINY))
+    door, *words = shlex.split(command.replace("RECIPE", f"{TINY} --batch.global_size=64"))
     work = typer.main.get_command(DOORS[door])(words, standalone_mode=False)
     work()
     assert [job.processes for job in jobs] == [8]

@@ -66,7 +66,7 @@ def convert(
     target = format_named(format)
     parts, tally = FolderSource(source), Tally()
     before = FolderSource(original) if original is not None else None
-    config = target.config(_config(source))
+    config = target.config(read_config(source))
     final = _final(source, destination)
     plan = {
         "format": format,
@@ -86,12 +86,17 @@ def convert(
         _write_shards(place, shards, tally, progress)
         write_index(place.folder, list(shards.values()))
         write_config(place.folder, config)
-        _copy_companions(source, place.folder)
+        copy_companions(source, place.folder)
         place.publish()
     return _conversion(final, place.record, resumed)
 
 
-def _config(source: Path) -> dict[str, Any]:
+def read_config(source: Path) -> dict[str, Any]:
+    """config.json of a checkpoint folder.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
     file = source / "config.json"
     if not file.is_file():
         raise ValueError(f"{file} does not exist; a checkpoint folder holds config.json beside its safetensors")
@@ -185,7 +190,8 @@ def _write_shards(place: Workplace, shards: dict[str, list[Piece]], tally: Tally
     place.record["shards"] = {name: place.record["shards"][name] for name in shards}
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy the small files beside the weights, config.json aside."""
     own = {"config.json", INDEX, RECORD}
     for file in sorted(source.iterdir()):
         if file.is_file() and file.suffix in COMPANIONS and file.name not in own:

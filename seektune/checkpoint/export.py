@@ -2,16 +2,29 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.formats import PLAIN, QUANTISED, Format
+from seektune.checkpoint.formats import PLAIN, QUANTISED
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.source import FolderSource, Source
 from seektune.checkpoint.stored import Stored, bands_of, encode
 from seektune.checkpoint.values import same_values
 from seektune.checkpoint.write import Piece
+
+
+class Kinds(Protocol):
+    """A format, or another rule of how tensors are to be stored."""
+
+    def kind(self, released: str) -> str:
+        """How the tensor of that released name is stored."""
+        ...
+
+    def config(self, source: dict[str, Any]) -> dict[str, Any]:
+        """config.json of the result, from the source's."""
+        ...
 
 
 @dataclass
@@ -31,7 +44,7 @@ class Tally:
             names.clear()
 
 
-def pieces(source: Source, target: Format, tally: Tally, original: FolderSource | None = None) -> Iterator[Piece]:
+def pieces(source: Source, target: Kinds, tally: Tally, original: FolderSource | None = None) -> Iterator[Piece]:
     """The tensors of an export, in the source's order.
 
     `original` is the checkpoint that training started from: a tensor whose values are still the original's (rounded to

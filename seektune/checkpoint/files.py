@@ -53,6 +53,22 @@ class TensorFiles:
         """Bytes on disk."""
         return self._entries[name].size
 
+    def place(self, name: str) -> tuple[Path, int, int]:
+        """File, first byte in it, and number of bytes."""
+        entry = self._entries[name]
+        return self._files[name], entry.start, entry.size
+
+    def torch_dtype(self, name: str) -> torch.dtype:
+        """The dtype on disk.
+
+        Raises:
+            ValueError: torch has no such dtype.
+        """
+        spelled = self._entries[name].dtype
+        if spelled not in _TORCH:
+            raise ValueError(f"{self.where(name)} is {spelled}, which cannot be read")
+        return _TORCH[spelled]
+
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """The tensor as it is on disk, or only these `rows` (from start to stop) of its first dim.
 
@@ -60,9 +76,7 @@ class TensorFiles:
             ValueError: the file became shorter, or torch has no such dtype.
             OSError: reading failed.
         """
-        entry = self._entries[name]
-        if entry.dtype not in _TORCH:
-            raise ValueError(f"{self.where(name)} is {entry.dtype}, which cannot be read")
+        entry, dtype = self._entries[name], self.torch_dtype(name)
         shape, start, size = entry.shape, entry.start, entry.size
         if rows is not None:
             height = size // max(shape[0], 1)
@@ -73,7 +87,7 @@ class TensorFiles:
         with self._files[name].open("rb", buffering=0) as file:
             file.seek(start)
             _fill(buffer.numpy().data, file.readinto, self.where(name))
-        return buffer.view(_TORCH[entry.dtype]).reshape(shape)
+        return buffer.view(dtype).reshape(shape)
 
 
 def read_index(folder: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from seektune.checkpoint.formats import PLAIN, QUANTISED
 from seektune.checkpoint.names import Shape, Slot, scale_name, slots
+from seektune.checkpoint.packed import is_finite, pack, packed_kind, packed_names
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.stored import bands_of
@@ -21,20 +22,32 @@ def load_weights(
 
     Of tensors in pieces, only the experts and rows that are here are read; memory beyond the state is that of one of
     them. `complete` gives names and shapes of the whole model where `state` lacks some of its names.
+    Packed tensors, which are whole, take over the bytes on disk; others are decoded.
 
     Raises:
         ValueError: a tensor is missing, unexpected, of the wrong shape or dtype, or holds NaN or infinity.
     """
     source = FolderSource(folder)
     shards = {name: as_shard(held) for name, held in state.items()}
-    shapes = {name: shard.shape for name, shard in shards.items()}
-    _check_names(source, slots(shapes if complete is None else complete), folder)
+    scales = packed_names({name: shard.tensor for name, shard in shards.items()})
+    shapes = {name: shard.shape for name, shard in shards.items() if name not in set(scales.values())}
+    check_names(source, slots(shapes if complete is None else complete), folder)
     for slot in slots(shapes):
-        shard = shards[slot.model]
-        target = shard if slot.expert is None else shard.expert(slot.expert)
-        if target is not None and target.tensor.numel():
+        target = _part(shards, slot.model, slot)
+        if target is None or not target.tensor.numel():
+            continue
+        if slot.model in scales:
+            scale = _part(shards, scales[slot.model], slot)
+            assert scale is not None, "scales lie beside their weight"
+            _read_packed(source, slot, target.whole(), scale.whole())
+        else:
             _check_stored(source, slot, target.tensor.is_floating_point())
             _read(source, slot.released, target)
+
+
+def _part(shards: Mapping[str, Shard], name: str, slot: Slot) -> Shard | None:
+    """What is here of a slot's tensor of that name."""
+    return shards[name] if slot.expert is None else shards[name].expert(slot.expert)
 
 
 def _read(source: FolderSource, name: str, target: Shard) -> None:
@@ -49,7 +62,28 @@ def _read(source: FolderSource, name: str, target: Shard) -> None:
     target.tensor.copy_(value)
 
 
-def _check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> None:
+def _read_packed(source: FolderSource, slot: Slot, weight: Tensor, scale: Tensor) -> None:
+    """Take over the bytes of a low-bit tensor."""
+    name, kind = slot.released, packed_kind(weight, scale)
+    if source.kind(name) != kind:
+        raise ValueError(
+            f"{source.files.where(name)} is stored as {source.kind(name)}, its place in the model as {kind}"
+        )
+    _check_shape(source, name, tuple(weight.shape))
+    _check_shape(source, scale_name(name), tuple(scale.shape))
+    stored = source.stored(name)
+    if not is_finite(stored):
+        raise ValueError(f"{source.files.where(name)} holds NaN or infinity; the file is damaged")
+    for target, found in zip((weight, scale), pack(stored), strict=True):
+        target.copy_(found)
+
+
+def check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> None:
+    """See that a folder holds exactly the wanted tensors.
+
+    Raises:
+        ValueError: one is missing or unexpected; the sentence names it.
+    """
     expected, found = {slot.released for slot in wanted}, {name for name, _ in source.shapes()}
     if missing := sorted(expected - found):
         raise ValueError(f"{folder} lacks {_some(missing)}")

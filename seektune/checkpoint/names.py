@@ -17,15 +17,17 @@ class Rule:
 
 RULES = (
     Rule("{prefix}experts.{matrix}", "{prefix}experts.{expert}.{matrix}.weight"),
+    Rule("{prefix}.experts.{matrix}.{byte}", "{prefix}.experts.{expert}.{matrix}.{byte}"),
     Rule("{prefix}hc_{site}.{part}", "{prefix}hc_{site}_{part}"),
     Rule("{prefix}", "{prefix}"),
 )
-"""The first rule that fits a name decides; the last one keeps it as it is."""
+"""The first rule that fits a name decides; the last one keeps it as it is. The second is that of frozen experts."""
 
 FIELDS = {
     "prefix": r"(?P<prefix>.*?)",
     "matrix": r"(?P<matrix>w[123])",
     "expert": r"(?P<expert>\d+)",
+    "byte": r"(?P<byte>weight|scale)",
     "site": r"(?P<site>attn|ffn|head)",
     "part": r"(?P<part>fn|base|scale)",
 }

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from seektune.checkpoint.export import Tally, pieces
+from seektune.checkpoint.export import Kinds, Tally, pieces
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.gather import on_first_rank
 from seektune.checkpoint.names import Shape
@@ -47,17 +47,30 @@ def save_weights(
         tally = Tally()
         before = FolderSource(original) if original is not None else None
         with complete_folder(folder) as scratch:
-            write_config(scratch, target.config(config))
-            parts = list(pieces(source, target, tally, before))
-            shards = split(parts, shard_bytes or shard_limit(parts))
-            for name, shard in zip(shard_names(len(shards)), shards, strict=True):
-                write_shard(scratch / name, shard)
-            write_index(scratch, shards)
+            write_checkpoint(scratch, target.config(config), source, target, tally, before, shard_bytes)
         return tally
 
     if group is None:
         return write(StateSource({name: as_shard(state[name]).whole() for name in complete or state}))
     return on_first_rank(state, complete, Ranks(group), write)
+
+
+def write_checkpoint(
+    folder: Path,
+    config: dict[str, Any],
+    source: Source,
+    target: Kinds,
+    tally: Tally,
+    original: FolderSource | None = None,
+    shard_bytes: int | None = None,
+) -> None:
+    """Write config.json and the shards of an export into an existing folder."""
+    write_config(folder, config)
+    parts = list(pieces(source, target, tally, original))
+    shards = split(parts, shard_bytes or shard_limit(parts))
+    for name, shard in zip(shard_names(len(shards)), shards, strict=True):
+        write_shard(folder / name, shard)
+    write_index(folder, shards)
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:

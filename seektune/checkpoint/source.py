@@ -8,7 +8,8 @@ from torch import Tensor
 
 from seektune.checkpoint.files import TensorFiles
 from seektune.checkpoint.formats import PLAIN, QUANTISED, Quantised, kind_on_disk
-from seektune.checkpoint.names import SCALE, Shape, scale_name, slots
+from seektune.checkpoint.names import SCALE, Shape, Slot, scale_name, slots
+from seektune.checkpoint.packed import packed_names, unpack
 from seektune.checkpoint.stored import Stored
 
 KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
@@ -28,21 +29,31 @@ class Source(Protocol):
 
 
 class StateSource:
-    """A model's state dict under released names."""
+    """A model's state dict under released names; packed weights stay as they are."""
 
     def __init__(self, state: Mapping[str, Tensor]):
-        self._state = state
-        self._slots = {slot.released: slot for slot in slots({name: tuple(x.shape) for name, x in state.items()})}
+        self._state, self._scales = state, packed_names(state)
+        weights = {name: tuple(x.shape) for name, x in state.items() if name not in set(self._scales.values())}
+        self._slots = {slot.released: slot for slot in slots(weights)}
 
     def shapes(self) -> Iterator[tuple[str, Shape]]:
         """In the order of the state dict."""
-        return ((name, slot.shape) for name, slot in self._slots.items())
+        return ((name, self._shape(slot)) for name, slot in self._slots.items())
 
     def stored(self, name: str) -> Stored:
         """The tensor, or the expert's slice of it."""
         slot = self._slots[name]
-        tensor = self._state[slot.model].detach()
-        return Stored(KINDS[tensor.dtype], tensor if slot.expert is None else tensor[slot.expert])
+        tensor = self._part(slot.model, slot)
+        if slot.model in self._scales:
+            return unpack(tensor, self._part(self._scales[slot.model], slot))
+        return Stored(KINDS[tensor.dtype], tensor)
+
+    def _part(self, name: str, slot: Slot) -> Tensor:
+        tensor = self._state[name].detach()
+        return tensor if slot.expert is None else tensor[slot.expert]
+
+    def _shape(self, slot: Slot) -> Shape:
+        return self.stored(slot.released).shape if slot.model in self._scales else slot.shape
 
 
 class FolderSource:

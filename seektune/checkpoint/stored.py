@@ -12,7 +12,13 @@ from torch import Tensor
 
 from seektune.checkpoint.formats import PLAIN, QUANTISED
 from seektune.checkpoint.names import Shape, scale_name
-from seektune.kernels import FP8_BLOCK, dequantize_fp8, quantize_fp8, recast_fp4_as_fp8
+from seektune.kernels import (
+    FP8_BLOCK,
+    dequantize_fp8,
+    quantize_fp4_closely,
+    quantize_fp8,
+    recast_fp4_as_fp8,
+)
 
 BAND = 2**20
 """Elements of a band, roughly."""
@@ -100,6 +106,17 @@ def encode(part: Stored, values: Tensor, kind: str) -> Stored:
     if recast is None or part.scale is None:
         return Stored(kind, *QUANTISED[kind].encode(values))
     return Stored(kind, *recast(part.weight, part.scale))
+
+
+def encode_changed(values: Tensor, kind: str) -> Stored:
+    """Values that were decoded and then changed, as a kind: as near as its scales allow.
+
+    Raises:
+        ValueError: the kind is quantised and a value is not finite.
+    """
+    if kind == "fp4" and values.isfinite().all():
+        return Stored(kind, *quantize_fp4_closely(values))
+    return encode(Stored("f32", values), values, kind)
 
 
 def _with_f32_scales(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from seektune.cli import checkpoints, evaluate, train
+from seektune.cli import checkpoints, evaluate, speak, train
 from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
 from seektune.cli.grammar import HELP, OPEN_ENDED, Version
@@ -28,6 +28,9 @@ Look at a checkpoint, and write it in another format:
   seektune convert FOLDER NEW_FOLDER --to bf16
 Measure it:
   seektune eval FOLDER --task hellaswag
+Hear it:
+  seektune generate FOLDER --prompt "The man"
+  seektune chat FOLDER
 
 A recipe is a YAML file that says what to train; `seektune train --help` tells how overrides work, and `seektune
 schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done,
@@ -67,11 +70,16 @@ app.command("convert", help=checkpoints.CONVERT_HELP, short_help="Write a checkp
 app.command("verify", help=checkpoints.VERIFY_HELP, short_help="Compare two checkpoints tensor by tensor.")(
     checkpoints.verify
 )
+app.command("merge", help=checkpoints.MERGE_HELP, short_help="Merge a trained adapter into its base.")(
+    checkpoints.merge
+)
 app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Print what a checkpoint is and what it lacks.")(
     checkpoints.inspect
 )
 
 app.command("eval", help=evaluate.EVAL_HELP, short_help="Measure a checkpoint, or compare two.")(evaluate.evaluate)
+app.command("generate", help=speak.GENERATE_HELP, short_help="Let a checkpoint go on with texts.")(speak.generate)
+app.command("chat", help=speak.CHAT_HELP, short_help="Talk with a checkpoint.")(speak.chat)
 app.add_typer(data_app, name="data", short_help="Look at what training reads.")
 
 

@@ -1,4 +1,4 @@
-"""The verbs `convert`, `verify` and `inspect`: checkpoint folders."""
+"""The verbs `convert`, `verify`, `inspect` and `merge`: checkpoint folders."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +34,20 @@ What did training change?
   seektune verify deepseek-ai/DeepSeek-V4-Flash mine-released --json
 
 Exit codes: 0 all equal (bytes, values, or within the tolerance), 1 something differs, 2 a checkpoint cannot be read.
+"""
+
+MERGE_HELP = """Merge ADAPTER into BASE, the checkpoint it was trained on, as folder DST.
+
+\b
+Into bf16 weights, which hold the change but for their own rounding:
+  seektune merge deepseek-ai/DeepSeek-V4-Flash runs/mine/adapter merged --to bf16
+What the adapter changed as FP8, everything else byte for byte as released:
+  seektune merge deepseek-ai/DeepSeek-V4-Flash runs/mine/adapter merged --to mixed-fp8
+
+\b
+Formats: released, fp8, base, bf16, fp32, and mixed-fp8 or mixed-bf16, which store only changed matrices anew.
+Rounding to FP4 or FP8 loses a small change. The merge says how much of it every kind of module keeps and refuses to
+keep less than half, unless the adapter was trained for that format (lora.merge_into) or --force is given.
 """
 
 INSPECT_HELP = """Print what the checkpoint in FOLDER is: variant, format, layers, parameters, bytes, and what is wrong.
@@ -76,6 +90,24 @@ def inspect(
 ) -> Work:
     """The verb `inspect`."""
     return partial(_inspect, folder, as_json)
+
+
+def merge(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="The frozen checkpoint: folder or Hub id.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder that a run left, or PEFT.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="How the result is stored.")],
+    weight: Annotated[float, typer.Option(metavar="X", help="The change is multiplied by this.")] = 1.0,
+    force: Annotated[bool, typer.Option("--force", help="Merge whatever is lost.")] = False,
+) -> Work:
+    """The verb `merge`."""
+    return partial(_merge, base, adapter, destination, to, weight, force)
+
+
+def _merge(base: str, adapter: Path, destination: Path, to: str, weight: float, force: bool) -> None:
+    from seektune.workflows.merge import merge_adapter
+
+    merge_adapter(base, adapter, destination, to, weight, force)
 
 
 def _convert(source: str, destination: Path, to: str, original: str | None) -> None:

@@ -63,7 +63,30 @@ class Flags:
             )
 
 
-def start(path: str, overrides: list[str], flags: Flags) -> None:
+@dataclass(frozen=True)
+class DryFlags:
+    """What the user said about a dry run."""
+
+    asked: bool = False
+    world: int | None = None
+    """Processes of the imagined job; None for those that would be started, or the fewest that the recipe takes."""
+    ranks: str = ""
+    """Numbers with commas between; empty for the first process of each stage."""
+    as_json: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError where the flags contradict each other."""
+        if not self.asked and self != DryFlags():
+            raise ValueError("--world-size, --ranks and --json belong to --dry-run, which is not there")
+        if not all(number.strip().isdecimal() for number in self.ranks.split(",") if self.ranks):
+            raise ValueError(f"--ranks={self.ranks} must be numbers with commas between, such as --ranks=0,5,127")
+
+    def numbers(self) -> list[int]:
+        """The ranks."""
+        return [int(number) for number in self.ranks.split(",")] if self.ranks else []
+
+
+def start(path: str, overrides: list[str], flags: Flags, dry: DryFlags = DryFlags()) -> None:
     """Read the recipe first, so that no other complaint hides what is wrong with it; then train as it says.
 
     Raises:
@@ -73,6 +96,11 @@ def start(path: str, overrides: list[str], flags: Flags) -> None:
     from seektune.recipe.load import read_recipe
 
     loaded = read_recipe(path, overrides)
+    dry.check()
+    if dry.asked:
+        flags.check()
+        run_dry(loaded, flags, dry)
+        return
     if all(name in os.environ for name in A_WORKERS_PLACE):
         _work(loaded, flags, int(os.environ["WORLD_SIZE"]))
         return
@@ -92,6 +120,20 @@ def start(path: str, overrides: list[str], flags: Flags) -> None:
     from seektune.launch.launch import launch
 
     launch(job)
+
+
+def run_dry(loaded: "LoadedRecipe", flags: Flags, dry: DryFlags) -> None:
+    """Build a job of any size without starting it, and print what its processes hold and send."""
+    started = flags.count() * flags.nodes
+    world = dry.world or (started if started > 1 else loaded.recipe.parallel.least_world())
+    check_world(loaded.recipe, world)
+    # torch wonders in C++ about a process group that has no real backend
+    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+    from seektune.workflows.dry_run import dry_run
+
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    dry_run(loaded.recipe, world, dry.numbers(), dry.as_json)
 
 
 def train_here(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> None:
@@ -173,10 +215,11 @@ def check_world(recipe: "Recipe", world: int) -> None:
     """Check that the sizes of the mesh multiply out, and that model and batch can be cut so where that is known.
 
     Raises:
-        ValueError: they do not; names layouts that fit.
+        ValueError: they do not, and what layouts fit; or adapters ask for one process.
     """
     from seektune.parallel.plan import make_plan, rows_at_a_time
 
+    recipe.check_world(world)
     architecture = recipe.model.architecture()
     try:
         plan = make_plan(recipe.parallel, world, architecture)

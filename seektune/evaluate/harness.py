@@ -5,7 +5,6 @@ from seektune.evaluate.harness import HarnessModel
 lm_eval.simple_evaluate(HarnessModel.from_pretrained("runs/NAME/model"), tasks=["hellaswag"])
 """
 
-from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,9 @@ from seektune.data.packing import Example
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.likelihood import continuation, likelihoods
 from seektune.evaluate.perplexity import windows
+from seektune.generate.engine import Request
+from seektune.generate.sample import GREEDY
+from seektune.generate.speech import answer_all
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.sequence import IGNORE_INDEX
 
@@ -110,38 +112,24 @@ class HarnessModel(LM):
         Raises:
             ValueError: sampling is asked for, or an answer as long as all that the model reads.
         """
-        answers = []
-        for request in requests:
-            prompt, options = request.args
-            asked: dict[str, Any] = dict(normalize_gen_kwargs(options))
-            if asked["do_sample"]:
-                raise ValueError("this model answers greedily; set do_sample to false in the task's generation_kwargs")
-            if asked["max_gen_toks"] >= self._max_length:
-                raise ValueError(
-                    f"max_gen_toks {asked['max_gen_toks']} leaves no room in max_length {self._max_length}"
-                )
-            answers.append(self._continue(prompt, asked["until"], asked["max_gen_toks"]))
-            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
-        return answers
+        asked = [self._request(*request.args) for request in requests]
+        rows = max(self._batch_tokens // self._max_length, 1)
+        with torch.inference_mode():
+            answers, _ = answer_all(self._model, self._tokenizer, asked, rows)
+        texts = [answer.text for answer in answers]
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
 
-    @torch.inference_mode()
-    def _continue(self, prompt: str, stops: Sequence[str], most: int) -> str:
-        """Token by token, each with a full forward: what the answer is, not how fast it comes."""
-        device = next(self._model.parameters()).device
+    def _request(self, prompt: str, options: dict[str, Any]) -> Request:
+        asked: dict[str, Any] = dict(normalize_gen_kwargs(options))
+        most = asked["max_gen_toks"]
+        if asked["do_sample"]:
+            raise ValueError("this model answers greedily; set do_sample to false in the task's generation_kwargs")
+        if most >= self._max_length:
+            raise ValueError(f"max_gen_toks {most} leaves no room in max_length {self._max_length}")
         ids = [self._tokenizer.bos_id, *self._tokenizer.encode(prompt)][-(self._max_length - most) :]
-        answer: list[int] = []
-        text = ""
-        while len(answer) < most:
-            logits = self._model(torch.tensor([ids + answer], device=device)).logits
-            token = int(logits[0, -1].argmax())
-            if token == self._tokenizer.eos_id:
-                break
-            answer.append(token)
-            text = self._tokenizer.decode(answer)
-            found = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-            if found:
-                return text[: min(found)]
-        return text
+        return Request(ids, most, GREEDY, frozenset({self._tokenizer.eos_id}), tuple(asked["until"]))
 
     def _fitting(self, sequence: Example) -> Example:
         """The end of a sequence, whose last token is only predicted."""

@@ -8,8 +8,10 @@ from typing import Any
 from seektune.data.examples import encode_continuations, ending_text
 from seektune.data.hellaswag import HellaswagRow
 from seektune.data.tokenizer import Tokenizer
+from seektune.evaluate.choices import Choices, choice_likelihoods
 from seektune.evaluate.likelihood import Likelihood, Progress, Scorer, continuation, likelihoods
 from seektune.evaluate.statistics import Change, Estimate
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,15 @@ def evaluate_hellaswag(
     """
     assert rows, "an exam needs questions"
     asked = [(row.prompt, ending_text(ending)) for row in rows for ending in row.endings]
-    sequences = [
-        continuation(prompt, [*ending, tokenizer.eos_id], rows[i // 4].name)
-        for i, (prompt, ending) in enumerate(encode_continuations(tokenizer, asked))
-    ]
-    return _score(rows, likelihoods(model, sequences, batch_tokens, tokenizer.pad_id, progress))
+    split = [(prompt, [*ending, tokenizer.eos_id]) for prompt, ending in encode_continuations(tokenizer, asked)]
+    if isinstance(model, DeepseekV4ForCausalLM):
+        # a whole model on one device reads a prompt once for its endings
+        choices = [Choices(split[i][0], [ending for _, ending in split[i : i + 4]]) for i in range(0, len(split), 4)]
+        found = choice_likelihoods(model, choices, batch_tokens, progress)
+    else:
+        sequences = [continuation(prompt, ending, rows[i // 4].name) for i, (prompt, ending) in enumerate(split)]
+        found = likelihoods(model, sequences, batch_tokens, tokenizer.pad_id, progress)
+    return _score(rows, found)
 
 
 def _score(rows: Sequence[HellaswagRow], found: Sequence[Likelihood]) -> HellaswagScore:

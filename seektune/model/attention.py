@@ -6,11 +6,12 @@ Shapes: B rows, T tokens, D hidden width, R query rank, H heads, C head width, E
 import torch
 from torch import Tensor, nn
 
-from seektune.kernels import Prefix, Visible, sparse_attention
+from seektune.kernels import Prefix, Visible, rotated_unit, sparse_attention
 from seektune.model.compress import Compressor
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.model.indexer import Indexer
-from seektune.model.norm import RMSNorm, rms
+from seektune.model.linear import GroupedLinear
+from seektune.model.norm import RMSNorm
 from seektune.model.numerics import Numerics
 from seektune.model.rope import Rope, Rotation
 from seektune.sequence import SequenceLayout
@@ -45,7 +46,9 @@ class Attention(nn.Module):
         self.wkv = linear(width, head)
         self.kv_norm = RMSNorm(head, self.eps, device, dtype)
         self.attn_sink = nn.Parameter(torch.empty(heads, device=device, dtype=torch.float32))
-        self.wo_a = linear(heads * head // self.groups, self.groups * config.o_lora_rank)
+        self.wo_a = GroupedLinear(
+            heads * head // self.groups, self.groups * config.o_lora_rank, self.groups, device, dtype
+        )
         self.wo_b = linear(self.groups * config.o_lora_rank, width)
         if ratio != SLIDING:
             self.compressor = Compressor(config, ratio, head, device, dtype)
@@ -56,8 +59,8 @@ class Attention(nn.Module):
         """`[B, T, D]`; keys are rotated at their own position and the output back at the query's."""
         rotation = self.rope(layout.positions)
         q_residual = self.q_norm(self.wq_a(x_BTD))
-        q_BTHC = rms(self.wq_b(q_residual).unflatten(-1, (self.heads, -1)), self.eps).to(x_BTD.dtype)
-        q_BTHC = rotation.over_heads()(q_BTHC)
+        q_BTHC = self.wq_b(q_residual).unflatten(-1, (self.heads, -1))
+        q_BTHC = rotated_unit(q_BTHC, rotation.cos, rotation.sin, self.eps)
         keys_BTC = self.numerics.keep(rotation(self.kv_norm(self.wkv(x_BTD))), self.rope_dim)
         entries_BEC, visible = self.compress(x_BTD, q_residual, rotation, layout, keys_BTC)
         keys_BNC = layout.preceded(keys_BTC, self.window - 1)
@@ -72,7 +75,7 @@ class Attention(nn.Module):
             nothing = torch.zeros_like(layout.positions)
             return keys_BTC[:, :0], Prefix(nothing, nothing)
         windows = layout.windows(self.ratio)
-        entries = self.numerics.keep(self.compressor(x_BTD, windows), self.rope_dim)
+        entries = windows.of_row(self.numerics.keep(self.compressor(x_BTD, windows), self.rope_dim))
         if self.ratio == CSA:
             return entries, self.indexer(x_BTD, q_residual_BTR, rotation, windows)
         return entries, Prefix(windows.first_BT, windows.count_BT)
@@ -80,5 +83,4 @@ class Attention(nn.Module):
     def project(self, o_BTHC: Tensor) -> Tensor:
         """Each group of neighbouring heads through its own part of `wo_a`, all together through `wo_b`."""
         o_BTGI = o_BTHC.flatten(2).unflatten(-1, (self.groups, -1))
-        weight_GRI = self.wo_a.weight.unflatten(0, (self.groups, -1))
-        return self.wo_b(torch.einsum("btgi,gri->btgr", o_BTGI, weight_GRI).flatten(2))
+        return self.wo_b(self.wo_a(o_BTGI).flatten(2))

@@ -36,5 +36,5 @@ class Block(nn.Module):
         self, streams_BTSD: Tensor, tokens_BT: Tensor | None, layout: SequenceLayout, ledger: RoutingLedger | None
     ) -> Tensor:
         """Streams `[B, T, S, D]` to streams."""
-        streams = self.hc_attn(streams_BTSD, lambda x: self.attn(self.attn_norm(x), layout))
+        streams = self.hc_attn(streams_BTSD, lambda x: self.attn(self.attn_norm(x), layout.at(self.ffn.layer)))
         return self.hc_ffn(streams, lambda x: self.ffn(self.ffn_norm(x), tokens_BT, layout, ledger))

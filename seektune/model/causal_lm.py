@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +11,15 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint import load_weights, locate, save_weights
+from seektune.checkpoint.source import FolderSource
+from seektune.model.adapters import is_adapted
+from seektune.model.cache import ROLLBACK, Cache
 from seektune.model.config import DeepseekV4Config
+from seektune.model.frozen import pack
 from seektune.model.gate import Gate, HashGate, RoutingLedger
 from seektune.model.initialize import initialize
 from seektune.model.part import ModelPart, Taught, TokenScores
+from seektune.model.stream import stream
 from seektune.sequence import IGNORE_INDEX, Batch, following
 
 INTEGERS = (torch.int64, torch.int32, torch.int16)
@@ -62,10 +67,14 @@ class DeepseekV4ForCausalLM(ModelPart):
         dtype: torch.dtype = torch.float32,
         numerics: str = "plain",
         device: torch.device | str = "cpu",
+        packed: bool = False,
+        streamed: bool = False,
     ) -> "DeepseekV4ForCausalLM":
         """Read a folder or Hub id in the released layout: FP4, FP8, BF16 or F32 tensors as found on disk.
 
-        Peak memory is the model in `dtype` and one tensor.
+        Peak memory is the model and one tensor. `packed` keeps what is FP4 or FP8 on disk in those bytes, untrainable,
+        to be multiplied out while it is used; everything else gets `dtype`. `streamed`, with `packed`, leaves those
+        bytes in the folder's files, from which they come block by block; they are not searched for NaN.
 
         Raises:
             ValueError: the folder, its config.json or a tensor is missing, unexpected, of the wrong shape or type, or
@@ -73,8 +82,13 @@ class DeepseekV4ForCausalLM(ModelPart):
         """
         folder = locate(source)
         model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
-        model.to_empty(device=device)
-        load_weights(model.state_dict(), folder)
+        if packed:
+            pack(model, FolderSource(folder).kind)
+        if packed and streamed:
+            stream(model, folder, [*model.blocks()])
+        else:
+            model.to_empty(device=device)
+            load_weights(model.state_dict(), folder)
         check_tables(model.gates(), folder)
         return model
 
@@ -88,9 +102,11 @@ class DeepseekV4ForCausalLM(ModelPart):
             original: the checkpoint that training started from; tensors still equal to it keep its bytes.
 
         Raises:
-            ValueError: the format is unknown, or the folder exists and is not empty.
+            ValueError: the format is unknown, the folder exists and is not empty, or the model carries adapters.
             OSError: writing failed, for example because the disk is full; nothing is left behind.
         """
+        if is_adapted(self):
+            raise ValueError("the model carries adapters: save those with save_adapter, or merge them (seektune merge)")
         config = {"model_type": self.config.model_type, **self.config.to_dict()}
         before = None if original is None else locate(original)
         save_weights(self.state_dict(), config, Path(folder), format, before)
@@ -104,6 +120,7 @@ class DeepseekV4ForCausalLM(ModelPart):
         with_logits: bool = True,
         num_items_in_batch: Tensor | int | None = None,
         ledger: RoutingLedger | None = None,
+        cache: Cache | None = None,
     ) -> CausalLMOutput:
         """Logits, and losses where `labels` are given; all arguments int64 `[B, T]`.
 
@@ -115,12 +132,21 @@ class DeepseekV4ForCausalLM(ModelPart):
             with_logits: False computes the losses in chunks, so that whole logits never exist.
             num_items_in_batch: divisor of the losses; the number of taught tokens if None.
             ledger: receives what the gates did.
+            cache: what came before in each row (`new_cache`); the tokens are added to it. `documents` are then 1, and
+                0 for padding after a row's tokens. No gradient flows.
 
         Raises:
-            ValueError: shapes do not fit, an id is outside the vocabulary, or the model has no MTP block.
+            ValueError: shapes do not fit, an id is outside the vocabulary, the model has no MTP block, or the cache no
+                room.
         """
         self._check(input_ids, labels, documents, mtp)
         input_ids = input_ids.long()
+        if cache is not None:
+            if labels is not None or mtp or ledger is not None:
+                raise ValueError("a call with a cache gives logits only: leave labels, mtp and ledger out")
+            with torch.no_grad():
+                streams = self.advance(input_ids, cache, None if documents is None else _counts(documents))
+                return CausalLMOutput(logits=self.logits(self.hidden(streams)) if with_logits else None)
         layout = self.sequence(torch.ones_like(input_ids) if documents is None else documents)
         tokens = layout.mine(input_ids)
         streams = self.run(self.enter(tokens), tokens, layout, ledger)
@@ -140,6 +166,83 @@ class DeepseekV4ForCausalLM(ModelPart):
             mtp_logits=self.logits(ahead[:, :-1]) if with_logits and ahead is not None else None,
             mtp_loss=None if losses is None else losses.mtp,
         )
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        speculative: bool = False,
+    ) -> Tensor:
+        """`input_ids` `[B, T]` and what the model goes on with, `[B, T + N]`; see `generate.ids.continued`.
+
+        Raises:
+            ValueError: an id is outside the vocabulary, or a number outside its range.
+        """
+        # the one import from an upper floor: who has a model wants to hear it
+        from seektune.generate.ids import continued
+        from seektune.generate.sample import Sampling
+
+        self._check(input_ids, None, None, mtp=speculative)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        return continued(self, input_ids, max_new_tokens, sampling, seed, speculative)
+
+    def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK) -> Cache:
+        """An empty cache for `batch_size` rows of at most `max_length` tokens, of which `rollback` can be taken back.
+
+        Raises:
+            ValueError: a size is not positive.
+        """
+        weight = self.embed.weight
+        return Cache.of(
+            self.config, range(len(self.layers)), batch_size, max_length, weight.dtype, weight.device, rollback
+        )
+
+    def new_draft_cache(self, batch_size: int, max_length: int) -> Cache:
+        """An empty cache for the MTP block (`foresee`)."""
+        weight, layer = self.embed.weight, self.config.num_hidden_layers
+        return Cache.of(self.config, range(layer, layer + 1), batch_size, max_length, weight.dtype, weight.device)
+
+    @torch.no_grad()
+    def advance(self, tokens_BT: Tensor, cache: Cache, counts: Sequence[int] | None = None) -> Tensor:
+        """Streams `[B, T, S, D]` of tokens that go on where a cache stands; they are added to it.
+
+        Args:
+            tokens_BT: ids, int64.
+            cache: of as many rows.
+            counts: how many of each row's tokens are text, the others being padding; None = all.
+
+        Raises:
+            ValueError: the cache has other rows, or no room.
+        """
+        if tokens_BT.shape[0] != cache.rows:
+            raise ValueError(f"the cache has {cache.rows} rows, input_ids {tokens_BT.shape[0]}")
+        step = cache.step(tokens_BT.shape[1], counts)
+        streams = self.run(self.enter(tokens_BT), tokens_BT, step.layout(tokens_BT.device), None)
+        cache.advance(step)
+        return streams
+
+    @torch.no_grad()
+    def foresee(
+        self, streams_BTSD: Tensor, next_BT: Tensor, cache: Cache, counts: Sequence[int] | None = None
+    ) -> Tensor:
+        """What the head reads of the MTP block, `[B, T, D]`: each row goes on where the MTP block's cache stands.
+
+        Args:
+            streams_BTSD: what `advance` gave for the next tokens that the MTP block has not read.
+            next_BT: the token after each of them.
+            cache: of `new_draft_cache`; they are added to it.
+            counts: as of `advance`.
+        """
+        step = cache.step(next_BT.shape[1], counts)
+        hidden = self.look_ahead(streams_BTSD, self.embed(next_BT), next_BT, step.layout(next_BT.device), None)
+        cache.advance(step)
+        return hidden
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:
@@ -169,6 +272,22 @@ class DeepseekV4ForCausalLM(ModelPart):
             raise ValueError(f"labels must be {IGNORE_INDEX} (not taught) or ids below {self.config.vocab_size}")
         if mtp and not self.mtp:
             raise ValueError("this model has no MTP block (num_nextn_predict_layers is 0)")
+
+
+def _counts(documents_BT: Tensor) -> list[int]:
+    """Tokens of each row, which padding may follow.
+
+    Raises:
+        ValueError: there is padding elsewhere, or a second document.
+    """
+    real_BT = documents_BT != 0
+    counts_B = real_BT.sum(dim=1)
+    expected_BT = torch.arange(documents_BT.shape[1], device=documents_BT.device) < counts_B[:, None]
+    if not torch.equal(documents_BT.bool(), expected_BT) or int(documents_BT.max()) > 1 or int(documents_BT.min()) < 0:
+        raise ValueError(
+            "with a cache, documents are 1 for a row's tokens and then 0 for padding: a row holds one text"
+        )
+    return [int(count) for count in counts_B]
 
 
 def check_tables(gates: Mapping[int, Gate], folder: Path) -> None:

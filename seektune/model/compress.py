@@ -1,14 +1,14 @@
 """The compressor: a window of neighbouring tokens becomes one entry of the compressed key sequence.
 
-Shapes: B rows, T tokens, E entries, M tokens of a window, D hidden width, C entry width.
+Shapes: B rows, T tokens, E entries, D hidden width, C entry width.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import upcast
+from seektune.kernels import pool_windows
 from seektune.model.config import CSA, DeepseekV4Config
+from seektune.model.linear import WideLinear
 from seektune.model.norm import RMSNorm
 from seektune.model.rope import Rope
 from seektune.sequence import Windows
@@ -28,28 +28,19 @@ class Compressor(nn.Module):
         self.ratio, self.width = ratio, width
         self.overlap = ratio == CSA
         channels = width * (2 if self.overlap else 1)
-        self.wkv = nn.Linear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
-        self.wgate = nn.Linear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
+        self.wkv = WideLinear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
+        self.wgate = WideLinear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
         self.ape = nn.Parameter(torch.empty(ratio, channels, device=device, dtype=torch.float32))
         self.norm = RMSNorm(width, config.rms_norm_eps, device, dtype)
         self.rope = Rope.of_layer(config, ratio)
 
     def forward(self, x_BTD: Tensor, windows: Windows) -> Tensor:
-        """Rotated entries of the row, `[B, E, C]`; slots without a window hold finite values that nobody sees."""
-        x = upcast(x_BTD)
-        both = torch.cat([F.linear(x, upcast(self.wkv.weight)), F.linear(x, upcast(self.wgate.weight))], dim=-1)
+        """Rotated entries of the windows, `[B, E, C]`; slots without a window hold finite values that nobody sees."""
+        both = torch.cat([self.wkv(x_BTD), self.wgate(x_BTD)], dim=-1)
         both = windows.preceded(both, self.ratio * (1 + self.overlap) - 1)
+        if windows.idle:
+            return x_BTD.new_empty(x_BTD.shape[0], 0, self.width)
         values, gates = both.chunk(2, dim=-1)
-        rows = torch.arange(x.shape[0], device=x.device)[:, None, None]
-        last_BE = windows.last_BE + (both.shape[1] - x.shape[1])
-        tokens_BEM = last_BE.unsqueeze(-1) - torch.arange(self.ratio - 1, -1, -1, device=x.device)
-        values_BEMC = values[rows, tokens_BEM]
-        gates_BEMC = gates[rows, tokens_BEM] + self.ape
-        if self.overlap:
-            before = (tokens_BEM - self.ratio).clamp(min=0)
-            absent = (windows.position_BE == 0)[..., None, None]
-            earlier = (gates[rows, before] + self.ape)[..., : self.width].masked_fill(absent, -torch.inf)
-            gates_BEMC = torch.cat([earlier, gates_BEMC[..., self.width :]], dim=2)
-            values_BEMC = torch.cat([values[rows, before][..., : self.width], values_BEMC[..., self.width :]], dim=2)
-        entries = (gates_BEMC.softmax(dim=2) * values_BEMC).sum(dim=2)
-        return windows.of_row(self.rope(windows.position_BE)(self.norm(entries.to(x_BTD.dtype))))
+        last_BE = windows.last_BE + (both.shape[1] - x_BTD.shape[1])
+        entries = pool_windows(values, gates, self.ape, last_BE, windows.position_BE, self.overlap)
+        return self.rope(windows.position_BE)(self.norm(entries.to(x_BTD.dtype)))

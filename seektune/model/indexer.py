@@ -33,10 +33,13 @@ class Indexer(nn.Module):
     def forward(self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, windows: Windows) -> Prefix | Chosen:
         """The entries each query sees: all visible ones where their number cannot exceed `index_topk`."""
         everything = Prefix(windows.first_BT, windows.count_BT)
-        if windows.entries <= self.topk:
+        if windows.most <= self.topk:
+            return everything
+        mine = windows.for_indexer()
+        keys_BEI = mine.of_row(self.numerics.index(self.compressor(x_BTD, mine)))
+        if keys_BEI.shape[1] <= self.topk:
             return everything
         q_BTHI = self.wq_b(q_residual_BTR).unflatten(-1, (self.heads, self.width))
         q_BTHI = self.numerics.index(rotation.over_heads()(q_BTHI))
-        keys_BEI = self.numerics.index(self.compressor(x_BTD, windows))
         weights_BTH = self.weights_proj(x_BTD) * (self.width**-0.5 * self.heads**-0.5)
         return index_topk(q_BTHI, keys_BEI, weights_BTH, everything, self.topk)

@@ -7,7 +7,7 @@ K experts per token.
 import torch
 from torch import Tensor, nn
 
-from seektune.kernels import clamped_swiglu, expert_linear, upcast
+from seektune.kernels import clamped_swiglu, expert_mlp, upcast
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate, RoutingLedger, TopKGate
 from seektune.model.sockets import Dispatch, LocalDispatch
@@ -25,11 +25,13 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(experts, width, inner, device=device, dtype=dtype))
         self.w3 = nn.Parameter(torch.empty(experts, inner, width, device=device, dtype=dtype))
 
-    def forward(self, x_PD: Tensor, weights_P: Tensor, counts: list[int]) -> Tensor:
-        """`[P, D]` for pairs sorted by expert; a pair's weight multiplies before `w2` (official `Expert`)."""
-        gate, up = expert_linear(x_PD, self.w1, counts), expert_linear(x_PD, self.w3, counts)
-        inner = weights_P[:, None] * clamped_swiglu(gate, up, self.limit)
-        return expert_linear(inner.to(x_PD.dtype), self.w2, counts)
+    def forward(self, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor | None = None) -> Tensor:
+        """Sum of each token's experts, fp32 `[N, D]`, for pairs sorted by expert; pair p is token `tokens_P[p]`.
+
+        Without `tokens_P` each row is a pair: what comes back is then each pair's own output.
+        """
+        tokens_P = torch.arange(len(x_ND), device=x_ND.device) if tokens_P is None else tokens_P
+        return expert_mlp(x_ND, tokens_P, weights_P, self.w1, self.w2, self.w3, counts, self.limit)
 
 
 class SharedExpert(nn.Module):

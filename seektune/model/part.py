@@ -15,6 +15,7 @@ from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, RoutingLedger
 from seektune.model.hyper import HyperHead
+from seektune.model.linear import Head
 from seektune.model.mtp import MTPBlock
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import numerics as named_numerics
@@ -93,7 +94,7 @@ class ModelPart(nn.Module):
         self.layers = Blocks({layer: Block(config, layer, chosen, meta, dtype) for layer in layers})
         if self.is_last:
             self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, meta, dtype)
-            self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=meta, dtype=dtype)
+            self.head = Head(config.hidden_size, config.vocab_size, bias=False, device=meta, dtype=dtype)
             self.hc_head = HyperHead(config, meta)
         ahead = range(config.num_nextn_predict_layers if self.is_last else 0)
         self.mtp = nn.ModuleList([MTPBlock(config, chosen, meta, dtype) for _ in ahead])
@@ -136,19 +137,21 @@ class ModelPart(nn.Module):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """fp32 `[B, T, V]`."""
-        return F.linear(upcast(hidden_BTD), upcast(self.head.weight))
+        return F.linear(upcast(hidden_BTD), upcast(self.head.values()))
 
     def losses(self, hidden_BTD: Tensor, ahead_BTD: Tensor | None, layout: SequenceLayout, taught: Taught) -> Losses:
         """Cross-entropies of what was read, in chunks of tokens: whole logits never exist."""
-        loss = self._loss(hidden_BTD, layout.targets(taught.labels_BT, steps=1)) / taught.divisor
-        if ahead_BTD is None:
-            return Losses(loss, None)
-        return Losses(loss, self._loss(ahead_BTD, layout.targets(taught.labels_BT, steps=2)) / taught.divisor)
+        loss = self._loss(hidden_BTD, layout, taught, steps=1)
+        return Losses(loss, None if ahead_BTD is None else self._loss(ahead_BTD, layout, taught, steps=2))
 
     @torch.no_grad()
     def scores_of(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> TokenScores:
         """How likely the taught tokens are, each predicted by the token here before it."""
-        targets = layout.targets(labels_BT, steps=1)
+        return self.scores_at(hidden_BTD, layout.targets(labels_BT, steps=1))
+
+    @torch.no_grad()
+    def scores_at(self, hidden_BTD: Tensor, targets: Tensor) -> TokenScores:
+        """How likely the target of each token here is, `[B, T]`, -100 for none."""
         taught = targets != IGNORE_INDEX
         losses_BT = torch.zeros(targets.shape, device=targets.device)
         first_BT = torch.zeros_like(taught)
@@ -160,8 +163,6 @@ class ModelPart(nn.Module):
         losses_BT[taught], first_BT[taught] = torch.cat(losses), torch.cat(first)
         return TokenScores(losses_BT, first_BT)
 
-    def _loss(self, hidden_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        if targets_BT.is_meta:  # a dry run: as if all were taught
-            return vocabulary_loss(hidden_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten())
-        taught = targets_BT != IGNORE_INDEX
-        return vocabulary_loss(hidden_BTD[taught], self.head.weight, targets_BT[taught])
+    def _loss(self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, steps: int) -> Tensor:
+        hidden_ND, targets_N = layout.taught(hidden_BTD, layout.targets(taught.labels_BT, steps))
+        return vocabulary_loss(hidden_ND, self.head.values(), targets_N) / taught.divisor

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seektune.kernels import upcast
+from seektune.kernels import rotate
 from seektune.model.config import SLIDING, DeepseekV4Config, RopeScaling
 
 
@@ -22,10 +22,7 @@ class Rotation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate the last 2R columns of `x` `[..., C]` in fp32 and round to its dtype; pair i is columns (2i, 2i+1)."""
-        still, turned = x.split([x.shape[-1] - 2 * self.cos.shape[-1], 2 * self.cos.shape[-1]], dim=-1)
-        re, im = upcast(turned).unflatten(-1, (-1, 2)).unbind(-1)
-        pairs = torch.stack([re * self.cos - im * self.sin, re * self.sin + im * self.cos], dim=-1)
-        return torch.cat([still, pairs.flatten(-2).to(x.dtype)], dim=-1)
+        return rotate(x, self.cos, self.sin)
 
     def inverse(self) -> "Rotation":
         """The rotation back."""

@@ -3,16 +3,20 @@
 Shapes: N tokens, K experts per token, P = N * K token-expert pairs, D width.
 """
 
-from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
-from seektune.kernels import sort_by_expert, upcast
+from seektune.kernels import sort_by_expert
 from seektune.model.gate import Routing
 
-RunExperts = Callable[[Tensor, Tensor, list[int]], Tensor]
-"""Pairs sorted by expert `[P, D]`, their weights `[P]` and the experts' counts into outputs `[P, D]`."""
+
+class RunExperts(Protocol):
+    """The experts of this device."""
+
+    def __call__(self, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor | None = None) -> Tensor:
+        """Sum of each token's expert outputs, fp32 `[N, D]`; without `tokens_P` each row is a pair of its own."""
+        ...
 
 
 class Dispatch(Protocol):
@@ -24,11 +28,14 @@ class Dispatch(Protocol):
 
 
 class LocalDispatch:
-    """All experts are here: sort the pairs by expert once, run, put back, sum over a token's experts in order."""
+    """All experts are here: the pairs are sorted by expert once, and the experts add to their tokens in order."""
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
-        """Deterministic: a gather each way and a sum, no atomic addition."""
-        n_experts, k = routing.scores_NE.shape[1], routing.experts_NK.shape[1]
-        order, counts = sort_by_expert(routing.experts_NK, n_experts)
-        out_PD = experts(x_ND[order // k], routing.weights_NK.flatten()[order], counts.tolist())
-        return upcast(out_PD[order.argsort()].unflatten(0, (-1, k))).sum(dim=1)
+        """Deterministic: an expert names a token once, so no two additions meet."""
+        order, counts = self.sort(routing)
+        return experts(x_ND, routing.weights_NK.flatten()[order], counts, order // routing.experts_NK.shape[1])
+
+    def sort(self, routing: Routing) -> tuple[Tensor, list[int]]:
+        """The pairs in the order of their experts, `[P]`, and each expert's number of them."""
+        order, counts_E = sort_by_expert(routing.experts_NK, routing.scores_NE.shape[1])
+        return order, counts_E.tolist()

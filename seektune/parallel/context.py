@@ -4,6 +4,7 @@ Shapes: B rows, T tokens of a row, L tokens of a slice, C channels, E entries of
 R processes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -59,11 +60,6 @@ class SlicedWindows(Windows):
     slot_BE: Tensor
     """Where each entry of the row, in order, stands among those that all slices made."""
 
-    @property
-    def entries(self) -> int:
-        """Of the row."""
-        return self.slot_BE.shape[1]
-
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
         """The tokens here after the `count` before them."""
         return self.slice.preceded(x_BTC, count)
@@ -72,6 +68,11 @@ class SlicedWindows(Windows):
         """Entries `[B, F, C]` made here into those of the row `[B, E, C]`."""
         rows = torch.arange(entries_BEC.shape[0], device=entries_BEC.device)[:, None]
         return self.slice.gather(entries_BEC)[rows, self.slot_BE]
+
+    @property
+    def most(self) -> int:
+        """Entries of the whole row."""
+        return self.slot_BE.shape[1]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,10 @@ class SlicedLayout(SequenceLayout):
         """Targets of the tokens here, which may stand in the next slice."""
         return self.slice.mine(self.whole.targets(labels_BT, steps))
 
+    def taught(self, x_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """As the whole row says."""
+        return self.whole.taught(x_BLD, targets_BL)
+
     def followed(self) -> "SlicedLayout":
         """The tokens here that a token of their own document follows."""
         return SlicedLayout.cut(self.whole.followed(), self.slice)
@@ -148,8 +153,9 @@ class SlicedLayout(SequenceLayout):
 def spread_rows(model: ModelPart, mesh: Mesh) -> None:
     """Put the slicing into the `sequence` socket."""
     if mesh.axes is not None and mesh.plan.cp_size > 1:
-        model.sequence = partial(_layout, Slice(mesh.axes.context, mesh.place.cp, mesh.plan.cp_size))
+        part = Slice(mesh.axes.context, mesh.place.cp, mesh.plan.cp_size)
+        model.sequence = partial(_sliced, model.sequence, part)
 
 
-def _layout(part: Slice, documents_BT: Tensor) -> SlicedLayout:
-    return SlicedLayout.cut(SequenceLayout.from_documents(documents_BT), part)
+def _sliced(layout: Callable[[Tensor], SequenceLayout], part: Slice, documents_BT: Tensor) -> SlicedLayout:
+    return SlicedLayout.cut(layout(documents_BT), part)

@@ -16,6 +16,9 @@ from seektune.model.part import ModelPart
 from seektune.model.sockets import RunExperts
 from seektune.parallel.mesh import Mesh
 
+Counts = list[list[int]]
+"""Pairs by process and expert there, R lists of L numbers."""
+
 
 class ExpertDispatch:
     """All-to-all over the expert axis: pairs sorted by expert go to its process, outputs come back the same way.
@@ -24,30 +27,39 @@ class ExpertDispatch:
     """
 
     def __init__(self, group: dist.ProcessGroup):
-        self._group, self._size = group, group.size()
+        self.group, self._size = group, group.size()
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
         """Sum of each token's expert outputs, fp32 `[N, D]`, in the order of `LocalDispatch`."""
-        n_experts, k = routing.scores_NE.shape[1], routing.experts_NK.shape[1]
-        order, counts_E = sort_by_expert(routing.experts_NK, n_experts)
-        sent, received, place_Q, counts_L = self._exchange(counts_E.view(self._size, -1))
+        k = routing.experts_NK.shape[1]
+        order, counts_E = self.sort(routing)
+        sent, received, place_Q, counts_L = self._exchange(counts_E.view(self._size, -1), len(order))
         x_QD = self._carry(x_ND[order // k], received, sent)
         weights_Q = self._carry(routing.weights_NK.flatten()[order], received, sent)
         out_QD = experts(x_QD[place_Q], weights_Q[place_Q], counts_L)
         out_PD = self._carry(out_QD[place_Q.argsort()], sent, received)
         return upcast(out_PD[order.argsort()].unflatten(0, (-1, k))).sum(dim=1)
 
-    def _exchange(self, sent_RL: Tensor) -> tuple[list[int], list[int], Tensor, list[int]]:
+    def sort(self, routing: Routing) -> tuple[Tensor, Tensor]:
+        """The pairs here in the order of their experts, `[P]`, and each expert's number of them, `[E]`."""
+        return sort_by_expert(routing.experts_NK, routing.scores_NE.shape[1])
+
+    def read(self, sent_RL: Tensor, received_RL: Tensor, pairs: int) -> tuple[Counts, Counts]:
+        """The counts of the `pairs` pairs here, and of those that arrive, as numbers: all that the host waits for."""
+        return sent_RL.tolist(), received_RL.tolist()
+
+    def _exchange(self, sent_RL: Tensor, pairs: int) -> tuple[list[int], list[int], Tensor, list[int]]:
         """Pairs sent to and received from each process; the order that sorts what arrives by expert; its counts."""
         received_RL = torch.empty_like(sent_RL)
-        dist.all_to_all_single(received_RL, sent_RL.contiguous(), group=self._group)
+        dist.all_to_all_single(received_RL, sent_RL.contiguous(), group=self.group)
+        sent, received = self.read(sent_RL, received_RL, pairs)
+        arriving, counts = [sum(row) for row in received], [sum(column) for column in zip(*received, strict=True)]
         expert_Q = torch.arange(sent_RL.shape[1], device=sent_RL.device).repeat(self._size)
-        expert_Q = expert_Q.repeat_interleave(received_RL.flatten())
-        place_Q = expert_Q.argsort(stable=True)
-        return sent_RL.sum(1).tolist(), received_RL.sum(1).tolist(), place_Q, received_RL.sum(0).tolist()
+        expert_Q = expert_Q.repeat_interleave(received_RL.flatten(), output_size=sum(arriving))
+        return [sum(row) for row in sent], arriving, expert_Q.argsort(stable=True), counts
 
     def _carry(self, x: Tensor, arriving: list[int], leaving: list[int]) -> Tensor:
-        return all_to_all_single_autograd(x.contiguous(), arriving, leaving, self._group)
+        return all_to_all_single_autograd(x.contiguous(), arriving, leaving, self.group)
 
 
 def spread_experts(part: ModelPart, mesh: Mesh) -> None:

@@ -26,11 +26,14 @@ class Mesh:
         return cls(Plan(1, 1, 1, 1, 1, 1), 0, torch.device(device))
 
     @classmethod
-    def of(cls, plan: Plan, device: torch.device) -> "Mesh":
-        """The axes of a plan over the default process group, which has `plan.world` processes."""
+    def of(cls, plan: Plan, device: torch.device, control: str = "gloo") -> "Mesh":
+        """The axes of a plan over the default process group, which has `plan.world` processes.
+
+        `control` is the backend of the groups that carry decisions and checkpoints, over the hosts' memory.
+        """
         if plan.world == 1:
             return cls.alone(device)
-        return cls(plan, dist.get_rank(), device, Axes.of(plan, device))
+        return cls(plan, dist.get_rank(), device, Axes.of(plan, device, control))
 
     @property
     def place(self) -> Place:
@@ -91,7 +94,7 @@ class Axes:
     """All processes, for saving beside the training."""
 
     @classmethod
-    def of(cls, plan: Plan, device: torch.device) -> "Axes":
+    def of(cls, plan: Plan, device: torch.device, control: str) -> "Axes":
         """Make the groups; every process calls this at the same time."""
 
         def mesh(**sizes: int) -> DeviceMesh:
@@ -109,8 +112,8 @@ class Axes:
             dense=dense,
             dense_fp32=_twin(dense, plan, device),
             expert_pieces=_pieces(experts, plan.expert_replicate),
-            control=dist.new_group(backend="gloo"),
-            checkpoint=dist.new_group(backend="gloo"),
+            control=dist.new_group(backend=control),
+            checkpoint=dist.new_group(backend=control),
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seektune.checkpoint import Shard, load_weights, save_weights
+from seektune.model.adapters import is_adapted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, check_tables
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate
@@ -53,6 +54,16 @@ class ParallelModel:
     def device(self) -> torch.device:
         """Where batches go."""
         return self.mesh.device
+
+    @property
+    def whole(self) -> Stage:
+        """The model of a process that is alone with it."""
+        assert self.mesh.plan.world == 1, "other processes hold the rest"
+        return self.stages[0]
+
+    def is_adapted(self) -> bool:
+        """Whether the model carries adapters."""
+        return any(is_adapted(stage) for stage in self.stages.values())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters of this process, by released module names; they may be cut."""
@@ -97,6 +108,7 @@ class ParallelModel:
 
     def save_pretrained(self, folder: Path, format: str = "bf16", original: Path | None = None) -> None:
         """As `DeepseekV4ForCausalLM.save_pretrained`; every process calls it, the first one writes."""
+        assert not self.is_adapted(), "adapters have files of their own"
         config = {"model_type": self.config.model_type, **self.config.to_dict()}
         save_weights(
             self.held(), config, folder, format, original, group=self.mesh.ranks.group, complete=self.complete()

@@ -13,8 +13,11 @@ KEPT = (torch.ops.aten.mm.default, torch.ops._c10d_functional.all_to_all_single.
 """Results that `selective` keeps: products with weights, and tokens that travelled between experts."""
 
 
-def recompute_blocks(part: ModelPart, mode: Literal["none", "block", "selective"]) -> None:
-    """Let backward run each block's forward again: all of it, or what is cheap beside its large products."""
+def recompute_blocks(part: ModelPart, mode: Literal["none", "block", "selective"], drops: bool = False) -> None:
+    """Let backward run each block's forward again: all of it, or what is cheap beside its large products.
+
+    Where dropout `drops` something, the same is dropped again.
+    """
     if mode == "none":
         return
     keeping: dict[str, Any] = {}
@@ -22,7 +25,7 @@ def recompute_blocks(part: ModelPart, mode: Literal["none", "block", "selective"
         keeping["context_fn"] = partial(create_selective_checkpoint_contexts, _choose)
     for block in part.blocks():
         forward: Callable[..., Any] = block.forward
-        again = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False, **keeping)
+        again = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=drops, **keeping)
         setattr(block, "forward", again)  # noqa: B010 - a method is replaced on purpose
 
 

@@ -14,6 +14,7 @@ from seektune.train.config import (
     CheckpointConfig,
     GuardConfig,
     LoggingConfig,
+    LoraConfig,
     LossConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -45,6 +46,10 @@ class ModelConfig(Section):
     """Checkpoint folder or Hub id; its config.json decides, and a preset beside it must agree. null = random."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the weights while training (what must be fp32 stays fp32)."""
+    packed: bool = False
+    """Keep FP4 and FP8 weights in those bytes, frozen, multiplied out only while in use; needs `lora`."""
+    offload: Literal["none", "stream"] = "none"
+    """`stream` leaves packed weights in their files, to come in a block ahead of use: for models above memory."""
     numerics: Literal["plain", "released"] = "plain"
     """`released` also imitates the FP8 and FP4 rounding that serving applies to keys and the indexer."""
 
@@ -107,6 +112,8 @@ class Recipe(Section):
     """How the learning rate changes over the run."""
     loss: LossConfig = LossConfig()
     """What is minimised beside the next-token loss."""
+    lora: LoraConfig = LoraConfig()
+    """Train low-rank adapters instead of the weights themselves."""
     parallel: ParallelConfig = ParallelConfig()
     """How many processes share the work."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -131,4 +138,28 @@ class Recipe(Section):
         warmup = self.schedule.warmup_steps
         if warmup >= self.steps:
             raise ValueError(f"schedule.warmup_steps ({warmup}) must be less than steps ({self.steps})")
+        return self
+
+    def check_world(self, processes: int) -> None:
+        """Check that so many processes can train this together.
+
+        Raises:
+            ValueError: adapters and packed weights have one device so far.
+        """
+        if processes > 1 and (self.lora.targets or self.model.packed):
+            raise ValueError(
+                f"lora and packed weights train in one process so far, not in {processes}; leave --nproc-per-node and "
+                "--nnodes at 1, or train all weights, without lora and model.packed"
+            )
+
+    @model_validator(mode="after")
+    def _frozen_stays_frozen(self) -> Self:
+        if self.model.packed and not self.lora.targets:
+            raise ValueError(
+                "model.packed weights cannot be trained; name adapters in lora.targets, or set it to false"
+            )
+        if self.model.offload == "stream" and (not self.model.packed or self.model.weights is None):
+            raise ValueError("model.offload stream needs model.weights to stream from, and model.packed")
+        if self.lora.targets and self.loss.bias_update_speed:
+            raise ValueError("loss.bias_update_speed must be 0 with lora.targets: the gates stay as released")
         return self

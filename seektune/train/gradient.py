@@ -1,6 +1,6 @@
 """Gradients between backward and the optimizer: kept in fp32, measured over all processes, checked, scaled down."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite, sqrt
 
 import torch
@@ -34,17 +34,27 @@ def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float
     Raises:
         NotFiniteError: it is not finite, on every process; the sentence names the first parameters to blame.
     """
-    named = [(name, local(p.grad)) for name, p in parameters if p.grad is not None]
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32).double() for name, gradient in named]
-    squares = [norm**2 / copies_of(name, mesh) for (name, _), norm in zip(named, norms, strict=True)]
-    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=mesh.device)
-    square = float(mesh.sum(total))
+    norms = piece_norms(parameters)
+    square = float(squared_norm(norms, mesh))
     if not isfinite(square):
-        here = [name for (name, _), norm in zip(named, norms, strict=True) if not isfinite(float(norm))]
+        here = [name for name, norm in norms.items() if not isfinite(float(norm))]
         faulty = list(dict.fromkeys(name for each in mesh.ranks.each(lambda: here) for name in each))
         rest = f" and {len(faulty) - NAMED} more" if len(faulty) > NAMED else ""
         raise NotFiniteError(f"the gradient is not finite in {', '.join(faulty[:NAMED])}{rest}")
     return sqrt(square)
+
+
+def piece_norms(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The norm of each gradient's piece here, fp64 scalars."""
+    named = [(name, local(p.grad)) for name, p in parameters if p.grad is not None]
+    return {name: torch.linalg.vector_norm(gradient, dtype=torch.float32).double() for name, gradient in named}
+
+
+def squared_norm(norms: Mapping[str, Tensor], mesh: Mesh) -> Tensor:
+    """The square of the whole gradient's norm, fp64, from the norms of all processes' pieces."""
+    squares = [norm**2 / copies_of(name, mesh) for name, norm in norms.items()]
+    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=mesh.device)
+    return mesh.sum(total)
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import sqrt
 from typing import Any, Literal, Protocol
 
 import torch
@@ -134,15 +133,22 @@ class AdamW(torch.optim.Optimizer):
 
 
 def _adamw(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], numbers: _Numbers) -> None:
-    """One update in place; all tensors fp32 and of one shape."""
-    beta1, beta2 = numbers.betas
-    first, second = state["exp_avg"], state["exp_avg_sq"]
-    weight.mul_(1 - numbers.lr * numbers.weight_decay)
-    first.lerp_(gradient, 1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    scale = numbers.lr / (1 - beta1**numbers.step)
-    root = (second.sqrt() / sqrt(1 - beta2**numbers.step)).add_(numbers.eps)
-    weight.addcdiv_(first, root, value=-scale)
+    """One update in place, in one pass; all tensors fp32 and of one shape."""
+    torch._fused_adamw_(
+        [weight],
+        [gradient],
+        [state["exp_avg"]],
+        [state["exp_avg_sq"]],
+        [],
+        [state["step"].to(weight.device)],
+        lr=numbers.lr,
+        beta1=numbers.betas[0],
+        beta2=numbers.betas[1],
+        weight_decay=numbers.weight_decay,
+        eps=numbers.eps,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def _generator(parameter: Tensor, seed: int, step: int, index: tuple[int, int]) -> torch.Generator:

@@ -10,7 +10,7 @@ from seektune.train.figures import DARK, LIGHT, Comparison, Paper, accuracy_figu
 from seektune.train.files import read_lines, write_whole
 from seektune.train.metrics import EVENTS, LOADS, METRICS, VALIDATION
 from seektune.train.page import cards, folded, page, picture, section, table
-from seektune.train.trainer import CHECKPOINTS, MODEL
+from seektune.train.trainer import ADAPTER, CHECKPOINTS, MODEL
 
 REPORT, CURVE = "report.html", "loss.png"
 """Names in the run folder."""
@@ -23,6 +23,7 @@ CONTENTS = {
     EVENTS: "TensorBoard events",
     CURVE: "the loss curve",
     CHECKPOINTS: "weights on the way",
+    ADAPTER: "the trained adapters in PEFT's form, with the recipe",
     MODEL: "the trained weights: bf16 safetensors under released names, config.json and the tokenizer",
 }
 """What a run folder may hold, in words."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint import Shard
+from seektune.model.adapters import adapter_state
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.pieces import like
 from seektune.train.optimizer import AdamW
@@ -16,9 +17,12 @@ MODEL, OPTIMIZER, RANDOM = "model.", "optimizer.", "random."
 def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Shard]:
     """What of a run's state is here: weights, buffers and optimizer state by name, and torch's random state.
 
-    Random states carry the number of their process; another layout goes on without them.
+    Of a model with adapters only those: its base is where it was read from. Random states carry the number of their
+    process; another layout goes on without them.
     """
-    tensors: dict[str, Tensor | Shard] = {MODEL + name: piece for name, piece in model.held().items()}
+    held = model.held()
+    names = adapter_state(model.whole) if model.is_adapted() else held
+    tensors: dict[str, Tensor | Shard] = {MODEL + name: held[name] for name in names}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             whole = value.dim() == 0

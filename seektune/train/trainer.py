@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seektune.checkpoint import check_run_state, complete_folder, read_facts, read_tensors, sweep, tensor_names
+from seektune.model.adapter_files import save_adapter
+from seektune.model.adapters import base_state
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
 from seektune.train.checkpoints import Checkpoints, Saved, complete_checkpoints, step_of
@@ -16,13 +18,14 @@ from seektune.train.files import cannot_write
 from seektune.train.gradient import NotFiniteError, accumulate_in_fp32
 from seektune.train.guard import RETURNS, LossGuard, SpikeError, Watch
 from seektune.train.interrupt import Interrupted, Interruption
+from seektune.train.lora import fingerprint
 from seektune.train.metrics import RunLog
 from seektune.train.optimizer import build_optimizer
 from seektune.train.schedule import learning_rate
 from seektune.train.state import begin_as_saved, is_random_state, run_tensors, set_random_states
 from seektune.train.step import StepRecord, train_step
 
-CHECKPOINTS, MODEL = "checkpoints", "model"
+CHECKPOINTS, MODEL, ADAPTER = "checkpoints", "model", "adapter"
 """Names in the run folder."""
 
 
@@ -60,6 +63,17 @@ class TrainSettings:
     seed: int
     record: Mapping[str, Any]
     """What a checkpoint says of its run: the recipe and versions."""
+    origin: "Origin | None" = None
+    """Of a model with adapters: what adapter files say of its base and training."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where frozen weights are from, and the recipe that trained adapters for them."""
+
+    base: str | None
+    revision: str | None
+    recipe: str
 
 
 class Trainer:
@@ -89,17 +103,20 @@ class Trainer:
         self._group = None if model.mesh.axes is None else model.mesh.axes.checkpoint
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.checkpoint, self.saved.append, self._group)
         self._guard = LossGuard(settings.guard)
+        self._base = fingerprint(model.whole) if model.is_adapted() else None
         accumulate_in_fp32(model.parameters())
 
     def resume(self, checkpoint: Path) -> None:
         """Take over the whole state of a checkpoint.
 
         Raises:
-            ValueError: it is of another model, optimizer or dataset.
+            ValueError: it is of another model, optimizer or dataset, or its adapters are for other frozen weights.
         """
         facts = read_facts(checkpoint)
         if lacking := {"step", "stream", "log", "guard"} - facts.keys():
             raise ValueError(f"{checkpoint} does not say where its run stood: it lacks {', '.join(sorted(lacking))}")
+        if facts.get("base") != self._base:
+            raise ValueError(f"{checkpoint} was made on other frozen weights than these; give the ones it began with")
         self.stream.load_state_dict(facts["stream"])
         self._guard.load_state_dict(facts["guard"])
         begin_as_saved(self.model, self.optimizer, tensor_names(checkpoint))
@@ -118,6 +135,7 @@ class Trainer:
             NotFiniteError: a loss or gradient is not finite; the state before it is saved.
             Interrupted: a signal asked to stop; the state is saved.
             SpikeError: losses spike whatever data follows.
+            RuntimeError: a frozen weight moved, which must never be.
             OSError: a file of the run could not be written; `step` says how far it came.
         """
         stopped = None
@@ -142,6 +160,7 @@ class Trainer:
             with self.interruption.shielded():
                 self.save(log)
             raise stopped
+        self._prove_frozen(log)
         losses = log.validations()
         return losses[min(losses)], losses[steps]
 
@@ -159,6 +178,15 @@ class Trainer:
         """Whether the last save failed, which every process knows."""
         return self._checkpoints.failure is not None
 
+    def _prove_frozen(self, log: RunLog) -> None:
+        """Compare every byte of the base with what it was."""
+        if self._base is None:
+            return
+        model = self.model.whole
+        if fingerprint(model) != self._base:
+            raise RuntimeError("a frozen weight moved during training; the adapters are not for the base they name")
+        log.say(f"frozen weights: {sum(x.nbytes for x in base_state(model).values()):,} bytes, none changed")
+
     def save(self, log: RunLog, stream: Any = None, wait: bool = True) -> Path:
         """Save the state after the last finished step, unless it is saved already.
 
@@ -170,19 +198,27 @@ class Trainer:
             "stream": self.stream.state_dict() if stream is None else stream,
             "log": log.state_dict(),
             "guard": self._guard.state_dict(),
+            "base": self._base,
             **self.settings.record,
         }
         self._checkpoints.save(self.step, run_tensors(self.model, self.optimizer), facts, wait)
         return self._checkpoints.place(self.step)
 
     def export(self, folder: Path) -> None:
-        """Write weights (bf16, released names), config.json and tokenizer; the folder appears when complete.
+        """Write weights (bf16, released names), config.json and tokenizer, or only adapters where those were trained.
+
+        The folder appears when complete.
 
         Raises:
             OSError: writing failed; nothing new is left under the name.
         """
         ranks = self.model.mesh.ranks
         try:
+            if self.model.is_adapted():
+                origin = self.settings.origin or Origin(None, None, "")
+                sweep(folder.parent, folder.name)
+                save_adapter(self.model.whole, folder, origin.base, origin.revision, origin.recipe)
+                return
             with ExitStack() as stack:
                 scratch = ranks.first(lambda: self._open_export(folder, stack))
                 self.model.save_pretrained(scratch)

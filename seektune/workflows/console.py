@@ -54,6 +54,11 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
+def printable(text: str) -> str:
+    """Text that cannot command the terminal."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
+
+
 @contextmanager
 def byte_bar(label: str) -> Iterator[Advance]:
     """A bar on standard error that counts bytes; a line now and then where that is no terminal."""

@@ -10,6 +10,8 @@ import psutil
 import torch
 
 from seektune.checkpoint import Ranks, locate
+from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.source import FolderSource
 from seektune.data.config import DataConfig
 from seektune.data.examples import hellaswag_examples
 from seektune.data.hellaswag import HellaswagData, HellaswagRow, load_hellaswag
@@ -17,18 +19,26 @@ from seektune.data.loader import Loader, in_order
 from seektune.data.packing import Example, fitting
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.hellaswag import spread_evenly
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.count import count_parameters
+from seektune.model.frozen import pack
 from seektune.model.initialize import initialize
 from seektune.parallel.apply import parallelize
 from seektune.parallel.join import Seat
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.plan import Plan, make_plan, rows_at_a_time
+from seektune.parallel.recompute import recompute_blocks
+from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.sequence import Batch
+from seektune.train.lora import add_adapters
+from seektune.train.trainer import Origin
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PACKED = (torch.int8, torch.uint8)
+"""Dtypes of frozen bytes."""
 BYTES = {"fp32": {"fp32": 16}, "bf16": {"fp32": 18, "bf16_stochastic": 14}}
 """Bytes per parameter by dtype and master: weight, fp32 gradient, two fp32 moments, and the master copy if any."""
 
@@ -101,6 +111,7 @@ def meet(recipe: Recipe, config: DeepseekV4Config, seat: Seat) -> Mesh:
     Raises:
         ValueError: these processes, this model and this batch do not make one.
     """
+    recipe.check_world(seat.world)
     return Mesh.of(make_plan(recipe.parallel, seat.world, config), seat.device)
 
 
@@ -130,8 +141,7 @@ def refuse_too_large(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh) -> No
         ValueError: the model cannot be trained in the memory of these devices.
     """
     count, plan = count_parameters(config), mesh.plan
-    per_parameter = BYTES[recipe.model.dtype][recipe.optimizer.master]
-    needed = (count.main + count.mtp) * per_parameter * plan.dp_replicate / 1e9
+    needed = _bytes_needed(recipe, config) * plan.dp_replicate / 1e9
     memory = psutil.virtual_memory().total
     if mesh.device.type == "cuda":
         memory = torch.cuda.get_device_properties(mesh.device).total_memory * plan.world
@@ -144,12 +154,45 @@ def refuse_too_large(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh) -> No
         )
 
 
+def _bytes_needed(recipe: Recipe, config: DeepseekV4Config) -> int:
+    """Weights, gradients and optimizer; with adapters, of a model that is laid out without memory."""
+    if not recipe.lora.targets:
+        count = count_parameters(config)
+        return (count.main + count.mtp) * BYTES[recipe.model.dtype][recipe.optimizer.master]
+    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
+    if recipe.model.packed:
+        pack(model, _kind_of(recipe.model.weights))
+    add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    held = [tensor.nbytes for tensor in model.state_dict().values()]
+    if recipe.model.offload == "stream":
+        # two blocks at a time, and what is not packed
+        blocks = [sum(p.nbytes for p in block.parameters() if p.dtype in PACKED) for block in model.blocks()]
+        held = [tensor.nbytes for tensor in model.state_dict().values() if tensor.dtype not in PACKED]
+        held.append(2 * max(blocks))
+    # gradient and two moments; the adapters themselves are among the model's bytes
+    return sum(held) + 12 * trained
+
+
+def _kind_of(weights: str | None) -> Callable[[str], str]:
+    """How frozen weights are kept: as they are in their folder, or as released where there is none (yet)."""
+    if weights is not None and Path(weights).is_dir():
+        return FolderSource(Path(weights)).kind
+    return FORMATS["released"].kind
+
+
 def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weights: bool) -> ParallelModel:
     """The model with random or given weights; not `with_weights` where a checkpoint will set them all.
 
+    With adapters, which are fresh here, the rest is frozen and always read: no checkpoint holds it.
+
     Raises:
-        ValueError: its weights are not as they should be.
+        ValueError: its weights are not as they should be, or adapters ask for what it does not have.
     """
+    if recipe.lora.targets:
+        adapted = _adapted(recipe, config, mesh.device)
+        recompute_blocks(adapted, recipe.parallel.recompute, drops=recipe.lora.dropout > 0)
+        return ParallelModel.alone(adapted)
     section = recipe.model
     model = parallelize(config, mesh, recipe.parallel, DTYPES[section.dtype], section.numerics)
     if with_weights and section.weights is not None:
@@ -157,6 +200,33 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
     elif with_weights:
         initialize(model.held(), config)
     return model
+
+
+def _adapted(recipe: Recipe, config: DeepseekV4Config, device: torch.device) -> DeepseekV4ForCausalLM:
+    """A frozen model with fresh adapters, on one device."""
+    section, dtype = recipe.model, DTYPES[recipe.model.dtype]
+    if section.weights is None:
+        model = DeepseekV4ForCausalLM(config, device, dtype, section.numerics)
+        if section.packed:
+            pack(model, _kind_of(None))
+    else:
+        streamed = section.offload == "stream"
+        model = DeepseekV4ForCausalLM.from_pretrained(
+            section.weights, dtype, section.numerics, device, section.packed, streamed
+        )
+    add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
+    return model
+
+
+def origin(recipe: Recipe) -> Origin:
+    """What adapter files say of their base: its name and, for one from the Hub, the commit that was fetched."""
+    weights = recipe.model.weights
+    if weights is None:
+        return Origin(None, None, dump_recipe(recipe))
+    # the Hub's cache keeps a commit's files in snapshots/COMMIT
+    place = locate(weights).resolve()
+    revision = place.name if not Path(weights).is_dir() and place.parent.name == "snapshots" else None
+    return Origin(weights, revision, dump_recipe(recipe))
 
 
 def choose_device() -> torch.device:

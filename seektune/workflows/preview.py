@@ -13,7 +13,7 @@ from seektune.data.packing import Example, Row, fitting
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.recipe.recipe import Recipe
 from seektune.sequence import IGNORE_INDEX
-from seektune.workflows.console import counted, say
+from seektune.workflows.console import counted, printable, say
 from seektune.workflows.prepare import read_config, read_rows
 
 TAUGHT, READ, BEYOND = "bold green", "default", "red"
@@ -104,7 +104,7 @@ def _show_document(
     tokens: Sequence[int], taught: Sequence[bool], cut: int | None, tokenizer: Tokenizer, paper: Console
 ) -> None:
     """A document as text and as tokens; a row ends before token `cut`."""
-    paper.print(Text("  text    " + _printable(tokenizer.decode(tokens)).replace("\n", "\n          ")))
+    paper.print(Text("  text    " + printable(tokenizer.decode(tokens)).replace("\n", "\n          ")))
     line = Text("  tokens  ")
     for i, (piece, style) in enumerate(_pieces(tokens, taught, tokenizer)):
         if i == cut:
@@ -119,13 +119,8 @@ def _show_document(
 def _pieces(tokens: Sequence[int], taught: Sequence[bool], tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
     """Each token's text, spaces visible, and its colour; a letter of several tokens is � in each."""
     for token, is_taught in zip(tokens, taught, strict=True):
-        text = _printable(tokenizer.decode([token])).replace(" ", "·").replace("\n", "⏎")
+        text = printable(tokenizer.decode([token])).replace(" ", "·").replace("\n", "⏎")
         yield text, TAUGHT if is_taught else READ
-
-
-def _printable(text: str) -> str:
-    """Text that cannot command the terminal."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
 
 
 def _legend(paper: Console) -> Text:

@@ -13,10 +13,10 @@ from seektune.train.checkpoints import complete_checkpoints, step_of
 from seektune.train.files import read_lines
 from seektune.train.metrics import METRICS
 from seektune.train.report import REPORT
-from seektune.train.trainer import CHECKPOINTS, MODEL
+from seektune.train.trainer import ADAPTER, CHECKPOINTS, MODEL
 from seektune.workflows.run_folder import RECIPE, refuse_taken, taken
 
-DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "seed")
+DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "lora", "seed")
 """Parts of a recipe that a run cannot change and still be the same run."""
 
 
@@ -28,6 +28,11 @@ class Start:
     """Its state to go on from."""
     finished: bool = False
     """Nothing is left to do."""
+
+
+def product_of(recipe: Recipe) -> str:
+    """What a run leaves, by its name in the run folder: weights or adapters."""
+    return ADAPTER if recipe.lora.targets else MODEL
 
 
 def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Start:
@@ -48,7 +53,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Star
             f"run_dir {folder} holds a run with another {differing[0]}; name another folder, "
             f"or start from its state with --resume={folder} and another --run_dir"
         )
-    if (folder / REPORT).exists() and (folder / MODEL).exists() and _last_step(folder) == recipe.steps:
+    if (folder / REPORT).exists() and (folder / product_of(recipe)).exists() and _last_step(folder) == recipe.steps:
         return Start(finished=True)
     sweep(folder / CHECKPOINTS)
     checkpoints = complete_checkpoints(folder / CHECKPOINTS)

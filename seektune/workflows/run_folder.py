@@ -11,7 +11,7 @@ from pathlib import Path
 RUNS = Path("runs")
 RECIPE, EXAMS = "recipe.yaml", "evaluation.json"
 """Names in the run folder."""
-TAKEN = (RECIPE, EXAMS, "metrics.jsonl", "model", "checkpoints", "report.html")
+TAKEN = (RECIPE, EXAMS, "metrics.jsonl", "model", "adapter", "checkpoints", "report.html")
 """Whoever holds one of these is the folder of another run."""
 
 

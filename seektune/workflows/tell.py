@@ -1,10 +1,13 @@
 """What a training run tells its user in words, on the console and in the report."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.statistics import Estimate
+from seektune.model.adapters import base_state, carriers
 from seektune.model.count import count_parameters
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.plan import rows_at_a_time
@@ -13,7 +16,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.figures import Comparison, Score
 from seektune.train.report import Story
-from seektune.train.trainer import CHECKPOINTS
+from seektune.train.trainer import ADAPTER, CHECKPOINTS
 from seektune.workflows.console import many, say
 from seektune.workflows.prepare import Lesson
 
@@ -30,6 +33,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: Lesson) -> list[tuple
             "parameters",
             f"{many(count.main)}{mtp}; {many(count.active)} active per token, {many(model.trainable())} trainable",
         ),
+        *_adapters(recipe, model),
         ("device", f"{model.device.type}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
         ("processes", f"{model.mesh.plan.world}: {model.mesh.plan}"),
         ("data", f"{recipe.data.dataset}, {lesson.rows:,} training rows from {lesson.source}"),
@@ -62,6 +66,24 @@ def _pipeline(recipe: Recipe, model: ParallelModel) -> str:
     )
 
 
+def _adapters(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
+    """What carries adapters, and what does not move."""
+    if not recipe.lora.targets:
+        return []
+    lora, names = (
+        recipe.lora,
+        Counter(re.sub(r"^layers\.\d+\.", "layers.N.", name) for name, _ in carriers(model.whole)),
+    )
+    where = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in names.items())
+    kind = "DoRA" if lora.dora else "LoRA"
+    into = f", trained for merging into {lora.merge_into}" if lora.merge_into else ""
+    held = sum(tensor.nbytes for tensor in base_state(model.whole).values())
+    return [
+        ("adapters", f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}{into}, on {where}"),
+        ("frozen", f"all else, {held / 1e9:,.2f} GB; router, indexer and balancing biases too"),
+    ]
+
+
 def story(
     name: str,
     facts: Sequence[tuple[str, str]],
@@ -86,7 +108,11 @@ def story(
 
 
 def summary(
-    losses: tuple[float, float], before: HellaswagScore | None, after: HellaswagScore | None, model: Path, report: Path
+    losses: tuple[float, float],
+    before: HellaswagScore | None,
+    after: HellaswagScore | None,
+    product: Path,
+    report: Path,
 ) -> None:
     """Say what came out and where it lies."""
     say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
@@ -94,7 +120,7 @@ def summary(
         change = after.since(before)
         for name, old, new in (("acc", before.acc, after.acc), ("acc_norm", before.acc_norm, after.acc_norm)):
             say(f"HellaSwag {name}: {_percent(old)} → {_percent(new)}, p = {change[name].p_value:.2g}")
-    say(f"weights: {model}")
+    say(f"{product.name if product.name == ADAPTER else 'weights'}: {product}")
     say(f"report: {report}")
 
 

@@ -21,19 +21,20 @@ from seektune.train.files import write_whole
 from seektune.train.interrupt import Interrupted, Interruption
 from seektune.train.metrics import MetricsLog, RunLog, SilentLog
 from seektune.train.report import REPORT, write_report
-from seektune.train.trainer import CHECKPOINTS, MODEL, Trainer, TrainSettings
+from seektune.train.trainer import CHECKPOINTS, Trainer, TrainSettings
 from seektune.workflows.console import say, speaking
 from seektune.workflows.exam import hold_exam, read_exam, write_exams
 from seektune.workflows.prepare import (
     Lesson,
     build_model,
     meet,
+    origin,
     prepare_data,
     read_config,
     read_rows,
     refuse_too_large,
 )
-from seektune.workflows.resume import Start, find_start, refuse_other_rows
+from seektune.workflows.resume import Start, find_start, product_of, refuse_other_rows
 from seektune.workflows.run_folder import RECIPE, choose_folder, held
 from seektune.workflows.tell import describe, farewell, story, summary
 
@@ -118,18 +119,19 @@ def _teach(
         trainer.resume(start.checkpoint)
     with interruption.deferred():
         mesh.ranks.first(lambda: _begin(recipe, folder, trainer.step, before))
+    product = folder / product_of(recipe)
     with _open_log(recipe, folder, trainer) as log:
-        losses = _fit(trainer, recipe.steps, log, folder)
+        losses = _fit(trainer, recipe.steps, log, product)
     # weights before the exam: one that fails must not cost the training
     with interruption.deferred():
-        trainer.export(folder / MODEL)
+        trainer.export(product)
     leave()
     after = hold_exam(recipe.evaluate.after, "after", model, lesson, recipe.evaluate, leave)
     if mesh.is_main:
         with interruption.deferred():
             write_exams(folder, before, after)
             report = write_report(folder, story(name, facts, dump_recipe(recipe), before, after))
-        summary(losses, before, after, folder / MODEL, report)
+        summary(losses, before, after, product, report)
 
 
 def _begin(recipe: Recipe, folder: Path, step: int, before: HellaswagScore | None) -> None:
@@ -157,7 +159,7 @@ def _open_log(recipe: Recipe, folder: Path, trainer: Trainer) -> Iterator[RunLog
         yield SilentLog(validations) if own is None else own
 
 
-def _fit(trainer: Trainer, steps: int, log: RunLog, folder: Path) -> tuple[float, float]:
+def _fit(trainer: Trainer, steps: int, log: RunLog, product: Path) -> tuple[float, float]:
     """Train. The state of the last step comes before the weights, as they can be made from it; where there is no room
     for it, there may be for them, a fraction of its size.
     """
@@ -167,8 +169,8 @@ def _fit(trainer: Trainer, steps: int, log: RunLog, folder: Path) -> tuple[float
         # what only this process could not write, the others know nothing of, and export nothing
         if trainer.step < steps or (trainer.model.mesh.axes is not None and not trainer.cannot_save):
             raise
-        trainer.export(folder / MODEL)
-        raise OSError(f"{error}; the trained weights are in {folder / MODEL}") from None
+        trainer.export(product)
+        raise OSError(f"{error}; the trained weights are in {product}") from None
 
 
 def _settings(recipe: Recipe, lesson: Lesson) -> TrainSettings:
@@ -180,6 +182,7 @@ def _settings(recipe: Recipe, lesson: Lesson) -> TrainSettings:
         guard=recipe.guard,
         validate_every=recipe.evaluate.every,
         seed=recipe.seed,
+        origin=origin(recipe) if recipe.lora.targets else None,
         record={
             "recipe": recipe.model_dump(mode="json"),
             "versions": {"seektune": __version__, "torch": torch.__version__},

@@ -1,7 +1,7 @@
 """What each format is, tensor by tensor, and the whole map of the released checkpoints without allocating a weight."""
 
-import gzip
 import json
+import lzma
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -26,7 +26,7 @@ RELEASES = {"flash": ("v4flash", 69_187, 46), "pro": ("v4pro", 145_116, 64)}
 def release(request: pytest.FixtureRequest, released: Path) -> tuple[str, dict[str, Any], list[Piece]]:
     """A preset, the published table of its tensors, and the plan of that model's export in the released format."""
     file, count, _ = RELEASES[request.param]
-    table = json.loads(gzip.decompress((released / f"{file}.tensors.json.gz").read_bytes()))
+    table = json.loads(lzma.decompress((released / f"{file}.tensors.json.xz").read_bytes()))
     assert len(table) == count
     model = DeepseekV4ForCausalLM(DeepseekV4Config.preset(request.param), device="meta")
     return request.param, table, list(pieces(StateSource(model.state_dict()), FORMATS["released"], Tally()))

@@ -1,7 +1,7 @@
 """The model's names and the released ones, both ways, against the list of the reference and the released tables."""
 
-import gzip
 import json
+import lzma
 from pathlib import Path
 
 import pytest
@@ -102,7 +102,7 @@ def test_the_names_of_a_toy_model_are_those_of_the_reference(toy_config):
     [("flash", "v4flash", 69_187), pytest.param("pro", "v4pro", None, marks=pytest.mark.slow)],
 )
 def test_every_released_tensor_has_its_place_in_the_model(released: Path, preset, file, count):
-    table = json.loads(gzip.decompress((released / f"{file}.tensors.json.gz").read_bytes()))
+    table = json.loads(lzma.decompress((released / f"{file}.tensors.json.xz").read_bytes()))
     assert count is None or len(table) == count
     expected, scaled = {}, set()
     for name, tensor in table.items():

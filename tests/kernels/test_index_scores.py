@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from seektune.kernels import Prefix, index_topk
+from seektune.kernels.fused.index_scores import BLOCK
 from seektune.sequence import SequenceLayout
 
 DOCUMENTS = torch.tensor([[1] * 90 + [2] * 3 + [0] * 6 + [3] * 61, [4] * 160])
@@ -59,3 +60,15 @@ def test_no_gradient_passes_through_the_choice(inputs):
     found = index_topk(q, keys, weights, Prefix(windows.first_BT, windows.count_BT), 3)
     assert not found.index_BTK.requires_grad
     assert found.index_BTK.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("heads", "k"), [(1, 3), (2, 4), (4, 60)])
+def test_the_fast_twin_chooses_the_same_of_many_entries(heads, k):
+    """With few heads of negative weight the best score is 0, many times; long rows are searched block by block."""
+    documents = torch.tensor([[1] * 900 + [2] * 300 + [0] * 30 + [3] * 773, [4] * 2003])
+    windows = SequenceLayout.from_documents(documents).windows(4)
+    q, keys, weights = torch.randn(2, 2003, heads, 8), torch.randn(2, 500, 8), torch.randn(2, 2003, heads)
+    visible = Prefix(windows.first_BT, windows.count_BT)
+    found, expected = (run(q, keys, weights, visible, k).index_BTK for run in (index_topk.fused, index_topk.reference))
+    assert 2 * k <= 500 // BLOCK or k == 60
+    assert torch.equal(found.sort(dim=-1).values, expected.sort(dim=-1).values)

@@ -1,7 +1,7 @@
 """Exact parameter counts, from the config alone and from the released tensor tables."""
 
-import gzip
 import json
+import lzma
 from math import prod
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_pro_has_1573_billion_parameters():
     ("preset", "file"), [("flash", "v4flash"), pytest.param("pro", "v4pro", marks=pytest.mark.slow)]
 )
 def test_counts_equal_the_sums_over_the_released_tensors(released: Path, preset, file):
-    table = json.loads(gzip.decompress((released / f"{file}.tensors.json.gz").read_bytes()))
+    table = json.loads(lzma.decompress((released / f"{file}.tensors.json.xz").read_bytes()))
     weights = {
         name: prod(tensor["shape"]) * (2 if tensor["dtype"] == "I8" else 1)
         for name, tensor in table.items()

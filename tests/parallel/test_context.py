@@ -94,3 +94,12 @@ def check_windows(whole: SequenceLayout, mine: SlicedLayout, part: Slice, ratio:
 def test_slices_know_what_the_row_knows(size: int):
     looked = run_workers(size, check_all)
     assert min(looked) > 300
+
+
+def test_a_query_of_a_slice_may_see_the_entries_of_the_whole_row() -> None:
+    whole = SequenceLayout.single(1, 64)
+    for rank in range(4):
+        # no process is asked
+        part = SlicedLayout.cut(whole, Slice(None, rank, 4))  # type: ignore[arg-type]
+        assert part.windows(4).most == whole.windows(4).most == 16
+        assert part.windows(4).last_BE.shape == torch.Size([1, 4])

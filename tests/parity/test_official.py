@@ -82,3 +82,15 @@ def test_a_bf16_model_stays_close(parity_folder, expected):
     reference = expected["plain.logits.300"]
     assert logits.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(logits, reference, dim=-1).median() > 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tag", TAGS)
+def test_decoding_from_a_cache_is_the_official_one(models, expected, tag):
+    model, ids = models[tag], expected["input_ids"]
+    cache = model.new_cache(1, ids.shape[1])
+    logits = [model(ids[:, :130], cache=cache).logits[:, -1:]]
+    logits += [model(ids[:, t : t + 1], cache=cache).logits for t in range(130, ids.shape[1])]
+    check(tag, torch.cat(logits, dim=1), expected[f"{tag}.decode"])
+    if tag == "plain":
+        assert (torch.cat(logits, dim=1) - model(ids).logits[:, 129:]).abs().max() < 1e-4

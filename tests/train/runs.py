@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
+from seektune.checkpoint.shard import as_shard
 from seektune.evaluate.loss import validation_loss
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import GuardConfig, LoggingConfig, LossConfig, OptimizerConfig
@@ -35,13 +37,15 @@ def make_trainer(
     guard: GuardConfig | None = None,
     every: int | None = 2,
     asynchronous: bool = True,
+    model: DeepseekV4ForCausalLM | None = None,
+    loss: LossConfig = LOSS,
 ) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
-    model = ParallelModel.alone(small_model(dtype))
-    held_out = partial(validation_loss, model, [made_batch(1000)])
-    wanted = settings(every=every, validate_every=3, loss=LOSS, guard=guard, asynchronous=asynchronous)
+    spread = ParallelModel.alone(small_model(dtype) if model is None else model)
+    held_out = partial(validation_loss, spread, [made_batch(1000)])
+    wanted = settings(every=every, validate_every=3, loss=loss, guard=guard, asynchronous=asynchronous)
     wanted = replace(wanted, optimizer=OptimizerConfig(lr=1e-2, master=master))
-    return Trainer(model, Words(), MadeStream() if stream is None else stream, wanted, folder, held_out, interruption)
+    return Trainer(spread, Words(), MadeStream() if stream is None else stream, wanted, folder, held_out, interruption)
 
 
 def go(folder: Path, steps: int, change: Callable[[Trainer], None] = lambda trainer: None, **changes) -> Trainer:
@@ -108,4 +112,6 @@ def validations(folder: Path) -> list[dict[str, float]]:
 
 def same_state(a: Trainer, b: Trainer) -> bool:
     left, right = run_tensors(a.model, a.optimizer), run_tensors(b.model, b.optimizer)
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+    return left.keys() == right.keys() and all(
+        torch.equal(as_shard(left[name]).tensor, as_shard(right[name]).tensor) for name in left
+    )

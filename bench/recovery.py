@@ -1,0 +1,115 @@
+"""How much of full tuning adapters recover: a small model on HellaSwag, the same modules tuned by weight and by LoRA.
+
+A tiny model learns from random weights first and is stored as released; from there both go on with the same rows.
+Each way gets its best of a few rates. The improvement is that of the loss on held-out rows.
+"""
+
+import argparse
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from seektune.data.config import BatchConfig
+from seektune.data.examples import hellaswag_examples
+from seektune.data.hellaswag import load_hellaswag
+from seektune.data.loader import Loader, in_order
+from seektune.data.tokenizer import load_tokenizer
+from seektune.evaluate.loss import validation_loss
+from seektune.model.adapters import matching
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.parallel.model import ParallelModel
+from seektune.train.config import LoraConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.gradient import accumulate_in_fp32
+from seektune.train.lora import add_adapters
+from seektune.train.optimizer import build_optimizer
+from seektune.train.schedule import learning_rate
+from seektune.train.step import train_step
+
+TARGETS = ("attn", "ffn.experts", "ffn.shared_experts")
+RATES = {"full": (1e-3, 2e-3), "lora": (5e-3, 1e-2)}
+TARGET = 0.9
+RESULT = Path(__file__).with_suffix(".json")
+
+
+class Rows:
+    """Batches of HellaSwag rows, the same for every way."""
+
+    def __init__(self, data: Path | None, config: DeepseekV4Config, cache: Path):
+        rows = load_hellaswag(data, cache, print)
+        tokenizer = load_tokenizer(config.vocab_size)
+        self.batch = BatchConfig(global_size=16, micro_size=16, length=256)
+        self.train = hellaswag_examples(rows.train[:4000], tokenizer)
+        self.pad = tokenizer.pad_id
+        self.held_out = in_order(hellaswag_examples(rows.validation[:100], tokenizer), self.batch, self.pad)
+
+    def loader(self, seed: int) -> Loader:
+        """Rows in the order of a seed."""
+        return Loader(self.train, self.batch, seed, self.pad)
+
+
+def main() -> None:
+    """Measure, print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=None, help="folder with HellaSwag's rows; fetched if not given")
+    parser.add_argument("--base-steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rank", type=int, default=32)
+    options = parser.parse_args()
+    config = DeepseekV4Config.preset("tiny")
+    rows = Rows(options.data, config, Path.home() / ".cache" / "seektune")
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch) / "base"
+        torch.manual_seed(0)
+        model = DeepseekV4ForCausalLM(config)
+        tune(model, rows, options.base_steps, 2e-3, 0)
+        model.save_pretrained(base, format="released")
+        before = validation_loss(DeepseekV4ForCausalLM.from_pretrained(base), rows.held_out)
+        after = {way: {rate: tuned(way, rate, base, rows, options) for rate in rates} for way, rates in RATES.items()}
+    best = {way: min(losses.values()) for way, losses in after.items()}
+    share = (before - best["lora"]) / (before - best["full"])
+    result = {
+        "held-out loss before": round(before, 4),
+        "after, by rate": {
+            way: {str(rate): round(x, 4) for rate, x in losses.items()} for way, losses in after.items()
+        },
+        "share of the improvement that LoRA recovers": round(share, 3),
+        "target": TARGET,
+        "targets, rank, steps": [TARGETS, options.rank, options.steps],
+    }
+    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=1))
+
+
+def tuned(way: str, rate: float, base: Path, rows: Rows, options: argparse.Namespace) -> float:
+    """Held-out loss after tuning the same modules of the base in one way."""
+    model = DeepseekV4ForCausalLM.from_pretrained(base, packed=way == "lora")
+    if way == "lora":
+        add_adapters(model, LoraConfig(targets=TARGETS, rank=options.rank, alpha=options.rank), mtp=False, seed=0)
+    else:
+        named = matching(model, TARGETS)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.removesuffix(".weight") in named and not name.startswith("mtp."))
+    tune(model, rows, options.steps, rate, 1)
+    loss = validation_loss(model, rows.held_out)
+    print(f"{way} at {rate:g}: {loss:.4f}", flush=True)
+    return loss
+
+
+def tune(model: DeepseekV4ForCausalLM, rows: Rows, steps: int, rate: float, seed: int) -> None:
+    """Train on rows of a seed, with a cosine."""
+    accumulate_in_fp32(model.parameters())
+    optimizer = build_optimizer(model, OptimizerConfig(lr=rate, weight_decay=0.0), seed=0)
+    loader, schedule = rows.loader(seed), ScheduleConfig(warmup_steps=5)
+    step = partial(
+        train_step, ParallelModel.alone(model), optimizer, loss=LossConfig(mtp_weight=0.0), max_grad_norm=1.0
+    )
+    for number in range(1, steps + 1):
+        step(loader.next_step(), number, learning_rate(number, steps, rate, schedule))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The indexer's choice, scored for a few queries at a time and only where there is something to choose.
+
+Shapes: B rows, T tokens, Q queries of a chunk, H index heads, I index width, E entries, S entries that a chunk sees,
+K chosen entries.
+"""
+
+import torch
+from torch import Tensor
+
+from seektune.kernels.reference.precision import upcast
+from seektune.kernels.reference.sparse_attention import Chosen, Prefix
+
+QUERIES = 64
+SCORES = 2**19
+"""Scores of single heads that exist at one time; beyond it entries go in several turns."""
+BLOCK = 16
+"""Entries of which only the best one is looked at first."""
+
+
+@torch.no_grad()
+def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: Prefix, k: int) -> Chosen:
+    """See `reference.index_topk`; the order within a list may be another."""
+    keys_BEI = upcast(keys_BEI)
+    k = min(k, keys_BEI.shape[1])
+    chosen = [visible.first_BT.new_empty(len(q_BTHI), 0, k)]
+    for start in range(0, q_BTHI.shape[1], QUERIES):
+        part = slice(start, start + QUERIES)
+        first_BQ1, count_BQ1 = visible.first_BT[:, part, None], visible.count_BT[:, part, None]
+        if int(count_BQ1.max()) <= k:
+            order = torch.arange(k, device=first_BQ1.device)
+            chosen.append(torch.where(order < count_BQ1, first_BQ1 + order, -1))
+            continue
+        low = int(torch.where(count_BQ1 > 0, first_BQ1, keys_BEI.shape[1]).min())
+        high = int((first_BQ1 + count_BQ1).max())
+        scores_BQS = _scores(upcast(q_BTHI[:, part]), keys_BEI[:, low:high], upcast(weights_BTH[:, part]))
+        _hide(scores_BQS, first_BQ1 - low, count_BQ1)
+        best = best_places(scores_BQS.flatten(0, 1), k)
+        chosen.append(torch.where(best >= 0, best + low, -1).view(*scores_BQS.shape[:2], k))
+    return Chosen(torch.cat(chosen, dim=1))
+
+
+def _scores(q_BQHI: Tensor, keys_BSI: Tensor, weights_BQH: Tensor) -> Tensor:
+    """`sum_h w_h relu(q_h · key)`, `[B, Q, S]`."""
+    rows, queries, heads, _ = q_BQHI.shape
+    q, weights = q_BQHI.flatten(1, 2), weights_BQH.flatten(0, 1).unsqueeze(1)
+    out = q.new_empty(rows, queries, keys_BSI.shape[1])
+    turn = max(SCORES // (rows * queries * heads), BLOCK)
+    for start in range(0, keys_BSI.shape[1], turn):
+        entries = slice(start, start + turn)
+        by_head = torch.bmm(q, keys_BSI[:, entries].mT).relu_().view(rows * queries, heads, -1)
+        out[..., entries] = torch.bmm(weights, by_head).view(rows, queries, -1)
+    return out
+
+
+def _hide(scores_BQS: Tensor, first_BQ1: Tensor, count_BQ1: Tensor) -> None:
+    """-inf where a query does not see; what lies between the latest beginning and the soonest end is seen by all."""
+    size, end_BQ1 = scores_BQS.shape[2], first_BQ1 + count_BQ1
+    latest = min(int(first_BQ1.max()), size)
+    soonest = max(int(end_BQ1.min()), latest)
+    for low, high in ((0, latest), (soonest, size)):
+        index = torch.arange(low, high, device=first_BQ1.device)
+        scores_BQS[..., low:high].masked_fill_((index < first_BQ1) | (index >= end_BQ1), -torch.inf)
+
+
+def best_places(scores_NS: Tensor, k: int) -> Tensor:
+    """Places of the `k` largest of each row, the earlier of equal ones, `[N, k]`; -1 for -inf."""
+    values, index, tied_N = _largest(scores_NS, k)
+    least_N1 = values.amin(dim=1, keepdim=True)
+    index = torch.where(values == -torch.inf, -1, index)
+    tied_N &= least_N1.squeeze(1) > -torch.inf
+    if bool(tied_N.any()):
+        index[tied_N] = _earliest(scores_NS[tied_N], least_N1[tied_N], k)
+    return index
+
+
+def _earliest(scores_NS: Tensor, least_N1: Tensor, k: int) -> Tensor:
+    """All places above the k-th largest score, and of those equal to it the first."""
+    above, equal = scores_NS > least_N1, scores_NS == least_N1
+    wanted_N1 = k - above.sum(dim=1, keepdim=True)
+    taken = above | (equal & (equal.cumsum(dim=1) <= wanted_N1))
+    return taken.nonzero()[:, 1].view(-1, k)
+
+
+def _largest(scores_NS: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As `topk` with places, and whether other places hold the least value too, bool `[N]`.
+
+    Of a long row only the blocks with the k largest peaks are searched: they hold the k largest scores.
+    """
+    rows, size = scores_NS.shape
+    blocks = size // BLOCK
+    if blocks < 2 * k:
+        values, index = scores_NS.topk(k, dim=1, sorted=False)
+        return values, index, (scores_NS >= values.amin(dim=1, keepdim=True)).sum(dim=1) > k
+    peaks = scores_NS[:, : blocks * BLOCK].view(rows, blocks, BLOCK).amax(dim=2)
+    places = peaks.topk(k, dim=1, sorted=False).indices.unsqueeze(2) * BLOCK
+    places = (places + torch.arange(BLOCK, device=places.device)).flatten(1)
+    rest = torch.arange(blocks * BLOCK, size, device=places.device).expand(rows, -1)
+    places = torch.cat([places, rest], dim=1)
+    candidates = scores_NS.gather(1, places)
+    values, index = candidates.topk(k, dim=1, sorted=False)
+    least = values.amin(dim=1, keepdim=True)
+    tied = ((candidates >= least).sum(dim=1) > k) | ((peaks >= least).sum(dim=1) > k)
+    return values, places.gather(1, index), tied

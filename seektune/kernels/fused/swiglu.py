@@ -1,0 +1,47 @@
+"""The activation of experts in few passes, with a backward from gate and up alone."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seektune.kernels.reference.precision import upcast
+
+
+def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """See `reference.clamped_swiglu`."""
+    out: Tensor = _SwiGLU.apply(gate, up, limit)
+    return out
+
+
+def activate(gate: Tensor, up: Tensor, limit: float) -> Tensor:
+    """`clamped_swiglu` of fp32 values, without a gradient."""
+    return F.silu(gate.clamp(max=limit), inplace=True).mul_(up.clamp(-limit, limit))
+
+
+def slopes(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`clamped_swiglu` and its slopes along gate and up, all fp32; a clamped element has none."""
+    # comparisons that write floats, unlike ones that write bools, are as fast as a product
+    free_gate = torch.le(gate, limit, out=torch.empty_like(gate))
+    free_up = torch.le(up.abs(), limit, out=torch.empty_like(up))
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    sigmoid = gate.sigmoid()
+    silu = gate.mul_(sigmoid)
+    # silu' = sigmoid + silu (1 - sigmoid)
+    slope = torch.addcmul(sigmoid, silu, sigmoid, value=-1).add_(silu).mul_(up).mul_(free_gate)
+    return up.mul_(silu), slope, free_up.mul_(silu)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up, limit):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(gate, up)
+        ctx.limit = limit
+        return activate(upcast(gate), upcast(up), limit)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        gate, up = ctx.saved_tensors
+        _, along_gate, along_up = slopes(upcast(gate), upcast(up), ctx.limit)
+        return along_gate.mul_(grad).to(gate.dtype), along_up.mul_(grad).to(up.dtype), None

@@ -1,0 +1,49 @@
+"""Head and cross-entropy whose gradients are computed with the loss, so that the logits are made once.
+
+Shapes: N tokens, D width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seektune.kernels.reference.precision import upcast
+from seektune.kernels.reference.vocabulary_loss import CHUNK
+
+
+def vocabulary_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """See `reference.vocabulary_loss`. Where a gradient may be asked for it is kept, `[N, D]` and `[V, D]`."""
+    out: Tensor = _Loss.apply(hidden_ND, weight_VD, targets_N)
+    return out
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N):  # type: ignore[no-untyped-def]
+        weight = upcast(weight_VD)
+        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        dweight = torch.zeros_like(weight) if needs_weight else None
+        losses = [weight.new_zeros(())]
+        for start in range(0, len(hidden_ND), CHUNK):
+            part = slice(start, start + CHUNK)
+            hidden, targets = upcast(hidden_ND[part]), targets_N[part].unsqueeze(1)
+            logits = hidden @ weight.T
+            total = torch.logsumexp(logits, dim=1, keepdim=True)
+            losses.append((total - logits.gather(1, targets)).sum())
+            if not (needs_hidden or needs_weight):
+                continue
+            slope = logits.sub_(total).exp_()
+            slope.scatter_add_(1, targets, slope.new_full((), -1.0).expand_as(targets))
+            if dhidden is not None:
+                dhidden[part] = slope @ weight
+            if dweight is not None:
+                torch.addmm(dweight, slope.T, hidden, out=dweight)
+        ctx.gradients = dhidden, None if dweight is None else dweight.to(weight_VD.dtype)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        gradients = (None if x is None else x * grad.to(x.dtype) for x in ctx.gradients)
+        return *gradients, None

@@ -1,0 +1,49 @@
+"""One operation with several implementations, and the rule that picks one by where its first tensor lies."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Generic, TypeVar, TypeVarTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+Rest = TypeVarTuple("Rest")
+Result = TypeVar("Result")
+
+CAPABILITY = (8, 0)
+"""Least GPU generation for Triton kernels (bf16 products)."""
+
+
+@dataclass(frozen=True)
+class Kernel(Generic[*Rest, Result]):
+    """`reference` defines the operation; a call runs `fused`, or on a fit GPU the function of its name in `triton`."""
+
+    reference: Callable[[Tensor, *Rest], Result]
+    fused: Callable[[Tensor, *Rest], Result]
+    triton: str | None = None
+    """Module of `seektune.kernels.triton`, imported at the first call that needs it."""
+
+    def __call__(self, first: Tensor, *rest: *Rest) -> Result:
+        """Run on the device of the first argument; where it has no memory, the definition, which looks at no value."""
+        if first.is_meta or isinstance(first, FakeTensor):
+            return self.reference(first, *rest)
+        if self.triton is not None and first.is_cuda and triton_fits(first.device):
+            return self.on_gpu(first, *rest)
+        return self.fused(first, *rest)
+
+    def on_gpu(self, first: Tensor, *rest: *Rest) -> Result:
+        """Run the Triton implementation, wherever the tensors are."""
+        assert self.triton is not None
+        module = import_module(f"seektune.kernels.triton.{self.triton}")
+        implementation: Callable[[Tensor, *Rest], Result] = vars(module)[self.reference.__name__]
+        return implementation(first, *rest)
+
+
+@cache
+def triton_fits(device: torch.device) -> bool:
+    """Whether Triton kernels can run on a GPU."""
+    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= CAPABILITY

@@ -1,0 +1,30 @@
+"""Windows of neighbouring tokens pooled into entries, each channel by a softmax of its own.
+
+Shapes: B rows, T tokens, E entries, M tokens of a window, C channels of an entry, K channels of values and gates:
+C, or 2C where windows overlap.
+"""
+
+import torch
+from torch import Tensor
+
+
+def pool_windows(
+    values_BTK: Tensor, gates_BTK: Tensor, ape_MK: Tensor, last_BE: Tensor, position_BE: Tensor, overlap: bool
+) -> Tensor:
+    """Entries `[B, E, C]` in the dtype given (paper section 2.3; official `Compressor`).
+
+    `last` is the row index of a window's last token, `position` its first token's position in the document. With
+    `overlap` an entry also pools the window before, by the first C channels; its own by the last C. A document's first
+    window has none before it.
+    """
+    window, rows = ape_MK.shape[0], torch.arange(values_BTK.shape[0], device=last_BE.device)[:, None, None]
+    tokens_BEM = last_BE.unsqueeze(-1) - torch.arange(window - 1, -1, -1, device=last_BE.device)
+    values, gates = values_BTK[rows, tokens_BEM], gates_BTK[rows, tokens_BEM] + ape_MK
+    if overlap:
+        width = ape_MK.shape[1] // 2
+        before = (tokens_BEM - window).clamp(min=0)
+        absent = (position_BE == 0)[..., None, None]
+        earlier = (gates_BTK[rows, before] + ape_MK)[..., :width].masked_fill(absent, -torch.inf)
+        gates = torch.cat([earlier, gates[..., width:]], dim=2)
+        values = torch.cat([values_BTK[rows, before][..., :width], values[..., width:]], dim=2)
+    return (gates.softmax(dim=2) * values).sum(dim=2)

@@ -1,0 +1,80 @@
+"""Products with a frozen weight plus a low-rank change, rounded together as a merge would store them.
+
+The gradient passes straight through the rounding, so A and B are trained for what the merged weight computes. Values
+exist only while they are used. Shapes: G groups, I inputs, O outputs, R rank, E experts, N token-expert pairs.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seektune.kernels.reference.multiply_out import multiply_out
+from seektune.kernels.reference.packed_linear import grouped_linear
+
+Rounding = Callable[[Tensor], Tensor]
+"""fp32 values `[O, I]` as the merged format will hold them."""
+
+
+def rounded_linear(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    a_RI: Tensor,
+    b_OR: Tensor,
+    scaling: float,
+    rounding: Rounding,
+    groups: int = 1,
+) -> Tensor:
+    """`round(W + scaling B A) x` in x's dtype, where W is plain or, with `scale`, packed; gradients for x, A and B."""
+    return _RoundedLinear.apply(x, a_RI, b_OR, weight, scale, scaling, rounding, groups)
+
+
+def rounded_expert_linear(
+    x_NI: Tensor,
+    weights: Sequence[Tensor],
+    scales: Sequence[Tensor] | None,
+    a_ERI: Tensor,
+    b_EOR: Tensor,
+    scaling: float,
+    rounding: Rounding,
+    counts: list[int],
+) -> Tensor:
+    """`rounded_linear` of each expert for its pairs; with one A for all experts its first dim is 1."""
+    parts, a = x_NI.split(counts), a_ERI.expand(len(counts), -1, -1)
+    outputs = [
+        rounded_linear(part, weights[e], None if scales is None else scales[e], a[e], b_EOR[e], scaling, rounding)
+        if counts[e]
+        else F.linear(F.linear(part, a[e].to(part.dtype)), b_EOR[e].to(part.dtype))
+        for e, part in enumerate(parts)
+    ]
+    return torch.cat(outputs)
+
+
+class _RoundedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, a, b, weight, scale, scaling, rounding, groups):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, a, b, weight, scale)
+        ctx.scaling, ctx.rounding, ctx.groups = scaling, rounding, groups
+        values = _merged(a, b, weight, scale, scaling, rounding).to(x.dtype)
+        return F.linear(x, values) if groups == 1 else grouped_linear(x, values, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, a, b, weight, scale = ctx.saved_tensors
+        values = _merged(a, b, weight, scale, ctx.scaling, ctx.rounding).to(grad.dtype)
+        groups = ctx.groups
+        grad_NGO, x_NGI = grad.reshape(-1, groups, values.shape[0] // groups), x.reshape(-1, groups, values.shape[1])
+        low, high = a.to(x.dtype), b.to(x.dtype).unflatten(0, (groups, -1))
+        grad_x = torch.einsum("ngo,goi->ngi", grad_NGO, values.unflatten(0, (groups, -1)))
+        grad_b = ctx.scaling * torch.einsum("ngo,ngr->gor", grad_NGO, F.linear(x_NGI, low))
+        grad_a = ctx.scaling * torch.einsum("ngr,ngi->ri", torch.einsum("ngo,gor->ngr", grad_NGO, high), x_NGI)
+        return grad_x.view_as(x), grad_a.to(a.dtype), grad_b.flatten(0, 1).to(b.dtype), *([None] * 5)
+
+
+def _merged(a: Tensor, b: Tensor, weight: Tensor, scale: Tensor | None, scaling: float, rounding: Rounding) -> Tensor:
+    base = weight.float() if scale is None else multiply_out(weight.to(a.device), scale.to(a.device), torch.float32)
+    return rounding(base + scaling * (b.float() @ a.float()))

@@ -1,0 +1,56 @@
+"""Index scores of a tile of queries and entries without the scores of single heads in memory; torch picks the largest.
+
+Shapes: B rows, T tokens, Q queries of a chunk, H index heads, I index width, E entries, K chosen entries.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from seektune.kernels.fused.index_scores import best_places
+from seektune.kernels.reference.sparse_attention import Chosen, Prefix
+
+QUERIES = 512
+"""Queries whose scores exist at one time."""
+TILE = 64
+
+
+@torch.no_grad()
+def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: Prefix, k: int) -> Chosen:
+    """See `reference.index_topk`; the order within a list may be another."""
+    rows, length, heads, width = q_BTHI.shape
+    entries, k = keys_BEI.shape[1], min(k, keys_BEI.shape[1])
+    q, keys, weights = q_BTHI.contiguous(), keys_BEI.contiguous(), weights_BTH.contiguous()
+    first, count = visible.first_BT.contiguous(), visible.count_BT.contiguous()
+    chosen = [visible.first_BT.new_empty(rows, 0, k)]
+    for start in range(0, length, QUERIES):
+        size = min(QUERIES, length - start)
+        scores = torch.empty(rows, size, entries, device=q.device, dtype=torch.float32)
+        grid = rows * size, triton.cdiv(entries, TILE)
+        shape = start, size, length, entries, heads, width
+        _scores[grid](q, keys, weights, first, count, scores, *shape, triton.next_power_of_2(width), TILE)
+        chosen.append(best_places(scores.flatten(0, 1), k).view(rows, size, k))
+    return Chosen(torch.cat(chosen, dim=1))
+
+
+@triton.jit
+def _scores(  # type: ignore[no-untyped-def]
+    q, keys, weights, first, count, scores, start, size, length, entries, heads,
+    width, C: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    row, query = tl.program_id(0) // size, tl.program_id(0) % size
+    token = row * length + start + query
+    entry, channel = tl.program_id(1) * TILE + tl.arange(0, TILE), tl.arange(0, C)
+    inside = entry < entries
+    at = (row * entries + entry)[:, None] * width + channel[None, :]
+    key = tl.load(keys + at, mask=inside[:, None] & (channel < width)[None, :], other=0.0).to(tl.float32)
+    total = tl.zeros([TILE], tl.float32)
+    for head in range(heads):
+        vector = tl.load(q + (token * heads + head) * width + channel, mask=channel < width, other=0.0).to(tl.float32)
+        score = tl.sum(key * vector[None, :], axis=1)
+        total += tl.maximum(score, 0.0) * tl.load(weights + token * heads + head).to(tl.float32)
+    begin = tl.load(first + token)
+    seen = (entry >= begin) & (entry < begin + tl.load(count + token))
+    at = (row * size + query) * entries + entry
+    tl.store(scores + at, tl.where(seen, total, float("-inf")), mask=inside)

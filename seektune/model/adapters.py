@@ -1,0 +1,240 @@
+"""Low-rank adapters on a model, from outside: what can carry one, which names mean it, how they are put on and off.
+
+Targets are names as the checkpoint has them. Within a block, `attn.wq_b` means that map in every layer and never
+`attn.indexer.wq_b`; `attn` means all maps directly in it; `layers.3.attn.wq_b` one layer's. The gate and the indexer
+are never adapted: routing stays the released one, and no gradient reaches a top-k choice.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import sqrt
+from typing import TypeAlias
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from seektune.checkpoint.formats import PLAIN, QUANTISED, format_named
+from seektune.checkpoint.stored import encode_changed
+from seektune.kernels import Rounding
+from seektune.model.adapted import (
+    AdaptedEmbedding,
+    AdaptedHead,
+    AdaptedLinear,
+    AdaptedMatrix,
+    DoraLinear,
+    ExpertLowRank,
+    LowRank,
+    RoundedLinear,
+    RoundedMatrix,
+)
+from seektune.model.frozen import MATRICES, FrozenExperts, FrozenLinear, frozen_experts, frozen_linear, replace
+from seektune.model.linear import Head
+from seektune.model.moe import Experts
+
+Adapted: TypeAlias = AdaptedLinear | AdaptedMatrix | AdaptedEmbedding
+TRAINED = "trained"
+"""The adapter that is being trained."""
+_BLOCK = re.compile(r"(layers|mtp)\.\d+\.")
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """What adapters look like."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv:2312.03732)."""
+    dora: bool = False
+    shared_a: bool = False
+    """All experts of a matrix share one A."""
+    merge_into: str | None = None
+    """Train through the rounding of this checkpoint format."""
+
+    @property
+    def scaling(self) -> float:
+        """What B A is multiplied by."""
+        return self.alpha / (sqrt(self.rank) if self.rslora else self.rank)
+
+
+def adaptable(model: nn.Module) -> list[str]:
+    """Names of everything that can carry an adapter, as the checkpoint names it."""
+    names = []
+    for name, module in model.named_modules():
+        if ".indexer" in name:
+            continue
+        if isinstance(module, nn.Linear | FrozenLinear | nn.Embedding | AdaptedEmbedding):
+            names.append(name)
+        elif isinstance(module, Experts | FrozenExperts):
+            names += [f"{name}.{matrix}" for matrix in MATRICES]
+    return names
+
+
+def matching(model: nn.Module, targets: Sequence[str]) -> list[str]:
+    """The adaptable names that the targets mean.
+
+    Raises:
+        ValueError: a target means nothing here; the sentence offers the nearest name.
+    """
+    names, found = adaptable(model), set()
+    for target in targets:
+        meant = {name for name in names if target in _ways_to_say(name)}
+        if not meant:
+            raise ValueError(_nothing(target, names))
+        found |= meant
+    return [name for name in names if name in found]
+
+
+def _ways_to_say(name: str) -> set[str]:
+    within = _BLOCK.sub("", name, count=1)
+    return {form for form in (name, within, name.rpartition(".")[0], within.rpartition(".")[0]) if form}
+
+
+def _nothing(target: str, names: list[str]) -> str:
+    if "indexer" in target:
+        return f"{target} cannot be adapted: no gradient reaches the indexer through its top-k choice"
+    if target.endswith("gate"):
+        return f"{target} cannot be adapted: the router stays as released"
+    offered = sorted({form for name in names for form in _ways_to_say(name) if not _BLOCK.match(form + ".")})
+    near = get_close_matches(target, offered, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{target} matches nothing in this model; {hint}What can be adapted: {', '.join(offered)}"
+
+
+def adapt(model: nn.Module, names: Sequence[str], shape: AdapterShape, adapter: str = TRAINED) -> None:
+    """Freeze the model and put a new adapter, still without values, on everything named.
+
+    Raises:
+        ValueError: the shape does not suit a module, or another adapter is in the way.
+    """
+    model.requires_grad_(False)
+    for name in names:
+        module = adapted(model, name, shape)
+        if adapter in module.lora:
+            raise ValueError(f"{name} already has an adapter {adapter}; unload it, or give this one another name")
+        if module.lora and isinstance(module, DoraLinear | RoundedLinear | RoundedMatrix):
+            raise ValueError(f"{name} has an adapter with DoRA or merge-aware rounding, which cannot be stacked")
+        module.lora[adapter] = _low_rank(module, shape)
+
+
+def adapted(model: nn.Module, name: str, shape: AdapterShape) -> Adapted:
+    """The module of that name, made ready for adapters."""
+    parent, _, leaf = name.rpartition(".")
+    if leaf in MATRICES and isinstance(model.get_submodule(parent), Experts | FrozenExperts):
+        return _adapted_matrix(model, parent, leaf, shape)
+    module = model.get_submodule(name)
+    if isinstance(module, AdaptedLinear | AdaptedEmbedding):
+        return module
+    if isinstance(module, nn.Embedding):
+        _plain_only(name, shape)
+        made: Adapted = AdaptedEmbedding(module)
+    elif isinstance(module, Head):
+        _plain_only(name, shape)
+        made = AdaptedHead(frozen_linear(module, module.weight.detach(), None))
+    else:
+        assert isinstance(module, nn.Linear | FrozenLinear)
+        base = frozen_linear(module, module.weight.detach(), None) if isinstance(module, nn.Linear) else module
+        made = _adapted_linear(base, f"{name}.weight", shape)
+    replace(model, name, made)
+    return made
+
+
+def _adapted_linear(base: FrozenLinear, weight: str, shape: AdapterShape) -> AdaptedLinear:
+    if shape.dora and shape.merge_into:
+        raise ValueError("lora.dora and lora.merge_into cannot be combined")
+    if shape.dora:
+        return DoraLinear(base)
+    into = shape.merge_into
+    return RoundedLinear(base, into, rounding_of(weight, into)) if into else AdaptedLinear(base)
+
+
+def _adapted_matrix(model: nn.Module, experts: str, matrix: str, shape: AdapterShape) -> AdaptedMatrix:
+    module = model.get_submodule(experts)
+    if isinstance(module, Experts):
+        module = frozen_experts(module, dict.fromkeys(MATRICES, "f32"))
+        replace(model, experts, module)
+    assert isinstance(module, FrozenExperts)
+    base = module.matrix(matrix)
+    if isinstance(base, AdaptedMatrix):
+        return base
+    if shape.dora:
+        raise ValueError(f"lora.dora does not cover the routed experts ({experts}); leave them out or set it to false")
+    weight, into = f"{experts}.0.{matrix}.weight", shape.merge_into
+    made = RoundedMatrix(base, into, rounding_of(weight, into)) if into else AdaptedMatrix(base)
+    module.register_module(matrix, made)
+    return made
+
+
+def _plain_only(name: str, shape: AdapterShape) -> None:
+    if shape.dora or shape.merge_into:
+        raise ValueError(f"lora.dora and lora.merge_into do not cover {name}; leave it out of lora.targets")
+
+
+def rounding_of(released: str, format: str) -> Rounding:
+    """How a format rounds the weight of that released name: into its bytes and back."""
+    kind = format_named(format).kind(released)
+    if kind not in QUANTISED:
+        return lambda values: values.to(PLAIN[kind]).float()
+    return lambda values: encode_changed(values, kind).values()
+
+
+def _low_rank(module: Adapted, shape: AdapterShape) -> LowRank | ExpertLowRank:
+    # a streamed weight is on the meta device itself, its parts are where it is used
+    parts = None if isinstance(module, AdaptedEmbedding) else module.parts
+    with module.weight.device if parts is None else parts[0][0].device:
+        if isinstance(module, AdaptedMatrix):
+            return ExpertLowRank(module.shape, shape.rank, shape.scaling, shape.dropout, shape.shared_a)
+        groups = module.groups if isinstance(module, AdaptedLinear) else 1
+        return LowRank(module.shape, shape.rank, shape.scaling, shape.dropout, groups)
+
+
+@torch.no_grad()
+def start(model: nn.Module, seed: int, adapter: str = TRAINED) -> None:
+    """Values of a new adapter: A uniform as a linear map starts, B zero, so that nothing changes yet.
+
+    Each tensor has a random generator of its own, seeded by its name: the same in any order and on any number of ranks.
+    """
+    for name, module in carriers(model):
+        if isinstance(module, DoraLinear):
+            module.measure()
+        found = module.lora[adapter]
+        assert isinstance(found, LowRank | ExpertLowRank)
+        generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
+        bound = found.A.shape[-1] ** -0.5
+        values = torch.empty(found.A.shape).uniform_(-bound, bound, generator=generator)
+        found.A.copy_(values)
+        found.B.zero_()
+
+
+def carriers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
+    """Every module with adapters, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, AdaptedLinear | AdaptedMatrix | AdaptedEmbedding) and module.lora:
+            yield name, module
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether the model carries adapters."""
+    return any(True for _ in carriers(model))
+
+
+def base_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without adapters: what the checkpoint it came from holds."""
+    return _split(model, lambda name, own: name not in own)
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """The part of the state dict that adapters add."""
+    return _split(model, lambda name, own: name in own)
+
+
+def _split(model: nn.Module, choose: Callable[[str, set[str]], bool]) -> dict[str, Tensor]:
+    bases = {f"{name}.{part}" for name, _ in carriers(model) for part in ("weight", "scale")}
+    prefixes = tuple(f"{name}." for name, _ in carriers(model))
+    state = model.state_dict()
+    own = {name for name in state if name.startswith(prefixes) and name not in bases} if prefixes else set()
+    return {name: tensor for name, tensor in state.items() if choose(name, own)}

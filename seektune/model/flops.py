@@ -1,0 +1,100 @@
+"""The useful arithmetic of a row of tokens, by part, exactly and from the config alone: needs no torch and no model.
+
+Counted are multiplications and additions of matrix products, two per pair, as FlopCounterMode of torch does; nothing
+that an implementation computes in vain (masked keys, recomputed values). One document per row.
+"""
+
+from collections import Counter
+
+from seektune.model.config import CSA, HCA, SLIDING, DeepseekV4Config
+
+PARTS = ("attention", "projections", "compressor", "indexer", "experts", "gate", "mHC", "head")
+"""`attention` is scores and sums over keys; `projections` makes queries and keys and takes the output back."""
+
+
+def forward_flops(config: DeepseekV4Config, length: int, mtp: bool = False) -> dict[str, int]:
+    """Floating-point operations of a forward pass of `length` tokens with the loss of all of them."""
+    total: Counter[str] = Counter()
+    for layer in range(config.num_hidden_layers):
+        total.update(layer_flops(config, config.ratio(layer), length))
+    total.update(_head(config, length))
+    if mtp and config.num_nextn_predict_layers:
+        rows = max(length - 1, 0)
+        total.update(layer_flops(config, SLIDING, rows))
+        total.update(_head(config, rows))
+        total["projections"] += 2 * rows * (1 + config.hc_mult) * config.hidden_size**2
+    return {part: total[part] for part in PARTS}
+
+
+def training_flops(config: DeepseekV4Config, length: int, mtp: bool = False) -> dict[str, int]:
+    """Of forward and backward: every product has two gradients of its own size; nothing goes back into the indexer."""
+    forward = forward_flops(config, length, mtp)
+    return {part: flops * (1 if part == "indexer" else 3) for part, flops in forward.items()}
+
+
+def layer_flops(config: DeepseekV4Config, ratio: int, length: int) -> dict[str, int]:
+    """Forward operations of one layer of a ratio."""
+    width, heads, head = config.hidden_size, config.num_attention_heads, config.head_dim
+    rank, out = config.q_lora_rank, config.o_lora_rank
+    project = width * rank + rank * heads * head + width * head + heads * head * out + config.o_groups * out * width
+    inner, streams = config.moe_intermediate_size, config.hc_mult
+    # twice (attention, experts): the router, what is read, what is mixed
+    mix = 2 * (streams * (2 + streams) * streams + streams + streams * streams) * width
+    found = {
+        "attention": 4 * heads * head * visible_keys(config, ratio, length),
+        "projections": 2 * length * project,
+        "experts": 2 * length * 3 * width * inner * (config.num_experts_per_tok + config.n_shared_experts),
+        "gate": 2 * length * width * config.n_routed_experts,
+        "mHC": 2 * length * mix,
+    }
+    if ratio != SLIDING:
+        found["compressor"] = 2 * length * _compressor(width, head, ratio)
+    if chooses(config, ratio, length):
+        found["indexer"] = _indexer(config, length)
+    return found
+
+
+def visible_keys(config: DeepseekV4Config, ratio: int, length: int) -> int:
+    """Window keys and entries that all queries of a row see together."""
+    window = min(config.sliding_window, length)
+    near = window * (window + 1) // 2 + (length - window) * window
+    if ratio == SLIDING:
+        return near
+    if not chooses(config, ratio, length):
+        return near + _entries(length, ratio)
+    # up to the first query that sees more than it may choose
+    full = config.index_topk * CSA + CSA - 1
+    return near + _entries(min(length, full), CSA) + max(length - full, 0) * config.index_topk
+
+
+def chooses(config: DeepseekV4Config, ratio: int, length: int) -> bool:
+    """Whether a layer's indexer has anything to choose in a row."""
+    return ratio == CSA and length // CSA > config.index_topk
+
+
+def _entries(length: int, ratio: int) -> int:
+    """Sum over queries t of the entries that are complete, `(t + 1) // ratio`."""
+    whole, rest = divmod(length, ratio)
+    return ratio * whole * (whole - 1) // 2 + whole * (rest + 1)
+
+
+def _compressor(width: int, head: int, ratio: int) -> int:
+    return 2 * width * head * (1 if ratio == HCA else 2)
+
+
+def _indexer(config: DeepseekV4Config, length: int) -> int:
+    heads, head, width = config.index_n_heads, config.index_head_dim, config.hidden_size
+    own = _compressor(width, head, CSA) + config.q_lora_rank * heads * head + width * heads
+    return 2 * length * own + 2 * heads * (head + 1) * _scored(config, length)
+
+
+def _scored(config: DeepseekV4Config, length: int) -> int:
+    """Pairs of query and entry that need a score: of queries that see more entries than they may choose."""
+    full = config.index_topk * CSA + CSA - 1
+    return _entries(length, CSA) - _entries(min(length, full), CSA)
+
+
+def _head(config: DeepseekV4Config, length: int) -> dict[str, int]:
+    streams, width = config.hc_mult, config.hidden_size
+    read = (streams * streams + streams) * width
+    return {"mHC": 2 * length * read, "head": 2 * length * width * config.vocab_size}

@@ -1,0 +1,35 @@
+"""Linear maps that are more than one product: in groups, and in fp32 whatever the model's dtype."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seektune.kernels import grouped_linear, upcast
+
+
+class GroupedLinear(nn.Linear):
+    """Groups of inputs side by side, each with its own rows of the weight `[G * O, I]`."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int, device: torch.device | None, dtype: torch.dtype):
+        super().__init__(inputs, outputs, bias=False, device=device, dtype=dtype)
+        self.groups = groups
+
+    def forward(self, x_BTGI: Tensor) -> Tensor:
+        """`[B, T, G, O]`."""
+        return grouped_linear(x_BTGI, self.weight, self.groups)
+
+
+class WideLinear(nn.Linear):
+    """A linear map whose product is fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """fp32 in, fp32 out."""
+        return F.linear(upcast(x), upcast(self.weight))
+
+
+class Head(nn.Linear):
+    """The output head: logits and loss take its weight, so that logits of a whole row need not exist."""
+
+    def values(self) -> Tensor:
+        """The weight `[V, D]`."""
+        return self.weight

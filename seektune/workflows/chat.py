@@ -1,0 +1,134 @@
+"""The verb `chat`: a conversation in the terminal, with thoughts shown dim."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from seektune.data.completion import parse_message
+from seektune.data.conversation import encode_messages
+from seektune.data.protocol import EOS, THINK_END
+from seektune.generate.engine import Decoding
+from seektune.generate.speech import pieces
+from seektune.workflows.console import printable
+from seektune.workflows.voice import Setting, Voice
+
+COMMANDS = """/reset         forget the conversation
+/system TEXT   begin anew with this instruction
+/save FILE     write the conversation as a .jsonl row of messages, which training reads
+/help          these lines
+/quit          leave (so does Ctrl-D); Ctrl-C stops an answer"""
+
+
+class Conversation:
+    """What was said, and who answers."""
+
+    def __init__(self, voice: Voice, paper: Console):
+        self.voice, self.paper = voice, paper
+        self.messages: list[dict[str, Any]] = []
+
+    def hear(self, line: str) -> bool:
+        """A question, or a command; False where it was the last."""
+        word, _, rest = line.strip().partition(" ")
+        if word in ("/quit", "/exit"):
+            return False
+        if not word.startswith("/"):
+            if line.strip():
+                self.ask(line)
+            return True
+        commands: dict[str, Callable[[str], None]] = {
+            "/reset": self._reset,
+            "/system": self._system,
+            "/save": self._save,
+        }
+        commands.get(word, self._help)(rest.strip())
+        return True
+
+    def ask(self, question: str) -> None:
+        """Answer a question as it comes; the conversation grows by both, unless the answer fails or is stopped."""
+        asked = [*self.messages, {"role": "user", "content": question}]
+        prompt = self.voice.tokenizer.encode_prompt(encode_messages(asked, self.voice.setting.mode))
+        try:
+            text = self._say(prompt)
+        except KeyboardInterrupt:
+            self._note("\n(stopped; the question is forgotten)")
+            return
+        self.messages = [*asked, self._understood(text)]
+
+    def _say(self, prompt: list[int]) -> str:
+        setting, requests = self.voice.setting, self.voice.requests(prompt)
+        decoding = Decoding(self.voice.model, requests, setting.speculative)
+        text, end, thinking = "", None, setting.thinking
+        for piece in pieces(decoding, requests, self.voice.tokenizer):
+            text, end = text + piece.text, piece.end
+            thought, mark, answer = piece.text.partition(THINK_END) if thinking else ("", "", piece.text)
+            self._print(thought, "dim")
+            if mark:
+                thinking = False
+                self._print("\n\n", None)
+            self._print(answer, None)
+        self.paper.print()
+        if end == "length":
+            self._note(f"(cut off after {setting.max_new_tokens} tokens; see --max-new-tokens)")
+        return text
+
+    def _understood(self, text: str) -> dict[str, Any]:
+        """The answer as a message; what does not follow the format is kept as it was written."""
+        try:
+            message = parse_message(text + EOS, self.voice.setting.mode)
+        except ValueError:
+            return {"role": "assistant", "content": text.replace(THINK_END, "")}
+        return {key: value for key, value in message.items() if value or key in ("role", "content")}
+
+    def _print(self, text: str, style: str | None) -> None:
+        if text:
+            self.paper.print(printable(text), end="", style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def _note(self, text: str) -> None:
+        self.paper.print(text, style="dim", markup=False, highlight=False)
+
+    def _reset(self, _: str) -> None:
+        self.messages = [message for message in self.messages if message["role"] == "system"]
+        self._note("(forgotten)")
+
+    def _system(self, text: str) -> None:
+        self.messages = [{"role": "system", "content": text}] if text else []
+        self._note("(a new conversation)")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            self._note("/save needs the name of a file")
+            return
+        try:
+            with Path(name).expanduser().open("a", encoding="utf-8") as paper:
+                paper.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            self._note(f"({name}: {error.strerror})")
+            return
+        self._note(f"({len(self.messages)} messages added to {name})")
+
+    def _help(self, _: str) -> None:
+        self._note(COMMANDS)
+
+
+def chat(model: str, system: str | None, setting: Setting) -> None:
+    """Talk until the end of input.
+
+    Raises:
+        ValueError: the model cannot be read.
+        OSError: as of reading a model.
+    """
+    paper = Console(highlight=False)
+    talk = Conversation(Voice(model, setting), paper)
+    if system:
+        talk.messages = [{"role": "system", "content": system}]
+    talk.hear("/help")
+    while True:
+        try:
+            line = paper.input("\n[bold]>[/] ")
+        except EOFError:
+            return
+        if not talk.hear(line):
+            return

@@ -1,0 +1,149 @@
+"""The verb `train --dry-run`: what chosen processes of a job of any size hold and send, found out on this machine."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+from seektune.model.config import DeepseekV4Config
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.plan import Plan, make_plan, rows_at_a_time
+from seektune.parallel.stages import bubble, count_stages
+from seektune.parallel.traffic import Flow
+from seektune.recipe.recipe import Recipe
+from seektune.workflows.console import counted, many, say, size
+from seektune.workflows.rehearsal import Rehearsal, StageContents, Step, rehearse
+
+NOTES = """Counted in one step of the real code on tensors without memory: weights, buffers (routing tables and biases),
+gradients as the optimizer reads them, its moments and masters; collectives and their payload. Computed: gathered (whole
+weights beside the pieces during a step), whole gradients (before their reduction), sent (ring algorithms), waiting.
+Assumed: full rows, all taught; even routing. Missing: activations, buffers of the engine."""
+
+HELD = ("weights", "buffers", "gradients", "moments", "master", "total")
+HEAD = ("rank", "parameters", *HELD, "gathered", "whole gradients")
+FLOWS = ("collective", "axis", "processes", "count", "payload", "sent")
+"""Columns."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The answer of a dry run."""
+
+    plan: Plan
+    schedule: str | None
+    """None without a pipeline."""
+    stages: int
+    step: Step
+    waiting: float
+    """Share of a step for which a process of the pipeline waits; computed, see `parallel.stages.bubble`."""
+    ranks: tuple[Rehearsal, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it; all sizes in bytes."""
+        return {
+            "world": self.plan.world,
+            "plan": asdict(self.plan),
+            "pipeline": {"schedule": self.schedule, "stages": self.stages, "waiting": self.waiting},
+            "step": asdict(self.step),
+            "ranks": [rank.to_dict() for rank in self.ranks],
+            "seconds": self.seconds,
+        }
+
+
+def dry_run(recipe: Recipe, world: int, ranks: Sequence[int], as_json: bool) -> None:
+    """Print what `ranks` of `world` processes hold and send; the first of each pipeline stage where none are named.
+
+    Nothing is read from the network or from weights, and nothing is written.
+
+    Raises:
+        ValueError: the architecture is not known without the network, a rank does not exist, or the recipe does not fit
+            so many processes.
+    """
+    answer = take_dry_run(recipe, world, ranks)
+    if as_json:
+        say(json.dumps(answer.to_dict(), indent=2))
+        return
+    for line in _lines(answer):
+        say(line)
+
+
+def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
+    """As `dry_run`, as an object."""
+    began = perf_counter()
+    config = recipe.model.architecture()
+    if config is None:
+        raise ValueError(
+            f"a dry run asks no network what {recipe.model.weights} is; name the architecture beside it: "
+            "--model.preset=flash or pro"
+        )
+    plan = make_plan(recipe.parallel, world, config)
+    chosen = list(ranks) or list(range(0, world, plan.stage_size))
+    if wrong := [rank for rank in chosen if not 0 <= rank < world]:
+        raise ValueError(f"--ranks names {wrong[0]}, but {world} processes count from 0 to {world - 1}")
+    step = _step(recipe, plan, config)
+    stages = _stages(recipe.parallel, config)
+    schedule = recipe.parallel.pipeline.schedule if plan.pp_size > 1 else None
+    waiting = bubble(schedule, plan.pp_size, stages, step.micro_batches) if schedule else 0.0
+    found = tuple(rehearse(recipe, config, plan, step, rank) for rank in chosen)
+    return DryRun(plan, schedule, stages, step, waiting, found, perf_counter() - began)
+
+
+def _step(recipe: Recipe, plan: Plan, config: DeepseekV4Config) -> Step:
+    """A step's micro-batches, with rows as long as the recipe allows."""
+    batch = recipe.batch
+    rows = rows_at_a_time(plan, recipe.parallel, config, batch.global_size, batch.micro_size)
+    length = -(-batch.length // plan.cp_size) * plan.cp_size
+    return Step(batch.global_size // plan.data_size // rows, rows, length)
+
+
+def _stages(parallel: ParallelConfig, config: DeepseekV4Config) -> int:
+    if parallel.pp_size == 1:
+        return 1
+    return count_stages(parallel.pipeline, parallel.pp_size, config.num_hidden_layers, config.num_nextn_predict_layers)
+
+
+def _lines(answer: DryRun) -> Iterator[str]:
+    plan, step = answer.plan, answer.step
+    yield f"{plan.world} processes: {plan}"
+    if answer.schedule:
+        waits = f"each process waits {answer.waiting:.0%} of a step"
+        yield f"pipeline: {answer.schedule}, {answer.stages} stages, {waits}"
+    rows = f"{counted(step.rows, 'row')} of {step.length} tokens"
+    yield f"a step: {step.micro_batches} times {rows} on each process"
+    yield ""
+    yield from _table([HEAD, *(_numbers(rank) for rank in answer.ranks)])
+    for rank in answer.ranks:
+        yield ""
+        where = ", ".join(f"{axis} {number}" for axis, number in asdict(rank.place).items())
+        yield f"rank {rank.rank} ({where})"
+        for stage in rank.stages:
+            yield f"  stage {stage.number}: {_contents(stage)}"
+        yield from (f"  {line}" for line in _table([FLOWS, *map(_flow, rank.collectives)]))
+    yield ""
+    yield from NOTES.splitlines()
+
+
+def _numbers(rank: Rehearsal) -> tuple[str, ...]:
+    held = rank.to_dict()["bytes"]
+    during = rank.gathered_weights, rank.whole_gradients
+    return str(rank.rank), many(rank.parameters), *(size(held[what]) for what in HELD), *map(size, during)
+
+
+def _flow(flow: Flow) -> tuple[str, ...]:
+    return flow.kind, flow.axis, str(flow.processes), f"{flow.count:,}", size(flow.bytes), size(flow.sent)
+
+
+def _contents(stage: StageContents) -> str:
+    layers = f"layers {stage.layers[0]} to {stage.layers[-1]}" if stage.layers else "no layers"
+    kinds = ", ".join(f"{number} {kind}" for kind, number in stage.attention.items())
+    ends = ["embedding"] * stage.embedding + [f"{layers} ({kinds}; {counted(stage.hash_gates, 'hash gate')})"]
+    return ", ".join(ends + ["head"] * stage.head + ["MTP block"] * stage.mtp)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns under their names: words to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

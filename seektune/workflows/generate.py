@@ -1,0 +1,140 @@
+"""The verb `generate`: a prompt that is gone on with as one watches, or a file of prompts into a file of answers."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from seektune.data.completion import parse_message
+from seektune.data.conversation import encode_messages
+from seektune.data.protocol import EOS
+from seektune.generate.engine import Decoding, Drafts, Request
+from seektune.generate.speech import Answer, answer_all, pieces
+from seektune.workflows.console import printable
+from seektune.workflows.voice import Setting, Voice
+
+PAGE = 8
+"""Batches of prompts that are answered before their lines are written."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """How answers are given."""
+
+    samples: int = 1
+    """Answers to each prompt."""
+    logprobs: bool = False
+    """Whether each token is written with its log-probability."""
+    rows: int = 8
+    """Answers that grow together."""
+
+
+def generate_one(model: str, prompt: str, as_chat: bool, setting: Setting, output: Output) -> None:
+    """Print what a model goes on with, as it comes; several answers one after the other.
+
+    Raises:
+        ValueError: the model cannot be read, or the prompt not be met.
+        OSError: as of reading a model.
+    """
+    voice = Voice(model, setting)
+    ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
+    requests, drafts = voice.requests(ids, output.samples), Drafts()
+    for i, request in enumerate(requests):
+        if i:
+            print("\n---")
+        decoding = Decoding(voice.model, [request], setting.speculative)
+        for piece in pieces(decoding, [request], voice.tokenizer):
+            _write(piece.text, sys.stdout)
+        print(flush=True)
+        drafts.made += decoding.drafts.made
+        drafts.accepted += decoding.drafts.accepted
+    _tell(drafts)
+
+
+def generate_file(model: str, file: Path, out: Path, setting: Setting, output: Output) -> None:
+    """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation).
+
+    A line of `out` is the row with `sample`, `text` and `end` (`stop` or `length`), for conversations also `message`
+    where the answer follows the format, and `tokens` where log-probabilities are asked for.
+
+    Raises:
+        ValueError: a row is not as it should be (told before the model is read), or the model cannot be read.
+        OSError: a file cannot be read or written.
+    """
+    rows = list(_rows(file, setting))
+    if out.exists() and out.samefile(file):
+        raise ValueError(f"{out}: the answers would overwrite the prompts; name another file")
+    voice, drafts = Voice(model, setting), Drafts()
+    with out.open("w", encoding="utf-8") as paper:
+        size = PAGE * max(output.rows // output.samples, 1)
+        for start in range(0, len(rows), size):
+            asked = [request for row in rows[start : start + size] for request in _requests(row, voice, output)]
+            answers, made = answer_all(voice.model, voice.tokenizer, asked, output.rows, setting.speculative)
+            drafts.made, drafts.accepted = drafts.made + made.made, drafts.accepted + made.accepted
+            for i, answer in enumerate(answers):
+                row, sample = divmod(i, output.samples)
+                line = _line(rows[start + row], sample, answer, voice, output)
+                paper.write(json.dumps(line, ensure_ascii=False) + "\n")
+            paper.flush()
+            print(f"{min(start + size, len(rows)):,} of {len(rows):,} prompts", file=sys.stderr)
+    _tell(drafts)
+
+
+def _rows(file: Path, setting: Setting) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{file}:{number}: not JSON: {error}") from None
+            if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
+                raise ValueError(f"{file}:{number}: a row needs either prompt (a text) or messages (a conversation)")
+            if "prompt" in row and not isinstance(row["prompt"], str):
+                raise ValueError(f"{file}:{number}: prompt must be a text, not {type(row['prompt']).__name__}")
+            try:
+                _text(row, setting)
+            except ValueError as error:
+                raise ValueError(f"{file}:{number}: {error}") from None
+            yield row
+
+
+def _text(row: dict[str, Any], setting: Setting) -> str:
+    return str(row["prompt"]) if "prompt" in row else encode_messages(row["messages"], setting.mode)
+
+
+def _ids(row: dict[str, Any], voice: Voice) -> list[int]:
+    text = _text(row, voice.setting)
+    return voice.text(text) if "prompt" in row else voice.tokenizer.encode_prompt(text)
+
+
+def _requests(row: dict[str, Any], voice: Voice, output: Output) -> Sequence[Request]:
+    return voice.requests(_ids(row, voice), output.samples)
+
+
+def _line(row: dict[str, Any], sample: int, answer: Answer, voice: Voice, output: Output) -> dict[str, Any]:
+    line = {**row, "sample": sample, "text": answer.text, "end": answer.end}
+    if "messages" in row and answer.end == "stop":
+        try:
+            line["message"] = parse_message(answer.text + EOS, voice.setting.mode)
+        except ValueError as error:
+            line["problem"] = str(error)
+    if output.logprobs:
+        decode = voice.tokenizer.decode
+        line["tokens"] = [
+            {"id": token.id, "text": decode([token.id]), "logprob": round(token.logprob, 6)} for token in answer.tokens
+        ]
+    return line
+
+
+def _write(text: str, paper: TextIO) -> None:
+    paper.write(printable(text) if paper.isatty() else text)
+    paper.flush()
+
+
+def _tell(drafts: Drafts) -> None:
+    if drafts.made:
+        print(f"drafts accepted: {drafts.accepted:,} of {drafts.made:,} ({drafts.rate:.1%})", file=sys.stderr)

@@ -1,0 +1,48 @@
+"""The verb `merge`: a trained adapter into its base, and how much of it the stored weights keep."""
+
+import re
+from pathlib import Path
+
+from seektune.checkpoint import locate
+from seektune.checkpoint.merge import REPORT, Kept, Merge, merge, share_kept
+from seektune.workflows.console import say
+
+
+def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: float, force: bool) -> Merge:
+    """Merge and say, by kind of module, what was kept; the report by tensor lies beside the weights.
+
+    Args:
+        base: folder or Hub id of the weights that the adapter was trained on.
+        adapter: its folder.
+        destination: a new or empty folder.
+        to: a format, or `mixed-fp8` or `mixed-bf16`.
+        weight: the change is multiplied by it.
+        force: merge whatever is lost.
+
+    Raises:
+        ValueError: the files do not fit, or too little would be kept.
+        OSError: reading, writing or fetching failed; nothing is left behind.
+    """
+    done = merge(locate(base), adapter, destination, to, weight, force)
+    say(f"tensors: {len(done.kept):,} changed, {done.copied:,} copied byte for byte")
+    for line in retention(done.kept):
+        say(line)
+    say(f"of the whole change {share_kept(done.kept):.1%} is kept; by tensor: {destination / REPORT}")
+    say(f"checkpoint: {destination}")
+    return done
+
+
+def retention(kept: list[Kept]) -> list[str]:
+    """A line for each kind of module: how it is stored, the size of its change, what was kept of it, and the error."""
+    groups: dict[str, list[Kept]] = {}
+    for each in kept:
+        groups.setdefault(re.sub(r"(layers|mtp|experts)\.\d+\.", r"\1.N.", each.name), []).append(each)
+    width = max((len(name) for name in groups), default=0)
+    lines = [f"{'':<{width}}  stored   change    kept  lowest   error"] if groups else []
+    for name, members in groups.items():
+        share, lowest = share_kept(members), min(each.share for each in members)
+        square = sum(each.square for each in members)
+        error = (sum(each.miss for each in members) / square) ** 0.5 if square else 0.0
+        change = max(each.change for each in members)
+        lines.append(f"{name:<{width}}  {members[0].kind:<7}{change:>8.2%}{share:>8.1%}{lowest:>8.1%}{error:>8.3f}")
+    return lines

@@ -1,0 +1,164 @@
+"""Arguments of every operation that has more than one implementation: packed rows, odd lengths, empty experts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seektune.kernels import Chosen, Prefix, quantize_fp4, quantize_fp8, sort_by_expert
+from seektune.sequence import SequenceLayout
+
+Case = Callable[[torch.dtype], tuple[Any, ...]]
+
+PACKED = torch.tensor([[1] * 90 + [2] * 3 + [0] * 6 + [3] * 62, [4] * 161])
+"""Two rows: documents of several lengths with padding between, and one long document."""
+
+
+def leaf(dtype: torch.dtype, *shape: int, size: float = 1.0) -> Tensor:
+    return (torch.randn(shape, dtype=torch.float64) * size).to(dtype).requires_grad_()
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What the model keeps in fp32 whatever its dtype is."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def attention(kind: str, heads: int = 3, width: int = 16, before: int = 0, documents: Tensor = PACKED) -> Case:
+    """`before` keys precede the first query, as for the second half of a context axis."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        layout = SequenceLayout.from_documents(documents)
+        rows, queries = len(documents), documents.shape[1] - before
+        windows = layout.windows(8)
+        entries = 0 if kind == "window" else windows.last_BE.shape[1]
+        first, count = (x[:, before:] * min(entries, 1) for x in (windows.first_BT, windows.count_BT))
+        visible: Any = Prefix(first, count)
+        if kind == "chosen":
+            index = torch.rand(rows, queries, entries).argsort(-1)[..., :5]
+            visible = Chosen(torch.where((index >= first[..., None]) & (index < (first + count)[..., None]), index, -1))
+        inputs = leaf(dtype, rows, queries, heads, width), leaf(dtype, rows, documents.shape[1], width)
+        sink = leaf(torch.float32 if dtype == torch.bfloat16 else dtype, heads)
+        return *inputs, leaf(dtype, rows, entries, width), sink, layout.positions[:, before:], 20, visible
+
+    return make
+
+
+def no_queries(dtype: torch.dtype) -> tuple[Any, ...]:
+    nothing = torch.zeros(1, 0, dtype=torch.long)
+    inputs = leaf(dtype, 1, 0, 2, 8), leaf(dtype, 1, 3, 8), leaf(dtype, 1, 2, 8), leaf(wide(dtype), 2)
+    return *inputs, nothing, 4, Prefix(nothing, nothing)
+
+
+def experts(tokens: int, chosen: tuple[int, ...] = (0, 1, 2, 4, 6)) -> Case:
+    """Seven experts, of which only `chosen` are; tokens choose three of them, the first token one of them twice."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        scores = torch.full((tokens, 7), -1.0)
+        scores[:, list(chosen)] = torch.rand(tokens, len(chosen))
+        experts_NK = scores.topk(3, dim=1).indices
+        weights = torch.rand(tokens, 3)
+        if tokens:
+            experts_NK[0, 2], weights[0, 2] = experts_NK[0, 1], 0.0
+        order, counts = sort_by_expert(experts_NK, 7)
+        w1, w2, w3 = (leaf(dtype, 7, *shape, size=0.3) for shape in ((6, 10), (10, 6), (6, 10)))
+        weights_P = weights.flatten()[order].to(wide(dtype)).requires_grad_()
+        return leaf(dtype, tokens, 10, size=2.0), order // 3, weights_P, w1, w2, w3, counts.tolist(), 1.5
+
+    return make
+
+
+def read(tokens: int, streams: int = 4, width: int = 12) -> Case:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        outputs, high = streams * (2 + streams), wide(dtype)
+        parameters = leaf(high, outputs, streams * width, size=0.3), leaf(high, outputs), leaf(high, 3)
+        return leaf(dtype, tokens, streams, width), *parameters, 5, 1e-3, 1e-2
+
+    return make
+
+
+def write(tokens: int) -> Case:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        high = wide(dtype)
+        return leaf(dtype, tokens, 4, 12), leaf(dtype, tokens, 12), leaf(high, tokens, 4), leaf(high, tokens, 4, 4)
+
+    return make
+
+
+def pool(ratio: int, overlap: bool, documents: Tensor = PACKED) -> Case:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        windows, high, channels = SequenceLayout.from_documents(documents).windows(ratio), wide(dtype), 6
+        values, gates = leaf(high, *documents.shape, channels), leaf(high, *documents.shape, channels)
+        return values, gates, leaf(high, ratio, channels), windows.last_BE, windows.position_BE, overlap
+
+    return make
+
+
+def quantised(fp4: bool) -> Case:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        weights, pack = torch.randn(3, 70, 160), quantize_fp4 if fp4 else quantize_fp8
+        values, scales = zip(*(pack(weight) for weight in weights), strict=True)
+        stacked = torch.stack([scale.float() for scale in scales])
+        return leaf(dtype, 21, 160), torch.stack(values), stacked, [4, 0, 17]
+
+    return make
+
+
+def angles(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor]:
+    turns = torch.rand(shape, dtype=torch.float64).to(wide(dtype)) * 6
+    return turns.cos(), turns.sin()
+
+
+CASES: dict[str, dict[str, Case]] = {
+    "sparse_attention": {
+        "window": attention("window"),
+        "prefix": attention("prefix"),
+        "chosen": attention("chosen"),
+        "prefix, keys before": attention("prefix", before=77),
+        "chosen, keys before": attention("chosen", before=160),
+        "one head": attention("prefix", heads=1, width=2),
+        "no queries": no_queries,
+    },
+    "clamped_swiglu": {
+        "rows": lambda dtype: (leaf(dtype, 37, 9, size=2.0), leaf(dtype, 37, 9, size=2.0), 1.5),
+        "none": lambda dtype: (leaf(dtype, 0, 9), leaf(dtype, 0, 9), 1.5),
+    },
+    "expert_mlp": {
+        "some empty": experts(50),
+        "long runs": experts(1500, (2, 3, 5)),
+        "one token": experts(1),
+        "none": experts(0),
+    },
+    "hyper_read": {"33": read(33), "one": read(1), "none": read(0), "two streams": read(600, 2, 3)},
+    "hyper_write": {"33": write(33), "many": write(3000), "none": write(0)},
+    "sinkhorn": {
+        "one": lambda dtype: (leaf(wide(dtype), 1, 4, 4), 20, 1e-6),
+        "many": lambda dtype: (leaf(wide(dtype), 5, 211, 4, 4), 3, 1e-2),
+        "none": lambda dtype: (leaf(wide(dtype), 2, 0, 4, 4), 20, 1e-6),
+    },
+    "pool_windows": {
+        "overlap": pool(4, True),
+        "apart": pool(8, False),
+        "no window": pool(8, False, PACKED[:, 90:96]),
+        "no entry": pool(128, False, PACKED[:, :9]),
+    },
+    "quantized_expert_linear": {"fp4": quantised(True), "fp8": quantised(False)},
+    "rms_norm": {
+        "rows": lambda dtype: (leaf(dtype, 3, 71, 24), leaf(dtype, 24), 1e-2),
+        "none": lambda dtype: (leaf(dtype, 1, 0, 24), leaf(dtype, 24), 1e-2),
+    },
+    "rotate": {
+        "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 15), *angles(dtype, 2, 17, 1, 4)),
+        "vectors": lambda dtype: (leaf(dtype, 2, 17, 8), *angles(dtype, 2, 17, 4)),
+    },
+    "rotated_unit": {
+        "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 14), *angles(dtype, 2, 17, 4), 1e-2),
+        "none": lambda dtype: (leaf(dtype, 1, 0, 3, 14), *angles(dtype, 1, 0, 4), 1e-2),
+    },
+    "vocabulary_loss": {
+        "one": lambda dtype: (leaf(dtype, 1, 6), leaf(dtype, 11, 6), torch.randint(11, (1,))),
+        "two chunks": lambda dtype: (leaf(dtype, 1025, 6), leaf(dtype, 11, 6), torch.randint(11, (1025,))),
+        "none": lambda dtype: (leaf(dtype, 0, 6), leaf(dtype, 11, 6), torch.randint(11, (0,))),
+    },
+}
+"""By operation and case. The index operation has no gradient and tests of its own."""

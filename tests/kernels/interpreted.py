@@ -1,0 +1,58 @@
+"""Compares a Triton kernel with its plain twin: `TRITON_INTERPRET=1 python -m tests.kernels.interpreted NAME`."""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from seektune.kernels import Prefix, index_topk
+from seektune.sequence import SequenceLayout
+
+from .inputs import CASES, attention, no_queries
+from .test_twins import kernel, run
+
+BOUND = 2e-5
+SMALL = torch.tensor([[1] * 25 + [2] * 2 + [0] * 2 + [3] * 13])
+ATTENTION = {
+    "window": attention("window", documents=SMALL),
+    "prefix, keys before": attention("prefix", before=7, documents=SMALL),
+    "chosen, keys before": attention("chosen", before=20, documents=SMALL),
+    "no queries": no_queries,
+}
+"""Few queries: an interpreted program takes some ten milliseconds."""
+
+
+def compare(found: list[Tensor], expected: list[Tensor]) -> int:
+    """Number of elements, all of which are equal up to rounding."""
+    for x, y in zip(found, expected, strict=True):
+        assert x.dtype == y.dtype
+        scale = max(float(y.detach().abs().max()), 1e-3) if y.numel() else 1.0
+        torch.testing.assert_close(x.double() / scale, y.double() / scale, rtol=0, atol=BOUND)
+    return sum(x.numel() for x in expected)
+
+
+def choice() -> int:
+    """Index choices of a packed row, of which many are ties."""
+    documents = torch.tensor([[1] * 60 + [2] * 3 + [0] * 6 + [3] * 51])
+    windows = SequenceLayout.from_documents(documents).windows(4)
+    q, keys, weights = torch.randn(1, 120, 2, 12), torch.randn(1, 30, 12), torch.randn(1, 120, 2)
+    arguments = q, keys, weights, Prefix(windows.first_BT, windows.count_BT), 5
+    found, expected = (run(*arguments).index_BTK for run in (index_topk.on_gpu, index_topk.reference))
+    assert torch.equal(found.sort(dim=-1).values, expected.sort(dim=-1).values)
+    return found.numel()
+
+
+def main(name: str) -> None:
+    """Compare all cases of an operation."""
+    torch.manual_seed(0)
+    if name == "index_topk":
+        print("equal", choice())
+        return
+    cases = ATTENTION if name == "sparse_attention" else CASES[name]
+    for label, case in cases.items():
+        arguments = case(torch.float32)
+        print(label, "equal", compare(run(kernel(name).on_gpu, arguments), run(kernel(name).reference, arguments)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,98 @@
+"""Twins: every implementation written for speed equals the plain one, values and gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from seektune import kernels
+from seektune.kernels import Kernel
+
+from .inputs import CASES, Case
+
+PAIRS = [
+    pytest.param(name, case, id=f"{name}-{label}") for name, cases in CASES.items() for label, case in cases.items()
+]
+
+# rounding to bf16 happens at other places in a hand-written backward
+BOUNDS = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
+
+
+def run(function: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
+    """Outputs, then gradients for the same upstream gradients."""
+    found = function(*arguments)
+    outputs = list(found) if isinstance(found, tuple) else [found]
+    leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in outputs]
+    return outputs + list(torch.autograd.grad(outputs, leaves, upstream))
+
+
+def kernel(name: str) -> Kernel:
+    found = vars(kernels)[name]
+    assert isinstance(found, Kernel)
+    return found
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_the_fast_twin_equals_the_plain_one(name: str, case: Case, dtype: torch.dtype):
+    arguments = case(dtype)
+    fast, plain = run(kernel(name).fused, arguments), run(kernel(name).reference, arguments)
+    for found, expected in zip(fast, plain, strict=True):
+        assert found.dtype == expected.dtype
+        assert found.shape == expected.shape
+        scale = max(float(expected.detach().abs().max()), 1e-3) if expected.numel() else 1.0
+        torch.testing.assert_close(found.double() / scale, expected.double() / scale, rtol=0, atol=BOUNDS[dtype])
+
+
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_the_fast_twin_gives_the_same_bits_again(name: str, case: Case):
+    arguments = case(torch.float32)
+    for once, again in zip(*(run(kernel(name).fused, arguments) for _ in range(2)), strict=True):
+        assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_fast_twin_can_be_recomputed(name: str):
+    """Inside a checkpoint, which hands out what was saved once."""
+    arguments = next(iter(CASES[name].values()))(torch.float32)
+
+    def again(*inputs: Any) -> Any:
+        return checkpoint(kernel(name).fused, *inputs, use_reentrant=False)
+
+    for found, expected in zip(run(again, arguments), run(kernel(name).fused, arguments), strict=True):
+        assert torch.equal(found, expected)
+
+
+def small(name: str) -> tuple[Any, ...]:
+    """Arguments few enough for differences of every element."""
+    from .inputs import PACKED, attention, experts, pool, read, write
+
+    cases = {
+        "expert_mlp": experts(4),
+        "hyper_read": read(2, 2, 3),
+        "hyper_write": write(2),
+        "pool_windows": pool(4, True, PACKED[:1, 84:97]),
+        "sinkhorn": CASES["sinkhorn"]["one"],
+        "vocabulary_loss": CASES["vocabulary_loss"]["one"],
+        "sparse_attention": attention("chosen", heads=1, width=2, before=155),
+    }
+    return cases[name](torch.float64)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["expert_mlp", "hyper_read", "hyper_write", "pool_windows", "sinkhorn", "vocabulary_loss", "sparse_attention"],
+)
+def test_gradients_of_the_fast_twin_are_differences(name: str):
+    assert torch.autograd.gradcheck(
+        kernel(name).fused, small(name), fast_mode=name in ("sparse_attention", "expert_mlp")
+    )
+
+
+def test_every_kernel_has_its_cases():
+    operations = {name for name, value in vars(kernels).items() if isinstance(value, Kernel)}
+    assert operations == {*CASES, "index_topk"}

@@ -1,0 +1,111 @@
+"""`seektune chat`: a conversation whose history is what the model reads."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from seektune import encode_messages
+from seektune.data.protocol import THINK_END
+from seektune.generate.sample import Sampling
+from seektune.generate.speech import Piece
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.workflows import chat as chat_page
+from seektune.workflows.chat import Conversation, chat
+from seektune.workflows.voice import Setting, Voice
+
+
+@pytest.fixture(scope="module")
+def folder(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("speaker") / "model"
+    toy_model(torch.float32, vocab_size=512).save_pretrained(place, format="fp32")
+    return place
+
+
+class Spoken:
+    """A conversation on paper, whose answers are given; it keeps the prompts that the model got."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, thinking: bool, answers: list[Any]):
+        self.paper = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
+        self.talk = Conversation(Voice(str(folder), Setting(thinking=thinking)), self.paper)
+        self.prompts: list[str] = []
+        self.answers = iter(answers)
+        monkeypatch.setattr(chat_page, "pieces", self._pieces)
+
+    def _pieces(self, _decoding: Any, requests: Any, tokenizer: Any) -> Any:
+        self.prompts.append(tokenizer.decode(requests[0].prompt))
+        answer = next(self.answers)
+        for i, text in enumerate(answer):
+            if text is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            yield Piece(0, text, None, "stop" if i == len(answer) - 1 else None)  # type: ignore[arg-type]
+
+    @property
+    def shown(self) -> str:
+        file = self.paper.file
+        assert isinstance(file, io.StringIO)
+        return file.getvalue()
+
+
+def test_the_history_grows_and_thoughts_are_dim(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = Spoken(folder, monkeypatch, True, [["Let me", " see.", THINK_END, "Fo", "ur."], [f"x{THINK_END}y"]])
+    assert spoken.talk.hear("2+2?")
+    assert spoken.talk.messages == [
+        {"role": "user", "content": "2+2?"},
+        {"role": "assistant", "content": "Four.", "reasoning_content": "Let me see."},
+    ]
+    assert "\x1b[2mLet me\x1b[0m" in spoken.shown
+    assert "\n\nFour." in spoken.shown
+    assert THINK_END not in spoken.shown
+    spoken.talk.hear("And 3+3?")
+    assert spoken.prompts[1] == encode_messages([*spoken.talk.messages[:2], spoken.talk.messages[2]], "thinking")
+    assert "Four." in spoken.prompts[1]
+
+
+def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spoken = Spoken(folder, monkeypatch, False, [["Hi."], ["Hello."]])
+    talk = spoken.talk
+    assert talk.hear("/system Be brief.")
+    talk.hear("Hello")
+    assert spoken.prompts == [encode_messages([{"role": "system", "content": "Be brief."}, talk.messages[1]])]
+    talk.hear(f"/save {tmp_path / 'talk.jsonl'}")
+    (row,) = (tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(row) == {"messages": talk.messages}
+    assert len(talk.messages) == 3
+    talk.hear("/reset")
+    assert talk.messages == [{"role": "system", "content": "Be brief."}]
+    talk.hear("/save /nowhere/at/all")
+    talk.hear("/save")
+    talk.hear("/what")
+    for words in ("No such file", "/save needs the name", "/reset         forget"):
+        assert words in spoken.shown
+    assert talk.hear("  ")
+    assert not talk.hear("/quit")
+
+
+def test_a_stopped_answer_leaves_the_history_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = Spoken(folder, monkeypatch, False, [["One."], ["Tw", KeyboardInterrupt]])
+    spoken.talk.hear("1")
+    before = list(spoken.talk.messages)
+    assert spoken.talk.hear("2")
+    assert spoken.talk.messages == before
+    assert "the question is forgotten" in spoken.shown
+
+
+def test_an_answer_cannot_command_the_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = Spoken(folder, monkeypatch, False, [["\x1b]0;title\x07 [bold]x[/]"]])
+    spoken.talk.hear("1")
+    assert "\\x1b]0;title\\x07 [bold]x[/]" in spoken.shown
+
+
+def test_a_model_talks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/save\n"))
+    chat(str(folder), "Be brief.", Setting(max_new_tokens=4, sampling=Sampling(temperature=0)))
+    shown = capsys.readouterr().out
+    assert "cut off after 4 tokens" in shown
+    assert "/save needs the name of a file" in shown

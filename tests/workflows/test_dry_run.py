@@ -1,0 +1,193 @@
+"""Dry runs: the numbers are those of real processes, of the whole model, and of any layout."""
+
+import json
+from collections.abc import Iterable
+from time import perf_counter
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.parallel.hollow import BETWEEN
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.plan import make_plan
+from seektune.parallel.traffic import Flow, Traffic
+from seektune.recipe.load import load_recipe
+from seektune.recipe.recipe import Recipe
+from seektune.train.optimizer import build_optimizer
+from seektune.train.step import train_step
+from seektune.workflows.dry_run import DryRun, dry_run, take_dry_run
+from seektune.workflows.prepare import build_model
+from seektune.workflows.rehearsal import Step
+
+from ..distributed.workers import run_workers
+from .door import ROOT, seektune
+
+FOLDER = ROOT / "examples" / "llm_finetune" / "deepseek_v4"
+FLASH, TINY = FOLDER / "deepseek_v4_flash_hellaswag.yaml", FOLDER / "deepseek_v4_tiny_hellaswag.yaml"
+SMALL = ["--model.dtype=bf16", "--batch.global_size=8", "--batch.micro_size=2", "--batch.length=8"]
+
+
+def recipe(*words: str) -> Recipe:
+    return load_recipe(TINY, [*SMALL, *(f"--parallel.{word}" for word in words)])
+
+
+def every_rank(*words: str, world: int) -> DryRun:
+    return take_dry_run(recipe(*words), world, range(world))
+
+
+class Listening(TorchDispatchMode):
+    """Tells of what goes between real processes."""
+
+    def __init__(self, traffic: Traffic):
+        super().__init__()
+        self._traffic = traffic
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in BETWEEN:
+            self._traffic.hear(func, args)
+        return func(*args, **(kwargs or {}))
+
+
+def real_numbers(words: list[str], step: Step) -> tuple[dict[str, int], list[Flow]]:
+    """In a worker: what a real step leaves and sends."""
+    asked = recipe(*words)
+    config = asked.model.architecture()
+    assert config is not None
+    mesh = Mesh.of(make_plan(asked.parallel, dist.get_world_size(), config), torch.device("cpu"))
+    model = build_model(asked, config, mesh, with_weights=True)
+    optimizer = build_optimizer(model, asked.optimizer, 0)
+    traffic = Traffic(mesh.axes)
+    with Listening(traffic):
+        train_step(model, optimizer, step.batches(mesh.plan.data_size, "cpu"), 1, 1e-5, asked.loss, 1.0)
+    names = dict(model.named_parameters())
+    pieces = {name: piece.tensor for name, piece in model.held().items()}
+    states = list(optimizer.state.values())
+    numbers = {
+        "parameters": sum(x.numel() for name, x in pieces.items() if name in names),
+        "weights": sum(x.nbytes for name, x in pieces.items() if name in names),
+        "buffers": sum(x.nbytes for name, x in pieces.items() if name not in names),
+        "moments": sum(state[key].nbytes for state in states for key in ("exp_avg", "exp_avg_sq")),
+        "master": sum(state["master"].nbytes for state in states if "master" in state),
+    }
+    return numbers, traffic.flows()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dp_replicate=2", "ep_size=2", "recompute=selective"],
+        ["pp_size=2", "ep_size=2"],
+        ["pp_size=2", "pipeline.schedule=zbv"],
+        ["cp_size=2", "ep_size=2", "recompute=block"],
+    ],
+    ids=" ".join,
+)
+def test_the_numbers_are_those_of_real_processes(words: list[str]) -> None:
+    dry = every_rank(*words, world=4)
+    for rehearsed, (numbers, flows) in zip(dry.ranks, run_workers(4, real_numbers, words, dry.step), strict=True):
+        assert numbers == {"parameters": rehearsed.parameters} | {
+            name: number for name, number in rehearsed.to_dict()["bytes"].items() if name in numbers
+        }
+        assert _counts(rehearsed.collectives) == _counts(flows)
+        # what travels to experts depends on their choice, all else does not
+        assert _payloads(rehearsed.collectives) == _payloads(flows)
+
+
+def _counts(flows: Iterable[Flow]) -> dict[tuple[str, str], int]:
+    return {(flow.kind, flow.axis): flow.count for flow in flows}
+
+
+def _payloads(flows: Iterable[Flow]) -> dict[tuple[str, str], int]:
+    return {(flow.kind, flow.axis): flow.bytes for flow in flows if flow.axis != "ep"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pp_size=2"],
+        pytest.param(["ep_size=2"], marks=pytest.mark.slow),
+        pytest.param(["cp_size=2"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_pieces_of_all_processes_are_the_whole_model(words: list[str]) -> None:
+    dry = every_rank(*words, world=4)
+    model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"), device="meta", dtype=torch.bfloat16)
+    parameters = list(model.parameters())
+    assert sum(rank.parameters for rank in dry.ranks) == sum(p.numel() for p in parameters)
+    assert sum(rank.bytes.weights for rank in dry.ranks) == sum(p.nbytes for p in parameters)
+    trained = [p for p in parameters if p.requires_grad]
+    assert sum(rank.bytes.moments for rank in dry.ranks) == sum(8 * p.numel() for p in trained)
+    masters = sum(4 * p.numel() for p in trained if p.dtype == torch.bfloat16)
+    assert sum(rank.bytes.master for rank in dry.ranks) == masters
+    assert sum(rank.bytes.gradients for rank in dry.ranks) == sum(p.nbytes for p in trained)
+
+
+def test_a_pipeline_of_two_sends_what_the_streams_are() -> None:
+    dry = take_dry_run(recipe("pp_size=2"), 2, [])
+    assert [rank.rank for rank in dry.ranks] == [0, 1]
+    assert dry.step == Step(micro_batches=4, rows=2, length=8)
+    config = DeepseekV4Config.preset("tiny")
+    streams = 4 * 2 * 8 * (config.hc_mult + 1) * config.hidden_size * 2
+    for rank in dry.ranks:
+        (sent,) = [flow for flow in rank.collectives if flow.kind == "send"]
+        assert (sent.axis, sent.count, sent.bytes, sent.sent) == ("pp", 4, streams, streams)
+    first, last = (rank.stages[0] for rank in dry.ranks)
+    assert (first.embedding, first.head, first.mtp) == (True, False, False)
+    assert (last.embedding, last.head, last.mtp) == (False, True, True)
+    assert first.layers + last.layers == tuple(range(config.num_hidden_layers))
+
+
+def test_one_process_rehearses_alone() -> None:
+    (alone,) = take_dry_run(recipe(), 1, []).ranks
+    assert alone.collectives == ()
+    assert (alone.gathered_weights, alone.whole_gradients) == (0, 0)
+    # no FSDP2 rounds them: small gradients add up in fp32
+    assert alone.bytes.gradients == 4 * alone.trainable
+
+
+def test_weights_on_the_hub_need_a_preset_beside_them() -> None:
+    asked = load_recipe(FLASH, ["--model.preset=null"])
+    with pytest.raises(ValueError, match=r"--model\.preset=flash or pro"):
+        take_dry_run(asked, 128, [])
+
+
+def test_a_rank_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="--ranks names 2, but 2 processes count from 0 to 1"):
+        take_dry_run(recipe("pp_size=2"), 2, [2])
+
+
+def test_it_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(recipe("pp_size=2"), 4, [3], as_json=False)
+    shown = capsys.readouterr().out
+    assert shown.startswith("4 processes: pp 2 x dp 2\npipeline: 1f1b, 2 stages, each process waits ")
+    assert "\nrank 3 (pp 1, dp 1, cp 0, ep 0, expert_shard 1)\n  stage 1: layers " in shown
+
+
+def test_the_door_prints_json() -> None:
+    answer = seektune(
+        "train", TINY, *SMALL, "--parallel.pp_size=2", "--dry-run", "--world-size=4", "--ranks=3", "--json"
+    )
+    assert (answer.returncode, answer.stderr) == (0, "")
+    found = json.loads(answer.stdout)
+    assert (found["world"], found["pipeline"]["stages"], [rank["rank"] for rank in found["ranks"]]) == (4, 2, [3])
+    assert found["ranks"][0]["bytes"]["optimizer"] > 0
+
+
+@pytest.mark.slow
+def test_the_published_job_takes_less_than_two_minutes_without_network_or_weights() -> None:
+    began = perf_counter()
+    answer = seektune("train", FLASH, "--dry-run", "--world-size=128", "--json")
+    assert perf_counter() - began < 120
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert found["step"] == {"micro_batches": 8, "rows": 1, "length": 512}
+    assert [rank["stages"][0]["layers"] for rank in found["ranks"]] == [
+        list(range(begin, end)) for begin, end in ((0, 11), (11, 22), (22, 33), (33, 43))
+    ]
+    # 8 of 256 experts in each of 11 layers, three matrices of 4096 x 2048
+    assert {rank["expert_parameters"] for rank in found["ranks"]} == {11 * 8 * 3 * 4096 * 2048}

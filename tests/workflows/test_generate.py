@@ -1,0 +1,159 @@
+"""`seektune generate`: what the model says, in the terminal and in files."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seektune import encode_messages
+from seektune.data.protocol import EOS
+from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.generate.sample import Sampling
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.workflows.generate import Output, generate_file, generate_one
+from seektune.workflows.voice import Setting
+
+from .door import seektune
+
+GREEDY = Setting(max_new_tokens=6, sampling=Sampling(temperature=0))
+QUESTION = [{"role": "user", "content": "2+2?"}]
+
+
+@pytest.fixture(scope="module")
+def folder(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("speaker") / "model"
+    toy_model(torch.float32, vocab_size=512).save_pretrained(place, format="fp32")
+    return place
+
+
+@cache
+def speaker(folder: Path) -> tuple[DeepseekV4ForCausalLM, Tokenizer]:
+    return DeepseekV4ForCausalLM.from_pretrained(folder), load_tokenizer(512)
+
+
+def said(folder: Path, ids: list[int]) -> str:
+    model, tokenizer = speaker(folder)
+    longer = model.generate(torch.tensor([ids]), 6, temperature=0)[0, len(ids) :].tolist()
+    return tokenizer.decode(longer).removesuffix(EOS)
+
+
+def answered(folder: Path, tmp_path: Path, rows: list[Any], setting: Setting, output: Output) -> list[dict[str, Any]]:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n", encoding="utf-8")
+    generate_file(str(folder), prompts, out, setting, output)
+    return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_prompt_is_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = load_tokenizer(512)
+    generate_one(str(folder), "The man", False, GREEDY, Output())
+    expected = said(folder, [tokenizer.bos_id, *tokenizer.encode("The man")])
+    assert capsys.readouterr() == (expected + "\n", "")
+    generate_one(str(folder), "2+2?", True, GREEDY, Output())
+    ids = tokenizer.encode_prompt(encode_messages(QUESTION))
+    assert capsys.readouterr().out == said(folder, ids) + "\n"
+
+
+def test_control_tokens_of_a_conversation_are_ids_and_those_in_a_text_are_letters() -> None:
+    tokenizer = load_tokenizer(512)
+    ids = tokenizer.encode_prompt(encode_messages(QUESTION, "thinking"))
+    assert len(ids) == 4 + len(tokenizer.encode("2+2?"))
+    assert ids[0] == tokenizer.bos_id
+    assert [tokenizer.decode([each]) for each in (ids[1], *ids[-2:])] == ["<｜User｜>", "<｜Assistant｜>", "<think>"]
+    assert len(tokenizer.encode("<think>")) > 1
+
+
+def test_several_answers_have_seeds_of_their_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate_one(str(folder), "The man", False, Setting(max_new_tokens=6, seed=4), Output(samples=2))
+    first, second = capsys.readouterr().out.split("\n---\n")
+    generate_one(str(folder), "The man", False, Setting(max_new_tokens=6, seed=5), Output())
+    assert capsys.readouterr().out == second
+    assert first + "\n" != second
+
+
+def test_drafts_are_counted_and_change_no_greedy_answer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate_one(str(folder), "The man", False, GREEDY, Output())
+    plain = capsys.readouterr().out
+    generate_one(str(folder), "The man", False, Setting(6, GREEDY.sampling, speculative=True), Output())
+    found = capsys.readouterr()
+    assert found.out == plain
+    assert found.err.startswith("drafts accepted: ")
+
+
+def test_a_file_is_answered_row_by_row(folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "The man", "id": 7}, {"messages": QUESTION}, {"prompt": "A longer prompt than the others"}]
+    found = answered(folder, tmp_path, rows, GREEDY, Output(samples=2, rows=2, logprobs=True))
+    assert [(line["sample"], *(line.get(key) for key in ("id", "prompt"))) for line in found] == [
+        (0, 7, "The man"),
+        (1, 7, "The man"),
+        (0, None, None),
+        (1, None, None),
+        (0, None, rows[2]["prompt"]),
+        (1, None, rows[2]["prompt"]),
+    ]
+    tokenizer = load_tokenizer(512)
+    for line in found:
+        if "prompt" in line:
+            ids = [tokenizer.bos_id, *tokenizer.encode(line["prompt"])]
+        else:
+            ids = tokenizer.encode_prompt(encode_messages(line["messages"]))
+        assert line["text"] == said(folder, ids)
+        assert line["end"] == "length"
+        assert len(line["tokens"]) == 6
+        assert all(token["logprob"] < 0 for token in line["tokens"])
+
+
+def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = said(folder, load_tokenizer(512).encode_prompt(encode_messages(QUESTION)))[-2:]
+    setting = Setting(6, GREEDY.sampling, stops=(stop,))
+    (line,) = answered(folder, tmp_path, [{"messages": QUESTION}], setting, Output())
+    assert line["end"] == "stop"
+    assert line["message"]["content"] == line["text"]
+    thinking = Setting(40, GREEDY.sampling, stops=(stop,), thinking=True)
+    (line,) = answered(folder, tmp_path, [{"messages": QUESTION}], thinking, Output())
+    if line["end"] == "stop":
+        assert "the reasoning never ends" in line["problem"]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("[1]", "prompts.jsonl:2: a row needs either prompt"),
+        ('{"prompt": "a", "messages": []}', "prompts.jsonl:2: a row needs either prompt"),
+        ('{"prompt": 3}', "prompts.jsonl:2: prompt must be a text, not int"),
+        ("{", "prompts.jsonl:2: not JSON"),
+        ('{"messages": [{"role": "king", "content": "x"}]}', r"prompts.jsonl:2: messages\[0\]"),
+    ],
+)
+def test_a_wrong_row_is_named_before_the_model_is_read(tmp_path: Path, row: str, complaint: str) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "fine"}\n' + row + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=complaint):
+        generate_file(str(tmp_path / "none"), prompts, tmp_path / "out.jsonl", GREEDY, Output())
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_prompts_are_not_overwritten(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "fine"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="would overwrite the prompts"):
+        generate_file(str(tmp_path / "none"), prompts, prompts, GREEDY, Output())
+
+
+@pytest.mark.slow
+def test_the_command_line(folder: Path, tmp_path: Path) -> None:
+    answer = seektune("generate", folder, "--prompt", "The man", "--max-new-tokens", "3", "--temperature", "0")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.endswith("\n")
+    for words, complaint in (
+        ([], "give either --prompt TEXT, or --file PROMPTS and --out ANSWERS"),
+        (["--prompt", "x", "--temperature", "-1"], "temperature must be 0 or more, not -1.0"),
+        (["--prompt", "x", "--logprobs"], "--logprobs are written to --out"),
+    ):
+        answer = seektune("generate", folder, *words)
+        assert answer.returncode == 2
+        assert complaint in answer.stderr

@@ -1,0 +1,191 @@
+"""Merging: exact where the format can hold the change, honest and refused where it cannot, exact again after training
+through the rounding."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from seektune.checkpoint.compare import compare
+from seektune.checkpoint.merge import LossyMergeError, merge, share_kept
+from seektune.checkpoint.source import FolderSource
+from seektune.model.adapter_files import load_adapter, save_adapter
+from seektune.model.adapters import AdapterShape, adapt, adapter_state, carriers, matching, start
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.parallel.model import ParallelModel
+from seektune.train.config import LossConfig
+from seektune.train.step import train_step
+
+from ..train.small import made_batch
+from .door import seektune
+
+TARGETS = ("attn", "attn.compressor", "ffn.experts", "ffn.shared_experts", "embed", "head", "mtp.0")
+LOW_BIT = ("attn", "ffn.experts", "ffn.shared_experts", "mtp.0")
+
+
+@pytest.fixture(scope="module")
+def base(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    toy_model(torch.float32, hidden_size=64, moe_intermediate_size=32).save_pretrained(folder, format="released")
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def made(base: Path, folder: Path, size: float, targets=TARGETS, **shape) -> DeepseekV4ForCausalLM:
+    """An adapter whose change is about `size` of each weight, saved; the model that carries it."""
+    model = DeepseekV4ForCausalLM.from_pretrained(base, packed=True)
+    adapt(model, matching(model, targets), AdapterShape(**({"rank": 4, "alpha": 4.0} | shape)))
+    start(model, 0)
+    with torch.no_grad():
+        for name, tensor in adapter_state(model).items():
+            if name.endswith(".B"):
+                a = model.get_parameter(name[:-1] + "A")
+                tensor.normal_()
+                tensor.mul_(size / (tensor.shape[-1] ** 0.5 * a.square().mean().sqrt() * math.sqrt(64)))
+    save_adapter(model, folder, str(base))
+    return model
+
+
+def ids() -> torch.Tensor:
+    return torch.randint(64, (2, 150), generator=torch.Generator().manual_seed(2))
+
+
+@torch.no_grad()
+def test_merged_is_unmerged_in_fp32(base, tmp_path):
+    model = made(base, tmp_path / "adapter", 0.1)
+    done = merge(base, tmp_path / "adapter", tmp_path / "out", "fp32")
+    assert share_kept(done.kept) > 0.999999
+    merged, plain = (
+        DeepseekV4ForCausalLM.from_pretrained(folder)(ids(), mtp=True) for folder in (tmp_path / "out", base)
+    )
+    unmerged = model(ids(), mtp=True)
+    assert (unmerged.logits - plain.logits).abs().max() > 0.1
+    assert (merged.logits - unmerged.logits).abs().max() <= 1e-5
+    assert (merged.mtp_logits - unmerged.mtp_logits).abs().max() <= 1e-5
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+@torch.no_grad()
+def test_into_bf16_each_value_is_rounded_once(base, tmp_path):
+    made(base, tmp_path / "adapter", 0.01)
+    merge(base, tmp_path / "adapter", tmp_path / "exact", "fp32")
+    merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
+    exact, found = FolderSource(tmp_path / "exact"), FolderSource(tmp_path / "out")
+    for name, _ in exact.shapes():
+        assert torch.equal(found.values(name).float(), exact.values(name).to(found.values(name).dtype).float()), name
+
+
+@torch.no_grad()
+def test_a_dora_adapter_and_a_weighted_one_are_merged(base, tmp_path):
+    model = made(base, tmp_path / "dora", 0.1, ("attn",), dora=True)
+    merge(base, tmp_path / "dora", tmp_path / "out", "fp32")
+    found = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")(ids()).logits
+    assert (found - model(ids()).logits).abs().max() <= 2e-5
+    made(base, tmp_path / "half", 0.1)
+    merge(base, tmp_path / "half", tmp_path / "half-out", "fp32", weight=0.5)
+    model = DeepseekV4ForCausalLM.from_pretrained(base)
+    load_adapter(model, tmp_path / "half", weight=0.5)
+    found = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "half-out")(ids()).logits
+    assert (found - model(ids()).logits).abs().max() <= 1e-5
+
+
+def test_a_small_change_into_fp4_is_refused_with_its_share_unless_forced(base, tmp_path):
+    made(base, tmp_path / "adapter", 0.01, ("ffn.experts",))
+    with pytest.raises(LossyMergeError, match=r"would keep \d\.\d% of the adapter's change .*merge_into=released"):
+        merge(base, tmp_path / "adapter", tmp_path / "out", "released")
+    assert not (tmp_path / "out").exists()
+    done = merge(base, tmp_path / "adapter", tmp_path / "out", "released", force=True)
+    assert len(done.kept) == 3 * 8 * 5
+    assert all(each.kind == "fp4" and 0.005 < each.change < 0.02 for each in done.kept)
+    assert share_kept(done.kept) < 0.02
+    report = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert report["share"] == share_kept(done.kept)
+    assert len(report["tensors"]) == len(done.kept)
+
+
+def test_the_share_and_error_are_those_of_the_stored_bytes(base, tmp_path):
+    made(base, tmp_path / "adapter", 0.2, LOW_BIT)
+    done = merge(base, tmp_path / "adapter", tmp_path / "out", "released", force=True)
+    merge(base, tmp_path / "adapter", tmp_path / "exact", "fp32")
+    before, exact, found = FolderSource(base), FolderSource(tmp_path / "exact"), FolderSource(tmp_path / "out")
+    for each in done.kept:
+        w, target, stored = (source.values(each.name).double() for source in (before, exact, found))
+        delta = target - w
+        assert each.share == pytest.approx(float(((stored - w) * delta).sum() / delta.square().sum()), rel=1e-4)
+        assert each.error == pytest.approx(float((stored - target).norm() / delta.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("to", "kind"), [("mixed-fp8", "fp8"), ("mixed-bf16", "bf16")])
+@torch.no_grad()
+def test_mixed_stores_what_is_changed_anew_and_the_rest_byte_for_byte(base, tmp_path, to, kind):
+    model = made(base, tmp_path / "adapter", 0.05, ("ffn.experts", "layers.1.attn.wq_b"))
+    done = merge(base, tmp_path / "adapter", tmp_path / "out", to)
+    changed = {each.name for each in done.kept}
+    assert {each.kind for each in done.kept} == {kind}
+    assert share_kept(done.kept) > 0.9
+    for each in compare(base, tmp_path / "out"):
+        assert (each.status == "same bytes") != (each.name in changed), each
+    merged = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out", packed=True)
+    # the largest difference is where another expert or entry is chosen
+    assert (merged(ids()).logits - model(ids()).logits).abs().median() < (0.03 if kind == "fp8" else 0.01)
+    if kind == "bf16":
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert "layers.1.attn.wq_b" in config["quantization_config"]["modules_to_not_convert"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["released", "fp8"])
+def test_trained_through_the_rounding_the_merged_model_computes_what_training_saw(base, tmp_path, format):
+    """The same adapter rounded after ordinary training is another model."""
+    batches = [made_batch(0), made_batch(1)]
+    found = {}
+    for into in (format, None):
+        model = DeepseekV4ForCausalLM.from_pretrained(base, packed=True)
+        adapt(model, matching(model, LOW_BIT), AdapterShape(rank=4, alpha=8.0, merge_into=into))
+        start(model, 0)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+        for number in range(1, 9):
+            train_step(ParallelModel.alone(model), optimizer, batches, number, 3e-3, LossConfig(), 1.0)
+        adapter, out = tmp_path / f"adapter-{into}", tmp_path / f"out-{into}"
+        save_adapter(model, adapter, str(base))
+        done = merge(base, adapter, out, format, force=into is None)
+        merged = DeepseekV4ForCausalLM.from_pretrained(out, packed=True)
+        with torch.no_grad():
+            found[into] = float((merged(ids()).logits - model(ids()).logits).abs().max())
+        assert len(done.kept) > 100
+    assert found[format] <= 1e-5
+    assert found[None] > 1e-2
+
+
+def test_what_does_not_fit_is_refused_by_name(base, tmp_path, toy_model):
+    made(base, tmp_path / "adapter", 0.1)
+    other = tmp_path / "other"
+    toy_model(torch.float32, num_hidden_layers=3, compress_ratios=[0, 4, 128, 0]).save_pretrained(other)
+    with pytest.raises(ValueError, match=r"changes embed\.weight as \[64, 64\], but it is \[64, 32\]"):
+        merge(other, tmp_path / "adapter", tmp_path / "out", "fp32")
+    with pytest.raises(ValueError, match=r"format 'fp9' is unknown.*mixed-fp8"):
+        merge(base, tmp_path / "adapter", tmp_path / "out", "fp9")
+    with pytest.raises(ValueError, match=r"is no adapter: it has no adapter_config\.json"):
+        merge(base, base, tmp_path / "out", "fp32")
+
+
+@pytest.mark.slow
+def test_the_verb_says_what_is_kept(base, tmp_path):
+    made(base, tmp_path / "adapter", 0.002, ("ffn.experts", "attn.wq_b"))
+    words = ["merge", base, tmp_path / "adapter", tmp_path / "out", "--to"]
+    refused = seektune(*words, "released")
+    assert refused.returncode == 2
+    assert "--force" in refused.stderr
+    done = seektune(*words, "mixed-bf16")
+    assert done.returncode == 0, done.stderr
+    assert "layers.N.ffn.experts.N.w1.weight  bf16" in done.stdout
+    assert "of the whole change 99." in done.stdout or "of the whole change 100.0%" in done.stdout
+
+
+def test_carriers_of_a_merged_checkpoint_are_none(base, tmp_path):
+    made(base, tmp_path / "adapter", 0.1, ("attn",))
+    merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
+    assert not list(carriers(DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")))
