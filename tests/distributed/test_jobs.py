@@ -1,0 +1,142 @@
+"""The published recipe at tiny size as jobs of four processes: the same losses, spread, stopped and killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from seektune.data.synthetic import write_hellaswag
+from seektune.train.files import read_lines
+
+from ..test_cli import FLASH, ROOT
+
+pytestmark = pytest.mark.slow
+STEPS = 10
+SPREAD = ("--nproc-per-node=4", "--parallel.pp_size=2", "--parallel.ep_size=2")
+Job = subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_hellaswag(tmp_path_factory.mktemp("rows"), 60, 6)
+
+
+def words(rows: Path, folder: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-c", "from seektune.cli import automodel; automodel()", FLASH, "--model.preset=tiny"),
+        *("--model.dtype=fp32", f"--data.path={rows}", "--batch.global_size=16", "--batch.micro_size=4"),
+        *("--evaluate.limit=4", "--evaluate.every=2", "--checkpoint.every=2", "--logging.tensorboard=false"),
+        *(f"--steps={STEPS}", "--optimizer.lr=1e-3", f"--run_dir={folder}", "--schedule.warmup_steps=2", *more),
+    ]
+
+
+@contextmanager
+def job(rows: Path, folder: Path, *more: str) -> Iterator[Job]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = words(rows, folder, *more)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as made:
+        try:
+            yield made
+        finally:
+            made.kill()
+
+
+def finished(process: Job, code: int = 0, timeout: float = 300) -> tuple[str, str]:
+    said = process.communicate(timeout=timeout)
+    assert process.returncode == code, said
+    return said
+
+
+def steps_done(folder: Path) -> int:
+    file = folder / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.exists() else 0
+
+
+def wait_for_step(process: Job, folder: Path, step: int) -> list[psutil.Process]:
+    """The workers, once that step is done."""
+    deadline = time.monotonic() + 240
+    while steps_done(folder) < step:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in read_lines(folder / "metrics.jsonl")}
+
+
+def same(folder: Path, other: Path) -> None:
+    assert list(losses(folder)) == list(range(1, STEPS + 1))
+    assert losses(folder) == pytest.approx(losses(other), rel=1e-4)
+    lines = [[line["loss"] for line in read_lines(each / "validation.jsonl")] for each in (folder, other)]
+    assert lines[0] == pytest.approx(lines[1], rel=1e-4)
+    verify = [
+        sys.executable,
+        "-m",
+        "seektune",
+        "verify",
+        str(folder / "model"),
+        str(other / "model"),
+        "--tolerance=1e-2",
+    ]
+    compared = subprocess.run(verify, capture_output=True, text=True, cwd=ROOT)
+    assert compared.returncode == 0, compared
+
+
+@pytest.fixture(scope="module")
+def alone(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    with job(rows, folder, "--parallel.pp_size=1", "--parallel.ep_size=1") as process:
+        finished(process)
+    return folder
+
+
+def test_a_job_is_stopped_and_goes_on_with_other_sizes(rows: Path, alone: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    with job(rows, folder, *SPREAD) as process:
+        # only one worker hears of it, and twice
+        victim = wait_for_step(process, folder, 2)[2]
+        victim.send_signal(signal.SIGTERM)
+        victim.send_signal(signal.SIGTERM)
+        _, said = finished(process, 75)
+    assert said.startswith("automodel: stopped by")
+    assert "saved in" in said
+    before = steps_done(folder)
+    assert before < STEPS
+    with job(rows, folder, "--nproc-per-node=2", "--parallel.pp_size=2", "--parallel.ep_size=1") as process:
+        # as systems do that signal every process of a job, and the launcher passes it on
+        for other in [*wait_for_step(process, folder, before + 1), process]:
+            other.send_signal(signal.SIGUSR1)
+        _, said = finished(process, 75)
+    assert "stopped by SIGUSR1; saved in" in said
+    assert before < (done := steps_done(folder)) < STEPS
+    with job(rows, folder, "--parallel.pp_size=1", "--parallel.ep_size=1") as process:
+        shown, _ = finished(process)
+    assert f"resuming after step {done}" in shown
+    same(folder, alone)
+
+
+def test_a_killed_worker_ends_the_job_or_starts_it_again(rows: Path, alone: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    with job(rows, folder, *SPREAD) as process:
+        wait_for_step(process, folder, 1)[3].kill()
+        began = time.monotonic()
+        _, said = finished(process, 1, timeout=60)
+        assert time.monotonic() - began < 30
+    assert "rank 3 was killed by SIGKILL (out of memory?); the other workers were stopped; the same command" in said
+    with job(rows, folder, *SPREAD, "--max-restarts=1") as process:
+        wait_for_step(process, folder, 3)[1].kill()
+        shown, said = finished(process)
+    assert "a process waits about 33% of a step" in shown
+    assert "rank 1 was killed by SIGKILL" in said
+    assert "restart 1 of 1, from the last checkpoint" in said
+    same(folder, alone)
