@@ -31,6 +31,11 @@ class Windows:
     count_BT: Tensor
     """Entries of its document that each token sees: `(position + 1) // ratio`, none for padding."""
 
+    @property
+    def entries(self) -> int:
+        """E, of the whole row, wherever they are made."""
+        return self.last_BE.shape[1]
+
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
         """The tokens here after the `count` before them in the row, which other devices may hold: here, nothing."""
         return x_BTC

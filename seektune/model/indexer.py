@@ -33,7 +33,7 @@ class Indexer(nn.Module):
     def forward(self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, windows: Windows) -> Prefix | Chosen:
         """The entries each query sees: all visible ones where their number cannot exceed `index_topk`."""
         everything = Prefix(windows.first_BT, windows.count_BT)
-        if windows.last_BE.shape[1] <= self.topk:
+        if windows.entries <= self.topk:
             return everything
         q_BTHI = self.wq_b(q_residual_BTR).unflatten(-1, (self.heads, self.width))
         q_BTHI = self.numerics.index(rotation.over_heads()(q_BTHI))

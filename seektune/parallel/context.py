@@ -60,6 +60,11 @@ class SlicedWindows(Windows):
     slot_BE: Tensor
     """Where each entry of the row, in order, stands among those that all slices made."""
 
+    @property
+    def entries(self) -> int:
+        """Of the row."""
+        return self.slot_BE.shape[1]
+
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
         """The tokens here after the `count` before them."""
         return self.slice.preceded(x_BTC, count)

@@ -19,7 +19,7 @@ from seektune.model.part import TokenScores
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.passes import Looped, Passes, Phase
 from seektune.parallel.pieces import copies_of, local, piece_of
-from seektune.parallel.shard import give_back
+from seektune.parallel.shard import give_back, show_idle
 from seektune.parallel.stage import Stage, Task
 from seektune.sequence import Batch
 
@@ -41,6 +41,7 @@ class ParallelModel:
         self.stages, self.mesh = stages, mesh
         self.config: DeepseekV4Config = next(iter(stages.values())).config
         self._passes = passes
+        self._ran_without_mtp = False
 
     @classmethod
     def alone(cls, model: DeepseekV4ForCausalLM) -> "ParallelModel":
@@ -103,6 +104,10 @@ class ParallelModel:
 
     def train(self, batches: Sequence[Batch], objective: Objective, phase: Phase) -> Outcome:
         """Forward and backward of a step, given all of its micro-batches; gradients are summed over processes."""
+        if not objective.mtp and not self._ran_without_mtp:
+            self._ran_without_mtp = True
+            for stage in self.stages.values():
+                show_idle(stage)
         task = Task(objective)
         self._passes.train([batch.to(self.device) for batch in self._deal(batches)], task, phase)
         return self._together(task, objective)

@@ -49,6 +49,14 @@ def give_back(part: ModelPart) -> None:
             module.reshard()
 
 
+def show_idle(part: ModelPart) -> None:
+    """Gather the MTP block once where it will not run: backward asks for the form that only gathering gives it."""
+    for block in part.mtp:
+        if isinstance(block, FSDPModule):
+            block.unshard()
+            block.reshard()
+
+
 def _placement(part: ModelPart, mesh: Mesh, axes: Axes) -> Placement:
     """Which processes each parameter is cut over, and along which dim."""
     expert_info, fp32_info = _mesh_info(axes.expert_pieces), _mesh_info(axes.dense_fp32)

@@ -71,6 +71,7 @@ def check_preceded(part: Slice, x: Tensor, count: int) -> None:
 def check_windows(whole: SequenceLayout, mine: SlicedLayout, part: Slice, ratio: int) -> int:
     """Entries are made once, at the same place, from the same tokens, and seen by the same queries."""
     windows, sliced = whole.windows(ratio), mine.windows(ratio)
+    assert sliced.entries == windows.entries  # an indexer that counted those made here would choose among too few
     assert torch.equal(sliced.first_BT, part.mine(windows.first_BT))
     assert torch.equal(sliced.count_BT, part.mine(windows.count_BT))
     index = torch.arange(whole.positions.shape[1], dtype=torch.float64).expand_as(whole.positions).unsqueeze(-1)
