@@ -37,11 +37,15 @@ def hollow_tensors(hear: Hear) -> Iterator[None]:
     """All tensors that are made lie on the meta device, whatever device is asked for.
 
     FSDP2 refuses parameters on it, as somebody might have forgotten to load weights: here nobody has. (FakeTensorMode,
-    which it takes, needs ten times as long.)
+    which it takes, needs ten times as long.) Nor are there dice on it: those of the CPU stand in.
     """
-    checks = ("_validate_no_meta_params", "_validate_cpu_offload_params")
-    first, second = (patch.object(FSDPParamGroup, check, lambda group: None) for check in checks)
-    with first, second, _Hollow(hear):
+    dice = torch.Generator
+    with (
+        patch.object(FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
+        patch.object(FSDPParamGroup, "_validate_cpu_offload_params", lambda group: None),
+        patch.object(torch, "Generator", lambda device: dice()),
+        _Hollow(hear),
+    ):
         yield
 
 

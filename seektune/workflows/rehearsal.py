@@ -183,7 +183,7 @@ def _gathered(stage: Stage, keeps: bool) -> int:
 
 def _whole_gradients(stage: Stage, step: Step) -> int:
     """Bytes of gradients before their reduction: a block's at a time; all, in fp32, where micro-batches add up."""
-    numbers = [sum(p.numel() for p in unit if isinstance(p, DTensor) and p.requires_grad) for unit in _units(stage)]
+    numbers = [sum(p.numel() for p in unit if isinstance(p, DTensor) and p.grad is not None) for unit in _units(stage)]
     return 4 * sum(numbers) if step.micro_batches > 1 else stage.dtype.itemsize * max(numbers)
 
 

@@ -1,0 +1,72 @@
+"""Commands of docs/parallel.md: dry runs run, and what needs more machines makes the job that it says."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from seektune import cli
+from seektune.launch import launch
+from seektune.launch.job import Job
+
+from .workflows.door import ROOT, seektune
+
+PAGE = ROOT / "docs" / "parallel.md"
+RECIPE = ROOT / "examples" / "llm_finetune" / "deepseek_v4" / "deepseek_v4_flash_hellaswag.yaml"
+
+
+def commands(text: str) -> list[list[str]]:
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line.replace("=R ", "=15 "), comments=True))]
+
+
+def header(recipe: Path) -> list[list[str]]:
+    """Commands in the comments that open a recipe."""
+    said = recipe.read_text(encoding="utf-8").split("model:")[0].replace("\\\n#", "")
+    return [shlex.split(line.replace("=R ", "=15 ")) for line in re.findall(r"^# +(automodel .*)", said, re.MULTILINE)]
+
+
+EVERY = commands(PAGE.read_text(encoding="utf-8")) + header(RECIPE)
+DRY, STARTS = ([c for c in EVERY if ("--dry-run" in c) is dry] for dry in (True, False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", DRY, ids=" ".join)
+def test_a_dry_run_of_the_page_runs(command: list[str]) -> None:
+    words = command[1:] if command[0] == "seektune" else ["train", *command[1:]]
+    answer = seektune(*words)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    if "--json" in words:
+        assert [rank["rank"] for rank in json.loads(answer.stdout)["ranks"]] == [63]
+    else:
+        assert answer.stdout.count("\nrank ") == 4
+        # what the page and the recipe say
+        assert "36.49 GB   8.76 GB         17.26 GB" in answer.stdout
+        assert "| **4 × 32** | **128** | 11 | 36.5 | 26.1 | **62.5** |" in PAGE.read_text(encoding="utf-8")
+        assert "Always:  36.5 GB. 2.28 B parameters" in RECIPE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", STARTS, ids=" ".join)
+def test_a_start_of_the_page_makes_its_job(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[Job] = []
+    alone: list[object] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    monkeypatch.setattr(launch, "launch", jobs.append)
+    monkeypatch.setattr("seektune.cli.start.train_here", alone.append)
+    monkeypatch.setattr("seektune.cli.start._gpus", lambda: 8)
+    door, *words = command
+    assert door == "automodel"
+    typer.main.get_command(cli.seed_app)(words, standalone_mode=False)()
+    if "--nproc-per-node=1" in words:
+        assert (len(alone), jobs) == (1, [])
+    else:
+        expected = (8, 16, 15) if "--nnodes=16" in words else (4, 1, 0)
+        assert [(job.processes, job.nodes, job.node_rank) for job in jobs] == [expected]
+
+
+def test_there_are_commands_to_test() -> None:
+    assert (len(DRY), len(STARTS)) == (3, 4)
