@@ -104,7 +104,8 @@ class Pipelined:
     def examine(self, batch: Batch) -> Tensor | None:
         """As `Passes`; some rows at a time go from stage to stage, which no schedule of the engine does for all."""
         found = []
-        for rows in zip(*(x.tensor_split(self._mesh.plan.pp_size) for x in batch.tensors()), strict=True):
+        parts = min(self._mesh.plan.pp_size, len(batch.tokens))
+        for rows in zip(*(x.tensor_split(parts) for x in batch.tensors()), strict=True):
             x: Tensor | None = None
             for number in sorted(self._stages):
                 x = self._relay(number, Batch(*rows), x)

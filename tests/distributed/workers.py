@@ -26,7 +26,7 @@ class WorkersFailed(AssertionError):  # noqa: N818
     """What went wrong, by rank."""
 
 
-def run_workers(count: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
+def run_workers(count: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
     """Call a function of a module's top level in `count` processes and return what each returned, by rank.
 
     `torch.distributed` is initialised with gloo in each, one thread each.
