@@ -136,7 +136,8 @@ def test_a_killed_worker_ends_the_job_or_starts_it_again(rows: Path, alone: Path
     with job(rows, folder, *SPREAD, "--max-restarts=1") as process:
         wait_for_step(process, folder, 3)[1].kill()
         shown, said = finished(process)
-    assert "a process waits about 33% of a step" in shown
+    # (stages - 1) / (micro-batches + stages - 1)
+    assert "2 stages, 8 micro-batches of 1 rows; a process waits about 11% of a step" in shown
     assert "rank 1 was killed by SIGKILL" in said
     assert "restart 1 of 1, from the last checkpoint" in said
     same(folder, alone)

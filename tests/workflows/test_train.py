@@ -412,7 +412,7 @@ def test_two_processes_do_not_train_in_one_folder(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_weights_are_saved_where_the_last_state_finds_no_room(recipe, monkeypatch):
-    def full(folder, tensors, facts):
+    def full(folder, tensors, facts, group):
         raise OSError(28, "No space left on device")
 
     whole = train(recipe())
