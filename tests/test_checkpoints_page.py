@@ -5,6 +5,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -19,6 +20,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(parity_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(parity_folder, tmp_path / "released")
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder)

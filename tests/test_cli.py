@@ -177,10 +177,12 @@ def test_train_gets_recipe_name_and_notes() -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
+@pytest.mark.slow
 def test_failures_take_one_line_and_their_exit_code(body: str, code: int, said: str) -> None:
     assert said in refused(train_that(body), code)
 
 
+@pytest.mark.slow
 def test_a_traceback_is_shown_on_demand() -> None:
     answer = train_that("raise RuntimeError('deep')", SEEKTUNE_TRACEBACK="1")
     assert "Traceback" in answer.stderr

@@ -168,6 +168,7 @@ def test_it_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\nrank 3 (pp 1, dp 1, cp 0, ep 0, expert_shard 1)\n  stage 1: layers " in shown
 
 
+@pytest.mark.slow
 def test_the_door_prints_json() -> None:
     answer = seektune(
         "train", TINY, *SMALL, "--parallel.pp_size=2", "--dry-run", "--world-size=4", "--ranks=3", "--json"

@@ -83,6 +83,7 @@ def test_perplexity_is_that_of_the_exam(ask: Any, models: tuple[Path, Path], tex
     assert ask(models[0], "perplexity", text)["windows"] == 1
 
 
+@pytest.mark.slow
 def test_lines_say_the_same(ask: Any, models: tuple[Path, Path], rows: Path, text: Path) -> None:
     values = ask(models[0], "hellaswag", rows, against=models[1])
     lines = ask(models[0], "hellaswag", rows, as_json=False, against=models[1])
@@ -124,6 +125,7 @@ def test_mistakes_are_told_before_a_model_is_read(
         ask(tmp_path / "no model", task, data and text.parent / data, **setting)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_none_takes_one_line(text: Path, tmp_path: Path) -> None:
     answer = seektune("eval", tmp_path / "nowhere", "--task", "perplexity", "--data", text)
     assert (answer.returncode, answer.stdout) == (2, "")

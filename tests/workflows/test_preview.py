@@ -43,6 +43,7 @@ def test_the_rows_are_those_of_training(recipe: Make, rows: Path, tokenizer: Tok
         assert place.tokens[: len(together)] == together
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_marks_in_text(recipe: Make, tmp_path: Path, rows: Path, tokenizer: Tokenizer) -> None:
     asked = recipe(batch__pack=True, batch__length=150)
     file = tmp_path / "made.yaml"

@@ -91,6 +91,7 @@ def test_a_tolerance_must_be_a_distance(parity_folder: Path, tolerance: float):
         verify(str(parity_folder), str(parity_folder), tolerance)
 
 
+@pytest.mark.slow
 def test_exit_codes(parity_folder: Path, other: Path, tmp_path: Path):
     equal = seektune("verify", parity_folder, parity_folder)
     assert (equal.returncode, equal.stderr) == (0, "")
