@@ -146,6 +146,7 @@ def train_that(body: str, **settings: str) -> Answer:
     return python(FAKE.format(body=body), ("train", TINY, "--steps", "9"), settings)
 
 
+@pytest.mark.slow
 def test_train_gets_recipe_name_and_notes() -> None:
     answer = train_that("print(recipe.steps, recipe.model.preset, name, len(notes))")
     assert (answer.returncode, answer.stderr) == (0, "")
@@ -196,6 +197,7 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     assert (answer.stdout, answer.stderr) == ("{\n", "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_takes_one_line_and_exit_1() -> None:
     code = FAKE.format(body="print('ready', flush=True); import time; time.sleep(60)")
     # a shell starts what it runs in the background with Ctrl-C ignored, and children inherit that

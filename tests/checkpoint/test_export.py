@@ -153,6 +153,7 @@ def chain(source: Path, folder: Path, *steps: str, original: Path | None = None)
     ],
     ids="-".join,
 )
+@pytest.mark.slow
 def test_released_by_way_of_other_formats_gives_every_byte_back(parity_folder: Path, tmp_path: Path, steps):
     folder, done = chain(parity_folder, tmp_path, *steps, original=parity_folder)
     assert raw(folder) == raw(parity_folder)

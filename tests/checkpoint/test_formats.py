@@ -77,6 +77,7 @@ def test_the_bytes_are_those_of_the_release(release):
 
 
 @pytest.mark.parametrize("format", ["bf16", "fp32", "fp8", "base"])
+@pytest.mark.slow
 def test_every_format_has_room_for_every_tensor_of_flash(format: str):
     config = DeepseekV4Config.preset("flash")
     state = DeepseekV4ForCausalLM(config, device="meta").state_dict()

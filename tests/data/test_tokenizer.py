@@ -39,6 +39,7 @@ def test_bos_is_never_added_and_ids_of_the_first_three_stay(official, tokenizer)
 
 
 @pytest.mark.parametrize("size", [322, 512, 4096, 128063])
+@pytest.mark.slow
 def test_a_reduced_vocabulary_has_exactly_the_ids_asked_for(size):
     small = load_tokenizer(size)
     assert small.vocab_size == size

@@ -87,7 +87,9 @@ def test_loss_norm_loads_and_every_gradient_are_those_of_one_device(found_alone:
     same_findings(everywhere, found_alone)
 
 
-@pytest.mark.parametrize("case", [Case(2, {"cp_size": 2, "ep_size": 2}), Case(2, piped("zbv"), 1)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(2, {"cp_size": 2, "ep_size": 2}), pytest.param(Case(2, piped("zbv"), 1), marks=SLOW)], ids=str
+)
 def test_so_it_is_with_few_rows(case: Case):
     everywhere = run_workers(case.world, look_spread, case.parallel, case.of(FEW))
     same_findings(everywhere, look(alone(FEW), FEW))

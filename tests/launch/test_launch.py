@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 
 import psutil
 import pytest
@@ -19,8 +20,19 @@ for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1): signal.signal(each,
 """
 
 
-def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+Processes = Callable[[], list[psutil.Process]]
+
+
+@pytest.fixture
+def left() -> Processes:
+    """What a test started and did not end; other tests' servers of forks may live on."""
+    before = psutil.Process().children(recursive=True)
+
+    def processes() -> list[psutil.Process]:
+        now = psutil.Process().children(recursive=True)
+        return [child for child in now if child not in before and child.status() != psutil.STATUS_ZOMBIE]
+
+    return processes
 
 
 def test_workers_know_their_place_and_only_rank_0_prints(capfd):
@@ -34,7 +46,7 @@ print("a warning", file=sys.stderr)
     assert sorted(said.err.splitlines()) == ["[rank 1] a warning", "[rank 2] a warning", "a warning"]
 
 
-def test_the_failing_workers_line_is_the_one_that_is_said(capfd):
+def test_the_failing_workers_line_is_the_one_that_is_said(capfd, left: Processes):
     body = f"""
 if rank == 1: leave(1, "loss is nan at step 3")
 time.sleep(0.2)
@@ -46,7 +58,7 @@ if rank == 2: leave(1, "RuntimeError: [pair.cc:537] Connection closed by peer [1
     assert (how.code, how.sentence) == (1, "[rank 1] loss is nan at step 3; the other workers were stopped")
     assert capfd.readouterr().err == ""
     assert time.monotonic() - began < 10
-    assert children() == []
+    assert left() == []
 
 
 def test_a_cause_is_waited_for_that_comes_after_its_consequence():
@@ -92,6 +104,7 @@ def test_a_worker_that_says_nothing_is_named_with_its_exit_code():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.slow
 def test_a_signal_reaches_all_and_they_have_time_to_save(number, tmp_path):
     signal_when_ready(tmp_path, 3, number)
     how = ending(standin(SAVES + ready(tmp_path) + SLEEPS, 3, max_restarts=3))
@@ -110,13 +123,14 @@ def test_a_worker_that_leaves_by_itself_leaves_the_others_time():
     assert (how.code, how.sentence) == (RESUME_ME, "saved by rank 0")
 
 
-def test_who_does_not_stop_in_time_is_killed(tmp_path):
+@pytest.mark.slow
+def test_who_does_not_stop_in_time_is_killed(tmp_path, left: Processes):
     signal_when_ready(tmp_path, 2, signal.SIGTERM)
     deaf = f"signal.signal(signal.SIGTERM, lambda *_: {SLEEPS})\n"
     how = ending(standin(deaf + ready(tmp_path) + SLEEPS, 2, grace=0.5))
     assert how.code == 1
     assert how.sentence.startswith("ranks 0, 1 did not stop within 0.5 s (--shutdown-timeout)")
-    assert children() == []
+    assert left() == []
 
 
 def test_a_failure_while_stopping_is_no_reason_to_restart(tmp_path, capfd):

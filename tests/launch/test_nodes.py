@@ -116,6 +116,7 @@ def test_two_nodes_with_one_number_are_refused(endpoint):
 
 
 @pytest.mark.parametrize("node_rank", [0, 1])
+@pytest.mark.slow
 def test_who_waits_for_other_nodes_hears_signals(endpoint, node_rank):
     Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     how = ending(standin("pass", 1, nodes=2, node_rank=node_rank, endpoint=endpoint))
@@ -123,6 +124,7 @@ def test_who_waits_for_other_nodes_hears_signals(endpoint, node_rank):
     assert how.sentence.startswith("stopped by SIGTERM before training began")
 
 
+@pytest.mark.slow
 def test_patience_has_an_end_that_names_who_is_missing(endpoint, monkeypatch):
     monkeypatch.setattr(nodes, "PATIENCE", 0.5)
     how = ending(standin("pass", 1, nodes=3, node_rank=0, endpoint=endpoint))

@@ -188,6 +188,7 @@ def test_a_shared_a_gets_the_gradients_of_all_experts(toy_model: Build):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_on_a_packed_base_everything_is_as_on_the_decoded_one(parity_folder: Path, dtype):
     found = []
     for packed in (False, True):
@@ -201,6 +202,7 @@ def test_on_a_packed_base_everything_is_as_on_the_decoded_one(parity_folder: Pat
 
 
 @pytest.mark.parametrize("mode", ["block", "selective"])
+@pytest.mark.slow
 def test_recomputed_blocks_give_the_same(parity_folder: Path, mode: str):
     """Values, and gradients also with dropout, whose mask is drawn again as it was."""
     found = []

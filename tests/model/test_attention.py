@@ -99,6 +99,7 @@ def packed(ratio: int) -> Tensor:
 
 @pytest.mark.parametrize("numerics", ["plain", "released"])
 @pytest.mark.parametrize("ratio", [0, 4, 128])
+@pytest.mark.slow
 def test_a_layer_is_what_the_loops_say_for_each_document(toy_model, ratio, numerics):
     model = toy_model(numerics=numerics)
     attention = model.layers[LAYER[ratio]].attn

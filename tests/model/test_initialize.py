@@ -84,6 +84,7 @@ def test_what_the_release_keeps_in_f32_is_float32_in_a_bf16_model(toy_config):
 @DTYPES
 @pytest.mark.parametrize("numerics", ["plain", "released"])
 @pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.slow
 def test_one_step_from_scratch_is_finite(dtype, numerics):
     """The NaN at step 0 of others: a norm inside the compressor that no initialiser touched."""
     model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"), dtype=dtype, numerics=numerics)

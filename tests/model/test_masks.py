@@ -29,6 +29,7 @@ def models(request, toy_model) -> dict[torch.dtype, DeepseekV4ForCausalLM]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("documents", ROWS.values(), ids=ROWS)
+@pytest.mark.slow
 def test_logits_losses_and_all_gradients_are_finite(models, documents, dtype):
     model = models[dtype]
     model.zero_grad()

@@ -31,6 +31,7 @@ def adapted(folder: Path, dtype: torch.dtype, **shape) -> DeepseekV4ForCausalLM:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [{}, {"merge_into": "released"}])
+@pytest.mark.slow
 def test_values_and_gradients_are_those_of_the_model_in_memory_bit_for_bit(parity_folder, dtype, shape):
     found = []
     for streamed in (False, True):

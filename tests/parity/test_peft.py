@@ -65,7 +65,13 @@ def ids() -> torch.Tensor:
     return torch.randint(64, (2, 150), generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize(
+    "targets",
+    [
+        pytest.param(targets, id=name, marks=[] if name in ("attention", "everything") else pytest.mark.slow)
+        for name, targets in TARGETS.items()
+    ],
+)
 @pytest.mark.parametrize("shape", [{}, {"rslora": True, "shared_a": True}], ids=["plain", "rslora, shared A"])
 @torch.no_grad()
 def test_pefts_logits_are_ours(base: Path, tmp_path: Path, targets: tuple[str, ...], shape: dict[str, Any]) -> None:

@@ -149,6 +149,7 @@ def test_the_cases_choose_entries_where_they_say_so(pair, ids, choices):
     assert all(isinstance(choice, Chosen) == active for choice in choices)
 
 
+@pytest.mark.slow
 def test_gradients_agree(pair, ids):
     ours, theirs = copy.deepcopy(pair[0]), pair[1]
     theirs.zero_grad()

@@ -67,6 +67,7 @@ def test_plain_exports_load_and_give_our_logits(ours, exported, transformers, id
 
 @pytest.mark.parametrize("to", LOW_BIT)
 @pytest.mark.parametrize("dtype", ["auto", torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.slow
 def test_low_bit_exports_load_on_a_cpu_and_give_our_logits_in_fp32(ours, exported, transformers, ids, to: str, dtype):
     theirs = loaded(transformers, exported[to], dtype=dtype)
     decoded = theirs.model.layers[1].self_attn.q_a_proj.weight

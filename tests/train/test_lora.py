@@ -139,6 +139,7 @@ def test_the_fresh_values_depend_on_the_seed_and_the_name_only():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_the_loss_falls(dtype):
     model = adapted(dtype=dtype, packed=True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)

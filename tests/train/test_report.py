@@ -32,6 +32,7 @@ def story(comparisons=SCORES):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 80])
+@pytest.mark.slow
 def test_the_report_tells_the_run_and_needs_nothing_beside_it(tmp_path, steps):
     record_run(tmp_path, steps)
     path = write_report(tmp_path, story())

@@ -14,6 +14,7 @@ from .small import MadeStream, Words
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_two_runs_are_equal_to_the_last_digit(tmp_path, dtype):
     for name in ("one", "two"):
         go(tmp_path / name, 4, dtype=dtype)
@@ -30,6 +31,7 @@ def test_the_schedule_reaches_the_optimizer(tmp_path):
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(2, [0, 2]), (3, [0, 3]), (7, [0, 3, 6, 7])])
+@pytest.mark.slow
 def test_validation_before_after_and_on_the_way(tmp_path, steps, expected):
     trainer = make_trainer(tmp_path, Interruption())
     with MetricsLog(tmp_path, steps, QUIET) as log:
@@ -42,6 +44,7 @@ def test_validation_before_after_and_on_the_way(tmp_path, steps, expected):
 
 @pytest.mark.parametrize(("every", "expected"), [(None, [5]), (2, [4, 5]), (5, [5])])
 @pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.slow
 def test_checkpoints_on_the_way_and_at_the_end(tmp_path, capsys, every, expected, asynchronous):
     trainer = go(tmp_path, 5, every=every, asynchronous=asynchronous)
     found = sorted(folder.name for folder in (tmp_path / "checkpoints").iterdir())

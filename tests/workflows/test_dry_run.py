@@ -127,6 +127,7 @@ def test_the_pieces_of_all_processes_are_the_whole_model(words: list[str]) -> No
     assert sum(rank.bytes.gradients for rank in dry.ranks) == sum(p.nbytes for p in trained)
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_two_sends_what_the_streams_are() -> None:
     dry = take_dry_run(recipe("pp_size=2"), 2, [])
     assert [rank.rank for rank in dry.ranks] == [0, 1]

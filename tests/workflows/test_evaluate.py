@@ -60,6 +60,7 @@ def test_hellaswag_is_that_of_the_exam(ask: Any, models: tuple[Path, Path], rows
     assert ask(models[0], "hellaswag", rows)["n"] == 6
 
 
+@pytest.mark.slow
 def test_two_models_are_compared(ask: Any, models: tuple[Path, Path], rows: Path) -> None:
     found = ask(models[0], "hellaswag", rows / "train.jsonl", limit=16, against=models[1])
     other = ask(models[1], "hellaswag", rows / "train.jsonl", limit=16)

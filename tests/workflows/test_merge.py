@@ -79,6 +79,7 @@ def test_into_bf16_each_value_is_rounded_once(base, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_dora_adapter_and_a_weighted_one_are_merged(base, tmp_path):
     model = made(base, tmp_path / "dora", 0.1, ("attn",), dora=True)
     merge(base, tmp_path / "dora", tmp_path / "out", "fp32")

@@ -80,12 +80,14 @@ def test_the_seed_decides_everything(recipe, tmp_path):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_exams_are_held_only_if_wanted(recipe):
     folder = train(recipe(evaluate={"before": False, "after": False, "limit": 3}))
     assert json.loads((folder / "evaluation.json").read_text()) == {"hellaswag": {"before": None, "after": None}}
     assert "Accuracy" not in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_as_it_is(recipe, capsys):
     folder = train(recipe())
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
