@@ -15,9 +15,9 @@ def main() -> None:
     for key, label in NAMES.items():
         found = [(row["length"], row[key]) for row in rows if key in row]
         lengths = [length for length, _ in found]
-        speed.plot(lengths, [x["tokens_per_cpu_s"] for _, x in found], "o-", label=label)
+        speed.plot(lengths, [x["tokens_per_s"] for _, x in found], "o-", label=label)
         memory.plot(lengths, [x["peak_gb"] for _, x in found], "o-", label=label)
-    speed.set(ylabel="tokens per CPU second", title="Training step, 16.8 M model, fp32")
+    speed.set(ylabel="tokens per second", title="Training step, 16.8 M model, fp32")
     memory.set(ylabel="peak memory, GB", title="Process")
     for panel in (speed, memory):
         panel.set(xscale="log", yscale="log", xlabel="tokens")

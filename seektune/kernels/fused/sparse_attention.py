@@ -26,7 +26,7 @@ def sparse_attention(
 ) -> Tensor:
     """`[B, T, H, C]`; see `reference.sparse_attention`. Only the inputs are saved for backward."""
     assert keys_BNC.shape[1] >= q_BTHC.shape[1], "every query has a key"
-    if q_BTHC.shape[1] == 0:
+    if q_BTHC.numel() == 0:
         return reference(q_BTHC, keys_BNC, entries_BEC, sink_H, positions_BT, window, visible)
     reach_BT = positions_BT.clamp(max=window - 1)
     out: Tensor = _SparseAttention.apply(q_BTHC, keys_BNC, entries_BEC, sink_H, reach_BT, window, visible)
