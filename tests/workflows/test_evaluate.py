@@ -14,6 +14,7 @@ from seektune.evaluate.hellaswag import evaluate_hellaswag, spread_evenly
 from seektune.evaluate.perplexity import evaluate_perplexity, read_texts
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.evaluate import Setting, evaluate
+from seektune.workflows.reading import Reading
 
 from .door import seektune
 
@@ -100,8 +101,8 @@ def test_lines_say_the_same(ask: Any, models: tuple[Path, Path], rows: Path, tex
 def test_precision_and_numerics_are_those_asked_for(ask: Any, models: tuple[Path, Path], text: Path) -> None:
     plain = ask(models[0], "perplexity", text)["loss"]["value"]
     assert ask(models[0], "perplexity", text, batch_tokens=1)["loss"]["value"] == plain
-    for setting in ({"dtype": "bf16"}, {"numerics": "released"}):
-        other = ask(models[0], "perplexity", text, **setting)["loss"]["value"]
+    for reading in (Reading(dtype="bf16"), Reading(numerics="released")):
+        other = ask(models[0], "perplexity", text, reading=reading)["loss"]["value"]
         assert other != plain
         assert other == pytest.approx(plain, rel=0.1)
 
