@@ -27,14 +27,22 @@ class Reading:
             ValueError: it or the adapter cannot be read, or they do not belong together.
             OSError: as of reading a model.
         """
-        if self.adapter is not None and not self.adapter.is_dir():
-            raise ValueError(f"--adapter {self.adapter}: no such folder")  # told before weights are read
+        self.check()
         device = choose_device()
         dtype = DTYPES[self.dtype or ("fp32" if device.type == "cpu" else "bf16")]
         model = DeepseekV4ForCausalLM.from_pretrained(name, dtype, self.numerics, device, self.packed)
         if self.adapter is not None:
             load_adapter(model, self.adapter)
         return model
+
+    def check(self) -> None:
+        """Refuse an adapter that is not there, before weights are read.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self.adapter is not None and not self.adapter.is_dir():
+            raise ValueError(f"--adapter {self.adapter}: no such folder")
 
 
 AS_STORED = Reading()
