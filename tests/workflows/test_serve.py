@@ -128,7 +128,6 @@ def test_mistakes_take_one_line(place: Path) -> None:
         for words, code, complaint in (
             (("base", "--port", port), 1, f"Address already in use: 127.0.0.1:{port}; choose another --port"),
             (("base", "--port", "0", "--adapter", "nowhere"), 2, "--adapter nowhere: no such folder"),
-            (("nowhere", "--port", "0"), 2, "nowhere"),
         ):
             answer = seektune("serve", *words, cwd=place)
             assert (answer.returncode, len(answer.stderr.splitlines())) == (code, 1), answer.stderr
