@@ -42,7 +42,9 @@ def test_every_command_of_the_page_runs(place: Path) -> None:
 
 def test_the_example_of_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    (example,) = blocks("python")
     names: dict[str, object] = {}
-    exec(compile(example, str(PAGE), "exec"), names)
+    for example in blocks("python"):
+        exec(compile(example, str(PAGE), "exec"), names)
     assert names["longer"].shape[1] <= 11  # type: ignore[attr-defined]
+    tokens = [*names["first"], *names["rest"]]  # type: ignore[misc]
+    assert [sum(token.request == i for token in tokens) for i in (0, 1)] == [8, 4]

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from seektune.cli import checkpoints, evaluate, speak, train
+from seektune.cli import checkpoints, evaluate, serve, speak, train
 from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
 from seektune.cli.grammar import HELP, OPEN_ENDED, Version
@@ -31,6 +31,7 @@ Measure it:
 Hear it:
   seektune generate FOLDER --prompt "The man"
   seektune chat FOLDER
+  seektune serve FOLDER
 
 A recipe is a YAML file that says what to train; `seektune train --help` tells how overrides work, and `seektune
 schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done,
@@ -80,6 +81,7 @@ app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Print what a c
 app.command("eval", help=evaluate.EVAL_HELP, short_help="Measure a checkpoint, or compare two.")(evaluate.evaluate)
 app.command("generate", help=speak.GENERATE_HELP, short_help="Let a checkpoint go on with texts.")(speak.generate)
 app.command("chat", help=speak.CHAT_HELP, short_help="Talk with a checkpoint.")(speak.chat)
+app.command("serve", help=serve.SERVE_HELP, short_help="Put a checkpoint behind OpenAI's API and a page.")(serve.serve)
 app.add_typer(data_app, name="data", short_help="Look at what training reads.")
 
 

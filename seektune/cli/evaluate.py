@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from seektune.cli.grammar import Work
+from seektune.cli.options import MakeReading, Model, reading, spread
 
 EVAL_HELP = """Measure MODEL, a checkpoint folder in any of our formats or a Hub id, with 95 % intervals.
 
@@ -15,6 +16,8 @@ HellaSwag as lm-evaluation-harness scores it (rows are fetched, or read from --d
   seektune eval runs/mine/model --task hellaswag --limit 1000
 Did training help? Both models on the same questions, with a p-value:
   seektune eval runs/mine/model --task hellaswag --against FOLDER
+Did an adapter help? With it and without:
+  seektune eval FOLDER --adapter runs/mine/adapter --against FOLDER --task hellaswag
 Perplexity of your own text, .txt or .jsonl with the key text:
   seektune eval runs/mine/model --task perplexity --data notes.txt --json
 
@@ -24,19 +27,14 @@ docs/evaluation.md says how windows, intervals and p-values are made.
 """
 
 
-def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint: folder or Hub id.")],
+def _evaluate(
+    model: Model,
+    reading: MakeReading,
     task: Annotated[str, typer.Option(metavar="TASK", help="hellaswag or perplexity.")],
     data: Annotated[Path | None, typer.Option(metavar="PATH", help="A file or folder with what is asked.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Most questions or documents.")] = None,
     against: Annotated[str | None, typer.Option(metavar="MODEL", help="Compare with this checkpoint.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    dtype: Annotated[
-        Literal["fp32", "bf16"] | None, typer.Option(help="Default: fp32 on a CPU, bf16 on a GPU.")
-    ] = None,
-    numerics: Annotated[
-        Literal["plain", "released"], typer.Option(help="released imitates the rounding of serving.")
-    ] = "plain",
     batch_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most tokens of one forward.")] = 8192,
     length: Annotated[int, typer.Option(min=1, metavar="N", help="Perplexity: most tokens a window reads.")] = 2048,
     stride: Annotated[
@@ -49,7 +47,10 @@ def evaluate(
         from seektune.data.hellaswag import default_cache_dir
         from seektune.workflows.evaluate import Setting, evaluate
 
-        setting = Setting(dtype, numerics, batch_tokens, limit, length, stride)
+        setting = Setting(reading(), batch_tokens, limit, length, stride)
         evaluate(model, task, data, default_cache_dir(os.environ), setting, against, as_json)
 
     return work
+
+
+evaluate = spread(_evaluate, reading=reading)

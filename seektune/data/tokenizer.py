@@ -16,6 +16,10 @@ MODEL_MAX_LENGTH = 1048576
 BATCH_TEXTS = 1024
 """Texts that are encoded at once."""
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+_SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+BYTES = {chr(byte): byte for byte in _SHOWN}
+BYTES |= {chr(256 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in _SHOWN)}
+"""The byte that each sign of a token in tokenizer.json stands for (byte-level BPE, as GPT-2 has it)."""
 PLACEHOLDERS = ("<｜place▁holder▁", "<|place_holder_")
 """How the names of added tokens without a meaning begin; a reduced vocabulary leaves them out."""
 
@@ -73,6 +77,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text that ids stand for, control tokens written out."""
         return self._whole.decode(ids, skip_special_tokens=False)
+
+    def bytes_of(self, id: int) -> bytes:
+        """The bytes that a token stands for, which may be part of a character."""
+        token = self._whole.id_to_token(id)
+        assert token is not None, f"no token {id}"
+        if self._plain.id_to_token(id) is None or not all(sign in BYTES for sign in token):
+            return token.encode()
+        return bytes(BYTES[sign] for sign in token)
 
     def decoder(self) -> Callable[[int], str]:
         """Takes one id after the other and gives the text that each adds; "" while a character is incomplete."""

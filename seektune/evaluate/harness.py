@@ -23,7 +23,7 @@ from seektune.data.packing import Example
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.likelihood import continuation, likelihoods
 from seektune.evaluate.perplexity import windows
-from seektune.generate.engine import Request
+from seektune.generate.request import Request
 from seektune.generate.sample import GREEDY
 from seektune.generate.speech import answer_all
 from seektune.model.causal_lm import DeepseekV4ForCausalLM

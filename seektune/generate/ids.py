@@ -6,7 +6,8 @@ Shapes: B rows, T tokens, N new tokens.
 import torch
 from torch import Tensor
 
-from seektune.generate.engine import Decoding, Request
+from seektune.generate.engine import Decoding
+from seektune.generate.request import Request
 from seektune.generate.sample import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 

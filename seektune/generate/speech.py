@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from seektune.data.tokenizer import Tokenizer
-from seektune.generate.engine import Decoding, Drafts, Request, Token
+from seektune.generate.engine import Decoding
+from seektune.generate.request import Drafts, Request, Token
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 
@@ -50,7 +51,7 @@ class Ear:
         places = [place for stop in self._stops if (place := self._text.find(stop, max(reach, 0))) >= 0]
         if places:
             return self._give(min(places)), True
-        return self._give(len(self._text) - self._doubtful()), False
+        return self._give(len(self._text) - undecided(self._text, self._stops)), False
 
     def rest(self) -> str:
         """What was held back, once no more tokens come; an incomplete character is shown as such."""
@@ -61,31 +62,70 @@ class Ear:
         start, self._given = self._given, max(stop, self._given)
         return self._text[start : self._given]
 
-    def _doubtful(self) -> int:
-        """Characters at the end with which a stop string may begin."""
-        sizes = [size for stop in self._stops for size in range(1, len(stop)) if self._text.endswith(stop[:size])]
-        return max(sizes, default=0)
+
+def undecided(text: str, marks: Sequence[str]) -> int:
+    """Characters at the end of a text with which one of the marks may begin."""
+    sizes = [size for mark in marks for size in range(1, len(mark)) if text.endswith(mark[:size])]
+    return max(sizes, default=0)
 
 
-def pieces(decoding: Decoding, requests: Sequence[Request], tokenizer: Tokenizer) -> Iterator[Piece]:
-    """The answers of a decoding that has not begun, piece by piece; stop tokens add no text."""
-    ears = {i: Ear(tokenizer, request.stops) for i, request in enumerate(requests)}
-    for token in decoding.tokens():
-        ear = ears.get(token.request)
-        if ear is None:  # a draft that was right beyond a stop string
-            continue
-        if token.id in requests[token.request].stop_ids:
+class Speech:
+    """A decoding heard as text: answers that grow together, and others that join them."""
+
+    def __init__(self, decoding: Decoding, requests: Sequence[Request], tokenizer: Tokenizer):
+        """Of a decoding that has not begun, with the requests that it was made with."""
+        self._decoding, self._tokenizer = decoding, tokenizer
+        self._heard = {i: (request, Ear(tokenizer, request.stops)) for i, request in enumerate(requests)}
+
+    @property
+    def done(self) -> bool:
+        """Whether every answer has ended."""
+        return self._decoding.done
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        """Let more join; returns the numbers by which their pieces are known.
+
+        Raises:
+            ValueError: one of them cannot be met; then none joins.
+        """
+        numbers = self._decoding.add(requests)
+        self._heard |= {i: (each, Ear(self._tokenizer, each.stops)) for i, each in zip(numbers, requests, strict=True)}
+        return numbers
+
+    def end(self, request: int) -> None:
+        """Let no more come of an answer."""
+        self._decoding.end(request)
+        self._heard.pop(request, None)
+
+    def step(self) -> list[Piece]:
+        """What each answer grows by; stop tokens add no text.
+
+        Raises:
+            ArithmeticError: the model gives no numbers.
+        """
+        return [piece for token in self._decoding.step() for piece in self._hear(token)]
+
+    def _hear(self, token: Token) -> Iterator[Piece]:
+        if token.request not in self._heard:  # a draft that was right beyond a stop string
+            return
+        request, ear = self._heard[token.request]
+        if token.id in request.stop_ids:
             text, end = ear.rest(), token.end
         else:
             text, stopped = ear.hear(token.id)
             end = "stop" if stopped else token.end
-            if stopped:
-                decoding.end(token.request)
-            elif end is not None:
+            if end is not None and not stopped:
                 text += ear.rest()
         if end is not None:
-            del ears[token.request]
+            self.end(token.request)
         yield Piece(token.request, text, token, end)
+
+
+def pieces(decoding: Decoding, requests: Sequence[Request], tokenizer: Tokenizer) -> Iterator[Piece]:
+    """The answers of a decoding that has not begun, piece by piece."""
+    speech = Speech(decoding, requests, tokenizer)
+    while not speech.done:
+        yield from speech.step()
 
 
 def answer_all(

@@ -192,21 +192,25 @@ class DeepseekV4ForCausalLM(ModelPart):
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         return continued(self, input_ids, max_new_tokens, sampling, seed, speculative)
 
-    def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK) -> Cache:
+    def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK, grows: bool = False) -> Cache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, of which `rollback` can be taken back.
+
+        One that `grows` takes the memory of its longest row, in powers of two, and not `max_length`'s from the start.
 
         Raises:
             ValueError: a size is not positive.
         """
         weight = self.embed.weight
         return Cache.of(
-            self.config, range(len(self.layers)), batch_size, max_length, weight.dtype, weight.device, rollback
+            self.config, range(len(self.layers)), batch_size, max_length, weight.dtype, weight.device, rollback, grows
         )
 
-    def new_draft_cache(self, batch_size: int, max_length: int) -> Cache:
+    def new_draft_cache(self, batch_size: int, max_length: int, grows: bool = False) -> Cache:
         """An empty cache for the MTP block (`foresee`)."""
         weight, layer = self.embed.weight, self.config.num_hidden_layers
-        return Cache.of(self.config, range(layer, layer + 1), batch_size, max_length, weight.dtype, weight.device)
+        return Cache.of(
+            self.config, range(layer, layer + 1), batch_size, max_length, weight.dtype, weight.device, grows=grows
+        )
 
     @torch.no_grad()
     def advance(self, tokens_BT: Tensor, cache: Cache, counts: Sequence[int] | None = None) -> Tensor:

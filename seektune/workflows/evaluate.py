@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -21,7 +21,7 @@ from seektune.evaluate.perplexity import PerplexityScore, evaluate_perplexity, r
 from seektune.evaluate.statistics import Change, Estimate
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.console import say
-from seektune.workflows.prepare import DTYPES, choose_device
+from seektune.workflows.reading import AS_STORED, Reading
 
 Score: TypeAlias = HellaswagScore | PerplexityScore
 Exam: TypeAlias = Callable[[DeepseekV4ForCausalLM, Tokenizer, int, Progress], Score]
@@ -32,9 +32,8 @@ Exam: TypeAlias = Callable[[DeepseekV4ForCausalLM, Tokenizer, int, Progress], Sc
 class Setting:
     """How models sit an exam."""
 
-    dtype: str | None = None
-    """`fp32` or `bf16`; None = fp32 on a CPU, bf16 on a GPU."""
-    numerics: str = "plain"
+    reading: Reading = AS_STORED
+    """An adapter goes on the first model, not on the one that it is compared with."""
     batch_tokens: int = 8192
     """Most tokens, padding included, of one forward."""
     limit: int | None = None
@@ -67,12 +66,17 @@ def evaluate(
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
     exam = TASKS[task](data, cache_dir, setting)
-    scores = {name: _sit(name, task, exam, setting) for name in dict.fromkeys([model, against or model])}
-    first = scores[model]
-    second = None if against is None else scores[against]
+    bare = replace(setting.reading, adapter=None)
+    first = _sit(model, task, exam, setting.reading, setting.batch_tokens)
+    second = None
+    if against is not None:
+        same = (against, bare) == (model, setting.reading)
+        second = first if same else _sit(against, task, exam, bare, setting.batch_tokens)
     changes = {} if second is None else _changes(first, second)
     if as_json:
-        values = {"model": model, "task": task, **first.to_dict()}
+        adapter = setting.reading.adapter
+        named = {} if adapter is None else {"adapter": str(adapter)}
+        values = {"model": model, **named, "task": task, **first.to_dict()}
         if second is not None:
             found = {name: asdict(change) for name, change in changes.items()}
             values["against"] = {"model": against, **second.to_dict(), "difference": found}
@@ -110,13 +114,11 @@ def _perplexity(data: Path | None, _: Path, setting: Setting) -> Exam:
 TASKS: dict[str, Callable[[Path | None, Path, Setting], Exam]] = {"hellaswag": _hellaswag, "perplexity": _perplexity}
 
 
-def _sit(name: str, task: str, exam: Exam, setting: Setting) -> Score:
-    device = choose_device()
-    dtype = DTYPES[setting.dtype or ("fp32" if device.type == "cpu" else "bf16")]
-    model = DeepseekV4ForCausalLM.from_pretrained(name, dtype, setting.numerics, device)
+def _sit(name: str, task: str, exam: Exam, reading: Reading, batch_tokens: int) -> Score:
+    model = reading.read(name)
     tokenizer = load_tokenizer(model.config.vocab_size)
     with torch.inference_mode(), _bar(f"{task}, {name}") as progress:
-        return exam(model, tokenizer, setting.batch_tokens, progress)
+        return exam(model, tokenizer, batch_tokens, progress)
 
 
 @contextmanager

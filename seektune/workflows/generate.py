@@ -10,7 +10,8 @@ from typing import Any, TextIO
 from seektune.data.completion import parse_message
 from seektune.data.conversation import encode_messages
 from seektune.data.protocol import EOS
-from seektune.generate.engine import Decoding, Drafts, Request
+from seektune.generate.engine import Decoding
+from seektune.generate.request import Drafts, Request
 from seektune.generate.speech import Answer, answer_all, pieces
 from seektune.workflows.console import printable
 from seektune.workflows.voice import Setting, Voice

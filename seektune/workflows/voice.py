@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.generate.engine import Request
+from seektune.generate.request import Request
 from seektune.generate.sample import DEFAULT, Sampling
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.workflows.prepare import DTYPES, choose_device
+from seektune.workflows.reading import AS_STORED, Reading
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,7 @@ class Setting:
     """Let the MTP block guess ahead."""
     thinking: bool = False
     """Conversations only: whether answers begin with reasoning."""
-    dtype: str | None = None
-    """`fp32` or `bf16`; None = fp32 on a CPU, bf16 on a GPU."""
-    numerics: str = "plain"
+    reading: Reading = AS_STORED
 
     @property
     def mode(self) -> str:
@@ -36,15 +33,14 @@ class Voice:
     """A checkpoint, its tokenizer and a setting."""
 
     def __init__(self, name: str, setting: Setting):
-        """Read a checkpoint folder in any of our formats, or a Hub id.
+        """Read a checkpoint.
 
         Raises:
-            ValueError: it cannot be read, or has no MTP block to speculate with.
+            ValueError: as of `Reading.read`, or it has no MTP block to speculate with.
+            OSError: as of `Reading.read`.
         """
-        device = choose_device()
-        dtype = DTYPES[setting.dtype or ("fp32" if device.type == "cpu" else "bf16")]
         self.setting = setting
-        self.model = DeepseekV4ForCausalLM.from_pretrained(name, dtype, setting.numerics, device)
+        self.model = setting.reading.read(name)
         self.tokenizer: Tokenizer = load_tokenizer(self.model.config.vocab_size)
         if setting.speculative and not self.model.mtp:
             raise ValueError(f"{name} has no MTP block; leave --speculative out")

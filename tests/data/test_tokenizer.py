@@ -98,6 +98,18 @@ def test_decoding_shows_control_tokens(tokenizer):
     assert tokenizer.decode([0, *tokenizer.encode("hello there"), 1]) == f"{BOS}hello there{EOS}"
 
 
+def test_the_bytes_of_tokens_are_those_of_the_text(tokenizer, official):
+    for each in (tokenizer, official):
+        for text in (*TEXTS, "é 京 \U0001f600 \x00\x7f\xad"):
+            assert b"".join(map(each.bytes_of, each.encode(text))) == text.encode()
+        ids = each.encode_prompt(f"{BOS}<think>é</think>")
+        assert [each.bytes_of(ids[0]), each.bytes_of(ids[1]), each.bytes_of(ids[-1])] == [
+            BOS.encode(),
+            b"<think>",
+            b"</think>",
+        ]
+
+
 def test_a_saved_folder_is_read_by_transformers(tmp_path, tokenizer):
     transformers = pytest.importorskip("transformers")
     tokenizer.save(tmp_path / "model")

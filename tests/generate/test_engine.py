@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from seektune.generate.engine import Decoding, Request
+from seektune.generate.engine import Decoding
+from seektune.generate.request import Request
 from seektune.generate.sample import Chooser, Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 

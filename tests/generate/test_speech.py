@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.generate.engine import Decoding, Request
+from seektune.generate.engine import Decoding
+from seektune.generate.request import Request
 from seektune.generate.sample import Sampling
 from seektune.generate.speech import Ear, answer_all, pieces
 

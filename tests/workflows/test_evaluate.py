@@ -12,8 +12,11 @@ from seektune.data.hellaswag import read_split
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.hellaswag import evaluate_hellaswag, spread_evenly
 from seektune.evaluate.perplexity import evaluate_perplexity, read_texts
+from seektune.model.adapter_files import save_adapter
+from seektune.model.adapters import AdapterShape, adapt, adapter_state, matching, start
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.evaluate import Setting, evaluate
+from seektune.workflows.reading import Reading
 
 from .door import seektune
 
@@ -102,8 +105,8 @@ def test_lines_say_the_same(ask: Any, models: tuple[Path, Path], rows: Path, tex
 def test_precision_and_numerics_are_those_asked_for(ask: Any, models: tuple[Path, Path], text: Path) -> None:
     plain = ask(models[0], "perplexity", text)["loss"]["value"]
     assert ask(models[0], "perplexity", text, batch_tokens=1)["loss"]["value"] == plain
-    for setting in ({"dtype": "bf16"}, {"numerics": "released"}):
-        other = ask(models[0], "perplexity", text, **setting)["loss"]["value"]
+    for reading in (Reading(dtype="bf16"), Reading(numerics="released")):
+        other = ask(models[0], "perplexity", text, reading=reading)["loss"]["value"]
         assert other != plain
         assert other == pytest.approx(plain, rel=0.1)
 
@@ -135,3 +138,24 @@ def test_a_model_that_is_none_takes_one_line(text: Path, tmp_path: Path) -> None
 
 def test_help_shows_a_call() -> None:
     assert "\n    seektune eval " in seektune("eval", "--help").stdout
+
+
+def test_an_adapter_is_on_the_first_model_alone(
+    ask: Any, models: tuple[Path, Path], text: Path, tmp_path: Path
+) -> None:
+    """Against its own base: the numbers of the base are those it has alone, and the adapter's are others."""
+    model = DeepseekV4ForCausalLM.from_pretrained(models[0])
+    adapt(model, matching(model, ["attn"]), AdapterShape(rank=2, alpha=4.0))
+    start(model, seed=0)
+    with torch.no_grad():
+        for name, tensor in adapter_state(model).items():
+            if name.endswith(".B"):
+                tensor.normal_()
+    save_adapter(model, tmp_path / "adapter")
+    bare = ask(models[0], "perplexity", text)
+    found = ask(models[0], "perplexity", text, reading=Reading(adapter=tmp_path / "adapter"), against=models[0])
+    assert found["against"]["loss"] == bare["loss"]
+    assert found["loss"]["value"] != bare["loss"]["value"]
+    assert found["adapter"] == str(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="no such folder"):
+        ask(models[0], "perplexity", text, reading=Reading(adapter=tmp_path / "none"))

@@ -1,0 +1,112 @@
+"""Options that several verbs have, each said once; a verb takes a whole group of them as one argument."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import typer
+
+from seektune.cli.grammar import Work
+
+if TYPE_CHECKING:
+    from seektune.workflows.reading import Reading
+    from seektune.workflows.voice import Setting
+
+Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint: folder or Hub id.")]
+Most: TypeAlias = Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")]
+Speculative: TypeAlias = Annotated[
+    bool, typer.Option("--speculative", help="Let the MTP block guess ahead; answers are distributed as without.")
+]
+Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Conversations: reason before the answer.")]
+Groups: TypeAlias = Callable[..., object]
+MakeReading: TypeAlias = Callable[[], "Reading"]
+"""Makes the section once the verb works: it lies beyond imports that take seconds."""
+MakeSetting: TypeAlias = Callable[[int], "Setting"]
+"""The same, given the most tokens of an answer, whose default is each verb's own."""
+
+
+def reading(
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="An adapter on top of it: adapter_model.safetensors' folder.")
+    ] = None,
+    dtype: Annotated[
+        Literal["fp32", "bf16"] | None, typer.Option(help="Default: fp32 on a CPU, bf16 on a GPU.")
+    ] = None,
+    packed: Annotated[
+        bool,
+        typer.Option("--packed", help="Keep FP4 and FP8 weights in their bytes: a fraction of the memory, slower."),
+    ] = False,
+    numerics: Annotated[
+        Literal["plain", "released"], typer.Option(help="released imitates the rounding of serving.")
+    ] = "plain",
+) -> MakeReading:
+    """How a checkpoint is read."""
+
+    def make() -> "Reading":
+        from seektune.workflows.reading import Reading
+
+        return Reading(dtype, numerics, packed, adapter)
+
+    return make
+
+
+def _speaking(
+    reading: MakeReading,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Only the so many likeliest tokens; 0 = all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens of this probability together.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Only tokens at least this many times as likely as the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that stood before become less likely.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same answer.")] = 0,
+    speculative: Speculative = False,
+    thinking: Thinking = False,
+) -> MakeSetting:
+    """How a model is read and speaks."""
+
+    def make(most: int) -> "Setting":
+        from seektune.generate.sample import Sampling
+        from seektune.workflows.voice import Setting
+
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        return Setting(most, sampling, tuple(stop or ()), seed, speculative, thinking, reading())
+
+    return make
+
+
+def spread(verb: Callable[..., Work], **groups: Groups) -> Callable[..., Work]:
+    """A command whose options are those of the verb, with those of a group in place of the argument of that name.
+
+    Typer reads a function's signature and knows no groups, so one is written for it.
+    """
+    return _spread(verb, groups)
+
+
+def _spread(verb: Callable[..., Any], groups: dict[str, Groups]) -> Callable[..., Any]:
+    shown = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, own in inspect.signature(verb).parameters.items()
+        for parameter in (inspect.signature(groups[name]).parameters.values() if name in groups else [own])
+    ]
+
+    def command(**words: object) -> Any:
+        made = {}
+        for name, group in groups.items():
+            made[name] = group(**{key: words.pop(key) for key in inspect.signature(group).parameters})
+        return verb(**made, **words)
+
+    command.__doc__ = verb.__doc__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    command.__setattr__("__signature__", inspect.Signature(shown))
+    return command
+
+
+speaking: Groups = _spread(_speaking, {"reading": reading})
+"""All that `reading` has, and how tokens are drawn."""

@@ -1,0 +1,1 @@
+"""A model behind OpenAI's API, for trying it out: requests that are decoded together, and a page to chat on."""

@@ -1,0 +1,117 @@
+"""The verb `serve`: a checkpoint, and an adapter beside it, behind OpenAI's API and a page, until a signal comes."""
+
+import signal
+import socket
+import sys
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+from seektune.data.tokenizer import load_tokenizer
+from seektune.model.adapter_files import load_adapter
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.twin import twin
+from seektune.workflows.console import say
+from seektune.workflows.reading import Reading
+
+NEEDED = ("fastapi", "uvicorn")
+LOCAL = ("127.0.0.1", "localhost", "::1")
+LONGEST = 32_768
+"""Most tokens of a prompt and its answer unless told otherwise: a million would let one client fill the memory."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where and how a server stands."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes a free one."""
+    key: str | None = None
+    """What clients must send as `Authorization: Bearer KEY`; None lets everybody in."""
+    name: str | None = None
+    """By which clients choose the model; None = as it was given here."""
+    max_model_len: int | None = None
+    """None = what the model is made for, at most `LONGEST`."""
+    max_num_seqs: int = 32
+    max_queued_requests: int = 256
+    request_timeout: float = 600.0
+    shutdown_timeout: float = 30.0
+    """Seconds that answers have to end after a signal."""
+    thinking: bool = False
+    speculative: bool = False
+
+
+def serve(model: str, reading: Reading, service: Service) -> None:
+    """Answer requests until SIGTERM or SIGINT; then let answers end, for a while.
+
+    Raises:
+        ValueError: the extra `serve` is not installed, or the model or adapter cannot be read.
+        OSError: the address is taken, or as of reading a model.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ValueError(f"serving needs {' and '.join(missing)}: pip install 'seektune[serve]'")
+    from seektune.serve.app import Served, make_app
+    from seektune.serve.limits import Limits
+    from seektune.serve.run import run
+
+    with _bound(service.host, service.port) as place:  # a taken port is told before weights are read
+        models = _models(model, reading, service)
+        base = next(iter(models.values()))
+        if service.speculative and not base.mtp:
+            raise ValueError(f"{model} has no MTP block; leave --speculative out")
+        limits = Limits(
+            max_model_len=service.max_model_len or min(LONGEST, base.config.max_position_embeddings),
+            max_num_seqs=service.max_num_seqs,
+            max_queued_requests=service.max_queued_requests,
+            request_timeout=service.request_timeout,
+        )
+        tokenizer = load_tokenizer(base.config.vocab_size)
+        served = Served(models, tokenizer, limits, service.key, service.thinking, service.speculative)
+        if service.host not in LOCAL and service.key is None:
+            print(
+                f"note: anyone who reaches {service.host} may use this server; --api-key asks for a key",
+                file=sys.stderr,
+            )
+        before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            run(make_app(served), place, service.shutdown_timeout, lambda: say(_welcome(place, list(models))))
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _models(model: str, reading: Reading, service: Service) -> dict[str, DeepseekV4ForCausalLM]:
+    """The base, and with an adapter a second model on the same weights, by the names that clients choose."""
+    name, adapter = service.name or model.rstrip("/"), reading.adapter
+    if adapter is None:
+        return {name: reading.read(model)}
+    if str(adapter) == name:
+        raise ValueError(f"model and adapter would both be called {name}; give --served-model-name")
+    reading.check()
+    base = replace(reading, adapter=None).read(model)
+    adapted = twin(base)
+    load_adapter(adapted, adapter)
+    return {name: base, str(adapter): adapted}
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, which does not listen yet."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    place = socket.socket(family, kind, protocol)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind(address)
+    except OSError as error:
+        place.close()
+        raise OSError(error.errno, f"{error.strerror}: {host}:{port}; choose another --port") from None
+    return place
+
+
+def _welcome(place: socket.socket, names: list[str]) -> str:
+    host, port = place.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"serving {' and '.join(names)} at http://{shown}:{port} (a page there, the API under /v1); Ctrl-C stops"
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    """Uvicorn stops by its own handler and then raises the signal again, for whoever had it before."""

@@ -1,0 +1,149 @@
+"""Requests that join others that already grow get the text they would get alone; memory follows who is left."""
+
+import pytest
+import torch
+
+from seektune.generate.engine import Decoding
+from seektune.generate.request import Request
+from seektune.generate.sample import Sampling
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+
+from .test_engine import GREEDY, prompts, spoken
+
+LONGEST = 600
+
+
+@pytest.fixture(scope="module")
+def model(toy_model) -> DeepseekV4ForCausalLM:
+    return toy_model()
+
+
+def alone(model: DeepseekV4ForCausalLM, requests: list[Request]) -> list[list[int]]:
+    return [spoken(model, [request])[0] for request in requests]
+
+
+def joined(
+    model: DeepseekV4ForCausalLM, requests: list[Request], times: list[int], speculative: bool, chunk: int = 4096
+) -> list[list[int]]:
+    """Each request is added before the step of its number."""
+    decoding = Decoding(model, speculative=speculative, longest=LONGEST)
+    found: dict[int, list[int]] = {}
+    names: dict[int, int] = {}
+    step = 0
+    while step <= max(times) or not decoding.done:
+        due = [i for i, time in enumerate(times) if time == step]
+        names |= dict(zip(decoding.add([requests[i] for i in due]), due, strict=True))
+        for token in decoding.step():
+            found.setdefault(names[token.request], []).append(token.id)
+        step += 1
+    return [found[i] for i in range(len(requests))]
+
+
+@pytest.mark.parametrize("speculative", [False, True])
+def test_who_joins_gets_its_own_text(model, speculative):
+    """Prompts on both sides of an entry of each ratio; several at once, equal ones, one after all others have ended."""
+    requests = [Request(each, 9, GREEDY) for each in prompts(5, 124, 127, 3, 1, 30)]
+    requests += [requests[3], Request(prompts(8)[0], 4, Sampling(temperature=0.9, top_k=20), seed=3)]
+    times = [0, 2, 3, 3, 7, 40, 3, 3]
+    expected = alone(model, requests)
+    assert joined(model, requests, times, speculative)[:-1] == expected[:-1]
+    if not speculative:  # drafts draw other numbers
+        assert joined(model, requests, times, False)[-1] == expected[-1]
+
+
+def test_a_long_prompt_is_read_in_chunks_while_others_grow(model, monkeypatch):
+    monkeypatch.setattr("seektune.generate.engine.CHUNK", 32)
+    requests = [Request(each, 12, GREEDY) for each in prompts(5, 150, 40)]
+    decoding = Decoding(model, requests[:1], longest=LONGEST)
+    found: list[list[int]] = [[] for _ in requests]
+    for step in range(6):
+        if step == 1:
+            decoding.add(requests[1:])
+        assert [token.request for token in decoding.step()] == [0]
+    monkeypatch.undo()
+    for token in decoding.tokens():
+        found[token.request].append(token.id)
+    assert found[1:] == alone(model, requests[1:])
+
+
+def test_a_text_outgrows_the_room_it_began_with(model):
+    requests = [Request(prompts(250)[0], 20, GREEDY), Request(prompts(3)[0], 40, GREEDY)]
+    decoding = Decoding(model, requests, longest=4000)
+    found: list[list[int]] = [[], []]
+    for token in decoding.tokens():
+        found[token.request].append(token.id)
+    assert found == alone(model, requests)
+
+
+@pytest.mark.parametrize("speculative", [False, True])
+def test_a_request_is_cancelled_at_any_time(model, monkeypatch, speculative):
+    monkeypatch.setattr("seektune.generate.engine.CHUNK", 64)
+    requests = [Request(each, 10, GREEDY) for each in prompts(5, 150, 90)]
+    expected = alone(model, requests)
+    for when in (0, 1, 3, 5, 6):  # before it is read, while it is read, while it grows
+        decoding = Decoding(model, requests[:1], speculative, longest=LONGEST)
+        found: list[list[int]] = [[] for _ in requests]
+        for step in range(60):
+            if step == 1:
+                decoding.add(requests[1:])
+            if step == when + 1:
+                decoding.end(1)
+            for token in decoding.step():
+                found[token.request].append(token.id)
+        assert decoding.done
+        assert [found[0], found[2]] == [expected[0], expected[2]]
+        assert found[1] == expected[1][: len(found[1])]
+        assert len(found[1]) < 10
+
+
+def test_memory_follows_the_rows_alive(model):
+    """Of a long text that leaves a short one, nothing stays; nothing is held for what a text might become."""
+    short, long = prompts(4, 500)
+
+    def held(decoding: Decoding) -> int:
+        texts = decoding._texts
+        return 0 if texts is None else texts.cache.nbytes()
+
+    decoding = Decoding(model, [Request(short, 90_000, GREEDY)], longest=100_000)
+    decoding.step()
+    few = held(decoding)
+    assert few < model.new_cache(1, 300).nbytes()
+    decoding.add([Request(long, 5, GREEDY)])
+    decoding.step()
+    assert held(decoding) > 2 * few
+    while len([*decoding.step()]) == 2:
+        pass
+    assert held(decoding) == few
+    decoding.end(0)
+    assert held(decoding) == 0
+
+
+def test_a_text_that_could_outgrow_what_is_allowed_does_not_join(model):
+    decoding = Decoding(model, longest=10)
+    fine, wrong = Request([1, 2], 8, GREEDY), Request([1, 2], 9, GREEDY)
+    with pytest.raises(ValueError, match="a text of up to 11 tokens is longer than the 10 allowed"):
+        decoding.add([fine, wrong])
+    assert decoding.done
+    assert decoding.add([fine]) == [0]
+    assert len(list(decoding.tokens())) == 8
+
+
+def test_caches_of_several_kinds_are_gathered(model):
+    """Rows in any order, of caches whose tails stand at different places, go on as before."""
+    tokens = torch.randint(64, (3, 200), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        logits = model(tokens).logits
+    first, second = (model.new_cache(rows, LONGEST, grows=True) for rows in (2, 1))
+    model(tokens[:2, :150], cache=first)
+    for i in range(9):
+        model(tokens[2:, i : i + 1], cache=second)
+    both = type(first).gather([(second, [0]), (first, [1, 0])])
+    assert both.lengths == [9, 150, 150]
+    chunk = torch.stack([tokens[2, 9:29], tokens[1, 150:170], tokens[0, 150:170]])
+    found = model(chunk, cache=both).logits
+    expected = torch.stack([logits[2, 9:29], logits[1, 150:170], logits[0, 150:170]])
+    assert float((found - expected).abs().max()) < 1e-10
+    both.rollback([3, 0, 16])
+    again = torch.stack([tokens[2, 26:29], tokens[1, 170:173], tokens[0, 154:157]])
+    expected = torch.stack([logits[2, 26:29], logits[1, 170:173], logits[0, 154:157]])
+    assert float((model(again, cache=both).logits - expected).abs().max()) < 1e-10

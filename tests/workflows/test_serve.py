@@ -1,0 +1,134 @@
+"""`seektune serve`: from the command line to an answer, and how it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seektune.model.adapter_files import save_adapter
+from seektune.model.adapters import AdapterShape, adapt, adapter_state, matching, start
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.workflows.reading import Reading
+
+from .door import CODE, ROOT, seektune
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+
+
+@pytest.fixture(scope="module")
+def place(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base in the released format, and an adapter that changes much."""
+    folder = tmp_path_factory.mktemp("serve")
+    model = toy_model(torch.float32, vocab_size=512, hidden_size=64, moe_intermediate_size=32)
+    model.save_pretrained(folder / "base", format="released")
+    adapt(model, matching(model, ["attn", "ffn.experts"]), AdapterShape(rank=2, alpha=4.0))
+    start(model, seed=0)
+    with torch.no_grad():
+        for name, tensor in adapter_state(model).items():
+            if name.endswith(".B"):
+                tensor.normal_()
+    save_adapter(model, folder / "adapter")
+    return folder
+
+
+@contextmanager
+def served(*words: str, cwd: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of its own process, and its address."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
+    command = [sys.executable, "-c", CODE, "serve", *words, "--port", "0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd
+    )
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("serving "), said or process.communicate()
+        yield process, said.split(" at ")[1].split(" ")[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def asked(url: str, path: str, body: Any = None, **headers: str) -> Any:
+    sent = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url + path, sent, {"Content-Type": "application/json", **headers})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_adapter_is_a_second_model(place: Path, packed: bool) -> None:
+    words = ["base", "--adapter", "adapter", *(["--packed"] if packed else [])]
+    with served(*words, cwd=place) as (process, url):
+        names = [model["id"] for model in asked(url, "/v1/models")["data"]]
+        assert names == ["base", "adapter"]
+        ids = torch.randint(512, (1, 9), generator=torch.Generator().manual_seed(1))
+        texts = {}
+        for name, adapter in (("base", None), ("adapter", place / "adapter")):
+            model = Reading(packed=packed, adapter=adapter).read(str(place / "base"))
+            body = {"model": name, "prompt": ids[0].tolist(), "max_tokens": 8, "temperature": 0, "logprobs": 0}
+            texts[name] = asked(url, "/v1/completions", body)["choices"][0]["logprobs"]["token_logprobs"]
+            with torch.no_grad():
+                longer = model.generate(ids, 8, temperature=0)
+                log = model(longer[:, :-1]).logits.log_softmax(-1)[0, 8:]
+            expected = log.gather(1, longer[0, 9:, None])[:, 0]
+            assert texts[name] == pytest.approx(expected.tolist(), abs=1e-3)
+        assert texts["base"] != texts["adapter"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_a_signal_lets_answers_end(place: Path) -> None:
+    with served("base", "--max-model-len", "3000", cwd=place, SEEKTUNE_API_KEY="k") as (process, url):
+        body = {"prompt": "The man", "max_tokens": 60, "stream": True}
+        sent = urllib.request.Request(
+            f"{url}/v1/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": "Bearer k"},
+        )
+        with urllib.request.urlopen(sent, timeout=60) as answer:
+            answer.readline()
+            process.send_signal(signal.SIGINT)
+            rest = answer.read().decode()
+        assert rest.endswith("data: [DONE]\n\n")
+        assert process.wait(20) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.slow
+def test_an_answer_that_takes_too_long_is_cut(place: Path) -> None:
+    with served("base", "--shutdown-timeout", "1", cwd=place) as (process, url):
+        body = {"prompt": "The man", "max_tokens": 30_000, "stream": True}
+        sent = urllib.request.Request(
+            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(sent, timeout=60) as answer:
+            answer.readline()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+
+
+@pytest.mark.slow
+def test_mistakes_take_one_line(place: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for words, code, complaint in (
+            (("base", "--port", port), 1, f"Address already in use: 127.0.0.1:{port}; choose another --port"),
+            (("base", "--port", "0", "--adapter", "nowhere"), 2, "--adapter nowhere: no such folder"),
+        ):
+            answer = seektune("serve", *words, cwd=place)
+            assert (answer.returncode, len(answer.stderr.splitlines())) == (code, 1), answer.stderr
+            assert complaint in answer.stderr
