@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
+from seektune.checkpoint.files import TensorFiles
 from seektune.checkpoint.formats import FORMATS
-from seektune.model.adapters import fresh
+from seektune.model.adapters import base_state, fresh
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.initialize import initialize
 from seektune.parallel.adapters import load_adapter, save_adapter, start_adapters
 from seektune.parallel.apply import parallelize
 from seektune.parallel.config import ParallelConfig
@@ -98,6 +102,44 @@ def learn_adapted(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -
     model = made(adapted, parallel)
     before = frozen(model)
     return learn(model, adapted.subject), Seen(before, frozen(model))
+
+
+def read_base(folder: Path, adapted: Adapted, parallel: Mapping[str, Any]) -> tuple[int, int]:
+    """Load a released folder into the pieces here, then random weights; bytes that were read, and those that are held.
+
+    Both are compared with a whole model's.
+    """
+    subject, wanted = adapted.subject, ParallelConfig.model_validate(parallel)
+    prepare = adapting(subject.config, adapted.section(), True, FORMATS["released"].kind)
+    mesh = Mesh.of(make_plan(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
+    model = parallelize(subject.config, mesh, wanted, subject.dtype, "plain", prepare)
+    read = 0
+    plain_read = TensorFiles.read
+
+    def counted(files: TensorFiles, name: str, rows: slice | None = None) -> torch.Tensor:
+        nonlocal read
+        found = plain_read(files, name, rows)
+        read += found.nbytes
+        return found
+
+    with patch.object(TensorFiles, "read", counted):
+        model.load_pretrained(folder)
+    same_pieces(model, DeepseekV4ForCausalLM.from_pretrained(folder, packed=True))
+    whole = DeepseekV4ForCausalLM(subject.config, "meta", subject.dtype)
+    prepare(whole)
+    whole.to_empty(device="cpu")
+    for state in (base_state(whole), model.base()):
+        torch.manual_seed(3)
+        initialize(state, subject.config)
+    same_pieces(model, whole)
+    return read, sum(piece.tensor.nbytes for piece in model.base().values())
+
+
+def same_pieces(model: ParallelModel, whole: torch.nn.Module) -> None:
+    state = whole.state_dict()
+    for name, piece in model.base().items():
+        expected = state[name.replace(".weight", "") if name not in state else name]
+        assert torch.equal(piece.tensor, expected[piece.box]), name
 
 
 def bytes_held(adapted: Adapted, parallel: Mapping[str, Any]) -> dict[str, tuple[str, int]]:

@@ -10,8 +10,8 @@ import torch
 
 from seektune.train.config import LossConfig
 
-from .lora_law import Adapted, Seen, bytes_held, learn_adapted, look_adapted, made, write_and_read
-from .mesh_law import CONFIG, SHALLOW, SHORT, Course, Found, Subject, errors
+from .lora_law import Adapted, Seen, bytes_held, learn_adapted, look_adapted, made, read_base, write_and_read
+from .mesh_law import CONFIG, SHALLOW, SHORT, Course, Found, Subject, errors, whole_model
 from .test_mesh_laws import BOUND, SCHEDULES, Case, assert_small, piped
 from .workers import run_workers
 
@@ -137,6 +137,22 @@ def test_frozen_weights_are_divided_as_the_bytes_they_are():
         for held in run_workers(world, bytes_held, FEW, parallel):
             assert {name: str(whole[name].dtype) for name in held} == {name: kind for name, (kind, _) in held.items()}
             assert sum(size for _, size in held.values()) < total / world + 30_000
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("world", "parallel"), [(2, {}), (4, {"ep_size": 2}), (4, piped("1f1b", ep_size=2)), (3, {"dp_shard": 3})], ids=str
+)
+def test_packed_weights_load_and_start_in_the_pieces_that_are_here(
+    tmp_path: Path, world: int, parallel: dict[str, Any]
+):
+    """Each process reads its own experts and rows, of weights and scales alike; three cut most things unevenly."""
+    experts = 6 if world == 3 else 8
+    subject = replace(LEARNER.subject, config=LEARNER.subject.config.replace(n_routed_experts=experts))
+    whole_model(subject).save_pretrained(tmp_path / "released", format="released")
+    adapted = replace(LEARNER, subject=subject)
+    for read, held in run_workers(world, read_base, tmp_path / "released", adapted, parallel):
+        assert held / 2 < read < held + 1000
 
 
 @SLOW
