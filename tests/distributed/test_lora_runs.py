@@ -20,6 +20,7 @@ LORA = LoraConfig(targets=("attn", "ffn.experts", "ffn.shared_experts", "mtp.0")
 FOUR = {"pp_size": 2, "ep_size": 2}
 
 
+@pytest.mark.slow
 def test_the_adapter_of_two_processes_is_that_of_one(tmp_path: Path):
     plot = Plot({}, 2, every=None, lora=LORA)
     one = run(tmp_path / "one", plot)
