@@ -129,7 +129,11 @@ def run(folder: Path, plot: Plot) -> End:
     model = _built(plot, mesh, parallel)
     stream, loss = Stream(plot.happenings, model), ADAPTED_LOSS if plot.lora.targets else LOSS
     wanted = settings(every=plot.every, validate_every=3, loss=loss, guard=plot.guard, asynchronous=plot.asynchronous)
-    wanted = replace(wanted, optimizer=OptimizerConfig(lr=1e-2, master=plot.master))
+    moving = OptimizerConfig(lr=1e-2, master=plot.master)
+    if plot.lora.targets:
+        # behind a B of zero an adapter's first gradients are hardly more than rounding, which must not become updates
+        moving = OptimizerConfig(lr=1e-3, eps=1e-5)
+    wanted = replace(wanted, optimizer=moving)
     held_out = partial(validation_loss, model, [made_batch(1000), made_batch(1001, rows=1)])
     error = ""
     with Interruption(worker=world > 1) as interruption:
