@@ -24,14 +24,16 @@ from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTISED
 from seektune.checkpoint.names import Slot, scale_name, slots
 from seektune.checkpoint.write import Piece, shard_limit, shard_names, split, write_index, write_shard
 from seektune.kernels.reference import packed_linear as kernel
+from seektune.model.adapters import base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
 from seektune.train.config import LoraConfig, LossConfig, OptimizerConfig
 from seektune.train.gradient import accumulate_in_fp32
-from seektune.train.lora import add_adapters, fingerprint
+from seektune.train.lora import add_adapters
 from seektune.train.optimizer import build_optimizer
+from seektune.train.proof import fingerprint
 from seektune.train.step import train_step
 
 TARGETS = ("attn", "ffn.experts")
@@ -95,7 +97,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     loaded = time.perf_counter() - begin
     held = sum(tensor.nbytes for tensor in model.state_dict().values() if not tensor.is_meta)
     add_adapters(model, LoraConfig(targets=TARGETS, rank=options.rank), mtp=False, seed=0)
-    before = None if streamed else fingerprint(model)
+    before = None if streamed else fingerprint(base_state(model))
     accumulate_in_fp32(model.parameters())
     alone = ParallelModel.alone(model)
     optimizer, loss = build_optimizer(model, OptimizerConfig(lr=1e-3), seed=0), LossConfig(mtp_weight=0.0)
@@ -123,7 +125,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "tokens per processor second": round(options.tokens * len(counted) / sum(work[1:]), 2),
         "share of processor time multiplying out": round(spent["seconds"] / sum(work[1:]), 3),
         "losses": [round(each, 4) for each in losses],
-        "frozen bytes unmoved": before is None or fingerprint(model) == before,
+        "frozen bytes unmoved": before is None or fingerprint(base_state(model)) == before,
     }
 
 

@@ -75,11 +75,12 @@ def test_which_worlds_fit(pp: int, cp: int, ep: int, world: int, fits: bool) -> 
         check_world(recipe, world)
 
 
-def test_adapters_have_one_process_so_far() -> None:
-    recipe = read_recipe(TINY, ["--lora.targets=[attn]", "--loss.bias_update_speed=0"]).recipe
-    check_world(recipe, 1)
-    with pytest.raises(ValueError, match="lora and packed weights train in one process so far, not in 2"):
-        check_world(recipe, 2)
+def test_streamed_weights_have_one_process() -> None:
+    words = ["--model.preset=null", "--model.weights=some/where", "--model.packed=true", "--model.offload=stream"]
+    recipe = read_recipe(TINY, [*words, "--lora.targets=[attn]", "--loss.bias_update_speed=0"]).recipe
+    recipe.check_world(1)
+    with pytest.raises(ValueError, match=r"model\.offload stream is for one process, not for 2"):
+        recipe.check_world(2)
 
 
 def test_the_recipe_is_read_before_processes_are_counted() -> None:

@@ -2,6 +2,7 @@
 
 from seektune.checkpoint.load import load_weights
 from seektune.checkpoint.locate import locate
+from seektune.checkpoint.packed import weight_shapes
 from seektune.checkpoint.publish import complete_folder, sweep
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.run_state import (
@@ -29,5 +30,6 @@ __all__ = [
     "save_weights",
     "sweep",
     "tensor_names",
+    "weight_shapes",
     "write_run_state",
 ]

@@ -11,7 +11,7 @@ from seektune.checkpoint.names import Shape, Slot, scale_name, slots
 from seektune.checkpoint.packed import is_finite, pack, packed_kind, packed_names
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource
-from seektune.checkpoint.stored import bands_of
+from seektune.checkpoint.stored import Stored, bands_of
 
 
 @torch.no_grad()
@@ -21,8 +21,8 @@ def load_weights(
     """Copy a checkpoint folder into the tensors of a model's state dict, whatever their dtype and device.
 
     Of tensors in pieces, only the experts and rows that are here are read; memory beyond the state is that of one of
-    them. `complete` gives names and shapes of the whole model where `state` lacks some of its names.
-    Packed tensors, which are whole, take over the bytes on disk; others are decoded.
+    them. `complete` gives names and shapes of the whole model's weights where `state` lacks some of its names.
+    Packed tensors take over the bytes on disk; others are decoded.
 
     Raises:
         ValueError: a tensor is missing, unexpected, of the wrong shape or dtype, or holds NaN or infinity.
@@ -34,13 +34,10 @@ def load_weights(
     check_names(source, slots(shapes if complete is None else complete), folder)
     for slot in slots(shapes):
         target = _part(shards, slot.model, slot)
-        if target is None or not target.tensor.numel():
-            continue
         if slot.model in scales:
-            scale = _part(shards, scales[slot.model], slot)
-            assert scale is not None, "scales lie beside their weight"
-            _read_packed(source, slot, target.whole(), scale.whole())
-        else:
+            kind = packed_kind(shards[slot.model].tensor, shards[scales[slot.model]].tensor)
+            _read_packed(source, slot, kind, (target, _part(shards, scales[slot.model], slot)))
+        elif target is not None and target.tensor.numel():
             _check_stored(source, slot, target.tensor.is_floating_point())
             _read(source, slot.released, target)
 
@@ -62,20 +59,29 @@ def _read(source: FolderSource, name: str, target: Shard) -> None:
     target.tensor.copy_(value)
 
 
-def _read_packed(source: FolderSource, slot: Slot, weight: Tensor, scale: Tensor) -> None:
-    """Take over the bytes of a low-bit tensor."""
-    name, kind = slot.released, packed_kind(weight, scale)
+def _read_packed(source: FolderSource, slot: Slot, kind: str, targets: tuple[Shard | None, Shard | None]) -> None:
+    """Take over bytes of a low-bit tensor: what is here of its weight and of its scales, each cut in its own way."""
+    name, names = slot.released, (slot.released, scale_name(slot.released))
     if source.kind(name) != kind:
         raise ValueError(
             f"{source.files.where(name)} is stored as {source.kind(name)}, its place in the model as {kind}"
         )
-    _check_shape(source, name, tuple(weight.shape))
-    _check_shape(source, scale_name(name), tuple(scale.shape))
-    stored = source.stored(name)
+    weight, scale = (_bytes_here(source, each, target) for each, target in zip(names, targets, strict=True))
+    stored = Stored(kind, weight, scale)
     if not is_finite(stored):
         raise ValueError(f"{source.files.where(name)} holds NaN or infinity; the file is damaged")
-    for target, found in zip((weight, scale), pack(stored), strict=True):
-        target.copy_(found)
+    for target, found in zip(targets, pack(stored), strict=True):
+        if target is not None:
+            target.tensor.copy_(found)
+
+
+def _bytes_here(source: FolderSource, name: str, target: Shard | None) -> Tensor:
+    """A piece of a tensor as it is on disk; nothing where nothing is wanted."""
+    if target is None:
+        return torch.empty(0, dtype=source.files.torch_dtype(name))
+    _check_shape(source, name, target.shape)
+    rows, *columns = target.box
+    return source.files.read(name, rows)[(slice(None), *columns)]
 
 
 def check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.adapters import Change, read_adapter, trained_for
+from seektune.checkpoint.adapters import read_adapter, trained_for
+from seektune.checkpoint.change import Change
 from seektune.checkpoint.convert import copy_companions, read_config
 from seektune.checkpoint.export import Kinds, Tally
 from seektune.checkpoint.formats import EXPERTS, LINEARS, format_named

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.formats import QUANTISED
-from seektune.checkpoint.names import scale_name
+from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.stored import Stored
 
 _KINDS = {
@@ -44,8 +44,14 @@ def packed_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: scale_name(name) for name in weights if name.endswith(".weight")}
 
 
+def weight_shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
+    """Shapes of a state dict's tensors, without the scales of packed ones."""
+    scales = set(packed_names(state).values())
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in scales}
+
+
 def is_finite(stored: Stored) -> bool:
-    """Whether no value of a quantised tensor is NaN or infinite, by its bytes."""
+    """Whether no value of a quantised tensor, or of parts of weight and scales, is NaN or infinite, by its bytes."""
     weight, scale = pack(stored)
     good = bool((scale != _E8M0_NAN).all() if scale.dtype == torch.uint8 else scale.isfinite().all())
     return good and not (weight.dtype == torch.uint8 and bool(((weight & _E4M3_NAN) == _E4M3_NAN).any()))

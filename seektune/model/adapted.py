@@ -42,24 +42,24 @@ class LowRank(nn.Module):
 
 
 class ExpertLowRank(nn.Module):
-    """`LowRank` of every expert: A is `[E, R, I]`, or `[1, R, I]` where all experts share one, and B `[E, O, R]`."""
+    """`LowRank` of every expert: A is `[E, R, I]`, or `[R, I]` where all experts share one, and B `[E, O, R]`."""
 
     def __init__(self, shape: tuple[int, int, int], rank: int, scaling: float, dropout: float, shared: bool):
         super().__init__()
         experts, outputs, inputs = shape
         self.scaling, self.dropout = scaling, dropout
-        self.A = nn.Parameter(torch.empty(1 if shared else experts, rank, inputs))
+        self.A = nn.Parameter(torch.empty(rank, inputs) if shared else torch.empty(experts, rank, inputs))
         self.B = nn.Parameter(torch.empty(experts, outputs, rank))
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """The change of the products, in x's dtype."""
         x, low, high = drop(self, x_PI), self.A.to(x_PI.dtype), self.B.to(x_PI.dtype)
-        inner = F.linear(x, low[0]) if len(low) < len(high) else expert_linear(x, low, counts)
+        inner = F.linear(x, low) if low.dim() == 2 else expert_linear(x, low, counts)
         return self.scaling * expert_linear(inner, high, counts)
 
     def delta(self, expert: int) -> Tensor:
         """What is added to one expert's weight, `[O, I]` fp32."""
-        return self.scaling * (upcast(self.B[expert]) @ upcast(self.A[expert % len(self.A)]))
+        return self.scaling * (upcast(self.B[expert]) @ upcast(self.A if self.A.dim() == 2 else self.A[expert]))
 
 
 class AdaptedLinear(FrozenLinear):
@@ -99,9 +99,9 @@ class DoraLinear(AdaptedLinear):
 
     def __init__(self, base: FrozenLinear):
         super().__init__(base)
-        self.magnitude = nn.Parameter(torch.empty(self.shape[0]))
+        self.magnitude = nn.Parameter(torch.empty(self.shape[0], device=self.place))
         self.square: Tensor
-        self.register_buffer("square", torch.empty(self.shape[0]), persistent=False)
+        self.register_buffer("square", torch.empty(self.shape[0], device=self.place), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`magnitude * (W + B A) x / |W + B A|`, row by row."""
@@ -112,9 +112,14 @@ class DoraLinear(AdaptedLinear):
         return out * (factor if self.groups == 1 else factor.unflatten(0, (self.groups, -1)))
 
     @torch.no_grad()
-    def measure(self) -> None:
-        """Start with the lengths of W's rows; needs the weight."""
+    def weigh(self) -> None:
+        """Look up the lengths of W's rows; needs the whole weight."""
         self.square.copy_(self.base_values().square().sum(dim=1))
+
+    @torch.no_grad()
+    def measure(self) -> None:
+        """Start with these lengths."""
+        self.weigh()
         self.magnitude.copy_(self.square.sqrt())
 
     def base_values(self) -> Tensor:

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from seektune.checkpoint.adapters import Change, read_adapter, write_adapter
+from seektune.checkpoint.adapters import read_adapter, write_adapter
+from seektune.checkpoint.change import Change
 from seektune.model.adapted import (
     AdaptedEmbedding,
     AdaptedHead,
@@ -17,7 +18,7 @@ from seektune.model.adapted import (
     RoundedLinear,
     RoundedMatrix,
 )
-from seektune.model.adapters import TRAINED, Adapted, AdapterShape, adapt, adaptable, carriers
+from seektune.model.adapters import TRAINED, Adapted, AdapterShape, adapt, adaptable, adapter_state, carriers
 from seektune.model.frozen import FrozenExperts, FrozenLinear, FrozenMatrix, replace
 
 
@@ -28,6 +29,7 @@ def save_adapter(
     revision: str | None = None,
     recipe: str = "",
     adapter: str = TRAINED,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write an adapter in PEFT's form; an older one in that folder is replaced when the new one is complete.
 
@@ -38,12 +40,13 @@ def save_adapter(
         revision: their commit on the Hub, or another mark by which they can be told.
         recipe: how it was trained, kept beside as recipe.yaml.
         adapter: which one.
+        tensors: those of `adapter_state`, where the model is one without memory.
 
     Raises:
         ValueError: the model carries no such adapter.
         OSError: writing failed.
     """
-    changes = changes_of(model, adapter)
+    changes = changes_of(model, adapter, tensors)
     if not changes:
         raise ValueError(f"the model carries no adapter {adapter}")
     facts: Mapping[str, Any] = {"base_model_name_or_path": base, "revision": revision}
@@ -92,14 +95,15 @@ def unload_adapter(model: nn.Module, adapter: str) -> None:
             _restore(model, name, module)
 
 
-def changes_of(model: nn.Module, adapter: str = TRAINED) -> dict[str, Change]:
-    """An adapter's tensors by released module name."""
-    changes = {}
+def changes_of(
+    model: nn.Module, adapter: str = TRAINED, tensors: Mapping[str, Tensor] | None = None
+) -> dict[str, Change]:
+    """An adapter's tensors by released module name; `tensors` has them where the model has no memory."""
+    changes, state = {}, adapter_state(model) if tensors is None else tensors
     for name, module in carriers(model):
         if adapter in module.lora:
-            found = module.lora[adapter]
-            magnitude = module.magnitude.detach() if isinstance(module, DoraLinear) else None
-            a, b = found.get_parameter("A").detach(), found.get_parameter("B").detach()
+            magnitude = state[f"{name}.magnitude"] if isinstance(module, DoraLinear) else None
+            a, b = (state[f"{name}.lora.{adapter}.{part}"] for part in ("A", "B"))
             if isinstance(module, AdaptedMatrix):
                 a = a.expand(len(b), -1, -1)
             changes[name] = Change(a, b, scaling_of(module, adapter), magnitude, isinstance(module, AdaptedEmbedding))

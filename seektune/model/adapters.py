@@ -183,9 +183,7 @@ def rounding_of(released: str, format: str) -> Rounding:
 
 
 def _low_rank(module: Adapted, shape: AdapterShape) -> LowRank | ExpertLowRank:
-    # a streamed weight is on the meta device itself, its parts are where it is used
-    parts = None if isinstance(module, AdaptedEmbedding) else module.parts
-    with module.weight.device if parts is None else parts[0][0].device:
+    with module.weight.device if isinstance(module, AdaptedEmbedding) else module.place:
         if isinstance(module, AdaptedMatrix):
             return ExpertLowRank(module.shape, shape.rank, shape.scaling, shape.dropout, shape.shared_a)
         groups = module.groups if isinstance(module, AdaptedLinear) else 1
@@ -194,20 +192,24 @@ def _low_rank(module: Adapted, shape: AdapterShape) -> LowRank | ExpertLowRank:
 
 @torch.no_grad()
 def start(model: nn.Module, seed: int, adapter: str = TRAINED) -> None:
-    """Values of a new adapter: A uniform as a linear map starts, B zero, so that nothing changes yet.
-
-    Each tensor has a random generator of its own, seeded by its name: the same in any order and on any number of ranks.
-    """
+    """Values of a new adapter: A as `fresh` makes it, B zero, so that nothing changes yet."""
     for name, module in carriers(model):
         if isinstance(module, DoraLinear):
             module.measure()
         found = module.lora[adapter]
         assert isinstance(found, LowRank | ExpertLowRank)
-        generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
-        bound = found.A.shape[-1] ** -0.5
-        values = torch.empty(found.A.shape).uniform_(-bound, bound, generator=generator)
-        found.A.copy_(values)
+        found.A.copy_(fresh(name, found.A.shape, seed))
         found.B.zero_()
+
+
+def fresh(name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """A new A, uniform as a linear map starts, for the module of that name.
+
+    Each has a random generator of its own, seeded by the name: the same in any order and however the model is cut.
+    """
+    generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
+    bound = shape[-1] ** -0.5
+    return torch.empty(tuple(shape)).uniform_(-bound, bound, generator=generator)
 
 
 def carriers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:

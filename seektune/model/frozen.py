@@ -47,6 +47,11 @@ class FrozenWeight(nn.Module):
         self.scale = None if scale is None else nn.Parameter(scale, requires_grad=False)
         self.parts = parts
 
+    @property
+    def place(self) -> torch.device:
+        """Where it is worked with."""
+        return self.weight.device if self.parts is None else self.parts[0][0].device
+
 
 class FrozenLinear(FrozenWeight):
     """A linear map `[O, I]`; `groups` and `wide` are those of `GroupedLinear` and `WideLinear`."""
@@ -181,6 +186,10 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 def _frozen_matrix(weight_EOI: Tensor, kind: str) -> FrozenMatrix:
     if kind not in QUANTISED:
         return FrozenMatrix(weight_EOI.detach(), None)
+    if weight_EOI.is_meta:
+        weight, scale = packed(weight_EOI[0], kind)
+        experts = len(weight_EOI)
+        return FrozenMatrix(weight.new_empty(experts, *weight.shape), scale.new_empty(experts, *scale.shape))
     parts = [packed(weight, kind) for weight in weight_EOI]
     return FrozenMatrix(torch.stack([weight for weight, _ in parts]), torch.stack([scale for _, scale in parts]))
 

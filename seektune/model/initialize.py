@@ -1,13 +1,18 @@
 """A complete random initialisation: each parameter and buffer is set by the first rule that its name matches."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from seektune.checkpoint import Shard, as_shard
+from seektune.checkpoint.formats import QUANTISED
+from seektune.checkpoint.packed import pack, packed_kind, packed_names
+from seektune.checkpoint.shard import Box
+from seektune.checkpoint.stored import Stored, encode
 from seektune.model.config import DeepseekV4Config
 
 SMALL_SCALE = 0.01
@@ -16,6 +21,8 @@ STAY = 4.0
 """Initial logit of a stream for staying itself; after softmax over four streams about 0.95."""
 
 Fill = Callable[[Tensor, DeepseekV4Config, torch.Generator], object]
+Draw = Callable[[str, str, Tensor], Tensor]
+"""Fills the whole tensor of a name, or one expert's of it, with a generator that is seeded by another name."""
 
 
 def _normal(x: Tensor, config: DeepseekV4Config, dice: torch.Generator) -> object:
@@ -45,31 +52,65 @@ RULES: tuple[tuple[str, Fill], ...] = (
 
 @torch.no_grad()
 def initialize(state: Mapping[str, Tensor | Shard], config: DeepseekV4Config) -> None:
-    """Fill a model's state dict, or the pieces of it that are here, in place.
+    """Fill a model's state dict, or the pieces of it that are here, in place; packed weights with rounded values.
 
     One number is drawn from torch's global generator; each tensor, and each expert of a stacked one, then has a
     generator of its own on the CPU. So the same seed gives the same model on any device and however it is cut.
     """
     base = int(torch.randint(2**62, ()))
-    for name, held in state.items():
-        fills = [fill for pattern, fill in RULES if re.search(rf"(^|\.|_)?(?:{pattern})$", name)]
-        assert fills, f"no initialiser for {name}"
-        shard = as_shard(held)
-        if len(shard.shape) < 3:
-            whole = torch.empty(shard.shape, dtype=_drawn(shard.tensor))
-            fills[0](whole, config, _dice(base, name))
-            shard.tensor.copy_(whole[shard.box])
-            continue
-        for expert, mine in enumerate(shard.tensor, start=shard.offsets[0]):
-            whole = torch.empty(shard.shape[1:], dtype=_drawn(shard.tensor))
-            fills[0](whole, config, _dice(base, f"{name}.{expert}"))
-            mine.copy_(whole[shard.box[1:]])
+    shards = {name: as_shard(held) for name, held in state.items()}
+    scales = packed_names({name: shard.tensor for name, shard in shards.items()})
+    draw = partial(_draw, config, base)
+    for name, shard in shards.items():
+        if name in scales:
+            _fill_packed(name, shard, shards[scales[name]], draw)
+        elif name not in set(scales.values()):
+            _fill(name, shard, draw)
+
+
+def _draw(config: DeepseekV4Config, base: int, name: str, seed: str, whole: Tensor) -> Tensor:
+    fills = [fill for pattern, fill in RULES if re.search(rf"(^|\.|_)?(?:{pattern})$", name)]
+    assert fills, f"no initialiser for {name}"
+    fills[0](whole, config, torch.Generator().manual_seed(base ^ crc32(seed.encode())))
+    return whole
+
+
+def _fill(name: str, shard: Shard, draw: Draw) -> None:
+    x, empty = shard.tensor, partial(torch.empty, dtype=_drawn(shard.tensor))
+    if x.dim() < 3:
+        x.copy_(draw(name, name, empty(shard.shape))[shard.box])
+        return
+    for expert, mine in enumerate(x, start=shard.offsets[0]):
+        mine.copy_(draw(name, _of_expert(name, expert), empty(shard.shape[1:]))[shard.box[1:]])
+
+
+def _fill_packed(name: str, weight: Shard, scale: Shard, draw: Draw) -> None:
+    """What a plain weight of that name would get, quantised as a whole, of which the pieces here are kept."""
+    kind = packed_kind(weight.tensor, scale.tensor)
+    *rows, columns = weight.shape
+    shape = rows[-1], columns * QUANTISED[kind].packing
+    if len(weight.shape) == 2:
+        _keep(draw(name, name, torch.empty(shape)), kind, [(weight.tensor, weight.box), (scale.tensor, scale.box)])
+        return
+    experts = {expert for shard in (weight, scale) for expert in range(shard.box[0].start, shard.box[0].stop)}
+    for expert in sorted(experts):
+        values = draw(name, _of_expert(name, expert), torch.empty(shape))
+        here = [shard.expert(expert) for shard in (weight, scale)]
+        _keep(values, kind, [None if part is None else (part.tensor, part.box) for part in here])
+
+
+def _keep(values: Tensor, kind: str, places: Sequence[tuple[Tensor, Box] | None]) -> None:
+    stored = encode(Stored("f32", values), values, kind)
+    for place, found in zip(places, pack(stored), strict=True):
+        if place is not None:
+            place[0].copy_(found[place[1]])
+
+
+def _of_expert(name: str, expert: int) -> str:
+    """What seeds one expert's values: the same for frozen experts, whose weights are a level deeper, and others."""
+    return f"{name.removesuffix('.weight')}.{expert}"
 
 
 def _drawn(x: Tensor) -> torch.dtype:
     """Floats are drawn in fp32 or better and rounded, whatever the model's dtype is."""
     return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
-
-
-def _dice(base: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed(base ^ crc32(name.encode()))

@@ -1,8 +1,11 @@
 """From a description to a model that is spread over processes: the one place where parallelism is applied, in order."""
 
+from collections.abc import Callable
+
 import torch
 
 from seektune.model.config import DeepseekV4Config
+from seektune.model.part import ModelPart
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.context import spread_rows
 from seektune.parallel.expert import spread_experts
@@ -14,22 +17,37 @@ from seektune.parallel.shard import shard_part
 from seektune.parallel.stage import Stage
 from seektune.parallel.stages import count_stages, split_layers, stages_of
 
+Prepare = Callable[[ModelPart], None]
+"""Changes a part of the model that is still on the meta device, such as by putting adapters on it."""
+
+
+def unchanged(part: ModelPart) -> None:
+    """Every weight is trained."""
+
 
 def parallelize(
-    architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig, dtype: torch.dtype, numerics: str = "plain"
+    architecture: DeepseekV4Config,
+    mesh: Mesh,
+    config: ParallelConfig,
+    dtype: torch.dtype,
+    numerics: str = "plain",
+    prepare: Prepare = unchanged,
+    drops: bool = False,
 ) -> ParallelModel:
     """The stages of this process with memory of their own, in which nothing is set yet.
 
-    Order: cut into stages, rows along the context axis, experts along theirs, recompute, FSDP2, memory.
+    Order: cut into stages, `prepare`, rows along the context axis, experts along theirs, recompute, FSDP2, memory.
+    `drops` says that there is dropout, which recomputing must repeat.
     """
     stages = build_stages(architecture, mesh, config, dtype, numerics)
     for stage in stages.values():
+        prepare(stage)
         spread_rows(stage, mesh)
         spread_experts(stage, mesh)
-        recompute_blocks(stage, config.recompute)
+        recompute_blocks(stage, config.recompute, drops)
         shard_part(stage, mesh, config)
         stage.to_empty(device=torch.device("cpu") if config.cpu_offload else mesh.device)
-    return ParallelModel(stages, _passes(stages, architecture, mesh, config), mesh)
+    return ParallelModel(stages, _passes(stages, architecture, mesh, config), mesh, prepare)
 
 
 def build_stages(

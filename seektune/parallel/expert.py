@@ -11,7 +11,6 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 
 from seektune.kernels import sort_by_expert, upcast
 from seektune.model.gate import Routing
-from seektune.model.moe import Experts
 from seektune.model.part import ModelPart
 from seektune.model.sockets import RunExperts
 from seektune.parallel.mesh import Mesh
@@ -71,9 +70,14 @@ def spread_experts(part: ModelPart, mesh: Mesh) -> None:
         block.ffn.dispatch = ExpertDispatch(mesh.axes.experts)
 
 
-def keep_share(experts: Experts, mesh: Mesh) -> None:
-    """Replace each stacked parameter `[E, ...]` by the `[L, ...]` of this process; it must still be on `meta`."""
-    for name, whole in list(experts.named_parameters()):
-        assert whole.is_meta, "experts are split before they have memory"
-        mine = torch.empty(whole.shape[0] // mesh.plan.ep_size, *whole.shape[1:], dtype=whole.dtype, device="meta")
-        setattr(experts, name, nn.Parameter(mine, requires_grad=whole.requires_grad))
+def keep_share(experts: nn.Module, mesh: Mesh) -> None:
+    """Replace each stacked parameter `[E, ...]` by the `[L, ...]` of this process; it must still be on `meta`.
+
+    Bytes of frozen experts and their adapters are cut like weights; an A that all experts share stays whole.
+    """
+    for module in experts.modules():
+        for name, whole in list(module.named_parameters(recurse=False)):
+            assert whole.is_meta, "experts are split before they have memory"
+            if whole.dim() == 3:
+                mine = whole.new_empty(whole.shape[0] // mesh.plan.ep_size, *whole.shape[1:])
+                module.register_parameter(name, nn.Parameter(mine, requires_grad=whole.requires_grad))

@@ -3,20 +3,20 @@
 Shapes: B rows, T tokens, L tokens here, E experts, M micro-batches.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from seektune.checkpoint import Shard, load_weights, save_weights
-from seektune.model.adapters import is_adapted
+from seektune.checkpoint import Shard, load_weights, save_weights, weight_shapes
+from seektune.model.adapters import adapter_state, base_state, is_adapted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, check_tables
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate
 from seektune.model.objective import Objective
-from seektune.model.part import TokenScores
+from seektune.model.part import ModelPart, TokenScores
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.passes import Looped, Passes, Phase
 from seektune.parallel.pieces import copies_of, local, piece_of
@@ -38,8 +38,15 @@ class Outcome:
 class ParallelModel:
     """The stages of this process, and how they run together with those of the others."""
 
-    def __init__(self, stages: Mapping[int, Stage], passes: Passes, mesh: Mesh):
-        self.stages, self.mesh = stages, mesh
+    def __init__(
+        self,
+        stages: Mapping[int, Stage],
+        passes: Passes,
+        mesh: Mesh,
+        prepare: Callable[[ModelPart], None] = lambda part: None,
+    ):
+        """`prepare` is what was done to each stage, and makes the like of a whole model on the meta device."""
+        self.stages, self.mesh, self._prepare = stages, mesh, prepare
         self.config: DeepseekV4Config = next(iter(stages.values())).config
         self._passes = passes
         self._ran_without_mtp = False
@@ -77,7 +84,7 @@ class ParallelModel:
     def trainable(self) -> int:
         """The number of weights that train, of all processes."""
         own = sum(
-            local(parameter).numel() / copies_of(name, self.mesh)
+            local(parameter).numel() / copies_of(name, parameter, self.mesh)
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
         )
@@ -89,30 +96,39 @@ class ParallelModel:
 
     def held(self) -> dict[str, Shard]:
         """The pieces of weights and buffers that are here; writing into them changes the model."""
-        states = [stage.state_dict() for stage in self.stages.values()]
-        return {name: piece_of(name, tensor, self.mesh) for state in states for name, tensor in state.items()}
+        return self._pieces(nn.Module.state_dict)
 
-    def complete(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the whole model's weights and buffers."""
-        state = DeepseekV4ForCausalLM(self.config, device="meta").state_dict()
-        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+    def base(self) -> dict[str, Shard]:
+        """Those of `held` that are no adapter's."""
+        return self._pieces(base_state)
+
+    def adapters(self) -> dict[str, Shard]:
+        """Those of `held` that are an adapter's."""
+        return self._pieces(adapter_state)
+
+    def outline(self) -> ModelPart:
+        """The whole model, for its names and shapes; without memory where other processes hold parts of it."""
+        if self.mesh.plan.world == 1:
+            return self.whole
+        whole = DeepseekV4ForCausalLM(self.config, "meta", next(iter(self.stages.values())).dtype)
+        self._prepare(whole)
+        return whole
 
     def load_pretrained(self, folder: Path) -> None:
-        """Fill the pieces here from a checkpoint folder in any format.
+        """Fill the pieces here from a checkpoint folder in any format; frozen bytes are taken as they are.
 
         Raises:
             ValueError: a tensor is missing, unexpected, of the wrong shape or type, or damaged.
         """
-        load_weights(self.held(), folder, self.complete())
+        load_weights(self.base(), folder, weight_shapes(base_state(self.outline())))
         check_tables(self.gates(), folder)
 
     def save_pretrained(self, folder: Path, format: str = "bf16", original: Path | None = None) -> None:
         """As `DeepseekV4ForCausalLM.save_pretrained`; every process calls it, the first one writes."""
         assert not self.is_adapted(), "adapters have files of their own"
         config = {"model_type": self.config.model_type, **self.config.to_dict()}
-        save_weights(
-            self.held(), config, folder, format, original, group=self.mesh.ranks.group, complete=self.complete()
-        )
+        complete = weight_shapes(self.outline().state_dict())
+        save_weights(self.held(), config, folder, format, original, group=self.mesh.ranks.group, complete=complete)
 
     def train(self, batches: Sequence[Batch], objective: Objective, phase: Phase) -> Outcome:
         """Forward and backward of a step, given all of its micro-batches; gradients are summed over processes."""
@@ -165,6 +181,10 @@ class ParallelModel:
             for layer, load_E in found.loads.items():
                 loads[layer] += load_E
         return Outcome(self.mesh.sum(parts), dict(enumerate(self.mesh.sum(loads))))
+
+    def _pieces(self, state: Callable[[nn.Module], Mapping[str, Tensor]]) -> dict[str, Shard]:
+        held = [state(stage) for stage in self.stages.values()]
+        return {name: piece_of(name, tensor, self.mesh) for each in held for name, tensor in each.items()}
 
 
 def _multiple(length: int, of: int) -> int:

@@ -8,7 +8,15 @@ from seektune.checkpoint import Shard
 from seektune.parallel.mesh import Mesh
 
 EXPERTS = ".ffn.experts."
-"""In the names of stacked expert parameters, which are cut along the expert axis."""
+"""In the names of routed experts' parameters."""
+
+
+def is_stacked(name: str, x: Tensor) -> bool:
+    """Whether a tensor of that name has the expert as first dim, so that the expert axis cuts it.
+
+    All tensors of routed experts do, but for an adapter's A that they share.
+    """
+    return EXPERTS in name and x.dim() == 3
 
 
 def local(x: Tensor) -> Tensor:
@@ -26,7 +34,7 @@ def like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
     shape, offsets = tuple(parameter.shape), (0,) * parameter.dim()
     if isinstance(parameter, DTensor):
         _, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
-    if EXPERTS in name:
+    if is_stacked(name, parameter):
         first = mesh.place.ep * shape[0]
         shape, offsets = (shape[0] * mesh.plan.ep_size, *shape[1:]), (first + offsets[0], *offsets[1:])
     if 0 in tensor.shape:  # a piece of nothing: the engine's offsets point beyond the end
@@ -34,6 +42,6 @@ def like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
     return Shard(tensor, shape, tuple(offsets))
 
 
-def copies_of(name: str, mesh: Mesh) -> int:
+def copies_of(name: str, parameter: Tensor, mesh: Mesh) -> int:
     """How many processes hold the same piece."""
-    return mesh.plan.expert_replicate if EXPERTS in name else mesh.plan.dp_replicate
+    return mesh.plan.expert_replicate if is_stacked(name, parameter) else mesh.plan.dp_replicate

@@ -23,10 +23,12 @@ def shard_part(part: ModelPart, mesh: Mesh, config: ParallelConfig) -> None:
     own. Experts are cut over the processes that hold the same ones. Gradients are summed in fp32, not averaged: losses
     already have the denominator of the whole step. In a pipeline gathered weights stay until the step ends:
     micro-batches need them again and again, and the schedules that delay weight gradients look for them.
+    Frozen weights travel in their own bytes, packed ones as integers; where a process needs all of one anyway, it stays
+    out of FSDP2, which would copy it.
     """
     if mesh.axes is None or mesh.plan.stage_size == 1:
         return
-    placement = _placement(part, mesh, mesh.axes)
+    placement, ignored = _placement(part, mesh, mesh.axes), set() if config.cpu_offload else _whole_here(part, mesh)
     offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if config.cpu_offload else OffloadPolicy()
     for module in (*part.blocks(), part):
         fully_shard(
@@ -36,6 +38,7 @@ def shard_part(part: ModelPart, mesh: Mesh, config: ParallelConfig) -> None:
             shard_placement_fn=placement,
             mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32),
             offload_policy=offload,
+            ignored_params=ignored,
         )
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
@@ -57,21 +60,37 @@ def show_idle(part: ModelPart) -> None:
             block.reshard()
 
 
+def _whole_here(part: ModelPart, mesh: Mesh) -> set[nn.Parameter]:
+    """Frozen parameters that are not cut: they have neither pieces to gather nor gradients to sum."""
+    stacked, plan = _stacked(part), mesh.plan
+    return {
+        parameter
+        for parameter in part.parameters()
+        if not parameter.requires_grad and (plan.expert_shard if parameter in stacked else plan.fsdp_size) == 1
+    }
+
+
 def _placement(part: ModelPart, mesh: Mesh, axes: Axes) -> Placement:
     """Which processes each parameter is cut over, and along which dim."""
     expert_info, fp32_info = _mesh_info(axes.expert_pieces), _mesh_info(axes.dense_fp32)
-    expert_parameters = {id(parameter) for block in part.blocks() for parameter in block.ffn.experts.parameters()}
+    stacked, pieces = _stacked(part), mesh.plan.expert_shard
     mixed = len({parameter.dtype for parameter in part.parameters()}) > 1
 
     def place(parameter: nn.Parameter) -> ShardPlacementResult | Shard | None:
-        if id(parameter) in expert_parameters:
-            cut = Shard(0 if parameter.shape[0] % mesh.plan.expert_shard == 0 else 1)
-            return cut if mesh.plan.ep_size == 1 else ShardPlacementResult(cut, expert_info)
-        if mixed and parameter.dtype == torch.float32:
-            return ShardPlacementResult(Shard(0), fp32_info)
-        return None
+        cut, info = Shard(0), fp32_info if mixed and parameter.dtype == torch.float32 else None
+        if parameter in stacked:
+            # only the first dim may be cut unevenly; rows of frozen bytes stay whole, as they are in files
+            sizes = parameter.shape if parameter.requires_grad else parameter.shape[:2]
+            cut = Shard(next((dim for dim, size in enumerate(sizes) if size % pieces == 0), 0))
+            info = expert_info if mesh.plan.ep_size > 1 else info
+        return cut if info is None else ShardPlacementResult(cut, info)
 
     return place
+
+
+def _stacked(part: ModelPart) -> set[nn.Parameter]:
+    """Parameters with the expert as first dim."""
+    return {p for block in part.blocks() for p in block.ffn.experts.parameters() if p.dim() == 3}
 
 
 def _mesh_info(mesh: DeviceMesh) -> FSDPMeshInfo:

@@ -71,6 +71,9 @@ class Stage(ModelPart):
         streams = self.run(streams, here, layout, ledger)
         if not self.is_last:
             streams = streams if ahead is None else torch.cat([streams, ahead.unsqueeze(2)], dim=2)
+            if torch.is_grad_enabled() and not streams.requires_grad:
+                # the schedules go back from every stage's output, also where all before it is frozen
+                streams = streams.detach().requires_grad_()
             return self._note(task, streams, None, ledger)
         hidden = self.hidden(streams)
         if objective is None:

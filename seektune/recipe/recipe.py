@@ -144,12 +144,12 @@ class Recipe(Section):
         """Check that so many processes can train this together.
 
         Raises:
-            ValueError: adapters and packed weights have one device so far.
+            ValueError: streamed weights have one process.
         """
-        if processes > 1 and (self.lora.targets or self.model.packed):
+        if processes > 1 and self.model.offload == "stream":
             raise ValueError(
-                f"lora and packed weights train in one process so far, not in {processes}; leave --nproc-per-node and "
-                "--nnodes at 1, or train all weights, without lora and model.packed"
+                f"model.offload stream is for one process, not for {processes}, which divide the weights among them; "
+                "set it to none, or leave --nproc-per-node and --nnodes at 1"
             )
 
     @model_validator(mode="after")

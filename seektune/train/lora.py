@@ -1,17 +1,15 @@
-"""Adapters for training: which of a model's weights get one, and proof that nothing else moves."""
+"""Adapters for training: which of a model's weights get one."""
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from seektune.model.adapters import AdapterShape, adapt, base_state, matching, start
+from seektune.model.adapters import AdapterShape, adapt, adaptable, matching, start
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.model.frozen import KindOf, pack
+from seektune.model.part import ModelPart
 from seektune.train.config import LoraConfig
-
-BAND = 2**20
-"""Words of a tensor that are summed at a time."""
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, mtp: bool, seed: int) -> list[str]:
@@ -26,7 +24,57 @@ def add_adapters(model: nn.Module, config: LoraConfig, mtp: bool, seed: int) -> 
     Raises:
         ValueError: a target matches nothing, or cannot be adapted so.
     """
-    shape = AdapterShape(
+    names = targeted(model, config, mtp)
+    adapt(model, names, shape_of(config))
+    if not next(model.parameters()).is_meta:
+        start(model, seed)
+    return names
+
+
+def adapting(
+    architecture: DeepseekV4Config, config: LoraConfig, mtp: bool, kind_of: KindOf | None
+) -> Callable[[ModelPart], None]:
+    """What freezes any part of a model on the meta device and puts adapters on what of the targets is in it.
+
+    Args:
+        architecture: of the whole model, in which the targets must mean something.
+        config: the section of a recipe.
+        mtp: as in `add_adapters`.
+        kind_of: how frozen weights are kept, by released name; None for decoded ones.
+
+    Raises:
+        ValueError: a target matches nothing.
+    """
+    names = targeted(DeepseekV4ForCausalLM(architecture, "meta"), config, mtp)
+
+    def prepare(part: ModelPart) -> None:
+        if kind_of is not None:
+            pack(part, kind_of)
+        here = set(adaptable(part))
+        adapt(part, [name for name in names if name in here], shape_of(config))
+
+    return prepare
+
+
+def targeted(model: nn.Module, config: LoraConfig, mtp: bool) -> list[str]:
+    """Names of the modules that get an adapter.
+
+    Raises:
+        ValueError: a target matches nothing, or all that it matches is the MTP block, which is not trained.
+    """
+    try:
+        names = matching(model, config.targets)
+    except ValueError as error:
+        raise ValueError(f"lora.targets: {error}") from None
+    kept = [name for name in names if mtp or not name.startswith("mtp.")]
+    if not kept:
+        raise ValueError("lora.targets: only the MTP block is meant, which loss.mtp_weight 0 leaves as it is")
+    return kept
+
+
+def shape_of(config: LoraConfig) -> AdapterShape:
+    """What a recipe's adapters look like."""
+    return AdapterShape(
         rank=config.rank,
         alpha=config.alpha,
         dropout=config.dropout,
@@ -35,42 +83,3 @@ def add_adapters(model: nn.Module, config: LoraConfig, mtp: bool, seed: int) -> 
         shared_a=config.shared_a,
         merge_into=config.merge_into,
     )
-    try:
-        names = matching(model, config.targets)
-    except ValueError as error:
-        raise ValueError(f"lora.targets: {error}") from None
-    names = [name for name in names if mtp or not name.startswith("mtp.")]
-    adapt(model, names, shape)
-    if not next(model.parameters()).is_meta:
-        start(model, seed)
-    return names
-
-
-@torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
-    """A digest of every byte that adapters leave alone; equal before and after training, or something moved.
-
-    Streamed weights are not in memory and not in it: their files are only read.
-    """
-    return _digest({name: tensor for name, tensor in base_state(model).items() if not tensor.is_meta})
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_sums(tensor)}\n".encode())
-    return digest.hexdigest()
-
-
-def _sums(tensor: Tensor) -> tuple[int, int]:
-    """Sum of the 64-bit words and sum of each times its odd place, both modulo 2^64: as fast as reading."""
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    total = weighted = torch.zeros((), dtype=torch.int64, device=data.device)
-    for begin in range(0, len(data), 8 * BAND):
-        part = data[begin : begin + 8 * BAND]
-        # words need whole numbers of eight bytes, at an address that is one
-        ragged = len(part) % 8 or part.storage_offset() % 8
-        words = (F.pad(part, (0, -len(part) % 8)).clone() if ragged else part).view(torch.int64)
-        places = torch.arange(begin, begin + len(words), device=data.device) * 2 + 1
-        total, weighted = total + words.sum(), weighted + (words * places).sum()
-    return int(total), int(weighted)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint import Shard
-from seektune.model.adapters import adapter_state
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.pieces import like
 from seektune.train.optimizer import AdamW
@@ -20,9 +19,8 @@ def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Sh
     Of a model with adapters only those: its base is where it was read from. Random states carry the number of their
     process; another layout goes on without them.
     """
-    held = model.held()
-    names = adapter_state(model.whole) if model.is_adapted() else held
-    tensors: dict[str, Tensor | Shard] = {MODEL + name: held[name] for name in names}
+    held = model.adapters() if model.is_adapted() else model.held()
+    tensors: dict[str, Tensor | Shard] = {MODEL + name: piece for name, piece in held.items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             whole = value.dim() == 0

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seektune.checkpoint import check_run_state, complete_folder, read_facts, read_tensors, sweep, tensor_names
-from seektune.model.adapter_files import save_adapter
-from seektune.model.adapters import base_state
+from seektune.parallel.adapters import save_adapter
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
 from seektune.train.checkpoints import Checkpoints, Saved, complete_checkpoints, step_of
@@ -18,9 +17,9 @@ from seektune.train.files import cannot_write
 from seektune.train.gradient import NotFiniteError, accumulate_in_fp32
 from seektune.train.guard import RETURNS, LossGuard, SpikeError, Watch
 from seektune.train.interrupt import Interrupted, Interruption
-from seektune.train.lora import fingerprint
 from seektune.train.metrics import RunLog
 from seektune.train.optimizer import build_optimizer
+from seektune.train.proof import Frozen, fingerprint
 from seektune.train.schedule import learning_rate
 from seektune.train.state import begin_as_saved, is_random_state, run_tensors, set_random_states
 from seektune.train.step import StepRecord, train_step
@@ -103,7 +102,7 @@ class Trainer:
         self._group = None if model.mesh.axes is None else model.mesh.axes.checkpoint
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.checkpoint, self.saved.append, self._group)
         self._guard = LossGuard(settings.guard)
-        self._base = fingerprint(model.whole) if model.is_adapted() else None
+        self._base = self._frozen().digest if model.is_adapted() else None
         accumulate_in_fp32(model.parameters())
 
     def resume(self, checkpoint: Path) -> None:
@@ -182,10 +181,13 @@ class Trainer:
         """Compare every byte of the base with what it was."""
         if self._base is None:
             return
-        model = self.model.whole
-        if fingerprint(model) != self._base:
+        frozen = self._frozen()
+        if frozen.digest != self._base:
             raise RuntimeError("a frozen weight moved during training; the adapters are not for the base they name")
-        log.say(f"frozen weights: {sum(x.nbytes for x in base_state(model).values()):,} bytes, none changed")
+        log.say(f"frozen weights: {frozen.nbytes:,} bytes, none changed")
+
+    def _frozen(self) -> Frozen:
+        return fingerprint(self.model.base(), self.model.mesh.ranks)
 
     def save(self, log: RunLog, stream: Any = None, wait: bool = True) -> Path:
         """Save the state after the last finished step, unless it is saved already.
@@ -216,8 +218,8 @@ class Trainer:
         try:
             if self.model.is_adapted():
                 origin = self.settings.origin or Origin(None, None, "")
-                sweep(folder.parent, folder.name)
-                save_adapter(self.model.whole, folder, origin.base, origin.revision, origin.recipe)
+                ranks.first(lambda: sweep(folder.parent, folder.name))
+                save_adapter(self.model, folder, origin.base, origin.revision, origin.recipe)
                 return
             with ExitStack() as stack:
                 scratch = ranks.first(lambda: self._open_export(folder, stack))

@@ -120,6 +120,11 @@ def _lines(answer: DryRun) -> Iterator[str]:
         yield f"rank {rank.rank} ({where})"
         for stage in rank.stages:
             yield f"  stage {stage.number}: {_contents(stage)}"
+        held = rank.bytes
+        yield (
+            f"  weights: {size(held.experts)} of routed experts, {size(held.weights - held.experts)} of all else; "
+            f"{size(held.frozen)} of them frozen"
+        )
         yield from (f"  {line}" for line in _table([FLOWS, *map(_flow, rank.collectives)]))
     yield ""
     yield from NOTES.splitlines()

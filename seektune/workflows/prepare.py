@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from seektune.checkpoint import Ranks, locate
@@ -21,10 +20,9 @@ from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.hellaswag import spread_evenly
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.count import count_parameters
-from seektune.model.frozen import pack
 from seektune.model.initialize import initialize
-from seektune.parallel.apply import parallelize
+from seektune.parallel.adapters import start_adapters
+from seektune.parallel.apply import Prepare, parallelize, unchanged
 from seektune.parallel.join import Seat
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
@@ -33,15 +31,10 @@ from seektune.parallel.recompute import recompute_blocks
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.sequence import Batch
-from seektune.train.lora import add_adapters
+from seektune.train.lora import adapting, add_adapters
 from seektune.train.trainer import Origin
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-PACKED = (torch.int8, torch.uint8)
-"""Dtypes of frozen bytes."""
-BYTES = {"fp32": {"fp32": 16}, "bf16": {"fp32": 18, "bf16_stochastic": 14}}
-"""Bytes per parameter by dtype and master: weight, fp32 gradient, two fp32 moments, and the master copy if any."""
-
 Say = Callable[[str], None]
 ALONE, ONE_PROCESS = Ranks(None), Mesh.alone().plan
 
@@ -134,53 +127,6 @@ def read_config(section: ModelConfig) -> DeepseekV4Config:
     return found
 
 
-def refuse_too_large(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh) -> None:
-    """Answer before memory is filled to the brim, where the system would kill the process without a word.
-
-    Raises:
-        ValueError: the model cannot be trained in the memory of these devices.
-    """
-    count, plan = count_parameters(config), mesh.plan
-    needed = _bytes_needed(recipe, config) * plan.dp_replicate / 1e9
-    memory = psutil.virtual_memory().total
-    if mesh.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(mesh.device).total_memory * plan.world
-    if needed > memory / 1e9:
-        devices = "one device" if plan.world == 1 else f"{plan.world} processes"
-        raise ValueError(
-            f"training {(count.main + count.mtp) / 1e9:,.1f} B parameters on {devices} takes {needed:,.0f} GB for "
-            f"weights, gradients and optimizer alone, but {mesh.device.type} has {memory / 1e9:,.0f} GB; "
-            "try --model.preset=tiny"
-        )
-
-
-def _bytes_needed(recipe: Recipe, config: DeepseekV4Config) -> int:
-    """Weights, gradients and optimizer; with adapters, of a model that is laid out without memory."""
-    if not recipe.lora.targets:
-        count = count_parameters(config)
-        return (count.main + count.mtp) * BYTES[recipe.model.dtype][recipe.optimizer.master]
-    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
-    if recipe.model.packed:
-        pack(model, _kind_of(recipe.model.weights))
-    add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    held = [tensor.nbytes for tensor in model.state_dict().values()]
-    if recipe.model.offload == "stream":
-        # two blocks at a time, and what is not packed
-        blocks = [sum(p.nbytes for p in block.parameters() if p.dtype in PACKED) for block in model.blocks()]
-        held = [tensor.nbytes for tensor in model.state_dict().values() if tensor.dtype not in PACKED]
-        held.append(2 * max(blocks))
-    # gradient and two moments; the adapters themselves are among the model's bytes
-    return sum(held) + 12 * trained
-
-
-def _kind_of(weights: str | None) -> Callable[[str], str]:
-    """How frozen weights are kept: as they are in their folder, or as released where there is none (yet)."""
-    if weights is not None and Path(weights).is_dir():
-        return FolderSource(Path(weights)).kind
-    return FORMATS["released"].kind
-
-
 def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weights: bool) -> ParallelModel:
     """The model with random or given weights; not `with_weights` where a checkpoint will set them all.
 
@@ -189,33 +135,45 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
     Raises:
         ValueError: its weights are not as they should be, or adapters ask for what it does not have.
     """
-    if recipe.lora.targets:
-        adapted = _adapted(recipe, config, mesh.device)
-        recompute_blocks(adapted, recipe.parallel.recompute, drops=recipe.lora.dropout > 0)
-        return ParallelModel.alone(adapted)
+    section, adapted = recipe.model, bool(recipe.lora.targets)
+    if section.offload == "stream":
+        return _streamed(recipe, mesh.device)
+    folder = None if section.weights is None else locate(section.weights)
+    prepare = frozen_form(recipe, config, folder) if adapted else unchanged
+    numbers = DTYPES[section.dtype], section.numerics
+    model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops=recipe.lora.dropout > 0)
+    if folder is not None and (with_weights or adapted):
+        model.load_pretrained(folder)
+    elif with_weights or adapted:
+        initialize(model.base(), config)
+    if adapted:
+        start_adapters(model, recipe.seed)
+    if recipe.lora.dropout and mesh.rank > 0:
+        # each process drops with dice of its own, as its rows, tokens or layers are its own
+        torch.manual_seed(recipe.seed + mesh.rank)
+    return model
+
+
+def frozen_form(recipe: Recipe, config: DeepseekV4Config, folder: Path | None) -> Prepare:
+    """What freezes a part of the model in the form in which `folder` has it, or the release, and adds adapters.
+
+    Raises:
+        ValueError: a target of the adapters matches nothing.
+    """
+    kind_of = FORMATS["released"].kind if folder is None else FolderSource(folder).kind
+    return adapting(config, recipe.lora, recipe.loss.mtp_weight > 0, kind_of if recipe.model.packed else None)
+
+
+def _streamed(recipe: Recipe, device: torch.device) -> ParallelModel:
+    """A frozen model whose weights stay in their files, with fresh adapters, on one device."""
     section = recipe.model
-    model = parallelize(config, mesh, recipe.parallel, DTYPES[section.dtype], section.numerics)
-    if with_weights and section.weights is not None:
-        model.load_pretrained(locate(section.weights))
-    elif with_weights:
-        initialize(model.held(), config)
-    return model
-
-
-def _adapted(recipe: Recipe, config: DeepseekV4Config, device: torch.device) -> DeepseekV4ForCausalLM:
-    """A frozen model with fresh adapters, on one device."""
-    section, dtype = recipe.model, DTYPES[recipe.model.dtype]
-    if section.weights is None:
-        model = DeepseekV4ForCausalLM(config, device, dtype, section.numerics)
-        if section.packed:
-            pack(model, _kind_of(None))
-    else:
-        streamed = section.offload == "stream"
-        model = DeepseekV4ForCausalLM.from_pretrained(
-            section.weights, dtype, section.numerics, device, section.packed, streamed
-        )
+    assert section.weights is not None, "the recipe was checked"
+    model = DeepseekV4ForCausalLM.from_pretrained(
+        section.weights, DTYPES[section.dtype], section.numerics, device, packed=True, streamed=True
+    )
     add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
-    return model
+    recompute_blocks(model, recipe.parallel.recompute, drops=recipe.lora.dropout > 0)
+    return ParallelModel.alone(model)
 
 
 def origin(recipe: Recipe) -> Origin:

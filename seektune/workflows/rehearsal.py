@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +13,12 @@ from torch.distributed.tensor import DTensor
 from seektune.model.config import CSA, HCA, SLIDING, DeepseekV4Config
 from seektune.model.gate import HashGate
 from seektune.model.objective import Objective
-from seektune.parallel.apply import parallelize
+from seektune.parallel.apply import Prepare, parallelize, unchanged
 from seektune.parallel.assumed import assume
 from seektune.parallel.hollow import hollow_rank, hollow_tensors
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.pieces import EXPERTS, local
+from seektune.parallel.pieces import is_stacked, local
 from seektune.parallel.plan import Place, Plan
 from seektune.parallel.stage import Stage
 from seektune.parallel.traffic import Flow, Traffic
@@ -26,7 +27,7 @@ from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32, clip, piece_norms, squared_norm
 from seektune.train.optimizer import AdamW, build_optimizer
 from seektune.train.step import make_objective
-from seektune.workflows.prepare import DTYPES
+from seektune.workflows.prepare import DTYPES, frozen_form
 
 ATTENTION = {SLIDING: "window", CSA: "CSA", HCA: "HCA"}
 """Kinds of attention by compression ratio."""
@@ -65,6 +66,10 @@ class Bytes:
     """Bytes on one process, of its pieces alone; the optimizer's counters of steps, 4 bytes a tensor, are left out."""
 
     weights: int
+    experts: int
+    """Of the weights, those of routed experts and their adapters."""
+    frozen: int
+    """Of the weights, those that are not trained."""
     buffers: int
     """Balancing biases and hash tables, whole on every process of a stage."""
     gradients: int
@@ -113,11 +118,14 @@ class Rehearsal:
 def rehearse(recipe: Recipe, config: DeepseekV4Config, plan: Plan, step: Step, rank: int) -> Rehearsal:
     """Build the part of the job that `rank` is, with the code that training runs, and take one step with it."""
     objective = make_objective(step.batches(plan.data_size, "cpu"), recipe.loss, config.num_nextn_predict_layers > 0)
+    prepare = _frozen_form(recipe, config) if recipe.lora.targets else unchanged
     with hollow_rank(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
         traffic = Traffic(mesh.axes)
         with hollow_tensors(traffic.hear):
-            model = parallelize(config, mesh, recipe.parallel, DTYPES[recipe.model.dtype], recipe.model.numerics)
+            model = parallelize(
+                config, mesh, recipe.parallel, DTYPES[recipe.model.dtype], recipe.model.numerics, prepare
+            )
             assume(model, mesh)
             accumulate_in_fp32(model.parameters())
             optimizer = build_optimizer(model, recipe.optimizer, recipe.seed)
@@ -126,13 +134,23 @@ def rehearse(recipe: Recipe, config: DeepseekV4Config, plan: Plan, step: Step, r
         return _report(model, optimizer, gradients, step, recipe.parallel.reshard, tuple(traffic.flows()))
 
 
+def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
+    """As in training, but that no weight is rounded for a merge, which looks at values and changes no shape.
+
+    Frozen weights are as their folder has them, or as released where it is not here.
+    """
+    shapes = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"merge_into": None})})
+    weights = recipe.model.weights
+    return frozen_form(shapes, config, Path(weights) if weights is not None and Path(weights).is_dir() else None)
+
+
 def _take_step(
     model: ParallelModel, optimizer: AdamW, batches: list[Batch], objective: Objective, max_norm: float | None
 ) -> int:
     """As `train.step`, but that no value is looked at; the bytes of gradients that the optimizer reads."""
     model.train(batches, objective, lambda phase: None)
     gradients = _size(local(p.grad) for p in model.parameters() if p.grad is not None)
-    squared_norm(piece_norms(model.named_parameters()), model.mesh)
+    squared_norm(piece_norms(model.named_parameters(), model.mesh), model.mesh)
     if max_norm is not None:
         clip(model.parameters(), norm=2 * max_norm, max_norm=max_norm)
     optimizer.step()
@@ -153,9 +171,11 @@ def _report(
         stages=tuple(_contents(number, stage) for number, stage in sorted(model.stages.items())),
         parameters=sum(piece.numel() for piece in weights.values()),
         trainable=sum(piece.numel() for name, piece in weights.items() if parameters[name].requires_grad),
-        expert_parameters=sum(piece.numel() for name, piece in weights.items() if EXPERTS in name),
+        expert_parameters=sum(piece.numel() for name, piece in weights.items() if is_stacked(name, piece)),
         bytes=Bytes(
             weights=_size(weights.values()),
+            experts=_size(piece for name, piece in weights.items() if is_stacked(name, piece)),
+            frozen=_size(piece for name, piece in weights.items() if not parameters[name].requires_grad),
             buffers=_size(pieces.values()) - _size(weights.values()),
             gradients=gradients,
             moments=_size(state[key] for state in states for key in ("exp_avg", "exp_avg_sq")),
@@ -183,8 +203,8 @@ def _gathered(stage: Stage, keeps: bool) -> int:
 
 def _whole_gradients(stage: Stage, step: Step) -> int:
     """Bytes of gradients before their reduction: a block's at a time; all, in fp32, where micro-batches add up."""
-    numbers = [sum(p.numel() for p in unit if isinstance(p, DTensor) and p.grad is not None) for unit in _units(stage)]
-    return 4 * sum(numbers) if step.micro_batches > 1 else stage.dtype.itemsize * max(numbers)
+    units = [[p for p in unit if isinstance(p, DTensor) and p.grad is not None] for unit in _units(stage)]
+    return 4 * sum(p.numel() for unit in units for p in unit) if step.micro_batches > 1 else max(map(_size, units))
 
 
 def _units(stage: Stage) -> list[list[nn.Parameter]]:

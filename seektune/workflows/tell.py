@@ -70,14 +70,12 @@ def _adapters(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
     """What carries adapters, and what does not move."""
     if not recipe.lora.targets:
         return []
-    lora, names = (
-        recipe.lora,
-        Counter(re.sub(r"^layers\.\d+\.", "layers.N.", name) for name, _ in carriers(model.whole)),
-    )
+    lora, whole = recipe.lora, model.outline()
+    names = Counter(re.sub(r"^layers\.\d+\.", "layers.N.", name) for name, _ in carriers(whole))
     where = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in names.items())
     kind = "DoRA" if lora.dora else "LoRA"
     into = f", trained for merging into {lora.merge_into}" if lora.merge_into else ""
-    held = sum(tensor.nbytes for tensor in base_state(model.whole).values())
+    held = sum(tensor.nbytes for tensor in base_state(whole).values())
     return [
         ("adapters", f"{kind} of rank {lora.rank}, alpha {lora.alpha:g}{into}, on {where}"),
         ("frozen", f"all else, {held / 1e9:,.2f} GB; router, indexer and balancing biases too"),
@@ -113,14 +111,18 @@ def summary(
     after: HellaswagScore | None,
     product: Path,
     report: Path,
+    recipe: Recipe,
 ) -> None:
-    """Say what came out and where it lies."""
+    """Say what came out, where it lies, and how adapters are merged."""
     say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
     if before is not None and after is not None:
         change = after.since(before)
         for name, old, new in (("acc", before.acc, after.acc), ("acc_norm", before.acc_norm, after.acc_norm)):
             say(f"HellaSwag {name}: {_percent(old)} → {_percent(new)}, p = {change[name].p_value:.2g}")
     say(f"{product.name if product.name == ADAPTER else 'weights'}: {product}")
+    if product.name == ADAPTER and recipe.model.weights is not None:
+        merged, to = product.with_name("merged"), recipe.lora.merge_into or "bf16"
+        say(f"merge: seektune merge {recipe.model.weights} {product} {merged} --to {to}")
     say(f"report: {report}")
 
 

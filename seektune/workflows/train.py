@@ -32,9 +32,9 @@ from seektune.workflows.prepare import (
     prepare_data,
     read_config,
     read_rows,
-    refuse_too_large,
 )
 from seektune.workflows.resume import Start, find_start, product_of, refuse_other_rows
+from seektune.workflows.room import refuse_too_large
 from seektune.workflows.run_folder import RECIPE, choose_folder, held
 from seektune.workflows.tell import describe, farewell, story, summary
 
@@ -131,7 +131,7 @@ def _teach(
         with interruption.deferred():
             write_exams(folder, before, after)
             report = write_report(folder, story(name, facts, dump_recipe(recipe), before, after))
-        summary(losses, before, after, product, report)
+        summary(losses, before, after, product, report, recipe)
 
 
 def _begin(recipe: Recipe, folder: Path, step: int, before: HellaswagScore | None) -> None:

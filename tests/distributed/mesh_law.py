@@ -199,5 +199,5 @@ def errors(pieces: Sequence[Pieces], whole: Pieces) -> dict[str, float]:
 
 
 def size(name: str, whole: Pieces) -> float:
-    names = {name, name.removesuffix("scale") + "base"} if name.endswith(".scale") else {name}
+    names = {name, name.removesuffix("scale") + "base"} & whole.keys() if name.endswith(".scale") else {name}
     return max(float(np.linalg.norm([np.linalg.norm(whole[each][0]) for each in names])), 1e-12)

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from seektune.checkpoint import as_shard
+from seektune.checkpoint.formats import FORMATS
 from seektune.evaluate.loss import validation_loss
 from seektune.model.initialize import initialize
+from seektune.parallel.adapters import start_adapters
 from seektune.parallel.apply import parallelize
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.mesh import Mesh
@@ -24,8 +26,9 @@ from seektune.parallel.pieces import local
 from seektune.parallel.plan import make_plan
 from seektune.sequence import Batch
 from seektune.train.checkpoints import complete_checkpoints
-from seektune.train.config import GuardConfig, LossConfig, OptimizerConfig
+from seektune.train.config import GuardConfig, LoraConfig, LossConfig, OptimizerConfig
 from seektune.train.interrupt import Interruption
+from seektune.train.lora import adapting
 from seektune.train.metrics import MetricsLog, SilentLog
 from seektune.train.state import run_tensors
 from seektune.train.trainer import CHECKPOINTS, Trainer
@@ -35,6 +38,7 @@ from ..train.small import CONFIG, Words, made_batch, settings
 from .mesh_law import Pieces, portable
 
 LOSS = LossConfig(bias_update_speed=0.001, balance_weight=0.01)
+ADAPTED_LOSS = LossConfig(balance_weight=0.01)
 RARE = CONFIG.vocab_size - 1
 """A token that no row holds, unless a test puts it there."""
 
@@ -51,6 +55,8 @@ class Plot:
     asynchronous: bool = True
     guard: GuardConfig = field(default_factory=GuardConfig)
     happenings: Mapping[int, str] = field(default_factory=dict)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """With targets, packed weights are frozen and adapters trained."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +126,14 @@ def run(folder: Path, plot: Plot) -> End:
     world = dist.get_world_size() if dist.is_initialized() else 1
     mesh = Mesh.of(make_plan(parallel, world, CONFIG), torch.device("cpu"))
     torch.manual_seed(0)
-    model = parallelize(CONFIG, mesh, parallel, plot.dtype)
-    initialize(model.held(), CONFIG)
-    stream = Stream(plot.happenings, model)
-    wanted = settings(every=plot.every, validate_every=3, loss=LOSS, guard=plot.guard, asynchronous=plot.asynchronous)
-    wanted = replace(wanted, optimizer=OptimizerConfig(lr=1e-2, master=plot.master))
+    model = _built(plot, mesh, parallel)
+    stream, loss = Stream(plot.happenings, model), ADAPTED_LOSS if plot.lora.targets else LOSS
+    wanted = settings(every=plot.every, validate_every=3, loss=loss, guard=plot.guard, asynchronous=plot.asynchronous)
+    moving = OptimizerConfig(lr=1e-2, master=plot.master)
+    if plot.lora.targets:
+        # behind a B of zero an adapter's first gradients are hardly more than rounding, which must not become updates
+        moving = OptimizerConfig(lr=1e-3, eps=1e-5)
+    wanted = replace(wanted, optimizer=moving)
     held_out = partial(validation_loss, model, [made_batch(1000), made_batch(1001, rows=1)])
     error = ""
     with Interruption(worker=world > 1) as interruption:
@@ -144,6 +153,20 @@ def run(folder: Path, plot: Plot) -> End:
     state = {name: portable(as_shard(held)) for name, held in run_tensors(model, trainer.optimizer).items()}
     state = {name: piece for name, piece in state.items() if not name.startswith("random.")}
     return End(error, trainer.step, stream.drawn, state)
+
+
+def _built(plot: Plot, mesh: Mesh, parallel: ParallelConfig) -> ParallelModel:
+    if not plot.lora.targets:
+        model = parallelize(CONFIG, mesh, parallel, plot.dtype)
+        initialize(model.held(), CONFIG)
+        return model
+    config = CONFIG.replace(moe_intermediate_size=32)
+    prepare = adapting(config, plot.lora, True, FORMATS["released"].kind)
+    model = parallelize(config, mesh, parallel, plot.dtype, "plain", prepare, plot.lora.dropout > 0)
+    initialize(model.base(), config)
+    start_adapters(model, 0)
+    torch.manual_seed(mesh.rank)
+    return model
 
 
 def _spoil_gradients(model: ParallelModel, stream: Stream, happenings: Mapping[int, str]) -> None:

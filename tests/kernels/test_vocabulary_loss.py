@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seektune.kernels import vocabulary_loss
+from seektune.kernels.reference import vocabulary_loss as reference
 
 
 @pytest.mark.parametrize("tokens", [1, 1024, 1025, 2500])
@@ -17,8 +18,8 @@ def test_it_is_the_sum_of_cross_entropies(tokens):
     expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     gradients = torch.autograd.grad(found, (hidden, weight))
-    for gradient, reference in zip(gradients, torch.autograd.grad(expected, (hidden, weight)), strict=True):
-        torch.testing.assert_close(gradient, reference, rtol=1e-10, atol=1e-12)
+    for gradient, wanted in zip(gradients, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_no_tokens_cost_nothing_and_stay_in_the_graph():
@@ -59,3 +60,37 @@ def test_logits_of_all_tokens_never_exist():
     with Largest() as largest:
         vocabulary_loss(hidden, weight, torch.randint(300, (5000,))).backward()
     assert 0 < largest.size <= 1024 * 300 < 5000 * 300
+
+
+def test_a_bf16_head_is_never_widened_as_a_whole():
+    """And computes what one that is widened does, gradients too."""
+    hidden, weight = torch.randn(1100, 6).bfloat16().requires_grad_(), torch.randn(8300, 6).bfloat16()
+    targets = torch.randint(8300, (1100,))
+    with Widest() as widest:
+        loss = vocabulary_loss(hidden, weight, targets)
+        loss.backward()
+    assert {8192 * 6, 108 * 6} <= widest.sizes
+    assert weight.numel() not in widest.sizes
+    twin = hidden.detach().requires_grad_()
+    expected = reference(twin, weight, targets)
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(hidden.grad, twin.grad, rtol=1e-2, atol=1e-4)
+    weight.requires_grad_()
+    losses = (each(hidden, weight, targets) for each in (vocabulary_loss, reference))
+    found, wanted = (torch.autograd.grad(each, weight)[0] for each in losses)
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4)
+
+
+class Widest(TorchDispatchMode):
+    """Remembers the sizes of all fp32 tensors that casts make."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **(options or {}))
+        if function is torch.ops.aten._to_copy.default and result.dtype == torch.float32:
+            self.sizes.add(result.numel())
+        return result

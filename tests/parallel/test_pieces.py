@@ -27,11 +27,11 @@ def boxes(
     config = ParallelConfig.model_validate(parallel)
     mesh = Mesh.of(make_plan(config, dist.get_world_size(), architecture), torch.device("cpu"))
     model = parallelize(architecture, mesh, config, torch.bfloat16)
-    names = {name for name, _ in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     found = {
-        name: (tuple((s.start, s.stop) for s in piece.box), copies_of(name, mesh), piece.shape)
+        name: (tuple((s.start, s.stop) for s in piece.box), copies_of(name, parameters[name], mesh), piece.shape)
         for name, piece in model.held().items()
-        if name in names
+        if name in parameters
     }
     return model.trainable(), found
 

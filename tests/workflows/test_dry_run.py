@@ -9,8 +9,10 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from seektune.checkpoint.formats import FORMATS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.model.frozen import pack
 from seektune.parallel.hollow import BETWEEN
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.plan import make_plan
@@ -28,11 +30,16 @@ from .door import ROOT, seektune
 
 FOLDER = ROOT / "examples" / "llm_finetune" / "deepseek_v4"
 FLASH, TINY = FOLDER / "deepseek_v4_flash_hellaswag.yaml", FOLDER / "deepseek_v4_tiny_hellaswag.yaml"
+LORA, FLASH_LORA = (FOLDER / f"deepseek_v4_{name}.yaml" for name in ("tiny_lora", "flash_hellaswag_lora"))
 SMALL = ["--model.dtype=bf16", "--batch.global_size=8", "--batch.micro_size=2", "--batch.length=8"]
 
 
 def recipe(*words: str) -> Recipe:
     return load_recipe(TINY, [*SMALL, *(f"--parallel.{word}" for word in words)])
+
+
+def adapted(*words: str) -> Recipe:
+    return load_recipe(LORA, [*SMALL, *words])
 
 
 def every_rank(*words: str, world: int) -> DryRun:
@@ -52,9 +59,8 @@ class Listening(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def real_numbers(words: list[str], step: Step) -> tuple[dict[str, int], list[Flow]]:
+def real_numbers(asked: Recipe, step: Step) -> tuple[dict[str, int], list[Flow]]:
     """In a worker: what a real step leaves and sends."""
-    asked = recipe(*words)
     config = asked.model.architecture()
     assert config is not None
     mesh = Mesh.of(make_plan(asked.parallel, dist.get_world_size(), config), torch.device("cpu"))
@@ -88,8 +94,26 @@ def real_numbers(words: list[str], step: Step) -> tuple[dict[str, int], list[Flo
     ids=" ".join,
 )
 def test_the_numbers_are_those_of_real_processes(words: list[str]) -> None:
-    dry = every_rank(*words, world=4)
-    for rehearsed, (numbers, flows) in zip(dry.ranks, run_workers(4, real_numbers, words, dry.step), strict=True):
+    same_numbers(recipe(*words))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--parallel.ep_size=4", "--parallel.dp_replicate=4", "--lora.shared_a=true"],
+        ["--parallel.pp_size=2", "--parallel.ep_size=2", "--model.packed=false"],
+        ["--parallel.ep_size=2"],
+    ],
+    ids=" ".join,
+)
+def test_so_they_are_with_adapters_on_frozen_bytes(words: list[str]) -> None:
+    same_numbers(adapted(*words))
+
+
+def same_numbers(asked: Recipe) -> None:
+    dry = take_dry_run(asked, 4, range(4))
+    for rehearsed, (numbers, flows) in zip(dry.ranks, run_workers(4, real_numbers, asked, dry.step), strict=True):
         assert numbers == {"parameters": rehearsed.parameters} | {
             name: number for name, number in rehearsed.to_dict()["bytes"].items() if name in numbers
         }
@@ -193,3 +217,32 @@ def test_the_published_job_takes_less_than_two_minutes_without_network_or_weight
     ]
     # 8 of 256 experts in each of 11 layers, three matrices of 4096 x 2048
     assert {rank["expert_parameters"] for rank in found["ranks"]} == {11 * 8 * 3 * 4096 * 2048}
+
+
+def test_frozen_weights_of_a_job_are_the_bytes_of_the_release() -> None:
+    """Two processes, each with half the experts and all else."""
+    words = ["--parallel.ep_size=2", "--parallel.dp_replicate=2", "--lora.targets=[attn]", "--model.dtype=bf16"]
+    dry = take_dry_run(adapted(*words), 2, [])
+    (rank,) = dry.ranks
+    model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"), device="meta", dtype=torch.bfloat16)
+    pack(model, FORMATS["released"].kind)
+    experts = {name: x.nbytes for name, x in model.named_parameters() if ".experts." in name}
+    whole = sum(x.nbytes for x in model.parameters())
+    assert rank.bytes.experts == sum(experts.values()) / 2
+    assert rank.bytes.frozen == whole - rank.bytes.experts
+    assert rank.bytes.weights - rank.bytes.frozen == 4 * rank.trainable
+    assert rank.bytes.moments == 8 * rank.trainable
+    assert 0 < rank.gathered_weights < 4 * rank.trainable, "nothing frozen is copied"
+
+
+@pytest.mark.slow
+def test_the_low_bit_release_fits_a_node(capsys: pytest.CaptureFixture[str]) -> None:
+    """Experts of FP4 divide by eight, all else is whole: by the sizes in the headers of the released files."""
+    loaded = load_recipe(FLASH_LORA)
+    dry_run(loaded, 8, [0], as_json=False)
+    said = capsys.readouterr().out
+    (rank,) = take_dry_run(loaded, 8, [7]).ranks
+    assert 18.4e9 < rank.bytes.experts < 18.9e9
+    assert 8e9 < rank.bytes.frozen - rank.bytes.experts < 9.1e9
+    assert rank.bytes.total < 32e9
+    assert "18.82 GB of routed experts" in said

@@ -45,6 +45,7 @@ def test_a_run_leaves_adapters_that_load_on_the_base(lora, base, tmp_path, capsy
     assert "LoRA of rank 2, alpha 32, on layers.N.attn.wq_a (4)" in said
     assert "router, indexer and balancing biases too" in said
     assert "none changed" in said
+    assert f"merge: seektune merge {base} {folder}/adapter {folder}/merged --to bf16" in said
     assert not (folder / "model").exists()
     changes, config = read_adapter(folder / "adapter")
     assert {name.split(".")[-1] for name in changes} == {"wq_a", "wq_b", "wkv", "wo_a", "wo_b", "w1", "w2", "w3"}

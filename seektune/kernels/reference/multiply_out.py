@@ -29,6 +29,8 @@ def multiply_out(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor 
     if out is None:
         out = torch.empty(weight.shape[0], columns, dtype=dtype, device=weight.device)
     assert (out.shape, out.dtype) == ((weight.shape[0], columns), dtype)
+    if out.is_meta:  # where only shapes are asked for, no value can be looked at
+        return out
     if weight.dtype == torch.int8:
         return _fp4(weight, scale, out) if dtype in _PAIRS else out.copy_(dequantize_fp4(weight, scale))
     assert weight.dtype == torch.float8_e4m3fn, f"{weight.dtype} is no low-bit weight"

@@ -42,7 +42,7 @@ def rounded_expert_linear(
     rounding: Rounding,
     counts: list[int],
 ) -> Tensor:
-    """`rounded_linear` of each expert for its pairs; with one A for all experts its first dim is 1."""
+    """`rounded_linear` of each expert for its pairs; one A for all experts has no first dim."""
     parts, a = x_NI.split(counts), a_ERI.expand(len(counts), -1, -1)
     outputs = [
         rounded_linear(part, weights[e], None if scales is None else scales[e], a[e], b_EOR[e], scaling, rounding)

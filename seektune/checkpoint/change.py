@@ -1,0 +1,37 @@
+"""A low-rank change of a weight, as training makes it and files keep it.
+
+Shapes: R rank, I inputs, O outputs, E experts.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Change:
+    """A low-rank change of one weight: `scaling * B A`, or of each expert's."""
+
+    a: Tensor
+    """`[R, I]`, or `[E, R, I]`."""
+    b: Tensor
+    """`[O, R]`, or `[E, O, R]`."""
+    scaling: float
+    magnitude: Tensor | None = None
+    """DoRA: the length of each row of the changed weight, `[O]`."""
+    is_table: bool = False
+    """The weight is an embedding table `[I, O]`, the transpose of a linear map's."""
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.a.shape[-2]
+
+    def applied(self, weight: Tensor, expert: int | None, share: float = 1.0) -> Tensor:
+        """The changed weight in fp32, from the decoded one."""
+        a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
+        delta = (share * self.scaling) * (b.float() @ a.float())
+        changed = weight.float() + (delta.T if self.is_table else delta)
+        if self.magnitude is None:
+            return changed
+        return (self.magnitude.float() / changed.norm(dim=1))[:, None] * changed

@@ -1,0 +1,43 @@
+"""The LoRA recipe of CPU size as a job of two processes: the losses of one, and an adapter that merges."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seektune.checkpoint.adapters import read_adapter
+from seektune.data.synthetic import write_hellaswag
+from seektune.train.files import read_lines
+
+from ..test_cli import ROOT
+
+RECIPE = ROOT / "examples" / "llm_finetune" / "deepseek_v4" / "deepseek_v4_tiny_lora.yaml"
+SMALL = ("--batch.global_size=8", "--batch.micro_size=4", "--steps=4", "--schedule.warmup_steps=1")
+QUIET = ("--evaluate.limit=4", "--evaluate.every=2", "--checkpoint.every=2", "--logging.tensorboard=false")
+
+
+def automodel(*words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", "from seektune.cli import automodel; automodel()", str(RECIPE), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path: Path):
+    rows, folders = write_hellaswag(tmp_path / "rows", 40, 6), (tmp_path / "one", tmp_path / "two")
+    sizes = ("--nproc-per-node=2", "--parallel.ep_size=2")
+    for folder, more in zip(folders, ((), sizes), strict=True):
+        said = automodel(f"--data.path={rows}", f"--run_dir={folder}", *SMALL, *QUIET, *more)
+        assert "none changed" in said
+        assert "router, indexer and balancing biases too" in said
+    for file in ("metrics.jsonl", "validation.jsonl"):
+        one, two = ([line["loss"] for line in read_lines(folder / file)] for folder in folders)
+        assert len(one) > 2
+        assert two == pytest.approx(one, rel=1e-4)
+    first, second = (read_adapter(folder / "adapter") for folder in folders)
+    assert list(first[0]) == list(second[0])
+    assert first[1] == second[1]

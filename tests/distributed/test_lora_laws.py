@@ -1,0 +1,178 @@
+"""Adapters on frozen weights, packed or plain: any mesh finds and learns what one device does; nothing else moves."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seektune.train.config import LossConfig
+
+from .lora_law import Adapted, Seen, bytes_held, learn_adapted, look_adapted, made, read_base, write_and_read
+from .mesh_law import CONFIG, SHALLOW, SHORT, Course, Found, Subject, errors, whole_model
+from .test_mesh_laws import BOUND, SCHEDULES, Case, assert_small, piped
+from .workers import run_workers
+
+SLOW = pytest.mark.slow
+LOSS = LossConfig(mtp_weight=0.3, balance_weight=0.05)
+RICH = Adapted(Subject(SHORT, config=CONFIG.replace(moe_intermediate_size=32), loss=LOSS, seed=4))
+"""Every mechanism, in rows of 2 to 190 tokens; widths that FP4 can hold."""
+FEW = Adapted(replace(RICH.subject, lengths=((131,), (1, 3, 9, -5, 30), (2,), (64,)), seed=3))
+LEARNER = Adapted(Subject(SHORT, config=SHALLOW.replace(moe_intermediate_size=32), loss=LOSS, seed=4))
+MAPS = ("attn", "attn.compressor", "ffn.shared_experts", "mtp.0")
+
+AXES = [
+    Case(2, {}),
+    Case(2, {"dp_replicate": 2}),
+    Case(2, {"ep_size": 2}),
+    Case(2, {"cp_size": 2}),
+    Case(2, piped("1f1b"), 1),
+    Case(4, piped("1f1b", ep_size=2), 1),
+    Case(4, {"ep_size": 2}, 1),
+]
+MORE = [
+    *(Case(2, piped(schedule), 1) for schedule in SCHEDULES[1:]),
+    Case(4, {"cp_size": 2, "ep_size": 4}),
+    Case(4, {"dp_replicate": 4, "ep_size": 4}),
+    Case(2, {"ep_size": 2, "recompute": "block"}),
+    Case(4, {"ep_size": 2, "recompute": "selective", "reshard": False}),
+]
+
+
+def check(adapted: Adapted, case: Case, one: tuple[Found, Seen] | None = None) -> list[Seen]:
+    subject = case.of(adapted.subject)
+    found, saw = one or look_adapted(replace(adapted, subject=subject))
+    assert found.parts[2] > 0.1, "the balance loss must count"
+    everywhere = run_workers(case.world, look_adapted, replace(adapted, subject=subject), case.parallel)
+    for here, here_saw in everywhere:
+        assert here.parts == pytest.approx(found.parts, rel=BOUND)
+        assert here.norm == pytest.approx(found.norm, rel=BOUND)
+        assert here.loads == found.loads
+        np.testing.assert_allclose(here.scores, found.scores, rtol=1e-4, atol=1e-4)
+        assert here_saw.before == here_saw.after == saw.before
+    assert_small(errors([here.gradients for here, _ in everywhere], found.gradients))
+    return [here_saw for _, here_saw in everywhere]
+
+
+@pytest.fixture(scope="module")
+def found_alone() -> tuple[Found, Seen]:
+    return look_adapted(RICH)
+
+
+@pytest.fixture(scope="module")
+def learnt_alone() -> tuple[Course, Seen]:
+    return learn_adapted(LEARNER)
+
+
+def test_two_halves_of_the_experts_find_what_one_device_finds():
+    check(replace(FEW, subject=replace(FEW.subject, config=LEARNER.subject.config)), Case(2, {"ep_size": 2}))
+
+
+@SLOW
+@pytest.mark.parametrize("case", [*AXES, *MORE], ids=str)
+def test_loss_norm_and_every_gradient_are_those_of_one_device(found_alone: tuple[Found, Seen], case: Case):
+    check(RICH, case, found_alone)
+
+
+@SLOW
+@pytest.mark.parametrize("case", AXES, ids=str)
+def test_so_they_are_on_plain_weights(case: Case):
+    check(replace(FEW, packed=False), case)
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("changes", "case"),
+    [
+        ({"lora": {"dora": True}, "targets": MAPS}, Case(2, {})),
+        ({"lora": {"dora": True}, "targets": MAPS}, Case(4, piped("1f1b", ep_size=2), 1)),
+        ({"lora": {"shared_a": True}}, Case(2, {"ep_size": 2})),
+        ({"lora": {"shared_a": True, "rslora": True}}, Case(4, {}, 1)),
+        ({"lora": {"merge_into": "released"}, "targets": ("attn", "ffn.experts")}, Case(2, {"ep_size": 2})),
+        ({"targets": ("layers.6.attn",)}, Case(2, piped("zbv"), 1)),
+        ({"targets": ("layers.0.attn.wq_b",)}, Case(2, piped("dualpipev"), 1)),
+    ],
+    ids=str,
+)
+def test_so_they_are_with_other_adapters(changes: dict[str, Any], case: Case):
+    """A stage without any adapter included."""
+    check(replace(FEW, **changes), case)
+
+
+@SLOW
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_bf16_base_gives_the_same_where_rows_stay_whole(packed: bool):
+    """Elsewhere sums in another order round to other bf16 activations."""
+    check(replace(FEW, subject=replace(FEW.subject, dtype=torch.bfloat16), packed=packed), Case(2, {}))
+
+
+@SLOW
+def test_without_mtp_the_frozen_block_waits():
+    loss = LOSS.model_copy(update={"mtp_weight": 0.0})
+    check(replace(FEW, subject=replace(FEW.subject, loss=loss), targets=MAPS[:-1]), Case(2, {"ep_size": 2}))
+
+
+@SLOW
+@pytest.mark.parametrize("case", AXES, ids=str)
+def test_ten_steps_stay_equal(learnt_alone: tuple[Course, Seen], case: Case):
+    one, saw = learnt_alone
+    assert one.losses[-1] < 0.95 * one.losses[0]
+    adapted = replace(LEARNER, subject=case.of(LEARNER.subject))
+    everywhere = run_workers(case.world, learn_adapted, adapted, case.parallel)
+    for course, here in everywhere:
+        assert course.losses == pytest.approx(one.losses, rel=BOUND)
+        assert course.norms == pytest.approx(one.norms, rel=10 * BOUND)
+        assert here.before == here.after == saw.before
+    assert_small(errors([course.weights for course, _ in everywhere], one.weights))
+
+
+@SLOW
+def test_frozen_weights_are_divided_as_the_bytes_they_are():
+    """Each process holds its share, of the dtypes of the whole, and little more: buffers, and what does not divide."""
+    whole = {name: piece.tensor for name, piece in made(FEW).base().items()}
+    total = sum(x.nbytes for x in whole.values())
+    for world, parallel in ((2, {}), (2, {"cp_size": 2}), (4, {"ep_size": 2})):
+        for held in run_workers(world, bytes_held, FEW, parallel):
+            assert {name: str(whole[name].dtype) for name in held} == {name: kind for name, (kind, _) in held.items()}
+            assert sum(size for _, size in held.values()) < total / world + 30_000
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("world", "parallel"), [(2, {}), (4, {"ep_size": 2}), (4, piped("1f1b", ep_size=2)), (3, {"dp_shard": 3})], ids=str
+)
+def test_packed_weights_load_and_start_in_the_pieces_that_are_here(
+    tmp_path: Path, world: int, parallel: dict[str, Any]
+):
+    """Each process reads its own experts and rows, of weights and scales alike; three cut most things unevenly."""
+    experts = 6 if world == 3 else 8
+    subject = replace(LEARNER.subject, config=LEARNER.subject.config.replace(n_routed_experts=experts))
+    whole_model(subject).save_pretrained(tmp_path / "released", format="released")
+    adapted = replace(LEARNER, subject=subject)
+    for read, held in run_workers(world, read_base, tmp_path / "released", adapted, parallel):
+        assert held / 2 < read < held + 1000
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("changes", "case"),
+    [
+        ({}, Case(4, piped("1f1b", ep_size=2))),
+        ({"lora": {"shared_a": True}}, Case(2, {"ep_size": 2})),
+        ({"lora": {"dora": True}, "targets": MAPS}, Case(2, {})),
+    ],
+    ids=str,
+)
+def test_adapter_files_are_the_same_from_and_into_any_layout(tmp_path: Path, changes: dict[str, Any], case: Case):
+    adapted = replace(LEARNER, **changes)
+    with pytest.raises(ValueError, match="is no adapter"):
+        write_and_read(tmp_path, adapted)
+    (tmp_path / "here").rename(tmp_path / "one")
+    names = {file.name for file in (tmp_path / "one").iterdir()}
+    assert len(names) == 5
+    run_workers(case.world, write_and_read, tmp_path, adapted, case.parallel)
+    assert {file.name for file in (tmp_path / "here").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
