@@ -161,7 +161,7 @@ def _bytes_needed(recipe: Recipe, config: DeepseekV4Config) -> int:
         return (count.main + count.mtp) * BYTES[recipe.model.dtype][recipe.optimizer.master]
     model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
     if recipe.model.packed:
-        pack(model, _kind_of(recipe.model.weights))
+        pack(model, kind_of(recipe.model.weights))
     add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     held = [tensor.nbytes for tensor in model.state_dict().values()]
@@ -174,7 +174,7 @@ def _bytes_needed(recipe: Recipe, config: DeepseekV4Config) -> int:
     return sum(held) + 12 * trained
 
 
-def _kind_of(weights: str | None) -> Callable[[str], str]:
+def kind_of(weights: str | None) -> Callable[[str], str]:
     """How frozen weights are kept: as they are in their folder, or as released where there is none (yet)."""
     if weights is not None and Path(weights).is_dir():
         return FolderSource(Path(weights)).kind
@@ -208,7 +208,7 @@ def _adapted(recipe: Recipe, config: DeepseekV4Config, device: torch.device) -> 
     if section.weights is None:
         model = DeepseekV4ForCausalLM(config, device, dtype, section.numerics)
         if section.packed:
-            pack(model, _kind_of(None))
+            pack(model, kind_of(None))
     else:
         streamed = section.offload == "stream"
         model = DeepseekV4ForCausalLM.from_pretrained(
