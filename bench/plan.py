@@ -61,10 +61,14 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="tiny models only")
-    quick = parser.parse_args().quick
+    parser.add_argument("--four", action="store_true", help="four processes only; the rest stays as it is in the file")
+    options = parser.parse_args()
+    quick = options.quick
     torch.set_num_threads(1)
     found: dict[str, Any] = {"what": __doc__, "device": "CPU", "alone": [], "four": []}
-    for model, dtype, rows, length, recompute in ALONE:
+    if options.four:
+        found["alone"] = json.loads(RESULT.read_text(encoding="utf-8"))["alone"]
+    for model, dtype, rows, length, recompute in [] if options.four else ALONE:
         if quick and model != "tiny":
             continue
         asked = recipe(model, dtype, rows, rows, length, [f"recompute={recompute}"])
@@ -135,8 +139,8 @@ def held(model: ParallelModel) -> Iterator[Tensor]:
             yield from (x._local_tensor if hasattr(x, "_local_tensor") else x for x in (parameter, *grads))
         for module in stage.modules():
             if isinstance(module, FSDPModule):
-                group = module._get_fsdp_state()._fsdp_param_group
-                for each in group.fsdp_params if group is not None else []:
+                groups = module._get_fsdp_state()._fsdp_param_groups
+                for each in (parameter for group in groups for parameter in group.fsdp_params):
                     yield from each.all_gather_outputs
                     yield from (x for x in (each._unsharded_param,) if not hasattr(x, "_local_tensor"))
 

@@ -160,7 +160,7 @@ BLOCK = (
     Formula(
         "work",
         "max(saved - kept, 0) + fresh + (2 - u) * N * S * D * w + 4 * N * D + where(ep > 1, 4 * D * (2 * P + Q), 0)"
-        " + mtp * (where(recompute > 0, exit_read + (1 - u) * N * S * D * w, 0) + 20 * N * S * D)",
+        " + mtp * (where(recompute > 0, exit_read + (1 - u) * N * S * D * w, 0) + (16 + 4 * u) * N * S * D)",
         "backward of a block: what is computed again, fresh gradients, gradients of streams and tokens",
         "blocks",
         "column",
