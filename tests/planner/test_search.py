@@ -1,5 +1,7 @@
 """Searching layouts: all that are offered fit and can be built, and the fewest nodes are the fewest."""
 
+from dataclasses import replace
+
 import pytest
 
 from seektune.parallel.plan import make_plan
@@ -7,7 +9,7 @@ from seektune.planner.hardware import Cluster
 from seektune.planner.memory import first_ranks, fullest
 from seektune.planner.report import overrides
 from seektune.planner.search import Candidate, fewest_nodes, nearest, search
-from seektune.workflows.forecast import layout_of, ordered
+from seektune.workflows.forecast import ordered
 
 from .jobs import TINY, layout, recipe
 
@@ -46,12 +48,12 @@ def test_its_words_give_a_recipe_the_layout(found: list[Candidate]) -> None:
 
 def test_the_nearest_differs_least() -> None:
     asked = JOB.with_parallel({"pp_size": 2, "recompute": "none"})
-    needs = fullest(first_ranks(layout_of(asked, 4))).upper["total"]
     roomy = nearest(asked, cluster(4, 2000), ordered)
-    tight = nearest(asked, Cluster("small", 4, 2, round(needs) - 1, 1e12, 1e11, 1e10, 1e9), ordered)
     assert roomy is not None
-    assert tight is not None
     assert (roomy.parallel.pp_size, roomy.parallel.recompute) == (2, "none")
+    needs = round(roomy.memory.upper["total"])
+    tight = nearest(asked, replace(cluster(4, 2000), memory=needs - 1), ordered)
+    assert tight is not None
     assert tight.parallel != roomy.parallel
     assert tight.memory.upper["total"] < needs
 
