@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from seektune.cli import checkpoints, evaluate, serve, speak, train
+from seektune.cli import checkpoints, evaluate, plan, serve, speak, train
 from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
 from seektune.cli.grammar import HELP, OPEN_ENDED, Version
@@ -23,6 +23,8 @@ Fine-tune a small DeepSeek-V4 on HellaSwag with this machine's CPU:
   seektune train examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
 The same with another learning rate and fewer steps:
   seektune train RECIPE --optimizer.lr=1e-3 --steps=50
+Know what fits 128 GPUs, and how fast it will be:
+  seektune plan RECIPE --gpus 128 --gpu h100-80gb
 Look at a checkpoint, and write it in another format:
   seektune inspect FOLDER
   seektune convert FOLDER NEW_FOLDER --to bf16
@@ -65,6 +67,13 @@ app.command("train", help=train.TRAIN_HELP, short_help="Train as a recipe says."
     train.train
 )
 app.command("schema", help=train.SCHEMA_HELP, short_help="Print the JSON schema of recipes, for editors.")(train.schema)
+app.command(
+    "plan", help=plan.PLAN_HELP, short_help="Say what fits, how fast, at what price.", context_settings=OPEN_ENDED
+)(plan.plan)
+app.command(
+    "validate", help=plan.VALIDATE_HELP, short_help="Check a recipe without a GPU.", context_settings=OPEN_ENDED
+)(plan.validate)
+app.command("doctor", help=plan.DOCTOR_HELP, short_help="Check this machine.")(plan.doctor)
 app.command("convert", help=checkpoints.CONVERT_HELP, short_help="Write a checkpoint in another format.")(
     checkpoints.convert
 )

@@ -110,13 +110,23 @@ def start(path: str, overrides: list[str], flags: Flags, dry: DryFlags = DryFlag
         # the launcher's own torch would report a lost node with a stack of C++ frames
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     processes = flags.count()
+    if loaded.recipe.parallel.layout == "auto":
+        from seektune.workflows.here import choose_layout, cluster_here
+
+        overrides = [*overrides, *choose_layout(loaded.recipe, cluster_here(processes, flags.nodes))]
+        loaded = read_recipe(path, overrides)
     check_world(loaded.recipe, processes * flags.nodes)
     if processes * flags.nodes == 1 and not flags.max_restarts:
         train_here(loaded)
         return
     job = plan_job(loaded, path, overrides, flags, processes, environment)
-    if 0 < (gpus := _gpus()) < processes:  # torch is asked last, as that takes seconds
+    gpus = _gpus()
+    if 0 < gpus < processes:  # torch is asked last, as that takes seconds
         raise ValueError(f"--nproc-per-node={processes}: this machine has {gpus} GPUs, and each takes one process")
+    if gpus:
+        from seektune.workflows.here import check_memory
+
+        check_memory(loaded.recipe, processes, flags.nodes)
     from seektune.launch.launch import launch
 
     launch(job)
@@ -160,6 +170,8 @@ def _work(loaded: "LoadedRecipe", flags: Flags, world: int) -> None:
             f"this process is one of {world} that a launcher started ({', '.join(A_WORKERS_PLACE)} are set) and starts "
             "no others; leave --nproc-per-node and its like to the launcher"
         )
+    if loaded.recipe.parallel.layout == "auto":
+        raise ValueError("parallel: auto is settled by seektune's own launcher; seektune plan --search tells the sizes")
     check_world(loaded.recipe, world)
     if world > 1 and loaded.recipe.run_dir is None:
         raise ValueError(f"{world} processes need one folder; name it: --run_dir=runs/NAME")

@@ -23,6 +23,9 @@ class PipelineConfig(Section):
 class ParallelConfig(Section):
     """Sizes of the mesh: world = pp_size x cp_size x dp; ep_size is carved out of cp_size x dp and divides it."""
 
+    layout: Literal["given", "auto"] = "given"
+    """`auto`, or `parallel: auto` for short, lets the planner choose sizes, recompute and schedule at launch, by the
+    GPUs that are there."""
     pp_size: PositiveInt = 1
     """Pipeline stages: consecutive groups of layers, each on its own processes."""
     ep_size: PositiveInt = 1

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from seektune.data.config import BatchConfig, DataConfig
 from seektune.evaluate.config import EvaluateConfig
@@ -29,6 +29,11 @@ def _known_preset(name: str) -> str:
 
 def _at_home(path: str) -> str:
     return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def _written_out(parallel: object) -> object:
+    """`parallel: auto` as the section that it is short for."""
+    return {"layout": "auto"} if parallel == "auto" else parallel
 
 
 Place = Annotated[str, AfterValidator(_at_home)]
@@ -114,8 +119,8 @@ class Recipe(Section):
     """What is minimised beside the next-token loss."""
     lora: LoraConfig = LoraConfig()
     """Train low-rank adapters instead of the weights themselves."""
-    parallel: ParallelConfig = ParallelConfig()
-    """How many processes share the work."""
+    parallel: Annotated[ParallelConfig, BeforeValidator(_written_out)] = ParallelConfig()
+    """How many processes share the work; `auto` lets the planner choose at launch."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When weights are written on the way; they always are at the end."""
     guard: GuardConfig = GuardConfig()

@@ -164,6 +164,15 @@ def frozen_form(recipe: Recipe, config: DeepseekV4Config, folder: Path | None) -
     return adapting(config, recipe.lora, recipe.loss.mtp_weight > 0, kind_of if recipe.model.packed else None)
 
 
+def laid_out(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:
+    """The whole model without memory, frozen and adapted as training has it; weights of the Hub are as released."""
+    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
+    if recipe.lora.targets:
+        place = None if recipe.model.weights is None else Path(recipe.model.weights)
+        frozen_form(recipe, config, place if place is not None and place.is_dir() else None)(model)
+    return model
+
+
 def _streamed(recipe: Recipe, device: torch.device) -> ParallelModel:
     """A frozen model whose weights stay in their files, with fresh adapters, on one device."""
     section = recipe.model

@@ -1,18 +1,15 @@
 """Whether what a job holds fits the memory of its devices, asked before anything is laid out."""
 
-from pathlib import Path
-
 import psutil
 import torch
 
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.count import count_parameters
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.pieces import is_stacked
 from seektune.parallel.plan import Plan
 from seektune.recipe.recipe import Recipe
-from seektune.workflows.prepare import DTYPES, frozen_form
+from seektune.workflows.prepare import laid_out
 
 PACKED = (torch.int8, torch.uint8)
 """Dtypes of frozen bytes."""
@@ -45,9 +42,7 @@ def _bytes_needed(recipe: Recipe, config: DeepseekV4Config, plan: Plan) -> int:
     if not recipe.lora.targets:
         count = count_parameters(config)
         return (count.main + count.mtp) * BYTES[recipe.model.dtype][recipe.optimizer.master] * plan.dp_replicate
-    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
-    local = recipe.model.weights is not None and Path(recipe.model.weights).is_dir()
-    frozen_form(recipe, config, Path(recipe.model.weights or "") if local else None)(model)
+    model = laid_out(recipe, config)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     held = model.state_dict()
     if recipe.model.offload == "stream":

@@ -1,0 +1,1 @@
+"""Foresight without a GPU: what fits, where, and how fast."""

@@ -1,0 +1,98 @@
+"""A small language of arithmetic in which formulas are data: Python evaluates them, and so does a page's script.
+
+An expression uses numbers, names, + - * /, comparisons, and the functions of `FUNCTIONS`; both languages read it alike.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from types import CodeType
+from typing import Any, Literal
+
+Number = float
+Row = Mapping[str, Number]
+Tables = Mapping[str, Sequence[Row]]
+
+FUNCTIONS: dict[str, Any] = {
+    "min": min,
+    "max": max,
+    "ceil": math.ceil,
+    "floor": math.floor,
+    "where": lambda condition, yes, no: yes if condition else no,
+}
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A named number: an expression, or the sum or the largest of one over the rows of a table."""
+
+    name: str
+    expression: str
+    meaning: str = ""
+    over: str = ""
+    """Name of a table, whose columns are names too; empty for a single number."""
+    fold: Literal["sum", "max", "column"] = "sum"
+    """A `column` is added to the rows of the table, for formulas after it."""
+
+
+def evaluate(formulas: Sequence[Formula], given: Mapping[str, Number], tables: Tables) -> dict[str, Number]:
+    """All numbers, in order: a formula may use those given and those before it.
+
+    Folds of a table without rows are 0.
+    """
+    values: dict[str, Number] = dict(given)
+    grown = {name: [dict(row) for row in rows] for name, rows in tables.items()}
+    for formula in formulas:
+        code = _compiled(formula.expression)
+        if not formula.over:
+            values[formula.name] = _value(code, values)
+            continue
+        rows = grown[formula.over]
+        each = [_value(code, {**values, **row}) for row in rows]
+        if formula.fold == "column":
+            for row, value in zip(rows, each, strict=True):
+                row[formula.name] = value
+        else:
+            values[formula.name] = sum(each) if formula.fold == "sum" else max(each, default=0)
+    return values
+
+
+def _value(code: CodeType, names: Mapping[str, Number]) -> Number:
+    value: Number = eval(code, _SCOPE, names)
+    return value
+
+
+_SCOPE = {"__builtins__": {}, **FUNCTIONS}
+
+
+@cache
+def _compiled(expression: str) -> CodeType:
+    return compile(expression, expression, "eval")
+
+
+IN_JAVASCRIPT = """
+const FUNCTIONS = {min: Math.min, max: Math.max, ceil: Math.ceil, floor: Math.floor, where: (c, a, b) => c ? a : b};
+const compiled = new Map();
+function value(expression, names) {
+  if (!compiled.has(expression)) {
+    compiled.set(expression, new Function("names", "with (names) { return (" + expression + "); }"));
+  }
+  return Number(compiled.get(expression)(names));
+}
+function evaluate(formulas, given, tables) {
+  const values = Object.assign({}, FUNCTIONS, given);
+  const grown = {};
+  for (const name in tables) grown[name] = tables[name].map(row => Object.assign({}, row));
+  for (const formula of formulas) {
+    if (!formula.over) { values[formula.name] = value(formula.expression, values); continue; }
+    const rows = grown[formula.over];
+    const each = rows.map(row => value(formula.expression, Object.assign({}, values, row)));
+    if (formula.fold === "column") rows.forEach((row, i) => { row[formula.name] = each[i]; });
+    else if (formula.fold === "sum") values[formula.name] = each.reduce((a, b) => a + b, 0);
+    else values[formula.name] = each.length ? Math.max(...each) : 0;
+  }
+  return values;
+}
+"""
+"""`evaluate` for a page, over the same formulas as objects."""

@@ -1,0 +1,141 @@
+"""All layouts of a job on a cluster: which fit, which of them is fastest, and how few nodes would do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from seektune.parallel.config import ParallelConfig
+from seektune.planner.hardware import Cluster
+from seektune.planner.job import Job, Layout, OrderOf, lay_out
+from seektune.planner.memory import RankMemory, first_ranks, fullest
+from seektune.planner.time import StepTime, step_time
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is tried beside the sizes of the mesh."""
+
+    schedules: tuple[str, ...]
+    recompute: tuple[str, ...]
+    microbatches: tuple[int, ...]
+
+
+ALL = Choices(("1f1b", "interleaved1f1b", "zbv", "dualpipev"), ("none", "selective", "block"), (1, 2, 4, 8))
+LEANEST = Choices(("1f1b",), ("block",), (1,))
+"""What holds least: whether anything fits is asked of these."""
+NODES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Numbers of nodes that are tried, in order."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout, what its fullest process holds, and how fast it is."""
+
+    layout: Layout
+    memory: RankMemory
+    time: StepTime
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """As a recipe says it."""
+        return self.layout.job.parallel
+
+    def fits(self, cluster: Cluster) -> bool:
+        """Whether the upper bound fits a GPU."""
+        return self.memory.spare(cluster.memory) >= 0
+
+
+def search(job: Job, cluster: Cluster, order_of: OrderOf) -> list[Candidate]:
+    """All layouts that fit, the fastest first.
+
+    Sizes are divisors of the number of GPUs that the model allows; the context axis is tried where rows are long. Of
+    layouts that differ in memory only, the one that recomputes less is the faster and so stands first.
+    """
+    found = []
+    for layout in layouts(job, cluster, order_of):
+        ranks = first_ranks(layout)
+        if (most := fullest(ranks)).spare(cluster.memory) >= 0:
+            found.append(Candidate(layout, most, step_time(layout, cluster, ranks)))
+    return sorted(found, key=lambda each: each.time.seconds)
+
+
+def nearest(job: Job, cluster: Cluster, order_of: OrderOf) -> Candidate | None:
+    """The layout that fits and changes least of what was asked for; the fastest of those."""
+    asked = job.parallel
+    found = search(job, cluster, order_of)
+    return min(found, key=lambda each: (_changes(each.parallel, asked), each.time.seconds), default=None)
+
+
+def fewest_nodes(job: Job, cluster: Cluster, order_of: OrderOf) -> tuple[int, Candidate] | None:
+    """The fewest nodes of the cluster's kind on which the job fits, and the fastest layout there; None if none of
+    `NODES` do.
+    """
+    for nodes in NODES:
+        larger = replace(cluster, gpus=nodes * cluster.gpus_per_node)
+        if any(_fits(layout, larger) for layout in layouts(job, larger, order_of, LEANEST)):
+            return nodes, search(job, larger, order_of)[0]
+    return None
+
+
+def layouts(job: Job, cluster: Cluster, order_of: OrderOf, choices: Choices = ALL) -> Iterator[Layout]:
+    """Every layout that is possible on so many processes; weights cut over all of a stage, or within its nodes."""
+    asked, gpus = job.parallel, cluster.gpus
+    for sizes in _sizes(job, cluster):
+        schedules = choices.schedules if sizes["pp_size"] > 1 else (asked.pipeline.schedule,)
+        for schedule in schedules:
+            for microbatch in choices.microbatches:
+                # more in each micro-batch than the recipe's micro_size is possible in a pipeline only
+                if sizes["pp_size"] == 1 and microbatch > 1:
+                    break
+                pipeline = asked.pipeline.model_copy(
+                    update={"schedule": schedule, "microbatch": microbatch, "layers_per_stage": None}
+                )
+                for recompute in choices.recompute:
+                    changed = job.with_parallel(
+                        {**sizes, "dp_shard": None, "pipeline": pipeline, "recompute": recompute}
+                    )
+                    try:
+                        layout = lay_out(changed, gpus, order_of)
+                    except ValueError:
+                        break
+                    if sizes["pp_size"] > 1 and layout.rows_at_a_time != microbatch:
+                        break  # the same as a smaller one
+                    yield layout
+
+
+def _fits(layout: Layout, cluster: Cluster) -> bool:
+    return fullest(first_ranks(layout)).spare(cluster.memory) >= 0
+
+
+def _sizes(job: Job, cluster: Cluster) -> Iterator[dict[str, int]]:
+    experts, gpus = job.config.n_routed_experts, cluster.gpus
+    contexts = [size for size in (1, 2, 4, 8) if size == 1 or job.length // size >= 4096]
+    for pp in _divisors(gpus):
+        for cp in contexts:
+            if gpus % (pp * cp):
+                continue
+            rest = gpus // (pp * cp)
+            nodes = rest * cp // cluster.gpus_per_node
+            for copies in {1, nodes} if nodes > 1 and rest % nodes == 0 else {1}:
+                for ep in _divisors(gpus // pp):
+                    if experts % ep == 0 and pp <= job.config.num_hidden_layers:
+                        yield {"pp_size": pp, "ep_size": ep, "cp_size": cp, "dp_replicate": copies}
+
+
+def _changes(one: ParallelConfig, asked: ParallelConfig) -> int:
+    """How many settings differ from what was asked for."""
+    sizes = [
+        (one.pp_size, asked.pp_size),
+        (one.ep_size, asked.ep_size),
+        (one.cp_size, asked.cp_size),
+        (one.dp_replicate, asked.dp_replicate),
+        (one.recompute, asked.recompute),
+    ]
+    pairs: list[tuple[object, object]] = list(sizes)
+    if one.pp_size > 1 and asked.pp_size > 1:
+        pairs.append((one.pipeline.schedule, asked.pipeline.schedule))
+        pairs.append((one.pipeline.microbatch, asked.pipeline.microbatch or one.pipeline.microbatch))
+    return sum(a != b for a, b in pairs)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

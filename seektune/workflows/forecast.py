@@ -1,0 +1,56 @@
+"""From a recipe to what the planner plans: the model's tensors without memory, and the numbers of the job."""
+
+from functools import cache
+
+from seektune.model.config import DeepseekV4Config
+from seektune.parallel.orders import order_of
+from seektune.planner.job import Job, Layout, Weight, Weights, lay_out
+from seektune.recipe.recipe import Recipe
+from seektune.workflows.prepare import DTYPES, laid_out
+from seektune.workflows.room import PACKED
+
+ordered = cache(order_of)
+
+
+def job_of(recipe: Recipe, config: DeepseekV4Config) -> Job:
+    """The job of a recipe.
+
+    Raises:
+        ValueError: adapters ask for what the model does not have.
+    """
+    mtp = config.num_nextn_predict_layers > 0 and recipe.loss.mtp_weight > 0
+    batch = recipe.batch
+    return Job(
+        config=config,
+        weights=Weights(_weights(recipe, config, mtp)),
+        itemsize=DTYPES[recipe.model.dtype].itemsize,
+        parallel=recipe.parallel,
+        rows=batch.global_size,
+        micro_size=batch.micro_size,
+        length=batch.length,
+        mtp=mtp,
+        masters=recipe.optimizer.master == "fp32",
+        lora_rank=recipe.lora.rank if recipe.lora.targets else 0,
+        streamed=recipe.model.offload == "stream",
+    )
+
+
+def layout_of(job: Job, gpus: int) -> Layout:
+    """As `planner.job.lay_out`, with the engine's orders of work."""
+    return lay_out(job, gpus, ordered)
+
+
+def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight]:
+    """All parameters and buffers; frozen ones packed and adapters put on as training does."""
+    model = laid_out(recipe, config)
+    parameters = dict(model.named_parameters())
+    return [
+        Weight(
+            name,
+            tuple(tensor.shape),
+            1 if tensor.dtype in PACKED else tensor.element_size(),
+            name in parameters and parameters[name].requires_grad and (mtp or not name.startswith("mtp.")),
+            buffer=name not in parameters,
+        )
+        for name, tensor in model.state_dict().items()
+    ]

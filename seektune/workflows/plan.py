@@ -1,0 +1,211 @@
+"""The verb `plan`: what fits, where, how fast and at what price, from a recipe and a description of GPUs."""
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from seektune.planner.hardware import GIGA, Cluster
+from seektune.planner.page import write_page
+from seektune.planner.report import Money, PlanReport, make_report, overrides
+from seektune.planner.search import Candidate, fewest_nodes, nearest, search
+from seektune.recipe.recipe import Recipe
+from seektune.workflows.console import say
+from seektune.workflows.forecast import job_of, layout_of, ordered
+
+PIPE = 160
+"""Columns of tables where there is no terminal."""
+LISTED = 10
+"""Layouts of a search that are printed."""
+COLUMNS = ("weights", "buffers", "gradients", "optimizer", "gathered", "whole grads", "activations", "losses", "rest")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted beside the plan of the recipe's own layout."""
+
+    search: bool = False
+    as_json: bool = False
+    html: Path | None = None
+    money: Money | None = None
+
+
+def plan(recipe: Recipe, cluster: Cluster, asked: Asked) -> bool:
+    """Print the plan of a recipe on a cluster; whether the upper bound fits.
+
+    With a search the plan is that of the fastest layout that fits.
+
+    Raises:
+        ValueError: the architecture is not known without the network, or nothing fits so many GPUs.
+    """
+    report, nodes = take_plan(recipe, cluster, asked)
+    if asked.html is not None:
+        write_page(report, asked.html)
+    if asked.as_json:
+        say(json.dumps({**report.to_dict(), "fewest_nodes": nodes}, indent=2))
+    else:
+        _show(report, nodes)
+        if asked.html is not None:
+            say(f"\npage: {asked.html}")
+    return report.verdict()[0]
+
+
+def take_plan(recipe: Recipe, cluster: Cluster, asked: Asked) -> tuple[PlanReport, dict[str, str]]:
+    """The plan as an object, and the fewest nodes for each way of training, where a search was asked for."""
+    config = recipe.model.architecture()
+    if config is None:
+        raise ValueError(
+            f"a plan asks no network what {recipe.model.weights} is; name the architecture beside it: "
+            "--model.preset=flash or pro"
+        )
+    job = job_of(recipe, config)
+    if not asked.search:
+        return make_report(layout_of(job, cluster.gpus), cluster, asked.money), {}
+    found = search(job, cluster, ordered)
+    nodes = {name: _nodes(way, cluster) for name, way in _ways(recipe).items()}
+    if not found:
+        some = ", ".join(f"{name}: {text}" for name, text in nodes.items())
+        raise ValueError(f"no layout of this recipe fits {cluster.gpus} x {cluster.gpu}; fewest nodes: {some}")
+    return make_report(found[0].layout, cluster, asked.money, found), nodes
+
+
+def best_layout(recipe: Recipe, cluster: Cluster) -> Candidate:
+    """The fastest layout that fits, for `parallel: auto`.
+
+    Raises:
+        ValueError: none does.
+    """
+    config = recipe.model.architecture()
+    assert config is not None
+    found = search(job_of(recipe, config), cluster, ordered)
+    if not found:
+        raise ValueError(f"no layout of this recipe fits {cluster.gpus} x {cluster.gpu}")
+    return found[0]
+
+
+def refuse_misfit(recipe: Recipe, cluster: Cluster) -> None:
+    """Stop a job whose lower bound does not fit these GPUs.
+
+    Raises:
+        ValueError: it does not; the sentence names the nearest layout that does.
+    """
+    config = recipe.model.architecture()
+    if config is None:
+        return
+    job = job_of(recipe, config)
+    report = make_report(layout_of(job, cluster.gpus), cluster)
+    most = report.fullest
+    if most.lower["total"] <= cluster.memory:
+        return
+    other = nearest(job, cluster, ordered)
+    hint = f"this fits: {' '.join(overrides(other))}" if other is not None else "no other layout does either"
+    raise ValueError(f"{report.verdict()[1]}; {hint} (seektune plan says more)")
+
+
+def _ways(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe with all weights trained, with adapters on released weights, and with these on disk."""
+    if recipe.lora.targets:
+        lora = recipe.lora
+    else:
+        lora = recipe.lora.model_copy(update={"targets": ("attn.wq_b", "attn.wo_b")})
+    weights = recipe.model.weights or "released weights"
+    plain = recipe.model.model_copy(update={"packed": False, "offload": "none"})
+    packed = recipe.model.model_copy(update={"packed": True, "offload": "none", "weights": weights})
+    streamed = packed.model_copy(update={"offload": "stream"})
+    off = type(recipe.lora)()
+    return {
+        "full SFT": recipe.model_copy(update={"model": plain, "lora": off}),
+        f"LoRA (rank {lora.rank}) on released weights": recipe.model_copy(update={"model": packed, "lora": lora}),
+        "the same, streamed from disk": recipe.model_copy(update={"model": streamed, "lora": lora}),
+    }
+
+
+def _nodes(recipe: Recipe, cluster: Cluster) -> str:
+    config = recipe.model.architecture()
+    assert config is not None
+    found = fewest_nodes(job_of(recipe, config), cluster, ordered)
+    if found is None:
+        return "none of the numbers tried"
+    nodes, best = found
+    many = f"{nodes} node{'s' * (nodes > 1)} of {cluster.gpus_per_node}"
+    return f"{many} ({best.layout})"
+
+
+def _show(report: PlanReport, nodes: dict[str, str]) -> None:
+    # a pipe has no width of its own, and tables should not break there
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE)
+    layout, cluster, time = report.layout, report.cluster, report.time
+    console.print(f"{cluster.gpus} x {cluster.gpu}: {layout}", soft_wrap=True)
+    console.print(report.verdict()[1], soft_wrap=True, style="bold")
+    console.print(_memory_table(report))
+    console.print(
+        f"a step: {time.seconds:.2f} s, {time.tokens_per_s:,.0f} tokens/s, {time.mfu(cluster):.1%} MFU, "
+        f"{time.tokens:,} tokens",
+        soft_wrap=True,
+    )
+    console.print(_time_table(report))
+    if (budget := report.budget()) is not None:
+        console.print(
+            f"{budget['tokens']:,.0f} tokens: {budget['days']:.2f} days, {budget['cost']:,.0f} at {budget['price']:g} "
+            "a GPU-hour",
+            soft_wrap=True,
+        )
+    if report.others:
+        console.print(_search_table(report.others))
+        for name, text in nodes.items():
+            console.print(f"fewest nodes, {name}: {text}", soft_wrap=True)
+    for line in report.assumptions():
+        console.print(f"- {line}", soft_wrap=True, style="dim")
+
+
+def _memory_table(report: PlanReport) -> Table:
+    table = Table(title="GB of the first process of each stage, upper bound; * counted exactly", title_justify="left")
+    for column in (
+        "rank",
+        *(f"{name}*" if number < 4 else name for number, name in enumerate(COLUMNS)),
+        "total",
+        "low",
+    ):
+        table.add_column(column, justify="right")
+    for memory in report.firsts:
+        up = memory.upper
+        weights = up["bf16"] + up["fp32"] + up["packed"]
+        rest = up["engine"] + up["nccl"] + up["allocator"] + up["context"]
+        optimizer, made = up["moments"] + up["master"], ("gathered", "whole_gradients", "activations", "logits")
+        parts = (weights, up["buffers"], up["gradients"], optimizer, *(up[name] for name in made), rest, up["total"],
+                 memory.lower["total"])  # fmt: skip
+        table.add_row(str(memory.rank), *(f"{part / GIGA:.2f}" for part in parts))
+    return table
+
+
+def _time_table(report: PlanReport) -> Table:
+    time = report.time
+    table = Table(title="seconds of a step on the slowest process", title_justify="left")
+    table.add_column("part")
+    table.add_column("s", justify="right")
+    rows: Iterable[tuple[str, float]] = [
+        *((f"arithmetic: {part}", seconds) for part, seconds in time.arithmetic.items()),
+        ("memory traffic", time.memory),
+        *((f"communication: {axis}", seconds) for axis, seconds in time.communication.items()),
+        ("waiting in the pipeline", time.waiting),
+        ("optimizer", time.optimizer),
+    ]
+    for name, seconds in rows:
+        if seconds > 0:
+            table.add_row(name, f"{seconds:.3f}")
+    return table
+
+
+def _search_table(others: Iterable[Candidate]) -> Table:
+    found = list(others)
+    table = Table(title=f"{len(found)} layouts fit; the fastest", title_justify="left")
+    for column in ("s", "tokens/s", "GB", "layout"):
+        table.add_column(column, justify="left" if column == "layout" else "right", overflow="fold")
+    for each in found[:LISTED]:
+        size = f"{each.memory.upper['total'] / GIGA:.1f}"
+        table.add_row(f"{each.time.seconds:.2f}", f"{each.time.tokens_per_s:,.0f}", size, str(each.layout))
+    return table

@@ -1,0 +1,121 @@
+"""The verb `validate`: everything about a recipe that can be known without a GPU, checked one by one."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from seektune.checkpoint.survey import format_of, misfit, survey
+from seektune.data.examples import hellaswag_examples
+from seektune.data.hellaswag import load_hellaswag
+from seektune.data.tokenizer import load_tokenizer
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.planner.hardware import Cluster
+from seektune.planner.report import make_report
+from seektune.recipe.recipe import Recipe
+from seektune.workflows.console import many, say
+from seektune.workflows.forecast import job_of, layout_of
+
+GOOD, BAD, UNKNOWN = "ok", "wrong", "unknown"
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENSE-MODEL")
+"""Files that state one, in a checkpoint folder."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    subject: str
+    state: str
+    said: str
+
+
+def validate(recipe: Recipe, cluster: Cluster | None, cache_dir: Path, as_json: bool) -> bool:
+    """Print all findings; whether none of them is wrong. What only the network knows is unknown, not wrong."""
+    findings = list(check(recipe, cluster, cache_dir))
+    if as_json:
+        say(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            say(f"{finding.state:>7}  {finding.subject}: {finding.said}")
+    return all(finding.state != BAD for finding in findings)
+
+
+def check(recipe: Recipe, cluster: Cluster | None, cache_dir: Path) -> Iterator[Finding]:
+    """All findings, in order."""
+    yield Finding("recipe", GOOD, f"{recipe.steps} steps of {recipe.batch.global_size} rows")
+    config = recipe.model.architecture()
+    if config is None:
+        yield Finding("model", UNKNOWN, f"{recipe.model.weights} is on the Hub; model.preset would name its shape")
+    else:
+        yield Finding("model", GOOD, f"{config.num_hidden_layers} layers of width {config.hidden_size}")
+    yield from _weights(recipe, config)
+    vocabulary = None if config is None else config.vocab_size
+    yield _tried("tokenizer", lambda: _tokenizer(vocabulary))
+    yield _tried("data", lambda: _rows(recipe, vocabulary, cache_dir))
+    if config is not None:
+        yield _plan(recipe, config, cluster)
+
+
+def _tried(subject: str, work: Callable[[], str]) -> Finding:
+    """What a check says; its complaint if it has one. What cannot be reached is unknown."""
+    try:
+        return Finding(subject, GOOD, work())
+    except ValueError as error:
+        return Finding(subject, BAD, str(error))
+    except OSError as error:
+        return Finding(subject, UNKNOWN, str(error))
+
+
+def _weights(recipe: Recipe, config: DeepseekV4Config | None) -> Iterator[Finding]:
+    weights = recipe.model.weights
+    if weights is None:
+        yield Finding("weights", GOOD, "random, none are read")
+        return
+    folder = Path(weights)
+    if not folder.is_dir():
+        yield Finding("weights", UNKNOWN, f"{weights} is no folder here; it will come from the Hub")
+        yield Finding("licence", UNKNOWN, f"https://huggingface.co/{weights} states it")
+        return
+    found = survey(folder)
+    faults = list(found.problems)
+    if config is not None:
+        shapes = {name: x.shape for name, x in DeepseekV4ForCausalLM(config, device="meta").state_dict().items()}
+        compared = misfit(found, shapes)
+        faults += [f"{len(compared.missing)} tensors are missing"] * bool(compared.missing)
+        faults += [f"{len(compared.extra)} tensors belong to another model"] * bool(compared.extra)
+        faults += compared.wrong[:3]
+    said = f"{len(found.tensors):,} tensors in {len(found.files)} files, {format_of(found) or 'mixed'} format"
+    yield Finding("weights", BAD if faults else GOOD, "; ".join(faults) or said)
+    licence = next((name for name in LICENCES if (folder / name).is_file()), None)
+    yield Finding("licence", GOOD if licence else UNKNOWN, licence or f"{folder} states none")
+
+
+def _tokenizer(vocabulary: int | None) -> str:
+    tokenizer = load_tokenizer(vocabulary if vocabulary is not None else 129280)
+    return f"fits a vocabulary of {vocabulary:,}" if vocabulary is not None else f"{type(tokenizer).__name__} loads"
+
+
+def _rows(recipe: Recipe, vocabulary: int | None, cache_dir: Path) -> str:
+    data = load_hellaswag(recipe.data.path, cache_dir, lambda sentence: None)
+    tokenizer = load_tokenizer(vocabulary if vocabulary is not None else 129280)
+    lengths = [len(example.tokens) for example in hellaswag_examples(data.train, tokenizer)]
+    longest, over = max(lengths), sum(length > recipe.batch.length for length in lengths)
+    if over and recipe.data.overlong == "error":
+        raise ValueError(f"{over} of {len(lengths):,} rows are longer than batch.length {recipe.batch.length}")
+    tokens = f"{len(lengths):,} rows of {many(sum(lengths))} tokens"
+    return f"{tokens} from {data.source}, the longest {longest}, {over} too long"
+
+
+def _plan(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster | None) -> Finding:
+    gpus = recipe.parallel.least_world() if cluster is None else cluster.gpus
+    try:
+        recipe.check_world(gpus)
+        layout = layout_of(job_of(recipe, config), gpus)
+    except ValueError as error:
+        return Finding("plan", BAD, str(error))
+    if cluster is None:
+        return Finding("plan", GOOD, f"{layout}; --gpus and --gpu would say whether it fits")
+    fits, sentence = make_report(layout, cluster).verdict()
+    return Finding("plan", GOOD if fits else BAD, sentence)

@@ -1,0 +1,23 @@
+"""Jobs of the example recipes, for plans."""
+
+from pathlib import Path
+
+from seektune.planner.job import Layout
+from seektune.recipe.load import load_recipe
+from seektune.recipe.recipe import Recipe
+from seektune.workflows.forecast import job_of, layout_of
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "llm_finetune" / "deepseek_v4"
+FLASH, TINY = FOLDER / "deepseek_v4_flash_hellaswag.yaml", FOLDER / "deepseek_v4_tiny_hellaswag.yaml"
+
+
+def recipe(path: Path, *words: str) -> Recipe:
+    return load_recipe(path, [f"--{word}" for word in words])
+
+
+def layout(path: Path, world: int, *words: str) -> Layout:
+    asked = recipe(path, *words)
+    config = asked.model.architecture()
+    assert config is not None
+    return layout_of(job_of(asked, config), world)

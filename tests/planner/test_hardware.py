@@ -1,0 +1,62 @@
+"""Known GPUs and cluster files."""
+
+from pathlib import Path
+
+import pytest
+
+from seektune.planner.hardware import facts, known_gpu, read_cluster
+
+WANTED = ("h100", "h200", "b200", "gb200", "a100", "mi300x", "mi355x", "rtx-pro-6000")
+
+
+@pytest.mark.parametrize("kind", WANTED)
+def test_a_kind_is_known_with_its_sources(kind: str) -> None:
+    name = next(name for name in facts()["gpus"] if name.startswith(f"{kind}-"))
+    each = facts()["gpus"][name]
+    assert each["read"]
+    assert each["vendor"]
+    cluster = known_gpu(name, 16)
+    assert cluster.memory == each["memory_gb"] * 10**9
+    # a GPU reaches its neighbours faster than other nodes, and its memory faster than both
+    assert cluster.network <= cluster.link < cluster.memory_rate
+
+
+def test_assumptions_have_reasons() -> None:
+    assert all(len(each["why"]) > 10 for each in facts()["assumed"].values())
+
+
+def test_a_cluster_file_overrides_what_is_usual(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("gpu: h100-80gb\ngpus: 24\nmemory_gb: 79.6\nnetwork: hdr200\nlink: 300\n")
+    cluster = read_cluster(file)
+    assert (cluster.memory, cluster.network, cluster.link) == (79_600_000_000, 25e9, 300e9)
+    assert (cluster.flops, cluster.nodes) == (989.4e12, 3)
+
+
+def test_an_unknown_gpu_needs_all_rates(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    text = "gpu: mine\ngpus: 4\ngpus_per_node: 2\nmemory_gb: 32\nbf16_tflops: 100\nmemory_gb_s: 1000\nlink: pcie4\n"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="another needs network in a cluster file"):
+        read_cluster(file)
+    file.write_text(text + "network: ethernet25\n")
+    assert read_cluster(file).between(2) == 32e9
+    assert read_cluster(file).between(4) == read_cluster(file).between(2, apart=2) == 3.125e9
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gpu: h100\ngpus: 8\n", "did you mean h100-80gb"),
+        ("gpu: h100-80gb\n", "gpus: Field required"),
+        ("gpu: h100-80gb\ngpus: 8\nlinks: 1\n", "links"),
+        ("gpu: h100-80gb\ngpus: 8\nlink: nvlink9\n", "nvlink9 is no known link"),
+        ("gpu: [\n", "is not YAML"),
+        ("8\n", "a cluster"),
+    ],
+)
+def test_a_mistake_in_a_cluster_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_cluster(file)

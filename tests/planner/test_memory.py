@@ -1,0 +1,133 @@
+"""What a plan says that processes hold: the dry run's bytes, the whole model, and more where there is more to hold."""
+
+import json
+from typing import Any
+
+import pytest
+
+from seektune.planner.memory import RankMemory, first_ranks, fullest, rank_memory
+from seektune.workflows.dry_run import take_dry_run
+from seektune.workflows.rehearsal import Rehearsal
+
+from .jobs import FLASH, ROOT, TINY, layout, recipe
+
+SMALL = ("model.dtype=bf16", "batch.global_size=8", "batch.micro_size=2", "batch.length=8")
+
+
+def counted(memory: RankMemory) -> dict[str, int]:
+    numbers = memory.upper
+    found = {name: numbers[name] for name in ("parameters", "buffers", "gradients", "moments", "master", "gathered")}
+    found |= {"weights": numbers["bf16"] + numbers["fp32"] + numbers["packed"]}
+    return {**found, "whole_gradients": numbers["whole_gradients"]}
+
+
+def rehearsed(rank: Rehearsal) -> dict[str, int]:
+    held = rank.bytes
+    return {
+        "parameters": rank.parameters,
+        "buffers": held.buffers,
+        "gradients": held.gradients,
+        "moments": held.moments,
+        "master": held.master,
+        "gathered": rank.gathered_weights,
+        "weights": held.weights,
+        "whole_gradients": rank.whole_gradients,
+    }
+
+
+@pytest.mark.slow
+def test_the_bytes_of_the_published_job_are_the_dry_runs() -> None:
+    ranks = [0, 127]
+    planned = layout(FLASH, 128)
+    dry = take_dry_run(recipe(FLASH), 128, ranks)
+    assert [counted(rank_memory(planned, rank)) for rank in ranks] == [rehearsed(rank) for rank in dry.ranks]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "world"),
+    [
+        (["dp_replicate=2", "ep_size=2"], 4),
+        (["pp_size=2", "pipeline.schedule=zbv"], 4),
+        (["cp_size=2", "ep_size=2"], 4),
+        (["reshard=false"], 2),
+        (["pp_size=2"], 2),
+    ],
+    ids=str,
+)
+def test_the_bytes_of_small_jobs_are_the_dry_runs(words: list[str], world: int) -> None:
+    asked = [*SMALL, *(f"parallel.{word}" for word in words)]
+    planned, dry = layout(TINY, world, *asked), take_dry_run(recipe(TINY, *asked), world, range(world))
+    assert [counted(rank_memory(planned, rank)) for rank in range(world)] == [rehearsed(rank) for rank in dry.ranks]
+
+
+def test_the_pieces_of_all_128_processes_are_the_whole_model() -> None:
+    planned = layout(FLASH, 128)
+    total = sum(rank_memory(planned, rank).upper["parameters"] for rank in range(128))
+    # docs/parallel.md: 291 B with the MTP block, counted by the model itself
+    assert total == sum(weight.numel for weight in planned.job.weights.all if not weight.buffer)
+
+
+def test_the_first_process_of_a_stage_holds_most_of_it() -> None:
+    planned = layout(FLASH, 128)
+    every = [rank_memory(planned, rank) for rank in range(128)]
+    firsts = first_ranks(planned)
+    for process, first in enumerate(firsts):
+        stage = every[32 * process : 32 * (process + 1)]
+        assert first.upper["total"] == max(each.upper["total"] for each in stage)
+    assert fullest(firsts).upper["total"] == max(each.upper["total"] for each in every)
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ("parallel.recompute=block", "parallel.recompute=selective"),
+        ("parallel.recompute=selective", "parallel.recompute=none"),
+        ("batch.length=512", "batch.length=1024"),
+        ("parallel.pipeline.microbatch=1", "parallel.pipeline.microbatch=2"),
+        ("optimizer.master=bf16_stochastic", "optimizer.master=fp32"),
+    ],
+)
+def test_what_holds_more_is_planned_to(less: str, more: str) -> None:
+    totals = [fullest(first_ranks(layout(FLASH, 128, word))).upper["total"] for word in (less, more)]
+    assert totals[0] < totals[1]
+
+
+def test_the_lower_bound_is_below_the_upper_one() -> None:
+    for memory in first_ranks(layout(FLASH, 128)):
+        assert memory.lower["total"] < memory.upper["total"]
+        assert memory.lower["state"] == memory.upper["state"]
+
+
+def test_stages_early_in_a_pipeline_hold_more_micro_batches() -> None:
+    held = [memory.lower["blocks_held"] for memory in first_ranks(layout(FLASH, 128))]
+    assert held == sorted(held, reverse=True)
+    assert held[0] > 3.5 * held[-1]
+
+
+MEASURED = json.loads((ROOT / "bench" / "plan.json").read_text(encoding="utf-8"))
+WIDE = ("model.preset=null", f"model.config={ROOT / 'bench' / 'wide.json'}", "loss.mtp_weight=0")
+
+
+CASES = [*MEASURED["alone"], *(each for each in MEASURED["four"] if "cp_size=2" not in each["parallel"])]
+"""All but context parallelism of a tiny model, which is foretold a quarter too low (docs/planning.md)."""
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str([*case.values()][:5]))
+def test_activations_are_within_a_tenth_of_what_was_measured(case: dict[str, Any]) -> None:
+    """The fullest process decides; bench/plan.py measured tensors of CPU runs."""
+    rows, words = case["rows"], case.get("parallel", [f"recompute={case.get('recompute')}"])
+    world = len(case["measured"])
+    asked = [f"model.dtype={case['dtype']}", f"batch.micro_size={rows}", f"batch.length={case['length']}"]
+    asked += [f"batch.global_size={rows if world == 1 else 16}", *(f"parallel.{word}" for word in words)]
+    planned = layout(TINY, world, *(WIDE if case["model"] == "wide" else ()), *asked)
+    numbers = [rank_memory(planned, rank).lower for rank in range(world)]
+    foretold = [each["activations"] + each["logits"] for each in numbers]
+    most = case["measured"].index(max(case["measured"]))
+    assert foretold[most] == pytest.approx(case["measured"][most], rel=0.1)
+
+
+def test_what_was_measured() -> None:
+    assert MEASURED["device"] == "CPU"
+    assert {each["model"] for each in MEASURED["alone"]} == {"tiny", "wide"}
+    assert {len(each["measured"]) for each in MEASURED["four"]} == {4}

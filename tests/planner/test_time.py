@@ -1,0 +1,62 @@
+"""Steps played by arithmetic: pipelines wait as the formulas of the schedules say, and parts add up."""
+
+from dataclasses import replace
+
+import pytest
+
+from seektune.parallel.orders import order_of
+from seektune.parallel.stages import bubble
+from seektune.planner.hardware import known_gpu
+from seektune.planner.memory import first_ranks
+from seektune.planner.time import StepTime, step_time
+from seektune.planner.timeline import StageTime, play, waiting
+
+from .jobs import FLASH, layout
+
+H100 = known_gpu("h100-80gb", 128)
+
+
+def step(*words: str) -> StepTime:
+    planned = layout(FLASH, 128, *words)
+    return step_time(planned, H100, first_ranks(planned))
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved1f1b", "zbv", "dualpipev"])
+def test_an_even_pipeline_waits_as_its_formula_says(schedule: str) -> None:
+    stages = 4 if schedule == "1f1b" else 8
+    times = {stage: StageTime(1.0, 1.0, 1.0, 0.0) for stage in range(stages)}
+    pieces = play(order_of(schedule, 4, stages, 8), times)
+    assert waiting(pieces) == pytest.approx(bubble(schedule, 4, stages, 8))
+    assert len({(p.process, p.begin) for p in pieces}) == len(pieces), "a process does one thing at a time"
+
+
+def test_messages_make_a_pipeline_wait() -> None:
+    quick, slow = (
+        waiting(play(order_of("1f1b", 4, 4, 8), {s: StageTime(1.0, 1.0, 1.0, send) for s in range(4)}))
+        for send in (0.0, 0.5)
+    )
+    assert quick < slow
+
+
+def test_the_published_job_keeps_its_useful_work_whatever_is_computed_again() -> None:
+    none, block = step("parallel.recompute=none"), step("parallel.recompute=block")
+    assert none.flops == block.flops
+    assert none.seconds < block.seconds
+    assert sum(none.arithmetic.values()) < sum(block.arithmetic.values())
+    assert 0 < block.mfu(H100) < none.mfu(H100) < 0.45
+
+
+def test_a_budget_is_tokens_over_rate() -> None:
+    found = step()
+    assert found.days(found.tokens_per_s * 86400) == pytest.approx(1)
+    assert found.cost(found.tokens_per_s * 3600, 2.0, 128) == pytest.approx(256)
+
+
+def test_slower_networks_cost_what_travels_over_them() -> None:
+    planned = layout(FLASH, 128)
+    ranks = first_ranks(planned)
+    fast, slow = (step_time(planned, replace(H100, network=rate), ranks) for rate in (50e9, 25e9))
+    # ep 32 lies on four nodes, and so does FSDP2
+    assert slow.communication["ep"] == pytest.approx(2 * fast.communication["ep"], rel=0.05)
+    assert slow.communication["fsdp"] == pytest.approx(2 * fast.communication["fsdp"])
+    assert slow.arithmetic == fast.arithmetic

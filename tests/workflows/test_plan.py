@@ -1,0 +1,91 @@
+"""The verbs of planning: what they print, their exit codes, and what a launch asks them."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from seektune.model.config import DeepseekV4Config
+from seektune.planner.hardware import known_gpu
+from seektune.workflows import here
+from seektune.workflows.here import choose_layout, cluster_here
+from seektune.workflows.plan import Asked, plan, refuse_misfit, take_plan
+from seektune.workflows.validate import BAD, GOOD, UNKNOWN, check
+
+from ..planner.jobs import FLASH, TINY, recipe
+
+SMALL = ("model.dtype=bf16", "batch.global_size=16", "batch.length=200")
+
+
+def test_a_plan_says_by_how_much_and_on_which_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = recipe(FLASH, "parallel.ep_size=16")
+    assert not plan(asked, known_gpu("h100-80gb", 64), Asked())
+    said = capsys.readouterr().out
+    assert "does not fit: rank" in said
+    assert "GB too much" in said
+    assert plan(asked, known_gpu("h200-141gb", 64), Asked())
+    assert "GB to spare" in capsys.readouterr().out
+
+
+def test_json_holds_bytes_of_every_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    plan(recipe(TINY, *SMALL, "parallel.pp_size=2"), known_gpu("h100-80gb", 4), Asked(as_json=True))
+    answer = json.loads(capsys.readouterr().out)
+    assert [each["rank"] for each in answer["ranks"]] == [0, 1, 2, 3]
+    assert answer["fits"] is True
+    assert answer["time"]["tokens"] == 16 * 200
+    assert answer["budget"] is None
+
+
+def test_an_unknown_architecture_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"--model\.preset=flash"):
+        take_plan(recipe(FLASH, "model.preset=null"), known_gpu("h100-80gb", 128), Asked())
+
+
+def test_a_job_that_cannot_fit_is_refused_with_the_nearest() -> None:
+    small = replace(known_gpu("h100-80gb", 4), memory=2_600_000_000)
+    asked = recipe(TINY, "model.dtype=bf16", "batch.global_size=64", "batch.micro_size=16", "batch.length=2000")
+    with pytest.raises(ValueError, match=r"this fits: .*--parallel\.recompute="):
+        refuse_misfit(asked, small)
+    refuse_misfit(asked, known_gpu("h100-80gb", 4))
+
+
+def test_auto_is_short_for_a_layout_and_becomes_words(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = recipe(TINY, *SMALL, "parallel.layout=auto")
+    words = choose_layout(asked, cluster_here(4, 1))
+    assert words[0] == "--parallel.layout=given"
+    assert "parallel: auto takes" in capsys.readouterr().out
+    chosen = recipe(TINY, *SMALL, *(word.removeprefix("--") for word in words))
+    assert chosen.parallel.layout == "given"
+
+
+def test_a_recipe_may_say_parallel_auto(tmp_path: Path) -> None:
+    file = tmp_path / "auto.yaml"
+    text = TINY.read_text(encoding="utf-8")
+    file.write_text(re.sub(r"\nparallel:\n(  .*\n)+", "\nparallel: auto\n", text))
+    assert recipe(file).parallel.layout == "auto"
+
+
+def test_a_launch_on_gpus_asks_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(here, "cluster_here", lambda processes, nodes: replace(known_gpu("h100-80gb", 1), memory=10**9))
+    with pytest.raises(ValueError, match="does not fit"):
+        here.check_memory(recipe(TINY, "batch.length=8192", "batch.global_size=32", "batch.micro_size=32"), 1, 1)
+
+
+@pytest.mark.slow
+def test_validation_knows_wrong_from_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("seektune.workflows.validate.load_hellaswag", unreachable)
+    found = {each.subject: each for each in check(recipe(FLASH), None, tmp_path / "nothing")}
+    assert {found[name].state for name in ("weights", "licence", "data")} == {UNKNOWN}
+    assert found["tokenizer"].state == GOOD
+    assert found["plan"].state == GOOD
+    tight = {each.subject: each for each in check(recipe(FLASH), known_gpu("h100-80gb", 64), tmp_path)}
+    assert tight["plan"].state == BAD
+    DeepseekV4Config.preset("tiny").save(tmp_path)
+    empty = recipe(TINY, f"model.weights={tmp_path}")
+    assert {each.subject: each.state for each in check(empty, None, tmp_path)}["weights"] == BAD
