@@ -1,5 +1,6 @@
 """Twins: every implementation written for speed equals the plain one, values and gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -53,6 +54,25 @@ def test_the_fast_twin_gives_the_same_bits_again(name: str, case: Case):
     arguments = case(torch.float32)
     for once, again in zip(*(run(kernel(name).fused, arguments) for _ in range(2)), strict=True):
         assert torch.equal(once, again)
+
+
+def reversed_strides(x: Tensor) -> Tensor:
+    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+
+
+def odd_start(x: Tensor) -> Tensor:
+    return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("layout", [reversed_strides, odd_start])
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_the_fast_twin_takes_tensors_of_any_layout(name: str, case: Case, layout: Callable[[Tensor], Tensor]):
+    arguments = tuple(
+        layout(x.detach()).requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in case(torch.float64)
+    )
+    for found, expected in zip(*(run(f, arguments) for f in (kernel(name).fused, kernel(name).reference)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)
