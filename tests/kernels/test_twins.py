@@ -87,6 +87,24 @@ def test_the_fast_twin_can_be_recomputed(name: str):
         assert torch.equal(found, expected)
 
 
+def test_gradients_of_an_expert_with_many_tokens_are_not_summed_in_bf16():
+    """They come from pieces of tokens, and a sum in bf16 loses more with every piece."""
+    tokens = 30_000
+    x, upstream = torch.randn(tokens, 8) + 0.5, torch.randn(tokens, 8) + 0.3
+    matrices = (torch.randn(1, *shape) * 0.2 for shape in ((6, 8), (8, 6), (6, 8)))
+    rounded = [tensor.bfloat16() for tensor in (x, *matrices)]
+
+    def gradients(function: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        x, *matrices = (tensor.to(dtype).requires_grad_() for tensor in rounded)
+        weights = torch.ones(tokens, dtype=torch.promote_types(dtype, torch.float32))
+        out = function(x, torch.arange(tokens), weights, *matrices, [tokens], 7.0)
+        return torch.autograd.grad(out, matrices, upstream.to(out.dtype))
+
+    expected = gradients(kernel("expert_mlp").reference, torch.float64)
+    for found, exact in zip(gradients(kernel("expert_mlp").fused, torch.bfloat16), expected, strict=True):
+        assert (found.double() - exact).norm() < 3e-3 * exact.norm()
+
+
 def small(name: str) -> tuple[Any, ...]:
     """Arguments few enough for differences of every element."""
     from .inputs import PACKED, attention, experts, pool, read, write
