@@ -38,6 +38,7 @@ def test_every_released_tensor_is_written_with_its_dtype_and_shape(release):
     assert found == {name: (tensor["dtype"], tensor["shape"]) for name, tensor in table.items()}
 
 
+@pytest.mark.slow
 def test_every_released_tensor_is_read_as_the_kind_that_is_written(release):
     """The other direction: the dtypes on disk lead to the kind, and the kind and the name to the shape."""
     preset, table, _ = release

@@ -72,6 +72,7 @@ def test_a_reduced_vocabulary_keeps_control_tokens_with_their_flags(oracle, toke
 
 
 @pytest.mark.parametrize("size", [0, 321, 128064, 129279, 129281])
+@pytest.mark.slow
 def test_impossible_sizes_are_refused_with_the_possible_ones(size):
     with pytest.raises(ValueError, match=rf"vocab_size {size} .* 322 to 128063 .* 129280"):
         load_tokenizer(size)
@@ -110,6 +111,7 @@ def test_the_bytes_of_tokens_are_those_of_the_text(tokenizer, official):
         ]
 
 
+@pytest.mark.slow
 def test_a_saved_folder_is_read_by_transformers(tmp_path, tokenizer):
     transformers = pytest.importorskip("transformers")
     tokenizer.save(tmp_path / "model")

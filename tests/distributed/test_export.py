@@ -75,13 +75,9 @@ def export(trained: Path, source: Path, folder: Path, layout: str, formats: list
 SLOW = pytest.mark.slow
 
 
+@SLOW
 @pytest.mark.parametrize(
-    ("layout", "formats"),
-    [
-        ("replicas", ["released"]),
-        pytest.param("odd", list(FORMATS), marks=SLOW),
-        *(pytest.param(layout, ["released"], marks=SLOW) for layout in LAYOUTS if layout != "replicas"),
-    ],
+    ("layout", "formats"), [("odd", list(FORMATS)), *((layout, ["released"]) for layout in LAYOUTS)]
 )
 def test_every_layout_exports_the_same_bytes(
     trained: Path, parity_folder: Path, tmp_path: Path, layout: str, formats: list[str]

@@ -66,6 +66,7 @@ def learnt_alone() -> tuple[Course, Seen]:
     return learn_adapted(LEARNER)
 
 
+@pytest.mark.slow
 def test_two_halves_of_the_experts_find_what_one_device_finds():
     check(replace(FEW, subject=replace(FEW.subject, config=LEARNER.subject.config)), Case(2, {"ep_size": 2}))
 

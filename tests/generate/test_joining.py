@@ -66,6 +66,7 @@ def test_a_long_prompt_is_read_in_chunks_while_others_grow(model, monkeypatch):
     assert found[1:] == alone(model, requests[1:])
 
 
+@pytest.mark.slow
 def test_a_text_outgrows_the_room_it_began_with(model):
     requests = [Request(prompts(250)[0], 20, GREEDY), Request(prompts(3)[0], 40, GREEDY)]
     decoding = Decoding(model, requests, longest=4000)
@@ -76,6 +77,7 @@ def test_a_text_outgrows_the_room_it_began_with(model):
 
 
 @pytest.mark.parametrize("speculative", [False, True])
+@pytest.mark.slow
 def test_a_request_is_cancelled_at_any_time(model, monkeypatch, speculative):
     monkeypatch.setattr("seektune.generate.engine.CHUNK", 64)
     requests = [Request(each, 10, GREEDY) for each in prompts(5, 150, 90)]

@@ -44,6 +44,13 @@ def attention(kind: str, heads: int = 3, width: int = 16, before: int = 0, docum
     return make
 
 
+def few_keys(dtype: torch.dtype) -> tuple[Any, ...]:
+    """Positions far into a document of which no earlier key is held."""
+    positions, nothing = torch.arange(1000, 1070).unsqueeze(0), torch.zeros(1, 70, dtype=torch.long)
+    inputs = leaf(dtype, 1, 70, 2, 8), leaf(dtype, 1, 70, 8), leaf(dtype, 1, 0, 8), leaf(wide(dtype), 2)
+    return *inputs, positions, 20, Prefix(nothing, nothing)
+
+
 def no_queries(dtype: torch.dtype) -> tuple[Any, ...]:
     nothing = torch.zeros(1, 0, dtype=torch.long)
     inputs = leaf(dtype, 1, 0, 2, 8), leaf(dtype, 1, 3, 8), leaf(dtype, 1, 2, 8), leaf(wide(dtype), 2)
@@ -117,6 +124,7 @@ CASES: dict[str, dict[str, Case]] = {
         "prefix, keys before": attention("prefix", before=77),
         "chosen, keys before": attention("chosen", before=160),
         "one head": attention("prefix", heads=1, width=2),
+        "few keys": few_keys,
         "no queries": no_queries,
     },
     "clamped_swiglu": {

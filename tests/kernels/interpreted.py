@@ -8,7 +8,7 @@ from torch import Tensor
 from seektune.kernels import Prefix, index_topk
 from seektune.sequence import SequenceLayout
 
-from .inputs import CASES, attention, no_queries
+from .inputs import CASES, attention, few_keys, no_queries
 from .test_twins import kernel, run
 
 BOUND = 2e-5
@@ -17,6 +17,7 @@ ATTENTION = {
     "window": attention("window", documents=SMALL),
     "prefix, keys before": attention("prefix", before=7, documents=SMALL),
     "chosen, keys before": attention("chosen", before=20, documents=SMALL),
+    "few keys": few_keys,
     "no queries": no_queries,
 }
 """Few queries: an interpreted program takes some ten milliseconds."""
@@ -52,6 +53,9 @@ def main(name: str) -> None:
     for label, case in cases.items():
         arguments = case(torch.float32)
         print(label, "equal", compare(run(kernel(name).on_gpu, arguments), run(kernel(name).reference, arguments)))
+    if name == "clamped_swiglu":
+        bad = torch.tensor([torch.nan, 1.0]), torch.tensor([1.0, torch.nan])
+        assert kernel(name).on_gpu(*bad, 1.5).isnan().all(), "NaN has to show"
 
 
 if __name__ == "__main__":

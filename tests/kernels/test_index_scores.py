@@ -35,6 +35,14 @@ def test_the_k_best_visible_entries_are_chosen(inputs, k):
             assert sorted(picked) == sorted(best + [-1] * (k - len(best)))
 
 
+@pytest.mark.parametrize(("rows", "tokens"), [(0, 5), (2, 0)])
+@pytest.mark.parametrize("run", [index_topk.fused, index_topk.reference])
+def test_without_rows_or_tokens_nothing_is_chosen(run, rows, tokens):
+    nothing = torch.zeros(rows, tokens, dtype=torch.long)
+    q, keys, weights = torch.randn(rows, tokens, 2, 8), torch.randn(rows, 9, 8), torch.randn(rows, tokens, 2)
+    assert run(q, keys, weights, Prefix(nothing, nothing), 3).index_BTK.shape == (rows, tokens, 3)
+
+
 def test_a_negative_score_is_better_than_nothing():
     """Weights are signed: where every visible entry scores below zero, all are still chosen, and no other."""
     q, keys = torch.ones(1, 4, 1, 2), torch.ones(1, 5, 2)

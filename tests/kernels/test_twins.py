@@ -1,5 +1,6 @@
 """Twins: every implementation written for speed equals the plain one, values and gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,6 +56,25 @@ def test_the_fast_twin_gives_the_same_bits_again(name: str, case: Case):
         assert torch.equal(once, again)
 
 
+def reversed_strides(x: Tensor) -> Tensor:
+    return x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim())))
+
+
+def odd_start(x: Tensor) -> Tensor:
+    return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("layout", [reversed_strides, odd_start])
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_the_fast_twin_takes_tensors_of_any_layout(name: str, case: Case, layout: Callable[[Tensor], Tensor]):
+    arguments = tuple(
+        layout(x.detach()).requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in case(torch.float64)
+    )
+    for found, expected in zip(*(run(f, arguments) for f in (kernel(name).fused, kernel(name).reference)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_fast_twin_can_be_recomputed(name: str):
     """Inside a checkpoint, which hands out what was saved once."""
@@ -65,6 +85,24 @@ def test_the_fast_twin_can_be_recomputed(name: str):
 
     for found, expected in zip(run(again, arguments), run(kernel(name).fused, arguments), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_gradients_of_an_expert_with_many_tokens_are_not_summed_in_bf16():
+    """They come from pieces of tokens, and a sum in bf16 loses more with every piece."""
+    tokens = 30_000
+    x, upstream = torch.randn(tokens, 8) + 0.5, torch.randn(tokens, 8) + 0.3
+    matrices = (torch.randn(1, *shape) * 0.2 for shape in ((6, 8), (8, 6), (6, 8)))
+    rounded = [tensor.bfloat16() for tensor in (x, *matrices)]
+
+    def gradients(function: Any, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        x, *matrices = (tensor.to(dtype).requires_grad_() for tensor in rounded)
+        weights = torch.ones(tokens, dtype=torch.promote_types(dtype, torch.float32))
+        out = function(x, torch.arange(tokens), weights, *matrices, [tokens], 7.0)
+        return torch.autograd.grad(out, matrices, upstream.to(out.dtype))
+
+    expected = gradients(kernel("expert_mlp").reference, torch.float64)
+    for found, exact in zip(gradients(kernel("expert_mlp").fused, torch.bfloat16), expected, strict=True):
+        assert (found.double() - exact).norm() < 3e-3 * exact.norm()
 
 
 def small(name: str) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from seektune.kernels import vocabulary_loss
 from seektune.kernels.reference import vocabulary_loss as reference
@@ -38,6 +39,27 @@ def test_bf16_is_summed_in_fp32():
     assert loss.dtype == torch.float32
     expected = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_a_gradient_only_the_logits_are_computed(mode):
+    hidden, weight = torch.randn(50, 8), torch.randn(30, 8, requires_grad=True)
+    with mode(), FlopCounterMode(display=False) as counter:
+        vocabulary_loss(hidden, weight, torch.randint(30, (50,)))
+    assert counter.get_total_flops() == 2 * 50 * 8 * 30
+
+
+@pytest.mark.parametrize("divisor", [2999, 777.7])
+def test_a_mean_in_bf16_scales_gradients_exactly(divisor):
+    """One over the divisor is no bf16 number; rounded to one, all gradients would be off by the same factor."""
+    inputs = (torch.randn(300, 32).bfloat16(), torch.randn(50, 32).bfloat16())
+    targets, gradients = torch.randint(50, (300,)), []
+    for dtype in (torch.bfloat16, torch.float64):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        gradients.append(torch.autograd.grad(vocabulary_loss(*leaves, targets) / divisor, leaves))
+    for found, expected in zip(*gradients, strict=True):
+        along = (found.double() * expected).sum() / expected.square().sum()
+        assert along.item() == pytest.approx(1.0, abs=4e-4)
 
 
 class Largest(TorchDispatchMode):

@@ -90,7 +90,8 @@ def check_windows(whole: SequenceLayout, mine: SlicedLayout, part: Slice, ratio:
     return int(exists.sum())
 
 
-@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3, 5])
 def test_slices_know_what_the_row_knows(size: int):
     looked = run_workers(size, check_all)
     assert min(looked) > 300

@@ -71,6 +71,7 @@ def test_a_stream_is_the_whole_in_pieces(toy: Live) -> None:
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
 
 
+@pytest.mark.slow
 def test_texts_are_continued(toy: Live, model, tokenizer) -> None:
     texts = ["The man", "A <think>"]
     ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
@@ -89,6 +90,7 @@ def test_texts_are_continued(toy: Live, model, tokenizer) -> None:
     assert len(toy.post(TEXT, prompt="x", temperature=0, logprobs=0).body["choices"][0]["logprobs"]["tokens"]) == 16
 
 
+@pytest.mark.slow
 def test_seeds_and_sampling_are_those_of_generate(toy: Live, model, tokenizer) -> None:
     ids = [tokenizer.bos_id, *tokenizer.encode("The man")]
     options = {"temperature": 0.7, "top_p": 0.9, "top_k": 30, "min_p": 0.01, "repetition_penalty": 1.1}

@@ -70,6 +70,7 @@ def long(tokenizer) -> Request:
     return request("The man", tokenizer, 90_000)
 
 
+@pytest.mark.slow
 def test_jobs_of_two_models_get_what_they_get_alone(begin, model, other, tokenizer) -> None:
     worker = begin()
     asked = [request(text, tokenizer) for text in ("The man", "A red bucket", "x")]

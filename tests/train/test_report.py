@@ -57,6 +57,7 @@ def test_the_report_tells_the_run_and_needs_nothing_beside_it(tmp_path, steps):
     assert Image.open(tmp_path / "loss.png").size[0] > 800
 
 
+@pytest.mark.slow
 def test_words_of_users_stay_words(tmp_path):
     record_run(tmp_path, 2)
     reader = read(write_report(tmp_path, story()).read_text(encoding="utf-8"))

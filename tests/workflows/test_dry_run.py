@@ -219,6 +219,7 @@ def test_the_published_job_takes_less_than_two_minutes_without_network_or_weight
     assert {rank["expert_parameters"] for rank in found["ranks"]} == {11 * 8 * 3 * 4096 * 2048}
 
 
+@pytest.mark.slow
 def test_frozen_weights_of_a_job_are_the_bytes_of_the_release() -> None:
     """Two processes, each with half the experts and all else."""
     words = ["--parallel.ep_size=2", "--parallel.dp_replicate=2", "--lora.targets=[attn]", "--model.dtype=bf16"]

@@ -76,6 +76,7 @@ def test_two_models_are_compared(ask: Any, models: tuple[Path, Path], rows: Path
     assert won != lost
 
 
+@pytest.mark.slow
 def test_perplexity_is_that_of_the_exam(ask: Any, models: tuple[Path, Path], text: Path) -> None:
     found = ask(models[0], "perplexity", text, length=32, stride=16, against=models[1])
     model = DeepseekV4ForCausalLM.from_pretrained(models[0])
@@ -140,6 +141,7 @@ def test_help_shows_a_call() -> None:
     assert "\n    seektune eval " in seektune("eval", "--help").stdout
 
 
+@pytest.mark.slow
 def test_an_adapter_is_on_the_first_model_alone(
     ask: Any, models: tuple[Path, Path], text: Path, tmp_path: Path
 ) -> None:

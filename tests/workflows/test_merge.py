@@ -121,6 +121,7 @@ def test_the_share_and_error_are_those_of_the_stored_bytes(base, tmp_path):
 
 @pytest.mark.parametrize(("to", "kind"), [("mixed-fp8", "fp8"), ("mixed-bf16", "bf16")])
 @torch.no_grad()
+@pytest.mark.slow
 def test_mixed_stores_what_is_changed_anew_and_the_rest_byte_for_byte(base, tmp_path, to, kind):
     model = made(base, tmp_path / "adapter", 0.05, ("ffn.experts", "layers.1.attn.wq_b"))
     done = merge(base, tmp_path / "adapter", tmp_path / "out", to)

@@ -65,7 +65,8 @@ def chunks(reach_BT: Tensor, keys: int, entries_BEC: Tensor, window: int, visibl
         part = slice(number * size, min((number + 1) * size, length))
         own = keys - length + part.start
         near = slice(max(own - window + 1, 0), keys - length + part.stop)
-        same = full[number] and part.stop - part.start == size
+        # a window that the held keys cut short is of another shape
+        same = full[number] and part.stop - part.start == size and own >= window - 1
         near_bias = inner if same and inner is not None else _near_bias(reach_BT[:, part], own - near.start, near)
         inner = near_bias if same else inner
         yield Chunk(part, near, near_bias, entries, far_bias)

@@ -71,6 +71,8 @@ class _Experts(torch.autograd.Function):
         dx_ND, dweights_P = torch.zeros_like(grad_ND), torch.empty_like(weights_P)
         trained = any(ctx.needs_input_grad[3:6])
         dw1, dw2, dw3 = (_gradient(w, counts) if trained else None for w in (w1_EFD, w2_EDF, w3_EFD))
+        low = trained and x_ND.dtype != grad_ND.dtype and max(counts, default=0) > ROWS
+        rooms = [torch.empty_like(w[0], dtype=grad_ND.dtype) if low else None for w in (w1_EFD, w2_EDF, w3_EFD)]
         started = set()
         for expert, pairs in _runs(counts):
             tokens, weight = tokens_P[pairs], weights_P[pairs].unsqueeze(1)
@@ -84,9 +86,9 @@ class _Experts(torch.autograd.Function):
             if trained:
                 again = expert in started
                 started.add(expert)
-                _product(dw1[expert], dgate, x, again)
-                _product(dw2[expert], dy, inner.mul_(weight).to(x.dtype), again)
-                _product(dw3[expert], dup, x, again)
+                _product(dw1[expert], rooms[0], dgate, x, again)
+                _product(dw2[expert], rooms[1], dy, inner.mul_(weight).to(x.dtype), again)
+                _product(dw3[expert], rooms[2], dup, x, again)
         return dx_ND.to(x_ND.dtype), None, dweights_P, dw1, dw2, dw3, None, None
 
 
@@ -99,6 +101,12 @@ def _gradient(weight_EOI: Tensor, counts: list[int]) -> Tensor:
     return out
 
 
-def _product(out_OI: Tensor, dy_PO: Tensor, x_PI: Tensor, again: bool) -> None:
-    """Write, or add where an expert's pairs came in pieces, `dy.T @ x`."""
-    torch.addmm(out_OI, dy_PO.T, x_PI, beta=float(again), out=out_OI)
+def _product(out_OI: Tensor, room_OI: Tensor | None, dy_PO: Tensor, x_PI: Tensor, again: bool) -> None:
+    """Write, or add where an expert's pairs came in pieces, `dy.T @ x`; sums of low precision are kept in `room`."""
+    torch.addmm(out_OI, dy_PO.T, x_PI, beta=float(again and room_OI is None), out=out_OI)
+    if room_OI is None:
+        return
+    if again:
+        out_OI.copy_(room_OI.add_(out_OI))
+    else:
+        room_OI.copy_(out_OI)

@@ -74,7 +74,9 @@ class _Read(torch.autograd.Function):
         dlogits_NO = torch.empty_like(u_NO)
         dlogits_NO[:, n : 2 * n] = dwrite_NS * write_NS * (1 - write_NS) * 2
         dlogits_NO[:, 2 * n :] = _mix_gradient(_logits(u_NO, base_O, scale_3, n), dmix_NSS, *ctx.numbers)
-        dstreams_NSD, dfn_OI = torch.empty_like(streams_NSD), torch.zeros_like(fn_OI)
+        # contiguous, so that `flatten` below is a view to write through
+        dstreams_NSD = torch.empty_like(streams_NSD, memory_format=torch.contiguous_format)
+        dfn_OI = torch.zeros_like(fn_OI)
         for part in _parts(streams_NSD):
             x, dy, read, inverse = upcast(streams_NSD[part]), upcast(dy_ND[part]), read_NS[part], inverse_N[part]
             dread = (x * dy.unsqueeze(1)).sum(dim=-1)

@@ -22,8 +22,9 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
     """See `reference.index_topk`; the order within a list may be another."""
     keys_BEI = upcast(keys_BEI)
     k = min(k, keys_BEI.shape[1])
-    chosen = [visible.first_BT.new_empty(len(q_BTHI), 0, k)]
-    for start in range(0, q_BTHI.shape[1], QUERIES):
+    rows, length = visible.first_BT.shape
+    chosen = [visible.first_BT.new_empty(rows, 0 if rows else length, k)]
+    for start in range(0, length if rows else 0, QUERIES):
         part = slice(start, start + QUERIES)
         first_BQ1, count_BQ1 = visible.first_BT[:, part, None], visible.count_BT[:, part, None]
         if int(count_BQ1.max()) <= k:

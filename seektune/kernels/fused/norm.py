@@ -90,6 +90,8 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rotate` as one product of complex numbers."""
     columns = 2 * cos.shape[-1]
     tail = upcast(x[..., x.shape[-1] - columns :]).unflatten(-1, (-1, 2)).contiguous()
+    if tail.storage_offset() % 2:
+        tail = tail.clone()  # complex numbers begin at even places
     angles = torch.complex(cos, sin).to(torch.view_as_complex(tail).dtype)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     out[..., : x.shape[-1] - columns] = x[..., : x.shape[-1] - columns]

@@ -53,7 +53,8 @@ class _SparseAttention(torch.autograd.Function):
         reach_BT, window, visible = ctx.seen
         keys, entries, sink = upcast(keys_BNC), upcast(entries_BEC), upcast(sink_H)
         dq_BTHC = torch.empty_like(q_BTHC, memory_format=torch.contiguous_format)
-        dkeys, dentries, dsink = torch.zeros_like(keys), torch.zeros_like(entries), torch.zeros_like(sink)
+        dkeys, dsink = torch.zeros_like(keys), torch.zeros_like(sink)
+        dentries = torch.zeros_like(entries, memory_format=torch.contiguous_format)
         for chunk in chunks(reach_BT, keys.shape[1], entries, window, visible):
             near, far = keys[:, chunk.near], chunk.far_values(entries)
             q, grad = _scaled(q_BTHC, chunk), upcast(grad_BTHC[:, chunk.part]).contiguous()

@@ -18,14 +18,15 @@ BLOCK = 8192
 
 def vocabulary_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """See `reference.vocabulary_loss`. Where a gradient may be asked for it is kept, `[N, D]` and `[V, D]`."""
-    out: Tensor = _Loss.apply(hidden_ND, weight_VD, targets_N)
+    out: Tensor = _Loss.apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled())
     return out
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N):  # type: ignore[no-untyped-def]
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+    def forward(ctx, hidden_ND, weight_VD, targets_N, is_training):  # type: ignore[no-untyped-def]
+        # in here torch says of every parameter that it needs a gradient, also where nobody can ask for one
+        needs_hidden, needs_weight = (is_training and needs for needs in ctx.needs_input_grad[:2])
         dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
         wide = torch.promote_types(weight_VD.dtype, torch.float32)
         dweight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
@@ -50,8 +51,9 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        gradients = (None if x is None else x * grad.to(x.dtype) for x in ctx.gradients)
-        return *gradients, None
+        # `grad` in its own precision: one over the number of tokens, rounded to bf16, would shift every gradient alike
+        gradients = (None if x is None else x * grad for x in ctx.gradients)
+        return *gradients, None, None
 
 
 def _logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
     Paper section 2.3 (lightning indexer); scores are fp32 and exist for a chunk of queries at a time. No gradient.
     """
     keys_BIE = upcast(keys_BEI).mT
-    chosen = []
+    chosen = [visible.first_BT.new_empty(len(q_BTHI), 0, min(k, keys_BEI.shape[1]))]
     for start in range(0, q_BTHI.shape[1], CHUNK):
         part = slice(start, start + CHUNK)
         q_BQHI = upcast(q_BTHI[:, part])

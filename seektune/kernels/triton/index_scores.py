@@ -49,7 +49,7 @@ def _scores(  # type: ignore[no-untyped-def]
     for head in range(heads):
         vector = tl.load(q + (token * heads + head) * width + channel, mask=channel < width, other=0.0).to(tl.float32)
         score = tl.sum(key * vector[None, :], axis=1)
-        total += tl.maximum(score, 0.0) * tl.load(weights + token * heads + head).to(tl.float32)
+        total += tl.where(score < 0.0, 0.0, score) * tl.load(weights + token * heads + head).to(tl.float32)
     begin = tl.load(first + token)
     seen = (entry >= begin) & (entry < begin + tl.load(count + token))
     at = (row * size + query) * entries + entry

@@ -170,7 +170,7 @@ def _forward(  # type: ignore[no-untyped-def]
     top = tl.load(sink + head, mask=head < heads, other=0.0).to(wide)
     share, acc = tl.full([H], 1.0, wide), tl.zeros([H, C], wide)
     own = n_keys - length + query
-    begin = own - tl.load(reach + token)
+    begin = tl.maximum(own - tl.load(reach + token), 0)
     for start in range(begin, own + 1, TILE):
         key = start + tl.arange(0, TILE)
         values = _vectors(keys, row * n_keys + key, width, C, key <= own)
@@ -213,7 +213,7 @@ def _queries(  # type: ignore[no-untyped-def]
     norm = tl.load(total + at, mask=head < heads, other=0.0)
     acc = tl.zeros([H, C], wide)
     own = n_keys - length + query
-    for start in range(own - tl.load(reach + token), own + 1, TILE):
+    for start in range(tl.maximum(own - tl.load(reach + token), 0), own + 1, TILE):
         key = start + tl.arange(0, TILE)
         values = _vectors(keys, row * n_keys + key, width, C, key <= own)
         _, slope = _slope(vectors, above, values, key <= own, scale, norm, mean)

@@ -38,12 +38,18 @@ class _SwiGLU(torch.autograd.Function):
 
 
 @triton.jit
+def _at_most(x, limit):  # type: ignore[no-untyped-def]
+    """NaN stays NaN, which a GPU's minimum would turn into `limit`."""
+    return tl.where(x > limit, limit, x)
+
+
+@triton.jit
 def _forward(gate, up, out, size, limit, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    g = tl.minimum(tl.load(gate + at, mask=inside, other=0.0).to(out.dtype.element_ty), limit)
+    g = _at_most(tl.load(gate + at, mask=inside, other=0.0).to(out.dtype.element_ty), limit)
     u = tl.load(up + at, mask=inside, other=0.0).to(out.dtype.element_ty)
-    u = tl.minimum(tl.maximum(u, -limit), limit)
+    u = -_at_most(-_at_most(u, limit), limit)
     tl.store(out + at, g / (1 + tl.exp(-g)) * u, mask=inside)
 
 
@@ -54,7 +60,7 @@ def _backward(gate, up, grad, dgate, dup, size, limit, BLOCK: tl.constexpr):  # 
     d = tl.load(grad + at, mask=inside, other=0.0)
     g_free = tl.load(gate + at, mask=inside, other=0.0).to(d.dtype)
     u_free = tl.load(up + at, mask=inside, other=0.0).to(d.dtype)
-    g, u = tl.minimum(g_free, limit), tl.minimum(tl.maximum(u_free, -limit), limit)
+    g, u = _at_most(g_free, limit), -_at_most(-_at_most(u_free, limit), limit)
     sigmoid = 1 / (1 + tl.exp(-g))
     along_gate = tl.where(g_free <= limit, u * sigmoid * (1 + g * (1 - sigmoid)), 0.0)
     along_up = tl.where((u_free >= -limit) & (u_free <= limit), g * sigmoid, 0.0)
