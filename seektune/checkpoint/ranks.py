@@ -68,8 +68,13 @@ class Ranks:
     def _settled(self, value: Any, failure: BaseException | None) -> list[Any]:
         said: list[Any] = [None] * self.count
         told = None if failure is None else _portable(failure, self.rank)
-        with self.talking():
-            dist.all_gather_object(said, (value, told), group=self.group)
+        try:
+            with self.talking():
+                dist.all_gather_object(said, (value, told), group=self.group)
+        except OSError:
+            if failure is not None:
+                raise failure from None  # nobody is left to be told, but it is what happened here
+            raise
         failures = [other for _, other in said if other is not None]
         if failures:
             _raise(failures[0], failure)

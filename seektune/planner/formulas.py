@@ -60,8 +60,20 @@ STATE = (
 )
 
 STEP = (
-    Formula("dense_part", "dense_bytes + 4 * lora_scale * dense_low", "", "units", "column"),
-    Formula("expert_part", "(expert_bytes + 4 * lora_scale * expert_low) / ep", "", "units", "column"),
+    Formula(
+        "dense_part",
+        "where(fsdp > 1, dense_bytes, dense_learn_bytes) + 4 * lora_scale * dense_low",
+        "frozen weights that nobody cuts are not gathered",
+        "units",
+        "column",
+    ),
+    Formula(
+        "expert_part",
+        "(where(pieces > 1, expert_bytes, expert_learn_bytes) + 4 * lora_scale * expert_low) / ep",
+        "",
+        "units",
+        "column",
+    ),
     Formula("learning", "dense_learns + lora_scale * dense_low", "", "units", "column"),
     Formula("experts_learning", "(expert_learns + lora_scale * expert_low) / ep", "", "units", "column"),
     Formula("dense_sum", "dense_part", "whole weights of a process's stages but for experts", "units"),
@@ -73,7 +85,13 @@ STEP = (
     Formula("unit_around", "where(around > 0, dense_part + expert_part, 0)", "", "units"),
     Formula("learn_sum", "dense_learn_sum + expert_learn_sum"),
     Formula("learn_block", "where(around > 0, 0, learning + experts_learning)", "", "units", "max"),
-    Formula("learn_most", "learning + experts_learning", "", "units", "max"),
+    Formula(
+        "learn_most",
+        "dense_learn_bytes + expert_learn_bytes / ep + 4 * lora_scale * (dense_low + expert_low / ep)",
+        "bytes of the largest",
+        "units",
+        "max",
+    ),
     Formula("gathered", "cut * where(keeps > 0, unit_sum, unit_most + unit_around)", "whole weights beside the pieces"),
 )
 
@@ -170,7 +188,7 @@ BLOCK = (
 ACTIVATIONS = (
     Formula(
         "whole_gradients",
-        "cut * where(micro_batches > 1, 4 * learn_sum, w * learn_most)",
+        "cut * where(micro_batches > 1, 4 * learn_sum, learn_most)",
         "gradients before their reduction: fp32 of all where micro-batches add up, else of one block",
     ),
     Formula(

@@ -218,10 +218,12 @@ def _units(weights: Sequence[Weight]) -> list[Row]:
             continue
         kind, numel = "expert" if weight.expert else "dense", weight.numel
         found = {f"{kind}_bytes": numel * weight.size, f"{kind}_learns": numel * weight.learns}
+        found |= {f"{kind}_learn_bytes": numel * weight.size * weight.learns}
         if weight.adapter:
             found = {f"{kind}_low": numel}
         elif weight.size == 1:
             found["packed_bytes"] = numel
         sums.setdefault(weight.unit, Counter()).update(found)
-    names = ("dense_bytes", "expert_bytes", "dense_learns", "expert_learns", "dense_low", "expert_low", "packed_bytes")
+    kinds = ("bytes", "learns", "learn_bytes", "low")
+    names = (*(f"{kind}_{what}" for kind in ("dense", "expert") for what in kinds), "packed_bytes")
     return [{**{name: unit[name] for name in names}, "around": int(name == "")} for name, unit in sums.items()]

@@ -9,7 +9,7 @@ from seektune.planner.memory import RankMemory, first_ranks, fullest, rank_memor
 from seektune.workflows.dry_run import take_dry_run
 from seektune.workflows.rehearsal import Rehearsal
 
-from .jobs import FLASH, ROOT, TINY, layout, recipe
+from .jobs import FLASH, FLASH_LORA, ROOT, TINY, layout, recipe
 
 SMALL = ("model.dtype=bf16", "batch.global_size=8", "batch.micro_size=2", "batch.length=8")
 
@@ -41,6 +41,12 @@ def test_the_bytes_of_the_published_job_are_the_dry_runs() -> None:
     planned = layout(FLASH, 128)
     dry = take_dry_run(recipe(FLASH), 128, ranks)
     assert [counted(rank_memory(planned, rank)) for rank in ranks] == [rehearsed(rank) for rank in dry.ranks]
+
+
+@pytest.mark.slow
+def test_the_bytes_of_adapters_on_a_node_are_the_dry_runs() -> None:
+    planned, dry = layout(FLASH_LORA, 8), take_dry_run(recipe(FLASH_LORA), 8, [0])
+    assert counted(rank_memory(planned, 0)) == rehearsed(dry.ranks[0])
 
 
 @pytest.mark.slow
