@@ -112,14 +112,15 @@ def export_failing(trained: Path, source: Path, folder: Path, layout: str, how: 
     return "nothing", ""
 
 
+@SLOW
 @pytest.mark.parametrize(
     ("how", "kind", "said"),
     [
-        pytest.param("full disk", "OSError", "too large", marks=SLOW),
-        pytest.param("not finite", "ValueError", "layers.2.attn.wq_b.weight: NaN or infinity", marks=SLOW),
+        ("full disk", "OSError", "too large"),
+        ("not finite", "ValueError", "layers.2.attn.wq_b.weight: NaN or infinity"),
         ("memory", "RuntimeError", "rank 1: MemoryError: no room for it"),
-        pytest.param("damaged", "ValueError", "model-00002-of-00002.safetensors is damaged or truncated", marks=SLOW),
-        pytest.param("taken", "ValueError", "already exists and is not empty", marks=SLOW),
+        ("damaged", "ValueError", "model-00002-of-00002.safetensors is damaged or truncated"),
+        ("taken", "ValueError", "already exists and is not empty"),
     ],
 )
 def test_a_failure_of_one_rank_is_raised_on_all(

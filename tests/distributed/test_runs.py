@@ -64,9 +64,8 @@ def told(ends: list[End]) -> set[tuple[str, int]]:
     return {(end.error, end.step) for end in ends}
 
 
-@pytest.mark.parametrize(
-    ("world", "parallel"), [LAYOUTS[0], *(pytest.param(*each, marks=SLOW) for each in LAYOUTS[1:])]
-)
+@SLOW
+@pytest.mark.parametrize(("world", "parallel"), LAYOUTS)
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path, world: int, parallel: dict[str, int]):
     ends = run_workers(world, run, tmp_path, Plot(parallel, happenings={3: "SIGTERM to rank 1"}))
     assert [end.error for end in ends] == [

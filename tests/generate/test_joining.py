@@ -39,7 +39,7 @@ def joined(
     return [found[i] for i in range(len(requests))]
 
 
-@pytest.mark.parametrize("speculative", [False, True])
+@pytest.mark.parametrize("speculative", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_who_joins_gets_its_own_text(model, speculative):
     """Prompts on both sides of an entry of each ratio; several at once, equal ones, one after all others have ended."""
     requests = [Request(each, 9, GREEDY) for each in prompts(5, 124, 127, 3, 1, 30)]

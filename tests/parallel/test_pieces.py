@@ -39,11 +39,11 @@ def boxes(
 @pytest.mark.parametrize(
     ("world", "parallel"),
     [
-        (4, {"ep_size": 2}),
+        (2, {"pp_size": 2}),
         *(
             pytest.param(world, parallel, marks=pytest.mark.slow)
             for world, parallel in (
-                (2, {"pp_size": 2}),
+                (4, {"ep_size": 2}),
                 (3, {}),
                 (4, {"dp_replicate": 2, "ep_size": 4}),
                 (4, {"dp_replicate": 2}),
