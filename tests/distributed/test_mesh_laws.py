@@ -51,6 +51,7 @@ LOOKED_AT = [
     *COMBINATIONS,
     Case(2, {"ep_size": 2, "recompute": "block"}),
     Case(2, {"ep_size": 2, "recompute": "selective", "reshard": False}),
+    Case(2, {"ep_size": 2, "cpu_offload": True}),
     Case(2, {"dp_replicate": 2, "ep_size": 2}),
     Case(4, {"dp_replicate": 2}),
     Case(4, {"dp_replicate": 2, "ep_size": 4}),
