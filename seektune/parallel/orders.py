@@ -16,7 +16,7 @@ def order_of(schedule: str, pp_size: int, stages: int, count: int) -> dict[int, 
     """The actions of each process for `count` micro-batches."""
     if schedule == "1f1b":  # the engine plans nothing ahead of it that could be read
         return {process: _one_forward_one_backward(process, pp_size, count) for process in range(pp_size)}
-    order = _made(schedule, pp_size, stages, count).pipeline_order
+    order = made(schedule, pp_size, stages, count).pipeline_order
     return {process: list(_plain(actions)) for process, actions in order.items()}
 
 
@@ -37,8 +37,12 @@ def _plain(actions: list[Any]) -> list[Action]:
     return [action for action in known if action[0] in ("F", "B", "I", "W")]
 
 
-def _made(schedule: str, pp_size: int, stages: int, count: int) -> Any:
-    """The engine's schedule of stages that can do nothing."""
+def made(schedule: str, pp_size: int, stages: int, count: int) -> Any:
+    """The engine's schedule of stages that can do nothing.
+
+    Raises:
+        ValueError: the engine does not take so many micro-batches or stages.
+    """
     held: Any = [
         SimpleNamespace(
             num_stages=stages,
@@ -53,4 +57,5 @@ def _made(schedule: str, pp_size: int, stages: int, count: int) -> Any:
         )
         for number in stages_of(0, pp_size, stages, schedule)
     ]
-    return SCHEDULES[schedule](held, count, loss_fn=lambda output, target: output, scale_grads=False)
+    only: Any = held[0] if schedule == "1f1b" else held
+    return SCHEDULES[schedule](only, count, loss_fn=lambda output, target: output, scale_grads=False)

@@ -1,19 +1,14 @@
 """Stages hold every layer once, schedules accept what the arithmetic says, and wait as long as it says."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
-import torch
-from torch.distributed.pipelining.schedules import _Action, _ComputationType
 
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.config import PipelineConfig
+from seektune.parallel.orders import Action, made, order_of
 from seektune.parallel.passes import SCHEDULES
 from seektune.parallel.stages import bubble, count_stages, misfit_of, split_layers, stages_of
 
-FORWARD, BACKWARD = _ComputationType.FORWARD, _ComputationType.FULL_BACKWARD
-COST = {FORWARD: 1.0, BACKWARD: 2.0, _ComputationType.BACKWARD_INPUT: 1.0, _ComputationType.BACKWARD_WEIGHT: 1.0}
+COST = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
 
 
 @pytest.mark.parametrize("mtp", [0, 1])
@@ -84,78 +79,38 @@ def test_what_fits_is_what_the_engine_accepts(schedule: str):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_bubble_is_that_of_the_engines_order_of_work(schedule: str):
+def test_the_bubble_is_that_of_the_engines_order_of(schedule: str):
     for pp_size in (2, 4, 8):
         for per_process in (1,) if schedule == "1f1b" else (2,) if schedule in ("zbv", "dualpipev") else (2, 3):
             stages = pp_size * per_process
             for count in (stages, 2 * stages, 5 * stages):
-                waited = simulated(order_of_work(schedule, pp_size, stages, count), stages, pp_size / stages)
+                waited = simulated(order_of(schedule, pp_size, stages, count), stages, pp_size / stages)
                 assert waited == pytest.approx([bubble(schedule, pp_size, stages, count)] * pp_size), (stages, count)
 
 
-def made(schedule: str, pp_size: int, stages: int, count: int) -> Any:
-    """The engine's schedule of stages that can do nothing."""
-    held = [
-        SimpleNamespace(
-            num_stages=stages,
-            group_size=pp_size,
-            group_rank=0,
-            stage_index=number,
-            is_first=number == 0,
-            is_last=number == stages - 1,
-            submod=torch.nn.Identity(),
-            has_backward=True,
-            device=torch.device("cpu"),
-        )
-        for number in stages_of(0, pp_size, stages, schedule)
-    ]
-    only: Any = held[0] if schedule == "1f1b" else held
-    return SCHEDULES[schedule](only, count, loss_fn=lambda output, target: output, scale_grads=False)
-
-
-def order_of_work(schedule: str, pp_size: int, stages: int, count: int) -> dict[int, list[Any]]:
-    """What each process does, in order."""
-    if schedule != "1f1b":
-        return made(schedule, pp_size, stages, count).pipeline_order
-    order = {}
-    for stage in range(stages):  # the engine tells its order of this one wrong
-        forward = [_Action(stage, FORWARD, number) for number in range(count)]
-        ahead = min(count, stages - stage)
-        order[stage] = forward[:ahead]
-        for number in range(count):
-            order[stage] += [_Action(stage, BACKWARD, number), *forward[ahead + number : ahead + number + 1]]
-    return order
-
-
-def simulated(order: dict[int, list[Any]], stages: int, length: float) -> list[float]:
+def simulated(order: dict[int, list[Action]], stages: int, length: float) -> list[float]:
     """The share of the whole time for which each process waits."""
-    queues: dict[int, list[Any]] = {}
-    for process, actions in order.items():
-        plain = [part for action in actions if action is not None for part in action.sub_actions or [action]]
-        queues[process] = [action for action in plain if action.computation_type in COST]
-    work = {process: length * sum(COST[a.computation_type] for a in queue) for process, queue in queues.items()}
-    done: dict[tuple[str, int, int], float] = {}
+    queues = {process: list(actions) for process, actions in order.items()}
+    work = {process: length * sum(COST[kind] for kind, _, _ in queue) for process, queue in queues.items()}
+    done: dict[Action, float] = {}
     clock = dict.fromkeys(queues, 0.0)
     while any(queues.values()):
         before = len(done)
         for process, queue in queues.items():
             while queue and all(need in done for need in needs(queue[0], stages)):
-                action = queue.pop(0)
-                ready = max([clock[process], *(done[need] for need in needs(action, stages))])
-                clock[process] = ready + length * COST[action.computation_type]
-                done[(kind(action), action.stage_index, action.microbatch_index)] = clock[process]
+                kind, stage, number = queue.pop(0)
+                ready = max([clock[process], *(done[need] for need in needs((kind, stage, number), stages))])
+                clock[process] = ready + length * COST[kind]
+                # who waits for a gradient does not care how much of the backward it was
+                done[("B" if kind == "I" else kind, stage, number)] = clock[process]
         assert len(done) > before, "a deadlock"
     return [1 - work[process] / max(clock.values()) for process in order]
 
 
-def kind(action: Any) -> str:
-    return {FORWARD: "F", _ComputationType.BACKWARD_WEIGHT: "W"}.get(action.computation_type, "B")
-
-
-def needs(action: Any, stages: int) -> list[tuple[str, int, int]]:
-    stage, number = action.stage_index, action.microbatch_index
-    if kind(action) == "F":
+def needs(action: Action, stages: int) -> list[Action]:
+    kind, stage, number = action
+    if kind == "F":
         return [("F", stage - 1, number)] if stage else []
-    if kind(action) == "W":
+    if kind == "W":
         return [("B", stage, number)]
     return [("F", stage, number), *([("B", stage + 1, number)] if stage < stages - 1 else [])]
