@@ -7,9 +7,9 @@ from seektune.kernels import fused
 from seektune.kernels import reference as plain
 from seektune.kernels.kernel import Kernel
 from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK, dequantize_fp4, dequantize_fp8
-from seektune.kernels.reference.expert_linear import expert_linear, sort_by_expert
+from seektune.kernels.reference.expert_linear import sort_by_expert
 from seektune.kernels.reference.multiply_out import multiply_out
-from seektune.kernels.reference.packed_linear import grouped_linear, packed_expert_linear, packed_linear
+from seektune.kernels.reference.packed_linear import grouped_linear
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
     fake_quantize_fp4,
@@ -24,18 +24,21 @@ from seektune.kernels.reference.rounded_linear import Rounding, rounded_expert_l
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
 clamped_swiglu = Kernel(plain.clamped_swiglu, fused.clamped_swiglu, "swiglu")
-expert_mlp = Kernel(plain.expert_mlp, fused.expert_mlp)
-hyper_read = Kernel(plain.hyper_read, fused.hyper_read)
-hyper_write = Kernel(plain.hyper_write, fused.hyper_write)
+expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear")
+expert_mlp = Kernel(plain.expert_mlp, fused.expert_mlp, "expert_mlp")
+hyper_read = Kernel(plain.hyper_read, fused.hyper_read, "hyper")
+hyper_write = Kernel(plain.hyper_write, fused.hyper_write, "hyper")
 index_topk = Kernel(plain.index_topk, fused.index_topk, "index_scores")
+packed_expert_linear = Kernel(plain.packed_expert_linear, plain.packed_expert_linear, "packed_linear")
+packed_linear = Kernel(plain.packed_linear, plain.packed_linear, "packed_linear")
 pool_windows = Kernel(plain.pool_windows, fused.pool_windows)
 quantized_expert_linear = Kernel(plain.quantized_expert_linear, plain.quantized_expert_linear, "quantized_linear")
 rms_norm = Kernel(plain.rms_norm, fused.rms_norm)
-rotate = Kernel(plain.rotate, fused.rotate)
-rotated_unit = Kernel(plain.rotated_unit, fused.rotated_unit)
+rotate = Kernel(plain.rotate, fused.rotate, "rotation")
+rotated_unit = Kernel(plain.rotated_unit, fused.rotated_unit, "rotation")
 sinkhorn = Kernel(plain.sinkhorn, fused.sinkhorn, "sinkhorn")
 sparse_attention = Kernel(plain.sparse_attention, fused.sparse_attention, "sparse_attention")
-vocabulary_loss = Kernel(plain.vocabulary_loss, fused.vocabulary_loss)
+vocabulary_loss = Kernel(plain.vocabulary_loss, fused.vocabulary_loss, "vocabulary_loss")
 
 __all__ = [
     "FP4_GROUP",

@@ -45,5 +45,6 @@ class Kernel(Generic[*Rest, Result]):
 
 @cache
 def triton_fits(device: torch.device) -> bool:
-    """Whether Triton kernels can run on a GPU."""
-    return find_spec("triton") is not None and torch.cuda.get_device_capability(device) >= CAPABILITY
+    """Whether Triton kernels can run on a GPU: those of NVIDIA for which they are written."""
+    known = find_spec("triton") is not None and torch.version.hip is None
+    return known and torch.cuda.get_device_capability(device) >= CAPABILITY

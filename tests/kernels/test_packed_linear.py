@@ -49,7 +49,7 @@ def test_a_packed_grouped_linear_is_the_grouped_linear(dtype):
     weight, scale = quantize_fp8(torch.randn(12, 160))
     x = torch.randn(2, 7, 4, 160).to(dtype).requires_grad_()
     expected = with_gradient(x, grouped_linear(x, multiply_out(weight, scale, dtype), 4))
-    same(with_gradient(x, packed_linear(x, weight, scale, groups=4)), expected)
+    same(with_gradient(x, packed_linear(x, weight, scale, 4)), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

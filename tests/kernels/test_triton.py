@@ -11,7 +11,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-OPERATIONS = ("clamped_swiglu", "sinkhorn", "sparse_attention", "quantized_expert_linear", "index_topk")
+OPERATIONS = (
+    *("clamped_swiglu", "sinkhorn", "sparse_attention", "quantized_expert_linear", "index_topk"),
+    *("hyper_read", "hyper_write", "rotate", "rotated_unit"),
+)
 
 
 @pytest.mark.slow

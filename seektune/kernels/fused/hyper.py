@@ -7,12 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.fused.sinkhorn import CHUNK as MATRICES
-from seektune.kernels.fused.sinkhorn import balanced, balanced_backward
+from seektune.kernels.fused.norm import parts
+from seektune.kernels.fused.sinkhorn import sinkhorn
 from seektune.kernels.reference.precision import upcast
-
-ELEMENTS = 2**17
-"""Stream elements of a chunk: in fp32 half a megabyte, which stays in a core's cache from one operation to the next."""
 
 
 def hyper_read(
@@ -25,8 +22,16 @@ def hyper_read(
     norm_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `reference.hyper_read`. Beside the inputs the router's outputs are saved, O + 1 numbers for a token."""
-    y_ND, write_NS, mix_NSS = _Read.apply(streams_NSD, fn_OI, base_O, scale_3, iterations, eps, norm_eps)
-    return y_ND, write_NS, mix_NSS
+    y_ND, write_NS, logits_NSS = hyper_route(streams_NSD, fn_OI, base_O, scale_3, eps, norm_eps)
+    return y_ND, write_NS, sinkhorn(logits_NSS, iterations, eps)
+
+
+def hyper_route(
+    streams_NSD: Tensor, fn_OI: Tensor, base_O: Tensor, scale_3: Tensor, eps: float, norm_eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `hyper_read` with the logits of the mixing weights, `[N, S, S]`."""
+    y_ND, write_NS, logits_NSS = _Route.apply(streams_NSD, fn_OI, base_O, scale_3, eps, norm_eps)
+    return y_ND, write_NS, logits_NSS
 
 
 def hyper_write(streams_NSD: Tensor, y_ND: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor:
@@ -35,20 +40,15 @@ def hyper_write(streams_NSD: Tensor, y_ND: Tensor, write_NS: Tensor, mix_NSS: Te
     return out
 
 
-def _parts(x_NSD: Tensor) -> list[slice]:
-    tokens = max(ELEMENTS // max(x_NSD[0].numel(), 1), 16) if len(x_NSD) else 1
-    return [slice(start, start + tokens) for start in range(0, len(x_NSD), tokens)]
-
-
-class _Read(torch.autograd.Function):
+class _Route(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, streams_NSD, fn_OI, base_O, scale_3, iterations, eps, norm_eps):  # type: ignore[no-untyped-def]
+    def forward(ctx, streams_NSD, fn_OI, base_O, scale_3, eps, norm_eps):  # type: ignore[no-untyped-def]
         tokens, n, width = streams_NSD.shape
         u_NO = fn_OI.new_empty(tokens, len(base_O))
         inverse_N = fn_OI.new_empty(tokens, 1)
         y_ND = streams_NSD.new_empty(tokens, width)
         scale_O = _per_output(scale_3, n)
-        for part in _parts(streams_NSD):
+        for part in parts(streams_NSD):
             x = upcast(streams_NSD[part])
             flat = x.flatten(1)
             square = torch.linalg.vector_norm(flat, dim=1, keepdim=True).square_()
@@ -59,25 +59,25 @@ class _Read(torch.autograd.Function):
             _store(y, torch.bmm(read.unsqueeze(1), x, out=_room(y)))
             u_NO[part], inverse_N[part] = u, inverse
         write_NS = torch.addcmul(base_O[n : 2 * n], u_NO[:, n : 2 * n], scale_O[n : 2 * n]).sigmoid_().mul_(2)
-        mix_NSS = balanced(_logits(u_NO, base_O, scale_3, n), iterations, eps).permute(2, 0, 1).contiguous()
+        logits_NSS = torch.addcmul(base_O[2 * n :], u_NO[:, 2 * n :], scale_3[2]).unflatten(1, (n, n))
         ctx.save_for_backward(streams_NSD, fn_OI, base_O, scale_3, u_NO, inverse_N)
-        ctx.numbers = iterations, eps
-        return y_ND, write_NS, mix_NSS
+        ctx.eps = eps
+        return y_ND, write_NS, logits_NSS
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy_ND, dwrite_NS, dmix_NSS):  # type: ignore[no-untyped-def]
+    def backward(ctx, dy_ND, dwrite_NS, dlogits_NSS):  # type: ignore[no-untyped-def]
         streams_NSD, fn_OI, base_O, scale_3, u_NO, inverse_N = ctx.saved_tensors
         n, width = streams_NSD.shape[1:]
         scale_O = _per_output(scale_3, n)
         read_NS, write_NS = (base_O[: 2 * n] + u_NO[:, : 2 * n] * scale_O[: 2 * n]).sigmoid_().split(n, dim=1)
         dlogits_NO = torch.empty_like(u_NO)
         dlogits_NO[:, n : 2 * n] = dwrite_NS * write_NS * (1 - write_NS) * 2
-        dlogits_NO[:, 2 * n :] = _mix_gradient(_logits(u_NO, base_O, scale_3, n), dmix_NSS, *ctx.numbers)
+        dlogits_NO[:, 2 * n :] = dlogits_NSS.flatten(1)
         # contiguous, so that `flatten` below is a view to write through
         dstreams_NSD = torch.empty_like(streams_NSD, memory_format=torch.contiguous_format)
         dfn_OI = torch.zeros_like(fn_OI)
-        for part in _parts(streams_NSD):
+        for part in parts(streams_NSD):
             x, dy, read, inverse = upcast(streams_NSD[part]), upcast(dy_ND[part]), read_NS[part], inverse_N[part]
             dread = (x * dy.unsqueeze(1)).sum(dim=-1)
             dlogits_NO[part, :n] = dread.mul_(read).mul_(1 - read)
@@ -87,11 +87,11 @@ class _Read(torch.autograd.Function):
             du.mul_(inverse)
             dx = torch.mul(x, shrink.unsqueeze(2), out=_room(dstreams_NSD[part]))
             torch.addmm(dx.flatten(1), du, fn_OI, out=dx.flatten(1))
-            _store(dstreams_NSD[part], dx.addcmul_((read + ctx.numbers[1]).unsqueeze(2), dy.unsqueeze(1)))
+            _store(dstreams_NSD[part], dx.addcmul_((read + ctx.eps).unsqueeze(2), dy.unsqueeze(1)))
             torch.addmm(dfn_OI, du.T, x.flatten(1), out=dfn_OI)
         dscale_O = (dlogits_NO * u_NO).sum(dim=0)
         dscale_3 = torch.stack([part.sum() for part in dscale_O.split([n, n, n * n])])
-        return dstreams_NSD, dfn_OI, dlogits_NO.sum(dim=0), dscale_3, None, None, None
+        return dstreams_NSD, dfn_OI, dlogits_NO.sum(dim=0), dscale_3, None, None
 
 
 class _Write(torch.autograd.Function):
@@ -103,7 +103,7 @@ class _Write(torch.autograd.Function):
         out_NSD = _by_token(out, 2)
         streams_NSD, y_ND = _by_token(streams_NSD, 2), _by_token(y_ND, 1)
         write_NS, mix_NSS = _by_token(write_NS, 1), _by_token(mix_NSS, 2)
-        for part in _parts(streams_NSD):
+        for part in parts(streams_NSD):
             mixed = _room(out_NSD[part])
             torch.bmm(mix_NSS[part].mT, upcast(streams_NSD[part]), out=mixed)
             mixed.addcmul_(write_NS[part].unsqueeze(2), upcast(y_ND[part]).unsqueeze(1))
@@ -118,7 +118,7 @@ class _Write(torch.autograd.Function):
         grad_NSD = _by_token(grad_NSD, 2)
         dstreams_NSD, dy_ND = torch.empty_like(streams_NSD), torch.empty_like(y_ND)
         dwrite_NS, dmix_NSS = torch.empty_like(write_NS), torch.empty_like(mix_NSS)
-        for part in _parts(streams_NSD):
+        for part in parts(streams_NSD):
             grad = upcast(grad_NSD[part])
             _store(dstreams_NSD[part], torch.bmm(mix_NSS[part], grad, out=_room(dstreams_NSD[part])))
             dy = dy_ND[part].unsqueeze(1)
@@ -148,15 +148,3 @@ def _store(out: Tensor, values: Tensor) -> None:
 def _per_output(scale_3: Tensor, n: int) -> Tensor:
     """Each router output's scale: one for reading, one for writing, one for mixing."""
     return torch.cat([scale_3[0].expand(n), scale_3[1].expand(n), scale_3[2].expand(n * n)])
-
-
-def _logits(u_NO: Tensor, base_O: Tensor, scale_3: Tensor, n: int) -> Tensor:
-    """Mixing logits with the tokens last, `[S, S, N]`."""
-    return torch.addcmul(base_O[2 * n :], u_NO[:, 2 * n :], scale_3[2]).T.contiguous().unflatten(0, (n, n))
-
-
-def _mix_gradient(logits_SSN: Tensor, dmix_NSS: Tensor, iterations: int, eps: float) -> Tensor:
-    """Gradient of the mixing logits, `[N, S * S]`."""
-    chunks = zip(logits_SSN.split(MATRICES, dim=-1), dmix_NSS.permute(1, 2, 0).split(MATRICES, dim=-1), strict=True)
-    parts = [balanced_backward(part, above.contiguous(), iterations, eps) for part, above in chunks]
-    return torch.cat(parts, dim=-1).flatten(0, 1).T

@@ -11,6 +11,8 @@ from seektune.kernels.reference.precision import upcast
 
 ELEMENTS = 2**17
 """Elements of a chunk, which stays in a core's cache from one operation to the next."""
+ON_GPU = 2**26
+"""On a GPU: its memory is fast and a call dear, so a chunk only bounds what exists in fp32 at one time."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -31,10 +33,10 @@ def rotated_unit(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, eps: float) -
     return out
 
 
-def parts(vectors: int, width: int) -> list[slice]:
+def parts(x_NC: Tensor) -> list[slice]:
     """Chunks of neighbouring vectors."""
-    size = max(ELEMENTS // max(width, 1), 16)
-    return [slice(start, start + size) for start in range(0, vectors, size)]
+    size = max((ON_GPU if x_NC.is_cuda else ELEMENTS) // max(x_NC[:1].numel(), 1), 16)
+    return [slice(start, start + size) for start in range(0, len(x_NC), size)]
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
@@ -51,7 +53,7 @@ class _RMSNorm(torch.autograd.Function):
         whole = torch.empty_like(x, memory_format=torch.contiguous_format)
         out = whole.view(flat.shape)
         inverse = w.new_empty(len(flat), 1, dtype=upcast(x[..., :0]).dtype)
-        for part in parts(*flat.shape):
+        for part in parts(flat):
             vectors = upcast(flat[part])
             inverse[part] = inverse_rms(vectors, eps)
             out[part] = (vectors * inverse[part]).mul_(w)
@@ -64,7 +66,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         flat, above, w = x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1]), upcast(weight)
         dx, dweight = torch.empty_like(flat), torch.zeros_like(w, dtype=inverse.dtype)
-        for part in parts(*flat.shape):
+        for part in parts(flat):
             unit, dy = upcast(flat[part]) * inverse[part], upcast(above[part])
             slope = dy * unit
             dweight += slope.sum(dim=0)
@@ -106,7 +108,7 @@ class _RotatedUnit(torch.autograd.Function):
         tokens = x_BTHC.flatten(0, 1)
         out, heads = torch.empty_like(tokens, memory_format=torch.contiguous_format), tokens.shape[1]
         inverse = upcast(x_BTHC[..., :1]).flatten(0, 1).clone(memory_format=torch.contiguous_format)
-        for part in parts(len(tokens), heads * tokens.shape[2]):
+        for part in parts(tokens):
             vectors = upcast(tokens[part]).flatten(0, 1)
             inverse[part] = inverse_rms(vectors, eps).view(-1, heads, 1)
             unit = vectors.view(-1, *tokens.shape[1:]) * inverse[part]
@@ -121,7 +123,7 @@ class _RotatedUnit(torch.autograd.Function):
         out, inverse, cos, sin = ctx.saved_tensors
         tokens, above = out.flatten(0, 1), grad_BTHC.flatten(0, 1)
         dx = torch.empty_like(tokens)
-        for part in parts(len(tokens), tokens.shape[1] * tokens.shape[2]):
+        for part in parts(tokens):
             unit, dy = upcast(tokens[part]).clone(), upcast(above[part])
             # the product of the rotated vector with dy is that of the vector with dy rotated back
             along = (unit * dy).mean(dim=-1, keepdim=True)

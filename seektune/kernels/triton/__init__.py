@@ -1,4 +1,5 @@
-"""The same operations as in `reference`, as Triton kernels for NVIDIA GPUs; each module is imported when first needed.
+"""The same operations as in `reference` for NVIDIA GPUs, in Triton or by torch's products for tensor cores.
 
-Proven equal to the plain ones by Triton's interpreter on a CPU. They have never run, let alone been timed, on a GPU.
+Each module is imported when first needed. Triton's interpreter proves its kernels equal to the plain ones on a CPU;
+what a GPU alone can show is in `tests/gpu`.
 """

@@ -13,7 +13,8 @@ from seektune.kernels.reference.sparse_attention import Chosen, Prefix
 
 QUERIES = 512
 """Queries whose scores exist at one time."""
-TILE = 64
+HEADS, TILE = 64, 64
+"""Heads of a turn, and entries of a program."""
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
     """See `reference.index_topk`; the order within a list may be another."""
     rows, length, heads, width = q_BTHI.shape
     entries, k = keys_BEI.shape[1], min(k, keys_BEI.shape[1])
-    q, keys, weights = q_BTHI.contiguous(), keys_BEI.contiguous(), weights_BTH.contiguous()
+    q, keys, weights = (x.contiguous() for x in (q_BTHI, keys_BEI.to(q_BTHI.dtype), weights_BTH))
     first, count = visible.first_BT.contiguous(), visible.count_BT.contiguous()
     chosen = [visible.first_BT.new_empty(rows, 0, k)]
     for start in range(0, length, QUERIES):
@@ -29,27 +30,32 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
         scores = torch.empty(rows, size, entries, device=q.device, dtype=torch.float32)
         grid = rows * size, triton.cdiv(entries, TILE)
         shape = start, size, length, entries, heads, width
-        _scores[grid](q, keys, weights, first, count, scores, *shape, triton.next_power_of_2(width), TILE)
+        sizes = max(triton.next_power_of_2(width), 16), min(max(triton.next_power_of_2(heads), 16), HEADS), TILE
+        _scores[grid](q, keys, weights, first, count, scores, *shape, *sizes)
         chosen.append(best_places(scores.flatten(0, 1), k).view(rows, size, k))
     return Chosen(torch.cat(chosen, dim=1))
 
 
 @triton.jit
 def _scores(  # type: ignore[no-untyped-def]
-    q, keys, weights, first, count, scores, start, size, length, entries, heads,
-    width, C: tl.constexpr, TILE: tl.constexpr,
+    q, keys, weights, first, count, scores, begin_at, size, length, entries, heads,
+    width, C: tl.constexpr, H: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     row, query = tl.program_id(0) // size, tl.program_id(0) % size
-    token = row * length + start + query
+    token = (row * length + begin_at + query).to(tl.int64)
     entry, channel = tl.program_id(1) * TILE + tl.arange(0, TILE), tl.arange(0, C)
     inside = entry < entries
     at = (row * entries + entry)[:, None] * width + channel[None, :]
-    key = tl.load(keys + at, mask=inside[:, None] & (channel < width)[None, :], other=0.0).to(tl.float32)
+    key = tl.load(keys + at, mask=inside[:, None] & (channel < width)[None, :], other=0.0)
     total = tl.zeros([TILE], tl.float32)
-    for head in range(heads):
-        vector = tl.load(q + (token * heads + head) * width + channel, mask=channel < width, other=0.0).to(tl.float32)
-        score = tl.sum(key * vector[None, :], axis=1)
-        total += tl.where(score < 0.0, 0.0, score) * tl.load(weights + token * heads + head).to(tl.float32)
+    for start in range(0, heads, H):
+        head = start + tl.arange(0, H)
+        some = head < heads
+        asked = (token * heads + head)[:, None] * width + channel[None, :]
+        vectors = tl.load(q + asked, mask=some[:, None] & (channel < width)[None, :], other=0.0)
+        by_head = tl.dot(key, tl.trans(vectors), input_precision="ieee")
+        weight = tl.load(weights + token * heads + head, mask=some, other=0.0).to(tl.float32)
+        total += tl.sum(tl.where(by_head < 0.0, 0.0, by_head) * weight[None, :], axis=1)
     begin = tl.load(first + token)
     seen = (entry >= begin) & (entry < begin + tl.load(count + token))
     at = (row * size + query) * entries + entry

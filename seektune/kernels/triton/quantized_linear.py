@@ -111,6 +111,6 @@ def _multiply(  # type: ignore[no-untyped-def]
             value = tl.where(byte >= 128, -value, value)
             at = (expert * scale_rows + o // BLOCK) * scale_columns + i // BLOCK
             factor = tl.load(scale + at, mask=inside, other=0.0)
-        total += tl.dot(part, (value * factor).to(part.dtype))
+        total += tl.dot(part, (value * factor).to(part.dtype), input_precision="ieee")
     mask = (pair < end)[:, None] & (column < width)[None, :]
     tl.store(out + pair[:, None] * width + column[None, :], total.to(out.dtype.element_ty), mask=mask)

@@ -1,0 +1,86 @@
+"""The model and its runs on a GPU are those of a CPU up to rounding."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from seektune.data.synthetic import write_hellaswag
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.train.files import read_lines
+from tests.workflows.door import seektune
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+EXAMPLES = Path("examples/llm_finetune/deepseek_v4")
+LENGTH = 300
+
+
+def both(toy_model, **changes) -> tuple[DeepseekV4ForCausalLM, DeepseekV4ForCausalLM]:
+    return toy_model(torch.float32, **changes), toy_model(torch.float32, **changes).cuda()
+
+
+@pytest.mark.parametrize("numerics", ["plain", "released"])
+def test_logits_and_gradients(toy_model, numerics: str):
+    here, there = both(toy_model, numerics=numerics)
+    tokens = torch.randint(here.config.vocab_size, (2, LENGTH))
+    found, expected = there(tokens.cuda(), labels=tokens.cuda()), here(tokens, labels=tokens)
+    if numerics == "plain":
+        torch.testing.assert_close(found.logits.cpu(), expected.logits, rtol=0, atol=2e-3)
+    else:  # a number beside a rounding boundary may fall on the other side
+        assert (found.logits.cpu() - expected.logits).abs().median() < 1e-3
+    torch.testing.assert_close(found.loss.cpu(), expected.loss, rtol=1e-3, atol=0)
+    if numerics == "plain":
+        found.loss.backward()
+        expected.loss.backward()
+        gradients = {name: p.grad for name, p in here.named_parameters() if p.grad is not None}
+        for name, p in there.named_parameters():
+            if name in gradients:
+                assert (p.grad.cpu() - gradients[name]).norm() <= 2e-3 * gradients[name].norm() + 1e-6, name
+
+
+def test_cached_decoding_is_the_full_forward(toy_model):
+    _, model = both(toy_model)
+    tokens = torch.randint(model.config.vocab_size, (2, LENGTH)).cuda()
+    with torch.no_grad():
+        whole, cache = model(tokens).logits, model.new_cache(2, LENGTH)
+        sizes = [130, *[1] * 8, LENGTH - 138]
+        parts = torch.cat([model(part, cache=cache).logits for part in tokens.split(sizes, dim=1)], dim=1)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-3)
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("recipe", ["deepseek_v4_tiny_hellaswag.yaml", "deepseek_v4_tiny_lora.yaml"])
+def test_a_run_is_that_of_a_cpu_and_resumes(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = write_hellaswag(tmp_path / "data", train=64, validation=8)
+    words = [
+        *("train", EXAMPLES / recipe, f"--data.path={data}", "--batch.global_size=4", "--batch.micro_size=2"),
+        *("--evaluate.limit=4", "--checkpoint.every=3", "--schedule.warmup_steps=0"),
+    ]
+
+    def run(name: str, *more: str) -> Path:
+        done = seektune(*words, f"--run_dir={tmp_path / name}", *more)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return tmp_path / name
+
+    there = run("gpu", "--steps=6")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    here = run("cpu", "--steps=6")
+    assert losses(there) == pytest.approx(losses(here), rel=2e-3)
+    monkeypatch.undo()
+    run("half", "--steps=3", "--schedule.name=constant")
+    half, whole = (run(name, "--steps=6", "--schedule.name=constant") for name in ("half", "whole"))
+    assert losses(half) == pytest.approx(losses(whole), rel=1e-6)
+
+
+def test_a_job_of_processes_on_nccl(tmp_path: Path):
+    data = write_hellaswag(tmp_path / "data", train=64, validation=8)
+    done = seektune(
+        *("train", EXAMPLES / "deepseek_v4_tiny_hellaswag.yaml", f"--data.path={data}", "--steps=3"),
+        *("--batch.global_size=4", "--batch.micro_size=2", "--evaluate.limit=4", f"--run_dir={tmp_path / 'run'}"),
+        "--nproc-per-node=1",
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert len(losses(tmp_path / "run")) == 3
