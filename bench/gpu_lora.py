@@ -1,6 +1,6 @@
 """Adapters on the true-width slice of `bench/lora.py`, on one GPU: seconds and memory of a step; adds to gpu.json.
 
-`python bench/gpu_lora.py [--folder PLACE] [--lengths 512,4096]`; 13 GB of disk. Beside the slice the first step compiles.
+`python bench/gpu_lora.py [--folder PLACE] [--lengths 512,4096]`; 13 GB of disk. The very first step compiles kernels.
 """
 
 import argparse
