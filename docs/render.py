@@ -50,7 +50,7 @@ CARD = """# What was verified
 Each claim, what shows it, and what was seen. Numbers are compared with the files they come from by a test; the card for
 machines is `docs/verification.yaml` in the repository.
 
-{counts}
+{counts} Until 2026-11-27 nothing ran on a GPU; what waits for one says so.
 
 | claim | shown by | measured | wanted | where, when | status |
 |---|---|---|---|---|---|

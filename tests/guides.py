@@ -38,7 +38,7 @@ class Command:
             line = line.replace(placeholder, value)
         words = shlex.split(line, comments=True)
         words = words[2:] if words[:2] == ["uv", "run"] else words
-        dry = "--dry-run" in words or (words and words[0] == "seektune" and words[1] == "plan")
+        dry = "--dry-run" in words or words[:2] == ["seektune", "plan"]
         return tuple((FLASH if dry else TINY) if word == "RECIPE" else word for word in words)
 
 

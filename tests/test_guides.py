@@ -38,7 +38,11 @@ OWN = {each.words for each in PLAIN if own_test(each.page).exists()}
 """Commands that a page's own test runs."""
 HERE = {each.words: each for each in PLAIN if each.words not in OWN}
 """Commands that `test_the_commands_of_the_guides_run` runs, by their words."""
-STARTS = [each for each in EVERY if each.hardware and (each.words[0] == "automodel" or each.words[1] == "train")]
+STARTS = [
+    each
+    for each in EVERY
+    if each.hardware and (each.words[0] == "automodel" or each.words[:2] == ("seektune", "train"))
+]
 """Jobs for GPUs, which tests read but do not start."""
 
 
@@ -303,6 +307,12 @@ def test_a_claim_can_be_shown(claim: dict[str, Any]) -> None:
     else:
         assert first in (*DOORS, "vllm", "python3")
         assert all((ROOT / word).exists() for word in words if word.endswith(".yaml"))
+
+
+def test_the_planners_extremes_are_those_of_all_its_cases() -> None:
+    ratios = [case["ratio"] for case in json.loads(text_of("bench/plan.json"))["alone"]]
+    said = {claim["id"]: claim.get("measured") for claim in CLAIMS}
+    assert (said["plan-activations-lowest"], said["plan-activations-highest"]) == (min(ratios), max(ratios))
 
 
 def test_claims_have_names_of_their_own() -> None:
