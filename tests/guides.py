@@ -32,7 +32,6 @@ class Command:
         for placeholder, value in {
             "runs/NAME/model": "trained",
             "runs/mine/model": "trained",
-            "runs/base/released": "BASE",
             "=R ": "=15 ",
         }.items():
             line = line.replace(placeholder, value)

@@ -138,6 +138,7 @@ def test_the_commands_of_the_guides_run(tmp_path: Path, monkeypatch: pytest.Monk
             shutil.copytree("runs/first/model", "trained")
             shutil.copytree("runs/first/model", "FOLDER")
     assert (tmp_path / "exported" / "README.md").exists()
+    assert json.loads((tmp_path / "merged" / "merge.json").read_text(encoding="utf-8"))["to"] == "bf16"
     shutil.rmtree("exported")
     model = DeepseekV4ForCausalLM.from_pretrained("trained", dtype=torch.float32, numerics="plain")
     ids = torch.tensor([[0, 300, 301, 302]])
