@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEME
 # The demo's too: a second thread gains little there, and on a busy machine the threads mostly wait for each other.
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
 
-.PHONY: help demo test check format bench bench-layer bench-checkpoint bench-decode bench-lora bench-lora-stream clean
+.PHONY: help demo test check docs format bench bench-layer bench-checkpoint bench-decode bench-lora bench-lora-stream clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ check: $(STAMP)  ## format, lint, types, import contract, fast tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(TEST_ENV) $(BIN)/pytest -n $(WORKERS) -m 'not slow'
+
+docs: $(STAMP)  ## build the guides into site/, strictly; needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 bench: $(STAMP)  ## measure a training step against transformers, and where its time goes; about half an hour, quiet machine, 20 GB
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
@@ -62,4 +66,4 @@ format: $(STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info

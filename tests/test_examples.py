@@ -1,5 +1,6 @@
 """Every shipped recipe loads, and says what its page promises."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from seektune.model.adapters import adapter_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.frozen import pack
+from seektune.recipe.document import read_document
 from seektune.recipe.load import dump_recipe, load_recipe, read_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.train.lora import add_adapters
@@ -26,6 +28,20 @@ def test_every_recipe_loads_and_dumps(path: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.yaml"
     again.write_text(dump_recipe(loaded.recipe), encoding="utf-8")
     assert load_recipe(again) == loaded.recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_editors_find_the_schema_and_it_takes_the_recipe(path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    text = path.read_text(encoding="utf-8")
+    said = text.splitlines()[0].removeprefix("# yaml-language-server: $schema=")
+    check = jsonschema.Draft202012Validator(json.loads((path.parent / said).read_text(encoding="utf-8")))
+    # numbers such as 1e-5 as editors read them
+    recipe = read_document(path).plain()
+    assert list(check.iter_errors(recipe)) == []
+    assert list(check.iter_errors(recipe | {"parallel": "auto"})) == []
+    assert list(check.iter_errors(recipe | {"parallel": "many"})) != []
+    assert list(check.iter_errors(recipe | {"optimiser": {}})) != []
 
 
 def test_there_are_recipes_to_test() -> None:

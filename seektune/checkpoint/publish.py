@@ -9,13 +9,15 @@ from pathlib import Path
 
 SCRATCH, OLD = ".partial", ".old"
 """How the name of an unfinished folder ends, and of one that is being replaced."""
+CARD = "README.md"
+"""The one file of a replaced folder that people write themselves."""
 
 
 @contextmanager
 def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     """A scratch folder beside `final` that is renamed to it when the block ends well, and removed when it does not.
 
-    With `replace`, an older folder of that name makes way at that moment.
+    With `replace`, an older folder of that name makes way at that moment; its README.md comes along.
 
     Raises:
         ValueError: `final` exists and is not an empty folder, and is not to be replaced.
@@ -27,6 +29,8 @@ def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(0o777 & ~_umask())
+        if replace:
+            _bring_card(final, scratch)
         for file in scratch.rglob("*"):
             flush(file)
         if replace and final.exists():
@@ -50,6 +54,11 @@ def sweep(parent: Path, name: str = "*") -> None:
             os.rename(old, final)
     for scratch in parent.glob(f".{name}.*{SCRATCH}"):
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _bring_card(old: Path, new: Path) -> None:
+    if (old / CARD).is_file() and not (new / CARD).exists():
+        shutil.copy2(old / CARD, new / CARD)
 
 
 def _aside(final: Path) -> Path:

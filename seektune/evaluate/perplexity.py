@@ -61,9 +61,12 @@ def read_texts(path: Path) -> list[Text]:
         ValueError: there is nothing to read, or a line is not as it should be.
         OSError: a file cannot be read.
     """
+    kinds = "perplexity reads .txt and .jsonl files, or a folder of them"
+    if not path.exists():
+        raise ValueError(f"{path} does not exist; {kinds}")
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
-    if not path.exists() or any(file.suffix not in SUFFIXES for file in files):
-        raise ValueError(f"{path}: perplexity reads .txt and .jsonl files, or a folder of them")
+    if any(file.suffix not in SUFFIXES for file in files):
+        raise ValueError(f"{path}: {kinds}")
     texts = [text for file in files for text in _read(file) if text.text]
     if not texts:
         raise ValueError(f"{path}: holds no text")

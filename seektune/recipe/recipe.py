@@ -1,7 +1,7 @@
 """The Recipe: everything that a user may say about a training run, as one typed and checked object."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
@@ -37,6 +37,7 @@ def _written_out(parallel: object) -> object:
 
 
 Place = Annotated[str, AfterValidator(_at_home)]
+ParallelOrAuto: TypeAlias = ParallelConfig | Literal["auto"]
 PresetName = Annotated[str, AfterValidator(_known_preset), Field(json_schema_extra={"enum": list(PRESETS)})]
 
 
@@ -119,7 +120,9 @@ class Recipe(Section):
     """What is minimised beside the next-token loss."""
     lora: LoraConfig = LoraConfig()
     """Train low-rank adapters instead of the weights themselves."""
-    parallel: Annotated[ParallelConfig, BeforeValidator(_written_out)] = ParallelConfig()
+    parallel: Annotated[ParallelConfig, BeforeValidator(_written_out, json_schema_input_type=ParallelOrAuto)] = (
+        ParallelConfig()
+    )
     """How many processes share the work; `auto` lets the planner choose at launch."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When weights are written on the way; they always are at the end."""

@@ -9,6 +9,7 @@ from seektune.checkpoint.survey import survey
 from seektune.checkpoint.workplace import RECORD
 from seektune.workflows.card import fit, read_promise
 from seektune.workflows.console import byte_bar, listed, say
+from seektune.workflows.model_card import converted_card, put_card
 
 
 def convert_checkpoint(source: str, destination: Path, to: str, original: str | None = None) -> Conversion:
@@ -33,6 +34,8 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
             done = convert(folder, destination, to, before, progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted by Ctrl-C; complete shards stay, and the same command goes on") from None
+    if (text := converted_card(folder, to)) is not None:
+        put_card(done.folder, text)
     _tell(done, to)
     return done
 

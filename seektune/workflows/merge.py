@@ -5,7 +5,9 @@ from pathlib import Path
 
 from seektune.checkpoint import locate
 from seektune.checkpoint.merge import REPORT, Kept, Merge, merge, share_kept
+from seektune.checkpoint.publish import CARD
 from seektune.workflows.console import say
+from seektune.workflows.model_card import merged_card, put_card
 
 
 def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: float, force: bool) -> Merge:
@@ -24,6 +26,9 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
         OSError: reading, writing or fetching failed; nothing is left behind.
     """
     done = merge(locate(base), adapter, destination, to, weight, force)
+    # the base's own card, which came along, is not of these weights
+    (destination / CARD).unlink(missing_ok=True)
+    put_card(destination, merged_card(base, adapter, destination.resolve().name, to, share_kept(done.kept)))
     say(f"tensors: {len(done.kept):,} changed, {done.copied:,} copied byte for byte")
     for line in retention(done.kept):
         say(line)

@@ -24,6 +24,7 @@ from seektune.train.report import REPORT, write_report
 from seektune.train.trainer import CHECKPOINTS, Trainer, TrainSettings
 from seektune.workflows.console import say, speaking
 from seektune.workflows.exam import hold_exam, read_exam, write_exams
+from seektune.workflows.model_card import put_card, run_card
 from seektune.workflows.prepare import (
     Lesson,
     build_model,
@@ -123,13 +124,16 @@ def _teach(
     with _open_log(recipe, folder, trainer) as log:
         losses = _fit(trainer, recipe.steps, log, product)
     # weights before the exam: one that fails must not cost the training
+    card = partial(run_card, folder, recipe, facts, before)
     with interruption.deferred():
         trainer.export(product)
+        mesh.ranks.first(lambda: put_card(product, card(None)))
     leave()
     after = hold_exam(recipe.evaluate.after, "after", model, lesson, recipe.evaluate, leave)
     if mesh.is_main:
         with interruption.deferred():
             write_exams(folder, before, after)
+            put_card(product, card(after))
             report = write_report(folder, story(name, facts, dump_recipe(recipe), before, after))
         summary(losses, before, after, product, report, recipe)
 

@@ -92,5 +92,5 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | 
     with pytest.raises(ValueError, match=complaint) as found:
         read_texts(file)
     assert str(found.value).startswith(str(file))
-    with pytest.raises(ValueError, match=r"nothing\.txt: perplexity reads"):
+    with pytest.raises(ValueError, match=r"nothing\.txt does not exist; perplexity reads"):
         read_texts(tmp_path / "nothing.txt")

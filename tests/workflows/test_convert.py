@@ -39,6 +39,7 @@ def test_the_way_there_and_back_in_words(source: Path, tmp_path: Path, capsys: p
     ]
     convert_checkpoint(str(tmp_path / "bf16"), tmp_path / "back", "released", str(source))
     assert "tensors: 263 copied byte for byte, 0 re-encoded exactly, 0 rounded" in capsys.readouterr().out
+    assert "FP4 experts" in (tmp_path / "back" / "README.md").read_text(encoding="utf-8")
     convert_checkpoint(str(source), tmp_path / "bf16", "bf16")
     assert capsys.readouterr().out.startswith("1 of 1 shards were complete from an earlier call\n")
 

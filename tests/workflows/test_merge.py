@@ -183,6 +183,7 @@ def test_the_verb_says_what_is_kept(base, tmp_path):
     assert "--force" in refused.stderr
     done = seektune(*words, "mixed-bf16")
     assert done.returncode == 0, done.stderr
+    assert "adapter changed are bf16" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "layers.N.ffn.experts.N.w1.weight  bf16" in done.stdout
     assert "of the whole change 99." in done.stdout or "of the whole change 100.0%" in done.stdout
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 from seektune.data.synthetic import made_hellaswag, write_rows
@@ -43,6 +44,8 @@ def test_a_run_leaves_everything(recipe, tmp_path, capsys):
         *("loss.png", "report.html", "checkpoints", "model"),
     }
     assert load_recipe(folder / "recipe.yaml") == wanted
+    card = ModelCard.load(folder / "model" / "README.md", ignore_metadata_errors=False)
+    assert [each.metric_type for each in card.data.eval_results] == ["acc", "acc_norm"]
     assert len(losses(folder)) == 3
     assert [line["step"] for line in read_lines(folder / "validation.jsonl")] == [0, 2, 3]
     scores = json.loads((folder / "evaluation.json").read_text())["hellaswag"]

@@ -1,0 +1,76 @@
+"""The reference of recipes as a Markdown page, made from the same classes that check them."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from seektune.recipe.load import schema
+from seektune.recipe.recipe import Recipe
+
+_LIMITS = {
+    "exclusiveMinimum": "> {}",
+    "minimum": "≥ {}",
+    "exclusiveMaximum": "< {}",
+    "maximum": "≤ {}",
+}
+"""How the bounds of a JSON schema are shown."""
+_TYPES = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "`true`, `false`",
+    "null": "`null`",
+}
+
+
+def reference() -> str:
+    """A table for each section of a recipe: key, values, default, meaning."""
+    definitions = schema()["$defs"]
+    return "\n".join([*_table("", Recipe, schema(), definitions), *_sections(Recipe, "", definitions)]).rstrip() + "\n"
+
+
+def _sections(model: type[BaseModel], prefix: str, definitions: dict[str, Any]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if (section := _section(field)) is not None:
+            yield from _table(prefix + name, section, definitions[section.__name__], definitions)
+            yield from _sections(section, f"{prefix}{name}.", definitions)
+
+
+def _table(dotted: str, model: type[BaseModel], described: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
+    """A heading and a row for each plain key of a section."""
+    plain = [(name, field) for name, field in model.model_fields.items() if _section(field) is None]
+    rows = [_row(f"{dotted}.{name}".lstrip("."), field, described["properties"][name]) for name, field in plain]
+    head = [f"## `{dotted}`" if dotted else "## A run", "", _sentence(described.get("description", "")), ""]
+    return [*head, "| key | values | default | meaning |", "|---|---|---|---|", *rows, ""]
+
+
+def _row(key: str, field: FieldInfo, described: dict[str, Any]) -> str:
+    default = "**needed**" if field.is_required() else f"`{json.dumps(described.get('default'), ensure_ascii=False)}`"
+    return f"| `{key}` | {_values(described)} | {default} | {_sentence(described.get('description', ''))} |"
+
+
+def _values(described: dict[str, Any]) -> str:
+    """What a key may hold, in a few words."""
+    if "anyOf" in described:
+        return ", ".join(_values(each) for each in described["anyOf"])
+    if "enum" in described or "const" in described:
+        return ", ".join(f"`{value}`" for value in described.get("enum", [described.get("const")]))
+    if "prefixItems" in described:
+        return f"[{', '.join(_values(each) for each in described['prefixItems'])}]"
+    if described["type"] == "array":
+        return f"list of {_values(described['items'])}"
+    limits = [form.format(described[limit]) for limit, form in _LIMITS.items() if limit in described]
+    word = "path" if described.get("format") == "path" else _TYPES[described["type"]]
+    return " ".join([word, " and ".join(limits)]).strip()
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _section(field: FieldInfo) -> type[BaseModel] | None:
+    kind: Any = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
