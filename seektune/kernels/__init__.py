@@ -3,13 +3,13 @@
 What a call runs is decided here and nowhere else: see `Kernel`. Operations without a faster twin are the definition.
 """
 
-from seektune.kernels import fused
+from seektune.kernels import fused, native
 from seektune.kernels import reference as plain
 from seektune.kernels.kernel import Kernel
 from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK, dequantize_fp4, dequantize_fp8
-from seektune.kernels.reference.expert_linear import expert_linear, sort_by_expert
+from seektune.kernels.reference.expert_linear import expert_linear
 from seektune.kernels.reference.multiply_out import multiply_out
-from seektune.kernels.reference.packed_linear import grouped_linear, packed_expert_linear, packed_linear
+from seektune.kernels.reference.packed_linear import packed_expert_linear, packed_linear
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
     fake_quantize_fp4,
@@ -23,18 +23,23 @@ from seektune.kernels.reference.quantize import (
 from seektune.kernels.reference.rounded_linear import Rounding, rounded_expert_linear, rounded_linear
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
-clamped_swiglu = Kernel(plain.clamped_swiglu, fused.clamped_swiglu, "swiglu")
-expert_mlp = Kernel(plain.expert_mlp, fused.expert_mlp)
-hyper_read = Kernel(plain.hyper_read, fused.hyper_read)
-hyper_write = Kernel(plain.hyper_write, fused.hyper_write)
-index_topk = Kernel(plain.index_topk, fused.index_topk, "index_scores")
-pool_windows = Kernel(plain.pool_windows, fused.pool_windows)
+clamped_swiglu = Kernel(plain.clamped_swiglu, fused.clamped_swiglu, "swiglu", native=native.clamped_swiglu)
+expert_mlp = Kernel(plain.expert_mlp, fused.expert_mlp, native=native.expert_mlp)
+grouped_linear = Kernel(plain.grouped_linear, plain.grouped_linear, native=native.grouped_linear)
+hyper_read = Kernel(plain.hyper_read, fused.hyper_read, native=native.hyper_read)
+hyper_write = Kernel(plain.hyper_write, fused.hyper_write, native=native.hyper_write)
+index_topk = Kernel(plain.index_topk, fused.index_topk, "index_scores", native=native.index_topk)
+linear = Kernel(plain.linear, plain.linear, native=native.linear)
+pool_windows = Kernel(plain.pool_windows, fused.pool_windows, native=native.pool_windows)
 quantized_expert_linear = Kernel(plain.quantized_expert_linear, plain.quantized_expert_linear, "quantized_linear")
-rms_norm = Kernel(plain.rms_norm, fused.rms_norm)
-rotate = Kernel(plain.rotate, fused.rotate)
-rotated_unit = Kernel(plain.rotated_unit, fused.rotated_unit)
+rms_norm = Kernel(plain.rms_norm, fused.rms_norm, native=native.rms_norm)
+rotate = Kernel(plain.rotate, fused.rotate, native=native.rotate)
+rotated_unit = Kernel(plain.rotated_unit, fused.rotated_unit, native=native.rotated_unit)
 sinkhorn = Kernel(plain.sinkhorn, fused.sinkhorn, "sinkhorn")
-sparse_attention = Kernel(plain.sparse_attention, fused.sparse_attention, "sparse_attention")
+sort_by_expert = Kernel(plain.sort_by_expert, plain.sort_by_expert, native=native.sort_by_expert)
+sparse_attention = Kernel(
+    plain.sparse_attention, fused.sparse_attention, "sparse_attention", native=native.sparse_attention
+)
 vocabulary_loss = Kernel(plain.vocabulary_loss, fused.vocabulary_loss)
 
 __all__ = [
@@ -57,6 +62,7 @@ __all__ = [
     "hyper_read",
     "hyper_write",
     "index_topk",
+    "linear",
     "multiply_out",
     "packed_expert_linear",
     "packed_linear",

@@ -14,18 +14,24 @@ from torch._subclasses.fake_tensor import FakeTensor
 Rest = TypeVarTuple("Rest")
 Result = TypeVar("Result")
 
+SMALL = 2**16
+"""Elements of a tensor that native kernels take: the streams of 64 tokens of the benchmark's model, of 4 of V4-Flash."""
 CAPABILITY = (8, 0)
 """Least GPU generation for Triton kernels (bf16 products)."""
 
 
 @dataclass(frozen=True)
 class Kernel(Generic[*Rest, Result]):
-    """`reference` defines the operation; a call runs `fused`, or on a fit GPU the function of its name in `triton`."""
+    """`reference` defines the operation; a call runs `fused`, on a fit GPU the function of its name in `triton`,
+    and for a small tensor on a CPU, where no gradient can be asked for, `native`.
+    """
 
     reference: Callable[[Tensor, *Rest], Result]
     fused: Callable[[Tensor, *Rest], Result]
     triton: str | None = None
     """Module of `seektune.kernels.triton`, imported at the first call that needs it."""
+    native: Callable[[Tensor, *Rest], Result | None] | None = None
+    """Gives None where it does not apply."""
 
     def __call__(self, first: Tensor, *rest: *Rest) -> Result:
         """Run on the device of the first argument; where it has no memory, the definition, which looks at no value."""
@@ -33,6 +39,10 @@ class Kernel(Generic[*Rest, Result]):
             return self.reference(first, *rest)
         if self.triton is not None and first.is_cuda and triton_fits(first.device):
             return self.on_gpu(first, *rest)
+        if self.native is not None and first.is_cpu and first.numel() <= SMALL and not torch.is_grad_enabled():
+            found = self.native(first, *rest)
+            if found is not None:
+                return found
         return self.fused(first, *rest)
 
     def on_gpu(self, first: Tensor, *rest: *Rest) -> Result:

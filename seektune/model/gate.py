@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import upcast
+from seektune.kernels import linear, upcast
 from seektune.model.config import DeepseekV4Config
 from seektune.sequence import SequenceLayout
 
@@ -63,7 +63,7 @@ class Gate(nn.Module):
 
     def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
         """Route N tokens (paper section 2.1; official `Gate`)."""
-        positive = F.softplus(F.linear(upcast(x_ND), upcast(self.weight)))
+        positive = F.softplus(linear(upcast(x_ND), upcast(self.weight)))
         # a logit below about -100 gives 0, where the root's slope is infinite
         scores = positive.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
         experts = self.choose(scores, tokens_N)

@@ -1,8 +1,10 @@
 """Plain torch definitions of the kernels: short, differentiable, in memory linear in tokens."""
 
+from seektune.kernels.reference.expert_linear import sort_by_expert
 from seektune.kernels.reference.expert_mlp import expert_mlp
 from seektune.kernels.reference.hyper import hyper_read, hyper_write
 from seektune.kernels.reference.index_scores import index_topk
+from seektune.kernels.reference.linear import grouped_linear, linear
 from seektune.kernels.reference.norm import rms_norm, rotate, rotated_unit
 from seektune.kernels.reference.pool import pool_windows
 from seektune.kernels.reference.quantized_linear import quantized_expert_linear
@@ -14,15 +16,18 @@ from seektune.kernels.reference.vocabulary_loss import vocabulary_loss
 __all__ = [
     "clamped_swiglu",
     "expert_mlp",
+    "grouped_linear",
     "hyper_read",
     "hyper_write",
     "index_topk",
+    "linear",
     "pool_windows",
     "quantized_expert_linear",
     "rms_norm",
     "rotate",
     "rotated_unit",
     "sinkhorn",
+    "sort_by_expert",
     "sparse_attention",
     "vocabulary_loss",
 ]
