@@ -7,7 +7,7 @@ from seektune.kernels import fused, native
 from seektune.kernels import reference as plain
 from seektune.kernels.kernel import Kernel
 from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK, dequantize_fp4, dequantize_fp8
-from seektune.kernels.reference.expert_linear import expert_linear
+from seektune.kernels.reference.expert_linear import expert_linear, sort_by_expert
 from seektune.kernels.reference.multiply_out import multiply_out
 from seektune.kernels.reference.packed_linear import packed_expert_linear, packed_linear
 from seektune.kernels.reference.precision import upcast
@@ -21,11 +21,13 @@ from seektune.kernels.reference.quantize import (
     recast_fp4_as_fp8,
 )
 from seektune.kernels.reference.rounded_linear import Rounding, rounded_expert_linear, rounded_linear
+from seektune.kernels.reference.route import gate_scores, gate_weights
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
 clamped_swiglu = Kernel(plain.clamped_swiglu, fused.clamped_swiglu, "swiglu", native=native.clamped_swiglu)
 expert_mlp = Kernel(plain.expert_mlp, fused.expert_mlp, native=native.expert_mlp)
 grouped_linear = Kernel(plain.grouped_linear, plain.grouped_linear, native=native.grouped_linear)
+hyper_collect = Kernel(plain.hyper_collect, plain.hyper_collect, native=native.hyper_collect)
 hyper_read = Kernel(plain.hyper_read, fused.hyper_read, native=native.hyper_read)
 hyper_write = Kernel(plain.hyper_write, fused.hyper_write, native=native.hyper_write)
 index_topk = Kernel(plain.index_topk, fused.index_topk, "index_scores", native=native.index_topk)
@@ -35,8 +37,9 @@ quantized_expert_linear = Kernel(plain.quantized_expert_linear, plain.quantized_
 rms_norm = Kernel(plain.rms_norm, fused.rms_norm, native=native.rms_norm)
 rotate = Kernel(plain.rotate, fused.rotate, native=native.rotate)
 rotated_unit = Kernel(plain.rotated_unit, fused.rotated_unit, native=native.rotated_unit)
+route = Kernel(plain.route, plain.route, native=native.route)
 sinkhorn = Kernel(plain.sinkhorn, fused.sinkhorn, "sinkhorn")
-sort_by_expert = Kernel(plain.sort_by_expert, plain.sort_by_expert, native=native.sort_by_expert)
+sort_pairs = Kernel(plain.sort_pairs, plain.sort_pairs, native=native.sort_pairs)
 sparse_attention = Kernel(
     plain.sparse_attention, fused.sparse_attention, "sparse_attention", native=native.sparse_attention
 )
@@ -57,8 +60,11 @@ __all__ = [
     "expert_mlp",
     "fake_quantize_fp4",
     "fake_quantize_fp8",
+    "gate_scores",
+    "gate_weights",
     "grouped_linear",
     "hadamard",
+    "hyper_collect",
     "hyper_read",
     "hyper_write",
     "index_topk",
@@ -77,8 +83,10 @@ __all__ = [
     "rotated_unit",
     "rounded_expert_linear",
     "rounded_linear",
+    "route",
     "sinkhorn",
     "sort_by_expert",
+    "sort_pairs",
     "sparse_attention",
     "upcast",
     "vocabulary_loss",

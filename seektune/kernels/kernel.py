@@ -15,7 +15,7 @@ Rest = TypeVarTuple("Rest")
 Result = TypeVar("Result")
 
 SMALL = 2**16
-"""Elements of a tensor that native kernels take: the streams of 64 tokens of the benchmark's model, of 4 of V4-Flash."""
+"""Elements of a tensor that native kernels take: the streams of 64 tokens of the benchmark model, of 4 of V4-Flash."""
 CAPABILITY = (8, 0)
 """Least GPU generation for Triton kernels (bf16 products)."""
 
@@ -35,14 +35,14 @@ class Kernel(Generic[*Rest, Result]):
 
     def __call__(self, first: Tensor, *rest: *Rest) -> Result:
         """Run on the device of the first argument; where it has no memory, the definition, which looks at no value."""
+        if self.native is not None and type(first) is Tensor and first.is_cpu and first.numel() <= SMALL:
+            found = None if torch.is_grad_enabled() else self.native(first, *rest)
+            if found is not None:
+                return found
         if first.is_meta or isinstance(first, FakeTensor):
             return self.reference(first, *rest)
         if self.triton is not None and first.is_cuda and triton_fits(first.device):
             return self.on_gpu(first, *rest)
-        if self.native is not None and first.is_cpu and first.numel() <= SMALL and not torch.is_grad_enabled():
-            found = self.native(first, *rest)
-            if found is not None:
-                return found
         return self.fused(first, *rest)
 
     def on_gpu(self, first: Tensor, *rest: *Rest) -> Result:

@@ -33,7 +33,7 @@ class Attention(nn.Module):
     ):
         super().__init__()
         width, heads, head = config.hidden_size, config.num_attention_heads, config.head_dim
-        self.ratio, self.heads, self.groups = ratio, heads, config.o_groups
+        self.ratio, self.heads, self.width, self.groups = ratio, heads, head, config.o_groups
         self.eps, self.window, self.rope_dim = config.rms_norm_eps, config.sliding_window, config.qk_rope_head_dim
         self.numerics, self.rope = numerics, Rope.of_layer(config, ratio)
 
@@ -56,7 +56,7 @@ class Attention(nn.Module):
         """`[B, T, D]`; keys are rotated at their own position and the output back at the query's."""
         rotation = layout.at_positions(self.rope)
         q_residual = self.q_norm(self.wq_a(x_BTD))
-        q_BTHC = self.wq_b(q_residual).unflatten(-1, (self.heads, -1))
+        q_BTHC = self.wq_b(q_residual).view(*x_BTD.shape[:2], self.heads, self.width)
         q_BTHC = rotated_unit(q_BTHC, rotation.cos, rotation.sin, self.eps)
         keys_BTC = self.numerics.keep(rotation(self.kv_norm(self.wkv(x_BTD))), self.rope_dim)
         entries_BEC, visible = self.compress(x_BTD, q_residual, rotation, layout, keys_BTC)
@@ -79,5 +79,5 @@ class Attention(nn.Module):
 
     def project(self, o_BTHC: Tensor) -> Tensor:
         """Each group of neighbouring heads through its own part of `wo_a`, all together through `wo_b`."""
-        o_BTGI = o_BTHC.flatten(2).unflatten(-1, (self.groups, -1))
+        o_BTGI = o_BTHC.reshape(*o_BTHC.shape[:2], self.groups, self.heads * self.width // self.groups)
         return self.wo_b(self.wo_a(o_BTGI).flatten(2))

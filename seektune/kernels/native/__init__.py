@@ -4,6 +4,8 @@ Each takes what its definition takes, and gives None where it does not apply.
 Shapes: as in `reference`.
 """
 
+from ctypes import c_int64
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ WORK = 2**24
 """Multiplications of a call; beyond them torch's products, which use all cores, are faster."""
 ROWS, MATRIX = 16, 2**20
 """Most tokens of a product with a matrix, and elements of it, that is read faster here than by torch."""
+WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}
+"""The dtype that one is computed in."""
 STREAMS = 16
 """Most streams; see `hyper.cpp`."""
 
@@ -24,49 +28,63 @@ def hyper_read(
     """See `reference.hyper_read`."""
     run = function("hyper_read", streams_NSD.dtype)
     tokens, n, width = streams_NSD.shape
-    if run is None or n > STREAMS or not are(_wide(streams_NSD.dtype), fn_OI, base_O, scale_3):
+    if run is None or n > STREAMS or not are(WIDE[streams_NSD.dtype], fn_OI, base_O, scale_3):
         return None
-    streams_NSD, fn_OI = streams_NSD.contiguous(), fn_OI.contiguous()
-    y_ND = streams_NSD.new_empty(tokens, width)
-    write_NS, mix_NSS = fn_OI.new_empty(tokens, n), fn_OI.new_empty(tokens, n, n)
-    inputs = streams_NSD, fn_OI, base_O.contiguous(), scale_3.contiguous()
-    run(*at(*inputs, y_ND, write_NS, mix_NSS), tokens, n, width, iterations, eps, norm_eps)
+    x, fn, base, scale = streams_NSD.contiguous(), fn_OI.contiguous(), base_O.contiguous(), scale_3.contiguous()
+    y_ND, write_NS, mix_NSS = x.new_empty((tokens, width)), fn.new_empty((tokens, n)), fn.new_empty((tokens, n, n))
+    run(*at(x, fn, base, scale, y_ND, write_NS, mix_NSS), tokens, n, width, iterations, eps, norm_eps)
     return y_ND, write_NS, mix_NSS
 
 
 def hyper_write(streams_NSD: Tensor, y_ND: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor | None:
     """See `reference.hyper_write`; tokens may have several dims."""
-    run, high = function("hyper_write", streams_NSD.dtype), _wide(streams_NSD.dtype)
-    n, width = streams_NSD.shape[-2:]
-    if run is None or not (are(streams_NSD.dtype, y_ND) and are(high, write_NS, mix_NSS)):
+    dtype, (n, width) = streams_NSD.dtype, streams_NSD.shape[-2:]
+    run, high = function("hyper_write", dtype), write_NS.dtype
+    if run is None or y_ND.dtype != dtype or mix_NSS.dtype != high or high != WIDE[dtype]:
         return None
-    streams_NSD, y_ND = streams_NSD.contiguous(), y_ND.contiguous()
-    out_NSD = torch.empty_like(streams_NSD)
-    inputs = streams_NSD, y_ND, write_NS.contiguous(), mix_NSS.contiguous()
-    run(*at(*inputs, out_NSD), y_ND.numel() // max(width, 1), n, width)
-    return out_NSD
+    x, y, write, mix = streams_NSD.contiguous(), y_ND.contiguous(), write_NS.contiguous(), mix_NSS.contiguous()
+    out = torch.empty_like(x)
+    tokens = x.numel() // max(n * width, 1)
+    run(x.data_ptr(), y.data_ptr(), write.data_ptr(), mix.data_ptr(), out.data_ptr(), tokens, n, width)
+    return out
+
+
+def hyper_collect(
+    streams_NSD: Tensor, fn_SI: Tensor, base_S: Tensor, scale_1: Tensor, eps: float, norm_eps: float
+) -> Tensor | None:
+    """See `reference.hyper_collect`; tokens may have several dims."""
+    run, (n, width) = function("hyper_collect", streams_NSD.dtype), streams_NSD.shape[-2:]
+    if run is None or n > STREAMS or not are(WIDE[streams_NSD.dtype], fn_SI, base_S, scale_1):
+        return None
+    x, fn, base, scale = streams_NSD.contiguous(), fn_SI.contiguous(), base_S.contiguous(), scale_1.contiguous()
+    out = x.new_empty((*x.shape[:-2], width))
+    tokens = x.numel() // max(n * width, 1)
+    run(*at(x, fn, base, scale, out), tokens, n, width, eps, norm_eps)
+    return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
     """See `reference.rms_norm`."""
-    run, width = function("rms_norm", x.dtype), x.shape[-1]
-    if run is None or not are(x.dtype, weight):
+    dtype, width = x.dtype, x.shape[-1]
+    run = function("rms_norm", dtype)
+    if run is None or weight.dtype != dtype:
         return None
     x, weight = x.contiguous(), weight.contiguous()
     out = torch.empty_like(x)
-    run(*at(x, weight, out), x.numel() // max(width, 1), width, eps)
+    run(x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // max(width, 1), width, eps)
     return out
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
     """See `reference.rotate`; angles of a token may be shared by its heads."""
-    run, width, pairs = function("rotate", x.dtype), x.shape[-1], cos.shape[-1]
+    run, width = function("rotate", x.dtype), x.shape[-1]
     heads = 1 if cos.shape[:-1] == x.shape[:-1] else x.shape[-2]
     if run is None or (heads != 1 and cos.shape[:-1] != (*x.shape[:-2], 1)):
         return None
     x, cos, sin = x.contiguous(), _angles(cos, x), _angles(sin, x)
     out = torch.empty_like(x)
-    run(*at(x, cos, sin, out), x.numel() // max(width, 1), heads, width, pairs)
+    sizes = x.numel() // max(width, 1), heads, width, cos.shape[-1]
+    run(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *sizes)
     return out
 
 
@@ -77,18 +95,20 @@ def rotated_unit(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, eps: float) -
         return None
     x, cos, sin = x_BTHC.contiguous(), _angles(cos_BTR, x_BTHC), _angles(sin_BTR, x_BTHC)
     out = torch.empty_like(x)
-    run(*at(x, cos, sin, out), x.numel() // max(width, 1), heads, width, cos.shape[-1], eps)
+    sizes = x.numel() // max(width, 1), heads, width, cos.shape[-1]
+    run(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *sizes, eps)
     return out
 
 
 def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor | None:
     """See `reference.clamped_swiglu`."""
-    run = function("clamped_swiglu", gate.dtype)
-    if run is None or not are(gate.dtype, up):
+    dtype = gate.dtype
+    run = function("clamped_swiglu", dtype)
+    if run is None or up.dtype != dtype:
         return None
     gate, up = gate.contiguous(), up.contiguous()
-    out = torch.empty_like(gate, dtype=_wide(gate.dtype))
-    run(*at(gate, up, out), gate.numel(), limit)
+    out = torch.empty_like(gate, dtype=WIDE[dtype])
+    run(gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), limit)
     return out
 
 
@@ -103,49 +123,61 @@ def expert_mlp(
     limit: float,
 ) -> Tensor | None:
     """See `reference.expert_mlp`."""
-    run, high = function("expert_mlp", x_ND.dtype), _wide(x_ND.dtype)
+    run, high = function("expert_mlp", x_ND.dtype), weights_P.dtype
     experts, inner, width = w1_EFD.shape
     if run is None or 3 * len(tokens_P) * inner * width > WORK:
         return None
     matrices = w1_EFD, w2_EDF, w3_EFD
-    if not (are(x_ND.dtype, *matrices) and are(high, weights_P) and all(w.is_contiguous() for w in matrices)):
+    if high != WIDE[x_ND.dtype] or not (are(x_ND.dtype, *matrices) and all(w.is_contiguous() for w in matrices)):
         return None
-    out_ND = torch.zeros(x_ND.shape, dtype=high)
-    room = x_ND.new_empty(8 * inner)
-    inputs = x_ND.contiguous(), tokens_P.contiguous(), weights_P.contiguous(), *matrices, torch.tensor(counts)
-    run(*at(*inputs, out_ND, room), experts, width, inner, limit)
+    out_ND, room = torch.zeros(x_ND.shape, dtype=high), x_ND.new_empty((8 * inner,))
+    inputs = at(x_ND.contiguous(), tokens_P.contiguous(), weights_P.contiguous(), *matrices)
+    run(*inputs, (c_int64 * experts)(*counts), *at(out_ND, room), experts, width, inner, limit)
     return out_ND
 
 
 def linear(x: Tensor, weight_OI: Tensor) -> Tensor | None:
     """See `reference.linear`."""
-    return _linear(x, weight_OI, 1, (*x.shape[:-1], weight_OI.shape[0]))
+    dtype, (outputs, inputs) = x.dtype, weight_OI.shape
+    run, tokens = function("grouped_linear", dtype), x.numel() // inputs
+    if run is None or tokens > ROWS or outputs * inputs > MATRIX or weight_OI.dtype != dtype:
+        return None
+    x, weight, out = x.contiguous(), weight_OI.contiguous(), x.new_empty((*x.shape[:-1], outputs))
+    run(x.data_ptr(), weight.data_ptr(), out.data_ptr(), tokens, 1, inputs, outputs)
+    return out
 
 
 def grouped_linear(x_NGI: Tensor, weight_OI: Tensor, groups: int) -> Tensor | None:
     """See `reference.grouped_linear`."""
-    return _linear(x_NGI, weight_OI, groups, (*x_NGI.shape[:-1], weight_OI.shape[0] // groups))
-
-
-def _linear(x: Tensor, weight_OI: Tensor, groups: int, shape: tuple[int, ...]) -> Tensor | None:
-    dtype, inputs = x.dtype, weight_OI.shape[1]
-    run, tokens = function("grouped_linear", dtype), x.numel() // (groups * inputs)
-    if run is None or tokens > ROWS or weight_OI.numel() > MATRIX or weight_OI.dtype != dtype:
+    run, (outputs, inputs) = function("grouped_linear", x_NGI.dtype), weight_OI.shape
+    tokens = x_NGI.numel() // (groups * inputs)
+    if run is None or tokens > ROWS or outputs * inputs > MATRIX or weight_OI.dtype != x_NGI.dtype:
         return None
-    x, weight, out = x.contiguous(), weight_OI.contiguous(), x.new_empty(shape)
-    run(x.data_ptr(), weight.data_ptr(), out.data_ptr(), tokens, groups, inputs, shape[-1])
+    x, weight, out = x_NGI.contiguous(), weight_OI.contiguous(), x_NGI.new_empty((*x_NGI.shape[:-1], outputs // groups))
+    run(x.data_ptr(), weight.data_ptr(), out.data_ptr(), tokens, groups, inputs, outputs // groups)
     return out
 
 
-def sort_by_expert(experts_TK: Tensor, n_experts: int) -> tuple[Tensor, Tensor] | None:
-    """See `reference.sort_by_expert`."""
-    run, pairs = function("sort_by_expert", experts_TK.dtype), experts_TK.numel()
-    if run is None:
+def route(logits_NE: Tensor, bias_E: Tensor, k: int, factor: float) -> tuple[Tensor, Tensor, Tensor] | None:
+    """See `reference.route`."""
+    run, (tokens, experts) = function("route", logits_NE.dtype), logits_NE.shape
+    if run is None or bias_E.dtype != logits_NE.dtype or logits_NE.dtype == torch.bfloat16:
         return None
-    experts, order = experts_TK.contiguous(), experts_TK.new_empty(pairs)
-    counts = experts_TK.new_empty(n_experts)
-    run(*at(experts, order, counts), pairs, n_experts)
-    return order, counts
+    logits, bias, scores = logits_NE.contiguous(), bias_E.contiguous(), torch.empty_like(logits_NE)
+    chosen_NK, weights_NK = torch.empty((tokens, k), dtype=torch.int64), logits.new_empty((tokens, k))
+    run(*at(logits, bias, scores, chosen_NK, weights_NK), tokens, experts, k, factor)
+    return chosen_NK, weights_NK, scores
+
+
+def sort_pairs(experts_NK: Tensor, weights_NK: Tensor, n_experts: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """See `reference.sort_pairs`."""
+    run, pairs = function("sort_pairs", weights_NK.dtype), experts_NK.numel()
+    if run is None or weights_NK.dtype == torch.bfloat16:
+        return None
+    experts, weights = experts_NK.contiguous(), weights_NK.contiguous()
+    tokens_P, weights_P, counts_E = experts.new_empty(pairs), weights.new_empty(pairs), experts.new_empty(n_experts)
+    run(*at(experts, weights, tokens_P, weights_P, counts_E), pairs, experts.shape[1], n_experts)
+    return tokens_P, weights_P, counts_E
 
 
 def pool_windows(
@@ -174,10 +206,10 @@ def sparse_attention(
     visible: Visible,
 ) -> Tensor | None:
     """See `reference.sparse_attention`."""
-    run, high = function("sparse_attention", q_BTHC.dtype), _wide(q_BTHC.dtype)
+    run, high = function("sparse_attention", q_BTHC.dtype), sink_H.dtype
     rows, queries, heads, width = q_BTHC.shape
     most = visible.index_BTK.shape[-1] if isinstance(visible, Chosen) else entries_BEC.shape[1]
-    if run is None or 2 * q_BTHC.numel() * (window + most) > WORK or not are(high, sink_H):
+    if run is None or 2 * q_BTHC.numel() * (window + most) > WORK or high != WIDE[q_BTHC.dtype]:
         return None
     if not (are(q_BTHC.dtype, keys_BNC, entries_BEC) and _is_rows(keys_BNC) and _is_rows(entries_BEC)):
         return None
@@ -205,7 +237,7 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
         return None
     k = min(k, entries)
     out_BTK = visible.first_BT.new_empty(rows, queries, k)
-    scores, order = q_BTHI.new_empty(entries, dtype=_wide(q_BTHI.dtype)), out_BTK.new_empty(entries)
+    scores, order = q_BTHI.new_empty(entries, dtype=WIDE[q_BTHI.dtype]), out_BTK.new_empty(entries)
     inputs = q_BTHI.contiguous(), keys_BEI, weights_BTH.contiguous()
     seen = visible.first_BT.contiguous(), visible.count_BT.contiguous()
     run(*at(*inputs, *seen, out_BTK, scores, order), rows, queries, heads, width, keys_BEI.stride(0), k)
@@ -222,13 +254,8 @@ def are(dtype: torch.dtype, *tensors: Tensor) -> bool:
     return all(x.dtype == dtype for x in tensors)
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that one is computed in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _angles(x: Tensor, like: Tensor) -> Tensor:
-    high = _wide(like.dtype)
+    high = WIDE[like.dtype]
     return (x if x.dtype == high else x.to(high)).contiguous()
 
 

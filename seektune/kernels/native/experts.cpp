@@ -36,16 +36,52 @@ void expert_mlp(const S* x, const I* tokens, const Wide<S>* weights, const S* w1
         }
 }
 
-}  // namespace
-
-// Stable order of pairs by expert, and the pairs of each.
-extern "C" void sort_by_expert_i64(const I* chosen, I* order, I* counts, I pairs, I experts) {
+// Pairs in the stable order of their experts: their tokens and weights, and how many each expert has.
+template <class W>
+void sort_pairs(const I* chosen, const W* weights, I* tokens, W* sorted, I* counts, I pairs, I each, I experts) {
     std::memset(counts, 0, experts * sizeof(I));
     for (I p = 0; p < pairs; p++) counts[chosen[p]]++;
     for (I e = 1; e < experts; e++) counts[e] += counts[e - 1];
-    for (I p = pairs - 1; p >= 0; p--) order[--counts[chosen[p]]] = p;
+    for (I p = pairs - 1; p >= 0; p--) {
+        const I place = --counts[chosen[p]];
+        tokens[place] = p / each, sorted[place] = weights[p];
+    }
     for (I e = 0; e < experts; e++) counts[e] = (e + 1 < experts ? counts[e + 1] : pairs) - counts[e];
 }
+
+// The k largest of score plus bias, the earlier of equal ones, and their weights.
+template <class W>
+void route(const W* logits, const W* bias, W* scores, I* chosen, W* weights, I tokens, I experts, I k, W factor,
+           W least) {
+    for (I n = 0; n < tokens; n++, logits += experts, scores += experts, chosen += k, weights += k) {
+        for (I e = 0; e < experts; e++) {
+            const W x = logits[e], positive = x > 20 ? x : std::log1p(std::exp(x));
+            scores[e] = std::sqrt(positive < least ? least : positive);
+        }
+        W total = 0;
+        for (I i = 0; i < k; i++) {
+            I best = -1;
+            for (I e = 0; e < experts; e++) {
+                bool taken = false;
+                for (I j = 0; j < i; j++) taken |= chosen[j] == e;
+                if (!taken && (best < 0 || scores[e] + bias[e] > scores[best] + bias[best])) best = e;
+            }
+            chosen[i] = best;
+            total += weights[i] = scores[best];
+        }
+        for (I i = 0; i < k; i++) weights[i] = factor * weights[i] / total;
+    }
+}
+
+}  // namespace
+
+#define SORT(W)                                                                                                    (const I* chosen, const W* weights, I* tokens, W* sorted, I* counts, I pairs, I each, I experts) {                 sort_pairs(chosen, weights, tokens, sorted, counts, pairs, each, experts);                                 }
+extern "C" void sort_pairs_f32 SORT(float)
+extern "C" void sort_pairs_f64 SORT(double)
+
+#define ROUTE(W)                                                                                                   (const W* logits, const W* bias, W* scores, I* chosen, W* weights, I tokens, I experts, I k, double factor) {         route(logits, bias, scores, chosen, weights, tokens, experts, k, W(factor), W(1.17549435e-38));             }
+extern "C" void route_f32 ROUTE(float)
+extern "C" void route_f64 ROUTE(double)
 
 #define EXPERTS(S, W)                                                                                              \
     (const S* x, const I* tokens, const W* weights, const S* w1, const S* w2, const S* w3, const I* counts, W* out, \

@@ -30,15 +30,22 @@ template <class W, int N> void balance(W* mix, I streams, I iterations, W eps) {
     }
 }
 
+template <class S> void collect(const S* streams, const Wide<S>* read, S* y, I n, I width) {
+    for (I d = 0; d < width; d++) {
+        Wide<S> sum = 0;
+        for (I s = 0; s < n; s++) sum += read[s] * wide(streams[s * width + d]);
+        store(y[d], sum);
+    }
+}
+
 template <class S>
 void hyper_read(const S* streams, const Wide<S>* fn, const Wide<S>* base, const Wide<S>* scale, S* y, Wide<S>* write,
                 Wide<S>* mix, I tokens, I n, I width, I iterations, double eps, double norm_eps) {
     typedef Wide<S> W;
     const I inputs = n * width, outputs = n * (2 + n);
     for (I t = 0; t < tokens; t++, streams += inputs, y += width, write += n, mix += n * n) {
-        W u[MOST * (2 + MOST)], square = 0, read[MOST];
-        for (I i = 0; i < inputs; i++) square += wide(streams[i]) * wide(streams[i]);
-        const W inverse = 1 / std::sqrt(square / W(inputs) + W(norm_eps));
+        W u[MOST * (2 + MOST)], read[MOST];
+        const W inverse = inverse_rms(streams, inputs, norm_eps);
         each_product<1>(fn, outputs, inputs, &streams, inputs, [&](int, I r, W sum) { u[r] = sum * inverse; });
         for (I s = 0; s < n; s++) {
             read[s] = sigmoid(base[s] + u[s] * scale[0]) + W(eps);
@@ -46,11 +53,20 @@ void hyper_read(const S* streams, const Wide<S>* fn, const Wide<S>* base, const 
         }
         for (I s = 0; s < n * n; s++) mix[s] = base[2 * n + s] + u[2 * n + s] * scale[2];
         n == 4 ? balance<W, 4>(mix, n, iterations, eps) : balance<W, 0>(mix, n, iterations, eps);
-        for (I d = 0; d < width; d++) {
-            W sum = 0;
-            for (I s = 0; s < n; s++) sum += read[s] * wide(streams[s * width + d]);
-            store(y[d], sum);
-        }
+        collect(streams, read, y, n, width);
+    }
+}
+
+template <class S>
+void hyper_collect(const S* streams, const Wide<S>* fn, const Wide<S>* base, const Wide<S>* scale, S* y, I tokens, I n,
+                   I width, double eps, double norm_eps) {
+    typedef Wide<S> W;
+    for (I t = 0; t < tokens; t++, streams += n * width, y += width) {
+        W read[MOST];
+        const W inverse = inverse_rms(streams, n * width, norm_eps);
+        each_product<1>(fn, n, n * width, &streams, n * width,
+                        [&](int, I s, W sum) { read[s] = sigmoid(base[s] + sum * inverse * scale[0]) + W(eps); });
+        collect(streams, read, y, n, width);
     }
 }
 
@@ -74,6 +90,11 @@ void hyper_write(const S* streams, const S* y, const Wide<S>* write, const Wide<
      I width, I iterations, double eps, double norm_eps)
 FOR_EACH_DTYPE(hyper_read, READ,
                (streams, fn, base, scale, y, write, mix, tokens, n, width, iterations, eps, norm_eps))
+
+#define COLLECT(S, W)                                                                                            \
+    (const S* streams, const W* fn, const W* base, const W* scale, S* y, I tokens, I n, I width, double eps,     \
+     double norm_eps)
+FOR_EACH_DTYPE(hyper_collect, COLLECT, (streams, fn, base, scale, y, tokens, n, width, eps, norm_eps))
 
 #define WRITE(S, W)                                                                                              \
     (const S* streams, const S* y, const W* write, const W* mix, S* out, I tokens, I n, I width)

@@ -22,13 +22,14 @@ FLAGS = [
 ]
 """Sums may be taken in another order; what is no number or infinite stays so, unlike under `-ffast-math`."""
 COMPILERS = "g++", "clang++", "c++"
-SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64", torch.int64: "i64"}
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
 """Dtypes that there are functions for."""
 
 SIGNATURES = {
     "clamped_swiglu": (3, 1, 1),
     "expert_mlp": (9, 3, 1),
     "grouped_linear": (3, 4, 0),
+    "hyper_collect": (5, 3, 2),
     "hyper_read": (7, 4, 2),
     "hyper_write": (5, 3, 0),
     "index_topk": (8, 6, 0),
@@ -36,7 +37,8 @@ SIGNATURES = {
     "rms_norm": (3, 2, 1),
     "rotate": (4, 4, 0),
     "rotated_unit": (4, 4, 1),
-    "sort_by_expert": (3, 2, 0),
+    "route": (5, 3, 1),
+    "sort_pairs": (5, 3, 0),
     "sparse_attention": (10, 10, 0),
 }
 """How many addresses, sizes and numbers each takes, in this order."""

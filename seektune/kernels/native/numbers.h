@@ -44,6 +44,12 @@ template <class S> inline Wide<S> rounded(Wide<S> x) {
 
 template <class W> inline W sigmoid(W x) { return 1 / (1 + std::exp(-x)); }
 
+template <class S> Wide<S> inverse_rms(const S* x, I width, double eps) {
+    Wide<S> square = 0;
+    for (I c = 0; c < width; c++) square += wide(x[c]) * wide(x[c]);
+    return 1 / std::sqrt(square / Wide<S>(width) + Wide<S>(eps));
+}
+
 // Vectors of 64 bytes; where registers are shorter the compiler takes several.
 const int LANES_32 = 16, LANES_64 = 8;
 typedef float Floats __attribute__((vector_size(64), aligned(4)));

@@ -3,12 +3,6 @@
 
 namespace {
 
-template <class S> Wide<S> inverse_rms(const S* x, I width, double eps) {
-    Wide<S> square = 0;
-    for (I c = 0; c < width; c++) square += wide(x[c]) * wide(x[c]);
-    return 1 / std::sqrt(square / Wide<S>(width) + Wide<S>(eps));
-}
-
 template <class S> void turn(S* x, I width, const Wide<S>* cos, const Wide<S>* sin, I pairs) {
     S* tail = x + width - 2 * pairs;
     for (I r = 0; r < pairs; r++) {
