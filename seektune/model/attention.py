@@ -58,11 +58,25 @@ class Attention(nn.Module):
         q_residual = self.q_norm(self.wq_a(x_BTD))
         q_BTHC = self.wq_b(q_residual).view(*x_BTD.shape[:2], self.heads, self.width)
         q_BTHC = rotated_unit(q_BTHC, rotation.cos, rotation.sin, self.eps)
-        keys_BTC = self.numerics.keep(rotation(self.kv_norm(self.wkv(x_BTD))), self.rope_dim)
-        entries_BEC, visible = self.compress(x_BTD, q_residual, rotation, layout, keys_BTC)
+        keys_BTC = rotation(self.kv_norm(self.wkv(x_BTD)))
+        return self.project(
+            rotation.inverse.over_heads(self.attend(x_BTD, q_residual, q_BTHC, keys_BTC, rotation, layout))
+        )
+
+    def attend(
+        self,
+        x_BTD: Tensor,
+        q_residual_BTR: Tensor,
+        q_BTHC: Tensor,
+        keys_BTC: Tensor,
+        rotation: Rotation,
+        layout: SequenceLayout,
+    ) -> Tensor:
+        """What each head of each token sees of the row, `[B, T, H, C]`; queries and keys are rotated."""
+        keys_BTC = self.numerics.keep(keys_BTC, self.rope_dim)
+        entries_BEC, visible = self.compress(x_BTD, q_residual_BTR, rotation, layout, keys_BTC)
         keys_BNC = layout.preceded(keys_BTC, self.window - 1)
-        o_BTHC = sparse_attention(q_BTHC, keys_BNC, entries_BEC, self.attn_sink, layout.positions, self.window, visible)
-        return self.project(rotation.inverse.over_heads(o_BTHC))
+        return sparse_attention(q_BTHC, keys_BNC, entries_BEC, self.attn_sink, layout.positions, self.window, visible)
 
     def compress(
         self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, layout: SequenceLayout, keys_BTC: Tensor

@@ -25,6 +25,10 @@ class Rotation:
         """Rotate the last 2R columns of `x` `[..., C]` in fp32 and round to its dtype; pair i is columns (2i, 2i+1)."""
         return rotate(x, self.cos, self.sin)
 
+    def wide(self, dtype: torch.dtype) -> "Rotation":
+        """The same in a dtype."""
+        return self if self.cos.dtype == dtype else Rotation(self.cos.to(dtype), self.sin.to(dtype))
+
     @cached_property
     def inverse(self) -> "Rotation":
         """The rotation back."""

@@ -37,7 +37,5 @@ class LocalDispatch:
 
     def sort(self, routing: Routing) -> tuple[Tensor, Tensor, list[int]]:
         """Tokens and weights of the pairs in the order of their experts, and each expert's number of them."""
-        tokens_P, weights_P, counts_E = sort_pairs(
-            routing.experts_NK, routing.weights_NK, routing.scores_NE.shape[1]
-        )
+        tokens_P, weights_P, counts_E = sort_pairs(routing.experts_NK, routing.weights_NK, routing.scores_NE.shape[1])
         return tokens_P, weights_P, counts_E.tolist()

@@ -146,6 +146,17 @@ CASES: dict[str, dict[str, Case]] = {
         "rows": lambda dtype: (leaf(dtype, 2, 7, 37), leaf(dtype, 3, 37)),
         "none": lambda dtype: (leaf(dtype, 0, 5), leaf(dtype, 3, 5)),
     },
+    "hyper_collect": {
+        "33": lambda dtype: (
+            *(
+                leaf(dtype, 3, 11, 4, 12),
+                leaf(wide(dtype), 4, 48, size=0.3),
+                leaf(wide(dtype), 4),
+                leaf(wide(dtype), 1),
+            ),
+            *(1e-3, 1e-2),
+        ),
+    },
     "hyper_read": {"33": read(33), "one": read(1), "none": read(0), "two streams": read(600, 2, 3)},
     "hyper_write": {"33": write(33), "many": write(3000), "none": write(0)},
     "sinkhorn": {

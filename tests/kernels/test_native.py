@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from seektune import kernels
-from seektune.kernels import Kernel, native, rms_norm
+from seektune.kernels import Kernel, native, rms_norm, route
 from seektune.kernels.native import library
-from seektune.kernels.reference import sort_by_expert
+from seektune.kernels.reference import sort_pairs
 
 from .inputs import CASES, Case
 from .test_twins import BOUNDS, odd_start, reversed_strides
@@ -68,9 +68,16 @@ def test_tensors_of_any_layout_are_read_right_or_left_alone(name: str, layout):
 
 
 def test_pairs_are_sorted_as_by_the_plain_twin():
-    experts = torch.tensor([[4, 0, 2], [0, 4, 1], [4, 2, 0]])
-    for found, expected in zip(native.sort_by_expert(experts, 6), sort_by_expert(experts, 6), strict=True):
+    experts, weights = torch.tensor([[4, 0, 2], [0, 4, 1], [4, 2, 0]]), torch.rand(3, 3)
+    for found, expected in zip(native.sort_pairs(experts, weights, 6), sort_pairs(experts, weights, 6), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, -200.0, 40.0])
+def test_tokens_are_routed_as_by_the_plain_twin(shift: float):
+    logits, bias = torch.randn(9, 7).double().T.contiguous().T * 3 + shift, torch.randn(7).double()
+    for found, expected in zip(native.route(logits, bias, 3, 1.5), route.reference(logits, bias, 3, 1.5), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_bf16_is_rounded_to_the_nearest_as_torch_does():

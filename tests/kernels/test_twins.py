@@ -133,4 +133,4 @@ def test_gradients_of_the_fast_twin_are_differences(name: str):
 
 def test_every_kernel_has_its_cases():
     operations = {name for name, value in vars(kernels).items() if isinstance(value, Kernel)}
-    assert operations == {*CASES, "index_topk", "sort_by_expert"}
+    assert operations == {*CASES, "index_topk", "route", "sort_pairs"}

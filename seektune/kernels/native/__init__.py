@@ -163,7 +163,8 @@ def route(logits_NE: Tensor, bias_E: Tensor, k: int, factor: float) -> tuple[Ten
     run, (tokens, experts) = function("route", logits_NE.dtype), logits_NE.shape
     if run is None or bias_E.dtype != logits_NE.dtype or logits_NE.dtype == torch.bfloat16:
         return None
-    logits, bias, scores = logits_NE.contiguous(), bias_E.contiguous(), torch.empty_like(logits_NE)
+    logits, bias = logits_NE.contiguous(), bias_E.contiguous()
+    scores = torch.empty_like(logits)
     chosen_NK, weights_NK = torch.empty((tokens, k), dtype=torch.int64), logits.new_empty((tokens, k))
     run(*at(logits, bias, scores, chosen_NK, weights_NK), tokens, experts, k, factor)
     return chosen_NK, weights_NK, scores
@@ -237,7 +238,7 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
         return None
     k = min(k, entries)
     out_BTK = visible.first_BT.new_empty(rows, queries, k)
-    scores, order = q_BTHI.new_empty(entries, dtype=WIDE[q_BTHI.dtype]), out_BTK.new_empty(entries)
+    scores, order = q_BTHI.new_empty(entries, dtype=WIDE[q_BTHI.dtype]), torch.empty(entries, dtype=torch.int32)
     inputs = q_BTHI.contiguous(), keys_BEI, weights_BTH.contiguous()
     seen = visible.first_BT.contiguous(), visible.count_BT.contiguous()
     run(*at(*inputs, *seen, out_BTK, scores, order), rows, queries, heads, width, keys_BEI.stride(0), k)

@@ -26,6 +26,8 @@ SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
 """Dtypes that there are functions for."""
 
 SIGNATURES = {
+    "block_enter": (2, 0, 2),
+    "block_leave": (2, 0, 4),
     "clamped_swiglu": (3, 1, 1),
     "expert_mlp": (9, 3, 1),
     "grouped_linear": (3, 4, 0),
@@ -80,7 +82,7 @@ def made(compiler: str, folder: Path) -> Path:
     """
     here = Path(__file__).parent
     sources = sorted(here.glob("*.cpp"))
-    told = [path.read_bytes() for path in (*sources, here / "numbers.h")]
+    told = [path.read_bytes() for path in (*sources, *sorted(here.glob("*.h")))]
     name = hashlib.sha256(b"\0".join([*told, " ".join([compiler, *FLAGS]).encode(), machine()])).hexdigest()[:20]
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

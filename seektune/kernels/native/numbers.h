@@ -108,9 +108,3 @@ inline void each_product(const S* rows, I count, I stride, const X* const* x, I 
 }
 
 }  // namespace
-
-// A function for each dtype: NAME_f32, NAME_bf16, NAME_f64.
-#define FOR_EACH_DTYPE(NAME, SIGNATURE, CALL)                          \
-    extern "C" void NAME##_f32 SIGNATURE(float, float) { NAME<float> CALL; }   \
-    extern "C" void NAME##_bf16 SIGNATURE(Half, float) { NAME<Half> CALL; }    \
-    extern "C" void NAME##_f64 SIGNATURE(double, double) { NAME<double> CALL; }

@@ -38,7 +38,7 @@ def hyper_read(
 def hyper_collect(
     streams_NSD: Tensor, fn_SI: Tensor, base_S: Tensor, scale_1: Tensor, eps: float, norm_eps: float
 ) -> Tensor:
-    """The last read, `[N, D]`, of a router that does nothing else (official `hc_head`); tokens may have several dims."""
+    """The last read, `[N, D]`, of a router that does nothing else (official `hc_head`)."""
     return hyper_gather(streams_NSD, scale_1 * hyper_route(streams_NSD, fn_SI, norm_eps) + base_S, eps)
 
 

@@ -1,4 +1,5 @@
 // The routed experts of few tokens. Shapes: P pairs sorted by expert, D width, F expert width.
+#pragma once
 #include "numbers.h"
 
 namespace {
@@ -49,15 +50,18 @@ void sort_pairs(const I* chosen, const W* weights, I* tokens, W* sorted, I* coun
     for (I e = 0; e < experts; e++) counts[e] = (e + 1 < experts ? counts[e + 1] : pairs) - counts[e];
 }
 
+const float LEAST = 1.17549435e-38f;
+
+template <class W> inline W gate_score(W x) {
+    const W positive = x > 20 ? x : std::log1p(std::exp(x));
+    return std::sqrt(positive < W(LEAST) ? W(LEAST) : positive);
+}
+
 // The k largest of score plus bias, the earlier of equal ones, and their weights.
 template <class W>
-void route(const W* logits, const W* bias, W* scores, I* chosen, W* weights, I tokens, I experts, I k, W factor,
-           W least) {
+void route(const W* logits, const W* bias, W* scores, I* chosen, W* weights, I tokens, I experts, I k, W factor) {
     for (I n = 0; n < tokens; n++, logits += experts, scores += experts, chosen += k, weights += k) {
-        for (I e = 0; e < experts; e++) {
-            const W x = logits[e], positive = x > 20 ? x : std::log1p(std::exp(x));
-            scores[e] = std::sqrt(positive < least ? least : positive);
-        }
+        for (I e = 0; e < experts; e++) scores[e] = gate_score(logits[e]);
         W total = 0;
         for (I i = 0; i < k; i++) {
             I best = -1;
@@ -73,18 +77,18 @@ void route(const W* logits, const W* bias, W* scores, I* chosen, W* weights, I t
     }
 }
 
+// As a hash gate: the experts are named by `table`, and one that is named again keeps its weight at its first name only.
+template <class W>
+void route_by(const W* logits, const I* table, I* chosen, W* weights, I tokens, I experts, I k, W factor) {
+    for (I n = 0; n < tokens; n++, logits += experts, table += k, chosen += k, weights += k) {
+        W total = 0;
+        for (I i = 0; i < k; i++) total += weights[i] = gate_score(logits[chosen[i] = table[i]]);
+        for (I i = 0; i < k; i++) {
+            bool repeated = false;
+            for (I j = 0; j < i; j++) repeated |= chosen[j] == chosen[i];
+            weights[i] = repeated ? 0 : factor * weights[i] / total;
+        }
+    }
+}
+
 }  // namespace
-
-#define SORT(W)                                                                                                    (const I* chosen, const W* weights, I* tokens, W* sorted, I* counts, I pairs, I each, I experts) {                 sort_pairs(chosen, weights, tokens, sorted, counts, pairs, each, experts);                                 }
-extern "C" void sort_pairs_f32 SORT(float)
-extern "C" void sort_pairs_f64 SORT(double)
-
-#define ROUTE(W)                                                                                                   (const W* logits, const W* bias, W* scores, I* chosen, W* weights, I tokens, I experts, I k, double factor) {         route(logits, bias, scores, chosen, weights, tokens, experts, k, W(factor), W(1.17549435e-38));             }
-extern "C" void route_f32 ROUTE(float)
-extern "C" void route_f64 ROUTE(double)
-
-#define EXPERTS(S, W)                                                                                              \
-    (const S* x, const I* tokens, const W* weights, const S* w1, const S* w2, const S* w3, const I* counts, W* out, \
-     S* room, I experts, I width, I inner, double limit)
-FOR_EACH_DTYPE(expert_mlp, EXPERTS,
-               (x, tokens, weights, w1, w2, w3, counts, out, room, experts, width, inner, limit))

@@ -1,4 +1,5 @@
 // Hyper-connections of few tokens. Shapes: N tokens, S streams, D width, O = S * (2 + S) outputs of the router.
+#pragma once
 #include "numbers.h"
 
 namespace {
@@ -84,18 +85,3 @@ void hyper_write(const S* streams, const S* y, const Wide<S>* write, const Wide<
 }
 
 }  // namespace
-
-#define READ(S, W)                                                                                               \
-    (const S* streams, const W* fn, const W* base, const W* scale, S* y, W* write, W* mix, I tokens, I n,        \
-     I width, I iterations, double eps, double norm_eps)
-FOR_EACH_DTYPE(hyper_read, READ,
-               (streams, fn, base, scale, y, write, mix, tokens, n, width, iterations, eps, norm_eps))
-
-#define COLLECT(S, W)                                                                                            \
-    (const S* streams, const W* fn, const W* base, const W* scale, S* y, I tokens, I n, I width, double eps,     \
-     double norm_eps)
-FOR_EACH_DTYPE(hyper_collect, COLLECT, (streams, fn, base, scale, y, tokens, n, width, eps, norm_eps))
-
-#define WRITE(S, W)                                                                                              \
-    (const S* streams, const S* y, const W* write, const W* mix, S* out, I tokens, I n, I width)
-FOR_EACH_DTYPE(hyper_write, WRITE, (streams, y, write, mix, out, tokens, n, width))

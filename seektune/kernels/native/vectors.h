@@ -1,4 +1,5 @@
 // Normalisation, rotation, activation and pooling of few vectors. Shapes: N vectors, C width, R rotated pairs.
+#pragma once
 #include "numbers.h"
 
 namespace {
@@ -22,7 +23,7 @@ template <class S> void rms_norm(const S* x, const S* weight, S* out, I vectors,
 // `heads` neighbouring vectors share their angles.
 template <class S>
 void rotate(const S* x, const Wide<S>* cos, const Wide<S>* sin, S* out, I vectors, I heads, I width, I pairs) {
-    std::memcpy(out, x, vectors * width * sizeof(S));
+    if (out != x) std::memcpy(out, x, vectors * width * sizeof(S));
     for (I n = 0; n < vectors; n++)
         turn(out + n * width, width, cos + n / heads * pairs, sin + n / heads * pairs, pairs);
 }
@@ -82,24 +83,3 @@ void pool_windows(const W* values, const W* gates, const W* ape, const I* last, 
 }
 
 }  // namespace
-
-#define NORM(S, W) (const S* x, const S* weight, S* out, I vectors, I width, double eps)
-FOR_EACH_DTYPE(rms_norm, NORM, (x, weight, out, vectors, width, eps))
-
-#define ROTATE(S, W) (const S* x, const W* cos, const W* sin, S* out, I vectors, I heads, I width, I pairs)
-FOR_EACH_DTYPE(rotate, ROTATE, (x, cos, sin, out, vectors, heads, width, pairs))
-
-#define UNIT(S, W) (const S* x, const W* cos, const W* sin, S* out, I vectors, I heads, I width, I pairs, double eps)
-FOR_EACH_DTYPE(rotated_unit, UNIT, (x, cos, sin, out, vectors, heads, width, pairs, eps))
-
-#define SWIGLU(S, W) (const S* gate, const S* up, W* out, I count, double limit)
-FOR_EACH_DTYPE(clamped_swiglu, SWIGLU, (gate, up, out, count, limit))
-
-#define POOL(W)                                                                                                    \
-    (const W* values, const W* gates, const W* ape, const I* last, const I* position, W* out, W* room, I rows,     \
-     I entries, I row_stride, I stride, I window, I channels, I overlap) {                                         \
-        pool_windows(values, gates, ape, last, position, out, room, rows, entries, row_stride, stride, window,     \
-                     channels, overlap);                                                                           \
-    }
-extern "C" void pool_windows_f32 POOL(float)
-extern "C" void pool_windows_f64 POOL(double)

@@ -1,5 +1,6 @@
 // Attention and the indexer's choice for few queries. Shapes: B rows, T queries, N keys, H heads, C head width,
 // E entries, K listed entries.
+#pragma once
 #include <algorithm>
 
 #include "numbers.h"
@@ -48,9 +49,9 @@ void sparse_attention(const S* q, const S* keys, const S* entries, const Wide<S>
 }
 
 // Places of the k largest of `scores`, the earlier of equal ones.
-template <class W> void choose(const W* scores, I size, I k, I first, I* order, I* out) {
+template <class W> void choose(const W* scores, I size, I k, I first, int32_t* order, I* out) {
     for (I i = 0; i < size; i++) order[i] = i;
-    std::nth_element(order, order + k - 1, order + size, [&](I a, I b) {
+    std::nth_element(order, order + k - 1, order + size, [&](int32_t a, int32_t b) {
         return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
     });
     for (I i = 0; i < k; i++) out[i] = first + order[i];
@@ -58,7 +59,7 @@ template <class W> void choose(const W* scores, I size, I k, I first, I* order, 
 
 template <class S>
 void index_topk(const S* q, const S* keys, const S* weights, const I* firsts, const I* counts, I* out, Wide<S>* scores,
-                I* order, I rows, I queries, I heads, I width, I keys_stride, I k) {
+                int32_t* order, I rows, I queries, I heads, I width, I keys_stride, I k) {
     typedef Wide<S> W;
     for (I b = 0; b < rows; b++, keys += keys_stride)
         for (I t = 0; t < queries; t++, q += heads * width, weights += heads, firsts++, counts++, out += k) {
@@ -78,17 +79,3 @@ void index_topk(const S* q, const S* keys, const S* weights, const I* firsts, co
 }
 
 }  // namespace
-
-#define ATTENTION(S, W)                                                                                            \
-    (const S* q, const S* keys, const S* entries, const W* sink, const I* positions, const I* list,                \
-     const I* firsts, const I* counts, S* out, W* room, I rows, I queries, I held, I heads, I width, I window,     \
-     I listed, I keys_stride, I entries_stride, I entries_held)
-FOR_EACH_DTYPE(sparse_attention, ATTENTION,
-               (q, keys, entries, sink, positions, list, firsts, counts, out, room, rows, queries, held, heads, width,
-                window, listed, keys_stride, entries_stride, entries_held))
-
-#define INDEX(S, W)                                                                                                \
-    (const S* q, const S* keys, const S* weights, const I* firsts, const I* counts, I* out, W* scores, I* order,   \
-     I rows, I queries, I heads, I width, I keys_stride, I k)
-FOR_EACH_DTYPE(index_topk, INDEX,
-               (q, keys, weights, firsts, counts, out, scores, order, rows, queries, heads, width, keys_stride, k))
