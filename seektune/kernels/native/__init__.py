@@ -12,9 +12,9 @@ from torch import Tensor
 from seektune.kernels.native.library import function
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
-WORK = 2**24
+WORK = 2**25
 """Multiplications of a call; beyond them torch's products, which use all cores, are faster."""
-ROWS, MATRIX = 16, 2**20
+ROWS, MATRIX = 32, 2**20
 """Most tokens of a product with a matrix, and elements of it, that is read faster here than by torch."""
 WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}
 """The dtype that one is computed in."""
