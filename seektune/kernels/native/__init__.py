@@ -238,10 +238,10 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
         return None
     k = min(k, entries)
     out_BTK = visible.first_BT.new_empty(rows, queries, k)
-    scores, order = q_BTHI.new_empty(entries, dtype=WIDE[q_BTHI.dtype]), torch.empty(entries, dtype=torch.int32)
+    scores, room = q_BTHI.new_empty((2, entries), dtype=WIDE[q_BTHI.dtype]).unbind()
     inputs = q_BTHI.contiguous(), keys_BEI, weights_BTH.contiguous()
     seen = visible.first_BT.contiguous(), visible.count_BT.contiguous()
-    run(*at(*inputs, *seen, out_BTK, scores, order), rows, queries, heads, width, keys_BEI.stride(0), k)
+    run(*at(*inputs, *seen, out_BTK, scores, room), rows, queries, heads, width, keys_BEI.stride(0), k)
     return Chosen(out_BTK)
 
 

@@ -2,6 +2,7 @@
 // E entries, K listed entries.
 #pragma once
 #include <algorithm>
+#include <functional>
 
 #include "numbers.h"
 
@@ -48,18 +49,49 @@ void sparse_attention(const S* q, const S* keys, const S* entries, const Wide<S>
         }
 }
 
-// Places of the k largest of `scores`, the earlier of equal ones.
-template <class W> void choose(const W* scores, I size, I k, I first, int32_t* order, I* out) {
-    for (I i = 0; i < size; i++) order[i] = i;
-    std::nth_element(order, order + k - 1, order + size, [&](int32_t a, int32_t b) {
-        return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-    });
-    for (I i = 0; i < k; i++) out[i] = first + order[i];
+const I RUN = 256;  // entries that stay in a cache while all heads look at them
+const I PEAK = 32;  // scores of which only the best is looked at first
+
+// The k-th largest of `size` numbers, which are put in another order.
+template <class W> W kth(W* numbers, I size, I k) {
+    std::nth_element(numbers, numbers + k - 1, numbers + size, std::greater<W>());
+    return numbers[k - 1];
+}
+
+// Places of the k largest of `scores`, the earlier of equal ones; what is no number is no place. `room` holds as many.
+template <class W> void choose(const W* scores, I size, I k, I first, W* room, I* out) {
+    W bound = -INFINITY;  // k scores or more are as large
+    if (size / PEAK > k) {
+        for (I b = 0; b < size / PEAK; b++) {
+            W peak = -INFINITY;
+            for (I i = 0; i < PEAK; i++) peak = scores[b * PEAK + i] > peak ? scores[b * PEAK + i] : peak;
+            room[b] = peak;
+        }
+        bound = kth(room, size / PEAK, k);
+    }
+    I held = 0, taken = 0;
+    for (I i = 0; i < size; i++)
+        if (scores[i] >= bound) room[held++] = scores[i];
+    const W least = held > k ? kth(room, held, k) : bound;
+    I equal = k;
+    for (I i = 0; i < std::min(held, k); i++) equal -= room[i] > least;
+    for (I i = 0; i < size && taken < k; i++)
+        if (scores[i] > least || (scores[i] == least && equal-- > 0)) out[taken++] = first + i;
+    while (taken < k) out[taken++] = -1;
+}
+
+// Adds to the scores of some entries what M heads say.
+template <int M, class S>
+void add_heads(const S* q, const S* keys, const S* weights, Wide<S>* scores, I entries, I width) {
+    const S* heads[M];
+    for (int m = 0; m < M; m++) heads[m] = q + m * width;
+    each_product<M>(keys, entries, width, heads, width,
+                    [&](int m, I e, Wide<S> sum) { scores[e] += wide(weights[m]) * (sum > 0 ? sum : 0); });
 }
 
 template <class S>
 void index_topk(const S* q, const S* keys, const S* weights, const I* firsts, const I* counts, I* out, Wide<S>* scores,
-                int32_t* order, I rows, I queries, I heads, I width, I keys_stride, I k) {
+                Wide<S>* room, I rows, I queries, I heads, I width, I keys_stride, I k) {
     typedef Wide<S> W;
     for (I b = 0; b < rows; b++, keys += keys_stride)
         for (I t = 0; t < queries; t++, q += heads * width, weights += heads, firsts++, counts++, out += k) {
@@ -67,14 +99,16 @@ void index_topk(const S* q, const S* keys, const S* weights, const I* firsts, co
                 for (I i = 0; i < k; i++) out[i] = i < *counts ? *firsts + i : -1;
                 continue;
             }
-            for (I e = 0; e < *counts; e++) {
-                const S* key = keys + (*firsts + e) * width;
-                W score = 0;
-                each_product<1>(q, heads, width, &key, width,
-                                [&](int, I h, W sum) { score += wide(weights[h]) * (sum > 0 ? sum : 0); });
-                scores[e] = score;
-            }
-            choose(scores, *counts, k, *firsts, order, out);
+            const S* seen = keys + *firsts * width;
+            std::fill(scores, scores + *counts, W(0));
+            for (I e = 0; e < *counts; e += RUN)
+                for (I h = 0; h < heads;) {
+                    const I some = heads - h >= 4 ? 4 : 1;
+                    auto add = some == 4 ? add_heads<4, S> : add_heads<1, S>;
+                    add(q + h * width, seen + e * width, weights + h, scores + e, std::min(RUN, *counts - e), width);
+                    h += some;
+                }
+            choose(scores, *counts, k, *firsts, room, out);
         }
 }
 

@@ -77,10 +77,10 @@ FOR_EACH_DTYPE(sparse_attention, ATTENTION,
                 window, listed, keys_stride, entries_stride, entries_held))
 
 #define INDEX(S, W)                                                                                                \
-    (const S* q, const S* keys, const S* weights, const I* firsts, const I* counts, I* out, W* scores, int32_t* order,   \
+    (const S* q, const S* keys, const S* weights, const I* firsts, const I* counts, I* out, W* scores, W* room,   \
      I rows, I queries, I heads, I width, I keys_stride, I k)
 FOR_EACH_DTYPE(index_topk, INDEX,
-               (q, keys, weights, firsts, counts, out, scores, order, rows, queries, heads, width, keys_stride, k))
+               (q, keys, weights, firsts, counts, out, scores, room, rows, queries, heads, width, keys_stride, k))
 
 #define ENTER(S, W) (void* const* addresses, const I* sizes, double hyper_eps, double eps)
 #define LEAVE(S, W) (void* const* addresses, const I* sizes, double hyper_eps, double eps, double factor, double limit)

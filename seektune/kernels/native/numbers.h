@@ -68,6 +68,36 @@ inline Floats load(const Half* x) {
     return (Floats)bits;
 }
 
+typedef float Floats8 __attribute__((vector_size(32)));
+typedef float Floats4 __attribute__((vector_size(16)));
+typedef double Doubles4 __attribute__((vector_size(32)));
+
+inline Floats4 quarter(Floats x) {
+    const Floats8 y = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+                      __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    return __builtin_shufflevector(y, y, 0, 1, 2, 3) + __builtin_shufflevector(y, y, 4, 5, 6, 7);
+}
+inline float total(Floats x) {
+    const Floats4 y = quarter(x);
+    return (y[0] + y[2]) + (y[1] + y[3]);
+}
+inline double total(Doubles x) {
+    const Doubles4 y = __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
+    return (y[0] + y[2]) + (y[1] + y[3]);
+}
+
+// The totals of R vectors; of four floats at once, as adding up within a vector costs more than the products before.
+template <int R, class V, class W> inline void totals(const V* x, W* out) {
+    for (int r = 0; r < R; r++) out[r] = total(x[r]);
+}
+template <> inline void totals<4>(const Floats* x, float* out) {
+    const Floats4 a = quarter(x[0]), b = quarter(x[1]), c = quarter(x[2]), d = quarter(x[3]);
+    const Floats4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Floats4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    const Floats4 sums = __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    std::memcpy(out, &sums, sizeof(sums));
+}
+
 // out[m][r] = sum over i of rows[r][i] * x[m][i], for M vectors and R rows that stand `stride` apart.
 template <int R, int M, class S, class X>
 inline void products(const S* rows, I stride, const X* const* x, I size, Wide<S> out[M][R]) {
@@ -80,13 +110,11 @@ inline void products(const S* rows, I stride, const X* const* x, I size, Wide<S>
             V row = load(rows + r * stride + i);
             for (int m = 0; m < M; m++) sums[m][r] += row * load(x[m] + i);
         }
-    for (int m = 0; m < M; m++)
-        for (int r = 0; r < R; r++) {
-            Wide<S> sum = 0;
-            for (int lane = 0; lane < lanes; lane++) sum += sums[m][r][lane];
-            for (I j = i; j < size; j++) sum += wide(rows[r * stride + j]) * wide(x[m][j]);
-            out[m][r] = sum;
-        }
+    for (int m = 0; m < M; m++) {
+        totals<R>(sums[m], out[m]);
+        for (int r = 0; r < R; r++)
+            for (I j = i; j < size; j++) out[m][r] += wide(rows[r * stride + j]) * wide(x[m][j]);
+    }
 }
 
 // As `products` for any number of rows; take(m, r, sum) receives each. Four quarters are read side by side, each in
