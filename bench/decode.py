@@ -1,4 +1,4 @@
-"""How fast the model speaks beside transformers with the same weights, and how long texts slow it down.
+"""How fast the model speaks beside transformers with the same weights, in batches, and how long texts slow it down.
 
 Run with `make bench-decode`; writes bench/decode.json. Times are CPU seconds of this process where wall time would
 count what else the machine does; both models take turns.
@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seektune.generate.engine import Decoding
+from seektune.generate.request import Request
+from seektune.generate.sample import Sampling
 from seektune.model.cache import Cache
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
@@ -24,6 +27,9 @@ PROMPT, STEPS = 1024, 24
 """Tokens before decoding begins, and decoded ones of each round."""
 PREFILL = 4096
 ROUNDS = 3
+BATCHES = (1, 8, 32)
+"""Texts that a server decodes together, each after `SHORT` tokens."""
+SHORT = 128
 LONG = (1_000, 100_000)
 """Tokens of context that decoding is compared at."""
 
@@ -135,12 +141,28 @@ def long_texts() -> Iterator[tuple[str, Any]]:
     yield "decode_by_context", {**found, "slowdown": round(long / short, 2)}
 
 
+def batches() -> Iterator[tuple[str, Any]]:
+    """Tokens per CPU second of all texts together, as the server decodes them."""
+    torch.manual_seed(0)
+    config = DeepseekV4Config.from_pretrained(Path(__file__).with_name("model.json"))
+    model = DeepseekV4ForCausalLM(config)
+    found = {}
+    for rows in BATCHES:
+        prompts = torch.randint(2, config.vocab_size, (rows, SHORT)).tolist()
+        greedy = [Request(prompt, STEPS * ROUNDS + 1, Sampling(temperature=0)) for prompt in prompts]
+        decoding = Decoding(model, greedy, longest=SHORT + STEPS * ROUNDS + 1)
+        decoding.step()
+        began, tokens = process_time(), sum(len(decoding.step()) for _ in range(STEPS * ROUNDS))
+        found[str(rows)] = round(tokens / (process_time() - began), 1)
+    yield "batched_tokens_per_s", found
+
+
 def main() -> None:
     """Measure, print and write."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {"threads": 1}
     with torch.inference_mode():
-        for part in (long_texts(), beside_transformers()):
+        for part in (long_texts(), batches(), beside_transformers()):
             for name, values in part:
                 found[name] = values
                 print(name, json.dumps(values), flush=True)

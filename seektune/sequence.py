@@ -3,11 +3,15 @@
 Shapes: B rows, T tokens, N taught tokens, D width, E entries (compressed windows).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 IGNORE_INDEX = -100
 """Label of a token that is not taught (the convention of torch's cross-entropy)."""
@@ -112,6 +116,10 @@ class SequenceLayout:
     def total(self, x: Tensor) -> Tensor:
         """The sum of `x` over the devices that share the row, with its gradient."""
         return x
+
+    def at_positions(self, make: Callable[[Tensor], Value]) -> Value:
+        """`make(positions)`; what is the same for several layers may be made once."""
+        return make(self.positions)
 
     @property
     def shares(self) -> int:

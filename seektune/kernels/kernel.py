@@ -14,21 +14,31 @@ from torch._subclasses.fake_tensor import FakeTensor
 Rest = TypeVarTuple("Rest")
 Result = TypeVar("Result")
 
+SMALL = 2**16
+"""Elements of a tensor that native kernels take: the streams of 64 tokens of the benchmark model, of 4 of V4-Flash."""
 CAPABILITY = (8, 0)
 """Least GPU generation for Triton kernels (bf16 products)."""
 
 
 @dataclass(frozen=True)
 class Kernel(Generic[*Rest, Result]):
-    """`reference` defines the operation; a call runs `fused`, or on a fit GPU the function of its name in `triton`."""
+    """`reference` defines the operation; a call runs `fused`, on a fit GPU the function of its name in `triton`,
+    and for a small tensor on a CPU, where no gradient can be asked for, `native`.
+    """
 
     reference: Callable[[Tensor, *Rest], Result]
     fused: Callable[[Tensor, *Rest], Result]
     triton: str | None = None
     """Module of `seektune.kernels.triton`, imported at the first call that needs it."""
+    native: Callable[[Tensor, *Rest], Result | None] | None = None
+    """Gives None where it does not apply."""
 
     def __call__(self, first: Tensor, *rest: *Rest) -> Result:
         """Run on the device of the first argument; where it has no memory, the definition, which looks at no value."""
+        if self.native is not None and type(first) is Tensor and first.is_cpu and first.numel() <= SMALL:
+            found = None if torch.is_grad_enabled() else self.native(first, *rest)
+            if found is not None:
+                return found
         if first.is_meta or isinstance(first, FakeTensor):
             return self.reference(first, *rest)
         if self.triton is not None and first.is_cuda and triton_fits(first.device):

@@ -10,7 +10,7 @@ from seektune.kernels import Prefix, Visible, rotated_unit, sparse_attention
 from seektune.model.compress import Compressor
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.model.indexer import Indexer
-from seektune.model.linear import GroupedLinear
+from seektune.model.linear import GroupedLinear, Linear
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import Numerics
 from seektune.model.rope import Rope, Rotation
@@ -33,23 +33,20 @@ class Attention(nn.Module):
     ):
         super().__init__()
         width, heads, head = config.hidden_size, config.num_attention_heads, config.head_dim
-        self.ratio, self.heads, self.groups = ratio, heads, config.o_groups
+        self.ratio, self.heads, self.width, self.groups = ratio, heads, head, config.o_groups
         self.eps, self.window, self.rope_dim = config.rms_norm_eps, config.sliding_window, config.qk_rope_head_dim
         self.numerics, self.rope = numerics, Rope.of_layer(config, ratio)
 
-        def linear(inputs: int, outputs: int) -> nn.Linear:
-            return nn.Linear(inputs, outputs, bias=False, device=device, dtype=dtype)
-
-        self.wq_a = linear(width, config.q_lora_rank)
+        self.wq_a = Linear(width, config.q_lora_rank, device, dtype)
         self.q_norm = RMSNorm(config.q_lora_rank, self.eps, device, dtype)
-        self.wq_b = linear(config.q_lora_rank, heads * head)
-        self.wkv = linear(width, head)
+        self.wq_b = Linear(config.q_lora_rank, heads * head, device, dtype)
+        self.wkv = Linear(width, head, device, dtype)
         self.kv_norm = RMSNorm(head, self.eps, device, dtype)
         self.attn_sink = nn.Parameter(torch.empty(heads, device=device, dtype=torch.float32))
         self.wo_a = GroupedLinear(
             heads * head // self.groups, self.groups * config.o_lora_rank, self.groups, device, dtype
         )
-        self.wo_b = linear(self.groups * config.o_lora_rank, width)
+        self.wo_b = Linear(self.groups * config.o_lora_rank, width, device, dtype)
         if ratio != SLIDING:
             self.compressor = Compressor(config, ratio, head, device, dtype)
         if ratio == CSA:
@@ -57,15 +54,29 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, layout: SequenceLayout) -> Tensor:
         """`[B, T, D]`; keys are rotated at their own position and the output back at the query's."""
-        rotation = self.rope(layout.positions)
+        rotation = layout.at_positions(self.rope)
         q_residual = self.q_norm(self.wq_a(x_BTD))
-        q_BTHC = self.wq_b(q_residual).unflatten(-1, (self.heads, -1))
+        q_BTHC = self.wq_b(q_residual).view(*x_BTD.shape[:2], self.heads, self.width)
         q_BTHC = rotated_unit(q_BTHC, rotation.cos, rotation.sin, self.eps)
-        keys_BTC = self.numerics.keep(rotation(self.kv_norm(self.wkv(x_BTD))), self.rope_dim)
-        entries_BEC, visible = self.compress(x_BTD, q_residual, rotation, layout, keys_BTC)
+        keys_BTC = rotation(self.kv_norm(self.wkv(x_BTD)))
+        return self.project(
+            rotation.inverse.over_heads(self.attend(x_BTD, q_residual, q_BTHC, keys_BTC, rotation, layout))
+        )
+
+    def attend(
+        self,
+        x_BTD: Tensor,
+        q_residual_BTR: Tensor,
+        q_BTHC: Tensor,
+        keys_BTC: Tensor,
+        rotation: Rotation,
+        layout: SequenceLayout,
+    ) -> Tensor:
+        """What each head of each token sees of the row, `[B, T, H, C]`; queries and keys are rotated."""
+        keys_BTC = self.numerics.keep(keys_BTC, self.rope_dim)
+        entries_BEC, visible = self.compress(x_BTD, q_residual_BTR, rotation, layout, keys_BTC)
         keys_BNC = layout.preceded(keys_BTC, self.window - 1)
-        o_BTHC = sparse_attention(q_BTHC, keys_BNC, entries_BEC, self.attn_sink, layout.positions, self.window, visible)
-        return self.project(rotation.inverse().over_heads()(o_BTHC))
+        return sparse_attention(q_BTHC, keys_BNC, entries_BEC, self.attn_sink, layout.positions, self.window, visible)
 
     def compress(
         self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, layout: SequenceLayout, keys_BTC: Tensor
@@ -82,5 +93,5 @@ class Attention(nn.Module):
 
     def project(self, o_BTHC: Tensor) -> Tensor:
         """Each group of neighbouring heads through its own part of `wo_a`, all together through `wo_b`."""
-        o_BTGI = o_BTHC.flatten(2).unflatten(-1, (self.groups, -1))
+        o_BTGI = o_BTHC.reshape(*o_BTHC.shape[:2], self.groups, self.heads * self.width // self.groups)
         return self.wo_b(self.wo_a(o_BTGI).flatten(2))

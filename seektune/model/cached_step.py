@@ -3,14 +3,15 @@
 Shapes: B rows, T tokens of a call, C channels, E entries, F entries made in the call.
 """
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from seektune.model.kept import SPARE, Compressed, LayerCache, Tail, run_of
-from seektune.sequence import SequenceLayout, Windows
+from seektune.sequence import SequenceLayout, Value, Windows
 
 if TYPE_CHECKING:
     from seektune.model.cache import Cache
@@ -27,6 +28,7 @@ class Step:
             cache.move_tails(length)
         self._before = list(cache.lengths)
         self._plans: dict[int, Plan] = {}
+        self._made: dict[Callable[[Tensor], Any], Any] = {}
 
     def layout(self, device: torch.device) -> "CachedLayout":
         """The layout of the call's tokens; what stands after a row's own is padding."""
@@ -47,11 +49,23 @@ class Step:
         self.kept.append((tail, run_of(whole, self.counts, tail.keep)))
         return whole[:, tail.keep - count :]
 
+    def at_positions(self, make: Callable[[Tensor], Value], layout: SequenceLayout) -> Value:
+        """`make(positions)`, once for all layers."""
+        if make not in self._made:
+            self._made[make] = make(layout.positions)
+        value: Value = self._made[make]
+        return value
+
     def plan(self, ratio: int, layout: SequenceLayout) -> "Plan":
         """The windows that end in the call, the same for all layers of a ratio."""
         if ratio not in self._plans:
             self._plans[ratio] = self._make_plan(ratio, layout)
         return self._plans[ratio]
+
+    def windows(self, ratio: int, plan: "Plan", kept: Compressed, layer: LayerCache) -> "CachedWindows":
+        """The windows of a plan, with what a layer's compressor or indexer keeps."""
+        places = plan.last_BF, plan.position_BF, plan.first_BT, plan.count_BT
+        return CachedWindows(ratio, *places, self, plan, kept, layer)
 
     def _make_plan(self, ratio: int, layout: SequenceLayout) -> "Plan":
         after = [(before + count) // ratio for before, count in zip(self._before, self.counts, strict=True)]
@@ -61,7 +75,7 @@ class Step:
         # a row that makes fewer entries than others fills the rest with what is written over before anyone sees it
         last_BF = ((number_BF + 1) * ratio - 1 - before_B1).clamp(max=self.length - 1)
         count_BT = torch.where(layout.real, (layout.positions + 1) // ratio, 0)
-        return Plan(last_BF, number_BF * ratio, count_BT, number_BF, max(after))
+        return Plan(last_BF, number_BF * ratio, torch.zeros_like(count_BT), count_BT, number_BF, max(after))
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,7 @@ class Plan:
 
     last_BF: Tensor
     position_BF: Tensor
+    first_BT: Tensor
     count_BT: Tensor
     number_BF: Tensor
     """Which of its row's entries a window becomes."""
@@ -92,8 +107,9 @@ class CachedWindows(Windows):
 
     def of_row(self, entries_BEC: Tensor) -> Tensor:
         """Entries made here, put to those that are kept: all of them, `[B, E, C]`, as a view."""
-        rows_B1 = torch.arange(entries_BEC.shape[0], device=entries_BEC.device)[:, None]
-        self.kept.entries[rows_B1, self.plan.number_BF.clamp(max=self.kept.most)] = entries_BEC
+        if not self.idle:
+            rows_B1 = torch.arange(entries_BEC.shape[0], device=entries_BEC.device)[:, None]
+            self.kept.entries[rows_B1, self.plan.number_BF.clamp(max=self.kept.most)] = entries_BEC
         return self.kept.entries[:, : self.plan.entries]
 
     @property
@@ -109,7 +125,7 @@ class CachedWindows(Windows):
     def for_indexer(self) -> "CachedWindows":
         """The same windows with what the indexer keeps."""
         assert self.layer.index is not None
-        return replace(self, kept=self.layer.index)
+        return self.step.windows(self.ratio, self.plan, self.layer.index, self.layer)
 
 
 @dataclass(frozen=True)
@@ -121,12 +137,16 @@ class CachedLayout(SequenceLayout):
 
     def at(self, layer: int) -> "CachedLayout":
         """With what this layer keeps."""
-        return replace(self, layer=self.step.cache.layers[layer])
+        return CachedLayout(self.positions, self.documents, self.step, self.step.cache.layers[layer])
 
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
         """The tokens here after the `count` before them."""
         assert self.layer is not None
         return self.step.preceded(self.layer.keys, x_BTC, count)
+
+    def at_positions(self, make: Callable[[Tensor], Value]) -> Value:
+        """`make(positions)`, once for all layers."""
+        return self.step.at_positions(make, self)
 
     def followed(self) -> "CachedLayout":
         """All of them: who goes on token by token says which token comes next."""
@@ -136,8 +156,4 @@ class CachedLayout(SequenceLayout):
         """The windows that end here."""
         assert self.layer is not None
         assert self.layer.compressed is not None
-        plan, kept = self.step.plan(ratio, self), self.layer.compressed
-        first_BT = torch.zeros_like(plan.count_BT)
-        return CachedWindows(
-            ratio, plan.last_BF, plan.position_BF, first_BT, plan.count_BT, self.step, plan, kept, self.layer
-        )
+        return self.step.windows(ratio, self.step.plan(ratio, self), self.layer.compressed, self.layer)

@@ -28,8 +28,8 @@ class Compressor(nn.Module):
         self.ratio, self.width = ratio, width
         self.overlap = ratio == CSA
         channels = width * (2 if self.overlap else 1)
-        self.wkv = WideLinear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
-        self.wgate = WideLinear(config.hidden_size, channels, bias=False, device=device, dtype=dtype)
+        self.wkv = WideLinear(config.hidden_size, channels, device, dtype)
+        self.wgate = WideLinear(config.hidden_size, channels, device, dtype)
         self.ape = nn.Parameter(torch.empty(ratio, channels, device=device, dtype=torch.float32))
         self.norm = RMSNorm(width, config.rms_norm_eps, device, dtype)
         self.rope = Rope.of_layer(config, ratio)

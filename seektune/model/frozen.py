@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seektune.checkpoint.formats import QUANTISED
@@ -19,7 +18,9 @@ from seektune.checkpoint.stored import Stored, encode
 from seektune.kernels import (
     clamped_swiglu,
     expert_linear,
+    expert_mlp,
     grouped_linear,
+    linear,
     packed_expert_linear,
     packed_linear,
     upcast,
@@ -86,7 +87,7 @@ class FrozenLinear(FrozenWeight):
         if scale is not None:
             return packed_linear(x, weight, scale, self.groups)
         weight = weight.to(x.dtype)
-        return F.linear(x, weight) if self.groups == 1 else grouped_linear(x, weight, self.groups)
+        return linear(x, weight) if self.groups == 1 else grouped_linear(x, weight, self.groups)
 
 
 class FrozenMatrix(FrozenWeight):
@@ -121,6 +122,11 @@ class FrozenExperts(nn.Module):
 
     def forward(self, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor | None = None) -> Tensor:
         """As `Experts.forward`; with `tokens_P`, every token has as many pairs as any other."""
+        matrices = self.w1, self.w2, self.w3
+        if not torch.is_grad_enabled() and all(type(w) is FrozenMatrix and w.scale is None for w in matrices):
+            tokens_P = torch.arange(len(x_ND), device=x_ND.device) if tokens_P is None else tokens_P
+            w1, w2, w3 = self.w1.weight, self.w2.weight, self.w3.weight
+            return expert_mlp(x_ND, tokens_P, weights_P, w1, w2, w3, counts, self.limit)
         x_PD = x_ND if tokens_P is None else x_ND[tokens_P]
         inner = weights_P[:, None] * clamped_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), self.limit)
         out_PD = upcast(self.w2(inner.to(x_ND.dtype), counts))

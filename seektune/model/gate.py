@@ -3,13 +3,12 @@
 Shapes: B rows, T tokens, N tokens of all rows, D width, E experts, K experts per token.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import upcast
+from seektune.kernels import gate_scores, gate_weights, linear, route, upcast
 from seektune.model.config import DeepseekV4Config
 from seektune.sequence import SequenceLayout
 
@@ -57,18 +56,13 @@ class Gate(nn.Module):
         self.experts_per_token, self.factor = config.num_experts_per_tok, config.routed_scaling_factor
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size, device=device, dtype=dtype))
 
-    def choose(self, scores_NE: Tensor, tokens_N: Tensor | None) -> Tensor:
-        """Experts `[N, K]`."""
-        raise NotImplementedError
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """`[N, E]`."""
+        return linear(upcast(x_ND), upcast(self.weight))
 
     def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
         """Route N tokens (paper section 2.1; official `Gate`)."""
-        positive = F.softplus(F.linear(upcast(x_ND), upcast(self.weight)))
-        # a logit below about -100 gives 0, where the root's slope is infinite
-        scores = positive.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-        experts = self.choose(scores, tokens_N)
-        weights = scores.gather(1, experts)
-        return Routing(experts, self.factor * weights / weights.sum(dim=-1, keepdim=True), scores)
+        raise NotImplementedError
 
 
 class TopKGate(Gate):
@@ -79,9 +73,9 @@ class TopKGate(Gate):
         self.bias: Tensor
         self.register_buffer("bias", torch.empty(config.n_routed_experts, device=device, dtype=torch.float32))
 
-    def choose(self, scores_NE: Tensor, tokens_N: Tensor | None) -> Tensor:
+    def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
         """The top K by biased score."""
-        return (scores_NE + self.bias).topk(self.experts_per_token, dim=-1).indices
+        return Routing(*route(self.logits(x_ND), self.bias, self.experts_per_token, self.factor))
 
 
 class HashGate(Gate):
@@ -97,22 +91,19 @@ class HashGate(Gate):
         table = torch.empty(config.vocab_size, config.num_experts_per_tok, device=device, dtype=torch.int64)
         self.register_buffer("tid2eid", table)
 
-    def choose(self, scores_NE: Tensor, tokens_N: Tensor | None) -> Tensor:
-        """The table's row of each id; without ids there is no choice to fall back on."""
-        if tokens_N is None:
-            raise ValueError("a hash layer needs the token ids; none reached it")
-        return self.tid2eid[tokens_N]
-
     def is_valid(self) -> bool:
         """Whether every entry of the table is an expert."""
         return bool(((self.tid2eid >= 0) & (self.tid2eid < self.weight.shape[0])).all())
 
     def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
-        """Route by id; a repeated expert keeps its weight at its first name only."""
-        routing = super().forward(x_ND, tokens_N)
-        same_NKK = routing.experts_NK.unsqueeze(2) == routing.experts_NK.unsqueeze(1)
+        """The table's row of each id; a repeated expert keeps its weight at its first name only."""
+        if tokens_N is None:
+            raise ValueError("a hash layer needs the token ids; none reached it")
+        scores_NE, experts_NK = gate_scores(self.logits(x_ND)), self.tid2eid[tokens_N]
+        same_NKK = experts_NK.unsqueeze(2) == experts_NK.unsqueeze(1)
         repeated_NK = same_NKK.tril(diagonal=-1).any(dim=2)
-        return replace(routing, weights_NK=routing.weights_NK.masked_fill(repeated_NK, 0.0))
+        weights_NK = gate_weights(scores_NE, experts_NK, self.factor).masked_fill(repeated_NK, 0.0)
+        return Routing(experts_NK, weights_NK, scores_NE)
 
 
 def _sequence_balance(scores_NE: Tensor, chosen_NE: Tensor, layout: SequenceLayout) -> Tensor:

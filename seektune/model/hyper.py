@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from seektune.kernels import hyper_read, hyper_write
-from seektune.kernels.reference.hyper import hyper_gather, hyper_route
+from seektune.kernels import hyper_collect, hyper_read, hyper_write
 from seektune.model.config import DeepseekV4Config
 
 
@@ -38,8 +37,8 @@ class HyperConnection(StreamRouter):
         numbers = self.iterations, self.eps, self.norm_eps
         x_ND, write_NS, mix_NSS = hyper_read(streams_NSD, self.fn, self.base, self.scale, *numbers)
         rows = streams_BTSD.shape[:2]
-        y_BTD = branch(x_ND.unflatten(0, rows))
-        return hyper_write(streams_BTSD, y_BTD, write_NS.unflatten(0, rows), mix_NSS.unflatten(0, rows))
+        y_ND = branch(x_ND.view(*rows, x_ND.shape[-1])).flatten(0, 1)
+        return hyper_write(streams_NSD, y_ND, write_NS, mix_NSS).view_as(streams_BTSD)
 
 
 class HyperHead(StreamRouter):
@@ -50,5 +49,4 @@ class HyperHead(StreamRouter):
 
     def forward(self, streams_BTSD: Tensor) -> Tensor:
         """`[B, T, D]`."""
-        logits_BTS = self.scale * hyper_route(streams_BTSD, self.fn, self.norm_eps) + self.base
-        return hyper_gather(streams_BTSD, logits_BTS, self.eps)
+        return hyper_collect(streams_BTSD, self.fn, self.base, self.scale, self.eps, self.norm_eps)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seektune.kernels import Chosen, Prefix, index_topk
 from seektune.model.compress import Compressor
 from seektune.model.config import CSA, DeepseekV4Config
+from seektune.model.linear import Linear
 from seektune.model.numerics import Numerics
 from seektune.model.rope import Rotation
 from seektune.sequence import Windows
@@ -23,8 +24,8 @@ class Indexer(nn.Module):
     def __init__(self, config: DeepseekV4Config, numerics: Numerics, device: torch.device | None, dtype: torch.dtype):
         super().__init__()
         self.heads, self.width, self.topk = config.index_n_heads, config.index_head_dim, config.index_topk
-        self.wq_b = nn.Linear(config.q_lora_rank, self.heads * self.width, bias=False, device=device, dtype=dtype)
-        self.weights_proj = nn.Linear(config.hidden_size, self.heads, bias=False, device=device, dtype=dtype)
+        self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, device, dtype)
+        self.weights_proj = Linear(config.hidden_size, self.heads, device, dtype)
         self.compressor = Compressor(config, CSA, self.width, device, dtype)
         self.numerics = numerics
         self.requires_grad_(False)
@@ -40,6 +41,6 @@ class Indexer(nn.Module):
         if keys_BEI.shape[1] <= self.topk:
             return everything
         q_BTHI = self.wq_b(q_residual_BTR).unflatten(-1, (self.heads, self.width))
-        q_BTHI = self.numerics.index(rotation.over_heads()(q_BTHI))
+        q_BTHI = self.numerics.index(rotation.over_heads(q_BTHI))
         weights_BTH = self.weights_proj(x_BTD) * (self.width**-0.5 * self.heads**-0.5)
         return index_topk(q_BTHI, keys_BEI, weights_BTH, everything, self.topk)

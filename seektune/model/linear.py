@@ -1,17 +1,27 @@
-"""Linear maps that are more than one product: in groups, and in fp32 whatever the model's dtype."""
+"""Linear maps without bias: plain, in groups, and in fp32 whatever the model's dtype."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import grouped_linear, upcast
+from seektune.kernels import grouped_linear, linear, upcast
 
 
-class GroupedLinear(nn.Linear):
+class Linear(nn.Linear):
+    """A linear map without bias."""
+
+    def __init__(self, inputs: int, outputs: int, device: torch.device | None, dtype: torch.dtype):
+        super().__init__(inputs, outputs, bias=False, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., O]`."""
+        return linear(x, self.weight)
+
+
+class GroupedLinear(Linear):
     """Groups of inputs side by side, each with its own rows of the weight `[G * O, I]`."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, device: torch.device | None, dtype: torch.dtype):
-        super().__init__(inputs, outputs, bias=False, device=device, dtype=dtype)
+        super().__init__(inputs, outputs, device, dtype)
         self.groups = groups
 
     def forward(self, x_BTGI: Tensor) -> Tensor:
@@ -19,15 +29,15 @@ class GroupedLinear(nn.Linear):
         return grouped_linear(x_BTGI, self.weight, self.groups)
 
 
-class WideLinear(nn.Linear):
+class WideLinear(Linear):
     """A linear map whose product is fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """fp32 in, fp32 out."""
-        return F.linear(upcast(x), upcast(self.weight))
+        return linear(upcast(x), upcast(self.weight))
 
 
-class Head(nn.Linear):
+class Head(Linear):
     """The output head: logits and loss take its weight, so that logits of a whole row need not exist."""
 
     def values(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from seektune.kernels import clamped_swiglu, expert_mlp, upcast
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate, RoutingLedger, TopKGate
+from seektune.model.linear import Linear
 from seektune.model.sockets import Dispatch, LocalDispatch
 from seektune.sequence import SequenceLayout
 
@@ -41,9 +42,9 @@ class SharedExpert(nn.Module):
         super().__init__()
         width, inner = config.hidden_size, config.moe_intermediate_size
         self.limit = config.swiglu_limit
-        self.w1 = nn.Linear(width, inner, bias=False, device=device, dtype=dtype)
-        self.w2 = nn.Linear(inner, width, bias=False, device=device, dtype=dtype)
-        self.w3 = nn.Linear(width, inner, bias=False, device=device, dtype=dtype)
+        self.w1 = Linear(width, inner, device, dtype)
+        self.w2 = Linear(inner, width, device, dtype)
+        self.w3 = Linear(width, inner, device, dtype)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         """`[N, D]`."""

@@ -4,12 +4,13 @@ Shapes: B rows, T tokens, S streams, D width.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import RoutingLedger
 from seektune.model.hyper import HyperHead
+from seektune.model.linear import Linear
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import Numerics
 from seektune.sequence import SequenceLayout
@@ -24,8 +25,8 @@ class MTPBlock(Block):
     def __init__(self, config: DeepseekV4Config, numerics: Numerics, device: torch.device | None, dtype: torch.dtype):
         super().__init__(config, config.num_hidden_layers, numerics, device, dtype)
         width = config.hidden_size
-        self.e_proj = nn.Linear(width, width, bias=False, device=device, dtype=dtype)
-        self.h_proj = nn.Linear(width, width, bias=False, device=device, dtype=dtype)
+        self.e_proj = Linear(width, width, device, dtype)
+        self.h_proj = Linear(width, width, device, dtype)
         self.enorm = RMSNorm(width, config.rms_norm_eps, device, dtype)
         self.hnorm = RMSNorm(width, config.rms_norm_eps, device, dtype)
         self.norm = RMSNorm(width, config.rms_norm_eps, device, dtype)

@@ -18,6 +18,8 @@ class Numerics:
 
     def keep(self, key: Tensor, rope_dim: int) -> Tensor:
         """A rotated key as the cache keeps it: all but its last `rope_dim` columns rounded."""
+        if self.keys is _unchanged:
+            return key
         still, turned = key.split([key.shape[-1] - rope_dim, rope_dim], dim=-1)
         return torch.cat([self.keys(still), turned], dim=-1)
 

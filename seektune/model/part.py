@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import upcast, vocabulary_loss
+from seektune.kernels import linear, upcast, vocabulary_loss
 from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, RoutingLedger
@@ -94,7 +94,7 @@ class ModelPart(nn.Module):
         self.layers = Blocks({layer: Block(config, layer, chosen, meta, dtype) for layer in layers})
         if self.is_last:
             self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, meta, dtype)
-            self.head = Head(config.hidden_size, config.vocab_size, bias=False, device=meta, dtype=dtype)
+            self.head = Head(config.hidden_size, config.vocab_size, meta, dtype)
             self.hc_head = HyperHead(config, meta)
         ahead = range(config.num_nextn_predict_layers if self.is_last else 0)
         self.mtp = nn.ModuleList([MTPBlock(config, chosen, meta, dtype) for _ in ahead])
@@ -137,7 +137,7 @@ class ModelPart(nn.Module):
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """fp32 `[B, T, V]`."""
-        return F.linear(upcast(hidden_BTD), upcast(self.head.values()))
+        return linear(upcast(hidden_BTD), upcast(self.head.values()))
 
     def losses(self, hidden_BTD: Tensor, ahead_BTD: Tensor | None, layout: SequenceLayout, taught: Taught) -> Losses:
         """Cross-entropies of what was read, in chunks of tokens: whole logits never exist."""

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, H heads, C head width, R rotated pairs.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,10 +25,16 @@ class Rotation:
         """Rotate the last 2R columns of `x` `[..., C]` in fp32 and round to its dtype; pair i is columns (2i, 2i+1)."""
         return rotate(x, self.cos, self.sin)
 
+    def wide(self, dtype: torch.dtype) -> "Rotation":
+        """The same in a dtype."""
+        return self if self.cos.dtype == dtype else Rotation(self.cos.to(dtype), self.sin.to(dtype))
+
+    @cached_property
     def inverse(self) -> "Rotation":
         """The rotation back."""
         return Rotation(self.cos, -self.sin)
 
+    @cached_property
     def over_heads(self) -> "Rotation":
         """The same rotation for every head: `[B, T, R]` becomes `[B, T, 1, R]`."""
         return Rotation(self.cos.unsqueeze(-2), self.sin.unsqueeze(-2))

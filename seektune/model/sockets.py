@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from seektune.kernels import sort_by_expert
+from seektune.kernels import sort_pairs
 from seektune.model.gate import Routing
 
 
@@ -32,10 +32,10 @@ class LocalDispatch:
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
         """Deterministic: an expert names a token once, so no two additions meet."""
-        order, counts = self.sort(routing)
-        return experts(x_ND, routing.weights_NK.flatten()[order], counts, order // routing.experts_NK.shape[1])
+        tokens_P, weights_P, counts = self.sort(routing)
+        return experts(x_ND, weights_P, counts, tokens_P)
 
-    def sort(self, routing: Routing) -> tuple[Tensor, list[int]]:
-        """The pairs in the order of their experts, `[P]`, and each expert's number of them."""
-        order, counts_E = sort_by_expert(routing.experts_NK, routing.scores_NE.shape[1])
-        return order, counts_E.tolist()
+    def sort(self, routing: Routing) -> tuple[Tensor, Tensor, list[int]]:
+        """Tokens and weights of the pairs in the order of their experts, and each expert's number of them."""
+        tokens_P, weights_P, counts_E = sort_pairs(routing.experts_NK, routing.weights_NK, routing.scores_NE.shape[1])
+        return tokens_P, weights_P, counts_E.tolist()

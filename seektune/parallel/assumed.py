@@ -39,10 +39,11 @@ class FullRows(SequenceLayout):
 class EvenLocal(LocalDispatch):
     """Every expert gets as many pairs as any other, give or take one."""
 
-    def sort(self, routing: Routing) -> tuple[Tensor, list[int]]:
+    def sort(self, routing: Routing) -> tuple[Tensor, Tensor, list[int]]:
         """As `LocalDispatch`, without a look at the choice."""
-        flat_P = routing.experts_NK.flatten()
-        return flat_P.argsort(stable=True), _evenly(len(flat_P), routing.scores_NE.shape[1])
+        flat_P, weights_P = routing.experts_NK.flatten(), routing.weights_NK.flatten()
+        order, experts = flat_P.argsort(stable=True), routing.scores_NE.shape[1]
+        return order // routing.experts_NK.shape[1], weights_P[order], _evenly(len(flat_P), experts)
 
 
 class EvenDispatch(ExpertDispatch):

@@ -170,7 +170,7 @@ class Worker:
         """One step of all answers of a model; if it fails, they fail, and nobody else."""
         try:
             pieces = desk.speech.step()
-        except Exception as error:
+        except Exception as error:  # whatever a model may raise: this thread serves the other models, too
             log.exception("decoding failed")
             jobs, desk.seats, desk.speech = desk.jobs(), {}, self._speech(desk.name)
             for job in jobs:

@@ -137,6 +137,26 @@ CASES: dict[str, dict[str, Case]] = {
         "one token": experts(1),
         "none": experts(0),
     },
+    "grouped_linear": {
+        "rows": lambda dtype: (leaf(dtype, 2, 7, 3, 21), leaf(dtype, 15, 21), 3),
+        "none": lambda dtype: (leaf(dtype, 0, 3, 21), leaf(dtype, 15, 21), 3),
+    },
+    "linear": {
+        "one": lambda dtype: (leaf(dtype, 1, 1, 130), leaf(dtype, 67, 130)),
+        "rows": lambda dtype: (leaf(dtype, 2, 7, 37), leaf(dtype, 3, 37)),
+        "none": lambda dtype: (leaf(dtype, 0, 5), leaf(dtype, 3, 5)),
+    },
+    "hyper_collect": {
+        "33": lambda dtype: (
+            *(
+                leaf(dtype, 3, 11, 4, 12),
+                leaf(wide(dtype), 4, 48, size=0.3),
+                leaf(wide(dtype), 4),
+                leaf(wide(dtype), 1),
+            ),
+            *(1e-3, 1e-2),
+        ),
+    },
     "hyper_read": {"33": read(33), "one": read(1), "none": read(0), "two streams": read(600, 2, 3)},
     "hyper_write": {"33": write(33), "many": write(3000), "none": write(0)},
     "sinkhorn": {
@@ -169,4 +189,4 @@ CASES: dict[str, dict[str, Case]] = {
         "none": lambda dtype: (leaf(dtype, 0, 6), leaf(dtype, 11, 6), torch.randint(11, (0,))),
     },
 }
-"""By operation and case. The index operation has no gradient and tests of its own."""
+"""By operation and case. The index operation and the sorting of pairs have no gradient and tests of their own."""

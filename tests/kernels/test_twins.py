@@ -133,5 +133,5 @@ def test_gradients_of_the_fast_twin_are_differences(name: str):
 
 def test_every_kernel_has_its_cases():
     operations = {name for name, value in vars(kernels).items() if isinstance(value, Kernel)}
-    elsewhere = {"index_topk", "expert_linear", "packed_linear", "packed_expert_linear"}
+    elsewhere = {"index_topk", "route", "sort_pairs", "expert_linear", "packed_linear", "packed_expert_linear"}
     assert operations == {*CASES, *elsewhere}

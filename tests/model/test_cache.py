@@ -2,8 +2,21 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .test_memory import Largest
+
+
+class LargestMade(Largest):
+    """Views are nothing made."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves(arguments) if isinstance(x, torch.Tensor)}
+        result = function(*arguments, **(options or {}))
+        made = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+        sizes = [x.numel() for x in made if x.untyped_storage().data_ptr() not in known]
+        self.size = max([self.size, *sizes])
+        return result
 
 
 def bytes_per_token(model, max_length: int = 4096) -> float:
@@ -41,12 +54,13 @@ def test_a_step_makes_nothing_as_large_as_the_history(toy_model, ratio):
     for length in (2048, 4096):
         cache = model.new_cache(1, length + 1)
         model(torch.randint(64, (1, length)), cache=cache, with_logits=False)
-        with Largest() as largest:
+        with LargestMade() as largest:
             model(torch.randint(64, (1, 1)), cache=cache)
         sizes.append(largest.size)
-    # the indexer's scores are one number for each entry; a copy of the entries would be 16
-    assert sizes[1] < max(2 * sizes[0], 4096 / 4 * 16)
-    if ratio != 4:
+    if ratio:
+        # scores are a few numbers for each entry; a copy of the entries would be 16
+        assert sizes[1] < 4096 / ratio * 16
+    else:
         assert sizes[0] == sizes[1]
 
 

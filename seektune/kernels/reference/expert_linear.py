@@ -14,6 +14,12 @@ def sort_by_expert(experts_TK: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
     return flat.argsort(stable=True), torch.bincount(flat, minlength=n_experts)
 
 
+def sort_pairs(experts_NK: Tensor, weights_NK: Tensor, n_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs in the stable order of their experts: tokens `[P]` and weights `[P]`, and each expert's number of them."""
+    order, counts_E = sort_by_expert(experts_NK, n_experts)
+    return order // experts_NK.shape[1], weights_NK.flatten()[order], counts_E
+
+
 def expert_linear(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
     """`[N, O]`: the first `counts[0]` rows times expert 0's matrix, the next `counts[1]` times expert 1's, and so on.
 

@@ -35,6 +35,13 @@ def hyper_read(
     return y_ND, write_NS, sinkhorn(logits_NSS, iterations, eps)
 
 
+def hyper_collect(
+    streams_NSD: Tensor, fn_SI: Tensor, base_S: Tensor, scale_1: Tensor, eps: float, norm_eps: float
+) -> Tensor:
+    """The last read, `[N, D]`, of a router that does nothing else (official `hc_head`)."""
+    return hyper_gather(streams_NSD, scale_1 * hyper_route(streams_NSD, fn_SI, norm_eps) + base_S, eps)
+
+
 def hyper_write(streams_NSD: Tensor, y_ND: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor:
     """Streams mixed, and the branch's result written to each of them, in fp32, rounded once (official `hc_post`)."""
     mixed = mix_NSS.mT @ upcast(streams_NSD)

@@ -10,12 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seektune.kernels.reference.linear import grouped_linear
 from seektune.kernels.reference.multiply_out import multiply_out
-
-
-def grouped_linear(x_NGI: Tensor, weight_OI: Tensor, groups: int) -> Tensor:
-    """`[..., G, O / G]`: each group of inputs through its own rows of the weight."""
-    return torch.einsum("...gi,goi->...go", x_NGI, weight_OI.unflatten(0, (groups, -1)))
 
 
 def packed_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) -> Tensor:

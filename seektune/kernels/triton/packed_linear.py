@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.reference.packed_linear import grouped_linear
+from seektune.kernels.reference.linear import grouped_linear
 from seektune.kernels.reference.packed_linear import packed_expert_linear as one_by_one
 from seektune.kernels.triton.expert_linear import ends, takes
 from seektune.kernels.triton.multiply_out import multiply_out

@@ -44,7 +44,10 @@ def run(q_BTHC: Tensor, stages: int) -> dict[str, int]:
 
 @cache
 def _sizes(device: torch.device) -> tuple[int, int]:
-    shared = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 0
+    shared = 0
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        shared = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
     return next((heads, keys) for least, heads, keys in SIZES if shared >= least)
 
 

@@ -1,0 +1,140 @@
+"""The twins in C++ equal the plain ones; where they cannot be made, everything runs without them."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from seektune import kernels
+from seektune.kernels import Kernel, native, rms_norm, route
+from seektune.kernels.native import library
+from seektune.kernels.reference import sort_pairs
+
+from .inputs import CASES, Case
+from .test_twins import BOUNDS, odd_start, reversed_strides
+
+NATIVE = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, Kernel) and kernel.native}
+PAIRS = [
+    pytest.param(name, case, id=f"{name}-{label}")
+    for name, cases in CASES.items()
+    for label, case in cases.items()
+    if name in NATIVE
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiler():
+    if library.library() is None:
+        pytest.skip("no C++ compiler here")
+
+
+def both(name: str, arguments: tuple) -> tuple[list[Tensor], list[Tensor]]:
+    """What the native and the plain twin give."""
+    detached = [x.detach() if isinstance(x, Tensor) else x for x in arguments]
+    found = [NATIVE[name].native(*detached), NATIVE[name].reference(*detached)]
+    assert found[0] is not None, "it did not run"
+    one, other = ([*x] if isinstance(x, tuple) else [x] for x in found)
+    return one, other
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_the_native_twin_equals_the_plain_one(name: str, case: Case, dtype: torch.dtype):
+    for found, expected in zip(*both(name, case(dtype)), strict=True):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        scale = max(float(expected.abs().max()), 1e-3) if expected.numel() else 1.0
+        torch.testing.assert_close(found.double() / scale, expected.double() / scale, rtol=0, atol=BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("layout", [reversed_strides, odd_start])
+@pytest.mark.parametrize("name", sorted({*NATIVE} & {*CASES}))
+def test_tensors_of_any_layout_are_read_right_or_left_alone(name: str, layout):
+    case = next(iter(CASES[name].values()))(torch.float64)
+    arguments = [
+        layout(x.detach()) if isinstance(x, Tensor) and x.is_floating_point() else x
+        for x in (x.detach() if isinstance(x, Tensor) else x for x in case)
+    ]
+    with torch.no_grad():
+        for found, expected in zip(
+            *(
+                y if isinstance(y, tuple) else (y,)
+                for y in (NATIVE[name](*arguments), NATIVE[name].reference(*arguments))
+            ),
+            strict=True,
+        ):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_pairs_are_sorted_as_by_the_plain_twin():
+    experts, weights = torch.tensor([[4, 0, 2], [0, 4, 1], [4, 2, 0]]), torch.rand(3, 3)
+    for found, expected in zip(native.sort_pairs(experts, weights, 6), sort_pairs(experts, weights, 6), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, -200.0, 40.0])
+def test_tokens_are_routed_as_by_the_plain_twin(shift: float):
+    logits, bias = torch.randn(9, 7).double().T.contiguous().T * 3 + shift, torch.randn(7).double()
+    for found, expected in zip(native.route(logits, bias, 3, 1.5), route.reference(logits, bias, 3, 1.5), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_bf16_is_rounded_to_the_nearest_as_torch_does():
+    x = torch.randn(4, 1000).bfloat16()
+    identity = torch.eye(1000).bfloat16()
+    assert torch.equal(native.linear(x * 3, identity), x * 3)
+    halves = torch.tensor([[1.0, 2**-8], [1.0, 3 * 2**-8], [torch.nan, 1.0]]).bfloat16()
+    found, expected = (f(halves, torch.ones(1, 2).bfloat16()) for f in (native.linear, torch.nn.functional.linear))
+    assert torch.equal(found[:2], expected[:2])
+    assert found[2].isnan()
+
+
+def test_they_run_for_few_tokens_without_gradients_only(monkeypatch):
+    calls = []
+    monkeypatch.setattr(native, "function", lambda name, dtype: calls.append(name))
+    x, weight = torch.randn(3, 8), torch.ones(8)
+    rms_norm(x, weight, 1e-6)
+    assert calls == []
+    with torch.no_grad():
+        rms_norm(torch.randn(2**14, 8), weight, 1e-6)
+        assert calls == []
+        found = rms_norm(x, weight, 1e-6)
+    assert calls == ["rms_norm"]
+    torch.testing.assert_close(found, rms_norm.reference(x, weight, 1e-6))
+
+
+def test_the_library_is_made_once(tmp_path: Path, monkeypatch):
+    source = tmp_path / "sources"
+    source.mkdir()
+    made = []
+    monkeypatch.setattr(library, "compile_to", lambda file, *rest: made.append(file.write_bytes(b"")))
+    first, again = (library.made("g++", tmp_path / "cache") for _ in range(2))
+    assert first == again
+    assert len(made) == 1
+    assert library.made("clang++", tmp_path / "cache") != first
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(library, "compile_to", lambda file, *rest: file.write_bytes(b""))
+    assert library.made("g++", tmp_path / "file" / "cache").is_file()
+
+
+@pytest.mark.parametrize(
+    ("which", "run", "said"),
+    [
+        (None, None, "no C++ compiler (g++) was found"),
+        ("/bin/false", None, "/bin/false ends with 1"),
+        ("/nowhere/g++", None, "No such file"),
+    ],
+)
+def test_without_a_compiler_one_line_says_so(which, run, said, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(library.shutil, "which", lambda name: which)
+    monkeypatch.setattr(library.Path, "home", lambda: tmp_path)
+    with caplog.at_level(logging.INFO, "seektune"):
+        assert library.library.__wrapped__() is None
+    (line,) = caplog.messages
+    assert said in line
+    assert "\n" not in line
