@@ -92,14 +92,13 @@ def test_any_text_becomes_a_name() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["slurm"])
-def test_mistakes_take_one_line(verb: str, tmp_path: Path) -> None:
+def test_mistakes_take_one_line(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.touch()
     mistakes = {
         (TINY, "--nodes=0"): "--nodes",
         (FLASH, "--nodes=3"): "takes 128 processes or a multiple",
-        (FLASH, "--nodes=16", "--parallel.recompute=none", "--batch.length=16384"): "this fits: --parallel",
+        (FLASH, "--nodes=16", "--parallel.recompute=none", "--batch.length=1024"): "this fits: --parallel",
         ("missing.yaml", "--nodes=2"): "missing.yaml",
         (TINY, "--nodes=2", f"--out={taken}"): "exists; name a new file",
         (TINY, "--nodes=2", "--optimiser.lr=1"): "optimizer",
@@ -109,11 +108,11 @@ def test_mistakes_take_one_line(verb: str, tmp_path: Path) -> None:
         (TINY,): "--nodes",
     }
     for words, said in mistakes.items():
-        answer = seektune("launch", verb, *words)
+        answer = seektune("launch", "slurm", *words)
         assert answer.returncode == 2, (words, answer.stderr)
         assert said in answer.stderr, answer.stderr
         assert len(answer.stderr.splitlines()) == 1
-    forced = seektune("launch", verb, FLASH, "--nodes=3", "--force")
+    forced = seektune("launch", "slurm", FLASH, "--nodes=3", "--force")
     assert forced.returncode == 0
     assert "#SBATCH --nodes=3" in forced.stdout
 
@@ -137,10 +136,10 @@ def test_a_job_really_runs_is_preempted_and_goes_on_with_the_same_losses(tmp_pat
         home = install(place / "bin")
         run = place / "a run"
         if kind == "preempted":
-            (home / "signal").write_text(f"{run / 'metrics.jsonl'} 3")
-        words = ["launch", "slurm", str(ROOT / TINY), "--nodes=2", "--gpus-per-node=2", "--submit"]
-        words += [f"--venv={venv.parent}", f"--run_dir={run}", f"--data.path={rows}", "--steps=12"]
-        words += ["--parallel.ep_size=2", "--batch.global_size=8", "--batch.micro_size=2", "--batch.length=128"]
+            (home / "signal").write_text(f"{run / 'metrics.jsonl'} 2")
+        words = ["launch", "slurm", str(ROOT / TINY), "--nodes=2", "--gpus-per-node=1", "--submit"]
+        words += [f"--venv={venv.parent}", f"--run_dir={run}", f"--data.path={rows}", "--steps=7"]
+        words += ["--parallel.ep_size=2", "--batch.global_size=8", "--batch.micro_size=2", "--batch.length=96"]
         words += [
             "--evaluate.before=false",
             "--evaluate.after=false",
@@ -174,4 +173,4 @@ def test_a_job_really_runs_is_preempted_and_goes_on_with_the_same_losses(tmp_pat
         names = {file.name.rpartition("-")[2] for file in (place / "logs").iterdir()}
         assert names == {f"{ID}.log", "node0.log", "node1.log"}
     assert losses(tmp_path / "preempted" / "a run") == losses(tmp_path / "undisturbed" / "a run")
-    assert sorted(losses(tmp_path / "undisturbed" / "a run")) == list(range(1, 13))
+    assert sorted(losses(tmp_path / "undisturbed" / "a run")) == list(range(1, 8))
