@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from seektune.cli import checkpoints, evaluate, plan, serve, speak, train
+from seektune.cli import checkpoints, evaluate, launch, plan, serve, speak, train
 from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
 from seektune.cli.grammar import HELP, OPEN_ENDED, Version
@@ -25,6 +25,8 @@ The same with another learning rate and fewer steps:
   seektune train RECIPE --optimizer.lr=1e-3 --steps=50
 Know what fits 128 GPUs, and how fast it will be:
   seektune plan RECIPE --gpus 128 --gpu h100-80gb
+Write the job for a cluster:
+  seektune launch slurm RECIPE --nodes 16
 Look at a checkpoint, and write it in another format:
   seektune inspect FOLDER
   seektune convert FOLDER NEW_FOLDER --to bf16
@@ -91,6 +93,7 @@ app.command("eval", help=evaluate.EVAL_HELP, short_help="Measure a checkpoint, o
 app.command("generate", help=speak.GENERATE_HELP, short_help="Let a checkpoint go on with texts.")(speak.generate)
 app.command("chat", help=speak.CHAT_HELP, short_help="Talk with a checkpoint.")(speak.chat)
 app.command("serve", help=serve.SERVE_HELP, short_help="Put a checkpoint behind OpenAI's API and a page.")(serve.serve)
+app.add_typer(launch.app, name="launch", short_help="Write a job for Slurm, Kubernetes or SkyPilot.")
 app.add_typer(data_app, name="data", short_help="Look at what training reads.")
 
 

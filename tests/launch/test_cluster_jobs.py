@@ -1,0 +1,162 @@
+"""Jobs for Kubernetes and SkyPilot are what schemas ask for, and hold no secret and nothing a shell would run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubeflow.training import ApiClient, KubeflowOrgV1PyTorchJob
+from kubeflow_trainer_api.models import IoK8sApiCoreV1PodTemplateSpec, TrainerV1alpha1TrainJob
+
+from seektune.launch.kubernetes import Kubernetes, write_kubernetes
+from seektune.launch.skypilot import Skypilot, write_skypilot
+from seektune.launch.words import Environment, Task
+
+HOSTILE = 'it\'s "a" $(touch gone) `touch gone` $(HOME) ; # \\ *: é'
+ENVIRONMENT = Environment(("HF_TOKEN",), (("A", HOSTILE),))
+TASK = Task(HOSTILE, (f"--data.path={HOSTILE}",), 4, 8, "mine", ENVIRONMENT, seconds=300)
+ALONE = Task("r.yaml", (), 1, 1, "mine")
+JOBS = [(task, kind) for task in (TASK, ALONE) for kind in ("trainjob", "pytorchjob")]
+
+SKY = {"name", "num_nodes", "workdir", "resources", "envs", "secrets", "volumes", "file_mounts", "setup", "run"}
+SKY_RESOURCES = {"accelerators", "use_spot", "job_recovery", "infra", "image_id"}
+SKY_RECOVERY = {"strategy", "max_restarts_on_errors", "recover_on_exit_codes"}
+"""Keys of its documentation that are used here; skypilot itself brings a hundred packages."""
+
+
+def kubernetes(task: Task, kind: Any) -> dict[str, Any]:
+    return dict(yaml.safe_load(write_kubernetes(task, Kubernetes("ghcr.io/you/it:1", "ck", kind))))
+
+
+def understood(job: dict[str, Any]) -> dict[str, Any]:
+    """What of a job its models keep: a key that they do not know is gone, a wrong type is refused."""
+    if job["kind"] == "TrainJob":
+        return dict(TrainerV1alpha1TrainJob.from_dict(job).to_dict())
+    client = ApiClient()
+    response = type("Response", (), {"data": json.dumps(job)})
+    kept = client.sanitize_for_serialization(client.deserialize(response, KubeflowOrgV1PyTorchJob))
+    for kind, replica in kept["spec"]["pytorchReplicaSpecs"].items():
+        template = job["spec"]["pytorchReplicaSpecs"][kind]["template"]
+        replica["template"] = IoK8sApiCoreV1PodTemplateSpec.from_dict(template).to_dict()
+    return dict(kept)
+
+
+@pytest.mark.parametrize(("task", "kind"), JOBS)
+def test_a_job_is_what_the_schema_says(task: Task, kind: str) -> None:
+    job = kubernetes(task, kind)
+    assert understood(job) == job
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all keys."""
+    children = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    found = [path] if path and isinstance(path[-1], str) else []
+    return found + [place for key, value in children for place in places(value, (*path, key))]
+
+
+FREE = {"limits", "pytorchReplicaSpecs"}
+"""Whose keys are names of the user's world."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["trainjob", "pytorchjob"])
+def test_every_misspelt_key_would_be_found(kind: str) -> None:
+    for path in places(kubernetes(TASK, kind)):
+        if (len(path) > 1 and path[-2] in FREE) or path == ("kind",):
+            continue
+        job = kubernetes(TASK, kind)
+        parent: Any = job
+        for step in path[:-1]:
+            parent = parent[step]
+        parent[f"{path[-1]}x"] = parent.pop(path[-1])
+        try:
+            kept = understood(job)
+        except (ValueError, KeyError, TypeError):
+            continue
+        assert kept != job, path
+
+
+@pytest.mark.parametrize("kind", ["trainjob", "pytorchjob"])
+def test_a_pod_has_time_memory_and_a_claim(kind: str) -> None:
+    text = write_kubernetes(TASK, Kubernetes("image", "ck", kind))
+    assert "terminationGracePeriodSeconds: 300" in text
+    assert "medium: Memory" in text
+    assert "claimName: ck" in text
+    assert "nvidia.com/gpu: 8" in text
+    assert "--shutdown-timeout=270" in text
+    assert "secretKeyRef" in text
+
+
+def run_words(command: list[str], args: list[str], folder: Path, **variables: str) -> list[str]:
+    """What a container would call, after Kubernetes replaced its own variables."""
+    door = folder / "seektune"
+    door.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+    door.chmod(0o755)
+    environment = {"PATH": f"{folder}:/usr/bin:/bin", **variables}
+    words = [word.replace("$$(", "$(") for word in (*command, *args)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment, cwd=folder)
+    assert [file.name for file in folder.iterdir()] == ["seektune"]
+    return done.stdout.split("\0")[:-1]
+
+
+def test_hostile_words_reach_the_container_as_they_are(tmp_path: Path) -> None:
+    trainer = kubernetes(TASK, "trainjob")["spec"]["trainer"]
+    places = {"PET_NODE_RANK": "3", "PET_MASTER_ADDR": "h", "PET_MASTER_PORT": "1"}
+    words = run_words(trainer["command"], trainer["args"], tmp_path, **places)
+    assert words[1:3] == [HOSTILE, f"--data.path={HOSTILE}"]
+    assert words[-2:] == ["--node-rank=3", "--rdzv-endpoint=h:1"]
+    assert {each["name"]: each.get("value") for each in trainer["env"]}["A"] == HOSTILE.replace("$(", "$$(")
+    # Kubernetes replaces $(NAME) wherever it is not doubled
+    assert all("$(" not in word.replace("$$(", "") for word in trainer["args"])
+
+
+@pytest.mark.parametrize("name", ["Mine", "a b", "a_b", "-a", "a" * 51, "a\nb", ""])
+def test_names_that_kubernetes_does_not_take_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="small letters"):
+        write_kubernetes(Task("r", (), 1, 1, name), Kubernetes("i", "ck"))
+    with pytest.raises(ValueError, match="small letters"):
+        write_kubernetes(ALONE, Kubernetes("i", name))
+
+
+def test_a_task_for_skypilot_has_keys_that_it_knows_and_its_run_is_sound(tmp_path: Path) -> None:
+    for task, asked in (
+        (TASK, Skypilot("H100", image="ghcr.io/you/it:1", cloud="aws", volume="ck")),
+        (ALONE, Skypilot("H200", bucket="s3://mine", spot=False)),
+    ):
+        made = yaml.safe_load(write_skypilot(task, asked))
+        assert set(made) <= SKY
+        assert set(made["resources"]) <= SKY_RESOURCES
+        assert set(made["resources"]["job_recovery"]) <= SKY_RECOVERY
+        assert made["resources"]["accelerators"] == f"{asked.gpu}:{task.gpus}"
+        script = tmp_path / "run.sh"
+        script.write_text(made["run"])
+        check = [f"{sys.prefix}/bin/shellcheck", "--shell=bash", "--exclude=SC2016", str(script)]
+        shellcheck = subprocess.run(check, capture_output=True, text=True, check=False)
+        assert (shellcheck.returncode, shellcheck.stdout) == (0, "")
+    assert made["file_mounts"] == {"/checkpoints": {"source": "s3://mine", "mode": "MOUNT_CACHED"}}
+
+
+def test_a_task_for_skypilot_calls_what_it_says(tmp_path: Path) -> None:
+    made = yaml.safe_load(write_skypilot(TASK, Skypilot("H100", volume="ck")))
+    assert made["secrets"] == {"HF_TOKEN": None}
+    variables = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "1"}
+    words = run_words(["bash", "-c", made["run"]], [], tmp_path, **variables)
+    assert words[1:3] == [HOSTILE, f"--data.path={HOSTILE}"]
+    assert words[-3:] == ["--nnodes=4", "--node-rank=1", "--rdzv-endpoint=10.0.0.1:29500"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "asked", "said"),
+    [
+        (1, Skypilot("H100"), "--volume NAME, or --bucket"),
+        (2, Skypilot("H100", bucket="s3://a"), "several nodes need --volume"),
+        (1, Skypilot("H100", bucket="a"), "must be a URI"),
+        (1, Skypilot("H100", bucket="s3://a", volume="b"), "need one place"),
+    ],
+)
+def test_checkpoints_without_a_place_that_all_nodes_see_are_refused(nodes: int, asked: Skypilot, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        write_skypilot(Task("r", (), nodes, 8, "mine"), asked)

@@ -1,0 +1,176 @@
+"""Scripts for Slurm are sound, safe, and really run: two nodes, a signal, the queue again, and the same losses."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seektune.data.synthetic import write_hellaswag
+from seektune.launch.slurm import Slurm, write_slurm
+from seektune.launch.words import Environment, Task, label
+
+from ..workflows.door import CODE, ROOT, seektune
+from .fake_slurm import ID, install
+
+TINY = "examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml"
+FLASH = TINY.replace("tiny", "flash")
+SHELLCHECK = Path(sys.prefix) / "bin" / "shellcheck"
+TASK = Task("recipe.yaml", (), 16, 8, "mine")
+HOSTILE = 'it\'s "a" $(touch gone) `touch gone` ; touch gone # \\ * é'
+VARIANTS = {
+    "plain": (TASK, Slurm()),
+    "venv": (TASK, Slurm(venv="/shared/my venv", partition="gpu", account="a", qos="q", constraint="h100&ib")),
+    "container": (
+        Task("r.yaml", (), 2, 8, "mine", Environment(("HF_TOKEN",), (("A", HOSTILE),))),
+        Slurm(container="ghcr.io/you/it:1", mounts=("/a b:/data", "/c:/c"), requeue=False),
+    ),
+    "hostile": (Task(HOSTILE, (f"--run_dir={HOSTILE}",), 2, 8, "mine", has_run_dir=True), Slurm(venv=HOSTILE)),
+    "one node": (Task("r.yaml", (), 1, 1, "mine"), Slurm()),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_script_is_sound_for_bash_and_shellcheck(variant: str, tmp_path: Path) -> None:
+    script = tmp_path / "job.sbatch"
+    script.write_text(write_slurm(*VARIANTS[variant]))
+    for check in (["bash", "-n"], [str(SHELLCHECK), "--severity=style", "--shell=bash"]):
+        done = subprocess.run([*check, str(script)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_shellcheck_would_find_what_is_not_quoted(tmp_path: Path) -> None:
+    script = tmp_path / "job.sbatch"
+    script.write_text(write_slurm(TASK, Slurm()).replace('requeue "$SLURM_JOB_ID"', "requeue $SLURM_JOB_ID"))
+    assert subprocess.run([str(SHELLCHECK), str(script)], capture_output=True, check=False).returncode == 1
+
+
+def test_hostile_words_reach_the_command_as_they_are(tmp_path: Path) -> None:
+    lines = write_slurm(*VARIANTS["hostile"]).splitlines()
+    array = "\n".join(lines[lines.index("command=(") : lines.index("command=(") + 12])
+    array = array[: array.index("\n)") + 2]
+    show = f"host=h port=1 SLURM_JOB_ID=1\n{array}\nprintf '%s\\0' \"${{command[@]}}\""
+    done = subprocess.run(["bash", "-c", show], capture_output=True, text=True, check=True, cwd=tmp_path)
+    words = done.stdout.split("\0")
+    assert words[0] == f"{HOSTILE}/bin/python"
+    assert HOSTILE in words
+    assert f"--run_dir={HOSTILE}" in words
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["a\nb", "a\x00b", "a\x1b[2J"])
+def test_words_of_several_lines_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be one line of printable signs"):
+        Task(text, (), 1, 1, "mine")
+    with pytest.raises(ValueError, match="must be one line of printable signs"):
+        Environment.of([f"A={text}"])
+
+
+@pytest.mark.parametrize("field", ["time", "partition", "account", "qos", "constraint", "logs"])
+@pytest.mark.parametrize("text", ["a b", "$(x)", "a\n#SBATCH --wrap=x", "'", ""])
+def test_words_that_a_header_cannot_hold_are_refused(field: str, text: str) -> None:
+    with pytest.raises(ValueError, match="#SBATCH line takes"):
+        write_slurm(TASK, Slurm(**{field: text}))
+
+
+def test_secrets_are_handed_on_by_name_only() -> None:
+    with pytest.raises(ValueError, match="name it: --env HF_TOKEN") as caught:
+        Environment.of(["HF_TOKEN=hf_abc"])
+    assert "hf_abc" not in str(caught.value)
+    written = write_slurm(Task("r", (), 1, 1, "m", Environment.of(["HF_TOKEN"])), Slurm(container="image"))
+    assert 'export HF_TOKEN="${HF_TOKEN:?' in written
+    assert "--container-env=HF_TOKEN" in written
+
+
+def test_any_text_becomes_a_name() -> None:
+    assert label("DeepSeek_V4 Tiny!") == "deepseek-v4-tiny"
+    assert label("4/5") == "run-4-5"
+    assert label("§") == "run"
+
+
+@pytest.mark.slow
+def test_mistakes_take_one_line(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    mistakes = {
+        (TINY, "--nodes=0"): "--nodes",
+        (FLASH, "--nodes=3"): "takes 128 processes or a multiple",
+        (FLASH, "--nodes=16", "--parallel.recompute=none", "--batch.length=1024"): "this fits: --parallel",
+        ("missing.yaml", "--nodes=2"): "missing.yaml",
+        (TINY, "--nodes=2", f"--out={taken}"): "exists; name a new file",
+        (TINY, "--nodes=2", "--optimiser.lr=1"): "optimizer",
+        (TINY, "--nodes=2", "--gpu=h99"): "h100-80gb",
+        (TINY, "--nodes=2", "--container=a", "--venv=b"): "leave --venv away",
+        (TINY, "--nodes=2", "--submit", "--output", str(tmp_path / "logs")): "there is no sbatch on this machine",
+        (TINY,): "--nodes",
+    }
+    for words, said in mistakes.items():
+        answer = seektune("launch", "slurm", *words)
+        assert answer.returncode == 2, (words, answer.stderr)
+        assert said in answer.stderr, answer.stderr
+        assert len(answer.stderr.splitlines()) == 1
+    forced = seektune("launch", "slurm", FLASH, "--nodes=3", "--force")
+    assert forced.returncode == 0
+    assert "#SBATCH --nodes=3" in forced.stdout
+
+
+def losses(folder: Path) -> dict[int, float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+@pytest.mark.slow
+def test_a_job_really_runs_is_preempted_and_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+    rows = write_hellaswag(tmp_path / "rows", 64, 8)
+    venv = tmp_path / "my venv" / "bin"
+    venv.mkdir(parents=True)
+    python = venv / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    for kind in ("undisturbed", "preempted"):
+        place = tmp_path / kind
+        place.mkdir()
+        home = install(place / "bin")
+        run = place / "a run"
+        if kind == "preempted":
+            (home / "signal").write_text(f"{run / 'metrics.jsonl'} 2")
+        words = ["launch", "slurm", str(ROOT / TINY), "--nodes=2", "--gpus-per-node=1", "--submit"]
+        words += [f"--venv={venv.parent}", f"--run_dir={run}", f"--data.path={rows}", "--steps=7"]
+        words += ["--parallel.ep_size=2", "--batch.global_size=8", "--batch.micro_size=2", "--batch.length=96"]
+        words += [
+            "--evaluate.before=false",
+            "--evaluate.after=false",
+            "--evaluate.every=null",
+            "--logging.tensorboard=false",
+        ]
+        path = f"{home}:{os.environ['PATH']}"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PATH": path,
+            "FAKE_SLURM": str(home),
+            "HF_HUB_OFFLINE": "1",
+        }
+        environment["OMP_NUM_THREADS"] = "1"
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, *words],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=place,
+            timeout=300,
+        )
+        log = "\n".join(file.read_text() for file in sorted((place / "logs").iterdir()))
+        assert done.returncode == 0, done.stderr
+        assert f"Submitted batch job {ID}" in done.stdout
+        codes = [(home / f"code-{count}").read_text() for count in range(2) if (home / f"code-{count}").exists()]
+        assert codes == (["0"] if kind == "undisturbed" else ["0", "0"]), log
+        assert ("saved; queued again" in log) == (kind == "preempted")
+        assert ("resuming after step" in log) == (kind == "preempted"), log
+        names = {file.name.rpartition("-")[2] for file in (place / "logs").iterdir()}
+        assert names == {f"{ID}.log", "node0.log", "node1.log"}
+    assert losses(tmp_path / "preempted" / "a run") == losses(tmp_path / "undisturbed" / "a run")
+    assert sorted(losses(tmp_path / "undisturbed" / "a run")) == list(range(1, 8))
