@@ -11,10 +11,15 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import torch
 from seektune.kernels import dequantize_fp4, dequantize_fp8, quantize_fp4, quantize_fp8
-from seektune.kernels.triton.multiply_out import multiply_out
+from seektune.kernels.kernel import Kernel
+from seektune.kernels.unpack import KERNEL
 from tests.kernels.test_codecs import every_fp4_byte, every_fp8_byte, identical
 from tests.kernels.test_quantize import scales
+from seektune.kernels import packed_expert_linear, packed_linear
 torch.manual_seed(0)
+
+def multiply_out(weight, scale, dtype, out=None):
+    return KERNEL.on_gpu(weight, scale, dtype, out)
 
 def same(found, expected):
     # the interpreter's own cast to bf16 cuts instead of rounding, and loses numbers below 2^-126
@@ -38,6 +43,20 @@ for dtype in (torch.float32, torch.bfloat16):
 codes = torch.zeros(1, 128, dtype=torch.uint8)
 codes[0, 5] = 0x7F
 assert multiply_out(codes.view(torch.float8_e4m3fn), scales([127], 1, 1), torch.float32)[0, 5].isnan()
+
+# what a GPU runs: products call the twin for every matrix, forward and backward, and give the same numbers
+def products(x):
+    x = x.clone().requires_grad_()
+    y = packed_linear(x, *fp8) + packed_expert_linear(x, [fp4[0]] * 2, [fp4[1]] * 2, [2, 3])
+    y.square().sum().backward()
+    return y.detach(), x.grad
+
+x, fp4, fp8 = torch.randn(5, 64), quantize_fp4(torch.randn(32, 64)), quantize_fp8(torch.randn(32, 64))
+expected, calls = products(x), []
+Kernel.__call__ = lambda self, *args: calls.append(self) or self.on_gpu(*args)
+for found, wanted in zip(products(x), expected):
+    identical(found, wanted)
+assert calls == [KERNEL] * 6
 print("the same")
 """
 

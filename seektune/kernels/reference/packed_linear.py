@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.reference.multiply_out import multiply_out
+from seektune.kernels.unpack import multiply_out
 
 
 def grouped_linear(x_NGI: Tensor, weight_OI: Tensor, groups: int) -> Tensor:
