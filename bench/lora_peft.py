@@ -6,6 +6,7 @@ what it held before its first step.
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import psutil
 import torch
@@ -21,12 +23,15 @@ from torch import Tensor
 from seektune.model.adapter_files import load_adapter, save_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.parallel.recompute import recompute_blocks
 from seektune.train.config import LoraConfig
 from seektune.train.lora import add_adapters
 
 TARGETS = ("attn", "ffn.shared_experts")
 MODEL, RESULT = Path(__file__).with_name("model.json"), Path(__file__).with_suffix(".json")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
+"""Both sides give freed tensors back to the system, as in `step.py`, so that peaks are of what is held."""
 LIMITS = {"largest difference of losses": 1e-3, "speed, ours over theirs": 2.0, "memory, ours over theirs": 0.5}
 
 
@@ -36,6 +41,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--recompute", choices=["none", "selective", "block"], default="none", help="ours only")
     parser.add_argument("--side", choices=["ours", "theirs"], default=None, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -75,7 +81,8 @@ def apart(side: str, folder: Path, options: argparse.Namespace) -> dict[str, obj
     """One side's result."""
     numbers = ["--tokens", str(options.tokens), "--steps", str(options.steps), "--dtype", options.dtype]
     command = [sys.executable, __file__, *numbers, "--side", side, "--folder", str(folder)]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    command += ["--recompute", options.recompute]
+    answer = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True).stdout
     found: dict[str, object] = json.loads(answer.splitlines()[-1])
     return found
 
@@ -84,6 +91,8 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     """Train one side's adapter on rows of random tokens."""
     build = ours if options.side == "ours" else theirs
     model, loss_of = build(options.folder, DTYPES[options.dtype])
+    if options.side == "ours":
+        recompute_blocks(cast(DeepseekV4ForCausalLM, model), options.recompute)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
     before, losses, dice = psutil.Process().memory_info().rss, [], torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -70,6 +71,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Change], dict[str, Any]]:
             tensors |= load_file(file)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
+    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"{folder} holds numbers that are not finite: {broken[0]}")
     try:
         changes = as_released(tensors, config)
     except ValueError as error:

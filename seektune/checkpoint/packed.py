@@ -50,6 +50,12 @@ def weight_shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in state.items() if name not in scales}
 
 
+def value_counts(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Numbers that each tensor of a state dict stands for: two in a byte of FP4, none in the scales of packed ones."""
+    scales = set(packed_names(state).values())
+    return {name: x.numel() * (2 if x.dtype == torch.int8 else 1) for name, x in state.items() if name not in scales}
+
+
 def is_finite(stored: Stored) -> bool:
     """Whether no value of a quantised tensor, or of parts of weight and scales, is NaN or infinite, by its bytes."""
     weight, scale = pack(stored)

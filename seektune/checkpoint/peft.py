@@ -125,23 +125,41 @@ def as_released(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
     """Changes by released module name, from PEFT's tensors and config.
 
     Raises:
-        ValueError: a tensor has no partner.
+        ValueError: a tensor has no partner or another rank than it, is not of LoRA's, or whole weights are trained too.
     """
+    if config.get("modules_to_save"):
+        raise ValueError("it also holds whole weights (modules_to_save), which are not read")
     changes: dict[str, Change] = {}
+    known: set[str] = set()
     for key in tensors:
         if key.endswith((".lora_A.weight", ".lora_embedding_A")):
             changes |= _as_released(key, tensors, config)
+            known |= {key, _partner(key), f"{PREFIX}{_module(key)}.lora_magnitude_vector"}
+    # PEFT also stores the base's weight of an adapted embedding, which is nobody's change
+    if strange := sorted(key for key in tensors.keys() - known if ".lora_" in key):
+        raise ValueError(f"it holds {strange[0]}, which belongs to no pair of A and B")
     return changes
+
+
+def _partner(key: str) -> str:
+    """B's key, from A's."""
+    return key.replace("lora_embedding_A", "lora_embedding_B").replace(".lora_A.", ".lora_B.")
+
+
+def _module(key: str) -> str:
+    """The module that carries the A of this key."""
+    return key.removeprefix(PREFIX).removesuffix(".lora_embedding_A").removesuffix(".lora_A.weight")
 
 
 def _as_released(key: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Change]:
     """The change, or the two of `gate_up_proj`, whose A has this key."""
     embedding = key.endswith(".lora_embedding_A")
-    theirs = key.removeprefix(PREFIX).removesuffix(".lora_embedding_A" if embedding else ".lora_A.weight")
-    other = key.replace("lora_embedding_A", "lora_embedding_B").replace(".lora_A.", ".lora_B.")
+    theirs, other = _module(key), _partner(key)
     if other not in tensors:
         raise ValueError(f"it lacks {other}")
     a, b = tensors[key], tensors[other]
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+        raise ValueError(f"{key} {list(a.shape)} and {other} {list(b.shape)} have no rank in common")
     if theirs.endswith((".experts", ".experts.base_layer")):
         return _experts_as_released(theirs, a, b, config)
     magnitude = tensors.get(f"{PREFIX}{theirs}.lora_magnitude_vector")

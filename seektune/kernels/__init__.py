@@ -8,7 +8,6 @@ from seektune.kernels import reference as plain
 from seektune.kernels.kernel import Kernel
 from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK, dequantize_fp4, dequantize_fp8
 from seektune.kernels.reference.expert_linear import sort_by_expert
-from seektune.kernels.reference.multiply_out import multiply_out
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
     fake_quantize_fp4,
@@ -22,6 +21,7 @@ from seektune.kernels.reference.quantize import (
 from seektune.kernels.reference.rounded_linear import Rounding, rounded_expert_linear, rounded_linear
 from seektune.kernels.reference.route import gate_scores, gate_weights
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
+from seektune.kernels.unpack import multiply_out
 
 clamped_swiglu = Kernel(plain.clamped_swiglu, fused.clamped_swiglu, "swiglu", native=native.clamped_swiglu)
 expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear")

@@ -67,12 +67,11 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
         raise ValueError(f"{different[0]} carries an adapter in only one of both: {where}")
     for stage in model.stages.values():
         for name, module in carriers(stage):
-            if adapter_files.scaling_of(module, TRAINED) != changes[name].scaling:
-                raise ValueError(
-                    f"{folder} multiplies the change of {name} by {changes[name].scaling:g}, this model not"
-                )
             for part, piece in _parts(model, name, module).items():
                 piece.tensor.copy_(_values(changes[name], part, piece, f"{part} of {name} in {folder}")[piece.box])
+            theirs, ours = changes[name].scaling, adapter_files.scaling_of(module, TRAINED)
+            if theirs != ours:
+                raise ValueError(f"{folder} multiplies the change of {name} by {theirs:g}, this model by {ours:g}")
 
 
 def _values(change: Change, part: str, piece: Shard, what: str) -> Tensor:

@@ -58,6 +58,8 @@ class LoraConfig(Section):
 
     targets: tuple[str, ...] = ()
     """Names as the checkpoint has them, such as attn.wq_b, ffn.experts, or attn for all maps directly in it."""
+    adapter: str | None = None
+    """Folder of an adapter in PEFT's form to begin from, of the same targets, rank and alpha; null for a fresh one."""
     rank: PositiveInt = 16
     """Columns of B and rows of A."""
     alpha: Positive = 32.0

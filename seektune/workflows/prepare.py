@@ -21,7 +21,7 @@ from seektune.evaluate.hellaswag import spread_evenly
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.initialize import initialize
-from seektune.parallel.adapters import start_adapters
+from seektune.parallel.adapters import load_adapter, start_adapters
 from seektune.parallel.apply import Prepare, parallelize, unchanged
 from seektune.parallel.join import Seat
 from seektune.parallel.mesh import Mesh
@@ -137,7 +137,8 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
     """
     section, adapted = recipe.model, bool(recipe.lora.targets)
     if section.offload == "stream":
-        return _streamed(recipe, mesh.device)
+        model = _streamed(recipe, mesh.device)
+        return _begun_from(recipe.lora.adapter if with_weights else None, model)
     folder = None if section.weights is None else locate(section.weights)
     prepare = frozen_form(recipe, config, folder) if adapted else unchanged
     numbers = DTYPES[section.dtype], section.numerics
@@ -148,9 +149,24 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
         initialize(model.base(), config)
     if adapted:
         start_adapters(model, recipe.seed)
+        _begun_from(recipe.lora.adapter if with_weights else None, model)
     if recipe.lora.dropout and mesh.rank > 0:
         # each process drops with dice of its own, as its rows, tokens or layers are its own
         torch.manual_seed(recipe.seed + mesh.rank)
+    return model
+
+
+def _begun_from(adapter: str | None, model: ParallelModel) -> ParallelModel:
+    """The model, with the values of an older run's adapter if one is named.
+
+    Raises:
+        ValueError: its files are damaged, or are not of the adapters that the recipe asks for.
+    """
+    if adapter is not None:
+        try:
+            load_adapter(model, Path(adapter))
+        except ValueError as error:
+            raise ValueError(f"lora.adapter: {error}") from None
     return model
 
 

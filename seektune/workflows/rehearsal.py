@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from seektune.checkpoint.packed import value_counts
 from seektune.model.config import CSA, HCA, SLIDING, DeepseekV4Config
 from seektune.model.gate import HashGate
 from seektune.model.objective import Objective
@@ -163,15 +164,16 @@ def _report(
     parameters = dict(model.named_parameters())
     pieces = {name: piece.tensor for name, piece in model.held().items()}
     weights = {name: piece for name, piece in pieces.items() if name in parameters}
+    counts = value_counts(weights)
     states = optimizer.state.values()
     keeps = model.mesh.plan.pp_size > 1 or not reshard
     return Rehearsal(
         rank=model.mesh.rank,
         place=model.mesh.place,
         stages=tuple(_contents(number, stage) for number, stage in sorted(model.stages.items())),
-        parameters=sum(piece.numel() for piece in weights.values()),
-        trainable=sum(piece.numel() for name, piece in weights.items() if parameters[name].requires_grad),
-        expert_parameters=sum(piece.numel() for name, piece in weights.items() if is_stacked(name, piece)),
+        parameters=sum(counts.values()),
+        trainable=sum(number for name, number in counts.items() if parameters[name].requires_grad),
+        expert_parameters=sum(number for name, number in counts.items() if is_stacked(name, weights[name])),
         bytes=Bytes(
             weights=_size(weights.values()),
             experts=_size(piece for name, piece in weights.items() if is_stacked(name, piece)),

@@ -11,10 +11,14 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import torch
 from seektune.kernels import dequantize_fp4, dequantize_fp8, quantize_fp4, quantize_fp8
-from seektune.kernels.triton.multiply_out import multiply_out
+from seektune.kernels.unpack import KERNEL
 from tests.kernels.test_codecs import every_fp4_byte, every_fp8_byte, identical
 from tests.kernels.test_quantize import scales
+from seektune.kernels import packed_linear
 torch.manual_seed(0)
+
+def multiply_out(weight, scale, dtype, out=None):
+    return KERNEL.on_gpu(weight, scale, dtype, out)
 
 def same(found, expected):
     # the interpreter's own cast to bf16 cuts instead of rounding, and loses numbers below 2^-126
@@ -38,6 +42,17 @@ for dtype in (torch.float32, torch.bfloat16):
 codes = torch.zeros(1, 128, dtype=torch.uint8)
 codes[0, 5] = 0x7F
 assert multiply_out(codes.view(torch.float8_e4m3fn), scales([127], 1, 1), torch.float32)[0, 5].isnan()
+
+# what a GPU runs: products multiply out by the twin, forward and backward, and give the same numbers
+def products(x, linear):
+    x = x.clone().requires_grad_()
+    y = linear(x, *fp8, 1)
+    y.square().sum().backward()
+    return y.detach(), x.grad
+
+x, fp8 = torch.randn(5, 64), quantize_fp8(torch.randn(32, 64))
+for found, wanted in zip(products(x, packed_linear.on_gpu), products(x, packed_linear)):
+    identical(found, wanted)
 print("the same")
 """
 

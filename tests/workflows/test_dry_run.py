@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.packed import value_counts
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.frozen import pack
@@ -73,7 +74,7 @@ def real_numbers(asked: Recipe, step: Step) -> tuple[dict[str, int], list[Flow]]
     pieces = {name: piece.tensor for name, piece in model.held().items()}
     states = list(optimizer.state.values())
     numbers = {
-        "parameters": sum(x.numel() for name, x in pieces.items() if name in names),
+        "parameters": sum(value_counts({name: x for name, x in pieces.items() if name in names}).values()),
         "weights": sum(x.nbytes for name, x in pieces.items() if name in names),
         "buffers": sum(x.nbytes for name, x in pieces.items() if name not in names),
         "moments": sum(state[key].nbytes for state in states for key in ("exp_avg", "exp_avg_sq")),
@@ -231,6 +232,12 @@ def test_frozen_weights_of_a_job_are_the_bytes_of_the_release() -> None:
     whole = sum(x.nbytes for x in model.parameters())
     assert rank.bytes.experts == sum(experts.values()) / 2
     assert rank.bytes.frozen == whole - rank.bytes.experts
+    # a byte of FP4 is two parameters, a scale is none
+    plain = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"), device="meta")
+    values = {name: x.numel() for name, x in plain.named_parameters()}
+    routed = sum(number for name, number in values.items() if ".experts." in name and "shared" not in name)
+    assert rank.expert_parameters == routed / 2
+    assert rank.parameters - rank.trainable == sum(values.values()) - routed / 2
     assert rank.bytes.weights - rank.bytes.frozen == 4 * rank.trainable
     assert rank.bytes.moments == 8 * rank.trainable
     assert 0 < rank.gathered_weights < 4 * rank.trainable, "nothing frozen is copied"

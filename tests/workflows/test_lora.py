@@ -93,3 +93,23 @@ def test_what_cannot_be_is_refused_before_anything_is_made(lora, recipe, tmp_pat
         lora(loss={"bias_update_speed": 0.001})
     with pytest.raises(ValueError, match="cannot be stored as fp4"):
         run(recipe(model__packed=True, lora={"targets": ["attn"]}), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_begins_from_an_adapter_that_fits(lora, tmp_path):
+    first = run(lora(), tmp_path / "first") / "adapter"
+    # a rate too small to move what is there
+    still = {"optimizer__lr": 1e-30, "optimizer__weight_decay": 0.0}
+    for offload in ("none", "stream"):
+        begun = run(lora(lora=LORA | {"adapter": str(first)}, model__offload=offload, **still), tmp_path / offload)
+        before, after = (read_adapter(folder)[0] for folder in (first, begun / "adapter"))
+        assert all(torch.equal(before[name].b, after[name].b) for name in before)
+    for changes, complaint in (
+        ({"rank": 4}, r"lora\.adapter: .* is of shape \[2, 64\], this model needs \[4, 64\]"),
+        ({"alpha": 8}, r"lora\.adapter: .* multiplies the change of .* by 16, this model by 4"),
+        ({"targets": ["attn"]}, r"lora\.adapter: .*ffn\.experts\.w1 carries an adapter in only one"),
+        ({"adapter": str(tmp_path)}, r"lora\.adapter: .* is no adapter: it has no adapter_config\.json"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            run(lora(lora=LORA | {"adapter": str(first)} | changes), tmp_path / "refused")
+        assert not (tmp_path / "refused").exists()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from seektune.kernels.reference.linear import grouped_linear
-from seektune.kernels.reference.multiply_out import multiply_out
+from seektune.kernels.unpack import multiply_out
 
 
 def packed_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) -> Tensor:

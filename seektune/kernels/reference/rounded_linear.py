@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.reference.multiply_out import multiply_out
 from seektune.kernels.reference.packed_linear import grouped_linear
+from seektune.kernels.unpack import multiply_out
 
 Rounding = Callable[[Tensor], Tensor]
 """fp32 values `[O, I]` as the merged format will hold them."""
