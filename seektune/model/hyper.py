@@ -37,8 +37,9 @@ class HyperConnection(StreamRouter):
         numbers = self.iterations, self.eps, self.norm_eps
         x_ND, write_NS, mix_NSS = hyper_read(streams_NSD, self.fn, self.base, self.scale, *numbers)
         rows = streams_BTSD.shape[:2]
-        y_ND = branch(x_ND.view(*rows, x_ND.shape[-1])).flatten(0, 1)
-        return hyper_write(streams_NSD, y_ND, write_NS, mix_NSS).view_as(streams_BTSD)
+        y_BTD = branch(x_ND.view(*rows, x_ND.shape[-1]))
+        # no view of anything: pipelines detach it in place, and FSDP2 hangs hooks on it
+        return hyper_write(streams_BTSD, y_BTD, write_NS.unflatten(0, rows), mix_NSS.unflatten(0, rows))
 
 
 class HyperHead(StreamRouter):
