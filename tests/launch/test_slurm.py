@@ -98,7 +98,7 @@ def test_mistakes_take_one_line(tmp_path: Path) -> None:
     mistakes = {
         (TINY, "--nodes=0"): "--nodes",
         (FLASH, "--nodes=3"): "takes 128 processes or a multiple",
-        (FLASH, "--nodes=16", "--parallel.recompute=none", "--batch.length=1024"): "this fits: --parallel",
+        (FLASH.replace(".yaml", "_lora.yaml"), "--nodes=1", "--parallel.recompute=none"): "this fits: --parallel",
         ("missing.yaml", "--nodes=2"): "missing.yaml",
         (TINY, "--nodes=2", f"--out={taken}"): "exists; name a new file",
         (TINY, "--nodes=2", "--optimiser.lr=1"): "optimizer",
