@@ -100,7 +100,7 @@ def refuse_misfit(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster) ->
     if fullest(first_ranks(layout)).lower["total"] <= cluster.memory:
         return
     other = nearest(job, cluster, ordered)
-    hint = "nothing else does either; --model.preset=tiny does, and seektune plan --search counts the nodes it takes"
+    hint = "no other layout does either; more processes, a smaller batch.length or --model.preset=tiny may"
     if other is not None:
         hint = f"this fits: {' '.join(overrides(other))} (seektune plan says more)"
     raise ValueError(f"{make_report(layout, cluster).verdict()[1]}; {hint}")

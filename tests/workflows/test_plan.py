@@ -66,6 +66,9 @@ def test_a_recipe_may_say_parallel_auto(tmp_path: Path) -> None:
     text = TINY.read_text(encoding="utf-8")
     file.write_text(re.sub(r"\nparallel:\n(  .*\n)+", "\nparallel: auto\n", text))
     assert recipe(file).parallel.layout == "auto"
+    asked = recipe(file, "parallel.recompute=block", "parallel.layout=given", "parallel.ep_size=2").parallel
+    assert (asked.layout, asked.recompute, asked.ep_size) == ("given", "block", 2)
+    assert recipe(TINY, "parallel=auto", "parallel.ep_size=2").parallel.layout == "auto"
 
 
 def test_a_launch_asks_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
