@@ -40,7 +40,10 @@ def choose_layout(recipe: Recipe, cluster: Cluster) -> list[str]:
             f"parallel: auto needs to know what {recipe.model.weights} is; name it: --model.preset=flash or pro"
         )
     best = best_layout(recipe, cluster)
-    words = overrides(best)
+    asked = recipe.parallel
+    # the search leaves these to the other sizes
+    left = {"dp_shard": asked.dp_shard, "pipeline.layers_per_stage": asked.pipeline.layers_per_stage}
+    words = [*overrides(best), *(f"--parallel.{key}=null" for key, value in left.items() if value is not None)]
     total = best.memory.upper["total"] / 1e9
     say(f"parallel: auto takes {' '.join(words)} (up to {total:.1f} of {cluster.memory / 1e9:.1f} GB each)")
     return ["--parallel.layout=given", *words]

@@ -53,12 +53,13 @@ def test_a_job_that_cannot_fit_is_refused_with_the_nearest() -> None:
 
 
 def test_auto_is_short_for_a_layout_and_becomes_words(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = recipe(TINY, *SMALL, "parallel.layout=auto")
+    said = (*SMALL, "parallel.layout=auto", "parallel.dp_shard=2", "parallel.dp_replicate=2")
+    asked = recipe(TINY, *said)
     words = choose_layout(asked, cluster_here(4, 1))
     assert words[0] == "--parallel.layout=given"
     assert "parallel: auto takes" in capsys.readouterr().out
-    chosen = recipe(TINY, *SMALL, *(word.removeprefix("--") for word in words))
-    assert chosen.parallel.layout == "given"
+    chosen = recipe(TINY, *said, *(word.removeprefix("--") for word in words))
+    assert (chosen.parallel.layout, chosen.parallel.dp_shard) == ("given", None)
 
 
 def test_a_recipe_may_say_parallel_auto(tmp_path: Path) -> None:
