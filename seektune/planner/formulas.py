@@ -203,7 +203,7 @@ ACTIVATIONS = (
         "what head and MTP block read at the end, and the last streams",
     ),
     Formula("losses", "head * (1 + mtp_runs)", "next token, and the one after"),
-    Formula("loss_kept", "learns_head * V * D * w + N * D * w", "gradients computed with a loss, until the step's end"),
+    Formula("loss_kept", "learns_head * V * D * w + N * D * w", "gradients computed with a loss, until its backward ends"),
     Formula(
         "logits_made",
         "4 * V * (min(N, 1024) * (1 + twice) + max(0, min(N - 1024, 1024))) + u * 4 * min(N, 1024) * min(V, 8192)",
