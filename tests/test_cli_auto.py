@@ -55,7 +55,7 @@ def test_auto_trains_in_the_layout_that_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("memory", "words", "code", "said"),
     [
-        (12 * 10**9, LARGE, 2, r"does not fit: rank 0 .*; this fits: --parallel"),
+        (88 * 10**8, LARGE, 2, r"does not fit: rank 0 .*; this fits: --parallel"),
         (1 * 10**9, LARGE, 2, "does not fit: rank 0 .*; no other layout does either"),
         (64 * 10**9, [], 0, "started processes"),
     ],
