@@ -58,10 +58,10 @@ class Live(TorchDispatchMode):
             yield
 
     def _apart(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
             self.outside += 1
             try:
-                return method(*arguments)
+                return method(*arguments, **options)
             finally:
                 self.outside -= 1
 

@@ -11,7 +11,11 @@ import typer
 from seektune import cli
 from seektune.launch import launch
 from seektune.launch.job import Job
+from seektune.planner.hardware import known_gpu
+from seektune.planner.memory import first_ranks, fullest
+from seektune.workflows import here
 
+from .planner.jobs import layout
 from .workflows.door import ROOT, seektune
 
 PAGE = ROOT / "docs" / "parallel.md"
@@ -58,6 +62,7 @@ def test_a_start_of_the_page_makes_its_job(command: list[str], monkeypatch: pyte
     monkeypatch.setattr(launch, "launch", jobs.append)
     monkeypatch.setattr("seektune.cli.start.train_here", alone.append)
     monkeypatch.setattr("seektune.cli.start._gpus", lambda: 8)
+    monkeypatch.setattr(here, "cluster_here", lambda processes, nodes: known_gpu("h100-80gb", processes * nodes))
     door, *words = command
     assert door == "automodel"
     typer.main.get_command(cli.seed_app)(words, standalone_mode=False)()
@@ -66,6 +71,16 @@ def test_a_start_of_the_page_makes_its_job(command: list[str], monkeypatch: pyte
     else:
         expected = (8, 16, 15) if "--nnodes=16" in words else (4, 1, 0)
         assert [(job.processes, job.nodes, job.node_rank) for job in jobs] == [expected]
+
+
+def test_the_published_job_fits_80_gb_as_page_and_recipe_say() -> None:
+    gb = 1e9
+    for mode, said in (("block", "{:.1f} to {:.1f} GB"), ("none", "{:.1f} to {:.1f}")):
+        most = fullest(first_ranks(layout(RECIPE, 128, f"parallel.recompute={mode}")))
+        bounds = said.format(most.lower["total"] / gb, most.upper["total"] / gb)
+        assert (most.upper["total"] <= known_gpu("h100-80gb", 128).memory) == (mode == "block")
+        assert all(bounds in file.read_text(encoding="utf-8").replace("\n#", "") for file in (PAGE, RECIPE)), bounds
+    assert layout(RECIPE, 128).job.parallel.recompute == "block"
 
 
 def test_there_are_commands_to_test() -> None:

@@ -48,6 +48,8 @@ def test_the_page_names_every_known_gpu_and_what_was_measured() -> None:
     found = json.loads((ROOT / "bench" / "plan.json").read_text(encoding="utf-8"))
     ratios = [each["ratio"] for each in found["alone"]]
     assert f"{min(ratios):.2f} to {max(ratios):.2f} times what was measured" in PAGE
+    four = [each["ratio"] for each in found["four"]]
+    assert f"context and data axes: {min(four):.2f} to {max(four):.2f} times" in PAGE
 
 
 def test_there_are_commands_to_test() -> None:

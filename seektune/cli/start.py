@@ -123,10 +123,9 @@ def start(path: str, overrides: list[str], flags: Flags, dry: DryFlags = DryFlag
     gpus = _gpus()
     if 0 < gpus < processes:  # torch is asked last, as that takes seconds
         raise ValueError(f"--nproc-per-node={processes}: this machine has {gpus} GPUs, and each takes one process")
-    if gpus:
-        from seektune.workflows.here import check_memory
+    from seektune.workflows.here import check_memory
 
-        check_memory(loaded.recipe, processes, flags.nodes)
+    check_memory(loaded.recipe, loaded.recipe.model.architecture(), processes, flags.nodes)
     from seektune.launch.launch import launch
 
     launch(job)

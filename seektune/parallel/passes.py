@@ -61,6 +61,8 @@ class Looped:
             loss = self._stage(batch.tokens, batch.tokens, batch.documents, batch.labels, task)
             phase(f"backward of micro-batch {number}")
             loss.backward()
+            # its graph keeps the head's gradient, which is as large as the head, through the next forward pass
+            del loss
 
     @torch.no_grad()
     def examine(self, batch: Batch) -> Tensor:

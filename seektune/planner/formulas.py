@@ -203,8 +203,14 @@ ACTIVATIONS = (
         "what head and MTP block read at the end, and the last streams",
     ),
     Formula("losses", "head * (1 + mtp_runs)", "next token, and the one after"),
-    Formula("loss_kept", "learns_head * V * D * w + N * D * w", "gradients computed with a loss, until the step's end"),
-    Formula("logits_made", "4 * V * (min(N, 1024) * (1 + twice) + max(0, min(N - 1024, 1024)))", "in chunks of 1,024"),
+    Formula(
+        "loss_kept", "learns_head * V * D * w + N * D * w", "gradients computed with a loss, until its backward ends"
+    ),
+    Formula(
+        "logits_made",
+        "4 * V * (min(N, 1024) * (1 + twice) + max(0, min(N - 1024, 1024))) + u * 4 * min(N, 1024) * min(V, 8192)",
+        "in chunks of 1,024; a low-precision head is multiplied 8,192 rows at a time, whose products are copied",
+    ),
     Formula(
         "loss_moment",
         "head * (exit_held + (losses - 1) * loss_kept + 2 * N * D * w + u * (V * D + min(N, 1024) * D) * 4"

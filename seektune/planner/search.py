@@ -1,6 +1,6 @@
 """All layouts of a job on a cluster: which fit, which of them is fastest, and how few nodes would do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from seektune.parallel.config import ParallelConfig
@@ -16,10 +16,11 @@ class Choices:
 
     schedules: tuple[str, ...]
     recompute: tuple[str, ...]
-    microbatches: tuple[int, ...]
+    rows: tuple[int | None, ...]
+    """Most rows of a micro-batch; None for what the recipe says."""
 
 
-ALL = Choices(("1f1b", "interleaved1f1b", "zbv", "dualpipev"), ("none", "selective", "block"), (1, 2, 4, 8))
+ALL = Choices(("1f1b", "interleaved1f1b", "zbv", "dualpipev"), ("none", "selective", "block"), (None, 1, 2, 4, 8))
 LEANEST = Choices(("1f1b",), ("block",), (1,))
 """What holds least: whether anything fits is asked of these."""
 NODES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -60,9 +61,8 @@ def search(job: Job, cluster: Cluster, order_of: OrderOf) -> list[Candidate]:
 
 def nearest(job: Job, cluster: Cluster, order_of: OrderOf) -> Candidate | None:
     """The layout that fits and changes least of what was asked for; the fastest of those."""
-    asked = job.parallel
     found = search(job, cluster, order_of)
-    return min(found, key=lambda each: (_changes(each.parallel, asked), each.time.seconds), default=None)
+    return min(found, key=lambda each: (_changes(each.layout.job, job), each.time.seconds), default=None)
 
 
 def fewest_nodes(job: Job, cluster: Cluster, order_of: OrderOf) -> tuple[int, Candidate] | None:
@@ -78,28 +78,30 @@ def fewest_nodes(job: Job, cluster: Cluster, order_of: OrderOf) -> tuple[int, Ca
 
 def layouts(job: Job, cluster: Cluster, order_of: OrderOf, choices: Choices = ALL) -> Iterator[Layout]:
     """Every layout that is possible on so many processes; weights cut over all of a stage, or within its nodes."""
-    asked, gpus = job.parallel, cluster.gpus
     for sizes in _sizes(job, cluster):
-        schedules = choices.schedules if sizes["pp_size"] > 1 else (asked.pipeline.schedule,)
+        schedules = choices.schedules if sizes["pp_size"] > 1 else (job.parallel.pipeline.schedule,)
         for schedule in schedules:
-            for microbatch in choices.microbatches:
-                # more in each micro-batch than the recipe's micro_size is possible in a pipeline only
-                if sizes["pp_size"] == 1 and microbatch > 1:
-                    break
-                pipeline = asked.pipeline.model_copy(
-                    update={"schedule": schedule, "microbatch": microbatch, "layers_per_stage": None}
-                )
+            seen = set()
+            for rows in choices.rows:
+                try:
+                    layout = lay_out(_changed(job, sizes, schedule, rows), cluster.gpus, order_of)
+                except ValueError:
+                    continue
+                if layout.rows_at_a_time in seen:
+                    continue
+                seen.add(layout.rows_at_a_time)
                 for recompute in choices.recompute:
-                    changed = job.with_parallel(
-                        {**sizes, "dp_shard": None, "pipeline": pipeline, "recompute": recompute}
-                    )
-                    try:
-                        layout = lay_out(changed, gpus, order_of)
-                    except ValueError:
-                        break
-                    if sizes["pp_size"] > 1 and layout.rows_at_a_time != microbatch:
-                        break  # the same as a smaller one
-                    yield layout
+                    yield replace(layout, job=layout.job.with_parallel({"recompute": recompute}))
+
+
+def _changed(job: Job, sizes: Mapping[str, int], schedule: str, rows: int | None) -> Job:
+    """The job with these sizes; rows of a micro-batch are a setting of the pipeline, or without one of the batch."""
+    update: dict[str, object] = {"schedule": schedule, "layers_per_stage": None}
+    if rows is not None and sizes["pp_size"] > 1:
+        update["microbatch"] = rows
+    elif rows is not None:
+        job = replace(job, micro_size=rows)
+    return job.with_parallel({**sizes, "dp_shard": None, "pipeline": job.parallel.pipeline.model_copy(update=update)})
 
 
 def _fits(layout: Layout, cluster: Cluster) -> bool:
@@ -121,19 +123,20 @@ def _sizes(job: Job, cluster: Cluster) -> Iterator[dict[str, int]]:
                         yield {"pp_size": pp, "ep_size": ep, "cp_size": cp, "dp_replicate": copies}
 
 
-def _changes(one: ParallelConfig, asked: ParallelConfig) -> int:
+def _changes(job: Job, asked: Job) -> int:
     """How many settings differ from what was asked for."""
-    sizes = [
-        (one.pp_size, asked.pp_size),
-        (one.ep_size, asked.ep_size),
-        (one.cp_size, asked.cp_size),
-        (one.dp_replicate, asked.dp_replicate),
-        (one.recompute, asked.recompute),
+    one, other = job.parallel, asked.parallel
+    pairs: list[tuple[object, object]] = [
+        (one.pp_size, other.pp_size),
+        (one.ep_size, other.ep_size),
+        (one.cp_size, other.cp_size),
+        (one.dp_replicate, other.dp_replicate),
+        (one.recompute, other.recompute),
+        (job.micro_size, asked.micro_size),
     ]
-    pairs: list[tuple[object, object]] = list(sizes)
-    if one.pp_size > 1 and asked.pp_size > 1:
-        pairs.append((one.pipeline.schedule, asked.pipeline.schedule))
-        pairs.append((one.pipeline.microbatch, asked.pipeline.microbatch or one.pipeline.microbatch))
+    if one.pp_size > 1 and other.pp_size > 1:
+        pairs.append((one.pipeline.schedule, other.pipeline.schedule))
+        pairs.append((one.pipeline.microbatch, other.pipeline.microbatch))
     return sum(a != b for a, b in pairs)
 
 

@@ -40,13 +40,20 @@ def apply_overrides(document: Entry, overrides: dict[KeyPath, Entry]) -> Entry:
     Raises:
         ValueError: an override goes below a key that holds one value.
     """
+    document = _written_out(document)
     for path, entry in overrides.items():
         for end in range(1, len(path)):
             above = document.find(path[:end])
             if above is not None and above.value is not None and not isinstance(above.value, dict):
                 raise ValueError(f"{entry.where}: {'.'.join(path[:end])} holds one value here, not a section of keys")
-        document = document.put(path, entry)
+        document = _written_out(document.put(path, entry))
     return document
+
+
+def _written_out(document: Entry) -> Entry:
+    """`parallel: auto` as the section that it is short for, which overrides may go into."""
+    short = document.find(("parallel",))
+    return document if short is None or short.value != "auto" else document.put(("parallel", "layout"), short)
 
 
 def _read_value(text: str, where: str) -> Entry:

@@ -2,13 +2,16 @@
 
 from functools import cache
 
+import torch
+
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.orders import order_of
 from seektune.planner.job import Job, Layout, Weight, Weights, lay_out
 from seektune.recipe.recipe import Recipe
 from seektune.workflows.prepare import DTYPES, laid_out
-from seektune.workflows.room import PACKED
 
+PACKED = (torch.int8, torch.uint8)
+"""Dtypes of frozen bytes."""
 ordered = cache(order_of)
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import psutil
 import torch
 
+from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import Cluster, facts, known_gpu
 from seektune.planner.report import overrides
 from seektune.recipe.recipe import Recipe
@@ -39,20 +40,23 @@ def choose_layout(recipe: Recipe, cluster: Cluster) -> list[str]:
             f"parallel: auto needs to know what {recipe.model.weights} is; name it: --model.preset=flash or pro"
         )
     best = best_layout(recipe, cluster)
-    words = overrides(best)
+    asked = recipe.parallel
+    # the search leaves these to the other sizes
+    left = {"dp_shard": asked.dp_shard, "pipeline.layers_per_stage": asked.pipeline.layers_per_stage}
+    words = [*overrides(best), *(f"--parallel.{key}=null" for key, value in left.items() if value is not None)]
     total = best.memory.upper["total"] / 1e9
     say(f"parallel: auto takes {' '.join(words)} (up to {total:.1f} of {cluster.memory / 1e9:.1f} GB each)")
     return ["--parallel.layout=given", *words]
 
 
-def check_memory(recipe: Recipe, processes: int, nodes: int) -> None:
-    """Stop before any process group is made where GPUs are known and the job cannot fit them.
+def check_memory(recipe: Recipe, config: DeepseekV4Config | None, processes: int, nodes: int) -> None:
+    """Stop where the job cannot fit these devices; an architecture that only the network knows, and offloading, pass.
 
     Raises:
         ValueError: it cannot; the sentence names the nearest layout that does.
     """
-    if torch.cuda.is_available() and not recipe.parallel.cpu_offload:
-        refuse_misfit(recipe, cluster_here(processes, nodes))
+    if config is not None and not recipe.parallel.cpu_offload:
+        refuse_misfit(recipe, config, cluster_here(processes, nodes))
 
 
 def _kind(name: str) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import GIGA, Cluster
+from seektune.planner.memory import first_ranks, fullest
 from seektune.planner.page import write_page
 from seektune.planner.report import Money, PlanReport, make_report, overrides
 from seektune.planner.search import Candidate, fewest_nodes, nearest, search
@@ -87,23 +89,21 @@ def best_layout(recipe: Recipe, cluster: Cluster) -> Candidate:
     return found[0]
 
 
-def refuse_misfit(recipe: Recipe, cluster: Cluster) -> None:
-    """Stop a job whose lower bound does not fit these GPUs.
+def refuse_misfit(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster) -> None:
+    """Stop a job whose lower bound does not fit these processes, before memory is filled to the brim.
 
     Raises:
         ValueError: it does not; the sentence names the nearest layout that does.
     """
-    config = recipe.model.architecture()
-    if config is None:
-        return
     job = job_of(recipe, config)
-    report = make_report(layout_of(job, cluster.gpus), cluster)
-    most = report.fullest
-    if most.lower["total"] <= cluster.memory:
+    layout = layout_of(job, cluster.gpus)
+    if fullest(first_ranks(layout)).lower["total"] <= cluster.memory:
         return
     other = nearest(job, cluster, ordered)
-    hint = f"this fits: {' '.join(overrides(other))}" if other is not None else "no other layout does either"
-    raise ValueError(f"{report.verdict()[1]}; {hint} (seektune plan says more)")
+    hint = "no other layout does either; more processes, a smaller batch.length or --model.preset=tiny may"
+    if other is not None:
+        hint = f"this fits: {' '.join(overrides(other))} (seektune plan says more)"
+    raise ValueError(f"{make_report(layout, cluster).verdict()[1]}; {hint}")
 
 
 def _ways(recipe: Recipe) -> dict[str, Recipe]:

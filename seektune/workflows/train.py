@@ -24,6 +24,7 @@ from seektune.train.report import REPORT, write_report
 from seektune.train.trainer import CHECKPOINTS, Trainer, TrainSettings
 from seektune.workflows.console import say, speaking
 from seektune.workflows.exam import hold_exam, read_exam, write_exams
+from seektune.workflows.here import check_memory
 from seektune.workflows.model_card import put_card, run_card
 from seektune.workflows.prepare import (
     Lesson,
@@ -35,7 +36,6 @@ from seektune.workflows.prepare import (
     read_rows,
 )
 from seektune.workflows.resume import Start, find_start, product_of, refuse_other_rows
-from seektune.workflows.room import refuse_too_large
 from seektune.workflows.run_folder import RECIPE, choose_folder, held
 from seektune.workflows.tell import describe, farewell, story, summary
 
@@ -89,7 +89,7 @@ def _run(
     config: DeepseekV4Config,
 ) -> None:
     torch.manual_seed(recipe.seed)
-    refuse_too_large(recipe, config, mesh)
+    check_memory(recipe, config, mesh.plan.world, nodes=1)
     lesson = prepare_data(recipe, read_rows(recipe.data, cache_dir, say, mesh.ranks), config, say, mesh.plan)
     # from here on processes wait for each other, and none leaves alone
     with nullcontext() if mesh.axes is None else interruption.shielded():

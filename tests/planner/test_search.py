@@ -35,8 +35,18 @@ def test_layouts_are_sorted_and_fit(found: list[Candidate]) -> None:
 
 
 def test_no_layout_stands_there_twice(found: list[Candidate]) -> None:
-    assert len({str(each.parallel) for each in found}) == len(found)
+    assert len({tuple(overrides(each)) for each in found}) == len(found)
     assert {each.parallel.recompute for each in found} == {"none", "block", "selective"}
+
+
+@pytest.mark.parametrize("pp", [1, 2])
+def test_rows_of_a_micro_batch_are_varied_with_a_pipeline_and_without(found: list[Candidate], pp: int) -> None:
+    rows = {each.layout.rows_at_a_time for each in found if each.parallel.pp_size == pp}
+    assert rows >= {1, 2, 4}
+    most = max(found, key=lambda each: (each.parallel.pp_size == pp, each.layout.rows_at_a_time))
+    words = [word.removeprefix("--") for word in overrides(most)]
+    again = layout(TINY, 4, "batch.global_size=16", "batch.length=256", "model.dtype=bf16", *words)
+    assert again.rows_at_a_time == most.layout.rows_at_a_time
 
 
 def test_its_words_give_a_recipe_the_layout(found: list[Candidate]) -> None:

@@ -46,18 +46,20 @@ def test_an_unknown_architecture_is_a_mistake() -> None:
 def test_a_job_that_cannot_fit_is_refused_with_the_nearest() -> None:
     small = replace(known_gpu("h100-80gb", 4), memory=2_600_000_000)
     asked = recipe(TINY, "model.dtype=bf16", "batch.global_size=64", "batch.micro_size=16", "batch.length=2000")
+    config = DeepseekV4Config.preset("tiny")
     with pytest.raises(ValueError, match=r"this fits: .*--parallel\.recompute="):
-        refuse_misfit(asked, small)
-    refuse_misfit(asked, known_gpu("h100-80gb", 4))
+        refuse_misfit(asked, config, small)
+    refuse_misfit(asked, config, known_gpu("h100-80gb", 4))
 
 
 def test_auto_is_short_for_a_layout_and_becomes_words(capsys: pytest.CaptureFixture[str]) -> None:
-    asked = recipe(TINY, *SMALL, "parallel.layout=auto")
+    said = (*SMALL, "parallel.layout=auto", "parallel.dp_shard=2", "parallel.dp_replicate=2")
+    asked = recipe(TINY, *said)
     words = choose_layout(asked, cluster_here(4, 1))
     assert words[0] == "--parallel.layout=given"
     assert "parallel: auto takes" in capsys.readouterr().out
-    chosen = recipe(TINY, *SMALL, *(word.removeprefix("--") for word in words))
-    assert chosen.parallel.layout == "given"
+    chosen = recipe(TINY, *said, *(word.removeprefix("--") for word in words))
+    assert (chosen.parallel.layout, chosen.parallel.dp_shard) == ("given", None)
 
 
 def test_a_recipe_may_say_parallel_auto(tmp_path: Path) -> None:
@@ -65,13 +67,17 @@ def test_a_recipe_may_say_parallel_auto(tmp_path: Path) -> None:
     text = TINY.read_text(encoding="utf-8")
     file.write_text(re.sub(r"\nparallel:\n(  .*\n)+", "\nparallel: auto\n", text))
     assert recipe(file).parallel.layout == "auto"
+    asked = recipe(file, "parallel.recompute=block", "parallel.layout=given", "parallel.ep_size=2").parallel
+    assert (asked.layout, asked.recompute, asked.ep_size) == ("given", "block", 2)
+    assert recipe(TINY, "parallel=auto", "parallel.ep_size=2").parallel.layout == "auto"
 
 
-def test_a_launch_on_gpus_asks_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(here.torch.cuda, "is_available", lambda: True)
+def test_a_launch_asks_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(here, "cluster_here", lambda processes, nodes: replace(known_gpu("h100-80gb", 1), memory=10**9))
+    large = recipe(TINY, "batch.length=8192", "batch.global_size=32", "batch.micro_size=32")
     with pytest.raises(ValueError, match="does not fit"):
-        here.check_memory(recipe(TINY, "batch.length=8192", "batch.global_size=32", "batch.micro_size=32"), 1, 1)
+        here.check_memory(large, DeepseekV4Config.preset("tiny"), 1, 1)
+    here.check_memory(large, None, 1, 1)
 
 
 @pytest.mark.slow

@@ -253,7 +253,7 @@ def test_a_bad_row_is_found_before_the_model_is_built(recipe, tmp_path, monkeypa
     [
         ({"batch__length": 8}, "more than batch.length 8"),
         ({"model": {"weights": "nowhere"}}, "nowhere is neither a folder nor a Hub id"),
-        ({"model": {"preset": "pro"}}, "takes .* GB .*try --model.preset=tiny"),
+        ({"model": {"preset": "pro"}}, "does not fit: .* GB .*--model.preset=tiny"),
     ],
 )
 def test_a_mistake_leaves_no_folder(recipe, tmp_path, changes, message):
