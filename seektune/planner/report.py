@@ -19,7 +19,7 @@ ESTIMATE = (
     "Estimated: activations, from what the kernels save; compared with tensors of CPU runs only (bench/plan.json), "
     "never with a GPU. Rows are full; real ones are often shorter.",
     "Adapters: activations of frozen weights were not compared with anything.",
-    "Time is arithmetic over rates: single layers on one H200 took 2 to 3.5 times it, and no job of several GPUs was timed.",
+    "Time is arithmetic over rates: layers on one H200 took 2 to 4 times as long; no job of several GPUs was timed.",
 )
 
 
