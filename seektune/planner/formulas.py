@@ -36,7 +36,12 @@ STATE = (
         "tensors",
         "column",
     ),
-    Formula("parameters", "where(whole > 0, 0, numel)", "weights, each this process's piece", "tensors"),
+    Formula(
+        "parameters",
+        "where(whole > 0, 0, values * numel)",
+        "weights, each this process's piece; a byte of FP4 is two",
+        "tensors",
+    ),
     Formula("bf16", "where(whole > 0, 0, where(size == 2, 2 * numel, 0))", "weights in bf16", "tensors"),
     Formula("fp32", "where(whole > 0, 0, where(size == 4, 4 * numel, 0))", "weights in fp32", "tensors"),
     Formula(

@@ -25,6 +25,8 @@ class Weight:
     """Bytes of an element."""
     learns: bool
     buffer: bool = False
+    values: int = 1
+    """Numbers that an element stands for: two of FP4, none of scales."""
 
     @property
     def numel(self) -> int:
@@ -205,9 +207,9 @@ def _tensors(weights: Sequence[Weight]) -> list[Row]:
     alike: Counter[tuple[int, ...]] = Counter()
     for weight in weights:
         rows = (weight.shape or (1,))[0]
-        key = (rows, weight.numel // rows, weight.size, weight.expert, weight.learns, weight.buffer, weight.adapter)
-        alike[key] += 1
-    names = ("rows", "rest", "size", "expert", "learns", "whole", "low")
+        kind = weight.expert, weight.learns, weight.buffer, weight.adapter, weight.values
+        alike[rows, weight.numel // rows, weight.size, *kind] += 1
+    names = ("rows", "rest", "size", "expert", "learns", "whole", "low", "values")
     return [{**dict(zip(names, map(int, key), strict=True)), "count": count} for key, count in alike.items()]
 
 

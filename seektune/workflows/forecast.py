@@ -4,6 +4,7 @@ from functools import cache
 
 import torch
 
+from seektune.checkpoint.packed import value_counts
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.orders import order_of
 from seektune.planner.job import Job, Layout, Weight, Weights, lay_out
@@ -46,7 +47,8 @@ def layout_of(job: Job, gpus: int) -> Layout:
 def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight]:
     """All parameters and buffers; frozen ones packed and adapters put on as training does."""
     model = laid_out(recipe, config)
-    parameters = dict(model.named_parameters())
+    parameters, state = dict(model.named_parameters()), model.state_dict()
+    counts = value_counts(state)
     return [
         Weight(
             name,
@@ -54,6 +56,7 @@ def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight
             1 if tensor.dtype in PACKED else tensor.element_size(),
             name in parameters and parameters[name].requires_grad and (mtp or not name.startswith("mtp.")),
             buffer=name not in parameters,
+            values=counts.get(name, 0) // max(tensor.numel(), 1),
         )
-        for name, tensor in model.state_dict().items()
+        for name, tensor in state.items()
     ]
