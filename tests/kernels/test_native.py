@@ -122,6 +122,21 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, monkeyp
     assert library.made("g++", tmp_path / "file" / "cache").is_file()
 
 
+def test_a_library_that_cannot_be_read_is_made_again(tmp_path: Path, monkeypatch):
+    whole = Path(library.library()._name).read_bytes()
+    made = []
+
+    def compile_to(file: Path, *rest: object) -> None:
+        made.append(file)
+        file.write_bytes(whole if len(made) > 1 else b"")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "compile_to", compile_to)
+    assert library.library.__wrapped__() is not None
+    assert made[0] == made[1]
+    assert made[0].parent == tmp_path / "seektune"
+
+
 @pytest.mark.parametrize(
     ("which", "run", "said"),
     [
@@ -132,7 +147,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, monkeyp
 )
 def test_without_a_compiler_one_line_says_so(which, run, said, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(library.shutil, "which", lambda name: which)
-    monkeypatch.setattr(library.Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.INFO, "seektune"):
         assert library.library.__wrapped__() is None
     (line,) = caplog.messages
