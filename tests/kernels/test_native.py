@@ -113,6 +113,9 @@ def test_the_library_is_made_once(tmp_path: Path, monkeypatch):
     assert first == again
     assert len(made) == 1
     assert library.made("clang++", tmp_path / "cache") != first
+    (tmp_path / "cache" / "lock").unlink()
+    (tmp_path / "cache" / "lock").mkdir()  # what is there is used, lock or not
+    assert library.made("g++", tmp_path / "cache") == first
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
