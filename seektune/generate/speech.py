@@ -65,7 +65,7 @@ class Ear:
 
 def undecided(text: str, marks: Sequence[str]) -> int:
     """Characters at the end of a text with which one of the marks may begin."""
-    sizes = [size for mark in marks for size in range(1, len(mark)) if text.endswith(mark[:size])]
+    sizes = [size for mark in marks for size in range(1, min(len(mark), len(text) + 1)) if text.endswith(mark[:size])]
     return max(sizes, default=0)
 
 

@@ -69,9 +69,16 @@ def few(block: "Block", streams_BTSD: Tensor, tokens_BT: Tensor | None, layout: 
     if isinstance(choice, TopKGate):
         bias = choice.bias
     elif isinstance(choice, HashGate) and tokens_BT is not None:
-        table = choice.tid2eid[tokens_BT.flatten()]
+        table = choice.tid2eid[tokens_BT.flatten()].long()
+        if not 0 <= int(table.min()) <= int(table.max()) < of.experts:
+            return None  # the definition refuses
     else:
         return None  # the definition says what is missing
+    high = *(getattr(mixer, name) for mixer in (before, after) for name in ("fn", "base", "scale")), bias
+    if not all(x is None or (x.dtype == WIDE[dtype] and x.is_contiguous()) for x in high):
+        return None  # the whole model was cast
+    if not all(x.is_contiguous() for x in (routed.w1, routed.w2, routed.w3)):
+        return None
     streams, rotation = streams_BTSD.flatten(0, 1).contiguous(), layout.at_positions(attn.rope)
     turned = rotation.wide(WIDE[dtype])
     entry = before.fn, before.base, before.scale, norm, wq_a, q_norm, wq_b, wkv, kv_norm

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from seektune.generate.sample import Sampling
 
 MOST_STOPS = 16
+LONGEST_STOP = 1000
+"""Characters: each token is compared with every beginning of every stop text."""
 
 
 class Section(BaseModel):
@@ -68,8 +70,14 @@ class Asked(Section):
         )
 
     def stops(self) -> tuple[str, ...]:
-        """Texts that an answer ends before."""
+        """Texts that an answer ends before.
+
+        Raises:
+            ValueError: one is too long.
+        """
         found = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if (longest := max(map(len, found), default=0)) > LONGEST_STOP:
+            raise ValueError(f"a stop text may have {LONGEST_STOP} characters, not {longest}")
         return tuple(stop for stop in found if stop)
 
     def first_seed(self) -> int:
@@ -174,5 +182,8 @@ class ChatRequest(Asked):
             return self.messages
         first, *others = self.messages
         if first.get("role") == "system":
-            return [{**first, "tools": [*(first.get("tools") or []), *self.tools]}, *others]
+            told = first.get("tools") or []
+            if not isinstance(told, list):
+                raise ValueError("messages[0] (system) has tools that are no list")
+            return [{**first, "tools": [*told, *self.tools]}, *others]
         return [{"role": "system", "content": "", "tools": self.tools}, *self.messages]

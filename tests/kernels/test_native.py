@@ -113,6 +113,9 @@ def test_the_library_is_made_once(tmp_path: Path, monkeypatch):
     assert first == again
     assert len(made) == 1
     assert library.made("clang++", tmp_path / "cache") != first
+    (tmp_path / "cache" / "lock").unlink()
+    (tmp_path / "cache" / "lock").mkdir()  # what is there is used, lock or not
+    assert library.made("g++", tmp_path / "cache") == first
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
@@ -120,6 +123,21 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, monkeyp
     (tmp_path / "file").touch()
     monkeypatch.setattr(library, "compile_to", lambda file, *rest: file.write_bytes(b""))
     assert library.made("g++", tmp_path / "file" / "cache").is_file()
+
+
+def test_a_library_that_cannot_be_read_is_made_again(tmp_path: Path, monkeypatch):
+    whole = Path(library.library()._name).read_bytes()
+    made = []
+
+    def compile_to(file: Path, *rest: object) -> None:
+        made.append(file)
+        file.write_bytes(whole if len(made) > 1 else b"")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "compile_to", compile_to)
+    assert library.library.__wrapped__() is not None
+    assert made[0] == made[1]
+    assert made[0].parent == tmp_path / "seektune"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +150,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, monkeyp
 )
 def test_without_a_compiler_one_line_says_so(which, run, said, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(library.shutil, "which", lambda name: which)
-    monkeypatch.setattr(library.Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.INFO, "seektune"):
         assert library.library.__wrapped__() is None
     (line,) = caplog.messages

@@ -74,6 +74,42 @@ def test_the_short_way_is_for_few_tokens_and_nobody_who_listens(toy_model, taken
     assert not runs(1)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_that_was_cast_whole_is_read_as_it_is_now(toy_model, monkeypatch, dtype):
+    """Parameters that stay wide in a model of any dtype are then of another, which addresses alone do not tell."""
+    model, tokens = toy_model(torch.float32).to(dtype), torch.randint(64, (1, 6))
+    found = model(tokens).logits
+    monkeypatch.setattr(blocks, "few", lambda *arguments: None)
+    torch.testing.assert_close(found, model(tokens).logits, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_where_what_must_be_wide_is_not_the_definition_refuses(toy_model):
+    with pytest.raises(RuntimeError, match="same dtype"):
+        toy_model(torch.float32).bfloat16()(torch.randint(64, (1, 6)))
+
+
+@torch.no_grad()
+def test_weights_of_another_layout_are_left_alone(toy_model, taken):
+    model, tokens = toy_model(torch.float32), torch.randint(64, (1, 6))
+    expected = model(tokens).logits
+    for block in model.layers:
+        for weight in (block.hc_attn.fn, block.ffn.experts.w1):
+            weight.data = weight.data.mT.contiguous().mT
+    taken.clear()
+    torch.testing.assert_close(model(tokens).logits, expected, rtol=0, atol=1e-4)
+    assert not any(taken[: len(model.layers)])
+
+
+@torch.no_grad()
+def test_experts_that_do_not_exist_are_not_read(toy_model):
+    model = toy_model(torch.float32)
+    model.layers[0].ffn.gate.tid2eid.fill_(10**6)
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.randint(64, (1, 6)))
+
+
 def test_a_hash_gate_without_ids_still_refuses(toy_model):
     block = toy_model().layers[0]
     streams = torch.randn(1, 2, 4, 32).double()

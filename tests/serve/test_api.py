@@ -157,6 +157,13 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": [{"role": "king", "content": "x"}]}, "messages", "messages[0] has the unknown role 'king'"),
     ({"messages": [{"role": "system", "content": "x"}]}, "messages", "the last message must be one that asks"),
     ({"messages": [*QUESTION, {"role": "assistant", "content": "4"}]}, "messages", "the last message must be one"),
+    ({"messages": QUESTION, "stop": "a" * 1001}, None, "a stop text may have 1000 characters, not 1001"),
+    ({"messages": QUESTION, "stop": ["x", "a" * 1001]}, None, "a stop text may have 1000 characters"),
+    (
+        {"messages": [{"role": "system", "content": "", "tools": 5}, *QUESTION], "tools": [TOOL]},
+        "messages",
+        "messages[0] (system) has tools that are no list",
+    ),
     ({"messages": QUESTION, "tools": [{}]}, "messages", "which must have a function with a name"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "half of a surrogate pair"),
     ({"messages": QUESTION, "\ud800": 1}, None, "as a unicode string"),

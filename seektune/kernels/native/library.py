@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import hashlib
 import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -67,11 +68,22 @@ def library() -> ctypes.CDLL | None:
         log.warning("no C++ compiler (g++) was found: a CPU writes texts several times slower without one")
         return None
     try:
-        return ctypes.CDLL(str(made(compiler, Path.home() / ".cache" / "seektune")))
+        file = made(compiler, cache_folder())
+        try:
+            return ctypes.CDLL(str(file))
+        except OSError:  # a crash can leave an empty one
+            file.unlink(missing_ok=True)
+            return ctypes.CDLL(str(made(compiler, file.parent)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = str(error).strip().splitlines()[0]
         log.warning("kernels for writing texts on a CPU could not be made, so it is several times slower: %s", reason)
         return None
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: under XDG_CACHE_HOME where that is absolute, as its specification has it."""
+    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (told if told.is_absolute() else Path.home() / ".cache") / "seektune"
 
 
 def made(compiler: str, folder: Path) -> Path:
@@ -84,6 +96,8 @@ def made(compiler: str, folder: Path) -> Path:
     sources = sorted(here.glob("*.cpp"))
     told = [path.read_bytes() for path in (*sources, *sorted(here.glob("*.h")))]
     name = hashlib.sha256(b"\0".join([*told, " ".join([compiler, *FLAGS]).encode(), machine()])).hexdigest()[:20]
+    if (file := folder / f"kernels-{name}.so").exists():
+        return file  # also where the folder can only be read
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
