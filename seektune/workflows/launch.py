@@ -23,10 +23,11 @@ def settle(recipe: Recipe, cluster: Cluster) -> list[str]:
     Raises:
         ValueError: the layout does not divide so many GPUs or does not fit them; the sentence names one that does.
     """
-    if recipe.model.architecture() is None:
+    config = recipe.model.architecture()
+    if config is None:
         return []
     if recipe.parallel.layout == "auto":
         return ["--parallel.layout=given", *overrides(best_layout(recipe, cluster))]
     if not recipe.parallel.cpu_offload:
-        refuse_misfit(recipe, cluster)
+        refuse_misfit(recipe, config, cluster)
     return []

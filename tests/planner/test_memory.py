@@ -1,10 +1,12 @@
 """What a plan says that processes hold: the dry run's bytes, the whole model, and more where there is more to hold."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import RankMemory, first_ranks, fullest, rank_memory
 from seektune.workflows.dry_run import take_dry_run
 from seektune.workflows.rehearsal import Rehearsal
@@ -136,3 +138,14 @@ def test_what_was_measured() -> None:
     assert MEASURED["device"] == "CPU"
     assert {each["model"] for each in MEASURED["alone"]} == {"tiny", "wide"}
     assert {len(each["measured"]) for each in MEASURED["four"]} == {4}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "world"), [(FLASH, 128), (FLASH_LORA, 8), (FLASH_LORA.with_name(f"{FLASH_LORA.stem}_experts.yaml"), 8)]
+)
+def test_shipped_recipes_fit_the_gpus_that_they_name(path: Path, world: int) -> None:
+    """Also at the upper bound, with full rows."""
+    planned = layout(path, world)
+    assert "80 GB" in path.read_text(encoding="utf-8")
+    assert fullest(first_ranks(planned)).upper["total"] <= known_gpu("h100-80gb", world).memory
