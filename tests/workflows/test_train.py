@@ -227,7 +227,10 @@ def test_a_finished_run_without_its_checkpoints_is_still_finished(recipe, capsys
 
 def test_weights_that_are_not_there_are_missed_before_any_data_is_fetched(recipe, monkeypatch):
     monkeypatch.setattr(workflow, "read_rows", lambda *_: pytest.fail("fetched the data"))
-    for changes, message in (({"weights": "/nowhere/at/all"}, "model.weights: "), ({"preset": "pro"}, "takes .* GB")):
+    for changes, message in (
+        ({"weights": "/nowhere/at/all"}, "model.weights: "),
+        ({"preset": "pro"}, "rank 0 needs .* GB too much"),
+    ):
         with pytest.raises(ValueError, match=message):
             train(recipe(model=changes))
 
