@@ -55,7 +55,7 @@ def test_no_secret_is_written_down(name: str) -> None:
 def test_it_runs_as_nobody_special_and_keeps_what_must_stay_outside() -> None:
     assert re.findall(r"^USER (\S+)", DOCKERFILE, re.MULTILINE) == ["1001"]
     assert 'ENTRYPOINT ["seektune"]' in DOCKERFILE
-    assert 'VOLUME ["/work/runs", "/cache"]' in DOCKERFILE
+    assert 'VOLUME ["/seektune/runs", "/cache"]' in DOCKERFILE
     assert "--shm-size" in DOCKERFILE
 
 
@@ -83,7 +83,7 @@ def test_compose_trains_on_one_node() -> None:
     assert TRAIN["environment"] == ["HF_TOKEN"], "by name: its value stays on the host"
     mounted = dict(each.split(":") for each in TRAIN["volumes"])
     assert set(mounted) == set(COMPOSE["volumes"])
-    assert set(mounted.values()) == {"/work/runs", "/cache"}
+    assert set(mounted.values()) == {"/seektune/runs", "/cache"}
     build = TRAIN["build"]
     assert (DOCKER / build["context"]).resolve() == ROOT
     assert (ROOT / build["dockerfile"]).samefile(DOCKER / "Dockerfile")
@@ -101,7 +101,7 @@ def test_the_command_of_compose_is_one() -> None:
 
 def test_the_page_says_what_was_not_tried_and_what_is_mounted() -> None:
     assert "never built" in PAGE
-    assert all(word in PAGE for word in ("/work/runs", "/cache", "--shm-size=16g", "HF_TOKEN", "1001"))
+    assert all(word in PAGE for word in ("/seektune/runs", "/cache", "--shm-size=16g", "HF_TOKEN", "1001"))
     words = re.findall(r"^docker run .*?seektune:\S+ (\S+)", PAGE.replace("\\\n", " "), re.MULTILINE)
     assert words
     assert all(f"{word}" in seektune("--help").stdout for word in set(words))

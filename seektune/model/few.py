@@ -74,7 +74,7 @@ def few(block: "Block", streams_BTSD: Tensor, tokens_BT: Tensor | None, layout: 
             return None  # the definition refuses
     else:
         return None  # the definition says what is missing
-    high = *(getattr(mixer, name) for mixer in (before, after) for name in ("fn", "base", "scale")), bias
+    high = before.fn, before.base, before.scale, after.fn, after.base, after.scale, bias
     if not all(x is None or (x.dtype == WIDE[dtype] and x.is_contiguous()) for x in high):
         return None  # the whole model was cast
     if not all(x.is_contiguous() for x in (routed.w1, routed.w2, routed.w3)):

@@ -206,8 +206,9 @@ def _results(before: HellaswagScore | None, after: HellaswagScore | None) -> str
         return ""
     rows = ["| HellaSwag | before | after | p |", "|---|---|---|---|"]
     changes = after.since(before) if before and after else {}
+    shares = [{} if score is None else {"acc": score.acc, "acc_norm": score.acc_norm} for score in (before, after)]
     for name in ("acc", "acc_norm"):
-        old, new = (None if score is None else getattr(score, name) for score in (before, after))
+        old, new = (each.get(name) for each in shares)
         p = f"{changes[name].p_value:.2g}" if changes else ""
         rows.append(f"| {name} | {_share(old)} | {_share(new)} | {p} |")
     said = f"{taken.n:,} validation questions, without examples, scored as lm-evaluation-harness does; 95 % intervals."
