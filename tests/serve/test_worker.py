@@ -126,6 +126,7 @@ def test_a_job_that_is_cancelled_while_it_waits_never_begins(begin, tokenizer) -
 def test_time_runs_out_for_who_grows_and_who_waits(begin, tokenizer) -> None:
     worker = begin()
     growing, waiting = (Heard("toy", *[long(tokenizer)] * 3, seconds=0.3) for _ in range(2))
+    waiting.job.deadline = growing.job.deadline  # or the one would begin in the moment between
     for heard in (growing, waiting):
         worker.submit(heard.job)
     for heard in (growing, waiting):
