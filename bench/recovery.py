@@ -1,7 +1,8 @@
 """How much of full tuning adapters recover: a small model on HellaSwag, the same modules tuned by weight and by LoRA.
 
 A tiny model learns from random weights first and is stored as released; from there both go on with the same rows.
-Each way gets its best of a few rates. The improvement is that of the loss on held-out rows.
+Each way gets its best of a few rates. The improvement is that of the loss on held-out rows. All of it is done from
+several seeds, each with its own base, adapters and order of rows; the share is of their improvements together.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import json
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,7 +32,7 @@ from seektune.train.schedule import learning_rate
 from seektune.train.step import train_step
 
 TARGETS = ("attn", "ffn.experts", "ffn.shared_experts")
-RATES = {"full": (1e-3, 2e-3), "lora": (5e-3, 1e-2)}
+RATES = {"full": (1e-3, 2e-3, 4e-3), "lora": (2.5e-3, 5e-3, 1e-2)}
 TARGET = 0.9
 RESULT = Path(__file__).with_suffix(".json")
 
@@ -58,25 +60,17 @@ def main() -> None:
     parser.add_argument("--base-steps", type=int, default=60)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     config = DeepseekV4Config.preset("tiny")
     rows = Rows(options.data, config, Path.home() / ".cache" / "seektune")
-    with tempfile.TemporaryDirectory() as scratch:
-        base = Path(scratch) / "base"
-        torch.manual_seed(0)
-        model = DeepseekV4ForCausalLM(config)
-        tune(model, rows, options.base_steps, 2e-3, 0)
-        model.save_pretrained(base, format="released")
-        before = validation_loss(DeepseekV4ForCausalLM.from_pretrained(base), rows.held_out)
-        after = {way: {rate: tuned(way, rate, base, rows, options) for rate in rates} for way, rates in RATES.items()}
-    best = {way: min(losses.values()) for way, losses in after.items()}
-    share = (before - best["lora"]) / (before - best["full"])
+    found = [from_seed(seed, config, rows, options) for seed in range(options.seeds)]
+    gains = {way: sum(seed["before"] - min(seed[way].values()) for seed in found) for way in RATES}
     result = {
-        "held-out loss before": round(before, 4),
-        "after, by rate": {
-            way: {str(rate): round(x, 4) for rate, x in losses.items()} for way, losses in after.items()
-        },
-        "share of the improvement that LoRA recovers": round(share, 3),
+        "held-out losses, by seed": [
+            {key: shown(value) for key, value in seed.items()} | {"share": round(share_of(seed), 3)} for seed in found
+        ],
+        "share of the improvement that LoRA recovers": round(gains["lora"] / gains["full"], 3),
         "target": TARGET,
         "targets, rank, steps": [TARGETS, options.rank, options.steps],
     }
@@ -84,16 +78,41 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def tuned(way: str, rate: float, base: Path, rows: Rows, options: argparse.Namespace) -> float:
+def from_seed(seed: int, config: DeepseekV4Config, rows: Rows, options: argparse.Namespace) -> dict[str, Any]:
+    """Held-out losses: that of a base of this seed (`before`), and those after each way, by rate."""
+    with tempfile.TemporaryDirectory() as scratch:
+        base = Path(scratch) / "base"
+        torch.manual_seed(seed)
+        model = DeepseekV4ForCausalLM(config)
+        tune(model, rows, options.base_steps, 2e-3, 2 * seed)
+        model.save_pretrained(base, format="released")
+        before = validation_loss(DeepseekV4ForCausalLM.from_pretrained(base), rows.held_out)
+        print(f"seed {seed}: {before:.4f}", flush=True)
+        after = {way: {rate: tuned(way, rate, base, rows, seed, options) for rate in RATES[way]} for way in RATES}
+    return {"before": before, **after}
+
+
+def share_of(seed: dict[str, Any]) -> float:
+    """Improvement by adapters over that by weights, each at its best rate."""
+    gain = {way: seed["before"] - min(seed[way].values()) for way in RATES}
+    return float(gain["lora"] / gain["full"])
+
+
+def shown(value: Any) -> Any:
+    """Numbers as they are written."""
+    return {str(rate): round(loss, 4) for rate, loss in value.items()} if isinstance(value, dict) else round(value, 4)
+
+
+def tuned(way: str, rate: float, base: Path, rows: Rows, seed: int, options: argparse.Namespace) -> float:
     """Held-out loss after tuning the same modules of the base in one way."""
     model = DeepseekV4ForCausalLM.from_pretrained(base, packed=way == "lora")
     if way == "lora":
-        add_adapters(model, LoraConfig(targets=TARGETS, rank=options.rank, alpha=options.rank), mtp=False, seed=0)
+        add_adapters(model, LoraConfig(targets=TARGETS, rank=options.rank, alpha=options.rank), mtp=False, seed=seed)
     else:
         named = matching(model, TARGETS)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.removesuffix(".weight") in named and not name.startswith("mtp."))
-    tune(model, rows, options.steps, rate, 1)
+    tune(model, rows, options.steps, rate, 2 * seed + 1)
     loss = validation_loss(model, rows.held_out)
     print(f"{way} at {rate:g}: {loss:.4f}", flush=True)
     return loss

@@ -21,6 +21,12 @@ BY_GPU = ("gpu", "auto")
 """Instead of a number of processes; `auto` is one process where there is no GPU."""
 
 
+PRODUCTS_KEPT = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
+"""Compiled bf16 products that torch and oneDNN keep on a CPU, unless the user says otherwise. By default they keep
+1,024 each, one for each shape; how many tokens an expert gets differs in every step, so these would take hundreds of MB
+and hardly be used again. Both are read when the first product runs."""
+
+
 @dataclass(frozen=True)
 class Flags:
     """What the user said about processes."""
@@ -149,6 +155,8 @@ def train_here(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> N
     """Train in this process, which may be one of several."""
     from seektune.train.interrupt import Interrupted, Interruption
 
+    for name, value in PRODUCTS_KEPT.items():
+        os.environ.setdefault(name, value)
     with Interruption(worker=world > 1) as interruption:
         try:
             # loading torch takes seconds, in which a signal must mean what it means later
