@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from seektune.checkpoint.change import Change
-from seektune.checkpoint.peft import as_peft, as_released, config_of, tensors_of
+from seektune.checkpoint.peft import PeftModule, as_peft, as_released, config_of, tensors_of
 from seektune.checkpoint.publish import complete_folder
+from seektune.checkpoint.write import Piece, write_shard
 
 WEIGHTS, MTP_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_mtp.safetensors", "adapter_config.json"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OWN = "seektune.json"
 """What PEFT has no key for: `merge_into`, the format whose rounding the adapter was trained through."""
 
@@ -39,16 +41,18 @@ def write_adapter(
         merge_into: the format whose rounding it was trained through.
 
     Raises:
+        ValueError: the folder holds something else.
         OSError: writing failed.
     """
     main = {name: change for name, change in changes.items() if not name.startswith("mtp.")}
     ahead = {name: change for name, change in changes.items() if name.startswith("mtp.")}
+    _refuse_other(folder)
     modules = [*as_peft(main)]
     with complete_folder(folder, replace=True) as scratch:
-        save_file(tensors_of(modules), scratch / WEIGHTS, {"format": "pt"})
+        _write(scratch / WEIGHTS, modules)
         if ahead:
             mtp = [*as_peft(ahead)]
-            save_file(tensors_of(mtp), scratch / MTP_WEIGHTS, {"format": "pt"})
+            _write(scratch / MTP_WEIGHTS, mtp)
         config = config_of(modules + (mtp if ahead else []), changes) | dict(facts)
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (scratch / OWN).write_text(json.dumps({"merge_into": merge_into}) + "\n", encoding="utf-8")
@@ -71,12 +75,17 @@ def read_adapter(folder: Path) -> tuple[dict[str, Change], dict[str, Any]]:
             tensors |= load_file(file)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
-    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise ValueError(f"{folder} holds numbers that are not finite: {broken[0]}")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise ValueError(
+                f"{folder} holds {name} as {tensor.dtype}; adapters are floating-point numbers of 16 bits or more"
+            )
+        if not tensor.float().isfinite().all():
+            raise ValueError(f"{folder} holds numbers that are not finite: {name}")
     try:
         changes = as_released(tensors, config)
     except ValueError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from None
+        raise ValueError(f"{folder} cannot be used: {error}") from None
     if not changes:
         raise ValueError(f"{folder / WEIGHTS} holds no LoRA weights")
     return changes, config
@@ -96,6 +105,17 @@ def trained_for(folder: Path) -> str | None:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{file} is damaged") from None
     return found
+
+
+def _write(file: Path, modules: list[PeftModule]) -> None:
+    tensors = tensors_of(modules)
+    write_shard(file, [Piece({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, lambda: tensors)])
+
+
+def _refuse_other(folder: Path) -> None:
+    """What takes an older adapter's place removes all of it."""
+    if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something else than an adapter; choose another folder or remove it first")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

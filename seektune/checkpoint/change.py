@@ -3,8 +3,12 @@
 Shapes: R rank, I inputs, O outputs, E experts.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import Tensor
 
 
@@ -34,4 +38,21 @@ class Change:
         changed = weight.float() + (delta.T if self.is_table else delta)
         if self.magnitude is None:
             return changed
-        return (self.magnitude.float() / changed.norm(dim=1))[:, None] * changed
+        return (self.magnitude.float() / above_zero(changed.norm(dim=1)))[:, None] * changed
+
+
+def above_zero(lengths: Tensor) -> Tensor:
+    """Lengths of rows as divisors: a row of zeros has no direction, and stays zeros."""
+    return lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
+
+
+def check_weight(changes: Iterable[Change], weight: float, folder: Path) -> None:
+    """Refuse a weight that adapters, or these of a folder, cannot have.
+
+    Raises:
+        ValueError: it is not finite, or not 1 for DoRA, whose lengths belong to the whole change.
+    """
+    if not math.isfinite(weight):
+        raise ValueError(f"an adapter's weight is a finite number, not {weight}")
+    if weight != 1.0 and any(change.magnitude is not None for change in changes):
+        raise ValueError(f"{folder} is a DoRA adapter, which has no weight other than 1")

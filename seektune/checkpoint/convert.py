@@ -67,7 +67,7 @@ def convert(
     parts, tally = FolderSource(source), Tally()
     before = FolderSource(original) if original is not None else None
     config = target.config(read_config(source))
-    final = _final(source, destination)
+    final = final_place(source, destination)
     plan = {
         "format": format,
         "shard_bytes": shard_bytes,
@@ -109,8 +109,12 @@ def read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def _final(source: Path, destination: Path) -> Path:
-    """Where the result will lie, with links followed: a link itself could not be replaced by a folder."""
+def final_place(source: Path, destination: Path) -> Path:
+    """Where the result will lie, with links followed: a link itself could not be replaced by a folder.
+
+    Raises:
+        ValueError: a folder there could not get its name last.
+    """
     final = destination.resolve()
     if final == source.resolve():
         raise ValueError(f"source and destination are the same folder, {destination}; choose another destination")

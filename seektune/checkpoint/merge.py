@@ -6,6 +6,7 @@ stored weight S has moved along it, `<S - W, D> / <D, D>`, and the *error* is `|
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.adapters import read_adapter, trained_for
-from seektune.checkpoint.change import Change
-from seektune.checkpoint.convert import copy_companions, read_config
+from seektune.checkpoint.change import Change, check_weight
+from seektune.checkpoint.convert import copy_companions, final_place, read_config
 from seektune.checkpoint.export import Kinds, Tally
 from seektune.checkpoint.formats import EXPERTS, LINEARS, format_named
 from seektune.checkpoint.names import Shape
@@ -71,6 +72,10 @@ class Merge:
     kept: list[Kept]
     copied: int
     """Tensors whose bytes are the base's."""
+    converted: int
+    """Others that the adapter does not change, encoded anew because the format is not the base's."""
+    inexact: list[str]
+    """Those of them whose values the format cannot hold exactly."""
 
 
 class LossyMergeError(ValueError):
@@ -121,6 +126,8 @@ class _Merged:
             return self.base.stored(name)
         values = self.base.values(name).float()
         merged = found[0].applied(values, found[1], self.weight)
+        if not merged.isfinite().all():
+            raise ValueError(f"{name} with its change is not finite: the adapter, or the weight it gets, is too large")
         stored = encode_changed(merged, self.kind(name))
         self.kept.append(measure(name, values, merged, stored))
         return stored
@@ -139,22 +146,23 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
 
     Raises:
         LossyMergeError: the format would keep less than half of the change, and the adapter was not trained for it.
-        ValueError: a file is missing or damaged, adapter and base do not fit, or the destination is taken.
+        ValueError: a file is missing or damaged, adapter, weight and base do not fit, or the destination is taken.
         OSError: writing failed; nothing is left behind.
     """
     changes, _ = read_adapter(adapter)
-    source = FolderSource(base)
+    check_weight(changes.values(), weight, adapter)
+    source, final = FolderSource(base), final_place(base, destination)
     touched = _touched(source, changes, adapter)
     target = _target(source, to, touched)
     merged = _Merged(source, changes, weight, target.kind)
-    if not force and trained_for(adapter) != to:
+    if not force and (weight != 1.0 or trained_for(adapter) not in (to, MIXED.get(to, to))):
         _refuse_useless(merged, touched, to)
     tally, config = Tally(), target.config(read_config(base))
-    with complete_folder(destination) as scratch:
+    with complete_folder(final) as scratch:
         write_checkpoint(scratch, config, merged, target, tally)
         copy_companions(base, scratch)
         _write_report(scratch / REPORT, merged.kept, to, weight)
-    return Merge(destination, merged.kept, len(tally.copied) - len(merged.kept))
+    return Merge(destination, merged.kept, len(tally.copied) - len(merged.kept), len(tally.converted), tally.inexact)
 
 
 def change_of(changes: Mapping[str, Change], released: str) -> tuple[Change, int | None] | None:
@@ -189,19 +197,24 @@ def share_kept(kept: Sequence[Kept]) -> float:
 
 
 def _touched(source: FolderSource, changes: Mapping[str, Change], adapter: Path) -> list[str]:
-    touched, used = [], set()
+    touched, used = [], Counter[str]()
     for name, shape in source.shapes():
         if (found := change_of(changes, name)) is None:
             continue
         change, expert = found
+        used[_EXPERT.sub(r"\1.\3", name).removesuffix(".weight")] += 1
+        if expert is not None and expert >= len(change.a):
+            continue
         a, b = (change.a, change.b) if expert is None else (change.a[expert], change.b[expert])
         changed = (a.shape[1], b.shape[0]) if change.is_table else (b.shape[0], a.shape[1])
         if changed != tuple(shape):
             raise ValueError(f"{adapter} changes {name} as {list(changed)}, but it is {list(shape)}")
         touched.append(name)
-        used.add(_EXPERT.sub(r"\1.\3", name).removesuffix(".weight"))
-    if missing := sorted(changes.keys() - used):
+    if missing := sorted(changes.keys() - used.keys()):
         raise ValueError(f"{adapter} changes {missing[0]}, which the base does not have")
+    for name, change in changes.items():
+        if change.a.dim() == 3 and len(change.a) != used[name]:
+            raise ValueError(f"{adapter} changes {name} of {len(change.a)} experts, but the base has {used[name]}")
     return touched
 
 
@@ -228,9 +241,15 @@ def _refuse_useless(merged: _Merged, touched: Sequence[str], to: str) -> None:
         worst = min(tried, key=lambda each: each.share)
         raise LossyMergeError(
             f"stored as {to}, the weights would keep {share:.1%} of the adapter's change (least in {worst.name}: "
-            f"{worst.share:.1%} of a change of {worst.change:.2%}). Train with lora.merge_into={to}, or merge "
-            "with --to mixed-bf16, mixed-fp8 or bf16; --force merges all the same"
+            f"{worst.share:.1%} of a change of {worst.change:.2%}). {_cure(to)}; --force merges all the same"
         )
+
+
+def _cure(to: str) -> str:
+    if to in ("bf16", "mixed-bf16", "fp32"):
+        return "--to fp32 keeps all"
+    gentler = "mixed-bf16, mixed-fp8 or bf16" if to == "released" else "mixed-bf16 or bf16"
+    return f"Train with lora.merge_into={MIXED.get(to, to)}, or merge with --to {gentler}"
 
 
 def _write_report(file: Path, kept: Sequence[Kept], to: str, weight: float) -> None:

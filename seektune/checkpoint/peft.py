@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.change import Change
+from seektune.checkpoint.peft_config import PeftConfig
 from seektune.checkpoint.peft_names import released_name, transformers_name
 
 PREFIX = "base_model.model."
 """PEFT wraps a model twice."""
 _EXPERTS = re.compile(r"(.*\.experts)\.(w[123])")
+_BASE_COPY = re.compile(r"\b(embed_tokens|lm_head)\.(base_layer\.)?weight$")
+"""What PEFT also stores of an adapted embedding or head: the base's weight, which is nobody's change."""
 
 
 @dataclass(frozen=True)
@@ -125,18 +128,20 @@ def as_released(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
     """Changes by released module name, from PEFT's tensors and config.
 
     Raises:
-        ValueError: a tensor has no partner or another rank than it, is not of LoRA's, or whole weights are trained too.
+        ValueError: config or shapes do not belong together, or it is more than low-rank changes of weights.
     """
-    if config.get("modules_to_save"):
-        raise ValueError("it also holds whole weights (modules_to_save), which are not read")
+    terms = PeftConfig.read(config)
     changes: dict[str, Change] = {}
     known: set[str] = set()
     for key in tensors:
         if key.endswith((".lora_A.weight", ".lora_embedding_A")):
-            changes |= _as_released(key, tensors, config)
-            known |= {key, _partner(key), f"{PREFIX}{_module(key)}.lora_magnitude_vector"}
-    # PEFT also stores the base's weight of an adapted embedding, which is nobody's change
-    if strange := sorted(key for key in tensors.keys() - known if ".lora_" in key):
+            found = _as_released(key, tensors, terms)
+            if twice := sorted(changes.keys() & found.keys()):
+                raise ValueError(f"{key} is a second change of {twice[0]}")
+            changes |= found
+            known |= {key, _partner(key)}
+            known |= {_magnitude_of(key)} if any(each.magnitude is not None for each in found.values()) else set()
+    if strange := sorted(key for key in tensors.keys() - known if not _BASE_COPY.search(key)):
         raise ValueError(f"it holds {strange[0]}, which belongs to no pair of A and B")
     return changes
 
@@ -146,12 +151,17 @@ def _partner(key: str) -> str:
     return key.replace("lora_embedding_A", "lora_embedding_B").replace(".lora_A.", ".lora_B.")
 
 
+def _magnitude_of(key: str) -> str:
+    """The key of DoRA's lengths, from A's."""
+    return f"{PREFIX}{_module(key)}.lora_magnitude_vector"
+
+
 def _module(key: str) -> str:
     """The module that carries the A of this key."""
     return key.removeprefix(PREFIX).removesuffix(".lora_embedding_A").removesuffix(".lora_A.weight")
 
 
-def _as_released(key: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Change]:
+def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> dict[str, Change]:
     """The change, or the two of `gate_up_proj`, whose A has this key."""
     embedding = key.endswith(".lora_embedding_A")
     theirs, other = _module(key), _partner(key)
@@ -161,24 +171,41 @@ def _as_released(key: str, tensors: Mapping[str, Tensor], config: Mapping[str, A
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
         raise ValueError(f"{key} {list(a.shape)} and {other} {list(b.shape)} have no rank in common")
     if theirs.endswith((".experts", ".experts.base_layer")):
-        return _experts_as_released(theirs, a, b, config)
-    magnitude = tensors.get(f"{PREFIX}{theirs}.lora_magnitude_vector")
-    target = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs
-    return {released_name(theirs): Change(a, b, _scaling(target, config), magnitude, embedding)}
+        return _experts_as_released(theirs, a, b, terms)
+    target, name = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs, released_name(theirs)
+    if _EXPERTS.fullmatch(name):
+        raise ValueError(f"{key} names a matrix of all experts, which PEFT has in {name.rpartition('.')[0]}")
+    if len(a) != (rank := terms.rank_of(target)):
+        raise ValueError(f"{key} has rank {len(a)}, but {rank} in its config")
+    magnitude = tensors.get(_magnitude_of(key))
+    if terms.dora and magnitude is None:
+        raise ValueError(f"it lacks {_magnitude_of(key)}")
+    if magnitude is not None and (embedding or magnitude.shape != b.shape[:1]):
+        wanted = "on an embedding, where DoRA is not read" if embedding else f"not {list(b.shape[:1])}"
+        raise ValueError(f"{_magnitude_of(key)} has shape {list(magnitude.shape)}, {wanted}")
+    return {name: Change(a, b, terms.scaling_of(target), magnitude, embedding)}
 
 
-def _experts_as_released(theirs: str, a: Tensor, b: Tensor, config: Mapping[str, Any]) -> dict[str, Change]:
+def _experts_as_released(theirs: str, a: Tensor, b: Tensor, terms: PeftConfig) -> dict[str, Change]:
     base = theirs.removesuffix(".base_layer")
-    parameters = [name for name in config["target_parameters"] or [] if name.startswith(f"{base}.")]
-    inner = theirs != base or (len(parameters) == 1 and parameters[0].endswith("gate_up_proj"))
-    target = f"{base}.{'gate_up_proj' if inner else 'down_proj'}"
-    experts = len(a) // _rank(target, config)
-    a_ERI, b_EOR = a.unflatten(0, (experts, -1)), b.unflatten(1, (-1, experts)).permute(2, 0, 1)
-    scaling, ours = _scaling(target, config), released_name(f"{base}.").removesuffix(".")
+    both = f"{base}.gate_up_proj"
+    # of two targets, PEFT wraps the one around the other
+    inner = theirs != base or (terms.targets(both) and not terms.targets(f"{base}.down_proj"))
+    target = both if inner else f"{base}.down_proj"
+    rank = terms.rank_of(target)
+    if len(a) == 0 or len(a) % rank:
+        raise ValueError(f"A of {target} {list(a.shape)} does not have {rank} rows, the rank in its config, per expert")
+    a_ERI, b_EOR = a.unflatten(0, (-1, rank)), b.unflatten(1, (rank, -1)).permute(2, 0, 1)
+    scaling, ours = terms.scaling_of(target), released_name(f"{base}.").removesuffix(".")
     if not inner:
         return {f"{ours}.w2": Change(a_ERI, b_EOR, scaling)}
+    if len(b) % 2:
+        raise ValueError(f"B of {target} {list(b.shape)} has no two halves")
     upper, lower = b_EOR.chunk(2, dim=1)
     halves = {"w1": upper, "w3": lower}
+    if not b.any():
+        # not trained yet: which rank reaches which rows cannot be seen
+        return {f"{ours}.{name}": Change(a_ERI, half, scaling) for name, half in halves.items()}
     return {f"{ours}.{name}": _trimmed(a_ERI, half, scaling) for name, half in halves.items() if half.any()}
 
 
@@ -186,12 +213,3 @@ def _trimmed(a_ERI: Tensor, b_EOR: Tensor, scaling: float) -> Change:
     """Without the ranks that reach no row."""
     used = b_EOR.flatten(0, 1).any(dim=0)
     return Change(a_ERI[:, used].contiguous(), b_EOR[:, :, used].contiguous(), scaling)
-
-
-def _rank(target: str, config: Mapping[str, Any]) -> int:
-    return int(config.get("rank_pattern", {}).get(target, config["r"]))
-
-
-def _scaling(target: str, config: Mapping[str, Any]) -> float:
-    rank, alpha = _rank(target, config), float(config.get("alpha_pattern", {}).get(target, config["lora_alpha"]))
-    return alpha / (rank**0.5 if config.get("use_rslora") else rank)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seektune.checkpoint.change import above_zero
 from seektune.kernels import (
     Rounding,
     expert_linear,
@@ -134,14 +135,14 @@ class DoraLinear(AdaptedLinear):
         rows = a if self.groups == 1 else a.unsqueeze(1).expand(-1, self.groups, -1)
         cross_OR = self.product(rows).flatten(1).T
         square = self.square + 2 * (b * cross_OR).sum(dim=1) + ((b @ (a @ a.T)) * b).sum(dim=1)
-        return square.clamp(min=0).sqrt()
+        return above_zero(square.clamp(min=0).sqrt())
 
     @torch.no_grad()
     def change(self) -> Tensor:
         """What merging adds to W."""
         (adapter,) = self.adapters()
         base, merged = self.base_values(), self.base_values() + adapter.delta()
-        return (self.magnitude / merged.norm(dim=1))[:, None] * merged - base
+        return (self.magnitude / above_zero(merged.norm(dim=1)))[:, None] * merged - base
 
 
 class RoundedLinear(AdaptedLinear):

@@ -1,6 +1,6 @@
 """A model's adapters into files and back: save, load with a weight beside others, unload."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seektune.checkpoint.adapters import read_adapter, write_adapter
-from seektune.checkpoint.change import Change
+from seektune.checkpoint.change import Change, check_weight
 from seektune.model.adapted import (
     AdaptedEmbedding,
     AdaptedHead,
@@ -64,18 +64,24 @@ def load_adapter(model: nn.Module, folder: str | Path, weight: float = 1.0, adap
         adapter: a name for it.
 
     Raises:
-        ValueError: the files are damaged, the model has no such module or shape, or the name is taken.
+        ValueError: the files are damaged, the model has no such module or shape, or the name is taken. The model then
+            computes as before.
     """
     changes, _ = read_adapter(Path(folder))
+    check_weight(changes.values(), weight, Path(folder))
     known = set(adaptable(model))
-    for name, change in changes.items():
-        if name not in known:
-            raise ValueError(f"{folder} changes {name}, which this model does not have")
-        dora = change.magnitude is not None
-        if dora and weight != 1.0:
-            raise ValueError(f"{folder} is a DoRA adapter, which has no weight other than 1")
-        adapt(model, [name], AdapterShape(change.rank, change.scaling * weight * change.rank, dora=dora), adapter)
-        _fill(name, dict(carriers(model))[name], change, adapter, Path(folder))
+    if missing := [name for name in changes if name not in known]:
+        raise ValueError(f"{folder} changes {missing[0]}, which this model does not have")
+    done: list[str] = []
+    try:
+        for name, change in changes.items():
+            dora = change.magnitude is not None
+            adapt(model, [name], AdapterShape(change.rank, change.scaling * weight * change.rank, dora=dora), adapter)
+            done.append(name)
+            _fill(name, dict(carriers(model))[name], change, adapter, Path(folder))
+    except ValueError:
+        _take_off(model, done, adapter)
+        raise
     model.requires_grad_(False)
     return list(changes)
 
@@ -86,13 +92,10 @@ def unload_adapter(model: nn.Module, adapter: str) -> None:
     Raises:
         ValueError: the model carries no such adapter.
     """
-    found = [(name, module) for name, module in carriers(model) if adapter in module.lora]
+    found = [name for name, module in carriers(model) if adapter in module.lora]
     if not found:
         raise ValueError(f"the model carries no adapter {adapter}")
-    for name, module in found:
-        del module.lora[adapter]
-        if not module.lora:
-            _restore(model, name, module)
+    _take_off(model, found, adapter)
 
 
 def changes_of(
@@ -139,6 +142,14 @@ def _fill(name: str, module: Adapted, change: Change, adapter: str, folder: Path
     if isinstance(module, DoraLinear) and change.magnitude is not None:
         module.measure()
         module.magnitude.copy_(change.magnitude)
+
+
+def _take_off(model: nn.Module, names: Sequence[str], adapter: str) -> None:
+    here = dict(carriers(model))
+    for name in names:
+        del here[name].lora[adapter]
+        if not here[name].lora:
+            _restore(model, name, here[name])
 
 
 def _restore(model: nn.Module, name: str, module: Adapted) -> None:

@@ -109,15 +109,22 @@ def adapt(model: nn.Module, names: Sequence[str], shape: AdapterShape, adapter: 
     """Freeze the model and put a new adapter, still without values, on everything named.
 
     Raises:
-        ValueError: the shape does not suit a module, or another adapter is in the way.
+        ValueError: the shape does not suit a module, another adapter is in the way, or this one cannot be called so.
     """
+    try:
+        nn.ModuleDict({adapter: nn.Identity()})
+    except KeyError as error:
+        raise ValueError(f"an adapter cannot be called {adapter!r}: {error.args[0]}") from None
     model.requires_grad_(False)
     for name in names:
         module = adapted(model, name, shape)
         if adapter in module.lora:
             raise ValueError(f"{name} already has an adapter {adapter}; unload it, or give this one another name")
-        if module.lora and isinstance(module, DoraLinear | RoundedLinear | RoundedMatrix):
-            raise ValueError(f"{name} has an adapter with DoRA or merge-aware rounding, which cannot be stacked")
+        alone = shape.dora or shape.merge_into or isinstance(module, DoraLinear | RoundedLinear | RoundedMatrix)
+        if module.lora and alone:
+            raise ValueError(
+                f"{name} has an adapter: with DoRA or merge-aware rounding there can be only one; unload it"
+            )
         module.lora[adapter] = _low_rank(module, shape)
 
 
@@ -127,13 +134,13 @@ def adapted(model: nn.Module, name: str, shape: AdapterShape) -> Adapted:
     if leaf in MATRICES and isinstance(model.get_submodule(parent), Experts | FrozenExperts):
         return _adapted_matrix(model, parent, leaf, shape)
     module = model.get_submodule(name)
+    if isinstance(module, nn.Embedding | AdaptedEmbedding | Head | AdaptedHead):
+        _plain_only(name, shape)
     if isinstance(module, AdaptedLinear | AdaptedEmbedding):
         return module
     if isinstance(module, nn.Embedding):
-        _plain_only(name, shape)
         made: Adapted = AdaptedEmbedding(module)
     elif isinstance(module, Head):
-        _plain_only(name, shape)
         made = AdaptedHead(frozen_linear(module, module.weight.detach(), None))
     else:
         assert isinstance(module, nn.Linear | FrozenLinear)

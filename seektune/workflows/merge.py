@@ -29,7 +29,9 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
     # the base's own card, which came along, is not of these weights
     (destination / CARD).unlink(missing_ok=True)
     put_card(destination, merged_card(base, adapter, destination.resolve().name, to, share_kept(done.kept)))
-    say(f"tensors: {len(done.kept):,} changed, {done.copied:,} copied byte for byte")
+    exact = done.converted - len(done.inexact)
+    others = f"{done.copied:,} copied byte for byte, {exact:,} re-encoded exactly, {len(done.inexact):,} rounded"
+    say(f"tensors: {len(done.kept):,} changed, {others}")
     for line in retention(done.kept):
         say(line)
     say(f"of the whole change {share_kept(done.kept):.1%} is kept; by tensor: {destination / REPORT}")

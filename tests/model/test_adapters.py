@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from seektune.checkpoint.adapters import WEIGHTS
 from seektune.checkpoint.formats import FORMATS
 from seektune.kernels import quantize_fp4, quantize_fp8
 from seektune.model.adapted import AdaptedEmbedding, AdaptedMatrix, DoraLinear
+from seektune.model.adapter_files import changes_of, load_adapter, save_adapter, unload_adapter
 from seektune.model.adapters import (
     TRAINED,
     AdapterShape,
@@ -244,6 +247,26 @@ def test_adapters_stack_and_each_name_once(toy_model: Build):
         adapt(model, ["layers.0.attn.wq_b"], AdapterShape(rank=2, alpha=1.0), "second")
 
 
+@pytest.mark.parametrize("name", ["", "a.b", "keys", "training"])
+def test_a_name_that_no_adapter_can_have_is_refused(toy_model: Build, name: str):
+    with pytest.raises(ValueError, match="an adapter cannot be called"):
+        adapt(toy_model(), ["head"], AdapterShape(rank=2, alpha=1.0), name)
+
+
+@pytest.mark.parametrize("shape", [{"dora": True}, {"merge_into": "released"}])
+def test_what_must_be_alone_is_not_put_beside_another_nor_where_it_means_nothing(toy_model: Build, shape):
+    """On a plain adapter's module it would count as plain; so it would on a head that carried one once."""
+    model = toy_model()
+    put_on(model, ["attn.wq_b", "head"])
+    single = AdapterShape(rank=2, alpha=1.0, **shape)
+    with pytest.raises(ValueError, match=r"layers\.0\.attn\.wq_b has an adapter: .* only one"):
+        adapt(model, ["layers.0.attn.wq_b"], single, "second")
+    unload_adapter(model, TRAINED)
+    with pytest.raises(ValueError, match="do not cover head"):
+        adapt(model, ["head"], single, "second")
+    adapt(model, ["layers.0.attn.wq_b"], single, "second")
+
+
 def test_dropout_acts_in_training_and_not_in_evaluation(toy_model: Build):
     model = toy_model()
     put_on(model, ["attn.wq_b", "ffn.experts"], dropout=0.5)
@@ -255,7 +278,46 @@ def test_dropout_acts_in_training_and_not_in_evaluation(toy_model: Build):
     assert torch.equal(model(**batch).logits, model(**batch).logits)
 
 
+@torch.no_grad()
+def test_a_model_is_as_before_when_an_adapter_is_refused(toy_model: Build, tmp_path: Path):
+    """Not half adapted: the last module of the file is the one that does not fit."""
+    model = toy_model(torch.float32)
+    put_on(model, ["attn.wq_b"])
+    save_adapter(model, tmp_path / "first")
+    weights = load_file(tmp_path / "first" / WEIGHTS)
+    last = max(name for name in weights if "lora_B" in name)
+    plain = toy_model(torch.float32)
+    load_adapter(plain, tmp_path / "first", adapter="first")
+    before = plain(**given(plain)).logits
+    save_file(weights | {last: weights[last][:-1].clone()}, tmp_path / "first" / WEIGHTS)
+    with pytest.raises(ValueError, match="this model needs"):
+        load_adapter(plain, tmp_path / "first", adapter="second")
+    assert all(list(module.lora) == ["first"] for _, module in carriers(plain))
+    assert torch.equal(plain(**given(plain)).logits, before)
+    save_file(weights, tmp_path / "first" / WEIGHTS)
+    with pytest.raises(ValueError, match="already has an adapter first"):
+        load_adapter(plain, tmp_path / "first", adapter="first")
+    assert torch.equal(plain(**given(plain)).logits, before)
+    with pytest.raises(ValueError, match="a finite number, not nan"):
+        load_adapter(plain, tmp_path / "first", weight=float("nan"), adapter="second")
+
+
 class TestDora:
+    @torch.no_grad()
+    def test_a_row_of_zeros_stays_one(self, toy_model: Build, tmp_path: Path):
+        model = toy_model(torch.float32)
+        model.layers[0].attn.wq_b.weight[3].zero_()
+        base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        put_on(model, ["attn.wq_b"], filled=False, dora=True)
+        assert model(**given(model)).logits.isfinite().all()
+        with torch.enable_grad():
+            model(**given(model)).loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+        change = changes_of(model)["layers.0.attn.wq_b"]
+        weight = base["layers.0.attn.wq_b.weight"]
+        torch.testing.assert_close(change.applied(weight, None), weight)
+        assert not model.layers[0].attn.wq_b.change()[3].any()
+
     @pytest.mark.parametrize("packed", [False, True])
     def test_it_is_its_definition(self, toy_model: Build, packed: bool):
         model = toy_model(torch.float32, **SIZES)
@@ -296,7 +358,7 @@ class TestDora:
                 put_on(toy_model(), [target], dora=True)
         model = toy_model()
         put_on(model, ["attn.wq_b"], dora=True)
-        with pytest.raises(ValueError, match="cannot be stacked"):
+        with pytest.raises(ValueError, match="there can be only one"):
             adapt(model, ["layers.0.attn.wq_b"], AdapterShape(rank=2, alpha=1.0), "second")
 
 

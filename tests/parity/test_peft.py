@@ -100,8 +100,25 @@ def test_merged_by_peft_it_is_the_same(base: Path, tmp_path: Path) -> None:
     assert (merged(ids(), use_cache=False).logits - ours(ids()).logits).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize(
+    ("parameters", "patterns"),
+    [
+        (["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], {}),
+        pytest.param(
+            ["experts.gate_up_proj"],
+            {
+                "rank_pattern": {"1.*q_a_proj": 2, "experts.gate_up_proj": 5},
+                "alpha_pattern": {"o_b_proj": 1, "up_proj": 9},
+            },
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["two parameters", "one, and patterns"],
+)
 @torch.no_grad()
-def test_an_adapter_that_peft_made_is_read(base: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_peft_made_is_read(
+    base: Path, tmp_path: Path, parameters: list[str], patterns: dict[str, Any]
+) -> None:
     """With names by suffix, dense blocks for gate and up, and other ranks."""
     import peft
     import transformers
@@ -112,8 +129,9 @@ def test_an_adapter_that_peft_made_is_read(base: Path, tmp_path: Path) -> None:
         lora_alpha=6,
         use_rslora=True,
         target_modules=["q_a_proj", "o_b_proj"],
-        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        target_parameters=parameters,
         init_lora_weights=False,
+        **patterns,
     )
     theirs = peft.get_peft_model(model, config)
     theirs.save_pretrained(tmp_path / "adapter")

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from seektune.checkpoint.adapters import write_adapter
+from seektune.checkpoint.change import Change
 from seektune.checkpoint.compare import compare
+from seektune.checkpoint.convert import convert
 from seektune.checkpoint.merge import LossyMergeError, merge, share_kept
 from seektune.checkpoint.source import FolderSource
 from seektune.model.adapter_files import load_adapter, save_adapter
@@ -18,6 +21,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.train.config import LossConfig
 from seektune.train.step import train_step
+from seektune.workflows.merge import merge_adapter
 
 from ..train.small import made_batch
 from .door import seektune
@@ -172,6 +176,68 @@ def test_what_does_not_fit_is_refused_by_name(base, tmp_path, toy_model):
         merge(base, tmp_path / "adapter", tmp_path / "out", "fp9")
     with pytest.raises(ValueError, match=r"is no adapter: it has no adapter_config\.json"):
         merge(base, base, tmp_path / "out", "fp32")
+
+
+def experts(count: int, name: str = "layers.0.ffn.experts.w2") -> dict[str, Change]:
+    return {name: Change(torch.randn(count, 2, 32), torch.randn(count, 64, 2), 1.0)}
+
+
+@pytest.mark.parametrize("count", [4, 16])
+def test_another_number_of_experts_is_refused(base, tmp_path, count):
+    write_adapter(tmp_path / "adapter", experts(count), {})
+    with pytest.raises(ValueError, match=rf"experts\.w2 of {count} experts, but the base has 8"):
+        merge(base, tmp_path / "adapter", tmp_path / "out", "fp32")
+
+
+def test_a_weight_that_means_nothing_is_refused(base, tmp_path):
+    write_adapter(tmp_path / "plain", experts(8), {})
+    name, rows = "layers.0.attn.wq_b", FolderSource(base).values("layers.0.attn.wq_b.weight").shape
+    dora = Change(torch.randn(2, rows[1]), torch.randn(rows[0], 2), 1.0, torch.ones(rows[0]))
+    write_adapter(tmp_path / "dora", {name: dora}, {})
+    for adapter, weight, said in (
+        ("plain", math.nan, "a finite number, not nan"),
+        ("plain", math.inf, "a finite number, not inf"),
+        ("dora", 0.5, "DoRA adapter, which has no weight other than 1"),
+        ("plain", 1e39, r"experts\.0\.w2\.weight with its change is not finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            merge(base, tmp_path / adapter, tmp_path / "out", "bf16", weight)
+        assert not (tmp_path / "out").exists()
+
+
+def test_what_training_saw_has_weight_1_and_its_format_may_be_mixed(base, tmp_path):
+    """Another weight is another rounding; FP8 is FP8 wherever it stands."""
+    name = "layers.0.ffn.experts.w2"
+    small = {name: Change(torch.randn(8, 2, 32), torch.randn(8, 64, 2) * 1e-3, 1.0)}
+    write_adapter(tmp_path / "adapter", small, {}, merge_into="fp8")
+    merge(base, tmp_path / "adapter", tmp_path / "out", "mixed-fp8")
+    with pytest.raises(LossyMergeError, match=r"lora\.merge_into=fp8, or merge with --to mixed-bf16 or bf16;"):
+        merge(base, tmp_path / "adapter", tmp_path / "half", "mixed-fp8", 0.5)
+    with pytest.raises(LossyMergeError, match="--to fp32 keeps all;"):
+        merge(base, tmp_path / "adapter", tmp_path / "tiny", "bf16", 1e-4)
+
+
+def test_a_link_to_an_empty_folder_is_filled_and_stays_a_link(base, tmp_path):
+    write_adapter(tmp_path / "adapter", experts(8), {})
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "config.json").is_file()
+    with pytest.raises(ValueError, match="cannot be made"):
+        merge(base, tmp_path / "adapter", base / "config.json" / "out", "bf16")
+
+
+def test_what_a_new_format_rounds_beside_the_adapter_is_counted(toy_model, base, tmp_path, capsys):
+    """As many tensors as a conversion rounds, less the one that is changed."""
+    made(base, tmp_path / "adapter", 0.1, ("layers.0.attn.wq_b",))
+    toy_model(torch.float32, hidden_size=64, moe_intermediate_size=32).save_pretrained(tmp_path / "wide", format="fp32")
+    merge_adapter(str(tmp_path / "wide"), tmp_path / "adapter", tmp_path / "out", "fp8", 1.0, True)
+    converted = convert(tmp_path / "wide", tmp_path / "converted", "fp8")
+    exact, rounded = converted.converted - len(converted.inexact), len(converted.inexact) - 1
+    assert rounded > 100
+    said = f"1 changed, {converted.copied} copied byte for byte, {exact} re-encoded exactly, {rounded} rounded"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow
