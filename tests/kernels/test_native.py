@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from seektune import kernels
 from seektune.kernels import Kernel, native, rms_norm, route
@@ -102,6 +103,28 @@ def test_they_run_for_few_tokens_without_gradients_only(monkeypatch):
         found = rms_norm(x, weight, 1e-6)
     assert calls == ["rms_norm"]
     torch.testing.assert_close(found, rms_norm.reference(x, weight, 1e-6))
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("way", ["dual", "func"])
+@pytest.mark.parametrize("name", sorted({*NATIVE} & {*CASES} - {"index_topk"}))
+def test_derivatives_forwards_are_taken_without_gradients(name: str, way: str):
+    first, *rest = (x.detach() if isinstance(x, Tensor) else x for x in next(iter(CASES[name].values()))(torch.float64))
+    along, step = torch.randn_like(first), 1e-6
+
+    def run(x: Tensor) -> Tensor:
+        found = NATIVE[name](x, *rest)
+        return found[0] if isinstance(found, tuple) else found
+
+    if way == "func":
+        value, slope = torch.func.jvp(run, (first,), (along,))
+    else:
+        with forward_ad.dual_level():
+            value, slope = forward_ad.unpack_dual(run(forward_ad.make_dual(first, along)))
+    near = [run(first + sign * step * along) for sign in (1, -1)]
+    torch.testing.assert_close(value, run(first), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(slope, (near[0] - near[1]) / (2 * step), rtol=1e-5, atol=1e-5)
 
 
 def test_the_library_is_made_once(tmp_path: Path, monkeypatch):
