@@ -57,7 +57,7 @@ class Kernel(Generic[*Rest, Result]):
 
 
 def transformed() -> bool:
-    """Whether a forward-mode derivative or a transform of `torch.func` runs, gradients or not: only plain torch follows."""
+    """Whether forward-mode derivatives or transforms of `torch.func` run, which only plain torch follows."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
