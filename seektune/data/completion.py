@@ -4,11 +4,11 @@ from typing import Any
 
 from seektune.data.conversation import check_mode
 from seektune.data.protocol import EOS, RESERVED, THINK_END
-from seektune.data.tool_calls import CALLS_BEGIN, SHOWN, read_calls
+from seektune.data.tool_calls import CALLS_BEGIN, CALLS_END, SHOWN, read_calls
 
 
 def parse_message(text: str, thinking_mode: str) -> dict[str, Any]:
-    """The assistant's message of a completion: all that follows the prompt, EOS included.
+    """The assistant's message of a completion: all that follows the prompt, EOS included (not needed after calls).
 
     Returns:
         `role`, `content`, `reasoning_content` and `tool_calls` (OpenAI's form, `arguments` as JSON text, no ids).
@@ -17,7 +17,7 @@ def parse_message(text: str, thinking_mode: str) -> dict[str, Any]:
         ValueError: the completion was cut off or does not follow the format.
     """
     check_mode(thinking_mode)
-    if not text.endswith(EOS):
+    if not text.endswith((EOS, CALLS_END)):  # after calls nothing but EOS can follow
         raise ValueError(f"the completion was cut off: {EOS} is not at its end ({text[-SHOWN:]!r})")
     answer, reasoning = text.removesuffix(EOS), ""
     if thinking_mode == "thinking":

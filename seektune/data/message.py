@@ -74,7 +74,8 @@ class Message:
 
     def call_ids(self) -> tuple[str, ...]:
         """The id of each tool call, empty where it has none."""
-        return tuple(str(call.get("id") or "") for call in self.field("tool_calls", list) or ())
+        calls = self.field("tool_calls", list) or ()
+        return tuple(str(call.get("id") or call["function"].get("id") or "") for call in calls)
 
     def _part(self, part: object) -> str:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -92,7 +93,7 @@ class Message:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):  # a number may have too many digits, too
                 raise self.error(f"calls {name} with arguments that are not JSON: {shown(arguments)}") from None
         if not isinstance(arguments, Mapping):
             raise self.error(f"calls {name} with arguments {shown(arguments)}, which must be a JSON object")

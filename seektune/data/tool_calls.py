@@ -16,10 +16,12 @@ from typing import Any
 
 from seektune.data.protocol import DSML, as_json
 
-CALLS_BEGIN = f"<{DSML}tool_calls"
+CALLS_BEGIN, CALLS_END = f"<{DSML}tool_calls", f"</{DSML}tool_calls>"
 _CALLS = re.compile(rf"<{DSML}tool_calls>\n(.+)\n</{DSML}tool_calls>", re.DOTALL)
-_INVOKE = re.compile(rf'<{DSML}invoke name="(.*?)">\n(.*?)\n</{DSML}invoke>', re.DOTALL)
-_PARAMETER = re.compile(rf'<{DSML}parameter name="(.*?)" string="(true|false)">(.*?)</{DSML}parameter>', re.DOTALL)
+# what holds markup in its turn is a call or a parameter that was not closed
+_NAME, _VALUE = rf'name="((?:(?!{DSML}).)*?)"', rf"((?:(?!/{DSML}parameter).)*?)"
+_INVOKE = re.compile(rf"<{DSML}invoke\s*{_NAME}>\n(.*?)\n</{DSML}invoke>", re.DOTALL)
+_PARAMETER = re.compile(rf'<{DSML}parameter {_NAME} string="(true|false)">{_VALUE}</{DSML}parameter>', re.DOTALL)
 SHOWN = 40
 """Characters of a text that cannot be read which its error shows."""
 
@@ -70,7 +72,7 @@ def _read_arguments(call: str, text: str) -> str:
 def _checked_json(text: str, where: str) -> str:
     try:
         json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number may have too many digits, too
         raise ValueError(f'{where}: {text[:SHOWN]!r} is not JSON, and string="false" promises that') from None
     return text
 

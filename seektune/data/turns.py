@@ -68,6 +68,8 @@ def _read_instruction(message: Message) -> Turn:
     if response_format is not None:
         extra.append(Block(response_format_text(as_json(response_format))))
     content = message.content(needed=message.role == "developer" or not extra)
+    if message.role == "developer" and not content:
+        raise message.error("has no content")
     return Turn(message.role, (Block(content), *extra), task=message.task(), has_tools=bool(tools))
 
 
@@ -92,6 +94,7 @@ def _read_answer(message: Message) -> Turn:
         message.task(),
         ended=not message.field("wo_eos", bool),
         call_ids=message.call_ids(),
+        has_tools=bool(message.tools()),
     )
 
 

@@ -100,7 +100,10 @@ class Chooser:
             return logits_V
         seen = torch.tensor(sorted(self._seen), device=logits_V.device)
         penalty, before = self.sampling.repetition_penalty, logits_V[seen]
-        return logits_V.index_copy(0, seen, torch.where(before > 0, before / penalty, before * penalty))
+        # where a result has no number, the largest and all others in proportion, so that their order stays
+        most = before * (torch.finfo(before.dtype).max / before.abs().max())
+        after = torch.where(before > 0, torch.fmin(before / penalty, most), torch.fmax(before * penalty, most))
+        return logits_V.index_copy(0, seen, after)
 
 
 def _nucleus(logits_V: Tensor, share: float) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar, TypeVarTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 Rest = TypeVarTuple("Rest")
 Result = TypeVar("Result")
@@ -34,7 +35,9 @@ class Kernel(Generic[*Rest, Result]):
     """Gives None where it does not apply."""
 
     def __call__(self, first: Tensor, *rest: *Rest) -> Result:
-        """Run on the device of the first argument; where it has no memory, the definition, which looks at no value."""
+        """Run on the device of the first argument; where it has no memory, or somebody transforms, the definition."""
+        if transformed():
+            return self.reference(first, *rest)
         if self.native is not None and type(first) is Tensor and first.is_cpu and first.numel() <= SMALL:
             found = None if torch.is_grad_enabled() else self.native(first, *rest)
             if found is not None:
@@ -51,6 +54,11 @@ class Kernel(Generic[*Rest, Result]):
         module = import_module(f"seektune.kernels.triton.{self.triton}")
         implementation: Callable[[Tensor, *Rest], Result] = vars(module)[self.reference.__name__]
         return implementation(first, *rest)
+
+
+def transformed() -> bool:
+    """Whether forward-mode derivatives or transforms of `torch.func` run, which only plain torch follows."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 @cache

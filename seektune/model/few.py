@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from seektune.kernels.kernel import transformed
 from seektune.kernels.native import MATRIX, ROWS, STREAMS, WIDE, WORK
 from seektune.kernels.native.block import Sizes, enter, leave
 from seektune.kernels.native.library import function
@@ -56,7 +57,7 @@ def sizes(config: DeepseekV4Config) -> Sizes | None:
 def few(block: "Block", streams_BTSD: Tensor, tokens_BT: Tensor | None, layout: SequenceLayout) -> Tensor | None:
     """Streams to streams; None where a part of the block is not as built, the tokens are many or elsewhere."""
     of, (rows, length, *_), dtype = block.sizes, streams_BTSD.shape, streams_BTSD.dtype
-    if of is None or torch.is_grad_enabled() or not 0 < rows * length <= ROWS:
+    if of is None or torch.is_grad_enabled() or transformed() or not 0 < rows * length <= ROWS:
         return None
     if type(streams_BTSD) is not Tensor or not streams_BTSD.is_cpu or function("block_enter", dtype) is None:
         return None

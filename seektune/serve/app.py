@@ -39,6 +39,8 @@ READERS = 2
 """Prompts that are turned into ids at a time: long ones take memory."""
 DONE = "data: [DONE]\n\n"
 CLIENT_LEFT = 499
+READ = ["GET", "HEAD"]
+"""Methods of what is only read; the server sends no body after HEAD."""
 
 
 @dataclass(frozen=True)
@@ -187,22 +189,22 @@ def make_app(served: Served) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, api: Api) -> None:
-    @app.get("/")
+    @app.api_route("/", methods=READ)
     async def page() -> Response:
         return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=SAFETY)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=READ)
     async def health() -> Response:
         growing, waiting = api.worker.load
         alive = api.worker.alive
         body = {"status": "ok" if alive else "stopping", "running": growing, "waiting": waiting}
         return JSONResponse(body, 200 if alive else 503)
 
-    @app.get("/v1/models")
+    @app.api_route("/v1/models", methods=READ)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [api.card(name) for name in api.served.models]}
 
-    @app.get("/v1/models/{name:path}")
+    @app.api_route("/v1/models/{name:path}", methods=READ)
     async def model(name: str) -> dict[str, Any]:
         return api.card(api.model_named(name))
 
@@ -226,7 +228,7 @@ def _add_errors(app: FastAPI) -> None:
         return Response(status_code=CLIENT_LEFT)
 
     answered(ApiError, lambda error: error)
-    answered(HTTPException, lambda error: ApiError(error.status_code, str(error.detail)))
+    answered(HTTPException, lambda error: ApiError(error.status_code, str(error.detail), headers=error.headers))
     answered(RequestValidationError, _first_mistake)
     answered(Exception, lambda error: ApiError(500, "something failed in the server; its log says more"))
     app.add_exception_handler(ClientLeftError, left)

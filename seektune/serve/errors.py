@@ -1,6 +1,7 @@
 """Errors in the form of OpenAI's API."""
 
 import json
+from collections.abc import Mapping
 
 from fastapi import Response
 
@@ -17,13 +18,24 @@ KINDS = {
 }
 """What each status is called; others are `server_error`."""
 
+HEADERS = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
+"""What a status comes with, where nothing else is said."""
+
 
 class ApiError(Exception):
     """An answer that is an error."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
+        self.headers = HEADERS.get(status, {}) if headers is None else headers
 
     def body(self) -> dict[str, object]:
         """As the API writes it."""
@@ -32,6 +44,5 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """Its HTTP response."""
-        headers = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}.get(self.status, {})
         # ASCII: a message may quote what no encoding can write
-        return Response(json.dumps(self.body()), self.status, headers, "application/json")
+        return Response(json.dumps(self.body()), self.status, self.headers, "application/json")

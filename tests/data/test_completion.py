@@ -46,9 +46,34 @@ def test_text_that_looks_like_json_stays_text() -> None:
     assert answer["tool_calls"] == [tool_call("f", {"x": "[1]"})]
 
 
+def test_after_calls_eos_may_lack_and_a_name_may_begin_a_line() -> None:
+    text = CALLS.format(INVOKE.format(PARAMETER.format("x", "true", "<b>")))
+    expected = parse_message(text, "chat")
+    assert parse_message(text.removesuffix(EOS), "chat") == expected
+    assert parse_message(text.replace(" name", "\nname", 1), "chat") == expected
+
+
+@pytest.mark.parametrize("at", ['f">\n<', '"x" string="true">a</'])
+def test_markup_that_was_not_closed_is_no_part_of_a_name_or_value(at: str) -> None:
+    parameters = "\n".join(PARAMETER.format(name, "true", "a") for name in "xy")
+    text = CALLS.format("\n".join([INVOKE.format(parameters)] * 2))
+    assert len(parse_message(text, "chat")["tool_calls"]) == 2
+    assert at in text
+    with pytest.raises(ValueError, match="expected a "):
+        parse_message(text.replace(at, at.replace(">", "", 1), 1), "chat")
+    with pytest.raises(ValueError, match="expected a "):
+        parse_message(text.replace("a</", "a/", 1), "chat")
+
+
 @pytest.mark.parametrize(
     ("text", "mode", "complaint"),
     [
+        (CALLS.replace(EOS, "x"), "chat", "the completion was cut off"),
+        (
+            CALLS.format(INVOKE.format(PARAMETER.format("x", "false", "9" * 5000))),
+            "chat",
+            "tool call f, x: '9999999999999999999999999999999999999999' is not JSON",
+        ),
         ("Answer.", "chat", f"the completion was cut off: {EOS} is not at its end ('Answer.')"),
         ("Why." + EOS, "thinking", "the reasoning never ends: </think> is missing"),
         ("a</think>b" + EOS, "chat", "the answer holds </think>, which only the format itself may write"),

@@ -119,6 +119,10 @@ def test_thoughts_are_kept_where_that_is_asked_or_tools_are_described() -> None:
     assert encode_messages(messages, "thinking", drop_thinking=False) == BOS + kept
     assert encode_messages([said("system", "s", tools=[TOOL]), *messages], "thinking").endswith(kept)
     assert encode_messages([said("system", "s", tools=[]), *messages], "thinking").count("r</think>") == 0
+    # on an answer tools are not written, and count nevertheless: so does the official encoder
+    assert (
+        encode_messages([*messages[:-1], said("assistant", "b", tools=[TOOL]), ASK], "thinking").count("r</think>") == 2
+    )
 
 
 def test_the_largest_effort_comes_before_everything_else() -> None:
@@ -139,6 +143,14 @@ def test_results_stand_in_the_order_of_the_calls_and_texts_keep_their_places() -
     assert [unnamed.index(f"r{i}") for i in ("c3", "lost", "c1")] == sorted(
         unnamed.index(f"r{i}") for i in ("c3", "lost", "c1")
     )
+
+
+def test_a_call_may_have_its_id_beside_its_name() -> None:
+    calls = [{"function": {**SUM["function"], "id": i}} for i in ("c1", "c2")]
+    text = encode_messages(
+        [said("assistant", "", tool_calls=calls), *(said("tool", i, tool_call_id=i) for i in ("c2", "c1"))]
+    )
+    assert "<tool_result>c1</tool_result>\n\n<tool_result>c2</tool_result>" in text
 
 
 def test_arguments_may_be_an_object_already() -> None:
@@ -177,6 +189,7 @@ def test_a_conversation_grows_at_its_end_while_tools_are_described() -> None:
         ({"role": "assistant"}, "messages[1] (assistant) has no content"),
         ({"role": "system"}, "messages[1] (system) has no content"),
         ({"role": "developer", "tools": [TOOL]}, "messages[1] (developer) has no content"),
+        (said("developer", "", tools=[TOOL]), "messages[1] (developer) has no content"),
         (said("user", 7), "messages[1] (user) has content 7, which is no text"),
         (said("user", ["x"]), "messages[1] (user) has a part of content 'x', which must be an object"),
         (
@@ -198,6 +211,10 @@ def test_a_conversation_grows_at_its_end_while_tools_are_described() -> None:
         (
             said("assistant", "x", tool_calls=[{"function": {"name": "f", "arguments": "[" * 100_000}}]),
             "messages[1] (assistant) calls f with arguments that are not JSON: '[[[",
+        ),
+        (
+            said("assistant", "x", tool_calls=[{"function": {"name": "f", "arguments": '{"x": ' + "9" * 5000 + "}"}}]),
+            'messages[1] (assistant) calls f with arguments that are not JSON: \'{"x": 999',
         ),
         (
             said("assistant", "x", tool_calls=[{"function": {"name": "f", "arguments": "[1]"}}]),

@@ -50,6 +50,22 @@ def test_new_tokens_are_penalized_too():
     torch.testing.assert_close(after, torch.tensor([-2.0, 0, 1, 1]).double().softmax(dim=0))
 
 
+@pytest.mark.parametrize("penalty", [5e-324, 1e-308, 1e308])
+@pytest.mark.parametrize("temperature", [0.0, 1e-308, 1.0])
+def test_no_penalty_is_too_extreme(penalty: float, temperature: float):
+    logits = torch.tensor([2.0, 5.0, 3.0, -4.0, 0.0, 4.0, -2.0])
+    found = Chooser(Sampling(temperature, repetition_penalty=penalty), 0, range(7)).distribution(logits)
+    assert found.isfinite().all()
+    if penalty < 1:
+        assert found.tolist() == [0, 1, 0, 0, 0, 0, 0]
+    elif temperature == 1:
+        torch.testing.assert_close(found, torch.tensor([1.0, 1, 1, 0, 1, 1, 0]).double() / 5)
+    nothing = Chooser(Sampling(temperature, repetition_penalty=penalty), 0, range(3)).distribution(torch.zeros(3))
+    assert nothing.isfinite().all()
+    below = Chooser(Sampling(temperature, repetition_penalty=penalty), 0, range(3)).distribution(-torch.arange(2.0, 5))
+    assert below.argmax() == 0
+
+
 def test_temperature_0_takes_the_likeliest_of_what_is_left():
     chooser = Chooser(Sampling(temperature=0, repetition_penalty=4.0), 0, [1])
     assert chooser.distribution(torch.tensor([1.0, 3.0, 2.0])).tolist() == [0, 0, 1]

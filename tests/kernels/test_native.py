@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from seektune import kernels
 from seektune.kernels import Kernel, native, rms_norm, route
@@ -104,53 +105,117 @@ def test_they_run_for_few_tokens_without_gradients_only(monkeypatch):
     torch.testing.assert_close(found, rms_norm.reference(x, weight, 1e-6))
 
 
-def test_the_library_is_made_once(tmp_path: Path, monkeypatch):
-    source = tmp_path / "sources"
-    source.mkdir()
-    made = []
-    monkeypatch.setattr(library, "compile_to", lambda file, *rest: made.append(file.write_bytes(b"")))
-    first, again = (library.made("g++", tmp_path / "cache") for _ in range(2))
-    assert first == again
-    assert len(made) == 1
-    assert library.made("clang++", tmp_path / "cache") != first
-    (tmp_path / "cache" / "lock").unlink()
-    (tmp_path / "cache" / "lock").mkdir()  # what is there is used, lock or not
-    assert library.made("g++", tmp_path / "cache") == first
-    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("way", ["dual", "func"])
+@pytest.mark.parametrize("name", sorted({*NATIVE} & {*CASES} - {"index_topk"}))
+def test_derivatives_forwards_are_taken_without_gradients(name: str, way: str):
+    first, *rest = (x.detach() if isinstance(x, Tensor) else x for x in next(iter(CASES[name].values()))(torch.float64))
+    along, step = torch.randn_like(first), 1e-6
+
+    def run(x: Tensor) -> Tensor:
+        found = NATIVE[name](x, *rest)
+        return found[0] if isinstance(found, tuple) else found
+
+    if way == "func":
+        value, slope = torch.func.jvp(run, (first,), (along,))
+    else:
+        with forward_ad.dual_level():
+            value, slope = forward_ad.unpack_dual(run(forward_ad.make_dual(first, along)))
+    near = [run(first + sign * step * along) for sign in (1, -1)]
+    torch.testing.assert_close(value, run(first), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(slope, (near[0] - near[1]) / (2 * step), rtol=1e-5, atol=1e-5)
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(library, "compile_to", lambda file, *rest: file.write_bytes(b""))
-    assert library.made("g++", tmp_path / "file" / "cache").is_file()
-
-
-def test_a_library_that_cannot_be_read_is_made_again(tmp_path: Path, monkeypatch):
-    whole = Path(library.library()._name).read_bytes()
-    made = []
-
-    def compile_to(file: Path, *rest: object) -> None:
-        made.append(file)
-        file.write_bytes(whole if len(made) > 1 else b"")
-
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch) -> Path:
+    """Where libraries are kept."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "seektune"
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list[str]:
+    """The compilers that ran; each gives the library that there is already."""
+    whole, found = Path(library.library()._name).read_bytes()[:-32], []
+
+    def compile_to(file: Path, compiler: str, sources: list[Path]) -> None:
+        found.append(compiler)
+        file.write_bytes(whole)
+
     monkeypatch.setattr(library, "compile_to", compile_to)
+    return found
+
+
+def test_the_library_is_made_once(folder: Path, compiled: list[str]):
+    first, again = (library.made(folder) for _ in range(2))
+    assert first == again
+    assert len(compiled) == 1
+    (folder / "lock").unlink()
+    (folder / "lock").mkdir()  # what is there is used, lock or not
+    assert library.made(folder) == first
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path, compiled: list[str]):
+    (tmp_path / "file").touch()
+    assert library.made(tmp_path / "file" / "cache").is_file()
+    assert compiled
+
+
+@pytest.mark.parametrize("bytes_left", [0, 64, -40, -1])
+def test_a_library_that_was_cut_off_is_made_again(folder: Path, compiled: list[str], bytes_left: int):
+    file = library.made(folder)
+    file.write_bytes(file.read_bytes()[:bytes_left])
     assert library.library.__wrapped__() is not None
-    assert made[0] == made[1]
-    assert made[0].parent == tmp_path / "seektune"
+    assert len(compiled) == 2
+    assert library.is_whole(file)
+
+
+def test_a_library_that_cannot_be_loaded_is_made_again(folder: Path, compiled: list[str]):
+    file = library.made(folder)
+    part = folder / "part"
+    part.write_bytes(b"of another system")
+    library.seal(part, file)
+    assert library.library.__wrapped__() is not None
+    assert len(compiled) == 2
+
+
+def test_what_is_made_already_needs_no_compiler(folder: Path, compiled: list[str], monkeypatch):
+    library.made(folder)
+    monkeypatch.setattr(library.shutil, "which", lambda name: None)
+    assert library.library.__wrapped__() is not None
+
+
+@pytest.mark.parametrize(("what", "mode"), [("folder", 0o770), ("folder", 0o707), ("file", 0o646), ("file", 0o664)])
+def test_what_others_can_write_is_not_run(folder: Path, compiled: list[str], caplog, what: str, mode: int):
+    path = {"file": library.made(folder), "folder": folder}[what]
+    path.chmod(mode)
+    assert library.library.__wrapped__() is None
+    assert f"others own {path} or can write it" in caplog.text
+    path.chmod(mode & ~0o022)
+    assert library.library.__wrapped__() is not None
+
+
+def test_what_others_own_is_not_run(folder: Path, compiled: list[str], caplog, monkeypatch):
+    library.made(folder)
+    owner = folder.stat().st_uid
+    monkeypatch.setattr(library.os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(library, "SYSTEM", -1)
+    assert library.library.__wrapped__() is None
+    assert f"others own {folder}" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("which", "run", "said"),
+    ("which", "said"),
     [
-        (None, None, "no C++ compiler (g++) was found"),
-        ("/bin/false", None, "/bin/false ends with 1"),
-        ("/nowhere/g++", None, "No such file"),
+        (None, "no C++ compiler (g++) was found"),
+        ("/bin/false", "/bin/false ends with 1"),
+        ("/nowhere/g++", "No such file"),
     ],
 )
-def test_without_a_compiler_one_line_says_so(which, run, said, tmp_path, monkeypatch, caplog):
+def test_without_a_compiler_one_line_says_so(which, said, folder, monkeypatch, caplog):
     monkeypatch.setattr(library.shutil, "which", lambda name: which)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with caplog.at_level(logging.INFO, "seektune"):
         assert library.library.__wrapped__() is None
     (line,) = caplog.messages

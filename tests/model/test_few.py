@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from seektune.kernels.native import ROWS
 from seektune.kernels.native.library import library
@@ -72,6 +73,23 @@ def test_the_short_way_is_for_few_tokens_and_nobody_who_listens(toy_model, taken
     assert runs(1)
     block.attn.wq_a = nn.Linear(32, 16, bias=False).to(model.dtype)
     assert not runs(1)
+
+
+@torch.no_grad()
+def test_derivatives_forwards_go_the_long_way(toy_model, taken):
+    block, streams, along = toy_model().layers[0], *torch.randn(2, 1, 5, 4, 32).double()
+    tokens, layout = torch.randint(64, (1, 5)), SequenceLayout.single(1, 5)
+
+    def run(x: Tensor) -> Tensor:
+        return block(x, tokens, layout, None)
+
+    with forward_ad.dual_level():
+        value, slope = forward_ad.unpack_dual(run(forward_ad.make_dual(streams, along)))
+    assert not any(taken)
+    near = [run(streams + sign * 1e-6 * along) for sign in (1, -1)]
+    assert all(taken[1:])
+    torch.testing.assert_close(value, run(streams), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(slope, (near[0] - near[1]) / 2e-6, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -224,6 +224,26 @@ def test_places_that_do_not_exist(toy: Live) -> None:
     assert answer.error["message"] == "no model 'gpt' here; there is toy and other"
 
 
+def test_a_wrong_method_is_told_the_right_ones(toy: Live) -> None:
+    for method, path, allowed in (
+        ("GET", CHAT, {"POST"}),
+        ("HEAD", TEXT, {"POST"}),
+        ("POST", "/", {"GET", "HEAD"}),
+        ("DELETE", "/v1/models/toy", {"GET", "HEAD"}),
+    ):
+        answer = toy.ask(method, path)
+        assert answer.status == 405
+        assert set(answer.headers["allow"].split(", ")) == allowed
+
+
+def test_what_can_be_read_has_a_head(toy: Live) -> None:
+    for path in ("/", "/health", "/v1/models", "/v1/models/toy"):
+        whole, head = toy.ask("GET", path), toy.ask("HEAD", path)
+        assert (head.status, head.text) == (200, "")
+        assert {**head.headers, "date": ""} == {**whole.headers, "date": ""}
+    assert toy.ask("HEAD", "/v1/models/nobody").status == 404
+
+
 def test_too_large_a_body_is_answered(toy: Live) -> None:
     answer = toy.ask("POST", CHAT, b"x" * 2**21)
     assert (answer.status, answer.error["type"]) == (413, "invalid_request_error")

@@ -23,6 +23,8 @@ FLAGS = [
 ]
 """Sums may be taken in another order; what is no number or infinite stays so, unlike under `-ffast-math`."""
 COMPILERS = "g++", "clang++", "c++"
+SYSTEM = 0
+"""The user whose files every process trusts."""
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
 """Dtypes that there are functions for."""
 
@@ -63,17 +65,12 @@ def function(name: str, dtype: torch.dtype) -> Callable[..., None] | None:
 @cache
 def library() -> ctypes.CDLL | None:
     """All kernels; None, and one line that says why, where they cannot be made."""
-    compiler = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if compiler is None:
-        log.warning("no C++ compiler (g++) was found: a CPU writes texts several times slower without one")
-        return None
     try:
-        file = made(compiler, cache_folder())
+        file = made(cache_folder())
         try:
             return ctypes.CDLL(str(file))
-        except OSError:  # a crash can leave an empty one
-            file.unlink(missing_ok=True)
-            return ctypes.CDLL(str(made(compiler, file.parent)))
+        except OSError:  # made for another system's libraries
+            return ctypes.CDLL(str(made(file.parent, anew=True)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = str(error).strip().splitlines()[0]
         log.warning("kernels for writing texts on a CPU could not be made, so it is several times slower: %s", reason)
@@ -86,40 +83,73 @@ def cache_folder() -> Path:
     return (told if told.is_absolute() else Path.home() / ".cache") / "seektune"
 
 
-def made(compiler: str, folder: Path) -> Path:
+def made(folder: Path, anew: bool = False) -> Path:
     """The library's file in `folder`, compiled unless it is there; in a folder of its own where that is not writable.
 
     Raises:
-        OSError, RuntimeError, SubprocessError: it cannot be made.
+        OSError, RuntimeError, SubprocessError: it cannot be made, or others could have.
     """
     here = Path(__file__).parent
     sources = sorted(here.glob("*.cpp"))
     told = [path.read_bytes() for path in (*sources, *sorted(here.glob("*.h")))]
-    name = hashlib.sha256(b"\0".join([*told, " ".join([compiler, *FLAGS]).encode(), machine()])).hexdigest()[:20]
-    if (file := folder / f"kernels-{name}.so").exists():
-        return file  # also where the folder can only be read
+    name = hashlib.sha256(b"\0".join([*told, " ".join(FLAGS).encode(), machine()])).hexdigest()[:20]
+    file = folder / f"kernels-{name}.so"
+    if is_whole(file) and not anew:
+        return file  # also where the folder can only be read, and where nothing compiles
+    if (compiler := next((path for name in COMPILERS if (path := shutil.which(name))), None)) is None:
+        raise RuntimeError("no C++ compiler (g++) was found")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (folder / "lock").open("a")
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="seektune-"))
-        lock = (folder / "lock").open("a")
-    file = folder / f"kernels-{name}.so"
+        file, lock = folder / file.name, (folder / "lock").open("a")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of many processes that start together one compiles
-        if not file.exists():
-            compile_to(file, compiler, sources)
+        if anew or not is_whole(file):
+            began, part = perf_counter(), file.with_suffix(".part")
+            compile_to(part, compiler, sources)
+            seal(part, file)
+            log.info("compiled the kernels for writing texts on this CPU in %.1f s: %s", perf_counter() - began, file)
     return file
 
 
 def compile_to(file: Path, compiler: str, sources: list[Path]) -> None:
-    """Compile; the file appears only when it is complete."""
-    began, part = perf_counter(), file.with_suffix(".part")
-    done = subprocess.run([compiler, *FLAGS, *map(str, sources), "-o", str(part)], capture_output=True, text=True)
+    """Compile.
+
+    Raises:
+        OSError, RuntimeError: that does not go.
+    """
+    done = subprocess.run([compiler, *FLAGS, *map(str, sources), "-o", str(file)], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{compiler} ends with {done.returncode}: {done.stderr}")
+
+
+def seal(part: Path, file: Path) -> None:
+    """Let `file` appear, complete, with its digest after its end, which no loader reads."""
+    code = part.read_bytes()
+    part.write_bytes(code + hashlib.sha256(code).digest())
+    part.chmod(0o644)
     part.replace(file)
-    log.info("compiled the kernels for writing texts on this CPU in %.1f s: %s", perf_counter() - began, file)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a library is there and ends with its digest: to load one that a full disk or a crash cut off is fatal.
+
+    Raises:
+        RuntimeError: others could have written it, and it would run as this user.
+    """
+    try:
+        for path in (file.parent, file):
+            found = path.stat()
+            if found.st_uid not in (SYSTEM, os.geteuid()) or found.st_mode & 0o022:
+                raise RuntimeError(
+                    f"others own {path} or can write it; remove it, or take it with chown and chmod go-w"
+                )
+        sealed = file.read_bytes()
+    except OSError:
+        return False
+    return sealed[-32:] == hashlib.sha256(sealed[:-32]).digest()
 
 
 def machine() -> bytes:
