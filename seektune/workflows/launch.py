@@ -21,8 +21,10 @@ def settle(recipe: Recipe, cluster: Cluster) -> list[str]:
     """Words to add to the job's command: the layout, where the recipe leaves it open.
 
     Raises:
-        ValueError: the layout does not divide so many GPUs or does not fit them; the sentence names one that does.
+        ValueError: the layout does not divide so many GPUs or does not fit them (the sentence names one that
+            does), or streamed weights would have several processes.
     """
+    recipe.check_world(cluster.gpus)
     config = recipe.model.architecture()
     if config is None:
         return []

@@ -66,6 +66,7 @@ def take_plan(recipe: Recipe, cluster: Cluster, asked: Asked) -> tuple[PlanRepor
         )
     job = job_of(recipe, config)
     if not asked.search:
+        recipe.check_world(cluster.gpus)
         return make_report(layout_of(job, cluster.gpus), cluster, asked.money), {}
     found = search(job, cluster, ordered)
     nodes = {name: _nodes(way, cluster) for name, way in _ways(recipe).items()}
@@ -132,7 +133,7 @@ def _nodes(recipe: Recipe, cluster: Cluster) -> str:
         return "none of the numbers tried"
     nodes, best = found
     many = f"{nodes} node{'s' * (nodes > 1)} of {cluster.gpus_per_node}"
-    return f"{many} ({best.layout})"
+    return f"{'one GPU' if best.layout.plan.world == 1 else many} ({best.layout})"
 
 
 def _show(report: PlanReport, nodes: dict[str, str]) -> None:

@@ -74,3 +74,11 @@ def test_recipes_of_examples_can_be_searched() -> None:
     assert nodes is not None
     assert nodes[0] == 1
     assert fewest_nodes(JOB, cluster(2, -599), ordered) is None
+
+
+def test_streamed_weights_have_one_process() -> None:
+    job = replace(JOB, streamed=True)
+    assert search(job, cluster(2, 2000), ordered) == []
+    nodes = fewest_nodes(job, cluster(2, 2000), ordered)
+    assert nodes is not None
+    assert (nodes[0], nodes[1].layout.plan.world) == (1, 1)

@@ -11,10 +11,11 @@ from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import known_gpu
 from seektune.workflows import here
 from seektune.workflows.here import choose_layout, cluster_here
+from seektune.workflows.launch import settle
 from seektune.workflows.plan import Asked, plan, refuse_misfit, take_plan
 from seektune.workflows.validate import BAD, GOOD, UNKNOWN, check
 
-from ..planner.jobs import FLASH, TINY, recipe
+from ..planner.jobs import FLASH, FLASH_LORA, TINY, recipe
 
 SMALL = ("model.dtype=bf16", "batch.global_size=16", "batch.length=200")
 
@@ -41,6 +42,13 @@ def test_json_holds_bytes_of_every_rank(capsys: pytest.CaptureFixture[str]) -> N
 def test_an_unknown_architecture_is_a_mistake() -> None:
     with pytest.raises(ValueError, match=r"--model\.preset=flash"):
         take_plan(recipe(FLASH, "model.preset=null"), known_gpu("h100-80gb", 128), Asked())
+
+
+def test_what_training_refuses_is_not_planned() -> None:
+    streamed, node = recipe(FLASH_LORA, "model.offload=stream"), known_gpu("h100-80gb", 8)
+    for ask in (lambda: take_plan(streamed, node, Asked()), lambda: settle(streamed, node)):
+        with pytest.raises(ValueError, match="offload stream is for one process, not for 8"):
+            ask()
 
 
 def test_a_job_that_cannot_fit_is_refused_with_the_nearest() -> None:
