@@ -12,7 +12,7 @@ from seektune.planner.hardware import known_gpu
 from seektune.workflows import here
 from seektune.workflows.here import choose_layout, cluster_here
 from seektune.workflows.launch import settle
-from seektune.workflows.plan import Asked, plan, refuse_misfit, take_plan
+from seektune.workflows.plan import Asked, best_layout, plan, refuse_misfit, take_plan
 from seektune.workflows.validate import BAD, GOOD, UNKNOWN, check
 
 from ..planner.jobs import FLASH, FLASH_LORA, TINY, recipe
@@ -70,6 +70,33 @@ def test_auto_is_short_for_a_layout_and_becomes_words(capsys: pytest.CaptureFixt
     assert (chosen.parallel.layout, chosen.parallel.dp_shard) == ("given", None)
 
 
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("seektune.workflows.validate.load_hellaswag", unreachable)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_plan_and_a_validation_of_auto_are_of_the_layout_that_it_takes(tmp_path: Path) -> None:
+    node = replace(known_gpu("h100-80gb", 4), memory=2_600_000_000)
+    asked = recipe(TINY, "model.dtype=bf16", "batch.global_size=64", "batch.length=2000", "parallel.layout=auto")
+    report, _ = take_plan(asked, node, Asked())
+    assert report.verdict()[0]
+    best = str(best_layout(asked, node).layout)
+    assert str(report.layout) == best
+    found = {each.subject: each for each in check(asked, node, tmp_path)}
+    assert found["plan"].state == GOOD
+    assert best in found["plan"].said
+    assert {each.subject: each.state for each in check(asked, None, tmp_path)}["plan"] == UNKNOWN
+
+
+def test_a_written_job_of_auto_has_no_sizes_left_of_before() -> None:
+    asked = recipe(TINY, *SMALL, "parallel.layout=auto", "parallel.dp_shard=2", "parallel.dp_replicate=2")
+    assert settle(asked, known_gpu("h100-80gb", 8))[-1] == "--parallel.dp_shard=null"
+
+
 def test_a_recipe_may_say_parallel_auto(tmp_path: Path) -> None:
     file = tmp_path / "auto.yaml"
     text = TINY.read_text(encoding="utf-8")
@@ -89,11 +116,8 @@ def test_a_launch_asks_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_validation_knows_wrong_from_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr("seektune.workflows.validate.load_hellaswag", unreachable)
+@pytest.mark.usefixtures("offline")
+def test_validation_knows_wrong_from_unknown(tmp_path: Path) -> None:
     found = {each.subject: each for each in check(recipe(FLASH), None, tmp_path / "nothing")}
     assert {found[name].state for name in ("weights", "licence", "data")} == {UNKNOWN}
     assert found["tokenizer"].state == GOOD
