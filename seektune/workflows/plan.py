@@ -178,6 +178,7 @@ def _show(report: PlanReport, nodes: dict[str, str]) -> None:
         )
     if report.others:
         console.print(_search_table(report.others))
+        console.print(f"the fastest: {' '.join(overrides(report.others[0]))}", soft_wrap=True)
         for name, text in nodes.items():
             console.print(f"fewest nodes, {name}: {text}", soft_wrap=True)
     for line in report.assumptions():

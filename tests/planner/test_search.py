@@ -35,7 +35,7 @@ def test_layouts_are_sorted_and_fit(found: list[Candidate]) -> None:
 
 
 def test_no_layout_stands_there_twice(found: list[Candidate]) -> None:
-    assert len({tuple(overrides(each)) for each in found}) == len(found)
+    assert len({tuple(overrides(each)) for each in found}) == len({str(each.layout) for each in found}) == len(found)
     assert {each.parallel.recompute for each in found} == {"none", "block", "selective"}
 
 

@@ -15,7 +15,7 @@ from seektune.workflows.launch import settle
 from seektune.workflows.plan import Asked, best_layout, plan, refuse_misfit, take_plan
 from seektune.workflows.validate import BAD, GOOD, UNKNOWN, check
 
-from ..planner.jobs import FLASH, FLASH_LORA, TINY, recipe
+from ..planner.jobs import FLASH, FLASH_LORA, TINY, layout, recipe
 
 SMALL = ("model.dtype=bf16", "batch.global_size=16", "batch.length=200")
 
@@ -42,6 +42,15 @@ def test_json_holds_bytes_of_every_rank(capsys: pytest.CaptureFixture[str]) -> N
 def test_an_unknown_architecture_is_a_mistake() -> None:
     with pytest.raises(ValueError, match=r"--model\.preset=flash"):
         take_plan(recipe(FLASH, "model.preset=null"), known_gpu("h100-80gb", 128), Asked())
+
+
+def test_a_search_says_the_words_of_the_fastest(capsys: pytest.CaptureFixture[str]) -> None:
+    plan(recipe(TINY, *SMALL), known_gpu("h100-80gb", 2), Asked(search=True))
+    found = re.search(r"^the fastest: (.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    words = [word.removeprefix("--") for word in found[1].split()]
+    best = best_layout(recipe(TINY, *SMALL), known_gpu("h100-80gb", 2)).layout
+    assert str(layout(TINY, 2, *SMALL, *words)) == str(best)
 
 
 def test_what_training_refuses_is_not_planned() -> None:
