@@ -35,8 +35,10 @@ def plan(
     search: Annotated[bool, typer.Option("--search", help="Try all layouts.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON: bytes, seconds.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of one file.")] = None,
-    tokens: Annotated[float | None, typer.Option(min=1, metavar="N", help="Budget of tokens, such as 1e10.")] = None,
-    price: Annotated[float, typer.Option(min=0, metavar="X", help="Of a GPU's hour, in any currency.")] = 0.0,
+    tokens: Annotated[
+        float | None, typer.Option(min=1, max=1e18, metavar="N", help="Budget of tokens, such as 1e10.")
+    ] = None,
+    price: Annotated[float, typer.Option(min=0, max=1e9, metavar="X", help="Of a GPU's hour, in any currency.")] = 0.0,
 ) -> Work:
     """The verb `plan`."""
     if cluster is not None and (gpus is not None or gpu is not None):

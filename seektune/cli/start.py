@@ -140,6 +140,8 @@ def start(path: str, overrides: list[str], flags: Flags, dry: DryFlags = DryFlag
 def run_dry(loaded: "LoadedRecipe", flags: Flags, dry: DryFlags) -> None:
     """Build a job of any size without starting it, and print what its processes hold and send."""
     started = flags.count() * flags.nodes
+    if loaded.recipe.parallel.layout == "auto":
+        raise ValueError("parallel: auto takes a layout at launch, by the GPUs; seektune plan --search tells the sizes")
     world = dry.world or (started if started > 1 else loaded.recipe.parallel.least_world())
     check_world(loaded.recipe, world)
     # torch wonders in C++ about a process group that has no real backend

@@ -83,7 +83,9 @@ class Plan:
 
     def __str__(self) -> str:
         sizes = {"pp": self.pp_size, "cp": self.cp_size, "dp": self.data_size, "ep": self.ep_size}
-        return " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one process"
+        copies = f" ({self.dp_replicate} copies)" if self.dp_replicate > 1 else ""
+        said = {name: f"{name} {size}{copies if name == 'dp' else ''}" for name, size in sizes.items() if size > 1}
+        return " x ".join(said.values()) or "one process"
 
 
 def make_plan(config: ParallelConfig, world: int, architecture: Architecture | None = None) -> Plan:

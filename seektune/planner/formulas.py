@@ -97,6 +97,19 @@ STEP = (
         "units",
         "max",
     ),
+    Formula(
+        "read",
+        "dense_bytes + expert_bytes / ep + 4 * lora_scale * (dense_low + expert_low / ep)",
+        "whole weights that a pass reads, packed where they are frozen",
+        "units",
+    ),
+    Formula(
+        "multiplied_out",
+        "where(size == 1, values * count * rows * rest / where(expert > 0, ep, 1), 0)",
+        "numbers that frozen bytes are multiplied out to in a pass",
+        "tensors",
+    ),
+    Formula("from_disk", "where(streamed > 0, all_packed, 0)", "bytes that a pass reads from files"),
     Formula("gathered", "cut * where(keeps > 0, unit_sum, unit_most + unit_around)", "whole weights beside the pieces"),
 )
 

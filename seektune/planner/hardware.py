@@ -6,14 +6,16 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import Field, ValidationError
 
 from seektune.section import Section
 
 GIGA = 10**9
+MOST_GPUS = 1_000_000
+"""Beyond that a number is a slip of the hand, and finding its divisors would take forever."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,28 @@ class Cluster:
         return self.link if processes * apart <= self.gpus_per_node else self.network
 
 
+Count = Annotated[int, Field(gt=0, le=MOST_GPUS)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class ClusterFile(Section):
     """A cluster as a YAML file says it; what is left out is the GPU's usual."""
 
     gpu: str
     """A known kind, such as h100-80gb, or a new name with all rates given below."""
-    gpus: PositiveInt
+    gpus: Count
     """GPUs in all."""
-    gpus_per_node: PositiveInt | None = None
+    gpus_per_node: Count | None = None
     """GPUs that the fast link joins."""
-    memory_gb: PositiveFloat | None = None
+    memory_gb: Rate | None = None
     """10^9 bytes of a GPU that programs may use."""
-    bf16_tflops: PositiveFloat | None = None
+    bf16_tflops: Rate | None = None
     """Peak rate of dense bf16 products."""
-    memory_gb_s: PositiveFloat | None = None
+    memory_gb_s: Rate | None = None
     """Rate of the GPU's memory."""
-    link: str | PositiveFloat | None = None
+    link: str | Rate | None = None
     """Within a node: a known link, such as nvlink4, or GB/s of one GPU in one direction."""
-    network: str | PositiveFloat | None = Field(default=None)
+    network: str | Rate | None = None
     """Between nodes, the same way: ndr400, hdr200, ethernet100, or GB/s for each GPU."""
 
 
@@ -82,9 +88,9 @@ def known_gpu(name: str, gpus: int) -> Cluster:
     """So many GPUs of a known kind, in its usual nodes.
 
     Raises:
-        ValueError: no such kind; the sentence offers the nearest.
+        ValueError: no such kind, of which the sentence offers the nearest, or too many.
     """
-    return _cluster(ClusterFile(gpu=name, gpus=gpus), "--gpu")
+    return _cluster(_read({"gpu": name, "gpus": gpus}, "--gpu"), "--gpu")
 
 
 def read_cluster(path: str | Path) -> Cluster:
@@ -95,13 +101,23 @@ def read_cluster(path: str | Path) -> Cluster:
         OSError: it cannot be read.
     """
     try:
-        return _cluster(ClusterFile.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8"))), str(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{path}: {place or 'a cluster'}: {first['msg']}") from None
-    except yaml.YAMLError as error:
+        said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return _cluster(_read(said, str(path)), str(path))
+
+
+def _read(said: object, origin: str) -> ClusterFile:
+    try:
+        return ClusterFile.model_validate(said)
+    except ValidationError as error:
+        key, *_ = (*(problem := error.errors()[0])["loc"], "")
+        sentence = problem["msg"]
+        if not key:
+            key, sentence = "a cluster", "must be keys and values, such as gpu: h100-80gb"
+        elif key in ("link", "network"):
+            sentence = f"must be a known link or a number of GB/s, not {problem['input']!r}"
+        raise ValueError(f"{origin}: {key}: {sentence}") from None
 
 
 def _cluster(said: ClusterFile, origin: str) -> Cluster:
@@ -115,9 +131,9 @@ def _cluster(said: ClusterFile, origin: str) -> Cluster:
     whole = {key: values.get(key, usual.get(key)) for key in needed} | rates
     if missing := [key for key, value in whole.items() if value is None]:
         near = get_close_matches(said.gpu, facts()["gpus"], n=1, cutoff=0.3)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = f"did you mean {near[0]}? Known" if near else "known"
         raise ValueError(
-            f"{origin}: {said.gpu} is no known GPU; {hint}Known are {', '.join(facts()['gpus'])}; another needs "
+            f"{origin}: {said.gpu} is no known GPU; {hint} are {', '.join(facts()['gpus'])}; another needs "
             f"{', '.join(missing)} in a cluster file"
         )
     return Cluster(

@@ -19,7 +19,8 @@ ESTIMATE = (
     "Estimated: activations, from what the kernels save; compared with tensors of CPU runs only (bench/plan.json), "
     "never with a GPU. Rows are full; real ones are often shorter.",
     "Adapters: activations of frozen weights were not compared with anything.",
-    "Time is arithmetic over rates: layers on one H200 took 2 to 4 times as long; no job of several GPUs was timed.",
+    "Time is arithmetic over rates, with even routing: layers on one H200 took 1.4 to 3.2 times as long; "
+    "no job of several GPUs was timed.",
 )
 
 

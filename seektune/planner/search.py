@@ -67,17 +67,22 @@ def nearest(job: Job, cluster: Cluster, order_of: OrderOf) -> Candidate | None:
 
 def fewest_nodes(job: Job, cluster: Cluster, order_of: OrderOf) -> tuple[int, Candidate] | None:
     """The fewest nodes of the cluster's kind on which the job fits, and the fastest layout there; None if none of
-    `NODES` do.
+    `NODES` do. Of streamed weights it is one GPU or none.
     """
-    for nodes in NODES:
-        larger = replace(cluster, gpus=nodes * cluster.gpus_per_node)
+    for nodes in NODES[:1] if job.streamed else NODES:
+        larger = replace(cluster, gpus=1 if job.streamed else nodes * cluster.gpus_per_node)
         if any(_fits(layout, larger) for layout in layouts(job, larger, order_of, LEANEST)):
             return nodes, search(job, larger, order_of)[0]
     return None
 
 
 def layouts(job: Job, cluster: Cluster, order_of: OrderOf, choices: Choices = ALL) -> Iterator[Layout]:
-    """Every layout that is possible on so many processes; weights cut over all of a stage, or within its nodes."""
+    """Every layout that is possible on so many processes; weights cut over all of a stage, or within its nodes.
+
+    Streamed weights have one process.
+    """
+    if job.streamed and cluster.gpus > 1:
+        return
     for sizes in _sizes(job, cluster):
         schedules = choices.schedules if sizes["pp_size"] > 1 else (job.parallel.pipeline.schedule,)
         for schedule in schedules:

@@ -5,17 +5,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from seektune.model.config import SLIDING
-from seektune.model.flops import PARTS, forward_flops, layer_flops, training_flops
-from seektune.planner.hardware import Cluster, assumed
-from seektune.planner.job import Layout
+from seektune.model.flops import PARTS, forward_flops, layer_flops
+from seektune.planner.hardware import GIGA, Cluster, assumed
+from seektune.planner.job import Job, Layout
 from seektune.planner.memory import Numbers, RankMemory
 from seektune.planner.timeline import Piece, StageTime, play, waiting
 
 AXES = ("ep", "cp", "pp", "fsdp", "copies")
 """Along which messages travel; `copies` is HSDP's sum over replicas."""
 DAY = 86400.0
-SECOND_PASS = {"none": 0.0, "block": 1.0, "selective": 0.35}
-"""Forward passes that backward runs again; `selective` keeps the large products: attention and what is elementwise."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class StepTime:
     arithmetic: dict[str, float]
     """Forward and backward by part of the model, what is computed again included."""
     memory: float
-    """Passes over activations that are no products, and the weights' reading."""
+    """Passes over activations that are no products, the weights' reading, and multiplying out what is packed."""
     communication: dict[str, float]
     """By axis; what no arithmetic hides."""
     waiting: float
@@ -75,7 +73,7 @@ def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> 
         axis: (1 - known["hidden"]) * value for axis, value in {**messages, "fsdp": fsdp, "copies": copies}.items()
     }
     step = end + shown["fsdp"] + shown["copies"] + optimizer
-    rows = job.rows
+    useful = forward_flops(job.config, layout.length, job.mtp)
     return StepTime(
         seconds=step,
         arithmetic={p: layout.micro_batches * sum(stages[s].arithmetic[p] for s in held) for p in PARTS},
@@ -83,8 +81,8 @@ def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> 
         communication=shown,
         waiting=end * waiting(pieces),
         optimizer=optimizer,
-        tokens=rows * layout.length,
-        flops=float(rows * sum(training_flops(job.config, layout.length, job.mtp).values())),
+        tokens=job.rows * layout.length,
+        flops=job.rows * sum(flops * _times(job, part) for part, flops in useful.items()),
         pieces=pieces,
     )
 
@@ -99,6 +97,11 @@ class _Stage:
     messages: dict[str, float]
 
 
+def _times(job: Job, part: str) -> float:
+    """Useful passes over a part's products: forward, gradients of inputs, and of the weights that train."""
+    return 1 if part == "indexer" else 2 + job.weights.share_that_learns
+
+
 def _busy(time: StageTime) -> float:
     return time.of("F") + time.of("B")
 
@@ -107,16 +110,17 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, known
     job, rows = layout.job, layout.rows_at_a_time / layout.plan.cp_size
     flops = _forward(layout, stage)
     rate = cluster.flops * known["matmul"]
-    # fp32 activations are multiplied as TF32, at half the rate
-    rate /= 1 if job.itemsize < 4 else 2
+    rate *= 1 if job.itemsize < 4 else known["tf32"]
     forward = {part: rows * value / rate for part, value in flops.items()}
-    again = SECOND_PASS[job.parallel.recompute]
+    # forward passes that backward runs again
+    again = {"none": 0.0, "block": 1.0, "selective": known["selective"]}[job.parallel.recompute]
     grads = {part: 0.0 if part == "indexer" else 2 * value for part, value in forward.items()}
     trained = job.weights.share_that_learns
     stages_here = layout.stages // layout.pp
-    # what is saved is written and read, weights are read
-    traffic = (2 * numbers["blocks_saved"] + numbers["unit_sum"]) / stages_here
-    passes = traffic / (cluster.memory_rate * known["memory"])
+    # what is saved is written and read; weights are read, and what they are multiplied out to is written and read
+    traffic = 2 * numbers["blocks_saved"] + numbers["read"] + 2 * job.itemsize * numbers["multiplied_out"]
+    passes = traffic / (cluster.memory_rate * known["memory"]) + numbers["from_disk"] / (known["disk_gb_s"] * GIGA)
+    passes /= stages_here
     messages = _messages(layout, cluster, stage, known)
     shown = (1 - known["hidden"]) * (messages["ep"] + messages["cp"])
     once = sum(forward.values()) + passes

@@ -7,10 +7,9 @@ import torch
 
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import Cluster, facts, known_gpu
-from seektune.planner.report import overrides
 from seektune.recipe.recipe import Recipe
 from seektune.workflows.console import say
-from seektune.workflows.plan import best_layout, refuse_misfit
+from seektune.workflows.plan import best_layout, refuse_misfit, words_of
 
 CPU_RATES = {"flops": 1e11, "memory_rate": 2e10, "link": 5e9, "network": 1e9}
 """Of a process on a CPU: only their proportions matter where layouts are compared."""
@@ -40,13 +39,10 @@ def choose_layout(recipe: Recipe, cluster: Cluster) -> list[str]:
             f"parallel: auto needs to know what {recipe.model.weights} is; name it: --model.preset=flash or pro"
         )
     best = best_layout(recipe, cluster)
-    asked = recipe.parallel
-    # the search leaves these to the other sizes
-    left = {"dp_shard": asked.dp_shard, "pipeline.layers_per_stage": asked.pipeline.layers_per_stage}
-    words = [*overrides(best), *(f"--parallel.{key}=null" for key, value in left.items() if value is not None)]
+    given, *words = words_of(recipe, best)
     total = best.memory.upper["total"] / 1e9
     say(f"parallel: auto takes {' '.join(words)} (up to {total:.1f} of {cluster.memory / 1e9:.1f} GB each)")
-    return ["--parallel.layout=given", *words]
+    return [given, *words]
 
 
 def check_memory(recipe: Recipe, config: DeepseekV4Config | None, processes: int, nodes: int) -> None:

@@ -3,9 +3,8 @@
 from dataclasses import replace
 
 from seektune.planner.hardware import Cluster, known_gpu
-from seektune.planner.report import overrides
 from seektune.recipe.recipe import Recipe
-from seektune.workflows.plan import best_layout, refuse_misfit
+from seektune.workflows.plan import best_layout, refuse_misfit, words_of
 
 
 def cluster_of(kind: str, nodes: int, gpus_per_node: int) -> Cluster:
@@ -21,13 +20,15 @@ def settle(recipe: Recipe, cluster: Cluster) -> list[str]:
     """Words to add to the job's command: the layout, where the recipe leaves it open.
 
     Raises:
-        ValueError: the layout does not divide so many GPUs or does not fit them; the sentence names one that does.
+        ValueError: the layout does not divide so many GPUs or does not fit them (the sentence names one that
+            does), or streamed weights would have several processes.
     """
+    recipe.check_world(cluster.gpus)
     config = recipe.model.architecture()
     if config is None:
         return []
     if recipe.parallel.layout == "auto":
-        return ["--parallel.layout=given", *overrides(best_layout(recipe, cluster))]
+        return words_of(recipe, best_layout(recipe, cluster))
     if not recipe.parallel.cpu_offload:
         refuse_misfit(recipe, config, cluster)
     return []

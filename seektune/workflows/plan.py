@@ -11,6 +11,7 @@ from rich.table import Table
 
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import GIGA, Cluster
+from seektune.planner.job import Layout
 from seektune.planner.memory import first_ranks, fullest
 from seektune.planner.page import write_page
 from seektune.planner.report import Money, PlanReport, make_report, overrides
@@ -66,7 +67,7 @@ def take_plan(recipe: Recipe, cluster: Cluster, asked: Asked) -> tuple[PlanRepor
         )
     job = job_of(recipe, config)
     if not asked.search:
-        return make_report(layout_of(job, cluster.gpus), cluster, asked.money), {}
+        return make_report(layout_at_launch(recipe, config, cluster), cluster, asked.money), {}
     found = search(job, cluster, ordered)
     nodes = {name: _nodes(way, cluster) for name, way in _ways(recipe).items()}
     if not found:
@@ -87,6 +88,27 @@ def best_layout(recipe: Recipe, cluster: Cluster) -> Candidate:
     if not found:
         raise ValueError(f"no layout of this recipe fits {cluster.gpus} x {cluster.gpu}")
     return found[0]
+
+
+def words_of(recipe: Recipe, best: Candidate) -> list[str]:
+    """Words that give a recipe with `parallel: auto` that layout."""
+    asked = recipe.parallel
+    # the search leaves these to the other sizes
+    left = {"dp_shard": asked.dp_shard, "pipeline.layers_per_stage": asked.pipeline.layers_per_stage}
+    cleared = [f"--parallel.{key}=null" for key, value in left.items() if value is not None]
+    return ["--parallel.layout=given", *overrides(best), *cleared]
+
+
+def layout_at_launch(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster) -> Layout:
+    """The recipe's layout, or with `parallel: auto` the one that a launch takes.
+
+    Raises:
+        ValueError: it does not divide so many GPUs, nothing fits them, or training refuses so many processes.
+    """
+    recipe.check_world(cluster.gpus)
+    if recipe.parallel.layout == "auto":
+        return best_layout(recipe, cluster).layout
+    return layout_of(job_of(recipe, config), cluster.gpus)
 
 
 def refuse_misfit(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster) -> None:
@@ -132,7 +154,7 @@ def _nodes(recipe: Recipe, cluster: Cluster) -> str:
         return "none of the numbers tried"
     nodes, best = found
     many = f"{nodes} node{'s' * (nodes > 1)} of {cluster.gpus_per_node}"
-    return f"{many} ({best.layout})"
+    return f"{'one GPU' if best.layout.plan.world == 1 else many} ({best.layout})"
 
 
 def _show(report: PlanReport, nodes: dict[str, str]) -> None:
@@ -156,6 +178,7 @@ def _show(report: PlanReport, nodes: dict[str, str]) -> None:
         )
     if report.others:
         console.print(_search_table(report.others))
+        console.print(f"the fastest: {' '.join(overrides(report.others[0]))}", soft_wrap=True)
         for name, text in nodes.items():
             console.print(f"fewest nodes, {name}: {text}", soft_wrap=True)
     for line in report.assumptions():

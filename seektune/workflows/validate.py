@@ -11,11 +11,11 @@ from seektune.data.hellaswag import load_hellaswag
 from seektune.data.tokenizer import load_tokenizer
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.planner.hardware import Cluster
+from seektune.planner.hardware import Cluster, known_gpu
 from seektune.planner.report import make_report
 from seektune.recipe.recipe import Recipe
 from seektune.workflows.console import many, say
-from seektune.workflows.forecast import job_of, layout_of
+from seektune.workflows.plan import layout_at_launch
 
 GOOD, BAD, UNKNOWN = "ok", "wrong", "unknown"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENSE-MODEL")
@@ -109,13 +109,15 @@ def _rows(recipe: Recipe, vocabulary: int | None, cache_dir: Path) -> str:
 
 
 def _plan(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster | None) -> Finding:
-    gpus = recipe.parallel.least_world() if cluster is None else cluster.gpus
+    if cluster is None and recipe.parallel.layout == "auto":
+        return Finding("plan", UNKNOWN, "parallel: auto takes a layout at launch; --gpus and --gpu would say which")
+    somewhere = cluster or known_gpu("h100-80gb", recipe.parallel.least_world())
     try:
-        recipe.check_world(gpus)
-        layout = layout_of(job_of(recipe, config), gpus)
+        layout = layout_at_launch(recipe, config, somewhere)
     except ValueError as error:
         return Finding("plan", BAD, str(error))
     if cluster is None:
         return Finding("plan", GOOD, f"{layout}; --gpus and --gpu would say whether it fits")
     fits, sentence = make_report(layout, cluster).verdict()
-    return Finding("plan", GOOD if fits else BAD, sentence)
+    taken = f"{layout}; " if recipe.parallel.layout == "auto" else ""
+    return Finding("plan", GOOD if fits else BAD, f"{taken}{sentence}")

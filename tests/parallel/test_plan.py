@@ -94,6 +94,7 @@ def test_the_published_job():
     assert (plan.data_size, plan.expert_shard, plan.expert_replicate) == (32, 1, 1)
     assert rows_at_a_time(plan, ParallelConfig(pp_size=4, ep_size=32), flash, 256, 8) == 2
     assert str(plan) == "pp 4 x dp 32 x ep 32"
+    assert str(make_plan(ParallelConfig(dp_replicate=4, ep_size=2), 8)) == "dp 8 (4 copies) x ep 2"
 
 
 def test_experts_that_cannot_be_divided_are_refused():

@@ -52,7 +52,13 @@ def test_an_unknown_gpu_needs_all_rates(tmp_path: Path) -> None:
         ("gpu: h100-80gb\ngpus: 8\nlinks: 1\n", "links"),
         ("gpu: h100-80gb\ngpus: 8\nlink: nvlink9\n", "nvlink9 is no known link"),
         ("gpu: [\n", "is not YAML"),
-        ("8\n", "a cluster"),
+        ("8\n", "a cluster: must be keys and values"),
+        ("gpu: mine\ngpus: 8\n", "mine is no known GPU; known are"),
+        ("gpu: h100-80gb\ngpus: 100000000000\n", "gpus: Input should be less than or equal to 1000000"),
+        ("gpu: h100-80gb\ngpus: 8\nmemory_gb: .inf\n", "memory_gb: Input should be a finite number"),
+        ("gpu: h100-80gb\ngpus: 8\nmemory_gb: .nan\n", "memory_gb: Input should be"),
+        ("gpu: h100-80gb\ngpus: 8\nnetwork: -1\n", "network: must be a known link or a number of GB/s, not -1"),
+        ("gpu: h100-80gb\ngpus: 8\nlink: .inf\n", "link: must be a known link or a number of GB/s, not inf"),
     ],
 )
 def test_a_mistake_in_a_cluster_file_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -60,3 +66,15 @@ def test_a_mistake_in_a_cluster_file_is_named(tmp_path: Path, text: str, said: s
     file.write_text(text)
     with pytest.raises(ValueError, match=said):
         read_cluster(file)
+
+
+def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"cluster\.yaml is not YAML"):
+        read_cluster(file)
+
+
+def test_more_gpus_than_there_are_is_a_slip() -> None:
+    with pytest.raises(ValueError, match="--gpu: gpus: Input should be less than or equal to 1000000"):
+        known_gpu("h100-80gb", 10**11)

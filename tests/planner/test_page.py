@@ -54,7 +54,7 @@ def test_a_page_needs_no_network_and_says_what_is_assumed() -> None:
     script = text[text.index("<script>") :]
     assert not re.search(r"\b(src|href)=|import\(|fetch\(", script)
     assert not re.search(r"@[A-Z]+@", text)
-    for line in ("CPU runs only", "layers on one H200 took 2 to 4 times as long", "allocator"):
+    for line in ("CPU runs only", "layers on one H200 took 1.4 to 3.2 times as long", "allocator"):
         assert line in text
 
 

@@ -35,7 +35,7 @@ def test_layouts_are_sorted_and_fit(found: list[Candidate]) -> None:
 
 
 def test_no_layout_stands_there_twice(found: list[Candidate]) -> None:
-    assert len({tuple(overrides(each)) for each in found}) == len(found)
+    assert len({tuple(overrides(each)) for each in found}) == len({str(each.layout) for each in found}) == len(found)
     assert {each.parallel.recompute for each in found} == {"none", "block", "selective"}
 
 
@@ -74,3 +74,11 @@ def test_recipes_of_examples_can_be_searched() -> None:
     assert nodes is not None
     assert nodes[0] == 1
     assert fewest_nodes(JOB, cluster(2, -599), ordered) is None
+
+
+def test_streamed_weights_have_one_process() -> None:
+    job = replace(JOB, streamed=True)
+    assert search(job, cluster(2, 2000), ordered) == []
+    nodes = fewest_nodes(job, cluster(2, 2000), ordered)
+    assert nodes is not None
+    assert (nodes[0], nodes[1].layout.plan.world) == (1, 1)

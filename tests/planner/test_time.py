@@ -11,7 +11,7 @@ from seektune.planner.memory import first_ranks
 from seektune.planner.time import StepTime, step_time
 from seektune.planner.timeline import StageTime, play, waiting
 
-from .jobs import FLASH, layout
+from .jobs import FLASH, FLASH_LORA, layout
 
 H100 = known_gpu("h100-80gb", 128)
 
@@ -60,3 +60,27 @@ def test_slower_networks_cost_what_travels_over_them() -> None:
     assert slow.communication["ep"] == pytest.approx(2 * fast.communication["ep"], rel=0.05)
     assert slow.communication["fsdp"] == pytest.approx(2 * fast.communication["fsdp"])
     assert slow.arithmetic == fast.arithmetic
+
+
+def on_one_gpu(*words: str) -> StepTime:
+    """Adapters on frozen FP4 and FP8."""
+    planned = layout(FLASH_LORA, 1, "parallel.ep_size=1", "parallel.dp_replicate=1", *words)
+    return step_time(planned, replace(H100, gpus=1), first_ranks(planned))
+
+
+@pytest.mark.slow
+def test_adapters_do_less_useful_work_and_read_frozen_bytes() -> None:
+    adapters, full = on_one_gpu("batch.length=2048"), step("batch.length=2048")
+    # nothing but the adapters has gradients of weights; the indexer chooses nothing in 2,048 tokens
+    assert adapters.flops == pytest.approx(full.flops * 2 / 3, rel=0.01)
+    once, again = on_one_gpu("batch.micro_size=8"), on_one_gpu("batch.micro_size=4")
+    # 160 GB of FP4 and FP8 become 291 B numbers of bf16, written and read, in three passes of 32 micro-batches more
+    expected = 3 * 32 * (160e9 + 4 * 291e9) / (0.7 * H100.memory_rate)
+    assert again.memory - once.memory == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.slow
+def test_streamed_weights_come_from_a_disk_in_every_pass() -> None:
+    held, streamed = on_one_gpu(), on_one_gpu("model.offload=stream")
+    # 32 micro-batches, each forward, again and backward
+    assert streamed.seconds - held.seconds == pytest.approx(3 * 32 * 157e9 / 3e9, rel=0.02)

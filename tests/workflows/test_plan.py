@@ -11,10 +11,11 @@ from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import known_gpu
 from seektune.workflows import here
 from seektune.workflows.here import choose_layout, cluster_here
-from seektune.workflows.plan import Asked, plan, refuse_misfit, take_plan
+from seektune.workflows.launch import settle
+from seektune.workflows.plan import Asked, best_layout, plan, refuse_misfit, take_plan
 from seektune.workflows.validate import BAD, GOOD, UNKNOWN, check
 
-from ..planner.jobs import FLASH, TINY, recipe
+from ..planner.jobs import FLASH, FLASH_LORA, TINY, layout, recipe
 
 SMALL = ("model.dtype=bf16", "batch.global_size=16", "batch.length=200")
 
@@ -43,6 +44,22 @@ def test_an_unknown_architecture_is_a_mistake() -> None:
         take_plan(recipe(FLASH, "model.preset=null"), known_gpu("h100-80gb", 128), Asked())
 
 
+def test_a_search_says_the_words_of_the_fastest(capsys: pytest.CaptureFixture[str]) -> None:
+    plan(recipe(TINY, *SMALL), known_gpu("h100-80gb", 2), Asked(search=True))
+    found = re.search(r"^the fastest: (.+)$", capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    words = [word.removeprefix("--") for word in found[1].split()]
+    best = best_layout(recipe(TINY, *SMALL), known_gpu("h100-80gb", 2)).layout
+    assert str(layout(TINY, 2, *SMALL, *words)) == str(best)
+
+
+def test_what_training_refuses_is_not_planned() -> None:
+    streamed, node = recipe(FLASH_LORA, "model.offload=stream"), known_gpu("h100-80gb", 8)
+    for ask in (lambda: take_plan(streamed, node, Asked()), lambda: settle(streamed, node)):
+        with pytest.raises(ValueError, match="offload stream is for one process, not for 8"):
+            ask()
+
+
 def test_a_job_that_cannot_fit_is_refused_with_the_nearest() -> None:
     small = replace(known_gpu("h100-80gb", 4), memory=2_600_000_000)
     asked = recipe(TINY, "model.dtype=bf16", "batch.global_size=64", "batch.micro_size=16", "batch.length=2000")
@@ -60,6 +77,33 @@ def test_auto_is_short_for_a_layout_and_becomes_words(capsys: pytest.CaptureFixt
     assert "parallel: auto takes" in capsys.readouterr().out
     chosen = recipe(TINY, *said, *(word.removeprefix("--") for word in words))
     assert (chosen.parallel.layout, chosen.parallel.dp_shard) == ("given", None)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("seektune.workflows.validate.load_hellaswag", unreachable)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_plan_and_a_validation_of_auto_are_of_the_layout_that_it_takes(tmp_path: Path) -> None:
+    node = replace(known_gpu("h100-80gb", 4), memory=2_600_000_000)
+    asked = recipe(TINY, "model.dtype=bf16", "batch.global_size=64", "batch.length=2000", "parallel.layout=auto")
+    report, _ = take_plan(asked, node, Asked())
+    assert report.verdict()[0]
+    best = str(best_layout(asked, node).layout)
+    assert str(report.layout) == best
+    found = {each.subject: each for each in check(asked, node, tmp_path)}
+    assert found["plan"].state == GOOD
+    assert best in found["plan"].said
+    assert {each.subject: each.state for each in check(asked, None, tmp_path)}["plan"] == UNKNOWN
+
+
+def test_a_written_job_of_auto_has_no_sizes_left_of_before() -> None:
+    asked = recipe(TINY, *SMALL, "parallel.layout=auto", "parallel.dp_shard=2", "parallel.dp_replicate=2")
+    assert settle(asked, known_gpu("h100-80gb", 8))[-1] == "--parallel.dp_shard=null"
 
 
 def test_a_recipe_may_say_parallel_auto(tmp_path: Path) -> None:
@@ -81,11 +125,8 @@ def test_a_launch_asks_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_validation_knows_wrong_from_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr("seektune.workflows.validate.load_hellaswag", unreachable)
+@pytest.mark.usefixtures("offline")
+def test_validation_knows_wrong_from_unknown(tmp_path: Path) -> None:
     found = {each.subject: each for each in check(recipe(FLASH), None, tmp_path / "nothing")}
     assert {found[name].state for name in ("weights", "licence", "data")} == {UNKNOWN}
     assert found["tokenizer"].state == GOOD
