@@ -3,6 +3,7 @@ through the rounding."""
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -258,3 +259,11 @@ def test_carriers_of_a_merged_checkpoint_are_none(base, tmp_path):
     made(base, tmp_path / "adapter", 0.1, ("attn",))
     merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
     assert not list(carriers(DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")))
+
+
+def test_too_little_room_is_said_before_anything_is_written(base, tmp_path, monkeypatch):
+    write_adapter(tmp_path / "adapter", experts(8), {})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(OSError, match=r"has 0\.0 MB free, \d\.\d MB are needed"):
+        merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
