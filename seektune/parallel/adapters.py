@@ -1,6 +1,7 @@
 """Adapters of a model that is spread over processes: their first values, and into and out of one adapter's files."""
 
 from collections.abc import Iterator
+from math import isclose
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
             for part, piece in _parts(model, name, module).items():
                 piece.tensor.copy_(_values(changes[name], part, piece, f"{part} of {name} in {folder}")[piece.box])
             theirs, ours = changes[name].scaling, adapter_files.scaling_of(module, TRAINED)
-            if theirs != ours:
+            if not isclose(theirs, ours, rel_tol=1e-6):
                 raise ValueError(f"{folder} multiplies the change of {name} by {theirs:g}, this model by {ours:g}")
 
 
