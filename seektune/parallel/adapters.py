@@ -68,6 +68,8 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
         raise ValueError(f"{different[0]} carries an adapter in only one of both: {where}")
     for stage in model.stages.values():
         for name, module in carriers(stage):
+            if changes[name].magnitude is not None and not isinstance(module, DoraLinear):
+                raise ValueError(f"{folder} has lengths of rows (DoRA) for {name}, here there are none (lora.dora)")
             for part, piece in _parts(model, name, module).items():
                 piece.tensor.copy_(_values(changes[name], part, piece, f"{part} of {name} in {folder}")[piece.box])
             theirs, ours = changes[name].scaling, adapter_files.scaling_of(module, TRAINED)

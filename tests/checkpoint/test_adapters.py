@@ -74,6 +74,7 @@ def configured(folder: Path, **keys: Any) -> Path:
         ({"r": None}, r"its r is None"),
         ({"r": [2]}, r"its r is \[2\]"),
         ({"lora_alpha": float("nan")}, "its lora_alpha is nan, not a finite number"),
+        ({"lora_alpha": 10**400}, "its lora_alpha is 1000"),
         ({"lora_alpha": "4"}, "its lora_alpha is '4'"),
         ({"rank_pattern": [1]}, "its rank_pattern is no object"),
         ({"alpha_pattern": {"q_b_proj": float("inf")}}, "its alpha_pattern of .*q_b_proj is inf"),

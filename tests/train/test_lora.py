@@ -175,3 +175,9 @@ def test_a_scaling_whose_last_digit_the_file_rounds_is_the_same(tmp_path):
     (change, *_) = read_adapter(tmp_path / "adapter")[0].values()
     assert change.scaling != 8 / 5**0.5
     load_adapter(model, tmp_path / "adapter")
+
+
+def test_lengths_that_the_model_has_no_use_for_are_refused(tmp_path):
+    save_adapter(ParallelModel.alone(adapted(("attn.wq_b",), dora=True)), tmp_path / "adapter", None, None, "")
+    with pytest.raises(ValueError, match=r"has lengths of rows \(DoRA\) for layers\.0\.attn\.wq_b"):
+        load_adapter(ParallelModel.alone(adapted(("attn.wq_b",))), tmp_path / "adapter")
