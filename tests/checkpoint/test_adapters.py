@@ -1,6 +1,7 @@
 """Adapter files that are not as they should be are refused, by name."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,16 @@ class TestWriting:
         write_adapter(other, changes, {})
         write_adapter(other, changes, {})
         assert list(read_adapter(other)[0]) == [NAME]
+
+    @pytest.mark.parametrize("limit", [10, 300])
+    def test_on_a_full_disk_the_older_adapter_stays(self, folder: Path, limit: int) -> None:
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(OSError, match=f"could not be written.*{WEIGHTS}"):
+                write_adapter(folder, {NAME: Change(torch.randn(2, 8), torch.randn(6, 2), 2.0)}, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+        assert list(folder.parent.iterdir()) == [folder]
