@@ -91,6 +91,17 @@ def read_adapter(folder: Path) -> tuple[dict[str, Change], dict[str, Any]]:
     return changes, config
 
 
+def trained_on(folder: Path) -> tuple[str | None, str | None]:
+    """Folder or Hub id of the base that an adapter names, and its commit there.
+
+    Raises:
+        ValueError: adapter_config.json is missing or damaged.
+    """
+    config = _read_config(folder)
+    base, revision = (config.get(key) for key in ("base_model_name_or_path", "revision"))
+    return (str(base) if base else None), (str(revision) if revision else None)
+
+
 def trained_for(folder: Path) -> str | None:
     """The format whose rounding an adapter was trained through, if any.
 

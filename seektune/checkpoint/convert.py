@@ -13,7 +13,16 @@ from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.save import write_config
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.workplace import RECORD, Record, Workplace, read_record, workplace
-from seektune.checkpoint.write import Piece, file_size, shard_limit, shard_names, split, write_index, write_shard
+from seektune.checkpoint.write import (
+    Piece,
+    check_room,
+    file_size,
+    shard_limit,
+    shard_names,
+    split,
+    write_index,
+    write_shard,
+)
 
 COMPANIONS = (".json", ".txt", ".md", ".jinja")
 """Files that come along unchanged: tokenizer, generation config, chat template, model card."""
@@ -82,7 +91,7 @@ def convert(
         # again, now that nobody else can finish it
         _refuse_taken(final)
         resumed = _forget_damaged(place, shards)
-        _check_room(place, shards)
+        check_room(place.final.parent, [shard for name, shard in shards.items() if name not in place.record["shards"]])
         _write_shards(place, shards, tally, progress)
         write_index(place.folder, list(shards.values()))
         write_config(place.folder, config)
@@ -159,13 +168,6 @@ def _forget_damaged(place: Workplace, shards: dict[str, list[Piece]]) -> int:
         if name not in shards or not file.is_file() or file.stat().st_size != file_size(shards[name]):
             del known[name]
     return len(known)
-
-
-def _check_room(place: Workplace, shards: dict[str, list[Piece]]) -> None:
-    needed = sum(file_size(shard) for name, shard in shards.items() if name not in place.record["shards"])
-    free = shutil.disk_usage(place.folder).free
-    if needed > free:
-        raise OSError(f"{place.final.parent} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
 
 
 def _write_shards(place: Workplace, shards: dict[str, list[Piece]], tally: Tally, progress: Progress) -> None:

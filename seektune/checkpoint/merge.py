@@ -24,7 +24,7 @@ from seektune.checkpoint.names import Shape
 from seektune.checkpoint.publish import complete_folder
 from seektune.checkpoint.save import write_checkpoint
 from seektune.checkpoint.source import FolderSource
-from seektune.checkpoint.stored import Stored, encode_changed
+from seektune.checkpoint.stored import Stored, bands_of, encode_changed
 
 MIXED = {"mixed-fp8": "fp8", "mixed-bf16": "bf16"}
 """Formats in which only what the adapter changes is stored anew, as that kind."""
@@ -176,18 +176,17 @@ def change_of(changes: Mapping[str, Change], released: str) -> tuple[Change, int
 
 @torch.no_grad()
 def measure(name: str, before: Tensor, merged: Tensor, stored: Stored) -> Kept:
-    """Compare what is stored with what was meant; all sums in fp64."""
-    delta, moved = (merged - before).double(), (stored.values().float() - before).double()
-    square = float(delta.square().sum())
-    size = float(before.double().square().sum())
-    return Kept(
-        name=name,
-        kind=stored.kind,
-        change=(square / size) ** 0.5 if size else 0.0,
-        dot=float((moved * delta).sum()),
-        square=square,
-        miss=float((moved - delta).square().sum()),
-    )
+    """Compare what is stored with what was meant; all sums in fp64, a band of rows at a time."""
+    size = square = dot = miss = 0.0
+    for band in bands_of(tuple(before.shape)):
+        weight = before[band].double()
+        delta, moved = merged[band].double() - weight, stored.part(band).values().double() - weight
+        size += float(weight.square().sum())
+        square += float(delta.square().sum())
+        dot += float((moved * delta).sum())
+        miss += float((moved - delta).square().sum())
+    change = (square / size) ** 0.5 if size else 0.0
+    return Kept(name, stored.kind, change, dot, square, miss)
 
 
 def share_kept(kept: Sequence[Kept]) -> float:

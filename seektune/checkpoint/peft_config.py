@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 UNREAD = (
     "modules_to_save",
     "trainable_token_indices",
@@ -19,6 +21,7 @@ UNREAD = (
     "use_qalora",
 )
 """Keys by which an adapter is more than low-rank changes of weights."""
+LARGEST = torch.finfo(torch.float32).max
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to start that also change the base weights: the adapter is one of the changed base."""
 
@@ -106,6 +109,6 @@ def _rank(found: object, what: str) -> int:
 
 
 def _alpha(found: object, what: str) -> float:
-    if not isinstance(found, int | float) or isinstance(found, bool) or not math.isfinite(found):
+    if not isinstance(found, int | float) or isinstance(found, bool) or not abs(found) <= LARGEST:
         raise ValueError(f"its {what} is {found!r}, not a finite number")
     return float(found)

@@ -16,7 +16,7 @@ from seektune.checkpoint.publish import complete_folder
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource, Source, StateSource
-from seektune.checkpoint.write import shard_limit, shard_names, split, write_index, write_shard
+from seektune.checkpoint.write import check_room, shard_limit, shard_names, split, write_index, write_shard
 
 
 def save_weights(
@@ -68,6 +68,7 @@ def write_checkpoint(
     write_config(folder, config)
     parts = list(pieces(source, target, tally, original))
     shards = split(parts, shard_bytes or shard_limit(parts))
+    check_room(folder.parent, shards)
     for name, shard in zip(shard_names(len(shards)), shards, strict=True):
         write_shard(folder / name, shard)
     write_index(folder, shards)

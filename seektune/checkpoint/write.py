@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -68,6 +69,21 @@ def shard_names(count: int) -> list[str]:
 def file_size(pieces: Sequence[Piece]) -> int:
     """Bytes of the file that `write_shard` makes."""
     return len(_header(pieces)) + sum(piece.size for piece in pieces)
+
+
+def check_room(folder: Path, shards: Iterable[Sequence[Piece]]) -> None:
+    """Find out that the disk is too small before hours of work, not after.
+
+    Raises:
+        OSError: it is.
+    """
+    needed, free = sum(file_size(shard) for shard in shards), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"{folder} has {_size(free)} free, {_size(needed)} are needed")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def write_shard(file: Path, pieces: Sequence[Piece], written: Callable[[int], None] = lambda size: None) -> None:

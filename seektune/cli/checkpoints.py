@@ -107,7 +107,8 @@ def merge(
 def _merge(base: str, adapter: Path, destination: Path, to: str, weight: float, force: bool) -> None:
     from seektune.workflows.merge import merge_adapter
 
-    merge_adapter(base, adapter, destination, to, weight, force)
+    with told_of_memory("the largest changed tensor needs room in fp32, several times"):
+        merge_adapter(base, adapter, destination, to, weight, force)
 
 
 def _convert(source: str, destination: Path, to: str, original: str | None) -> None:

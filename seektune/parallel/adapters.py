@@ -1,6 +1,7 @@
 """Adapters of a model that is spread over processes: their first values, and into and out of one adapter's files."""
 
 from collections.abc import Iterator
+from math import isclose
 from pathlib import Path
 
 import torch
@@ -67,10 +68,12 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
         raise ValueError(f"{different[0]} carries an adapter in only one of both: {where}")
     for stage in model.stages.values():
         for name, module in carriers(stage):
+            if changes[name].magnitude is not None and not isinstance(module, DoraLinear):
+                raise ValueError(f"{folder} has lengths of rows (DoRA) for {name}, here there are none (lora.dora)")
             for part, piece in _parts(model, name, module).items():
                 piece.tensor.copy_(_values(changes[name], part, piece, f"{part} of {name} in {folder}")[piece.box])
             theirs, ours = changes[name].scaling, adapter_files.scaling_of(module, TRAINED)
-            if theirs != ours:
+            if not isclose(theirs, ours, rel_tol=1e-6):
                 raise ValueError(f"{folder} multiplies the change of {name} by {theirs:g}, this model by {ours:g}")
 
 

@@ -81,6 +81,9 @@ class LoraConfig(Section):
             raise ValueError("lora.targets is empty, so nothing else of lora has a meaning; name what to adapt")
         if self.merge_into is not None and (self.dora or self.dropout):
             raise ValueError("lora.merge_into trains what a merge will store, without lora.dora and lora.dropout")
+        tables = [target for target in self.targets if target in ("embed", "head")]
+        if tables and (self.dora or self.merge_into is not None):
+            raise ValueError(f"lora.dora and lora.merge_into do not cover {tables[0]}; leave it out of lora.targets")
         return self
 
 

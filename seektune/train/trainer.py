@@ -214,7 +214,7 @@ class Trainer:
         Raises:
             OSError: writing failed; nothing new is left under the name.
         """
-        ranks = self.model.mesh.ranks
+        ranks, folder = self.model.mesh.ranks, folder.resolve()
         try:
             if self.model.is_adapted():
                 origin = self.settings.origin or Origin(None, None, "")

@@ -1,9 +1,11 @@
 """The verb `merge`: a trained adapter into its base, and how much of it the stored weights keep."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from seektune.checkpoint import locate
+from seektune.checkpoint.adapters import trained_on
 from seektune.checkpoint.merge import REPORT, Kept, Merge, merge, share_kept
 from seektune.checkpoint.publish import CARD
 from seektune.workflows.console import say
@@ -25,7 +27,8 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
         ValueError: the files do not fit, or too little would be kept.
         OSError: reading, writing or fetching failed; nothing is left behind.
     """
-    done = merge(locate(base), adapter, destination, to, weight, force)
+    place = locate(base)
+    done = merge(place, adapter, destination, to, weight, force)
     # the base's own card, which came along, is not of these weights
     (destination / CARD).unlink(missing_ok=True)
     put_card(destination, merged_card(base, adapter, destination.resolve().name, to, share_kept(done.kept)))
@@ -35,8 +38,24 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
     for line in retention(done.kept):
         say(line)
     say(f"of the whole change {share_kept(done.kept):.1%} is kept; by tensor: {destination / REPORT}")
+    for line in doubts(base, place, adapter):
+        say(line)
     say(f"checkpoint: {destination}")
     return done
+
+
+def doubts(base: str, place: Path, adapter: Path) -> Iterator[str]:
+    """Whether an adapter says that it was trained on another base than the one of that name, which lies in `place`.
+
+    The same weights may lie elsewhere or in another format, and shapes tell nothing of values.
+    """
+    named, revision = trained_on(adapter)
+    if named is None or Path(named).resolve() == place.resolve():
+        return
+    if named != base:
+        yield f"note: the adapter says it was trained on {named}; on weights of other values it means nothing"
+    elif revision is not None and revision != place.name:
+        yield f"note: the adapter was trained on commit {revision} of {named}, this is {place.name}"
 
 
 def retention(kept: list[Kept]) -> list[str]:

@@ -1,6 +1,7 @@
 """Adapter files that are not as they should be are refused, by name."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def configured(folder: Path, **keys: Any) -> Path:
         ({"r": None}, r"its r is None"),
         ({"r": [2]}, r"its r is \[2\]"),
         ({"lora_alpha": float("nan")}, "its lora_alpha is nan, not a finite number"),
+        ({"lora_alpha": 10**400}, "its lora_alpha is 1000"),
         ({"lora_alpha": "4"}, "its lora_alpha is '4'"),
         ({"rank_pattern": [1]}, "its rank_pattern is no object"),
         ({"alpha_pattern": {"q_b_proj": float("inf")}}, "its alpha_pattern of .*q_b_proj is inf"),
@@ -192,3 +194,16 @@ class TestWriting:
         write_adapter(other, changes, {})
         write_adapter(other, changes, {})
         assert list(read_adapter(other)[0]) == [NAME]
+
+    @pytest.mark.parametrize("limit", [10, 300])
+    def test_on_a_full_disk_the_older_adapter_stays(self, folder: Path, limit: int) -> None:
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(OSError, match=f"could not be written.*{WEIGHTS}"):
+                write_adapter(folder, {NAME: Change(torch.randn(2, 8), torch.randn(6, 2), 2.0)}, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+        assert list(folder.parent.iterdir()) == [folder]

@@ -1,5 +1,8 @@
+import itertools
 import os
 import pickle
+import shutil
+import signal
 
 import pytest
 import torch
@@ -95,6 +98,68 @@ def test_a_folder_that_was_being_replaced_when_its_process_died_is_there_again(t
     sweep(tmp_path)
     assert [place.name for place in tmp_path.iterdir()] == ["step-1"]
     assert (tmp_path / "step-1" / "which").read_text() == ("new" if with_successor else "old")
+
+
+def killed(work):
+    """Do it in a process that is gone at once, with nothing tidied up, if it calls `die`; whether it did."""
+    child = os.fork()
+    if child == 0:
+        work(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def put(folder, text, die=None):
+    with complete_folder(folder, replace=True) as scratch:
+        (scratch / "which").write_text(text)
+        if die is not None:
+            die()
+
+
+def test_the_next_work_removes_what_a_killed_one_left_and_not_what_a_living_one_has(tmp_path):
+    folder = tmp_path / "model[1]"
+    assert killed(lambda die: put(folder, "dead", die))
+    (dead,) = tmp_path.iterdir()
+    with complete_folder(folder) as living:
+        assert not dead.exists()
+        put(folder, "new")
+        assert living.exists()
+        (folder / "which").unlink()
+    assert [place.name for place in tmp_path.iterdir()] == ["model[1]"]
+
+
+@pytest.mark.slow
+def test_a_replacement_may_be_killed_before_any_call_and_is_in_nobodys_way(tmp_path):
+    folder, aside, seen = tmp_path / "model", tmp_path / ".model.old" / "which", []
+    for count in itertools.count():
+        put(folder, "old")
+
+        def work(die, count=count):
+            calls = itertools.count()
+
+            def counted(real):
+                return lambda *names, **options: die() if next(calls) == count else real(*names, **options)
+
+            os.rename, os.fsync, shutil.rmtree = map(counted, (os.rename, os.fsync, shutil.rmtree))
+            put(folder, "new")
+
+        if not killed(work):
+            break
+        seen.append((folder / "which").read_text() if folder.exists() else f"aside: {aside.read_text()}")
+        put(folder, "newest")
+        assert (folder / "which").read_text() == "newest"
+        assert [place.name for place in tmp_path.iterdir()] == ["model"]
+    assert list(dict.fromkeys(seen)) == ["old", "aside: old", "new"]
+
+
+def test_a_link_stays_one_when_its_folder_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
+    for text in ("old", "new", "newest"):
+        put(tmp_path / "model", text)
+        assert (tmp_path / "disk" / "model" / "which").read_text() == text
+    assert (tmp_path / "model").is_symlink()
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["disk", "model"]
 
 
 def fail_half_way(folder):

@@ -11,6 +11,7 @@ from seektune.checkpoint.formats import FORMATS
 from seektune.model.adapters import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.frozen import pack
+from seektune.parallel.adapters import load_adapter, save_adapter
 from seektune.parallel.model import ParallelModel
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import LoraConfig, LossConfig
@@ -32,7 +33,7 @@ def adapted(
     model = DeepseekV4ForCausalLM(CONFIG.replace(moe_intermediate_size=32), dtype=dtype)
     if packed:
         pack(model, FORMATS["released"].kind)
-    add_adapters(model, LoraConfig(targets=targets, rank=2, **lora), mtp=mtp, seed=0)
+    add_adapters(model, LoraConfig(targets=targets, **({"rank": 2} | lora)), mtp=mtp, seed=0)
     return model
 
 
@@ -162,3 +163,21 @@ def test_settings_without_targets_are_a_mistake():
         LoraConfig(rank=8)
     with pytest.raises(ValueError, match="merge_into trains what a merge will store"):
         LoraConfig(targets=("attn",), merge_into="released", dropout=0.1)
+    for shape in ({"dora": True}, {"merge_into": "released"}):
+        with pytest.raises(ValueError, match="do not cover head"):
+            LoraConfig(targets=("attn", "head"), **shape)
+
+
+def test_a_scaling_whose_last_digit_the_file_rounds_is_the_same(tmp_path):
+    """8 / sqrt(5) is written as alpha = 8 / sqrt(5) * 5, and that over 5 is another number."""
+    model = ParallelModel.alone(adapted(("attn.wq_b",), rank=5, alpha=8, rslora=True))
+    save_adapter(model, tmp_path / "adapter", None, None, "")
+    (change, *_) = read_adapter(tmp_path / "adapter")[0].values()
+    assert change.scaling != 8 / 5**0.5
+    load_adapter(model, tmp_path / "adapter")
+
+
+def test_lengths_that_the_model_has_no_use_for_are_refused(tmp_path):
+    save_adapter(ParallelModel.alone(adapted(("attn.wq_b",), dora=True)), tmp_path / "adapter", None, None, "")
+    with pytest.raises(ValueError, match=r"has lengths of rows \(DoRA\) for layers\.0\.attn\.wq_b"):
+        load_adapter(ParallelModel.alone(adapted(("attn.wq_b",))), tmp_path / "adapter")

@@ -3,6 +3,7 @@ through the rounding."""
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,13 +16,15 @@ from seektune.checkpoint.compare import compare
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.merge import LossyMergeError, merge, share_kept
 from seektune.checkpoint.source import FolderSource
+from seektune.cli import checkpoints as cli
+from seektune.cli.errors import ShortOfMemoryError
 from seektune.model.adapter_files import load_adapter, save_adapter
 from seektune.model.adapters import AdapterShape, adapt, adapter_state, carriers, matching, start
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.train.config import LossConfig
 from seektune.train.step import train_step
-from seektune.workflows.merge import merge_adapter
+from seektune.workflows.merge import doubts, merge_adapter
 
 from ..train.small import made_batch
 from .door import seektune
@@ -258,3 +261,36 @@ def test_carriers_of_a_merged_checkpoint_are_none(base, tmp_path):
     made(base, tmp_path / "adapter", 0.1, ("attn",))
     merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
     assert not list(carriers(DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")))
+
+
+def test_too_little_room_is_said_before_anything_is_written(base, tmp_path, monkeypatch):
+    write_adapter(tmp_path / "adapter", experts(8), {})
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(OSError, match=r"has 0\.0 MB free, \d\.\d MB are needed"):
+        merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_another_base_than_the_one_it_names_is_noted(base, tmp_path, capsys):
+    flash, hub = "deepseek-ai/DeepSeek-V4-Flash", tmp_path / "snapshots"
+
+    def told(named: str | None, revision: str | None, given: str, place: Path) -> str:
+        write_adapter(tmp_path / "adapter", experts(8), {"base_model_name_or_path": named, "revision": revision})
+        return " ".join(doubts(given, place, tmp_path / "adapter"))
+
+    assert not told(None, None, str(base), base)
+    assert not told(f"{base}/../{base.name}", None, str(base), base)
+    assert not told(flash, "abc", flash, hub / "abc")
+    assert "commit abc of" in told(flash, "abc", flash, hub / "def")
+    assert f"trained on {flash};" in told(flash, "abc", str(base), base)
+    merge_adapter(str(base), tmp_path / "adapter", tmp_path / "out", "bf16", 1.0, False)
+    assert f"trained on {flash};" in capsys.readouterr().out
+
+
+def test_memory_that_does_not_suffice_is_told_without_words_about_training(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("seektune.workflows.merge.merge_adapter", fail)
+    with pytest.raises(ShortOfMemoryError, match="out of memory; the largest changed tensor needs room"):
+        cli.merge("base", tmp_path, tmp_path / "out", "bf16")()
