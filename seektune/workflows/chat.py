@@ -10,6 +10,7 @@ from rich.console import Console
 from seektune.data.completion import parse_message
 from seektune.data.conversation import encode_messages
 from seektune.data.protocol import EOS, THINK_END
+from seektune.data.tokenizer import check_unicode
 from seektune.generate.engine import Decoding
 from seektune.generate.speech import pieces
 from seektune.workflows.console import printable
@@ -31,6 +32,11 @@ class Conversation:
 
     def hear(self, line: str) -> bool:
         """A question, or a command; False where it was the last."""
+        try:
+            check_unicode(line)
+        except ValueError as error:
+            self._note(f"({error})")
+            return True
         word, _, rest = line.strip().partition(" ")
         if word in ("/quit", "/exit"):
             return False
@@ -120,6 +126,7 @@ def chat(model: str, system: str | None, setting: Setting) -> None:
         ValueError: the model cannot be read.
         OSError: as of reading a model.
     """
+    check_unicode(system or "")
     paper = Console(highlight=False)
     talk = Conversation(Voice(model, setting), paper)
     if system:

@@ -82,7 +82,10 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     talk.hear("/save /nowhere/at/all")
     talk.hear("/save")
     talk.hear("/what")
-    for words in ("No such file", "/save needs the name", "/reset         forget"):
+    before = list(talk.messages)
+    assert talk.hear("bytes \udcff of another encoding")
+    assert talk.messages == before
+    for words in ("half of a surrogate", "No such file", "/save needs the name", "/reset         forget"):
         assert words in spoken.shown
     assert talk.hear("  ")
     assert not talk.hear("/quit")
