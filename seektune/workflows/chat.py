@@ -107,6 +107,9 @@ class Conversation:
         if not name:
             self._note("/save needs the name of a file")
             return
+        if not any(message["role"] == "assistant" for message in self.messages):
+            self._note("(there is no answer to save yet)")
+            return
         try:
             with Path(name).expanduser().open("a", encoding="utf-8") as paper:
                 paper.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
@@ -137,5 +140,7 @@ def chat(model: str, system: str | None, setting: Setting) -> None:
             line = paper.input("\n[bold]>[/] ")
         except EOFError:
             return
+        except KeyboardInterrupt:  # meant for an answer that has just ended
+            continue
         if not talk.hear(line):
             return
