@@ -18,7 +18,7 @@ from seektune.workflows.voice import Setting, Voice
 
 COMMANDS = """/reset         forget the conversation
 /system TEXT   begin anew with this instruction
-/save FILE     write the conversation as a .jsonl row of messages, which training reads
+/save FILE     add the conversation to a .jsonl file, as a row of messages
 /help          these lines
 /quit          leave (so does Ctrl-D); Ctrl-C stops an answer"""
 

@@ -110,7 +110,14 @@ def _rows(file: Path, setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def _text(row: dict[str, Any], setting: Setting) -> str:
-    return str(row["prompt"]) if "prompt" in row else encode_messages(row["messages"], setting.mode)
+    if "prompt" in row:
+        return str(row["prompt"])
+    text = encode_messages(row["messages"], setting.mode)
+    if text.endswith(EOS):
+        raise ValueError(
+            "the last message is an answer; end with a question, or mark the answer `wo_eos` to go on with it"
+        )
+    return text
 
 
 def _ids(row: dict[str, Any], voice: Voice) -> list[int]:

@@ -128,6 +128,7 @@ def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, mon
         ('{"prompt": 3}', "prompts.jsonl:2: prompt must be a text, not int"),
         ("{", "prompts.jsonl:2: not JSON"),
         ('{"messages": [{"role": "king", "content": "x"}]}', r"prompts.jsonl:2: messages\[0\]"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "prompts.jsonl:2: the last message is an answer"),
         ('{"prompt": "\\ud800"}', "prompts.jsonl:2: a text holds half of a surrogate pair"),
         ('{"prompt": "x", "id": "\\ud800"}', "prompts.jsonl:2: a text holds half of a surrogate pair"),
         (b"\xff", "prompts.jsonl:2: not JSON"),
