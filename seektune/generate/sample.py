@@ -51,7 +51,7 @@ class Chooser:
 
     def __init__(self, sampling: Sampling, seed: int, prompt: Iterable[int]):
         self.sampling = sampling
-        self._dice = torch.Generator().manual_seed(seed)
+        self._dice = torch.Generator().manual_seed(seed % 2**64)
         self._seen = set(prompt) if sampling.repetition_penalty != 1 else set()
 
     def note(self, token: int) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from seektune.data.conversation import encode_messages
 from seektune.data.protocol import EOS
-from seektune.data.tokenizer import Tokenizer
+from seektune.data.tokenizer import Tokenizer, check_unicode
 from seektune.generate.request import Request
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
@@ -45,7 +45,7 @@ class Clerk:
         mode = "thinking" if thinking else "chat"
         try:
             text = encode_messages(asked.conversation(), mode, reasoning_effort=asked.effort())
-            _check_unicode(text)
+            check_unicode(text)
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from None
         if text.endswith(EOS) or asked.messages[-1].get("role") == "system":
@@ -65,7 +65,7 @@ class Clerk:
         try:
             for prompt in asked.prompts():
                 if isinstance(prompt, str):
-                    _check_unicode(prompt)
+                    check_unicode(prompt)
                     prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
                 prompts.append(prompt)
         except ValueError as error:
@@ -96,11 +96,3 @@ class Clerk:
                 raise ApiError(400, str(error)) from None
             requests += [replace(first, seed=seed + i) for i in range(asked.answers)]
         return Order(requests, sum(map(len, prompts)), thinking)
-
-
-def _check_unicode(text: str) -> None:
-    """JSON can spell half of a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text holds half of a surrogate pair, which is no character") from None

@@ -1,9 +1,8 @@
 """Answers in the form of OpenAI's API: whole, or chunk by chunk as they grow."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -123,8 +122,12 @@ class ChatReply:
 class _Continuation:
     """One text that a prompt was continued with."""
 
+    decode: Callable[[int], str]
     text: str = ""
-    tokens: list[Token] = field(default_factory=list)
+    reach: int = 0
+    """Characters of all tokens, those that are held back included."""
+    tokens: list[tuple[int, Token]] = field(default_factory=list)
+    """Each with the place of the text at which it begins."""
     end: str | None = None
 
 
@@ -133,7 +136,7 @@ class TextReply:
 
     def __init__(self, order: Order, tokenizer: Tokenizer, logprobs: bool):
         self._tokenizer, self._logprobs, self._requests = tokenizer, logprobs, order.requests
-        self._answers = [_Continuation() for _ in order.requests]
+        self._answers = [_Continuation(tokenizer.decoder()) for _ in order.requests]
 
     def opening(self) -> list[Body]:
         """Nothing."""
@@ -142,20 +145,20 @@ class TextReply:
     def hear(self, piece: Piece) -> Body | None:
         """What the text grew by."""
         answer = self._answers[piece.request]
-        start = len(answer.text)
         answer.text, answer.end = answer.text + piece.text, piece.end
-        told = [] if piece.token.id in self._requests[piece.request].stop_ids else [piece.token]
+        told = [] if piece.token.id in self._requests[piece.request].stop_ids else [(answer.reach, piece.token)]
+        answer.reach += len(answer.decode(piece.token.id))
         answer.tokens += told
         if not piece.text and piece.end is None and not self._logprobs:
             return None
-        return self._choice(piece.request, piece.text, told, start, piece.end)
+        return self._choice(piece.request, piece.text, told, piece.end)
 
     def choices(self) -> list[Body]:
         """The texts."""
-        return [self._choice(i, each.text, each.tokens, 0, each.end) for i, each in enumerate(self._answers)]
+        return [self._choice(i, each.text, each.tokens, each.end) for i, each in enumerate(self._answers)]
 
-    def _choice(self, index: int, text: str, tokens: list[Token], start: int, end: str | None) -> Body:
-        logprobs = _text_logprobs(tokens, start, self._tokenizer) if self._logprobs else None
+    def _choice(self, index: int, text: str, tokens: list[tuple[int, Token]], end: str | None) -> Body:
+        logprobs = _text_logprobs(tokens, self._tokenizer) if self._logprobs else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": end}
 
 
@@ -167,13 +170,12 @@ def _chat_logprob(token: Token, tokenizer: Tokenizer) -> Body:
     return {**told(token.id, token.logprob), "top_logprobs": others}
 
 
-def _text_logprobs(tokens: Sequence[Token], start: int, tokenizer: Tokenizer) -> Body:
-    texts = [tokenizer.decode([token.id]) for token in tokens]
-    offsets = list(accumulate(map(len, texts[:-1]), initial=start)) if texts else []
+def _text_logprobs(placed: Sequence[tuple[int, Token]], tokenizer: Tokenizer) -> Body:
+    tokens = [token for _, token in placed]
     best = [{tokenizer.decode([id]): logprob for id, logprob in token.alternatives} for token in tokens]
     return {
-        "tokens": texts,
+        "tokens": [tokenizer.decode([token.id]) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": best,
-        "text_offset": offsets,
+        "text_offset": [place for place, _ in placed],
     }

@@ -10,6 +10,7 @@ from rich.console import Console
 from seektune.data.completion import parse_message
 from seektune.data.conversation import encode_messages
 from seektune.data.protocol import EOS, THINK_END
+from seektune.data.tokenizer import check_unicode
 from seektune.generate.engine import Decoding
 from seektune.generate.speech import pieces
 from seektune.workflows.console import printable
@@ -17,7 +18,7 @@ from seektune.workflows.voice import Setting, Voice
 
 COMMANDS = """/reset         forget the conversation
 /system TEXT   begin anew with this instruction
-/save FILE     write the conversation as a .jsonl row of messages, which training reads
+/save FILE     add the conversation to a .jsonl file, as a row of messages
 /help          these lines
 /quit          leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
@@ -31,6 +32,11 @@ class Conversation:
 
     def hear(self, line: str) -> bool:
         """A question, or a command; False where it was the last."""
+        try:
+            check_unicode(line)
+        except ValueError as error:
+            self._note(f"({error})")
+            return True
         word, _, rest = line.strip().partition(" ")
         if word in ("/quit", "/exit"):
             return False
@@ -101,6 +107,9 @@ class Conversation:
         if not name:
             self._note("/save needs the name of a file")
             return
+        if not any(message["role"] == "assistant" for message in self.messages):
+            self._note("(there is no answer to save yet)")
+            return
         try:
             with Path(name).expanduser().open("a", encoding="utf-8") as paper:
                 paper.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
@@ -120,6 +129,7 @@ def chat(model: str, system: str | None, setting: Setting) -> None:
         ValueError: the model cannot be read.
         OSError: as of reading a model.
     """
+    check_unicode(system or "")
     paper = Console(highlight=False)
     talk = Conversation(Voice(model, setting), paper)
     if system:
@@ -130,5 +140,7 @@ def chat(model: str, system: str | None, setting: Setting) -> None:
             line = paper.input("\n[bold]>[/] ")
         except EOFError:
             return
+        except KeyboardInterrupt:  # meant for an answer that has just ended
+            continue
         if not talk.hear(line):
             return

@@ -1,5 +1,6 @@
 """The verb `generate`: a prompt that is gone on with as one watches, or a file of prompts into a file of answers."""
 
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,9 +11,11 @@ from typing import Any, TextIO
 from seektune.data.completion import parse_message
 from seektune.data.conversation import encode_messages
 from seektune.data.protocol import EOS
+from seektune.data.tokenizer import check_unicode
 from seektune.generate.engine import Decoding
 from seektune.generate.request import Drafts, Request
 from seektune.generate.speech import Answer, answer_all, pieces
+from seektune.workflows.answers import answers
 from seektune.workflows.console import printable
 from seektune.workflows.voice import Setting, Voice
 
@@ -39,6 +42,7 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: Setting, outpu
         ValueError: the model cannot be read, or the prompt not be met.
         OSError: as of reading a model.
     """
+    check_unicode(prompt)
     voice = Voice(model, setting)
     ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
     requests, drafts = voice.requests(ids, output.samples), Drafts()
@@ -58,7 +62,8 @@ def generate_file(model: str, file: Path, out: Path, setting: Setting, output: O
     """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation).
 
     A line of `out` is the row with `sample`, `text` and `end` (`stop` or `length`), for conversations also `message`
-    where the answer follows the format, and `tokens` where log-probabilities are asked for.
+    where the answer follows the format, and `tokens` where log-probabilities are asked for. A job that was broken off
+    goes on where it was when it is begun again.
 
     Raises:
         ValueError: a row is not as it should be (told before the model is read), or the model cannot be read.
@@ -68,13 +73,14 @@ def generate_file(model: str, file: Path, out: Path, setting: Setting, output: O
     if out.exists() and out.samefile(file):
         raise ValueError(f"{out}: the answers would overwrite the prompts; name another file")
     voice, drafts = Voice(model, setting), Drafts()
-    with out.open("w", encoding="utf-8") as paper:
+    job = repr((model, setting, output.samples, output.logprobs, rows))
+    with answers(out, hashlib.sha256(job.encode()).hexdigest(), output.samples) as (paper, done):
         size = PAGE * max(output.rows // output.samples, 1)
-        for start in range(0, len(rows), size):
+        for start in range(done, len(rows), size):
             asked = [request for row in rows[start : start + size] for request in _requests(row, voice, output)]
-            answers, made = answer_all(voice.model, voice.tokenizer, asked, output.rows, setting.speculative)
+            found, made = answer_all(voice.model, voice.tokenizer, asked, output.rows, setting.speculative)
             drafts.made, drafts.accepted = drafts.made + made.made, drafts.accepted + made.accepted
-            for i, answer in enumerate(answers):
+            for i, answer in enumerate(found):
                 row, sample = divmod(i, output.samples)
                 line = _line(rows[start + row], sample, answer, voice, output)
                 paper.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -84,12 +90,12 @@ def generate_file(model: str, file: Path, out: Path, setting: Setting, output: O
 
 
 def _rows(file: Path, setting: Setting) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{file}:{number}: not JSON: {error}") from None
             if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
@@ -97,14 +103,21 @@ def _rows(file: Path, setting: Setting) -> Iterator[dict[str, Any]]:
             if "prompt" in row and not isinstance(row["prompt"], str):
                 raise ValueError(f"{file}:{number}: prompt must be a text, not {type(row['prompt']).__name__}")
             try:
-                _text(row, setting)
+                check_unicode(_text(row, setting) + json.dumps(row, ensure_ascii=False))
             except ValueError as error:
                 raise ValueError(f"{file}:{number}: {error}") from None
             yield row
 
 
 def _text(row: dict[str, Any], setting: Setting) -> str:
-    return str(row["prompt"]) if "prompt" in row else encode_messages(row["messages"], setting.mode)
+    if "prompt" in row:
+        return str(row["prompt"])
+    text = encode_messages(row["messages"], setting.mode)
+    if text.endswith(EOS):
+        raise ValueError(
+            "the last message is an answer; end with a question, or mark the answer `wo_eos` to go on with it"
+        )
+    return text
 
 
 def _ids(row: dict[str, Any], voice: Voice) -> list[int]:

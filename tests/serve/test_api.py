@@ -91,6 +91,24 @@ def test_texts_are_continued(toy: Live, model, tokenizer) -> None:
 
 
 @pytest.mark.slow
+def test_offsets_are_places_of_the_text(toy_model, tokenizer) -> None:
+    text = "a 你🐋b, c"
+    ids = tokenizer.encode(text)
+    read = [b"".join(map(tokenizer.bytes_of, ids[:i])) for i in range(len(ids))]
+    places = [len(part.decode(errors="ignore")) for part in read]
+    assert len(set(places)) < len(places)  # a character of several tokens
+    with live(
+        Served({"parrot": parrot(toy_model(vocab_size=512), tokenizer, text + "<｜end▁of▁sentence｜>")}, tokenizer)
+    ) as bird:
+        asked = {"prompt": "x", "logprobs": 1, "max_tokens": 40, "stop": "🐋b!"}
+        (choice,) = bird.post(TEXT, **asked).body["choices"]
+        assert choice["text"] == text
+        assert choice["logprobs"]["text_offset"] == places
+        chunks = [chunk["choices"][0] for chunk in bird.post(TEXT, **asked, stream=True).events()]
+        assert [place for chunk in chunks for place in chunk["logprobs"]["text_offset"]] == places
+
+
+@pytest.mark.slow
 def test_seeds_and_sampling_are_those_of_generate(toy: Live, model, tokenizer) -> None:
     ids = [tokenizer.bos_id, *tokenizer.encode("The man")]
     options = {"temperature": 0.7, "top_p": 0.9, "top_k": 30, "min_p": 0.01, "repetition_penalty": 1.1}

@@ -79,10 +79,22 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert len(talk.messages) == 3
     talk.hear("/reset")
     assert talk.messages == [{"role": "system", "content": "Be brief."}]
+    talk.hear(f"/save {tmp_path / 'nothing.jsonl'}")
+    assert not (tmp_path / "nothing.jsonl").exists()
+    talk.hear("Hello again")
     talk.hear("/save /nowhere/at/all")
     talk.hear("/save")
     talk.hear("/what")
-    for words in ("No such file", "/save needs the name", "/reset         forget"):
+    before = list(talk.messages)
+    assert talk.hear("bytes \udcff of another encoding")
+    assert talk.messages == before
+    for words in (
+        "no answer to save yet",
+        "half of a surrogate",
+        "No such file",
+        "/save needs the name",
+        "/reset         forget",
+    ):
         assert words in spoken.shown
     assert talk.hear("  ")
     assert not talk.hear("/quit")
@@ -109,3 +121,16 @@ def test_a_model_talks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     shown = capsys.readouterr().out
     assert "cut off after 4 tokens" in shown
     assert "/save needs the name of a file" in shown
+
+
+def test_an_interrupt_between_answers_does_not_end_the_conversation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter([KeyboardInterrupt(), EOFError()])
+
+    def typed(*_: object) -> str:
+        raise next(lines)
+
+    monkeypatch.setattr(Console, "input", typed)
+    chat(str(folder), None, Setting())
+    assert not list(lines)

@@ -14,6 +14,7 @@ from seektune.data.protocol import EOS
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.sample import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.workflows import generate
 from seektune.workflows.generate import Output, generate_file, generate_one
 from seektune.workflows.voice import Setting
 
@@ -127,14 +128,66 @@ def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, mon
         ('{"prompt": 3}', "prompts.jsonl:2: prompt must be a text, not int"),
         ("{", "prompts.jsonl:2: not JSON"),
         ('{"messages": [{"role": "king", "content": "x"}]}', r"prompts.jsonl:2: messages\[0\]"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "prompts.jsonl:2: the last message is an answer"),
+        ('{"prompt": "\\ud800"}', "prompts.jsonl:2: a text holds half of a surrogate pair"),
+        ('{"prompt": "x", "id": "\\ud800"}', "prompts.jsonl:2: a text holds half of a surrogate pair"),
+        (b"\xff", "prompts.jsonl:2: not JSON"),
     ],
 )
-def test_a_wrong_row_is_named_before_the_model_is_read(tmp_path: Path, row: str, complaint: str) -> None:
+def test_a_wrong_row_is_named_before_the_model_is_read(tmp_path: Path, row: str | bytes, complaint: str) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "fine"}\n' + row + "\n", encoding="utf-8")
+    prompts.write_bytes(b'\xef\xbb\xbf{"prompt": "fine"}\n' + (row if isinstance(row, bytes) else row.encode()) + b"\n")
     with pytest.raises(ValueError, match=complaint):
         generate_file(str(tmp_path / "none"), prompts, tmp_path / "out.jsonl", GREEDY, Output())
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("tail", ['{"prompt": "cut o', pytest.param("\x00\x00\n", marks=pytest.mark.slow)])
+def test_a_job_that_was_broken_off_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tail: str
+) -> None:
+    rows, output, out = (
+        [{"prompt": f"The man {i}"} for i in range(5)],
+        Output(samples=2, rows=2),
+        tmp_path / "answers.jsonl",
+    )
+    setting, many = Setting(max_new_tokens=3, seed=2), generate.answer_all
+    monkeypatch.setattr(generate, "PAGE", 1)
+    whole = answered(folder, tmp_path, rows, setting, output)
+
+    def broken_off(model: Any, tokenizer: Any, requests: Any, *rest: Any) -> Any:
+        if len(out.read_text(encoding="utf-8").splitlines()) == 4:
+            raise KeyboardInterrupt
+        return many(model, tokenizer, requests, *rest)
+
+    def begun() -> None:
+        monkeypatch.setattr(generate, "answer_all", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            answered(folder, tmp_path, rows, setting, output)
+        monkeypatch.setattr(generate, "answer_all", many)
+        with out.open("a", encoding="utf-8") as paper:
+            paper.write(json.dumps(whole[4]) + "\n" + tail)
+        capsys.readouterr()
+
+    begun()
+    assert answered(folder, tmp_path, rows, setting, output) == whole
+    assert "was broken off after 2 prompts" in capsys.readouterr().err
+    begun()
+    assert len(answered(folder, tmp_path, rows, Setting(max_new_tokens=2), output)) == 10  # another job begins anew
+    assert "broken off" not in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "prompts.jsonl"]
+
+
+def test_any_number_is_a_seed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate_one(str(folder), "The man", False, Setting(max_new_tokens=2, seed=2**64 - 1), Output(samples=2))
+    _, second = capsys.readouterr().out.split("\n---\n")
+    generate_one(str(folder), "The man", False, Setting(max_new_tokens=2, seed=0), Output())
+    assert capsys.readouterr().out == second
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        generate_one(str(tmp_path), "\udcff", False, GREEDY, Output())
 
 
 def test_prompts_are_not_overwritten(tmp_path: Path) -> None:
