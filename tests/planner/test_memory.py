@@ -39,7 +39,8 @@ def rehearsed(rank: Rehearsal) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_the_bytes_of_the_published_job_are_the_dry_runs() -> None:
-    ranks = [0, 127]
+    # the last 8 of a stage of 32 have none of the 24 rows of a hyper-connection
+    ranks = [0, 56, 127]
     planned = layout(FLASH, 128)
     dry = take_dry_run(recipe(FLASH), 128, ranks)
     assert [counted(rank_memory(planned, rank)) for rank in ranks] == [rehearsed(rank) for rank in dry.ranks]
