@@ -1,5 +1,6 @@
 """A job for Kubernetes: a TrainJob of Kubeflow Trainer v2, or a PyTorchJob of its Training Operator v1."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -8,6 +9,9 @@ import yaml
 
 from seektune.launch.words import Task, checked_label, one_line
 
+QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTP]i?)?")
+"""An amount of memory."""
+PATH = re.compile(r"/[^:]*")
 Tree: TypeAlias = dict[str, Any]
 PLACE = {
     "trainjob": 'exec "$@" --node-rank="$PET_NODE_RANK" --rdzv-endpoint="$PET_MASTER_ADDR:$PET_MASTER_PORT"',
@@ -37,13 +41,20 @@ def write_kubernetes(task: Task, asked: Kubernetes) -> str:
     """The YAML.
 
     Raises:
-        ValueError: a word that is no name for Kubernetes.
+        ValueError: a word that is no name, path or amount for Kubernetes.
     """
     for what, name in (("--name", task.name), ("--namespace", asked.namespace), ("--secret", asked.secret)):
         checked_label(what, name)
     for what, name in (("--pvc", asked.pvc), ("--runtime", asked.runtime)):
         checked_label(what, name)
-    one_line("--image", asked.image)
+    if not task.name[0].isalpha():
+        raise ValueError(f"--name {task.name!r} must begin with a letter")
+    if not one_line("--image", asked.image).strip():
+        raise ValueError("--image is empty")
+    if not PATH.fullmatch(one_line("--mount", asked.mount)):
+        raise ValueError(f"--mount {asked.mount!r} must be a path from / without a colon")
+    if not QUANTITY.fullmatch(asked.shm):
+        raise ValueError(f"--shm {asked.shm!r} must be an amount of memory, such as 64Gi")
     made = _train_job(task, asked) if asked.kind == "trainjob" else _pytorch_job(task, asked)
     return f"{_remarks(task, asked)}{yaml.safe_dump(made, sort_keys=False, width=110)}{_farewell(task, asked)}"
 
@@ -128,18 +139,22 @@ def _pytorch_job(task: Task, asked: Kubernetes) -> Tree:
 def _command(task: Task, asked: Kubernetes) -> Tree:
     words = [*task.command(["seektune"], f"{asked.mount}/{task.name}"), f"--nnodes={task.nodes}"]
     place = PLACE[asked.kind] if task.nodes > 1 else 'exec "$@"'
-    # Kubernetes itself replaces $(NAME) in both, and takes $$ for a plain sign
-    return {"command": ["bash", "-c", place, "seektune"], "args": [word.replace("$(", "$$(") for word in words]}
+    return {"command": ["bash", "-c", place, "seektune"], "args": [_literal(word) for word in words]}
+
+
+def _literal(text: str) -> str:
+    """The text as it must stand there: Kubernetes replaces $(NAME), and takes $$ for one sign."""
+    return text.replace("$", "$$")
 
 
 def _environment(task: Task, asked: Kubernetes) -> list[Tree]:
     usual = {"HF_HOME": f"{asked.mount}/huggingface", "NCCL_DEBUG": "WARN"}
-    plain: Mapping[str, str] = {**usual, **dict(task.environment.values)}
+    plain: Mapping[str, str] = task.environment.over(usual)
     secrets: Sequence[Tree] = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": asked.secret, "key": name}}}
         for name in task.environment.names
     ]
-    return [*({"name": name, "value": value.replace("$(", "$$(")} for name, value in plain.items()), *secrets]
+    return [*({"name": name, "value": _literal(value)} for name, value in plain.items()), *secrets]
 
 
 def _gpus(task: Task) -> Tree:

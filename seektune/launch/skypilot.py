@@ -63,7 +63,7 @@ def write_skypilot(task: Task, asked: Skypilot) -> str:
     if asked.image is not None:
         resources["image_id"] = f"docker:{one_line('--image', asked.image)}"
     made: dict[str, Any] = {"name": task.name, "num_nodes": task.nodes, "workdir": ".", "resources": resources}
-    made["envs"] = {"HF_HOME": f"{WHERE}/huggingface", "NCCL_DEBUG": "WARN", **dict(task.environment.values)}
+    made["envs"] = task.environment.over({"HF_HOME": f"{WHERE}/huggingface", "NCCL_DEBUG": "WARN"})
     if names := task.environment.names:
         made["secrets"] = dict.fromkeys(names)
     if asked.volume is not None:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from seektune.launch.words import Task, header, one_line
 
+OWN = ("hosts", "host", "port", "command", "step", "place", "step_id", "asked", "before", "code")
+"""Variables of the script itself."""
+LONGEST = 65535
+"""Seconds of --signal that Slurm takes."""
+
 
 @dataclass(frozen=True)
 class Slurm:
@@ -41,6 +46,12 @@ def write_slurm(task: Task, slurm: Slurm) -> str:
         ValueError: a word that cannot be written safely.
     """
     slurm.check()
+    if taken := [name for name in (*task.environment.names, *dict(task.environment.values)) if name in OWN]:
+        raise ValueError(f"--env {taken[0]}: the script has a variable of that name")
+    if "/" in task.name:
+        raise ValueError(f"--name {task.name!r} becomes part of file names, and must have no /")
+    if task.seconds > LONGEST:
+        raise ValueError(f"--signal-seconds {task.seconds}: Slurm takes {LONGEST} at most")
     return "\n".join((*_head(task, slurm), "", *_body(task, slurm), ""))
 
 

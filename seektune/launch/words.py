@@ -1,7 +1,7 @@
 """What written jobs have in common: who trains what on how many nodes, and words that are safe in files of others."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY$|^KEY$", re.IGNORECASE)
@@ -24,13 +24,16 @@ class Environment:
         """From NAME and NAME=VALUE.
 
         Raises:
-            ValueError: no name, or a value that looks like a secret.
+            ValueError: no name, a name that is there twice, or a value that looks like a secret.
         """
-        names, values = [], []
+        names: list[str] = []
+        values: list[tuple[str, str]] = []
         for word in words:
             name, equals, value = word.partition("=")
             if not NAME.fullmatch(name):
                 raise ValueError(f"--env {_shown(name)} must be NAME or NAME=VALUE")
+            if name in (*names, *dict(values)):
+                raise ValueError(f"--env {name} is there twice")
             if not equals:
                 names.append(name)
                 continue
@@ -40,6 +43,10 @@ class Environment:
                 )
             values.append((name, one_line("--env", value)))
         return cls(tuple(names), tuple(values))
+
+    def over(self, usual: Mapping[str, str]) -> dict[str, str]:
+        """Values that are written down: the usual ones, unless the job names another or has it handed on."""
+        return {name: value for name, value in {**usual, **dict(self.values)}.items() if name not in self.names}
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,8 @@ MARGIN = (
     Formula("nccl", "communicators * nccl_bytes", "buffers of process groups"),
     Formula("engine", "cut * where(keeps > 0, 2 * (unit_sum / max(1, units_count)), 2 * unit_most)", "FSDP2's own"),
     Formula("allocator", "allocator_share * made", "holes between blocks"),
-    Formula("total", "state + made + nccl + engine + allocator + context", "of the GPU's memory"),
+    Formula("elsewhere", "cut * where(offload > 0, state - buffers, 0)", "pieces in the host's memory"),
+    Formula("total", "state - elsewhere + made + nccl + engine + allocator + context", "of the GPU's memory"),
 )
 
 HELD = PLACE + STATE + STEP

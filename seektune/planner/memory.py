@@ -104,6 +104,7 @@ def model_numbers(job: Job) -> Numbers:
         "lora_scale": 1,
         "frozen": int(job.lora_rank > 0),
         "streamed": int(job.streamed),
+        "offload": int(job.parallel.cpu_offload),
         "learns_head": int(job.weights.learns("head.weight")),
     }
 

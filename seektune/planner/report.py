@@ -22,6 +22,10 @@ ESTIMATE = (
     "Time is arithmetic over rates, with even routing: layers on one H200 took 1.4 to 3.2 times as long; "
     "no job of several GPUs was timed.",
 )
+OFFLOAD = (
+    "parallel.cpu_offload: copies to and from the host, and the optimizer on its processor, are not in the time; "
+    "whether the host's memory holds the pieces is not asked."
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class PlanReport:
         most, memory = self.fullest, self.cluster.memory
         low, high = most.lower["total"] / GIGA, most.upper["total"] / GIGA
         where = f"rank {most.rank} needs {low:.1f} to {high:.1f} GB of {memory / GIGA:.0f}"
+        if elsewhere := most.upper["elsewhere"]:
+            where += f" and {elsewhere / GIGA:.1f} GB of the host's memory"
         if high * GIGA <= memory:
             return True, f"fits: {where}, {memory / GIGA - high:.1f} GB to spare"
         if low * GIGA <= memory:
@@ -74,7 +80,8 @@ class PlanReport:
             f"{self.cluster.memory_rate / GIGA:g} GB/s of memory, {self.cluster.link / GIGA:g} GB/s to "
             f"{self.cluster.gpus_per_node - 1} others, {self.cluster.network / GIGA:g} GB/s beyond, one way"
         )
-        return [*ESTIMATE, *numbers, rates + (f" ({'; '.join(sources)})" if sources else "")]
+        offload = [OFFLOAD] if self.layout.job.parallel.cpu_offload else []
+        return [*ESTIMATE, *offload, *numbers, rates + (f" ({'; '.join(sources)})" if sources else "")]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: bytes, seconds."""

@@ -31,6 +31,11 @@ SKEW = 1.0
 """Seconds by which clocks may differ: logs of ranks should be comparable."""
 MEETING = 60.0
 """Seconds within which processes should have met and parted."""
+PARTING = 40.0
+"""Seconds that torchrun has to end its workers; it waits 30 for them."""
+FREE = 10**9
+"""Fewest bytes of disk with which a run is worth starting; checkpoints of all weights of Flash take terabytes."""
+MEET = "seektune.workflows.meeting"
 
 
 def doctor(folder: Path, processes: int, as_json: bool) -> bool:
@@ -73,7 +78,9 @@ def _gpus() -> Iterator[Finding]:
         return
     names = [torch.cuda.get_device_properties(number) for number in range(count)]
     kinds = {f"{each.name}, {size(each.total_memory)}" for each in names}
-    yield Finding("gpus", GOOD if len(kinds) == 1 else BAD, f"{count}: {'; '.join(sorted(kinds))}")
+    driver = _asked("--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
+    said = f"{count}: {'; '.join(sorted(kinds))}" + (f", driver {driver}" if driver else "")
+    yield Finding("gpus", GOOD if len(kinds) == 1 else BAD, said)
     pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
     apart = [pair for pair in pairs if not torch.cuda.can_device_access_peer(*pair)]
     said = f"{len(apart)} of {len(pairs)} pairs cannot reach each other directly" if apart else "all reach each other"
@@ -82,12 +89,16 @@ def _gpus() -> Iterator[Finding]:
 
 def _links() -> str:
     """What the driver's tool says of the links between GPUs, on one line."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    found = subprocess.run([tool, "topo", "-m"], capture_output=True, text=True, check=False, timeout=30)
-    links = {word for line in found.stdout.splitlines() if line.startswith("GPU") for word in line.split()[1:]}
+    links = {word for line in _asked("topo", "-m").splitlines() if line.startswith("GPU") for word in line.split()[1:]}
     return ", ".join(sorted(word for word in links if word[:2] in ("NV", "PI", "PX", "PH", "NO", "SY")))
+
+
+def _asked(*words: str) -> str:
+    """What the driver's tool answers; empty where there is none, or where it hangs."""
+    try:
+        return subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, check=False, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def _limits() -> Iterator[Finding]:
@@ -105,7 +116,8 @@ def _limits() -> Iterator[Finding]:
 
 def _disk(folder: Path) -> Iterator[Finding]:
     here = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-    yield Finding("disk", GOOD, f"{size(shutil.disk_usage(here).free)} free for runs in {here}")
+    free = shutil.disk_usage(here).free
+    yield Finding("disk", GOOD if free >= FREE else BAD, f"{size(free)} free for checkpoints in {here}")
     try:
         rate = _write_rate(here)
     except OSError as error:
@@ -148,14 +160,25 @@ def _cache() -> Finding:
 def _meeting(processes: int) -> Finding:
     """Processes under torchrun that meet, compare clocks and sum tensors."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "seektune.workflows.meeting"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=MEETING)
-    except subprocess.TimeoutExpired:
-        return Finding("processes", BAD, f"{processes} did not meet and part within {MEETING:.0f} s")
-    if done.returncode:
-        return Finding("processes", BAD, f"{processes} did not meet: {(done.stderr.splitlines() or ['no word'])[-1]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    command += ["-m", MEET]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as torchrun:
+        try:
+            out, error = torchrun.communicate(timeout=MEETING)
+        except subprocess.TimeoutExpired:
+            _part(torchrun)
+            return Finding("processes", BAD, f"{processes} did not meet and part within {MEETING:.0f} s")
+    if torchrun.returncode:
+        return Finding("processes", BAD, f"{processes} did not meet: {(error.splitlines() or ['no word'])[-1]}")
+    found = json.loads(out.splitlines()[-1])
     skew = found["clock_skew_s"]
     said = f"{found['processes']} over {found['backend']}: sums at {found['all_reduce_gb_s']:.2f} GB/s each, "
     return Finding("processes", GOOD if skew < SKEW else BAD, f"{said}clocks {skew * 1000:.1f} ms apart")
+
+
+def _part(torchrun: subprocess.Popen[str]) -> None:
+    """End it and its workers, which nobody else would: they hang, and killed it could not tell them."""
+    torchrun.terminate()
+    try:
+        torchrun.communicate(timeout=PARTING)
+    except subprocess.TimeoutExpired:
+        torchrun.kill()

@@ -1,5 +1,6 @@
 """The GPUs of this machine as the planner describes them, and what a launch asks the planner before it starts."""
 
+import re
 from dataclasses import replace
 
 import psutil
@@ -59,6 +60,6 @@ def _kind(name: str) -> str:
     """The known kind whose words are all in a device's name."""
     for kind, each in facts()["gpus"].items():
         model = kind.split("-")[0] if not kind.startswith("rtx") else "RTX PRO 6000"
-        if model.lower() in name.lower() and (each["memory_gb"] != 80 or "80GB" in name):
+        if re.search(rf"\b{model}\b", name, re.IGNORECASE) and (each["memory_gb"] != 80 or "80GB" in name):
             return str(kind)
     return "h100-80gb"

@@ -1,8 +1,10 @@
 """Jobs for Kubernetes and SkyPilot are what schemas ask for, and hold no secret and nothing a shell would run."""
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from seektune.launch.kubernetes import Kubernetes, write_kubernetes
 from seektune.launch.skypilot import Skypilot, write_skypilot
 from seektune.launch.words import Environment, Task
 
-HOSTILE = 'it\'s "a" $(touch gone) `touch gone` $(HOME) ; # \\ *: é'
+HOSTILE = 'it\'s "a" $(touch gone) `touch gone` $(HOME) $$(HOME) $$$ ; # \\ *: é'
 ENVIRONMENT = Environment(("HF_TOKEN",), (("A", HOSTILE),))
 TASK = Task(HOSTILE, (f"--data.path={HOSTILE}",), 4, 8, "mine", ENVIRONMENT, seconds=300)
 ALONE = Task("r.yaml", (), 1, 1, "mine")
@@ -90,14 +92,18 @@ def test_a_pod_has_time_memory_and_a_claim(kind: str) -> None:
     assert "secretKeyRef" in text
 
 
+def replaced(word: str) -> str:
+    """What Kubernetes makes of a word: $$ is one sign, $(NAME) a variable, all else stays."""
+    return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "a variable", word)
+
+
 def run_words(command: list[str], args: list[str], folder: Path, **variables: str) -> list[str]:
     """What a container would call, after Kubernetes replaced its own variables."""
     door = folder / "seektune"
     door.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
     door.chmod(0o755)
     environment = {"PATH": f"{folder}:/usr/bin:/bin", **variables}
-    words = [word.replace("$$(", "$(") for word in (*command, *args)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment, cwd=folder)
+    done = subprocess.run([*command, *args], capture_output=True, text=True, check=True, env=environment, cwd=folder)
     assert [file.name for file in folder.iterdir()] == ["seektune"]
     return done.stdout.split("\0")[:-1]
 
@@ -105,12 +111,37 @@ def run_words(command: list[str], args: list[str], folder: Path, **variables: st
 def test_hostile_words_reach_the_container_as_they_are(tmp_path: Path) -> None:
     trainer = kubernetes(TASK, "trainjob")["spec"]["trainer"]
     places = {"PET_NODE_RANK": "3", "PET_MASTER_ADDR": "h", "PET_MASTER_PORT": "1"}
-    words = run_words(trainer["command"], trainer["args"], tmp_path, **places)
+    command, args = (list(map(replaced, trainer[kind])) for kind in ("command", "args"))
+    words = run_words(command, args, tmp_path, **places)
     assert words[1:3] == [HOSTILE, f"--data.path={HOSTILE}"]
     assert words[-2:] == ["--node-rank=3", "--rdzv-endpoint=h:1"]
-    assert {each["name"]: each.get("value") for each in trainer["env"]}["A"] == HOSTILE.replace("$(", "$$(")
-    # Kubernetes replaces $(NAME) wherever it is not doubled
-    assert all("$(" not in word.replace("$$(", "") for word in trainer["args"])
+    assert replaced({each["name"]: each.get("value") for each in trainer["env"]}["A"]) == HOSTILE
+
+
+@pytest.mark.parametrize("kind", ["trainjob", "pytorchjob"])
+def test_a_variable_that_is_handed_on_has_no_other_value(kind: str) -> None:
+    task = replace(ALONE, environment=Environment(("NCCL_DEBUG",)))
+    assert write_kubernetes(task, Kubernetes("i", "ck", kind)).count("- name: NCCL_DEBUG") == 1
+    made = yaml.safe_load(write_skypilot(task, Skypilot("H100", volume="ck")))
+    assert (made["secrets"], "NCCL_DEBUG" in made["envs"]) == ({"NCCL_DEBUG": None}, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image": " "}, "--image is empty"),
+        ({"mount": "relative"}, "--mount 'relative' must be a path from /"),
+        ({"mount": "/a:b"}, "--mount '/a:b' must be a path from /"),
+        ({"mount": "/a\nb"}, "--mount must be one line"),
+        ({"shm": "lots"}, "--shm 'lots' must be an amount"),
+        ({"shm": "1Gi\n"}, "--shm '1Gi.n' must be an amount"),
+    ],
+)
+def test_what_kubernetes_would_refuse_is_refused(changes: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        write_kubernetes(ALONE, replace(Kubernetes("i", "ck"), **changes))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="--name '1x' must begin with a letter"):
+        write_kubernetes(replace(ALONE, name="1x"), Kubernetes("i", "ck"))
 
 
 @pytest.mark.parametrize("name", ["Mine", "a b", "a_b", "-a", "a" * 51, "a\nb", ""])

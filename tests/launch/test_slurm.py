@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from seektune.data.synthetic import write_hellaswag
-from seektune.launch.slurm import Slurm, write_slurm
+from seektune.launch.slurm import OWN, Slurm, write_slurm
 from seektune.launch.words import Environment, Task, label
 
 from ..workflows.door import CODE, ROOT, seektune
@@ -83,6 +86,30 @@ def test_secrets_are_handed_on_by_name_only() -> None:
     written = write_slurm(Task("r", (), 1, 1, "m", Environment.of(["HF_TOKEN"])), Slurm(container="image"))
     assert 'export HF_TOKEN="${HF_TOKEN:?' in written
     assert "--container-env=HF_TOKEN" in written
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"environment": Environment.of(["port=1"])}, "--env port: the script has a variable of that name"),
+        ({"environment": Environment.of(["step"])}, "--env step: the script has a variable of that name"),
+        ({"name": "../mine"}, "must have no /"),
+        ({"seconds": 65536}, "Slurm takes 65535 at most"),
+    ],
+)
+def test_words_that_would_break_a_script_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        write_slurm(replace(TASK, **changes), Slurm())
+
+
+def test_the_variables_of_a_script_are_known() -> None:
+    script = "\n".join(write_slurm(task, slurm) for task, slurm in VARIANTS.values())
+    assert set(re.findall(r"(?:^|\s)([a-z_]+)=(?=[$(\d'\"])", script)) == set(OWN)
+
+
+def test_a_variable_is_named_once() -> None:
+    with pytest.raises(ValueError, match="--env A is there twice"):
+        Environment.of(["A=1", "A"])
 
 
 def test_any_text_becomes_a_name() -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from seektune.planner.formulas import EXACT
 from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import RankMemory, first_ranks, fullest, rank_memory
+from seektune.planner.report import make_report
 from seektune.workflows.dry_run import take_dry_run
 from seektune.workflows.rehearsal import Rehearsal
 
@@ -39,7 +41,8 @@ def rehearsed(rank: Rehearsal) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_the_bytes_of_the_published_job_are_the_dry_runs() -> None:
-    ranks = [0, 127]
+    # the last 8 of a stage of 32 have none of the 24 rows of a hyper-connection
+    ranks = [0, 56, 127]
     planned = layout(FLASH, 128)
     dry = take_dry_run(recipe(FLASH), 128, ranks)
     assert [counted(rank_memory(planned, rank)) for rank in ranks] == [rehearsed(rank) for rank in dry.ranks]
@@ -99,6 +102,15 @@ def test_the_first_process_of_a_stage_holds_most_of_it() -> None:
 def test_what_holds_more_is_planned_to(less: str, more: str) -> None:
     totals = [fullest(first_ranks(layout(FLASH, 128, word))).upper["total"] for word in (less, more)]
     assert totals[0] < totals[1]
+
+
+def test_offloaded_pieces_are_not_in_a_gpus_memory() -> None:
+    here, away = (layout(TINY, 4, *SMALL, f"parallel.cpu_offload={word}") for word in ("false", "true"))
+    kept, moved = rank_memory(here, 0).upper, rank_memory(away, 0).upper
+    pieces = sum(kept[name] for name in EXACT if name != "buffers")
+    assert pieces > 0
+    assert kept["total"] - moved["total"] == moved["elsewhere"] == pieces
+    assert make_report(away, known_gpu("h100-80gb", 4)).verdict()[1].count("of the host's memory") == 1
 
 
 def test_the_lower_bound_is_below_the_upper_one() -> None:

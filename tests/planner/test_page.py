@@ -69,6 +69,8 @@ def test_a_page_needs_no_network_and_says_what_is_assumed() -> None:
             4,
             ("batch.length=4096", "parallel.recompute=selective"),
         ),
+        # what the panel does not offer leaves the plan as it is; a row has a token at least
+        ("gpus=999&length=-5&recompute=half&bound=nearly", 8, ("batch.length=1",)),
     ],
 )
 def test_the_panel_finds_what_python_finds(tmp_path: Path, asked: str, world: int, words: tuple[str, ...]) -> None:

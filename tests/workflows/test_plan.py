@@ -116,6 +116,24 @@ def test_a_recipe_may_say_parallel_auto(tmp_path: Path) -> None:
     assert recipe(TINY, "parallel=auto", "parallel.ep_size=2").parallel.layout == "auto"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", "h100-80gb"),
+        ("NVIDIA H200", "h200-141gb"),
+        ("NVIDIA B200", "b200-192gb"),
+        ("NVIDIA GB200", "gb200-192gb"),
+        ("AMD Instinct MI300X", "mi300x-192gb"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000-96gb"),
+        ("NVIDIA GH200 480GB", "h100-80gb"),
+        ("NVIDIA A100-SXM4-40GB", "h100-80gb"),
+    ],
+)
+def test_a_device_is_taken_for_its_kind(name: str, kind: str) -> None:
+    assert here._kind(name) == kind
+
+
 def test_a_launch_asks_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(here, "cluster_here", lambda processes, nodes: replace(known_gpu("h100-80gb", 1), memory=10**9))
     large = recipe(TINY, "batch.length=8192", "batch.global_size=32", "batch.micro_size=32")

@@ -1,0 +1,42 @@
+"""The verb `doctor`: what it finds wrong, and that nothing it started outlives it."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from seektune.workflows import doctor
+from seektune.workflows.validate import BAD, GOOD
+
+
+def test_a_full_disk_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [each.state for each in doctor._disk(tmp_path / "not" / "there")] == [GOOD, GOOD]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))
+    disk, _ = doctor._disk(tmp_path)
+    assert (disk.state, disk.said) == (BAD, f"100.00 MB free for checkpoints in {tmp_path}")
+
+
+def test_links_are_the_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor._links() == ""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU0 X NV18 SYS'\necho 'GPU1 NV18 X SYS'\necho 'NIC0 PIX PHB X'\n")
+    tool.chmod(0o755)
+    assert doctor._links() == "NV18, SYS"
+
+
+@pytest.mark.slow
+def test_workers_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun and its worker are there after a few seconds."""
+    worker = tmp_path / "worker"
+    (tmp_path / "sleeper.py").write_text(
+        f"import os, pathlib, time\npathlib.Path({str(worker)!r}).write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "MEET", "sleeper")
+    monkeypatch.setattr(doctor, "MEETING", 15.0)
+    found = doctor._meeting(1)
+    assert (found.state, found.said) == (BAD, "1 did not meet and part within 15 s")
+    assert not psutil.pid_exists(int(worker.read_text()))
