@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--lr", type=float, default=1e-4, help="that of the recipes for V4-Flash if not given")
     parser.add_argument("--recompute", choices=["none", "selective", "block"], default="none", help="ours only")
     parser.add_argument("--side", choices=["ours", "theirs"], default=None, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, default=None, help=argparse.SUPPRESS)
@@ -70,7 +71,7 @@ def main() -> None:
         "speed, ours over theirs": round(ours["tokens per second"] / theirs["tokens per second"], 2),
         "memory, ours over theirs": round(ours["memory, GB"] / theirs["memory, GB"], 3),
         "limits": LIMITS,
-        "tokens, steps": [options.tokens, options.steps],
+        "tokens, steps, lr, index heads": [options.tokens, options.steps, options.lr, INDEX_HEADS],
         **found,
     }
     every = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
@@ -91,6 +92,7 @@ def prepare(folder: Path) -> None:
 def apart(side: str, folder: Path, options: argparse.Namespace) -> dict[str, object]:
     """One side's result."""
     numbers = ["--tokens", str(options.tokens), "--steps", str(options.steps), "--dtype", options.dtype]
+    numbers += ["--lr", str(options.lr)]
     command = [sys.executable, __file__, *numbers, "--side", side, "--folder", str(folder)]
     command += ["--recompute", options.recompute]
     answer = subprocess.run(command, env=os.environ | ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=True).stdout
@@ -105,7 +107,7 @@ def run(options: argparse.Namespace) -> dict[str, object]:
     if options.side == "ours":
         recompute_blocks(cast(DeepseekV4ForCausalLM, model), options.recompute)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.95), weight_decay=0.0)
     before, losses, dice = psutil.Process().memory_info().rss, [], torch.Generator().manual_seed(0)
     vocabulary = json.loads(MODEL.read_text(encoding="utf-8"))["vocab_size"]
     begin = time.process_time()

@@ -2,10 +2,10 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -66,11 +66,17 @@ def test_help_answers_in_half_a_second_without_torch() -> None:
     )
     times = []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = processor_time_of_children()
         answer = python(code, ("--help",))
-        times.append(time.perf_counter() - begin)
+        times.append(processor_time_of_children() - begin)
         assert answer.stderr == "[]\n"
-    assert min(times) < 0.5
+    assert min(times) < 0.5  # others may be busy, so not by the clock on the wall
+
+
+def processor_time_of_children() -> float:
+    """Seconds of those that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_a_mistake_in_a_recipe_is_answered_without_torch() -> None:
