@@ -98,8 +98,13 @@ def trained_on(folder: Path) -> tuple[str | None, str | None]:
         ValueError: adapter_config.json is missing or damaged.
     """
     config = _read_config(folder)
-    base, revision = (config.get(key) for key in ("base_model_name_or_path", "revision"))
-    return (str(base) if base else None), (str(revision) if revision else None)
+    base, revision = (_printable(config.get(key)) for key in ("base_model_name_or_path", "revision"))
+    return base, revision
+
+
+def _printable(name: object) -> str | None:
+    """A name from a file that others wrote, fit for a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in str(name)[:300]) if name else None
 
 
 def trained_for(folder: Path) -> str | None:

@@ -28,6 +28,8 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
         OSError: reading, writing or fetching failed; nothing is left behind.
     """
     place = locate(base)
+    for line in doubts(base, place, adapter):
+        say(line)
     done = merge(place, adapter, destination, to, weight, force)
     # the base's own card, which came along, is not of these weights
     (destination / CARD).unlink(missing_ok=True)
@@ -38,8 +40,6 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
     for line in retention(done.kept):
         say(line)
     say(f"of the whole change {share_kept(done.kept):.1%} is kept; by tensor: {destination / REPORT}")
-    for line in doubts(base, place, adapter):
-        say(line)
     say(f"checkpoint: {destination}")
     return done
 

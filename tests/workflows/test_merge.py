@@ -282,6 +282,7 @@ def test_another_base_than_the_one_it_names_is_noted(base, tmp_path, capsys):
     assert not told(f"{base}/../{base.name}", None, str(base), base)
     assert not told(flash, "abc", flash, hub / "abc")
     assert "commit abc of" in told(flash, "abc", flash, hub / "def")
+    assert "trained on a?[31m?;" in told("a\x1b[31m\0", None, str(base), base)
     assert f"trained on {flash};" in told(flash, "abc", str(base), base)
     merge_adapter(str(base), tmp_path / "adapter", tmp_path / "out", "bf16", 1.0, False)
     assert f"trained on {flash};" in capsys.readouterr().out
