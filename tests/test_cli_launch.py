@@ -102,6 +102,7 @@ def test_the_recipe_is_read_before_processes_are_counted() -> None:
         (["--nnodes=2", "--rdzv_endpoint=host:99999"], "not host:99999"),
         ([*TWO_NODES], "2 nodes need one folder that all of them see; name it: --run_dir="),
         (["--max-restarts=1", "--resume=no"], "resume must be auto, not no"),
+        (["--dry-run", "--parallel=auto"], "parallel: auto takes a layout at launch, by the GPUs; seektune plan"),
     ],
     ids=lambda value: str(value)[:40],
 )

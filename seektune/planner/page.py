@@ -4,6 +4,7 @@ The page holds the formulas themselves and evaluates them as Python does (`plann
 """
 
 import json
+import re
 from dataclasses import asdict
 from html import escape
 from importlib import resources
@@ -46,9 +47,8 @@ def page(report: PlanReport) -> str:
         # a closing tag within the data would end the script
         "DATA": json.dumps(data(report)).replace("</", "<\\/"),
     }
-    for name, text in texts.items():
-        template = template.replace(f"@{name}@", text)
-    return template
+    # at once: a text may hold what looks like another's place
+    return re.sub(f"@({'|'.join(texts)})@", lambda found: texts[found[1]], template)
 
 
 def data(report: PlanReport) -> dict[str, Any]:

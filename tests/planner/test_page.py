@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def test_a_page_needs_no_network_and_says_what_is_assumed() -> None:
     assert not re.search(r"@[A-Z]+@", text)
     for line in ("CPU runs only", "layers on one H200 took 1.4 to 3.2 times as long", "allocator"):
         assert line in text
+
+
+def test_a_name_is_a_text_in_the_page() -> None:
+    text = page(make_report(layout(TINY, 8, *SMALL), replace(known_gpu("h100-80gb", 8), gpu="<b>@DATA@</script>")))
+    assert "<h1>8 x &lt;b&gt;@DATA@&lt;/script&gt;</h1>" in text
+    assert text.count("</script>") == 2
 
 
 @pytest.mark.slow

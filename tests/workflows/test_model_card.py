@@ -16,7 +16,11 @@ from seektune.workflows.model_card import converted_card, is_ours, merged_card, 
 FOLDER = Path(__file__).parents[2] / "examples" / "llm_finetune" / "deepseek_v4"
 FLASH = FOLDER / "deepseek_v4_flash_hellaswag.yaml"
 LORA = FOLDER / "deepseek_v4_flash_hellaswag_lora.yaml"
-FACTS = [("model", "DeepSeek-V4 from deepseek-ai/DeepSeek-V4-Flash"), ("batch", "a | b")]
+FACTS = [
+    ("model", "DeepSeek-V4 from deepseek-ai/DeepSeek-V4-Flash"),
+    ("data", "hellaswag, 8 training rows from the Hub, cached in /home/me/.cache/seektune/hellaswag"),
+    ("batch", "a | b"),
+]
 
 
 def score(right: str) -> HellaswagScore:
@@ -54,6 +58,12 @@ def test_the_hub_reads_what_a_run_knows(run: Path) -> None:
     assert results["acc"].metric_value == 0.25
     assert results["acc"].metric_args == {"questions": 8, "interval_95": [0.125, 0.625]}
     assert results["acc"].dataset_type == "Rowan/hellaswag"
+
+
+def test_a_card_does_not_say_where_rows_lie_on_the_machine(run: Path) -> None:
+    text = str(written(run, load_recipe(FLASH)))
+    assert "| data | hellaswag, 8 training rows from the Hub |" in text
+    assert "/home/me" not in text
 
 
 def test_the_text_says_base_data_course_results_loading_and_limits(run: Path) -> None:
