@@ -1,5 +1,6 @@
 """An export from any layout is the export from one process, byte for byte; a failure is everyone's."""
 
+import ctypes
 import resource
 import shutil
 from collections.abc import Mapping
@@ -143,6 +144,7 @@ def test_a_failure_of_one_rank_is_raised_on_all(
 
 
 LARGE = 32, 1024, 1024
+M_MMAP_THRESHOLD = -3
 
 
 def peak_beyond(folder: Path) -> int:
@@ -150,6 +152,8 @@ def peak_beyond(folder: Path) -> int:
     rank = dist.get_rank()
     half = LARGE[0] // 2
     mine = {"layers.0.ffn.experts.w1": Shard(torch.ones(half, *LARGE[1:]), LARGE, (half * rank, 0, 0))}
+    # what is freed goes back at once; by default glibc keeps more the more it is given
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
     # the mark so far is of imports, and pages of files come and go: it starts anew here
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
