@@ -20,6 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from seektune.cli.start import PRODUCTS_KEPT
 from seektune.model.adapter_files import load_adapter, save_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
@@ -30,15 +31,9 @@ from seektune.train.lora import add_adapters
 TARGETS = ("attn", "ffn.shared_experts")
 MODEL, RESULT = Path(__file__).with_name("model.json"), Path(__file__).with_suffix(".json")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
-    "LRU_CACHE_CAPACITY": "16",
-}
-"""Of both sides, so that peaks are of what is held: freed tensors go back to the system, as in `step.py`, and torch and
-oneDNN keep 16 compiled bf16 products each. By default they keep 1,024, one for each shape; the shapes of experts differ
-in every step, so these take hundreds of MB and are hardly used again."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), **PRODUCTS_KEPT}
+"""Of both sides, so that peaks are of what is held: freed tensors go back to the system, as in `step.py`, and few
+compiled bf16 products are kept, as `seektune train` has it."""
 INDEX_HEADS = 16
 """With the model's four, one index score in sixteen is exactly zero (no head's product is positive), and which of the
 entries with equal scores are chosen is nobody's rule: in fp32, too, the two sides attend to other entries then. With

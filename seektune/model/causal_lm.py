@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from seektune.model.adapters import is_adapted
 from seektune.model.cache import ROLLBACK, Cache
 from seektune.model.config import DeepseekV4Config
 from seektune.model.frozen import pack
-from seektune.model.gate import Gate, HashGate, RoutingLedger
+from seektune.model.gate import RoutingLedger, check_tables
 from seektune.model.initialize import initialize
 from seektune.model.part import ModelPart, Taught, TokenScores
 from seektune.model.stream import stream
@@ -292,14 +292,3 @@ def _counts(documents_BT: Tensor) -> list[int]:
             "with a cache, documents are 1 for a row's tokens and then 0 for padding: a row holds one text"
         )
     return [int(count) for count in counts_B]
-
-
-def check_tables(gates: Mapping[int, Gate], folder: Path) -> None:
-    """Check the tables of hash gates that were read from a folder.
-
-    Raises:
-        ValueError: one names an expert that does not exist.
-    """
-    for layer, gate in gates.items():
-        if isinstance(gate, HashGate) and not gate.is_valid():
-            raise ValueError(f"{folder}: layers.{layer}.ffn.gate.tid2eid names an expert that does not exist")

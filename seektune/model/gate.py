@@ -3,7 +3,9 @@
 Shapes: B rows, T tokens, N tokens of all rows, D width, E experts, K experts per token.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -120,3 +122,14 @@ def _sequence_balance(scores_NE: Tensor, chosen_NE: Tensor, layout: SequenceLayo
     # n f_i P_i = E / (K n) * chosen_i * share_i, and K n is the number of choices
     total = (experts * (chosen * share).sum(dim=-1) / chosen.sum(dim=-1).clamp(min=1)).sum()
     return total / layout.shares
+
+
+def check_tables(gates: Mapping[int, Gate], folder: Path) -> None:
+    """Check the tables of hash gates that were read from a folder.
+
+    Raises:
+        ValueError: one names an expert that does not exist.
+    """
+    for layer, gate in gates.items():
+        if isinstance(gate, HashGate) and not gate.is_valid():
+            raise ValueError(f"{folder}: layers.{layer}.ffn.gate.tid2eid names an expert that does not exist")

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from seektune.checkpoint import Shard, load_weights, save_weights, weight_shapes
 from seektune.model.adapters import adapter_state, base_state, is_adapted
-from seektune.model.causal_lm import DeepseekV4ForCausalLM, check_tables
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.gate import Gate
+from seektune.model.gate import Gate, check_tables
 from seektune.model.objective import Objective
 from seektune.model.part import ModelPart, TokenScores
 from seektune.parallel.mesh import Mesh
