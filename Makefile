@@ -55,7 +55,7 @@ bench-decode: $(STAMP)  ## measure decoding and prefill against transformers, an
 	OMP_NUM_THREADS=1 $(BIN)/python bench/decode.py
 
 bench-lora: $(STAMP)  ## adapters on a true-width slice of V4-Flash: needs 18 GB of disk and 17 GB of memory
-	$(BIN)/python bench/multiply_out.py
+	$(BIN)/python bench/dequantize.py
 	$(BIN)/python bench/lora.py
 
 bench-lora-stream: $(STAMP)  ## the same on eight layers that stay on disk: needs 36 GB of disk and 12 GB of memory

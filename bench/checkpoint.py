@@ -23,7 +23,7 @@ from seektune.checkpoint.compare import compare
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTISED
 from seektune.checkpoint.names import Slot, scale_name, slots
-from seektune.checkpoint.write import Piece, write_shard
+from seektune.checkpoint.write import FilePiece, write_shard
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 
@@ -156,11 +156,11 @@ def made_checkpoint(folder: Path, layers: int, experts: int) -> Path:
     return folder
 
 
-def made_piece(slot: Slot) -> Piece:
+def made_piece(slot: Slot) -> FilePiece:
     """One tensor of the released format: any bytes but NaN, and scales near each other."""
     name, kind = slot.released, FORMATS["released"].kind(slot.released)
     if kind in PLAIN:
-        return Piece({name: (PLAIN[kind], slot.shape)}, lambda: {name: plain_tensor(slot, PLAIN[kind])})
+        return FilePiece({name: (PLAIN[kind], slot.shape)}, lambda: {name: plain_tensor(slot, PLAIN[kind])})
     quantised = QUANTISED[kind]
     weight, scale = quantised.shapes(slot.shape)
 
@@ -171,7 +171,7 @@ def made_piece(slot: Slot) -> Piece:
         exponents = torch.randint(115, 125, scale, dtype=torch.uint8)
         return {name: codes.view(quantised.dtype), scale_name(name): exponents.view(quantised.scale_dtype)}
 
-    return Piece({name: (quantised.dtype, weight), scale_name(name): (quantised.scale_dtype, scale)}, load)
+    return FilePiece({name: (quantised.dtype, weight), scale_name(name): (quantised.scale_dtype, scale)}, load)
 
 
 def plain_tensor(slot: Slot, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seektune.model.attention import Attention
-from seektune.model.compress import Compressor
+from seektune.model.compressor import Compressor
 from seektune.model.gate import Gate
 from seektune.model.hyper import HyperConnection, HyperHead
 from seektune.model.indexer import Indexer

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.train.optimizer import AdamW
+from seektune.train.optim.adamw import AdamW
 
 LR = 1e-4
 Step = Callable[[Tensor], None]

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.generate.engine import Decoding
+from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
-from seektune.generate.sample import Sampling
-from seektune.model.cache import Cache
+from seektune.generate.sampling import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.model.kv_cache.cache import KVCache
 
 PROMPT, STEPS = 1024, 24
 """Tokens before decoding begins, and decoded ones of each round."""
@@ -115,7 +115,7 @@ def beside_transformers() -> Iterator[tuple[str, Any]]:
     yield "prefill_4096", compared(seconds({"ours": our_prefill, "theirs": their_prefill}, 1, 1))
 
 
-def standing_at(model: DeepseekV4ForCausalLM, length: int) -> Cache:
+def standing_at(model: DeepseekV4ForCausalLM, length: int) -> KVCache:
     """A cache that holds `length` tokens of nothing in particular: what a step costs depends on their number alone."""
     cache = model.new_cache(1, length + STEPS * ROUNDS)
     for layer in cache.layers.values():
@@ -150,7 +150,7 @@ def batches() -> Iterator[tuple[str, Any]]:
     for rows in BATCHES:
         prompts = torch.randint(2, config.vocab_size, (rows, SHORT)).tolist()
         greedy = [Request(prompt, STEPS * ROUNDS + 1, Sampling(temperature=0)) for prompt in prompts]
-        decoding = Decoding(model, greedy, longest=SHORT + STEPS * ROUNDS + 1)
+        decoding = DecodeEngine(model, greedy, longest=SHORT + STEPS * ROUNDS + 1)
         decoding.step()
         began, tokens = process_time(), sum(len(decoding.step()) for _ in range(STEPS * ROUNDS))
         found[str(rows)] = round(tokens / (process_time() - began), 1)

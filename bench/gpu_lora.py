@@ -14,13 +14,14 @@ import torch
 from gpu import RESULT
 from lora import TARGETS, made_slice
 
+from seektune.lora.config import LoraConfig
+from seektune.lora.inject import add_adapters
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
-from seektune.train.config import LoraConfig, LossConfig, OptimizerConfig
+from seektune.train.config import LossConfig, OptimizerConfig
 from seektune.train.gradient import accumulate_in_fp32
-from seektune.train.lora import add_adapters
-from seektune.train.optimizer import build_optimizer
+from seektune.train.optim.build import build_optimizer
 from seektune.train.step import train_step
 
 LAYERS, RANK, STEPS = 3, 8, 3
@@ -42,7 +43,7 @@ def main() -> None:
 
 def measure(folder: Path, lengths: list[int]) -> dict[str, Any]:
     """Steps of each length; the first of all compiles kernels."""
-    model = DeepseekV4ForCausalLM.from_pretrained(folder, torch.bfloat16, packed=True).cuda()
+    model = DeepseekV4ForCausalLM.from_pretrained(folder, torch.bfloat16, quantized=True).cuda()
     found: dict[str, Any] = {"layers": LAYERS, "rank": RANK, "weights_gb": gigabytes(torch.cuda.memory_allocated())}
     add_adapters(model, LoraConfig(targets=TARGETS, rank=RANK), mtp=False, seed=0)
     model.cuda()

@@ -1,4 +1,4 @@
-"""Adapters on a slice of V4-Flash at its true width, in released bytes: memory, speed, and time spent multiplying out.
+"""Adapters on a slice of V4-Flash at its true width, in released bytes: memory, speed, and time spent dequantizing.
 
 The slice has random weights in the released format: widths, heads, experts and vocabulary of V4-Flash, layers of
 ratios 0, 4, 128 in turn. `--stream` leaves the weights in the files, for slices larger than memory, and also measures
@@ -24,17 +24,17 @@ from torch import Tensor
 
 from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTISED
 from seektune.checkpoint.names import Slot, scale_name, slots
-from seektune.checkpoint.write import Piece, shard_limit, shard_names, split, write_index, write_shard
-from seektune.model.adapters import base_state
+from seektune.checkpoint.write import FilePiece, shard_limit, shard_names, split, write_index, write_shard
+from seektune.lora.config import LoraConfig
+from seektune.lora.frozen_digest import frozen_digest
+from seektune.lora.inject import add_adapters, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
-from seektune.train.config import LoraConfig, LossConfig, OptimizerConfig
+from seektune.train.config import LossConfig, OptimizerConfig
 from seektune.train.gradient import accumulate_in_fp32
-from seektune.train.lora import add_adapters
-from seektune.train.optimizer import build_optimizer
-from seektune.train.proof import fingerprint
+from seektune.train.optim.build import build_optimizer
 from seektune.train.step import train_step
 
 TARGETS = ("attn", "ffn.experts")
@@ -95,11 +95,11 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         from seektune.checkpoint import mapped
 
         mapped.Pager.fetch = lambda self, regions: None  # type: ignore[method-assign]
-    model = DeepseekV4ForCausalLM.from_pretrained(folder, torch.bfloat16, packed=True, streamed=streamed)
+    model = DeepseekV4ForCausalLM.from_pretrained(folder, torch.bfloat16, quantized=True, streamed=streamed)
     loaded = time.perf_counter() - begin
     held = sum(tensor.nbytes for tensor in model.state_dict().values() if not tensor.is_meta)
     add_adapters(model, LoraConfig(targets=TARGETS, rank=options.rank), mtp=False, seed=0)
-    before = None if streamed else fingerprint(base_state(model))
+    before = None if streamed else frozen_digest(base_state(model))
     accumulate_in_fp32(model.parameters())
     alone = ParallelModel.alone(model)
     optimizer, loss = build_optimizer(model, OptimizerConfig(lr=1e-3), seed=0), LossConfig(mtp_weight=0.0)
@@ -126,9 +126,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         "processor seconds of a step": [round(each, 1) for each in work],
         "tokens per second": round(options.tokens * len(counted) / sum(counted), 2),
         "tokens per processor second": round(options.tokens * len(counted) / sum(work[1:]), 2),
-        "share of processor time multiplying out": round(spent["seconds"] / sum(work[1:]), 3),
+        "share of processor time dequantizing": round(spent["seconds"] / sum(work[1:]), 3),
         "losses": [round(each, 4) for each in losses],
-        "frozen bytes unmoved": before is None or fingerprint(base_state(model)) == before,
+        "frozen bytes unmoved": before is None or frozen_digest(base_state(model)) == before,
     }
 
 
@@ -148,9 +148,9 @@ def watched_memory() -> dict[str, float]:
 
 
 def timed_multiplying() -> dict[str, float]:
-    """Put a clock around `multiply_out` where products call it."""
-    kernel = importlib.import_module("seektune.kernels.reference.packed_linear")
-    spent, plain = {"seconds": 0.0}, kernel.multiply_out
+    """Put a clock around `dequantize` where products call it."""
+    kernel = importlib.import_module("seektune.kernels.reference.lowbit_linear")
+    spent, plain = {"seconds": 0.0}, kernel.dequantize
 
     def timed(*arguments: object) -> Tensor:
         begin = time.process_time()
@@ -160,7 +160,7 @@ def timed_multiplying() -> dict[str, float]:
         finally:
             spent["seconds"] += time.process_time() - begin
 
-    setattr(kernel, "multiply_out", timed)  # noqa: B010 - a module's function is replaced on purpose
+    setattr(kernel, "dequantize", timed)  # noqa: B010 - a module's function is replaced on purpose
     return spent
 
 
@@ -197,11 +197,11 @@ def made_slice(folder: Path, layers: int) -> Path:
     return folder
 
 
-def made_piece(slot: Slot) -> Piece:
+def made_piece(slot: Slot) -> FilePiece:
     """One tensor of the released format with values of about 0.02."""
     name, kind = slot.released, FORMATS["released"].kind(slot.released)
     if kind in PLAIN:
-        return Piece({name: (PLAIN[kind], slot.shape)}, lambda: {name: plain_tensor(slot, PLAIN[kind])})
+        return FilePiece({name: (PLAIN[kind], slot.shape)}, lambda: {name: plain_tensor(slot, PLAIN[kind])})
     quantised = QUANTISED[kind]
     weight, scale = quantised.shapes(slot.shape)
 
@@ -215,7 +215,7 @@ def made_piece(slot: Slot) -> Piece:
             scale_name(name): exponents.view(quantised.scale_dtype),
         }
 
-    return Piece({name: (quantised.dtype, weight), scale_name(name): (quantised.scale_dtype, scale)}, load)
+    return FilePiece({name: (quantised.dtype, weight), scale_name(name): (quantised.scale_dtype, scale)}, load)
 
 
 def plain_tensor(slot: Slot, dtype: torch.dtype) -> Tensor:

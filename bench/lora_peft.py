@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from seektune.cli.start import PRODUCTS_KEPT
-from seektune.model.adapter_files import load_adapter, save_adapter
+from seektune.lora.config import LoraConfig
+from seektune.lora.files import load_adapter, save_adapter
+from seektune.lora.inject import add_adapters
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.recompute import recompute_blocks
-from seektune.train.config import LoraConfig
-from seektune.train.lora import add_adapters
 
 TARGETS = ("attn", "ffn.shared_experts")
 MODEL, RESULT = Path(__file__).with_name("model.json"), Path(__file__).with_suffix(".json")

@@ -16,7 +16,7 @@ from step import RESULT, text
 
 from seektune.model.config import DeepseekV4Config
 from seektune.model.flops import training_flops
-from seektune.train.optimizer import AdamW
+from seektune.train.optim.adamw import AdamW
 
 HERE = Path(__file__).parent
 CASES = (("model", torch.float32), ("wide", torch.float32), ("wide", torch.bfloat16))

@@ -25,11 +25,11 @@ from seektune.parallel.model import ParallelModel
 from seektune.planner.memory import rank_memory
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
+from seektune.run.build import build_model
 from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32
 from seektune.train.step import make_objective
-from seektune.workflows.forecast import job_of, layout_of
-from seektune.workflows.prepare import build_model
+from seektune.workflows.planning import job_of, layout_of
 
 HERE = Path(__file__).parent
 RESULT = HERE / "plan.json"

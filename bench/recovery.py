@@ -15,19 +15,20 @@ from typing import Any
 import torch
 
 from seektune.data.config import BatchConfig
-from seektune.data.examples import hellaswag_examples
-from seektune.data.hellaswag import load_hellaswag
+from seektune.data.datasets.examples import hellaswag_examples
+from seektune.data.datasets.hellaswag import load_hellaswag
 from seektune.data.loader import Loader, in_order
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.loss import validation_loss
-from seektune.model.adapters import matching
+from seektune.lora.config import LoraConfig
+from seektune.lora.inject import add_adapters
+from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.model import ParallelModel
-from seektune.train.config import LoraConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.config import LossConfig, OptimizerConfig, ScheduleConfig
 from seektune.train.gradient import accumulate_in_fp32
-from seektune.train.lora import add_adapters
-from seektune.train.optimizer import build_optimizer
+from seektune.train.optim.build import build_optimizer
 from seektune.train.schedule import learning_rate
 from seektune.train.step import train_step
 
@@ -105,7 +106,7 @@ def shown(value: Any) -> Any:
 
 def tuned(way: str, rate: float, base: Path, rows: Rows, seed: int, options: argparse.Namespace) -> float:
     """Held-out loss after tuning the same modules of the base in one way."""
-    model = DeepseekV4ForCausalLM.from_pretrained(base, packed=way == "lora")
+    model = DeepseekV4ForCausalLM.from_pretrained(base, quantized=way == "lora")
     if way == "lora":
         add_adapters(model, LoraConfig(targets=TARGETS, rank=options.rank, alpha=options.rank), mtp=False, seed=seed)
     else:

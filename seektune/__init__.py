@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from seektune.data.completion import parse_message
-    from seektune.data.conversation import encode_messages
+    from seektune.data.chat_format.encode import encode_messages
+    from seektune.data.chat_format.parse import parse_message
     from seektune.model.causal_lm import DeepseekV4ForCausalLM
     from seektune.model.config import DeepseekV4Config
     from seektune.recipe.load import load_recipe
@@ -24,9 +24,9 @@ __all__ = [
 _ROOMS = {
     "DeepseekV4Config": "seektune.model.config",
     "DeepseekV4ForCausalLM": "seektune.model.causal_lm",
-    "encode_messages": "seektune.data.conversation",
+    "encode_messages": "seektune.data.chat_format.encode",
     "load_recipe": "seektune.recipe.load",
-    "parse_message": "seektune.data.completion",
+    "parse_message": "seektune.data.chat_format.parse",
 }
 
 

@@ -1,6 +1,11 @@
 """The common form of a recipe section: typed, immutable, and strict about unknown keys."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A number above zero."""
 
 
 class Section(BaseModel):

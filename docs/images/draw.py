@@ -16,9 +16,9 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import _Action, _ComputationType
 
-from seektune.parallel.hollow import hollow_rank
-from seektune.parallel.passes import SCHEDULES
-from seektune.parallel.stages import V_SCHEDULES, bubble
+from seektune.parallel.layer_split import V_SCHEDULES, bubble
+from seektune.parallel.pipeline import SCHEDULES
+from seektune.parallel.simulate.fake_backend import hollow_rank
 
 PROCESSES, MICRO_BATCHES = 4, 8
 COSTS = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}

@@ -10,11 +10,11 @@ from typing import Any
 from seektune.checkpoint.export import Tally, pieces
 from seektune.checkpoint.files import INDEX
 from seektune.checkpoint.formats import format_named
+from seektune.checkpoint.resumable_dir import RECORD, Record, ResumableDir, read_record, resumable_dir
 from seektune.checkpoint.save import write_config
 from seektune.checkpoint.source import FolderSource
-from seektune.checkpoint.workplace import RECORD, Record, Workplace, read_record, workplace
 from seektune.checkpoint.write import (
-    Piece,
+    FilePiece,
     check_room,
     file_size,
     shard_limit,
@@ -87,7 +87,7 @@ def convert(
         return _conversion(final, record, resumed=len(record["shards"]))
     planned = list(pieces(parts, target, tally, before))
     shards = _named(split(planned, shard_bytes or shard_limit(planned)))
-    with workplace(final, plan) as place:
+    with resumable_dir(final, plan) as place:
         # again, now that nobody else can finish it
         _refuse_taken(final)
         resumed = _forget_damaged(place, shards)
@@ -156,11 +156,11 @@ def _refuse_taken(final: Path) -> None:
         raise ValueError(f"{final} already exists and is not this conversion; choose another folder")
 
 
-def _named(shards: list[list[Piece]]) -> dict[str, list[Piece]]:
+def _named(shards: list[list[FilePiece]]) -> dict[str, list[FilePiece]]:
     return dict(zip(shard_names(len(shards)), shards, strict=True))
 
 
-def _forget_damaged(place: Workplace, shards: dict[str, list[Piece]]) -> int:
+def _forget_damaged(place: ResumableDir, shards: dict[str, list[FilePiece]]) -> int:
     """Keep of the record what is on disk as it should be; the number of shards that are."""
     known = place.record["shards"]
     for name in list(known):
@@ -170,7 +170,7 @@ def _forget_damaged(place: Workplace, shards: dict[str, list[Piece]]) -> int:
     return len(known)
 
 
-def _write_shards(place: Workplace, shards: dict[str, list[Piece]], tally: Tally, progress: Progress) -> None:
+def _write_shards(place: ResumableDir, shards: dict[str, list[FilePiece]], tally: Tally, progress: Progress) -> None:
     total, done = sum(piece.size for shard in shards.values() for piece in shard), 0
 
     def advance(size: int) -> None:

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from seektune.checkpoint.compare import same_values
 from seektune.checkpoint.formats import PLAIN, QUANTISED
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.source import FolderSource, Source
 from seektune.checkpoint.stored import Stored, bands_of, encode
-from seektune.checkpoint.values import same_values
-from seektune.checkpoint.write import Piece
+from seektune.checkpoint.write import FilePiece
 
 
 class Kinds(Protocol):
@@ -44,7 +44,7 @@ class Tally:
             names.clear()
 
 
-def pieces(source: Source, target: Kinds, tally: Tally, original: FolderSource | None = None) -> Iterator[Piece]:
+def pieces(source: Source, target: Kinds, tally: Tally, original: FolderSource | None = None) -> Iterator[FilePiece]:
     """The tensors of an export, in the source's order.
 
     `original` is the checkpoint that training started from: a tensor whose values are still the original's (rounded to
@@ -55,7 +55,7 @@ def pieces(source: Source, target: Kinds, tally: Tally, original: FolderSource |
     """
     for name, shape in source.shapes():
         exporter = _Export(name, target.kind(name), source, original, tally)
-        yield Piece(_planned(name, shape, exporter.kind), exporter.load)
+        yield FilePiece(_planned(name, shape, exporter.kind), exporter.load)
 
 
 def _planned(name: str, shape: Shape, kind: str) -> dict[str, tuple[torch.dtype, Shape]]:

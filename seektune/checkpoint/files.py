@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.header import DTYPES, Entry, read_header
+from seektune.checkpoint.header import DTYPES, TensorEntry, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -31,7 +31,7 @@ class TensorFiles:
         for name, file in self._files.items():
             if name not in headers[file]:
                 raise ValueError(f"{file} lacks {name}, which {INDEX} promises there")
-        self._entries: dict[str, Entry] = {name: headers[file][name] for name, file in self._files.items()}
+        self._entries: dict[str, TensorEntry] = {name: headers[file][name] for name, file in self._files.items()}
 
     def names(self) -> set[str]:
         """All tensor names."""

@@ -34,7 +34,7 @@ _LENGTH = 8
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One stored tensor."""
 
     dtype: str
@@ -46,7 +46,7 @@ class Entry:
     """Bytes."""
 
 
-def read_header(file: Path) -> dict[str, Entry]:
+def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of a file by name.
 
     Raises:
@@ -82,6 +82,6 @@ def header_bytes(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
     return len(text).to_bytes(_LENGTH, "little") + text
 
 
-def _entry(data: int, values: dict[str, Any]) -> Entry:
+def _entry(data: int, values: dict[str, Any]) -> TensorEntry:
     begin, end = values["data_offsets"]
-    return Entry(values["dtype"], tuple(values["shape"]), data + begin, end - begin)
+    return TensorEntry(values["dtype"], tuple(values["shape"]), data + begin, end - begin)

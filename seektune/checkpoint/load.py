@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.formats import PLAIN, QUANTISED
+from seektune.checkpoint.lowbit import as_parameters, is_finite, lowbit_kind, lowbit_names
 from seektune.checkpoint.names import Shape, Slot, scale_name, slots
-from seektune.checkpoint.packed import is_finite, pack, packed_kind, packed_names
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.stored import Stored, bands_of
@@ -29,13 +29,13 @@ def load_weights(
     """
     source = FolderSource(folder)
     shards = {name: as_shard(held) for name, held in state.items()}
-    scales = packed_names({name: shard.tensor for name, shard in shards.items()})
+    scales = lowbit_names({name: shard.tensor for name, shard in shards.items()})
     shapes = {name: shard.shape for name, shard in shards.items() if name not in set(scales.values())}
     check_names(source, slots(shapes if complete is None else complete), folder)
     for slot in slots(shapes):
         target = _part(shards, slot.model, slot)
         if slot.model in scales:
-            kind = packed_kind(shards[slot.model].tensor, shards[scales[slot.model]].tensor)
+            kind = lowbit_kind(shards[slot.model].tensor, shards[scales[slot.model]].tensor)
             _read_packed(source, slot, kind, (target, _part(shards, scales[slot.model], slot)))
         elif target is not None and target.tensor.numel():
             _check_stored(source, slot, target.tensor.is_floating_point())
@@ -70,7 +70,7 @@ def _read_packed(source: FolderSource, slot: Slot, kind: str, targets: tuple[Sha
     stored = Stored(kind, weight, scale)
     if not is_finite(stored):
         raise ValueError(f"{source.files.where(name)} holds NaN or infinity; the file is damaged")
-    for target, found in zip(targets, pack(stored), strict=True):
+    for target, found in zip(targets, as_parameters(stored), strict=True):
         if target is not None:
             target.tensor.copy_(found)
 

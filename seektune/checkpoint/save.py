@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from seektune.checkpoint.atomic_dir import complete_folder
 from seektune.checkpoint.export import Kinds, Tally, pieces
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.gather import on_first_rank
 from seektune.checkpoint.names import Shape
-from seektune.checkpoint.publish import complete_folder
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource, Source, StateSource

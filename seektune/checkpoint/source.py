@@ -8,8 +8,8 @@ from torch import Tensor
 
 from seektune.checkpoint.files import TensorFiles
 from seektune.checkpoint.formats import PLAIN, QUANTISED, Quantised, kind_on_disk
+from seektune.checkpoint.lowbit import from_parameters, lowbit_names
 from seektune.checkpoint.names import SCALE, Shape, Slot, scale_name, slots
-from seektune.checkpoint.packed import packed_names, unpack
 from seektune.checkpoint.stored import Stored
 
 KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
@@ -29,10 +29,10 @@ class Source(Protocol):
 
 
 class StateSource:
-    """A model's state dict under released names; packed weights stay as they are."""
+    """A model's state dict under released names; quantized weights stay as they are."""
 
     def __init__(self, state: Mapping[str, Tensor]):
-        self._state, self._scales = state, packed_names(state)
+        self._state, self._scales = state, lowbit_names(state)
         weights = {name: tuple(x.shape) for name, x in state.items() if name not in set(self._scales.values())}
         self._slots = {slot.released: slot for slot in slots(weights)}
 
@@ -45,7 +45,7 @@ class StateSource:
         slot = self._slots[name]
         tensor = self._part(slot.model, slot)
         if slot.model in self._scales:
-            return unpack(tensor, self._part(self._scales[slot.model], slot))
+            return from_parameters(tensor, self._part(self._scales[slot.model], slot))
         return Stored(KINDS[tensor.dtype], tensor)
 
     def _part(self, name: str, slot: Slot) -> Tensor:

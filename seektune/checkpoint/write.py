@@ -25,7 +25,7 @@ LARGEST_SHARD_BYTES = 20 * 10**9
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePiece:
     """Tensors that are made together, such as a weight and its scales: what they will be, and how to get them."""
 
     tensors: Mapping[str, tuple[torch.dtype, Shape]]
@@ -37,9 +37,9 @@ class Piece:
         return sum(dtype.itemsize * prod(shape) for dtype, shape in self.tensors.values())
 
 
-def split(pieces: Iterable[Piece], limit: int = SHARD_BYTES) -> list[list[Piece]]:
+def split(pieces: Iterable[FilePiece], limit: int = SHARD_BYTES) -> list[list[FilePiece]]:
     """Pieces in order as shards of at most `limit` bytes; a layer begins a new shard where it would not fit whole."""
-    shards: list[list[Piece]] = [[]]
+    shards: list[list[FilePiece]] = [[]]
     filled = 0
     for layer in _by_layer(pieces):
         parts = [layer] if sum(piece.size for piece in layer) <= limit else [[piece] for piece in layer]
@@ -53,7 +53,7 @@ def split(pieces: Iterable[Piece], limit: int = SHARD_BYTES) -> list[list[Piece]
     return shards
 
 
-def shard_limit(pieces: Iterable[Piece]) -> int:
+def shard_limit(pieces: Iterable[FilePiece]) -> int:
     """Bytes of a shard such that every layer has one of its own, as the releases do, if that is not too large."""
     layers = [sum(piece.size for piece in layer) for layer in _by_layer(pieces)]
     return max([SHARD_BYTES, *(size for size in layers if size <= LARGEST_SHARD_BYTES)])
@@ -66,12 +66,12 @@ def shard_names(count: int) -> list[str]:
     return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
-def file_size(pieces: Sequence[Piece]) -> int:
+def file_size(pieces: Sequence[FilePiece]) -> int:
     """Bytes of the file that `write_shard` makes."""
     return len(_header(pieces)) + sum(piece.size for piece in pieces)
 
 
-def check_room(folder: Path, shards: Iterable[Sequence[Piece]]) -> None:
+def check_room(folder: Path, shards: Iterable[Sequence[FilePiece]]) -> None:
     """Find out that the disk is too small before hours of work, not after.
 
     Raises:
@@ -86,7 +86,7 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def write_shard(file: Path, pieces: Sequence[Piece], written: Callable[[int], None] = lambda size: None) -> None:
+def write_shard(file: Path, pieces: Sequence[FilePiece], written: Callable[[int], None] = lambda size: None) -> None:
     """Write one safetensors file; it gets its name when it is complete. `written` hears of each piece's bytes.
 
     Raises:
@@ -105,7 +105,7 @@ def write_shard(file: Path, pieces: Sequence[Piece], written: Callable[[int], No
         scratch.unlink(missing_ok=True)
 
 
-def write_index(folder: Path, shards: Sequence[Sequence[Piece]]) -> None:
+def write_index(folder: Path, shards: Sequence[Sequence[FilePiece]]) -> None:
     """Write the index of a folder of several shards; a single file needs none."""
     if len(shards) == 1:
         return
@@ -117,24 +117,24 @@ def write_index(folder: Path, shards: Sequence[Sequence[Piece]]) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _by_layer(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def _by_layer(pieces: Iterable[FilePiece]) -> Iterator[list[FilePiece]]:
     """Neighbouring pieces of one layer (`layers.N` or `mtp.N`), of the embedding, or of all that is around the head."""
     for _, layer in groupby(pieces, key=_layer):
         yield list(layer)
 
 
-def _layer(piece: Piece) -> tuple[str, ...]:
+def _layer(piece: FilePiece) -> tuple[str, ...]:
     parts = next(iter(piece.tensors)).split(".")
     if parts[0] in ("layers", "mtp"):
         return tuple(parts[:2])
     return ("embed",) if parts[0] == "embed" else ("head",)
 
 
-def _header(pieces: Sequence[Piece]) -> bytes:
+def _header(pieces: Sequence[FilePiece]) -> bytes:
     return header_bytes({name: kind for piece in pieces for name, kind in piece.tensors.items()})
 
 
-def _write_piece(out: FileIO, piece: Piece, file: Path) -> None:
+def _write_piece(out: FileIO, piece: FilePiece, file: Path) -> None:
     # in a function of its own, so that no piece outlives its writing
     tensors = piece.load()
     for name, (dtype, shape) in piece.tensors.items():

@@ -10,10 +10,10 @@ from typing import NoReturn
 
 import typer
 
-from seektune.cli import checkpoints, evaluate, launch, plan, serve, speak, train
+from seektune.cli import checkpoints, evaluate, generate, launch, plan, serve, train
 from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
-from seektune.cli.grammar import HELP, OPEN_ENDED, Version
+from seektune.cli.options import HELP, OPEN_ENDED, Version
 from seektune.launch.job import JobEnded
 
 WELCOME = """Train and fine-tune DeepSeek-V4.
@@ -90,8 +90,8 @@ app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Print what a c
 )
 
 app.command("eval", help=evaluate.EVAL_HELP, short_help="Measure a checkpoint, or compare two.")(evaluate.evaluate)
-app.command("generate", help=speak.GENERATE_HELP, short_help="Let a checkpoint go on with texts.")(speak.generate)
-app.command("chat", help=speak.CHAT_HELP, short_help="Talk with a checkpoint.")(speak.chat)
+app.command("generate", help=generate.GENERATE_HELP, short_help="Let a checkpoint go on with texts.")(generate.generate)
+app.command("chat", help=generate.CHAT_HELP, short_help="Talk with a checkpoint.")(generate.chat)
 app.command("serve", help=serve.SERVE_HELP, short_help="Put a checkpoint behind OpenAI's API and a page.")(serve.serve)
 app.add_typer(launch.app, name="launch", short_help="Write a job for Slurm, Kubernetes or SkyPilot.")
 app.add_typer(data_app, name="data", short_help="Look at what training reads.")

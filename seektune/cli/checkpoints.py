@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seektune.cli.errors import told_of_memory
-from seektune.cli.grammar import Work
+from seektune.cli.options import Work
 
 CONVERT_HELP = """Write checkpoint SRC in another format as folder DST, tensor by tensor, in the memory of one tensor.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.grammar import OPEN_ENDED, Work
+from seektune.cli.options import OPEN_ENDED, Work
 from seektune.cli.train import OVERRIDES_HELP, Words, split_words
 
 PREVIEW_HELP = f"""Print a row as training would read it: its text, its tokens with the taught ones marked, and
@@ -44,7 +44,7 @@ def _preview(path: str, overrides: list[str], row: int) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.data.hellaswag import default_cache_dir
+    from seektune.data.datasets.hellaswag import default_cache_dir
     from seektune.workflows.preview import preview
 
     preview(recipe, row, default_cache_dir(os.environ))

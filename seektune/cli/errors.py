@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import typer
 
 from seektune.launch.job import FAILURE, USER_MISTAKE, JobEnded
-from seektune.train.interrupt import RESUME_ME, Interrupted
+from seektune.signals import RESUME_ME, Interrupted
 
+RENAMED = {"--packed": "; it is now called --quantized"}
+"""Options by the names that they had before, and what is added to the message that they are unknown."""
 LONGEST_MESSAGE = 500
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """Words by which torch's allocators are known; they raise RuntimeError."""
@@ -28,7 +30,8 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt) or _wraps_interrupt(error):
         return FAILURE, str(error) if isinstance(error, KeyboardInterrupt) and str(error) else "interrupted by Ctrl-C"
     if isinstance(error, typer.TyperException):
-        return USER_MISTAKE, error.format_message()
+        message = error.format_message()
+        return USER_MISTAKE, message + next((hint for old, hint in RENAMED.items() if f": {old}" in message), "")
     if isinstance(error, ValueError):
         return USER_MISTAKE, str(error)
     if isinstance(error, BrokenPipeError):

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.grammar import Work
-from seektune.cli.options import MakeReading, Model, reading, spread
+from seektune.cli.options import MakeReading, Model, Work, reading, spread
 
 EVAL_HELP = """Measure MODEL, a checkpoint folder in any of our formats or a Hub id, with 95 % intervals.
 
@@ -44,10 +43,10 @@ def _evaluate(
     """The verb `eval`."""
 
     def work() -> None:
-        from seektune.data.hellaswag import default_cache_dir
-        from seektune.workflows.evaluate import Setting, evaluate
+        from seektune.data.datasets.hellaswag import default_cache_dir
+        from seektune.workflows.evaluate import EvalOptions, evaluate
 
-        setting = Setting(reading(), batch_tokens, limit, length, stride)
+        setting = EvalOptions(reading(), batch_tokens, limit, length, stride)
         evaluate(model, task, data, default_cache_dir(os.environ), setting, against, as_json)
 
     return work

@@ -11,10 +11,9 @@ from typing import Annotated, Literal, TypeAlias
 
 import typer
 
-from seektune.cli.grammar import HELP, OPEN_ENDED, Work
-from seektune.cli.options import spread
+from seektune.cli.options import HELP, OPEN_ENDED, Work, spread
 from seektune.cli.train import OVERRIDES_HELP, Words, split_words
-from seektune.launch.words import Environment, Task, label
+from seektune.launch.job_spec import Environment, JobSpec, label
 
 LAUNCH_HELP = """Write a job for a cluster: it finds its nodes, saves before it must go, and goes on from there."""
 
@@ -172,7 +171,7 @@ def _launch(
     common: Common,
     gpus: int,
     kind: str,
-    write: Callable[[Task], str],
+    write: Callable[[JobSpec], str],
     after: Callable[[str], None] | None,
 ) -> None:
     if common.out is not None and common.out.exists():
@@ -182,13 +181,13 @@ def _launch(
     loaded = read_recipe(path, overrides)
     if not common.force:
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-        from seektune.workflows.launch import cluster_of, settle
+        from seektune.workflows.preflight import cluster_of, settle
 
         try:
             overrides = [*overrides, *settle(loaded.recipe, cluster_of(kind, common.nodes, gpus))]
         except ValueError as error:
             raise ValueError(f"{error}; --force writes the job all the same") from None
-    task = Task(
+    task = JobSpec(
         recipe=path,
         overrides=tuple(overrides),
         nodes=common.nodes,

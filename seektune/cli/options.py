@@ -7,11 +7,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
-from seektune.cli.grammar import Work
+from seektune import __version__
+
+Work: TypeAlias = Callable[[], int | None]
+"""What a verb does once its words are understood; a number is its exit code, None means 0."""
+
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+OPEN_ENDED = {"ignore_unknown_options": True, **HELP}
+"""Overrides are options whose names only the recipe knows."""
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"seektune {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+]
+
 
 if TYPE_CHECKING:
-    from seektune.workflows.reading import Reading
-    from seektune.workflows.voice import Setting
+    from seektune.generate.session import GenerateOptions, LoadOptions
 
 Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint: folder or Hub id.")]
 Most: TypeAlias = Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")]
@@ -20,9 +41,9 @@ Speculative: TypeAlias = Annotated[
 ]
 Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Conversations: reason before the answer.")]
 Groups: TypeAlias = Callable[..., object]
-MakeReading: TypeAlias = Callable[[], "Reading"]
+MakeReading: TypeAlias = Callable[[], "LoadOptions"]
 """Makes the section once the verb works: it lies beyond imports that take seconds."""
-MakeSetting: TypeAlias = Callable[[int], "Setting"]
+MakeSetting: TypeAlias = Callable[[int], "GenerateOptions"]
 """The same, given the most tokens of an answer, whose default is each verb's own."""
 
 
@@ -33,9 +54,9 @@ def reading(
     dtype: Annotated[
         Literal["fp32", "bf16"] | None, typer.Option(help="Default: fp32 on a CPU, bf16 on a GPU.")
     ] = None,
-    packed: Annotated[
+    quantized: Annotated[
         bool,
-        typer.Option("--packed", help="Keep FP4 and FP8 weights in their bytes: a fraction of the memory, slower."),
+        typer.Option("--quantized", help="Keep FP4 and FP8 weights in their bytes: a fraction of the memory, slower."),
     ] = False,
     numerics: Annotated[
         Literal["plain", "released"], typer.Option(help="released imitates the rounding of serving.")
@@ -43,10 +64,10 @@ def reading(
 ) -> MakeReading:
     """How a checkpoint is read."""
 
-    def make() -> "Reading":
-        from seektune.workflows.reading import Reading
+    def make() -> "LoadOptions":
+        from seektune.generate.session import LoadOptions
 
-        return Reading(dtype, numerics, packed, adapter)
+        return LoadOptions(dtype, numerics, quantized, adapter)
 
     return make
 
@@ -71,12 +92,12 @@ def _speaking(
 ) -> MakeSetting:
     """How a model is read and speaks."""
 
-    def make(most: int) -> "Setting":
-        from seektune.generate.sample import Sampling
-        from seektune.workflows.voice import Setting
+    def make(most: int) -> "GenerateOptions":
+        from seektune.generate.sampling import Sampling
+        from seektune.generate.session import GenerateOptions
 
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        return Setting(most, sampling, tuple(stop or ()), seed, speculative, thinking, reading())
+        return GenerateOptions(most, sampling, tuple(stop or ()), seed, speculative, thinking, reading())
 
     return make
 

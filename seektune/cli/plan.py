@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.grammar import Work
+from seektune.cli.options import Work
 from seektune.cli.train import OVERRIDES_HELP, Words, split_words
 
 PLAN_HELP = f"""Say what fits, where, how fast and at what price, before any GPU is asked for.
@@ -65,10 +65,10 @@ def _plan(
         cluster = known_gpu(gpu or "h100-80gb", gpus or recipe.parallel.least_world())
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     from seektune.planner.report import Money
-    from seektune.workflows.plan import Asked, plan
+    from seektune.workflows.plan import PlanOptions, plan
 
     tokens, price = money
-    return 0 if plan(recipe, cluster, Asked(*asked, None if tokens is None else Money(tokens, price))) else 1
+    return 0 if plan(recipe, cluster, PlanOptions(*asked, None if tokens is None else Money(tokens, price))) else 1
 
 
 VALIDATE_HELP = f"""Check all that can be known of a recipe without a GPU: files, licence, rows, vocabulary, plan.
@@ -116,7 +116,7 @@ def _validate(path: str, overrides: list[str], gpus: int | None, gpu: str, as_js
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.data.hellaswag import default_cache_dir
+    from seektune.data.datasets.hellaswag import default_cache_dir
     from seektune.planner.hardware import known_gpu
     from seektune.workflows.validate import validate
 

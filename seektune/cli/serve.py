@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from seektune.cli.errors import told_of_memory
-from seektune.cli.grammar import Work
-from seektune.cli.options import MakeReading, Model, Speculative, Thinking, reading, spread
+from seektune.cli.options import MakeReading, Model, Speculative, Thinking, Work, reading, spread
 
 SERVE_HELP = """Serve MODEL, a checkpoint folder in any of our formats or a Hub id, to try it out.
 
@@ -59,7 +58,7 @@ def _serve(
             thinking,
             speculative,
         )
-        with told_of_memory("lower --max-model-len or --max-num-seqs, or try --packed"):
+        with told_of_memory("lower --max-model-len or --max-num-seqs, or try --quantized"):
             serve(model, reading(), service)
 
     return work

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from seektune.cli.errors import told_of_memory
-from seektune.launch.job import Job
+from seektune.launch.job import LaunchConfig
 
 if TYPE_CHECKING:
     from seektune.recipe.load import LoadedRecipe
@@ -117,7 +117,7 @@ def start(path: str, overrides: list[str], flags: Flags, dry: DryFlags = DryFlag
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     processes = flags.count()
     if loaded.recipe.parallel.layout == "auto":
-        from seektune.workflows.here import choose_layout, cluster_here
+        from seektune.workflows.preflight import choose_layout, cluster_here
 
         overrides = [*overrides, *choose_layout(loaded.recipe, cluster_here(processes, flags.nodes))]
         loaded = read_recipe(path, overrides)
@@ -129,10 +129,10 @@ def start(path: str, overrides: list[str], flags: Flags, dry: DryFlags = DryFlag
     gpus = _gpus()
     if 0 < gpus < processes:  # torch is asked last, as that takes seconds
         raise ValueError(f"--nproc-per-node={processes}: this machine has {gpus} GPUs, and each takes one process")
-    from seektune.workflows.here import check_memory
+    from seektune.workflows.preflight import check_memory
 
     check_memory(loaded.recipe, loaded.recipe.model.architecture(), processes, flags.nodes)
-    from seektune.launch.launch import launch
+    from seektune.launch.local import launch
 
     launch(job)
 
@@ -155,7 +155,7 @@ def run_dry(loaded: "LoadedRecipe", flags: Flags, dry: DryFlags) -> None:
 
 def train_here(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> None:
     """Train in this process, which may be one of several."""
-    from seektune.train.interrupt import Interrupted, Interruption
+    from seektune.signals import Interrupted, Interruption
 
     for name, value in PRODUCTS_KEPT.items():
         os.environ.setdefault(name, value)
@@ -163,13 +163,13 @@ def train_here(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> N
         try:
             # loading torch takes seconds, in which a signal must mean what it means later
             with interruption.deferred():
-                from seektune.data.hellaswag import default_cache_dir
-                from seektune.parallel.join import Seat
+                from seektune.data.datasets.hellaswag import default_cache_dir
+                from seektune.parallel.process_group import ProcessSlot
                 from seektune.workflows.train import train
         except Interrupted as signal:
             raise Interrupted(f"stopped by {signal} while starting; the same command starts again") from None
     with told_of_memory("lower batch.micro_size or batch.length"):
-        seat = Seat(world, local_rank)
+        seat = ProcessSlot(world, local_rank)
         train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ), seat)
 
 
@@ -194,14 +194,14 @@ def plan_job(
     flags: Flags,
     processes: int,
     environment: Mapping[str, str],
-) -> Job:
+) -> LaunchConfig:
     """What the workers run; a run without a folder gets its one here, as all of them and every restart need the same.
 
     Raises:
         ValueError: several nodes have no folder in common, or restarts would not go on where the run was.
     """
     from seektune.recipe.load import dump_recipe
-    from seektune.workflows.run_folder import choose_folder
+    from seektune.run.run_dir import choose_folder
 
     recipe = loaded.recipe
     if flags.nodes > 1 and recipe.run_dir is None:
@@ -212,7 +212,7 @@ def plan_job(
         )
     folder = choose_folder(recipe.run_dir, loaded.name, datetime.now())
     shared = (dump_recipe(recipe), processes, flags.nodes, flags.max_restarts)
-    return Job(
+    return LaunchConfig(
         command=(sys.executable, "-P", "-m", "seektune", "train", path, *overrides, f"--run_dir={folder}"),
         environment=environment,
         processes=processes,
@@ -233,17 +233,17 @@ def _gpus() -> int:
 
 
 def check_world(recipe: "Recipe", world: int) -> None:
-    """Check that the sizes of the mesh multiply out, and that model and batch can be cut so where that is known.
+    """Check that the sizes of the mesh dequantize, and that model and batch can be cut so where that is known.
 
     Raises:
         ValueError: they do not, and what layouts fit; or adapters ask for one process.
     """
-    from seektune.parallel.plan import make_plan, rows_at_a_time
+    from seektune.parallel.dims import make_dims, rows_at_a_time
 
     recipe.check_world(world)
     architecture = recipe.model.architecture()
     try:
-        plan = make_plan(recipe.parallel, world, architecture)
+        plan = make_dims(recipe.parallel, world, architecture)
     except ValueError as error:
         small = world == 1 and recipe.model.preset not in (None, "tiny")
         more = f" (and --model.preset=tiny, as {recipe.model.preset} does not fit one device)" if small else ""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.grammar import Version, Work
+from seektune.cli.options import Version, Work
 from seektune.cli.start import DryFlags, Flags, start
 
 OVERRIDES_HELP = """\b

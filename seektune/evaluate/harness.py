@@ -18,14 +18,14 @@ try:
 except ImportError as error:
     raise ImportError("lm-eval is not installed: pip install 'seektune[eval]'") from error
 
-from seektune.data.examples import encode_continuations
+from seektune.data.datasets.examples import encode_continuations
 from seektune.data.packing import Example
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.likelihood import continuation, likelihoods
 from seektune.evaluate.perplexity import windows
+from seektune.generate.detokenize import answer_all
 from seektune.generate.request import Request
-from seektune.generate.sample import GREEDY
-from seektune.generate.speech import answer_all
+from seektune.generate.sampling import GREEDY
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.sequence import IGNORE_INDEX
 

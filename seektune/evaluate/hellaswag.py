@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from seektune.data.examples import encode_continuations, ending_text
-from seektune.data.hellaswag import HellaswagRow
+from seektune.data.datasets.examples import encode_continuations, ending_text
+from seektune.data.datasets.hellaswag import HellaswagRow
 from seektune.data.tokenizer import Tokenizer
-from seektune.evaluate.choices import Choices, choice_likelihoods
 from seektune.evaluate.likelihood import Likelihood, Progress, Scorer, continuation, likelihoods
+from seektune.evaluate.multiple_choice import ChoicePrompt, choice_likelihoods
 from seektune.evaluate.statistics import Change, Estimate
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
@@ -85,7 +85,9 @@ def evaluate_hellaswag(
     split = [(prompt, [*ending, tokenizer.eos_id]) for prompt, ending in encode_continuations(tokenizer, asked)]
     if isinstance(model, DeepseekV4ForCausalLM):
         # a whole model on one device reads a prompt once for its endings
-        choices = [Choices(split[i][0], [ending for _, ending in split[i : i + 4]]) for i in range(0, len(split), 4)]
+        choices = [
+            ChoicePrompt(split[i][0], [ending for _, ending in split[i : i + 4]]) for i in range(0, len(split), 4)
+        ]
         found = choice_likelihoods(model, choices, batch_tokens, progress)
     else:
         sequences = [continuation(prompt, ending, rows[i // 4].name) for i, (prompt, ending) in enumerate(split)]

@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from seektune.generate.prompts import Prompts, padded
+from seektune.generate.prefill import Prefill, padded
 from seektune.generate.request import Drafts, Request, Token
-from seektune.generate.texts import Row, Texts
+from seektune.generate.running_batch import RunningBatch, RunningSequence
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 CHUNK = 4096
 """Tokens of all rows together that one forward of a prefill reads."""
 
 
-class Decoding:
+class DecodeEngine:
     """Requests that are decoded together; each gets the text that it would get alone.
 
     With `speculative` the MTP block guesses one token ahead and the next forward reads the guess too; what is accepted
@@ -49,9 +49,9 @@ class Decoding:
         self._model, self._speculative, self._grows = model, speculative, longest is not None
         self._longest = max((each.longest for each in requests), default=0) if longest is None else longest
         self._count = 0
-        self._waiting: list[Row] = []
-        self._reading: Prompts | None = None
-        self._texts: Texts | None = None
+        self._waiting: list[RunningSequence] = []
+        self._reading: Prefill | None = None
+        self._texts: RunningBatch | None = None
         self.add(requests)
 
     @property
@@ -70,7 +70,7 @@ class Decoding:
             if request.longest > self._longest:
                 raise ValueError(f"a text of up to {request.longest} tokens is longer than the {self._longest} allowed")
         numbers = list(range(self._count, self._count + len(requests)))
-        self._waiting += [Row.of(i, each) for i, each in zip(numbers, requests, strict=True)]
+        self._waiting += [RunningSequence.of(i, each) for i, each in zip(numbers, requests, strict=True)]
         self._count += len(requests)
         return numbers
 
@@ -93,7 +93,7 @@ class Decoding:
         tokens = [] if self._texts is None else self._grow(self._texts, self._go_on(self._texts))
         if self._reading is None and self._waiting:
             options = self._longest, self._grows, self._speculative, CHUNK
-            self._reading, self._waiting = Prompts(self._model, self._waiting, *options), []
+            self._reading, self._waiting = Prefill(self._model, self._waiting, *options), []
         if self._reading is not None and self._reading.read():
             (joining, streams), self._reading = self._reading.texts(), None
             tokens += self._grow(joining, streams)
@@ -104,12 +104,12 @@ class Decoding:
         while not self.done:
             yield from self.step()
 
-    def _go_on(self, texts: Texts) -> Tensor:
+    def _go_on(self, texts: RunningBatch) -> Tensor:
         """Streams `[B, T, S, D]` of each row's newest token, and of its draft."""
         tokens = [[row.last] if row.drafted_V is None else [row.last, row.draft] for row in texts.rows]
         return self._model.advance(padded(tokens, self._model)[0], texts.cache)
 
-    def _grow(self, texts: Texts, streams: Tensor) -> list[Token]:
+    def _grow(self, texts: RunningBatch, streams: Tensor) -> list[Token]:
         """Let every row take its next tokens; those that go on are then among the texts that grow."""
         logits_BTV = self._model.logits(self._model.hidden(streams))
         read = streams.shape[1]
@@ -126,7 +126,7 @@ class Decoding:
             self._texts.join(texts)
         return [token for tokens in taken for token in tokens]
 
-    def _draft(self, texts: Texts, streams_BTSD: Tensor, taken: list[list[int]]) -> None:
+    def _draft(self, texts: RunningBatch, streams_BTSD: Tensor, taken: list[list[int]]) -> None:
         """Let the MTP block guess what follows each row's newest token."""
         assert texts.ahead is not None
         after, counts = padded(taken, self._model)
@@ -136,7 +136,7 @@ class Decoding:
             row.drafted_V = row.chooser.distribution(logits_V)
             row.draft = row.chooser.draw(row.drafted_V)
 
-    def _keep(self, texts: Texts, lasting: list[bool]) -> list[int]:
+    def _keep(self, texts: RunningBatch, lasting: list[bool]) -> list[int]:
         """Forget the rows that have ended; returns the places of the others."""
         places = texts.keep(lasting)
         if not places and texts is self._texts:

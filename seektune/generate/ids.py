@@ -6,9 +6,9 @@ Shapes: B rows, T tokens, N new tokens.
 import torch
 from torch import Tensor
 
-from seektune.generate.engine import Decoding
+from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
-from seektune.generate.sample import Sampling
+from seektune.generate.sampling import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 
@@ -38,7 +38,7 @@ def continued(
         Request(row, max_new_tokens, sampling, frozenset({eos}), seed=seed + i) for i, row in enumerate(ids_BT.tolist())
     ]
     grown: list[list[int]] = [[] for _ in requests]
-    for token in Decoding(model, requests, speculative).tokens():
+    for token in DecodeEngine(model, requests, speculative).tokens():
         grown[token.request].append(token.id)
     longest = max(map(len, grown))
     new = torch.tensor([[*row, *[eos] * (longest - len(row))] for row in grown], device=ids_BT.device)

@@ -15,11 +15,11 @@ from torch.distributed.elastic.agent.server.api import (
 )
 from torch.distributed.elastic.agent.server.api import Worker as Place
 
-from seektune.launch.crew import Crew, show
-from seektune.launch.job import ORDERLY, USER_MISTAKE, Ending, Job
-from seektune.launch.nodes import TICK, Nodes
-from seektune.launch.stop import Stop
+from seektune.launch.job import ORDERLY, USER_MISTAKE, Ending, LaunchConfig
+from seektune.launch.rendezvous import TICK, Rendezvous
+from seektune.launch.signal_relay import SignalRelay
 from seektune.launch.worker import SPEAKER, Worker
+from seektune.launch.worker_group import LocalWorkerGroup, show
 
 ELSEWHERE = "a worker of another node failed"
 
@@ -27,7 +27,7 @@ ELSEWHERE = "a worker of another node failed"
 class Agent(SimpleElasticAgent):
     """Starts, watches and stops the workers of this node; the superclass numbers them, meets other nodes, and loops."""
 
-    def __init__(self, job: Job, nodes: Nodes, stop: Stop):
+    def __init__(self, job: LaunchConfig, nodes: Rendezvous, stop: SignalRelay):
         spec = WorkerSpec(
             role="worker",
             local_world_size=job.processes,
@@ -38,13 +38,13 @@ class Agent(SimpleElasticAgent):
         )
         super().__init__(spec)
         self._job, self._nodes, self._stop = job, nodes, stop
-        self._crew = Crew([], job)
+        self._workers = LocalWorkerGroup([], job)
         self.ending = Ending()
         """How this node's workers ended last."""
 
     def kill(self) -> None:
         """End all workers at once; does not wait."""
-        self._crew.kill()
+        self._workers.kill()
 
     def _assign_worker_ranks(
         self, store: Store | None, group_rank: int, group_world_size: int, spec: WorkerSpec
@@ -83,13 +83,13 @@ class Agent(SimpleElasticAgent):
             environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
             environment.setdefault("OMP_NUM_THREADS", str(threads(self._job.processes)))
             workers.append(Worker(self._job.command, environment, place.global_rank, show))
-        self._crew = Crew(workers, self._job)
+        self._workers = LocalWorkerGroup(workers, self._job)
         return {number: worker.pid for number, worker in enumerate(workers)}
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        if self._stop.signal is not None and self._crew.ask(self._stop.signal):
+        if self._stop.signal is not None and self._workers.ask(self._stop.signal):
             self._nodes.pass_on(self._stop.signal)
-        ending = self._crew.look()
+        ending = self._workers.look()
         if ending is None:
             return RunResult(WorkerState.HEALTHY)
         if ending.code in ORDERLY:
@@ -113,10 +113,10 @@ class Agent(SimpleElasticAgent):
         super()._restart_workers(worker_group)
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
-        self._crew.end()
+        self._workers.end()
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        self._crew.end()
+        self._workers.end()
 
 
 def threads(processes: int) -> int:

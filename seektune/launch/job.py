@@ -4,7 +4,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from seektune.train.interrupt import RESUME_ME
+from seektune.signals import RESUME_ME
 
 DONE, FAILURE, USER_MISTAKE = 0, 1, 2
 """Exit codes, beside RESUME_ME."""
@@ -13,7 +13,7 @@ ORDERLY = (DONE, RESUME_ME)
 
 
 @dataclass(frozen=True)
-class Job:
+class LaunchConfig:
     """The same command on every process of every node."""
 
     command: tuple[str, ...]

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import yaml
 
-from seektune.launch.words import Task, checked_label, one_line
+from seektune.launch.job_spec import JobSpec, checked_label, one_line
 
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTP]i?)?")
 """An amount of memory."""
@@ -37,7 +37,7 @@ class Kubernetes:
     runtime: str = "torch-distributed"
 
 
-def write_kubernetes(task: Task, asked: Kubernetes) -> str:
+def write_kubernetes(task: JobSpec, asked: Kubernetes) -> str:
     """The YAML.
 
     Raises:
@@ -59,7 +59,7 @@ def write_kubernetes(task: Task, asked: Kubernetes) -> str:
     return f"{_remarks(task, asked)}{yaml.safe_dump(made, sort_keys=False, width=110)}{_farewell(task, asked)}"
 
 
-def _remarks(task: Task, asked: Kubernetes) -> str:
+def _remarks(task: JobSpec, asked: Kubernetes) -> str:
     return (
         f"# {task.nodes} nodes of {task.gpus} GPUs, written by seektune launch kubernetes.\n"
         f"# A pod that must go has {task.seconds} s: it gets SIGTERM, all workers save, and a pod in its place\n"
@@ -67,7 +67,7 @@ def _remarks(task: Task, asked: Kubernetes) -> str:
     )
 
 
-def _farewell(task: Task, asked: Kubernetes) -> str:
+def _farewell(task: JobSpec, asked: Kubernetes) -> str:
     lines = ["# Submit:"]
     if names := task.environment.names:
         words = " ".join(f'--from-literal={name}="${name}"' for name in names)
@@ -75,7 +75,7 @@ def _farewell(task: Task, asked: Kubernetes) -> str:
     return "\n".join((*lines, "# kubectl apply -f FILE", ""))
 
 
-def _train_job(task: Task, asked: Kubernetes) -> Tree:
+def _train_job(task: JobSpec, asked: Kubernetes) -> Tree:
     pod = {
         "terminationGracePeriodSeconds": task.seconds,
         "containers": [{"name": "node", "volumeMounts": _mounts(asked)}],
@@ -103,7 +103,7 @@ def _train_job(task: Task, asked: Kubernetes) -> Tree:
     }
 
 
-def _pytorch_job(task: Task, asked: Kubernetes) -> Tree:
+def _pytorch_job(task: JobSpec, asked: Kubernetes) -> Tree:
     container = {
         "name": "pytorch",
         "image": asked.image,
@@ -136,7 +136,7 @@ def _pytorch_job(task: Task, asked: Kubernetes) -> Tree:
     }
 
 
-def _command(task: Task, asked: Kubernetes) -> Tree:
+def _command(task: JobSpec, asked: Kubernetes) -> Tree:
     words = [*task.command(["seektune"], f"{asked.mount}/{task.name}"), f"--nnodes={task.nodes}"]
     place = PLACE[asked.kind] if task.nodes > 1 else 'exec "$@"'
     return {"command": ["bash", "-c", place, "seektune"], "args": [_literal(word) for word in words]}
@@ -147,7 +147,7 @@ def _literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _environment(task: Task, asked: Kubernetes) -> list[Tree]:
+def _environment(task: JobSpec, asked: Kubernetes) -> list[Tree]:
     usual = {"HF_HOME": f"{asked.mount}/huggingface", "NCCL_DEBUG": "WARN"}
     plain: Mapping[str, str] = task.environment.over(usual)
     secrets: Sequence[Tree] = [
@@ -157,7 +157,7 @@ def _environment(task: Task, asked: Kubernetes) -> list[Tree]:
     return [*({"name": name, "value": _literal(value)} for name, value in plain.items()), *secrets]
 
 
-def _gpus(task: Task) -> Tree:
+def _gpus(task: JobSpec) -> Tree:
     return {"limits": {"nvidia.com/gpu": task.gpus}}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from seektune.launch.words import Task, checked_label, one_line
+from seektune.launch.job_spec import JobSpec, checked_label, one_line
 
 WHERE = "/checkpoints"
 RUN = """set -uo pipefail
@@ -44,7 +44,7 @@ class Skypilot:
             raise ValueError(f"--bucket {self.bucket!r} must be a URI, such as s3://NAME")
 
 
-def write_skypilot(task: Task, asked: Skypilot) -> str:
+def write_skypilot(task: JobSpec, asked: Skypilot) -> str:
     """The YAML.
 
     Raises:

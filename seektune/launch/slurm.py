@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from seektune.launch.words import Task, header, one_line
+from seektune.launch.job_spec import JobSpec, header, one_line
 
 OWN = ("hosts", "host", "port", "command", "step", "place", "step_id", "asked", "before", "code")
 """Variables of the script itself."""
@@ -39,7 +39,7 @@ class Slurm:
             raise ValueError("--mounts takes one HERE:THERE, without commas; repeat it for more")
 
 
-def write_slurm(task: Task, slurm: Slurm) -> str:
+def write_slurm(task: JobSpec, slurm: Slurm) -> str:
     """The script.
 
     Raises:
@@ -55,7 +55,7 @@ def write_slurm(task: Task, slurm: Slurm) -> str:
     return "\n".join((*_head(task, slurm), "", *_body(task, slurm), ""))
 
 
-def _head(task: Task, slurm: Slurm) -> Iterator[str]:
+def _head(task: JobSpec, slurm: Slurm) -> Iterator[str]:
     name, logs = header("the job's name", task.name), header("--output", slurm.logs)
     yield "#!/bin/bash"
     yield f"# {task.nodes} nodes of {task.gpus} GPUs, written by seektune launch slurm."
@@ -76,7 +76,7 @@ def _head(task: Task, slurm: Slurm) -> Iterator[str]:
     yield f"#SBATCH --{'requeue' if slurm.requeue else 'no-requeue'}"
 
 
-def _body(task: Task, slurm: Slurm) -> Iterator[str]:
+def _body(task: JobSpec, slurm: Slurm) -> Iterator[str]:
     yield "# shellcheck disable=SC2016,SC2329  # single quotes keep words as they are; `trap` calls the function"
     yield ""
     yield "set -uo pipefail"
@@ -99,7 +99,7 @@ def _body(task: Task, slurm: Slurm) -> Iterator[str]:
     yield from _end(slurm)
 
 
-def _variables(task: Task) -> Iterator[str]:
+def _variables(task: JobSpec) -> Iterator[str]:
     yield "# NCCL's warnings only; INFO shows which network it found, the first thing to look at when it is slow."
     yield 'export NCCL_DEBUG="${NCCL_DEBUG:-WARN}"'
     yield "# Bootstrapping over docker's or the loopback interface is NCCL's usual mistake; name yours (ib0) if needed."
@@ -113,7 +113,7 @@ def _variables(task: Task) -> Iterator[str]:
     yield ""
 
 
-def _step(task: Task, slurm: Slurm) -> Iterator[str]:
+def _step(task: JobSpec, slurm: Slurm) -> Iterator[str]:
     name = task.name
     yield "# One launcher per node. Nothing here kills the others when one ends: they hear of it, and save first."
     yield "step=("

@@ -11,7 +11,7 @@ from threading import Thread
 from time import monotonic
 from typing import IO
 
-from seektune.launch import leash
+from seektune.launch import die_with_parent
 
 SPEAKER = "seektune: "
 """Opens the line with which a worker takes its leave (`seektune.cli.errors`)."""
@@ -36,10 +36,10 @@ class Worker:
         self.rank, self.last_words = rank, ""
         self._show, self._spoke, self._heard = show, monotonic(), False
         self._prefix = f"[rank {rank}] " if rank else ""
-        leashed = [sys.executable, "-I", "-S", str(Path(leash.__file__)), str(os.getpid()), *command]
+        command_line = [sys.executable, "-I", "-S", str(Path(die_with_parent.__file__)), str(os.getpid()), *command]
         stdout = DEVNULL if rank else None
         self._process = Popen(
-            leashed, env=environment, stdin=DEVNULL, stdout=stdout, stderr=PIPE, start_new_session=True
+            command_line, env=environment, stdin=DEVNULL, stdout=stdout, stderr=PIPE, start_new_session=True
         )
         assert self._process.stderr is not None
         self._listener = Thread(target=self._listen, args=(self._process.stderr,), daemon=True)

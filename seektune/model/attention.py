@@ -6,8 +6,8 @@ Shapes: B rows, T tokens, D hidden width, R query rank, H heads, C head width, E
 import torch
 from torch import Tensor, nn
 
-from seektune.kernels import Prefix, Visible, rotated_unit, sparse_attention
-from seektune.model.compress import Compressor
+from seektune.kernels import Prefix, Visible, norm_rope, sparse_attention
+from seektune.model.compressor import Compressor
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.model.indexer import Indexer
 from seektune.model.linear import GroupedLinear, Linear
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         rotation = layout.at_positions(self.rope)
         q_residual = self.q_norm(self.wq_a(x_BTD))
         q_BTHC = self.wq_b(q_residual).view(*x_BTD.shape[:2], self.heads, self.width)
-        q_BTHC = rotated_unit(q_BTHC, rotation.cos, rotation.sin, self.eps)
+        q_BTHC = norm_rope(q_BTHC, rotation.cos, rotation.sin, self.eps)
         keys_BTC = rotation(self.kv_norm(self.wkv(x_BTD)))
         return self.project(
             rotation.inverse.over_heads(self.attend(x_BTD, q_residual, q_BTHC, keys_BTC, rotation, layout))

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from seektune.checkpoint import load_weights, locate, save_weights
 from seektune.checkpoint.source import FolderSource
-from seektune.model.adapters import is_adapted
-from seektune.model.cache import ROLLBACK, Cache
 from seektune.model.config import DeepseekV4Config
-from seektune.model.frozen import pack
 from seektune.model.gate import RoutingLedger, check_tables
 from seektune.model.initialize import initialize
-from seektune.model.part import ModelPart, Taught, TokenScores
-from seektune.model.stream import stream
+from seektune.model.kv_cache.cache import ROLLBACK, KVCache
+from seektune.model.offload import stream_from_disk
+from seektune.model.quantized import quantize_modules
+from seektune.model.transformer import Taught, TokenScores, TransformerPart
 from seektune.sequence import IGNORE_INDEX, Batch, following
 
 INTEGERS = (torch.int64, torch.int32, torch.int16)
@@ -40,7 +39,7 @@ class CausalLMOutput:
     """The MTP block's cross-entropy, over the same divisor as `loss`."""
 
 
-class DeepseekV4ForCausalLM(ModelPart):
+class DeepseekV4ForCausalLM(TransformerPart):
     """DeepSeek-V4 for one device, with the released checkpoint's module names.
 
     Built on the meta device it allocates nothing; elsewhere every parameter is initialised. `numerics` is `plain`, or
@@ -67,13 +66,13 @@ class DeepseekV4ForCausalLM(ModelPart):
         dtype: torch.dtype = torch.float32,
         numerics: str = "plain",
         device: torch.device | str = "cpu",
-        packed: bool = False,
+        quantized: bool = False,
         streamed: bool = False,
     ) -> "DeepseekV4ForCausalLM":
         """Read a folder or Hub id in the released layout: FP4, FP8, BF16 or F32 tensors as found on disk.
 
-        Peak memory is the model and one tensor. `packed` keeps what is FP4 or FP8 on disk in those bytes, untrainable,
-        to be multiplied out while it is used; everything else gets `dtype`. `streamed`, with `packed`, leaves those
+        Peak memory is the model and one tensor. `quantized` keeps what is FP4 or FP8 on disk in those bytes, frozen and
+        dequantized only while it is used; everything else gets `dtype`. `streamed`, with `quantized`, leaves those
         bytes in the folder's files, from which they come block by block; they are not searched for NaN.
 
         Raises:
@@ -82,10 +81,10 @@ class DeepseekV4ForCausalLM(ModelPart):
         """
         folder = locate(source)
         model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
-        if packed:
-            pack(model, FolderSource(folder).kind)
-        if packed and streamed:
-            stream(model, folder, [*model.blocks()])
+        if quantized:
+            quantize_modules(model, FolderSource(folder).kind)
+        if quantized and streamed:
+            stream_from_disk(model, folder, [*model.blocks()])
         else:
             model.to_empty(device=device)
             load_weights(model.state_dict(), folder)
@@ -105,7 +104,7 @@ class DeepseekV4ForCausalLM(ModelPart):
             ValueError: the format is unknown, the folder exists and is not empty, or the model carries adapters.
             OSError: writing failed, for example because the disk is full; nothing is left behind.
         """
-        if is_adapted(self):
+        if self.is_adapted():
             raise ValueError("the model carries adapters: save those with save_adapter, or merge them (seektune merge)")
         config = {"model_type": self.config.model_type, **self.config.to_dict()}
         before = None if original is None else locate(original)
@@ -120,7 +119,7 @@ class DeepseekV4ForCausalLM(ModelPart):
         with_logits: bool = True,
         num_items_in_batch: Tensor | int | None = None,
         ledger: RoutingLedger | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> CausalLMOutput:
         """Logits, and losses where `labels` are given; all arguments int64 `[B, T]`.
 
@@ -186,13 +185,13 @@ class DeepseekV4ForCausalLM(ModelPart):
         """
         # the one import from an upper floor: who has a model wants to hear it
         from seektune.generate.ids import continued
-        from seektune.generate.sample import Sampling
+        from seektune.generate.sampling import Sampling
 
         self._check(input_ids, None, None, mtp=speculative)
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
         return continued(self, input_ids, max_new_tokens, sampling, seed, speculative)
 
-    def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK, grows: bool = False) -> Cache:
+    def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK, grows: bool = False) -> KVCache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, of which `rollback` can be taken back.
 
         One that `grows` takes the memory of its longest row, in powers of two, and not `max_length`'s from the start.
@@ -201,19 +200,19 @@ class DeepseekV4ForCausalLM(ModelPart):
             ValueError: a size is not positive.
         """
         weight = self.embed.weight
-        return Cache.of(
+        return KVCache.of(
             self.config, range(len(self.layers)), batch_size, max_length, weight.dtype, weight.device, rollback, grows
         )
 
-    def new_draft_cache(self, batch_size: int, max_length: int, grows: bool = False) -> Cache:
+    def new_draft_cache(self, batch_size: int, max_length: int, grows: bool = False) -> KVCache:
         """An empty cache for the MTP block (`foresee`)."""
         weight, layer = self.embed.weight, self.config.num_hidden_layers
-        return Cache.of(
+        return KVCache.of(
             self.config, range(layer, layer + 1), batch_size, max_length, weight.dtype, weight.device, grows=grows
         )
 
     @torch.no_grad()
-    def advance(self, tokens_BT: Tensor, cache: Cache, counts: Sequence[int] | None = None) -> Tensor:
+    def advance(self, tokens_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> Tensor:
         """Streams `[B, T, S, D]` of tokens that go on where a cache stands; they are added to it.
 
         Args:
@@ -233,7 +232,7 @@ class DeepseekV4ForCausalLM(ModelPart):
 
     @torch.no_grad()
     def foresee(
-        self, streams_BTSD: Tensor, next_BT: Tensor, cache: Cache, counts: Sequence[int] | None = None
+        self, streams_BTSD: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None
     ) -> Tensor:
         """What the head reads of the MTP block, `[B, T, D]`: each row goes on where the MTP block's cache stands.
 

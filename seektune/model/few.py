@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from seektune.kernels.kernel import transformed
-from seektune.kernels.native import MATRIX, ROWS, STREAMS, WIDE, WORK
-from seektune.kernels.native.block import Sizes, enter, leave
-from seektune.kernels.native.library import function
+from seektune.kernels.cpu import MATRIX, ROWS, STREAMS, WIDE, WORK
+from seektune.kernels.cpu.block import Sizes, enter, leave
+from seektune.kernels.cpu.library import function
+from seektune.kernels.dispatch import transformed
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate, TopKGate
 from seektune.model.linear import GroupedLinear, Linear
 from seektune.model.moe import Experts, SharedExpert
 from seektune.model.norm import RMSNorm
-from seektune.model.sockets import LocalDispatch
+from seektune.model.token_dispatch import LocalDispatch
 from seektune.sequence import SequenceLayout
 
 if TYPE_CHECKING:
     from seektune.model.block import Block
 
 AS_BUILT = frozenset((Linear, GroupedLinear, RMSNorm, Experts, SharedExpert, TopKGate, HashGate))
-"""Modules whose weights say all; adapters and packed weights put others in their place."""
+"""Modules whose weights say all; adapters and quantized weights put others in their place."""
 
 
 def sizes(config: DeepseekV4Config) -> Sizes | None:

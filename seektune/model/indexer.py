@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from seektune.kernels import Chosen, Prefix, index_topk
-from seektune.model.compress import Compressor
+from seektune.model.compressor import Compressor
 from seektune.model.config import CSA, DeepseekV4Config
 from seektune.model.linear import Linear
 from seektune.model.numerics import Numerics

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seektune.checkpoint import Shard, as_shard
 from seektune.checkpoint.formats import QUANTISED
-from seektune.checkpoint.packed import pack, packed_kind, packed_names
+from seektune.checkpoint.lowbit import as_parameters, lowbit_kind, lowbit_names
 from seektune.checkpoint.shard import Box
 from seektune.checkpoint.stored import Stored, encode
 from seektune.model.config import DeepseekV4Config
@@ -52,14 +52,14 @@ RULES: tuple[tuple[str, Fill], ...] = (
 
 @torch.no_grad()
 def initialize(state: Mapping[str, Tensor | Shard], config: DeepseekV4Config) -> None:
-    """Fill a model's state dict, or the pieces of it that are here, in place; packed weights with rounded values.
+    """Fill a model's state dict, or the pieces of it that are here, in place; quantized weights with rounded values.
 
     One number is drawn from torch's global generator; each tensor, and each expert of a stacked one, then has a
     generator of its own on the CPU. So the same seed gives the same model on any device and however it is cut.
     """
     base = int(torch.randint(2**62, ()))
     shards = {name: as_shard(held) for name, held in state.items()}
-    scales = packed_names({name: shard.tensor for name, shard in shards.items()})
+    scales = lowbit_names({name: shard.tensor for name, shard in shards.items()})
     draw = partial(_draw, config, base)
     for name, shard in shards.items():
         if name in scales:
@@ -86,7 +86,7 @@ def _fill(name: str, shard: Shard, draw: Draw) -> None:
 
 def _fill_packed(name: str, weight: Shard, scale: Shard, draw: Draw) -> None:
     """What a plain weight of that name would get, quantised as a whole, of which the pieces here are kept."""
-    kind = packed_kind(weight.tensor, scale.tensor)
+    kind = lowbit_kind(weight.tensor, scale.tensor)
     *rows, columns = weight.shape
     shape = rows[-1], columns * QUANTISED[kind].packing
     if len(weight.shape) == 2:
@@ -101,7 +101,7 @@ def _fill_packed(name: str, weight: Shard, scale: Shard, draw: Draw) -> None:
 
 def _keep(values: Tensor, kind: str, places: Sequence[tuple[Tensor, Box] | None]) -> None:
     stored = encode(Stored("f32", values), values, kind)
-    for place, found in zip(places, pack(stored), strict=True):
+    for place, found in zip(places, as_parameters(stored), strict=True):
         if place is not None:
             place[0].copy_(found[place[1]])
 

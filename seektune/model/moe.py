@@ -11,7 +11,7 @@ from seektune.kernels import clamped_swiglu, expert_mlp, upcast
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate, RoutingLedger, TopKGate
 from seektune.model.linear import Linear
-from seektune.model.sockets import Dispatch, LocalDispatch
+from seektune.model.token_dispatch import Dispatch, LocalDispatch
 from seektune.sequence import SequenceLayout
 
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed._functional_collectives import all_gather_single_autograd, all_to_all_single_autograd
 
-from seektune.model.part import ModelPart
+from seektune.model.transformer import TransformerPart
 from seektune.parallel.mesh import Mesh
 from seektune.sequence import SequenceLayout, Windows
 
@@ -150,7 +150,7 @@ class SlicedLayout(SequenceLayout):
         )
 
 
-def spread_rows(model: ModelPart, mesh: Mesh) -> None:
+def spread_rows(model: TransformerPart, mesh: Mesh) -> None:
     """Put the slicing into the `sequence` socket."""
     if mesh.axes is not None and mesh.plan.cp_size > 1:
         part = Slice(mesh.axes.context, mesh.place.cp, mesh.plan.cp_size)

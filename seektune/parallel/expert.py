@@ -11,8 +11,8 @@ from torch.distributed._functional_collectives import all_to_all_single_autograd
 
 from seektune.kernels import sort_by_expert, upcast
 from seektune.model.gate import Routing
-from seektune.model.part import ModelPart
-from seektune.model.sockets import RunExperts
+from seektune.model.token_dispatch import RunExperts
+from seektune.model.transformer import TransformerPart
 from seektune.parallel.mesh import Mesh
 
 Counts = list[list[int]]
@@ -61,7 +61,7 @@ class ExpertDispatch:
         return all_to_all_single_autograd(x.contiguous(), arriving, leaving, self.group)
 
 
-def spread_experts(part: ModelPart, mesh: Mesh) -> None:
+def spread_experts(part: TransformerPart, mesh: Mesh) -> None:
     """Keep this process's experts of every layer and put the all-to-all into the `dispatch` sockets."""
     if mesh.axes is None or mesh.plan.ep_size == 1:
         return

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from seektune.checkpoint import Ranks
-from seektune.parallel.plan import Place, Plan
+from seektune.parallel.dims import ParallelDims, RankCoords
 
 
 @dataclass(frozen=True)
 class Mesh:
     """This process among the others. Alone it has no axes, and every sum is what it was."""
 
-    plan: Plan
+    plan: ParallelDims
     rank: int
     device: torch.device
     axes: "Axes | None" = None
@@ -23,10 +23,10 @@ class Mesh:
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
         """One process; nothing of torch.distributed is touched."""
-        return cls(Plan(1, 1, 1, 1, 1, 1), 0, torch.device(device))
+        return cls(ParallelDims(1, 1, 1, 1, 1, 1), 0, torch.device(device))
 
     @classmethod
-    def of(cls, plan: Plan, device: torch.device, control: str = "gloo") -> "Mesh":
+    def of(cls, plan: ParallelDims, device: torch.device, control: str = "gloo") -> "Mesh":
         """The axes of a plan over the default process group, which has `plan.world` processes.
 
         `control` is the backend of the groups that carry decisions and checkpoints, over the hosts' memory.
@@ -36,7 +36,7 @@ class Mesh:
         return cls(plan, dist.get_rank(), device, Axes.of(plan, device, control))
 
     @property
-    def place(self) -> Place:
+    def place(self) -> RankCoords:
         """Coordinates of this process."""
         return self.plan.place(self.rank)
 
@@ -94,7 +94,7 @@ class Axes:
     """All processes, for saving beside the training."""
 
     @classmethod
-    def of(cls, plan: Plan, device: torch.device, control: str) -> "Axes":
+    def of(cls, plan: ParallelDims, device: torch.device, control: str) -> "Axes":
         """Make the groups; every process calls this at the same time."""
 
         def mesh(**sizes: int) -> DeviceMesh:
@@ -117,7 +117,7 @@ class Axes:
         )
 
 
-def _twin(mesh: DeviceMesh, plan: Plan, device: torch.device) -> DeviceMesh:
+def _twin(mesh: DeviceMesh, plan: ParallelDims, device: torch.device) -> DeviceMesh:
     """The same mesh over process groups of its own."""
     ranks = torch.arange(plan.world).view(plan.pp_size, plan.dp_replicate, plan.fsdp_size)
     pieces, _ = dist.new_subgroups_by_enumeration(ranks.flatten(0, 1).tolist())

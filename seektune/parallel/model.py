@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from seektune.checkpoint import Shard, load_weights, save_weights, weight_shapes
-from seektune.model.adapters import adapter_state, base_state, is_adapted
+from seektune.lora.inject import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, check_tables
 from seektune.model.objective import Objective
-from seektune.model.part import ModelPart, TokenScores
+from seektune.model.transformer import TokenScores, TransformerPart
+from seektune.parallel.fsdp import give_back, show_idle
 from seektune.parallel.mesh import Mesh
-from seektune.parallel.passes import Looped, Passes, Phase
-from seektune.parallel.pieces import copies_of, local, piece_of
-from seektune.parallel.shard import give_back, show_idle
-from seektune.parallel.stage import Stage, Task
+from seektune.parallel.pipeline import Phase, Runner, SequentialRunner
+from seektune.parallel.placement import copies_of, local, piece_of
+from seektune.parallel.stage import Stage, StageTask
 from seektune.sequence import Batch
 
 
@@ -41,9 +41,9 @@ class ParallelModel:
     def __init__(
         self,
         stages: Mapping[int, Stage],
-        passes: Passes,
+        passes: Runner,
         mesh: Mesh,
-        prepare: Callable[[ModelPart], None] = lambda part: None,
+        prepare: Callable[[TransformerPart], None] = lambda part: None,
     ):
         """`prepare` is what was done to each stage, and makes the like of a whole model on the meta device."""
         self.stages, self.mesh, self._prepare = stages, mesh, prepare
@@ -55,7 +55,7 @@ class ParallelModel:
     def alone(cls, model: DeepseekV4ForCausalLM) -> "ParallelModel":
         """A model on one device."""
         stage = Stage.of(model)
-        return cls({0: stage}, Looped(stage), Mesh.alone(model.embed.weight.device))
+        return cls({0: stage}, SequentialRunner(stage), Mesh.alone(model.embed.weight.device))
 
     @property
     def device(self) -> torch.device:
@@ -70,7 +70,7 @@ class ParallelModel:
 
     def is_adapted(self) -> bool:
         """Whether the model carries adapters."""
-        return any(is_adapted(stage) for stage in self.stages.values())
+        return any(stage.is_adapted() for stage in self.stages.values())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters of this process, by released module names; they may be cut."""
@@ -106,7 +106,7 @@ class ParallelModel:
         """Those of `held` that are an adapter's."""
         return self._pieces(adapter_state)
 
-    def outline(self) -> ModelPart:
+    def outline(self) -> TransformerPart:
         """The whole model, for its names and shapes; without memory where other processes hold parts of it."""
         if self.mesh.plan.world == 1:
             return self.whole
@@ -136,7 +136,7 @@ class ParallelModel:
             self._ran_without_mtp = True
             for stage in self.stages.values():
                 show_idle(stage)
-        task = Task(objective)
+        task = StageTask(objective)
         self._passes.train([batch.to(self.device) for batch in self._deal(batches)], task, phase)
         return self._together(task, objective)
 
@@ -167,7 +167,7 @@ class ParallelModel:
             widths = [max(widths)] * len(mine)
         return [batch.padded(length=width) for batch, width in zip(mine, widths, strict=True)]
 
-    def _together(self, task: Task, objective: Objective) -> Outcome:
+    def _together(self, task: StageTask, objective: Objective) -> Outcome:
         """Add up what the processes found."""
         config = self.config
         layers = config.num_hidden_layers + (config.num_nextn_predict_layers if objective.mtp else 0)

@@ -7,13 +7,13 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from seektune.model.part import ModelPart
+from seektune.model.transformer import TransformerPart
 
 KEPT = (torch.ops.aten.mm.default, torch.ops._c10d_functional.all_to_all_single.default)
 """Results that `selective` keeps: products with weights, and tokens that travelled between experts."""
 
 
-def recompute_blocks(part: ModelPart, mode: Literal["none", "block", "selective"], drops: bool = False) -> None:
+def recompute_blocks(part: TransformerPart, mode: Literal["none", "block", "selective"], drops: bool = False) -> None:
     """Let backward run each block's forward again: all of it, or what is cheap beside its large products.
 
     Where dropout `drops` something, the same is dropped again.

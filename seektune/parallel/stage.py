@@ -12,12 +12,12 @@ from torch import Tensor
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.gate import RoutingLedger
 from seektune.model.objective import LossParts, Objective
-from seektune.model.part import Losses, ModelPart, Taught
+from seektune.model.transformer import Losses, Taught, TransformerPart
 from seektune.sequence import SequenceLayout, following
 
 
 @dataclass(frozen=True)
-class Found:
+class StageResult:
     """What a forward pass of a stage found out."""
 
     parts: Tensor
@@ -26,7 +26,7 @@ class Found:
     """Tokens of this process per expert, `[E]`, by layer id."""
 
 
-class Task:
+class StageTask:
     """What is asked of forward passes, and what they found, in the order in which they ran. As `RoutingLedger`, no
     dataclass.
     """
@@ -34,10 +34,10 @@ class Task:
     def __init__(self, objective: Objective | None):
         self.objective = objective
         """None for an exam, where each token's likelihood is asked for."""
-        self.found: list[Found] = []
+        self.found: list[StageResult] = []
 
 
-class Stage(ModelPart):
+class Stage(TransformerPart):
     """A run of layers of a pipeline; the whole model where there is none.
 
     Between stages travel the streams `[B, L, S, D]`; where the MTP block runs, the next token's embedding is carried as
@@ -54,7 +54,7 @@ class Stage(ModelPart):
         stage.sequence = model.sequence
         return stage
 
-    def forward(self, x: Tensor, tokens: Tensor, documents: Tensor, labels: Tensor, task: Task) -> Tensor:
+    def forward(self, x: Tensor, tokens: Tensor, documents: Tensor, labels: Tensor, task: StageTask) -> Tensor:
         """Streams for the next stage, or from the last the loss of the rows (a scalar) or their scores `[B, L, 2]`.
 
         Args:
@@ -91,13 +91,13 @@ class Stage(ModelPart):
             return self.enter(here_BL), self.embed(layout.mine(following(tokens_BT))) if mtp else None
         return (x[:, :, :-1], x[:, :, -1]) if mtp else (x, None)
 
-    def _note(self, task: Task, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
+    def _note(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
         """Add to what was found; the stage's output, from which backward reaches the losses of its own layers too."""
         objective = task.objective
         if objective is None or ledger is None:
             return streams
         parts = LossParts.of(losses, objective.balance(ledger), streams.new_zeros((), dtype=torch.float32))
-        task.found.append(Found(parts.values(), ledger.loads))
+        task.found.append(StageResult(parts.values(), ledger.loads))
         total = objective.total(parts)
         if losses is not None:
             return total

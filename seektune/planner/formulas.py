@@ -1,13 +1,13 @@
 """What a process holds in its fullest moment, as formulas: exact for what stays, estimated for what a step makes.
 
-Activations follow what the kernels of `seektune.kernels.fused` save for backward; every term names its tensor's shape.
+Activations follow what the kernels of `seektune.kernels.eager` save for backward; every term names its tensor's shape.
 Names: N tokens of a micro-batch here, P token-expert pairs, Q pairs that arrive here; D width, S streams, H heads,
 C head width, R query rank, G * O inputs of wo_b, r rotated columns, E experts, el of them here, K experts per token,
 F expert width, V vocabulary, Hi * I queries of the indexer; w bytes of a number, u 1 where an fp32 copy of a tensor
 is another tensor. Tables: `tensors`, `units` (what FSDP2 gathers together), `blocks`, all of one process.
 """
 
-from seektune.planner.language import Formula
+from seektune.planner.expressions import Formula
 
 PLACE = (
     Formula("stage_size", "gpus / pp", "processes of a pipeline stage"),
@@ -106,7 +106,7 @@ STEP = (
     Formula(
         "multiplied_out",
         "where(size == 1, values * count * rows * rest / where(expert > 0, ep, 1), 0)",
-        "numbers that frozen bytes are multiplied out to in a pass",
+        "numbers that frozen bytes are dequantized to in a pass",
         "tensors",
     ),
     Formula("from_disk", "where(streamed > 0, all_packed, 0)", "bytes that a pass reads from files"),

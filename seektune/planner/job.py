@@ -7,9 +7,9 @@ from math import prod
 
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
-from seektune.parallel.plan import Plan, make_plan, rows_at_a_time
-from seektune.parallel.stages import count_stages, split_layers, stages_of
-from seektune.planner.language import Number, Row
+from seektune.parallel.dims import ParallelDims, make_dims, rows_at_a_time
+from seektune.parallel.layer_split import count_stages, split_layers, stages_of
+from seektune.planner.expressions import Number, Row
 
 RECOMPUTE = {"none": 0, "block": 1, "selective": 2}
 """Numbers that stand for modes in formulas."""
@@ -60,7 +60,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Part:
+class StageWeights:
     """The weights of a pipeline stage as tables of the formulas."""
 
     tensors: list[Row]
@@ -77,16 +77,16 @@ class Weights:
         parameters = [weight for weight in weights if not weight.buffer]
         trained = sum(weight.numel for weight in parameters if weight.learns)
         self.share_that_learns = trained / sum(weight.numel for weight in parameters)
-        self._parts: dict[tuple[range, bool, bool], Part] = {}
+        self._parts: dict[tuple[range, bool, bool], StageWeights] = {}
         self.held: dict[object, dict[str, Number]] = {}
         """What was found out about processes of a mesh, by mesh and rank."""
 
-    def part(self, layers: range, first: bool, last: bool) -> Part:
+    def part(self, layers: range, first: bool, last: bool) -> StageWeights:
         """Those of a stage."""
         key = (layers, first, last)
         if key not in self._parts:
             held = [weight for weight in self.all if weight.in_stage(*key)]
-            self._parts[key] = Part(_tensors(held), _units(held))
+            self._parts[key] = StageWeights(_tensors(held), _units(held))
         return self._parts[key]
 
     def learns(self, name: str) -> bool:
@@ -95,7 +95,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """A training job, whatever it runs on."""
 
     config: DeepseekV4Config
@@ -115,7 +115,7 @@ class Job:
     streamed: bool = False
     """Whether frozen weights stay on disk and come a block ahead of use."""
 
-    def with_parallel(self, changes: Mapping[str, object]) -> "Job":
+    def with_parallel(self, changes: Mapping[str, object]) -> "TrainingJob":
         """The same job with other settings under `parallel`."""
         return replace(self, parallel=self.parallel.model_copy(update=changes))
 
@@ -124,8 +124,8 @@ class Job:
 class Layout:
     """How a job's processes stand, and what each does."""
 
-    job: Job
-    plan: Plan
+    job: TrainingJob
+    plan: ParallelDims
     stages: int
     rows_at_a_time: int
     micro_batches: int
@@ -168,13 +168,13 @@ OrderOf = Callable[[str, int, int, int], Order]
 """Of a schedule, pp_size, stages, micro-batches."""
 
 
-def lay_out(job: Job, gpus: int, order_of: OrderOf) -> Layout:
+def lay_out(job: TrainingJob, gpus: int, order_of: OrderOf) -> Layout:
     """The layout of a job on so many processes.
 
     Raises:
         ValueError: sizes or rows do not fit so many processes; the sentence offers some that do.
     """
-    plan = make_plan(job.parallel, gpus, job.config)
+    plan = make_dims(job.parallel, gpus, job.config)
     rows = rows_at_a_time(plan, job.parallel, job.config, job.rows, job.micro_size)
     micro_batches = job.rows // plan.data_size // rows
     config, stages = job.config, 1

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from seektune.planner.expressions import Number, Row, evaluate
 from seektune.planner.formulas import HELD, MADE
 from seektune.planner.hardware import GIGA, assumed
-from seektune.planner.job import RECOMPUTE, Job, Layout, Part, in_flight
-from seektune.planner.language import Number, Row, evaluate
+from seektune.planner.job import RECOMPUTE, Layout, StageWeights, TrainingJob, in_flight
 
 LOWER, UPPER = "lower", "upper"
 Numbers = dict[str, Number]
@@ -76,7 +76,7 @@ def bounds(which: str) -> Numbers:
     return found | {"nccl_bytes": found["nccl_bytes"] * 1e6, "context": found["context"] * GIGA}
 
 
-def model_numbers(job: Job) -> Numbers:
+def model_numbers(job: TrainingJob) -> Numbers:
     """Sizes of the model and the recipe by their letters."""
     config = job.config
     return {
@@ -132,7 +132,7 @@ def process_tables(layout: Layout, process: int) -> ProcessTables:
     """What a process of the pipeline holds, as the formulas read it."""
     job, flight = layout.job, in_flight(layout, process)
     held = [(stage, layout.layers(stage)) for stage in layout.stages_of(process)]
-    parts: list[Part] = []
+    parts: list[StageWeights] = []
     blocks: list[Row] = []
     for stage, layers in held:
         last = stage == layout.stages - 1
@@ -151,7 +151,7 @@ def process_tables(layout: Layout, process: int) -> ProcessTables:
     return ProcessTables({"tensors": tensors, "units": units, "blocks": blocks}, numbers)
 
 
-def _blocks(job: Job, layers: range, last: bool) -> list[Row]:
+def _blocks(job: TrainingJob, layers: range, last: bool) -> list[Row]:
     """Rows of equal blocks; the MTP block last."""
     config = job.config
     alike = Counter((config.ratio(layer), layer < config.num_hash_layers) for layer in layers)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 from seektune.parallel.config import ParallelConfig
 from seektune.planner.hardware import Cluster
-from seektune.planner.job import Job, Layout, OrderOf, lay_out
+from seektune.planner.job import Layout, OrderOf, TrainingJob, lay_out
 from seektune.planner.memory import RankMemory, first_ranks, fullest
 from seektune.planner.time import StepTime, step_time
 
 
 @dataclass(frozen=True)
-class Choices:
+class SearchSpace:
     """What is tried beside the sizes of the mesh."""
 
     schedules: tuple[str, ...]
@@ -20,8 +20,8 @@ class Choices:
     """Most rows of a micro-batch; None for what the recipe says."""
 
 
-ALL = Choices(("1f1b", "interleaved1f1b", "zbv", "dualpipev"), ("none", "selective", "block"), (None, 1, 2, 4, 8))
-LEANEST = Choices(("1f1b",), ("block",), (1,))
+ALL = SearchSpace(("1f1b", "interleaved1f1b", "zbv", "dualpipev"), ("none", "selective", "block"), (None, 1, 2, 4, 8))
+LEANEST = SearchSpace(("1f1b",), ("block",), (1,))
 """What holds least: whether anything fits is asked of these."""
 NODES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of nodes that are tried, in order."""
@@ -45,7 +45,7 @@ class Candidate:
         return self.memory.spare(cluster.memory) >= 0
 
 
-def search(job: Job, cluster: Cluster, order_of: OrderOf) -> list[Candidate]:
+def search(job: TrainingJob, cluster: Cluster, order_of: OrderOf) -> list[Candidate]:
     """All layouts that fit, the fastest first.
 
     Sizes are divisors of the number of GPUs that the model allows; the context axis is tried where rows are long. Of
@@ -59,13 +59,13 @@ def search(job: Job, cluster: Cluster, order_of: OrderOf) -> list[Candidate]:
     return sorted(found, key=lambda each: each.time.seconds)
 
 
-def nearest(job: Job, cluster: Cluster, order_of: OrderOf) -> Candidate | None:
+def nearest(job: TrainingJob, cluster: Cluster, order_of: OrderOf) -> Candidate | None:
     """The layout that fits and changes least of what was asked for; the fastest of those."""
     found = search(job, cluster, order_of)
     return min(found, key=lambda each: (_changes(each.layout.job, job), each.time.seconds), default=None)
 
 
-def fewest_nodes(job: Job, cluster: Cluster, order_of: OrderOf) -> tuple[int, Candidate] | None:
+def fewest_nodes(job: TrainingJob, cluster: Cluster, order_of: OrderOf) -> tuple[int, Candidate] | None:
     """The fewest nodes of the cluster's kind on which the job fits, and the fastest layout there; None if none of
     `NODES` do. Of streamed weights it is one GPU or none.
     """
@@ -76,7 +76,7 @@ def fewest_nodes(job: Job, cluster: Cluster, order_of: OrderOf) -> tuple[int, Ca
     return None
 
 
-def layouts(job: Job, cluster: Cluster, order_of: OrderOf, choices: Choices = ALL) -> Iterator[Layout]:
+def layouts(job: TrainingJob, cluster: Cluster, order_of: OrderOf, choices: SearchSpace = ALL) -> Iterator[Layout]:
     """Every layout that is possible on so many processes; weights cut over all of a stage, or within its nodes.
 
     Streamed weights have one process.
@@ -99,7 +99,7 @@ def layouts(job: Job, cluster: Cluster, order_of: OrderOf, choices: Choices = AL
                     yield replace(layout, job=layout.job.with_parallel({"recompute": recompute}))
 
 
-def _changed(job: Job, sizes: Mapping[str, int], schedule: str, rows: int | None) -> Job:
+def _changed(job: TrainingJob, sizes: Mapping[str, int], schedule: str, rows: int | None) -> TrainingJob:
     """The job with these sizes; rows of a micro-batch are a setting of the pipeline, or without one of the batch."""
     update: dict[str, object] = {"schedule": schedule, "layers_per_stage": None}
     if rows is not None and sizes["pp_size"] > 1:
@@ -113,7 +113,7 @@ def _fits(layout: Layout, cluster: Cluster) -> bool:
     return fullest(first_ranks(layout)).spare(cluster.memory) >= 0
 
 
-def _sizes(job: Job, cluster: Cluster) -> Iterator[dict[str, int]]:
+def _sizes(job: TrainingJob, cluster: Cluster) -> Iterator[dict[str, int]]:
     experts, gpus = job.config.n_routed_experts, cluster.gpus
     contexts = [size for size in (1, 2, 4, 8) if size == 1 or job.length // size >= 4096]
     for pp in _divisors(gpus):
@@ -128,7 +128,7 @@ def _sizes(job: Job, cluster: Cluster) -> Iterator[dict[str, int]]:
                         yield {"pp_size": pp, "ep_size": ep, "cp_size": cp, "dp_replicate": copies}
 
 
-def _changes(job: Job, asked: Job) -> int:
+def _changes(job: TrainingJob, asked: TrainingJob) -> int:
     """How many settings differ from what was asked for."""
     one, other = job.parallel, asked.parallel
     pairs: list[tuple[object, object]] = [

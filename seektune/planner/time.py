@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from seektune.model.config import SLIDING
 from seektune.model.flops import PARTS, forward_flops, layer_flops
 from seektune.planner.hardware import GIGA, Cluster, assumed
-from seektune.planner.job import Job, Layout
+from seektune.planner.job import Layout, TrainingJob
 from seektune.planner.memory import Numbers, RankMemory
-from seektune.planner.timeline import Piece, StageTime, play, waiting
+from seektune.planner.timeline import Span, StageTime, play, waiting
 
 AXES = ("ep", "cp", "pp", "fsdp", "copies")
 """Along which messages travel; `copies` is HSDP's sum over replicas."""
@@ -24,7 +24,7 @@ class StepTime:
     arithmetic: dict[str, float]
     """Forward and backward by part of the model, what is computed again included."""
     memory: float
-    """Passes over activations that are no products, the weights' reading, and multiplying out what is packed."""
+    """Passes over activations that are no products, the weights' reading, and dequantizing what is packed."""
     communication: dict[str, float]
     """By axis; what no arithmetic hides."""
     waiting: float
@@ -34,7 +34,7 @@ class StepTime:
     """Of a step, all rows full."""
     flops: float
     """Useful operations of a step, nothing computed again."""
-    pieces: list[Piece]
+    pieces: list[Span]
 
     @property
     def tokens_per_s(self) -> float:
@@ -97,7 +97,7 @@ class _Stage:
     messages: dict[str, float]
 
 
-def _times(job: Job, part: str) -> float:
+def _times(job: TrainingJob, part: str) -> float:
     """Useful passes over a part's products: forward, gradients of inputs, and of the weights that train."""
     return 1 if part == "indexer" else 2 + job.weights.share_that_learns
 
@@ -117,7 +117,7 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, known
     grads = {part: 0.0 if part == "indexer" else 2 * value for part, value in forward.items()}
     trained = job.weights.share_that_learns
     stages_here = layout.stages // layout.pp
-    # what is saved is written and read; weights are read, and what they are multiplied out to is written and read
+    # what is saved is written and read; weights are read, and what they are dequantized to is written and read
     traffic = 2 * numbers["blocks_saved"] + numbers["read"] + 2 * job.itemsize * numbers["multiplied_out"]
     passes = traffic / (cluster.memory_rate * known["memory"]) + numbers["from_disk"] / (known["disk_gb_s"] * GIGA)
     passes /= stages_here

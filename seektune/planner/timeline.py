@@ -7,7 +7,7 @@ from seektune.planner.job import Action, Order
 
 
 @dataclass(frozen=True)
-class Piece:
+class Span:
     """A piece of work of one process; seconds from the step's begin."""
 
     process: int
@@ -38,12 +38,12 @@ class StageTime:
         }[kind]
 
 
-def play(order: Order, times: Mapping[int, StageTime]) -> list[Piece]:
+def play(order: Order, times: Mapping[int, StageTime]) -> list[Span]:
     """All pieces of work, each as early as its process and its inputs allow."""
     queues = {process: list(actions) for process, actions in order.items()}
     done: dict[Action, float] = {}
     free = dict.fromkeys(queues, 0.0)
-    pieces: list[Piece] = []
+    pieces: list[Span] = []
     while any(queues.values()):
         before = len(pieces)
         for process, queue in queues.items():
@@ -55,12 +55,12 @@ def play(order: Order, times: Mapping[int, StageTime]) -> list[Piece]:
                 done[action] = end
                 if kind == "B":
                     done[("I", stage, number)] = end
-                pieces.append(Piece(process, kind, stage, number, begin, end))
+                pieces.append(Span(process, kind, stage, number, begin, end))
         assert len(pieces) > before, "the schedule waits for itself"
     return pieces
 
 
-def waiting(pieces: list[Piece]) -> float:
+def waiting(pieces: list[Span]) -> float:
     """Share of the step in which the busiest process has nothing to do."""
     end = max(piece.end for piece in pieces)
     busy: dict[int, float] = {}

@@ -36,10 +36,10 @@ _MARKERS = (StreamStartEvent, DocumentStartEvent, DocumentEndEvent, StreamEndEve
 
 
 @dataclass(frozen=True)
-class Entry:
+class YamlNode:
     """One value of a recipe and where it was written."""
 
-    value: "Scalar | list[Entry] | dict[str, Entry]"
+    value: "Scalar | list[YamlNode] | dict[str, YamlNode]"
     where: str
     """`file.yaml:12`, or the override as the user typed it."""
     text: str = ""
@@ -54,7 +54,7 @@ class Entry:
             return [entry.plain() for entry in self.value]
         return self.value
 
-    def find(self, path: tuple[str | int, ...]) -> "Entry | None":
+    def find(self, path: tuple[str | int, ...]) -> "YamlNode | None":
         """The entry at a path of keys, or None where nothing is written."""
         if not path:
             return self
@@ -62,7 +62,7 @@ class Entry:
             return None
         return self.value[str(path[0])].find(path[1:])
 
-    def put(self, path: tuple[str, ...], entry: "Entry") -> "Entry":
+    def put(self, path: tuple[str, ...], entry: "YamlNode") -> "YamlNode":
         """A copy in which `entry` stands at the path; sections on the way are made."""
         if not path:
             return entry
@@ -84,7 +84,7 @@ def read_scalar(text: str) -> Scalar:
     return text
 
 
-def read_document(path: str | Path) -> Entry:
+def read_document(path: str | Path) -> YamlNode:
     """Read a recipe file.
 
     Raises:
@@ -101,7 +101,7 @@ def read_document(path: str | Path) -> Entry:
     return replace(entry, where=str(path))
 
 
-def parse(text: str, origin: str, override: bool = False) -> Entry | None:
+def parse(text: str, origin: str, override: bool = False) -> YamlNode | None:
     """The one value in a YAML text; None where there is none. `origin` (a file name or an override) opens messages."""
     reader = _Reader(text, origin, override)
     return reader.document()
@@ -130,7 +130,7 @@ class _Reader:
         self.text, self.origin, self.override = text, origin, override
         self.depth = 0
 
-    def document(self) -> Entry | None:
+    def document(self) -> YamlNode | None:
         try:
             self.events = self._events()
             first = next(self.events, None)
@@ -159,27 +159,27 @@ class _Reader:
         if isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent) and event.tag is not None:
             self._refuse(line, "tags (!) are not read in recipes, which hold plain values only")
 
-    def _entry(self, event: Event) -> Entry:
+    def _entry(self, event: Event) -> YamlNode:
         where = self._where(_line(event))
         if isinstance(event, ScalarEvent):
             bare = event.style is None
             value = read_scalar(event.value) if bare else event.value
-            return Entry(value, where, event.value if bare else "", self.override)
+            return YamlNode(value, where, event.value if bare else "", self.override)
         self.depth += 1
         if self.depth > DEEPEST:
             self._refuse(_line(event), f"brackets are nested more than {DEEPEST} deep")
         inside = self._mapping() if isinstance(event, MappingStartEvent) else self._sequence()
         self.depth -= 1
-        return Entry(inside, where, "", self.override)
+        return YamlNode(inside, where, "", self.override)
 
-    def _sequence(self) -> list[Entry]:
+    def _sequence(self) -> list[YamlNode]:
         entries = []
         while not isinstance(event := next(self.events), SequenceEndEvent):
             entries.append(self._entry(event))
         return entries
 
-    def _mapping(self) -> dict[str, Entry]:
-        entries: dict[str, Entry] = {}
+    def _mapping(self) -> dict[str, YamlNode]:
+        entries: dict[str, YamlNode] = {}
         lines: dict[str, int] = {}
         while not isinstance(event := next(self.events), MappingEndEvent):
             line = _line(event)

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from seektune.recipe.complaint import blame, complain
-from seektune.recipe.document import Entry, read_document
+from seektune.recipe.checks import check_architecture, fit_to_overrides
+from seektune.recipe.document import YamlNode, read_document
+from seektune.recipe.errors import blame, complain
 from seektune.recipe.override import apply_overrides, read_overrides
 from seektune.recipe.recipe import Recipe
-from seektune.recipe.rules import check_architecture, fit_to_overrides
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
 
 
-def _validate(document: Entry) -> Recipe:
+def _validate(document: YamlNode) -> Recipe:
     # through JSON, because strict there still takes a list for a tuple, but neither "5" nor true for a number
     try:
         return Recipe.model_validate_json(json.dumps(document.plain(), ensure_ascii=False).encode(), strict=True)
@@ -74,11 +74,11 @@ def _validate(document: Entry) -> Recipe:
     return _validate(bare)
 
 
-def _numbers_for_words(error: ValidationError, document: Entry) -> Entry:
+def _numbers_for_words(error: ValidationError, document: YamlNode) -> YamlNode:
     """The document with numbers taken as they were written where words are expected: a folder may be named 2026."""
     for each in error.errors(include_url=False):
         path = tuple(str(part) for part in each["loc"])
         entry = document.find(path)
         if each["type"] in ("string_type", "path_type") and entry is not None and type(entry.value) in (int, float):
-            document = document.put(path, Entry(entry.text, entry.where, entry.text, entry.override))
+            document = document.put(path, YamlNode(entry.text, entry.where, entry.text, entry.override))
     return document

@@ -4,20 +4,20 @@ import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from seektune.recipe.document import Entry, parse, read_scalar, shorten
+from seektune.recipe.document import YamlNode, parse, read_scalar, shorten
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", re.ASCII)
 
 KeyPath: TypeAlias = tuple[str, ...]
 
 
-def read_overrides(words: Sequence[str]) -> dict[KeyPath, Entry]:
+def read_overrides(words: Sequence[str]) -> dict[KeyPath, YamlNode]:
     """Overrides by the path of keys they set; the last one wins where a key is given twice.
 
     Raises:
         ValueError: a word is no override, or one has no value.
     """
-    overrides: dict[KeyPath, Entry] = {}
+    overrides: dict[KeyPath, YamlNode] = {}
     waiting = list(words)
     while waiting:
         word = waiting.pop(0)
@@ -34,7 +34,7 @@ def read_overrides(words: Sequence[str]) -> dict[KeyPath, Entry]:
     return overrides
 
 
-def apply_overrides(document: Entry, overrides: dict[KeyPath, Entry]) -> Entry:
+def apply_overrides(document: YamlNode, overrides: dict[KeyPath, YamlNode]) -> YamlNode:
     """The document with every override in its place; sections that the file lacks are made.
 
     Raises:
@@ -50,16 +50,16 @@ def apply_overrides(document: Entry, overrides: dict[KeyPath, Entry]) -> Entry:
     return document
 
 
-def _written_out(document: Entry) -> Entry:
+def _written_out(document: YamlNode) -> YamlNode:
     """`parallel: auto` as the section that it is short for, which overrides may go into."""
     short = document.find(("parallel",))
     return document if short is None or short.value != "auto" else document.put(("parallel", "layout"), short)
 
 
-def _read_value(text: str, where: str) -> Entry:
+def _read_value(text: str, where: str) -> YamlNode:
     """Lists and quoted words are read as YAML; anything else is one bare word, whatever signs it holds."""
     if text[0] in "[\"'":
         entry = parse(text, where, override=True)
         assert entry is not None, "a bracket or quote opens a value"
         return entry
-    return Entry(read_scalar(text), where, text, override=True)
+    return YamlNode(read_scalar(text), where, text, override=True)

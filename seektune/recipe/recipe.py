@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_
 
 from seektune.data.config import BatchConfig, DataConfig
 from seektune.evaluate.config import EvaluateConfig
+from seektune.lora.config import LoraConfig
 from seektune.model.config import PRESETS, DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
 from seektune.section import Section
@@ -14,7 +15,6 @@ from seektune.train.config import (
     CheckpointConfig,
     GuardConfig,
     LoggingConfig,
-    LoraConfig,
     LossConfig,
     OptimizerConfig,
     ScheduleConfig,
@@ -52,10 +52,10 @@ class ModelConfig(Section):
     """Checkpoint folder or Hub id; its config.json decides, and a preset beside it must agree. null = random."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the weights while training (what must be fp32 stays fp32)."""
-    packed: bool = False
-    """Keep FP4 and FP8 weights in those bytes, frozen, multiplied out only while in use; needs `lora`."""
+    quantized: bool = False
+    """Keep FP4 and FP8 weights in those bytes, frozen, dequantized only while in use; needs `lora`."""
     offload: Literal["none", "stream"] = "none"
-    """`stream` leaves packed weights in their files, to come in a block ahead of use: for models above memory."""
+    """`stream` leaves quantized weights in their files, to come in a block ahead of use: for models above memory."""
     numerics: Literal["plain", "released"] = "plain"
     """`released` also imitates the FP8 and FP4 rounding that serving applies to keys and the indexer."""
 
@@ -162,12 +162,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _frozen_stays_frozen(self) -> Self:
-        if self.model.packed and not self.lora.targets:
+        if self.model.quantized and not self.lora.targets:
             raise ValueError(
-                "model.packed weights cannot be trained; name adapters in lora.targets, or set it to false"
+                "model.quantized weights cannot be trained; name adapters in lora.targets, or set it to false"
             )
-        if self.model.offload == "stream" and (not self.model.packed or self.model.weights is None):
-            raise ValueError("model.offload stream needs model.weights to stream from, and model.packed")
+        if self.model.offload == "stream" and (not self.model.quantized or self.model.weights is None):
+            raise ValueError("model.offload stream needs model.weights to stream from, and model.quantized")
         if self.lora.targets and self.loss.bias_update_speed:
             raise ValueError("loss.bias_update_speed must be 0 with lora.targets: the gates stay as released")
         return self

@@ -17,16 +17,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from seektune.data.tokenizer import Tokenizer
-from seektune.generate.speech import Piece
+from seektune.generate.detokenize import TextDelta
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.serve.call import Call, ClientLeftError, unless_gone
 from seektune.serve.errors import ApiError
-from seektune.serve.gate import Gate
+from seektune.serve.job_stream import ClientLeftError, JobStream, unless_gone
 from seektune.serve.limits import Limits
-from seektune.serve.prompt import Clerk, Order
-from seektune.serve.reply import ChatReply, Envelope, Reply, TextReply
-from seektune.serve.schema import Asked, ChatRequest, CompletionRequest
-from seektune.serve.worker import Worker
+from seektune.serve.middleware import LimitsMiddleware
+from seektune.serve.request_builder import GenerationOrder, RequestBuilder
+from seektune.serve.responses import ChatResponse, CompletionResponse, Envelope, ResponseWriter
+from seektune.serve.scheduler import Scheduler
+from seektune.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
 
 PAGE = Path(__file__).with_name("page.html")
 SAFETY = {
@@ -59,22 +59,22 @@ class Served:
 class Api:
     """Where requests are taken and answers given out."""
 
-    def __init__(self, served: Served, worker: Worker):
+    def __init__(self, served: Served, worker: Scheduler):
         model = next(iter(served.models.values()))
         self.served, self.worker, self.started = served, worker, int(time.time())
-        self._clerk = Clerk(served.tokenizer, model.config.vocab_size, served.limits, served.thinking)
+        self._clerk = RequestBuilder(served.tokenizer, model.config.vocab_size, served.limits, served.thinking)
         self._reading = asyncio.Semaphore(READERS)
 
     async def chat(self, asked: ChatRequest, http: Request) -> Response:
         """`/v1/chat/completions`."""
         order = await self._read(lambda: self._clerk.chat(asked), http)
-        reply = ChatReply(order, self.served.tokenizer, bool(asked.logprobs))
+        reply = ChatResponse(order, self.served.tokenizer, bool(asked.logprobs))
         return await self._answer(asked, order, reply, "chat.completion", http)
 
     async def complete(self, asked: CompletionRequest, http: Request) -> Response:
         """`/v1/completions`."""
         order = await self._read(lambda: self._clerk.completion(asked), http)
-        reply = TextReply(order, self.served.tokenizer, asked.logprobs is not None)
+        reply = CompletionResponse(order, self.served.tokenizer, asked.logprobs is not None)
         return await self._answer(asked, order, reply, "text_completion", http)
 
     def model_named(self, name: str | None) -> str:
@@ -100,16 +100,18 @@ class Api:
             "parent": None if name == base else base,
         }
 
-    async def _read(self, work: Callable[[], Order], http: Request) -> Order:
-        async def read() -> Order:
+    async def _read(self, work: Callable[[], GenerationOrder], http: Request) -> GenerationOrder:
+        async def read() -> GenerationOrder:
             async with self._reading:
                 return await run_in_threadpool(work)
 
         return await unless_gone(http.receive, read())
 
-    async def _answer(self, asked: Asked, order: Order, reply: Reply, kind: str, http: Request) -> Response:
+    async def _answer(
+        self, asked: GenerationRequest, order: GenerationOrder, reply: ResponseWriter, kind: str, http: Request
+    ) -> Response:
         envelope = Envelope(kind, self.model_named(asked.model), order.prompt_tokens)
-        call = Call(self.worker, envelope.model, order.requests, self.served.limits.request_timeout)
+        call = JobStream(self.worker, envelope.model, order.requests, self.served.limits.request_timeout)
         pieces = call.pieces()
         try:
             if not asked.stream:
@@ -126,7 +128,7 @@ class Api:
 class _Stream(StreamingResponse):
     """Server-sent events; however it ends, even before it begins, nothing grows on for nobody."""
 
-    def __init__(self, call: Call, lines: AsyncIterator[str]):
+    def __init__(self, call: JobStream, lines: AsyncIterator[str]):
         super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         self._call = call
 
@@ -137,21 +139,21 @@ class _Stream(StreamingResponse):
             self._call.leave()
 
 
-async def _hear_all(pieces: AsyncIterator[Piece], reply: Reply, envelope: Envelope) -> None:
+async def _hear_all(pieces: AsyncIterator[TextDelta], reply: ResponseWriter, envelope: Envelope) -> None:
     async for piece in pieces:
         envelope.tokens += 1
         reply.hear(piece)
 
 
 async def _lines(
-    first: Piece, others: AsyncIterator[Piece], reply: Reply, envelope: Envelope, usage: bool
+    first: TextDelta, others: AsyncIterator[TextDelta], reply: ResponseWriter, envelope: Envelope, usage: bool
 ) -> AsyncIterator[str]:
     """Events of a stream."""
 
     def told(choices: list[dict[str, Any]], **more: object) -> str:
         return f"data: {json.dumps({**envelope.body(choices, chunk=True), **more}, ensure_ascii=False)}\n\n"
 
-    async def all_pieces() -> AsyncIterator[Piece]:
+    async def all_pieces() -> AsyncIterator[TextDelta]:
         yield first
         async for piece in others:
             yield piece
@@ -172,7 +174,7 @@ async def _lines(
 
 def make_app(served: Served) -> FastAPI:
     """The application; its worker starts and stops with it."""
-    worker = Worker(served.models, served.tokenizer, served.limits, served.speculative)
+    worker = Scheduler(served.models, served.tokenizer, served.limits, served.speculative)
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:
@@ -184,7 +186,7 @@ def make_app(served: Served) -> FastAPI:
     app = FastAPI(title="SeekTune", lifespan=working, openapi_url=None)
     _add_routes(app, Api(served, worker))
     _add_errors(app)
-    app.add_middleware(Gate, limits=served.limits, key=served.key)
+    app.add_middleware(LimitsMiddleware, limits=served.limits, key=served.key)
     return app
 
 

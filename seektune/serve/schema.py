@@ -6,26 +6,26 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from seektune.generate.sample import Sampling
+from seektune.generate.sampling import Sampling
 
 MOST_STOPS = 16
 LONGEST_STOP = 1000
 """Characters: each token is compared with every beginning of every stop text."""
 
 
-class Section(BaseModel):
+class RequestModel(BaseModel):
     """A part of a request; unknown fields are mistakes."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
-class StreamOptions(Section):
+class StreamOptions(RequestModel):
     """`stream_options`."""
 
     include_usage: bool = False
 
 
-class Asked(Section):
+class GenerationRequest(RequestModel):
     """What both kinds of request have; null is the same as leaving a field out."""
 
     model: str | None = None
@@ -95,7 +95,7 @@ class Asked(Section):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class CompletionRequest(Asked):
+class CompletionRequest(GenerationRequest):
     """`/v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -123,20 +123,20 @@ class CompletionRequest(Asked):
         return cast(Sequence[str | list[int]], self.prompt)
 
 
-class TextFormat(Section):
+class TextFormat(RequestModel):
     """`response_format`: answers are not constrained."""
 
     type: Literal["text"]
 
 
-class TemplateOptions(Section):
+class TemplateOptions(RequestModel):
     """`chat_template_kwargs`, vLLM's field."""
 
     thinking: bool | None = None
     reasoning_effort: Literal["high", "max"] | None = None
 
 
-class ChatRequest(Asked):
+class ChatRequest(GenerationRequest):
     """`/v1/chat/completions`. Messages are checked by the chat format (`encode_messages`)."""
 
     messages: Annotated[list[dict[str, Any]], Field(min_length=1)]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from seektune.checkpoint import Ranks, Shard, as_shard, sweep, write_run_state
+from seektune.checkpoint import Ranks, Shard, as_shard, sweep, write_train_state
+from seektune.io.files import cannot_write
 from seektune.train.config import CheckpointConfig
-from seektune.train.files import cannot_write
 
 PREFIX, LEFT = "step-", ".left"
 """How the name of a checkpoint begins, and how that of one ends whose course the run has left."""
@@ -122,7 +122,7 @@ class Checkpoints:
         blocked: float | None,
     ) -> None:
         try:
-            size = write_run_state(folder, tensors, facts, self._ranks.group)
+            size = write_train_state(folder, tensors, facts, self._ranks.group)
             self._ranks.first(lambda: thin_out(self.folder, self._config.keep_last, self._config.keep_every))
         except Exception as error:
             # whatever it is: a thread that dies in silence would leave a checkpoint that is believed in

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from seektune.parallel.mesh import Mesh
-from seektune.parallel.pieces import copies_of, local
+from seektune.parallel.placement import copies_of, local
 
 NAMED = 5
 """Parameters that an error message lists."""

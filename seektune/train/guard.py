@@ -77,7 +77,7 @@ class LossGuard:
         return None
 
 
-class Watch:
+class Watchdog:
     """Ends the process when a phase takes longer than a limit; a context manager. Without a limit it only listens."""
 
     def __init__(self, limit: float | None, folder: Path):

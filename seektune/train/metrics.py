@@ -10,11 +10,11 @@ from typing import Any, Protocol, Self, TypedDict
 
 import torch
 
+from seektune.io.files import JsonLines, read_lines
 from seektune.train.config import LoggingConfig
-from seektune.train.console import open_display
-from seektune.train.events import Events
-from seektune.train.files import JsonLines, read_lines
+from seektune.train.progress import open_display
 from seektune.train.step import StepRecord
+from seektune.train.tensorboard import Events
 
 METRICS, VALIDATION, LOADS, EVENTS = "metrics.jsonl", "validation.jsonl", "expert_loads.jsonl", "tensorboard"
 """Names in the run folder."""

@@ -6,10 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from seektune.train.figures import DARK, LIGHT, Comparison, Paper, accuracy_figure, load_figure, loss_figure
-from seektune.train.files import read_lines, write_whole
+from seektune.io.files import read_lines, write_whole
 from seektune.train.metrics import EVENTS, LOADS, METRICS, VALIDATION
-from seektune.train.page import cards, folded, page, picture, section, table
+from seektune.train.plots import DARK, LIGHT, BeforeAfter, Theme, accuracy_figure, load_figure, loss_figure
+from seektune.train.report_html import cards, folded, page, picture, section, table
 from seektune.train.trainer import ADAPTER, CHECKPOINTS, MODEL
 
 REPORT, CURVE = "report.html", "loss.png"
@@ -30,20 +30,20 @@ CONTENTS = {
 
 
 @dataclass(frozen=True)
-class Story:
+class ReportText:
     """What the report tells beside the numbers in the folder; all of it text."""
 
     title: str
     facts: Sequence[tuple[str, str]]
     """Name and value of what was trained, on what and how."""
     recipe: str
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[BeforeAfter]
     """Exam scores before and after."""
     exam: str
     """What the scores are, in a sentence."""
 
 
-def write_report(folder: Path, story: Story) -> Path:
+def write_report(folder: Path, story: ReportText) -> Path:
     """Write loss.png and report.html; returns the latter's path.
 
     Raises:
@@ -69,7 +69,7 @@ def write_report(folder: Path, story: Story) -> Path:
 
 
 def _headlines(
-    steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: Story
+    steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: ReportText
 ) -> list[tuple[str, str]]:
     found = [(f"{validation[0]['loss']:.3f} → {validation[-1]['loss']:.3f}", "validation loss, before → after")]
     for each in story.comparisons:
@@ -90,7 +90,7 @@ def _loss_caption(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mappi
     return f"{rows} {len(steps):,} steps."
 
 
-def _exam(story: Story) -> list[str]:
+def _exam(story: ReportText) -> list[str]:
     if not story.comparisons:
         return []
     return [section("Accuracy", _twice(lambda paper: accuracy_figure(story.comparisons, paper), story.exam))]
@@ -101,12 +101,12 @@ def _loads(moments: Sequence[Mapping[str, Any]]) -> list[str]:
     return [section("Expert loads", _twice(lambda paper: load_figure(moments, paper), caption))]
 
 
-def _twice(draw: Callable[[Paper], bytes], caption: str) -> str:
+def _twice(draw: Callable[[Theme], bytes], caption: str) -> str:
     return picture(draw(LIGHT), draw(DARK), caption)
 
 
 def _results(
-    steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: Story
+    steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: ReportText
 ) -> list[tuple[str, str, str]]:
     rows = [
         ("validation loss", f"{validation[0]['loss']:.4f}", f"{validation[-1]['loss']:.4f}"),

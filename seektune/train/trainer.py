@@ -7,21 +7,21 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
-from seektune.checkpoint import check_run_state, complete_folder, read_facts, read_tensors, sweep, tensor_names
-from seektune.parallel.adapters import save_adapter
+from seektune.checkpoint import check_train_state, complete_folder, read_facts, read_tensors, sweep, tensor_names
+from seektune.io.files import cannot_write
+from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
+from seektune.parallel.lora import save_adapter
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
+from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import Checkpoints, Saved, complete_checkpoints, step_of
 from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
-from seektune.train.files import cannot_write
 from seektune.train.gradient import NotFiniteError, accumulate_in_fp32
-from seektune.train.guard import RETURNS, LossGuard, SpikeError, Watch
-from seektune.train.interrupt import Interrupted, Interruption
+from seektune.train.guard import RETURNS, LossGuard, SpikeError, Watchdog
 from seektune.train.metrics import RunLog
-from seektune.train.optimizer import build_optimizer
-from seektune.train.proof import Frozen, fingerprint
+from seektune.train.optim.build import build_optimizer
 from seektune.train.schedule import learning_rate
-from seektune.train.state import begin_as_saved, is_random_state, run_tensors, set_random_states
+from seektune.train.state_tensors import begin_as_saved, is_random_state, run_tensors, set_random_states
 from seektune.train.step import StepRecord, train_step
 
 CHECKPOINTS, MODEL, ADAPTER = "checkpoints", "model", "adapter"
@@ -139,7 +139,7 @@ class Trainer:
         """
         stopped = None
         try:
-            with Watch(self.settings.guard.step_timeout, self.folder) as watch, self._together():
+            with Watchdog(self.settings.guard.step_timeout, self.folder) as watch, self._together():
                 self._validate_if_due(steps, log, watch)
                 self._leave_together()
                 while self.step < steps:
@@ -186,8 +186,8 @@ class Trainer:
             raise RuntimeError("a frozen weight moved during training; the adapters are not for the base they name")
         log.say(f"frozen weights: {frozen.nbytes:,} bytes, none changed")
 
-    def _frozen(self) -> Frozen:
-        return fingerprint(self.model.base(), self.model.mesh.ranks)
+    def _frozen(self) -> FrozenDigest:
+        return frozen_digest(self.model.base(), self.model.mesh.ranks)
 
     def save(self, log: RunLog, stream: Any = None, wait: bool = True) -> Path:
         """Save the state after the last finished step, unless it is saved already.
@@ -233,7 +233,7 @@ class Trainer:
         sweep(folder.parent, folder.name)
         return stack.enter_context(complete_folder(folder, replace=True))
 
-    def _step(self, steps: int, log: RunLog, watch: Watch) -> None:
+    def _step(self, steps: int, log: RunLog, watch: Watchdog) -> None:
         settings, step = self.settings, self.step + 1
         before = self.stream.state_dict()
         watch(f"step {step}: drawing data")
@@ -272,7 +272,7 @@ class Trainer:
             raise SpikeError(
                 f"{said}; the run went back to {back} {RETURNS} times, and the data that follows spikes too"
             )
-        check_run_state(back, self.model.mesh.ranks.group)
+        check_train_state(back, self.model.mesh.ranks.group)
         onward = self.stream.state_dict()
         self.resume(back)
         self._checkpoints.went_back()
@@ -281,7 +281,7 @@ class Trainer:
         log.say(f"{said}; back to step {self.step}, and on with the data that follows")
         return True
 
-    def _save_if_due(self, steps: int, log: RunLog, watch: Watch) -> None:
+    def _save_if_due(self, steps: int, log: RunLog, watch: Watchdog) -> None:
         if _due(self.step, self.settings.checkpoint.every) or self.step == steps:
             watch(f"step {self.step}: saving")
             self.save(log, wait=False)
@@ -297,7 +297,7 @@ class Trainer:
             size = f"{saved.size / 1e6:,.0f} MB in {saved.seconds:.1f} s"
             log.say(f"saved {saved.folder.name}: {size}, training waited {saved.blocked:.2f} s")
 
-    def _validate_if_due(self, steps: int, log: RunLog, watch: Watch) -> None:
+    def _validate_if_due(self, steps: int, log: RunLog, watch: Watchdog) -> None:
         due = _due(self.step, self.settings.validate_every) or self.step in (0, steps)
         if due and self.step not in log.validations():
             watch(f"validating after step {self.step}")

@@ -7,14 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
-from seektune.data.completion import parse_message
-from seektune.data.conversation import encode_messages
-from seektune.data.protocol import EOS, THINK_END
+from seektune.data.chat_format.encode import encode_messages
+from seektune.data.chat_format.parse import parse_message
+from seektune.data.chat_format.tokens import EOS, THINK_END
 from seektune.data.tokenizer import check_unicode
-from seektune.generate.engine import Decoding
-from seektune.generate.speech import pieces
-from seektune.workflows.console import printable
-from seektune.workflows.voice import Setting, Voice
+from seektune.generate.detokenize import pieces
+from seektune.generate.engine import DecodeEngine
+from seektune.generate.session import GenerateOptions, Session
+from seektune.io.console import printable
 
 COMMANDS = """/reset         forget the conversation
 /system TEXT   begin anew with this instruction
@@ -26,7 +26,7 @@ COMMANDS = """/reset         forget the conversation
 class Conversation:
     """What was said, and who answers."""
 
-    def __init__(self, voice: Voice, paper: Console):
+    def __init__(self, voice: Session, paper: Console):
         self.voice, self.paper = voice, paper
         self.messages: list[dict[str, Any]] = []
 
@@ -65,7 +65,7 @@ class Conversation:
 
     def _say(self, prompt: list[int]) -> str:
         setting, requests = self.voice.setting, self.voice.requests(prompt)
-        decoding = Decoding(self.voice.model, requests, setting.speculative)
+        decoding = DecodeEngine(self.voice.model, requests, setting.speculative)
         text, end, thinking = "", None, setting.thinking
         for piece in pieces(decoding, requests, self.voice.tokenizer):
             text, end = text + piece.text, piece.end
@@ -122,7 +122,7 @@ class Conversation:
         self._note(COMMANDS)
 
 
-def chat(model: str, system: str | None, setting: Setting) -> None:
+def chat(model: str, system: str | None, setting: GenerateOptions) -> None:
     """Talk until the end of input.
 
     Raises:
@@ -131,7 +131,7 @@ def chat(model: str, system: str | None, setting: Setting) -> None:
     """
     check_unicode(system or "")
     paper = Console(highlight=False)
-    talk = Conversation(Voice(model, setting), paper)
+    talk = Conversation(Session(model, setting), paper)
     if system:
         talk.messages = [{"role": "system", "content": system}]
     talk.hear("/help")

@@ -5,11 +5,11 @@ from pathlib import Path
 from seektune.checkpoint import locate
 from seektune.checkpoint.convert import Conversion, convert
 from seektune.checkpoint.formats import format_named
-from seektune.checkpoint.survey import survey
-from seektune.checkpoint.workplace import RECORD
-from seektune.workflows.card import fit, read_promise
-from seektune.workflows.console import byte_bar, listed, say
-from seektune.workflows.model_card import converted_card, put_card
+from seektune.checkpoint.resumable_dir import RECORD
+from seektune.checkpoint.scan import scan
+from seektune.io.console import byte_bar, listed, say
+from seektune.run.model_card import converted_card, put_card
+from seektune.workflows.inspect import fit, read_promise
 
 
 def convert_checkpoint(source: str, destination: Path, to: str, original: str | None = None) -> Conversion:
@@ -42,7 +42,7 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
 
 def _refuse_incomplete(folder: Path) -> None:
     """A copy of an incomplete checkpoint would be found out only when it is loaded."""
-    config, found = read_promise(folder), survey(folder)
+    config, found = read_promise(folder), scan(folder)
     if found.problems:
         raise ValueError(found.problems[0])
     odd = fit(config, found)

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound
 
 from seektune import __version__
-from seektune.workflows.console import say, size
+from seektune.io.console import say, size
 from seektune.workflows.validate import BAD, GOOD, UNKNOWN, Finding
 
 PYTHON = (3, 11)
@@ -35,7 +35,7 @@ PARTING = 40.0
 """Seconds that torchrun has to end its workers; it waits 30 for them."""
 FREE = 10**9
 """Fewest bytes of disk with which a run is worth starting; checkpoints of all weights of Flash take terabytes."""
-MEET = "seektune.workflows.meeting"
+MEET = "seektune.workflows.comm_check"
 
 
 def doctor(folder: Path, processes: int, as_json: bool) -> bool:

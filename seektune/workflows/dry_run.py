@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
+from seektune.io.console import counted, many, say, size
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
-from seektune.parallel.plan import Plan, make_plan, rows_at_a_time
-from seektune.parallel.stages import bubble, count_stages
-from seektune.parallel.traffic import Flow
+from seektune.parallel.dims import ParallelDims, make_dims, rows_at_a_time
+from seektune.parallel.layer_split import bubble, count_stages
+from seektune.parallel.simulate.comm_trace import Flow
 from seektune.recipe.recipe import Recipe
-from seektune.workflows.console import counted, many, say, size
-from seektune.workflows.rehearsal import Rehearsal, StageContents, Step, rehearse
+from seektune.workflows.dry_run_rank import DryStep, RankDryRun, StageContents, dry_run_rank
 
 NOTES = """Counted in one step of the real code on tensors without memory: weights, buffers (routing tables and biases),
 gradients as the optimizer reads them, its moments and masters; collectives and their payload. Computed: gathered (whole
@@ -30,14 +30,14 @@ FLOWS = ("collective", "axis", "processes", "count", "payload", "sent")
 class DryRun:
     """The answer of a dry run."""
 
-    plan: Plan
+    plan: ParallelDims
     schedule: str | None
     """None without a pipeline."""
     stages: int
-    step: Step
+    step: DryStep
     waiting: float
     """Share of a step for which a process of the pipeline waits; computed, see `parallel.stages.bubble`."""
-    ranks: tuple[Rehearsal, ...]
+    ranks: tuple[RankDryRun, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
             f"a dry run asks no network what {recipe.model.weights} is; name the architecture beside it: "
             "--model.preset=flash or pro"
         )
-    plan = make_plan(recipe.parallel, world, config)
+    plan = make_dims(recipe.parallel, world, config)
     chosen = list(ranks) or list(range(0, world, plan.stage_size))
     if wrong := [rank for rank in chosen if not 0 <= rank < world]:
         raise ValueError(f"--ranks names {wrong[0]}, but {world} processes count from 0 to {world - 1}")
@@ -86,16 +86,16 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
     stages = _stages(recipe.parallel, config)
     schedule = recipe.parallel.pipeline.schedule if plan.pp_size > 1 else None
     waiting = bubble(schedule, plan.pp_size, stages, step.micro_batches) if schedule else 0.0
-    found = tuple(rehearse(recipe, config, plan, step, rank) for rank in chosen)
+    found = tuple(dry_run_rank(recipe, config, plan, step, rank) for rank in chosen)
     return DryRun(plan, schedule, stages, step, waiting, found, perf_counter() - began)
 
 
-def _step(recipe: Recipe, plan: Plan, config: DeepseekV4Config) -> Step:
+def _step(recipe: Recipe, plan: ParallelDims, config: DeepseekV4Config) -> DryStep:
     """A step's micro-batches, with rows as long as the recipe allows."""
     batch = recipe.batch
     rows = rows_at_a_time(plan, recipe.parallel, config, batch.global_size, batch.micro_size)
     length = -(-batch.length // plan.cp_size) * plan.cp_size
-    return Step(batch.global_size // plan.data_size // rows, rows, length)
+    return DryStep(batch.global_size // plan.data_size // rows, rows, length)
 
 
 def _stages(parallel: ParallelConfig, config: DeepseekV4Config) -> int:
@@ -130,7 +130,7 @@ def _lines(answer: DryRun) -> Iterator[str]:
     yield from NOTES.splitlines()
 
 
-def _numbers(rank: Rehearsal) -> tuple[str, ...]:
+def _numbers(rank: RankDryRun) -> tuple[str, ...]:
     held = rank.to_dict()["bytes"]
     during = rank.gathered_weights, rank.whole_gradients
     return str(rank.rank), many(rank.parameters), *(size(held[what]) for what in HELD), *map(size, during)

@@ -13,15 +13,15 @@ import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from seektune.data.hellaswag import fetch_hellaswag, read_rows, read_split
+from seektune.data.datasets.hellaswag import fetch_hellaswag, read_rows, read_split
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag, spread_evenly
 from seektune.evaluate.likelihood import Progress
 from seektune.evaluate.perplexity import PerplexityScore, evaluate_perplexity, read_texts
 from seektune.evaluate.statistics import Change, Estimate
+from seektune.generate.session import AS_STORED, LoadOptions
+from seektune.io.console import say
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.workflows.console import say
-from seektune.workflows.reading import AS_STORED, Reading
 
 Score: TypeAlias = HellaswagScore | PerplexityScore
 Exam: TypeAlias = Callable[[DeepseekV4ForCausalLM, Tokenizer, int, Progress], Score]
@@ -29,10 +29,10 @@ Exam: TypeAlias = Callable[[DeepseekV4ForCausalLM, Tokenizer, int, Progress], Sc
 
 
 @dataclass(frozen=True)
-class Setting:
+class EvalOptions:
     """How models sit an exam."""
 
-    reading: Reading = AS_STORED
+    reading: LoadOptions = AS_STORED
     """An adapter goes on the first model, not on the one that it is compared with."""
     batch_tokens: int = 8192
     """Most tokens, padding included, of one forward."""
@@ -45,7 +45,7 @@ class Setting:
 
 
 def evaluate(
-    model: str, task: str, data: Path | None, cache_dir: Path, setting: Setting, against: str | None, as_json: bool
+    model: str, task: str, data: Path | None, cache_dir: Path, setting: EvalOptions, against: str | None, as_json: bool
 ) -> None:
     """Print how a model does, and what it does better than another.
 
@@ -91,7 +91,7 @@ def evaluate(
             say(f"{name + ':':<15} {value}{change}")
 
 
-def _hellaswag(data: Path | None, cache_dir: Path, setting: Setting) -> Exam:
+def _hellaswag(data: Path | None, cache_dir: Path, setting: EvalOptions) -> Exam:
     note = partial(print, file=sys.stderr)
     place = fetch_hellaswag(cache_dir, note)[0] if data is None else data.expanduser()
     rows = read_rows(place) if place.is_file() else read_split(place, "validation")
@@ -99,7 +99,7 @@ def _hellaswag(data: Path | None, cache_dir: Path, setting: Setting) -> Exam:
     return lambda model, tokenizer, size, progress: evaluate_hellaswag(model, tokenizer, asked, size, progress)
 
 
-def _perplexity(data: Path | None, _: Path, setting: Setting) -> Exam:
+def _perplexity(data: Path | None, _: Path, setting: EvalOptions) -> Exam:
     if data is None:
         raise ValueError("perplexity needs --data: a .txt or .jsonl file, or a folder of them")
     texts = read_texts(data.expanduser())[: setting.limit]
@@ -111,10 +111,13 @@ def _perplexity(data: Path | None, _: Path, setting: Setting) -> Exam:
     )
 
 
-TASKS: dict[str, Callable[[Path | None, Path, Setting], Exam]] = {"hellaswag": _hellaswag, "perplexity": _perplexity}
+TASKS: dict[str, Callable[[Path | None, Path, EvalOptions], Exam]] = {
+    "hellaswag": _hellaswag,
+    "perplexity": _perplexity,
+}
 
 
-def _sit(name: str, task: str, exam: Exam, reading: Reading, batch_tokens: int) -> Score:
+def _sit(name: str, task: str, exam: Exam, reading: LoadOptions, batch_tokens: int) -> Score:
     model = reading.read(name)
     tokenizer = load_tokenizer(model.config.vocab_size)
     with torch.inference_mode(), _bar(f"{task}, {name}") as progress:

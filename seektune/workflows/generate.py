@@ -4,20 +4,20 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from seektune.data.completion import parse_message
-from seektune.data.conversation import encode_messages
-from seektune.data.protocol import EOS
+from seektune.data.chat_format.encode import encode_messages
+from seektune.data.chat_format.parse import parse_message
+from seektune.data.chat_format.tokens import EOS
 from seektune.data.tokenizer import check_unicode
-from seektune.generate.engine import Decoding
+from seektune.generate.detokenize import Answer, answer_all, pieces
+from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Drafts, Request
-from seektune.generate.speech import Answer, answer_all, pieces
-from seektune.workflows.answers import answers
-from seektune.workflows.console import printable
-from seektune.workflows.voice import Setting, Voice
+from seektune.generate.session import GenerateOptions, Session
+from seektune.io.console import printable
 
 PAGE = 8
 """Batches of prompts that are answered before their lines are written."""
@@ -35,7 +35,7 @@ class Output:
     """Answers that grow together."""
 
 
-def generate_one(model: str, prompt: str, as_chat: bool, setting: Setting, output: Output) -> None:
+def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOptions, output: Output) -> None:
     """Print what a model goes on with, as it comes; several answers one after the other.
 
     Raises:
@@ -43,13 +43,13 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: Setting, outpu
         OSError: as of reading a model.
     """
     check_unicode(prompt)
-    voice = Voice(model, setting)
+    voice = Session(model, setting)
     ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
     requests, drafts = voice.requests(ids, output.samples), Drafts()
     for i, request in enumerate(requests):
         if i:
             print("\n---")
-        decoding = Decoding(voice.model, [request], setting.speculative)
+        decoding = DecodeEngine(voice.model, [request], setting.speculative)
         for piece in pieces(decoding, [request], voice.tokenizer):
             _write(piece.text, sys.stdout)
         print(flush=True)
@@ -58,7 +58,7 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: Setting, outpu
     _tell(drafts)
 
 
-def generate_file(model: str, file: Path, out: Path, setting: Setting, output: Output) -> None:
+def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, output: Output) -> None:
     """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation).
 
     A line of `out` is the row with `sample`, `text` and `end` (`stop` or `length`), for conversations also `message`
@@ -72,7 +72,7 @@ def generate_file(model: str, file: Path, out: Path, setting: Setting, output: O
     rows = list(_rows(file, setting))
     if out.exists() and out.samefile(file):
         raise ValueError(f"{out}: the answers would overwrite the prompts; name another file")
-    voice, drafts = Voice(model, setting), Drafts()
+    voice, drafts = Session(model, setting), Drafts()
     job = repr((model, setting, output.samples, output.logprobs, rows))
     with answers(out, hashlib.sha256(job.encode()).hexdigest(), output.samples) as (paper, done):
         size = PAGE * max(output.rows // output.samples, 1)
@@ -89,7 +89,7 @@ def generate_file(model: str, file: Path, out: Path, setting: Setting, output: O
     _tell(drafts)
 
 
-def _rows(file: Path, setting: Setting) -> Iterator[dict[str, Any]]:
+def _rows(file: Path, setting: GenerateOptions) -> Iterator[dict[str, Any]]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -109,7 +109,7 @@ def _rows(file: Path, setting: Setting) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _text(row: dict[str, Any], setting: Setting) -> str:
+def _text(row: dict[str, Any], setting: GenerateOptions) -> str:
     if "prompt" in row:
         return str(row["prompt"])
     text = encode_messages(row["messages"], setting.mode)
@@ -120,16 +120,16 @@ def _text(row: dict[str, Any], setting: Setting) -> str:
     return text
 
 
-def _ids(row: dict[str, Any], voice: Voice) -> list[int]:
+def _ids(row: dict[str, Any], voice: Session) -> list[int]:
     text = _text(row, voice.setting)
     return voice.text(text) if "prompt" in row else voice.tokenizer.encode_prompt(text)
 
 
-def _requests(row: dict[str, Any], voice: Voice, output: Output) -> Sequence[Request]:
+def _requests(row: dict[str, Any], voice: Session, output: Output) -> Sequence[Request]:
     return voice.requests(_ids(row, voice), output.samples)
 
 
-def _line(row: dict[str, Any], sample: int, answer: Answer, voice: Voice, output: Output) -> dict[str, Any]:
+def _line(row: dict[str, Any], sample: int, answer: Answer, voice: Session, output: Output) -> dict[str, Any]:
     line = {**row, "sample": sample, "text": answer.text, "end": answer.end}
     if "messages" in row and answer.end == "stop":
         try:
@@ -152,3 +152,45 @@ def _write(text: str, paper: TextIO) -> None:
 def _tell(drafts: Drafts) -> None:
     if drafts.made:
         print(f"drafts accepted: {drafts.accepted:,} of {drafts.made:,} ({drafts.rate:.1%})", file=sys.stderr)
+
+
+@contextmanager
+def answers(out: Path, job: str, samples: int) -> Iterator[tuple[TextIO, int]]:
+    """The file, open for more lines, and how many prompts are answered in it already: 0 unless by the same `job`.
+
+    Beside it stands a file `OUT.unfinished` with the job's name until all is written.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    mark, plain, done = out.with_name(f"{out.name}.unfinished"), out.is_file() or not out.exists(), 0
+    if plain and out.exists() and mark.is_file() and mark.read_text(encoding="utf-8") == job:
+        done = _cut(out, samples)
+        print(f"{out} was broken off after {done:,} prompts; it goes on there", file=sys.stderr)
+    with out.open("a" if done else "w", encoding="utf-8") as paper:
+        if plain:
+            mark.write_text(job, encoding="utf-8")
+        yield paper, done
+    mark.unlink(missing_ok=True)
+
+
+def _cut(out: Path, samples: int) -> int:
+    """Leave whole lines of prompts that have all their answers; how many prompts that are."""
+    ends = [0]
+    with out.open("rb") as lines:
+        for line in lines:
+            if not line.endswith(b"\n") or not _is_json(line):
+                break
+            ends.append(ends[-1] + len(line))
+    done = (len(ends) - 1) // samples
+    with out.open("r+b") as paper:
+        paper.truncate(ends[done * samples])
+    return done
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:  # a crash of the machine can leave anything
+        return False
+    return True

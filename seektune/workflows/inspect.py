@@ -1,11 +1,173 @@
 """The verb `inspect`: the card of a checkpoint folder, read in seconds, and everything that is wrong with it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from seektune.workflows.card import Architecture, Card, read_card
-from seektune.workflows.console import counted, listed, many, say, size
+from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.scan import FolderScan, Mismatch, format_of, mismatch, scan
+from seektune.io.console import counted, listed, many, say, size
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import CSA, HCA, PRESETS, SLIDING, DeepseekV4Config
+from seektune.model.count import count_parameters
+
+KINDS = {SLIDING: "SWA", CSA: "CSA", HCA: "HCA"}
+"""Names of the kinds of attention, by compress ratio."""
+
+
+MIXED, OTHER = "mixed", "other"
+
+
+TASTE = {"initializer_range", "bos_token_id", "eos_token_id"}
+"""Keys that may differ within a variant."""
+
+
+@dataclass(frozen=True)
+class ArchitectureFacts:
+    """What config.json promises."""
+
+    variant: str
+    """`flash`, `flash-base`, `pro`, `pro-base`, `tiny` or `other`."""
+    layers: dict[str, int]
+    """Blocks of the main model by kind of attention."""
+    gates: dict[str, int]
+    mtp_blocks: int
+    parameters: dict[str, int]
+    """`main`, `mtp` and `active`."""
+
+
+@dataclass(frozen=True)
+class CheckpointCard:
+    """Facts about a checkpoint folder."""
+
+    folder: str
+    format: str
+    """One of the formats, or `mixed`."""
+    architecture: ArchitectureFacts | None
+    """None if config.json cannot be read."""
+    tensors: int
+    dtypes: dict[str, dict[str, int]]
+    """Tensors and bytes by dtype on disk."""
+    files: dict[str, int]
+    """Bytes of each weight file."""
+    problems: list[str]
+    """Files and config.json."""
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Oddities that do not keep the checkpoint from being loaded here."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that config.json promises is there, and nothing else."""
+        return not (self.problems or self.missing or self.extra or self.wrong)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "complete": self.complete}
+
+
+MOST_TENSORS, LARGEST = 2**20, 2**31
+"""Of a config.json that is taken seriously; Pro has 145,116 tensors and a vocabulary of 129,280."""
+
+
+def read_promise(folder: Path) -> DeepseekV4Config:
+    """What config.json promises, if that is a model at all.
+
+    Raises:
+        ValueError: it cannot be read, or its numbers are absurd.
+    """
+    config = DeepseekV4Config.from_pretrained(folder)
+    largest = max(value for value in config.model_dump().values() if isinstance(value, int))
+    layers = config.num_hidden_layers + config.num_nextn_predict_layers
+    if largest > LARGEST or 3 * layers * config.n_routed_experts > MOST_TENSORS:
+        raise ValueError(f"{folder / 'config.json'} promises a model larger than any DeepSeek-V4; it is damaged")
+    return config
+
+
+def read_card(folder: Path) -> CheckpointCard:
+    """Look at a folder, whatever its state.
+
+    Raises:
+        ValueError: it is no folder.
+    """
+    found = scan(folder)
+    form, problems, notes = format_of(found) or MIXED, list(found.problems), [_stray(name) for name in found.strays]
+    architecture, odd = None, Mismatch()
+    try:
+        config = read_promise(folder)
+    except ValueError as error:
+        problems.append(str(error))
+    else:
+        architecture, odd = _architecture(config, form), fit(config, found)
+        notes += _disagreements(config, form)
+    return CheckpointCard(
+        folder=str(folder),
+        format=form,
+        architecture=architecture,
+        tensors=len(found.tensors),
+        dtypes=_dtypes(found),
+        files=found.files,
+        problems=problems,
+        missing=odd.missing,
+        extra=odd.extra,
+        wrong=odd.wrong,
+        notes=notes,
+    )
+
+
+def fit(config: DeepseekV4Config, found: FolderScan) -> Mismatch:
+    """What a folder has too little, too much or wrongly for a model of this architecture; nothing is allocated."""
+    state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
+    return mismatch(found, {name: tuple(tensor.shape) for name, tensor in state.items()})
+
+
+def _architecture(config: DeepseekV4Config, form: str) -> ArchitectureFacts:
+    ratios, count = config.compress_ratios[: config.num_hidden_layers], count_parameters(config)
+    return ArchitectureFacts(
+        variant=_variant(config, form),
+        layers={name: ratios.count(ratio) for ratio, name in KINDS.items() if ratio in ratios},
+        gates={"hash": config.num_hash_layers, "top-k": config.num_hidden_layers - config.num_hash_layers},
+        mtp_blocks=config.num_nextn_predict_layers,
+        parameters={"main": count.main, "mtp": count.mtp, "active": count.active},
+    )
+
+
+def _variant(config: DeepseekV4Config, form: str) -> str:
+    def shape(of: DeepseekV4Config) -> dict[str, Any]:
+        return of.model_dump(include=set(DeepseekV4Config.model_fields) - TASTE)
+
+    name = next((name for name in PRESETS if shape(DeepseekV4Config.preset(name)) == shape(config)), OTHER)
+    return f"{name}-base" if form == "base" and name in ("flash", "pro") else name
+
+
+def _dtypes(found: FolderScan) -> dict[str, dict[str, int]]:
+    tensors, sizes = Counter[str](), Counter[str]()
+    for entry in found.tensors.values():
+        tensors[entry.dtype] += 1
+        sizes[entry.dtype] += entry.size
+    return {dtype: {"tensors": tensors[dtype], "bytes": size} for dtype, size in sizes.most_common()}
+
+
+def _stray(file: str) -> str:
+    return f"{file} is no part of the checkpoint: its index names no tensor there"
+
+
+def _disagreements(config: DeepseekV4Config, form: str) -> list[str]:
+    """Keys of config.json that say another format than the files are in; dtypes on disk decide here, not elsewhere."""
+    if form == MIXED:
+        return []
+    given = config.to_dict()
+    right = FORMATS[form].config(given)
+    return [
+        f"config.json has {key} {given.get(key)!r}, but the tensors are {form}: other libraries may misread them"
+        for key in ("quantization_config", "expert_dtype")
+        if given.get(key) != right.get(key)
+    ]
 
 
 def inspect(folder: Path, as_json: bool = False) -> bool:
@@ -23,7 +185,7 @@ def inspect(folder: Path, as_json: bool = False) -> bool:
     return card.complete
 
 
-def _lines(card: Card) -> Iterator[tuple[str, str]]:
+def _lines(card: CheckpointCard) -> Iterator[tuple[str, str]]:
     yield "checkpoint", card.folder
     if card.architecture is not None:
         yield from _promised(card.architecture)
@@ -40,7 +202,7 @@ def _lines(card: Card) -> Iterator[tuple[str, str]]:
         yield "complete", "every tensor that config.json promises is here in its shape, and no other"
 
 
-def _promised(architecture: Architecture) -> Iterator[tuple[str, str]]:
+def _promised(architecture: ArchitectureFacts) -> Iterator[tuple[str, str]]:
     count = architecture.parameters
     yield "variant", architecture.variant
     yield "layers", f"{sum(architecture.layers.values())}: {_numbers(architecture.layers)}"

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seektune.checkpoint import locate
-from seektune.checkpoint.adapters import trained_on
-from seektune.checkpoint.merge import REPORT, Kept, Merge, merge, share_kept
-from seektune.checkpoint.publish import CARD
-from seektune.workflows.console import say
-from seektune.workflows.model_card import merged_card, put_card
+from seektune.checkpoint.atomic_dir import CARD
+from seektune.io.console import say
+from seektune.lora.format import trained_on
+from seektune.lora.merge import REPORT, KeptChange, Merge, merge, share_kept
+from seektune.run.model_card import merged_card, put_card
 
 
 def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: float, force: bool) -> Merge:
@@ -58,9 +58,9 @@ def doubts(base: str, place: Path, adapter: Path) -> Iterator[str]:
         yield f"note: the adapter was trained on commit {revision} of {named}, this is {place.name}"
 
 
-def retention(kept: list[Kept]) -> list[str]:
+def retention(kept: list[KeptChange]) -> list[str]:
     """A line for each kind of module: how it is stored, the size of its change, what was kept of it, and the error."""
-    groups: dict[str, list[Kept]] = {}
+    groups: dict[str, list[KeptChange]] = {}
     for each in kept:
         groups.setdefault(re.sub(r"(layers|mtp|experts)\.\d+\.", r"\1.N.", each.name), []).append(each)
     width = max((len(name) for name in groups), default=0)

@@ -9,16 +9,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from seektune.io.console import say
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Layout
 from seektune.planner.memory import first_ranks, fullest
-from seektune.planner.page import write_page
 from seektune.planner.report import Money, PlanReport, make_report, overrides
+from seektune.planner.report_html import write_page
 from seektune.planner.search import Candidate, fewest_nodes, nearest, search
 from seektune.recipe.recipe import Recipe
-from seektune.workflows.console import say
-from seektune.workflows.forecast import job_of, layout_of, ordered
+from seektune.workflows.planning import job_of, layout_of, ordered
 
 PIPE = 160
 """Columns of tables where there is no terminal."""
@@ -28,7 +28,7 @@ COLUMNS = ("weights", "buffers", "gradients", "optimizer", "gathered", "whole gr
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanOptions:
     """What is wanted beside the plan of the recipe's own layout."""
 
     search: bool = False
@@ -37,7 +37,7 @@ class Asked:
     money: Money | None = None
 
 
-def plan(recipe: Recipe, cluster: Cluster, asked: Asked) -> bool:
+def plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> bool:
     """Print the plan of a recipe on a cluster; whether the upper bound fits.
 
     With a search the plan is that of the fastest layout that fits.
@@ -57,7 +57,7 @@ def plan(recipe: Recipe, cluster: Cluster, asked: Asked) -> bool:
     return report.verdict()[0]
 
 
-def take_plan(recipe: Recipe, cluster: Cluster, asked: Asked) -> tuple[PlanReport, dict[str, str]]:
+def take_plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> tuple[PlanReport, dict[str, str]]:
     """The plan as an object, and the fewest nodes for each way of training, where a search was asked for."""
     config = recipe.model.architecture()
     if config is None:
@@ -135,13 +135,13 @@ def _ways(recipe: Recipe) -> dict[str, Recipe]:
     else:
         lora = recipe.lora.model_copy(update={"targets": ("attn.wq_b", "attn.wo_b")})
     weights = recipe.model.weights or "released weights"
-    plain = recipe.model.model_copy(update={"packed": False, "offload": "none"})
-    packed = recipe.model.model_copy(update={"packed": True, "offload": "none", "weights": weights})
-    streamed = packed.model_copy(update={"offload": "stream"})
+    plain = recipe.model.model_copy(update={"quantized": False, "offload": "none"})
+    quantized = recipe.model.model_copy(update={"quantized": True, "offload": "none", "weights": weights})
+    streamed = quantized.model_copy(update={"offload": "stream"})
     off = type(recipe.lora)()
     return {
         "full SFT": recipe.model_copy(update={"model": plain, "lora": off}),
-        f"LoRA (rank {lora.rank}) on released weights": recipe.model_copy(update={"model": packed, "lora": lora}),
+        f"LoRA (rank {lora.rank}) on released weights": recipe.model_copy(update={"model": quantized, "lora": lora}),
         "the same, streamed from disk": recipe.model_copy(update={"model": streamed, "lora": lora}),
     }
 

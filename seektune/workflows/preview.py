@@ -7,14 +7,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from seektune.data.examples import hellaswag_examples
+from seektune.data.datasets.examples import hellaswag_examples
 from seektune.data.loader import Loader, micro_batches
 from seektune.data.packing import Example, Row, fitting
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.io.console import counted, printable, say
 from seektune.recipe.recipe import Recipe
+from seektune.run.build import read_config
+from seektune.run.data import read_rows
 from seektune.sequence import IGNORE_INDEX
-from seektune.workflows.console import counted, printable, say
-from seektune.workflows.prepare import read_config, read_rows
 
 TAUGHT, READ, BEYOND = "bold green", "default", "red"
 """Colours of tokens: predicted in training, only read, not in the row any more."""
@@ -23,7 +24,7 @@ SEAM = "|"
 
 
 @dataclass(frozen=True)
-class Place:
+class RowPlace:
     """A row and where training meets it."""
 
     step: int
@@ -58,7 +59,7 @@ def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
     _show(find_row(recipe, kept, row, tokenizer.pad_id), row, tokenizer, paper)
 
 
-def find_row(recipe: Recipe, examples: Sequence[Example], row: int, pad_id: int) -> Place:
+def find_row(recipe: Recipe, examples: Sequence[Example], row: int, pad_id: int) -> RowPlace:
     """The row that training would draw after `row` others."""
     loader = Loader(examples, recipe.batch, recipe.seed, pad_id)
     step, rows = 1, loader.next_rows()
@@ -72,10 +73,10 @@ def find_row(recipe: Recipe, examples: Sequence[Example], row: int, pad_id: int)
     taught = [
         label != IGNORE_INDEX and i > 0 and documents[i - 1] == documents[i] != 0 for i, label in enumerate(labels)
     ]
-    return Place(step, micro + 1, rows[row], batch.tokens[place].tolist(), taught)
+    return RowPlace(step, micro + 1, rows[row], batch.tokens[place].tolist(), taught)
 
 
-def _show(place: Place, row: int, tokenizer: Tokenizer, paper: Console) -> None:
+def _show(place: RowPlace, row: int, tokenizer: Tokenizer, paper: Console) -> None:
     filled = sum(len(example.tokens) for example in place.documents)
     padding = len(place.tokens) - filled
     paper.print(

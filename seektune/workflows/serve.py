@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 from seektune.data.tokenizer import load_tokenizer
-from seektune.model.adapter_files import load_adapter
+from seektune.generate.session import LoadOptions
+from seektune.io.console import say
+from seektune.lora.files import load_adapter
+from seektune.lora.inject import twin
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.model.twin import twin
-from seektune.workflows.console import say
-from seektune.workflows.reading import Reading
 
 NEEDED = ("fastapi", "uvicorn")
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -41,7 +41,7 @@ class Service:
     speculative: bool = False
 
 
-def serve(model: str, reading: Reading, service: Service) -> None:
+def serve(model: str, reading: LoadOptions, service: Service) -> None:
     """Answer requests until SIGTERM or SIGINT; then let answers end, for a while.
 
     Raises:
@@ -52,7 +52,7 @@ def serve(model: str, reading: Reading, service: Service) -> None:
         raise ValueError(f"serving needs {' and '.join(missing)}: pip install 'seektune[serve]'")
     from seektune.serve.app import Served, make_app
     from seektune.serve.limits import Limits
-    from seektune.serve.run import run
+    from seektune.serve.server import run
 
     with _bound(service.host, service.port) as place:  # a taken port is told before weights are read
         models = _models(model, reading, service)
@@ -80,7 +80,7 @@ def serve(model: str, reading: Reading, service: Service) -> None:
                 signal.signal(number, handler)
 
 
-def _models(model: str, reading: Reading, service: Service) -> dict[str, DeepseekV4ForCausalLM]:
+def _models(model: str, reading: LoadOptions, service: Service) -> dict[str, DeepseekV4ForCausalLM]:
     """The base, and with an adapter a second model on the same weights, by the names that clients choose."""
     name, adapter = service.name or model.rstrip("/"), reading.adapter
     if adapter is None:

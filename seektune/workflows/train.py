@@ -11,36 +11,29 @@ import torch
 from seektune import __version__
 from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.loss import validation_loss
+from seektune.io.console import say, speaking
+from seektune.io.files import write_whole
 from seektune.model.config import DeepseekV4Config
-from seektune.parallel.join import ALONE, Seat, joined
 from seektune.parallel.mesh import Mesh
+from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
+from seektune.run.build import build_mesh, build_model, origin, read_config
+from seektune.run.data import TrainData, prepare_data, read_rows
+from seektune.run.evals import read_evals, run_eval, write_evals
+from seektune.run.model_card import put_card, run_card
+from seektune.run.resume import RunStart, find_start, product_of, refuse_other_rows
+from seektune.run.run_dir import RECIPE, choose_folder, held
+from seektune.run.summary import describe, report_text, stopped_message, summary
+from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
-from seektune.train.files import write_whole
-from seektune.train.interrupt import Interrupted, Interruption
 from seektune.train.metrics import MetricsLog, RunLog, SilentLog
 from seektune.train.report import REPORT, write_report
 from seektune.train.trainer import CHECKPOINTS, Trainer, TrainSettings
-from seektune.workflows.console import say, speaking
-from seektune.workflows.exam import hold_exam, read_exam, write_exams
-from seektune.workflows.here import check_memory
-from seektune.workflows.model_card import put_card, run_card
-from seektune.workflows.prepare import (
-    Lesson,
-    build_model,
-    meet,
-    origin,
-    prepare_data,
-    read_config,
-    read_rows,
-)
-from seektune.workflows.resume import Start, find_start, product_of, refuse_other_rows
-from seektune.workflows.run_folder import RECIPE, choose_folder, held
-from seektune.workflows.tell import describe, farewell, story, summary
+from seektune.workflows.preflight import check_memory
 
 
-def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, seat: Seat = ALONE) -> Path:
+def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, seat: ProcessSlot = ALONE) -> Path:
     """Train as the recipe says and leave everything in a run folder, whose path is returned.
 
     A run that was interrupted goes on from its newest checkpoint. Of several processes each calls this; the first one
@@ -60,10 +53,10 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, seat
         OSError: something could not be read, fetched or written; what was written before stays.
     """
     folder = choose_folder(recipe.run_dir, name, datetime.now())
-    with Interruption(worker=seat.world > 1) as interruption, joined(seat), ExitStack() as stack:
+    with Interruption(worker=seat.world > 1) as interruption, process_group(seat), ExitStack() as stack:
         try:
             config = read_config(recipe.model)
-            mesh = meet(recipe, config, seat)
+            mesh = build_mesh(recipe, config, seat)
             stack.enter_context(speaking(mesh.is_main))
             for note in notes:
                 say(note)
@@ -74,7 +67,7 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, seat
                 return folder
             _run(recipe, name, folder, start, cache_dir, interruption, mesh, config)
         except Interrupted as signal:
-            raise Interrupted(farewell(str(signal), folder)) from None
+            raise Interrupted(stopped_message(str(signal), folder)) from None
     return folder
 
 
@@ -82,7 +75,7 @@ def _run(
     recipe: Recipe,
     name: str,
     folder: Path,
-    start: Start,
+    start: RunStart,
     cache_dir: Path,
     interruption: Interruption,
     mesh: Mesh,
@@ -100,8 +93,8 @@ def _teach(
     recipe: Recipe,
     name: str,
     folder: Path,
-    start: Start,
-    lesson: Lesson,
+    start: RunStart,
+    lesson: TrainData,
     interruption: Interruption,
     mesh: Mesh,
     config: DeepseekV4Config,
@@ -109,9 +102,9 @@ def _teach(
     leave = partial(interruption.leave_together, mesh.any)
     model = build_model(recipe, config, mesh, with_weights=start.checkpoint is None)
     facts = describe(recipe, model, lesson)
-    before = read_exam(folder, "before") if start.checkpoint is not None else None
+    before = read_evals(folder, "before") if start.checkpoint is not None else None
     if start.checkpoint is None:
-        before = hold_exam(recipe.evaluate.before, "before", model, lesson, recipe.evaluate, leave)
+        before = run_eval(recipe.evaluate.before, "before", model, lesson, recipe.evaluate, leave)
     validate = partial(validation_loss, model, lesson.validation)
     settings = _settings(recipe, lesson)
     trainer = Trainer(model, lesson.tokenizer, lesson.loader, settings, folder, validate, interruption)
@@ -129,12 +122,12 @@ def _teach(
         trainer.export(product)
         mesh.ranks.first(lambda: put_card(product, card(None)))
     leave()
-    after = hold_exam(recipe.evaluate.after, "after", model, lesson, recipe.evaluate, leave)
+    after = run_eval(recipe.evaluate.after, "after", model, lesson, recipe.evaluate, leave)
     if mesh.is_main:
         with interruption.deferred():
-            write_exams(folder, before, after)
+            write_evals(folder, before, after)
             put_card(product, card(after))
-            report = write_report(folder, story(name, facts, dump_recipe(recipe), before, after))
+            report = write_report(folder, report_text(name, facts, dump_recipe(recipe), before, after))
         summary(losses, before, after, product, report, recipe)
 
 
@@ -145,7 +138,7 @@ def _begin(recipe: Recipe, folder: Path, step: int, before: HellaswagScore | Non
     # the last sign of a finished run, which this is no more
     (folder / REPORT).unlink(missing_ok=True)
     write_whole(folder / RECIPE, dump_recipe(recipe).encode())
-    write_exams(folder, before, None)
+    write_evals(folder, before, None)
 
 
 @contextmanager
@@ -177,7 +170,7 @@ def _fit(trainer: Trainer, steps: int, log: RunLog, product: Path) -> tuple[floa
         raise OSError(f"{error}; the trained weights are in {product}") from None
 
 
-def _settings(recipe: Recipe, lesson: Lesson) -> TrainSettings:
+def _settings(recipe: Recipe, lesson: TrainData) -> TrainSettings:
     return TrainSettings(
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,

@@ -5,16 +5,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from seektune.checkpoint.survey import format_of, misfit, survey
-from seektune.data.examples import hellaswag_examples
-from seektune.data.hellaswag import load_hellaswag
+from seektune.checkpoint.scan import format_of, mismatch, scan
+from seektune.data.datasets.examples import hellaswag_examples
+from seektune.data.datasets.hellaswag import load_hellaswag
 from seektune.data.tokenizer import load_tokenizer
+from seektune.io.console import many, say
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import Cluster, known_gpu
 from seektune.planner.report import make_report
 from seektune.recipe.recipe import Recipe
-from seektune.workflows.console import many, say
 from seektune.workflows.plan import layout_at_launch
 
 GOOD, BAD, UNKNOWN = "ok", "wrong", "unknown"
@@ -78,11 +78,11 @@ def _weights(recipe: Recipe, config: DeepseekV4Config | None) -> Iterator[Findin
         yield Finding("weights", UNKNOWN, f"{weights} is no folder here; it will come from the Hub")
         yield Finding("licence", UNKNOWN, f"https://huggingface.co/{weights} states it")
         return
-    found = survey(folder)
+    found = scan(folder)
     faults = list(found.problems)
     if config is not None:
         shapes = {name: x.shape for name, x in DeepseekV4ForCausalLM(config, device="meta").state_dict().items()}
-        compared = misfit(found, shapes)
+        compared = mismatch(found, shapes)
         faults += [f"{len(compared.missing)} tensors are missing"] * bool(compared.missing)
         faults += [f"{len(compared.extra)} tensors belong to another model"] * bool(compared.extra)
         faults += compared.wrong[:3]

@@ -8,7 +8,7 @@ from typing import Any
 
 from seektune.checkpoint import locate
 from seektune.checkpoint.compare import STATUSES, Comparison, compare
-from seektune.workflows.console import byte_bar, say, size
+from seektune.io.console import byte_bar, say, size
 
 SHOWN = 20
 """Differing tensors in the table; `--json` has all."""

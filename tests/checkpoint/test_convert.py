@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from seektune.checkpoint import convert as module
 from seektune.checkpoint.convert import convert
-from seektune.checkpoint.workplace import RECORD, workplace
+from seektune.checkpoint.resumable_dir import RECORD, resumable_dir
 
 from .reader import files, raw
 
@@ -273,11 +273,11 @@ def test_a_call_that_meets_the_result_of_another_only_after_its_first_look_refus
 
 def test_the_lock_of_a_dead_process_is_no_lock(tmp_path: Path):
     final = tmp_path / "out"
-    with workplace(final, {"a": 1}) as place:
+    with resumable_dir(final, {"a": 1}) as place:
         place.record["shards"]["x"] = part = {"bytes": 1, "copied": [], "converted": [], "inexact": []}
         place.keep()
     assert (scratch_of(final) / "lock").exists()
-    with workplace(final, {"a": 1}) as place:
+    with resumable_dir(final, {"a": 1}) as place:
         assert place.record["shards"] == {"x": part}
 
 

@@ -15,7 +15,7 @@ from seektune.checkpoint.formats import FORMATS, QUANTISED, format_named, kind_o
 from seektune.checkpoint.header import DTYPES
 from seektune.checkpoint.names import scale_name, slots
 from seektune.checkpoint.source import StateSource
-from seektune.checkpoint.write import Piece, shard_limit, shard_names, split
+from seektune.checkpoint.write import FilePiece, shard_limit, shard_names, split
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 
@@ -23,7 +23,7 @@ RELEASES = {"flash": ("v4flash", 69_187, 46), "pro": ("v4pro", 145_116, 64)}
 
 
 @pytest.fixture(scope="module", params=["flash", pytest.param("pro", marks=pytest.mark.slow)])
-def release(request: pytest.FixtureRequest, released: Path) -> tuple[str, dict[str, Any], list[Piece]]:
+def release(request: pytest.FixtureRequest, released: Path) -> tuple[str, dict[str, Any], list[FilePiece]]:
     """A preset, the published table of its tensors, and the plan of that model's export in the released format."""
     file, count, _ = RELEASES[request.param]
     table = json.loads(lzma.decompress((released / f"{file}.tensors.json.xz").read_bytes()))

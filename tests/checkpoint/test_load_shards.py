@@ -11,8 +11,7 @@ from torch import Tensor
 from seektune.checkpoint import Shard, as_shard, files, load_weights
 from seektune.checkpoint.load import FolderSource
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-
-from .cuts import cut, dealt, staged
+from tests.checkpoint.make_shards import cut, dealt, staged
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from seektune.checkpoint.header import DTYPES, read_header
 from seektune.checkpoint.write import (
     LARGEST_SHARD_BYTES,
     SHARD_BYTES,
-    Piece,
+    FilePiece,
     file_size,
     shard_limit,
     shard_names,
@@ -24,12 +24,12 @@ from seektune.checkpoint.write import (
 )
 
 
-def piece(name: str, size: int) -> Piece:
+def piece(name: str, size: int) -> FilePiece:
     """One tensor of `size` bytes."""
-    return Piece({name: (torch.uint8, (size,))}, lambda: {name: torch.full((size,), 7, dtype=torch.uint8)})
+    return FilePiece({name: (torch.uint8, (size,))}, lambda: {name: torch.full((size,), 7, dtype=torch.uint8)})
 
 
-def model(embed: int, layers: list[tuple[int, ...]], head: int, mtp: int = 0) -> list[Piece]:
+def model(embed: int, layers: list[tuple[int, ...]], head: int, mtp: int = 0) -> list[FilePiece]:
     pieces = [piece("embed.weight", embed)]
     for number, sizes in enumerate(layers):
         pieces += [piece(f"layers.{number}.{part}.weight", size) for part, size in enumerate(sizes)]
@@ -37,7 +37,7 @@ def model(embed: int, layers: list[tuple[int, ...]], head: int, mtp: int = 0) ->
     return pieces + ([piece("mtp.0.norm.weight", mtp)] if mtp else [])
 
 
-def names(shards: list[list[Piece]]) -> list[list[str]]:
+def names(shards: list[list[FilePiece]]) -> list[list[str]]:
     return [[name for each in shard for name in each.tensors] for shard in shards]
 
 
@@ -94,8 +94,10 @@ TENSORS = {
 }
 
 
-def pieces_of(tensors: dict[str, torch.Tensor]) -> list[Piece]:
-    return [Piece({name: (x.dtype, tuple(x.shape))}, lambda name=name, x=x: {name: x}) for name, x in tensors.items()]
+def pieces_of(tensors: dict[str, torch.Tensor]) -> list[FilePiece]:
+    return [
+        FilePiece({name: (x.dtype, tuple(x.shape))}, lambda name=name, x=x: {name: x}) for name, x in tensors.items()
+    ]
 
 
 def test_what_is_written_is_what_the_library_reads(tmp_path: Path):
@@ -134,7 +136,7 @@ def test_data_begin_at_a_multiple_of_eight(tmp_path: Path):
 
 
 def test_a_piece_that_is_not_what_was_planned_is_a_mistake_of_ours(tmp_path: Path):
-    wrong = Piece({"a": (torch.uint8, (3,))}, lambda: {"a": torch.ones(4, dtype=torch.uint8)})
+    wrong = FilePiece({"a": (torch.uint8, (3,))}, lambda: {"a": torch.ones(4, dtype=torch.uint8)})
     with pytest.raises(AssertionError, match="was planned"):
         write_shard(tmp_path / "x", [wrong])
     assert list(tmp_path.iterdir()) == []

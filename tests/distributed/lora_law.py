@@ -12,19 +12,18 @@ import torch.distributed as dist
 
 from seektune.checkpoint.files import TensorFiles
 from seektune.checkpoint.formats import FORMATS
-from seektune.kernels.native import library
-from seektune.model.adapters import base_state, fresh
+from seektune.kernels.cpu import library
+from seektune.lora.config import LoraConfig
+from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
+from seektune.lora.inject import adapting, base_state, fresh
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.initialize import initialize
-from seektune.parallel.adapters import load_adapter, save_adapter, start_adapters
-from seektune.parallel.apply import parallelize
 from seektune.parallel.config import ParallelConfig
+from seektune.parallel.dims import make_dims
+from seektune.parallel.lora import load_adapter, save_adapter, start_adapters
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.plan import make_plan
-from seektune.train.config import LoraConfig
-from seektune.train.lora import adapting
-from seektune.train.proof import Frozen, fingerprint
+from seektune.parallel.parallelize import parallelize
 
 from .mesh_law import Course, Found, Subject, learn, look, whole_model
 
@@ -37,7 +36,7 @@ class Adapted:
 
     subject: Subject
     targets: tuple[str, ...] = EVERYTHING
-    packed: bool = True
+    quantized: bool = True
     lora: Mapping[str, Any] = field(default_factory=dict)
 
     def section(self) -> LoraConfig:
@@ -48,8 +47,8 @@ class Adapted:
 class Seen:
     """What a process saw of the frozen weights."""
 
-    before: Frozen
-    after: Frozen
+    before: FrozenDigest
+    after: FrozenDigest
 
 
 def bare(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> ParallelModel:
@@ -59,14 +58,14 @@ def bare(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> Paralle
         subject.config,
         adapted.section(),
         subject.loss.mtp_weight > 0,
-        FORMATS["released"].kind if adapted.packed else None,
+        FORMATS["released"].kind if adapted.quantized else None,
     )
     whole = whole_model(subject)
     prepare(whole)
     if parallel is None:
         model = ParallelModel.alone(whole)
     else:
-        mesh = Mesh.of(make_plan(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
+        mesh = Mesh.of(make_dims(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
         model = parallelize(subject.config, mesh, wanted, subject.dtype, "plain", prepare)
         state = whole.state_dict()
         with torch.no_grad():
@@ -88,8 +87,8 @@ def made(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> Paralle
     return model
 
 
-def frozen(model: ParallelModel) -> Frozen:
-    return fingerprint(model.base(), model.mesh.ranks)
+def frozen(model: ParallelModel) -> FrozenDigest:
+    return frozen_digest(model.base(), model.mesh.ranks)
 
 
 def look_adapted(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> tuple[Found, Seen]:
@@ -126,7 +125,7 @@ def read_base(folder: Path, adapted: Adapted, parallel: Mapping[str, Any]) -> tu
     """
     subject, wanted = adapted.subject, ParallelConfig.model_validate(parallel)
     prepare = adapting(subject.config, adapted.section(), True, FORMATS["released"].kind)
-    mesh = Mesh.of(make_plan(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
+    mesh = Mesh.of(make_dims(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
     model = parallelize(subject.config, mesh, wanted, subject.dtype, "plain", prepare)
     read = 0
     plain_read = TensorFiles.read
@@ -139,7 +138,7 @@ def read_base(folder: Path, adapted: Adapted, parallel: Mapping[str, Any]) -> tu
 
     with patch.object(TensorFiles, "read", counted):
         model.load_pretrained(folder)
-    same_pieces(model, DeepseekV4ForCausalLM.from_pretrained(folder, packed=True))
+    same_pieces(model, DeepseekV4ForCausalLM.from_pretrained(folder, quantized=True))
     whole = DeepseekV4ForCausalLM(subject.config, "meta", subject.dtype)
     prepare(whole)
     whole.to_empty(device="cpu")

@@ -12,16 +12,16 @@ from torch import Tensor
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate
-from seektune.parallel.apply import parallelize
 from seektune.parallel.config import ParallelConfig
+from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.pieces import like, local, piece_of
-from seektune.parallel.plan import make_plan
+from seektune.parallel.parallelize import parallelize
+from seektune.parallel.placement import like, local, piece_of
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig, OptimizerConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
-from seektune.train.optimizer import build_optimizer
+from seektune.train.optim.build import build_optimizer
 from seektune.train.step import make_objective, train_step
 
 from ..conftest import TOY, randomize
@@ -95,7 +95,7 @@ def alone(subject: Subject) -> ParallelModel:
 def spread(parallel: Mapping[str, Any], subject: Subject) -> ParallelModel:
     """In a worker: the same weights, spread."""
     wanted = ParallelConfig.model_validate(parallel)
-    mesh = Mesh.of(make_plan(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
+    mesh = Mesh.of(make_dims(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
     model = parallelize(subject.config, mesh, wanted, subject.dtype)
     whole = whole_model(subject).state_dict()
     with torch.no_grad():

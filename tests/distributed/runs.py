@@ -16,25 +16,26 @@ from torch import Tensor
 from seektune.checkpoint import as_shard
 from seektune.checkpoint.formats import FORMATS
 from seektune.evaluate.loss import validation_loss
+from seektune.lora.config import LoraConfig
+from seektune.lora.inject import adapting
 from seektune.model.initialize import initialize
-from seektune.parallel.adapters import start_adapters
-from seektune.parallel.apply import parallelize
 from seektune.parallel.config import ParallelConfig
+from seektune.parallel.dims import make_dims
+from seektune.parallel.lora import start_adapters
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.pieces import local
-from seektune.parallel.plan import make_plan
+from seektune.parallel.parallelize import parallelize
+from seektune.parallel.placement import local
 from seektune.sequence import Batch
+from seektune.signals import Interruption
 from seektune.train.checkpoints import complete_checkpoints
-from seektune.train.config import GuardConfig, LoraConfig, LossConfig, OptimizerConfig
-from seektune.train.interrupt import Interruption
-from seektune.train.lora import adapting
+from seektune.train.config import GuardConfig, LossConfig, OptimizerConfig
 from seektune.train.metrics import MetricsLog, SilentLog
-from seektune.train.state import run_tensors
+from seektune.train.state_tensors import run_tensors
 from seektune.train.trainer import CHECKPOINTS, Trainer
+from tests.train.tiny_run import CONFIG, Words, made_batch, settings
 
 from ..train.runs import QUIET
-from ..train.small import CONFIG, Words, made_batch, settings
 from .mesh_law import Pieces, portable
 
 LOSS = LossConfig(bias_update_speed=0.001, balance_weight=0.01)
@@ -56,7 +57,7 @@ class Plot:
     guard: GuardConfig = field(default_factory=GuardConfig)
     happenings: Mapping[int, str] = field(default_factory=dict)
     lora: LoraConfig = field(default_factory=LoraConfig)
-    """With targets, packed weights are frozen and adapters trained."""
+    """With targets, quantized weights are frozen and adapters trained."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def run(folder: Path, plot: Plot) -> End:
     """Start anew or resume from the newest checkpoint; everything that goes wrong is told."""
     parallel = ParallelConfig.model_validate(plot.parallel)
     world = dist.get_world_size() if dist.is_initialized() else 1
-    mesh = Mesh.of(make_plan(parallel, world, CONFIG), torch.device("cpu"))
+    mesh = Mesh.of(make_dims(parallel, world, CONFIG), torch.device("cpu"))
     torch.manual_seed(0)
     model = _built(plot, mesh, parallel)
     stream, loss = Stream(plot.happenings, model), ADAPTED_LOSS if plot.lora.targets else LOSS

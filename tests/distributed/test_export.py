@@ -16,7 +16,7 @@ from torch import Tensor
 from seektune.checkpoint import Shard, as_shard, gather, save_weights
 from seektune.checkpoint.formats import FORMATS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.checkpoint.cuts import dealt, staged
+from tests.checkpoint.make_shards import dealt, staged
 from tests.checkpoint.reader import files
 
 from .workers import run_workers

@@ -12,10 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from seektune.data.synthetic import write_hellaswag
-from seektune.train.files import read_lines
-
-from ..test_cli import FLASH, ROOT
+from seektune.data.datasets.synthetic import write_hellaswag
+from seektune.io.files import read_lines
+from tests.cli.test_cli import FLASH, ROOT
 
 pytestmark = pytest.mark.slow
 STEPS = 10

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from seektune.checkpoint.adapters import read_adapter
-from seektune.data.synthetic import write_hellaswag
-from seektune.train.files import read_lines
-
-from ..test_cli import ROOT
+from seektune.data.datasets.synthetic import write_hellaswag
+from seektune.io.files import read_lines
+from seektune.lora.format import read_adapter
+from tests.cli.test_cli import ROOT
 
 RECIPE = ROOT / "examples" / "llm_finetune" / "deepseek_v4" / "deepseek_v4_tiny_lora.yaml"
 SMALL = ("--batch.global_size=8", "--batch.micro_size=4", "--steps=4", "--schedule.warmup_steps=1")

@@ -1,4 +1,4 @@
-"""Adapters on frozen weights, packed or plain: any mesh finds and learns what one device does; nothing else moves."""
+"""Adapters on frozen weights, quantized or plain: any mesh finds and learns what one device does; no other moves."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_loss_norm_and_every_gradient_are_those_of_one_device(found_alone: tuple
 @SLOW
 @pytest.mark.parametrize("case", AXES, ids=str)
 def test_so_they_are_on_plain_weights(case: Case):
-    check(replace(FEW, packed=False), case)
+    check(replace(FEW, quantized=False), case)
 
 
 @SLOW
@@ -103,10 +103,10 @@ def test_so_they_are_with_other_adapters(changes: dict[str, Any], case: Case):
 
 
 @SLOW
-@pytest.mark.parametrize("packed", [True, False])
-def test_a_bf16_base_gives_the_same_where_rows_stay_whole(packed: bool):
+@pytest.mark.parametrize("quantized", [True, False])
+def test_a_bf16_base_gives_the_same_where_rows_stay_whole(quantized: bool):
     """Elsewhere sums in another order round to other bf16 activations."""
-    check(replace(FEW, subject=replace(FEW.subject, dtype=torch.bfloat16), packed=packed), Case(2, {}))
+    check(replace(FEW, subject=replace(FEW.subject, dtype=torch.bfloat16), quantized=quantized), Case(2, {}))
 
 
 @SLOW

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from seektune.checkpoint import tensor_names
-from seektune.checkpoint.adapters import read_adapter
-from seektune.train.config import LoraConfig
+from seektune.lora.config import LoraConfig
+from seektune.lora.format import read_adapter
 
 from ..train.runs import losses
 from .mesh_law import assembled

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from seektune.checkpoint import check_run_state
+from seektune.checkpoint import check_train_state
 from seektune.train.config import GuardConfig
 
 from ..train.runs import losses, validations
@@ -27,7 +27,7 @@ def facts(folder: Path) -> dict[str, Any]:
 def saved(folder: Path) -> list[str]:
     found = sorted((folder / "checkpoints").iterdir())
     for place in found:
-        check_run_state(place)
+        check_train_state(place)
     return [place.name for place in found]
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 # one process imports torch and is forked for every worker, which takes a tenth of starting each anew
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["torch", "torch.distributed.checkpoint", "seektune.parallel.apply", "seektune.train.step"]
+    ["torch", "torch.distributed.checkpoint", "seektune.parallel.parallelize", "seektune.train.step"]
 )
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from seektune.data.hellaswag import read_split
-from seektune.data.synthetic import made_hellaswag
+from seektune.data.datasets.hellaswag import read_split
+from seektune.data.datasets.synthetic import made_hellaswag
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag
 from seektune.evaluate.perplexity import Text, evaluate_perplexity, windows

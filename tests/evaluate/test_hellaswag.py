@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from seektune.data.hellaswag import HellaswagRow, row_from_record
-from seektune.data.synthetic import made_hellaswag
+from seektune.data.datasets.hellaswag import HellaswagRow, row_from_record
+from seektune.data.datasets.synthetic import made_hellaswag
 from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag, spread_evenly
 from seektune.evaluate.statistics import Estimate
 

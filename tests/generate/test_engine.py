@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
-from seektune.generate.engine import Decoding
+from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
-from seektune.generate.sample import Chooser, Sampling
+from seektune.generate.sampling import Sampler, Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 GREEDY = Sampling(temperature=0)
@@ -42,7 +42,7 @@ def prompts(*lengths: int) -> list[list[int]]:
 
 def slowly(model: DeepseekV4ForCausalLM, request: Request) -> list[int]:
     """A full forward per token."""
-    ids, chooser = list(request.prompt), Chooser(request.sampling, request.seed, request.prompt)
+    ids, chooser = list(request.prompt), Sampler(request.sampling, request.seed, request.prompt)
     for _ in range(request.max_new_tokens):
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1]
@@ -55,7 +55,7 @@ def slowly(model: DeepseekV4ForCausalLM, request: Request) -> list[int]:
 
 def spoken(model: DeepseekV4ForCausalLM, requests: list[Request], speculative: bool = False) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in requests]
-    for token in Decoding(model, requests, speculative).tokens():
+    for token in DecodeEngine(model, requests, speculative).tokens():
         found[token.request].append(token.id)
     return found
 
@@ -71,7 +71,7 @@ def test_texts_of_different_lengths_are_what_they_are_alone(model):
 def test_greedy_texts_with_drafts_are_those_without(which, request):
     model = request.getfixturevalue(which)
     requests = [Request(each, new, GREEDY) for each, new in zip(prompts(1, 124, 2, 30), (18, 7, 1, 2), strict=True)]
-    decoding = Decoding(model, requests, speculative=True)
+    decoding = DecodeEngine(model, requests, speculative=True)
     found = Counter(token.request for token in decoding.tokens())
     assert spoken(model, requests, speculative=True) == spoken(model, requests)
     assert [found[i] for i in range(4)] == [18, 7, 1, 2]
@@ -90,14 +90,14 @@ def test_drawn_texts_with_drafts_are_distributed_as_without(foreseeing):
     counts: Counter[tuple[int, ...]] = Counter()
     for start in range(0, many, 500):
         requests = [Request(prompt, 3, sampling, seed=i) for i in range(start, start + 500)]
-        decoding = Decoding(foreseeing, requests, speculative=True)
+        decoding = DecodeEngine(foreseeing, requests, speculative=True)
         texts: dict[int, list[int]] = {}
         for token in decoding.tokens():
             texts.setdefault(token.request, []).append(token.id)
         assert 0 < decoding.drafts.accepted < decoding.drafts.made
         counts.update(tuple(text) for text in texts.values())
     expected = {(): 1.0}
-    chooser = Chooser(sampling, 0, [])
+    chooser = Sampler(sampling, 0, [])
     for _ in range(3):
         longer = {}
         for text, share in expected.items():
@@ -137,7 +137,7 @@ def test_a_text_ends_with_a_stop_token_and_the_others_go_on(model):
     stop = whole[0][3]
     requests[0] = Request(requests[0].prompt, NEW, GREEDY, stop_ids=frozenset({stop}))
     for speculative in (False, True):
-        decoding = Decoding(model, requests, speculative)
+        decoding = DecodeEngine(model, requests, speculative)
         tokens = list(decoding.tokens())
         first = [token for token in tokens if token.request == 0]
         assert [token.id for token in first] == whole[0][: whole[0].index(stop) + 1]
@@ -151,13 +151,13 @@ def test_a_text_ends_with_a_stop_token_and_the_others_go_on(model):
 def test_a_reader_who_leaves_costs_nothing_more(model):
     requests = [Request(each, NEW, GREEDY) for each in prompts(4, 7)]
     whole = spoken(model, requests)
-    decoding = Decoding(model, requests, speculative=True)
+    decoding = DecodeEngine(model, requests, speculative=True)
     first = decoding.step()
     decoding.end(0)
     rest = list(decoding.tokens())
     assert {token.request for token in rest} == {1}
     assert [token.id for token in [*first, *rest] if token.request == 1] == whole[1]
-    unread = Decoding(model, requests)
+    unread = DecodeEngine(model, requests)
     unread.end(1)
     assert [token.id for token in unread.tokens()] == whole[0]
 
@@ -166,7 +166,7 @@ def test_log_probabilities_are_the_models_own(model):
     request = Request(prompts(9)[0], 3, Sampling(temperature=0.5, top_k=2), alternatives=3)
     for speculative in (False, True):
         ids = list(request.prompt)
-        for token in Decoding(model, [request], speculative).tokens():
+        for token in DecodeEngine(model, [request], speculative).tokens():
             with torch.no_grad():
                 log = model(torch.tensor([ids])).logits[0, -1].log_softmax(dim=0)
             assert token.logprob == pytest.approx(float(log[token.id]), abs=1e-9)
@@ -183,7 +183,7 @@ def test_a_model_without_numbers_says_so(toy_model, temperature):
     with torch.no_grad():
         model.norm.weight[3] = torch.nan
     with pytest.raises(ArithmeticError, match="logits are not numbers"):
-        Decoding(model, [Request([1, 2], 3, Sampling(temperature=temperature))]).step()
+        DecodeEngine(model, [Request([1, 2], 3, Sampling(temperature=temperature))]).step()
 
 
 def test_what_cannot_be_continued_is_refused(model, toy_model):
@@ -193,7 +193,7 @@ def test_what_cannot_be_continued_is_refused(model, toy_model):
         (Request([1], 0), "max_new_tokens must be 1 or more, not 0"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            Decoding(model, [request])
+            DecodeEngine(model, [request])
     without = toy_model(num_nextn_predict_layers=0, compress_ratios=[0, 4, 128, 4])
     with pytest.raises(ValueError, match="this model has none"):
-        Decoding(without, [Request([1], 1)], speculative=True)
+        DecodeEngine(without, [Request([1], 1)], speculative=True)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from seektune.generate.engine import Decoding
+from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
-from seektune.generate.sample import Sampling
+from seektune.generate.sampling import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 from .test_engine import GREEDY, prompts, spoken
@@ -26,7 +26,7 @@ def joined(
     model: DeepseekV4ForCausalLM, requests: list[Request], times: list[int], speculative: bool, chunk: int = 4096
 ) -> list[list[int]]:
     """Each request is added before the step of its number."""
-    decoding = Decoding(model, speculative=speculative, longest=LONGEST)
+    decoding = DecodeEngine(model, speculative=speculative, longest=LONGEST)
     found: dict[int, list[int]] = {}
     names: dict[int, int] = {}
     step = 0
@@ -54,7 +54,7 @@ def test_who_joins_gets_its_own_text(model, speculative):
 def test_a_long_prompt_is_read_in_chunks_while_others_grow(model, monkeypatch):
     monkeypatch.setattr("seektune.generate.engine.CHUNK", 32)
     requests = [Request(each, 12, GREEDY) for each in prompts(5, 150, 40)]
-    decoding = Decoding(model, requests[:1], longest=LONGEST)
+    decoding = DecodeEngine(model, requests[:1], longest=LONGEST)
     found: list[list[int]] = [[] for _ in requests]
     for step in range(6):
         if step == 1:
@@ -69,7 +69,7 @@ def test_a_long_prompt_is_read_in_chunks_while_others_grow(model, monkeypatch):
 @pytest.mark.slow
 def test_a_text_outgrows_the_room_it_began_with(model):
     requests = [Request(prompts(250)[0], 20, GREEDY), Request(prompts(3)[0], 40, GREEDY)]
-    decoding = Decoding(model, requests, longest=4000)
+    decoding = DecodeEngine(model, requests, longest=4000)
     found: list[list[int]] = [[], []]
     for token in decoding.tokens():
         found[token.request].append(token.id)
@@ -83,7 +83,7 @@ def test_a_request_is_cancelled_at_any_time(model, monkeypatch, speculative):
     requests = [Request(each, 10, GREEDY) for each in prompts(5, 150, 90)]
     expected = alone(model, requests)
     for when in (0, 1, 3, 5, 6):  # before it is read, while it is read, while it grows
-        decoding = Decoding(model, requests[:1], speculative, longest=LONGEST)
+        decoding = DecodeEngine(model, requests[:1], speculative, longest=LONGEST)
         found: list[list[int]] = [[] for _ in requests]
         for step in range(60):
             if step == 1:
@@ -102,11 +102,11 @@ def test_memory_follows_the_rows_alive(model):
     """Of a long text that leaves a short one, nothing stays; nothing is held for what a text might become."""
     short, long = prompts(4, 500)
 
-    def held(decoding: Decoding) -> int:
+    def held(decoding: DecodeEngine) -> int:
         texts = decoding._texts
         return 0 if texts is None else texts.cache.nbytes()
 
-    decoding = Decoding(model, [Request(short, 90_000, GREEDY)], longest=100_000)
+    decoding = DecodeEngine(model, [Request(short, 90_000, GREEDY)], longest=100_000)
     decoding.step()
     few = held(decoding)
     assert few < model.new_cache(1, 300).nbytes()
@@ -121,7 +121,7 @@ def test_memory_follows_the_rows_alive(model):
 
 
 def test_a_text_that_could_outgrow_what_is_allowed_does_not_join(model):
-    decoding = Decoding(model, longest=10)
+    decoding = DecodeEngine(model, longest=10)
     fine, wrong = Request([1, 2], 8, GREEDY), Request([1, 2], 9, GREEDY)
     with pytest.raises(ValueError, match="a text of up to 11 tokens is longer than the 10 allowed"):
         decoding.add([fine, wrong])

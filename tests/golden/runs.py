@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from seektune.data.synthetic import write_hellaswag
+from seektune.data.datasets.synthetic import write_hellaswag
 
 ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent

@@ -9,10 +9,10 @@ from torch import Tensor
 from seektune.kernels import (
     Chosen,
     Prefix,
+    dequantize,
     dequantize_fp4,
     dequantize_fp8,
     index_topk,
-    multiply_out,
     quantize_fp4,
     quantize_fp8,
     sort_by_expert,
@@ -22,7 +22,7 @@ from tests.kernels.inputs import Case, leaf, wide
 from tests.kernels.test_codecs import every_fp4_byte, every_fp8_byte
 from tests.kernels.test_twins import PAIRS, kernel, run
 
-from .moved import moved
+from .to_device import to_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -51,7 +51,7 @@ def test_the_operation_is_its_definition(name: str, case: Case, dtype: torch.dty
     # a matrix that stays in bytes has no other numbers, and clamps cut bf16 elsewhere
     as_they_are = name == "quantized_expert_linear" or dtype == torch.bfloat16
     expected = run(kernel(name).reference, arguments if as_they_are else exact(arguments))
-    agree(run(kernel(name), moved(arguments, "cuda")), expected, BOUNDS[dtype])
+    agree(run(kernel(name), to_device(arguments, "cuda")), expected, BOUNDS[dtype])
 
 
 def released(kind: str, dtype: torch.dtype, length: int) -> tuple[Any, ...]:
@@ -71,13 +71,13 @@ def released(kind: str, dtype: torch.dtype, length: int) -> tuple[Any, ...]:
 @pytest.mark.parametrize("kind", ["window", "prefix", "chosen"])
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_attention_at_the_released_width(kind: str, dtype: torch.dtype):
-    arguments = moved(released(kind, dtype, 700), "cuda")
+    arguments = to_device(released(kind, dtype, 700), "cuda")
     expected = run(kernel("sparse_attention").reference, exact(arguments))
     agree(run(kernel("sparse_attention"), arguments), expected, BOUNDS[dtype])
 
 
 def test_attention_gives_the_same_bits_again():
-    arguments = moved(released("chosen", torch.bfloat16, 600), "cuda")
+    arguments = to_device(released("chosen", torch.bfloat16, 600), "cuda")
     for once, again in zip(*(run(kernel("sparse_attention"), arguments) for _ in range(2)), strict=True):
         assert torch.equal(once, again)
 
@@ -92,7 +92,7 @@ def test_experts_of_widths_for_grouped_products(frozen: bool):
     matrices = (weight.detach() if frozen else weight for weight in matrices)
     arguments = leaf(torch.bfloat16, 900, 64, size=2.0), order // 3, weights, *matrices, counts.tolist(), 7.0
     expected = run(kernel("expert_mlp").reference, arguments)
-    once, again = (run(kernel("expert_mlp"), moved(arguments, "cuda")) for _ in range(2))
+    once, again = (run(kernel("expert_mlp"), to_device(arguments, "cuda")) for _ in range(2))
     agree(once, expected, BOUNDS[torch.bfloat16])
     assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
 
@@ -100,7 +100,7 @@ def test_experts_of_widths_for_grouped_products(frozen: bool):
 @pytest.mark.parametrize("form", ["fp4", "fp8", "bf16"])
 def test_products_of_frozen_experts(form: str, monkeypatch: pytest.MonkeyPatch):
     """A few experts at a time, some without tokens."""
-    from seektune.kernels.triton import packed_linear as on_gpu
+    from seektune.kernels.triton import lowbit_linear as on_gpu
 
     monkeypatch.setattr(on_gpu, "VALUES", 3 * 128 * 160)
     counts, x = [40, 0, 7, 300, 1, 0, 65, 3], leaf(torch.bfloat16, 416, 160)
@@ -110,8 +110,8 @@ def test_products_of_frozen_experts(form: str, monkeypatch: pytest.MonkeyPatch):
         name = "expert_linear"
     else:
         packed, scales = zip(*((quantize_fp4 if form == "fp4" else quantize_fp8)(w) for w in weights), strict=True)
-        arguments, name = (x, packed, scales, counts), "packed_expert_linear"
-    found = run(kernel(name), moved(arguments, "cuda"))
+        arguments, name = (x, packed, scales, counts), "lowbit_expert_linear"
+    found = run(kernel(name), to_device(arguments, "cuda"))
     agree(found, run(kernel(name).reference, arguments), 1e-2)
 
 
@@ -120,8 +120,8 @@ def test_products_of_frozen_experts(form: str, monkeypatch: pytest.MonkeyPatch):
 def test_products_of_frozen_maps(pack: Any, groups: int):
     x = leaf(torch.bfloat16, 50, 160) if groups == 1 else leaf(torch.bfloat16, 50, groups, 160)
     arguments = x, *pack(torch.randn(256, 160)), groups
-    found = run(kernel("packed_linear"), moved(arguments, "cuda"))
-    agree(found, run(kernel("packed_linear").reference, arguments), 1e-2)
+    found = run(kernel("lowbit_linear"), to_device(arguments, "cuda"))
+    agree(found, run(kernel("lowbit_linear").reference, arguments), 1e-2)
 
 
 @pytest.mark.parametrize("width", [12, 128])
@@ -135,7 +135,7 @@ def test_the_index_chooses_what_the_definition_chooses(width: int):
         for shape in ((1, length, 8, width), (1, length // 4, width), (1, length, 8))
     )
     arguments = q, keys, weights, Prefix(windows.first_BT, windows.count_BT), 64
-    found, expected = index_topk(*moved(arguments, "cuda")), index_topk.reference(*arguments)
+    found, expected = index_topk(*to_device(arguments, "cuda")), index_topk.reference(*arguments)
     assert torch.equal(found.index_BTK.cpu().sort(dim=-1).values, expected.index_BTK.sort(dim=-1).values)
 
 
@@ -153,5 +153,5 @@ def test_low_bit_weights_are_multiplied_out_to_the_last_bit(dtype: torch.dtype):
     ]
     for stored, factor, decode in cases:
         expected = decode(stored, factor).to(dtype)
-        found = multiply_out(stored.cuda(), factor.cuda(), dtype).cpu()
+        found = dequantize(stored.cuda(), factor.cuda(), dtype).cpu()
         assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from seektune.data.synthetic import write_hellaswag
+from seektune.data.datasets.synthetic import write_hellaswag
+from seektune.io.files import read_lines
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.train.files import read_lines
-from tests.workflows.door import seektune
+from tests.run_cli import seektune
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 EXAMPLES = Path("examples/llm_finetune/deepseek_v4")

@@ -179,11 +179,11 @@ CASES: dict[str, dict[str, Case]] = {
         "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 15), *angles(dtype, 2, 17, 1, 4)),
         "vectors": lambda dtype: (leaf(dtype, 2, 17, 8), *angles(dtype, 2, 17, 4)),
     },
-    "rotated_unit": {
+    "norm_rope": {
         "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 14), *angles(dtype, 2, 17, 4), 1e-2),
         "none": lambda dtype: (leaf(dtype, 1, 0, 3, 14), *angles(dtype, 1, 0, 4), 1e-2),
     },
-    "vocabulary_loss": {
+    "linear_cross_entropy": {
         "one": lambda dtype: (leaf(dtype, 1, 6), leaf(dtype, 11, 6), torch.randint(11, (1,))),
         "two chunks": lambda dtype: (leaf(dtype, 1025, 6), leaf(dtype, 11, 6), torch.randint(11, (1025,))),
         "none": lambda dtype: (leaf(dtype, 0, 6), leaf(dtype, 11, 6), torch.randint(11, (0,))),

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from seektune.kernels import (
+    dequantize,
     dequantize_fp4,
     dequantize_fp8,
-    multiply_out,
     quantize_fp4,
     quantize_fp4_closely,
     quantize_fp8,
@@ -47,7 +47,7 @@ def every_fp8_byte() -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_fp4_byte_is_multiplied_out_as_defined_under_every_scale(dtype):
     packed, scale = every_fp4_byte()
-    identical(multiply_out(packed, scale, dtype), dequantize_fp4(packed, scale).to(dtype))
+    identical(dequantize(packed, scale, dtype), dequantize_fp4(packed, scale).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,14 +55,14 @@ def test_every_fp8_byte_is_multiplied_out_as_defined_under_every_scale(dtype):
     block = every_fp8_byte()
     for byte in range(256):
         scale = scales([byte], 1, 1)
-        identical(multiply_out(block, scale, dtype), dequantize_fp8(block, scale).to(dtype))
+        identical(dequantize(block, scale, dtype), dequantize_fp8(block, scale).to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [0.3, -1.7, 3e-38, 1e-42, 127.9, 3e38, 0.0, math.inf])
 def test_f32_scales_are_multiplied_out_as_defined(dtype, scale):
     block, factor = every_fp8_byte(), torch.tensor([[scale]])
-    identical(multiply_out(block, factor, dtype), dequantize_fp8(block, factor).to(dtype))
+    identical(dequantize(block, factor, dtype), dequantize_fp8(block, factor).to(dtype))
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 300])
@@ -72,15 +72,15 @@ def test_any_shape_is_multiplied_out_as_defined(rows, columns):
     fp8 = quantize_fp8(weight)
     wide = weight[:, : columns // 32 * 32]
     for dtype in DTYPES:
-        identical(multiply_out(*fp8, dtype), dequantize_fp8(*fp8).to(dtype))
-        identical(multiply_out(*quantize_fp4(wide), dtype), dequantize_fp4(*quantize_fp4(wide)).to(dtype))
+        identical(dequantize(*fp8, dtype), dequantize_fp8(*fp8).to(dtype))
+        identical(dequantize(*quantize_fp4(wide), dtype), dequantize_fp4(*quantize_fp4(wide)).to(dtype))
 
 
 def test_other_dtypes_take_the_definition():
     weight = torch.randn(130, 64)
     for dtype in (torch.float64, torch.float16):
-        identical(multiply_out(*quantize_fp4(weight), dtype), dequantize_fp4(*quantize_fp4(weight)).to(dtype))
-        identical(multiply_out(*quantize_fp8(weight), dtype), dequantize_fp8(*quantize_fp8(weight)).to(dtype))
+        identical(dequantize(*quantize_fp4(weight), dtype), dequantize_fp4(*quantize_fp4(weight)).to(dtype))
+        identical(dequantize(*quantize_fp8(weight), dtype), dequantize_fp8(*quantize_fp8(weight)).to(dtype))
 
 
 def test_fp8_bytes_are_torchs_own():
@@ -163,8 +163,8 @@ def test_fp8_scales_are_the_least_powers_of_two_that_hold_the_peak(peak):
 
 def test_zeros_and_subnormal_numbers_do_not_divide_by_zero():
     weight = torch.tensor([[0.0, -0.0] * 16, [2.0**-149, -(2.0**-149)] * 16, [2.0**-127] * 32])
-    for quantize, dequantize in ((quantize_fp4, dequantize_fp4), (quantize_fp8, dequantize_fp8)):
-        found = dequantize(*quantize(weight))
+    for quantize, decode in ((quantize_fp4, dequantize_fp4), (quantize_fp8, dequantize_fp8)):
+        found = decode(*quantize(weight))
         assert found.isfinite().all()
         assert torch.equal(found[0].signbit(), weight[0].signbit())
         assert (found[2] - weight[2]).abs().max() <= 2.0**-128
@@ -172,7 +172,7 @@ def test_zeros_and_subnormal_numbers_do_not_divide_by_zero():
 
 def test_a_scale_byte_of_255_is_nan_everywhere_it_reaches():
     packed = torch.zeros(1, 32, dtype=torch.int8)
-    found = multiply_out(packed, scales([255, 127], 1, 2), torch.bfloat16)
+    found = dequantize(packed, scales([255, 127], 1, 2), torch.bfloat16)
     assert found[:, :32].isnan().all()
     assert (found[:, 32:] == 0).all()
     assert math.isnan(e8m0(255))

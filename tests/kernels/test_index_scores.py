@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seektune.kernels import Prefix, index_topk
-from seektune.kernels.fused.index_scores import BLOCK
+from seektune.kernels.eager.index_scores import BLOCK
 from seektune.sequence import SequenceLayout
 
 DOCUMENTS = torch.tensor([[1] * 90 + [2] * 3 + [0] * 6 + [3] * 61, [4] * 160])
@@ -36,7 +36,7 @@ def test_the_k_best_visible_entries_are_chosen(inputs, k):
 
 
 @pytest.mark.parametrize(("rows", "tokens"), [(0, 5), (2, 0)])
-@pytest.mark.parametrize("run", [index_topk.fused, index_topk.reference])
+@pytest.mark.parametrize("run", [index_topk.eager, index_topk.reference])
 def test_without_rows_or_tokens_nothing_is_chosen(run, rows, tokens):
     nothing = torch.zeros(rows, tokens, dtype=torch.long)
     q, keys, weights = torch.randn(rows, tokens, 2, 8), torch.randn(rows, 9, 8), torch.randn(rows, tokens, 2)
@@ -77,6 +77,6 @@ def test_the_fast_twin_chooses_the_same_of_many_entries(heads, k):
     windows = SequenceLayout.from_documents(documents).windows(4)
     q, keys, weights = torch.randn(2, 2003, heads, 8), torch.randn(2, 500, 8), torch.randn(2, 2003, heads)
     visible = Prefix(windows.first_BT, windows.count_BT)
-    found, expected = (run(q, keys, weights, visible, k).index_BTK for run in (index_topk.fused, index_topk.reference))
+    found, expected = (run(q, keys, weights, visible, k).index_BTK for run in (index_topk.eager, index_topk.reference))
     assert 2 * k <= 500 // BLOCK or k == 60
     assert torch.equal(found.sort(dim=-1).values, expected.sort(dim=-1).values)

@@ -41,7 +41,7 @@ def kernel(name: str) -> Kernel:
 @pytest.mark.parametrize(("name", "case"), PAIRS)
 def test_the_fast_twin_equals_the_plain_one(name: str, case: Case, dtype: torch.dtype):
     arguments = case(dtype)
-    fast, plain = run(kernel(name).fused, arguments), run(kernel(name).reference, arguments)
+    fast, plain = run(kernel(name).eager, arguments), run(kernel(name).reference, arguments)
     for found, expected in zip(fast, plain, strict=True):
         assert found.dtype == expected.dtype
         assert found.shape == expected.shape
@@ -52,7 +52,7 @@ def test_the_fast_twin_equals_the_plain_one(name: str, case: Case, dtype: torch.
 @pytest.mark.parametrize(("name", "case"), PAIRS)
 def test_the_fast_twin_gives_the_same_bits_again(name: str, case: Case):
     arguments = case(torch.float32)
-    for once, again in zip(*(run(kernel(name).fused, arguments) for _ in range(2)), strict=True):
+    for once, again in zip(*(run(kernel(name).eager, arguments) for _ in range(2)), strict=True):
         assert torch.equal(once, again)
 
 
@@ -71,7 +71,7 @@ def test_the_fast_twin_takes_tensors_of_any_layout(name: str, case: Case, layout
         layout(x.detach()).requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
         for x in case(torch.float64)
     )
-    for found, expected in zip(*(run(f, arguments) for f in (kernel(name).fused, kernel(name).reference)), strict=True):
+    for found, expected in zip(*(run(f, arguments) for f in (kernel(name).eager, kernel(name).reference)), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
@@ -81,9 +81,9 @@ def test_the_fast_twin_can_be_recomputed(name: str):
     arguments = next(iter(CASES[name].values()))(torch.float32)
 
     def again(*inputs: Any) -> Any:
-        return checkpoint(kernel(name).fused, *inputs, use_reentrant=False)
+        return checkpoint(kernel(name).eager, *inputs, use_reentrant=False)
 
-    for found, expected in zip(run(again, arguments), run(kernel(name).fused, arguments), strict=True):
+    for found, expected in zip(run(again, arguments), run(kernel(name).eager, arguments), strict=True):
         assert torch.equal(found, expected)
 
 
@@ -101,7 +101,7 @@ def test_gradients_of_an_expert_with_many_tokens_are_not_summed_in_bf16():
         return torch.autograd.grad(out, matrices, upstream.to(out.dtype))
 
     expected = gradients(kernel("expert_mlp").reference, torch.float64)
-    for found, exact in zip(gradients(kernel("expert_mlp").fused, torch.bfloat16), expected, strict=True):
+    for found, exact in zip(gradients(kernel("expert_mlp").eager, torch.bfloat16), expected, strict=True):
         assert (found.double() - exact).norm() < 3e-3 * exact.norm()
 
 
@@ -115,7 +115,7 @@ def small(name: str) -> tuple[Any, ...]:
         "hyper_write": write(2),
         "pool_windows": pool(4, True, PACKED[:1, 84:97]),
         "sinkhorn": CASES["sinkhorn"]["one"],
-        "vocabulary_loss": CASES["vocabulary_loss"]["one"],
+        "linear_cross_entropy": CASES["linear_cross_entropy"]["one"],
         "sparse_attention": attention("chosen", heads=1, width=2, before=155),
     }
     return cases[name](torch.float64)
@@ -123,15 +123,15 @@ def small(name: str) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     "name",
-    ["expert_mlp", "hyper_read", "hyper_write", "pool_windows", "sinkhorn", "vocabulary_loss", "sparse_attention"],
+    ["expert_mlp", "hyper_read", "hyper_write", "pool_windows", "sinkhorn", "linear_cross_entropy", "sparse_attention"],
 )
 def test_gradients_of_the_fast_twin_are_differences(name: str):
     assert torch.autograd.gradcheck(
-        kernel(name).fused, small(name), fast_mode=name in ("sparse_attention", "expert_mlp")
+        kernel(name).eager, small(name), fast_mode=name in ("sparse_attention", "expert_mlp")
     )
 
 
 def test_every_kernel_has_its_cases():
     operations = {name for name, value in vars(kernels).items() if isinstance(value, Kernel)}
-    elsewhere = {"index_topk", "route", "sort_pairs", "expert_linear", "packed_linear", "packed_expert_linear"}
+    elsewhere = {"index_topk", "route", "sort_pairs", "expert_linear", "lowbit_linear", "lowbit_expert_linear"}
     assert operations == {*CASES, *elsewhere}

@@ -13,14 +13,14 @@ import yaml
 from kubeflow.training import ApiClient, KubeflowOrgV1PyTorchJob
 from kubeflow_trainer_api.models import IoK8sApiCoreV1PodTemplateSpec, TrainerV1alpha1TrainJob
 
+from seektune.launch.job_spec import Environment, JobSpec
 from seektune.launch.kubernetes import Kubernetes, write_kubernetes
 from seektune.launch.skypilot import Skypilot, write_skypilot
-from seektune.launch.words import Environment, Task
 
 HOSTILE = 'it\'s "a" $(touch gone) `touch gone` $(HOME) $$(HOME) $$$ ; # \\ *: é'
 ENVIRONMENT = Environment(("HF_TOKEN",), (("A", HOSTILE),))
-TASK = Task(HOSTILE, (f"--data.path={HOSTILE}",), 4, 8, "mine", ENVIRONMENT, seconds=300)
-ALONE = Task("r.yaml", (), 1, 1, "mine")
+TASK = JobSpec(HOSTILE, (f"--data.path={HOSTILE}",), 4, 8, "mine", ENVIRONMENT, seconds=300)
+ALONE = JobSpec("r.yaml", (), 1, 1, "mine")
 JOBS = [(task, kind) for task in (TASK, ALONE) for kind in ("trainjob", "pytorchjob")]
 
 SKY = {"name", "num_nodes", "workdir", "resources", "envs", "secrets", "volumes", "file_mounts", "setup", "run"}
@@ -29,7 +29,7 @@ SKY_RECOVERY = {"strategy", "max_restarts_on_errors", "recover_on_exit_codes"}
 """Keys of its documentation that are used here; skypilot itself brings a hundred packages."""
 
 
-def kubernetes(task: Task, kind: Any) -> dict[str, Any]:
+def kubernetes(task: JobSpec, kind: Any) -> dict[str, Any]:
     return dict(yaml.safe_load(write_kubernetes(task, Kubernetes("ghcr.io/you/it:1", "ck", kind))))
 
 
@@ -47,7 +47,7 @@ def understood(job: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("task", "kind"), JOBS)
-def test_a_job_is_what_the_schema_says(task: Task, kind: str) -> None:
+def test_a_job_is_what_the_schema_says(task: JobSpec, kind: str) -> None:
     job = kubernetes(task, kind)
     assert understood(job) == job
 
@@ -147,7 +147,7 @@ def test_what_kubernetes_would_refuse_is_refused(changes: dict[str, str], said: 
 @pytest.mark.parametrize("name", ["Mine", "a b", "a_b", "-a", "a" * 51, "a\nb", ""])
 def test_names_that_kubernetes_does_not_take_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="small letters"):
-        write_kubernetes(Task("r", (), 1, 1, name), Kubernetes("i", "ck"))
+        write_kubernetes(JobSpec("r", (), 1, 1, name), Kubernetes("i", "ck"))
     with pytest.raises(ValueError, match="small letters"):
         write_kubernetes(ALONE, Kubernetes("i", name))
 
@@ -190,4 +190,4 @@ def test_a_task_for_skypilot_calls_what_it_says(tmp_path: Path) -> None:
 )
 def test_checkpoints_without_a_place_that_all_nodes_see_are_refused(nodes: int, asked: Skypilot, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        write_skypilot(Task("r", (), nodes, 8, "mine"), asked)
+        write_skypilot(JobSpec("r", (), nodes, 8, "mine"), asked)

@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from seektune.launch.agent import threads
-from seektune.train.interrupt import RESUME_ME
+from seektune.signals import RESUME_ME
 
-from .standin import SLEEPS, are_gone, ending, launcher, ready, signal_when_ready, standin, when_ready
+from .fake_workers import SLEEPS, are_gone, ending, launcher, ready, signal_when_ready, standin, when_ready
 
 SAVES = """
 def save(number, frame):

@@ -12,27 +12,27 @@ from typing import Any
 
 import pytest
 
-from seektune.data.synthetic import write_hellaswag
+from seektune.data.datasets.synthetic import write_hellaswag
+from seektune.launch.job_spec import Environment, JobSpec, label
 from seektune.launch.slurm import OWN, Slurm, write_slurm
-from seektune.launch.words import Environment, Task, label
+from tests.run_cli import CODE, ROOT, seektune
 
-from ..workflows.door import CODE, ROOT, seektune
 from .fake_slurm import ID, install
 
 TINY = "examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml"
 FLASH = TINY.replace("tiny", "flash")
 SHELLCHECK = Path(sys.prefix) / "bin" / "shellcheck"
-TASK = Task("recipe.yaml", (), 16, 8, "mine")
+TASK = JobSpec("recipe.yaml", (), 16, 8, "mine")
 HOSTILE = 'it\'s "a" $(touch gone) `touch gone` ; touch gone # \\ * é'
 VARIANTS = {
     "plain": (TASK, Slurm()),
     "venv": (TASK, Slurm(venv="/shared/my venv", partition="gpu", account="a", qos="q", constraint="h100&ib")),
     "container": (
-        Task("r.yaml", (), 2, 8, "mine", Environment(("HF_TOKEN",), (("A", HOSTILE),))),
+        JobSpec("r.yaml", (), 2, 8, "mine", Environment(("HF_TOKEN",), (("A", HOSTILE),))),
         Slurm(container="ghcr.io/you/it:1", mounts=("/a b:/data", "/c:/c"), requeue=False),
     ),
-    "hostile": (Task(HOSTILE, (f"--run_dir={HOSTILE}",), 2, 8, "mine", has_run_dir=True), Slurm(venv=HOSTILE)),
-    "one node": (Task("r.yaml", (), 1, 1, "mine"), Slurm()),
+    "hostile": (JobSpec(HOSTILE, (f"--run_dir={HOSTILE}",), 2, 8, "mine", has_run_dir=True), Slurm(venv=HOSTILE)),
+    "one node": (JobSpec("r.yaml", (), 1, 1, "mine"), Slurm()),
 }
 
 
@@ -67,7 +67,7 @@ def test_hostile_words_reach_the_command_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["a\nb", "a\x00b", "a\x1b[2J"])
 def test_words_of_several_lines_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be one line of printable signs"):
-        Task(text, (), 1, 1, "mine")
+        JobSpec(text, (), 1, 1, "mine")
     with pytest.raises(ValueError, match="must be one line of printable signs"):
         Environment.of([f"A={text}"])
 
@@ -83,7 +83,7 @@ def test_secrets_are_handed_on_by_name_only() -> None:
     with pytest.raises(ValueError, match="name it: --env HF_TOKEN") as caught:
         Environment.of(["HF_TOKEN=hf_abc"])
     assert "hf_abc" not in str(caught.value)
-    written = write_slurm(Task("r", (), 1, 1, "m", Environment.of(["HF_TOKEN"])), Slurm(container="image"))
+    written = write_slurm(JobSpec("r", (), 1, 1, "m", Environment.of(["HF_TOKEN"])), Slurm(container="image"))
     assert 'export HF_TOKEN="${HF_TOKEN:?' in written
     assert "--container-env=HF_TOKEN" in written
 

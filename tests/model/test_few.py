@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from seektune.kernels.native import ROWS
-from seektune.kernels.native.library import library
+from seektune.kernels.cpu import ROWS
+from seektune.kernels.cpu.library import library
 from seektune.model import block as blocks
 from seektune.model.gate import RoutingLedger
 from seektune.sequence import SequenceLayout

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from seektune.kernels import vocabulary_loss
+from seektune.kernels import linear_cross_entropy
 from seektune.model import attention, flops
 from seektune.model.flops import chooses, forward_flops, layer_flops, training_flops, visible_keys
 from seektune.sequence import SequenceLayout
@@ -78,7 +78,7 @@ def test_the_head(model):
     config = model.config
     hidden = torch.randn(LENGTH, config.hidden_size, requires_grad=True)
     targets = torch.randint(config.vocab_size, (LENGTH,))
-    found = counted(lambda: vocabulary_loss(hidden, model.head.weight, targets).backward())
+    found = counted(lambda: linear_cross_entropy(hidden, model.head.weight, targets).backward())
     assert found == training_flops(config, LENGTH)["head"]
 
 

@@ -3,7 +3,7 @@ import torch
 
 from seektune.model.gate import RoutingLedger
 from seektune.model.objective import LossParts, Objective
-from seektune.model.part import Losses
+from seektune.model.transformer import Losses
 
 ZERO = torch.zeros(())
 

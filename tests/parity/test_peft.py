@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from seektune.model.adapter_files import load_adapter, save_adapter, unload_adapter
-from seektune.model.adapters import AdapterShape, adapt, adapter_state, matching, start
+from seektune.lora.files import load_adapter, save_adapter, unload_adapter
+from seektune.lora.inject import AdapterShape, adapt, adapter_state, start
+from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 from .test_transformers import SIZES

@@ -5,7 +5,7 @@ from pathlib import Path
 from seektune.planner.job import Layout
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
-from seektune.workflows.forecast import job_of, layout_of
+from seektune.workflows.planning import job_of, layout_of
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "llm_finetune" / "deepseek_v4"

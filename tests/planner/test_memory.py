@@ -11,7 +11,7 @@ from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import RankMemory, first_ranks, fullest, rank_memory
 from seektune.planner.report import make_report
 from seektune.workflows.dry_run import take_dry_run
-from seektune.workflows.rehearsal import Rehearsal
+from seektune.workflows.dry_run_rank import RankDryRun
 
 from .jobs import FLASH, FLASH_LORA, ROOT, TINY, layout, recipe
 
@@ -25,7 +25,7 @@ def counted(memory: RankMemory) -> dict[str, int]:
     return {**found, "whole_gradients": numbers["whole_gradients"]}
 
 
-def rehearsed(rank: Rehearsal) -> dict[str, int]:
+def rehearsed(rank: RankDryRun) -> dict[str, int]:
     held = rank.bytes
     return {
         "parameters": rank.parameters,

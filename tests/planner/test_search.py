@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from seektune.parallel.plan import make_plan
+from seektune.parallel.dims import make_dims
 from seektune.planner.hardware import Cluster
 from seektune.planner.memory import first_ranks, fullest
 from seektune.planner.report import overrides
 from seektune.planner.search import Candidate, fewest_nodes, nearest, search
-from seektune.workflows.forecast import ordered
+from seektune.workflows.planning import ordered
 
 from .jobs import TINY, layout, recipe
 
@@ -31,7 +31,7 @@ def test_layouts_are_sorted_and_fit(found: list[Candidate]) -> None:
     assert seconds == sorted(seconds)
     for each in found:
         assert each.memory.spare(cluster(4, 2000).memory) >= 0
-        make_plan(each.parallel, 4, JOB.config)
+        make_dims(each.parallel, 4, JOB.config)
 
 
 def test_no_layout_stands_there_twice(found: list[Candidate]) -> None:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from seektune.parallel.orders import order_of
-from seektune.parallel.stages import bubble
+from seektune.parallel.layer_split import bubble
+from seektune.parallel.pipeline_order import order_of
 from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import first_ranks
 from seektune.planner.time import StepTime, step_time

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from seektune.data.tokenizer import Tokenizer
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.serve.app import Served, make_app
-from seektune.serve.run import server
+from seektune.serve.server import server
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from seektune import encode_messages
-from seektune.data.tool_calls import write_calls
+from seektune.data.chat_format.tool_calls import write_calls
+from seektune.generate.detokenize import answer_all
 from seektune.generate.request import Request
-from seektune.generate.sample import GREEDY, Sampling
-from seektune.generate.speech import answer_all
+from seektune.generate.sampling import GREEDY, Sampling
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
 

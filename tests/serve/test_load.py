@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from seektune.generate.detokenize import answer_all
 from seektune.generate.request import Request
-from seektune.generate.sample import GREEDY
-from seektune.generate.speech import answer_all
+from seektune.generate.sampling import GREEDY
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
 

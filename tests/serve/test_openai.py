@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from seektune.data.tool_calls import write_calls
+from seektune.data.chat_format.tool_calls import write_calls
 from seektune.serve.app import Served
 
 from .live import Live, live, parrot

@@ -12,17 +12,16 @@ import torch
 
 from seektune.checkpoint.shard import as_shard
 from seektune.evaluate.loss import validation_loss
+from seektune.io.files import read_lines
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
+from seektune.signals import Interruption
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import GuardConfig, LoggingConfig, LossConfig, OptimizerConfig
-from seektune.train.files import read_lines
-from seektune.train.interrupt import Interruption
 from seektune.train.metrics import MetricsLog
-from seektune.train.state import run_tensors
+from seektune.train.state_tensors import run_tensors
 from seektune.train.trainer import CHECKPOINTS, Trainer
-
-from .small import MadeStream, Words, made_batch, settings, small_model
+from tests.train.tiny_run import MadeStream, Words, made_batch, settings, small_model
 
 QUIET = LoggingConfig(tensorboard=False, every=1000)
 LOSS = LossConfig(bias_update_speed=0.001, balance_weight=0.01)

@@ -2,8 +2,7 @@ import torch
 
 from seektune.model.gate import TopKGate
 from seektune.train.balance import update_biases
-
-from .small import small_model
+from tests.train.tiny_run import small_model
 
 
 def test_bias_rises_for_idle_experts_and_falls_for_busy_ones():

@@ -10,14 +10,14 @@ TENSORS = {"a": torch.arange(3.0)}
 
 def failing(monkeypatch, error, times=1):
     """Let the next saves fail."""
-    write, left = module.write_run_state, [error] * times
+    write, left = module.write_train_state, [error] * times
 
     def fail(folder, tensors, facts, group):
         if left:
             raise left.pop()
         return write(folder, tensors, facts, group)
 
-    monkeypatch.setattr(module, "write_run_state", fail)
+    monkeypatch.setattr(module, "write_train_state", fail)
 
 
 def made(folder, reported):

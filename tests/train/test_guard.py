@@ -4,7 +4,7 @@ import time
 import pytest
 
 from seektune.train.config import GuardConfig
-from seektune.train.guard import RETURNS, LossGuard, Watch
+from seektune.train.guard import RETURNS, LossGuard, Watchdog
 
 
 def test_a_guard_goes_on_as_one_that_never_stopped():
@@ -33,7 +33,7 @@ def test_a_stuck_phase_is_named_although_nothing_can_be_written(tmp_path, monkey
         raise Ended(code)
 
     monkeypatch.setattr(os, "_exit", end)
-    watch = Watch(1.0, tmp_path / "not" / "there")
+    watch = Watchdog(1.0, tmp_path / "not" / "there")
     watch("step 3: saving")
     with pytest.raises(Ended, match="1"):
         watch._end(2.0)
@@ -46,8 +46,8 @@ def test_a_disk_that_hangs_does_not_keep_a_stuck_process_alive(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr("seektune.train.guard.PATIENCE", 0.05)
-    monkeypatch.setattr(Watch, "_tell_where", lambda self: time.sleep(1))
+    monkeypatch.setattr(Watchdog, "_tell_where", lambda self: time.sleep(1))
     began = time.monotonic()
     with pytest.raises(Ended):
-        Watch(1.0, tmp_path)._end(2.0)
+        Watchdog(1.0, tmp_path)._end(2.0)
     assert time.monotonic() - began < 0.8

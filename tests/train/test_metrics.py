@@ -3,11 +3,10 @@ from dataclasses import replace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from seektune.io.files import read_lines
 from seektune.train.config import LoggingConfig
-from seektune.train.files import read_lines
 from seektune.train.metrics import LOAD_LINES, MetricsLog, imbalance
-
-from .small import RECORD
+from tests.train.tiny_run import RECORD
 
 
 def run(folder, steps, tensorboard=False):

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from seektune.train.config import OptimizerConfig
-from seektune.train.optimizer import AdamW, build_optimizer, is_decayed, parameter_groups, round_stochastically
-
-from .small import small_model
+from seektune.train.optim.adamw import AdamW, round_stochastically
+from seektune.train.optim.build import build_optimizer, is_decayed, parameter_groups
+from tests.train.tiny_run import small_model
 
 NUMBERS = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 

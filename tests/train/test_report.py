@@ -5,17 +5,17 @@ import pytest
 from PIL import Image
 
 from seektune.train.config import LoggingConfig
-from seektune.train.figures import Comparison, Score
 from seektune.train.metrics import MetricsLog
-from seektune.train.report import Story, write_report
+from seektune.train.plots import BeforeAfter, Score
+from seektune.train.report import ReportText, write_report
+from tests.train.tiny_run import RECORD
 
 from .reader import read
-from .small import RECORD
 
 NASTY = "<script>alert('&')</script>"
 SCORES = [
-    Comparison("acc", Score(0.25, 0.21, 0.29), Score(0.3, 0.26, 0.34)),
-    Comparison("norm", None, Score(0.4, 0.3, 0.5)),
+    BeforeAfter("acc", Score(0.25, 0.21, 0.29), Score(0.3, 0.26, 0.34)),
+    BeforeAfter("norm", None, Score(0.4, 0.3, 0.5)),
 ]
 
 
@@ -28,7 +28,7 @@ def record_run(folder, steps):
 
 
 def story(comparisons=SCORES):
-    return Story(NASTY, [("data", NASTY)], f"seed: 0 # {NASTY}", comparisons, f"an exam {NASTY}")
+    return ReportText(NASTY, [("data", NASTY)], f"seed: 0 # {NASTY}", comparisons, f"an exam {NASTY}")
 
 
 @pytest.mark.parametrize("steps", [1, 3, 80])

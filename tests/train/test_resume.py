@@ -9,17 +9,17 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from seektune.checkpoint import check_run_state
+from seektune.checkpoint import check_train_state
 from seektune.cli.errors import explain
+from seektune.signals import Interrupted
 from seektune.train import checkpoints as module
 from seektune.train.checkpoints import complete_checkpoints, step_of, thin_out
 from seektune.train.config import GuardConfig
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError
-from seektune.train.interrupt import Interrupted
+from tests.train.tiny_run import MadeStream
 
 from .runs import end_by_two_signals, go, go_slowly, hang, losses, same_state, validations
-from .small import MadeStream
 
 pytestmark = pytest.mark.slow
 
@@ -90,18 +90,18 @@ def test_a_signal_in_a_validation_abandons_it_and_it_is_held_again(tmp_path, ste
 
 def test_a_signal_in_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     whole = go(tmp_path / "whole", 4)
-    write = module.write_run_state
+    write = module.write_train_state
 
     def interrupted(folder, tensors, facts, group):
         os.kill(os.getpid(), signal.SIGTERM)
         return write(folder, tensors, facts, group)
 
-    monkeypatch.setattr(module, "write_run_state", interrupted)
+    monkeypatch.setattr(module, "write_train_state", interrupted)
     with pytest.raises(Interrupted):
         go(tmp_path / "cut", 4)
     monkeypatch.undo()
     for checkpoint in complete_checkpoints(tmp_path / "cut" / "checkpoints"):
-        check_run_state(checkpoint)
+        check_train_state(checkpoint)
     assert same_state(whole, go(tmp_path / "cut", 4))
 
 
@@ -139,7 +139,7 @@ def test_thirty_kills_lose_nothing(tmp_path):
                 break
         process.join(60)
         for checkpoint in complete_checkpoints(folder / "checkpoints"):
-            check_run_state(checkpoint)
+            check_train_state(checkpoint)
     assert in_save, "no kill met a save"
     assert same_state(whole, go(folder, steps))
     assert losses(folder) == losses(tmp_path / "whole")
@@ -165,7 +165,7 @@ def test_a_failed_save_is_raised_and_leaves_the_earlier_checkpoints(tmp_path, mo
     def full(folder, tensors, facts, group):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_run_state", full)
+    monkeypatch.setattr(module, "write_train_state", full)
     with pytest.raises(OSError, match=r"could not write .*step-00000.: No space left on device"):
         go(tmp_path, 8)
     assert {file: file.read_bytes() for file in (tmp_path / "checkpoints" / "step-000002").iterdir()} == before
@@ -265,18 +265,18 @@ def test_a_run_that_spikes_whatever_follows_does_not_go_back_for_ever(tmp_path):
     guard = GuardConfig(spike_factor=1.5, spike_action="rollback")
     with pytest.raises(SpikeError, match=rf"went back to .*step-000010 {RETURNS} times"):
         poisoned(tmp_path, set(range(11, 99)), 14, guard, value=200.0)
-    check_run_state(tmp_path / "checkpoints" / "step-000010")
+    check_train_state(tmp_path / "checkpoints" / "step-000010")
 
 
 def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, monkeypatch):
-    write = module.write_run_state
+    write = module.write_train_state
 
     def damaging(folder, tensors, facts, group):
         size = write(folder, tensors, facts, group)
         (folder / "state.json").write_text("{}")
         return size
 
-    monkeypatch.setattr(module, "write_run_state", damaging)
+    monkeypatch.setattr(module, "write_train_state", damaging)
     with pytest.raises(ValueError, match=r"state.json has 2 bytes"):
         poisoned(tmp_path, {11}, 14, GuardConfig(spike_factor=1.5, spike_action="rollback"), value=200.0)
 
@@ -285,7 +285,7 @@ def test_a_disk_that_is_full_when_a_signal_comes_is_what_is_told(tmp_path, monke
     def full(folder, tensors, facts, group):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "write_run_state", full)
+    monkeypatch.setattr(module, "write_train_state", full)
     with pytest.raises(OSError, match="No space") as caught:
         go_until_signal(tmp_path, 1, 4)
     assert explain(caught.value) == (1, str(caught.value))

@@ -8,10 +8,9 @@ from seektune.parallel.model import ParallelModel
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig, OptimizerConfig
 from seektune.train.gradient import NotFiniteError
-from seektune.train.optimizer import build_optimizer
+from seektune.train.optim.build import build_optimizer
 from seektune.train.step import train_step
-
-from .small import CONFIG, made_batch, small_model
+from tests.train.tiny_run import CONFIG, made_batch, small_model
 
 
 def run(model, batches, loss=None, lr=1e-2, max_norm=1.0, optimizer=None):

@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
+from seektune.io.files import read_lines
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.train.files import read_lines
+from seektune.signals import Interruption
 from seektune.train.gradient import NotFiniteError
-from seektune.train.interrupt import Interruption
 from seektune.train.metrics import MetricsLog
+from tests.train.tiny_run import MadeStream, Words
 
 from .runs import QUIET, go, losses, make_trainer
-from .small import MadeStream, Words
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from seektune.data.synthetic import write_hellaswag
+from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.model.config import DeepseekV4Config
 from seektune.recipe.recipe import Recipe
 

@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 
 from seektune import encode_messages
-from seektune.data.protocol import THINK_END
-from seektune.generate.sample import Sampling
-from seektune.generate.speech import Piece
+from seektune.data.chat_format.tokens import THINK_END
+from seektune.generate.detokenize import TextDelta
+from seektune.generate.sampling import Sampling
+from seektune.generate.session import GenerateOptions, Session
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows import chat as chat_page
 from seektune.workflows.chat import Conversation, chat
-from seektune.workflows.voice import Setting, Voice
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ class Spoken:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, thinking: bool, answers: list[Any]):
         self.paper = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
-        self.talk = Conversation(Voice(str(folder), Setting(thinking=thinking)), self.paper)
+        self.talk = Conversation(Session(str(folder), GenerateOptions(thinking=thinking)), self.paper)
         self.prompts: list[str] = []
         self.answers = iter(answers)
         monkeypatch.setattr(chat_page, "pieces", self._pieces)
@@ -43,7 +43,7 @@ class Spoken:
         for i, text in enumerate(answer):
             if text is KeyboardInterrupt:
                 raise KeyboardInterrupt
-            yield Piece(0, text, None, "stop" if i == len(answer) - 1 else None)  # type: ignore[arg-type]
+            yield TextDelta(0, text, None, "stop" if i == len(answer) - 1 else None)  # type: ignore[arg-type]
 
     @property
     def shown(self) -> str:
@@ -117,7 +117,7 @@ def test_an_answer_cannot_command_the_terminal(folder: Path, monkeypatch: pytest
 
 def test_a_model_talks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/save\n"))
-    chat(str(folder), "Be brief.", Setting(max_new_tokens=4, sampling=Sampling(temperature=0)))
+    chat(str(folder), "Be brief.", GenerateOptions(max_new_tokens=4, sampling=Sampling(temperature=0)))
     shown = capsys.readouterr().out
     assert "cut off after 4 tokens" in shown
     assert "/save needs the name of a file" in shown
@@ -132,5 +132,5 @@ def test_an_interrupt_between_answers_does_not_end_the_conversation(
         raise next(lines)
 
     monkeypatch.setattr(Console, "input", typed)
-    chat(str(folder), None, Setting())
+    chat(str(folder), None, GenerateOptions())
     assert not list(lines)

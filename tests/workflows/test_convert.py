@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seektune.checkpoint.workplace import workplace
+from seektune.checkpoint.resumable_dir import resumable_dir
+from seektune.io import console
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.workflows import console
 from seektune.workflows.convert import convert_checkpoint
-
-from .door import CODE, ROOT, seektune
+from tests.run_cli import CODE, ROOT, seektune
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +133,7 @@ def test_exit_codes_and_one_line_for_every_refusal(source: Path, tmp_path: Path)
 
 
 def test_a_second_call_at_the_same_time_is_refused(source: Path, tmp_path: Path):
-    with workplace(tmp_path / "out", {}):
+    with resumable_dir(tmp_path / "out", {}):
         answer = seektune("convert", source, tmp_path / "out", "--to", "bf16")
     assert answer.returncode == 2
     assert "another call is writing" in answer.stderr

@@ -10,24 +10,24 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seektune.checkpoint.formats import FORMATS
-from seektune.checkpoint.packed import value_counts
+from seektune.checkpoint.lowbit import value_counts
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.frozen import pack
-from seektune.parallel.hollow import BETWEEN
+from seektune.model.quantized import quantize_modules
+from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
-from seektune.parallel.plan import make_plan
-from seektune.parallel.traffic import Flow, Traffic
+from seektune.parallel.simulate.comm_trace import CommTrace, Flow
+from seektune.parallel.simulate.fake_backend import BETWEEN
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
-from seektune.train.optimizer import build_optimizer
+from seektune.run.build import build_model
+from seektune.train.optim.build import build_optimizer
 from seektune.train.step import train_step
 from seektune.workflows.dry_run import DryRun, dry_run, take_dry_run
-from seektune.workflows.prepare import build_model
-from seektune.workflows.rehearsal import Step
+from seektune.workflows.dry_run_rank import DryStep
+from tests.run_cli import ROOT, seektune
 
 from ..distributed.workers import run_workers
-from .door import ROOT, seektune
 
 FOLDER = ROOT / "examples" / "llm_finetune" / "deepseek_v4"
 FLASH, TINY = FOLDER / "deepseek_v4_flash_hellaswag.yaml", FOLDER / "deepseek_v4_tiny_hellaswag.yaml"
@@ -50,7 +50,7 @@ def every_rank(*words: str, world: int) -> DryRun:
 class Listening(TorchDispatchMode):
     """Tells of what goes between real processes."""
 
-    def __init__(self, traffic: Traffic):
+    def __init__(self, traffic: CommTrace):
         super().__init__()
         self._traffic = traffic
 
@@ -60,14 +60,14 @@ class Listening(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def real_numbers(asked: Recipe, step: Step) -> tuple[dict[str, int], list[Flow]]:
+def real_numbers(asked: Recipe, step: DryStep) -> tuple[dict[str, int], list[Flow]]:
     """In a worker: what a real step leaves and sends."""
     config = asked.model.architecture()
     assert config is not None
-    mesh = Mesh.of(make_plan(asked.parallel, dist.get_world_size(), config), torch.device("cpu"))
+    mesh = Mesh.of(make_dims(asked.parallel, dist.get_world_size(), config), torch.device("cpu"))
     model = build_model(asked, config, mesh, with_weights=True)
     optimizer = build_optimizer(model, asked.optimizer, 0)
-    traffic = Traffic(mesh.axes)
+    traffic = CommTrace(mesh.axes)
     with Listening(traffic):
         train_step(model, optimizer, step.batches(mesh.plan.data_size, "cpu"), 1, 1e-5, asked.loss, 1.0)
     names = dict(model.named_parameters())
@@ -103,7 +103,7 @@ def test_the_numbers_are_those_of_real_processes(words: list[str]) -> None:
     "words",
     [
         ["--parallel.ep_size=4", "--parallel.dp_replicate=4", "--lora.shared_a=true"],
-        ["--parallel.pp_size=2", "--parallel.ep_size=2", "--model.packed=false"],
+        ["--parallel.pp_size=2", "--parallel.ep_size=2", "--model.quantized=false"],
         ["--parallel.ep_size=2"],
     ],
     ids=" ".join,
@@ -156,7 +156,7 @@ def test_the_pieces_of_all_processes_are_the_whole_model(words: list[str]) -> No
 def test_a_pipeline_of_two_sends_what_the_streams_are() -> None:
     dry = take_dry_run(recipe("pp_size=2"), 2, [])
     assert [rank.rank for rank in dry.ranks] == [0, 1]
-    assert dry.step == Step(micro_batches=4, rows=2, length=8)
+    assert dry.step == DryStep(micro_batches=4, rows=2, length=8)
     config = DeepseekV4Config.preset("tiny")
     streams = 4 * 2 * 8 * (config.hc_mult + 1) * config.hidden_size * 2
     for rank in dry.ranks:
@@ -227,7 +227,7 @@ def test_frozen_weights_of_a_job_are_the_bytes_of_the_release() -> None:
     dry = take_dry_run(adapted(*words), 2, [])
     (rank,) = dry.ranks
     model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"), device="meta", dtype=torch.bfloat16)
-    pack(model, FORMATS["released"].kind)
+    quantize_modules(model, FORMATS["released"].kind)
     experts = {name: x.nbytes for name, x in model.named_parameters() if ".experts." in name}
     whole = sum(x.nbytes for x in model.parameters())
     assert rank.bytes.experts == sum(experts.values()) / 2

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from seektune.data.hellaswag import read_split
+from seektune.data.datasets.hellaswag import read_split
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.hellaswag import evaluate_hellaswag, spread_evenly
 from seektune.evaluate.perplexity import evaluate_perplexity, read_texts
-from seektune.model.adapter_files import save_adapter
-from seektune.model.adapters import AdapterShape, adapt, adapter_state, matching, start
+from seektune.generate.session import LoadOptions
+from seektune.lora.files import save_adapter
+from seektune.lora.inject import AdapterShape, adapt, adapter_state, start
+from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.workflows.evaluate import Setting, evaluate
-from seektune.workflows.reading import Reading
-
-from .door import seektune
+from seektune.workflows.evaluate import EvalOptions, evaluate
+from tests.run_cli import seektune
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def ask(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any
 
     def hold(model: Path, task: str, data: Path | None, as_json: bool = True, **more: Any) -> Any:
         against = more.pop("against", None)
-        evaluate(str(model), task, data, tmp_path, Setting(**more), against and str(against), as_json)
+        evaluate(str(model), task, data, tmp_path, EvalOptions(**more), against and str(against), as_json)
         said = capsys.readouterr()
         assert said.err == ""
         return json.loads(said.out) if as_json else said.out.splitlines()
@@ -106,7 +106,7 @@ def test_lines_say_the_same(ask: Any, models: tuple[Path, Path], rows: Path, tex
 def test_precision_and_numerics_are_those_asked_for(ask: Any, models: tuple[Path, Path], text: Path) -> None:
     plain = ask(models[0], "perplexity", text)["loss"]["value"]
     assert ask(models[0], "perplexity", text, batch_tokens=1)["loss"]["value"] == plain
-    for reading in (Reading(dtype="bf16"), Reading(numerics="released")):
+    for reading in (LoadOptions(dtype="bf16"), LoadOptions(numerics="released")):
         other = ask(models[0], "perplexity", text, reading=reading)["loss"]["value"]
         assert other != plain
         assert other == pytest.approx(plain, rel=0.1)
@@ -155,9 +155,9 @@ def test_an_adapter_is_on_the_first_model_alone(
                 tensor.normal_()
     save_adapter(model, tmp_path / "adapter")
     bare = ask(models[0], "perplexity", text)
-    found = ask(models[0], "perplexity", text, reading=Reading(adapter=tmp_path / "adapter"), against=models[0])
+    found = ask(models[0], "perplexity", text, reading=LoadOptions(adapter=tmp_path / "adapter"), against=models[0])
     assert found["against"]["loss"] == bare["loss"]
     assert found["loss"]["value"] != bare["loss"]["value"]
     assert found["adapter"] == str(tmp_path / "adapter")
     with pytest.raises(ValueError, match="no such folder"):
-        ask(models[0], "perplexity", text, reading=Reading(adapter=tmp_path / "none"))
+        ask(models[0], "perplexity", text, reading=LoadOptions(adapter=tmp_path / "none"))

@@ -10,17 +10,16 @@ import pytest
 import torch
 
 from seektune import encode_messages
-from seektune.data.protocol import EOS
+from seektune.data.chat_format.tokens import EOS
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.generate.sample import Sampling
+from seektune.generate.sampling import Sampling
+from seektune.generate.session import GenerateOptions
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows import generate
 from seektune.workflows.generate import Output, generate_file, generate_one
-from seektune.workflows.voice import Setting
+from tests.run_cli import seektune
 
-from .door import seektune
-
-GREEDY = Setting(max_new_tokens=6, sampling=Sampling(temperature=0))
+GREEDY = GenerateOptions(max_new_tokens=6, sampling=Sampling(temperature=0))
 QUESTION = [{"role": "user", "content": "2+2?"}]
 
 
@@ -42,7 +41,9 @@ def said(folder: Path, ids: list[int]) -> str:
     return tokenizer.decode(longer).removesuffix(EOS)
 
 
-def answered(folder: Path, tmp_path: Path, rows: list[Any], setting: Setting, output: Output) -> list[dict[str, Any]]:
+def answered(
+    folder: Path, tmp_path: Path, rows: list[Any], setting: GenerateOptions, output: Output
+) -> list[dict[str, Any]]:
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n", encoding="utf-8")
     generate_file(str(folder), prompts, out, setting, output)
@@ -69,9 +70,9 @@ def test_control_tokens_of_a_conversation_are_ids_and_those_in_a_text_are_letter
 
 
 def test_several_answers_have_seeds_of_their_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    generate_one(str(folder), "The man", False, Setting(max_new_tokens=6, seed=4), Output(samples=2))
+    generate_one(str(folder), "The man", False, GenerateOptions(max_new_tokens=6, seed=4), Output(samples=2))
     first, second = capsys.readouterr().out.split("\n---\n")
-    generate_one(str(folder), "The man", False, Setting(max_new_tokens=6, seed=5), Output())
+    generate_one(str(folder), "The man", False, GenerateOptions(max_new_tokens=6, seed=5), Output())
     assert capsys.readouterr().out == second
     assert first + "\n" != second
 
@@ -79,7 +80,7 @@ def test_several_answers_have_seeds_of_their_own(folder: Path, capsys: pytest.Ca
 def test_drafts_are_counted_and_change_no_greedy_answer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate_one(str(folder), "The man", False, GREEDY, Output())
     plain = capsys.readouterr().out
-    generate_one(str(folder), "The man", False, Setting(6, GREEDY.sampling, speculative=True), Output())
+    generate_one(str(folder), "The man", False, GenerateOptions(6, GREEDY.sampling, speculative=True), Output())
     found = capsys.readouterr()
     assert found.out == plain
     assert found.err.startswith("drafts accepted: ")
@@ -110,11 +111,11 @@ def test_a_file_is_answered_row_by_row(folder: Path, tmp_path: Path) -> None:
 
 def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = said(folder, load_tokenizer(512).encode_prompt(encode_messages(QUESTION)))[-2:]
-    setting = Setting(6, GREEDY.sampling, stops=(stop,))
+    setting = GenerateOptions(6, GREEDY.sampling, stops=(stop,))
     (line,) = answered(folder, tmp_path, [{"messages": QUESTION}], setting, Output())
     assert line["end"] == "stop"
     assert line["message"]["content"] == line["text"]
-    thinking = Setting(40, GREEDY.sampling, stops=(stop,), thinking=True)
+    thinking = GenerateOptions(40, GREEDY.sampling, stops=(stop,), thinking=True)
     (line,) = answered(folder, tmp_path, [{"messages": QUESTION}], thinking, Output())
     if line["end"] == "stop":
         assert "the reasoning never ends" in line["problem"]
@@ -151,7 +152,7 @@ def test_a_job_that_was_broken_off_goes_on(
         Output(samples=2, rows=2),
         tmp_path / "answers.jsonl",
     )
-    setting, many = Setting(max_new_tokens=3, seed=2), generate.answer_all
+    setting, many = GenerateOptions(max_new_tokens=3, seed=2), generate.answer_all
     monkeypatch.setattr(generate, "PAGE", 1)
     whole = answered(folder, tmp_path, rows, setting, output)
 
@@ -173,15 +174,17 @@ def test_a_job_that_was_broken_off_goes_on(
     assert answered(folder, tmp_path, rows, setting, output) == whole
     assert "was broken off after 2 prompts" in capsys.readouterr().err
     begun()
-    assert len(answered(folder, tmp_path, rows, Setting(max_new_tokens=2), output)) == 10  # another job begins anew
+    assert (
+        len(answered(folder, tmp_path, rows, GenerateOptions(max_new_tokens=2), output)) == 10
+    )  # another job begins anew
     assert "broken off" not in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "prompts.jsonl"]
 
 
 def test_any_number_is_a_seed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    generate_one(str(folder), "The man", False, Setting(max_new_tokens=2, seed=2**64 - 1), Output(samples=2))
+    generate_one(str(folder), "The man", False, GenerateOptions(max_new_tokens=2, seed=2**64 - 1), Output(samples=2))
     _, second = capsys.readouterr().out.split("\n---\n")
-    generate_one(str(folder), "The man", False, Setting(max_new_tokens=2, seed=0), Output())
+    generate_one(str(folder), "The man", False, GenerateOptions(max_new_tokens=2, seed=0), Output())
     assert capsys.readouterr().out == second
 
 

@@ -17,11 +17,9 @@ from seektune.checkpoint.source import StateSource
 from seektune.checkpoint.write import file_size, shard_limit, shard_names, split, write_index
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.workflows.card import read_card
 from seektune.workflows.convert import convert_checkpoint
-from seektune.workflows.inspect import inspect
-
-from .door import seektune
+from seektune.workflows.inspect import inspect, read_card
+from tests.run_cli import seektune
 
 pytestmark = pytest.mark.slow
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from seektune.checkpoint.adapters import read_adapter
-from seektune.model.adapter_files import load_adapter
+from seektune.io.files import read_lines
+from seektune.lora.files import load_adapter
+from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.recipe.recipe import Recipe
-from seektune.train.files import read_lines
 from seektune.workflows.train import train
 
 LORA = {"targets": ["attn", "ffn.experts"], "rank": 2}
@@ -28,7 +28,7 @@ def base(tmp_path_factory, toy_config) -> Path:
 @pytest.fixture
 def lora(recipe, base):
     def make(**changes) -> Recipe:
-        mine = {"model__config": None, "model__weights": str(base), "model__packed": True, "lora": LORA}
+        mine = {"model__config": None, "model__weights": str(base), "model__quantized": True, "lora": LORA}
         return recipe(**(mine | changes))
 
     return make
@@ -51,7 +51,7 @@ def test_a_run_leaves_adapters_that_load_on_the_base(lora, base, tmp_path, capsy
     assert {name.split(".")[-1] for name in changes} == {"wq_a", "wq_b", "wkv", "wo_a", "wo_b", "w1", "w2", "w3"}
     assert config["base_model_name_or_path"] == str(base)
     assert "targets" in (folder / "adapter" / "recipe.yaml").read_text()
-    model = DeepseekV4ForCausalLM.from_pretrained(base, packed=True)
+    model = DeepseekV4ForCausalLM.from_pretrained(base, quantized=True)
     ids = torch.randint(512, (1, 20))
     plain = model(ids).logits
     load_adapter(model, folder / "adapter")
@@ -65,11 +65,11 @@ def test_a_run_leaves_adapters_that_load_on_the_base(lora, base, tmp_path, capsy
 @pytest.mark.slow
 def test_packed_or_decoded_and_resumed_or_not_the_losses_are_the_same(lora, tmp_path):
     found = []
-    for name, changes in {"packed": {}, "decoded": {"model__packed": False}}.items():
+    for name, changes in {"quantized": {}, "decoded": {"model__quantized": False}}.items():
         folder = run(lora(**changes), tmp_path / name)
         found.append([line["loss"] for line in read_lines(folder / "metrics.jsonl")])
     assert found[0] == found[1]
-    again = lora(steps=3, resume=str(tmp_path / "packed" / "checkpoints" / "step-000003"))
+    again = lora(steps=3, resume=str(tmp_path / "quantized" / "checkpoints" / "step-000003"))
     resumed = run(again.model_copy(update={"steps": 4}), tmp_path / "more")
     assert [line["step"] for line in read_lines(resumed / "metrics.jsonl")][-1] == 4
 
@@ -78,7 +78,7 @@ def test_packed_or_decoded_and_resumed_or_not_the_losses_are_the_same(lora, tmp_
 def test_random_weights_are_packed_as_an_export_would(recipe, toy_config, tmp_path):
     config = toy_config(vocab_size=512, hidden_size=64, moe_intermediate_size=32)
     config.save(tmp_path)
-    made = recipe(model__config=str(tmp_path / "config.json"), model__packed=True, lora=LORA)
+    made = recipe(model__config=str(tmp_path / "config.json"), model__quantized=True, lora=LORA)
     folder = run(made, tmp_path / "run")
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
 
@@ -87,12 +87,12 @@ def test_what_cannot_be_is_refused_before_anything_is_made(lora, recipe, tmp_pat
     with pytest.raises(ValueError, match=r"lora\.targets: attn\.wqb matches nothing.*did you mean attn\.wq_b"):
         run(lora(lora={"targets": ["attn.wqb"]}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match=r"model\.packed weights cannot be trained"):
-        recipe(model__packed=True)
+    with pytest.raises(ValueError, match=r"model\.quantized weights cannot be trained"):
+        recipe(model__quantized=True)
     with pytest.raises(ValueError, match="bias_update_speed must be 0"):
         lora(loss={"bias_update_speed": 0.001})
     with pytest.raises(ValueError, match="cannot be stored as fp4"):
-        run(recipe(model__packed=True, lora={"targets": ["attn"]}), tmp_path / "run")
+        run(recipe(model__quantized=True, lora={"targets": ["attn"]}), tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -10,24 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from seektune.checkpoint.adapters import write_adapter
-from seektune.checkpoint.change import Change
 from seektune.checkpoint.compare import compare
 from seektune.checkpoint.convert import convert
-from seektune.checkpoint.merge import LossyMergeError, merge, share_kept
 from seektune.checkpoint.source import FolderSource
 from seektune.cli import checkpoints as cli
 from seektune.cli.errors import ShortOfMemoryError
-from seektune.model.adapter_files import load_adapter, save_adapter
-from seektune.model.adapters import AdapterShape, adapt, adapter_state, carriers, matching, start
+from seektune.lora.delta import LoraDelta
+from seektune.lora.files import load_adapter, save_adapter
+from seektune.lora.format import write_adapter
+from seektune.lora.inject import AdapterShape, adapt, adapter_state, carriers, start
+from seektune.lora.merge import LossyMergeError, merge, share_kept
+from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.train.config import LossConfig
 from seektune.train.step import train_step
 from seektune.workflows.merge import doubts, merge_adapter
-
-from ..train.small import made_batch
-from .door import seektune
+from tests.run_cli import seektune
+from tests.train.tiny_run import made_batch
 
 TARGETS = ("attn", "attn.compressor", "ffn.experts", "ffn.shared_experts", "embed", "head", "mtp.0")
 LOW_BIT = ("attn", "ffn.experts", "ffn.shared_experts", "mtp.0")
@@ -43,7 +43,7 @@ def base(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pyte
 
 def made(base: Path, folder: Path, size: float, targets=TARGETS, **shape) -> DeepseekV4ForCausalLM:
     """An adapter whose change is about `size` of each weight, saved; the model that carries it."""
-    model = DeepseekV4ForCausalLM.from_pretrained(base, packed=True)
+    model = DeepseekV4ForCausalLM.from_pretrained(base, quantized=True)
     adapt(model, matching(model, targets), AdapterShape(**({"rank": 4, "alpha": 4.0} | shape)))
     start(model, 0)
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_mixed_stores_what_is_changed_anew_and_the_rest_byte_for_byte(base, tmp_
     assert share_kept(done.kept) > 0.9
     for each in compare(base, tmp_path / "out"):
         assert (each.status == "same bytes") != (each.name in changed), each
-    merged = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out", packed=True)
+    merged = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out", quantized=True)
     # the largest difference is where another expert or entry is chosen
     assert (merged(ids()).logits - model(ids()).logits).abs().median() < (0.03 if kind == "fp8" else 0.01)
     if kind == "bf16":
@@ -152,7 +152,7 @@ def test_trained_through_the_rounding_the_merged_model_computes_what_training_sa
     batches = [made_batch(0), made_batch(1)]
     found = {}
     for into in (format, None):
-        model = DeepseekV4ForCausalLM.from_pretrained(base, packed=True)
+        model = DeepseekV4ForCausalLM.from_pretrained(base, quantized=True)
         adapt(model, matching(model, LOW_BIT), AdapterShape(rank=4, alpha=8.0, merge_into=into))
         start(model, 0)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
@@ -161,7 +161,7 @@ def test_trained_through_the_rounding_the_merged_model_computes_what_training_sa
         adapter, out = tmp_path / f"adapter-{into}", tmp_path / f"out-{into}"
         save_adapter(model, adapter, str(base))
         done = merge(base, adapter, out, format, force=into is None)
-        merged = DeepseekV4ForCausalLM.from_pretrained(out, packed=True)
+        merged = DeepseekV4ForCausalLM.from_pretrained(out, quantized=True)
         with torch.no_grad():
             found[into] = float((merged(ids()).logits - model(ids()).logits).abs().max())
         assert len(done.kept) > 100
@@ -181,8 +181,8 @@ def test_what_does_not_fit_is_refused_by_name(base, tmp_path, toy_model):
         merge(base, base, tmp_path / "out", "fp32")
 
 
-def experts(count: int, name: str = "layers.0.ffn.experts.w2") -> dict[str, Change]:
-    return {name: Change(torch.randn(count, 2, 32), torch.randn(count, 64, 2), 1.0)}
+def experts(count: int, name: str = "layers.0.ffn.experts.w2") -> dict[str, LoraDelta]:
+    return {name: LoraDelta(torch.randn(count, 2, 32), torch.randn(count, 64, 2), 1.0)}
 
 
 @pytest.mark.parametrize("count", [4, 16])
@@ -195,7 +195,7 @@ def test_another_number_of_experts_is_refused(base, tmp_path, count):
 def test_a_weight_that_means_nothing_is_refused(base, tmp_path):
     write_adapter(tmp_path / "plain", experts(8), {})
     name, rows = "layers.0.attn.wq_b", FolderSource(base).values("layers.0.attn.wq_b.weight").shape
-    dora = Change(torch.randn(2, rows[1]), torch.randn(rows[0], 2), 1.0, torch.ones(rows[0]))
+    dora = LoraDelta(torch.randn(2, rows[1]), torch.randn(rows[0], 2), 1.0, torch.ones(rows[0]))
     write_adapter(tmp_path / "dora", {name: dora}, {})
     for adapter, weight, said in (
         ("plain", math.nan, "a finite number, not nan"),
@@ -211,7 +211,7 @@ def test_a_weight_that_means_nothing_is_refused(base, tmp_path):
 def test_what_training_saw_has_weight_1_and_its_format_may_be_mixed(base, tmp_path):
     """Another weight is another rounding; FP8 is FP8 wherever it stands."""
     name = "layers.0.ffn.experts.w2"
-    small = {name: Change(torch.randn(8, 2, 32), torch.randn(8, 64, 2) * 1e-3, 1.0)}
+    small = {name: LoraDelta(torch.randn(8, 2, 32), torch.randn(8, 64, 2) * 1e-3, 1.0)}
     write_adapter(tmp_path / "adapter", small, {}, merge_into="fp8")
     merge(base, tmp_path / "adapter", tmp_path / "out", "mixed-fp8")
     with pytest.raises(LossyMergeError, match=r"lora\.merge_into=fp8, or merge with --to mixed-bf16 or bf16;"):

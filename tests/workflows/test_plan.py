@@ -9,10 +9,9 @@ import pytest
 
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import known_gpu
-from seektune.workflows import here
-from seektune.workflows.here import choose_layout, cluster_here
-from seektune.workflows.launch import settle
-from seektune.workflows.plan import Asked, best_layout, plan, refuse_misfit, take_plan
+from seektune.workflows import preflight
+from seektune.workflows.plan import PlanOptions, best_layout, plan, refuse_misfit, take_plan
+from seektune.workflows.preflight import choose_layout, cluster_here, settle
 from seektune.workflows.validate import BAD, GOOD, UNKNOWN, check
 
 from ..planner.jobs import FLASH, FLASH_LORA, TINY, layout, recipe
@@ -22,16 +21,16 @@ SMALL = ("model.dtype=bf16", "batch.global_size=16", "batch.length=200")
 
 def test_a_plan_says_by_how_much_and_on_which_rank(capsys: pytest.CaptureFixture[str]) -> None:
     asked = recipe(FLASH, "parallel.ep_size=16")
-    assert not plan(asked, known_gpu("h100-80gb", 64), Asked())
+    assert not plan(asked, known_gpu("h100-80gb", 64), PlanOptions())
     said = capsys.readouterr().out
     assert "does not fit: rank" in said
     assert "GB too much" in said
-    assert plan(asked, known_gpu("h200-141gb", 64), Asked())
+    assert plan(asked, known_gpu("h200-141gb", 64), PlanOptions())
     assert "GB to spare" in capsys.readouterr().out
 
 
 def test_json_holds_bytes_of_every_rank(capsys: pytest.CaptureFixture[str]) -> None:
-    plan(recipe(TINY, *SMALL, "parallel.pp_size=2"), known_gpu("h100-80gb", 4), Asked(as_json=True))
+    plan(recipe(TINY, *SMALL, "parallel.pp_size=2"), known_gpu("h100-80gb", 4), PlanOptions(as_json=True))
     answer = json.loads(capsys.readouterr().out)
     assert [each["rank"] for each in answer["ranks"]] == [0, 1, 2, 3]
     assert answer["fits"] is True
@@ -41,11 +40,11 @@ def test_json_holds_bytes_of_every_rank(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_an_unknown_architecture_is_a_mistake() -> None:
     with pytest.raises(ValueError, match=r"--model\.preset=flash"):
-        take_plan(recipe(FLASH, "model.preset=null"), known_gpu("h100-80gb", 128), Asked())
+        take_plan(recipe(FLASH, "model.preset=null"), known_gpu("h100-80gb", 128), PlanOptions())
 
 
 def test_a_search_says_the_words_of_the_fastest(capsys: pytest.CaptureFixture[str]) -> None:
-    plan(recipe(TINY, *SMALL), known_gpu("h100-80gb", 2), Asked(search=True))
+    plan(recipe(TINY, *SMALL), known_gpu("h100-80gb", 2), PlanOptions(search=True))
     found = re.search(r"^the fastest: (.+)$", capsys.readouterr().out, re.MULTILINE)
     assert found is not None
     words = [word.removeprefix("--") for word in found[1].split()]
@@ -55,7 +54,7 @@ def test_a_search_says_the_words_of_the_fastest(capsys: pytest.CaptureFixture[st
 
 def test_what_training_refuses_is_not_planned() -> None:
     streamed, node = recipe(FLASH_LORA, "model.offload=stream"), known_gpu("h100-80gb", 8)
-    for ask in (lambda: take_plan(streamed, node, Asked()), lambda: settle(streamed, node)):
+    for ask in (lambda: take_plan(streamed, node, PlanOptions()), lambda: settle(streamed, node)):
         with pytest.raises(ValueError, match="offload stream is for one process, not for 8"):
             ask()
 
@@ -91,7 +90,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan_and_a_validation_of_auto_are_of_the_layout_that_it_takes(tmp_path: Path) -> None:
     node = replace(known_gpu("h100-80gb", 4), memory=2_600_000_000)
     asked = recipe(TINY, "model.dtype=bf16", "batch.global_size=64", "batch.length=2000", "parallel.layout=auto")
-    report, _ = take_plan(asked, node, Asked())
+    report, _ = take_plan(asked, node, PlanOptions())
     assert report.verdict()[0]
     best = str(best_layout(asked, node).layout)
     assert str(report.layout) == best
@@ -131,15 +130,17 @@ def test_a_recipe_may_say_parallel_auto(tmp_path: Path) -> None:
     ],
 )
 def test_a_device_is_taken_for_its_kind(name: str, kind: str) -> None:
-    assert here._kind(name) == kind
+    assert preflight._kind(name) == kind
 
 
 def test_a_launch_asks_the_planner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(here, "cluster_here", lambda processes, nodes: replace(known_gpu("h100-80gb", 1), memory=10**9))
+    monkeypatch.setattr(
+        preflight, "cluster_here", lambda processes, nodes: replace(known_gpu("h100-80gb", 1), memory=10**9)
+    )
     large = recipe(TINY, "batch.length=8192", "batch.global_size=32", "batch.micro_size=32")
     with pytest.raises(ValueError, match="does not fit"):
-        here.check_memory(large, DeepseekV4Config.preset("tiny"), 1, 1)
-    here.check_memory(large, None, 1, 1)
+        preflight.check_memory(large, DeepseekV4Config.preset("tiny"), 1, 1)
+    preflight.check_memory(large, None, 1, 1)
 
 
 @pytest.mark.slow

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from seektune.data.examples import hellaswag_examples
-from seektune.data.hellaswag import read_split
+from seektune.data.datasets.examples import hellaswag_examples
+from seektune.data.datasets.hellaswag import read_split
 from seektune.data.loader import Loader
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.recipe.load import dump_recipe
 from seektune.workflows import preview
+from tests.run_cli import seektune
 
 from .conftest import Make
-from .door import seektune
 
 
 @pytest.fixture(scope="module")

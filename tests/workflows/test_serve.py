@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from seektune.model.adapter_files import save_adapter
-from seektune.model.adapters import AdapterShape, adapt, adapter_state, matching, start
+from seektune.generate.session import LoadOptions
+from seektune.lora.files import save_adapter
+from seektune.lora.inject import AdapterShape, adapt, adapter_state, start
+from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.workflows.reading import Reading
-
-from .door import CODE, ROOT, seektune
+from tests.run_cli import CODE, ROOT, seektune
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
@@ -67,16 +67,16 @@ def asked(url: str, path: str, body: Any = None, **headers: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("packed", [False, True])
-def test_an_adapter_is_a_second_model(place: Path, packed: bool) -> None:
-    words = ["base", "--adapter", "adapter", *(["--packed"] if packed else [])]
+@pytest.mark.parametrize("quantized", [False, True])
+def test_an_adapter_is_a_second_model(place: Path, quantized: bool) -> None:
+    words = ["base", "--adapter", "adapter", *(["--quantized"] if quantized else [])]
     with served(*words, cwd=place) as (process, url):
         names = [model["id"] for model in asked(url, "/v1/models")["data"]]
         assert names == ["base", "adapter"]
         ids = torch.randint(512, (1, 9), generator=torch.Generator().manual_seed(1))
         texts = {}
         for name, adapter in (("base", None), ("adapter", place / "adapter")):
-            model = Reading(packed=packed, adapter=adapter).read(str(place / "base"))
+            model = LoadOptions(quantized=quantized, adapter=adapter).read(str(place / "base"))
             body = {"model": name, "prompt": ids[0].tolist(), "max_tokens": 8, "temperature": 0, "logprobs": 0}
             texts[name] = asked(url, "/v1/completions", body)["choices"][0]["logprobs"]["token_logprobs"]
             with torch.no_grad():

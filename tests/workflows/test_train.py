@@ -13,16 +13,15 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
-from seektune.data.synthetic import made_hellaswag, write_rows
+from seektune.data.datasets.synthetic import made_hellaswag, write_rows
+from seektune.io.files import read_lines
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.recipe.load import dump_recipe, load_recipe
+from seektune.run.run_dir import held
+from seektune.signals import Interrupted
 from seektune.train import checkpoints, trainer
-from seektune.train.files import read_lines
-from seektune.train.interrupt import Interrupted
 from seektune.workflows import train as workflow
-from seektune.workflows.run_folder import held
-
-from .door import ROOT
+from tests.run_cli import ROOT
 
 CACHE = Path("unused")
 
@@ -270,7 +269,7 @@ def test_a_signal_before_the_first_step_leaves_no_folder(recipe, tmp_path, monke
     def interrupt(*_):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(workflow, "hold_exam", interrupt)
+    monkeypatch.setattr(workflow, "run_eval", interrupt)
     with pytest.raises(Interrupted, match="stopped by SIGTERM before the first step"):
         train(recipe())
     assert list(tmp_path.iterdir()) == []
@@ -278,14 +277,14 @@ def test_a_signal_before_the_first_step_leaves_no_folder(recipe, tmp_path, monke
 
 @pytest.mark.slow
 def test_a_signal_in_the_last_exam_costs_no_training(recipe, monkeypatch):
-    exam = workflow.hold_exam
+    exam = workflow.run_eval
 
     def interrupted(wanted, when, *rest):
         if when == "after":
             os.kill(os.getpid(), signal.SIGINT)
         return exam(wanted, when, *rest)
 
-    monkeypatch.setattr(workflow, "hold_exam", interrupted)
+    monkeypatch.setattr(workflow, "run_eval", interrupted)
     with pytest.raises(Interrupted, match=r"stopped by SIGINT; saved in .*step-000003"):
         train(recipe())
     monkeypatch.undo()
@@ -425,7 +424,7 @@ def test_weights_are_saved_where_the_last_state_finds_no_room(recipe, monkeypatc
 
     whole = train(recipe())
     shutil.move(whole, whole.with_name("whole"))
-    monkeypatch.setattr(checkpoints, "write_run_state", full)
+    monkeypatch.setattr(checkpoints, "write_train_state", full)
     with pytest.raises(OSError, match=r"step-000003: No space left .*; the trained weights are in .*run/model"):
         train(recipe())
     exported = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, whole.with_name("whole"))]
@@ -434,9 +433,9 @@ def test_weights_are_saved_where_the_last_state_finds_no_room(recipe, monkeypatc
 
 @pytest.mark.slow
 def test_what_a_killed_export_left_is_in_nobodys_way(recipe, monkeypatch):
-    exam = workflow.hold_exam
+    exam = workflow.run_eval
     monkeypatch.setattr(
-        workflow, "hold_exam", lambda *given: pytest.fail("ends") if given[1] == "after" else exam(*given)
+        workflow, "run_eval", lambda *given: pytest.fail("ends") if given[1] == "after" else exam(*given)
     )
     with pytest.raises(pytest.fail.Exception):
         train(recipe())

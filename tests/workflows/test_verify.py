@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from seektune.checkpoint.convert import convert
 from seektune.workflows.verify import verify
-
-from .door import seektune
+from tests.run_cli import seektune
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

@@ -37,3 +37,76 @@ def dequantize_fp4(packed: Tensor, scale: Tensor) -> Tensor:
     values = F.embedding(packed.view(torch.uint8).int(), pairs).flatten(-2)
     groups = values.unflatten(-1, (-1, FP4_GROUP))
     return (groups * scale.float().unsqueeze(-1)).flatten(-2)
+
+
+BAND = 2**20
+"""Elements that are worked on at a time."""
+SHIFTED = 2.0**120
+"""What an e4m3 number is worth more than a bf16 or fp32 number with its bits: the difference of their biases."""
+LARGEST_SCALE = 2.0**7
+"""Above it, a scale times `SHIFTED` is no fp32 number."""
+
+
+def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """Values `[O, I]` in `dtype` of a packed FP4 (int8) or an FP8 matrix, each rounded once from its exact product.
+
+    They go into `out` where it is given: fresh memory costs as much as the work.
+
+    Equal to `dequantize_fp4` or `dequantize_fp8` and a cast, except that a NaN code of FP8 counts as 480: whoever
+    reads weights from a file refuses those.
+    """
+    columns = weight.shape[1] * (2 if weight.dtype == torch.int8 else 1)
+    if out is None:
+        out = torch.empty(weight.shape[0], columns, dtype=dtype, device=weight.device)
+    assert (out.shape, out.dtype) == ((weight.shape[0], columns), dtype)
+    if out.is_meta:  # where only shapes are asked for, no value can be looked at
+        return out
+    if weight.dtype == torch.int8:
+        return _fp4(weight, scale, out) if dtype in _PAIRS else out.copy_(dequantize_fp4(weight, scale))
+    assert weight.dtype == torch.float8_e4m3fn, f"{weight.dtype} is no low-bit weight"
+    if dtype not in _E4M3 or scale.float().abs().amax() > LARGEST_SCALE:
+        return out.copy_(dequantize_fp8(weight, scale))
+    return _fp8(weight, scale, out)
+
+
+def _fp4(packed: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    rows, columns = out.shape
+    scales, pairs = scale.to(out.dtype).unsqueeze(-1), _PAIRS[out.dtype].to(out.device)
+    height = max(BAND // columns, 1)
+    for start in range(0, rows, height):
+        band = slice(start, start + height)
+        index = packed[band].view(torch.uint8).flatten().int()
+        torch.index_select(pairs, 0, index, out=out[band].view(pairs.dtype).flatten())
+        out[band].unflatten(1, (-1, FP4_GROUP)).mul_(scales[band])
+    return out
+
+
+def _fp8(weight: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    rows, columns = out.shape
+    word, shift, mask = _E4M3[out.dtype]
+    codes, words, scales = weight.view(torch.int8), out.view(word), scale.float() * SHIFTED
+    if scale.dtype == torch.float8_e8m0fnu:
+        scales = scales.to(out.dtype)  # a power of two in either
+    scales = scales.repeat_interleave(FP8_BLOCK, 1)[:, :columns]
+    height = max(BAND // columns // FP8_BLOCK, 1) * FP8_BLOCK
+    for start in range(0, rows, height):
+        band = slice(start, start + height)
+        # a signed byte widened repeats its sign; the mask keeps one copy of it in front
+        words[band].copy_(codes[band]).bitwise_left_shift_(shift).bitwise_and_(mask)
+        first, whole = start // FP8_BLOCK, out[band].shape[0] // FP8_BLOCK
+        blocks, rest = out[band].split([whole * FP8_BLOCK, out[band].shape[0] % FP8_BLOCK])
+        blocks.unflatten(0, (whole, FP8_BLOCK)).mul_(scales[first : first + whole, None])
+        if len(rest):
+            rest.mul_(scales[first + whole])
+    return out
+
+
+def _pairs(dtype: torch.dtype, word: torch.dtype) -> Tensor:
+    """Both values of every byte, side by side in one word."""
+    table, byte = torch.tensor(E2M1 + tuple(-value for value in E2M1), dtype=dtype), torch.arange(256)
+    return torch.stack([table[byte & 15], table[byte >> 4]], dim=-1).view(word).flatten()
+
+
+_PAIRS = {torch.bfloat16: _pairs(torch.bfloat16, torch.int32), torch.float32: _pairs(torch.float32, torch.int64)}
+_E4M3 = {torch.bfloat16: (torch.int16, 4, 0x07F0 - 2**15), torch.float32: (torch.int32, 20, 0x07F00000 - 2**31)}
+"""By dtype: its words, how far e4m3's exponent and mantissa move to the left in them, and which bits then count."""

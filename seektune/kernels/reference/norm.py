@@ -22,7 +22,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([still, pairs.flatten(-2).to(x.dtype)], dim=-1)
 
 
-def rotated_unit(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, eps: float) -> Tensor:
+def norm_rope(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, eps: float) -> Tensor:
     """Queries: each head normalised without weight, rounded, then rotated at its token's position."""
     return rotate(_unit(x_BTHC, eps).to(x_BTHC.dtype), cos_BTR.unsqueeze(-2), sin_BTR.unsqueeze(-2))
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.reference.packed_linear import grouped_linear
-from seektune.kernels.unpack import multiply_out
+from seektune.kernels.dequantize import dequantize
+from seektune.kernels.reference.lowbit_linear import grouped_linear
 
 Rounding = Callable[[Tensor], Tensor]
 """fp32 values `[O, I]` as the merged format will hold them."""
@@ -76,5 +76,5 @@ class _RoundedLinear(torch.autograd.Function):
 
 
 def _merged(a: Tensor, b: Tensor, weight: Tensor, scale: Tensor | None, scaling: float, rounding: Rounding) -> Tensor:
-    base = weight.float() if scale is None else multiply_out(weight.to(a.device), scale.to(a.device), torch.float32)
+    base = weight.float() if scale is None else dequantize(weight.to(a.device), scale.to(a.device), torch.float32)
     return rounding(base + scaling * (b.float() @ a.float()))

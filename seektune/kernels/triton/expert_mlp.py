@@ -6,7 +6,7 @@ Shapes: N tokens, P token-expert pairs sorted by expert, D width, F expert width
 import torch
 from torch import Tensor
 
-from seektune.kernels.fused.expert_mlp import expert_mlp as one_by_one
+from seektune.kernels.eager.expert_mlp import expert_mlp as one_by_one
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.triton.expert_linear import expert_linear, takes
 from seektune.kernels.triton.swiglu import clamped_swiglu

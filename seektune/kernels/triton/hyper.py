@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.fused.hyper import hyper_route
+from seektune.kernels.eager.hyper import hyper_route
 from seektune.kernels.triton.sinkhorn import sinkhorn
 
 WIDTH = 512

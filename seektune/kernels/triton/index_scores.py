@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seektune.kernels.fused.index_scores import best_places
+from seektune.kernels.eager.index_scores import best_places
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix
 
 QUERIES = 512

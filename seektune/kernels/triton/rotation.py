@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.fused.norm import rotate as in_torch
+from seektune.kernels.eager.norm import rotate as in_torch
 from seektune.kernels.reference.precision import upcast
 
 VECTORS = 8
@@ -24,9 +24,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
-def rotated_unit(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, eps: float) -> Tensor:
+def norm_rope(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, eps: float) -> Tensor:
     """See `reference.rotated_unit`. The result is saved, which attention saves too, and not `x`."""
-    out: Tensor = _RotatedUnit.apply(x_BTHC.contiguous(), cos_BTR.contiguous(), sin_BTR.contiguous(), eps)
+    out: Tensor = _NormRope.apply(x_BTHC.contiguous(), cos_BTR.contiguous(), sin_BTR.contiguous(), eps)
     return out
 
 
@@ -48,7 +48,7 @@ class _Rotate(torch.autograd.Function):
         return out, None, None
 
 
-class _RotatedUnit(torch.autograd.Function):
+class _NormRope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin, eps):  # type: ignore[no-untyped-def]
         out, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=upcast(x[:0]).dtype)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.fused.sparse_attention import sparse_attention as fused
+from seektune.kernels.eager.sparse_attention import sparse_attention as fused
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.sparse_attention import Chosen, Visible
 from seektune.kernels.triton.sparse_attention_gradients import of_list, of_queries, of_run

@@ -1,0 +1,120 @@
+"""One message of a conversation, in the form of OpenAI's API: its fields, checked, with errors that name it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from seektune.data.chat_format.tokens import OPENINGS, TASKS
+
+ROLES = (*OPENINGS, "tool")
+SHOWN = 40
+"""Characters of a wrong value that its error shows."""
+_KINDS = {str: "text", list: "a list", bool: "true or false"}
+
+
+class Message:
+    """A message, and which of the conversation it is.
+
+    Every method raises ValueError, naming the message and what is wrong with it.
+    """
+
+    def __init__(self, index: int, values: object):
+        self._place = f"messages[{index}]"
+        if not isinstance(values, Mapping):
+            raise self.error(f"must be an object with role and content, not {shown(values)}")
+        self._values: Mapping[str, Any] = values
+        role = values.get("role")
+        if role not in ROLES:
+            what = "has no role" if role is None else f"has the unknown role {shown(role)}"
+            raise self.error(f"{what}; the roles are {', '.join(ROLES)}")
+        self.role = str(role)
+        self._place += f" ({role})"
+
+    def error(self, what: str) -> ValueError:
+        """The error to raise."""
+        return ValueError(f"{self._place} {what}")
+
+    def field(self, key: str, kind: type) -> Any:
+        """A field of a certain kind; None where it is missing."""
+        value = self._values.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise self.error(f"has {key} {shown(value)}, which must be {_KINDS[kind]}")
+        return value
+
+    def content(self, needed: bool = True) -> str:
+        """The text; the text parts of a list are joined by an empty line."""
+        content = self._values.get("content")
+        if content is None and not needed:
+            return ""
+        if isinstance(content, str):
+            return content
+        if not isinstance(content, list):
+            raise self.error("has no content" if content is None else f"has content {shown(content)}, which is no text")
+        return "\n\n".join(self._part(part) for part in content)
+
+    def task(self) -> str | None:
+        """The quick instruction that the message ends with, if any."""
+        task: str | None = self.field("task", str)
+        if task is not None and task not in TASKS:
+            raise self.error(f"has the unknown task {shown(task)}; the tasks are {', '.join(TASKS)}")
+        return task
+
+    def tools(self) -> list[Mapping[str, Any]]:
+        """The schemas of the tools that the message brings."""
+        tools = self.field("tools", list) or ()
+        return [self._plain("a tool", self._function("tools", i, tool)) for i, tool in enumerate(tools)]
+
+    def response_format(self) -> object:
+        """The JSON schema that answers must follow; None if any answer will do."""
+        return self._plain("response_format", self._values.get("response_format") or None)
+
+    def calls(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Name and arguments of each tool call."""
+        return [self._call(i, call) for i, call in enumerate(self.field("tool_calls", list) or ())]
+
+    def call_ids(self) -> tuple[str, ...]:
+        """The id of each tool call, empty where it has none."""
+        calls = self.field("tool_calls", list) or ()
+        return tuple(str(call.get("id") or call["function"].get("id") or "") for call in calls)
+
+    def _part(self, part: object) -> str:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if not isinstance(part, Mapping) or not isinstance(kind, str):
+            raise self.error(f"has a part of content {shown(part)}, which must be an object with a type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            return str(part["text"])
+        if self.role == "tool" and kind != "text":
+            return f"[Unsupported {kind}]"  # so the model is told that there was something
+        raise self.error(f"has a part of content {shown(part)}, which is no text")
+
+    def _call(self, i: int, call: object) -> tuple[str, Mapping[str, Any]]:
+        function = self._function("tool_calls", i, call)
+        name, arguments = function["name"], function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):  # a number may have too many digits, too
+                raise self.error(f"calls {name} with arguments that are not JSON: {shown(arguments)}") from None
+        if not isinstance(arguments, Mapping):
+            raise self.error(f"calls {name} with arguments {shown(arguments)}, which must be a JSON object")
+        return name, self._plain(f"arguments of {name}", arguments)
+
+    def _function(self, key: str, i: int, value: object) -> Mapping[str, Any]:
+        function = value.get("function") if isinstance(value, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise self.error(f"has {key}[{i}] {shown(value)}, which must have a function with a name")
+        return function
+
+    def _plain(self, what: str, value: Any) -> Any:
+        """A value that can be written as JSON."""
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            raise self.error(f"has {what} {shown(value)}, which JSON cannot hold") from None
+        return value
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,0 +1,43 @@
+"""The fixed texts of DeepSeek-V4's conversation format: control tokens and the paragraphs in tokens.json."""
+
+import json
+from pathlib import Path
+
+from seektune.data.tokenizer import BOS, EOS
+
+USER, ASSISTANT, REMINDER = "<｜User｜>", "<｜Assistant｜>", "<｜latest_reminder｜>"
+THINK, THINK_END = "<think>", "</think>"
+DSML = "｜DSML｜"
+TASKS = {task: f"<｜{task}｜>" for task in ("action", "query", "authority", "domain", "title", "read_url")}
+"""The token of each quick instruction."""
+OPENINGS = {"system": "", "user": USER, "developer": USER, "latest_reminder": REMINDER, "assistant": ""}
+"""What a turn of each role begins with (an assistant's `<｜Assistant｜>` ends the turn before it)."""
+ANSWERED = ("user", "developer")
+"""Roles whose turns ask for an answer."""
+RESERVED = (BOS, EOS, THINK, THINK_END, DSML)
+"""Never part of an answer's text."""
+
+_TEXTS = json.loads(Path(__file__).with_name("tokens.json").read_text(encoding="utf-8"))
+EFFORTS = {None: "", "high": "", "max": _TEXTS["reasoning_effort_max"]}
+"""What each reasoning effort puts before everything else in thinking mode."""
+
+
+def tools_text(schemas: str) -> str:
+    """The paragraph that explains how tools are called; `schemas` has one JSON schema per line."""
+    tokens = {"dsml_token": DSML, "thinking_start_token": THINK, "thinking_end_token": THINK_END}
+    return str(_TEXTS["tools_block"]).format(tool_schemas=schemas, **tokens)
+
+
+def response_format_text(schema: str) -> str:
+    """The paragraph that asks for answers in a JSON schema."""
+    return str(_TEXTS["response_format"]).format(schema=schema)
+
+
+def tool_result_text(result: str) -> str:
+    """What a tool returned, marked as such."""
+    return str(_TEXTS["tool_result"]).format(content=result)
+
+
+def as_json(value: object) -> str:
+    """JSON as the format writes it: in one line, with a space after commas and colons, and letters as they are."""
+    return json.dumps(value, ensure_ascii=False)

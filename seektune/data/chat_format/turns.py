@@ -1,0 +1,125 @@
+"""Messages of a conversation as the turns that DeepSeek-V4 knows: what a tool returns is said by the user."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from seektune.data.chat_format.message import Message, shown
+from seektune.data.chat_format.tokens import as_json, response_format_text, tool_result_text, tools_text
+from seektune.data.chat_format.tool_calls import write_calls
+
+
+@dataclass(frozen=True)
+class TurnBlock:
+    """A part of a turn's text; what a tool returned also knows which call it answers."""
+
+    text: str
+    is_result: bool = False
+    call_id: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side says before the other does: neighbouring messages of the user and of tools are one turn."""
+
+    role: str
+    blocks: tuple[TurnBlock, ...]
+    """Joined by an empty line."""
+    reasoning: str = ""
+    task: str | None = None
+    """Quick instruction that the turn ends with."""
+    ended: bool = True
+    """Whether an assistant's turn ends with EOS."""
+    call_ids: tuple[str, ...] = ()
+    """Of an assistant's tool calls, in their order."""
+    has_tools: bool = False
+
+    @property
+    def text(self) -> str:
+        """All that is said, without reasoning."""
+        return "\n\n".join(block.text for block in self.blocks)
+
+
+def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+    """The turns of a conversation; results of tools stand in the order of the calls.
+
+    Raises:
+        ValueError: naming the message and what is wrong with it.
+    """
+    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
+        raise ValueError(f"messages must be a list of objects with role and content, not {shown(messages)}")
+    turns: list[Turn] = []
+    for index, values in enumerate(messages):
+        message = Message(index, values)
+        turn = _READERS[message.role](message)
+        # a quick instruction ends its turn: the user's next message begins another
+        if turns and turn.role == turns[-1].role == "user" and (message.role == "tool" or turns[-1].task is None):
+            turns[-1] = replace(turns[-1], blocks=turns[-1].blocks + turn.blocks)
+        else:
+            turns.append(turn)
+    return _in_call_order(turns)
+
+
+def _read_instruction(message: Message) -> Turn:
+    tools, response_format = message.tools(), message.response_format()
+    extra = []
+    if tools:
+        extra.append(TurnBlock(tools_text("\n".join(map(as_json, tools)))))
+    if response_format is not None:
+        extra.append(TurnBlock(response_format_text(as_json(response_format))))
+    content = message.content(needed=message.role == "developer" or not extra)
+    if message.role == "developer" and not content:
+        raise message.error("has no content")
+    return Turn(message.role, (TurnBlock(content), *extra), task=message.task(), has_tools=bool(tools))
+
+
+def _read_request(message: Message) -> Turn:
+    if message.tools() or message.response_format() is not None:
+        raise message.error("brings tools or a response_format; only system and developer messages can")
+    return Turn(message.role, (TurnBlock(message.content()),), task=message.task())
+
+
+def _read_result(message: Message) -> Turn:
+    call_id = message.field("tool_call_id", str) or ""
+    return Turn("user", (TurnBlock(tool_result_text(message.content()), True, call_id),))
+
+
+def _read_answer(message: Message) -> Turn:
+    calls, reasoning = message.calls(), message.field("reasoning_content", str)
+    content = message.content(needed=not calls and reasoning is None)
+    return Turn(
+        message.role,
+        (TurnBlock(content), *([TurnBlock(write_calls(calls))] if calls else [])),
+        reasoning or "",
+        message.task(),
+        ended=not message.field("wo_eos", bool),
+        call_ids=message.call_ids(),
+        has_tools=bool(message.tools()),
+    )
+
+
+def _in_call_order(turns: Sequence[Turn]) -> list[Turn]:
+    """What tools returned, in the order of the calls of the last assistant who called any; texts keep their places.
+
+    A result of an unknown call counts as one of the first call: so does the official encoder.
+    """
+    order: dict[str, int] = {}
+    ordered = []
+    for turn in turns:
+        if turn.call_ids:
+            order = {call_id: place for place, call_id in enumerate(turn.call_ids) if call_id}
+        results = [block for block in turn.blocks if block.is_result]
+        by_call = iter(sorted(results, key=lambda block: order.get(block.call_id, 0)))
+        blocks = tuple(next(by_call) if block.is_result else block for block in turn.blocks)
+        ordered.append(replace(turn, blocks=blocks))
+    return ordered
+
+
+_READERS = {
+    "system": _read_instruction,
+    "developer": _read_instruction,
+    "user": _read_request,
+    "latest_reminder": _read_request,
+    "assistant": _read_answer,
+    "tool": _read_result,
+}

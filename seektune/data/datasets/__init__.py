@@ -1,0 +1,1 @@
+"""The datasets that a recipe can name, each from its rows to tokenized examples."""

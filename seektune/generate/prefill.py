@@ -1,0 +1,74 @@
+"""Prompts that a model reads together, chunk by chunk, before their texts grow.
+
+Shapes: B rows, T tokens, S streams, D width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from seektune.generate.running_batch import RunningBatch, RunningSequence
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+
+
+class Prefill:
+    """The prompts of some rows; equal ones are read once."""
+
+    def __init__(
+        self,
+        model: DeepseekV4ForCausalLM,
+        rows: list[RunningSequence],
+        longest: int,
+        grows: bool,
+        speculative: bool,
+        chunk: int,
+    ):
+        """Nothing is read yet.
+
+        Args:
+            model: that reads.
+            rows: texts of nothing but prompts.
+            longest: tokens that any text of the decoding may have.
+            grows: whether caches take only the memory that their rows need.
+            speculative: whether the MTP block reads along.
+            chunk: tokens of all rows together that one forward reads.
+        """
+        self.rows = rows
+        self._model, self._read = model, 0
+        self._prompts = list(dict.fromkeys(tuple(row.request.prompt) for row in rows))
+        # beyond a text's last token stand a draft and what it may bring
+        count, most = len(self._prompts), longest + 2
+        self._cache = model.new_cache(count, most, grows=grows)
+        self._ahead = model.new_draft_cache(count, most, grows=grows) if speculative else None
+        self._size = max(chunk // count, 1)
+        self._last: dict[int, Tensor] = {}
+
+    def read(self) -> bool:
+        """Read a chunk of each; whether it was the last."""
+        start, stop = self._read, self._read + self._size
+        chunk, counts = padded([prompt[start:stop] for prompt in self._prompts], self._model)
+        streams = self._model.advance(chunk, self._cache, counts)
+        self._last |= {i: streams[i, count - 1] for i, count in enumerate(counts) if count}
+        if self._ahead is not None:
+            after, known = padded([prompt[start + 1 : stop + 1] for prompt in self._prompts], self._model)
+            if after.shape[1]:
+                self._model.foresee(streams[:, : after.shape[1]], after, self._ahead, known)
+        self._read = stop
+        return stop >= max(map(len, self._prompts))
+
+    def texts(self) -> tuple[RunningBatch, Tensor]:
+        """The rows when all is read, and the streams `[B, 1, S, D]` of each prompt's last token."""
+        place = {prompt: i for i, prompt in enumerate(self._prompts)}
+        places = [place[tuple(row.request.prompt)] for row in self.rows]
+        cache, ahead = self._cache, self._ahead
+        if places != list(range(len(self._prompts))):
+            cache, ahead = cache.select(places), ahead and ahead.select(places)
+        return RunningBatch(self.rows, cache, ahead), torch.stack([self._last[i] for i in places]).unsqueeze(1)
+
+
+def padded(rows: Sequence[Sequence[int]], model: DeepseekV4ForCausalLM) -> tuple[Tensor, list[int]]:
+    """Ids `[B, T]` with zeros after shorter rows, and how long each is."""
+    counts = [len(row) for row in rows]
+    ids = [[*row, *[0] * (max(counts) - len(row))] for row in rows]
+    return torch.tensor(ids, dtype=torch.int64, device=model.embed.weight.device), counts

@@ -1,0 +1,100 @@
+"""What `generate`, `chat`, `eval` and `serve` share: a checkpoint read as asked, and the options of a generation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.generate.request import Request
+from seektune.generate.sampling import DEFAULT, Sampling
+from seektune.lora.files import load_adapter
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.device import DTYPES, choose_device
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a checkpoint is read."""
+
+    dtype: str | None = None
+    """`fp32` or `bf16`; None = fp32 on a CPU, bf16 on a GPU."""
+    numerics: str = "plain"
+    quantized: bool = False
+    """Keep FP4 and FP8 weights in their bytes, dequantized while they are used."""
+    adapter: Path | None = None
+    """Folder of an adapter that is put on."""
+
+    def read(self, name: str) -> DeepseekV4ForCausalLM:
+        """The model of a checkpoint folder in any of our formats, or a Hub id.
+
+        Raises:
+            ValueError: it or the adapter cannot be read, or they do not belong together.
+            OSError: as of reading a model.
+        """
+        self.check()
+        device = choose_device()
+        dtype = DTYPES[self.dtype or ("fp32" if device.type == "cpu" else "bf16")]
+        model = DeepseekV4ForCausalLM.from_pretrained(name, dtype, self.numerics, device, self.quantized)
+        if self.adapter is not None:
+            load_adapter(model, self.adapter)
+        return model
+
+    def check(self) -> None:
+        """Refuse an adapter that is not there, before weights are read.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self.adapter is not None and not self.adapter.is_dir():
+            raise ValueError(f"--adapter {self.adapter}: no such folder")
+
+
+AS_STORED = LoadOptions()
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How a model speaks."""
+
+    max_new_tokens: int = 256
+    sampling: Sampling = DEFAULT
+    stops: tuple[str, ...] = ()
+    seed: int = 0
+    speculative: bool = False
+    """Let the MTP block guess ahead."""
+    thinking: bool = False
+    """Conversations only: whether answers begin with reasoning."""
+    reading: LoadOptions = AS_STORED
+
+    @property
+    def mode(self) -> str:
+        """Of the chat format."""
+        return "thinking" if self.thinking else "chat"
+
+
+class Session:
+    """A checkpoint, its tokenizer and a setting."""
+
+    def __init__(self, name: str, setting: GenerateOptions):
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: as of `LoadOptions.read`, or it has no MTP block to speculate with.
+            OSError: as of `LoadOptions.read`.
+        """
+        self.setting = setting
+        self.model = setting.reading.read(name)
+        self.tokenizer: Tokenizer = load_tokenizer(self.model.config.vocab_size)
+        if setting.speculative and not self.model.mtp:
+            raise ValueError(f"{name} has no MTP block; leave --speculative out")
+
+    def text(self, prompt: str) -> list[int]:
+        """Ids of a text that begins with BOS; control tokens in it are letters."""
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+
+    def requests(self, ids: Sequence[int], samples: int = 1) -> list[Request]:
+        """Several answers to the same prompt, whose seeds follow each other."""
+        setting = self.setting
+        eos = frozenset({self.tokenizer.eos_id})
+        first = Request(ids, setting.max_new_tokens, setting.sampling, eos, setting.stops, setting.seed)
+        return [replace(first, seed=setting.seed + i) for i in range(samples)]

@@ -1,0 +1,162 @@
+"""The compiled kernels: made from the sources beside this file when they are first called, once for a machine."""
+
+import ctypes
+import fcntl
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+FLAGS = [
+    *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"),
+    *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"),
+]
+"""Sums may be taken in another order; what is no number or infinite stays so, unlike under `-ffast-math`."""
+COMPILERS = "g++", "clang++", "c++"
+SYSTEM = 0
+"""The user whose files every process trusts."""
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
+"""Dtypes that there are functions for."""
+
+SIGNATURES = {
+    "block_enter": (2, 0, 2),
+    "block_leave": (2, 0, 4),
+    "clamped_swiglu": (3, 1, 1),
+    "expert_mlp": (9, 3, 1),
+    "grouped_linear": (3, 4, 0),
+    "hyper_collect": (5, 3, 2),
+    "hyper_read": (7, 4, 2),
+    "hyper_write": (5, 3, 0),
+    "index_topk": (8, 6, 0),
+    "pool_windows": (7, 7, 0),
+    "rms_norm": (3, 2, 1),
+    "rotate": (4, 4, 0),
+    "norm_rope": (4, 4, 1),
+    "route": (5, 3, 1),
+    "sort_pairs": (5, 3, 0),
+    "sparse_attention": (10, 10, 0),
+}
+"""How many addresses, sizes and numbers each takes, in this order."""
+
+log = logging.getLogger("seektune")
+
+
+@cache
+def function(name: str, dtype: torch.dtype) -> Callable[..., None] | None:
+    """A kernel of `*.cpp` for tensors of a dtype; None where there is none."""
+    if dtype not in SUFFIX or (found := library()) is None:
+        return None
+    kernel: Any = found[f"{name}_{SUFFIX[dtype]}"]
+    kinds = zip((ctypes.c_void_p, ctypes.c_int64, ctypes.c_double), SIGNATURES[name], strict=True)
+    kernel.restype, kernel.argtypes = None, [kind for kind, count in kinds for _ in range(count)]
+    return kernel
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """All kernels; None, and one line that says why, where they cannot be made."""
+    try:
+        file = made(cache_folder())
+        try:
+            return ctypes.CDLL(str(file))
+        except OSError:  # made for another system's libraries
+            return ctypes.CDLL(str(made(file.parent, anew=True)))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = str(error).strip().splitlines()[0]
+        log.warning("kernels for writing texts on a CPU could not be made, so it is several times slower: %s", reason)
+        return None
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: under XDG_CACHE_HOME where that is absolute, as its specification has it."""
+    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (told if told.is_absolute() else Path.home() / ".cache") / "seektune"
+
+
+def made(folder: Path, anew: bool = False) -> Path:
+    """The library's file in `folder`, compiled unless it is there; in a folder of its own where that is not writable.
+
+    Raises:
+        OSError, RuntimeError, SubprocessError: it cannot be made, or others could have.
+    """
+    here = Path(__file__).parent
+    sources = sorted(here.glob("*.cpp"))
+    told = [path.read_bytes() for path in (*sources, *sorted(here.glob("*.h")))]
+    name = hashlib.sha256(b"\0".join([*told, " ".join(FLAGS).encode(), machine()])).hexdigest()[:20]
+    file = folder / f"kernels-{name}.so"
+    if is_whole(file) and not anew:
+        return file  # also where the folder can only be read, and where nothing compiles
+    if (compiler := next((path for name in COMPILERS if (path := shutil.which(name))), None)) is None:
+        raise RuntimeError("no C++ compiler (g++) was found")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a")
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="seektune-"))
+        file, lock = folder / file.name, (folder / "lock").open("a")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of many processes that start together one compiles
+        if anew or not is_whole(file):
+            began, part = perf_counter(), file.with_suffix(".part")
+            compile_to(part, compiler, sources)
+            seal(part, file)
+            log.info("compiled the kernels for writing texts on this CPU in %.1f s: %s", perf_counter() - began, file)
+    return file
+
+
+def compile_to(file: Path, compiler: str, sources: list[Path]) -> None:
+    """Compile.
+
+    Raises:
+        OSError, RuntimeError: that does not go.
+    """
+    done = subprocess.run([compiler, *FLAGS, *map(str, sources), "-o", str(file)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{compiler} ends with {done.returncode}: {done.stderr}")
+
+
+def seal(part: Path, file: Path) -> None:
+    """Let `file` appear, complete, with its digest after its end, which no loader reads."""
+    code = part.read_bytes()
+    part.write_bytes(code + hashlib.sha256(code).digest())
+    part.chmod(0o644)
+    part.replace(file)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a library is there and ends with its digest: to load one that a full disk or a crash cut off is fatal.
+
+    Raises:
+        RuntimeError: others could have written it, and it would run as this user.
+    """
+    try:
+        for path in (file.parent, file):
+            found = path.stat()
+            if found.st_uid not in (SYSTEM, os.geteuid()) or found.st_mode & 0o022:
+                raise RuntimeError(
+                    f"others own {path} or can write it; remove it, or take it with chown and chmod go-w"
+                )
+        sealed = file.read_bytes()
+    except OSError:
+        return False
+    return sealed[-32:] == hashlib.sha256(sealed[:-32]).digest()
+
+
+def machine() -> bytes:
+    """What code for this machine must not be used without: where homes are shared, others have other processors."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    kinds = ("flags", "Features", "model name")
+    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(kinds)})]).encode()

@@ -1,0 +1,68 @@
+"""One operation with several implementations, and the rule that picks one by where its first tensor lies."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Generic, TypeVar, TypeVarTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+
+Rest = TypeVarTuple("Rest")
+Result = TypeVar("Result")
+
+SMALL = 2**16
+"""Elements of a tensor that native kernels take: the streams of 64 tokens of the benchmark model, of 4 of V4-Flash."""
+CAPABILITY = (8, 0)
+"""Least GPU generation for Triton kernels (bf16 products)."""
+
+
+@dataclass(frozen=True)
+class Kernel(Generic[*Rest, Result]):
+    """`reference` defines the operation; a call runs `eager`, on a fit GPU the function of its name in `triton`,
+    and for a small tensor on a CPU, where no gradient can be asked for, `cpu`.
+    """
+
+    reference: Callable[[Tensor, *Rest], Result]
+    eager: Callable[[Tensor, *Rest], Result]
+    triton: str | None = None
+    """Module of `seektune.kernels.triton`, imported at the first call that needs it."""
+    cpu: Callable[[Tensor, *Rest], Result | None] | None = None
+    """Gives None where it does not apply."""
+
+    def __call__(self, first: Tensor, *rest: *Rest) -> Result:
+        """Run on the device of the first argument; where it has no memory, or somebody transforms, the definition."""
+        if transformed():
+            return self.reference(first, *rest)
+        if self.cpu is not None and type(first) is Tensor and first.is_cpu and first.numel() <= SMALL:
+            found = None if torch.is_grad_enabled() else self.cpu(first, *rest)
+            if found is not None:
+                return found
+        if first.is_meta or isinstance(first, FakeTensor):
+            return self.reference(first, *rest)
+        if self.triton is not None and first.is_cuda and triton_fits(first.device):
+            return self.on_gpu(first, *rest)
+        return self.eager(first, *rest)
+
+    def on_gpu(self, first: Tensor, *rest: *Rest) -> Result:
+        """Run the Triton implementation, wherever the tensors are."""
+        assert self.triton is not None
+        module = import_module(f"seektune.kernels.triton.{self.triton}")
+        implementation: Callable[[Tensor, *Rest], Result] = vars(module)[self.reference.__name__]
+        return implementation(first, *rest)
+
+
+def transformed() -> bool:
+    """Whether forward-mode derivatives or transforms of `torch.func` run, which only plain torch follows."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+@cache
+def triton_fits(device: torch.device) -> bool:
+    """Whether Triton kernels can run on a GPU: those of NVIDIA for which they are written."""
+    known = find_spec("triton") is not None and torch.version.hip is None
+    return known and torch.cuda.get_device_capability(device) >= CAPABILITY

@@ -1,0 +1,26 @@
+"""The same operations as in `reference`, written for speed in plain torch: few passes, chunks that stay in a cache."""
+
+from seektune.kernels.eager.expert_mlp import expert_mlp
+from seektune.kernels.eager.hyper import hyper_read, hyper_write
+from seektune.kernels.eager.index_scores import index_topk
+from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy
+from seektune.kernels.eager.norm import norm_rope, rms_norm, rotate
+from seektune.kernels.eager.pool import pool_windows
+from seektune.kernels.eager.sinkhorn import sinkhorn
+from seektune.kernels.eager.sparse_attention import sparse_attention
+from seektune.kernels.eager.swiglu import clamped_swiglu
+
+__all__ = [
+    "clamped_swiglu",
+    "expert_mlp",
+    "hyper_read",
+    "hyper_write",
+    "index_topk",
+    "linear_cross_entropy",
+    "norm_rope",
+    "pool_windows",
+    "rms_norm",
+    "rotate",
+    "sinkhorn",
+    "sparse_attention",
+]

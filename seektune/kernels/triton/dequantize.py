@@ -1,0 +1,76 @@
+"""Frozen low-bit weights dequantized on a GPU: one pass, a byte read and its values written.
+
+Triton reads types from annotations at run time, so this module has no postponed ones.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+"""Bytes of a weight that one program decodes."""
+
+
+def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """As `reference.dequantize`, for any scales; NaN codes of FP8 are NaN here."""
+    is_fp4 = weight.dtype == torch.int8
+    rows, width = weight.shape
+    if out is None:
+        out = torch.empty(rows, width * (2 if is_fp4 else 1), dtype=dtype, device=weight.device)
+    codes, bytes_ = weight.view(torch.uint8), weight.numel()
+    grid = (triton.cdiv(bytes_, BLOCK),)
+    if is_fp4:
+        _fp4[grid](codes, scale.view(torch.uint8), out, bytes_, BLOCK)
+        return out
+    packed = scale.dtype == torch.float8_e8m0fnu
+    scales = scale.view(torch.uint8) if packed else scale
+    _fp8[grid](codes, scales, out, bytes_, width, scale.shape[1], packed, BLOCK)
+    return out
+
+
+@triton.jit
+def _power_of_two(byte):  # type: ignore[no-untyped-def]
+    """E8M0 as fp32: byte 0 is 2^-127, which fp32 holds as a subnormal, and 255 is NaN."""
+    bits = tl.where(byte == 0, 0x00400000, byte << 23)
+    return tl.where(byte == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _e2m1(code):  # type: ignore[no-untyped-def]
+    exponent, mantissa = (code >> 1) & 3, code & 1
+    size = tl.where(exponent == 0, mantissa * 0.5, (2 + mantissa) * (1 << exponent) * 0.25)
+    return tl.where(code >> 3 == 1, -size, size)
+
+
+@triton.jit
+def _e4m3(code):  # type: ignore[no-untyped-def]
+    exponent, mantissa = (code >> 3) & 15, code & 7
+    normal = (((exponent + 120) << 23) | (mantissa << 20)).to(tl.float32, bitcast=True)
+    size = tl.where(exponent == 0, mantissa * 0.001953125, normal)
+    size = tl.where(code & 127 == 127, float("nan"), size)
+    return tl.where(code >> 7 == 1, -size, size)
+
+
+@triton.jit
+def _fp4(codes, scales, out, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    byte = tl.load(codes + place, mask=inside, other=0).to(tl.int32)
+    # 16 bytes, 32 values, share a scale, and the groups of a row follow each other
+    scale = _power_of_two(tl.load(scales + place // 16, mask=inside, other=0).to(tl.int32))
+    kind = out.dtype.element_ty
+    tl.store(out + 2 * place, (_e2m1(byte & 15) * scale).to(kind), mask=inside)
+    tl.store(out + 2 * place + 1, (_e2m1(byte >> 4) * scale).to(kind), mask=inside)
+
+
+@triton.jit
+def _fp8(codes, scales, out, count, width, blocks, packed: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    code = tl.load(codes + place, mask=inside, other=0).to(tl.int32)
+    where = place // width // 128 * blocks + place % width // 128
+    scale = tl.load(scales + where, mask=inside, other=0)
+    if packed:
+        scale = _power_of_two(scale.to(tl.int32))
+    tl.store(out + place, (_e4m3(code) * scale).to(out.dtype.element_ty), mask=inside)

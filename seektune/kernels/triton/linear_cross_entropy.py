@@ -1,0 +1,57 @@
+"""Head and cross-entropy with products of bf16 on tensor cores, summed and kept in fp32.
+
+Shapes: N tokens, D width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy as in_fp32
+
+CHUNK = 2048
+"""Tokens whose logits exist at one time: 1.1 GB of the released vocabulary's."""
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """See `reference.vocabulary_loss`.
+
+    Logits are those of the definition, as products of bf16 are exact in fp32. Their gradients are rounded to bf16
+    before the products that take them back, as those of every other product are. What is not bf16 goes the plain way.
+    """
+    if not hidden_ND.dtype == weight_VD.dtype == torch.bfloat16:
+        return in_fp32(hidden_ND, weight_VD, targets_N)
+    out: Tensor = _Loss.apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled())
+    return out
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N, is_training):  # type: ignore[no-untyped-def]
+        needs_hidden, needs_weight = (is_training and needs for needs in ctx.needs_input_grad[:2])
+        dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        dweight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+        loss = torch.zeros((), device=hidden_ND.device)
+        for start in range(0, len(hidden_ND), CHUNK):
+            part = slice(start, start + CHUNK)
+            hidden, targets = hidden_ND[part], targets_N[part].unsqueeze(1)
+            logits = torch.mm(hidden, weight_VD.T, out_dtype=torch.float32)
+            total = torch.logsumexp(logits, dim=1, keepdim=True)
+            loss += (total - logits.gather(1, targets)).sum()
+            if dhidden is None and dweight is None:
+                continue
+            slope = logits.sub_(total).exp_()
+            slope.scatter_add_(1, targets, slope.new_full((), -1.0).expand_as(targets))
+            slope = slope.bfloat16()
+            if dhidden is not None:
+                dhidden[part] = slope @ weight_VD
+            if dweight is not None:
+                dweight += torch.mm(slope.T, hidden, out_dtype=torch.float32)
+        ctx.gradients = dhidden, None if dweight is None else dweight.to(weight_VD.dtype)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        gradients = (None if x is None else x * grad for x in ctx.gradients)
+        return *gradients, None, None

@@ -1,0 +1,91 @@
+"""Products with frozen low-bit weights, dequantized by one kernel: many experts at once, then a grouped product.
+
+Shapes: N rows of tokens, G groups, I inputs, O outputs, E experts.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seektune.kernels.reference.linear import grouped_linear
+from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear as one_by_one
+from seektune.kernels.triton.dequantize import dequantize
+from seektune.kernels.triton.expert_linear import ends, takes
+
+VALUES = 2**28
+"""Numbers of experts that exist dequantized at one time: half a gigabyte of bf16."""
+
+
+def lowbit_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) -> Tensor:
+    """See `reference.lowbit_linear`."""
+    out: Tensor = _Linear.apply(x_NI, weight, scale, groups)
+    return out
+
+
+def lowbit_expert_linear(
+    x_NI: Tensor, weights: Sequence[Tensor], scales: Sequence[Tensor], counts: Sequence[int]
+) -> Tensor:
+    """See `reference.lowbit_expert_linear`; what grouped products do not take goes expert by expert."""
+    rows, width = weights[0].shape
+    shape = torch.empty(1, rows, width * (2 if weights[0].dtype == torch.int8 else 1), device="meta", dtype=x_NI.dtype)
+    # scales of 128 rows: stacked experts must each fill theirs
+    if not takes(x_NI, shape) or (weights[0].dtype != torch.int8 and rows % 128):
+        return one_by_one(x_NI, weights, scales, counts)
+    busy = [expert for expert, count in enumerate(counts) if count]
+    used = [counts[expert] for expert in busy]
+    out: Tensor = _Experts.apply(x_NI, used, *(weights[e] for e in busy), *(scales[e] for e in busy))
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, scale, groups):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(weight, scale)
+        ctx.groups = groups
+        values = _values(weight, scale, x)
+        return F.linear(x, values) if groups == 1 else grouped_linear(x, values, groups)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        values = _values(*ctx.saved_tensors, grad)
+        if ctx.groups == 1:
+            return grad @ values, None, None, None
+        return torch.einsum("...go,goi->...gi", grad, values.unflatten(0, (ctx.groups, -1))), None, None, None
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, counts, *packed):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*packed)
+        ctx.counts = counts
+        return torch.cat([F.grouped_mm(part, values.mT, offs=at) for part, values, at in _turns(x, counts, packed)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        packed, grad = ctx.saved_tensors, grad.contiguous()
+        parts = [F.grouped_mm(part, values, offs=at) for part, values, at in _turns(grad, ctx.counts, packed)]
+        return torch.cat(parts), None, *([None] * len(packed))
+
+
+def _turns(x_PI: Tensor, counts: list[int], packed: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Pairs of some experts, their values `[E, O, I]`, and where each one's pairs end."""
+    weights, scales = packed[: len(counts)], packed[len(counts) :]
+    rows, width = weights[0].shape
+    size = max(VALUES // (rows * width * (2 if weights[0].dtype == torch.int8 else 1)), 1)
+    begin = 0
+    for first in range(0, len(counts), size):
+        turn = slice(first, first + size)
+        weight, scale = torch.cat(list(weights[turn])), torch.cat(list(scales[turn]))
+        some = counts[turn]
+        values = _values(weight, scale, x_PI).unflatten(0, (len(some), rows))
+        yield x_PI[begin : begin + sum(some)], values, ends(some, x_PI.device)
+        begin += sum(some)
+
+
+def _values(weight: Tensor, scale: Tensor, like: Tensor) -> Tensor:
+    return dequantize(weight.to(like.device).contiguous(), scale.to(like.device).contiguous(), like.dtype)

@@ -1,0 +1,58 @@
+"""A low-rank change of a weight, as training makes it and files keep it.
+
+Shapes: R rank, I inputs, O outputs, E experts.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LoraDelta:
+    """A low-rank change of one weight: `scaling * B A`, or of each expert's."""
+
+    a: Tensor
+    """`[R, I]`, or `[E, R, I]`."""
+    b: Tensor
+    """`[O, R]`, or `[E, O, R]`."""
+    scaling: float
+    magnitude: Tensor | None = None
+    """DoRA: the length of each row of the changed weight, `[O]`."""
+    is_table: bool = False
+    """The weight is an embedding table `[I, O]`, the transpose of a linear map's."""
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.a.shape[-2]
+
+    def applied(self, weight: Tensor, expert: int | None, share: float = 1.0) -> Tensor:
+        """The changed weight in fp32, from the decoded one."""
+        a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
+        delta = (share * self.scaling) * (b.float() @ a.float())
+        changed = weight.float() + (delta.T if self.is_table else delta)
+        if self.magnitude is None:
+            return changed
+        return (self.magnitude.float() / above_zero(changed.norm(dim=1)))[:, None] * changed
+
+
+def above_zero(lengths: Tensor) -> Tensor:
+    """Lengths of rows as divisors: a row of zeros has no direction, and stays zeros."""
+    return lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
+
+
+def check_weight(changes: Iterable[LoraDelta], weight: float, folder: Path) -> None:
+    """Refuse a weight that adapters, or these of a folder, cannot have.
+
+    Raises:
+        ValueError: it is not finite, or not 1 for DoRA, whose lengths belong to the whole change.
+    """
+    if not math.isfinite(weight):
+        raise ValueError(f"an adapter's weight is a finite number, not {weight}")
+    if weight != 1.0 and any(change.magnitude is not None for change in changes):
+        raise ValueError(f"{folder} is a DoRA adapter, which has no weight other than 1")

@@ -1,0 +1,169 @@
+"""A model's adapters into files and back: save, load with a weight beside others, unload."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seektune.lora.delta import LoraDelta, check_weight
+from seektune.lora.format import read_adapter, write_adapter
+from seektune.lora.inject import TRAINED, Adapted, AdapterShape, adapt, adapter_state, carriers
+from seektune.lora.layers import (
+    AdaptedEmbedding,
+    AdaptedHead,
+    AdaptedLinear,
+    AdaptedMatrix,
+    DoraLinear,
+    RoundedLinear,
+    RoundedMatrix,
+)
+from seektune.lora.targets import adaptable
+from seektune.model.quantized import QuantizedExperts, QuantizedLinear, QuantizedMatrix, replace
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    base: str | None = None,
+    revision: str | None = None,
+    recipe: str = "",
+    adapter: str = TRAINED,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write an adapter in PEFT's form; an older one in that folder is replaced when the new one is complete.
+
+    Args:
+        model: carries the adapter.
+        folder: gets adapter_model.safetensors and adapter_config.json.
+        base: folder or Hub id of the frozen weights, for the config.
+        revision: their commit on the Hub, or another mark by which they can be told.
+        recipe: how it was trained, kept beside as recipe.yaml.
+        adapter: which one.
+        tensors: those of `adapter_state`, where the model is one without memory.
+
+    Raises:
+        ValueError: the model carries no such adapter.
+        OSError: writing failed.
+    """
+    changes = changes_of(model, adapter, tensors)
+    if not changes:
+        raise ValueError(f"the model carries no adapter {adapter}")
+    facts: Mapping[str, Any] = {"base_model_name_or_path": base, "revision": revision}
+    write_adapter(Path(folder), changes, facts, recipe, merge_format(model, adapter))
+
+
+@torch.no_grad()
+def load_adapter(model: nn.Module, folder: str | Path, weight: float = 1.0, adapter: str = "loaded") -> list[str]:
+    """Put an adapter from a folder on a model, beside those that it carries; returns the modules it changes.
+
+    Args:
+        model: a plain or quantized model, or one with adapters. All its parameters are frozen.
+        folder: in PEFT's form.
+        weight: what its change is multiplied by; 1 is as it was trained.
+        adapter: a name for it.
+
+    Raises:
+        ValueError: the files are damaged, the model has no such module or shape, or the name is taken. The model then
+            computes as before.
+    """
+    changes, _ = read_adapter(Path(folder))
+    check_weight(changes.values(), weight, Path(folder))
+    known = set(adaptable(model))
+    if missing := [name for name in changes if name not in known]:
+        raise ValueError(f"{folder} changes {missing[0]}, which this model does not have")
+    done: list[str] = []
+    try:
+        for name, change in changes.items():
+            dora = change.magnitude is not None
+            adapt(model, [name], AdapterShape(change.rank, change.scaling * weight * change.rank, dora=dora), adapter)
+            done.append(name)
+            _fill(name, dict(carriers(model))[name], change, adapter, Path(folder))
+    except ValueError:
+        _take_off(model, done, adapter)
+        raise
+    model.requires_grad_(False)
+    return list(changes)
+
+
+def unload_adapter(model: nn.Module, adapter: str) -> None:
+    """Take an adapter off; a module without any computes as before the first.
+
+    Raises:
+        ValueError: the model carries no such adapter.
+    """
+    found = [name for name, module in carriers(model) if adapter in module.lora]
+    if not found:
+        raise ValueError(f"the model carries no adapter {adapter}")
+    _take_off(model, found, adapter)
+
+
+def changes_of(
+    model: nn.Module, adapter: str = TRAINED, tensors: Mapping[str, Tensor] | None = None
+) -> dict[str, LoraDelta]:
+    """An adapter's tensors by released module name; `tensors` has them where the model has no memory."""
+    changes, state = {}, adapter_state(model) if tensors is None else tensors
+    for name, module in carriers(model):
+        if adapter in module.lora:
+            magnitude = state[f"{name}.magnitude"] if isinstance(module, DoraLinear) else None
+            a, b = (state[f"{name}.lora.{adapter}.{part}"] for part in ("A", "B"))
+            if isinstance(module, AdaptedMatrix):
+                a = a.expand(len(b), -1, -1)
+            changes[name] = LoraDelta(
+                a, b, scaling_of(module, adapter), magnitude, isinstance(module, AdaptedEmbedding)
+            )
+    return changes
+
+
+def merge_format(model: nn.Module, adapter: str = TRAINED) -> str | None:
+    """The format whose rounding an adapter is trained through, if any."""
+    formats = {
+        module.format
+        for _, module in carriers(model)
+        if adapter in module.lora and isinstance(module, RoundedLinear | RoundedMatrix)
+    }
+    assert len(formats) <= 1, "one adapter is trained for one format"
+    return formats.pop() if formats else None
+
+
+def scaling_of(module: Adapted, adapter: str) -> float:
+    """What the product of an adapter's B and A is multiplied by."""
+    names = list(module.lora)
+    return module.adapters()[names.index(adapter)].scaling
+
+
+def _fill(name: str, module: Adapted, change: LoraDelta, adapter: str, folder: Path) -> None:
+    found = module.lora[adapter]
+    for part, values in (("A", change.a), ("B", change.b)):
+        target = found.get_parameter(part)
+        if target.shape != values.shape:
+            raise ValueError(
+                f"{folder} has shape {list(values.shape)} for {part} of {name}, this model needs {list(target.shape)}"
+            )
+        target.copy_(values)
+    if isinstance(module, DoraLinear) and change.magnitude is not None:
+        module.measure()
+        module.magnitude.copy_(change.magnitude)
+
+
+def _take_off(model: nn.Module, names: Sequence[str], adapter: str) -> None:
+    here = dict(carriers(model))
+    for name in names:
+        del here[name].lora[adapter]
+        if not here[name].lora:
+            _restore(model, name, here[name])
+
+
+def _restore(model: nn.Module, name: str, module: Adapted) -> None:
+    # embedding and head keep their class, which without adapters is the plain one
+    if isinstance(module, AdaptedEmbedding | AdaptedHead):
+        return
+    scale = None if module.scale is None else module.scale.detach()
+    if isinstance(module, AdaptedLinear):
+        replace(model, name, QuantizedLinear(module.weight.detach(), scale, module.groups, module.wide, module.parts))
+        return
+    parent, _, matrix = name.rpartition(".")
+    experts = model.get_submodule(parent)
+    assert isinstance(experts, QuantizedExperts)
+    experts.register_module(matrix, QuantizedMatrix(module.weight.detach(), scale, module.parts))

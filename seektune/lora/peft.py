@@ -1,0 +1,214 @@
+"""Adapters in PEFT's form: its tensors, its config, and how it stacks routed experts; both ways.
+
+Shapes: R rank, I inputs, O outputs, E experts, F expert width.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seektune.lora.delta import LoraDelta
+from seektune.lora.peft_config import PeftConfig, released_name, transformers_name
+
+PREFIX = "base_model.model."
+"""PEFT wraps a model twice."""
+_EXPERTS = re.compile(r"(.*\.experts)\.(w[123])")
+_BASE_COPY = re.compile(r"\b(embed_tokens|lm_head)\.(base_layer\.)?weight$")
+"""What PEFT also stores of an adapted embedding or head: the base's weight, which is nobody's change."""
+
+
+@dataclass(frozen=True)
+class PeftModule:
+    """One LoRA layer as PEFT has it."""
+
+    key: str
+    """Of its tensors, without prefix and suffix."""
+    target: str
+    """Module or parameter that the config names."""
+    is_parameter: bool
+    is_embedding: bool
+    a: Tensor
+    b: Tensor
+    rank: int
+    scaling: float
+    magnitude: Tensor | None = None
+
+
+def as_peft(changes: Mapping[str, LoraDelta]) -> Iterator[PeftModule]:
+    """Changes by released module name as PEFT's layers."""
+    experts: dict[str, dict[str, LoraDelta]] = {}
+    for name, change in changes.items():
+        if found := _EXPERTS.fullmatch(name):
+            experts.setdefault(found[1], {})[found[2]] = change
+            continue
+        theirs = transformers_name(name)
+        # transformers' grouped map has another output than PEFT expects of a linear map, so its weight is the target
+        grouped = name.endswith(".wo_a")
+        target = f"{theirs}.weight" if grouped else theirs
+        factors = change.a, change.b, change.rank, change.scaling, change.magnitude
+        yield PeftModule(theirs, target, grouped, change.is_table, *factors)
+    for name, matrices in experts.items():
+        yield from _experts_as_peft(transformers_name(f"{name}.").removesuffix("."), matrices)
+
+
+def _experts_as_peft(theirs: str, matrices: Mapping[str, LoraDelta]) -> Iterator[PeftModule]:
+    """`gate_up_proj` holds w1 and w3 one above the other: their ranks side by side, each reaching its own rows."""
+    upper, lower = matrices.get("w1"), matrices.get("w3")
+    joined = [change for change in (upper, lower) if change is not None]
+    inner = bool(joined) and "w2" in matrices
+    if joined:
+        a = torch.cat([_each(change.a, change.b) for change in joined], dim=1)
+        b = torch.cat([_rows(change, change is lower) for change in joined], dim=2)
+        key = f"{theirs}.base_layer" if inner else theirs
+        yield _stacked(key, f"{theirs}.gate_up_proj", a, b, joined[0].scaling)
+    if "w2" in matrices:
+        change = matrices["w2"]
+        yield _stacked(theirs, f"{theirs}.down_proj", _each(change.a, change.b), change.b, change.scaling)
+
+
+def _each(a_ERI: Tensor, b_EOR: Tensor) -> Tensor:
+    """A of each expert, also where all share one."""
+    return a_ERI.expand(len(b_EOR), -1, -1)
+
+
+def _rows(change: LoraDelta, is_lower: bool) -> Tensor:
+    nothing = torch.zeros_like(change.b)
+    return torch.cat([nothing, change.b] if is_lower else [change.b, nothing], dim=1)
+
+
+def _stacked(key: str, target: str, a_ERI: Tensor, b_EOR: Tensor, scaling: float) -> PeftModule:
+    # PEFT counts the columns of B by rank first, then by expert
+    b = b_EOR.permute(1, 2, 0).flatten(1)
+    return PeftModule(key, target, True, False, a_ERI.flatten(0, 1), b, a_ERI.shape[1], scaling)
+
+
+def tensors_of(modules: list[PeftModule]) -> dict[str, Tensor]:
+    """What is in the file, by PEFT's names."""
+    out = {}
+    for module in modules:
+        a, b = ("lora_embedding_A", "lora_embedding_B") if module.is_embedding else ("lora_A.weight", "lora_B.weight")
+        out[f"{PREFIX}{module.key}.{a}"] = module.a.contiguous()
+        out[f"{PREFIX}{module.key}.{b}"] = module.b.contiguous()
+        if module.magnitude is not None:
+            out[f"{PREFIX}{module.key}.lora_magnitude_vector"] = module.magnitude.contiguous()
+    return out
+
+
+def config_of(modules: list[PeftModule], changes: Mapping[str, LoraDelta]) -> dict[str, Any]:
+    """What adapter_config.json says of them."""
+    main = [module for module in modules if not module.key.startswith("mtp.")]
+    first = (main or modules)[0]
+    rank, alpha = first.rank, first.scaling * first.rank
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {module.target: module.rank for module in modules if module.rank != rank},
+        "alpha_pattern": {
+            module.target: module.scaling * module.rank for module in modules if module.scaling * module.rank != alpha
+        },
+        "target_modules": [module.target for module in main if not module.is_parameter],
+        "target_parameters": [module.target for module in main if module.is_parameter] or None,
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "use_dora": any(change.magnitude is not None for change in changes.values()),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def as_released(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, LoraDelta]:
+    """Changes by released module name, from PEFT's tensors and config.
+
+    Raises:
+        ValueError: config or shapes do not belong together, or it is more than low-rank changes of weights.
+    """
+    terms = PeftConfig.read(config)
+    changes: dict[str, LoraDelta] = {}
+    known: set[str] = set()
+    for key in tensors:
+        if key.endswith((".lora_A.weight", ".lora_embedding_A")):
+            found = _as_released(key, tensors, terms)
+            if twice := sorted(changes.keys() & found.keys()):
+                raise ValueError(f"{key} is a second change of {twice[0]}")
+            changes |= found
+            known |= {key, _partner(key)}
+            known |= {_magnitude_of(key)} if any(each.magnitude is not None for each in found.values()) else set()
+    if strange := sorted(key for key in tensors.keys() - known if not _BASE_COPY.search(key)):
+        raise ValueError(f"it holds {strange[0]}, which belongs to no pair of A and B")
+    return changes
+
+
+def _partner(key: str) -> str:
+    """B's key, from A's."""
+    return key.replace("lora_embedding_A", "lora_embedding_B").replace(".lora_A.", ".lora_B.")
+
+
+def _magnitude_of(key: str) -> str:
+    """The key of DoRA's lengths, from A's."""
+    return f"{PREFIX}{_module(key)}.lora_magnitude_vector"
+
+
+def _module(key: str) -> str:
+    """The module that carries the A of this key."""
+    return key.removeprefix(PREFIX).removesuffix(".lora_embedding_A").removesuffix(".lora_A.weight")
+
+
+def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> dict[str, LoraDelta]:
+    """The change, or the two of `gate_up_proj`, whose A has this key."""
+    embedding = key.endswith(".lora_embedding_A")
+    theirs, other = _module(key), _partner(key)
+    if other not in tensors:
+        raise ValueError(f"it lacks {other}")
+    a, b = tensors[key], tensors[other]
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+        raise ValueError(f"{key} {list(a.shape)} and {other} {list(b.shape)} have no rank in common")
+    if theirs.endswith((".experts", ".experts.base_layer")):
+        return _experts_as_released(theirs, a, b, terms)
+    target, name = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs, released_name(theirs)
+    if _EXPERTS.fullmatch(name):
+        raise ValueError(f"{key} names a matrix of all experts, which PEFT has in {name.rpartition('.')[0]}")
+    if len(a) != (rank := terms.rank_of(target)):
+        raise ValueError(f"{key} has rank {len(a)}, but {rank} in its config")
+    magnitude = tensors.get(_magnitude_of(key))
+    if terms.dora and magnitude is None:
+        raise ValueError(f"it lacks {_magnitude_of(key)}")
+    if magnitude is not None and (embedding or magnitude.shape != b.shape[:1]):
+        wanted = "on an embedding, where DoRA is not read" if embedding else f"not {list(b.shape[:1])}"
+        raise ValueError(f"{_magnitude_of(key)} has shape {list(magnitude.shape)}, {wanted}")
+    return {name: LoraDelta(a, b, terms.scaling_of(target), magnitude, embedding)}
+
+
+def _experts_as_released(theirs: str, a: Tensor, b: Tensor, terms: PeftConfig) -> dict[str, LoraDelta]:
+    base = theirs.removesuffix(".base_layer")
+    both = f"{base}.gate_up_proj"
+    # of two targets, PEFT wraps the one around the other
+    inner = theirs != base or (terms.targets(both) and not terms.targets(f"{base}.down_proj"))
+    target = both if inner else f"{base}.down_proj"
+    rank = terms.rank_of(target)
+    if len(a) == 0 or len(a) % rank:
+        raise ValueError(f"A of {target} {list(a.shape)} does not have {rank} rows, the rank in its config, per expert")
+    a_ERI, b_EOR = a.unflatten(0, (-1, rank)), b.unflatten(1, (rank, -1)).permute(2, 0, 1)
+    scaling, ours = terms.scaling_of(target), released_name(f"{base}.").removesuffix(".")
+    if not inner:
+        return {f"{ours}.w2": LoraDelta(a_ERI, b_EOR, scaling)}
+    if len(b) % 2:
+        raise ValueError(f"B of {target} {list(b.shape)} has no two halves")
+    upper, lower = b_EOR.chunk(2, dim=1)
+    halves = {"w1": upper, "w3": lower}
+    if not b.any():
+        # not trained yet: which rank reaches which rows cannot be seen
+        return {f"{ours}.{name}": LoraDelta(a_ERI, half, scaling) for name, half in halves.items()}
+    return {f"{ours}.{name}": _trimmed(a_ERI, half, scaling) for name, half in halves.items() if half.any()}
+
+
+def _trimmed(a_ERI: Tensor, b_EOR: Tensor, scaling: float) -> LoraDelta:
+    """Without the ranks that reach no row."""
+    used = b_EOR.flatten(0, 1).any(dim=0)
+    return LoraDelta(a_ERI[:, used].contiguous(), b_EOR[:, :, used].contiguous(), scaling)

@@ -1,0 +1,201 @@
+"""What decoding keeps of the tokens before, for all layers and a batch of rows.
+
+Shapes: B rows.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from seektune.model.config import DeepseekV4Config
+from seektune.model.kv_cache.layer import (
+    SPARE,
+    CacheRows,
+    Compressed,
+    LayerCache,
+    Tail,
+    empty_layer,
+    gathered,
+    grown,
+    run_of,
+)
+from seektune.model.kv_cache.layout import CacheStep
+
+ROLLBACK = 16
+"""Tokens that can be taken back unless a cache is made for more."""
+FIRST_ROOM = 256
+"""Tokens whose entries a growing cache has room for at first; then it doubles."""
+
+
+class KVCache:
+    """The state of a batch of rows; each row holds one text, and rows may have different lengths.
+
+    `model(ids, cache=cache)` goes on where each row stands. A cache is written in place: what a call that raised has
+    written is not counted, and the next call writes over it.
+    """
+
+    def __init__(
+        self, layers: dict[int, LayerCache], rows: int, max_length: int, rollback: int, grows: bool, room: int
+    ):
+        self.layers, self.max_length, self.max_rollback, self.grows = layers, max_length, rollback, grows
+        self.lengths = [0] * rows
+        """Tokens of each row so far."""
+        self.used = 0
+        """Tokens that were appended to every tail since it was last moved."""
+        self.room = room
+        """Tokens whose entries there is room for; only in a cache that grows fewer than `max_length`."""
+        self._back = [0] * rows
+        """Tokens that can be taken back."""
+        self._touched = 0
+        """Entries of later tokens are as they were made: zero."""
+
+    @classmethod
+    def of(
+        cls,
+        config: DeepseekV4Config,
+        layers: range,
+        rows: int,
+        max_length: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        rollback: int = ROLLBACK,
+        grows: bool = False,
+    ) -> "KVCache":
+        """An empty cache of some layers.
+
+        Raises:
+            ValueError: a size is not positive.
+        """
+        for name, size, least in (("batch_size", rows, 1), ("max_length", max_length, 1), ("rollback", rollback, 0)):
+            if size < least:
+                raise ValueError(f"a cache's {name} must be {least} or more, not {size}")
+        room = min(FIRST_ROOM, max_length) if grows else max_length
+        # buffers outlive any inference mode that they are made in
+        with torch.inference_mode(False):
+            made = {
+                layer: empty_layer(config, layer, rows, max_length, rollback, room, dtype, device) for layer in layers
+            }
+        return cls(made, rows, max_length, rollback, grows, room)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.lengths)
+
+    def nbytes(self) -> int:
+        """Memory of all buffers in bytes, whatever they hold."""
+        entries = sum(each.entries.nbytes for each in self._compressors())
+        return entries + sum(tail.values.nbytes for tail in self._tails())
+
+    def step(self, length: int, counts: Sequence[int] | None = None) -> CacheStep:
+        """A call with `length` tokens for each row, of which the first `counts` are its text; None = all.
+
+        Raises:
+            ValueError: a row would grow beyond `max_length`.
+        """
+        counts = [length] * self.rows if counts is None else list(counts)
+        assert len(counts) == self.rows
+        assert all(0 <= count <= length for count in counts)
+        for row, (before, count) in enumerate(zip(self.lengths, counts, strict=True)):
+            if before + count > self.max_length:
+                raise ValueError(
+                    f"row {row} of the cache holds {before} tokens; {count} more are too many for its max_length "
+                    f"{self.max_length}"
+                )
+        self._make_room(max(before + count for before, count in zip(self.lengths, counts, strict=True)))
+        self._touched = max(self._touched, max(self.lengths) + length)
+        return CacheStep(self, length, counts)
+
+    @torch.no_grad()
+    def rollback(self, tokens: int | Sequence[int]) -> None:
+        """Forget the last `tokens` of every row, or as many as a list names for each.
+
+        Raises:
+            ValueError: a row is shorter, or they are more than can be taken back.
+        """
+        back = [tokens] * self.rows if isinstance(tokens, int) else list(tokens)
+        assert len(back) == self.rows
+        for row, (count, room) in enumerate(zip(back, self._back, strict=True)):
+            if not 0 <= count <= room:
+                raise ValueError(
+                    f"row {row} of the cache can go back by 0 to {room} tokens now, not {count}; it holds "
+                    f"{self.lengths[row]} and is made for rollback={self.max_rollback}"
+                )
+        self.lengths = [length - count for length, count in zip(self.lengths, back, strict=True)]
+        self._back = [room - count for room, count in zip(self._back, back, strict=True)]
+        if len(set(back)) == 1 and back[0] <= self.used:
+            self.used -= back[0]
+            return
+        for tail in self._tails():
+            tail.values[:, : tail.keep] = run_of(tail.values, [self.used - count for count in back], tail.keep)
+        self.used = 0
+
+    @torch.no_grad()
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """Empty some rows, or all: nothing of their text remains."""
+        for row in range(self.rows) if rows is None else rows:
+            for tail in self._tails():
+                tail.values[row] = 0
+            for each in self._compressors():
+                each.written(self._touched)[row] = each.entries[row, each.most] = 0
+            self.lengths[row] = self._back[row] = 0
+        if rows is None:
+            self.used = 0
+
+    def select(self, rows: Sequence[int]) -> "KVCache":
+        """A new cache with copies of these rows, in this order; a row may be named several times."""
+        return KVCache.gather([(self, rows)])
+
+    @classmethod
+    @torch.no_grad()
+    def gather(cls, parts: Sequence[tuple["KVCache", Sequence[int]]]) -> "KVCache":
+        """A new cache with copies of rows of several, which were made for the same model and `max_length`."""
+        first, caches = parts[0][0], [cache for cache, _ in parts]
+        assert all((x.max_length, x.max_rollback) == (first.max_length, first.max_rollback) for x in caches)
+        lengths = [cache.lengths[row] for cache, rows in parts for row in rows]
+        room = first._room_for(max(lengths)) if first.grows else first.max_length
+        layers = {}
+        with torch.inference_mode(False):
+            for layer in first.layers:
+                copied = [CacheRows(x.layers[layer], list(rows), x.used, x._touched) for x, rows in parts]
+                layers[layer] = gathered(copied, room)
+        made = cls(layers, len(lengths), first.max_length, first.max_rollback, first.grows, room)
+        made._touched = min(max(x._touched for x in caches), room)
+        made.lengths, made._back = lengths, [cache._back[row] for cache, rows in parts for row in rows]
+        return made
+
+    def advance(self, step: CacheStep) -> None:
+        """Count the tokens of a step that has run."""
+        for tail, values in step.kept:
+            tail.values[:, : tail.keep] = values
+        self.used = 0 if step.kept else self.used + step.length
+        self.lengths = [length + count for length, count in zip(self.lengths, step.counts, strict=True)]
+        room = [room + count for room, count in zip(self._back, step.counts, strict=True)]
+        self._back = [min(each, self.max_rollback) for each in room]
+
+    def move_tails(self, tokens: int) -> None:
+        """Move what tails keep to their beginning, where the next tokens would not fit behind it."""
+        if self.used + tokens <= SPARE:
+            return
+        for tail in self._tails():
+            tail.values[:, : tail.keep] = tail.values[:, self.used : self.used + tail.keep].clone()
+        self.used = 0
+
+    @torch.no_grad()
+    def _make_room(self, tokens: int) -> None:
+        """Let entries grow until those of so many tokens fit."""
+        if tokens <= self.room:
+            return
+        room = self._room_for(tokens)
+        with torch.inference_mode(False):
+            self.layers = {layer: grown(kept, self._touched, room) for layer, kept in self.layers.items()}
+        self.room = room
+
+    def _room_for(self, tokens: int) -> int:
+        return min(max(FIRST_ROOM, 1 << (tokens - 1).bit_length()), self.max_length)
+
+    def _tails(self) -> Iterator[Tail]:
+        return (tail for layer in self.layers.values() for tail in layer.tails())
+
+    def _compressors(self) -> Iterator[Compressed]:
+        return (each for layer in self.layers.values() for each in layer.compressors())

@@ -1,0 +1,210 @@
+"""Linear maps and experts that are not trained and keep their weights as the checkpoint stores them.
+
+FP4 and FP8 weights keep their bytes: parameters of integer dtype, which FSDP shards and sends like others, whose values
+exist only while they are used. Shapes: N tokens, P token-expert pairs, D width, F expert width, E experts, I inputs,
+O outputs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from seektune.checkpoint.formats import QUANTISED
+from seektune.checkpoint.lowbit import as_parameters, from_parameters
+from seektune.checkpoint.stored import Stored, encode
+from seektune.kernels import (
+    clamped_swiglu,
+    expert_linear,
+    expert_mlp,
+    grouped_linear,
+    linear,
+    lowbit_expert_linear,
+    lowbit_linear,
+    upcast,
+)
+from seektune.model.linear import GroupedLinear, WideLinear
+from seektune.model.moe import Experts
+
+Parts: TypeAlias = Sequence[tuple[Tensor, Tensor | None]]
+"""Weight and scales of a linear map, or of each expert, in the dtypes of the file."""
+MATRICES = ("w1", "w2", "w3")
+"""The matrices of an expert."""
+KindOf: TypeAlias = Callable[[str], str]
+"""How the tensor of a released name is stored."""
+
+
+class QuantizedWeight(nn.Module):
+    """A weight that is not trained, plain or quantized with its `scale`.
+
+    Where it is streamed the parameters are on the meta device, and `parts` are views of the checkpoint's file.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor | None, parts: Parts | None = None):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.scale = None if scale is None else nn.Parameter(scale, requires_grad=False)
+        self.parts = parts
+
+    @property
+    def place(self) -> torch.device:
+        """Where it is worked with."""
+        return self.weight.device if self.parts is None else self.parts[0][0].device
+
+
+class QuantizedLinear(QuantizedWeight):
+    """A linear map `[O, I]`; `groups` and `wide` are those of `GroupedLinear` and `WideLinear`."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor | None,
+        groups: int = 1,
+        wide: bool = False,
+        parts: Parts | None = None,
+    ):
+        super().__init__(weight, scale, parts)
+        self.groups, self.wide = groups, wide
+
+    def stored(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and scales in the dtypes of the file; a plain weight as it is."""
+        if self.parts is not None:
+            return self.parts[0]
+        if self.scale is None:
+            return self.weight, None
+        found = from_parameters(self.weight, self.scale)
+        return found.weight, found.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the linear map with the decoded weight gives; x's dtype is the product's."""
+        return self.product(upcast(x) if self.wide else x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """`W x` in x's dtype."""
+        weight, scale = self.stored()
+        if scale is not None:
+            return lowbit_linear(x, weight, scale, self.groups)
+        weight = weight.to(x.dtype)
+        return linear(x, weight) if self.groups == 1 else grouped_linear(x, weight, self.groups)
+
+
+class QuantizedMatrix(QuantizedWeight):
+    """One matrix of all routed experts, `[E, O, I]`."""
+
+    def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
+        """`[P, O]` for pairs sorted by expert."""
+        if self.scale is None:
+            return expert_linear(x_PI, self.weight, counts)
+        return lowbit_expert_linear(x_PI, *self.experts(), counts)
+
+    def experts(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Weights and scales of all experts in the dtypes of the file."""
+        if self.parts is not None:
+            return [weight for weight, _ in self.parts], [scale for _, scale in self.parts if scale is not None]
+        assert self.scale is not None
+        found = from_parameters(self.weight, self.scale)
+        assert found.scale is not None
+        return found.weight.unbind(), found.scale.unbind()
+
+
+class QuantizedExperts(nn.Module):
+    """All routed experts of a layer, `Experts` with weights that are not trained; all have the expert as first dim."""
+
+    def __init__(self, limit: float, w1: QuantizedMatrix, w2: QuantizedMatrix, w3: QuantizedMatrix):
+        super().__init__()
+        self.limit, self.w1, self.w2, self.w3 = limit, w1, w2, w3
+
+    def matrix(self, name: str) -> QuantizedMatrix:
+        """`w1`, `w2` or `w3`."""
+        return {"w1": self.w1, "w2": self.w2, "w3": self.w3}[name]
+
+    def forward(self, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor | None = None) -> Tensor:
+        """As `Experts.forward`; with `tokens_P`, every token has as many pairs as any other."""
+        matrices = self.w1, self.w2, self.w3
+        if not torch.is_grad_enabled() and all(type(w) is QuantizedMatrix and w.scale is None for w in matrices):
+            tokens_P = torch.arange(len(x_ND), device=x_ND.device) if tokens_P is None else tokens_P
+            w1, w2, w3 = self.w1.weight, self.w2.weight, self.w3.weight
+            return expert_mlp(x_ND, tokens_P, weights_P, w1, w2, w3, counts, self.limit)
+        x_PD = x_ND if tokens_P is None else x_ND[tokens_P]
+        inner = weights_P[:, None] * clamped_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), self.limit)
+        out_PD = upcast(self.w2(inner.to(x_ND.dtype), counts))
+        if tokens_P is None:
+            return out_PD
+        # a gather and additions in the order of experts, as `expert_mlp` makes them: no atomics
+        first, *others = out_PD[tokens_P.argsort(stable=True)].unflatten(0, (len(x_ND), -1)).unbind(1)
+        return sum(others, first)
+
+
+@torch.no_grad()
+def quantize_modules(model: nn.Module, kind_of: KindOf) -> None:
+    """Give every matrix that `kind_of` says is FP4 or FP8 a frozen module that keeps it so.
+
+    A module on the meta device gets room for the bytes; another's values are quantised.
+
+    Raises:
+        ValueError: the experts of a layer are not all of one kind, or a value is not finite.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and kind_of(f"{name}.weight") in QUANTISED:
+            weight, scale = quantize_weight(module.weight, kind_of(f"{name}.weight"))
+            replace(model, name, as_quantized_linear(module, weight, scale))
+        elif isinstance(module, Experts):
+            kinds = {matrix: _kind_of_experts(name, matrix, len(module.w1), kind_of) for matrix in MATRICES}
+            if any(kind in QUANTISED for kind in kinds.values()):
+                replace(model, name, as_quantized_experts(module, kinds))
+
+
+def quantize_weight(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Weight and scales of that kind, as parameters: quantised, or only room for them on the meta device.
+
+    Raises:
+        ValueError: the kind cannot hold such a shape, or a value is not finite.
+    """
+    if not QUANTISED[kind].fits(tuple(weight.shape)):
+        raise ValueError(
+            f"a weight of shape {list(weight.shape)} cannot be stored as {kind}, so it cannot be quantized"
+        )
+    if weight.is_meta:
+        with torch.device("meta"):
+            return as_parameters(Stored.empty(kind, tuple(weight.shape)))
+    return as_parameters(encode(Stored("f32", weight), weight.float(), kind))
+
+
+def as_quantized_linear(module: nn.Linear, weight: Tensor, scale: Tensor | None) -> QuantizedLinear:
+    """The frozen twin of a linear map."""
+    groups = module.groups if isinstance(module, GroupedLinear) else 1
+    return QuantizedLinear(weight, scale, groups, isinstance(module, WideLinear))
+
+
+def as_quantized_experts(module: Experts, kinds: dict[str, str]) -> QuantizedExperts:
+    """The frozen twin of a layer's experts, each matrix quantized where its kind is low-bit."""
+    matrices = {"w1": module.w1, "w2": module.w2, "w3": module.w3}
+    frozen = {name: _quantized_matrix(weight, kinds[name]) for name, weight in matrices.items()}
+    return QuantizedExperts(module.limit, frozen["w1"], frozen["w2"], frozen["w3"])
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another."""
+    parent, _, leaf = name.rpartition(".")
+    model.get_submodule(parent).register_module(leaf, module)
+
+
+def _quantized_matrix(weight_EOI: Tensor, kind: str) -> QuantizedMatrix:
+    if kind not in QUANTISED:
+        return QuantizedMatrix(weight_EOI.detach(), None)
+    if weight_EOI.is_meta:
+        weight, scale = quantize_weight(weight_EOI[0], kind)
+        experts = len(weight_EOI)
+        return QuantizedMatrix(weight.new_empty(experts, *weight.shape), scale.new_empty(experts, *scale.shape))
+    parts = [quantize_weight(weight, kind) for weight in weight_EOI]
+    return QuantizedMatrix(torch.stack([weight for weight, _ in parts]), torch.stack([scale for _, scale in parts]))
+
+
+def _kind_of_experts(name: str, matrix: str, experts: int, kind_of: KindOf) -> str:
+    kinds = {kind_of(f"{name}.{expert}.{matrix}.weight") for expert in range(experts)}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"the experts' {matrix} in {name} are of several kinds ({', '.join(sorted(kinds))}); one is needed"
+        )
+    return kinds.pop()

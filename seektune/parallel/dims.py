@@ -1,0 +1,247 @@
+"""How a model is spread over a number of processes, and what each of them is; plain arithmetic without torch."""
+
+from dataclasses import dataclass
+from itertools import count
+from math import log2
+from typing import Protocol
+
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.layer_split import count_stages, misfit_of
+
+LISTED = 4
+"""Layouts that an error message offers."""
+
+
+class ModelSizes(Protocol):
+    """What the arithmetic needs to know of a model."""
+
+    num_hidden_layers: int
+    num_nextn_predict_layers: int
+    n_routed_experts: int
+    moe_intermediate_size: int
+    hidden_size: int
+
+
+@dataclass(frozen=True)
+class RankCoords:
+    """The coordinates of a process."""
+
+    pp: int
+    dp: int
+    """Which rows it gets: processes of one `dp` share them."""
+    cp: int
+    ep: int
+    expert_shard: int
+
+
+@dataclass(frozen=True)
+class ParallelDims:
+    """Sizes of all axes. Ranks count along cp first, then dp_shard, dp_replicate and pp; ep lies along the first."""
+
+    world: int
+    pp_size: int
+    dp_replicate: int
+    dp_shard: int
+    cp_size: int
+    ep_size: int
+
+    @property
+    def stage_size(self) -> int:
+        """Processes of a pipeline stage."""
+        return self.world // self.pp_size
+
+    @property
+    def data_size(self) -> int:
+        """Processes, or groups of them, with rows of their own."""
+        return self.dp_replicate * self.dp_shard
+
+    @property
+    def fsdp_size(self) -> int:
+        """Pieces into which attention and shared parts are cut."""
+        return self.dp_shard * self.cp_size
+
+    @property
+    def expert_shard(self) -> int:
+        """Pieces into which the experts of one place on the expert axis are cut."""
+        return max(1, self.fsdp_size // self.ep_size)
+
+    @property
+    def expert_replicate(self) -> int:
+        """Copies of each expert."""
+        return self.stage_size // (self.ep_size * self.expert_shard)
+
+    def place(self, rank: int) -> RankCoords:
+        """Where a process stands."""
+        within = rank % self.stage_size
+        return RankCoords(
+            pp=rank // self.stage_size,
+            dp=within // self.cp_size,
+            cp=within % self.cp_size,
+            ep=within % self.ep_size,
+            expert_shard=within // self.ep_size % self.expert_shard,
+        )
+
+    def __str__(self) -> str:
+        sizes = {"pp": self.pp_size, "cp": self.cp_size, "dp": self.data_size, "ep": self.ep_size}
+        copies = f" ({self.dp_replicate} copies)" if self.dp_replicate > 1 else ""
+        said = {name: f"{name} {size}{copies if name == 'dp' else ''}" for name, size in sizes.items() if size > 1}
+        return " x ".join(said.values()) or "one process"
+
+
+def make_dims(config: ParallelConfig, world: int, architecture: ModelSizes | None = None) -> ParallelDims:
+    """The plan of a recipe for `world` processes.
+
+    Raises:
+        ValueError: the sizes do not dequantize, or the model cannot be cut so; the sentence lists what fits.
+    """
+    plan = _plan(config, world)
+    problem = _misfit(plan, config)
+    if problem is None and architecture is not None:
+        problem = _uncuttable(plan, config, architecture)
+    if problem is None:
+        return plan
+    raise ValueError(f"{problem}; {_offers(config, world, architecture)}")
+
+
+def _plan(config: ParallelConfig, world: int) -> ParallelDims:
+    """The sizes asked for, whether they fit or not."""
+    fixed = config.pp_size * config.cp_size * config.dp_replicate
+    shard = config.dp_shard or max(1, world // fixed)
+    return ParallelDims(world, config.pp_size, config.dp_replicate, shard, config.cp_size, config.ep_size)
+
+
+def rows_at_a_time(
+    plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes, rows: int, micro_size: int
+) -> int:
+    """Rows of a micro-batch: at most what the recipe says, and so many that each process gets as many micro-batches.
+
+    A pipeline needs a certain number of them. How many there are changes memory and waiting, never the result.
+
+    Args:
+        plan: how the processes stand.
+        config: the recipe's section.
+        architecture: of the model.
+        rows: of a step, `batch.global_size`.
+        micro_size: the recipe's `batch.micro_size`.
+
+    Raises:
+        ValueError: the rows of a step cannot be dealt out; the sentence says how many can.
+    """
+    own, left = divmod(rows, plan.data_size)
+    sizes = [] if left else _sizes(own, plan, config, architecture, micro_size)
+    if sizes:
+        return sizes[0]
+    enough = next(n for n in count(own + 1) if _sizes(n, plan, config, architecture, micro_size)) * plan.data_size
+    if left:
+        problem = f"batch.global_size {rows} cannot be dealt out to {plan.data_size} data-parallel groups"
+    else:
+        groups = "" if plan.data_size == 1 else f"each of {plan.data_size} data-parallel groups gets "
+        why = misfit_of(config.pipeline.schedule, own, plan.pp_size, _stages(plan, config, architecture))
+        problem = f"{why}: {groups}{own} of batch.global_size {rows} rows"
+    raise ValueError(f"{problem}; set --batch.global_size={enough}")
+
+
+def _sizes(
+    own: int, plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes, micro_size: int
+) -> list[int]:
+    """Rows of a micro-batch that are possible where a process gets `own` rows in a step, the largest first."""
+    schedule, microbatch = config.pipeline.schedule, config.pipeline.microbatch
+    most = micro_size if plan.pp_size == 1 or microbatch is None else microbatch
+    sizes = [size for size in reversed(_divisors(own)) if size <= most]
+    if plan.pp_size == 1:
+        return sizes
+    stages = _stages(plan, config, architecture)
+    return [size for size in sizes if misfit_of(schedule, own // size, plan.pp_size, stages) is None]
+
+
+def _stages(plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> int:
+    layers, mtp = architecture.num_hidden_layers, architecture.num_nextn_predict_layers
+    return count_stages(config.pipeline, plan.pp_size, layers, mtp)
+
+
+def _misfit(plan: ParallelDims, config: ParallelConfig) -> str | None:
+    """Why the sizes do not dequantize; None if they do."""
+    product, ep, pieces = plan.pp_size * plan.cp_size * plan.data_size, plan.ep_size, plan.fsdp_size
+    if product != plan.world or (plan.stage_size % ep and config.dp_shard is None):
+        return f"{_asked(config)} {_takes(config)}, but this job has {_many(plan.world)}"
+    if plan.stage_size % ep:
+        return f"parallel.ep_size {ep} does not divide cp_size x dp_replicate x dp_shard, which is {plan.stage_size}"
+    if pieces % ep and ep % pieces:
+        return f"parallel.ep_size {ep} and dp_shard x cp_size {pieces} do not divide, one the other"
+    return None
+
+
+def _asked(config: ParallelConfig) -> str:
+    keys = ("pp_size", "ep_size", "cp_size", "dp_replicate", "dp_shard")
+    sizes = {key: size for key, size in config.model_dump(include=set(keys)).items() if size is not None and size > 1}
+    return " x ".join(f"parallel.{key} {sizes[key]}" for key in keys if key in sizes) or "parallel.dp_shard 1"
+
+
+def _takes(config: ParallelConfig) -> str:
+    multiple = "" if config.dp_shard is not None else " or a multiple of that"
+    return f"takes {_many(config.least_world())}{multiple}"
+
+
+def _many(world: int) -> str:
+    return "one process" if world == 1 else f"{world} processes"
+
+
+def _uncuttable(plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> str | None:
+    experts = architecture.n_routed_experts
+    if experts % plan.ep_size:
+        return f"parallel.ep_size {plan.ep_size} does not divide the model's {experts} experts"
+    pieces, widths = plan.expert_shard, (architecture.moe_intermediate_size, architecture.hidden_size)
+    if experts // plan.ep_size % pieces and any(width % pieces for width in widths):
+        return f"{experts // plan.ep_size} experts of width {widths[0]} cannot be cut into {pieces} equal pieces"
+    if plan.pp_size > 1:
+        try:
+            count_stages(
+                config.pipeline, plan.pp_size, architecture.num_hidden_layers, architecture.num_nextn_predict_layers
+            )
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def _offers(config: ParallelConfig, world: int, architecture: ModelSizes | None) -> str:
+    """Overrides that fit this world and model, the nearest to what was asked for first."""
+    found = _fitting(config, world, architecture)
+    if not found:  # only if it must be, the data axis is another one too
+        found = _fitting(config.model_copy(update={"dp_replicate": 1, "dp_shard": None}), world, architecture)
+    found.sort(key=lambda other: _distance(other, config))
+    offers = [_overrides(other, config) for other in found[:LISTED]]
+    return f"{_many(world)} can do {', or '.join(offers)}" if offers else f"nothing fits {_many(world)}"
+
+
+def _fitting(config: ParallelConfig, world: int, architecture: ModelSizes | None) -> list[ParallelConfig]:
+    """Other sizes of the pipeline, expert and context axes that fit."""
+    found = []
+    for pp in _divisors(world):
+        for cp in dict.fromkeys((config.cp_size, 1)):
+            for ep in _divisors(world // pp):
+                other = config.model_copy(update={"pp_size": pp, "cp_size": cp, "ep_size": ep})
+                plan = _plan(other, world)
+                if _misfit(plan, other) is None and (
+                    architecture is None or _uncuttable(plan, other, architecture) is None
+                ):
+                    found.append(other)
+    return found
+
+
+def _overrides(other: ParallelConfig, config: ParallelConfig) -> str:
+    """What makes one of the other, and what of it is as it was asked for."""
+    new, old = other.model_dump(), config.model_dump()
+    axes = [key for key in ("pp_size", "ep_size", "cp_size") if max(new[key], old[key]) > 1]
+    data = [key for key in ("dp_replicate", "dp_shard") if new[key] != old[key]]
+    shown = {key: "null" if new[key] is None else new[key] for key in (*axes, *data)}
+    return " ".join(f"--parallel.{key}={value}" for key, value in shown.items())
+
+
+def _distance(other: ParallelConfig, config: ParallelConfig) -> float:
+    """How far the sizes are from what was asked for, in doublings."""
+    pairs = ((other.pp_size, config.pp_size), (other.ep_size, config.ep_size), (other.cp_size, config.cp_size))
+    return sum(abs(log2(a / b)) for a, b in pairs)
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

@@ -1,0 +1,99 @@
+"""FSDP2 over the data and context axes: weights are cut, gathered for a block at a time, gradients summed and cut."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, HSDPMeshInfo, ShardPlacementResult
+from torch.distributed.tensor import Shard
+
+from seektune.model.transformer import TransformerPart
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.mesh import Axes, Mesh
+
+Placement = Callable[[nn.Parameter], ShardPlacementResult | Shard | None]
+
+
+def shard_part(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> None:
+    """Cut the parameters of each block, and of what stands around the blocks, over the processes of the stage.
+
+    Nothing is cast: parameters that stay fp32 in a bf16 model are gathered as such, through process groups of their
+    own. Experts are cut over the processes that hold the same ones. Gradients are summed in fp32, not averaged: losses
+    already have the denominator of the whole step. In a pipeline gathered weights stay until the step ends:
+    micro-batches need them again and again, and the schedules that delay weight gradients look for them.
+    Frozen weights travel in their own bytes, quantized ones as integers; one that a process needs whole anyway stays
+    out of FSDP2, which would copy it.
+    """
+    if mesh.axes is None or mesh.plan.stage_size == 1:
+        return
+    placement, ignored = _placement(part, mesh, mesh.axes), set() if config.cpu_offload else _whole_here(part, mesh)
+    offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if config.cpu_offload else OffloadPolicy()
+    for module in (*part.blocks(), part):
+        fully_shard(
+            module,
+            mesh=mesh.axes.dense,
+            reshard_after_forward=config.reshard and module is not part and mesh.plan.pp_size == 1,
+            shard_placement_fn=placement,
+            mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32),
+            offload_policy=offload,
+            ignored_params=ignored,
+        )
+        assert isinstance(module, FSDPModule)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def give_back(part: TransformerPart) -> None:
+    """Let go of weights that a forward pass without backward gathered; parameters are the cut ones again."""
+    for module in part.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def show_idle(part: TransformerPart) -> None:
+    """Gather the MTP block once where it will not run: backward asks for the form that only gathering gives it."""
+    for block in part.mtp:
+        if isinstance(block, FSDPModule):
+            block.unshard()
+            block.reshard()
+
+
+def _whole_here(part: TransformerPart, mesh: Mesh) -> set[nn.Parameter]:
+    """Frozen parameters that are not cut: they have neither pieces to gather nor gradients to sum."""
+    stacked, plan = _stacked(part), mesh.plan
+    return {
+        parameter
+        for parameter in part.parameters()
+        if not parameter.requires_grad and (plan.expert_shard if parameter in stacked else plan.fsdp_size) == 1
+    }
+
+
+def _placement(part: TransformerPart, mesh: Mesh, axes: Axes) -> Placement:
+    """Which processes each parameter is cut over, and along which dim."""
+    expert_info, fp32_info = _mesh_info(axes.expert_pieces), _mesh_info(axes.dense_fp32)
+    stacked, pieces = _stacked(part), mesh.plan.expert_shard
+    mixed = len({parameter.dtype for parameter in part.parameters()}) > 1
+
+    def place(parameter: nn.Parameter) -> ShardPlacementResult | Shard | None:
+        cut, info = Shard(0), fp32_info if mixed and parameter.dtype == torch.float32 else None
+        if parameter in stacked:
+            # only the first dim may be cut unevenly; rows of frozen bytes stay whole, as they are in files
+            sizes = parameter.shape if parameter.requires_grad else parameter.shape[:2]
+            cut = Shard(next((dim for dim, size in enumerate(sizes) if size % pieces == 0), 0))
+            info = expert_info if mesh.plan.ep_size > 1 else info
+        return cut if info is None else ShardPlacementResult(cut, info)
+
+    return place
+
+
+def _stacked(part: TransformerPart) -> set[nn.Parameter]:
+    """Parameters with the expert as first dim."""
+    return {p for block in part.blocks() for p in block.ffn.experts.parameters() if p.dim() == 3}
+
+
+def _mesh_info(mesh: DeviceMesh) -> FSDPMeshInfo:
+    if mesh.ndim == 1:
+        return FSDPMeshInfo(mesh, shard_mesh_dim=0)
+    return HSDPMeshInfo(mesh, shard_mesh_dim=1, replicate_mesh_dim=0)

@@ -1,0 +1,114 @@
+"""Adapters of a model that is spread over processes: their first values, and into and out of one adapter's files."""
+
+from collections.abc import Iterator
+from math import isclose
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from seektune.checkpoint import Shard, weight_shapes
+from seektune.checkpoint.gather import on_first_rank
+from seektune.checkpoint.source import Source
+from seektune.lora import files as adapter_files
+from seektune.lora.delta import LoraDelta
+from seektune.lora.format import read_adapter
+from seektune.lora.inject import TRAINED, Adapted, adapter_state, carriers, fresh
+from seektune.lora.layers import DoraLinear
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.placement import piece_of
+from seektune.parallel.stage import Stage
+
+
+@torch.no_grad()
+def start_adapters(model: ParallelModel, seed: int) -> None:
+    """First values of the pieces here, those of `model.adapters.start`; needs the frozen weights."""
+    for stage in model.stages.values():
+        _weigh(stage)
+        for name, module in carriers(stage):
+            parts = _parts(model, name, module)
+            a, b = parts["A"], parts["B"]
+            a.tensor.copy_(fresh(name, a.shape, seed)[a.box])
+            b.tensor.zero_()
+            if isinstance(module, DoraLinear):
+                parts["magnitude"].tensor.copy_(module.square.sqrt()[parts["magnitude"].box])
+
+
+def save_adapter(model: ParallelModel, folder: Path, base: str | None, revision: str | None, recipe: str) -> None:
+    """As `lora.files.save_adapter`; every process calls it, the first one gathers and writes.
+
+    Raises:
+        OSError: writing failed; the same on all processes.
+    """
+    ranks, outline = model.mesh.ranks, model.outline()
+    if ranks.group is None:
+        adapter_files.save_adapter(outline, folder, base, revision, recipe)
+        return
+
+    def write(source: Source) -> bool:
+        tensors = {name: source.stored(name).weight.cpu() for name, _ in source.shapes()}
+        adapter_files.save_adapter(outline, folder, base, revision, recipe, tensors=tensors)
+        return True
+
+    on_first_rank(model.adapters(), weight_shapes(adapter_state(outline)), ranks, write)
+
+
+@torch.no_grad()
+def load_adapter(model: ParallelModel, folder: Path) -> None:
+    """Values of the pieces here from an adapter's files; every process reads them.
+
+    Raises:
+        ValueError: the files are damaged, or are not of adapters of these places, ranks and scalings.
+    """
+    changes, _ = read_adapter(folder)
+    wanted = [name for name, _ in carriers(model.outline())]
+    if different := sorted(set(wanted) ^ changes.keys()):
+        where = f"{folder} changes it" if different[0] in changes else f"{folder} does not"
+        raise ValueError(f"{different[0]} carries an adapter in only one of both: {where}")
+    for stage in model.stages.values():
+        for name, module in carriers(stage):
+            if changes[name].magnitude is not None and not isinstance(module, DoraLinear):
+                raise ValueError(f"{folder} has lengths of rows (DoRA) for {name}, here there are none (lora.dora)")
+            for part, piece in _parts(model, name, module).items():
+                piece.tensor.copy_(_values(changes[name], part, piece, f"{part} of {name} in {folder}")[piece.box])
+            theirs, ours = changes[name].scaling, adapter_files.scaling_of(module, TRAINED)
+            if not isclose(theirs, ours, rel_tol=1e-6):
+                raise ValueError(f"{folder} multiplies the change of {name} by {theirs:g}, this model by {ours:g}")
+
+
+def _values(change: LoraDelta, part: str, piece: Shard, what: str) -> Tensor:
+    """One tensor of a change, as a model has it."""
+    values = {"A": change.a, "B": change.b, "magnitude": change.magnitude}[part]
+    if part == "A" and len(piece.shape) == 2 and values is not None and values.dim() == 3:
+        if not torch.equal(values, values[:1].expand_as(values)):
+            raise ValueError(f"{what} differs between experts, here they share one (lora.shared_a)")
+        values = values[0]
+    if values is None or tuple(values.shape) != piece.shape:
+        found = "missing" if values is None else f"of shape {list(values.shape)}"
+        raise ValueError(f"{what} is {found}, this model needs {list(piece.shape)}")
+    return values
+
+
+def _parts(model: ParallelModel, name: str, module: Adapted) -> dict[str, Shard]:
+    """What is here of a carrier's trained tensors."""
+    return {part: piece_of(whole, tensor, model.mesh) for part, whole, tensor in _trained(name, module)}
+
+
+def _trained(name: str, module: Adapted) -> Iterator[tuple[str, str, Tensor]]:
+    for part in ("A", "B"):
+        yield part, f"{name}.lora.{TRAINED}.{part}", module.lora[TRAINED].get_parameter(part)
+    if isinstance(module, DoraLinear):
+        yield "magnitude", f"{name}.magnitude", module.magnitude
+
+
+def _weigh(stage: Stage) -> None:
+    """Look up the lengths of the rows that DoRA divides out; weights that are cut are gathered a block at a time."""
+    for block in stage.blocks():
+        found = [module for module in block.modules() if isinstance(module, DoraLinear)]
+        if found and isinstance(block, FSDPModule):
+            block.unshard()
+        for module in found:
+            module.weigh()
+        if found and isinstance(block, FSDPModule):
+            block.reshard()

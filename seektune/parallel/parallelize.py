@@ -1,0 +1,78 @@
+"""From a description to a model that is spread over processes: the one place where parallelism is applied, in order."""
+
+from collections.abc import Callable
+
+import torch
+
+from seektune.model.config import DeepseekV4Config
+from seektune.model.transformer import TransformerPart
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.context import spread_rows
+from seektune.parallel.expert import spread_experts
+from seektune.parallel.fsdp import shard_part
+from seektune.parallel.layer_split import count_stages, split_layers, stages_of
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.pipeline import PipelineRunner, Runner, SequentialRunner
+from seektune.parallel.recompute import recompute_blocks
+from seektune.parallel.stage import Stage
+
+Prepare = Callable[[TransformerPart], None]
+"""Changes a part of the model that is still on the meta device, such as by putting adapters on it."""
+
+
+def unchanged(part: TransformerPart) -> None:
+    """Every weight is trained."""
+
+
+def parallelize(
+    architecture: DeepseekV4Config,
+    mesh: Mesh,
+    config: ParallelConfig,
+    dtype: torch.dtype,
+    numerics: str = "plain",
+    prepare: Prepare = unchanged,
+    drops: bool = False,
+) -> ParallelModel:
+    """The stages of this process with memory of their own, in which nothing is set yet.
+
+    Order: cut into stages, `prepare`, rows along the context axis, experts along theirs, recompute, FSDP2, memory.
+    `drops` says that there is dropout, which recomputing must repeat.
+    """
+    stages = build_stages(architecture, mesh, config, dtype, numerics)
+    for stage in stages.values():
+        prepare(stage)
+        spread_rows(stage, mesh)
+        spread_experts(stage, mesh)
+        recompute_blocks(stage, config.recompute, drops)
+        shard_part(stage, mesh, config)
+        stage.to_empty(device=torch.device("cpu") if config.cpu_offload else mesh.device)
+    return ParallelModel(stages, _passes(stages, architecture, mesh, config), mesh, prepare)
+
+
+def build_stages(
+    architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig, dtype: torch.dtype, numerics: str
+) -> dict[int, Stage]:
+    """The stages of this process by number, on the meta device."""
+    layers, mtp, pp_size = architecture.num_hidden_layers, architecture.num_nextn_predict_layers, mesh.plan.pp_size
+    count = _count(architecture, mesh, config)
+    ranges = split_layers(layers, mtp, count, config.pipeline.layers_per_stage if pp_size > 1 else None)
+    numbers = stages_of(mesh.place.pp, pp_size, count, config.pipeline.schedule) if pp_size > 1 else [0]
+    return {
+        number: Stage(architecture, ranges[number], dtype, numerics, first=number == 0, last=number == count - 1)
+        for number in numbers
+    }
+
+
+def _passes(stages: dict[int, Stage], architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig) -> Runner:
+    if mesh.plan.pp_size == 1:
+        return SequentialRunner(stages[0])
+    assert mesh.axes is not None
+    return PipelineRunner(stages, _count(architecture, mesh, config), mesh, mesh.axes, config.pipeline)
+
+
+def _count(architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig) -> int:
+    if mesh.plan.pp_size == 1:
+        return 1
+    layers, mtp = architecture.num_hidden_layers, architecture.num_nextn_predict_layers
+    return count_stages(config.pipeline, mesh.plan.pp_size, layers, mtp)

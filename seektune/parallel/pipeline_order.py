@@ -1,0 +1,61 @@
+"""What each process of a pipeline does, in order, as the engine's schedules say; no process group is needed."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from seektune.parallel.layer_split import stages_of
+from seektune.parallel.pipeline import SCHEDULES
+
+Action = tuple[str, int, int]
+"""Kind (F forward, B backward, I backward to the input, W to the weights), stage, micro-batch."""
+
+
+def order_of(schedule: str, pp_size: int, stages: int, count: int) -> dict[int, list[Action]]:
+    """The actions of each process for `count` micro-batches."""
+    if schedule == "1f1b":  # the engine plans nothing ahead of it that could be read
+        return {process: _one_forward_one_backward(process, pp_size, count) for process in range(pp_size)}
+    order = made(schedule, pp_size, stages, count).pipeline_order
+    return {process: list(_plain(actions)) for process, actions in order.items()}
+
+
+def _one_forward_one_backward(stage: int, stages: int, count: int) -> list[Action]:
+    ahead = min(count, stages - stage)
+    actions = [("F", stage, number) for number in range(ahead)]
+    for number in range(count):
+        actions.append(("B", stage, number))
+        if ahead + number < count:
+            actions.append(("F", stage, ahead + number))
+    return actions
+
+
+def _plain(actions: list[Any]) -> list[Action]:
+    """Without pauses and messages; what runs at the same time one after the other."""
+    each = [part for action in actions if action is not None for part in action.sub_actions or [action]]
+    known = [(part.computation_type.value, part.stage_index, part.microbatch_index) for part in each]
+    return [action for action in known if action[0] in ("F", "B", "I", "W")]
+
+
+def made(schedule: str, pp_size: int, stages: int, count: int) -> Any:
+    """The engine's schedule of stages that can do nothing.
+
+    Raises:
+        ValueError: the engine does not take so many micro-batches or stages.
+    """
+    held: Any = [
+        SimpleNamespace(
+            num_stages=stages,
+            group_size=pp_size,
+            group_rank=0,
+            stage_index=number,
+            is_first=number == 0,
+            is_last=number == stages - 1,
+            submod=torch.nn.Identity(),
+            has_backward=True,
+            device=torch.device("cpu"),
+        )
+        for number in stages_of(0, pp_size, stages, schedule)
+    ]
+    only: Any = held[0] if schedule == "1f1b" else held
+    return SCHEDULES[schedule](only, count, loss_fn=lambda output, target: output, scale_grads=False)

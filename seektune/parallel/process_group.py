@@ -1,0 +1,45 @@
+"""How a process takes its place among the others of a job, and leaves it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class ProcessSlot:
+    """The place that a launcher gave to a process."""
+
+    world: int = 1
+    """Processes of the job."""
+    local_rank: int = 0
+    """Number of this one on its machine, which is the number of its GPU."""
+
+    @property
+    def device(self) -> torch.device:
+        """The GPU if there is one."""
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+ALONE = ProcessSlot()
+
+
+@contextmanager
+def process_group(seat: ProcessSlot) -> Iterator[None]:
+    """In a process group with all others, if there are any: NCCL between GPUs, gloo between CPUs.
+
+    The launcher's environment says where they meet.
+    """
+    if seat.world == 1:
+        yield
+        return
+    on_gpu = seat.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(seat.device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

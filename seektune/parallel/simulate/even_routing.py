@@ -1,0 +1,77 @@
+"""What a dry run assumes where values decide shapes: full rows of one document, all taught, and even routing.
+
+Shapes: B rows, T tokens, N tokens of all rows, P token-expert pairs, E experts, R processes, L experts of a process,
+D width.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from seektune.model.gate import Routing
+from seektune.model.token_dispatch import LocalDispatch
+from seektune.parallel.context import spread_rows
+from seektune.parallel.expert import Counts, ExpertDispatch
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.model import ParallelModel
+from seektune.sequence import SequenceLayout
+
+
+class FullRows(SequenceLayout):
+    """Rows that one document fills and whose tokens are all taught; no value of `documents` is looked at."""
+
+    @classmethod
+    def from_documents(cls, documents: Tensor) -> "FullRows":
+        """As `SequenceLayout`, from the shape alone."""
+        positions = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+        return cls(positions, documents)
+
+    def numbered(self) -> tuple[Tensor, int]:
+        """Documents are rows."""
+        rows = self.documents.shape[0]
+        return torch.arange(rows, device=self.documents.device)[:, None].expand_as(self.documents), rows
+
+    def taught(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """All of them, the last token of a row included."""
+        return x_BTD.flatten(0, 1), targets_BT.flatten()
+
+
+class EvenLocal(LocalDispatch):
+    """Every expert gets as many pairs as any other, give or take one."""
+
+    def sort(self, routing: Routing) -> tuple[Tensor, Tensor, list[int]]:
+        """As `LocalDispatch`, without a look at the choice."""
+        flat_P, weights_P = routing.experts_NK.flatten(), routing.weights_NK.flatten()
+        order, experts = flat_P.argsort(stable=True), routing.scores_NE.shape[1]
+        return order // routing.experts_NK.shape[1], weights_P[order], _evenly(len(flat_P), experts)
+
+
+class EvenDispatch(ExpertDispatch):
+    """The same between processes, all of which have as many tokens as this one."""
+
+    def sort(self, routing: Routing) -> tuple[Tensor, Tensor]:
+        """As `ExpertDispatch`; the counts are read below."""
+        flat_P = routing.experts_NK.flatten()
+        return flat_P.argsort(stable=True), flat_P.new_zeros(routing.scores_NE.shape[1])
+
+    def read(self, sent_RL: Tensor, received_RL: Tensor, pairs: int) -> tuple[Counts, Counts]:
+        """What an even choice gives."""
+        processes, experts = sent_RL.shape
+        every = _evenly(pairs, processes * experts)
+        sent = [every[begin : begin + experts] for begin in range(0, len(every), experts)]
+        return sent, [sent[dist.get_rank(self.group)]] * processes
+
+
+def assume(model: ParallelModel, mesh: Mesh) -> None:
+    """Fill the model's sockets so that no shape depends on a value."""
+    for stage in model.stages.values():
+        stage.sequence = FullRows.from_documents
+        spread_rows(stage, mesh)
+        for block in stage.blocks():
+            known = block.ffn.dispatch
+            block.ffn.dispatch = EvenDispatch(known.group) if isinstance(known, ExpertDispatch) else EvenLocal()
+
+
+def _evenly(pairs: int, cells: int) -> list[int]:
+    each, rest = divmod(pairs, cells)
+    return [each + (cell < rest) for cell in range(cells)]

@@ -1,0 +1,108 @@
+"""A job of any size in one process: peers that never answer, and tensors that have a shape but no memory."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Hear = Callable[[OpOverload, tuple[Any, ...]], None]
+"""Is told of every operation between processes, and its arguments."""
+
+BETWEEN = ("c10d", "_c10d_functional")
+"""Namespaces of operations between processes."""
+META = torch.device("meta")
+
+
+@contextmanager
+def hollow_rank(rank: int, world: int) -> Iterator[None]:
+    """This process as number `rank` of `world`, whose collectives return at once with whatever lay in their buffers."""
+    # "fake" is imported with FakeStore; tensors on the meta device need it too
+    dist.init_process_group("cpu:fake,meta:fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def hollow_tensors(hear: Hear) -> Iterator[None]:
+    """All tensors that are made lie on the meta device, whatever device is asked for.
+
+    FSDP2 refuses parameters on it, as somebody might have forgotten to load weights: here nobody has. (FakeTensorMode,
+    which it takes, needs ten times as long.) Nor are there dice on it: those of the CPU stand in.
+    """
+    dice = torch.Generator
+    with (
+        patch.object(FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
+        patch.object(FSDPParamGroup, "_validate_cpu_offload_params", lambda group: None),
+        patch.object(torch, "Generator", lambda device: dice()),
+        _FakeBackend(hear),
+    ):
+        yield
+
+
+def is_vote(x: Tensor) -> bool:
+    """Whether this is what pipeline stages tell each other once, before their first step: that shapes are known."""
+    return x.dtype == torch.int32 and x.numel() == 1
+
+
+class _FakeBackend(TorchDispatchMode):
+    """Sends factories to the meta device, reports what goes between processes, and remembers shapes.
+
+    torch infers many shapes in Python; a pure operation whose arguments had these shapes before is not asked again,
+    which makes a step four times as fast.
+    """
+
+    def __init__(self, hear: Hear):
+        super().__init__()
+        self._hear = hear
+        self._pure: dict[OpOverload, bool] = {}
+        self._known: dict[object, tuple[torch.Size, tuple[int, ...], torch.dtype] | None] = {}
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if "device" in named:
+            named = {**named, "device": META}
+        if func.namespace in BETWEEN:
+            self._hear(func, args)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and is_vote(args[0]):
+            return 1  # every stage agrees
+        if func is torch.ops.aten.lift_fresh.default and args[0].dim() > 0:
+            return torch.empty_like(args[0], device=META)  # made from numbers; a single one, such as a step, is kept
+        if func not in self._pure:
+            self._pure[func] = _is_pure(func)
+        if types or not self._pure[func]:  # types: tensors that stand for others, as DTensors do
+            return func(*args, **named)
+        return self._remembered(func, args, named)
+
+    def _remembered(self, func: OpOverload, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        key = (func, _form(args), _form(tuple(named.items())))
+        if (known := self._known.get(key)) is not None:
+            return torch.empty_strided(known[0], known[1], dtype=known[2], device=META)
+        out = func(*args, **named)
+        self._known[key] = (out.shape, out.stride(), out.dtype) if out.is_meta else None
+        return out
+
+
+def _is_pure(func: OpOverload) -> bool:
+    """Whether an operation gives one new tensor whose form follows from the forms of its arguments."""
+    returns, arguments = func._schema.returns, func._schema.arguments
+    fresh = len(returns) == 1 and str(returns[0].type) == "Tensor" and returns[0].alias_info is None
+    return func.namespace == "aten" and fresh and not any(argument.alias_info for argument in arguments)
+
+
+def _form(x: Any) -> object:
+    """All that the shape of a result can depend on."""
+    if isinstance(x, Tensor):
+        return x.shape, x.stride(), x.dtype, x.device
+    return tuple(map(_form, x)) if isinstance(x, (list, tuple)) else (type(x), x)

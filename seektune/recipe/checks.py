@@ -1,0 +1,83 @@
+"""What follows from an override beside the key it names, and from the architecture once it is known."""
+
+from dataclasses import replace
+
+from seektune.recipe.document import YamlNode, shorten
+from seektune.recipe.override import KeyPath
+from seektune.recipe.recipe import Recipe
+
+PRESET, WEIGHTS = ("model", "preset"), ("model", "weights")
+STEPS, WARMUP = ("steps",), ("schedule", "warmup_steps")
+
+
+def fit_to_overrides(
+    written: YamlNode, document: YamlNode, overrides: dict[KeyPath, YamlNode]
+) -> tuple[YamlNode, list[str]]:
+    """Settings of the file that an override leaves without sense, changed with a note; what the user typed stays.
+
+    Args:
+        written: the file alone.
+        document: the file with the overrides in their places.
+        overrides: what the user typed, by path.
+    """
+    document, notes = _drop_weights(written, document, overrides)
+    document, more = _shorten_warmup(written, document, overrides)
+    return document, notes + more
+
+
+def _drop_weights(
+    written: YamlNode, document: YamlNode, overrides: dict[KeyPath, YamlNode]
+) -> tuple[YamlNode, list[str]]:
+    """Weights of one architecture do not fit another, so a recipe tried at another size starts from random ones."""
+    weights, preset = written.find(WEIGHTS), written.find(PRESET)
+    if PRESET not in overrides or WEIGHTS in overrides or weights is None or weights.value is None:
+        return document, []
+    chosen = overrides[PRESET].value
+    if chosen is None or (preset is not None and preset.value == chosen):
+        return document, []
+    note = (
+        f"model.weights {shorten(str(weights.value))} belong to another architecture than --model.preset="
+        f"{shorten(str(chosen))}: not used, training starts from random weights"
+    )
+    return document.put(WEIGHTS, replace(weights, value=None)), [note]
+
+
+def _shorten_warmup(
+    written: YamlNode, document: YamlNode, overrides: dict[KeyPath, YamlNode]
+) -> tuple[YamlNode, list[str]]:
+    """A trial of a few steps keeps the recipe's share of warm-up, where the whole would not fit."""
+    before, after = _count(written.find(STEPS)), _count(document.find(STEPS))
+    warmup = _count(written.find(WARMUP))
+    if STEPS not in overrides or WARMUP in overrides or not before or not after or not warmup or warmup < after:
+        return document, []
+    fitting = warmup * after // before
+    if fitting >= after:
+        return document, []
+    note = f"schedule.warmup_steps lowered from {warmup} to {fitting}, as --steps={after} is shorter"
+    return document.put(WARMUP, YamlNode(fitting, f"--steps={after}", str(fitting), override=True)), [note]
+
+
+def _count(entry: YamlNode | None) -> int:
+    """The entry's positive whole number; 0 for anything else, which validation answers."""
+    return max(entry.value, 0) if entry is not None and type(entry.value) is int else 0
+
+
+def check_architecture(recipe: Recipe) -> Recipe:
+    """The recipe checked against the architecture, where that is known; MTP that it lacks is not asked for by default.
+
+    Raises:
+        ValueError: a section asks for what the architecture does not have; the sentence names the key.
+    """
+    architecture = recipe.model.architecture()
+    if architecture is None:
+        return recipe
+    length, longest = recipe.batch.length, architecture.max_position_embeddings
+    if length > longest:
+        raise ValueError(f"batch.length ({length}) exceeds the model's {longest} positions")
+    if architecture.num_nextn_predict_layers or not recipe.loss.mtp_weight:
+        return recipe
+    if "mtp_weight" in recipe.loss.model_fields_set:
+        raise ValueError(
+            "loss.mtp_weight must be 0: this architecture has no MTP block (num_nextn_predict_layers is 0)"
+        )
+    return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"mtp_weight": 0.0})})

@@ -1,0 +1,138 @@
+"""The mesh and the model of a run: built, filled with weights, adapted and spread over processes."""
+
+from pathlib import Path
+
+import torch
+
+from seektune.checkpoint import locate
+from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.source import FolderSource
+from seektune.lora.inject import adapting, add_adapters
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.model.device import DTYPES
+from seektune.model.initialize import initialize
+from seektune.parallel.dims import make_dims
+from seektune.parallel.lora import load_adapter, start_adapters
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.parallelize import Prepare, parallelize, unchanged
+from seektune.parallel.process_group import ProcessSlot
+from seektune.parallel.recompute import recompute_blocks
+from seektune.recipe.load import dump_recipe
+from seektune.recipe.recipe import ModelConfig, Recipe
+from seektune.train.trainer import Origin
+
+
+def build_mesh(recipe: Recipe, config: DeepseekV4Config, seat: ProcessSlot) -> Mesh:
+    """The mesh that the recipe asks for.
+
+    Raises:
+        ValueError: these processes, this model and this batch do not make one.
+    """
+    recipe.check_world(seat.world)
+    return Mesh.of(make_dims(recipe.parallel, seat.world, config), seat.device)
+
+
+def read_config(section: ModelConfig) -> DeepseekV4Config:
+    """The architecture; asks the Hub where only weights there are named.
+
+    Raises:
+        ValueError: there is none, or it contradicts the preset beside it.
+    """
+    known = section.architecture()
+    if section.weights is None or Path(section.weights).is_dir():
+        assert known is not None, "the recipe names no architecture"
+        return known
+    try:
+        folder = locate(section.weights)
+    except ValueError as error:
+        raise ValueError(f"model.weights: {error}") from None
+    found = DeepseekV4Config.from_pretrained(folder)
+    section.agree(found)
+    return found
+
+
+def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weights: bool) -> ParallelModel:
+    """The model with random or given weights; not `with_weights` where a checkpoint will set them all.
+
+    With adapters, which are fresh here, the rest is frozen and always read: no checkpoint holds it.
+
+    Raises:
+        ValueError: its weights are not as they should be, or adapters ask for what it does not have.
+    """
+    section, adapted = recipe.model, bool(recipe.lora.targets)
+    if section.offload == "stream":
+        model = _streamed(recipe, mesh.device)
+        return _begun_from(recipe.lora.adapter if with_weights else None, model)
+    folder = None if section.weights is None else locate(section.weights)
+    prepare = quantize_frozen(recipe, config, folder) if adapted else unchanged
+    numbers = DTYPES[section.dtype], section.numerics
+    model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops=recipe.lora.dropout > 0)
+    if folder is not None and (with_weights or adapted):
+        model.load_pretrained(folder)
+    elif with_weights or adapted:
+        initialize(model.base(), config)
+    if adapted:
+        start_adapters(model, recipe.seed)
+        _begun_from(recipe.lora.adapter if with_weights else None, model)
+    if recipe.lora.dropout and mesh.rank > 0:
+        # each process drops with dice of its own, as its rows, tokens or layers are its own
+        torch.manual_seed(recipe.seed + mesh.rank)
+    return model
+
+
+def _begun_from(adapter: str | None, model: ParallelModel) -> ParallelModel:
+    """The model, with the values of an older run's adapter if one is named.
+
+    Raises:
+        ValueError: its files are damaged, or are not of the adapters that the recipe asks for.
+    """
+    if adapter is not None:
+        try:
+            load_adapter(model, Path(adapter))
+        except ValueError as error:
+            raise ValueError(f"lora.adapter: {error}") from None
+    return model
+
+
+def quantize_frozen(recipe: Recipe, config: DeepseekV4Config, folder: Path | None) -> Prepare:
+    """What freezes a part of the model in the form in which `folder` has it, or the release, and adds adapters.
+
+    Raises:
+        ValueError: a target of the adapters matches nothing.
+    """
+    kind_of = FORMATS["released"].kind if folder is None else FolderSource(folder).kind
+    return adapting(config, recipe.lora, recipe.loss.mtp_weight > 0, kind_of if recipe.model.quantized else None)
+
+
+def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:
+    """The whole model without memory, frozen and adapted as training has it; weights of the Hub are as released."""
+    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
+    if recipe.lora.targets:
+        place = None if recipe.model.weights is None else Path(recipe.model.weights)
+        quantize_frozen(recipe, config, place if place is not None and place.is_dir() else None)(model)
+    return model
+
+
+def _streamed(recipe: Recipe, device: torch.device) -> ParallelModel:
+    """A frozen model whose weights stay in their files, with fresh adapters, on one device."""
+    section = recipe.model
+    assert section.weights is not None, "the recipe was checked"
+    model = DeepseekV4ForCausalLM.from_pretrained(
+        section.weights, DTYPES[section.dtype], section.numerics, device, quantized=True, streamed=True
+    )
+    add_adapters(model, recipe.lora, recipe.loss.mtp_weight > 0, recipe.seed)
+    recompute_blocks(model, recipe.parallel.recompute, drops=recipe.lora.dropout > 0)
+    return ParallelModel.alone(model)
+
+
+def origin(recipe: Recipe) -> Origin:
+    """What adapter files say of their base: its name and, for one from the Hub, the commit that was fetched."""
+    weights = recipe.model.weights
+    if weights is None:
+        return Origin(None, None, dump_recipe(recipe))
+    # the Hub's cache keeps a commit's files in snapshots/COMMIT
+    place = locate(weights).resolve()
+    revision = place.name if not Path(weights).is_dir() and place.parent.name == "snapshots" else None
+    return Origin(weights, revision, dump_recipe(recipe))

@@ -1,0 +1,287 @@
+"""The model card of an export: README.md in the Hub's form, with what is known of it and nothing else."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from seektune import __version__
+from seektune.checkpoint.atomic_dir import CARD
+from seektune.data.datasets.hellaswag_sources import CACHED
+from seektune.evaluate.hellaswag import HellaswagScore
+from seektune.evaluate.statistics import Estimate
+from seektune.io.files import read_lines, write_whole
+from seektune.recipe.load import dump_recipe
+from seektune.recipe.recipe import Recipe
+
+MARK = "<!-- written by SeekTune, and written anew as long as nobody changes it: {} -->"
+ADAPTER_FORM = "peft"
+"""Stands among the formats of checkpoints for an adapter's files."""
+ABOUT = ("Base", "Data", "Training", "Results")
+"""Sections that stay true when the weights are stored otherwise."""
+HELLASWAG = "Rowan/hellaswag"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LICENCES = {"deepseek-ai/DeepSeek-V4-": "mit"}
+"""Of bases on the Hub, by the beginning of their ids."""
+_FORMS = {
+    ADAPTER_FORM: "An adapter in PEFT's form; the base's weights are not here.",
+    "bf16": "bf16 safetensors under the released names.",
+    "fp32": "fp32 safetensors under the released names.",
+    "released": "FP4 experts and FP8 matrices with E8M0 scales: the layout of the release.",
+    "fp8": "FP8 matrices, experts too, with E8M0 scales.",
+    "base": "FP8 matrices with F32 scales: the layout of the released Base.",
+    "mixed-bf16": "The base's layout; low-bit matrices that the adapter changed are bf16.",
+    "mixed-fp8": "The base's layout; low-bit matrices that the adapter changed are FP8.",
+}
+_LIMITS = """Whatever limits the base has. A short fine-tune on one dataset can cost abilities that no exam measured
+here; compare with the base on your own tasks before you use it. Nobody ran these weights in vLLM or SGLang before
+this card was written."""
+_ROUNDED = """vLLM and SGLang read the released layout. `seektune convert FOLDER served --to released` rounds into it.
+That loses small changes; `seektune eval served` says what is left. Then:"""
+_TASK = "text-generation"
+_TAGS = ["deepseek_v4", "seektune"]
+
+
+def run_card(
+    folder: Path,
+    recipe: Recipe,
+    facts: Sequence[tuple[str, str]],
+    before: HellaswagScore | None,
+    after: HellaswagScore | None,
+) -> str:
+    """The card of what a run trained.
+
+    Args:
+        folder: of the run; its metrics are read.
+        recipe: as it ran.
+        facts: what the run said of itself, as name and value.
+        before: the exam before training, if one was held.
+        after: the one after.
+    """
+    form = ADAPTER_FORM if recipe.lora.targets else "bf16"
+    # where rows lie on this machine is nobody else's business
+    facts = [(name, value.partition(CACHED)[0]) for name, value in facts]
+    about = {
+        "Base": _base(recipe),
+        "Data": _data(recipe),
+        "Training": f"{_table([*facts, *_figures(folder)])}\n\n{_fold('The whole recipe', dump_recipe(recipe))}",
+        "Results": _results(before, after),
+    }
+    trained = "An adapter for DeepSeek-V4" if recipe.lora.targets else "DeepSeek-V4, all weights trained"
+    name = folder.resolve().name
+    return _card(_front(name, recipe, after), name, f"{trained} with SeekTune {__version__}.", about, form)
+
+
+def converted_card(source: Path, to: str) -> str | None:
+    """The card of a conversion; None where the source has one that somebody else wrote, which comes along as it is."""
+    text = _read(source / CARD)
+    if text is not None and not is_ours(text):
+        return None
+    return _again(text, source.resolve().name, "", to)
+
+
+def merged_card(base: str, adapter: Path, name: str, to: str, kept: float) -> str:
+    """The card of an adapter merged into its base.
+
+    Args:
+        base: folder or Hub id.
+        adapter: its folder, whose card tells of the training if SeekTune wrote it.
+        name: of the result.
+        to: how it is stored.
+        kept: share of the change that the stored weights keep.
+    """
+    text = _read(adapter / CARD)
+    intro = f"DeepSeek-V4 with an adapter merged in by SeekTune {__version__}; {kept:.1%} of its change is kept."
+    if text is not None and is_ours(text):
+        return _again(text, name, intro, to, "Measured with the adapter beside the frozen base, before merging.")
+    front = ModelCardData(base_model=_hub_id(base), license=_licence(base), pipeline_tag=_TASK, tags=[*_TAGS])
+    return _card(front, name, intro, {"Base": f"`{base}`"}, to)
+
+
+def put_card(folder: Path, text: str) -> bool:
+    """Write the card into an export, unless somebody's own lies there; whether it was written.
+
+    Raises:
+        OSError: writing failed.
+    """
+    there = _read(folder / CARD)
+    if there is not None and not is_ours(there):
+        return False
+    write_whole(folder / CARD, text.encode())
+    return True
+
+
+def is_ours(text: str) -> bool:
+    """Whether a card was written here and not changed since."""
+    body, _, _ = text.rstrip("\n").rpartition("\n")
+    return text == _marked(body)
+
+
+def _card(front: ModelCardData, name: str, intro: str, about: Mapping[str, str], form: str) -> str:
+    front.library_name = "peft" if form == ADAPTER_FORM else "transformers"
+    sections = {**about, "Files": _FORMS[form], "Load": _loading(form, front.base_model), "Limits": _LIMITS}
+    written = [f"## {title}\n\n{text}" for title, text in sections.items() if text]
+    return _marked("\n\n".join([f"---\n{front.to_yaml()}\n---", f"# {name}", *filter(None, [intro]), *written]))
+
+
+def _again(text: str | None, name: str, intro: str, form: str, remark: str = "") -> str:
+    """A card of ours for the same weights stored otherwise; without one, what is known without it."""
+    if text is None:
+        return _card(ModelCardData(pipeline_tag=_TASK, tags=[*_TAGS]), name, intro or "DeepSeek-V4 weights.", {}, form)
+    card = ModelCard(text)
+    assert isinstance(card.data, ModelCardData)
+    opening, *rest = re.split(r"^## ", card.content.split("---\n", 2)[2], flags=re.MULTILINE)
+    about = {title: body.strip() for title, _, body in (part.partition("\n") for part in rest) if title in ABOUT}
+    if remark and "Results" in about:
+        about["Results"] += f"\n\n{remark}"
+    _, _, before = opening.strip().partition("\n")
+    return _card(card.data, card.data.model_name or name, intro or before.strip(), about, form)
+
+
+def _front(name: str, recipe: Recipe, after: HellaswagScore | None) -> ModelCardData:
+    base, fetched = recipe.model.weights, recipe.data.path is None
+    return ModelCardData(
+        base_model=_hub_id(base),
+        license=_licence(base),
+        datasets=[HELLASWAG] if fetched else None,
+        language="en" if fetched else None,
+        model_name=name,
+        eval_results=None if after is None else [*_measured(after, fetched)],
+        pipeline_tag=_TASK,
+        tags=[*_TAGS, *(["lora"] if recipe.lora.targets else [])],
+    )
+
+
+def _measured(score: HellaswagScore, fetched: bool) -> Iterable[EvalResult]:
+    for name, found in (("acc", score.acc), ("acc_norm", score.acc_norm)):
+        yield EvalResult(
+            task_type=_TASK,
+            dataset_type=HELLASWAG if fetched else "hellaswag",
+            dataset_name="HellaSwag" if fetched else "rows in HellaSwag's form",
+            dataset_split="validation",
+            metric_type=name,
+            metric_name=name,
+            metric_value=found.value,
+            metric_args={"questions": score.n, "interval_95": [found.low, found.high]},
+        )
+
+
+def _base(recipe: Recipe) -> str:
+    if recipe.model.weights is not None:
+        return f"`{recipe.model.weights}`"
+    return f"Random weights of the architecture `{recipe.model.preset or recipe.model.config}`."
+
+
+def _data(recipe: Recipe) -> str:
+    if recipe.data.path is None:
+        return f"[HellaSwag](https://huggingface.co/datasets/{HELLASWAG}), train split: the right endings are taught."
+    return "Own rows in HellaSwag's form: the right endings are taught."
+
+
+def _figures(folder: Path) -> list[tuple[str, str]]:
+    """What the run's own files say of its course."""
+    steps, validations = (
+        read_lines(folder / name) if (folder / name).is_file() else [] for name in ("metrics.jsonl", "validation.jsonl")
+    )
+    steps = [step for step in steps if "loss" in step]
+    if not steps:
+        return []
+    figures = [
+        ("steps done", f"{steps[-1]['step']:,}"),
+        ("tokens", f"{steps[-1]['total_tokens']:,}"),
+        ("training loss, first and last step", f"{steps[0]['loss']:.4f}, {steps[-1]['loss']:.4f}"),
+        ("time in steps", f"{sum(step['seconds'] for step in steps):,.0f} s"),
+        ("peak memory of a process", f"{max(step['memory_gb'] for step in steps):.1f} GB"),
+    ]
+    if len(validations) > 1:
+        figures.insert(3, ("validation loss", f"{validations[0]['loss']:.4f} → {validations[-1]['loss']:.4f}"))
+    return figures
+
+
+def _results(before: HellaswagScore | None, after: HellaswagScore | None) -> str:
+    """A table of the exams with 95 % intervals; empty where none was held."""
+    taken = after or before
+    if taken is None:
+        return ""
+    rows = ["| HellaSwag | before | after | p |", "|---|---|---|---|"]
+    changes = after.since(before) if before and after else {}
+    shares = [{} if score is None else {"acc": score.acc, "acc_norm": score.acc_norm} for score in (before, after)]
+    for name in ("acc", "acc_norm"):
+        old, new = (each.get(name) for each in shares)
+        p = f"{changes[name].p_value:.2g}" if changes else ""
+        rows.append(f"| {name} | {_share(old)} | {_share(new)} | {p} |")
+    said = f"{taken.n:,} validation questions, without examples, scored as lm-evaluation-harness does; 95 % intervals."
+    return "\n".join([*rows, "", said + (" p: McNemar, exact." if changes else "")])
+
+
+def _share(found: Estimate | None) -> str:
+    return "" if found is None else f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
+
+
+def _loading(form: str, base: str | list[str] | None) -> str:
+    """How to load the files, in the words of each library that reads them."""
+    if form == ADAPTER_FORM:
+        whole = json.dumps(base if isinstance(base, str) else "BASE")
+        return f"""```python
+from seektune import DeepseekV4ForCausalLM
+from seektune.lora.files import load_adapter
+
+model = DeepseekV4ForCausalLM.from_pretrained({whole}, quantized=True)
+load_adapter(model, "FOLDER")
+```
+
+With transformers, on bf16 weights: `PeftModel.from_pretrained(model, "FOLDER")`. For vLLM and SGLang merge it first:
+`seektune merge BASE FOLDER merged --to released` says how much of the change rounding keeps, and refuses too little."""
+    loads = "needs `accelerate` to decode the low-bit weights" if form not in ("bf16", "fp32") else "as it is"
+    own = form == "released"
+    serving = "vLLM and SGLang read this layout:" if own else _ROUNDED
+    theirs = f"""```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER")  # {loads}
+```"""
+    if form.startswith("mixed"):
+        return '`DeepseekV4ForCausalLM.from_pretrained("FOLDER")` of SeekTune, which goes by the dtypes on disk.'
+    return f"""```python
+from seektune import DeepseekV4ForCausalLM
+
+model = DeepseekV4ForCausalLM.from_pretrained("FOLDER")
+```
+
+{theirs}
+
+{serving}
+
+```text
+vllm serve {"FOLDER" if own else "served"} --tokenizer-mode deepseek_v4
+python -m sglang.launch_server --model-path {"FOLDER" if own else "served"}
+```"""
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value.replace('|', '/')} |" for name, value in rows)])
+
+
+def _fold(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n```yaml\n{text}```\n\n</details>"
+
+
+def _hub_id(base: str | None) -> str | None:
+    return base if base is not None and _HUB_ID.fullmatch(base) and not Path(base).is_dir() else None
+
+
+def _licence(base: str | None) -> str | None:
+    """A licence where it is known: that of the base."""
+    return next((licence for start, licence in _LICENCES.items() if (_hub_id(base) or "").startswith(start)), None)
+
+
+def _read(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
+def _marked(body: str) -> str:
+    return f"{body}\n{MARK.format(hashlib.sha256(body.encode()).hexdigest()[:16])}\n"

@@ -1,0 +1,89 @@
+"""What stands before the application: the key, the size of a request, and the time that a client may take."""
+
+import asyncio
+import contextlib
+from secrets import compare_digest
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seektune.serve.errors import ApiError
+from seektune.serve.limits import Limits
+
+DRAINED = 8
+"""So many times `max_body` is read and thrown away, so that who sends too much can read why it was refused."""
+
+
+class TooSlowError(Exception):
+    """A client did not take its answer in time."""
+
+
+class LimitsMiddleware:
+    """Reads a request whole, within its limits, before the application sees it."""
+
+    def __init__(self, app: ASGIApp, limits: Limits, key: str | None):
+        self._app, self._limits, self._key = app, limits, key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_key(scope)
+            async with asyncio.timeout(self._limits.patience):
+                body = await self._body(receive)
+        except TimeoutError:
+            await ApiError(408, "the request did not arrive in time").response()(scope, receive, send)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+        else:
+            if body is not None:
+                with contextlib.suppress(TooSlowError):  # its connection is closed then
+                    await self._app(scope, _replayed(body, receive), self._timed(send))
+
+    def _check_key(self, scope: Scope) -> None:
+        if self._key is None or not scope["path"].startswith("/v1"):
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if not compare_digest(given, b"Bearer " + self._key.encode()):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """The request's body; None if the client leaves."""
+        parts: list[bytes] = []
+        size, limit = 0, self._limits.max_body
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            part = message.get("body", b"")
+            size += len(part)
+            if size <= limit:
+                parts.append(part)
+            else:
+                parts.clear()
+            more = message.get("more_body", False)
+            if size > limit and (not more or size > DRAINED * limit):
+                raise ApiError(413, f"the request is larger than the {limit} bytes that this server takes")
+            if not more:
+                return b"".join(parts)
+
+    def _timed(self, send: Send) -> Send:
+        async def timed(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._limits.patience):
+                    await send(message)
+            except TimeoutError:
+                raise TooSlowError from None
+
+        return timed
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Gives the body once, then what the client does next."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

@@ -1,0 +1,86 @@
+"""What the user sees while a run trains: a progress bar on a terminal, plain lines elsewhere."""
+
+import sys
+from datetime import timedelta
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from seektune.train.step import StepRecord
+
+
+class Display(Protocol):
+    """Shows steps and sentences as they come."""
+
+    def step(self, record: StepRecord) -> None:
+        """A step is done."""
+
+    def say(self, sentence: str) -> None:
+        """Something else is worth a line."""
+
+    def close(self) -> None:
+        """The run is over, well or not."""
+
+
+class ProgressBar:
+    """A progress bar with loss, speed, memory and time left."""
+
+    def __init__(self, steps: int, done: int):
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=Console(),
+            expand=True,
+        )
+        self._task = self._progress.add_task("training", total=steps, completed=done, numbers="")
+        self._progress.start()
+
+    def step(self, record: StepRecord) -> None:
+        """Move the bar."""
+        numbers = f"loss {record.loss:.4f} · {_speed(record)}"
+        self._progress.update(self._task, completed=record.step, numbers=numbers)
+
+    def say(self, sentence: str) -> None:
+        """Print above the bar."""
+        self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._progress.stop()
+
+
+class ProgressLines:
+    """A line each `every` steps, and for the first and last."""
+
+    def __init__(self, steps: int, every: int, done: int):
+        self._steps, self._every, self._done, self._seconds = steps, every, done, 0.0
+
+    def step(self, record: StepRecord) -> None:
+        """Print the step if its turn has come."""
+        self._seconds += record.seconds
+        if record.step % self._every and record.step not in (self._done + 1, self._steps):
+            return
+        mean = self._seconds / (record.step - self._done)
+        left = timedelta(seconds=round(mean * (self._steps - record.step)))
+        numbers = f"loss {record.loss:.4f} · norm {record.grad_norm:.3g} · lr {record.lr:.3g} · {_speed(record)}"
+        self.say(f"step {record.step}/{self._steps} · {numbers} · {left} left")
+
+    def say(self, sentence: str) -> None:
+        """Print at once, also into a pipe."""
+        print(sentence, flush=True)
+
+    def close(self) -> None:
+        """Nothing to put back."""
+
+
+def open_display(steps: int, every: int, done: int = 0) -> Display:
+    """The display that fits standard output; `every` thins plain lines, `done` steps were made by an earlier run."""
+    return ProgressBar(steps, done) if sys.stdout.isatty() else ProgressLines(steps, every, done)
+
+
+def _speed(record: StepRecord) -> str:
+    return f"{record.tokens_per_s:,.0f} tokens/s · {record.memory_gb:.1f} GB"

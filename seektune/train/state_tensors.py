@@ -1,0 +1,54 @@
+"""What a run's checkpoint holds: every tensor that a step changes, by name, and the random state."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from seektune.checkpoint import Shard
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.placement import like
+from seektune.train.optim.adamw import AdamW
+
+MODEL, OPTIMIZER, RANDOM = "model.", "optimizer.", "random."
+
+
+def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Shard]:
+    """What of a run's state is here: weights, buffers and optimizer state by name, and torch's random state.
+
+    Of a model with adapters only those: its base is where it was read from. Random states carry the number of their
+    process; another layout goes on without them.
+    """
+    held = model.adapters() if model.is_adapted() else model.held()
+    tensors: dict[str, Tensor | Shard] = {MODEL + name: piece for name, piece in held.items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            whole = value.dim() == 0
+            tensors[f"{OPTIMIZER}{name}:{key}"] = value if whole else like(name, parameter, value, model.mesh)
+    return tensors | random_states(model.mesh.rank)
+
+
+def begin_as_saved(model: ParallelModel, optimizer: AdamW, names: set[str]) -> None:
+    """Give every parameter that had optimizer state when it was saved an empty one, to be filled."""
+    for name, parameter in model.named_parameters():
+        if f"{OPTIMIZER}{name}:step" in names:
+            optimizer.begin(parameter)
+
+
+def is_random_state(name: str) -> bool:
+    """Whether it belongs to one process, and another layout goes on without it."""
+    return name.startswith(RANDOM)
+
+
+def random_states(rank: int) -> dict[str, Tensor | Shard]:
+    """The state of torch's generators, of the CPU and of the GPU in use, uint8."""
+    states: dict[str, Tensor | Shard] = {f"{RANDOM}cpu.{rank}": torch.get_rng_state()}
+    return states | ({f"{RANDOM}cuda.{rank}": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def set_random_states(tensors: Mapping[str, Tensor | Shard], rank: int) -> None:
+    """Restore what `random_states` gave."""
+    states = {name: state for name, state in tensors.items() if isinstance(state, Tensor)}
+    torch.set_rng_state(states[f"{RANDOM}cpu.{rank}"])
+    if f"{RANDOM}cuda.{rank}" in states:
+        torch.cuda.set_rng_state(states[f"{RANDOM}cuda.{rank}"])

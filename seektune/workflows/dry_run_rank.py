@@ -1,0 +1,222 @@
+"""One process of a job, rehearsed without memory or neighbours: the real pieces, one step of them, and what it took."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from seektune.checkpoint.lowbit import value_counts
+from seektune.model.config import CSA, HCA, SLIDING, DeepseekV4Config
+from seektune.model.device import DTYPES
+from seektune.model.gate import HashGate
+from seektune.model.objective import Objective
+from seektune.parallel.dims import ParallelDims, RankCoords
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.parallelize import Prepare, parallelize, unchanged
+from seektune.parallel.placement import is_stacked, local
+from seektune.parallel.simulate.comm_trace import CommTrace, Flow
+from seektune.parallel.simulate.even_routing import assume
+from seektune.parallel.simulate.fake_backend import hollow_rank, hollow_tensors
+from seektune.parallel.stage import Stage
+from seektune.recipe.recipe import Recipe
+from seektune.run.build import quantize_frozen
+from seektune.sequence import Batch
+from seektune.train.gradient import accumulate_in_fp32, clip, piece_norms, squared_norm
+from seektune.train.optim.adamw import AdamW
+from seektune.train.optim.build import build_optimizer
+from seektune.train.step import make_objective
+
+ATTENTION = {SLIDING: "window", CSA: "CSA", HCA: "HCA"}
+"""Kinds of attention by compression ratio."""
+
+
+@dataclass(frozen=True)
+class DryStep:
+    """The rows of one step: on every process `micro_batches` of `rows` rows, `length` tokens in each."""
+
+    micro_batches: int
+    rows: int
+    length: int
+
+    def batches(self, processes: int, device: str) -> list[Batch]:
+        """Full rows of one document, every token taught, for all data-parallel groups."""
+        ones = torch.ones(self.rows, self.length, dtype=torch.int64, device=device)
+        return [Batch(ones, ones, ones)] * (self.micro_batches * processes)
+
+
+@dataclass(frozen=True)
+class StageContents:
+    """What stands in a pipeline stage."""
+
+    number: int
+    layers: tuple[int, ...]
+    attention: dict[str, int]
+    """Layers by kind of attention, the MTP block among them."""
+    hash_gates: int
+    embedding: bool
+    head: bool
+    mtp: bool
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes on one process, of its pieces alone; the optimizer's counters of steps, 4 bytes a tensor, are left out."""
+
+    weights: int
+    experts: int
+    """Of the weights, those of routed experts and their adapters."""
+    frozen: int
+    """Of the weights, those that are not trained."""
+    buffers: int
+    """Balancing biases and hash tables, whole on every process of a stage."""
+    gradients: int
+    """After the step's reduction, when the optimizer reads them."""
+    moments: int
+    master: int
+
+    @property
+    def optimizer(self) -> int:
+        """What the optimizer keeps."""
+        return self.moments + self.master
+
+    @property
+    def total(self) -> int:
+        """What stays between forward passes, and the gradients."""
+        return self.weights + self.buffers + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True)
+class RankDryRun:
+    """What one process holds and sends."""
+
+    rank: int
+    place: RankCoords
+    stages: tuple[StageContents, ...]
+    parameters: int
+    """Weights of this process, each its own piece."""
+    trainable: int
+    expert_parameters: int
+    bytes: Bytes
+    gathered_weights: int
+    """Bytes of whole weights that FSDP2 makes beside the pieces: of the largest block and what stands around the
+    blocks, or of all where they stay until the step ends. Computed from shapes."""
+    whole_gradients: int
+    """Bytes of gradients before they are reduced: fp32 of all weights where several micro-batches add up. Computed."""
+    collectives: tuple[Flow, ...]
+    """Those of one step, the largest first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        answer = asdict(self)
+        answer["bytes"] |= {"optimizer": self.bytes.optimizer, "total": self.bytes.total}
+        return answer
+
+
+def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, step: DryStep, rank: int) -> RankDryRun:
+    """Build the part of the job that `rank` is, with the code that training runs, and take one step with it."""
+    objective = make_objective(step.batches(plan.data_size, "cpu"), recipe.loss, config.num_nextn_predict_layers > 0)
+    prepare = _frozen_form(recipe, config) if recipe.lora.targets else unchanged
+    with hollow_rank(rank, plan.world):
+        mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
+        traffic = CommTrace(mesh.axes)
+        with hollow_tensors(traffic.hear):
+            model = parallelize(
+                config, mesh, recipe.parallel, DTYPES[recipe.model.dtype], recipe.model.numerics, prepare
+            )
+            assume(model, mesh)
+            accumulate_in_fp32(model.parameters())
+            optimizer = build_optimizer(model, recipe.optimizer, recipe.seed)
+            batches = step.batches(plan.data_size, "meta")
+            gradients = _take_step(model, optimizer, batches, objective, recipe.optimizer.max_grad_norm)
+        return _report(model, optimizer, gradients, step, recipe.parallel.reshard, tuple(traffic.flows()))
+
+
+def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
+    """As in training, but that no weight is rounded for a merge, which looks at values and changes no shape.
+
+    Frozen weights are as their folder has them, or as released where it is not here.
+    """
+    shapes = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"merge_into": None})})
+    weights = recipe.model.weights
+    return quantize_frozen(shapes, config, Path(weights) if weights is not None and Path(weights).is_dir() else None)
+
+
+def _take_step(
+    model: ParallelModel, optimizer: AdamW, batches: list[Batch], objective: Objective, max_norm: float | None
+) -> int:
+    """As `train.step`, but that no value is looked at; the bytes of gradients that the optimizer reads."""
+    model.train(batches, objective, lambda phase: None)
+    gradients = _size(local(p.grad) for p in model.parameters() if p.grad is not None)
+    squared_norm(piece_norms(model.named_parameters(), model.mesh), model.mesh)
+    if max_norm is not None:
+        clip(model.parameters(), norm=2 * max_norm, max_norm=max_norm)
+    optimizer.step()
+    return gradients
+
+
+def _report(
+    model: ParallelModel, optimizer: AdamW, gradients: int, step: DryStep, reshard: bool, flows: tuple[Flow, ...]
+) -> RankDryRun:
+    parameters = dict(model.named_parameters())
+    pieces = {name: piece.tensor for name, piece in model.held().items()}
+    weights = {name: piece for name, piece in pieces.items() if name in parameters}
+    counts = value_counts(weights)
+    states = optimizer.state.values()
+    keeps = model.mesh.plan.pp_size > 1 or not reshard
+    return RankDryRun(
+        rank=model.mesh.rank,
+        place=model.mesh.place,
+        stages=tuple(_contents(number, stage) for number, stage in sorted(model.stages.items())),
+        parameters=sum(counts.values()),
+        trainable=sum(number for name, number in counts.items() if parameters[name].requires_grad),
+        expert_parameters=sum(number for name, number in counts.items() if is_stacked(name, weights[name])),
+        bytes=Bytes(
+            weights=_size(weights.values()),
+            experts=_size(piece for name, piece in weights.items() if is_stacked(name, piece)),
+            frozen=_size(piece for name, piece in weights.items() if not parameters[name].requires_grad),
+            buffers=_size(pieces.values()) - _size(weights.values()),
+            gradients=gradients,
+            moments=_size(state[key] for state in states for key in ("exp_avg", "exp_avg_sq")),
+            master=_size(state["master"] for state in states if "master" in state),
+        ),
+        gathered_weights=sum(_gathered(stage, keeps) for stage in model.stages.values()),
+        whole_gradients=sum(_whole_gradients(stage, step) for stage in model.stages.values()),
+        collectives=flows,
+    )
+
+
+def _contents(number: int, stage: Stage) -> StageContents:
+    layers = [block.ffn.layer for block in stage.layers]
+    kinds = Counter(ATTENTION[block.attn.ratio] for block in stage.blocks())
+    hashed = sum(isinstance(gate, HashGate) for gate in stage.gates().values())
+    return StageContents(number, tuple(layers), dict(kinds), hashed, stage.is_first, stage.is_last, len(stage.mtp) > 0)
+
+
+def _gathered(stage: Stage, keeps: bool) -> int:
+    """Bytes of the whole weights that FSDP2 makes of pieces: of all units, or of the largest block and the rest."""
+    *blocks, rest = ([p for p in unit if isinstance(p, DTensor)] for unit in _units(stage))
+    sizes = [_size(block) for block in blocks]
+    return (sum(sizes) if keeps else max(sizes, default=0)) + _size(rest)
+
+
+def _whole_gradients(stage: Stage, step: DryStep) -> int:
+    """Bytes of gradients before their reduction: a block's at a time; all, in fp32, where micro-batches add up."""
+    units = [[p for p in unit if isinstance(p, DTensor) and p.grad is not None] for unit in _units(stage)]
+    return 4 * sum(p.numel() for unit in units for p in unit) if step.micro_batches > 1 else max(map(_size, units))
+
+
+def _units(stage: Stage) -> list[list[nn.Parameter]]:
+    """What FSDP2 gathers together: the parameters of each block, and last those around the blocks."""
+    blocks = [list(block.parameters()) for block in stage.blocks()]
+    inside = {id(parameter) for block in blocks for parameter in block}
+    return [*blocks, [parameter for parameter in stage.parameters() if id(parameter) not in inside]]
+
+
+def _size(tensors: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)

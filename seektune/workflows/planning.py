@@ -1,0 +1,63 @@
+"""From a recipe to what the planner plans: the model's tensors without memory, and the numbers of the job."""
+
+from functools import cache
+
+import torch
+
+from seektune.checkpoint.lowbit import value_counts
+from seektune.model.config import DeepseekV4Config
+from seektune.model.device import DTYPES
+from seektune.parallel.pipeline_order import order_of
+from seektune.planner.job import Layout, TrainingJob, Weight, Weights, lay_out
+from seektune.recipe.recipe import Recipe
+from seektune.run.build import meta_model
+
+PACKED = (torch.int8, torch.uint8)
+"""Dtypes of frozen bytes."""
+ordered = cache(order_of)
+
+
+def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
+    """The job of a recipe.
+
+    Raises:
+        ValueError: adapters ask for what the model does not have.
+    """
+    mtp = config.num_nextn_predict_layers > 0 and recipe.loss.mtp_weight > 0
+    batch = recipe.batch
+    return TrainingJob(
+        config=config,
+        weights=Weights(_weights(recipe, config, mtp)),
+        itemsize=DTYPES[recipe.model.dtype].itemsize,
+        parallel=recipe.parallel,
+        rows=batch.global_size,
+        micro_size=batch.micro_size,
+        length=batch.length,
+        mtp=mtp,
+        masters=recipe.optimizer.master == "fp32",
+        lora_rank=recipe.lora.rank if recipe.lora.targets else 0,
+        streamed=recipe.model.offload == "stream",
+    )
+
+
+def layout_of(job: TrainingJob, gpus: int) -> Layout:
+    """As `planner.job.lay_out`, with the engine's orders of work."""
+    return lay_out(job, gpus, ordered)
+
+
+def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight]:
+    """All parameters and buffers; frozen ones quantized and adapters put on as training does."""
+    model = meta_model(recipe, config)
+    parameters, state = dict(model.named_parameters()), model.state_dict()
+    counts = value_counts(state)
+    return [
+        Weight(
+            name,
+            tuple(tensor.shape),
+            1 if tensor.dtype in PACKED else tensor.element_size(),
+            name in parameters and parameters[name].requires_grad and (mtp or not name.startswith("mtp.")),
+            buffer=name not in parameters,
+            values=counts.get(name, 0) // max(tensor.numel(), 1),
+        )
+        for name, tensor in state.items()
+    ]

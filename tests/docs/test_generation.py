@@ -1,0 +1,49 @@
+"""Every command and example that docs/generation.md shows runs."""
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from tests.run_cli import ROOT, seektune
+
+PAGE = ROOT / "docs" / "generation.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Path:
+    toy_model(torch.float32, vocab_size=512).save_pretrained(tmp_path / "trained")
+    rows = [{"prompt": "The man"}, {"messages": [{"role": "user", "content": "2+2?"}]}]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_runs(place: Path) -> None:
+    shown = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
+    answers: list[subprocess.CompletedProcess[str]] = [seektune(*words[1:], cwd=place) for words in shown]
+    assert [words[:2] for words in shown] == [["seektune", "generate"]] * 3 + [["seektune", "chat"]]
+    assert [answer.returncode for answer in answers] == [0] * 4
+    assert [answer.stderr for answer in answers] == ["", "", "2 of 2 prompts\n", ""]
+    assert len((place / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    assert "/system TEXT" in answers[3].stdout
+
+
+def test_the_example_of_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    names: dict[str, object] = {}
+    for example in blocks("python"):
+        exec(compile(example, str(PAGE), "exec"), names)
+    assert names["longer"].shape[1] <= 11  # type: ignore[attr-defined]
+    tokens = [*names["first"], *names["rest"]]  # type: ignore[misc]
+    assert [sum(token.request == i for token in tokens) for i in (0, 1)] == [8, 4]

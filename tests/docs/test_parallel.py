@@ -1,0 +1,86 @@
+"""Commands of docs/parallel.md: dry runs run, and what needs more machines makes the job that it says."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from seektune import cli
+from seektune.launch import local
+from seektune.launch.job import LaunchConfig
+from seektune.planner.hardware import known_gpu
+from seektune.planner.memory import first_ranks, fullest
+from seektune.workflows import preflight
+from tests.planner.jobs import layout
+from tests.run_cli import ROOT, seektune
+
+PAGE = ROOT / "docs" / "parallel.md"
+RECIPE = ROOT / "examples" / "llm_finetune" / "deepseek_v4" / "deepseek_v4_flash_hellaswag.yaml"
+
+
+def commands(text: str) -> list[list[str]]:
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line.replace("=R ", "=15 "), comments=True))]
+
+
+def header(recipe: Path) -> list[list[str]]:
+    """Commands in the comments that open a recipe."""
+    said = recipe.read_text(encoding="utf-8").split("model:")[0].replace("\\\n#", "")
+    return [shlex.split(line.replace("=R ", "=15 ")) for line in re.findall(r"^# +(automodel .*)", said, re.MULTILINE)]
+
+
+EVERY = commands(PAGE.read_text(encoding="utf-8")) + header(RECIPE)
+DRY, STARTS = ([c for c in EVERY if ("--dry-run" in c) is dry] for dry in (True, False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", DRY, ids=" ".join)
+def test_a_dry_run_of_the_page_runs(command: list[str]) -> None:
+    words = command[1:] if command[0] == "seektune" else ["train", *command[1:]]
+    answer = seektune(*words)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    if "--json" in words:
+        assert [rank["rank"] for rank in json.loads(answer.stdout)["ranks"]] == [63]
+    else:
+        assert len(re.findall(r"^rank \d+ \(pp", answer.stdout, re.MULTILINE)) == 4
+        # what the page and the recipe say
+        assert "36.49 GB   8.76 GB         17.26 GB" in answer.stdout
+        assert "| **4 × 32** | **128** | 11 | 36.5 | 26.1 | **62.5** |" in PAGE.read_text(encoding="utf-8")
+        assert "Always:  36.5 GB. 2.28 B parameters" in RECIPE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", STARTS, ids=" ".join)
+def test_a_start_of_the_page_makes_its_job(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[LaunchConfig] = []
+    alone: list[object] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    monkeypatch.setattr(local, "launch", jobs.append)
+    monkeypatch.setattr("seektune.cli.start.train_here", alone.append)
+    monkeypatch.setattr("seektune.cli.start._gpus", lambda: 8)
+    monkeypatch.setattr(preflight, "cluster_here", lambda processes, nodes: known_gpu("h100-80gb", processes * nodes))
+    door, *words = command
+    assert door == "automodel"
+    typer.main.get_command(cli.seed_app)(words, standalone_mode=False)()
+    if "--nproc-per-node=1" in words:
+        assert (len(alone), jobs) == (1, [])
+    else:
+        expected = (8, 16, 15) if "--nnodes=16" in words else (4, 1, 0)
+        assert [(job.processes, job.nodes, job.node_rank) for job in jobs] == [expected]
+
+
+def test_the_published_job_fits_80_gb_as_page_and_recipe_say() -> None:
+    gb = 1e9
+    for mode, said in (("block", "{:.1f} to {:.1f} GB"), ("none", "{:.1f} to {:.1f}")):
+        most = fullest(first_ranks(layout(RECIPE, 128, f"parallel.recompute={mode}")))
+        bounds = said.format(most.lower["total"] / gb, most.upper["total"] / gb)
+        assert (most.upper["total"] <= known_gpu("h100-80gb", 128).memory) == (mode == "block")
+        assert all(bounds in file.read_text(encoding="utf-8").replace("\n#", "") for file in (PAGE, RECIPE)), bounds
+    assert layout(RECIPE, 128).job.parallel.recompute == "block"
+
+
+def test_there_are_commands_to_test() -> None:
+    assert (len(DRY), len(STARTS)) == (3, 4)

@@ -1,0 +1,68 @@
+"""What docs/serving.md shows runs: its servers, its curl, its Python."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from seektune.lora.files import save_adapter
+from seektune.lora.inject import AdapterShape, adapt, start
+from seektune.lora.targets import matching
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from tests.run_cli import ROOT
+from tests.workflows.test_serve import asked, served
+
+PAGE = ROOT / "docs" / "serving.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture
+def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Path:
+    model = toy_model(torch.float32, vocab_size=512)
+    model.save_pretrained(tmp_path / "trained")
+    adapt(model, matching(model, ["attn"]), AdapterShape(rank=2, alpha=4.0))
+    start(model, seed=0)
+    save_adapter(model, tmp_path / "adapter")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_what_the_page_shows_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openai", reason="openai is not installed")
+    lines, (curl,) = blocks("sh")[0].splitlines(), blocks("sh")[1].splitlines()
+    assert lines[0] == "pip install 'seektune[serve]'"
+    first, second = (shlex.split(line)[2:] for line in lines[1:])
+    with served(*first, cwd=place) as (_, url):
+        assert [model["id"] for model in asked(url, "/v1/models")["data"]] == ["trained"]
+    with served(*second, cwd=place) as (_, url):
+        (example,) = blocks("python")
+        exec(compile(example.replace("http://127.0.0.1:8000", url), str(PAGE), "exec"), {})
+        assert capsys.readouterr().out
+        if shutil.which("curl"):
+            words = shlex.split(curl.replace("http://127.0.0.1:8000", url))
+            said = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+            assert json.loads(said)["model"] == "trained"
+
+
+def test_limits_of_the_page_are_those_of_the_code() -> None:
+    from seektune.serve.limits import Limits
+
+    text, limits = PAGE.read_text(encoding="utf-8"), Limits()
+    for shown in (
+        f"at most {limits.max_model_len} |",
+        f"grow at a time | {limits.max_num_seqs} |",
+        f"that wait | {limits.max_queued_requests} |",
+        f"waiting included | {limits.request_timeout:g} |",
+        f"size of a request | {limits.max_body // 2**20} MiB |",
+        f"part of the answer | {limits.patience:g} s |",
+    ):
+        assert shown in text

@@ -1,0 +1,72 @@
+"""The Triton twin, under Triton's interpreter in a process of its own, gives the definition's bits."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CODE = """
+import torch
+from seektune.kernels import dequantize_fp4, dequantize_fp8, quantize_fp4, quantize_fp8
+from seektune.kernels.dequantize import KERNEL
+from tests.kernels.test_codecs import every_fp4_byte, every_fp8_byte, identical
+from tests.kernels.test_quantize import scales
+from seektune.kernels import lowbit_linear
+torch.manual_seed(0)
+
+def dequantize(weight, scale, dtype, out=None):
+    return KERNEL.on_gpu(weight, scale, dtype, out)
+
+def same(found, expected):
+    # the interpreter's own cast to bf16 cuts instead of rounding, and loses numbers below 2^-126
+    if expected.dtype == torch.float32:
+        return identical(found, expected)
+    exact = (expected.abs() >= 2.0**-126) | expected.isnan()
+    identical(found.where(exact, 1), expected.where(exact, 1))
+
+packed, scale = every_fp4_byte()
+for dtype in (torch.float32, torch.bfloat16):
+    same(dequantize(packed, scale, dtype), dequantize_fp4(packed, scale).to(dtype))
+    for byte in (0, 1, 2, 64, 127, 190, 254, 255):
+        factor = scales([byte], 1, 1)
+        same(dequantize(every_fp8_byte(), factor, dtype), dequantize_fp8(every_fp8_byte(), factor).to(dtype))
+    for shape in ((200, 160), (1, 32), (129, 416)):
+        weight = torch.randn(shape)
+        same(dequantize(*quantize_fp4(weight), dtype), dequantize_fp4(*quantize_fp4(weight)).to(dtype))
+        for power in (True, False) if dtype == torch.float32 else (True,):
+            stored = quantize_fp8(weight, power)
+            same(dequantize(*stored, dtype), dequantize_fp8(*stored).to(dtype))
+codes = torch.zeros(1, 128, dtype=torch.uint8)
+codes[0, 5] = 0x7F
+assert dequantize(codes.view(torch.float8_e4m3fn), scales([127], 1, 1), torch.float32)[0, 5].isnan()
+
+# what a GPU runs: products dequantize by the twin, forward and backward, and give the same numbers
+def products(x, linear):
+    x = x.clone().requires_grad_()
+    y = linear(x, *fp8, 1)
+    y.square().sum().backward()
+    return y.detach(), x.grad
+
+x, fp8 = torch.randn(5, 64), quantize_fp8(torch.randn(32, 64))
+for found, wanted in zip(products(x, lowbit_linear.on_gpu), products(x, lowbit_linear)):
+    identical(found, wanted)
+print("the same")
+"""
+
+
+@pytest.mark.slow
+def test_it_is_the_definition_for_every_byte():
+    pytest.importorskip("triton")
+    settings = {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(
+        [sys.executable, "-c", CODE],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings},
+        cwd=ROOT,
+        timeout=200,
+    )
+    assert answer.stdout.strip().endswith("the same"), answer.stderr[-2000:]

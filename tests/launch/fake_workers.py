@@ -1,0 +1,91 @@
+"""Workers that do in a second what training does in hours: a script of a few lines on each rank."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import psutil
+
+from seektune.launch.job import Ending, JobEnded, LaunchConfig
+from seektune.launch.local import launch
+
+OPENING = """
+import os, signal, sys, time
+rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+def leave(code, words=""):
+    if words: print("seektune:", words, file=sys.stderr)
+    sys.exit(code)
+"""
+ROOT = Path(__file__).parents[2]
+
+
+def standin(body: str, processes: int, torch: bool = False, **changes) -> LaunchConfig:
+    """A job whose workers run these lines, which find rank, attempt and leave(code, words)."""
+    quick = () if torch else ("-I", "-S")
+    return LaunchConfig((sys.executable, *quick, "-c", OPENING + body), dict(os.environ), processes, **changes)
+
+
+def ending(job: LaunchConfig) -> Ending:
+    """How a job ends."""
+    try:
+        launch(job)
+    except JobEnded as ended:
+        return ended.ending
+    return Ending()
+
+
+def launcher(body: str, processes: int, **changes) -> subprocess.Popen[str]:
+    """Another launcher, which prints exit code and sentence."""
+    command = [sys.executable, "-m", "tests.launch.standin", body, str(processes), repr(changes)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+SLEEPS = "time.sleep(60)"
+
+
+def ready(folder: Path) -> str:
+    """A line by which a worker says that it runs."""
+    return f"open({str(folder)!r} + f'/ready-{{os.getpid()}}', 'w').close()\n"
+
+
+def when_ready(folder: Path, count: int) -> list[int]:
+    """Wait for that many workers; their process ids."""
+    deadline = time.monotonic() + 25
+    while len(found := list(folder.glob("ready-*"))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return [int(place.name.removeprefix("ready-")) for place in found]
+
+
+def signal_when_ready(folder: Path, count: int, number: int) -> None:
+    """Signal this process, which is a launcher by then, when that many workers run."""
+
+    def wait() -> None:
+        when_ready(folder, count)
+        os.kill(os.getpid(), number)
+
+    Thread(target=wait, daemon=True).start()
+
+
+def are_gone(pids: list[int]) -> bool:
+    """Whether none of these processes lives, after a moment."""
+    deadline = time.monotonic() + 3
+    while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(_lives(pid) for pid in pids)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+if __name__ == "__main__":
+    body, processes, changes = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
+    how = ending(standin(body, processes, **changes))
+    print(how.code, how.sentence, flush=True)

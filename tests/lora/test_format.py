@@ -1,0 +1,209 @@
+"""Adapter files that are not as they should be are refused, by name."""
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seektune.lora.delta import LoraDelta
+from seektune.lora.format import CONFIG, WEIGHTS, read_adapter, write_adapter
+
+NAME = "layers.0.attn.wq_b"
+KEY = "base_model.model.model.layers.0.self_attn.q_b_proj"
+EXPERTS = "layers.0.ffn.experts"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An adapter of one linear map."""
+    write_adapter(tmp_path / "adapter", {NAME: LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0)}, {})
+    return tmp_path / "adapter"
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    changes, _ = read_adapter(folder)
+    assert list(changes) == [NAME]
+    assert changes[NAME].scaling == 2.0
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(folder: Path, number: float) -> None:
+    found = tensors(folder)
+    first = next(iter(found))
+    found[first][0, 1] = number
+    save_file(found, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=f"not finite: {first}"):
+        read_adapter(folder)
+
+
+def test_a_missing_an_extra_and_a_cut_tensor_are_refused(folder: Path) -> None:
+    found = tensors(folder)
+    low, high = sorted(found)
+    for wrong in (
+        {low: found[low]},
+        {high: found[high]},
+        found | {low.replace("lora_A", "lora_C"): found[low].clone()},
+        found | {low: found[low][:1].clone()},
+    ):
+        save_file(wrong, folder / WEIGHTS)
+        with pytest.raises(ValueError, match="cannot be used"):
+            read_adapter(folder)
+    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-8])
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_adapter(folder)
+
+
+def configured(folder: Path, **keys: Any) -> Path:
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **keys}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"r": 4}, r"has rank 2, but 4 in its config"),
+        ({"r": 0}, r"its r is 0, not a number from 1"),
+        ({"r": None}, r"its r is None"),
+        ({"r": [2]}, r"its r is \[2\]"),
+        ({"lora_alpha": float("nan")}, "its lora_alpha is nan, not a finite number"),
+        ({"lora_alpha": 10**400}, "its lora_alpha is 1000"),
+        ({"lora_alpha": "4"}, "its lora_alpha is '4'"),
+        ({"rank_pattern": [1]}, "its rank_pattern is no object"),
+        ({"alpha_pattern": {"q_b_proj": float("inf")}}, "its alpha_pattern of .*q_b_proj is inf"),
+        ({"alpha_pattern": {"(": 1}}, r"patterns of rank or alpha hold .*\("),
+        ({"target_parameters": "x"}, "its target_parameters is no list"),
+        ({"modules_to_save": ["head"]}, r"more than low-rank changes of weights \(modules_to_save\)"),
+        ({"trainable_token_indices": [1]}, r"\(trainable_token_indices\)"),
+        ({"bias": "all"}, r"\(bias\)"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes base weights too .*pissa_niter_4"),
+        ({"use_dora": True}, "it lacks .*lora_magnitude_vector"),
+    ],
+)
+def test_a_config_that_means_something_else_is_refused(folder: Path, keys: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read_adapter(configured(folder, **keys))
+
+
+def test_patterns_hold_for_the_end_of_a_name_as_in_peft(folder: Path) -> None:
+    configured(
+        folder, r=7, lora_alpha=1, rank_pattern={"o_proj": 3, "layers.*q_b_proj": 2}, alpha_pattern={"q_b_proj": 6}
+    )
+    assert read_adapter(folder)[0][NAME].scaling == 3.0
+    configured(folder, rank_pattern={"b_proj": 3}, r=2, alpha_pattern={"o_proj": 5})
+    assert read_adapter(folder)[0][NAME].scaling == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_numbers_of_another_kind_are_refused(folder: Path, dtype: torch.dtype) -> None:
+    save_file({name: tensor.to(dtype) for name, tensor in tensors(folder).items()}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=f"as {dtype}; adapters are"):
+        read_adapter(folder)
+
+
+def test_a_number_too_large_for_fp32_is_refused(folder: Path) -> None:
+    save_file({name: tensor.double() * 1e300 for name, tensor in tensors(folder).items()}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match="not finite"):
+        read_adapter(folder)
+
+
+def test_what_is_no_pair_is_refused_but_the_copy_of_an_embedding(folder: Path) -> None:
+    found = tensors(folder)
+    save_file(found | {"base_model.model.model.embed_tokens.base_layer.weight": torch.ones(4, 4)}, folder / WEIGHTS)
+    assert list(read_adapter(folder)[0]) == [NAME]
+    for strange in (f"{KEY}.weight", "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"):
+        save_file(found | {strange: torch.ones(4)}, folder / WEIGHTS)
+        with pytest.raises(ValueError, match=f"{strange}, which belongs to no pair"):
+            read_adapter(folder)
+    again = {name.replace(KEY, NAME): tensor.clone() for name, tensor in found.items()}
+    save_file(found | again, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=f"is a second change of {NAME}"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (6, 1)])
+def test_lengths_of_another_shape_are_refused(folder: Path, shape: tuple[int, ...]) -> None:
+    write_adapter(folder, {NAME: LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0, torch.ones(6))}, {})
+    assert read_adapter(folder)[0][NAME].magnitude is not None
+    save_file(tensors(folder) | {f"{KEY}.lora_magnitude_vector": torch.ones(shape)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"lora_magnitude_vector has shape .*, not \[6\]"):
+        read_adapter(folder)
+
+
+class TestExperts:
+    @pytest.fixture
+    def experts(self, tmp_path: Path) -> Path:
+        """An adapter of gate and up of three experts."""
+        both = {f"{EXPERTS}.{w}": LoraDelta(torch.randn(3, 2, 8), torch.randn(3, 6, 2), 2.0) for w in ("w1", "w3")}
+        write_adapter(tmp_path / "experts", both, {})
+        return tmp_path / "experts"
+
+    def test_a_target_may_be_the_end_of_its_name(self, experts: Path) -> None:
+        """Without that, a block of gate and up alone would be taken for one of down."""
+        configured(experts, target_parameters=["mlp.experts.gate_up_proj"])
+        assert sorted(read_adapter(experts)[0]) == [f"{EXPERTS}.w1", f"{EXPERTS}.w3"]
+
+    def test_one_that_does_not_change_anything_yet_is_read(self, experts: Path) -> None:
+        save_file({name: x * ("lora_A" in name) for name, x in tensors(experts).items()}, experts / WEIGHTS)
+        changes, _ = read_adapter(experts)
+        assert sorted(changes) == [f"{EXPERTS}.w1", f"{EXPERTS}.w3"]
+        assert not any(change.b.any() for change in changes.values())
+
+    def test_shapes_that_fit_no_number_of_experts_are_refused(self, experts: Path) -> None:
+        found = tensors(experts)
+        low, high = sorted(found)
+        for wrong, said in (
+            ({low: found[low][:5].clone(), high: found[high][:, :5].clone()}, "does not have 4 rows"),
+            ({low: found[low], high: found[high][:-1].clone()}, "has no two halves"),
+            (
+                {low.replace(".lora", ".3.lora"): found[low], high.replace(".lora", ".3.lora"): found[high]},
+                "rank 12, but",
+            ),
+            (
+                {low.replace(".lora", ".w1.lora"): found[low], high.replace(".lora", ".w1.lora"): found[high]},
+                "all experts",
+            ),
+            (found | {low.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(12)}, "belongs to no pair"),
+        ):
+            save_file(wrong, experts / WEIGHTS)
+            with pytest.raises(ValueError, match=said):
+                read_adapter(experts)
+
+
+class TestWriting:
+    def test_whoever_may_read_the_folder_may_read_its_files(self, folder: Path) -> None:
+        assert {file.stat().st_mode for file in folder.iterdir()} == {(folder / CONFIG).stat().st_mode}
+
+    def test_only_an_adapter_makes_way_for_another(self, tmp_path: Path) -> None:
+        other, changes = tmp_path / "work", {NAME: LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0)}
+        other.mkdir()
+        (other / "thesis.tex").write_text("years")
+        for place in (other, other / "thesis.tex"):
+            with pytest.raises(ValueError, match="something else than an adapter"):
+                write_adapter(place, changes, {})
+        assert (other / "thesis.tex").read_text() == "years"
+        (other / "thesis.tex").unlink()
+        write_adapter(other, changes, {})
+        write_adapter(other, changes, {})
+        assert list(read_adapter(other)[0]) == [NAME]
+
+    @pytest.mark.parametrize("limit", [10, 300])
+    def test_on_a_full_disk_the_older_adapter_stays(self, folder: Path, limit: int) -> None:
+        before = {file.name: file.read_bytes() for file in folder.iterdir()}
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(OSError, match=f"could not be written.*{WEIGHTS}"):
+                write_adapter(folder, {NAME: LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0)}, {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+        assert list(folder.parent.iterdir()) == [folder]

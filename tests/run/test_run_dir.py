@@ -1,0 +1,67 @@
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from seektune.run.run_dir import TAKEN, choose_folder, held, refuse_taken
+
+NOON = datetime(2026, 3, 4, 12, 0, 5)
+
+
+def test_a_run_without_folder_gets_one_by_name_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = choose_folder(None, "flash", NOON)
+    assert first == Path("runs/flash-20260304-120005")
+    assert not first.exists()
+    first.mkdir(parents=True)
+    assert choose_folder(None, "flash", NOON) == Path("runs/flash-20260304-120005-2")
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_the_folder_of_another_run_is_refused(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"already holds a run \({name}\); name another folder") as caught:
+        refuse_taken(choose_folder(str(tmp_path), "x", NOON))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_other_things_is_taken(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert choose_folder(str(tmp_path), "x", NOON) == tmp_path
+    refuse_taken(tmp_path)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match="file is a file; name a folder"):
+            choose_folder(str(path), "x", NOON)
+
+
+def fail_in(folder: Path, error: type[BaseException]) -> None:
+    with held(folder):
+        assert folder.is_dir()
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, OSError, KeyboardInterrupt])
+def test_a_failed_preparation_takes_back_what_it_made(tmp_path, error):
+    with pytest.raises(error):
+        fail_in(tmp_path / "runs" / "one", error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_preparation_takes_back_nothing_else(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail_in(tmp_path / "runs" / "one", ValueError)
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+    with pytest.raises(ValueError):  # noqa: PT011
+        fail_in(tmp_path / "runs", ValueError)
+    assert (tmp_path / "runs").is_dir()
+
+
+def test_a_good_preparation_leaves_the_folder(tmp_path):
+    with held(tmp_path / "runs" / "one"):
+        pass
+    assert (tmp_path / "runs" / "one").is_dir()

@@ -1,0 +1,164 @@
+"""Jobs wait, grow together and end; whatever happens to one happens to no other."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from seektune.generate.detokenize import TextDelta, answer_all
+from seektune.generate.request import Request
+from seektune.generate.sampling import GREEDY
+from seektune.serve.errors import ApiError
+from seektune.serve.limits import Limits
+from seektune.serve.scheduler import Event, GenerationJob, Scheduler
+
+LIMITS = Limits(max_model_len=100_000, max_num_seqs=3, max_queued_requests=2)
+
+
+class Heard:
+    """A job and what it heard."""
+
+    def __init__(self, model: str, *requests: Request, seconds: float = 60):
+        self.events: list[Event] = []
+        self.over, self.begun = threading.Event(), threading.Event()
+        self.left = len(requests)
+        self.job = GenerationJob(model, requests, self._hear, time.monotonic() + seconds)
+
+    def _hear(self, event: Event) -> None:
+        self.events.append(event)
+        self.begun.set()
+        self.left -= isinstance(event, TextDelta) and event.end is not None
+        if self.left == 0 or isinstance(event, ApiError):
+            self.over.set()
+
+    def texts(self) -> list[str]:
+        assert self.over.wait(30)
+        assert all(isinstance(event, TextDelta) for event in self.events)
+        return ["".join(e.text for e in self.events if e.request == i) for i in range(len(self.job.requests))]
+
+    def error(self) -> ApiError:
+        assert self.over.wait(30)
+        assert isinstance(self.events[-1], ApiError)
+        return self.events[-1]
+
+
+Begin = Callable[..., Scheduler]
+
+
+@pytest.fixture
+def begin(model, other, tokenizer) -> Iterator[Begin]:
+    made: list[Scheduler] = []
+
+    def start(**models: Any) -> Scheduler:
+        made.append(Scheduler(models or {"toy": model, "other": other}, tokenizer, LIMITS))
+        made[-1].start()
+        return made[-1]
+
+    yield start
+    for worker in made:
+        worker.stop()
+
+
+def request(text: str, tokenizer, most: int = 6, seed: int = 0) -> Request:
+    return Request(tokenizer.encode(text), most, GREEDY, seed=seed)
+
+
+def long(tokenizer) -> Request:
+    return request("The man", tokenizer, 90_000)
+
+
+@pytest.mark.slow
+def test_jobs_of_two_models_get_what_they_get_alone(begin, model, other, tokenizer) -> None:
+    worker = begin()
+    asked = [request(text, tokenizer) for text in ("The man", "A red bucket", "x")]
+    first, second = Heard("toy", *asked), Heard("other", *asked)
+    for heard in (first, second):
+        worker.submit(heard.job)
+    for heard, which in ((first, model), (second, other)):
+        assert heard.texts() == [answer_all(which, tokenizer, [each])[0][0].text for each in asked]
+    assert first.texts() != second.texts()
+    assert worker.load == (0, 0)
+
+
+def test_who_finds_no_room_waits_and_too_many_are_refused(begin, tokenizer) -> None:
+    worker = begin()
+    growing = [Heard("toy", long(tokenizer)) for _ in range(3)]
+    for heard in growing:
+        worker.submit(heard.job)
+        assert heard.begun.wait(30)
+    waiting = [Heard("other", request("A", tokenizer)) for _ in range(2)]
+    for heard in waiting:
+        worker.submit(heard.job)
+    with pytest.raises(ApiError, match="2 requests are waiting already") as refused:
+        worker.submit(Heard("toy", request("B", tokenizer)).job)
+    assert refused.value.status == 429
+    assert worker.load == (3, 2)
+    assert not waiting[0].events
+    worker.cancel(growing[1].job)
+    assert waiting[0].texts() == waiting[1].texts()
+    heard = len(growing[1].events)
+    worker.cancel(growing[0].job)
+    worker.cancel(growing[2].job)
+    after = Heard("toy", request("B", tokenizer))
+    worker.submit(after.job)
+    assert len(after.texts()) == 1
+    assert len(growing[1].events) == heard
+    assert worker.load == (0, 0)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_never_begins(begin, tokenizer) -> None:
+    worker = begin()
+    growing = Heard("toy", *[long(tokenizer)] * 3)
+    waiting, later = Heard("toy", request("A", tokenizer)), Heard("toy", request("B", tokenizer))
+    worker.submit(growing.job)
+    assert growing.begun.wait(30)
+    for heard in (waiting, later):
+        worker.submit(heard.job)
+    worker.cancel(waiting.job)
+    worker.cancel(growing.job)
+    assert len(later.texts()) == 1
+    assert waiting.events == []
+
+
+def test_time_runs_out_for_who_grows_and_who_waits(begin, tokenizer) -> None:
+    worker = begin()
+    growing, waiting = (Heard("toy", *[long(tokenizer)] * 3, seconds=0.3) for _ in range(2))
+    waiting.job.deadline = growing.job.deadline  # or the one would begin in the moment between
+    for heard in (growing, waiting):
+        worker.submit(heard.job)
+    for heard in (growing, waiting):
+        assert heard.error().status == 504
+        assert "not complete after 600 s" in str(heard.error())
+    assert growing.events[:-1]
+    assert not waiting.events[:-1]
+
+
+def test_a_model_without_numbers_fails_its_own_jobs(begin, toy_model, model, tokenizer, caplog) -> None:
+    broken = toy_model(vocab_size=512)
+    with torch.no_grad():
+        broken.norm.weight[3] = torch.nan
+    worker = begin(fine=model, broken=broken)
+    for _ in range(2):
+        good, bad = Heard("fine", request("The man", tokenizer)), Heard("broken", request("The man", tokenizer))
+        for heard in (good, bad):
+            worker.submit(heard.job)
+        assert bad.error().status == 500
+        assert "logits are not numbers" in str(bad.error())
+        assert len(good.texts()) == 1
+    assert "decoding failed" in caplog.text
+
+
+def test_stopping_ends_everything(begin, tokenizer) -> None:
+    worker = begin()
+    growing, waiting = Heard("toy", *[long(tokenizer)] * 3), Heard("toy", request("A", tokenizer))
+    for heard in (growing, waiting):
+        worker.submit(heard.job)
+    assert growing.begun.wait(30)
+    worker.stop()
+    assert growing.error().status == waiting.error().status == 503
+    assert not worker.alive
+    with pytest.raises(ApiError, match="stopping"):
+        worker.submit(waiting.job)
