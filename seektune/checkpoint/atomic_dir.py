@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-SCRATCH, OLD = ".partial", ".old"
+SCRATCH = ".partial"
+OLD = ".old"
 """How the name of an unfinished folder ends, and of one that is being replaced."""
 CARD = "README.md"
 """The one file of a replaced folder that people write themselves."""

@@ -51,13 +51,17 @@ def compare(
     Raises:
         ValueError: a folder or file is unreadable.
     """
-    left, right = FolderSource(a), FolderSource(b)
-    shapes_a, shapes_b = dict(left.shapes()), dict(right.shapes())
+    left = FolderSource(a)
+    right = FolderSource(b)
+    shapes_a = dict(left.shapes())
+    shapes_b = dict(right.shapes())
     names = [*shapes_a, *(name for name in shapes_b if name not in shapes_a)]
     sizes = [(left if name in shapes_a else right).size(name) for name in names]
-    done, total = 0, sum(sizes)
+    done = 0
+    total = sum(sizes)
     for name, size in zip(names, sizes, strict=True):
-        shape_a, shape_b = shapes_a.get(name), shapes_b.get(name)
+        shape_a = shapes_a.get(name)
+        shape_b = shapes_b.get(name)
         status, difference = _alone(shape_a, shape_b) or _both(left.stored(name), right.stored(name), tolerance)
         yield Comparison(name, status, _told(left, name, shape_a), _told(right, name, shape_b), size, difference)
         done += size
@@ -78,7 +82,8 @@ def _both(a: Stored, b: Stored, tolerance: float) -> tuple[str, float]:
         return "same bytes", 0.0
     largest = 0.0
     for band in bands_of(a.shape):
-        x, y = a.part(band).values(), b.part(band).values()
+        x = a.part(band).values()
+        y = b.part(band).values()
         if not same_values(x, y):
             largest = max(largest, largest_difference(x, y))
     if largest == 0:

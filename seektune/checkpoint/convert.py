@@ -73,7 +73,8 @@ def convert(
         OSError: not enough room, or writing failed; what is complete stays for the next call.
     """
     target = format_named(format)
-    parts, tally = FolderSource(source), Tally()
+    parts = FolderSource(source)
+    tally = Tally()
     before = FolderSource(original) if original is not None else None
     config = target.config(read_config(source))
     final = final_place(source, destination)
@@ -171,7 +172,8 @@ def _forget_damaged(place: ResumableDir, shards: dict[str, list[FilePiece]]) -> 
 
 
 def _write_shards(place: ResumableDir, shards: dict[str, list[FilePiece]], tally: Tally, progress: Progress) -> None:
-    total, done = sum(piece.size for shard in shards.values() for piece in shard), 0
+    total = sum(piece.size for shard in shards.values() for piece in shard)
+    done = 0
 
     def advance(size: int) -> None:
         nonlocal done

@@ -93,7 +93,9 @@ class _LoadPlanner(DefaultLoadPlanner):
         self, state_dict: dict[str, Shard], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
         # the engine's own would first look for tensors on the meta device, and refuse what is no tensor
-        self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
+        self.state_dict = state_dict
+        self.metadata = metadata
+        self.is_coordinator = is_coordinator
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         return self.state_dict[index.fqn].__get_tensor_shard__(index)
@@ -138,12 +140,16 @@ def _key(item: WriteItem) -> str:
 def _numbers(items: list[WriteItem]) -> dict[str, int]:
     """Which file each piece goes to, counted from 1. Two pieces of one tensor never share a file."""
     numbers: dict[str, int] = {}
-    number, filled, names = 1, 0, set[str]()
+    number = 1
+    filled = 0
+    names = set[str]()
     for item in items:
         assert item.tensor_data is not None, "only tensors are saved"
         size = prod(item.tensor_data.chunk.sizes) * item.tensor_data.properties.dtype.itemsize
         if filled and (filled + size > FILE_BYTES or item.index.fqn in names):
-            number, filled, names = number + 1, 0, set()
+            number = number + 1
+            filled = 0
+            names = set()
         numbers[_key(item)] = number
         filled += size
         names.add(item.index.fqn)

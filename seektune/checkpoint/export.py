@@ -97,7 +97,8 @@ class _Export:
         return self._converted(found).tensors(self.name)
 
     def _converted(self, found: Stored) -> Stored:
-        out, exact = Stored.empty(self.kind, found.shape), True
+        out = Stored.empty(self.kind, found.shape)
+        exact = True
         for band in bands_of(found.shape):
             part = found.part(band)
             values = part.values()

@@ -76,11 +76,15 @@ class TensorFiles:
             ValueError: the file became shorter, or torch has no such dtype.
             OSError: reading failed.
         """
-        entry, dtype = self._entries[name], self.torch_dtype(name)
-        shape, start, size = entry.shape, entry.start, entry.size
+        entry = self._entries[name]
+        dtype = self.torch_dtype(name)
+        shape = entry.shape
+        start = entry.start
+        size = entry.size
         if rows is not None:
             height = size // max(shape[0], 1)
-            shape, start = (rows.stop - rows.start, *shape[1:]), start + rows.start * height
+            shape = (rows.stop - rows.start, *shape[1:])
+            start = start + rows.start * height
             size = shape[0] * height
         # read, not mapped: mapped pages of a large checkpoint would count as this process's memory
         buffer = torch.empty(size, dtype=torch.uint8)

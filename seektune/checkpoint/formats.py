@@ -47,7 +47,8 @@ class Quantised:
 
     def scale_shape(self, weight: Shape) -> Shape:
         """Shape of the scales that belong to a weight of this stored shape."""
-        rows, columns = weight[0], weight[1] * self.packing
+        rows = weight[0]
+        columns = weight[1] * self.packing
         return -(-rows // self.block[0]), -(-columns // self.block[1])
 
 

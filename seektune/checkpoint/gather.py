@@ -23,7 +23,8 @@ T = TypeVar("T")
 END = -1
 """The number of no tensor."""
 
-WELL, DATA = 0, 1
+WELL = 0
+DATA = 1
 """Tags of the two messages that answer a request."""
 
 
@@ -101,7 +102,8 @@ class _SpreadSource:
     def stored(self, name: str) -> Stored:
         """The whole tensor, on rank 0; a rank's own memory where it is there."""
         number = self._numbers[name]
-        slot, parts = self._slots[number], self._parts(self._slots[number])
+        slot = self._slots[number]
+        parts = self._parts(self._slots[number])
         dtype = self._pieces[slot.model][0].dtype
         if [rank for rank, _ in parts] == [0]:
             self._say(number)
@@ -135,7 +137,8 @@ class _SpreadSource:
         try:
             data = _bytes(self._own(slot).cpu().contiguous())
         except Exception as error:
-            failure, data = error, torch.empty(self._bytes_here(slot), dtype=torch.uint8)
+            failure = error
+            data = torch.empty(self._bytes_here(slot), dtype=torch.uint8)
         with self._ranks.talking():
             dist.send(torch.tensor(failure is None), group=self._ranks.group, group_dst=0, tag=WELL)
             dist.send(data, group=self._ranks.group, group_dst=0, tag=DATA)
@@ -143,7 +146,8 @@ class _SpreadSource:
 
     def _receive(self, rooms: Mapping[int, Tensor]) -> None:
         """Fill them from those ranks, all at once."""
-        group, well = self._ranks.group, {rank: torch.tensor(False) for rank in rooms}
+        group = self._ranks.group
+        well = {rank: torch.tensor(False) for rank in rooms}
         with self._ranks.talking():
             works = [dist.irecv(well[rank], group=group, group_src=rank, tag=WELL) for rank in rooms]
             works += [dist.irecv(_bytes(room), group=group, group_src=rank, tag=DATA) for rank, room in rooms.items()]

@@ -61,7 +61,8 @@ def _read(source: FolderSource, name: str, target: Shard) -> None:
 
 def _read_packed(source: FolderSource, slot: Slot, kind: str, targets: tuple[Shard | None, Shard | None]) -> None:
     """Take over bytes of a low-bit tensor: what is here of its weight and of its scales, each cut in its own way."""
-    name, names = slot.released, (slot.released, scale_name(slot.released))
+    name = slot.released
+    names = (slot.released, scale_name(slot.released))
     if source.kind(name) != kind:
         raise ValueError(
             f"{source.files.where(name)} is stored as {source.kind(name)}, its place in the model as {kind}"
@@ -90,7 +91,8 @@ def check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> N
     Raises:
         ValueError: one is missing or unexpected; the sentence names it.
     """
-    expected, found = {slot.released for slot in wanted}, {name for name, _ in source.shapes()}
+    expected = {slot.released for slot in wanted}
+    found = {name for name, _ in source.shapes()}
     if missing := sorted(expected - found):
         raise ValueError(f"{folder} lacks {_some(missing)}")
     if unexpected := sorted(found - expected):
@@ -99,7 +101,8 @@ def check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> N
 
 def _check_stored(source: FolderSource, slot: Slot, floating: bool) -> None:
     """The kind on disk can hold what the model needs, and the stored shapes are right."""
-    name, kind = slot.released, source.kind(slot.released)
+    name = slot.released
+    kind = source.kind(slot.released)
     if kind in QUANTISED and len(slot.shape) == 2:
         weight, scale = QUANTISED[kind].shapes(slot.shape)
         _check_shape(source, name, weight)

@@ -17,7 +17,8 @@ _KINDS = {
     (torch.uint8, torch.uint8): "fp8",
     (torch.uint8, torch.float32): "fp8_f32",
 }
-_E4M3_NAN, _E8M0_NAN = 127, 255
+_E4M3_NAN = 127
+_E8M0_NAN = 255
 
 
 def as_parameters(stored: Stored) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,8 @@ class MmapFolder:
 
     def _view(self, name: str) -> Tensor:
         file, start, size = self._files.place(name)
-        dtype, shape = self._files.torch_dtype(name), self._files.shape(name)
+        dtype = self._files.torch_dtype(name)
+        shape = self._files.shape(name)
         if start % dtype.itemsize:
             return self._files.read(name)
         return self._map(file)[1][start : start + size].view(dtype).reshape(shape)

@@ -30,7 +30,8 @@ class Ranks:
         """
         if self.group is None:
             return [action()]
-        value, failure = None, None
+        value = None
+        failure = None
         try:
             value = action()
         except BaseException as error:

@@ -77,7 +77,8 @@ def scan(folder: Path) -> FolderScan:
 
 def mismatch(found: FolderScan, shapes: Mapping[str, Shape]) -> Mismatch:
     """Compare with the state dict of a model that has tensors of these names and shapes."""
-    out, expected = Mismatch(), {slot.released: slot.shape for slot in slots(shapes)}
+    out = Mismatch()
+    expected = {slot.released: slot.shape for slot in slots(shapes)}
     for name, shape in expected.items():
         if name not in found.tensors:
             out.missing.append(name)
@@ -125,7 +126,8 @@ def _misplaced(placed: Mapping[str, str], file: str, held: Mapping[str, TensorEn
 
 
 def _complaint(found: FolderScan, name: str, shape: Shape) -> str | None:
-    entry, kind = found.tensors[name], found.kind(name)
+    entry = found.tensors[name]
+    kind = found.kind(name)
     if kind is None or (kind == "i64") != (FORMATS["fp32"].kind(name) == "i64"):
         return f"{name} is {entry.dtype}, which no format has there"
     if kind not in QUANTISED:

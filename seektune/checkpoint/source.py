@@ -32,7 +32,8 @@ class StateSource:
     """A model's state dict under released names; quantized weights stay as they are."""
 
     def __init__(self, state: Mapping[str, Tensor]):
-        self._state, self._scales = state, lowbit_names(state)
+        self._state = state
+        self._scales = lowbit_names(state)
         weights = {name: tuple(x.shape) for name, x in state.items() if name not in set(self._scales.values())}
         self._slots = {slot.released: slot for slot in slots(weights)}
 
@@ -71,7 +72,8 @@ class FolderSource:
     def shapes(self) -> Iterator[tuple[str, Shape]]:
         """In the order of the release: embedding, layers, head, MTP."""
         for name in sorted(self._kinds, key=_released_order):
-            shape, quantised = self.files.shape(name), QUANTISED.get(self.kind(name))
+            shape = self.files.shape(name)
+            quantised = QUANTISED.get(self.kind(name))
             yield name, shape if quantised is None else (*shape[:-1], shape[-1] * quantised.packing)
 
     def kind(self, name: str) -> str:
@@ -115,7 +117,8 @@ class FolderSource:
     def _kind(self, name: str) -> str:
         scale = scale_name(name)
         paired = name.endswith(".weight") and scale in self._names
-        dtype, scale_dtype = self.files.dtype(name), self.files.dtype(scale) if paired else None
+        dtype = self.files.dtype(name)
+        scale_dtype = self.files.dtype(scale) if paired else None
         kind = kind_on_disk(dtype, scale_dtype)
         if kind is None and name.endswith(SCALE):
             raise ValueError(f"{self.files.where(name)} has no {name.removesuffix(SCALE)}.weight beside it")
@@ -127,7 +130,8 @@ class FolderSource:
         return kind
 
     def _check_scales(self, name: str, quantised: Quantised) -> None:
-        weight, scale = self.files.shape(name), self.files.shape(scale_name(name))
+        weight = self.files.shape(name)
+        scale = self.files.shape(scale_name(name))
         if len(weight) != 2 or quantised.scale_shape(weight) != scale:
             raise ValueError(
                 f"{self.files.where(name)} has shape {list(weight)}, which does not fit with the shape {list(scale)} "

@@ -73,7 +73,8 @@ class Stored:
         """Decoded: fp32 of a quantised weight, otherwise as stored."""
         if self.scale is None:
             return self.weight
-        decode, bands = QUANTISED[self.kind].decode, list(bands_of(self.shape))
+        decode = QUANTISED[self.kind].decode
+        bands = list(bands_of(self.shape))
         if len(bands) == 1:
             return decode(self.weight, self.scale)
         out = torch.empty(self.shape)

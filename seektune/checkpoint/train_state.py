@@ -18,7 +18,8 @@ from seektune.checkpoint.dcp import files_of, read_metadata, read_shards, shapes
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import Shard, as_shard
 
-FACTS, MANIFEST = "state.json", "manifest.json"
+FACTS = "state.json"
+MANIFEST = "manifest.json"
 
 
 def write_train_state(

@@ -77,7 +77,8 @@ def check_room(folder: Path, shards: Iterable[Sequence[FilePiece]]) -> None:
     Raises:
         OSError: it is.
     """
-    needed, free = sum(file_size(shard) for shard in shards), shutil.disk_usage(folder).free
+    needed = sum(file_size(shard) for shard in shards)
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(f"{folder} has {_size(free)} free, {_size(needed)} are needed")
 

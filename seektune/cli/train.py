@@ -147,7 +147,9 @@ def split_words(words: list[str]) -> tuple[str, list[str]]:
     Raises:
         ValueError: no recipe, or two.
     """
-    paths, overrides, waiting = [], [], list(words)
+    paths = []
+    overrides = []
+    waiting = list(words)
     while waiting:
         word = waiting.pop(0)
         if not word.startswith("-"):

@@ -64,7 +64,8 @@ class Loader:
                 f"the run to resume had {state['examples']} training examples, this dataset gives "
                 f"{len(self._examples)}; resume with the same data, batch.length and data.overlong"
             )
-        self._epoch, self._offset = state["epoch"], state["offset"]
+        self._epoch = state["epoch"]
+        self._offset = state["offset"]
         self._order = self._permutation()
 
     def _single_rows(self) -> list[Row]:
@@ -87,7 +88,8 @@ class Loader:
     def _advance(self) -> None:
         self._offset += 1
         if self._offset == len(self._examples):
-            self._epoch, self._offset = self._epoch + 1, 0
+            self._epoch = self._epoch + 1
+            self._offset = 0
             self._order = self._permutation()
 
     def _permutation(self) -> list[int]:

@@ -15,7 +15,9 @@ OFFICIAL_SIZE = 129280
 MODEL_MAX_LENGTH = 1048576
 BATCH_TEXTS = 1024
 """Texts that are encoded at once."""
-BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+BOS = "<｜begin▁of▁sentence｜>"
+EOS = "<｜end▁of▁sentence｜>"
+PAD = "<｜▁pad▁｜>"
 _SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 BYTES = {chr(byte): byte for byte in _SHOWN}
 BYTES |= {chr(256 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in _SHOWN)}
@@ -164,7 +166,8 @@ def reduced(spec: dict[str, Any], vocab_size: int) -> dict[str, Any]:
     first, later = _control_tokens(spec["added_tokens"], set(model["vocab"]))
     # Ids follow merge order: what is not a merge (BOS, EOS, pad and the bytes) comes first.
     unmerged = len(model["vocab"]) - len(model["merges"])
-    smallest, largest = unmerged + len(later), len(model["vocab"]) + len(later)
+    smallest = unmerged + len(later)
+    largest = len(model["vocab"]) + len(later)
     if not smallest <= vocab_size <= largest:
         raise ValueError(
             f"vocab_size {vocab_size} has no tokenizer: possible are {smallest} to {largest} "

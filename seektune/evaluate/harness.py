@@ -93,8 +93,10 @@ class HarnessModel(LM):
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """Log-likelihood of whole texts, in nats, each token predicted once (see `perplexity.windows`)."""
         texts = [request.args[0] for request in requests]
-        length, bos_id = self._max_length, self._tokenizer.bos_id
-        owners, sequences = [], []
+        length = self._max_length
+        bos_id = self._tokenizer.bos_id
+        owners = []
+        sequences = []
         for i, ids in enumerate(self._tokenizer.encode_batch(texts)):
             for read, predicted in windows(ids, bos_id, length, length):
                 owners.append(i)

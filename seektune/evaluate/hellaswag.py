@@ -96,7 +96,8 @@ def evaluate_hellaswag(
 
 
 def _score(rows: Sequence[HellaswagRow], found: Sequence[Likelihood]) -> HellaswagScore:
-    right, right_norm = [], []
+    right = []
+    right_norm = []
     taught: list[float] = []
     for i, row in enumerate(rows):
         answers = [each.losses for each in found[4 * i : 4 * i + 4]]

@@ -59,7 +59,8 @@ def likelihoods(
     for group in by_length([len(sequence.tokens) for sequence in sequences], batch_tokens):
         batch = collate(singly([sequences[i] for i in group]), pad_id)
         scores = model.score(batch)
-        losses_BT, first_BT = scores.losses_BT.double().cpu(), scores.first_BT.cpu()
+        losses_BT = scores.losses_BT.double().cpu()
+        first_BT = scores.first_BT.cpu()
         taught_BT = batch.labels[:, 1:] != IGNORE_INDEX
         for row, i in enumerate(group):
             at = taught_BT[row].nonzero().squeeze(1)

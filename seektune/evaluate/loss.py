@@ -14,7 +14,8 @@ def validation_loss(model: Scorer, batches: Sequence[Batch]) -> float:
 
     A token counts the same in whichever batch it stands.
     """
-    total, count = 0.0, 0
+    total = 0.0
+    count = 0
     for batch in batches:
         taught = batch.taught()
         if taught:

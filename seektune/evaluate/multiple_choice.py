@@ -41,7 +41,8 @@ def choice_likelihoods(
         progress: is told after each batch how many endings are done.
     """
     found: list[list[Likelihood]] = [[] for _ in questions]
-    done, total = 0, sum(len(question.endings) for question in questions)
+    done = 0
+    total = sum(len(question.endings) for question in questions)
     for group in by_length([question.size for question in questions], batch_tokens):
         asked = [questions[i] for i in group]
         answers = iter(_together(model, asked))
@@ -70,7 +71,8 @@ def _together(model: DeepseekV4ForCausalLM, questions: Sequence[ChoicePrompt]) -
         hidden_BTD = torch.cat([hidden_BTD, model.hidden(streams)], dim=1)
     targets_BT, sizes = _padded(endings, IGNORE_INDEX, device)
     scores = model.scores_at(hidden_BTD, targets_BT)
-    losses_BT, first_BT = scores.losses_BT.double().cpu(), scores.first_BT.cpu()
+    losses_BT = scores.losses_BT.double().cpu()
+    first_BT = scores.first_BT.cpu()
     return [
         Likelihood(losses[:size].tolist(), bool(first[:size].all()))
         for losses, first, size in zip(losses_BT, first_BT, sizes, strict=True)

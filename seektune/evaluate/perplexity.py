@@ -110,7 +110,8 @@ def evaluate_perplexity(
         for read, predicted in windows(ids, tokenizer.bos_id, length, stride)
     ]
     found = likelihoods(model, sequences, batch_tokens, tokenizer.pad_id, progress)
-    sums, counts = [-each.log for each in found], [len(each.losses) for each in found]
+    sums = [-each.log for each in found]
+    counts = [len(each.losses) for each in found]
     for sequence, value in zip(sequences, sums, strict=True):
         if math.isnan(value):
             raise ArithmeticError(f"{sequence.name}: the model's log-likelihood of the text is not a number")

@@ -32,7 +32,8 @@ class Estimate:
         outcomes are the same, resampling knows no spread; the interval is then the exact one for k = 0 or N
         (Clopper and Pearson 1934).
         """
-        n, right = len(outcomes), sum(outcomes)
+        n = len(outcomes)
+        right = sum(outcomes)
         if right in (0, n):
             reach = 1 - LEVELS[0] ** (1 / n)
             return cls(right / n, 0.0, reach) if right == 0 else cls(1.0, 1 - reach, 1.0)
@@ -42,7 +43,8 @@ class Estimate:
     @classmethod
     def of_ratio(cls, tops: Sequence[float], bottoms: Sequence[float]) -> "Estimate":
         """The sum of `tops` over the sum of `bottoms`, where pairs of them are what is resampled."""
-        top_N, bottom_N = np.asarray(tops, float), np.asarray(bottoms, float)
+        top_N = np.asarray(tops, float)
+        bottom_N = np.asarray(bottoms, float)
         return cls(math.fsum(tops) / math.fsum(bottoms), *_bounds(_ratios(top_N, bottom_N)))
 
 
@@ -63,7 +65,8 @@ class Change:
         """Of right answers; the p-value is McNemar's exact one: only questions that one alone gets right count."""
         assert len(first) == len(second), "two models must answer the same questions"
         gains_N = np.asarray(second, float) - np.asarray(first, float)
-        won, lost = int((gains_N > 0).sum()), int((gains_N < 0).sum())
+        won = int((gains_N > 0).sum())
+        lost = int((gains_N < 0).sum())
         low, high = _bounds(_ratios(gains_N, np.ones_like(gains_N)))
         return cls((won - lost) / len(gains_N), low, high, sign_test(won, lost))
 
@@ -87,7 +90,9 @@ def sign_flip_test(gains_N: NDArray[np.float64]) -> float:
 
 def sign_test(won: int, lost: int) -> float:
     """Two-sided p-value of `won` heads and `lost` tails of a fair coin, exact."""
-    n, ways, total = won + lost, 1, 0
+    n = won + lost
+    ways = 1
+    total = 0
     for k in range(min(won, lost) + 1):
         total += ways
         ways = ways * (n - k) // (k + 1)
@@ -96,7 +101,8 @@ def sign_test(won: int, lost: int) -> float:
 
 def _ratios(top_N: NDArray[np.float64], bottom_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """The ratio of sums in each of R resamples `[R]`."""
-    dice, n = np.random.default_rng(SEED), len(top_N)
+    dice = np.random.default_rng(SEED)
+    n = len(top_N)
     # one resample at a time: all R x N draws together would take gigabytes
     draws = (dice.integers(n, size=n) for _ in range(RESAMPLES))
     return np.array([top_N[draw].sum() / bottom_N[draw].sum() for draw in draws])

@@ -36,7 +36,8 @@ class Detokenizer:
     """Hears the tokens of one answer; what it gives out is final."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
-        self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
+        self._tokenizer = tokenizer
+        self._stops = [stop for stop in stops if stop]
         self._decode = tokenizer.decoder()
         self._ids: list[int] = []
         self._text = ""
@@ -59,7 +60,8 @@ class Detokenizer:
         return self._give(len(self._text))
 
     def _give(self, stop: int) -> str:
-        start, self._given = self._given, max(stop, self._given)
+        start = self._given
+        self._given = max(stop, self._given)
         return self._text[start : self._given]
 
 
@@ -74,7 +76,8 @@ class TextStream:
 
     def __init__(self, decoding: DecodeEngine, requests: Sequence[Request], tokenizer: Tokenizer):
         """Of a decoding that has not begun, with the requests that it was made with."""
-        self._decoding, self._tokenizer = decoding, tokenizer
+        self._decoding = decoding
+        self._tokenizer = tokenizer
         self._heard = {i: (request, Detokenizer(tokenizer, request.stops)) for i, request in enumerate(requests)}
 
     @property
@@ -112,7 +115,8 @@ class TextStream:
             return
         request, ear = self._heard[token.request]
         if token.id in request.stop_ids:
-            text, end = ear.rest(), token.end
+            text = ear.rest()
+            end = token.end
         else:
             text, stopped = ear.hear(token.id)
             end = "stop" if stopped else token.end

@@ -46,7 +46,9 @@ class DecodeEngine:
         if speculative and not model.mtp:
             raise ValueError("speculative decoding needs an MTP block; this model has none")
         self.drafts = Drafts()
-        self._model, self._speculative, self._grows = model, speculative, longest is not None
+        self._model = model
+        self._speculative = speculative
+        self._grows = longest is not None
         self._longest = max((each.longest for each in requests), default=0) if longest is None else longest
         self._count = 0
         self._waiting: list[RunningSequence] = []
@@ -93,7 +95,8 @@ class DecodeEngine:
         tokens = [] if self._texts is None else self._grow(self._texts, self._go_on(self._texts))
         if self._reading is None and self._waiting:
             options = self._longest, self._grows, self._speculative, CHUNK
-            self._reading, self._waiting = Prefill(self._model, self._waiting, *options), []
+            self._reading = Prefill(self._model, self._waiting, *options)
+            self._waiting = []
         if self._reading is not None and self._reading.read():
             (joining, streams), self._reading = self._reading.texts(), None
             tokens += self._grow(joining, streams)

@@ -35,10 +35,12 @@ class Prefill:
             chunk: tokens of all rows together that one forward reads.
         """
         self.rows = rows
-        self._model, self._read = model, 0
+        self._model = model
+        self._read = 0
         self._prompts = list(dict.fromkeys(tuple(row.request.prompt) for row in rows))
         # beyond a text's last token stand a draft and what it may bring
-        count, most = len(self._prompts), longest + 2
+        count = len(self._prompts)
+        most = longest + 2
         self._cache = model.new_cache(count, most, grows=grows)
         self._ahead = model.new_draft_cache(count, most, grows=grows) if speculative else None
         self._size = max(chunk // count, 1)
@@ -46,7 +48,8 @@ class Prefill:
 
     def read(self) -> bool:
         """Read a chunk of each; whether it was the last."""
-        start, stop = self._read, self._read + self._size
+        start = self._read
+        stop = self._read + self._size
         chunk, counts = padded([prompt[start:stop] for prompt in self._prompts], self._model)
         streams = self._model.advance(chunk, self._cache, counts)
         self._last |= {i: streams[i, count - 1] for i, count in enumerate(counts) if count}
@@ -61,9 +64,11 @@ class Prefill:
         """The rows when all is read, and the streams `[B, 1, S, D]` of each prompt's last token."""
         place = {prompt: i for i, prompt in enumerate(self._prompts)}
         places = [place[tuple(row.request.prompt)] for row in self.rows]
-        cache, ahead = self._cache, self._ahead
+        cache = self._cache
+        ahead = self._ahead
         if places != list(range(len(self._prompts))):
-            cache, ahead = cache.select(places), ahead and ahead.select(places)
+            cache = cache.select(places)
+            ahead = ahead and ahead.select(places)
         return RunningBatch(self.rows, cache, ahead), torch.stack([self._last[i] for i in places]).unsqueeze(1)
 
 

@@ -43,7 +43,9 @@ class RunningSequence:
         wanted_V = self.chooser.distribution(logits_TV[0])
         if self.drafted_V is None:
             return [self._append(self.chooser.draw(wanted_V), logits_TV[0])]
-        draft, drafted_V, self.drafted_V = self.draft, self.drafted_V, None
+        draft = self.draft
+        drafted_V = self.drafted_V
+        self.drafted_V = None
         drafts.made += 1
         if not self.chooser.accepts(draft, wanted_V, drafted_V):
             return [self._append(self.chooser.draw((wanted_V - drafted_V).clamp(min=0)), logits_TV[0])]
@@ -60,7 +62,8 @@ class RunningSequence:
         if math.isnan(logprob):
             raise ArithmeticError("the model's logits are not numbers; its weights may be damaged")
         self.chooser.note(token)
-        self.last, self.left = token, self.left - 1
+        self.last = token
+        self.left = self.left - 1
         best = log_V.topk(min(self.request.alternatives, len(log_V)))
         alternatives = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
         end = "stop" if token in self.request.stop_ids else "length" if self.left == 0 else None
@@ -88,7 +91,8 @@ class RunningBatch:
 
     def join(self, others: "RunningBatch") -> None:
         """Take up other rows, after these."""
-        ours, theirs = range(len(self.rows)), range(len(others.rows))
+        ours = range(len(self.rows))
+        theirs = range(len(others.rows))
         self.cache = KVCache.gather([(self.cache, ours), (others.cache, theirs)])
         if self.ahead is not None and others.ahead is not None:
             self.ahead = KVCache.gather([(self.ahead, ours), (others.ahead, theirs)])

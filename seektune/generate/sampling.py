@@ -43,7 +43,8 @@ class Sampling:
                 raise ValueError(f"{name} must be {wanted}, not {value}")
 
 
-DEFAULT, GREEDY = Sampling(), Sampling(temperature=0)
+DEFAULT = Sampling()
+GREEDY = Sampling(temperature=0)
 
 
 class Sampler:
@@ -99,7 +100,8 @@ class Sampler:
         if not self._seen:
             return logits_V
         seen = torch.tensor(sorted(self._seen), device=logits_V.device)
-        penalty, before = self.sampling.repetition_penalty, logits_V[seen]
+        penalty = self.sampling.repetition_penalty
+        before = logits_V[seen]
         # where a result has no number, the largest and all others in proportion, so that their order stays
         most = before * (torch.finfo(before.dtype).max / before.abs().max())
         after = torch.where(before > 0, torch.fmin(before / penalty, most), torch.fmax(before * penalty, most))

@@ -75,7 +75,8 @@ class _Lines:
     """Progress in plain lines."""
 
     def __init__(self, label: str):
-        self._label, self._told = label, time.monotonic()
+        self._label = label
+        self._told = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         if time.monotonic() - self._told >= PAUSE:

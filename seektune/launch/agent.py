@@ -37,7 +37,9 @@ class Agent(SimpleElasticAgent):
             monitor_interval=TICK,
         )
         super().__init__(spec)
-        self._job, self._nodes, self._stop = job, nodes, stop
+        self._job = job
+        self._nodes = nodes
+        self._stop = stop
         self._workers = LocalWorkerGroup([], job)
         self.ending = Ending()
         """How this node's workers ended last."""

@@ -8,7 +8,8 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 if __name__ == "__main__":
-    launcher, command = int(sys.argv[1]), sys.argv[2:]
+    launcher = int(sys.argv[1])
+    command = sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:  # it died before the kernel was told

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from seektune.signals import RESUME_ME
 
-DONE, FAILURE, USER_MISTAKE = 0, 1, 2
+DONE = 0
+FAILURE = 1
+USER_MISTAKE = 2
 """Exit codes, beside RESUME_ME."""
 ORDERLY = (DONE, RESUME_ME)
 """Those of a worker that left because it was time."""

@@ -21,7 +21,8 @@ TICK = 0.1
 """Seconds between two looks."""
 PATIENCE = 900.0
 """Seconds for which a node waits for the others to start."""
-BEAT, LOST_AFTER = 1.0, 15.0
+BEAT = 1.0
+LOST_AFTER = 15.0
 """Seconds between a node's signs of life, and without one until it counts as lost; so does a store that is silent."""
 PARTING = 5.0
 """Seconds for which node 0 keeps the store open for others to read how it ended."""
@@ -36,9 +37,11 @@ class Rendezvous(RendezvousHandler):
     """
 
     def __init__(self, job: LaunchConfig, stop: SignalRelay):
-        self._job, self._stop = job, stop
+        self._job = job
+        self._stop = stop
         self.round = 0
-        self._beaten, self._beats = 0.0, 0
+        self._beaten = 0.0
+        self._beats = 0
         self._heard: dict[int, tuple[bytes, float]] = {}
         self._host, port = _address(job)
         self._store = self._open(port)
@@ -47,7 +50,8 @@ class Rendezvous(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         """Wait until every node is here; the workers get a store of their own for this round."""
         self.round += 1
-        here, others = f"{self.round}/here/{self._job.node_rank}", self._keys("here")
+        here = f"{self.round}/here/{self._job.node_rank}"
+        others = self._keys("here")
         if self._store.add(f"{here}/times", 1) > 1:
             raise JobEnded(Ending(USER_MISTAKE, f"another node was started with --node-rank {self._job.node_rank} too"))
         if self._job.node_rank == 0:
@@ -148,7 +152,8 @@ class Rendezvous(RendezvousHandler):
             self._beat()
 
     def _beat(self) -> None:
-        self._beaten, self._beats = monotonic(), self._beats + 1
+        self._beaten = monotonic()
+        self._beats = self._beats + 1
         self._store.set(f"alive/{self._job.node_rank}", str(self._beats))
         if self._job.node_rank:
             return

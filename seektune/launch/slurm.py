@@ -56,7 +56,8 @@ def write_slurm(task: JobSpec, slurm: Slurm) -> str:
 
 
 def _head(task: JobSpec, slurm: Slurm) -> Iterator[str]:
-    name, logs = header("the job's name", task.name), header("--output", slurm.logs)
+    name = header("the job's name", task.name)
+    logs = header("--output", slurm.logs)
     yield "#!/bin/bash"
     yield f"# {task.nodes} nodes of {task.gpus} GPUs, written by seektune launch slurm."
     yield f"#SBATCH --job-name={name}"

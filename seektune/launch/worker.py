@@ -33,8 +33,11 @@ class Worker:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], rank: int, show: Show):
-        self.rank, self.last_words = rank, ""
-        self._show, self._spoke, self._heard = show, monotonic(), False
+        self.rank = rank
+        self.last_words = ""
+        self._show = show
+        self._spoke = monotonic()
+        self._heard = False
         self._prefix = f"[rank {rank}] " if rank else ""
         command_line = [sys.executable, "-I", "-S", str(Path(die_with_parent.__file__)), str(os.getpid()), *command]
         stdout = DEVNULL if rank else None
@@ -88,7 +91,8 @@ class Worker:
             text = line.decode(errors="replace").rstrip("\r\n")
             if text.startswith(SPEAKER):
                 self.tell()
-                self.last_words, self._spoke = text.removeprefix(SPEAKER), monotonic()
+                self.last_words = text.removeprefix(SPEAKER)
+                self._spoke = monotonic()
             else:
                 self._show(f"{self._prefix}{text}")
         if not self.last_words:

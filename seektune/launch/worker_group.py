@@ -18,7 +18,8 @@ class LocalWorkerGroup:
     """Watches workers that were started."""
 
     def __init__(self, workers: Sequence[Worker], job: LaunchConfig):
-        self._workers, self._job = workers, job
+        self._workers = workers
+        self._job = job
         self._asked: signal.Signals | None = None
         self._leaving = Since()
         self._failing = Since()

@@ -103,7 +103,8 @@ def changes_of(
     model: nn.Module, adapter: str = TRAINED, tensors: Mapping[str, Tensor] | None = None
 ) -> dict[str, LoraDelta]:
     """An adapter's tensors by released module name; `tensors` has them where the model has no memory."""
-    changes, state = {}, adapter_state(model) if tensors is None else tensors
+    changes = {}
+    state = adapter_state(model) if tensors is None else tensors
     for name, module in carriers(model):
         if adapter in module.lora:
             magnitude = state[f"{name}.magnitude"] if isinstance(module, DoraLinear) else None

@@ -18,7 +18,9 @@ from seektune.checkpoint.write import FilePiece, write_shard
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft import PeftModule, as_peft, as_released, config_of, tensors_of
 
-WEIGHTS, MTP_WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_mtp.safetensors", "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+MTP_WEIGHTS = "adapter_mtp.safetensors"
+CONFIG = "adapter_config.json"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OWN = "seektune.json"
 """What PEFT has no key for: `merge_into`, the format whose rounding the adapter was trained through."""

@@ -49,7 +49,8 @@ def frozen_digest(base: Mapping[str, Tensor | Shard], ranks: Ranks = ALONE) -> F
     for told in ranks.each(lambda: own):
         for name, piece in told.items():
             pieces.setdefault(name, set()).add(piece)
-    digest, nbytes = hashlib.sha256(), 0
+    digest = hashlib.sha256()
+    nbytes = 0
     for name, found in sorted(pieces.items()):
         total, weighted = (sum(piece.sums[i] for piece in found) % 2**64 for i in (0, 1))
         (form,) = {(piece.dtype, piece.shape) for piece in found}
@@ -69,14 +70,16 @@ def _sums(shard: Shard) -> tuple[int, int]:
     A row's 64-bit words are summed, each times its odd place; the rows are, once alone and once times theirs.
     """
     x = shard.tensor.detach()
-    rows, numbers = (x.flatten(0, -2) if x.dim() > 1 else x.reshape(-1, 1)), _row_numbers(shard)
+    rows = x.flatten(0, -2) if x.dim() > 1 else x.reshape(-1, 1)
+    numbers = _row_numbers(shard)
     assert x.dim() < 2 or x.shape[-1] == shard.shape[-1], "rows are not cut"
     height = max(BAND // (rows.shape[1] * rows.itemsize), 1)
     total = weighted = torch.zeros((), dtype=torch.int64, device=x.device)
     for band, places in zip(rows.split(height), numbers.split(height), strict=True):
         words = _words(band)
         sums = (words * (torch.arange(words.shape[1], device=x.device) * 2 + 1)).sum(dim=1)
-        total, weighted = total + sums.sum(), weighted + (sums * (places * 2 + 1)).sum()
+        total = total + sums.sum()
+        weighted = weighted + (sums * (places * 2 + 1)).sum()
     return int(total), int(weighted)
 
 
@@ -93,7 +96,8 @@ def _row_numbers(shard: Shard) -> Tensor:
     numbers = torch.zeros((), dtype=torch.int64, device=shard.tensor.device)
     dims = max(len(shard.shape) - 1, min(len(shard.shape), 1))
     for dim in range(dims):
-        begin, size = shard.offsets[dim], shard.tensor.shape[dim]
+        begin = shard.offsets[dim]
+        size = shard.tensor.shape[dim]
         here = torch.arange(begin, begin + size, device=numbers.device)
         numbers = (numbers * shard.shape[dim]).unsqueeze(-1) + here
     return numbers.flatten()

@@ -134,7 +134,8 @@ def _adapted_matrix(model: nn.Module, experts: str, matrix: str, shape: AdapterS
         return base
     if shape.dora:
         raise ValueError(f"lora.dora does not cover the routed experts ({experts}); leave them out or set it to false")
-    weight, into = f"{experts}.0.{matrix}.weight", shape.merge_into
+    weight = f"{experts}.0.{matrix}.weight"
+    into = shape.merge_into
     made = RoundedMatrix(base, into, rounding_of(weight, into)) if into else AdaptedMatrix(base)
     module.register_module(matrix, made)
     return made

@@ -28,13 +28,16 @@ class LowRank(nn.Module):
 
     def __init__(self, shape: tuple[int, int], rank: int, scaling: float, dropout: float, groups: int = 1):
         super().__init__()
-        self.scaling, self.dropout, self.groups = scaling, dropout, groups
+        self.scaling = scaling
+        self.dropout = dropout
+        self.groups = groups
         self.A = nn.Parameter(torch.empty(rank, shape[1]))
         self.B = nn.Parameter(torch.empty(shape[0], rank))
 
     def forward(self, x: Tensor) -> Tensor:
         """The change of the product, in x's dtype."""
-        low, high = F.linear(drop(self, x), self.A.to(x.dtype)), self.B.to(x.dtype)
+        low = F.linear(drop(self, x), self.A.to(x.dtype))
+        high = self.B.to(x.dtype)
         return self.scaling * (F.linear(low, high) if self.groups == 1 else grouped_linear(low, high, self.groups))
 
     def delta(self) -> Tensor:
@@ -48,13 +51,16 @@ class ExpertLowRank(nn.Module):
     def __init__(self, shape: tuple[int, int, int], rank: int, scaling: float, dropout: float, shared: bool):
         super().__init__()
         experts, outputs, inputs = shape
-        self.scaling, self.dropout = scaling, dropout
+        self.scaling = scaling
+        self.dropout = dropout
         self.A = nn.Parameter(torch.empty(rank, inputs) if shared else torch.empty(experts, rank, inputs))
         self.B = nn.Parameter(torch.empty(experts, outputs, rank))
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """The change of the products, in x's dtype."""
-        x, low, high = drop(self, x_PI), self.A.to(x_PI.dtype), self.B.to(x_PI.dtype)
+        x = drop(self, x_PI)
+        low = self.A.to(x_PI.dtype)
+        high = self.B.to(x_PI.dtype)
         inner = F.linear(x, low) if low.dim() == 2 else expert_linear(x, low, counts)
         return self.scaling * expert_linear(inner, high, counts)
 
@@ -131,7 +137,8 @@ class DoraLinear(AdaptedLinear):
     @torch.no_grad()
     def length(self, adapter: LowRank) -> Tensor:
         """`|W + B A|` of each row without the sum itself: W's part is known, and W A needs R products."""
-        a, b = adapter.A, adapter.scaling * adapter.B
+        a = adapter.A
+        b = adapter.scaling * adapter.B
         rows = a if self.groups == 1 else a.unsqueeze(1).expand(-1, self.groups, -1)
         cross_OR = self.product(rows).flatten(1).T
         square = self.square + 2 * (b * cross_OR).sum(dim=1) + ((b @ (a @ a.T)) * b).sum(dim=1)
@@ -141,7 +148,8 @@ class DoraLinear(AdaptedLinear):
     def change(self) -> Tensor:
         """What merging adds to W."""
         (adapter,) = self.adapters()
-        base, merged = self.base_values(), self.base_values() + adapter.delta()
+        base = self.base_values()
+        merged = self.base_values() + adapter.delta()
         return (self.magnitude / above_zero(merged.norm(dim=1)))[:, None] * merged - base
 
 
@@ -150,7 +158,8 @@ class RoundedLinear(AdaptedLinear):
 
     def __init__(self, base: QuantizedLinear, format: str, rounding: Rounding):
         super().__init__(base)
-        self.format, self.rounding = format, rounding
+        self.format = format
+        self.rounding = rounding
 
     def forward(self, x: Tensor) -> Tensor:
         """What the merged weight will give."""
@@ -194,7 +203,8 @@ class RoundedMatrix(AdaptedMatrix):
 
     def __init__(self, base: QuantizedMatrix, format: str, rounding: Rounding):
         super().__init__(base)
-        self.format, self.rounding = format, rounding
+        self.format = format
+        self.rounding = rounding
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """What the merged weights will give."""

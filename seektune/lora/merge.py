@@ -151,13 +151,15 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
     """
     changes, _ = read_adapter(adapter)
     check_weight(changes.values(), weight, adapter)
-    source, final = FolderSource(base), final_place(base, destination)
+    source = FolderSource(base)
+    final = final_place(base, destination)
     touched = _touched(source, changes, adapter)
     target = _target(source, to, touched)
     merged = _Merged(source, changes, weight, target.kind)
     if not force and (weight != 1.0 or trained_for(adapter) not in (to, MIXED.get(to, to))):
         _refuse_useless(merged, touched, to)
-    tally, config = Tally(), target.config(read_config(base))
+    tally = Tally()
+    config = target.config(read_config(base))
     with complete_folder(final) as scratch:
         write_checkpoint(scratch, config, merged, target, tally)
         copy_companions(base, scratch)
@@ -180,7 +182,8 @@ def measure(name: str, before: Tensor, merged: Tensor, stored: Stored) -> KeptCh
     size = square = dot = miss = 0.0
     for band in bands_of(tuple(before.shape)):
         weight = before[band].double()
-        delta, moved = merged[band].double() - weight, stored.part(band).values().double() - weight
+        delta = merged[band].double() - weight
+        moved = stored.part(band).values().double() - weight
         size += float(weight.square().sum())
         square += float(delta.square().sum())
         dot += float((moved * delta).sum())
@@ -196,7 +199,8 @@ def share_kept(kept: Sequence[KeptChange]) -> float:
 
 
 def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Path) -> list[str]:
-    touched, used = [], Counter[str]()
+    touched = []
+    used = Counter[str]()
     for name, shape in source.shapes():
         if (found := change_of(changes, name)) is None:
             continue

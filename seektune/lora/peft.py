@@ -57,7 +57,8 @@ def as_peft(changes: Mapping[str, LoraDelta]) -> Iterator[PeftModule]:
 
 def _experts_as_peft(theirs: str, matrices: Mapping[str, LoraDelta]) -> Iterator[PeftModule]:
     """`gate_up_proj` holds w1 and w3 one above the other: their ranks side by side, each reaching its own rows."""
-    upper, lower = matrices.get("w1"), matrices.get("w3")
+    upper = matrices.get("w1")
+    lower = matrices.get("w3")
     joined = [change for change in (upper, lower) if change is not None]
     inner = bool(joined) and "w2" in matrices
     if joined:
@@ -102,7 +103,8 @@ def config_of(modules: list[PeftModule], changes: Mapping[str, LoraDelta]) -> di
     """What adapter_config.json says of them."""
     main = [module for module in modules if not module.key.startswith("mtp.")]
     first = (main or modules)[0]
-    rank, alpha = first.rank, first.scaling * first.rank
+    rank = first.rank
+    alpha = first.scaling * first.rank
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -163,15 +165,18 @@ def _module(key: str) -> str:
 def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> dict[str, LoraDelta]:
     """The change, or the two of `gate_up_proj`, whose A has this key."""
     embedding = key.endswith(".lora_embedding_A")
-    theirs, other = _module(key), _partner(key)
+    theirs = _module(key)
+    other = _partner(key)
     if other not in tensors:
         raise ValueError(f"it lacks {other}")
-    a, b = tensors[key], tensors[other]
+    a = tensors[key]
+    b = tensors[other]
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
         raise ValueError(f"{key} {list(a.shape)} and {other} {list(b.shape)} have no rank in common")
     if theirs.endswith((".experts", ".experts.base_layer")):
         return _experts_as_released(theirs, a, b, terms)
-    target, name = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs, released_name(theirs)
+    target = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs
+    name = released_name(theirs)
     if _EXPERTS.fullmatch(name):
         raise ValueError(f"{key} names a matrix of all experts, which PEFT has in {name.rpartition('.')[0]}")
     if len(a) != (rank := terms.rank_of(target)):
@@ -194,8 +199,10 @@ def _experts_as_released(theirs: str, a: Tensor, b: Tensor, terms: PeftConfig) -
     rank = terms.rank_of(target)
     if len(a) == 0 or len(a) % rank:
         raise ValueError(f"A of {target} {list(a.shape)} does not have {rank} rows, the rank in its config, per expert")
-    a_ERI, b_EOR = a.unflatten(0, (-1, rank)), b.unflatten(1, (rank, -1)).permute(2, 0, 1)
-    scaling, ours = terms.scaling_of(target), released_name(f"{base}.").removesuffix(".")
+    a_ERI = a.unflatten(0, (-1, rank))
+    b_EOR = b.unflatten(1, (rank, -1)).permute(2, 0, 1)
+    scaling = terms.scaling_of(target)
+    ours = released_name(f"{base}.").removesuffix(".")
     if not inner:
         return {f"{ours}.w2": LoraDelta(a_ERI, b_EOR, scaling)}
     if len(b) % 2:

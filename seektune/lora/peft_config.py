@@ -75,7 +75,8 @@ class PeftConfig:
 
     def scaling_of(self, target: str) -> float:
         """What B A is multiplied by there."""
-        alpha, rank = _alpha(_of(self.alphas, target, self.alpha), f"alpha_pattern of {target}"), self.rank_of(target)
+        alpha = _alpha(_of(self.alphas, target, self.alpha), f"alpha_pattern of {target}")
+        rank = self.rank_of(target)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def targets(self, parameter: str) -> bool:

@@ -61,7 +61,8 @@ def matching(model: nn.Module, targets: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a target means nothing here; the sentence offers the nearest name.
     """
-    names, found = adaptable(model), set()
+    names = adaptable(model)
+    found = set()
     for target in targets:
         meant = {name for name in names if target in _ways_to_say(name)}
         if not meant:

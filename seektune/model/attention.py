@@ -32,10 +32,18 @@ class Attention(nn.Module):
         dtype: torch.dtype,
     ):
         super().__init__()
-        width, heads, head = config.hidden_size, config.num_attention_heads, config.head_dim
-        self.ratio, self.heads, self.width, self.groups = ratio, heads, head, config.o_groups
-        self.eps, self.window, self.rope_dim = config.rms_norm_eps, config.sliding_window, config.qk_rope_head_dim
-        self.numerics, self.rope = numerics, Rope.of_layer(config, ratio)
+        width = config.hidden_size
+        heads = config.num_attention_heads
+        head = config.head_dim
+        self.ratio = ratio
+        self.heads = heads
+        self.width = head
+        self.groups = config.o_groups
+        self.eps = config.rms_norm_eps
+        self.window = config.sliding_window
+        self.rope_dim = config.qk_rope_head_dim
+        self.numerics = numerics
+        self.rope = Rope.of_layer(config, ratio)
 
         self.wq_a = Linear(width, config.q_lora_rank, device, dtype)
         self.q_norm = RMSNorm(config.q_lora_rank, self.eps, device, dtype)

@@ -149,7 +149,8 @@ class DeepseekV4ForCausalLM(TransformerPart):
         layout = self.sequence(torch.ones_like(input_ids) if documents is None else documents)
         tokens = layout.mine(input_ids)
         streams = self.run(self.enter(tokens), tokens, layout, ledger)
-        hidden, ahead = self.hidden(streams), None
+        hidden = self.hidden(streams)
+        ahead = None
         if mtp:
             after = layout.mine(following(input_ids))
             ahead = self.look_ahead(streams, self.embed(after), after, layout, ledger)
@@ -206,7 +207,8 @@ class DeepseekV4ForCausalLM(TransformerPart):
 
     def new_draft_cache(self, batch_size: int, max_length: int, grows: bool = False) -> KVCache:
         """An empty cache for the MTP block (`foresee`)."""
-        weight, layer = self.embed.weight, self.config.num_hidden_layers
+        weight = self.embed.weight
+        layer = self.config.num_hidden_layers
         return KVCache.of(
             self.config, range(layer, layer + 1), batch_size, max_length, weight.dtype, weight.device, grows=grows
         )
@@ -263,7 +265,8 @@ class DeepseekV4ForCausalLM(TransformerPart):
                 raise ValueError(f"{name} must be integers (int64), not {kind}")
         if input_ids.dim() != 2 or input_ids.numel() == 0:
             raise ValueError(f"input_ids must have shape [rows, tokens] and not be empty, not {list(input_ids.shape)}")
-        low, high = int(input_ids.min()), int(input_ids.max())
+        low = int(input_ids.min())
+        high = int(input_ids.max())
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"input_ids span {low} to {high}, outside the vocabulary of {self.config.vocab_size} ids")
         for name, other in (("labels", labels), ("documents", documents)):

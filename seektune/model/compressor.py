@@ -25,7 +25,8 @@ class Compressor(nn.Module):
         self, config: DeepseekV4Config, ratio: int, width: int, device: torch.device | None, dtype: torch.dtype
     ):
         super().__init__()
-        self.ratio, self.width = ratio, width
+        self.ratio = ratio
+        self.width = width
         self.overlap = ratio == CSA
         channels = width * (2 if self.overlap else 1)
         self.wkv = WideLinear(config.hidden_size, channels, device, dtype)

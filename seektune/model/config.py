@@ -18,7 +18,9 @@ from pydantic import (
 
 PRESETS = ("flash", "flash-base", "pro", "tiny")
 
-SLIDING, CSA, HCA = 0, 4, 128
+SLIDING = 0
+CSA = 4
+HCA = 128
 """The three values of `compress_ratios`: sliding window only, compressed sparse, heavily compressed attention."""
 
 

@@ -61,12 +61,18 @@ def few(block: "Block", streams_BTSD: Tensor, tokens_BT: Tensor | None, layout: 
         return None
     if type(streams_BTSD) is not Tensor or not streams_BTSD.is_cpu or function("block_enter", dtype) is None:
         return None
-    attn, ffn, weights = block.attn, block.ffn, as_built(block, dtype)
+    attn = block.attn
+    ffn = block.ffn
+    weights = as_built(block, dtype)
     if weights is None or type(ffn.dispatch) is not LocalDispatch:
         return None
     norm, wq_a, q_norm, wq_b, wkv, kv_norm, wo_a, wo_b, ffn_norm, gate, *shared = weights
-    before, after, routed, choice = block.hc_attn, block.hc_ffn, ffn.experts, ffn.gate
-    bias, table = None, None
+    before = block.hc_attn
+    after = block.hc_ffn
+    routed = ffn.experts
+    choice = ffn.gate
+    bias = None
+    table = None
     if isinstance(choice, TopKGate):
         bias = choice.bias
     elif isinstance(choice, HashGate) and tokens_BT is not None:
@@ -80,7 +86,8 @@ def few(block: "Block", streams_BTSD: Tensor, tokens_BT: Tensor | None, layout: 
         return None  # the whole model was cast
     if not all(x.is_contiguous() for x in (routed.w1, routed.w2, routed.w3)):
         return None
-    streams, rotation = streams_BTSD.flatten(0, 1).contiguous(), layout.at_positions(attn.rope)
+    streams = streams_BTSD.flatten(0, 1).contiguous()
+    rotation = layout.at_positions(attn.rope)
     turned = rotation.wide(WIDE[dtype])
     entry = before.fn, before.base, before.scale, norm, wq_a, q_norm, wq_b, wkv, kv_norm
     entered = enter(streams, entry, turned.cos, turned.sin, of)

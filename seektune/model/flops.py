@@ -34,10 +34,14 @@ def training_flops(config: DeepseekV4Config, length: int, mtp: bool = False) -> 
 
 def layer_flops(config: DeepseekV4Config, ratio: int, length: int) -> dict[str, int]:
     """Forward operations of one layer of a ratio."""
-    width, heads, head = config.hidden_size, config.num_attention_heads, config.head_dim
-    rank, out = config.q_lora_rank, config.o_lora_rank
+    width = config.hidden_size
+    heads = config.num_attention_heads
+    head = config.head_dim
+    rank = config.q_lora_rank
+    out = config.o_lora_rank
     project = width * rank + rank * heads * head + width * head + heads * head * out + config.o_groups * out * width
-    inner, streams = config.moe_intermediate_size, config.hc_mult
+    inner = config.moe_intermediate_size
+    streams = config.hc_mult
     # twice (attention, experts): the router, what is read, what is mixed
     mix = 2 * (streams * (2 + streams) * streams + streams + streams * streams) * width
     found = {
@@ -83,7 +87,9 @@ def _compressor(width: int, head: int, ratio: int) -> int:
 
 
 def _indexer(config: DeepseekV4Config, length: int) -> int:
-    heads, head, width = config.index_n_heads, config.index_head_dim, config.hidden_size
+    heads = config.index_n_heads
+    head = config.index_head_dim
+    width = config.hidden_size
     own = _compressor(width, head, CSA) + config.q_lora_rank * heads * head + width * heads
     return 2 * length * own + 2 * heads * (head + 1) * _scored(config, length)
 
@@ -95,6 +101,7 @@ def _scored(config: DeepseekV4Config, length: int) -> int:
 
 
 def _head(config: DeepseekV4Config, length: int) -> dict[str, int]:
-    streams, width = config.hc_mult, config.hidden_size
+    streams = config.hc_mult
+    width = config.hidden_size
     read = (streams * streams + streams) * width
     return {"mHC": 2 * length * read, "head": 2 * length * width * config.vocab_size}

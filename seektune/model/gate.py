@@ -55,7 +55,8 @@ class Gate(nn.Module):
 
     def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
         super().__init__()
-        self.experts_per_token, self.factor = config.num_experts_per_tok, config.routed_scaling_factor
+        self.experts_per_token = config.num_experts_per_tok
+        self.factor = config.routed_scaling_factor
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size, device=device, dtype=dtype))
 
     def logits(self, x_ND: Tensor) -> Tensor:
@@ -101,7 +102,8 @@ class HashGate(Gate):
         """The table's row of each id; a repeated expert keeps its weight at its first name only."""
         if tokens_N is None:
             raise ValueError("a hash layer needs the token ids; none reached it")
-        scores_NE, experts_NK = gate_scores(self.logits(x_ND)), self.tid2eid[tokens_N]
+        scores_NE = gate_scores(self.logits(x_ND))
+        experts_NK = self.tid2eid[tokens_N]
         same_NKK = experts_NK.unsqueeze(2) == experts_NK.unsqueeze(1)
         repeated_NK = same_NKK.tril(diagonal=-1).any(dim=2)
         weights_NK = gate_weights(scores_NE, experts_NK, self.factor).masked_fill(repeated_NK, 0.0)
@@ -114,9 +116,11 @@ def _sequence_balance(scores_NE: Tensor, chosen_NE: Tensor, layout: SequenceLayo
     f_i = E/(K n) * (tokens of the document that chose i), P_i = mean of their normalised scores.
     """
     document_BT, documents = layout.numbered()
-    document_N, real = document_BT.flatten(), layout.real.flatten()
+    document_N = document_BT.flatten()
+    real = layout.real.flatten()
     share_NE = scores_NE / scores_NE.sum(dim=-1, keepdim=True) * real[:, None]
-    experts, shape = scores_NE.shape[1], (documents, scores_NE.shape[1])
+    experts = scores_NE.shape[1]
+    shape = (documents, scores_NE.shape[1])
     chosen = layout.total(scores_NE.new_zeros(shape).index_add(0, document_N, chosen_NE))
     share = layout.total(scores_NE.new_zeros(shape).index_add(0, document_N, share_NE))
     # n f_i P_i = E / (K n) * chosen_i * share_i, and K n is the number of choices

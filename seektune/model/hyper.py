@@ -17,7 +17,8 @@ class StreamRouter(nn.Module):
 
     def __init__(self, config: DeepseekV4Config, outputs: int, scales: int, device: torch.device | None):
         super().__init__()
-        self.eps, self.norm_eps = config.hc_eps, config.rms_norm_eps
+        self.eps = config.hc_eps
+        self.norm_eps = config.rms_norm_eps
         inputs = config.hc_mult * config.hidden_size
         self.fn = nn.Parameter(torch.empty(outputs, inputs, device=device, dtype=torch.float32))
         self.base = nn.Parameter(torch.empty(outputs, device=device, dtype=torch.float32))

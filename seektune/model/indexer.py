@@ -23,7 +23,9 @@ class Indexer(nn.Module):
 
     def __init__(self, config: DeepseekV4Config, numerics: Numerics, device: torch.device | None, dtype: torch.dtype):
         super().__init__()
-        self.heads, self.width, self.topk = config.index_n_heads, config.index_head_dim, config.index_topk
+        self.heads = config.index_n_heads
+        self.width = config.index_head_dim
+        self.topk = config.index_topk
         self.wq_b = Linear(config.q_lora_rank, self.heads * self.width, device, dtype)
         self.weights_proj = Linear(config.hidden_size, self.heads, device, dtype)
         self.compressor = Compressor(config, CSA, self.width, device, dtype)

@@ -76,7 +76,8 @@ def _draw(config: DeepseekV4Config, base: int, name: str, seed: str, whole: Tens
 
 
 def _fill(name: str, shard: Shard, draw: Draw) -> None:
-    x, empty = shard.tensor, partial(torch.empty, dtype=_drawn(shard.tensor))
+    x = shard.tensor
+    empty = partial(torch.empty, dtype=_drawn(shard.tensor))
     if x.dim() < 3:
         x.copy_(draw(name, name, empty(shard.shape))[shard.box])
         return

@@ -20,7 +20,9 @@ class Experts(nn.Module):
 
     def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
         super().__init__()
-        experts, width, inner = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        experts = config.n_routed_experts
+        width = config.hidden_size
+        inner = config.moe_intermediate_size
         self.limit = config.swiglu_limit
         self.w1 = nn.Parameter(torch.empty(experts, inner, width, device=device, dtype=dtype))
         self.w2 = nn.Parameter(torch.empty(experts, width, inner, device=device, dtype=dtype))
@@ -40,7 +42,8 @@ class SharedExpert(nn.Module):
 
     def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
         super().__init__()
-        width, inner = config.hidden_size, config.moe_intermediate_size
+        width = config.hidden_size
+        inner = config.moe_intermediate_size
         self.limit = config.swiglu_limit
         self.w1 = Linear(width, inner, device, dtype)
         self.w2 = Linear(inner, width, device, dtype)

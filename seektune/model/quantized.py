@@ -65,7 +65,8 @@ class QuantizedLinear(QuantizedWeight):
         parts: Parts | None = None,
     ):
         super().__init__(weight, scale, parts)
-        self.groups, self.wide = groups, wide
+        self.groups = groups
+        self.wide = wide
 
     def stored(self) -> tuple[Tensor, Tensor | None]:
         """Weight and scales in the dtypes of the file; a plain weight as it is."""
@@ -113,7 +114,10 @@ class QuantizedExperts(nn.Module):
 
     def __init__(self, limit: float, w1: QuantizedMatrix, w2: QuantizedMatrix, w3: QuantizedMatrix):
         super().__init__()
-        self.limit, self.w1, self.w2, self.w3 = limit, w1, w2, w3
+        self.limit = limit
+        self.w1 = w1
+        self.w2 = w2
+        self.w3 = w3
 
     def matrix(self, name: str) -> QuantizedMatrix:
         """`w1`, `w2` or `w3`."""
@@ -124,7 +128,9 @@ class QuantizedExperts(nn.Module):
         matrices = self.w1, self.w2, self.w3
         if not torch.is_grad_enabled() and all(type(w) is QuantizedMatrix and w.scale is None for w in matrices):
             tokens_P = torch.arange(len(x_ND), device=x_ND.device) if tokens_P is None else tokens_P
-            w1, w2, w3 = self.w1.weight, self.w2.weight, self.w3.weight
+            w1 = self.w1.weight
+            w2 = self.w2.weight
+            w3 = self.w3.weight
             return expert_mlp(x_ND, tokens_P, weights_P, w1, w2, w3, counts, self.limit)
         x_PD = x_ND if tokens_P is None else x_ND[tokens_P]
         inner = weights_P[:, None] * clamped_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), self.limit)

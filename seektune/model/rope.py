@@ -67,7 +67,8 @@ class Rope:
         if self.scaling is None:
             return frequencies
         low, high = (self._pair_of(turns) for turns in (self.scaling.beta_fast, self.scaling.beta_slow))
-        low, high = max(math.floor(low), 0), min(math.ceil(high), self.dim - 1)
+        low = max(math.floor(low), 0)
+        high = min(math.ceil(high), self.dim - 1)
         ramp = (torch.arange(self.dim // 2, dtype=torch.float32, device=device) - low) / max(high - low, 1e-3)
         kept = 1 - ramp.clamp(0, 1)
         return frequencies * kept + frequencies / self.scaling.factor * (1 - kept)

@@ -84,9 +84,12 @@ class TransformerPart(nn.Module):
         self, config: DeepseekV4Config, layers: range, dtype: torch.dtype, numerics: str, first: bool, last: bool
     ):
         super().__init__()
-        self.config, self.dtype, meta = config, dtype, torch.device("meta")
+        self.config = config
+        self.dtype = dtype
+        meta = torch.device("meta")
         chosen = named_numerics(numerics, config.index_head_dim)
-        self.is_first, self.is_last = first, last
+        self.is_first = first
+        self.is_last = last
         self.sequence: Callable[[Tensor], SequenceLayout] = SequenceLayout.from_documents
         """The `sequence` socket: the layout of the tokens here, from the document numbers of whole rows."""
         if self.is_first:
@@ -159,7 +162,8 @@ class TransformerPart(nn.Module):
         taught = targets != IGNORE_INDEX
         losses_BT = torch.zeros(targets.shape, device=targets.device)
         first_BT = torch.zeros_like(taught)
-        losses, first = [], []
+        losses = []
+        first = []
         for x, y in zip(hidden_BTD[taught].split(CHUNK), targets[taught].split(CHUNK), strict=True):
             logits = self.logits(x)
             losses.append(F.cross_entropy(logits, y, reduction="none").float())

@@ -126,14 +126,17 @@ class SlicedLayout(SequenceLayout):
 
         An entry belongs to the slice with the last token of its window; `ceil(L / ratio)` is the most that can be.
         """
-        whole, part = self.whole.windows(ratio), self.slice
-        entries, length = whole.last_BE.shape[1], self.positions.shape[1]
+        whole = self.whole.windows(ratio)
+        part = self.slice
+        entries = whole.last_BE.shape[1]
+        length = self.positions.shape[1]
         made = min(entries, -(-length // ratio))
         # complete windows of the row up to each token, and before each slice
         ends_BT = whole.first_BT + whole.count_BT
         before_BR = F.pad(ends_BT[:, length - 1 :: length], (1, 0))
         index_BF = before_BR[:, part.rank, None] + torch.arange(made, device=ends_BT.device)
-        exists_BF, safe_BF = index_BF < before_BR[:, part.rank + 1, None], index_BF.clamp(max=max(entries - 1, 0))
+        exists_BF = index_BF < before_BR[:, part.rank + 1, None]
+        safe_BF = index_BF.clamp(max=max(entries - 1, 0))
         last = whole.last_BE.gather(1, safe_BF) - part.rank * length
         position = whole.position_BE.gather(1, safe_BF)
         number_E = torch.arange(entries, device=ends_BT.device)

@@ -145,7 +145,8 @@ def _sizes(
     own: int, plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes, micro_size: int
 ) -> list[int]:
     """Rows of a micro-batch that are possible where a process gets `own` rows in a step, the largest first."""
-    schedule, microbatch = config.pipeline.schedule, config.pipeline.microbatch
+    schedule = config.pipeline.schedule
+    microbatch = config.pipeline.microbatch
     most = micro_size if plan.pp_size == 1 or microbatch is None else microbatch
     sizes = [size for size in reversed(_divisors(own)) if size <= most]
     if plan.pp_size == 1:
@@ -155,13 +156,16 @@ def _sizes(
 
 
 def _stages(plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> int:
-    layers, mtp = architecture.num_hidden_layers, architecture.num_nextn_predict_layers
+    layers = architecture.num_hidden_layers
+    mtp = architecture.num_nextn_predict_layers
     return count_stages(config.pipeline, plan.pp_size, layers, mtp)
 
 
 def _misfit(plan: ParallelDims, config: ParallelConfig) -> str | None:
     """Why the sizes do not dequantize; None if they do."""
-    product, ep, pieces = plan.pp_size * plan.cp_size * plan.data_size, plan.ep_size, plan.fsdp_size
+    product = plan.pp_size * plan.cp_size * plan.data_size
+    ep = plan.ep_size
+    pieces = plan.fsdp_size
     if product != plan.world or (plan.stage_size % ep and config.dp_shard is None):
         return f"{_asked(config)} {_takes(config)}, but this job has {_many(plan.world)}"
     if plan.stage_size % ep:
@@ -190,7 +194,8 @@ def _uncuttable(plan: ParallelDims, config: ParallelConfig, architecture: ModelS
     experts = architecture.n_routed_experts
     if experts % plan.ep_size:
         return f"parallel.ep_size {plan.ep_size} does not divide the model's {experts} experts"
-    pieces, widths = plan.expert_shard, (architecture.moe_intermediate_size, architecture.hidden_size)
+    pieces = plan.expert_shard
+    widths = (architecture.moe_intermediate_size, architecture.hidden_size)
     if experts // plan.ep_size % pieces and any(width % pieces for width in widths):
         return f"{experts // plan.ep_size} experts of width {widths[0]} cannot be cut into {pieces} equal pieces"
     if plan.pp_size > 1:
@@ -230,7 +235,8 @@ def _fitting(config: ParallelConfig, world: int, architecture: ModelSizes | None
 
 def _overrides(other: ParallelConfig, config: ParallelConfig) -> str:
     """What makes one of the other, and what of it is as it was asked for."""
-    new, old = other.model_dump(), config.model_dump()
+    new = other.model_dump()
+    old = config.model_dump()
     axes = [key for key in ("pp_size", "ep_size", "cp_size") if max(new[key], old[key]) > 1]
     data = [key for key in ("dp_replicate", "dp_shard") if new[key] != old[key]]
     shown = {key: "null" if new[key] is None else new[key] for key in (*axes, *data)}

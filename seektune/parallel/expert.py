@@ -26,7 +26,8 @@ class ExpertDispatch:
     """
 
     def __init__(self, group: dist.ProcessGroup):
-        self.group, self._size = group, group.size()
+        self.group = group
+        self._size = group.size()
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
         """Sum of each token's expert outputs, fp32 `[N, D]`, in the order of `LocalDispatch`."""
@@ -52,7 +53,8 @@ class ExpertDispatch:
         received_RL = torch.empty_like(sent_RL)
         dist.all_to_all_single(received_RL, sent_RL.contiguous(), group=self.group)
         sent, received = self.read(sent_RL, received_RL, pairs)
-        arriving, counts = [sum(row) for row in received], [sum(column) for column in zip(*received, strict=True)]
+        arriving = [sum(row) for row in received]
+        counts = [sum(column) for column in zip(*received, strict=True)]
         expert_Q = torch.arange(sent_RL.shape[1], device=sent_RL.device).repeat(self._size)
         expert_Q = expert_Q.repeat_interleave(received_RL.flatten(), output_size=sum(arriving))
         return [sum(row) for row in sent], arriving, expert_Q.argsort(stable=True), counts

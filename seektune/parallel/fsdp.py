@@ -28,7 +28,8 @@ def shard_part(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> Non
     """
     if mesh.axes is None or mesh.plan.stage_size == 1:
         return
-    placement, ignored = _placement(part, mesh, mesh.axes), set() if config.cpu_offload else _whole_here(part, mesh)
+    placement = _placement(part, mesh, mesh.axes)
+    ignored = set() if config.cpu_offload else _whole_here(part, mesh)
     offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if config.cpu_offload else OffloadPolicy()
     for module in (*part.blocks(), part):
         fully_shard(
@@ -62,7 +63,8 @@ def show_idle(part: TransformerPart) -> None:
 
 def _whole_here(part: TransformerPart, mesh: Mesh) -> set[nn.Parameter]:
     """Frozen parameters that are not cut: they have neither pieces to gather nor gradients to sum."""
-    stacked, plan = _stacked(part), mesh.plan
+    stacked = _stacked(part)
+    plan = mesh.plan
     return {
         parameter
         for parameter in part.parameters()
@@ -72,12 +74,15 @@ def _whole_here(part: TransformerPart, mesh: Mesh) -> set[nn.Parameter]:
 
 def _placement(part: TransformerPart, mesh: Mesh, axes: Axes) -> Placement:
     """Which processes each parameter is cut over, and along which dim."""
-    expert_info, fp32_info = _mesh_info(axes.expert_pieces), _mesh_info(axes.dense_fp32)
-    stacked, pieces = _stacked(part), mesh.plan.expert_shard
+    expert_info = _mesh_info(axes.expert_pieces)
+    fp32_info = _mesh_info(axes.dense_fp32)
+    stacked = _stacked(part)
+    pieces = mesh.plan.expert_shard
     mixed = len({parameter.dtype for parameter in part.parameters()}) > 1
 
     def place(parameter: nn.Parameter) -> ShardPlacementResult | Shard | None:
-        cut, info = Shard(0), fp32_info if mixed and parameter.dtype == torch.float32 else None
+        cut = Shard(0)
+        info = fp32_info if mixed and parameter.dtype == torch.float32 else None
         if parameter in stacked:
             # only the first dim may be cut unevenly; rows of frozen bytes stay whole, as they are in files
             sizes = parameter.shape if parameter.requires_grad else parameter.shape[:2]

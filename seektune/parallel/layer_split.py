@@ -12,7 +12,9 @@ def count_stages(config: PipelineConfig, pp_size: int, layers: int, mtp: int) ->
     Raises:
         ValueError: `layers_per_stage` gives a number that the schedule cannot place on `pp_size` processes.
     """
-    units, schedule, per_process = layers + mtp, config.schedule, 1 if config.schedule == "1f1b" else 2
+    units = layers + mtp
+    schedule = config.schedule
+    per_process = 1 if config.schedule == "1f1b" else 2
     stages = wanted = pp_size * per_process
     if config.layers_per_stage is not None:
         stages = -(-units // config.layers_per_stage)

@@ -28,7 +28,8 @@ def start_adapters(model: ParallelModel, seed: int) -> None:
         _weigh(stage)
         for name, module in carriers(stage):
             parts = _parts(model, name, module)
-            a, b = parts["A"], parts["B"]
+            a = parts["A"]
+            b = parts["B"]
             a.tensor.copy_(fresh(name, a.shape, seed)[a.box])
             b.tensor.zero_()
             if isinstance(module, DoraLinear):
@@ -41,7 +42,8 @@ def save_adapter(model: ParallelModel, folder: Path, base: str | None, revision:
     Raises:
         OSError: writing failed; the same on all processes.
     """
-    ranks, outline = model.mesh.ranks, model.outline()
+    ranks = model.mesh.ranks
+    outline = model.outline()
     if ranks.group is None:
         adapter_files.save_adapter(outline, folder, base, revision, recipe)
         return
@@ -72,7 +74,8 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
                 raise ValueError(f"{folder} has lengths of rows (DoRA) for {name}, here there are none (lora.dora)")
             for part, piece in _parts(model, name, module).items():
                 piece.tensor.copy_(_values(changes[name], part, piece, f"{part} of {name} in {folder}")[piece.box])
-            theirs, ours = changes[name].scaling, adapter_files.scaling_of(module, TRAINED)
+            theirs = changes[name].scaling
+            ours = adapter_files.scaling_of(module, TRAINED)
             if not isclose(theirs, ours, rel_tol=1e-6):
                 raise ValueError(f"{folder} multiplies the change of {name} by {theirs:g}, this model by {ours:g}")
 

@@ -46,7 +46,9 @@ class ParallelModel:
         prepare: Callable[[TransformerPart], None] = lambda part: None,
     ):
         """`prepare` is what was done to each stage, and makes the like of a whole model on the meta device."""
-        self.stages, self.mesh, self._prepare = stages, mesh, prepare
+        self.stages = stages
+        self.mesh = mesh
+        self._prepare = prepare
         self.config: DeepseekV4Config = next(iter(stages.values())).config
         self._passes = passes
         self._ran_without_mtp = False
@@ -142,7 +144,8 @@ class ParallelModel:
 
     def score(self, batch: Batch) -> TokenScores:
         """How likely the taught tokens of rows are, `[B, T]`; every process gives the same rows and gets the same."""
-        plan, place = self.mesh.plan, self.mesh.place
+        plan = self.mesh.plan
+        place = self.mesh.place
         rows, length = batch.tokens.shape
         own = -(-rows // plan.data_size)
         whole = batch.padded(own * plan.data_size, _multiple(length, plan.cp_size))

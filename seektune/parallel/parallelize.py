@@ -54,7 +54,9 @@ def build_stages(
     architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig, dtype: torch.dtype, numerics: str
 ) -> dict[int, Stage]:
     """The stages of this process by number, on the meta device."""
-    layers, mtp, pp_size = architecture.num_hidden_layers, architecture.num_nextn_predict_layers, mesh.plan.pp_size
+    layers = architecture.num_hidden_layers
+    mtp = architecture.num_nextn_predict_layers
+    pp_size = mesh.plan.pp_size
     count = _count(architecture, mesh, config)
     ranges = split_layers(layers, mtp, count, config.pipeline.layers_per_stage if pp_size > 1 else None)
     numbers = stages_of(mesh.place.pp, pp_size, count, config.pipeline.schedule) if pp_size > 1 else [0]
@@ -74,5 +76,6 @@ def _passes(stages: dict[int, Stage], architecture: DeepseekV4Config, mesh: Mesh
 def _count(architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig) -> int:
     if mesh.plan.pp_size == 1:
         return 1
-    layers, mtp = architecture.num_hidden_layers, architecture.num_nextn_predict_layers
+    layers = architecture.num_hidden_layers
+    mtp = architecture.num_nextn_predict_layers
     return count_stages(config.pipeline, mesh.plan.pp_size, layers, mtp)

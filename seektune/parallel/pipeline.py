@@ -86,7 +86,10 @@ class PipelineRunner:
 
     def __init__(self, stages: Mapping[int, Stage], count: int, mesh: Mesh, axes: Axes, config: PipelineConfig):
         """With the stages of this process by number, of `count` in all."""
-        self._stages, self._count, self._mesh, self._group = stages, count, mesh, axes.pipeline
+        self._stages = stages
+        self._count = count
+        self._mesh = mesh
+        self._group = axes.pipeline
         self._config = config
         self._ready: tuple[object, Schedule] | None = None
         size = mesh.plan.pp_size
@@ -117,7 +120,8 @@ class PipelineRunner:
 
     def _relay(self, number: int, batch: Batch, x: Tensor | None) -> Tensor | None:
         """One stage's forward; `x` is what the stage before gave if it is here, and so is the answer."""
-        stage, here = self._stages[number], batch.tokens.shape[1] // self._mesh.plan.cp_size
+        stage = self._stages[number]
+        here = batch.tokens.shape[1] // self._mesh.plan.cp_size
         if stage.is_first:
             x = batch.tokens
         elif number - 1 not in self._stages:

@@ -31,12 +31,14 @@ def piece_of(name: str, parameter: Tensor, mesh: Mesh) -> Shard:
 
 def like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
     """The piece that `tensor` is, if it is cut as `parameter` is: an optimizer's state, for example."""
-    shape, offsets = tuple(parameter.shape), (0,) * parameter.dim()
+    shape = tuple(parameter.shape)
+    offsets = (0,) * parameter.dim()
     if isinstance(parameter, DTensor):
         _, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
     if is_stacked(name, parameter):
         first = mesh.place.ep * shape[0]
-        shape, offsets = (shape[0] * mesh.plan.ep_size, *shape[1:]), (first + offsets[0], *offsets[1:])
+        shape = (shape[0] * mesh.plan.ep_size, *shape[1:])
+        offsets = (first + offsets[0], *offsets[1:])
     if 0 in tensor.shape:  # a piece of nothing: the engine's offsets point beyond the end
         offsets = (0,) * len(shape)
     return Shard(tensor, shape, tuple(offsets))

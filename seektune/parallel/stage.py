@@ -64,8 +64,10 @@ class Stage(TransformerPart):
             labels: of whole rows, unshifted.
             task: what is asked; a forward pass adds what it found.
         """
-        layout, objective = self.sequence(documents), task.objective
-        here, ledger = layout.mine(tokens), None if objective is None else objective.ledger()
+        layout = self.sequence(documents)
+        objective = task.objective
+        here = layout.mine(tokens)
+        ledger = None if objective is None else objective.ledger()
         mtp = objective is not None and objective.mtp
         streams, ahead = self._open(x, here, tokens, layout, mtp)
         streams = self.run(streams, here, layout, ledger)

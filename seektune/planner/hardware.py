@@ -114,7 +114,8 @@ def _read(said: object, origin: str) -> ClusterFile:
         key, *_ = (*(problem := error.errors()[0])["loc"], "")
         sentence = problem["msg"]
         if not key:
-            key, sentence = "a cluster", "must be keys and values, such as gpu: h100-80gb"
+            key = "a cluster"
+            sentence = "must be keys and values, such as gpu: h100-80gb"
         elif key in ("link", "network"):
             sentence = f"must be a known link or a number of GB/s, not {problem['input']!r}"
         raise ValueError(f"{origin}: {key}: {sentence}") from None

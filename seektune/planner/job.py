@@ -141,7 +141,8 @@ class Layout:
 
     def layers(self, stage: int) -> range:
         """Layers of a stage."""
-        config, pipeline = self.job.config, self.job.parallel.pipeline
+        config = self.job.config
+        pipeline = self.job.parallel.pipeline
         per_stage = pipeline.layers_per_stage if self.pp > 1 else None
         return split_layers(config.num_hidden_layers, config.num_nextn_predict_layers, self.stages, per_stage)[stage]
 
@@ -177,7 +178,8 @@ def lay_out(job: TrainingJob, gpus: int, order_of: OrderOf) -> Layout:
     plan = make_dims(job.parallel, gpus, job.config)
     rows = rows_at_a_time(plan, job.parallel, job.config, job.rows, job.micro_size)
     micro_batches = job.rows // plan.data_size // rows
-    config, stages = job.config, 1
+    config = job.config
+    stages = 1
     if plan.pp_size > 1:
         stages = count_stages(
             job.parallel.pipeline, plan.pp_size, config.num_hidden_layers, config.num_nextn_predict_layers
@@ -218,7 +220,8 @@ def _units(weights: Sequence[Weight]) -> list[Row]:
     for weight in weights:
         if weight.buffer:
             continue
-        kind, numel = "expert" if weight.expert else "dense", weight.numel
+        kind = "expert" if weight.expert else "dense"
+        numel = weight.numel
         found = {f"{kind}_bytes": numel * weight.size, f"{kind}_learns": numel * weight.learns}
         found |= {f"{kind}_learn_bytes": numel * weight.size * weight.learns}
         if weight.adapter:

@@ -9,7 +9,8 @@ from seektune.planner.formulas import HELD, MADE
 from seektune.planner.hardware import GIGA, assumed
 from seektune.planner.job import RECOMPUTE, Layout, StageWeights, TrainingJob, in_flight
 
-LOWER, UPPER = "lower", "upper"
+LOWER = "lower"
+UPPER = "upper"
 Numbers = dict[str, Number]
 
 
@@ -130,7 +131,8 @@ def layout_numbers(layout: Layout) -> Numbers:
 
 def process_tables(layout: Layout, process: int) -> ProcessTables:
     """What a process of the pipeline holds, as the formulas read it."""
-    job, flight = layout.job, in_flight(layout, process)
+    job = layout.job
+    flight = in_flight(layout, process)
     held = [(stage, layout.layers(stage)) for stage in layout.stages_of(process)]
     parts: list[StageWeights] = []
     blocks: list[Row] = []

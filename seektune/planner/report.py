@@ -59,8 +59,10 @@ class PlanReport:
 
     def verdict(self) -> tuple[bool, str]:
         """Whether the upper bound fits, and a sentence with the rank and by how much."""
-        most, memory = self.fullest, self.cluster.memory
-        low, high = most.lower["total"] / GIGA, most.upper["total"] / GIGA
+        most = self.fullest
+        memory = self.cluster.memory
+        low = most.lower["total"] / GIGA
+        high = most.upper["total"] / GIGA
         where = f"rank {most.rank} needs {low:.1f} to {high:.1f} GB of {memory / GIGA:.0f}"
         if elsewhere := most.upper["elsewhere"]:
             where += f" and {elsewhere / GIGA:.1f} GB of the host's memory"
@@ -86,7 +88,8 @@ class PlanReport:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: bytes, seconds."""
         fits, sentence = self.verdict()
-        time, plan = self.time, self.layout.plan
+        time = self.time
+        plan = self.layout.plan
         return {
             "fits": fits,
             "verdict": sentence,
@@ -122,7 +125,8 @@ class PlanReport:
         """Days and cost of the tokens that were asked about."""
         if self.money is None:
             return None
-        tokens, price = self.money.tokens, self.money.price
+        tokens = self.money.tokens
+        price = self.money.price
         cost = self.time.cost(tokens, price, self.cluster.gpus)
         return {"tokens": tokens, "days": self.time.days(tokens), "price": price, "cost": cost}
 
@@ -131,7 +135,8 @@ def make_report(
     layout: Layout, cluster: Cluster, money: Money | None = None, others: Sequence[Candidate] = ()
 ) -> PlanReport:
     """Plan one layout on one cluster."""
-    world, size = layout.plan.world, layout.plan.stage_size
+    world = layout.plan.world
+    size = layout.plan.stage_size
     listed = (
         range(world) if world <= EVERY_RANK else sorted({r for b in range(0, world, size) for r in (b, b + size - 1)})
     )

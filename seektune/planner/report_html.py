@@ -35,7 +35,8 @@ def write_page(report: PlanReport, file: Path) -> None:
 def page(report: PlanReport) -> str:
     """The whole page as text; it needs no network."""
     template = resources.files("seektune.planner").joinpath("report.html").read_text(encoding="utf-8")
-    layout, cluster = report.layout, report.cluster
+    layout = report.layout
+    cluster = report.cluster
     texts = {
         "GPUS": str(cluster.gpus),
         "TITLE": escape(f"{cluster.gpus} x {cluster.gpu}"),

@@ -114,7 +114,8 @@ def _fits(layout: Layout, cluster: Cluster) -> bool:
 
 
 def _sizes(job: TrainingJob, cluster: Cluster) -> Iterator[dict[str, int]]:
-    experts, gpus = job.config.n_routed_experts, cluster.gpus
+    experts = job.config.n_routed_experts
+    gpus = cluster.gpus
     contexts = [size for size in (1, 2, 4, 8) if size == 1 or job.length // size >= 4096]
     for pp in _divisors(gpus):
         for cp in contexts:
@@ -130,7 +131,8 @@ def _sizes(job: TrainingJob, cluster: Cluster) -> Iterator[dict[str, int]]:
 
 def _changes(job: TrainingJob, asked: TrainingJob) -> int:
     """How many settings differ from what was asked for."""
-    one, other = job.parallel, asked.parallel
+    one = job.parallel
+    other = asked.parallel
     pairs: list[tuple[object, object]] = [
         (one.pp_size, other.pp_size),
         (one.ep_size, other.ep_size),

@@ -56,7 +56,8 @@ class StepTime:
 
 def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> StepTime:
     """Play a step of the layout on the cluster; `ranks` is what `first_ranks` found."""
-    known, job = assumed(), layout.job
+    known = assumed()
+    job = layout.job
     numbers = [each.lower for each in ranks]
     process_of = {stage: process for process in range(layout.pp) for stage in layout.stages_of(process)}
     stages = {stage: _stage(layout, cluster, stage, numbers[process_of[stage]], known) for stage in process_of}
@@ -107,7 +108,8 @@ def _busy(time: StageTime) -> float:
 
 
 def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, known: Mapping[str, float]) -> _Stage:
-    job, rows = layout.job, layout.rows_at_a_time / layout.plan.cp_size
+    job = layout.job
+    rows = layout.rows_at_a_time / layout.plan.cp_size
     flops = _forward(layout, stage)
     rate = cluster.flops * known["matmul"]
     rate *= 1 if job.itemsize < 4 else known["tf32"]
@@ -138,7 +140,9 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, known
 
 def _forward(layout: Layout, stage: int) -> Counter[str]:
     """Operations of a forward pass of one row through a stage, by part."""
-    config, length, last = layout.job.config, layout.length, stage == layout.stages - 1
+    config = layout.job.config
+    length = layout.length
+    last = stage == layout.stages - 1
     total: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
     for layer in layout.layers(stage):
         total.update(layer_flops(config, config.ratio(layer), length))
@@ -152,7 +156,9 @@ def _forward(layout: Layout, stage: int) -> Counter[str]:
 
 def _messages(layout: Layout, cluster: Cluster, stage: int, known: Mapping[str, float]) -> dict[str, float]:
     """Seconds of a forward pass's messages of a micro-batch, by axis; of pp, both ways."""
-    job, plan, config = layout.job, layout.plan, layout.job.config
+    job = layout.job
+    plan = layout.plan
+    config = layout.job.config
     tokens = layout.rows_at_a_time * layout.length // plan.cp_size
     last = stage == layout.stages - 1
     layers = len(layout.layers(stage)) + int(last and job.mtp)
@@ -174,7 +180,8 @@ def _exchange(size: float, processes: int, cluster: Cluster, known: Mapping[str,
     if processes == 1:
         return 0.0
     near = min(processes, cluster.gpus_per_node)
-    inside, outside = (near - 1) / processes, (processes - near) / processes
+    inside = (near - 1) / processes
+    outside = (processes - near) / processes
     # both kinds of links work at the same time
     slower = max(inside / cluster.link, outside / cluster.network)
     return size * slower / known["link"] + known["latency_s"]
@@ -184,7 +191,8 @@ def _sharding(layout: Layout, cluster: Cluster, numbers: Numbers, known: Mapping
     """Seconds of FSDP2's gathering and reducing in a step, and of the sum over replicas."""
     plan = layout.plan
     gathers = 1 if plan.pp_size > 1 else layout.micro_batches * (2 if layout.job.parallel.reshard else 1)
-    dense, experts = numbers["dense_sum"], numbers["expert_sum"]
+    dense = numbers["dense_sum"]
+    experts = numbers["expert_sum"]
     learns = numbers["dense_learn_sum"], numbers["expert_learn_sum"]
     total = copies = 0.0
     for size, learning, pieces, apart, replicas in (

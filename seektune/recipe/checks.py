@@ -6,8 +6,10 @@ from seektune.recipe.document import YamlNode, shorten
 from seektune.recipe.override import KeyPath
 from seektune.recipe.recipe import Recipe
 
-PRESET, WEIGHTS = ("model", "preset"), ("model", "weights")
-STEPS, WARMUP = ("steps",), ("schedule", "warmup_steps")
+PRESET = ("model", "preset")
+WEIGHTS = ("model", "weights")
+STEPS = ("steps",)
+WARMUP = ("schedule", "warmup_steps")
 
 
 def fit_to_overrides(
@@ -29,7 +31,8 @@ def _drop_weights(
     written: YamlNode, document: YamlNode, overrides: dict[KeyPath, YamlNode]
 ) -> tuple[YamlNode, list[str]]:
     """Weights of one architecture do not fit another, so a recipe tried at another size starts from random ones."""
-    weights, preset = written.find(WEIGHTS), written.find(PRESET)
+    weights = written.find(WEIGHTS)
+    preset = written.find(PRESET)
     if PRESET not in overrides or WEIGHTS in overrides or weights is None or weights.value is None:
         return document, []
     chosen = overrides[PRESET].value
@@ -46,7 +49,8 @@ def _shorten_warmup(
     written: YamlNode, document: YamlNode, overrides: dict[KeyPath, YamlNode]
 ) -> tuple[YamlNode, list[str]]:
     """A trial of a few steps keeps the recipe's share of warm-up, where the whole would not fit."""
-    before, after = _count(written.find(STEPS)), _count(document.find(STEPS))
+    before = _count(written.find(STEPS))
+    after = _count(document.find(STEPS))
     warmup = _count(written.find(WARMUP))
     if STEPS not in overrides or WARMUP in overrides or not before or not after or not warmup or warmup < after:
         return document, []
@@ -71,7 +75,8 @@ def check_architecture(recipe: Recipe) -> Recipe:
     architecture = recipe.model.architecture()
     if architecture is None:
         return recipe
-    length, longest = recipe.batch.length, architecture.max_position_embeddings
+    length = recipe.batch.length
+    longest = architecture.max_position_embeddings
     if length > longest:
         raise ValueError(f"batch.length ({length}) exceeds the model's {longest} positions")
     if architecture.num_nextn_predict_layers or not recipe.loss.mtp_weight:

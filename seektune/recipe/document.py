@@ -127,7 +127,9 @@ class _Reader:
     """Builds entries from YAML's events, without its constructors; nothing recursive is left to the library."""
 
     def __init__(self, text: str, origin: str, override: bool) -> None:
-        self.text, self.origin, self.override = text, origin, override
+        self.text = text
+        self.origin = origin
+        self.override = override
         self.depth = 0
 
     def document(self) -> YamlNode | None:

@@ -75,7 +75,8 @@ def blame(sentence: str, document: YamlNode, model: type[BaseModel], location: L
 
 def _disagreement(error: ErrorDetails) -> str:
     """A check's own sentence, with the key before it unless it names keys of the section in full."""
-    sentence, location = error["msg"].removeprefix("Value error, "), error["loc"]
+    sentence = error["msg"].removeprefix("Value error, ")
+    location = error["loc"]
     return f"{_dotted(location)}: {sentence}" if location and f"{location[0]}." not in sentence else sentence
 
 

@@ -61,7 +61,8 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
     Raises:
         ValueError: its weights are not as they should be, or adapters ask for what it does not have.
     """
-    section, adapted = recipe.model, bool(recipe.lora.targets)
+    section = recipe.model
+    adapted = bool(recipe.lora.targets)
     if section.offload == "stream":
         model = _streamed(recipe, mesh.device)
         return _begun_from(recipe.lora.adapter if with_weights else None, model)

@@ -21,7 +21,8 @@ from seektune.recipe.recipe import Recipe
 from seektune.sequence import Batch
 
 Say = Callable[[str], None]
-ALONE, ONE_PROCESS = Ranks(None), Mesh.alone().plan
+ALONE = Ranks(None)
+ONE_PROCESS = Mesh.alone().plan
 
 
 @dataclass(frozen=True)

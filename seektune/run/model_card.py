@@ -143,7 +143,8 @@ def _again(text: str | None, name: str, intro: str, form: str, remark: str = "")
 
 
 def _front(name: str, recipe: Recipe, after: HellaswagScore | None) -> ModelCardData:
-    base, fetched = recipe.model.weights, recipe.data.path is None
+    base = recipe.model.weights
+    fetched = recipe.data.path is None
     return ModelCardData(
         base_model=_hub_id(base),
         license=_licence(base),

@@ -9,7 +9,8 @@ from itertools import count
 from pathlib import Path
 
 RUNS = Path("runs")
-RECIPE, EXAMS = "recipe.yaml", "evaluation.json"
+RECIPE = "recipe.yaml"
+EXAMS = "evaluation.json"
 """Names in the run folder."""
 TAKEN = (RECIPE, EXAMS, "metrics.jsonl", "model", "adapter", "checkpoints", "report.html")
 """Whoever holds one of these is the folder of another run."""

@@ -23,7 +23,8 @@ from seektune.train.trainer import ADAPTER, CHECKPOINTS
 
 def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tuple[str, str]]:
     """Say and return what is trained, on what, and how, as name and value."""
-    batch, optimizer = recipe.batch, recipe.optimizer
+    batch = recipe.batch
+    optimizer = recipe.optimizer
     count = count_parameters(model.config)
     mtp = f" and {many(count.mtp)} in the MTP block" if count.mtp else ""
     packed = ", packed" if batch.pack else ""
@@ -54,8 +55,11 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
 
 def _pipeline(recipe: Recipe, model: ParallelModel) -> str:
     """How the stages take turns, and how long they wait for each other."""
-    plan, config, batch = model.mesh.plan, recipe.parallel, recipe.batch
-    layers, mtp = model.config.num_hidden_layers, model.config.num_nextn_predict_layers
+    plan = model.mesh.plan
+    config = recipe.parallel
+    batch = recipe.batch
+    layers = model.config.num_hidden_layers
+    mtp = model.config.num_nextn_predict_layers
     stages = count_stages(config.pipeline, plan.pp_size, layers, mtp)
     rows = rows_at_a_time(plan, config, model.config, batch.global_size, batch.micro_size)
     count = batch.global_size // plan.data_size // rows
@@ -70,7 +74,8 @@ def _adapters(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
     """What carries adapters, and what does not move."""
     if not recipe.lora.targets:
         return []
-    lora, whole = recipe.lora, model.outline()
+    lora = recipe.lora
+    whole = model.outline()
     names = Counter(re.sub(r"^layers\.\d+\.", "layers.N.", name) for name, _ in carriers(whole))
     where = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in names.items())
     kind = "DoRA" if lora.dora else "LoRA"
@@ -121,7 +126,8 @@ def summary(
             say(f"HellaSwag {name}: {_percent(old)} → {_percent(new)}, p = {change[name].p_value:.2g}")
     say(f"{product.name if product.name == ADAPTER else 'weights'}: {product}")
     if product.name == ADAPTER and recipe.model.weights is not None:
-        merged, to = product.with_name("merged"), recipe.lora.merge_into or "bf16"
+        merged = product.with_name("merged")
+        to = recipe.lora.merge_into or "bf16"
         say(f"merge: seektune merge {recipe.model.weights} {product} {merged} --to {to}")
     say(f"report: {report}")
 

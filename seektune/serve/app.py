@@ -61,7 +61,9 @@ class Api:
 
     def __init__(self, served: Served, worker: Scheduler):
         model = next(iter(served.models.values()))
-        self.served, self.worker, self.started = served, worker, int(time.time())
+        self.served = served
+        self.worker = worker
+        self.started = int(time.time())
         self._clerk = RequestBuilder(served.tokenizer, model.config.vocab_size, served.limits, served.thinking)
         self._reading = asyncio.Semaphore(READERS)
 

@@ -34,7 +34,9 @@ class ApiError(Exception):
         headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status = status
+        self.param = param
+        self.code = code
         self.headers = HEADERS.get(status, {}) if headers is None else headers
 
     def body(self) -> dict[str, object]:

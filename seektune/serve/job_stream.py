@@ -29,13 +29,15 @@ class JobStream:
         Raises:
             ApiError: too many wait, or the server stops.
         """
-        loop, self._events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        loop = asyncio.get_running_loop()
+        self._events = asyncio.Queue[Event]()
 
         def tell(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, nobody listens
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._worker, self._growing = worker, len(requests)
+        self._worker = worker
+        self._growing = len(requests)
         self._job = GenerationJob(model, requests, tell, time.monotonic() + seconds)
         worker.submit(self._job)
 
@@ -69,7 +71,8 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(leave())
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(leave())
     both: list[asyncio.Future[Any]] = [working, leaving]
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -21,7 +21,9 @@ class LimitsMiddleware:
     """Reads a request whole, within its limits, before the application sees it."""
 
     def __init__(self, app: ASGIApp, limits: Limits, key: str | None):
-        self._app, self._limits, self._key = app, limits, key
+        self._app = app
+        self._limits = limits
+        self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -51,7 +53,8 @@ class LimitsMiddleware:
     async def _body(self, receive: Receive) -> bytes | None:
         """The request's body; None if the client leaves."""
         parts: list[bytes] = []
-        size, limit = 0, self._limits.max_body
+        size = 0
+        limit = self._limits.max_body
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":

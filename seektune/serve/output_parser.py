@@ -23,7 +23,8 @@ class ParsedDelta:
 
     def add(self, more: "ParsedDelta") -> None:
         """Grow by more."""
-        self.reasoning, self.content = self.reasoning + more.reasoning, self.content + more.content
+        self.reasoning = self.reasoning + more.reasoning
+        self.content = self.content + more.content
         self.calls += more.calls
 
     def __bool__(self) -> bool:
@@ -34,7 +35,9 @@ class OutputParser:
     """Takes an answer's text apart; what may be the beginning of a mark is held back until it is decided."""
 
     def __init__(self, thinking: bool):
-        self._thinking, self._calling, self._held = thinking, False, ""
+        self._thinking = thinking
+        self._calling = False
+        self._held = ""
 
     def hear(self, text: str) -> ParsedDelta:
         """What the parts grow by. Tool calls come whole, at the end."""
@@ -51,7 +54,8 @@ class OutputParser:
 
     def rest(self) -> ParsedDelta:
         """What was held back, when the answer has ended; calls that cannot be read are content."""
-        held, self._held = self._held, ""
+        held = self._held
+        self._held = ""
         if self._calling:
             try:
                 calls = read_calls(held.removeprefix("\n\n"))
@@ -65,5 +69,6 @@ class OutputParser:
         place = self._held.find(mark)
         found = place >= 0
         stop = place if found else len(self._held) - undecided(self._held, [mark])
-        given, self._held = self._held[:stop], self._held[stop:]
+        given = self._held[:stop]
+        self._held = self._held[stop:]
         return given, found

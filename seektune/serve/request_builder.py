@@ -82,7 +82,8 @@ class RequestBuilder:
     ) -> GenerationOrder:
         if len(prompts) * asked.answers > self.limits.max_num_seqs:
             raise ApiError(400, f"at most {self.limits.max_num_seqs} answers can be asked for at once", "n")
-        seed, requests = asked.first_seed(), []
+        seed = asked.first_seed()
+        requests = []
         for ids in prompts:
             length = most or max(self.limits.max_model_len - len(ids), 1)
             if len(ids) + length > self.limits.max_model_len:

@@ -69,7 +69,9 @@ class ChatResponse:
     """Answers to a conversation."""
 
     def __init__(self, order: GenerationOrder, tokenizer: Tokenizer, logprobs: bool):
-        self._tokenizer, self._logprobs, self._requests = tokenizer, logprobs, order.requests
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._requests = order.requests
         self._answers = [_Choice(OutputParser(order.thinking)) for _ in order.requests]
 
     def opening(self) -> list[Body]:
@@ -95,7 +97,8 @@ class ChatResponse:
         delta: Body = {"reasoning_content": grown.reasoning} if grown.reasoning else {}
         delta |= {"content": grown.content} if grown.content else {}
         delta |= {"tool_calls": [{"index": i, **call} for i, call in enumerate(grown.calls)]} if grown.calls else {}
-        unsent, answer.unsent = answer.unsent, []
+        unsent = answer.unsent
+        answer.unsent = []
         return self._choice(piece.request, delta, answer.end, unsent)
 
     def choices(self) -> list[Body]:
@@ -135,7 +138,9 @@ class CompletionResponse:
     """Texts that prompts were continued with."""
 
     def __init__(self, order: GenerationOrder, tokenizer: Tokenizer, logprobs: bool):
-        self._tokenizer, self._logprobs, self._requests = tokenizer, logprobs, order.requests
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._requests = order.requests
         self._answers = [_Continuation(tokenizer.decoder()) for _ in order.requests]
 
     def opening(self) -> list[Body]:
@@ -145,7 +150,8 @@ class CompletionResponse:
     def hear(self, piece: TextDelta) -> Body | None:
         """What the text grew by."""
         answer = self._answers[piece.request]
-        answer.text, answer.end = answer.text + piece.text, piece.end
+        answer.text = answer.text + piece.text
+        answer.end = piece.end
         told = [] if piece.token.id in self._requests[piece.request].stop_ids else [(answer.reach, piece.token)]
         answer.reach += len(answer.decode(piece.token.id))
         answer.tokens += told

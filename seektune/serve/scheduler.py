@@ -66,7 +66,10 @@ class Scheduler:
         limits: Limits,
         speculative: bool = False,
     ):
-        self._models, self._tokenizer, self._limits, self._speculative = models, tokenizer, limits, speculative
+        self._models = models
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._speculative = speculative
         self._desks = {name: _ModelQueue(name, self._speech(name)) for name in models}
         self._queue: deque[GenerationJob] = deque()
         self._news = threading.Condition()
@@ -172,7 +175,9 @@ class Scheduler:
             pieces = desk.speech.step()
         except Exception as error:  # whatever a model may raise: this thread serves the other models, too
             log.exception("decoding failed")
-            jobs, desk.seats, desk.speech = desk.jobs(), {}, self._speech(desk.name)
+            jobs = desk.jobs()
+            desk.seats = {}
+            desk.speech = self._speech(desk.name)
             for job in jobs:
                 job.tell(ApiError(500, f"decoding failed: {error}"))
             return

@@ -16,7 +16,8 @@ from seektune.checkpoint import Ranks, Shard, as_shard, sweep, write_train_state
 from seektune.io.files import cannot_write
 from seektune.train.config import CheckpointConfig
 
-PREFIX, LEFT = "step-", ".left"
+PREFIX = "step-"
+LEFT = ".left"
 """How the name of a checkpoint begins, and how that of one ends whose course the run has left."""
 
 
@@ -48,7 +49,9 @@ class Checkpoints:
         group: ProcessGroup | None = None,
     ):
         """With a group of processes (gloo, used by nobody else), each saves the pieces that it holds."""
-        self.folder, self._config, self._report = folder, config, report
+        self.folder = folder
+        self._config = config
+        self._report = report
         self._copy: dict[str, Tensor] = {}
         self._thread: Thread | None = None
         self.failure: Exception | None = None

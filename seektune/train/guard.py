@@ -81,8 +81,10 @@ class Watchdog:
     """Ends the process when a phase takes longer than a limit; a context manager. Without a limit it only listens."""
 
     def __init__(self, limit: float | None, folder: Path):
-        self._limit, self._folder = limit, folder
-        self._phase, self._since = "starting", monotonic()
+        self._limit = limit
+        self._folder = folder
+        self._phase = "starting"
+        self._since = monotonic()
         self._over = Event()
 
     def __enter__(self) -> Self:
@@ -95,7 +97,8 @@ class Watchdog:
 
     def __call__(self, phase: str) -> None:
         """A phase of the loop begins."""
-        self._phase, self._since = phase, monotonic()
+        self._phase = phase
+        self._since = monotonic()
 
     def _look(self, limit: float) -> None:
         while not self._over.wait(min(limit / 4, 5.0)):

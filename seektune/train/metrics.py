@@ -16,7 +16,10 @@ from seektune.train.progress import open_display
 from seektune.train.step import StepRecord
 from seektune.train.tensorboard import Events
 
-METRICS, VALIDATION, LOADS, EVENTS = "metrics.jsonl", "validation.jsonl", "expert_loads.jsonl", "tensorboard"
+METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
+LOADS = "expert_loads.jsonl"
+EVENTS = "tensorboard"
 """Names in the run folder."""
 LOAD_LINES = 50
 """Most lines of expert loads in a run, so that a long run of a large model does not fill the disk with them."""
@@ -109,7 +112,8 @@ class MetricsLog:
     def __init__(
         self, folder: Path, steps: int, config: LoggingConfig, last_step: int = 0, state: LogState | None = None
     ):
-        self._steps, self._folder = steps, folder
+        self._steps = steps
+        self._folder = folder
         with ExitStack() as stack:
             self._metrics = stack.enter_context(JsonLines(folder / METRICS))
             self._validation = stack.enter_context(JsonLines(folder / VALIDATION))

@@ -79,7 +79,8 @@ def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping
     axes.plot(*points, color=paper.accent, marker="o", markersize=5, linewidth=1.4, linestyle="--", label="validation")
     for line in (*validation[:1], *validation[1:][-1:]):
         offset, align = ((8, 6), "left") if line["step"] == 0 else ((-4, 9), "right")
-        where, text = (line["step"], line["loss"]), f"{line['loss']:.3f}"
+        where = (line["step"], line["loss"])
+        text = f"{line['loss']:.3f}"
         axes.annotate(text, where, offset, textcoords="offset points", color=paper.accent, ha=align)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -121,7 +122,8 @@ def accuracy_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
         if taken:
             # an interval that ends in the value itself may miss it by a rounding
             spread = [[max(0.0, s.value - s.low) for _, s in taken], [max(0.0, s.high - s.value) for _, s in taken]]
-            x, y = [score.value for _, score in taken], [row for row, _ in taken]
+            x = [score.value for _, score in taken]
+            y = [row for row, _ in taken]
             axes.errorbar(x, y, xerr=spread, fmt="o", color=colour, capsize=4, label=label)
         for row, score in taken:
             place = (score.high, row)

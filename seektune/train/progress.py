@@ -57,7 +57,10 @@ class ProgressLines:
     """A line each `every` steps, and for the first and last."""
 
     def __init__(self, steps: int, every: int, done: int):
-        self._steps, self._every, self._done, self._seconds = steps, every, done, 0.0
+        self._steps = steps
+        self._every = every
+        self._done = done
+        self._seconds = 0.0
 
     def step(self, record: StepRecord) -> None:
         """Print the step if its turn has come."""

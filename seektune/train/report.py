@@ -12,7 +12,8 @@ from seektune.train.plots import DARK, LIGHT, BeforeAfter, Theme, accuracy_figur
 from seektune.train.report_html import cards, folded, page, picture, section, table
 from seektune.train.trainer import ADAPTER, CHECKPOINTS, MODEL
 
-REPORT, CURVE = "report.html", "loss.png"
+REPORT = "report.html"
+CURVE = "loss.png"
 """Names in the run folder."""
 CONTENTS = {
     "recipe.yaml": "the recipe as it ran, defaults and overrides included",

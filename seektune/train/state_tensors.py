@@ -10,7 +10,9 @@ from seektune.parallel.model import ParallelModel
 from seektune.parallel.placement import like
 from seektune.train.optim.adamw import AdamW
 
-MODEL, OPTIMIZER, RANDOM = "model.", "optimizer.", "random."
+MODEL = "model."
+OPTIMIZER = "optimizer."
+RANDOM = "random."
 
 
 def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Shard]:

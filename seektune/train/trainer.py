@@ -24,7 +24,9 @@ from seektune.train.schedule import learning_rate
 from seektune.train.state_tensors import begin_as_saved, is_random_state, run_tensors, set_random_states
 from seektune.train.step import StepRecord, train_step
 
-CHECKPOINTS, MODEL, ADAPTER = "checkpoints", "model", "adapter"
+CHECKPOINTS = "checkpoints"
+MODEL = "model"
+ADAPTER = "adapter"
 """Names in the run folder."""
 
 
@@ -88,8 +90,12 @@ class Trainer:
         validation_loss: Callable[[], float],
         interruption: Interruption,
     ):
-        self.model, self.tokenizer, self.stream = model, tokenizer, stream
-        self.settings, self.folder, self.interruption = settings, folder, interruption
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stream = stream
+        self.settings = settings
+        self.folder = folder
+        self.interruption = interruption
         self.validation_loss = validation_loss
         self.optimizer = build_optimizer(model, settings.optimizer, settings.seed)
         self.step = 0
@@ -122,7 +128,8 @@ class Trainer:
         tensors = run_tensors(self.model, self.optimizer)
         read_tensors(checkpoint, tensors, self.model.mesh.ranks.group, optional=is_random_state)
         set_random_states(tensors, self.model.mesh.rank)
-        self.step, self.log_state = facts["step"], facts["log"]
+        self.step = facts["step"]
+        self.log_state = facts["log"]
 
     def fit(self, steps: int, log: RunLog) -> tuple[float, float]:
         """Train until `steps` steps are done.
@@ -214,7 +221,8 @@ class Trainer:
         Raises:
             OSError: writing failed; nothing new is left under the name.
         """
-        ranks, folder = self.model.mesh.ranks, folder.resolve()
+        ranks = self.model.mesh.ranks
+        folder = folder.resolve()
         try:
             if self.model.is_adapted():
                 origin = self.settings.origin or Origin(None, None, "")
@@ -234,7 +242,8 @@ class Trainer:
         return stack.enter_context(complete_folder(folder, replace=True))
 
     def _step(self, steps: int, log: RunLog, watch: Watchdog) -> None:
-        settings, step = self.settings, self.step + 1
+        settings = self.settings
+        step = self.step + 1
         before = self.stream.state_dict()
         watch(f"step {step}: drawing data")
         batches = self.stream.next_step()
@@ -292,7 +301,8 @@ class Trainer:
         if failure is not None and failure is not self._told_failure:
             log.say(f"not saved: {failure}")
         self._told_failure = failure
-        fresh, self._told = self.saved[self._told :], len(self.saved)
+        fresh = self.saved[self._told :]
+        self._told = len(self.saved)
         for saved in fresh:
             size = f"{saved.size / 1e6:,.0f} MB in {saved.seconds:.1f} s"
             log.say(f"saved {saved.folder.name}: {size}, training waited {saved.blocked:.2f} s")

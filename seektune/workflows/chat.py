@@ -27,7 +27,8 @@ class Conversation:
     """What was said, and who answers."""
 
     def __init__(self, voice: Session, paper: Console):
-        self.voice, self.paper = voice, paper
+        self.voice = voice
+        self.paper = paper
         self.messages: list[dict[str, Any]] = []
 
     def hear(self, line: str) -> bool:
@@ -64,11 +65,15 @@ class Conversation:
         self.messages = [*asked, self._understood(text)]
 
     def _say(self, prompt: list[int]) -> str:
-        setting, requests = self.voice.setting, self.voice.requests(prompt)
+        setting = self.voice.setting
+        requests = self.voice.requests(prompt)
         decoding = DecodeEngine(self.voice.model, requests, setting.speculative)
-        text, end, thinking = "", None, setting.thinking
+        text = ""
+        end = None
+        thinking = setting.thinking
         for piece in pieces(decoding, requests, self.voice.tokenizer):
-            text, end = text + piece.text, piece.end
+            text = text + piece.text
+            end = piece.end
             thought, mark, answer = piece.text.partition(THINK_END) if thinking else ("", "", piece.text)
             self._print(thought, "dim")
             if mark:

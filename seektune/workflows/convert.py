@@ -42,7 +42,8 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
 
 def _refuse_incomplete(folder: Path) -> None:
     """A copy of an incomplete checkpoint would be found out only when it is loaded."""
-    config, found = read_promise(folder), scan(folder)
+    config = read_promise(folder)
+    found = scan(folder)
     if found.problems:
         raise ValueError(found.problems[0])
     odd = fit(config, found)

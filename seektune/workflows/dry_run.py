@@ -105,7 +105,8 @@ def _stages(parallel: ParallelConfig, config: DeepseekV4Config) -> int:
 
 
 def _lines(answer: DryRun) -> Iterator[str]:
-    plan, step = answer.plan, answer.step
+    plan = answer.plan
+    step = answer.step
     yield f"{plan.world} processes: {plan}"
     if answer.schedule:
         waits = f"each process waits {answer.waiting:.0%} of a step"

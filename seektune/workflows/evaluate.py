@@ -103,7 +103,8 @@ def _perplexity(data: Path | None, _: Path, setting: EvalOptions) -> Exam:
     if data is None:
         raise ValueError("perplexity needs --data: a .txt or .jsonl file, or a folder of them")
     texts = read_texts(data.expanduser())[: setting.limit]
-    length, stride = setting.length, setting.stride or setting.length
+    length = setting.length
+    stride = setting.stride or setting.length
     if stride > length:
         raise ValueError(f"stride {stride} is longer than a window of {length} tokens: some would never be predicted")
     return lambda model, tokenizer, size, progress: evaluate_perplexity(

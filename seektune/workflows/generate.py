@@ -45,7 +45,8 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOption
     check_unicode(prompt)
     voice = Session(model, setting)
     ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
-    requests, drafts = voice.requests(ids, output.samples), Drafts()
+    requests = voice.requests(ids, output.samples)
+    drafts = Drafts()
     for i, request in enumerate(requests):
         if i:
             print("\n---")
@@ -72,14 +73,16 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
     rows = list(_rows(file, setting))
     if out.exists() and out.samefile(file):
         raise ValueError(f"{out}: the answers would overwrite the prompts; name another file")
-    voice, drafts = Session(model, setting), Drafts()
+    voice = Session(model, setting)
+    drafts = Drafts()
     job = repr((model, setting, output.samples, output.logprobs, rows))
     with answers(out, hashlib.sha256(job.encode()).hexdigest(), output.samples) as (paper, done):
         size = PAGE * max(output.rows // output.samples, 1)
         for start in range(done, len(rows), size):
             asked = [request for row in rows[start : start + size] for request in _requests(row, voice, output)]
             found, made = answer_all(voice.model, voice.tokenizer, asked, output.rows, setting.speculative)
-            drafts.made, drafts.accepted = drafts.made + made.made, drafts.accepted + made.accepted
+            drafts.made = drafts.made + made.made
+            drafts.accepted = drafts.accepted + made.accepted
             for i, answer in enumerate(found):
                 row, sample = divmod(i, output.samples)
                 line = _line(rows[start + row], sample, answer, voice, output)
@@ -163,7 +166,9 @@ def answers(out: Path, job: str, samples: int) -> Iterator[tuple[TextIO, int]]:
     Raises:
         OSError: it cannot be written.
     """
-    mark, plain, done = out.with_name(f"{out.name}.unfinished"), out.is_file() or not out.exists(), 0
+    mark = out.with_name(f"{out.name}.unfinished")
+    plain = out.is_file() or not out.exists()
+    done = 0
     if plain and out.exists() and mark.is_file() and mark.read_text(encoding="utf-8") == job:
         done = _cut(out, samples)
         print(f"{out} was broken off after {done:,} prompts; it goes on there", file=sys.stderr)

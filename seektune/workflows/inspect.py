@@ -18,7 +18,8 @@ KINDS = {SLIDING: "SWA", CSA: "CSA", HCA: "HCA"}
 """Names of the kinds of attention, by compress ratio."""
 
 
-MIXED, OTHER = "mixed", "other"
+MIXED = "mixed"
+OTHER = "other"
 
 
 TASTE = {"initializer_range", "bos_token_id", "eos_token_id"}
@@ -71,7 +72,8 @@ class CheckpointCard:
         return {**asdict(self), "complete": self.complete}
 
 
-MOST_TENSORS, LARGEST = 2**20, 2**31
+MOST_TENSORS = 2**20
+LARGEST = 2**31
 """Of a config.json that is taken seriously; Pro has 145,116 tensors and a vocabulary of 129,280."""
 
 
@@ -96,14 +98,18 @@ def read_card(folder: Path) -> CheckpointCard:
         ValueError: it is no folder.
     """
     found = scan(folder)
-    form, problems, notes = format_of(found) or MIXED, list(found.problems), [_stray(name) for name in found.strays]
-    architecture, odd = None, Mismatch()
+    form = format_of(found) or MIXED
+    problems = list(found.problems)
+    notes = [_stray(name) for name in found.strays]
+    architecture = None
+    odd = Mismatch()
     try:
         config = read_promise(folder)
     except ValueError as error:
         problems.append(str(error))
     else:
-        architecture, odd = _architecture(config, form), fit(config, found)
+        architecture = _architecture(config, form)
+        odd = fit(config, found)
         notes += _disagreements(config, form)
     return CheckpointCard(
         folder=str(folder),
@@ -127,7 +133,8 @@ def fit(config: DeepseekV4Config, found: FolderScan) -> Mismatch:
 
 
 def _architecture(config: DeepseekV4Config, form: str) -> ArchitectureFacts:
-    ratios, count = config.compress_ratios[: config.num_hidden_layers], count_parameters(config)
+    ratios = config.compress_ratios[: config.num_hidden_layers]
+    count = count_parameters(config)
     return ArchitectureFacts(
         variant=_variant(config, form),
         layers={name: ratios.count(ratio) for ratio, name in KINDS.items() if ratio in ratios},
@@ -146,7 +153,8 @@ def _variant(config: DeepseekV4Config, form: str) -> str:
 
 
 def _dtypes(found: FolderScan) -> dict[str, dict[str, int]]:
-    tensors, sizes = Counter[str](), Counter[str]()
+    tensors = Counter[str]()
+    sizes = Counter[str]()
     for entry in found.tensors.values():
         tensors[entry.dtype] += 1
         sizes[entry.dtype] += entry.size

@@ -66,7 +66,8 @@ def retention(kept: list[KeptChange]) -> list[str]:
     width = max((len(name) for name in groups), default=0)
     lines = [f"{'':<{width}}  stored   change    kept  lowest   error"] if groups else []
     for name, members in groups.items():
-        share, lowest = share_kept(members), min(each.share for each in members)
+        share = share_kept(members)
+        lowest = min(each.share for each in members)
         square = sum(each.square for each in members)
         error = (sum(each.miss for each in members) / square) ** 0.5 if square else 0.0
         change = max(each.change for each in members)

@@ -160,7 +160,9 @@ def _nodes(recipe: Recipe, cluster: Cluster) -> str:
 def _show(report: PlanReport, nodes: dict[str, str]) -> None:
     # a pipe has no width of its own, and tables should not break there
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE)
-    layout, cluster, time = report.layout, report.cluster, report.time
+    layout = report.layout
+    cluster = report.cluster
+    time = report.time
     console.print(f"{cluster.gpus} x {cluster.gpu}: {layout}", soft_wrap=True)
     console.print(report.verdict()[1], soft_wrap=True, style="bold")
     console.print(_memory_table(report))
@@ -198,7 +200,8 @@ def _memory_table(report: PlanReport) -> Table:
         up = memory.upper
         weights = up["bf16"] + up["fp32"] + up["packed"]
         rest = up["engine"] + up["nccl"] + up["allocator"] + up["context"]
-        optimizer, made = up["moments"] + up["master"], ("gathered", "whole_gradients", "activations", "logits")
+        optimizer = up["moments"] + up["master"]
+        made = ("gathered", "whole_gradients", "activations", "logits")
         parts = (weights, up["buffers"], up["gradients"], optimizer, *(up[name] for name in made), rest, up["total"],
                  memory.lower["total"])  # fmt: skip
         table.add_row(str(memory.rank), *(f"{part / GIGA:.2f}" for part in parts))

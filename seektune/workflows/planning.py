@@ -48,7 +48,8 @@ def layout_of(job: TrainingJob, gpus: int) -> Layout:
 def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight]:
     """All parameters and buffers; frozen ones quantized and adapters put on as training does."""
     model = meta_model(recipe, config)
-    parameters, state = dict(model.named_parameters()), model.state_dict()
+    parameters = dict(model.named_parameters())
+    state = model.state_dict()
     counts = value_counts(state)
     return [
         Weight(

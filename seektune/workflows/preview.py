@@ -17,7 +17,9 @@ from seektune.run.build import read_config
 from seektune.run.data import read_rows
 from seektune.sequence import IGNORE_INDEX
 
-TAUGHT, READ, BEYOND = "bold green", "default", "red"
+TAUGHT = "bold green"
+READ = "default"
+BEYOND = "red"
 """Colours of tokens: predicted in training, only read, not in the row any more."""
 SEAM = "|"
 """Between two tokens."""
@@ -62,13 +64,16 @@ def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
 def find_row(recipe: Recipe, examples: Sequence[Example], row: int, pad_id: int) -> RowPlace:
     """The row that training would draw after `row` others."""
     loader = Loader(examples, recipe.batch, recipe.seed, pad_id)
-    step, rows = 1, loader.next_rows()
+    step = 1
+    rows = loader.next_rows()
     while row >= len(rows):
         row -= len(rows)
-        step, rows = step + 1, loader.next_rows()
+        step = step + 1
+        rows = loader.next_rows()
     micro, place = divmod(row, recipe.batch.micro_size)
     batch = micro_batches(rows, recipe.batch, pad_id)[micro]
-    documents, labels = batch.documents[place].tolist(), batch.labels[place].tolist()
+    documents = batch.documents[place].tolist()
+    labels = batch.labels[place].tolist()
     # nobody predicts the first token of a document
     taught = [
         label != IGNORE_INDEX and i > 0 and documents[i - 1] == documents[i] != 0 for i, label in enumerate(labels)

@@ -82,7 +82,8 @@ def serve(model: str, reading: LoadOptions, service: Service) -> None:
 
 def _models(model: str, reading: LoadOptions, service: Service) -> dict[str, DeepseekV4ForCausalLM]:
     """The base, and with an adapter a second model on the same weights, by the names that clients choose."""
-    name, adapter = service.name or model.rstrip("/"), reading.adapter
+    name = service.name or model.rstrip("/")
+    adapter = reading.adapter
     if adapter is None:
         return {name: reading.read(model)}
     if str(adapter) == name:

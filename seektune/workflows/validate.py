@@ -17,7 +17,9 @@ from seektune.planner.report import make_report
 from seektune.recipe.recipe import Recipe
 from seektune.workflows.plan import layout_at_launch
 
-GOOD, BAD, UNKNOWN = "ok", "wrong", "unknown"
+GOOD = "ok"
+BAD = "wrong"
+UNKNOWN = "unknown"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENSE-MODEL")
 """Files that state one, in a checkpoint folder."""
 
@@ -101,7 +103,8 @@ def _rows(recipe: Recipe, vocabulary: int | None, cache_dir: Path) -> str:
     data = load_hellaswag(recipe.data.path, cache_dir, lambda sentence: None)
     tokenizer = load_tokenizer(vocabulary if vocabulary is not None else 129280)
     lengths = [len(example.tokens) for example in hellaswag_examples(data.train, tokenizer)]
-    longest, over = max(lengths), sum(length > recipe.batch.length for length in lengths)
+    longest = max(lengths)
+    over = sum(length > recipe.batch.length for length in lengths)
     if over and recipe.data.overlong == "error":
         raise ValueError(f"{over} of {len(lengths):,} rows are longer than batch.length {recipe.batch.length}")
     tokens = f"{len(lengths):,} rows of {many(sum(lengths))} tokens"

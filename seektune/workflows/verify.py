@@ -28,7 +28,8 @@ def verify(a: str, b: str, tolerance: float = 0.0, as_json: bool = False) -> boo
     """
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance {tolerance:g} is no distance; give a number from 0")
-    left, right = locate(a), locate(b)
+    left = locate(a)
+    right = locate(b)
     with byte_bar("comparing") as progress:
         found = list(compare(left, right, tolerance, progress))
     if as_json:

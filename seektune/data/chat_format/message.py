@@ -89,7 +89,8 @@ class Message:
 
     def _call(self, i: int, call: object) -> tuple[str, Mapping[str, Any]]:
         function = self._function("tool_calls", i, call)
-        name, arguments = function["name"], function.get("arguments")
+        name = function["name"]
+        arguments = function.get("arguments")
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)

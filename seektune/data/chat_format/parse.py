@@ -19,7 +19,8 @@ def parse_message(text: str, thinking_mode: str) -> dict[str, Any]:
     check_mode(thinking_mode)
     if not text.endswith((EOS, CALLS_END)):  # after calls nothing but EOS can follow
         raise ValueError(f"the completion was cut off: {EOS} is not at its end ({text[-SHOWN:]!r})")
-    answer, reasoning = text.removesuffix(EOS), ""
+    answer = text.removesuffix(EOS)
+    reasoning = ""
     if thinking_mode == "thinking":
         reasoning, end, answer = answer.partition(THINK_END)
         if not end:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 from seektune.data.tokenizer import BOS, EOS
 
-USER, ASSISTANT, REMINDER = "<｜User｜>", "<｜Assistant｜>", "<｜latest_reminder｜>"
-THINK, THINK_END = "<think>", "</think>"
+USER = "<｜User｜>"
+ASSISTANT = "<｜Assistant｜>"
+REMINDER = "<｜latest_reminder｜>"
+THINK = "<think>"
+THINK_END = "</think>"
 DSML = "｜DSML｜"
 TASKS = {task: f"<｜{task}｜>" for task in ("action", "query", "authority", "domain", "title", "read_url")}
 """The token of each quick instruction."""

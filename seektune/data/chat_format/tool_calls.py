@@ -16,10 +16,12 @@ from typing import Any
 
 from seektune.data.chat_format.tokens import DSML, as_json
 
-CALLS_BEGIN, CALLS_END = f"<{DSML}tool_calls", f"</{DSML}tool_calls>"
+CALLS_BEGIN = f"<{DSML}tool_calls"
+CALLS_END = f"</{DSML}tool_calls>"
 _CALLS = re.compile(rf"<{DSML}tool_calls>\n(.+)\n</{DSML}tool_calls>", re.DOTALL)
 # what holds markup in its turn is a call or a parameter that was not closed
-_NAME, _VALUE = rf'name="((?:(?!{DSML}).)*?)"', rf"((?:(?!/{DSML}parameter).)*?)"
+_NAME = rf'name="((?:(?!{DSML}).)*?)"'
+_VALUE = rf"((?:(?!/{DSML}parameter).)*?)"
 _INVOKE = re.compile(rf"<{DSML}invoke\s*{_NAME}>\n(.*?)\n</{DSML}invoke>", re.DOTALL)
 _PARAMETER = re.compile(rf'<{DSML}parameter {_NAME} string="(true|false)">{_VALUE}</{DSML}parameter>', re.DOTALL)
 SHOWN = 40

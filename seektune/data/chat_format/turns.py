@@ -61,7 +61,8 @@ def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
 
 
 def _read_instruction(message: Message) -> Turn:
-    tools, response_format = message.tools(), message.response_format()
+    tools = message.tools()
+    response_format = message.response_format()
     extra = []
     if tools:
         extra.append(TurnBlock(tools_text("\n".join(map(as_json, tools)))))
@@ -85,7 +86,8 @@ def _read_result(message: Message) -> Turn:
 
 
 def _read_answer(message: Message) -> Turn:
-    calls, reasoning = message.calls(), message.field("reasoning_content", str)
+    calls = message.calls()
+    reasoning = message.field("reasoning_content", str)
     content = message.content(needed=not calls and reasoning is None)
     return Turn(
         message.role,

@@ -58,7 +58,8 @@ def load_hellaswag(
     if path is None:
         folder, source = fetch_hellaswag(cache_dir, note, sources)
     else:
-        folder, source = path.expanduser(), str(path)
+        folder = path.expanduser()
+        source = str(path)
     data = HellaswagData(read_split(folder, "train"), read_split(folder, "validation"), source)
     note(f"HellaSwag: {len(data.train):,} train and {len(data.validation):,} validation rows from {source}")
     return data

@@ -14,7 +14,8 @@ from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
 WORK = 2**25
 """Multiplications of a call; beyond them torch's products, which use all cores, are faster."""
-ROWS, MATRIX = 32, 2**20
+ROWS = 32
+MATRIX = 2**20
 """Most tokens of a product with a matrix, and elements of it, that is read faster here than by torch."""
 WIDE = {torch.bfloat16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}
 """The dtype that one is computed in."""
@@ -30,8 +31,13 @@ def hyper_read(
     tokens, n, width = streams_NSD.shape
     if run is None or n > STREAMS or not are(WIDE[streams_NSD.dtype], fn_OI, base_O, scale_3):
         return None
-    x, fn, base, scale = streams_NSD.contiguous(), fn_OI.contiguous(), base_O.contiguous(), scale_3.contiguous()
-    y_ND, write_NS, mix_NSS = x.new_empty((tokens, width)), fn.new_empty((tokens, n)), fn.new_empty((tokens, n, n))
+    x = streams_NSD.contiguous()
+    fn = fn_OI.contiguous()
+    base = base_O.contiguous()
+    scale = scale_3.contiguous()
+    y_ND = x.new_empty((tokens, width))
+    write_NS = fn.new_empty((tokens, n))
+    mix_NSS = fn.new_empty((tokens, n, n))
     run(*at(x, fn, base, scale, y_ND, write_NS, mix_NSS), tokens, n, width, iterations, eps, norm_eps)
     return y_ND, write_NS, mix_NSS
 
@@ -39,10 +45,14 @@ def hyper_read(
 def hyper_write(streams_NSD: Tensor, y_ND: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor | None:
     """See `reference.hyper_write`; tokens may have several dims."""
     dtype, (n, width) = streams_NSD.dtype, streams_NSD.shape[-2:]
-    run, high = function("hyper_write", dtype), write_NS.dtype
+    run = function("hyper_write", dtype)
+    high = write_NS.dtype
     if run is None or y_ND.dtype != dtype or mix_NSS.dtype != high or high != WIDE[dtype]:
         return None
-    x, y, write, mix = streams_NSD.contiguous(), y_ND.contiguous(), write_NS.contiguous(), mix_NSS.contiguous()
+    x = streams_NSD.contiguous()
+    y = y_ND.contiguous()
+    write = write_NS.contiguous()
+    mix = mix_NSS.contiguous()
     out = torch.empty_like(x)
     tokens = x.numel() // max(n * width, 1)
     run(x.data_ptr(), y.data_ptr(), write.data_ptr(), mix.data_ptr(), out.data_ptr(), tokens, n, width)
@@ -56,7 +66,10 @@ def hyper_collect(
     run, (n, width) = function("hyper_collect", streams_NSD.dtype), streams_NSD.shape[-2:]
     if run is None or n > STREAMS or not are(WIDE[streams_NSD.dtype], fn_SI, base_S, scale_1):
         return None
-    x, fn, base, scale = streams_NSD.contiguous(), fn_SI.contiguous(), base_S.contiguous(), scale_1.contiguous()
+    x = streams_NSD.contiguous()
+    fn = fn_SI.contiguous()
+    base = base_S.contiguous()
+    scale = scale_1.contiguous()
     out = x.new_empty((*x.shape[:-2], width))
     tokens = x.numel() // max(n * width, 1)
     run(*at(x, fn, base, scale, out), tokens, n, width, eps, norm_eps)
@@ -65,11 +78,13 @@ def hyper_collect(
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
     """See `reference.rms_norm`."""
-    dtype, width = x.dtype, x.shape[-1]
+    dtype = x.dtype
+    width = x.shape[-1]
     run = function("rms_norm", dtype)
     if run is None or weight.dtype != dtype:
         return None
-    x, weight = x.contiguous(), weight.contiguous()
+    x = x.contiguous()
+    weight = weight.contiguous()
     out = torch.empty_like(x)
     run(x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // max(width, 1), width, eps)
     return out
@@ -77,7 +92,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor | None:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor | None:
     """See `reference.rotate`; angles of a token may be shared by its heads."""
-    run, width = function("rotate", x.dtype), x.shape[-1]
+    run = function("rotate", x.dtype)
+    width = x.shape[-1]
     heads = 1 if cos.shape[:-1] == x.shape[:-1] else x.shape[-2]
     if run is None or (heads != 1 and cos.shape[:-1] != (*x.shape[:-2], 1)):
         return None
@@ -93,7 +109,9 @@ def norm_rope(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, eps: float) -> T
     run, (heads, width) = function("norm_rope", x_BTHC.dtype), x_BTHC.shape[-2:]
     if run is None or cos_BTR.shape[:-1] != x_BTHC.shape[:-2]:
         return None
-    x, cos, sin = x_BTHC.contiguous(), _angles(cos_BTR, x_BTHC), _angles(sin_BTR, x_BTHC)
+    x = x_BTHC.contiguous()
+    cos = _angles(cos_BTR, x_BTHC)
+    sin = _angles(sin_BTR, x_BTHC)
     out = torch.empty_like(x)
     sizes = x.numel() // max(width, 1), heads, width, cos.shape[-1]
     run(x.data_ptr(), cos.data_ptr(), sin.data_ptr(), out.data_ptr(), *sizes, eps)
@@ -106,7 +124,8 @@ def clamped_swiglu(gate: Tensor, up: Tensor, limit: float) -> Tensor | None:
     run = function("clamped_swiglu", dtype)
     if run is None or up.dtype != dtype:
         return None
-    gate, up = gate.contiguous(), up.contiguous()
+    gate = gate.contiguous()
+    up = up.contiguous()
     out = torch.empty_like(gate, dtype=WIDE[dtype])
     run(gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), limit)
     return out
@@ -123,14 +142,16 @@ def expert_mlp(
     limit: float,
 ) -> Tensor | None:
     """See `reference.expert_mlp`."""
-    run, high = function("expert_mlp", x_ND.dtype), weights_P.dtype
+    run = function("expert_mlp", x_ND.dtype)
+    high = weights_P.dtype
     experts, inner, width = w1_EFD.shape
     if run is None or 3 * len(tokens_P) * inner * width > WORK:
         return None
     matrices = w1_EFD, w2_EDF, w3_EFD
     if high != WIDE[x_ND.dtype] or not (are(x_ND.dtype, *matrices) and all(w.is_contiguous() for w in matrices)):
         return None
-    out_ND, room = torch.zeros(x_ND.shape, dtype=high), x_ND.new_empty((8 * inner,))
+    out_ND = torch.zeros(x_ND.shape, dtype=high)
+    room = x_ND.new_empty((8 * inner,))
     inputs = at(x_ND.contiguous(), tokens_P.contiguous(), weights_P.contiguous(), *matrices)
     run(*inputs, (c_int64 * experts)(*counts), *at(out_ND, room), experts, width, inner, limit)
     return out_ND
@@ -139,7 +160,8 @@ def expert_mlp(
 def linear(x: Tensor, weight_OI: Tensor) -> Tensor | None:
     """See `reference.linear`."""
     dtype, (outputs, inputs) = x.dtype, weight_OI.shape
-    run, tokens = function("grouped_linear", dtype), x.numel() // inputs
+    run = function("grouped_linear", dtype)
+    tokens = x.numel() // inputs
     if run is None or tokens > ROWS or outputs * inputs > MATRIX or weight_OI.dtype != dtype:
         return None
     x, weight, out = x.contiguous(), weight_OI.contiguous(), x.new_empty((*x.shape[:-1], outputs))
@@ -153,7 +175,9 @@ def grouped_linear(x_NGI: Tensor, weight_OI: Tensor, groups: int) -> Tensor | No
     tokens = x_NGI.numel() // (groups * inputs)
     if run is None or tokens > ROWS or outputs * inputs > MATRIX or weight_OI.dtype != x_NGI.dtype:
         return None
-    x, weight, out = x_NGI.contiguous(), weight_OI.contiguous(), x_NGI.new_empty((*x_NGI.shape[:-1], outputs // groups))
+    x = x_NGI.contiguous()
+    weight = weight_OI.contiguous()
+    out = x_NGI.new_empty((*x_NGI.shape[:-1], outputs // groups))
     run(x.data_ptr(), weight.data_ptr(), out.data_ptr(), tokens, groups, inputs, outputs // groups)
     return out
 
@@ -163,20 +187,26 @@ def route(logits_NE: Tensor, bias_E: Tensor, k: int, factor: float) -> tuple[Ten
     run, (tokens, experts) = function("route", logits_NE.dtype), logits_NE.shape
     if run is None or bias_E.dtype != logits_NE.dtype or logits_NE.dtype == torch.bfloat16:
         return None
-    logits, bias = logits_NE.contiguous(), bias_E.contiguous()
+    logits = logits_NE.contiguous()
+    bias = bias_E.contiguous()
     scores = torch.empty_like(logits)
-    chosen_NK, weights_NK = torch.empty((tokens, k), dtype=torch.int64), logits.new_empty((tokens, k))
+    chosen_NK = torch.empty((tokens, k), dtype=torch.int64)
+    weights_NK = logits.new_empty((tokens, k))
     run(*at(logits, bias, scores, chosen_NK, weights_NK), tokens, experts, k, factor)
     return chosen_NK, weights_NK, scores
 
 
 def sort_pairs(experts_NK: Tensor, weights_NK: Tensor, n_experts: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """See `reference.sort_pairs`."""
-    run, pairs = function("sort_pairs", weights_NK.dtype), experts_NK.numel()
+    run = function("sort_pairs", weights_NK.dtype)
+    pairs = experts_NK.numel()
     if run is None or weights_NK.dtype == torch.bfloat16:
         return None
-    experts, weights = experts_NK.contiguous(), weights_NK.contiguous()
-    tokens_P, weights_P, counts_E = experts.new_empty(pairs), weights.new_empty(pairs), experts.new_empty(n_experts)
+    experts = experts_NK.contiguous()
+    weights = weights_NK.contiguous()
+    tokens_P = experts.new_empty(pairs)
+    weights_P = weights.new_empty(pairs)
+    counts_E = experts.new_empty(n_experts)
     run(*at(experts, weights, tokens_P, weights_P, counts_E), pairs, experts.shape[1], n_experts)
     return tokens_P, weights_P, counts_E
 
@@ -191,7 +221,8 @@ def pool_windows(
     if run is None or not are(values_BTK.dtype, gates_BTK, ape_MK) or strides[2] != 1 or gates_BTK.stride() != strides:
         return None
     width = channels // 2 if overlap else channels
-    out_BEC, room = values_BTK.new_empty(rows, entries, width), values_BTK.new_empty(2 * width)
+    out_BEC = values_BTK.new_empty(rows, entries, width)
+    room = values_BTK.new_empty(2 * width)
     inputs = values_BTK, gates_BTK, ape_MK.contiguous(), last_BE.contiguous(), position_BE.contiguous()
     run(*at(*inputs, out_BEC, room), rows, entries, *strides[:2], window, channels, overlap)
     return out_BEC
@@ -207,7 +238,8 @@ def sparse_attention(
     visible: Visible,
 ) -> Tensor | None:
     """See `reference.sparse_attention`."""
-    run, high = function("sparse_attention", q_BTHC.dtype), sink_H.dtype
+    run = function("sparse_attention", q_BTHC.dtype)
+    high = sink_H.dtype
     rows, queries, heads, width = q_BTHC.shape
     most = visible.index_BTK.shape[-1] if isinstance(visible, Chosen) else entries_BEC.shape[1]
     if run is None or 2 * q_BTHC.numel() * (window + most) > WORK or high != WIDE[q_BTHC.dtype]:
@@ -215,10 +247,14 @@ def sparse_attention(
     if not (are(q_BTHC.dtype, keys_BNC, entries_BEC) and _is_rows(keys_BNC) and _is_rows(entries_BEC)):
         return None
     if isinstance(visible, Chosen):
-        lists, listed = [visible.index_BTK.contiguous()] * 3, most if entries_BEC.shape[1] else 0
+        lists = [visible.index_BTK.contiguous()] * 3
+        listed = most if entries_BEC.shape[1] else 0
     else:
-        lists, listed = [q_BTHC, visible.first_BT.contiguous(), visible.count_BT.contiguous()], -1
-    q, sink, positions = q_BTHC.contiguous(), sink_H.contiguous(), positions_BT.contiguous()
+        lists = [q_BTHC, visible.first_BT.contiguous(), visible.count_BT.contiguous()]
+        listed = -1
+    q = q_BTHC.contiguous()
+    sink = sink_H.contiguous()
+    positions = positions_BT.contiguous()
     out = torch.empty_like(q)
     seen = window + most
     room = q.new_empty(seen * (heads + 2) + heads * width, dtype=high)

@@ -49,9 +49,11 @@ class Entered:
 
 def enter(streams_NSD: Tensor, weights: Sequence[Tensor], cos_NP: Tensor, sin_NP: Tensor, of: Sizes) -> Entered:
     """Read from the streams, norm, queries and window keys; `weights` in the order of `block_enter` in block.h."""
-    run, tokens = function("block_enter", streams_NSD.dtype), streams_NSD.shape[0]
+    run = function("block_enter", streams_NSD.dtype)
+    tokens = streams_NSD.shape[0]
     assert run is not None
-    new, fn = streams_NSD.new_empty, weights[0]
+    new = streams_NSD.new_empty
+    fn = weights[0]
     made = (
         *(new((tokens, of.width)), new((tokens, of.rank)), new((tokens, of.heads, of.head)), new((tokens, of.head))),
         *(fn.new_empty((tokens, of.streams)), fn.new_empty((tokens, of.streams, of.streams))),
@@ -71,7 +73,9 @@ def leave(
     of: Sizes,
 ) -> Tensor:
     """Streams from what attention gave, which is written over; `weights` in the order of `block_leave` in block.h."""
-    run, tokens, out = function("block_leave", streams_NSD.dtype), streams_NSD.shape[0], torch.empty_like(streams_NSD)
+    run = function("block_leave", streams_NSD.dtype)
+    tokens = streams_NSD.shape[0]
+    out = torch.empty_like(streams_NSD)
     assert run is not None
     wo_a, wo_b, *others = weights
     written = entered.write_NS, entered.mix_NSS

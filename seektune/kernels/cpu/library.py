@@ -58,7 +58,8 @@ def function(name: str, dtype: torch.dtype) -> Callable[..., None] | None:
         return None
     kernel: Any = found[f"{name}_{SUFFIX[dtype]}"]
     kinds = zip((ctypes.c_void_p, ctypes.c_int64, ctypes.c_double), SIGNATURES[name], strict=True)
-    kernel.restype, kernel.argtypes = None, [kind for kind, count in kinds for _ in range(count)]
+    kernel.restype = None
+    kernel.argtypes = [kind for kind, count in kinds for _ in range(count)]
     return kernel
 
 
@@ -103,11 +104,13 @@ def made(folder: Path, anew: bool = False) -> Path:
         lock = (folder / "lock").open("a")
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="seektune-"))
-        file, lock = folder / file.name, (folder / "lock").open("a")
+        file = folder / file.name
+        lock = (folder / "lock").open("a")
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of many processes that start together one compiles
         if anew or not is_whole(file):
-            began, part = perf_counter(), file.with_suffix(".part")
+            began = perf_counter()
+            part = file.with_suffix(".part")
             compile_to(part, compiler, sources)
             seal(part, file)
             log.info("compiled the kernels for writing texts on this CPU in %.1f s: %s", perf_counter() - began, file)

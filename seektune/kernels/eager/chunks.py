@@ -14,7 +14,8 @@ from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
 GATHERED = 2**19
 """Elements of chosen entries that a chunk gathers at most: about a core's cache."""
-LARGEST, SMALLEST = 32, 8
+LARGEST = 32
+SMALLEST = 8
 """Queries of a chunk. More of them waste products on window keys that only some see, fewer cost calls."""
 
 
@@ -95,12 +96,14 @@ def _near_bias(reach_BQ: Tensor, offset: int, near: slice) -> Tensor:
 
 def _prefix(visible: Prefix, size: int, entries_BEC: Tensor) -> Iterator[Far]:
     """Per chunk the smallest slice with all entries that any query sees, and who sees less."""
-    first_BT, end_BT = visible.first_BT, visible.first_BT + visible.count_BT
+    first_BT = visible.first_BT
+    end_BT = visible.first_BT + visible.count_BT
     some = visible.count_BT > 0
     # a query that sees nothing asks for nothing, and its bias says so
     lows = _extreme(torch.where(some, first_BT, entries_BEC.shape[1]), size, torch.min)
     highs = _extreme(torch.where(some, end_BT, 0), size, torch.max)
-    latest, soonest = _extreme(first_BT, size, torch.max), _extreme(end_BT, size, torch.min)
+    latest = _extreme(first_BT, size, torch.max)
+    soonest = _extreme(end_BT, size, torch.min)
     for number, (low, high) in enumerate(zip(lows, highs, strict=True)):
         far = slice(min(low, high), high)
         if high == 0 or (latest[number] <= low and soonest[number] >= high):

@@ -68,20 +68,24 @@ class _Experts(torch.autograd.Function):
     def backward(ctx, grad_ND):  # type: ignore[no-untyped-def]
         x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, gate_PF, up_PF = ctx.saved_tensors
         counts, limit = ctx.plan
-        dx_ND, dweights_P = torch.zeros_like(grad_ND), torch.empty_like(weights_P)
+        dx_ND = torch.zeros_like(grad_ND)
+        dweights_P = torch.empty_like(weights_P)
         trained = any(ctx.needs_input_grad[3:6])
         dw1, dw2, dw3 = (_gradient(w, counts) if trained else None for w in (w1_EFD, w2_EDF, w3_EFD))
         low = trained and x_ND.dtype != grad_ND.dtype and max(counts, default=0) > ROWS
         rooms = [torch.empty_like(w[0], dtype=grad_ND.dtype) if low else None for w in (w1_EFD, w2_EDF, w3_EFD)]
         started = set()
         for expert, pairs in _runs(counts):
-            tokens, weight = tokens_P[pairs], weights_P[pairs].unsqueeze(1)
-            x, dy = x_ND.index_select(0, tokens), grad_ND.index_select(0, tokens).to(x_ND.dtype)
+            tokens = tokens_P[pairs]
+            weight = weights_P[pairs].unsqueeze(1)
+            x = x_ND.index_select(0, tokens)
+            dy = grad_ND.index_select(0, tokens).to(x_ND.dtype)
             inner, dgate, dup = slopes(upcast(gate_PF[pairs]), upcast(up_PF[pairs]), limit)
             dinner = upcast(dy @ w2_EDF[expert])
             dweights_P[pairs] = (dinner * inner).sum(dim=1)
             dinner.mul_(weight)
-            dgate, dup = dgate.mul_(dinner).to(x.dtype), dup.mul_(dinner).to(x.dtype)
+            dgate = dgate.mul_(dinner).to(x.dtype)
+            dup = dup.mul_(dinner).to(x.dtype)
             dx_ND.index_add_(0, tokens, upcast(torch.addmm(dup @ w3_EFD[expert], dgate, w1_EFD[expert])))
             if trained:
                 again = expert in started

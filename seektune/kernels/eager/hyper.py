@@ -78,7 +78,10 @@ class _Route(torch.autograd.Function):
         dstreams_NSD = torch.empty_like(streams_NSD, memory_format=torch.contiguous_format)
         dfn_OI = torch.zeros_like(fn_OI)
         for part in parts(streams_NSD):
-            x, dy, read, inverse = upcast(streams_NSD[part]), upcast(dy_ND[part]), read_NS[part], inverse_N[part]
+            x = upcast(streams_NSD[part])
+            dy = upcast(dy_ND[part])
+            read = read_NS[part]
+            inverse = inverse_N[part]
             dread = (x * dy.unsqueeze(1)).sum(dim=-1)
             dlogits_NO[part, :n] = dread.mul_(read).mul_(1 - read)
             du = dlogits_NO[part] * scale_O
@@ -101,8 +104,10 @@ class _Write(torch.autograd.Function):
         # the result is no view of anything: pipelines detach it in place
         out = torch.empty_like(streams_NSD, memory_format=torch.contiguous_format)
         out_NSD = _by_token(out, 2)
-        streams_NSD, y_ND = _by_token(streams_NSD, 2), _by_token(y_ND, 1)
-        write_NS, mix_NSS = _by_token(write_NS, 1), _by_token(mix_NSS, 2)
+        streams_NSD = _by_token(streams_NSD, 2)
+        y_ND = _by_token(y_ND, 1)
+        write_NS = _by_token(write_NS, 1)
+        mix_NSS = _by_token(mix_NSS, 2)
         for part in parts(streams_NSD):
             mixed = _room(out_NSD[part])
             torch.bmm(mix_NSS[part].mT, upcast(streams_NSD[part]), out=mixed)
@@ -116,8 +121,10 @@ class _Write(torch.autograd.Function):
         saved = ctx.saved_tensors
         streams_NSD, y_ND, write_NS, mix_NSS = (_by_token(x, dims) for x, dims in zip(saved, (2, 1, 1, 2), strict=True))
         grad_NSD = _by_token(grad_NSD, 2)
-        dstreams_NSD, dy_ND = torch.empty_like(streams_NSD), torch.empty_like(y_ND)
-        dwrite_NS, dmix_NSS = torch.empty_like(write_NS), torch.empty_like(mix_NSS)
+        dstreams_NSD = torch.empty_like(streams_NSD)
+        dy_ND = torch.empty_like(y_ND)
+        dwrite_NS = torch.empty_like(write_NS)
+        dmix_NSS = torch.empty_like(mix_NSS)
         for part in parts(streams_NSD):
             grad = upcast(grad_NSD[part])
             _store(dstreams_NSD[part], torch.bmm(mix_NSS[part], grad, out=_room(dstreams_NSD[part])))

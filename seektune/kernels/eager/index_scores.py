@@ -26,7 +26,8 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
     chosen = [visible.first_BT.new_empty(rows, 0 if rows else length, k)]
     for start in range(0, length if rows else 0, QUERIES):
         part = slice(start, start + QUERIES)
-        first_BQ1, count_BQ1 = visible.first_BT[:, part, None], visible.count_BT[:, part, None]
+        first_BQ1 = visible.first_BT[:, part, None]
+        count_BQ1 = visible.count_BT[:, part, None]
         if int(count_BQ1.max()) <= k:
             order = torch.arange(k, device=first_BQ1.device)
             chosen.append(torch.where(order < count_BQ1, first_BQ1 + order, -1))
@@ -43,7 +44,8 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
 def _scores(q_BQHI: Tensor, keys_BSI: Tensor, weights_BQH: Tensor) -> Tensor:
     """`sum_h w_h relu(q_h · key)`, `[B, Q, S]`."""
     rows, queries, heads, _ = q_BQHI.shape
-    q, weights = q_BQHI.flatten(1, 2), weights_BQH.flatten(0, 1).unsqueeze(1)
+    q = q_BQHI.flatten(1, 2)
+    weights = weights_BQH.flatten(0, 1).unsqueeze(1)
     out = q.new_empty(rows, queries, keys_BSI.shape[1])
     turn = max(SCORES // (rows * queries * heads), BLOCK)
     for start in range(0, keys_BSI.shape[1], turn):
@@ -55,7 +57,8 @@ def _scores(q_BQHI: Tensor, keys_BSI: Tensor, weights_BQH: Tensor) -> Tensor:
 
 def _hide(scores_BQS: Tensor, first_BQ1: Tensor, count_BQ1: Tensor) -> None:
     """-inf where a query does not see; what lies between the latest beginning and the soonest end is seen by all."""
-    size, end_BQ1 = scores_BQS.shape[2], first_BQ1 + count_BQ1
+    size = scores_BQS.shape[2]
+    end_BQ1 = first_BQ1 + count_BQ1
     latest = min(int(first_BQ1.max()), size)
     soonest = max(int(end_BQ1.min()), latest)
     for low, high in ((0, latest), (soonest, size)):
@@ -76,7 +79,8 @@ def best_places(scores_NS: Tensor, k: int) -> Tensor:
 
 def _earliest(scores_NS: Tensor, least_N1: Tensor, k: int) -> Tensor:
     """All places above the k-th largest score, and of those equal to it the first."""
-    above, equal = scores_NS > least_N1, scores_NS == least_N1
+    above = scores_NS > least_N1
+    equal = scores_NS == least_N1
     wanted_N1 = k - above.sum(dim=1, keepdim=True)
     taken = above | (equal & (equal.cumsum(dim=1) <= wanted_N1))
     return taken.nonzero()[:, 1].view(-1, k)

@@ -33,7 +33,8 @@ class _Loss(torch.autograd.Function):
         losses = [weight_VD.new_zeros((), dtype=wide)]
         for start in range(0, len(hidden_ND), CHUNK):
             part = slice(start, start + CHUNK)
-            hidden, targets = upcast(hidden_ND[part]), targets_N[part].unsqueeze(1)
+            hidden = upcast(hidden_ND[part])
+            targets = targets_N[part].unsqueeze(1)
             logits = _logits(hidden, weight_VD)
             total = torch.logsumexp(logits, dim=1, keepdim=True)
             losses.append((total - logits.gather(1, targets)).sum())

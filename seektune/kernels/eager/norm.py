@@ -48,7 +48,8 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
-        flat, w = x.reshape(-1, x.shape[-1]), upcast(weight)
+        flat = x.reshape(-1, x.shape[-1])
+        w = upcast(weight)
         # of the shape that it keeps: a view of something else would warn where modules are wrapped
         whole = torch.empty_like(x, memory_format=torch.contiguous_format)
         out = whole.view(flat.shape)
@@ -64,10 +65,14 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight, inverse = ctx.saved_tensors
-        flat, above, w = x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1]), upcast(weight)
-        dx, dweight = torch.empty_like(flat), torch.zeros_like(w, dtype=inverse.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        above = grad.reshape(-1, x.shape[-1])
+        w = upcast(weight)
+        dx = torch.empty_like(flat)
+        dweight = torch.zeros_like(w, dtype=inverse.dtype)
         for part in parts(flat):
-            unit, dy = upcast(flat[part]) * inverse[part], upcast(above[part])
+            unit = upcast(flat[part]) * inverse[part]
+            dy = upcast(above[part])
             slope = dy * unit
             dweight += slope.sum(dim=0)
             along = slope.mul_(w).mean(dim=1, keepdim=True)
@@ -106,7 +111,8 @@ class _NormRope(torch.autograd.Function):
     def forward(ctx, x_BTHC, cos_BTR, sin_BTR, eps):  # type: ignore[no-untyped-def]
         cos, sin = (x.flatten(0, 1).unsqueeze(1) for x in (cos_BTR, sin_BTR))
         tokens = x_BTHC.flatten(0, 1)
-        out, heads = torch.empty_like(tokens, memory_format=torch.contiguous_format), tokens.shape[1]
+        out = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+        heads = tokens.shape[1]
         inverse = upcast(x_BTHC[..., :1]).flatten(0, 1).clone(memory_format=torch.contiguous_format)
         for part in parts(tokens):
             vectors = upcast(tokens[part]).flatten(0, 1)
@@ -121,10 +127,12 @@ class _NormRope(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_BTHC):  # type: ignore[no-untyped-def]
         out, inverse, cos, sin = ctx.saved_tensors
-        tokens, above = out.flatten(0, 1), grad_BTHC.flatten(0, 1)
+        tokens = out.flatten(0, 1)
+        above = grad_BTHC.flatten(0, 1)
         dx = torch.empty_like(tokens)
         for part in parts(tokens):
-            unit, dy = upcast(tokens[part]).clone(), upcast(above[part])
+            unit = upcast(tokens[part]).clone()
+            dy = upcast(above[part])
             # the product of the rotated vector with dy is that of the vector with dy rotated back
             along = (unit * dy).mean(dim=-1, keepdim=True)
             # what `turn` does not undo: rounded angles change lengths a little

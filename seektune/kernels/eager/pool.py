@@ -32,7 +32,8 @@ class _Pool(torch.autograd.Function):
         values, weights, tokens_BEM = _gathered(values_BTK, gates_BTK, ape_MK, last_BE, position_BE, ctx.overlap)
         dvalues = weights * grad_BEC.unsqueeze(2)
         dgates = dvalues * (values - (weights * values).sum(dim=2, keepdim=True))
-        window, halves = ape_MK.shape[0], 2 if ctx.overlap else 1
+        window = ape_MK.shape[0]
+        halves = 2 if ctx.overlap else 1
         dape_MK = torch.cat(dgates.sum(dim=(0, 1)).split(window), dim=1)
         places = [(tokens_BEM - window).clamp(min=0), tokens_BEM][-halves:]
         length = values_BTK.shape[1]
@@ -45,7 +46,8 @@ class _Pool(torch.autograd.Function):
 
 def _back(x_BEMC: Tensor, tokens_BEM: Tensor, length: int) -> Tensor:
     """Gradient of `_rows`, `[B, T, C]`: a token is in one window of a kind; what else names it adds zero."""
-    rows, width = x_BEMC.shape[0], x_BEMC.shape[3]
+    rows = x_BEMC.shape[0]
+    width = x_BEMC.shape[3]
     out = x_BEMC.new_zeros(rows * length, width)
     return out.index_add_(0, _flat(tokens_BEM, length), x_BEMC.reshape(-1, width)).view(rows, length, width)
 
@@ -55,7 +57,8 @@ def _gathered(values_BTK, gates_BTK, ape_MK, last_BE, position_BE, overlap):  # 
     window, channels = ape_MK.shape
     width = channels // 2 if overlap else channels
     tokens_BEM = last_BE.unsqueeze(-1) - torch.arange(window - 1, -1, -1, device=last_BE.device)
-    values, gates = _rows(values_BTK[..., -width:], tokens_BEM), _rows(gates_BTK[..., -width:], tokens_BEM)
+    values = _rows(values_BTK[..., -width:], tokens_BEM)
+    gates = _rows(gates_BTK[..., -width:], tokens_BEM)
     gates += ape_MK[:, -width:]
     if overlap:
         before = (tokens_BEM - window).clamp(min=0)

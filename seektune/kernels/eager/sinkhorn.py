@@ -30,7 +30,9 @@ def balanced(logits_SSN: Tensor, iterations: int, eps: float) -> Tensor:
 def balanced_backward(logits_SSN: Tensor, grad_SSN: Tensor, iterations: int, eps: float) -> Tensor:
     """Gradient of the logits from that of `balanced`."""
     first = logits_SSN.softmax(dim=1)
-    after, sums, dims = [first + eps], [], [0, *([1, 0] * (iterations - 1))]
+    after = [first + eps]
+    sums = []
+    dims = [0, *([1, 0] * (iterations - 1))]
     for dim in dims:
         sums.append(after[-1].sum(dim=dim, keepdim=True).add_(eps))
         after.append(after[-1] / sums[-1])

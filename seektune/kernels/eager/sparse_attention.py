@@ -38,10 +38,13 @@ class _SparseAttention(torch.autograd.Function):
     def forward(ctx, q_BTHC, keys_BNC, entries_BEC, sink_H, reach_BT, window, visible):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(q_BTHC, keys_BNC, entries_BEC, sink_H)
         ctx.seen = reach_BT, window, visible
-        keys, entries, sink = upcast(keys_BNC), upcast(entries_BEC), upcast(sink_H)
+        keys = upcast(keys_BNC)
+        entries = upcast(entries_BEC)
+        sink = upcast(sink_H)
         out_BTHC = torch.empty_like(q_BTHC, memory_format=torch.contiguous_format)
         for chunk in chunks(reach_BT, keys.shape[1], entries, window, visible):
-            near, far = keys[:, chunk.near], chunk.far_values(entries)
+            near = keys[:, chunk.near]
+            far = chunk.far_values(entries)
             weights = _weights(_scaled(q_BTHC, chunk), near, far, sink, chunk)
             out_BTHC[:, chunk.part] = _sum_values(_rounded(weights, q_BTHC.dtype), near, far)
         return out_BTHC
@@ -51,13 +54,18 @@ class _SparseAttention(torch.autograd.Function):
     def backward(ctx, grad_BTHC):  # type: ignore[no-untyped-def]
         q_BTHC, keys_BNC, entries_BEC, sink_H = ctx.saved_tensors
         reach_BT, window, visible = ctx.seen
-        keys, entries, sink = upcast(keys_BNC), upcast(entries_BEC), upcast(sink_H)
+        keys = upcast(keys_BNC)
+        entries = upcast(entries_BEC)
+        sink = upcast(sink_H)
         dq_BTHC = torch.empty_like(q_BTHC, memory_format=torch.contiguous_format)
-        dkeys, dsink = torch.zeros_like(keys), torch.zeros_like(sink)
+        dkeys = torch.zeros_like(keys)
+        dsink = torch.zeros_like(sink)
         dentries = torch.zeros_like(entries, memory_format=torch.contiguous_format)
         for chunk in chunks(reach_BT, keys.shape[1], entries, window, visible):
-            near, far = keys[:, chunk.near], chunk.far_values(entries)
-            q, grad = _scaled(q_BTHC, chunk), upcast(grad_BTHC[:, chunk.part]).contiguous()
+            near = keys[:, chunk.near]
+            far = chunk.far_values(entries)
+            q = _scaled(q_BTHC, chunk)
+            grad = upcast(grad_BTHC[:, chunk.part]).contiguous()
             weights = _weights(q, near, far, sink, chunk)
             dweights = _against_values(grad, near, far)
             # the sink has no value, so no gradient of its own weight, but it takes part in the sum of all weights
@@ -83,7 +91,8 @@ def _rounded(weights: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _weights(q_BQHC: Tensor, near_BMC: Tensor, far_GKC: Tensor, sink_H: Tensor, chunk: Chunk) -> Tensor:
     """Softmax over window, entries and sink, `[B, Q, H, L]`."""
-    keys, entries = near_BMC.shape[1], far_GKC.shape[1]
+    keys = near_BMC.shape[1]
+    entries = far_GKC.shape[1]
     scores = q_BQHC.new_empty(*q_BQHC.shape[:3], keys + entries + 1)
     torch.add(_product(q_BQHC, near_BMC.mT), chunk.near_bias_BQ1M, out=scores[..., :keys])
     if chunk.far_bias_BQ1K is None:
@@ -128,7 +137,8 @@ def _add_near(grad_BMC: Tensor, pairs: Pairs) -> None:
 
 def _far_gradient(far_GKC: Tensor, keys: int, pairs: Pairs) -> Tensor:
     """Gradient of the entries that a chunk saw, `[G, K, C]`."""
-    groups, total = far_GKC.shape[0], torch.empty(())
+    groups = far_GKC.shape[0]
+    total = torch.empty(())
     for number, (weights_BQHL, x_BQHC) in enumerate(pairs):
         weights = weights_BQHL[..., keys:-1].reshape(groups, -1, far_GKC.shape[1])
         x = x_BQHC.view(groups, -1, far_GKC.shape[2])

@@ -24,7 +24,8 @@ def slopes(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor, Tens
     # comparisons that write floats, unlike ones that write bools, are as fast as a product
     free_gate = torch.le(gate, limit, out=torch.empty_like(gate))
     free_up = torch.le(up.abs(), limit, out=torch.empty_like(up))
-    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    gate = gate.clamp(max=limit)
+    up = up.clamp(-limit, limit)
     sigmoid = gate.sigmoid()
     silu = gate.mul_(sigmoid)
     # silu' = sigmoid + silu (1 - sigmoid)

@@ -71,7 +71,8 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | 
 
 def _fp4(packed: Tensor, scale: Tensor, out: Tensor) -> Tensor:
     rows, columns = out.shape
-    scales, pairs = scale.to(out.dtype).unsqueeze(-1), _PAIRS[out.dtype].to(out.device)
+    scales = scale.to(out.dtype).unsqueeze(-1)
+    pairs = _PAIRS[out.dtype].to(out.device)
     height = max(BAND // columns, 1)
     for start in range(0, rows, height):
         band = slice(start, start + height)
@@ -84,7 +85,9 @@ def _fp4(packed: Tensor, scale: Tensor, out: Tensor) -> Tensor:
 def _fp8(weight: Tensor, scale: Tensor, out: Tensor) -> Tensor:
     rows, columns = out.shape
     word, shift, mask = _E4M3[out.dtype]
-    codes, words, scales = weight.view(torch.int8), out.view(word), scale.float() * SHIFTED
+    codes = weight.view(torch.int8)
+    words = out.view(word)
+    scales = scale.float() * SHIFTED
     if scale.dtype == torch.float8_e8m0fnu:
         scales = scales.to(out.dtype)  # a power of two in either
     scales = scales.repeat_interleave(FP8_BLOCK, 1)[:, :columns]
@@ -93,7 +96,8 @@ def _fp8(weight: Tensor, scale: Tensor, out: Tensor) -> Tensor:
         band = slice(start, start + height)
         # a signed byte widened repeats its sign; the mask keeps one copy of it in front
         words[band].copy_(codes[band]).bitwise_left_shift_(shift).bitwise_and_(mask)
-        first, whole = start // FP8_BLOCK, out[band].shape[0] // FP8_BLOCK
+        first = start // FP8_BLOCK
+        whole = out[band].shape[0] // FP8_BLOCK
         blocks, rest = out[band].split([whole * FP8_BLOCK, out[band].shape[0] % FP8_BLOCK])
         blocks.unflatten(0, (whole, FP8_BLOCK)).mul_(scales[first : first + whole, None])
         if len(rest):
@@ -103,7 +107,8 @@ def _fp8(weight: Tensor, scale: Tensor, out: Tensor) -> Tensor:
 
 def _pairs(dtype: torch.dtype, word: torch.dtype) -> Tensor:
     """Both values of every byte, side by side in one word."""
-    table, byte = torch.tensor(E2M1 + tuple(-value for value in E2M1), dtype=dtype), torch.arange(256)
+    table = torch.tensor(E2M1 + tuple(-value for value in E2M1), dtype=dtype)
+    byte = torch.arange(256)
     return torch.stack([table[byte & 15], table[byte >> 4]], dim=-1).view(word).flatten()
 
 

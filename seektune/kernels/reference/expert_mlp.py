@@ -27,7 +27,8 @@ def expert_mlp(
     weight multiplies before `w2`. Outputs are rounded to the dtype of `x` and added in fp32, in the order of pairs.
     """
     x_PD = x_ND[tokens_P]
-    gate, up = expert_linear(x_PD, w1_EFD, counts), expert_linear(x_PD, w3_EFD, counts)
+    gate = expert_linear(x_PD, w1_EFD, counts)
+    up = expert_linear(x_PD, w3_EFD, counts)
     inner = weights_P[:, None] * clamped_swiglu(gate, up, limit)
     out_PD = upcast(expert_linear(inner.to(x_ND.dtype), w2_EDF, counts))
     return torch.zeros(x_ND.shape, dtype=out_PD.dtype, device=x_ND.device).index_add(0, tokens_P, out_PD)

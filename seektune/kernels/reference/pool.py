@@ -17,9 +17,11 @@ def pool_windows(
     `overlap` an entry also pools the window before, by the first C channels; its own by the last C. A document's first
     window has none before it.
     """
-    window, rows = ape_MK.shape[0], torch.arange(values_BTK.shape[0], device=last_BE.device)[:, None, None]
+    window = ape_MK.shape[0]
+    rows = torch.arange(values_BTK.shape[0], device=last_BE.device)[:, None, None]
     tokens_BEM = last_BE.unsqueeze(-1) - torch.arange(window - 1, -1, -1, device=last_BE.device)
-    values, gates = values_BTK[rows, tokens_BEM], gates_BTK[rows, tokens_BEM] + ape_MK
+    values = values_BTK[rows, tokens_BEM]
+    gates = gates_BTK[rows, tokens_BEM] + ape_MK
     if overlap:
         width = ape_MK.shape[1] // 2
         before = (tokens_BEM - window).clamp(min=0)

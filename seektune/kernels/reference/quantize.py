@@ -84,7 +84,8 @@ def hadamard(x: Tensor) -> Tensor:
     """Orthonormal Walsh-Hadamard transform of the last dim (Sylvester order); its size must be a power of two."""
     size = x.shape[-1]
     assert size & (size - 1) == 0, "the Hadamard transform needs a power of two"
-    out, half = upcast(x), 1
+    out = upcast(x)
+    half = 1
     while half < size:
         pairs = out.unflatten(-1, (-1, 2, half))
         first, second = pairs.unbind(-2)
@@ -137,7 +138,8 @@ def _fp4_error(groups: Tensor, scale: Tensor) -> Tensor:
 
 def _fp4_magnitude(x: Tensor) -> Tensor:
     """Index of the nearest magnitude, uint8: the number of boundaries below (many times faster than a search)."""
-    size, code = x.abs(), torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
+    size = x.abs()
+    code = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
     for boundary in _BOUNDARIES:
         code += size > boundary
     return code

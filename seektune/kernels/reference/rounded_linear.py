@@ -43,7 +43,8 @@ def rounded_expert_linear(
     counts: list[int],
 ) -> Tensor:
     """`rounded_linear` of each expert for its pairs; one A for all experts has no first dim."""
-    parts, a = x_NI.split(counts), a_ERI.expand(len(counts), -1, -1)
+    parts = x_NI.split(counts)
+    a = a_ERI.expand(len(counts), -1, -1)
     outputs = [
         rounded_linear(part, weights[e], None if scales is None else scales[e], a[e], b_EOR[e], scaling, rounding)
         if counts[e]
@@ -57,7 +58,9 @@ class _RoundedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, a, b, weight, scale, scaling, rounding, groups):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, a, b, weight, scale)
-        ctx.scaling, ctx.rounding, ctx.groups = scaling, rounding, groups
+        ctx.scaling = scaling
+        ctx.rounding = rounding
+        ctx.groups = groups
         values = _merged(a, b, weight, scale, scaling, rounding).to(x.dtype)
         return F.linear(x, values) if groups == 1 else grouped_linear(x, values, groups)
 
@@ -67,8 +70,10 @@ class _RoundedLinear(torch.autograd.Function):
         x, a, b, weight, scale = ctx.saved_tensors
         values = _merged(a, b, weight, scale, ctx.scaling, ctx.rounding).to(grad.dtype)
         groups = ctx.groups
-        grad_NGO, x_NGI = grad.reshape(-1, groups, values.shape[0] // groups), x.reshape(-1, groups, values.shape[1])
-        low, high = a.to(x.dtype), b.to(x.dtype).unflatten(0, (groups, -1))
+        grad_NGO = grad.reshape(-1, groups, values.shape[0] // groups)
+        x_NGI = x.reshape(-1, groups, values.shape[1])
+        low = a.to(x.dtype)
+        high = b.to(x.dtype).unflatten(0, (groups, -1))
         grad_x = torch.einsum("ngo,goi->ngi", grad_NGO, values.unflatten(0, (groups, -1)))
         grad_b = ctx.scaling * torch.einsum("ngo,ngr->gor", grad_NGO, F.linear(x_NGI, low))
         grad_a = ctx.scaling * torch.einsum("ngr,ngi->ri", torch.einsum("ngo,gor->ngr", grad_NGO, high), x_NGI)

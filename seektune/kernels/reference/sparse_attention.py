@@ -63,7 +63,8 @@ def sparse_attention(
     probabilities are rounded to the input's dtype. Chunks of queries are recomputed in backward, so memory grows
     linearly in T.
     """
-    length, earlier = q_BTHC.shape[1], keys_BNC.shape[1] - q_BTHC.shape[1]
+    length = q_BTHC.shape[1]
+    earlier = keys_BNC.shape[1] - q_BTHC.shape[1]
     assert earlier >= 0, "every query has a key"
     if length == 0:
         # nothing to attend, but every input stays in the graph: no rank's differs from its peers'
@@ -90,7 +91,8 @@ def _attend(
     sink_H: Tensor,
 ) -> Tensor:
     """One chunk; query i of it stands at window key `offset + i` and sees that and the `reach` keys before it."""
-    dtype, q = q_BQHC.dtype, upcast(q_BQHC) * q_BQHC.shape[-1] ** -0.5
+    dtype = q_BQHC.dtype
+    q = upcast(q_BQHC) * q_BQHC.shape[-1] ** -0.5
     entries, seen_BQK = visible.select(upcast(entries_BEC), part)
     window = upcast(keys_BMC).unsqueeze(1)
     index = torch.arange(window.shape[2], device=q.device)
@@ -110,6 +112,7 @@ def _attend(
 def _product(x_BQHI: Tensor, matrix_BGIO: Tensor) -> Tensor:
     """`[B, Q, H, O]`: one matrix for all queries of a row (G = 1), or one for each (G = Q)."""
     rows, queries, heads, inner = x_BQHI.shape
-    groups, outer = matrix_BGIO.shape[1], matrix_BGIO.shape[3]
+    groups = matrix_BGIO.shape[1]
+    outer = matrix_BGIO.shape[3]
     product = x_BQHI.reshape(rows, groups, queries * heads // groups, inner) @ matrix_BGIO
     return product.reshape(rows, queries, heads, outer)

@@ -18,7 +18,8 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | 
     rows, width = weight.shape
     if out is None:
         out = torch.empty(rows, width * (2 if is_fp4 else 1), dtype=dtype, device=weight.device)
-    codes, bytes_ = weight.view(torch.uint8), weight.numel()
+    codes = weight.view(torch.uint8)
+    bytes_ = weight.numel()
     grid = (triton.cdiv(bytes_, BLOCK),)
     if is_fp4:
         _fp4[grid](codes, scale.view(torch.uint8), out, bytes_, BLOCK)
@@ -38,14 +39,16 @@ def _power_of_two(byte):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _e2m1(code):  # type: ignore[no-untyped-def]
-    exponent, mantissa = (code >> 1) & 3, code & 1
+    exponent = (code >> 1) & 3
+    mantissa = code & 1
     size = tl.where(exponent == 0, mantissa * 0.5, (2 + mantissa) * (1 << exponent) * 0.25)
     return tl.where(code >> 3 == 1, -size, size)
 
 
 @triton.jit
 def _e4m3(code):  # type: ignore[no-untyped-def]
-    exponent, mantissa = (code >> 3) & 15, code & 7
+    exponent = (code >> 3) & 15
+    mantissa = code & 7
     normal = (((exponent + 120) << 23) | (mantissa << 20)).to(tl.float32, bitcast=True)
     size = tl.where(exponent == 0, mantissa * 0.001953125, normal)
     size = tl.where(code & 127 == 127, float("nan"), size)

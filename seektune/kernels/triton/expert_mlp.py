@@ -26,7 +26,8 @@ def expert_mlp(
     x_PD = x_ND[tokens_P]
     if not takes(x_PD, w1_EFD):
         return one_by_one(x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, counts, limit)
-    gate, up = expert_linear(x_PD, w1_EFD, counts), expert_linear(x_PD, w3_EFD, counts)
+    gate = expert_linear(x_PD, w1_EFD, counts)
+    up = expert_linear(x_PD, w3_EFD, counts)
     inner = weights_P[:, None] * clamped_swiglu(gate, up, limit)
     out_PD = upcast(expert_linear(inner.to(x_ND.dtype), w2_EDF, counts))
     # sorted before it is added, not atomic: the same every time

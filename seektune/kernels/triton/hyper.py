@@ -74,7 +74,8 @@ def _mixing(mix, token, S: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _write(streams, y, write, mix, out, width, S: tl.constexpr, D: tl.constexpr):  # type: ignore[no-untyped-def]
-    token, channel = tl.program_id(0).to(tl.int64), tl.program_id(1) * D + tl.arange(0, D)
+    token = tl.program_id(0).to(tl.int64)
+    channel = tl.program_id(1) * D + tl.arange(0, D)
     place, inside = _streams(streams, token, channel, width, S)
     weights = _mixing(mix, token, S)
     x = tl.load(place, mask=inside, other=0.0).to(weights.dtype)
@@ -89,9 +90,12 @@ def _write(streams, y, write, mix, out, width, S: tl.constexpr, D: tl.constexpr)
 def _back(  # type: ignore[no-untyped-def]
     streams, y, write, mix, grad, dstreams, dy, dwrite, dmix, width, S: tl.constexpr, D: tl.constexpr
 ):
-    token, stream = tl.program_id(0).to(tl.int64), tl.arange(0, S)
-    weights, share = _mixing(mix, token, S), tl.load(write + token * S + stream)
-    to_write, to_mix = tl.zeros([S], weights.dtype), tl.zeros([S, S], weights.dtype)
+    token = tl.program_id(0).to(tl.int64)
+    stream = tl.arange(0, S)
+    weights = _mixing(mix, token, S)
+    share = tl.load(write + token * S + stream)
+    to_write = tl.zeros([S], weights.dtype)
+    to_mix = tl.zeros([S, S], weights.dtype)
     for start in range(0, width, D):
         channel = start + tl.arange(0, D)
         place, inside = _streams(streams, token, channel, width, S)

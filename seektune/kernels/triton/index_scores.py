@@ -13,7 +13,8 @@ from seektune.kernels.reference.sparse_attention import Chosen, Prefix
 
 QUERIES = 512
 """Queries whose scores exist at one time."""
-HEADS, TILE = 64, 64
+HEADS = 64
+TILE = 64
 """Heads of a turn, and entries of a program."""
 
 
@@ -21,9 +22,11 @@ HEADS, TILE = 64, 64
 def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: Prefix, k: int) -> Chosen:
     """See `reference.index_topk`; the order within a list may be another."""
     rows, length, heads, width = q_BTHI.shape
-    entries, k = keys_BEI.shape[1], min(k, keys_BEI.shape[1])
+    entries = keys_BEI.shape[1]
+    k = min(k, keys_BEI.shape[1])
     q, keys, weights = (x.contiguous() for x in (q_BTHI, keys_BEI.to(q_BTHI.dtype), weights_BTH))
-    first, count = visible.first_BT.contiguous(), visible.count_BT.contiguous()
+    first = visible.first_BT.contiguous()
+    count = visible.count_BT.contiguous()
     chosen = [visible.first_BT.new_empty(rows, 0, k)]
     for start in range(0, length, QUERIES):
         size = min(QUERIES, length - start)
@@ -41,9 +44,11 @@ def _scores(  # type: ignore[no-untyped-def]
     q, keys, weights, first, count, scores, begin_at, size, length, entries, heads,
     width, C: tl.constexpr, H: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    row, query = tl.program_id(0) // size, tl.program_id(0) % size
+    row = tl.program_id(0) // size
+    query = tl.program_id(0) % size
     token = (row * length + begin_at + query).to(tl.int64)
-    entry, channel = tl.program_id(1) * TILE + tl.arange(0, TILE), tl.arange(0, C)
+    entry = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    channel = tl.arange(0, C)
     inside = entry < entries
     at = (row * entries + entry)[:, None] * width + channel[None, :]
     key = tl.load(keys + at, mask=inside[:, None] & (channel < width)[None, :], other=0.0)

@@ -34,7 +34,8 @@ class _Loss(torch.autograd.Function):
         loss = torch.zeros((), device=hidden_ND.device)
         for start in range(0, len(hidden_ND), CHUNK):
             part = slice(start, start + CHUNK)
-            hidden, targets = hidden_ND[part], targets_N[part].unsqueeze(1)
+            hidden = hidden_ND[part]
+            targets = targets_N[part].unsqueeze(1)
             logits = torch.mm(hidden, weight_VD.T, out_dtype=torch.float32)
             total = torch.logsumexp(logits, dim=1, keepdim=True)
             loss += (total - logits.gather(1, targets)).sum()

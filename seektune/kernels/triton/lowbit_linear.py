@@ -67,20 +67,23 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        packed, grad = ctx.saved_tensors, grad.contiguous()
+        packed = ctx.saved_tensors
+        grad = grad.contiguous()
         parts = [F.grouped_mm(part, values, offs=at) for part, values, at in _turns(grad, ctx.counts, packed)]
         return torch.cat(parts), None, *([None] * len(packed))
 
 
 def _turns(x_PI: Tensor, counts: list[int], packed: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Pairs of some experts, their values `[E, O, I]`, and where each one's pairs end."""
-    weights, scales = packed[: len(counts)], packed[len(counts) :]
+    weights = packed[: len(counts)]
+    scales = packed[len(counts) :]
     rows, width = weights[0].shape
     size = max(VALUES // (rows * width * (2 if weights[0].dtype == torch.int8 else 1)), 1)
     begin = 0
     for first in range(0, len(counts), size):
         turn = slice(first, first + size)
-        weight, scale = torch.cat(list(weights[turn])), torch.cat(list(scales[turn]))
+        weight = torch.cat(list(weights[turn]))
+        scale = torch.cat(list(scales[turn]))
         some = counts[turn]
         values = _values(weight, scale, x_PI).unflatten(0, (len(some), rows))
         yield x_PI[begin : begin + sum(some)], values, ends(some, x_PI.device)

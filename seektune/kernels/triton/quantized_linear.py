@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK
 
-ROWS, TILE = 16, 32
+ROWS = 16
+TILE = 32
 """Pairs of a program, and outputs and inputs of a tile of the matrix: at most one scale group wide."""
 
 
@@ -38,7 +39,8 @@ class _Linear(torch.autograd.Function):
 def _run(x_PM: Tensor, weight: Tensor, scale: Tensor, counts: list[int], transposed: bool) -> Tensor:
     """`x @ W.T` for each expert, or `x @ W`."""
     fp4 = weight.dtype != torch.float8_e4m3fn
-    outputs, inputs = weight.shape[1], weight.shape[2] * (2 if fp4 else 1)
+    outputs = weight.shape[1]
+    inputs = weight.shape[2] * (2 if fp4 else 1)
     columns = inputs if transposed else outputs
     out = x_PM.new_empty(len(x_PM), columns)
     tiles = [
@@ -81,8 +83,11 @@ def _multiply(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    expert, start, end = tl.load(plan + tile * 3), tl.load(plan + tile * 3 + 1), tl.load(plan + tile * 3 + 2)
-    pair, lane = start + tl.arange(0, ROWS), tl.arange(0, TILE)
+    expert = tl.load(plan + tile * 3)
+    start = tl.load(plan + tile * 3 + 1)
+    end = tl.load(plan + tile * 3 + 2)
+    pair = start + tl.arange(0, ROWS)
+    lane = tl.arange(0, TILE)
     column = tl.program_id(1) * TILE + lane
     depth = outputs if TRANSPOSED else inputs
     width = inputs if TRANSPOSED else outputs
@@ -105,7 +110,8 @@ def _multiply(  # type: ignore[no-untyped-def]
             factor = tl.load(scale + (expert * scale_rows + o) * scale_columns + i // GROUP, mask=inside, other=0.0)
         else:
             byte = tl.load(weight + (expert * outputs + o) * inputs + i, mask=inside, other=0).to(tl.int32)
-            exponent, mantissa = (byte >> 3) & 15, (byte & 7).to(tl.float32)
+            exponent = (byte >> 3) & 15
+            mantissa = (byte & 7).to(tl.float32)
             normal = (1.0 + mantissa / 8) * tl.exp2(exponent.to(tl.float32) - 7.0)
             value = tl.where(exponent == 0, mantissa * 0.001953125, normal)
             value = tl.where(byte >= 128, -value, value)

@@ -51,7 +51,8 @@ class _Rotate(torch.autograd.Function):
 class _NormRope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin, eps):  # type: ignore[no-untyped-def]
-        out, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=upcast(x[:0]).dtype)
+        out = torch.empty_like(x)
+        inverse = x.new_empty(x.shape[:-1], dtype=upcast(x[:0]).dtype)
         if x.numel():
             _turn[_grid(x)](x, cos, sin, inverse, out, eps, *_shape(x, cos), UNIT=True)
         ctx.save_for_backward(out, inverse, cos, sin)
@@ -83,7 +84,8 @@ def _angles(cos, sin, vector, channel, some, heads, width, pairs):  # type: igno
     place = channel - (width - 2 * pairs)
     at = (vector // heads)[:, None] * pairs + (tl.maximum(place, 0) // 2)[None, :]
     turned = some & (place >= 0)[None, :]
-    c, s = tl.load(cos + at, mask=turned, other=1.0), tl.load(sin + at, mask=turned, other=0.0)
+    c = tl.load(cos + at, mask=turned, other=1.0)
+    s = tl.load(sin + at, mask=turned, other=0.0)
     return c, tl.where((place % 2 == 0)[None, :], -s, s)
 
 
@@ -92,7 +94,8 @@ def _turn(  # type: ignore[no-untyped-def]
     x, cos, sin, inverse, out, eps, vectors, heads, width, pairs,
     C: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    vector, channel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, C)
+    vector = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, C)
     start = width - 2 * pairs
     # the other channel of a pair, which begins at `start`
     partner = tl.where(channel >= start, start + ((channel - start) ^ 1), channel)
@@ -116,13 +119,16 @@ def _turn(  # type: ignore[no-untyped-def]
 def _back(  # type: ignore[no-untyped-def]
     out, grad, inverse, cos, sin, dx, vectors, heads, width, pairs, C: tl.constexpr, ROWS: tl.constexpr
 ):
-    vector, channel = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, C)
+    vector = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    channel = tl.arange(0, C)
     start = width - 2 * pairs
     partner = tl.where(channel >= start, start + ((channel - start) ^ 1), channel)
     some = (vector < vectors)[:, None] & (channel < width)[None, :]
     c, s = _angles(cos, sin, vector, channel, some, heads, width, pairs)
-    here, there = vector[:, None] * width + channel[None, :], vector[:, None] * width + partner[None, :]
-    unit, above = tl.load(out + here, mask=some, other=0.0).to(c.dtype), tl.load(grad + here, mask=some, other=0.0)
+    here = vector[:, None] * width + channel[None, :]
+    there = vector[:, None] * width + partner[None, :]
+    unit = tl.load(out + here, mask=some, other=0.0).to(c.dtype)
+    above = tl.load(grad + here, mask=some, other=0.0)
     # the product of the rotated vector with its gradient is that of the vector with the gradient rotated back
     along = (tl.sum(unit * above.to(c.dtype), axis=1) / width)[:, None]
     factor = tl.load(inverse + vector, mask=vector < vectors, other=0.0)[:, None]

@@ -24,7 +24,8 @@ class _Sinkhorn(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, iterations, eps):  # type: ignore[no-untyped-def]
         ctx.numbers = iterations, eps
-        out, size = torch.empty_like(logits), logits.shape[-1]
+        out = torch.empty_like(logits)
+        size = logits.shape[-1]
         count = logits.numel() // size**2
         if count:
             _forward[(triton.cdiv(count, MATRICES),)](logits, out, count, iterations, eps, size, MATRICES)
@@ -77,7 +78,8 @@ def _backward(  # type: ignore[no-untyped-def]
 ):
     at, inside = _places(count, S, M)
     first = _softmax(tl.load(logits + at, mask=inside, other=0.0))
-    mix, stride = first + eps, count * S * S
+    mix = first + eps
+    stride = count * S * S
     tl.store(passes + at, mix, mask=inside)
     mix = mix / (tl.sum(mix, axis=1)[:, None, :] + eps)
     for step in range(iterations - 1):

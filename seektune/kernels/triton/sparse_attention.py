@@ -62,7 +62,8 @@ class _SparseAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, keys, entries, sink, reach, window, far):  # type: ignore[no-untyped-def]
         rows, length, heads, width = q.shape
-        out, total = torch.empty_like(q), torch.empty(rows, length, heads, device=q.device, dtype=upcast(q[:0]).dtype)
+        out = torch.empty_like(q)
+        total = torch.empty(rows, length, heads, device=q.device, dtype=upcast(q[:0]).dtype)
         shape = length, keys.shape[1], entries.shape[1], heads, width, far.places
         grid = rows * length, triton.cdiv(heads, heads_of(q))
         seen = q, keys, entries, sink, reach, *far.tensors()
@@ -77,10 +78,12 @@ class _SparseAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         q, keys, entries, sink, reach, index, first, count, out, total = ctx.saved_tensors
-        far, grad = ctx.far, grad.contiguous()
+        far = ctx.far
+        grad = grad.contiguous()
         seen = q, keys, entries, sink, reach, index, first, count
         dq, dsink, along = of_queries(seen, out, grad, total, far.places, far.is_list)
-        sums, own = (q, grad, total, along), torch.arange(keys.shape[1] - q.shape[1], keys.shape[1], device=q.device)
+        sums = (q, grad, total, along)
+        own = torch.arange(keys.shape[1] - q.shape[1], keys.shape[1], device=q.device)
         nearest = (own - reach).clamp(min=0)
         dkeys = of_run(*sums, keys, nearest, own + 1 - nearest)
         dentries = of_list(*sums, entries, index) if far.is_list else of_run(*sums, entries, first, count)
@@ -105,12 +108,14 @@ def _forward(  # type: ignore[no-untyped-def]
     places, H: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, LIST: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    row, query = token // length, token % length
+    row = token // length
+    query = token % length
     head = tl.program_id(1) * H + tl.arange(0, H)
     vectors = vectors_at(q, token * heads + head, width, C, head < heads)
     wide = total.dtype.element_ty
     top = tl.load(sink + head, mask=head < heads, other=0.0).to(wide)
-    share, acc = tl.full([H], 1.0, wide), tl.zeros([H, C], wide)
+    share = tl.full([H], 1.0, wide)
+    acc = tl.zeros([H, C], wide)
     own = n_keys - length + query
     begin = tl.maximum(own - tl.load(reach + token), 0)
     for start in range(begin, own + 1, TILE):

@@ -29,10 +29,13 @@ def of_queries(
     """
     q, keys, entries = seen[:3]
     rows, length, heads, width = q.shape
-    dq, along, dsink = torch.empty_like(q), torch.empty_like(total), torch.empty_like(total)
+    dq = torch.empty_like(q)
+    along = torch.empty_like(total)
+    dsink = torch.empty_like(total)
     _means[(triton.cdiv(total.numel(), 16),)](out, grad, along, total.numel(), width, tile(width), 16)
     shape = length, keys.shape[1], entries.shape[1], heads, width, places
-    grid, tiles = (rows * length, triton.cdiv(heads, heads_of(q))), (heads_of(q), tile(width), keys_of(q), is_list)
+    grid = (rows * length, triton.cdiv(heads, heads_of(q)))
+    tiles = (heads_of(q), tile(width), keys_of(q), is_list)
     _queries[grid](*seen, grad, total, along, dq, dsink, width**-0.5, *shape, *tiles, **run(q, 1))
     return dq, dsink, along
 
@@ -97,7 +100,8 @@ def _means(out, grad, along, count, width, C: tl.constexpr, ROWS: tl.constexpr):
     """Mean gradient of a query's scores by its weights: the product of output and gradient."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     wide = along.dtype.element_ty
-    o, d = vectors_at(out, at, width, C, at < count).to(wide), vectors_at(grad, at, width, C, at < count).to(wide)
+    o = vectors_at(out, at, width, C, at < count).to(wide)
+    d = vectors_at(grad, at, width, C, at < count).to(wide)
     tl.store(along + at, tl.sum(o * d, axis=1), mask=at < count)
 
 
@@ -107,7 +111,8 @@ def _queries(  # type: ignore[no-untyped-def]
     n_entries, heads, width, places, H: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, LIST: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
-    row, query = token // length, token % length
+    row = token // length
+    query = token % length
     head = tl.program_id(1) * H + tl.arange(0, H)
     at = token * heads + head
     vectors = vectors_at(q, at, width, C, head < heads)
@@ -156,15 +161,19 @@ def _keys(  # type: ignore[no-untyped-def]
     H: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Gradient of a tile of keys: a loop over heads of the queries of a span."""
-    row, key = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE + tl.arange(0, TILE)
+    row = tl.program_id(0).to(tl.int64)
+    key = tl.program_id(1) * TILE + tl.arange(0, TILE)
     values = vectors_at(keys, row * n_keys + key, width, C, key < n_keys)
     acc = tl.zeros([TILE, C], total.dtype.element_ty)
     tile = row * tl.num_programs(1) + tl.program_id(1)
-    begin, end = tl.load(low + tile), tl.load(high + tile)
-    span, blocks = tl.cdiv(end - begin, tl.num_programs(2)), tl.cdiv(heads, H)
+    begin = tl.load(low + tile)
+    end = tl.load(high + tile)
+    span = tl.cdiv(end - begin, tl.num_programs(2))
+    blocks = tl.cdiv(heads, H)
     begin += tl.program_id(2) * span
     for step in range(begin * blocks, tl.minimum(begin + span, end) * blocks):
-        token, head = row * length + step // blocks, step % blocks * H + tl.arange(0, H)
+        token = row * length + step // blocks
+        head = step % blocks * H + tl.arange(0, H)
         start = tl.load(first + token)
         seen = (key >= start) & (key < start + tl.load(count + token)) & (key < n_keys)
         acc = _added(q, grad, total, along, token, head, values, seen, scale, heads, width, acc, C)
@@ -198,7 +207,8 @@ def _spread(  # type: ignore[no-untyped-def]
 @triton.jit
 def _gather(parts, order, starts, sums, width, C: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Adds to an entry what queries wrote for it, in the queries' order."""
-    entry, channel = tl.program_id(0).to(tl.int64), tl.arange(0, C)
+    entry = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, C)
     acc = tl.zeros([C], sums.dtype.element_ty)
     end = tl.load(starts + entry + 1)
     for start in range(tl.load(starts + entry), end, ROWS):

@@ -22,7 +22,8 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx, gate, up, limit):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(gate, up)
         ctx.limit = limit
-        out, size = torch.empty_like(gate, dtype=upcast(gate[:0]).dtype), gate.numel()
+        out = torch.empty_like(gate, dtype=upcast(gate[:0]).dtype)
+        size = gate.numel()
         if size:
             _forward[(triton.cdiv(size, BLOCK),)](gate, up, out, size, limit, BLOCK)
         return out
@@ -31,7 +32,9 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         gate, up = ctx.saved_tensors
-        dgate, dup, size = torch.empty_like(gate), torch.empty_like(up), gate.numel()
+        dgate = torch.empty_like(gate)
+        dup = torch.empty_like(up)
+        size = gate.numel()
         if size:
             _backward[(triton.cdiv(size, BLOCK),)](gate, up, grad.contiguous(), dgate, dup, size, ctx.limit, BLOCK)
         return dgate, dup, None
@@ -60,7 +63,8 @@ def _backward(gate, up, grad, dgate, dup, size, limit, BLOCK: tl.constexpr):  # 
     d = tl.load(grad + at, mask=inside, other=0.0)
     g_free = tl.load(gate + at, mask=inside, other=0.0).to(d.dtype)
     u_free = tl.load(up + at, mask=inside, other=0.0).to(d.dtype)
-    g, u = _at_most(g_free, limit), -_at_most(-_at_most(u_free, limit), limit)
+    g = _at_most(g_free, limit)
+    u = -_at_most(-_at_most(u_free, limit), limit)
     sigmoid = 1 / (1 + tl.exp(-g))
     along_gate = tl.where(g_free <= limit, u * sigmoid * (1 + g * (1 - sigmoid)), 0.0)
     along_up = tl.where((u_free >= -limit) & (u_free <= limit), g * sigmoid, 0.0)

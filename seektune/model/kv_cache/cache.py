@@ -37,7 +37,10 @@ class KVCache:
     def __init__(
         self, layers: dict[int, LayerCache], rows: int, max_length: int, rollback: int, grows: bool, room: int
     ):
-        self.layers, self.max_length, self.max_rollback, self.grows = layers, max_length, rollback, grows
+        self.layers = layers
+        self.max_length = max_length
+        self.max_rollback = rollback
+        self.grows = grows
         self.lengths = [0] * rows
         """Tokens of each row so far."""
         self.used = 0
@@ -150,7 +153,8 @@ class KVCache:
     @torch.no_grad()
     def gather(cls, parts: Sequence[tuple["KVCache", Sequence[int]]]) -> "KVCache":
         """A new cache with copies of rows of several, which were made for the same model and `max_length`."""
-        first, caches = parts[0][0], [cache for cache, _ in parts]
+        first = parts[0][0]
+        caches = [cache for cache, _ in parts]
         assert all((x.max_length, x.max_rollback) == (first.max_length, first.max_rollback) for x in caches)
         lengths = [cache.lengths[row] for cache, rows in parts for row in rows]
         room = first._room_for(max(lengths)) if first.grows else first.max_length
@@ -161,7 +165,8 @@ class KVCache:
                 layers[layer] = gathered(copied, room)
         made = cls(layers, len(lengths), first.max_length, first.max_rollback, first.grows, room)
         made._touched = min(max(x._touched for x in caches), room)
-        made.lengths, made._back = lengths, [cache._back[row] for cache, rows in parts for row in rows]
+        made.lengths = lengths
+        made._back = [cache._back[row] for cache, rows in parts for row in rows]
         return made
 
     def advance(self, step: CacheStep) -> None:

@@ -85,7 +85,8 @@ def empty_layer(
     keys = Tail.empty(rows, config.sliding_window - 1 + rollback, config.head_dim, dtype, device)
     if ratio == SLIDING:
         return LayerCache(keys)
-    most, reach = max_length // ratio, 2 if ratio == CSA else 1
+    most = max_length // ratio
+    reach = 2 if ratio == CSA else 1
 
     def compressed(width: int) -> Compressed:
         # values and gates, of the window before too where windows overlap
@@ -123,7 +124,8 @@ def gathered(parts: Sequence[CacheRows], room: int) -> LayerCache:
         found = [x for x in members if x is not None]
         if not found:
             return None
-        first, start = found[0], 0
+        first = found[0]
+        start = 0
         entries = first.entries.new_zeros(rows, room // first.ratio + 1, first.entries.shape[2])
         for x, part in zip(found, parts, strict=True):
             written = x.written(min(part.touched, room))
@@ -131,7 +133,8 @@ def gathered(parts: Sequence[CacheRows], room: int) -> LayerCache:
             start += len(part.rows)
         return replace(first, tail=tail([x.tail for x in found]), entries=entries)
 
-    rows, layers = sum(len(part.rows) for part in parts), [part.layer for part in parts]
+    rows = sum(len(part.rows) for part in parts)
+    layers = [part.layer for part in parts]
     return LayerCache(
         tail([x.keys for x in layers]),
         compressed([x.compressed for x in layers]),
@@ -145,10 +148,8 @@ def grown(layer: LayerCache, touched: int, room: int) -> LayerCache:
     def compressed(x: Compressed | None) -> Compressed | None:
         if x is None:
             return None
-        entries, written = (
-            x.entries.new_zeros(len(x.entries), room // x.ratio + 1, x.entries.shape[2]),
-            x.written(touched),
-        )
+        entries = x.entries.new_zeros(len(x.entries), room // x.ratio + 1, x.entries.shape[2])
+        written = x.written(touched)
         entries[:, : written.shape[1]] = written
         return replace(x, entries=entries)
 

@@ -21,7 +21,9 @@ class CacheStep:
     """One call of the model: where its tokens stand, and what tails will keep when it has run."""
 
     def __init__(self, cache: "KVCache", length: int, counts: list[int]):
-        self.cache, self.length, self.counts = cache, length, counts
+        self.cache = cache
+        self.length = length
+        self.counts = counts
         self.kept: list[tuple[Tail, Tensor]] = []
         self._in_place = length <= SPARE and all(count == length for count in counts)
         if self._in_place:

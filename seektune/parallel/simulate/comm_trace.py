@@ -16,7 +16,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from seektune.parallel.mesh import Axes
 from seektune.parallel.simulate.fake_backend import is_vote
 
-c10d, functional = torch.ops.c10d, torch.ops._c10d_functional
+c10d = torch.ops.c10d
+functional = torch.ops._c10d_functional
 
 SHARES: dict[str, Callable[[int], float]] = {
     "all_gather": lambda n: (n - 1) / n,
@@ -28,7 +29,8 @@ SHARES: dict[str, Callable[[int], float]] = {
 }
 """The part of a payload that leaves each of n processes, by the ring algorithms; a process's own part stays."""
 
-FSDP, COPIES = ("fsdp", "fsdp fp32", "fsdp experts"), ("fsdp copies", "fsdp fp32 copies", "fsdp experts copies")
+FSDP = ("fsdp", "fsdp fp32", "fsdp experts")
+COPIES = ("fsdp copies", "fsdp fp32 copies", "fsdp experts copies")
 """Axes that FSDP2 uses: for pieces, and for copies of them."""
 
 

@@ -41,8 +41,10 @@ class EvenLocal(LocalDispatch):
 
     def sort(self, routing: Routing) -> tuple[Tensor, Tensor, list[int]]:
         """As `LocalDispatch`, without a look at the choice."""
-        flat_P, weights_P = routing.experts_NK.flatten(), routing.weights_NK.flatten()
-        order, experts = flat_P.argsort(stable=True), routing.scores_NE.shape[1]
+        flat_P = routing.experts_NK.flatten()
+        weights_P = routing.weights_NK.flatten()
+        order = flat_P.argsort(stable=True)
+        experts = routing.scores_NE.shape[1]
         return order // routing.experts_NK.shape[1], weights_P[order], _evenly(len(flat_P), experts)
 
 

@@ -96,7 +96,8 @@ class _FakeBackend(TorchDispatchMode):
 
 def _is_pure(func: OpOverload) -> bool:
     """Whether an operation gives one new tensor whose form follows from the forms of its arguments."""
-    returns, arguments = func._schema.returns, func._schema.arguments
+    returns = func._schema.returns
+    arguments = func._schema.arguments
     fresh = len(returns) == 1 and str(returns[0].type) == "Tensor" and returns[0].alias_info is None
     return func.namespace == "aten" and fresh and not any(argument.alias_info for argument in arguments)
 

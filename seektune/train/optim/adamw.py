@@ -81,7 +81,8 @@ class AdamW(torch.optim.Optimizer):
 
     def begin(self, parameter: Tensor) -> None:
         """Set up the state of a parameter that has not moved yet; of one that is cut, for the piece that is here."""
-        state, weight = self.state[parameter], local(parameter).detach()
+        state = self.state[parameter]
+        weight = local(parameter).detach()
         state["step"] = torch.tensor(0.0)
         state["exp_avg"] = torch.zeros_like(weight, dtype=torch.float32)
         state["exp_avg_sq"] = torch.zeros_like(weight, dtype=torch.float32)
