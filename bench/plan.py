@@ -114,14 +114,14 @@ def measured(asked: Recipe) -> int:
     assert config is not None
     world = dist.get_world_size() if dist.is_initialized() else 1
     layout = layout_of(job_of(asked, config), world)
-    mesh = Mesh.of(layout.plan, torch.device("cpu"))
+    mesh = Mesh.of(layout.dims, torch.device("cpu"))
     torch.manual_seed(0)
     model = build_model(asked, config, mesh, with_weights=True)
     accumulate_in_fp32(model.parameters())
     dice = torch.Generator().manual_seed(0)
     tokens = torch.randint(2, config.vocab_size, (layout.rows_at_a_time, layout.length), generator=dice)
     batch = Batch(tokens, tokens, torch.ones_like(tokens))
-    batches = [batch] * (layout.micro_batches * layout.plan.data_size)
+    batches = [batch] * (layout.micro_batches * layout.dims.data_size)
     objective = make_objective(batches, asked.loss, config.num_nextn_predict_layers > 0)
     model.train(batches, objective, lambda phase: None)
     live = Live([*held(model), *batch.tensors()])

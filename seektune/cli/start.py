@@ -169,8 +169,8 @@ def train_here(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> N
         except Interrupted as signal:
             raise Interrupted(f"stopped by {signal} while starting; the same command starts again") from None
     with told_of_memory("lower batch.micro_size or batch.length"):
-        seat = ProcessSlot(world, local_rank)
-        train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ), seat)
+        slot = ProcessSlot(world, local_rank)
+        train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ), slot)
 
 
 def _work(loaded: "LoadedRecipe", flags: Flags, world: int) -> None:

@@ -155,8 +155,8 @@ class SlicedLayout(SequenceLayout):
 
 def spread_rows(model: TransformerPart, mesh: Mesh) -> None:
     """Put the slicing into the `sequence` socket."""
-    if mesh.axes is not None and mesh.plan.cp_size > 1:
-        part = Slice(mesh.axes.context, mesh.place.cp, mesh.plan.cp_size)
+    if mesh.axes is not None and mesh.dims.cp_size > 1:
+        part = Slice(mesh.axes.context, mesh.coords.cp, mesh.dims.cp_size)
         model.sequence = partial(_sliced, model.sequence, part)
 
 

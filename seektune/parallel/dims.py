@@ -70,7 +70,7 @@ class ParallelDims:
         """Copies of each expert."""
         return self.stage_size // (self.ep_size * self.expert_shard)
 
-    def place(self, rank: int) -> RankCoords:
+    def coords(self, rank: int) -> RankCoords:
         """Where a process stands."""
         within = rank % self.stage_size
         return RankCoords(
@@ -94,12 +94,12 @@ def make_dims(config: ParallelConfig, world: int, architecture: ModelSizes | Non
     Raises:
         ValueError: the sizes do not dequantize, or the model cannot be cut so; the sentence lists what fits.
     """
-    plan = _plan(config, world)
-    problem = _misfit(plan, config)
+    dims = _plan(config, world)
+    problem = _misfit(dims, config)
     if problem is None and architecture is not None:
-        problem = _uncuttable(plan, config, architecture)
+        problem = _uncuttable(dims, config, architecture)
     if problem is None:
-        return plan
+        return dims
     raise ValueError(f"{problem}; {_offers(config, world, architecture)}")
 
 
@@ -111,7 +111,7 @@ def _plan(config: ParallelConfig, world: int) -> ParallelDims:
 
 
 def rows_at_a_time(
-    plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes, rows: int, micro_size: int
+    dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes, rows: int, micro_size: int
 ) -> int:
     """Rows of a micro-batch: at most what the recipe says, and so many that each process gets as many micro-batches.
 
@@ -127,49 +127,49 @@ def rows_at_a_time(
     Raises:
         ValueError: the rows of a step cannot be dealt out; the sentence says how many can.
     """
-    own, left = divmod(rows, plan.data_size)
-    sizes = [] if left else _sizes(own, plan, config, architecture, micro_size)
+    own, left = divmod(rows, dims.data_size)
+    sizes = [] if left else _sizes(own, dims, config, architecture, micro_size)
     if sizes:
         return sizes[0]
-    enough = next(n for n in count(own + 1) if _sizes(n, plan, config, architecture, micro_size)) * plan.data_size
+    enough = next(n for n in count(own + 1) if _sizes(n, dims, config, architecture, micro_size)) * dims.data_size
     if left:
-        problem = f"batch.global_size {rows} cannot be dealt out to {plan.data_size} data-parallel groups"
+        problem = f"batch.global_size {rows} cannot be dealt out to {dims.data_size} data-parallel groups"
     else:
-        groups = "" if plan.data_size == 1 else f"each of {plan.data_size} data-parallel groups gets "
-        why = misfit_of(config.pipeline.schedule, own, plan.pp_size, _stages(plan, config, architecture))
+        groups = "" if dims.data_size == 1 else f"each of {dims.data_size} data-parallel groups gets "
+        why = misfit_of(config.pipeline.schedule, own, dims.pp_size, _stages(dims, config, architecture))
         problem = f"{why}: {groups}{own} of batch.global_size {rows} rows"
     raise ValueError(f"{problem}; set --batch.global_size={enough}")
 
 
 def _sizes(
-    own: int, plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes, micro_size: int
+    own: int, dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes, micro_size: int
 ) -> list[int]:
     """Rows of a micro-batch that are possible where a process gets `own` rows in a step, the largest first."""
     schedule = config.pipeline.schedule
     microbatch = config.pipeline.microbatch
-    most = micro_size if plan.pp_size == 1 or microbatch is None else microbatch
+    most = micro_size if dims.pp_size == 1 or microbatch is None else microbatch
     sizes = [size for size in reversed(_divisors(own)) if size <= most]
-    if plan.pp_size == 1:
+    if dims.pp_size == 1:
         return sizes
-    stages = _stages(plan, config, architecture)
-    return [size for size in sizes if misfit_of(schedule, own // size, plan.pp_size, stages) is None]
+    stages = _stages(dims, config, architecture)
+    return [size for size in sizes if misfit_of(schedule, own // size, dims.pp_size, stages) is None]
 
 
-def _stages(plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> int:
+def _stages(dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> int:
     layers = architecture.num_hidden_layers
     mtp = architecture.num_nextn_predict_layers
-    return count_stages(config.pipeline, plan.pp_size, layers, mtp)
+    return count_stages(config.pipeline, dims.pp_size, layers, mtp)
 
 
-def _misfit(plan: ParallelDims, config: ParallelConfig) -> str | None:
+def _misfit(dims: ParallelDims, config: ParallelConfig) -> str | None:
     """Why the sizes do not dequantize; None if they do."""
-    product = plan.pp_size * plan.cp_size * plan.data_size
-    ep = plan.ep_size
-    pieces = plan.fsdp_size
-    if product != plan.world or (plan.stage_size % ep and config.dp_shard is None):
-        return f"{_asked(config)} {_takes(config)}, but this job has {_many(plan.world)}"
-    if plan.stage_size % ep:
-        return f"parallel.ep_size {ep} does not divide cp_size x dp_replicate x dp_shard, which is {plan.stage_size}"
+    product = dims.pp_size * dims.cp_size * dims.data_size
+    ep = dims.ep_size
+    pieces = dims.fsdp_size
+    if product != dims.world or (dims.stage_size % ep and config.dp_shard is None):
+        return f"{_asked(config)} {_takes(config)}, but this job has {_many(dims.world)}"
+    if dims.stage_size % ep:
+        return f"parallel.ep_size {ep} does not divide cp_size x dp_replicate x dp_shard, which is {dims.stage_size}"
     if pieces % ep and ep % pieces:
         return f"parallel.ep_size {ep} and dp_shard x cp_size {pieces} do not divide, one the other"
     return None
@@ -190,18 +190,18 @@ def _many(world: int) -> str:
     return "one process" if world == 1 else f"{world} processes"
 
 
-def _uncuttable(plan: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> str | None:
+def _uncuttable(dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> str | None:
     experts = architecture.n_routed_experts
-    if experts % plan.ep_size:
-        return f"parallel.ep_size {plan.ep_size} does not divide the model's {experts} experts"
-    pieces = plan.expert_shard
+    if experts % dims.ep_size:
+        return f"parallel.ep_size {dims.ep_size} does not divide the model's {experts} experts"
+    pieces = dims.expert_shard
     widths = (architecture.moe_intermediate_size, architecture.hidden_size)
-    if experts // plan.ep_size % pieces and any(width % pieces for width in widths):
-        return f"{experts // plan.ep_size} experts of width {widths[0]} cannot be cut into {pieces} equal pieces"
-    if plan.pp_size > 1:
+    if experts // dims.ep_size % pieces and any(width % pieces for width in widths):
+        return f"{experts // dims.ep_size} experts of width {widths[0]} cannot be cut into {pieces} equal pieces"
+    if dims.pp_size > 1:
         try:
             count_stages(
-                config.pipeline, plan.pp_size, architecture.num_hidden_layers, architecture.num_nextn_predict_layers
+                config.pipeline, dims.pp_size, architecture.num_hidden_layers, architecture.num_nextn_predict_layers
             )
         except ValueError as error:
             return str(error)
@@ -225,9 +225,9 @@ def _fitting(config: ParallelConfig, world: int, architecture: ModelSizes | None
         for cp in dict.fromkeys((config.cp_size, 1)):
             for ep in _divisors(world // pp):
                 other = config.model_copy(update={"pp_size": pp, "cp_size": cp, "ep_size": ep})
-                plan = _plan(other, world)
-                if _misfit(plan, other) is None and (
-                    architecture is None or _uncuttable(plan, other, architecture) is None
+                dims = _plan(other, world)
+                if _misfit(dims, other) is None and (
+                    architecture is None or _uncuttable(dims, other, architecture) is None
                 ):
                     found.append(other)
     return found

@@ -65,7 +65,7 @@ class ExpertDispatch:
 
 def spread_experts(part: TransformerPart, mesh: Mesh) -> None:
     """Keep this process's experts of every layer and put the all-to-all into the `dispatch` sockets."""
-    if mesh.axes is None or mesh.plan.ep_size == 1:
+    if mesh.axes is None or mesh.dims.ep_size == 1:
         return
     for block in part.blocks():
         keep_share(block.ffn.experts, mesh)
@@ -81,5 +81,5 @@ def keep_share(experts: nn.Module, mesh: Mesh) -> None:
         for name, whole in list(module.named_parameters(recurse=False)):
             assert whole.is_meta, "experts are split before they have memory"
             if whole.dim() == 3:
-                mine = whole.new_empty(whole.shape[0] // mesh.plan.ep_size, *whole.shape[1:])
+                mine = whole.new_empty(whole.shape[0] // mesh.dims.ep_size, *whole.shape[1:])
                 module.register_parameter(name, nn.Parameter(mine, requires_grad=whole.requires_grad))

@@ -26,7 +26,7 @@ def shard_part(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> Non
     Frozen weights travel in their own bytes, quantized ones as integers; one that a process needs whole anyway stays
     out of FSDP2, which would copy it.
     """
-    if mesh.axes is None or mesh.plan.stage_size == 1:
+    if mesh.axes is None or mesh.dims.stage_size == 1:
         return
     placement = _placement(part, mesh, mesh.axes)
     ignored = set() if config.cpu_offload else _whole_here(part, mesh)
@@ -35,7 +35,7 @@ def shard_part(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> Non
         fully_shard(
             module,
             mesh=mesh.axes.dense,
-            reshard_after_forward=config.reshard and module is not part and mesh.plan.pp_size == 1,
+            reshard_after_forward=config.reshard and module is not part and mesh.dims.pp_size == 1,
             shard_placement_fn=placement,
             mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32),
             offload_policy=offload,
@@ -64,11 +64,11 @@ def show_idle(part: TransformerPart) -> None:
 def _whole_here(part: TransformerPart, mesh: Mesh) -> set[nn.Parameter]:
     """Frozen parameters that are not cut: they have neither pieces to gather nor gradients to sum."""
     stacked = _stacked(part)
-    plan = mesh.plan
+    dims = mesh.dims
     return {
         parameter
         for parameter in part.parameters()
-        if not parameter.requires_grad and (plan.expert_shard if parameter in stacked else plan.fsdp_size) == 1
+        if not parameter.requires_grad and (dims.expert_shard if parameter in stacked else dims.fsdp_size) == 1
     }
 
 
@@ -77,20 +77,20 @@ def _placement(part: TransformerPart, mesh: Mesh, axes: Axes) -> Placement:
     expert_info = _mesh_info(axes.expert_pieces)
     fp32_info = _mesh_info(axes.dense_fp32)
     stacked = _stacked(part)
-    pieces = mesh.plan.expert_shard
+    pieces = mesh.dims.expert_shard
     mixed = len({parameter.dtype for parameter in part.parameters()}) > 1
 
-    def place(parameter: nn.Parameter) -> ShardPlacementResult | Shard | None:
+    def coords(parameter: nn.Parameter) -> ShardPlacementResult | Shard | None:
         cut = Shard(0)
         info = fp32_info if mixed and parameter.dtype == torch.float32 else None
         if parameter in stacked:
             # only the first dim may be cut unevenly; rows of frozen bytes stay whole, as they are in files
             sizes = parameter.shape if parameter.requires_grad else parameter.shape[:2]
             cut = Shard(next((dim for dim, size in enumerate(sizes) if size % pieces == 0), 0))
-            info = expert_info if mesh.plan.ep_size > 1 else info
+            info = expert_info if mesh.dims.ep_size > 1 else info
         return cut if info is None else ShardPlacementResult(cut, info)
 
-    return place
+    return coords
 
 
 def _stacked(part: TransformerPart) -> set[nn.Parameter]:

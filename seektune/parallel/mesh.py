@@ -15,7 +15,7 @@ from seektune.parallel.dims import ParallelDims, RankCoords
 class Mesh:
     """This process among the others. Alone it has no axes, and every sum is what it was."""
 
-    plan: ParallelDims
+    dims: ParallelDims
     rank: int
     device: torch.device
     axes: "Axes | None" = None
@@ -26,19 +26,19 @@ class Mesh:
         return cls(ParallelDims(1, 1, 1, 1, 1, 1), 0, torch.device(device))
 
     @classmethod
-    def of(cls, plan: ParallelDims, device: torch.device, control: str = "gloo") -> "Mesh":
-        """The axes of a plan over the default process group, which has `plan.world` processes.
+    def of(cls, dims: ParallelDims, device: torch.device, control: str = "gloo") -> "Mesh":
+        """The axes of a plan over the default process group, which has `dims.world` processes.
 
         `control` is the backend of the groups that carry decisions and checkpoints, over the hosts' memory.
         """
-        if plan.world == 1:
+        if dims.world == 1:
             return cls.alone(device)
-        return cls(plan, dist.get_rank(), device, Axes.of(plan, device, control))
+        return cls(dims, dist.get_rank(), device, Axes.of(dims, device, control))
 
     @property
-    def place(self) -> RankCoords:
+    def coords(self) -> RankCoords:
         """Coordinates of this process."""
-        return self.plan.place(self.rank)
+        return self.dims.coords(self.rank)
 
     @property
     def ranks(self) -> Ranks:
@@ -94,32 +94,32 @@ class Axes:
     """All processes, for saving beside the training."""
 
     @classmethod
-    def of(cls, plan: ParallelDims, device: torch.device, control: str) -> "Axes":
+    def of(cls, dims: ParallelDims, device: torch.device, control: str) -> "Axes":
         """Make the groups; every process calls this at the same time."""
 
         def mesh(**sizes: int) -> DeviceMesh:
             return init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
-        stages = mesh(pp=plan.pp_size, stage=plan.stage_size)
-        rows = mesh(pp=plan.pp_size, dp=plan.data_size, cp=plan.cp_size)
-        experts = mesh(pp=plan.pp_size, copy=plan.expert_replicate, piece=plan.expert_shard, ep=plan.ep_size)
-        dense = _pieces(mesh(pp=plan.pp_size, copy=plan.dp_replicate, piece=plan.fsdp_size), plan.dp_replicate)
+        stages = mesh(pp=dims.pp_size, stage=dims.stage_size)
+        rows = mesh(pp=dims.pp_size, dp=dims.data_size, cp=dims.cp_size)
+        experts = mesh(pp=dims.pp_size, copy=dims.expert_replicate, piece=dims.expert_shard, ep=dims.ep_size)
+        dense = _pieces(mesh(pp=dims.pp_size, copy=dims.dp_replicate, piece=dims.fsdp_size), dims.dp_replicate)
         return cls(
             pipeline=stages.get_group("pp"),
             stage=stages.get_group("stage"),
             context=rows.get_group("cp"),
             experts=experts.get_group("ep"),
             dense=dense,
-            dense_fp32=_twin(dense, plan, device),
-            expert_pieces=_pieces(experts, plan.expert_replicate),
+            dense_fp32=_twin(dense, dims, device),
+            expert_pieces=_pieces(experts, dims.expert_replicate),
             control=dist.new_group(backend=control),
             checkpoint=dist.new_group(backend=control),
         )
 
 
-def _twin(mesh: DeviceMesh, plan: ParallelDims, device: torch.device) -> DeviceMesh:
+def _twin(mesh: DeviceMesh, dims: ParallelDims, device: torch.device) -> DeviceMesh:
     """The same mesh over process groups of its own."""
-    ranks = torch.arange(plan.world).view(plan.pp_size, plan.dp_replicate, plan.fsdp_size)
+    ranks = torch.arange(dims.world).view(dims.pp_size, dims.dp_replicate, dims.fsdp_size)
     pieces, _ = dist.new_subgroups_by_enumeration(ranks.flatten(0, 1).tolist())
     copies, _ = dist.new_subgroups_by_enumeration(ranks.mT.flatten(0, 1).tolist())
     groups = [copies, pieces] if mesh.ndim == 2 else [pieces]

@@ -67,7 +67,7 @@ class ParallelModel:
     @property
     def whole(self) -> Stage:
         """The model of a process that is alone with it."""
-        assert self.mesh.plan.world == 1, "other processes hold the rest"
+        assert self.mesh.dims.world == 1, "other processes hold the rest"
         return self.stages[0]
 
     def is_adapted(self) -> bool:
@@ -110,7 +110,7 @@ class ParallelModel:
 
     def outline(self) -> TransformerPart:
         """The whole model, for its names and shapes; without memory where other processes hold parts of it."""
-        if self.mesh.plan.world == 1:
+        if self.mesh.dims.world == 1:
             return self.whole
         whole = DeepseekV4ForCausalLM(self.config, "meta", next(iter(self.stages.values())).dtype)
         self._prepare(whole)
@@ -144,29 +144,29 @@ class ParallelModel:
 
     def score(self, batch: Batch) -> TokenScores:
         """How likely the taught tokens of rows are, `[B, T]`; every process gives the same rows and gets the same."""
-        plan = self.mesh.plan
-        place = self.mesh.place
+        dims = self.mesh.dims
+        coords = self.mesh.coords
         rows, length = batch.tokens.shape
-        own = -(-rows // plan.data_size)
-        whole = batch.padded(own * plan.data_size, _multiple(length, plan.cp_size))
-        mine = Batch(*(x[place.dp * own : (place.dp + 1) * own] for x in whole.tensors())).to(self.device)
+        own = -(-rows // dims.data_size)
+        whole = batch.padded(own * dims.data_size, _multiple(length, dims.cp_size))
+        mine = Batch(*(x[coords.dp * own : (coords.dp + 1) * own] for x in whole.tensors())).to(self.device)
         found = self._passes.examine(mine)
         for stage in self.stages.values():
             give_back(stage)
-        here = whole.tokens.shape[1] // plan.cp_size
-        everything = torch.zeros(plan.data_size, own, plan.cp_size, here, 2, device=self.device)
+        here = whole.tokens.shape[1] // dims.cp_size
+        everything = torch.zeros(dims.data_size, own, dims.cp_size, here, 2, device=self.device)
         if found is not None:
-            everything[place.dp, :, place.cp] = found
+            everything[coords.dp, :, coords.cp] = found
         scores = self.mesh.sum(everything).flatten(2, 3).flatten(0, 1)[:rows, :length]
         return TokenScores(scores[..., 0], scores[..., 1] > 0)
 
     def _deal(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of this process; a pipeline's have one shape."""
-        plan = self.mesh.plan
-        mine = batches[self.mesh.place.dp :: plan.data_size]
-        assert len(mine) * plan.data_size == len(batches), "the batch was checked against the plan"
-        widths = [_multiple(batch.tokens.shape[1], plan.cp_size) for batch in mine]
-        if plan.pp_size > 1:
+        dims = self.mesh.dims
+        mine = batches[self.mesh.coords.dp :: dims.data_size]
+        assert len(mine) * dims.data_size == len(batches), "the batch was checked against the plan"
+        widths = [_multiple(batch.tokens.shape[1], dims.cp_size) for batch in mine]
+        if dims.pp_size > 1:
             widths = [max(widths)] * len(mine)
         return [batch.padded(length=width) for batch, width in zip(mine, widths, strict=True)]
 

@@ -56,10 +56,10 @@ def build_stages(
     """The stages of this process by number, on the meta device."""
     layers = architecture.num_hidden_layers
     mtp = architecture.num_nextn_predict_layers
-    pp_size = mesh.plan.pp_size
+    pp_size = mesh.dims.pp_size
     count = _count(architecture, mesh, config)
     ranges = split_layers(layers, mtp, count, config.pipeline.layers_per_stage if pp_size > 1 else None)
-    numbers = stages_of(mesh.place.pp, pp_size, count, config.pipeline.schedule) if pp_size > 1 else [0]
+    numbers = stages_of(mesh.coords.pp, pp_size, count, config.pipeline.schedule) if pp_size > 1 else [0]
     return {
         number: Stage(architecture, ranges[number], dtype, numerics, first=number == 0, last=number == count - 1)
         for number in numbers
@@ -67,15 +67,15 @@ def build_stages(
 
 
 def _passes(stages: dict[int, Stage], architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig) -> Runner:
-    if mesh.plan.pp_size == 1:
+    if mesh.dims.pp_size == 1:
         return SequentialRunner(stages[0])
     assert mesh.axes is not None
     return PipelineRunner(stages, _count(architecture, mesh, config), mesh, mesh.axes, config.pipeline)
 
 
 def _count(architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig) -> int:
-    if mesh.plan.pp_size == 1:
+    if mesh.dims.pp_size == 1:
         return 1
     layers = architecture.num_hidden_layers
     mtp = architecture.num_nextn_predict_layers
-    return count_stages(config.pipeline, mesh.plan.pp_size, layers, mtp)
+    return count_stages(config.pipeline, mesh.dims.pp_size, layers, mtp)

@@ -92,7 +92,7 @@ class PipelineRunner:
         self._group = axes.pipeline
         self._config = config
         self._ready: tuple[object, Schedule] | None = None
-        size = mesh.plan.pp_size
+        size = mesh.dims.pp_size
         held = {process: stages_of(process, size, count, config.schedule) for process in range(size)}
         self._process_of = {number: process for process, numbers in held.items() for number in numbers}
 
@@ -109,7 +109,7 @@ class PipelineRunner:
     def examine(self, batch: Batch) -> Tensor | None:
         """As `Runner`; some rows at a time go from stage to stage, which no schedule of the engine does for all."""
         found = []
-        parts = min(self._mesh.plan.pp_size, len(batch.tokens))
+        parts = min(self._mesh.dims.pp_size, len(batch.tokens))
         for rows in zip(*(x.tensor_split(parts) for x in batch.tensors()), strict=True):
             x: Tensor | None = None
             for number in sorted(self._stages):
@@ -121,7 +121,7 @@ class PipelineRunner:
     def _relay(self, number: int, batch: Batch, x: Tensor | None) -> Tensor | None:
         """One stage's forward; `x` is what the stage before gave if it is here, and so is the answer."""
         stage = self._stages[number]
-        here = batch.tokens.shape[1] // self._mesh.plan.cp_size
+        here = batch.tokens.shape[1] // self._mesh.dims.cp_size
         if stage.is_first:
             x = batch.tokens
         elif number - 1 not in self._stages:
@@ -149,7 +149,7 @@ class PipelineRunner:
 
     def _stage(self, number: int, stage: Stage, batch: Batch, extra: int) -> PipelineStage:
         rows, length = batch.tokens.shape
-        here = length // self._mesh.plan.cp_size
+        here = length // self._mesh.dims.cp_size
         shape = (rows, here, stage.config.hc_mult + extra, stage.config.hidden_size)
         streams = torch.empty(shape, dtype=stage.dtype, device="meta", requires_grad=True)
         return PipelineStage(

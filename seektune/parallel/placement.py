@@ -36,8 +36,8 @@ def like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
     if isinstance(parameter, DTensor):
         _, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
     if is_stacked(name, parameter):
-        first = mesh.place.ep * shape[0]
-        shape = (shape[0] * mesh.plan.ep_size, *shape[1:])
+        first = mesh.coords.ep * shape[0]
+        shape = (shape[0] * mesh.dims.ep_size, *shape[1:])
         offsets = (first + offsets[0], *offsets[1:])
     if 0 in tensor.shape:  # a piece of nothing: the engine's offsets point beyond the end
         offsets = (0,) * len(shape)
@@ -46,4 +46,4 @@ def like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
 
 def copies_of(name: str, parameter: Tensor, mesh: Mesh) -> int:
     """How many processes hold the same piece."""
-    return mesh.plan.expert_replicate if is_stacked(name, parameter) else mesh.plan.dp_replicate
+    return mesh.dims.expert_replicate if is_stacked(name, parameter) else mesh.dims.dp_replicate

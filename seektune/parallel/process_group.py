@@ -27,17 +27,17 @@ ALONE = ProcessSlot()
 
 
 @contextmanager
-def process_group(seat: ProcessSlot) -> Iterator[None]:
+def process_group(slot: ProcessSlot) -> Iterator[None]:
     """In a process group with all others, if there are any: NCCL between GPUs, gloo between CPUs.
 
     The launcher's environment says where they meet.
     """
-    if seat.world == 1:
+    if slot.world == 1:
         yield
         return
-    on_gpu = seat.device.type == "cuda"
+    on_gpu = slot.device.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(seat.device)
+        torch.cuda.set_device(slot.device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     try:
         yield

@@ -125,7 +125,7 @@ class Layout:
     """How a job's processes stand, and what each does."""
 
     job: TrainingJob
-    plan: ParallelDims
+    dims: ParallelDims
     stages: int
     rows_at_a_time: int
     micro_batches: int
@@ -137,7 +137,7 @@ class Layout:
     @property
     def pp(self) -> int:
         """Processes of the pipeline."""
-        return self.plan.pp_size
+        return self.dims.pp_size
 
     def layers(self, stage: int) -> range:
         """Layers of a stage."""
@@ -154,7 +154,7 @@ class Layout:
 
     def __str__(self) -> str:
         parallel = self.job.parallel
-        parts = [str(self.plan), f"recompute {parallel.recompute}", f"micro-batches {self.micro_batches} x "
+        parts = [str(self.dims), f"recompute {parallel.recompute}", f"micro-batches {self.micro_batches} x "
                  f"{self.rows_at_a_time} of {self.length}"]  # fmt: skip
         if self.pp > 1:
             parts.insert(1, parallel.pipeline.schedule)
@@ -175,19 +175,19 @@ def lay_out(job: TrainingJob, gpus: int, order_of: OrderOf) -> Layout:
     Raises:
         ValueError: sizes or rows do not fit so many processes; the sentence offers some that do.
     """
-    plan = make_dims(job.parallel, gpus, job.config)
-    rows = rows_at_a_time(plan, job.parallel, job.config, job.rows, job.micro_size)
-    micro_batches = job.rows // plan.data_size // rows
+    dims = make_dims(job.parallel, gpus, job.config)
+    rows = rows_at_a_time(dims, job.parallel, job.config, job.rows, job.micro_size)
+    micro_batches = job.rows // dims.data_size // rows
     config = job.config
     stages = 1
-    if plan.pp_size > 1:
+    if dims.pp_size > 1:
         stages = count_stages(
-            job.parallel.pipeline, plan.pp_size, config.num_hidden_layers, config.num_nextn_predict_layers
+            job.parallel.pipeline, dims.pp_size, config.num_hidden_layers, config.num_nextn_predict_layers
         )
-    length = -(-job.length // plan.cp_size) * plan.cp_size
+    length = -(-job.length // dims.cp_size) * dims.cp_size
     schedule = job.parallel.pipeline.schedule
-    order = order_of(schedule, plan.pp_size, stages, micro_batches) if plan.pp_size > 1 else {}
-    return Layout(job, plan, stages, rows, micro_batches, length, order, order_of)
+    order = order_of(schedule, dims.pp_size, stages, micro_batches) if dims.pp_size > 1 else {}
+    return Layout(job, dims, stages, rows, micro_batches, length, order, order_of)
 
 
 def in_flight(layout: Layout, process: int) -> dict[int, int]:

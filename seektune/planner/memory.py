@@ -39,7 +39,7 @@ class ProcessTables:
 
 def rank_memory(layout: Layout, rank: int) -> RankMemory:
     """What one process holds, between two bounds."""
-    tables = process_tables(layout, layout.plan.place(rank).pp)
+    tables = process_tables(layout, layout.dims.coords(rank).pp)
     held = _held(layout, rank, tables)
     lower, upper = (evaluate(MADE, {**held, **tables.numbers, **bounds(each)}, tables.rows) for each in (LOWER, UPPER))
     return RankMemory(rank, lower, upper)
@@ -47,7 +47,7 @@ def rank_memory(layout: Layout, rank: int) -> RankMemory:
 
 def first_ranks(layout: Layout) -> list[RankMemory]:
     """The first process of each of the pipeline's, which holds the most: its pieces are the longest."""
-    return [rank_memory(layout, process * layout.plan.stage_size) for process in range(layout.pp)]
+    return [rank_memory(layout, process * layout.dims.stage_size) for process in range(layout.pp)]
 
 
 def fullest(ranks: Sequence[RankMemory]) -> RankMemory:
@@ -58,7 +58,7 @@ def fullest(ranks: Sequence[RankMemory]) -> RankMemory:
 def _held(layout: Layout, rank: int, tables: ProcessTables) -> Numbers:
     """The formulas that follow from the mesh; their answers are kept, as a search asks for them again and again."""
     given = {**model_numbers(layout.job), **layout_numbers(layout), "rank": rank}
-    key = (layout.plan, layout.stages, layout.job.parallel.pipeline.schedule, layout.job.parallel.reshard, rank)
+    key = (layout.dims, layout.stages, layout.job.parallel.pipeline.schedule, layout.job.parallel.reshard, rank)
     known = layout.job.weights.held
     if key not in known:
         known[key] = evaluate(HELD, given, tables.rows)
@@ -112,7 +112,7 @@ def model_numbers(job: TrainingJob) -> Numbers:
 
 def layout_numbers(layout: Layout) -> Numbers:
     """Sizes of the mesh and of a micro-batch."""
-    plan = layout.plan
+    plan = layout.dims
     # pipeline, experts, context, dense, dense fp32, expert pieces, their copies; the world's first
     sizes = (plan.world, plan.pp_size, plan.ep_size, plan.cp_size, plan.fsdp_size, plan.fsdp_size, plan.expert_shard,
              plan.dp_replicate, plan.expert_replicate)  # fmt: skip

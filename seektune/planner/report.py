@@ -89,7 +89,7 @@ class PlanReport:
         """As JSON holds it: bytes, seconds."""
         fits, sentence = self.verdict()
         time = self.time
-        plan = self.layout.plan
+        plan = self.layout.dims
         return {
             "fits": fits,
             "verdict": sentence,
@@ -135,8 +135,8 @@ def make_report(
     layout: Layout, cluster: Cluster, money: Money | None = None, others: Sequence[Candidate] = ()
 ) -> PlanReport:
     """Plan one layout on one cluster."""
-    world = layout.plan.world
-    size = layout.plan.stage_size
+    world = layout.dims.world
+    size = layout.dims.stage_size
     listed = (
         range(world) if world <= EVERY_RANK else sorted({r for b in range(0, world, size) for r in (b, b + size - 1)})
     )

@@ -65,7 +65,7 @@ def data(report: PlanReport) -> dict[str, Any]:
         "model": model_numbers(layout.job),
         "lora_rank": layout.job.lora_rank,
         "shown": SHOWN,
-        "worlds": {str(other.plan.world): _world(other) for other in _worlds(layout)},
+        "worlds": {str(other.dims.world): _world(other) for other in _worlds(layout)},
         "processes": [
             {name: process_tables(layout, process).rows[name] for name in ("tensors", "units")}
             for process in range(layout.pp)
@@ -86,7 +86,7 @@ def _world(layout: Layout) -> dict[str, Any]:
 def _worlds(layout: Layout) -> list[Layout]:
     """The same recipe on other numbers of GPUs, where its sizes fit them."""
     found: list[Layout] = []
-    size = layout.plan.world
+    size = layout.dims.world
     candidates = sorted({size // 4, size // 2, size * 3 // 4, size, size * 3 // 2, size * 2, size * MOST_GPUS})
     for world in candidates:
         try:

@@ -109,7 +109,7 @@ def _busy(time: StageTime) -> float:
 
 def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, known: Mapping[str, float]) -> _Stage:
     job = layout.job
-    rows = layout.rows_at_a_time / layout.plan.cp_size
+    rows = layout.rows_at_a_time / layout.dims.cp_size
     flops = _forward(layout, stage)
     rate = cluster.flops * known["matmul"]
     rate *= 1 if job.itemsize < 4 else known["tf32"]
@@ -157,7 +157,7 @@ def _forward(layout: Layout, stage: int) -> Counter[str]:
 def _messages(layout: Layout, cluster: Cluster, stage: int, known: Mapping[str, float]) -> dict[str, float]:
     """Seconds of a forward pass's messages of a micro-batch, by axis; of pp, both ways."""
     job = layout.job
-    plan = layout.plan
+    plan = layout.dims
     config = layout.job.config
     tokens = layout.rows_at_a_time * layout.length // plan.cp_size
     last = stage == layout.stages - 1
@@ -189,7 +189,7 @@ def _exchange(size: float, processes: int, cluster: Cluster, known: Mapping[str,
 
 def _sharding(layout: Layout, cluster: Cluster, numbers: Numbers, known: Mapping[str, float]) -> tuple[float, float]:
     """Seconds of FSDP2's gathering and reducing in a step, and of the sum over replicas."""
-    plan = layout.plan
+    plan = layout.dims
     gathers = 1 if plan.pp_size > 1 else layout.micro_batches * (2 if layout.job.parallel.reshard else 1)
     dense = numbers["dense_sum"]
     experts = numbers["expert_sum"]

@@ -24,14 +24,14 @@ from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.train.trainer import Origin
 
 
-def build_mesh(recipe: Recipe, config: DeepseekV4Config, seat: ProcessSlot) -> Mesh:
+def build_mesh(recipe: Recipe, config: DeepseekV4Config, slot: ProcessSlot) -> Mesh:
     """The mesh that the recipe asks for.
 
     Raises:
         ValueError: these processes, this model and this batch do not make one.
     """
-    recipe.check_world(seat.world)
-    return Mesh.of(make_dims(recipe.parallel, seat.world, config), seat.device)
+    recipe.check_world(slot.world)
+    return Mesh.of(make_dims(recipe.parallel, slot.world, config), slot.device)
 
 
 def read_config(section: ModelConfig) -> DeepseekV4Config:

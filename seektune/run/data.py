@@ -22,7 +22,7 @@ from seektune.sequence import Batch
 
 Say = Callable[[str], None]
 ALONE = Ranks(None)
-ONE_PROCESS = Mesh.alone().plan
+ONE_PROCESS = Mesh.alone().dims
 
 
 @dataclass(frozen=True)

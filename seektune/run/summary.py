@@ -36,7 +36,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
         ),
         *_adapters(recipe, model),
         ("device", f"{model.device.type}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
-        ("processes", f"{model.mesh.plan.world}: {model.mesh.plan}"),
+        ("processes", f"{model.mesh.dims.world}: {model.mesh.dims}"),
         ("data", f"{recipe.data.dataset}, {lesson.rows:,} training rows from {lesson.source}"),
         (
             "batch",
@@ -46,7 +46,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
         ("schedule", f"{recipe.schedule.name}, {recipe.schedule.warmup_steps} of {recipe.steps} steps warm-up"),
         ("seed", str(recipe.seed)),
     ]
-    if model.mesh.plan.pp_size > 1:
+    if model.mesh.dims.pp_size > 1:
         facts.insert(4, ("pipeline", _pipeline(recipe, model)))
     for name, value in facts:
         say(f"{name + ':':<12} {value}")
@@ -55,7 +55,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
 
 def _pipeline(recipe: Recipe, model: ParallelModel) -> str:
     """How the stages take turns, and how long they wait for each other."""
-    plan = model.mesh.plan
+    plan = model.mesh.dims
     config = recipe.parallel
     batch = recipe.batch
     layers = model.config.num_hidden_layers

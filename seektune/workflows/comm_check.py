@@ -18,16 +18,16 @@ TURNS = 5
 
 def meet() -> None:
     """Meet as torchrun's environment says, and let the first process print what was found as JSON."""
-    seat = ProcessSlot(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    slot = ProcessSlot(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     torch.set_num_threads(1)
-    with process_group(seat):
-        clocks = _clocks(seat.device)
-        seconds = _exchange(seat.device)
+    with process_group(slot):
+        clocks = _clocks(slot.device)
+        seconds = _exchange(slot.device)
         if dist.get_rank() == 0:
             size = MEGABYTES * 10**6
-            share = 2 * (seat.world - 1) / max(seat.world, 1)
+            share = 2 * (slot.world - 1) / max(slot.world, 1)
             found = {
-                "processes": seat.world,
+                "processes": slot.world,
                 "backend": dist.get_backend(),
                 "clock_skew_s": max(clocks) - min(clocks),
                 "all_reduce_gb_s": size * share / seconds / 1e9,

@@ -30,7 +30,7 @@ FLOWS = ("collective", "axis", "processes", "count", "payload", "sent")
 class DryRun:
     """The answer of a dry run."""
 
-    plan: ParallelDims
+    dims: ParallelDims
     schedule: str | None
     """None without a pipeline."""
     stages: int
@@ -43,8 +43,8 @@ class DryRun:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it; all sizes in bytes."""
         return {
-            "world": self.plan.world,
-            "plan": asdict(self.plan),
+            "world": self.dims.world,
+            "dims": asdict(self.dims),
             "pipeline": {"schedule": self.schedule, "stages": self.stages, "waiting": self.waiting},
             "step": asdict(self.step),
             "ranks": [rank.to_dict() for rank in self.ranks],
@@ -78,24 +78,24 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
             f"a dry run asks no network what {recipe.model.weights} is; name the architecture beside it: "
             "--model.preset=flash or pro"
         )
-    plan = make_dims(recipe.parallel, world, config)
-    chosen = list(ranks) or list(range(0, world, plan.stage_size))
+    dims = make_dims(recipe.parallel, world, config)
+    chosen = list(ranks) or list(range(0, world, dims.stage_size))
     if wrong := [rank for rank in chosen if not 0 <= rank < world]:
         raise ValueError(f"--ranks names {wrong[0]}, but {world} processes count from 0 to {world - 1}")
-    step = _step(recipe, plan, config)
+    step = _step(recipe, dims, config)
     stages = _stages(recipe.parallel, config)
-    schedule = recipe.parallel.pipeline.schedule if plan.pp_size > 1 else None
-    waiting = bubble(schedule, plan.pp_size, stages, step.micro_batches) if schedule else 0.0
-    found = tuple(dry_run_rank(recipe, config, plan, step, rank) for rank in chosen)
-    return DryRun(plan, schedule, stages, step, waiting, found, perf_counter() - began)
+    schedule = recipe.parallel.pipeline.schedule if dims.pp_size > 1 else None
+    waiting = bubble(schedule, dims.pp_size, stages, step.micro_batches) if schedule else 0.0
+    found = tuple(dry_run_rank(recipe, config, dims, step, rank) for rank in chosen)
+    return DryRun(dims, schedule, stages, step, waiting, found, perf_counter() - began)
 
 
-def _step(recipe: Recipe, plan: ParallelDims, config: DeepseekV4Config) -> DryStep:
+def _step(recipe: Recipe, dims: ParallelDims, config: DeepseekV4Config) -> DryStep:
     """A step's micro-batches, with rows as long as the recipe allows."""
     batch = recipe.batch
-    rows = rows_at_a_time(plan, recipe.parallel, config, batch.global_size, batch.micro_size)
-    length = -(-batch.length // plan.cp_size) * plan.cp_size
-    return DryStep(batch.global_size // plan.data_size // rows, rows, length)
+    rows = rows_at_a_time(dims, recipe.parallel, config, batch.global_size, batch.micro_size)
+    length = -(-batch.length // dims.cp_size) * dims.cp_size
+    return DryStep(batch.global_size // dims.data_size // rows, rows, length)
 
 
 def _stages(parallel: ParallelConfig, config: DeepseekV4Config) -> int:
@@ -105,9 +105,9 @@ def _stages(parallel: ParallelConfig, config: DeepseekV4Config) -> int:
 
 
 def _lines(answer: DryRun) -> Iterator[str]:
-    plan = answer.plan
+    dims = answer.dims
     step = answer.step
-    yield f"{plan.world} processes: {plan}"
+    yield f"{dims.world} processes: {dims}"
     if answer.schedule:
         waits = f"each process waits {answer.waiting:.0%} of a step"
         yield f"pipeline: {answer.schedule}, {answer.stages} stages, {waits}"

@@ -168,10 +168,10 @@ def _report(
     weights = {name: piece for name, piece in pieces.items() if name in parameters}
     counts = value_counts(weights)
     states = optimizer.state.values()
-    keeps = model.mesh.plan.pp_size > 1 or not reshard
+    keeps = model.mesh.dims.pp_size > 1 or not reshard
     return RankDryRun(
         rank=model.mesh.rank,
-        place=model.mesh.place,
+        place=model.mesh.coords,
         stages=tuple(_contents(number, stage) for number, stage in sorted(model.stages.items())),
         parameters=sum(counts.values()),
         trainable=sum(number for name, number in counts.items() if parameters[name].requires_grad),

@@ -154,7 +154,7 @@ def _nodes(recipe: Recipe, cluster: Cluster) -> str:
         return "none of the numbers tried"
     nodes, best = found
     many = f"{nodes} node{'s' * (nodes > 1)} of {cluster.gpus_per_node}"
-    return f"{'one GPU' if best.layout.plan.world == 1 else many} ({best.layout})"
+    return f"{'one GPU' if best.layout.dims.world == 1 else many} ({best.layout})"
 
 
 def _show(report: PlanReport, nodes: dict[str, str]) -> None:

@@ -33,7 +33,7 @@ from seektune.train.trainer import CHECKPOINTS, Trainer, TrainSettings
 from seektune.workflows.preflight import check_memory
 
 
-def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, seat: ProcessSlot = ALONE) -> Path:
+def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, slot: ProcessSlot = ALONE) -> Path:
     """Train as the recipe says and leave everything in a run folder, whose path is returned.
 
     A run that was interrupted goes on from its newest checkpoint. Of several processes each calls this; the first one
@@ -44,7 +44,7 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, seat
         name: opens the name of the run folder where the recipe names none.
         notes: sentences of the recipe's reader, shown first.
         cache_dir: keeps fetched data.
-        seat: the place of this process in a job.
+        slot: the place of this process in a job.
 
     Raises:
         ValueError: a mistake in recipe, data or weights; no folder is left behind.
@@ -53,10 +53,10 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, seat
         OSError: something could not be read, fetched or written; what was written before stays.
     """
     folder = choose_folder(recipe.run_dir, name, datetime.now())
-    with Interruption(worker=seat.world > 1) as interruption, process_group(seat), ExitStack() as stack:
+    with Interruption(worker=slot.world > 1) as interruption, process_group(slot), ExitStack() as stack:
         try:
             config = read_config(recipe.model)
-            mesh = build_mesh(recipe, config, seat)
+            mesh = build_mesh(recipe, config, slot)
             stack.enter_context(speaking(mesh.is_main))
             for note in notes:
                 say(note)
@@ -82,8 +82,8 @@ def _run(
     config: DeepseekV4Config,
 ) -> None:
     torch.manual_seed(recipe.seed)
-    check_memory(recipe, config, mesh.plan.world, nodes=1)
-    lesson = prepare_data(recipe, read_rows(recipe.data, cache_dir, say, mesh.ranks), config, say, mesh.plan)
+    check_memory(recipe, config, mesh.dims.world, nodes=1)
+    lesson = prepare_data(recipe, read_rows(recipe.data, cache_dir, say, mesh.ranks), config, say, mesh.dims)
     # from here on processes wait for each other, and none leaves alone
     with nullcontext() if mesh.axes is None else interruption.shielded():
         _teach(recipe, name, folder, start, lesson, interruption, mesh, config)

@@ -140,7 +140,7 @@ def test_words_may_come_in_any_order() -> None:
 
 FAKE = """
 import sys, types
-def train(recipe, name, notes, cache_dir, seat):
+def train(recipe, name, notes, cache_dir, slot):
     {body}
 sys.modules["seektune.workflows.train"] = types.SimpleNamespace(train=train)
 from seektune.cli import main

@@ -75,7 +75,7 @@ def test_one_process_can_always_be_many_by_data_alone(world: int):
 )
 def test_processes_of_one_place_differ_only_in_what_is_copied(sizes: dict[str, int], world: int):
     plan = make_dims(ParallelConfig(**sizes), world)
-    places = [plan.place(rank) for rank in range(world)]
+    places = [plan.coords(rank) for rank in range(world)]
     assert len({(p.pp, p.dp, p.cp) for p in places}) == world
     holders: dict[tuple[int, int, int], int] = {}
     for place in places:

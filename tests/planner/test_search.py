@@ -81,4 +81,4 @@ def test_streamed_weights_have_one_process() -> None:
     assert search(job, cluster(2, 2000), ordered) == []
     nodes = fewest_nodes(job, cluster(2, 2000), ordered)
     assert nodes is not None
-    assert (nodes[0], nodes[1].layout.plan.world) == (1, 1)
+    assert (nodes[0], nodes[1].layout.dims.world) == (1, 1)
