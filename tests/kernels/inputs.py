@@ -101,7 +101,7 @@ def pool(ratio: int, overlap: bool, documents: Tensor = PACKED) -> Case:
     return make
 
 
-def quantised(fp4: bool) -> Case:
+def quantized(fp4: bool) -> Case:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         weights, pack = torch.randn(3, 70, 160), quantize_fp4 if fp4 else quantize_fp8
         values, scales = zip(*(pack(weight) for weight in weights), strict=True)
@@ -170,7 +170,7 @@ CASES: dict[str, dict[str, Case]] = {
         "no window": pool(8, False, PACKED[:, 90:96]),
         "no entry": pool(128, False, PACKED[:, :9]),
     },
-    "quantized_expert_linear": {"fp4": quantised(True), "fp8": quantised(False)},
+    "quantized_expert_linear": {"fp4": quantized(True), "fp8": quantized(False)},
     "rms_norm": {
         "rows": lambda dtype: (leaf(dtype, 3, 71, 24), leaf(dtype, 24), 1e-2),
         "none": lambda dtype: (leaf(dtype, 1, 0, 24), leaf(dtype, 24), 1e-2),

@@ -171,7 +171,7 @@ def test_a_peak_at_the_largest_value_of_fp8_needs_no_larger_scale(peak):
 
 @pytest.mark.parametrize("rounding", [fake_quantize_fp8, fake_quantize_fp4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_fake_quantisation_keeps_the_dtype_and_passes_the_gradient_straight_through(rounding, dtype):
+def test_fake_quantization_keeps_the_dtype_and_passes_the_gradient_straight_through(rounding, dtype):
     x = (torch.randn(2, 5, 96) * 3).to(dtype).requires_grad_()
     y = rounding(x)
     assert y.dtype == dtype
@@ -182,7 +182,7 @@ def test_fake_quantisation_keeps_the_dtype_and_passes_the_gradient_straight_thro
 
 
 @pytest.mark.parametrize("rounding", [fake_quantize_fp8, fake_quantize_fp4])
-def test_fake_quantisation_of_zeros_is_zero_and_of_rounded_values_changes_nothing(rounding):
+def test_fake_quantization_of_zeros_is_zero_and_of_rounded_values_changes_nothing(rounding):
     assert torch.equal(rounding(torch.zeros(2, 64)), torch.zeros(2, 64))
     once = rounding(torch.randn(16, 64))
     assert torch.equal(rounding(once), once)
