@@ -19,9 +19,7 @@ from seektune.launch.job import JobEnded
 WELCOME = """Train and fine-tune DeepSeek-V4.
 
 \b
-Fine-tune a small DeepSeek-V4 on HellaSwag with this machine's CPU:
-  seektune train examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
-The same with another learning rate and fewer steps:
+Train as a recipe says (examples/llm_finetune/deepseek_v4 has some), with another learning rate and fewer steps:
   seektune train RECIPE --optimizer.lr=1e-3 --steps=50
 Know what fits 128 GPUs, and how fast it will be:
   seektune plan RECIPE --gpus 128 --gpu h100-80gb
@@ -31,7 +29,7 @@ Look at a checkpoint, and write it in another format:
   seektune inspect FOLDER
   seektune convert FOLDER NEW_FOLDER --to bf16
 Measure it:
-  seektune eval FOLDER --task hellaswag
+  seektune eval FOLDER --task TASK
 Hear it:
   seektune generate FOLDER --prompt "The man"
   seektune chat FOLDER

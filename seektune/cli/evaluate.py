@@ -7,16 +7,17 @@ from typing import Annotated
 import typer
 
 from seektune.cli.options import MakeReading, Model, Work, reading, spread
+from seektune.io.cache_dir import cache_dir
 
 EVAL_HELP = """Measure MODEL, a checkpoint folder in any of our formats or a Hub id, with 95 % intervals.
 
 \b
-HellaSwag as lm-evaluation-harness scores it (rows are fetched, or read from --data):
-  seektune eval runs/mine/model --task hellaswag --limit 1000
+Questions as lm-evaluation-harness scores them (they are fetched, or read from --data):
+  seektune eval runs/mine/model --task TASK --limit 1000
 Did training help? Both models on the same questions, with a p-value:
-  seektune eval runs/mine/model --task hellaswag --against FOLDER
+  seektune eval runs/mine/model --task TASK --against FOLDER
 Did an adapter help? With it and without:
-  seektune eval FOLDER --adapter runs/mine/adapter --against FOLDER --task hellaswag
+  seektune eval FOLDER --adapter runs/mine/adapter --against FOLDER --task TASK
 Perplexity of your own text, .txt or .jsonl with the key text:
   seektune eval runs/mine/model --task perplexity --data notes.txt --json
 
@@ -29,7 +30,7 @@ docs/evaluation.md says how windows, intervals and p-values are made.
 def _evaluate(
     model: Model,
     reading: MakeReading,
-    task: Annotated[str, typer.Option(metavar="TASK", help="hellaswag or perplexity.")],
+    task: Annotated[str, typer.Option(metavar="TASK", help="What is measured; an unknown name prints the list.")],
     data: Annotated[Path | None, typer.Option(metavar="PATH", help="A file or folder with what is asked.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Most questions or documents.")] = None,
     against: Annotated[str | None, typer.Option(metavar="MODEL", help="Compare with this checkpoint.")] = None,
@@ -43,11 +44,10 @@ def _evaluate(
     """The verb `eval`."""
 
     def work() -> None:
-        from seektune.data.datasets.hellaswag import default_cache_dir
         from seektune.workflows.evaluate import EvalOptions, evaluate
 
         setting = EvalOptions(reading(), batch_tokens, limit, length, stride)
-        evaluate(model, task, data, default_cache_dir(os.environ), setting, against, as_json)
+        evaluate(model, task, data, cache_dir(os.environ), setting, against, as_json)
 
     return work
 

@@ -9,12 +9,13 @@ import typer
 
 from seektune.cli.options import Work
 from seektune.cli.train import OVERRIDES_HELP, Words, split_words
+from seektune.io.cache_dir import cache_dir
 
 PLAN_HELP = f"""Say what fits, where, how fast and at what price, before any GPU is asked for.
 
 \b
-The published job on 128 GPUs:
-  seektune plan examples/llm_finetune/deepseek_v4/deepseek_v4_flash_hellaswag.yaml --gpus 128 --gpu h100-80gb
+A job on 128 GPUs:
+  seektune plan RECIPE --gpus 128 --gpu h100-80gb
 The layouts that fit 64 GPUs, the fastest first, and the fewest nodes for each way of training:
   seektune plan RECIPE --gpus 64 --gpu h200-141gb --search
 A page with bars, a timeline and a what-if panel; days and cost of ten billion tokens:
@@ -74,7 +75,7 @@ def _plan(
 VALIDATE_HELP = f"""Check all that can be known of a recipe without a GPU: files, licence, rows, vocabulary, plan.
 
 \b
-  seektune validate examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
+  seektune validate RECIPE
 Also whether it fits 128 GPUs:
   seektune validate RECIPE --gpus 128 --gpu h100-80gb
 
@@ -116,12 +117,11 @@ def _validate(path: str, overrides: list[str], gpus: int | None, gpu: str, as_js
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.data.datasets.hellaswag import default_cache_dir
     from seektune.planner.hardware import known_gpu
     from seektune.workflows.validate import validate
 
     cluster = None if gpus is None else known_gpu(gpu, gpus)
-    return 0 if validate(recipe, cluster, default_cache_dir(os.environ), as_json) else 1
+    return 0 if validate(recipe, cluster, cache_dir(os.environ), as_json) else 1
 
 
 def _doctor(folder: Path, processes: int, as_json: bool) -> int:

@@ -21,9 +21,8 @@ Overrides set any key of the recipe by its dotted name, and win over the file:
 TRAIN_HELP = f"""Train as RECIPE says, a YAML file; leaves weights, metrics and report.html in the run's folder.
 
 \b
-Try the published job at tiny size, on any machine, in a few minutes:
-  seektune train examples/llm_finetune/deepseek_v4/deepseek_v4_flash_hellaswag.yaml \\
-      --model.preset=tiny --parallel.pp_size=1 --parallel.ep_size=1 --steps=3
+Try a large job at tiny size, on any machine, in a few minutes (examples/ has recipes):
+  seektune train RECIPE --model.preset=tiny --parallel.pp_size=1 --parallel.ep_size=1 --steps=3
 Fine-tune your own checkpoint:
   seektune train RECIPE --model.preset=null --model.weights=FOLDER --run_dir=runs/mine
 On eight GPUs of this machine, started again up to three times if a process fails:
