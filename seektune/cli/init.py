@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.options import Work
+from seektune.cli.options import Action
 
 INIT_HELP = """Copy a shipped recipe into the folder DIR, to be edited and trained.
 
@@ -30,7 +30,7 @@ def init(
         Path | None, typer.Argument(metavar="DIR", show_default=False, help="Folder for the copy; may be new.")
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the shipped recipes and exit.")] = False,
-) -> Work:
+) -> Action:
     """The verb `init`."""
     return partial(_init, recipe, folder, show_list)
 
