@@ -132,7 +132,7 @@ def kubernetes(
     from seektune.launch.kubernetes import Kubernetes, write_kubernetes
 
     asked = Kubernetes(image, pvc, kind, namespace, mount, shm, secret, runtime=runtime)
-    write = partial(write_kubernetes, asked=asked)
+    write = partial(write_kubernetes, options=asked)
     return partial(_launch, *split_words(words or []), common(), gpus_per_node, gpu, write, None)
 
 
@@ -152,7 +152,7 @@ def skypilot(
     kind, colon, count = gpu.partition(":")
     if not kind or not colon or not count.isdecimal() or int(count) < 1:
         raise ValueError(f"--gpu {gpu} must be KIND:N, such as H100:8")
-    write = partial(write_skypilot, asked=Skypilot(kind, image, spot, cloud, bucket, volume))
+    write = partial(write_skypilot, options=Skypilot(kind, image, spot, cloud, bucket, volume))
     return partial(_launch, *split_words(words or []), common(), int(count), KINDS.get(kind, kind), write, None)
 
 
