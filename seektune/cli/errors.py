@@ -24,7 +24,7 @@ class ShortOfMemoryError(Exception):
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code of an error and its sentence: 2 for the user's mistakes, 1 for failures."""
     if isinstance(error, JobEnded):
-        return error.status.code, error.status.sentence
+        return error.status.code, error.status.message
     if isinstance(error, Interrupted):
         return RESUME_ME, str(error)
     if isinstance(error, KeyboardInterrupt) or _wraps_interrupt(error):

@@ -64,7 +64,7 @@ class Agent(SimpleElasticAgent):
         # rounds count the restarts of all nodes; the superclass counts only those that this node requested
         restarts = self._rdzv.round - 1
         self._remaining_restarts = self._job.max_restarts - restarts
-        self.status = ExitStatus(sentence=OTHER_NODE_FAILED)
+        self.status = ExitStatus(message=OTHER_NODE_FAILED)
         workers = []
         for worker in worker_group.workers:
             environment = {
@@ -106,12 +106,12 @@ class Agent(SimpleElasticAgent):
         code = self._rdzv.all_finished(status.code)
         if code is None:
             return RunResult(WorkerState.HEALTHY)
-        self.status = ExitStatus(code, status.sentence)
+        self.status = ExitStatus(code, status.message)
         return RunResult(WorkerState.SUCCEEDED, {worker.global_rank: None for worker in worker_group.workers})
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         count = f"restart {self._rdzv.round} of {self._job.max_restarts}"
-        print_line(f"{MESSAGE_PREFIX}{self.status.sentence}; {count}, from the last checkpoint")
+        print_line(f"{MESSAGE_PREFIX}{self.status.message}; {count}, from the last checkpoint")
         super()._restart_workers(worker_group)
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:

@@ -44,7 +44,7 @@ class ExitStatus:
     """How workers exited: an exit code, and a message unless it is 0."""
 
     code: int = DONE
-    sentence: str = ""
+    message: str = ""
 
 
 def stopped_before_training(request: signal.Signals) -> ExitStatus:
@@ -56,5 +56,5 @@ class JobEnded(Exception):  # noqa: N818 - a stop on request is not an error
     """The job ended with an exit code other than 0."""
 
     def __init__(self, status: ExitStatus):
-        super().__init__(status.sentence)
+        super().__init__(status.message)
         self.status = status

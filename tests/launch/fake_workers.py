@@ -88,4 +88,4 @@ def _lives(pid: int) -> bool:
 if __name__ == "__main__":
     body, processes, changes = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
     how = ending(standin(body, processes, **changes))
-    print(how.code, how.sentence, flush=True)
+    print(how.code, how.message, flush=True)

@@ -55,7 +55,7 @@ if rank == 2: leave(1, "RuntimeError: [pair.cc:537] Connection closed by peer [1
 """
     began = time.monotonic()
     how = ending(standin(body, 4))
-    assert (how.code, how.sentence) == (1, "[rank 1] loss is nan at step 3; the other workers were stopped")
+    assert (how.code, how.message) == (1, "[rank 1] loss is nan at step 3; the other workers were stopped")
     assert capfd.readouterr().err == ""
     assert time.monotonic() - began < 10
     assert left() == []
@@ -67,7 +67,7 @@ if rank == 0: leave(1, "RuntimeError: Connection closed by peer")
 time.sleep(0.5)
 leave(1, "No space left on device")
 """
-    assert ending(standin(body, 2)).sentence.startswith("[rank 1] No space left")
+    assert ending(standin(body, 2)).message.startswith("[rank 1] No space left")
 
 
 def test_second_independent_failure_is_printed_with_its_rank(capfd):
@@ -75,7 +75,7 @@ def test_second_independent_failure_is_printed_with_its_rank(capfd):
     how = ending(standin(body, 4))
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1
-    assert {how.sentence[9:23], said[0][19:]} == {"disk 0 is full", "disk 1 is full"}
+    assert {how.message[9:23], said[0][19:]} == {"disk 0 is full", "disk 1 is full"}
     assert said[0].startswith(
         ("[rank 0] seektune: ", "[rank 1] seektune: ", "[rank 2] seektune: ", "[rank 3] seektune: ")
     )
@@ -83,7 +83,7 @@ def test_second_independent_failure_is_printed_with_its_rank(capfd):
 
 def test_user_mistake_found_by_every_worker_is_reported_once_without_rank(capfd):
     how = ending(standin("leave(2, 'row 3 has no endings')", 3, max_restarts=2))
-    assert (how.code, how.sentence) == (2, "row 3 has no endings")
+    assert (how.code, how.message) == (2, "row 3 has no endings")
     assert capfd.readouterr().err == ""
 
 
@@ -95,12 +95,12 @@ if rank == 1: time.sleep(0.2); leave(1, "RuntimeError: Connection reset by peer"
 """
     how = ending(standin(body, 3, advice="the same command resumes"))
     said = "rank 2 was killed by SIGKILL (out of memory?); the other workers were stopped; the same command resumes"
-    assert (how.code, how.sentence) == (1, said)
-    assert ending(standin("os.kill(os.getpid(), 6)", 1)).sentence.startswith("rank 0 was killed by SIGABRT; the same")
+    assert (how.code, how.message) == (1, said)
+    assert ending(standin("os.kill(os.getpid(), 6)", 1)).message.startswith("rank 0 was killed by SIGABRT; the same")
 
 
 def test_silent_worker_is_reported_with_its_exit_code():
-    assert ending(standin("sys.exit(7)", 1)).sentence == "rank 0 ended with exit code 7"
+    assert ending(standin("sys.exit(7)", 1)).message == "rank 0 ended with exit code 7"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
@@ -108,19 +108,19 @@ def test_silent_worker_is_reported_with_its_exit_code():
 def test_signal_is_forwarded_and_workers_have_time_to_save(number, tmp_path):
     signal_when_ready(tmp_path, 3, number)
     how = ending(standin(SAVES + ready(tmp_path) + SLEEPS, 3, max_restarts=3))
-    assert (how.code, how.sentence) == (RESUME_ME, f"stopped by {number.name}; saved in step-3")
+    assert (how.code, how.message) == (RESUME_ME, f"stopped by {number.name}; saved in step-3")
 
 
 def test_signal_before_workers_handle_it_is_a_clean_exit(tmp_path):
     signal_when_ready(tmp_path, 2, signal.SIGTERM)
     how = ending(standin(ready(tmp_path) + SLEEPS, 2))
     assert how.code == RESUME_ME
-    assert how.sentence == "stopped by SIGTERM before training began; the same command starts again"
+    assert how.message == "stopped by SIGTERM before training began; the same command starts again"
 
 
 def test_worker_that_exits_early_leaves_the_others_time_to_save():
     how = ending(standin("if rank == 0: time.sleep(0.5)\nleave(75, f'saved by rank {rank}')", 2))
-    assert (how.code, how.sentence) == (RESUME_ME, "saved by rank 0")
+    assert (how.code, how.message) == (RESUME_ME, "saved by rank 0")
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_workers_are_killed_after_the_grace_period(tmp_path, left: Processes):
     deaf = f"signal.signal(signal.SIGTERM, lambda *_: {SLEEPS})\n"
     how = ending(standin(deaf + ready(tmp_path) + SLEEPS, 2, grace=0.5))
     assert how.code == 1
-    assert how.sentence.startswith("ranks 0, 1 did not stop within 0.5 s (--shutdown-timeout)")
+    assert how.message.startswith("ranks 0, 1 did not stop within 0.5 s (--shutdown-timeout)")
     assert left() == []
 
 
@@ -143,7 +143,7 @@ def test_failure_while_stopping_does_not_restart(tmp_path, capfd):
 def test_failures_restart_up_to_max_restarts_with_a_line_each(capfd):
     body = f"if rank == 1: leave(1, f'attempt {{attempt}} failed')\n{SLEEPS}"
     how = ending(standin(body, 2, max_restarts=2))
-    assert how.sentence == "[rank 1] attempt 2 failed; the other workers were stopped"
+    assert how.message == "[rank 1] attempt 2 failed; the other workers were stopped"
     others = "; the other workers were stopped"
     assert capfd.readouterr().err.splitlines() == [
         f"seektune: [rank 1] attempt 0 failed{others}; restart 1 of 2, from the last checkpoint",
