@@ -1,4 +1,4 @@
-"""The common form of a recipe section: typed, immutable, and strict about unknown keys; or one of several by name."""
+"""The base class of recipe sections: typed, immutable, and strict about unknown keys; or one of several by name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """Base of every recipe section; each section lives with the room that uses it and `recipe` composes them."""
+    """Base of every recipe section; each is defined in the package that uses it, and `recipe` composes them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 

@@ -24,7 +24,7 @@ class OutOfMemoryError(Exception):
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code and message of an error: 2 for invalid input, 1 for failures, 75 for a run that can resume."""
     if isinstance(error, JobEnded):
-        return error.ending.code, error.ending.sentence
+        return error.status.code, error.status.message
     if isinstance(error, Interrupted):
         return RESUME_ME, str(error)
     if isinstance(error, KeyboardInterrupt) or _wraps_interrupt(error):

@@ -136,7 +136,7 @@ def kubernetes(
     from seektune.launch.kubernetes import Kubernetes, write_kubernetes
 
     options = Kubernetes(image, pvc, kind, namespace, mount, shm, secret, runtime=runtime)
-    render = partial(write_kubernetes, asked=options)
+    render = partial(write_kubernetes, options=options)
     return partial(print_job, *split_args(args or []), job(), gpus_per_node, gpu, render, None)
 
 
@@ -160,7 +160,7 @@ def skypilot(
     kind, colon, count = gpu.partition(":")
     if not kind or not colon or not count.isdecimal() or int(count) < 1:
         raise ValueError(f"--gpu {gpu} must be KIND:N, such as H100:8")
-    render = partial(write_skypilot, asked=Skypilot(kind, image, spot, cloud, bucket, volume))
+    render = partial(write_skypilot, options=Skypilot(kind, image, spot, cloud, bucket, volume))
     return partial(print_job, *split_args(args or []), job(), int(count), SKYPILOT_GPUS.get(kind, kind), render, None)
 
 

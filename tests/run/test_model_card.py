@@ -26,7 +26,10 @@ FACTS = [
 ]
 
 
-def score(right: str, data: HellaswagConfig = HellaswagConfig()) -> dict[str, TaskScore]:
+HELLASWAG = HellaswagConfig()
+
+
+def score(right: str, data: HellaswagConfig = HELLASWAG) -> dict[str, TaskScore]:
     """Scores by task, as a run has them."""
     share = right.count("1") / len(right)
     found = Estimate(share, share / 2, (1 + share) / 2)
