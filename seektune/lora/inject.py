@@ -29,7 +29,7 @@ from seektune.lora.layers import (
 from seektune.lora.targets import adaptable, targeted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.linear import Head
+from seektune.model.head import Head
 from seektune.model.moe import Experts
 from seektune.model.quantized import (
     MATRICES,

@@ -35,11 +35,3 @@ class WideLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """`[..., O]` in fp32."""
         return linear(upcast(x), upcast(self.weight))
-
-
-class Head(Linear):
-    """The LM head: logits and loss use its weight directly, so that logits of a whole row need not exist."""
-
-    def values(self) -> Tensor:
-        """The weight `[V, D]`."""
-        return self.weight

@@ -14,7 +14,7 @@ from seektune.checkpoint.compare import compare
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.source import FolderSource
 from seektune.cli import checkpoints as cli
-from seektune.cli.errors import ShortOfMemoryError
+from seektune.cli.errors import OutOfMemoryError
 from seektune.lora.delta import LoraDelta
 from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.format import write_adapter
@@ -293,5 +293,5 @@ def test_memory_that_does_not_suffice_is_told_without_words_about_training(tmp_p
         raise MemoryError
 
     monkeypatch.setattr("seektune.workflows.merge.merge_adapter", fail)
-    with pytest.raises(ShortOfMemoryError, match="out of memory; the largest changed tensor needs room"):
+    with pytest.raises(OutOfMemoryError, match="out of memory; the largest changed tensor needs room"):
         cli.merge("base", tmp_path, tmp_path / "out", "bf16")()
