@@ -8,8 +8,10 @@ from typing import Any
 
 from seektune.io.files import read_lines, write_whole
 from seektune.train.metrics import EVENTS, LOADS, METRICS, VALIDATION
-from seektune.train.plots import DARK, LIGHT, BeforeAfter, Theme, load_figure, loss_figure, score_figure
+from seektune.train.plot_style import DARK, LIGHT, Theme
+from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_html import cards, folded, page, picture, section, table
+from seektune.train.score_plot import BeforeAfter, score_figure
 from seektune.train.trainer import ADAPTER, CHECKPOINTS, MODEL
 
 REPORT = "report.html"

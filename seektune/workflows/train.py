@@ -164,7 +164,7 @@ def _open_log(run: RunContext, trainer: Trainer) -> Iterator[RunLog]:
         yield SilentLog(validations) if own is None else own
 
 
-def _export(run: RunContext, trainer: Trainer, card: Callable[[None], str]) -> None:
+def _export(run: RunContext, trainer: Trainer, card: Callable[[Scores], str]) -> None:
     """Write the weights, with a card that has no scores yet: an evaluation that fails must not cost the training."""
     with run.interruption.deferred():
         trainer.export(run.product)
