@@ -6,13 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
+
+from seektune.exit_codes import BY_SIGNAL
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-RESUME_ME = 75
-"""Exit code of a run that stopped on request and goes on when started again (EX_TEMPFAIL of sysexits.h)."""
-
-
 SHOW_CURSOR = "\x1b[?25h"
 """A progress bar may have hidden it."""
 
@@ -77,17 +75,23 @@ class Interruption:
         if self.name is not None and self._worker:
             return
         if self.name is not None:
-            _say(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: {name} again: ended at once\n")
-            os._exit(128 + number)
+            end_at_once(number)
         self.name = name
         if sys.stderr.isatty():
             # somebody waits at a terminal; in a log the line at the end is enough
-            _say(f"\nseektune: {name}: finishing what must be finished; once more ends at once\n")
+            write_stderr(f"\nseektune: {name}: finishing what must be finished; once more ends at once\n")
         if self._depth == 0:
             raise Interrupted(self.name)
 
 
-def _say(line: str) -> None:
+def end_at_once(number: int) -> NoReturn:
+    """End this process because a signal came again."""
+    show_cursor = SHOW_CURSOR if sys.stderr.isatty() else ""
+    write_stderr(f"{show_cursor}seektune: {signal.Signals(number).name} again: ended at once\n")
+    os._exit(BY_SIGNAL + number)
+
+
+def write_stderr(line: str) -> None:
     """Write past all buffers, as a signal may come in the middle of a print."""
     with suppress(OSError):
         os.write(2, line.encode())

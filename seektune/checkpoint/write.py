@@ -1,7 +1,5 @@
 """Writing safetensors files in a stream: memory for one tensor, whatever the size of the file."""
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,9 @@ from torch import Tensor
 from seektune.checkpoint.files import INDEX, SINGLE
 from seektune.checkpoint.header import header_bytes
 from seektune.checkpoint.names import Shape
+from seektune.io import console
+from seektune.io.atomic import replacing, write_all
+from seektune.io.json_file import write_json
 
 SHARD_BYTES = 4 * 10**9
 """Limit that puts one layer of V4-Flash into each shard, as the release does."""
@@ -80,11 +81,7 @@ def check_room(folder: Path, shards: Iterable[Sequence[FilePiece]]) -> None:
     needed = sum(file_size(shard) for shard in shards)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"{folder} has {_size(free)} free, {_size(needed)} are needed")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+        raise OSError(f"{folder} has {console.size(free)} free, {console.size(needed)} are needed")
 
 
 def write_shard(file: Path, pieces: Sequence[FilePiece], written: Callable[[int], None] = lambda size: None) -> None:
@@ -93,17 +90,11 @@ def write_shard(file: Path, pieces: Sequence[FilePiece], written: Callable[[int]
     Raises:
         OSError: writing failed; the unfinished file is removed.
     """
-    scratch = file.with_name(f"{file.name}.partial")
-    try:
-        with scratch.open("wb", buffering=0) as out:
-            _write(out, _header(pieces), file)
-            for piece in pieces:
-                _write_piece(out, piece, file)
-                written(piece.size)
-            os.fsync(out.fileno())
-        os.replace(scratch, file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(file) as out:
+        write_all(out, _header(pieces), file)
+        for piece in pieces:
+            _write_piece(out, piece, file)
+            written(piece.size)
 
 
 def write_index(folder: Path, shards: Sequence[Sequence[FilePiece]]) -> None:
@@ -115,7 +106,7 @@ def write_index(folder: Path, shards: Sequence[Sequence[FilePiece]]) -> None:
         name: file for file, shard in zip(names, shards, strict=True) for piece in shard for name in piece.tensors
     }
     index = {"metadata": {"total_size": sum(piece.size for shard in shards for piece in shard)}, "weight_map": placed}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, index)
 
 
 def _by_layer(pieces: Iterable[FilePiece]) -> Iterator[list[FilePiece]]:
@@ -139,16 +130,7 @@ def _write_piece(out: FileIO, piece: FilePiece, file: Path) -> None:
     # in a function of its own, so that no piece outlives its writing
     tensors = piece.load()
     for name, (dtype, shape) in piece.tensors.items():
-        _write(out, _bytes(tensors[name], dtype, shape), file)
-
-
-def _write(out: FileIO, data: bytes | memoryview, file: Path) -> None:
-    """Write all of it: the system takes at most 2 GB at once, and less where the disk is full."""
-    try:
-        while data:
-            data = data[out.write(data) :]
-    except OSError as error:
-        raise OSError(error.errno, f"could not be written: {error.strerror}", str(file)) from error
+        write_all(out, _bytes(tensors[name], dtype, shape), file)
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype, shape: Shape) -> memoryview:

@@ -6,6 +6,7 @@ Verbs import their workflow when they run, so that help and a mistake in a recip
 import os
 import sys
 from collections.abc import Callable
+from signal import SIGINT
 from typing import NoReturn
 
 import typer
@@ -14,9 +15,10 @@ from seektune.cli import checkpoints, evaluate, generate, launch, plan, serve, t
 from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
 from seektune.cli.options import HELP, OPEN_ENDED, Version
+from seektune.exit_codes import BY_SIGNAL, DONE, FAILURE, RESUME_ME, USER_MISTAKE
 from seektune.launch.job import JobEnded
 
-WELCOME = """Train and fine-tune DeepSeek-V4.
+WELCOME = f"""Train and fine-tune DeepSeek-V4.
 
 \b
 Fine-tune a small DeepSeek-V4 on HellaSwag with this machine's CPU:
@@ -38,11 +40,11 @@ Hear it:
   seektune serve FOLDER
 
 A recipe is a YAML file that says what to train; `seektune train --help` tells how overrides work, and `seektune
-schema` lists every key. Exit codes: 0 done, 1 something failed, 2 something was asked for that cannot be done,
-75 stopped by a signal: the same command goes on from there.
+schema` lists every key. Exit codes: {DONE} done, {FAILURE} something failed, {USER_MISTAKE} something was asked for
+that cannot be done, {RESUME_ME} stopped by a signal: the same command goes on from there.
 """
 
-PARSER_WAS_INTERRUPTED = 130
+PARSER_WAS_INTERRUPTED = BY_SIGNAL + SIGINT
 """What the parser returns where Ctrl-C met it."""
 
 app = typer.Typer(help=WELCOME, add_completion=False, rich_markup_mode=None, context_settings=HELP)

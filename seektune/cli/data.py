@@ -8,6 +8,7 @@ import typer
 
 from seektune.cli.options import OPEN_ENDED, Work
 from seektune.cli.train import OVERRIDES_HELP, Words, split_words
+from seektune.io.cache_dir import cache_dir
 
 PREVIEW_HELP = f"""Print a row as training would read it: its text, its tokens with the taught ones marked, and
 where documents end, what is padding, and what does not fit.
@@ -44,7 +45,6 @@ def _preview(path: str, overrides: list[str], row: int) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.data.datasets.hellaswag import default_cache_dir
     from seektune.workflows.preview import preview
 
-    preview(recipe, row, default_cache_dir(os.environ))
+    preview(recipe, row, cache_dir(os.environ))

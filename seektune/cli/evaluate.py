@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from seektune.cli.options import MakeReading, Model, Work, reading, spread
+from seektune.io.cache_dir import cache_dir
 
 EVAL_HELP = """Measure MODEL, a checkpoint folder in any of our formats or a Hub id, with 95 % intervals.
 
@@ -43,11 +44,10 @@ def _evaluate(
     """The verb `eval`."""
 
     def work() -> None:
-        from seektune.data.datasets.hellaswag import default_cache_dir
         from seektune.workflows.evaluate import EvalOptions, evaluate
 
         setting = EvalOptions(reading(), batch_tokens, limit, length, stride)
-        evaluate(model, task, data, default_cache_dir(os.environ), setting, against, as_json)
+        evaluate(model, task, data, cache_dir(os.environ), setting, against, as_json)
 
     return work
 

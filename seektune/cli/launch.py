@@ -14,6 +14,9 @@ import typer
 from seektune.cli.options import HELP, OPEN_ENDED, Work, spread
 from seektune.cli.train import OVERRIDES_HELP, Words, split_words
 from seektune.launch.job_spec import Environment, JobSpec, label
+from seektune.launch.kubernetes import Kubernetes, write_kubernetes
+from seektune.launch.skypilot import Skypilot, write_skypilot
+from seektune.launch.slurm import Slurm, write_slurm
 
 LAUNCH_HELP = """Write a job for a cluster: it finds its nodes, saves before it must go, and goes on from there."""
 
@@ -77,7 +80,7 @@ def _common(
     ] = None,
     signal_seconds: Annotated[
         int, typer.Option(min=1, metavar="S", help="Between the request to stop and the end: time to save.")
-    ] = 600,
+    ] = JobSpec.seconds,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here too; it must be new.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write what the plan says does not fit.")] = False,
 ) -> MakeCommon:
@@ -93,7 +96,7 @@ def slurm(
     words: Words = None,
     gpus_per_node: GpusPerNode = 8,
     gpu: Kind = "h100-80gb",
-    time: Annotated[str, typer.Option(metavar="HH:MM:SS", help="Longest time of one run.")] = "24:00:00",
+    time: Annotated[str, typer.Option(metavar="HH:MM:SS", help="Longest time of one run.")] = Slurm.time,
     partition: Annotated[str | None, typer.Option(help="As sbatch takes it.")] = None,
     account: Annotated[str | None, typer.Option(help="As sbatch takes it.")] = None,
     qos: Annotated[str | None, typer.Option(help="As sbatch takes it.")] = None,
@@ -101,13 +104,13 @@ def slurm(
     container: Annotated[str | None, typer.Option(metavar="IMAGE", help="Run in it (pyxis and enroot).")] = None,
     mounts: Annotated[list[str] | None, typer.Option(metavar="HERE:THERE", help="Of the container.")] = None,
     venv: Annotated[str | None, typer.Option(metavar="PATH", help="Environment that has seektune.")] = None,
-    requeue: Annotated[bool, typer.Option("--requeue/--no-requeue", help="Queue again what had to go.")] = True,
-    output: Annotated[str, typer.Option(metavar="DIR", help="Logs, one file for each node.")] = "logs",
+    requeue: Annotated[
+        bool, typer.Option("--requeue/--no-requeue", help="Queue again what had to go.")
+    ] = Slurm.requeue,
+    output: Annotated[str, typer.Option(metavar="DIR", help="Logs, one file for each node.")] = Slurm.logs,
     submit: Annotated[bool, typer.Option("--submit", help="Hand it to sbatch.")] = False,
 ) -> Work:
     """The verb `launch slurm`."""
-    from seektune.launch.slurm import Slurm, write_slurm
-
     asked = Slurm(time, partition, account, qos, constraint, container, tuple(mounts or ()), venv, requeue, output)
     write = partial(write_slurm, slurm=asked)
     after = partial(_submit, logs=output) if submit else None
@@ -119,18 +122,18 @@ def kubernetes(
     image: Annotated[str, typer.Option(metavar="IMAGE", help="Holds seektune and the recipe.")],
     pvc: Annotated[str, typer.Option(metavar="CLAIM", help="For checkpoints; all nodes write to it.")],
     words: Words = None,
-    kind: Annotated[Literal["trainjob", "pytorchjob"], typer.Option(help="Trainer v2, or Operator v1.")] = "trainjob",
+    kind: Annotated[
+        Literal["trainjob", "pytorchjob"], typer.Option(help="Trainer v2, or Operator v1.")
+    ] = Kubernetes.kind,
     gpus_per_node: GpusPerNode = 8,
     gpu: Kind = "h100-80gb",
-    namespace: Annotated[str, typer.Option(help="Of the job.")] = "default",
-    mount: Annotated[str, typer.Option(metavar="PATH", help="Where the claim is seen.")] = "/checkpoints",
-    shm: Annotated[str, typer.Option(metavar="SIZE", help="Of /dev/shm.")] = "64Gi",
-    secret: Annotated[str, typer.Option(help="Holds variables that are only named.")] = "seektune",
-    runtime: Annotated[str, typer.Option(help="TrainJob: the ClusterTrainingRuntime.")] = "torch-distributed",
+    namespace: Annotated[str, typer.Option(help="Of the job.")] = Kubernetes.namespace,
+    mount: Annotated[str, typer.Option(metavar="PATH", help="Where the claim is seen.")] = Kubernetes.mount,
+    shm: Annotated[str, typer.Option(metavar="SIZE", help="Of /dev/shm.")] = Kubernetes.shm,
+    secret: Annotated[str, typer.Option(help="Holds variables that are only named.")] = Kubernetes.secret,
+    runtime: Annotated[str, typer.Option(help="TrainJob: the ClusterTrainingRuntime.")] = Kubernetes.runtime,
 ) -> Work:
     """The verb `launch kubernetes`."""
-    from seektune.launch.kubernetes import Kubernetes, write_kubernetes
-
     asked = Kubernetes(image, pvc, kind, namespace, mount, shm, secret, runtime=runtime)
     write = partial(write_kubernetes, asked=asked)
     return partial(_launch, *split_words(words or []), common(), gpus_per_node, gpu, write, None)
@@ -141,14 +144,12 @@ def skypilot(
     gpu: Annotated[str, typer.Option(metavar="KIND:N", help="GPUs of a node, such as H100:8.")],
     words: Words = None,
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Holds seektune; else it is installed.")] = None,
-    spot: Annotated[bool, typer.Option("--spot/--no-spot", help="Machines that may be taken back.")] = True,
+    spot: Annotated[bool, typer.Option("--spot/--no-spot", help="Machines that may be taken back.")] = Skypilot.spot,
     cloud: Annotated[str | None, typer.Option(metavar="PLACE", help="Such as aws/us-east-1.")] = None,
     bucket: Annotated[str | None, typer.Option(metavar="URI", help="For checkpoints of one node.")] = None,
     volume: Annotated[str | None, typer.Option(metavar="NAME", help="For checkpoints of several.")] = None,
 ) -> Work:
     """The verb `launch skypilot`."""
-    from seektune.launch.skypilot import Skypilot, write_skypilot
-
     kind, colon, count = gpu.partition(":")
     if not kind or not colon or not count.isdecimal() or int(count) < 1:
         raise ValueError(f"--gpu {gpu} must be KIND:N, such as H100:8")

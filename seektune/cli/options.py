@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from seektune import __version__
+from seektune.generate.sampling_params import Sampling
+from seektune.model.choices import DtypeName, NumericsName
 
 Work: TypeAlias = Callable[[], int | None]
 """What a verb does once its words are understood; a number is its exit code, None means 0."""
@@ -51,16 +53,12 @@ def reading(
     adapter: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="An adapter on top of it: adapter_model.safetensors' folder.")
     ] = None,
-    dtype: Annotated[
-        Literal["fp32", "bf16"] | None, typer.Option(help="Default: fp32 on a CPU, bf16 on a GPU.")
-    ] = None,
+    dtype: Annotated[DtypeName | None, typer.Option(help="Default: fp32 on a CPU, bf16 on a GPU.")] = None,
     quantized: Annotated[
         bool,
         typer.Option("--quantized", help="Keep FP4 and FP8 weights in their bytes: a fraction of the memory, slower."),
     ] = False,
-    numerics: Annotated[
-        Literal["plain", "released"], typer.Option(help="released imitates the rounding of serving.")
-    ] = "plain",
+    numerics: Annotated[NumericsName, typer.Option(help="released imitates the rounding of serving.")] = "plain",
 ) -> MakeReading:
     """How a checkpoint is read."""
 
@@ -74,15 +72,17 @@ def reading(
 
 def _speaking(
     reading: MakeReading,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Only the so many likeliest tokens; 0 = all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens of this probability together.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = Sampling.temperature,
+    top_k: Annotated[int, typer.Option(help="Only the so many likeliest tokens; 0 = all.")] = Sampling.top_k,
+    top_p: Annotated[
+        float, typer.Option(help="Only the likeliest tokens of this probability together.")
+    ] = Sampling.top_p,
     min_p: Annotated[
         float, typer.Option(help="Only tokens at least this many times as likely as the likeliest.")
-    ] = 0.0,
+    ] = Sampling.min_p,
     repetition_penalty: Annotated[
         float, typer.Option(help="Above 1: tokens that stood before become less likely.")
-    ] = 1.0,
+    ] = Sampling.repetition_penalty,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
     ] = None,
@@ -93,7 +93,6 @@ def _speaking(
     """How a model is read and speaks."""
 
     def make(most: int) -> "GenerateOptions":
-        from seektune.generate.sampling import Sampling
         from seektune.generate.session import GenerateOptions
 
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)

@@ -9,6 +9,7 @@ import typer
 
 from seektune.cli.options import Work
 from seektune.cli.train import OVERRIDES_HELP, Words, split_words
+from seektune.io.cache_dir import cache_dir
 
 PLAN_HELP = f"""Say what fits, where, how fast and at what price, before any GPU is asked for.
 
@@ -116,12 +117,11 @@ def _validate(path: str, overrides: list[str], gpus: int | None, gpu: str, as_js
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.data.datasets.hellaswag import default_cache_dir
     from seektune.planner.hardware import known_gpu
     from seektune.workflows.validate import validate
 
     cluster = None if gpus is None else known_gpu(gpu, gpus)
-    return 0 if validate(recipe, cluster, default_cache_dir(os.environ), as_json) else 1
+    return 0 if validate(recipe, cluster, cache_dir(os.environ), as_json) else 1
 
 
 def _doctor(folder: Path, processes: int, as_json: bool) -> int:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from seektune.cli.errors import told_of_memory
+from seektune.io.cache_dir import cache_dir
 from seektune.launch.job import LaunchConfig
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Flags:
     nodes: int = 1
     node_rank: int = 0
     endpoint: str | None = None
-    max_restarts: int = 0
-    grace: float = 600.0
+    max_restarts: int = LaunchConfig.max_restarts
+    grace: float = LaunchConfig.grace
 
     def count(self) -> int:
         """Processes on this node.
@@ -163,14 +164,13 @@ def train_here(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> N
         try:
             # loading torch takes seconds, in which a signal must mean what it means later
             with interruption.deferred():
-                from seektune.data.datasets.hellaswag import default_cache_dir
                 from seektune.parallel.process_group import ProcessSlot
                 from seektune.workflows.train import train
         except Interrupted as signal:
             raise Interrupted(f"stopped by {signal} while starting; the same command starts again") from None
     with told_of_memory("lower batch.micro_size or batch.length"):
         slot = ProcessSlot(world, local_rank)
-        train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ), slot)
+        train(loaded.recipe, loaded.name, loaded.notes, cache_dir(os.environ), slot)
 
 
 def _work(loaded: "LoadedRecipe", flags: Flags, world: int) -> None:

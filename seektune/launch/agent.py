@@ -15,7 +15,8 @@ from torch.distributed.elastic.agent.server.api import (
 )
 from torch.distributed.elastic.agent.server.api import Worker as Place
 
-from seektune.launch.job import ORDERLY, USER_MISTAKE, Ending, LaunchConfig
+from seektune.exit_codes import USER_MISTAKE
+from seektune.launch.job import ORDERLY, Ending, LaunchConfig
 from seektune.launch.rendezvous import TICK, Rendezvous
 from seektune.launch.signal_relay import SignalRelay
 from seektune.launch.worker import SPEAKER, Worker

@@ -4,14 +4,10 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from seektune.signals import RESUME_ME
+from seektune.exit_codes import DONE, RESUME_ME
 
-DONE = 0
-FAILURE = 1
-USER_MISTAKE = 2
-"""Exit codes, beside RESUME_ME."""
 ORDERLY = (DONE, RESUME_ME)
-"""Those of a worker that left because it was time."""
+"""Exit codes of a worker that left because it was time."""
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _pytorch_job(task: JobSpec, asked: Kubernetes) -> Tree:
         "containers": [container],
         "volumes": _volumes(asked),
     }
-    # a worker ends with 75 where it saved on request, which OnFailure starts again in the same pod
+    # a worker ends with RESUME_ME where it saved on request, which OnFailure starts again in the same pod
     kinds = {"Master": 1, "Worker": task.nodes - 1}
     replicas = {
         kind: {"replicas": count, "restartPolicy": "OnFailure", "template": {"spec": pod}}

@@ -14,7 +14,8 @@ from time import monotonic, sleep
 from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from seektune.launch.job import FAILURE, USER_MISTAKE, Ending, JobEnded, LaunchConfig, stopped_early
+from seektune.exit_codes import FAILURE, USER_MISTAKE
+from seektune.launch.job import Ending, JobEnded, LaunchConfig, stopped_early
 from seektune.launch.signal_relay import SignalRelay
 
 TICK = 0.1

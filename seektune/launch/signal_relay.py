@@ -1,14 +1,12 @@
 """Signals to the launcher: the first is passed on to the workers, a second ends everything at once."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-from seektune.signals import SHOW_CURSOR, SIGNALS
+from seektune.signals import SIGNALS, end_at_once, write_stderr
 
 
 class SignalRelay:
@@ -30,17 +28,11 @@ class SignalRelay:
             signal.signal(number, handler)
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
         if self.signal is not None:
             self.at_once()
-            _say(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: {name} again: ended at once\n")
-            os._exit(128 + number)
+            end_at_once(number)
         self.signal = signal.Signals(number)
         if sys.stderr.isatty():
-            _say(f"\nseektune: {name}: workers finish what must be finished; once more ends at once\n")
-
-
-def _say(line: str) -> None:
-    """Write past all buffers, as a signal may come in the middle of a print."""
-    with suppress(OSError):
-        os.write(2, line.encode())
+            write_stderr(
+                f"\nseektune: {self.signal.name}: workers finish what must be finished; once more ends at once\n"
+            )

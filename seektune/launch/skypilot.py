@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from seektune.exit_codes import RESUME_ME
 from seektune.launch.job_spec import JobSpec, checked_label, one_line
 
 WHERE = "/checkpoints"
@@ -55,8 +56,12 @@ def write_skypilot(task: JobSpec, asked: Skypilot) -> str:
     resources: dict[str, Any] = {
         "accelerators": one_line("--gpu", f"{asked.gpu}:{task.gpus}"),
         "use_spot": asked.spot,
-        # 75: all was saved on request, such as before a machine goes
-        "job_recovery": {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 3, "recover_on_exit_codes": [75]},
+        # where all was saved on request, such as before a machine goes
+        "job_recovery": {
+            "strategy": "EAGER_NEXT_REGION",
+            "max_restarts_on_errors": 3,
+            "recover_on_exit_codes": [RESUME_ME],
+        },
     }
     if asked.cloud is not None:
         resources["infra"] = one_line("--cloud", asked.cloud)

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from seektune.exit_codes import RESUME_ME
 from seektune.launch.job_spec import JobSpec, header, one_line
 
 OWN = ("hosts", "host", "port", "command", "step", "place", "step_id", "asked", "before", "code")
@@ -138,7 +139,7 @@ def _step(task: JobSpec, slurm: Slurm) -> Iterator[str]:
 
 def _end(slurm: Slurm) -> Iterator[str]:
     yield "# The time is nearly over, or the job must make room: srun passes the signal to launchers, these to workers,"
-    yield "# which finish their step, save and end with 75."
+    yield f"# which finish their step, save and end with {RESUME_ME}."
     yield "asked=0"
     yield 'forward() { [ "$asked" -gt 0 ] || kill -"$1" "$step_id" 2>/dev/null; asked=$((asked + 1)); }'
     yield "trap 'forward USR1' USR1"
@@ -147,13 +148,13 @@ def _end(slurm: Slurm) -> Iterator[str]:
     yield "before=-1 code=255"
     yield 'while [ "$code" -gt 128 ] && [ "$asked" -ne "$before" ]; do before=$asked; wait "$step_id"; code=$?; done'
     if slurm.requeue:
-        yield 'if [ "$code" -eq 75 ] && [ "$asked" -gt 0 ]; then'
+        yield f'if [ "$code" -eq {RESUME_ME} ] && [ "$asked" -gt 0 ]; then'
         yield '  echo "saved; queued again as job $SLURM_JOB_ID"'
         yield '  scontrol requeue "$SLURM_JOB_ID" && exit 0'
         yield '  echo "scontrol requeue failed; sbatch the same script with the same --run_dir goes on" >&2'
         yield "fi"
     else:
-        yield 'if [ "$code" -eq 75 ]; then echo "saved (asked: $asked); the same --run_dir goes on"; fi'
+        yield f'if [ "$code" -eq {RESUME_ME} ]; then echo "saved (asked: $asked); the same --run_dir goes on"; fi'
     yield 'exit "$code"'
     yield "# Submit: seektune launch slurm ... --submit, or"
     yield f"# mkdir -p {slurm.logs} && sbatch FILE"

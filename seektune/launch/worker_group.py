@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
-from seektune.launch.job import FAILURE, ORDERLY, USER_MISTAKE, Ending, LaunchConfig, stopped_early
+from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
+from seektune.launch.job import ORDERLY, Ending, LaunchConfig, stopped_early
 from seektune.launch.worker import Worker
-from seektune.signals import RESUME_ME
 
 SETTLING = 3.0
 """Seconds in which the worker that failed first may still say why, after others lost it."""

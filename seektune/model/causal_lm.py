@@ -186,7 +186,7 @@ class DeepseekV4ForCausalLM(TransformerPart):
         """
         # the one import from an upper floor: who has a model wants to hear it
         from seektune.generate.ids import continued
-        from seektune.generate.sampling import Sampling
+        from seektune.generate.sampling_params import Sampling
 
         self._check(input_ids, None, None, mtp=speculative)
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)

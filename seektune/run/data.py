@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seektune.checkpoint import Ranks
+from seektune.checkpoint import ONE_RANK, Ranks
 from seektune.data.config import DataConfig
 from seektune.data.datasets.examples import hellaswag_examples
 from seektune.data.datasets.hellaswag import HellaswagData, HellaswagRow, load_hellaswag
@@ -21,7 +21,6 @@ from seektune.recipe.recipe import Recipe
 from seektune.sequence import Batch
 
 Say = Callable[[str], None]
-ALONE = Ranks(None)
 ONE_PROCESS = Mesh.alone().dims
 
 
@@ -72,7 +71,7 @@ def prepare_data(
     )
 
 
-def read_rows(section: DataConfig, cache_dir: Path, say: Say, ranks: Ranks = ALONE) -> HellaswagData:
+def read_rows(section: DataConfig, cache_dir: Path, say: Say, ranks: Ranks = ONE_RANK) -> HellaswagData:
     """The rows that the recipe names; says where they come from. What is fetched is fetched by the first process.
 
     Raises:

@@ -1,6 +1,5 @@
 """HellaSwag before and after training, shown as it goes and kept in the run folder."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +8,12 @@ from rich.progress import Progress
 
 from seektune.evaluate.config import EvaluateConfig
 from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag
+from seektune.io.atomic import write_atomically
 from seektune.io.console import say
-from seektune.io.files import write_whole
+from seektune.io.json_file import as_json, read_json
+from seektune.io.run_files import EVALUATION
 from seektune.parallel.model import ParallelModel
 from seektune.run.data import TrainData
-from seektune.run.run_dir import EXAMS
 from seektune.run.summary import in_words
 
 
@@ -48,9 +48,9 @@ def run_eval(
 
 def read_evals(folder: Path, when: str) -> HellaswagScore | None:
     """A score that evaluation.json already holds."""
-    if not (folder / EXAMS).is_file():
+    if not (folder / EVALUATION).is_file():
         return None
-    values = json.loads((folder / EXAMS).read_text(encoding="utf-8"))["hellaswag"][when]
+    values = read_json(folder / EVALUATION)["hellaswag"][when]
     return None if values is None else HellaswagScore.from_dict(values)
 
 
@@ -62,4 +62,4 @@ def write_evals(folder: Path, before: HellaswagScore | None, after: HellaswagSco
     """
     found = {"before": before, "after": after}
     values = {"hellaswag": {when: score and score.to_dict() for when, score in found.items()}}
-    write_whole(folder / EXAMS, (json.dumps(values, indent=2) + "\n").encode())
+    write_atomically(folder / EVALUATION, as_json(values))

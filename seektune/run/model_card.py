@@ -9,11 +9,13 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from seektune import __version__
-from seektune.checkpoint.atomic_dir import CARD
 from seektune.data.datasets.hellaswag_sources import CACHED
 from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.statistics import Estimate
-from seektune.io.files import read_lines, write_whole
+from seektune.io.atomic import write_atomically
+from seektune.io.atomic_dir import CARD
+from seektune.io.jsonl import read_records
+from seektune.io.run_files import METRICS, VALIDATION
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
 
@@ -111,7 +113,7 @@ def put_card(folder: Path, text: str) -> bool:
     there = _read(folder / CARD)
     if there is not None and not is_ours(there):
         return False
-    write_whole(folder / CARD, text.encode())
+    write_atomically(folder / CARD, text)
     return True
 
 
@@ -186,7 +188,7 @@ def _data(recipe: Recipe) -> str:
 def _figures(folder: Path) -> list[tuple[str, str]]:
     """What the run's own files say of its course."""
     steps, validations = (
-        read_lines(folder / name) if (folder / name).is_file() else [] for name in ("metrics.jsonl", "validation.jsonl")
+        read_records(folder / name) if (folder / name).is_file() else [] for name in (METRICS, VALIDATION)
     )
     steps = [step for step in steps if "loss" in step]
     if not steps:

@@ -8,6 +8,7 @@ from pathlib import Path
 from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.statistics import Estimate
 from seektune.io.console import many, say
+from seektune.io.run_files import ADAPTER, CHECKPOINTS
 from seektune.lora.inject import base_state, carriers
 from seektune.model.count import count_parameters
 from seektune.parallel.dims import rows_at_a_time
@@ -18,7 +19,6 @@ from seektune.run.data import TrainData
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.plots import BeforeAfter, Score
 from seektune.train.report import ReportText
-from seektune.train.trainer import ADAPTER, CHECKPOINTS
 
 
 def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ class Limits:
     """Bounds within which it stays alive whoever asks; vLLM's names where it has them."""
 
     max_model_len: int = 32_768
-    """Tokens of a prompt and its answer together."""
+    """Tokens of a prompt and its answer together; a million would let one client fill the memory."""
     max_num_seqs: int = 32
     """Answers that grow at a time."""
     max_queued_requests: int = 256

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from seektune.generate.sampling import Sampling
+from seektune.generate.sampling_params import Sampling
 
 MOST_STOPS = 16
 LONGEST_STOP = 1000

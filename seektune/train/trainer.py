@@ -7,8 +7,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
-from seektune.checkpoint import check_train_state, complete_folder, read_facts, read_tensors, sweep, tensor_names
-from seektune.io.files import cannot_write
+from seektune.checkpoint import check_train_state, read_facts, read_tensors, tensor_names
+from seektune.io.atomic import cannot_write
+from seektune.io.atomic_dir import complete_folder, sweep
+from seektune.io.run_files import CHECKPOINTS
 from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
 from seektune.parallel.lora import save_adapter
 from seektune.parallel.model import ParallelModel
@@ -23,11 +25,6 @@ from seektune.train.optim.build import build_optimizer
 from seektune.train.schedule import learning_rate
 from seektune.train.state_tensors import begin_as_saved, is_random_state, run_tensors, set_random_states
 from seektune.train.step import StepRecord, train_step
-
-CHECKPOINTS = "checkpoints"
-MODEL = "model"
-ADAPTER = "adapter"
-"""Names in the run folder."""
 
 
 class Savable(Protocol):

@@ -11,8 +11,9 @@ import torch
 from seektune import __version__
 from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.loss import validation_loss
+from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
-from seektune.io.files import write_whole
+from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
@@ -23,13 +24,13 @@ from seektune.run.data import TrainData, prepare_data, read_rows
 from seektune.run.evals import read_evals, run_eval, write_evals
 from seektune.run.model_card import put_card, run_card
 from seektune.run.resume import RunStart, find_start, product_of, refuse_other_rows
-from seektune.run.run_dir import RECIPE, choose_folder, held
+from seektune.run.run_dir import choose_folder, held
 from seektune.run.summary import describe, report_text, stopped_message, summary
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
 from seektune.train.metrics import MetricsLog, RunLog, SilentLog
-from seektune.train.report import REPORT, write_report
-from seektune.train.trainer import CHECKPOINTS, Trainer, TrainSettings
+from seektune.train.report import write_report
+from seektune.train.trainer import Trainer, TrainSettings
 from seektune.workflows.preflight import check_memory
 
 
@@ -137,7 +138,7 @@ def _begin(recipe: Recipe, folder: Path, step: int, before: HellaswagScore | Non
         say(f"note: the run leaves this checkpoint and goes on after step {step}: {left}")
     # the last sign of a finished run, which this is no more
     (folder / REPORT).unlink(missing_ok=True)
-    write_whole(folder / RECIPE, dump_recipe(recipe).encode())
+    write_atomically(folder / RECIPE, dump_recipe(recipe))
     write_evals(folder, before, None)
 
 

@@ -366,7 +366,7 @@ def test_an_empty_destination_is_taken_in_place(source: Path, tmp_path: Path, wh
 
 def test_too_little_room_is_said_before_anything_is_written(source: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(OSError, match=r"has 0\.0 MB free, \d+\.\d MB are needed"):
+    with pytest.raises(OSError, match=r"has 0 bytes free, \d+\.\d\d [kM]B are needed"):
         convert(source, tmp_path / "out", "bf16")
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
@@ -379,9 +379,7 @@ def test_a_full_disk_keeps_what_is_complete_for_the_next_call(source: Path, tmp_
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(
-            OSError, match=r"could not be written: File too large; [1-9][0-9]* of 1[0-9] shards"
-        ) as error:
+        with pytest.raises(OSError, match=r"File too large; [1-9][0-9]* of 1[0-9] shards") as error:
             convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

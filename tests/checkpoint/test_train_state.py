@@ -9,13 +9,12 @@ import torch
 
 from seektune.checkpoint import (
     check_train_state,
-    complete_folder,
     read_facts,
     read_tensors,
-    sweep,
     tensor_names,
     write_train_state,
 )
+from seektune.io.atomic_dir import complete_folder, sweep
 
 TENSORS = {
     "model.a": torch.arange(24, dtype=torch.float32).view(4, 6),
@@ -186,7 +185,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         ('{"state.json": {"bytes": 2}}', "manifest.json is damaged: it lacks a size or a checksum"),
         ('{"state.json": 5}', "manifest.json is damaged: it lacks a size or a checksum"),
         ('{"state.json": {"bytes": [], "sha256": ""}}', "manifest.json is damaged: it lacks a size or a checksum"),
-        ('{"a": ' * 100_000, "manifest.json is damaged: it is not JSON"),
+        ('{"a": ' * 100_000, "manifest.json is not JSON"),
         ('{"../secret": {"bytes": 2, "sha256": ""}, "state.json": {"bytes": 2, "sha256": ""}}', "secret is missing"),
         ("{}", "state.json does not belong"),
     ],

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from seektune.checkpoint.atomic_dir import CARD, complete_folder
 from seektune.evaluate.hellaswag import HellaswagScore
 from seektune.evaluate.statistics import Estimate
+from seektune.io.atomic_dir import CARD, complete_folder
 from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.model_card import converted_card, is_ours, merged_card, put_card, run_card

@@ -1,6 +1,5 @@
 """HellaSwag: rows from a folder, or from wherever they can be fetched, cleaned as lm-evaluation-harness cleans them."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seektune.data.datasets.hellaswag_sources import COLUMNS, SOURCES, RowSource, cached
+from seektune.io.jsonl import read_jsonl
+from seektune.io.text import check_unicode
 
 SPLITS = ("train", "validation")
 TEXTS = ("activity_label", "ctx_a", "ctx_b")
@@ -137,9 +138,9 @@ def row_from_record(record: Mapping[str, Any], name: str) -> HellaswagRow:
     context = record["ctx_a"] + " " + record["ctx_b"].capitalize()
     prompt = clean(record["activity_label"] + ": " + context)
     try:
-        "".join([prompt, *endings]).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: holds half a character ({error.object[error.start]!r}), which is no text") from None
+        check_unicode("".join([prompt, *endings]))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     return HellaswagRow(prompt, endings, _label(record["label"], name), name)
 
 
@@ -147,12 +148,6 @@ def clean(text: str) -> str:
     """Text without the marks that WikiHow left in it (`[header]`, `[title]`, `[step]`), as the harness cleans it."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
-
-
-def default_cache_dir(environment: Mapping[str, str]) -> Path:
-    """The user's cache folder for SeekTune, by the variables of the process that was started."""
-    base = environment.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "seektune"
 
 
 def _endings(endings: object, name: str) -> tuple[str, str, str, str]:
@@ -188,28 +183,8 @@ def _parquet_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{file} row {i}", record
 
 
-def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name = f"{file} line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}: not JSON ({error.msg} at column {error.colno})") from error
-        except RecursionError:
-            raise ValueError(f"{name}: not a row, but JSON nested without end") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{name}: a row must be a JSON object, not {line.strip()[:40]!r}")
-        yield name, record
-
-
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-_READERS = {".parquet": _parquet_records, ".jsonl": _jsonl_records}
+_READERS = {".parquet": _parquet_records, ".jsonl": read_jsonl}

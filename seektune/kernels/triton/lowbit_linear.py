@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seektune.kernels.reference.dequantize import decoded_columns
 from seektune.kernels.reference.linear import grouped_linear
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear as one_by_one
 from seektune.kernels.triton.dequantize import dequantize
@@ -29,8 +30,8 @@ def lowbit_expert_linear(
     x_NI: Tensor, weights: Sequence[Tensor], scales: Sequence[Tensor], counts: Sequence[int]
 ) -> Tensor:
     """See `reference.lowbit_expert_linear`; what grouped products do not take goes expert by expert."""
-    rows, width = weights[0].shape
-    shape = torch.empty(1, rows, width * (2 if weights[0].dtype == torch.int8 else 1), device="meta", dtype=x_NI.dtype)
+    rows = weights[0].shape[0]
+    shape = torch.empty(1, rows, decoded_columns(weights[0]), device="meta", dtype=x_NI.dtype)
     # scales of 128 rows: stacked experts must each fill theirs
     if not takes(x_NI, shape) or (weights[0].dtype != torch.int8 and rows % 128):
         return one_by_one(x_NI, weights, scales, counts)
@@ -77,8 +78,8 @@ def _turns(x_PI: Tensor, counts: list[int], packed: Sequence[Tensor]) -> Iterato
     """Pairs of some experts, their values `[E, O, I]`, and where each one's pairs end."""
     weights = packed[: len(counts)]
     scales = packed[len(counts) :]
-    rows, width = weights[0].shape
-    size = max(VALUES // (rows * width * (2 if weights[0].dtype == torch.int8 else 1)), 1)
+    rows = weights[0].shape[0]
+    size = max(VALUES // (rows * decoded_columns(weights[0])), 1)
     begin = 0
     for first in range(0, len(counts), size):
         turn = slice(first, first + size)
