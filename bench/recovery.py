@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from seektune.data.datasets.examples import hellaswag_examples
 
 from seektune.data.config import BatchConfig
-from seektune.data.datasets.examples import hellaswag_examples
 from seektune.data.datasets.hellaswag import load_hellaswag
 from seektune.data.loader import Loader, in_order
 from seektune.data.tokenizer import load_tokenizer

@@ -1,4 +1,4 @@
-"""Weights at rest: names, shapes and bytes of checkpoint folders. It knows tensors by name and never a module."""
+"""Checkpoint folders: names, shapes and bytes of the tensors on disk. Nothing here imports a model."""
 
 from seektune.checkpoint.hub import locate
 from seektune.checkpoint.load import load_weights

@@ -18,7 +18,7 @@ CONTENTS = {
     RECIPE: "the recipe as it ran, defaults and overrides included",
     METRICS: "a line per step: loss, gradient norm, learning rate, tokens, speed, memory",
     VALIDATION: "loss on held-out rows before, during and after",
-    EVALUATION: "evaluation scores before and after, with their intervals",
+    EVALUATION: "scores of evaluation tasks before and after, with their intervals",
     EXPERT_LOADS: "tokens per expert and layer over the run",
     TENSORBOARD: "TensorBoard events",
     LOSS_CURVE: "the loss curve",

@@ -1,4 +1,4 @@
-"""Signals to the launcher: the first is passed on to the workers, a second ends everything at once."""
+"""Signals to the launcher: the first is forwarded to the workers, a second kills them."""
 
 import signal
 import sys
@@ -6,33 +6,32 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
-from seektune.signals import SIGNALS, end_at_once, write_stderr
+from seektune.signals import SIGNALS, exit_on_second_signal, write_stderr
 
 
 class SignalRelay:
-    """While entered, remembers the first signal; whoever loops looks at it. Only the main thread may enter it."""
+    """Records the first signal while entered; the agent's loop reads it. Only the main thread may enter it."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """What came first, or what another node passed on."""
-        self.at_once: Callable[[], None] = lambda: None
+        """The first signal, received here or on another node."""
+        self.on_second_signal: Callable[[], None] = lambda: None
         """Called before a second signal ends the process."""
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _take(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
-            self.at_once()
-            end_at_once(number)
+            self.on_second_signal()
+            exit_on_second_signal(number, "workers killed")
         self.signal = signal.Signals(number)
+        name = self.signal.name
         if sys.stderr.isatty():
-            write_stderr(
-                f"\nseektune: {self.signal.name}: workers finish what must be finished; once more ends at once\n"
-            )
+            write_stderr(f"\nseektune: {name}: workers are finishing the step and saving; press again to kill them\n")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seektune.checkpoint.write import FilePiece, write_shard
+from seektune.checkpoint.write import LazyTensors, write_shard
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.json_file import read_json, write_json
 from seektune.io.run_files import RECIPE
@@ -128,7 +128,7 @@ def trained_for(folder: Path) -> str | None:
 
 def _write(file: Path, modules: list[PeftModule]) -> None:
     tensors = tensors_of(modules)
-    write_shard(file, [FilePiece({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, lambda: tensors)])
+    write_shard(file, [LazyTensors({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, lambda: tensors)])
 
 
 def _refuse_other(folder: Path) -> None:

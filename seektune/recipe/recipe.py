@@ -5,7 +5,8 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-from seektune.data.config import BatchConfig, DataConfig
+from seektune.data.config import BatchConfig
+from seektune.data.datasets.registry import DataSection, default_data
 from seektune.evaluate.config import EvaluateConfig
 from seektune.lora.config import LoraConfig
 from seektune.model.choices import DtypeName, NumericsName
@@ -109,7 +110,7 @@ class Recipe(Section):
 
     model: ModelConfig
     """Which DeepSeek-V4 is trained and from which weights."""
-    data: DataConfig = DataConfig()
+    data: DataSection = default_data()
     """Where the examples come from."""
     batch: BatchConfig
     """How many tokens meet in one optimizer step."""

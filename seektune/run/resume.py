@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from seektune.checkpoint import MANIFEST, check_train_state, read_facts
-from seektune.io.atomic_dir import sweep
+from seektune.io.atomic_dir import clean_up_partial
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import ADAPTER, CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT
 from seektune.recipe.load import load_recipe
@@ -54,7 +54,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
         )
     if (folder / REPORT).exists() and (folder / product_of(recipe)).exists() and _last_step(folder) == recipe.steps:
         return RunStart(finished=True)
-    sweep(folder / CHECKPOINTS)
+    clean_up_partial(folder / CHECKPOINTS)
     checkpoints = complete_checkpoints(folder / CHECKPOINTS)
     if not checkpoints:
         say(f"{folder} holds a run without a checkpoint: it starts anew")

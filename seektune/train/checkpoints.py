@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup
 
 from seektune.checkpoint import Ranks, Shard, as_shard, write_train_state
 from seektune.io.atomic import cannot_write
-from seektune.io.atomic_dir import sweep
+from seektune.io.atomic_dir import clean_up_partial
 from seektune.train.config import CheckpointConfig
 
 PREFIX = "step-"
@@ -60,7 +60,7 @@ class Checkpoints:
         self._current: list[Path] = []
         """What this process saved since it last went back."""
         self._ranks = Ranks(group)
-        self._ranks.first(lambda: sweep(folder))
+        self._ranks.first(lambda: clean_up_partial(folder))
 
     def place(self, step: int) -> Path:
         """Where the state after `step` is saved."""

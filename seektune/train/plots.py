@@ -1,4 +1,4 @@
-"""The figures of a run, each drawn for light and for dark paper: losses, expert loads, accuracy.
+"""The figures of a run, each drawn for light and for dark paper: losses, expert loads, evaluation scores.
 
 Shapes: L layers, E experts, N moments of the run.
 """
@@ -19,8 +19,6 @@ SMOOTH_FROM = 30
 """Steps from which the loss curve is drawn smoothed over the single steps."""
 WIDTH = 6.2
 """Inches; narrow enough for its text to be read on a phone."""
-CHANCE = 0.25
-"""Accuracy of guessing among four endings."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,26 @@ DARK = Theme("#161b22", "#dfe5ee", "#39424f", "#6ea8ff", "#ff9d66", "#6ea8ff", "
 
 @dataclass(frozen=True)
 class Score:
-    """An accuracy with its 95 % interval, all shares of 1."""
+    """A result with its 95 % interval; shares are of 1."""
 
     value: float
     low: float
     high: float
+    text: str
+    """All of it, with what follows the value in brackets or after a space."""
 
-    def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
+    @property
+    def short(self) -> str:
+        """The value alone."""
+        return self.text.split(" ")[0]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A value to compare scores with, such as that of guessing."""
+
+    label: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,16 @@ class BeforeAfter:
     name: str
     before: Score | None
     after: Score | None
+    axis: str
+    """What is measured; scores of one axis are drawn on it together."""
+    percent: bool = False
+    """Whether the axis has shares of 1."""
+    reference: Reference | None = None
 
 
 def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     """PNG of the training loss over steps, with the validation losses as points."""
-    figure, (axes,) = _sheet(paper, 1, 3.6)
+    figure, (axes,) = _sheet(paper, [3.6])
     x = [line["step"] for line in steps]
     y = np.array([line["loss"] for line in steps])
     marker = "o" if len(steps) == 1 else None
@@ -92,7 +107,7 @@ def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping
 
 def load_figure(moments: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     """PNG of each expert's share of tokens at the end, and of each layer's largest share over the run."""
-    figure, (heat, course) = _sheet(paper, 2, 6.0)
+    figure, (heat, course) = _sheet(paper, [3.0, 3.0])
     layers = list(moments[-1]["loads"])
     shares_LE = np.array([_shares(moments[-1]["loads"][layer]) for layer in layers])
     colours = LinearSegmentedColormap.from_list("loads", [paper.low, paper.back, paper.high])
@@ -111,12 +126,24 @@ def load_figure(moments: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     return _png(figure)
 
 
-def accuracy_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
-    """PNG of scores before and after, with their intervals."""
-    figure, (axes,) = _sheet(paper, 1, 1.1 + 0.75 * len(comparisons))
+def score_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
+    """PNG of scores before and after, with their intervals; a part for each axis."""
+    groups = [
+        [each for each in comparisons if each.axis == axis] for axis in dict.fromkeys(c.axis for c in comparisons)
+    ]
+    figure, parts = _sheet(paper, [1.1 + 0.75 * len(group) for group in groups])
+    for axes, group in zip(parts, groups, strict=True):
+        _intervals(axes, group, paper)
+        if axes is parts[0] or group[0].reference is not None:
+            _legend(axes, paper)
+    return _png(figure)
+
+
+def _intervals(axes: Axes, group: Sequence[BeforeAfter], paper: Theme) -> None:
+    """Scores of one axis, a row for each."""
     for label, shift, colour, scores in (
-        ("before", -0.13, paper.line, [each.before for each in comparisons]),
-        ("after", 0.13, paper.accent, [each.after for each in comparisons]),
+        ("before", -0.13, paper.line, [each.before for each in group]),
+        ("after", 0.13, paper.accent, [each.after for each in group]),
     ):
         taken = [(row + shift, score) for row, score in enumerate(scores) if score is not None]
         if taken:
@@ -127,15 +154,15 @@ def accuracy_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
             axes.errorbar(x, y, xerr=spread, fmt="o", color=colour, capsize=4, label=label)
         for row, score in taken:
             place = (score.high, row)
-            axes.annotate(f"{score.value:.1%}", place, (6, -3), textcoords="offset points", color=colour, fontsize=9)
-    axes.axvline(CHANCE, color=paper.ink, alpha=0.5, linewidth=1, linestyle=":", label="guessing")
-    axes.set_yticks(range(len(comparisons)), [each.name for each in comparisons])
-    axes.set_ylim(len(comparisons) - 0.5, -0.5)
+            axes.annotate(score.short, place, (6, -3), textcoords="offset points", color=colour, fontsize=9)
+    if (reference := group[0].reference) is not None:
+        axes.axvline(reference.value, color=paper.ink, alpha=0.5, linewidth=1, linestyle=":", label=reference.label)
+    axes.set_yticks(range(len(group)), [each.name for each in group])
+    axes.set_ylim(len(group) - 0.5, -0.5)
     axes.margins(x=0.15)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g}%")
-    axes.set_xlabel("accuracy, 95 % interval")
-    _legend(axes, paper)
-    return _png(figure)
+    percent = group[0].percent
+    axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g}%" if percent else f"{value:,g}")
+    axes.set_xlabel(f"{group[0].axis}, 95 % interval")
 
 
 def _course(axes: Axes, moments: Sequence[Mapping[str, Any]], layers: Sequence[str], paper: Theme) -> None:
@@ -149,7 +176,8 @@ def _course(axes: Axes, moments: Sequence[Mapping[str, Any]], layers: Sequence[s
         colour = colours(index / max(1, len(layers) - 1))
         axes.plot(steps, largest, color=colour, linewidth=1.2, marker=marker, markersize=4, label=named)
     axes.axhline(1, color=paper.ink, alpha=0.5, linewidth=1, linestyle=":")
-    axes.set_title("over the run: busiest expert of each layer", color=paper.ink, fontsize=10)
+    # the legend lies between title and axes
+    axes.set_title("over the run: busiest expert of each layer", color=paper.ink, fontsize=10, pad=20)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
@@ -168,9 +196,11 @@ def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([y[max(0, index - half) : index + half + 1].mean() for index in range(len(y))])
 
 
-def _sheet(paper: Theme, parts: int, height: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH, height), dpi=180, facecolor=paper.back, layout="constrained")
-    every = [figure.add_subplot(parts, 1, part + 1, facecolor=paper.back) for part in range(parts)]
+def _sheet(paper: Theme, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """An empty figure of parts below one another, by their heights in inches."""
+    figure = Figure(figsize=(WIDTH, sum(heights)), dpi=180, facecolor=paper.back, layout="constrained")
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+    every = [figure.add_subplot(grid[part], facecolor=paper.back) for part in range(len(heights))]
     for axes in every:
         axes.grid(True, color=paper.faint, linewidth=0.6)
         axes.set_axisbelow(True)

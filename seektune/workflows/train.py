@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from seektune import __version__
-from seektune.evaluate.hellaswag import HellaswagScore
+from seektune.data.datasets.dataset import DataCache
 from seektune.evaluate.loss import validation_loss
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
@@ -20,8 +20,8 @@ from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import build_mesh, build_model, origin, read_config
-from seektune.run.data import TrainData, prepare_data, read_rows
-from seektune.run.evals import read_evals, run_eval, write_evals
+from seektune.run.data import TrainData, prepare_data
+from seektune.run.evals import Scores, read_evals, run_eval, write_evals
 from seektune.run.model_card import put_card, run_card
 from seektune.run.resume import RunStart, find_start, product_of, refuse_other_rows
 from seektune.run.run_dir import choose_folder, held
@@ -84,7 +84,7 @@ def _run(
 ) -> None:
     torch.manual_seed(recipe.seed)
     check_memory(recipe, config, mesh.dims.world, nodes=1)
-    lesson = prepare_data(recipe, read_rows(recipe.data, cache_dir, say, mesh.ranks), config, say, mesh.dims)
+    lesson = prepare_data(recipe, config, DataCache(cache_dir, say), mesh)
     # from here on processes wait for each other, and none leaves alone
     with nullcontext() if mesh.axes is None else interruption.shielded():
         _teach(recipe, name, folder, start, lesson, interruption, mesh, config)
@@ -103,7 +103,7 @@ def _teach(
     leave = partial(interruption.leave_together, mesh.any)
     model = build_model(recipe, config, mesh, with_weights=start.checkpoint is None)
     facts = describe(recipe, model, lesson)
-    before = read_evals(folder, "before") if start.checkpoint is not None else None
+    before = read_evals(folder, "before", lesson)
     if start.checkpoint is None:
         before = run_eval(recipe.evaluate.before, "before", model, lesson, recipe.evaluate, leave)
     validate = partial(validation_loss, model, lesson.validation)
@@ -121,7 +121,7 @@ def _teach(
     card = partial(run_card, folder, recipe, facts, before)
     with interruption.deferred():
         trainer.export(product)
-        mesh.ranks.first(lambda: put_card(product, card(None)))
+        mesh.ranks.first(lambda: put_card(product, card({})))
     leave()
     after = run_eval(recipe.evaluate.after, "after", model, lesson, recipe.evaluate, leave)
     if mesh.is_main:
@@ -132,14 +132,14 @@ def _teach(
         summary(losses, before, after, product, report, recipe)
 
 
-def _begin(recipe: Recipe, folder: Path, step: int, before: HellaswagScore | None) -> None:
+def _begin(recipe: Recipe, folder: Path, step: int, before: Scores) -> None:
     """Make the folder that of this run, which goes on after `step`; until here it is as it was."""
     for left in set_aside_later(folder / CHECKPOINTS, step):
         say(f"note: the run leaves this checkpoint and goes on after step {step}: {left}")
     # the last sign of a finished run, which this is no more
     (folder / REPORT).unlink(missing_ok=True)
     write_atomically(folder / RECIPE, dump_recipe(recipe))
-    write_evals(folder, before, None)
+    write_evals(folder, before, {})
 
 
 @contextmanager
