@@ -7,6 +7,7 @@ several seeds, each with its own base, adapters and order of rows; the share is 
 
 import argparse
 import json
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from seektune.data.datasets.hellaswag import HellaswagConfig
 from seektune.data.loader import Loader, in_order
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.loss import validation_loss
+from seektune.io.cache_dir import cache_dir
 from seektune.lora.config import LoraConfig
 from seektune.lora.inject import add_adapters
 from seektune.lora.targets import matching
@@ -66,7 +68,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     config = DeepseekV4Config.preset("tiny")
-    rows = Rows(options.data, config, Path.home() / ".cache" / "seektune")
+    rows = Rows(options.data, config, cache_dir(os.environ))
     found = [from_seed(seed, config, rows, options) for seed in range(options.seeds)]
     gains = {way: sum(seed["before"] - min(seed[way].values()) for seed in found) for way in RATES}
     result = {

@@ -3,8 +3,8 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from seektune.checkpoint import clean_up_partial, complete_folder
-from seektune.io.files import cannot_write
+from seektune.io.atomic import cannot_write
+from seektune.io.atomic_dir import clean_up_partial, complete_folder
 from seektune.parallel.lora import save_adapter
 from seektune.parallel.model import ParallelModel
 from seektune.train.settings import Origin, Savable

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from seektune.checkpoint import read_facts, read_tensors, tensor_names
+from seektune.io.run_files import CHECKPOINTS
 from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
 from seektune.parallel.model import ParallelModel
 from seektune.train.checkpoints import Checkpoints, Saved
@@ -13,9 +14,6 @@ from seektune.train.metrics import RunLog
 from seektune.train.optim.build import build_optimizer
 from seektune.train.settings import BatchStream, TrainSettings
 from seektune.train.state_tensors import begin_as_saved, is_random_state, run_tensors, set_random_states
-
-CHECKPOINTS = "checkpoints"
-"""Name in the run folder."""
 
 
 class ResumableRun:

@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 
 from seektune.checkpoint import check_train_state
+from seektune.io.run_files import CHECKPOINTS
 from seektune.parallel.model import ParallelModel
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import complete_checkpoints, step_of
@@ -13,14 +14,10 @@ from seektune.train.export import export_model
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError, Watchdog
 from seektune.train.metrics import RunLog
-from seektune.train.resumable import CHECKPOINTS, ResumableRun
+from seektune.train.resumable import ResumableRun
 from seektune.train.schedule import learning_rate
 from seektune.train.settings import BatchStream, Savable, TrainSettings
 from seektune.train.step import StepRecord, train_step
-
-MODEL = "model"
-ADAPTER = "adapter"
-"""Names in the run folder."""
 
 
 class Trainer(ResumableRun):

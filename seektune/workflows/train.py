@@ -11,8 +11,9 @@ import torch
 from seektune import __version__
 from seektune.data.datasets.dataset import DataCache
 from seektune.evaluate.loss import validation_loss
+from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
-from seektune.io.files import write_whole
+from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
 from seektune.recipe.load import dump_recipe
@@ -23,14 +24,14 @@ from seektune.run.data import TrainData, prepare_data
 from seektune.run.evals import Scores, read_evals, run_eval, write_evals
 from seektune.run.model_card import put_card, run_card
 from seektune.run.resume import find_start, refuse_other_rows
-from seektune.run.run_dir import RECIPE, choose_folder, held
+from seektune.run.run_dir import choose_folder, held
 from seektune.run.summary import describe, report_text, stopped_message, summary
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
 from seektune.train.metrics import MetricsLog, RunLog, SilentLog
-from seektune.train.report import REPORT, write_report
+from seektune.train.report import write_report
 from seektune.train.settings import UNKNOWN, TrainSettings
-from seektune.train.trainer import CHECKPOINTS, Trainer
+from seektune.train.trainer import Trainer
 from seektune.workflows.preflight import check_memory
 
 
@@ -125,7 +126,7 @@ def _begin_folder(run: RunContext, step: int, before: Scores) -> None:
             say(f"note: the run leaves this checkpoint and goes on after step {step}: {left}")
         # the mark of a finished run, which this one is not any more
         (run.folder / REPORT).unlink(missing_ok=True)
-        write_whole(run.folder / RECIPE, dump_recipe(run.recipe).encode())
+        write_atomically(run.folder / RECIPE, dump_recipe(run.recipe).encode())
         write_evals(run.folder, before, {})
 
     with run.interruption.deferred():

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from seektune.checkpoint.atomic_dir import CARD, complete_folder
 from seektune.data.datasets.hellaswag import HellaswagConfig
 from seektune.data.question import Question
 from seektune.evaluate.choice_task import ChoiceTask
 from seektune.evaluate.statistics import Estimate
 from seektune.evaluate.task import TaskScore
+from seektune.io.atomic_dir import CARD, complete_folder
 from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.model_card import converted_card, is_ours, merged_card, put_card, run_card
