@@ -1,17 +1,14 @@
 """Convert a checkpoint folder to another format: streamed, resumable, never over a folder of anything else."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from seektune.checkpoint.export import ExportReport, export_tensors
 from seektune.checkpoint.files import INDEX
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.resumable_dir import RECORD, Record, ResumableDir, read_record, resumable_dir
-from seektune.checkpoint.save import write_config
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.write import (
     LazyTensors,
@@ -23,6 +20,7 @@ from seektune.checkpoint.write import (
     write_index,
     write_shard,
 )
+from seektune.io.config_json import CONFIG, read_config, write_config
 
 COMPANIONS = (".json", ".txt", ".md", ".jinja")
 """Suffixes of files that are copied unchanged: tokenizer, generation config, chat template, model card."""
@@ -101,24 +99,6 @@ def convert(
         copy_companions(source, work.folder)
         work.publish()
     return _conversion(final, work.record, resumed)
-
-
-def read_config(source: Path) -> dict[str, Any]:
-    """config.json of a checkpoint folder.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
-    file = source / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist; a checkpoint folder holds config.json beside its safetensors")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} must hold a JSON object, not a {type(config).__name__}")
-    return config
 
 
 def resolve_destination(source: Path, destination: Path) -> Path:
@@ -205,7 +185,7 @@ def _write_shards(
 
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy the small files next to the weights, except config.json and the index."""
-    own = {"config.json", INDEX, RECORD}
+    own = {CONFIG, INDEX, RECORD}
     for file in sorted(source.iterdir()):
         if file.is_file() and file.suffix in COMPANIONS and file.name not in own:
             shutil.copyfile(file, folder / file.name)

@@ -1,6 +1,5 @@
 """Read the safetensors files of a folder as one collection, with errors that name the tensor and the file."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.header import DTYPES, TensorEntry, read_header
+from seektune.io.json_file import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -103,9 +103,9 @@ def read_index(folder: Path) -> dict[str, str]:
     index = folder / INDEX
     if index.is_file():
         try:
-            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            listed = read_json(index)["weight_map"]
             return {_text(name): _plain_name(file) for name, file in listed.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{index} is not an index of safetensors files (a JSON object with weight_map)") from None
     if not (folder / SINGLE).is_file():
         raise ValueError(f"{folder} holds no weights: neither {INDEX} nor {SINGLE}")

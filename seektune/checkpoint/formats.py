@@ -14,6 +14,7 @@ from torch import Tensor
 from seektune.checkpoint.names import Shape
 from seektune.kernels import (
     FP4_GROUP,
+    FP4_PER_BYTE,
     FP8_BLOCK,
     dequantize_fp4,
     dequantize_fp8,
@@ -53,7 +54,9 @@ class Quantized:
 
 
 QUANTIZED = {
-    "fp4": Quantized(torch.int8, torch.float8_e8m0fnu, 2, (1, FP4_GROUP), encode=quantize_fp4, decode=dequantize_fp4),
+    "fp4": Quantized(
+        torch.int8, torch.float8_e8m0fnu, FP4_PER_BYTE, (1, FP4_GROUP), encode=quantize_fp4, decode=dequantize_fp4
+    ),
     "fp8": Quantized(
         torch.float8_e4m3fn,
         torch.float8_e8m0fnu,

@@ -11,6 +11,7 @@ from torch import Tensor
 from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.stored import Stored
+from seektune.kernels import values_per_element
 
 _KINDS = {
     (torch.int8, torch.uint8): "fp4",
@@ -54,7 +55,7 @@ def weight_shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
 def value_counts(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Number of weights in each tensor of a state dict: a byte of FP4 holds two; scales are left out."""
     scales = set(lowbit_names(state).values())
-    return {name: x.numel() * (2 if x.dtype == torch.int8 else 1) for name, x in state.items() if name not in scales}
+    return {name: x.numel() * values_per_element(x.dtype) for name, x in state.items() if name not in scales}
 
 
 def is_finite(stored: Stored) -> bool:

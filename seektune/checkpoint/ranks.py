@@ -82,6 +82,10 @@ class Ranks:
         return [value for value, _ in outcomes]
 
 
+ONE_RANK = Ranks(None)
+"""This process alone."""
+
+
 def _raise(first: Exception, own: BaseException | None) -> NoReturn:
     if own is not None and not isinstance(own, Exception):
         raise own  # KeyboardInterrupt or SystemExit, from a signal

@@ -1,7 +1,6 @@
 """A folder that is written by one process at a time and resumed after an interruption."""
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,13 +10,12 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from seektune.checkpoint.atomic_dir import flush
+from seektune.io.atomic import SCRATCH, flush
+from seektune.io.json_file import read_json, write_json
 
 RECORD = "conversion.json"
 """The conversion's plan and the result of each shard; it stays next to the converted weights."""
 LOCK = "lock"
-PARTIAL = ".partial"
-"""Suffix of incomplete files."""
 
 Record = dict[str, Any]
 """`plan`, `shards` (size and export report of each finished shard, by name) and `complete`."""
@@ -33,12 +31,7 @@ class ResumableDir:
 
     def save_record(self) -> None:
         """Write the record to disk."""
-        scratch = self.folder / f"{RECORD}{PARTIAL}"
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(self.record, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, self.folder / RECORD)
+        write_json(self.folder / RECORD, self.record)
 
     def publish(self) -> None:
         """Mark the record complete and rename the folder to its final name."""
@@ -70,7 +63,7 @@ def resumable_dir(final: Path, plan: Record) -> Iterator[ResumableDir]:
         if record is not None and record["plan"] != plan:
             raise ValueError(f"{folder} holds an unfinished conversion with other options; remove it to start over")
         here = ResumableDir(folder, final, record or {"plan": plan, "shards": {}, "complete": False})
-        for file in folder.glob(f"*{PARTIAL}"):
+        for file in folder.glob(f"*{SCRATCH}"):
             file.unlink()
         try:
             here.save_record()
@@ -83,10 +76,10 @@ def resumable_dir(final: Path, plan: Record) -> Iterator[ResumableDir]:
 def read_record(folder: Path) -> Record | None:
     """The record of a working folder or of a finished one; None if there is no valid record."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        record = read_json(folder / RECORD)
+    except (OSError, ValueError):
         return None
-    whole = isinstance(record, dict) and {"plan", "shards", "complete"} <= record.keys()
+    whole = {"plan", "shards", "complete"} <= record.keys()
     return record if whole and _valid_shards(record["shards"]) else None
 
 
@@ -99,7 +92,8 @@ def _is_ours(folder: Path) -> bool:
     """Whether the folder has a record, or only the files of a call that was killed before it wrote one."""
     if not folder.is_dir():
         return False
-    return read_record(folder) is not None or {file.name for file in folder.iterdir()} <= {LOCK, f"{RECORD}{PARTIAL}"}
+    unfinished = {file.name for file in folder.glob(f".{RECORD}.*{SCRATCH}")}
+    return read_record(folder) is not None or {file.name for file in folder.iterdir()} <= {LOCK, *unfinished}
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Save a model's tensors as a checkpoint folder in any format, atomically."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from seektune.checkpoint.atomic_dir import complete_folder
 from seektune.checkpoint.export import ExportReport, ExportTarget, export_tensors
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.gather import on_first_rank
@@ -17,6 +15,8 @@ from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource, Source, StateSource
 from seektune.checkpoint.write import check_disk_space, shard_limit, shard_names, split, write_index, write_shard
+from seektune.io.atomic_dir import complete_folder
+from seektune.io.config_json import write_config
 
 
 def save_weights(
@@ -72,8 +72,3 @@ def write_checkpoint(
     for name, shard in zip(shard_names(len(shards)), shards, strict=True):
         write_shard(folder / name, shard)
     write_index(folder, shards)
-
-
-def write_config(folder: Path, config: dict[str, Any]) -> None:
-    """Write config.json."""
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

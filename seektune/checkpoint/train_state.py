@@ -4,7 +4,6 @@ torch.distributed.checkpoint stores the tensors as safetensors, facts are JSON: 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Set
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Any
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from seektune.checkpoint.atomic_dir import complete_folder
 from seektune.checkpoint.dcp import files_of, read_metadata, read_shards, shapes_in, write_shards
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import Shard, as_shard
+from seektune.io.atomic_dir import complete_folder
+from seektune.io.json_file import read_json, write_json
 
 FACTS = "state.json"
 MANIFEST = "manifest.json"
@@ -42,11 +42,11 @@ def write_train_state(
         written = ranks.each(lambda: {file.name: _entry(file) for file in files_of(scratch, ranks.rank)})
 
         def complete() -> int:
-            (scratch / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+            write_json(scratch / FACTS, facts)
             manifest = {name: entry for entries in written for name, entry in entries.items()}
             _check_all_here(scratch, manifest.keys())
             manifest[FACTS] = _entry(scratch / FACTS)
-            (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+            write_json(scratch / MANIFEST, manifest)
             size = sum(file.stat().st_size for file in scratch.iterdir())
             stack.close()
             return size
@@ -89,7 +89,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: they are missing or damaged.
     """
-    return _read_json(folder / FACTS)
+    return read_json(folder / FACTS)
 
 
 def tensor_names(folder: Path) -> set[str]:
@@ -162,18 +162,6 @@ def _digest(file: Path) -> str:
 def _manifest(file: Path) -> dict[str, tuple[int, str]]:
     """Size in bytes and SHA-256 of each file."""
     try:
-        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in _read_json(file).items()}
+        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in read_json(file).items()}
     except (KeyError, TypeError):
         raise ValueError(f"{file} is damaged: it lacks a size or a checksum") from None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{file} is missing") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file} is damaged: it is not JSON") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} is damaged: it is not a JSON object")
-    return values

@@ -1,7 +1,5 @@
 """Write safetensors files as a stream: memory for one tensor, whatever the size of the file."""
 
-import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,9 @@ from torch import Tensor
 from seektune.checkpoint.files import INDEX, SINGLE
 from seektune.checkpoint.header import header_bytes
 from seektune.checkpoint.names import Shape
+from seektune.io import console
+from seektune.io.atomic import replacing, write_all
+from seektune.io.json_file import write_json
 
 SHARD_BYTES = 4 * 10**9
 """Size limit that puts one layer of V4-Flash into each shard, as in the release."""
@@ -80,11 +81,9 @@ def check_disk_space(folder: Path, shards: Iterable[Sequence[LazyTensors]]) -> N
     needed = sum(file_size(shard) for shard in shards)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"not enough disk space: {folder} has {_size(free)} free, but {_size(needed)} are needed")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+        raise OSError(
+            f"not enough disk space: {folder} has {console.size(free)} free, but {console.size(needed)} are needed"
+        )
 
 
 def write_shard(file: Path, items: Sequence[LazyTensors], written: Callable[[int], None] = lambda size: None) -> None:
@@ -93,17 +92,11 @@ def write_shard(file: Path, items: Sequence[LazyTensors], written: Callable[[int
     Raises:
         OSError: writing failed; the unfinished file is removed.
     """
-    scratch = file.with_name(f"{file.name}.partial")
-    try:
-        with scratch.open("wb", buffering=0) as out:
-            _write(out, _header(items), file)
-            for item in items:
-                _write_item(out, item, file)
-                written(item.size)
-            os.fsync(out.fileno())
-        os.replace(scratch, file)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(file) as out:
+        write_all(out, _header(items), file)
+        for item in items:
+            _write_item(out, item, file)
+            written(item.size)
 
 
 def write_index(folder: Path, shards: Sequence[Sequence[LazyTensors]]) -> None:
@@ -113,7 +106,7 @@ def write_index(folder: Path, shards: Sequence[Sequence[LazyTensors]]) -> None:
     names = shard_names(len(shards))
     placed = {name: file for file, shard in zip(names, shards, strict=True) for item in shard for name in item.tensors}
     index = {"metadata": {"total_size": sum(item.size for shard in shards for item in shard)}, "weight_map": placed}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / INDEX, index)
 
 
 def _by_layer(items: Iterable[LazyTensors]) -> Iterator[list[LazyTensors]]:
@@ -137,16 +130,7 @@ def _write_item(out: FileIO, item: LazyTensors, file: Path) -> None:
     # a function of its own, so that the tensors are freed once they are written
     tensors = item.load()
     for name, (dtype, shape) in item.tensors.items():
-        _write(out, _bytes(tensors[name], dtype, shape), file)
-
-
-def _write(out: FileIO, data: bytes | memoryview, file: Path) -> None:
-    """Write all of `data`: one system call takes at most 2 GB, and less if the disk is full."""
-    try:
-        while data:
-            data = data[out.write(data) :]
-    except OSError as error:
-        raise OSError(error.errno, f"could not be written: {error.strerror}", str(file)) from error
+        write_all(out, _bytes(tensors[name], dtype, shape), file)
 
 
 def _bytes(tensor: Tensor, dtype: torch.dtype, shape: Shape) -> memoryview:

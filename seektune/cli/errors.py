@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import typer
 
-from seektune.launch.job import FAILURE, USER_MISTAKE, JobEnded
-from seektune.signals import RESUME_ME, Interrupted
+from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
+from seektune.launch.job import JobEnded
+from seektune.signals import Interrupted
 
 RENAMED = {"--packed": "--quantized", "--rows": "--max-num-seqs"}
 """Former names of options; the error for one names its successor."""

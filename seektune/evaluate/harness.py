@@ -25,7 +25,7 @@ from seektune.evaluate.likelihood import likelihoods
 from seektune.evaluate.perplexity import windows
 from seektune.generate.detokenize import answer_all
 from seektune.generate.request import Request
-from seektune.generate.sampling import GREEDY
+from seektune.generate.sampling_params import GREEDY
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 

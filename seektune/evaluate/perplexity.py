@@ -1,16 +1,18 @@
 """Perplexity: how surprised a model is by plain text, every token of which is predicted exactly once."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from seektune.data.example import continuation
 from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.likelihood import Progress, Scorer, likelihoods
 from seektune.evaluate.statistics import Estimate
 from seektune.evaluate.task import Metric, TaskInfo, TaskScore
+from seektune.io.jsonl import read_jsonl
+from seektune.io.text import read_text
 
 SUFFIXES = (".txt", ".jsonl")
 
@@ -119,25 +121,12 @@ class PerplexityTask:
 
 
 def _read(file: Path) -> list[Text]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     if file.suffix == ".txt":
-        return [Text(text, str(file))]
-    lines = enumerate(text.split("\n"), start=1)
-    return [_line(line, f"{file} line {number}") for number, line in lines if line.strip()]
+        return [Text(read_text(file), str(file))]
+    return [_document(record, place) for place, record in read_jsonl(file)]
 
 
-def _line(line: str, name: str) -> Text:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError(f"{name}: not JSON") from None
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise ValueError(f"{name}: must be a JSON object with the key text")
-    try:
-        record["text"].encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name}: holds half a character, which is no text") from None
-    return Text(record["text"], name)
+def _document(record: dict[str, Any], place: str) -> Text:
+    if not isinstance(record.get("text"), str):
+        raise ValueError(f"{place}: needs the key text, whose value is a text")
+    return Text(record["text"], place)

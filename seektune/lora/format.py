@@ -4,7 +4,6 @@ PEFT loads them into the transformers model. That model has no MTP block, so the
 their own.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seektune.checkpoint.atomic_dir import complete_folder
 from seektune.checkpoint.write import LazyTensors, write_shard
+from seektune.io.atomic_dir import complete_folder
+from seektune.io.json_file import read_json, write_json
+from seektune.io.run_files import RECIPE
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft import PeftModule, as_peft, as_released, config_of, tensors_of
 
@@ -57,10 +58,10 @@ def write_adapter(
             mtp = [*as_peft(mtp_changes)]
             _write(scratch / MTP_WEIGHTS, mtp)
         config = config_of(modules + (mtp if mtp_changes else []), changes) | dict(facts)
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (scratch / OWN).write_text(json.dumps({"merge_into": merge_into}) + "\n", encoding="utf-8")
+        write_json(scratch / CONFIG, config)
+        write_json(scratch / OWN, {"merge_into": merge_into})
         if recipe:
-            (scratch / "recipe.yaml").write_text(recipe, encoding="utf-8")
+            (scratch / RECIPE).write_text(recipe, encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, LoraDelta], dict[str, Any]]:
@@ -120,9 +121,9 @@ def trained_for(folder: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        found: str | None = json.loads(file.read_text(encoding="utf-8"))["merge_into"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{file} is damaged") from None
+        found: str | None = read_json(file)["merge_into"]
+    except KeyError:
+        raise ValueError(f"{file} is damaged: it lacks merge_into") from None
     return found
 
 
@@ -138,12 +139,9 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is not an adapter: it has no {CONFIG}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{folder / CONFIG} is damaged: it is not JSON") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is not an adapter: it has no {CONFIG}")
+    config = read_json(folder / CONFIG)
+    if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder / CONFIG} is not the config of a LoRA adapter (peft_type LORA)")
     return config

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seektune.checkpoint import Ranks, Shard, as_shard
+from seektune.checkpoint import ONE_RANK, Ranks, Shard, as_shard
 
 BAND = 2**23
 """Bytes of a tensor that are summed at a time."""
-SINGLE_PROCESS = Ranks(None)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class _ShardSums:
 
 
 @torch.no_grad()
-def frozen_digest(base: Mapping[str, Tensor | Shard], ranks: Ranks = SINGLE_PROCESS) -> FrozenDigest:
+def frozen_digest(base: Mapping[str, Tensor | Shard], ranks: Ranks = ONE_RANK) -> FrozenDigest:
     """A digest of every frozen byte; if it differs after training, a frozen weight changed.
 
     All ranks call it together, each with its own shards. Replicas that differ change the digest. Streamed weights are

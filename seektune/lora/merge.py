@@ -4,7 +4,6 @@ Rounding a weight W + D to few bits often gives W again if D is small. The *shar
 change S - W along D, `<S - W, D> / <D, D>`, and the *error* is `|S - (W + D)| / |D|`.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.atomic_dir import complete_folder
-from seektune.checkpoint.convert import copy_companions, read_config, resolve_destination
+from seektune.checkpoint.convert import copy_companions, resolve_destination
 from seektune.checkpoint.export import ExportReport, ExportTarget
 from seektune.checkpoint.formats import EXPERTS, LINEARS, format_named
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.save import write_checkpoint
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.stored import Stored, bands_of, encode_changed
+from seektune.io.atomic_dir import complete_folder
+from seektune.io.config_json import read_config
+from seektune.io.json_file import write_json
 from seektune.lora.delta import LoraDelta, check_weight
 from seektune.lora.format import read_adapter, trained_for
 
@@ -259,4 +260,4 @@ def _cure(to: str) -> str:
 def _write_report(file: Path, kept: Sequence[KeptChange], to: str, weight: float) -> None:
     tensors = {each.name: {"share": each.share, "error": each.error, **asdict(each)} for each in kept}
     report = {"to": to, "weight": weight, "share": share_kept(kept), "tensors": tensors}
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(file, report)

@@ -1,6 +1,5 @@
 """The evaluation tasks before and after training: shown as they run, and kept in evaluation.json of the run folder."""
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from rich.progress import Progress, TaskID
 from seektune.evaluate.config import EvaluateConfig
 from seektune.evaluate.statistics import Change
 from seektune.evaluate.task import TaskInfo, TaskScore
+from seektune.io.atomic import write_atomically
 from seektune.io.console import say
-from seektune.io.files import write_whole
+from seektune.io.json_file import as_json, read_json
+from seektune.io.run_files import EVALUATION
 from seektune.parallel.model import ParallelModel
 from seektune.run.data import TrainData
-from seektune.run.run_dir import EXAMS
 
 Scores: TypeAlias = Mapping[str, TaskScore]
 """By the task's name; a task that did not run has none."""
@@ -69,9 +69,9 @@ def run_eval(
 
 def read_evals(folder: Path, when: str, data: TrainData) -> Scores:
     """The scores that evaluation.json already holds, of the run's tasks."""
-    if not (folder / EXAMS).is_file():
+    if not (folder / EVALUATION).is_file():
         return {}
-    values = json.loads((folder / EXAMS).read_text(encoding="utf-8"))
+    values = read_json(folder / EVALUATION)
     held = {task.info.name: values.get(task.info.name, {}).get(when) for task in data.tasks}
     tasks = {task.info.name: task.info for task in data.tasks}
     return {name: TaskScore.from_dict(tasks[name], score) for name, score in held.items() if score is not None}
@@ -87,7 +87,7 @@ def write_evals(folder: Path, before: Scores, after: Scores) -> None:
         each.task.name: {"before": each.before and each.before.to_dict(), "after": each.after and each.after.to_dict()}
         for each in compare(before, after)
     }
-    write_whole(folder / EXAMS, (json.dumps(values, indent=2) + "\n").encode())
+    write_atomically(folder / EVALUATION, as_json(values))
 
 
 def _advance(bar: Progress, shown: TaskID, leave: Callable[[], None]) -> Callable[[int, int], None]:

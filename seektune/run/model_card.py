@@ -9,10 +9,12 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from seektune import __version__
-from seektune.checkpoint.atomic_dir import CARD
 from seektune.data.datasets.dataset import CACHED
 from seektune.evaluate.task import TaskScore
-from seektune.io.files import read_lines, write_whole
+from seektune.io.atomic import write_atomically
+from seektune.io.atomic_dir import CARD
+from seektune.io.jsonl import read_records
+from seektune.io.run_files import METRICS, VALIDATION
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.evals import Comparison, Scores, compare
@@ -104,7 +106,7 @@ def put_card(folder: Path, text: str) -> bool:
     there = _read(folder / CARD)
     if there is not None and not is_ours(there):
         return False
-    write_whole(folder / CARD, text.encode())
+    write_atomically(folder / CARD, text)
     return True
 
 
@@ -176,7 +178,7 @@ def _base(recipe: Recipe) -> str:
 def _figures(folder: Path) -> list[tuple[str, str]]:
     """What the run's own files say of its course."""
     steps, validations = (
-        read_lines(folder / name) if (folder / name).is_file() else [] for name in ("metrics.jsonl", "validation.jsonl")
+        read_records(folder / name) if (folder / name).is_file() else [] for name in (METRICS, VALIDATION)
     )
     steps = [step for step in steps if "loss" in step]
     if not steps:

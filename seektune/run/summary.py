@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seektune.evaluate.task import Metric, TaskInfo, TaskScore
 from seektune.io.console import many, say
+from seektune.io.run_files import ADAPTER, CHECKPOINTS
 from seektune.lora.inject import base_state, carriers
 from seektune.model.count import count_parameters
 from seektune.parallel.dims import rows_at_a_time
@@ -16,9 +17,8 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.data import TrainData
 from seektune.run.evals import Comparison, Scores, compare
 from seektune.train.checkpoints import complete_checkpoints
-from seektune.train.plots import BeforeAfter, Reference, Score
 from seektune.train.report import EvalText, ReportText
-from seektune.train.trainer import ADAPTER, CHECKPOINTS
+from seektune.train.score_plot import BeforeAfter, Reference, Score
 
 
 def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tuple[str, str]]:

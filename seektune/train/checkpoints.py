@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from seektune.checkpoint import Ranks, Shard, as_shard, clean_up_partial, write_train_state
-from seektune.io.files import cannot_write
+from seektune.checkpoint import Ranks, Shard, as_shard, write_train_state
+from seektune.io.atomic import cannot_write
+from seektune.io.atomic_dir import clean_up_partial
 from seektune.train.config import CheckpointConfig
 
 PREFIX = "step-"

@@ -6,28 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from seektune.io.files import read_lines, write_whole
-from seektune.train.metrics import EVENTS, LOADS, METRICS, VALIDATION
-from seektune.train.plots import DARK, LIGHT, BeforeAfter, Theme, load_figure, loss_figure, score_figure
+from seektune.io.atomic import write_atomically
+from seektune.io.jsonl import read_records
+from seektune.io.run_files import CONTENTS, EXPERT_LOADS, LOSS_CURVE, METRICS, REPORT, VALIDATION
+from seektune.train.plot_style import DARK, LIGHT, Theme
+from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_html import cards, folded, page, picture, section, table
-from seektune.train.trainer import ADAPTER, CHECKPOINTS, MODEL
-
-REPORT = "report.html"
-CURVE = "loss.png"
-"""Names in the run folder."""
-CONTENTS = {
-    "recipe.yaml": "the recipe as it ran, defaults and overrides included",
-    METRICS: "a line per step: loss, gradient norm, learning rate, tokens, speed, memory",
-    VALIDATION: "loss on held-out rows before, during and after",
-    "evaluation.json": "scores of evaluation tasks before and after, with their intervals",
-    LOADS: "tokens per expert and layer over the run",
-    EVENTS: "TensorBoard events",
-    CURVE: "the loss curve",
-    CHECKPOINTS: "weights on the way",
-    ADAPTER: "the trained adapters in PEFT's form, with the recipe",
-    MODEL: "the trained weights: bf16 safetensors under released names, config.json and the tokenizer",
-}
-"""What a run folder may hold, in words."""
+from seektune.train.score_plot import BeforeAfter, score_figure
 
 
 @dataclass(frozen=True)
@@ -63,10 +48,10 @@ def write_report(folder: Path, story: ReportText) -> Path:
     Raises:
         OSError: a file could not be written; none is left half-written.
     """
-    lines, validation, loads = (read_lines(folder / name) for name in (METRICS, VALIDATION, LOADS))
+    lines, validation, loads = (read_records(folder / name) for name in (METRICS, VALIDATION, EXPERT_LOADS))
     steps = [line for line in lines if "skipped" not in line]
     curve = loss_figure(steps, validation, LIGHT)
-    write_whole(folder / CURVE, curve)
+    write_atomically(folder / LOSS_CURVE, curve)
     parts = [
         cards(_headlines(steps, validation, story)),
         section("Loss", picture(curve, loss_figure(steps, validation, DARK), _loss_caption(steps, validation))),
@@ -78,7 +63,7 @@ def write_report(folder: Path, story: ReportText) -> Path:
         section("Files", table(_files(folder))),
     ]
     text = page(story.title, _lead(steps), parts)
-    write_whole(folder / REPORT, text.encode())
+    write_atomically(folder / REPORT, text)
     return folder / REPORT
 
 
@@ -133,4 +118,4 @@ def _results(
 
 
 def _files(folder: Path) -> list[tuple[str, str]]:
-    return [(name, words) for name, words in CONTENTS.items() if name == CURVE or (folder / name).exists()]
+    return [(name, words) for name, words in CONTENTS.items() if name == LOSS_CURVE or (folder / name).exists()]

@@ -383,9 +383,7 @@ def test_full_disk_keeps_complete_shards(source: Path, tmp_path: Path, whole: di
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(
-            OSError, match=r"could not be written: File too large; [1-9][0-9]* of 1[0-9] shards"
-        ) as error:
+        with pytest.raises(OSError, match=r"File too large; [1-9][0-9]* of 1[0-9] shards") as error:
             convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

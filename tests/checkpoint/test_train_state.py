@@ -11,13 +11,12 @@ import torch
 
 from seektune.checkpoint import (
     check_train_state,
-    clean_up_partial,
-    complete_folder,
     read_facts,
     read_tensors,
     tensor_names,
     write_train_state,
 )
+from seektune.io.atomic_dir import clean_up_partial, complete_folder
 
 TENSORS = {
     "model.a": torch.arange(24, dtype=torch.float32).view(4, 6),
@@ -188,7 +187,7 @@ def test_folder_is_complete_or_absent(tmp_path):
         ('{"state.json": {"bytes": 2}}', "manifest.json is damaged: it lacks a size or a checksum"),
         ('{"state.json": 5}', "manifest.json is damaged: it lacks a size or a checksum"),
         ('{"state.json": {"bytes": [], "sha256": ""}}', "manifest.json is damaged: it lacks a size or a checksum"),
-        ('{"a": ' * 100_000, "manifest.json is damaged: it is not JSON"),
+        ('{"a": ' * 100_000, "manifest.json is not JSON"),
         ('{"../secret": {"bytes": 2, "sha256": ""}, "state.json": {"bytes": 2, "sha256": ""}}', "secret is missing"),
         ("{}", "state.json does not belong"),
     ],

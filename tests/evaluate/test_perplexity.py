@@ -83,9 +83,9 @@ def test_texts_come_from_files_and_folders(tmp_path: Path):
         ("a.txt", "", "holds no text"),
         ("a.txt", b"\xff", "not UTF-8 text"),
         ("a.jsonl", "{", "line 1: not JSON"),
-        ("a.jsonl", '{"text": "x"}\n[1]', "line 2: must be a JSON object with the key text"),
-        ("a.jsonl", '{"text": 3}', "line 1: must be a JSON object with the key text"),
-        ("a.jsonl", '{"text": "\\ud800"}', "line 1: holds half a character"),
+        ("a.jsonl", '{"text": "x"}\n[1]', "line 2: must be a JSON object, not"),
+        ("a.jsonl", '{"text": 3}', "line 1: needs the key text"),
+        ("a.jsonl", '{"text": "\\ud800"}', "line 1: a text holds half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, complaint: str):

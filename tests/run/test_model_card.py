@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from seektune.checkpoint.atomic_dir import CARD, complete_folder
 from seektune.data.datasets.hellaswag import HellaswagConfig
 from seektune.data.question import Question
 from seektune.evaluate.choice_task import ChoiceTask
 from seektune.evaluate.statistics import Estimate
 from seektune.evaluate.task import TaskScore
+from seektune.io.atomic_dir import CARD, complete_folder
 from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.model_card import converted_card, is_ours, merged_card, put_card, run_card
@@ -26,14 +26,11 @@ FACTS = [
 ]
 
 
-HELLASWAG = HellaswagConfig()
-
-
-def score(right: str, data: HellaswagConfig = HELLASWAG) -> dict[str, TaskScore]:
+def score(right: str) -> dict[str, TaskScore]:
     """Scores by task, as a run has them."""
     share = right.count("1") / len(right)
     found = Estimate(share, share / 2, (1 + share) / 2)
-    task = ChoiceTask("hellaswag", "HellaSwag", [Question("a", ("b", "c", "d", "e"), 0, "x")], data.card())
+    task = ChoiceTask("hellaswag", "HellaSwag", [Question("a", ("b", "c", "d", "e"), 0, "x")], HellaswagConfig().card())
     outcomes = {"right": right, "right_norm": right}
     counts = {"n": len(right), "loss": 2.5, "loss_tokens": 100}
     return {"hellaswag": TaskScore(task.info, {"acc": found, "acc_norm": found}, counts, outcomes)}

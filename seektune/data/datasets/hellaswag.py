@@ -9,6 +9,7 @@ from seektune.data.datasets.dataset import DataCache, DataCard, DataConfig, Load
 from seektune.data.datasets.records import records_in, split_files
 from seektune.data.question import Question, right_answers
 from seektune.data.tokenizer import Tokenizer
+from seektune.io.text import check_unicode
 
 TEXTS = ("activity_label", "ctx_a", "ctx_b")
 COLUMNS = (*TEXTS, "endings", "label")
@@ -100,9 +101,9 @@ def row_from_record(record: Mapping[str, Any], name: str) -> Question:
     context = record["ctx_a"] + " " + record["ctx_b"].capitalize()
     prompt = clean(record["activity_label"] + ": " + context)
     try:
-        "".join([prompt, *endings]).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: holds half a character ({error.object[error.start]!r}), which is no text") from None
+        check_unicode("".join([prompt, *endings]))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     return Question(prompt, endings, _label(record["label"], name), name)
 
 

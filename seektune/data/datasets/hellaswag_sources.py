@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seektune.data.datasets.dataset import CACHED
+from seektune.io.atomic_dir import complete_folder
 
 Note = Callable[[str], None]
 Tables = dict[str, pa.Table]
@@ -133,19 +134,15 @@ def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 def _keep(folder: Path, source: RowSource, tables: Tables) -> None:
     """Write both files into a folder that has its final name only when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
-        made = Path(unfinished) / folder.name
-        made.mkdir()
-        for split, table in tables.items():
-            pq.write_table(table, made / f"{split}.parquet", compression="zstd")
-        (made / ORIGIN).write_text(source.name, encoding="utf-8")
-        try:
-            made.rename(folder)
-        except OSError:
-            # Another process has been faster and filled the folder: its files hold the same rows.
-            if not (folder / ORIGIN).exists():
-                raise
+    try:
+        with complete_folder(folder) as scratch:
+            for split, table in tables.items():
+                pq.write_table(table, scratch / f"{split}.parquet", compression="zstd")
+            (scratch / ORIGIN).write_text(source.name, encoding="utf-8")
+    except (OSError, ValueError):
+        # Another process has been faster and filled the folder: its files hold the same rows.
+        if not (folder / ORIGIN).exists():
+            raise
 
 
 def _hub_split(names: Sequence[str], split: str, folder: str) -> pa.Table:

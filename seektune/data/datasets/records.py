@@ -1,10 +1,11 @@
 """Records of .parquet and .jsonl files, each with the name of its row for error messages."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from seektune.io.jsonl import read_jsonl
 
 Record = dict[str, Any]
 
@@ -63,23 +64,7 @@ def _parquet_records(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, 
 
 
 def _jsonl_records(file: Path, _: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name = f"{file} line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}: not JSON ({error.msg} at column {error.colno})") from error
-        except RecursionError:
-            raise ValueError(f"{name}: not a row, but JSON nested without end") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{name}: a row must be a JSON object, not {line.strip()[:40]!r}")
-        yield name, record
+    return read_jsonl(file)
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,8 +8,20 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitudes of FP4; bit 3 of the code is the sign."""
 FP4_GROUP = 32
 """Columns that share one scale of a row."""
+FP4_PER_BYTE = 2
+"""Values in one byte of packed FP4."""
 FP8_BLOCK = 128
 """Rows and columns that share one scale."""
+
+
+def values_per_element(dtype: torch.dtype) -> int:
+    """How many values one stored element of a weight holds: two where it is packed FP4 (int8), otherwise one."""
+    return FP4_PER_BYTE if dtype == torch.int8 else 1
+
+
+def decoded_columns(weight: Tensor) -> int:
+    """I of a weight `[..., O, I]` from its stored form, `[..., O, I/2]` where it is packed FP4."""
+    return weight.shape[-1] * values_per_element(weight.dtype)
 
 
 def over_blocks(scale: Tensor, rows: int, columns: int) -> Tensor:
@@ -55,7 +67,7 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | 
     Equal to `dequantize_fp4` or `dequantize_fp8` and a cast, except that a NaN code of FP8 becomes 480; loading weights
     from a file rejects NaN codes.
     """
-    columns = weight.shape[1] * (2 if weight.dtype == torch.int8 else 1)
+    columns = decoded_columns(weight)
     if out is None:
         out = torch.empty(weight.shape[0], columns, dtype=dtype, device=weight.device)
     assert (out.shape, out.dtype) == ((weight.shape[0], columns), dtype)

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from seektune.kernels.dequantize import dequantize
 from seektune.kernels.reference.lowbit_linear import grouped_linear
+from seektune.kernels.reference.precision import upcast
 
 Rounding = Callable[[Tensor], Tensor]
 """Rounds fp32 values `[O, I]` to those of the merged format."""
@@ -54,6 +55,11 @@ def rounded_expert_linear(
     return torch.cat(outputs)
 
 
+def lora_delta(a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """What an adapter adds to a weight, `scaling * B A`: `[O, I]` from A `[R, I]` and B `[O, R]`, at least fp32."""
+    return scaling * (upcast(b) @ upcast(a))
+
+
 class _RoundedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, a, b, weight, scale, scaling, rounding, groups):  # type: ignore[no-untyped-def]
@@ -82,4 +88,4 @@ class _RoundedLinear(torch.autograd.Function):
 
 def _merged(a: Tensor, b: Tensor, weight: Tensor, scale: Tensor | None, scaling: float, rounding: Rounding) -> Tensor:
     base = weight.float() if scale is None else dequantize(weight.to(a.device), scale.to(a.device), torch.float32)
-    return rounding(base + scaling * (b.float() @ a.float()))
+    return rounding(base + lora_delta(a.float(), b.float(), scaling))

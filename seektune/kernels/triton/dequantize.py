@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from seektune.kernels.reference.dequantize import decoded_columns
+
 BLOCK = 1024
 """Bytes of a weight that one program decodes."""
 
@@ -17,7 +19,7 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | 
     is_fp4 = weight.dtype == torch.int8
     rows, width = weight.shape
     if out is None:
-        out = torch.empty(rows, width * (2 if is_fp4 else 1), dtype=dtype, device=weight.device)
+        out = torch.empty(rows, decoded_columns(weight), dtype=dtype, device=weight.device)
     codes = weight.view(torch.uint8)
     bytes_ = weight.numel()
     grid = (triton.cdiv(bytes_, BLOCK),)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seektune.kernels.reference.dequantize import decoded_columns
 from seektune.kernels.reference.linear import grouped_linear
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear as per_expert
 from seektune.kernels.triton.dequantize import dequantize
@@ -29,8 +30,8 @@ def lowbit_expert_linear(
     x_NI: Tensor, weights: Sequence[Tensor], scales: Sequence[Tensor], counts: Sequence[int]
 ) -> Tensor:
     """See `reference.lowbit_expert_linear`; inputs that `grouped_mm` does not support are computed expert by expert."""
-    rows, width = weights[0].shape
-    shape = torch.empty(1, rows, width * (2 if weights[0].dtype == torch.int8 else 1), device="meta", dtype=x_NI.dtype)
+    rows = weights[0].shape[0]
+    shape = torch.empty(1, rows, decoded_columns(weights[0]), device="meta", dtype=x_NI.dtype)
     # FP8 scales span 128 rows, so experts can only be stacked if their rows are a multiple of 128
     if not supports_grouped_mm(x_NI, shape) or (weights[0].dtype != torch.int8 and rows % 128):
         return per_expert(x_NI, weights, scales, counts)
@@ -81,8 +82,8 @@ def _expert_batches(
     """Batches of experts: their pairs, their values `[E, O, I]`, and the end of each one's pairs."""
     weights = packed[: len(counts)]
     scales = packed[len(counts) :]
-    rows, width = weights[0].shape
-    size = max(VALUES // (rows * width * (2 if weights[0].dtype == torch.int8 else 1)), 1)
+    rows = weights[0].shape[0]
+    size = max(VALUES // (rows * decoded_columns(weights[0])), 1)
     begin = 0
     for first in range(0, len(counts), size):
         batch = slice(first, first + size)

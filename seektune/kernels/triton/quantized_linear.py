@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK
+from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK, decoded_columns
 
 ROWS = 16
 TILE = 32
@@ -40,7 +40,7 @@ def _run(x_PM: Tensor, weight: Tensor, scale: Tensor, counts: list[int], transpo
     """`x @ W.T` for each expert, or `x @ W` if `transposed`."""
     fp4 = weight.dtype != torch.float8_e4m3fn
     outputs = weight.shape[1]
-    inputs = weight.shape[2] * (2 if fp4 else 1)
+    inputs = decoded_columns(weight)
     columns = inputs if transposed else outputs
     out = x_PM.new_empty(len(x_PM), columns)
     tiles = [

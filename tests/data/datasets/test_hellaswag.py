@@ -166,7 +166,7 @@ def test_a_missing_column_is_named(tmp_path, form):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [('{"label": ', "line 2: not JSON"), ("[1, 2]", "line 2: a row must be a JSON object"), ("x" * 99, "not JSON")],
+    [('{"label": ', "line 2: not JSON"), ("[1, 2]", "line 2: must be a JSON object"), ("x" * 99, "not JSON")],
 )
 def test_a_malformed_line_is_named(tmp_path, line, message):
     (tmp_path / "train.jsonl").write_text(json.dumps(record()) + "\n" + line + "\n")
@@ -200,7 +200,7 @@ def test_a_column_of_floats_serves_as_labels():
 
 @pytest.mark.parametrize("changes", [{"ctx_a": "x\ud83d y"}, {"endings": ["a", "b", "c \udc00", "d"]}])
 def test_half_a_character_is_no_text(changes):
-    with pytest.raises(ValueError, match="x: holds half a character"):
+    with pytest.raises(ValueError, match="x: a text holds half of a surrogate pair"):
         row_from_record(record(**changes), "x")
 
 
@@ -210,5 +210,5 @@ def test_a_byte_order_mark_is_passed_over_and_endless_nesting_is_not(tmp_path):
     (tmp_path / "train.jsonl").write_text(text, encoding="utf-8-sig")
     assert len(read_split(tmp_path, "train")) == 2
     (tmp_path / "train.jsonl").write_text(text + "[" * 100_000, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"train\.jsonl line 3: .*nested without end"):
+    with pytest.raises(ValueError, match=r"train\.jsonl line 3: .*nested too deeply"):
         read_split(tmp_path, "train")

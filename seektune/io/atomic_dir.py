@@ -4,14 +4,15 @@ import fcntl
 import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 
-SCRATCH = ".partial"
+from seektune.io.atomic import SCRATCH, flush
+
 OLD = ".old"
-"""Suffixes of a folder that is being written, and of one that is being replaced."""
+"""Suffix of a folder that is being replaced."""
 CARD = "README.md"
 """The model card: people edit it, so a replaced folder's is kept."""
 
@@ -32,11 +33,11 @@ def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     for left in final.parent.glob(f".{glob.escape(final.name)}.*{SCRATCH}"):
         _remove_dead(left)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=SCRATCH, dir=final.parent))
+    scratch = final.with_name(f".{final.name}.{token_hex(4)}{SCRATCH}")
+    scratch.mkdir()
     lock = _lock(scratch)
     try:
         yield scratch
-        scratch.chmod(0o777 & ~_umask())
         if replace:
             _keep_model_card(final, scratch)
         for file in scratch.rglob("*"):
@@ -97,18 +98,3 @@ def _keep_model_card(old: Path, new: Path) -> None:
 
 def _old_path(final: Path) -> Path:
     return final.with_name(f".{final.name}{OLD}")
-
-
-def flush(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
