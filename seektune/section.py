@@ -32,7 +32,7 @@ class OneOf:
     def _name_of(self, value: Any) -> str:
         first = next(iter(self.sections))
         if isinstance(value, Section):
-            return next(name for name, section in self.sections.items() if isinstance(value, section))
+            return next((name for name, section in self.sections.items() if isinstance(value, section)), first)
         # what is not a section at all gets the error of the first
         return str(value.get(self.key, first)) if isinstance(value, dict) else first
 

@@ -71,7 +71,7 @@ def complain(error: ValidationError, document: YamlNode, model: type[BaseModel])
     first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
     location, section = find_section(first["loc"], model)
     if first["type"] == "union_tag_invalid":
-        first = _unknown_name(first, document, section)
+        first = _unknown_name(location, document, section)
         location = first["loc"]
     if first["type"] == "extra_forbidden":
         return f"{_where(document, location)}: {_unknown(location, section, list(known_keys(model)))}"
@@ -100,11 +100,11 @@ def _disagreement(error: ErrorDetails, location: Location) -> str:
     return f"{_dotted(location)}: {sentence}" if location and f"{location[0]}." not in sentence else sentence
 
 
-def _unknown_name(error: ErrorDetails, document: YamlNode, section: type[BaseModel]) -> ErrorDetails:
+def _unknown_name(field: Location, document: YamlNode, section: type[BaseModel]) -> ErrorDetails:
     """The error of a `OneOf` whose name is unknown, as that of a key with a few valid values."""
-    choice = one_of(section.model_fields[str(error["loc"][-1])])
+    choice = one_of(section.model_fields[str(field[-1])])
     assert choice is not None, "only such a field has names"
-    location = (*error["loc"], choice.key)
+    location = (*field, choice.key)
     entry = document.find(location)
     expected = " or ".join(repr(name) for name in choice.sections)
     found = None if entry is None else entry.plain()
@@ -118,7 +118,8 @@ def _unknown(location: Location, within: type[BaseModel], keys: list[str]) -> st
     section, _, leaf = dotted.rpartition(".")
     kind = "this section" if section else "a recipe"
     siblings = list(within.model_fields)
-    elsewhere = [key for key in keys if key.rpartition(".")[2] == leaf]
+    # the key itself may be one of another section that could stand here
+    elsewhere = [key for key in keys if key.rpartition(".")[2] == leaf and key != dotted]
     near = [*elsewhere, *(f"{section}.{key}".lstrip(".") for key in get_close_matches(leaf, siblings, n=1))]
     if near:
         return f"{shorten(dotted)} is not a key of {kind}; did you mean {near[0]}?"

@@ -17,8 +17,8 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.data import TrainData
 from seektune.run.evals import Comparison, Scores, compare
 from seektune.train.checkpoints import complete_checkpoints
-from seektune.train.plots import BeforeAfter, Reference, Score
 from seektune.train.report import EvalText, ReportText
+from seektune.train.score_plot import BeforeAfter, Reference, Score
 
 
 def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tuple[str, str]]:

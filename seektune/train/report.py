@@ -9,8 +9,10 @@ from typing import Any
 from seektune.io.atomic import write_atomically
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import CONTENTS, EXPERT_LOADS, LOSS_CURVE, METRICS, REPORT, VALIDATION
-from seektune.train.plots import DARK, LIGHT, BeforeAfter, Theme, load_figure, loss_figure, score_figure
+from seektune.train.plot_style import DARK, LIGHT, Theme
+from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_html import cards, folded, page, picture, section, table
+from seektune.train.score_plot import BeforeAfter, score_figure
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from seektune.checkpoint import Shard, as_shard, gather, save_weights
 from seektune.checkpoint.formats import FORMATS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.checkpoint.make_shards import shard_state, split_stages
-from tests.checkpoint.reader import files
+from tests.checkpoint.reader import read_files
 
 from .workers import run_workers
 
@@ -87,7 +87,7 @@ def test_every_layout_exports_the_same_bytes(
     for index, format in enumerate(formats):
         alone = tmp_path / "alone" / format
         tally = save_weights(torch.load(trained), {"a": 1}, alone, format, parity_folder, 60_000)
-        assert files(tmp_path / "many" / format) == files(alone)
+        assert read_files(tmp_path / "many" / format) == read_files(alone)
         assert all(each[index] == asdict(tally) for each in tallies)
         assert format != "released" or 3 <= len(tally.converted) < 20
     assert sorted(file.name for file in (tmp_path / "many").iterdir()) == sorted(formats)

@@ -24,14 +24,11 @@ FACTS = [
 ]
 
 
-HELLASWAG = HellaswagConfig()
-
-
-def score(right: str, data: HellaswagConfig = HELLASWAG) -> dict[str, TaskScore]:
+def score(right: str) -> dict[str, TaskScore]:
     """Scores by task, as a run has them."""
     share = right.count("1") / len(right)
     found = Estimate(share, share / 2, (1 + share) / 2)
-    task = ChoiceTask("hellaswag", "HellaSwag", [Question("a", ("b", "c", "d", "e"), 0, "x")], data.card())
+    task = ChoiceTask("hellaswag", "HellaSwag", [Question("a", ("b", "c", "d", "e"), 0, "x")], HellaswagConfig().card())
     outcomes = {"right": right, "right_norm": right}
     counts = {"n": len(right), "loss": 2.5, "loss_tokens": 100}
     return {"hellaswag": TaskScore(task.info, {"acc": found, "acc_norm": found}, counts, outcomes)}

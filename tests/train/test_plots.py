@@ -3,11 +3,14 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from seektune.train.plots import DARK, LIGHT, BeforeAfter, Reference, Score, load_figure, loss_figure, score_figure
+from seektune.train.plot_style import DARK, LIGHT
+from seektune.train.plots import load_figure, loss_figure
+from seektune.train.score_plot import BeforeAfter, Reference, Score, score_figure
 
+GUESSING = Reference("guessing", 0.25)
 SCORES = [
-    BeforeAfter("acc", Score(0.25, 0.21, 0.29, "25.0%"), Score(0.3, 0.26, 0.34, "30.0%"), "accuracy", True),
-    BeforeAfter("norm", None, Score(0.4, 0.3, 0.5, "40.0%"), "accuracy", True, Reference("guessing", 0.25)),
+    BeforeAfter("acc", Score(0.25, 0.21, 0.29, "25.0%"), Score(0.3, 0.26, 0.34, "30.0%"), "accuracy", True, GUESSING),
+    BeforeAfter("norm", None, Score(0.4, 0.3, 0.5, "40.0%"), "accuracy", True, GUESSING),
     BeforeAfter("perplexity", Score(4118, 4066, 4170, "4,118.0"), Score(303, 272, 339, "303.0"), "perplexity"),
 ]
 STEPS = [{"step": 1, "loss": 4.0, "mtp_loss": 4.0}]
