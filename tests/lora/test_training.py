@@ -18,7 +18,8 @@ from seektune.parallel.model import ParallelModel
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import LossConfig
 from seektune.train.step import train_step
-from tests.train.runs import go, losses, same_state
+from tests.read_run import losses
+from tests.train.runs import go, same_state
 from tests.train.tiny_run import CONFIG, made_batch
 
 EVERYTHING = ("attn", "attn.compressor", "ffn.experts", "ffn.shared_experts", "embed", "head", "mtp.0")
