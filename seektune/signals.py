@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it finishes what must not be cut, saves, and says that it can be resumed."""
+"""Signals that ask a run to stop: it finishes the step, saves, and exits with a code that says it can be resumed."""
 
 import os
 import signal
@@ -6,15 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
+
+from seektune.exit_codes import BY_SIGNAL
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-RESUME_ME = 75
-"""Exit code of a run that stopped on request and goes on when started again (EX_TEMPFAIL of sysexits.h)."""
-
-
 SHOW_CURSOR = "\x1b[?25h"
-"""A progress bar may have hidden it."""
+"""Terminal code; a progress bar may have hidden the cursor."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -22,30 +20,31 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """While entered, turns a signal into `Interrupted`: at once, or where `deferred` says so at the end of that part.
+    """Turns a signal into `Interrupted` while entered: at once, or at the end of a `deferred` block.
 
-    A second signal ends the process at once, but not a `worker`: others wait for it, ending is its launcher's business,
-    and systems that signal every process of a job signal a worker twice. Only the main thread may enter it.
+    A second signal ends the process at once. Workers ignore a second signal; the launcher exits on it: other workers
+    wait for this one, and systems that signal every process of a job signal a worker twice. Only the main thread may
+    enter it.
     """
 
     def __init__(self, worker: bool = False) -> None:
         self._worker = worker
         self.name: str | None = None
-        """The signal that came first."""
+        """The first signal that arrived."""
         self._depth = 0
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A part that is finished before a signal takes effect."""
+        """A block that completes before a signal takes effect."""
         self._depth += 1
         try:
             yield
@@ -56,7 +55,7 @@ class Interruption:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """A part that is finished although a signal came: the last save."""
+        """A block that a signal does not interrupt, and after which none is raised: the last save."""
         self._depth += 1
         try:
             yield
@@ -64,7 +63,7 @@ class Interruption:
             self._depth -= 1
 
     def leave_together(self, anywhere: Callable[[bool], bool]) -> None:
-        """Stop here if a signal reached any process of the job; `anywhere` tells whether a flag is set in one of them.
+        """Stop here if any process of the job received a signal; `anywhere` is a logical or over all processes.
 
         Raises:
             Interrupted: on every process.
@@ -72,22 +71,28 @@ class Interruption:
         if anywhere(self.name is not None):
             raise Interrupted(self.name or "a signal to another process")
 
-    def _take(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.name is not None and self._worker:
             return
         if self.name is not None:
-            _say(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: {name} again: ended at once\n")
-            os._exit(128 + number)
+            exit_on_second_signal(number, "exited without saving")
         self.name = name
         if sys.stderr.isatty():
-            # somebody waits at a terminal; in a log the line at the end is enough
-            _say(f"\nseektune: {name}: finishing what must be finished; once more ends at once\n")
+            # for a user at a terminal; in a log the last line is enough
+            write_stderr(f"\nseektune: {name}: finishing the step and saving; press again to exit without saving\n")
         if self._depth == 0:
             raise Interrupted(self.name)
 
 
-def _say(line: str) -> None:
-    """Write past all buffers, as a signal may come in the middle of a print."""
+def exit_on_second_signal(number: int, outcome: str) -> NoReturn:
+    """Exit at once, with a line that says why and what became of the run."""
+    show_cursor = SHOW_CURSOR if sys.stderr.isatty() else ""
+    write_stderr(f"{show_cursor}seektune: second {signal.Signals(number).name}: {outcome}\n")
+    os._exit(BY_SIGNAL + number)
+
+
+def write_stderr(line: str) -> None:
+    """Write unbuffered, as a signal may arrive in the middle of a print."""
     with suppress(OSError):
         os.write(2, line.encode())

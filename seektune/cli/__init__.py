@@ -6,6 +6,7 @@ Verbs import their workflow when they run, so that help and an error in a recipe
 import os
 import sys
 from collections.abc import Callable
+from signal import SIGINT
 from typing import NoReturn
 
 import typer
@@ -14,9 +15,10 @@ from seektune.cli import checkpoints, evaluate, generate, init, launch, plan, se
 from seektune.cli.data import data_app
 from seektune.cli.errors import discard_stdout, explain, print_error
 from seektune.cli.options import ALLOW_OVERRIDES, HELP_FLAGS, Version
+from seektune.exit_codes import BY_SIGNAL, DONE, FAILURE, RESUME_ME, USER_MISTAKE
 from seektune.launch.job import JobEnded
 
-MAIN_HELP = """Train, fine-tune and serve DeepSeek-V4.
+MAIN_HELP = f"""Train, fine-tune and serve DeepSeek-V4.
 
 \b
 List the shipped recipes, and copy one that trains on a CPU in a few minutes:
@@ -38,11 +40,11 @@ Generate:
   seektune chat FOLDER
   seektune serve FOLDER
 
-`seektune VERB --help` explains a verb. Exit codes: 0 success, 1 failure, 2 invalid arguments, recipe or data, 75
-stopped by a signal (the same command resumes).
+`seektune VERB --help` explains a verb. Exit codes: {DONE} success, {FAILURE} failure, {USER_MISTAKE} invalid arguments,
+recipe or data, {RESUME_ME} stopped by a signal (the same command resumes).
 """
 
-PARSER_WAS_INTERRUPTED = 130
+PARSER_WAS_INTERRUPTED = BY_SIGNAL + SIGINT
 """What the parser returns after Ctrl-C."""
 
 app = typer.Typer(help=MAIN_HELP, add_completion=False, rich_markup_mode=None, context_settings=HELP_FLAGS)

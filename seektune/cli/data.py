@@ -8,6 +8,7 @@ import typer
 
 from seektune.cli.options import ALLOW_OVERRIDES, Action
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
+from seektune.io.cache_dir import cache_dir
 
 PREVIEW_HELP = f"""Print a training row: its text, its tokens with the taught ones (those in the loss) marked, document
 boundaries, padding, and what is longer than batch.length.
@@ -44,7 +45,6 @@ def _preview(path: str, overrides: list[str], row: int) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.data.datasets.hellaswag import default_cache_dir
     from seektune.workflows.preview import preview
 
-    preview(recipe, row, default_cache_dir(os.environ))
+    preview(recipe, row, cache_dir(os.environ))

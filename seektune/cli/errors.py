@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import typer
 
-from seektune.launch.job import FAILURE, USER_MISTAKE, JobEnded
-from seektune.signals import RESUME_ME, Interrupted
+from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
+from seektune.launch.job import JobEnded
+from seektune.signals import Interrupted
 
 RENAMED = {"--packed": "--quantized", "--rows": "--max-num-seqs"}
 """Former names of options; the error for one names its successor."""
@@ -24,7 +25,7 @@ class OutOfMemoryError(Exception):
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code and message of an error: 2 for invalid input, 1 for failures, 75 for a run that can resume."""
     if isinstance(error, JobEnded):
-        return error.ending.code, error.ending.sentence
+        return error.status.code, error.status.message
     if isinstance(error, Interrupted):
         return RESUME_ME, str(error)
     if isinstance(error, KeyboardInterrupt) or _wraps_interrupt(error):

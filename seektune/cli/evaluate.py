@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from seektune.cli.options import Action, MakeLoadOptions, Model, load_options, with_groups
+from seektune.io.cache_dir import cache_dir
 
 EVAL_HELP = """Evaluate MODEL, a checkpoint folder in any supported format or a Hub id, with 95 % confidence intervals.
 
@@ -47,11 +48,10 @@ def _evaluate(
     """The verb `eval`."""
 
     def run() -> None:
-        from seektune.data.datasets.hellaswag import default_cache_dir
         from seektune.workflows.evaluate import EvalOptions, evaluate
 
         options = EvalOptions(load(), batch_tokens, limit, length, stride)
-        evaluate(model, task, data, default_cache_dir(os.environ), options, against, as_json)
+        evaluate(model, task, data, cache_dir(os.environ), options, against, as_json)
 
     return run
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seektune.io.atomic import write_atomically
 from seektune.launch.job_spec import Environment, JobSpec, label
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def print_job(
     script = render(job)
     print(script, end="")
     if options.out is not None:
-        options.out.write_text(script, encoding="utf-8")
+        write_atomically(options.out, script)
     if submit is not None:
         submit(script)
 

@@ -10,7 +10,10 @@ import typer
 from seektune.cli.job_script import JobOptions, print_job, sbatch
 from seektune.cli.options import ALLOW_OVERRIDES, HELP_FLAGS, Action, with_groups
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
-from seektune.launch.job_spec import Environment
+from seektune.launch.job_spec import Environment, JobSpec
+from seektune.launch.kubernetes import Kubernetes, write_kubernetes
+from seektune.launch.skypilot import Skypilot, write_skypilot
+from seektune.launch.slurm import Slurm, write_slurm
 
 LAUNCH_HELP = (
     """Write a job script for a cluster; the job saves before its time limit and resumes when it is requeued."""
@@ -66,7 +69,7 @@ def job_options(
     ] = None,
     signal_seconds: Annotated[
         int, typer.Option(min=1, metavar="SECONDS", help="Time to save between the stop signal and the end of the job.")
-    ] = 600,
+    ] = JobSpec.seconds,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the script to this new file too.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write the script even if the plan does not fit.")] = False,
 ) -> MakeJobOptions:
@@ -83,7 +86,7 @@ def slurm(
     args: RecipeArgs = None,
     gpus_per_node: GpusPerNode = 8,
     gpu: GpuModel = "h100-80gb",
-    time: Annotated[str, typer.Option(metavar="HH:MM:SS", help="Time limit (sbatch --time).")] = "24:00:00",
+    time: Annotated[str, typer.Option(metavar="HH:MM:SS", help="Time limit (sbatch --time).")] = Slurm.time,
     partition: Annotated[str | None, typer.Option(metavar="NAME", help="sbatch --partition.")] = None,
     account: Annotated[str | None, typer.Option(metavar="NAME", help="sbatch --account.")] = None,
     qos: Annotated[str | None, typer.Option(metavar="NAME", help="sbatch --qos.")] = None,
@@ -97,13 +100,11 @@ def slurm(
     venv: Annotated[str | None, typer.Option(metavar="PATH", help="Virtual environment with seektune.")] = None,
     requeue: Annotated[
         bool, typer.Option("--requeue/--no-requeue", help="Requeue the job after preemption or timeout.")
-    ] = True,
-    output: Annotated[str, typer.Option(metavar="DIR", help="Folder for logs, one file per node.")] = "logs",
+    ] = Slurm.requeue,
+    output: Annotated[str, typer.Option(metavar="DIR", help="Folder for logs, one file per node.")] = Slurm.logs,
     submit: Annotated[bool, typer.Option("--submit", help="Submit the script with sbatch.")] = False,
 ) -> Action:
     """The verb `launch slurm`."""
-    from seektune.launch.slurm import Slurm, write_slurm
-
     options = Slurm(time, partition, account, qos, constraint, container, tuple(mounts or ()), venv, requeue, output)
     render = partial(write_slurm, slurm=options)
     send = partial(sbatch, logs=output) if submit else None
@@ -119,24 +120,22 @@ def kubernetes(
     args: RecipeArgs = None,
     kind: Annotated[
         Literal["trainjob", "pytorchjob"], typer.Option(help="Kubeflow Trainer v2 or Training Operator v1.")
-    ] = "trainjob",
+    ] = Kubernetes.kind,
     gpus_per_node: GpusPerNode = 8,
     gpu: GpuModel = "h100-80gb",
-    namespace: Annotated[str, typer.Option(metavar="NAME", help="Namespace of the job.")] = "default",
-    mount: Annotated[str, typer.Option(metavar="PATH", help="Mount path of the claim.")] = "/checkpoints",
-    shm: Annotated[str, typer.Option(metavar="SIZE", help="Size of /dev/shm.")] = "64Gi",
+    namespace: Annotated[str, typer.Option(metavar="NAME", help="Namespace of the job.")] = Kubernetes.namespace,
+    mount: Annotated[str, typer.Option(metavar="PATH", help="Mount path of the claim.")] = Kubernetes.mount,
+    shm: Annotated[str, typer.Option(metavar="SIZE", help="Size of /dev/shm.")] = Kubernetes.shm,
     secret: Annotated[
         str, typer.Option(metavar="NAME", help="Secret with the variables given by name only.")
-    ] = "seektune",
+    ] = Kubernetes.secret,
     runtime: Annotated[
         str, typer.Option(metavar="NAME", help="ClusterTrainingRuntime of a TrainJob.")
-    ] = "torch-distributed",
+    ] = Kubernetes.runtime,
 ) -> Action:
     """The verb `launch kubernetes`."""
-    from seektune.launch.kubernetes import Kubernetes, write_kubernetes
-
     options = Kubernetes(image, pvc, kind, namespace, mount, shm, secret, runtime=runtime)
-    render = partial(write_kubernetes, asked=options)
+    render = partial(write_kubernetes, options=options)
     return partial(print_job, *split_args(args or []), job(), gpus_per_node, gpu, render, None)
 
 
@@ -147,7 +146,7 @@ def skypilot(
     image: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Container image with seektune; without one it is installed.")
     ] = None,
-    spot: Annotated[bool, typer.Option("--spot/--no-spot", help="Use spot instances.")] = True,
+    spot: Annotated[bool, typer.Option("--spot/--no-spot", help="Use spot instances.")] = Skypilot.spot,
     cloud: Annotated[str | None, typer.Option(metavar="CLOUD", help="Cloud and region, such as aws/us-east-1.")] = None,
     bucket: Annotated[str | None, typer.Option(metavar="URI", help="Bucket for checkpoints, one node only.")] = None,
     volume: Annotated[
@@ -155,12 +154,10 @@ def skypilot(
     ] = None,
 ) -> Action:
     """The verb `launch skypilot`."""
-    from seektune.launch.skypilot import Skypilot, write_skypilot
-
     kind, colon, count = gpu.partition(":")
     if not kind or not colon or not count.isdecimal() or int(count) < 1:
         raise ValueError(f"--gpu {gpu} must be KIND:N, such as H100:8")
-    render = partial(write_skypilot, asked=Skypilot(kind, image, spot, cloud, bucket, volume))
+    render = partial(write_skypilot, options=Skypilot(kind, image, spot, cloud, bucket, volume))
     return partial(print_job, *split_args(args or []), job(), int(count), SKYPILOT_GPUS.get(kind, kind), render, None)
 
 

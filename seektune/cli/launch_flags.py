@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from seektune.launch.job import LaunchConfig
+
 PER_GPU = ("gpu", "auto")
 """Values of --nproc-per-node for one process per GPU; `auto` is one process where there is no GPU."""
 
@@ -15,8 +17,8 @@ class LaunchFlags:
     nodes: int = 1
     node_rank: int = 0
     endpoint: str | None = None
-    max_restarts: int = 0
-    shutdown_timeout: float = 600.0
+    max_restarts: int = LaunchConfig.max_restarts
+    shutdown_timeout: float = LaunchConfig.grace
     """Seconds."""
 
     def count(self) -> int:

@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from seektune import __version__
+from seektune.generate.sampling_params import Sampling
+from seektune.model.choices import DtypeName, NumericsName
 
 if TYPE_CHECKING:
     from seektune.generate.session import GenerateOptions, LoadOptions
@@ -52,14 +54,14 @@ def load_options(
         Path | None, typer.Option(metavar="FOLDER", help="LoRA adapter to apply: a folder with PEFT's files.")
     ] = None,
     dtype: Annotated[
-        Literal["fp32", "bf16"] | None,
+        DtypeName | None,
         typer.Option(help="Data type of weights and activations.", show_default="bf16 on a GPU, fp32 on a CPU"),
     ] = None,
     quantized: Annotated[
         bool, typer.Option("--quantized", help="Keep FP4 and FP8 weights quantized: less memory, slower.")
     ] = False,
     numerics: Annotated[
-        Literal["plain", "released"],
+        NumericsName,
         typer.Option(help="`released` simulates the rounding of DeepSeek's inference kernels."),
     ] = "plain",
 ) -> MakeLoadOptions:
@@ -75,17 +77,19 @@ def load_options(
 
 def _generate_options(
     load: MakeLoadOptions,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 is all.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")
+    ] = Sampling.temperature,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 is all.")] = Sampling.top_k,
     top_p: Annotated[
         float, typer.Option(help="Sample from the smallest set of tokens whose probabilities sum to p.")
-    ] = 1.0,
+    ] = Sampling.top_p,
     min_p: Annotated[
         float, typer.Option(help="Drop tokens less likely than p times the most likely one; 0 keeps all.")
-    ] = 0.0,
+    ] = Sampling.min_p,
     repetition_penalty: Annotated[
         float, typer.Option(help="Penalty on tokens that already occur in prompt or answer; 1 is none.")
-    ] = 1.0,
+    ] = Sampling.repetition_penalty,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Stop string, not part of the answer; repeatable.")
     ] = None,
@@ -96,7 +100,6 @@ def _generate_options(
     """Options for loading a checkpoint and sampling from it."""
 
     def make(max_new_tokens: int) -> "GenerateOptions":
-        from seektune.generate.sampling import Sampling
         from seektune.generate.session import GenerateOptions
 
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)

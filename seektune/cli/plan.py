@@ -9,6 +9,7 @@ import typer
 
 from seektune.cli.options import Action
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
+from seektune.io.cache_dir import cache_dir
 
 PLAN_HELP = f"""Estimate memory per GPU, step time and cost of a training job; runs on any machine, without GPUs.
 
@@ -116,12 +117,11 @@ def _validate(path: str, overrides: list[str], gpus: int | None, gpu: str, as_js
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.data.datasets.hellaswag import default_cache_dir
     from seektune.planner.hardware import known_gpu
     from seektune.workflows.validate import validate
 
     cluster = None if gpus is None else known_gpu(gpu, gpus)
-    return 0 if validate(recipe, cluster, default_cache_dir(os.environ), as_json) else 1
+    return 0 if validate(recipe, cluster, cache_dir(os.environ), as_json) else 1
 
 
 def _doctor(folder: Path, processes: int, as_json: bool) -> int:

@@ -6,11 +6,13 @@ import typer
 
 from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.options import Action, MakeLoadOptions, Model, Speculative, Thinking, load_options, with_groups
+from seektune.serve.config import ServeConfig
+from seektune.serve.limits import Limits
 
-SERVE_HELP = """Serve MODEL, a checkpoint folder in any supported format or a Hub id, with an OpenAI-compatible API.
+SERVE_HELP = f"""Serve MODEL, a checkpoint folder in any supported format or a Hub id, with an OpenAI-compatible API.
 
 \b
-A chat page at http://127.0.0.1:8000, and the API under /v1:
+A chat page at http://{ServeConfig.host}:{ServeConfig.port}, and the API under /v1:
   seektune serve runs/mine/model
 The base model and a LoRA adapter as two models of the API:
   seektune serve FOLDER --adapter runs/mine/adapter
@@ -24,8 +26,10 @@ def _serve(
     load: MakeLoadOptions,
     host: Annotated[
         str, typer.Option(metavar="HOST", help="Host to listen on; 0.0.0.0 is reachable from other machines.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 picks a free one.")] = 8000,
+    ] = ServeConfig.host,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 picks a free one.")
+    ] = ServeConfig.port,
     api_key: Annotated[
         str | None,
         typer.Option(envvar="SEEKTUNE_API_KEY", metavar="KEY", help="Clients of /v1 must send this as a bearer token."),
@@ -39,41 +43,41 @@ def _serve(
             min=2,
             metavar="N",
             help="Maximum length of prompt and answer in tokens.",
-            show_default="the model's, at most 32768",
+            show_default=f"the model's, at most {Limits.max_model_len}",
         ),
     ] = None,
     max_num_seqs: Annotated[
         int, typer.Option(min=1, metavar="N", help="Maximum number of sequences decoded concurrently.")
-    ] = 32,
+    ] = Limits.max_num_seqs,
     max_queued_requests: Annotated[
         int, typer.Option(min=1, metavar="N", help="Maximum number of waiting requests; more are refused.")
-    ] = 256,
+    ] = Limits.max_queued_requests,
     request_timeout: Annotated[
         float, typer.Option(min=0.1, metavar="SECONDS", help="Maximum duration of a request, waiting included.")
-    ] = 600.0,
+    ] = Limits.request_timeout,
     shutdown_timeout: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Time for running requests to finish after a signal.")
-    ] = 30.0,
+    ] = ServeConfig.shutdown_timeout,
     thinking: Thinking = False,
     speculative: Speculative = False,
 ) -> Action:
     """The verb `serve`."""
 
     def run() -> None:
-        from seektune.workflows.serve import Service, serve
+        from seektune.workflows.serve import serve
 
-        service = Service(
-            host,
-            port,
-            api_key or None,
-            served_model_name,
-            max_model_len,
-            max_num_seqs,
-            max_queued_requests,
-            request_timeout,
-            shutdown_timeout,
-            thinking,
-            speculative,
+        service = ServeConfig(
+            host=host,
+            port=port,
+            api_key=api_key or None,
+            served_model_name=served_model_name,
+            max_model_len=max_model_len,
+            limits=Limits(
+                max_num_seqs=max_num_seqs, max_queued_requests=max_queued_requests, request_timeout=request_timeout
+            ),
+            shutdown_timeout=shutdown_timeout,
+            thinking=thinking,
+            speculative=speculative,
         )
         with explain_out_of_memory("lower --max-model-len or --max-num-seqs, or try --quantized"):
             serve(model, load(), service)

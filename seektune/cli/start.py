@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from seektune.cli import launch_flags
 from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.launch_flags import DryRunFlags, LaunchFlags
+from seektune.io.cache_dir import cache_dir
 from seektune.launch.job import LaunchConfig
 
 if TYPE_CHECKING:
@@ -97,14 +98,13 @@ def train_in_process(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0
         try:
             # importing torch takes seconds; a signal during it must have the same effect as later
             with interruption.deferred():
-                from seektune.data.datasets.hellaswag import default_cache_dir
                 from seektune.parallel.process_group import ProcessSlot
                 from seektune.workflows.train import train
         except Interrupted as signal:
             raise Interrupted(f"stopped by {signal} while starting; run the same command again") from None
     with explain_out_of_memory("lower batch.micro_size or batch.length"):
         slot = ProcessSlot(world, local_rank)
-        train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ), slot)
+        train(loaded.recipe, loaded.name, loaded.notes, cache_dir(os.environ), slot)
 
 
 def _train_as_worker(loaded: "LoadedRecipe", flags: LaunchFlags, world: int) -> None:

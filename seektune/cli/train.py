@@ -9,6 +9,7 @@ import typer
 from seektune.cli.launch_flags import DryRunFlags, LaunchFlags
 from seektune.cli.options import Action, Version
 from seektune.cli.start import start
+from seektune.exit_codes import RESUME_ME
 
 OVERRIDES_HELP = """\b
 RECIPE is a YAML file; `seektune init` copies a shipped one. Overrides set any of its keys by dotted name:
@@ -32,8 +33,8 @@ Two nodes; on the second one the same command with --node-rank=1:
 Memory and communication of each rank of a job on 128 GPUs, computed here in a minute:
   seektune train RECIPE --dry-run --world-size=128
 
-After a signal (Ctrl-C, SIGTERM, SIGUSR1) training finishes the step, saves and exits with code 75; the same command
-with the same --run_dir resumes.
+After a signal (Ctrl-C, SIGTERM, SIGUSR1) training finishes the step, saves and exits with code {RESUME_ME}; the same
+command with the same --run_dir resumes.
 
 {OVERRIDES_HELP}
 """

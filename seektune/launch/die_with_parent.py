@@ -1,4 +1,4 @@
-"""Run as a script: become the command that follows, as a process that the kernel kills when its launcher dies."""
+"""Script that becomes the given command; on Linux the kernel kills that process when its launcher dies."""
 
 import ctypes
 import os
@@ -12,6 +12,6 @@ if __name__ == "__main__":
     command = sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # it died before the kernel was told
+    if os.getppid() != launcher:  # it died before prctl took effect
         sys.exit(1)
     os.execvp(command[0], command)

@@ -1,60 +1,56 @@
-"""What a launcher is asked to start, and how that ended."""
+"""What a launcher starts, and how the job ended."""
 
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from seektune.signals import RESUME_ME
+from seektune.exit_codes import DONE, RESUME_ME
 
-DONE = 0
-FAILURE = 1
-USER_MISTAKE = 2
-"""Exit codes, beside RESUME_ME."""
-ORDERLY = (DONE, RESUME_ME)
-"""Those of a worker that left because it was time."""
+CLEAN_EXITS = (DONE, RESUME_ME)
+"""Exit codes of a worker that did not fail."""
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """The same command on every process of every node."""
+    """A job that runs the same command in every process of every node."""
 
     command: tuple[str, ...]
-    """What a worker runs."""
+    """The command line of a worker."""
     environment: Mapping[str, str]
-    """What it finds in its environment, beside its place among the others."""
+    """Environment of a worker, to which its rank variables are added."""
     processes: int
     """Workers on each node."""
     nodes: int = 1
     node_rank: int = 0
-    """This node's number; rank 0 lives on node 0."""
+    """This node's number; rank 0 runs on node 0."""
     endpoint: str = ""
-    """HOST:PORT of node 0, where launchers meet; unused on one node."""
+    """HOST:PORT of node 0 for the rendezvous of launchers; unused on one node."""
     max_restarts: int = 0
-    """How often all workers are started again after one failed."""
+    """How often all workers are restarted after a failure."""
     grace: float = 600.0
-    """Seconds that workers have for saving when they are asked to stop."""
+    """Seconds that workers have to save and exit after a signal."""
     identity: str = ""
-    """Equal on all nodes, or they do not belong to one job."""
+    """Must be equal on all nodes."""
     advice: str = "the same command resumes from the last checkpoint"
-    """What to do after a worker was killed."""
+    """Ends the message after a worker was killed."""
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How workers ended: an exit code, and a sentence unless all is well."""
+class ExitStatus:
+    """How workers exited: an exit code, and a message unless it is 0."""
 
     code: int = DONE
-    sentence: str = ""
+    message: str = ""
 
 
-def stopped_early(request: signal.Signals) -> Ending:
-    """How a job ends that is asked to stop before its workers train."""
-    return Ending(RESUME_ME, f"stopped by {request.name} before training began; the same command starts again")
+def stopped_before_training(request: signal.Signals) -> ExitStatus:
+    """The status of a job that a signal stopped before its workers trained."""
+    return ExitStatus(RESUME_ME, f"stopped by {request.name} before training began; the same command starts again")
 
 
-class JobEnded(Exception):  # noqa: N818 - it may have ended on request
-    """The job did not end with 0."""
+class JobEnded(Exception):  # noqa: N818 - a stop on request is not an error
+    """The job ended with an exit code other than 0."""
 
-    def __init__(self, ending: Ending):
-        super().__init__(ending.sentence)
-        self.ending = ending
+    def __init__(self, status: ExitStatus):
+        super().__init__(status.message)
+        self.status = status

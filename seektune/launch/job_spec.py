@@ -1,4 +1,4 @@
-"""What written jobs have in common: who trains what on how many nodes, and words that are safe in files of others."""
+"""What job files have in common: the command, its nodes, its environment, and checks of text that goes into them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY$|^KEY$", re.IGNORECASE)
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HEADER = re.compile(r"[A-Za-z0-9_.,:/=+@%&|*\[\]()-]+")
-"""What Slurm's header lines take without any quoting."""
+"""Text that #SBATCH lines accept without quoting."""
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
-"""A name for Kubernetes (RFC 1123), short enough for what its controllers append."""
+"""A Kubernetes name (RFC 1123), short enough for the suffixes that controllers append."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Variables of a job: some are handed on by name, some have a value that is written down."""
+    """Environment variables of a job: passed on by name, or written to the file with a value."""
 
     names: tuple[str, ...] = ()
     values: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, words: Sequence[str]) -> "Environment":
-        """From NAME and NAME=VALUE.
+        """Parse NAME and NAME=VALUE.
 
         Raises:
-            ValueError: no name, a name that is there twice, or a value that looks like a secret.
+            ValueError: an invalid name, a name given twice, or a value that looks like a secret.
         """
         names: list[str] = []
         values: list[tuple[str, str]] = []
@@ -33,90 +33,90 @@ class Environment:
             if not NAME.fullmatch(name):
                 raise ValueError(f"--env {_shown(name)} must be NAME or NAME=VALUE")
             if name in (*names, *dict(values)):
-                raise ValueError(f"--env {name} is there twice")
+                raise ValueError(f"--env {name} is given twice")
             if not equals:
                 names.append(name)
                 continue
             if SECRET.search(name):
                 raise ValueError(
-                    f"--env {name}=... looks like a secret, which no file should hold; name it: --env {name}"
+                    f"--env {name}=... looks like a secret, which must not be in a file; pass it by name: --env {name}"
                 )
             values.append((name, one_line("--env", value)))
         return cls(tuple(names), tuple(values))
 
-    def over(self, usual: Mapping[str, str]) -> dict[str, str]:
-        """Values that are written down: the usual ones, unless the job names another or has it handed on."""
-        return {name: value for name, value in {**usual, **dict(self.values)}.items() if name not in self.names}
+    def with_defaults(self, defaults: Mapping[str, str]) -> dict[str, str]:
+        """The values to write: the defaults and the job's own, without variables that are passed by name."""
+        return {name: value for name, value in {**defaults, **dict(self.values)}.items() if name not in self.names}
 
 
 @dataclass(frozen=True)
 class JobSpec:
-    """A training job that some other program will start."""
+    """A training job that a cluster's scheduler will start."""
 
     recipe: str
     overrides: tuple[str, ...]
     nodes: int
     gpus: int
-    """Of each node, and so its processes."""
+    """GPUs per node, with one process each."""
     name: str
     environment: Environment = Environment()
     has_run_dir: bool = False
-    """Whether recipe or overrides name the run's folder."""
+    """Whether the recipe or an override sets the run's folder."""
     seconds: int = 600
-    """Between the request to stop and the end."""
+    """Seconds between the signal to stop and the kill."""
 
     def __post_init__(self) -> None:
         for word in (self.recipe, *self.overrides):
             one_line("a word of the command", word)
 
     @property
-    def saving(self) -> int:
-        """Seconds of these that workers have; the launcher and the scheduler take the rest."""
+    def grace(self) -> int:
+        """Seconds of these that workers have to save; the rest is for the launcher and the scheduler."""
         return max(self.seconds - 30, self.seconds // 2, 1)
 
-    def command(self, door: Sequence[str], folder: str) -> list[str]:
-        """The words that every node runs, but for its place; `folder` is where the run goes unless it has a place."""
-        words = [*door, "train", self.recipe, *self.overrides, f"--nproc-per-node={self.gpus}"]
-        words.append(f"--shutdown-timeout={self.saving}")
+    def command(self, program: Sequence[str], folder: str) -> list[str]:
+        """The command of every node, without its rank and endpoint; `folder` is the default of `--run_dir`."""
+        words = [*program, "train", self.recipe, *self.overrides, f"--nproc-per-node={self.gpus}"]
+        words.append(f"--shutdown-timeout={self.grace}")
         return words if self.has_run_dir else [*words, f"--run_dir={folder}"]
 
 
 def one_line(what: str, text: str) -> str:
-    """The text, if it is one line of printable signs.
+    """Check that a text is one line of printable characters, and return it.
 
     Raises:
         ValueError: it is not.
     """
     if not text.isprintable():
-        raise ValueError(f"{what} must be one line of printable signs, not {_shown(text)}")
+        raise ValueError(f"{what} must be one line of printable characters, not {_shown(text)}")
     return text
 
 
 def header(what: str, text: str) -> str:
-    """The text, if Slurm's header takes it as it is.
+    """Check that a text needs no quoting in a #SBATCH line, and return it.
 
     Raises:
-        ValueError: it has a space, quote or another sign that would need quoting.
+        ValueError: it has a space, a quote or another character that would need quoting.
     """
     if not HEADER.fullmatch(text):
-        raise ValueError(f"{what} {_shown(text)}: a #SBATCH line takes letters, digits and ._-,:/=+@%&|*[]() only")
+        raise ValueError(f"{what} {_shown(text)}: a #SBATCH line accepts letters, digits and ._-,:/=+@%&|*[]() only")
     return text
 
 
 def label(text: str) -> str:
-    """A name that Kubernetes and SkyPilot take, made of any text."""
+    """Any text as a name that Kubernetes and SkyPilot accept."""
     made = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:50].strip("-")
     return made if made[:1].isalpha() else f"run-{made}".strip("-")
 
 
 def checked_label(what: str, text: str) -> str:
-    """The text, if it is such a name.
+    """Check that a text is a name that Kubernetes and SkyPilot accept, and return it.
 
     Raises:
         ValueError: it is not.
     """
     if not LABEL.fullmatch(text):
-        raise ValueError(f"{what} {_shown(text)} must be small letters, digits and - only, at most 50")
+        raise ValueError(f"{what} {_shown(text)} must have only lowercase letters, digits and -, at most 50 characters")
     return text
 
 

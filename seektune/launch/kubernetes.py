@@ -1,4 +1,4 @@
-"""A job for Kubernetes: a TrainJob of Kubeflow Trainer v2, or a PyTorchJob of its Training Operator v1."""
+"""Writes a job for Kubernetes: a TrainJob of Kubeflow Trainer v2, or a PyTorchJob of its Training Operator v1."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,73 +13,73 @@ QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?([KMGTP]i?)?")
 """An amount of memory."""
 PATH = re.compile(r"/[^:]*")
 Tree: TypeAlias = dict[str, Any]
-PLACE = {
+START = {
     "trainjob": 'exec "$@" --node-rank="$PET_NODE_RANK" --rdzv-endpoint="$PET_MASTER_ADDR:$PET_MASTER_PORT"',
     "pytorchjob": 'exec "$@" --node-rank="$RANK" --rdzv-endpoint="$MASTER_ADDR:$MASTER_PORT"',
 }
-"""What each kind's controller says of a node's place, handed on to the launcher."""
+"""Passes the node rank and endpoint that each kind's controller sets to the launcher."""
 
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """What the cluster is asked for, beside nodes and GPUs."""
+    """Options of the job, in addition to nodes and GPUs."""
 
     image: str
     pvc: str
-    """A claim that all nodes can write (ReadWriteMany)."""
+    """A claim that all nodes can write to (ReadWriteMany)."""
     kind: Literal["trainjob", "pytorchjob"] = "trainjob"
     namespace: str = "default"
     mount: str = "/checkpoints"
     shm: str = "64Gi"
     secret: str = "seektune"
-    """Holds what is passed by name."""
+    """Holds the variables that are passed by name."""
     restarts: int = 10
     runtime: str = "torch-distributed"
 
 
-def write_kubernetes(task: JobSpec, asked: Kubernetes) -> str:
-    """The YAML.
+def write_kubernetes(spec: JobSpec, options: Kubernetes) -> str:
+    """The job as YAML.
 
     Raises:
-        ValueError: a word that is no name, path or amount for Kubernetes.
+        ValueError: an option is not a valid name, path or amount.
     """
-    for what, name in (("--name", task.name), ("--namespace", asked.namespace), ("--secret", asked.secret)):
+    for what, name in (("--name", spec.name), ("--namespace", options.namespace), ("--secret", options.secret)):
         checked_label(what, name)
-    for what, name in (("--pvc", asked.pvc), ("--runtime", asked.runtime)):
+    for what, name in (("--pvc", options.pvc), ("--runtime", options.runtime)):
         checked_label(what, name)
-    if not task.name[0].isalpha():
-        raise ValueError(f"--name {task.name!r} must begin with a letter")
-    if not one_line("--image", asked.image).strip():
+    if not spec.name[0].isalpha():
+        raise ValueError(f"--name {spec.name!r} must begin with a letter")
+    if not one_line("--image", options.image).strip():
         raise ValueError("--image is empty")
-    if not PATH.fullmatch(one_line("--mount", asked.mount)):
-        raise ValueError(f"--mount {asked.mount!r} must be a path from / without a colon")
-    if not QUANTITY.fullmatch(asked.shm):
-        raise ValueError(f"--shm {asked.shm!r} must be an amount of memory, such as 64Gi")
-    made = _train_job(task, asked) if asked.kind == "trainjob" else _pytorch_job(task, asked)
-    return f"{_remarks(task, asked)}{yaml.safe_dump(made, sort_keys=False, width=110)}{_farewell(task, asked)}"
+    if not PATH.fullmatch(one_line("--mount", options.mount)):
+        raise ValueError(f"--mount {options.mount!r} must be a path from / without a colon")
+    if not QUANTITY.fullmatch(options.shm):
+        raise ValueError(f"--shm {options.shm!r} must be an amount of memory, such as 64Gi")
+    made = _train_job(spec, options) if options.kind == "trainjob" else _pytorch_job(spec, options)
+    return f"{_header(spec, options)}{yaml.safe_dump(made, sort_keys=False, width=110)}{_footer(spec, options)}"
 
 
-def _remarks(task: JobSpec, asked: Kubernetes) -> str:
+def _header(spec: JobSpec, options: Kubernetes) -> str:
     return (
-        f"# {task.nodes} nodes of {task.gpus} GPUs, written by seektune launch kubernetes.\n"
-        f"# A pod that must go has {task.seconds} s: it gets SIGTERM, all workers save, and a pod in its place\n"
-        f"# goes on from the newest checkpoint in {asked.pvc}. /dev/shm is memory: workers and NCCL share it.\n"
+        f"# {spec.nodes} nodes of {spec.gpus} GPUs, written by seektune launch kubernetes.\n"
+        f"# An evicted pod has {spec.seconds} s: it gets SIGTERM, all workers save, and the pod that replaces it\n"
+        f"# resumes from the newest checkpoint in {options.pvc}. /dev/shm is memory, shared by workers and NCCL.\n"
     )
 
 
-def _farewell(task: JobSpec, asked: Kubernetes) -> str:
+def _footer(spec: JobSpec, options: Kubernetes) -> str:
     lines = ["# Submit:"]
-    if names := task.environment.names:
+    if names := spec.environment.names:
         words = " ".join(f'--from-literal={name}="${name}"' for name in names)
-        lines.append(f"# kubectl create secret generic {asked.secret} --namespace {asked.namespace} {words}")
+        lines.append(f"# kubectl create secret generic {options.secret} --namespace {options.namespace} {words}")
     return "\n".join((*lines, "# kubectl apply -f FILE", ""))
 
 
-def _train_job(task: JobSpec, asked: Kubernetes) -> Tree:
+def _train_job(spec: JobSpec, options: Kubernetes) -> Tree:
     pod = {
-        "terminationGracePeriodSeconds": task.seconds,
-        "containers": [{"name": "node", "volumeMounts": _mounts(asked)}],
-        "volumes": _volumes(asked),
+        "terminationGracePeriodSeconds": spec.seconds,
+        "containers": [{"name": "node", "volumeMounts": _mounts(options)}],
+        "volumes": _volumes(options),
     }
     patch = {
         "template": {"spec": {"replicatedJobs": [{"name": "node", "template": {"spec": {"template": {"spec": pod}}}}]}}
@@ -87,38 +87,38 @@ def _train_job(task: JobSpec, asked: Kubernetes) -> Tree:
     return {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
-        "metadata": {"name": task.name, "namespace": asked.namespace},
+        "metadata": {"name": spec.name, "namespace": options.namespace},
         "spec": {
-            "runtimeRef": {"name": asked.runtime, "kind": "ClusterTrainingRuntime"},
+            "runtimeRef": {"name": options.runtime, "kind": "ClusterTrainingRuntime"},
             "trainer": {
-                "image": asked.image,
-                "numNodes": task.nodes,
-                "numProcPerNode": task.gpus,
-                **_command(task, asked),
-                "env": _environment(task, asked),
-                "resourcesPerNode": _gpus(task),
+                "image": options.image,
+                "numNodes": spec.nodes,
+                "numProcPerNode": spec.gpus,
+                **_command(spec, options),
+                "env": _environment(spec, options),
+                "resourcesPerNode": _gpus(spec),
             },
             "runtimePatches": [{"manager": "seektune.io/launch", "trainingRuntimeSpec": patch}],
         },
     }
 
 
-def _pytorch_job(task: JobSpec, asked: Kubernetes) -> Tree:
+def _pytorch_job(spec: JobSpec, options: Kubernetes) -> Tree:
     container = {
         "name": "pytorch",
-        "image": asked.image,
-        **_command(task, asked),
-        "env": _environment(task, asked),
-        "resources": _gpus(task),
-        "volumeMounts": _mounts(asked),
+        "image": options.image,
+        **_command(spec, options),
+        "env": _environment(spec, options),
+        "resources": _gpus(spec),
+        "volumeMounts": _mounts(options),
     }
     pod = {
-        "terminationGracePeriodSeconds": task.seconds,
+        "terminationGracePeriodSeconds": spec.seconds,
         "containers": [container],
-        "volumes": _volumes(asked),
+        "volumes": _volumes(options),
     }
-    # a worker ends with 75 where it saved on request, which OnFailure starts again in the same pod
-    kinds = {"Master": 1, "Worker": task.nodes - 1}
+    # a worker that saved on request exits with RESUME_ME, which OnFailure restarts in the same pod
+    kinds = {"Master": 1, "Worker": spec.nodes - 1}
     replicas = {
         kind: {"replicas": count, "restartPolicy": "OnFailure", "template": {"spec": pod}}
         for kind, count in kinds.items()
@@ -127,46 +127,46 @@ def _pytorch_job(task: JobSpec, asked: Kubernetes) -> Tree:
     return {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
-        "metadata": {"name": task.name, "namespace": asked.namespace},
+        "metadata": {"name": spec.name, "namespace": options.namespace},
         "spec": {
-            "nprocPerNode": str(task.gpus),
-            "runPolicy": {"cleanPodPolicy": "None", "backoffLimit": asked.restarts},
+            "nprocPerNode": str(spec.gpus),
+            "runPolicy": {"cleanPodPolicy": "None", "backoffLimit": options.restarts},
             "pytorchReplicaSpecs": replicas,
         },
     }
 
 
-def _command(task: JobSpec, asked: Kubernetes) -> Tree:
-    words = [*task.command(["seektune"], f"{asked.mount}/{task.name}"), f"--nnodes={task.nodes}"]
-    place = PLACE[asked.kind] if task.nodes > 1 else 'exec "$@"'
-    return {"command": ["bash", "-c", place, "seektune"], "args": [_literal(word) for word in words]}
+def _command(spec: JobSpec, options: Kubernetes) -> Tree:
+    words = [*spec.command(["seektune"], f"{options.mount}/{spec.name}"), f"--nnodes={spec.nodes}"]
+    start = START[options.kind] if spec.nodes > 1 else 'exec "$@"'
+    return {"command": ["bash", "-c", start, "seektune"], "args": [_literal(word) for word in words]}
 
 
 def _literal(text: str) -> str:
-    """The text as it must stand there: Kubernetes replaces $(NAME), and takes $$ for one sign."""
+    """The text escaped for Kubernetes, which expands $(NAME) and reads $$ as one $."""
     return text.replace("$", "$$")
 
 
-def _environment(task: JobSpec, asked: Kubernetes) -> list[Tree]:
-    usual = {"HF_HOME": f"{asked.mount}/huggingface", "NCCL_DEBUG": "WARN"}
-    plain: Mapping[str, str] = task.environment.over(usual)
+def _environment(spec: JobSpec, options: Kubernetes) -> list[Tree]:
+    defaults = {"HF_HOME": f"{options.mount}/huggingface", "NCCL_DEBUG": "WARN"}
+    plain: Mapping[str, str] = spec.environment.with_defaults(defaults)
     secrets: Sequence[Tree] = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": asked.secret, "key": name}}}
-        for name in task.environment.names
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": options.secret, "key": name}}}
+        for name in spec.environment.names
     ]
     return [*({"name": name, "value": _literal(value)} for name, value in plain.items()), *secrets]
 
 
-def _gpus(task: JobSpec) -> Tree:
-    return {"limits": {"nvidia.com/gpu": task.gpus}}
+def _gpus(spec: JobSpec) -> Tree:
+    return {"limits": {"nvidia.com/gpu": spec.gpus}}
 
 
-def _mounts(asked: Kubernetes) -> list[Tree]:
-    return [{"name": "checkpoints", "mountPath": asked.mount}, {"name": "shm", "mountPath": "/dev/shm"}]
+def _mounts(options: Kubernetes) -> list[Tree]:
+    return [{"name": "checkpoints", "mountPath": options.mount}, {"name": "shm", "mountPath": "/dev/shm"}]
 
 
-def _volumes(asked: Kubernetes) -> list[Tree]:
+def _volumes(options: Kubernetes) -> list[Tree]:
     return [
-        {"name": "checkpoints", "persistentVolumeClaim": {"claimName": asked.pvc}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": asked.shm}},
+        {"name": "checkpoints", "persistentVolumeClaim": {"claimName": options.pvc}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": options.shm}},
     ]

@@ -1,6 +1,7 @@
-"""The launchers of one job, one per node, which meet in a store that node 0 keeps and hear there of each other's ends.
+"""Rendezvous of a job's launchers, one per node, in a TCPStore on node 0; they also exchange how the job ends there.
 
-Torch's own meetings number nodes by address or do not notice a node's end; here `--node-rank` holds, and one does.
+Torch's own rendezvous backends number nodes by address or do not notice a lost node; this one uses `--node-rank` and
+heartbeats.
 """
 
 import json
@@ -14,145 +15,148 @@ from time import monotonic, sleep
 from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from seektune.launch.job import FAILURE, USER_MISTAKE, Ending, JobEnded, LaunchConfig, stopped_early
+from seektune.exit_codes import FAILURE, USER_MISTAKE
+from seektune.launch.job import ExitStatus, JobEnded, LaunchConfig, stopped_before_training
 from seektune.launch.signal_relay import SignalRelay
 
-TICK = 0.1
-"""Seconds between two looks."""
-PATIENCE = 900.0
-"""Seconds for which a node waits for the others to start."""
-BEAT = 1.0
-LOST_AFTER = 15.0
-"""Seconds between a node's signs of life, and without one until it counts as lost; so does a store that is silent."""
-PARTING = 5.0
-"""Seconds for which node 0 keeps the store open for others to read how it ended."""
+POLL_INTERVAL = 0.1
+"""Seconds between two polls of the store."""
+JOIN_TIMEOUT = 900.0
+"""Seconds that a node waits for the others to join."""
+HEARTBEAT_INTERVAL = 1.0
+HEARTBEAT_TIMEOUT = 15.0
+"""Seconds between a node's heartbeats, and without one until it counts as lost; also the store's timeout."""
+STORE_LINGER = 5.0
+"""Seconds for which node 0 keeps the store open, so that others can read how the job ended."""
 
 
 class Rendezvous(RendezvousHandler):
-    """One node's view of all. Each start or restart of the workers is a round, in which every node takes part.
+    """One node's side of the rendezvous. Each start or restart of the workers is a round that every node joins.
 
-    Raises, wherever it waits or looks:
-        JobEnded: another node ended the job or is lost, a signal came before workers started, or nodes do not match.
+    Raises, wherever it waits or polls:
+        JobEnded: another node ended the job or is lost, a signal arrived before workers started, or nodes do not match.
         DistError: node 0 is lost.
     """
 
-    def __init__(self, job: LaunchConfig, stop: SignalRelay):
+    def __init__(self, job: LaunchConfig, signals: SignalRelay):
         self._job = job
-        self._stop = stop
+        self._signals = signals
         self.round = 0
-        self._beaten = 0.0
+        self._last_beat = 0.0
         self._beats = 0
-        self._heard: dict[int, tuple[bytes, float]] = {}
+        self._peer_beats: dict[int, tuple[bytes, float]] = {}
         self._host, port = _address(job)
         self._store = self._open(port)
         self._workers_store: TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Wait until every node is here; the workers get a store of their own for this round."""
+        """Wait until every node has joined; the workers get a store of their own for this round."""
         self.round += 1
-        here = f"{self.round}/here/{self._job.node_rank}"
-        others = self._keys("here")
-        if self._store.add(f"{here}/times", 1) > 1:
-            raise JobEnded(Ending(USER_MISTAKE, f"another node was started with --node-rank {self._job.node_rank} too"))
+        own_key = f"{self.round}/joined/{self._job.node_rank}"
+        all_keys = self._keys("joined")
+        if self._store.add(f"{own_key}/count", 1) > 1:
+            message = f"more than one node was started with --node-rank {self._job.node_rank}"
+            raise JobEnded(ExitStatus(USER_MISTAKE, message))
         if self._job.node_rank == 0:
             self._workers_store = _store(self._host, 0, serve=True)
             self._store.set(f"{self.round}/port", str(self._workers_store.port))
-        self._store.set(here, self._job.identity)
-        self._store.set(f"{self.round}/begun", "yes")
-        begin = monotonic()
-        while not self._store.check(others):
-            self._look()
-            self._refuse_strangers()
-            if self._stop.signal is not None:
-                raise JobEnded(stopped_early(self._stop.signal))
-            if monotonic() - begin > PATIENCE:
-                raise JobEnded(Ending(FAILURE, self._who_is_missing()))
-            sleep(TICK)
-        self._refuse_strangers()
+        self._store.set(own_key, self._job.identity)
+        self._store.set(f"{self.round}/started", "yes")
+        start = monotonic()
+        while not self._store.check(all_keys):
+            self._poll()
+            self._check_identities()
+            if self._signals.signal is not None:
+                raise JobEnded(stopped_before_training(self._signals.signal))
+            if monotonic() - start > JOIN_TIMEOUT:
+                raise JobEnded(ExitStatus(FAILURE, self._missing_message()))
+            sleep(POLL_INTERVAL)
+        self._check_identities()
         port = int(self._store.get(f"{self.round}/port"))
         workers_store = RendezvousStoreInfo(self._host, port)
         return RendezvousInfo(self._store, self._job.node_rank, self._job.nodes, workers_store)
 
     def num_nodes_waiting(self) -> int:
-        """1 where another node began the next round, as workers of its failed."""
-        self._look()
-        return int(self._store.check([f"{self.round + 1}/begun"]))
+        """1 if another node has started the next round because its workers failed, else 0."""
+        self._poll()
+        return int(self._store.check([f"{self.round + 1}/started"]))
 
-    def finished(self, code: int) -> int | None:
-        """Say that this node's workers left in order; the exit code of all nodes once that is true of each."""
+    def all_finished(self, code: int) -> int | None:
+        """Report that this node's workers finished with `code`; the job's exit code once all nodes have, else None."""
         self._store.set(f"{self.round}/finished/{self._job.node_rank}", str(code))
         finished = self._keys("finished")
         if not self._store.check(finished):
             return None
         return max(int(self._store.get(key)) for key in finished)
 
-    def pass_on(self, number: int) -> None:
-        """Let the other nodes' workers have a signal too."""
+    def broadcast_signal(self, number: int) -> None:
+        """Send a signal to the other nodes' launchers."""
         self._store.set("signal", str(number))
 
-    def end(self, ending: Ending) -> None:
-        """End the job on every node; the first ending counts."""
+    def end(self, status: ExitStatus) -> None:
+        """End the job on every node; the first status that a node reports counts."""
         with suppress(DistError):
-            self._store.compare_set("end", "", json.dumps(asdict(ending)))
+            self._store.compare_set("end", "", json.dumps(asdict(status)))
 
     def shutdown(self) -> bool:
-        """Leave; node 0 as the last, because the store ends with it."""
+        """Leave the job; node 0 leaves last because it holds the store."""
         with suppress(DistError):
             self._store.set(f"left/{self._job.node_rank}", "yes")
-            begin = monotonic()
-            while self._job.node_rank == 0 and monotonic() - begin < PARTING and not self._is_alone():
-                sleep(TICK)
+            start = monotonic()
+            while self._job.node_rank == 0 and monotonic() - start < STORE_LINGER and not self._others_left():
+                sleep(POLL_INTERVAL)
         return True
 
     @property
     def use_agent_store(self) -> bool:
-        """Workers use the round's store instead of opening one, so that no port can be taken in between."""
+        """Workers use the round's store instead of opening one, so that no other process can take its port."""
         return True
 
     def get_backend(self) -> str:
-        """A name for torch's records."""
+        """The name in torch's logs."""
         return "seektune"
 
     def get_run_id(self) -> str:
-        """Nothing is shared with another job."""
+        """A constant: no store is shared with another job."""
         return "seektune"
 
     def is_closed(self) -> bool:
-        """Whether the job ended somewhere."""
+        """Whether the job has ended on some node."""
         return self._store.check(["end"])
 
     def set_closed(self) -> None:
-        """`end` says why."""
-        self.end(Ending())
+        """End the job, if `end` has not."""
+        self.end(ExitStatus())
 
     def _open(self, port: int) -> TCPStore:
-        begin = monotonic()
-        while self._job.node_rank and not _answers(self._host, port):
-            if self._stop.signal is not None:
-                raise JobEnded(stopped_early(self._stop.signal))
-            if monotonic() - begin > PATIENCE:
-                raise JobEnded(Ending(FAILURE, f"node 0 did not answer at {self._job.endpoint} for {PATIENCE:g} s"))
-            sleep(TICK)
+        start = monotonic()
+        while self._job.node_rank and not _is_reachable(self._host, port):
+            if self._signals.signal is not None:
+                raise JobEnded(stopped_before_training(self._signals.signal))
+            if monotonic() - start > JOIN_TIMEOUT:
+                message = f"node 0 did not answer at {self._job.endpoint} for {JOIN_TIMEOUT:g} s"
+                raise JobEnded(ExitStatus(FAILURE, message))
+            sleep(POLL_INTERVAL)
         try:
             return _store(self._host, port, self._job.node_rank == 0)
         except DistError as error:
             raise JobEnded(
-                Ending(FAILURE, f"--rdzv-endpoint {self._job.endpoint} cannot be opened on this node: {error}")
+                ExitStatus(FAILURE, f"--rdzv-endpoint {self._job.endpoint} cannot be opened on this node: {error}")
             ) from None
 
-    def _look(self) -> None:
-        """Hear of endings, lost nodes and signals elsewhere, and give a sign of life."""
+    def _poll(self) -> None:
+        """Check for the job's end, lost nodes and signals on other nodes, and send a heartbeat."""
         if self._job.nodes == 1:
             return
         if self._store.check(["end"]):
-            raise JobEnded(Ending(**json.loads(self._store.get("end"))))
-        if self._stop.signal is None and self._store.check(["signal"]):
-            self._stop.signal = signal.Signals(int(self._store.get("signal")))
-        if monotonic() - self._beaten > BEAT:
+            raise JobEnded(ExitStatus(**json.loads(self._store.get("end"))))
+        if self._signals.signal is None and self._store.check(["signal"]):
+            self._signals.signal = signal.Signals(int(self._store.get("signal")))
+        if monotonic() - self._last_beat > HEARTBEAT_INTERVAL:
             self._beat()
 
     def _beat(self) -> None:
-        self._beaten = monotonic()
+        self._last_beat = monotonic()
         self._beats = self._beats + 1
         self._store.set(f"alive/{self._job.node_rank}", str(self._beats))
         if self._job.node_rank:
@@ -161,46 +165,47 @@ class Rendezvous(RendezvousHandler):
             if not self._store.check([f"alive/{node}"]):
                 continue
             beat = self._store.get(f"alive/{node}")
-            if node not in self._heard or self._heard[node][0] != beat:
-                self._heard[node] = beat, monotonic()
-            elif monotonic() - self._heard[node][1] > LOST_AFTER:
-                raise JobEnded(self.lost(node))
+            if node not in self._peer_beats or self._peer_beats[node][0] != beat:
+                self._peer_beats[node] = beat, monotonic()
+            elif monotonic() - self._peer_beats[node][1] > HEARTBEAT_TIMEOUT:
+                raise JobEnded(self.node_lost(node))
 
-    def lost(self, node: int) -> Ending:
-        """How the job ends when a node is gone."""
-        return Ending(
-            FAILURE, f"node {node} does not answer any more; the other nodes were stopped; {self._job.advice}"
-        )
+    def node_lost(self, node: int) -> ExitStatus:
+        """The status of the job when a node is lost."""
+        return ExitStatus(FAILURE, f"node {node} is not responding; the other nodes were stopped; {self._job.advice}")
 
-    def _is_alone(self) -> bool:
-        """Whether every other node that came has left, or is lost."""
-        lost = {node for node, (_, when) in self._heard.items() if monotonic() - when > LOST_AFTER}
-        came = [node for node, key in enumerate(self._keys("here")) if node not in lost and self._store.check([key])]
-        return self._store.check([f"left/{node}" for node in came])
+    def _others_left(self) -> bool:
+        """Whether every other node that joined has left or is lost."""
+        lost = {node for node, (_, when) in self._peer_beats.items() if monotonic() - when > HEARTBEAT_TIMEOUT}
+        joined = [
+            node for node, key in enumerate(self._keys("joined")) if node not in lost and self._store.check([key])
+        ]
+        return self._store.check([f"left/{node}" for node in joined])
 
-    def _refuse_strangers(self) -> None:
-        """Node 0 looks at all who came, and each of them at node 0."""
-        me = self._job.node_rank
-        for node, key in enumerate(self._keys("here")):
-            if 0 in (node, me) and self._store.check([key]) and self._store.get(key).decode() != self._job.identity:
+    def _check_identities(self) -> None:
+        """Node 0 checks every node that joined, and each other node checks node 0."""
+        own = self._job.node_rank
+        for node, key in enumerate(self._keys("joined")):
+            if 0 in (node, own) and self._store.check([key]) and self._store.get(key).decode() != self._job.identity:
                 raise JobEnded(
-                    Ending(
+                    ExitStatus(
                         USER_MISTAKE,
-                        f"node {me or node} was started with another recipe, override or number of processes than "
-                        "node 0; start all nodes with the same words except --node-rank",
+                        f"node {own or node} was started with a different recipe, override or number of processes than "
+                        "node 0; use the same command on all nodes, except for --node-rank",
                     )
                 )
 
-    def _who_is_missing(self) -> str:
-        missing = [str(node) for node, key in enumerate(self._keys("here")) if not self._store.check([key])]
-        return f"waited {PATIENCE:g} s at {self._job.endpoint} for node {', '.join(missing)} of {self._job.nodes}"
+    def _missing_message(self) -> str:
+        missing = [str(node) for node, key in enumerate(self._keys("joined")) if not self._store.check([key])]
+        nodes = f"node {', '.join(missing)} of {self._job.nodes}"
+        return f"{nodes} did not join at {self._job.endpoint} within {JOIN_TIMEOUT:g} s"
 
-    def _keys(self, what: str) -> list[str]:
-        return [f"{self.round}/{what}/{node}" for node in range(self._job.nodes)]
+    def _keys(self, event: str) -> list[str]:
+        return [f"{self.round}/{event}/{node}" for node in range(self._job.nodes)]
 
 
 def _address(job: LaunchConfig) -> tuple[str, int]:
-    """Where node 0 keeps the store; on one node any free port does."""
+    """Address of the store on node 0; on one node any free port."""
     if job.nodes == 1:
         return "127.0.0.1", 0
     host, _, port = job.endpoint.rpartition(":")
@@ -208,11 +213,11 @@ def _address(job: LaunchConfig) -> tuple[str, int]:
 
 
 def _store(host: str, port: int, serve: bool) -> TCPStore:
-    return TCPStore(host, port, is_master=serve, timeout=timedelta(seconds=LOST_AFTER), wait_for_workers=False)
+    return TCPStore(host, port, is_master=serve, timeout=timedelta(seconds=HEARTBEAT_TIMEOUT), wait_for_workers=False)
 
 
-def _answers(host: str, port: int) -> bool:
-    """Asked before torch's own client, which cannot be interrupted while it waits."""
+def _is_reachable(host: str, port: int) -> bool:
+    """Checked before torch's own client connects, whose wait cannot be interrupted."""
     try:
         socket.create_connection((host, port), timeout=2.0).close()
     except OSError:

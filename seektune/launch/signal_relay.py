@@ -1,46 +1,37 @@
-"""Signals to the launcher: the first is passed on to the workers, a second ends everything at once."""
+"""Signals to the launcher: the first is forwarded to the workers, a second kills them."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-from seektune.signals import SHOW_CURSOR, SIGNALS
+from seektune.signals import SIGNALS, exit_on_second_signal, write_stderr
 
 
 class SignalRelay:
-    """While entered, remembers the first signal; whoever loops looks at it. Only the main thread may enter it."""
+    """Records the first signal while entered; the agent's loop reads it. Only the main thread may enter it."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        """What came first, or what another node passed on."""
-        self.at_once: Callable[[], None] = lambda: None
+        """The first signal, received here or on another node."""
+        self.on_second_signal: Callable[[], None] = lambda: None
         """Called before a second signal ends the process."""
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._take) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _take(self, number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
-            self.at_once()
-            _say(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: {name} again: ended at once\n")
-            os._exit(128 + number)
+            self.on_second_signal()
+            exit_on_second_signal(number, "workers killed")
         self.signal = signal.Signals(number)
+        name = self.signal.name
         if sys.stderr.isatty():
-            _say(f"\nseektune: {name}: workers finish what must be finished; once more ends at once\n")
-
-
-def _say(line: str) -> None:
-    """Write past all buffers, as a signal may come in the middle of a print."""
-    with suppress(OSError):
-        os.write(2, line.encode())
+            write_stderr(f"\nseektune: {name}: workers are finishing the step and saving; press again to kill them\n")

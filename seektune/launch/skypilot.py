@@ -1,4 +1,4 @@
-"""A job for SkyPilot: one task that finds its place among nodes and goes on where spot machines were lost."""
+"""Writes a job for SkyPilot: one task that reads its node rank and resumes after spot machines were lost."""
 
 import shlex
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from seektune.exit_codes import RESUME_ME
 from seektune.launch.job_spec import JobSpec, checked_label, one_line
 
 WHERE = "/checkpoints"
@@ -18,80 +19,80 @@ exec {command} \\
 
 @dataclass(frozen=True)
 class Skypilot:
-    """What SkyPilot is asked for, beside nodes."""
+    """Options of the job, in addition to nodes."""
 
     gpu: str
-    """Kind as SkyPilot names it."""
+    """The accelerator, as SkyPilot names it."""
     image: str | None = None
     spot: bool = True
     cloud: str | None = None
     bucket: str | None = None
-    """Such as s3://mine; for one node, as nodes do not see each other's files in it at once."""
+    """Such as s3://mine; one node only, as nodes see each other's files in a bucket late."""
     volume: str | None = None
-    """A volume that all nodes can write."""
+    """A volume that all nodes can write to."""
 
     def check(self, nodes: int) -> None:
-        """Raises ValueError where checkpoints have no place that all nodes see."""
+        """Raises ValueError if checkpoints have no storage that all nodes share."""
         if (self.bucket is None) == (self.volume is None):
-            raise ValueError(
-                "checkpoints need one place that outlives machines: --volume NAME, or --bucket URI on one node"
-            )
+            raise ValueError("checkpoints need one persistent storage: --volume NAME, or --bucket URI on one node")
         if self.bucket is not None and nodes > 1:
-            raise ValueError(
-                "nodes do not see each other's files in a bucket at once; several nodes need --volume NAME"
-            )
+            raise ValueError("nodes see each other's files in a bucket late; several nodes need --volume NAME")
         if self.bucket is not None and "://" not in self.bucket:
             raise ValueError(f"--bucket {self.bucket!r} must be a URI, such as s3://NAME")
 
 
-def write_skypilot(task: JobSpec, asked: Skypilot) -> str:
-    """The YAML.
+def write_skypilot(spec: JobSpec, options: Skypilot) -> str:
+    """The task as YAML.
 
     Raises:
-        ValueError: a word that is no name for SkyPilot, or checkpoints without a place.
+        ValueError: an option is not a valid name, or checkpoints have no shared storage.
     """
-    asked.check(task.nodes)
-    checked_label("--name", task.name)
+    options.check(spec.nodes)
+    checked_label("--name", spec.name)
     resources: dict[str, Any] = {
-        "accelerators": one_line("--gpu", f"{asked.gpu}:{task.gpus}"),
-        "use_spot": asked.spot,
-        # 75: all was saved on request, such as before a machine goes
-        "job_recovery": {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 3, "recover_on_exit_codes": [75]},
+        "accelerators": one_line("--gpu", f"{options.gpu}:{spec.gpus}"),
+        "use_spot": options.spot,
+        # where it saved on request, such as before a machine is taken back
+        "job_recovery": {
+            "strategy": "EAGER_NEXT_REGION",
+            "max_restarts_on_errors": 3,
+            "recover_on_exit_codes": [RESUME_ME],
+        },
     }
-    if asked.cloud is not None:
-        resources["infra"] = one_line("--cloud", asked.cloud)
-    if asked.image is not None:
-        resources["image_id"] = f"docker:{one_line('--image', asked.image)}"
-    made: dict[str, Any] = {"name": task.name, "num_nodes": task.nodes, "workdir": ".", "resources": resources}
-    made["envs"] = task.environment.over({"HF_HOME": f"{WHERE}/huggingface", "NCCL_DEBUG": "WARN"})
-    if names := task.environment.names:
+    if options.cloud is not None:
+        resources["infra"] = one_line("--cloud", options.cloud)
+    if options.image is not None:
+        resources["image_id"] = f"docker:{one_line('--image', options.image)}"
+    made: dict[str, Any] = {"name": spec.name, "num_nodes": spec.nodes, "workdir": ".", "resources": resources}
+    made["envs"] = spec.environment.with_defaults({"HF_HOME": f"{WHERE}/huggingface", "NCCL_DEBUG": "WARN"})
+    if names := spec.environment.names:
         made["secrets"] = dict.fromkeys(names)
-    if asked.volume is not None:
-        made["volumes"] = {WHERE: checked_label("--volume", asked.volume)}
+    if options.volume is not None:
+        made["volumes"] = {WHERE: checked_label("--volume", options.volume)}
     else:
-        made["file_mounts"] = {WHERE: {"source": one_line("--bucket", asked.bucket or ""), "mode": "MOUNT_CACHED"}}
-    if asked.image is None:
+        made["file_mounts"] = {WHERE: {"source": one_line("--bucket", options.bucket or ""), "mode": "MOUNT_CACHED"}}
+    if options.image is None:
         made["setup"] = "pip install -e .\n"
-    made["run"] = RUN.format(command=shlex.join(task.command(["seektune"], f"{WHERE}/{task.name}")))
-    text = _blocks(made)
-    given = "".join(f" --secret {name}" for name in task.environment.names)
+    made["run"] = RUN.format(command=shlex.join(spec.command(["seektune"], f"{WHERE}/{spec.name}")))
+    text = _dump(made)
+    secrets = "".join(f" --secret {name}" for name in spec.environment.names)
     return (
-        f"# {task.nodes} nodes of {task.gpus} GPUs, written by seektune launch skypilot.\n"
-        f"# A managed job starts again elsewhere when a spot machine is taken, and goes on from {WHERE}.\n"
-        f"{text}# Submit, from the folder of the recipe:\n# sky jobs launch{given} FILE\n"
+        f"# {spec.nodes} nodes of {spec.gpus} GPUs, written by seektune launch skypilot.\n"
+        f"# A managed job restarts elsewhere when a spot machine is taken back, and resumes from {WHERE}.\n"
+        f"{text}# Submit, from the folder of the recipe:\n# sky jobs launch{secrets} FILE\n"
     )
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, which people read."""
+    """Writes strings of several lines as readable blocks."""
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
-_Dumper.add_representer(str, _text)
+_Dumper.add_representer(str, _represent_str)
 
 
-def _blocks(tree: dict[str, Any]) -> str:
+def _dump(tree: dict[str, Any]) -> str:
     return str(yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=1000))

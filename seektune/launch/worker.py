@@ -1,4 +1,4 @@
-"""One worker process of this node: its output, its last words and its end."""
+"""One worker process of this node: its output, its last message and its exit code."""
 
 import os
 import signal
@@ -13,31 +13,38 @@ from typing import IO
 
 from seektune.launch import die_with_parent
 
-SPEAKER = "seektune: "
-"""Opens the line with which a worker takes its leave (`seektune.cli.errors`)."""
-LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "connection refused", "remote process")
-"""Words of a worker that fails only because another one is gone."""
-REAPING = 5.0
-"""Seconds until a killed process is left to the kernel, which may hold it in a driver."""
-LISTENING = 1.0
-"""Seconds for the rest of its output; a process that it started may hold the pipe open."""
+MESSAGE_PREFIX = "seektune: "
+"""Begins the line with which a worker reports why it exits (`seektune.cli.errors`)."""
+PEER_LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "connection refused",
+    "remote process",
+)
+"""Phrases in the message of a worker that fails only because another worker is gone."""
+REAP_TIMEOUT = 5.0
+"""Seconds to wait for a killed process; a driver in the kernel may hold it longer."""
+OUTPUT_TIMEOUT = 1.0
+"""Seconds to wait for the rest of its output; a child process may hold the pipe open."""
 
-Show = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 class Worker:
-    """Started at once. Rank 0 prints as if it ran alone; of the others, only standard error is shown, with their rank.
+    """A worker, started by the constructor.
 
-    A line that opens with SPEAKER is held back: `last_words`. It has its own session, so that a terminal's Ctrl-C
-    reaches it only through the launcher.
+    Rank 0 prints as if it ran alone; of the other ranks only standard error is printed, with a rank prefix. A line that
+    begins with MESSAGE_PREFIX is held back as `last_message`. The worker has its own session, so that Ctrl-C at a
+    terminal reaches it only through the launcher.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], rank: int, show: Show):
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], rank: int, print_line: PrintLine):
         self.rank = rank
-        self.last_words = ""
-        self._show = show
-        self._spoke = monotonic()
-        self._heard = False
+        self.last_message = ""
+        self._print_line = print_line
+        self._message_time = monotonic()
+        self._drained = False
         self._prefix = f"[rank {rank}] " if rank else ""
         command_line = [sys.executable, "-I", "-S", str(Path(die_with_parent.__file__)), str(os.getpid()), *command]
         stdout = DEVNULL if rank else None
@@ -45,8 +52,8 @@ class Worker:
             command_line, env=environment, stdin=DEVNULL, stdout=stdout, stderr=PIPE, start_new_session=True
         )
         assert self._process.stderr is not None
-        self._listener = Thread(target=self._listen, args=(self._process.stderr,), daemon=True)
-        self._listener.start()
+        self._reader = Thread(target=self._read, args=(self._process.stderr,), daemon=True)
+        self._reader.start()
 
     @property
     def pid(self) -> int:
@@ -54,52 +61,52 @@ class Worker:
         return self._process.pid
 
     @property
-    def when(self) -> float:
-        """When it said its last words, or went without any; for comparing with others of this launcher."""
-        return self._spoke
+    def message_time(self) -> float:
+        """When `last_message` arrived, or standard error closed without one; comparable within this launcher."""
+        return self._message_time
 
     @property
-    def is_widowed(self) -> bool:
-        """Whether it complains about another worker's end."""
-        return any(words in self.last_words.lower() for words in LOST)
+    def lost_peer(self) -> bool:
+        """Whether it failed because another worker is gone."""
+        return any(phrase in self.last_message.lower() for phrase in PEER_LOST)
 
     def code(self) -> int | None:
-        """Its exit code, minus the number of the signal that killed it, or None while it lives."""
+        """The exit code, the negative number of the signal that killed it, or None while it runs."""
         code = self._process.poll()
-        if code is not None and not self._heard:
-            self._heard = True
-            self._listener.join(LISTENING)  # what it said lies in the pipe
+        if code is not None and not self._drained:
+            self._drained = True
+            self._reader.join(OUTPUT_TIMEOUT)  # the rest of its output is in the pipe
         return code
 
     def send(self, number: int) -> None:
-        """Send it a signal, if it lives."""
+        """Send a signal, if it runs."""
         self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it and what it started, at once; does not wait."""
+        """Kill it and its children; does not wait."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def bury(self) -> None:
-        """Wait for its end and the end of its output."""
+    def wait(self) -> None:
+        """Wait for its exit and the end of its output."""
         with suppress(TimeoutExpired):
-            self._process.wait(REAPING)
+            self._process.wait(REAP_TIMEOUT)
         self.code()
 
-    def _listen(self, stream: IO[bytes]) -> None:
+    def _read(self, stream: IO[bytes]) -> None:
         for line in stream:
             text = line.decode(errors="replace").rstrip("\r\n")
-            if text.startswith(SPEAKER):
-                self.tell()
-                self.last_words = text.removeprefix(SPEAKER)
-                self._spoke = monotonic()
+            if text.startswith(MESSAGE_PREFIX):
+                self.print_message()
+                self.last_message = text.removeprefix(MESSAGE_PREFIX)
+                self._message_time = monotonic()
             else:
-                self._show(f"{self._prefix}{text}")
-        if not self.last_words:
-            self._spoke = monotonic()
+                self._print_line(f"{self._prefix}{text}")
+        if not self.last_message:
+            self._message_time = monotonic()
 
-    def tell(self) -> None:
-        """Show the words that were held back."""
-        if self.last_words:
-            self._show(f"[rank {self.rank}] {SPEAKER}{self.last_words}")
-            self.last_words = ""
+    def print_message(self) -> None:
+        """Print the message that was held back."""
+        if self.last_message:
+            self._print_line(f"[rank {self.rank}] {MESSAGE_PREFIX}{self.last_message}")
+            self.last_message = ""

@@ -1,4 +1,4 @@
-"""The workers of this node as one: asked to stop together, ended together when one fails, and why that was."""
+"""The workers of this node as a group: forwards signals, stops all when one fails, and reports the first failure."""
 
 import signal
 import sys
@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
-from seektune.launch.job import FAILURE, ORDERLY, USER_MISTAKE, Ending, LaunchConfig, stopped_early
+from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
+from seektune.launch.job import CLEAN_EXITS, ExitStatus, LaunchConfig, stopped_before_training
 from seektune.launch.worker import Worker
-from seektune.signals import RESUME_ME
 
-SETTLING = 3.0
-"""Seconds in which the worker that failed first may still say why, after others lost it."""
+ROOT_CAUSE_WAIT = 3.0
+"""Seconds to wait for the message of the worker that failed first, after others report that they lost it."""
 
 
 class LocalWorkerGroup:
@@ -20,93 +20,93 @@ class LocalWorkerGroup:
     def __init__(self, workers: Sequence[Worker], job: LaunchConfig):
         self._workers = workers
         self._job = job
-        self._asked: signal.Signals | None = None
-        self._leaving = Since()
-        self._failing = Since()
+        self._signal: signal.Signals | None = None
+        self._stopping = Stopwatch()
+        self._failing = Stopwatch()
 
-    def ask(self, request: signal.Signals) -> bool:
-        """Pass on a signal that asks workers to save and leave; False if they were asked before."""
-        if self._asked is not None:
+    def forward(self, request: signal.Signals) -> bool:
+        """Send workers a signal that asks them to save and exit; False if one was sent before."""
+        if self._signal is not None:
             return False
-        self._asked = request
+        self._signal = request
         for worker in self._workers:
             worker.send(request)
         return True
 
     def kill(self) -> None:
-        """End all at once; does not wait."""
+        """Kill all workers; does not wait."""
         for worker in self._workers:
             worker.kill()
 
-    def end(self) -> None:
-        """End all, and wait until they are gone."""
+    def kill_and_wait(self) -> None:
+        """Kill all workers and wait until they are gone."""
         self.kill()
         for worker in self._workers:
-            worker.bury()
+            worker.wait()
 
-    def look(self) -> Ending | None:
-        """How the workers ended; None while they work. After a failure nobody is left."""
+    def poll(self) -> ExitStatus | None:
+        """How the workers exited; None while they run. After a failure all have been killed."""
         codes = [worker.code() for worker in self._workers]
-        if any(code is not None and not self._is_orderly(code) for code in codes):
+        if any(code is not None and not self._is_clean(code) for code in codes):
             return self._failure()
         if None not in codes:
-            return self._farewell(codes)
-        if self._asked is not None or RESUME_ME in codes:
-            return self._overdue()
+            return self._clean_exit(codes)
+        if self._signal is not None or RESUME_ME in codes:
+            return self._grace_exceeded()
         return None
 
-    def _is_orderly(self, code: int) -> bool:
-        """Whether a worker ended as it should; the signal itself ends one that has not begun to train."""
-        return code in ORDERLY or code == -(self._asked or 0)
+    def _is_clean(self, code: int) -> bool:
+        """Whether an exit is not a failure; the forwarded signal itself kills a worker that is not training yet."""
+        return code in CLEAN_EXITS or code == -(self._signal or 0)
 
-    def _farewell(self, codes: Sequence[int | None]) -> Ending:
+    def _clean_exit(self, codes: Sequence[int | None]) -> ExitStatus:
         for worker in self._workers:
-            worker.bury()
+            worker.wait()
         if not any(codes):
             for worker in self._workers:
-                worker.tell()
-            return Ending()
-        words = [worker.last_words for worker in self._workers if worker.last_words]
-        if not words and self._asked is not None:
-            return stopped_early(self._asked)
-        return Ending(RESUME_ME, words[0] if words else f"stopped; {self._job.advice}")
+                worker.print_message()
+            return ExitStatus()
+        messages = [worker.last_message for worker in self._workers if worker.last_message]
+        if not messages and self._signal is not None:
+            return stopped_before_training(self._signal)
+        return ExitStatus(RESUME_ME, messages[0] if messages else f"stopped; {self._job.advice}")
 
-    def _overdue(self) -> Ending | None:
-        if self._leaving.seconds() < self._job.grace:
+    def _grace_exceeded(self) -> ExitStatus | None:
+        if self._stopping.seconds() < self._job.grace:
             return None
         late = [str(worker.rank) for worker in self._workers if worker.code() is None]
-        self.end()
+        self.kill_and_wait()
         ranks = f"rank{'s' if len(late) > 1 else ''} {', '.join(late)}"
-        return Ending(
+        return ExitStatus(
             FAILURE, f"{ranks} did not stop within {self._job.grace:g} s (--shutdown-timeout); {self._job.advice}"
         )
 
-    def _failure(self) -> Ending | None:
-        """The first failure, once it is known which one that is."""
+    def _failure(self) -> ExitStatus | None:
+        """The first failure; None while it is not yet known which one that is."""
         failed = [worker for worker in self._workers if self._may_have_failed(worker)]
-        first = min(failed, key=lambda worker: (worker.is_widowed, worker.when))
-        unclear = first.is_widowed or first.code() is None
-        if unclear and self._failing.seconds() < SETTLING:
+        first = min(failed, key=lambda worker: (worker.lost_peer, worker.message_time))
+        unclear = first.lost_peer or first.code() is None
+        if unclear and self._failing.seconds() < ROOT_CAUSE_WAIT:
             return None
         code = first.code()
-        self.end()
-        said = {first.last_words, ""}
+        self.kill_and_wait()
+        printed = {first.last_message, ""}
         for worker in failed:
-            if worker.last_words not in said and not worker.is_widowed:
-                said.add(worker.last_words)
-                worker.tell()
-        return Ending(USER_MISTAKE if code == USER_MISTAKE else FAILURE, self._because(first, code))
+            if worker.last_message not in printed and not worker.lost_peer:
+                printed.add(worker.last_message)
+                worker.print_message()
+        return ExitStatus(USER_MISTAKE if code == USER_MISTAKE else FAILURE, self._describe(first, code))
 
     def _may_have_failed(self, worker: Worker) -> bool:
         code = worker.code()
-        return worker.last_words != "" if code is None else not self._is_orderly(code)
+        return worker.last_message != "" if code is None else not self._is_clean(code)
 
-    def _because(self, worker: Worker, code: int | None) -> str:
-        if code == USER_MISTAKE and worker.last_words:
-            return worker.last_words
+    def _describe(self, worker: Worker, code: int | None) -> str:
+        if code == USER_MISTAKE and worker.last_message:
+            return worker.last_message
         others = "; the other workers were stopped" if self._job.processes * self._job.nodes > 1 else ""
-        if worker.last_words:
-            return f"[rank {worker.rank}] {worker.last_words}{others}"
+        if worker.last_message:
+            return f"[rank {worker.rank}] {worker.last_message}{others}"
         if code is not None and code < 0:
             memory = " (out of memory?)" if code == -signal.SIGKILL else ""
             name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
@@ -115,8 +115,8 @@ class LocalWorkerGroup:
         return f"rank {worker.rank} ended with exit code {code}{others}"
 
 
-class Since:
-    """A stopwatch that starts when it is first read."""
+class Stopwatch:
+    """Measures the time since it was first read."""
 
     def __init__(self, clock: Callable[[], float] = monotonic):
         self._clock = clock
@@ -130,8 +130,8 @@ class Since:
         return now - self._begin
 
 
-def show(line: str) -> None:
-    """Print a line to standard error as soon as it is there; workers go on where nobody hears it."""
+def print_line(line: str) -> None:
+    """Print a line to standard error and flush it; a closed standard error is ignored."""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()

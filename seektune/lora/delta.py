@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from seektune.kernels import lora_delta
+
 
 @dataclass(frozen=True)
 class LoraDelta:
@@ -34,11 +36,14 @@ class LoraDelta:
     def applied(self, weight: Tensor, expert: int | None, share: float = 1.0) -> Tensor:
         """The changed weight in fp32, from the decoded one."""
         a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
-        delta = (share * self.scaling) * (b.float() @ a.float())
+        delta = lora_delta(a.float(), b.float(), share * self.scaling)
         changed = weight.float() + (delta.T if self.is_table else delta)
-        if self.magnitude is None:
-            return changed
-        return (self.magnitude.float() / above_zero(changed.norm(dim=1)))[:, None] * changed
+        return changed if self.magnitude is None else with_row_lengths(changed, self.magnitude.float())
+
+
+def with_row_lengths(weight: Tensor, lengths: Tensor) -> Tensor:
+    """A matrix `[O, I]` whose rows keep their directions and get these lengths `[O]`, as DoRA changes a weight."""
+    return (lengths / above_zero(weight.norm(dim=1)))[:, None] * weight
 
 
 def above_zero(lengths: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 PEFT reads them on the transformers model. That model has no MTP block, so its adapters stand in a file beside.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seektune.checkpoint.atomic_dir import complete_folder
-from seektune.checkpoint.write import FilePiece, write_shard
+from seektune.checkpoint.write import LazyTensors, write_shard
+from seektune.io.atomic_dir import complete_folder
+from seektune.io.json_file import read_json, write_json
+from seektune.io.run_files import RECIPE
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft import PeftModule, as_peft, as_released, config_of, tensors_of
 
@@ -56,10 +57,10 @@ def write_adapter(
             mtp = [*as_peft(ahead)]
             _write(scratch / MTP_WEIGHTS, mtp)
         config = config_of(modules + (mtp if ahead else []), changes) | dict(facts)
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (scratch / OWN).write_text(json.dumps({"merge_into": merge_into}) + "\n", encoding="utf-8")
+        write_json(scratch / CONFIG, config)
+        write_json(scratch / OWN, {"merge_into": merge_into})
         if recipe:
-            (scratch / "recipe.yaml").write_text(recipe, encoding="utf-8")
+            (scratch / RECIPE).write_text(recipe, encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, LoraDelta], dict[str, Any]]:
@@ -119,15 +120,15 @@ def trained_for(folder: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        found: str | None = json.loads(file.read_text(encoding="utf-8"))["merge_into"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{file} is damaged") from None
+        found: str | None = read_json(file)["merge_into"]
+    except KeyError:
+        raise ValueError(f"{file} is damaged: it lacks merge_into") from None
     return found
 
 
 def _write(file: Path, modules: list[PeftModule]) -> None:
     tensors = tensors_of(modules)
-    write_shard(file, [FilePiece({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, lambda: tensors)])
+    write_shard(file, [LazyTensors({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, lambda: tensors)])
 
 
 def _refuse_other(folder: Path) -> None:
@@ -137,12 +138,9 @@ def _refuse_other(folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is no adapter: it has no {CONFIG}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{folder / CONFIG} is damaged: it is not JSON") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is no adapter: it has no {CONFIG}")
+    config = read_json(folder / CONFIG)
+    if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder / CONFIG} is not of a LoRA adapter (peft_type LORA)")
     return config

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seektune.checkpoint import Ranks, Shard, as_shard
+from seektune.checkpoint import ONE_RANK, Ranks, Shard, as_shard
 
 BAND = 2**23
 """Bytes of a tensor that are summed at a time."""
-ALONE = Ranks(None)
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class _Piece:
 
 
 @torch.no_grad()
-def frozen_digest(base: Mapping[str, Tensor | Shard], ranks: Ranks = ALONE) -> FrozenDigest:
+def frozen_digest(base: Mapping[str, Tensor | Shard], ranks: Ranks = ONE_RANK) -> FrozenDigest:
     """A digest of every byte that adapters leave alone; equal before and after training, or something moved.
 
     All processes call it with the pieces that they hold. Copies that differ count as moved. Streamed weights are not in

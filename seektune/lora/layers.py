@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from seektune.kernels import (
     Rounding,
+    decoded_columns,
     dequantize,
     expert_linear,
     grouped_linear,
+    lora_delta,
     rounded_expert_linear,
     rounded_linear,
     upcast,
 )
-from seektune.lora.delta import above_zero
+from seektune.lora.delta import above_zero, with_row_lengths
 from seektune.model.quantized import QuantizedLinear, QuantizedMatrix
 
 
@@ -42,7 +44,7 @@ class LowRank(nn.Module):
 
     def delta(self) -> Tensor:
         """What is added to the weight, `[O, I]` fp32."""
-        return self.scaling * (upcast(self.B) @ upcast(self.A))
+        return lora_delta(self.A, self.B, self.scaling)
 
 
 class ExpertLowRank(nn.Module):
@@ -66,7 +68,7 @@ class ExpertLowRank(nn.Module):
 
     def delta(self, expert: int) -> Tensor:
         """What is added to one expert's weight, `[O, I]` fp32."""
-        return self.scaling * (upcast(self.B[expert]) @ upcast(self.A if self.A.dim() == 2 else self.A[expert]))
+        return lora_delta(self.A if self.A.dim() == 2 else self.A[expert], self.B[expert], self.scaling)
 
 
 class AdaptedLinear(QuantizedLinear):
@@ -79,7 +81,7 @@ class AdaptedLinear(QuantizedLinear):
     @property
     def shape(self) -> tuple[int, int]:
         """Outputs and inputs of the decoded weight."""
-        return self.weight.shape[0], self.weight.shape[1] * (2 if self.weight.dtype == torch.int8 else 1)
+        return self.weight.shape[0], decoded_columns(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """`W x` and every adapter's change."""
@@ -150,7 +152,7 @@ class DoraLinear(AdaptedLinear):
         (adapter,) = self.adapters()
         base = self.base_values()
         merged = self.base_values() + adapter.delta()
-        return (self.magnitude / above_zero(merged.norm(dim=1)))[:, None] * merged - base
+        return with_row_lengths(merged, self.magnitude) - base
 
 
 class RoundedLinear(AdaptedLinear):
@@ -179,8 +181,7 @@ class AdaptedMatrix(QuantizedMatrix):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Experts, outputs and inputs of the decoded weight."""
-        experts, outputs, inputs = self.weight.shape
-        return experts, outputs, inputs * (2 if self.weight.dtype == torch.int8 else 1)
+        return self.weight.shape[0], self.weight.shape[1], decoded_columns(self.weight)
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """`W x` and every adapter's change, for pairs sorted by expert."""

@@ -4,7 +4,6 @@ Rounding a weight W + D to few bits gives mostly W again where D is small: the *
 stored weight S has moved along it, `<S - W, D> / <D, D>`, and the *error* is `|S - (W + D)| / |D|`.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.atomic_dir import complete_folder
-from seektune.checkpoint.convert import copy_companions, final_place, read_config
-from seektune.checkpoint.export import Kinds, Tally
+from seektune.checkpoint.convert import copy_companions, resolve_destination
+from seektune.checkpoint.export import ExportReport, ExportTarget
 from seektune.checkpoint.formats import EXPERTS, LINEARS, format_named
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.save import write_checkpoint
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.stored import Stored, bands_of, encode_changed
+from seektune.io.atomic_dir import complete_folder
+from seektune.io.config_json import read_config
+from seektune.io.json_file import write_json
 from seektune.lora.delta import LoraDelta, check_weight
 from seektune.lora.format import read_adapter, trained_for
 
@@ -152,13 +153,13 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
     changes, _ = read_adapter(adapter)
     check_weight(changes.values(), weight, adapter)
     source = FolderSource(base)
-    final = final_place(base, destination)
+    final = resolve_destination(base, destination)
     touched = _touched(source, changes, adapter)
     target = _target(source, to, touched)
     merged = _Merged(source, changes, weight, target.kind)
     if not force and (weight != 1.0 or trained_for(adapter) not in (to, MIXED.get(to, to))):
         _refuse_useless(merged, touched, to)
-    tally = Tally()
+    tally = ExportReport()
     config = target.config(read_config(base))
     with complete_folder(final) as scratch:
         write_checkpoint(scratch, config, merged, target, tally)
@@ -221,7 +222,7 @@ def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Pa
     return touched
 
 
-def _target(source: FolderSource, to: str, touched: Sequence[str]) -> Kinds:
+def _target(source: FolderSource, to: str, touched: Sequence[str]) -> ExportTarget:
     if to in MIXED:
         return _Mixed(source, frozenset(touched), MIXED[to])
     try:
@@ -258,4 +259,4 @@ def _cure(to: str) -> str:
 def _write_report(file: Path, kept: Sequence[KeptChange], to: str, weight: float) -> None:
     tensors = {each.name: {"share": each.share, "error": each.error, **asdict(each)} for each in kept}
     report = {"to": to, "weight": weight, "share": share_kept(kept), "tensors": tensors}
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(file, report)

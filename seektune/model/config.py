@@ -16,12 +16,16 @@ from pydantic import (
     ValidationError,
 )
 
+from seektune.io.config_json import config_file, read_config, write_config
+
 PRESETS = ("flash", "flash-base", "pro", "tiny")
 
 SLIDING = 0
 CSA = 4
 HCA = 128
 """The three values of `compress_ratios`: sliding window only, compressed sparse, heavily compressed attention."""
+ATTENTION_NAMES = {SLIDING: "SWA", CSA: "CSA", HCA: "HCA"}
+"""Names of the kinds of attention, by compress ratio."""
 
 
 class RopeScaling(BaseModel):
@@ -116,18 +120,8 @@ class DeepseekV4Config(BaseModel):
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
         """Read config.json from a checkpoint folder, or a config file itself."""
-        file = Path(path)
-        if file.is_dir():
-            file = file / "config.json"
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist; a checkpoint folder holds config.json beside its safetensors")
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{file} must hold a JSON object, not a {type(values).__name__}")
-        return cls.from_dict(values, str(file))
+        file = config_file(Path(path))
+        return cls.from_dict(read_config(file), str(file))
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that were given, unknown ones included, as config.json holds them."""
@@ -135,8 +129,7 @@ class DeepseekV4Config(BaseModel):
 
     def save(self, folder: str | Path) -> None:
         """Write config.json into an existing folder."""
-        text = json.dumps({"model_type": self.model_type, **self.to_dict()}, indent=2)
-        (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_config(Path(folder), {"model_type": self.model_type, **self.to_dict()})
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values, checked again; None removes an optional key."""

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from seektune.io.atomic import write_atomically
 from seektune.planner.expressions import IN_JAVASCRIPT
 from seektune.planner.formulas import BARS, EXACT, FORMULAS
 from seektune.planner.job import RECOMPUTE, Layout, lay_out
@@ -29,7 +30,7 @@ def write_page(report: PlanReport, file: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    file.write_text(page(report), encoding="utf-8")
+    write_atomically(file, page(report))
 
 
 def page(report: PlanReport) -> str:

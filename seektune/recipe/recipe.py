@@ -5,9 +5,11 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-from seektune.data.config import BatchConfig, DataConfig
+from seektune.data.config import BatchConfig
+from seektune.data.datasets.registry import DataSection, default_data
 from seektune.evaluate.config import EvaluateConfig
 from seektune.lora.config import LoraConfig
+from seektune.model.choices import DtypeName, NumericsName
 from seektune.model.config import PRESETS, DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
 from seektune.section import Section
@@ -50,13 +52,13 @@ class ModelConfig(Section):
     """Path of a config.json that describes the architecture; the weights start random."""
     weights: Place | None = None
     """Checkpoint folder or Hub id; its config.json decides, and a preset beside it must agree. null = random."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: DtypeName = "bf16"
     """Precision of the weights while training (what must be fp32 stays fp32)."""
     quantized: bool = False
     """Keep FP4 and FP8 weights in those bytes, frozen, dequantized only while in use; needs `lora`."""
     offload: Literal["none", "stream"] = "none"
     """`stream` leaves quantized weights in their files, to come in a block ahead of use: for models above memory."""
-    numerics: Literal["plain", "released"] = "plain"
+    numerics: NumericsName = "plain"
     """`released` also imitates the FP8 and FP4 rounding that serving applies to keys and the indexer."""
 
     @model_validator(mode="after")
@@ -108,7 +110,7 @@ class Recipe(Section):
 
     model: ModelConfig
     """Which DeepSeek-V4 is trained and from which weights."""
-    data: DataConfig = DataConfig()
+    data: DataSection = default_data()
     """Where the examples come from."""
     batch: BatchConfig
     """How many tokens meet in one optimizer step."""

@@ -1,7 +1,7 @@
-"""A Slurm of two nodes on this machine: sbatch, srun and scontrol that really run what they are given.
+"""A fake Slurm of two nodes on this machine: sbatch, srun and scontrol that run their commands.
 
-A file `signal` beside the programs holds a metrics file's path and a number of lines: once it has so many, the first
-run of the job gets SIGUSR1 on its script alone, as `--signal=B:USR1@N` would send it.
+A file `signal` next to the programs holds the path of a metrics file and a number of lines: once the metrics file has
+that many, the script of the job's first run gets SIGUSR1, as `--signal=B:USR1@N` would send it.
 """
 
 import os
@@ -17,7 +17,7 @@ ID = "4242"
 
 
 def install(folder: Path) -> Path:
-    """Put the programs into a folder for PATH."""
+    """Create the programs in a folder for PATH."""
     folder.mkdir()
     for name in PROGRAMS:
         program = folder / name
@@ -27,7 +27,7 @@ def install(folder: Path) -> Path:
 
 
 def sbatch(home: Path, words: list[str]) -> int:
-    """Run the script until it is not queued again."""
+    """Run the script until it is not requeued."""
     script = words[-1]
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?", Path(script).read_text(), re.MULTILINE))
     environment = {**os.environ, "SLURM_JOB_ID": ID, "SLURM_JOB_NODELIST": "two", "SLURM_NNODES": options["nodes"]}
@@ -52,7 +52,7 @@ def sbatch(home: Path, words: list[str]) -> int:
 
 
 def srun(words: list[str]) -> int:
-    """Start the command once for each node; signals go to all, the worst exit code counts."""
+    """Start the command once for each node; signals go to all, the highest exit code counts."""
     begin = words.index("bash")
     output = next(word for word in words[:begin] if word.startswith("--output=")).removeprefix("--output=")
     tasks = []
@@ -66,7 +66,7 @@ def srun(words: list[str]) -> int:
 
 
 def scontrol(home: Path, words: list[str]) -> int:
-    """Say the nodes' names, or note that the job is to run again."""
+    """Print the nodes' names, or record a requeue."""
     if words[:2] == ["show", "hostnames"]:
         print("127.0.0.1\n127.0.0.2")
     elif words == ["requeue", ID]:

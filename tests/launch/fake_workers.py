@@ -1,4 +1,4 @@
-"""Workers that do in a second what training does in hours: a script of a few lines on each rank."""
+"""Fake workers for launcher tests: a script of a few lines on each rank."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from threading import Thread
 
 import psutil
 
-from seektune.launch.job import Ending, JobEnded, LaunchConfig
+from seektune.launch.job import ExitStatus, JobEnded, LaunchConfig
 from seektune.launch.local import launch
 
 OPENING = """
@@ -23,23 +23,23 @@ ROOT = Path(__file__).parents[2]
 
 
 def standin(body: str, processes: int, torch: bool = False, **changes) -> LaunchConfig:
-    """A job whose workers run these lines, which find rank, attempt and leave(code, words)."""
+    """A job whose workers run `body`, in which rank, attempt and leave(code, words) are defined."""
     quick = () if torch else ("-I", "-S")
     return LaunchConfig((sys.executable, *quick, "-c", OPENING + body), dict(os.environ), processes, **changes)
 
 
-def ending(job: LaunchConfig) -> Ending:
-    """How a job ends."""
+def ending(job: LaunchConfig) -> ExitStatus:
+    """Run a job; returns its exit status."""
     try:
         launch(job)
     except JobEnded as ended:
-        return ended.ending
-    return Ending()
+        return ended.status
+    return ExitStatus()
 
 
 def launcher(body: str, processes: int, **changes) -> subprocess.Popen[str]:
-    """Another launcher, which prints exit code and sentence."""
-    command = [sys.executable, "-m", "tests.launch.standin", body, str(processes), repr(changes)]
+    """A launcher in another process, which prints the exit code and message."""
+    command = [sys.executable, "-m", "tests.launch.fake_workers", body, str(processes), repr(changes)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
@@ -47,12 +47,12 @@ SLEEPS = "time.sleep(60)"
 
 
 def ready(folder: Path) -> str:
-    """A line by which a worker says that it runs."""
+    """A line of code by which a worker reports that it runs."""
     return f"open({str(folder)!r} + f'/ready-{{os.getpid()}}', 'w').close()\n"
 
 
 def when_ready(folder: Path, count: int) -> list[int]:
-    """Wait for that many workers; their process ids."""
+    """Wait until `count` workers run; returns their process ids."""
     deadline = time.monotonic() + 25
     while len(found := list(folder.glob("ready-*"))) < count:
         assert time.monotonic() < deadline
@@ -61,7 +61,7 @@ def when_ready(folder: Path, count: int) -> list[int]:
 
 
 def signal_when_ready(folder: Path, count: int, number: int) -> None:
-    """Signal this process, which is a launcher by then, when that many workers run."""
+    """Signal this process, which is a launcher by then, when `count` workers run."""
 
     def wait() -> None:
         when_ready(folder, count)
@@ -71,7 +71,7 @@ def signal_when_ready(folder: Path, count: int, number: int) -> None:
 
 
 def are_gone(pids: list[int]) -> bool:
-    """Whether none of these processes lives, after a moment."""
+    """Whether none of these processes is alive after a few seconds."""
     deadline = time.monotonic() + 3
     while any(_lives(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -88,4 +88,4 @@ def _lives(pid: int) -> bool:
 if __name__ == "__main__":
     body, processes, changes = sys.argv[1], int(sys.argv[2]), eval(sys.argv[3])
     how = ending(standin(body, processes, **changes))
-    print(how.code, how.sentence, flush=True)
+    print(how.code, how.message, flush=True)

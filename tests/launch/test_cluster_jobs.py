@@ -1,4 +1,4 @@
-"""Jobs for Kubernetes and SkyPilot are what schemas ask for, and hold no secret and nothing a shell would run."""
+"""Jobs for Kubernetes and SkyPilot follow their schemas, and contain no secrets and no unquoted shell text."""
 
 import json
 import re
@@ -26,7 +26,7 @@ JOBS = [(task, kind) for task in (TASK, ALONE) for kind in ("trainjob", "pytorch
 SKY = {"name", "num_nodes", "workdir", "resources", "envs", "secrets", "volumes", "file_mounts", "setup", "run"}
 SKY_RESOURCES = {"accelerators", "use_spot", "job_recovery", "infra", "image_id"}
 SKY_RECOVERY = {"strategy", "max_restarts_on_errors", "recover_on_exit_codes"}
-"""Keys of its documentation that are used here; skypilot itself brings a hundred packages."""
+"""Keys from SkyPilot's documentation that are used here; skypilot itself has a hundred dependencies."""
 
 
 def kubernetes(task: JobSpec, kind: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def kubernetes(task: JobSpec, kind: Any) -> dict[str, Any]:
 
 
 def understood(job: dict[str, Any]) -> dict[str, Any]:
-    """What of a job its models keep: a key that they do not know is gone, a wrong type is refused."""
+    """A job parsed by Kubeflow's models: unknown keys are dropped, wrong types are refused."""
     if job["kind"] == "TrainJob":
         return dict(TrainerV1alpha1TrainJob.from_dict(job).to_dict())
     client = ApiClient()
@@ -47,7 +47,7 @@ def understood(job: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("task", "kind"), JOBS)
-def test_a_job_is_what_the_schema_says(task: JobSpec, kind: str) -> None:
+def test_job_follows_the_schema(task: JobSpec, kind: str) -> None:
     job = kubernetes(task, kind)
     assert understood(job) == job
 
@@ -60,12 +60,12 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 FREE = {"limits", "pytorchReplicaSpecs"}
-"""Whose keys are names of the user's world."""
+"""Mappings whose keys are free names."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trainjob", "pytorchjob"])
-def test_every_misspelt_key_would_be_found(kind: str) -> None:
+def test_schema_check_finds_every_misspelt_key(kind: str) -> None:
     for path in places(kubernetes(TASK, kind)):
         if (len(path) > 1 and path[-2] in FREE) or path == ("kind",):
             continue
@@ -82,7 +82,7 @@ def test_every_misspelt_key_would_be_found(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["trainjob", "pytorchjob"])
-def test_a_pod_has_time_memory_and_a_claim(kind: str) -> None:
+def test_pod_has_grace_period_shared_memory_and_claim(kind: str) -> None:
     text = write_kubernetes(TASK, Kubernetes("image", "ck", kind))
     assert "terminationGracePeriodSeconds: 300" in text
     assert "medium: Memory" in text
@@ -93,12 +93,12 @@ def test_a_pod_has_time_memory_and_a_claim(kind: str) -> None:
 
 
 def replaced(word: str) -> str:
-    """What Kubernetes makes of a word: $$ is one sign, $(NAME) a variable, all else stays."""
+    """A word after Kubernetes' expansion: $$ is one $, $(NAME) a variable."""
     return re.sub(r"\$(\$|\([^)]*\))", lambda found: "$" if found[1] == "$" else "a variable", word)
 
 
 def run_words(command: list[str], args: list[str], folder: Path, **variables: str) -> list[str]:
-    """What a container would call, after Kubernetes replaced its own variables."""
+    """The arguments with which a container would call seektune, after Kubernetes' expansion."""
     door = folder / "seektune"
     door.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
     door.chmod(0o755)
@@ -108,7 +108,7 @@ def run_words(command: list[str], args: list[str], folder: Path, **variables: st
     return done.stdout.split("\0")[:-1]
 
 
-def test_hostile_words_reach_the_container_as_they_are(tmp_path: Path) -> None:
+def test_hostile_words_reach_the_container_unchanged(tmp_path: Path) -> None:
     trainer = kubernetes(TASK, "trainjob")["spec"]["trainer"]
     places = {"PET_NODE_RANK": "3", "PET_MASTER_ADDR": "h", "PET_MASTER_PORT": "1"}
     command, args = (list(map(replaced, trainer[kind])) for kind in ("command", "args"))
@@ -119,7 +119,7 @@ def test_hostile_words_reach_the_container_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["trainjob", "pytorchjob"])
-def test_a_variable_that_is_handed_on_has_no_other_value(kind: str) -> None:
+def test_variable_passed_by_name_has_no_default(kind: str) -> None:
     task = replace(ALONE, environment=Environment(("NCCL_DEBUG",)))
     assert write_kubernetes(task, Kubernetes("i", "ck", kind)).count("- name: NCCL_DEBUG") == 1
     made = yaml.safe_load(write_skypilot(task, Skypilot("H100", volume="ck")))
@@ -137,7 +137,7 @@ def test_a_variable_that_is_handed_on_has_no_other_value(kind: str) -> None:
         ({"shm": "1Gi\n"}, "--shm '1Gi.n' must be an amount"),
     ],
 )
-def test_what_kubernetes_would_refuse_is_refused(changes: dict[str, str], said: str) -> None:
+def test_invalid_kubernetes_options_are_refused(changes: dict[str, str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         write_kubernetes(ALONE, replace(Kubernetes("i", "ck"), **changes))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="--name '1x' must begin with a letter"):
@@ -145,14 +145,14 @@ def test_what_kubernetes_would_refuse_is_refused(changes: dict[str, str], said: 
 
 
 @pytest.mark.parametrize("name", ["Mine", "a b", "a_b", "-a", "a" * 51, "a\nb", ""])
-def test_names_that_kubernetes_does_not_take_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="small letters"):
+def test_invalid_kubernetes_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="only lowercase letters"):
         write_kubernetes(JobSpec("r", (), 1, 1, name), Kubernetes("i", "ck"))
-    with pytest.raises(ValueError, match="small letters"):
+    with pytest.raises(ValueError, match="only lowercase letters"):
         write_kubernetes(ALONE, Kubernetes("i", name))
 
 
-def test_a_task_for_skypilot_has_keys_that_it_knows_and_its_run_is_sound(tmp_path: Path) -> None:
+def test_skypilot_task_has_documented_keys_and_passes_shellcheck(tmp_path: Path) -> None:
     for task, asked in (
         (TASK, Skypilot("H100", image="ghcr.io/you/it:1", cloud="aws", volume="ck")),
         (ALONE, Skypilot("H200", bucket="s3://mine", spot=False)),
@@ -170,7 +170,7 @@ def test_a_task_for_skypilot_has_keys_that_it_knows_and_its_run_is_sound(tmp_pat
     assert made["file_mounts"] == {"/checkpoints": {"source": "s3://mine", "mode": "MOUNT_CACHED"}}
 
 
-def test_a_task_for_skypilot_calls_what_it_says(tmp_path: Path) -> None:
+def test_skypilot_task_runs_the_command(tmp_path: Path) -> None:
     made = yaml.safe_load(write_skypilot(TASK, Skypilot("H100", volume="ck")))
     assert made["secrets"] == {"HF_TOKEN": None}
     variables = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "4", "SKYPILOT_NODE_RANK": "1"}
@@ -185,9 +185,9 @@ def test_a_task_for_skypilot_calls_what_it_says(tmp_path: Path) -> None:
         (1, Skypilot("H100"), "--volume NAME, or --bucket"),
         (2, Skypilot("H100", bucket="s3://a"), "several nodes need --volume"),
         (1, Skypilot("H100", bucket="a"), "must be a URI"),
-        (1, Skypilot("H100", bucket="s3://a", volume="b"), "need one place"),
+        (1, Skypilot("H100", bucket="s3://a", volume="b"), "need one persistent storage"),
     ],
 )
-def test_checkpoints_without_a_place_that_all_nodes_see_are_refused(nodes: int, asked: Skypilot, said: str) -> None:
+def test_checkpoints_without_shared_storage_are_refused(nodes: int, asked: Skypilot, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         write_skypilot(JobSpec("r", (), nodes, 8, "mine"), asked)

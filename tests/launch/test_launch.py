@@ -1,4 +1,4 @@
-"""Whole jobs of stand-in workers on one node: how they end, what is said, and that nobody is left."""
+"""Whole jobs of fake workers on one node: exit codes, messages, and that no process is left."""
 
 import signal
 import time
@@ -7,8 +7,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from seektune.exit_codes import RESUME_ME
 from seektune.launch.agent import threads
-from seektune.signals import RESUME_ME
 
 from .fake_workers import SLEEPS, are_gone, ending, launcher, ready, signal_when_ready, standin, when_ready
 
@@ -25,7 +25,7 @@ Processes = Callable[[], list[psutil.Process]]
 
 @pytest.fixture
 def left() -> Processes:
-    """What a test started and did not end; other tests' servers of forks may live on."""
+    """Processes that a test started and did not stop; fork servers of other tests may still run."""
     before = psutil.Process().children(recursive=True)
 
     def processes() -> list[psutil.Process]:
@@ -35,7 +35,7 @@ def left() -> Processes:
     return processes
 
 
-def test_workers_know_their_place_and_only_rank_0_prints(capfd):
+def test_workers_get_rank_variables_and_only_rank_0_prints(capfd):
     body = """
 print(rank, *(os.environ[name] for name in ("LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")))
 print("a warning", file=sys.stderr)
@@ -46,7 +46,7 @@ print("a warning", file=sys.stderr)
     assert sorted(said.err.splitlines()) == ["[rank 1] a warning", "[rank 2] a warning", "a warning"]
 
 
-def test_the_failing_workers_line_is_the_one_that_is_said(capfd, left: Processes):
+def test_message_of_the_first_failure_is_reported(capfd, left: Processes):
     body = f"""
 if rank == 1: leave(1, "loss is nan at step 3")
 time.sleep(0.2)
@@ -55,39 +55,39 @@ if rank == 2: leave(1, "RuntimeError: [pair.cc:537] Connection closed by peer [1
 """
     began = time.monotonic()
     how = ending(standin(body, 4))
-    assert (how.code, how.sentence) == (1, "[rank 1] loss is nan at step 3; the other workers were stopped")
+    assert (how.code, how.message) == (1, "[rank 1] loss is nan at step 3; the other workers were stopped")
     assert capfd.readouterr().err == ""
     assert time.monotonic() - began < 10
     assert left() == []
 
 
-def test_a_cause_is_waited_for_that_comes_after_its_consequence():
+def test_root_cause_is_reported_even_if_it_arrives_after_a_lost_peer():
     body = """
 if rank == 0: leave(1, "RuntimeError: Connection closed by peer")
 time.sleep(0.5)
 leave(1, "No space left on device")
 """
-    assert ending(standin(body, 2)).sentence.startswith("[rank 1] No space left")
+    assert ending(standin(body, 2)).message.startswith("[rank 1] No space left")
 
 
-def test_another_failure_beside_the_first_is_shown_with_its_rank(capfd):
+def test_second_independent_failure_is_printed_with_its_rank(capfd):
     body = "print('seektune: disk', rank // 2, 'is full', file=sys.stderr)\ntime.sleep(0.5)\nsys.exit(1)"
     how = ending(standin(body, 4))
     said = capfd.readouterr().err.splitlines()
     assert len(said) == 1
-    assert {how.sentence[9:23], said[0][19:]} == {"disk 0 is full", "disk 1 is full"}
+    assert {how.message[9:23], said[0][19:]} == {"disk 0 is full", "disk 1 is full"}
     assert said[0].startswith(
         ("[rank 0] seektune: ", "[rank 1] seektune: ", "[rank 2] seektune: ", "[rank 3] seektune: ")
     )
 
 
-def test_a_mistake_that_every_worker_finds_is_said_once_without_a_rank(capfd):
+def test_user_mistake_found_by_every_worker_is_reported_once_without_rank(capfd):
     how = ending(standin("leave(2, 'row 3 has no endings')", 3, max_restarts=2))
-    assert (how.code, how.sentence) == (2, "row 3 has no endings")
+    assert (how.code, how.message) == (2, "row 3 has no endings")
     assert capfd.readouterr().err == ""
 
 
-def test_a_killed_worker_is_named_with_its_signal():
+def test_killed_worker_is_reported_with_its_signal():
     body = f"""
 if rank == 2: os.kill(os.getpid(), signal.SIGKILL)
 if rank == 1: time.sleep(0.2); leave(1, "RuntimeError: Connection reset by peer")
@@ -95,55 +95,55 @@ if rank == 1: time.sleep(0.2); leave(1, "RuntimeError: Connection reset by peer"
 """
     how = ending(standin(body, 3, advice="the same command resumes"))
     said = "rank 2 was killed by SIGKILL (out of memory?); the other workers were stopped; the same command resumes"
-    assert (how.code, how.sentence) == (1, said)
-    assert ending(standin("os.kill(os.getpid(), 6)", 1)).sentence.startswith("rank 0 was killed by SIGABRT; the same")
+    assert (how.code, how.message) == (1, said)
+    assert ending(standin("os.kill(os.getpid(), 6)", 1)).message.startswith("rank 0 was killed by SIGABRT; the same")
 
 
-def test_a_worker_that_says_nothing_is_named_with_its_exit_code():
-    assert ending(standin("sys.exit(7)", 1)).sentence == "rank 0 ended with exit code 7"
+def test_silent_worker_is_reported_with_its_exit_code():
+    assert ending(standin("sys.exit(7)", 1)).message == "rank 0 ended with exit code 7"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
 @pytest.mark.slow
-def test_a_signal_reaches_all_and_they_have_time_to_save(number, tmp_path):
+def test_signal_is_forwarded_and_workers_have_time_to_save(number, tmp_path):
     signal_when_ready(tmp_path, 3, number)
     how = ending(standin(SAVES + ready(tmp_path) + SLEEPS, 3, max_restarts=3))
-    assert (how.code, how.sentence) == (RESUME_ME, f"stopped by {number.name}; saved in step-3")
+    assert (how.code, how.message) == (RESUME_ME, f"stopped by {number.name}; saved in step-3")
 
 
-def test_a_signal_before_workers_listen_is_an_orderly_end_too(tmp_path):
+def test_signal_before_workers_handle_it_is_a_clean_exit(tmp_path):
     signal_when_ready(tmp_path, 2, signal.SIGTERM)
     how = ending(standin(ready(tmp_path) + SLEEPS, 2))
     assert how.code == RESUME_ME
-    assert how.sentence == "stopped by SIGTERM before training began; the same command starts again"
+    assert how.message == "stopped by SIGTERM before training began; the same command starts again"
 
 
-def test_a_worker_that_leaves_by_itself_leaves_the_others_time():
+def test_worker_that_exits_early_leaves_the_others_time_to_save():
     how = ending(standin("if rank == 0: time.sleep(0.5)\nleave(75, f'saved by rank {rank}')", 2))
-    assert (how.code, how.sentence) == (RESUME_ME, "saved by rank 0")
+    assert (how.code, how.message) == (RESUME_ME, "saved by rank 0")
 
 
 @pytest.mark.slow
-def test_who_does_not_stop_in_time_is_killed(tmp_path, left: Processes):
+def test_workers_are_killed_after_the_grace_period(tmp_path, left: Processes):
     signal_when_ready(tmp_path, 2, signal.SIGTERM)
     deaf = f"signal.signal(signal.SIGTERM, lambda *_: {SLEEPS})\n"
     how = ending(standin(deaf + ready(tmp_path) + SLEEPS, 2, grace=0.5))
     assert how.code == 1
-    assert how.sentence.startswith("ranks 0, 1 did not stop within 0.5 s (--shutdown-timeout)")
+    assert how.message.startswith("ranks 0, 1 did not stop within 0.5 s (--shutdown-timeout)")
     assert left() == []
 
 
-def test_a_failure_while_stopping_is_no_reason_to_restart(tmp_path, capfd):
+def test_failure_while_stopping_does_not_restart(tmp_path, capfd):
     signal_when_ready(tmp_path, 2, signal.SIGTERM)
     fails = "signal.signal(signal.SIGTERM, lambda *_: leave(1, 'No space left on device'))\n"
     assert ending(standin(fails + ready(tmp_path) + SLEEPS, 2, max_restarts=3)).code == 1
     assert "restart" not in capfd.readouterr().err
 
 
-def test_failures_are_restarted_as_often_as_allowed_and_said_each_time(capfd):
+def test_failures_restart_up_to_max_restarts_with_a_line_each(capfd):
     body = f"if rank == 1: leave(1, f'attempt {{attempt}} failed')\n{SLEEPS}"
     how = ending(standin(body, 2, max_restarts=2))
-    assert how.sentence == "[rank 1] attempt 2 failed; the other workers were stopped"
+    assert how.message == "[rank 1] attempt 2 failed; the other workers were stopped"
     others = "; the other workers were stopped"
     assert capfd.readouterr().err.splitlines() == [
         f"seektune: [rank 1] attempt 0 failed{others}; restart 1 of 2, from the last checkpoint",
@@ -152,12 +152,12 @@ def test_failures_are_restarted_as_often_as_allowed_and_said_each_time(capfd):
 
 
 @pytest.mark.parametrize("code", [2, RESUME_ME])
-def test_mistakes_and_requests_are_not_restarted(code, capfd):
+def test_user_mistakes_and_stops_are_not_restarted(code, capfd):
     assert ending(standin(f"leave({code}, 'so be it')", 2, max_restarts=2)).code == code
     assert "restart" not in capfd.readouterr().err
 
 
-def test_threads_are_shared_out_unless_the_user_did(capfd, monkeypatch):
+def test_threads_are_divided_among_workers_unless_set(capfd, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert ending(standin("print(os.environ['OMP_NUM_THREADS'])", 2)).code == 0
     assert capfd.readouterr().out == f"{threads(2)}\n"
@@ -168,7 +168,7 @@ def test_threads_are_shared_out_unless_the_user_did(capfd, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_process_group_forms_and_forms_again_after_a_restart(capfd):
+def test_process_group_forms_again_after_a_restart(capfd):
     body = """
 import torch
 from torch import distributed
@@ -192,7 +192,7 @@ distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_nobody_outlives_a_launcher_that_is_killed(tmp_path):
+def test_workers_die_with_a_killed_launcher(tmp_path):
     with launcher(ready(tmp_path) + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEPS, 3) as process:
         pids = when_ready(tmp_path, 3)
         process.kill()
@@ -200,7 +200,7 @@ def test_nobody_outlives_a_launcher_that_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_all_at_once(tmp_path):
+def test_second_signal_kills_all_workers(tmp_path):
     (tmp_path / "heard").mkdir()
     hears = ready(tmp_path / "heard").strip()
     deaf = f"def hear(*_): {hears}\nsignal.signal(signal.SIGTERM, hear)\n"
@@ -211,12 +211,12 @@ def test_a_second_signal_ends_all_at_once(tmp_path):
         assert process.poll() is None
         process.terminate()
         _, said = process.communicate(timeout=10)
-    assert (process.returncode, said) == (128 + signal.SIGTERM, "seektune: SIGTERM again: ended at once\n")
+    assert (process.returncode, said) == (128 + signal.SIGTERM, "seektune: second SIGTERM: workers killed\n")
     assert are_gone(pids)
 
 
 @pytest.mark.slow
-def test_workers_end_as_ever_where_nobody_reads_their_errors():
+def test_closed_standard_error_does_not_disturb_workers():
     body = "for _ in range(1000): print('x' * 1000, file=sys.stderr)\nleave(1, 'done')"
     with launcher(body, 1) as process:
         assert process.stderr is not None

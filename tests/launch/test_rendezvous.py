@@ -1,4 +1,4 @@
-"""Several nodes on one machine: they start, end and restart together, also when one of them is simply gone."""
+"""Several nodes on one machine: they start, end and restart together, also when one of them is killed."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ from threading import Timer
 
 import pytest
 
+from seektune.exit_codes import RESUME_ME
 from seektune.launch import rendezvous
-from seektune.signals import RESUME_ME
 
 from .fake_workers import SLEEPS, are_gone, ending, launcher, ready, standin, when_ready
 
@@ -33,7 +33,7 @@ def test_two_nodes_form_one_world_and_end_together(endpoint, capfd, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_failure_on_one_node_ends_the_other_with_its_words(endpoint, capfd):
+def test_failure_on_one_node_ends_the_other_with_its_message(endpoint, capfd):
     body = f"""
 if rank == 2: leave(1, "loss is nan")
 if rank == 0: time.sleep(0.1); leave(1, "RuntimeError: Connection closed by peer")
@@ -42,19 +42,19 @@ if rank == 0: time.sleep(0.1); leave(1, "RuntimeError: Connection closed by peer
     with launcher(body, 2, nodes=2, node_rank=1, endpoint=endpoint) as other:
         how = ending(standin(body, 2, nodes=2, endpoint=endpoint))
         said = "[rank 2] loss is nan; the other workers were stopped"
-        assert (how.code, how.sentence) == (1, said)
+        assert (how.code, how.message) == (1, said)
         assert other.communicate(timeout=20) == (f"1 {said}\n", "")
     assert capfd.readouterr().err == ""
 
 
 @pytest.mark.slow
-def test_both_nodes_restart_and_count_alike(endpoint, capfd):
+def test_both_nodes_restart_with_the_same_count(endpoint, capfd):
     body = f"if attempt == 2: sys.exit(0)\nif rank == 2 - 2 * attempt: leave(1, 'no')\n{SLEEPS}"
     with launcher(body, 2, nodes=2, node_rank=1, endpoint=endpoint, max_restarts=2) as other:
         assert ending(standin(body, 2, nodes=2, endpoint=endpoint, max_restarts=2)).code == 0
         code, there = other.communicate(timeout=20)
     assert code == "0 \n"
-    others, elsewhere = "; the other workers were stopped", "a worker of another node failed"
+    others, elsewhere = "; the other workers were stopped", "a worker on another node failed"
     assert capfd.readouterr().err.splitlines() == [
         f"seektune: {elsewhere}; restart 1 of 2, from the last checkpoint",
         f"seektune: [rank 0] no{others}; restart 2 of 2, from the last checkpoint",
@@ -66,79 +66,79 @@ def test_both_nodes_restart_and_count_alike(endpoint, capfd):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_node_stops_both_and_the_slower_one_has_its_time(endpoint, tmp_path):
+def test_signal_to_one_node_stops_both_and_waits_for_the_slower(endpoint, tmp_path):
     body = "signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(0.5 * rank), leave(75, f'saved {rank}')))\n"
     body += ready(tmp_path) + SLEEPS
     with launcher(body, 1, nodes=2, node_rank=1, endpoint=endpoint) as other:
         Timer(0, lambda: (when_ready(tmp_path, 2), os.kill(os.getpid(), signal.SIGUSR1))).start()
         how = ending(standin(body, 1, nodes=2, endpoint=endpoint))
-        assert (how.code, how.sentence) == (RESUME_ME, "saved 0")
+        assert (how.code, how.message) == (RESUME_ME, "saved 0")
         assert other.communicate(timeout=20) == ("75 saved 1\n", "")
 
 
 @pytest.mark.slow
-def test_a_node_that_is_gone_is_noticed(endpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(rendezvous, "LOST_AFTER", 3.0)
+def test_lost_node_ends_the_job(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(rendezvous, "HEARTBEAT_TIMEOUT", 3.0)
     with launcher(ready(tmp_path) + SLEEPS, 1, nodes=2, node_rank=1, endpoint=endpoint) as other:
         Timer(0, lambda: (when_ready(tmp_path, 2), time.sleep(1.5), other.kill())).start()
         how = ending(standin(ready(tmp_path) + SLEEPS, 1, nodes=2, endpoint=endpoint))
     assert how.code == 1
-    assert how.sentence.startswith("node 1 does not answer any more; the other nodes were stopped")
+    assert how.message.startswith("node 1 is not responding; the other nodes were stopped")
     assert are_gone(when_ready(tmp_path, 2))
 
 
 @pytest.mark.slow
-def test_the_node_that_keeps_the_store_may_be_gone_too(endpoint, tmp_path):
+def test_lost_node_0_ends_the_job(endpoint, tmp_path):
     with launcher(ready(tmp_path) + SLEEPS, 1, nodes=2, endpoint=endpoint) as other:
         Timer(0, lambda: (when_ready(tmp_path, 2), other.kill())).start()
         how = ending(standin(ready(tmp_path) + SLEEPS, 1, nodes=2, node_rank=1, endpoint=endpoint))
     assert how.code == 1
-    assert how.sentence.startswith("node 0 does not answer any more")
+    assert how.message.startswith("node 0 is not responding")
     assert are_gone(when_ready(tmp_path, 2))
 
 
 @pytest.mark.slow
-def test_a_node_with_other_words_is_refused_on_both(endpoint, tmp_path: Path):
+def test_node_with_another_command_is_refused_on_both(endpoint, tmp_path: Path):
     with launcher(ready(tmp_path), 1, nodes=2, node_rank=1, endpoint=endpoint, identity="b") as other:
         here = ending(standin(ready(tmp_path), 1, nodes=2, endpoint=endpoint, identity="a"))
         there, _ = other.communicate(timeout=20)
-    assert (here.code, there) == (2, f"2 {here.sentence}\n")
-    assert here.sentence.startswith("node 1 was started with another recipe, override or number of processes than")
+    assert (here.code, there) == (2, f"2 {here.message}\n")
+    assert here.message.startswith("node 1 was started with a different recipe, override or number of processes than")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_two_nodes_with_one_number_are_refused(endpoint):
+def test_two_nodes_with_the_same_rank_are_refused(endpoint):
     twins = [launcher(SLEEPS, 1, nodes=3, node_rank=1, endpoint=endpoint) for _ in range(2)]
     how = ending(standin(SLEEPS, 1, nodes=3, endpoint=endpoint))
-    assert (how.code, how.sentence) == (2, "another node was started with --node-rank 1 too")
-    assert {twin.communicate(timeout=20)[0] for twin in twins} == {f"2 {how.sentence}\n"}
+    assert (how.code, how.message) == (2, "more than one node was started with --node-rank 1")
+    assert {twin.communicate(timeout=20)[0] for twin in twins} == {f"2 {how.message}\n"}
 
 
 @pytest.mark.parametrize("node_rank", [0, 1])
 @pytest.mark.slow
-def test_who_waits_for_other_nodes_hears_signals(endpoint, node_rank):
+def test_signal_interrupts_the_wait_for_other_nodes(endpoint, node_rank):
     Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     how = ending(standin("pass", 1, nodes=2, node_rank=node_rank, endpoint=endpoint))
     assert how.code == RESUME_ME
-    assert how.sentence.startswith("stopped by SIGTERM before training began")
+    assert how.message.startswith("stopped by SIGTERM before training began")
 
 
 @pytest.mark.slow
-def test_patience_has_an_end_that_names_who_is_missing(endpoint, monkeypatch):
-    monkeypatch.setattr(rendezvous, "PATIENCE", 0.5)
+def test_join_timeout_names_the_missing_nodes(endpoint, monkeypatch):
+    monkeypatch.setattr(rendezvous, "JOIN_TIMEOUT", 0.5)
     how = ending(standin("pass", 1, nodes=3, node_rank=0, endpoint=endpoint))
-    assert (how.code, how.sentence) == (1, f"waited 0.5 s at {endpoint} for node 1, 2 of 3")
+    assert (how.code, how.message) == (1, f"node 1, 2 of 3 did not join at {endpoint} within 0.5 s")
     how = ending(standin("pass", 1, nodes=2, node_rank=1, endpoint="127.0.0.1:1"))
-    assert (how.code, how.sentence) == (1, "node 0 did not answer at 127.0.0.1:1 for 0.5 s")
+    assert (how.code, how.message) == (1, "node 0 did not answer at 127.0.0.1:1 for 0.5 s")
 
 
-def test_a_port_in_use_takes_one_line(capfd):
+def test_port_in_use_is_reported_in_one_line(capfd):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         endpoint = f"127.0.0.1:{taken.getsockname()[1]}"
         how = ending(standin("pass", 1, nodes=2, endpoint=endpoint))
     assert how.code == 1
-    assert how.sentence.startswith(f"--rdzv-endpoint {endpoint} cannot be opened on this node")
-    assert "\n" not in how.sentence
+    assert how.message.startswith(f"--rdzv-endpoint {endpoint} cannot be opened on this node")
+    assert "\n" not in how.message

@@ -1,4 +1,4 @@
-"""Scripts for Slurm are sound, safe, and really run: two nodes, a signal, the queue again, and the same losses."""
+"""Slurm scripts are valid and safe, and run: two nodes, a signal, a requeue, and the same losses."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.launch.job_spec import Environment, JobSpec, label
-from seektune.launch.slurm import OWN, Slurm, write_slurm
+from seektune.launch.slurm import SCRIPT_VARIABLES, Slurm, write_slurm
 from tests.run_cli import CODE, ROOT, seektune
 
 from .fake_slurm import ID, install
@@ -37,7 +37,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_script_is_sound_for_bash_and_shellcheck(variant: str, tmp_path: Path) -> None:
+def test_script_passes_bash_and_shellcheck(variant: str, tmp_path: Path) -> None:
     script = tmp_path / "job.sbatch"
     script.write_text(write_slurm(*VARIANTS[variant]))
     for check in (["bash", "-n"], [str(SHELLCHECK), "--severity=style", "--shell=bash"]):
@@ -45,13 +45,13 @@ def test_a_script_is_sound_for_bash_and_shellcheck(variant: str, tmp_path: Path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_shellcheck_would_find_what_is_not_quoted(tmp_path: Path) -> None:
+def test_shellcheck_finds_missing_quotes(tmp_path: Path) -> None:
     script = tmp_path / "job.sbatch"
     script.write_text(write_slurm(TASK, Slurm()).replace('requeue "$SLURM_JOB_ID"', "requeue $SLURM_JOB_ID"))
     assert subprocess.run([str(SHELLCHECK), str(script)], capture_output=True, check=False).returncode == 1
 
 
-def test_hostile_words_reach_the_command_as_they_are(tmp_path: Path) -> None:
+def test_hostile_words_reach_the_command_unchanged(tmp_path: Path) -> None:
     lines = write_slurm(*VARIANTS["hostile"]).splitlines()
     array = "\n".join(lines[lines.index("command=(") : lines.index("command=(") + 12])
     array = array[: array.index("\n)") + 2]
@@ -65,22 +65,22 @@ def test_hostile_words_reach_the_command_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\x00b", "a\x1b[2J"])
-def test_words_of_several_lines_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="must be one line of printable signs"):
+def test_multi_line_words_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be one line of printable characters"):
         JobSpec(text, (), 1, 1, "mine")
-    with pytest.raises(ValueError, match="must be one line of printable signs"):
+    with pytest.raises(ValueError, match="must be one line of printable characters"):
         Environment.of([f"A={text}"])
 
 
 @pytest.mark.parametrize("field", ["time", "partition", "account", "qos", "constraint", "logs"])
 @pytest.mark.parametrize("text", ["a b", "$(x)", "a\n#SBATCH --wrap=x", "'", ""])
-def test_words_that_a_header_cannot_hold_are_refused(field: str, text: str) -> None:
-    with pytest.raises(ValueError, match="#SBATCH line takes"):
+def test_words_that_need_quoting_are_refused_in_headers(field: str, text: str) -> None:
+    with pytest.raises(ValueError, match="#SBATCH line accepts"):
         write_slurm(TASK, Slurm(**{field: text}))
 
 
-def test_secrets_are_handed_on_by_name_only() -> None:
-    with pytest.raises(ValueError, match="name it: --env HF_TOKEN") as caught:
+def test_secrets_are_passed_by_name_only() -> None:
+    with pytest.raises(ValueError, match="pass it by name: --env HF_TOKEN") as caught:
         Environment.of(["HF_TOKEN=hf_abc"])
     assert "hf_abc" not in str(caught.value)
     written = write_slurm(JobSpec("r", (), 1, 1, "m", Environment.of(["HF_TOKEN"])), Slurm(container="image"))
@@ -91,35 +91,35 @@ def test_secrets_are_handed_on_by_name_only() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"environment": Environment.of(["port=1"])}, "--env port: the script has a variable of that name"),
-        ({"environment": Environment.of(["step"])}, "--env step: the script has a variable of that name"),
-        ({"name": "../mine"}, "must have no /"),
-        ({"seconds": 65536}, "Slurm takes 65535 at most"),
+        ({"environment": Environment.of(["port=1"])}, "--env port: the script itself uses a variable of that name"),
+        ({"environment": Environment.of(["step"])}, "--env step: the script itself uses a variable of that name"),
+        ({"name": "../mine"}, "must not contain /"),
+        ({"seconds": 65536}, "Slurm allows at most 65535"),
     ],
 )
-def test_words_that_would_break_a_script_are_refused(changes: dict[str, Any], said: str) -> None:
+def test_invalid_slurm_options_are_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         write_slurm(replace(TASK, **changes), Slurm())
 
 
-def test_the_variables_of_a_script_are_known() -> None:
+def test_script_variables_are_listed() -> None:
     script = "\n".join(write_slurm(task, slurm) for task, slurm in VARIANTS.values())
-    assert set(re.findall(r"(?:^|\s)([a-z_]+)=(?=[$(\d'\"])", script)) == set(OWN)
+    assert set(re.findall(r"(?:^|\s)([a-z_]+)=(?=[$(\d'\"])", script)) == set(SCRIPT_VARIABLES)
 
 
-def test_a_variable_is_named_once() -> None:
-    with pytest.raises(ValueError, match="--env A is there twice"):
+def test_variable_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match="--env A is given twice"):
         Environment.of(["A=1", "A"])
 
 
-def test_any_text_becomes_a_name() -> None:
+def test_any_text_becomes_a_valid_label() -> None:
     assert label("DeepSeek_V4 Tiny!") == "deepseek-v4-tiny"
     assert label("4/5") == "run-4-5"
     assert label("§") == "run"
 
 
 @pytest.mark.slow
-def test_mistakes_take_one_line(tmp_path: Path) -> None:
+def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.touch()
     mistakes = {
@@ -130,7 +130,7 @@ def test_mistakes_take_one_line(tmp_path: Path) -> None:
         (TINY, "--nodes=2", f"--out={taken}"): "exists; name a new file",
         (TINY, "--nodes=2", "--optimiser.lr=1"): "optimizer",
         (TINY, "--nodes=2", "--gpu=h99"): "h100-80gb",
-        (TINY, "--nodes=2", "--container=a", "--venv=b"): "leave --venv away",
+        (TINY, "--nodes=2", "--container=a", "--venv=b"): "leave --venv out",
         (TINY, "--nodes=2", "--submit", "--output", str(tmp_path / "logs")): "sbatch not found",
         (TINY,): "--nodes",
     }
@@ -150,7 +150,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.mark.slow
-def test_a_job_really_runs_is_preempted_and_goes_on_with_the_same_losses(tmp_path: Path) -> None:
+def test_preempted_job_resumes_with_the_same_losses(tmp_path: Path) -> None:
     rows = write_hellaswag(tmp_path / "rows", 64, 8)
     venv = tmp_path / "my venv" / "bin"
     venv.mkdir(parents=True)
@@ -195,7 +195,7 @@ def test_a_job_really_runs_is_preempted_and_goes_on_with_the_same_losses(tmp_pat
         assert f"Submitted batch job {ID}" in done.stdout
         codes = [(home / f"code-{count}").read_text() for count in range(2) if (home / f"code-{count}").exists()]
         assert codes == (["0"] if kind == "undisturbed" else ["0", "0"]), log
-        assert ("saved; queued again" in log) == (kind == "preempted")
+        assert ("saved; requeued" in log) == (kind == "preempted")
         assert ("resuming after step" in log) == (kind == "preempted"), log
         names = {file.name.rpartition("-")[2] for file in (place / "logs").iterdir()}
         assert names == {f"{ID}.log", "node0.log", "node1.log"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seektune.io.files import read_lines
+from seektune.io.jsonl import read_records
 from seektune.lora.files import load_adapter
 from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -67,11 +67,11 @@ def test_packed_or_decoded_and_resumed_or_not_the_losses_are_the_same(lora, tmp_
     found = []
     for name, changes in {"quantized": {}, "decoded": {"model__quantized": False}}.items():
         folder = run(lora(**changes), tmp_path / name)
-        found.append([line["loss"] for line in read_lines(folder / "metrics.jsonl")])
+        found.append([line["loss"] for line in read_records(folder / "metrics.jsonl")])
     assert found[0] == found[1]
     again = lora(steps=3, resume=str(tmp_path / "quantized" / "checkpoints" / "step-000003"))
     resumed = run(again.model_copy(update={"steps": 4}), tmp_path / "more")
-    assert [line["step"] for line in read_lines(resumed / "metrics.jsonl")][-1] == 4
+    assert [line["step"] for line in read_records(resumed / "metrics.jsonl")][-1] == 4
 
 
 @pytest.mark.slow
