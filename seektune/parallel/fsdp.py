@@ -16,7 +16,7 @@ from seektune.parallel.mesh import Axes, Mesh
 Placement = Callable[[nn.Parameter], ShardPlacementResult | Shard | None]
 
 
-def shard_part(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> None:
+def apply_fsdp(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> None:
     """Cut the parameters of each block, and of what stands around the blocks, over the processes of the stage.
 
     Nothing is cast: parameters that stay fp32 in a bf16 model are gathered as such, through process groups of their
@@ -46,14 +46,14 @@ def shard_part(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> Non
         module.set_force_sum_reduction_for_comms(True)
 
 
-def give_back(part: TransformerPart) -> None:
+def reshard(part: TransformerPart) -> None:
     """Let go of weights that a forward pass without backward gathered; parameters are the cut ones again."""
     for module in part.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def show_idle(part: TransformerPart) -> None:
+def prepare_unused_mtp(part: TransformerPart) -> None:
     """Gather the MTP block once where it will not run: backward asks for the form that only gathering gives it."""
     for block in part.mtp:
         if isinstance(block, FSDPModule):

@@ -110,14 +110,14 @@ class Axes:
             context=rows.get_group("cp"),
             experts=experts.get_group("ep"),
             dense=dense,
-            dense_fp32=_twin(dense, dims, device),
+            dense_fp32=_with_own_groups(dense, dims, device),
             expert_pieces=_pieces(experts, dims.expert_replicate),
             control=dist.new_group(backend=control),
             checkpoint=dist.new_group(backend=control),
         )
 
 
-def _twin(mesh: DeviceMesh, dims: ParallelDims, device: torch.device) -> DeviceMesh:
+def _with_own_groups(mesh: DeviceMesh, dims: ParallelDims, device: torch.device) -> DeviceMesh:
     """The same mesh over process groups of its own."""
     ranks = torch.arange(dims.world).view(dims.pp_size, dims.dp_replicate, dims.fsdp_size)
     pieces, _ = dist.new_subgroups_by_enumeration(ranks.flatten(0, 1).tolist())

@@ -43,7 +43,7 @@ class Runner(Protocol):
     def train(self, batches: Sequence[Batch], task: StageTask, phase: Phase) -> None:
         """Forward and backward of them all; gradients add up, the task hears what was found."""
 
-    def examine(self, batch: Batch) -> Tensor | None:
+    def score(self, batch: Batch) -> Tensor | None:
         """What `TokenScores` holds of the slice here, `[B, L, 2]`; None where another stage has it."""
 
 
@@ -65,7 +65,7 @@ class SequentialRunner:
             del loss
 
     @torch.no_grad()
-    def examine(self, batch: Batch) -> Tensor:
+    def score(self, batch: Batch) -> Tensor:
         """As `Runner`."""
         found = self._stage(batch.tokens, batch.tokens, batch.documents, batch.labels, StageTask(None))
         assert isinstance(found, Tensor)
@@ -106,7 +106,7 @@ class PipelineRunner:
         schedule.step(*self._entry(whole), target=whole.labels, return_outputs=False, **_rest(whole, task))
 
     @torch.no_grad()
-    def examine(self, batch: Batch) -> Tensor | None:
+    def score(self, batch: Batch) -> Tensor | None:
         """As `Runner`; some rows at a time go from stage to stage, which no schedule of the engine does for all."""
         found = []
         parts = min(self._mesh.dims.pp_size, len(batch.tokens))

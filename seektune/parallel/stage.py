@@ -70,15 +70,15 @@ class Stage(TransformerPart):
         mtp = objective is not None and objective.mtp
         activations = self.backbone(rows, mtp, ledger, None if self.is_first else _unpack(x, mtp))
         if not self.is_last:
-            return self._note(task, _pack(activations), None, ledger)
+            return self._record(task, _pack(activations), None, ledger)
         hidden = self.read_out(activations, rows, ledger)
         if objective is None:
             scores = self.scores_of(hidden.main_BTD, rows.layout, labels)
             return torch.stack([scores.losses_BT, scores.first_BT.float()], dim=-1)
         losses = self.losses(hidden, rows.layout, Taught(labels, objective.taught))
-        return self._note(task, activations.streams_BTSD, losses, ledger)
+        return self._record(task, activations.streams_BTSD, losses, ledger)
 
-    def _note(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
+    def _record(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
         """Add to what was found; the stage's output, from which backward reaches the losses of its own layers too."""
         objective = task.objective
         if objective is None or ledger is None:
@@ -88,7 +88,7 @@ class Stage(TransformerPart):
         total = objective.total(parts)
         if losses is not None:
             return total
-        return _WithLoss.apply(streams, total) if objective.balance_weight > 0 else streams
+        return _AttachLoss.apply(streams, total) if objective.balance_weight > 0 else streams
 
 
 def _pack(x: Activations) -> Tensor:
@@ -107,7 +107,7 @@ def _unpack(x: Tensor, mtp: bool) -> Activations:
     return Activations(x[:, :, :-1], x[:, :, -1]) if mtp else Activations(x)
 
 
-class _WithLoss(torch.autograd.Function):
+class _AttachLoss(torch.autograd.Function):
     """Streams unchanged; on the way back the loss gets the gradient 1, as if it were added to the last stage's."""
 
     @staticmethod

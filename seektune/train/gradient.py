@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from seektune.parallel.mesh import Mesh
-from seektune.parallel.placement import copies_of, local
+from seektune.parallel.placement import local, replicas_of
 
 NAMED = 5
 """Parameters that an error message lists."""
@@ -46,7 +46,7 @@ def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float
 
 def piece_norms(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> dict[str, Tensor]:
     """This process's share in the norm of each gradient, fp64 scalars: squares of all shares add up to the whole's."""
-    named = [(name, local(p.grad), copies_of(name, p, mesh)) for name, p in parameters if p.grad is not None]
+    named = [(name, local(p.grad), replicas_of(name, p, mesh)) for name, p in parameters if p.grad is not None]
     return {
         name: torch.linalg.vector_norm(gradient, dtype=torch.float32).double() / sqrt(copies)
         for name, gradient, copies in named

@@ -14,7 +14,7 @@ from torch.distributed._tools.fake_collectives import CollectiveOp
 from torch.distributed.device_mesh import DeviceMesh
 
 from seektune.parallel.mesh import Axes
-from seektune.parallel.simulate.fake_backend import is_vote
+from seektune.parallel.simulate.fake_backend import is_shape_handshake
 
 c10d = torch.ops.c10d
 functional = torch.ops._c10d_functional
@@ -84,11 +84,11 @@ class CommTrace:
     """Hears operations between processes and adds them up."""
 
     def __init__(self, axes: Axes | None):
-        self._names = {} if axes is None else axis_names(axes)
+        self._names = {} if axes is None else group_axes(axes)
         self._count: Counter[tuple[str, str, int]] = Counter()
         self._bytes: Counter[tuple[str, str, int]] = Counter()
 
-    def hear(self, func: OpOverload, args: tuple[Any, ...]) -> None:
+    def record(self, func: OpOverload, args: tuple[Any, ...]) -> None:
         """Note one operation."""
         if func in SILENT:
             return
@@ -96,7 +96,7 @@ class CommTrace:
         operation = OPERATIONS[func]
         payload = operation.payload(args)
         tensors = [payload] if isinstance(payload, Tensor) else payload
-        if is_vote(tensors[0]):
+        if is_shape_handshake(tensors[0]):
             return
         group: ProcessGroup = CollectiveOp.get_process_group(func, args)
         axes = [axis for axis in operation.axes if axis in self._names[str(group.group_name)]]
@@ -114,7 +114,7 @@ class CommTrace:
             yield Flow(kind, axis, size, count, total, round(total * SHARES[kind](size)))
 
 
-def axis_names(axes: Axes) -> dict[str, list[str]]:
+def group_axes(axes: Axes) -> dict[str, list[str]]:
     """What each process group of a step is for, by its name."""
     world = dist.group.WORLD
     assert world is not None
