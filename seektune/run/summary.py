@@ -15,7 +15,7 @@ from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.parallel.model import ParallelModel
 from seektune.recipe.recipe import Recipe
 from seektune.run.data import TrainData
-from seektune.run.evals import Comparison, Scores, compare
+from seektune.run.evals import Scores, TaskComparison, compare
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.report import EvalText, ReportText
 from seektune.train.score_plot import BeforeAfter, Reference, Score
@@ -136,7 +136,7 @@ def _changes(task: TaskInfo, before: TaskScore, after: TaskScore) -> Iterator[st
             )
 
 
-def _eval_text(found: Comparison) -> EvalText:
+def _eval_text(found: TaskComparison) -> EvalText:
     """A task's section of the report."""
     task = found.task
     caption = f"{task.title}, {found.n:,} {task.about}; bars are 95 % intervals."
