@@ -20,7 +20,8 @@ from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.format import write_adapter
 from seektune.lora.initialize import init_adapters
 from seektune.lora.inject import AdapterShape, adapt
-from seektune.lora.merge import LossyMergeError, merge, share_kept
+from seektune.lora.merge import LossyMergeError, merge
+from seektune.lora.merge_report import share_kept
 from seektune.lora.state import adapted_modules, adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
