@@ -70,7 +70,7 @@ class ParallelDims:
         return self.stage_size // (self.ep_size * self.expert_shard)
 
     def coords(self, rank: int) -> RankCoords:
-        """Where a process stands."""
+        """The coordinates of a rank."""
         within = rank % self.stage_size
         return RankCoords(
             pp=rank // self.stage_size,

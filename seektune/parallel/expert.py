@@ -22,7 +22,7 @@ Counts = list[list[int]]
 class ExpertDispatch:
     """All-to-all over the expert axis: pairs sorted by expert go to its process, outputs come back the same way.
 
-    Counts travel first. A process without tokens, or an expert that nobody chose, takes part like any other.
+    Counts travel first. A process without tokens, or an expert without tokens, takes part like any other.
     """
 
     def __init__(self, group: dist.ProcessGroup):

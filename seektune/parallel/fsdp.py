@@ -17,7 +17,7 @@ Placement = Callable[[nn.Parameter], ShardPlacementResult | Shard | None]
 
 
 def apply_fsdp(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> None:
-    """Cut the parameters of each block, and of what stands around the blocks, over the processes of the stage.
+    """Cut the parameters of each block, and of what is around the blocks, over the processes of the stage.
 
     Nothing is cast: parameters that stay fp32 in a bf16 model are gathered as such, through process groups of their
     own. Experts are cut over the processes that hold the same ones. Gradients are summed in fp32, not averaged: losses
@@ -47,14 +47,14 @@ def apply_fsdp(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> Non
 
 
 def reshard(part: TransformerPart) -> None:
-    """Let go of weights that a forward pass without backward gathered; parameters are the cut ones again."""
+    """Free the weights that a forward pass without backward gathered; parameters are sharded again."""
     for module in part.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def prepare_unused_mtp(part: TransformerPart) -> None:
-    """Gather the MTP block once where it will not run: backward asks for the form that only gathering gives it."""
+    """Gather the MTP block once where it will not run: FSDP2's backward needs state that only gathering sets up."""
     for block in part.mtp:
         if isinstance(block, FSDPModule):
             block.unshard()

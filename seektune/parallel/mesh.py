@@ -47,7 +47,7 @@ class Mesh:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks for all."""
+        """Whether this process writes and prints for the job (rank 0)."""
         return self.rank == 0
 
     def sum(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from seektune.parallel.layer_split import count_stages, schedule_problem
 def micro_batch_rows(
     dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes, rows: int, micro_size: int
 ) -> int:
-    """Rows of a micro-batch: at most what the recipe says, and so many that each process gets as many micro-batches.
+    """Rows of a micro-batch: at most what the recipe asks for, and such that all processes get equally many.
 
     A pipeline needs a certain number of them. How many there are changes memory and waiting, never the result.
 
@@ -22,7 +22,7 @@ def micro_batch_rows(
         micro_size: the recipe's `batch.micro_size`.
 
     Raises:
-        ValueError: the rows of a step cannot be dealt out; the sentence says how many can.
+        ValueError: the rows of a step do not divide; the message names a number that does.
     """
     own, left = divmod(rows, dims.data_size)
     sizes = [] if left else _sizes(own, dims, config, architecture, micro_size)

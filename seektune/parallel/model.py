@@ -1,4 +1,4 @@
-"""A model spread over processes, as training sees it: one object that trains, is examined, and knows what is where.
+"""A model spread over processes, as training sees it: it trains, scores, and knows which process holds what.
 
 Shapes: B rows, T tokens, L tokens here, E experts, M micro-batches.
 """
@@ -28,7 +28,7 @@ from seektune.sequence import Batch
 
 @dataclass(frozen=True)
 class Outcome:
-    """What all micro-batches of a step found, on all processes together."""
+    """Losses and expert loads of a step, over all micro-batches and processes."""
 
     parts_M3: Tensor
     """Values of `LossParts` of each micro-batch."""
@@ -46,7 +46,7 @@ class ParallelModel:
         mesh: Mesh,
         prepare: Callable[[TransformerPart], None] = lambda part: None,
     ):
-        """`prepare` is what was done to each stage, and makes the like of a whole model on the meta device."""
+        """`prepare` was applied to each stage; `full_model` applies it to the whole model on the meta device."""
         self.stages = stages
         self.mesh = mesh
         self._prepare = prepare
@@ -67,7 +67,7 @@ class ParallelModel:
 
     @property
     def whole(self) -> Stage:
-        """The model of a process that is alone with it."""
+        """The only stage of a job with one process."""
         assert self.mesh.dims.world == 1, "other processes hold the rest"
         return self.stages[0]
 
@@ -102,11 +102,11 @@ class ParallelModel:
         return self._shards(nn.Module.state_dict)
 
     def base_shards(self) -> dict[str, Shard]:
-        """Those of `shards` that are no adapter's."""
+        """Those of `shards` that do not belong to an adapter."""
         return self._shards(base_state)
 
     def adapter_shards(self) -> dict[str, Shard]:
-        """Those of `shards` that are an adapter's."""
+        """Those of `shards` that belong to an adapter."""
         return self._shards(adapter_state)
 
     def full_model(self) -> TransformerPart:
@@ -165,30 +165,30 @@ class ParallelModel:
         """The micro-batches of this process; a pipeline's have one shape."""
         dims = self.mesh.dims
         mine = batches[self.mesh.coords.dp :: dims.data_size]
-        assert len(mine) * dims.data_size == len(batches), "the batch was checked against the plan"
+        assert len(mine) * dims.data_size == len(batches), "the batch size was checked against the mesh"
         widths = [_round_up(batch.tokens.shape[1], dims.cp_size) for batch in mine]
         if dims.pp_size > 1:
             widths = [max(widths)] * len(mine)
         return [batch.padded(length=width) for batch, width in zip(mine, widths, strict=True)]
 
     def _reduced(self, task: StageTask, objective: Objective) -> Outcome:
-        """Add up what the processes found."""
+        """Sum the results of all stages and processes."""
         config = self.config
         layers = config.num_hidden_layers + (config.num_nextn_predict_layers if objective.mtp else 0)
         loads = torch.zeros(layers, config.n_routed_experts, dtype=torch.int64, device=self.device)
         by_stage: dict[int, list[Tensor]] = {}
-        for found in task.found:
+        for result in task.results:
             # a last stage with nothing but the MTP block has no load where that does not run
-            by_stage.setdefault(min(found.loads, default=layers), []).append(found.parts)
+            by_stage.setdefault(min(result.loads, default=layers), []).append(result.parts)
         parts = torch.stack([torch.stack(each) for each in by_stage.values()]).sum(dim=0)
-        for found in task.found:
-            for layer, load_E in found.loads.items():
+        for result in task.results:
+            for layer, load_E in result.loads.items():
                 loads[layer] += load_E
         return Outcome(self.mesh.sum(parts), dict(enumerate(self.mesh.sum(loads))))
 
     def _shards(self, state: Callable[[nn.Module], Mapping[str, Tensor]]) -> dict[str, Shard]:
-        held = [state(stage) for stage in self.stages.values()]
-        return {name: shard_of(name, tensor, self.mesh) for each in held for name, tensor in each.items()}
+        states = [state(stage) for stage in self.stages.values()]
+        return {name: shard_of(name, tensor, self.mesh) for each in states for name, tensor in each.items()}
 
 
 def _round_up(length: int, of: int) -> int:

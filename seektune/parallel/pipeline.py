@@ -27,7 +27,7 @@ from seektune.sequence import Batch
 Schedule = Schedule1F1B | ScheduleInterleaved1F1B | ScheduleZBVZeroBubble | ScheduleDualPipeV
 
 Phase = Callable[[str], None]
-"""Is told what begins."""
+"""Called with the name of each phase as it begins."""
 
 SCHEDULES = {
     "1f1b": Schedule1F1B,
@@ -41,7 +41,7 @@ class Runner(Protocol):
     """How micro-batches run."""
 
     def train(self, batches: Sequence[Batch], task: StageTask, phase: Phase) -> None:
-        """Forward and backward of them all; gradients add up, the task hears what was found."""
+        """Forward and backward of them all; gradients add up, and the task gets the results."""
 
     def score(self, batch: Batch) -> Tensor | None:
         """What `TokenScores` holds of the slice here, `[B, L, 2]`; None where another stage has it."""
@@ -107,7 +107,7 @@ class PipelineRunner:
 
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor | None:
-        """As `Runner`; some rows at a time go from stage to stage, which no schedule of the engine does for all."""
+        """As `Runner`; rows are sent from stage to stage by hand, because V schedules have no forward-only mode."""
         found = []
         parts = min(self._mesh.dims.pp_size, len(batch.tokens))
         for rows in zip(*(x.tensor_split(parts) for x in batch.tensors()), strict=True):

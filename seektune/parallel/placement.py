@@ -39,7 +39,7 @@ def shard_like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shar
         first = mesh.coords.ep * shape[0]
         shape = (shape[0] * mesh.dims.ep_size, *shape[1:])
         offsets = (first + offsets[0], *offsets[1:])
-    if 0 in tensor.shape:  # a piece of nothing: the engine's offsets point beyond the end
+    if 0 in tensor.shape:  # an empty shard: torch's offsets point beyond the end
         offsets = (0,) * len(shape)
     return Shard(tensor, shape, tuple(offsets))
 

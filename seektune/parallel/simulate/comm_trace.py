@@ -1,4 +1,4 @@
-"""What goes between processes in a step: each collective of this process, counted as the engine calls it."""
+"""What goes between processes in a step: each collective of this process, counted where torch dispatches it."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ OPERATIONS = {
     functional.all_gather_into_tensor.default: Operation("all_gather", ("cp",), lambda args: [args[0]] * args[1]),
     functional.reduce_scatter_tensor.default: Operation("reduce_scatter", ("cp",), lambda args: args[0]),
 }
-"""Those that this project (c10d's all-to-all carries counts) and the engine use."""
+"""Those that this project (c10d's all-to-all carries counts) and torch use."""
 
 SILENT = (functional.wait_tensor.default, functional._wrap_tensor_autograd.default)
 """Operations that send nothing."""
@@ -81,7 +81,7 @@ class Flow:
 
 
 class CommTrace:
-    """Hears operations between processes and adds them up."""
+    """Counts collectives and adds up their bytes."""
 
     def __init__(self, axes: Axes | None):
         self._names = {} if axes is None else group_axes(axes)
@@ -89,7 +89,7 @@ class CommTrace:
         self._bytes: Counter[tuple[str, str, int]] = Counter()
 
     def record(self, func: OpOverload, args: tuple[Any, ...]) -> None:
-        """Note one operation."""
+        """Count one operation."""
         if func in SILENT:
             return
         assert func in OPERATIONS, f"{func} is not known here"
@@ -105,7 +105,7 @@ class CommTrace:
         self._bytes[key] += sum(x.numel() * x.element_size() for x in tensors)
 
     def flows(self) -> list[Flow]:
-        """What was heard, the largest first."""
+        """The totals, the largest first."""
         return sorted(self._flows(), key=lambda flow: (-flow.bytes, flow.kind, flow.axis))
 
     def _flows(self) -> Iterator[Flow]:

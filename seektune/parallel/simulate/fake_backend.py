@@ -14,7 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 OnCollective = Callable[[OpOverload, tuple[Any, ...]], None]
-"""Is told of every operation between processes, and its arguments."""
+"""Called with each collective operation and its arguments."""
 
 BETWEEN = ("c10d", "_c10d_functional")
 """Namespaces of operations between processes."""
@@ -34,23 +34,23 @@ def fake_process_group(rank: int, world: int) -> Iterator[None]:
 
 @contextmanager
 def meta_tensors(on_collective: OnCollective) -> Iterator[None]:
-    """All tensors that are made lie on the meta device, whatever device is asked for.
+    """All new tensors are on the meta device, whatever device is asked for.
 
-    FSDP2 refuses parameters on it, as somebody might have forgotten to load weights: here nobody has. (FakeTensorMode,
-    which it takes, needs ten times as long.) Nor are there dice on it: those of the CPU stand in.
+    FSDP2 refuses meta parameters, because weights may have been left unloaded; here that check is off. (FakeTensorMode,
+    which FSDP2 accepts, takes ten times as long.) The meta device has no random generator: the CPU's is used.
     """
-    dice = torch.Generator
+    generator = torch.Generator
     with (
         patch.object(FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
         patch.object(FSDPParamGroup, "_validate_cpu_offload_params", lambda group: None),
-        patch.object(torch, "Generator", lambda device: dice()),
+        patch.object(torch, "Generator", lambda device: generator()),
         _MetaTensorMode(on_collective),
     ):
         yield
 
 
 def is_shape_handshake(x: Tensor) -> bool:
-    """Whether this is what pipeline stages tell each other once, before their first step: that shapes are known."""
+    """Whether this is the flag with which pipeline stages agree, before their first step, that shapes are known."""
     return x.dtype == torch.int32 and x.numel() == 1
 
 
@@ -78,10 +78,12 @@ class _MetaTensorMode(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and is_shape_handshake(args[0]):
             return 1  # every stage agrees
         if func is torch.ops.aten.lift_fresh.default and args[0].dim() > 0:
-            return torch.empty_like(args[0], device=META)  # made from numbers; a single one, such as a step, is kept
+            return torch.empty_like(
+                args[0], device=META
+            )  # created from numbers; a scalar, such as a step count, keeps its value
         if func not in self._pure:
             self._pure[func] = _is_pure(func)
-        if types or not self._pure[func]:  # types: tensors that stand for others, as DTensors do
+        if types or not self._pure[func]:  # types: wrapper tensors such as DTensor
             return func(*args, **named)
         return self._remembered(func, args, named)
 
