@@ -74,7 +74,7 @@ def _whole_here(part: TransformerPart, mesh: Mesh) -> set[nn.Parameter]:
 
 def _placement(part: TransformerPart, mesh: Mesh, axes: Axes) -> Placement:
     """Which processes each parameter is cut over, and along which dim."""
-    expert_info = _mesh_info(axes.expert_pieces)
+    expert_info = _mesh_info(axes.expert_shards)
     fp32_info = _mesh_info(axes.dense_fp32)
     stacked = _stacked(part)
     pieces = mesh.dims.expert_shard

@@ -24,7 +24,7 @@ from seektune.parallel.stage import Stage
 
 @torch.no_grad()
 def init_adapters(model: ParallelModel, seed: int) -> None:
-    """First values of the pieces here, those of `model.adapters.start`; needs the frozen weights."""
+    """First values of the pieces here, those of `lora.initialize.init_adapters`; needs the frozen weights."""
     for stage in model.stages.values():
         _measure_rows(stage)
         for name, module in adapted_modules(stage):

@@ -27,7 +27,7 @@ from seektune.parallel.stage import Stage
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import quantize_frozen
 from seektune.sequence import Batch
-from seektune.train.gradient import accumulate_in_fp32, clip, piece_norms, squared_norm
+from seektune.train.gradient import accumulate_in_fp32, clip, shard_norms, squared_norm
 from seektune.train.optim.adamw import AdamW
 from seektune.train.optim.build import build_optimizer
 from seektune.train.step import make_objective
@@ -150,7 +150,7 @@ def _take_step(
     """As `train.step`, but that no value is looked at; the bytes of gradients that the optimizer reads."""
     model.train(batches, objective, lambda phase: None)
     gradients = _size(local(p.grad) for p in model.parameters() if p.grad is not None)
-    squared_norm(piece_norms(model.named_parameters(), model.mesh), model.mesh)
+    squared_norm(shard_norms(model.named_parameters(), model.mesh), model.mesh)
     if max_norm is not None:
         clip(model.parameters(), norm=2 * max_norm, max_norm=max_norm)
     optimizer.step()

@@ -31,7 +31,7 @@ SHARES: dict[str, Callable[[int], float]] = {
 
 FSDP = ("fsdp", "fsdp fp32", "fsdp experts")
 COPIES = ("fsdp copies", "fsdp fp32 copies", "fsdp experts copies")
-"""Axes that FSDP2 uses: for pieces, and for copies of them."""
+"""Axes that FSDP2 uses: for shards, and for replicas of them."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def group_axes(axes: Axes) -> dict[str, list[str]]:
     assert world is not None
     meshes = {"fsdp": axes.dense, "fsdp fp32": axes.dense_fp32}
     if axes.experts.size() > 1:  # else experts are cut as everything is
-        meshes["fsdp experts"] = axes.expert_pieces
+        meshes["fsdp experts"] = axes.expert_shards
     plain = {"pp": axes.pipeline, "cp": axes.context, "ep": axes.experts, "world": world}
     names: dict[str, list[str]] = {}
     for name, group in (*plain.items(), *(pair for each in meshes.items() for pair in _groups(*each))):
@@ -129,6 +129,6 @@ def group_axes(axes: Axes) -> dict[str, list[str]]:
 
 
 def _groups(name: str, mesh: DeviceMesh) -> Iterator[tuple[str, ProcessGroup]]:
-    yield name, mesh.get_group("piece")
+    yield name, mesh.get_group("shard")
     if mesh.ndim == 2:
-        yield f"{name} copies", mesh.get_group("copy")
+        yield f"{name} copies", mesh.get_group("replicate")
