@@ -20,6 +20,20 @@ The base model and a LoRA adapter as two models of the API:
 Made for trying a model out; docs/serving.md shows production serving with vLLM and SGLang. Needs the extra `serve`.
 """
 
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="SEEKTUNE_API_KEY", metavar="KEY", help="Clients of /v1 must send this as a bearer token."),
+]
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="N",
+        help="Maximum length of prompt and answer in tokens.",
+        show_default=f"the model's, at most {Limits.max_model_len}",
+    ),
+]
+
 
 def _serve(
     model: Model,
@@ -30,22 +44,11 @@ def _serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 picks a free one.")
     ] = ServeConfig.port,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="SEEKTUNE_API_KEY", metavar="KEY", help="Clients of /v1 must send this as a bearer token."),
-    ] = None,
+    api_key: ApiKey = None,
     served_model_name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model name in the API.", show_default="MODEL")
     ] = None,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            metavar="N",
-            help="Maximum length of prompt and answer in tokens.",
-            show_default=f"the model's, at most {Limits.max_model_len}",
-        ),
-    ] = None,
+    max_model_len: MaxModelLen = None,
     max_num_seqs: Annotated[
         int, typer.Option(min=1, metavar="N", help="Maximum number of sequences decoded concurrently.")
     ] = Limits.max_num_seqs,

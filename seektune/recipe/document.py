@@ -103,7 +103,7 @@ def read_document(path: str | Path) -> YamlNode:
 
 def parse(text: str, origin: str, override: bool = False) -> YamlNode | None:
     """The one value in a YAML text; None where there is none. `origin` (a file name or an override) opens messages."""
-    reader = _Reader(text, origin, override)
+    reader = _YamlReader(text, origin, override)
     return reader.document()
 
 
@@ -123,7 +123,7 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}:{line}: this is not UTF-8 text; a recipe is a YAML text file") from None
 
 
-class _Reader:
+class _YamlReader:
     """Builds entries from YAML's events, without its constructors; nothing recursive is left to the library."""
 
     def __init__(self, text: str, origin: str, override: bool) -> None:

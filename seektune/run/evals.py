@@ -23,7 +23,7 @@ Scores: TypeAlias = Mapping[str, TaskScore]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TaskComparison:
     """A task's scores before and after training; at least one is there."""
 
     task: TaskInfo
@@ -41,10 +41,10 @@ class Comparison:
         return {} if self.before is None or self.after is None else self.after.since(self.before)
 
 
-def compare(before: Scores, after: Scores) -> list[Comparison]:
+def compare(before: Scores, after: Scores) -> list[TaskComparison]:
     """Each task that ran before or after training."""
     tasks = {name: score.task for name, score in {**before, **after}.items()}
-    return [Comparison(task, before.get(name), after.get(name)) for name, task in tasks.items()]
+    return [TaskComparison(task, before.get(name), after.get(name)) for name, task in tasks.items()]
 
 
 def run_eval(

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from seektune.checkpoint.formats import FORMATS
-from seektune.lora.inject import adapter_state, add_adapters
+from seektune.lora.build import add_adapters
+from seektune.lora.state import adapter_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.quantized import quantize_modules

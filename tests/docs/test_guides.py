@@ -1,6 +1,5 @@
 """Every command of README and docs is run by a test or says which hardware it needs; what they name exists."""
 
-import ast
 import io
 import json
 import os
@@ -196,31 +195,6 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
         found = any((root / path).exists() for root in (ROOT, ROOT / "seektune"))
         # what a benchmark writes may not be measured yet
         assert found or (path.endswith(".json") and (ROOT / path).with_suffix(".py").exists()), path
-
-
-def test_the_files_and_names_of_the_architecture_page_exist() -> None:
-    page = text_of("docs/architecture.md")
-    rows = re.findall(r"^\| `(seektune/[\w/]+\.py)` \| `(\w+)`: ", page, re.MULTILINE)
-    ideas = re.findall(r"`(\w+)`[^|\n]*\| `(seektune/[\w/]+\.py)` \|$", page, re.MULTILINE)
-    with_names = re.findall(r"`(seektune/[\w/]+\.py)` with `(\w+)`", page)
-    pairs = [*rows, *((file, name) for name, file in ideas), *with_names]
-    assert len(rows) == 5
-    for file, name in pairs:
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        defined = {each.name for each in tree.body if isinstance(each, ast.FunctionDef | ast.ClassDef)}
-        assert name in defined, (file, name)
-
-
-def test_rooms_and_floors_are_the_contract() -> None:
-    page = text_of("docs/architecture.md")
-    table = dict(re.findall(r"^\| (\d) \| (`seektune/.*?) \|", page, re.MULTILINE))
-    floors = {room: int(floor) for floor, cells in table.items() for room in re.findall(r"seektune/(\w+)", cells)}
-    (layers,) = re.findall(r"layers = \[(.*?)\]", text_of("pyproject.toml"), re.DOTALL)
-    order = [re.findall(r"seektune\.(\w+)", line) for line in reversed(layers.splitlines()) if "seektune." in line]
-    heights = {room: height for height, rooms in enumerate(order) for room in rooms if room != "__main__"}
-    assert floors.keys() == heights.keys()
-    for above, below in ((a, b) for a in floors for b in floors if floors[a] > floors[b]):
-        assert heights[above] > heights[below], (above, below)
 
 
 # --- made pages

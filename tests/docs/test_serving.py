@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from seektune.lora.files import save_adapter
-from seektune.lora.inject import AdapterShape, adapt, start
+from seektune.lora.initialize import init_adapters
+from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.places import ROOT
@@ -27,7 +28,7 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
     model = toy_model(torch.float32, vocab_size=512)
     model.save_pretrained(tmp_path / "trained")
     adapt(model, matching(model, ["attn"]), AdapterShape(rank=2, alpha=4.0))
-    start(model, seed=0)
+    init_adapters(model, seed=0)
     save_adapter(model, tmp_path / "adapter")
     return tmp_path
 

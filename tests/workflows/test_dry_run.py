@@ -69,7 +69,7 @@ def real_numbers(asked: Recipe, step: DryStep) -> tuple[dict[str, int], list[Flo
     with Listening(traffic):
         train_step(model, optimizer, step.batches(mesh.dims.data_size, "cpu"), 1, 1e-5, asked.loss, 1.0)
     names = dict(model.named_parameters())
-    pieces = {name: piece.tensor for name, piece in model.held().items()}
+    pieces = {name: piece.tensor for name, piece in model.shards().items()}
     states = list(optimizer.state.values())
     numbers = {
         "parameters": sum(value_counts({name: x for name, x in pieces.items() if name in names}).values()),
