@@ -60,7 +60,9 @@ def test_pages_with_a_test_of_their_own_are_read_by_it() -> None:
     for page in own:
         source = own_test(page).read_text(encoding="utf-8")
         assert Path(page).name in source
-        assert any(reader in source for reader in ("```", "commands(", "blocks(")), "its test reads the blocks of the page"
+        assert any(reader in source for reader in ("```", "commands(", "blocks(")), (
+            "its test reads the blocks of the page"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES)
