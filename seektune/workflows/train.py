@@ -102,7 +102,7 @@ def _teach(
     leave = partial(interruption.leave_together, mesh.any)
     model = build_model(recipe, config, mesh, with_weights=start.checkpoint is None)
     facts = describe(recipe, model, lesson)
-    before = read_evals(folder, "before", lesson)
+    before = read_evals(folder, "before", lesson.tasks)
     if start.checkpoint is None:
         before = run_eval(recipe.evaluate.before, "before", model, lesson, recipe.evaluate, leave)
     validate = partial(validation_loss, model, lesson.validation)
