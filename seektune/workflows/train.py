@@ -99,7 +99,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
 def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scores:
     """The scores before training; that of a resumed run is in its folder."""
     if not run.is_fresh:
-        return read_evals(run.folder, "before", data)
+        return read_evals(run.folder, "before", data.tasks)
     evaluate = run.recipe.evaluate
     return run_eval(evaluate.before, "before", model, data, evaluate, run.stop_if_signalled)
 

@@ -1,5 +1,6 @@
 """The published recipe at tiny size as jobs of four processes: the same losses, spread, stopped and killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -31,7 +32,8 @@ def words(rows: Path, folder: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, "-c", "from seektune.cli import automodel; automodel()", str(FLASH), "--model.preset=tiny"),
         *("--model.dtype=fp32", f"--data.path={rows}", "--batch.global_size=16", "--batch.micro_size=4"),
-        *("--evaluate.limit=4", "--evaluate.every=2", "--checkpoint.every=2", "--logging.tensorboard=false"),
+        *("--evaluate.limit=4", "--evaluate.every=2", "--evaluate.tasks=[hellaswag,validation]"),
+        *("--checkpoint.every=2", "--logging.tensorboard=false"),
         *(f"--steps={STEPS}", "--optimizer.lr=1e-3", f"--run_dir={folder}", "--schedule.warmup_steps=2", *more),
     ]
 
@@ -72,6 +74,11 @@ def same(folder: Path, other: Path) -> None:
     assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
     assert dict(losses(folder)) == pytest.approx(dict(losses(other)), rel=1e-4)
     assert dict(validations(folder)) == pytest.approx(dict(validations(other)), rel=1e-4)
+    for when in ("before", "after"):
+        one, two = (json.loads((each / "evaluation.json").read_text())["validation"][when] for each in (folder, other))
+        assert one["losses"] == pytest.approx(two["losses"], rel=1e-3)
+        assert one["tokens_each"] == two["tokens_each"]
+        assert sum(one["hits"]) == pytest.approx(sum(two["hits"]), abs=1)
     verify = [
         sys.executable,
         "-m",
