@@ -1,6 +1,6 @@
-"""The output head: logits, cross-entropies and scores from hidden states and the head's weight `[V, D]`.
+"""The LM head: logits, cross-entropies and token scores from hidden states and the head's weight `[V, D]`.
 
-Losses and scores go through chunks of tokens, so that logits of whole rows never exist.
+Losses and scores are computed by chunks of tokens, so that logits of whole rows never exist.
 Shapes: B rows, T tokens, D width, V vocabulary, N taught tokens.
 """
 
@@ -15,11 +15,11 @@ from seektune.model.linear import Linear
 from seektune.sequence import IGNORE_INDEX, SequenceLayout
 
 CHUNK = 1024
-"""Tokens whose logits exist at one time while tokens are scored."""
+"""Tokens whose logits exist at a time in `token_scores`."""
 
 
 class Head(Linear):
-    """The output head; logits and losses take its weight."""
+    """The LM head; logits and losses use its weight directly."""
 
     def values(self) -> Tensor:
         """The weight `[V, D]`."""
@@ -28,24 +28,24 @@ class Head(Linear):
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """What the head reads."""
+    """The head's inputs."""
 
     main_BTD: Tensor
-    """Row t predicts token t + 1."""
+    """Position t predicts token t + 1."""
     mtp_BTD: Tensor | None
-    """Row t has seen token t + 1 and predicts token t + 2; None where the MTP block did not run."""
+    """Position t has read token t + 1 and predicts token t + 2; None if the MTP block did not run."""
 
 
 @dataclass(frozen=True)
 class Taught:
-    """What a row teaches: labels of all its tokens, unshifted, -100 for none; and what the losses are divided by."""
+    """Unshifted labels of all tokens, -100 for those that are not taught, and the divisor of the losses."""
 
     labels_BT: Tensor
     divisor: Tensor | int
 
     @classmethod
     def of(cls, labels_BT: Tensor, layout: SequenceLayout, divisor: Tensor | int | None) -> "Taught":
-        """With the number of taught tokens as divisor where no other is given."""
+        """Labels with a divisor; the number of taught tokens if None."""
         if divisor is None:
             divisor = (layout.targets(labels_BT, steps=1) != IGNORE_INDEX).sum().clamp(min=1)
         return cls(labels_BT, divisor)
@@ -56,19 +56,19 @@ class Losses:
     """Cross-entropies over the divisor of `Taught`."""
 
     loss: Tensor
-    """Of the tokens here, each predicting the next."""
+    """Next-token loss."""
     mtp: Tensor | None
-    """Of the MTP block, each predicting the one after that; None where it did not run."""
+    """Loss of the MTP block, which predicts the token after the next; None if it did not run."""
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """How likely a model finds the taught tokens of rows; each stands where it is predicted."""
+    """Scores of the taught tokens of rows, at the positions that predict them."""
 
     losses_BT: Tensor
     """Negative log-likelihood in nats, fp32; 0 where nothing is taught."""
     first_BT: Tensor
-    """Whether it is the model's first choice, bool."""
+    """Whether the token is the model's most likely one, bool."""
 
 
 def token_logits(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def token_logits(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def token_losses(hidden: HiddenStates, layout: SequenceLayout, taught: Taught, weight_VD: Tensor) -> Losses:
-    """Cross-entropies of the taught tokens of the backbone, and of the MTP block where it ran."""
+    """Cross-entropies of the taught tokens from the backbone and, if it ran, from the MTP block."""
 
     def loss(hidden_BTD: Tensor, steps: int) -> Tensor:
         hidden_ND, targets_N = layout.taught(hidden_BTD, layout.targets(taught.labels_BT, steps))
@@ -88,7 +88,7 @@ def token_losses(hidden: HiddenStates, layout: SequenceLayout, taught: Taught, w
 
 @torch.no_grad()
 def token_scores(hidden_BTD: Tensor, targets_BT: Tensor, weight_VD: Tensor) -> TokenScores:
-    """How likely the target of each token is, -100 for none."""
+    """Score the target of each position; -100 is no target."""
     taught_BT = targets_BT != IGNORE_INDEX
     losses_BT = torch.zeros(targets_BT.shape, device=targets_BT.device)
     first_BT = torch.zeros_like(taught_BT)

@@ -1,4 +1,4 @@
-"""Checks of what callers pass to the model: shapes, dtypes and ranges of ids, labels and document numbers.
+"""Validate the model's inputs: shapes, dtypes and ranges of ids, labels and document numbers.
 
 Shapes: B rows, T tokens.
 """
@@ -20,7 +20,7 @@ def check_inputs(
     documents: Tensor | None = None,
     mtp: bool = False,
 ) -> None:
-    """Check what a forward pass is given; `mtp` says that it runs the MTP block.
+    """Check the inputs of a forward pass; `mtp` if it runs the MTP block.
 
     Raises:
         ValueError: a dtype or shape is wrong, an id or label is outside the vocabulary, or there is no MTP block.
@@ -48,7 +48,7 @@ def check_inputs(
 
 
 def count_tokens(documents_BT: Tensor) -> list[int]:
-    """Tokens of each row, which padding may follow.
+    """Number of tokens of each row; padding may follow them.
 
     Raises:
         ValueError: there is padding elsewhere, or a second document.
@@ -58,7 +58,7 @@ def count_tokens(documents_BT: Tensor) -> list[int]:
     expected_BT = torch.arange(documents_BT.shape[1], device=documents_BT.device) < counts_B[:, None]
     if not torch.equal(documents_BT.bool(), expected_BT) or int(documents_BT.max()) > 1 or int(documents_BT.min()) < 0:
         raise ValueError(
-            "with a cache, documents are 1 for a row's tokens and then 0 for padding: a row holds one text"
+            "with a cache, documents must be 1 for a row's tokens, then 0 for padding: a row holds one sequence"
         )
     return [int(count) for count in counts_B]
 

@@ -53,17 +53,19 @@ def score_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
     ]
     figure, parts = sheet(paper, [1.1 + 0.75 * len(group) for group in groups])
     for axes, group in zip(parts, groups, strict=True):
-        _intervals(axes, group, paper)
+        # what the colours mean is said once
+        names = ("before", "after") if axes is parts[0] else (None, None)
+        _intervals(axes, group, names, paper)
         if axes is parts[0] or group[0].reference is not None:
             legend(axes, paper)
     return png(figure)
 
 
-def _intervals(axes: Axes, group: Sequence[BeforeAfter], paper: Theme) -> None:
-    """Scores of one axis, a row for each."""
+def _intervals(axes: Axes, group: Sequence[BeforeAfter], names: tuple[str | None, str | None], paper: Theme) -> None:
+    """Scores of one axis, a row for each; `names` of before and after are for the legend."""
     for label, shift, colour, scores in (
-        ("before", -0.13, paper.line, [each.before for each in group]),
-        ("after", 0.13, paper.accent, [each.after for each in group]),
+        (names[0], -0.13, paper.line, [each.before for each in group]),
+        (names[1], 0.13, paper.accent, [each.after for each in group]),
     ):
         taken = [(row + shift, score) for row, score in enumerate(scores) if score is not None]
         if taken:
@@ -74,12 +76,17 @@ def _intervals(axes: Axes, group: Sequence[BeforeAfter], paper: Theme) -> None:
             axes.errorbar(x, y, xerr=spread, fmt="o", color=colour, capsize=4, label=label)
         for row, score in taken:
             place = (score.high, row)
-            axes.annotate(score.short, place, (6, -3), textcoords="offset points", color=colour, fontsize=9)
+            behind = {"facecolor": paper.back, "edgecolor": "none", "pad": 1}
+            axes.annotate(
+                score.short, place, (6, -3), textcoords="offset points", color=colour, fontsize=9, bbox=behind
+            )
     if (reference := group[0].reference) is not None:
         axes.axvline(reference.value, color=paper.ink, alpha=0.5, linewidth=1, linestyle=":", label=reference.label)
     axes.set_yticks(range(len(group)), [each.name for each in group])
     axes.set_ylim(len(group) - 0.5, -0.5)
-    axes.margins(x=0.15)
+    left, right = axes.get_xlim()
+    # room for the number of the last interval
+    axes.set_xlim(left, right + 0.15 * (right - left))
     percent = group[0].percent
     axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g}%" if percent else f"{value:,g}")
     axes.set_xlabel(f"{group[0].axis}, 95 % interval")

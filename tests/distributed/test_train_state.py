@@ -167,7 +167,7 @@ def refused(folder: Path, changed: str) -> str:
     ("changed", "said"),
     [
         ("name", "model.new is not in the checkpoint"),
-        ("shape", "model.norm.weight has shape [3] there"),
+        ("shape", "model.norm.weight has shape [3] in it"),
         ("fewer", "model.norm.weight is only in the checkpoint"),
     ],
 )

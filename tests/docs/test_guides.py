@@ -17,19 +17,16 @@ import torch
 import typer
 import yaml
 
-from seektune import cli
 from seektune.cli.errors import explain
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.launch import local
 from seektune.launch.job import LaunchConfig
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.recipe.errors import known_keys
 from seektune.recipe.recipe import Recipe
-from tests.run_cli import ROOT
+from tests.places import ROOT
 
-from .guides import FLASH, PAGES, Command, commands, own_test, text_of
+from .guides import CONSOLE_SCRIPTS, FLASH, PAGES, Command, commands, own_test, text_of
 
-DOORS = {"seektune": cli.app, "automodel": cli.automodel_app}
 SETTING_UP = ("make", "pip", "uv", "python3", "source")
 """First words of commands that set up what tests run in; `make demo` and `make test` are what CI runs."""
 EVERY = [command for page in PAGES for command in commands(page)]
@@ -46,18 +43,11 @@ STARTS = [
 """Jobs for GPUs, which tests read but do not start."""
 
 
-def job_of(command: Command, monkeypatch: pytest.MonkeyPatch) -> LaunchConfig:
+def job_of(command: Command, launched: list[LaunchConfig]) -> LaunchConfig:
     """What a command would start, on a machine with 8 GPUs."""
-    jobs: list[LaunchConfig] = []
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-    monkeypatch.setattr(local, "launch", jobs.append)
-    monkeypatch.setattr("seektune.cli.launch_flags.count_gpus", lambda: 8)
-    # this machine's memory is not theirs; tests/planner/test_memory.py asks whether shipped recipes fit
-    monkeypatch.setattr("seektune.workflows.preflight.check_memory", lambda *_: None)
     door, *words = command.words
-    typer.main.get_command(DOORS[door])(list(words), standalone_mode=False)()
-    (job,) = jobs
+    typer.main.get_command(CONSOLE_SCRIPTS[door])(list(words), standalone_mode=False)()
+    (job,) = launched
     return job
 
 
@@ -70,27 +60,30 @@ def test_pages_with_a_test_of_their_own_are_read_by_it() -> None:
     for page in own:
         source = own_test(page).read_text(encoding="utf-8")
         assert Path(page).name in source
-        assert "```" in source or "commands(" in source, "its test reads the blocks of the page"
+        assert any(reader in source for reader in ("```", "commands(", "blocks(")), (
+            "its test reads the blocks of the page"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_command_is_run_or_says_what_it_needs(page: str) -> None:
     """Doors are run, here or by the page's own test; whatever else is not marked cannot be."""
-    strangers = [each.line for each in commands(page) if each in PLAIN and each.words[0] not in DOORS]
+    strangers = [each.line for each in commands(page) if each in PLAIN and each.words[0] not in CONSOLE_SCRIPTS]
     assert not strangers or own_test(page).exists()
     for language, block in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL):
-        hidden = re.findall(rf"^(?:{'|'.join((*DOORS, *SETTING_UP))}) .*", block, re.MULTILINE)
+        hidden = re.findall(rf"^(?:{'|'.join((*CONSOLE_SCRIPTS, *SETTING_UP))}) .*", block, re.MULTILINE)
         assert language == "sh" or not hidden, "commands belong into a block of sh"
 
 
+@pytest.mark.usefixtures("any_memory")
 @pytest.mark.parametrize("command", STARTS, ids=lambda each: f"{each.page}: {each.line[:60]}")
-def test_what_needs_gpus_makes_its_job(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_gpus_makes_its_job(command: Command, launched: list[LaunchConfig]) -> None:
     if FLASH in command.words and "--nnodes=16" not in command.words:
         with pytest.raises(ValueError, match=r"takes 128 processes or a multiple of that, but this job has 8"):
-            job_of(command, monkeypatch)
+            job_of(command, launched)
         assert "16" in command.hardware or "128 GPUs" in command.hardware
         return
-    job = job_of(command, monkeypatch)
+    job = job_of(command, launched)
     told = int(re.findall(r"(\d+) GPUs", command.hardware)[0])
     assert job.processes * job.nodes == told
 
@@ -129,7 +122,7 @@ def test_the_commands_of_the_guides_run(tmp_path: Path, monkeypatch: pytest.Monk
             words += ["--data", str(rows)]
         if words[0] == "generate":
             words += ["--max-new-tokens", "4"]
-        work = typer.main.get_command(DOORS[door])(words, standalone_mode=False)
+        work = typer.main.get_command(CONSOLE_SCRIPTS[door])(words, standalone_mode=False)
         try:
             code = (work() or 0) if callable(work) else 0
         except Exception as error:
@@ -308,7 +301,7 @@ def test_a_claim_can_be_shown(claim: dict[str, Any]) -> None:
     elif first == "python":
         assert (ROOT / words[0]).exists()
     else:
-        assert first in (*DOORS, "vllm", "python3")
+        assert first in (*CONSOLE_SCRIPTS, "vllm", "python3")
         assert all((ROOT / word).exists() for word in words if word.endswith(".yaml"))
 
 

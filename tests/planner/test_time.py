@@ -10,8 +10,9 @@ from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import first_ranks
 from seektune.planner.time import StepTime, step_time
 from seektune.planner.timeline import StageTime, play, waiting
+from tests.places import FLASH, FLASH_LORA
 
-from .jobs import FLASH, FLASH_LORA, layout
+from .jobs import layout
 
 H100 = known_gpu("h100-80gb", 128)
 

@@ -17,9 +17,10 @@ from seektune.train.checkpoints import complete_checkpoints, step_of, thin_out
 from seektune.train.config import GuardConfig
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError
+from tests.read_run import losses, validations
 from tests.train.tiny_run import MadeStream
 
-from .runs import end_by_two_signals, go, go_slowly, hang, losses, same_state, validations
+from .runs import end_by_two_signals, go, go_slowly, hang, same_state
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ SPAWN.set_forkserver_preload(["tests.train.runs"])
     ("dtype", "master"),
     [(torch.float32, "fp32"), (torch.bfloat16, "fp32"), (torch.bfloat16, "bf16_stochastic")],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, dtype, master):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, dtype, master):
     whole = go(tmp_path / "whole", 7, dtype=dtype, master=master)
     for steps in (2, 4, 7):  # a run that is told to do more goes on from its last checkpoint
         parts = go(tmp_path / "parts", steps, dtype=dtype, master=master, stream=MadeStream())
@@ -82,7 +83,7 @@ def test_a_signal_in_a_validation_abandons_it_and_it_is_held_again(tmp_path, ste
 
     with pytest.raises(Interrupted):
         go(tmp_path / "cut", 4, change)
-    assert step not in [line["step"] for line in validations(tmp_path / "cut")]
+    assert step not in dict(validations(tmp_path / "cut"))
     assert same_state(whole, go(tmp_path / "cut", 4))
     assert validations(tmp_path / "cut") == validations(tmp_path / "whole")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")

@@ -108,7 +108,7 @@ def test_a_run_begins_from_an_adapter_that_fits(lora, tmp_path):
         ({"rank": 4}, r"lora\.adapter: .* is of shape \[2, 64\], this model needs \[4, 64\]"),
         ({"alpha": 8}, r"lora\.adapter: .* multiplies the change of .* by 16, this model by 4"),
         ({"targets": ["attn"]}, r"lora\.adapter: .*ffn\.experts\.w1 carries an adapter in only one"),
-        ({"adapter": str(tmp_path)}, r"lora\.adapter: .* is no adapter: it has no adapter_config\.json"),
+        ({"adapter": str(tmp_path)}, r"lora\.adapter: .* is not an adapter: it has no adapter_config\.json"),
     ):
         with pytest.raises(ValueError, match=complaint):
             run(lora(lora=LORA | {"adapter": str(first)} | changes), tmp_path / "refused")

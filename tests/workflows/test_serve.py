@@ -20,7 +20,8 @@ from seektune.lora.files import save_adapter
 from seektune.lora.inject import AdapterShape, adapt, adapter_state, start
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.run_cli import CODE, ROOT, seektune
+from tests.places import ROOT
+from tests.run_cli import CODE, seektune
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 

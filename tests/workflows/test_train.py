@@ -21,17 +21,14 @@ from seektune.run.run_dir import held
 from seektune.signals import Interrupted
 from seektune.train import checkpoints, trainer
 from seektune.workflows import train as workflow
-from tests.run_cli import ROOT
+from tests.places import HELLASWAG, ROOT
+from tests.read_run import losses
 
 CACHE = Path("unused")
 
 
 def train(recipe, name="run", notes=()):
     return workflow.train(recipe, name, notes, CACHE)
-
-
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_records(folder / "metrics.jsonl")]
 
 
 def test_a_run_leaves_everything(recipe, tmp_path, capsys):
@@ -296,11 +293,10 @@ def test_a_signal_in_the_last_exam_costs_no_training(recipe, monkeypatch):
 
 @pytest.mark.slow
 def test_the_smallest_preset_learns_real_rows(recipe, tmp_path):
-    shared = Path(__file__).parents[3] / "shared" / "data" / "hellaswag"
-    if not shared.is_dir():
+    if not HELLASWAG.is_dir():
         pytest.skip("the real HellaSwag is not here")
     small = {"global_size": 8, "micro_size": 8, "length": 512}
-    folder = train(recipe(model={"preset": "tiny", "dtype": "fp32"}, data__path=str(shared), batch=small, steps=12))
+    folder = train(recipe(model={"preset": "tiny", "dtype": "fp32"}, data__path=str(HELLASWAG), batch=small, steps=12))
     lines = read_records(folder / "validation.jsonl")
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
 
