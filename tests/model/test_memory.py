@@ -26,7 +26,7 @@ def measure(attention: Attention, length: int) -> tuple[int, int, int]:
 
     x = torch.randn(1, length, 32).requires_grad_()
     with LargestTensor() as largest:
-        with saved_tensors_hooks(note, lambda x: x):
+        with saved_tensors_hooks(record, lambda x: x):
             out = attention(x, SequenceLayout.single(1, length))
         out.sum().backward()
     return largest_saved, sum(saved.values()), largest.size
