@@ -64,11 +64,11 @@ def _plan(
     else:
         cluster = known_gpu(gpu or "h100-80gb", gpus or recipe.parallel.least_world())
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-    from seektune.planner.report import Money
+    from seektune.planner.report import Budget
     from seektune.workflows.plan import PlanOptions, plan
 
     tokens, price = money
-    return 0 if plan(recipe, cluster, PlanOptions(*asked, None if tokens is None else Money(tokens, price))) else 1
+    return 0 if plan(recipe, cluster, PlanOptions(*asked, None if tokens is None else Budget(tokens, price))) else 1
 
 
 VALIDATE_HELP = f"""Check all that can be known of a recipe without a GPU: files, licence, rows, vocabulary, plan.

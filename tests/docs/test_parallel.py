@@ -12,7 +12,7 @@ from seektune import cli
 from seektune.launch import local
 from seektune.launch.job import LaunchConfig
 from seektune.planner.hardware import known_gpu
-from seektune.planner.memory import first_ranks, fullest
+from seektune.planner.memory import first_ranks, peak_rank
 from seektune.workflows import preflight
 from tests.planner.jobs import layout
 from tests.run_cli import ROOT, seektune
@@ -75,7 +75,7 @@ def test_a_start_of_the_page_makes_its_job(command: list[str], monkeypatch: pyte
 def test_the_published_job_fits_80_gb_as_page_and_recipe_say() -> None:
     gb = 1e9
     for mode, said in (("block", "{:.1f} to {:.1f} GB"), ("none", "{:.1f} to {:.1f}")):
-        most = fullest(first_ranks(layout(RECIPE, 128, f"parallel.recompute={mode}")))
+        most = peak_rank(first_ranks(layout(RECIPE, 128, f"parallel.recompute={mode}")))
         bounds = said.format(most.lower["total"] / gb, most.upper["total"] / gb)
         assert (most.upper["total"] <= known_gpu("h100-80gb", 128).memory) == (mode == "block")
         assert all(bounds in file.read_text(encoding="utf-8").replace("\n#", "") for file in (PAGE, RECIPE)), bounds
