@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
-from seektune.generate.sampling import Sampling
+from seektune.generate.sampling_params import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.kv_cache.cache import KVCache

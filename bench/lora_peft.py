@@ -20,7 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from seektune.cli.start import PRODUCTS_KEPT
+from seektune.cli.start import CPU_CACHE_LIMITS
 from seektune.lora.config import LoraConfig
 from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.inject import add_adapters
@@ -31,7 +31,7 @@ from seektune.parallel.recompute import recompute_blocks
 TARGETS = ("attn", "ffn.shared_experts")
 MODEL, RESULT = Path(__file__).with_name("model.json"), Path(__file__).with_suffix(".json")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), **PRODUCTS_KEPT}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20), **CPU_CACHE_LIMITS}
 """Of both sides, so that peaks are of what is held: freed tensors go back to the system, as in `step.py`, and few
 compiled bf16 products are kept, as `seektune train` has it."""
 INDEX_HEADS = 16

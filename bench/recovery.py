@@ -7,6 +7,7 @@ several seeds, each with its own base, adapters and order of rows; the share is 
 
 import argparse
 import json
+import os
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 
 from seektune.data.config import BatchConfig
-from seektune.data.datasets.examples import hellaswag_examples
-from seektune.data.datasets.hellaswag import load_hellaswag
+from seektune.data.datasets.dataset import DataCache
+from seektune.data.datasets.hellaswag import HellaswagConfig
 from seektune.data.loader import Loader, in_order
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.loss import validation_loss
+from seektune.io.cache_dir import cache_dir
 from seektune.lora.config import LoraConfig
 from seektune.lora.inject import add_adapters
 from seektune.lora.targets import matching
@@ -41,13 +43,15 @@ RESULT = Path(__file__).with_suffix(".json")
 class Rows:
     """Batches of HellaSwag rows, the same for every way."""
 
-    def __init__(self, data: Path | None, config: DeepseekV4Config, cache: Path):
-        rows = load_hellaswag(data, cache, print)
+    def __init__(self, data: Path | None, config: DeepseekV4Config, folder: Path):
+        section = HellaswagConfig(path=data)
+        cache = DataCache(folder, print)
         tokenizer = load_tokenizer(config.vocab_size)
         self.batch = BatchConfig(global_size=16, micro_size=16, length=256)
-        self.train = hellaswag_examples(rows.train[:4000], tokenizer)
+        self.train = section.load("train", tokenizer, cache).examples[:4000]
         self.pad = tokenizer.pad_id
-        self.held_out = in_order(hellaswag_examples(rows.validation[:100], tokenizer), self.batch, self.pad)
+        held_out = section.load("validation", tokenizer, cache).examples[:100]
+        self.held_out = in_order(held_out, self.batch, self.pad)
 
     def loader(self, seed: int) -> Loader:
         """Rows in the order of a seed."""
@@ -64,7 +68,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     config = DeepseekV4Config.preset("tiny")
-    rows = Rows(options.data, config, Path.home() / ".cache" / "seektune")
+    rows = Rows(options.data, config, cache_dir(os.environ))
     found = [from_seed(seed, config, rows, options) for seed in range(options.seeds)]
     gains = {way: sum(seed["before"] - min(seed[way].values()) for seed in found) for way in RATES}
     result = {

@@ -3,6 +3,8 @@
 import sys
 from typing import NoReturn
 
+from seektune.exit_codes import FAILURE
+
 
 def main() -> NoReturn:
     """Console script `seektune`."""
@@ -22,7 +24,7 @@ def _enter(door: str) -> NoReturn:
         doors[door]()
     except KeyboardInterrupt:
         sys.stderr.write("seektune: interrupted by Ctrl-C\n")
-        sys.exit(1)
+        sys.exit(FAILURE)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
-"""The base class of recipe sections: typed, immutable, and strict about unknown keys."""
+"""The base class of recipe sections: typed, immutable, and strict about unknown keys; or one of several by name."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A number above zero."""
@@ -12,3 +16,35 @@ class Section(BaseModel):
     """Base of every recipe section; each is defined in the package that uses it, and `recipe` composes them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf:
+    """Annotates a field that holds one of several sections; `key` names which, and may be left out for the first."""
+
+    key: str
+    sections: Mapping[str, type[Section]]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {name: handler.generate_schema(section) for name, section in self.sections.items()}
+        return core_schema.tagged_union_schema(choices, self._name_of)
+
+    def _name_of(self, value: Any) -> str:
+        first = next(iter(self.sections))
+        if isinstance(value, Section):
+            return next((name for name, section in self.sections.items() if isinstance(value, section)), first)
+        # what is not a section at all gets the error of the first
+        return str(value.get(self.key, first)) if isinstance(value, dict) else first
+
+
+def one_of(field: FieldInfo) -> OneOf | None:
+    """The sections that a field chooses from, if it does."""
+    return next((each for each in field.metadata if isinstance(each, OneOf)), None)
+
+
+def sections_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
+    """The sections that a field may hold, by name; "" names the only one, and a plain key holds none."""
+    if (choice := one_of(field)) is not None:
+        return dict(choice.sections)
+    kind = field.annotation
+    return {"": kind} if isinstance(kind, type) and issubclass(kind, BaseModel) else {}

@@ -6,13 +6,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
+
+from seektune.exit_codes import BY_SIGNAL
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-RESUME_ME = 75
-"""Exit code of a run that stopped on request and resumes when started again (EX_TEMPFAIL of sysexits.h)."""
-
-
 SHOW_CURSOR = "\x1b[?25h"
 """Terminal code; a progress bar may have hidden the cursor."""
 
@@ -78,17 +76,23 @@ class Interruption:
         if self.name is not None and self._worker:
             return
         if self.name is not None:
-            _write(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: second {name}: exited without saving\n")
-            os._exit(128 + number)
+            exit_on_second_signal(number, "exited without saving")
         self.name = name
         if sys.stderr.isatty():
             # for a user at a terminal; in a log the last line is enough
-            _write(f"\nseektune: {name}: finishing the step and saving; press again to exit without saving\n")
+            write_stderr(f"\nseektune: {name}: finishing the step and saving; press again to exit without saving\n")
         if self._depth == 0:
             raise Interrupted(self.name)
 
 
-def _write(line: str) -> None:
+def exit_on_second_signal(number: int, outcome: str) -> NoReturn:
+    """Exit at once, with a line that says why and what became of the run."""
+    show_cursor = SHOW_CURSOR if sys.stderr.isatty() else ""
+    write_stderr(f"{show_cursor}seektune: second {signal.Signals(number).name}: {outcome}\n")
+    os._exit(BY_SIGNAL + number)
+
+
+def write_stderr(line: str) -> None:
     """Write unbuffered, as a signal may arrive in the middle of a print."""
     with suppress(OSError):
         os.write(2, line.encode())

@@ -1,10 +1,9 @@
-"""Weights at rest: names, shapes and bytes of checkpoint folders. It knows tensors by name and never a module."""
+"""Checkpoint folders: names, shapes and bytes of the tensors on disk. Nothing here imports a model."""
 
-from seektune.checkpoint.atomic_dir import complete_folder, sweep
 from seektune.checkpoint.hub import locate
 from seektune.checkpoint.load import load_weights
 from seektune.checkpoint.lowbit import weight_shapes
-from seektune.checkpoint.ranks import Ranks
+from seektune.checkpoint.ranks import ONE_RANK, Ranks
 from seektune.checkpoint.save import save_weights
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.train_state import (
@@ -18,17 +17,16 @@ from seektune.checkpoint.train_state import (
 
 __all__ = [
     "MANIFEST",
+    "ONE_RANK",
     "Ranks",
     "Shard",
     "as_shard",
     "check_train_state",
-    "complete_folder",
     "load_weights",
     "locate",
     "read_facts",
     "read_tensors",
     "save_weights",
-    "sweep",
     "tensor_names",
     "weight_shapes",
     "write_train_state",

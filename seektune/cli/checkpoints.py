@@ -1,4 +1,4 @@
-"""The verbs `convert`, `verify`, `inspect` and `merge`: checkpoint folders."""
+"""The verbs `convert`, `verify`, `inspect` and `merge`, which work on checkpoint folders."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,98 +8,102 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.errors import told_of_memory
-from seektune.cli.options import Work
+from seektune.cli.errors import explain_out_of_memory
+from seektune.cli.options import Action
 
-CONVERT_HELP = """Write checkpoint SRC in another format as folder DST, tensor by tensor, in the memory of one tensor.
+CONVERT_HELP = """Convert checkpoint SRC to another format in the new folder DST; needs memory for one tensor at a time.
 
 \b
-Released weights as bf16, for whatever reads no FP4:
+Released weights to bf16, for software that does not read FP4:
   seektune convert deepseek-ai/DeepSeek-V4-Flash flash-bf16 --to bf16
-What was trained, back in the released layout; tensors that training did not change get their bytes back:
+Trained weights back to the released format; tensors that training did not change get their original bytes:
   seektune convert runs/mine/model mine-released --to released --original deepseek-ai/DeepSeek-V4-Flash
 
 \b
 Formats: released (FP4 experts, FP8), fp8 (experts in FP8 too), base (FP8 with F32 scales), bf16, fp32.
-SRC and --original are folders or Hub ids. Interrupted, the same command goes on where it was. It says what was copied
-byte for byte, what was re-encoded exactly, and which values the format cannot hold.
+
+After an interruption the same command resumes. At the end it reports which tensors were copied byte for byte, which
+were re-encoded exactly, and which values the format cannot represent.
 """
 
-VERIFY_HELP = """Compare checkpoints A and B, folders or Hub ids in any formats, tensor by tensor.
+VERIFY_HELP = """Compare checkpoints A and B tensor by tensor; their formats may differ.
 
 \b
-Did a conversion keep every value?
+Check that a conversion kept every value:
   seektune verify runs/mine/model mine-released
-What did training change?
+List what training changed:
   seektune verify deepseek-ai/DeepSeek-V4-Flash mine-released --json
 
-Exit codes: 0 all equal (bytes, values, or within the tolerance), 1 something differs, 2 a checkpoint cannot be read.
+Exit codes: 0 equal (bytes, values, or within the tolerance), 1 different, 2 a checkpoint cannot be read.
 """
 
-MERGE_HELP = """Merge ADAPTER into BASE, the checkpoint it was trained on, as folder DST.
+MERGE_HELP = """Merge the LoRA adapter ADAPTER into BASE, the checkpoint it was trained on; writes the new folder DST.
 
 \b
-Into bf16 weights, which hold the change but for their own rounding:
+To bf16 weights:
   seektune merge deepseek-ai/DeepSeek-V4-Flash runs/mine/adapter merged --to bf16
-What the adapter changed as FP8, everything else byte for byte as released:
+The changed matrices in FP8, everything else byte for byte as released:
   seektune merge deepseek-ai/DeepSeek-V4-Flash runs/mine/adapter merged --to mixed-fp8
 
 \b
-Formats: released, fp8, base, bf16, fp32, and mixed-fp8 or mixed-bf16, which store only changed matrices anew.
-Rounding to FP4 or FP8 loses a small change. The merge says how much of it every kind of module keeps and refuses to
-keep less than half, unless the adapter was trained for that format (lora.merge_into) or --force is given.
+Formats: released, fp8, base, bf16, fp32, and mixed-fp8 or mixed-bf16, which re-encode only changed matrices.
+
+Rounding to FP4 or FP8 can lose a small change. The merge reports how much of the adapter's change survives in each
+kind of module, and refuses a result that keeps less than half, unless the adapter was trained for that format
+(lora.merge_into) or --force is given.
 """
 
-INSPECT_HELP = """Print what the checkpoint in FOLDER is: variant, format, layers, parameters, bytes, and what is wrong.
+INSPECT_HELP = """Describe the checkpoint in FOLDER: variant, format, layers, parameters, bytes, and any errors.
 
 \b
   seektune inspect runs/mine/model
 
-Reads headers only. Exit codes: 0 complete, 1 something is missing, extra, misshapen or damaged.
+Reads file headers only. Exit codes: 0 complete, 1 tensors are missing, unexpected, of a wrong shape or damaged.
 """
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A checkpoint: folder or Hub id.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="released, fp8, base, bf16 or fp32.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint to convert: a folder or a Hub id.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Output folder; must be new or empty.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format to write.")],
     original: Annotated[
-        str | None, typer.Option(metavar="RELEASED", help="The checkpoint that training started from.")
+        str | None,
+        typer.Option(metavar="RELEASED", help="Checkpoint that training started from: a folder or a Hub id."),
     ] = None,
-) -> Work:
+) -> Action:
     """The verb `convert`."""
     return partial(_convert, source, destination, to, original)
 
 
 def verify(
-    a: Annotated[str, typer.Argument(metavar="A", help="A checkpoint: folder or Hub id.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Checkpoint: a folder or a Hub id.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Checkpoint to compare it with.")],
     tolerance: Annotated[
-        float, typer.Option(metavar="X", help="Largest absolute difference of values that counts as equal.")
+        float, typer.Option(metavar="X", help="Largest absolute difference that counts as equal.")
     ] = 0.0,
     as_json: AsJson = False,
-) -> Work:
+) -> Action:
     """The verb `verify`."""
     return partial(_verify, a, b, tolerance, as_json)
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A checkpoint folder.")], as_json: AsJson = False
-) -> Work:
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder.")], as_json: AsJson = False
+) -> Action:
     """The verb `inspect`."""
     return partial(_inspect, folder, as_json)
 
 
 def merge(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The frozen checkpoint: folder or Hub id.")],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="A folder that a run left, or PEFT.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="A new folder.")],
-    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="How the result is stored.")],
-    weight: Annotated[float, typer.Option(metavar="X", help="The change is multiplied by this.")] = 1.0,
-    force: Annotated[bool, typer.Option("--force", help="Merge whatever is lost.")] = False,
-) -> Work:
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Base checkpoint: a folder or a Hub id.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter folder, as a run or PEFT writes it.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Output folder; must be new or empty.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format to write.")],
+    weight: Annotated[float, typer.Option(metavar="X", help="Factor on the adapter's change.")] = 1.0,
+    force: Annotated[bool, typer.Option("--force", help="Merge even if most of the change is lost.")] = False,
+) -> Action:
     """The verb `merge`."""
     return partial(_merge, base, adapter, destination, to, weight, force)
 
@@ -107,21 +111,21 @@ def merge(
 def _merge(base: str, adapter: Path, destination: Path, to: str, weight: float, force: bool) -> None:
     from seektune.workflows.merge import merge_adapter
 
-    with told_of_memory("the largest changed tensor needs room in fp32, several times"):
+    with explain_out_of_memory("the largest changed tensor needs room in fp32, several times"):
         merge_adapter(base, adapter, destination, to, weight, force)
 
 
 def _convert(source: str, destination: Path, to: str, original: str | None) -> None:
     from seektune.workflows.convert import convert_checkpoint
 
-    with _alone("the largest tensor needs room as it is read and as it is written"):
+    with _single_threaded("the largest tensor needs room as it is read and as it is written"):
         convert_checkpoint(source, destination, to, original)
 
 
 def _verify(a: str, b: str, tolerance: float, as_json: bool) -> int:
     from seektune.workflows.verify import verify
 
-    with _alone("the largest tensor needs room in both checkpoints' formats"):
+    with _single_threaded("the largest tensor needs room in both checkpoints' formats"):
         return 0 if verify(a, b, tolerance, as_json) else 1
 
 
@@ -132,10 +136,10 @@ def _inspect(folder: Path, as_json: bool) -> int:
 
 
 @contextmanager
-def _alone(need: str) -> Iterator[None]:
-    """One thread: disk and memory are the limit, and threads that share small tensors wait on a busy machine."""
+def _single_threaded(need: str) -> Iterator[None]:
+    """Work that is bound by disk and memory: threads sharing small tensors would slow it on a busy machine."""
     import torch
 
     torch.set_num_threads(1)
-    with told_of_memory(need):
+    with explain_out_of_memory(need):
         yield

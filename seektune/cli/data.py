@@ -1,4 +1,4 @@
-"""The verbs `data ...`: what training reads, before it does."""
+"""The verb `data preview`: training rows before training reads them."""
 
 import os
 from functools import partial
@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.options import OPEN_ENDED, Work
-from seektune.cli.train import OVERRIDES_HELP, Words, split_words
+from seektune.cli.options import ALLOW_OVERRIDES, Action
+from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
+from seektune.io.cache_dir import cache_dir
 
-PREVIEW_HELP = f"""Print a row as training would read it: its text, its tokens with the taught ones marked, and
-where documents end, what is padding, and what does not fit.
+PREVIEW_HELP = f"""Print a training row: its text, its tokens with the taught ones (those in the loss) marked, document
+boundaries, padding, and what is longer than batch.length.
 
 \b
-  seektune data preview examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml --row 3
-Several documents in a row:
+  seektune data preview RECIPE --row 3
+A packed row of several documents:
   seektune data preview RECIPE --batch.pack=true --batch.length=256
 
 {OVERRIDES_HELP}
@@ -23,28 +24,27 @@ Several documents in a row:
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-@data_app.callback(help="Look at what training reads.", invoke_without_command=True)
+@data_app.callback(help="Inspect training data.", invoke_without_command=True)
 def _data(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 @data_app.command(
-    "preview", help=PREVIEW_HELP, short_help="Show a row as training reads it.", context_settings=OPEN_ENDED
+    "preview", help=PREVIEW_HELP, short_help="Print a row as training reads it.", context_settings=ALLOW_OVERRIDES
 )
 def preview(
-    words: Words = None,
-    row: Annotated[int, typer.Option(min=0, metavar="N", help="Which row, in the order of training, from 0.")] = 0,
-) -> Work:
+    args: RecipeArgs = None,
+    row: Annotated[int, typer.Option(min=0, metavar="N", help="Row number in training order, from 0.")] = 0,
+) -> Action:
     """The verb `data preview`."""
-    return partial(_preview, *split_words(words or []), row)
+    return partial(_preview, *split_args(args or []), row)
 
 
 def _preview(path: str, overrides: list[str], row: int) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.data.datasets.hellaswag import default_cache_dir
     from seektune.workflows.preview import preview
 
-    preview(recipe, row, default_cache_dir(os.environ))
+    preview(recipe, row, cache_dir(os.environ))

@@ -1,4 +1,4 @@
-"""Every mistake and failure as an exit code and one line."""
+"""Every error as an exit code and one line on standard error."""
 
 import contextlib
 import os
@@ -7,22 +7,23 @@ from collections.abc import Iterator
 
 import typer
 
-from seektune.launch.job import FAILURE, USER_MISTAKE, JobEnded
-from seektune.signals import RESUME_ME, Interrupted
+from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
+from seektune.launch.job import JobEnded
+from seektune.signals import Interrupted
 
-RENAMED = {"--packed": "; it is now called --quantized"}
-"""Options by the names that they had before, and what is added to the message that they are unknown."""
+RENAMED = {"--packed": "--quantized", "--rows": "--max-num-seqs"}
+"""Former names of options; the error for one names its successor."""
 LONGEST_MESSAGE = 500
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""Words by which torch's allocators are known; they raise RuntimeError."""
+"""Messages of torch's allocators, which raise RuntimeError."""
 
 
-class ShortOfMemoryError(Exception):
-    """Memory did not suffice; the sentence says what helps."""
+class OutOfMemoryError(Exception):
+    """Memory ran out; the message says what helps."""
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """The exit code of an error and its sentence: 2 for the user's mistakes, 1 for failures."""
+    """The exit code and message of an error: 2 for invalid input, 1 for failures, 75 for a run that can resume."""
     if isinstance(error, JobEnded):
         return error.status.code, error.status.message
     if isinstance(error, Interrupted):
@@ -30,13 +31,12 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt) or _wraps_interrupt(error):
         return FAILURE, str(error) if isinstance(error, KeyboardInterrupt) and str(error) else "interrupted by Ctrl-C"
     if isinstance(error, typer.TyperException):
-        message = error.format_message()
-        return USER_MISTAKE, message + next((hint for old, hint in RENAMED.items() if f": {old}" in message), "")
+        return USER_MISTAKE, _with_new_name(error.format_message())
     if isinstance(error, ValueError):
         return USER_MISTAKE, str(error)
     if isinstance(error, BrokenPipeError):
         return FAILURE, ""
-    if isinstance(error, ShortOfMemoryError):
+    if isinstance(error, OutOfMemoryError):
         return FAILURE, str(error)
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename is not None else ""
@@ -48,23 +48,28 @@ def explain(error: BaseException) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def told_of_memory(cure: str) -> Iterator[None]:
-    """Work whose lack of memory has this cure.
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Run the block; if memory runs out, the error says what to change.
 
     Raises:
-        ShortOfMemoryError: there was not enough.
+        OutOfMemoryError: memory ran out.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        said = str(error)
-        if not isinstance(error, MemoryError) and not any(words in said.lower() for words in OUT_OF_MEMORY):
+        message = str(error)
+        if not isinstance(error, MemoryError) and not any(words in message.lower() for words in OUT_OF_MEMORY):
             raise
-        raise ShortOfMemoryError(f"out of memory; {cure} ({said or type(error).__name__})") from error
+        raise OutOfMemoryError(f"out of memory; {advice} ({message or type(error).__name__})") from error
+
+
+def _with_new_name(message: str) -> str:
+    """The message about an unknown option, with the option's new name if it was renamed."""
+    return message + next((f"; it is now called {new}" for old, new in RENAMED.items() if f": {old}" in message), "")
 
 
 def _wraps_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is what an error comes from: an import that it breaks off often says something else."""
+    """Whether Ctrl-C caused an error: an interrupted import often raises something else."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -75,18 +80,18 @@ def _wraps_interrupt(error: BaseException | None) -> bool:
 def _one_line(text: object, most: int = LONGEST_MESSAGE) -> str:
     line = " ".join(str(text).split())
     line = line if len(line) <= most else f"{line[: most - 1]}…"
-    return "".join(sign if sign.isprintable() else "?" for sign in line)
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
 
 
-def complain(name: str, message: str) -> None:
-    """Print a line to standard error, if there is anything to say and anyone to hear it."""
+def print_error(name: str, message: str) -> None:
+    """Print a message to standard error as one line; an empty one, or a closed standard error, prints nothing."""
     if message:
         with contextlib.suppress(OSError):
             print(f"{name}: {_one_line(message)}", file=sys.stderr, flush=True)
 
 
-def stop_writing() -> None:
-    """Send what is still buffered nowhere: Python's own flush at the end would fail again, with a traceback."""
+def discard_stdout() -> None:
+    """Discard what is still buffered: Python's own flush at exit would fail again, with a traceback."""
     if sys.stdout is None:
         return
     with contextlib.suppress(OSError):

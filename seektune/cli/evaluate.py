@@ -1,4 +1,4 @@
-"""The verb `eval`: exams of a checkpoint."""
+"""The verb `eval`: evaluation of a checkpoint on a task."""
 
 import os
 from pathlib import Path
@@ -6,50 +6,54 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.options import MakeReading, Model, Work, reading, spread
+from seektune.cli.options import Action, MakeLoadOptions, Model, load_options, with_groups
+from seektune.io.cache_dir import cache_dir
 
-EVAL_HELP = """Measure MODEL, a checkpoint folder in any of our formats or a Hub id, with 95 % intervals.
+EVAL_HELP = """Evaluate MODEL, a checkpoint folder in any supported format or a Hub id, with 95 % confidence intervals.
 
 \b
-HellaSwag as lm-evaluation-harness scores it (rows are fetched, or read from --data):
-  seektune eval runs/mine/model --task hellaswag --limit 1000
-Did training help? Both models on the same questions, with a p-value:
-  seektune eval runs/mine/model --task hellaswag --against FOLDER
-Did an adapter help? With it and without:
-  seektune eval FOLDER --adapter runs/mine/adapter --against FOLDER --task hellaswag
-Perplexity of your own text, .txt or .jsonl with the key text:
+Accuracy on a task, scored as lm-evaluation-harness does (data is downloaded, or read from --data):
+  seektune eval runs/mine/model --task TASK --limit 1000
+Did training help? Compare two models on the same examples, with a p-value:
+  seektune eval runs/mine/model --task TASK --against FOLDER
+Did an adapter help? The same model with and without it:
+  seektune eval FOLDER --adapter runs/mine/adapter --against FOLDER --task TASK
+Perplexity of your own text, .txt or .jsonl with the key `text`:
   seektune eval runs/mine/model --task perplexity --data notes.txt --json
 
-\b
---limit takes questions at even distances over the split, and the first documents.
-docs/evaluation.md says how windows, intervals and p-values are made.
+--limit takes examples evenly spaced over the split; for perplexity, the first documents. docs/evaluation.md lists the
+tasks and defines windows, intervals and p-values.
 """
 
 
 def _evaluate(
     model: Model,
-    reading: MakeReading,
-    task: Annotated[str, typer.Option(metavar="TASK", help="hellaswag or perplexity.")],
-    data: Annotated[Path | None, typer.Option(metavar="PATH", help="A file or folder with what is asked.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Most questions or documents.")] = None,
-    against: Annotated[str | None, typer.Option(metavar="MODEL", help="Compare with this checkpoint.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    batch_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most tokens of one forward.")] = 8192,
-    length: Annotated[int, typer.Option(min=1, metavar="N", help="Perplexity: most tokens a window reads.")] = 2048,
-    stride: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Perplexity: tokens between windows; default --length.")
+    load: MakeLoadOptions,
+    task: Annotated[str, typer.Option(metavar="TASK", help="Evaluation task; an unknown name prints the list.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="File or folder with the data, in place of a download.")
     ] = None,
-) -> Work:
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Maximum number of examples.")] = None,
+    against: Annotated[str | None, typer.Option(metavar="MODEL", help="Second checkpoint to compare with.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    batch_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Maximum tokens per forward pass, padding included.")
+    ] = 8192,
+    length: Annotated[int, typer.Option(min=1, metavar="N", help="Perplexity: window length in tokens.")] = 2048,
+    stride: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Perplexity: tokens between windows.", show_default="--length"),
+    ] = None,
+) -> Action:
     """The verb `eval`."""
 
-    def work() -> None:
-        from seektune.data.datasets.hellaswag import default_cache_dir
+    def run() -> None:
         from seektune.workflows.evaluate import EvalOptions, evaluate
 
-        setting = EvalOptions(reading(), batch_tokens, limit, length, stride)
-        evaluate(model, task, data, default_cache_dir(os.environ), setting, against, as_json)
+        options = EvalOptions(load(), batch_tokens, limit, length, stride)
+        evaluate(model, task, data, cache_dir(os.environ), options, against, as_json)
 
-    return work
+    return run
 
 
-evaluate = spread(_evaluate, reading=reading)
+evaluate = with_groups(_evaluate, load=load_options)

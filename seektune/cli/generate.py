@@ -1,84 +1,88 @@
-"""The verbs `generate` and `chat`: what a checkpoint says."""
+"""The verbs `generate` and `chat`: text from a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from seektune.cli.errors import told_of_memory
-from seektune.cli.options import MakeSetting, Model, Most, Work, speaking, spread
+from seektune.cli.errors import explain_out_of_memory
+from seektune.cli.options import Action, MakeGenerateOptions, MaxNewTokens, Model, generate_options, with_groups
 
-GENERATE_HELP = """Let MODEL, a checkpoint folder in any of our formats or a Hub id, go on with a text.
+GENERATE_HELP = """Generate text from MODEL, a checkpoint folder in any supported format or a Hub id.
 
 \b
+Complete a prompt:
   seektune generate runs/mine/model --prompt "The man"
-A question in the chat format, always the likeliest answer:
+Answer a question in the chat format, with greedy decoding:
   seektune generate runs/mine/model --prompt "2+2?" --chat --temperature 0
-Many prompts, four answers to each:
+Many prompts, four samples each:
   seektune generate runs/mine/model --file prompts.jsonl --out answers.jsonl --samples 4
 
-\b
-A line of prompts.jsonl has prompt (a text) or messages (a conversation). docs/generation.md says more.
+Each line of prompts.jsonl has either `prompt` (a string) or `messages` (a conversation). See docs/generation.md.
 """
 
-CHAT_HELP = """Talk with MODEL, a checkpoint folder in any of our formats or a Hub id, in the terminal.
+CHAT_HELP = """Chat with MODEL in the terminal; MODEL is a checkpoint folder in any supported format or a Hub id.
 
 \b
   seektune chat runs/mine/model --thinking
 
-/help lists what can be typed beside questions.
+Type /help for the commands.
 """
 
 
 def _generate(
     model: Model,
-    speaking: MakeSetting,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What to go on with.")] = None,
-    file: Annotated[Path | None, typer.Option(metavar="PROMPTS", help="A .jsonl file of prompts.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="ANSWERS", help="The .jsonl file for the answers.")] = None,
-    as_chat: Annotated[bool, typer.Option("--chat", help="The prompt is a user's message.")] = False,
-    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Answers to each prompt.")] = 1,
-    logprobs: Annotated[bool, typer.Option("--logprobs", help="Write each token's log-probability.")] = False,
-    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Answers that grow together.")] = 8,
-    most: Most = 256,
-) -> Work:
+    generation: MakeGenerateOptions,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Prompt.")] = None,
+    file: Annotated[Path | None, typer.Option(metavar="PROMPTS", help="File of prompts, .jsonl.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="ANSWERS", help="File for the answers, .jsonl.")] = None,
+    as_chat: Annotated[
+        bool, typer.Option("--chat", help="Send --prompt as a user message in the chat format.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Answers per prompt.")] = 1,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="Write the log-probability of each token.")] = False,
+    max_num_seqs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Maximum number of sequences decoded concurrently.")
+    ] = 8,
+    max_new_tokens: MaxNewTokens = 256,
+) -> Action:
     """The verb `generate`."""
 
-    def work() -> None:
+    def run() -> None:
         if (prompt is None) == (file is None) or (file is None) != (out is None):
             raise ValueError("give either --prompt TEXT, or --file PROMPTS and --out ANSWERS")
         if prompt is not None and logprobs:
             raise ValueError("--logprobs are written to --out; give --file and --out")
-        setting = speaking(most)
+        options = generation(max_new_tokens)
         from seektune.workflows.generate import Output, generate_file, generate_one
 
-        output = Output(samples, logprobs, rows)
-        with told_of_memory("lower --rows or --max-new-tokens"):
+        output = Output(samples, logprobs, max_num_seqs)
+        with explain_out_of_memory("lower --max-num-seqs or --max-new-tokens"):
             if prompt is not None:
-                generate_one(model, prompt, as_chat or setting.thinking, setting, output)
+                generate_one(model, prompt, as_chat or options.thinking, options, output)
             elif file is not None and out is not None:
-                generate_file(model, file, out, setting, output)
+                generate_file(model, file, out, options, output)
 
-    return work
+    return run
 
 
 def _chat(
     model: Model,
-    speaking: MakeSetting,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Instruction before the conversation.")] = None,
-    most: Most = 2048,
-) -> Work:
+    generation: MakeGenerateOptions,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
+    max_new_tokens: MaxNewTokens = 2048,
+) -> Action:
     """The verb `chat`."""
 
-    def work() -> None:
-        setting = speaking(most)
+    def run() -> None:
+        options = generation(max_new_tokens)
         from seektune.workflows.chat import chat
 
-        with told_of_memory("lower --max-new-tokens"):
-            chat(model, system, setting)
+        with explain_out_of_memory("lower --max-new-tokens"):
+            chat(model, system, options)
 
-    return work
+    return run
 
 
-generate = spread(_generate, speaking=speaking)
-chat = spread(_chat, speaking=speaking)
+generate = with_groups(_generate, generation=generate_options)
+chat = with_groups(_chat, generation=generate_options)

@@ -1,68 +1,71 @@
-"""Options that several verbs have, each said once; a verb takes a whole group of them as one argument."""
+"""Options that several verbs share, each defined once; a verb takes a group of options as one argument."""
 
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from seektune import __version__
+from seektune.generate.sampling_params import Sampling
+from seektune.model.choices import DtypeName, NumericsName
 
-Work: TypeAlias = Callable[[], int | None]
-"""What a verb does once its words are understood; a number is its exit code, None means 0."""
+if TYPE_CHECKING:
+    from seektune.generate.session import GenerateOptions, LoadOptions
 
+Action: TypeAlias = Callable[[], int | None]
+"""What a verb does once its arguments are parsed; returns an exit code, None means 0."""
 
-HELP = {"help_option_names": ["-h", "--help"]}
-
-
-OPEN_ENDED = {"ignore_unknown_options": True, **HELP}
+HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
+ALLOW_OVERRIDES = {"ignore_unknown_options": True, **HELP_FLAGS}
 """Overrides are options whose names only the recipe knows."""
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"seektune {__version__}")
         raise typer.Exit
 
 
 Version = Annotated[
-    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
 ]
-
-
-if TYPE_CHECKING:
-    from seektune.generate.session import GenerateOptions, LoadOptions
-
-Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint: folder or Hub id.")]
-Most: TypeAlias = Annotated[int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Longest answer.")]
+Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.")]
+MaxNewTokens: TypeAlias = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Maximum number of tokens to generate.")
+]
 Speculative: TypeAlias = Annotated[
-    bool, typer.Option("--speculative", help="Let the MTP block guess ahead; answers are distributed as without.")
+    bool,
+    typer.Option(
+        "--speculative", help="Speculative decoding with the MTP block; the output distribution does not change."
+    ),
 ]
-Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Conversations: reason before the answer.")]
-Groups: TypeAlias = Callable[..., object]
-MakeReading: TypeAlias = Callable[[], "LoadOptions"]
-"""Makes the section once the verb works: it lies beyond imports that take seconds."""
-MakeSetting: TypeAlias = Callable[[int], "GenerateOptions"]
-"""The same, given the most tokens of an answer, whose default is each verb's own."""
+Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Chat: reason before the answer.")]
+OptionGroup: TypeAlias = Callable[..., object]
+MakeLoadOptions: TypeAlias = Callable[[], "LoadOptions"]
+"""Called when the verb runs, as the class lies behind imports that take seconds."""
+MakeGenerateOptions: TypeAlias = Callable[[int], "GenerateOptions"]
+"""The same, called with max_new_tokens, whose default differs by verb."""
 
 
-def reading(
+def load_options(
     adapter: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="An adapter on top of it: adapter_model.safetensors' folder.")
+        Path | None, typer.Option(metavar="FOLDER", help="LoRA adapter to apply: a folder with PEFT's files.")
     ] = None,
     dtype: Annotated[
-        Literal["fp32", "bf16"] | None, typer.Option(help="Default: fp32 on a CPU, bf16 on a GPU.")
+        DtypeName | None,
+        typer.Option(help="Data type of weights and activations.", show_default="bf16 on a GPU, fp32 on a CPU"),
     ] = None,
     quantized: Annotated[
-        bool,
-        typer.Option("--quantized", help="Keep FP4 and FP8 weights in their bytes: a fraction of the memory, slower."),
+        bool, typer.Option("--quantized", help="Keep FP4 and FP8 weights quantized: less memory, slower.")
     ] = False,
     numerics: Annotated[
-        Literal["plain", "released"], typer.Option(help="released imitates the rounding of serving.")
+        NumericsName,
+        typer.Option(help="`released` simulates the rounding of DeepSeek's inference kernels."),
     ] = "plain",
-) -> MakeReading:
-    """How a checkpoint is read."""
+) -> MakeLoadOptions:
+    """Options for loading a checkpoint."""
 
     def make() -> "LoadOptions":
         from seektune.generate.session import LoadOptions
@@ -72,62 +75,65 @@ def reading(
     return make
 
 
-def _speaking(
-    reading: MakeReading,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token always.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Only the so many likeliest tokens; 0 = all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens of this probability together.")] = 1.0,
+def _generate_options(
+    load: MakeLoadOptions,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature; 0 is greedy decoding.")
+    ] = Sampling.temperature,
+    top_k: Annotated[int, typer.Option(help="Sample from the k most likely tokens; 0 is all.")] = Sampling.top_k,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the smallest set of tokens whose probabilities sum to p.")
+    ] = Sampling.top_p,
     min_p: Annotated[
-        float, typer.Option(help="Only tokens at least this many times as likely as the likeliest.")
-    ] = 0.0,
+        float, typer.Option(help="Drop tokens less likely than p times the most likely one; 0 keeps all.")
+    ] = Sampling.min_p,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: tokens that stood before become less likely.")
-    ] = 1.0,
+        float, typer.Option(help="Penalty on tokens that already occur in prompt or answer; 1 is none.")
+    ] = Sampling.repetition_penalty,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
+        list[str] | None, typer.Option(metavar="TEXT", help="Stop string, not part of the answer; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same answer.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the sampling.")] = 0,
     speculative: Speculative = False,
     thinking: Thinking = False,
-) -> MakeSetting:
-    """How a model is read and speaks."""
+) -> MakeGenerateOptions:
+    """Options for loading a checkpoint and sampling from it."""
 
-    def make(most: int) -> "GenerateOptions":
-        from seektune.generate.sampling import Sampling
+    def make(max_new_tokens: int) -> "GenerateOptions":
         from seektune.generate.session import GenerateOptions
 
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        return GenerateOptions(most, sampling, tuple(stop or ()), seed, speculative, thinking, reading())
+        return GenerateOptions(max_new_tokens, sampling, tuple(stop or ()), seed, speculative, thinking, load())
 
     return make
 
 
-def spread(verb: Callable[..., Work], **groups: Groups) -> Callable[..., Work]:
-    """A command whose options are those of the verb, with those of a group in place of the argument of that name.
+def with_groups(verb: Callable[..., Action], **groups: OptionGroup) -> Callable[..., Action]:
+    """A command with the options of `verb`, in which the options of a group replace the argument of that name.
 
-    Typer reads a function's signature and knows no groups, so one is written for it.
+    Typer reads a function's signature and has no groups, so the signature is assembled here.
     """
-    return _spread(verb, groups)
+    return _expand(verb, groups)
 
 
-def _spread(verb: Callable[..., Any], groups: dict[str, Groups]) -> Callable[..., Any]:
-    shown = [
+def _expand(verb: Callable[..., Any], groups: dict[str, OptionGroup]) -> Callable[..., Any]:
+    parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for name, own in inspect.signature(verb).parameters.items()
         for parameter in (inspect.signature(groups[name]).parameters.values() if name in groups else [own])
     ]
 
-    def command(**words: object) -> Any:
+    def command(**values: object) -> Any:
         made = {}
         for name, group in groups.items():
-            made[name] = group(**{key: words.pop(key) for key in inspect.signature(group).parameters})
-        return verb(**made, **words)
+            made[name] = group(**{key: values.pop(key) for key in inspect.signature(group).parameters})
+        return verb(**made, **values)
 
     command.__doc__ = verb.__doc__
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
-    command.__setattr__("__signature__", inspect.Signature(shown))
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__setattr__("__signature__", inspect.Signature(parameters))
     return command
 
 
-speaking: Groups = _spread(_speaking, {"reading": reading})
-"""All that `reading` has, and how tokens are drawn."""
+generate_options: OptionGroup = _expand(_generate_options, {"load": load_options})
+"""The options of `load_options` and those of sampling."""

@@ -1,67 +1,88 @@
-"""The verb `serve`: a checkpoint behind OpenAI's API."""
+"""The verb `serve`: an OpenAI-compatible API server for a checkpoint."""
 
 from typing import Annotated
 
 import typer
 
-from seektune.cli.errors import told_of_memory
-from seektune.cli.options import MakeReading, Model, Speculative, Thinking, Work, reading, spread
+from seektune.cli.errors import explain_out_of_memory
+from seektune.cli.options import Action, MakeLoadOptions, Model, Speculative, Thinking, load_options, with_groups
+from seektune.serve.config import ServeConfig
+from seektune.serve.limits import Limits
 
-SERVE_HELP = """Serve MODEL, a checkpoint folder in any of our formats or a Hub id, to try it out.
+SERVE_HELP = f"""Serve MODEL, a checkpoint folder in any supported format or a Hub id, with an OpenAI-compatible API.
 
 \b
-A page to chat on at http://127.0.0.1:8000, and OpenAI's API under /v1:
+A chat page at http://{ServeConfig.host}:{ServeConfig.port}, and the API under /v1:
   seektune serve runs/mine/model
-The base and an adapter beside it, as two models of the API:
+The base model and a LoRA adapter as two models of the API:
   seektune serve FOLDER --adapter runs/mine/adapter
 
-docs/serving.md says more, and how to serve in production with vLLM or SGLang. Needs the extra `serve`.
+Made for trying a model out; docs/serving.md shows production serving with vLLM and SGLang. Needs the extra `serve`.
 """
 
 
 def _serve(
     model: Model,
-    reading: MakeReading,
-    host: Annotated[str, typer.Option(help="0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    load: MakeLoadOptions,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Host to listen on; 0.0.0.0 is reachable from other machines.")
+    ] = ServeConfig.host,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 picks a free one.")
+    ] = ServeConfig.port,
     api_key: Annotated[
-        str | None, typer.Option(envvar="SEEKTUNE_API_KEY", help="Clients of /v1 must send it as a bearer token.")
+        str | None,
+        typer.Option(envvar="SEEKTUNE_API_KEY", metavar="KEY", help="Clients of /v1 must send this as a bearer token."),
     ] = None,
-    served_model_name: Annotated[str | None, typer.Option(help="What clients call the model; default: MODEL.")] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model name in the API.", show_default="MODEL")
+    ] = None,
     max_model_len: Annotated[
-        int | None, typer.Option(min=2, metavar="N", help="Most tokens of prompt and answer; default at most 32768.")
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="N",
+            help="Maximum length of prompt and answer in tokens.",
+            show_default=f"the model's, at most {Limits.max_model_len}",
+        ),
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, metavar="N", help="Answers that grow at a time.")] = 32,
-    max_queued_requests: Annotated[int, typer.Option(min=1, metavar="N", help="Requests that may wait.")] = 256,
-    request_timeout: Annotated[float, typer.Option(min=0.1, metavar="S", help="Most seconds of a request.")] = 600.0,
+    max_num_seqs: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Maximum number of sequences decoded concurrently.")
+    ] = Limits.max_num_seqs,
+    max_queued_requests: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Maximum number of waiting requests; more are refused.")
+    ] = Limits.max_queued_requests,
+    request_timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Maximum duration of a request, waiting included.")
+    ] = Limits.request_timeout,
     shutdown_timeout: Annotated[
-        float, typer.Option(min=0, metavar="S", help="Seconds for answers to end after a signal.")
-    ] = 30.0,
+        float, typer.Option(min=0, metavar="SECONDS", help="Time for running requests to finish after a signal.")
+    ] = ServeConfig.shutdown_timeout,
     thinking: Thinking = False,
     speculative: Speculative = False,
-) -> Work:
+) -> Action:
     """The verb `serve`."""
 
-    def work() -> None:
-        from seektune.workflows.serve import Service, serve
+    def run() -> None:
+        from seektune.workflows.serve import serve
 
-        service = Service(
-            host,
-            port,
-            api_key or None,
-            served_model_name,
-            max_model_len,
-            max_num_seqs,
-            max_queued_requests,
-            request_timeout,
-            shutdown_timeout,
-            thinking,
-            speculative,
+        service = ServeConfig(
+            host=host,
+            port=port,
+            api_key=api_key or None,
+            served_model_name=served_model_name,
+            max_model_len=max_model_len,
+            limits=Limits(
+                max_num_seqs=max_num_seqs, max_queued_requests=max_queued_requests, request_timeout=request_timeout
+            ),
+            shutdown_timeout=shutdown_timeout,
+            thinking=thinking,
+            speculative=speculative,
         )
-        with told_of_memory("lower --max-model-len or --max-num-seqs, or try --quantized"):
-            serve(model, reading(), service)
+        with explain_out_of_memory("lower --max-model-len or --max-num-seqs, or try --quantized"):
+            serve(model, load(), service)
 
-    return work
+    return run
 
 
-serve = spread(_serve, reading=reading)
+serve = with_groups(_serve, load=load_options)

@@ -1,119 +1,52 @@
-"""Where training processes start: this one trains alone, starts workers that train, or is one of those workers."""
+"""Start training: in this process, in workers that a launcher starts, or as one of those workers."""
 
 import hashlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from seektune.cli.errors import told_of_memory
+from seektune.cli import launch_flags
+from seektune.cli.errors import explain_out_of_memory
+from seektune.cli.launch_flags import DryRunFlags, LaunchFlags
+from seektune.io.cache_dir import cache_dir
 from seektune.launch.job import LaunchConfig
 
 if TYPE_CHECKING:
     from seektune.recipe.load import LoadedRecipe
     from seektune.recipe.recipe import Recipe
 
-A_WORKERS_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""What torchrun, and the launcher here, leave in the environment of a worker."""
-BY_GPU = ("gpu", "auto")
-"""Instead of a number of processes; `auto` is one process where there is no GPU."""
+WORKER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""Environment variables that torchrun, and the launcher here, set for a worker."""
+CPU_CACHE_LIMITS = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
+"""Limits of the caches of compiled bf16 matrix products in torch and oneDNN on a CPU, unless the user sets them. The
+default is 1,024 entries each, one per shape; the number of tokens per expert differs in every step, so they would take
+hundreds of MB and rarely be reused. Both are read when the first product runs."""
 
 
-PRODUCTS_KEPT = {"LRU_CACHE_CAPACITY": "16", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}
-"""Compiled bf16 products that torch and oneDNN keep on a CPU, unless the user says otherwise. By default they keep
-1,024 each, one for each shape; how many tokens an expert gets differs in every step, so these would take hundreds of MB
-and hardly be used again. Both are read when the first product runs."""
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What the user said about processes."""
-
-    processes: str = "1"
-    """A number, or `gpu` or `auto`."""
-    nodes: int = 1
-    node_rank: int = 0
-    endpoint: str | None = None
-    max_restarts: int = 0
-    grace: float = 600.0
-
-    def count(self) -> int:
-        """Processes on this node.
-
-        Raises:
-            ValueError: one for each GPU, but there is none.
-        """
-        if self.processes not in BY_GPU:
-            return int(self.processes)
-        if (gpus := _gpus()) == 0 and self.processes == "gpu":
-            raise ValueError("--nproc-per-node=gpu: this machine has no GPU; give a number of processes")
-        return max(gpus, 1)
-
-    def check(self) -> None:
-        """Raises ValueError where the flags contradict each other."""
-        if self.processes not in BY_GPU and not (self.processes.isdecimal() and int(self.processes) > 0):
-            raise ValueError(f"--nproc-per-node={self.processes} must be a positive number, gpu or auto")
-        if self.node_rank >= self.nodes:
-            raise ValueError(
-                f"--node-rank={self.node_rank} must be less than --nnodes={self.nodes}; nodes count from 0"
-            )
-        if self.nodes == 1:
-            return
-        host, _, port = (self.endpoint or "").rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-            raise ValueError(
-                f"--nnodes={self.nodes} needs --rdzv-endpoint=HOST:PORT, node 0's name and a free port there"
-                + (f", not {self.endpoint}" if self.endpoint else "")
-            )
-
-
-@dataclass(frozen=True)
-class DryFlags:
-    """What the user said about a dry run."""
-
-    asked: bool = False
-    world: int | None = None
-    """Processes of the imagined job; None for those that would be started, or the fewest that the recipe takes."""
-    ranks: str = ""
-    """Numbers with commas between; empty for the first process of each stage."""
-    as_json: bool = False
-
-    def check(self) -> None:
-        """Raises ValueError where the flags contradict each other."""
-        if not self.asked and self != DryFlags():
-            raise ValueError("--world-size, --ranks and --json belong to --dry-run, which is not there")
-        if not all(number.strip().isdecimal() for number in self.ranks.split(",") if self.ranks):
-            raise ValueError(f"--ranks={self.ranks} must be numbers with commas between, such as --ranks=0,5,127")
-
-    def numbers(self) -> list[int]:
-        """The ranks."""
-        return [int(number) for number in self.ranks.split(",")] if self.ranks else []
-
-
-def start(path: str, overrides: list[str], flags: Flags, dry: DryFlags = DryFlags()) -> None:
-    """Read the recipe first, so that no other complaint hides what is wrong with it; then train as it says.
+def start(path: str, overrides: list[str], flags: LaunchFlags, dry: DryRunFlags) -> None:
+    """Read the recipe, then train; errors in the recipe come before any other.
 
     Raises:
-        ValueError: a mistake in the recipe or the flags.
-        JobEnded: workers were started, and did not end well.
+        ValueError: the recipe or the flags are invalid.
+        JobEnded: workers were started, and failed or were stopped.
     """
     from seektune.recipe.load import read_recipe
 
     loaded = read_recipe(path, overrides)
     dry.check()
-    if dry.asked:
+    if dry.enabled:
         flags.check()
-        run_dry(loaded, flags, dry)
+        start_dry_run(loaded, flags, dry)
         return
-    if all(name in os.environ for name in A_WORKERS_PLACE):
-        _work(loaded, flags, int(os.environ["WORLD_SIZE"]))
+    if all(name in os.environ for name in WORKER_VARIABLES):
+        _train_as_worker(loaded, flags, int(os.environ["WORLD_SIZE"]))
         return
     flags.check()
     environment = dict(os.environ)
     if flags.processes != "1" or flags.nodes > 1:
-        # the launcher's own torch would report a lost node with a stack of C++ frames
+        # torch in the launcher would report a lost node with a C++ stack trace
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     processes = flags.count()
     if loaded.recipe.parallel.layout == "auto":
@@ -123,11 +56,11 @@ def start(path: str, overrides: list[str], flags: Flags, dry: DryFlags = DryFlag
         loaded = read_recipe(path, overrides)
     check_world(loaded.recipe, processes * flags.nodes)
     if processes * flags.nodes == 1 and not flags.max_restarts:
-        train_here(loaded)
+        train_in_process(loaded)
         return
-    job = plan_job(loaded, path, overrides, flags, processes, environment)
-    gpus = _gpus()
-    if 0 < gpus < processes:  # torch is asked last, as that takes seconds
+    job = make_launch_config(loaded, path, overrides, flags, processes, environment)
+    gpus = launch_flags.count_gpus()
+    if 0 < gpus < processes:  # checked last, as importing torch takes seconds
         raise ValueError(f"--nproc-per-node={processes}: this machine has {gpus} GPUs, and each takes one process")
     from seektune.workflows.preflight import check_memory
 
@@ -137,78 +70,79 @@ def start(path: str, overrides: list[str], flags: Flags, dry: DryFlags = DryFlag
     launch(job)
 
 
-def run_dry(loaded: "LoadedRecipe", flags: Flags, dry: DryFlags) -> None:
-    """Build a job of any size without starting it, and print what its processes hold and send."""
+def start_dry_run(loaded: "LoadedRecipe", flags: LaunchFlags, dry: DryRunFlags) -> None:
+    """Print the memory and communication of a job's ranks without starting it."""
     started = flags.count() * flags.nodes
     if loaded.recipe.parallel.layout == "auto":
-        raise ValueError("parallel: auto takes a layout at launch, by the GPUs; seektune plan --search tells the sizes")
+        raise ValueError(
+            "parallel: auto chooses its layout at launch, from the GPUs; seektune plan --search lists layouts"
+        )
     world = dry.world or (started if started > 1 else loaded.recipe.parallel.least_world())
     check_world(loaded.recipe, world)
-    # torch wonders in C++ about a process group that has no real backend
+    # torch warns in C++ about a process group without a real backend
     os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
     from seektune.workflows.dry_run import dry_run
 
     for note in loaded.notes:
         print(note, file=sys.stderr)
-    dry_run(loaded.recipe, world, dry.numbers(), dry.as_json)
+    dry_run(loaded.recipe, world, dry.rank_list(), dry.as_json)
 
 
-def train_here(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> None:
+def train_in_process(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> None:
     """Train in this process, which may be one of several."""
     from seektune.signals import Interrupted, Interruption
 
-    for name, value in PRODUCTS_KEPT.items():
+    for name, value in CPU_CACHE_LIMITS.items():
         os.environ.setdefault(name, value)
     with Interruption(worker=world > 1) as interruption:
         try:
-            # loading torch takes seconds, in which a signal must mean what it means later
+            # importing torch takes seconds; a signal during it must have the same effect as later
             with interruption.deferred():
-                from seektune.data.datasets.hellaswag import default_cache_dir
                 from seektune.parallel.process_group import ProcessSlot
                 from seektune.workflows.train import train
         except Interrupted as signal:
-            raise Interrupted(f"stopped by {signal} while starting; the same command starts again") from None
-    with told_of_memory("lower batch.micro_size or batch.length"):
+            raise Interrupted(f"stopped by {signal} while starting; run the same command again") from None
+    with explain_out_of_memory("lower batch.micro_size or batch.length"):
         slot = ProcessSlot(world, local_rank)
-        train(loaded.recipe, loaded.name, loaded.notes, default_cache_dir(os.environ), slot)
+        train(loaded.recipe, loaded.name, loaded.notes, cache_dir(os.environ), slot)
 
 
-def _work(loaded: "LoadedRecipe", flags: Flags, world: int) -> None:
-    if flags != Flags():
+def _train_as_worker(loaded: "LoadedRecipe", flags: LaunchFlags, world: int) -> None:
+    if flags != LaunchFlags():
         raise ValueError(
-            f"this process is one of {world} that a launcher started ({', '.join(A_WORKERS_PLACE)} are set) and starts "
-            "no others; leave --nproc-per-node and its like to the launcher"
+            f"this process is one of {world} workers of a launcher ({', '.join(WORKER_VARIABLES)} are set); "
+            "give --nproc-per-node and the other process flags to the launcher"
         )
     if loaded.recipe.parallel.layout == "auto":
-        raise ValueError("parallel: auto is settled by seektune's own launcher; seektune plan --search tells the sizes")
+        raise ValueError("parallel: auto needs seektune's own launcher; seektune plan --search lists layouts")
     check_world(loaded.recipe, world)
     if world > 1 and loaded.recipe.run_dir is None:
-        raise ValueError(f"{world} processes need one folder; name it: --run_dir=runs/NAME")
-    train_here(loaded, world, int(os.environ["LOCAL_RANK"]))
+        raise ValueError(f"{world} processes need a common run folder: set --run_dir=runs/NAME")
+    train_in_process(loaded, world, int(os.environ["LOCAL_RANK"]))
 
 
-def plan_job(
+def make_launch_config(
     loaded: "LoadedRecipe",
     path: str,
     overrides: list[str],
-    flags: Flags,
+    flags: LaunchFlags,
     processes: int,
     environment: Mapping[str, str],
 ) -> LaunchConfig:
-    """What the workers run; a run without a folder gets its one here, as all of them and every restart need the same.
+    """The launcher's job. A run without a folder gets one here, as all workers and every restart need the same.
 
     Raises:
-        ValueError: several nodes have no folder in common, or restarts would not go on where the run was.
+        ValueError: several nodes without a run folder, or restarts that could not resume.
     """
     from seektune.recipe.load import dump_recipe
     from seektune.run.run_dir import choose_folder
 
     recipe = loaded.recipe
     if flags.nodes > 1 and recipe.run_dir is None:
-        raise ValueError(f"{flags.nodes} nodes need one folder that all of them see; name it: --run_dir=SHARED/NAME")
+        raise ValueError(f"{flags.nodes} nodes need a run folder on a shared disk: set --run_dir=SHARED/NAME")
     if flags.max_restarts and recipe.resume != "auto":
         raise ValueError(
-            f"--max-restarts goes on from the run's own checkpoints, so resume must be auto, not {recipe.resume}"
+            f"--max-restarts resumes from the run's own checkpoints, so resume must be auto, not {recipe.resume}"
         )
     folder = choose_folder(recipe.run_dir, loaded.name, datetime.now())
     shared = (dump_recipe(recipe), processes, flags.nodes, flags.max_restarts)
@@ -220,23 +154,17 @@ def plan_job(
         node_rank=flags.node_rank,
         endpoint=flags.endpoint or "",
         max_restarts=flags.max_restarts,
-        grace=flags.grace,
+        grace=flags.shutdown_timeout,
         identity=hashlib.sha256(repr(shared).encode()).hexdigest(),
         advice=f"the same command with --run_dir={folder} resumes from the last checkpoint",
     )
 
 
-def _gpus() -> int:
-    from torch.cuda import device_count
-
-    return device_count()
-
-
 def check_world(recipe: "Recipe", world: int) -> None:
-    """Check that the sizes of the mesh dequantize, and that model and batch can be cut so where that is known.
+    """Check that the mesh sizes multiply to the number of processes, and that model and batch can be split so.
 
     Raises:
-        ValueError: they do not, and what layouts fit; or adapters ask for one process.
+        ValueError: they do not; the message offers layouts that do. Or the recipe is limited to one process.
     """
     from seektune.parallel.dims import make_dims, rows_at_a_time
 

@@ -1,4 +1,4 @@
-"""The verbs `train` and `schema`, and `automodel`: recipes and their overrides."""
+"""The verbs `train` and `schema`, and the command `automodel`; recipe arguments and overrides."""
 
 import json
 from functools import partial
@@ -6,46 +6,49 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.options import Version, Work
-from seektune.cli.start import DryFlags, Flags, start
+from seektune.cli.launch_flags import DryRunFlags, LaunchFlags
+from seektune.cli.options import Action, Version
+from seektune.cli.start import start
+from seektune.exit_codes import RESUME_ME
 
 OVERRIDES_HELP = """\b
-Overrides set any key of the recipe by its dotted name, and win over the file:
-  --optimizer.lr=1e-4        a number
-  --optimizer.lr 1e-4        the same
-  --model.preset=tiny        a word or a path
-  --optimizer.betas=[0.9,0.95]
-  --model.weights=null       null clears a setting
-`seektune schema` lists every key; a misspelt one is answered with the nearest."""
+RECIPE is a YAML file; `seektune init` copies a shipped one. Overrides set any of its keys by dotted name:
+  --optimizer.lr=1e-4             or --optimizer.lr 1e-4
+  --model.preset=tiny             a string
+  --optimizer.betas=[0.9,0.95]    a list
+  --model.weights=null            null unsets a key
+`seektune schema` lists all keys."""
 
-TRAIN_HELP = f"""Train as RECIPE says, a YAML file; leaves weights, metrics and report.html in the run's folder.
+TRAIN_HELP = f"""Train the model of RECIPE; writes checkpoints, metrics, weights and report.html to the run folder.
 
 \b
-Try the published job at tiny size, on any machine, in a few minutes:
-  seektune train examples/llm_finetune/deepseek_v4/deepseek_v4_flash_hellaswag.yaml \\
-      --model.preset=tiny --parallel.pp_size=1 --parallel.ep_size=1 --steps=3
+Try a large job at tiny size, on any machine, in a few minutes:
+  seektune train RECIPE --model.preset=tiny --parallel.pp_size=1 --parallel.ep_size=1 --steps=3
 Fine-tune your own checkpoint:
   seektune train RECIPE --model.preset=null --model.weights=FOLDER --run_dir=runs/mine
-On eight GPUs of this machine, started again up to three times if a process fails:
+Eight GPUs on this node, with up to three restarts after a failure:
   seektune train RECIPE --nproc-per-node=8 --max-restarts=3 --run_dir=runs/mine
-On two machines; the same words on the other, with --node-rank=1:
+Two nodes; on the second one the same command with --node-rank=1:
   seektune train RECIPE --nproc-per-node=8 --nnodes=2 --node-rank=0 --rdzv-endpoint=HOST:29500 --run_dir=SHARED/mine
-What each process of a job on 128 GPUs would hold and send, found out here in a minute:
+Memory and communication of each rank of a job on 128 GPUs, computed here in a minute:
   seektune train RECIPE --dry-run --world-size=128
+
+After a signal (Ctrl-C, SIGTERM, SIGUSR1) training finishes the step, saves and exits with code {RESUME_ME}; the same
+command with the same --run_dir resumes.
 
 {OVERRIDES_HELP}
 """
 
-SCHEMA_HELP = """Print the JSON schema of recipes: every key with its type, default and meaning.
+SCHEMA_HELP = """Print the JSON schema of recipes: every key with its type, default and description.
 
 \b
-Editors complete and check YAML with it:
+Editors use it to complete and check recipes:
   seektune schema > recipe.schema.json
-and as the recipe's first line:
+with this as the recipe's first line:
   # yaml-language-server: $schema=recipe.schema.json
 """
 
-AUTOMODEL_HELP = f"""Train as RECIPE says: `automodel RECIPE` is `seektune train RECIPE`.
+AUTOMODEL_HELP = f"""Train the model of RECIPE; `automodel RECIPE` is short for `seektune train RECIPE`.
 
 \b
   automodel --nproc-per-node=8 RECIPE --steps=20
@@ -53,83 +56,86 @@ AUTOMODEL_HELP = f"""Train as RECIPE says: `automodel RECIPE` is `seektune train
 {OVERRIDES_HELP}
 """
 
-Words = Annotated[
+RecipeArgs = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="RECIPE --SECTION.KEY=VALUE", show_default=False, help="A YAML file, overrides of its keys."
-    ),
+    typer.Argument(metavar="RECIPE --KEY=VALUE", show_default=False, help="Recipe file, and overrides of its keys."),
 ]
-Processes = Annotated[
+ProcessesPerNode = Annotated[
     str,
     typer.Option(
-        "--nproc-per-node", "--nproc_per_node", metavar="N", help="Processes on this node; `gpu`: one for each GPU."
+        "--nproc-per-node",
+        "--nproc_per_node",
+        metavar="N",
+        help="Processes on this node: a number, or `gpu` for one per GPU.",
     ),
 ]
-Nodes = Annotated[int, typer.Option("--nnodes", min=1, metavar="M", help="Nodes; the command is started on each.")]
+Nodes = Annotated[int, typer.Option("--nnodes", min=1, metavar="N", help="Number of nodes; run the command on each.")]
 NodeRank = Annotated[
-    int, typer.Option("--node-rank", "--node_rank", min=0, metavar="R", help="Number of this node, from 0.")
+    int, typer.Option("--node-rank", "--node_rank", min=0, metavar="N", help="Rank of this node, from 0.")
 ]
-Endpoint = Annotated[
+RendezvousEndpoint = Annotated[
     str | None,
-    typer.Option("--rdzv-endpoint", "--rdzv_endpoint", metavar="HOST:PORT", help="Node 0, and a free port there."),
+    typer.Option(
+        "--rdzv-endpoint", "--rdzv_endpoint", metavar="HOST:PORT", help="Host name of node 0 and a free port on it."
+    ),
 ]
-Restarts = Annotated[
+MaxRestarts = Annotated[
     int,
     typer.Option(
         "--max-restarts",
         "--max_restarts",
         min=0,
-        metavar="K",
-        help="Times that all processes start again, from the last checkpoint, after one failed.",
+        metavar="N",
+        help="Restarts of all processes, from the last checkpoint, after one fails.",
     ),
 ]
-Grace = Annotated[
+ShutdownTimeout = Annotated[
     float,
     typer.Option(
         "--shutdown-timeout",
         "--shutdown_timeout",
         min=0,
-        metavar="S",
-        help="Seconds that processes have for saving when a signal asks them to stop.",
+        metavar="SECONDS",
+        help="Time for processes to save after a signal, before they are killed.",
     ),
 ]
 DryRun = Annotated[
     bool,
-    typer.Option("--dry-run", "--dry_run", help="Start nothing; print what processes of the job would hold and send."),
+    typer.Option("--dry-run", "--dry_run", help="Print the memory and communication of the job's ranks; do not train."),
 ]
 WorldSize = Annotated[
     int | None,
-    typer.Option("--world-size", "--world_size", min=1, metavar="N", help="Processes of a dry run's job, any number."),
+    typer.Option("--world-size", "--world_size", min=1, metavar="N", help="Dry run: number of processes in the job."),
 ]
 DryRanks = Annotated[
     str,
     typer.Option(
-        "--ranks", metavar="0,5,127", help="Processes that a dry run looks at.", show_default="the first of each stage"
+        "--ranks", metavar="0,5,127", help="Dry run: ranks to print.", show_default="first of each pipeline stage"
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a dry run's answer as JSON, sizes in bytes.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Dry run: print JSON, sizes in bytes.")]
 
 
 def train(
-    words: Words = None,
-    nproc_per_node: Processes = Flags.processes,
-    nnodes: Nodes = Flags.nodes,
-    node_rank: NodeRank = Flags.node_rank,
-    rdzv_endpoint: Endpoint = Flags.endpoint,
-    max_restarts: Restarts = Flags.max_restarts,
-    shutdown_timeout: Grace = Flags.grace,
-    dry_run: DryRun = DryFlags.asked,
-    world_size: WorldSize = DryFlags.world,
-    ranks: DryRanks = DryFlags.ranks,
-    as_json: AsJson = DryFlags.as_json,
+    args: RecipeArgs = None,
+    nproc_per_node: ProcessesPerNode = LaunchFlags.processes,
+    nnodes: Nodes = LaunchFlags.nodes,
+    node_rank: NodeRank = LaunchFlags.node_rank,
+    rdzv_endpoint: RendezvousEndpoint = LaunchFlags.endpoint,
+    max_restarts: MaxRestarts = LaunchFlags.max_restarts,
+    shutdown_timeout: ShutdownTimeout = LaunchFlags.shutdown_timeout,
+    dry_run: DryRun = DryRunFlags.enabled,
+    world_size: WorldSize = DryRunFlags.world,
+    ranks: DryRanks = DryRunFlags.ranks,
+    as_json: AsJson = DryRunFlags.as_json,
     version: Version = False,
-) -> Work:
-    """The verb `train`, and all of `automodel`."""
-    flags = Flags(nproc_per_node, nnodes, node_rank, rdzv_endpoint, max_restarts, shutdown_timeout)
-    return partial(start, *split_words(words or []), flags, DryFlags(dry_run, world_size, ranks, as_json))
+) -> Action:
+    """The verb `train`, and the command `automodel`."""
+    flags = LaunchFlags(nproc_per_node, nnodes, node_rank, rdzv_endpoint, max_restarts, shutdown_timeout)
+    return partial(start, *split_args(args or []), flags, DryRunFlags(dry_run, world_size, ranks, as_json))
 
 
-def schema() -> Work:
+def schema() -> Action:
     """The verb `schema`."""
     return print_schema
 
@@ -141,25 +147,25 @@ def print_schema() -> None:
     typer.echo(json.dumps(schema(), indent=2))
 
 
-def split_words(words: list[str]) -> tuple[str, list[str]]:
-    """The recipe's path and the overrides, in whichever order they were typed.
+def split_args(args: list[str]) -> tuple[str, list[str]]:
+    """The recipe's path and the overrides, which may be typed in any order.
 
     Raises:
         ValueError: no recipe, or two.
     """
     paths = []
     overrides = []
-    waiting = list(words)
+    waiting = list(args)
     while waiting:
-        word = waiting.pop(0)
-        if not word.startswith("-"):
-            paths.append(word)
+        arg = waiting.pop(0)
+        if not arg.startswith("-"):
+            paths.append(arg)
             continue
-        overrides.append(word)
-        if "=" not in word and waiting and not waiting[0].startswith("--"):
+        overrides.append(arg)
+        if "=" not in arg and waiting and not waiting[0].startswith("--"):
             overrides.append(waiting.pop(0))
     if not paths:
-        raise ValueError("no recipe given: name a YAML file, such as examples/llm_finetune/deepseek_v4/*.yaml")
+        raise ValueError("no recipe given: name a YAML file; `seektune init` lists and copies shipped ones")
     if len(paths) > 1:
-        raise ValueError(f"one recipe at a time, not {' and '.join(paths)}; overrides are written --section.key=value")
+        raise ValueError(f"one recipe at a time, not {' and '.join(paths)}; write overrides as --section.key=value")
     return paths[0], overrides

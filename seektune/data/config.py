@@ -1,22 +1,8 @@
-"""What a recipe says about its data: which dataset, and how rows become batches."""
-
-from pathlib import Path
-from typing import Literal
+"""What a recipe says about its batches: how many rows and tokens meet in one optimizer step."""
 
 from pydantic import PositiveInt, ValidationInfo, field_validator
 
 from seektune.section import Section
-
-
-class DataConfig(Section):
-    """Where the examples come from."""
-
-    dataset: Literal["hellaswag"] = "hellaswag"
-    """Name of the dataset."""
-    path: Path | None = None
-    """Folder with train and validation as .parquet or .jsonl in the Hub's schema; none = fetched and cached."""
-    overlong: Literal["error", "drop"] = "error"
-    """What happens to an example longer than `batch.length`: training refuses to start, or it is left out."""
 
 
 class BatchConfig(Section):

@@ -6,7 +6,8 @@ from typing import TypedDict
 import numpy as np
 
 from seektune.data.config import BatchConfig
-from seektune.data.packing import Example, FirstFit, Row, collate, pack, singly
+from seektune.data.example import Example
+from seektune.data.packing import FirstFit, Row, collate, pack, singly
 from seektune.sequence import Batch
 
 

@@ -4,24 +4,13 @@ Shapes: B rows, T tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
+from seektune.data.example import Example
 from seektune.sequence import IGNORE_INDEX, Batch
-
-
-@dataclass(frozen=True)
-class Example:
-    """A text as ids, and what of it is taught: `labels[t] == tokens[t]`, or -100 where token t is only read."""
-
-    tokens: list[int]
-    labels: list[int]
-    name: str
-    """Where it comes from, for messages."""
-
 
 Row = list[Example]
 """The examples that share a row, in order."""
@@ -96,7 +85,7 @@ def collate(rows: Sequence[Row], pad_id: int, length: int | None = None) -> Batc
         for number, example in enumerate(row, start=1):
             stop = start + len(example.tokens)
             tokens[b, start:stop] = torch.tensor(example.tokens)
-            labels[b, start:stop] = torch.tensor(example.labels)
+            labels[b, start:stop] = tokens[b, start:stop].where(torch.tensor(example.taught), IGNORE_INDEX)
             documents[b, start:stop] = number
             start = stop
     return Batch(tokens, labels, documents)

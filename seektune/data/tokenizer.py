@@ -132,18 +132,6 @@ def load_tokenizer(vocab_size: int) -> Tokenizer:
     return Tokenizer(_as_json(reduced(json.loads(official), vocab_size)))
 
 
-def check_unicode(text: str) -> None:
-    """Refuse what cannot be encoded: JSON can spell half of a character, and a terminal send bytes that are none.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a text holds half of a surrogate pair, which is no character") from None
-
-
 def official_file() -> Path:
     """Path of the official tokenizer.json.
 

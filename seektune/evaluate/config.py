@@ -1,20 +1,54 @@
-"""What a recipe says about exams: when they are held and how large they are."""
+"""What a recipe says about evaluation: which tasks run, when, and on how many rows."""
 
-from pydantic import PositiveInt
+from typing import Annotated
 
+from pydantic import AfterValidator, Field, PositiveInt
+
+from seektune.data.datasets.dataset import DataConfig
+from seektune.data.datasets.registry import DATASETS
 from seektune.section import Section
+
+VALIDATION = "validation"
+"""The task that measures the dataset's held-out examples."""
+TASKS = (*(name for name, section in DATASETS.items() if section.has_questions), VALIDATION)
+"""Names of tasks: datasets with questions, and `validation`."""
+
+
+def _known_task(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
+    return name
+
+
+def _named_once(names: list[str] | None) -> list[str] | None:
+    for name in names or ():
+        if (names or []).count(name) > 1:
+            raise ValueError(f"names the task {name} twice")
+    return names
+
+
+TaskName = Annotated[str, AfterValidator(_known_task), Field(json_schema_extra={"enum": list(TASKS)})]
+TaskNames = Annotated[list[TaskName] | None, AfterValidator(_named_once)]
 
 
 class EvaluateConfig(Section):
-    """HellaSwag before and after training, and the validation loss on the way."""
+    """Tasks before and after training, and the validation loss on the way."""
 
+    tasks: TaskNames = None
+    """What is measured before and after training; null = the dataset's own questions, or `validation` without any."""
     before: bool = True
-    """Whether HellaSwag is scored before the first step."""
+    """Whether the tasks run before the first step."""
     after: bool = True
-    """Whether HellaSwag is scored after the last step."""
+    """Whether the tasks run after the last step."""
     limit: PositiveInt | None = 500
-    """Validation rows that are scored, spread evenly over the split; none = all 10,042."""
+    """Validation rows that are scored, spread evenly over the split; null = all."""
     every: PositiveInt | None = None
-    """Steps between two measurements of the validation loss; none = never."""
+    """Steps between two measurements of the validation loss; null = only before and after training."""
     batch_tokens: PositiveInt = 8192
-    """Most tokens, padding included, of one forward of an exam."""
+    """Most tokens, padding included, of one forward of a task with questions."""
+
+    def task_names(self, data: DataConfig) -> list[str]:
+        """The tasks of a run on a dataset."""
+        if self.tasks is not None:
+            return self.tasks
+        return [data.dataset if data.has_questions else VALIDATION]

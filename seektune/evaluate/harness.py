@@ -2,7 +2,7 @@
 
 import lm_eval
 from seektune.evaluate.harness import HarnessModel
-lm_eval.simple_evaluate(HarnessModel.from_pretrained("runs/NAME/model"), tasks=["hellaswag"])
+lm_eval.simple_evaluate(HarnessModel.from_pretrained("runs/NAME/model"), tasks=["arc_easy"])
 """
 
 from itertools import groupby
@@ -18,16 +18,15 @@ try:
 except ImportError as error:
     raise ImportError("lm-eval is not installed: pip install 'seektune[eval]'") from error
 
-from seektune.data.datasets.examples import encode_continuations
-from seektune.data.packing import Example
+from seektune.data.example import Example, continuation
+from seektune.data.question import encode_continuations
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.evaluate.likelihood import continuation, likelihoods
+from seektune.evaluate.likelihood import likelihoods
 from seektune.evaluate.perplexity import windows
 from seektune.generate.detokenize import answer_all
 from seektune.generate.request import Request
-from seektune.generate.sampling import GREEDY
+from seektune.generate.sampling_params import GREEDY
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.sequence import IGNORE_INDEX
 
 
 class HarnessModel(LM):
@@ -136,6 +135,5 @@ class HarnessModel(LM):
     def _fitting(self, sequence: Example) -> Example:
         """The end of a sequence, whose last token is only predicted."""
         kept = slice(-(self._max_length + 1), None)
-        labels = sequence.labels[kept]
         # what is kept has a first token that nobody predicts
-        return Example(sequence.tokens[kept], [IGNORE_INDEX, *labels[1:]], sequence.name)
+        return Example(sequence.tokens[kept], [False, *sequence.taught[kept][1:]], sequence.name)

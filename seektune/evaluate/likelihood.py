@@ -10,8 +10,9 @@ from typing import Protocol
 
 import torch
 
-from seektune.data.packing import Example, collate, singly
-from seektune.model.transformer import TokenScores
+from seektune.data.example import Example
+from seektune.data.packing import collate, singly
+from seektune.model.head import TokenScores
 from seektune.sequence import IGNORE_INDEX, Batch
 
 Progress = Callable[[int, int], None]
@@ -81,8 +82,3 @@ def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         group.append(i)
     if group:
         yield group
-
-
-def continuation(prompt: list[int], ending: list[int], name: str) -> Example:
-    """A sequence in which the ending is taught."""
-    return Example(prompt + ending, [IGNORE_INDEX] * len(prompt) + ending, name)

@@ -1,15 +1,18 @@
 """Perplexity: how surprised a model is by plain text, every token of which is predicted exactly once."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seektune.data.example import continuation
 from seektune.data.tokenizer import Tokenizer
-from seektune.evaluate.likelihood import Progress, Scorer, continuation, likelihoods
-from seektune.evaluate.statistics import Change, Estimate
+from seektune.evaluate.likelihood import Progress, Scorer, likelihoods
+from seektune.evaluate.statistics import Estimate
+from seektune.evaluate.task import Metric, TaskInfo, TaskScore
+from seektune.io.jsonl import read_jsonl
+from seektune.io.text import read_text
 
 SUFFIXES = (".txt", ".jsonl")
 
@@ -20,36 +23,6 @@ class Text:
 
     text: str
     name: str
-
-
-@dataclass(frozen=True)
-class PerplexityScore:
-    """What the exam found; intervals resample windows."""
-
-    loss: Estimate
-    """Mean negative log-likelihood, in nats per token."""
-    perplexity: Estimate
-    """exp(`loss`)."""
-    bits_per_byte: Estimate
-    """The same loss in bits per byte of UTF-8: comparable across tokenizers."""
-    tokens: int
-    bytes: int
-    documents: int
-    windows: int
-    length: int
-    stride: int
-    sums: list[float]
-    """Loss of each window, in nats."""
-    counts: list[int]
-    """Tokens that each window predicts."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, without those of single windows."""
-        return {key: value for key, value in asdict(self).items() if key not in ("sums", "counts")}
-
-    def since(self, before: "PerplexityScore") -> dict[str, Change]:
-        """What changed from another model's score on the same windows to this one."""
-        return {"loss": Change.of_ratios(before.sums, self.sums, self.counts)}
 
 
 def read_texts(path: Path) -> list[Text]:
@@ -87,72 +60,73 @@ def windows(tokens: Sequence[int], bos_id: int, length: int, stride: int) -> Ite
         yield list(tokens[max(0, stop - length - 1) : start]), list(tokens[start:stop])
 
 
-def evaluate_perplexity(
-    model: Scorer,
-    tokenizer: Tokenizer,
-    texts: Sequence[Text],
-    length: int,
-    stride: int,
-    batch_tokens: int,
-    progress: Progress | None = None,
-) -> PerplexityScore:
+@dataclass(frozen=True)
+class PerplexityTask:
     """Predict every token of every text once, in windows of at most `length` inputs (see `windows`).
 
-    EOS is not predicted, so that the loss is that of the text alone.
-
-    Raises:
-        ArithmeticError: the model gives no number for a text; the message names it.
+    EOS is not predicted, so that the loss is that of the text alone. Intervals resample windows.
     """
-    assert texts, "an exam needs texts"
-    sequences = [
-        continuation(read, predicted, text.name)
-        for text, ids in zip(texts, tokenizer.encode_batch([text.text for text in texts]), strict=True)
-        for read, predicted in windows(ids, tokenizer.bos_id, length, stride)
-    ]
-    found = likelihoods(model, sequences, batch_tokens, tokenizer.pad_id, progress)
-    sums = [-each.log for each in found]
-    counts = [len(each.losses) for each in found]
-    for sequence, value in zip(sequences, sums, strict=True):
-        if math.isnan(value):
-            raise ArithmeticError(f"{sequence.name}: the model's log-likelihood of the text is not a number")
-    size = sum(len(text.text.encode()) for text in texts)
-    loss = Estimate.of_ratio(sums, counts)
-    per_byte = sum(counts) / (size * math.log(2))
-    return PerplexityScore(
-        loss=loss,
-        perplexity=Estimate(*map(math.exp, (loss.value, loss.low, loss.high))),
-        bits_per_byte=Estimate(*(value * per_byte for value in (loss.value, loss.low, loss.high))),
-        tokens=sum(counts),
-        bytes=size,
-        documents=len(texts),
-        windows=len(sequences),
-        length=length,
-        stride=stride,
-        sums=sums,
-        counts=counts,
-    )
+
+    texts: Sequence[Text]
+    length: int
+    stride: int
+
+    @property
+    def info(self) -> TaskInfo:
+        """Perplexity, the loss in nats per token, and the same loss in bits per byte of UTF-8."""
+        return TaskInfo(
+            "perplexity",
+            "perplexity",
+            items="windows",
+            about="windows of text",
+            test="random signs of the windows' differences",
+            metrics={
+                "perplexity": Metric("perplexity"),
+                "loss": Metric("loss", unit="nats per token", outcomes="losses", sizes="sizes"),
+                "bits_per_byte": Metric("bits per byte"),
+            },
+            facts=(
+                ("text", "{documents:,} documents, {tokens:,} tokens, {bytes:,} bytes"),
+                ("windows", "{n:,} of up to {length} tokens, stride {stride}"),
+            ),
+        )
+
+    def run(
+        self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None
+    ) -> TaskScore:
+        """As `Task.run`."""
+        assert self.texts, "there are no texts"
+        sequences = [
+            continuation(read, predicted, text.name)
+            for text, ids in zip(self.texts, tokenizer.encode_batch([text.text for text in self.texts]), strict=True)
+            for read, predicted in windows(ids, tokenizer.bos_id, self.length, self.stride)
+        ]
+        found = likelihoods(model, sequences, batch_tokens, tokenizer.pad_id, progress)
+        losses = [-each.log for each in found]
+        sizes = [float(len(each.losses)) for each in found]
+        for sequence, value in zip(sequences, losses, strict=True):
+            if math.isnan(value):
+                raise ArithmeticError(f"{sequence.name}: the model's log-likelihood of the text is not a number")
+        size = sum(len(text.text.encode()) for text in self.texts)
+        tokens = int(sum(sizes))
+        loss = Estimate.of_ratio(losses, sizes)
+        per_byte = tokens / (size * math.log(2))
+        counts = {"tokens": tokens, "bytes": size, "documents": len(self.texts), "windows": len(sequences)}
+        return TaskScore(
+            self.info,
+            {"loss": loss, "perplexity": loss.map(math.exp), "bits_per_byte": loss.map(lambda nats: nats * per_byte)},
+            {"n": len(sequences), **counts, "length": self.length, "stride": self.stride},
+            {"losses": losses, "sizes": sizes},
+        )
 
 
 def _read(file: Path) -> list[Text]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     if file.suffix == ".txt":
-        return [Text(text, str(file))]
-    lines = enumerate(text.split("\n"), start=1)
-    return [_line(line, f"{file} line {number}") for number, line in lines if line.strip()]
+        return [Text(read_text(file), str(file))]
+    return [_document(record, place) for place, record in read_jsonl(file)]
 
 
-def _line(line: str, name: str) -> Text:
-    try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError(f"{name}: not JSON") from None
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise ValueError(f"{name}: must be a JSON object with the key text")
-    try:
-        record["text"].encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name}: holds half a character, which is no text") from None
-    return Text(record["text"], name)
+def _document(record: dict[str, Any], place: str) -> Text:
+    if not isinstance(record.get("text"), str):
+        raise ValueError(f"{place}: needs the key text, whose value is a text")
+    return Text(record["text"], place)

@@ -4,7 +4,7 @@ Shapes: N questions (or windows of text), R resamples.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +35,7 @@ class Estimate:
         n = len(outcomes)
         right = sum(outcomes)
         if right in (0, n):
-            reach = 1 - LEVELS[0] ** (1 / n)
-            return cls(right / n, 0.0, reach) if right == 0 else cls(1.0, 1 - reach, 1.0)
+            return cls._all_same(right == n, n)
         shares_R = np.random.default_rng(SEED).binomial(n, right / n, RESAMPLES) / n
         return cls(right / n, *_bounds(shares_R))
 
@@ -46,6 +45,26 @@ class Estimate:
         top_N = np.asarray(tops, float)
         bottom_N = np.asarray(bottoms, float)
         return cls(math.fsum(tops) / math.fsum(bottoms), *_bounds(_ratios(top_N, bottom_N)))
+
+    @classmethod
+    def of_parts(cls, right: Sequence[int], sizes: Sequence[int]) -> "Estimate":
+        """The share of right ones among the parts of all items, such as tokens of rows; items are resampled.
+
+        Parts of an item may be right together. So where all parts are the same, each item counts once in the exact
+        interval of `of_share`.
+        """
+        if sum(right) in (0, sum(sizes)):
+            return cls._all_same(sum(right) > 0, len(sizes))
+        return cls.of_ratio(right, sizes)
+
+    @classmethod
+    def _all_same(cls, right: bool, n: int) -> "Estimate":
+        reach = 1 - LEVELS[0] ** (1 / n)
+        return cls(1.0, 1 - reach, 1.0) if right else cls(0.0, 0.0, reach)
+
+    def map(self, rising: Callable[[float], float]) -> "Estimate":
+        """The estimate of a function that only rises."""
+        return Estimate(rising(self.value), rising(self.low), rising(self.high))
 
 
 @dataclass(frozen=True)

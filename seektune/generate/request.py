@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seektune.generate.sampling import DEFAULT, Sampling
+from seektune.generate.sampling_params import DEFAULT, Sampling
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.request import Request
-from seektune.generate.sampling import DEFAULT, Sampling
+from seektune.generate.sampling_params import DEFAULT, Sampling
 from seektune.lora.files import load_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.choices import DtypeName, NumericsName
 from seektune.model.device import DTYPES, choose_device
 
 
@@ -16,9 +17,9 @@ from seektune.model.device import DTYPES, choose_device
 class LoadOptions:
     """How a checkpoint is read."""
 
-    dtype: str | None = None
-    """`fp32` or `bf16`; None = fp32 on a CPU, bf16 on a GPU."""
-    numerics: str = "plain"
+    dtype: DtypeName | None = None
+    """None = fp32 on a CPU, bf16 on a GPU."""
+    numerics: NumericsName = "plain"
     quantized: bool = False
     """Keep FP4 and FP8 weights in their bytes, dequantized while they are used."""
     adapter: Path | None = None

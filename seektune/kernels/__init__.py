@@ -7,7 +7,15 @@ from seektune.kernels import cpu, eager
 from seektune.kernels import reference as plain
 from seektune.kernels.dequantize import dequantize
 from seektune.kernels.dispatch import Kernel
-from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK, dequantize_fp4, dequantize_fp8
+from seektune.kernels.reference.dequantize import (
+    FP4_GROUP,
+    FP4_PER_BYTE,
+    FP8_BLOCK,
+    decoded_columns,
+    dequantize_fp4,
+    dequantize_fp8,
+    values_per_element,
+)
 from seektune.kernels.reference.expert_linear import sort_by_expert
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
@@ -19,7 +27,7 @@ from seektune.kernels.reference.quantize import (
     quantize_fp8,
     recast_fp4_as_fp8,
 )
-from seektune.kernels.reference.rounded_linear import Rounding, rounded_expert_linear, rounded_linear
+from seektune.kernels.reference.rounded_linear import Rounding, lora_delta, rounded_expert_linear, rounded_linear
 from seektune.kernels.reference.route import gate_scores, gate_weights
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
@@ -47,6 +55,7 @@ linear_cross_entropy = Kernel(plain.linear_cross_entropy, eager.linear_cross_ent
 
 __all__ = [
     "FP4_GROUP",
+    "FP4_PER_BYTE",
     "FP8_BLOCK",
     "Chosen",
     "Kernel",
@@ -54,6 +63,7 @@ __all__ = [
     "Rounding",
     "Visible",
     "clamped_swiglu",
+    "decoded_columns",
     "dequantize",
     "dequantize_fp4",
     "dequantize_fp8",
@@ -71,6 +81,7 @@ __all__ = [
     "index_topk",
     "linear",
     "linear_cross_entropy",
+    "lora_delta",
     "lowbit_expert_linear",
     "lowbit_linear",
     "norm_rope",
@@ -90,4 +101,5 @@ __all__ = [
     "sort_pairs",
     "sparse_attention",
     "upcast",
+    "values_per_element",
 ]

@@ -15,7 +15,8 @@ from torch.distributed.elastic.agent.server.api import (
 )
 from torch.distributed.elastic.agent.server.api import Worker as RankInfo
 
-from seektune.launch.job import CLEAN_EXITS, USER_MISTAKE, ExitStatus, LaunchConfig
+from seektune.exit_codes import USER_MISTAKE
+from seektune.launch.job import CLEAN_EXITS, ExitStatus, LaunchConfig
 from seektune.launch.rendezvous import POLL_INTERVAL, Rendezvous
 from seektune.launch.signal_relay import SignalRelay
 from seektune.launch.worker import MESSAGE_PREFIX, Worker

@@ -4,12 +4,8 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from seektune.signals import RESUME_ME
+from seektune.exit_codes import DONE, RESUME_ME
 
-DONE = 0
-FAILURE = 1
-USER_MISTAKE = 2
-"""Exit codes, together with RESUME_ME."""
 CLEAN_EXITS = (DONE, RESUME_ME)
 """Exit codes of a worker that did not fail."""
 

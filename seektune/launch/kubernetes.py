@@ -117,7 +117,7 @@ def _pytorch_job(spec: JobSpec, options: Kubernetes) -> Tree:
         "containers": [container],
         "volumes": _volumes(options),
     }
-    # a worker that saved on request exits with 75, which OnFailure restarts in the same pod
+    # a worker that saved on request exits with RESUME_ME, which OnFailure restarts in the same pod
     kinds = {"Master": 1, "Worker": spec.nodes - 1}
     replicas = {
         kind: {"replicas": count, "restartPolicy": "OnFailure", "template": {"spec": pod}}

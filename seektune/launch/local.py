@@ -5,8 +5,9 @@ import sys
 
 from torch.distributed import DistError
 
+from seektune.exit_codes import DONE
 from seektune.launch.agent import Agent
-from seektune.launch.job import DONE, JobEnded, LaunchConfig
+from seektune.launch.job import JobEnded, LaunchConfig
 from seektune.launch.rendezvous import Rendezvous
 from seektune.launch.signal_relay import SignalRelay
 from seektune.signals import SHOW_CURSOR

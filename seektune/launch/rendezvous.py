@@ -15,7 +15,8 @@ from time import monotonic, sleep
 from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from seektune.launch.job import FAILURE, USER_MISTAKE, ExitStatus, JobEnded, LaunchConfig, stopped_before_training
+from seektune.exit_codes import FAILURE, USER_MISTAKE
+from seektune.launch.job import ExitStatus, JobEnded, LaunchConfig, stopped_before_training
 from seektune.launch.signal_relay import SignalRelay
 
 POLL_INTERVAL = 0.1

@@ -1,14 +1,12 @@
 """Signals to the launcher: the first is forwarded to the workers, a second kills them."""
 
-import os
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-from seektune.signals import SHOW_CURSOR, SIGNALS
+from seektune.signals import SIGNALS, exit_on_second_signal, write_stderr
 
 
 class SignalRelay:
@@ -30,17 +28,10 @@ class SignalRelay:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
         if self.signal is not None:
             self.on_second_signal()
-            _write(f"{SHOW_CURSOR if sys.stderr.isatty() else ''}seektune: second {name}: workers killed\n")
-            os._exit(128 + number)
+            exit_on_second_signal(number, "workers killed")
         self.signal = signal.Signals(number)
+        name = self.signal.name
         if sys.stderr.isatty():
-            _write(f"\nseektune: {name}: workers are finishing the step and saving; press again to kill them\n")
-
-
-def _write(line: str) -> None:
-    """Write unbuffered, as a signal may arrive in the middle of a print."""
-    with suppress(OSError):
-        os.write(2, line.encode())
+            write_stderr(f"\nseektune: {name}: workers are finishing the step and saving; press again to kill them\n")

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from seektune.exit_codes import RESUME_ME
 from seektune.launch.job_spec import JobSpec, checked_label, one_line
 
 WHERE = "/checkpoints"
@@ -51,8 +52,12 @@ def write_skypilot(spec: JobSpec, options: Skypilot) -> str:
     resources: dict[str, Any] = {
         "accelerators": one_line("--gpu", f"{options.gpu}:{spec.gpus}"),
         "use_spot": options.spot,
-        # 75: saved on request, such as before a machine is taken back
-        "job_recovery": {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 3, "recover_on_exit_codes": [75]},
+        # where it saved on request, such as before a machine is taken back
+        "job_recovery": {
+            "strategy": "EAGER_NEXT_REGION",
+            "max_restarts_on_errors": 3,
+            "recover_on_exit_codes": [RESUME_ME],
+        },
     }
     if options.cloud is not None:
         resources["infra"] = one_line("--cloud", options.cloud)

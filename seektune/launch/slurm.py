@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from seektune.exit_codes import RESUME_ME
 from seektune.launch.job_spec import JobSpec, header, one_line
 
 SCRIPT_VARIABLES = ("hosts", "host", "port", "command", "step", "start", "step_id", "signals", "seen", "code")
@@ -140,7 +141,7 @@ def _step(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
 
 def _end(slurm: Slurm) -> Iterator[str]:
     yield "# Near the time limit or on preemption, srun forwards the signal to launchers, and these to workers,"
-    yield "# which finish their step, save and exit with 75."
+    yield f"# which finish their step, save and exit with {RESUME_ME}."
     yield "signals=0"
     yield 'forward() { [ "$signals" -gt 0 ] || kill -"$1" "$step_id" 2>/dev/null; signals=$((signals + 1)); }'
     yield "trap 'forward USR1' USR1"
@@ -149,13 +150,13 @@ def _end(slurm: Slurm) -> Iterator[str]:
     yield "seen=-1 code=255"
     yield 'while [ "$code" -gt 128 ] && [ "$signals" -ne "$seen" ]; do seen=$signals; wait "$step_id"; code=$?; done'
     if slurm.requeue:
-        yield 'if [ "$code" -eq 75 ] && [ "$signals" -gt 0 ]; then'
+        yield f'if [ "$code" -eq {RESUME_ME} ] && [ "$signals" -gt 0 ]; then'
         yield '  echo "saved; requeued as job $SLURM_JOB_ID"'
         yield '  scontrol requeue "$SLURM_JOB_ID" && exit 0'
         yield '  echo "scontrol requeue failed; submit the same script with the same --run_dir to resume" >&2'
         yield "fi"
     else:
-        yield 'if [ "$code" -eq 75 ]; then echo "saved (signals: $signals); the same --run_dir resumes"; fi'
+        yield f'if [ "$code" -eq {RESUME_ME} ]; then echo "saved (signals: $signals); the same --run_dir resumes"; fi'
     yield 'exit "$code"'
     yield "# Submit: seektune launch slurm ... --submit, or"
     yield f"# mkdir -p {slurm.logs} && sbatch FILE"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
-from seektune.launch.job import CLEAN_EXITS, FAILURE, USER_MISTAKE, ExitStatus, LaunchConfig, stopped_before_training
+from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
+from seektune.launch.job import CLEAN_EXITS, ExitStatus, LaunchConfig, stopped_before_training
 from seektune.launch.worker import Worker
-from seektune.signals import RESUME_ME
 
 ROOT_CAUSE_WAIT = 3.0
 """Seconds to wait for the message of the worker that failed first, after others report that they lost it."""

@@ -1,1 +1,1 @@
-"""Low-rank adapters: which modules carry one, the layers, their files in PEFT's format, and merging."""
+"""LoRA: target modules, adapter layers, adapter files in PEFT's format, and merging."""

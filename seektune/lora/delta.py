@@ -1,4 +1,4 @@
-"""A low-rank change of a weight, as training makes it and files keep it.
+"""The low-rank change of a weight, as it is trained and stored.
 
 Shapes: R rank, I inputs, O outputs, E experts.
 """
@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from seektune.kernels import lora_delta
+
 
 @dataclass(frozen=True)
 class LoraDelta:
-    """A low-rank change of one weight: `scaling * B A`, or of each expert's."""
+    """The low-rank change `scaling * B A` of one weight, or of each expert's weight."""
 
     a: Tensor
     """`[R, I]`, or `[E, R, I]`."""
@@ -22,9 +24,9 @@ class LoraDelta:
     """`[O, R]`, or `[E, O, R]`."""
     scaling: float
     magnitude: Tensor | None = None
-    """DoRA: the length of each row of the changed weight, `[O]`."""
+    """DoRA: the norm of each row of the changed weight, `[O]`."""
     is_table: bool = False
-    """The weight is an embedding table `[I, O]`, the transpose of a linear map's."""
+    """The weight is an embedding table `[I, O]`, the transpose of a linear layer's."""
 
     @property
     def rank(self) -> int:
@@ -32,27 +34,30 @@ class LoraDelta:
         return self.a.shape[-2]
 
     def applied(self, weight: Tensor, expert: int | None, share: float = 1.0) -> Tensor:
-        """The changed weight in fp32, from the decoded one."""
+        """The changed weight in fp32, from the dequantized one; `share` scales the change."""
         a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
-        delta = (share * self.scaling) * (b.float() @ a.float())
+        delta = lora_delta(a.float(), b.float(), share * self.scaling)
         changed = weight.float() + (delta.T if self.is_table else delta)
-        if self.magnitude is None:
-            return changed
-        return (self.magnitude.float() / above_zero(changed.norm(dim=1)))[:, None] * changed
+        return changed if self.magnitude is None else with_row_lengths(changed, self.magnitude.float())
+
+
+def with_row_lengths(weight: Tensor, lengths: Tensor) -> Tensor:
+    """A matrix `[O, I]` whose rows keep their directions and get these lengths `[O]`, as DoRA changes a weight."""
+    return (lengths / above_zero(weight.norm(dim=1)))[:, None] * weight
 
 
 def above_zero(lengths: Tensor) -> Tensor:
-    """Lengths of rows as divisors: a row of zeros has no direction, and stays zeros."""
+    """Row norms clamped to be positive, so that rows of zeros stay zeros when divided."""
     return lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
 
 
 def check_weight(changes: Iterable[LoraDelta], weight: float, folder: Path) -> None:
-    """Refuse a weight that adapters, or these of a folder, cannot have.
+    """Check the weight of an adapter.
 
     Raises:
-        ValueError: it is not finite, or not 1 for DoRA, whose lengths belong to the whole change.
+        ValueError: it is not finite, or not 1 for DoRA, whose norms belong to the whole change.
     """
     if not math.isfinite(weight):
-        raise ValueError(f"an adapter's weight is a finite number, not {weight}")
+        raise ValueError(f"an adapter's weight must be a finite number, not {weight}")
     if weight != 1.0 and any(change.magnitude is not None for change in changes):
-        raise ValueError(f"{folder} is a DoRA adapter, which has no weight other than 1")
+        raise ValueError(f"{folder} is a DoRA adapter, which only supports weight 1")

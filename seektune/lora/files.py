@@ -1,4 +1,4 @@
-"""A model's adapters into files and back: save, load with a weight beside others, unload."""
+"""Save, load and unload a model's adapters."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,41 +32,41 @@ def save_adapter(
     adapter: str = TRAINED,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write an adapter in PEFT's form; an older one in that folder is replaced when the new one is complete.
+    """Write an adapter in PEFT's format; an older one in that folder is replaced once the new one is complete.
 
     Args:
-        model: carries the adapter.
-        folder: gets adapter_model.safetensors and adapter_config.json.
+        model: a model with the adapter.
+        folder: receives adapter_model.safetensors and adapter_config.json.
         base: folder or Hub id of the frozen weights, for the config.
-        revision: their commit on the Hub, or another mark by which they can be told.
-        recipe: how it was trained, kept beside as recipe.yaml.
-        adapter: which one.
-        tensors: those of `adapter_state`, where the model is one without memory.
+        revision: their commit on the Hub, or another identifier.
+        recipe: the training recipe, stored as recipe.yaml.
+        adapter: the adapter's name.
+        tensors: the tensors of `adapter_state`, if the model is on the meta device.
 
     Raises:
-        ValueError: the model carries no such adapter.
+        ValueError: the model has no such adapter.
         OSError: writing failed.
     """
     changes = changes_of(model, adapter, tensors)
     if not changes:
-        raise ValueError(f"the model carries no adapter {adapter}")
+        raise ValueError(f"the model has no adapter named {adapter}")
     facts: Mapping[str, Any] = {"base_model_name_or_path": base, "revision": revision}
     write_adapter(Path(folder), changes, facts, recipe, merge_format(model, adapter))
 
 
 @torch.no_grad()
 def load_adapter(model: nn.Module, folder: str | Path, weight: float = 1.0, adapter: str = "loaded") -> list[str]:
-    """Put an adapter from a folder on a model, beside those that it carries; returns the modules it changes.
+    """Load an adapter from a folder, in addition to those that the model has; returns the modules it changes.
 
     Args:
         model: a plain or quantized model, or one with adapters. All its parameters are frozen.
-        folder: in PEFT's form.
-        weight: what its change is multiplied by; 1 is as it was trained.
+        folder: an adapter in PEFT's format.
+        weight: scales its change; 1 is as trained.
         adapter: a name for it.
 
     Raises:
-        ValueError: the files are damaged, the model has no such module or shape, or the name is taken. The model then
-            computes as before.
+        ValueError: the files are damaged, the model has no such module or shape, or the name is taken. The model is
+            unchanged then.
     """
     changes, _ = read_adapter(Path(folder))
     check_weight(changes.values(), weight, Path(folder))
@@ -81,28 +81,28 @@ def load_adapter(model: nn.Module, folder: str | Path, weight: float = 1.0, adap
             done.append(name)
             _fill(name, dict(carriers(model))[name], change, adapter, Path(folder))
     except ValueError:
-        _take_off(model, done, adapter)
+        _remove(model, done, adapter)
         raise
     model.requires_grad_(False)
     return list(changes)
 
 
 def unload_adapter(model: nn.Module, adapter: str) -> None:
-    """Take an adapter off; a module without any computes as before the first.
+    """Remove an adapter; a module without adapters is restored to its plain form.
 
     Raises:
-        ValueError: the model carries no such adapter.
+        ValueError: the model has no such adapter.
     """
-    found = [name for name, module in carriers(model) if adapter in module.lora]
-    if not found:
-        raise ValueError(f"the model carries no adapter {adapter}")
-    _take_off(model, found, adapter)
+    names = [name for name, module in carriers(model) if adapter in module.lora]
+    if not names:
+        raise ValueError(f"the model has no adapter named {adapter}")
+    _remove(model, names, adapter)
 
 
 def changes_of(
     model: nn.Module, adapter: str = TRAINED, tensors: Mapping[str, Tensor] | None = None
 ) -> dict[str, LoraDelta]:
-    """An adapter's tensors by released module name; `tensors` has them where the model has no memory."""
+    """An adapter's changes by released module name; `tensors` holds their values if the model is on the meta device."""
     changes = {}
     state = adapter_state(model) if tensors is None else tensors
     for name, module in carriers(model):
@@ -129,7 +129,7 @@ def merge_format(model: nn.Module, adapter: str = TRAINED) -> str | None:
 
 
 def scaling_of(module: Adapted, adapter: str) -> float:
-    """What the product of an adapter's B and A is multiplied by."""
+    """The scaling of an adapter's B A."""
     names = list(module.lora)
     return module.adapters()[names.index(adapter)].scaling
 
@@ -140,7 +140,7 @@ def _fill(name: str, module: Adapted, change: LoraDelta, adapter: str, folder: P
         target = found.get_parameter(part)
         if target.shape != values.shape:
             raise ValueError(
-                f"{folder} has shape {list(values.shape)} for {part} of {name}, this model needs {list(target.shape)}"
+                f"{folder} has shape {list(values.shape)} for {part} of {name}, the model needs {list(target.shape)}"
             )
         target.copy_(values)
     if isinstance(module, DoraLinear) and change.magnitude is not None:
@@ -148,7 +148,7 @@ def _fill(name: str, module: Adapted, change: LoraDelta, adapter: str, folder: P
         module.magnitude.copy_(change.magnitude)
 
 
-def _take_off(model: nn.Module, names: Sequence[str], adapter: str) -> None:
+def _remove(model: nn.Module, names: Sequence[str], adapter: str) -> None:
     here = dict(carriers(model))
     for name in names:
         del here[name].lora[adapter]
@@ -157,7 +157,7 @@ def _take_off(model: nn.Module, names: Sequence[str], adapter: str) -> None:
 
 
 def _restore(model: nn.Module, name: str, module: Adapted) -> None:
-    # embedding and head keep their class, which without adapters is the plain one
+    # embedding and head keep their class, which behaves like the plain one without adapters
     if isinstance(module, AdaptedEmbedding | AdaptedHead):
         return
     scale = None if module.scale is None else module.scale.detach()

@@ -1,9 +1,9 @@
-"""Adapters at rest: `adapter_model.safetensors` and `adapter_config.json` in PEFT's form and names, both ways.
+"""Read and write adapter files in PEFT's format: `adapter_model.safetensors` and `adapter_config.json`.
 
-PEFT reads them on the transformers model. That model has no MTP block, so its adapters stand in a file beside.
+PEFT loads them into the transformers model. That model has no MTP block, so the MTP block's adapters are in a file of
+their own.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seektune.checkpoint.atomic_dir import complete_folder
-from seektune.checkpoint.write import FilePiece, write_shard
+from seektune.checkpoint.write import LazyTensors, write_shard
+from seektune.io.atomic_dir import complete_folder
+from seektune.io.json_file import read_json, write_json
+from seektune.io.run_files import RECIPE
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft import PeftModule, as_peft, as_released, config_of, tensors_of
 
@@ -23,7 +25,7 @@ MTP_WEIGHTS = "adapter_mtp.safetensors"
 CONFIG = "adapter_config.json"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OWN = "seektune.json"
-"""What PEFT has no key for: `merge_into`, the format whose rounding the adapter was trained through."""
+"""Settings that PEFT has no key for: `merge_into`, the format whose rounding the adapter was trained through."""
 
 
 def write_adapter(
@@ -33,40 +35,40 @@ def write_adapter(
     recipe: str = "",
     merge_into: str | None = None,
 ) -> None:
-    """Write the files; the folder appears when it is complete.
+    """Write the files atomically.
 
     Args:
-        folder: a new or empty folder, or an older adapter's.
+        folder: a new or empty folder, or that of an older adapter, which is replaced.
         changes: by released module name; `layers.N.ffn.experts.w1` is that matrix of all experts.
         facts: further keys of adapter_config.json, such as the base model and its revision.
-        recipe: the training recipe, kept beside as recipe.yaml.
-        merge_into: the format whose rounding it was trained through.
+        recipe: the training recipe, stored as recipe.yaml.
+        merge_into: the format whose rounding the adapter was trained through.
 
     Raises:
         ValueError: the folder holds something else.
         OSError: writing failed.
     """
     main = {name: change for name, change in changes.items() if not name.startswith("mtp.")}
-    ahead = {name: change for name, change in changes.items() if name.startswith("mtp.")}
-    _refuse_other(folder)
+    mtp_changes = {name: change for name, change in changes.items() if name.startswith("mtp.")}
+    _check_replaceable(folder)
     modules = [*as_peft(main)]
     with complete_folder(folder, replace=True) as scratch:
         _write(scratch / WEIGHTS, modules)
-        if ahead:
-            mtp = [*as_peft(ahead)]
+        if mtp_changes:
+            mtp = [*as_peft(mtp_changes)]
             _write(scratch / MTP_WEIGHTS, mtp)
-        config = config_of(modules + (mtp if ahead else []), changes) | dict(facts)
-        (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        (scratch / OWN).write_text(json.dumps({"merge_into": merge_into}) + "\n", encoding="utf-8")
+        config = config_of(modules + (mtp if mtp_changes else []), changes) | dict(facts)
+        write_json(scratch / CONFIG, config)
+        write_json(scratch / OWN, {"merge_into": merge_into})
         if recipe:
-            (scratch / "recipe.yaml").write_text(recipe, encoding="utf-8")
+            (scratch / RECIPE).write_text(recipe, encoding="utf-8")
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, LoraDelta], dict[str, Any]]:
-    """Changes by released module name, and adapter_config.json.
+    """Changes by released module name, and the content of adapter_config.json.
 
     Raises:
-        ValueError: a file is missing or damaged, or it is no LoRA of this architecture.
+        ValueError: a file is missing or damaged, or it is not a LoRA adapter of this architecture.
     """
     config = _read_config(folder)
     tensors: dict[str, Tensor] = {}
@@ -80,10 +82,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, LoraDelta], dict[str, Any]]:
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise ValueError(
-                f"{folder} holds {name} as {tensor.dtype}; adapters are floating-point numbers of 16 bits or more"
+                f"{folder} holds {name} as {tensor.dtype}; adapters must be floating-point with at least 16 bits"
             )
         if not tensor.float().isfinite().all():
-            raise ValueError(f"{folder} holds numbers that are not finite: {name}")
+            raise ValueError(f"{folder} holds values that are not finite: {name}")
     try:
         changes = as_released(tensors, config)
     except ValueError as error:
@@ -94,7 +96,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, LoraDelta], dict[str, Any]]:
 
 
 def trained_on(folder: Path) -> tuple[str | None, str | None]:
-    """Folder or Hub id of the base that an adapter names, and its commit there.
+    """Folder or Hub id of an adapter's base, and its commit there.
 
     Raises:
         ValueError: adapter_config.json is missing or damaged.
@@ -105,7 +107,7 @@ def trained_on(folder: Path) -> tuple[str | None, str | None]:
 
 
 def _printable(name: object) -> str | None:
-    """A name from a file that others wrote, fit for a terminal."""
+    """A name from an untrusted file, safe to print."""
     return "".join(sign if sign.isprintable() else "?" for sign in str(name)[:300]) if name else None
 
 
@@ -113,36 +115,33 @@ def trained_for(folder: Path) -> str | None:
     """The format whose rounding an adapter was trained through, if any.
 
     Raises:
-        ValueError: the file that says so is damaged.
+        ValueError: seektune.json is damaged.
     """
     file = folder / OWN
     if not file.is_file():
         return None
     try:
-        found: str | None = json.loads(file.read_text(encoding="utf-8"))["merge_into"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{file} is damaged") from None
+        found: str | None = read_json(file)["merge_into"]
+    except KeyError:
+        raise ValueError(f"{file} is damaged: it lacks merge_into") from None
     return found
 
 
 def _write(file: Path, modules: list[PeftModule]) -> None:
     tensors = tensors_of(modules)
-    write_shard(file, [FilePiece({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, lambda: tensors)])
+    write_shard(file, [LazyTensors({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, lambda: tensors)])
 
 
-def _refuse_other(folder: Path) -> None:
-    """What takes an older adapter's place removes all of it."""
+def _check_replaceable(folder: Path) -> None:
+    """Check that the folder is new, empty or an adapter's: it is replaced as a whole."""
     if folder.exists() and not (folder / CONFIG).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something else than an adapter; choose another folder or remove it first")
+        raise ValueError(f"{folder} exists and is not an adapter; choose another folder or remove it first")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{folder} is no adapter: it has no {CONFIG}") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{folder / CONFIG} is damaged: it is not JSON") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ValueError(f"{folder / CONFIG} is not of a LoRA adapter (peft_type LORA)")
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} is not an adapter: it has no {CONFIG}")
+    config = read_json(folder / CONFIG)
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{folder / CONFIG} is not the config of a LoRA adapter (peft_type LORA)")
     return config

@@ -1,4 +1,4 @@
-"""Adapters put on a model and taken off it: modules replaced, first values, and the state with and without them."""
+"""Inject adapters into a model: replace modules, initialize adapters, and split the state dict."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -11,7 +11,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from seektune.checkpoint.formats import PLAIN, QUANTISED, format_named
+from seektune.checkpoint.formats import PLAIN, QUANTIZED, format_named
 from seektune.checkpoint.stored import encode_changed
 from seektune.kernels import Rounding
 from seektune.lora.config import LoraConfig
@@ -29,7 +29,7 @@ from seektune.lora.layers import (
 from seektune.lora.targets import adaptable, targeted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.linear import Head
+from seektune.model.head import Head
 from seektune.model.moe import Experts
 from seektune.model.quantized import (
     MATRICES,
@@ -45,12 +45,12 @@ from seektune.model.transformer import TransformerPart
 
 Adapted: TypeAlias = AdaptedLinear | AdaptedMatrix | AdaptedEmbedding
 TRAINED = "trained"
-"""The adapter that is being trained."""
+"""Name of the adapter that is trained."""
 
 
 @dataclass(frozen=True)
 class AdapterShape:
-    """What adapters look like."""
+    """Rank, scaling and variant of new adapters."""
 
     rank: int
     alpha: float
@@ -59,41 +59,41 @@ class AdapterShape:
     """Scale by alpha / sqrt(rank) instead of alpha / rank (arXiv:2312.03732)."""
     dora: bool = False
     shared_a: bool = False
-    """All experts of a matrix share one A."""
+    """All experts share the A of a matrix."""
     merge_into: str | None = None
     """Train through the rounding of this checkpoint format."""
 
     @property
     def scaling(self) -> float:
-        """What B A is multiplied by."""
+        """The factor of B A."""
         return self.alpha / (sqrt(self.rank) if self.rslora else self.rank)
 
 
 def adapt(model: nn.Module, names: Sequence[str], shape: AdapterShape, adapter: str = TRAINED) -> None:
-    """Freeze the model and put a new adapter, still without values, on everything named.
+    """Freeze the model and add a new, uninitialized adapter to the named modules.
 
     Raises:
-        ValueError: the shape does not suit a module, another adapter is in the way, or this one cannot be called so.
+        ValueError: a module does not support the shape or already has an adapter, or the adapter's name is invalid.
     """
     try:
         nn.ModuleDict({adapter: nn.Identity()})
     except KeyError as error:
-        raise ValueError(f"an adapter cannot be called {adapter!r}: {error.args[0]}") from None
+        raise ValueError(f"an adapter cannot be named {adapter!r}: {error.args[0]}") from None
     model.requires_grad_(False)
     for name in names:
         module = adapted(model, name, shape)
         if adapter in module.lora:
-            raise ValueError(f"{name} already has an adapter {adapter}; unload it, or give this one another name")
+            raise ValueError(f"{name} already has an adapter named {adapter}; unload it or choose another name")
         alone = shape.dora or shape.merge_into or isinstance(module, DoraLinear | RoundedLinear | RoundedMatrix)
         if module.lora and alone:
             raise ValueError(
-                f"{name} has an adapter: with DoRA or merge-aware rounding there can be only one; unload it"
+                f"{name} already has an adapter; DoRA and merge-aware rounding allow only one, so unload it first"
             )
         module.lora[adapter] = _low_rank(module, shape)
 
 
 def adapted(model: nn.Module, name: str, shape: AdapterShape) -> Adapted:
-    """The module of that name, made ready for adapters."""
+    """The module of that name, replaced with one that can have adapters."""
     parent, _, leaf = name.rpartition(".")
     if leaf in MATRICES and isinstance(model.get_submodule(parent), Experts | QuantizedExperts):
         return _adapted_matrix(model, parent, leaf, shape)
@@ -133,7 +133,7 @@ def _adapted_matrix(model: nn.Module, experts: str, matrix: str, shape: AdapterS
     if isinstance(base, AdaptedMatrix):
         return base
     if shape.dora:
-        raise ValueError(f"lora.dora does not cover the routed experts ({experts}); leave them out or set it to false")
+        raise ValueError(f"lora.dora does not support routed experts ({experts}); remove them or set it to false")
     weight = f"{experts}.0.{matrix}.weight"
     into = shape.merge_into
     made = RoundedMatrix(base, into, rounding_of(weight, into)) if into else AdaptedMatrix(base)
@@ -143,13 +143,13 @@ def _adapted_matrix(model: nn.Module, experts: str, matrix: str, shape: AdapterS
 
 def _plain_only(name: str, shape: AdapterShape) -> None:
     if shape.dora or shape.merge_into:
-        raise ValueError(f"lora.dora and lora.merge_into do not cover {name}; leave it out of lora.targets")
+        raise ValueError(f"lora.dora and lora.merge_into do not support {name}; remove it from lora.targets")
 
 
 def rounding_of(released: str, format: str) -> Rounding:
-    """How a format rounds the weight of that released name: into its bytes and back."""
+    """The rounding of a format for the weight with that released name: encode and decode."""
     kind = format_named(format).kind(released)
-    if kind not in QUANTISED:
+    if kind not in QUANTIZED:
         return lambda values: values.to(PLAIN[kind]).float()
     return lambda values: encode_changed(values, kind).values()
 
@@ -164,7 +164,7 @@ def _low_rank(module: Adapted, shape: AdapterShape) -> LowRank | ExpertLowRank:
 
 @torch.no_grad()
 def start(model: nn.Module, seed: int, adapter: str = TRAINED) -> None:
-    """Values of a new adapter: A as `fresh` makes it, B zero, so that nothing changes yet."""
+    """Initialize a new adapter: A by `fresh`, B zero, so that the model's outputs do not change."""
     for name, module in carriers(model):
         if isinstance(module, DoraLinear):
             module.measure()
@@ -175,9 +175,9 @@ def start(model: nn.Module, seed: int, adapter: str = TRAINED) -> None:
 
 
 def fresh(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """A new A, uniform as a linear map starts, for the module of that name.
+    """Initial values of A for the module of that name, uniform as in `nn.Linear`.
 
-    Each has a random generator of its own, seeded by the name: the same in any order and however the model is cut.
+    Each module has its own generator, seeded by its name, so values do not depend on the order or the sharding.
     """
     generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
     bound = shape[-1] ** -0.5
@@ -185,14 +185,14 @@ def fresh(name: str, shape: Sequence[int], seed: int) -> Tensor:
 
 
 def carriers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
-    """Every module with adapters, by name."""
+    """All modules with adapters, with their names."""
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLinear | AdaptedMatrix | AdaptedEmbedding) and module.lora:
             yield name, module
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without adapters: what the checkpoint it came from holds."""
+    """The state dict without adapters, with the names of the base checkpoint."""
     return _split(model, lambda name, own: name not in own)
 
 
@@ -210,22 +210,22 @@ def _split(model: nn.Module, choose: Callable[[str, set[str]], bool]) -> dict[st
 
 
 def twin(model: DeepseekV4ForCausalLM) -> DeepseekV4ForCausalLM:
-    """A model whose parameters and buffers are those of another; an adapter that is put on one is not on the other."""
-    # what is already in deepcopy's memo is taken, not copied
+    """A second model that shares parameters and buffers with the first; adapters of one are not on the other."""
+    # deepcopy reuses what is already in its memo
     return deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, mtp: bool, seed: int) -> list[str]:
-    """Freeze a model and put fresh adapters on what `config.targets` name; returns those names.
+    """Freeze a model and add new adapters to the modules of `config.targets`; returns their names.
 
     Args:
-        model: with its weights.
-        config: the section of a recipe.
+        model: a model with its weights.
+        config: the `lora` section of a recipe.
         mtp: whether the MTP block is trained; if not, it gets no adapters.
-        seed: decides A; B starts at zero.
+        seed: seed of A; B starts at zero.
 
     Raises:
-        ValueError: a target matches nothing, or cannot be adapted so.
+        ValueError: a target matches nothing, or does not support the configuration.
     """
     names = targeted(model, config, mtp)
     adapt(model, names, shape_of(config))
@@ -237,13 +237,13 @@ def add_adapters(model: nn.Module, config: LoraConfig, mtp: bool, seed: int) -> 
 def adapting(
     architecture: DeepseekV4Config, config: LoraConfig, mtp: bool, kind_of: KindOf | None
 ) -> Callable[[TransformerPart], None]:
-    """What freezes any part of a model on the meta device and puts adapters on what of the targets is in it.
+    """A function that freezes a part of a model on the meta device and adds adapters to the targets in it.
 
     Args:
-        architecture: of the whole model, in which the targets must mean something.
-        config: the section of a recipe.
+        architecture: config of the whole model, in which every target must match a module.
+        config: the `lora` section of a recipe.
         mtp: as in `add_adapters`.
-        kind_of: how frozen weights are kept, by released name; None for decoded ones.
+        kind_of: the kind of each frozen weight by released name; None for decoded weights.
 
     Raises:
         ValueError: a target matches nothing.
@@ -260,7 +260,7 @@ def adapting(
 
 
 def shape_of(config: LoraConfig) -> AdapterShape:
-    """What a recipe's adapters look like."""
+    """The adapter shape of a recipe."""
     return AdapterShape(
         rank=config.rank,
         alpha=config.alpha,

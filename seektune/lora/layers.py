@@ -1,7 +1,7 @@
-"""Frozen linear maps, experts, embedding and head with low-rank adapters beside their weights (LoRA).
+"""LoRA layers: frozen linear layers, experts, embedding and head with low-rank adapters.
 
-An adapter adds `scaling * B A` to a weight W. Base weights keep their names and bytes; those of adapter N are
-`lora.N.A` and `lora.N.B`, fp32. Shapes: R rank, I inputs, O outputs, E experts, P token-expert pairs.
+An adapter adds `scaling * B A` to a weight W. Base weights keep their names and bytes; the fp32 weights of adapter N
+are `lora.N.A` and `lora.N.B`. Shapes: R rank, I inputs, O outputs, E experts, P token-expert pairs.
 """
 
 from typing import cast
@@ -12,19 +12,21 @@ from torch import Tensor, nn
 
 from seektune.kernels import (
     Rounding,
+    decoded_columns,
     dequantize,
     expert_linear,
     grouped_linear,
+    lora_delta,
     rounded_expert_linear,
     rounded_linear,
     upcast,
 )
-from seektune.lora.delta import above_zero
+from seektune.lora.delta import above_zero, with_row_lengths
 from seektune.model.quantized import QuantizedLinear, QuantizedMatrix
 
 
 class LowRank(nn.Module):
-    """`scaling * B A x`: A is `[R, I]`, B `[O, R]`, with `groups` of inputs that share A (arXiv:2106.09685)."""
+    """`scaling * B A x` with A `[R, I]` and B `[O, R]`; `groups` of inputs share A (arXiv:2106.09685)."""
 
     def __init__(self, shape: tuple[int, int], rank: int, scaling: float, dropout: float, groups: int = 1):
         super().__init__()
@@ -35,18 +37,18 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(torch.empty(shape[0], rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The change of the product, in x's dtype."""
+        """The change of the output, in x's dtype."""
         low = F.linear(drop(self, x), self.A.to(x.dtype))
         high = self.B.to(x.dtype)
         return self.scaling * (F.linear(low, high) if self.groups == 1 else grouped_linear(low, high, self.groups))
 
     def delta(self) -> Tensor:
-        """What is added to the weight, `[O, I]` fp32."""
-        return self.scaling * (upcast(self.B) @ upcast(self.A))
+        """The change of the weight, `[O, I]` fp32."""
+        return lora_delta(self.A, self.B, self.scaling)
 
 
 class ExpertLowRank(nn.Module):
-    """`LowRank` of every expert: A is `[E, R, I]`, or `[R, I]` where all experts share one, and B `[E, O, R]`."""
+    """`LowRank` for every expert: A is `[E, R, I]`, or `[R, I]` if all experts share it, and B is `[E, O, R]`."""
 
     def __init__(self, shape: tuple[int, int, int], rank: int, scaling: float, dropout: float, shared: bool):
         super().__init__()
@@ -57,7 +59,7 @@ class ExpertLowRank(nn.Module):
         self.B = nn.Parameter(torch.empty(experts, outputs, rank))
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
-        """The change of the products, in x's dtype."""
+        """The change of the outputs, in x's dtype."""
         x = drop(self, x_PI)
         low = self.A.to(x_PI.dtype)
         high = self.B.to(x_PI.dtype)
@@ -65,12 +67,12 @@ class ExpertLowRank(nn.Module):
         return self.scaling * expert_linear(inner, high, counts)
 
     def delta(self, expert: int) -> Tensor:
-        """What is added to one expert's weight, `[O, I]` fp32."""
-        return self.scaling * (upcast(self.B[expert]) @ upcast(self.A if self.A.dim() == 2 else self.A[expert]))
+        """The change of one expert's weight, `[O, I]` fp32."""
+        return lora_delta(self.A if self.A.dim() == 2 else self.A[expert], self.B[expert], self.scaling)
 
 
 class AdaptedLinear(QuantizedLinear):
-    """A frozen linear map and the changes of its adapters; adapters add up."""
+    """A frozen linear layer with any number of adapters, which add up."""
 
     def __init__(self, base: QuantizedLinear):
         super().__init__(base.weight, base.scale, base.groups, base.wide, base.parts)
@@ -79,10 +81,10 @@ class AdaptedLinear(QuantizedLinear):
     @property
     def shape(self) -> tuple[int, int]:
         """Outputs and inputs of the decoded weight."""
-        return self.weight.shape[0], self.weight.shape[1] * (2 if self.weight.dtype == torch.int8 else 1)
+        return self.weight.shape[0], decoded_columns(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`W x` and every adapter's change."""
+        """`W x` plus every adapter's change."""
         x = upcast(x) if self.wide else x
         out = self.product(x)
         for adapter in self.adapters():
@@ -90,7 +92,7 @@ class AdaptedLinear(QuantizedLinear):
         return out
 
     def adapters(self) -> list[LowRank]:
-        """In the order in which they were added."""
+        """All adapters, in the order in which they were added."""
         return cast(list[LowRank], list(self.lora.values()))
 
     def change(self) -> Tensor:
@@ -99,9 +101,9 @@ class AdaptedLinear(QuantizedLinear):
 
 
 class DoraLinear(AdaptedLinear):
-    """One adapter for the direction of each row of W + B A, and a trained length for each (DoRA, arXiv:2402.09353).
+    """One adapter for the direction of each row of W + B A, with a trained norm per row (DoRA, arXiv:2402.09353).
 
-    The length that is divided out is a constant in backward, as section 4.3 there proposes.
+    The norm in the denominator is constant in backward, as section 4.3 of the paper proposes.
     """
 
     def __init__(self, base: QuantizedLinear):
@@ -120,12 +122,12 @@ class DoraLinear(AdaptedLinear):
 
     @torch.no_grad()
     def weigh(self) -> None:
-        """Look up the lengths of W's rows; needs the whole weight."""
+        """Compute the norms of W's rows; needs the whole weight."""
         self.square.copy_(self.base_values().square().sum(dim=1))
 
     @torch.no_grad()
     def measure(self) -> None:
-        """Start with these lengths."""
+        """Initialize `magnitude` with the norms of W's rows."""
         self.weigh()
         self.magnitude.copy_(self.square.sqrt())
 
@@ -136,7 +138,7 @@ class DoraLinear(AdaptedLinear):
 
     @torch.no_grad()
     def length(self, adapter: LowRank) -> Tensor:
-        """`|W + B A|` of each row without the sum itself: W's part is known, and W A needs R products."""
+        """`|W + B A|` of each row without computing the sum: |W| is known, and the cross term needs W times R rows."""
         a = adapter.A
         b = adapter.scaling * adapter.B
         rows = a if self.groups == 1 else a.unsqueeze(1).expand(-1, self.groups, -1)
@@ -146,15 +148,15 @@ class DoraLinear(AdaptedLinear):
 
     @torch.no_grad()
     def change(self) -> Tensor:
-        """What merging adds to W."""
+        """The change of W when merged, `[O, I]` fp32."""
         (adapter,) = self.adapters()
         base = self.base_values()
         merged = self.base_values() + adapter.delta()
-        return (self.magnitude / above_zero(merged.norm(dim=1)))[:, None] * merged - base
+        return with_row_lengths(merged, self.magnitude) - base
 
 
 class RoundedLinear(AdaptedLinear):
-    """One adapter, trained through the rounding with which it will be merged."""
+    """One adapter, trained through the rounding of the format that it will be merged into."""
 
     def __init__(self, base: QuantizedLinear, format: str, rounding: Rounding):
         super().__init__(base)
@@ -162,7 +164,7 @@ class RoundedLinear(AdaptedLinear):
         self.rounding = rounding
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the merged weight will give."""
+        """The product with the merged, rounded weight."""
         (adapter,) = self.adapters()
         weight, scale = self.stored()
         x = upcast(x) if self.wide else x
@@ -179,18 +181,17 @@ class AdaptedMatrix(QuantizedMatrix):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Experts, outputs and inputs of the decoded weight."""
-        experts, outputs, inputs = self.weight.shape
-        return experts, outputs, inputs * (2 if self.weight.dtype == torch.int8 else 1)
+        return self.weight.shape[0], self.weight.shape[1], decoded_columns(self.weight)
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
-        """`W x` and every adapter's change, for pairs sorted by expert."""
+        """`W x` plus every adapter's change, for pairs sorted by expert."""
         out = super().forward(x_PI, counts)
         for adapter in self.adapters():
             out = out + adapter(x_PI, counts)
         return out
 
     def adapters(self) -> list[ExpertLowRank]:
-        """In the order in which they were added."""
+        """All adapters, in the order in which they were added."""
         return cast(list[ExpertLowRank], list(self.lora.values()))
 
     def change(self, expert: int) -> Tensor:
@@ -199,7 +200,7 @@ class AdaptedMatrix(QuantizedMatrix):
 
 
 class RoundedMatrix(AdaptedMatrix):
-    """One adapter for a matrix of all experts, trained through the rounding with which it will be merged."""
+    """One adapter for a matrix of all experts, trained through the rounding of the format it will be merged into."""
 
     def __init__(self, base: QuantizedMatrix, format: str, rounding: Rounding):
         super().__init__(base)
@@ -207,7 +208,7 @@ class RoundedMatrix(AdaptedMatrix):
         self.rounding = rounding
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
-        """What the merged weights will give."""
+        """The products with the merged, rounded weights."""
         (adapter,) = self.adapters()
         weights, scales = (self.weight.unbind(), None) if self.scale is None else self.experts()
         factors = adapter.A, adapter.B, adapter.scaling
@@ -215,7 +216,7 @@ class RoundedMatrix(AdaptedMatrix):
 
 
 class AdaptedEmbedding(nn.Module):
-    """The embedding table `[V, D]` with adapters: A is `[R, V]`, B `[D, R]`, as PEFT has them."""
+    """The embedding table `[V, D]` with adapters: A is `[R, V]` and B is `[D, R]`, as in PEFT."""
 
     def __init__(self, base: nn.Embedding):
         super().__init__()
@@ -224,11 +225,11 @@ class AdaptedEmbedding(nn.Module):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Width and vocabulary: a table is the transpose of a linear map of one-hot vectors."""
+        """Width and vocabulary size: the table is the transpose of a linear layer on one-hot vectors."""
         return self.weight.shape[1], self.weight.shape[0]
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Rows of the table and every adapter's change."""
+        """Rows of the table plus every adapter's change."""
         out = F.embedding(ids, self.weight)
         for adapter in self.adapters():
             low = F.embedding(ids, adapter.A.T.to(out.dtype))
@@ -236,7 +237,7 @@ class AdaptedEmbedding(nn.Module):
         return out
 
     def adapters(self) -> list[LowRank]:
-        """In the order in which they were added."""
+        """All adapters, in the order in which they were added."""
         return cast(list[LowRank], list(self.lora.values()))
 
     def change(self) -> Tensor:
@@ -245,7 +246,7 @@ class AdaptedEmbedding(nn.Module):
 
 
 class AdaptedHead(AdaptedLinear):
-    """The output head, whose weight the loss asks for; dropout does not reach it."""
+    """The LM head, whose weight the loss uses directly, so adapter dropout does not apply."""
 
     def values(self) -> Tensor:
         """The weight with all changes, `[V, D]`, fp32 if there are any."""
@@ -253,6 +254,6 @@ class AdaptedHead(AdaptedLinear):
 
 
 def drop(adapter: LowRank | ExpertLowRank, x: Tensor) -> Tensor:
-    """Dropout of an adapter's input while it is trained: not in evaluation, which runs without gradients."""
+    """Dropout of an adapter's input in training; evaluation runs without gradients and has no dropout."""
     training = adapter.training and torch.is_grad_enabled()
     return F.dropout(x, adapter.dropout, training) if adapter.dropout else x

@@ -1,10 +1,9 @@
-"""An adapter into the weights it was trained for, as a new checkpoint: a tensor at a time, and what rounding leaves.
+"""Merge an adapter into its base weights as a new checkpoint, one tensor at a time, and measure the rounding loss.
 
-Rounding a weight W + D to few bits gives mostly W again where D is small: the *share kept* is the part of D that the
-stored weight S has moved along it, `<S - W, D> / <D, D>`, and the *error* is `|S - (W + D)| / |D|`.
+Rounding a weight W + D to few bits often gives W again if D is small. The *share kept* is the component of the stored
+change S - W along D, `<S - W, D> / <D, D>`, and the *error* is `|S - (W + D)| / |D|`.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,23 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.atomic_dir import complete_folder
-from seektune.checkpoint.convert import copy_companions, final_place, read_config
-from seektune.checkpoint.export import Kinds, Tally
+from seektune.checkpoint.convert import copy_companions, resolve_destination
+from seektune.checkpoint.export import ExportReport, ExportTarget
 from seektune.checkpoint.formats import EXPERTS, LINEARS, format_named
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.save import write_checkpoint
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.stored import Stored, bands_of, encode_changed
+from seektune.io.atomic_dir import complete_folder
+from seektune.io.config_json import read_config
+from seektune.io.json_file import write_json
 from seektune.lora.delta import LoraDelta, check_weight
 from seektune.lora.format import read_adapter, trained_for
 
 MIXED = {"mixed-fp8": "fp8", "mixed-bf16": "bf16"}
-"""Formats in which only what the adapter changes is stored anew, as that kind."""
+"""Formats that store only the tensors that the adapter changes as that kind; others keep the base's kind."""
 LEAST_KEPT = 0.5
-"""A merge that keeps less of the change is refused."""
+"""A merge that keeps a smaller share of the change is rejected."""
 SAMPLE = 4
-"""Tensors of a kind of module that are looked at before anything is written."""
+"""Tensors per type of module that are tried before anything is written."""
 REPORT = "merge.json"
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(w[123])\.weight")
@@ -39,13 +40,13 @@ _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(w[123])\.weight")
 
 @dataclass(frozen=True)
 class KeptChange:
-    """What became of one tensor's change."""
+    """How much of one tensor's change the stored weight keeps."""
 
     name: str
     kind: str
-    """How it is stored now."""
+    """The kind it is stored as."""
     change: float
-    """Norm of the change over the norm of the weight."""
+    """Norm of the change relative to the norm of the weight."""
     dot: float
     """`<S - W, D>`."""
     square: float
@@ -55,12 +56,12 @@ class KeptChange:
 
     @property
     def share(self) -> float:
-        """The share kept; 1 where there was no change."""
+        """The share kept; 1 if there was no change."""
         return self.dot / self.square if self.square else 1.0
 
     @property
     def error(self) -> float:
-        """The error against the change."""
+        """The error relative to the change."""
         return (self.miss / self.square) ** 0.5 if self.square else 0.0
 
 
@@ -71,11 +72,11 @@ class Merge:
     folder: Path
     kept: list[KeptChange]
     copied: int
-    """Tensors whose bytes are the base's."""
+    """Tensors whose bytes were copied from the base."""
     converted: int
-    """Others that the adapter does not change, encoded anew because the format is not the base's."""
+    """Unchanged tensors that were encoded again because the format is not the base's."""
     inexact: list[str]
-    """Those of them whose values the format cannot hold exactly."""
+    """Those of `converted` whose values the format cannot represent exactly."""
 
 
 class LossyMergeError(ValueError):
@@ -84,20 +85,20 @@ class LossyMergeError(ValueError):
 
 @dataclass(frozen=True)
 class _Mixed:
-    """The base's kinds, and another for the low-bit matrices that an adapter changes."""
+    """The base's kinds, with another kind for the low-bit matrices that an adapter changes."""
 
     base: FolderSource
     touched: frozenset[str]
     own: str
 
     def kind(self, released: str) -> str:
-        """Another for what is changed, if it is a matrix that may be low-bit."""
+        """`own` for changed matrices that may be low-bit, otherwise the base's kind."""
         if released in self.touched and re.search(f"{EXPERTS}|{LINEARS}", released):
             return self.own
         return self.base.kind(released)
 
     def config(self, source: dict[str, Any]) -> dict[str, Any]:
-        """The base's; loaders are told which matrices are plain."""
+        """The base's config, with the matrices that loaders must not dequantize."""
         quantization = dict(source.get("quantization_config", {}))
         if self.own == "bf16" and quantization:
             quantization["modules_to_not_convert"] = sorted(name.removesuffix(".weight") for name in self.touched)
@@ -107,7 +108,7 @@ class _Mixed:
 
 @dataclass
 class _Merged:
-    """The base with changed tensors in fp32; notes what their storing keeps."""
+    """The base with merged tensors in their target kind; records how much of each change is kept."""
 
     base: FolderSource
     changes: Mapping[str, LoraDelta]
@@ -116,49 +117,50 @@ class _Merged:
     kept: list[KeptChange] = field(default_factory=list)
 
     def shapes(self) -> Iterator[tuple[str, Shape]]:
-        """Those of the base."""
+        """The shapes of the base."""
         return self.base.shapes()
 
     def stored(self, name: str) -> Stored:
-        """The base's bytes, or the changed values as they will be stored."""
+        """The base's bytes, or the merged values as they will be stored."""
         found = change_of(self.changes, name)
         if found is None:
             return self.base.stored(name)
         values = self.base.values(name).float()
         merged = found[0].applied(values, found[1], self.weight)
         if not merged.isfinite().all():
-            raise ValueError(f"{name} with its change is not finite: the adapter, or the weight it gets, is too large")
+            raise ValueError(f"{name} is not finite after the merge: the adapter or its weight is too large")
         stored = encode_changed(merged, self.kind(name))
         self.kept.append(measure(name, values, merged, stored))
         return stored
 
 
 def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float = 1.0, force: bool = False) -> Merge:
-    """Write `base` with an adapter merged in; what it does not change keeps its bytes where the format is the base's.
+    """Write `base` with an adapter merged in; unchanged tensors keep their bytes if the format is the base's.
 
     Args:
         base: the checkpoint folder that the adapter was trained on.
-        adapter: a folder in PEFT's form.
-        destination: a new or empty folder; also gets merge.json, the report by tensor.
+        adapter: an adapter folder in PEFT's format.
+        destination: a new or empty folder; also receives merge.json, the report by tensor.
         to: a format (`fp32` and `bf16` lose nothing or little), or `mixed-fp8` or `mixed-bf16`.
-        weight: the change is multiplied by it.
-        force: merge whatever is lost.
+        weight: scales the change.
+        force: merge even if most of the change is lost.
 
     Raises:
         LossyMergeError: the format would keep less than half of the change, and the adapter was not trained for it.
-        ValueError: a file is missing or damaged, adapter, weight and base do not fit, or the destination is taken.
+        ValueError: a file is missing or damaged, adapter and base do not match, the weight is invalid, or the
+            destination exists.
         OSError: writing failed; nothing is left behind.
     """
     changes, _ = read_adapter(adapter)
     check_weight(changes.values(), weight, adapter)
     source = FolderSource(base)
-    final = final_place(base, destination)
+    final = resolve_destination(base, destination)
     touched = _touched(source, changes, adapter)
     target = _target(source, to, touched)
     merged = _Merged(source, changes, weight, target.kind)
     if not force and (weight != 1.0 or trained_for(adapter) not in (to, MIXED.get(to, to))):
         _refuse_useless(merged, touched, to)
-    tally = Tally()
+    tally = ExportReport()
     config = target.config(read_config(base))
     with complete_folder(final) as scratch:
         write_checkpoint(scratch, config, merged, target, tally)
@@ -168,7 +170,7 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
 
 
 def change_of(changes: Mapping[str, LoraDelta], released: str) -> tuple[LoraDelta, int | None] | None:
-    """The change of a released tensor, and the expert whose part of it."""
+    """The change of a released tensor, and the expert's index if it is a slice of a stacked change."""
     if found := _EXPERT.fullmatch(released):
         change = changes.get(f"{found[1]}.{found[3]}")
         return None if change is None else (change, int(found[2]))
@@ -178,7 +180,7 @@ def change_of(changes: Mapping[str, LoraDelta], released: str) -> tuple[LoraDelt
 
 @torch.no_grad()
 def measure(name: str, before: Tensor, merged: Tensor, stored: Stored) -> KeptChange:
-    """Compare what is stored with what was meant; all sums in fp64, a band of rows at a time."""
+    """Compare the stored weight with the merged one; sums are fp64, one band of rows at a time."""
     size = square = dot = miss = 0.0
     for band in bands_of(tuple(before.shape)):
         weight = before[band].double()
@@ -211,7 +213,7 @@ def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Pa
         a, b = (change.a, change.b) if expert is None else (change.a[expert], change.b[expert])
         changed = (a.shape[1], b.shape[0]) if change.is_table else (b.shape[0], a.shape[1])
         if changed != tuple(shape):
-            raise ValueError(f"{adapter} changes {name} as {list(changed)}, but it is {list(shape)}")
+            raise ValueError(f"{adapter} changes {name} with shape {list(changed)}, but the base has {list(shape)}")
         touched.append(name)
     if missing := sorted(changes.keys() - used.keys()):
         raise ValueError(f"{adapter} changes {missing[0]}, which the base does not have")
@@ -221,7 +223,7 @@ def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Pa
     return touched
 
 
-def _target(source: FolderSource, to: str, touched: Sequence[str]) -> Kinds:
+def _target(source: FolderSource, to: str, touched: Sequence[str]) -> ExportTarget:
     if to in MIXED:
         return _Mixed(source, frozenset(touched), MIXED[to])
     try:
@@ -231,7 +233,7 @@ def _target(source: FolderSource, to: str, touched: Sequence[str]) -> Kinds:
 
 
 def _refuse_useless(merged: _Merged, touched: Sequence[str], to: str) -> None:
-    """Try a few tensors of each kind of module first: a large merge takes hours."""
+    """Try a few tensors of each type of module first, because a large merge takes hours."""
     groups: dict[str, list[str]] = {}
     for name in touched:
         groups.setdefault(re.sub(r"\.\d+\.", ".N.", name), []).append(name)
@@ -244,13 +246,13 @@ def _refuse_useless(merged: _Merged, touched: Sequence[str], to: str) -> None:
         worst = min(tried, key=lambda each: each.share)
         raise LossyMergeError(
             f"stored as {to}, the weights would keep {share:.1%} of the adapter's change (least in {worst.name}: "
-            f"{worst.share:.1%} of a change of {worst.change:.2%}). {_cure(to)}; --force merges all the same"
+            f"{worst.share:.1%} of a change of {worst.change:.2%}). {_cure(to)}; --force merges anyway"
         )
 
 
 def _cure(to: str) -> str:
     if to in ("bf16", "mixed-bf16", "fp32"):
-        return "--to fp32 keeps all"
+        return "--to fp32 keeps everything"
     gentler = "mixed-bf16, mixed-fp8 or bf16" if to == "released" else "mixed-bf16 or bf16"
     return f"Train with lora.merge_into={MIXED.get(to, to)}, or merge with --to {gentler}"
 
@@ -258,4 +260,4 @@ def _cure(to: str) -> str:
 def _write_report(file: Path, kept: Sequence[KeptChange], to: str, weight: float) -> None:
     tensors = {each.name: {"share": each.share, "error": each.error, **asdict(each)} for each in kept}
     report = {"to": to, "weight": weight, "share": share_kept(kept), "tensors": tensors}
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(file, report)

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's form: its tensors, its config, and how it stacks routed experts; both ways.
+"""Convert adapters to and from PEFT's format: tensors, config, and stacked routed experts.
 
 Shapes: R rank, I inputs, O outputs, E experts, F expert width.
 """
@@ -15,20 +15,20 @@ from seektune.lora.delta import LoraDelta
 from seektune.lora.peft_config import PeftConfig, released_name, transformers_name
 
 PREFIX = "base_model.model."
-"""PEFT wraps a model twice."""
+"""Prefix of PEFT's keys, from its two wrappers."""
 _EXPERTS = re.compile(r"(.*\.experts)\.(w[123])")
 _BASE_COPY = re.compile(r"\b(embed_tokens|lm_head)\.(base_layer\.)?weight$")
-"""What PEFT also stores of an adapted embedding or head: the base's weight, which is nobody's change."""
+"""PEFT also stores the base weight of an adapted embedding or head, which is not part of the change."""
 
 
 @dataclass(frozen=True)
 class PeftModule:
-    """One LoRA layer as PEFT has it."""
+    """One LoRA layer in PEFT's format."""
 
     key: str
-    """Of its tensors, without prefix and suffix."""
+    """Key of its tensors, without prefix and suffix."""
     target: str
-    """Module or parameter that the config names."""
+    """Module or parameter in the config's targets."""
     is_parameter: bool
     is_embedding: bool
     a: Tensor
@@ -39,14 +39,14 @@ class PeftModule:
 
 
 def as_peft(changes: Mapping[str, LoraDelta]) -> Iterator[PeftModule]:
-    """Changes by released module name as PEFT's layers."""
+    """Convert changes by released module name to PEFT's layers."""
     experts: dict[str, dict[str, LoraDelta]] = {}
     for name, change in changes.items():
         if found := _EXPERTS.fullmatch(name):
             experts.setdefault(found[1], {})[found[2]] = change
             continue
         theirs = transformers_name(name)
-        # transformers' grouped map has another output than PEFT expects of a linear map, so its weight is the target
+        # PEFT cannot wrap transformers' grouped linear layer as a module, so its weight is the target
         grouped = name.endswith(".wo_a")
         target = f"{theirs}.weight" if grouped else theirs
         factors = change.a, change.b, change.rank, change.scaling, change.magnitude
@@ -56,7 +56,7 @@ def as_peft(changes: Mapping[str, LoraDelta]) -> Iterator[PeftModule]:
 
 
 def _experts_as_peft(theirs: str, matrices: Mapping[str, LoraDelta]) -> Iterator[PeftModule]:
-    """`gate_up_proj` holds w1 and w3 one above the other: their ranks side by side, each reaching its own rows."""
+    """`gate_up_proj` stacks the rows of w1 and w3: ranks are concatenated, and each reaches its own half of rows."""
     upper = matrices.get("w1")
     lower = matrices.get("w3")
     joined = [change for change in (upper, lower) if change is not None]
@@ -72,7 +72,7 @@ def _experts_as_peft(theirs: str, matrices: Mapping[str, LoraDelta]) -> Iterator
 
 
 def _each(a_ERI: Tensor, b_EOR: Tensor) -> Tensor:
-    """A of each expert, also where all share one."""
+    """A of each expert; a shared A is expanded."""
     return a_ERI.expand(len(b_EOR), -1, -1)
 
 
@@ -82,13 +82,13 @@ def _rows(change: LoraDelta, is_lower: bool) -> Tensor:
 
 
 def _stacked(key: str, target: str, a_ERI: Tensor, b_EOR: Tensor, scaling: float) -> PeftModule:
-    # PEFT counts the columns of B by rank first, then by expert
+    # PEFT orders the columns of B by rank, then by expert
     b = b_EOR.permute(1, 2, 0).flatten(1)
     return PeftModule(key, target, True, False, a_ERI.flatten(0, 1), b, a_ERI.shape[1], scaling)
 
 
 def tensors_of(modules: list[PeftModule]) -> dict[str, Tensor]:
-    """What is in the file, by PEFT's names."""
+    """The tensors of the file, by PEFT's names."""
     out = {}
     for module in modules:
         a, b = ("lora_embedding_A", "lora_embedding_B") if module.is_embedding else ("lora_A.weight", "lora_B.weight")
@@ -100,7 +100,7 @@ def tensors_of(modules: list[PeftModule]) -> dict[str, Tensor]:
 
 
 def config_of(modules: list[PeftModule], changes: Mapping[str, LoraDelta]) -> dict[str, Any]:
-    """What adapter_config.json says of them."""
+    """The keys of adapter_config.json for these layers."""
     main = [module for module in modules if not module.key.startswith("mtp.")]
     first = (main or modules)[0]
     rank = first.rank
@@ -126,10 +126,10 @@ def config_of(modules: list[PeftModule], changes: Mapping[str, LoraDelta]) -> di
 
 
 def as_released(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, LoraDelta]:
-    """Changes by released module name, from PEFT's tensors and config.
+    """Convert PEFT's tensors and config to changes by released module name.
 
     Raises:
-        ValueError: config or shapes do not belong together, or it is more than low-rank changes of weights.
+        ValueError: config and shapes do not match, or the adapter holds more than low-rank changes of weights.
     """
     terms = PeftConfig.read(config)
     changes: dict[str, LoraDelta] = {}
@@ -138,7 +138,7 @@ def as_released(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
         if key.endswith((".lora_A.weight", ".lora_embedding_A")):
             found = _as_released(key, tensors, terms)
             if twice := sorted(changes.keys() & found.keys()):
-                raise ValueError(f"{key} is a second change of {twice[0]}")
+                raise ValueError(f"{key} changes {twice[0]} a second time")
             changes |= found
             known |= {key, _partner(key)}
             known |= {_magnitude_of(key)} if any(each.magnitude is not None for each in found.values()) else set()
@@ -153,17 +153,17 @@ def _partner(key: str) -> str:
 
 
 def _magnitude_of(key: str) -> str:
-    """The key of DoRA's lengths, from A's."""
+    """The key of DoRA's magnitudes, from A's."""
     return f"{PREFIX}{_module(key)}.lora_magnitude_vector"
 
 
 def _module(key: str) -> str:
-    """The module that carries the A of this key."""
+    """The module of this key of an A."""
     return key.removeprefix(PREFIX).removesuffix(".lora_embedding_A").removesuffix(".lora_A.weight")
 
 
 def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> dict[str, LoraDelta]:
-    """The change, or the two of `gate_up_proj`, whose A has this key."""
+    """The change whose A has this key, or the two changes of a `gate_up_proj`."""
     embedding = key.endswith(".lora_embedding_A")
     theirs = _module(key)
     other = _partner(key)
@@ -172,28 +172,28 @@ def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> 
     a = tensors[key]
     b = tensors[other]
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
-        raise ValueError(f"{key} {list(a.shape)} and {other} {list(b.shape)} have no rank in common")
+        raise ValueError(f"{key} {list(a.shape)} and {other} {list(b.shape)} have different ranks")
     if theirs.endswith((".experts", ".experts.base_layer")):
         return _experts_as_released(theirs, a, b, terms)
     target = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs
     name = released_name(theirs)
     if _EXPERTS.fullmatch(name):
-        raise ValueError(f"{key} names a matrix of all experts, which PEFT has in {name.rpartition('.')[0]}")
+        raise ValueError(f"{key} is a matrix of all experts, which PEFT stores under {name.rpartition('.')[0]}")
     if len(a) != (rank := terms.rank_of(target)):
         raise ValueError(f"{key} has rank {len(a)}, but {rank} in its config")
     magnitude = tensors.get(_magnitude_of(key))
     if terms.dora and magnitude is None:
         raise ValueError(f"it lacks {_magnitude_of(key)}")
     if magnitude is not None and (embedding or magnitude.shape != b.shape[:1]):
-        wanted = "on an embedding, where DoRA is not read" if embedding else f"not {list(b.shape[:1])}"
-        raise ValueError(f"{_magnitude_of(key)} has shape {list(magnitude.shape)}, {wanted}")
+        reason = "but DoRA is not supported on embeddings" if embedding else f"not {list(b.shape[:1])}"
+        raise ValueError(f"{_magnitude_of(key)} has shape {list(magnitude.shape)}, {reason}")
     return {name: LoraDelta(a, b, terms.scaling_of(target), magnitude, embedding)}
 
 
 def _experts_as_released(theirs: str, a: Tensor, b: Tensor, terms: PeftConfig) -> dict[str, LoraDelta]:
     base = theirs.removesuffix(".base_layer")
     both = f"{base}.gate_up_proj"
-    # of two targets, PEFT wraps the one around the other
+    # with two targets, PEFT nests one wrapper in the other
     inner = theirs != base or (terms.targets(both) and not terms.targets(f"{base}.down_proj"))
     target = both if inner else f"{base}.down_proj"
     rank = terms.rank_of(target)
@@ -206,16 +206,16 @@ def _experts_as_released(theirs: str, a: Tensor, b: Tensor, terms: PeftConfig) -
     if not inner:
         return {f"{ours}.w2": LoraDelta(a_ERI, b_EOR, scaling)}
     if len(b) % 2:
-        raise ValueError(f"B of {target} {list(b.shape)} has no two halves")
+        raise ValueError(f"B of {target} {list(b.shape)} has an odd number of rows, so it has no two halves")
     upper, lower = b_EOR.chunk(2, dim=1)
     halves = {"w1": upper, "w3": lower}
     if not b.any():
-        # not trained yet: which rank reaches which rows cannot be seen
+        # not trained yet, so B does not show which ranks reach which rows
         return {f"{ours}.{name}": LoraDelta(a_ERI, half, scaling) for name, half in halves.items()}
     return {f"{ours}.{name}": _trimmed(a_ERI, half, scaling) for name, half in halves.items() if half.any()}
 
 
 def _trimmed(a_ERI: Tensor, b_EOR: Tensor, scaling: float) -> LoraDelta:
-    """Without the ranks that reach no row."""
+    """The change without ranks whose columns of B are zero."""
     used = b_EOR.flatten(0, 1).any(dim=0)
     return LoraDelta(a_ERI[:, used].contiguous(), b_EOR[:, :, used].contiguous(), scaling)

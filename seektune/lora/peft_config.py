@@ -1,4 +1,4 @@
-"""What adapter_config.json says: rank and scaling of each target, by PEFT's own rules, and what is not read of it."""
+"""Read PEFT's adapter_config.json: rank and scaling of each target by PEFT's rules; unsupported options raise."""
 
 import math
 import re
@@ -20,44 +20,44 @@ UNREAD = (
     "use_bdlora",
     "use_qalora",
 )
-"""Keys by which an adapter is more than low-rank changes of weights."""
+"""Keys of adapters that are more than low-rank changes of weights."""
 LARGEST = torch.finfo(torch.float32).max
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Ways to start that also change the base weights: the adapter is one of the changed base."""
+"""Initializations that also change the base weights, so that the adapter belongs to the changed base."""
 
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """The part on which the meaning of tensors depends."""
+    """The options that determine how tensors are interpreted."""
 
     rank: int
     alpha: float
     ranks: Mapping[str, Any]
-    """Of targets with another rank, by a pattern of their names."""
+    """Ranks of targets with another rank, by name pattern."""
     alphas: Mapping[str, Any]
     rslora: bool
     dora: bool
     parameters: tuple[str, ...]
-    """Targets that are no modules; a name or how it ends."""
+    """Targets that are parameters, not modules; a name or a suffix of it."""
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "PeftConfig":
-        """From the file's keys; those that are missing are PEFT's defaults.
+        """Read the file's keys; missing ones have PEFT's defaults.
 
         Raises:
-            ValueError: a value is none of its key's, or the adapter holds more than is read.
+            ValueError: a value is invalid, or the adapter uses an unsupported option.
         """
         unread = next((key for key in UNREAD if config.get(key)), None) or ("bias" if _trains_bias(config) else None)
         if unread is not None:
-            raise ValueError(f"it holds more than low-rank changes of weights ({unread}), which is not read")
+            raise ValueError(f"it holds more than low-rank changes of weights ({unread}), which is not supported")
         start = config.get("init_lora_weights")
         if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
             raise ValueError(
-                f"it changes base weights too (init_lora_weights {start}); have PEFT save it as plain LoRA"
+                f"it also changes base weights (init_lora_weights {start}); save it as plain LoRA with PEFT"
             )
         parameters = config.get("target_parameters") or []
         if not isinstance(parameters, list) or not all(isinstance(each, str) for each in parameters):
-            raise ValueError("its target_parameters is no list of names")
+            raise ValueError("its target_parameters is not a list of names")
         return cls(
             rank=_rank(config.get("r"), "r"),
             alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
@@ -69,12 +69,12 @@ class PeftConfig:
         )
 
     def rank_of(self, target: str) -> int:
-        """R of a module or parameter."""
+        """The rank of a module or parameter."""
         found = _of(self.ranks, target, self.rank)
         return _rank(found, f"rank_pattern of {target}")
 
     def scaling_of(self, target: str) -> float:
-        """What B A is multiplied by there."""
+        """The factor of B A for a module or parameter."""
         alpha = _alpha(_of(self.alphas, target, self.alpha), f"alpha_pattern of {target}")
         rank = self.rank_of(target)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
@@ -89,23 +89,23 @@ def _trains_bias(config: Mapping[str, Any]) -> bool:
 
 
 def _of(patterns: Mapping[str, Any], target: str, otherwise: Any) -> Any:
-    """The value of the first pattern that is the target's name or how it ends, as PEFT's `get_pattern_key` looks."""
+    """The value of the first pattern that matches the target's name or a suffix, as in PEFT's `get_pattern_key`."""
     try:
         return next((patterns[each] for each in patterns if re.match(rf"(.*\.)?({each})$", target)), otherwise)
     except re.error as error:
-        raise ValueError(f"its patterns of rank or alpha hold {error.pattern!r}, which is none: {error}") from None
+        raise ValueError(f"its patterns of rank or alpha hold {error.pattern!r}, which is invalid: {error}") from None
 
 
 def _pattern(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = config.get(key) or {}
     if not isinstance(found, dict):
-        raise ValueError(f"its {key} is no object")
+        raise ValueError(f"its {key} is not an object")
     return found
 
 
 def _rank(found: object, what: str) -> int:
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ValueError(f"its {what} is {found!r}, not a number from 1")
+        raise ValueError(f"its {what} is {found!r}, not a whole number of 1 or more")
     return found
 
 
@@ -131,18 +131,18 @@ _RULES = (
     (r"\.shared_experts\.w2$", ".shared_experts.down_proj"),
     (r"\.shared_experts\.w3$", ".shared_experts.up_proj"),
 )
-"""From the released names to those of transformers; each is undone by reading it backwards."""
+"""From released names to those of transformers; `released_name` applies the rules in reverse."""
 
 
 def transformers_name(released: str) -> str:
-    """What transformers calls a module; routed experts aside, which it keeps in two parameters of one module."""
+    """transformers' name of a module, except routed experts, which it stores as two parameters of one module."""
     for pattern, theirs in _RULES:
         released = re.sub(pattern, theirs, released)
     return released
 
 
 def released_name(theirs: str) -> str:
-    """The inverse."""
+    """The inverse of `transformers_name`."""
     for pattern, text in reversed(_RULES):
         ours = re.sub(r"[\^$]|\\(?=\.)", "", pattern)
         anchored = ("^" if pattern.startswith("^") else "") + re.escape(text) + ("$" if pattern.endswith("$") else "")

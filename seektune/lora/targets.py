@@ -1,8 +1,8 @@
-"""Which modules of a model can carry an adapter, and which ones a recipe's `lora.targets` name.
+"""The modules of a model that can have an adapter, and those that a recipe's `lora.targets` select.
 
-Targets are names as the checkpoint has them. Within a block, `attn.wq_b` means that map in every layer and never
-`attn.indexer.wq_b`; `attn` means all maps directly in it; `layers.3.attn.wq_b` one layer's. The gate and the indexer
-are never adapted: routing stays the released one, and no gradient reaches a top-k choice.
+Targets are released names. Relative to a block, `attn.wq_b` selects that layer in every block, but never
+`attn.indexer.wq_b`; `attn` selects all linear layers directly in it; `layers.3.attn.wq_b` selects one. The gate and the
+indexer are never adapted: routing stays as released, and a top-k has no gradient.
 """
 
 import re
@@ -27,7 +27,7 @@ def targeted(model: nn.Module, config: LoraConfig, mtp: bool) -> list[str]:
     """Names of the modules that get an adapter.
 
     Raises:
-        ValueError: a target matches nothing, or all that it matches is the MTP block, which is not trained.
+        ValueError: a target matches nothing, or the targets match only the MTP block, which is not trained.
     """
     try:
         names = matching(model, config.targets)
@@ -35,7 +35,7 @@ def targeted(model: nn.Module, config: LoraConfig, mtp: bool) -> list[str]:
         raise ValueError(f"lora.targets: {error}") from None
     kept = [name for name in names if mtp or not name.startswith("mtp.")]
     if not kept:
-        raise ValueError("lora.targets: only the MTP block is meant, which loss.mtp_weight 0 leaves as it is")
+        raise ValueError("lora.targets selects only the MTP block, which is not trained with loss.mtp_weight 0")
     return kept
 
 
@@ -43,7 +43,7 @@ _BLOCK = re.compile(r"(layers|mtp)\.\d+\.")
 
 
 def adaptable(model: nn.Module) -> list[str]:
-    """Names of everything that can carry an adapter, as the checkpoint names it."""
+    """Released names of all modules that can have an adapter."""
     names = []
     for name, module in model.named_modules():
         if ".indexer" in name:
@@ -56,32 +56,32 @@ def adaptable(model: nn.Module) -> list[str]:
 
 
 def matching(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """The adaptable names that the targets mean.
+    """The adaptable names that the targets select.
 
     Raises:
-        ValueError: a target means nothing here; the sentence offers the nearest name.
+        ValueError: a target matches nothing; the message suggests the closest name.
     """
     names = adaptable(model)
     found = set()
     for target in targets:
-        meant = {name for name in names if target in _ways_to_say(name)}
+        meant = {name for name in names if target in _aliases(name)}
         if not meant:
-            raise ValueError(_nothing(target, names))
+            raise ValueError(_no_match_message(target, names))
         found |= meant
     return [name for name in names if name in found]
 
 
-def _ways_to_say(name: str) -> set[str]:
+def _aliases(name: str) -> set[str]:
     within = _BLOCK.sub("", name, count=1)
     return {form for form in (name, within, name.rpartition(".")[0], within.rpartition(".")[0]) if form}
 
 
-def _nothing(target: str, names: list[str]) -> str:
+def _no_match_message(target: str, names: list[str]) -> str:
     if "indexer" in target:
         return f"{target} cannot be adapted: no gradient reaches the indexer through its top-k choice"
     if target.endswith("gate"):
         return f"{target} cannot be adapted: the router stays as released"
-    offered = sorted({form for name in names for form in _ways_to_say(name) if not _BLOCK.match(form + ".")})
+    offered = sorted({form for name in names for form in _aliases(name) if not _BLOCK.match(form + ".")})
     near = get_close_matches(target, offered, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{target} matches nothing in this model; {hint}What can be adapted: {', '.join(offered)}"

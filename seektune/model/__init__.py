@@ -1,1 +1,1 @@
-"""DeepSeek-V4 for one device: what the model computes, named as the released checkpoint names it."""
+"""DeepSeek-V4 on one device; parameters are named as in the released checkpoint."""

@@ -1,4 +1,4 @@
-"""Attention of one layer: sliding window, and compressed entries where the layer's ratio asks for them.
+"""Attention of one layer: a sliding window and, depending on the layer's compression ratio, compressed entries.
 
 Shapes: B rows, T tokens, D hidden width, R query rank, H heads, C head width, E entries, G output groups.
 """
@@ -20,7 +20,7 @@ from seektune.sequence import SequenceLayout
 class Attention(nn.Module):
     """Low-rank queries over one shared key-value head, with sink and grouped low-rank output (paper section 2.3).
 
-    Ratio 0 sees the window only; HCA (128) sees every visible entry too; CSA (4) those its indexer chooses.
+    Ratio 0 sees only the window; HCA (128) also all visible entries; CSA (4) also the entries its indexer chooses.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Attention(nn.Module):
             self.indexer = Indexer(config, numerics, device, dtype)
 
     def forward(self, x_BTD: Tensor, layout: SequenceLayout) -> Tensor:
-        """`[B, T, D]`; keys are rotated at their own position and the output back at the query's."""
+        """`[B, T, D]`; keys are rotated by their own position, and the output is rotated back by the query's."""
         rotation = layout.at_positions(self.rope)
         q_residual = self.q_norm(self.wq_a(x_BTD))
         q_BTHC = self.wq_b(q_residual).view(*x_BTD.shape[:2], self.heads, self.width)
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         rotation: Rotation,
         layout: SequenceLayout,
     ) -> Tensor:
-        """What each head of each token sees of the row, `[B, T, H, C]`; queries and keys are rotated."""
+        """Attention output of each head, `[B, T, H, C]`, from rotated queries and keys."""
         keys_BTC = self.numerics.keep(keys_BTC, self.rope_dim)
         entries_BEC, visible = self.compress(x_BTD, q_residual_BTR, rotation, layout, keys_BTC)
         keys_BNC = layout.preceded(keys_BTC, self.window - 1)
@@ -89,7 +89,7 @@ class Attention(nn.Module):
     def compress(
         self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, layout: SequenceLayout, keys_BTC: Tensor
     ) -> tuple[Tensor, Visible]:
-        """Entries `[B, E, C]` (none at ratio 0) and which of them each query sees."""
+        """Compressed entries `[B, E, C]` (E = 0 at ratio 0), and those visible to each query."""
         if self.ratio == SLIDING:
             nothing = torch.zeros_like(layout.positions)
             return keys_BTC[:, :0], Prefix(nothing, nothing)
@@ -100,6 +100,6 @@ class Attention(nn.Module):
         return entries, Prefix(windows.first_BT, windows.count_BT)
 
     def project(self, o_BTHC: Tensor) -> Tensor:
-        """Each group of neighbouring heads through its own part of `wo_a`, all together through `wo_b`."""
+        """Output projection: each group of adjacent heads through its own rows of `wo_a`, then all through `wo_b`."""
         o_BTGI = o_BTHC.reshape(*o_BTHC.shape[:2], self.groups, self.heads * self.width // self.groups)
         return self.wo_b(self.wo_a(o_BTGI).flatten(2))

@@ -1,4 +1,4 @@
-"""The compressor: a window of neighbouring tokens becomes one entry of the compressed key sequence.
+"""The compressor: pools a window of adjacent tokens into one entry of the compressed key sequence.
 
 Shapes: B rows, T tokens, E entries, D hidden width, C entry width.
 """
@@ -17,8 +17,8 @@ from seektune.sequence import Windows
 class Compressor(nn.Module):
     """Softmax-weighted mean of a window, per channel (paper section 2.3; official `Compressor`).
 
-    At ratio 4 windows overlap: an entry pools the previous window's tokens by the first C channels of value and gate,
-    and its own window's tokens by the last C. Values, gates and softmax are fp32.
+    At ratio 4, windows overlap: an entry pools the previous window's tokens with the first C channels of value and
+    gate, and its own window's tokens with the last C. Values, gates and softmax are fp32.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Compressor(nn.Module):
         self.rope = Rope.of_layer(config, ratio)
 
     def forward(self, x_BTD: Tensor, windows: Windows) -> Tensor:
-        """Rotated entries of the windows, `[B, E, C]`; slots without a window hold finite values that nobody sees."""
+        """Rotated entries of the windows, `[B, E, C]`; slots without a window hold finite values that no query sees."""
         both = torch.cat([self.wkv(x_BTD), self.wgate(x_BTD)], dim=-1)
         both = windows.preceded(both, self.ratio * (1 + self.overlap) - 1)
         if windows.idle:

@@ -1,4 +1,4 @@
-"""The released config.json as a typed object: same keys, same meaning, impossible combinations refused."""
+"""The released config.json as a typed object with the same keys; impossible combinations raise."""
 
 import json
 from importlib import resources
@@ -16,22 +16,26 @@ from pydantic import (
     ValidationError,
 )
 
+from seektune.io.config_json import config_file, read_config, write_config
+
 PRESETS = ("flash", "flash-base", "pro", "tiny")
 
 SLIDING = 0
 CSA = 4
 HCA = 128
 """The three values of `compress_ratios`: sliding window only, compressed sparse, heavily compressed attention."""
+ATTENTION_NAMES = {SLIDING: "SWA", CSA: "CSA", HCA: "HCA"}
+"""Names of the kinds of attention, by compress ratio."""
 
 
 class RopeScaling(BaseModel):
-    """YaRN parameters of the layers that compress (`rope_scaling` of config.json)."""
+    """YaRN parameters of the layers with compression (`rope_scaling` of config.json)."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     type: Literal["yarn"] = "yarn"
     rope_type: Literal["yarn"] = "yarn"
-    """The newer spelling of `type`."""
+    """The newer name of `type`."""
     factor: PositiveFloat
     original_max_position_embeddings: PositiveInt
     beta_fast: PositiveFloat = 32
@@ -42,7 +46,7 @@ class DeepseekV4Config(BaseModel):
     """Keys of the released config.json. Unknown keys are kept and written back; a file round-trips unchanged.
 
     Raises:
-        ValueError: a key is missing, has a wrong type, or contradicts another; the sentence names the key.
+        ValueError: a key is missing, has a wrong type, or contradicts another; the message names the key.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
@@ -91,14 +95,14 @@ class DeepseekV4Config(BaseModel):
     eos_token_id: NonNegativeInt = 1
 
     def model_post_init(self, _context: Any) -> None:
-        """Refuse combinations that no model can have."""
-        for problem, sentence in self._problems():
-            if problem:
-                raise ValueError(sentence)
+        """Raise on combinations that no model can have."""
+        for is_wrong, message in self._problems():
+            if is_wrong:
+                raise ValueError(message)
 
     @classmethod
     def preset(cls, name: str) -> Self:
-        """A published architecture (`flash`, `flash-base`, `pro`) or `tiny`: every mechanism at CPU size."""
+        """A released architecture (`flash`, `flash-base`, `pro`), or `tiny`: every mechanism at CPU size."""
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
         text = resources.files("seektune.model").joinpath("presets", f"{name}.json").read_text(encoding="utf-8")
@@ -106,40 +110,29 @@ class DeepseekV4Config(BaseModel):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str = "config") -> Self:
-        """Build from the parsed config.json; `origin` (a file name) opens the error message."""
+        """Build from the parsed config.json; error messages start with `origin`, a file name."""
         _check_model_type(values, origin)
         try:
             return cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
-            raise ValueError(f"{origin}: {_sentence(error)}") from None
+            raise ValueError(f"{origin}: {_message(error)}") from None
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
-        """Read config.json from a checkpoint folder, or a config file itself."""
-        file = Path(path)
-        if file.is_dir():
-            file = file / "config.json"
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist; a checkpoint folder holds config.json beside its safetensors")
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} is not JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{file} must hold a JSON object, not a {type(values).__name__}")
-        return cls.from_dict(values, str(file))
+        """Read config.json from a checkpoint folder, or a config file directly."""
+        file = config_file(Path(path))
+        return cls.from_dict(read_config(file), str(file))
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys that were given, unknown ones included, as config.json holds them."""
+        """The keys that were set, including unknown ones, as in config.json."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def save(self, folder: str | Path) -> None:
         """Write config.json into an existing folder."""
-        text = json.dumps({"model_type": self.model_type, **self.to_dict()}, indent=2)
-        (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_config(Path(folder), {"model_type": self.model_type, **self.to_dict()})
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with other values, checked again; None removes an optional key."""
+        """A validated copy with changed values; None removes an optional key."""
         values = {**self.to_dict(), **changes}
         return self.from_dict({key: value for key, value in values.items() if value is not None})
 
@@ -194,13 +187,13 @@ def _check_model_type(values: dict[str, Any], origin: str) -> None:
     if found == "deepseek_v41":
         raise ValueError(
             f"{origin}: model_type is deepseek_v41: V4.1 is another architecture (shared compressors, Engram memory, "
-            "no hash layers) and its weights cannot be read as V4; choose a deepseek_v4 checkpoint"
+            "no hash layers), so its weights cannot be loaded as V4; choose a deepseek_v4 checkpoint"
         )
     if found != "deepseek_v4":
-        raise ValueError(f"{origin}: model_type is {str(found)!r}, but SeekTune trains deepseek_v4 only")
+        raise ValueError(f"{origin}: model_type is {str(found)!r}, but SeekTune supports only deepseek_v4")
 
 
-def _sentence(error: ValidationError) -> str:
+def _message(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")

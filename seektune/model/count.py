@@ -11,17 +11,17 @@ from seektune.model.config import DeepseekV4Config
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Numbers of weights; the integer tables of hash gates are no parameters and stand apart."""
+    """Numbers of weights; the integer tables of hash gates are not parameters and are counted separately."""
 
     main: int
     mtp: int
     active: int
-    """Used for one token: the main model without unchosen experts and without the embedding table."""
+    """Weights used per token: the main model without unchosen experts and without the embedding table."""
     table_entries: int
 
 
 def count_parameters(config: DeepseekV4Config) -> ParameterCount:
-    """Count on the meta device, without allocating a weight; the gates' balancing biases are counted as released."""
+    """Count on the meta device, without allocating weights; the gates' balancing biases are included."""
     shapes = _weights(config)
     main = sum(prod(shape) for name, shape in shapes.items() if not name.startswith("mtp."))
     routed = sum(prod(shape) for name, shape in shapes.items() if ".experts.w" in name and not name.startswith("mtp."))

@@ -1,10 +1,12 @@
-"""Where a model runs, and in which precision."""
+"""The device and dtypes that a model can run on and in."""
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from seektune.model.choices import DtypeName
+
+DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def choose_device() -> torch.device:
-    """The GPU if there is one."""
+    """The GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

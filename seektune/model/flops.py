@@ -1,7 +1,7 @@
-"""The useful arithmetic of a row of tokens, by part, exactly and from the config alone: needs no torch and no model.
+"""Exact model FLOPs of a row of tokens, by part, from the config alone, without torch.
 
-Counted are multiplications and additions of matrix products, two per pair, as FlopCounterMode of torch does; nothing
-that an implementation computes in vain (masked keys, recomputed values). One document per row.
+Counts multiplications and additions of matrix products, two per pair, as torch's FlopCounterMode does. Work that an
+implementation wastes (masked keys, recomputation) is not counted. One document per row.
 """
 
 from collections import Counter
@@ -9,11 +9,11 @@ from collections import Counter
 from seektune.model.config import CSA, HCA, SLIDING, DeepseekV4Config
 
 PARTS = ("attention", "projections", "compressor", "indexer", "experts", "gate", "mHC", "head")
-"""`attention` is scores and sums over keys; `projections` makes queries and keys and takes the output back."""
+"""`attention`: scores and sums over keys. `projections`: queries, keys and output."""
 
 
 def forward_flops(config: DeepseekV4Config, length: int, mtp: bool = False) -> dict[str, int]:
-    """Floating-point operations of a forward pass of `length` tokens with the loss of all of them."""
+    """FLOPs of a forward pass of `length` tokens with the loss of all of them, by part."""
     total: Counter[str] = Counter()
     for layer in range(config.num_hidden_layers):
         total.update(layer_flops(config, config.ratio(layer), length))
@@ -27,13 +27,13 @@ def forward_flops(config: DeepseekV4Config, length: int, mtp: bool = False) -> d
 
 
 def training_flops(config: DeepseekV4Config, length: int, mtp: bool = False) -> dict[str, int]:
-    """Of forward and backward: every product has two gradients of its own size; nothing goes back into the indexer."""
+    """FLOPs of forward and backward: every product has two gradients of its own size; the indexer has no backward."""
     forward = forward_flops(config, length, mtp)
     return {part: flops * (1 if part == "indexer" else 3) for part, flops in forward.items()}
 
 
 def layer_flops(config: DeepseekV4Config, ratio: int, length: int) -> dict[str, int]:
-    """Forward operations of one layer of a ratio."""
+    """Forward FLOPs of one layer with a compression ratio, by part."""
     width = config.hidden_size
     heads = config.num_attention_heads
     head = config.head_dim
@@ -42,7 +42,7 @@ def layer_flops(config: DeepseekV4Config, ratio: int, length: int) -> dict[str, 
     project = width * rank + rank * heads * head + width * head + heads * head * out + config.o_groups * out * width
     inner = config.moe_intermediate_size
     streams = config.hc_mult
-    # twice (attention, experts): the router, what is read, what is mixed
+    # twice (attention, experts): router, read, mix
     mix = 2 * (streams * (2 + streams) * streams + streams + streams * streams) * width
     found = {
         "attention": 4 * heads * head * visible_keys(config, ratio, length),
@@ -59,25 +59,25 @@ def layer_flops(config: DeepseekV4Config, ratio: int, length: int) -> dict[str, 
 
 
 def visible_keys(config: DeepseekV4Config, ratio: int, length: int) -> int:
-    """Window keys and entries that all queries of a row see together."""
+    """Total number of window keys and entries visible to the queries of a row."""
     window = min(config.sliding_window, length)
     near = window * (window + 1) // 2 + (length - window) * window
     if ratio == SLIDING:
         return near
     if not chooses(config, ratio, length):
         return near + _entries(length, ratio)
-    # up to the first query that sees more than it may choose
+    # up to the first query that sees more entries than index_topk
     full = config.index_topk * CSA + CSA - 1
     return near + _entries(min(length, full), CSA) + max(length - full, 0) * config.index_topk
 
 
 def chooses(config: DeepseekV4Config, ratio: int, length: int) -> bool:
-    """Whether a layer's indexer has anything to choose in a row."""
+    """Whether a layer's indexer has more than `index_topk` entries to choose from."""
     return ratio == CSA and length // CSA > config.index_topk
 
 
 def _entries(length: int, ratio: int) -> int:
-    """Sum over queries t of the entries that are complete, `(t + 1) // ratio`."""
+    """Sum over queries t of the complete entries, `(t + 1) // ratio`."""
     whole, rest = divmod(length, ratio)
     return ratio * whole * (whole - 1) // 2 + whole * (rest + 1)
 
@@ -95,7 +95,7 @@ def _indexer(config: DeepseekV4Config, length: int) -> int:
 
 
 def _scored(config: DeepseekV4Config, length: int) -> int:
-    """Pairs of query and entry that need a score: of queries that see more entries than they may choose."""
+    """Query-entry pairs that need a score: those of queries that see more than `index_topk` entries."""
     full = config.index_topk * CSA + CSA - 1
     return _entries(length, CSA) - _entries(min(length, full), CSA)
 

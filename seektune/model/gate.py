@@ -1,4 +1,4 @@
-"""Which experts a token goes to: by its scores, or in the first layers by its id.
+"""Gates: choose each token's experts by scores or, in the first layers, by token id.
 
 Shapes: B rows, T tokens, N tokens of all rows, D width, E experts, K experts per token.
 """
@@ -17,7 +17,7 @@ from seektune.sequence import SequenceLayout
 
 @dataclass(frozen=True)
 class Routing:
-    """Experts of every token and their weights, both `[N, K]`, weights fp32; all scores `[N, E]` fp32."""
+    """Experts of every token and their fp32 weights, both `[N, K]`; all scores, fp32 `[N, E]`."""
 
     experts_NK: Tensor
     weights_NK: Tensor
@@ -25,24 +25,24 @@ class Routing:
 
 
 class RoutingLedger:
-    """What the gates of one forward pass did, by layer id; the MTP block's id is `num_hidden_layers`.
+    """Records the routing of one forward pass by layer id; the MTP block's id is `num_hidden_layers`.
 
-    Entries are set, not added, so that a recomputed forward writes the same again. No dataclass: wrappers around
-    modules copy those, and what is written into a copy is lost.
+    Entries are set, not added, so that a recomputed forward writes the same values again. Not a dataclass: module
+    wrappers copy dataclasses, and values written to a copy would be lost.
     """
 
     def __init__(self, balance_loss: bool = True):
         self.balance_loss = balance_loss
         self.loads: dict[int, Tensor] = {}
-        """Tokens that went to each expert, int64 `[E]`, padding not counted."""
+        """Tokens routed to each expert, int64 `[E]`, without padding."""
         self.balance: dict[int, Tensor] = {}
         """Sum over documents of `tokens * sum_i f_i P_i`; divided by the tokens of the step it is the balance loss.
 
-        Devices that share rows hold an equal part of it each.
+        Devices that share rows each hold an equal part of it.
         """
 
     def record(self, layer: int, routing: Routing, layout: SequenceLayout) -> None:
-        """Note the routing of one layer."""
+        """Record the routing of one layer."""
         chosen_NE = torch.zeros_like(routing.scores_NE).scatter_(1, routing.experts_NK, 1.0)
         chosen_NE = chosen_NE * layout.real.flatten()[:, None]
         self.loads[layer] = chosen_NE.detach().sum(dim=0).long()
@@ -51,7 +51,7 @@ class RoutingLedger:
 
 
 class Gate(nn.Module):
-    """Scores `sqrt(softplus(W x))` in fp32; weights are the chosen experts' scores, normalised and scaled."""
+    """Scores `sqrt(softplus(W x))` in fp32; weights are the chosen experts' scores, normalized and scaled."""
 
     def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
         super().__init__()
@@ -69,7 +69,7 @@ class Gate(nn.Module):
 
 
 class TopKGate(Gate):
-    """The experts with the largest score plus `bias`; the bias balances loads and never enters a weight (noaux_tc)."""
+    """Chooses the experts with the largest score plus `bias`, which balances loads and is not in weights (noaux_tc)."""
 
     def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
         super().__init__(config, device, dtype)
@@ -77,15 +77,15 @@ class TopKGate(Gate):
         self.register_buffer("bias", torch.empty(config.n_routed_experts, device=device, dtype=torch.float32))
 
     def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
-        """The top K by biased score."""
+        """Route to the top K by biased score."""
         return Routing(*route(self.logits(x_ND), self.bias, self.experts_per_token, self.factor))
 
 
 class HashGate(Gate):
-    """The experts that the table `tid2eid` names for the token's id.
+    """Chooses the experts that the table `tid2eid` lists for the token's id.
 
-    A row may name an expert twice. The weights are then normalised over all K names, but the expert's output is added
-    once, as in the official code (`y[idx] += ...` writes a repeated index once); the released logits depend on it.
+    A row may list an expert twice. Weights are then normalized over all K slots, but the expert's output is added once,
+    as in the official code (`y[idx] += ...` writes a repeated index once); the released logits depend on it.
     """
 
     def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
@@ -95,13 +95,13 @@ class HashGate(Gate):
         self.register_buffer("tid2eid", table)
 
     def is_valid(self) -> bool:
-        """Whether every entry of the table is an expert."""
+        """Whether every entry of the table is an expert's index."""
         return bool(((self.tid2eid >= 0) & (self.tid2eid < self.weight.shape[0])).all())
 
     def forward(self, x_ND: Tensor, tokens_N: Tensor | None) -> Routing:
-        """The table's row of each id; a repeated expert keeps its weight at its first name only."""
+        """Route by the table's row of each id; a repeated expert keeps its weight in its first slot only."""
         if tokens_N is None:
-            raise ValueError("a hash layer needs the token ids; none reached it")
+            raise ValueError("a hash layer needs the token ids, but got none")
         scores_NE = gate_scores(self.logits(x_ND))
         experts_NK = self.tid2eid[tokens_N]
         same_NKK = experts_NK.unsqueeze(2) == experts_NK.unsqueeze(1)
@@ -111,9 +111,9 @@ class HashGate(Gate):
 
 
 def _sequence_balance(scores_NE: Tensor, chosen_NE: Tensor, layout: SequenceLayout) -> Tensor:
-    """Sequence-wise balance loss of DeepSeek-V3 (equation 17 there), each document weighted by its tokens.
+    """Sequence-wise balance loss of DeepSeek-V3 (its equation 17), each document weighted by its tokens.
 
-    f_i = E/(K n) * (tokens of the document that chose i), P_i = mean of their normalised scores.
+    f_i = E/(K n) * (tokens of the document that chose i), P_i = mean normalized score of i over the document.
     """
     document_BT, documents = layout.numbered()
     document_N = document_BT.flatten()
@@ -129,11 +129,11 @@ def _sequence_balance(scores_NE: Tensor, chosen_NE: Tensor, layout: SequenceLayo
 
 
 def check_tables(gates: Mapping[int, Gate], folder: Path) -> None:
-    """Check the tables of hash gates that were read from a folder.
+    """Check the tables of hash gates that were loaded from a folder.
 
     Raises:
-        ValueError: one names an expert that does not exist.
+        ValueError: a table lists an expert that does not exist.
     """
     for layer, gate in gates.items():
         if isinstance(gate, HashGate) and not gate.is_valid():
-            raise ValueError(f"{folder}: layers.{layer}.ffn.gate.tid2eid names an expert that does not exist")
+            raise ValueError(f"{folder}: layers.{layer}.ffn.gate.tid2eid lists an expert that does not exist")

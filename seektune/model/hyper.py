@@ -1,4 +1,4 @@
-"""Manifold-constrained hyper-connections: several residual streams that a small router reads, mixes and writes.
+"""Manifold-constrained hyper-connections (mHC): residual streams with a small router that reads, mixes and writes them.
 
 Shapes: B rows, T tokens, N tokens of all rows, S streams, D width.
 """
@@ -13,7 +13,7 @@ from seektune.model.config import DeepseekV4Config
 
 
 class StreamRouter(nn.Module):
-    """Linear map of all streams of a token, normalised without weight; its parameters and results are fp32."""
+    """Linear map of all streams of a token, normalized without a weight; parameters and results are fp32."""
 
     def __init__(self, config: DeepseekV4Config, outputs: int, scales: int, device: torch.device | None):
         super().__init__()
@@ -26,25 +26,25 @@ class StreamRouter(nn.Module):
 
 
 class HyperConnection(StreamRouter):
-    """The residual connection around a branch (paper section 2.2; official `hc_pre` and `hc_post`)."""
+    """The residual connection around a sublayer (paper section 2.2; official `hc_pre` and `hc_post`)."""
 
     def __init__(self, config: DeepseekV4Config, device: torch.device | None):
         super().__init__(config, outputs=config.hc_mult * (2 + config.hc_mult), scales=3, device=device)
         self.iterations = config.hc_sinkhorn_iters
 
     def forward(self, streams_BTSD: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """Read one vector from the streams, run the branch on it, write the result to the mixed streams."""
+        """Read one vector from the streams, run the branch on it, and add its output to the mixed streams."""
         streams_NSD = streams_BTSD.flatten(0, 1)
         numbers = self.iterations, self.eps, self.norm_eps
         x_ND, write_NS, mix_NSS = hyper_read(streams_NSD, self.fn, self.base, self.scale, *numbers)
         rows = streams_BTSD.shape[:2]
         y_BTD = branch(x_ND.view(*rows, x_ND.shape[-1]))
-        # no view of anything: pipelines detach it in place, and FSDP2 hangs hooks on it
+        # must not be a view: pipelines detach it in place, and FSDP2 registers hooks on it
         return hyper_write(streams_BTSD, y_BTD, write_NS.unflatten(0, rows), mix_NSS.unflatten(0, rows))
 
 
 class HyperHead(StreamRouter):
-    """The last read: streams into the vector that the final norm sees (official `hc_head`)."""
+    """The last read: from the streams to the input of the final norm (official `hc_head`)."""
 
     def __init__(self, config: DeepseekV4Config, device: torch.device | None):
         super().__init__(config, outputs=config.hc_mult, scales=1, device=device)

@@ -1,4 +1,4 @@
-"""The lightning indexer: chooses the entries that a query of a CSA layer attends to.
+"""The lightning indexer: chooses the compressed entries that each query of a CSA layer attends to.
 
 Shapes: B rows, T tokens, E entries, D hidden width, R query rank, H index heads, I index width.
 """
@@ -18,7 +18,7 @@ from seektune.sequence import Windows
 class Indexer(nn.Module):
     """Top `index_topk` entries by `sum_h w_h relu(q_h · k)` (paper section 2.3; official `Indexer`).
 
-    No gradient reaches it through the choice, so its parameters do not require one: fine-tuning keeps them as they are.
+    The top-k has no gradient, so the indexer's parameters do not require one: fine-tuning leaves them unchanged.
     """
 
     def __init__(self, config: DeepseekV4Config, numerics: Numerics, device: torch.device | None, dtype: torch.dtype):
@@ -34,7 +34,7 @@ class Indexer(nn.Module):
 
     @torch.no_grad()
     def forward(self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, windows: Windows) -> Prefix | Chosen:
-        """The entries each query sees: all visible ones where their number cannot exceed `index_topk`."""
+        """The entries of each query: all visible ones if there cannot be more than `index_topk`."""
         everything = Prefix(windows.first_BT, windows.count_BT)
         if windows.most <= self.topk:
             return everything

@@ -1,4 +1,4 @@
-"""A complete random initialisation: each parameter and buffer is set by the first rule that its name matches."""
+"""Random initialization: each parameter and buffer is filled by the first rule that matches its name."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,33 +9,33 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint import Shard, as_shard
-from seektune.checkpoint.formats import QUANTISED
+from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.lowbit import as_parameters, lowbit_kind, lowbit_names
 from seektune.checkpoint.shard import Box
 from seektune.checkpoint.stored import Stored, encode
 from seektune.model.config import DeepseekV4Config
 
 SMALL_SCALE = 0.01
-"""Gating factors of hyper-connections at the start: small, so that mixing is nearly static (paper section 2.2)."""
-STAY = 4.0
-"""Initial logit of a stream for staying itself; after softmax over four streams about 0.95."""
+"""Initial scale of hyper-connections: small, so that mixing is nearly static (paper section 2.2)."""
+IDENTITY_LOGIT = 4.0
+"""Initial mixing logit of a stream with itself; about 0.95 after the softmax over four streams."""
 
 Fill = Callable[[Tensor, DeepseekV4Config, torch.Generator], object]
 Draw = Callable[[str, str, Tensor], Tensor]
-"""Fills the whole tensor of a name, or one expert's of it, with a generator that is seeded by another name."""
+"""Fills the whole tensor of a name, or one expert's slice, with a generator that is seeded by a second name."""
 
 
-def _normal(x: Tensor, config: DeepseekV4Config, dice: torch.Generator) -> object:
-    return x.normal_(0.0, config.initializer_range, generator=dice)
+def _normal(x: Tensor, config: DeepseekV4Config, generator: torch.Generator) -> object:
+    return x.normal_(0.0, config.initializer_range, generator=generator)
 
 
 def _stream_bases(x: Tensor, config: DeepseekV4Config, _: torch.Generator) -> object:
     n = config.hc_mult
-    return x.copy_(torch.cat([torch.zeros(2 * n), STAY * torch.eye(n).flatten()]))
+    return x.copy_(torch.cat([torch.zeros(2 * n), IDENTITY_LOGIT * torch.eye(n).flatten()]))
 
 
-def _distinct_experts(x: Tensor, config: DeepseekV4Config, dice: torch.Generator) -> object:
-    order = torch.rand(x.shape[0], config.n_routed_experts, generator=dice).argsort(dim=1)
+def _distinct_experts(x: Tensor, config: DeepseekV4Config, generator: torch.Generator) -> object:
+    order = torch.rand(x.shape[0], config.n_routed_experts, generator=generator).argsort(dim=1)
     return x.copy_(order[:, : x.shape[1]])
 
 
@@ -47,18 +47,18 @@ RULES: tuple[tuple[str, Fill], ...] = (
     (r"gate\.tid2eid", _distinct_experts),
     (r"weight|hc_(attn|ffn|head)\.fn|experts\.w[123]", _normal),
 )
-"""How a tensor starts, by the end of its name."""
+"""How a tensor is filled, by the end of its name."""
 
 
 @torch.no_grad()
 def initialize(state: Mapping[str, Tensor | Shard], config: DeepseekV4Config) -> None:
-    """Fill a model's state dict, or the pieces of it that are here, in place; quantized weights with rounded values.
+    """Fill a model's state dict, or this rank's shards of it, in place; quantized weights get rounded values.
 
-    One number is drawn from torch's global generator; each tensor, and each expert of a stacked one, then has a
-    generator of its own on the CPU. So the same seed gives the same model on any device and however it is cut.
+    One number is drawn from torch's global generator; each tensor, and each expert of a stacked one, then has its own
+    generator on the CPU. A seed thus gives the same model on any device and with any sharding.
     """
     base = int(torch.randint(2**62, ()))
-    shards = {name: as_shard(held) for name, held in state.items()}
+    shards = {name: as_shard(tensor) for name, tensor in state.items()}
     scales = lowbit_names({name: shard.tensor for name, shard in shards.items()})
     draw = partial(_draw, config, base)
     for name, shard in shards.items():
@@ -70,48 +70,50 @@ def initialize(state: Mapping[str, Tensor | Shard], config: DeepseekV4Config) ->
 
 def _draw(config: DeepseekV4Config, base: int, name: str, seed: str, whole: Tensor) -> Tensor:
     fills = [fill for pattern, fill in RULES if re.search(rf"(^|\.|_)?(?:{pattern})$", name)]
-    assert fills, f"no initialiser for {name}"
+    assert fills, f"no initializer for {name}"
     fills[0](whole, config, torch.Generator().manual_seed(base ^ crc32(seed.encode())))
     return whole
 
 
 def _fill(name: str, shard: Shard, draw: Draw) -> None:
     x = shard.tensor
-    empty = partial(torch.empty, dtype=_drawn(shard.tensor))
+    empty = partial(torch.empty, dtype=_draw_dtype(shard.tensor))
     if x.dim() < 3:
         x.copy_(draw(name, name, empty(shard.shape))[shard.box])
         return
-    for expert, mine in enumerate(x, start=shard.offsets[0]):
-        mine.copy_(draw(name, _of_expert(name, expert), empty(shard.shape[1:]))[shard.box[1:]])
+    for expert, local in enumerate(x, start=shard.offsets[0]):
+        local.copy_(draw(name, _expert_seed(name, expert), empty(shard.shape[1:]))[shard.box[1:]])
 
 
 def _fill_packed(name: str, weight: Shard, scale: Shard, draw: Draw) -> None:
-    """What a plain weight of that name would get, quantised as a whole, of which the pieces here are kept."""
+    """Draw the values of the plain weight, quantize the whole, and store this rank's shards."""
     kind = lowbit_kind(weight.tensor, scale.tensor)
     *rows, columns = weight.shape
-    shape = rows[-1], columns * QUANTISED[kind].packing
+    shape = rows[-1], columns * QUANTIZED[kind].packing
     if len(weight.shape) == 2:
-        _keep(draw(name, name, torch.empty(shape)), kind, [(weight.tensor, weight.box), (scale.tensor, scale.box)])
+        _store_shards(
+            draw(name, name, torch.empty(shape)), kind, [(weight.tensor, weight.box), (scale.tensor, scale.box)]
+        )
         return
     experts = {expert for shard in (weight, scale) for expert in range(shard.box[0].start, shard.box[0].stop)}
     for expert in sorted(experts):
-        values = draw(name, _of_expert(name, expert), torch.empty(shape))
-        here = [shard.expert(expert) for shard in (weight, scale)]
-        _keep(values, kind, [None if part is None else (part.tensor, part.box) for part in here])
+        values = draw(name, _expert_seed(name, expert), torch.empty(shape))
+        local = [shard.expert(expert) for shard in (weight, scale)]
+        _store_shards(values, kind, [None if part is None else (part.tensor, part.box) for part in local])
 
 
-def _keep(values: Tensor, kind: str, places: Sequence[tuple[Tensor, Box] | None]) -> None:
+def _store_shards(values: Tensor, kind: str, targets: Sequence[tuple[Tensor, Box] | None]) -> None:
     stored = encode(Stored("f32", values), values, kind)
-    for place, found in zip(places, as_parameters(stored), strict=True):
-        if place is not None:
-            place[0].copy_(found[place[1]])
+    for target, whole in zip(targets, as_parameters(stored), strict=True):
+        if target is not None:
+            target[0].copy_(whole[target[1]])
 
 
-def _of_expert(name: str, expert: int) -> str:
-    """What seeds one expert's values: the same for frozen experts, whose weights are a level deeper, and others."""
+def _expert_seed(name: str, expert: int) -> str:
+    """The seed name of one expert; the same for quantized experts, whose weights are one level deeper."""
     return f"{name.removesuffix('.weight')}.{expert}"
 
 
-def _drawn(x: Tensor) -> torch.dtype:
-    """Floats are drawn in fp32 or better and rounded, whatever the model's dtype is."""
+def _draw_dtype(x: Tensor) -> torch.dtype:
+    """Floats are drawn in fp32 or fp64 and then rounded to the model's dtype."""
     return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype

@@ -1,4 +1,4 @@
-"""Linear maps without bias: plain, in groups, and in fp32 whatever the model's dtype."""
+"""Linear layers without bias: plain, grouped, and in fp32 in a model of any dtype."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from seektune.kernels import grouped_linear, linear, upcast
 
 
 class Linear(nn.Linear):
-    """A linear map without bias."""
+    """A linear layer without bias."""
 
     def __init__(self, inputs: int, outputs: int, device: torch.device | None, dtype: torch.dtype):
         super().__init__(inputs, outputs, bias=False, device=device, dtype=dtype)
@@ -18,7 +18,7 @@ class Linear(nn.Linear):
 
 
 class GroupedLinear(Linear):
-    """Groups of inputs side by side, each with its own rows of the weight `[G * O, I]`."""
+    """A linear layer per group of inputs, each with its own rows of the weight `[G * O, I]`."""
 
     def __init__(self, inputs: int, outputs: int, groups: int, device: torch.device | None, dtype: torch.dtype):
         super().__init__(inputs, outputs, device, dtype)
@@ -30,16 +30,8 @@ class GroupedLinear(Linear):
 
 
 class WideLinear(Linear):
-    """A linear map whose product is fp32."""
+    """A linear layer that computes in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """fp32 in, fp32 out."""
+        """`[..., O]` in fp32."""
         return linear(upcast(x), upcast(self.weight))
-
-
-class Head(Linear):
-    """The output head: logits and loss take its weight, so that logits of a whole row need not exist."""
-
-    def values(self) -> Tensor:
-        """The weight `[V, D]`."""
-        return self.weight

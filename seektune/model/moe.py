@@ -1,4 +1,4 @@
-"""Mixture of experts: the gate's choice, the routed experts, the shared expert.
+"""Mixture of experts: gate, routed experts and shared expert.
 
 Shapes: B rows, T tokens, N tokens of all rows, P token-expert pairs, D width, F expert width, E experts,
 K experts per token.
@@ -31,14 +31,14 @@ class Experts(nn.Module):
     def forward(self, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor | None = None) -> Tensor:
         """Sum of each token's experts, fp32 `[N, D]`, for pairs sorted by expert; pair p is token `tokens_P[p]`.
 
-        Without `tokens_P` each row is a pair: what comes back is then each pair's own output.
+        Without `tokens_P`, each row is a pair of its own, and the result is each pair's output.
         """
         tokens_P = torch.arange(len(x_ND), device=x_ND.device) if tokens_P is None else tokens_P
         return expert_mlp(x_ND, tokens_P, weights_P, self.w1, self.w2, self.w3, counts, self.limit)
 
 
 class SharedExpert(nn.Module):
-    """The expert that every token visits, with the same clamp as the routed ones."""
+    """The expert of every token, with the same clamp as the routed ones."""
 
     def __init__(self, config: DeepseekV4Config, device: torch.device | None, dtype: torch.dtype):
         super().__init__()
@@ -55,7 +55,7 @@ class SharedExpert(nn.Module):
 
 
 class MoE(nn.Module):
-    """Sum of the chosen experts and the shared one, in fp32, rounded once (paper section 2.1; official `MoE`)."""
+    """Sum of the chosen experts and the shared expert, in fp32, rounded once (paper section 2.1; official `MoE`)."""
 
     def __init__(self, config: DeepseekV4Config, layer: int, device: torch.device | None, dtype: torch.dtype):
         super().__init__()
@@ -69,7 +69,7 @@ class MoE(nn.Module):
     def forward(
         self, x_BTD: Tensor, tokens_BT: Tensor | None, layout: SequenceLayout, ledger: RoutingLedger | None
     ) -> Tensor:
-        """`[B, T, D]`; token ids are needed by a hash gate."""
+        """`[B, T, D]`; a hash gate needs the token ids."""
         x_ND = x_BTD.flatten(0, 1)
         routing = self.gate(x_ND, None if tokens_BT is None else tokens_BT.flatten())
         if ledger is not None:

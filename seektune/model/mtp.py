@@ -1,4 +1,4 @@
-"""Multi-token prediction: one more block that sees the next token's embedding and predicts the one after it.
+"""Multi-token prediction (MTP): one more block that reads the next token's embedding and predicts the token after it.
 
 Shapes: B rows, T tokens, S streams, D width.
 """
@@ -17,7 +17,7 @@ from seektune.sequence import SequenceLayout
 
 
 class MTPBlock(Block):
-    """A block with its own entry (`enorm`, `hnorm`, `e_proj`, `h_proj`) and exit (`hc_head`, `norm`).
+    """A block with its own input projections (`enorm`, `hnorm`, `e_proj`, `h_proj`) and output (`hc_head`, `norm`).
 
     Embedding and output head are the backbone's (official `MTPBlock`; alignment as in DeepSeek-V3).
     """
@@ -40,6 +40,6 @@ class MTPBlock(Block):
         layout: SequenceLayout,
         ledger: RoutingLedger | None,
     ) -> Tensor:
-        """Normed hidden states `[B, T, D]`: row t has read the backbone's streams at t and the token at t + 1."""
+        """Normalized hidden states `[B, T, D]`: position t reads the backbone's streams at t and the token at t + 1."""
         entry = self.e_proj(self.enorm(next_embedding_BTD)).unsqueeze(-2) + self.h_proj(self.hnorm(streams_BTSD))
         return self.norm(self.hc_head(super().forward(entry, next_tokens_BT, layout, ledger)))

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, computed in fp32."""
+"""RMSNorm, computed in fp32."""
 
 import torch
 from torch import Tensor, nn
@@ -15,5 +15,5 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, device=device, dtype=dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dim."""
+        """Normalize the last dim."""
         return rms_norm(x, self.weight, self.eps)

@@ -1,4 +1,4 @@
-"""Whether training sees the rounding that serving applies to cached keys and index vectors."""
+"""Numerics of the model: with or without the rounding that serving applies to cached keys and index vectors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from seektune.kernels import fake_quantize_fp4, fake_quantize_fp8, hadamard
 
 @dataclass(frozen=True)
 class Numerics:
-    """What happens to keys and entries (their columns before the rotated ones) and to index queries and keys."""
+    """Rounding of keys and entries (only the columns that are not rotated), and of index queries and keys."""
 
     keys: Callable[[Tensor], Tensor]
     index: Callable[[Tensor], Tensor]
 
     def keep(self, key: Tensor, rope_dim: int) -> Tensor:
-        """A rotated key as the cache keeps it: all but its last `rope_dim` columns rounded."""
+        """A rotated key as the cache stores it: all but its last `rope_dim` columns are rounded."""
         if self.keys is _unchanged:
             return key
-        still, turned = key.split([key.shape[-1] - rope_dim, rope_dim], dim=-1)
-        return torch.cat([self.keys(still), turned], dim=-1)
+        unrotated, rotated = key.split([key.shape[-1] - rope_dim, rope_dim], dim=-1)
+        return torch.cat([self.keys(unrotated), rotated], dim=-1)
 
 
 def _unchanged(x: Tensor) -> Tensor:
@@ -36,17 +36,17 @@ NUMERICS = {
     "plain": Numerics(keys=_unchanged, index=_unchanged),
     "released": Numerics(keys=fake_quantize_fp8, index=_index_fp4),
 }
-"""`plain`: the mathematics. `released`: FP8 keys, Hadamard and FP4 in the indexer, gradients straight through."""
+"""`plain`: no rounding. `released`: FP8 keys, Hadamard and FP4 in the indexer, straight-through gradients."""
 
 
 def numerics(name: str, index_head_dim: int) -> Numerics:
-    """The named numerics.
+    """The numerics of that name.
 
     Raises:
         ValueError: an unknown name, or `released` with an index width that has no Hadamard transform.
     """
     if name not in NUMERICS:
-        raise ValueError(f"numerics is {name!r}; it can be {' or '.join(NUMERICS)}")
+        raise ValueError(f"numerics is {name!r}, but must be {' or '.join(NUMERICS)}")
     if name == "released" and index_head_dim & (index_head_dim - 1):
         raise ValueError(f"numerics='released' needs index_head_dim to be a power of two, not {index_head_dim}")
     return NUMERICS[name]

@@ -1,7 +1,7 @@
-"""Layer streaming: frozen weights stay in the checkpoint's files and come in one block ahead of their use.
+"""Layer streaming: frozen weights stay in the checkpoint's files and are prefetched one block ahead of their use.
 
-A model larger than memory is trained so, with adapters: forward walks through the files once, backward once more in
-reverse. What the process holds is one block's pages and those that are being fetched.
+This trains models larger than memory with LoRA: forward reads the files once, backward once more in reverse. The
+process holds the pages of one block and those that are being prefetched.
 """
 
 from pathlib import Path
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from seektune.checkpoint.load import check_names
 from seektune.checkpoint.lowbit import lowbit_names
-from seektune.checkpoint.mmap import MmapFolder, Pager, Region
+from seektune.checkpoint.mmap import MmapFolder, PagePrefetcher, Region
 from seektune.checkpoint.names import slots
 from seektune.model.quantized import QuantizedLinear, QuantizedMatrix, QuantizedWeight
 
 
 def stream_from_disk(model: nn.Module, folder: Path, blocks: list[nn.Module], ahead: bool = True) -> None:
-    """Leave the quantized weights of a model on the meta device in their files, and read the rest.
+    """Map the quantized weights of a model to their files, and load the rest.
 
-    Weights that stand in the file in the model's dtype, such as embedding and head, are views of it too.
+    Weights that are stored in the model's dtype, such as embedding and head, become views of the file too.
 
     Args:
-        model: quantized, on the meta device.
+        model: a quantized model on the meta device.
         folder: its checkpoint.
-        blocks: in the order of forward; each is fetched while the one before works.
-        ahead: False reads only when a weight is used, for comparison.
+        blocks: in forward order; each is prefetched while the previous one computes.
+        ahead: prefetch; if False, weights are read when they are used, for comparison.
 
     Raises:
         ValueError: the checkpoint does not fit the model.
@@ -32,22 +32,21 @@ def stream_from_disk(model: nn.Module, folder: Path, blocks: list[nn.Module], ah
     files = MmapFolder(folder)
     weights = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedWeight)}
     quantized = {name: module for name, module in weights.items() if module.scale is not None}
-    names = {name: _released(name, module) for name, module in quantized.items()}
+    names = {name: _released_names(name, module) for name, module in quantized.items()}
     for name, module in quantized.items():
-        found = [files.stored(each) for each in names[name]]
-        module.parts = [(stored.weight, stored.scale) for stored in found]
-    _fill(model, files, folder)
-    places = {module: index for index, module in enumerate(blocks)}
-    held: list[list[Region]] = [[] for _ in blocks]
-    for block, index in places.items():
+        tensors = [files.stored(each) for each in names[name]]
+        module.parts = [(stored.weight, stored.scale) for stored in tensors]
+    _load_rest(model, files, folder)
+    regions: list[list[Region]] = []
+    for block in blocks:
         inside = set(block.modules())
-        held[index] = files.regions(
-            each for name, module in quantized.items() if module in inside for each in names[name]
+        regions.append(
+            files.regions(each for name, module in quantized.items() if module in inside for each in names[name])
         )
-    _watch(blocks, held, Pager(ahead))
+    _register_hooks(blocks, regions, PagePrefetcher(ahead))
 
 
-def _released(name: str, module: QuantizedWeight) -> list[str]:
+def _released_names(name: str, module: QuantizedWeight) -> list[str]:
     if isinstance(module, QuantizedMatrix):
         experts, _, matrix = name.rpartition(".")
         return [f"{experts}.{expert}.{matrix}.weight" for expert in range(len(module.weight))]
@@ -55,8 +54,8 @@ def _released(name: str, module: QuantizedWeight) -> list[str]:
     return [f"{name}.weight"]
 
 
-def _fill(model: nn.Module, files: MmapFolder, folder: Path) -> None:
-    """Everything that is not streamed: views of the file where it is stored as the model has it, copies elsewhere."""
+def _load_rest(model: nn.Module, files: MmapFolder, folder: Path) -> None:
+    """Load everything that is not streamed: views of the file if the dtypes agree, copies otherwise."""
     state = model.state_dict()
     low = lowbit_names(state)
     plain = {name: x for name, x in state.items() if name not in low and name not in set(low.values())}
@@ -67,11 +66,11 @@ def _fill(model: nn.Module, files: MmapFolder, folder: Path) -> None:
             continue
         target = plain[slot.model]
         if slot.expert is not None:
-            raise ValueError(f"{slot.released} is not FP4 or FP8 in {folder}; only such experts can be streamed")
-        _put(model, slot.model, files.stored(slot.released).values().to(target.dtype))
+            raise ValueError(f"{slot.released} in {folder} is not FP4 or FP8; only such experts can be streamed")
+        _set_tensor(model, slot.model, files.stored(slot.released).values().to(target.dtype))
 
 
-def _put(model: nn.Module, name: str, values: Tensor) -> None:
+def _set_tensor(model: nn.Module, name: str, values: Tensor) -> None:
     """Replace a parameter or buffer on the meta device."""
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent)
@@ -81,20 +80,20 @@ def _put(model: nn.Module, name: str, values: Tensor) -> None:
         module.register_buffer(leaf, values)
 
 
-def _watch(blocks: list[nn.Module], held: list[list[Region]], pager: Pager) -> None:
-    """Have each block's pages fetched while its neighbour works, and given back when the next begins."""
+def _register_hooks(blocks: list[nn.Module], regions: list[list[Region]], prefetcher: PagePrefetcher) -> None:
+    """Prefetch the pages of the next block when a block begins, and release those of the previous one."""
 
-    def entering(index: int, step: int) -> None:
+    def begin(index: int, step: int) -> None:
         if 0 <= index - step < len(blocks):
-            pager.release(held[index - step])
+            prefetcher.release(regions[index - step])
         if 0 <= index + step < len(blocks):
-            pager.fetch(held[index + step])
+            prefetcher.prefetch(regions[index + step])
 
-    def leaving(place: int, streams: Tensor) -> None:
-        # the gradient of a block's output is there just before its backward begins
+    def watch_backward(index: int, streams: Tensor) -> None:
+        # the gradient of a block's output is computed just before the block's backward begins
         if streams.requires_grad:
-            streams.register_hook(lambda _: entering(place, -1))
+            streams.register_hook(lambda _: begin(index, -1))
 
-    for place, block in enumerate(blocks):
-        block.register_forward_pre_hook(lambda *_, place=place: entering(place, 1))
-        block.register_forward_hook(lambda _m, _i, streams, place=place: leaving(place, streams))
+    for index, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda *_, index=index: begin(index, 1))
+        block.register_forward_hook(lambda _m, _i, streams, index=index: watch_backward(index, streams))

@@ -1,8 +1,7 @@
-"""Linear maps and experts that are not trained and keep their weights as the checkpoint stores them.
+"""Frozen linear layers and experts that keep their weights as the checkpoint stores them.
 
-FP4 and FP8 weights keep their bytes: parameters of integer dtype, which FSDP shards and sends like others, whose values
-exist only while they are used. Shapes: N tokens, P token-expert pairs, D width, F expert width, E experts, I inputs,
-O outputs.
+FP4 and FP8 weights are parameters of integer dtype, which FSDP shards and gathers like others; they are dequantized
+when they are used. Shapes: N tokens, P token-expert pairs, D width, F expert width, E experts, I inputs, O outputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from seektune.checkpoint.formats import QUANTISED
+from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.lowbit import as_parameters, from_parameters
 from seektune.checkpoint.stored import Stored, encode
 from seektune.kernels import (
@@ -28,17 +27,17 @@ from seektune.model.linear import GroupedLinear, WideLinear
 from seektune.model.moe import Experts
 
 Parts: TypeAlias = Sequence[tuple[Tensor, Tensor | None]]
-"""Weight and scales of a linear map, or of each expert, in the dtypes of the file."""
+"""Weight and scales of a linear layer, or of each expert, in the dtypes of the file."""
 MATRICES = ("w1", "w2", "w3")
 """The matrices of an expert."""
 KindOf: TypeAlias = Callable[[str], str]
-"""How the tensor of a released name is stored."""
+"""The kind of the tensor with a released name."""
 
 
 class QuantizedWeight(nn.Module):
-    """A weight that is not trained, plain or quantized with its `scale`.
+    """A frozen weight, plain or quantized with its `scale`.
 
-    Where it is streamed the parameters are on the meta device, and `parts` are views of the checkpoint's file.
+    If it is streamed, the parameters are on the meta device, and `parts` are views of the checkpoint's file.
     """
 
     def __init__(self, weight: Tensor, scale: Tensor | None, parts: Parts | None = None):
@@ -49,12 +48,12 @@ class QuantizedWeight(nn.Module):
 
     @property
     def place(self) -> torch.device:
-        """Where it is worked with."""
+        """The device of its values."""
         return self.weight.device if self.parts is None else self.parts[0][0].device
 
 
 class QuantizedLinear(QuantizedWeight):
-    """A linear map `[O, I]`; `groups` and `wide` are those of `GroupedLinear` and `WideLinear`."""
+    """A linear layer `[O, I]`; `groups` and `wide` as in `GroupedLinear` and `WideLinear`."""
 
     def __init__(
         self,
@@ -69,16 +68,16 @@ class QuantizedLinear(QuantizedWeight):
         self.wide = wide
 
     def stored(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and scales in the dtypes of the file; a plain weight as it is."""
+        """Weight and scales in the dtypes of the file; a plain weight unchanged."""
         if self.parts is not None:
             return self.parts[0]
         if self.scale is None:
             return self.weight, None
-        found = from_parameters(self.weight, self.scale)
-        return found.weight, found.scale
+        stored = from_parameters(self.weight, self.scale)
+        return stored.weight, stored.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the linear map with the decoded weight gives; x's dtype is the product's."""
+        """The product with the dequantized weight, in x's dtype, or in fp32 if `wide`."""
         return self.product(upcast(x) if self.wide else x)
 
     def product(self, x: Tensor) -> Tensor:
@@ -104,13 +103,13 @@ class QuantizedMatrix(QuantizedWeight):
         if self.parts is not None:
             return [weight for weight, _ in self.parts], [scale for _, scale in self.parts if scale is not None]
         assert self.scale is not None
-        found = from_parameters(self.weight, self.scale)
-        assert found.scale is not None
-        return found.weight.unbind(), found.scale.unbind()
+        stored = from_parameters(self.weight, self.scale)
+        assert stored.scale is not None
+        return stored.weight.unbind(), stored.scale.unbind()
 
 
 class QuantizedExperts(nn.Module):
-    """All routed experts of a layer, `Experts` with weights that are not trained; all have the expert as first dim."""
+    """`Experts` with frozen weights; the first dim of every matrix is the expert."""
 
     def __init__(self, limit: float, w1: QuantizedMatrix, w2: QuantizedMatrix, w3: QuantizedMatrix):
         super().__init__()
@@ -124,7 +123,7 @@ class QuantizedExperts(nn.Module):
         return {"w1": self.w1, "w2": self.w2, "w3": self.w3}[name]
 
     def forward(self, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor | None = None) -> Tensor:
-        """As `Experts.forward`; with `tokens_P`, every token has as many pairs as any other."""
+        """As `Experts.forward`; with `tokens_P`, every token must have the same number of pairs."""
         matrices = self.w1, self.w2, self.w3
         if not torch.is_grad_enabled() and all(type(w) is QuantizedMatrix and w.scale is None for w in matrices):
             tokens_P = torch.arange(len(x_ND), device=x_ND.device) if tokens_P is None else tokens_P
@@ -137,37 +136,37 @@ class QuantizedExperts(nn.Module):
         out_PD = upcast(self.w2(inner.to(x_ND.dtype), counts))
         if tokens_P is None:
             return out_PD
-        # a gather and additions in the order of experts, as `expert_mlp` makes them: no atomics
+        # gather, then add in the order of experts, as `expert_mlp` does, without atomics
         first, *others = out_PD[tokens_P.argsort(stable=True)].unflatten(0, (len(x_ND), -1)).unbind(1)
         return sum(others, first)
 
 
 @torch.no_grad()
 def quantize_modules(model: nn.Module, kind_of: KindOf) -> None:
-    """Give every matrix that `kind_of` says is FP4 or FP8 a frozen module that keeps it so.
+    """Replace the modules of all matrices whose `kind_of` is FP4 or FP8 with frozen quantized ones.
 
-    A module on the meta device gets room for the bytes; another's values are quantised.
+    On the meta device, only the bytes' shapes are set; otherwise the values are quantized.
 
     Raises:
-        ValueError: the experts of a layer are not all of one kind, or a value is not finite.
+        ValueError: the experts of a layer are of several kinds, or a value is not finite.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and kind_of(f"{name}.weight") in QUANTISED:
+        if isinstance(module, nn.Linear) and kind_of(f"{name}.weight") in QUANTIZED:
             weight, scale = quantize_weight(module.weight, kind_of(f"{name}.weight"))
             replace(model, name, as_quantized_linear(module, weight, scale))
         elif isinstance(module, Experts):
             kinds = {matrix: _kind_of_experts(name, matrix, len(module.w1), kind_of) for matrix in MATRICES}
-            if any(kind in QUANTISED for kind in kinds.values()):
+            if any(kind in QUANTIZED for kind in kinds.values()):
                 replace(model, name, as_quantized_experts(module, kinds))
 
 
 def quantize_weight(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Weight and scales of that kind, as parameters: quantised, or only room for them on the meta device.
+    """Quantized weight and scales in the model's dtypes; uninitialized on the meta device.
 
     Raises:
-        ValueError: the kind cannot hold such a shape, or a value is not finite.
+        ValueError: the kind cannot hold that shape, or a value is not finite.
     """
-    if not QUANTISED[kind].fits(tuple(weight.shape)):
+    if not QUANTIZED[kind].fits(tuple(weight.shape)):
         raise ValueError(
             f"a weight of shape {list(weight.shape)} cannot be stored as {kind}, so it cannot be quantized"
         )
@@ -178,26 +177,26 @@ def quantize_weight(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 
 
 def as_quantized_linear(module: nn.Linear, weight: Tensor, scale: Tensor | None) -> QuantizedLinear:
-    """The frozen twin of a linear map."""
+    """The frozen counterpart of a linear layer."""
     groups = module.groups if isinstance(module, GroupedLinear) else 1
     return QuantizedLinear(weight, scale, groups, isinstance(module, WideLinear))
 
 
 def as_quantized_experts(module: Experts, kinds: dict[str, str]) -> QuantizedExperts:
-    """The frozen twin of a layer's experts, each matrix quantized where its kind is low-bit."""
+    """The frozen counterpart of a layer's experts; matrices of a low-bit kind are quantized."""
     matrices = {"w1": module.w1, "w2": module.w2, "w3": module.w3}
     frozen = {name: _quantized_matrix(weight, kinds[name]) for name, weight in matrices.items()}
     return QuantizedExperts(module.limit, frozen["w1"], frozen["w2"], frozen["w3"])
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another."""
+    """Replace the submodule of that name."""
     parent, _, leaf = name.rpartition(".")
     model.get_submodule(parent).register_module(leaf, module)
 
 
 def _quantized_matrix(weight_EOI: Tensor, kind: str) -> QuantizedMatrix:
-    if kind not in QUANTISED:
+    if kind not in QUANTIZED:
         return QuantizedMatrix(weight_EOI.detach(), None)
     if weight_EOI.is_meta:
         weight, scale = quantize_weight(weight_EOI[0], kind)
@@ -211,6 +210,6 @@ def _kind_of_experts(name: str, matrix: str, experts: int, kind_of: KindOf) -> s
     kinds = {kind_of(f"{name}.{expert}.{matrix}.weight") for expert in range(experts)}
     if len(kinds) > 1:
         raise ValueError(
-            f"the experts' {matrix} in {name} are of several kinds ({', '.join(sorted(kinds))}); one is needed"
+            f"the experts' {matrix} in {name} are of several kinds ({', '.join(sorted(kinds))}); store them as one kind"
         )
     return kinds.pop()

@@ -1,4 +1,4 @@
-"""Rotary positions: the last `qk_rope_head_dim` columns, in interleaved pairs, with angles chosen by layer.
+"""Rotary position embedding of the last `qk_rope_head_dim` columns, in interleaved pairs, with angles per layer.
 
 Shapes: B rows, T tokens, H heads, C head width, R rotated pairs.
 """
@@ -16,7 +16,7 @@ from seektune.model.config import SLIDING, DeepseekV4Config, RopeScaling
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines of some positions, fp32 `[..., R]`."""
+    """Cosines and sines of positions, fp32 `[..., R]`."""
 
     cos: Tensor
     sin: Tensor
@@ -26,7 +26,7 @@ class Rotation:
         return rotate(x, self.cos, self.sin)
 
     def wide(self, dtype: torch.dtype) -> "Rotation":
-        """The same in a dtype."""
+        """The same rotation with tables of that dtype."""
         return self if self.cos.dtype == dtype else Rotation(self.cos.to(dtype), self.sin.to(dtype))
 
     @cached_property
@@ -42,7 +42,7 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Rope:
-    """Angles by position; without scaling plain RoPE, with it YaRN, which changes no softmax scale (no mscale)."""
+    """Angles by position: plain RoPE, or YaRN with `scaling`; the softmax scale is unchanged (no mscale)."""
 
     dim: int
     theta: float
@@ -50,13 +50,13 @@ class Rope:
 
     @classmethod
     def of_layer(cls, config: DeepseekV4Config, ratio: int) -> "Rope":
-        """One choice for queries, window keys, entries, indexer and the rotation back of a layer."""
+        """The angles of a layer's queries, window keys, entries and indexer, and of rotating its output back."""
         if ratio == SLIDING:
             return cls(config.qk_rope_head_dim, config.rope_theta, None)
         return cls(config.qk_rope_head_dim, config.compress_rope_theta, config.rope_scaling)
 
     def __call__(self, positions: Tensor) -> Rotation:
-        """Rotation at int64 positions of any shape."""
+        """The rotation for int64 positions of any shape."""
         angles = positions.float().unsqueeze(-1) * self.frequencies(positions.device)
         return Rotation(angles.cos(), angles.sin())
 
@@ -70,8 +70,8 @@ class Rope:
         low = max(math.floor(low), 0)
         high = min(math.ceil(high), self.dim - 1)
         ramp = (torch.arange(self.dim // 2, dtype=torch.float32, device=device) - low) / max(high - low, 1e-3)
-        kept = 1 - ramp.clamp(0, 1)
-        return frequencies * kept + frequencies / self.scaling.factor * (1 - kept)
+        unscaled = 1 - ramp.clamp(0, 1)
+        return frequencies * unscaled + frequencies / self.scaling.factor * (1 - unscaled)
 
     def _pair_of(self, turns: float) -> float:
         """The pair that makes `turns` full turns over the original context."""

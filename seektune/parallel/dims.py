@@ -148,7 +148,7 @@ def _sizes(
     schedule = config.pipeline.schedule
     microbatch = config.pipeline.microbatch
     most = micro_size if dims.pp_size == 1 or microbatch is None else microbatch
-    sizes = [size for size in reversed(_divisors(own)) if size <= most]
+    sizes = [size for size in reversed(divisors(own)) if size <= most]
     if dims.pp_size == 1:
         return sizes
     stages = _stages(dims, config, architecture)
@@ -221,9 +221,9 @@ def _offers(config: ParallelConfig, world: int, architecture: ModelSizes | None)
 def _fitting(config: ParallelConfig, world: int, architecture: ModelSizes | None) -> list[ParallelConfig]:
     """Other sizes of the pipeline, expert and context axes that fit."""
     found = []
-    for pp in _divisors(world):
+    for pp in divisors(world):
         for cp in dict.fromkeys((config.cp_size, 1)):
-            for ep in _divisors(world // pp):
+            for ep in divisors(world // pp):
                 other = config.model_copy(update={"pp_size": pp, "cp_size": cp, "ep_size": ep})
                 dims = _plan(other, world)
                 if _misfit(dims, other) is None and (
@@ -249,5 +249,6 @@ def _distance(other: ParallelConfig, config: ParallelConfig) -> float:
     return sum(abs(log2(a / b)) for a, b in pairs)
 
 
-def _divisors(number: int) -> list[int]:
+def divisors(number: int) -> list[int]:
+    """The numbers that divide it, ascending."""
     return [size for size in range(1, number + 1) if number % size == 0]

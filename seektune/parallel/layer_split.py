@@ -2,6 +2,8 @@
 
 from seektune.parallel.config import PipelineConfig
 
+Action = tuple[str, int, int]
+"""Work of a pipeline: F forward, B backward, I backward to the input or W to the weights; stage; micro-batch."""
 V_SCHEDULES = ("zbv", "dualpipev")
 """Two stages per process, placed as a V: the first process holds the first stage and the last."""
 

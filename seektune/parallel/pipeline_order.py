@@ -5,11 +5,8 @@ from typing import Any
 
 import torch
 
-from seektune.parallel.layer_split import stages_of
+from seektune.parallel.layer_split import Action, stages_of
 from seektune.parallel.pipeline import SCHEDULES
-
-Action = tuple[str, int, int]
-"""Kind (F forward, B backward, I backward to the input, W to the weights), stage, micro-batch."""
 
 
 def order_of(schedule: str, pp_size: int, stages: int, count: int) -> dict[int, list[Action]]:

@@ -8,7 +8,7 @@ from math import prod
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import ParallelDims, make_dims, rows_at_a_time
-from seektune.parallel.layer_split import count_stages, split_layers, stages_of
+from seektune.parallel.layer_split import Action, count_stages, split_layers, stages_of
 from seektune.planner.expressions import Number, Row
 
 RECOMPUTE = {"none": 0, "block": 1, "selective": 2}
@@ -161,8 +161,6 @@ class Layout:
         return ", ".join(parts)
 
 
-Action = tuple[str, int, int]
-"""F forward, B backward, I backward to the input, W to the weights; stage; micro-batch."""
 Order = Mapping[int, Sequence[Action]]
 """The actions of each pipeline rank."""
 OrderOf = Callable[[str, int, int, int], Order]

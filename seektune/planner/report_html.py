@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from seektune.io.atomic import write_atomically
 from seektune.planner.expressions import EVALUATE_JS
 from seektune.planner.formulas import BARS, EXACT, FORMULAS
 from seektune.planner.job import RECOMPUTE, Layout, make_layout
@@ -29,7 +30,7 @@ def write_html(report: PlanReport, file: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    file.write_text(render_html(report), encoding="utf-8")
+    write_atomically(file, render_html(report))
 
 
 def render_html(report: PlanReport) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from seektune.parallel.config import ParallelConfig
+from seektune.parallel.dims import divisors
 from seektune.planner.hardware import Cluster
 from seektune.planner.job import Layout, OrderOf, TrainingJob, make_layout
 from seektune.planner.memory import RankMemory, first_ranks, peak_rank
@@ -118,14 +119,14 @@ def _sizes(job: TrainingJob, cluster: Cluster) -> Iterator[dict[str, int]]:
     experts = job.config.n_routed_experts
     gpus = cluster.gpus
     contexts = [size for size in (1, 2, 4, 8) if size == 1 or job.length // size >= 4096]
-    for pp in _divisors(gpus):
+    for pp in divisors(gpus):
         for cp in contexts:
             if gpus % (pp * cp):
                 continue
             rest = gpus // (pp * cp)
             nodes = rest * cp // cluster.gpus_per_node
             for copies in {1, nodes} if nodes > 1 and rest % nodes == 0 else {1}:
-                for ep in _divisors(gpus // pp):
+                for ep in divisors(gpus // pp):
                     if experts % ep == 0 and pp <= job.config.num_hidden_layers:
                         yield {"pp_size": pp, "ep_size": ep, "cp_size": cp, "dp_replicate": copies}
 
@@ -146,7 +147,3 @@ def _changes(job: TrainingJob, requested: TrainingJob) -> int:
         pairs.append((one.pipeline.schedule, other.pipeline.schedule))
         pairs.append((one.pipeline.microbatch, other.pipeline.microbatch))
     return sum(a != b for a, b in pairs)
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]

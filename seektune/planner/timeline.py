@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from seektune.planner.job import Action, Order
+from seektune.parallel.layer_split import Action
+from seektune.planner.job import Order
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _read_text(path: Path) -> str:
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name the recipe's YAML file")
     if not path.exists():
-        raise ValueError(f"{path} does not exist; name a recipe such as examples/llm_finetune/deepseek_v4/*.yaml")
+        raise ValueError(f"{path} does not exist; `seektune init` lists the shipped recipes and copies one")
     with path.open("rb") as file:
         content = file.read(MAX_FILE_SIZE + 1)
     if len(content) > MAX_FILE_SIZE:

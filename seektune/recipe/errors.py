@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from seektune.recipe.document import YamlNode, shorten
+from seektune.section import one_of, sections_of
 
 Location: TypeAlias = tuple[str | int, ...]
 
@@ -43,21 +44,41 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """All dotted keys of a recipe, sections included."""
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from known_keys(field.annotation, f"{prefix}{name}.")
+        for section in sections_of(field).values():
+            yield from known_keys(section, f"{prefix}{name}.")
+
+
+def find_section(location: Location, model: type[BaseModel]) -> tuple[Location, type[BaseModel]]:
+    """The keys of a pydantic location, and the innermost section that contains it.
+
+    After a key that is a `OneOf`, pydantic inserts the name of the chosen section; it is removed here.
+    """
+    keys: list[str | int] = []
+    section = model
+    parts = iter(location)
+    for part in parts:
+        keys.append(part)
+        field = section.model_fields.get(str(part))
+        choices = {} if field is None else sections_of(field)
+        name = "" if field is None or one_of(field) is None else str(next(parts, ""))
+        section = choices.get(name, section)
+    return tuple(keys), section
 
 
 def first_error(error: ValidationError, document: YamlNode, model: type[BaseModel]) -> str:
     """The first validation error as one line; unknown keys come first because they explain missing ones."""
     errors = error.errors(include_url=False)
     first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
-    location = first["loc"]
+    location, section = find_section(first["loc"], model)
+    if first["type"] == "union_tag_invalid":
+        first = _unknown_name(location, document, section)
+        location = first["loc"]
     if first["type"] == "extra_forbidden":
-        return f"{_where(document, location)}: {_unknown_key(location, list(known_keys(model)))}"
+        return f"{_where(document, location)}: {_unknown_key(location, section, list(known_keys(model)))}"
     if first["type"] == "missing":
         return f"{_where(document, location)}: {_dotted(location)} is missing"
     if first["type"] == "value_error":
-        return locate(_check_message(first), document, model, location)
+        return locate(_check_message(first, location), document, model, location)
     return f"{_where(document, location)}: {_dotted(location)} {_wrong_value(first, document.find(location))}"
 
 
@@ -73,21 +94,32 @@ def locate(message: str, document: YamlNode, model: type[BaseModel], location: L
     return f"{where}: {message}"
 
 
-def _check_message(error: ErrorDetails) -> str:
+def _check_message(error: ErrorDetails, location: Location) -> str:
     """The message of a check, prefixed with the key unless it names keys of the section in full."""
     message = error["msg"].removeprefix("Value error, ")
-    location = error["loc"]
     return f"{_dotted(location)}: {message}" if location and f"{location[0]}." not in message else message
 
 
-def _unknown_key(location: Location, keys: list[str]) -> str:
+def _unknown_name(field: Location, document: YamlNode, section: type[BaseModel]) -> ErrorDetails:
+    """The error of a `OneOf` with an unknown name, as the error of a key with a fixed set of values."""
+    choice = one_of(section.model_fields[str(field[-1])])
+    assert choice is not None, "only a OneOf field has names"
+    location = (*field, choice.key)
+    entry = document.find(location)
+    expected = " or ".join(repr(name) for name in choice.sections)
+    value = None if entry is None else entry.plain()
+    return {"type": "literal_error", "loc": location, "msg": "", "input": value, "ctx": {"expected": expected}}
+
+
+def _unknown_key(location: Location, within: type[BaseModel], keys: list[str]) -> str:
     dotted = _dotted(location)
     if dotted in RENAMED:
         return f"{dotted} is now called {RENAMED[dotted]}"
     section, _, leaf = dotted.rpartition(".")
     kind = "this section" if section else "a recipe"
-    siblings = [key.rpartition(".")[2] for key in keys if key.rpartition(".")[0] == section]
-    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
+    siblings = list(within.model_fields)
+    # the key itself may belong to another section of the same OneOf
+    same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf and key != dotted]
     near = [*same_leaf, *(f"{section}.{key}".lstrip(".") for key in get_close_matches(leaf, siblings, n=1))]
     if near:
         return f"{shorten(dotted)} is not a key of {kind}; did you mean {near[0]}?"

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from seektune.recipe.checks import check_architecture, fit_to_overrides
 from seektune.recipe.document import YamlNode, read_document
-from seektune.recipe.errors import first_error, locate
+from seektune.recipe.errors import find_section, first_error, locate
 from seektune.recipe.override import apply_overrides, read_overrides
 from seektune.recipe.recipe import Recipe
 
@@ -77,7 +77,7 @@ def _validate(document: YamlNode) -> Recipe:
 def _numbers_as_text(error: ValidationError, document: YamlNode) -> YamlNode:
     """The document with numbers as their source text where strings are expected: a folder may be named 2026."""
     for each in error.errors(include_url=False):
-        path = tuple(str(part) for part in each["loc"])
+        path = tuple(str(part) for part in find_section(each["loc"], Recipe)[0])
         entry = document.find(path)
         if each["type"] in ("string_type", "path_type") and entry is not None and type(entry.value) in (int, float):
             document = document.put(path, YamlNode(entry.text, entry.where, entry.text, entry.override))

@@ -5,9 +5,11 @@ from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
-from seektune.data.config import BatchConfig, DataConfig
+from seektune.data.config import BatchConfig
+from seektune.data.datasets.registry import DataSection, default_data
 from seektune.evaluate.config import EvaluateConfig
 from seektune.lora.config import LoraConfig
+from seektune.model.choices import DtypeName, NumericsName
 from seektune.model.config import PRESETS, DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
 from seektune.section import Section
@@ -50,13 +52,13 @@ class ModelConfig(Section):
     """Path of a config.json that defines the architecture; the weights are initialized randomly."""
     weights: PathString | None = None
     """Checkpoint folder or Hub id; its config.json defines the architecture, and a preset must agree. null = random."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: DtypeName = "bf16"
     """Dtype of the weights during training (weights that must be fp32 stay fp32)."""
     quantized: bool = False
     """Keep FP4 and FP8 weights quantized and frozen, dequantized only while in use; needs `lora`."""
     offload: Literal["none", "stream"] = "none"
     """`stream` keeps quantized weights on disk and reads them one block ahead: for models larger than memory."""
-    numerics: Literal["plain", "released"] = "plain"
+    numerics: NumericsName = "plain"
     """`released` also applies the FP8 and FP4 rounding of keys and the indexer that serving uses."""
 
     @model_validator(mode="after")
@@ -108,7 +110,7 @@ class Recipe(Section):
 
     model: ModelConfig
     """The architecture and its initial weights."""
-    data: DataConfig = DataConfig()
+    data: DataSection = default_data()
     """The source of examples."""
     batch: BatchConfig
     """Number of tokens per optimizer step."""

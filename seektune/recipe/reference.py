@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from seektune.recipe.load import schema
 from seektune.recipe.recipe import Recipe
+from seektune.section import one_of, sections_of
 
 _LIMITS = {
     "exclusiveMinimum": "> {}",
@@ -29,21 +30,24 @@ _TYPES = {
 def reference() -> str:
     """A table for each section of a recipe: key, values, default, meaning."""
     definitions = schema()["$defs"]
-    return "\n".join([*_table("", Recipe, schema(), definitions), *_sections(Recipe, "", definitions)]).rstrip() + "\n"
+    lines = [*_table("A run", "", Recipe, schema()), *_sections(Recipe, "", definitions)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _sections(model: type[BaseModel], prefix: str, definitions: dict[str, Any]) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        if (section := _section(field)) is not None:
-            yield from _table(prefix + name, section, definitions[section.__name__], definitions)
+        choice = one_of(field)
+        for chosen, section in sections_of(field).items():
+            heading = f"`{prefix}{name}`" + (f" with `{choice.key}: {chosen}`" if choice is not None else "")
+            yield from _table(heading, f"{prefix}{name}.", section, definitions[section.__name__])
             yield from _sections(section, f"{prefix}{name}.", definitions)
 
 
-def _table(dotted: str, model: type[BaseModel], described: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
+def _table(heading: str, prefix: str, model: type[BaseModel], described: dict[str, Any]) -> list[str]:
     """A heading, and a row for each key of a section that is not itself a section."""
-    plain = [(name, field) for name, field in model.model_fields.items() if _section(field) is None]
-    rows = [_row(f"{dotted}.{name}".lstrip("."), field, described["properties"][name]) for name, field in plain]
-    head = [f"## `{dotted}`" if dotted else "## A run", "", _sentence(described.get("description", "")), ""]
+    plain = [(name, field) for name, field in model.model_fields.items() if not sections_of(field)]
+    rows = [_row(prefix + name, field, described["properties"][name]) for name, field in plain]
+    head = [f"## {heading}", "", _sentence(described.get("description", "")), ""]
     return [*head, "| key | values | default | meaning |", "|---|---|---|---|", *rows, ""]
 
 
@@ -69,8 +73,3 @@ def _values(described: dict[str, Any]) -> str:
 
 def _sentence(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def _section(field: FieldInfo) -> type[BaseModel] | None:
-    kind: Any = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

@@ -21,7 +21,7 @@ from seektune.parallel.process_group import ProcessSlot
 from seektune.parallel.recompute import recompute_blocks
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
-from seektune.train.trainer import Origin
+from seektune.train.settings import Origin
 
 
 def build_mesh(recipe: Recipe, config: DeepseekV4Config, slot: ProcessSlot) -> Mesh:

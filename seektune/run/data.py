@@ -1,28 +1,23 @@
-"""What a training run needs before its first step: rows, tokenizer, batches and the model."""
+"""What a training run reads: its dataset as batches, and the tasks that measure the model before and after."""
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from seektune.checkpoint import Ranks
-from seektune.data.config import DataConfig
-from seektune.data.datasets.examples import hellaswag_examples
-from seektune.data.datasets.hellaswag import HellaswagData, HellaswagRow, load_hellaswag
+from seektune.data.datasets.dataset import DataCache, Split
+from seektune.data.example import Example
 from seektune.data.loader import Loader, in_order
-from seektune.data.packing import Example, fitting
+from seektune.data.packing import fitting
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.evaluate.hellaswag import spread_evenly
+from seektune.evaluate.config import VALIDATION
+from seektune.evaluate.task import Task
+from seektune.evaluate.tasks import make_task, questions_section
 from seektune.model.config import DeepseekV4Config
-from seektune.parallel.dims import ParallelDims, rows_at_a_time
+from seektune.parallel.dims import rows_at_a_time
 from seektune.parallel.mesh import Mesh
 from seektune.recipe.recipe import Recipe
-from seektune.sequence import Batch
-
-Say = Callable[[str], None]
-ALONE = Ranks(None)
-ONE_PROCESS = Mesh.alone().dims
+from seektune.sequence import IGNORE_INDEX, Batch
 
 
 @dataclass(frozen=True)
@@ -32,8 +27,8 @@ class TrainData:
     tokenizer: Tokenizer
     loader: Loader
     validation: list[Batch]
-    questions: list[HellaswagRow]
-    """Validation rows of the exam; `validation` teaches their right endings."""
+    tasks: list[Task]
+    """What measures the model before and after training."""
     source: str
     rows: int
     """Rows that are trained on."""
@@ -41,58 +36,74 @@ class TrainData:
     """Of their tokens and labels, in order: a checkpoint's position means something only in the same rows."""
 
 
-def prepare_data(
-    recipe: Recipe, data: HellaswagData, config: DeepseekV4Config, say: Say, plan: ParallelDims = ONE_PROCESS
-) -> TrainData:
-    """Rows into batches.
+def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: Mesh) -> TrainData:
+    """Load the recipe's dataset, turn it into batches, and make the evaluation tasks ready.
+
+    What has to be fetched is fetched by the first process. `cache.note` also receives what is loaded and left out.
 
     Raises:
-        ValueError: an example does not fit into a row, or a step's rows do not fit the processes.
+        ValueError: a row is not as it should be or does not fit, or a step's rows do not fit the processes.
+        OSError: the rows are not here and no source answers.
     """
     batch = recipe.batch
-    rows = rows_at_a_time(plan, recipe.parallel, config, batch.global_size, batch.micro_size)
+    rows = rows_at_a_time(mesh.dims, recipe.parallel, config, batch.global_size, batch.micro_size)
     if rows != batch.micro_size:
-        own = batch.global_size // plan.data_size
-        say(f"note: micro-batches of {rows} rows, not {batch.micro_size}, of the {own} that a process gets in a step")
+        own = batch.global_size // mesh.dims.data_size
+        cache.note(
+            f"note: micro-batches of {rows} rows, not {batch.micro_size}, of the {own} that a process gets in a step"
+        )
         batch = batch.model_copy(update={"micro_size": rows})
+    mesh.ranks.first(lambda: _fetch(recipe, cache))
     tokenizer = load_tokenizer(config.vocab_size)
-    training = _examples(data.train, tokenizer, recipe, "training", say)
-    questions = spread_evenly(data.validation, recipe.evaluate.limit)
-    held_out = _examples(questions, tokenizer, recipe, "validation", say)
+    training, source = load_examples(recipe, "train", tokenizer, cache)
+    held_out, _ = load_examples(recipe, "validation", tokenizer, cache)
     # neighbours of one length leave little padding
     held_out.sort(key=lambda example: len(example.tokens))
+    validation = in_order(held_out, recipe.batch, tokenizer.pad_id)
+    limit = recipe.evaluate.limit
+    names = recipe.evaluate.task_names(recipe.data)
     return TrainData(
         tokenizer=tokenizer,
         loader=Loader(training, batch, recipe.seed, tokenizer.pad_id),
-        validation=in_order(held_out, recipe.batch, tokenizer.pad_id),
-        questions=questions,
-        source=data.source,
+        validation=validation,
+        tasks=[make_task(name, recipe.data, validation, cache, limit) for name in names],
+        source=source,
         rows=len(training),
         digest=_digest(training),
     )
 
 
-def read_rows(section: DataConfig, cache_dir: Path, say: Say, ranks: Ranks = ALONE) -> HellaswagData:
-    """The rows that the recipe names; says where they come from. What is fetched is fetched by the first process.
+def load_examples(recipe: Recipe, split: Split, tokenizer: Tokenizer, cache: DataCache) -> tuple[list[Example], str]:
+    """The examples of a split that fit `batch.length`, and where they come from.
 
     Raises:
-        ValueError: a file or row is not as it should be.
+        ValueError: a row is not as it should be, or an example does not fit and may not be left out.
         OSError: the rows are not here and no source answers.
     """
-    found: list[HellaswagData] = []
-    ranks.first(lambda: found.append(load_hellaswag(section.path, cache_dir, say)))
-    return found[0] if found else load_hellaswag(section.path, cache_dir, say)
+    limit = recipe.evaluate.limit if split == "validation" else None
+    loaded = recipe.data.load(split, tokenizer, cache, limit)
+    count = len(loaded.examples)
+    if not count:
+        raise ValueError(f"{loaded.source}: the {split} split has no examples")
+    cache.note(f"{recipe.data.title}: {count:,} {split} rows from {loaded.source}")
+    kept, left_out = fitting(loaded.examples, recipe.batch.length, recipe.data.overlong)
+    if left_out:
+        cache.note(
+            f"{left_out:,} of {count:,} {split} rows are longer than batch.length {recipe.batch.length}: left out"
+        )
+    return kept, loaded.source
+
+
+def _fetch(recipe: Recipe, cache: DataCache) -> None:
+    asked = [name for name in recipe.evaluate.task_names(recipe.data) if name != VALIDATION]
+    for section in (recipe.data, *(questions_section(name, recipe.data) for name in asked)):
+        section.fetch(cache)
 
 
 def _digest(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(array("q", [len(example.tokens), *example.tokens, *example.labels]).tobytes())
+        pairs = zip(example.tokens, example.taught, strict=True)
+        labels = [token if taught else IGNORE_INDEX for token, taught in pairs]
+        digest.update(array("q", [len(example.tokens), *example.tokens, *labels]).tobytes())
     return digest.hexdigest()
-
-
-def _examples(rows: Sequence[HellaswagRow], tokenizer: Tokenizer, recipe: Recipe, what: str, say: Say) -> list[Example]:
-    kept, left_out = fitting(hellaswag_examples(rows, tokenizer), recipe.batch.length, recipe.data.overlong)
-    if left_out:
-        say(f"{left_out:,} of {len(rows):,} {what} rows are longer than batch.length {recipe.batch.length}: left out")
-    return kept

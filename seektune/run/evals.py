@@ -1,65 +1,98 @@
-"""HellaSwag before and after training, shown as it goes and kept in the run folder."""
+"""The evaluation tasks before and after training: shown as they run, and kept in evaluation.json of the run folder."""
 
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from seektune.evaluate.config import EvaluateConfig
-from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag
+from seektune.evaluate.statistics import Change
+from seektune.evaluate.task import TaskInfo, TaskScore
+from seektune.io.atomic import write_atomically
 from seektune.io.console import say
-from seektune.io.files import write_whole
+from seektune.io.json_file import as_json, read_json
+from seektune.io.run_files import EVALUATION
 from seektune.parallel.model import ParallelModel
 from seektune.run.data import TrainData
-from seektune.run.run_dir import EXAMS
-from seektune.run.summary import in_words
+
+Scores: TypeAlias = Mapping[str, TaskScore]
+"""By the task's name; a task that did not run has none."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A task's scores before and after training; at least one is there."""
+
+    task: TaskInfo
+    before: TaskScore | None
+    after: TaskScore | None
+
+    @property
+    def n(self) -> int:
+        """Number of items of the newer score."""
+        score = self.after or self.before
+        return 0 if score is None else score.n
+
+    def changes(self) -> dict[str, Change]:
+        """By metric; nothing where there is nothing to compare."""
+        return {} if self.before is None or self.after is None else self.after.since(self.before)
+
+
+def compare(before: Scores, after: Scores) -> list[Comparison]:
+    """Each task that ran before or after training."""
+    tasks = {name: score.task for name, score in {**before, **after}.items()}
+    return [Comparison(task, before.get(name), after.get(name)) for name, task in tasks.items()]
 
 
 def run_eval(
     wanted: bool,
     when: str,
     model: ParallelModel,
-    lesson: TrainData,
+    data: TrainData,
     config: EvaluateConfig,
     leave: Callable[[], None] = lambda: None,
-) -> HellaswagScore | None:
-    """Score the model on the lesson's questions, if that is wanted; after each forward is the time to `leave`."""
-    if not wanted:
-        return None
-
-    def advance(done: int, _: int) -> None:
-        progress.update(task, completed=done)
-        leave()
-
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
-        task = progress.add_task(f"HellaSwag {when} training", total=len(lesson.questions) * 4)
-        score = evaluate_hellaswag(
-            model,
-            lesson.tokenizer,
-            lesson.questions,
-            config.batch_tokens,
-            advance,
-        )
-    say(f"HellaSwag {when} training, {score.n:,} questions: {in_words(score)}")
-    return score
+) -> Scores:
+    """Run the tasks, if that is wanted. `leave` is called after each forward: a signal may end the run there."""
+    found = {}
+    for task in data.tasks if wanted else []:
+        title = f"{task.info.title} {when} training"
+        with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
+            advance = _advance(bar, bar.add_task(title, total=None), leave)
+            score = task.run(model, data.tokenizer, config.batch_tokens, advance)
+        say(f"{title}: {', '.join(f'{label} {text}' for label, text in score.lines())}")
+        found[task.info.name] = score
+    return found
 
 
-def read_evals(folder: Path, when: str) -> HellaswagScore | None:
-    """A score that evaluation.json already holds."""
-    if not (folder / EXAMS).is_file():
-        return None
-    values = json.loads((folder / EXAMS).read_text(encoding="utf-8"))["hellaswag"][when]
-    return None if values is None else HellaswagScore.from_dict(values)
+def read_evals(folder: Path, when: str, data: TrainData) -> Scores:
+    """The scores that evaluation.json already holds, of the run's tasks."""
+    if not (folder / EVALUATION).is_file():
+        return {}
+    values = read_json(folder / EVALUATION)
+    held = {task.info.name: values.get(task.info.name, {}).get(when) for task in data.tasks}
+    tasks = {task.info.name: task.info for task in data.tasks}
+    return {name: TaskScore.from_dict(tasks[name], score) for name, score in held.items() if score is not None}
 
 
-def write_evals(folder: Path, before: HellaswagScore | None, after: HellaswagScore | None) -> None:
-    """Write evaluation.json; null for an exam that was not held (yet).
+def write_evals(folder: Path, before: Scores, after: Scores) -> None:
+    """Write evaluation.json: `before` and `after` of each task; null for a score that was not taken (yet).
 
     Raises:
         OSError: it could not be written.
     """
-    found = {"before": before, "after": after}
-    values = {"hellaswag": {when: score and score.to_dict() for when, score in found.items()}}
-    write_whole(folder / EXAMS, (json.dumps(values, indent=2) + "\n").encode())
+    values = {
+        each.task.name: {"before": each.before and each.before.to_dict(), "after": each.after and each.after.to_dict()}
+        for each in compare(before, after)
+    }
+    write_atomically(folder / EVALUATION, as_json(values))
+
+
+def _advance(bar: Progress, shown: TaskID, leave: Callable[[], None]) -> Callable[[int, int], None]:
+    def advance(done: int, total: int) -> None:
+        bar.update(shown, completed=done, total=total)
+        leave()
+
+    return advance

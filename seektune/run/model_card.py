@@ -9,20 +9,21 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from seektune import __version__
-from seektune.checkpoint.atomic_dir import CARD
-from seektune.data.datasets.hellaswag_sources import CACHED
-from seektune.evaluate.hellaswag import HellaswagScore
-from seektune.evaluate.statistics import Estimate
-from seektune.io.files import read_lines, write_whole
+from seektune.data.datasets.dataset import CACHED
+from seektune.evaluate.task import TaskScore
+from seektune.io.atomic import write_atomically
+from seektune.io.atomic_dir import CARD
+from seektune.io.jsonl import read_records
+from seektune.io.run_files import METRICS, VALIDATION
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
+from seektune.run.evals import Comparison, Scores, compare
 
 MARK = "<!-- written by SeekTune, and written anew as long as nobody changes it: {} -->"
 ADAPTER_FORM = "peft"
 """Stands among the formats of checkpoints for an adapter's files."""
 ABOUT = ("Base", "Data", "Training", "Results")
 """Sections that stay true when the weights are stored otherwise."""
-HELLASWAG = "Rowan/hellaswag"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCES = {"deepseek-ai/DeepSeek-V4-": "mit"}
@@ -46,30 +47,24 @@ _TASK = "text-generation"
 _TAGS = ["deepseek_v4", "seektune"]
 
 
-def run_card(
-    folder: Path,
-    recipe: Recipe,
-    facts: Sequence[tuple[str, str]],
-    before: HellaswagScore | None,
-    after: HellaswagScore | None,
-) -> str:
+def run_card(folder: Path, recipe: Recipe, facts: Sequence[tuple[str, str]], before: Scores, after: Scores) -> str:
     """The card of what a run trained.
 
     Args:
         folder: of the run; its metrics are read.
         recipe: as it ran.
         facts: what the run said of itself, as name and value.
-        before: the exam before training, if one was held.
-        after: the one after.
+        before: scores of the tasks that ran before training.
+        after: of those that ran after it.
     """
     form = ADAPTER_FORM if recipe.lora.targets else "bf16"
     # where rows lie on this machine is nobody else's business
     facts = [(name, value.partition(CACHED)[0]) for name, value in facts]
     about = {
         "Base": _base(recipe),
-        "Data": _data(recipe),
+        "Data": recipe.data.card().text,
         "Training": f"{_table([*facts, *_figures(folder)])}\n\n{_fold('The whole recipe', dump_recipe(recipe))}",
-        "Results": _results(before, after),
+        "Results": "\n\n".join(map(_results, compare(before, after))),
     }
     trained = "An adapter for DeepSeek-V4" if recipe.lora.targets else "DeepSeek-V4, all weights trained"
     name = folder.resolve().name
@@ -111,7 +106,7 @@ def put_card(folder: Path, text: str) -> bool:
     there = _read(folder / CARD)
     if there is not None and not is_ours(there):
         return False
-    write_whole(folder / CARD, text.encode())
+    write_atomically(folder / CARD, text)
     return True
 
 
@@ -142,32 +137,35 @@ def _again(text: str | None, name: str, intro: str, form: str, remark: str = "")
     return _card(card.data, card.data.model_name or name, intro or before.strip(), about, form)
 
 
-def _front(name: str, recipe: Recipe, after: HellaswagScore | None) -> ModelCardData:
+def _front(name: str, recipe: Recipe, after: Scores) -> ModelCardData:
     base = recipe.model.weights
-    fetched = recipe.data.path is None
+    data = recipe.data.card()
     return ModelCardData(
         base_model=_hub_id(base),
         license=_licence(base),
-        datasets=[HELLASWAG] if fetched else None,
-        language="en" if fetched else None,
+        datasets=None if data.hub_id is None else [data.hub_id],
+        language=data.language,
         model_name=name,
-        eval_results=None if after is None else [*_measured(after, fetched)],
+        eval_results=[each for score in after.values() for each in _measured(score)] or None,
         pipeline_tag=_TASK,
         tags=[*_TAGS, *(["lora"] if recipe.lora.targets else [])],
     )
 
 
-def _measured(score: HellaswagScore, fetched: bool) -> Iterable[EvalResult]:
-    for name, found in (("acc", score.acc), ("acc_norm", score.acc_norm)):
+def _measured(score: TaskScore) -> Iterable[EvalResult]:
+    data = score.task.data
+    assert data is not None, "the tasks of a run name their dataset"
+    for name, metric in score.task.metrics.items():
+        found = score.metrics[name]
         yield EvalResult(
             task_type=_TASK,
-            dataset_type=HELLASWAG if fetched else "hellaswag",
-            dataset_name="HellaSwag" if fetched else "rows in HellaSwag's form",
+            dataset_type=data.hub_id or data.dataset,
+            dataset_name=data.name,
             dataset_split="validation",
             metric_type=name,
-            metric_name=name,
+            metric_name=metric.label,
             metric_value=found.value,
-            metric_args={"questions": score.n, "interval_95": [found.low, found.high]},
+            metric_args={score.task.items: score.n, "interval_95": [found.low, found.high]},
         )
 
 
@@ -177,16 +175,10 @@ def _base(recipe: Recipe) -> str:
     return f"Random weights of the architecture `{recipe.model.preset or recipe.model.config}`."
 
 
-def _data(recipe: Recipe) -> str:
-    if recipe.data.path is None:
-        return f"[HellaSwag](https://huggingface.co/datasets/{HELLASWAG}), train split: the right endings are taught."
-    return "Own rows in HellaSwag's form: the right endings are taught."
-
-
 def _figures(folder: Path) -> list[tuple[str, str]]:
     """What the run's own files say of its course."""
     steps, validations = (
-        read_lines(folder / name) if (folder / name).is_file() else [] for name in ("metrics.jsonl", "validation.jsonl")
+        read_records(folder / name) if (folder / name).is_file() else [] for name in (METRICS, VALIDATION)
     )
     steps = [step for step in steps if "loss" in step]
     if not steps:
@@ -203,24 +195,17 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
     return figures
 
 
-def _results(before: HellaswagScore | None, after: HellaswagScore | None) -> str:
-    """A table of the exams with 95 % intervals; empty where none was held."""
-    taken = after or before
-    if taken is None:
-        return ""
-    rows = ["| HellaSwag | before | after | p |", "|---|---|---|---|"]
-    changes = after.since(before) if before and after else {}
-    shares = [{} if score is None else {"acc": score.acc, "acc_norm": score.acc_norm} for score in (before, after)]
-    for name in ("acc", "acc_norm"):
-        old, new = (each.get(name) for each in shares)
-        p = f"{changes[name].p_value:.2g}" if changes else ""
-        rows.append(f"| {name} | {_share(old)} | {_share(new)} | {p} |")
-    said = f"{taken.n:,} validation questions, without examples, scored as lm-evaluation-harness does; 95 % intervals."
-    return "\n".join([*rows, "", said + (" p: McNemar, exact." if changes else "")])
-
-
-def _share(found: Estimate | None) -> str:
-    return "" if found is None else f"{found.value:.1%} ({found.low:.1%} to {found.high:.1%})"
+def _results(found: Comparison) -> str:
+    """A table of a task's scores with 95 % intervals."""
+    task = found.task
+    rows = [f"| {task.title} | before | after | p |", "|---|---|---|---|"]
+    changes = found.changes()
+    for name, metric in task.metrics.items():
+        old, new = ("" if score is None else metric.text(score.metrics[name]) for score in (found.before, found.after))
+        p = f"{changes[name].p_value:.2g}" if name in changes else ""
+        rows.append(f"| {metric.label} | {old} | {new} | {p} |")
+    tested = f" p: {task.test}." if changes else ""
+    return "\n".join([*rows, "", f"{found.n:,} {task.about}; 95 % intervals.{tested}"])
 
 
 def _loading(form: str, base: str | list[str] | None) -> str:

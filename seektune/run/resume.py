@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seektune.checkpoint import MANIFEST, check_train_state, read_facts, sweep
-from seektune.io.files import read_lines
+from seektune.checkpoint import MANIFEST, check_train_state, read_facts
+from seektune.io.atomic_dir import clean_up_partial
+from seektune.io.jsonl import read_records
+from seektune.io.run_files import ADAPTER, CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
-from seektune.run.run_dir import RECIPE, refuse_taken, taken
+from seektune.run.run_dir import refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
-from seektune.train.metrics import METRICS
-from seektune.train.report import REPORT
-from seektune.train.trainer import ADAPTER, CHECKPOINTS, MODEL
 
 DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "lora", "seed")
 """Parts of a recipe that a run cannot change and still be the same run."""
@@ -55,7 +54,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
         )
     if (folder / REPORT).exists() and (folder / product_of(recipe)).exists() and _last_step(folder) == recipe.steps:
         return RunStart(finished=True)
-    sweep(folder / CHECKPOINTS)
+    clean_up_partial(folder / CHECKPOINTS)
     checkpoints = complete_checkpoints(folder / CHECKPOINTS)
     if not checkpoints:
         say(f"{folder} holds a run without a checkpoint: it starts anew")
@@ -149,7 +148,7 @@ def _offer(older: list[Path]) -> str:
 
 
 def _last_step(folder: Path) -> int:
-    lines = read_lines(folder / METRICS) if (folder / METRICS).exists() else []
+    lines = read_records(folder / METRICS) if (folder / METRICS).exists() else []
     return max((line["step"] for line in lines), default=0)
 
 

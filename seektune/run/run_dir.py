@@ -8,11 +8,10 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
+from seektune.io.run_files import ADAPTER, CHECKPOINTS, EVALUATION, METRICS, MODEL, RECIPE, REPORT
+
 RUNS = Path("runs")
-RECIPE = "recipe.yaml"
-EXAMS = "evaluation.json"
-"""Names in the run folder."""
-TAKEN = (RECIPE, EXAMS, "metrics.jsonl", "model", "adapter", "checkpoints", "report.html")
+TAKEN = (RECIPE, EVALUATION, METRICS, MODEL, ADAPTER, CHECKPOINTS, REPORT)
 """Whoever holds one of these is the folder of another run."""
 
 

@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seektune.evaluate.hellaswag import HellaswagScore
-from seektune.evaluate.statistics import Estimate
+from seektune.evaluate.task import Metric, TaskInfo, TaskScore
 from seektune.io.console import many, say
+from seektune.io.run_files import ADAPTER, CHECKPOINTS
 from seektune.lora.inject import base_state, carriers
 from seektune.model.count import count_parameters
 from seektune.parallel.dims import rows_at_a_time
@@ -15,10 +15,10 @@ from seektune.parallel.layer_split import bubble, count_stages
 from seektune.parallel.model import ParallelModel
 from seektune.recipe.recipe import Recipe
 from seektune.run.data import TrainData
+from seektune.run.evals import Comparison, Scores, compare
 from seektune.train.checkpoints import complete_checkpoints
-from seektune.train.plots import BeforeAfter, Score
-from seektune.train.report import ReportText
-from seektune.train.trainer import ADAPTER, CHECKPOINTS
+from seektune.train.report import EvalText, ReportText
+from seektune.train.score_plot import BeforeAfter, Reference, Score
 
 
 def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tuple[str, str]]:
@@ -87,43 +87,20 @@ def _adapters(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
     ]
 
 
-def report_text(
-    name: str,
-    facts: Sequence[tuple[str, str]],
-    recipe: str,
-    before: HellaswagScore | None,
-    after: HellaswagScore | None,
-) -> ReportText:
+def report_text(name: str, facts: Sequence[tuple[str, str]], recipe: str, before: Scores, after: Scores) -> ReportText:
     """What the report tells beside the numbers of the run folder."""
-    taken = next((score for score in (after, before) if score is not None), None)
-    (acc_before, norm_before), (acc_after, norm_after) = _scores(before), _scores(after)
-    comparisons = [
-        BeforeAfter("HellaSwag acc", acc_before, acc_after),
-        BeforeAfter("HellaSwag acc_norm", norm_before, norm_after),
-    ]
-    exam = (
-        ""
-        if taken is None
-        else f"HellaSwag, {taken.n:,} validation questions without examples; bars are 95 % intervals."
-        f"{_chances(before, after)}"
-    )
-    return ReportText(name, facts, recipe, comparisons if taken else [], exam)
+    return ReportText(name, facts, recipe, [_eval_text(each) for each in compare(before, after)])
 
 
 def summary(
-    losses: tuple[float, float],
-    before: HellaswagScore | None,
-    after: HellaswagScore | None,
-    product: Path,
-    report: Path,
-    recipe: Recipe,
+    losses: tuple[float, float], before: Scores, after: Scores, product: Path, report: Path, recipe: Recipe
 ) -> None:
     """Say what came out, where it lies, and how adapters are merged."""
     say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
-    if before is not None and after is not None:
-        change = after.since(before)
-        for name, old, new in (("acc", before.acc, after.acc), ("acc_norm", before.acc_norm, after.acc_norm)):
-            say(f"HellaSwag {name}: {_percent(old)} → {_percent(new)}, p = {change[name].p_value:.2g}")
+    for each in compare(before, after):
+        if each.before is not None and each.after is not None:
+            for line in _changes(each.task, each.before, each.after):
+                say(line)
     say(f"{product.name if product.name == ADAPTER else 'weights'}: {product}")
     if product.name == ADAPTER and recipe.model.weights is not None:
         merged = product.with_name("merged")
@@ -140,11 +117,6 @@ def stopped_message(signal: str, folder: Path) -> str:
     return f"stopped by {signal}; saved in {saved[-1]}; the same command with --run_dir={folder} goes on from there"
 
 
-def in_words(score: HellaswagScore) -> str:
-    """The scores of an exam in a line."""
-    return f"acc {_percent(score.acc)}, acc_norm {_percent(score.acc_norm)}, loss {score.loss:.4f}"
-
-
 def _origin(recipe: Recipe) -> str:
     section = recipe.model
     if section.weights is not None:
@@ -152,21 +124,44 @@ def _origin(recipe: Recipe) -> str:
     return f"{section.preset or section.config}, random weights"
 
 
-def _chances(before: HellaswagScore | None, after: HellaswagScore | None) -> str:
-    """How likely such changes would be by chance, in a sentence; nothing where there is nothing to compare."""
-    if before is None or after is None:
-        return ""
-    values = ", ".join(f"{name} p = {change.p_value:.2g}" for name, change in after.since(before).items())
-    return f" Were both models equally good, a change at least as large had the probability: {values} (McNemar, exact)."
+def _changes(task: TaskInfo, before: TaskScore, after: TaskScore) -> Iterator[str]:
+    """A line for each headline number of a task."""
+    changes = after.since(before)
+    for name, metric in task.metrics.items():
+        if metric.headline:
+            p = f", p = {changes[name].p_value:.2g}" if name in changes else ""
+            yield (
+                f"{task.title} {metric.label}: {metric.text(before.metrics[name])} → "
+                f"{metric.text(after.metrics[name])}{p}"
+            )
 
 
-def _scores(score: HellaswagScore | None) -> tuple[Score | None, Score | None]:
-    return (None, None) if score is None else (_score(score.acc), _score(score.acc_norm))
+def _eval_text(found: Comparison) -> EvalText:
+    """A task's section of the report."""
+    task = found.task
+    caption = f"{task.title}, {found.n:,} {task.about}; bars are 95 % intervals."
+    if changes := found.changes():
+        values = ", ".join(f"{task.metrics[name].label} p = {change.p_value:.2g}" for name, change in changes.items())
+        caption += (
+            f" Were both models equally good, a change at least as large had the probability: {values} ({task.test})."
+        )
+    metrics = [
+        BeforeAfter(
+            metric.label,
+            _score(metric, name, found.before),
+            _score(metric, name, found.after),
+            axis="accuracy" if metric.percent else metric.unit or metric.label,
+            percent=metric.percent,
+            reference=None if metric.baseline is None else Reference(metric.baseline.label, metric.baseline.value),
+        )
+        for name, metric in task.metrics.items()
+        if metric.headline
+    ]
+    return EvalText(task.title, caption, metrics)
 
 
-def _score(found: Estimate) -> Score:
-    return Score(found.value, found.low, found.high)
-
-
-def _percent(found: Estimate) -> str:
-    return str(_score(found))
+def _score(metric: Metric, name: str, score: TaskScore | None) -> Score | None:
+    if score is None:
+        return None
+    found = score.metrics[name]
+    return Score(found.value, found.low, found.high, metric.text(found))

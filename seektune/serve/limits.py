@@ -8,7 +8,7 @@ class Limits:
     """Bounds that keep the server alive under any client; named as in vLLM where it has them."""
 
     max_model_len: int = 32_768
-    """Tokens of a prompt and its completion together."""
+    """Tokens of a prompt and its completion together; a million would let one client fill the memory."""
     max_num_seqs: int = 32
     """Maximum number of sequences decoded together."""
     max_queued_requests: int = 256

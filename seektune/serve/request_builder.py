@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 
 from seektune.data.chat_format.encode import encode_messages
 from seektune.data.chat_format.tokens import EOS
-from seektune.data.tokenizer import Tokenizer, check_unicode
+from seektune.data.tokenizer import Tokenizer
 from seektune.generate.request import Request
+from seektune.io.text import check_unicode
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.schema import ChatRequest, CompletionRequest, GenerationRequest

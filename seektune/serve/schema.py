@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from seektune.generate.sampling import Sampling
+from seektune.generate.sampling_params import Sampling
 
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from seektune.checkpoint import Ranks, Shard, as_shard, sweep, write_train_state
-from seektune.io.files import cannot_write
+from seektune.checkpoint import Ranks, Shard, as_shard, write_train_state
+from seektune.io.atomic import cannot_write
+from seektune.io.atomic_dir import clean_up_partial
 from seektune.train.config import CheckpointConfig
 
 PREFIX = "step-"
@@ -59,7 +60,7 @@ class Checkpoints:
         self._current: list[Path] = []
         """What this process saved since it last went back."""
         self._ranks = Ranks(group)
-        self._ranks.first(lambda: sweep(folder))
+        self._ranks.first(lambda: clean_up_partial(folder))
 
     def place(self, step: int) -> Path:
         """Where the state after `step` is saved."""

@@ -11,6 +11,8 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Self, TypedDict
 
+from seektune.exit_codes import FAILURE
+from seektune.io.run_files import STUCK
 from seektune.train.config import GuardConfig
 
 MEMORY = 32
@@ -19,10 +21,8 @@ ENOUGH = 8
 """Losses that must be known before anything counts as a spike."""
 RETURNS = 3
 """Times that a run goes back to the same checkpoint; without a limit it could do so for ever."""
-STUCK = "stuck.txt"
-"""In the run folder: where every thread of a stuck process stood."""
 PATIENCE = 10.0
-"""Seconds for writing that."""
+"""Seconds for writing where a stuck process stood."""
 
 
 class SpikeError(ArithmeticError):
@@ -117,7 +117,7 @@ class Watchdog:
         telling = Thread(target=self._tell_where, daemon=True)
         telling.start()
         telling.join(PATIENCE)
-        os._exit(1)
+        os._exit(FAILURE)
 
     def _tell_where(self) -> None:
         with suppress(OSError), (self._folder / STUCK).open("w", encoding="utf-8") as file:

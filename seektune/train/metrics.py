@@ -10,17 +10,13 @@ from typing import Any, Protocol, Self, TypedDict
 
 import torch
 
-from seektune.io.files import JsonLines, read_lines
+from seektune.io.jsonl import JsonlWriter, read_records
+from seektune.io.run_files import EXPERT_LOADS, METRICS, TENSORBOARD, VALIDATION
 from seektune.train.config import LoggingConfig
 from seektune.train.progress import open_display
 from seektune.train.step import StepRecord
 from seektune.train.tensorboard import Events
 
-METRICS = "metrics.jsonl"
-VALIDATION = "validation.jsonl"
-LOADS = "expert_loads.jsonl"
-EVENTS = "tensorboard"
-"""Names in the run folder."""
 LOAD_LINES = 50
 """Most lines of expert loads in a run, so that a long run of a large model does not fill the disk with them."""
 CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
@@ -115,11 +111,11 @@ class MetricsLog:
         self._steps = steps
         self._folder = folder
         with ExitStack() as stack:
-            self._metrics = stack.enter_context(JsonLines(folder / METRICS))
-            self._validation = stack.enter_context(JsonLines(folder / VALIDATION))
-            self._load_lines = stack.enter_context(JsonLines(folder / LOADS))
+            self._metrics = stack.enter_context(JsonlWriter(folder / METRICS))
+            self._validation = stack.enter_context(JsonlWriter(folder / VALIDATION))
+            self._load_lines = stack.enter_context(JsonlWriter(folder / EXPERT_LOADS))
             self.rewind(last_step, state)
-            self._events = stack.enter_context(Events(folder / EVENTS, last_step)) if config.tensorboard else None
+            self._events = stack.enter_context(Events(folder / TENSORBOARD, last_step)) if config.tensorboard else None
             self._display = open_display(steps, config.every, last_step)
             stack.callback(self._display.close)
             self._closing = stack.pop_all()
@@ -162,7 +158,7 @@ class MetricsLog:
 
     def validations(self) -> dict[int, float]:
         """The validation losses so far, by step."""
-        return {line["step"]: line["loss"] for line in read_lines(self._folder / VALIDATION)}
+        return {line["step"]: line["loss"] for line in read_records(self._folder / VALIDATION)}
 
     def skipped(self, step: int, reason: str) -> None:
         """Note a step that changed nothing."""

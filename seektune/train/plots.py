@@ -1,69 +1,26 @@
-"""The figures of a run, each drawn for light and for dark paper: losses, expert loads, accuracy.
+"""The figures of a run's course: losses and expert loads.
 
 Shapes: L layers, E experts, N moments of the run.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from seektune.train.plot_style import Theme, legend, png, sheet
+
 SMOOTH_FROM = 30
 """Steps from which the loss curve is drawn smoothed over the single steps."""
-WIDTH = 6.2
-"""Inches; narrow enough for its text to be read on a phone."""
-CHANCE = 0.25
-"""Accuracy of guessing among four endings."""
-
-
-@dataclass(frozen=True)
-class Theme:
-    """Colours of a figure."""
-
-    back: str
-    ink: str
-    faint: str
-    line: str
-    accent: str
-    low: str
-    high: str
-
-
-LIGHT = Theme("#ffffff", "#1f2733", "#d9dee6", "#2f6fde", "#d9622b", "#2f6fde", "#d9622b")
-DARK = Theme("#161b22", "#dfe5ee", "#39424f", "#6ea8ff", "#ff9d66", "#6ea8ff", "#ff9d66")
-
-
-@dataclass(frozen=True)
-class Score:
-    """An accuracy with its 95 % interval, all shares of 1."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
-
-
-@dataclass(frozen=True)
-class BeforeAfter:
-    """A score before and after training; None where it was not taken."""
-
-    name: str
-    before: Score | None
-    after: Score | None
 
 
 def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     """PNG of the training loss over steps, with the validation losses as points."""
-    figure, (axes,) = _sheet(paper, 1, 3.6)
+    figure, (axes,) = sheet(paper, [3.6])
     x = [line["step"] for line in steps]
     y = np.array([line["loss"] for line in steps])
     marker = "o" if len(steps) == 1 else None
@@ -86,13 +43,13 @@ def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss per taught token (nats)")
     axes.margins(y=0.12)
-    _legend(axes, paper)
-    return _png(figure)
+    legend(axes, paper)
+    return png(figure)
 
 
 def load_figure(moments: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     """PNG of each expert's share of tokens at the end, and of each layer's largest share over the run."""
-    figure, (heat, course) = _sheet(paper, 2, 6.0)
+    figure, (heat, course) = sheet(paper, [3.0, 3.0])
     layers = list(moments[-1]["loads"])
     shares_LE = np.array([_shares(moments[-1]["loads"][layer]) for layer in layers])
     colours = LinearSegmentedColormap.from_list("loads", [paper.low, paper.back, paper.high])
@@ -108,34 +65,7 @@ def load_figure(moments: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     bar.ax.tick_params(colors=paper.ink)
     bar.outline.set_edgecolor(paper.faint)
     _course(course, moments, layers, paper)
-    return _png(figure)
-
-
-def accuracy_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
-    """PNG of scores before and after, with their intervals."""
-    figure, (axes,) = _sheet(paper, 1, 1.1 + 0.75 * len(comparisons))
-    for label, shift, colour, scores in (
-        ("before", -0.13, paper.line, [each.before for each in comparisons]),
-        ("after", 0.13, paper.accent, [each.after for each in comparisons]),
-    ):
-        taken = [(row + shift, score) for row, score in enumerate(scores) if score is not None]
-        if taken:
-            # an interval that ends in the value itself may miss it by a rounding
-            spread = [[max(0.0, s.value - s.low) for _, s in taken], [max(0.0, s.high - s.value) for _, s in taken]]
-            x = [score.value for _, score in taken]
-            y = [row for row, _ in taken]
-            axes.errorbar(x, y, xerr=spread, fmt="o", color=colour, capsize=4, label=label)
-        for row, score in taken:
-            place = (score.high, row)
-            axes.annotate(f"{score.value:.1%}", place, (6, -3), textcoords="offset points", color=colour, fontsize=9)
-    axes.axvline(CHANCE, color=paper.ink, alpha=0.5, linewidth=1, linestyle=":", label="guessing")
-    axes.set_yticks(range(len(comparisons)), [each.name for each in comparisons])
-    axes.set_ylim(len(comparisons) - 0.5, -0.5)
-    axes.margins(x=0.15)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g}%")
-    axes.set_xlabel("accuracy, 95 % interval")
-    _legend(axes, paper)
-    return _png(figure)
+    return png(figure)
 
 
 def _course(axes: Axes, moments: Sequence[Mapping[str, Any]], layers: Sequence[str], paper: Theme) -> None:
@@ -149,11 +79,12 @@ def _course(axes: Axes, moments: Sequence[Mapping[str, Any]], layers: Sequence[s
         colour = colours(index / max(1, len(layers) - 1))
         axes.plot(steps, largest, color=colour, linewidth=1.2, marker=marker, markersize=4, label=named)
     axes.axhline(1, color=paper.ink, alpha=0.5, linewidth=1, linestyle=":")
-    axes.set_title("over the run: busiest expert of each layer", color=paper.ink, fontsize=10)
+    # the legend lies between title and axes
+    axes.set_title("over the run: busiest expert of each layer", color=paper.ink, fontsize=10, pad=20)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)
-    _legend(axes, paper)
+    legend(axes, paper)
 
 
 def _shares(load: Sequence[int]) -> NDArray[np.float64]:
@@ -166,30 +97,3 @@ def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each step and its neighbours, over a twentieth of the run."""
     half = max(1, len(y) // 40)
     return np.array([y[max(0, index - half) : index + half + 1].mean() for index in range(len(y))])
-
-
-def _sheet(paper: Theme, parts: int, height: float) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(WIDTH, height), dpi=180, facecolor=paper.back, layout="constrained")
-    every = [figure.add_subplot(parts, 1, part + 1, facecolor=paper.back) for part in range(parts)]
-    for axes in every:
-        axes.grid(True, color=paper.faint, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=paper.ink, labelsize=9, length=0)
-        axes.xaxis.label.set_color(paper.ink)
-        axes.yaxis.label.set_color(paper.ink)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-    return figure, every
-
-
-def _legend(axes: Axes, paper: Theme) -> None:
-    # above the axes, where it covers nothing
-    axes.legend(
-        frameon=False, labelcolor=paper.ink, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0
-    )
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -1,33 +1,28 @@
 """The run's report: loss.png and one self-contained report.html, made from the files of the run folder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from seektune.io.files import read_lines, write_whole
-from seektune.train.metrics import EVENTS, LOADS, METRICS, VALIDATION
-from seektune.train.plots import DARK, LIGHT, BeforeAfter, Theme, accuracy_figure, load_figure, loss_figure
+from seektune.io.atomic import write_atomically
+from seektune.io.jsonl import read_records
+from seektune.io.run_files import CONTENTS, EXPERT_LOADS, LOSS_CURVE, METRICS, REPORT, VALIDATION
+from seektune.train.plot_style import DARK, LIGHT, Theme
+from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_html import cards, folded, page, picture, section, table
-from seektune.train.trainer import ADAPTER, CHECKPOINTS, MODEL
+from seektune.train.score_plot import BeforeAfter, score_figure
 
-REPORT = "report.html"
-CURVE = "loss.png"
-"""Names in the run folder."""
-CONTENTS = {
-    "recipe.yaml": "the recipe as it ran, defaults and overrides included",
-    METRICS: "a line per step: loss, gradient norm, learning rate, tokens, speed, memory",
-    VALIDATION: "loss on held-out rows before, during and after",
-    "evaluation.json": "exam scores before and after, with their intervals",
-    LOADS: "tokens per expert and layer over the run",
-    EVENTS: "TensorBoard events",
-    CURVE: "the loss curve",
-    CHECKPOINTS: "weights on the way",
-    ADAPTER: "the trained adapters in PEFT's form, with the recipe",
-    MODEL: "the trained weights: bf16 safetensors under released names, config.json and the tokenizer",
-}
-"""What a run folder may hold, in words."""
+
+@dataclass(frozen=True)
+class EvalText:
+    """What the report tells of an evaluation task."""
+
+    title: str
+    caption: str
+    """What the scores are, in a sentence or two."""
+    comparisons: Sequence[BeforeAfter]
 
 
 @dataclass(frozen=True)
@@ -38,10 +33,13 @@ class ReportText:
     facts: Sequence[tuple[str, str]]
     """Name and value of what was trained, on what and how."""
     recipe: str
-    comparisons: Sequence[BeforeAfter]
-    """Exam scores before and after."""
-    exam: str
-    """What the scores are, in a sentence."""
+    evals: Sequence[EvalText]
+    """Tasks that ran before or after training."""
+
+    def comparisons(self) -> Iterator[tuple[str, BeforeAfter]]:
+        """Every score before and after, with its name in full."""
+        for each in self.evals:
+            yield from ((f"{each.title} {score.name}", score) for score in each.comparisons)
 
 
 def write_report(folder: Path, story: ReportText) -> Path:
@@ -50,14 +48,14 @@ def write_report(folder: Path, story: ReportText) -> Path:
     Raises:
         OSError: a file could not be written; none is left half-written.
     """
-    lines, validation, loads = (read_lines(folder / name) for name in (METRICS, VALIDATION, LOADS))
+    lines, validation, loads = (read_records(folder / name) for name in (METRICS, VALIDATION, EXPERT_LOADS))
     steps = [line for line in lines if "skipped" not in line]
     curve = loss_figure(steps, validation, LIGHT)
-    write_whole(folder / CURVE, curve)
+    write_atomically(folder / LOSS_CURVE, curve)
     parts = [
         cards(_headlines(steps, validation, story)),
         section("Loss", picture(curve, loss_figure(steps, validation, DARK), _loss_caption(steps, validation))),
-        *_exam(story),
+        *(_eval(each) for each in story.evals),
         *_loads(loads),
         section("What was trained", table(story.facts)),
         section("Results", table(_results(steps, validation, story), ("", "before", "after"))),
@@ -65,7 +63,7 @@ def write_report(folder: Path, story: ReportText) -> Path:
         section("Files", table(_files(folder))),
     ]
     text = page(story.title, _lead(steps), parts)
-    write_whole(folder / REPORT, text.encode())
+    write_atomically(folder / REPORT, text)
     return folder / REPORT
 
 
@@ -73,10 +71,10 @@ def _headlines(
     steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: ReportText
 ) -> list[tuple[str, str]]:
     found = [(f"{validation[0]['loss']:.3f} → {validation[-1]['loss']:.3f}", "validation loss, before → after")]
-    for each in story.comparisons:
-        numbers = [f"{score.value:.1%}" for score in (each.before, each.after) if score is not None]
+    for name, each in story.comparisons():
+        numbers = [score.short for score in (each.before, each.after) if score is not None]
         taken = "before → after" if len(numbers) == 2 else "before" if each.before else "after"
-        found.append((" → ".join(numbers), f"{each.name}, {taken}"))
+        found.append((" → ".join(numbers), f"{name}, {taken}"))
     seconds = sum(line["seconds"] for line in steps)
     return [*found, (f"{steps[-1]['total_tokens'] / seconds:,.0f}", "tokens per second")]
 
@@ -91,10 +89,9 @@ def _loss_caption(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mappi
     return f"{rows} {len(steps):,} steps."
 
 
-def _exam(story: ReportText) -> list[str]:
-    if not story.comparisons:
-        return []
-    return [section("Accuracy", _twice(lambda paper: accuracy_figure(story.comparisons, paper), story.exam))]
+def _eval(found: EvalText) -> str:
+    heading = found.title[0].upper() + found.title[1:]
+    return section(heading, _twice(lambda paper: score_figure(found.comparisons, paper), found.caption))
 
 
 def _loads(moments: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -114,10 +111,11 @@ def _results(
         ("training loss (first and last step)", f"{steps[0]['loss']:.4f}", f"{steps[-1]['loss']:.4f}"),
     ]
     scores = [
-        (each.name, str(each.before or "not taken"), str(each.after or "not taken")) for each in story.comparisons
+        (name, each.before.text if each.before else "not taken", each.after.text if each.after else "not taken")
+        for name, each in story.comparisons()
     ]
     return rows + scores
 
 
 def _files(folder: Path) -> list[tuple[str, str]]:
-    return [(name, words) for name, words in CONTENTS.items() if name == CURVE or (folder / name).exists()]
+    return [(name, words) for name, words in CONTENTS.items() if name == LOSS_CURVE or (folder / name).exists()]

@@ -8,7 +8,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from seektune.io.files import WholeAppends
+from seektune.io.atomic import AtomicAppender
 
 
 class Events:
@@ -20,7 +20,7 @@ class Events:
 
     def __init__(self, folder: Path, last_step: int):
         folder.mkdir(exist_ok=True)
-        self._file = WholeAppends(folder / f"events.out.tfevents.{time():.6f}.seektune")
+        self._file = AtomicAppender(folder / f"events.out.tfevents.{time():.6f}.seektune")
         self._records = RecordWriter(self._file)
         self._records.write(Event(wall_time=time(), file_version="brain.Event:2").SerializeToString())
         begin = SessionLog(status=SessionLog.START)

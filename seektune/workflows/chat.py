@@ -1,6 +1,5 @@
 """The verb `chat`: a conversation in the terminal, with thoughts shown dim."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,12 @@ from rich.console import Console
 from seektune.data.chat_format.encode import encode_messages
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS, THINK_END
-from seektune.data.tokenizer import check_unicode
 from seektune.generate.detokenize import pieces
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.console import printable
+from seektune.io.jsonl import as_line
+from seektune.io.text import check_unicode
 
 COMMANDS = """/reset         forget the conversation
 /system TEXT   begin anew with this instruction
@@ -117,7 +117,7 @@ class Conversation:
             return
         try:
             with Path(name).expanduser().open("a", encoding="utf-8") as paper:
-                paper.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+                paper.write(as_line({"messages": self.messages}))
         except OSError as error:
             self._note(f"({name}: {error.strerror})")
             return

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from seektune.checkpoint.lowbit import value_counts
-from seektune.model.config import CSA, HCA, SLIDING, DeepseekV4Config
+from seektune.model.config import ATTENTION_NAMES, DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.model.gate import HashGate
 from seektune.model.objective import Objective
@@ -31,9 +31,6 @@ from seektune.train.gradient import accumulate_in_fp32, clip, piece_norms, squar
 from seektune.train.optim.adamw import AdamW
 from seektune.train.optim.build import build_optimizer
 from seektune.train.step import make_objective
-
-ATTENTION = {SLIDING: "window", CSA: "CSA", HCA: "HCA"}
-"""Kinds of attention by compression ratio."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,7 @@ def _report(
 
 def _contents(number: int, stage: Stage) -> StageContents:
     layers = [block.ffn.layer for block in stage.layers]
-    kinds = Counter(ATTENTION[block.attn.ratio] for block in stage.blocks())
+    kinds = Counter(ATTENTION_NAMES[block.attn.ratio] for block in stage.blocks())
     hashed = sum(isinstance(gate, HashGate) for gate in stage.gates().values())
     return StageContents(number, tuple(layers), dict(kinds), hashed, stage.is_first, stage.is_last, len(stage.mtp) > 0)
 

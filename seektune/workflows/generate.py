@@ -12,12 +12,13 @@ from typing import Any, TextIO
 from seektune.data.chat_format.encode import encode_messages
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
-from seektune.data.tokenizer import check_unicode
 from seektune.generate.detokenize import Answer, answer_all, pieces
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Drafts, Request
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.console import printable
+from seektune.io.jsonl import as_line, read_jsonl
+from seektune.io.text import check_unicode
 
 PAGE = 8
 """Batches of prompts that are answered before their lines are written."""
@@ -86,30 +87,23 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
             for i, answer in enumerate(found):
                 row, sample = divmod(i, output.samples)
                 line = _line(rows[start + row], sample, answer, voice, output)
-                paper.write(json.dumps(line, ensure_ascii=False) + "\n")
+                paper.write(as_line(line))
             paper.flush()
             print(f"{min(start + size, len(rows)):,} of {len(rows):,} prompts", file=sys.stderr)
     _tell(drafts)
 
 
 def _rows(file: Path, setting: GenerateOptions) -> Iterator[dict[str, Any]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{file}:{number}: not JSON: {error}") from None
-            if not isinstance(row, dict) or ("prompt" in row) == ("messages" in row):
-                raise ValueError(f"{file}:{number}: a row needs either prompt (a text) or messages (a conversation)")
-            if "prompt" in row and not isinstance(row["prompt"], str):
-                raise ValueError(f"{file}:{number}: prompt must be a text, not {type(row['prompt']).__name__}")
-            try:
-                check_unicode(_text(row, setting) + json.dumps(row, ensure_ascii=False))
-            except ValueError as error:
-                raise ValueError(f"{file}:{number}: {error}") from None
-            yield row
+    for place, row in read_jsonl(file):
+        if ("prompt" in row) == ("messages" in row):
+            raise ValueError(f"{place}: a row needs either prompt (a text) or messages (a conversation)")
+        if "prompt" in row and not isinstance(row["prompt"], str):
+            raise ValueError(f"{place}: prompt must be a text, not {type(row['prompt']).__name__}")
+        try:
+            check_unicode(_text(row, setting))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+        yield row
 
 
 def _text(row: dict[str, Any], setting: GenerateOptions) -> str:

@@ -11,12 +11,8 @@ from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.scan import FolderScan, Mismatch, format_of, mismatch, scan
 from seektune.io.console import counted, listed, many, say, size
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.model.config import CSA, HCA, PRESETS, SLIDING, DeepseekV4Config
+from seektune.model.config import ATTENTION_NAMES, PRESETS, DeepseekV4Config
 from seektune.model.count import count_parameters
-
-KINDS = {SLIDING: "SWA", CSA: "CSA", HCA: "HCA"}
-"""Names of the kinds of attention, by compress ratio."""
-
 
 MIXED = "mixed"
 OTHER = "other"
@@ -137,7 +133,7 @@ def _architecture(config: DeepseekV4Config, form: str) -> ArchitectureFacts:
     count = count_parameters(config)
     return ArchitectureFacts(
         variant=_variant(config, form),
-        layers={name: ratios.count(ratio) for ratio, name in KINDS.items() if ratio in ratios},
+        layers={name: ratios.count(ratio) for ratio, name in ATTENTION_NAMES.items() if ratio in ratios},
         gates={"hash": config.num_hash_layers, "top-k": config.num_hidden_layers - config.num_hash_layers},
         mtp_blocks=config.num_nextn_predict_layers,
         parameters={"main": count.main, "mtp": count.mtp, "active": count.active},

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seektune.checkpoint import locate
-from seektune.checkpoint.atomic_dir import CARD
+from seektune.io.atomic_dir import CARD
 from seektune.io.console import say
 from seektune.lora.format import trained_on
 from seektune.lora.merge import REPORT, KeptChange, Merge, merge, share_kept

@@ -7,14 +7,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from seektune.data.datasets.examples import hellaswag_examples
+from seektune.data.datasets.dataset import DataCache
+from seektune.data.example import Example
 from seektune.data.loader import Loader, micro_batches
-from seektune.data.packing import Example, Row, fitting
+from seektune.data.packing import Row, fitting
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.io.console import counted, printable, say
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
-from seektune.run.data import read_rows
 from seektune.sequence import IGNORE_INDEX
 
 TAUGHT = "bold green"
@@ -48,8 +48,9 @@ def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
         OSError: the rows are not here and no source answers.
     """
     tokenizer = load_tokenizer(read_config(recipe.model).vocab_size)
-    data = read_rows(recipe.data, cache_dir, say)
-    examples = hellaswag_examples(data.train, tokenizer)
+    loaded = recipe.data.load("train", tokenizer, DataCache(cache_dir, say))
+    examples = loaded.examples
+    say(f"{recipe.data.title}: {len(examples):,} train rows from {loaded.source}")
     paper = Console(highlight=False, soft_wrap=True)
     try:
         kept, left_out = fitting(examples, recipe.batch.length, recipe.data.overlong)
@@ -100,10 +101,9 @@ def _show(place: RowPlace, row: int, tokenizer: Tokenizer, paper: Console) -> No
 
 
 def _show_overlong(example: Example, length: int, tokenizer: Tokenizer, paper: Console) -> None:
-    taught = [label != IGNORE_INDEX for label in example.labels]
     paper.print(f"the longest row, {counted(len(example.tokens), 'token')}: {example.name}", markup=False)
     paper.print(_legend(paper))
-    _show_document(example.tokens, taught, length, tokenizer, paper)
+    _show_document(example.tokens, example.taught, length, tokenizer, paper)
 
 
 def _show_document(

@@ -3,7 +3,7 @@
 import signal
 import socket
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 
 from seektune.data.tokenizer import load_tokenizer
@@ -12,36 +12,13 @@ from seektune.io.console import say
 from seektune.lora.files import load_adapter
 from seektune.lora.inject import twin
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.serve.config import ServeConfig
 
 NEEDED = ("fastapi", "uvicorn")
 LOCAL = ("127.0.0.1", "localhost", "::1")
-LONGEST = 32_768
-"""Most tokens of a prompt and its answer unless told otherwise: a million would let one client fill the memory."""
 
 
-@dataclass(frozen=True)
-class Service:
-    """Where and how a server stands."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    """0 takes a free one."""
-    key: str | None = None
-    """What clients must send as `Authorization: Bearer KEY`; None lets everybody in."""
-    name: str | None = None
-    """By which clients choose the model; None = as it was given here."""
-    max_model_len: int | None = None
-    """None = what the model is made for, at most `LONGEST`."""
-    max_num_seqs: int = 32
-    max_queued_requests: int = 256
-    request_timeout: float = 600.0
-    shutdown_timeout: float = 30.0
-    """Seconds that answers have to end after a signal."""
-    thinking: bool = False
-    speculative: bool = False
-
-
-def serve(model: str, reading: LoadOptions, service: Service) -> None:
+def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
     """Answer requests until SIGTERM or SIGINT; then let answers end, for a while.
 
     Raises:
@@ -51,7 +28,6 @@ def serve(model: str, reading: LoadOptions, service: Service) -> None:
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(f"serving needs {' and '.join(missing)}: pip install 'seektune[serve]'")
     from seektune.serve.app import Served, make_app
-    from seektune.serve.limits import Limits
     from seektune.serve.server import run
 
     with _bound(service.host, service.port) as place:  # a taken port is told before weights are read
@@ -59,15 +35,11 @@ def serve(model: str, reading: LoadOptions, service: Service) -> None:
         base = next(iter(models.values()))
         if service.speculative and not base.mtp:
             raise ValueError(f"{model} has no MTP block; leave --speculative out")
-        limits = Limits(
-            max_model_len=service.max_model_len or min(LONGEST, base.config.max_position_embeddings),
-            max_num_seqs=service.max_num_seqs,
-            max_queued_requests=service.max_queued_requests,
-            request_timeout=service.request_timeout,
-        )
+        longest = min(service.limits.max_model_len, base.config.max_position_embeddings)
+        limits = replace(service.limits, max_model_len=service.max_model_len or longest)
         tokenizer = load_tokenizer(base.config.vocab_size)
-        served = Served(models, tokenizer, limits, service.key, service.thinking, service.speculative)
-        if service.host not in LOCAL and service.key is None:
+        served = Served(models, tokenizer, limits, service.api_key, service.thinking, service.speculative)
+        if service.host not in LOCAL and service.api_key is None:
             print(
                 f"note: anyone who reaches {service.host} may use this server; --api-key asks for a key",
                 file=sys.stderr,
@@ -80,9 +52,9 @@ def serve(model: str, reading: LoadOptions, service: Service) -> None:
                 signal.signal(number, handler)
 
 
-def _models(model: str, reading: LoadOptions, service: Service) -> dict[str, DeepseekV4ForCausalLM]:
+def _models(model: str, reading: LoadOptions, service: ServeConfig) -> dict[str, DeepseekV4ForCausalLM]:
     """The base, and with an adapter a second model on the same weights, by the names that clients choose."""
-    name = service.name or model.rstrip("/")
+    name = service.served_model_name or model.rstrip("/")
     adapter = reading.adapter
     if adapter is None:
         return {name: reading.read(model)}

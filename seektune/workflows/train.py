@@ -1,7 +1,7 @@
 """The verb `train`: from a recipe to a run folder with trained weights and a report."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -9,35 +9,37 @@ from pathlib import Path
 import torch
 
 from seektune import __version__
-from seektune.evaluate.hellaswag import HellaswagScore
+from seektune.data.datasets.dataset import DataCache
 from seektune.evaluate.loss import validation_loss
+from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
-from seektune.io.files import write_whole
-from seektune.model.config import DeepseekV4Config
-from seektune.parallel.mesh import Mesh
+from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
+from seektune.parallel.model import ParallelModel
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import build_mesh, build_model, origin, read_config
-from seektune.run.data import TrainData, prepare_data, read_rows
-from seektune.run.evals import read_evals, run_eval, write_evals
+from seektune.run.context import RunContext
+from seektune.run.data import TrainData, prepare_data
+from seektune.run.evals import Scores, read_evals, run_eval, write_evals
 from seektune.run.model_card import put_card, run_card
-from seektune.run.resume import RunStart, find_start, product_of, refuse_other_rows
-from seektune.run.run_dir import RECIPE, choose_folder, held
+from seektune.run.resume import find_start, refuse_other_rows
+from seektune.run.run_dir import choose_folder, held
 from seektune.run.summary import describe, report_text, stopped_message, summary
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
 from seektune.train.metrics import MetricsLog, RunLog, SilentLog
-from seektune.train.report import REPORT, write_report
-from seektune.train.trainer import CHECKPOINTS, Trainer, TrainSettings
+from seektune.train.report import write_report
+from seektune.train.settings import UNKNOWN, TrainSettings
+from seektune.train.trainer import Trainer
 from seektune.workflows.preflight import check_memory
 
 
 def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, slot: ProcessSlot = ALONE) -> Path:
     """Train as the recipe says and leave everything in a run folder, whose path is returned.
 
-    A run that was interrupted goes on from its newest checkpoint. Of several processes each calls this; the first one
-    speaks, decides and writes what is not in pieces.
+    A run that was interrupted continues from its newest checkpoint. Of several processes each calls this; the first
+    one prints, decides and writes whatever is not written in pieces.
 
     Args:
         recipe: what to do.
@@ -64,113 +66,114 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, slot
             start = mesh.ranks.first(lambda: find_start(recipe, folder, say))
             if start.finished:
                 say(f"{folder} holds this run, finished: {folder / REPORT}")
-                return folder
-            _run(recipe, name, folder, start, cache_dir, interruption, mesh, config)
+            else:
+                _run(RunContext(recipe, name, folder, start, config, mesh, interruption), cache_dir)
         except Interrupted as signal:
             raise Interrupted(stopped_message(str(signal), folder)) from None
     return folder
 
 
-def _run(
-    recipe: Recipe,
-    name: str,
-    folder: Path,
-    start: RunStart,
-    cache_dir: Path,
-    interruption: Interruption,
-    mesh: Mesh,
-    config: DeepseekV4Config,
-) -> None:
+def _run(run: RunContext, cache_dir: Path) -> None:
+    """A training run, in order."""
+    recipe = run.recipe
+    mesh = run.mesh
     torch.manual_seed(recipe.seed)
-    check_memory(recipe, config, mesh.dims.world, nodes=1)
-    lesson = prepare_data(recipe, read_rows(recipe.data, cache_dir, say, mesh.ranks), config, say, mesh.dims)
-    # from here on processes wait for each other, and none leaves alone
-    with nullcontext() if mesh.axes is None else interruption.shielded():
-        _teach(recipe, name, folder, start, lesson, interruption, mesh, config)
+    check_memory(recipe, run.config, mesh.dims.world, nodes=1)
+    data = prepare_data(recipe, run.config, DataCache(cache_dir, say), mesh)
+    with run.shielded_if_parallel():
+        model = build_model(recipe, run.config, mesh, with_weights=run.is_fresh)
+        facts = describe(recipe, model, data)
+        before = _eval_before(run, model, data)
+        trainer = _make_trainer(run, model, data)
+        _begin_folder(run, trainer.step, before)
+        with _open_log(run, trainer) as log:
+            losses = _fit(run, trainer, log)
+        card = partial(run_card, run.folder, recipe, facts, before)
+        _export(run, trainer, card)
+        after = run_eval(recipe.evaluate.after, "after", model, data, recipe.evaluate, run.stop_if_signalled)
+        if mesh.is_main:
+            with run.interruption.deferred():
+                write_evals(run.folder, before, after)
+                put_card(run.product, card(after))
+                report = write_report(run.folder, report_text(run.name, facts, dump_recipe(recipe), before, after))
+            summary(losses, before, after, run.product, report, recipe)
 
 
-def _teach(
-    recipe: Recipe,
-    name: str,
-    folder: Path,
-    start: RunStart,
-    lesson: TrainData,
-    interruption: Interruption,
-    mesh: Mesh,
-    config: DeepseekV4Config,
-) -> None:
-    leave = partial(interruption.leave_together, mesh.any)
-    model = build_model(recipe, config, mesh, with_weights=start.checkpoint is None)
-    facts = describe(recipe, model, lesson)
-    before = read_evals(folder, "before") if start.checkpoint is not None else None
-    if start.checkpoint is None:
-        before = run_eval(recipe.evaluate.before, "before", model, lesson, recipe.evaluate, leave)
-    validate = partial(validation_loss, model, lesson.validation)
-    settings = _settings(recipe, lesson)
-    trainer = Trainer(model, lesson.tokenizer, lesson.loader, settings, folder, validate, interruption)
-    if start.checkpoint is not None:
-        refuse_other_rows(start.checkpoint, lesson.digest)
-        trainer.resume(start.checkpoint)
-    with interruption.deferred():
-        mesh.ranks.first(lambda: _begin(recipe, folder, trainer.step, before))
-    product = folder / product_of(recipe)
-    with _open_log(recipe, folder, trainer) as log:
-        losses = _fit(trainer, recipe.steps, log, product)
-    # weights before the exam: one that fails must not cost the training
-    card = partial(run_card, folder, recipe, facts, before)
-    with interruption.deferred():
-        trainer.export(product)
-        mesh.ranks.first(lambda: put_card(product, card(None)))
-    leave()
-    after = run_eval(recipe.evaluate.after, "after", model, lesson, recipe.evaluate, leave)
-    if mesh.is_main:
-        with interruption.deferred():
-            write_evals(folder, before, after)
-            put_card(product, card(after))
-            report = write_report(folder, report_text(name, facts, dump_recipe(recipe), before, after))
-        summary(losses, before, after, product, report, recipe)
+def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scores:
+    """The scores before training; that of a resumed run is in its folder."""
+    if not run.is_fresh:
+        return read_evals(run.folder, "before", data)
+    evaluate = run.recipe.evaluate
+    return run_eval(evaluate.before, "before", model, data, evaluate, run.stop_if_signalled)
 
 
-def _begin(recipe: Recipe, folder: Path, step: int, before: HellaswagScore | None) -> None:
-    """Make the folder that of this run, which goes on after `step`; until here it is as it was."""
-    for left in set_aside_later(folder / CHECKPOINTS, step):
-        say(f"note: the run leaves this checkpoint and goes on after step {step}: {left}")
-    # the last sign of a finished run, which this is no more
-    (folder / REPORT).unlink(missing_ok=True)
-    write_whole(folder / RECIPE, dump_recipe(recipe).encode())
-    write_evals(folder, before, None)
+def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Trainer:
+    """The trainer, at the step where the run starts."""
+    validate = partial(validation_loss, model, data.validation)
+    settings = _settings(run.recipe, data)
+    trainer = Trainer(model, data.tokenizer, data.loader, settings, run.folder, validate, run.interruption)
+    if run.start.checkpoint is not None:
+        refuse_other_rows(run.start.checkpoint, data.digest)
+        trainer.resume(run.start.checkpoint)
+    return trainer
 
 
-@contextmanager
-def _open_log(recipe: Recipe, folder: Path, trainer: Trainer) -> Iterator[RunLog]:
-    """The record of the run; only the first process writes one."""
-    mesh = trainer.model.mesh
-    with ExitStack() as stack:
+def _begin_folder(run: RunContext, step: int, before: Scores) -> None:
+    """Make the folder that of this run, which continues after `step`; until here it is as it was found."""
 
-        def write() -> MetricsLog:
-            log = MetricsLog(folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state)
-            return stack.enter_context(log)
+    def begin() -> None:
+        for left in set_aside_later(run.folder / CHECKPOINTS, step):
+            say(f"note: the run leaves this checkpoint and goes on after step {step}: {left}")
+        # the mark of a finished run, which this one is not any more
+        (run.folder / REPORT).unlink(missing_ok=True)
+        write_atomically(run.folder / RECIPE, dump_recipe(run.recipe).encode())
+        write_evals(run.folder, before, {})
 
-        own = write() if mesh.is_main else None
-        validations = mesh.ranks.first(lambda: {} if own is None else own.validations())
-        yield SilentLog(validations) if own is None else own
+    with run.interruption.deferred():
+        run.mesh.ranks.first(begin)
 
 
-def _fit(trainer: Trainer, steps: int, log: RunLog, product: Path) -> tuple[float, float]:
-    """Train. The state of the last step comes before the weights, as they can be made from it; where there is no room
-    for it, there may be for them, a fraction of its size.
+def _fit(run: RunContext, trainer: Trainer, log: RunLog) -> tuple[float, float]:
+    """Train; the first and the last validation loss.
+
+    The state of the last step is written before the weights, as they can be made from it; where there is no room for
+    it, there may be for them, a fraction of its size.
     """
+    steps = run.recipe.steps
     try:
         return trainer.fit(steps, log)
     except OSError as error:
         # what only this process could not write, the others know nothing of, and export nothing
-        if trainer.step < steps or (trainer.model.mesh.axes is not None and not trainer.cannot_save):
+        if trainer.step < steps or (run.mesh.axes is not None and not trainer.cannot_save):
             raise
-        trainer.export(product)
-        raise OSError(f"{error}; the trained weights are in {product}") from None
+        trainer.export(run.product)
+        raise OSError(f"{error}; the trained weights are in {run.product}") from None
 
 
-def _settings(recipe: Recipe, lesson: TrainData) -> TrainSettings:
+@contextmanager
+def _open_log(run: RunContext, trainer: Trainer) -> Iterator[RunLog]:
+    """The record of the run; only the first process writes one."""
+    recipe = run.recipe
+    with ExitStack() as stack:
+
+        def write() -> MetricsLog:
+            log = MetricsLog(run.folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state)
+            return stack.enter_context(log)
+
+        own = write() if run.mesh.is_main else None
+        validations = run.mesh.ranks.first(lambda: {} if own is None else own.validations())
+        yield SilentLog(validations) if own is None else own
+
+
+def _export(run: RunContext, trainer: Trainer, card: Callable[[Scores], str]) -> None:
+    """Write the weights, with a card that has no scores yet: an evaluation that fails must not cost the training."""
+    with run.interruption.deferred():
+        trainer.export(run.product)
+        run.mesh.ranks.first(lambda: put_card(run.product, card({})))
+    run.stop_if_signalled()
+
+
+def _settings(recipe: Recipe, data: TrainData) -> TrainSettings:
     return TrainSettings(
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
@@ -179,10 +182,10 @@ def _settings(recipe: Recipe, lesson: TrainData) -> TrainSettings:
         guard=recipe.guard,
         validate_every=recipe.evaluate.every,
         seed=recipe.seed,
-        origin=origin(recipe) if recipe.lora.targets else None,
+        origin=origin(recipe) if recipe.lora.targets else UNKNOWN,
         record={
             "recipe": recipe.model_dump(mode="json"),
             "versions": {"seektune": __version__, "torch": torch.__version__},
-            "rows": lesson.digest,
+            "rows": data.digest,
         },
     )

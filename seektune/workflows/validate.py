@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seektune.checkpoint.scan import format_of, mismatch, scan
-from seektune.data.datasets.examples import hellaswag_examples
-from seektune.data.datasets.hellaswag import load_hellaswag
+from seektune.data.datasets.dataset import DataCache, LoadedSplit
 from seektune.data.tokenizer import load_tokenizer
 from seektune.io.console import many, say
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -100,15 +99,22 @@ def _tokenizer(vocabulary: int | None) -> str:
 
 
 def _rows(recipe: Recipe, vocabulary: int | None, cache_dir: Path) -> str:
-    data = load_hellaswag(recipe.data.path, cache_dir, lambda sentence: None)
     tokenizer = load_tokenizer(vocabulary if vocabulary is not None else 129280)
-    lengths = [len(example.tokens) for example in hellaswag_examples(data.train, tokenizer)]
-    longest = max(lengths)
-    over = sum(length > recipe.batch.length for length in lengths)
-    if over and recipe.data.overlong == "error":
-        raise ValueError(f"{over} of {len(lengths):,} rows are longer than batch.length {recipe.batch.length}")
+    cache = DataCache(cache_dir, lambda sentence: None)
+    train = recipe.data.load("train", tokenizer, cache)
+    held_out = recipe.data.load("validation", tokenizer, cache, recipe.evaluate.limit)
+    for name, split in (("train", train), ("validation", held_out)):
+        over = _too_long(recipe, split)
+        if over and recipe.data.overlong == "error":
+            count = len(split.examples)
+            raise ValueError(f"{over} of {count:,} {name} rows are longer than batch.length {recipe.batch.length}")
+    lengths = [len(example.tokens) for example in train.examples]
     tokens = f"{len(lengths):,} rows of {many(sum(lengths))} tokens"
-    return f"{tokens} from {data.source}, the longest {longest}, {over} too long"
+    return f"{tokens} from {train.source}, the longest {max(lengths)}, {_too_long(recipe, train)} too long"
+
+
+def _too_long(recipe: Recipe, split: LoadedSplit) -> int:
+    return sum(len(example.tokens) > recipe.batch.length for example in split.examples)
 
 
 def _plan(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster | None) -> Finding:

@@ -1,4 +1,4 @@
-"""The door: quick, torch-free help; one line and the right exit code for every mistake and failure."""
+"""The command line: quick, torch-free help; one line and the right exit code for every mistake and failure."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 import seektune
 from seektune.cli.errors import explain
-from seektune.cli.train import split_words
+from seektune.cli.train import split_args
 
 ROOT = Path(__file__).parents[2]
 FLASH = str(ROOT / "examples/llm_finetune/deepseek_v4/deepseek_v4_flash_hellaswag.yaml")
@@ -125,6 +125,8 @@ def test_schema_prints_json() -> None:
         (["train", "--nproc-per-node=0", TINY], "--nproc-per-node"),
         (["train", "a\nb\x1b[31m.yaml"], "a b?[31m.yaml does not exist"),
         (["schema", "extra"], "extra"),
+        (["eval", "m", "--task=t", "--packed"], "it is now called --quantized"),
+        (["generate", "m", "--rows=2"], "it is now called --max-num-seqs"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -134,8 +136,8 @@ def test_mistakes_take_one_line_and_exit_2(words: list[str], said: str) -> None:
 
 def test_words_may_come_in_any_order() -> None:
     expected = ("r.yaml", ["--steps", "20", "--seed=-1", "--optimizer.lr", "1e-4"])
-    assert split_words(["--steps", "20", "r.yaml", "--seed=-1", "--optimizer.lr", "1e-4"]) == expected
-    assert split_words(["r.yaml", "--seed", "-1"]) == ("r.yaml", ["--seed", "-1"])
+    assert split_args(["--steps", "20", "r.yaml", "--seed=-1", "--optimizer.lr", "1e-4"]) == expected
+    assert split_args(["r.yaml", "--seed", "-1"]) == ("r.yaml", ["--seed", "-1"])
 
 
 FAKE = """

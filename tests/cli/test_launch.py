@@ -1,4 +1,4 @@
-"""The door to several processes: mistakes are answered before any starts, and real workers end as one."""
+"""Starting several processes: mistakes are answered before any starts, and real workers end as one."""
 
 import os
 import signal
@@ -11,9 +11,10 @@ import psutil
 import pytest
 import typer
 
-from seektune.cli import seed_app
+from seektune.cli import automodel_app
 from seektune.cli.errors import explain
-from seektune.cli.start import A_WORKERS_PLACE, Flags, check_world, plan_job
+from seektune.cli.launch_flags import LaunchFlags
+from seektune.cli.start import WORKER_VARIABLES, check_world, make_launch_config
 from seektune.recipe.load import read_recipe
 from tests.cli.test_cli import FLASH, ROOT, TINY, refused, run
 
@@ -26,7 +27,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def mistake(*words: str) -> str:
     """What `automodel` answers to words that are a mistake, in this process."""
     with pytest.raises((ValueError, typer.TyperException)) as caught:
-        typer.main.get_command(seed_app)(list(words), standalone_mode=False)()
+        typer.main.get_command(automodel_app)(list(words), standalone_mode=False)()
     code, said = explain(caught.value)
     assert code == 2
     return said
@@ -97,11 +98,11 @@ def test_the_recipe_is_read_before_processes_are_counted() -> None:
         (["--max_restarts=-1"], "--max"),
         (["--node_rank=1"], "--node-rank=1 must be less than --nnodes=1"),
         (["--nnodes=2"], "--nnodes=2 needs --rdzv-endpoint=HOST:PORT"),
-        (["--nnodes=2", "--rdzv_endpoint=host"], "a free port there, not host"),
+        (["--nnodes=2", "--rdzv_endpoint=host"], "a free port on it, not host"),
         (["--nnodes=2", "--rdzv_endpoint=host:99999"], "not host:99999"),
-        ([*TWO_NODES], "2 nodes need one folder that all of them see; name it: --run_dir="),
+        ([*TWO_NODES], "2 nodes need a run folder on a shared disk: set --run_dir="),
         (["--max-restarts=1", "--resume=no"], "resume must be auto, not no"),
-        (["--dry-run", "--parallel=auto"], "parallel: auto takes a layout at launch, by the GPUs; seektune plan"),
+        (["--dry-run", "--parallel=auto"], "parallel: auto chooses its layout at launch, from the GPUs; seektune plan"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -110,10 +111,10 @@ def test_flags_that_make_no_sense_take_one_line(words: list[str], said: str) -> 
 
 
 def test_a_worker_starts_no_others_and_shares_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in A_WORKERS_PLACE:
+    for name in WORKER_VARIABLES:
         monkeypatch.setenv(name, "4" if name == "WORLD_SIZE" else "0")
-    assert "leave --nproc-per-node and its like" in mistake(TINY, "--nproc-per-node=4")
-    assert "4 processes need one folder; name it: --run_dir=" in mistake(TINY)
+    assert "give --nproc-per-node and the other process flags to the launcher" in mistake(TINY, "--nproc-per-node=4")
+    assert "4 processes need a common run folder: set --run_dir=" in mistake(TINY)
     assert "takes 128 processes" in mistake(FLASH, "--run_dir=r")
     # only all three of them make a worker: operators of clusters set some for the container
     monkeypatch.delenv("LOCAL_RANK")
@@ -122,8 +123,8 @@ def test_a_worker_starts_no_others_and_shares_a_folder(monkeypatch: pytest.Monke
 
 def test_every_worker_and_restart_gets_one_folder_and_the_users_words() -> None:
     loaded = read_recipe(TINY, ["--steps", "9"])
-    flags = Flags("4", max_restarts=2, grace=30)
-    job = plan_job(loaded, TINY, ["--steps", "9"], flags, 4, {"HOME": "/h"})
+    flags = LaunchFlags("4", max_restarts=2, shutdown_timeout=30)
+    job = make_launch_config(loaded, TINY, ["--steps", "9"], flags, 4, {"HOME": "/h"})
     assert job.command[:7] == (sys.executable, "-P", "-m", "seektune", "train", TINY, "--steps")
     assert job.command[7] == "9"
     assert job.command[8].startswith("--run_dir=runs/deepseek_v4_tiny_hellaswag-")
@@ -135,8 +136,8 @@ def test_every_worker_and_restart_gets_one_folder_and_the_users_words() -> None:
 def test_nodes_agree_when_only_their_number_differs() -> None:
     def identity(*words: str, processes: int = 2, node: int = 0) -> str:
         overrides = ["--run_dir=r", *words]
-        flags = Flags(str(processes), 2, node, "h:1")
-        return plan_job(read_recipe(TINY, overrides), TINY, overrides, flags, processes, {}).identity
+        flags = LaunchFlags(str(processes), 2, node, "h:1")
+        return make_launch_config(read_recipe(TINY, overrides), TINY, overrides, flags, processes, {}).identity
 
     assert identity() == identity(node=1)
     assert len({identity(), identity("--steps=9"), identity(processes=3)}) == 3

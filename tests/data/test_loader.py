@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from seektune.data.config import BatchConfig
+from seektune.data.example import Example
 from seektune.data.loader import Loader, in_order
-from seektune.data.packing import Example
 from seektune.sequence import Batch
 
 PAD = 2
@@ -14,7 +14,7 @@ PAD = 2
 def made(count: int, shortest: int = 3, spread: int = 6) -> list[Example]:
     """Examples of different lengths; the first token of each is its number + 100."""
     lengths = [shortest + (i * 7) % spread for i in range(count)]
-    return [Example([100 + i, *range(3, 2 + n)], [-100, *range(3, 2 + n)], str(i)) for i, n in enumerate(lengths)]
+    return [Example([100 + i, *range(3, 2 + n)], [False] + [True] * (n - 1), str(i)) for i, n in enumerate(lengths)]
 
 
 def loader(examples: list[Example], seed: int = 5, **batch) -> Loader:

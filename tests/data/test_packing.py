@@ -1,6 +1,7 @@
 import pytest
 
-from seektune.data.packing import Example, FirstFit, collate, fitting, pack, singly
+from seektune.data.example import Example
+from seektune.data.packing import FirstFit, collate, fitting, pack, singly
 from seektune.sequence import SequenceLayout
 
 PAD = 2
@@ -8,7 +9,7 @@ PAD = 2
 
 def example(length: int, name: str = "x", first: int = 10) -> Example:
     tokens = list(range(first, first + length))
-    return Example(tokens, [-100, *tokens[1:]], name)
+    return Example(tokens, [False] + [True] * (len(tokens) - 1), name)
 
 
 def test_a_row_of_one_example_is_filled_up_to_the_longest():
@@ -20,7 +21,7 @@ def test_a_row_of_one_example_is_filled_up_to_the_longest():
 
 
 def test_padding_is_masked_by_length_not_by_id():
-    taught_pad = Example([0, PAD, PAD], [-100, PAD, PAD], "its text holds the pad id")
+    taught_pad = Example([0, PAD, PAD], [False, True, True], "its text holds the pad id")
     batch = collate([[taught_pad], [example(4)]], PAD)
     assert batch.documents[0].tolist() == [1, 1, 1, 0]
     assert batch.labels[0].tolist() == [-100, PAD, PAD, -100]

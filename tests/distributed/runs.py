@@ -16,6 +16,7 @@ from torch import Tensor
 from seektune.checkpoint import as_shard
 from seektune.checkpoint.formats import FORMATS
 from seektune.evaluate.loss import validation_loss
+from seektune.io.run_files import CHECKPOINTS
 from seektune.lora.config import LoraConfig
 from seektune.lora.inject import adapting
 from seektune.model.initialize import initialize
@@ -32,7 +33,7 @@ from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import GuardConfig, LossConfig, OptimizerConfig
 from seektune.train.metrics import MetricsLog, SilentLog
 from seektune.train.state_tensors import run_tensors
-from seektune.train.trainer import CHECKPOINTS, Trainer
+from seektune.train.trainer import Trainer
 from tests.train.tiny_run import CONFIG, Words, made_batch, settings
 
 from ..train.runs import QUIET

@@ -16,8 +16,8 @@ from torch import Tensor
 from seektune.checkpoint import Shard, as_shard, gather, save_weights
 from seektune.checkpoint.formats import FORMATS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.checkpoint.make_shards import dealt, staged
-from tests.checkpoint.reader import files
+from tests.checkpoint.make_shards import shard_state, split_stages
+from tests.checkpoint.reader import read_files
 
 from .workers import run_workers
 
@@ -53,10 +53,10 @@ def held(state: Mapping[str, Tensor], layout: str, rank: int) -> Mapping[str, Te
         return state
     if layout == "stages":
         # the first layers on the last rank: the order must not follow the ranks
-        return staged(state, count)[count - 1 - rank]
+        return split_stages(state, count)[count - 1 - rank]
     if layout == "stages of experts":
-        return dealt(staged(state, 2)[rank // 2], 2)[rank % 2]
-    return dealt(state, count, odd=layout == "odd", expert_dim=int(layout == "rows of experts"))[rank]
+        return shard_state(split_stages(state, 2)[rank // 2], 2)[rank % 2]
+    return shard_state(state, count, uneven=layout == "odd", expert_dim=int(layout == "rows of experts"))[rank]
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -87,7 +87,7 @@ def test_every_layout_exports_the_same_bytes(
     for index, format in enumerate(formats):
         alone = tmp_path / "alone" / format
         tally = save_weights(torch.load(trained), {"a": 1}, alone, format, parity_folder, 60_000)
-        assert files(tmp_path / "many" / format) == files(alone)
+        assert read_files(tmp_path / "many" / format) == read_files(alone)
         assert all(each[index] == asdict(tally) for each in tallies)
         assert format != "released" or 3 <= len(tally.converted) < 20
     assert sorted(file.name for file in (tmp_path / "many").iterdir()) == sorted(formats)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.io.files import read_lines
+from seektune.io.jsonl import read_records
 from tests.cli.test_cli import FLASH, ROOT
 
 pytestmark = pytest.mark.slow
@@ -69,13 +69,13 @@ def wait_for_step(process: Job, folder: Path, step: int) -> list[psutil.Process]
 
 
 def losses(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in read_lines(folder / "metrics.jsonl")}
+    return {line["step"]: line["loss"] for line in read_records(folder / "metrics.jsonl")}
 
 
 def same(folder: Path, other: Path) -> None:
     assert list(losses(folder)) == list(range(1, STEPS + 1))
     assert losses(folder) == pytest.approx(losses(other), rel=1e-4)
-    lines = [[line["loss"] for line in read_lines(each / "validation.jsonl")] for each in (folder, other)]
+    lines = [[line["loss"] for line in read_records(each / "validation.jsonl")] for each in (folder, other)]
     assert lines[0] == pytest.approx(lines[1], rel=1e-4)
     verify = [
         sys.executable,

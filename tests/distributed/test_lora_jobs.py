@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.io.files import read_lines
+from seektune.io.jsonl import read_records
 from seektune.lora.format import read_adapter
 from tests.cli.test_cli import ROOT
 
@@ -34,7 +34,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path):
         assert "none changed" in said
         assert "router, indexer and balancing biases too" in said
     for file in ("metrics.jsonl", "validation.jsonl"):
-        one, two = ([line["loss"] for line in read_lines(folder / file)] for folder in folders)
+        one, two = ([line["loss"] for line in read_records(folder / file)] for folder in folders)
         assert len(one) > 2
         assert two == pytest.approx(one, rel=1e-4)
     first, second = (read_adapter(folder / "adapter") for folder in folders)

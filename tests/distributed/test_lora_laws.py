@@ -168,7 +168,7 @@ def test_packed_weights_load_and_start_in_the_pieces_that_are_here(
 )
 def test_adapter_files_are_the_same_from_and_into_any_layout(tmp_path: Path, changes: dict[str, Any], case: Case):
     adapted = replace(LEARNER, **changes)
-    with pytest.raises(ValueError, match="is no adapter"):
+    with pytest.raises(ValueError, match="is not an adapter"):
         write_and_read(tmp_path, adapted)
     (tmp_path / "here").rename(tmp_path / "one")
     names = {file.name for file in (tmp_path / "one").iterdir()}

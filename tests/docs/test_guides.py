@@ -29,7 +29,7 @@ from tests.run_cli import ROOT
 
 from .guides import FLASH, PAGES, Command, commands, own_test, text_of
 
-DOORS = {"seektune": cli.app, "automodel": cli.seed_app}
+DOORS = {"seektune": cli.app, "automodel": cli.automodel_app}
 SETTING_UP = ("make", "pip", "uv", "python3", "source")
 """First words of commands that set up what tests run in; `make demo` and `make test` are what CI runs."""
 EVERY = [command for page in PAGES for command in commands(page)]
@@ -52,7 +52,7 @@ def job_of(command: Command, monkeypatch: pytest.MonkeyPatch) -> LaunchConfig:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
     monkeypatch.setattr(local, "launch", jobs.append)
-    monkeypatch.setattr("seektune.cli.start._gpus", lambda: 8)
+    monkeypatch.setattr("seektune.cli.launch_flags.count_gpus", lambda: 8)
     # this machine's memory is not theirs; tests/planner/test_memory.py asks whether shipped recipes fit
     monkeypatch.setattr("seektune.workflows.preflight.check_memory", lambda *_: None)
     door, *words = command.words

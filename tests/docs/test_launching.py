@@ -13,7 +13,7 @@ from seektune.launch.job import LaunchConfig
 from tests.cli.test_cli import ROOT, TINY
 
 PAGE = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
-DOORS = {"seektune": cli.app, "automodel": cli.seed_app}
+DOORS = {"seektune": cli.app, "automodel": cli.automodel_app}
 
 
 def commands(starting: str) -> list[str]:
@@ -30,7 +30,7 @@ def test_a_command_of_the_page_makes_a_job(command: str, monkeypatch: pytest.Mon
     jobs: list[LaunchConfig] = []
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
     monkeypatch.setattr(local, "launch", jobs.append)
-    monkeypatch.setattr("seektune.cli.start._gpus", lambda: 8)
+    monkeypatch.setattr("seektune.cli.launch_flags.count_gpus", lambda: 8)
     door, *words = shlex.split(command.replace("RECIPE", f"{TINY} --batch.global_size=64"))
     work = typer.main.get_command(DOORS[door])(words, standalone_mode=False)
     work()

@@ -60,10 +60,10 @@ def test_a_job_for_a_node_is_the_job_it_says(command: list[str], monkeypatch: py
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
     monkeypatch.setattr(local, "launch", jobs.append)
-    monkeypatch.setattr("seektune.cli.start._gpus", lambda: 8)
+    monkeypatch.setattr("seektune.cli.launch_flags.count_gpus", lambda: 8)
     # this machine has not their memory; tests/planner/test_memory.py asks whether the recipes fit
     monkeypatch.setattr("seektune.workflows.preflight.check_memory", lambda *_: None)
-    typer.main.get_command(cli.seed_app)(command[1:], standalone_mode=False)()
+    typer.main.get_command(cli.automodel_app)(command[1:], standalone_mode=False)()
     assert [(job.processes, job.nodes) for job in jobs] == [(8, 1)]
 
 

@@ -59,12 +59,12 @@ def test_a_start_of_the_page_makes_its_job(command: list[str], monkeypatch: pyte
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
     monkeypatch.setattr(local, "launch", jobs.append)
-    monkeypatch.setattr("seektune.cli.start.train_here", alone.append)
-    monkeypatch.setattr("seektune.cli.start._gpus", lambda: 8)
+    monkeypatch.setattr("seektune.cli.start.train_in_process", alone.append)
+    monkeypatch.setattr("seektune.cli.launch_flags.count_gpus", lambda: 8)
     monkeypatch.setattr(preflight, "cluster_here", lambda processes, nodes: known_gpu("h100-80gb", processes * nodes))
     door, *words = command
     assert door == "automodel"
-    typer.main.get_command(cli.seed_app)(words, standalone_mode=False)()
+    typer.main.get_command(cli.automodel_app)(words, standalone_mode=False)()
     if "--nproc-per-node=1" in words:
         assert (len(alone), jobs) == (1, [])
     else:

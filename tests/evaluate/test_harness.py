@@ -1,6 +1,7 @@
 """lm-evaluation-harness itself is the oracle: its tasks, its cleaning of rows and its metrics run on our models."""
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ import yaml
 from seektune.data.datasets.hellaswag import read_split
 from seektune.data.datasets.synthetic import made_hellaswag
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.evaluate.hellaswag import HellaswagScore, evaluate_hellaswag
-from seektune.evaluate.perplexity import Text, evaluate_perplexity, windows
+from seektune.evaluate.choice_task import ChoiceTask
+from seektune.evaluate.perplexity import PerplexityTask, Text, windows
+from seektune.evaluate.task import TaskScore
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -80,17 +82,17 @@ def hellaswag(folder: Path) -> dict[str, Any]:
     return {"include": str(shipped), "dataset_path": "parquet", "dataset_kwargs": {"data_files": files}}
 
 
-def both(folder: Path, model: DeepseekV4ForCausalLM, tokenizer: Tokenizer) -> tuple[HellaswagScore, dict[str, Any]]:
-    ours = evaluate_hellaswag(model, tokenizer, read_split(folder, "validation"), 8192)
+def both(folder: Path, model: DeepseekV4ForCausalLM, tokenizer: Tokenizer) -> tuple[TaskScore, dict[str, Any]]:
+    ours = ChoiceTask("hellaswag", "HellaSwag", read_split(folder, "validation")).run(model, tokenizer, 8192)
     return ours, by_harness(hellaswag(folder), folder, HarnessModel(model, tokenizer))
 
 
-def assert_equal(ours: HellaswagScore, theirs: dict[str, Any]) -> None:
-    assert ours.acc.value == theirs["results"]["acc,none"]
-    assert ours.acc_norm.value == theirs["results"]["acc_norm,none"]
+def assert_equal(ours: TaskScore, theirs: dict[str, Any]) -> None:
+    assert ours.metrics["acc"].value == theirs["results"]["acc,none"]
+    assert ours.metrics["acc_norm"].value == theirs["results"]["acc_norm,none"]
     answers = sorted(theirs["samples"], key=lambda sample: sample["doc_id"])
-    assert ours.right == "".join(str(int(sample["acc"])) for sample in answers)
-    assert ours.right_norm == "".join(str(int(sample["acc_norm"])) for sample in answers)
+    assert ours.outcomes["right"] == "".join(str(int(sample["acc"])) for sample in answers)
+    assert ours.outcomes["right_norm"] == "".join(str(int(sample["acc_norm"])) for sample in answers)
 
 
 @pytest.mark.slow
@@ -99,7 +101,7 @@ def test_1024_made_rows_are_scored_as_the_harness_scores_them(
 ) -> None:
     ours, theirs = both(write(tmp_path, odd_rows(1024)), model, tokenizer)
     assert ours.n == 1024
-    assert ours.right != ours.right_norm
+    assert ours.outcomes["right"] != ours.outcomes["right_norm"]
     assert_equal(ours, theirs)
 
 
@@ -162,8 +164,8 @@ def test_whole_texts_have_the_likelihood_that_perplexity_finds(
     harness = HarnessModel(model, tokenizer, max_length=8)
     found = harness.loglikelihood_rolling([asked(text) for text in texts])
     for text, log in zip(texts[:2], found, strict=False):
-        score = evaluate_perplexity(model, tokenizer, [Text(text, "x")], 8, 8, 8192)
-        assert log == pytest.approx(-score.loss.value * score.tokens, rel=1e-6)
+        score = PerplexityTask([Text(text, "x")], 8, 8).run(model, tokenizer, 8192)
+        assert log == pytest.approx(-math.fsum(score.outcomes["losses"]), rel=1e-6)
     assert found[2] == 0
 
 
@@ -182,8 +184,8 @@ def test_a_task_of_whole_texts_runs(tmp_path: Path, model: DeepseekV4ForCausalLM
         "metric_list": [{"metric": "bits_per_byte"}],
     }
     theirs = by_harness(task, tmp_path, HarnessModel(model, tokenizer))["results"]["bits_per_byte,none"]
-    ours = evaluate_perplexity(model, tokenizer, [Text(text, "x") for text in texts], 4096, 4096, 8192)
-    assert ours.bits_per_byte.value == pytest.approx(theirs, rel=1e-6)
+    ours = PerplexityTask([Text(text, "x") for text in texts], 4096, 4096).run(model, tokenizer, 8192)
+    assert ours.metrics["bits_per_byte"].value == pytest.approx(theirs, rel=1e-6)
 
 
 def test_generation_is_greedy_and_stops(model: DeepseekV4ForCausalLM, tokenizer: Tokenizer) -> None:

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from seektune.data.packing import Example
-from seektune.evaluate.likelihood import Likelihood, by_length, continuation, likelihoods
+from seektune.data.example import Example, continuation
+from seektune.evaluate.likelihood import Likelihood, by_length, likelihoods
 
 
 def test_groups_are_filled_longest_first_and_hold_each_index_once():
@@ -19,7 +19,7 @@ def test_each_taught_token_has_its_loss_and_the_first_choices_are_known(bigram, 
     sequences = [
         continuation([0, 5], [6, 9, 8], "a"),
         continuation([0, 7], [choice], "b"),
-        Example([0, 3], [-100, -100], "nothing is taught"),
+        Example([0, 3], [False, False], "nothing is taught"),
         continuation([4], [1], "c"),
     ]
     found = likelihoods(bigram, sequences, batch_tokens, pad_id=2)

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from seektune.data.packing import Example, collate
+from seektune.data.example import Example
+from seektune.data.packing import collate
 from seektune.evaluate.loss import validation_loss
 
 
 def example(tokens: list[int], read: int) -> Example:
-    return Example(tokens, [-100] * read + tokens[read:], "x")
+    return Example(tokens, [i >= read for i in range(len(tokens))], "x")
 
 
 def test_every_taught_token_counts_the_same(bigram):

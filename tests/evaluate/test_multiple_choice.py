@@ -3,8 +3,9 @@ import torch
 
 from seektune.data.datasets.hellaswag import read_split
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.evaluate.hellaswag import evaluate_hellaswag
-from seektune.evaluate.likelihood import continuation, likelihoods
+from seektune.data.example import continuation
+from seektune.evaluate.choice_task import ChoiceTask
+from seektune.evaluate.likelihood import likelihoods
 from seektune.evaluate.multiple_choice import ChoicePrompt, choice_likelihoods
 from seektune.parallel.model import ParallelModel
 
@@ -47,7 +48,8 @@ def test_hellaswag_has_the_same_numbers_either_way(toy_model, tmp_path):
 
     rows, tokenizer = read_split(write_hellaswag(tmp_path, 1, 12), "validation"), load_tokenizer(512)
     model = toy_model(torch.float32, vocab_size=512)
-    ours = evaluate_hellaswag(model, tokenizer, rows, 8192)
-    whole = evaluate_hellaswag(ParallelModel.alone(model), tokenizer, rows, 8192)
-    assert (ours.right, ours.right_norm, ours.loss_tokens) == (whole.right, whole.right_norm, whole.loss_tokens)
-    assert ours.loss == pytest.approx(whole.loss, abs=1e-6)
+    task = ChoiceTask("hellaswag", "HellaSwag", rows)
+    ours = task.run(model, tokenizer, 8192)
+    whole = task.run(ParallelModel.alone(model), tokenizer, 8192)
+    assert ours.outcomes == whole.outcomes
+    assert ours.counts == whole.counts | {"loss": pytest.approx(whole.counts["loss"], abs=1e-6)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seektune.evaluate.perplexity import Text, evaluate_perplexity, read_texts, windows
+from seektune.evaluate.perplexity import PerplexityTask, Text, read_texts, windows
 
 
 @pytest.mark.parametrize(("length", "stride"), [(4, 4), (4, 1), (5, 3), (100, 7)])
@@ -27,22 +27,24 @@ def test_every_token_is_predicted_once_after_what_stands_before_it(length, strid
 @pytest.mark.parametrize(("length", "stride", "batch_tokens"), [(8, 8, 20), (16, 4, 1), (1000, 1000, 8192)])
 def test_the_loss_is_the_mean_over_all_tokens(bigram, tokenizer, length, stride, batch_tokens):
     texts = [Text("The man picks up a red bucket. 你好", "a"), Text("B", "b"), Text("and walks away, slowly", "c")]
-    score = evaluate_perplexity(bigram, tokenizer, texts, length, stride, batch_tokens)
+    score = PerplexityTask(texts, length, stride).run(bigram, tokenizer, batch_tokens)
     log_p = torch.log_softmax(bigram.table.detach().double(), dim=-1)
     losses = []
     for text in texts:
         ids = [tokenizer.bos_id, *tokenizer.encode(text.text)]
         losses += [-float(log_p[a, b]) for a, b in pairwise(ids)]
     size = sum(len(text.text.encode()) for text in texts)
-    assert score.loss.value == pytest.approx(math.fsum(losses) / len(losses), rel=1e-5)
-    assert score.perplexity.value == pytest.approx(math.exp(score.loss.value))
-    assert score.bits_per_byte.value == pytest.approx(math.fsum(losses) / math.log(2) / size, rel=1e-5)
-    assert (score.tokens, score.bytes, score.documents) == (len(losses), size, 3)
-    assert (score.windows == 3) == (length == 1000)
-    assert score.perplexity.low <= score.perplexity.value <= score.perplexity.high
+    loss, perplexity, bits = (score.metrics[name] for name in ("loss", "perplexity", "bits_per_byte"))
+    assert loss.value == pytest.approx(math.fsum(losses) / len(losses), rel=1e-5)
+    assert perplexity.value == pytest.approx(math.exp(loss.value))
+    assert bits.value == pytest.approx(math.fsum(losses) / math.log(2) / size, rel=1e-5)
+    assert tuple(score.counts[name] for name in ("tokens", "bytes", "documents")) == (len(losses), size, 3)
+    assert (score.n == 3) == (length == 1000)
+    assert perplexity.low <= perplexity.value <= perplexity.high
     assert set(json.loads(json.dumps(score.to_dict()))) == {
         *("loss", "perplexity", "bits_per_byte"),
-        *("tokens", "bytes", "documents", "windows", "length", "stride"),
+        *("n", "tokens", "bytes", "documents", "windows", "length", "stride"),
+        *("losses", "sizes"),
     }
 
 
@@ -50,17 +52,17 @@ def test_a_model_that_gives_no_number_is_named_with_the_text(bigram, tokenizer):
     with torch.no_grad():
         bigram.table[:] = torch.nan
     with pytest.raises(ArithmeticError, match=r"some\.txt: .* not a number"):
-        evaluate_perplexity(bigram, tokenizer, [Text("x y", "some.txt")], 8, 8, 100)
+        PerplexityTask([Text("x y", "some.txt")], 8, 8).run(bigram, tokenizer, 100)
 
 
 def test_two_models_are_compared_window_by_window(bigram, tokenizer):
     texts = [Text("The man picks up a red bucket and walks away.", "a")]
-    first = evaluate_perplexity(bigram, tokenizer, texts, 4, 4, 100)
+    first = PerplexityTask(texts, 4, 4).run(bigram, tokenizer, 100)
     with torch.no_grad():
         bigram.table.zero_()
-    second = evaluate_perplexity(bigram, tokenizer, texts, 4, 4, 100)
+    second = PerplexityTask(texts, 4, 4).run(bigram, tokenizer, 100)
     change = second.since(first)["loss"]
-    assert change.difference == pytest.approx(second.loss.value - first.loss.value)
+    assert change.difference == pytest.approx(second.metrics["loss"].value - first.metrics["loss"].value)
     assert change.low < change.difference < change.high
 
 
@@ -81,9 +83,9 @@ def test_texts_come_from_files_and_folders(tmp_path: Path):
         ("a.txt", "", "holds no text"),
         ("a.txt", b"\xff", "not UTF-8 text"),
         ("a.jsonl", "{", "line 1: not JSON"),
-        ("a.jsonl", '{"text": "x"}\n[1]', "line 2: must be a JSON object with the key text"),
-        ("a.jsonl", '{"text": 3}', "line 1: must be a JSON object with the key text"),
-        ("a.jsonl", '{"text": "\\ud800"}', "line 1: holds half a character"),
+        ("a.jsonl", '{"text": "x"}\n[1]', "line 2: must be a JSON object, not"),
+        ("a.jsonl", '{"text": 3}', "line 1: needs the key text"),
+        ("a.jsonl", '{"text": "\\ud800"}', "line 1: a text holds half of a surrogate pair"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, complaint: str):

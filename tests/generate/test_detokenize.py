@@ -6,7 +6,7 @@ from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.detokenize import Detokenizer, answer_all, pieces
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
-from seektune.generate.sampling import Sampling
+from seektune.generate.sampling_params import Sampling
 
 TEXTS = ["A man, a plan.", "naïve café 你好 🙂🙂 end", "🙂", "a\n\nb"]
 

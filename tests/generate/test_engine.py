@@ -8,7 +8,8 @@ import torch
 
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
-from seektune.generate.sampling import Sampler, Sampling
+from seektune.generate.sampling import Sampler
+from seektune.generate.sampling_params import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 GREEDY = Sampling(temperature=0)

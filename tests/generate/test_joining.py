@@ -5,7 +5,7 @@ import torch
 
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
-from seektune.generate.sampling import Sampling
+from seektune.generate.sampling_params import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 from .test_engine import GREEDY, prompts, spoken

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from seektune.generate.sampling import Sampler, Sampling
+from seektune.generate.sampling import Sampler
+from seektune.generate.sampling_params import Sampling
 
 CASES = (
     Sampling(),

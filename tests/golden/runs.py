@@ -37,6 +37,7 @@ SETTINGS = (
         "--evaluate.limit=8",
         "--evaluate.before=false",
         "--evaluate.after=true",
+        "--evaluate.tasks=[hellaswag]",
         "--logging.tensorboard=false",
     ),
     *("--checkpoint.every=null", "--seed=1"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.io.files import read_lines
+from seektune.io.jsonl import read_records
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.run_cli import seektune
 
@@ -49,7 +49,7 @@ def test_cached_decoding_is_the_full_forward(toy_model):
 
 
 def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_lines(folder / "metrics.jsonl")]
+    return [line["loss"] for line in read_records(folder / "metrics.jsonl")]
 
 
 @pytest.mark.parametrize("recipe", ["deepseek_v4_tiny_hellaswag.yaml", "deepseek_v4_tiny_lora.yaml"])

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from seektune.exit_codes import RESUME_ME
 from seektune.launch.agent import threads
-from seektune.signals import RESUME_ME
 
 from .fake_workers import SLEEPS, are_gone, ending, launcher, ready, signal_when_ready, standin, when_ready
 

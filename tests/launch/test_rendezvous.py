@@ -9,8 +9,8 @@ from threading import Timer
 
 import pytest
 
+from seektune.exit_codes import RESUME_ME
 from seektune.launch import rendezvous
-from seektune.signals import RESUME_ME
 
 from .fake_workers import SLEEPS, are_gone, ending, launcher, ready, standin, when_ready
 

@@ -131,7 +131,7 @@ def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
         (TINY, "--nodes=2", "--optimiser.lr=1"): "optimizer",
         (TINY, "--nodes=2", "--gpu=h99"): "h100-80gb",
         (TINY, "--nodes=2", "--container=a", "--venv=b"): "leave --venv out",
-        (TINY, "--nodes=2", "--submit", "--output", str(tmp_path / "logs")): "there is no sbatch on this machine",
+        (TINY, "--nodes=2", "--submit", "--output", str(tmp_path / "logs")): "sbatch not found",
         (TINY,): "--nodes",
     }
     for words, said in mistakes.items():

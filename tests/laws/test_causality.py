@@ -1,4 +1,4 @@
-"""No token changes what stands before it; and what it may change, it does."""
+"""Causality: a token changes no earlier logits, and does change those that may depend on it."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def model(request, toy_model) -> DeepseekV4ForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def text(model):
+def sequence(model):
     tokens = torch.randint(model.config.vocab_size, (1, LENGTH), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         return tokens, model(tokens, mtp=True)
@@ -23,8 +23,8 @@ def text(model):
 
 @pytest.mark.parametrize("t", [0, 3, 4, 15, 16, 126, 127, 128, 255, 256, LENGTH - 1])
 @torch.no_grad()
-def test_a_token_changes_nothing_before_it(model, text, t):
-    tokens, before = text
+def test_a_token_does_not_change_earlier_logits(model, sequence, t):
+    tokens, before = sequence
     changed = tokens.clone()
     changed[0, t] = (changed[0, t] + 1) % model.config.vocab_size
     after = model(changed, mtp=True)
@@ -32,14 +32,14 @@ def test_a_token_changes_nothing_before_it(model, text, t):
     assert (main[:t] < TOLERANCE).all()
     assert main[t] > 1e-3
     mtp = (after.mtp_logits - before.mtp_logits).abs().amax(dim=-1)[0]
-    # row t of the MTP logits has read token t + 1
+    # position t of the MTP logits reads token t + 1
     assert (mtp[: max(t - 1, 0)] < TOLERANCE).all()
     assert (mtp[max(t - 1, 0)] > 1e-3).all()
 
 
 @torch.no_grad()
-def test_a_prefix_gets_what_it_gets_in_the_whole_text(model, text):
-    tokens, whole = text
+def test_prefix_has_the_logits_of_the_whole_sequence(model, sequence):
+    tokens, whole = sequence
     for length in (1, 2, 4, 17, 127, 128, 129, 256):
         part = model(tokens[:, :length], mtp=True)
         assert (part.logits - whole.logits[:, :length]).abs().max() < TOLERANCE, length
@@ -48,8 +48,8 @@ def test_a_prefix_gets_what_it_gets_in_the_whole_text(model, text):
 
 
 @torch.no_grad()
-def test_an_entry_is_seen_from_its_last_token_on(toy_model):
-    """One HCA layer with a window of one token: token 0 reaches others only through the entry of tokens 0 to 127."""
+def test_entry_is_visible_from_its_last_token_on(toy_model):
+    """One HCA layer with a window of one token: token 0 affects others only through the entry of tokens 0 to 127."""
     model = toy_model(
         num_hidden_layers=1, num_hash_layers=0, num_nextn_predict_layers=0, compress_ratios=[128], sliding_window=1
     )
@@ -62,7 +62,7 @@ def test_an_entry_is_seen_from_its_last_token_on(toy_model):
 
 
 @torch.no_grad()
-def test_the_window_counts_the_query_itself(toy_model):
+def test_window_includes_the_query(toy_model):
     model = toy_model(
         num_hidden_layers=1, num_hash_layers=0, num_nextn_predict_layers=0, compress_ratios=[0], sliding_window=8
     )

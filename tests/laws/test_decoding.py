@@ -1,6 +1,6 @@
-"""What goes on from a cache gets the logits of the full forward, at every position and attention kind.
+"""Decoding from a cache gives the logits of the full forward, at every position and for every attention kind.
 
-In float64 sums in another order agree to 1e-12, and no near-tie of a choice flips.
+In float64, sums in another order agree to 1e-12, and no near-tie of a top-k flips.
 """
 
 import pytest
@@ -20,8 +20,8 @@ def model(request, toy_model) -> DeepseekV4ForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def text(model) -> tuple[Tensor, Tensor]:
-    """Three rows and their logits."""
+def sequence(model) -> tuple[Tensor, Tensor]:
+    """Three rows of tokens and their logits."""
     tokens = torch.randint(model.config.vocab_size, (3, LENGTH), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         return tokens, model(tokens).logits
@@ -32,38 +32,40 @@ def in_chunks(model: DeepseekV4ForCausalLM, tokens: Tensor, cache, sizes: list[i
     return torch.cat([model(chunk, cache=cache).logits for chunk in tokens.split(sizes, dim=1)], dim=1)
 
 
-def away(found: Tensor, expected: Tensor) -> float:
+def max_difference(found: Tensor, expected: Tensor) -> float:
     assert found.shape == expected.shape
     return float((found - expected).abs().max())
 
 
 @pytest.mark.parametrize("prefill", PREFILLS)
-def test_a_prefill_then_tokens_then_chunks(model, text, prefill):
-    tokens, logits = text
+def test_prefill_then_single_tokens_then_chunks(model, sequence, prefill):
+    tokens, logits = sequence
     steps = [prefill, *[1] * 5, 2, 3]
     sizes = [*steps, LENGTH - sum(steps)]
     cache = model.new_cache(1, LENGTH)
-    assert away(in_chunks(model, tokens[:1], cache, sizes), logits[:1]) < TOLERANCE
+    assert max_difference(in_chunks(model, tokens[:1], cache, sizes), logits[:1]) < TOLERANCE
     assert cache.lengths == [LENGTH]
 
 
 @pytest.mark.slow
-def test_token_by_token_from_the_first(model, text):
-    tokens, logits = text
-    assert away(in_chunks(model, tokens, model.new_cache(3, LENGTH), [1] * LENGTH), logits) < TOLERANCE
+def test_decoding_token_by_token(model, sequence):
+    tokens, logits = sequence
+    assert max_difference(in_chunks(model, tokens, model.new_cache(3, LENGTH), [1] * LENGTH), logits) < TOLERANCE
 
 
-def test_the_first_entry_of_each_kind_is_made_by_single_tokens(model, text):
-    tokens, logits = text
+def test_single_tokens_complete_the_first_entries(model, sequence):
+    tokens, logits = sequence
     sizes = [3, 1, 1, 120, *[1] * 5]
-    assert away(in_chunks(model, tokens[:, :130], model.new_cache(3, 130), sizes), logits[:, :130]) < TOLERANCE
+    assert (
+        max_difference(in_chunks(model, tokens[:, :130], model.new_cache(3, 130), sizes), logits[:, :130]) < TOLERANCE
+    )
 
 
-def test_rows_of_different_lengths_share_a_batch(model, text):
-    tokens, logits = text
+def test_rows_of_different_lengths_share_a_batch(model, sequence):
+    tokens, logits = sequence
     cache = model.new_cache(3, LENGTH)
     at = [0, 0, 0]
-    # a step longer than what fits in place, steps in which some rows rest, and some in which all go on
+    # steps longer than the in-place buffers, steps in which some rows have no tokens, and steps of all rows
     for counts in ((1, 131, 57), (3, 0, 1), (1, 1, 1), (1, 1, 1), (0, 4, 90), (5, 2, 0), (1, 1, 1), (120, 1, 3)):
         width = max(counts)
         chunk, documents = torch.randint(60, (3, width)), torch.zeros(3, width, dtype=torch.int64)
@@ -74,29 +76,29 @@ def test_rows_of_different_lengths_share_a_batch(model, text):
         for row, count in enumerate(counts):
             here = slice(at[row], at[row] + count)
             if count:
-                assert away(found[row, :count], logits[row, here]) < TOLERANCE, (counts, row)
+                assert max_difference(found[row, :count], logits[row, here]) < TOLERANCE, (counts, row)
             at[row] += count
         assert cache.lengths == at
 
 
 @pytest.mark.parametrize("back", [1, 3, 16])
-def test_tokens_are_taken_back(model, text, back):
-    tokens, logits = text
+def test_rollback(model, sequence, back):
+    tokens, logits = sequence
     cache = model.new_cache(3, LENGTH)
     wrong = torch.randint(60, (3, back), generator=torch.Generator().manual_seed(4))
     at = 0
-    # before an entry of each ratio is complete, after it was completed by what is taken back, right after a move
+    # before an entry of each ratio is complete, after a rolled-back token completed it, and right after a buffer move
     for size in (3, 4, 120, 1, 1, 1, 60):
         model(tokens[:, at : at + size], cache=cache)
         at += size
         model(wrong, cache=cache)
         cache.rollback(back)
         assert cache.lengths == [at] * 3
-    assert away(in_chunks(model, tokens[:, at:], cache, [1, 1, LENGTH - at - 2]), logits[:, at:]) < TOLERANCE
+    assert max_difference(in_chunks(model, tokens[:, at:], cache, [1, 1, LENGTH - at - 2]), logits[:, at:]) < TOLERANCE
 
 
-def test_each_row_goes_back_by_its_own_number(model, text):
-    tokens, logits = text
+def test_rollback_per_row(model, sequence):
+    tokens, logits = sequence
     cache = model.new_cache(3, LENGTH)
     model(tokens[:, :125], cache=cache)
     for _ in range(3):
@@ -105,43 +107,43 @@ def test_each_row_goes_back_by_its_own_number(model, text):
         assert cache.lengths == [125, 128, 133]
         cache.rollback([0, 3, 8])
     found = model(tokens[:, 125:140], cache=cache).logits
-    assert away(found, logits[:, 125:140]) < TOLERANCE
+    assert max_difference(found, logits[:, 125:140]) < TOLERANCE
 
 
-def test_a_row_that_begins_anew_knows_nothing_of_its_last_text(model, text):
-    tokens, logits = text
+def test_reset_row_keeps_nothing_of_its_previous_sequence(model, sequence):
+    tokens, logits = sequence
     cache = model.new_cache(2, LENGTH)
     model(tokens[:2, :150], cache=cache)
     cache.reset([1])
     assert cache.lengths == [150, 0]
     chunk = torch.stack([tokens[0, 150:155], tokens[2, :5]])
     found = model(chunk, cache=cache).logits
-    assert away(found, torch.stack([logits[0, 150:155], logits[2, :5]])) < TOLERANCE
+    assert max_difference(found, torch.stack([logits[0, 150:155], logits[2, :5]])) < TOLERANCE
     for layer in cache.layers.values():
         for tail in layer.tails():
-            # zeros before the new text: not even an unseen value is left of the old one
+            # zeros before the new sequence: no value of the old one is left, not even a masked one
             assert not tail.values[1, : tail.keep - 5].any()
             assert tail.values[1].any()
     cache.reset()
-    assert away(model(tokens[1:], cache=cache).logits, logits[1:]) < TOLERANCE
+    assert max_difference(model(tokens[1:], cache=cache).logits, logits[1:]) < TOLERANCE
 
 
-def test_rows_are_copied_and_part(model, text):
-    tokens, logits = text
+def test_selected_rows_are_independent_copies(model, sequence):
+    tokens, logits = sequence
     cache = model.new_cache(1, LENGTH)
     model(tokens[:1, :131], cache=cache)
     both = cache.select([0, 0])
     one = model(tokens[:1, 131:136], cache=cache).logits
     other = torch.randint(60, (1, 5))
     two = model(torch.cat([tokens[:1, 131:136], other]), cache=both).logits
-    assert away(one, logits[:1, 131:136]) < TOLERANCE
-    assert away(two[:1], one) < TOLERANCE
+    assert max_difference(one, logits[:1, 131:136]) < TOLERANCE
+    assert max_difference(two[:1], one) < TOLERANCE
     whole = model(torch.cat([tokens[:1, :131], other], dim=1)).logits
-    assert away(two[1:], whole[:, 131:]) < TOLERANCE
+    assert max_difference(two[1:], whole[:, 131:]) < TOLERANCE
 
 
-def test_a_call_that_fails_adds_nothing(model, text, monkeypatch):
-    tokens, logits = text
+def test_failed_call_does_not_change_the_cache(model, sequence, monkeypatch):
+    tokens, logits = sequence
     for chunk in (2, 40):
         cache = model.new_cache(3, LENGTH)
         model(tokens[:, :100], cache=cache)
@@ -150,11 +152,11 @@ def test_a_call_that_fails_adds_nothing(model, text, monkeypatch):
             with pytest.raises(TypeError):
                 model(torch.randint(60, (3, chunk)), cache=cache)
         assert cache.lengths == [100] * 3
-        assert away(model(tokens[:, 100:140], cache=cache).logits, logits[:, 100:140]) < TOLERANCE
+        assert max_difference(model(tokens[:, 100:140], cache=cache).logits, logits[:, 100:140]) < TOLERANCE
 
 
-def test_fp32_and_bf16_go_on_as_well(toy_model, text):
-    tokens, _ = text
+def test_decoding_in_fp32_and_bf16(toy_model, sequence):
+    tokens, _ = sequence
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.2)):
         model = toy_model(dtype)
         with torch.no_grad():

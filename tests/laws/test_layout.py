@@ -1,4 +1,4 @@
-"""Positions, documents and windows of `SequenceLayout` against a walk through the row by hand."""
+"""Positions, documents and windows of `SequenceLayout`, compared with loops over the row."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_positions_restart_at_each_document(layout):
             assert layout.positions[row, t] == position
 
 
-def test_joined_and_followed_stop_at_the_ends_of_documents(layout):
+def test_joined_and_followed_stop_at_document_ends(layout):
     joined, followed = layout.joined(), layout.followed()
     for row, numbers in enumerate(DOCUMENTS):
         for t in range(len(numbers) - 1):
@@ -37,7 +37,7 @@ def test_joined_and_followed_stop_at_the_ends_of_documents(layout):
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4, 5, 128])
-def test_windows_are_the_complete_runs_of_each_document(layout, ratio):
+def test_windows_are_complete_windows_of_each_document(layout, ratio):
     windows = layout.windows(ratio)
     for row, numbers in enumerate(DOCUMENTS):
         complete, firsts, start = [], {}, 0
@@ -53,14 +53,14 @@ def test_windows_are_the_complete_runs_of_each_document(layout, ratio):
             else:
                 assert windows.count_BT[row, t] == 0
         count = len(complete)
-        # the slots behind them stand for nothing, but must be readable
+        # unused slots after them must hold valid indices
         assert windows.last_BE.shape[1] == windows.position_BE.shape[1] == len(numbers) // ratio
         assert ((windows.last_BE >= ratio - 1) & (windows.last_BE < len(numbers))).all()
         assert windows.last_BE[row, :count].tolist() == [last for last, _ in complete]
         assert windows.position_BE[row, :count].tolist() == [position for _, position in complete]
 
 
-def test_one_document_per_row_is_the_single_layout():
+def test_one_document_per_row_equals_single():
     single = SequenceLayout.single(2, 7)
     explicit = SequenceLayout.from_documents(torch.full((2, 7), 3))
     assert torch.equal(single.positions, explicit.positions)
@@ -72,13 +72,13 @@ def test_one_document_per_row_is_the_single_layout():
     "documents",
     [torch.ones(5, dtype=torch.long), torch.ones(2, 5), torch.tensor([[1, -1]]), torch.ones(1, 2, 3).long()],
 )
-def test_document_numbers_of_another_kind_are_refused(documents):
+def test_bad_document_numbers_are_rejected(documents):
     with pytest.raises(ValueError, match="document"):
         SequenceLayout.from_documents(documents)
 
 
-def test_a_batch_counts_the_tokens_that_somebody_predicts():
+def test_taught_counts_predicted_tokens():
     documents = torch.tensor([[1, 1, 1, 2, 2, 0, 0]])
     labels = torch.tensor([[5, 5, -100, 5, 5, 5, 5]])
-    # token 1 and token 4; tokens 0 and 3 open a document, token 2 is not taught, the rest is padding
+    # tokens 1 and 4 are predicted; 0 and 3 begin a document, 2 is not taught, the rest is padding
     assert Batch(torch.zeros_like(labels), labels, documents).taught() == 2

@@ -1,4 +1,4 @@
-"""One denominator, one alignment, and the same loss however it is computed."""
+"""The loss: one denominator, one alignment, and the same value with and without logits."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def model(toy_model) -> DeepseekV4ForCausalLM:
 
 @pytest.fixture
 def batch(model) -> Batch:
-    """Four packed rows; a third of the labels is not taught, among them some inside and at the ends of documents."""
+    """Four packed rows; a third of the labels is not taught, inside and at the ends of documents."""
     documents = torch.tensor(
         [[1] * 30 + [2] * 1 + [3] * 9, [1] * 40, [4] * 3 + [0] * 2 + [5] * 35, [1] * 20 + [0] * 20]
     )
@@ -35,8 +35,8 @@ def gradients(model: DeepseekV4ForCausalLM, loss: Tensor) -> dict[str, Tensor]:
     return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
 
 
-def by_hand(logits: Tensor, batch: Batch, ahead: int) -> tuple[Tensor, int]:
-    """Sum of cross-entropies and their number: row t predicts label t + ahead, if all tokens between are one text."""
+def reference_loss(logits: Tensor, batch: Batch, ahead: int) -> tuple[Tensor, int]:
+    """Sum of cross-entropies and their number: position t predicts label t + ahead within one document."""
     total, count = torch.zeros((), dtype=logits.dtype), 0
     rows, length = batch.tokens.shape
     for b in range(rows):
@@ -52,20 +52,20 @@ def by_hand(logits: Tensor, batch: Batch, ahead: int) -> tuple[Tensor, int]:
 
 def test_labels_are_unshifted_and_minus_100_is_not_taught(model, batch):
     out = run(model, batch)
-    total, count = by_hand(out.logits, batch, ahead=1)
+    total, count = reference_loss(out.logits, batch, ahead=1)
     assert 0 < count < batch.tokens.numel() // 2 + 40
     assert count == batch.taught()
     assert out.loss.item() == pytest.approx((total / count).item(), rel=1e-12)
 
 
-def test_the_mtp_loss_predicts_two_ahead_over_the_same_denominator(model, batch):
+def test_mtp_loss_predicts_two_ahead_with_the_same_denominator(model, batch):
     out = run(model, batch)
-    total, count = by_hand(out.mtp_logits, batch, ahead=2)
+    total, count = reference_loss(out.mtp_logits, batch, ahead=2)
     assert count < batch.taught()
     assert out.mtp_loss.item() == pytest.approx((total / batch.taught()).item(), rel=1e-12)
 
 
-def test_the_first_token_of_a_document_is_taught_by_nobody(model, batch):
+def test_first_token_of_a_document_is_not_taught(model, batch):
     labels = batch.labels.clone()
     labels[:, 1:][batch.documents[:, 1:] != batch.documents[:, :-1]] = 5
     labels[:, 0] = 5
@@ -94,18 +94,18 @@ def test_micro_batches_sum_to_the_whole_batch(model, batch):
         losses += out.loss.item()
         for name, gradient in gradients(model, out.loss + 0.1 * out.mtp_loss).items():
             sums[name] += gradient
-    assert len(uneven) == 3, "a mean of means would pass with equal parts"
+    assert len(uneven) == 3, "with equal parts, a mean of means would pass"
     assert losses == pytest.approx(whole.loss.item(), rel=1e-12)
     for name, gradient in expected.items():
         torch.testing.assert_close(sums[name], gradient, rtol=1e-8, atol=1e-12, msg=name)
 
 
-def test_losses_without_logits_are_the_same_with_the_same_gradients(model, batch):
+def test_losses_and_gradients_are_the_same_without_logits(model, batch):
     full, chunked = run(model, batch), run(model, batch, with_logits=False)
     assert chunked.logits is None
     assert chunked.mtp_logits is None
-    total, count = by_hand(full.logits, batch, ahead=1)
-    mtp_total, _ = by_hand(full.mtp_logits, batch, ahead=2)
+    total, count = reference_loss(full.logits, batch, ahead=1)
+    mtp_total, _ = reference_loss(full.mtp_logits, batch, ahead=2)
     from_logits = gradients(model, (total + mtp_total) / count)
     from_chunks = gradients(model, chunked.loss + chunked.mtp_loss)
     assert chunked.loss.item() == pytest.approx((total / count).item(), rel=1e-12)
@@ -114,7 +114,7 @@ def test_losses_without_logits_are_the_same_with_the_same_gradients(model, batch
         torch.testing.assert_close(from_chunks[name], gradient, rtol=1e-8, atol=1e-12, msg=name)
 
 
-def test_a_batch_in_which_nothing_is_taught_has_loss_zero_and_finite_gradients(model, batch):
+def test_batch_without_taught_tokens_has_zero_loss_and_gradients(model, batch):
     nothing = Batch(batch.tokens, torch.full_like(batch.labels, -100), batch.documents)
     assert nothing.taught() == 0
     out = run(model, nothing)

@@ -1,6 +1,6 @@
-"""A packed row gives each document exactly what it gets alone, main path and MTP, whatever stands beside it.
+"""A document in a packed row has exactly the logits, loss and gradients that it has alone, including MTP.
 
-In float64 "exactly" can be asked for: sums in another order agree to 1e-12, and no near-tie of a choice flips.
+In float64, sums in another order agree to 1e-12, and no near-tie of a top-k flips.
 """
 
 import pytest
@@ -14,7 +14,7 @@ LENGTHS = (1, 3, 4, 5, 127, 128, 129, 300)
 ROWS = {
     "ascending": LENGTHS,
     "descending": LENGTHS[::-1],
-    "windows never on the row's grid": (3, 300, 1, 129, 5, 127, 4, 128),
+    "windows not aligned with the row": (3, 300, 1, 129, 5, 127, 4, 128),
     "padding between and after": (-2, 129, -1, 4, -130, 127, 1, -3, 300, 5, -1, 128, 3, -67),
 }
 """Lengths of documents in a row; a negative length is padding."""
@@ -28,27 +28,27 @@ def model(request, toy_model) -> DeepseekV4ForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def texts(toy_config) -> dict[int, Tensor]:
+def sequences(toy_config) -> dict[int, Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {length: torch.randint(toy_config().vocab_size, (length,), generator=generator) for length in LENGTHS}
 
 
 @pytest.fixture(scope="module")
-def alone(model, texts) -> dict[int, tuple[Tensor, Tensor]]:
+def alone(model, sequences) -> dict[int, tuple[Tensor, Tensor]]:
     """Main and MTP logits of each document in a row of its own."""
     with torch.no_grad():
-        outputs = {length: model(text[None], mtp=True) for length, text in texts.items()}
+        outputs = {length: model(sequence[None], mtp=True) for length, sequence in sequences.items()}
     return {length: (out.logits[0], out.mtp_logits[0]) for length, out in outputs.items()}
 
 
-def pack(row: tuple[int, ...], texts: dict[int, Tensor]) -> tuple[Tensor, Tensor, dict[int, slice]]:
-    """Tokens and document numbers `[1, T]`, and where each document lies. Padding holds tokens like any other."""
+def pack(row: tuple[int, ...], sequences: dict[int, Tensor]) -> tuple[Tensor, Tensor, dict[int, slice]]:
+    """Tokens and document numbers `[1, T]`, and the slice of each document. Padding holds ordinary tokens."""
     tokens, documents, places, start = [], [], {}, 0
     for number, length in enumerate(row):
         size = abs(length)
         real = length > 0
-        tokens.append(texts[length] if real else torch.randint(60, (size,)))
-        # numbers need not ascend: only neighbours must differ
+        tokens.append(sequences[length] if real else torch.randint(60, (size,)))
+        # document numbers need not ascend; only adjacent ones must differ
         documents.append(torch.full((size,), 1 + 7 * number % 5 + 10 * (number % 2) if real else 0))
         if real:
             places[length] = slice(start, start + size)
@@ -58,8 +58,8 @@ def pack(row: tuple[int, ...], texts: dict[int, Tensor]) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 @torch.no_grad()
-def test_a_packed_document_gets_the_logits_it_gets_alone(model, texts, alone, row):
-    tokens, documents, places = pack(row, texts)
+def test_packed_document_has_the_logits_it_has_alone(model, sequences, alone, row):
+    tokens, documents, places = pack(row, sequences)
     out = model(tokens, documents=documents, mtp=True)
     assert set(places) == set(LENGTHS)
     for length, place in places.items():
@@ -71,24 +71,24 @@ def test_a_packed_document_gets_the_logits_it_gets_alone(model, texts, alone, ro
 
 
 @torch.no_grad()
-def test_without_document_numbers_the_same_row_is_another_text(model, texts, alone):
-    tokens, _, places = pack(ROWS["ascending"], texts)
+def test_logits_differ_without_document_numbers(model, sequences, alone):
+    tokens, _, places = pack(ROWS["ascending"], sequences)
     logits = model(tokens).logits[0, places[300]]
     assert (logits - alone[300][0]).abs().amax(dim=-1).median() > 1e-2
 
 
-def test_a_packed_row_has_the_loss_and_gradients_of_its_documents(toy_model, texts):
+def test_packed_row_has_the_loss_and_gradients_of_its_documents(toy_model, sequences):
     chosen = (128, 1, 5, 129, 3)
     model = toy_model()
-    tokens, documents, _ = pack((128, -3, 1, 5, 129, 3, -2), texts)
+    tokens, documents, _ = pack((128, -3, 1, 5, 129, 3, -2), sequences)
     out = model(tokens, labels=tokens, documents=documents, mtp=True, num_items_in_batch=1)
     (out.loss + 0.1 * out.mtp_loss).backward()
     packed = {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
     model.zero_grad()
     loss = mtp_loss = 0.0
     for length in chosen:
-        text = texts[length][None]
-        part = model(text, labels=text, mtp=True, num_items_in_batch=1)
+        sequence = sequences[length][None]
+        part = model(sequence, labels=sequence, mtp=True, num_items_in_batch=1)
         (part.loss + 0.1 * part.mtp_loss).backward()
         loss, mtp_loss = loss + part.loss.item(), mtp_loss + part.mtp_loss.item()
     assert out.loss.item() == pytest.approx(loss, rel=1e-10)
@@ -100,12 +100,12 @@ def test_a_packed_row_has_the_loss_and_gradients_of_its_documents(toy_model, tex
 
 
 @torch.no_grad()
-def test_packing_holds_in_fp32_as_well(toy_model, texts):
+def test_packing_in_fp32(toy_model, sequences):
     model = toy_model(torch.float32)
-    tokens, documents, places = pack(ROWS["padding between and after"], texts)
+    tokens, documents, places = pack(ROWS["padding between and after"], sequences)
     out = model(tokens, documents=documents, mtp=True)
     for length, place in places.items():
-        reference = model(texts[length][None], mtp=True)
+        reference = model(sequences[length][None], mtp=True)
         assert (out.logits[0, place] - reference.logits[0]).abs().amax(dim=-1).median() < 1e-4
         if length > 1:
             mtp = out.mtp_logits[0, place.start : place.stop - 1]

@@ -1,4 +1,4 @@
-"""Rows of a batch, and padding, change nothing for the tokens beside them."""
+"""Other rows of a batch, and padding, change nothing for a row's tokens."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def documents_of(*rows: list[int]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_a_row_of_a_batch_gets_what_it_gets_alone(model):
+def test_row_of_a_batch_has_the_logits_it_has_alone(model):
     documents = documents_of([150], [130, 4, -1, 15], [-5, 1, 144])
     tokens = torch.randint(model.config.vocab_size, documents.shape)
     together = model(tokens, documents=documents, mtp=True)
@@ -43,7 +43,7 @@ def test_rows_without_documents_are_one_document_each(model):
 
 
 @pytest.mark.parametrize("padding", [1, 3, 4, 128, 200])
-def test_padding_after_a_text_changes_neither_logits_nor_loss_nor_gradients(toy_model, padding):
+def test_trailing_padding_changes_nothing(toy_model, padding):
     model = toy_model()
     tokens = torch.randint(model.config.vocab_size, (1, 133))
     padded = torch.cat([tokens, torch.randint(model.config.vocab_size, (1, padding))], dim=1)
@@ -51,7 +51,7 @@ def test_padding_after_a_text_changes_neither_logits_nor_loss_nor_gradients(toy_
     (alone.loss + alone.mtp_loss).backward()
     gradients = {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
     model.zero_grad()
-    # labels on padding are not taught: padding is told by length, never by an id
+    # labels on padding are not taught: document number 0 marks padding, not a token id
     out = model(padded, labels=padded, documents=documents_of([133, -padding]), mtp=True)
     (out.loss + out.mtp_loss).backward()
     assert (out.logits[:, :133] - alone.logits).abs().max() < TOLERANCE
@@ -63,7 +63,7 @@ def test_padding_after_a_text_changes_neither_logits_nor_loss_nor_gradients(toy_
 
 
 @torch.no_grad()
-def test_what_padding_holds_does_not_matter(model):
+def test_tokens_of_padding_do_not_matter(model):
     documents = documents_of([-3, 130, -20, 5, -2])
     tokens = torch.randint(model.config.vocab_size, documents.shape)
     other = torch.where(documents == 0, (tokens + 1) % model.config.vocab_size, tokens)
@@ -76,14 +76,14 @@ def test_what_padding_holds_does_not_matter(model):
 
 
 @torch.no_grad()
-def test_padding_counts_for_no_expert(toy_model):
+def test_padding_is_not_counted_in_loads(toy_model):
     model = toy_model()
     tokens = torch.randint(model.config.vocab_size, (1, 20))
     padded = torch.cat([tokens, torch.randint(model.config.vocab_size, (1, 11))], dim=1)
-    alone, beside = RoutingLedger(), RoutingLedger()
+    alone, with_padding = RoutingLedger(), RoutingLedger()
     model(tokens, mtp=True, ledger=alone)
-    model(padded, documents=documents_of([20, -11]), mtp=True, ledger=beside)
-    assert alone.loads.keys() == beside.loads.keys() == model.gates().keys()
+    model(padded, documents=documents_of([20, -11]), mtp=True, ledger=with_padding)
+    assert alone.loads.keys() == with_padding.loads.keys() == model.gates().keys()
     for layer, load in alone.loads.items():
-        assert torch.equal(load, beside.loads[layer]), layer
-        torch.testing.assert_close(alone.balance[layer], beside.balance[layer], msg=str(layer))
+        assert torch.equal(load, with_padding.loads[layer]), layer
+        torch.testing.assert_close(alone.balance[layer], with_padding.balance[layer], msg=str(layer))

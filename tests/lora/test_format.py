@@ -1,4 +1,4 @@
-"""Adapter files that are not as they should be are refused, by name."""
+"""Reading and writing adapter files; faulty ones are rejected with a message that names the fault."""
 
 import json
 import resource
@@ -19,7 +19,7 @@ EXPERTS = "layers.0.ffn.experts"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An adapter of one linear map."""
+    """An adapter of one linear layer."""
     write_adapter(tmp_path / "adapter", {NAME: LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0)}, {})
     return tmp_path / "adapter"
 
@@ -28,14 +28,14 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
 
 
-def test_what_is_written_is_read(folder: Path) -> None:
+def test_write_read_round_trip(folder: Path) -> None:
     changes, _ = read_adapter(folder)
     assert list(changes) == [NAME]
     assert changes[NAME].scaling == 2.0
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite_are_refused(folder: Path, number: float) -> None:
+def test_non_finite_values_are_rejected(folder: Path, number: float) -> None:
     found = tensors(folder)
     first = next(iter(found))
     found[first][0, 1] = number
@@ -44,7 +44,7 @@ def test_numbers_that_are_not_finite_are_refused(folder: Path, number: float) ->
         read_adapter(folder)
 
 
-def test_a_missing_an_extra_and_a_cut_tensor_are_refused(folder: Path) -> None:
+def test_missing_extra_and_truncated_tensors_are_rejected(folder: Path) -> None:
     found = tensors(folder)
     low, high = sorted(found)
     for wrong in (
@@ -68,32 +68,32 @@ def configured(folder: Path, **keys: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"r": 4}, r"has rank 2, but 4 in its config"),
-        ({"r": 0}, r"its r is 0, not a number from 1"),
+        ({"r": 0}, r"its r is 0, not a whole number of 1 or more"),
         ({"r": None}, r"its r is None"),
         ({"r": [2]}, r"its r is \[2\]"),
         ({"lora_alpha": float("nan")}, "its lora_alpha is nan, not a finite number"),
         ({"lora_alpha": 10**400}, "its lora_alpha is 1000"),
         ({"lora_alpha": "4"}, "its lora_alpha is '4'"),
-        ({"rank_pattern": [1]}, "its rank_pattern is no object"),
+        ({"rank_pattern": [1]}, "its rank_pattern is not an object"),
         ({"alpha_pattern": {"q_b_proj": float("inf")}}, "its alpha_pattern of .*q_b_proj is inf"),
         ({"alpha_pattern": {"(": 1}}, r"patterns of rank or alpha hold .*\("),
-        ({"target_parameters": "x"}, "its target_parameters is no list"),
+        ({"target_parameters": "x"}, "its target_parameters is not a list"),
         ({"modules_to_save": ["head"]}, r"more than low-rank changes of weights \(modules_to_save\)"),
         ({"trainable_token_indices": [1]}, r"\(trainable_token_indices\)"),
         ({"bias": "all"}, r"\(bias\)"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changes base weights too .*pissa_niter_4"),
+        ({"init_lora_weights": "pissa_niter_4"}, "also changes base weights .*pissa_niter_4"),
         ({"use_dora": True}, "it lacks .*lora_magnitude_vector"),
     ],
 )
-def test_a_config_that_means_something_else_is_refused(folder: Path, keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_unsupported_configs_are_rejected(folder: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         read_adapter(configured(folder, **keys))
 
 
-def test_patterns_hold_for_the_end_of_a_name_as_in_peft(folder: Path) -> None:
+def test_patterns_match_suffixes_as_in_peft(folder: Path) -> None:
     configured(
         folder, r=7, lora_alpha=1, rank_pattern={"o_proj": 3, "layers.*q_b_proj": 2}, alpha_pattern={"q_b_proj": 6}
     )
@@ -103,19 +103,19 @@ def test_patterns_hold_for_the_end_of_a_name_as_in_peft(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
-def test_numbers_of_another_kind_are_refused(folder: Path, dtype: torch.dtype) -> None:
+def test_other_dtypes_are_rejected(folder: Path, dtype: torch.dtype) -> None:
     save_file({name: tensor.to(dtype) for name, tensor in tensors(folder).items()}, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=f"as {dtype}; adapters are"):
+    with pytest.raises(ValueError, match=f"as {dtype}; adapters must be"):
         read_adapter(folder)
 
 
-def test_a_number_too_large_for_fp32_is_refused(folder: Path) -> None:
+def test_values_too_large_for_fp32_are_rejected(folder: Path) -> None:
     save_file({name: tensor.double() * 1e300 for name, tensor in tensors(folder).items()}, folder / WEIGHTS)
     with pytest.raises(ValueError, match="not finite"):
         read_adapter(folder)
 
 
-def test_what_is_no_pair_is_refused_but_the_copy_of_an_embedding(folder: Path) -> None:
+def test_unpaired_tensors_are_rejected_except_embedding_copies(folder: Path) -> None:
     found = tensors(folder)
     save_file(found | {"base_model.model.model.embed_tokens.base_layer.weight": torch.ones(4, 4)}, folder / WEIGHTS)
     assert list(read_adapter(folder)[0]) == [NAME]
@@ -125,12 +125,12 @@ def test_what_is_no_pair_is_refused_but_the_copy_of_an_embedding(folder: Path) -
             read_adapter(folder)
     again = {name.replace(KEY, NAME): tensor.clone() for name, tensor in found.items()}
     save_file(found | again, folder / WEIGHTS)
-    with pytest.raises(ValueError, match=f"is a second change of {NAME}"):
+    with pytest.raises(ValueError, match=f"changes {NAME} a second time"):
         read_adapter(folder)
 
 
 @pytest.mark.parametrize("shape", [(1,), (5,), (6, 1)])
-def test_lengths_of_another_shape_are_refused(folder: Path, shape: tuple[int, ...]) -> None:
+def test_magnitudes_of_another_shape_are_rejected(folder: Path, shape: tuple[int, ...]) -> None:
     write_adapter(folder, {NAME: LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0, torch.ones(6))}, {})
     assert read_adapter(folder)[0][NAME].magnitude is not None
     save_file(tensors(folder) | {f"{KEY}.lora_magnitude_vector": torch.ones(shape)}, folder / WEIGHTS)
@@ -146,21 +146,21 @@ class TestExperts:
         write_adapter(tmp_path / "experts", both, {})
         return tmp_path / "experts"
 
-    def test_a_target_may_be_the_end_of_its_name(self, experts: Path) -> None:
-        """Without that, a block of gate and up alone would be taken for one of down."""
+    def test_target_may_be_a_suffix(self, experts: Path) -> None:
+        """Otherwise an adapter of only gate and up would be read as one of down."""
         configured(experts, target_parameters=["mlp.experts.gate_up_proj"])
         assert sorted(read_adapter(experts)[0]) == [f"{EXPERTS}.w1", f"{EXPERTS}.w3"]
 
-    def test_one_that_does_not_change_anything_yet_is_read(self, experts: Path) -> None:
+    def test_untrained_adapter_loads(self, experts: Path) -> None:
         save_file({name: x * ("lora_A" in name) for name, x in tensors(experts).items()}, experts / WEIGHTS)
         changes, _ = read_adapter(experts)
         assert sorted(changes) == [f"{EXPERTS}.w1", f"{EXPERTS}.w3"]
         assert not any(change.b.any() for change in changes.values())
 
-    def test_shapes_that_fit_no_number_of_experts_are_refused(self, experts: Path) -> None:
+    def test_inconsistent_expert_shapes_are_rejected(self, experts: Path) -> None:
         found = tensors(experts)
         low, high = sorted(found)
-        for wrong, said in (
+        for wrong, message in (
             ({low: found[low][:5].clone(), high: found[high][:, :5].clone()}, "does not have 4 rows"),
             ({low: found[low], high: found[high][:-1].clone()}, "has no two halves"),
             (
@@ -174,20 +174,20 @@ class TestExperts:
             (found | {low.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(12)}, "belongs to no pair"),
         ):
             save_file(wrong, experts / WEIGHTS)
-            with pytest.raises(ValueError, match=said):
+            with pytest.raises(ValueError, match=message):
                 read_adapter(experts)
 
 
 class TestWriting:
-    def test_whoever_may_read_the_folder_may_read_its_files(self, folder: Path) -> None:
+    def test_files_have_the_same_permissions(self, folder: Path) -> None:
         assert {file.stat().st_mode for file in folder.iterdir()} == {(folder / CONFIG).stat().st_mode}
 
-    def test_only_an_adapter_makes_way_for_another(self, tmp_path: Path) -> None:
+    def test_only_an_adapter_is_replaced(self, tmp_path: Path) -> None:
         other, changes = tmp_path / "work", {NAME: LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0)}
         other.mkdir()
         (other / "thesis.tex").write_text("years")
         for place in (other, other / "thesis.tex"):
-            with pytest.raises(ValueError, match="something else than an adapter"):
+            with pytest.raises(ValueError, match="exists and is not an adapter"):
                 write_adapter(place, changes, {})
         assert (other / "thesis.tex").read_text() == "years"
         (other / "thesis.tex").unlink()
@@ -196,12 +196,12 @@ class TestWriting:
         assert list(read_adapter(other)[0]) == [NAME]
 
     @pytest.mark.parametrize("limit", [10, 300])
-    def test_on_a_full_disk_the_older_adapter_stays(self, folder: Path, limit: int) -> None:
+    def test_full_disk_keeps_the_older_adapter(self, folder: Path, limit: int) -> None:
         before = {file.name: file.read_bytes() for file in folder.iterdir()}
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            with pytest.raises(OSError, match=f"could not be written.*{WEIGHTS}"):
+            with pytest.raises(OSError, match=f"File too large.*{WEIGHTS}"):
                 write_adapter(folder, {NAME: LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0)}, {})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,4 +1,4 @@
-"""Adapters mean `W + scaling B A`: for every module, on plain and quantized weights, in values and gradients."""
+"""Adapters compute `W + scaling B A` on every module, plain and quantized: values and gradients."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ EVERYTHING = ("attn", "attn.compressor", "ffn.experts", "ffn.shared_experts", "e
 SIZES = {"hidden_size": 64, "moe_intermediate_size": 32}
 
 
-def put_on(model: DeepseekV4ForCausalLM, targets: Sequence[str], filled: bool = True, **shape) -> list[str]:
+def inject_adapters(model: DeepseekV4ForCausalLM, targets: Sequence[str], filled: bool = True, **shape) -> list[str]:
     names = matching(model, targets)
     adapt(model, names, AdapterShape(**({"rank": 3, "alpha": 6.0} | shape)))
     start(model, seed=0)
@@ -43,16 +43,16 @@ def put_on(model: DeepseekV4ForCausalLM, targets: Sequence[str], filled: bool = 
 
 
 def fill(model: DeepseekV4ForCausalLM) -> None:
-    """Adapters that change much: B no longer zero."""
-    dice = torch.Generator().manual_seed(5)
+    """Fill B with random values, so that adapters change the outputs."""
+    generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, tensor in adapter_state(model).items():
             if name.endswith(".B"):
-                tensor.copy_(torch.randn(tensor.shape, generator=dice) * 0.1)
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
 
 
-def dense_twin(model: DeepseekV4ForCausalLM, twin: DeepseekV4ForCausalLM) -> DeepseekV4ForCausalLM:
-    """A plain model whose weights hold the changes."""
+def merged_twin(model: DeepseekV4ForCausalLM, twin: DeepseekV4ForCausalLM) -> DeepseekV4ForCausalLM:
+    """The twin with the model's changes merged into its weights."""
     state = twin.state_dict()
     with torch.no_grad():
         for name, module in carriers(model):
@@ -64,7 +64,7 @@ def dense_twin(model: DeepseekV4ForCausalLM, twin: DeepseekV4ForCausalLM) -> Dee
     return twin
 
 
-def given(model: DeepseekV4ForCausalLM) -> dict[str, Tensor]:
+def batch_of(model: DeepseekV4ForCausalLM) -> dict[str, Tensor]:
     ids = torch.randint(model.config.vocab_size, (2, 150), generator=torch.Generator().manual_seed(3))
     documents = torch.ones_like(ids)
     documents[1, 70:] = 2
@@ -72,18 +72,18 @@ def given(model: DeepseekV4ForCausalLM) -> dict[str, Tensor]:
 
 
 def outputs(model: DeepseekV4ForCausalLM) -> tuple[Tensor, Tensor, Tensor]:
-    out = model(**given(model))
+    out = model(**batch_of(model))
     return out.logits, out.mtp_logits, out.loss + out.mtp_loss
 
 
 class TestMatching:
-    def test_a_name_within_the_block_means_it_in_every_layer_and_nothing_longer(self, toy_model: Build):
+    def test_name_within_a_block_matches_every_layer(self, toy_model: Build):
         model = toy_model()
         found = matching(model, ["attn.wq_b"])
         assert found == [f"layers.{n}.attn.wq_b" for n in range(4)] + ["mtp.0.attn.wq_b"]
         assert any("indexer.wq_b" in name for name, _ in model.named_modules())
 
-    def test_a_parent_means_what_is_directly_in_it(self, toy_model: Build):
+    def test_parent_matches_its_direct_children(self, toy_model: Build):
         model = toy_model()
         assert {name.split(".")[-1] for name in matching(model, ["attn"])} == {"wq_a", "wq_b", "wkv", "wo_a", "wo_b"}
         compressors = matching(model, ["attn.compressor"])
@@ -91,17 +91,17 @@ class TestMatching:
         assert len(matching(model, ["ffn.experts"])) == 3 * 5
         assert matching(model, ["mtp.0"]) == ["mtp.0.e_proj", "mtp.0.h_proj"]
 
-    def test_a_full_name_means_one(self, toy_model: Build):
+    def test_full_name_matches_one_module(self, toy_model: Build):
         assert matching(toy_model(), ["layers.2.ffn.experts.w2", "head"]) == ["layers.2.ffn.experts.w2", "head"]
 
-    def test_names_are_those_of_the_model_in_its_order_and_only_once(self, toy_model: Build):
+    def test_matches_are_unique_and_in_model_order(self, toy_model: Build):
         model = toy_model()
         found = matching(model, ["ffn.shared_experts.w1", "ffn.shared_experts", "embed"])
         assert len(found) == len(set(found)) == 1 + 3 * 5
         assert found[0] == "embed"
 
     @pytest.mark.parametrize(
-        ("target", "sentence"),
+        ("target", "message"),
         [
             ("attn.wqb", r"attn\.wqb matches nothing in this model; did you mean attn\.wq_b\?"),
             ("wq_b", r"did you mean .*wq_b\?"),
@@ -113,52 +113,52 @@ class TestMatching:
             ("layers", "matches nothing"),
         ],
     )
-    def test_what_means_nothing_is_an_error_with_the_nearest_name(self, toy_model: Build, target, sentence):
-        with pytest.raises(ValueError, match=sentence):
+    def test_no_match_raises_with_the_closest_name(self, toy_model: Build, target, message):
+        with pytest.raises(ValueError, match=message):
             matching(toy_model(), ["attn.wq_a", target])
 
-    def test_nothing_of_indexer_and_gate_is_adaptable(self, toy_model: Build):
+    def test_indexer_and_gate_are_not_adaptable(self, toy_model: Build):
         names = adaptable(toy_model())
         assert not any("indexer" in name or "gate" in name.split(".")[-1:] for name in names)
         assert "layers.1.attn.compressor.wgate" in names
 
-    def test_names_stay_the_same_on_packed_and_adapted_models(self, toy_model: Build):
+    def test_adaptable_names_of_quantized_and_adapted_models(self, toy_model: Build):
         model = toy_model(torch.float32, **SIZES)
         names = adaptable(model)
         quantize_modules(model, FORMATS["released"].kind)
         assert adaptable(model) == names
-        put_on(model, EVERYTHING)
+        inject_adapters(model, EVERYTHING)
         assert adaptable(model) == names
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_a_fresh_adapter_changes_no_bit(toy_model: Build, quantized: bool):
+def test_new_adapter_does_not_change_outputs(toy_model: Build, quantized: bool):
     model = toy_model(torch.float32, **SIZES)
     if quantized:
         quantize_modules(model, FORMATS["released"].kind)
     before = outputs(model)
-    put_on(model, EVERYTHING, filled=False)
+    inject_adapters(model, EVERYTHING, filled=False)
     for found, expected in zip(outputs(model), before, strict=True):
         assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("shape", [{}, {"shared_a": True}, {"rslora": True, "rank": 4}])
-def test_an_adapted_model_is_the_one_with_the_changes_in_its_weights(toy_model: Build, shape):
+def test_adapted_model_equals_merged_model(toy_model: Build, shape):
     model = toy_model()
-    names = put_on(model, EVERYTHING, **shape)
+    names = inject_adapters(model, EVERYTHING, **shape)
     model.double()
-    twin = dense_twin(model, toy_model())
+    twin = merged_twin(model, toy_model())
     assert len(names) == len(list(carriers(model)))
     for found, expected in zip(outputs(model), outputs(twin), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
-def test_gradients_of_a_and_b_are_the_weights_through_the_chain_rule(toy_model: Build):
-    """dA = scaling B^T dW and dB = scaling dW A^T, where dW is what autograd finds for the changed weight."""
+def test_lora_gradients_follow_from_weight_gradients(toy_model: Build):
+    """dA = scaling B^T dW and dB = scaling dW A^T, where dW is autograd's gradient of the merged weight."""
     model = toy_model()
-    put_on(model, EVERYTHING)
+    inject_adapters(model, EVERYTHING)
     model.double()
-    twin = dense_twin(model, toy_model()).requires_grad_(True)
+    twin = merged_twin(model, toy_model()).requires_grad_(True)
     for each in (model, twin):
         each.zero_grad()
         outputs(each)[2].backward()
@@ -173,10 +173,10 @@ def test_gradients_of_a_and_b_are_the_weights_through_the_chain_rule(toy_model: 
         assert adapter.A.grad.abs().sum() > 0
 
 
-def test_a_shared_a_gets_the_gradients_of_all_experts(toy_model: Build):
+def test_shared_a_gets_the_sum_of_expert_gradients(toy_model: Build):
     model, twin = toy_model(), toy_model()
-    put_on(model, ["ffn.experts.w1"], shared_a=True)
-    put_on(twin, ["ffn.experts.w1"])
+    inject_adapters(model, ["ffn.experts.w1"], shared_a=True)
+    inject_adapters(twin, ["ffn.experts.w1"])
     for (_, shared), (_, single) in zip(carriers(model), carriers(twin), strict=True):
         with torch.no_grad():
             single.lora[TRAINED].A.copy_(shared.lora[TRAINED].A.expand_as(single.lora[TRAINED].A))
@@ -190,11 +190,11 @@ def test_a_shared_a_gets_the_gradients_of_all_experts(toy_model: Build):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.slow
-def test_on_a_packed_base_everything_is_as_on_the_decoded_one(parity_folder: Path, dtype):
+def test_quantized_base_equals_decoded_base(parity_folder: Path, dtype):
     found = []
     for quantized in (False, True):
         model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype, quantized=quantized)
-        put_on(model, EVERYTHING)
+        inject_adapters(model, EVERYTHING)
         *values, loss = outputs(model)
         loss.backward()
         found.append([*values, *(p.grad for p in model.parameters() if p.requires_grad)])
@@ -204,12 +204,12 @@ def test_on_a_packed_base_everything_is_as_on_the_decoded_one(parity_folder: Pat
 
 @pytest.mark.parametrize("mode", ["block", "selective"])
 @pytest.mark.slow
-def test_recomputed_blocks_give_the_same(parity_folder: Path, mode: str):
-    """Values, and gradients also with dropout, whose mask is drawn again as it was."""
+def test_recomputation_gives_the_same_values_and_gradients(parity_folder: Path, mode: str):
+    """With dropout, whose mask must be the same in recomputation."""
     found = []
     for chosen in ("none", mode):
         model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, quantized=True)
-        put_on(model, EVERYTHING, dropout=0.2)
+        inject_adapters(model, EVERYTHING, dropout=0.2)
         recompute_blocks(model, chosen, drops=True)
         torch.manual_seed(7)
         *values, loss = outputs(model)
@@ -219,10 +219,10 @@ def test_recomputed_blocks_give_the_same(parity_folder: Path, mode: str):
         assert torch.equal(kept, recomputed)
 
 
-def test_only_adapters_train_and_the_base_keeps_its_names(toy_model: Build):
+def test_only_adapters_train_and_base_names_are_kept(toy_model: Build):
     model = toy_model(torch.float32, **SIZES)
     before = set(model.state_dict())
-    put_on(model, ["attn", "embed"])
+    inject_adapters(model, ["attn", "embed"])
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(adapter_state(model))
     assert set(base_state(model)) == before
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
@@ -230,9 +230,9 @@ def test_only_adapters_train_and_the_base_keeps_its_names(toy_model: Build):
     assert not toy_model().is_adapted()
 
 
-def test_adapters_stack_and_each_name_once(toy_model: Build):
+def test_adapters_stack_under_unique_names(toy_model: Build):
     model = toy_model()
-    put_on(model, ["attn.wq_b"])
+    inject_adapters(model, ["attn.wq_b"])
     adapt(model, ["layers.0.attn.wq_b"], AdapterShape(rank=2, alpha=1.0), "second")
     module = model.layers[0].attn.wq_b
     with torch.no_grad():
@@ -241,34 +241,34 @@ def test_adapters_stack_and_each_name_once(toy_model: Build):
     x = torch.randn(3, module.weight.shape[1], dtype=torch.float64)
     expected = x @ (module.weight + module.lora[TRAINED].delta() + module.lora["second"].delta()).T
     torch.testing.assert_close(module(x), expected, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"layers\.0\.attn\.wq_b already has an adapter second"):
+    with pytest.raises(ValueError, match=r"layers\.0\.attn\.wq_b already has an adapter named second"):
         adapt(model, ["layers.0.attn.wq_b"], AdapterShape(rank=2, alpha=1.0), "second")
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "training"])
-def test_a_name_that_no_adapter_can_have_is_refused(toy_model: Build, name: str):
-    with pytest.raises(ValueError, match="an adapter cannot be called"):
+def test_invalid_adapter_names_are_rejected(toy_model: Build, name: str):
+    with pytest.raises(ValueError, match="an adapter cannot be named"):
         adapt(toy_model(), ["head"], AdapterShape(rank=2, alpha=1.0), name)
 
 
 @pytest.mark.parametrize("shape", [{"dora": True}, {"merge_into": "released"}])
-def test_what_must_be_alone_is_not_put_beside_another_nor_where_it_means_nothing(toy_model: Build, shape):
-    """On a plain adapter's module it would count as plain; so it would on a head that carried one once."""
+def test_dora_and_merge_aware_adapters_do_not_stack(toy_model: Build, shape):
+    """They would be treated as plain adapters on a module that has one, or on a head that once had one."""
     model = toy_model()
-    put_on(model, ["attn.wq_b", "head"])
+    inject_adapters(model, ["attn.wq_b", "head"])
     single = AdapterShape(rank=2, alpha=1.0, **shape)
-    with pytest.raises(ValueError, match=r"layers\.0\.attn\.wq_b has an adapter: .* only one"):
+    with pytest.raises(ValueError, match=r"layers\.0\.attn\.wq_b already has an adapter; .* only one"):
         adapt(model, ["layers.0.attn.wq_b"], single, "second")
     unload_adapter(model, TRAINED)
-    with pytest.raises(ValueError, match="do not cover head"):
+    with pytest.raises(ValueError, match="do not support head"):
         adapt(model, ["head"], single, "second")
     adapt(model, ["layers.0.attn.wq_b"], single, "second")
 
 
-def test_dropout_acts_in_training_and_not_in_evaluation(toy_model: Build):
+def test_dropout_only_in_training(toy_model: Build):
     model = toy_model()
-    put_on(model, ["attn.wq_b", "ffn.experts"], dropout=0.5)
-    batch = given(model)
+    inject_adapters(model, ["attn.wq_b", "ffn.experts"], dropout=0.5)
+    batch = batch_of(model)
     assert not torch.equal(model(**batch).logits, model(**batch).logits)
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, model(**batch).logits)
@@ -277,39 +277,39 @@ def test_dropout_acts_in_training_and_not_in_evaluation(toy_model: Build):
 
 
 @torch.no_grad()
-def test_a_model_is_as_before_when_an_adapter_is_refused(toy_model: Build, tmp_path: Path):
-    """Not half adapted: the last module of the file is the one that does not fit."""
+def test_failed_load_leaves_the_model_unchanged(toy_model: Build, tmp_path: Path):
+    """The last module of the file has the wrong shape, after others have been adapted."""
     model = toy_model(torch.float32)
-    put_on(model, ["attn.wq_b"])
+    inject_adapters(model, ["attn.wq_b"])
     save_adapter(model, tmp_path / "first")
     weights = load_file(tmp_path / "first" / WEIGHTS)
     last = max(name for name in weights if "lora_B" in name)
     plain = toy_model(torch.float32)
     load_adapter(plain, tmp_path / "first", adapter="first")
-    before = plain(**given(plain)).logits
+    before = plain(**batch_of(plain)).logits
     save_file(weights | {last: weights[last][:-1].clone()}, tmp_path / "first" / WEIGHTS)
-    with pytest.raises(ValueError, match="this model needs"):
+    with pytest.raises(ValueError, match="the model needs"):
         load_adapter(plain, tmp_path / "first", adapter="second")
     assert all(list(module.lora) == ["first"] for _, module in carriers(plain))
-    assert torch.equal(plain(**given(plain)).logits, before)
+    assert torch.equal(plain(**batch_of(plain)).logits, before)
     save_file(weights, tmp_path / "first" / WEIGHTS)
-    with pytest.raises(ValueError, match="already has an adapter first"):
+    with pytest.raises(ValueError, match="already has an adapter named first"):
         load_adapter(plain, tmp_path / "first", adapter="first")
-    assert torch.equal(plain(**given(plain)).logits, before)
+    assert torch.equal(plain(**batch_of(plain)).logits, before)
     with pytest.raises(ValueError, match="a finite number, not nan"):
         load_adapter(plain, tmp_path / "first", weight=float("nan"), adapter="second")
 
 
 class TestDora:
     @torch.no_grad()
-    def test_a_row_of_zeros_stays_one(self, toy_model: Build, tmp_path: Path):
+    def test_zero_row_stays_zero(self, toy_model: Build, tmp_path: Path):
         model = toy_model(torch.float32)
         model.layers[0].attn.wq_b.weight[3].zero_()
         base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        put_on(model, ["attn.wq_b"], filled=False, dora=True)
-        assert model(**given(model)).logits.isfinite().all()
+        inject_adapters(model, ["attn.wq_b"], filled=False, dora=True)
+        assert model(**batch_of(model)).logits.isfinite().all()
         with torch.enable_grad():
-            model(**given(model)).loss.backward()
+            model(**batch_of(model)).loss.backward()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
         change = changes_of(model)["layers.0.attn.wq_b"]
         weight = base["layers.0.attn.wq_b.weight"]
@@ -317,11 +317,11 @@ class TestDora:
         assert not model.layers[0].attn.wq_b.change()[3].any()
 
     @pytest.mark.parametrize("quantized", [False, True])
-    def test_it_is_its_definition(self, toy_model: Build, quantized: bool):
+    def test_dora_equals_its_definition(self, toy_model: Build, quantized: bool):
         model = toy_model(torch.float32, **SIZES)
         if quantized:
             quantize_modules(model, FORMATS["released"].kind)
-        put_on(model, ["attn", "attn.compressor"], dora=True)
+        inject_adapters(model, ["attn", "attn.compressor"], dora=True)
         with torch.no_grad():
             for _, module in carriers(model):
                 module.magnitude.mul_(torch.rand(module.magnitude.shape) + 0.5)
@@ -341,37 +341,37 @@ class TestDora:
                 module(x), expected if module.groups > 1 else expected.squeeze(2), rtol=1e-4, atol=1e-4
             )
 
-    def test_a_fresh_one_changes_nothing_and_trains_the_lengths(self, toy_model: Build):
+    def test_new_dora_changes_nothing_and_trains_magnitudes(self, toy_model: Build):
         model = toy_model(torch.float32, **SIZES)
         before = outputs(model)
-        put_on(model, ["attn"], filled=False, dora=True)
+        inject_adapters(model, ["attn"], filled=False, dora=True)
         after = outputs(model)
         torch.testing.assert_close(after[0], before[0], rtol=0, atol=1e-4)
         after[2].backward()
         assert all(module.magnitude.grad.abs().sum() > 0 for _, module in carriers(model))
 
-    def test_routed_experts_embedding_and_stacking_are_refused(self, toy_model: Build):
-        for target, sentence in (("ffn.experts", "routed experts"), ("embed", "do not cover embed")):
-            with pytest.raises(ValueError, match=sentence):
-                put_on(toy_model(), [target], dora=True)
+    def test_dora_rejects_experts_embedding_and_stacking(self, toy_model: Build):
+        for target, message in (("ffn.experts", "routed experts"), ("embed", "do not support embed")):
+            with pytest.raises(ValueError, match=message):
+                inject_adapters(toy_model(), [target], dora=True)
         model = toy_model()
-        put_on(model, ["attn.wq_b"], dora=True)
-        with pytest.raises(ValueError, match="there can be only one"):
+        inject_adapters(model, ["attn.wq_b"], dora=True)
+        with pytest.raises(ValueError, match="allow only one"):
             adapt(model, ["layers.0.attn.wq_b"], AdapterShape(rank=2, alpha=1.0), "second")
 
 
 class TestRounded:
-    """Merge-aware adapters: forward sees the weight that a merge would store, backward sees through the rounding."""
+    """Merge-aware adapters: forward uses the weight that a merge stores; rounding has a straight-through gradient."""
 
     @pytest.mark.parametrize("quantized", [False, True])
     @pytest.mark.parametrize("format", ["released", "fp8", "base", "bf16"])
-    def test_the_model_computes_what_the_merged_weights_give(self, toy_model: Build, quantized: bool, format: str):
+    def test_outputs_equal_merged_rounded_weights(self, toy_model: Build, quantized: bool, format: str):
         model, twin = toy_model(torch.float32, **SIZES), toy_model(torch.float32, **SIZES)
         for each in (model, twin):
             if quantized:
                 quantize_modules(each, FORMATS["released"].kind)
-        put_on(model, ["attn", "ffn.experts", "ffn.shared_experts"], merge_into=format)
-        put_on(twin, ["attn", "ffn.experts", "ffn.shared_experts"])
+        inject_adapters(model, ["attn", "ffn.experts", "ffn.shared_experts"], merge_into=format)
+        inject_adapters(twin, ["attn", "ffn.experts", "ffn.shared_experts"])
         dense = DeepseekV4ForCausalLM(model.config)
         expected = {name: tensor.float() for name, tensor in decoded(model).items()}
         for name, tensor in dense.state_dict().items():
@@ -394,7 +394,7 @@ class TestRounded:
 
     @pytest.mark.parametrize("groups", [1, 4])
     @pytest.mark.parametrize("quantize", [None, quantize_fp4, quantize_fp8])
-    def test_the_gradient_is_that_of_the_sum_with_the_rounded_weight_for_x(self, groups, quantize):
+    def test_gradient_is_straight_through(self, groups, quantize):
         from seektune.kernels import dequantize, rounded_linear
 
         weight, scale = (torch.randn(16, 64), None) if quantize is None else quantize(torch.randn(16, 64))
@@ -425,7 +425,7 @@ def weight_of(name: str) -> str:
 
 
 def decoded(model: DeepseekV4ForCausalLM) -> dict[str, Tensor]:
-    """The base's values under the names of a plain model."""
+    """The base's values by the names of a plain model."""
     from seektune.checkpoint.names import slots
     from seektune.checkpoint.source import StateSource
 

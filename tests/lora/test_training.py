@@ -1,4 +1,4 @@
-"""Training adapters moves nothing else, keeps nothing else, and resumes exactly."""
+"""LoRA training changes and saves only adapters, and resumes exactly."""
 
 import json
 
@@ -39,7 +39,7 @@ def adapted(
 @pytest.mark.slow
 @pytest.mark.parametrize("quantized", [True, False])
 @pytest.mark.parametrize("lora", [{}, {"dropout": 0.2, "shared_a": True}, {"merge_into": "released"}])
-def test_only_adapters_move_and_only_they_have_optimizer_state(tmp_path, quantized, lora):
+def test_only_adapters_train_and_have_optimizer_state(tmp_path, quantized, lora):
     targets = EVERYTHING if "merge_into" not in lora else ("attn", "ffn.experts", "ffn.shared_experts")
     model = adapted(targets, quantized, **lora)
     frozen = {name: tensor.clone() for name, tensor in base_state(model).items()}
@@ -55,7 +55,7 @@ def test_only_adapters_move_and_only_they_have_optimizer_state(tmp_path, quantiz
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [{"dropout": 0.2}, {"dora": True, "targets": ("attn",)}])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, lora):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, lora):
     whole = go(tmp_path / "whole", 5, model=adapted(**lora), loss=LOSS)
 
     class StopError(Exception):
@@ -66,7 +66,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, lora):
 
         def counted(*arguments):
             if trainer.step == 4:
-                trainer._checkpoints.settle()  # or it would go on to write beside the second run
+                trainer._checkpoints.settle()  # otherwise it would still be writing during the second run
                 raise StopError
             step(*arguments)
 
@@ -79,7 +79,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, lora):
     assert losses(tmp_path / "cut")[-1] == losses(tmp_path / "whole")[-1]
 
 
-def test_a_checkpoint_holds_adapters_and_their_moments_only(tmp_path):
+def test_checkpoint_holds_only_adapters_and_their_moments(tmp_path):
     trainer = go(tmp_path / "run", 2, model=adapted(), loss=LOSS)
     names = tensor_names(complete_checkpoints(tmp_path / "run" / "checkpoints")[-1])
     held = {name.removeprefix("model.") for name in names if name.startswith("model.")}
@@ -88,19 +88,19 @@ def test_a_checkpoint_holds_adapters_and_their_moments_only(tmp_path):
     assert moments == held
 
 
-def test_a_checkpoint_does_not_fit_another_base(tmp_path):
+def test_checkpoint_of_another_base_is_rejected(tmp_path):
     go(tmp_path / "run", 2, model=adapted(), loss=LOSS)
     with pytest.raises(ValueError, match="other frozen weights"):
         go(tmp_path / "run", 4, model=adapted(seed=1), loss=LOSS)
 
 
-def test_a_frozen_weight_that_moves_is_found(tmp_path):
-    """As a gate's bias would, if it were balanced all the same."""
+def test_changed_frozen_weight_is_detected(tmp_path):
+    """Balancing a gate's bias changes it."""
     with pytest.raises(RuntimeError, match="a frozen weight moved"):
         go(tmp_path / "run", 2, model=adapted(), loss=LossConfig(bias_update_speed=0.001))
 
 
-def test_a_fingerprint_sees_one_bit_and_an_exchange_and_not_the_adapters():
+def test_frozen_digest_detects_bit_flips_and_swaps():
     model = adapted(quantized=True)
     before = frozen_digest(base_state(model))
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_a_fingerprint_sees_one_bit_and_an_exchange_and_not_the_adapters():
 
 
 @pytest.mark.parametrize("quantized", [True, False])
-def test_the_export_is_the_adapter(tmp_path, quantized):
+def test_export_is_the_adapter(tmp_path, quantized):
     trainer = go(tmp_path / "run", 2, model=adapted(quantized=quantized), loss=LOSS)
     trainer.export(tmp_path / "adapter")
     changes, config = read_adapter(tmp_path / "adapter")
@@ -129,12 +129,12 @@ def test_the_export_is_the_adapter(tmp_path, quantized):
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
 
 
-def test_without_mtp_its_block_gets_no_adapter():
+def test_mtp_block_gets_no_adapter_without_mtp():
     assert not any(name.startswith("mtp.") for name in adapter_state(adapted(("attn",), mtp=False)))
     assert any(name.startswith("mtp.") for name in adapter_state(adapted(("attn",))))
 
 
-def test_the_fresh_values_depend_on_the_seed_and_the_name_only():
+def test_initial_values_depend_only_on_seed_and_name():
     few, many = adapter_state(adapted(("attn.wq_b",))), adapter_state(adapted(("attn",)))
     assert all(torch.equal(tensor, many[name]) for name, tensor in few.items())
     assert not torch.equal(few["layers.0.attn.wq_b.lora.trained.A"], few["layers.1.attn.wq_b.lora.trained.A"])
@@ -142,7 +142,7 @@ def test_the_fresh_values_depend_on_the_seed_and_the_name_only():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.slow
-def test_the_loss_falls(dtype):
+def test_loss_decreases(dtype):
     model = adapted(dtype=dtype, quantized=True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     batches = [made_batch(0)]
@@ -151,24 +151,24 @@ def test_the_loss_falls(dtype):
     assert found[-1] < found[0] - 0.1
 
 
-def test_a_target_that_matches_nothing_names_its_key():
+def test_unmatched_target_names_its_key():
     with pytest.raises(ValueError, match=r"lora\.targets: attn\.wqb matches nothing"):
         adapted(("attn.wqb",))
 
 
-def test_settings_without_targets_are_a_mistake():
+def test_inconsistent_lora_configs_are_rejected():
     assert LoraConfig() == LoraConfig(rank=16)
     with pytest.raises(ValueError, match=r"lora\.targets is empty"):
         LoraConfig(rank=8)
-    with pytest.raises(ValueError, match="merge_into trains what a merge will store"):
+    with pytest.raises(ValueError, match="merge_into cannot be combined with"):
         LoraConfig(targets=("attn",), merge_into="released", dropout=0.1)
     for shape in ({"dora": True}, {"merge_into": "released"}):
-        with pytest.raises(ValueError, match="do not cover head"):
+        with pytest.raises(ValueError, match="do not support head"):
             LoraConfig(targets=("attn", "head"), **shape)
 
 
-def test_a_scaling_whose_last_digit_the_file_rounds_is_the_same(tmp_path):
-    """8 / sqrt(5) is written as alpha = 8 / sqrt(5) * 5, and that over 5 is another number."""
+def test_scaling_survives_rounding_in_the_file(tmp_path):
+    """8 / sqrt(5) is written as alpha = 8 / sqrt(5) * 5, and dividing by 5 gives another number."""
     model = ParallelModel.alone(adapted(("attn.wq_b",), rank=5, alpha=8, rslora=True))
     save_adapter(model, tmp_path / "adapter", None, None, "")
     (change, *_) = read_adapter(tmp_path / "adapter")[0].values()
@@ -176,7 +176,7 @@ def test_a_scaling_whose_last_digit_the_file_rounds_is_the_same(tmp_path):
     load_adapter(model, tmp_path / "adapter")
 
 
-def test_lengths_that_the_model_has_no_use_for_are_refused(tmp_path):
+def test_dora_adapter_on_a_plain_model_is_rejected(tmp_path):
     save_adapter(ParallelModel.alone(adapted(("attn.wq_b",), dora=True)), tmp_path / "adapter", None, None, "")
     with pytest.raises(ValueError, match=r"has lengths of rows \(DoRA\) for layers\.0\.attn\.wq_b"):
         load_adapter(ParallelModel.alone(adapted(("attn.wq_b",))), tmp_path / "adapter")

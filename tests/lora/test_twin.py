@@ -1,4 +1,4 @@
-"""Two models on the same weights: what is put on one, the other does not carry."""
+"""Two models that share weights: an adapter on one does not affect the other."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def adapter(toy_model, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_an_adapter_on_one_leaves_the_other_as_it_was(toy_model, tmp_path, adapter, quantized):
+def test_adapter_on_one_twin_does_not_change_the_other(toy_model, tmp_path, adapter, quantized):
     toy_model(torch.float32, hidden_size=64, moe_intermediate_size=32).save_pretrained(tmp_path / "base", "released")
 
     def read() -> DeepseekV4ForCausalLM:

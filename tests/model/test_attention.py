@@ -1,4 +1,4 @@
-"""A whole attention layer, indexer included, against loops over documents, queries and heads."""
+"""A whole attention layer with its indexer, compared with loops over documents, queries and heads."""
 
 import math
 
@@ -18,14 +18,14 @@ def rms(x: Tensor) -> Tensor:
     return x / (x.square().mean(dim=-1, keepdim=True) + EPS).sqrt()
 
 
-def turn(rope, x: Tensor, t: int, sign: int = 1) -> Tensor:
-    """The last columns of a vector as complex numbers, times e^(i t f)."""
+def rotate_by(rope, x: Tensor, t: int, sign: int = 1) -> Tensor:
+    """Rotate the last columns of a vector: as complex numbers, times e^(i t f)."""
     angles = t * rope.frequencies()
     dim = 2 * len(angles)
-    turns = torch.complex(angles.cos().double(), sign * angles.sin().double())  # the tables are fp32
+    factors = torch.complex(angles.cos().double(), sign * angles.sin().double())  # the tables are fp32
     pairs = torch.view_as_complex(x[..., -dim:].unflatten(-1, (-1, 2)).contiguous())
-    turned = torch.view_as_real(pairs * turns).flatten(-2)
-    return torch.cat([x[..., :-dim], turned], dim=-1)
+    rotated = torch.view_as_real(pairs * factors).flatten(-2)
+    return torch.cat([x[..., :-dim], rotated], dim=-1)
 
 
 def pool(compressor, x: Tensor, ratio: int, width: int) -> list[Tensor]:
@@ -44,15 +44,17 @@ def pool(compressor, x: Tensor, ratio: int, width: int) -> list[Tensor]:
         else:
             g, v = gates[now] + compressor.ape, values[now]
         entry = compressor.norm.weight * rms((g.softmax(dim=0) * v).sum(dim=0))
-        entries.append(turn(compressor.rope, entry, i * ratio))
+        entries.append(rotate_by(compressor.rope, entry, i * ratio))
     return entries
 
 
-def one_document(attention: Attention, x: Tensor, config: DeepseekV4Config, ratio: int, released: bool) -> Tensor:
-    """`x` is `[T, d]`; every step as the reference lists it."""
+def reference_attention(
+    attention: Attention, x: Tensor, config: DeepseekV4Config, ratio: int, released: bool
+) -> Tensor:
+    """Attention of one document `[T, d]`, written as loops."""
     heads, width, dim = config.num_attention_heads, config.head_dim, config.qk_rope_head_dim
 
-    def kept(key: Tensor) -> Tensor:
+    def cached(key: Tensor) -> Tensor:
         return torch.cat([fake_quantize_fp8(key[:-dim]), key[-dim:]]) if released else key
 
     def indexed(x: Tensor) -> Tensor:
@@ -61,8 +63,8 @@ def one_document(attention: Attention, x: Tensor, config: DeepseekV4Config, rati
     residual = attention.q_norm.weight * rms(x @ attention.wq_a.weight.T)
     q = rms((residual @ attention.wq_b.weight.T).view(-1, heads, width))
     keys = attention.kv_norm.weight * rms(x @ attention.wkv.weight.T)
-    keys = [kept(turn(attention.rope, key, t)) for t, key in enumerate(keys)]
-    entries = [kept(entry) for entry in pool(attention.compressor, x, ratio, width)] if ratio else []
+    keys = [cached(rotate_by(attention.rope, key, t)) for t, key in enumerate(keys)]
+    entries = [cached(entry) for entry in pool(attention.compressor, x, ratio, width)] if ratio else []
     if ratio == 4:
         indexer = attention.indexer
         index_keys = [indexed(key) for key in pool(indexer.compressor, x, 4, config.index_head_dim)]
@@ -71,16 +73,16 @@ def one_document(attention: Attention, x: Tensor, config: DeepseekV4Config, rati
         visible = list(range((t + 1) // ratio)) if ratio else []
         if ratio == 4 and len(visible) > config.index_topk:
             iq = (residual[t] @ indexer.wq_b.weight.T).view(config.index_n_heads, config.index_head_dim)
-            iq = indexed(turn(attention.rope, iq, t))
+            iq = indexed(rotate_by(attention.rope, iq, t))
             w = indexer.weights_proj.weight @ x[t] / math.sqrt(config.index_head_dim * config.index_n_heads)
             scores = {j: (w * (iq @ index_keys[j]).relu()).sum().item() for j in visible}
             visible = sorted(visible, key=scores.get, reverse=True)[: config.index_topk]
         values = torch.stack(keys[max(0, t - config.sliding_window + 1) : t + 1] + [entries[j] for j in visible])
         row = []
         for h in range(heads):
-            weights = (values @ turn(attention.rope, q[t, h], t) / math.sqrt(width)).exp()
+            weights = (values @ rotate_by(attention.rope, q[t, h], t) / math.sqrt(width)).exp()
             o = weights @ values / (weights.sum() + attention.attn_sink[h].exp())
-            row.append(turn(attention.rope, o, t, sign=-1))
+            row.append(rotate_by(attention.rope, o, t, sign=-1))
         grouped = torch.cat(row).view(config.o_groups, -1)
         rank = config.o_lora_rank
         z = [attention.wo_a.weight[g * rank : (g + 1) * rank] @ grouped[g] for g in range(config.o_groups)]
@@ -100,7 +102,7 @@ def packed(ratio: int) -> Tensor:
 @pytest.mark.parametrize("numerics", ["plain", "released"])
 @pytest.mark.parametrize("ratio", [0, 4, 128])
 @pytest.mark.slow
-def test_a_layer_is_what_the_loops_say_for_each_document(toy_model, ratio, numerics):
+def test_layer_equals_loops_for_each_document(toy_model, ratio, numerics):
     model = toy_model(numerics=numerics)
     attention = model.layers[LAYER[ratio]].attn
     documents = packed(ratio)
@@ -110,7 +112,7 @@ def test_a_layer_is_what_the_loops_say_for_each_document(toy_model, ratio, numer
     parts = []
     for number in range(1, len(LENGTHS[ratio]) + 1):
         own = documents[0] == number
-        expected = one_document(attention, x[0, own], model.config, ratio, numerics == "released")
+        expected = reference_attention(attention, x[0, own], model.config, ratio, numerics == "released")
         torch.testing.assert_close(found[0, own], expected, rtol=1e-8, atol=1e-9)
         parts.append((found[0, own], expected))
     leaves = [x, *(p for name, p in attention.named_parameters() if "indexer" not in name)]
@@ -121,7 +123,7 @@ def test_a_layer_is_what_the_loops_say_for_each_document(toy_model, ratio, numer
         torch.testing.assert_close(gradient, reference, rtol=1e-7, atol=1e-9)
 
 
-def test_the_indexer_chooses_only_where_there_are_more_entries_than_top_k(toy_model):
+def test_indexer_chooses_only_with_more_entries_than_top_k(toy_model):
     model = toy_model()
     seen = []
     indexer = model.layers[1].attn.indexer
@@ -132,7 +134,7 @@ def test_the_indexer_chooses_only_where_there_are_more_entries_than_top_k(toy_mo
 
 
 @torch.no_grad()
-def test_a_top_k_of_all_entries_is_the_same_as_no_choice(toy_model):
+def test_top_k_of_all_entries_equals_no_choice(toy_model):
     tokens = torch.randint(64, (1, 100))
     all_but_one, everything = toy_model(index_topk=24), toy_model(index_topk=25)
     # 24 of 25: only the last query sees 25 entries and leaves one out
@@ -141,7 +143,7 @@ def test_a_top_k_of_all_entries_is_the_same_as_no_choice(toy_model):
     assert (found[:, 99] - expected[:, 99]).abs().max() > 1e-9
 
 
-def test_the_indexer_gets_no_gradient_and_asks_for_none(toy_model):
+def test_indexer_requires_no_gradient(toy_model):
     model = toy_model()
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in model.named_parameters() if ".indexer." in name}
@@ -149,7 +151,7 @@ def test_the_indexer_gets_no_gradient_and_asks_for_none(toy_model):
     assert all(model.get_parameter(name).grad is None for name in frozen)
 
 
-def test_released_numerics_need_an_index_width_with_a_hadamard_transform(toy_config, toy_model):
+def test_released_numerics_need_a_power_of_two_index_width(toy_config, toy_model):
     with pytest.raises(ValueError, match="index_head_dim"):
         toy_model(numerics="released", index_head_dim=24)
     with pytest.raises(ValueError, match="plain or released"):

@@ -85,7 +85,7 @@ def test_what_a_cache_cannot_hold_is_refused(toy_model):
     with pytest.raises(ValueError, match="leave labels, mtp and ledger out"):
         model(ids[:, :1], mtp=True, cache=cache)
     for documents in ([[0, 1], [1, 1]], [[1, 2], [1, 1]], [[1, 1], [2, 2]]):
-        with pytest.raises(ValueError, match="a row holds one text"):
+        with pytest.raises(ValueError, match="a row holds one sequence"):
             model(ids[:, :2], documents=torch.tensor(documents), cache=cache)
     assert cache.lengths == [6, 6]
 

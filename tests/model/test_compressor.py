@@ -1,4 +1,4 @@
-"""The compressor against a loop over windows, channels and slots, document by document."""
+"""The compressor compared with a loop over documents, windows, channels and slots."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def entries_of(compressor: Compressor, x: Tensor, width: int, ratio: int, eps: f
         for s in range(ratio):
             t = i * ratio + s
             if ratio == 4:
-                if i > 0:  # the previous window by the first channels
+                if i > 0:  # the previous window, with the first channels
                     slots.append((gates[t - 4, :width] + ape[s, :width], values[t - 4, :width]))
                 slots.append((gates[t, width:] + ape[s, width:], values[t, width:]))
             else:
@@ -38,7 +38,7 @@ def entries_of(compressor: Compressor, x: Tensor, width: int, ratio: int, eps: f
     return torch.stack(entries)
 
 
-def module(toy_model, ratio: int, width: int = 6) -> Compressor:
+def compressor_of(toy_model, ratio: int, width: int = 6) -> Compressor:
     compressor = toy_model(hidden_size=8, head_dim=width, index_head_dim=width, qk_rope_head_dim=4).layers[
         {4: 1, 128: 2}[ratio]
     ]
@@ -46,8 +46,8 @@ def module(toy_model, ratio: int, width: int = 6) -> Compressor:
 
 
 @pytest.mark.parametrize("ratio", [4, 128])
-def test_entries_and_gradients_are_those_of_the_loops(toy_model, ratio):
-    compressor = module(toy_model, ratio)
+def test_entries_and_gradients_equal_loops(toy_model, ratio):
+    compressor = compressor_of(toy_model, ratio)
     rest = 3 if ratio == 4 else 70
     x = torch.randn(1, 2 * ratio + rest, 8, dtype=torch.float64, requires_grad=True)
     found = compressor(x, SequenceLayout.single(1, x.shape[1]).windows(ratio))
@@ -59,13 +59,13 @@ def test_entries_and_gradients_are_those_of_the_loops(toy_model, ratio):
     gradients = torch.autograd.grad(found[0], leaves, upstream)
     for gradient, reference in zip(gradients, torch.autograd.grad(expected, leaves, upstream), strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-10)
-    assert (gradients[0][:, 2 * ratio :] == 0).all(), "the rest gives no entry"
+    assert (gradients[0][:, 2 * ratio :] == 0).all(), "tokens after the last window are in no entry"
 
 
 @pytest.mark.parametrize("ratio", [4, 128])
 @torch.no_grad()
 def test_windows_and_overlap_restart_at_each_document(toy_model, ratio):
-    compressor = module(toy_model, ratio)
+    compressor = compressor_of(toy_model, ratio)
     if ratio == 4:
         documents = [1] * 9 + [2] * 3 + [3] * 4 + [0] * 2 + [4] * 13 + [5]
     else:
@@ -84,16 +84,16 @@ def test_windows_and_overlap_restart_at_each_document(toy_model, ratio):
 
 
 @torch.no_grad()
-def test_the_overlap_reads_the_first_channels_of_the_window_before(toy_model):
-    """Moving a token of window 0 moves entry 0 by its last channels and entry 1 by its first, and no other."""
-    compressor = module(toy_model, 4)
+def test_overlap_uses_first_channels_of_previous_window(toy_model):
+    """A token of window 0 is pooled into entry 0 with the last channels and into entry 1 with the first."""
+    compressor = compressor_of(toy_model, 4)
     x = torch.randn(1, 16, 8, dtype=torch.float64)
     windows = SequenceLayout.single(1, 16).windows(4)
     before = compressor(x, windows)
     x[0, 2] += 1.0
     moved = (compressor(x, windows) - before).abs().amax(dim=-1)[0]
     assert (moved > 1e-6).tolist() == [True, True, False, False]
-    compressor.wkv.weight[:6] = 0.0  # without the first channels of the value, the window before adds zeros
+    compressor.wkv.weight[:6] = 0.0  # without the first channels, the previous window adds zeros
     compressor.wgate.weight[:6] = 0.0
     before = compressor(x, windows)
     x[0, 2] += 1.0
@@ -102,7 +102,7 @@ def test_the_overlap_reads_the_first_channels_of_the_window_before(toy_model):
 
 
 @torch.no_grad()
-def test_entries_are_turned_by_the_angles_of_the_layer(toy_model):
+def test_entries_are_rotated_by_the_layers_angles(toy_model):
     model = toy_model()
     for layer in (1, 2):
         compressor = model.layers[layer].attn.compressor
@@ -124,20 +124,20 @@ def test_products_and_softmax_are_fp32_in_a_bf16_model(toy_model):
     exact = (gates.softmax(dim=1) * values.view(2, 128, 16)).sum(dim=1)
     exact = compressor.norm.weight * exact / (exact.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     exact = compressor.rope(torch.tensor([0, 128]))(exact)
-    # three roundings to 8 bits (pooled, normed, turned) and none before
+    # three roundings to 8 bits (pooled, normalized, rotated) and none before
     assert ((low[0] - exact).abs() <= 2**-7 * exact.abs().amax(dim=-1, keepdim=True)).all()
 
 
 def test_gradient(toy_model):
-    compressor = module(toy_model, 4, width=4)
+    compressor = compressor_of(toy_model, 4, width=4)
     windows = SequenceLayout.from_documents(torch.tensor([[1] * 9 + [2] * 5])).windows(4)
     x = torch.randn(1, 14, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: compressor(x, windows)[:, :3], x)
 
 
 @pytest.mark.parametrize("ratio", [4, 128])
-def test_a_row_without_a_complete_window_has_no_entry_and_zero_gradients(toy_model, ratio):
-    compressor = module(toy_model, ratio)
+def test_row_without_complete_window_has_no_entry_and_zero_gradients(toy_model, ratio):
+    compressor = compressor_of(toy_model, ratio)
     x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     found = compressor(x, SequenceLayout.single(2, 3).windows(ratio))
     assert found.shape == (2, 0, 6)
@@ -145,9 +145,9 @@ def test_a_row_without_a_complete_window_has_no_entry_and_zero_gradients(toy_mod
     assert all((parameter.grad == 0).all() for parameter in compressor.parameters())
 
 
-def test_math_of_the_pool_is_a_weighted_mean(toy_model):
-    """Equal gates pool to the mean, an overwhelming gate to its token; both before norm and rotation."""
-    compressor = module(toy_model, 128)
+def test_pooling_is_a_weighted_mean(toy_model):
+    """Equal gates pool to the mean, and one large gate to its token, before norm and rotation."""
+    compressor = compressor_of(toy_model, 128)
     with torch.no_grad():
         compressor.wgate.weight.zero_()
         compressor.ape.zero_()

@@ -1,4 +1,4 @@
-"""config.json in and out: every key of the release, and a sentence for every config that no model can have."""
+"""Reading and writing config.json: every key of the release, and a one-line error for every impossible config."""
 
 import json
 from pathlib import Path
@@ -84,16 +84,16 @@ PRO = {
 }
 
 
-def test_flash_has_the_48_published_keys_and_values():
+def test_flash_preset_has_the_48_published_keys():
     assert len(FLASH) == 48
     assert DeepseekV4Config.preset("flash").to_dict() == FLASH
 
 
-def test_pro_differs_from_flash_where_the_release_says():
+def test_pro_preset_has_the_published_keys():
     assert DeepseekV4Config.preset("pro").to_dict() == FLASH | PRO
 
 
-def test_flash_base_is_the_same_architecture():
+def test_flash_base_has_flashs_architecture():
     base = DeepseekV4Config.preset("flash-base").to_dict()
     storage = {"quantization_config", "expert_dtype", "torch_dtype", "transformers_version"}
     assert {key: base[key] for key in FLASH if key not in storage} == {
@@ -102,7 +102,7 @@ def test_flash_base_is_the_same_architecture():
 
 
 @pytest.mark.parametrize(("preset", "file"), [("flash", "v4flash.config.json"), ("pro", "v4pro.config.json")])
-def test_the_released_file_round_trips_and_is_the_preset(released: Path, tmp_path: Path, preset: str, file: str):
+def test_released_file_round_trips_and_equals_preset(released: Path, tmp_path: Path, preset: str, file: str):
     original = json.loads((released / file).read_text())
     config = DeepseekV4Config.from_pretrained(released / file)
     assert config.to_dict() == original == DeepseekV4Config.preset(preset).to_dict()
@@ -111,7 +111,7 @@ def test_the_released_file_round_trips_and_is_the_preset(released: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_round_trips_through_a_file(tmp_path: Path, name: str):
+def test_presets_round_trip_through_a_file(tmp_path: Path, name: str):
     config = DeepseekV4Config.preset(name)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     again = DeepseekV4Config.from_pretrained(tmp_path)
@@ -137,12 +137,12 @@ def test_unknown_keys_are_kept_and_written_back():
     assert DeepseekV4Config.from_dict(FLASH | {"rope_scaling": scaling}).to_dict()["rope_scaling"] == scaling
 
 
-def test_ratios_are_read_by_layer():
+def test_ratio_of_each_layer():
     config = DeepseekV4Config.preset("flash")
     assert [config.ratio(layer) for layer in (0, 1, 2, 3, 41, 42, 43)] == [0, 0, 4, 128, 128, 4, 0]
 
 
-def test_replace_checks_again():
+def test_replace_validates():
     config = DeepseekV4Config.preset("flash")
     assert config.replace(hidden_size=64).hidden_size == 64
     assert "expert_dtype" not in config.replace(expert_dtype=None).to_dict()
@@ -198,7 +198,7 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("change", "key"), IMPOSSIBLE, ids=lambda x: str(x)[:50])
-def test_impossible_combinations_are_refused_with_the_key(change: dict, key: str):
+def test_impossible_combinations_name_the_key(change: dict, key: str):
     with pytest.raises(ValueError, match=key) as error:
         DeepseekV4Config.from_dict(FLASH | change, "config.json")
     assert "config.json" in one_line(error)
@@ -221,7 +221,7 @@ WRONG_TYPES = [
 
 
 @pytest.mark.parametrize("change", WRONG_TYPES, ids=str)
-def test_wrong_types_are_refused_with_the_key(change: dict):
+def test_wrong_types_name_the_key(change: dict):
     with pytest.raises(ValueError, match=next(iter(change))) as error:
         DeepseekV4Config.from_dict(FLASH | change, "config.json")
     one_line(error)
@@ -231,7 +231,7 @@ REQUIRED = ["vocab_size", "hidden_size", "num_hidden_layers", "head_dim", "compr
 
 
 @pytest.mark.parametrize("key", REQUIRED)
-def test_a_missing_key_is_named(key: str):
+def test_missing_key_is_named(key: str):
     with pytest.raises(ValueError, match=f"{key} is missing") as error:
         DeepseekV4Config.from_dict({name: value for name, value in FLASH.items() if name != key}, "config.json")
     one_line(error)
@@ -257,14 +257,14 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_config_is_one_sentence_that_names_the_file(tmp_path: Path, content: bytes):
+def test_malformed_config_gives_one_line_that_names_the_file(tmp_path: Path, content: bytes):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.json") as error:
         DeepseekV4Config.from_pretrained(tmp_path)
     assert len(one_line(error)) < 1000
 
 
-def test_a_missing_file_is_named(tmp_path: Path):
+def test_missing_file_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"config\.json") as error:
         DeepseekV4Config.from_pretrained(tmp_path)
     one_line(error)
@@ -272,7 +272,7 @@ def test_a_missing_file_is_named(tmp_path: Path):
         DeepseekV4Config.from_pretrained(tmp_path / "nowhere")
 
 
-def test_v41_gets_its_own_sentence(tmp_path: Path):
+def test_v41_has_its_own_message(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v41", "hidden_size": 5120}))
     with pytest.raises(ValueError, match=r"V4\.1") as error:
         DeepseekV4Config.from_pretrained(tmp_path)
@@ -280,13 +280,13 @@ def test_v41_gets_its_own_sentence(tmp_path: Path):
 
 
 @pytest.mark.parametrize("model_type", ["deepseek_v3", "llama", "", 4, None, ["deepseek_v4"]])
-def test_other_model_types_are_refused(tmp_path: Path, model_type: object):
+def test_other_model_types_are_rejected(tmp_path: Path, model_type: object):
     (tmp_path / "config.json").write_text(json.dumps(FLASH | {"model_type": model_type}))
     with pytest.raises(ValueError, match="model_type") as error:
         DeepseekV4Config.from_pretrained(tmp_path)
     one_line(error)
 
 
-def test_an_unknown_preset_lists_the_known_ones():
+def test_unknown_preset_lists_known_ones():
     with pytest.raises(ValueError, match="flash, flash-base, pro, tiny"):
         DeepseekV4Config.preset("flahs")

@@ -1,4 +1,4 @@
-"""Exact parameter counts, from the config alone and from the released tensor tables."""
+"""Exact parameter counts from the config, compared with the released tensor tables."""
 
 import json
 import lzma
@@ -13,7 +13,7 @@ from seektune.model.count import count_parameters
 
 
 @pytest.mark.parametrize("preset", ["flash", "flash-base"])
-def test_flash_has_284_billion_parameters_and_its_mtp_block_6_6(preset):
+def test_flash_parameter_counts(preset):
     count = count_parameters(DeepseekV4Config.preset(preset))
     assert count.main == 284_332_240_471
     assert count.mtp == 6_610_048_891
@@ -21,7 +21,7 @@ def test_flash_has_284_billion_parameters_and_its_mtp_block_6_6(preset):
     assert count.table_entries == 3 * 129_280 * 6
 
 
-def test_pro_has_1573_billion_parameters():
+def test_pro_parameter_counts():
     count = count_parameters(DeepseekV4Config.preset("pro"))
     assert round(count.main / 1e9, 1) == 1573.0
     assert round(count.mtp / 1e9, 1) == 25.8
@@ -31,7 +31,7 @@ def test_pro_has_1573_billion_parameters():
 @pytest.mark.parametrize(
     ("preset", "file"), [("flash", "v4flash"), pytest.param("pro", "v4pro", marks=pytest.mark.slow)]
 )
-def test_counts_equal_the_sums_over_the_released_tensors(released: Path, preset, file):
+def test_counts_equal_sums_over_released_tensors(released: Path, preset, file):
     table = json.loads(lzma.decompress((released / f"{file}.tensors.json.xz").read_bytes()))
     weights = {
         name: prod(tensor["shape"]) * (2 if tensor["dtype"] == "I8" else 1)
@@ -45,12 +45,12 @@ def test_counts_equal_the_sums_over_the_released_tensors(released: Path, preset,
     assert count.table_entries == sum(prod(x["shape"]) for x in table.values() if x["dtype"] == "I64")
 
 
-def test_a_real_model_has_the_counted_weights(toy_config):
+def test_counts_equal_sums_over_a_model(toy_config):
     config = toy_config()
     state = DeepseekV4ForCausalLM(config).state_dict()
     count = count_parameters(config)
     assert count.main + count.mtp == sum(x.numel() for x in state.values() if x.is_floating_point())
     assert count.table_entries == sum(x.numel() for x in state.values() if not x.is_floating_point())
-    # of 8 experts 3 work on a token; the embedding is looked up
+    # 3 of 8 experts are active per token; the embedding is a lookup
     idle = sum(x.numel() for name, x in state.items() if ".experts.w" in name and not name.startswith("mtp.")) * 5 // 8
     assert count.active == count.main - idle - state["embed.weight"].numel()

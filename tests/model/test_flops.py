@@ -1,4 +1,4 @@
-"""The counter of operations against torch's, part by part, and against sums over what each query sees."""
+"""FLOPs by part compared with torch's counter, and with sums over the keys that each query sees."""
 
 import ast
 from pathlib import Path
@@ -28,7 +28,7 @@ def model(toy_model):
 
 @pytest.fixture
 def no_attention(monkeypatch):
-    """Attention that multiplies nothing but keeps every input in the graph."""
+    """Replaces attention with sums, which have no counted FLOPs but keep every input in the graph."""
 
     def sums(q, keys, entries, sink, *_):
         return q + keys.unsqueeze(2) + entries.sum() + sink[:, None]
@@ -47,7 +47,7 @@ def test_projections_compressor_and_their_gradients(model, no_attention, layer):
     indexer = expected.get("indexer", 0)
     if layer == 1:
         assert chooses(config, 4, LENGTH)
-        # what the indexer's scores cost depends on chunks; its own products do not
+        # the FLOPs of the indexer's scores depend on chunks; those of its projections do not
         assert forward > own + indexer / 3
         module.indexer.topk = LENGTH
     assert counted(lambda: module(x, layout)) == own
@@ -65,7 +65,7 @@ def test_experts_and_gate_and_their_gradients(model):
 
 
 def test_hyper_connections_and_their_gradients(model):
-    """Some gradients, as of what is read, are sums of elementwise products, which torch does not count."""
+    """Some gradients are sums of elementwise products, which torch does not count."""
     config, connection = model.config, model.layers[0].hc_attn
     streams = torch.randn(1, LENGTH, config.hc_mult, config.hidden_size, requires_grad=True)
     expected = layer_flops(config, 0, LENGTH)["mHC"] // 2
@@ -74,7 +74,7 @@ def test_hyper_connections_and_their_gradients(model):
     assert 2 * expected < found <= 3 * expected
 
 
-def test_the_head(model):
+def test_head(model):
     config = model.config
     hidden = torch.randn(LENGTH, config.hidden_size, requires_grad=True)
     targets = torch.randint(config.vocab_size, (LENGTH,))
@@ -84,7 +84,7 @@ def test_the_head(model):
 
 @pytest.mark.parametrize("length", [1, 7, 16, 35, 36, 64, 300])
 @pytest.mark.parametrize("ratio", [0, 4, 128])
-def test_visible_keys_are_those_of_the_layout(toy_config, ratio, length):
+def test_visible_keys_equal_the_layouts(toy_config, ratio, length):
     config = toy_config()
     layout = SequenceLayout.single(1, length)
     near = (layout.positions + 1).clamp(max=config.sliding_window).sum()
@@ -94,7 +94,7 @@ def test_visible_keys_are_those_of_the_layout(toy_config, ratio, length):
     assert visible_keys(config, ratio, length) == int(near + far.sum())
 
 
-def test_parts_add_up_over_layers_and_only_the_indexer_has_no_backward(toy_config):
+def test_parts_sum_over_layers_and_indexer_has_no_backward(toy_config):
     config = toy_config()
     forward, training = forward_flops(config, 300), training_flops(config, 300)
     assert forward["experts"] == config.num_hidden_layers * layer_flops(config, 0, 300)["experts"]
@@ -103,7 +103,7 @@ def test_parts_add_up_over_layers_and_only_the_indexer_has_no_backward(toy_confi
     assert forward_flops(config, 300, mtp=True)["head"] == 2 * 599 * config.hidden_size * config.vocab_size
 
 
-def test_the_counter_needs_no_torch():
+def test_flops_module_does_not_import_torch():
     tree = ast.parse(Path(flops.__file__).read_text(encoding="utf-8"))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported == {"collections", "seektune.model.config"}

@@ -1,4 +1,4 @@
-"""Gates: what is chosen, with which weight, and what the ledger notes."""
+"""Gates: chosen experts, their weights, and the ledger's records."""
 
 import math
 
@@ -24,7 +24,7 @@ def scores_of(gate, x: torch.Tensor) -> list[float]:
     return [math.sqrt(math.log1p(math.exp(logit))) for logit in (gate.weight @ x).tolist()]
 
 
-def test_weights_are_the_normalised_scores_times_the_factor(model, hidden):
+def test_weights_are_normalized_scores_times_the_factor(model, hidden):
     gate = model.layers[2].ffn.gate
     assert isinstance(gate, TopKGate)
     routing = gate(hidden, None)
@@ -38,7 +38,7 @@ def test_weights_are_the_normalised_scores_times_the_factor(model, hidden):
     torch.testing.assert_close(routing.weights_NK.sum(dim=1), torch.full((50,), 2.5, dtype=torch.float64))
 
 
-def test_the_bias_changes_the_choice_but_no_weight(model, hidden):
+def test_bias_changes_choices_but_not_weights(model, hidden):
     gate = model.layers[2].ffn.gate
     gate.bias.zero_()
     before = gate(hidden, None)
@@ -49,13 +49,13 @@ def test_the_bias_changes_the_choice_but_no_weight(model, hidden):
     assert torch.equal(before.scores_NE, after.scores_NE)
     chosen = after.scores_NE.gather(1, after.experts_NK)
     torch.testing.assert_close(after.weights_NK, 2.5 * chosen / chosen.sum(dim=1, keepdim=True))
-    # the same for all: no choice, no weight changes
+    # an equal bias for all experts changes nothing
     gate.bias.fill_(-7.0)
     same = gate(hidden, None)
     assert torch.equal(same.experts_NK.sort().values, before.experts_NK.sort().values)
 
 
-def test_the_bias_is_no_parameter(model):
+def test_bias_is_not_a_parameter(model):
     gate = model.layers[2].ffn.gate
     assert [name for name, _ in gate.named_parameters()] == ["weight"]
     routing = gate(torch.randn(4, 32, dtype=torch.float64), None)
@@ -63,7 +63,7 @@ def test_the_bias_is_no_parameter(model):
     assert gradient.abs().max() > 0
 
 
-def test_a_hash_gate_takes_the_experts_of_the_token_id_and_learns_their_weights(model, hidden):
+def test_hash_gate_uses_the_tables_experts_with_score_weights(model, hidden):
     gate = model.layers[0].ffn.gate
     assert isinstance(gate, HashGate)
     ids = torch.randint(64, (50,))
@@ -84,7 +84,7 @@ def test_only_the_first_layers_are_hash_layers(toy_model):
     assert with_bias == ["layers.2.ffn.gate.bias", "layers.3.ffn.gate.bias", "mtp.0.ffn.gate.bias"]
 
 
-def test_a_hash_gate_without_token_ids_raises(model, hidden):
+def test_hash_gate_without_token_ids_raises(model, hidden):
     with pytest.raises(ValueError, match="token ids"):
         model.layers[0].ffn.gate(hidden, None)
     layout = SequenceLayout.single(1, 5)
@@ -93,8 +93,8 @@ def test_a_hash_gate_without_token_ids_raises(model, hidden):
         model.layers[0](streams, None, layout, None)
 
 
-def test_an_expert_named_twice_in_a_row_of_the_table_counts_once(model, hidden):
-    """Its weight stands twice in the sum that normalises, as in the official code; its output is added once."""
+def test_repeated_expert_in_a_table_row_counts_once(model, hidden):
+    """Its weight is in the normalizing sum twice, as in the official code; its output is added once."""
     gate = model.layers[0].ffn.gate
     gate.tid2eid[9] = torch.tensor([4, 2, 4])
     gate.tid2eid[10] = torch.tensor([6, 6, 6])
@@ -109,7 +109,7 @@ def test_an_expert_named_twice_in_a_row_of_the_table_counts_once(model, hidden):
 
 @pytest.mark.parametrize("size", [1.0, 30.0, 200.0])
 def test_extreme_logits_give_finite_weights_and_gradients(toy_model, size):
-    """Softplus of -200 is 0 in fp32, where the slope of the root is infinite and 0 * inf is NaN."""
+    """Softplus of -200 is 0 in fp32, where the slope of the square root is infinite and 0 * inf is NaN."""
     gate = toy_model(torch.float32).layers[2].ffn.gate
     x = (torch.randn(20, 32) * size).requires_grad_()
     routing = gate(x, None)
@@ -131,7 +131,7 @@ def test_scores_are_fp32_in_a_bf16_model(toy_model):
 
 
 @torch.no_grad()
-def test_the_ledger_counts_real_tokens_of_each_expert(model):
+def test_ledger_counts_real_tokens_of_each_expert(model):
     tokens = torch.randint(64, (2, 30))
     documents = torch.ones_like(tokens)
     documents[1, 20:] = 0
@@ -144,8 +144,8 @@ def test_the_ledger_counts_real_tokens_of_each_expert(model):
     assert all(load.sum() == 50 * 3 for load in ledger.loads.values())
 
 
-def test_the_sequence_balance_is_f_times_p_per_document(model):
-    """V3's formula: f_i = E / (K T) times the tokens that chose i, P_i the mean share of i in a token's scores."""
+def test_sequence_balance_equals_f_times_p_per_document(model):
+    """V3's formula: f_i = E / (K T) * (tokens that chose i), P_i = mean share of i in a token's scores."""
     documents = torch.tensor([[1] * 10 + [0] * 3 + [2] * 7, [5] * 20])
     x = torch.randn(2, 20, 32, dtype=torch.float64)
     ffn = model.layers[2].ffn

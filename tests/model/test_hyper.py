@@ -1,4 +1,4 @@
-"""Hyper-connections against the loops of their definition."""
+"""Hyper-connections compared with loops in plain Python."""
 
 import math
 
@@ -14,13 +14,15 @@ def sigmoid(x: float) -> float:
 
 
 def router(x: list[float], fn: list[list[float]], eps: float) -> list[float]:
-    """fn times x, divided by the root of x's mean square."""
+    """fn times x, divided by the RMS of x."""
     scale = 1 / math.sqrt(sum(value * value for value in x) / len(x) + eps)
     return [sum(weight * value for weight, value in zip(row, x, strict=True)) * scale for row in fn]
 
 
-def by_hand(module: HyperConnection, streams: Tensor, branch, n: int, iterations: int, eps: float) -> Tensor:
-    """One token `[n, d]`: read, run the branch, write and mix."""
+def reference_connection(
+    module: HyperConnection, streams: Tensor, branch, n: int, iterations: int, eps: float
+) -> Tensor:
+    """One token `[n, d]`: read, run the branch, mix and write."""
     fn, base, scale = module.fn.tolist(), module.base.tolist(), module.scale.tolist()
     u = router(streams.flatten().tolist(), fn, module.norm_eps)
     a = [sigmoid(scale[0] * u[j] + base[j]) + eps for j in range(n)]
@@ -44,13 +46,13 @@ def connection(toy_model) -> HyperConnection:
     return toy_model().layers[0].hc_attn
 
 
-def test_a_connection_is_what_the_definition_says(toy_model, connection):
+def test_connection_equals_reference(toy_model, connection):
     weight = torch.randn(32, 32, dtype=torch.float64) / 6
     streams = torch.randn(2, 3, 4, 32, dtype=torch.float64)
     found = connection(streams, lambda x: torch.tanh(x @ weight))
     for b in range(2):
         for t in range(3):
-            expected = by_hand(connection, streams[b, t], lambda x: torch.tanh(x @ weight), 4, 20, 1e-6)
+            expected = reference_connection(connection, streams[b, t], lambda x: torch.tanh(x @ weight), 4, 20, 1e-6)
             torch.testing.assert_close(found[b, t], expected, rtol=1e-9, atol=1e-11)
 
 
@@ -59,12 +61,12 @@ def test_other_numbers_of_streams_iterations_and_eps(toy_model, streams, iterati
     model = toy_model(hc_mult=streams, hc_sinkhorn_iters=iterations, hc_eps=eps, rms_norm_eps=0.3)
     connection = model.layers[1].hc_ffn
     x = torch.randn(1, 1, streams, 32, dtype=torch.float64)
-    expected = by_hand(connection, x[0, 0], torch.sin, streams, iterations, eps)
+    expected = reference_connection(connection, x[0, 0], torch.sin, streams, iterations, eps)
     torch.testing.assert_close(connection(x, torch.sin)[0, 0], expected, rtol=1e-9, atol=1e-11)
 
 
-def still(connection: HyperConnection, mix: Tensor) -> None:
-    """No reading by the router; the mixing logits as given."""
+def fix_mixing(connection: HyperConnection, mix: Tensor) -> None:
+    """Set constant mixing logits that do not depend on the streams."""
     with torch.no_grad():
         connection.scale.zero_()
         connection.base.zero_()
@@ -72,25 +74,25 @@ def still(connection: HyperConnection, mix: Tensor) -> None:
 
 
 def test_streams_flow_from_source_j_to_target_k(connection):
-    """Mixing logits of a cyclic permutation: stream j goes to stream j + 1; transposed, it would go to j - 1."""
-    still(connection, 30 * torch.eye(4, dtype=torch.float64).roll(1, dims=1))
+    """A cyclic permutation as mixing logits: stream j flows to j + 1; transposed, it would flow to j - 1."""
+    fix_mixing(connection, 30 * torch.eye(4, dtype=torch.float64).roll(1, dims=1))
     streams = torch.arange(4, dtype=torch.float64)[None, None, :, None].expand(1, 1, 4, 32)
     out = connection(streams, torch.zeros_like)
     torch.testing.assert_close(out[0, 0, :, 0], torch.tensor([3.0, 0.0, 1.0, 2.0]).double(), atol=1e-4, rtol=0)
 
 
 def test_mixing_weights_start_from_a_softmax_over_targets(connection):
-    """A row of large equal logits mixes evenly; through a sigmoid it would outweigh the other rows."""
+    """A row of large equal logits mixes evenly; with a sigmoid it would outweigh the other rows."""
     logits = torch.zeros(4, 4, dtype=torch.float64)
     logits[0] = 9.0
-    still(connection, logits)
+    fix_mixing(connection, logits)
     streams = torch.randn(1, 1, 4, 32, dtype=torch.float64)
     out = connection(streams, torch.zeros_like)
     torch.testing.assert_close(out, streams.mean(dim=2, keepdim=True).expand_as(out), rtol=0, atol=1e-4)
 
 
-def test_the_branch_is_written_with_twice_a_sigmoid(connection):
-    still(connection, torch.zeros(4, 4))
+def test_write_weights_are_twice_a_sigmoid(connection):
+    fix_mixing(connection, torch.zeros(4, 4))
     with torch.no_grad():
         connection.base[4:8] = torch.tensor([0.0, 30.0, -30.0, 1.0])
     out = connection(torch.zeros(1, 1, 4, 32, dtype=torch.float64), torch.ones_like)
@@ -98,8 +100,8 @@ def test_the_branch_is_written_with_twice_a_sigmoid(connection):
     torch.testing.assert_close(out[0, 0, :, 0], expected)
 
 
-def test_the_branch_reads_a_sigmoid_without_the_factor(connection):
-    still(connection, torch.zeros(4, 4))
+def test_read_weights_are_a_sigmoid(connection):
+    fix_mixing(connection, torch.zeros(4, 4))
     with torch.no_grad():
         connection.base[:4] = torch.tensor([30.0, -30.0, 0.0, -30.0])
     seen = []
@@ -108,7 +110,7 @@ def test_the_branch_reads_a_sigmoid_without_the_factor(connection):
     torch.testing.assert_close(seen[0][0, 0], streams[0, 0, 0] + 0.5 * streams[0, 0, 2], rtol=0, atol=1e-4)
 
 
-def test_the_head_reads_the_streams_once_more(toy_model):
+def test_head_reads_the_streams(toy_model):
     head = toy_model().hc_head
     assert isinstance(head, HyperHead)
     streams = torch.randn(1, 2, 4, 32, dtype=torch.float64)

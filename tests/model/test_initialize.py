@@ -1,4 +1,4 @@
-"""A model from scratch is complete: nothing is left as memory had it, and the first step is finite."""
+"""A new model is completely initialized, and its first training step is finite."""
 
 import pytest
 import torch
@@ -22,12 +22,12 @@ def test_every_parameter_and_buffer_is_set(toy_config, dtype):
             assert x.isfinite().all(), name
         else:
             assert ((x >= 0) & (x < model.config.n_routed_experts)).all(), name
-            assert all(len(row.unique()) == len(row) for row in x), "a row of distinct experts"
+            assert all(len(row.unique()) == len(row) for row in x), "the experts of a row are distinct"
 
 
 @DTYPES
 @pytest.mark.usefixtures("poisoned_memory")
-def test_a_model_built_on_meta_and_loaded_is_complete(parity_folder, dtype):
+def test_model_built_on_meta_and_loaded_is_complete(parity_folder, dtype):
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype=dtype)
     for name, x in model.state_dict().items():
         assert x.device.type == "cpu"
@@ -37,12 +37,12 @@ def test_a_model_built_on_meta_and_loaded_is_complete(parity_folder, dtype):
             assert ((x >= 0) & (x < model.config.n_routed_experts)).all(), name
 
 
-def test_on_meta_nothing_is_allocated():
+def test_meta_model_allocates_nothing():
     model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("flash"), device="meta", dtype=torch.bfloat16)
     assert {x.device.type for x in model.state_dict().values()} == {"meta"}
 
 
-def test_weights_start_as_the_config_and_the_paper_say():
+def test_initial_values_follow_config_and_paper():
     config = DeepseekV4Config.preset("tiny").replace(initializer_range=0.05)
     state = DeepseekV4ForCausalLM(config).state_dict()
     for name, x in state.items():
@@ -51,14 +51,14 @@ def test_weights_start_as_the_config_and_the_paper_say():
         elif name.endswith(("attn_sink", "ape", "gate.bias")):
             assert (x == 0).all(), name
         elif name.endswith(".scale"):
-            assert ((x > 0) & (x < 0.1)).all(), "gating factors start small"
+            assert ((x > 0) & (x < 0.1)).all(), "scales start small"
         elif x.is_floating_point() and x.dim() >= 2 and x.numel() > 2000:
             assert x.float().std().item() == pytest.approx(0.05, rel=0.1), name
             assert abs(x.float().mean().item()) < 0.01, name
             assert not torch.equal(x[0], x[1]), name
 
 
-def test_a_seed_decides_the_weights(toy_config):
+def test_seed_determines_the_weights(toy_config):
     def build(seed: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(seed)
         return DeepseekV4ForCausalLM(toy_config()).state_dict()
@@ -69,7 +69,7 @@ def test_a_seed_decides_the_weights(toy_config):
     assert not torch.equal(first["layers.0.ffn.gate.tid2eid"], other["layers.0.ffn.gate.tid2eid"])
 
 
-def test_what_the_release_keeps_in_f32_is_float32_in_a_bf16_model(toy_config):
+def test_fp32_parameters_of_a_bf16_model(toy_config):
     model = DeepseekV4ForCausalLM(toy_config(), dtype=torch.bfloat16)
     found = dict.fromkeys(KEPT_FP32, 0)
     for name, x in model.state_dict().items():
@@ -86,7 +86,7 @@ def test_what_the_release_keeps_in_f32_is_float32_in_a_bf16_model(toy_config):
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.slow
 def test_one_step_from_scratch_is_finite(dtype, numerics):
-    """The NaN at step 0 of others: a norm inside the compressor that no initialiser touched."""
+    """Other implementations had NaN at step 0 from a compressor norm that was never initialized."""
     model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"), dtype=dtype, numerics=numerics)
     tokens = torch.randint(model.config.vocab_size, (1, 260))
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)

@@ -1,4 +1,4 @@
-"""What `forward` and `from_pretrained` accept, give back and refuse."""
+"""Inputs that `forward` accepts and rejects, and dtypes and shapes of its outputs."""
 
 import pytest
 import torch
@@ -29,16 +29,16 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "named"), BAD.values(), ids=BAD)
-def test_bad_input_is_one_sentence_that_names_the_argument(model, arguments, named):
-    with pytest.raises(ValueError, match=named) as error:
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input_gives_one_line_that_names_the_argument(model, arguments, message):
+    with pytest.raises(ValueError, match=message) as error:
         model(**arguments)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @torch.no_grad()
-def test_logits_and_losses_are_fp32_at_least(toy_model, dtype):
+def test_logits_and_losses_are_at_least_fp32(toy_model, dtype):
     model = toy_model(dtype)
     out = model(TOKENS, labels=TOKENS, mtp=True)
     expected = torch.promote_types(dtype, torch.float32)
@@ -48,13 +48,13 @@ def test_logits_and_losses_are_fp32_at_least(toy_model, dtype):
 
 
 @torch.no_grad()
-def test_logits_are_not_rounded_to_bf16_on_their_way(toy_model):
+def test_logits_of_a_bf16_model_are_not_rounded_to_bf16(toy_model):
     logits = toy_model(torch.bfloat16)(TOKENS).logits
     assert not torch.equal(logits, logits.bfloat16().float())
 
 
 @torch.no_grad()
-def test_a_forward_changes_nothing_and_repeats_exactly(model):
+def test_forward_is_deterministic_and_changes_no_state(model):
     before = {name: x.clone() for name, x in model.state_dict().items()}
     first, second = model(TOKENS, mtp=True), model(TOKENS, mtp=True)
     assert torch.equal(first.logits, second.logits)
@@ -64,14 +64,14 @@ def test_a_forward_changes_nothing_and_repeats_exactly(model):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64, torch.uint8])
 @pytest.mark.parametrize("which", ["input_ids", "labels", "documents"])
-def test_ids_that_are_no_integers_are_named(model, which, dtype):
+def test_non_integer_ids_are_named(model, which, dtype):
     arguments = {name: torch.ones(2, 4, dtype=torch.int64) for name in ("input_ids", "labels", "documents")}
     arguments[which] = arguments[which].to(dtype)
     with pytest.raises(ValueError, match=rf"{which} must be integers \(int64\), not {str(dtype)[6:]}"):
         model(**arguments)
 
 
-def test_short_integers_serve_too(model):
+def test_int32_ids_are_accepted(model):
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     wide, short = model(ids, labels=ids), model(ids.int(), labels=ids.int())
     assert torch.equal(wide.loss, short.loss)

@@ -1,4 +1,4 @@
-"""Nothing to see is no reason for NaN: short rows, padding and empty layers, in low precision, forward and backward.
+"""Short rows, padding and layers without entries give no NaN in forward and backward, in fp32 and bf16.
 
 Every trainable parameter gets a gradient at every length, so that the graph is the same on every rank.
 """
@@ -11,12 +11,12 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 ROWS = {
     "one token": [[1]],
     "two tokens": [[1, 1]],
-    "three tokens, no CSA entry": [[1, 1, 1]],
-    "five tokens, no HCA entry": [[1] * 5],
+    "three tokens, without CSA entries": [[1, 1, 1]],
+    "five tokens, without HCA entries": [[1] * 5],
     "127 tokens, one short of an HCA entry": [[1] * 127],
     "129 tokens": [[1] * 129],
     "documents of one token": [[1, 2, 3, 4, 5, 6]],
-    "short documents in a row with room for entries": [[1 + t // 3 for t in range(130)]],
+    "short documents in a row longer than an HCA window": [[1 + t // 3 for t in range(130)]],
     "padding around": [[0, 0, 1, 0], [0, 0, 0, 2]],
     "a row of padding only": [[1] * 140, [0] * 140],
 }
@@ -48,7 +48,7 @@ def test_logits_losses_and_all_gradients_are_finite(models, documents, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_a_sink_far_below_or_above_all_scores_is_finite(toy_model, dtype):
+def test_extreme_sinks_give_finite_gradients(toy_model, dtype):
     model = toy_model(dtype)
     with torch.no_grad():
         for block in model.layers:

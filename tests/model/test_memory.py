@@ -1,4 +1,4 @@
-"""Attention's memory grows linearly in tokens: no tokens x tokens tensor is kept, or made at all."""
+"""Attention's memory is linear in tokens: no tokens x tokens tensor is saved, or even computed."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SHORT, LONG = 1024, 2048
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation makes, forward and backward."""
+    """Records the size of the largest tensor that any operation returns, in forward and backward."""
 
     def __init__(self):
         super().__init__()
@@ -27,11 +27,11 @@ class Largest(TorchDispatchMode):
 
 
 def measure(attention: Attention, length: int) -> tuple[int, int, int]:
-    """Elements of the largest saved tensor, of all saved storage, and of the largest tensor made."""
+    """Elements of the largest saved tensor, of all saved storage, and of the largest tensor of any operation."""
     saved: dict[int, int] = {}
     largest_saved = 0
 
-    def note(x: torch.Tensor) -> torch.Tensor:
+    def record(x: torch.Tensor) -> torch.Tensor:
         nonlocal largest_saved
         largest_saved = max(largest_saved, x.numel())
         if not isinstance(x, torch.nn.Parameter):
@@ -41,14 +41,14 @@ def measure(attention: Attention, length: int) -> tuple[int, int, int]:
 
     x = torch.randn(1, length, 32).requires_grad_()
     with Largest() as largest:
-        with saved_tensors_hooks(note, lambda x: x):
+        with saved_tensors_hooks(record, lambda x: x):
             out = attention(x, SequenceLayout.single(1, length))
         out.sum().backward()
     return largest_saved, sum(saved.values()), largest.size
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2], ids=["window", "CSA", "HCA"])
-def test_twice_the_tokens_take_twice_the_memory(toy_model, layer):
+def test_memory_is_linear_in_tokens(toy_model, layer):
     attention = toy_model(torch.float32).layers[layer].attn
     short, long = measure(attention, SHORT), measure(attention, LONG)
     assert short[0] > 0
@@ -57,7 +57,7 @@ def test_twice_the_tokens_take_twice_the_memory(toy_model, layer):
     assert long[0] < LONG * LONG / 4
 
 
-def test_scores_of_a_window_are_not_made_against_the_whole_row(toy_model):
+def test_window_scores_are_not_computed_for_the_whole_row(toy_model):
     attention = toy_model(torch.float32, sliding_window=4).layers[0].attn
     _, _, largest = measure(attention, LONG)
     assert largest < LONG * 32 * 4

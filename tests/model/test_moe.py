@@ -1,4 +1,4 @@
-"""The experts of a layer against one token and one expert at a time."""
+"""The MoE layer compared with one token and one expert at a time."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate.clamp(max=LIMIT)) * up.clamp(-LIMIT, LIMIT)
 
 
-def by_hand(moe: MoE, x: Tensor, ids: Tensor) -> Tensor:
+def per_token_reference(moe: MoE, x: Tensor, ids: Tensor) -> Tensor:
     experts, shared = moe.experts, moe.shared_experts
     routing = moe.gate(x, ids)
     out = []
@@ -29,7 +29,7 @@ def by_hand(moe: MoE, x: Tensor, ids: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-def test_outputs_and_gradients_are_those_of_single_experts(toy_model, layer):
+def test_outputs_and_gradients_equal_single_experts(toy_model, layer):
     model = toy_model()
     moe = model.layers[layer].ffn
     if layer == 0:
@@ -38,7 +38,7 @@ def test_outputs_and_gradients_are_those_of_single_experts(toy_model, layer):
     ids = torch.randint(64, (2, 9))
     ids[0, 0] = 3
     found = moe(x, ids, SequenceLayout.single(2, 9), None)
-    expected = by_hand(moe, x.flatten(0, 1), ids.flatten()).view(2, 9, 32)
+    expected = per_token_reference(moe, x.flatten(0, 1), ids.flatten()).view(2, 9, 32)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     leaves = [x, *moe.parameters()]
     upstream = torch.randn_like(found)
@@ -47,7 +47,7 @@ def test_outputs_and_gradients_are_those_of_single_experts(toy_model, layer):
         torch.testing.assert_close(gradient, reference, rtol=1e-8, atol=1e-10)
 
 
-def test_the_shared_expert_has_the_same_clamp(toy_model):
+def test_shared_expert_has_the_same_clamp(toy_model):
     shared = toy_model().layers[1].ffn.shared_experts
     x = torch.randn(40, 32, dtype=torch.float64) * 3
     gate, up = x @ shared.w1.weight.T, x @ shared.w3.weight.T
@@ -58,7 +58,7 @@ def test_the_shared_expert_has_the_same_clamp(toy_model):
     assert (shared(x) - free).abs().max() > 0.1
 
 
-def test_experts_that_nobody_chose_get_a_gradient_of_zero(toy_model):
+def test_unchosen_experts_get_zero_gradients(toy_model):
     moe = toy_model().layers[2].ffn
     moe.gate.bias[:] = torch.tensor([0.0, 0, 0, 50, 50, 50, 0, 0])
     x = torch.randn(1, 6, 32, dtype=torch.float64)
@@ -69,7 +69,7 @@ def test_experts_that_nobody_chose_get_a_gradient_of_zero(toy_model):
 
 
 @torch.no_grad()
-def test_a_sum_of_experts_is_rounded_once_in_a_bf16_model(toy_model):
+def test_sum_of_experts_is_rounded_once_in_bf16(toy_model):
     moe = toy_model(torch.bfloat16).layers[2].ffn
     x = torch.randn(1, 30, 32).bfloat16()
     found = moe(x, None, SequenceLayout.single(1, 30), None)
@@ -81,7 +81,7 @@ def test_a_sum_of_experts_is_rounded_once_in_a_bf16_model(toy_model):
             gate, up = (moe.experts.w1[expert] @ token).float(), (moe.experts.w3[expert] @ token).float()
             inner = (weight * swiglu(gate, up)).bfloat16()
             total[n] += (moe.experts.w2[expert] @ inner).float()
-    # the sums inside a product may round differently; the sum over experts may not
+    # sums inside products may be rounded differently, but the sum over experts is rounded once
     assert (found[0].float() - total).abs().max() <= 2**-7 * total.abs().max()
     exact = (found[0].float() - total).abs() <= 2**-8 * total.abs()
     assert exact.double().mean() > 0.9

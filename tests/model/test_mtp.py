@@ -1,9 +1,10 @@
-"""The MTP block: what it reads, what it shares, and how it is packed."""
+"""The MTP block: its inputs, shared weights, and packed rows."""
 
 import pytest
 import torch
 
 from seektune.model.gate import RoutingLedger
+from seektune.model.transformer import TokenRows
 from seektune.sequence import SequenceLayout
 
 
@@ -12,11 +13,11 @@ def rms(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_row_t_adds_the_next_embedding_to_each_stream_and_runs_one_more_block(toy_model):
+def test_mtp_block_equals_its_definition(toy_model):
     model = toy_model()
     tokens = torch.randint(64, (1, 50))
     mtp = model.mtp[0]
-    streams = model.run(model.enter(tokens), tokens, SequenceLayout.single(1, 50), None)
+    streams = model.backbone(TokenRows(tokens, SequenceLayout.single(1, 50))).streams_BTSD
     embedding = model.embed.weight[tokens[0, 1:]]
     entry = torch.stack(
         [
@@ -38,7 +39,7 @@ def test_row_t_adds_the_next_embedding_to_each_stream_and_runs_one_more_block(to
 
 
 @torch.no_grad()
-def test_the_block_is_a_sliding_window_layer_with_a_top_k_gate(toy_model):
+def test_mtp_block_has_a_sliding_window_and_a_top_k_gate(toy_model):
     model = toy_model(num_hash_layers=4)
     mtp = model.mtp[0]
     assert mtp.attn.ratio == 0
@@ -48,7 +49,7 @@ def test_the_block_is_a_sliding_window_layer_with_a_top_k_gate(toy_model):
     assert not any("embed" in name or "head.weight" in name for name, _ in mtp.named_parameters())
 
 
-def test_embedding_and_head_learn_from_the_mtp_loss(toy_model):
+def test_mtp_loss_trains_embedding_and_head(toy_model):
     model = toy_model()
     tokens = torch.randint(64, (1, 20))
     model(tokens, labels=tokens, mtp=True).mtp_loss.backward()
@@ -60,13 +61,13 @@ def test_embedding_and_head_learn_from_the_mtp_loss(toy_model):
         "layers.0.attn.wkv.weight",
     ):
         assert model.get_parameter(name).grad.abs().max() > 0, name
-    # the backbone's own way out is not used
+    # the backbone's own output norm and head read are not used
     assert model.norm.weight.grad is None
     assert model.hc_head.fn.grad is None
 
 
 @torch.no_grad()
-def test_the_mtp_block_does_not_look_into_the_next_document(toy_model):
+def test_mtp_does_not_read_the_next_document(toy_model):
     model = toy_model()
     documents = torch.tensor([[1] * 10 + [2] * 10])
     tokens = torch.randint(64, (1, 20))
@@ -74,13 +75,13 @@ def test_the_mtp_block_does_not_look_into_the_next_document(toy_model):
     other[0, 10] = (other[0, 10] + 1) % 64
     first = model(tokens, documents=documents, mtp=True).mtp_logits
     second = model(other, documents=documents, mtp=True).mtp_logits
-    # row 9 reads token 10 of the next document and is taught by nobody; rows 0 to 8 must not move
+    # position 9 reads token 10 of the next document and is not in the loss; positions 0 to 8 must not change
     assert (first[0, :9] - second[0, :9]).abs().max() < 1e-12
     assert (first[0, 10:] - second[0, 10:]).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("length", [1, 2])
-def test_rows_too_short_for_the_block_have_empty_or_single_logits_and_no_loss(toy_model, length):
+def test_mtp_of_short_rows_has_zero_loss(toy_model, length):
     model = toy_model()
     tokens = torch.randint(64, (2, length))
     out = model(tokens, labels=tokens, mtp=True)
@@ -89,7 +90,7 @@ def test_rows_too_short_for_the_block_have_empty_or_single_logits_and_no_loss(to
 
 
 @torch.no_grad()
-def test_a_ledger_follows_the_block_even_where_it_has_no_rows(toy_model):
+def test_ledger_records_mtp_block_without_tokens(toy_model):
     model = toy_model()
     ledger = RoutingLedger()
     model(torch.randint(64, (2, 1)), mtp=True, ledger=ledger)
@@ -97,7 +98,7 @@ def test_a_ledger_follows_the_block_even_where_it_has_no_rows(toy_model):
     assert ledger.balance[4].item() == 0.0
 
 
-def test_without_the_block_asking_for_it_is_an_error(toy_model):
+def test_mtp_without_mtp_block_raises(toy_model):
     model = toy_model(num_nextn_predict_layers=0, compress_ratios=[0, 4, 128, 4])
     assert len(model.mtp) == 0
     with pytest.raises(ValueError, match="num_nextn_predict_layers"):

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from seektune.model.gate import RoutingLedger
+from seektune.model.head import Losses
 from seektune.model.objective import LossParts, Objective
-from seektune.model.transformer import Losses
 
 ZERO = torch.zeros(())
 

@@ -1,4 +1,4 @@
-"""Streamed from the files, a model computes what the quantized one in memory does; its pages come and go."""
+"""A streamed model equals the quantized model in memory, and its pages are prefetched and released."""
 
 import mmap
 from pathlib import Path
@@ -32,7 +32,7 @@ def adapted(folder: Path, dtype: torch.dtype, **shape) -> DeepseekV4ForCausalLM:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [{}, {"merge_into": "released"}])
 @pytest.mark.slow
-def test_values_and_gradients_are_those_of_the_model_in_memory_bit_for_bit(parity_folder, dtype, shape):
+def test_streamed_values_and_gradients_equal_the_in_memory_model(parity_folder, dtype, shape):
     found = []
     for streamed in (False, True):
         model = adapted(parity_folder, dtype, streamed=streamed, **shape)
@@ -43,11 +43,11 @@ def test_values_and_gradients_are_those_of_the_model_in_memory_bit_for_bit(parit
         assert torch.equal(memory, file)
 
 
-def test_each_block_is_fetched_before_and_released_after_its_use(parity_folder, monkeypatch):
-    told = []
+def test_blocks_are_prefetched_and_released(parity_folder, monkeypatch):
+    advised = []
 
     def advise(regions, advice):
-        told.append((advice, sum(size for _, _, size in regions)))
+        advised.append((advice, sum(size for _, _, size in regions)))
 
     monkeypatch.setattr(mmap_folder, "_advise", advise)
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, torch.bfloat16, quantized=True, streamed=True)
@@ -55,17 +55,17 @@ def test_each_block_is_fetched_before_and_released_after_its_use(parity_folder, 
     start(model, 0)
     loss = outputs(model)[2]
     blocks = model.config.num_hidden_layers + 1
-    fetched = [size for advice, size in told if advice == mmap.MADV_WILLNEED]
-    released = [size for advice, size in told if advice == mmap.MADV_DONTNEED]
+    fetched = [size for advice, size in advised if advice == mmap.MADV_WILLNEED]
+    released = [size for advice, size in advised if advice == mmap.MADV_DONTNEED]
     assert len(fetched) == len(released) == blocks - 1
     assert all(size > 0 for size in fetched + released)
-    told.clear()
+    advised.clear()
     loss.backward()
-    assert len([advice for advice, _ in told if advice == mmap.MADV_WILLNEED]) == blocks - 1
-    assert len([advice for advice, _ in told if advice == mmap.MADV_DONTNEED]) == blocks - 1
+    assert len([advice for advice, _ in advised if advice == mmap.MADV_WILLNEED]) == blocks - 1
+    assert len([advice for advice, _ in advised if advice == mmap.MADV_DONTNEED]) == blocks - 1
 
 
-def test_packed_weights_take_no_memory_and_views_are_the_bytes_of_the_file(parity_folder):
+def test_streamed_weights_are_views_of_the_file(parity_folder):
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, torch.bfloat16, quantized=True, streamed=True)
     assert all(p.is_meta for p in model.parameters() if p.dtype in (torch.int8, torch.uint8))
     assert not any(p.is_meta for p in model.parameters() if p.is_floating_point())
@@ -89,7 +89,7 @@ def test_regions_cover_their_tensors_in_whole_pages(parity_folder):
         assert size > 0
 
 
-def test_an_adapter_saved_from_one_loads_on_the_other(parity_folder, tmp_path):
+def test_streamed_model_loads_the_same_adapter(parity_folder, tmp_path):
     save_adapter(adapted(parity_folder, torch.float32, streamed=True), tmp_path / "adapter")
     found = []
     for streamed in (False, True):

@@ -1,4 +1,4 @@
-"""Rotary positions: which columns, which pairs, which angles in which layer."""
+"""Rotary position embedding: columns, pairs, and angles of each layer."""
 
 import cmath
 import math
@@ -14,17 +14,17 @@ FLASH = DeepseekV4Config.preset("flash")
 
 def yarn(dim: int, theta: float, i: int, low: int, high: int, factor: float) -> float:
     plain = theta ** (-2 * i / dim)
-    kept = 1 - min(max((i - low) / (high - low), 0), 1)
-    return plain * kept + plain / factor * (1 - kept)
+    unscaled = 1 - min(max((i - low) / (high - low), 0), 1)
+    return plain * unscaled + plain / factor * (1 - unscaled)
 
 
-def test_a_layer_without_compression_has_plain_angles_of_theta_10000():
+def test_uncompressed_layer_has_plain_rope():
     found = Rope.of_layer(FLASH, 0).frequencies()
     assert found.tolist() == pytest.approx([10000 ** (-2 * i / 64) for i in range(32)], rel=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [4, 128])
-def test_a_layer_that_compresses_has_yarn_angles_from_pair_15_to_25(ratio):
+def test_compressed_layer_has_yarn(ratio):
     found = Rope.of_layer(FLASH, ratio).frequencies().tolist()
     assert found == pytest.approx([yarn(64, 160000, i, 15, 25, 16) for i in range(32)], rel=1e-5)
     plain = [160000 ** (-2 * i / 64) for i in range(32)]
@@ -32,14 +32,14 @@ def test_a_layer_that_compresses_has_yarn_angles_from_pair_15_to_25(ratio):
     assert [i for i in range(32) if found[i] == pytest.approx(plain[i] / 16, rel=1e-5)] == list(range(25, 32))
 
 
-def test_without_scaling_a_layer_that_compresses_keeps_its_own_theta():
+def test_compressed_layer_without_scaling_has_its_own_theta():
     config = FLASH.replace(rope_scaling=None)
     found = Rope.of_layer(config, 4).frequencies()
     assert found.tolist() == pytest.approx([160000 ** (-2 * i / 64) for i in range(32)], rel=1e-5)
 
 
-def test_all_of_a_layer_turns_by_the_same_angles(toy_model):
-    """Queries, window keys, entries and index keys: by layer, not by sub-module."""
+def test_all_parts_of_a_layer_use_the_same_angles(toy_model):
+    """Queries, window keys, entries and index keys: angles depend on the layer, not on the submodule."""
     model = toy_model()
     for layer, block in enumerate([*model.layers, *model.mtp]):
         expected = Rope.of_layer(model.config, model.config.ratio(layer)).frequencies()
@@ -51,34 +51,34 @@ def test_all_of_a_layer_turns_by_the_same_angles(toy_model):
 
 
 @pytest.mark.parametrize(("width", "dim"), [(512, 64), (128, 64), (48, 16), (16, 16)])
-def test_the_last_columns_turn_in_neighbouring_pairs(width, dim):
+def test_last_columns_are_rotated_in_adjacent_pairs(width, dim):
     rope = Rope(dim, 500.0, None)
     x = torch.randn(2, 9, width, dtype=torch.float64)
     positions = torch.tensor([list(range(9)), [0, 5, 5, 100, 3, 2, 1, 0, 7]])
     found = rope(positions)(x)
-    still = width - dim
-    assert torch.equal(found[..., :still], x[..., :still])
+    start = width - dim
+    assert torch.equal(found[..., :start], x[..., :start])
     for b in range(2):
         for t in range(9):
             for i in range(dim // 2):
-                re, im = x[b, t, still + 2 * i].item(), x[b, t, still + 2 * i + 1].item()
-                turned = complex(re, im) * cmath.exp(1j * positions[b, t].item() * 500.0 ** (-2 * i / dim))
-                pair = found[b, t, still + 2 * i : still + 2 * i + 2].tolist()
-                assert pair == pytest.approx([turned.real, turned.imag], abs=2e-4)
+                re, im = x[b, t, start + 2 * i].item(), x[b, t, start + 2 * i + 1].item()
+                rotated = complex(re, im) * cmath.exp(1j * positions[b, t].item() * 500.0 ** (-2 * i / dim))
+                pair = found[b, t, start + 2 * i : start + 2 * i + 2].tolist()
+                assert pair == pytest.approx([rotated.real, rotated.imag], abs=2e-4)
 
 
-def test_the_inverse_turns_back_and_no_length_changes():
+def test_inverse_rotates_back_and_norms_are_kept():
     rope = Rope.of_layer(FLASH, 4)
     rotation = rope(torch.arange(300)[None]).over_heads
     x = torch.randn(1, 300, 3, 512, dtype=torch.float64)
-    turned = rotation(x)
-    assert (turned[:, 1:] - x[:, 1:]).abs().max() > 1
-    # no mscale: YaRN changes angles only
-    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
-    torch.testing.assert_close(rotation.inverse(turned), x, rtol=1e-6, atol=1e-6)
+    rotated = rotation(x)
+    assert (rotated[:, 1:] - x[:, 1:]).abs().max() > 1
+    # no mscale: YaRN changes only angles
+    torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(rotation.inverse(rotated), x, rtol=1e-6, atol=1e-6)
 
 
-def test_a_product_of_rotated_vectors_depends_on_the_distance_only():
+def test_products_depend_only_on_distance():
     rope = Rope(16, 100.0, None)
     q, k = torch.randn(2, 1, 1, 16, dtype=torch.float64)
 

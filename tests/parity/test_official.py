@@ -1,7 +1,7 @@
-"""The released layout, loaded by `from_pretrained`, against logits that the official mathematics gave in fp32.
+"""Logits of a released checkpoint, compared with those of the official code in fp32.
 
-Row 7 of `tid2eid` names one expert twice. The official code adds an expert's output with `y[rows] += ...`, which writes
-a repeated row once, so the expert counts once although its weight stands twice in the normalisation.
+Row 7 of `tid2eid` lists one expert twice. The official code adds an expert's output with `y[rows] += ...`, which writes
+a repeated row once, so the expert counts once although its weight is in the normalizing sum twice.
 """
 
 from pathlib import Path
@@ -36,39 +36,39 @@ def check(tag: str, found: Tensor, expected: Tensor) -> None:
         assert difference.median() <= 1e-5
         assert (positions <= 1e-3).double().mean() >= 0.98
     else:
-        # a value on a rounding edge may fall to the other side, and that reaches every later position
+        # a value near a rounding boundary may round differently, which affects every later position
         assert (positions <= 1e-2).double().mean() >= 0.95
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("tag", TAGS)
 @torch.no_grad()
-def test_prefill_logits_are_the_official_ones(models, expected, tag, length):
+def test_prefill_logits_match_official(models, expected, tag, length):
     found = models[tag](expected["input_ids"][:, :length]).logits
     check(tag, found, expected[f"{tag}.logits.{length}"])
 
 
 @pytest.mark.parametrize("tag", TAGS)
 @torch.no_grad()
-def test_mtp_logits_are_the_official_ones(models, expected, tag):
+def test_mtp_logits_match_official(models, expected, tag):
     check(tag, models[tag](expected["input_ids"], mtp=True).mtp_logits, expected[f"{tag}.mtp_logits"])
 
 
 @pytest.mark.parametrize("tag", TAGS)
 @torch.no_grad()
-def test_logits_equal_those_of_official_decoding(models, expected, tag):
+def test_logits_match_official_decoding(models, expected, tag):
     found = models[tag](expected["input_ids"]).logits[:, 129:]
     check(tag, found, expected[f"{tag}.decode"])
 
 
 @torch.no_grad()
-def test_the_two_numerics_differ(models, expected):
+def test_plain_and_released_numerics_differ(models, expected):
     plain, released = (models[tag](expected["input_ids"]).logits for tag in TAGS)
     assert (plain - released).abs().amax(dim=-1).median() > 1e-3
 
 
 @torch.no_grad()
-def test_the_case_reaches_the_expert_that_a_table_row_names_twice(models, expected):
+def test_inputs_use_the_table_row_with_a_repeated_expert(models, expected):
     table = models["plain"].layers[0].ffn.gate.tid2eid
     twice = [row for row in range(len(table)) if len(table[row].unique()) < table.shape[1]]
     assert twice == [7]
@@ -76,7 +76,7 @@ def test_the_case_reaches_the_expert_that_a_table_row_names_twice(models, expect
 
 
 @torch.no_grad()
-def test_a_bf16_model_stays_close(parity_folder, expected):
+def test_bf16_model_is_close_to_fp32(parity_folder, expected):
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype=torch.bfloat16)
     logits = model(expected["input_ids"]).logits
     reference = expected["plain.logits.300"]
@@ -86,7 +86,7 @@ def test_a_bf16_model_stays_close(parity_folder, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tag", TAGS)
-def test_decoding_from_a_cache_is_the_official_one(models, expected, tag):
+def test_cached_decoding_matches_official(models, expected, tag):
     model, ids = models[tag], expected["input_ids"]
     cache = model.new_cache(1, ids.shape[1])
     logits = [model(ids[:, :130], cache=cache).logits[:, -1:]]

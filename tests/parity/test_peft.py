@@ -1,4 +1,4 @@
-"""PEFT reads our adapters on the transformers model and gives our logits."""
+"""PEFT loads our adapters into the transformers model with our logits, and we load PEFT's."""
 
 import warnings
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def with_peft(base: Path, adapter: Path) -> Any:
 
     model = transformers.DeepseekV4ForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
     with warnings.catch_warnings():
-        # PEFT warns that patterns of parameters match no module; they are used all the same
+        # PEFT warns that patterns of parameters match no module, but uses them
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
         warnings.simplefilter("error", UserWarning)
         return peft.PeftModel.from_pretrained(model, adapter)
@@ -75,7 +75,9 @@ def ids() -> torch.Tensor:
 )
 @pytest.mark.parametrize("shape", [{}, {"rslora": True, "shared_a": True}], ids=["plain", "rslora, shared A"])
 @torch.no_grad()
-def test_pefts_logits_are_ours(base: Path, tmp_path: Path, targets: tuple[str, ...], shape: dict[str, Any]) -> None:
+def test_peft_loads_our_adapter_with_our_logits(
+    base: Path, tmp_path: Path, targets: tuple[str, ...], shape: dict[str, Any]
+) -> None:
     ours = with_adapter(base, targets, **shape)
     save_adapter(ours, tmp_path / "adapter", str(base))
     theirs = with_peft(base, tmp_path / "adapter")
@@ -85,7 +87,7 @@ def test_pefts_logits_are_ours(base: Path, tmp_path: Path, targets: tuple[str, .
 
 
 @torch.no_grad()
-def test_pefts_logits_are_ours_with_dora(base: Path, tmp_path: Path) -> None:
+def test_peft_loads_our_dora_adapter_with_our_logits(base: Path, tmp_path: Path) -> None:
     targets = ("attn.wq_a", "attn.wq_b", "attn.wo_b", "ffn.shared_experts")
     ours = with_adapter(base, targets, dora=True)
     save_adapter(ours, tmp_path / "adapter", str(base))
@@ -94,7 +96,7 @@ def test_pefts_logits_are_ours_with_dora(base: Path, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_merged_by_peft_it_is_the_same(base: Path, tmp_path: Path) -> None:
+def test_peft_merge_of_our_adapter_has_our_logits(base: Path, tmp_path: Path) -> None:
     ours = with_adapter(base, TARGETS["everything"])
     save_adapter(ours, tmp_path / "adapter", str(base))
     merged = with_peft(base, tmp_path / "adapter").merge_and_unload()
@@ -117,10 +119,10 @@ def test_merged_by_peft_it_is_the_same(base: Path, tmp_path: Path) -> None:
     ids=["two parameters", "one, and patterns"],
 )
 @torch.no_grad()
-def test_an_adapter_that_peft_made_is_read(
+def test_adapter_made_by_peft_loads(
     base: Path, tmp_path: Path, parameters: list[str], patterns: dict[str, Any]
 ) -> None:
-    """With names by suffix, dense blocks for gate and up, and other ranks."""
+    """With target names by suffix, one fused matrix for gate and up, and rank patterns."""
     import peft
     import transformers
 
@@ -142,7 +144,7 @@ def test_an_adapter_that_peft_made_is_read(
 
 
 @torch.no_grad()
-def test_a_loaded_adapter_is_the_saved_one_and_leaves_nothing(base: Path, tmp_path: Path) -> None:
+def test_save_load_unload_round_trip(base: Path, tmp_path: Path) -> None:
     ours = with_adapter(base, TARGETS["everything"])
     save_adapter(ours, tmp_path / "adapter")
     model = DeepseekV4ForCausalLM.from_pretrained(base)
@@ -161,7 +163,7 @@ def test_a_loaded_adapter_is_the_saved_one_and_leaves_nothing(base: Path, tmp_pa
 
 @torch.no_grad()
 def test_adapters_stack_with_weights(base: Path, tmp_path: Path) -> None:
-    """Linear in the head alone, so the changes of the logits add up."""
+    """Adapters of the head are linear in the logits, so their changes add up."""
     folders = [tmp_path / "a", tmp_path / "b"]
     for seed, folder in enumerate(folders):
         torch.manual_seed(seed)

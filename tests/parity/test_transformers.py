@@ -1,13 +1,12 @@
-"""Agreement with transformers' DeepseekV4ForCausalLM, a second implementation, on weights it reads from our export.
+"""Agreement with transformers' DeepseekV4ForCausalLM, a second implementation, on weights loaded from our export.
 
 Both run in fp32, where transformers' casts to the model dtype (mixing weights, router logits, compressor products,
-cosines) change nothing. It ignores the MTP block and has no simulated quantisation.
+cosines) change nothing. It ignores the MTP block and has no simulated quantization.
 
-What the two choose must be the same for logits to be comparable. A near-tie of the router or of the indexer could fall
-to different sides; with these seeds none does. An exact tie would be likelier: index scores are sums of relus, and
-where all heads are negative the score is 0. With 16 index heads that is rare, and two such entries at the edge of the
-top k rarer still. Each expert stands once in a row of `tid2eid`: a duplicate counts once in the official code (and
-here) but twice in transformers.
+Logits are only comparable if both choose the same experts and entries. A near-tie could be resolved differently, but is
+not with these seeds. Exact ties of index scores are possible, as a sum of relus is 0 if all heads are negative; with 16
+index heads they are rare at the edge of the top k. The experts in a row of `tid2eid` are distinct, because a duplicate
+counts once in the official code (and here) but twice in transformers.
 """
 
 import copy
@@ -93,7 +92,7 @@ def pair(
     transformers: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[DeepseekV4ForCausalLM, Any]:
-    """Our model and transformers' from the same weights."""
+    """Our model and transformers' with the same weights."""
     ours = toy_model(torch.float32, **(SIZES | CASES[request.param]))
     folder = tmp_path_factory.mktemp("export") / "model"
     ours.save_pretrained(folder, format="fp32")
@@ -112,7 +111,7 @@ def ids(pair: Any) -> Tensor:
 
 @pytest.fixture
 def choices(pair: Any) -> Iterator[list[Prefix | Chosen]]:
-    """What the indexers of our model returned."""
+    """Records what the indexers of our model return."""
     seen: list[Prefix | Chosen] = []
     hooks = [
         module.register_forward_hook(lambda _m, _i, out: seen.append(out))
@@ -125,7 +124,7 @@ def choices(pair: Any) -> Iterator[list[Prefix | Chosen]]:
 
 
 @torch.no_grad()
-def test_logits_agree(pair, ids):
+def test_logits_match_transformers(pair, ids):
     ours, theirs = pair
     found, reference = ours(ids).logits, theirs(ids, use_cache=False).logits
     assert reference.std() > 0.5
@@ -134,14 +133,14 @@ def test_logits_agree(pair, ids):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 127, 128, 129])
 @torch.no_grad()
-def test_logits_of_short_rows_agree(pair, ids, length):
+def test_logits_of_short_rows_match_transformers(pair, ids, length):
     ours, theirs = pair
     part = ids[:, :length]
     assert (ours(part).logits - theirs(part, use_cache=False).logits).abs().max() <= 1e-4
 
 
 @torch.no_grad()
-def test_the_cases_choose_entries_where_they_say_so(pair, ids, choices):
+def test_cases_use_top_k_as_configured(pair, ids, choices):
     ours, _ = pair
     ours(ids)
     assert choices
@@ -150,7 +149,7 @@ def test_the_cases_choose_entries_where_they_say_so(pair, ids, choices):
 
 
 @pytest.mark.slow
-def test_gradients_agree(pair, ids):
+def test_gradients_match_transformers(pair, ids):
     ours, theirs = copy.deepcopy(pair[0]), pair[1]
     theirs.zero_grad()
     labels = torch.where(torch.rand(ids.shape) < 0.2, -100, ids)
@@ -175,7 +174,7 @@ def test_gradients_agree(pair, ids):
 
 
 def gradient_of(name: str, theirs: dict[str, torch.nn.Parameter]) -> Tensor:
-    """The gradient in transformers of our parameter, by the renaming that its conversion does."""
+    """transformers' gradient of our parameter, found by the renaming of its conversion."""
     if name == "head.weight":
         return theirs["lm_head.weight"].grad
     for ours, their in RENAMED:
@@ -214,7 +213,7 @@ RENAMED = (
 
 
 @torch.no_grad()
-def test_a_bf16_export_is_read_too(pair, transformers, tmp_path: Path):
+def test_transformers_loads_a_bf16_export(pair, transformers, tmp_path: Path):
     ours, _ = pair
     ours.save_pretrained(tmp_path / "model")
     theirs, found = transformers.DeepseekV4ForCausalLM.from_pretrained(

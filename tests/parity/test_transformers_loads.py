@@ -1,8 +1,8 @@
-"""What we write, loaded by transformers with no code of ours: names, values and logits.
+"""transformers loads our exports without our code: names, values and logits.
 
-On a CPU transformers decodes FP4 and FP8 weights while loading, into the dtype asked for. In such a checkpoint it keeps
-what is BF16 on disk as BF16, whatever dtype is asked for; a forward pass in fp32 needs `.float()` afterwards. FP4 and
-FP8 values fit into bf16, so either way every weight is exact.
+On a CPU, transformers decodes FP4 and FP8 weights into the requested dtype while loading. In such a checkpoint it keeps
+BF16 tensors as BF16 whatever dtype is requested, so a forward pass in fp32 needs `.float()` afterwards. FP4 and FP8
+values are representable in bf16, so every weight is exact either way.
 """
 
 from pathlib import Path
@@ -15,8 +15,8 @@ from torch import Tensor
 from seektune.checkpoint.convert import convert
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
-TWICE = 7
-"""This token's row of the hash table names an expert twice, which transformers counts twice."""
+REPEATED_TOKEN = 7
+"""This token's row of the hash table lists an expert twice, which transformers counts twice."""
 LOW_BIT = ("released", "fp8", "base")
 
 
@@ -41,7 +41,7 @@ def exported(parity_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture
 def ids(ours: DeepseekV4ForCausalLM) -> Tensor:
     ids = torch.randint(ours.config.vocab_size, (2, 200))
-    return torch.where(ids == TWICE, TWICE + 1, ids)
+    return torch.where(ids == REPEATED_TOKEN, REPEATED_TOKEN + 1, ids)
 
 
 def loaded(transformers: Any, folder: Path, **options: Any) -> Any:
@@ -61,14 +61,14 @@ def agree(ours: DeepseekV4ForCausalLM, theirs: Any, ids: Tensor) -> None:
 
 
 @pytest.mark.parametrize("to", ["bf16", "fp32"])
-def test_plain_exports_load_and_give_our_logits(ours, exported, transformers, ids, to: str):
+def test_plain_exports_load_with_our_logits(ours, exported, transformers, ids, to: str):
     agree(ours, loaded(transformers, exported[to], dtype=torch.float32), ids)
 
 
 @pytest.mark.parametrize("to", LOW_BIT)
 @pytest.mark.parametrize("dtype", ["auto", torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.slow
-def test_low_bit_exports_load_on_a_cpu_and_give_our_logits_in_fp32(ours, exported, transformers, ids, to: str, dtype):
+def test_low_bit_exports_load_on_a_cpu_with_our_logits(ours, exported, transformers, ids, to: str, dtype):
     theirs = loaded(transformers, exported[to], dtype=dtype)
     decoded = theirs.model.layers[1].self_attn.q_a_proj.weight
     assert decoded.dtype == (torch.bfloat16 if dtype == "auto" else dtype), "decoded while loading"
@@ -79,8 +79,8 @@ def test_low_bit_exports_load_on_a_cpu_and_give_our_logits_in_fp32(ours, exporte
     agree(ours, theirs.float(), ids)
 
 
-def test_decoding_can_be_asked_for(ours, exported, transformers, ids):
-    """`dequantize=True` does on any machine what a CPU does by itself."""
+def test_explicit_dequantize_loads_with_our_logits(ours, exported, transformers, ids):
+    """`dequantize=True` decodes on any machine; a CPU does so by default."""
     decoding = transformers.FineGrainedFP8Config(dequantize=True)
     theirs = loaded(transformers, exported["released"], dtype=torch.bfloat16, quantization_config=decoding)
     agree(ours, theirs.float(), ids)

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from seektune.checkpoint.atomic_dir import CARD, complete_folder
-from seektune.evaluate.hellaswag import HellaswagScore
+from seektune.data.datasets.hellaswag import HellaswagConfig
+from seektune.data.question import Question
+from seektune.evaluate.choice_task import ChoiceTask
 from seektune.evaluate.statistics import Estimate
+from seektune.evaluate.task import TaskScore
+from seektune.io.atomic_dir import CARD, complete_folder
 from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.model_card import converted_card, is_ours, merged_card, put_card, run_card
@@ -23,10 +26,14 @@ FACTS = [
 ]
 
 
-def score(right: str) -> HellaswagScore:
+def score(right: str) -> dict[str, TaskScore]:
+    """Scores by task, as a run has them."""
     share = right.count("1") / len(right)
     found = Estimate(share, share / 2, (1 + share) / 2)
-    return HellaswagScore(found, found, len(right), 2.5, 100, right, right)
+    task = ChoiceTask("hellaswag", "HellaSwag", [Question("a", ("b", "c", "d", "e"), 0, "x")], HellaswagConfig().card())
+    outcomes = {"right": right, "right_norm": right}
+    counts = {"n": len(right), "loss": 2.5, "loss_tokens": 100}
+    return {"hellaswag": TaskScore(task.info, {"acc": found, "acc_norm": found}, counts, outcomes)}
 
 
 @pytest.fixture
@@ -40,9 +47,9 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def written(folder: Path, recipe: Recipe, after: HellaswagScore | None = None) -> ModelCard:
+def written(folder: Path, recipe: Recipe, after: dict[str, TaskScore] | None = None) -> ModelCard:
     """The card as the Hub's own library reads it; bad metadata raise there."""
-    return ModelCard(run_card(folder, recipe, FACTS, score("10000000"), after), ignore_metadata_errors=False)
+    return ModelCard(run_card(folder, recipe, FACTS, score("10000000"), after or {}), ignore_metadata_errors=False)
 
 
 def test_the_hub_reads_what_a_run_knows(run: Path) -> None:

@@ -12,7 +12,7 @@ from seektune import encode_messages
 from seektune.data.chat_format.tool_calls import write_calls
 from seektune.generate.detokenize import answer_all
 from seektune.generate.request import Request
-from seektune.generate.sampling import GREEDY, Sampling
+from seektune.generate.sampling_params import GREEDY, Sampling
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
 

@@ -12,7 +12,7 @@ import pytest
 
 from seektune.generate.detokenize import answer_all
 from seektune.generate.request import Request
-from seektune.generate.sampling import GREEDY
+from seektune.generate.sampling_params import GREEDY
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
 

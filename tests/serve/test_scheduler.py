@@ -10,7 +10,7 @@ import torch
 
 from seektune.generate.detokenize import TextDelta, answer_all
 from seektune.generate.request import Request
-from seektune.generate.sampling import GREEDY
+from seektune.generate.sampling_params import GREEDY
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.scheduler import Event, GenerationJob, Scheduler

@@ -12,7 +12,8 @@ import torch
 
 from seektune.checkpoint.shard import as_shard
 from seektune.evaluate.loss import validation_loss
-from seektune.io.files import read_lines
+from seektune.io.jsonl import read_records
+from seektune.io.run_files import CHECKPOINTS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.signals import Interruption
@@ -20,7 +21,7 @@ from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import GuardConfig, LoggingConfig, LossConfig, OptimizerConfig
 from seektune.train.metrics import MetricsLog
 from seektune.train.state_tensors import run_tensors
-from seektune.train.trainer import CHECKPOINTS, Trainer
+from seektune.train.trainer import Trainer
 from tests.train.tiny_run import MadeStream, Words, made_batch, settings, small_model
 
 QUIET = LoggingConfig(tensorboard=False, every=1000)
@@ -102,11 +103,11 @@ def hang(folder: Path) -> None:
 
 
 def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in read_lines(folder / "metrics.jsonl") if "loss" in line]
+    return [(line["step"], line["loss"]) for line in read_records(folder / "metrics.jsonl") if "loss" in line]
 
 
 def validations(folder: Path) -> list[dict[str, float]]:
-    return read_lines(folder / "validation.jsonl")
+    return read_records(folder / "validation.jsonl")
 
 
 def same_state(a: Trainer, b: Trainer) -> bool:

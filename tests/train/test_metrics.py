@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from seektune.io.files import read_lines
+from seektune.io.jsonl import read_records
 from seektune.train.config import LoggingConfig
 from seektune.train.metrics import LOAD_LINES, MetricsLog, imbalance
 from tests.train.tiny_run import RECORD
@@ -18,19 +18,19 @@ def run(folder, steps, tensorboard=False):
 
 def test_a_line_per_step(tmp_path):
     run(tmp_path, 3)
-    lines = read_lines(tmp_path / "metrics.jsonl")
+    lines = read_records(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert {"loss", "grad_norm", "lr", "tokens", "tokens_per_s"} <= lines[0].keys()
     assert [(line["tokens"], line["total_tokens"]) for line in lines] == [(40, 40), (40, 80), (40, 120)]
     assert lines[0]["expert_imbalance"] == {"0": 1.5, "1": 1.0}
-    assert read_lines(tmp_path / "validation.jsonl") == [{"step": 0, "loss": 4.0}]
+    assert read_records(tmp_path / "validation.jsonl") == [{"step": 0, "loss": 4.0}]
     assert not (tmp_path / "tensorboard").exists()
 
 
 def test_expert_loads_are_summed_into_few_lines(tmp_path):
     steps = 2 * LOAD_LINES + 1
     run(tmp_path, steps)
-    moments = read_lines(tmp_path / "expert_loads.jsonl")
+    moments = read_records(tmp_path / "expert_loads.jsonl")
     assert len(moments) <= LOAD_LINES
     assert moments[-1]["step"] == steps
     assert moments[0] == {"step": 3, "loads": {"0": [30, 90], "1": [60, 60]}}
@@ -56,7 +56,7 @@ def test_files_are_closed_when_the_user_interrupts(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert len(read_lines(tmp_path / "metrics.jsonl")) == 1
+    assert len(read_records(tmp_path / "metrics.jsonl")) == 1
     with pytest.raises(ValueError, match="closed"):
         opened[0].step(replace(RECORD, step=2))
 
@@ -71,23 +71,23 @@ def test_a_resumed_run_goes_on_with_the_files(tmp_path):
     with MetricsLog(tmp_path, 60, LoggingConfig(tensorboard=True), 3, state) as log:
         assert log.validations() == {0: 4.0}
         log.step(replace(RECORD, step=4))
-    lines = read_lines(tmp_path / "metrics.jsonl")
+    lines = read_records(tmp_path / "metrics.jsonl")
     assert [(line["step"], line["total_tokens"]) for line in lines] == [(1, 40), (2, 80), (3, 120), (4, 160)]
     # windows of two steps: the half-filled one of step 3 is completed by step 4
-    assert [line["loads"]["0"] for line in read_lines(tmp_path / "expert_loads.jsonl")] == [[20, 60], [20, 60]]
+    assert [line["loads"]["0"] for line in read_records(tmp_path / "expert_loads.jsonl")] == [[20, 60], [20, 60]]
 
 
 def test_a_run_that_starts_anew_forgets_the_files(tmp_path):
     run(tmp_path, 2)
     with MetricsLog(tmp_path, 2, LoggingConfig(tensorboard=False)) as log:
         assert log.validations() == {}
-    assert read_lines(tmp_path / "metrics.jsonl") == []
+    assert read_records(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_skipped_step_has_a_line(tmp_path):
     with MetricsLog(tmp_path, 2, LoggingConfig(tensorboard=False)) as log:
         log.skipped(1, "the loss is not finite")
-    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "skipped": "the loss is not finite"}]
+    assert read_records(tmp_path / "metrics.jsonl") == [{"step": 1, "skipped": "the loss is not finite"}]
 
 
 def test_imbalance_is_largest_over_mean():

@@ -3,11 +3,15 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from seektune.train.plots import DARK, LIGHT, BeforeAfter, Score, accuracy_figure, load_figure, loss_figure
+from seektune.train.plot_style import DARK, LIGHT
+from seektune.train.plots import load_figure, loss_figure
+from seektune.train.score_plot import BeforeAfter, Reference, Score, score_figure
 
+GUESSING = Reference("guessing", 0.25)
 SCORES = [
-    BeforeAfter("acc", Score(0.25, 0.21, 0.29), Score(0.3, 0.26, 0.34)),
-    BeforeAfter("norm", None, Score(0.4, 0.3, 0.5)),
+    BeforeAfter("acc", Score(0.25, 0.21, 0.29, "25.0%"), Score(0.3, 0.26, 0.34, "30.0%"), "accuracy", True, GUESSING),
+    BeforeAfter("norm", None, Score(0.4, 0.3, 0.5, "40.0%"), "accuracy", True, GUESSING),
+    BeforeAfter("perplexity", Score(4118, 4066, 4170, "4,118.0"), Score(303, 272, 339, "303.0"), "perplexity"),
 ]
 STEPS = [{"step": 1, "loss": 4.0, "mtp_loss": 4.0}]
 
@@ -16,7 +20,7 @@ STEPS = [{"step": 1, "loss": 4.0, "mtp_loss": 4.0}]
 def test_figures_have_the_colour_of_their_paper(paper):
     loads = [{"step": 1, "loads": {str(layer): [1, 5, 0, 2] for layer in range(44)}}]
     pngs = [
-        accuracy_figure(SCORES, paper),
+        score_figure(SCORES, paper),
         load_figure(loads, paper),
         loss_figure(STEPS, [{"step": 0, "loss": 4.0}], paper),
     ]
@@ -26,8 +30,14 @@ def test_figures_have_the_colour_of_their_paper(paper):
 
 
 def test_an_interval_that_misses_its_value_by_a_rounding_is_drawn():
-    assert accuracy_figure([BeforeAfter("acc", Score(0.0, 1e-17, 0.4), Score(1.0, 0.6, 1.0 - 1e-16))], LIGHT)
+    first, second = Score(0.0, 1e-17, 0.4, "0.0%"), Score(1.0, 0.6, 1.0 - 1e-16, "100.0%")
+    assert score_figure([BeforeAfter("acc", first, second, "accuracy", True)], LIGHT)
 
 
-def test_a_score_reads_with_its_interval():
-    assert str(Score(0.25, 0.213, 0.29)) == "25.0% (21.3% to 29.0%)"
+def test_scores_of_one_axis_share_it_and_others_add_to_the_height():
+    heights = [Image.open(BytesIO(score_figure(SCORES[:n], LIGHT))).size[1] for n in (1, 2, 3)]
+    assert heights[1] - heights[0] < heights[2] - heights[1]
+
+
+def test_a_score_in_short_is_its_value():
+    assert Score(0.25, 0.213, 0.29, "25.0% (21.3% to 29.0%)").short == "25.0%"

@@ -6,16 +6,18 @@ from PIL import Image
 
 from seektune.train.config import LoggingConfig
 from seektune.train.metrics import MetricsLog
-from seektune.train.plots import BeforeAfter, Score
-from seektune.train.report import ReportText, write_report
+from seektune.train.report import EvalText, ReportText, write_report
+from seektune.train.score_plot import BeforeAfter, Score
 from tests.train.tiny_run import RECORD
 
 from .reader import read
 
 NASTY = "<script>alert('&')</script>"
 SCORES = [
-    BeforeAfter("acc", Score(0.25, 0.21, 0.29), Score(0.3, 0.26, 0.34)),
-    BeforeAfter("norm", None, Score(0.4, 0.3, 0.5)),
+    BeforeAfter(
+        "acc", Score(0.25, 0.21, 0.29, "25.0% (21.0% to 29.0%)"), Score(0.3, 0.26, 0.34, "30.0%"), "accuracy", True
+    ),
+    BeforeAfter("norm", None, Score(0.4, 0.3, 0.5, "40.0%"), "accuracy", True),
 ]
 
 
@@ -27,8 +29,11 @@ def record_run(folder, steps):
         log.validation(steps, 2.125)
 
 
-def story(comparisons=SCORES):
-    return ReportText(NASTY, [("data", NASTY)], f"seed: 0 # {NASTY}", comparisons, f"an exam {NASTY}")
+EVALS = (EvalText("quiz", f"questions {NASTY}", SCORES),)
+
+
+def story(evals=EVALS):
+    return ReportText(NASTY, [("data", NASTY)], f"seed: 0 # {NASTY}", evals)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 80])
@@ -44,6 +49,8 @@ def test_the_report_tells_the_run_and_needs_nothing_beside_it(tmp_path, steps):
         "25.0% → 30.0%",
         "25.0% (21.0% to 29.0%)",
         "not taken",
+        "Quiz",
+        "quiz acc, before → after",
         "metrics.jsonl",
         "recipe",
     ):
@@ -65,10 +72,10 @@ def test_words_of_users_stay_words(tmp_path):
     assert " ".join(reader.words).count(NASTY) >= 4
 
 
-def test_without_exams_there_is_no_accuracy(tmp_path):
+def test_without_evaluations_there_are_no_scores(tmp_path):
     record_run(tmp_path, 2)
     text = write_report(tmp_path, story([])).read_text(encoding="utf-8")
-    assert "Accuracy" not in text
+    assert "95 % interval" not in text
     assert text.count("<img ") == 2
 
 

@@ -31,7 +31,7 @@ SPAWN.set_forkserver_preload(["tests.train.runs"])
     ("dtype", "master"),
     [(torch.float32, "fp32"), (torch.bfloat16, "fp32"), (torch.bfloat16, "bf16_stochastic")],
 )
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, dtype, master):
+def test_resumed_run_equals_uninterrupted_run(tmp_path, dtype, master):
     whole = go(tmp_path / "whole", 7, dtype=dtype, master=master)
     for steps in (2, 4, 7):  # a run that is told to do more goes on from its last checkpoint
         parts = go(tmp_path / "parts", steps, dtype=dtype, master=master, stream=MadeStream())

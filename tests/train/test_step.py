@@ -141,7 +141,7 @@ def test_a_step_that_teaches_nothing_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.slow
-def test_the_loss_falls(dtype):
+def test_loss_decreases(dtype):
     model = small_model(dtype)
     optimizer = build_optimizer(model, OptimizerConfig(), seed=0)
     losses = [run(model, [made_batch(0)], lr=1e-2, optimizer=optimizer).loss for _ in range(15)]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from seektune.io.files import read_lines
+from seektune.io.jsonl import read_records
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.signals import Interruption
 from seektune.train.gradient import NotFiniteError
@@ -24,7 +24,7 @@ def test_two_runs_are_equal_to_the_last_digit(tmp_path, dtype):
 
 def test_the_schedule_reaches_the_optimizer(tmp_path):
     trainer = go(tmp_path, 3)
-    rates = [line["lr"] for line in read_lines(tmp_path / "metrics.jsonl")]
+    rates = [line["lr"] for line in read_records(tmp_path / "metrics.jsonl")]
     assert rates[:2] == [1e-2, 1e-2]
     assert rates[2] < rates[1]
     assert trainer.optimizer.param_groups[0]["lr"] == rates[2]
@@ -36,7 +36,7 @@ def test_validation_before_after_and_on_the_way(tmp_path, steps, expected):
     trainer = make_trainer(tmp_path, Interruption())
     with MetricsLog(tmp_path, steps, QUIET) as log:
         before, after = trainer.fit(steps, log)
-    lines = read_lines(tmp_path / "validation.jsonl")
+    lines = read_records(tmp_path / "validation.jsonl")
     assert [line["step"] for line in lines] == expected
     assert (lines[0]["loss"], lines[-1]["loss"]) == (before, after)
     assert before != after
@@ -101,4 +101,4 @@ def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
 
     with pytest.raises(NotFiniteError, match="the validation loss after step 2 is not finite; nothing is exported"):
         go(tmp_path, 2, change)
-    assert [line["step"] for line in read_lines(tmp_path / "validation.jsonl")] == [0]
+    assert [line["step"] for line in read_records(tmp_path / "validation.jsonl")] == [0]

@@ -9,8 +9,8 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.settings import TrainSettings
 from seektune.train.step import StepRecord
-from seektune.train.trainer import TrainSettings
 
 VOCAB = 64
 CONFIG = DeepseekV4Config.preset("tiny").replace(

@@ -13,7 +13,7 @@ from rich.console import Console
 from seektune import encode_messages
 from seektune.data.chat_format.tokens import THINK_END
 from seektune.generate.detokenize import TextDelta
-from seektune.generate.sampling import Sampling
+from seektune.generate.sampling_params import Sampling
 from seektune.generate.session import GenerateOptions, Session
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows import chat as chat_page

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from seektune.data.datasets.dataset import spread_evenly
 from seektune.data.datasets.hellaswag import read_split
 from seektune.data.tokenizer import load_tokenizer
-from seektune.evaluate.hellaswag import evaluate_hellaswag, spread_evenly
-from seektune.evaluate.perplexity import evaluate_perplexity, read_texts
+from seektune.evaluate.choice_task import ChoiceTask
+from seektune.evaluate.perplexity import PerplexityTask, read_texts
 from seektune.generate.session import LoadOptions
 from seektune.lora.files import save_adapter
 from seektune.lora.inject import AdapterShape, adapt, adapter_state, start
@@ -57,7 +58,7 @@ def test_hellaswag_is_that_of_the_exam(ask: Any, models: tuple[Path, Path], rows
     found = ask(models[0], "hellaswag", rows, limit=5)
     model = DeepseekV4ForCausalLM.from_pretrained(models[0])
     asked = spread_evenly(read_split(rows, "validation"), 5)
-    expected = evaluate_hellaswag(model, load_tokenizer(512), asked, 8192).to_dict()
+    expected = ChoiceTask("hellaswag", "HellaSwag", asked).run(model, load_tokenizer(512), 8192).to_dict()
     assert found == {"model": str(models[0]), "task": "hellaswag", **expected}
     assert ask(models[0], "hellaswag", rows / "validation.jsonl", limit=5) == found
     assert ask(models[0], "hellaswag", rows)["n"] == 6
@@ -80,7 +81,7 @@ def test_two_models_are_compared(ask: Any, models: tuple[Path, Path], rows: Path
 def test_perplexity_is_that_of_the_exam(ask: Any, models: tuple[Path, Path], text: Path) -> None:
     found = ask(models[0], "perplexity", text, length=32, stride=16, against=models[1])
     model = DeepseekV4ForCausalLM.from_pretrained(models[0])
-    score = evaluate_perplexity(model, load_tokenizer(512), read_texts(text), 32, 16, 8192)
+    score = PerplexityTask(read_texts(text), 32, 16).run(model, load_tokenizer(512), 8192)
     assert {key: found[key] for key in score.to_dict()} == score.to_dict()
     assert (found["length"], found["stride"]) == (32, 16)
     change = found["against"]["difference"]["loss"]
@@ -94,10 +95,11 @@ def test_lines_say_the_same(ask: Any, models: tuple[Path, Path], rows: Path, tex
     lines = ask(models[0], "hellaswag", rows, as_json=False, against=models[1])
     acc, change = values["acc"], values["against"]["difference"]["acc"]
     assert lines[0].split() == ["questions:", "6"]
-    assert lines[1].split()[:2] == ["acc:", f"{acc['value']:.2%}"]
+    assert lines[1].startswith("loss: ")
+    assert lines[2].split()[:2] == ["acc:", f"{acc['value']:.1%}"]
     assert lines[4] == f"against {models[1]}:"
-    assert f"; the first is {100 * change['difference']:+.2f} points (" in lines[6]
-    assert lines[6].endswith(f"p = {change['p_value']:.3g}")
+    assert f"; the first is {100 * change['difference']:+.2f} points (" in lines[7]
+    assert lines[7].endswith(f"p = {change['p_value']:.3g}")
     lines = ask(models[0], "perplexity", text, as_json=False, length=32)
     assert lines[0].split()[:3] == ["text:", "1", "documents,"]
     assert [line.split(":")[0] for line in lines[1:]] == ["windows", "perplexity", "loss", "bits per byte"]

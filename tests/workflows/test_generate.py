@@ -12,7 +12,7 @@ import torch
 from seektune import encode_messages
 from seektune.data.chat_format.tokens import EOS
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.generate.sampling import Sampling
+from seektune.generate.sampling_params import Sampling
 from seektune.generate.session import GenerateOptions
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows import generate
@@ -124,21 +124,25 @@ def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ("[1]", "prompts.jsonl:2: a row needs either prompt"),
-        ('{"prompt": "a", "messages": []}', "prompts.jsonl:2: a row needs either prompt"),
-        ('{"prompt": 3}', "prompts.jsonl:2: prompt must be a text, not int"),
-        ("{", "prompts.jsonl:2: not JSON"),
-        ('{"messages": [{"role": "king", "content": "x"}]}', r"prompts.jsonl:2: messages\[0\]"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "prompts.jsonl:2: the last message is an answer"),
-        ('{"prompt": "\\ud800"}', "prompts.jsonl:2: a text holds half of a surrogate pair"),
-        ('{"prompt": "x", "id": "\\ud800"}', "prompts.jsonl:2: a text holds half of a surrogate pair"),
-        (b"\xff", "prompts.jsonl:2: not JSON"),
+        ("[1]", "line 2: must be a JSON object"),
+        ('{"id": 1}', "line 2: a row needs either prompt"),
+        ('{"prompt": "a", "messages": []}', "line 2: a row needs either prompt"),
+        ('{"prompt": 3}', "line 2: prompt must be a text, not int"),
+        ("{", "line 2: not JSON"),
+        ('{"messages": [{"role": "king", "content": "x"}]}', r"line 2: messages\[0\]"),
+        (
+            '{"messages": [{"role": "assistant", "content": "x"}]}',
+            "line 2: the last message is an answer",
+        ),
+        ('{"prompt": "\\ud800"}', "line 2: a text holds half of a surrogate pair"),
+        ('{"prompt": "x", "id": "\\ud800"}', "line 2: a text holds half of a surrogate pair"),
+        (b"\xff", "line 2: not UTF-8 text"),
     ],
 )
 def test_a_wrong_row_is_named_before_the_model_is_read(tmp_path: Path, row: str | bytes, complaint: str) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_bytes(b'\xef\xbb\xbf{"prompt": "fine"}\n' + (row if isinstance(row, bytes) else row.encode()) + b"\n")
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=rf"prompts\.jsonl {complaint}"):
         generate_file(str(tmp_path / "none"), prompts, tmp_path / "out.jsonl", GREEDY, Output())
     assert not (tmp_path / "out.jsonl").exists()
 

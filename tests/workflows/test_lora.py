@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seektune.io.files import read_lines
+from seektune.io.jsonl import read_records
 from seektune.lora.files import load_adapter
 from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -67,11 +67,11 @@ def test_packed_or_decoded_and_resumed_or_not_the_losses_are_the_same(lora, tmp_
     found = []
     for name, changes in {"quantized": {}, "decoded": {"model__quantized": False}}.items():
         folder = run(lora(**changes), tmp_path / name)
-        found.append([line["loss"] for line in read_lines(folder / "metrics.jsonl")])
+        found.append([line["loss"] for line in read_records(folder / "metrics.jsonl")])
     assert found[0] == found[1]
     again = lora(steps=3, resume=str(tmp_path / "quantized" / "checkpoints" / "step-000003"))
     resumed = run(again.model_copy(update={"steps": 4}), tmp_path / "more")
-    assert [line["step"] for line in read_lines(resumed / "metrics.jsonl")][-1] == 4
+    assert [line["step"] for line in read_records(resumed / "metrics.jsonl")][-1] == 4
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_run_begins_from_an_adapter_that_fits(lora, tmp_path):
         ({"rank": 4}, r"lora\.adapter: .* is of shape \[2, 64\], this model needs \[4, 64\]"),
         ({"alpha": 8}, r"lora\.adapter: .* multiplies the change of .* by 16, this model by 4"),
         ({"targets": ["attn"]}, r"lora\.adapter: .*ffn\.experts\.w1 carries an adapter in only one"),
-        ({"adapter": str(tmp_path)}, r"lora\.adapter: .* is no adapter: it has no adapter_config\.json"),
+        ({"adapter": str(tmp_path)}, r"lora\.adapter: .* is not an adapter: it has no adapter_config\.json"),
     ):
         with pytest.raises(ValueError, match=complaint):
             run(lora(lora=LORA | {"adapter": str(first)} | changes), tmp_path / "refused")

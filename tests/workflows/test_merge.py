@@ -14,7 +14,7 @@ from seektune.checkpoint.compare import compare
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.source import FolderSource
 from seektune.cli import checkpoints as cli
-from seektune.cli.errors import ShortOfMemoryError
+from seektune.cli.errors import OutOfMemoryError
 from seektune.lora.delta import LoraDelta
 from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.format import write_adapter
@@ -173,11 +173,11 @@ def test_what_does_not_fit_is_refused_by_name(base, tmp_path, toy_model):
     made(base, tmp_path / "adapter", 0.1)
     other = tmp_path / "other"
     toy_model(torch.float32, num_hidden_layers=3, compress_ratios=[0, 4, 128, 0]).save_pretrained(other)
-    with pytest.raises(ValueError, match=r"changes embed\.weight as \[64, 64\], but it is \[64, 32\]"):
+    with pytest.raises(ValueError, match=r"changes embed\.weight with shape \[64, 64\], but the base has \[64, 32\]"):
         merge(other, tmp_path / "adapter", tmp_path / "out", "fp32")
     with pytest.raises(ValueError, match=r"format 'fp9' is unknown.*mixed-fp8"):
         merge(base, tmp_path / "adapter", tmp_path / "out", "fp9")
-    with pytest.raises(ValueError, match=r"is no adapter: it has no adapter_config\.json"):
+    with pytest.raises(ValueError, match=r"is not an adapter: it has no adapter_config\.json"):
         merge(base, base, tmp_path / "out", "fp32")
 
 
@@ -200,8 +200,8 @@ def test_a_weight_that_means_nothing_is_refused(base, tmp_path):
     for adapter, weight, said in (
         ("plain", math.nan, "a finite number, not nan"),
         ("plain", math.inf, "a finite number, not inf"),
-        ("dora", 0.5, "DoRA adapter, which has no weight other than 1"),
-        ("plain", 1e39, r"experts\.0\.w2\.weight with its change is not finite"),
+        ("dora", 0.5, "DoRA adapter, which only supports weight 1"),
+        ("plain", 1e39, r"experts\.0\.w2\.weight is not finite after the merge"),
     ):
         with pytest.raises(ValueError, match=said):
             merge(base, tmp_path / adapter, tmp_path / "out", "bf16", weight)
@@ -216,7 +216,7 @@ def test_what_training_saw_has_weight_1_and_its_format_may_be_mixed(base, tmp_pa
     merge(base, tmp_path / "adapter", tmp_path / "out", "mixed-fp8")
     with pytest.raises(LossyMergeError, match=r"lora\.merge_into=fp8, or merge with --to mixed-bf16 or bf16;"):
         merge(base, tmp_path / "adapter", tmp_path / "half", "mixed-fp8", 0.5)
-    with pytest.raises(LossyMergeError, match="--to fp32 keeps all;"):
+    with pytest.raises(LossyMergeError, match="--to fp32 keeps everything;"):
         merge(base, tmp_path / "adapter", tmp_path / "tiny", "bf16", 1e-4)
 
 
@@ -227,7 +227,7 @@ def test_a_link_to_an_empty_folder_is_filled_and_stays_a_link(base, tmp_path):
     merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "disk" / "config.json").is_file()
-    with pytest.raises(ValueError, match="cannot be made"):
+    with pytest.raises(ValueError, match="cannot be created"):
         merge(base, tmp_path / "adapter", base / "config.json" / "out", "bf16")
 
 
@@ -263,10 +263,10 @@ def test_carriers_of_a_merged_checkpoint_are_none(base, tmp_path):
     assert not list(carriers(DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")))
 
 
-def test_too_little_room_is_said_before_anything_is_written(base, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_rejected_before_writing(base, tmp_path, monkeypatch):
     write_adapter(tmp_path / "adapter", experts(8), {})
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(OSError, match=r"has 0\.0 MB free, \d\.\d MB are needed"):
+    with pytest.raises(OSError, match=r"has 1\.00 kB free, but \d+\.\d\d [kM]B are needed"):
         merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 
@@ -293,5 +293,5 @@ def test_memory_that_does_not_suffice_is_told_without_words_about_training(tmp_p
         raise MemoryError
 
     monkeypatch.setattr("seektune.workflows.merge.merge_adapter", fail)
-    with pytest.raises(ShortOfMemoryError, match="out of memory; the largest changed tensor needs room"):
+    with pytest.raises(OutOfMemoryError, match="out of memory; the largest changed tensor needs room"):
         cli.merge("base", tmp_path, tmp_path / "out", "bf16")()

@@ -83,7 +83,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr("seektune.workflows.validate.load_hellaswag", unreachable)
+    monkeypatch.setattr("seektune.data.datasets.hellaswag_sources.cached", unreachable)
 
 
 @pytest.mark.usefixtures("offline")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from seektune.data.datasets.examples import hellaswag_examples
 from seektune.data.datasets.hellaswag import read_split
 from seektune.data.loader import Loader
+from seektune.data.question import right_answers
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.recipe.load import dump_recipe
 from seektune.workflows import preview
@@ -27,7 +27,7 @@ def tokenizer() -> Tokenizer:
 @pytest.mark.parametrize("pack", [False, True])
 def test_the_rows_are_those_of_training(recipe: Make, rows: Path, tokenizer: Tokenizer, pack: bool) -> None:
     asked = recipe(batch__pack=pack, batch__length=200)
-    examples = hellaswag_examples(read_split(rows, "train"), tokenizer)
+    examples = right_answers(read_split(rows, "train"), tokenizer)
     loader = Loader(examples, asked.batch, asked.seed, tokenizer.pad_id)
     expected = [
         (step, micro, tokens, taught)
@@ -51,7 +51,7 @@ def test_a_pipe_gets_marks_in_text(recipe: Make, tmp_path: Path, rows: Path, tok
     answer = seektune("data", "preview", file, "--row", "1")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "\x1b" not in answer.stdout
-    place = preview.find_row(asked, hellaswag_examples(read_split(rows, "train"), tokenizer), 1, tokenizer.pad_id)
+    place = preview.find_row(asked, right_answers(read_split(rows, "train"), tokenizer), 1, tokenizer.pad_id)
     _, head, legend, *documents = answer.stdout.split("\n")
     used = sum(len(example.tokens) for example in place.documents)
     many = len(place.documents)
@@ -79,7 +79,7 @@ def test_a_terminal_gets_colours_instead(
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     paper = Console(file=io.StringIO(), force_terminal=True, color_system="standard", highlight=False, soft_wrap=True)
-    examples = hellaswag_examples(read_split(rows, "train"), tokenizer)
+    examples = right_answers(read_split(rows, "train"), tokenizer)
     place = preview.find_row(recipe(), examples, 0, tokenizer.pad_id)
     preview._show(place, 0, tokenizer, paper)
     shown = paper.file.getvalue()
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_shown_with_the_cut(
 def test_what_is_left_out_is_counted(
     recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: Path, tokenizer: Tokenizer
 ) -> None:
-    lengths = sorted(len(each.tokens) for each in hellaswag_examples(read_split(rows, "train"), tokenizer))
+    lengths = sorted(len(each.tokens) for each in right_answers(read_split(rows, "train"), tokenizer))
     asked = recipe(batch__length=lengths[-1] - 1, data={"path": str(rows), "overlong": "drop"})
     preview.preview(asked, 0, tmp_path)
     longest = lengths.count(lengths[-1])

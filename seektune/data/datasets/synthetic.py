@@ -1,12 +1,13 @@
 """Made HellaSwag rows: text by code, in the Hub's schema, for tests and trials without a network."""
 
-import json
 import random
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from seektune.io.jsonl import as_line
 
 ACTIVITIES = ("Baking bread", "Washing a car", "Playing chess", "Home and Garden", "Planting trees")
 PEOPLE = ("a man", "a woman", "the girl", "the boy", "a teacher", "the cook")
@@ -33,7 +34,7 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
     if file.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), file)
     else:
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        file.write_text("".join(map(as_line, rows)), encoding="utf-8")
 
 
 def _row(dice: random.Random, index: int) -> dict[str, Any]:

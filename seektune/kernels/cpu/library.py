@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from seektune.io.cache_dir import cache_dir
+
 FLAGS = [
     *("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"),
     *("-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"),
@@ -67,7 +69,7 @@ def function(name: str, dtype: torch.dtype) -> Callable[..., None] | None:
 def library() -> ctypes.CDLL | None:
     """All kernels; None, and one line that says why, where they cannot be made."""
     try:
-        file = made(cache_folder())
+        file = made(cache_dir(os.environ))
         try:
             return ctypes.CDLL(str(file))
         except OSError:  # made for another system's libraries
@@ -76,12 +78,6 @@ def library() -> ctypes.CDLL | None:
         reason = str(error).strip().splitlines()[0]
         log.warning("kernels for writing texts on a CPU could not be made, so it is several times slower: %s", reason)
         return None
-
-
-def cache_folder() -> Path:
-    """Where libraries are kept: under XDG_CACHE_HOME where that is absolute, as its specification has it."""
-    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (told if told.is_absolute() else Path.home() / ".cache") / "seektune"
 
 
 def made(folder: Path, anew: bool = False) -> Path:

@@ -6,16 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seektune.data.datasets.hellaswag import (
-    HellaswagRow,
-    clean,
-    default_cache_dir,
-    load_hellaswag,
-    read_split,
-    row_from_record,
-    split_files,
-)
+from seektune.data.datasets.dataset import DataCache, spread_evenly
+from seektune.data.datasets.hellaswag import HellaswagConfig, clean, read_split, row_from_record
+from seektune.data.datasets.records import split_files
 from seektune.data.datasets.synthetic import made_hellaswag, write_hellaswag, write_rows
+from seektune.data.question import Question, right_answers
+from seektune.data.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "hellaswag"
 
@@ -43,23 +39,51 @@ def test_a_row_is_activity_and_context_with_the_last_part_capitalised():
         ),
         "x",
     )
-    assert row == HellaswagRow("Roofing: A man climbs. He sits. The man", (" eats.", "b", "c", "d"), 0, "x")
+    assert row == Question("Roofing: A man climbs. He sits. The man", (" eats.", "b", "c", "d"), 0, "x")
     assert row.right == " eats."
     assert row_from_record(record(ctx_a="Alone.", ctx_b="", activity_label="A"), "x").prompt == "A: Alone."
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_a_local_folder_is_read(tmp_path, form):
-    notes: list[str] = []
-    data = load_hellaswag(write_hellaswag(tmp_path / "rows", 5, 3, form), tmp_path / "cache", notes.append)
-    assert (len(data.train), len(data.validation)) == (5, 3)
+    rows = read_split(write_hellaswag(tmp_path / "rows", 5, 3, form), "train")
+    assert len(rows) == 5
+    assert len(read_split(tmp_path / "rows", "validation")) == 3
     made = made_hellaswag(5, seed=0)[4]
-    assert data.train[4].endings == tuple(made["endings"])
-    assert data.train[4].label == int(made["label"])
-    assert data.train[4].prompt.startswith(made["activity_label"] + ": " + made["ctx_a"])
-    assert "train." + form in data.train[4].name
-    assert str(tmp_path / "rows") in notes[-1]
+    assert rows[4].endings == tuple(made["endings"])
+    assert rows[4].label == int(made["label"])
+    assert rows[4].prompt.startswith(made["activity_label"] + ": " + made["ctx_a"])
+    assert "train." + form in rows[4].name
+
+
+def test_the_section_loads_examples_and_questions_of_its_folder(tmp_path: Path, tokenizer: Tokenizer):
+    folder = write_hellaswag(tmp_path / "rows", 5, 7)
+    section = HellaswagConfig(path=folder)
+    notes: list[str] = []
+    cache = DataCache(tmp_path / "cache", notes.append)
+    section.fetch(cache)
+    train = section.load("train", tokenizer, cache)
+    assert train.source == str(folder)
+    assert train.examples == right_answers(read_split(folder, "train"), tokenizer)
+    held_out = spread_evenly(read_split(folder, "validation"), 3)
+    assert section.load("validation", tokenizer, cache, limit=3).examples == right_answers(held_out, tokenizer)
+    assert section.questions(cache, limit=3) == held_out
+    file = folder / "train.jsonl"
+    assert HellaswagConfig().questions(cache, path=file) == read_split(folder, "train")
+    assert notes == []
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_card_names_the_hub_only_for_rows_from_there():
+    card = HellaswagConfig().card()
+    assert (card.hub_id, card.name, card.language) == ("Rowan/hellaswag", "HellaSwag", "en")
+    own = HellaswagConfig(path="rows").card()
+    assert (own.dataset, own.hub_id, own.name, own.language) == ("hellaswag", None, "rows in HellaSwag's form", None)
+
+
+def test_a_limit_spreads_over_the_split():
+    assert spread_evenly(range(10), 4) == [0, 2, 5, 7]
+    assert spread_evenly(range(10), None) == spread_evenly(range(10), 99) == [*range(10)]
 
 
 @pytest.mark.parametrize("place", [".", "data"])
@@ -142,7 +166,7 @@ def test_a_missing_column_is_named(tmp_path, form):
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [('{"label": ', "line 2: not JSON"), ("[1, 2]", "line 2: a row must be a JSON object"), ("x" * 99, "not JSON")],
+    [('{"label": ', "line 2: not JSON"), ("[1, 2]", "line 2: must be a JSON object"), ("x" * 99, "not JSON")],
 )
 def test_a_malformed_line_is_named(tmp_path, line, message):
     (tmp_path / "train.jsonl").write_text(json.dumps(record()) + "\n" + line + "\n")
@@ -157,11 +181,6 @@ def test_unreadable_files_are_named_in_one_line(tmp_path):
         with pytest.raises(ValueError, match=message) as caught:
             read_split(tmp_path, split)
         assert "\n" not in str(caught.value)
-
-
-def test_the_cache_follows_the_environment_it_is_given(tmp_path):
-    assert default_cache_dir({"XDG_CACHE_HOME": str(tmp_path)}) == tmp_path / "seektune"
-    assert default_cache_dir({}) == Path.home() / ".cache" / "seektune"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the real HellaSwag is not beside this checkout")
@@ -181,7 +200,7 @@ def test_a_column_of_floats_serves_as_labels():
 
 @pytest.mark.parametrize("changes", [{"ctx_a": "x\ud83d y"}, {"endings": ["a", "b", "c \udc00", "d"]}])
 def test_half_a_character_is_no_text(changes):
-    with pytest.raises(ValueError, match="x: holds half a character"):
+    with pytest.raises(ValueError, match="x: a text holds half of a surrogate pair"):
         row_from_record(record(**changes), "x")
 
 
@@ -191,5 +210,5 @@ def test_a_byte_order_mark_is_passed_over_and_endless_nesting_is_not(tmp_path):
     (tmp_path / "train.jsonl").write_text(text, encoding="utf-8-sig")
     assert len(read_split(tmp_path, "train")) == 2
     (tmp_path / "train.jsonl").write_text(text + "[" * 100_000, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"train\.jsonl line 3: .*nested without end"):
+    with pytest.raises(ValueError, match=r"train\.jsonl line 3: .*nested too deeply"):
         read_split(tmp_path, "train")

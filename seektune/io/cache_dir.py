@@ -1,0 +1,13 @@
+"""The user's cache folder: datasets that were fetched, and kernels that were compiled."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def cache_dir(environment: Mapping[str, str]) -> Path:
+    """SeekTune's folder in the user's cache, by the variables of a process; it may not exist yet.
+
+    XDG_CACHE_HOME counts where it is absolute, as its specification says.
+    """
+    base = Path(environment.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "seektune"

@@ -1,0 +1,90 @@
+"""JSON-lines files: read with errors that name file and line, and written line by line."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from seektune.io.atomic import AtomicAppender, write_atomically
+from seektune.io.text import check_unicode
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The object of each line and where it was read, `FILE line N`; empty lines are skipped.
+
+    Raises:
+        ValueError: a line is not a JSON object in UTF-8; the message begins with file and line.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            place = f"{path} line {number}"
+            if text := _decoded(line, place).strip():
+                yield place, _parsed(text, place)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """All objects of a file that `JsonlWriter` wrote; an unfinished last line is left out.
+
+    Raises:
+        ValueError, OSError: as `read_jsonl`.
+    """
+    with path.open("rb") as lines:
+        numbered = [(f"{path} line {number}", line) for number, line in enumerate(lines, start=1)]
+    return [_parsed(_decoded(line, place), place) for place, line in numbered if line.endswith(b"\n")]
+
+
+def as_line(value: Mapping[str, Any]) -> str:
+    """An object as a line."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+class JsonlWriter:
+    """A file of JSON objects with a `step`, one per line. A context manager; errors are those of `AtomicAppender`."""
+
+    def __init__(self, path: Path):
+        self._file = AtomicAppender(path)
+
+    def rewind(self, last_step: int) -> None:
+        """Remove the lines of later steps, and one that a killed process left unfinished."""
+        path = self._file.path
+        lines = [as_line(record) for record in read_records(path) if record["step"] <= last_step]
+        self._file.close()
+        write_atomically(path, "".join(lines))
+        self._file = AtomicAppender(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line."""
+        self._file.write(as_line(record).encode())
+
+
+def _decoded(line: bytes, place: str) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _parsed(text: str, place: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise ValueError(f"{place}: not JSON that can be read ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{place}: JSON that is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: must be a JSON object, not {text[:40]!r}")
+    if "\\ud" in text or "\\uD" in text:  # only an escape can spell half of a surrogate pair
+        try:
+            check_unicode(as_line(value))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
+    return value

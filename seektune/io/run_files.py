@@ -1,0 +1,29 @@
+"""Names of the files and folders that a training run leaves in its run folder."""
+
+RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
+EVALUATION = "evaluation.json"
+EXPERT_LOADS = "expert_loads.jsonl"
+TENSORBOARD = "tensorboard"
+LOSS_CURVE = "loss.png"
+REPORT = "report.html"
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+MODEL = "model"
+STUCK = "stuck.txt"
+"""Where every thread of a process stood that was ended because a phase hung."""
+
+CONTENTS = {
+    RECIPE: "the recipe as it ran, defaults and overrides included",
+    METRICS: "a line per step: loss, gradient norm, learning rate, tokens, speed, memory",
+    VALIDATION: "loss on held-out rows before, during and after",
+    EVALUATION: "scores of evaluation tasks before and after, with their intervals",
+    EXPERT_LOADS: "tokens per expert and layer over the run",
+    TENSORBOARD: "TensorBoard events",
+    LOSS_CURVE: "the loss curve",
+    CHECKPOINTS: "weights on the way",
+    ADAPTER: "the trained adapters in PEFT's form, with the recipe",
+    MODEL: "the trained weights: bf16 safetensors under released names, config.json and the tokenizer",
+}
+"""What each of them holds, as the report lists them; all but the report itself and `STUCK`."""

@@ -1,0 +1,49 @@
+"""What every part of a training run is given: the recipe, the run folder, where it starts, and the job's processes."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from seektune.model.config import DeepseekV4Config
+from seektune.parallel.mesh import Mesh
+from seektune.recipe.recipe import Recipe
+from seektune.run.resume import RunStart, product_of
+from seektune.signals import Interruption
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run on one process."""
+
+    recipe: Recipe
+    name: str
+    """Title of the report."""
+    folder: Path
+    """The run folder."""
+    start: RunStart
+    config: DeepseekV4Config
+    """Of the model."""
+    mesh: Mesh
+    interruption: Interruption
+
+    @property
+    def product(self) -> Path:
+        """Where the trained weights or adapters will be."""
+        return self.folder / product_of(self.recipe)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the run starts at step 0, not from a checkpoint."""
+        return self.start.checkpoint is None
+
+    def stop_if_signalled(self) -> None:
+        """Stop here if a signal reached any process of the job.
+
+        Raises:
+            Interrupted: on every process.
+        """
+        self.interruption.leave_together(self.mesh.any)
+
+    def shielded_if_parallel(self) -> AbstractContextManager[None]:
+        """A part in which processes wait for each other, so that none may stop alone."""
+        return nullcontext() if self.mesh.axes is None else self.interruption.shielded()

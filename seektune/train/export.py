@@ -1,0 +1,43 @@
+"""What a run leaves: weights in a checkpoint folder with config and tokenizer, or the files of the trained adapter."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from seektune.io.atomic import cannot_write
+from seektune.io.atomic_dir import clean_up_partial, complete_folder
+from seektune.parallel.lora import save_adapter
+from seektune.parallel.model import ParallelModel
+from seektune.train.settings import Origin, Savable
+
+
+def export_model(model: ParallelModel, tokenizer: Savable, folder: Path, origin: Origin) -> None:
+    """Write weights (bf16, released names), config.json and tokenizer, or only adapters where those were trained.
+
+    The folder appears when complete. Every process calls it.
+
+    Raises:
+        OSError: writing failed; nothing new is left under the name.
+    """
+    folder = folder.resolve()
+    try:
+        if model.is_adapted():
+            model.mesh.ranks.first(lambda: clean_up_partial(folder.parent, folder.name))
+            save_adapter(model, folder, origin.base, origin.revision, origin.recipe)
+        else:
+            _export_weights(model, tokenizer, folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def _export_weights(model: ParallelModel, tokenizer: Savable, folder: Path) -> None:
+    ranks = model.mesh.ranks
+    with ExitStack() as stack:
+        scratch = ranks.first(lambda: _open_folder(folder, stack))
+        model.save_pretrained(scratch)
+        ranks.first(lambda: tokenizer.save(scratch))
+        ranks.first(stack.close)
+
+
+def _open_folder(folder: Path, stack: ExitStack) -> Path:
+    clean_up_partial(folder.parent, folder.name)
+    return stack.enter_context(complete_folder(folder, replace=True))

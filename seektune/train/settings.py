@@ -1,0 +1,62 @@
+"""What the training loop is given beside the model: sections of the recipe, and protocols of data and tokenizer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from seektune.sequence import Batch
+from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
+
+
+class Savable(Protocol):
+    """Something beside the weights that an export holds, such as the tokenizer."""
+
+    def save(self, folder: Path) -> None:
+        """Write it into an existing folder."""
+
+
+class BatchStream(Protocol):
+    """Where batches come from."""
+
+    def next_step(self) -> Sequence[Batch]:
+        """The micro-batches of the next step."""
+
+    def state_dict(self) -> Any:
+        """Its position, as plain values."""
+
+    def load_state_dict(self, state: Any) -> None:
+        """Continue from the position of another."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where frozen weights are from, and the recipe that trained adapters for them."""
+
+    base: str | None
+    """Folder or Hub id."""
+    revision: str | None
+    """Commit on the Hub."""
+    recipe: str
+    """As YAML."""
+
+
+UNKNOWN = Origin(None, None, "")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The sections of a recipe that the loop reads."""
+
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    loss: LossConfig
+    checkpoint: CheckpointConfig
+    guard: GuardConfig
+    validate_every: int | None
+    """Steps between validation losses; None for only before and after."""
+    seed: int
+    record: Mapping[str, Any]
+    """What a checkpoint says of its run: the recipe and versions."""
+    origin: Origin = UNKNOWN
+    """What adapter files say of their base and training."""

@@ -1,0 +1,42 @@
+import re
+
+import pytest
+
+from seektune.io.json_file import read_json, write_json
+
+
+def test_an_object_is_read_as_it_was_written(tmp_path):
+    value = {"a": [1, 2.5, None], "ö": {"b": True}}
+    write_json(tmp_path / "a.json", {"old": 1})
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_a_full_disk_leaves_the_older_file_and_names_it(tmp_path):
+    write_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(OSError, match="File too large") as error:
+        write_json(tmp_path / "a.json", {"new": "x" * 300})
+    assert error.value.filename == str(tmp_path / "a.json")
+    assert read_json(tmp_path / "a.json") == {"old": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),
+        (b"{", "is not JSON: Expecting property name"),
+        (b"", "is not JSON: Expecting value"),
+        (b"\xff\xfe", "is not JSON: 'utf-8' codec can't decode"),
+        (b"[]", "must hold a JSON object, not a list"),
+        (b"7", "must hold a JSON object, not a int"),
+        (b'{"a": ' * 100_000, "is not JSON that can be read: it is nested too deeply"),
+    ],
+)
+def test_what_cannot_be_read_is_told_by_file(tmp_path, content: bytes | None, message: str):
+    file = tmp_path / "a.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValueError, match="^" + re.escape(f"{file} {message}")):
+        read_json(file)

@@ -1,0 +1,116 @@
+"""A section that is one of several, chosen by a key: values, errors, schema, known keys and reference."""
+
+import json
+from typing import Annotated, Literal
+
+import jsonschema
+import pytest
+from pydantic import ValidationError
+
+from seektune.recipe.document import YamlNode, parse
+from seektune.recipe.errors import complain, find_section, known_keys
+from seektune.section import OneOf, Section
+
+
+class Shape(Section):
+    """Any shape."""
+
+    kind: str
+    """Name."""
+
+
+class Circle(Shape):
+    """A circle."""
+
+    kind: Literal["circle"] = "circle"
+    """Name."""
+    radius: float = 1.0
+    """Radius."""
+
+
+class Square(Shape):
+    """A square."""
+
+    kind: Literal["square"]
+    """Name."""
+    side: int = 2
+    """Side."""
+    corners: tuple[int, int] = (0, 0)
+    """Two corners."""
+
+
+class Drawing(Section):
+    """A drawing."""
+
+    shape: Annotated[Shape, OneOf("kind", {"circle": Circle, "square": Square})] = Circle()
+    """What is drawn."""
+
+
+def read(text: str) -> Drawing:
+    return Drawing.model_validate_json(json.dumps(document(text).plain()), strict=True)
+
+
+def document(text: str) -> YamlNode:
+    node = parse(text, "a.yaml")
+    assert node is not None
+    return node
+
+
+def test_the_key_chooses_and_the_first_needs_none() -> None:
+    assert read("shape: {radius: 2.5}").shape == Circle(radius=2.5)
+    assert read("shape: {kind: square, corners: [1, 2]}").shape == Square(kind="square", corners=(1, 2))
+    assert read("{}").shape == Circle()
+    assert Drawing(shape=Square(kind="square", side=5)).shape.model_dump()["side"] == 5
+
+
+@pytest.mark.parametrize("shape", [Circle(radius=3.0), Square(kind="square", side=7)])
+def test_values_go_to_json_and_back(shape: Shape) -> None:
+    drawing = Drawing(shape=shape)
+    assert Drawing.model_validate_json(drawing.model_dump_json(), strict=True) == drawing
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "shape:\n  kind: sqare",
+            "a.yaml:2: shape.kind must be 'circle' or 'square', not 'sqare'; did you mean square?",
+        ),
+        ("shape:\n  kind: [a]", "a.yaml:2: shape.kind must be 'circle' or 'square', not a list"),
+        ("shape:\n  side: 3", "a.yaml:2: shape.side is not a key of this section; its keys are kind, radius"),
+        (
+            "shape:\n  kind: square\n  size: 3",
+            "a.yaml:3: shape.size is not a key of this section; did you mean shape.side?",
+        ),
+        (
+            "shape:\n  kind: square\n  zzz: 3",
+            "a.yaml:3: shape.zzz is not a key of this section; its keys are kind, side,",
+        ),
+        ("shape:\n  kind: square\n  side: a", "a.yaml:3: shape.side must be a whole number, not 'a'"),
+        ("shape: 5", "a.yaml:1: shape is a section, whose keys are set one by one, not 5"),
+    ],
+)
+def test_errors_name_the_written_key(text: str, expected: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        read(text)
+    assert complain(caught.value, document(text), Drawing).startswith(expected)
+
+
+def test_locations_lose_the_name_that_pydantic_adds() -> None:
+    assert find_section(("shape", "square", "corners", 1), Drawing) == (("shape", "corners", 1), Square)
+    assert find_section(("shape",), Drawing) == (("shape",), Drawing)
+    assert find_section((), Drawing) == ((), Drawing)
+
+
+def test_keys_of_every_choice_are_known() -> None:
+    assert {*known_keys(Drawing)} == {
+        *("shape", "shape.kind", "shape.radius", "shape.side", "shape.corners"),
+    }
+
+
+def test_the_schema_tells_the_choices_apart() -> None:
+    check = jsonschema.Draft202012Validator(Drawing.model_json_schema())
+    for good in ({}, {"shape": {"radius": 1}}, {"shape": {"kind": "square", "side": 1}}):
+        assert list(check.iter_errors(good)) == []
+    for bad in ({"shape": {"side": 1}}, {"shape": {"kind": "square", "radius": 1}}, {"shape": {"kind": "line"}}):
+        assert list(check.iter_errors(bad)) != []
