@@ -87,7 +87,7 @@ def test_nothing_is_unpickled_and_no_code_of_others_is_run() -> None:
 def test_the_server_is_local_and_bounded_unless_told_otherwise() -> None:
     limits = Limits()
     assert min(limits.max_model_len, limits.max_num_seqs, limits.max_queued_requests, limits.max_body) > 0
-    assert min(limits.request_timeout, limits.patience) > 0
+    assert min(limits.request_timeout, limits.client_timeout) > 0
     assert '] = "127.0.0.1"' in text_of("seektune/cli/serve.py")
 
 

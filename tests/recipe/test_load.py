@@ -90,7 +90,7 @@ MISTAKES = {
     "data:\n  dataset: null": "job.yaml:8: data.dataset must be 'hellaswag', not null",
     "data:\n  pat: rows": "job.yaml:8: data.pat is not a key of this section; did you mean data.path?",
     "data:\n  zzz: 1": "job.yaml:8: data.zzz is not a key of this section; its keys are dataset, overlong, path",
-    "data:\n  path: [a]": "job.yaml:8: data.path must be a word or a path, not a list",
+    "data:\n  path: [a]": "job.yaml:8: data.path must be a string or a path, not a list",
     "data: rows": "job.yaml:7: data is a section, whose keys are set one by one, not 'rows'",
     "evaluate:\n  tasks: [helaswag]": "job.yaml:8: evaluate.tasks.0: unknown task 'helaswag'; the tasks are hellaswag",
     "evaluate:\n  tasks: validation": "job.yaml:8: evaluate.tasks must be a list, not 'validation'",
