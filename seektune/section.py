@@ -1,4 +1,4 @@
-"""The base class of recipe sections: typed, immutable, and strict about unknown keys; or one of several by name."""
+"""The base class of recipe sections (typed, immutable, strict about unknown keys), and unions of sections."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class OneOf:
-    """Annotates a field that holds one of several sections; `key` names which, and may be left out for the first."""
+    """Annotates a field that holds one of several sections, chosen by `key`; the first is the default."""
 
     key: str
     sections: Mapping[str, type[Section]]
@@ -33,17 +33,17 @@ class OneOf:
         first = next(iter(self.sections))
         if isinstance(value, Section):
             return next((name for name, section in self.sections.items() if isinstance(value, section)), first)
-        # what is not a section at all gets the error of the first
+        # a value that is not a section gets the first section's error
         return str(value.get(self.key, first)) if isinstance(value, dict) else first
 
 
 def one_of(field: FieldInfo) -> OneOf | None:
-    """The sections that a field chooses from, if it does."""
+    """The `OneOf` annotation of a field, or None."""
     return next((each for each in field.metadata if isinstance(each, OneOf)), None)
 
 
 def sections_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
-    """The sections that a field may hold, by name; "" names the only one, and a plain key holds none."""
+    """The sections that a field accepts, by name; "" names the only one, and a plain key has none."""
     if (choice := one_of(field)) is not None:
         return dict(choice.sections)
     kind = field.annotation

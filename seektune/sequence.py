@@ -1,6 +1,6 @@
-"""Who may see whom: positions and documents of a row of tokens, and the batch that carries them.
+"""Positions and documents of rows of tokens, which define attention's visibility, and the batch that holds them.
 
-Shapes: B rows, T tokens, N taught tokens, D width, E entries (compressed windows).
+Shapes: B rows, T tokens, N taught tokens (those that the loss counts), D width, E entries (compressed windows).
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from torch import Tensor
 Value = TypeVar("Value")
 
 IGNORE_INDEX = -100
-"""Label of a token that is not taught (the convention of torch's cross-entropy)."""
+"""Label of a token that is not taught, as in torch's cross-entropy."""
 
 
 @dataclass(frozen=True)
 class Windows:
     """The complete windows of `ratio` tokens of a layout; each is compressed into one entry.
 
-    The number of entries E is `T // ratio`, an upper bound that holds for any packing, so that shapes do not depend on
-    the documents. Entries stand in row order; slots that no window fills come last and are visible to nobody.
+    The number of entries E is `T // ratio`, an upper bound for any packing, so that shapes do not depend on the
+    documents. Entries are in row order; unused slots come last and are visible to no token.
     """
 
     ratio: int
@@ -33,29 +33,29 @@ class Windows:
     first_BT: Tensor
     """Index of the first entry of each token's document."""
     count_BT: Tensor
-    """Entries of its document that each token sees: `(position + 1) // ratio`, none for padding."""
+    """Number of its document's entries that each token sees: `(position + 1) // ratio`, 0 for padding."""
 
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
-        """The tokens here after the `count` before them in the row, which other devices may hold: here, nothing."""
+        """Prepend the `count` tokens before this device's slice of the row; nothing for a whole row."""
         return x_BTC
 
     def of_row(self, entries_BEC: Tensor) -> Tensor:
-        """The entries of the whole row, in order, from those that are made here: all of them."""
+        """Gather the entries of the whole row, in order, from this device's; a whole row has them all."""
         return entries_BEC
 
     @property
     def most(self) -> int:
-        """More entries than this no query of the row can see."""
+        """Upper bound of the entries that a query of the row can see."""
         return self.last_BE.shape[1]
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is to be compressed now. Of a row that is here as a whole something always is: a graph must
-        not depend on its length."""
+        """Whether there is nothing to compress now; always False for a whole row, so that a compiled graph does not
+        depend on its length."""
         return False
 
     def for_indexer(self) -> "Windows":
-        """The same windows, compressed by the indexer: its tokens and entries are others'."""
+        """The same windows for the indexer, which has its own tokens and entries."""
         return self
 
 
@@ -63,10 +63,9 @@ class Windows:
 class SequenceLayout:
     """Positions and document numbers of every token of a batch of rows, both int64 `[B, T]`.
 
-    A document is a run of equal numbers; 0 is padding. Positions restart at each document. This is the model's
-    `sequence` socket: where a row is spread over devices, a layout of the tokens here knows how to reach the others
-    (`parallel.context`), and where a row goes on, what is kept of its beginning (`model.cache`); the methods below are
-    those of a row that is here as a whole.
+    A document is a run of equal numbers; 0 is padding. Positions restart at each document. The model's `sequence`
+    argument: subclasses handle rows that are sharded over devices (`parallel.context`) and rows that continue from a
+    cache (`model.kv_cache`); the methods below are those of a whole row.
     """
 
     positions: Tensor
@@ -80,7 +79,7 @@ class SequenceLayout:
 
     @classmethod
     def from_documents(cls, documents: Tensor) -> "SequenceLayout":
-        """Layout of packed rows from the document number of each token, `[B, T]` integers, 0 for padding.
+        """Layout of packed rows from each token's document number, `[B, T]` integers, 0 for padding.
 
         Raises:
             ValueError: the numbers are not a two-dimensional tensor of non-negative integers.
@@ -98,15 +97,15 @@ class SequenceLayout:
 
     @property
     def real(self) -> Tensor:
-        """Which tokens are not padding, bool `[B, T]`."""
+        """True for tokens that are not padding, bool `[B, T]`."""
         return self.documents != 0
 
     def at(self, layer: int) -> "SequenceLayout":
-        """The layout as the attention of a layer uses it."""
+        """The layout for the attention of one layer."""
         return self
 
     def mine(self, x_BT: Tensor) -> Tensor:
-        """The values of the tokens here, from those of the whole row."""
+        """This device's slice of the values of the whole row."""
         return x_BT
 
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
@@ -118,46 +117,47 @@ class SequenceLayout:
         return x
 
     def at_positions(self, make: Callable[[Tensor], Value]) -> Value:
-        """`make(positions)`; what is the same for several layers may be made once."""
+        """`make(positions)`; subclasses may cache what several layers share."""
         return make(self.positions)
 
     @property
     def shares(self) -> int:
-        """How many devices share the row."""
+        """Number of devices that share the row."""
         return 1
 
     def numbered(self) -> tuple[Tensor, int]:
-        """A number from 0 for the document of each token here, `[B, T]`, and how many there are in the rows.
+        """Each token's document, numbered from 0 over all rows, `[B, T]`, and the number of documents.
 
-        Each token of padding counts as a document.
+        Each padding token counts as a document.
         """
         begins = (self.positions == 0) | ~self.real
         return begins.flatten().cumsum(0).view_as(begins) - 1, int(begins.sum())
 
     def targets(self, labels_BT: Tensor, steps: int) -> Tensor:
-        """The label `steps` tokens ahead of each token here; -100 beyond its document. Labels are the whole row's."""
+        """The label `steps` tokens ahead of each token of this device; -100 beyond its document. Labels are the whole
+        row's."""
         joined = self.joined()
         inside = joined if steps == 1 else joined[:, :-1] & joined[:, 1:]
         return _padded(torch.where(inside, labels_BT[:, steps:], IGNORE_INDEX), labels_BT.shape[1], IGNORE_INDEX)
 
     def taught(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """What is at the tokens here that have a target `[N, D]`, and those targets `[N]`; the only place where what
-        is taught decides a shape.
+        """Select the tokens that have a target: `[N, D]` and their targets `[N]`; only here does a shape depend on
+        which tokens are taught.
         """
         taught_BT = targets_BT != IGNORE_INDEX
         return x_BTD[taught_BT], targets_BT[taught_BT]
 
     def joined(self) -> Tensor:
-        """Whether token t and token t+1 belong to the same document, bool `[B, T-1]`."""
+        """True if tokens t and t+1 belong to the same document, bool `[B, T-1]`."""
         return (self.documents[:, 1:] == self.documents[:, :-1]) & self.real[:, 1:]
 
     def followed(self) -> "SequenceLayout":
-        """Layout of the tokens that a token of their own document follows; the others become padding."""
+        """Layout of the tokens that are followed by a token of the same document; the others become padding."""
         documents = torch.where(self.joined(), self.documents[:, :-1], 0)
         return replace(self, documents=_padded(documents, self.documents.shape[1], 0))
 
     def windows(self, ratio: int) -> Windows:
-        """The windows of `ratio` tokens, on a grid that restarts at each document; a shorter rest gives no entry."""
+        """The windows of `ratio` tokens, which restart at each document; an incomplete last window has no entry."""
         rows, length = self.documents.shape
         complete = (self.positions + 1) % ratio == 0
         complete &= self.real
@@ -174,9 +174,9 @@ class SequenceLayout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of a micro-batch with what is taught and which document each belongs to, all int64 `[B, T]`.
+    """Tokens of a micro-batch with their labels and document numbers, all int64 `[B, T]`.
 
-    `labels` are unshifted: `labels[b, t] == tokens[b, t]` where predicting token t is taught, else -100.
+    `labels` are unshifted: `labels[b, t] == tokens[b, t]` if token t is taught, else -100.
     """
 
     tokens: Tensor
@@ -192,19 +192,19 @@ class Batch:
         return self.tokens, self.labels, self.documents
 
     def padded(self, rows: int = 0, length: int = 0) -> "Batch":
-        """The same batch with at least so many rows and tokens in each; what is added is padding."""
+        """The batch padded to at least `rows` rows of `length` tokens."""
         more = (0, max(length - self.tokens.shape[1], 0), 0, max(rows - self.tokens.shape[0], 0))
         fills = zip(self.tensors(), (0, IGNORE_INDEX, 0), strict=True)
         return Batch(*(F.pad(x, more, value=fill) for x, fill in fills))
 
     def taught(self) -> int:
-        """Number of tokens that the next-token loss counts (a document's first token is predicted by nobody)."""
+        """Number of tokens that the next-token loss counts; a document's first token is not predicted."""
         inside = SequenceLayout.from_documents(self.documents).joined()
         return int(((self.labels[:, 1:] != IGNORE_INDEX) & inside).sum())
 
 
 def following(x_BT: Tensor) -> Tensor:
-    """What stands one token later, `[B, T]`; 0 after the last."""
+    """The values shifted left by one token, `[B, T]`; 0 at the end."""
     return _padded(x_BT[:, 1:], x_BT.shape[1], 0)
 
 

@@ -62,10 +62,10 @@ def plan(
         else:
             hardware = known_gpu(gpu or "h100-80gb", gpus or recipe.parallel.least_world())
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-        from seektune.planner.report import Money
+        from seektune.planner.report import Budget
         from seektune.workflows.plan import PlanOptions, plan
 
-        money = None if tokens is None else Money(tokens, price)
+        money = None if tokens is None else Budget(tokens, price)
         return 0 if plan(recipe, hardware, PlanOptions(search, as_json, html, money)) else 1
 
     return run

@@ -1,1 +1,1 @@
-"""Foresight without a GPU: what fits, where, and how fast."""
+"""Predicts memory and step time of a training job without a GPU, and searches layouts that fit."""

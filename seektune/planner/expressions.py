@@ -1,6 +1,6 @@
-"""A small language of arithmetic in which formulas are data: Python evaluates them, and so does a page's script.
+"""Formulas as data: arithmetic expressions that both Python and the script of the HTML report evaluate.
 
-An expression uses numbers, names, + - * /, comparisons, and the functions of `FUNCTIONS`; both languages read it alike.
+An expression uses numbers, names, + - * /, comparisons, and the functions of `FUNCTIONS`, which mean the same in both.
 """
 
 import math
@@ -25,30 +25,30 @@ FUNCTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Formula:
-    """A named number: an expression, or the sum or the largest of one over the rows of a table."""
+    """A named number: an expression, or its sum or maximum over the rows of a table."""
 
     name: str
     expression: str
     meaning: str = ""
     over: str = ""
-    """Name of a table, whose columns are names too; empty for a single number."""
+    """Name of a table whose columns the expression may use; empty for a single number."""
     fold: Literal["sum", "max", "column"] = "sum"
-    """A `column` is added to the rows of the table, for formulas after it."""
+    """`column` adds the values to the rows of the table, for later formulas."""
 
 
 def evaluate(formulas: Sequence[Formula], given: Mapping[str, Number], tables: Tables) -> dict[str, Number]:
-    """All numbers, in order: a formula may use those given and those before it.
+    """Evaluate formulas in order; each may use the given numbers and those of earlier formulas.
 
-    Folds of a table without rows are 0.
+    The sum and maximum over a table without rows are 0.
     """
     values: dict[str, Number] = dict(given)
-    grown = {name: [dict(row) for row in rows] for name, rows in tables.items()}
+    extended = {name: [dict(row) for row in rows] for name, rows in tables.items()}
     for formula in formulas:
         code = _compiled(formula.expression)
         if not formula.over:
             values[formula.name] = _value(code, values)
             continue
-        rows = grown[formula.over]
+        rows = extended[formula.over]
         each = [_value(code, {**values, **row}) for row in rows]
         if formula.fold == "column":
             for row, value in zip(rows, each, strict=True):
@@ -71,7 +71,7 @@ def _compiled(expression: str) -> CodeType:
     return compile(expression, expression, "eval")
 
 
-IN_JAVASCRIPT = """
+EVALUATE_JS = """
 const FUNCTIONS = {min: Math.min, max: Math.max, ceil: Math.ceil, floor: Math.floor, where: (c, a, b) => c ? a : b};
 const compiled = new Map();
 function value(expression, names) {
@@ -82,11 +82,11 @@ function value(expression, names) {
 }
 function evaluate(formulas, given, tables) {
   const values = Object.assign({}, FUNCTIONS, given);
-  const grown = {};
-  for (const name in tables) grown[name] = tables[name].map(row => Object.assign({}, row));
+  const extended = {};
+  for (const name in tables) extended[name] = tables[name].map(row => Object.assign({}, row));
   for (const formula of formulas) {
     if (!formula.over) { values[formula.name] = value(formula.expression, values); continue; }
-    const rows = grown[formula.over];
+    const rows = extended[formula.over];
     const each = rows.map(row => value(formula.expression, Object.assign({}, values, row)));
     if (formula.fold === "column") rows.forEach((row, i) => { row[formula.name] = each[i]; });
     else if (formula.fold === "sum") values[formula.name] = each.reduce((a, b) => a + b, 0);
@@ -95,4 +95,4 @@ function evaluate(formulas, given, tables) {
   return values;
 }
 """
-"""`evaluate` for a page, over the same formulas as objects."""
+"""`evaluate` in JavaScript, for the same formulas as JSON objects."""

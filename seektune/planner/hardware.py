@@ -1,4 +1,4 @@
-"""GPUs, links and clusters: rates and sizes that plans are made from, with their sources in hardware.json."""
+"""GPUs, links and clusters: rates and sizes for plans, with their sources in hardware.json."""
 
 import json
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from pydantic import Field, ValidationError
 from seektune.section import Section
 
 GIGA = 10**9
-MOST_GPUS = 1_000_000
-"""Beyond that a number is a slip of the hand, and finding its divisors would take forever."""
+MAX_GPUS = 1_000_000
+"""A larger number is a typo, and finding its divisors would take too long."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs of one kind and what joins them; rates are those of one GPU, one direction, bytes or operations a second."""
+    """GPUs of one type and their links; rates are per GPU and direction, in bytes or operations per second."""
 
     gpu: str
-    """Name of the kind."""
+    """Name of the type."""
     gpus: int
     gpus_per_node: int
     memory: int
     """Bytes of a GPU."""
     flops: float
-    """Peak rate of bf16 products."""
+    """Peak rate of dense bf16 products."""
     memory_rate: float
     link: float
     """Within a node."""
@@ -38,108 +38,108 @@ class Cluster:
 
     @property
     def nodes(self) -> int:
-        """Machines, the last of which may be partly used."""
+        """Number of nodes, the last of which may be partly used."""
         return -(-self.gpus // self.gpus_per_node)
 
     def between(self, processes: int, apart: int = 1) -> float:
-        """The rate at which a process reaches the others of a group whose ranks are `apart` from each other."""
+        """The link rate of a process in a group of `processes` whose ranks differ by `apart`."""
         return self.link if processes * apart <= self.gpus_per_node else self.network
 
 
-Count = Annotated[int, Field(gt=0, le=MOST_GPUS)]
+Count = Annotated[int, Field(gt=0, le=MAX_GPUS)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ClusterFile(Section):
-    """A cluster as a YAML file says it; what is left out is the GPU's usual."""
+    """A cluster described by a YAML file; defaults are those of the GPU's usual node."""
 
     gpu: str
-    """A known kind, such as h100-80gb, or a new name with all rates given below."""
+    """A known type, such as h100-80gb, or a new name with all of the following."""
     gpus: Count
-    """GPUs in all."""
+    """Total number of GPUs."""
     gpus_per_node: Count | None = None
-    """GPUs that the fast link joins."""
+    """GPUs connected by the fast link."""
     memory_gb: Rate | None = None
-    """10^9 bytes of a GPU that programs may use."""
+    """Usable memory of a GPU, in 10^9 bytes."""
     bf16_tflops: Rate | None = None
     """Peak rate of dense bf16 products."""
     memory_gb_s: Rate | None = None
-    """Rate of the GPU's memory."""
+    """Bandwidth of the GPU's memory."""
     link: str | Rate | None = None
-    """Within a node: a known link, such as nvlink4, or GB/s of one GPU in one direction."""
+    """Within a node: a known link, such as nvlink4, or GB/s per GPU and direction."""
     network: str | Rate | None = None
-    """Between nodes, the same way: ndr400, hdr200, ethernet100, or GB/s for each GPU."""
+    """Between nodes: a known link, such as ndr400, hdr200 or ethernet100, or GB/s per GPU and direction."""
 
 
 @cache
-def facts() -> dict[str, Any]:
-    """All of hardware.json."""
+def hardware_data() -> dict[str, Any]:
+    """The contents of hardware.json."""
     text = resources.files("seektune.planner").joinpath("hardware.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    data: dict[str, Any] = json.loads(text)
+    return data
 
 
 def assumed() -> dict[str, float]:
-    """Numbers that stand for what only a measurement could tell."""
-    return {name: each["value"] for name, each in facts()["assumed"].items()}
+    """Assumed values of quantities that only a measurement could give."""
+    return {name: each["value"] for name, each in hardware_data()["assumed"].items()}
 
 
 def known_gpu(name: str, gpus: int) -> Cluster:
-    """So many GPUs of a known kind, in its usual nodes.
+    """GPUs of a known type, in its usual nodes.
 
     Raises:
-        ValueError: no such kind, of which the sentence offers the nearest, or too many.
+        ValueError: there is no such type, or too many GPUs.
     """
-    return _cluster(_read({"gpu": name, "gpus": gpus}, "--gpu"), "--gpu")
+    return _cluster(_validate({"gpu": name, "gpus": gpus}, "--gpu"), "--gpu")
 
 
 def read_cluster(path: str | Path) -> Cluster:
     """The cluster that a YAML file describes.
 
     Raises:
-        ValueError: the file is not as `ClusterFile` says.
+        ValueError: the file is not a valid `ClusterFile`.
         OSError: it cannot be read.
     """
     try:
-        said = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    return _cluster(_read(said, str(path)), str(path))
+    return _cluster(_validate(values, str(path)), str(path))
 
 
-def _read(said: object, origin: str) -> ClusterFile:
+def _validate(values: object, origin: str) -> ClusterFile:
     try:
-        return ClusterFile.model_validate(said)
+        return ClusterFile.model_validate(values)
     except ValidationError as error:
         key, *_ = (*(problem := error.errors()[0])["loc"], "")
-        sentence = problem["msg"]
+        message = problem["msg"]
         if not key:
             key = "a cluster"
-            sentence = "must be keys and values, such as gpu: h100-80gb"
+            message = "must be keys and values, such as gpu: h100-80gb"
         elif key in ("link", "network"):
-            sentence = f"must be a known link or a number of GB/s, not {problem['input']!r}"
-        raise ValueError(f"{origin}: {key}: {sentence}") from None
+            message = f"must be a known link or a number of GB/s, not {problem['input']!r}"
+        raise ValueError(f"{origin}: {key}: {message}") from None
 
 
-def _cluster(said: ClusterFile, origin: str) -> Cluster:
-    usual = facts()["gpus"].get(said.gpu, {})
-    values = {key: value for key, value in said.model_dump().items() if value is not None}
+def _cluster(file: ClusterFile, origin: str) -> Cluster:
+    defaults = hardware_data()["gpus"].get(file.gpu, {})
+    values = {key: value for key, value in file.model_dump().items() if value is not None}
     needed = ("gpus_per_node", "memory_gb", "bf16_tflops", "memory_gb_s")
     rates = {
-        "link": values.get("link", usual.get("link_gb_s")),
-        "network": values.get("network", usual.get("network_gb_s")),
+        "link": values.get("link", defaults.get("link_gb_s")),
+        "network": values.get("network", defaults.get("network_gb_s")),
     }
-    whole = {key: values.get(key, usual.get(key)) for key in needed} | rates
+    whole = {key: values.get(key, defaults.get(key)) for key in needed} | rates
     if missing := [key for key, value in whole.items() if value is None]:
-        near = get_close_matches(said.gpu, facts()["gpus"], n=1, cutoff=0.3)
+        near = get_close_matches(file.gpu, hardware_data()["gpus"], n=1, cutoff=0.3)
         hint = f"did you mean {near[0]}? Known" if near else "known"
         raise ValueError(
-            f"{origin}: {said.gpu} is no known GPU; {hint} are {', '.join(facts()['gpus'])}; another needs "
+            f"{origin}: {file.gpu} is not a known GPU; {hint} are {', '.join(hardware_data()['gpus'])}; another needs "
             f"{', '.join(missing)} in a cluster file"
         )
     return Cluster(
-        gpu=said.gpu,
-        gpus=said.gpus,
+        gpu=file.gpu,
+        gpus=file.gpus,
         gpus_per_node=whole["gpus_per_node"],
         memory=round(whole["memory_gb"] * GIGA),
         flops=whole["bf16_tflops"] * 1e12,
@@ -149,11 +149,11 @@ def _cluster(said: ClusterFile, origin: str) -> Cluster:
     )
 
 
-def _rate(said: str | float, origin: str) -> float:
-    if not isinstance(said, str):
-        return said * GIGA
-    links = facts()["links"]
-    if said not in links:
-        raise ValueError(f"{origin}: {said} is no known link; known are {', '.join(links)}, or a number of GB/s")
-    rate: float = links[said]["gb_s"]
+def _rate(link: str | float, origin: str) -> float:
+    if not isinstance(link, str):
+        return link * GIGA
+    links = hardware_data()["links"]
+    if link not in links:
+        raise ValueError(f"{origin}: {link} is not a known link; known are {', '.join(links)}, or a number of GB/s")
+    rate: float = links[link]["gb_s"]
     return rate * GIGA

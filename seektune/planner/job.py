@@ -1,4 +1,4 @@
-"""What a plan is made of: a model's tensors, a training job and a layout, as plain numbers."""
+"""Inputs of a plan: a model's tensors, a training job and a layout, as plain numbers."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.planner.expressions import Number, Row
 
 RECOMPUTE = {"none": 0, "block": 1, "selective": 2}
-"""Numbers that stand for modes in formulas."""
+"""Codes of the recompute modes in formulas."""
 
 
 @dataclass(frozen=True)
@@ -27,33 +27,33 @@ class Weight:
     learns: bool
     buffer: bool = False
     values: int = 1
-    """Numbers that an element stands for: two of FP4, none of scales."""
+    """Values stored per element: two for packed FP4, none for scales."""
 
     @property
     def numel(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return prod(self.shape)
 
     @property
     def expert(self) -> bool:
-        """Whether it is stacked by experts."""
+        """Whether its first dim is the experts."""
         return ".ffn.experts." in self.name and len(self.shape) == 3 and self.shape[0] > 1
 
     @property
     def adapter(self) -> int:
-        """0 for none; 1 where the adapter's rank is the first dim, 2 where it is another."""
+        """0 if it is not an adapter's; 1 if the adapter's rank is the first dim, 2 if it is another."""
         if ".lora." not in self.name:
             return 0
         return 1 if self.name.endswith(".A") and len(self.shape) == 2 else 2
 
     @property
     def unit(self) -> str:
-        """The block that it belongs to, which FSDP2 gathers together; empty for what stands around the blocks."""
+        """The block that it belongs to, which FSDP2 gathers together; empty for weights outside the blocks."""
         kind, _, rest = self.name.partition(".")
         return f"{kind}.{rest.partition('.')[0]}" if kind in ("layers", "mtp") else ""
 
     def in_stage(self, layers: range, first: bool, last: bool) -> bool:
-        """Whether a stage with these layers holds it."""
+        """Whether a stage with these layers holds it; `first` and `last` say which end of the model it is."""
         kind, number = (*self.name.split(".", 2), "")[:2]
         if kind == "layers":
             return int(number) in layers
@@ -65,25 +65,25 @@ class StageWeights:
     """The weights of a pipeline stage as tables of the formulas."""
 
     tensors: list[Row]
-    """Rows of equal tensors."""
+    """One row per group of equal tensors."""
     units: list[Row]
-    """What FSDP2 gathers together: each block, and what stands around the blocks."""
+    """One row per FSDP2 unit: each block, and the weights outside the blocks."""
 
 
 class Weights:
-    """All weights of a model; parts of it are added up once."""
+    """All weights of a model; the tables of a stage are computed once."""
 
     def __init__(self, weights: Sequence[Weight]):
         self.all = tuple(weights)
         parameters = [weight for weight in weights if not weight.buffer]
         trained = sum(weight.numel for weight in parameters if weight.learns)
-        self.share_that_learns = trained / sum(weight.numel for weight in parameters)
+        self.trainable_share = trained / sum(weight.numel for weight in parameters)
         self._parts: dict[tuple[range, bool, bool], StageWeights] = {}
-        self.held: dict[object, dict[str, Number]] = {}
-        """What was found out about processes of a mesh, by mesh and rank."""
+        self.cache: dict[object, dict[str, Number]] = {}
+        """Results of the `HELD` formulas, by mesh and rank."""
 
     def part(self, layers: range, first: bool, last: bool) -> StageWeights:
-        """Those of a stage."""
+        """The weights of a stage."""
         key = (layers, first, last)
         if key not in self._parts:
             held = [weight for weight in self.all if weight.in_stage(*key)]
@@ -91,30 +91,30 @@ class Weights:
         return self._parts[key]
 
     def learns(self, name: str) -> bool:
-        """Whether the weight of that name is trained."""
+        """Whether the weight with that name is trained."""
         return any(weight.learns for weight in self.all if weight.name == name)
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A training job, whatever it runs on."""
+    """A training job, independent of the cluster."""
 
     config: DeepseekV4Config
     weights: Weights
     itemsize: int
-    """Bytes of a number of activations."""
+    """Bytes of an element of activations."""
     parallel: ParallelConfig
     rows: int
-    """Of an optimizer step."""
+    """Rows of an optimizer step."""
     micro_size: int
     length: int
     mtp: bool
     """Whether the MTP block runs."""
     masters: bool
     lora_rank: int = 0
-    """Of adapters; 0 where the weights themselves train."""
+    """Rank of adapters; 0 if the weights themselves are trained."""
     streamed: bool = False
-    """Whether frozen weights stay on disk and come a block ahead of use."""
+    """Whether frozen weights stay on disk and are read one block ahead."""
 
     def with_parallel(self, changes: Mapping[str, object]) -> "TrainingJob":
         """The same job with other settings under `parallel`."""
@@ -123,7 +123,7 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a job's processes stand, and what each does."""
+    """A job on a number of processes: mesh, stages, micro-batches and pipeline order."""
 
     job: TrainingJob
     dims: ParallelDims
@@ -137,7 +137,7 @@ class Layout:
 
     @property
     def pp(self) -> int:
-        """Processes of the pipeline."""
+        """Pipeline-parallel size."""
         return self.dims.pp_size
 
     def layers(self, stage: int) -> range:
@@ -148,7 +148,7 @@ class Layout:
         return split_layers(config.num_hidden_layers, config.num_nextn_predict_layers, self.stages, per_stage)[stage]
 
     def stages_of(self, process: int) -> list[int]:
-        """Stages of a process of the pipeline."""
+        """Stages of a pipeline rank."""
         if self.pp == 1:
             return [0]
         return stages_of(process, self.pp, self.stages, self.job.parallel.pipeline.schedule)
@@ -163,16 +163,16 @@ class Layout:
 
 
 Order = Mapping[int, Sequence[Action]]
-"""What each process of the pipeline does."""
+"""The actions of each pipeline rank."""
 OrderOf = Callable[[str, int, int, int], Order]
-"""Of a schedule, pp_size, stages, micro-batches."""
+"""The order of a schedule, pp_size, number of stages and number of micro-batches."""
 
 
-def lay_out(job: TrainingJob, gpus: int, order_of: OrderOf) -> Layout:
-    """The layout of a job on so many processes.
+def make_layout(job: TrainingJob, gpus: int, order_of: OrderOf) -> Layout:
+    """The layout of a job on `gpus` processes.
 
     Raises:
-        ValueError: sizes or rows do not fit so many processes; the sentence offers some that do.
+        ValueError: sizes or rows do not fit that many processes; the message suggests some that do.
     """
     dims = make_dims(job.parallel, gpus, job.config)
     rows = micro_batch_rows(dims, job.parallel, job.config, job.rows, job.micro_size)
@@ -190,8 +190,9 @@ def lay_out(job: TrainingJob, gpus: int, order_of: OrderOf) -> Layout:
 
 
 def in_flight(layout: Layout, process: int) -> dict[int, int]:
-    """Micro-batches of each stage of a process whose forward has run and whose backward has not, at the moment when
-    most layers are held. The backward of weights is the one that frees.
+    """Micro-batches between forward and backward in each stage of a process, when most layers are held.
+
+    The backward of weights is the one that frees activations.
     """
     if layout.pp == 1:
         return {0: 1}
@@ -205,13 +206,13 @@ def in_flight(layout: Layout, process: int) -> dict[int, int]:
 
 
 def _tensors(weights: Sequence[Weight]) -> list[Row]:
-    alike: Counter[tuple[int, ...]] = Counter()
+    counts: Counter[tuple[int, ...]] = Counter()
     for weight in weights:
         rows = (weight.shape or (1,))[0]
         kind = weight.expert, weight.learns, weight.buffer, weight.adapter, weight.values
-        alike[rows, weight.numel // rows, weight.size, *kind] += 1
+        counts[rows, weight.numel // rows, weight.size, *kind] += 1
     names = ("rows", "rest", "size", "expert", "learns", "whole", "low", "values")
-    return [{**dict(zip(names, map(int, key), strict=True)), "count": count} for key, count in alike.items()]
+    return [{**dict(zip(names, map(int, key), strict=True)), "count": count} for key, count in counts.items()]
 
 
 def _units(weights: Sequence[Weight]) -> list[Row]:
@@ -226,8 +227,8 @@ def _units(weights: Sequence[Weight]) -> list[Row]:
         if weight.adapter:
             found = {f"{kind}_low": numel}
         elif weight.size == 1:
-            found["packed_bytes"] = numel
+            found["quantized_bytes"] = numel
         sums.setdefault(weight.unit, Counter()).update(found)
     kinds = ("bytes", "learns", "learn_bytes", "low")
-    names = (*(f"{kind}_{what}" for kind in ("dense", "expert") for what in kinds), "packed_bytes")
+    names = (*(f"{kind}_{what}" for kind in ("dense", "expert") for what in kinds), "quantized_bytes")
     return [{**{name: unit[name] for name in names}, "around": int(name == "")} for name, unit in sums.items()]

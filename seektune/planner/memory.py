@@ -1,4 +1,4 @@
-"""What each process holds: the tables and numbers that the formulas need, and their answers."""
+"""Memory of each process: the tables and numbers that the formulas need, and their results."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class RankMemory:
 
     rank: int
     lower: Numbers
-    """All formulas with even routing and least overheads."""
+    """With even routing and the smallest overheads."""
     upper: Numbers
     """With skewed routing and the overheads of hardware.json."""
 
@@ -31,14 +31,14 @@ class RankMemory:
 
 @dataclass(frozen=True)
 class ProcessTables:
-    """The tables of a process of the pipeline, and its own numbers; all processes of its stage have the same."""
+    """The tables and numbers of a pipeline rank; all processes of its stage have the same."""
 
     rows: dict[str, list[Row]]
     numbers: Numbers
 
 
 def rank_memory(layout: Layout, rank: int) -> RankMemory:
-    """What one process holds, between two bounds."""
+    """Lower and upper bound of one process's memory."""
     tables = process_tables(layout, layout.dims.coords(rank).pp)
     held = _held(layout, rank, tables)
     lower, upper = (evaluate(MADE, {**held, **tables.numbers, **bounds(each)}, tables.rows) for each in (LOWER, UPPER))
@@ -46,39 +46,39 @@ def rank_memory(layout: Layout, rank: int) -> RankMemory:
 
 
 def first_ranks(layout: Layout) -> list[RankMemory]:
-    """The first process of each of the pipeline's, which holds the most: its pieces are the longest."""
+    """Memory of the first process of each pipeline rank, which holds the most: its shards are the longest."""
     return [rank_memory(layout, process * layout.dims.stage_size) for process in range(layout.pp)]
 
 
-def fullest(ranks: Sequence[RankMemory]) -> RankMemory:
-    """The process that holds most."""
-    return max(ranks, key=lambda found: found.upper["total"])
+def peak_rank(ranks: Sequence[RankMemory]) -> RankMemory:
+    """The process with the largest upper bound."""
+    return max(ranks, key=lambda memory: memory.upper["total"])
 
 
 def _held(layout: Layout, rank: int, tables: ProcessTables) -> Numbers:
-    """The formulas that follow from the mesh; their answers are kept, as a search asks for them again and again."""
+    """Results of the `HELD` formulas, cached because a search evaluates them repeatedly."""
     given = {**model_numbers(layout.job), **layout_numbers(layout), "rank": rank}
     key = (layout.dims, layout.stages, layout.job.parallel.pipeline.schedule, layout.job.parallel.reshard, rank)
-    known = layout.job.weights.held
+    known = layout.job.weights.cache
     if key not in known:
         known[key] = evaluate(HELD, given, tables.rows)
     return {**known[key], **given}
 
 
 def bounds(which: str) -> Numbers:
-    """What is assumed about routing and overheads."""
+    """Assumed routing and overheads of the lower or upper bound."""
     known = assumed()
     if which == UPPER:
         names = {"skew": "skew", "nccl_bytes": "nccl_mb", "allocator_share": "allocator", "context": "context_gb"}
-        found = {name: known[key] for name, key in names.items()} | {"twice": 1.0}
+        numbers = {name: known[key] for name, key in names.items()} | {"twice": 1.0}
     else:
-        found = {"skew": 1.0, "allocator_share": 0.0, "twice": 0.0}
-        found |= {"nccl_bytes": known["nccl_least_mb"], "context": known["context_least_gb"]}
-    return found | {"nccl_bytes": found["nccl_bytes"] * 1e6, "context": found["context"] * GIGA}
+        numbers = {"skew": 1.0, "allocator_share": 0.0, "twice": 0.0}
+        numbers |= {"nccl_bytes": known["nccl_least_mb"], "context": known["context_least_gb"]}
+    return numbers | {"nccl_bytes": numbers["nccl_bytes"] * 1e6, "context": numbers["context"] * GIGA}
 
 
 def model_numbers(job: TrainingJob) -> Numbers:
-    """Sizes of the model and the recipe by their letters."""
+    """Sizes of the model and the recipe, by their names in formulas."""
     config = job.config
     return {
         "D": config.hidden_size,
@@ -112,16 +112,16 @@ def model_numbers(job: TrainingJob) -> Numbers:
 
 def layout_numbers(layout: Layout) -> Numbers:
     """Sizes of the mesh and of a micro-batch."""
-    plan = layout.dims
-    # pipeline, experts, context, dense, dense fp32, expert pieces, their copies; the world's first
-    sizes = (plan.world, plan.pp_size, plan.ep_size, plan.cp_size, plan.fsdp_size, plan.fsdp_size, plan.expert_shard,
-             plan.dp_replicate, plan.expert_replicate)  # fmt: skip
+    dims = layout.dims
+    # groups of the world, pipeline, experts, context, dense, dense fp32, expert shards, and both kinds of replicas
+    sizes = (dims.world, dims.pp_size, dims.ep_size, dims.cp_size, dims.fsdp_size, dims.fsdp_size, dims.expert_shard,
+             dims.dp_replicate, dims.expert_replicate)  # fmt: skip
     return {
-        "gpus": plan.world,
-        "pp": plan.pp_size,
-        "ep": plan.ep_size,
-        "cp": plan.cp_size,
-        "dp_shard": plan.dp_shard,
+        "gpus": dims.world,
+        "pp": dims.pp_size,
+        "ep": dims.ep_size,
+        "cp": dims.cp_size,
+        "dp_shard": dims.dp_shard,
         "rows_at_a_time": layout.rows_at_a_time,
         "micro_batches": layout.micro_batches,
         "length": layout.job.length,
@@ -130,7 +130,7 @@ def layout_numbers(layout: Layout) -> Numbers:
 
 
 def process_tables(layout: Layout, process: int) -> ProcessTables:
-    """What a process of the pipeline holds, as the formulas read it."""
+    """The tables and numbers of a pipeline rank, as the formulas read them."""
     job = layout.job
     flight = in_flight(layout, process)
     held = [(stage, layout.layers(stage)) for stage in layout.stages_of(process)]
@@ -154,11 +154,11 @@ def process_tables(layout: Layout, process: int) -> ProcessTables:
 
 
 def _blocks(job: TrainingJob, layers: range, last: bool) -> list[Row]:
-    """Rows of equal blocks; the MTP block last."""
+    """One row per group of equal blocks; the MTP block last."""
     config = job.config
-    alike = Counter((config.ratio(layer), layer < config.num_hash_layers) for layer in layers)
+    counts = Counter((config.ratio(layer), layer < config.num_hash_layers) for layer in layers)
     rows: list[Row] = [
-        {"ratio": ratio, "hashed": int(hashed), "mtp": 0, "count": count} for (ratio, hashed), count in alike.items()
+        {"ratio": ratio, "hashed": int(hashed), "mtp": 0, "count": count} for (ratio, hashed), count in counts.items()
     ]
     if last and job.mtp:
         rows.append({"ratio": 0, "hashed": 0, "mtp": 1, "count": 1})

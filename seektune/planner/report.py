@@ -1,71 +1,71 @@
-"""A plan as an object: verdict, memory of every process, time of a step, and all that was assumed."""
+"""A plan's results: verdict, memory of every process, time of a step, and the assumptions."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from seektune.planner.formulas import BARS, EXACT, FORMULAS
-from seektune.planner.hardware import GIGA, Cluster, facts
+from seektune.planner.hardware import GIGA, Cluster, hardware_data
 from seektune.planner.job import Layout
-from seektune.planner.memory import RankMemory, first_ranks, fullest, rank_memory
+from seektune.planner.memory import RankMemory, first_ranks, peak_rank, rank_memory
 from seektune.planner.search import Candidate
 from seektune.planner.time import StepTime, step_time
 
-EVERY_RANK = 512
-"""Up to this many processes each is listed; of more, the first and the last of each stage."""
+MAX_LISTED_RANKS = 512
+"""With more processes, only the first and the last of each stage are listed."""
 ESTIMATE = (
     "Counted: weights, buffers, gradients, moments, masters of every process; they equal the dry run's.",
     "Computed from shapes: gathered weights, whole gradients, FLOPs, messages.",
     "Estimated: activations, from what the kernels save; compared with tensors of CPU runs only (bench/plan.json), "
-    "never with a GPU. Rows are full; real ones are often shorter.",
-    "Adapters: activations of frozen weights were not compared with anything.",
-    "Time is arithmetic over rates, with even routing: layers on one H200 took 1.4 to 3.2 times as long; "
-    "no job of several GPUs was timed.",
+    "never with a GPU. Rows are assumed full; real rows are often shorter.",
+    "Adapters: activations of frozen weights were not compared with a measurement.",
+    "Time is operations over rates, with even routing: layers on one H200 took 1.4 to 3.2 times as long; "
+    "no multi-GPU job was timed.",
 )
 OFFLOAD = (
-    "parallel.cpu_offload: copies to and from the host, and the optimizer on its processor, are not in the time; "
-    "whether the host's memory holds the pieces is not asked."
+    "parallel.cpu_offload: the time does not include copies to and from the host or the optimizer on the CPU; "
+    "whether the shards fit the host's memory is not checked."
 )
 
 
 @dataclass(frozen=True)
-class Money:
-    """What a budget of tokens takes."""
+class Budget:
+    """A number of tokens to train on, and a price."""
 
     tokens: float
     price: float
-    """Of a GPU's hour."""
+    """Per GPU-hour."""
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """The answer of `seektune plan`."""
+    """The result of `seektune plan`."""
 
     layout: Layout
     cluster: Cluster
     ranks: tuple[RankMemory, ...]
-    """All processes, or the first and the last of each stage of many."""
+    """All processes, or the first and the last of each stage."""
     firsts: tuple[RankMemory, ...]
-    """The first process of each stage, which holds the most of it."""
+    """The first process of each stage, which holds the most."""
     time: StepTime
-    money: Money | None
+    budget: Budget | None
     others: tuple[Candidate, ...] = ()
-    """Layouts that a search found, the fastest first."""
+    """Layouts found by a search, the fastest first."""
 
     @property
-    def fullest(self) -> RankMemory:
-        """The process that decides."""
-        return fullest(self.firsts)
+    def peak_rank(self) -> RankMemory:
+        """The process with the largest upper bound."""
+        return peak_rank(self.firsts)
 
     def verdict(self) -> tuple[bool, str]:
-        """Whether the upper bound fits, and a sentence with the rank and by how much."""
-        most = self.fullest
+        """Whether the upper bound fits, and a message with the rank and the margin."""
+        peak = self.peak_rank
         memory = self.cluster.memory
-        low = most.lower["total"] / GIGA
-        high = most.upper["total"] / GIGA
-        where = f"rank {most.rank} needs {low:.1f} to {high:.1f} GB of {memory / GIGA:.0f}"
-        if elsewhere := most.upper["elsewhere"]:
-            where += f" and {elsewhere / GIGA:.1f} GB of the host's memory"
+        low = peak.lower["total"] / GIGA
+        high = peak.upper["total"] / GIGA
+        where = f"rank {peak.rank} needs {low:.1f} to {high:.1f} GB of {memory / GIGA:.0f}"
+        if on_host := peak.upper["on_host"]:
+            where += f" and {on_host / GIGA:.1f} GB of the host's memory"
         if high * GIGA <= memory:
             return True, f"fits: {where}, {memory / GIGA - high:.1f} GB to spare"
         if low * GIGA <= memory:
@@ -73,29 +73,29 @@ class PlanReport:
         return False, f"does not fit: {where}, at least {low - memory / GIGA:.1f} GB too much"
 
     def assumptions(self) -> list[str]:
-        """Every number that is not counted, with its reason."""
-        numbers = [f"{name} = {each['value']:g}: {each['why']}" for name, each in facts()["assumed"].items()]
-        gpu = facts()["gpus"].get(self.cluster.gpu, {})
+        """Every assumed number, with its reason."""
+        numbers = [f"{name} = {each['value']:g}: {each['why']}" for name, each in hardware_data()["assumed"].items()]
+        gpu = hardware_data()["gpus"].get(self.cluster.gpu, {})
         sources = [*gpu.get("read", []), *gpu.get("vendor", [])]
         rates = (
             f"{self.cluster.gpu}: {self.cluster.flops / 1e12:g} TFLOP/s bf16 dense, "
-            f"{self.cluster.memory_rate / GIGA:g} GB/s of memory, {self.cluster.link / GIGA:g} GB/s to "
-            f"{self.cluster.gpus_per_node - 1} others, {self.cluster.network / GIGA:g} GB/s beyond, one way"
+            f"{self.cluster.memory_rate / GIGA:g} GB/s memory bandwidth, {self.cluster.link / GIGA:g} GB/s to "
+            f"{self.cluster.gpus_per_node - 1} others in the node, {self.cluster.network / GIGA:g} GB/s between nodes, "
+            "per direction"
         )
         offload = [OFFLOAD] if self.layout.job.parallel.cpu_offload else []
         return [*ESTIMATE, *offload, *numbers, rates + (f" ({'; '.join(sources)})" if sources else "")]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it: bytes, seconds."""
-        fits, sentence = self.verdict()
+        """The plan for JSON, in bytes and seconds."""
+        fits, verdict = self.verdict()
         time = self.time
-        plan = self.layout.dims
         return {
             "fits": fits,
-            "verdict": sentence,
+            "verdict": verdict,
             "cluster": asdict(self.cluster),
             "layout": {
-                "plan": asdict(plan),
+                "plan": asdict(self.layout.dims),
                 "stages": self.layout.stages,
                 "micro_batches": self.layout.micro_batches,
                 "rows": self.layout.rows_at_a_time,
@@ -112,37 +112,39 @@ class PlanReport:
                 "arithmetic": time.arithmetic,
                 "memory": time.memory,
                 "communication": time.communication,
-                "waiting": time.waiting,
+                "bubble": time.bubble,
                 "optimizer": time.optimizer,
                 "tokens": time.tokens,
             },
-            "budget": self.budget(),
+            "budget": self.budget_cost(),
             "others": [_candidate(each) for each in self.others],
             "assumptions": self.assumptions(),
         }
 
-    def budget(self) -> dict[str, float] | None:
-        """Days and cost of the tokens that were asked about."""
-        if self.money is None:
+    def budget_cost(self) -> dict[str, float] | None:
+        """Days and cost of the budget; None without one."""
+        if self.budget is None:
             return None
-        tokens = self.money.tokens
-        price = self.money.price
+        tokens = self.budget.tokens
+        price = self.budget.price
         cost = self.time.cost(tokens, price, self.cluster.gpus)
         return {"tokens": tokens, "days": self.time.days(tokens), "price": price, "cost": cost}
 
 
 def make_report(
-    layout: Layout, cluster: Cluster, money: Money | None = None, others: Sequence[Candidate] = ()
+    layout: Layout, cluster: Cluster, budget: Budget | None = None, others: Sequence[Candidate] = ()
 ) -> PlanReport:
-    """Plan one layout on one cluster."""
+    """Plan a layout on a cluster."""
     world = layout.dims.world
     size = layout.dims.stage_size
     listed = (
-        range(world) if world <= EVERY_RANK else sorted({r for b in range(0, world, size) for r in (b, b + size - 1)})
+        range(world)
+        if world <= MAX_LISTED_RANKS
+        else sorted({r for b in range(0, world, size) for r in (b, b + size - 1)})
     )
     firsts = first_ranks(layout)
     ranks = tuple(rank_memory(layout, rank) for rank in listed)
-    return PlanReport(layout, cluster, ranks, tuple(firsts), step_time(layout, cluster, firsts), money, tuple(others))
+    return PlanReport(layout, cluster, ranks, tuple(firsts), step_time(layout, cluster, firsts), budget, tuple(others))
 
 
 def _rank(memory: RankMemory) -> dict[str, Any]:
@@ -154,22 +156,22 @@ def _rank(memory: RankMemory) -> dict[str, Any]:
     }
 
 
-def _candidate(found: Candidate) -> dict[str, Any]:
+def _candidate(candidate: Candidate) -> dict[str, Any]:
     return {
-        "layout": str(found.layout),
-        "overrides": overrides(found),
-        "seconds": found.time.seconds,
-        "tokens_per_s": found.time.tokens_per_s,
-        "total": round(found.memory.upper["total"]),
+        "layout": str(candidate.layout),
+        "overrides": overrides(candidate),
+        "seconds": candidate.time.seconds,
+        "tokens_per_s": candidate.time.tokens_per_s,
+        "total": round(candidate.memory.upper["total"]),
     }
 
 
-def overrides(found: Candidate) -> list[str]:
-    """Words that give a recipe this layout."""
-    parallel = found.parallel
+def overrides(candidate: Candidate) -> list[str]:
+    """The command-line overrides that give a recipe this layout."""
+    parallel = candidate.parallel
     words = [f"--parallel.{key}={value}" for key, value in parallel.model_dump(mode="json").items()
              if key in ("pp_size", "ep_size", "cp_size", "dp_replicate", "recompute")]  # fmt: skip
-    rows = found.layout.rows_at_a_time
+    rows = candidate.layout.rows_at_a_time
     if parallel.pp_size == 1:
         return [*words, f"--batch.micro_size={rows}"]
     schedule = f"--parallel.pipeline.schedule={parallel.pipeline.schedule}"

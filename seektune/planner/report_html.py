@@ -1,6 +1,6 @@
-"""A plan as a page of one file: bars of every process, the pipeline's timeline, and a panel that asks what if.
+"""A plan as one HTML file: memory bars of every process, the pipeline's timeline, and a panel for what-if changes.
 
-The page holds the formulas themselves and evaluates them as Python does (`planner.language`).
+The page contains the formulas and evaluates them as Python does (`planner.expressions`).
 """
 
 import json
@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import Any
 
 from seektune.io.atomic import write_atomically
-from seektune.planner.expressions import IN_JAVASCRIPT
+from seektune.planner.expressions import EVALUATE_JS
 from seektune.planner.formulas import BARS, EXACT, FORMULAS
-from seektune.planner.job import RECOMPUTE, Layout, lay_out
+from seektune.planner.job import RECOMPUTE, Layout, make_layout
 from seektune.planner.memory import LOWER, UPPER, bounds, layout_numbers, model_numbers, process_tables
 from seektune.planner.report import PlanReport
 
-MOST_GPUS = 4
-"""The panel offers numbers of GPUs up to this many times the plan's, and down to its part."""
-SHOWN = 256
-"""Processes with a bar of their own; of more, the first and the last of each stage."""
+WORLD_FACTOR = 4
+"""The panel offers up to this many times the plan's number of GPUs."""
+MAX_BARS = 256
+"""With more processes, only the first and the last of each stage have a bar."""
 
 
-def write_page(report: PlanReport, file: Path) -> None:
-    """Write the page.
+def write_html(report: PlanReport, file: Path) -> None:
+    """Write the HTML file.
 
     Raises:
         OSError: the file cannot be written.
     """
-    write_atomically(file, page(report))
+    write_atomically(file, render_html(report))
 
 
-def page(report: PlanReport) -> str:
-    """The whole page as text; it needs no network."""
+def render_html(report: PlanReport) -> str:
+    """The HTML as text; it needs no network."""
     template = resources.files("seektune.planner").joinpath("report.html").read_text(encoding="utf-8")
     layout = report.layout
     cluster = report.cluster
@@ -45,16 +45,16 @@ def page(report: PlanReport) -> str:
         "VERDICT": escape(report.verdict()[1]),
         "STEP": escape(_step(report)),
         "ASSUMPTIONS": "".join(f"<li>{escape(line)}</li>" for line in report.assumptions()),
-        "EVALUATE": IN_JAVASCRIPT,
+        "EVALUATE": EVALUATE_JS,
         # a closing tag within the data would end the script
         "DATA": json.dumps(data(report)).replace("</", "<\\/"),
     }
-    # at once: a text may hold what looks like another's place
-    return re.sub(f"@({'|'.join(texts)})@", lambda found: texts[found[1]], template)
+    # all in one pass: an inserted text may contain what looks like another placeholder
+    return re.sub(f"@({'|'.join(texts)})@", lambda match: texts[match[1]], template)
 
 
 def data(report: PlanReport) -> dict[str, Any]:
-    """What the page's script works with."""
+    """The data of the page's script."""
     layout = report.layout
     return {
         "formulas": [asdict(formula) for formula in FORMULAS],
@@ -65,18 +65,18 @@ def data(report: PlanReport) -> dict[str, Any]:
         "bounds": {which: bounds(which) for which in (LOWER, UPPER)},
         "model": model_numbers(layout.job),
         "lora_rank": layout.job.lora_rank,
-        "shown": SHOWN,
+        "shown": MAX_BARS,
         "worlds": {str(other.dims.world): _world(other) for other in _worlds(layout)},
         "processes": [
             {name: process_tables(layout, process).rows[name] for name in ("tensors", "units")}
             for process in range(layout.pp)
         ],
-        "pieces": [[p.process, p.kind, p.stage, p.micro_batch, p.begin, p.end] for p in report.time.pieces],
+        "spans": [[s.process, s.kind, s.stage, s.micro_batch, s.begin, s.end] for s in report.time.spans],
     }
 
 
 def _world(layout: Layout) -> dict[str, Any]:
-    """What depends on the number of GPUs: the mesh, micro-batches, and how many of them are in flight."""
+    """The data that depends on the number of GPUs: the mesh, micro-batches, and how many of them are in flight."""
     tables = [process_tables(layout, process) for process in range(layout.pp)]
     return {
         "numbers": layout_numbers(layout),
@@ -85,32 +85,32 @@ def _world(layout: Layout) -> dict[str, Any]:
 
 
 def _worlds(layout: Layout) -> list[Layout]:
-    """The same recipe on other numbers of GPUs, where its sizes fit them."""
-    found: list[Layout] = []
+    """The same recipe on other numbers of GPUs that its sizes allow."""
+    layouts: list[Layout] = []
     size = layout.dims.world
-    candidates = sorted({size // 4, size // 2, size * 3 // 4, size, size * 3 // 2, size * 2, size * MOST_GPUS})
+    candidates = sorted({size // 4, size // 2, size * 3 // 4, size, size * 3 // 2, size * 2, size * WORLD_FACTOR})
     for world in candidates:
         try:
-            found.append(layout if world == size else lay_out(layout.job, world, layout.order_of))
+            layouts.append(layout if world == size else make_layout(layout.job, world, layout.order_of))
         except ValueError:
             continue
-    return found
+    return layouts
 
 
 def _step(report: PlanReport) -> str:
     time = report.time
     parts = {**{f"arithmetic of {part}": s for part, s in time.arithmetic.items()}, "memory traffic": time.memory}
     parts |= {f"messages along {axis}": seconds for axis, seconds in time.communication.items()}
-    parts |= {"waiting": time.waiting, "optimizer": time.optimizer}
+    parts |= {"bubble": time.bubble, "optimizer": time.optimizer}
     largest = sorted(parts.items(), key=lambda pair: -pair[1])[:8]
     shares = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in largest if seconds > 0)
-    budget = report.budget()
-    bought = (
+    budget = report.budget_cost()
+    cost = (
         ""
         if budget is None
-        else f" {budget['tokens']:,.0f} tokens take {budget['days']:.2f} days and {budget['cost']:,.0f}."
+        else f" {budget['tokens']:,.0f} tokens take {budget['days']:.2f} days and cost {budget['cost']:,.0f}."
     )
     return (
         f"A step of {time.tokens:,} tokens takes {time.seconds:.2f} s: {time.tokens_per_s:,.0f} tokens/s, "
-        f"{time.mfu(report.cluster):.1%} MFU. On the slowest process: {shares}.{bought}"
+        f"{time.mfu(report.cluster):.1%} MFU. On the slowest process: {shares}.{cost}"
     )

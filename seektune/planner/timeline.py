@@ -1,4 +1,4 @@
-"""A pipeline's step played action by action with the time that each takes: who works when, and who waits."""
+"""Simulates a pipeline step action by action: when each process works, and its bubble."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from seektune.planner.job import Order
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of work of one process; seconds from the step's begin."""
+    """An action of one process; seconds since the start of the step."""
 
     process: int
     kind: str
@@ -27,7 +27,7 @@ class StageTime:
     backward_input: float
     backward_weights: float
     send: float
-    """To the next stage, and its gradient back."""
+    """To the next stage, or its gradient back."""
 
     def of(self, kind: str) -> float:
         """Seconds of an action."""
@@ -39,34 +39,34 @@ class StageTime:
         }[kind]
 
 
-def play(order: Order, times: Mapping[int, StageTime]) -> list[Span]:
-    """All pieces of work, each as early as its process and its inputs allow."""
+def simulate(order: Order, times: Mapping[int, StageTime]) -> list[Span]:
+    """All actions, each as early as its process and its inputs allow."""
     queues = {process: list(actions) for process, actions in order.items()}
     done: dict[Action, float] = {}
     free = dict.fromkeys(queues, 0.0)
-    pieces: list[Span] = []
+    spans: list[Span] = []
     while any(queues.values()):
-        before = len(pieces)
+        before = len(spans)
         for process, queue in queues.items():
             while queue and all(need in done for need in _needs(queue[0], len(times))):
                 kind, stage, number = action = queue.pop(0)
-                ready = [done[need] + _travel(need, action, times) for need in _needs(action, len(times))]
+                ready = [done[need] + _send_time(need, action, times) for need in _needs(action, len(times))]
                 begin = max([free[process], *ready])
                 end = free[process] = begin + times[stage].of(kind)
                 done[action] = end
                 if kind == "B":
                     done[("I", stage, number)] = end
-                pieces.append(Span(process, kind, stage, number, begin, end))
-        assert len(pieces) > before, "the schedule waits for itself"
-    return pieces
+                spans.append(Span(process, kind, stage, number, begin, end))
+        assert len(spans) > before, "the schedule has a deadlock"
+    return spans
 
 
-def waiting(pieces: list[Span]) -> float:
-    """Share of the step in which the busiest process has nothing to do."""
-    end = max(piece.end for piece in pieces)
+def bubble_share(spans: list[Span]) -> float:
+    """Share of the step in which the busiest process is idle."""
+    end = max(span.end for span in spans)
     busy: dict[int, float] = {}
-    for piece in pieces:
-        busy[piece.process] = busy.get(piece.process, 0.0) + piece.end - piece.begin
+    for span in spans:
+        busy[span.process] = busy.get(span.process, 0.0) + span.end - span.begin
     return 1 - max(busy.values()) / end
 
 
@@ -79,6 +79,6 @@ def _needs(action: Action, stages: int) -> list[Action]:
     return [("F", stage, number)] + ([("I", stage + 1, number)] if stage < stages - 1 else [])
 
 
-def _travel(need: Action, action: Action, times: Mapping[int, StageTime]) -> float:
-    """What comes from another stage has to be sent."""
+def _send_time(need: Action, action: Action, times: Mapping[int, StageTime]) -> float:
+    """Seconds until an input arrives, if it comes from another stage."""
     return times[min(need[1], action[1])].send if need[1] != action[1] else 0.0

@@ -1,1 +1,1 @@
-"""What the user writes: one typed Recipe, its YAML file with dotted overrides, and the checks between sections."""
+"""Recipes: the typed Recipe, its YAML file with dotted overrides, and checks across sections."""

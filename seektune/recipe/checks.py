@@ -1,4 +1,4 @@
-"""What follows from an override beside the key it names, and from the architecture once it is known."""
+"""Checks across keys: settings that an override makes invalid, and limits of the architecture."""
 
 from dataclasses import replace
 
@@ -15,12 +15,12 @@ WARMUP = ("schedule", "warmup_steps")
 def fit_to_overrides(
     written: YamlNode, document: YamlNode, overrides: dict[KeyPath, YamlNode]
 ) -> tuple[YamlNode, list[str]]:
-    """Settings of the file that an override leaves without sense, changed with a note; what the user typed stays.
+    """Change settings of the file that an override makes invalid, with a note each; overrides stay as they are.
 
     Args:
         written: the file alone.
-        document: the file with the overrides in their places.
-        overrides: what the user typed, by path.
+        document: the file with the overrides applied.
+        overrides: the user's overrides, by path.
     """
     document, notes = _drop_weights(written, document, overrides)
     document, more = _shorten_warmup(written, document, overrides)
@@ -30,7 +30,7 @@ def fit_to_overrides(
 def _drop_weights(
     written: YamlNode, document: YamlNode, overrides: dict[KeyPath, YamlNode]
 ) -> tuple[YamlNode, list[str]]:
-    """Weights of one architecture do not fit another, so a recipe tried at another size starts from random ones."""
+    """Weights of one architecture do not fit another, so a recipe with another preset starts from random ones."""
     weights = written.find(WEIGHTS)
     preset = written.find(PRESET)
     if PRESET not in overrides or WEIGHTS in overrides or weights is None or weights.value is None:
@@ -40,7 +40,7 @@ def _drop_weights(
         return document, []
     note = (
         f"model.weights {shorten(str(weights.value))} belong to another architecture than --model.preset="
-        f"{shorten(str(chosen))}: not used, training starts from random weights"
+        f"{shorten(str(chosen))}: not loaded, training starts from random weights"
     )
     return document.put(WEIGHTS, replace(weights, value=None)), [note]
 
@@ -48,7 +48,7 @@ def _drop_weights(
 def _shorten_warmup(
     written: YamlNode, document: YamlNode, overrides: dict[KeyPath, YamlNode]
 ) -> tuple[YamlNode, list[str]]:
-    """A trial of a few steps keeps the recipe's share of warm-up, where the whole would not fit."""
+    """A shorter run keeps the recipe's share of warm-up if the whole warm-up does not fit."""
     before = _count(written.find(STEPS))
     after = _count(document.find(STEPS))
     warmup = _count(written.find(WARMUP))
@@ -57,20 +57,20 @@ def _shorten_warmup(
     fitting = warmup * after // before
     if fitting >= after:
         return document, []
-    note = f"schedule.warmup_steps lowered from {warmup} to {fitting}, as --steps={after} is shorter"
+    note = f"schedule.warmup_steps lowered from {warmup} to {fitting} because --steps={after} is shorter"
     return document.put(WARMUP, YamlNode(fitting, f"--steps={after}", str(fitting), override=True)), [note]
 
 
 def _count(entry: YamlNode | None) -> int:
-    """The entry's positive whole number; 0 for anything else, which validation answers."""
+    """The entry's positive integer; 0 for anything else, which validation reports."""
     return max(entry.value, 0) if entry is not None and type(entry.value) is int else 0
 
 
 def check_architecture(recipe: Recipe) -> Recipe:
-    """The recipe checked against the architecture, where that is known; MTP that it lacks is not asked for by default.
+    """Check the recipe against the architecture, if it is known; without an MTP block the default MTP weight becomes 0.
 
     Raises:
-        ValueError: a section asks for what the architecture does not have; the sentence names the key.
+        ValueError: a setting needs what the architecture does not have; the message names the key.
     """
     architecture = recipe.model.architecture()
     if architecture is None:

@@ -1,4 +1,4 @@
-"""YAML text into entries that remember where they were written; plain values only, so a recipe can name no code."""
+"""Parses YAML into nodes that know their file and line; plain values only, so that a recipe cannot run code."""
 
 import re
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ from yaml.events import (
 
 Scalar: TypeAlias = bool | int | float | str | None
 
-LARGEST_FILE = 256 * 1024
-"""Bytes; a recipe is a page of text, so a larger file is something else."""
-DEEPEST = 8
-LARGEST_INTEGER = 2**63 - 1
+MAX_FILE_SIZE = 256 * 1024
+"""Bytes; a larger file is not a recipe."""
+MAX_DEPTH = 8
+MAX_INTEGER = 2**63 - 1
 
 _CONSTANTS: dict[str, Scalar] = {"": None, "~": None, "null": None, "true": True, "false": False}
 _INTEGER = re.compile(r"[-+]?\d(_?\d){0,29}", re.ASCII)
@@ -37,17 +37,17 @@ _MARKERS = (StreamStartEvent, DocumentStartEvent, DocumentEndEvent, StreamEndEve
 
 @dataclass(frozen=True)
 class YamlNode:
-    """One value of a recipe and where it was written."""
+    """A value of a recipe and where it is written."""
 
     value: "Scalar | list[YamlNode] | dict[str, YamlNode]"
     where: str
-    """`file.yaml:12`, or the override as the user typed it."""
+    """`file.yaml:12`, or the override as typed."""
     text: str = ""
-    """A scalar as it was written, before it was read as a number."""
+    """A scalar's source text, before it was parsed as a number."""
     override: bool = False
 
     def plain(self) -> Any:
-        """The value without its origins."""
+        """The value without locations."""
         if isinstance(self.value, dict):
             return {key: entry.plain() for key, entry in self.value.items()}
         if isinstance(self.value, list):
@@ -55,7 +55,7 @@ class YamlNode:
         return self.value
 
     def find(self, path: tuple[str | int, ...]) -> "YamlNode | None":
-        """The entry at a path of keys, or None where nothing is written."""
+        """The node at a path of keys, or None."""
         if not path:
             return self
         if not isinstance(self.value, dict) or path[0] not in self.value:
@@ -63,7 +63,7 @@ class YamlNode:
         return self.value[str(path[0])].find(path[1:])
 
     def put(self, path: tuple[str, ...], entry: "YamlNode") -> "YamlNode":
-        """A copy in which `entry` stands at the path; sections on the way are made."""
+        """A copy with `entry` at the path; missing sections are created."""
         if not path:
             return entry
         inside = self.value if isinstance(self.value, dict) else {}
@@ -72,13 +72,13 @@ class YamlNode:
 
 
 def read_scalar(text: str) -> Scalar:
-    """A bare word as YAML 1.2 reads it, so that 1e-5 is a number and `yes` a word; infinities stay words."""
+    """Parse a plain scalar as YAML 1.2 does: 1e-5 is a number, `yes` and infinities are strings."""
     lowered = text.lower()
     if lowered in _CONSTANTS:
         return _CONSTANTS[lowered]
     if _INTEGER.fullmatch(text):
         number = int(text)
-        return number if abs(number) <= LARGEST_INTEGER else text
+        return number if abs(number) <= MAX_INTEGER else text
     if _FLOAT.fullmatch(text) and abs(float(text)) != float("inf"):
         return float(text)
     return text
@@ -88,34 +88,34 @@ def read_document(path: str | Path) -> YamlNode:
     """Read a recipe file.
 
     Raises:
-        ValueError: no such file, not text, not YAML, or YAML with more than plain values; one line with file and line.
+        ValueError: no such file, not text, not YAML, or more than plain values; the message names file and line.
         OSError: the file cannot be read.
     """
     text = _read_text(Path(path))
     entry = parse(text, str(path))
     if entry is None or entry.value is None:
-        raise ValueError(f"{path} is empty; a recipe holds sections such as model:, data: and optimizer:")
+        raise ValueError(f"{path} is empty; a recipe consists of sections such as model:, data: and optimizer:")
     if not isinstance(entry.value, dict):
         kind = "list" if isinstance(entry.value, list) else "single value"
-        raise ValueError(f"{path} holds a {kind}; a recipe is made of sections such as model:, data: and optimizer:")
+        raise ValueError(f"{path} holds a {kind}; a recipe consists of sections such as model:, data: and optimizer:")
     return replace(entry, where=str(path))
 
 
 def parse(text: str, origin: str, override: bool = False) -> YamlNode | None:
-    """The one value in a YAML text; None where there is none. `origin` (a file name or an override) opens messages."""
+    """The single value of a YAML text, or None. `origin`, a file name or an override, begins error messages."""
     reader = _YamlReader(text, origin, override)
     return reader.document()
 
 
 def _read_text(path: Path) -> str:
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; name the recipe's YAML file in it")
+        raise ValueError(f"{path} is a folder; name the recipe's YAML file")
     if not path.exists():
         raise ValueError(f"{path} does not exist; `seektune init` lists the shipped recipes and copies one")
     with path.open("rb") as file:
-        content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise ValueError(f"{path} is larger than {LARGEST_FILE // 1024} KiB; that is no recipe")
+        content = file.read(MAX_FILE_SIZE + 1)
+    if len(content) > MAX_FILE_SIZE:
+        raise ValueError(f"{path} is larger than {MAX_FILE_SIZE // 1024} KiB; it is not a recipe")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -124,7 +124,7 @@ def _read_text(path: Path) -> str:
 
 
 class _YamlReader:
-    """Builds entries from YAML's events, without its constructors; nothing recursive is left to the library."""
+    """Builds nodes from PyYAML's events, without its constructors; recursion depth is limited here."""
 
     def __init__(self, text: str, origin: str, override: bool) -> None:
         self.text = text
@@ -140,12 +140,12 @@ class _YamlReader:
             extra = next(self.events, None)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            self._refuse(mark.line if mark else 0, _explain(error.problem or "this is not YAML"))
+            self._error(mark.line if mark else 0, _explain(error.problem or "this is not YAML"))
         except yaml.reader.ReaderError as error:
             line = self.text.count("\n", 0, error.position)
-            self._refuse(line, "this is not text; a recipe is a YAML text file")
+            self._error(line, "this is not text; a recipe is a YAML text file")
         if extra is not None:
-            self._refuse(_line(extra), "a recipe is one YAML document; remove this second one")
+            self._error(_line(extra), "a recipe is one YAML document; remove this second one")
         return entry
 
     def _events(self) -> Iterator[Event]:
@@ -157,9 +157,9 @@ class _YamlReader:
     def _check(self, event: Event) -> None:
         line = _line(event)
         if isinstance(event, NodeEvent) and event.anchor is not None:
-            self._refuse(line, "anchors (&) and aliases (*) are not read in recipes; write the value out")
+            self._error(line, "anchors (&) and aliases (*) are not supported in recipes; write the value out")
         if isinstance(event, ScalarEvent | MappingStartEvent | SequenceStartEvent) and event.tag is not None:
-            self._refuse(line, "tags (!) are not read in recipes, which hold plain values only")
+            self._error(line, "tags (!) are not supported in recipes; use plain values only")
 
     def _entry(self, event: Event) -> YamlNode:
         where = self._where(_line(event))
@@ -168,8 +168,8 @@ class _YamlReader:
             value = read_scalar(event.value) if bare else event.value
             return YamlNode(value, where, event.value if bare else "", self.override)
         self.depth += 1
-        if self.depth > DEEPEST:
-            self._refuse(_line(event), f"brackets are nested more than {DEEPEST} deep")
+        if self.depth > MAX_DEPTH:
+            self._error(_line(event), f"brackets are nested more than {MAX_DEPTH} deep")
         inside = self._mapping() if isinstance(event, MappingStartEvent) else self._sequence()
         self.depth -= 1
         return YamlNode(inside, where, "", self.override)
@@ -187,7 +187,7 @@ class _YamlReader:
             line = _line(event)
             key = self._key(event)
             if key in entries:
-                self._refuse(line, f"{key} is given twice (first on line {lines[key] + 1})")
+                self._error(line, f"{key} is given twice (first on line {lines[key] + 1})")
             lines[key] = line
             entries[key] = replace(self._entry(next(self.events)), where=self._where(line))
         return entries
@@ -195,19 +195,19 @@ class _YamlReader:
     def _key(self, event: Event) -> str:
         if not isinstance(event, ScalarEvent) or not _KEY.fullmatch(event.value):
             found = shorten(repr(event.value)) if isinstance(event, ScalarEvent) else "a list or mapping"
-            advice = "keys are single words, and a section's keys stand indented below its name"
-            self._refuse(_line(event), f"{found} cannot be a key: {advice}")
+            advice = "keys are single words, and a section's keys are indented below its name"
+            self._error(_line(event), f"{found} cannot be a key: {advice}")
         return event.value
 
     def _where(self, line: int) -> str:
         return self.origin if self.override else f"{self.origin}:{line + 1}"
 
-    def _refuse(self, line: int, sentence: str) -> NoReturn:
-        raise ValueError(f"{self._where(line)}: {sentence}") from None
+    def _error(self, line: int, message: str) -> NoReturn:
+        raise ValueError(f"{self._where(line)}: {message}") from None
 
 
 def _line(event: Event) -> int:
-    assert event.start_mark is not None, "events of a text know their place"
+    assert event.start_mark is not None, "parsed events have a start mark"
     return event.start_mark.line
 
 

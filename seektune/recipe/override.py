@@ -1,4 +1,4 @@
-"""Dotted overrides of the command line: `--section.key=value` or `--section.key value`, on top of a recipe's file."""
+"""Dotted command-line overrides of a recipe file: `--section.key=value` or `--section.key value`."""
 
 import re
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ KeyPath: TypeAlias = tuple[str, ...]
 
 
 def read_overrides(words: Sequence[str]) -> dict[KeyPath, YamlNode]:
-    """Overrides by the path of keys they set; the last one wins where a key is given twice.
+    """Parse overrides, by the path of keys they set; of a key given twice the last value wins.
 
     Raises:
-        ValueError: a word is no override, or one has no value.
+        ValueError: a word is not an override, or has no value.
     """
     overrides: dict[KeyPath, YamlNode] = {}
-    waiting = list(words)
-    while waiting:
-        word = waiting.pop(0)
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not _NAME.fullmatch(name):
             raise ValueError(
                 f"{shorten(word)} is not an override; write --section.key=value, as in --optimizer.lr=1e-4"
             )
-        if not equals and waiting and not waiting[0].startswith("--"):
-            value = waiting.pop(0)
+        if not equals and remaining and not remaining[0].startswith("--"):
+            value = remaining.pop(0)
         if not value.strip():
             raise ValueError(f"--{shorten(name)} needs a value: --{shorten(name)}=VALUE (null clears a setting)")
         overrides[tuple(name.split("."))] = _read_value(value.strip(), shorten(f"--{name}={value}"))
@@ -35,31 +35,33 @@ def read_overrides(words: Sequence[str]) -> dict[KeyPath, YamlNode]:
 
 
 def apply_overrides(document: YamlNode, overrides: dict[KeyPath, YamlNode]) -> YamlNode:
-    """The document with every override in its place; sections that the file lacks are made.
+    """The document with all overrides applied; missing sections are created.
 
     Raises:
-        ValueError: an override goes below a key that holds one value.
+        ValueError: an override sets a key below one that is not a section.
     """
-    document = _written_out(document)
+    document = _expand_auto(document)
     for path, entry in overrides.items():
         for end in range(1, len(path)):
             above = document.find(path[:end])
             if above is not None and above.value is not None and not isinstance(above.value, dict):
-                raise ValueError(f"{entry.where}: {'.'.join(path[:end])} holds one value here, not a section of keys")
-        document = _written_out(document.put(path, entry))
+                raise ValueError(
+                    f"{entry.where}: {'.'.join(path[:end])} holds a single value here, not a section of keys"
+                )
+        document = _expand_auto(document.put(path, entry))
     return document
 
 
-def _written_out(document: YamlNode) -> YamlNode:
-    """`parallel: auto` as the section that it is short for, which overrides may go into."""
+def _expand_auto(document: YamlNode) -> YamlNode:
+    """Expand `parallel: auto` to the section it stands for, so that overrides can change its keys."""
     short = document.find(("parallel",))
     return document if short is None or short.value != "auto" else document.put(("parallel", "layout"), short)
 
 
 def _read_value(text: str, where: str) -> YamlNode:
-    """Lists and quoted words are read as YAML; anything else is one bare word, whatever signs it holds."""
+    """Parse lists and quoted strings as YAML, anything else as one plain scalar with any characters."""
     if text[0] in "[\"'":
         entry = parse(text, where, override=True)
-        assert entry is not None, "a bracket or quote opens a value"
+        assert entry is not None, "a bracket or quote begins a value"
         return entry
     return YamlNode(read_scalar(text), where, text, override=True)

@@ -1,4 +1,4 @@
-"""The reference of recipes as a Markdown page, made from the same classes that check them."""
+"""Generates the Markdown reference of recipe keys from the section classes."""
 
 import json
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ _LIMITS = {
     "exclusiveMaximum": "< {}",
     "maximum": "≤ {}",
 }
-"""How the bounds of a JSON schema are shown."""
+"""How bounds of the JSON schema are displayed."""
 _TYPES = {
-    "string": "text",
-    "integer": "whole number",
+    "string": "string",
+    "integer": "integer",
     "number": "number",
     "boolean": "`true`, `false`",
     "null": "`null`",
@@ -44,7 +44,7 @@ def _sections(model: type[BaseModel], prefix: str, definitions: dict[str, Any]) 
 
 
 def _table(heading: str, prefix: str, model: type[BaseModel], described: dict[str, Any]) -> list[str]:
-    """A heading and a row for each plain key of a section."""
+    """A heading, and a row for each key of a section that is not itself a section."""
     plain = [(name, field) for name, field in model.model_fields.items() if not sections_of(field)]
     rows = [_row(prefix + name, field, described["properties"][name]) for name, field in plain]
     head = [f"## {heading}", "", _sentence(described.get("description", "")), ""]
@@ -52,12 +52,12 @@ def _table(heading: str, prefix: str, model: type[BaseModel], described: dict[st
 
 
 def _row(key: str, field: FieldInfo, described: dict[str, Any]) -> str:
-    default = "**needed**" if field.is_required() else f"`{json.dumps(described.get('default'), ensure_ascii=False)}`"
+    default = "**required**" if field.is_required() else f"`{json.dumps(described.get('default'), ensure_ascii=False)}`"
     return f"| `{key}` | {_values(described)} | {default} | {_sentence(described.get('description', ''))} |"
 
 
 def _values(described: dict[str, Any]) -> str:
-    """What a key may hold, in a few words."""
+    """The values that a key accepts, as a short phrase."""
     if "anyOf" in described:
         return ", ".join(_values(each) for each in described["anyOf"])
     if "enum" in described or "const" in described:

@@ -1,4 +1,4 @@
-"""The recipes that ship with the package: a list of them, and copies to edit."""
+"""The recipes that ship with the package: lists them, and copies them for editing."""
 
 import json
 import re
@@ -11,13 +11,13 @@ from seektune.recipe.document import shorten
 from seektune.recipe.load import schema
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-"""In a checkout a link to the repository's examples/, in a wheel a folder with copies of those files."""
+"""In a checkout a link to the repository's examples/, in a wheel a copy of that folder."""
 SCHEMA = "recipe.schema.json"
 
 
 @dataclass(frozen=True)
 class ShippedRecipe:
-    """A recipe of the package, with its comments."""
+    """A recipe of the package."""
 
     path: Path
 
@@ -28,31 +28,31 @@ class ShippedRecipe:
 
     @property
     def summary(self) -> str:
-        """What it trains, from the comment below its schema line."""
+        """What it trains: the comment below its schema line."""
         return self.path.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
 
     def text_for(self, folder: Path) -> str:
-        """The recipe's text with the paths in its comments as they are for a copy in `folder`."""
+        """The recipe's text, with the paths in its comments adjusted to a copy in `folder`."""
         text = self.path.read_text(encoding="utf-8")
         text = re.sub(r"(?<=\$schema=)\S+", SCHEMA, text, count=1)
-        return re.sub(r"examples/(?:\w+/)+(\w+\.yaml)", lambda found: shlex.quote(str(folder / found[1])), text)
+        return re.sub(r"examples/(?:\w+/)+(\w+\.yaml)", lambda match: shlex.quote(str(folder / match[1])), text)
 
 
 def shipped_recipes() -> list[ShippedRecipe]:
-    """All recipes of the package, in the order of their names."""
+    """All recipes of the package, sorted by name."""
     return sorted(map(ShippedRecipe, EXAMPLES.rglob("*.yaml")), key=lambda recipe: recipe.name)
 
 
 def find_recipe(name: str) -> ShippedRecipe:
-    """The recipe of this name, with or without `.yaml`.
+    """The recipe with this name, with or without `.yaml`.
 
     Raises:
-        ValueError: there is none; the message names the nearest.
+        ValueError: there is none; the message suggests the closest name.
     """
     by_name = {recipe.name: recipe for recipe in shipped_recipes()}
-    found = by_name.get(name.removesuffix(".yaml"))
-    if found is not None:
-        return found
+    recipe = by_name.get(name.removesuffix(".yaml"))
+    if recipe is not None:
+        return recipe
     near = get_close_matches(name, by_name, n=1, cutoff=0)[0]
     raise ValueError(
         f"no shipped recipe is called {shorten(name)}; did you mean {near}? `seektune init` lists them all"
@@ -60,27 +60,27 @@ def find_recipe(name: str) -> ShippedRecipe:
 
 
 def looks_like_a_recipe(name: str) -> bool:
-    """Whether a name is that of a shipped recipe, or a misspelling of one."""
+    """Whether a name is close to that of a shipped recipe."""
     return bool(get_close_matches(name, [recipe.name for recipe in shipped_recipes()], n=1, cutoff=0.8))
 
 
 def default_recipe() -> ShippedRecipe:
-    """The recipe for a first try on any machine: the first of CPU size."""
+    """The recipe for a first run on any machine: the first one of CPU size."""
     return next(recipe for recipe in shipped_recipes() if "_tiny_" in recipe.name)
 
 
 def copy_recipe(recipe: ShippedRecipe, folder: Path) -> Path:
-    """Write a copy of a recipe, and beside it the schema that editors check it with; returns the copy's path.
+    """Copy a recipe to a folder, together with the JSON schema for editors; returns the copy's path.
 
     Raises:
-        ValueError: the copy exists already, or the folder's name cannot stand in a comment.
+        ValueError: the copy exists already, or the folder's name is not printable.
         OSError: the folder or a file cannot be written.
     """
     copy = folder / recipe.path.name
     if not str(folder).isprintable():
         raise ValueError(f"{folder}: the folder's name has characters that cannot be printed")
     if copy.exists():
-        raise ValueError(f"{copy} exists already and stays as it is; name another folder")
+        raise ValueError(f"{copy} already exists; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     _write_new(copy, recipe.text_for(folder))
     if not (folder / SCHEMA).exists():

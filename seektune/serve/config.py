@@ -1,4 +1,4 @@
-"""What `seektune serve` is asked for: its options and their defaults."""
+"""Options of `seektune serve` and their defaults."""
 
 from dataclasses import dataclass, field
 
@@ -7,19 +7,19 @@ from seektune.serve.limits import Limits
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Where a server listens and how it answers; vLLM's names where it has them."""
+    """Settings of a server; named as in vLLM where it has them."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 takes a free one."""
+    """0 = any free port."""
     api_key: str | None = None
-    """What clients must send as `Authorization: Bearer KEY`; None lets everybody in."""
+    """Clients must send it as `Authorization: Bearer KEY`; None = no key is required."""
     served_model_name: str | None = None
-    """By which clients choose the model; None = as it was given here."""
+    """The model's name in the API; None = the MODEL argument."""
     max_model_len: int | None = None
-    """None = what the model is made for, at most that of `limits`."""
+    """None = the model's context length, at most that of `limits`."""
     limits: Limits = field(default_factory=Limits)
     shutdown_timeout: float = 30.0
-    """Seconds that answers have to end after a signal."""
+    """Seconds that running responses have to finish after a signal."""
     thinking: bool = False
     speculative: bool = False

@@ -13,9 +13,9 @@ from seektune.io.console import say
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Layout
-from seektune.planner.memory import first_ranks, fullest
-from seektune.planner.report import Money, PlanReport, make_report, overrides
-from seektune.planner.report_html import write_page
+from seektune.planner.memory import first_ranks, peak_rank
+from seektune.planner.report import Budget, PlanReport, make_report, overrides
+from seektune.planner.report_html import write_html
 from seektune.planner.search import Candidate, fewest_nodes, nearest, search
 from seektune.recipe.recipe import Recipe
 from seektune.workflows.planning import job_of, layout_of, ordered
@@ -34,7 +34,7 @@ class PlanOptions:
     search: bool = False
     as_json: bool = False
     html: Path | None = None
-    money: Money | None = None
+    money: Budget | None = None
 
 
 def plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> bool:
@@ -47,7 +47,7 @@ def plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> bool:
     """
     report, nodes = take_plan(recipe, cluster, asked)
     if asked.html is not None:
-        write_page(report, asked.html)
+        write_html(report, asked.html)
     if asked.as_json:
         say(json.dumps({**report.to_dict(), "fewest_nodes": nodes}, indent=2))
     else:
@@ -119,7 +119,7 @@ def refuse_misfit(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster) ->
     """
     job = job_of(recipe, config)
     layout = layout_of(job, cluster.gpus)
-    if fullest(first_ranks(layout)).lower["total"] <= cluster.memory:
+    if peak_rank(first_ranks(layout)).lower["total"] <= cluster.memory:
         return
     other = nearest(job, cluster, ordered)
     hint = "no other layout does either; more processes, a smaller batch.length or --model.preset=tiny may"
@@ -172,7 +172,7 @@ def _show(report: PlanReport, nodes: dict[str, str]) -> None:
         soft_wrap=True,
     )
     console.print(_time_table(report))
-    if (budget := report.budget()) is not None:
+    if (budget := report.budget_cost()) is not None:
         console.print(
             f"{budget['tokens']:,.0f} tokens: {budget['days']:.2f} days, {budget['cost']:,.0f} at {budget['price']:g} "
             "a GPU-hour",
@@ -198,8 +198,8 @@ def _memory_table(report: PlanReport) -> Table:
         table.add_column(column, justify="right")
     for memory in report.firsts:
         up = memory.upper
-        weights = up["bf16"] + up["fp32"] + up["packed"]
-        rest = up["engine"] + up["nccl"] + up["allocator"] + up["context"]
+        weights = up["bf16"] + up["fp32"] + up["quantized"]
+        rest = up["fsdp_buffers"] + up["nccl"] + up["allocator"] + up["context"]
         optimizer = up["moments"] + up["master"]
         made = ("gathered", "whole_gradients", "activations", "logits")
         parts = (weights, up["buffers"], up["gradients"], optimizer, *(up[name] for name in made), rest, up["total"],
@@ -217,7 +217,7 @@ def _time_table(report: PlanReport) -> Table:
         *((f"arithmetic: {part}", seconds) for part, seconds in time.arithmetic.items()),
         ("memory traffic", time.memory),
         *((f"communication: {axis}", seconds) for axis, seconds in time.communication.items()),
-        ("waiting in the pipeline", time.waiting),
+        ("pipeline bubble", time.bubble),
         ("optimizer", time.optimizer),
     ]
     for name, seconds in rows:

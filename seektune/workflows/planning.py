@@ -8,7 +8,7 @@ from seektune.checkpoint.lowbit import value_counts
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.parallel.pipeline_order import schedule_actions
-from seektune.planner.job import Layout, TrainingJob, Weight, Weights, lay_out
+from seektune.planner.job import Layout, TrainingJob, Weight, Weights, make_layout
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import meta_model
 
@@ -41,8 +41,8 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
 
 
 def layout_of(job: TrainingJob, gpus: int) -> Layout:
-    """As `planner.job.lay_out`, with the engine's orders of work."""
-    return lay_out(job, gpus, ordered)
+    """As `planner.job.make_layout`, with the engine's orders of work."""
+    return make_layout(job, gpus, ordered)
 
 
 def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight]:

@@ -8,7 +8,7 @@ import torch
 
 from seektune.io.console import say
 from seektune.model.config import DeepseekV4Config
-from seektune.planner.hardware import Cluster, facts, known_gpu
+from seektune.planner.hardware import Cluster, hardware_data, known_gpu
 from seektune.recipe.recipe import Recipe
 from seektune.workflows.plan import best_layout, refuse_misfit, words_of
 
@@ -58,7 +58,7 @@ def check_memory(recipe: Recipe, config: DeepseekV4Config | None, processes: int
 
 def _kind(name: str) -> str:
     """The known kind whose words are all in a device's name."""
-    for kind, each in facts()["gpus"].items():
+    for kind, each in hardware_data()["gpus"].items():
         model = kind.split("-")[0] if not kind.startswith("rtx") else "RTX PRO 6000"
         if re.search(rf"\b{model}\b", name, re.IGNORECASE) and (each["memory_gb"] != 80 or "80GB" in name):
             return str(kind)

@@ -73,7 +73,7 @@ def test_a_file_that_exists_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / recipe).write_text("mine")
     answer = seektune("init", ".", cwd=tmp_path)
     assert answer.returncode == 2
-    assert answer.stderr == f"seektune: {recipe} exists already and stays as it is; name another folder\n"
+    assert answer.stderr == f"seektune: {recipe} already exists; name another folder\n"
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(recipe, "mine")]
 
 

@@ -11,7 +11,7 @@ import typer
 from seektune import cli
 from seektune.launch.job import LaunchConfig
 from seektune.planner.hardware import known_gpu
-from seektune.planner.memory import first_ranks, fullest
+from seektune.planner.memory import first_ranks, peak_rank
 from seektune.workflows import preflight
 from tests.places import FLASH, ROOT
 from tests.planner.jobs import layout
@@ -71,7 +71,7 @@ def test_a_start_of_the_page_makes_its_job(
 def test_the_published_job_fits_80_gb_as_page_and_recipe_say() -> None:
     gb = 1e9
     for mode, said in (("block", "{:.1f} to {:.1f} GB"), ("none", "{:.1f} to {:.1f}")):
-        most = fullest(first_ranks(layout(FLASH, 128, f"parallel.recompute={mode}")))
+        most = peak_rank(first_ranks(layout(FLASH, 128, f"parallel.recompute={mode}")))
         bounds = said.format(most.lower["total"] / gb, most.upper["total"] / gb)
         assert (most.upper["total"] <= known_gpu("h100-80gb", 128).memory) == (mode == "block")
         assert all(bounds in file.read_text(encoding="utf-8").replace("\n#", "") for file in (PAGE, FLASH)), bounds

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.planner.hardware import facts, read_cluster
+from seektune.planner.hardware import hardware_data, read_cluster
 from tests.places import ROOT
 from tests.run_cli import seektune
 
@@ -44,10 +44,10 @@ def test_the_cluster_file_is_one(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_known_gpu_and_what_was_measured() -> None:
-    assert all(f"`{name}`" in PAGE for name in facts()["gpus"])
+    assert all(f"`{name}`" in PAGE for name in hardware_data()["gpus"])
     found = json.loads((ROOT / "bench" / "plan.json").read_text(encoding="utf-8"))
     ratios = [each["ratio"] for each in found["alone"]]
-    assert f"{min(ratios):.2f} to {max(ratios):.2f} times what was measured" in PAGE
+    assert f"{min(ratios):.2f} to {max(ratios):.2f} times the measurement" in PAGE
     four = [each["ratio"] for each in found["four"]]
     assert f"context and data axes: {min(four):.2f} to {max(four):.2f} times" in PAGE
 

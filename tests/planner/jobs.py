@@ -1,4 +1,4 @@
-"""Jobs of the example recipes, for plans."""
+"""Planner jobs of the example recipes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Formulas as data: order, folds, columns, and that every formula of the planner is in the language."""
+"""Formulas as data: order, folds, columns, and that every formula of the planner is a valid expression."""
 
 import ast
 
@@ -24,16 +24,16 @@ def test_columns_and_folds() -> None:
     boxes = [{"wide": 2, "high": 3}, {"wide": 1, "high": 5}]
     found = evaluate(formulas, {"scale": 2}, {"boxes": boxes, "nothing": []})
     assert (found["sum"], found["largest"], found["none"], found["share"]) == (22, 12, 0, 106)
-    assert "area" not in boxes[0], "the tables that are given stay as they are"
+    assert "area" not in boxes[0], "the input tables must not change"
 
 
-def test_a_name_that_is_not_known_is_an_error() -> None:
+def test_unknown_name_is_an_error() -> None:
     with pytest.raises(NameError):
         evaluate([Formula("a", "b + 1")], {}, {})
 
 
 @pytest.mark.parametrize("formula", FORMULAS, ids=lambda formula: formula.name)
-def test_both_languages_read_a_formula_alike(formula: Formula) -> None:
+def test_formula_means_the_same_in_python_and_javascript(formula: Formula) -> None:
     for node in ast.walk(ast.parse(formula.expression, mode="eval")):
         assert isinstance(node, ALLOWED), ast.dump(node)
         if isinstance(node, ast.Call):
@@ -43,7 +43,7 @@ def test_both_languages_read_a_formula_alike(formula: Formula) -> None:
             assert len(node.ops) == 1, "a < b < c means something else in JavaScript"
 
 
-def test_no_formula_hides_another() -> None:
+def test_formula_names_are_unique() -> None:
     names = [formula.name for formula in FORMULAS]
     assert len(set(names)) == len(names)
     assert set(BARS) <= set(names) | {"context"}

@@ -4,28 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from seektune.planner.hardware import facts, known_gpu, read_cluster
+from seektune.planner.hardware import hardware_data, known_gpu, read_cluster
 
-WANTED = ("h100", "h200", "b200", "gb200", "a100", "mi300x", "mi355x", "rtx-pro-6000")
+GPU_TYPES = ("h100", "h200", "b200", "gb200", "a100", "mi300x", "mi355x", "rtx-pro-6000")
 
 
-@pytest.mark.parametrize("kind", WANTED)
-def test_a_kind_is_known_with_its_sources(kind: str) -> None:
-    name = next(name for name in facts()["gpus"] if name.startswith(f"{kind}-"))
-    each = facts()["gpus"][name]
+@pytest.mark.parametrize("kind", GPU_TYPES)
+def test_gpu_type_is_known_with_its_sources(kind: str) -> None:
+    name = next(name for name in hardware_data()["gpus"] if name.startswith(f"{kind}-"))
+    each = hardware_data()["gpus"][name]
     assert each["read"]
     assert each["vendor"]
     cluster = known_gpu(name, 16)
     assert cluster.memory == each["memory_gb"] * 10**9
-    # a GPU reaches its neighbours faster than other nodes, and its memory faster than both
+    # links within a node are faster than the network, and memory is faster than both
     assert cluster.network <= cluster.link < cluster.memory_rate
 
 
 def test_assumptions_have_reasons() -> None:
-    assert all(len(each["why"]) > 10 for each in facts()["assumed"].values())
+    assert all(len(each["why"]) > 10 for each in hardware_data()["assumed"].values())
 
 
-def test_a_cluster_file_overrides_what_is_usual(tmp_path: Path) -> None:
+def test_cluster_file_overrides_the_usual_node(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text("gpu: h100-80gb\ngpus: 24\nmemory_gb: 79.6\nnetwork: hdr200\nlink: 300\n")
     cluster = read_cluster(file)
@@ -33,7 +33,7 @@ def test_a_cluster_file_overrides_what_is_usual(tmp_path: Path) -> None:
     assert (cluster.flops, cluster.nodes) == (989.4e12, 3)
 
 
-def test_an_unknown_gpu_needs_all_rates(tmp_path: Path) -> None:
+def test_unknown_gpu_needs_all_rates(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     text = "gpu: mine\ngpus: 4\ngpus_per_node: 2\nmemory_gb: 32\nbf16_tflops: 100\nmemory_gb_s: 1000\nlink: pcie4\n"
     file.write_text(text)
@@ -45,15 +45,15 @@ def test_an_unknown_gpu_needs_all_rates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("gpu: h100\ngpus: 8\n", "did you mean h100-80gb"),
         ("gpu: h100-80gb\n", "gpus: Field required"),
         ("gpu: h100-80gb\ngpus: 8\nlinks: 1\n", "links"),
-        ("gpu: h100-80gb\ngpus: 8\nlink: nvlink9\n", "nvlink9 is no known link"),
+        ("gpu: h100-80gb\ngpus: 8\nlink: nvlink9\n", "nvlink9 is not a known link"),
         ("gpu: [\n", "is not YAML"),
         ("8\n", "a cluster: must be keys and values"),
-        ("gpu: mine\ngpus: 8\n", "mine is no known GPU; known are"),
+        ("gpu: mine\ngpus: 8\n", "mine is not a known GPU; known are"),
         ("gpu: h100-80gb\ngpus: 100000000000\n", "gpus: Input should be less than or equal to 1000000"),
         ("gpu: h100-80gb\ngpus: 8\nmemory_gb: .inf\n", "memory_gb: Input should be a finite number"),
         ("gpu: h100-80gb\ngpus: 8\nmemory_gb: .nan\n", "memory_gb: Input should be"),
@@ -61,20 +61,20 @@ def test_an_unknown_gpu_needs_all_rates(tmp_path: Path) -> None:
         ("gpu: h100-80gb\ngpus: 8\nlink: .inf\n", "link: must be a known link or a number of GB/s, not inf"),
     ],
 )
-def test_a_mistake_in_a_cluster_file_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_cluster_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_cluster(file)
 
 
-def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
+def test_cluster_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"cluster\.yaml is not YAML"):
         read_cluster(file)
 
 
-def test_more_gpus_than_there_are_is_a_slip() -> None:
+def test_too_many_gpus_are_refused() -> None:
     with pytest.raises(ValueError, match="--gpu: gpus: Input should be less than or equal to 1000000"):
         known_gpu("h100-80gb", 10**11)

@@ -1,4 +1,4 @@
-"""What a plan says that processes hold: the dry run's bytes, the whole model, and more where there is more to hold."""
+"""Planned memory of processes: equal to the dry run's, adds up to the whole model, and grows with the settings."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from seektune.planner.formulas import EXACT
 from seektune.planner.hardware import known_gpu
-from seektune.planner.memory import RankMemory, first_ranks, fullest, rank_memory
+from seektune.planner.memory import RankMemory, first_ranks, peak_rank, rank_memory
 from seektune.planner.report import make_report
 from seektune.workflows.dry_run import take_dry_run
 from seektune.workflows.dry_run_rank import RankDryRun
@@ -19,14 +19,14 @@ from .jobs import layout, recipe
 SMALL = ("model.dtype=bf16", "batch.global_size=8", "batch.micro_size=2", "batch.length=8")
 
 
-def counted(memory: RankMemory) -> dict[str, int]:
+def planned_bytes(memory: RankMemory) -> dict[str, int]:
     numbers = memory.upper
     found = {name: numbers[name] for name in ("parameters", "buffers", "gradients", "moments", "master", "gathered")}
-    found |= {"weights": numbers["bf16"] + numbers["fp32"] + numbers["packed"]}
+    found |= {"weights": numbers["bf16"] + numbers["fp32"] + numbers["quantized"]}
     return {**found, "whole_gradients": numbers["whole_gradients"]}
 
 
-def rehearsed(rank: RankDryRun) -> dict[str, int]:
+def dry_run_bytes(rank: RankDryRun) -> dict[str, int]:
     held = rank.bytes
     return {
         "parameters": rank.parameters,
@@ -41,18 +41,18 @@ def rehearsed(rank: RankDryRun) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_the_bytes_of_the_published_job_are_the_dry_runs() -> None:
-    # the last 8 of a stage of 32 have none of the 24 rows of a hyper-connection
+def test_planned_bytes_of_the_flash_recipe_equal_the_dry_run() -> None:
+    # the last 8 ranks of a stage of 32 have no rows of a hyper-connection's 24
     ranks = [0, 56, 127]
     planned = layout(FLASH, 128)
     dry = take_dry_run(recipe(FLASH), 128, ranks)
-    assert [counted(rank_memory(planned, rank)) for rank in ranks] == [rehearsed(rank) for rank in dry.ranks]
+    assert [planned_bytes(rank_memory(planned, rank)) for rank in ranks] == [dry_run_bytes(rank) for rank in dry.ranks]
 
 
 @pytest.mark.slow
-def test_the_bytes_of_adapters_on_a_node_are_the_dry_runs() -> None:
+def test_planned_bytes_of_adapters_equal_the_dry_run() -> None:
     planned, dry = layout(FLASH_LORA, 8), take_dry_run(recipe(FLASH_LORA), 8, [0])
-    assert counted(rank_memory(planned, 0)) == rehearsed(dry.ranks[0])
+    assert planned_bytes(rank_memory(planned, 0)) == dry_run_bytes(dry.ranks[0])
 
 
 @pytest.mark.slow
@@ -67,27 +67,29 @@ def test_the_bytes_of_adapters_on_a_node_are_the_dry_runs() -> None:
     ],
     ids=str,
 )
-def test_the_bytes_of_small_jobs_are_the_dry_runs(words: list[str], world: int) -> None:
+def test_planned_bytes_of_small_jobs_equal_the_dry_run(words: list[str], world: int) -> None:
     asked = [*SMALL, *(f"parallel.{word}" for word in words)]
     planned, dry = layout(TINY, world, *asked), take_dry_run(recipe(TINY, *asked), world, range(world))
-    assert [counted(rank_memory(planned, rank)) for rank in range(world)] == [rehearsed(rank) for rank in dry.ranks]
+    assert [planned_bytes(rank_memory(planned, rank)) for rank in range(world)] == [
+        dry_run_bytes(rank) for rank in dry.ranks
+    ]
 
 
-def test_the_pieces_of_all_128_processes_are_the_whole_model() -> None:
+def test_shards_of_all_128_processes_add_up_to_the_model() -> None:
     planned = layout(FLASH, 128)
     total = sum(rank_memory(planned, rank).upper["parameters"] for rank in range(128))
     # docs/parallel.md: 291 B with the MTP block, counted by the model itself
     assert total == sum(weight.numel for weight in planned.job.weights.all if not weight.buffer)
 
 
-def test_the_first_process_of_a_stage_holds_most_of_it() -> None:
+def test_first_process_of_a_stage_holds_the_most() -> None:
     planned = layout(FLASH, 128)
     every = [rank_memory(planned, rank) for rank in range(128)]
     firsts = first_ranks(planned)
     for process, first in enumerate(firsts):
         stage = every[32 * process : 32 * (process + 1)]
         assert first.upper["total"] == max(each.upper["total"] for each in stage)
-    assert fullest(firsts).upper["total"] == max(each.upper["total"] for each in every)
+    assert peak_rank(firsts).upper["total"] == max(each.upper["total"] for each in every)
 
 
 @pytest.mark.parametrize(
@@ -100,27 +102,27 @@ def test_the_first_process_of_a_stage_holds_most_of_it() -> None:
         ("optimizer.master=bf16_stochastic", "optimizer.master=fp32"),
     ],
 )
-def test_what_holds_more_is_planned_to(less: str, more: str) -> None:
-    totals = [fullest(first_ranks(layout(FLASH, 128, word))).upper["total"] for word in (less, more)]
+def test_settings_that_need_more_memory_are_planned_with_more(less: str, more: str) -> None:
+    totals = [peak_rank(first_ranks(layout(FLASH, 128, word))).upper["total"] for word in (less, more)]
     assert totals[0] < totals[1]
 
 
-def test_offloaded_pieces_are_not_in_a_gpus_memory() -> None:
+def test_offloaded_shards_are_not_counted_in_gpu_memory() -> None:
     here, away = (layout(TINY, 4, *SMALL, f"parallel.cpu_offload={word}") for word in ("false", "true"))
     kept, moved = rank_memory(here, 0).upper, rank_memory(away, 0).upper
     pieces = sum(kept[name] for name in EXACT if name != "buffers")
     assert pieces > 0
-    assert kept["total"] - moved["total"] == moved["elsewhere"] == pieces
+    assert kept["total"] - moved["total"] == moved["on_host"] == pieces
     assert make_report(away, known_gpu("h100-80gb", 4)).verdict()[1].count("of the host's memory") == 1
 
 
-def test_the_lower_bound_is_below_the_upper_one() -> None:
+def test_lower_bound_is_below_upper_bound() -> None:
     for memory in first_ranks(layout(FLASH, 128)):
         assert memory.lower["total"] < memory.upper["total"]
         assert memory.lower["state"] == memory.upper["state"]
 
 
-def test_stages_early_in_a_pipeline_hold_more_micro_batches() -> None:
+def test_early_stages_hold_more_micro_batches() -> None:
     held = [memory.lower["blocks_held"] for memory in first_ranks(layout(FLASH, 128))]
     assert held == sorted(held, reverse=True)
     assert held[0] > 3.5 * held[-1]
@@ -134,20 +136,20 @@ CASES = [*MEASURED["alone"], *MEASURED["four"]]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str([*case.values()][:5]))
-def test_activations_are_within_a_tenth_of_what_was_measured(case: dict[str, Any]) -> None:
-    """The fullest process decides; bench/plan.py measured tensors of CPU runs."""
+def test_activations_are_within_10_percent_of_measurements(case: dict[str, Any]) -> None:
+    """The process with the most memory decides; bench/plan.py measured tensors of CPU runs."""
     rows, words = case["rows"], case.get("parallel", [f"recompute={case.get('recompute')}"])
     world = len(case["measured"])
     asked = [f"model.dtype={case['dtype']}", f"batch.micro_size={rows}", f"batch.length={case['length']}"]
     asked += [f"batch.global_size={rows if world == 1 else 16}", *(f"parallel.{word}" for word in words)]
     planned = layout(TINY, world, *(WIDE if case["model"] == "wide" else ()), *asked)
     numbers = [rank_memory(planned, rank).lower for rank in range(world)]
-    foretold = [each["activations"] + each["logits"] for each in numbers]
+    predicted = [each["activations"] + each["logits"] for each in numbers]
     most = case["measured"].index(max(case["measured"]))
-    assert foretold[most] == pytest.approx(case["measured"][most], rel=0.1)
+    assert predicted[most] == pytest.approx(case["measured"][most], rel=0.1)
 
 
-def test_what_was_measured() -> None:
+def test_measurements_cover_both_models_and_four_processes() -> None:
     assert MEASURED["device"] == "CPU"
     assert {each["model"] for each in MEASURED["alone"]} == {"tiny", "wide"}
     assert {len(each["measured"]) for each in MEASURED["four"]} == {4}
@@ -157,8 +159,8 @@ def test_what_was_measured() -> None:
 @pytest.mark.parametrize(
     ("path", "world"), [(FLASH, 128), (FLASH_LORA, 8), (FLASH_LORA.with_name(f"{FLASH_LORA.stem}_experts.yaml"), 8)]
 )
-def test_shipped_recipes_fit_the_gpus_that_they_name(path: Path, world: int) -> None:
-    """Also at the upper bound, with full rows."""
+def test_example_recipes_fit_the_gpus_that_they_name(path: Path, world: int) -> None:
+    """At the upper bound, with full rows."""
     planned = layout(path, world)
     assert "80 GB" in path.read_text(encoding="utf-8")
-    assert fullest(first_ranks(planned)).upper["total"] <= known_gpu("h100-80gb", world).memory
+    assert peak_rank(first_ranks(planned)).upper["total"] <= known_gpu("h100-80gb", world).memory

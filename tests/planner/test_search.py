@@ -1,4 +1,4 @@
-"""Searching layouts: all that are offered fit and can be built, and the fewest nodes are the fewest."""
+"""Searching layouts: all candidates fit and can be built, and the fewest nodes are the fewest."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from seektune.parallel.dims import make_dims
 from seektune.planner.hardware import Cluster
-from seektune.planner.memory import first_ranks, fullest
+from seektune.planner.memory import first_ranks, peak_rank
 from seektune.planner.report import overrides
 from seektune.planner.search import Candidate, fewest_nodes, nearest, search
 from seektune.workflows.planning import ordered
@@ -22,42 +22,46 @@ def cluster(gpus: int, megabytes: float) -> Cluster:
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Candidate]:
+def candidates() -> list[Candidate]:
     return search(JOB, cluster(4, 2000), ordered)
 
 
-def test_layouts_are_sorted_and_fit(found: list[Candidate]) -> None:
-    assert len(found) > 20
-    seconds = [each.time.seconds for each in found]
+def test_layouts_are_sorted_and_fit(candidates: list[Candidate]) -> None:
+    assert len(candidates) > 20
+    seconds = [each.time.seconds for each in candidates]
     assert seconds == sorted(seconds)
-    for each in found:
+    for each in candidates:
         assert each.memory.spare(cluster(4, 2000).memory) >= 0
         make_dims(each.parallel, 4, JOB.config)
 
 
-def test_no_layout_stands_there_twice(found: list[Candidate]) -> None:
-    assert len({tuple(overrides(each)) for each in found}) == len({str(each.layout) for each in found}) == len(found)
-    assert {each.parallel.recompute for each in found} == {"none", "block", "selective"}
+def test_layouts_are_unique(candidates: list[Candidate]) -> None:
+    assert (
+        len({tuple(overrides(each)) for each in candidates})
+        == len({str(each.layout) for each in candidates})
+        == len(candidates)
+    )
+    assert {each.parallel.recompute for each in candidates} == {"none", "block", "selective"}
 
 
 @pytest.mark.parametrize("pp", [1, 2])
-def test_rows_of_a_micro_batch_are_varied_with_a_pipeline_and_without(found: list[Candidate], pp: int) -> None:
-    rows = {each.layout.rows_at_a_time for each in found if each.parallel.pp_size == pp}
+def test_micro_batch_rows_are_searched_with_and_without_pipeline(candidates: list[Candidate], pp: int) -> None:
+    rows = {each.layout.rows_at_a_time for each in candidates if each.parallel.pp_size == pp}
     assert rows >= {1, 2, 4}
-    most = max(found, key=lambda each: (each.parallel.pp_size == pp, each.layout.rows_at_a_time))
+    most = max(candidates, key=lambda each: (each.parallel.pp_size == pp, each.layout.rows_at_a_time))
     words = [word.removeprefix("--") for word in overrides(most)]
     again = layout(TINY, 4, "batch.global_size=16", "batch.length=256", "model.dtype=bf16", *words)
     assert again.rows_at_a_time == most.layout.rows_at_a_time
 
 
-def test_its_words_give_a_recipe_the_layout(found: list[Candidate]) -> None:
-    best = found[0]
+def test_overrides_reproduce_the_layout(candidates: list[Candidate]) -> None:
+    best = candidates[0]
     words = [word.removeprefix("--") for word in overrides(best)]
     again = layout(TINY, 4, "batch.global_size=16", "batch.length=256", "model.dtype=bf16", *words)
-    assert fullest(first_ranks(again)).upper["total"] == best.memory.upper["total"]
+    assert peak_rank(first_ranks(again)).upper["total"] == best.memory.upper["total"]
 
 
-def test_the_nearest_differs_least() -> None:
+def test_nearest_layout_changes_the_fewest_settings() -> None:
     asked = JOB.with_parallel({"pp_size": 2, "recompute": "none"})
     roomy = nearest(asked, cluster(4, 2000), ordered)
     assert roomy is not None
@@ -69,7 +73,7 @@ def test_the_nearest_differs_least() -> None:
     assert tight.memory.upper["total"] < needs
 
 
-def test_recipes_of_examples_can_be_searched() -> None:
+def test_example_recipe_can_be_searched() -> None:
     assert recipe(TINY).parallel.layout == "given"
     nodes = fewest_nodes(JOB, cluster(2, 2000), ordered)
     assert nodes is not None
@@ -77,7 +81,7 @@ def test_recipes_of_examples_can_be_searched() -> None:
     assert fewest_nodes(JOB, cluster(2, -599), ordered) is None
 
 
-def test_streamed_weights_have_one_process() -> None:
+def test_streamed_weights_use_one_process() -> None:
     job = replace(JOB, streamed=True)
     assert search(job, cluster(2, 2000), ordered) == []
     nodes = fewest_nodes(job, cluster(2, 2000), ordered)

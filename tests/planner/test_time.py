@@ -1,4 +1,4 @@
-"""Steps played by arithmetic: pipelines wait as the formulas of the schedules say, and parts add up."""
+"""Simulated steps: the bubble matches the schedules' formulas, and parts add up."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import first_ranks
 from seektune.planner.time import StepTime, step_time
-from seektune.planner.timeline import StageTime, play, waiting
+from seektune.planner.timeline import StageTime, bubble_share, simulate
 from tests.places import FLASH, FLASH_LORA
 
 from .jobs import layout
@@ -23,23 +23,23 @@ def step(*words: str) -> StepTime:
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved1f1b", "zbv", "dualpipev"])
-def test_an_even_pipeline_waits_as_its_formula_says(schedule: str) -> None:
+def test_bubble_of_an_even_pipeline_matches_its_formula(schedule: str) -> None:
     stages = 4 if schedule == "1f1b" else 8
     times = {stage: StageTime(1.0, 1.0, 1.0, 0.0) for stage in range(stages)}
-    pieces = play(schedule_actions(schedule, 4, stages, 8), times)
-    assert waiting(pieces) == pytest.approx(bubble(schedule, 4, stages, 8))
+    pieces = simulate(schedule_actions(schedule, 4, stages, 8), times)
+    assert bubble_share(pieces) == pytest.approx(bubble(schedule, 4, stages, 8))
     assert len({(p.process, p.begin) for p in pieces}) == len(pieces), "a process does one thing at a time"
 
 
-def test_messages_make_a_pipeline_wait() -> None:
+def test_messages_increase_the_bubble() -> None:
     quick, slow = (
-        waiting(play(schedule_actions("1f1b", 4, 4, 8), {s: StageTime(1.0, 1.0, 1.0, send) for s in range(4)}))
+        bubble_share(simulate(schedule_actions("1f1b", 4, 4, 8), {s: StageTime(1.0, 1.0, 1.0, send) for s in range(4)}))
         for send in (0.0, 0.5)
     )
     assert quick < slow
 
 
-def test_the_published_job_keeps_its_useful_work_whatever_is_computed_again() -> None:
+def test_recompute_does_not_change_model_flops() -> None:
     none, block = step("parallel.recompute=none"), step("parallel.recompute=block")
     assert none.flops == block.flops
     assert none.seconds < block.seconds
@@ -47,17 +47,17 @@ def test_the_published_job_keeps_its_useful_work_whatever_is_computed_again() ->
     assert 0 < block.mfu(H100) < none.mfu(H100) < 0.45
 
 
-def test_a_budget_is_tokens_over_rate() -> None:
+def test_days_and_cost_follow_from_tokens_per_second() -> None:
     found = step()
     assert found.days(found.tokens_per_s * 86400) == pytest.approx(1)
     assert found.cost(found.tokens_per_s * 3600, 2.0, 128) == pytest.approx(256)
 
 
-def test_slower_networks_cost_what_travels_over_them() -> None:
+def test_communication_time_scales_with_the_network() -> None:
     planned = layout(FLASH, 128)
     ranks = first_ranks(planned)
     fast, slow = (step_time(planned, replace(H100, network=rate), ranks) for rate in (50e9, 25e9))
-    # ep 32 lies on four nodes, and so does FSDP2
+    # ep 32 spans four nodes, and so does FSDP2
     assert slow.communication["ep"] == pytest.approx(2 * fast.communication["ep"], rel=0.05)
     assert slow.communication["fsdp"] == pytest.approx(2 * fast.communication["fsdp"])
     assert slow.arithmetic == fast.arithmetic
@@ -70,9 +70,9 @@ def on_one_gpu(*words: str) -> StepTime:
 
 
 @pytest.mark.slow
-def test_adapters_do_less_useful_work_and_read_frozen_bytes() -> None:
+def test_adapters_need_fewer_flops_and_read_frozen_weights() -> None:
     adapters, full = on_one_gpu("batch.length=2048"), step("batch.length=2048")
-    # nothing but the adapters has gradients of weights; the indexer chooses nothing in 2,048 tokens
+    # only the adapters have weight gradients; with 2,048 tokens the indexer selects all entries
     assert adapters.flops == pytest.approx(full.flops * 2 / 3, rel=0.01)
     once, again = on_one_gpu("batch.micro_size=8"), on_one_gpu("batch.micro_size=4")
     # 160 GB of FP4 and FP8 become 291 B numbers of bf16, written and read, in three passes of 32 micro-batches more
@@ -81,7 +81,7 @@ def test_adapters_do_less_useful_work_and_read_frozen_bytes() -> None:
 
 
 @pytest.mark.slow
-def test_streamed_weights_come_from_a_disk_in_every_pass() -> None:
+def test_streamed_weights_are_read_from_disk_in_every_pass() -> None:
     held, streamed = on_one_gpu(), on_one_gpu("model.offload=stream")
-    # 32 micro-batches, each forward, again and backward
+    # 32 micro-batches, each with forward, recomputation and backward
     assert streamed.seconds - held.seconds == pytest.approx(3 * 32 * 157e9 / 3e9, rel=0.02)

@@ -1,10 +1,10 @@
-"""Reading YAML into entries: numbers, places, and everything that a recipe may not hold."""
+"""Parsing YAML into nodes: numbers, locations, and everything that a recipe must not contain."""
 
 from pathlib import Path
 
 import pytest
 
-from seektune.recipe.document import LARGEST_FILE, parse, read_document, read_scalar
+from seektune.recipe.document import MAX_FILE_SIZE, parse, read_document, read_scalar
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,13 @@ from seektune.recipe.document import LARGEST_FILE, parse, read_document, read_sc
         ("٣", "٣"),
     ],
 )
-def test_bare_words_are_read_as_yaml_1_2_reads_them(text: str, value: object) -> None:
+def test_plain_scalars_follow_yaml_1_2(text: str, value: object) -> None:
     read = read_scalar(text)
     assert read == value
     assert type(read) is type(value)
 
 
-def test_entries_know_their_line_and_their_words() -> None:
+def test_nodes_know_their_line() -> None:
     entry = parse("a: 1\nb:\n  c: [1e-5, '2']  # why\n", "r.yaml")
     assert entry is not None
     assert entry.plain() == {"a": 1, "b": {"c": [1e-5, "2"]}}
@@ -50,7 +50,7 @@ def test_entries_know_their_line_and_their_words() -> None:
     assert entry.find(("b", "d")) is None
 
 
-def test_put_leaves_the_original_alone() -> None:
+def test_put_does_not_change_the_original() -> None:
     entry = parse("a: 1\n", "r.yaml")
     assert entry is not None
     other = entry.put(("b", "c"), entry.find(("a",)))  # type: ignore[arg-type]
@@ -77,7 +77,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("text", "start"), BAD.items(), ids=[text[:12] for text in BAD])
-def test_what_a_recipe_may_not_hold_is_one_line_with_its_place(text: str, start: str, tmp_path: Path) -> None:
+def test_invalid_yaml_is_refused_in_one_line_with_its_location(text: str, start: str, tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match="yaml") as caught:
@@ -98,11 +98,11 @@ def test_what_a_recipe_may_not_hold_is_one_line_with_its_place(text: str, start:
         (b"just words\n", "holds a single value"),
         (b"a: 1\nb: \xff\xfe\n", ":2: this is not UTF-8"),
         (b"\x7fELF\x02\x01\x01\x00\x00", "this is not text"),
-        (b"a: 1\n" * LARGEST_FILE, "larger than 256 KiB"),
+        (b"a: 1\n" * MAX_FILE_SIZE, "larger than 256 KiB"),
         (b"&a " * 100, "anchor"),
     ],
 )
-def test_files_that_are_no_recipe_are_refused(content: bytes, said: str, tmp_path: Path) -> None:
+def test_files_that_are_not_recipes_are_refused(content: bytes, said: str, tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"r\.yaml") as caught:
@@ -111,14 +111,14 @@ def test_files_that_are_no_recipe_are_refused(content: bytes, said: str, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+def test_missing_file_and_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.yaml does not exist"):
         read_document(tmp_path / "none.yaml")
     with pytest.raises(ValueError, match="is a folder"):
         read_document(tmp_path)
 
 
-def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
+def test_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
     assert read_document(file).plain() == {"a": 1, "b": 2}

@@ -1,4 +1,4 @@
-"""A file and overrides into a Recipe, every mistake in one line, and back into text."""
+"""Loading a file and overrides into a Recipe, one-line errors, and dumping it back."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def complaint(path: Path, *overrides: str) -> str:
-    """The one line that this recipe is answered with, without the folder."""
+    """The one-line error of this recipe, without the folder."""
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         load_recipe(path, overrides)
     message = str(caught.value)
@@ -36,7 +36,7 @@ def complaint(path: Path, *overrides: str) -> str:
 
 
 def save_config(folder: Path, **changes: object) -> Path:
-    """The tiny preset's config.json with changes."""
+    """Write the tiny preset's config.json with changes."""
     path = folder / "config.json"
     path.write_text(json.dumps(DeepseekV4Config.preset("tiny").to_dict() | changes))
     return path
@@ -49,7 +49,7 @@ def with_line(path: Path, old: str, new: str) -> Path:
     return path
 
 
-def test_the_smallest_recipe_takes_every_default(file: Path) -> None:
+def test_smallest_recipe_uses_all_defaults(file: Path) -> None:
     recipe = load_recipe(file)
     assert recipe.optimizer.betas == (0.9, 0.95)
     assert recipe.model.weights is None
@@ -57,13 +57,13 @@ def test_the_smallest_recipe_takes_every_default(file: Path) -> None:
     assert (recipe.seed, recipe.run_dir) == (0, None)
 
 
-def test_numbers_in_scientific_notation_are_numbers(file: Path) -> None:
+def test_scientific_notation_is_a_number(file: Path) -> None:
     with_line(file, "steps: 10", "steps: 10\noptimizer:\n  lr: 1e-5\n")
     assert load_recipe(file).optimizer.lr == 1e-5
     assert load_recipe(file, ["--optimizer.lr=2E-4"]).optimizer.lr == 2e-4
 
 
-def test_numbers_where_words_are_expected_stay_as_written(file: Path) -> None:
+def test_numbers_where_strings_are_expected_keep_their_text(file: Path) -> None:
     recipe = load_recipe(file, ["--run_dir=1e5", "--model.weights=2026", "--data.path=007"])
     assert (recipe.run_dir, recipe.model.weights, str(recipe.data.path)) == ("1e5", "2026", "007")
 
@@ -90,13 +90,13 @@ MISTAKES = {
     "data:\n  dataset: null": "job.yaml:8: data.dataset must be 'hellaswag', not null",
     "data:\n  pat: rows": "job.yaml:8: data.pat is not a key of this section; did you mean data.path?",
     "data:\n  zzz: 1": "job.yaml:8: data.zzz is not a key of this section; its keys are dataset, overlong, path",
-    "data:\n  path: [a]": "job.yaml:8: data.path must be a word or a path, not a list",
+    "data:\n  path: [a]": "job.yaml:8: data.path must be a string or a path, not a list",
     "data: rows": "job.yaml:7: data is a section, whose keys are set one by one, not 'rows'",
     "evaluate:\n  tasks: [helaswag]": "job.yaml:8: evaluate.tasks.0: unknown task 'helaswag'; the tasks are hellaswag",
     "evaluate:\n  tasks: validation": "job.yaml:8: evaluate.tasks must be a list, not 'validation'",
     "data:\n  overlong: dropp": "job.yaml:8: data.overlong must be 'error' or 'drop', not 'dropp'; did you mean drop?",
-    "run_dir: [a]": "job.yaml:7: run_dir must be a word or a path, not a list",
-    "run_dir: true": "job.yaml:7: run_dir must be a word or a path, not true",
+    "run_dir: [a]": "job.yaml:7: run_dir must be a string or a path, not a list",
+    "run_dir: true": "job.yaml:7: run_dir must be a string or a path, not true",
     'run_dir: "\\uD800"': "job.yaml: a value holds a character that is not Unicode text",
     "schedule:\n  warmup_steps: 10": "job.yaml:8: schedule.warmup_steps (10) must be less than steps (10)",
     "data:\n  path: " + "x" * 5000 + "\n  pack: 1": "job.yaml:9: data.pack is not a key of this section",
@@ -104,17 +104,17 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("lines", "expected"), MISTAKES.items(), ids=[text[:24] for text in MISTAKES])
-def test_mistakes_are_answered_with_file_line_and_nearest_key(lines: str, expected: str, file: Path) -> None:
+def test_errors_name_file_line_and_closest_key(lines: str, expected: str, file: Path) -> None:
     file.write_text(f"{SMALLEST}{lines}\n")
     assert complaint(file).startswith(expected)
 
 
-def test_an_unknown_preset_lists_the_valid_ones(file: Path) -> None:
+def test_unknown_preset_lists_the_valid_ones(file: Path) -> None:
     message = complaint(with_line(file, "tiny", "tinny"))
     assert message == "job.yaml:2: model.preset: unknown preset 'tinny'; the presets are flash, flash-base, pro, tiny"
 
 
-def test_missing_keys_and_sections_are_named(file: Path) -> None:
+def test_missing_keys_are_named(file: Path) -> None:
     assert complaint(with_line(file, "steps: 10\n", "")) == "job.yaml: steps is missing"
     assert complaint(with_line(file, "  length: 64\n", "")) == "job.yaml:3: batch.length is missing"
 
@@ -131,23 +131,23 @@ OVERRIDES = {
     "--batch.micro_size=3": "--batch.micro_size=3: batch.micro_size: micro_size 3 must divide global_size 8",
     "--schedule.warmup_steps=99": "--schedule.warmup_steps=99: schedule.warmup_steps (99) must be less than steps (10)",
     "--model.preset=null": "--model.preset=null: model needs an architecture",
-    "--model.config=x.json": "--model.config=x.json: model.config and model.preset both describe the architecture",
+    "--model.config=x.json": "--model.config=x.json: model.config and model.preset both define the architecture",
     "--batch.length=9999999": "--batch.length=9999999: batch.length (9999999) exceeds the model's 1048576 positions",
     "--run_dir=\udcff": "job.yaml: a value holds a character that is not Unicode text",
 }
 
 
 @pytest.mark.parametrize(("override", "expected"), OVERRIDES.items(), ids=[text[:24] for text in OVERRIDES])
-def test_mistakes_in_overrides_name_the_override(override: str, expected: str, file: Path) -> None:
+def test_errors_in_overrides_name_the_override(override: str, expected: str, file: Path) -> None:
     assert complaint(file, override).startswith(expected)
 
 
-def test_a_check_blames_the_override_that_broke_it(file: Path) -> None:
+def test_failed_check_names_the_override_that_caused_it(file: Path) -> None:
     with_line(file, "  length: 64", "  length: 64\n  micro_size: 4")
     assert complaint(file, "--batch.global_size=6").startswith("--batch.global_size=6: batch.micro_size")
 
 
-def test_another_preset_drops_the_weights_of_the_recipe_with_a_note(file: Path) -> None:
+def test_another_preset_drops_the_weights_with_a_note(file: Path) -> None:
     with_line(file, "preset: tiny", "preset: flash\n  weights: deepseek-ai/DeepSeek-V4-Flash")
     loaded = read_recipe(file, ["--model.preset=tiny"])
     assert (loaded.name, loaded.recipe.model.preset, loaded.recipe.model.weights) == ("job", "tiny", None)
@@ -156,20 +156,20 @@ def test_another_preset_drops_the_weights_of_the_recipe_with_a_note(file: Path) 
 
 
 @pytest.mark.parametrize("overrides", [[], ["--model.preset=flash"], ["--model.preset=null"], ["--steps=20"]])
-def test_weights_stay_where_the_architecture_does(overrides: list[str], file: Path) -> None:
+def test_weights_are_kept_if_the_architecture_is_unchanged(overrides: list[str], file: Path) -> None:
     with_line(file, "preset: tiny", "preset: flash\n  weights: deepseek-ai/DeepSeek-V4-Flash")
     loaded = read_recipe(file, overrides)
     assert loaded.recipe.model.weights == "deepseek-ai/DeepSeek-V4-Flash"
     assert loaded.notes == ()
 
 
-def test_weights_on_the_command_line_stay_beside_a_preset(file: Path, tmp_path: Path) -> None:
+def test_weights_override_is_kept_with_a_preset_override(file: Path, tmp_path: Path) -> None:
     save_config(tmp_path)
     loaded = read_recipe(file, ["--model.preset=tiny", f"--model.weights={tmp_path}"])
     assert (loaded.recipe.model.weights, loaded.notes) == (str(tmp_path), ())
 
 
-def test_a_shorter_run_keeps_its_share_of_warmup_with_a_note(file: Path) -> None:
+def test_shorter_run_keeps_its_share_of_warmup_with_a_note(file: Path) -> None:
     with_line(file, "steps: 10", "steps: 300\nschedule:\n  warmup_steps: 20")
     assert load_recipe(file, ["--steps=21"]).schedule.warmup_steps == 20
     for steps, warmup in [(20, 1), (3, 0), (1, 0)]:
@@ -180,7 +180,7 @@ def test_a_shorter_run_keeps_its_share_of_warmup_with_a_note(file: Path) -> None
     assert complaint(file, *both).startswith("--schedule.warmup_steps=3: schedule.warmup_steps (3) must be less")
 
 
-def test_weights_without_config_or_of_another_model_are_refused_at_once(file: Path, tmp_path: Path) -> None:
+def test_weights_without_config_or_of_another_model_are_refused(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()
     assert "config.json" in complaint(file, f"--model.weights={folder}")
@@ -195,7 +195,7 @@ def test_weights_that_contradict_the_preset_are_refused(file: Path, tmp_path: Pa
     assert message.startswith("--model.weights=")
 
 
-def test_mtp_is_off_by_itself_where_the_architecture_has_none(file: Path, tmp_path: Path) -> None:
+def test_mtp_weight_defaults_to_0_without_an_mtp_block(file: Path, tmp_path: Path) -> None:
     ratios = list(DeepseekV4Config.preset("tiny").compress_ratios[:-1])
     path = save_config(tmp_path, num_nextn_predict_layers=0, compress_ratios=ratios)
     overrides = ["--model.preset=null", f"--model.config={path}"]
@@ -208,7 +208,7 @@ def test_mtp_is_off_by_itself_where_the_architecture_has_none(file: Path, tmp_pa
 
 
 @pytest.mark.parametrize("run_dir", ["runs/a", "1e5", "null", "yes", "2026", "a: b # c", "ünï ✓", "'", "~", "-"])
-def test_a_dumped_recipe_loads_back_equal(run_dir: str, file: Path, tmp_path: Path) -> None:
+def test_dumped_recipe_loads_back_equal(run_dir: str, file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(file, ["--optimizer.lr=3e-6", "--optimizer.betas=[0.8, 0.9]", "--evaluate.limit=null"])
     recipe = recipe.model_copy(update={"run_dir": run_dir})
     again = tmp_path / "again.yaml"
@@ -216,12 +216,12 @@ def test_a_dumped_recipe_loads_back_equal(run_dir: str, file: Path, tmp_path: Pa
     assert load_recipe(again) == recipe
 
 
-def test_the_schema_describes_every_key() -> None:
+def test_schema_describes_every_key() -> None:
     described = schema()
     sections = [described, *described["$defs"].values()]
     keys = [item for section in sections for item in section["properties"].items()]
     # a section is described at its definition, a constant by its value
-    silent = [key for key, value in keys if not {"description", "$ref", "const"} & set(value)]
-    assert silent == []
+    undescribed = [key for key, value in keys if not {"description", "$ref", "const"} & set(value)]
+    assert undescribed == []
     assert described["additionalProperties"] is False
     assert "tiny" in json.dumps(described["$defs"]["ModelConfig"]["properties"]["preset"])

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from seektune.recipe.document import YamlNode, parse
-from seektune.recipe.errors import complain, find_section, known_keys
+from seektune.recipe.errors import find_section, first_error, known_keys
 from seektune.section import OneOf, Section
 
 
@@ -93,7 +93,7 @@ def test_values_go_to_json_and_back(shape: Shape) -> None:
 def test_errors_name_the_written_key(text: str, expected: str) -> None:
     with pytest.raises(ValidationError) as caught:
         read(text)
-    assert complain(caught.value, document(text), Drawing).startswith(expected)
+    assert first_error(caught.value, document(text), Drawing).startswith(expected)
 
 
 def test_locations_lose_the_name_that_pydantic_adds() -> None:
