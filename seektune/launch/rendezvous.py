@@ -57,6 +57,8 @@ class Rendezvous(RendezvousHandler):
         if self._job.node_rank == 0:
             self._workers_store = _store(self._host, 0, serve=True)
             self._store.set(f"{self.round}/port", str(self._workers_store.port))
+        # a sign of life first: a node that is here and never gave one could not be missed
+        self._beat()
         self._store.set(here, self._job.identity)
         self._store.set(f"{self.round}/begun", "yes")
         begin = monotonic()

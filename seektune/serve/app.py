@@ -174,9 +174,9 @@ async def _lines(
         yield f"data: {json.dumps(error.body())}\n\n"
 
 
-def make_app(served: Served) -> FastAPI:
-    """The application; its worker starts and stops with it."""
-    worker = Scheduler(served.models, served.tokenizer, served.limits, served.speculative)
+def make_app(served: Served, clock: Callable[[], float] = time.monotonic) -> FastAPI:
+    """The application; its worker starts and stops with it. `clock` counts the seconds of `request_timeout`."""
+    worker = Scheduler(served.models, served.tokenizer, served.limits, served.speculative, clock)
 
     @asynccontextmanager
     async def working(_: FastAPI) -> AsyncIterator[None]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar
 
@@ -38,7 +37,7 @@ class JobStream:
 
         self._worker = worker
         self._growing = len(requests)
-        self._job = GenerationJob(model, requests, tell, time.monotonic() + seconds)
+        self._job = GenerationJob(model, requests, tell, worker.clock() + seconds)
         worker.submit(self._job)
 
     async def pieces(self) -> AsyncIterator[TextDelta]:

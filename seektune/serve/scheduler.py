@@ -29,7 +29,7 @@ class GenerationJob:
     tell: Callable[[Event], None]
     """Hears, in the worker's thread, each piece (`request` counts from 0 here), or the error that ends the job."""
     deadline: float
-    """By the monotonic clock."""
+    """By the scheduler's clock."""
     cancelled: bool = False
 
 
@@ -65,7 +65,10 @@ class Scheduler:
         tokenizer: Tokenizer,
         limits: Limits,
         speculative: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ):
+        self.clock = clock
+        """Seconds; deadlines of jobs are read off it."""
         self._models = models
         self._tokenizer = tokenizer
         self._limits = limits
@@ -137,7 +140,7 @@ class Scheduler:
 
     def _dismiss(self) -> None:
         """Let go of jobs that were cancelled or are late."""
-        now = time.monotonic()
+        now = self.clock()
         for desk in self._desks.values():
             for job in desk.jobs():
                 if job.cancelled or now > job.deadline:
