@@ -21,9 +21,9 @@ from torch import Tensor
 
 from seektune.checkpoint.compare import compare
 from seektune.checkpoint.convert import convert
-from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTISED
+from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTIZED
 from seektune.checkpoint.names import Slot, scale_name, slots
-from seektune.checkpoint.write import FilePiece, write_shard
+from seektune.checkpoint.write import LazyTensors, write_shard
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 
@@ -72,8 +72,8 @@ def measure(scratch: Path, layers: int, experts: int) -> dict[str, object]:
         scratch / "out",
         lambda: convert(plain, scratch / "out", "released", source),
     )
-    others["bf16 to released, quantised"] = speed(
-        "bf16 to released, quantised", plain, scratch / "out", lambda: convert(plain, scratch / "out", "released")
+    others["bf16 to released, quantized"] = speed(
+        "bf16 to released, quantized", plain, scratch / "out", lambda: convert(plain, scratch / "out", "released")
     )
     others["verify released against bf16"] = speed(
         "verify released against bf16", source, plain, lambda: list(compare(source, plain)), keep=True
@@ -151,27 +151,27 @@ def made_checkpoint(folder: Path, layers: int, experts: int) -> Path:
     config.save(folder)
     state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
     torch.manual_seed(0)
-    made = [made_piece(slot) for slot in slots({name: tuple(tensor.shape) for name, tensor in state.items()})]
+    made = [make_tensors(slot) for slot in slots({name: tuple(tensor.shape) for name, tensor in state.items()})]
     write_shard(folder / "model.safetensors", made)
     return folder
 
 
-def made_piece(slot: Slot) -> FilePiece:
+def make_tensors(slot: Slot) -> LazyTensors:
     """One tensor of the released format: any bytes but NaN, and scales near each other."""
     name, kind = slot.released, FORMATS["released"].kind(slot.released)
     if kind in PLAIN:
-        return FilePiece({name: (PLAIN[kind], slot.shape)}, lambda: {name: plain_tensor(slot, PLAIN[kind])})
-    quantised = QUANTISED[kind]
-    weight, scale = quantised.shapes(slot.shape)
+        return LazyTensors({name: (PLAIN[kind], slot.shape)}, lambda: {name: plain_tensor(slot, PLAIN[kind])})
+    quantized = QUANTIZED[kind]
+    weight, scale = quantized.shapes(slot.shape)
 
     def load() -> dict[str, Tensor]:
         codes = torch.randint(0, 256, weight, dtype=torch.uint8)
         if kind != "fp4":
             codes = torch.where((codes & 127) == 127, 0, codes)
         exponents = torch.randint(115, 125, scale, dtype=torch.uint8)
-        return {name: codes.view(quantised.dtype), scale_name(name): exponents.view(quantised.scale_dtype)}
+        return {name: codes.view(quantized.dtype), scale_name(name): exponents.view(quantized.scale_dtype)}
 
-    return FilePiece({name: (quantised.dtype, weight), scale_name(name): (quantised.scale_dtype, scale)}, load)
+    return LazyTensors({name: (quantized.dtype, weight), scale_name(name): (quantized.scale_dtype, scale)}, load)
 
 
 def plain_tensor(slot: Slot, dtype: torch.dtype) -> Tensor:

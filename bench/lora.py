@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTISED
+from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTIZED
 from seektune.checkpoint.names import Slot, scale_name, slots
-from seektune.checkpoint.write import FilePiece, shard_limit, shard_names, split, write_index, write_shard
+from seektune.checkpoint.write import LazyTensors, shard_limit, shard_names, split, write_index, write_shard
 from seektune.lora.config import LoraConfig
 from seektune.lora.frozen_digest import frozen_digest
 from seektune.lora.inject import add_adapters, base_state
@@ -92,9 +92,9 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     begin = time.perf_counter()
     streamed = options.measure != "memory"
     if options.measure == "at need":
-        from seektune.checkpoint import mapped
+        from seektune.checkpoint import mmap
 
-        mapped.Pager.fetch = lambda self, regions: None  # type: ignore[method-assign]
+        mmap.PagePrefetcher.prefetch = lambda self, regions: None  # type: ignore[method-assign]
     model = DeepseekV4ForCausalLM.from_pretrained(folder, torch.bfloat16, quantized=True, streamed=streamed)
     loaded = time.perf_counter() - begin
     held = sum(tensor.nbytes for tensor in model.state_dict().values() if not tensor.is_meta)
@@ -185,7 +185,7 @@ def made_slice(folder: Path, layers: int) -> Path:
     config.save(folder)
     state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
     torch.manual_seed(0)
-    pieces = [made_piece(slot) for slot in slots({name: tuple(tensor.shape) for name, tensor in state.items()})]
+    pieces = [make_tensors(slot) for slot in slots({name: tuple(tensor.shape) for name, tensor in state.items()})]
     needed = sum(piece.size for piece in pieces)
     if shutil.disk_usage(folder).free < needed + 5e9:
         raise SystemExit(f"{folder} needs {needed / 1e9:.1f} GB and 5 GB more free")
@@ -197,13 +197,13 @@ def made_slice(folder: Path, layers: int) -> Path:
     return folder
 
 
-def made_piece(slot: Slot) -> FilePiece:
+def make_tensors(slot: Slot) -> LazyTensors:
     """One tensor of the released format with values of about 0.02."""
     name, kind = slot.released, FORMATS["released"].kind(slot.released)
     if kind in PLAIN:
-        return FilePiece({name: (PLAIN[kind], slot.shape)}, lambda: {name: plain_tensor(slot, PLAIN[kind])})
-    quantised = QUANTISED[kind]
-    weight, scale = quantised.shapes(slot.shape)
+        return LazyTensors({name: (PLAIN[kind], slot.shape)}, lambda: {name: plain_tensor(slot, PLAIN[kind])})
+    quantized = QUANTIZED[kind]
+    weight, scale = quantized.shapes(slot.shape)
 
     def load() -> dict[str, Tensor]:
         words = torch.randint(-(2**63), 2**63 - 1, (weight[0] * weight[1] // 8,))
@@ -211,11 +211,11 @@ def made_piece(slot: Slot) -> FilePiece:
             words &= _ANY_OF_FP8  # exponents up to 7: numbers up to 2
         exponents = torch.full(scale, 120 if kind == "fp4" else 121, dtype=torch.uint8)
         return {
-            name: words.view(quantised.dtype).view(weight),
-            scale_name(name): exponents.view(quantised.scale_dtype),
+            name: words.view(quantized.dtype).view(weight),
+            scale_name(name): exponents.view(quantized.scale_dtype),
         }
 
-    return FilePiece({name: (quantised.dtype, weight), scale_name(name): (quantised.scale_dtype, scale)}, load)
+    return LazyTensors({name: (quantized.dtype, weight), scale_name(name): (quantized.scale_dtype, scale)}, load)
 
 
 def plain_tensor(slot: Slot, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,6 @@
-"""Weights at rest: names, shapes and bytes of checkpoint folders. It knows tensors by name and never a module."""
+"""Checkpoint folders: names, shapes and bytes of the tensors on disk. Nothing here imports a model."""
 
-from seektune.checkpoint.atomic_dir import complete_folder, sweep
+from seektune.checkpoint.atomic_dir import clean_up_partial, complete_folder
 from seektune.checkpoint.hub import locate
 from seektune.checkpoint.load import load_weights
 from seektune.checkpoint.lowbit import weight_shapes
@@ -22,13 +22,13 @@ __all__ = [
     "Shard",
     "as_shard",
     "check_train_state",
+    "clean_up_partial",
     "complete_folder",
     "load_weights",
     "locate",
     "read_facts",
     "read_tensors",
     "save_weights",
-    "sweep",
     "tensor_names",
     "weight_shapes",
     "write_train_state",

@@ -1,4 +1,4 @@
-"""Folders that get their name only when they are complete."""
+"""Folders that are written under a temporary name and renamed once they are complete."""
 
 import fcntl
 import glob
@@ -11,20 +11,20 @@ from pathlib import Path
 
 SCRATCH = ".partial"
 OLD = ".old"
-"""How the name of an unfinished folder ends, and of one that is being replaced."""
+"""Suffixes of a folder that is being written, and of one that is being replaced."""
 CARD = "README.md"
-"""The one file of a replaced folder that people write themselves."""
+"""The model card: people edit it, so a replaced folder's is kept."""
 
 
 @contextmanager
 def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
-    """A scratch folder beside `final` that is renamed to it when the block ends well, and removed when it does not.
+    """A scratch folder next to `final`: renamed to `final` when the block succeeds, removed when it fails.
 
-    With `replace`, an older folder of that name makes way at that moment; its README.md comes along. Links
-    are followed. What killed processes left of the same work goes first.
+    With `replace`, an existing folder of that name is replaced at that moment, but its README.md is kept. Links are
+    followed. Scratch folders of `final` that killed processes left behind are removed first.
 
     Raises:
-        ValueError: `final` exists and is not an empty folder, and is not to be replaced.
+        ValueError: `final` exists, is not an empty folder, and `replace` is False.
     """
     final = final.resolve()
     if not replace and final.exists() and (not final.is_dir() or any(final.iterdir())):
@@ -33,34 +33,34 @@ def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     for left in final.parent.glob(f".{glob.escape(final.name)}.*{SCRATCH}"):
         _remove_dead(left)
     scratch = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=SCRATCH, dir=final.parent))
-    held = _take(scratch)
+    lock = _lock(scratch)
     try:
         yield scratch
         scratch.chmod(0o777 & ~_umask())
         if replace:
-            _bring_card(final, scratch)
+            _keep_model_card(final, scratch)
         for file in scratch.rglob("*"):
             flush(file)
         if replace and final.exists():
-            # a process that was killed after naming its folder
-            shutil.rmtree(_aside(final), ignore_errors=True)
-            os.rename(final, _aside(final))
+            # left by a process that was killed after the second rename
+            shutil.rmtree(_old_path(final), ignore_errors=True)
+            os.rename(final, _old_path(final))
         os.rename(scratch, final)
         flush(final.parent)
-        shutil.rmtree(_aside(final), ignore_errors=True)
+        shutil.rmtree(_old_path(final), ignore_errors=True)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        if lock is not None:
+            os.close(lock)
 
 
-def _take(folder: Path) -> int | None:
-    """A hold on a folder until it is closed or the process ends, however that is; None if another process has one."""
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until the descriptor is closed or the process ends; None if another process holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        # also where a file system knows no holds: then nobody is taken for dead
+        # also on a file system without locks: then no process is assumed dead
         os.close(descriptor)
         return None
     return descriptor
@@ -68,15 +68,17 @@ def _take(folder: Path) -> int | None:
 
 def _remove_dead(scratch: Path) -> None:
     with suppress(OSError):
-        held = _take(scratch)
-        if held is not None:
+        lock = _lock(scratch)
+        if lock is not None:
             shutil.rmtree(scratch, ignore_errors=True)
-            os.close(held)
+            os.close(lock)
 
 
-def sweep(parent: Path, name: str = "*") -> None:
-    """Tidy up after killed processes in a folder that nobody else writes to: unfinished folders go, and one that was
-    moved aside for a successor which never came gets its name back. Only those that were to be called `name`.
+def clean_up_partial(parent: Path, name: str = "*") -> None:
+    """Clean up after killed processes in a folder that no other process writes to.
+
+    Unfinished folders are removed. A folder that was moved aside, but never replaced, gets its name back. Only folders
+    whose final name matches `name` are touched.
     """
     for old in parent.glob(f".{name}{OLD}"):
         final = parent / old.name.removeprefix(".").removesuffix(OLD)
@@ -88,17 +90,17 @@ def sweep(parent: Path, name: str = "*") -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _bring_card(old: Path, new: Path) -> None:
+def _keep_model_card(old: Path, new: Path) -> None:
     if (old / CARD).is_file() and not (new / CARD).exists():
         shutil.copy2(old / CARD, new / CARD)
 
 
-def _aside(final: Path) -> Path:
+def _old_path(final: Path) -> Path:
     return final.with_name(f".{final.name}{OLD}")
 
 
 def flush(path: Path) -> None:
-    """Have a file, or the names in a folder, on disk before going on."""
+    """Flush a file, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Two checkpoint folders, tensor by tensor: what is the same, in bytes or in value, and what is not."""
+"""Compare two checkpoint folders tensor by tensor, by bytes and by value."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -18,18 +18,18 @@ STATUSES = (*EQUAL, "differs", "other shape", "only in A", "only in B")
 
 @dataclass(frozen=True)
 class Comparison:
-    """One tensor in both folders."""
+    """The result for one tensor."""
 
     name: str
     status: str
     """One of `STATUSES`."""
     a: str
     b: str
-    """Kind and shape on each side; empty where it is not there."""
+    """Kind and shape on each side; empty where the tensor is missing."""
     bytes: int
-    """On disk, scales included: in A, or in B where A has none."""
+    """Size on disk with scales: in A, or in B if A does not have the tensor."""
     difference: float | None = None
-    """Largest absolute difference of the decoded values; infinite where one is NaN; None where nothing can be said."""
+    """Largest absolute difference of the decoded values; infinite if only one is NaN; None if not compared."""
 
     @property
     def equal(self) -> bool:
@@ -62,14 +62,18 @@ def compare(
     for name, size in zip(names, sizes, strict=True):
         shape_a = shapes_a.get(name)
         shape_b = shapes_b.get(name)
-        status, difference = _alone(shape_a, shape_b) or _both(left.stored(name), right.stored(name), tolerance)
-        yield Comparison(name, status, _told(left, name, shape_a), _told(right, name, shape_b), size, difference)
+        status, difference = _unpaired(shape_a, shape_b) or _compare_pair(
+            left.stored(name), right.stored(name), tolerance
+        )
+        yield Comparison(
+            name, status, _description(left, name, shape_a), _description(right, name, shape_b), size, difference
+        )
         done += size
         progress(done, total)
 
 
-def _alone(shape_a: Shape | None, shape_b: Shape | None) -> tuple[str, None] | None:
-    """The answer where there is nothing to compare."""
+def _unpaired(shape_a: Shape | None, shape_b: Shape | None) -> tuple[str, None] | None:
+    """The result if there is nothing to compare; None otherwise."""
     if shape_a is None:
         return "only in B", None
     if shape_b is None:
@@ -77,7 +81,7 @@ def _alone(shape_a: Shape | None, shape_b: Shape | None) -> tuple[str, None] | N
     return ("other shape", None) if shape_a != shape_b else None
 
 
-def _both(a: Stored, b: Stored, tolerance: float) -> tuple[str, float]:
+def _compare_pair(a: Stored, b: Stored, tolerance: float) -> tuple[str, float]:
     if a.kind == b.kind and _same_bytes(a.weight, b.weight) and _same_bytes(a.scale, b.scale):
         return "same bytes", 0.0
     largest = 0.0
@@ -94,34 +98,34 @@ def _both(a: Stored, b: Stored, tolerance: float) -> tuple[str, float]:
 def _same_bytes(x: Tensor | None, y: Tensor | None) -> bool:
     if x is None or y is None:
         return x is y
-    # not as numbers: NaN differs from itself, and 0 equals -0
+    # compared as bytes, because NaN != NaN and 0 == -0
     return torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8))
 
 
-def _told(source: FolderSource, name: str, shape: Shape | None) -> str:
+def _description(source: FolderSource, name: str, shape: Shape | None) -> str:
     return "" if shape is None else f"{source.kind(name)} {list(shape)}"
 
 
 def same_values(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape hold the same numbers, whatever their dtypes; NaN equals NaN."""
-    x, y = _in_common(a, b)
-    return torch.equal(x, y) or bool(_agree(x, y).all())
+    """Whether two tensors of one shape hold the same values, in any dtypes; NaN equals NaN."""
+    x, y = _to_common_dtype(a, b)
+    return torch.equal(x, y) or bool(_equal_or_nan(x, y).all())
 
 
 def largest_difference(a: Tensor, b: Tensor) -> float:
     """Largest absolute difference of two tensors of one shape; infinite where only one is NaN or infinite."""
-    x, y = _in_common(a, b)
-    difference = torch.where(_agree(x, y), 0.0, (x.double() - y.double()).abs())
+    x, y = _to_common_dtype(a, b)
+    difference = torch.where(_equal_or_nan(x, y), 0.0, (x.double() - y.double()).abs())
     return difference.nan_to_num(nan=math.inf, posinf=math.inf).amax().item() if difference.numel() else 0.0
 
 
-def _in_common(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the dtype that holds either exactly."""
+def _to_common_dtype(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in a dtype that holds the values of either exactly."""
     common = torch.promote_types(a.dtype, b.dtype)
     if a.is_floating_point() != b.is_floating_point():
         common = torch.float64
     return a.to(common), b.to(common)
 
 
-def _agree(x: Tensor, y: Tensor) -> Tensor:
+def _equal_or_nan(x: Tensor, y: Tensor) -> Tensor:
     return (x == y) | (x.isnan() & y.isnan())

@@ -1,4 +1,4 @@
-"""One checkpoint folder into another format: streamed, resumable, never over a folder that is not its own."""
+"""Convert a checkpoint folder to another format: streamed, resumable, never over a folder of anything else."""
 
 import json
 import shutil
@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from seektune.checkpoint.export import Tally, pieces
+from seektune.checkpoint.export import ExportReport, export_tensors
 from seektune.checkpoint.files import INDEX
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.resumable_dir import RECORD, Record, ResumableDir, read_record, resumable_dir
 from seektune.checkpoint.save import write_config
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.write import (
-    FilePiece,
-    check_room,
+    LazyTensors,
+    check_disk_space,
     file_size,
     shard_limit,
     shard_names,
@@ -25,7 +25,7 @@ from seektune.checkpoint.write import (
 )
 
 COMPANIONS = (".json", ".txt", ".md", ".jinja")
-"""Files that come along unchanged: tokenizer, generation config, chat template, model card."""
+"""Suffixes of files that are copied unchanged: tokenizer, generation config, chat template, model card."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes written so far and in all."""
@@ -38,13 +38,13 @@ class Conversion:
     folder: Path
     shards: int
     resumed: int
-    """Shards that an earlier call had completed."""
+    """Shards that an earlier call had already written."""
     copied: int
-    """Tensors whose bytes were taken over."""
+    """Tensors whose bytes were copied."""
     converted: int
-    """Tensors that were encoded anew."""
+    """Tensors that were decoded and encoded again."""
     inexact: list[str]
-    """Those of them whose values the format cannot hold exactly."""
+    """Those of them whose values the format cannot represent exactly."""
 
 
 def convert(
@@ -55,29 +55,29 @@ def convert(
     progress: Progress = lambda done, total: None,
     shard_bytes: int | None = None,
 ) -> Conversion:
-    """Write `source` in another format; memory is that of one tensor. Called again after an interruption, it goes on.
+    """Write `source` in another format with memory for one tensor. An interrupted call is resumed by the next.
 
-    Other small files of the source (tokenizer, generation config) come along.
+    Other small files of the source (tokenizer, generation config) are copied.
 
     Args:
         source: a checkpoint folder.
         destination: a new or empty folder.
         format: one of `FORMATS`.
-        original: tensors whose values are still that checkpoint's keep its bytes.
-        progress: hears of bytes written.
-        shard_bytes: limit of a shard; a layer gets one of its own if not given.
+        original: a checkpoint folder; tensors that still have its values keep its bytes.
+        progress: called with the bytes written so far and in all.
+        shard_bytes: size limit of a shard; one shard per layer if not given.
 
     Raises:
         ValueError: unknown format, unreadable source, a tensor that the format cannot hold, or a destination that holds
             something else or is being written by another call.
-        OSError: not enough room, or writing failed; what is complete stays for the next call.
+        OSError: not enough disk space, or writing failed; complete shards are kept for the next call.
     """
     target = format_named(format)
-    parts = FolderSource(source)
-    tally = Tally()
-    before = FolderSource(original) if original is not None else None
+    weights = FolderSource(source)
+    report = ExportReport()
+    original_source = FolderSource(original) if original is not None else None
     config = target.config(read_config(source))
-    final = final_place(source, destination)
+    final = resolve_destination(source, destination)
     plan = {
         "format": format,
         "shard_bytes": shard_bytes,
@@ -86,19 +86,21 @@ def convert(
     }
     if (record := _finished(final, plan)) is not None:
         return _conversion(final, record, resumed=len(record["shards"]))
-    planned = list(pieces(parts, target, tally, before))
-    shards = _named(split(planned, shard_bytes or shard_limit(planned)))
-    with resumable_dir(final, plan) as place:
-        # again, now that nobody else can finish it
-        _refuse_taken(final)
-        resumed = _forget_damaged(place, shards)
-        check_room(place.final.parent, [shard for name, shard in shards.items() if name not in place.record["shards"]])
-        _write_shards(place, shards, tally, progress)
-        write_index(place.folder, list(shards.values()))
-        write_config(place.folder, config)
-        copy_companions(source, place.folder)
-        place.publish()
-    return _conversion(final, place.record, resumed)
+    planned = list(export_tensors(weights, target, report, original_source))
+    shards = _by_name(split(planned, shard_bytes or shard_limit(planned)))
+    with resumable_dir(final, plan) as work:
+        # checked again under the lock: another call may have finished since
+        _check_free(final)
+        resumed = _drop_damaged(work, shards)
+        check_disk_space(
+            work.final.parent, [shard for name, shard in shards.items() if name not in work.record["shards"]]
+        )
+        _write_shards(work, shards, report, progress)
+        write_index(work.folder, list(shards.values()))
+        write_config(work.folder, config)
+        copy_companions(source, work.folder)
+        work.publish()
+    return _conversion(final, work.record, resumed)
 
 
 def read_config(source: Path) -> dict[str, Any]:
@@ -119,60 +121,64 @@ def read_config(source: Path) -> dict[str, Any]:
     return config
 
 
-def final_place(source: Path, destination: Path) -> Path:
-    """Where the result will lie, with links followed: a link itself could not be replaced by a folder.
+def resolve_destination(source: Path, destination: Path) -> Path:
+    """The destination with links resolved, because a folder cannot be renamed over a link.
 
     Raises:
-        ValueError: a folder there could not get its name last.
+        ValueError: a finished folder cannot be renamed to that path.
     """
     final = destination.resolve()
     if final == source.resolve():
         raise ValueError(f"source and destination are the same folder, {destination}; choose another destination")
-    for place in final.parents:
-        if place.exists() and not place.is_dir():
-            raise ValueError(f"{destination} cannot be made: {place} is a file")
+    for parent in final.parents:
+        if parent.exists() and not parent.is_dir():
+            raise ValueError(f"{destination} cannot be created: {parent} is a file")
     if final.is_mount():
-        raise ValueError(f"{destination} is a mount point, which cannot get its name last; choose a folder inside it")
+        raise ValueError(f"{destination} is a mount point, which cannot be replaced; choose a folder inside it")
     return final
 
 
 def _finished(final: Path, plan: Record) -> Record | None:
-    """The record of an earlier call that did all this.
+    """The record of an earlier call that completed this plan; None if there was none.
 
     Raises:
-        ValueError: something else is there, or what that call left is damaged.
+        ValueError: the folder holds something else, or the earlier result is damaged.
     """
     record = read_record(final)
     if record is None or record["plan"] != plan or not record["complete"]:
-        _refuse_taken(final)
+        _check_free(final)
         return None
     for name, shard in record["shards"].items():
         if not (final / name).is_file() or (final / name).stat().st_size != shard["bytes"]:
-            raise ValueError(f"{final} was converted before, but {name} is missing or cut; remove the folder and retry")
+            raise ValueError(
+                f"{final} was converted before, but {name} is missing or truncated; remove the folder and retry"
+            )
     return record
 
 
-def _refuse_taken(final: Path) -> None:
+def _check_free(final: Path) -> None:
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ValueError(f"{final} already exists and is not this conversion; choose another folder")
 
 
-def _named(shards: list[list[FilePiece]]) -> dict[str, list[FilePiece]]:
+def _by_name(shards: list[list[LazyTensors]]) -> dict[str, list[LazyTensors]]:
     return dict(zip(shard_names(len(shards)), shards, strict=True))
 
 
-def _forget_damaged(place: ResumableDir, shards: dict[str, list[FilePiece]]) -> int:
-    """Keep of the record what is on disk as it should be; the number of shards that are."""
-    known = place.record["shards"]
+def _drop_damaged(work: ResumableDir, shards: dict[str, list[LazyTensors]]) -> int:
+    """Drop shards from the record that are missing or truncated on disk; returns how many remain."""
+    known = work.record["shards"]
     for name in list(known):
-        file = place.folder / name
+        file = work.folder / name
         if name not in shards or not file.is_file() or file.stat().st_size != file_size(shards[name]):
             del known[name]
     return len(known)
 
 
-def _write_shards(place: ResumableDir, shards: dict[str, list[FilePiece]], tally: Tally, progress: Progress) -> None:
-    total = sum(piece.size for shard in shards.values() for piece in shard)
+def _write_shards(
+    work: ResumableDir, shards: dict[str, list[LazyTensors]], report: ExportReport, progress: Progress
+) -> None:
+    total = sum(item.size for shard in shards.values() for item in shard)
     done = 0
 
     def advance(size: int) -> None:
@@ -181,25 +187,24 @@ def _write_shards(place: ResumableDir, shards: dict[str, list[FilePiece]], tally
         progress(done, total)
 
     for name, shard in shards.items():
-        if name in place.record["shards"]:
-            advance(sum(piece.size for piece in shard))
+        if name in work.record["shards"]:
+            advance(sum(item.size for item in shard))
             continue
-        tally.clear()
+        report.clear()
         try:
-            write_shard(place.folder / name, shard, advance)
+            write_shard(work.folder / name, shard, advance)
         except OSError as error:
-            kept = (
-                f"{len(place.record['shards'])} of {len(shards)} shards are complete; the same call goes on from there"
-            )
-            raise OSError(error.errno, f"{error.strerror or error}; {kept}", error.filename) from error
-        place.record["shards"][name] = {"bytes": file_size(shard), **asdict(tally)}
-        place.keep()
-    # in order, whichever call wrote which
-    place.record["shards"] = {name: place.record["shards"][name] for name in shards}
+            complete = f"{len(work.record['shards'])} of {len(shards)} shards are complete"
+            message = f"{error.strerror or error}; {complete}; run the same command again to resume"
+            raise OSError(error.errno, message, error.filename) from error
+        work.record["shards"][name] = {"bytes": file_size(shard), **asdict(report)}
+        work.save_record()
+    # in shard order, whichever call wrote which shard
+    work.record["shards"] = {name: work.record["shards"][name] for name in shards}
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy the small files beside the weights, config.json aside."""
+    """Copy the small files next to the weights, except config.json and the index."""
     own = {"config.json", INDEX, RECORD}
     for file in sorted(source.iterdir()):
         if file.is_file() and file.suffix in COMPANIONS and file.name not in own:
@@ -207,7 +212,7 @@ def copy_companions(source: Path, folder: Path) -> None:
 
 
 def _fingerprint(folder: Path) -> dict[str, list[int]]:
-    """Size and time of each weight file, so that a changed source is not taken for the same one."""
+    """Size and modification time of each weight file, to notice a changed source."""
     stats = {file.name: file.stat() for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".json")}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 

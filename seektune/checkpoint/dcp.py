@@ -1,7 +1,7 @@
-"""torch.distributed.checkpoint taught to write and read shards: safetensors files of a bounded size from every rank.
+"""Write and read shards with torch.distributed.checkpoint (DCP), as safetensors files of bounded size per rank.
 
-The folder is the same whether one process wrote it or many: `shard-<rank>-model-<number>-of-<count>.safetensors`, each
-tensor with its place in the whole.
+The layout is the same for one process and for many: `shard-<rank>-model-<number>-of-<count>.safetensors`; each file
+stores the offsets of its shards in the whole tensors.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ from seektune.checkpoint.shard import FILE_BYTES, Shard
 
 
 def write_shards(folder: Path, shards: Mapping[str, Shard], ranks: Ranks) -> None:
-    """Write what every rank holds. What several hold is written by one of them.
+    """Write the shards of every rank; replicas are written once.
 
     Raises:
-        OSError: it failed on a rank, for example because the disk is full; it is raised on all.
+        OSError: writing failed on a rank, for example because the disk is full; raised on all ranks.
     """
     writer = _Writer(str(folder), save_distributed=True)
-    with _unwrapped(OSError), ranks.talking() if ranks.group is not None else _alone():
+    with _unwrap_failures(OSError), ranks.communicating() if ranks.group is not None else _single_process():
         dcp.save(
             dict(shards),
             storage_writer=writer,
@@ -51,7 +51,7 @@ def files_of(folder: Path, rank: int) -> list[Path]:
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Which pieces the files of a folder hold, from their headers.
+    """Which shards the files of a folder hold, from their headers.
 
     Raises:
         ValueError: a file is damaged.
@@ -63,18 +63,18 @@ def read_metadata(folder: Path) -> Metadata:
 
 
 def shapes_in(metadata: Metadata) -> dict[str, Shape]:
-    """The whole tensors that the pieces make up."""
+    """Shapes of the whole tensors."""
     entries = metadata.state_dict_metadata.items()
     return {name: tuple(entry.size) for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
 
 
 def read_shards(folder: Path, metadata: Metadata, shards: Mapping[str, Shard]) -> None:
-    """Fill shards in place from whatever pieces are there; the names and shapes are known to agree.
+    """Fill shards in place from files of any sharding; names and shapes must have been checked.
 
     Raises:
         ValueError: a file is damaged.
     """
-    with _unwrapped(ValueError), _alone():
+    with _unwrap_failures(ValueError), _single_process():
         dcp.load(
             dict(shards),
             storage_reader=_Reader(folder, metadata),
@@ -92,7 +92,7 @@ class _LoadPlanner(DefaultLoadPlanner):
     def set_up_planner(
         self, state_dict: dict[str, Shard], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        # the engine's own would first look for tensors on the meta device, and refuse what is no tensor
+        # DCP's own set-up would look for tensors on the meta device and reject anything that is not a tensor
         self.state_dict = state_dict
         self.metadata = metadata
         self.is_coordinator = is_coordinator
@@ -102,12 +102,12 @@ class _LoadPlanner(DefaultLoadPlanner):
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """Numbers the files of each rank by what it writes; the engine's would number names, the same for all ranks."""
+    """Assigns files per rank by what it writes; DCP's own writer would assign names to the same files on all ranks."""
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         return [
             dataclasses.replace(
-                plan, storage_data={"shard_index": number, "fqn_to_index_mapping": _numbers(plan.items)}
+                plan, storage_data={"shard_index": number, "fqn_to_index_mapping": _file_numbers(plan.items)}
             )
             for number, plan in enumerate(plans, start=1)
         ]
@@ -123,7 +123,7 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 class _Reader(HuggingFaceStorageReader):
-    """Reads by metadata that is known already."""
+    """A reader with metadata that was read before."""
 
     def __init__(self, folder: Path, metadata: Metadata):
         super().__init__(str(folder))
@@ -137,8 +137,8 @@ def _key(item: WriteItem) -> str:
     return f"{item.index.fqn}@{item.index.offset}"
 
 
-def _numbers(items: list[WriteItem]) -> dict[str, int]:
-    """Which file each piece goes to, counted from 1. Two pieces of one tensor never share a file."""
+def _file_numbers(items: list[WriteItem]) -> dict[str, int]:
+    """The file number of each shard, from 1. Two shards of one tensor never share a file."""
     numbers: dict[str, int] = {}
     number = 1
     filled = 0
@@ -157,8 +157,8 @@ def _numbers(items: list[WriteItem]) -> dict[str, int]:
 
 
 @contextmanager
-def _unwrapped(failure: type[OSError | ValueError]) -> Iterator[None]:
-    """Take off what the engine wraps around a failure."""
+def _unwrap_failures(failure: type[OSError | ValueError]) -> Iterator[None]:
+    """Raise the cause of a CheckpointException instead."""
     try:
         yield
     except dcp.api.CheckpointException as error:
@@ -166,15 +166,15 @@ def _unwrapped(failure: type[OSError | ValueError]) -> Iterator[None]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """One process is what is meant; the engine need not warn of it."""
+def _single_process() -> Iterator[None]:
+    """Silence DCP's warning that torch.distributed is not initialized."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
 def _cause(error: dcp.api.CheckpointException, failure: type[OSError | ValueError]) -> BaseException:
-    """The disk's failure if there is one, otherwise the first rank's as one of the kind that is asked for."""
+    """The first OSError if there is one, otherwise the first rank's error as a `failure`."""
     causes = [cause for _, (cause, _) in sorted(error.failures.items())]
     disk = [cause for cause in causes if isinstance(cause, OSError)]
     return disk[0] if disk else failure(f"{type(causes[0]).__name__}: {causes[0]}")

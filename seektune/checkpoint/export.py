@@ -1,4 +1,4 @@
-"""Tensors from any source into any format: unchanged bytes where possible, otherwise decoded and encoded again."""
+"""Export tensors from any source to any format: bytes are copied where possible, otherwise decoded and re-encoded."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.compare import same_values
-from seektune.checkpoint.formats import PLAIN, QUANTISED
+from seektune.checkpoint.formats import PLAIN, QUANTIZED
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.source import FolderSource, Source
 from seektune.checkpoint.stored import Stored, bands_of, encode
-from seektune.checkpoint.write import FilePiece
+from seektune.checkpoint.write import LazyTensors
 
 
-class Kinds(Protocol):
-    """A format, or another rule of how tensors are to be stored."""
+class ExportTarget(Protocol):
+    """How an export stores its tensors: a `Format`, or another rule."""
 
     def kind(self, released: str) -> str:
-        """How the tensor of that released name is stored."""
+        """The kind of the tensor with that released name."""
         ...
 
     def config(self, source: dict[str, Any]) -> dict[str, Any]:
@@ -28,71 +28,73 @@ class Kinds(Protocol):
 
 
 @dataclass
-class Tally:
-    """What an export did with each tensor, by released name; filled while the pieces are written."""
+class ExportReport:
+    """What an export did with each tensor, by released name; filled while tensors are written."""
 
     copied: list[str] = field(default_factory=list)
-    """Bytes taken over unchanged, from the source or the original."""
+    """Bytes copied from the source or the original."""
     converted: list[str] = field(default_factory=list)
-    """Encoded anew."""
+    """Decoded and encoded again."""
     inexact: list[str] = field(default_factory=list)
-    """Encoded anew with values that the format cannot hold exactly."""
+    """Those of `converted` whose values the format cannot represent exactly."""
 
     def clear(self) -> None:
-        """Begin anew, for the next shard."""
+        """Empty the lists, for the next shard."""
         for names in (self.copied, self.converted, self.inexact):
             names.clear()
 
 
-def pieces(source: Source, target: Kinds, tally: Tally, original: FolderSource | None = None) -> Iterator[FilePiece]:
+def export_tensors(
+    source: Source, target: ExportTarget, report: ExportReport, original: FolderSource | None = None
+) -> Iterator[LazyTensors]:
     """The tensors of an export, in the source's order.
 
-    `original` is the checkpoint that training started from: a tensor whose values are still the original's (rounded to
-    the source's dtype) keeps the original's bytes, where those are of the target's kind.
+    `original` is the checkpoint that training started from. A tensor that still has the original's values (rounded to
+    the source's dtype) keeps the original's bytes, if they are of the target's kind.
 
     Raises:
-        ValueError: the format cannot hold a tensor of such a shape.
+        ValueError: the format cannot hold a tensor of that shape.
     """
     for name, shape in source.shapes():
-        exporter = _Export(name, target.kind(name), source, original, tally)
-        yield FilePiece(_planned(name, shape, exporter.kind), exporter.load)
+        exporter = _Export(name, target.kind(name), source, original, report)
+        yield LazyTensors(_planned(name, shape, exporter.kind), exporter.load)
 
 
 def _planned(name: str, shape: Shape, kind: str) -> dict[str, tuple[torch.dtype, Shape]]:
-    if kind not in QUANTISED:
+    if kind not in QUANTIZED:
         return {name: (PLAIN[kind], shape)}
-    quantised = QUANTISED[kind]
-    if not quantised.fits(shape):
-        columns = f" with a multiple of {quantised.block[1]} columns" if quantised.packing > 1 else ""
+    quantized = QUANTIZED[kind]
+    if not quantized.fits(shape):
+        columns = f" with a multiple of {quantized.block[1]} columns" if quantized.packing > 1 else ""
         raise ValueError(
             f"{name} has shape {list(shape)}, but only a matrix{columns} can be stored as {kind}; choose another format"
         )
-    weight, scale = quantised.shapes(shape)
-    return {name: (quantised.dtype, weight), scale_name(name): (quantised.scale_dtype, scale)}
+    weight, scale = quantized.shapes(shape)
+    return {name: (quantized.dtype, weight), scale_name(name): (quantized.scale_dtype, scale)}
 
 
 @dataclass(frozen=True)
 class _Export:
-    """One tensor on its way from source to target."""
+    """The export of one tensor."""
 
     name: str
     kind: str
     source: Source
     original: FolderSource | None
-    tally: Tally
+    report: ExportReport
 
     @torch.no_grad()
     def load(self) -> Mapping[str, Tensor]:
-        """The stored tensors, by released name.
+        """The tensors to write, by released name.
 
         Raises:
-            ValueError: a value is not finite and a quantised kind is asked for, or a file is damaged.
+            ValueError: a value is not finite and the target kind is quantized, or a file is damaged.
         """
         found = self.source.stored(self.name)
         if found.kind != self.kind:
             found = self._original_of(found) or found
         if found.kind == self.kind:
-            self.tally.copied.append(self.name)
+            self.report.copied.append(self.name)
             return found.tensors(self.name)
         return self._converted(found).tensors(self.name)
 
@@ -108,13 +110,13 @@ class _Export:
                 raise ValueError(f"{self.name}: {error}") from None
             exact = exact and same_values(encoded.values(), values)
             out.part(band).copy_(encoded)
-        self.tally.converted.append(self.name)
+        self.report.converted.append(self.name)
         if not exact:
-            self.tally.inexact.append(self.name)
+            self.report.inexact.append(self.name)
         return out
 
     def _original_of(self, found: Stored) -> Stored | None:
-        """The original's tensor, if the values are still the same, rounded to the source's dtype."""
+        """The original's tensor, if it has the same values after rounding to the source's dtype."""
         if self.original is None or not self.original.holds(self.name):
             return None
         before = self.original.stored(self.name)

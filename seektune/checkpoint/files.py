@@ -1,4 +1,4 @@
-"""Reading the safetensors files of a folder as one collection, with errors that name the tensor and the file."""
+"""Read the safetensors files of a folder as one collection, with errors that name the tensor and the file."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _TORCH = {spelled: dtype for dtype, spelled in DTYPES.items()}
 
 
 class TensorFiles:
-    """The tensors of a folder by name, each read from disk when asked for.
+    """The tensors of a folder by name; each is read from disk on request.
 
     Raises:
         ValueError: no weights, a damaged or missing file, or an index that disagrees with its files.
@@ -25,12 +25,12 @@ class TensorFiles:
     def __init__(self, folder: Path):
         self._files = {name: folder / file for name, file in read_index(folder).items()}
         headers = {file: read_header(file) for file in sorted(set(self._files.values()))}
-        for file, held in headers.items():
-            for name in held.keys() - self._files.keys():
+        for file, entries in headers.items():
+            for name in entries.keys() - self._files.keys():
                 raise ValueError(f"{file} holds {name}, which {INDEX} does not list")
         for name, file in self._files.items():
             if name not in headers[file]:
-                raise ValueError(f"{file} lacks {name}, which {INDEX} promises there")
+                raise ValueError(f"{file} lacks {name}, which {INDEX} lists in it")
         self._entries: dict[str, TensorEntry] = {name: headers[file][name] for name, file in self._files.items()}
 
     def names(self) -> set[str]:
@@ -38,11 +38,11 @@ class TensorFiles:
         return set(self._files)
 
     def where(self, name: str) -> str:
-        """Tensor and file, for a message."""
+        """Tensor and file, for error messages."""
         return f"{name} in {self._files[name]}"
 
     def dtype(self, name: str) -> str:
-        """The dtype on disk as safetensors spells it: `F8_E4M3`, `I8`, `BF16`, ..."""
+        """The dtype on disk by safetensors' name: `F8_E4M3`, `I8`, `BF16`, ..."""
         return self._entries[name].dtype
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -53,8 +53,8 @@ class TensorFiles:
         """Bytes on disk."""
         return self._entries[name].size
 
-    def place(self, name: str) -> tuple[Path, int, int]:
-        """File, first byte in it, and number of bytes."""
+    def location(self, name: str) -> tuple[Path, int, int]:
+        """File, offset of the first byte, and number of bytes."""
         entry = self._entries[name]
         return self._files[name], entry.start, entry.size
 
@@ -66,14 +66,14 @@ class TensorFiles:
         """
         spelled = self._entries[name].dtype
         if spelled not in _TORCH:
-            raise ValueError(f"{self.where(name)} is {spelled}, which cannot be read")
+            raise ValueError(f"{self.where(name)} has dtype {spelled}, which torch cannot read")
         return _TORCH[spelled]
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """The tensor as it is on disk, or only these `rows` (from start to stop) of its first dim.
+        """The tensor as stored, or only `rows` (start to stop) of its first dim.
 
         Raises:
-            ValueError: the file became shorter, or torch has no such dtype.
+            ValueError: the file was truncated meanwhile, or torch has no such dtype.
             OSError: reading failed.
         """
         entry = self._entries[name]
@@ -86,7 +86,7 @@ class TensorFiles:
             shape = (rows.stop - rows.start, *shape[1:])
             start = start + rows.start * height
             size = shape[0] * height
-        # read, not mapped: mapped pages of a large checkpoint would count as this process's memory
+        # read rather than mapped: mapped pages of a large checkpoint would count as this process's memory
         buffer = torch.empty(size, dtype=torch.uint8)
         with self._files[name].open("rb", buffering=0) as file:
             file.seek(start)
@@ -95,7 +95,7 @@ class TensorFiles:
 
 
 def read_index(folder: Path) -> dict[str, str]:
-    """The file of each tensor, as the folder's index or its only file says.
+    """The file of each tensor, from the folder's index or its only file.
 
     Raises:
         ValueError: there is neither, or it is damaged.
@@ -113,21 +113,21 @@ def read_index(folder: Path) -> dict[str, str]:
 
 
 def _plain_name(file: str) -> str:
-    """A file of the folder itself; an index must not lead elsewhere."""
+    """A file name without a path; an index must not point outside its folder."""
     if not isinstance(file, str) or Path(file).name != file or "\0" in file:
         raise TypeError(file)
     return _text(file)
 
 
 def _text(name: str) -> str:
-    """A name that can be printed and opened: JSON can spell halves of characters, which raise UnicodeEncodeError."""
+    """A name that can be printed and opened: lone surrogates, which JSON allows, raise UnicodeEncodeError."""
     name.encode()
     return name
 
 
 def _fill(wanted: memoryview, readinto: Callable[[memoryview], int | None], where: str) -> None:
-    """Read until full: the system hands over at most 2 GB at once."""
+    """Read until full: one system call returns at most 2 GB."""
     while wanted:
         if not (count := readinto(wanted)):
-            raise ValueError(f"{where} ends too early; the file was changed while it was being read")
+            raise ValueError(f"{where} ends too early; the file was changed while it was read")
         wanted = wanted[count:]

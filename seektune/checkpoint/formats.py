@@ -1,6 +1,6 @@
-"""The formats a checkpoint can have on disk: which tensors are low-bit, and how each kind is encoded.
+"""Checkpoint formats: which tensors are low-bit, and how each kind is encoded.
 
-A *kind* is how one tensor is stored: `fp4`, `fp8` (E8M0 scales), `fp8_f32` (F32 scales), `bf16`, `f32` or `i64`.
+A *kind* is the encoding of one tensor: `fp4`, `fp8` (E8M0 scales), `fp8_f32` (F32 scales), `bf16`, `f32` or `i64`.
 """
 
 import re
@@ -23,8 +23,8 @@ from seektune.kernels import (
 
 
 @dataclass(frozen=True)
-class Quantised:
-    """A weight stored as low-bit values with block scales beside it."""
+class Quantized:
+    """A low-bit encoding with block scales."""
 
     dtype: torch.dtype
     scale_dtype: torch.dtype
@@ -42,19 +42,19 @@ class Quantised:
         return weight, self.scale_shape(weight)
 
     def fits(self, shape: Shape) -> bool:
-        """Whether a tensor of `shape` can be stored so: packed values fill whole groups, blocks may end short."""
+        """Whether a tensor of `shape` can be encoded: packed values need whole groups, other blocks may be partial."""
         return len(shape) == 2 and (self.packing == 1 or shape[1] % self.block[1] == 0)
 
     def scale_shape(self, weight: Shape) -> Shape:
-        """Shape of the scales that belong to a weight of this stored shape."""
+        """Shape of the scales of a weight with this stored shape."""
         rows = weight[0]
         columns = weight[1] * self.packing
         return -(-rows // self.block[0]), -(-columns // self.block[1])
 
 
-QUANTISED = {
-    "fp4": Quantised(torch.int8, torch.float8_e8m0fnu, 2, (1, FP4_GROUP), encode=quantize_fp4, decode=dequantize_fp4),
-    "fp8": Quantised(
+QUANTIZED = {
+    "fp4": Quantized(torch.int8, torch.float8_e8m0fnu, 2, (1, FP4_GROUP), encode=quantize_fp4, decode=dequantize_fp4),
+    "fp8": Quantized(
         torch.float8_e4m3fn,
         torch.float8_e8m0fnu,
         1,
@@ -62,7 +62,7 @@ QUANTISED = {
         encode=quantize_fp8,
         decode=dequantize_fp8,
     ),
-    "fp8_f32": Quantised(
+    "fp8_f32": Quantized(
         torch.float8_e4m3fn,
         torch.float32,
         1,
@@ -85,7 +85,7 @@ TABLES = r"gate\.tid2eid$"
 
 @dataclass(frozen=True)
 class Format:
-    """The kinds of routed experts, of the other large matrices, and of the rest; some tensors are always F32 or I64."""
+    """The kinds of routed experts, other large matrices and the rest; some tensors are F32 or I64 in every format."""
 
     experts: str
     linears: str
@@ -95,15 +95,15 @@ class Format:
     expert_dtype: str | None = None
 
     def kind(self, released: str) -> str:
-        """How this format stores the tensor of that released name."""
+        """The kind of the tensor with that released name."""
         rules = ((TABLES, "i64"), (ALWAYS_F32, "f32"), (EXPERTS, self.experts), (LINEARS, self.linears))
         return next((kind for pattern, kind in rules if re.search(pattern, released)), self.rest)
 
     def config(self, source: dict[str, Any]) -> dict[str, Any]:
-        """config.json for a checkpoint of this format, from another's."""
+        """config.json of a checkpoint in this format, from another checkpoint's."""
         dtype = {"bf16": "bfloat16", "f32": "float32"}[self.rest]
         own = {"quantization_config": self.quantization, "expert_dtype": self.expert_dtype, "torch_dtype": dtype}
-        # newer libraries write dtype for torch_dtype; two that disagree would be worse than one
+        # newer libraries write dtype instead of torch_dtype; both could contradict each other
         kept = {key: value for key, value in source.items() if key not in own and key != "dtype"}
         return {**kept, **{key: value for key, value in own.items() if value is not None}}
 
@@ -118,14 +118,14 @@ FORMATS = {
     "bf16": Format("bf16", "bf16"),
     "fp32": Format("f32", "f32", rest="f32"),
 }
-"""`released`: FP4 experts and FP8 as V4-Flash ships. `fp8`: experts in FP8 too. `base`: FP8 with F32 scales."""
+"""`released`: FP4 experts, other matrices FP8, as V4-Flash. `fp8`: experts in FP8 too. `base`: FP8 with F32 scales."""
 
 
 def format_named(name: str) -> Format:
     """The format of that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the name is unknown.
     """
     if name not in FORMATS:
         raise ValueError(f"format {name!r} is unknown; the formats are {', '.join(FORMATS)}")
@@ -133,7 +133,7 @@ def format_named(name: str) -> Format:
 
 
 def kind_on_disk(dtype: str, scale_dtype: str | None) -> str | None:
-    """The kind of a stored tensor from the safetensors dtypes of itself and of its scales; None if there is none."""
+    """The kind of a stored tensor, from the safetensors dtypes of weight and scales; None if no kind has these."""
     return _KINDS.get((dtype, scale_dtype))
 
 

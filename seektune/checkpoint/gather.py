@@ -1,7 +1,7 @@
-"""A model that is spread over ranks, brought to rank 0 a tensor at a time so that it can be written as from one.
+"""Gather a sharded model on rank 0, one tensor at a time, so that rank 0 can write it like a model of one process.
 
-Rank 0 asks: it broadcasts which tensor it wants, and those who hold pieces send them. A stacked expert weight is asked
-for an expert at a time. Every request reaches every rank, so that nobody waits long for word.
+Rank 0 broadcasts which tensor it needs, and the ranks that hold its shards send them. A stacked expert weight is
+requested one expert at a time. Every request reaches every rank, so no rank waits long without communication.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,27 +21,27 @@ from seektune.checkpoint.stored import Stored
 
 T = TypeVar("T")
 END = -1
-"""The number of no tensor."""
+"""The request that ends the gathering."""
 
-WELL = 0
-DATA = 1
-"""Tags of the two messages that answer a request."""
+STATUS_TAG = 0
+DATA_TAG = 1
+"""Tags of the two messages that reply to a request."""
 
 
 @dataclass(frozen=True)
-class _Holding:
-    """The piece of a tensor that one rank holds."""
+class _ShardInfo:
+    """The shard of a tensor that one rank holds."""
 
     rank: int
     dtype: torch.dtype
     shape: Shape
-    """Of the whole."""
+    """Shape of the whole tensor."""
     offsets: Shape
     sizes: Shape
 
 
-class _ElsewhereError(Exception):
-    """Another rank failed and will say so itself."""
+class _RemoteError(Exception):
+    """Another rank failed; that rank raises the error."""
 
 
 def on_first_rank(
@@ -50,21 +50,21 @@ def on_first_rank(
     ranks: Ranks,
     write: Callable[[Source], T],
 ) -> T:
-    """Run `write` on rank 0, where it sees the tensors of all ranks, and return on every rank what it returned.
+    """Run `write` on rank 0 with a source of all ranks' tensors, and return its result on every rank.
 
-    Its source has the order of `complete`, the names and shapes of all ranks' tensors; if that is not given, of rank
-    0's names, then of the further names of the next rank.
+    The source is ordered like `complete`, the names and shapes of all ranks' tensors. Without it, rank 0's names come
+    first, then further names of rank 1, and so on.
 
     Raises:
-        OSError, ValueError: it failed, or another rank did; the same on all ranks.
+        OSError, ValueError: `write` or another rank failed; the same error on all ranks.
     """
-    source = _SpreadSource(state, complete, ranks)
+    source = _ShardedSource(state, complete, ranks)
     value: T | None = None
     failure: BaseException | None = None
     if ranks.rank == 0:
         try:
             value = write(source)
-        except _ElsewhereError:
+        except _RemoteError:
             pass
         except BaseException as error:
             failure = error
@@ -72,147 +72,150 @@ def on_first_rank(
     else:
         failure = source.serve()
 
-    def tell() -> T | None:
+    def outcome() -> T | None:
         if failure is not None:
             raise failure
         return value
 
-    told = ranks.each(tell)[0]
-    assert told is not None, "nothing failed"
-    return told
+    result = ranks.each(outcome)[0]
+    assert result is not None, "nothing failed"
+    return result
 
 
-class _SpreadSource:
-    """Asks on rank 0, answers on the others."""
+class _ShardedSource:
+    """Requests tensors on rank 0 and serves them on the other ranks."""
 
     def __init__(self, state: Mapping[str, Tensor | Shard], complete: Mapping[str, Shape] | None, ranks: Ranks):
         self._ranks = ranks
-        self._shards = {name: as_shard(held) for name, held in state.items()}
-        pieces = _chosen(ranks.each(lambda: _held(self._shards, ranks.rank)))
-        shapes = {name: found[0].shape for name, found in pieces.items()} if complete is None else dict(complete)
-        assert pieces.keys() == shapes.keys(), f"no rank holds {sorted(pieces.keys() ^ shapes.keys())[0]}, or it is new"
-        self._pieces = pieces
+        self._shards = {name: as_shard(tensor) for name, tensor in state.items()}
+        holders = _unique_shards(ranks.each(lambda: _local_infos(self._shards, ranks.rank)))
+        shapes = {name: infos[0].shape for name, infos in holders.items()} if complete is None else dict(complete)
+        assert holders.keys() == shapes.keys(), f"{sorted(holders.keys() ^ shapes.keys())[0]} is only in one of the two"
+        self._holders = holders
         self._slots = list(slots(shapes))
         self._numbers = {slot.released: number for number, slot in enumerate(self._slots)}
 
     def shapes(self) -> Iterator[tuple[str, Shape]]:
-        """Every tensor's released name, and its shape."""
+        """Released name and shape of every tensor."""
         return ((slot.released, slot.shape) for slot in self._slots)
 
     def stored(self, name: str) -> Stored:
-        """The whole tensor, on rank 0; a rank's own memory where it is there."""
+        """The whole tensor, on rank 0; without a copy if rank 0 holds all of it."""
         number = self._numbers[name]
         slot = self._slots[number]
         parts = self._parts(self._slots[number])
-        dtype = self._pieces[slot.model][0].dtype
+        dtype = self._holders[slot.model][0].dtype
         if [rank for rank, _ in parts] == [0]:
-            self._say(number)
-            return Stored(KINDS[dtype], self._own(slot))
-        # memory first: once the others were asked, what they send must be received
+            self._request(number)
+            return Stored(KINDS[dtype], self._local_tensor(slot))
+        # allocated before the request: after it, the other ranks send, and this rank must receive
         whole = torch.empty(slot.shape, dtype=dtype)
-        places = {rank: whole[box] for rank, box in parts}
-        rooms = {rank: place.contiguous() for rank, place in places.items() if rank != 0}
-        self._say(number)
-        self._receive(rooms)
-        for rank, place in places.items():
-            place.copy_(self._own(slot) if rank == 0 else rooms[rank])
+        views = {rank: whole[box] for rank, box in parts}
+        buffers = {rank: view.contiguous() for rank, view in views.items() if rank != 0}
+        self._request(number)
+        self._receive(buffers)
+        for rank, view in views.items():
+            view.copy_(self._local_tensor(slot) if rank == 0 else buffers[rank])
         return Stored(KINDS[dtype], whole)
 
     def end(self) -> None:
-        """Tell the others that nothing more is wanted."""
-        self._say(END)
+        """End `serve` on the other ranks."""
+        self._request(END)
 
     def serve(self) -> BaseException | None:
-        """Send what rank 0 asks for until it wants no more; what failed here."""
+        """Send the tensors that rank 0 requests until it ends; returns the last error of this rank."""
         failure: BaseException | None = None
-        while (number := self._hear()) != END:
+        while (number := self._next_request()) != END:
             slot = self._slots[number]
             if self._ranks.rank in [rank for rank, _ in self._parts(slot)]:
                 failure = self._send(slot) or failure
         return failure
 
     def _send(self, slot: Slot) -> BaseException | None:
-        """Say whether it went well, and send what was asked for; nothing of use if it went wrong."""
+        """Send the status and this rank's shard; after an error the data is arbitrary."""
         failure: BaseException | None = None
         try:
-            data = _bytes(self._own(slot).cpu().contiguous())
+            data = _bytes(self._local_tensor(slot).cpu().contiguous())
         except Exception as error:
             failure = error
-            data = torch.empty(self._bytes_here(slot), dtype=torch.uint8)
-        with self._ranks.talking():
-            dist.send(torch.tensor(failure is None), group=self._ranks.group, group_dst=0, tag=WELL)
-            dist.send(data, group=self._ranks.group, group_dst=0, tag=DATA)
+            data = torch.empty(self._local_bytes(slot), dtype=torch.uint8)
+        with self._ranks.communicating():
+            dist.send(torch.tensor(failure is None), group=self._ranks.group, group_dst=0, tag=STATUS_TAG)
+            dist.send(data, group=self._ranks.group, group_dst=0, tag=DATA_TAG)
         return failure
 
-    def _receive(self, rooms: Mapping[int, Tensor]) -> None:
-        """Fill them from those ranks, all at once."""
+    def _receive(self, buffers: Mapping[int, Tensor]) -> None:
+        """Fill each rank's buffer, all ranks concurrently."""
         group = self._ranks.group
-        well = {rank: torch.tensor(False) for rank in rooms}
-        with self._ranks.talking():
-            works = [dist.irecv(well[rank], group=group, group_src=rank, tag=WELL) for rank in rooms]
-            works += [dist.irecv(_bytes(room), group=group, group_src=rank, tag=DATA) for rank, room in rooms.items()]
+        succeeded = {rank: torch.tensor(False) for rank in buffers}
+        with self._ranks.communicating():
+            works = [dist.irecv(succeeded[rank], group=group, group_src=rank, tag=STATUS_TAG) for rank in buffers]
+            works += [
+                dist.irecv(_bytes(buffer), group=group, group_src=rank, tag=DATA_TAG)
+                for rank, buffer in buffers.items()
+            ]
             for work in works:
                 assert work is not None, "rank 0 is in the group"
                 work.wait()
-        if not all(well.values()):
-            raise _ElsewhereError
+        if not all(succeeded.values()):
+            raise _RemoteError
 
-    def _say(self, number: int) -> None:
-        with self._ranks.talking():
+    def _request(self, number: int) -> None:
+        with self._ranks.communicating():
             dist.broadcast(torch.tensor(number), group=self._ranks.group, group_src=0)
 
-    def _hear(self) -> int:
+    def _next_request(self) -> int:
         number = torch.tensor(END)
-        with self._ranks.talking():
+        with self._ranks.communicating():
             dist.broadcast(number, group=self._ranks.group, group_src=0)
         return int(number)
 
     def _parts(self, slot: Slot) -> list[tuple[int, Box]]:
-        """Which rank sends which part of a released tensor."""
-        pieces = self._pieces[slot.model]
+        """Which rank sends which box of a released tensor."""
+        holders = self._holders[slot.model]
         if slot.expert is None:
-            return [(piece.rank, box_of(piece.offsets, piece.sizes)) for piece in pieces]
+            return [(info.rank, box_of(info.offsets, info.sizes)) for info in holders]
         return [
-            (piece.rank, box_of(piece.offsets[1:], piece.sizes[1:]))
-            for piece in pieces
-            if 0 <= slot.expert - piece.offsets[0] < piece.sizes[0]
+            (info.rank, box_of(info.offsets[1:], info.sizes[1:]))
+            for info in holders
+            if 0 <= slot.expert - info.offsets[0] < info.sizes[0]
         ]
 
-    def _bytes_here(self, slot: Slot) -> int:
+    def _local_bytes(self, slot: Slot) -> int:
         (box,) = (box for rank, box in self._parts(slot) if rank == self._ranks.rank)
-        return prod(x.stop - x.start for x in box) * self._pieces[slot.model][0].dtype.itemsize
+        return prod(x.stop - x.start for x in box) * self._holders[slot.model][0].dtype.itemsize
 
-    def _own(self, slot: Slot) -> Tensor:
+    def _local_tensor(self, slot: Slot) -> Tensor:
         shard: Shard | None = self._shards[slot.model]
         if shard is not None and slot.expert is not None:
             shard = shard.expert(slot.expert)
-        assert shard is not None, "only what is here is asked for"
+        assert shard is not None, "rank 0 requests only what this rank holds"
         return shard.tensor.detach()
 
 
-def _held(shards: Mapping[str, Shard], rank: int) -> dict[str, _Holding]:
+def _local_infos(shards: Mapping[str, Shard], rank: int) -> dict[str, _ShardInfo]:
     return {
-        name: _Holding(rank, shard.tensor.dtype, shard.shape, shard.offsets, tuple(shard.tensor.shape))
+        name: _ShardInfo(rank, shard.tensor.dtype, shard.shape, shard.offsets, tuple(shard.tensor.shape))
         for name, shard in shards.items()
     }
 
 
-def _chosen(ranks: list[dict[str, _Holding]]) -> dict[str, list[_Holding]]:
-    """Pieces that make up each tensor exactly; of the ranks that hold the same piece, the first."""
-    pieces: dict[str, dict[tuple[Shape, Shape], _Holding]] = {}
-    for held in ranks:
-        for name, piece in held.items():
-            found = pieces.setdefault(name, {})
-            if 0 not in piece.sizes:
-                found.setdefault((piece.offsets, piece.sizes), piece)
-    for name, found in pieces.items():
-        kinds = {(piece.dtype, piece.shape) for piece in found.values()}
-        assert len(kinds) == 1, f"the ranks hold {name} as {kinds}"
-        ((_, shape),) = kinds
-        assert sum(prod(sizes) for _, sizes in found) == prod(shape), f"the pieces of {name} are not the whole"
-    return {name: list(found.values()) for name, found in pieces.items()}
+def _unique_shards(ranks: list[dict[str, _ShardInfo]]) -> dict[str, list[_ShardInfo]]:
+    """Shards that cover each tensor exactly once; of ranks with the same shard, the first."""
+    holders: dict[str, dict[tuple[Shape, Shape], _ShardInfo]] = {}
+    for local in ranks:
+        for name, info in local.items():
+            unique = holders.setdefault(name, {})
+            if 0 not in info.sizes:
+                unique.setdefault((info.offsets, info.sizes), info)
+    for name, unique in holders.items():
+        types = {(info.dtype, info.shape) for info in unique.values()}
+        assert len(types) == 1, f"the ranks hold {name} as {types}"
+        ((_, shape),) = types
+        assert sum(prod(sizes) for _, sizes in unique) == prod(shape), f"the shards of {name} do not cover it"
+    return {name: list(unique.values()) for name, unique in holders.items()}
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """The memory of a contiguous tensor; gloo does not know every dtype."""
+    """The memory of a contiguous tensor as bytes, because gloo does not support every dtype."""
     return tensor.reshape(-1).view(torch.uint8)

@@ -1,4 +1,4 @@
-"""What a safetensors file holds and where, without reading a weight."""
+"""Read and write safetensors headers: names, dtypes, shapes and offsets of tensors."""
 
 import json
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""How safetensors spells a dtype."""
+"""safetensors' names of dtypes."""
 
 _LENGTH = 8
-"""The file begins with the header's length in so many bytes, little end first."""
+"""Bytes of the header's length at the beginning of the file, little-endian."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class TensorEntry:
     """One stored tensor."""
 
     dtype: str
-    """As safetensors spells it: `F8_E4M3`, `I8`, `BF16`, ..."""
+    """safetensors' name: `F8_E4M3`, `I8`, `BF16`, ..."""
     shape: Shape
     start: int
-    """First byte in the file."""
+    """Offset of the first byte in the file."""
     size: int
-    """Bytes."""
+    """Number of bytes."""
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -54,7 +54,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     """
     try:
         with file.open("rb") as opened:
-            # the library judges the file: lengths, dtypes, and offsets without gaps up to the last byte
+            # safe_open validates the file: lengths, dtypes, and offsets without gaps up to the last byte
             with safe_open(file, framework="pt"):
                 pass
             length = int.from_bytes(opened.read(_LENGTH), "little")
@@ -70,7 +70,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
 
 
 def header_bytes(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
-    """The beginning of a file that holds tensors of these dtypes and shapes, one after the other."""
+    """Length and header of a file that stores tensors of these dtypes and shapes in order."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape) in tensors.items():

@@ -1,4 +1,4 @@
-"""Finding a checkpoint: a folder here, or a repository on the Hugging Face Hub."""
+"""Find a checkpoint: a local folder, or a repository on the Hugging Face Hub."""
 
 import re
 from pathlib import Path
@@ -10,10 +10,10 @@ FILES = ["*.safetensors", "*.json"]
 
 
 def locate(source: str | Path) -> Path:
-    """The local folder of a checkpoint, downloaded first (and resumed) if `source` is a Hub id.
+    """The local folder of a checkpoint. A Hub id is downloaded first; an interrupted download is resumed.
 
     Raises:
-        ValueError: neither a folder nor an existing Hub repository.
+        ValueError: `source` is neither a folder nor an existing Hub repository.
         OSError: the Hub cannot be reached.
     """
     folder = Path(source)
@@ -24,7 +24,7 @@ def locate(source: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(source), allow_patterns=FILES))
     except RepositoryNotFoundError:
-        raise ValueError(f"{source} is neither a folder here nor a repository on the Hub that you may read") from None
+        raise ValueError(f"{source} is neither a local folder nor a Hub repository that you can access") from None
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise OSError(f"{source} is no folder here and the Hub cannot be reached: {reason}") from None
+        raise OSError(f"{source} is not a local folder, and the Hub cannot be reached: {reason}") from None

@@ -1,4 +1,4 @@
-"""Released weights into a model's tensors: one at a time, decoded by the dtype on disk, nothing missed or dropped."""
+"""Load a checkpoint folder into a model's tensors, one at a time; the dtype on disk decides how each is decoded."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.formats import PLAIN, QUANTISED
+from seektune.checkpoint.formats import PLAIN, QUANTIZED
 from seektune.checkpoint.lowbit import as_parameters, is_finite, lowbit_kind, lowbit_names
 from seektune.checkpoint.names import Shape, Slot, scale_name, slots
 from seektune.checkpoint.shard import Shard, as_shard
@@ -18,17 +18,17 @@ from seektune.checkpoint.stored import Stored, bands_of
 def load_weights(
     state: Mapping[str, Tensor | Shard], folder: Path, complete: Mapping[str, Shape] | None = None
 ) -> None:
-    """Copy a checkpoint folder into the tensors of a model's state dict, whatever their dtype and device.
+    """Copy a checkpoint folder into the tensors of a model's state dict, of any dtype and device.
 
-    Of tensors in pieces, only the experts and rows that are here are read; memory beyond the state is that of one of
-    them. `complete` gives names and shapes of the whole model's weights where `state` lacks some of its names.
-    Packed tensors take over the bytes on disk; others are decoded.
+    Of a sharded tensor, only this rank's experts and rows are read; memory beyond the state is that of one shard.
+    `complete` gives names and shapes of the whole model's weights if `state` lacks some of them. Quantized tensors
+    receive the bytes on disk; others are decoded.
 
     Raises:
         ValueError: a tensor is missing, unexpected, of the wrong shape or dtype, or holds NaN or infinity.
     """
     source = FolderSource(folder)
-    shards = {name: as_shard(held) for name, held in state.items()}
+    shards = {name: as_shard(tensor) for name, tensor in state.items()}
     scales = lowbit_names({name: shard.tensor for name, shard in shards.items()})
     shapes = {name: shard.shape for name, shard in shards.items() if name not in set(scales.values())}
     check_names(source, slots(shapes if complete is None else complete), folder)
@@ -43,12 +43,12 @@ def load_weights(
 
 
 def _part(shards: Mapping[str, Shard], name: str, slot: Slot) -> Shard | None:
-    """What is here of a slot's tensor of that name."""
+    """This rank's shard of a slot's tensor; None if it holds none."""
     return shards[name] if slot.expert is None else shards[name].expert(slot.expert)
 
 
 def _read(source: FolderSource, name: str, target: Shard) -> None:
-    """Fill a piece from its rows on disk."""
+    """Fill a shard from its rows on disk."""
     if not target.shape:
         value = source.values(name)
     else:
@@ -60,12 +60,12 @@ def _read(source: FolderSource, name: str, target: Shard) -> None:
 
 
 def _read_packed(source: FolderSource, slot: Slot, kind: str, targets: tuple[Shard | None, Shard | None]) -> None:
-    """Take over bytes of a low-bit tensor: what is here of its weight and of its scales, each cut in its own way."""
+    """Copy the bytes of a low-bit tensor: this rank's shards of weight and scales, which may be sharded differently."""
     name = slot.released
     names = (slot.released, scale_name(slot.released))
     if source.kind(name) != kind:
         raise ValueError(
-            f"{source.files.where(name)} is stored as {source.kind(name)}, its place in the model as {kind}"
+            f"{source.files.where(name)} is stored as {source.kind(name)}, but the model holds it as {kind}"
         )
     weight, scale = (_bytes_here(source, each, target) for each, target in zip(names, targets, strict=True))
     stored = Stored(kind, weight, scale)
@@ -77,7 +77,7 @@ def _read_packed(source: FolderSource, slot: Slot, kind: str, targets: tuple[Sha
 
 
 def _bytes_here(source: FolderSource, name: str, target: Shard | None) -> Tensor:
-    """A piece of a tensor as it is on disk; nothing where nothing is wanted."""
+    """A shard of a tensor as stored; an empty tensor without a target."""
     if target is None:
         return torch.empty(0, dtype=source.files.torch_dtype(name))
     _check_shape(source, name, target.shape)
@@ -86,10 +86,10 @@ def _bytes_here(source: FolderSource, name: str, target: Shard | None) -> Tensor
 
 
 def check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> None:
-    """See that a folder holds exactly the wanted tensors.
+    """Check that a folder holds exactly the wanted tensors.
 
     Raises:
-        ValueError: one is missing or unexpected; the sentence names it.
+        ValueError: one is missing or unexpected; the message names it.
     """
     expected = {slot.released for slot in wanted}
     found = {name for name, _ in source.shapes()}
@@ -100,18 +100,18 @@ def check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> N
 
 
 def _check_stored(source: FolderSource, slot: Slot, floating: bool) -> None:
-    """The kind on disk can hold what the model needs, and the stored shapes are right."""
+    """Check that the kind on disk can hold what the model needs, and that the stored shapes match."""
     name = slot.released
     kind = source.kind(slot.released)
-    if kind in QUANTISED and len(slot.shape) == 2:
-        weight, scale = QUANTISED[kind].shapes(slot.shape)
+    if kind in QUANTIZED and len(slot.shape) == 2:
+        weight, scale = QUANTIZED[kind].shapes(slot.shape)
         _check_shape(source, name, weight)
         _check_shape(source, scale_name(name), scale)
         return
-    if kind in QUANTISED or PLAIN[kind].is_floating_point != floating:
+    if kind in QUANTIZED or PLAIN[kind].is_floating_point != floating:
         needed = "a float" if floating else "an integer"
         raise ValueError(
-            f"{source.files.where(name)} is {source.files.dtype(name)}, the model needs {needed} tensor there"
+            f"{source.files.where(name)} has dtype {source.files.dtype(name)}, but the model needs {needed} tensor"
         )
     _check_shape(source, name, slot.shape)
 
@@ -119,7 +119,7 @@ def _check_stored(source: FolderSource, slot: Slot, floating: bool) -> None:
 def _check_shape(source: FolderSource, name: str, shape: Shape) -> None:
     found = source.files.shape(name)
     if found != tuple(shape):
-        raise ValueError(f"{source.files.where(name)} has shape {list(found)}, the model needs {list(shape)}")
+        raise ValueError(f"{source.files.where(name)} has shape {list(found)}, but the model needs {list(shape)}")
 
 
 def _some(names: list[str]) -> str:

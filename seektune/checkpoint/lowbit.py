@@ -1,6 +1,6 @@
-"""Low-bit tensors as a model keeps them: the bytes of the file as integers, which nothing casts on its way.
+"""Low-bit tensors in a model's state dict: the bytes of the file as integers, so that `.to(dtype)` cannot cast them.
 
-FP4 is int8 and FP8 uint8, with E8M0 scales as uint8 or F32 scales beside it: `x.weight` and `x.scale`.
+FP4 is int8 and FP8 is uint8; scales are uint8 (E8M0) or F32: `x.weight` and `x.scale`.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.formats import QUANTISED
+from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.stored import Stored
 
@@ -22,16 +22,16 @@ _E8M0_NAN = 255
 
 
 def as_parameters(stored: Stored) -> tuple[Tensor, Tensor]:
-    """Weight and scales of a quantised tensor in the model's dtypes; the same memory."""
+    """Weight and scales of a quantized tensor in the model's dtypes; views of the same memory."""
     assert stored.scale is not None, f"{stored.kind} is not low-bit"
     weight, scale = next(dtypes for dtypes, kind in _KINDS.items() if kind == stored.kind)
     return stored.weight.view(weight), stored.scale.view(scale)
 
 
 def from_parameters(weight: Tensor, scale: Tensor) -> Stored:
-    """The tensor in the dtypes of the file; the same memory."""
+    """The tensor in the dtypes of the file; views of the same memory."""
     kind = lowbit_kind(weight, scale)
-    return Stored(kind, weight.view(QUANTISED[kind].dtype), scale.view(QUANTISED[kind].scale_dtype))
+    return Stored(kind, weight.view(QUANTIZED[kind].dtype), scale.view(QUANTIZED[kind].scale_dtype))
 
 
 def lowbit_kind(weight: Tensor, scale: Tensor) -> str:
@@ -40,7 +40,7 @@ def lowbit_kind(weight: Tensor, scale: Tensor) -> str:
 
 
 def lowbit_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """The quantized weights of a state dict by name, and the names of their scales."""
+    """Names of a state dict's quantized weights, each with the name of its scales."""
     weights = [name for name, tensor in state.items() if tensor.dtype in (torch.int8, torch.uint8)]
     return {name: scale_name(name) for name in weights if name.endswith(".weight")}
 
@@ -52,13 +52,13 @@ def weight_shapes(state: Mapping[str, Tensor]) -> dict[str, Shape]:
 
 
 def value_counts(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Numbers that each tensor of a state dict stands for: two in a byte of FP4, none in a scale."""
+    """Number of weights in each tensor of a state dict: a byte of FP4 holds two; scales are left out."""
     scales = set(lowbit_names(state).values())
     return {name: x.numel() * (2 if x.dtype == torch.int8 else 1) for name, x in state.items() if name not in scales}
 
 
 def is_finite(stored: Stored) -> bool:
-    """Whether no value of a quantised tensor, or of parts of weight and scales, is NaN or infinite, by its bytes."""
+    """Whether a quantized tensor, or a shard of it, holds no NaN and no infinity; checked on the bytes."""
     weight, scale = as_parameters(stored)
     good = bool((scale != _E8M0_NAN).all() if scale.dtype == torch.uint8 else scale.isfinite().all())
     return good and not (weight.dtype == torch.uint8 and bool(((weight & _E4M3_NAN) == _E4M3_NAN).any()))

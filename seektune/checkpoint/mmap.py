@@ -1,4 +1,4 @@
-"""A checkpoint folder as memory that the system fills from disk when it is touched, and takes back when told."""
+"""A memory-mapped checkpoint folder: pages are read on first use, can be prefetched, and can be released."""
 
 import mmap
 from collections.abc import Iterable
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.files import TensorFiles
-from seektune.checkpoint.formats import QUANTISED
+from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.names import scale_name
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.stored import Stored
 
 Region = tuple[mmap.mmap, int, int]
-"""Bytes of a mapped file: where they begin, and how many, whole pages."""
+"""A mapped file, offset and length in bytes; whole pages."""
 
 
 class MmapFolder:
-    """Tensors of a folder as views of its files; nothing is read before it is used."""
+    """Tensors of a folder as views of its mapped files; nothing is read before it is used."""
 
     def __init__(self, folder: Path):
         self.source = FolderSource(folder)
@@ -27,22 +27,22 @@ class MmapFolder:
         self._maps: dict[Path, tuple[mmap.mmap, Tensor]] = {}
 
     def stored(self, name: str) -> Stored:
-        """As `FolderSource.stored`, without a copy where the file's alignment allows."""
+        """Like `FolderSource.stored`, without a copy if the tensor is aligned in its file."""
         kind = self.source.kind(name)
-        names = [name, scale_name(name)] if kind in QUANTISED else [name]
+        names = [name, scale_name(name)] if kind in QUANTIZED else [name]
         return Stored(kind, *(self._view(each) for each in names))
 
     def regions(self, names: Iterable[str]) -> list[Region]:
-        """The pages that hold tensors (and their scales), neighbours joined."""
+        """The pages that hold these tensors and their scales; adjacent ones are joined."""
         spans: dict[Path, list[tuple[int, int]]] = {}
         for name in names:
-            for each in [name, scale_name(name)] if self.source.kind(name) in QUANTISED else [name]:
-                file, start, size = self._files.place(each)
+            for each in [name, scale_name(name)] if self.source.kind(name) in QUANTIZED else [name]:
+                file, start, size = self._files.location(each)
                 spans.setdefault(file, []).append((start, start + size))
         return [(self._map(file)[0], *joined) for file, each in spans.items() for joined in _pages(each)]
 
     def _view(self, name: str) -> Tensor:
-        file, start, size = self._files.place(name)
+        file, start, size = self._files.location(name)
         dtype = self._files.torch_dtype(name)
         shape = self._files.shape(name)
         if start % dtype.itemsize:
@@ -52,25 +52,25 @@ class MmapFolder:
     def _map(self, file: Path) -> tuple[mmap.mmap, Tensor]:
         if file not in self._maps:
             with file.open("rb") as opened:
-                # private: a write, which nobody makes, would stay in this process
+                # a private mapping: torch needs writable memory, and a write would not reach the file
                 mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
             self._maps[file] = mapped, torch.frombuffer(mapped, dtype=torch.uint8)
         return self._maps[file]
 
 
-class Pager:
-    """Has pages read by a thread before they are used, and gives them back after."""
+class PagePrefetcher:
+    """Has pages read by a thread before they are used, and releases them afterwards."""
 
     def __init__(self, ahead: bool = True):
-        self._thread = ThreadPoolExecutor(1, "pager") if ahead else None
+        self._thread = ThreadPoolExecutor(1, "page-prefetch") if ahead else None
 
-    def fetch(self, regions: Iterable[Region]) -> None:
-        """Begin to read; returns at once."""
+    def prefetch(self, regions: Iterable[Region]) -> None:
+        """Start reading pages and return at once."""
         if self._thread is not None:
             self._thread.submit(_advise, list(regions), mmap.MADV_WILLNEED)
 
     def release(self, regions: Iterable[Region]) -> None:
-        """The process no longer holds these pages; the system may keep or drop its copy of the file."""
+        """Drop pages from this process's memory; they may stay in the page cache."""
         _advise(regions, mmap.MADV_DONTNEED)
 
 
@@ -80,7 +80,7 @@ def _advise(regions: Iterable[Region], advice: int) -> None:
 
 
 def _pages(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Start and size of the runs of pages that cover some bytes."""
+    """Start and size of the runs of pages that cover these (begin, end) byte ranges."""
     runs: list[list[int]] = []
     for begin, end in sorted(spans):
         begin -= begin % mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""Between the model's names and the released ones: a few rules, each written once and read both ways."""
+"""Map between the model's tensor names and the released ones: rules that work in both directions."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Rule:
-    """A pair of name patterns. A released name that also has `{expert}` is one slice of the model's stacked tensor."""
+    """A pair of name patterns. If the released one has `{expert}`, it is a slice of the model's stacked tensor."""
 
     model: str
     released: str
@@ -21,7 +21,7 @@ RULES = (
     Rule("{prefix}hc_{site}.{part}", "{prefix}hc_{site}_{part}"),
     Rule("{prefix}", "{prefix}"),
 )
-"""The first rule that fits a name decides; the last one keeps it as it is. The second is that of frozen experts."""
+"""The first rule that matches a name applies; the last keeps the name. The second is for quantized experts."""
 
 FIELDS = {
     "prefix": r"(?P<prefix>.*?)",
@@ -32,12 +32,12 @@ FIELDS = {
     "part": r"(?P<part>fn|base|scale)",
 }
 SCALE = ".scale"
-"""A quantised `x.weight` has its block scales beside it as `x.scale`."""
+"""The block scales of a quantized `x.weight` are stored as `x.scale`."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One released tensor's place in the model: a tensor, or one expert's slice of it."""
+    """Where a released tensor belongs in the model: a tensor, or one expert's slice of it."""
 
     released: str
     model: str
@@ -46,7 +46,7 @@ class Slot:
 
 
 def slots(shapes: Mapping[str, Shape]) -> Iterator[Slot]:
-    """The released tensors that make up a model of these named shapes (scales aside)."""
+    """The released tensors of a model with these names and shapes (without scales)."""
     for name, shape in shapes.items():
         rule, fields = _match(name, "model")
         if "{expert}" in rule.released:
@@ -57,14 +57,14 @@ def slots(shapes: Mapping[str, Shape]) -> Iterator[Slot]:
 
 
 def model_name(released: str) -> tuple[str, int | None]:
-    """The model's name of a released tensor, and the expert whose slice it is."""
+    """The model's name of a released tensor, and the expert index if it is a slice."""
     rule, fields = _match(released, "released")
     expert = fields.pop("expert", None)
     return rule.model.format(**fields), None if expert is None else int(expert)
 
 
 def scale_name(released: str) -> str:
-    """The name of a quantised weight's scales."""
+    """The name of a quantized weight's scales."""
     return released.removesuffix(".weight") + SCALE
 
 
@@ -74,4 +74,4 @@ def _match(name: str, side: str) -> tuple[Rule, dict[str, str]]:
         regex = re.escape(pattern).replace(r"\{", "{").replace(r"\}", "}").format(**FIELDS)
         if found := re.fullmatch(regex, name):
             return rule, found.groupdict()
-    raise AssertionError("the last rule fits every name")
+    raise AssertionError("the last rule matches every name")

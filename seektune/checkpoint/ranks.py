@@ -1,6 +1,6 @@
-"""Processes that act together on files, or one alone: what fails in one of them is raised in all.
+"""A group of processes that work on files together: an error on one rank is raised on all.
 
-All traffic goes over the group that is given, so that a thread may save while training talks over other groups.
+All communication uses the given group, so a thread can save while training communicates over other groups.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """A group of processes whose tensors are on the CPU (gloo); without a group, this process alone."""
+    """A process group for CPU tensors (gloo), or this process alone if there is no group."""
 
     def __init__(self, group: ProcessGroup | None):
         self.group = group
@@ -22,11 +22,11 @@ class Ranks:
         self.count = 1 if group is None else dist.get_world_size(group)
 
     def each(self, action: Callable[[], T]) -> list[T]:
-        """Act on every rank and return what came of it by rank, on every rank.
+        """Run `action` on every rank and return the results of all ranks, in rank order, on every rank.
 
         Raises:
-            OSError, ValueError: it failed so on a rank; of several the first's failure is raised on all.
-            RuntimeError: another failure, with its rank.
+            OSError, ValueError: `action` raised it on a rank; the lowest rank's error is raised on all.
+            RuntimeError: another error on a rank; the message has the rank.
         """
         if self.group is None:
             return [action()]
@@ -36,28 +36,28 @@ class Ranks:
             value = action()
         except BaseException as error:
             failure = error
-        return self._settled(value, failure)
+        return self._exchange(value, failure)
 
     def first(self, action: Callable[[], T]) -> T:
-        """Act on rank 0 and return what came of it on every rank; failures as with `each`."""
+        """Run `action` on rank 0 and return its result on every rank; errors as in `each`."""
         values: list[Any] = self.each(lambda: action() if self.rank == 0 else None)
         return values[0]
 
     def agree(self, failure: BaseException | None) -> None:
-        """Return if no rank has a failure to tell, otherwise raise as `each` does."""
+        """Raise on all ranks, as `each` does, if any rank passes a failure."""
 
-        def tell() -> None:
+        def raise_failure() -> None:
             if failure is not None:
                 raise failure
 
-        self.each(tell)
+        self.each(raise_failure)
 
     @contextmanager
-    def talking(self) -> Iterator[None]:
-        """Around what talks to the others.
+    def communicating(self) -> Iterator[None]:
+        """Wrap communication with the other ranks.
 
         Raises:
-            OSError: one of them is gone.
+            OSError: a process of the group is gone.
         """
         try:
             yield
@@ -66,30 +66,30 @@ class Ranks:
                 raise
             raise OSError(f"a process that takes part in saving or loading is gone: {error}") from error
 
-    def _settled(self, value: Any, failure: BaseException | None) -> list[Any]:
-        said: list[Any] = [None] * self.count
-        told = None if failure is None else _portable(failure, self.rank)
+    def _exchange(self, value: Any, failure: BaseException | None) -> list[Any]:
+        outcomes: list[Any] = [None] * self.count
+        sent = None if failure is None else _picklable(failure, self.rank)
         try:
-            with self.talking():
-                dist.all_gather_object(said, (value, told), group=self.group)
+            with self.communicating():
+                dist.all_gather_object(outcomes, (value, sent), group=self.group)
         except OSError:
             if failure is not None:
-                raise failure from None  # nobody is left to be told, but it is what happened here
+                raise failure from None  # the group is gone, so raise this rank's own error
             raise
-        failures = [other for _, other in said if other is not None]
+        failures = [other for _, other in outcomes if other is not None]
         if failures:
             _raise(failures[0], failure)
-        return [value for value, _ in said]
+        return [value for value, _ in outcomes]
 
 
-def _raise(told: Exception, own: BaseException | None) -> NoReturn:
+def _raise(first: Exception, own: BaseException | None) -> NoReturn:
     if own is not None and not isinstance(own, Exception):
-        raise own  # a signal's
-    raise told from own
+        raise own  # KeyboardInterrupt or SystemExit, from a signal
+    raise first from own
 
 
-def _portable(error: BaseException, rank: int) -> Exception:
-    """The failure as every process can receive it."""
+def _picklable(error: BaseException, rank: int) -> Exception:
+    """The error as a built-in exception, which any process can unpickle."""
     if isinstance(error, OSError):
         return (
             OSError(str(error))

@@ -1,4 +1,4 @@
-"""The folder in which a long piece of work grows: one process at a time, taken up again after an interruption."""
+"""A folder that is written by one process at a time and resumed after an interruption."""
 
 import fcntl
 import json
@@ -14,25 +14,25 @@ from typing import Any
 from seektune.checkpoint.atomic_dir import flush
 
 RECORD = "conversion.json"
-"""What the work is made from and what became of each part; it stays beside the result."""
+"""The conversion's plan and the result of each shard; it stays next to the converted weights."""
 LOCK = "lock"
 PARTIAL = ".partial"
-"""Suffix of files that are not complete."""
+"""Suffix of incomplete files."""
 
 Record = dict[str, Any]
-"""`plan`, `shards` (what is known of each finished one, by name) and `complete`."""
+"""`plan`, `shards` (size and export report of each finished shard, by name) and `complete`."""
 
 
 @dataclass(frozen=True)
 class ResumableDir:
-    """A folder beside the final one, held by this process."""
+    """A working folder next to the final one, locked by this process."""
 
     folder: Path
     final: Path
     record: Record
 
-    def keep(self) -> None:
-        """Put the record on disk."""
+    def save_record(self) -> None:
+        """Write the record to disk."""
         scratch = self.folder / f"{RECORD}{PARTIAL}"
         with scratch.open("w", encoding="utf-8") as file:
             file.write(json.dumps(self.record, indent=1) + "\n")
@@ -41,9 +41,9 @@ class ResumableDir:
         os.replace(scratch, self.folder / RECORD)
 
     def publish(self) -> None:
-        """Declare the work complete and give the folder its final name."""
+        """Mark the record complete and rename the folder to its final name."""
         self.record["complete"] = True
-        self.keep()
+        self.save_record()
         (self.folder / LOCK).unlink()
         for file in (*self.folder.iterdir(), self.folder):
             flush(file)
@@ -53,27 +53,27 @@ class ResumableDir:
 
 @contextmanager
 def resumable_dir(final: Path, plan: Record) -> Iterator[ResumableDir]:
-    """The workplace of `final`, new or left by an interrupted call with the same plan.
+    """The working folder of `final`: new, or left by an interrupted call with the same plan.
 
-    When the block fails, finished parts stay; if there are none, nothing stays.
+    When the block fails, finished shards are kept; without any, the folder is removed.
 
     Raises:
-        ValueError: another call is at work there, or the workplace holds something else.
-        OSError: it cannot be made.
+        ValueError: another call is writing `final`, or the working folder holds something else.
+        OSError: the folder cannot be created.
     """
     folder = final.with_name(f".{final.name}.converting")
     if folder.exists() and not _is_ours(folder):
-        raise ValueError(f"{folder} is in the way: it is no unfinished conversion; move it or choose another folder")
+        raise ValueError(f"{folder} exists and is not an unfinished conversion; move it or choose another destination")
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder / LOCK, final):
+    with _locked(folder / LOCK, final):
         record = read_record(folder)
         if record is not None and record["plan"] != plan:
-            raise ValueError(f"{folder} holds an unfinished conversion of something else; remove it to start anew")
+            raise ValueError(f"{folder} holds an unfinished conversion with other options; remove it to start over")
         here = ResumableDir(folder, final, record or {"plan": plan, "shards": {}, "complete": False})
         for file in folder.glob(f"*{PARTIAL}"):
             file.unlink()
         try:
-            here.keep()
+            here.save_record()
             yield here
         finally:
             if not here.record["shards"]:
@@ -81,43 +81,43 @@ def resumable_dir(final: Path, plan: Record) -> Iterator[ResumableDir]:
 
 
 def read_record(folder: Path) -> Record | None:
-    """The record of a workplace or of its result; None where there is none."""
+    """The record of a working folder or of a finished one; None if there is no valid record."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
     whole = isinstance(record, dict) and {"plan", "shards", "complete"} <= record.keys()
-    return record if whole and _are_parts(record["shards"]) else None
+    return record if whole and _valid_shards(record["shards"]) else None
 
 
-def _are_parts(shards: Any) -> bool:
+def _valid_shards(shards: Any) -> bool:
     keys = {"bytes", "copied", "converted", "inexact"}
     return isinstance(shards, dict) and all(isinstance(each, dict) and keys <= each.keys() for each in shards.values())
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a record is there, or nothing but what a call leaves that was killed before it wrote one."""
+    """Whether the folder has a record, or only the files of a call that was killed before it wrote one."""
     if not folder.is_dir():
         return False
     return read_record(folder) is not None or {file.name for file in folder.iterdir()} <= {LOCK, f"{RECORD}{PARTIAL}"}
 
 
 @contextmanager
-def _held(lock: Path, final: Path) -> Iterator[None]:
-    """Hold the lock file; the system lets go of it when the process ends, however it ends."""
-    busy = f"another call is writing {final} at this moment; let it finish, or choose another folder"
+def _locked(lock: Path, final: Path) -> Iterator[None]:
+    """Hold the lock file; the operating system releases it when the process ends, even if it is killed."""
+    busy = f"another process is writing {final}; wait until it has finished, or choose another destination"
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(busy) from None
-        if not _is_still(lock, file):
+        if not _still_named(lock, file):
             raise ValueError(busy)
         yield
 
 
-def _is_still(lock: Path, file: TextIOWrapper) -> bool:
-    """Whether the held file still has its name: a call that ended just now has taken it away."""
+def _still_named(lock: Path, file: TextIOWrapper) -> bool:
+    """Whether the locked file is still the one at this path: a call that just finished has deleted it."""
     with suppress(FileNotFoundError):
         return os.path.samestat(lock.stat(), os.fstat(file.fileno()))
     return False

@@ -1,6 +1,6 @@
-"""What lies in a checkpoint folder, by its headers alone, and how that differs from what should lie there.
+"""Scan the headers of a checkpoint folder, and compare them with what a model needs.
 
-Unlike the readers it does not stop at the first fault: it is for looking at folders that have some.
+Unlike the loaders, a scan does not stop at the first fault: it is meant for damaged folders.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,52 +8,52 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seektune.checkpoint.files import INDEX, SINGLE, read_index
-from seektune.checkpoint.formats import FORMATS, QUANTISED, kind_on_disk
+from seektune.checkpoint.formats import FORMATS, QUANTIZED, kind_on_disk
 from seektune.checkpoint.header import TensorEntry, read_header
 from seektune.checkpoint.names import SCALE, Shape, scale_name, slots
 
 
 @dataclass(frozen=True)
 class FolderScan:
-    """The tensors that can be read, the files they lie in, and what is wrong with either."""
+    """The readable tensors of a folder, its files, and what is wrong with them."""
 
     tensors: dict[str, TensorEntry]
     files: dict[str, int]
-    """Bytes of each weight file that is there, damaged ones included."""
+    """Bytes of each existing weight file, damaged ones included."""
     strays: list[str]
     """Other safetensors files, which no loader reads."""
     problems: list[str]
-    """Files that are missing or damaged, tensors that the index places wrongly."""
+    """Messages about missing or damaged files, and about tensors that the index places wrongly."""
 
     def kind(self, name: str) -> str | None:
-        """How a tensor is stored; None if no format of ours has that, or for the scales of another."""
+        """The kind of a tensor; None if no format has it, or for a tensor of scales."""
         scale = self.tensors.get(scale_name(name)) if name.endswith(".weight") else None
         return kind_on_disk(self.tensors[name].dtype, scale.dtype if scale else None)
 
     def is_scale(self, name: str) -> bool:
-        """Whether these are the scales of a weight that is here."""
+        """Whether the tensor holds the scales of a weight in the folder."""
         return name.endswith(SCALE) and f"{name.removesuffix(SCALE)}.weight" in self.tensors
 
     def weights(self) -> list[str]:
-        """All names but those of scales."""
+        """All names except those of scales."""
         return [name for name in self.tensors if not self.is_scale(name)]
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """What is not as a model needs it."""
+    """How a folder differs from what a model needs."""
 
     missing: list[str] = field(default_factory=list)
     extra: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
-    """Sentences about tensors whose shape or dtype no model of these shapes can read."""
+    """Messages about tensors whose shape or dtype the model cannot load."""
 
 
 def scan(folder: Path) -> FolderScan:
-    """Look at every header of a folder.
+    """Read every header of a folder.
 
     Raises:
-        ValueError: it is no folder.
+        ValueError: it is not a folder.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
@@ -64,33 +64,33 @@ def scan(folder: Path) -> FolderScan:
     tensors: dict[str, TensorEntry] = {}
     for file in files:
         try:
-            held = read_header(folder / file)
+            entries = read_header(folder / file)
         except ValueError as error:
             problems.append(str(error))
             continue
-        tensors |= held
+        tensors |= entries
         if placed:
-            problems += _misplaced(placed, file, held)
+            problems += _misplaced(placed, file, entries)
     sizes = {file: present[file] for file in files if file in present}
     return FolderScan(tensors, sizes, [file for file in present if file not in files], problems)
 
 
 def mismatch(found: FolderScan, shapes: Mapping[str, Shape]) -> Mismatch:
-    """Compare with the state dict of a model that has tensors of these names and shapes."""
+    """Compare a scan with the names and shapes of a model's state dict."""
     out = Mismatch()
     expected = {slot.released: slot.shape for slot in slots(shapes)}
     for name, shape in expected.items():
         if name not in found.tensors:
             out.missing.append(name)
-        elif (complaint := _complaint(found, name, tuple(shape))) is not None:
-            out.wrong.append(complaint)
+        elif (fault := _fault(found, name, tuple(shape))) is not None:
+            out.wrong.append(fault)
     known = expected.keys() | {scale_name(name) for name in expected if name.endswith(".weight")}
     out.extra.extend(name for name in found.tensors if name not in known)
     return out
 
 
 def format_of(found: FolderScan) -> str | None:
-    """The format in which all tensors are stored; None if no single one explains them."""
+    """The format in which all tensors are stored; None if no single format matches."""
     kinds = {name: found.kind(name) for name in found.weights()}
     fitting = [
         name for name, format in FORMATS.items() if all(format.kind(tensor) == kind for tensor, kind in kinds.items())
@@ -102,7 +102,7 @@ def _placed(folder: Path, problems: list[str]) -> dict[str, str]:
     """File of each tensor by the index; empty if there is no index that can be read."""
     if not (folder / INDEX).is_file():
         if not (folder / SINGLE).is_file():
-            problems.append(f"{folder} has neither {INDEX} nor {SINGLE}, so no loader finds weights there")
+            problems.append(f"{folder} has neither {INDEX} nor {SINGLE}, so no loader finds its weights")
         return {}
     try:
         return read_index(folder)
@@ -111,30 +111,30 @@ def _placed(folder: Path, problems: list[str]) -> dict[str, str]:
         return {}
 
 
-def _misplaced(placed: Mapping[str, str], file: str, held: Mapping[str, TensorEntry]) -> Iterator[str]:
-    """Where a file and the index disagree."""
-    for name in held:
+def _misplaced(placed: Mapping[str, str], file: str, entries: Mapping[str, TensorEntry]) -> Iterator[str]:
+    """Messages about tensors on which a file and the index disagree."""
+    for name in entries:
         if name not in placed:
             yield f"{file} holds {name}, which {INDEX} does not list"
         elif placed[name] != file:
             yield f"{file} holds {name}, which {INDEX} places in {placed[name]}"
     yield from (
-        f"{file} lacks {name}, which {INDEX} promises there"
+        f"{file} lacks {name}, which {INDEX} lists in it"
         for name, at in placed.items()
-        if at == file and name not in held
+        if at == file and name not in entries
     )
 
 
-def _complaint(found: FolderScan, name: str, shape: Shape) -> str | None:
+def _fault(found: FolderScan, name: str, shape: Shape) -> str | None:
     entry = found.tensors[name]
     kind = found.kind(name)
     if kind is None or (kind == "i64") != (FORMATS["fp32"].kind(name) == "i64"):
-        return f"{name} is {entry.dtype}, which no format has there"
-    if kind not in QUANTISED:
+        return f"{name} has dtype {entry.dtype}, which no format uses for it"
+    if kind not in QUANTIZED:
         return None if entry.shape == shape else f"{name} has shape {list(entry.shape)} instead of {list(shape)}"
     if len(shape) != 2:
-        return f"{name} is {entry.dtype}, but only matrices can be"
-    for each, right in zip((name, scale_name(name)), QUANTISED[kind].shapes(shape), strict=True):
+        return f"{name} has dtype {entry.dtype}, which only matrices can have"
+    for each, right in zip((name, scale_name(name)), QUANTIZED[kind].shapes(shape), strict=True):
         if found.tensors[each].shape != right:
             return f"{each} has shape {list(found.tensors[each].shape)} instead of {list(right)}"
     return None

@@ -1,7 +1,7 @@
-"""The piece of a named tensor that one rank holds, in a form that torch.distributed.checkpoint saves and reloads.
+"""One rank's shard of a named tensor, in a form that torch.distributed.checkpoint (DCP) saves and loads.
 
-A mapping from names to `Tensor | Shard` describes what a rank holds: a tensor is the whole, absent names belong to
-other ranks, and a piece may be empty.
+A mapping from names to `Tensor | Shard` describes what a rank holds: a `Tensor` is whole, missing names belong to
+other ranks, and a shard may be empty.
 """
 
 from collections.abc import Sequence
@@ -16,54 +16,53 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from seektune.checkpoint.names import Shape
 
 FILE_BYTES = 2**30
-"""Where a further file of a run's checkpoint begins; a piece larger than that is cut, as the engine holds one file in
-memory while it writes."""
+"""Size limit of a file of a run's checkpoint; larger shards are split, as DCP holds a file in memory to write it."""
 
 Box = tuple[slice, ...]
-"""A range of every dim of a whole tensor."""
+"""A range in every dim of a whole tensor."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """A rectangular piece of a whole tensor: `[offset, offset + size)` in every dim."""
+    """A rectangular part of a whole tensor: `[offset, offset + size)` in every dim."""
 
     tensor: Tensor
-    """The piece: a plain tensor of this rank, written to when loading."""
+    """The local values; loading writes to this tensor."""
     shape: Shape
-    """Of the whole."""
+    """Shape of the whole tensor."""
     offsets: Shape
-    """Where the piece begins in the whole."""
+    """Where the shard begins in the whole."""
 
     def __post_init__(self) -> None:
         assert self.tensor.dim() == len(self.shape) == len(self.offsets), f"{self.tensor.shape} of {self.shape}"
         ends = [begin + size for begin, size in zip(self.offsets, self.tensor.shape, strict=True)]
-        assert all(begin >= 0 for begin in self.offsets), f"a piece begins at {self.offsets}"
+        assert all(begin >= 0 for begin in self.offsets), f"a shard begins at {self.offsets}"
         assert all(end <= size for end, size in zip(ends, self.shape, strict=True)), (
-            f"a piece of {self.shape} ends at {ends}"
+            f"a shard of {self.shape} ends at {ends}"
         )
 
     @property
     def box(self) -> Box:
-        """Where it lies in the whole."""
+        """Its range in the whole tensor."""
         return box_of(self.offsets, self.tensor.shape)
 
     def whole(self) -> Tensor:
-        """The tensor, of which nothing is elsewhere."""
+        """The tensor, which must not be split over ranks."""
         assert tuple(self.tensor.shape) == self.shape, f"{list(self.tensor.shape)} is a part of {list(self.shape)}"
         return self.tensor
 
     def expert(self, number: int) -> "Shard | None":
-        """What is here of one slice of the first dim, as a piece of that slice; None if nothing is."""
+        """This rank's shard of one slice of the first dim; None if it does not hold the slice."""
         begin, *others = self.offsets
         here = 0 <= number - begin < self.tensor.shape[0]
         return Shard(self.tensor[number - begin], self.shape[1:], tuple(others)) if here else None
 
     def size(self) -> torch.Size:
-        """Of the whole, as the engine asks for it."""
+        """Shape of the whole tensor, for DCP."""
         return torch.Size(self.shape)
 
     def parts(self) -> list["Shard"]:
-        """The shard cut along its first dim into pieces of at most `FILE_BYTES` where possible; none if it is empty."""
+        """The shard split along its first dim into parts of at most `FILE_BYTES` if possible; empty if it is empty."""
         if not self.shape or 0 in self.shape:
             return [self]
         if 0 in self.tensor.shape:
@@ -76,7 +75,7 @@ class Shard:
         ]
 
     def __create_write_items__(self, fqn: str, object: object) -> list[WriteItem]:
-        """What to save, for the engine."""
+        """The parts to save, for DCP."""
         size = self.size()
         return [
             WriteItem(
@@ -88,22 +87,22 @@ class Shard:
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        """What to load, for the engine."""
+        """The parts to load, for DCP."""
         return [part._chunk() for part in self.parts()]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        """The part that the engine saves or loads."""
+        """The part that DCP saves or loads."""
         return next(part.tensor for part in self.parts() if part.offsets == index.offset)
 
     def _chunk(self) -> ChunkStorageMetadata:
         return ChunkStorageMetadata(torch.Size(self.offsets), self.tensor.shape)
 
 
-def as_shard(held: Tensor | Shard) -> Shard:
-    """A whole tensor as the piece that is everything."""
-    return held if isinstance(held, Shard) else Shard(held, tuple(held.shape), (0,) * held.dim())
+def as_shard(tensor: Tensor | Shard) -> Shard:
+    """A whole tensor as a shard; a shard unchanged."""
+    return tensor if isinstance(tensor, Shard) else Shard(tensor, tuple(tensor.shape), (0,) * tensor.dim())
 
 
 def box_of(offsets: Sequence[int], sizes: Sequence[int]) -> Box:
-    """The box that begins there and is so large."""
+    """The box with these offsets and sizes."""
     return tuple(slice(begin, begin + size) for begin, size in zip(offsets, sizes, strict=True))

@@ -1,4 +1,4 @@
-"""Where the tensors of an export come from: a folder in any format, or the state dict of a model."""
+"""Sources of an export's tensors: a checkpoint folder in any format, or a model's state dict."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -7,29 +7,29 @@ from typing import Protocol
 from torch import Tensor
 
 from seektune.checkpoint.files import TensorFiles
-from seektune.checkpoint.formats import PLAIN, QUANTISED, Quantised, kind_on_disk
+from seektune.checkpoint.formats import PLAIN, QUANTIZED, Quantized, kind_on_disk
 from seektune.checkpoint.lowbit import from_parameters, lowbit_names
 from seektune.checkpoint.names import SCALE, Shape, Slot, scale_name, slots
 from seektune.checkpoint.stored import Stored
 
 KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
-"""How a tensor in memory is stored as it is."""
+"""The kind that stores a tensor of each dtype unchanged."""
 
 
 class Source(Protocol):
-    """Released names with shapes, and the tensors of that name."""
+    """Tensors by released name."""
 
     def shapes(self) -> Iterator[tuple[str, Shape]]:
-        """Every tensor (scales aside) and its shape when decoded."""
+        """Name and decoded shape of every tensor (without scales)."""
         ...
 
     def stored(self, name: str) -> Stored:
-        """The tensor as it is here."""
+        """The tensor in the encoding of the source."""
         ...
 
 
 class StateSource:
-    """A model's state dict under released names; quantized weights stay as they are."""
+    """A model's state dict by released names; quantized weights stay quantized."""
 
     def __init__(self, state: Mapping[str, Tensor]):
         self._state = state
@@ -58,7 +58,7 @@ class StateSource:
 
 
 class FolderSource:
-    """A checkpoint folder; `kind` and `stored` give what is on disk, for copying it unchanged.
+    """A checkpoint folder; `kind` and `stored` give what is on disk, so that it can be copied unchanged.
 
     Raises:
         ValueError: the folder or a file of it is unreadable, or a tensor has a dtype that no format uses.
@@ -73,26 +73,26 @@ class FolderSource:
         """In the order of the release: embedding, layers, head, MTP."""
         for name in sorted(self._kinds, key=_released_order):
             shape = self.files.shape(name)
-            quantised = QUANTISED.get(self.kind(name))
-            yield name, shape if quantised is None else (*shape[:-1], shape[-1] * quantised.packing)
+            quantized = QUANTIZED.get(self.kind(name))
+            yield name, shape if quantized is None else (*shape[:-1], shape[-1] * quantized.packing)
 
     def kind(self, name: str) -> str:
-        """How the tensor is stored."""
+        """The kind of the tensor on disk."""
         return self._kinds[name]
 
     def holds(self, name: str) -> bool:
-        """Whether a tensor of that name is here."""
+        """Whether the folder has a tensor of that name."""
         return name in self._kinds
 
     def values(self, name: str, rows: slice | None = None) -> Tensor:
-        """Decoded: fp32 of a quantised weight, otherwise as stored. Of `rows` (start to stop) no others are read."""
+        """Decoded values: fp32 of a quantized weight, otherwise as stored. With `rows`, only start to stop are read."""
         if rows is None:
             return self.stored(name).values()
         kind = self.kind(name)
-        if kind not in QUANTISED:
+        if kind not in QUANTIZED:
             return self.files.read(name, rows)
-        # a block's rows share a scale, so decoding begins with a whole block; what is above the rows stays zero
-        height = QUANTISED[kind].block[0]
+        # the rows of a block share a scale, so decoding starts at a block; the rows above the wanted ones stay zero
+        height = QUANTIZED[kind].block[0]
         block, above = divmod(rows.start, height)
         read = self.files.read(name, rows)
         weight = read.new_zeros(above + len(read), *read.shape[1:])
@@ -101,15 +101,15 @@ class FolderSource:
         return Stored(kind, weight, scale).values()[above:]
 
     def stored(self, name: str) -> Stored:
-        """The tensor as it is on disk, with its scales if it has any."""
-        return Stored(self.kind(name), *(self.files.read(each) for each in self._together(name)))
+        """The tensor as stored, with its scales if it has any."""
+        return Stored(self.kind(name), *(self.files.read(each) for each in self._stored_names(name)))
 
     def size(self, name: str) -> int:
         """Bytes on disk, scales included."""
-        return sum(self.files.size(each) for each in self._together(name))
+        return sum(self.files.size(each) for each in self._stored_names(name))
 
-    def _together(self, name: str) -> list[str]:
-        return [name, scale_name(name)] if self.kind(name) in QUANTISED else [name]
+    def _stored_names(self, name: str) -> list[str]:
+        return [name, scale_name(name)] if self.kind(name) in QUANTIZED else [name]
 
     def _is_scale(self, name: str) -> bool:
         return name.endswith(SCALE) and name.removesuffix(SCALE) + ".weight" in self._names
@@ -121,20 +121,20 @@ class FolderSource:
         scale_dtype = self.files.dtype(scale) if paired else None
         kind = kind_on_disk(dtype, scale_dtype)
         if kind is None and name.endswith(SCALE):
-            raise ValueError(f"{self.files.where(name)} has no {name.removesuffix(SCALE)}.weight beside it")
+            raise ValueError(f"{self.files.where(name)} has no matching {name.removesuffix(SCALE)}.weight")
         if kind is None:
-            beside = f"with {scale_dtype} scales" if paired else f"without scales ({scale} is not there)"
-            raise ValueError(f"{self.files.where(name)} is {dtype} {beside}, which no format of ours holds")
-        if kind in QUANTISED:
-            self._check_scales(name, QUANTISED[kind])
+            scales = f"with {scale_dtype} scales" if paired else f"without scales ({scale} is missing)"
+            raise ValueError(f"{self.files.where(name)} has dtype {dtype} {scales}, which no supported format uses")
+        if kind in QUANTIZED:
+            self._check_scales(name, QUANTIZED[kind])
         return kind
 
-    def _check_scales(self, name: str, quantised: Quantised) -> None:
+    def _check_scales(self, name: str, quantized: Quantized) -> None:
         weight = self.files.shape(name)
         scale = self.files.shape(scale_name(name))
-        if len(weight) != 2 or quantised.scale_shape(weight) != scale:
+        if len(weight) != 2 or quantized.scale_shape(weight) != scale:
             raise ValueError(
-                f"{self.files.where(name)} has shape {list(weight)}, which does not fit with the shape {list(scale)} "
+                f"{self.files.where(name)} has shape {list(weight)}, which does not match the shape {list(scale)} "
                 f"of its scales, {scale_name(name)}"
             )
 

@@ -1,6 +1,6 @@
-"""One tensor as a checkpoint stores it, decoded and encoded a band of rows at a time.
+"""One tensor as a checkpoint stores it, decoded and encoded one band of rows at a time.
 
-A band stays in fast memory that is used again and again, so a large tensor is never widened as a whole.
+A band fits into the cache, and a large tensor is never held in fp32 as a whole.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.formats import PLAIN, QUANTISED
+from seektune.checkpoint.formats import PLAIN, QUANTIZED
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.kernels import (
     FP8_BLOCK,
@@ -21,15 +21,15 @@ from seektune.kernels import (
 )
 
 BAND = 2**20
-"""Elements of a band, roughly."""
+"""Approximate number of elements in a band."""
 
 Band = slice | EllipsisType
-"""Rows of a matrix, or the whole of anything else."""
+"""Rows of a matrix; `...` for tensors of other ranks."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A weight and, if its kind is quantised, its scales."""
+    """A weight and, if its kind is quantized, its scales."""
 
     kind: str
     weight: Tensor
@@ -37,43 +37,43 @@ class Stored:
 
     @classmethod
     def empty(cls, kind: str, shape: Shape) -> "Stored":
-        """Room for a tensor of this decoded shape."""
-        if kind not in QUANTISED:
+        """Uninitialized memory for a tensor of this decoded shape."""
+        if kind not in QUANTIZED:
             return cls(kind, torch.empty(shape, dtype=PLAIN[kind]))
-        quantised = QUANTISED[kind]
-        weight, scale = quantised.shapes(shape)
-        return cls(kind, torch.empty(weight, dtype=quantised.dtype), torch.empty(scale, dtype=quantised.scale_dtype))
+        quantized = QUANTIZED[kind]
+        weight, scale = quantized.shapes(shape)
+        return cls(kind, torch.empty(weight, dtype=quantized.dtype), torch.empty(scale, dtype=quantized.scale_dtype))
 
     @property
     def shape(self) -> Shape:
         """Shape of the decoded values."""
         shape = tuple(self.weight.shape)
-        return shape if self.scale is None else (*shape[:-1], shape[-1] * QUANTISED[self.kind].packing)
+        return shape if self.scale is None else (*shape[:-1], shape[-1] * QUANTIZED[self.kind].packing)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """What is on disk, by released name."""
+        """The tensors to store, by released name."""
         return {name: self.weight} if self.scale is None else {name: self.weight, scale_name(name): self.scale}
 
     def part(self, band: Band) -> "Stored":
-        """A band of it; writing there writes here."""
+        """A band as a view: writing to it writes to this tensor."""
         if self.scale is None or isinstance(band, EllipsisType):
             return Stored(self.kind, self.weight[band], self.scale)
-        height = QUANTISED[self.kind].block[0]
+        height = QUANTIZED[self.kind].block[0]
         scales = slice(band.start // height, -(-band.stop // height))
         return Stored(self.kind, self.weight[band], self.scale[scales])
 
     def copy_(self, other: "Stored") -> None:
-        """Take over the bytes of another of the same kind and shape."""
+        """Copy the bytes of another tensor of the same kind and shape."""
         self.weight.copy_(other.weight)
         if self.scale is not None:
             assert other.scale is not None, "both have scales"
             self.scale.copy_(other.scale)
 
     def values(self) -> Tensor:
-        """Decoded: fp32 of a quantised weight, otherwise as stored."""
+        """Decoded values: fp32 of a quantized weight, otherwise as stored."""
         if self.scale is None:
             return self.weight
-        decode = QUANTISED[self.kind].decode
+        decode = QUANTIZED[self.kind].decode
         bands = list(bands_of(self.shape))
         if len(bands) == 1:
             return decode(self.weight, self.scale)
@@ -84,7 +84,7 @@ class Stored:
 
 
 def bands_of(shape: Shape) -> Iterator[Band]:
-    """The bands of a tensor, each a multiple of 128 rows, so that no block of scales is torn."""
+    """The bands of a tensor; each starts at a multiple of 128 rows, so that no block of scales is split."""
     if len(shape) != 2:
         yield ...
         return
@@ -94,26 +94,26 @@ def bands_of(shape: Shape) -> Iterator[Band]:
 
 
 def encode(part: Stored, values: Tensor, kind: str) -> Stored:
-    """A band, whose decoded values these are, as another kind: without rounding where its bytes lead to the other's.
+    """Encode a band as another kind, given its decoded `values`; bytes are recast without rounding where possible.
 
     Raises:
-        ValueError: the kind is quantised and a value is not finite.
+        ValueError: the kind is quantized and a value is not finite.
     """
-    if kind not in QUANTISED:
+    if kind not in QUANTIZED:
         return Stored(kind, values.to(PLAIN[kind]))
     if not values.isfinite().all():
         raise ValueError(f"NaN or infinity cannot be stored as {kind}")
     recast = RECASTS.get((part.kind, kind))
     if recast is None or part.scale is None:
-        return Stored(kind, *QUANTISED[kind].encode(values))
+        return Stored(kind, *QUANTIZED[kind].encode(values))
     return Stored(kind, *recast(part.weight, part.scale))
 
 
 def encode_changed(values: Tensor, kind: str) -> Stored:
-    """Values that were decoded and then changed, as a kind: as near as its scales allow.
+    """Encode values that changed since they were decoded, with the scales that lose the least.
 
     Raises:
-        ValueError: the kind is quantised and a value is not finite.
+        ValueError: the kind is quantized and a value is not finite.
     """
     if kind == "fp4" and values.isfinite().all():
         return Stored(kind, *quantize_fp4_closely(values))
@@ -139,4 +139,4 @@ RECASTS = {
     ("fp8", "fp8_f32"): _with_f32_scales,
     ("fp8_f32", "fp8"): _with_e8m0_scales,
 }
-"""From the bytes of one kind to another's, exact wherever the ranges and scales allow."""
+"""Recast the bytes of one kind as another's; exact where the ranges and scales allow it."""

@@ -1,6 +1,6 @@
-"""The state of a training run at rest: tensors, facts and checksums in a folder that is complete or not there.
+"""Checkpoints of a training run: tensors, facts and checksums in a folder that is written atomically.
 
-torch.distributed.checkpoint writes and reads the tensors as safetensors, facts are JSON: reading unpickles nothing.
+torch.distributed.checkpoint stores the tensors as safetensors, facts are JSON: reading unpickles nothing.
 """
 
 import hashlib
@@ -25,17 +25,17 @@ MANIFEST = "manifest.json"
 def write_train_state(
     folder: Path, tensors: Mapping[str, Tensor | Shard], facts: Mapping[str, Any], group: ProcessGroup | None = None
 ) -> int:
-    """Write a checkpoint and return its bytes; it replaces an older one of that name only when it is complete.
+    """Write a checkpoint and return its size in bytes. It replaces an older one of that name only once it is complete.
 
-    With a `group` (gloo, of its own), all its ranks call this together and each writes what it holds into the one
-    folder, which all see; what several hold is written once. The facts are those of rank 0.
+    With a `group` (gloo, used for nothing else), all its ranks call this together. Each writes its shards into the one
+    folder, which must be visible to all; replicas are written once. The facts are those of rank 0.
 
     Raises:
-        OSError: writing failed on a rank, for example because the disk is full; it is raised on all, and nothing is
-            left under the name.
+        OSError: writing failed on a rank, for example because the disk is full. Raised on all ranks; nothing is left
+            under the name.
     """
     ranks = Ranks(group)
-    shards = {name: as_shard(held) for name, held in tensors.items()}
+    shards = {name: as_shard(tensor) for name, tensor in tensors.items()}
     with ExitStack() as stack:
         scratch = ranks.first(lambda: stack.enter_context(complete_folder(folder, replace=True)))
         write_shards(scratch, shards, ranks)
@@ -58,27 +58,27 @@ def check_train_state(folder: Path, group: ProcessGroup | None = None) -> None:
     """Compare every file with the manifest's size and checksum; the ranks of a `group` share the work.
 
     Raises:
-        ValueError: a file is missing, foreign or damaged; the sentence names it, on all ranks the same.
+        ValueError: a file is missing, foreign or damaged; the message names it and is the same on all ranks.
     """
     ranks = Ranks(group)
     ranks.each(lambda: _check(folder, ranks.rank, ranks.count))
 
 
 def _check(folder: Path, rank: int, count: int) -> None:
-    """The list of files, and every `count`-th file's content."""
+    """Check the list of files, and the content of every `count`-th file."""
     manifest = _manifest(folder / MANIFEST)
     found = {file.name for file in folder.iterdir()} - {MANIFEST}
     if foreign := sorted(found - manifest.keys()):
         raise ValueError(f"{folder / foreign[0]} does not belong to this checkpoint")
-    # by the names that are there, so that a manifest leads nowhere else
+    # compared by name, so that a manifest cannot point outside the folder
     if missing := sorted({FACTS, *manifest} - found):
         raise ValueError(f"{folder / missing[0]} is missing")
     for name, (size, digest) in list(manifest.items())[rank::count]:
         file = folder / name
         if not file.is_file():
-            raise ValueError(f"{file} is no file")
+            raise ValueError(f"{file} is not a file")
         if file.stat().st_size != size:
-            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, {size:,} were written")
+            raise ValueError(f"{file} has {file.stat().st_size:,} bytes, but {size:,} were written")
         if _digest(file) != digest:
             raise ValueError(f"{file} is damaged: its checksum is not the one that was written")
 
@@ -87,7 +87,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     """The facts of a checkpoint.
 
     Raises:
-        ValueError: there are none.
+        ValueError: they are missing or damaged.
     """
     return _read_json(folder / FACTS)
 
@@ -104,23 +104,23 @@ def read_tensors(
     complete: set[str] | None = None,
     optional: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Fill tensors in place, whatever the pieces in which they were saved; a rank reads only what it needs.
+    """Fill tensors in place from a checkpoint of any sharding; a rank reads only what it needs.
 
-    With a `group`, all its ranks call this together and each fills what it holds.
+    With a `group`, all its ranks call this together, each with its own shards.
 
     Args:
         folder: a checkpoint, written by any number of processes.
-        into: what this rank holds.
-        group: gloo, all of whose ranks load.
-        complete: the names of all ranks, if that is not what the group holds together.
-        optional: names that may be missing here, or be in the checkpoint although nobody wants them; such as what
-            belongs to one rank, where there are more or fewer of them now. Missing ones stay as they are.
+        into: this rank's tensors and shards.
+        group: a gloo group, all of whose ranks load.
+        complete: the names on all ranks, if the group does not hold all of them.
+        optional: whether a name may be missing on either side, such as state of a single rank when the number of ranks
+            changed. Tensors that the checkpoint lacks stay unchanged.
 
     Raises:
-        ValueError: the checkpoint has other tensors, or of other shapes; the sentence names one, on all ranks the same.
+        ValueError: the checkpoint has other tensors or shapes; the message names one and is the same on all ranks.
     """
     ranks = Ranks(group)
-    shards = {name: as_shard(held) for name, held in into.items()}
+    shards = {name: as_shard(tensor) for name, tensor in into.items()}
     metadata = ranks.first(lambda: read_metadata(folder))
     shapes = shapes_in(metadata)
     wanted = set().union(*ranks.each(lambda: set(shards))) if complete is None else complete
@@ -130,7 +130,7 @@ def read_tensors(
         here = {name: shard for name, shard in shards.items() if name in shapes}
         for name, shard in here.items():
             if shapes[name] != shard.shape:
-                raise ValueError(f"{folder} is of another model: {name} has shape {list(shapes[name])} there")
+                raise ValueError(f"{folder} belongs to another model: {name} has shape {list(shapes[name])} in it")
         read_shards(folder, metadata, here)
 
     ranks.each(read)
@@ -139,14 +139,14 @@ def read_tensors(
 def _check_names(folder: Path, found: Set[str], wanted: Set[str], optional: Callable[[str], bool]) -> None:
     for name in sorted(found ^ wanted):
         if not optional(name):
-            place = "only in the checkpoint" if name in found else "not in the checkpoint"
-            raise ValueError(f"{folder} is of another model or optimizer: {name} is {place}")
+            where = "only in the checkpoint" if name in found else "not in the checkpoint"
+            raise ValueError(f"{folder} belongs to another model or optimizer: {name} is {where}")
 
 
 def _check_all_here(folder: Path, names: Set[str]) -> None:
     if missing := sorted(name for name in names if not (folder / name).is_file()):
         raise OSError(
-            f"{folder.parent} is not the same folder for all ranks: {missing[0]}, which another rank wrote, is not here"
+            f"{folder.parent} is not the same folder for all ranks: {missing[0]}, which another rank wrote, is missing"
         )
 
 
@@ -160,7 +160,7 @@ def _digest(file: Path) -> str:
 
 
 def _manifest(file: Path) -> dict[str, tuple[int, str]]:
-    """Bytes and checksum of each file."""
+    """Size in bytes and SHA-256 of each file."""
     try:
         return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in _read_json(file).items()}
     except (KeyError, TypeError):
@@ -175,5 +175,5 @@ def _read_json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ValueError(f"{file} is damaged: it is not JSON") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{file} is damaged: it holds no JSON object")
+        raise ValueError(f"{file} is damaged: it is not a JSON object")
     return values

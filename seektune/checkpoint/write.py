@@ -1,4 +1,4 @@
-"""Writing safetensors files in a stream: memory for one tensor, whatever the size of the file."""
+"""Write safetensors files as a stream: memory for one tensor, whatever the size of the file."""
 
 import json
 import os
@@ -18,15 +18,15 @@ from seektune.checkpoint.header import header_bytes
 from seektune.checkpoint.names import Shape
 
 SHARD_BYTES = 4 * 10**9
-"""Limit that puts one layer of V4-Flash into each shard, as the release does."""
+"""Size limit that puts one layer of V4-Flash into each shard, as in the release."""
 
 LARGEST_SHARD_BYTES = 20 * 10**9
-"""A layer up to this size, such as one of V4-Pro or of V4-Flash in bf16, is not torn apart."""
+"""Layers up to this size, such as those of V4-Pro or of V4-Flash in bf16, are not split over shards."""
 
 
 @dataclass(frozen=True)
-class FilePiece:
-    """Tensors that are made together, such as a weight and its scales: what they will be, and how to get them."""
+class LazyTensors:
+    """Tensors that are loaded together, such as a weight and its scales; dtypes and shapes are known in advance."""
 
     tensors: Mapping[str, tuple[torch.dtype, Shape]]
     load: Callable[[], Mapping[str, Tensor]]
@@ -37,14 +37,14 @@ class FilePiece:
         return sum(dtype.itemsize * prod(shape) for dtype, shape in self.tensors.values())
 
 
-def split(pieces: Iterable[FilePiece], limit: int = SHARD_BYTES) -> list[list[FilePiece]]:
-    """Pieces in order as shards of at most `limit` bytes; a layer begins a new shard where it would not fit whole."""
-    shards: list[list[FilePiece]] = [[]]
+def split(items: Iterable[LazyTensors], limit: int = SHARD_BYTES) -> list[list[LazyTensors]]:
+    """Split tensors, in order, into shards of at most `limit` bytes; a layer that does not fit starts a new shard."""
+    shards: list[list[LazyTensors]] = [[]]
     filled = 0
-    for layer in _by_layer(pieces):
-        parts = [layer] if sum(piece.size for piece in layer) <= limit else [[piece] for piece in layer]
+    for layer in _by_layer(items):
+        parts = [layer] if sum(item.size for item in layer) <= limit else [[item] for item in layer]
         for part in parts:
-            size = sum(piece.size for piece in part)
+            size = sum(item.size for item in part)
             if shards[-1] and filled + size > limit:
                 shards.append([])
                 filled = 0
@@ -53,42 +53,42 @@ def split(pieces: Iterable[FilePiece], limit: int = SHARD_BYTES) -> list[list[Fi
     return shards
 
 
-def shard_limit(pieces: Iterable[FilePiece]) -> int:
-    """Bytes of a shard such that every layer has one of its own, as the releases do, if that is not too large."""
-    layers = [sum(piece.size for piece in layer) for layer in _by_layer(pieces)]
+def shard_limit(items: Iterable[LazyTensors]) -> int:
+    """Shard size that gives every layer a shard of its own, as in the release, unless layers are too large."""
+    layers = [sum(item.size for item in layer) for layer in _by_layer(items)]
     return max([SHARD_BYTES, *(size for size in layers if size <= LARGEST_SHARD_BYTES)])
 
 
 def shard_names(count: int) -> list[str]:
-    """File names of the shards, as the ecosystem numbers them."""
+    """File names of the shards, numbered as Hugging Face does."""
     if count == 1:
         return [SINGLE]
     return [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
 
 
-def file_size(pieces: Sequence[FilePiece]) -> int:
-    """Bytes of the file that `write_shard` makes."""
-    return len(_header(pieces)) + sum(piece.size for piece in pieces)
+def file_size(items: Sequence[LazyTensors]) -> int:
+    """Bytes of the file that `write_shard` writes."""
+    return len(_header(items)) + sum(item.size for item in items)
 
 
-def check_room(folder: Path, shards: Iterable[Sequence[FilePiece]]) -> None:
-    """Find out that the disk is too small before hours of work, not after.
+def check_disk_space(folder: Path, shards: Iterable[Sequence[LazyTensors]]) -> None:
+    """Check that shards fit on the disk before hours of work.
 
     Raises:
-        OSError: it is.
+        OSError: there is not enough space.
     """
     needed = sum(file_size(shard) for shard in shards)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"{folder} has {_size(free)} free, {_size(needed)} are needed")
+        raise OSError(f"not enough disk space: {folder} has {_size(free)} free, but {_size(needed)} are needed")
 
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def write_shard(file: Path, pieces: Sequence[FilePiece], written: Callable[[int], None] = lambda size: None) -> None:
-    """Write one safetensors file; it gets its name when it is complete. `written` hears of each piece's bytes.
+def write_shard(file: Path, items: Sequence[LazyTensors], written: Callable[[int], None] = lambda size: None) -> None:
+    """Write one safetensors file atomically. `written` is called with the bytes of each of the `tensors`.
 
     Raises:
         OSError: writing failed; the unfinished file is removed.
@@ -96,54 +96,52 @@ def write_shard(file: Path, pieces: Sequence[FilePiece], written: Callable[[int]
     scratch = file.with_name(f"{file.name}.partial")
     try:
         with scratch.open("wb", buffering=0) as out:
-            _write(out, _header(pieces), file)
-            for piece in pieces:
-                _write_piece(out, piece, file)
-                written(piece.size)
+            _write(out, _header(items), file)
+            for item in items:
+                _write_item(out, item, file)
+                written(item.size)
             os.fsync(out.fileno())
         os.replace(scratch, file)
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def write_index(folder: Path, shards: Sequence[Sequence[FilePiece]]) -> None:
-    """Write the index of a folder of several shards; a single file needs none."""
+def write_index(folder: Path, shards: Sequence[Sequence[LazyTensors]]) -> None:
+    """Write the index of a folder with several shards; a single file needs none."""
     if len(shards) == 1:
         return
     names = shard_names(len(shards))
-    placed = {
-        name: file for file, shard in zip(names, shards, strict=True) for piece in shard for name in piece.tensors
-    }
-    index = {"metadata": {"total_size": sum(piece.size for shard in shards for piece in shard)}, "weight_map": placed}
+    placed = {name: file for file, shard in zip(names, shards, strict=True) for item in shard for name in item.tensors}
+    index = {"metadata": {"total_size": sum(item.size for shard in shards for item in shard)}, "weight_map": placed}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _by_layer(pieces: Iterable[FilePiece]) -> Iterator[list[FilePiece]]:
-    """Neighbouring pieces of one layer (`layers.N` or `mtp.N`), of the embedding, or of all that is around the head."""
-    for _, layer in groupby(pieces, key=_layer):
+def _by_layer(items: Iterable[LazyTensors]) -> Iterator[list[LazyTensors]]:
+    """Adjacent tensors of one layer (`layers.N` or `mtp.N`), of the embedding, or of the head, its norm and hc_head."""
+    for _, layer in groupby(items, key=_layer):
         yield list(layer)
 
 
-def _layer(piece: FilePiece) -> tuple[str, ...]:
-    parts = next(iter(piece.tensors)).split(".")
+def _layer(item: LazyTensors) -> tuple[str, ...]:
+    parts = next(iter(item.tensors)).split(".")
     if parts[0] in ("layers", "mtp"):
         return tuple(parts[:2])
     return ("embed",) if parts[0] == "embed" else ("head",)
 
 
-def _header(pieces: Sequence[FilePiece]) -> bytes:
-    return header_bytes({name: kind for piece in pieces for name, kind in piece.tensors.items()})
+def _header(items: Sequence[LazyTensors]) -> bytes:
+    return header_bytes({name: kind for item in items for name, kind in item.tensors.items()})
 
 
-def _write_piece(out: FileIO, piece: FilePiece, file: Path) -> None:
-    # in a function of its own, so that no piece outlives its writing
-    tensors = piece.load()
-    for name, (dtype, shape) in piece.tensors.items():
+def _write_item(out: FileIO, item: LazyTensors, file: Path) -> None:
+    # a function of its own, so that the tensors are freed once they are written
+    tensors = item.load()
+    for name, (dtype, shape) in item.tensors.items():
         _write(out, _bytes(tensors[name], dtype, shape), file)
 
 
 def _write(out: FileIO, data: bytes | memoryview, file: Path) -> None:
-    """Write all of it: the system takes at most 2 GB at once, and less where the disk is full."""
+    """Write all of `data`: one system call takes at most 2 GB, and less if the disk is full."""
     try:
         while data:
             data = data[out.write(data) :]

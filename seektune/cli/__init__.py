@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from seektune.cli import checkpoints, evaluate, generate, launch, plan, serve, train
+from seektune.cli import checkpoints, evaluate, generate, init, launch, plan, serve, train
 from seektune.cli.data import data_app
 from seektune.cli.errors import complain, explain, stop_writing
 from seektune.cli.options import HELP, OPEN_ENDED, Version
@@ -65,6 +65,7 @@ def _lobby(context: typer.Context, version: Version = False) -> None:
         typer.echo(context.get_help())
 
 
+app.command("init", help=init.INIT_HELP, short_help="Copy a shipped recipe into a folder, or list them.")(init.init)
 app.command("train", help=train.TRAIN_HELP, short_help="Train as a recipe says.", context_settings=OPEN_ENDED)(
     train.train
 )

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from seektune.data.packing import Example, collate, singly
-from seektune.model.transformer import TokenScores
+from seektune.model.head import TokenScores
 from seektune.sequence import IGNORE_INDEX, Batch
 
 Progress = Callable[[int, int], None]

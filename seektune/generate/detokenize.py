@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from seektune.data.tokenizer import Tokenizer
+from seektune.generate.decodable import DecodableModel
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Drafts, Request, Token
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def pieces(decoding: DecodeEngine, requests: Sequence[Request], tokenizer: Token
 
 
 def answer_all(
-    model: DeepseekV4ForCausalLM,
+    model: DecodableModel,
     tokenizer: Tokenizer,
     requests: Sequence[Request],
     rows: int = 8,

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from seektune.generate.decodable import DecodableModel
 from seektune.generate.prefill import Prefill, padded
 from seektune.generate.request import Drafts, Request, Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 CHUNK = 4096
 """Tokens of all rows together that one forward of a prefill reads."""
@@ -26,7 +26,7 @@ class DecodeEngine:
 
     def __init__(
         self,
-        model: DeepseekV4ForCausalLM,
+        model: DecodableModel,
         requests: Sequence[Request] = (),
         speculative: bool = False,
         longest: int | None = None,
@@ -43,7 +43,7 @@ class DecodeEngine:
         Raises:
             ValueError: a request cannot be met, or the model has no MTP block to speculate with.
         """
-        if speculative and not model.mtp:
+        if speculative and model.config.num_nextn_predict_layers == 0:
             raise ValueError("speculative decoding needs an MTP block; this model has none")
         self.drafts = Drafts()
         self._model = model

@@ -6,33 +6,38 @@ Shapes: B rows, T tokens, N new tokens.
 import torch
 from torch import Tensor
 
+from seektune.generate.decodable import DecodableModel
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
 from seektune.generate.sampling import Sampling
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 
-def continued(
-    model: DeepseekV4ForCausalLM,
+def generate_ids(
+    model: DecodableModel,
     ids_BT: Tensor,
     max_new_tokens: int,
-    sampling: Sampling,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     speculative: bool = False,
 ) -> Tensor:
     """Rows with up to `max_new_tokens` more, `[B, T + N]`; a row ends with EOS, and shorter ones are filled with it.
 
     Args:
-        model: that speaks.
+        model: to sample from.
         ids_BT: rows without padding.
         max_new_tokens: most of a row.
-        sampling: how tokens are drawn.
+        temperature, top_k, top_p, min_p, repetition_penalty: as of `Sampling`.
         seed: of the first row; each further row has the next one.
-        speculative: let the MTP block guess ahead.
+        speculative: let the MTP block draft tokens.
 
     Raises:
-        ValueError: `max_new_tokens` is not positive, or the model has no MTP block.
+        ValueError: a number is outside its range, or the model has no MTP block.
     """
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     eos = model.config.eos_token_id
     requests = [
         Request(row, max_new_tokens, sampling, frozenset({eos}), seed=seed + i) for i, row in enumerate(ids_BT.tolist())

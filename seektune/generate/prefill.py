@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seektune.generate.decodable import DecodableModel
 from seektune.generate.running_batch import RunningBatch, RunningSequence
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 
 class Prefill:
@@ -17,7 +17,7 @@ class Prefill:
 
     def __init__(
         self,
-        model: DeepseekV4ForCausalLM,
+        model: DecodableModel,
         rows: list[RunningSequence],
         longest: int,
         grows: bool,
@@ -72,8 +72,8 @@ class Prefill:
         return RunningBatch(self.rows, cache, ahead), torch.stack([self._last[i] for i in places]).unsqueeze(1)
 
 
-def padded(rows: Sequence[Sequence[int]], model: DeepseekV4ForCausalLM) -> tuple[Tensor, list[int]]:
+def padded(rows: Sequence[Sequence[int]], model: DecodableModel) -> tuple[Tensor, list[int]]:
     """Ids `[B, T]` with zeros after shorter rows, and how long each is."""
     counts = [len(row) for row in rows]
     ids = [[*row, *[0] * (max(counts) - len(row))] for row in rows]
-    return torch.tensor(ids, dtype=torch.int64, device=model.embed.weight.device), counts
+    return torch.tensor(ids, dtype=torch.int64, device=model.device), counts

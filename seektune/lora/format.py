@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from seektune.checkpoint.atomic_dir import complete_folder
-from seektune.checkpoint.write import FilePiece, write_shard
+from seektune.checkpoint.write import LazyTensors, write_shard
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft import PeftModule, as_peft, as_released, config_of, tensors_of
 
@@ -127,7 +127,7 @@ def trained_for(folder: Path) -> str | None:
 
 def _write(file: Path, modules: list[PeftModule]) -> None:
     tensors = tensors_of(modules)
-    write_shard(file, [FilePiece({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, lambda: tensors)])
+    write_shard(file, [LazyTensors({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, lambda: tensors)])
 
 
 def _refuse_other(folder: Path) -> None:

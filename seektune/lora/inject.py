@@ -11,7 +11,7 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from seektune.checkpoint.formats import PLAIN, QUANTISED, format_named
+from seektune.checkpoint.formats import PLAIN, QUANTIZED, format_named
 from seektune.checkpoint.stored import encode_changed
 from seektune.kernels import Rounding
 from seektune.lora.config import LoraConfig
@@ -29,7 +29,7 @@ from seektune.lora.layers import (
 from seektune.lora.targets import adaptable, targeted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.linear import Head
+from seektune.model.head import Head
 from seektune.model.moe import Experts
 from seektune.model.quantized import (
     MATRICES,
@@ -149,7 +149,7 @@ def _plain_only(name: str, shape: AdapterShape) -> None:
 def rounding_of(released: str, format: str) -> Rounding:
     """How a format rounds the weight of that released name: into its bytes and back."""
     kind = format_named(format).kind(released)
-    if kind not in QUANTISED:
+    if kind not in QUANTIZED:
         return lambda values: values.to(PLAIN[kind]).float()
     return lambda values: encode_changed(values, kind).values()
 

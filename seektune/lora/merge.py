@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.atomic_dir import complete_folder
-from seektune.checkpoint.convert import copy_companions, final_place, read_config
-from seektune.checkpoint.export import Kinds, Tally
+from seektune.checkpoint.convert import copy_companions, read_config, resolve_destination
+from seektune.checkpoint.export import ExportReport, ExportTarget
 from seektune.checkpoint.formats import EXPERTS, LINEARS, format_named
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.save import write_checkpoint
@@ -152,13 +152,13 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
     changes, _ = read_adapter(adapter)
     check_weight(changes.values(), weight, adapter)
     source = FolderSource(base)
-    final = final_place(base, destination)
+    final = resolve_destination(base, destination)
     touched = _touched(source, changes, adapter)
     target = _target(source, to, touched)
     merged = _Merged(source, changes, weight, target.kind)
     if not force and (weight != 1.0 or trained_for(adapter) not in (to, MIXED.get(to, to))):
         _refuse_useless(merged, touched, to)
-    tally = Tally()
+    tally = ExportReport()
     config = target.config(read_config(base))
     with complete_folder(final) as scratch:
         write_checkpoint(scratch, config, merged, target, tally)
@@ -221,7 +221,7 @@ def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Pa
     return touched
 
 
-def _target(source: FolderSource, to: str, touched: Sequence[str]) -> Kinds:
+def _target(source: FolderSource, to: str, touched: Sequence[str]) -> ExportTarget:
     if to in MIXED:
         return _Mixed(source, frozenset(touched), MIXED[to])
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint import Shard, as_shard
-from seektune.checkpoint.formats import QUANTISED
+from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.lowbit import as_parameters, lowbit_kind, lowbit_names
 from seektune.checkpoint.shard import Box
 from seektune.checkpoint.stored import Stored, encode
@@ -86,10 +86,10 @@ def _fill(name: str, shard: Shard, draw: Draw) -> None:
 
 
 def _fill_packed(name: str, weight: Shard, scale: Shard, draw: Draw) -> None:
-    """What a plain weight of that name would get, quantised as a whole, of which the pieces here are kept."""
+    """What a plain weight of that name would get, quantized as a whole, of which the pieces here are kept."""
     kind = lowbit_kind(weight.tensor, scale.tensor)
     *rows, columns = weight.shape
-    shape = rows[-1], columns * QUANTISED[kind].packing
+    shape = rows[-1], columns * QUANTIZED[kind].packing
     if len(weight.shape) == 2:
         _keep(draw(name, name, torch.empty(shape)), kind, [(weight.tensor, weight.box), (scale.tensor, scale.box)])
         return

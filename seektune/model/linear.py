@@ -35,11 +35,3 @@ class WideLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """fp32 in, fp32 out."""
         return linear(upcast(x), upcast(self.weight))
-
-
-class Head(Linear):
-    """The output head: logits and loss take its weight, so that logits of a whole row need not exist."""
-
-    def values(self) -> Tensor:
-        """The weight `[V, D]`."""
-        return self.weight

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from seektune.model.gate import RoutingLedger
-from seektune.model.transformer import Losses
+from seektune.model.head import Losses
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seektune.checkpoint.load import check_names
 from seektune.checkpoint.lowbit import lowbit_names
-from seektune.checkpoint.mmap import MmapFolder, Pager, Region
+from seektune.checkpoint.mmap import MmapFolder, PagePrefetcher, Region
 from seektune.checkpoint.names import slots
 from seektune.model.quantized import QuantizedLinear, QuantizedMatrix, QuantizedWeight
 
@@ -44,7 +44,7 @@ def stream_from_disk(model: nn.Module, folder: Path, blocks: list[nn.Module], ah
         held[index] = files.regions(
             each for name, module in quantized.items() if module in inside for each in names[name]
         )
-    _watch(blocks, held, Pager(ahead))
+    _watch(blocks, held, PagePrefetcher(ahead))
 
 
 def _released(name: str, module: QuantizedWeight) -> list[str]:
@@ -81,14 +81,14 @@ def _put(model: nn.Module, name: str, values: Tensor) -> None:
         module.register_buffer(leaf, values)
 
 
-def _watch(blocks: list[nn.Module], held: list[list[Region]], pager: Pager) -> None:
+def _watch(blocks: list[nn.Module], held: list[list[Region]], pager: PagePrefetcher) -> None:
     """Have each block's pages fetched while its neighbour works, and given back when the next begins."""
 
     def entering(index: int, step: int) -> None:
         if 0 <= index - step < len(blocks):
             pager.release(held[index - step])
         if 0 <= index + step < len(blocks):
-            pager.fetch(held[index + step])
+            pager.prefetch(held[index + step])
 
     def leaving(place: int, streams: Tensor) -> None:
         # the gradient of a block's output is there just before its backward begins

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from seektune.checkpoint.formats import QUANTISED
+from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.lowbit import as_parameters, from_parameters
 from seektune.checkpoint.stored import Stored, encode
 from seektune.kernels import (
@@ -146,28 +146,28 @@ class QuantizedExperts(nn.Module):
 def quantize_modules(model: nn.Module, kind_of: KindOf) -> None:
     """Give every matrix that `kind_of` says is FP4 or FP8 a frozen module that keeps it so.
 
-    A module on the meta device gets room for the bytes; another's values are quantised.
+    A module on the meta device gets room for the bytes; another's values are quantized.
 
     Raises:
         ValueError: the experts of a layer are not all of one kind, or a value is not finite.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and kind_of(f"{name}.weight") in QUANTISED:
+        if isinstance(module, nn.Linear) and kind_of(f"{name}.weight") in QUANTIZED:
             weight, scale = quantize_weight(module.weight, kind_of(f"{name}.weight"))
             replace(model, name, as_quantized_linear(module, weight, scale))
         elif isinstance(module, Experts):
             kinds = {matrix: _kind_of_experts(name, matrix, len(module.w1), kind_of) for matrix in MATRICES}
-            if any(kind in QUANTISED for kind in kinds.values()):
+            if any(kind in QUANTIZED for kind in kinds.values()):
                 replace(model, name, as_quantized_experts(module, kinds))
 
 
 def quantize_weight(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Weight and scales of that kind, as parameters: quantised, or only room for them on the meta device.
+    """Weight and scales of that kind, as parameters: quantized, or only room for them on the meta device.
 
     Raises:
         ValueError: the kind cannot hold such a shape, or a value is not finite.
     """
-    if not QUANTISED[kind].fits(tuple(weight.shape)):
+    if not QUANTIZED[kind].fits(tuple(weight.shape)):
         raise ValueError(
             f"a weight of shape {list(weight.shape)} cannot be stored as {kind}, so it cannot be quantized"
         )
@@ -197,7 +197,7 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _quantized_matrix(weight_EOI: Tensor, kind: str) -> QuantizedMatrix:
-    if kind not in QUANTISED:
+    if kind not in QUANTIZED:
         return QuantizedMatrix(weight_EOI.detach(), None)
     if weight_EOI.is_meta:
         weight, scale = quantize_weight(weight_EOI[0], kind)

@@ -1,56 +1,59 @@
-"""A run of consecutive blocks with what stands before the first and after the last: the whole model, or a stage of it.
+"""The forward pass of the whole model or of a pipeline stage of it: embedding, blocks, MTP block, head and losses.
 
-Shapes: B rows, T tokens, S streams, D width, V vocabulary, N taught tokens.
+`backbone` and `read_out` are the only places where tokens become hidden states; what is made of those (logits, losses,
+scores) is the caller's choice.
+Shapes: B rows, T tokens, S streams, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import linear, linear_cross_entropy, upcast
 from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, RoutingLedger
+from seektune.model.head import (
+    Head,
+    HiddenStates,
+    Losses,
+    Taught,
+    TokenScores,
+    token_logits,
+    token_losses,
+    token_scores,
+)
 from seektune.model.hyper import HyperHead
-from seektune.model.linear import Head
 from seektune.model.mtp import MTPBlock
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import numerics as named_numerics
-from seektune.sequence import IGNORE_INDEX, SequenceLayout
-
-CHUNK = 1024
-"""Tokens whose logits exist at one time in an exam."""
+from seektune.sequence import SequenceLayout, following
 
 
 @dataclass(frozen=True)
-class Taught:
-    """What a row teaches: labels of all its tokens, unshifted, -100 for none; and what the losses are divided by."""
+class TokenRows:
+    """Token ids of whole rows, int64, and the layout of those of their tokens that are on this device."""
 
-    labels_BT: Tensor
-    divisor: Tensor | int
+    ids_BT: Tensor
+    layout: SequenceLayout
 
+    def tokens(self) -> Tensor:
+        """Ids of the tokens here."""
+        return self.layout.mine(self.ids_BT)
 
-@dataclass(frozen=True)
-class Losses:
-    """Cross-entropies over the divisor of `Taught`."""
-
-    loss: Tensor
-    """Of the tokens here, each predicting the next."""
-    mtp: Tensor | None
-    """Of the MTP block, each predicting the one after that; None where it did not run."""
+    def next_tokens(self) -> Tensor:
+        """Ids of the tokens after those here; 0 after a row's last."""
+        return self.layout.mine(following(self.ids_BT))
 
 
 @dataclass(frozen=True)
-class TokenScores:
-    """How likely a model finds the taught tokens of rows; each stands where it is predicted."""
+class Activations:
+    """What one part of the model passes on to the next."""
 
-    losses_BT: Tensor
-    """Negative log-likelihood in nats, fp32; 0 where nothing is taught."""
-    first_BT: Tensor
-    """Whether it is the model's first choice, bool."""
+    streams_BTSD: Tensor
+    next_embedding_BTD: Tensor | None = None
+    """Embedding of the token after each, which the MTP block reads; None where that does not run."""
 
 
 class Blocks(nn.Module):
@@ -117,19 +120,40 @@ class TransformerPart(nn.Module):
         """Whether a module here carries low-rank adapters, whose parameters are named `MODULE.lora.ADAPTER.A`."""
         return any(".lora." in f".{name}" for name, _ in self.named_parameters())
 
-    def enter(self, tokens_BT: Tensor) -> Tensor:
-        """`hc_mult` equal copies of the embedding, `[B, T, S, D]`."""
-        return self.embed(tokens_BT).unsqueeze(-2).repeat(1, 1, self.config.hc_mult, 1)
+    def backbone(
+        self,
+        rows: TokenRows,
+        mtp: bool = False,
+        ledger: RoutingLedger | None = None,
+        received: Activations | None = None,
+    ) -> Activations:
+        """The streams after the blocks here.
 
-    def run(self, streams: Tensor, tokens_BT: Tensor, layout: SequenceLayout, ledger: RoutingLedger | None) -> Tensor:
-        """Streams `[B, T, S, D]` through the blocks of the backbone that are here."""
+        Args:
+            rows: the tokens.
+            mtp: whether the MTP block will run, at the end of this part or a later one.
+            ledger: receives what the gates did.
+            received: what the part before passed on; None for the first part, which starts from the embedding.
+        """
+        x = self._embedded(rows, mtp) if received is None else received
+        streams = x.streams_BTSD
+        tokens = rows.tokens()
         for block in self.layers:
-            streams = block(streams, tokens_BT, layout, ledger)
-        return streams
+            streams = block(streams, tokens, rows.layout, ledger)
+        return replace(x, streams_BTSD=streams)
 
-    def hidden(self, streams: Tensor) -> Tensor:
-        """What the head reads, `[B, T, D]`."""
-        return self.norm(self.hc_head(streams))
+    def read_out(self, x: Activations, rows: TokenRows, ledger: RoutingLedger | None = None) -> HiddenStates:
+        """The hidden states at the end of the last part; the MTP block runs if it was passed what it reads."""
+        main = self.hidden(x.streams_BTSD)
+        if x.next_embedding_BTD is None:
+            return HiddenStates(main, None)
+        following_tokens = rows.next_tokens()
+        ahead = self.look_ahead(x.streams_BTSD, x.next_embedding_BTD, following_tokens, rows.layout, ledger)
+        return HiddenStates(main, ahead)
+
+    def hidden(self, streams_BTSD: Tensor) -> Tensor:
+        """What the head reads of the backbone, `[B, T, D]`."""
+        return self.norm(self.hc_head(streams_BTSD))
 
     def look_ahead(
         self,
@@ -137,19 +161,18 @@ class TransformerPart(nn.Module):
         next_embedding_BTD: Tensor,
         next_tokens_BT: Tensor,
         layout: SequenceLayout,
-        ledger: RoutingLedger | None,
+        ledger: RoutingLedger | None = None,
     ) -> Tensor:
         """What the head reads of the MTP block, `[B, T, D]`; row t has seen token t + 1."""
         return self.mtp[0](streams, next_embedding_BTD, next_tokens_BT, layout.followed(), ledger)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """fp32 `[B, T, V]`."""
-        return linear(upcast(hidden_BTD), upcast(self.head.values()))
+        return token_logits(hidden_BTD, self.head.values())
 
-    def losses(self, hidden_BTD: Tensor, ahead_BTD: Tensor | None, layout: SequenceLayout, taught: Taught) -> Losses:
-        """Cross-entropies of what was read, in chunks of tokens: whole logits never exist."""
-        loss = self._loss(hidden_BTD, layout, taught, steps=1)
-        return Losses(loss, None if ahead_BTD is None else self._loss(ahead_BTD, layout, taught, steps=2))
+    def losses(self, hidden: HiddenStates, layout: SequenceLayout, taught: Taught) -> Losses:
+        """Cross-entropies of the taught tokens."""
+        return token_losses(hidden, layout, taught, self.head.values())
 
     @torch.no_grad()
     def scores_of(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> TokenScores:
@@ -157,20 +180,11 @@ class TransformerPart(nn.Module):
         return self.scores_at(hidden_BTD, layout.targets(labels_BT, steps=1))
 
     @torch.no_grad()
-    def scores_at(self, hidden_BTD: Tensor, targets: Tensor) -> TokenScores:
+    def scores_at(self, hidden_BTD: Tensor, targets_BT: Tensor) -> TokenScores:
         """How likely the target of each token here is, `[B, T]`, -100 for none."""
-        taught = targets != IGNORE_INDEX
-        losses_BT = torch.zeros(targets.shape, device=targets.device)
-        first_BT = torch.zeros_like(taught)
-        losses = []
-        first = []
-        for x, y in zip(hidden_BTD[taught].split(CHUNK), targets[taught].split(CHUNK), strict=True):
-            logits = self.logits(x)
-            losses.append(F.cross_entropy(logits, y, reduction="none").float())
-            first.append(logits.argmax(-1) == y)
-        losses_BT[taught], first_BT[taught] = torch.cat(losses), torch.cat(first)
-        return TokenScores(losses_BT, first_BT)
+        return token_scores(hidden_BTD, targets_BT, self.head.values())
 
-    def _loss(self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, steps: int) -> Tensor:
-        hidden_ND, targets_N = layout.taught(hidden_BTD, layout.targets(taught.labels_BT, steps))
-        return linear_cross_entropy(hidden_ND, self.head.values(), targets_N) / taught.divisor
+    def _embedded(self, rows: TokenRows, mtp: bool) -> Activations:
+        """`hc_mult` equal copies of each token's embedding `[B, T, S, D]`; with `mtp` that of the next token too."""
+        streams = self.embed(rows.tokens()).unsqueeze(-2).repeat(1, 1, self.config.hc_mult, 1)
+        return Activations(streams, self.embed(rows.next_tokens()) if mtp else None)

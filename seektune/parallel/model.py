@@ -15,8 +15,9 @@ from seektune.lora.inject import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, check_tables
+from seektune.model.head import TokenScores
 from seektune.model.objective import Objective
-from seektune.model.transformer import TokenScores, TransformerPart
+from seektune.model.transformer import TransformerPart
 from seektune.parallel.fsdp import give_back, show_idle
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.pipeline import Phase, Runner, SequentialRunner

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.gate import RoutingLedger
+from seektune.model.head import Losses, Taught
 from seektune.model.objective import LossParts, Objective
-from seektune.model.transformer import Losses, Taught, TransformerPart
-from seektune.sequence import SequenceLayout, following
+from seektune.model.transformer import Activations, TokenRows, TransformerPart
 
 
 @dataclass(frozen=True)
@@ -64,34 +64,19 @@ class Stage(TransformerPart):
             labels: of whole rows, unshifted.
             task: what is asked; a forward pass adds what it found.
         """
-        layout = self.sequence(documents)
+        rows = TokenRows(tokens, self.sequence(documents))
         objective = task.objective
-        here = layout.mine(tokens)
         ledger = None if objective is None else objective.ledger()
         mtp = objective is not None and objective.mtp
-        streams, ahead = self._open(x, here, tokens, layout, mtp)
-        streams = self.run(streams, here, layout, ledger)
+        activations = self.backbone(rows, mtp, ledger, None if self.is_first else _unpack(x, mtp))
         if not self.is_last:
-            streams = streams if ahead is None else torch.cat([streams, ahead.unsqueeze(2)], dim=2)
-            if torch.is_grad_enabled() and not streams.requires_grad:
-                # the schedules go back from every stage's output, also where all before it is frozen
-                streams = streams.detach().requires_grad_()
-            return self._note(task, streams, None, ledger)
-        hidden = self.hidden(streams)
+            return self._note(task, _pack(activations), None, ledger)
+        hidden = self.read_out(activations, rows, ledger)
         if objective is None:
-            scores = self.scores_of(hidden, layout, labels)
+            scores = self.scores_of(hidden.main_BTD, rows.layout, labels)
             return torch.stack([scores.losses_BT, scores.first_BT.float()], dim=-1)
-        after = layout.mine(following(tokens))
-        seen = None if ahead is None else self.look_ahead(streams, ahead, after, layout, ledger)
-        return self._note(task, streams, self.losses(hidden, seen, layout, Taught(labels, objective.taught)), ledger)
-
-    def _open(
-        self, x: Tensor, here_BL: Tensor, tokens_BT: Tensor, layout: SequenceLayout, mtp: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """The streams, and the next token's embedding where the MTP block will need it."""
-        if self.is_first:
-            return self.enter(here_BL), self.embed(layout.mine(following(tokens_BT))) if mtp else None
-        return (x[:, :, :-1], x[:, :, -1]) if mtp else (x, None)
+        losses = self.losses(hidden, rows.layout, Taught(labels, objective.taught))
+        return self._note(task, activations.streams_BTSD, losses, ledger)
 
     def _note(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
         """Add to what was found; the stage's output, from which backward reaches the losses of its own layers too."""
@@ -104,6 +89,22 @@ class Stage(TransformerPart):
         if losses is not None:
             return total
         return _WithLoss.apply(streams, total) if objective.balance_weight > 0 else streams
+
+
+def _pack(x: Activations) -> Tensor:
+    """As one tensor, which is what a pipeline sends: the next token's embedding as one more stream."""
+    streams = x.streams_BTSD
+    if x.next_embedding_BTD is not None:
+        streams = torch.cat([streams, x.next_embedding_BTD.unsqueeze(2)], dim=2)
+    if torch.is_grad_enabled() and not streams.requires_grad:
+        # the schedules go back from every stage's output, also where all before it is frozen
+        streams = streams.detach().requires_grad_()
+    return streams
+
+
+def _unpack(x: Tensor, mtp: bool) -> Activations:
+    """The inverse of `_pack`."""
+    return Activations(x[:, :, :-1], x[:, :, -1]) if mtp else Activations(x)
 
 
 class _WithLoss(torch.autograd.Function):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seektune.checkpoint import MANIFEST, check_train_state, read_facts, sweep
+from seektune.checkpoint import MANIFEST, check_train_state, clean_up_partial, read_facts
 from seektune.io.files import read_lines
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
@@ -55,7 +55,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
         )
     if (folder / REPORT).exists() and (folder / product_of(recipe)).exists() and _last_step(folder) == recipe.steps:
         return RunStart(finished=True)
-    sweep(folder / CHECKPOINTS)
+    clean_up_partial(folder / CHECKPOINTS)
     checkpoints = complete_checkpoints(folder / CHECKPOINTS)
     if not checkpoints:
         say(f"{folder} holds a run without a checkpoint: it starts anew")

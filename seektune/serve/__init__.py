@@ -1,1 +1,1 @@
-"""A model behind OpenAI's API, for trying it out: requests that are decoded together, and a page to chat on."""
+"""An OpenAI-compatible server to try a model out: requests are decoded together, and `/` is a chat page."""

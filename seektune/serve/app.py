@@ -1,4 +1,4 @@
-"""The application: routes of OpenAI's API, the page at `/`, and errors in the API's form."""
+"""The FastAPI application: OpenAI's routes, the chat page at `/`, and errors in OpenAI's form."""
 
 import asyncio
 import json
@@ -20,35 +20,35 @@ from seektune.data.tokenizer import Tokenizer
 from seektune.generate.detokenize import TextDelta
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.serve.errors import ApiError
-from seektune.serve.job_stream import ClientLeftError, JobStream, unless_gone
+from seektune.serve.job_stream import ClientDisconnectedError, JobStream, cancel_on_disconnect
 from seektune.serve.limits import Limits
 from seektune.serve.middleware import LimitsMiddleware
-from seektune.serve.request_builder import GenerationOrder, RequestBuilder
+from seektune.serve.request_builder import PreparedRequest, RequestBuilder
 from seektune.serve.responses import ChatResponse, CompletionResponse, Envelope, ResponseWriter
 from seektune.serve.scheduler import Scheduler
 from seektune.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
 
 PAGE = Path(__file__).with_name("page.html")
-SAFETY = {
+PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-"""Headers of the page: it can load nothing from elsewhere."""
-READERS = 2
-"""Prompts that are turned into ids at a time: long ones take memory."""
+"""The page may not load anything from another host."""
+TOKENIZING = 2
+"""Prompts tokenized at the same time; long ones take memory."""
 DONE = "data: [DONE]\n\n"
-CLIENT_LEFT = 499
-READ = ["GET", "HEAD"]
-"""Methods of what is only read; the server sends no body after HEAD."""
+CLIENT_CLOSED_REQUEST = 499
+READ_METHODS = ["GET", "HEAD"]
+"""The server sends no body in reply to HEAD."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a server offers."""
+    """The models that a server offers, and its settings."""
 
     models: Mapping[str, DeepseekV4ForCausalLM]
-    """By the names that clients choose; the first is the default."""
+    """By the names that clients use; the first is the default."""
     tokenizer: Tokenizer
     limits: Limits = field(default_factory=Limits)
     key: str | None = None
@@ -57,41 +57,41 @@ class Served:
 
 
 class Api:
-    """Where requests are taken and answers given out."""
+    """The handlers of the API's routes."""
 
-    def __init__(self, served: Served, worker: Scheduler):
+    def __init__(self, served: Served, scheduler: Scheduler):
         model = next(iter(served.models.values()))
         self.served = served
-        self.worker = worker
+        self.scheduler = scheduler
         self.started = int(time.time())
-        self._clerk = RequestBuilder(served.tokenizer, model.config.vocab_size, served.limits, served.thinking)
-        self._reading = asyncio.Semaphore(READERS)
+        self._builder = RequestBuilder(served.tokenizer, model.config.vocab_size, served.limits, served.thinking)
+        self._tokenizing = asyncio.Semaphore(TOKENIZING)
 
-    async def chat(self, asked: ChatRequest, http: Request) -> Response:
+    async def chat(self, body: ChatRequest, http: Request) -> Response:
         """`/v1/chat/completions`."""
-        order = await self._read(lambda: self._clerk.chat(asked), http)
-        reply = ChatResponse(order, self.served.tokenizer, bool(asked.logprobs))
-        return await self._answer(asked, order, reply, "chat.completion", http)
+        prepared = await self._prepare(lambda: self._builder.chat(body), http)
+        writer = ChatResponse(prepared, self.served.tokenizer, bool(body.logprobs))
+        return await self._respond(body, prepared, writer, "chat.completion", http)
 
-    async def complete(self, asked: CompletionRequest, http: Request) -> Response:
+    async def complete(self, body: CompletionRequest, http: Request) -> Response:
         """`/v1/completions`."""
-        order = await self._read(lambda: self._clerk.completion(asked), http)
-        reply = CompletionResponse(order, self.served.tokenizer, asked.logprobs is not None)
-        return await self._answer(asked, order, reply, "text_completion", http)
+        prepared = await self._prepare(lambda: self._builder.completion(body), http)
+        writer = CompletionResponse(prepared, self.served.tokenizer, body.logprobs is not None)
+        return await self._respond(body, prepared, writer, "text_completion", http)
 
-    def model_named(self, name: str | None) -> str:
-        """A model's name, checked.
+    def resolve_model(self, name: str | None) -> str:
+        """The model that a request names, or the default for None.
 
         Raises:
             ApiError: there is no such model.
         """
         names = list(self.served.models)
         if name is not None and name not in names:
-            raise ApiError(404, f"no model {name!r} here; there is {' and '.join(names)}", "model", "model_not_found")
+            raise ApiError(404, f"model {name!r} not found; available: {', '.join(names)}", "model", "model_not_found")
         return names[0] if name is None else name
 
-    def card(self, name: str) -> dict[str, Any]:
-        """A model as `/v1/models` shows it."""
+    def model_entry(self, name: str) -> dict[str, Any]:
+        """A model as `/v1/models` lists it."""
         base = next(iter(self.served.models))
         return {
             "id": name,
@@ -102,151 +102,152 @@ class Api:
             "parent": None if name == base else base,
         }
 
-    async def _read(self, work: Callable[[], GenerationOrder], http: Request) -> GenerationOrder:
-        async def read() -> GenerationOrder:
-            async with self._reading:
-                return await run_in_threadpool(work)
+    async def _prepare(self, build: Callable[[], PreparedRequest], http: Request) -> PreparedRequest:
+        async def tokenize() -> PreparedRequest:
+            async with self._tokenizing:
+                return await run_in_threadpool(build)
 
-        return await unless_gone(http.receive, read())
+        return await cancel_on_disconnect(http.receive, tokenize())
 
-    async def _answer(
-        self, asked: GenerationRequest, order: GenerationOrder, reply: ResponseWriter, kind: str, http: Request
+    async def _respond(
+        self, body: GenerationRequest, prepared: PreparedRequest, writer: ResponseWriter, kind: str, http: Request
     ) -> Response:
-        envelope = Envelope(kind, self.model_named(asked.model), order.prompt_tokens)
-        call = JobStream(self.worker, envelope.model, order.requests, self.served.limits.request_timeout)
-        pieces = call.pieces()
+        envelope = Envelope(kind, self.resolve_model(body.model), prepared.prompt_tokens)
+        timeout = self.served.limits.request_timeout
+        stream = JobStream(self.scheduler, envelope.model, prepared.requests, timeout)
+        deltas = stream.deltas()
         try:
-            if not asked.stream:
-                await unless_gone(http.receive, _hear_all(pieces, reply, envelope))
-                return JSONResponse(envelope.body(reply.choices(), chunk=False))
-            # who waits in vain gets a status, not the beginning of a stream
-            first = await unless_gone(http.receive, anext(pieces))
+            if not body.stream:
+                await cancel_on_disconnect(http.receive, _collect(deltas, writer, envelope))
+                return JSONResponse(envelope.body(writer.choices(), chunk=False))
+            # wait for the first token: until then an error can still be an HTTP status
+            first = await cancel_on_disconnect(http.receive, anext(deltas))
         except BaseException:
-            call.leave()
+            stream.close()
             raise
-        return _Stream(call, _lines(first, pieces, reply, envelope, asked.wants_usage))
+        return _EventStream(stream, _events(first, deltas, writer, envelope, body.wants_usage))
 
 
-class _Stream(StreamingResponse):
-    """Server-sent events; however it ends, even before it begins, nothing grows on for nobody."""
+class _EventStream(StreamingResponse):
+    """Server-sent events; the job is cancelled however the response ends, even before it begins."""
 
-    def __init__(self, call: JobStream, lines: AsyncIterator[str]):
-        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        self._call = call
+    def __init__(self, stream: JobStream, events: AsyncIterator[str]):
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._call.leave()
+            self._stream.close()
 
 
-async def _hear_all(pieces: AsyncIterator[TextDelta], reply: ResponseWriter, envelope: Envelope) -> None:
-    async for piece in pieces:
+async def _collect(deltas: AsyncIterator[TextDelta], writer: ResponseWriter, envelope: Envelope) -> None:
+    async for delta in deltas:
         envelope.tokens += 1
-        reply.hear(piece)
+        writer.add(delta)
 
 
-async def _lines(
-    first: TextDelta, others: AsyncIterator[TextDelta], reply: ResponseWriter, envelope: Envelope, usage: bool
+async def _events(
+    first: TextDelta, others: AsyncIterator[TextDelta], writer: ResponseWriter, envelope: Envelope, usage: bool
 ) -> AsyncIterator[str]:
-    """Events of a stream."""
+    """The events of a stream."""
 
-    def told(choices: list[dict[str, Any]], **more: object) -> str:
+    def event(choices: list[dict[str, Any]], **more: object) -> str:
         return f"data: {json.dumps({**envelope.body(choices, chunk=True), **more}, ensure_ascii=False)}\n\n"
 
-    async def all_pieces() -> AsyncIterator[TextDelta]:
+    async def all_deltas() -> AsyncIterator[TextDelta]:
         yield first
-        async for piece in others:
-            yield piece
+        async for delta in others:
+            yield delta
 
     try:
-        for choice in reply.opening():
-            yield told([choice])
-        async for piece in all_pieces():
+        for opening in writer.opening():
+            yield event([opening])
+        async for delta in all_deltas():
             envelope.tokens += 1
-            if (grown := reply.hear(piece)) is not None:
-                yield told([grown])
+            if (choice := writer.add(delta)) is not None:
+                yield event([choice])
         if usage:
-            yield told([], usage=envelope.usage())
+            yield event([], usage=envelope.usage())
         yield DONE
     except ApiError as error:
         yield f"data: {json.dumps(error.body())}\n\n"
 
 
 def make_app(served: Served, clock: Callable[[], float] = time.monotonic) -> FastAPI:
-    """The application; its worker starts and stops with it. `clock` counts the seconds of `request_timeout`."""
-    worker = Scheduler(served.models, served.tokenizer, served.limits, served.speculative, clock)
+    """The application; its scheduler starts and stops with it. `clock` counts the seconds of `request_timeout`."""
+    scheduler = Scheduler(served.models, served.tokenizer, served.limits, served.speculative, clock)
 
     @asynccontextmanager
-    async def working(_: FastAPI) -> AsyncIterator[None]:
-        worker.start()
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        scheduler.start()
         yield
-        await run_in_threadpool(worker.stop)
+        await run_in_threadpool(scheduler.stop)
 
-    # no pages of the framework: they load scripts from elsewhere
-    app = FastAPI(title="SeekTune", lifespan=working, openapi_url=None)
-    _add_routes(app, Api(served, worker))
+    # FastAPI's documentation pages are off: they load scripts from other hosts
+    app = FastAPI(title="SeekTune", lifespan=lifespan, openapi_url=None)
+    _add_routes(app, Api(served, scheduler))
     _add_errors(app)
     app.add_middleware(LimitsMiddleware, limits=served.limits, key=served.key)
     return app
 
 
 def _add_routes(app: FastAPI, api: Api) -> None:
-    @app.api_route("/", methods=READ)
+    @app.api_route("/", methods=READ_METHODS)
     async def page() -> Response:
-        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=SAFETY)
+        return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
-    @app.api_route("/health", methods=READ)
+    @app.api_route("/health", methods=READ_METHODS)
     async def health() -> Response:
-        growing, waiting = api.worker.load
-        alive = api.worker.alive
-        body = {"status": "ok" if alive else "stopping", "running": growing, "waiting": waiting}
+        running, waiting = api.scheduler.load
+        alive = api.scheduler.alive
+        body = {"status": "ok" if alive else "stopping", "running": running, "waiting": waiting}
         return JSONResponse(body, 200 if alive else 503)
 
-    @app.api_route("/v1/models", methods=READ)
+    @app.api_route("/v1/models", methods=READ_METHODS)
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [api.card(name) for name in api.served.models]}
+        return {"object": "list", "data": [api.model_entry(name) for name in api.served.models]}
 
-    @app.api_route("/v1/models/{name:path}", methods=READ)
+    @app.api_route("/v1/models/{name:path}", methods=READ_METHODS)
     async def model(name: str) -> dict[str, Any]:
-        return api.card(api.model_named(name))
+        return api.model_entry(api.resolve_model(name))
 
     @app.post("/v1/completions")
-    async def completions(asked: CompletionRequest, http: Request) -> Response:
-        return await api.complete(asked, http)
+    async def completions(body: CompletionRequest, http: Request) -> Response:
+        return await api.complete(body, http)
 
     @app.post("/v1/chat/completions")
-    async def chat_completions(asked: ChatRequest, http: Request) -> Response:
-        return await api.chat(asked, http)
+    async def chat_completions(body: ChatRequest, http: Request) -> Response:
+        return await api.chat(body, http)
 
 
 def _add_errors(app: FastAPI) -> None:
-    def answered(kind: type[Exception], translated: Callable[[Any], ApiError]) -> None:
-        async def handle(_: Request, error: Exception) -> Response:
-            return translated(error).response()
+    def handle(exception: type[Exception], to_api_error: Callable[[Any], ApiError]) -> None:
+        async def handler(_: Request, error: Exception) -> Response:
+            return to_api_error(error).response()
 
-        app.add_exception_handler(kind, handle)
+        app.add_exception_handler(exception, handler)
 
-    async def left(_: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_LEFT)
+    async def disconnected(_: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
 
-    answered(ApiError, lambda error: error)
-    answered(HTTPException, lambda error: ApiError(error.status_code, str(error.detail), headers=error.headers))
-    answered(RequestValidationError, _first_mistake)
-    answered(Exception, lambda error: ApiError(500, "something failed in the server; its log says more"))
-    app.add_exception_handler(ClientLeftError, left)
+    handle(ApiError, lambda error: error)
+    handle(HTTPException, lambda error: ApiError(error.status_code, str(error.detail), headers=error.headers))
+    handle(RequestValidationError, _validation_error)
+    handle(Exception, lambda error: ApiError(500, "internal server error; see the server's log"))
+    app.add_exception_handler(ClientDisconnectedError, disconnected)
 
 
-def _first_mistake(error: RequestValidationError) -> ApiError:
-    """The first of what is wrong with a request, and how many more there are."""
-    mistakes = error.errors()
-    first = mistakes[0]
+def _validation_error(error: RequestValidationError) -> ApiError:
+    """The first error of a request's body, and how many more there are."""
+    errors = error.errors()
+    first = errors[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-    # where a value may be of several kinds, the place ends with the kind's name, which tells the client nothing
+    # for a union, pydantic ends the location with the name of the alternative, which means nothing to a client
     steps = [str(step) for step in first["loc"][1:]]
-    place = ".".join(step for step in steps if step != "str" and not step.startswith(("list[", "function-")))
-    said = "this field is not supported" if first["type"] == "extra_forbidden" else first["msg"]
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return ApiError(400, f"{place}: {said}{more}" if place else f"{said}{more}", place or None)
+    path = ".".join(step for step in steps if step != "str" and not step.startswith(("list[", "function-")))
+    message = "this field is not supported" if first["type"] == "extra_forbidden" else first["msg"]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return ApiError(400, f"{path}: {message}{more}" if path else f"{message}{more}", path or None)

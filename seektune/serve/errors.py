@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from fastapi import Response
 
-KINDS = {
+ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
     404: "not_found_error",
@@ -16,14 +16,14 @@ KINDS = {
     503: "service_unavailable_error",
     504: "timeout_error",
 }
-"""What each status is called; others are `server_error`."""
+"""OpenAI's `type` for each HTTP status; others are `server_error`."""
 
 HEADERS = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
-"""What a status comes with, where nothing else is said."""
+"""Default headers of a status."""
 
 
 class ApiError(Exception):
-    """An answer that is an error."""
+    """An error response."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class ApiError(Exception):
         self.headers = HEADERS.get(status, {}) if headers is None else headers
 
     def body(self) -> dict[str, object]:
-        """As the API writes it."""
-        kind = KINDS.get(self.status, "server_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        """The JSON body."""
+        error_type = ERROR_TYPES.get(self.status, "server_error")
+        return {"error": {"message": str(self), "type": error_type, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """Its HTTP response."""
-        # ASCII: a message may quote what no encoding can write
+        """The HTTP response."""
+        # ASCII: a message may quote lone surrogates, which UTF-8 cannot encode
         return Response(json.dumps(self.body()), self.status, self.headers, "application/json")

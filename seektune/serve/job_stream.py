@@ -1,4 +1,4 @@
-"""One request's answers on their way from the worker's thread to the event loop."""
+"""Carries one request's events from the scheduler's thread to the event loop."""
 
 import asyncio
 import contextlib
@@ -15,69 +15,69 @@ from seektune.serve.scheduler import Event, GenerationJob, Scheduler
 T = TypeVar("T")
 
 
-class ClientLeftError(Exception):
-    """Nobody waits for the answer any more."""
+class ClientDisconnectedError(Exception):
+    """The client closed its connection before the response."""
 
 
 class JobStream:
-    """A job of the worker, heard from the event loop in which this is made."""
+    """A job of the scheduler whose events are read in the event loop that made this."""
 
-    def __init__(self, worker: Scheduler, model: str, requests: Sequence[Request], seconds: float):
-        """Wait in the worker's queue.
+    def __init__(self, scheduler: Scheduler, model: str, requests: Sequence[Request], timeout: float):
+        """Submit the job; it must be complete after `timeout` seconds.
 
         Raises:
-            ApiError: too many wait, or the server stops.
+            ApiError: the queue is full, or the server is stopping.
         """
         loop = asyncio.get_running_loop()
         self._events = asyncio.Queue[Event]()
 
-        def tell(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, nobody listens
+        def put(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._worker = worker
-        self._growing = len(requests)
-        self._job = GenerationJob(model, requests, tell, worker.clock() + seconds)
-        worker.submit(self._job)
+        self._scheduler = scheduler
+        self._running = len(requests)
+        self._job = GenerationJob(model, requests, put, scheduler.clock() + timeout)
+        scheduler.submit(self._job)
 
-    async def pieces(self) -> AsyncIterator[TextDelta]:
-        """All that comes, until each answer has ended.
+    async def deltas(self) -> AsyncIterator[TextDelta]:
+        """Every delta, until each completion has ended.
 
         Raises:
-            ApiError: they end otherwise.
+            ApiError: the job failed.
         """
-        while self._growing:
+        while self._running:
             event = await self._events.get()
             if isinstance(event, ApiError):
                 raise event
-            self._growing -= event.end is not None
+            self._running -= event.end is not None
             yield event
 
-    def leave(self) -> None:
-        """Nobody listens any more; what still grows is cancelled."""
-        if self._growing:
-            self._worker.cancel(self._job)
+    def close(self) -> None:
+        """Cancel what is still running."""
+        if self._running:
+            self._scheduler.cancel(self._job)
 
 
-async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of work, as long as the client waits for it.
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled if the client disconnects.
 
     Raises:
-        ClientLeftError: it left; the work is cancelled.
+        ClientDisconnectedError: it did.
     """
 
-    async def leave() -> None:
+    async def wait_for_disconnect() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(leave())
-    both: list[asyncio.Future[Any]] = [working, leaving]
+    result = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(wait_for_disconnect())
+    tasks: list[asyncio.Future[Any]] = [result, disconnect]
     try:
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientLeftError
-        return working.result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            raise ClientDisconnectedError
+        return result.result()
     finally:
-        for task in both:
+        for task in tasks:
             task.cancel()

@@ -1,21 +1,21 @@
-"""What a server accepts."""
+"""Limits of a server."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds within which it stays alive whoever asks; vLLM's names where it has them."""
+    """Bounds that keep the server alive under any client; named as in vLLM where it has them."""
 
     max_model_len: int = 32_768
-    """Tokens of a prompt and its answer together."""
+    """Tokens of a prompt and its completion together."""
     max_num_seqs: int = 32
-    """Answers that grow at a time."""
+    """Maximum number of sequences decoded together."""
     max_queued_requests: int = 256
-    """Requests that wait for room among them."""
+    """Maximum number of waiting requests."""
     max_body: int = 8 * 2**20
-    """Bytes of a request."""
+    """Bytes of a request body."""
     request_timeout: float = 600.0
-    """Seconds from a request's arrival to the end of its answer, waiting included."""
-    patience: float = 60.0
-    """Seconds in which a client must have sent its request, and taken each part of the answer."""
+    """Seconds from a request's arrival to the end of its response, waiting included."""
+    client_timeout: float = 60.0
+    """Seconds that a client has to send its request, and to receive each part of the response."""

@@ -1,4 +1,4 @@
-"""What stands before the application: the key, the size of a request, and the time that a client may take."""
+"""ASGI middleware that checks the API key and limits a request's size and a client's time."""
 
 import asyncio
 import contextlib
@@ -9,16 +9,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 
-DRAINED = 8
-"""So many times `max_body` is read and thrown away, so that who sends too much can read why it was refused."""
+DRAIN_FACTOR = 8
+"""Up to this many times `max_body` is read and discarded, so that the client can still read the 413 response."""
 
 
-class TooSlowError(Exception):
-    """A client did not take its answer in time."""
+class SlowClientError(Exception):
+    """A client did not receive the response in time."""
 
 
 class LimitsMiddleware:
-    """Reads a request whole, within its limits, before the application sees it."""
+    """Reads a whole request, within the limits, before the application sees it."""
 
     def __init__(self, app: ASGIApp, limits: Limits, key: str | None):
         self._app = app
@@ -32,7 +32,7 @@ class LimitsMiddleware:
             return
         try:
             self._check_key(scope)
-            async with asyncio.timeout(self._limits.patience):
+            async with asyncio.timeout(self._limits.client_timeout):
                 body = await self._body(receive)
         except TimeoutError:
             await ApiError(408, "the request did not arrive in time").response()(scope, receive, send)
@@ -40,18 +40,18 @@ class LimitsMiddleware:
             await error.response()(scope, receive, send)
         else:
             if body is not None:
-                with contextlib.suppress(TooSlowError):  # its connection is closed then
-                    await self._app(scope, _replayed(body, receive), self._timed(send))
+                with contextlib.suppress(SlowClientError):  # returning closes the connection
+                    await self._app(scope, _replay(body, receive), self._timed(send))
 
     def _check_key(self, scope: Scope) -> None:
         if self._key is None or not scope["path"].startswith("/v1"):
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if not compare_digest(given, b"Bearer " + self._key.encode()):
+        sent = dict(scope["headers"]).get(b"authorization", b"")
+        if not compare_digest(sent, b"Bearer " + self._key.encode()):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """The request's body; None if the client leaves."""
+        """The request's body; None if the client disconnects."""
         parts: list[bytes] = []
         size = 0
         limit = self._limits.max_body
@@ -66,24 +66,24 @@ class LimitsMiddleware:
             else:
                 parts.clear()
             more = message.get("more_body", False)
-            if size > limit and (not more or size > DRAINED * limit):
-                raise ApiError(413, f"the request is larger than the {limit} bytes that this server takes")
+            if size > limit and (not more or size > DRAIN_FACTOR * limit):
+                raise ApiError(413, f"the request body exceeds the limit of {limit} bytes")
             if not more:
                 return b"".join(parts)
 
     def _timed(self, send: Send) -> Send:
         async def timed(message: Message) -> None:
             try:
-                async with asyncio.timeout(self._limits.patience):
+                async with asyncio.timeout(self._limits.client_timeout):
                     await send(message)
             except TimeoutError:
-                raise TooSlowError from None
+                raise SlowClientError from None
 
         return timed
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Gives the body once, then what the client does next."""
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Returns the body once, then the client's next messages."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

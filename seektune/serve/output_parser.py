@@ -1,4 +1,4 @@
-"""The text of an answer in the chat format, as it comes, into reasoning, content and tool calls."""
+"""Splits a streamed chat response into reasoning, content and tool calls."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +9,12 @@ from seektune.data.chat_format.tool_calls import CALLS_BEGIN, read_calls
 from seektune.generate.detokenize import undecided
 
 CALLS_MARK = f"\n\n{CALLS_BEGIN}"
-"""What separates content from tool calls."""
+"""Separates content from tool calls."""
 
 
 @dataclass
 class ParsedDelta:
-    """Parts of a message, or what they grew by."""
+    """Parts of a message, or text appended to them."""
 
     reasoning: str = ""
     content: str = ""
@@ -22,7 +22,7 @@ class ParsedDelta:
     """In OpenAI's form, with ids."""
 
     def add(self, more: "ParsedDelta") -> None:
-        """Grow by more."""
+        """Append another delta."""
         self.reasoning = self.reasoning + more.reasoning
         self.content = self.content + more.content
         self.calls += more.calls
@@ -32,15 +32,15 @@ class ParsedDelta:
 
 
 class OutputParser:
-    """Takes an answer's text apart; what may be the beginning of a mark is held back until it is decided."""
+    """Incremental parser; text that may begin a mark is held back until the mark is complete or ruled out."""
 
     def __init__(self, thinking: bool):
         self._thinking = thinking
-        self._calling = False
+        self._in_calls = False
         self._held = ""
 
-    def hear(self, text: str) -> ParsedDelta:
-        """What the parts grow by. Tool calls come whole, at the end."""
+    def feed(self, text: str) -> ParsedDelta:
+        """Parse more text; returns what it adds to each part. Tool calls are returned whole, by `flush`."""
         self._held += text
         parts = ParsedDelta()
         if self._thinking:
@@ -48,15 +48,15 @@ class OutputParser:
             if not ended:
                 return parts
             self._thinking, self._held = False, self._held.removeprefix(THINK_END)
-        if not self._calling:
-            parts.content, self._calling = self._until(CALLS_MARK)
+        if not self._in_calls:
+            parts.content, self._in_calls = self._until(CALLS_MARK)
         return parts
 
-    def rest(self) -> ParsedDelta:
-        """What was held back, when the answer has ended; calls that cannot be read are content."""
+    def flush(self) -> ParsedDelta:
+        """What was held back, once the response has ended; malformed tool calls are content."""
         held = self._held
         self._held = ""
-        if self._calling:
+        if self._in_calls:
             try:
                 calls = read_calls(held.removeprefix("\n\n"))
             except ValueError:
@@ -65,10 +65,10 @@ class OutputParser:
         return ParsedDelta(reasoning=held) if self._thinking else ParsedDelta(content=held)
 
     def _until(self, mark: str) -> tuple[str, bool]:
-        """Text before a mark, as far as it is certain, and whether the mark is there; only that text is let go."""
-        place = self._held.find(mark)
-        found = place >= 0
-        stop = place if found else len(self._held) - undecided(self._held, [mark])
-        given = self._held[:stop]
+        """Take the text before a mark, as far as it is certain; also whether the mark was found."""
+        position = self._held.find(mark)
+        found = position >= 0
+        stop = position if found else len(self._held) - undecided(self._held, [mark])
+        text = self._held[:stop]
         self._held = self._held[stop:]
-        return given, found
+        return text, found

@@ -1,4 +1,4 @@
-"""Requests of the API into requests of the decoding: prompts as ids, and how much room is left for the answer."""
+"""Turns API requests into generation requests: tokenizes prompts and checks lengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from seektune.serve.limits import Limits
 from seektune.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
 
 COMPLETION_TOKENS = 16
-"""Longest answer of `/v1/completions` unless told otherwise, as OpenAI has it; a chat's takes the room there is."""
+"""Default `max_tokens` of `/v1/completions`, as in OpenAI's API; a chat may fill the context."""
 
 
 @dataclass(frozen=True)
-class GenerationOrder:
-    """All answers that a client asks for, and what their prompts cost."""
+class PreparedRequest:
+    """An API request as generation requests."""
 
     requests: list[Request]
     """`n` for each prompt, prompt by prompt."""
@@ -27,78 +27,76 @@ class GenerationOrder:
 
 @dataclass(frozen=True)
 class RequestBuilder:
-    """Knows the tokenizer and what is allowed."""
+    """Builds generation requests with the server's tokenizer and limits."""
 
     tokenizer: Tokenizer
     vocab_size: int
     limits: Limits
     thinking: bool
-    """Whether conversations begin with reasoning unless told otherwise."""
+    """Whether responses begin with reasoning by default."""
 
-    def chat(self, asked: ChatRequest) -> GenerationOrder:
-        """A conversation.
+    def chat(self, body: ChatRequest) -> PreparedRequest:
+        """Prepare a chat.
 
         Raises:
-            ApiError: it does not follow the format, or is too long.
+            ApiError: the messages do not follow the chat format, or are too long.
         """
-        thinking = asked.thinks(self.thinking)
+        thinking = body.thinks(self.thinking)
         mode = "thinking" if thinking else "chat"
         try:
-            text = encode_messages(asked.conversation(), mode, reasoning_effort=asked.effort())
+            text = encode_messages(body.conversation(), mode, reasoning_effort=body.effort())
             check_unicode(text)
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from None
-        if text.endswith(EOS) or asked.messages[-1].get("role") == "system":
-            raise ApiError(
-                400, "the last message must be one that asks for an answer: a user's or a tool's", "messages"
-            )
-        most = asked.max_tokens or asked.max_completion_tokens
-        return self._order(asked, [self.tokenizer.encode_prompt(text)], most, asked.alternatives, thinking)
+        if text.endswith(EOS) or body.messages[-1].get("role") == "system":
+            raise ApiError(400, "the last message must have the role user or tool", "messages")
+        max_tokens = body.max_tokens or body.max_completion_tokens
+        return self._prepare(body, [self.tokenizer.encode_prompt(text)], max_tokens, body.alternatives, thinking)
 
-    def completion(self, asked: CompletionRequest) -> GenerationOrder:
-        """Texts to go on with.
+    def completion(self, body: CompletionRequest) -> PreparedRequest:
+        """Prepare text prompts.
 
         Raises:
-            ApiError: an id is outside the vocabulary, or a prompt too long.
+            ApiError: an id is outside the vocabulary, or a prompt is too long.
         """
         prompts = []
         try:
-            for prompt in asked.prompts():
+            for prompt in body.prompts():
                 if isinstance(prompt, str):
                     check_unicode(prompt)
                     prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
                 prompts.append(prompt)
         except ValueError as error:
             raise ApiError(400, str(error), "prompt") from None
-        return self._order(asked, prompts, asked.max_tokens or COMPLETION_TOKENS, asked.alternatives)
+        return self._prepare(body, prompts, body.max_tokens or COMPLETION_TOKENS, body.alternatives)
 
-    def _order(
+    def _prepare(
         self,
-        asked: GenerationRequest,
+        body: GenerationRequest,
         prompts: Sequence[list[int]],
-        most: int | None,
+        max_tokens: int | None,
         alternatives: int,
         thinking: bool = False,
-    ) -> GenerationOrder:
-        if len(prompts) * asked.answers > self.limits.max_num_seqs:
-            raise ApiError(400, f"at most {self.limits.max_num_seqs} answers can be asked for at once", "n")
-        seed = asked.first_seed()
+    ) -> PreparedRequest:
+        if len(prompts) * body.samples > self.limits.max_num_seqs:
+            raise ApiError(400, f"at most {self.limits.max_num_seqs} completions per request (prompts times n)", "n")
+        seed = body.first_seed()
         requests = []
         for ids in prompts:
-            length = most or max(self.limits.max_model_len - len(ids), 1)
+            length = max_tokens or max(self.limits.max_model_len - len(ids), 1)
             if len(ids) + length > self.limits.max_model_len:
                 raise ApiError(
                     400,
-                    f"the prompt has {len(ids)} tokens; with an answer of up to {length} that is more than the "
-                    f"{self.limits.max_model_len} of this server",
-                    "messages" if isinstance(asked, ChatRequest) else "prompt",
+                    f"the prompt ({len(ids)} tokens) and max_tokens ({length}) exceed the server's limit of "
+                    f"{self.limits.max_model_len} tokens",
+                    "messages" if isinstance(body, ChatRequest) else "prompt",
                     "context_length_exceeded",
                 )
             try:
                 eos = frozenset({self.tokenizer.eos_id})
-                first = Request(ids, length, asked.sampling(), eos, asked.stops(), seed, alternatives)
+                first = Request(ids, length, body.sampling(), eos, body.stops(), seed, alternatives)
                 first.check(self.vocab_size)
             except ValueError as error:
                 raise ApiError(400, str(error)) from None
-            requests += [replace(first, seed=seed + i) for i in range(asked.answers)]
-        return GenerationOrder(requests, sum(map(len, prompts)), thinking)
+            requests += [replace(first, seed=seed + i) for i in range(body.samples)]
+        return PreparedRequest(requests, sum(map(len, prompts)), thinking)

@@ -1,4 +1,4 @@
-"""The one thread in which a model works: requests wait, grow together, end, are cancelled or run out of time."""
+"""Decodes all requests in one thread: jobs wait, run together, finish, are cancelled or time out."""
 
 import logging
 import threading
@@ -22,41 +22,42 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class GenerationJob:
-    """What a client asked for: one or more answers of one model."""
+    """One or more completions by one model, for one client."""
 
     model: str
     requests: Sequence[Request]
-    tell: Callable[[Event], None]
-    """Hears, in the worker's thread, each piece (`request` counts from 0 here), or the error that ends the job."""
+    on_event: Callable[[Event], None]
+    """Called in the scheduler's thread with each delta (`request` counts from 0 in the job), or with the error that
+    ends the job."""
     deadline: float
     """By the scheduler's clock."""
     cancelled: bool = False
 
 
 @dataclass
-class _ModelQueue:
-    """A model, and what grows by it."""
+class _ModelBatch:
+    """A model and its running completions."""
 
     name: str
-    speech: TextStream
-    seats: dict[int, tuple[GenerationJob, int]] = field(default_factory=dict)
-    """Job and number there of each answer, by its number in the speech."""
+    stream: TextStream
+    running: dict[int, tuple[GenerationJob, int]] = field(default_factory=dict)
+    """The job of each completion and its index there, by its number in the stream."""
 
     def jobs(self) -> list[GenerationJob]:
-        """All who wait for answers here."""
-        return list(dict.fromkeys(job for job, _ in self.seats.values()))
+        """The jobs that have running completions."""
+        return list(dict.fromkeys(job for job, _ in self.running.values()))
 
-    def leave(self, job: GenerationJob) -> None:
-        """Let none of a job's answers grow on."""
-        for number in [number for number, (other, _) in self.seats.items() if other is job]:
-            self.speech.end(number)
-            del self.seats[number]
+    def remove(self, job: GenerationJob) -> None:
+        """Stop the completions of a job."""
+        for number in [number for number, (other, _) in self.running.items() if other is job]:
+            self.stream.end(number)
+            del self.running[number]
 
 
 class Scheduler:
-    """Serves jobs in the order of their arrival, as many together as there is room for.
+    """Runs jobs in the order of arrival, as many together as `max_num_seqs` allows.
 
-    Models take turns, a step each: an adapter and its base are two models on the same weights.
+    Models take turns, one step each: an adapter and its base are two models on the same weights.
     """
 
     def __init__(
@@ -73,123 +74,123 @@ class Scheduler:
         self._tokenizer = tokenizer
         self._limits = limits
         self._speculative = speculative
-        self._desks = {name: _ModelQueue(name, self._speech(name)) for name in models}
+        self._batches = {name: _ModelBatch(name, self._new_stream(name)) for name in models}
         self._queue: deque[GenerationJob] = deque()
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="decoding", daemon=True)
 
     @property
     def alive(self) -> bool:
-        """Whether it works."""
+        """Whether it accepts jobs."""
         return self._thread.is_alive() and not self._stopping
 
     @property
     def load(self) -> tuple[int, int]:
-        """Answers that grow, and jobs that wait."""
-        return sum(len(desk.seats) for desk in self._desks.values()), len(self._queue)
+        """Number of running completions, and of waiting jobs."""
+        return sum(len(batch.running) for batch in self._batches.values()), len(self._queue)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End what still grows or waits with an error, and return when all is still."""
-        with self._news:
+        """End all running and waiting jobs with an error, and wait for the thread."""
+        with self._changed:
             self._stopping = True
-            self._news.notify()
+            self._changed.notify()
         self._thread.join()
 
     def submit(self, job: GenerationJob) -> None:
-        """Let a job wait for its turn.
+        """Add a job to the queue.
 
         Raises:
-            ApiError: too many wait, or the server stops.
+            ApiError: the queue is full, or the server is stopping.
         """
-        with self._news:
+        with self._changed:
             if not self.alive:
                 raise ApiError(503, "the server is stopping")
             if len(self._queue) >= self._limits.max_queued_requests:
-                raise ApiError(429, f"{len(self._queue)} requests are waiting already; try again later")
+                raise ApiError(429, f"the queue is full: {len(self._queue)} requests are waiting; try again later")
             self._queue.append(job)
-            self._news.notify()
+            self._changed.notify()
 
     def cancel(self, job: GenerationJob) -> None:
-        """Forget a job, whatever became of it; it hears nothing more soon."""
-        with self._news:
+        """Drop a job in any state; its events end soon after."""
+        with self._changed:
             job.cancelled = True
             if job in self._queue:
                 self._queue.remove(job)
 
     def _run(self) -> None:
         while self._wait():
-            self._dismiss()
+            self._drop_expired()
             self._admit()
-            for desk in self._desks.values():
-                if desk.seats:
-                    self._step(desk)
-        for job in [*self._queue, *(job for desk in self._desks.values() for job in desk.jobs())]:
-            job.tell(ApiError(503, "the server is stopping"))
+            for batch in self._batches.values():
+                if batch.running:
+                    self._step(batch)
+        for job in [*self._queue, *(job for batch in self._batches.values() for job in batch.jobs())]:
+            job.on_event(ApiError(503, "the server is stopping"))
 
     def _wait(self) -> bool:
-        """Sleep until there is work; whether to go on."""
-        with self._news:
-            while not self._stopping and not self._queue and not any(desk.seats for desk in self._desks.values()):
-                self._news.wait()
+        """Sleep until there is work; False once the server is stopping."""
+        with self._changed:
+            while not self._stopping and not self._queue and not any(batch.running for batch in self._batches.values()):
+                self._changed.wait()
             return not self._stopping
 
-    def _dismiss(self) -> None:
-        """Let go of jobs that were cancelled or are late."""
+    def _drop_expired(self) -> None:
+        """Drop jobs that were cancelled or are past their deadline."""
         now = self.clock()
-        for desk in self._desks.values():
-            for job in desk.jobs():
+        for batch in self._batches.values():
+            for job in batch.jobs():
                 if job.cancelled or now > job.deadline:
-                    desk.leave(job)
-                    self._tell_late(job)
-        with self._news:
+                    batch.remove(job)
+                    self._report_timeout(job)
+        with self._changed:
             late = [job for job in self._queue if now > job.deadline]
             self._queue = deque(job for job in self._queue if now <= job.deadline)
         for job in late:
-            self._tell_late(job)
+            self._report_timeout(job)
 
-    def _tell_late(self, job: GenerationJob) -> None:
+    def _report_timeout(self, job: GenerationJob) -> None:
         if not job.cancelled:
-            job.tell(ApiError(504, f"the answer was not complete after {self._limits.request_timeout:g} s"))
+            job.on_event(ApiError(504, f"the response was not complete after {self._limits.request_timeout:g} s"))
 
     def _admit(self) -> None:
-        """Let jobs begin as long as there is room for the first; none overtakes another."""
+        """Start jobs while there is room for the first in the queue; none overtakes another."""
         while True:
-            with self._news:
-                room = self._limits.max_num_seqs - sum(len(desk.seats) for desk in self._desks.values())
+            with self._changed:
+                room = self._limits.max_num_seqs - sum(len(batch.running) for batch in self._batches.values())
                 if not self._queue or len(self._queue[0].requests) > room:
                     return
                 job = self._queue.popleft()
-            desk = self._desks[job.model]
+            batch = self._batches[job.model]
             try:
-                numbers = desk.speech.add(job.requests)
+                numbers = batch.stream.add(job.requests)
             except ValueError as error:
-                job.tell(ApiError(400, str(error)))
+                job.on_event(ApiError(400, str(error)))
                 continue
-            desk.seats |= {number: (job, i) for i, number in enumerate(numbers)}
+            batch.running |= {number: (job, i) for i, number in enumerate(numbers)}
 
-    def _step(self, desk: _ModelQueue) -> None:
-        """One step of all answers of a model; if it fails, they fail, and nobody else."""
+    def _step(self, batch: _ModelBatch) -> None:
+        """Run one step of a model; an error fails the model's running jobs and no others."""
         try:
-            pieces = desk.speech.step()
-        except Exception as error:  # whatever a model may raise: this thread serves the other models, too
+            deltas = batch.stream.step()
+        except Exception as error:  # any exception: this thread serves the other models, too
             log.exception("decoding failed")
-            jobs = desk.jobs()
-            desk.seats = {}
-            desk.speech = self._speech(desk.name)
+            jobs = batch.jobs()
+            batch.running = {}
+            batch.stream = self._new_stream(batch.name)
             for job in jobs:
-                job.tell(ApiError(500, f"decoding failed: {error}"))
+                job.on_event(ApiError(500, f"decoding failed: {error}"))
             return
-        for piece in pieces:
-            job, number = desk.seats[piece.request]
-            if piece.end is not None:
-                del desk.seats[piece.request]
-            job.tell(replace(piece, request=number))
+        for delta in deltas:
+            job, index = batch.running[delta.request]
+            if delta.end is not None:
+                del batch.running[delta.request]
+            job.on_event(replace(delta, request=index))
 
-    def _speech(self, name: str) -> TextStream:
-        decoding = DecodeEngine(self._models[name], (), self._speculative, self._limits.max_model_len)
-        return TextStream(decoding, (), self._tokenizer)
+    def _new_stream(self, name: str) -> TextStream:
+        engine = DecodeEngine(self._models[name], (), self._speculative, self._limits.max_model_len)
+        return TextStream(engine, (), self._tokenizer)

@@ -1,4 +1,4 @@
-"""What clients may ask, field by field; what is not here is refused by name."""
+"""Request bodies of the API; a field that is not here is refused by name."""
 
 from collections.abc import Sequence
 from secrets import randbits
@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from seektune.generate.sampling import Sampling
 
-MOST_STOPS = 16
-LONGEST_STOP = 1000
-"""Characters: each token is compared with every beginning of every stop text."""
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1000
+"""Characters: each token is compared with every prefix of every stop string."""
 
 
 class RequestModel(BaseModel):
-    """A part of a request; unknown fields are mistakes."""
+    """Base of request bodies; unknown fields are errors."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -26,37 +26,37 @@ class StreamOptions(RequestModel):
 
 
 class GenerationRequest(RequestModel):
-    """What both kinds of request have; null is the same as leaving a field out."""
+    """Fields of both endpoints; null is the same as leaving a field out."""
 
     model: str | None = None
-    """One of `/v1/models`; the first if left out."""
+    """One of `/v1/models`; default: the first."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    """Not OpenAI's; vLLM's. -1 and 0 take all."""
+    """vLLM's extension; -1 and 0 mean all."""
     min_p: float | None = None
-    """As `top_k`."""
+    """vLLM's extension."""
     repetition_penalty: float | None = None
-    """As `top_k`."""
+    """vLLM's extension."""
     n: Annotated[int, Field(ge=1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
-    """Not looked at."""
+    """Ignored."""
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
 
     @model_validator(mode="after")
     def _only_streams_have_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options belongs to stream: true")
+            raise ValueError("stream_options needs stream: true")
         return self
 
     def sampling(self) -> Sampling:
-        """How tokens are drawn.
+        """The sampling parameters.
 
         Raises:
             ValueError: a number is outside its range.
@@ -70,28 +70,28 @@ class GenerationRequest(RequestModel):
         )
 
     def stops(self) -> tuple[str, ...]:
-        """Texts that an answer ends before.
+        """The stop strings.
 
         Raises:
             ValueError: one is too long.
         """
-        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        if (longest := max(map(len, found), default=0)) > LONGEST_STOP:
-            raise ValueError(f"a stop text may have {LONGEST_STOP} characters, not {longest}")
-        return tuple(stop for stop in found if stop)
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if (longest := max(map(len, stops), default=0)) > MAX_STOP_LENGTH:
+            raise ValueError(f"a stop string may have at most {MAX_STOP_LENGTH} characters, not {longest}")
+        return tuple(stop for stop in stops if stop)
 
     def first_seed(self) -> int:
-        """The seed of the first answer; the others have those after it. A random one if none is named."""
+        """Seed of the first completion, random by default; each further completion adds 1."""
         return randbits(32) if self.seed is None else self.seed % 2**63
 
     @property
-    def answers(self) -> int:
-        """Answers to each prompt."""
+    def samples(self) -> int:
+        """Completions of each prompt."""
         return self.n or 1
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with the number of tokens."""
+        """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
@@ -99,20 +99,20 @@ class CompletionRequest(GenerationRequest):
     """`/v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    """Texts, which begin with BOS and whose control tokens are letters; or ids, taken as they are."""
+    """Text, which gets a BOS and whose control tokens are plain characters; or ids, used unchanged."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
 
     @property
     def alternatives(self) -> int:
-        """Likeliest tokens that are named."""
+        """Number of most likely tokens to report."""
         return self.logprobs or 0
 
     def prompts(self) -> Sequence[str | list[int]]:
-        """Each prompt.
+        """The prompts.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the list is empty.
         """
         if isinstance(self.prompt, str):
             return [self.prompt]
@@ -124,7 +124,7 @@ class CompletionRequest(GenerationRequest):
 
 
 class TextFormat(RequestModel):
-    """`response_format`: answers are not constrained."""
+    """`response_format`; constrained decoding is not supported."""
 
     type: Literal["text"]
 
@@ -156,34 +156,34 @@ class ChatRequest(GenerationRequest):
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens are one thing; give one")
+            raise ValueError("max_tokens and max_completion_tokens are the same setting; set only one")
         return self
 
     @property
     def alternatives(self) -> int:
-        """Likeliest tokens that are named."""
+        """Number of most likely tokens to report."""
         return self.top_logprobs or 0
 
-    def thinks(self, otherwise: bool) -> bool:
-        """Whether the answer begins with reasoning: by the template's option, else by the effort."""
+    def thinks(self, default: bool) -> bool:
+        """Whether the response begins with reasoning: by the template's option, else by the effort."""
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.thinking is not None:
             return self.chat_template_kwargs.thinking
-        return otherwise if self.reasoning_effort is None else self.reasoning_effort != "none"
+        return default if self.reasoning_effort is None else self.reasoning_effort != "none"
 
     def effort(self) -> str | None:
-        """The reasoning effort that the prompt tells of."""
+        """The reasoning effort that the prompt states."""
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.reasoning_effort is not None:
             return self.chat_template_kwargs.reasoning_effort
         return None if self.reasoning_effort == "none" else self.reasoning_effort
 
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages, with the tools on the system message at their beginning, where the format describes them."""
+        """The messages, with the tools on the first system message, which is added if missing."""
         if not self.tools or self.tool_choice == "none":
             return self.messages
         first, *others = self.messages
         if first.get("role") == "system":
-            told = first.get("tools") or []
-            if not isinstance(told, list):
-                raise ValueError("messages[0] (system) has tools that are no list")
-            return [{**first, "tools": [*told, *self.tools]}, *others]
+            own_tools = first.get("tools") or []
+            if not isinstance(own_tools, list):
+                raise ValueError("messages[0] (system): tools must be a list")
+            return [{**first, "tools": [*own_tools, *self.tools]}, *others]
         return [{"role": "system", "content": "", "tools": self.tools}, *self.messages]

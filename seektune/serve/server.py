@@ -1,4 +1,4 @@
-"""An application on a socket, until a signal comes."""
+"""Runs an application on a socket until a signal arrives."""
 
 import socket
 from collections.abc import Callable
@@ -13,14 +13,14 @@ class _Server(uvicorn.Server):
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
+        """Listen, then call `ready`."""
         await super().startup(sockets)
         if self.started:
             self._ready()
 
 
 def server(app: FastAPI, shutdown_timeout: float, ready: Callable[[], None]) -> uvicorn.Server:
-    """A server that is not running; `run(sockets=[...])` runs it, `should_exit` ends it."""
+    """A server that is not running yet; `run(sockets=[...])` runs it, `should_exit` stops it."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -32,13 +32,13 @@ def server(app: FastAPI, shutdown_timeout: float, ready: Callable[[], None]) -> 
     return _Server(config, ready)
 
 
-def run(app: FastAPI, place: socket.socket, shutdown_timeout: float, ready: Callable[[], None]) -> None:
-    """Serve on a bound socket until SIGTERM or SIGINT, then for at most so many seconds what was begun.
+def run(app: FastAPI, bound: socket.socket, shutdown_timeout: float, ready: Callable[[], None]) -> None:
+    """Serve on a bound socket until SIGTERM or SIGINT; running requests then get `shutdown_timeout` seconds to finish.
 
     Raises:
-        OSError: it could not start.
+        OSError: the server could not start.
     """
-    made = server(app, shutdown_timeout, ready)
-    made.run(sockets=[place])
-    if not made.started:
+    running = server(app, shutdown_timeout, ready)
+    running.run(sockets=[bound])
+    if not running.started:
         raise OSError("the server could not start")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from seektune.checkpoint import Ranks, Shard, as_shard, sweep, write_train_state
+from seektune.checkpoint import Ranks, Shard, as_shard, clean_up_partial, write_train_state
 from seektune.io.files import cannot_write
 from seektune.train.config import CheckpointConfig
 
@@ -59,7 +59,7 @@ class Checkpoints:
         self._current: list[Path] = []
         """What this process saved since it last went back."""
         self._ranks = Ranks(group)
-        self._ranks.first(lambda: sweep(folder))
+        self._ranks.first(lambda: clean_up_partial(folder))
 
     def place(self, step: int) -> Path:
         """Where the state after `step` is saved."""

@@ -7,7 +7,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
-from seektune.checkpoint import check_train_state, complete_folder, read_facts, read_tensors, sweep, tensor_names
+from seektune.checkpoint import (
+    check_train_state,
+    clean_up_partial,
+    complete_folder,
+    read_facts,
+    read_tensors,
+    tensor_names,
+)
 from seektune.io.files import cannot_write
 from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
 from seektune.parallel.lora import save_adapter
@@ -226,7 +233,7 @@ class Trainer:
         try:
             if self.model.is_adapted():
                 origin = self.settings.origin or Origin(None, None, "")
-                ranks.first(lambda: sweep(folder.parent, folder.name))
+                ranks.first(lambda: clean_up_partial(folder.parent, folder.name))
                 save_adapter(self.model, folder, origin.base, origin.revision, origin.recipe)
                 return
             with ExitStack() as stack:
@@ -238,7 +245,7 @@ class Trainer:
             raise cannot_write(folder, error) from error
 
     def _open_export(self, folder: Path, stack: ExitStack) -> Path:
-        sweep(folder.parent, folder.name)
+        clean_up_partial(folder.parent, folder.name)
         return stack.enter_context(complete_folder(folder, replace=True))
 
     def _step(self, steps: int, log: RunLog, watch: Watchdog) -> None:

@@ -1,4 +1,4 @@
-"""States cut into the pieces that ranks would hold."""
+"""Split state dicts into the shards that ranks would hold."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,9 @@ from torch import Tensor
 from seektune.checkpoint import Shard
 
 
-def bounds(length: int, count: int, odd: bool) -> list[int]:
-    """Where `count` pieces of a dim begin and end: even ones (some empty if there are too few), or odd ones."""
-    if not odd:
+def split_points(length: int, count: int, uneven: bool) -> list[int]:
+    """Boundaries of `count` shards of a dim: equal sizes (the last ones may be empty), or uneven ones."""
+    if not uneven:
         size = -(-length // count)
         return [min(number * size, length) for number in range(count + 1)]
     generator = torch.Generator().manual_seed(length)
@@ -18,28 +18,28 @@ def bounds(length: int, count: int, odd: bool) -> list[int]:
     return [0, *inner, length]
 
 
-def cut(whole: Tensor, dim: int, begin: int, end: int) -> Shard:
-    """A piece of its own memory."""
+def make_shard(whole: Tensor, dim: int, begin: int, end: int) -> Shard:
+    """A shard with its own memory."""
     offsets = [0] * whole.dim()
     offsets[dim] = begin
     return Shard(whole.narrow(dim, begin, end - begin).clone(), tuple(whole.shape), tuple(offsets))
 
 
-def dealt(
-    state: Mapping[str, Tensor], count: int, odd: bool = False, expert_dim: int = 0
+def shard_state(
+    state: Mapping[str, Tensor], count: int, uneven: bool = False, expert_dim: int = 0
 ) -> list[dict[str, Tensor | Shard]]:
-    """What each of `count` ranks holds: every tensor cut along dim 0, stacked experts along `expert_dim`."""
+    """The shards of each of `count` ranks: every tensor split along dim 0, stacked experts along `expert_dim`."""
     ranks: list[dict[str, Tensor | Shard]] = [{} for _ in range(count)]
     for name, whole in state.items():
         dim = expert_dim if ".experts." in name else 0
-        edges = bounds(whole.shape[dim], count, odd) if whole.dim() else []
+        edges = split_points(whole.shape[dim], count, uneven) if whole.dim() else []
         for rank, held in enumerate(ranks):
-            held[name] = cut(whole, dim, edges[rank], edges[rank + 1]) if edges else whole.clone()
+            held[name] = make_shard(whole, dim, edges[rank], edges[rank + 1]) if edges else whole.clone()
     return ranks
 
 
-def staged(state: Mapping[str, Tensor], stages: int) -> list[dict[str, Tensor]]:
-    """What each stage of a pipeline holds: whole tensors, neighbours together."""
+def split_stages(state: Mapping[str, Tensor], stages: int) -> list[dict[str, Tensor]]:
+    """The tensors of each pipeline stage: whole tensors, in order."""
     names = list(state)
     size = -(-len(names) // stages)
     return [{name: state[name] for name in names[stage * size :][:size]} for stage in range(stages)]

@@ -1,4 +1,4 @@
-"""Checkpoint files read by hand from the definition of safetensors, so that no reader of the project judges itself."""
+"""A reader of safetensors files written for the tests from the format's definition, independent of the project's."""
 
 import json
 from pathlib import Path
@@ -14,17 +14,17 @@ def raw(folder: Path) -> Tensors:
         size = int.from_bytes(content[:8], "little")
         for name, entry in json.loads(content[8 : 8 + size]).items():
             if name != "__metadata__":
-                assert name not in tensors, f"{name} stands twice"
+                assert name not in tensors, f"{name} is stored twice"
                 start, stop = (8 + size + offset for offset in entry["data_offsets"])
                 tensors[name] = entry["dtype"], entry["shape"], content[start:stop]
     return tensors
 
 
-def kinds(tensors: Tensors) -> dict[str, tuple[str, list[int]]]:
-    """Dtype and shape."""
+def dtypes_and_shapes(tensors: Tensors) -> dict[str, tuple[str, list[int]]]:
+    """Dtype and shape of every tensor."""
     return {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file's content."""
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The content of every file."""
     return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}

@@ -1,4 +1,4 @@
-"""Two folders tensor by tensor: equal bytes, equal values in other formats, and everything that is not equal."""
+"""Comparing two folders: equal bytes, equal values in other formats, and all kinds of differences."""
 
 import math
 import shutil
@@ -14,22 +14,24 @@ from seektune.checkpoint.convert import convert
 from seektune.kernels import quantize_fp8
 
 
-def folder(path: Path, tensors: dict[str, Tensor]) -> Path:
+def make_folder(path: Path, tensors: dict[str, Tensor]) -> Path:
     path.mkdir()
     save_file(tensors, path / "model.safetensors")
     return path
 
 
-def compared(tmp_path: Path, a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 0.0) -> list[Comparison]:
-    return list(compare(folder(tmp_path / "a", a), folder(tmp_path / "b", b), tolerance))
+def compare_tensors(
+    tmp_path: Path, a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 0.0
+) -> list[Comparison]:
+    return list(compare(make_folder(tmp_path / "a", a), make_folder(tmp_path / "b", b), tolerance))
 
 
-def only(tmp_path: Path, a: Tensor, b: Tensor, tolerance: float = 0.0) -> Comparison:
-    (found,) = compared(tmp_path, {"norm.weight": a}, {"norm.weight": b}, tolerance)
+def compare_one(tmp_path: Path, a: Tensor, b: Tensor, tolerance: float = 0.0) -> Comparison:
+    (found,) = compare_tensors(tmp_path, {"norm.weight": a}, {"norm.weight": b}, tolerance)
     return found
 
 
-def test_a_copy_has_the_same_bytes(parity_folder: Path, tmp_path: Path):
+def test_copy_has_same_bytes(parity_folder: Path, tmp_path: Path):
     copy = shutil.copytree(parity_folder, tmp_path / "copy")
     found = list(compare(parity_folder, copy))
     assert len(found) == 263, "scales are compared with their weight"
@@ -40,7 +42,7 @@ def test_a_copy_has_the_same_bytes(parity_folder: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("format", ["bf16", "fp32", "fp8", "base"])
-def test_other_formats_have_the_same_values(parity_folder: Path, tmp_path: Path, format: str):
+def test_converted_formats_have_same_values(parity_folder: Path, tmp_path: Path, format: str):
     done = convert(parity_folder, tmp_path / "out", format)
     found = list(compare(parity_folder, tmp_path / "out"))
     assert all(each.equal for each in found)
@@ -51,12 +53,12 @@ def test_other_formats_have_the_same_values(parity_folder: Path, tmp_path: Path,
     assert (expert.a, expert.b) == ("fp4 [128, 64]", f"{kind} [128, 64]")
 
 
-def test_a_difference_is_measured(tmp_path: Path):
+def test_largest_difference_is_reported(tmp_path: Path):
     a = torch.linspace(-1, 1, 101)
     b = a.clone()
     b[7] += 0.25
     b[9] -= 0.5
-    found = only(tmp_path, a, b)
+    found = compare_one(tmp_path, a, b)
     assert (found.status, found.equal, found.bytes) == ("differs", False, 404)
     assert found.difference == pytest.approx(0.5, abs=1e-7)
     assert (found.a, found.b) == ("f32 [101]", "f32 [101]")
@@ -66,26 +68,26 @@ def test_a_difference_is_measured(tmp_path: Path):
     ("tolerance", "status"),
     [(0.0, "differs"), (0.124, "differs"), (0.125, "within tolerance"), (1, "within tolerance")],
 )
-def test_the_tolerance_is_the_largest_difference_that_passes(tmp_path: Path, tolerance: float, status: str):
-    found = only(tmp_path, torch.ones(3), torch.tensor([1.0, 0.875, 1.0]), tolerance)
+def test_tolerance_is_inclusive(tmp_path: Path, tolerance: float, status: str):
+    found = compare_one(tmp_path, torch.ones(3), torch.tensor([1.0, 0.875, 1.0]), tolerance)
     assert (found.status, found.difference) == (status, 0.125)
     assert found.equal == (status != "differs")
 
 
-def test_a_difference_far_down_a_large_matrix_is_found(tmp_path: Path):
-    """Values are compared in bands; the last band counts like the first."""
+def test_difference_in_last_band_is_found(tmp_path: Path):
+    """Values are compared in bands."""
     a = torch.zeros(3000, 700)
     b = a.clone().bfloat16()
     b[2999, 699] = 2.0**-100
-    found = only(tmp_path, a, b)
+    found = compare_one(tmp_path, a, b)
     assert (found.status, found.difference) == ("differs", 2.0**-100)
 
 
-def test_quantised_tensors_are_compared_by_value(tmp_path: Path):
+def test_quantized_tensors_are_compared_by_decoded_values(tmp_path: Path):
     weight, scale = quantize_fp8(torch.randn(130, 150))
     names = "layers.0.attn.wq_a.weight", "layers.0.attn.wq_a.scale"
     doubled = (scale.view(torch.uint8) + 1).view(torch.float8_e8m0fnu)
-    found = compared(
+    found = compare_tensors(
         tmp_path, dict(zip(names, (weight, scale), strict=True)), dict(zip(names, (weight, doubled), strict=True))
     )
     assert len(found) == 1
@@ -97,7 +99,7 @@ def test_quantised_tensors_are_compared_by_value(tmp_path: Path):
     assert found[0].difference == largest
 
 
-def test_numbers_that_are_none(tmp_path: Path):
+def test_nan_infinity_and_minus_zero(tmp_path: Path):
     nan, inf = math.nan, math.inf
     cases = {
         "same bits": ([nan, inf, -inf], [nan, inf, -inf], "same bytes", 0.0),
@@ -107,26 +109,27 @@ def test_numbers_that_are_none(tmp_path: Path):
     }
     a = {name: torch.tensor(x) for name, (x, *_) in cases.items()}
     b = {name: torch.tensor(y) for name, (_, y, *_) in cases.items()}
-    found = {each.name: (each.status, each.difference) for each in compared(tmp_path, a, b, tolerance=1e300)}
+    found = {each.name: (each.status, each.difference) for each in compare_tensors(tmp_path, a, b, tolerance=1e300)}
     assert found == {name: (status, difference) for name, (_, _, status, difference) in cases.items()}
 
 
-def test_nan_in_two_dtypes_is_one_value(tmp_path: Path):
+def test_nan_equals_nan_across_dtypes(tmp_path: Path):
     assert (
-        only(tmp_path, torch.tensor([math.nan, 1.0]), torch.tensor([math.nan, 1.0]).bfloat16()).status == "same values"
+        compare_one(tmp_path, torch.tensor([math.nan, 1.0]), torch.tensor([math.nan, 1.0]).bfloat16()).status
+        == "same values"
     )
 
 
 def test_integers_are_compared_exactly(tmp_path: Path):
     a = torch.tensor([[2**53, 5]])
-    found = compared(tmp_path, {"layers.0.ffn.gate.tid2eid": a}, {"layers.0.ffn.gate.tid2eid": a - 3})
+    found = compare_tensors(tmp_path, {"layers.0.ffn.gate.tid2eid": a}, {"layers.0.ffn.gate.tid2eid": a - 3})
     assert (found[0].status, found[0].difference) == ("differs", 3.0)
 
 
-def test_tensors_of_one_side_and_of_other_shapes(tmp_path: Path):
+def test_missing_tensors_and_other_shapes(tmp_path: Path):
     a = {"norm.weight": torch.ones(4), "head.weight": torch.ones(2, 2), "embed.weight": torch.ones(2, 2)}
     b = {"norm.weight": torch.ones(5), "head.weight": torch.ones(2, 2), "hc_head_base": torch.ones(4)}
-    found = {each.name: each for each in compared(tmp_path, a, b)}
+    found = {each.name: each for each in compare_tensors(tmp_path, a, b)}
     assert {name: each.status for name, each in found.items()} == {
         "embed.weight": "only in A",
         "norm.weight": "other shape",
@@ -139,16 +142,16 @@ def test_tensors_of_one_side_and_of_other_shapes(tmp_path: Path):
     assert {each.status for each in found.values() if each.equal} == {"same bytes"}
 
 
-def test_scalars_and_empty_tensors_can_be_compared(tmp_path: Path):
+def test_scalars_and_empty_tensors(tmp_path: Path):
     a = {"scalar": torch.tensor(1.5), "empty": torch.ones(0, 3)}
     b = {"scalar": torch.tensor(1.0), "empty": torch.ones(0, 3).bfloat16()}
-    assert {each.name: each.status for each in compared(tmp_path, a, b)} == {
+    assert {each.name: each.status for each in compare_tensors(tmp_path, a, b)} == {
         "scalar": "differs",
         "empty": "same values",
     }
 
 
-def test_progress_reaches_all_bytes(parity_folder: Path):
+def test_progress_ends_at_total_bytes(parity_folder: Path):
     seen: list[tuple[int, int]] = []
     found = list(compare(parity_folder, parity_folder, progress=lambda *now: seen.append(now)))
     total = sum(each.bytes for each in found)
@@ -156,12 +159,12 @@ def test_progress_reaches_all_bytes(parity_folder: Path):
     assert len(seen) == len(found)
 
 
-def test_every_status_is_listed_once():
+def test_statuses_are_unique():
     assert len(set(STATUSES)) == len(STATUSES) == 7
     assert set(EQUAL) < set(STATUSES)
 
 
-def test_a_damaged_folder_is_an_error(parity_folder: Path, tmp_path: Path):
+def test_damaged_folder_raises(parity_folder: Path, tmp_path: Path):
     copy = shutil.copytree(parity_folder, tmp_path / "copy")
     (copy / "model-00002-of-00002.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"model-00002-of-00002\.safetensors is damaged"):

@@ -1,4 +1,4 @@
-"""Converting a folder: resumed after any interruption, never over what is not its own, in the memory of one tensor."""
+"""Converting a folder: resumable after any interruption, never over other files, with memory for one tensor."""
 
 import errno
 import json
@@ -19,13 +19,13 @@ from seektune.checkpoint import convert as module
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.resumable_dir import RECORD, resumable_dir
 
-from .reader import files, raw
+from .reader import raw, read_files
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SMALL = 300_000
-"""Shard bytes that give the checkpoint about a dozen shards."""
+"""A shard size that splits the checkpoint into about a dozen shards."""
 
 
 @pytest.fixture
@@ -41,30 +41,30 @@ def whole(source: Path, tmp_path: Path) -> dict[str, bytes]:
     """Every file of an uninterrupted conversion to bf16."""
     done = convert(source, tmp_path / "whole", "bf16", shard_bytes=SMALL)
     assert done.shards > 8
-    return files(done.folder)
+    return read_files(done.folder)
 
 
 def scratch_of(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.converting")
 
 
-class StopHere(BaseException):
-    """Raised by the progress of a call that shall not finish."""
+class Interrupted(BaseException):
+    """Raised by a progress callback to interrupt a conversion."""
 
 
-def stop_at(call: int) -> Callable[[int, int], None]:
+def interrupt_at(call: int) -> Callable[[int, int], None]:
     calls = 0
 
     def progress(done: int, total: int) -> None:
         nonlocal calls
         calls += 1
         if calls == call:
-            raise StopHere
+            raise Interrupted
 
     return progress
 
 
-def test_the_result_has_weights_index_config_and_companions_and_nothing_else(source: Path, tmp_path: Path):
+def test_result_has_only_weights_index_config_and_companions(source: Path, tmp_path: Path):
     (source / "tokenizer.json").write_text('{"a": 1}')
     (source / "chat.jinja").write_text("{{ a }}")
     (source / "README.md").write_bytes("Grüße".encode())
@@ -72,7 +72,7 @@ def test_the_result_has_weights_index_config_and_companions_and_nothing_else(sou
     (source / "sub").mkdir()
     done = convert(source, tmp_path / "deep" / "er" / "out", "bf16")
     assert done.folder == tmp_path / "deep" / "er" / "out"
-    assert set(files(done.folder)) == {
+    assert set(read_files(done.folder)) == {
         "model.safetensors",
         "config.json",
         RECORD,
@@ -98,7 +98,7 @@ def test_progress_counts_every_byte_of_the_tensors(source: Path, tmp_path: Path)
     assert len(seen) == 263
 
 
-def test_a_second_call_finds_the_work_done(source: Path, tmp_path: Path):
+def test_second_call_writes_nothing(source: Path, tmp_path: Path):
     first = convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
     before = {file.name: file.stat().st_mtime_ns for file in first.folder.iterdir()}
     second = convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
@@ -108,20 +108,20 @@ def test_a_second_call_finds_the_work_done(source: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("call", [1, 2, 60, 150, 262, 263])
-def test_an_interrupted_call_is_taken_up_again_and_gives_the_same_bytes(
+def test_interrupted_conversion_resumes_with_same_bytes(
     source: Path, tmp_path: Path, whole: dict[str, bytes], call: int
 ):
-    with pytest.raises(StopHere):
-        convert(source, tmp_path / "out", "bf16", progress=stop_at(call), shard_bytes=SMALL)
+    with pytest.raises(Interrupted):
+        convert(source, tmp_path / "out", "bf16", progress=interrupt_at(call), shard_bytes=SMALL)
     assert not (tmp_path / "out").exists()
-    assert scratch_of(tmp_path / "out").exists() == (call > 2), "an empty workplace is cleared away"
+    assert scratch_of(tmp_path / "out").exists() == (call > 2), "a working folder without shards is removed"
     done = convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
-    assert files(done.folder) == whole
+    assert read_files(done.folder) == whole
     assert (done.resumed > 0) == (call > 2)
     assert not scratch_of(tmp_path / "out").exists()
 
 
-KILLED = """
+KILLED_SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from seektune.checkpoint.convert import convert
@@ -141,16 +141,16 @@ convert(Path(sys.argv[1]), Path(sys.argv[2]), "bf16", progress=progress, shard_b
     ],
     ids=str,
 )
-def test_a_killed_call_is_taken_up_again_and_gives_the_same_bytes(
+def test_killed_conversion_resumes_with_same_bytes(
     source: Path, tmp_path: Path, whole: dict[str, bytes], shares: tuple[float, ...]
 ):
-    """SIGKILL in the middle of a shard, again and again, when so much of all bytes is written."""
+    """Repeated SIGKILL in the middle of a shard, each when the given share of all bytes is written."""
     out = tmp_path / "out"
     for share in shares:
-        code = KILLED.format(share=share, shard_bytes=SMALL)
+        code = KILLED_SCRIPT.format(share=share, shard_bytes=SMALL)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        answer = subprocess.run([sys.executable, "-c", code, str(source), str(out)], env=environment, timeout=120)
-        assert answer.returncode == -signal.SIGKILL
+        result = subprocess.run([sys.executable, "-c", code, str(source), str(out)], env=environment, timeout=120)
+        assert result.returncode == -signal.SIGKILL
         assert not out.exists()
         left = scratch_of(out)
         assert left.is_dir()
@@ -158,32 +158,36 @@ def test_a_killed_call_is_taken_up_again_and_gives_the_same_bytes(
         assert {file.name for file in left.glob("*.safetensors")} == known.keys()
     done = convert(source, out, "bf16", shard_bytes=SMALL)
     assert done.resumed == len(known)
-    assert files(out) == whole
+    assert read_files(out) == whole
     assert not scratch_of(out).exists()
 
 
-@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: os.truncate(file, 100)], ids=["gone", "cut"])
-def test_a_shard_that_was_harmed_meanwhile_is_written_again(
-    source: Path, tmp_path: Path, whole: dict[str, bytes], harm: Callable[[Path], None]
+@pytest.mark.parametrize(
+    "damage", [lambda file: file.unlink(), lambda file: os.truncate(file, 100)], ids=["missing", "truncated"]
+)
+def test_damaged_shard_is_rewritten(
+    source: Path, tmp_path: Path, whole: dict[str, bytes], damage: Callable[[Path], None]
 ):
-    with pytest.raises(StopHere):
-        convert(source, tmp_path / "out", "bf16", progress=stop_at(200), shard_bytes=SMALL)
+    with pytest.raises(Interrupted):
+        convert(source, tmp_path / "out", "bf16", progress=interrupt_at(200), shard_bytes=SMALL)
     left = scratch_of(tmp_path / "out")
     known = json.loads((left / RECORD).read_text())["shards"]
-    harm(left / next(iter(known)))
+    damage(left / next(iter(known)))
     done = convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
     assert done.resumed == len(known) - 1
-    assert files(done.folder) == whole
+    assert read_files(done.folder) == whole
 
 
 @pytest.mark.parametrize("other", ["format", "source", "original", "shards"])
-def test_the_unfinished_work_of_another_plan_is_refused(source: Path, tmp_path: Path, parity_folder: Path, other: str):
-    with pytest.raises(StopHere):
-        convert(source, tmp_path / "out", "bf16", progress=stop_at(200), shard_bytes=SMALL)
-    before = files(scratch_of(tmp_path / "out"))
+def test_unfinished_conversion_with_other_options_is_rejected(
+    source: Path, tmp_path: Path, parity_folder: Path, other: str
+):
+    with pytest.raises(Interrupted):
+        convert(source, tmp_path / "out", "bf16", progress=interrupt_at(200), shard_bytes=SMALL)
+    before = read_files(scratch_of(tmp_path / "out"))
     if other == "source":
         os.utime(source / "config.json", (1, 1))
-    with pytest.raises(ValueError, match="unfinished conversion of something else; remove it"):
+    with pytest.raises(ValueError, match="unfinished conversion with other options; remove it"):
         convert(
             source,
             tmp_path / "out",
@@ -191,20 +195,20 @@ def test_the_unfinished_work_of_another_plan_is_refused(source: Path, tmp_path: 
             parity_folder if other == "original" else None,
             shard_bytes=SMALL * 2 if other == "shards" else SMALL,
         )
-    assert files(scratch_of(tmp_path / "out")) == before
+    assert read_files(scratch_of(tmp_path / "out")) == before
 
 
-def test_a_hidden_folder_of_someone_else_is_not_touched(source: Path, tmp_path: Path):
+def test_foreign_working_folder_is_not_touched(source: Path, tmp_path: Path):
     mine = scratch_of(tmp_path / "out")
     mine.mkdir()
     (mine / "thesis.txt").write_text("years")
-    with pytest.raises(ValueError, match="is in the way"):
+    with pytest.raises(ValueError, match="exists and is not an unfinished conversion"):
         convert(source, tmp_path / "out", "bf16")
-    assert files(mine) == {"thesis.txt": b"years"}
+    assert read_files(mine) == {"thesis.txt": b"years"}
 
 
 @pytest.mark.parametrize("holder", ["folder", "file", "another conversion", "a changed source"])
-def test_a_destination_that_is_not_its_own_is_refused_and_untouched(source: Path, tmp_path: Path, holder: str):
+def test_occupied_destination_is_rejected_and_untouched(source: Path, tmp_path: Path, holder: str):
     out = tmp_path / "out"
     if holder == "folder":
         out.mkdir()
@@ -215,15 +219,15 @@ def test_a_destination_that_is_not_its_own_is_refused_and_untouched(source: Path
         convert(source, out, "bf16")
         if holder == "a changed source":
             os.utime(source / "model-00001-of-00002.safetensors", (1, 1))
-    before = files(out) if out.is_dir() else out.read_bytes()
+    before = read_files(out) if out.is_dir() else out.read_bytes()
     with pytest.raises(ValueError, match=r"out already exists and is not this conversion"):
         convert(source, out, "bf16" if holder == "a changed source" else "fp32")
-    assert (files(out) if out.is_dir() else out.read_bytes()) == before
+    assert (read_files(out) if out.is_dir() else out.read_bytes()) == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "source"]
 
 
 @pytest.mark.parametrize("shards", [[], {"model.safetensors": {}}, {"model.safetensors": 5}])
-def test_a_record_that_was_harmed_is_none(source: Path, tmp_path: Path, shards):
+def test_damaged_record_is_ignored(source: Path, tmp_path: Path, shards):
     convert(source, tmp_path / "out", "bf16")
     record = json.loads((tmp_path / "out" / RECORD).read_text())
     (tmp_path / "out" / RECORD).write_text(json.dumps({**record, "shards": shards}))
@@ -231,37 +235,37 @@ def test_a_record_that_was_harmed_is_none(source: Path, tmp_path: Path, shards):
         convert(source, tmp_path / "out", "bf16")
 
 
-def test_a_finished_conversion_that_was_harmed_is_not_called_done(source: Path, tmp_path: Path):
+def test_damaged_result_is_not_reported_as_done(source: Path, tmp_path: Path):
     done = convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
     next(done.folder.glob("*.safetensors")).unlink()
-    with pytest.raises(ValueError, match=r"was converted before, but model-.* is missing or cut"):
+    with pytest.raises(ValueError, match=r"was converted before, but model-.* is missing or truncated"):
         convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
 
 
-def test_a_second_call_at_the_same_time_is_refused(source: Path, tmp_path: Path):
-    answers: list[str] = []
+def test_concurrent_call_is_rejected(source: Path, tmp_path: Path):
+    messages: list[str] = []
 
     def meanwhile(done: int, total: int) -> None:
-        if not answers:
-            with pytest.raises(ValueError, match="another call is writing") as error:
+        if not messages:
+            with pytest.raises(ValueError, match="another process is writing") as error:
                 convert(source, tmp_path / "out", "bf16")
-            answers.append(str(error.value))
+            messages.append(str(error.value))
 
     convert(source, tmp_path / "out", "bf16", progress=meanwhile)
-    assert answers
-    assert "\n" not in answers[0]
+    assert messages
+    assert "\n" not in messages[0]
     assert raw(tmp_path / "out").keys() >= {"embed.weight", "head.weight"}
 
 
-def test_a_call_that_meets_the_result_of_another_only_after_its_first_look_refuses_it(
+def test_result_of_faster_concurrent_call_is_not_overwritten(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Two calls look at once and find nothing; the slower one gets the lock when the faster one has finished."""
-    out, first_look = tmp_path / "out", module._finished
+    """Both calls find no result at first; the slower one gets the lock after the faster one has finished."""
+    out, finished = tmp_path / "out", module._finished
 
     def slow(final: Path, plan: dict) -> None:
-        assert first_look(final, plan) is None
-        monkeypatch.setattr(module, "_finished", first_look)
+        assert finished(final, plan) is None
+        monkeypatch.setattr(module, "_finished", finished)
         convert(source, out, "bf16")
 
     monkeypatch.setattr(module, "_finished", slow)
@@ -271,14 +275,14 @@ def test_a_call_that_meets_the_result_of_another_only_after_its_first_look_refus
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "source"]
 
 
-def test_the_lock_of_a_dead_process_is_no_lock(tmp_path: Path):
+def test_lock_file_of_dead_process_does_not_block(tmp_path: Path):
     final = tmp_path / "out"
-    with resumable_dir(final, {"a": 1}) as place:
-        place.record["shards"]["x"] = part = {"bytes": 1, "copied": [], "converted": [], "inexact": []}
-        place.keep()
+    with resumable_dir(final, {"a": 1}) as work:
+        work.record["shards"]["x"] = part = {"bytes": 1, "copied": [], "converted": [], "inexact": []}
+        work.save_record()
     assert (scratch_of(final) / "lock").exists()
-    with resumable_dir(final, {"a": 1}) as place:
-        assert place.record["shards"] == {"x": part}
+    with resumable_dir(final, {"a": 1}) as work:
+        assert work.record["shards"] == {"x": part}
 
 
 def without(name: str) -> Callable[[Path], None]:
@@ -287,7 +291,7 @@ def without(name: str) -> Callable[[Path], None]:
 
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no config": (without("config.json"), r"config\.json does not exist"),
-    "config that is no JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not JSON"),
+    "config that is not JSON": (lambda folder: (folder / "config.json").write_text("{"), r"config\.json is not JSON"),
     "config of bytes": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), r"config\.json is not JSON"),
     "config that is a list": (lambda folder: (folder / "config.json").write_text("[]"), "must hold a JSON object"),
     "missing shard": (without("model-00002-of-00002.safetensors"), "model-00002-of-00002.safetensors is missing"),
@@ -302,34 +306,34 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "said"), FAULTS.values(), ids=FAULTS)
-def test_a_source_with_a_fault_is_refused_before_anything_is_written(source: Path, tmp_path: Path, spoil, said: str):
-    spoil(source)
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("damage", "message"), FAULTS.values(), ids=FAULTS)
+def test_faulty_source_is_rejected_before_writing(source: Path, tmp_path: Path, damage, message: str):
+    damage(source)
+    with pytest.raises(ValueError, match=message):
         convert(source, tmp_path / "deep" / "out", "bf16")
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
 
-def test_an_unknown_format_is_refused_before_anything_is_written(source: Path, tmp_path: Path):
+def test_unknown_format_is_rejected_before_writing(source: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="'fp16' is unknown"):
         convert(source, tmp_path / "out", "fp16")
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
 
-def test_source_and_destination_must_not_be_one(source: Path, tmp_path: Path):
-    before = files(source)
+def test_source_as_destination_is_rejected(source: Path, tmp_path: Path):
+    before = read_files(source)
     (tmp_path / "link").symlink_to(source)
     for same in (source, tmp_path / "link", source / ".." / "source"):
         with pytest.raises(ValueError, match="are the same folder"):
             convert(source, same, "released")
     with pytest.raises(ValueError, match="already exists"):
         convert(source, source.parent, "bf16")
-    assert files(source) == before
+    assert read_files(source) == before
 
 
-def test_a_destination_inside_the_source_is_fine(source: Path):
-    with pytest.raises(StopHere):
-        convert(source, source / "bf16", "bf16", progress=stop_at(200), shard_bytes=SMALL)
+def test_destination_inside_source_works(source: Path):
+    with pytest.raises(Interrupted):
+        convert(source, source / "bf16", "bf16", progress=interrupt_at(200), shard_bytes=SMALL)
     done = convert(source, source / "bf16", "bf16", shard_bytes=SMALL)
     assert done.resumed > 0
     assert convert(source, source / "bf16", "bf16", shard_bytes=SMALL).resumed == done.shards
@@ -344,35 +348,35 @@ def test_links_are_followed(source: Path, tmp_path: Path, whole: dict[str, bytes
     for link, real in (("dangling", "disk/made"), ("linked", "empty"), ("parent/inner", "disk/inner")):
         done = convert(source, tmp_path / link, "bf16", shard_bytes=SMALL)
         assert done.folder == tmp_path / real
-        assert files(tmp_path / link) == whole
+        assert read_files(tmp_path / link) == whole
     assert (tmp_path / "linked").is_symlink()
 
 
-def test_a_destination_below_a_file_is_named(source: Path, tmp_path: Path):
+def test_destination_below_file_is_rejected(source: Path, tmp_path: Path):
     (tmp_path / "file").write_text("keep")
     with pytest.raises(ValueError, match="file is a file"):
         convert(source, tmp_path / "file" / "deep" / "out", "bf16")
 
 
-def test_a_mount_point_is_refused_at_once(source: Path):
+def test_mount_point_is_rejected(source: Path):
     with pytest.raises(ValueError, match="mount point"):
         convert(source, Path("/proc"), "bf16")
 
 
-def test_an_empty_destination_is_taken_in_place(source: Path, tmp_path: Path, whole: dict[str, bytes]):
+def test_empty_destination_is_replaced(source: Path, tmp_path: Path, whole: dict[str, bytes]):
     (tmp_path / "out").mkdir()
-    assert files(convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL).folder) == whole
+    assert read_files(convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL).folder) == whole
 
 
-def test_too_little_room_is_said_before_anything_is_written(source: Path, tmp_path: Path, monkeypatch):
+def test_too_little_disk_space_is_rejected_before_writing(source: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(OSError, match=r"has 0\.0 MB free, \d+\.\d MB are needed"):
+    with pytest.raises(OSError, match=r"has 0\.0 MB free, but \d+\.\d MB are needed"):
         convert(source, tmp_path / "out", "bf16")
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
 
 
-def test_a_full_disk_keeps_what_is_complete_for_the_next_call(source: Path, tmp_path: Path, whole: dict[str, bytes]):
-    """The operating system itself refuses to write beyond a size, as it does on a full disk."""
+def test_full_disk_keeps_complete_shards(source: Path, tmp_path: Path, whole: dict[str, bytes]):
+    """RLIMIT_FSIZE makes the operating system refuse writes, as on a full disk."""
     sizes = [len(data) for name, data in sorted(whole.items()) if name.endswith(".safetensors")]
     limit = max(sizes) - 1
     assert sizes[0] <= limit
@@ -390,11 +394,11 @@ def test_a_full_disk_keeps_what_is_complete_for_the_next_call(source: Path, tmp_
     assert not list(scratch_of(tmp_path / "out").glob("*.partial"))
     done = convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
     assert 0 < done.resumed < done.shards
-    assert files(done.folder) == whole
+    assert read_files(done.folder) == whole
 
 
 @pytest.mark.parametrize("call", range(0, 40, 4))
-def test_space_that_runs_out_while_flushing_costs_nothing(
+def test_full_disk_while_flushing_can_be_resumed(
     source: Path, tmp_path: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, call: int
 ):
     flush, calls = os.fsync, 0
@@ -411,10 +415,10 @@ def test_space_that_runs_out_while_flushing_costs_nothing(
         convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL)
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
-    assert files(convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL).folder) == whole
+    assert read_files(convert(source, tmp_path / "out", "bf16", shard_bytes=SMALL).folder) == whole
 
 
-MEASURED = """
+MEASURE_SCRIPT = """
 import sys
 from pathlib import Path
 from seektune.checkpoint.convert import convert
@@ -431,21 +435,21 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("format", ["bf16", "fp32", pytest.param("released", marks=pytest.mark.slow)])
-def test_memory_is_that_of_one_tensor(tmp_path: Path, format: str):
-    """30 matrices of 8 MB; at once are held one as it is read, one as it is written, and bands of it in fp32."""
+def test_conversion_memory_is_one_tensor(tmp_path: Path, format: str):
+    """30 matrices of 8 MB; memory holds one as read, one as written, and bands of it in fp32."""
     for folder, rows, count in (("small", 128, 1), ("large", 1024, 30)):
         (tmp_path / folder).mkdir()
         weights = {f"layers.{n}.attn.wq_b.weight": torch.full((rows, 4096), n + 1.0).bfloat16() for n in range(count)}
         save_file(weights, tmp_path / folder / "model.safetensors")
         (tmp_path / folder / "config.json").write_text("{}")
-    # the allocator gives back what is freed, so that only what is held counts
+    # the allocator returns freed memory at once, so that only memory in use counts
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     environment = {**os.environ, **settings}
-    command = [sys.executable, "-c", MEASURED, str(tmp_path), format]
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
+    command = [sys.executable, "-c", MEASURE_SCRIPT, str(tmp_path), format]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
     stored = {"bf16": 2, "fp32": 4, "released": 1}[format] * 1024 * 4096
     read = 2 * 1024 * 4096
     # encoding FP8 takes some copies of a band in fp32, 4 MB each
     bound = read + stored + {"bf16": 0, "fp32": 4, "released": 16}[format] * 2**20
-    assert int(answer.stdout) <= bound
-    assert 30 * read > 8 * bound, "the checkpoint itself would not fit"
+    assert int(result.stdout) <= bound
+    assert 30 * read > 8 * bound, "the bound is far below the size of the checkpoint"

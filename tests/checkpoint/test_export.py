@@ -1,4 +1,4 @@
-"""From model or folder into every format: bytes of what was not trained, the rule for what was, and what is lost."""
+"""Exporting a model or folder to every format: untrained bytes are kept, trained values are rounded, losses named."""
 
 import json
 import math
@@ -11,18 +11,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seektune.checkpoint.convert import Conversion, convert
-from seektune.checkpoint.export import Tally, pieces
+from seektune.checkpoint.export import ExportReport, export_tensors
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.save import save_weights
 from seektune.checkpoint.source import FolderSource, StateSource
 from seektune.kernels import dequantize_fp4, dequantize_fp8, quantize_fp4, quantize_fp8
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
-from .reader import kinds, raw
+from .reader import dtypes_and_shapes, raw
 
 FP4 = "layers.2.ffn.experts.3.w2"
 FP8 = "layers.1.attn.wq_a"
-QUANTISED = ("released", "fp8", "base")
+QUANTIZED = ("released", "fp8", "base")
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def model(parity_folder: Path) -> DeepseekV4ForCausalLM:
     return DeepseekV4ForCausalLM.from_pretrained(parity_folder)
 
 
-def made(folder: Path, **tensors: Tensor) -> Path:
-    """A checkpoint folder of these tensors; `__` stands for a dot."""
+def make_folder(folder: Path, **tensors: Tensor) -> Path:
+    """A checkpoint folder with these tensors; `__` stands for a dot."""
     folder.mkdir()
     save_file({name.replace("__", "."): x for name, x in tensors.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
@@ -42,33 +42,33 @@ def e8m0(*bytes_: int) -> Tensor:
     return torch.tensor(bytes_, dtype=torch.uint8).view(torch.float8_e8m0fnu)
 
 
-def test_what_was_not_trained_keeps_its_bytes(model, parity_folder: Path, tmp_path: Path):
+def test_untrained_tensors_keep_original_bytes(model, parity_folder: Path, tmp_path: Path):
     model.save_pretrained(tmp_path / "out", format="released", original=parity_folder)
     assert raw(tmp_path / "out") == raw(parity_folder)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written == json.loads((parity_folder / "config.json").read_text())
 
 
-def test_a_bf16_model_gives_the_original_bytes_back_too(parity_folder: Path, tmp_path: Path):
+def test_bf16_model_exports_original_bytes(parity_folder: Path, tmp_path: Path):
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "out", format="released", original=parity_folder)
     assert raw(tmp_path / "out") == raw(parity_folder)
 
 
-def test_without_an_original_values_survive_although_scales_may_differ(model, parity_folder: Path, tmp_path: Path):
-    """A value of FP4 or FP8 is still one under the scale that the rule gives its group."""
+def test_values_survive_without_original(model, parity_folder: Path, tmp_path: Path):
+    """Scales may differ, but every FP4 or FP8 value is representable under the scale that the rule computes."""
     model.save_pretrained(tmp_path / "out", format="released")
-    assert kinds(raw(tmp_path / "out")) == kinds(raw(parity_folder))
+    assert dtypes_and_shapes(raw(tmp_path / "out")) == dtypes_and_shapes(raw(parity_folder))
     again = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")
     for name, x in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], x), name
 
 
-def test_the_compressor_stays_bf16_and_its_ape_f32(model, tmp_path: Path):
-    """Others quantise wkv and wgate of the compressor because they match the attention's wkv."""
-    for format in QUANTISED:
+def test_compressor_stays_bf16_and_ape_f32(model, tmp_path: Path):
+    """A name pattern for the attention's wkv must not match wkv and wgate of the compressor."""
+    for format in QUANTIZED:
         model.save_pretrained(tmp_path / format, format=format)
-        found = kinds(raw(tmp_path / format))
+        found = dtypes_and_shapes(raw(tmp_path / format))
         inside = {name: dtype for name, (dtype, _) in found.items() if ".compressor." in name}
         assert {dtype for name, dtype in inside.items() if name.endswith(("wkv.weight", "wgate.weight"))} == {"BF16"}
         assert {dtype for name, dtype in inside.items() if name.endswith("ape")} == {"F32"}
@@ -79,7 +79,7 @@ def test_the_compressor_stays_bf16_and_its_ape_f32(model, tmp_path: Path):
 
 
 @torch.no_grad()
-def test_what_was_trained_is_rounded_by_the_rule_and_nothing_else_changes(model, parity_folder: Path, tmp_path: Path):
+def test_trained_tensors_are_rounded_and_others_unchanged(model, parity_folder: Path, tmp_path: Path):
     expert = model.layers[2].ffn.experts.w2[3]
     expert.normal_()
     matrix = model.layers[1].attn.wq_a.weight
@@ -87,7 +87,7 @@ def test_what_was_trained_is_rounded_by_the_rule_and_nothing_else_changes(model,
     model.layers[0].attn_norm.weight.add_(0.5)
     model.save_pretrained(tmp_path / "out", format="released", original=parity_folder)
     before, after = raw(parity_folder), raw(tmp_path / "out")
-    assert kinds(before) == kinds(after)
+    assert dtypes_and_shapes(before) == dtypes_and_shapes(after)
     changed = {name for name in before if before[name] != after[name]}
     assert {f"{FP4}.weight", f"{FP8}.weight", "layers.0.attn_norm.weight"} <= changed
     assert changed <= {f"{stem}.{part}" for stem in (FP4, FP8) for part in ("weight", "scale")} | {
@@ -111,9 +111,9 @@ def test_what_was_trained_is_rounded_by_the_rule_and_nothing_else_changes(model,
 
 
 @pytest.mark.parametrize("format", ["fp8", "base"])
-def test_experts_in_fp8_hold_the_same_values(model, parity_folder: Path, tmp_path: Path, format: str):
+def test_fp8_experts_hold_same_values(model, parity_folder: Path, tmp_path: Path, format: str):
     model.save_pretrained(tmp_path / "out", format=format, original=parity_folder)
-    found = kinds(raw(tmp_path / "out"))
+    found = dtypes_and_shapes(raw(tmp_path / "out"))
     assert found[f"{FP4}.weight"][0] == "F8_E4M3"
     assert found[f"{FP4}.scale"][0] == {"fp8": "F8_E8M0", "base": "F32"}[format]
     again = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")
@@ -121,7 +121,7 @@ def test_experts_in_fp8_hold_the_same_values(model, parity_folder: Path, tmp_pat
         assert torch.equal(again.state_dict()[name], x), name
 
 
-def test_a_damaged_original_is_an_error_and_leaves_nothing(model, parity_folder: Path, tmp_path: Path):
+def test_damaged_original_raises_and_leaves_nothing(model, parity_folder: Path, tmp_path: Path):
     original = tmp_path / "original"
     shutil.copytree(parity_folder, original)
     file = original / "model-00001-of-00002.safetensors"
@@ -131,8 +131,10 @@ def test_a_damaged_original_is_an_error_and_leaves_nothing(model, parity_folder:
     assert not (tmp_path / "out").exists()
 
 
-def chain(source: Path, folder: Path, *steps: str, original: Path | None = None) -> tuple[Path, list[Conversion]]:
-    """Convert again and again; the last step gets the original."""
+def convert_steps(
+    source: Path, folder: Path, *steps: str, original: Path | None = None
+) -> tuple[Path, list[Conversion]]:
+    """Convert through several formats; the last step gets the original."""
     done = []
     for number, step in enumerate(steps):
         last = original if number == len(steps) - 1 else None
@@ -154,25 +156,25 @@ def chain(source: Path, folder: Path, *steps: str, original: Path | None = None)
     ids="-".join,
 )
 @pytest.mark.slow
-def test_released_by_way_of_other_formats_gives_every_byte_back(parity_folder: Path, tmp_path: Path, steps):
-    folder, done = chain(parity_folder, tmp_path, *steps, original=parity_folder)
+def test_round_trip_with_original_returns_every_byte(parity_folder: Path, tmp_path: Path, steps):
+    folder, done = convert_steps(parity_folder, tmp_path, *steps, original=parity_folder)
     assert raw(folder) == raw(parity_folder)
     assert all(not step.inexact for step in done)
     assert (done[-1].copied, done[-1].converted) == (263, 0)
 
 
-def test_without_the_original_values_come_back_and_the_count_says_what_was_encoded(parity_folder: Path, tmp_path: Path):
-    folder, done = chain(parity_folder, tmp_path, "bf16", "released")
-    assert kinds(raw(folder)) == kinds(raw(parity_folder))
+def test_round_trip_without_original_returns_values(parity_folder: Path, tmp_path: Path):
+    folder, done = convert_steps(parity_folder, tmp_path, "bf16", "released")
+    assert dtypes_and_shapes(raw(folder)) == dtypes_and_shapes(raw(parity_folder))
     assert (done[-1].copied, done[-1].converted, done[-1].inexact) == (99, 164, [])
     before, after = FolderSource(parity_folder), FolderSource(folder)
     for name, _ in before.shapes():
         assert torch.equal(before.values(name), after.values(name)), name
 
 
-def test_base_goes_both_ways_with_its_bytes_where_scales_are_powers_of_two(parity_folder: Path, tmp_path: Path):
-    fp8, _ = chain(parity_folder, tmp_path / "a", "fp8")
-    back, done = chain(fp8, tmp_path / "b", "base", "fp8")
+def test_base_round_trip_is_exact_for_power_of_two_scales(parity_folder: Path, tmp_path: Path):
+    fp8, _ = convert_steps(parity_folder, tmp_path / "a", "fp8")
+    back, done = convert_steps(fp8, tmp_path / "b", "base", "fp8")
     assert raw(back) == raw(fp8)
     assert all(not step.inexact for step in done)
     base = raw(done[0].folder)
@@ -185,10 +187,10 @@ def test_base_goes_both_ways_with_its_bytes_where_scales_are_powers_of_two(parit
             assert base[name] == (dtype, shape, data)
 
 
-def test_base_with_any_scales_becomes_fp8_with_rounding_that_is_reported(tmp_path: Path):
+def test_base_to_fp8_reports_rounding(tmp_path: Path):
     weight, scale = quantize_fp8(torch.randn(256, 256), power_of_two=False)
     name = "layers.0.attn.wq_a.weight"
-    base = made(tmp_path / "base", layers__0__attn__wq_a__weight=weight, layers__0__attn__wq_a__scale=scale)
+    base = make_folder(tmp_path / "base", layers__0__attn__wq_a__weight=weight, layers__0__attn__wq_a__scale=scale)
     done = convert(base, tmp_path / "fp8", "fp8")
     assert done.inexact == [name]
     found = load_file(tmp_path / "fp8" / "model.safetensors")
@@ -203,14 +205,14 @@ def test_base_with_any_scales_becomes_fp8_with_rounding_that_is_reported(tmp_pat
     [(0, True), (8, True), (14, True), (15, False), (30, False)],
     ids=lambda value: str(value),
 )
-def test_fp4_becomes_fp8_exactly_where_the_scales_of_a_block_are_near_each_other(tmp_path: Path, spread: int, exact):
-    """The largest scale of a block / 2^6 leaves room for steps of 2^-15: a half in a group 2^14 below is one step."""
+def test_fp4_to_fp8_is_exact_for_close_block_scales(tmp_path: Path, spread: int, exact):
+    """A block's largest scale / 2^6 leaves steps of 2^-15: 0.5 in a group whose scale is 2^14 smaller is one step."""
     name = "layers.0.ffn.experts.0.w1.weight"
     packed = torch.randint(-128, 128, (128, 64), dtype=torch.int8)
     packed[0, 0] = 0x11  # 0.5, the smallest magnitude
     scale = e8m0(*[127] * (128 * 4)).view(128, 4).clone()
     scale[0, 0] = e8m0(127 - spread)[0]
-    source = made(
+    source = make_folder(
         tmp_path / "fp4", layers__0__ffn__experts__0__w1__weight=packed, layers__0__ffn__experts__0__w1__scale=scale
     )
     done = convert(source, tmp_path / "fp8", "fp8")
@@ -221,10 +223,10 @@ def test_fp4_becomes_fp8_exactly_where_the_scales_of_a_block_are_near_each_other
     assert (found - wanted).abs().max() <= 2.0**-15, "half of the smallest step at the block's scale"
 
 
-def test_trained_values_are_rounded_to_nearest_even_under_the_smallest_power_of_two_that_holds_them(tmp_path: Path):
+def test_fp4_rounds_to_nearest_even_under_smallest_scale(tmp_path: Path):
     values = torch.zeros(1, 32)
     values[0, :8] = torch.tensor([6.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, -5.0])
-    source = made(tmp_path / "fp32", layers__0__ffn__experts__0__w1__weight=values)
+    source = make_folder(tmp_path / "fp32", layers__0__ffn__experts__0__w1__weight=values)
     done = convert(source, tmp_path / "out", "released")
     assert done.inexact == ["layers.0.ffn.experts.0.w1.weight"]
     _, _, scale = raw(tmp_path / "out")["layers.0.ffn.experts.0.w1.scale"]
@@ -234,15 +236,15 @@ def test_trained_values_are_rounded_to_nearest_even_under_the_smallest_power_of_
 
 
 @pytest.mark.parametrize("rows", [1, 127, 128, 129, 400])
-def test_bands_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, rows: int):
-    """A tensor is encoded a band at a time; whole or in bands, every byte must be the same."""
+def test_encoding_in_bands_equals_encoding_at_once(monkeypatch: pytest.MonkeyPatch, rows: int):
+    """The bytes must not depend on the bands."""
     weight = torch.randn(rows, 160) * torch.logspace(-3, 3, rows)[:, None]
     for name, encode in (("layers.0.attn.wq_a.weight", quantize_fp8), ("a.experts.0.w1.weight", quantize_fp4)):
         monkeypatch.setattr("seektune.checkpoint.stored.BAND", 128 * 160)
         (piece,) = (
-            pieces(StateSource({name: weight}), FORMATS["released"], Tally())
+            export_tensors(StateSource({name: weight}), FORMATS["released"], ExportReport())
             if "attn" in name
-            else pieces(StateSource({"a.experts.w1": weight[None]}), FORMATS["released"], Tally())
+            else export_tensors(StateSource({"a.experts.w1": weight[None]}), FORMATS["released"], ExportReport())
         )
         found = list(piece.load().values())
         for part, whole in zip(found, encode(weight), strict=True):
@@ -251,8 +253,8 @@ def test_bands_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, rows: int
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("format", QUANTISED)
-def test_values_that_are_not_finite_are_refused_by_low_bit_formats(model, tmp_path: Path, bad: float, format: str):
+@pytest.mark.parametrize("format", QUANTIZED)
+def test_low_bit_formats_reject_non_finite_values(model, tmp_path: Path, bad: float, format: str):
     with torch.no_grad():
         model.layers[1].attn.wq_a.weight[3, 3] = bad
     with pytest.raises(ValueError, match=rf"{FP8}\.weight: NaN or infinity cannot be stored as fp8"):
@@ -260,43 +262,43 @@ def test_values_that_are_not_finite_are_refused_by_low_bit_formats(model, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_values_that_are_not_finite_are_kept_by_formats_that_can(model, tmp_path: Path):
+def test_bf16_keeps_non_finite_values(model, tmp_path: Path):
     with torch.no_grad():
         model.layers[1].attn.wq_a.weight[3, 3:5] = torch.tensor([math.nan, -math.inf])
-    tally = save_weights(model.state_dict(), model.config.to_dict(), tmp_path / "out", "bf16")
-    assert f"{FP8}.weight" in tally.converted
-    assert tally.inexact == [], "these weights came from FP4 and FP8, and NaN is NaN"
+    report = save_weights(model.state_dict(), model.config.to_dict(), tmp_path / "out", "bf16")
+    assert f"{FP8}.weight" in report.converted
+    assert report.inexact == [], "these weights came from FP4 and FP8, and NaN is NaN"
     found = load_file(tmp_path / "out" / "model.safetensors")[f"{FP8}.weight"]
     assert found[3, 3].isnan()
     assert found[3, 4] == -math.inf
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "format", "said"),
+    ("name", "shape", "format", "message"),
     [
         ("layers.0.ffn.experts.0.w2.weight", (8, 48), "released", r"\[8, 48\].*multiple of 32 columns.*fp4"),
         ("layers.0.attn.wq_a.weight", (8,), "fp8", r"\[8\].*only a matrix can be stored as fp8"),
     ],
 )
-def test_a_shape_that_a_format_cannot_hold_is_named_before_anything_is_written(
-    tmp_path: Path, name: str, shape: tuple[int, ...], format: str, said: str
+def test_unsupported_shape_is_rejected_before_writing(
+    tmp_path: Path, name: str, shape: tuple[int, ...], format: str, message: str
 ):
-    source = made(tmp_path / "in", **{name.replace(".", "__"): torch.ones(shape)})
-    with pytest.raises(ValueError, match=said) as error:
+    source = make_folder(tmp_path / "in", **{name.replace(".", "__"): torch.ones(shape)})
+    with pytest.raises(ValueError, match=message) as error:
         convert(source, tmp_path / "out", format)
     assert name in str(error.value)
     assert [file.name for file in tmp_path.iterdir()] == ["in"]
 
 
-def test_a_tensor_of_another_shape_than_the_originals_is_encoded_anew(parity_folder: Path, tmp_path: Path):
+def test_other_shape_than_original_is_encoded_again(parity_folder: Path, tmp_path: Path):
     name = f"{FP8}.weight"
-    source = made(tmp_path / "in", **{name.replace(".", "__"): torch.ones(64, 256)})
+    source = make_folder(tmp_path / "in", **{name.replace(".", "__"): torch.ones(64, 256)})
     done = convert(source, tmp_path / "out", "released", parity_folder)
     assert (done.copied, done.converted, done.inexact) == (0, 1, [])
 
 
-def test_minus_zero_and_the_bits_of_nan_are_copied_as_they_are(tmp_path: Path):
+def test_minus_zero_and_nan_bits_are_copied(tmp_path: Path):
     bits = torch.tensor([0, -0x8000, 0x7FC1, 0x7F80, 1], dtype=torch.int16)
-    source = made(tmp_path / "in", norm__weight=bits.view(torch.bfloat16))
+    source = make_folder(tmp_path / "in", norm__weight=bits.view(torch.bfloat16))
     assert convert(source, tmp_path / "out", "released").copied == 1
     assert raw(tmp_path / "out") == raw(source)

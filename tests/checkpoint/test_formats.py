@@ -1,4 +1,4 @@
-"""What each format is, tensor by tensor, and the whole map of the released checkpoints without allocating a weight."""
+"""The kind of each tensor in each format, and all tensors of the released checkpoints on the meta device."""
 
 import json
 import lzma
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from seektune.checkpoint.export import Tally, pieces
-from seektune.checkpoint.formats import FORMATS, QUANTISED, format_named, kind_on_disk
+from seektune.checkpoint.export import ExportReport, export_tensors
+from seektune.checkpoint.formats import FORMATS, QUANTIZED, format_named, kind_on_disk
 from seektune.checkpoint.header import DTYPES
 from seektune.checkpoint.names import scale_name, slots
 from seektune.checkpoint.source import StateSource
-from seektune.checkpoint.write import FilePiece, shard_limit, shard_names, split
+from seektune.checkpoint.write import LazyTensors, shard_limit, shard_names, split
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 
@@ -23,24 +23,28 @@ RELEASES = {"flash": ("v4flash", 69_187, 46), "pro": ("v4pro", 145_116, 64)}
 
 
 @pytest.fixture(scope="module", params=["flash", pytest.param("pro", marks=pytest.mark.slow)])
-def release(request: pytest.FixtureRequest, released: Path) -> tuple[str, dict[str, Any], list[FilePiece]]:
-    """A preset, the published table of its tensors, and the plan of that model's export in the released format."""
+def release(request: pytest.FixtureRequest, released: Path) -> tuple[str, dict[str, Any], list[LazyTensors]]:
+    """A preset, the published table of its tensors, and the planned tensors of its export in the released format."""
     file, count, _ = RELEASES[request.param]
     table = json.loads(lzma.decompress((released / f"{file}.tensors.json.xz").read_bytes()))
     assert len(table) == count
     model = DeepseekV4ForCausalLM(DeepseekV4Config.preset(request.param), device="meta")
-    return request.param, table, list(pieces(StateSource(model.state_dict()), FORMATS["released"], Tally()))
+    return (
+        request.param,
+        table,
+        list(export_tensors(StateSource(model.state_dict()), FORMATS["released"], ExportReport())),
+    )
 
 
-def test_every_released_tensor_is_written_with_its_dtype_and_shape(release):
+def test_released_tensors_are_written_with_dtype_and_shape(release):
     _, table, planned = release
     found = {name: (DTYPES[dtype], list(shape)) for piece in planned for name, (dtype, shape) in piece.tensors.items()}
     assert found == {name: (tensor["dtype"], tensor["shape"]) for name, tensor in table.items()}
 
 
 @pytest.mark.slow
-def test_every_released_tensor_is_read_as_the_kind_that_is_written(release):
-    """The other direction: the dtypes on disk lead to the kind, and the kind and the name to the shape."""
+def test_released_tensors_are_read_as_the_kind_written(release):
+    """Reading: dtypes on disk give the kind, and kind and name give the shape."""
     preset, table, _ = release
     shapes = {
         name: tuple(tensor.shape)
@@ -51,8 +55,8 @@ def test_every_released_tensor_is_read_as_the_kind_that_is_written(release):
         name, scale = slot.released, table.get(scale_name(slot.released))
         kind = kind_on_disk(table[name]["dtype"], scale["dtype"] if scale else None)
         assert kind == FORMATS["released"].kind(name), name
-        if kind in QUANTISED:
-            assert [list(shape) for shape in QUANTISED[kind].shapes(slot.shape)] == [
+        if kind in QUANTIZED:
+            assert [list(shape) for shape in QUANTIZED[kind].shapes(slot.shape)] == [
                 table[name]["shape"],
                 scale["shape"],
             ]
@@ -60,7 +64,7 @@ def test_every_released_tensor_is_read_as_the_kind_that_is_written(release):
     assert seen == len(table)
 
 
-def test_the_shards_are_those_of_the_release(release):
+def test_shards_match_the_release(release):
     preset, table, planned = release
     shards = split(planned, shard_limit(planned))
     names = shard_names(len(shards))
@@ -69,7 +73,7 @@ def test_the_shards_are_those_of_the_release(release):
     assert found == {name: tensor["shard"] for name, tensor in table.items()}
 
 
-def test_the_bytes_are_those_of_the_release(release):
+def test_bytes_match_the_release(release):
     preset, table, planned = release
     size = {spelled: dtype.itemsize for dtype, spelled in DTYPES.items()}
     total = sum(prod(tensor["shape"]) * size[tensor["dtype"]] for tensor in table.values())
@@ -79,20 +83,20 @@ def test_the_bytes_are_those_of_the_release(release):
 
 @pytest.mark.parametrize("format", ["bf16", "fp32", "fp8", "base"])
 @pytest.mark.slow
-def test_every_format_has_room_for_every_tensor_of_flash(format: str):
+def test_every_format_holds_every_tensor_of_flash(format: str):
     config = DeepseekV4Config.preset("flash")
     state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
-    planned = list(pieces(StateSource(state), FORMATS[format], Tally()))
+    planned = list(export_tensors(StateSource(state), FORMATS[format], ExportReport()))
     dtypes = Counter(dtype for piece in planned for dtype, _ in piece.tensors.values())
     weights = len(list(slots({name: tuple(tensor.shape) for name, tensor in state.items()})))
     scales = {"fp8": torch.float8_e8m0fnu, "base": torch.float32}.get(format)
-    quantised = sum(len(piece.tensors) == 2 for piece in planned)
+    quantized = sum(len(piece.tensors) == 2 for piece in planned)
     assert len(planned) == weights
-    assert sum(dtypes.values()) == weights + quantised
-    assert (quantised > 0) == (scales is not None)
+    assert sum(dtypes.values()) == weights + quantized
+    assert (quantized > 0) == (scales is not None)
     if scales is not None:
-        assert dtypes[torch.float8_e4m3fn] == quantised
-        assert dtypes[scales] >= quantised
+        assert dtypes[torch.float8_e4m3fn] == quantized
+        assert dtypes[scales] >= quantized
     assert dtypes[torch.int8] == 0
     assert dtypes[torch.int64] == config.num_hash_layers
 
@@ -108,7 +112,7 @@ ALWAYS = {
     "layers.3.ffn.gate.bias": "f32",
     "layers.0.ffn.gate.tid2eid": "i64",
 }
-NEVER_QUANTISED = (
+NEVER_QUANTIZED = (
     "embed.weight",
     "head.weight",
     "norm.weight",
@@ -140,17 +144,17 @@ KINDS = {
 
 
 @pytest.mark.parametrize("format", KINDS)
-def test_what_each_format_makes_of_each_family(format: str):
+def test_kinds_of_each_format(format: str):
     experts, linears, rest = KINDS[format]
     kind = FORMATS[format].kind
     assert {name: kind(name) for name in ALWAYS} == ALWAYS
-    assert {kind(name) for name in NEVER_QUANTISED} == {rest}
+    assert {kind(name) for name in NEVER_QUANTIZED} == {rest}
     assert {kind(name) for name in LINEARS} == {linears}
     assert {kind(name) for name in EXPERTS} == {experts}
     assert KINDS.keys() == FORMATS.keys()
 
 
-def test_an_unknown_format_is_answered_with_the_known_ones():
+def test_unknown_format_lists_known_ones():
     assert format_named("bf16") is FORMATS["bf16"]
     with pytest.raises(ValueError, match="'fp4' is unknown; the formats are released, fp8, base, bf16, fp32"):
         format_named("fp4")
@@ -170,28 +174,28 @@ def test_an_unknown_format_is_answered_with_the_known_ones():
         ("U8", None, None),
     ],
 )
-def test_dtypes_on_disk_decide_the_kind(dtype: str, scale: str | None, kind: str | None):
+def test_kind_from_dtypes_on_disk(dtype: str, scale: str | None, kind: str | None):
     assert kind_on_disk(dtype, scale) == kind
 
 
-def test_scales_of_partial_blocks_are_counted():
-    assert QUANTISED["fp8"].shapes((130, 260)) == ((130, 260), (2, 3))
-    assert QUANTISED["fp4"].shapes((130, 64)) == ((130, 32), (130, 2))
-    assert QUANTISED["fp8"].fits((1, 7))
-    assert not QUANTISED["fp4"].fits((4, 48))
-    assert not QUANTISED["fp8"].fits((4,))
+def test_partial_blocks_have_scales():
+    assert QUANTIZED["fp8"].shapes((130, 260)) == ((130, 260), (2, 3))
+    assert QUANTIZED["fp4"].shapes((130, 64)) == ((130, 32), (130, 2))
+    assert QUANTIZED["fp8"].fits((1, 7))
+    assert not QUANTIZED["fp4"].fits((4, 48))
+    assert not QUANTIZED["fp8"].fits((4,))
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_config_says_what_is_on_disk_and_keeps_everything_else(format: str):
+def test_config_describes_storage_and_keeps_other_keys(format: str):
     source = {"hidden_size": 8, "mine": [1], "dtype": "float16", "expert_dtype": "fp4", "quantization_config": {"a": 1}}
     written = FORMATS[format].config(source)
     storage = {key: written.pop(key, None) for key in ("expert_dtype", "quantization_config", "torch_dtype")}
     assert written == {"hidden_size": 8, "mine": [1]}
-    quantised = format in ("released", "fp8", "base")
+    quantized = format in ("released", "fp8", "base")
     assert storage["torch_dtype"] == ("float32" if format == "fp32" else "bfloat16")
     assert storage["expert_dtype"] == {"released": "fp4", "fp8": "fp8", "base": "fp8"}.get(format)
-    assert (storage["quantization_config"] is not None) == quantised
-    if quantised:
+    assert (storage["quantization_config"] is not None) == quantized
+    if quantized:
         assert storage["quantization_config"]["weight_block_size"] == [128, 128]
         assert storage["quantization_config"].get("scale_fmt") == (None if format == "base" else "ue8m0")

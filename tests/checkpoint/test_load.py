@@ -1,4 +1,4 @@
-"""Loading the released layout: right values from every dtype, and one sentence for everything that is not right."""
+"""Loading the released layout: exact values from every dtype, and a one-line error for every fault."""
 
 import json
 import math
@@ -24,7 +24,7 @@ I64 = "layers.0.ffn.gate.tid2eid"
 
 @pytest.fixture
 def folder(parity_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the checkpoint to be spoilt."""
+    """A copy of the checkpoint, to be damaged."""
     copy = tmp_path / "checkpoint"
     shutil.copytree(parity_folder, copy, ignore=shutil.ignore_patterns("expected*"))
     return copy
@@ -54,7 +54,7 @@ E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -
 
 
 def decoded(name: str, tensors: dict[str, tuple[str, list[int], bytes]]) -> Tensor:
-    """The values of a tensor, by tables of the bytes."""
+    """The values of a tensor, decoded by tables."""
     dtype, shape, content = tensors[name]
     if dtype in ("BF16", "F32", "I64"):
         kinds = {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}
@@ -74,30 +74,32 @@ def decoded(name: str, tensors: dict[str, tuple[str, list[int], bytes]]) -> Tens
     return (values * by_element).float()
 
 
-def place(model: DeepseekV4ForCausalLM, released: str) -> Tensor:
+def model_tensor(model: DeepseekV4ForCausalLM, released: str) -> Tensor:
     name, expert = model_name(released)
     tensor = model.state_dict()[name]
     return tensor if expert is None else tensor[expert]
 
 
-def test_every_tensor_has_the_values_of_its_bytes(folder: Path):
+def test_every_tensor_decodes_to_its_values(folder: Path):
     model = DeepseekV4ForCausalLM.from_pretrained(folder)
     tensors = raw(folder)
     kinds = set()
     for name, (dtype, _, _) in tensors.items():
         if not (name.endswith(".scale") and dtype == "F8_E8M0"):
             kinds.add(dtype)
-            assert torch.equal(place(model, name), decoded(name, tensors).to(place(model, name).dtype)), name
+            assert torch.equal(model_tensor(model, name), decoded(name, tensors).to(model_tensor(model, name).dtype)), (
+                name
+            )
     assert kinds == {"BF16", "F32", "I64", "I8", "F8_E4M3"}
 
 
-def test_a_bf16_model_gets_the_rounded_values_and_keeps_its_fp32(parity_folder: Path):
+def test_bf16_model_loads_rounded_values_and_keeps_fp32_parameters(parity_folder: Path):
     full = DeepseekV4ForCausalLM.from_pretrained(parity_folder)
     low = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype=torch.bfloat16)
     for name, x in low.state_dict().items():
         assert torch.equal(x, full.state_dict()[name].to(x.dtype)), name
-    assert place(low, F32).dtype == torch.float32
-    assert place(low, I64).dtype == torch.int64
+    assert model_tensor(low, F32).dtype == torch.float32
+    assert model_tensor(low, I64).dtype == torch.int64
 
 
 def scale_of(name: str) -> str:
@@ -106,7 +108,7 @@ def scale_of(name: str) -> str:
 
 
 def edit(folder: Path, changes: dict[str, Tensor | None]) -> None:
-    """Replace, add or (None) remove tensors in the files, and note it in the index."""
+    """Replace, add or (None) remove tensors in the files and the index."""
     index = json.loads((folder / INDEX).read_text())
     for file in sorted(folder.glob("*.safetensors")):
         tensors = load_file(file)
@@ -127,19 +129,19 @@ def read(folder: Path, name: str) -> Tensor:
 
 
 def base_layout(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """FP8 with F32 scales that are no powers of two."""
+    """FP8 with F32 scales that are not powers of two."""
     up, across = (-(-size // 128) for size in weight.shape)
     return weight.to(torch.float8_e4m3fn), torch.rand(up, across) + 0.5
 
 
-def test_the_dtype_on_disk_decides_not_the_config(folder: Path):
+def test_dtype_on_disk_overrides_config(folder: Path):
     """Experts in FP8 with F32 scales as in Base, others in BF16, F32 and F16, under a config that says fp4."""
     assert json.loads((folder / "config.json").read_text())["expert_dtype"] == "fp4"
     model = DeepseekV4ForCausalLM.from_pretrained(folder)
     expected: dict[str, Tensor] = {}
     changes: dict[str, Tensor | None] = {}
     for name in (FP4, FP8, "mtp.0.e_proj.weight"):
-        values, scale = base_layout(torch.randn_like(place(model, name)))
+        values, scale = base_layout(torch.randn_like(model_tensor(model, name)))
         changes |= {name: values, scale_of(name): scale}
         full = scale.repeat_interleave(128, 0).repeat_interleave(128, 1)[: values.shape[0], : values.shape[1]]
         expected[name] = values.float() * full
@@ -151,33 +153,33 @@ def test_the_dtype_on_disk_decides_not_the_config(folder: Path):
         F32: torch.bfloat16,
     }
     for name, dtype in plain.items():
-        changes[name] = expected[name] = torch.randn_like(place(model, name)).to(dtype)
+        changes[name] = expected[name] = torch.randn_like(model_tensor(model, name)).to(dtype)
         if scale_of(name) in raw(folder):
             changes[scale_of(name)] = None
     edit(folder, changes)
     found = DeepseekV4ForCausalLM.from_pretrained(folder)
     for name, value in expected.items():
-        assert torch.equal(place(found, name), value.float()), name
+        assert torch.equal(model_tensor(found, name), value.float()), name
 
 
-def test_one_file_without_an_index_is_read_too(folder: Path):
+def test_single_file_without_index_loads(folder: Path):
     tensors: dict[str, Tensor] = {}
     for file in folder.glob("*.safetensors"):
         tensors |= load_file(file)
         file.unlink()
     (folder / INDEX).unlink()
     save_file(tensors, folder / "model.safetensors")
-    before, after = tensors[BF16], place(DeepseekV4ForCausalLM.from_pretrained(folder), BF16)
+    before, after = tensors[BF16], model_tensor(DeepseekV4ForCausalLM.from_pretrained(folder), BF16)
     assert torch.equal(after, before.float())
 
 
-def test_extreme_scales_of_the_format_are_read(folder: Path):
+def test_extreme_scales_are_decoded(folder: Path):
     """Exponent byte 0 is 2^-127, not zero; byte 253 with small codes is still finite."""
     scale = read(folder, scale_of(FP4)).view(torch.uint8)
     scale[0], scale[1] = 0, 200
     edit(folder, {scale_of(FP4): scale.view(torch.float8_e8m0fnu)})
     tensors = raw(folder)
-    found = place(DeepseekV4ForCausalLM.from_pretrained(folder), FP4)
+    found = model_tensor(DeepseekV4ForCausalLM.from_pretrained(folder), FP4)
     assert torch.equal(found, decoded(FP4, tensors))
     assert 0 < found[0].abs().max() < 1e-36
 
@@ -235,7 +237,7 @@ def without_weights(folder: Path) -> None:
 
 FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "missing tensor": (replaced(BF16, lambda x: None), [BF16]),
-    "missing tensor of low bits with its scales": (
+    "missing low-bit tensor with its scales": (
         lambda folder: edit(folder, {FP4: None, scale_of(FP4): None}),
         [FP4],
     ),
@@ -277,9 +279,9 @@ FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "truncated by a few bytes": (bytes_changed(lambda content: content[:-100]), [SHARD]),
     "truncated within the header": (bytes_changed(lambda content: content[:1000]), [SHARD]),
     "truncated to nothing": (bytes_changed(lambda content: b""), [SHARD]),
-    "bytes behind the end": (bytes_changed(lambda content: content + b"more"), [SHARD]),
+    "bytes after the end": (bytes_changed(lambda content: content + b"more"), [SHARD]),
     "header of absurd length": (bytes_changed(lambda content: b"\xff" * 8 + content[8:]), [SHARD]),
-    "header that is no JSON": (bytes_changed(lambda content: content[:8] + b"#" * 200 + content[208:]), [SHARD]),
+    "header that is not JSON": (bytes_changed(lambda content: content[:8] + b"#" * 200 + content[208:]), [SHARD]),
     "a web page instead of weights": (bytes_changed(lambda content: b"<!DOCTYPE html><html>" * 50), [SHARD]),
     "a folder instead of a file": (as_directory, [SHARD]),
     "index names a missing file": (mapped(BF16, "model-00003-of-00002.safetensors"), ["model-00003-of-00002"]),
@@ -287,7 +289,7 @@ FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "index names an absolute path": (mapped(BF16, "/etc/passwd"), [INDEX]),
     "index names the parent": (mapped(BF16, ".."), [".."]),
     "index names no file": (mapped(BF16, None), [INDEX]),
-    "index promises a tensor that the file lacks": (mapped("layers.0.extra", SHARD), ["layers.0.extra", SHARD]),
+    "index lists a tensor that the file lacks": (mapped("layers.0.extra", SHARD), ["layers.0.extra", SHARD]),
     "index leaves out a tensor": (
         index_changed(lambda index: {"weight_map": {n: f for n, f in index["weight_map"].items() if n != BF16}}),
         [BF16],
@@ -314,32 +316,32 @@ FAULTS: dict[str, tuple[Fault, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "named"), FAULTS.values(), ids=FAULTS)
-def test_a_fault_is_one_sentence_that_names_the_place(folder: Path, spoil: Fault, named: list[str]):
-    spoil(folder)
+@pytest.mark.parametrize(("damage", "expected"), FAULTS.values(), ids=FAULTS)
+def test_fault_is_one_line_that_names_tensor_or_file(folder: Path, damage: Fault, expected: list[str]):
+    damage(folder)
     with pytest.raises(ValueError, match=r".") as error:
         DeepseekV4ForCausalLM.from_pretrained(folder)
-    sentence = str(error.value)
-    assert "\n" not in sentence
-    assert len(sentence) < 600
-    for part in named:
-        assert part in sentence
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 600
+    for part in expected:
+        assert part in message
 
 
 @pytest.mark.parametrize("where", ["nowhere", "not a hub id!", "a/b/c"])
-def test_a_source_that_is_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
+def test_source_that_is_not_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="neither a folder nor a Hub id") as error:
         DeepseekV4ForCausalLM.from_pretrained(where)
     assert where in str(error.value)
 
 
-def test_an_empty_folder_lacks_its_config(tmp_path: Path):
+def test_empty_folder_lacks_config(tmp_path: Path):
     with pytest.raises(ValueError, match=r"config\.json"):
         DeepseekV4ForCausalLM.from_pretrained(tmp_path)
 
 
-def test_one_of_many_missing_tensors_is_named_and_the_rest_counted(folder: Path):
+def test_first_missing_tensor_is_named_and_others_counted(folder: Path):
     edit(folder, dict.fromkeys((BF16, F32, I64)))
     with pytest.raises(ValueError, match="2 more") as error:
         DeepseekV4ForCausalLM.from_pretrained(folder)

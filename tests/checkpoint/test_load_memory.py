@@ -1,4 +1,4 @@
-"""Loading takes the memory of the model and of one tensor, measured from outside."""
+"""Loading takes the memory of the model and of one tensor, measured in another process."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 
 ROOT = Path(__file__).parents[2]
-MEASURED = """
+MEASURE_WHOLE = """
 import sys, torch
 from pathlib import Path
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -31,7 +31,7 @@ LARGEST = 4096 * 512
 """Elements of the largest single tensor on disk: embedding and head."""
 
 
-HALF = """
+MEASURE_HALF = """
 import sys, torch
 from pathlib import Path
 from seektune.checkpoint import Shard, load_weights
@@ -47,37 +47,37 @@ print(peak() - before, experts.tensor.nbytes + embedding.tensor.nbytes)
 """
 
 
-def measured(script: str, *folders: Path) -> list[int]:
-    """The numbers that a script prints, in a process of its own."""
-    # the allocator gives back what is freed, so that only what is held counts
+def run_script(script: str, *folders: Path) -> list[int]:
+    """Run a script in another process and return the numbers that it prints."""
+    # the allocator returns freed memory at once, so that only memory in use counts
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", script, *map(str, folders)]
-    answer = subprocess.run(
+    result = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **settings}, timeout=120, check=True
     )
-    return [int(number) for number in answer.stdout.split()]
+    return [int(number) for number in result.stdout.split()]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("format", ["released", "bf16", "fp32"])
-def test_peak_memory_is_the_model_and_one_tensor(tmp_path: Path, format: str) -> None:
+def test_peak_memory_is_model_plus_one_tensor(tmp_path: Path, format: str) -> None:
     for name, config in (("small", SMALL), ("large", LARGE)):
         DeepseekV4ForCausalLM(config, dtype=torch.bfloat16).save_pretrained(tmp_path / name, format=format)
-    grown, model = measured(MEASURED, tmp_path / "small", tmp_path / "large")
+    grown, model = run_script(MEASURE_WHOLE, tmp_path / "small", tmp_path / "large")
     assert model > 250e6
-    # one tensor as it is on disk and decoded, at most four bytes an element each, and what measuring shakes about
+    # one tensor as stored and decoded, at most four bytes per element each, and some noise
     assert model * 0.9 < grown < model + 2 * 4 * LARGEST + 12e6
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("format", ["released", "bf16", "fp32"])
-def test_peak_memory_of_half_a_model_is_the_half_and_its_part_of_one_tensor(tmp_path: Path, format: str) -> None:
+def test_peak_memory_of_half_a_model_is_half_plus_one_shard(tmp_path: Path, format: str) -> None:
     whole = {"layers.0.ffn.experts.w1": torch.ones(32, 1024, 1024), "embed.weight": torch.ones(16384, 1024)}
     save_weights(whole, {}, tmp_path / "large", format)
     save_weights({"norm.weight": torch.ones(8)}, {}, tmp_path / "small", format)
-    grown, half = measured(HALF, tmp_path / "small", tmp_path / "large")
+    grown, half = run_script(MEASURE_HALF, tmp_path / "small", tmp_path / "large")
     embedding = 4 * 8192 * 1024
-    # half of the embedding as it is on disk, bands in which it is looked at, and what measuring shakes about
+    # half of the embedding as stored, the bands in which it is checked, and some noise
     assert half * 0.9 < grown < half + embedding + 16e6

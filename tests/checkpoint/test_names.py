@@ -1,4 +1,4 @@
-"""The model's names and the released ones, both ways, against the list of the reference and the released tables."""
+"""Mapping names in both directions, compared with the reference's names and the released tables."""
 
 import json
 import lzma
@@ -12,7 +12,7 @@ from seektune.model.config import DeepseekV4Config
 
 
 def released_shapes(c: DeepseekV4Config) -> dict[str, tuple[int, ...]]:
-    """The table of the reference, scales aside, for a config of any size."""
+    """Names and shapes in the reference, without scales, for a config of any size."""
     d, n, head, inner = c.hidden_size, c.hc_mult, c.head_dim, c.moe_intermediate_size
     table: dict[str, tuple[int, ...]] = {
         "embed.weight": (c.vocab_size, d),
@@ -86,13 +86,13 @@ def check(config: DeepseekV4Config, expected: dict[str, tuple[int, ...]]) -> Non
     found = list(slots(shapes))
     assert len({slot.released for slot in found}) == len(found)
     assert {slot.released: tuple(slot.shape) for slot in found} == expected
-    # the other way: every released name leads back to its place, and nothing of the model is left out
+    # and back: every released name maps to its slot, and every tensor of the model is covered
     for slot in found:
         assert model_name(slot.released) == (slot.model, slot.expert)
     assert {slot.model for slot in found} == shapes.keys()
 
 
-def test_the_names_of_a_toy_model_are_those_of_the_reference(toy_config):
+def test_toy_model_names_match_the_reference(toy_config):
     config = toy_config()
     check(config, released_shapes(config))
 
@@ -101,7 +101,7 @@ def test_the_names_of_a_toy_model_are_those_of_the_reference(toy_config):
     ("preset", "file", "count"),
     [("flash", "v4flash", 69_187), pytest.param("pro", "v4pro", None, marks=pytest.mark.slow)],
 )
-def test_every_released_tensor_has_its_place_in_the_model(released: Path, preset, file, count):
+def test_every_released_tensor_maps_to_the_model(released: Path, preset, file, count):
     table = json.loads(lzma.decompress((released / f"{file}.tensors.json.xz").read_bytes()))
     assert count is None or len(table) == count
     expected, scaled = {}, set()
@@ -130,10 +130,10 @@ def test_every_released_tensor_has_its_place_in_the_model(released: Path, preset
         ("mtp.0.ffn.experts.0.w1.weight", "mtp.0.ffn.experts.w1", 0),
     ],
 )
-def test_some_names_by_hand(released, model, expert):
+def test_name_mapping_examples(released, model, expert):
     assert model_name(released) == (model, expert)
 
 
-def test_scales_stand_beside_their_weight():
+def test_scale_name():
     assert scale_name("layers.0.attn.wq_a.weight") == "layers.0.attn.wq_a.scale"
     assert scale_name("layers.0.ffn.experts.3.w2.weight") == "layers.0.ffn.experts.3.w2.scale"

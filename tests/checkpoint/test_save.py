@@ -1,4 +1,4 @@
-"""Weights out and in again; and nothing under a final name that is not complete."""
+"""Saving and loading weights; a final name only ever holds a complete checkpoint."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ def model(toy_model) -> DeepseekV4ForCausalLM:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shard_bytes", [None, 60_000, 1], ids=["single", "sharded", "one tensor a shard"])
-def test_what_was_saved_is_read_back(model, tmp_path: Path, format: str, shard_bytes: int | None):
+def test_save_load_round_trip(model, tmp_path: Path, format: str, shard_bytes: int | None):
     folder = tmp_path / "out"
     if shard_bytes is None:
         model.save_pretrained(folder, format=format)
@@ -61,7 +61,7 @@ def test_what_was_saved_is_read_back(model, tmp_path: Path, format: str, shard_b
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_names_dtypes_and_shapes_on_disk_are_the_released_ones(model, tmp_path: Path, format: str):
+def test_names_dtypes_and_shapes_match_the_release(model, tmp_path: Path, format: str):
     model.save_pretrained(tmp_path / "out", format=format)
     found = stored(tmp_path / "out")
     expected = {
@@ -78,7 +78,7 @@ def test_names_dtypes_and_shapes_on_disk_are_the_released_ones(model, tmp_path: 
     assert sum(name.endswith("tid2eid") for name in found) == 1
 
 
-def test_shards_are_listed_with_their_bytes(model, tmp_path: Path):
+def test_index_lists_shards_and_total_size(model, tmp_path: Path):
     folder, limit = tmp_path / "out", 60_000
     save_sharded(model, folder, "bf16", limit)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -96,8 +96,8 @@ def test_shards_are_listed_with_their_bytes(model, tmp_path: Path):
             assert set(tensors.keys()) == set(inside)
 
 
-def test_a_bf16_export_of_the_released_weights_loses_nothing(parity_folder: Path, tmp_path: Path):
-    """FP4 and FP8 values fit into bf16: the export gives the same logits to the last bit."""
+def test_bf16_export_of_released_weights_is_lossless(parity_folder: Path, tmp_path: Path):
+    """FP4 and FP8 values are representable in bf16."""
     original = DeepseekV4ForCausalLM.from_pretrained(parity_folder)
     original.save_pretrained(tmp_path / "out")
     again = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")
@@ -105,7 +105,7 @@ def test_a_bf16_export_of_the_released_weights_loses_nothing(parity_folder: Path
         assert torch.equal(x, again.state_dict()[name]), name
 
 
-def test_the_config_of_an_export_says_what_is_there(parity_folder: Path, tmp_path: Path):
+def test_config_of_export_matches_storage(parity_folder: Path, tmp_path: Path):
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder)
     original = json.loads((parity_folder / "config.json").read_text())
     for format, dtype in (("bf16", "bfloat16"), ("fp32", "float32")):
@@ -117,7 +117,7 @@ def test_the_config_of_an_export_says_what_is_there(parity_folder: Path, tmp_pat
         assert written == expected | {"torch_dtype": dtype}
 
 
-def test_a_bf16_model_is_saved_with_its_fp32_parameters(toy_model, tmp_path: Path):
+def test_bf16_model_saves_fp32_parameters(toy_model, tmp_path: Path):
     model = toy_model(torch.bfloat16)
     model.save_pretrained(tmp_path / "out")
     again = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
@@ -126,14 +126,14 @@ def test_a_bf16_model_is_saved_with_its_fp32_parameters(toy_model, tmp_path: Pat
         assert torch.equal(again.state_dict()[name], x), name
 
 
-def test_saving_changes_nothing_in_the_model(model, tmp_path: Path):
+def test_saving_does_not_change_the_model(model, tmp_path: Path):
     before = {name: x.clone() for name, x in model.state_dict().items()}
     model.save_pretrained(tmp_path / "out")
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-def test_an_empty_folder_is_taken_and_its_parents_are_made(model, tmp_path: Path):
+def test_empty_folder_is_used_and_parents_are_created(model, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     model.save_pretrained(tmp_path / "empty")
     model.save_pretrained(str(tmp_path / "a" / "b" / "c"))
@@ -141,7 +141,7 @@ def test_an_empty_folder_is_taken_and_its_parents_are_made(model, tmp_path: Path
     assert stored(tmp_path / "empty") == stored(tmp_path / "a" / "b" / "c")
 
 
-def test_a_folder_with_something_in_it_is_refused_and_untouched(model, tmp_path: Path):
+def test_nonempty_folder_is_rejected_and_untouched(model, tmp_path: Path):
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "notes.txt").write_text("keep")
@@ -157,7 +157,7 @@ def test_a_folder_with_something_in_it_is_refused_and_untouched(model, tmp_path:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "mine"]
 
 
-def test_an_unknown_format_is_refused_before_anything_is_written(model, tmp_path: Path):
+def test_unknown_format_is_rejected_before_writing(model, tmp_path: Path):
     with pytest.raises(ValueError, match="bf16"):
         model.save_pretrained(tmp_path / "out", format="fp16")
     assert list(tmp_path.iterdir()) == []
@@ -166,8 +166,8 @@ def test_an_unknown_format_is_refused_before_anything_is_written(model, tmp_path
 @pytest.mark.parametrize(
     ("limit", "shard_bytes"), [(1000, 10**9), (40_000, 10**9), (200_000, 10**9), (1000, 60_000), (40_000, 60_000)]
 )
-def test_a_file_that_the_disk_cannot_hold_leaves_nothing_behind(model, tmp_path: Path, limit: int, shard_bytes: int):
-    """The operating system itself refuses to write beyond a size, as it does on a full disk."""
+def test_full_disk_leaves_nothing_behind(model, tmp_path: Path, limit: int, shard_bytes: int):
+    """RLIMIT_FSIZE makes the operating system refuse writes, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -181,8 +181,8 @@ def test_a_file_that_the_disk_cannot_hold_leaves_nothing_behind(model, tmp_path:
 
 @pytest.mark.parametrize("call", range(4))
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()], ids=repr)
-def test_a_failure_while_flushing_leaves_nothing_behind(model, tmp_path: Path, monkeypatch, call: int, error):
-    """Space may run out when data reaches the disk, not when it is written; Ctrl-C may come at any moment."""
+def test_failed_flush_leaves_nothing_behind(model, tmp_path: Path, monkeypatch, call: int, error):
+    """The disk may turn out to be full in fsync rather than in write, and Ctrl-C can arrive at any time."""
     calls = 0
     flush = os.fsync
 
@@ -200,7 +200,7 @@ def test_a_failure_while_flushing_leaves_nothing_behind(model, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_empty_folder_stays_empty_when_saving_fails(model, tmp_path: Path, monkeypatch):
+def test_existing_empty_folder_stays_empty_when_saving_fails(model, tmp_path: Path, monkeypatch):
     (tmp_path / "out").mkdir()
 
     def failing(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""Looking at folders with faults: everything that can be read is told, and everything that is wrong."""
+"""Scanning damaged folders: reports everything readable and everything wrong."""
 
 import json
 import re
@@ -45,7 +45,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -
     save_file(tensors, folder / FIRST)
 
 
-def test_a_whole_checkpoint_has_no_fault(folder: Path, shapes):
+def test_complete_checkpoint_has_no_problems(folder: Path, shapes):
     found = scan(folder)
     assert (found.problems, found.strays) == ([], [])
     assert (len(found.tensors), len(found.weights())) == (427, 263)
@@ -57,19 +57,19 @@ def test_a_whole_checkpoint_has_no_fault(folder: Path, shapes):
 
 
 @pytest.mark.parametrize("format", ["released", "fp8", "base", "bf16", "fp32"])
-def test_the_format_is_told_from_the_dtypes(parity_folder: Path, tmp_path: Path, format: str, shapes):
+def test_format_is_detected_from_dtypes(parity_folder: Path, tmp_path: Path, format: str, shapes):
     convert(parity_folder, tmp_path / "out", format)
     found = scan(tmp_path / "out")
     assert format_of(found) == format
     assert mismatch(found, shapes) == Mismatch()
 
 
-def test_several_formats_at_once_are_none(folder: Path):
+def test_mixed_formats_are_none(folder: Path):
     rewritten(folder, lambda tensors: tensors.update({"embed.weight": tensors["embed.weight"].float()}))
     assert format_of(scan(folder)) is None
 
 
-def test_a_missing_file_is_named_and_the_rest_is_read(folder: Path, shapes):
+def test_missing_file_is_reported_and_others_are_read(folder: Path, shapes):
     (folder / SECOND).unlink()
     found = scan(folder)
     assert [SECOND in problem and "missing" in problem for problem in found.problems] == [True]
@@ -82,7 +82,7 @@ def test_a_missing_file_is_named_and_the_rest_is_read(folder: Path, shapes):
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"\xff" * 8], ids=["empty", "text", "absurd"])
-def test_a_damaged_file_is_named_and_its_bytes_are_counted(folder: Path, content: bytes):
+def test_damaged_file_is_reported_and_its_bytes_are_counted(folder: Path, content: bytes):
     (folder / FIRST).write_bytes(content)
     found = scan(folder)
     assert len(found.problems) == 1
@@ -91,7 +91,7 @@ def test_a_damaged_file_is_named_and_its_bytes_are_counted(folder: Path, content
     assert set(found.tensors) == set(load_file(folder / SECOND))
 
 
-def test_index_and_files_that_disagree_are_told_by_tensor(folder: Path):
+def test_disagreements_of_index_and_files_are_reported(folder: Path):
     def change(placed: dict[str, str]) -> None:
         placed["layers.9.extra"] = FIRST
         placed["embed.weight"] = SECOND
@@ -99,7 +99,7 @@ def test_index_and_files_that_disagree_are_told_by_tensor(folder: Path):
 
     index_changed(folder, change)
     problems = "\n".join(scan(folder).problems)
-    assert f"{FIRST} lacks layers.9.extra, which {INDEX} promises there" in problems
+    assert f"{FIRST} lacks layers.9.extra, which {INDEX} lists in it" in problems
     assert f"{FIRST} holds embed.weight, which {INDEX} places in {SECOND}" in problems
     assert f"{SECOND} lacks embed.weight" in problems
     assert f"holds layers.0.attn_norm.weight, which {INDEX} does not list" in problems
@@ -116,13 +116,13 @@ def test_without_an_index_all_files_are_read(folder: Path):
     assert ["is not an index" in problem for problem in again.problems] == [True]
 
 
-def test_files_beside_the_checkpoint_are_no_part_of_it(folder: Path, parity_folder: Path):
+def test_unindexed_files_are_strays(folder: Path, parity_folder: Path):
     shutil.copy(parity_folder / "expected.safetensors", folder)
     found = scan(folder)
     assert (found.strays, found.problems, len(found.tensors)) == (["expected.safetensors"], [], 427)
 
 
-def test_an_empty_folder_has_nothing_and_no_folder_is_an_error(tmp_path: Path):
+def test_empty_folder_and_missing_folder(tmp_path: Path):
     found = scan(tmp_path)
     assert (found.tensors, found.files, len(found.problems)) == ({}, {}, 1)
     assert format_of(found) is None
@@ -139,18 +139,24 @@ WRONG = {
         lambda t: t.update({"layers.0.attn.wq_a.scale": t["layers.0.attn.wq_a.scale"].repeat(2, 1)}),
         r"layers.0.attn.wq_a.scale has shape \[2, 1\] instead of \[1, 1\]",
     ),
-    "no scales": (lambda t: t.pop("layers.0.attn.wq_a.scale"), "layers.0.attn.wq_a.weight is F8_E4M3, which no format"),
-    "integers": (lambda t: t.update({"norm.weight": torch.ones(128).long()}), "norm.weight is I64, which no format"),
-    "bytes": (lambda t: t.update({"norm.weight": torch.ones(128).byte()}), "norm.weight is U8, which no format"),
+    "no scales": (
+        lambda t: t.pop("layers.0.attn.wq_a.scale"),
+        "layers.0.attn.wq_a.weight has dtype F8_E4M3, which no format",
+    ),
+    "integers": (
+        lambda t: t.update({"norm.weight": torch.ones(128).long()}),
+        "norm.weight has dtype I64, which no format",
+    ),
+    "bytes": (lambda t: t.update({"norm.weight": torch.ones(128).byte()}), "norm.weight has dtype U8, which no format"),
     "fp8 vector": (
         lambda t: t.update({"norm.weight": torch.ones(128).to(torch.float8_e4m3fn), "norm.scale": torch.ones(1)}),
-        "norm.weight is F8_E4M3, but only matrices",
+        "norm.weight has dtype F8_E4M3, which only matrices can have",
     ),
 }
 
 
-@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG)
-def test_tensors_that_no_model_of_the_config_reads_are_told(parity_folder: Path, tmp_path: Path, change, said, shapes):
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=WRONG)
+def test_tensors_that_do_not_fit_the_config_are_reported(parity_folder: Path, tmp_path: Path, change, message, shapes):
     tensors = {}
     for name in (FIRST, SECOND):
         tensors |= load_file(parity_folder / name)
@@ -158,11 +164,11 @@ def test_tensors_that_no_model_of_the_config_reads_are_told(parity_folder: Path,
     save_file(tensors, tmp_path / "model.safetensors")
     odd = mismatch(scan(tmp_path), shapes)
     assert len(odd.wrong) == 1
-    assert re.match(said, odd.wrong[0])
+    assert re.match(message, odd.wrong[0])
     assert (odd.missing, odd.extra) == ([], [])
 
 
-def test_missing_and_extra_tensors_are_told(folder: Path, shapes):
+def test_missing_and_extra_tensors_are_reported(folder: Path, shapes):
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensors["layers.9.attn_norm.weight"] = tensors.pop("embed.weight")
 

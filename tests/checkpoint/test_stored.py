@@ -1,4 +1,4 @@
-"""Tensors in bands: decoded and encoded in pieces as if at once."""
+"""Tensors decoded and encoded in bands of rows."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def stored(kind: str, rows: int, columns: int) -> Stored:
 @pytest.mark.parametrize(
     "shape", [(1, 1), (127, 4096), (128, 4096), (4096, 2048), (5000, 300), (3, 10**7), (0, 4), (4, 0)]
 )
-def test_bands_cover_every_row_once_and_tear_no_block(shape: tuple[int, int]):
+def test_bands_cover_every_row_once_and_split_no_block(shape: tuple[int, int]):
     rows, bands = shape[0], list(bands_of(shape))
     assert [row for band in bands for row in range(band.start, band.stop)] == list(range(rows))
     assert all(band.start % 128 == 0 for band in bands)
@@ -26,14 +26,14 @@ def test_bands_cover_every_row_once_and_tear_no_block(shape: tuple[int, int]):
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4)])
-def test_whatever_is_no_matrix_is_one_band(shape: tuple[int, ...]):
+def test_non_matrix_is_one_band(shape: tuple[int, ...]):
     assert list(bands_of(shape)) == [...]
     x = torch.randn(shape)
     assert torch.equal(Stored("f32", x).part(...).values(), x)
 
 
 @pytest.mark.parametrize("kind", ["fp4", "fp8", "fp8_f32", "bf16"])
-def test_decoding_in_bands_is_decoding_at_once(monkeypatch: pytest.MonkeyPatch, kind: str):
+def test_decoding_in_bands_equals_decoding_at_once(monkeypatch: pytest.MonkeyPatch, kind: str):
     monkeypatch.setattr("seektune.checkpoint.stored.BAND", 128 * 96)
     whole = stored(kind, 300, 96)
     assert len(list(bands_of(whole.shape))) == 3
@@ -43,7 +43,7 @@ def test_decoding_in_bands_is_decoding_at_once(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("kind", ["fp4", "fp8", "fp8_f32", "bf16"])
-def test_writing_into_parts_fills_the_whole(monkeypatch: pytest.MonkeyPatch, kind: str):
+def test_writing_bands_fills_the_whole(monkeypatch: pytest.MonkeyPatch, kind: str):
     monkeypatch.setattr("seektune.checkpoint.stored.BAND", 1)
     whole = stored(kind, 300, 96)
     room = Stored.empty(kind, whole.shape)
@@ -58,7 +58,7 @@ def test_writing_into_parts_fills_the_whole(monkeypatch: pytest.MonkeyPatch, kin
 
 @pytest.mark.parametrize("kind", ["fp4", "fp8", "fp8_f32"])
 @pytest.mark.parametrize("target", ["fp8", "fp8_f32", "bf16", "f32"])
-def test_encoding_keeps_values_that_the_target_can_hold(kind: str, target: str):
+def test_encoding_keeps_representable_values(kind: str, target: str):
     part = stored(kind, 256, 128)
     values = part.values()
     found = encode(part, values, target)

@@ -1,3 +1,5 @@
+"""Checkpoints of a training run, and the atomic folders that hold them."""
+
 import itertools
 import os
 import pickle
@@ -9,10 +11,10 @@ import torch
 
 from seektune.checkpoint import (
     check_train_state,
+    clean_up_partial,
     complete_folder,
     read_facts,
     read_tensors,
-    sweep,
     tensor_names,
     write_train_state,
 )
@@ -28,7 +30,7 @@ TENSORS = {
 }
 
 
-def test_everything_comes_back_bit_for_bit(tmp_path):
+def test_round_trip_is_bitwise_exact(tmp_path):
     size = write_train_state(tmp_path / "step-1", TENSORS, {"step": 1, "stream": {"epoch": 0}})
     check_train_state(tmp_path / "step-1")
     assert size == sum(file.stat().st_size for file in (tmp_path / "step-1").iterdir())
@@ -55,23 +57,23 @@ def test_reading_unpickles_nothing(tmp_path, monkeypatch):
     assert not any(b"\x80\x04\x95" in file.read_bytes()[:4096] for file in (tmp_path / "step-1").iterdir())
 
 
-def test_another_model_is_named(tmp_path):
+def test_other_model_is_rejected(tmp_path):
     write_train_state(tmp_path / "step-1", TENSORS, {})
     into = {name: torch.zeros_like(tensor) for name, tensor in TENSORS.items()}
     with pytest.raises(ValueError, match=r"model.new is not in the checkpoint"):
         read_tensors(tmp_path / "step-1", {**into, "model.new": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"model\.a has shape \[4, 6\] there"):
+    with pytest.raises(ValueError, match=r"model\.a has shape \[4, 6\] in it"):
         read_tensors(tmp_path / "step-1", {**into, "model.a": torch.zeros(4, 7)})
 
 
-def test_a_newer_checkpoint_replaces_one_of_its_name(tmp_path):
+def test_newer_checkpoint_replaces_older(tmp_path):
     for step in (1, 2):
         write_train_state(tmp_path / "step-1", TENSORS, {"step": step})
     assert read_facts(tmp_path / "step-1") == {"step": 2}
     assert [place.name for place in tmp_path.iterdir()] == ["step-1"]
 
 
-def test_a_failed_write_leaves_the_older_one(tmp_path, monkeypatch):
+def test_failed_write_keeps_older_checkpoint(tmp_path, monkeypatch):
     write_train_state(tmp_path / "step-1", TENSORS, {"step": 1})
 
     def full(*_, **__):
@@ -87,21 +89,21 @@ def test_a_failed_write_leaves_the_older_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("with_successor", [True, False])
-def test_a_folder_that_was_being_replaced_when_its_process_died_is_there_again(tmp_path, with_successor):
-    """Between moving the old folder aside and naming the new one."""
+def test_interrupted_replacement_is_restored(tmp_path, with_successor):
+    """The process died after moving the old folder aside and before renaming the new one."""
     (tmp_path / ".step-1.old").mkdir()
     (tmp_path / ".step-1.old" / "which").write_text("old")
     (tmp_path / ".step-1.abc.partial").mkdir()
     if with_successor:
         (tmp_path / "step-1").mkdir()
         (tmp_path / "step-1" / "which").write_text("new")
-    sweep(tmp_path)
+    clean_up_partial(tmp_path)
     assert [place.name for place in tmp_path.iterdir()] == ["step-1"]
     assert (tmp_path / "step-1" / "which").read_text() == ("new" if with_successor else "old")
 
 
-def killed(work):
-    """Do it in a process that is gone at once, with nothing tidied up, if it calls `die`; whether it did."""
+def killed_while(work):
+    """Run `work` in a forked process, which SIGKILLs itself when it calls `die`; returns whether it was killed."""
     child = os.fork()
     if child == 0:
         work(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -109,30 +111,30 @@ def killed(work):
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def put(folder, text, die=None):
+def write(folder, text, die=None):
     with complete_folder(folder, replace=True) as scratch:
         (scratch / "which").write_text(text)
         if die is not None:
             die()
 
 
-def test_the_next_work_removes_what_a_killed_one_left_and_not_what_a_living_one_has(tmp_path):
+def test_scratch_of_killed_process_is_removed_but_not_of_living_one(tmp_path):
     folder = tmp_path / "model[1]"
-    assert killed(lambda die: put(folder, "dead", die))
+    assert killed_while(lambda die: write(folder, "dead", die))
     (dead,) = tmp_path.iterdir()
     with complete_folder(folder) as living:
         assert not dead.exists()
-        put(folder, "new")
+        write(folder, "new")
         assert living.exists()
         (folder / "which").unlink()
     assert [place.name for place in tmp_path.iterdir()] == ["model[1]"]
 
 
 @pytest.mark.slow
-def test_a_replacement_may_be_killed_before_any_call_and_is_in_nobodys_way(tmp_path):
+def test_replacement_killed_at_any_call_can_be_repeated(tmp_path):
     folder, aside, seen = tmp_path / "model", tmp_path / ".model.old" / "which", []
     for count in itertools.count():
-        put(folder, "old")
+        write(folder, "old")
 
         def work(die, count=count):
             calls = itertools.count()
@@ -141,37 +143,37 @@ def test_a_replacement_may_be_killed_before_any_call_and_is_in_nobodys_way(tmp_p
                 return lambda *names, **options: die() if next(calls) == count else real(*names, **options)
 
             os.rename, os.fsync, shutil.rmtree = map(counted, (os.rename, os.fsync, shutil.rmtree))
-            put(folder, "new")
+            write(folder, "new")
 
-        if not killed(work):
+        if not killed_while(work):
             break
         seen.append((folder / "which").read_text() if folder.exists() else f"aside: {aside.read_text()}")
-        put(folder, "newest")
+        write(folder, "newest")
         assert (folder / "which").read_text() == "newest"
         assert [place.name for place in tmp_path.iterdir()] == ["model"]
     assert list(dict.fromkeys(seen)) == ["old", "aside: old", "new"]
 
 
-def test_a_link_stays_one_when_its_folder_is_replaced(tmp_path):
+def test_link_survives_replacement(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "model").symlink_to(tmp_path / "disk" / "model")
     for text in ("old", "new", "newest"):
-        put(tmp_path / "model", text)
+        write(tmp_path / "model", text)
         assert (tmp_path / "disk" / "model" / "which").read_text() == text
     assert (tmp_path / "model").is_symlink()
     assert sorted(place.name for place in tmp_path.iterdir()) == ["disk", "model"]
 
 
-def fail_half_way(folder):
+def fail_midway(folder):
     with complete_folder(folder) as scratch:
         (scratch / "part").write_text("x")
         assert not folder.exists()
         raise RuntimeError("half way")
 
 
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+def test_folder_is_complete_or_absent(tmp_path):
     with pytest.raises(RuntimeError, match="half way"):
-        fail_half_way(tmp_path / "model")
+        fail_midway(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
     with complete_folder(tmp_path / "model") as scratch:
         (scratch / "part").write_text("x")
@@ -192,7 +194,7 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_manifest_that_is_not_one_is_damage_too(tmp_path, manifest, message):
+def test_damaged_manifest_is_reported(tmp_path, manifest, message):
     (tmp_path / "secret").write_text("no")
     folder = tmp_path / "step-1"
     folder.mkdir()
@@ -202,14 +204,14 @@ def test_a_manifest_that_is_not_one_is_damage_too(tmp_path, manifest, message):
         check_train_state(folder)
 
 
-def test_a_checkpoint_without_facts_is_none(tmp_path):
+def test_checkpoint_without_facts_is_rejected(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"state\.json is missing"):
         check_train_state(tmp_path)
 
 
-def test_what_killed_processes_left_is_swept_for_one_name(tmp_path):
+def test_clean_up_partial_of_one_name(tmp_path):
     for name in (".model.abc.partial", ".other.abc.partial", ".other.old"):
         (tmp_path / name).mkdir()
-    sweep(tmp_path, "model")
+    clean_up_partial(tmp_path, "model")
     assert sorted(place.name for place in tmp_path.iterdir()) == [".other.abc.partial", ".other.old"]

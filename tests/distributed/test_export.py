@@ -16,7 +16,7 @@ from torch import Tensor
 from seektune.checkpoint import Shard, as_shard, gather, save_weights
 from seektune.checkpoint.formats import FORMATS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.checkpoint.make_shards import dealt, staged
+from tests.checkpoint.make_shards import shard_state, split_stages
 from tests.checkpoint.reader import files
 
 from .workers import run_workers
@@ -53,10 +53,10 @@ def held(state: Mapping[str, Tensor], layout: str, rank: int) -> Mapping[str, Te
         return state
     if layout == "stages":
         # the first layers on the last rank: the order must not follow the ranks
-        return staged(state, count)[count - 1 - rank]
+        return split_stages(state, count)[count - 1 - rank]
     if layout == "stages of experts":
-        return dealt(staged(state, 2)[rank // 2], 2)[rank % 2]
-    return dealt(state, count, odd=layout == "odd", expert_dim=int(layout == "rows of experts"))[rank]
+        return shard_state(split_stages(state, 2)[rank // 2], 2)[rank % 2]
+    return shard_state(state, count, uneven=layout == "odd", expert_dim=int(layout == "rows of experts"))[rank]
 
 
 def shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

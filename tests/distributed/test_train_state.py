@@ -21,14 +21,14 @@ from seektune.checkpoint import (
     tensor_names,
     write_train_state,
 )
-from tests.checkpoint.make_shards import cut, dealt, staged
+from tests.checkpoint.make_shards import make_shard, shard_state, split_stages
 
 from .workers import WorkersFailed, run_workers
 
 SLOW = pytest.mark.slow
 Held = dict[str, Tensor | Shard]
 Deal = tuple[bool, int]
-"""Odd cuts, and the dim that experts are cut along."""
+"""Whether shards are uneven, and the dim that experts are split along."""
 
 
 def state() -> dict[str, Tensor]:
@@ -48,8 +48,10 @@ def is_random(name: str) -> bool:
 
 
 def held(count: int, rank: int, odd: bool, expert_dim: int) -> Held:
-    """The state as dealt, and a tensor of this rank's own."""
-    return dealt(state(), count, odd, expert_dim)[rank] | {f"random.{rank}": torch.full((4,), rank, dtype=torch.uint8)}
+    """The rank's shards of the state, and a tensor of its own."""
+    return shard_state(state(), count, odd, expert_dim)[rank] | {
+        f"random.{rank}": torch.full((4,), rank, dtype=torch.uint8)
+    }
 
 
 def save(folder: Path, deal: Deal) -> int:
@@ -102,7 +104,7 @@ def test_what_one_process_wrote_is_read_by_many(tmp_path: Path):
 def save_replicas_and_stages(folder: Path) -> None:
     """Two stages of a pipeline, each held by two ranks."""
     rank = dist.get_rank()
-    write_train_state(folder, staged(state(), 2)[rank // 2], {}, dist.group.WORLD)
+    write_train_state(folder, split_stages(state(), 2)[rank // 2], {}, dist.group.WORLD)
 
 
 def test_replicas_are_written_once_and_by_more_than_one_rank(tmp_path: Path):
@@ -124,13 +126,13 @@ def read_counted(folder: Path) -> int:
         process(self, file, request, planner)
 
     dcp._Reader._process_read_request = counting
-    read_tensors(folder, dealt(state(), dist.get_world_size())[dist.get_rank()], dist.group.WORLD)
+    read_tensors(folder, shard_state(state(), dist.get_world_size())[dist.get_rank()], dist.group.WORLD)
     return read
 
 
 def test_a_rank_reads_only_what_it_holds(tmp_path: Path):
     write_train_state(tmp_path / "step-1", state(), {})
-    needed = [sum(as_shard(x).tensor.numel() for x in rank.values()) for rank in dealt(state(), 3)]
+    needed = [sum(as_shard(x).tensor.numel() for x in rank.values()) for rank in shard_state(state(), 3)]
     assert run_workers(3, read_counted, tmp_path / "step-1") == needed
 
 
@@ -142,18 +144,18 @@ def test_large_pieces_go_to_several_files(tmp_path: Path, monkeypatch: pytest.Mo
     # five rows of w each, small beside its last row, and a row of wide that is too large for any file
     assert len(list((tmp_path / "step-1").glob("*.safetensors"))) == 9 + 2
     monkeypatch.undo()
-    for held in dealt(large, 3):
+    for held in shard_state(large, 3):
         check_filled(tmp_path / "step-1", held, None)
 
 
 def refused(folder: Path, changed: str) -> str:
     """Rank 1 wants something else."""
-    before: Held = dict(dealt(state(), 2)[dist.get_rank()])
+    before: Held = dict(shard_state(state(), 2)[dist.get_rank()])
     if dist.get_rank() == 1:
         if changed == "name":
             before["model.new"] = torch.zeros(1)
         elif changed == "shape":
-            before["model.norm.weight"] = cut(torch.zeros(4), 0, 2, 4)
+            before["model.norm.weight"] = make_shard(torch.zeros(4), 0, 2, 4)
     if changed == "fewer":
         del before["model.norm.weight"]
     with pytest.raises(ValueError, match="another model") as error:

@@ -1,4 +1,4 @@
-"""What docs/serving.md shows runs: its servers, its curl, its Python."""
+"""Runs the examples of docs/serving.md: its servers, its curl, its Python."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
 
 
 @pytest.mark.slow
-def test_what_the_page_shows_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openai", reason="openai is not installed")
     lines, (curl,) = blocks("sh")[0].splitlines(), blocks("sh")[1].splitlines()
     assert lines[0] == "pip install 'seektune[serve]'"
@@ -53,16 +53,16 @@ def test_what_the_page_shows_runs(place: Path, capsys: pytest.CaptureFixture[str
             assert json.loads(said)["model"] == "trained"
 
 
-def test_limits_of_the_page_are_those_of_the_code() -> None:
+def test_documented_limits_match_the_code() -> None:
     from seektune.serve.limits import Limits
 
     text, limits = PAGE.read_text(encoding="utf-8"), Limits()
     for shown in (
         f"at most {limits.max_model_len} |",
-        f"grow at a time | {limits.max_num_seqs} |",
+        f"decoded together | {limits.max_num_seqs} |",
         f"that wait | {limits.max_queued_requests} |",
         f"waiting included | {limits.request_timeout:g} |",
         f"size of a request | {limits.max_body // 2**20} MiB |",
-        f"part of the answer | {limits.patience:g} s |",
+        f"part of the response | {limits.client_timeout:g} s |",
     ):
         assert shown in text

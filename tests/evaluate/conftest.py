@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.model.transformer import TokenScores
+from seektune.model.head import TokenScores
 from seektune.sequence import IGNORE_INDEX, Batch
 
 

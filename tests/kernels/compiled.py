@@ -1,6 +1,6 @@
-"""Compiles the kernels of attention as released for a GPU that is not here, and prints their shared memory in bytes.
+"""Compile the attention kernels with released widths for a GPU that need not be present; print their shared memory.
 
-`python -m tests.kernels.compiled CAPABILITY HEADS KEYS`, a line of name and bytes for each.
+`python -m tests.kernels.compiled CAPABILITY HEADS KEYS` prints a line of name and bytes for each kernel.
 """
 
 import sys
@@ -19,11 +19,11 @@ TYPES = (
     | dict.fromkeys(("reach", "index", "first", "count", "low", "high", "chosen", "order", "starts"), INT64)
     | {"scale": "fp32"}
 )
-"""Of arguments; those that are not named are int32."""
+"""Types of arguments; all others are int32."""
 
 
 def shared(kernel: triton.JITFunction, capability: int, sizes: dict[str, int], warps: int, stages: int) -> int:
-    """Bytes that a program takes; ptxas has accepted the code."""
+    """Shared memory of a program in bytes, compiled down to ptxas."""
     own = {"entries": "i32"} if kernel is index_scores._scores else {}
     types = {name: "constexpr" if name in sizes else (TYPES | own).get(name, "i32") for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in sizes.items()}

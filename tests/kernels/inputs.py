@@ -1,4 +1,4 @@
-"""Arguments of every operation that has more than one implementation: packed rows, odd lengths, empty experts."""
+"""Test inputs of every operation with several implementations: packed rows, odd lengths, empty experts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from seektune.sequence import SequenceLayout
 Case = Callable[[torch.dtype], tuple[Any, ...]]
 
 PACKED = torch.tensor([[1] * 90 + [2] * 3 + [0] * 6 + [3] * 62, [4] * 161])
-"""Two rows: documents of several lengths with padding between, and one long document."""
+"""Two rows: documents of several lengths with padding between them, and one long document."""
 
 
 def leaf(dtype: torch.dtype, *shape: int, size: float = 1.0) -> Tensor:
@@ -20,12 +20,12 @@ def leaf(dtype: torch.dtype, *shape: int, size: float = 1.0) -> Tensor:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """What the model keeps in fp32 whatever its dtype is."""
+    """The dtype of what the model computes in fp32: fp32, or fp64 for gradient checks."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def attention(kind: str, heads: int = 3, width: int = 16, before: int = 0, documents: Tensor = PACKED) -> Case:
-    """`before` keys precede the first query, as for the second half of a context axis."""
+    """`before` keys precede the first query, as on the second rank of a context axis."""
 
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         layout = SequenceLayout.from_documents(documents)
@@ -44,8 +44,8 @@ def attention(kind: str, heads: int = 3, width: int = 16, before: int = 0, docum
     return make
 
 
-def few_keys(dtype: torch.dtype) -> tuple[Any, ...]:
-    """Positions far into a document of which no earlier key is held."""
+def missing_keys(dtype: torch.dtype) -> tuple[Any, ...]:
+    """Positions late in a document whose earlier keys are missing."""
     positions, nothing = torch.arange(1000, 1070).unsqueeze(0), torch.zeros(1, 70, dtype=torch.long)
     inputs = leaf(dtype, 1, 70, 2, 8), leaf(dtype, 1, 70, 8), leaf(dtype, 1, 0, 8), leaf(wide(dtype), 2)
     return *inputs, positions, 20, Prefix(nothing, nothing)
@@ -58,7 +58,7 @@ def no_queries(dtype: torch.dtype) -> tuple[Any, ...]:
 
 
 def experts(tokens: int, chosen: tuple[int, ...] = (0, 1, 2, 4, 6)) -> Case:
-    """Seven experts, of which only `chosen` are; tokens choose three of them, the first token one of them twice."""
+    """Seven experts, of which tokens choose three among `chosen`; the first token chooses one of them twice."""
 
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         scores = torch.full((tokens, 7), -1.0)
@@ -75,7 +75,7 @@ def experts(tokens: int, chosen: tuple[int, ...] = (0, 1, 2, 4, 6)) -> Case:
     return make
 
 
-def read(tokens: int, streams: int = 4, width: int = 12) -> Case:
+def read_case(tokens: int, streams: int = 4, width: int = 12) -> Case:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         outputs, high = streams * (2 + streams), wide(dtype)
         parameters = leaf(high, outputs, streams * width, size=0.3), leaf(high, outputs), leaf(high, 3)
@@ -84,7 +84,7 @@ def read(tokens: int, streams: int = 4, width: int = 12) -> Case:
     return make
 
 
-def write(tokens: int) -> Case:
+def write_case(tokens: int) -> Case:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         high = wide(dtype)
         return leaf(dtype, tokens, 4, 12), leaf(dtype, tokens, 12), leaf(high, tokens, 4), leaf(high, tokens, 4, 4)
@@ -92,7 +92,7 @@ def write(tokens: int) -> Case:
     return make
 
 
-def pool(ratio: int, overlap: bool, documents: Tensor = PACKED) -> Case:
+def pool_case(ratio: int, overlap: bool, documents: Tensor = PACKED) -> Case:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         windows, high, channels = SequenceLayout.from_documents(documents).windows(ratio), wide(dtype), 6
         values, gates = leaf(high, *documents.shape, channels), leaf(high, *documents.shape, channels)
@@ -101,7 +101,7 @@ def pool(ratio: int, overlap: bool, documents: Tensor = PACKED) -> Case:
     return make
 
 
-def quantised(fp4: bool) -> Case:
+def quantized_case(fp4: bool) -> Case:
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         weights, pack = torch.randn(3, 70, 160), quantize_fp4 if fp4 else quantize_fp8
         values, scales = zip(*(pack(weight) for weight in weights), strict=True)
@@ -111,7 +111,7 @@ def quantised(fp4: bool) -> Case:
     return make
 
 
-def angles(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor]:
+def random_angles(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor]:
     turns = torch.rand(shape, dtype=torch.float64).to(wide(dtype)) * 6
     return turns.cos(), turns.sin()
 
@@ -124,7 +124,7 @@ CASES: dict[str, dict[str, Case]] = {
         "prefix, keys before": attention("prefix", before=77),
         "chosen, keys before": attention("chosen", before=160),
         "one head": attention("prefix", heads=1, width=2),
-        "few keys": few_keys,
+        "few keys": missing_keys,
         "no queries": no_queries,
     },
     "clamped_swiglu": {
@@ -157,31 +157,36 @@ CASES: dict[str, dict[str, Case]] = {
             *(1e-3, 1e-2),
         ),
     },
-    "hyper_read": {"33": read(33), "one": read(1), "none": read(0), "two streams": read(600, 2, 3)},
-    "hyper_write": {"33": write(33), "many": write(3000), "none": write(0)},
+    "hyper_read": {
+        "33": read_case(33),
+        "one": read_case(1),
+        "none": read_case(0),
+        "two streams": read_case(600, 2, 3),
+    },
+    "hyper_write": {"33": write_case(33), "many": write_case(3000), "none": write_case(0)},
     "sinkhorn": {
         "one": lambda dtype: (leaf(wide(dtype), 1, 4, 4), 20, 1e-6),
         "many": lambda dtype: (leaf(wide(dtype), 5, 211, 4, 4), 3, 1e-2),
         "none": lambda dtype: (leaf(wide(dtype), 2, 0, 4, 4), 20, 1e-6),
     },
     "pool_windows": {
-        "overlap": pool(4, True),
-        "apart": pool(8, False),
-        "no window": pool(8, False, PACKED[:, 90:96]),
-        "no entry": pool(128, False, PACKED[:, :9]),
+        "overlap": pool_case(4, True),
+        "apart": pool_case(8, False),
+        "no window": pool_case(8, False, PACKED[:, 90:96]),
+        "no entry": pool_case(128, False, PACKED[:, :9]),
     },
-    "quantized_expert_linear": {"fp4": quantised(True), "fp8": quantised(False)},
+    "quantized_expert_linear": {"fp4": quantized_case(True), "fp8": quantized_case(False)},
     "rms_norm": {
         "rows": lambda dtype: (leaf(dtype, 3, 71, 24), leaf(dtype, 24), 1e-2),
         "none": lambda dtype: (leaf(dtype, 1, 0, 24), leaf(dtype, 24), 1e-2),
     },
     "rotate": {
-        "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 15), *angles(dtype, 2, 17, 1, 4)),
-        "vectors": lambda dtype: (leaf(dtype, 2, 17, 8), *angles(dtype, 2, 17, 4)),
+        "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 15), *random_angles(dtype, 2, 17, 1, 4)),
+        "vectors": lambda dtype: (leaf(dtype, 2, 17, 8), *random_angles(dtype, 2, 17, 4)),
     },
     "norm_rope": {
-        "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 14), *angles(dtype, 2, 17, 4), 1e-2),
-        "none": lambda dtype: (leaf(dtype, 1, 0, 3, 14), *angles(dtype, 1, 0, 4), 1e-2),
+        "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 14), *random_angles(dtype, 2, 17, 4), 1e-2),
+        "none": lambda dtype: (leaf(dtype, 1, 0, 3, 14), *random_angles(dtype, 1, 0, 4), 1e-2),
     },
     "linear_cross_entropy": {
         "one": lambda dtype: (leaf(dtype, 1, 6), leaf(dtype, 11, 6), torch.randint(11, (1,))),
@@ -189,4 +194,4 @@ CASES: dict[str, dict[str, Case]] = {
         "none": lambda dtype: (leaf(dtype, 0, 6), leaf(dtype, 11, 6), torch.randint(11, (0,))),
     },
 }
-"""By operation and case. The index operation and the sorting of pairs have no gradient and tests of their own."""
+"""Inputs by operation and case. Operations without a gradient, such as `index_topk`, have tests of their own."""

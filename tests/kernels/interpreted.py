@@ -1,4 +1,4 @@
-"""Compares a Triton kernel with its plain twin: `TRITON_INTERPRET=1 python -m tests.kernels.interpreted NAME`."""
+"""Compare a Triton kernel with its reference: `TRITON_INTERPRET=1 python -m tests.kernels.interpreted NAME`."""
 
 import sys
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from seektune.kernels import Prefix, index_topk
 from seektune.sequence import SequenceLayout
 
-from .inputs import CASES, attention, few_keys, no_queries
+from .inputs import CASES, attention, missing_keys, no_queries
 from .test_twins import kernel, run
 
 BOUND = 2e-5
@@ -17,14 +17,14 @@ ATTENTION = {
     "window": attention("window", documents=SMALL),
     "prefix, keys before": attention("prefix", before=7, documents=SMALL),
     "chosen, keys before": attention("chosen", before=20, documents=SMALL),
-    "few keys": few_keys,
+    "few keys": missing_keys,
     "no queries": no_queries,
 }
-"""Few queries: an interpreted program takes some ten milliseconds."""
+"""Few queries, because an interpreted program takes some ten milliseconds."""
 
 
 def compare(found: list[Tensor], expected: list[Tensor]) -> int:
-    """Number of elements, all of which are equal up to rounding."""
+    """Assert equality up to rounding; returns the number of elements."""
     for x, y in zip(found, expected, strict=True):
         assert x.dtype == y.dtype
         scale = max(float(y.detach().abs().max()), 1e-3) if y.numel() else 1.0
@@ -32,8 +32,8 @@ def compare(found: list[Tensor], expected: list[Tensor]) -> int:
     return sum(x.numel() for x in expected)
 
 
-def choice() -> int:
-    """Index choices of a packed row, of which many are ties."""
+def compare_index_topk() -> int:
+    """Compare the top-k of a packed row with many ties; returns the number of elements."""
     documents = torch.tensor([[1] * 60 + [2] * 3 + [0] * 6 + [3] * 51])
     windows = SequenceLayout.from_documents(documents).windows(4)
     q, keys, weights = torch.randn(1, 120, 2, 12), torch.randn(1, 30, 12), torch.randn(1, 120, 2)
@@ -47,7 +47,7 @@ def main(name: str) -> None:
     """Compare all cases of an operation."""
     torch.manual_seed(0)
     if name == "index_topk":
-        print("equal", choice())
+        print("equal", compare_index_topk())
         return
     cases = ATTENTION if name == "sparse_attention" else CASES[name]
     for label, case in cases.items():
@@ -55,7 +55,7 @@ def main(name: str) -> None:
         print(label, "equal", compare(run(kernel(name).on_gpu, arguments), run(kernel(name).reference, arguments)))
     if name == "clamped_swiglu":
         bad = torch.tensor([torch.nan, 1.0]), torch.tensor([1.0, torch.nan])
-        assert kernel(name).on_gpu(*bad, 1.5).isnan().all(), "NaN has to show"
+        assert kernel(name).on_gpu(*bad, 1.5).isnan().all(), "NaN must propagate"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Grouped products against one product per token."""
+"""`expert_linear` compared with one product per token."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ COUNTS = [[2, 0, 3, 1], [0, 0, 6, 0], [0, 3, 3, 0], [0, 0, 0, 0], [6, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("counts", COUNTS)
-def test_each_row_meets_the_matrix_of_its_expert(counts):
+def test_each_row_uses_its_experts_matrix(counts):
     x = torch.randn(sum(counts), 3, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(4, 5, 3, dtype=torch.float64, requires_grad=True)
     experts = [expert for expert, count in enumerate(counts) for _ in range(count)]
@@ -33,7 +33,7 @@ def test_gradient():
     assert torch.autograd.gradcheck(lambda x, weight: expert_linear(x, weight, [2, 0, 3]), (x, weight))
 
 
-def test_pairs_are_sorted_by_expert_and_keep_their_order():
+def test_sort_by_expert_is_stable():
     experts = torch.tensor([[3, 1], [1, 0], [3, 1], [5, 3]])
     order, counts = sort_by_expert(experts, 6)
     assert counts.tolist() == [1, 3, 0, 3, 0, 1]

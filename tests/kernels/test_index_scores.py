@@ -1,4 +1,4 @@
-"""The indexer's choice against a sort of the scores of each query."""
+"""`index_topk` compared with sorting the scores of each query."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def inputs():
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_the_k_best_visible_entries_are_chosen(inputs, k):
+def test_top_k_visible_entries_are_chosen(inputs, k):
     q, keys, weights = inputs
     windows = SequenceLayout.from_documents(DOCUMENTS).windows(4)
     found = index_topk(q, keys, weights, Prefix(windows.first_BT, windows.count_BT), k).index_BTK
@@ -37,22 +37,22 @@ def test_the_k_best_visible_entries_are_chosen(inputs, k):
 
 @pytest.mark.parametrize(("rows", "tokens"), [(0, 5), (2, 0)])
 @pytest.mark.parametrize("run", [index_topk.eager, index_topk.reference])
-def test_without_rows_or_tokens_nothing_is_chosen(run, rows, tokens):
+def test_no_rows_or_no_tokens(run, rows, tokens):
     nothing = torch.zeros(rows, tokens, dtype=torch.long)
     q, keys, weights = torch.randn(rows, tokens, 2, 8), torch.randn(rows, 9, 8), torch.randn(rows, tokens, 2)
     assert run(q, keys, weights, Prefix(nothing, nothing), 3).index_BTK.shape == (rows, tokens, 3)
 
 
-def test_a_negative_score_is_better_than_nothing():
-    """Weights are signed: where every visible entry scores below zero, all are still chosen, and no other."""
+def test_entries_with_negative_scores_are_chosen():
+    """Weights are signed: if every visible entry scores below zero, all visible entries are chosen, and no others."""
     q, keys = torch.ones(1, 4, 1, 2), torch.ones(1, 5, 2)
     visible = Prefix(torch.ones(1, 4, dtype=torch.long), torch.tensor([[0, 1, 2, 3]]))
     found = index_topk(q, keys, -torch.ones(1, 4, 1), visible, 3).index_BTK[0].sort(dim=-1).values
     assert found.tolist() == [[-1, -1, -1], [-1, -1, 1], [-1, 1, 2], [1, 2, 3]]
 
 
-def test_of_equal_scores_the_earlier_entry_wins():
-    """Where no head fires all scores are 0; a packed document must then choose as it does alone."""
+def test_ties_go_to_the_earlier_entry():
+    """If no head is positive, all scores are 0; a packed document must then choose as it does alone."""
     q, keys = torch.ones(1, 1, 2, 3), -torch.ones(1, 300, 3)
     keys[0, 40] = 1.0
     for first, count in ((0, 300), (17, 200), (41, 259)):
@@ -62,7 +62,7 @@ def test_of_equal_scores_the_earlier_entry_wins():
         assert sorted(found) == sorted((best + list(range(first, first + 5)))[:5])
 
 
-def test_no_gradient_passes_through_the_choice(inputs):
+def test_index_topk_has_no_gradient(inputs):
     q, keys, weights = (x.requires_grad_() for x in inputs)
     windows = SequenceLayout.from_documents(DOCUMENTS).windows(4)
     found = index_topk(q, keys, weights, Prefix(windows.first_BT, windows.count_BT), 3)
@@ -71,8 +71,8 @@ def test_no_gradient_passes_through_the_choice(inputs):
 
 
 @pytest.mark.parametrize(("heads", "k"), [(1, 3), (2, 4), (4, 60)])
-def test_the_fast_twin_chooses_the_same_of_many_entries(heads, k):
-    """With few heads of negative weight the best score is 0, many times; long rows are searched block by block."""
+def test_eager_index_topk_equals_reference_with_many_ties(heads, k):
+    """With few heads of negative weight, many scores tie at 0; long rows are searched block by block."""
     documents = torch.tensor([[1] * 900 + [2] * 300 + [0] * 30 + [3] * 773, [4] * 2003])
     windows = SequenceLayout.from_documents(documents).windows(4)
     q, keys, weights = torch.randn(2, 2003, heads, 8), torch.randn(2, 500, 8), torch.randn(2, 2003, heads)

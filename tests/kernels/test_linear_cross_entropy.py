@@ -1,4 +1,4 @@
-"""Head and cross-entropy in one against torch's own, with less memory."""
+"""`linear_cross_entropy` compared with torch's cross-entropy; it needs less memory."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from seektune.kernels.reference import linear_cross_entropy as reference
 
 
 @pytest.mark.parametrize("tokens", [1, 1024, 1025, 2500])
-def test_it_is_the_sum_of_cross_entropies(tokens):
+def test_equals_sum_of_cross_entropies(tokens):
     hidden = torch.randn(tokens, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 6, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(11, (tokens,))
@@ -23,7 +23,7 @@ def test_it_is_the_sum_of_cross_entropies(tokens):
         torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_no_tokens_cost_nothing_and_stay_in_the_graph():
+def test_zero_tokens_have_zero_loss_and_gradients():
     hidden, weight = torch.randn(0, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True)
     loss = linear_cross_entropy(hidden, weight, torch.zeros(0, dtype=torch.long))
     assert loss.item() == 0.0
@@ -42,7 +42,7 @@ def test_bf16_is_summed_in_fp32():
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_a_gradient_only_the_logits_are_computed(mode):
+def test_no_grad_computes_only_logits(mode):
     hidden, weight = torch.randn(50, 8), torch.randn(30, 8, requires_grad=True)
     with mode(), FlopCounterMode(display=False) as counter:
         linear_cross_entropy(hidden, weight, torch.randint(30, (50,)))
@@ -50,8 +50,8 @@ def test_without_a_gradient_only_the_logits_are_computed(mode):
 
 
 @pytest.mark.parametrize("divisor", [2999, 777.7])
-def test_a_mean_in_bf16_scales_gradients_exactly(divisor):
-    """One over the divisor is no bf16 number; rounded to one, all gradients would be off by the same factor."""
+def test_mean_in_bf16_scales_gradients_exactly(divisor):
+    """1 / divisor is not a bf16 number; rounding it would scale all gradients by the same error."""
     inputs = (torch.randn(300, 32).bfloat16(), torch.randn(50, 32).bfloat16())
     targets, gradients = torch.randint(50, (300,)), []
     for dtype in (torch.bfloat16, torch.float64):
@@ -62,8 +62,8 @@ def test_a_mean_in_bf16_scales_gradients_exactly(divisor):
         assert along.item() == pytest.approx(1.0, abs=4e-4)
 
 
-class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation makes."""
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that any operation returns."""
 
     def __init__(self):
         super().__init__()
@@ -77,22 +77,22 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_logits_of_all_tokens_never_exist():
+def test_full_logits_are_never_materialized():
     hidden, weight = torch.randn(5000, 4, requires_grad=True), torch.randn(300, 4, requires_grad=True)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         linear_cross_entropy(hidden, weight, torch.randint(300, (5000,))).backward()
     assert 0 < largest.size <= 1024 * 300 < 5000 * 300
 
 
-def test_a_bf16_head_is_never_widened_as_a_whole():
-    """And computes what one that is widened does, gradients too."""
+def test_bf16_head_is_never_cast_as_a_whole():
+    """Loss and gradients equal the reference's."""
     hidden, weight = torch.randn(1100, 6).bfloat16().requires_grad_(), torch.randn(8300, 6).bfloat16()
     targets = torch.randint(8300, (1100,))
-    with Widest() as widest:
+    with Fp32Casts() as casts:
         loss = linear_cross_entropy(hidden, weight, targets)
         loss.backward()
-    assert {8192 * 6, 108 * 6} <= widest.sizes
-    assert weight.numel() not in widest.sizes
+    assert {8192 * 6, 108 * 6} <= casts.sizes
+    assert weight.numel() not in casts.sizes
     twin = hidden.detach().requires_grad_()
     expected = reference(twin, weight, targets)
     expected.backward()
@@ -104,8 +104,8 @@ def test_a_bf16_head_is_never_widened_as_a_whole():
     torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-4)
 
 
-class Widest(TorchDispatchMode):
-    """Remembers the sizes of all fp32 tensors that casts make."""
+class Fp32Casts(TorchDispatchMode):
+    """Records the sizes of all fp32 tensors that casts return."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Products with quantized weights equal those with the same weights decoded, values and gradients, bit for bit."""
+"""Products with quantized weights equal those with the dequantized weights, values and gradients, bit for bit."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def with_gradient(x: Tensor, y: Tensor, seed: int = 1) -> tuple[Tensor, Tensor]:
     return y, grad
 
 
-def same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+def assert_same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
@@ -37,34 +37,34 @@ def same(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_packed_linear_is_the_linear(kind, dtype):
+def test_lowbit_linear_equals_linear(kind, dtype):
     weight, scale = KINDS[kind](torch.randn(200, 160))
     x = torch.randn(2, 7, 160).to(dtype).requires_grad_()
     expected = with_gradient(x, F.linear(x, dequantize(weight, scale, dtype)))
-    same(with_gradient(x, lowbit_linear(x, weight, scale)), expected)
+    assert_same(with_gradient(x, lowbit_linear(x, weight, scale)), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_packed_grouped_linear_is_the_grouped_linear(dtype):
+def test_grouped_lowbit_linear_equals_grouped_linear(dtype):
     weight, scale = quantize_fp8(torch.randn(12, 160))
     x = torch.randn(2, 7, 4, 160).to(dtype).requires_grad_()
     expected = with_gradient(x, grouped_linear(x, dequantize(weight, scale, dtype), 4))
-    same(with_gradient(x, lowbit_linear(x, weight, scale, 4)), expected)
+    assert_same(with_gradient(x, lowbit_linear(x, weight, scale, 4)), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("counts", [[3, 0, 5, 1], [0, 0, 9, 0], [1, 2, 3, 4]])
-def test_packed_experts_are_the_experts(kind, dtype, counts):
+def test_lowbit_expert_linear_equals_expert_linear(kind, dtype, counts):
     packed = [KINDS[kind](torch.randn(48, 64)) for _ in counts]
     weights, scales = [weight for weight, _ in packed], [scale for _, scale in packed]
     x = torch.randn(sum(counts), 64).to(dtype).requires_grad_()
     dense = torch.stack([dequantize(weight, scale, dtype) for weight, scale in packed])
     expected = with_gradient(x, expert_linear(x, dense, counts))
-    same(with_gradient(x, lowbit_expert_linear(x, weights, scales, counts)), expected)
+    assert_same(with_gradient(x, lowbit_expert_linear(x, weights, scales, counts)), expected)
 
 
-def test_no_token_at_all_keeps_the_graph():
+def test_zero_tokens_keep_the_graph():
     weight, scale = quantize_fp4(torch.randn(48, 64))
     x = torch.zeros(0, 64, requires_grad=True)
     y = lowbit_expert_linear(x, [weight], [scale], [0])
@@ -73,8 +73,8 @@ def test_no_token_at_all_keeps_the_graph():
     assert x.grad.shape == x.shape
 
 
-def test_idle_experts_are_not_touched():
-    """Their bytes may be anything, even NaN."""
+def test_experts_without_tokens_are_not_read():
+    """Their bytes may be anything, including NaN."""
     weight, scale = quantize_fp4(torch.randn(48, 64))
     broken = torch.full_like(scale.view(torch.uint8), 255).view(scale.dtype)
     x = torch.randn(2, 64, requires_grad=True)
@@ -84,16 +84,16 @@ def test_idle_experts_are_not_touched():
     assert x.grad.isfinite().all()
 
 
-def test_only_bytes_wait_for_backward():
+def test_only_bytes_are_saved_for_backward():
     weight, scale = quantize_fp8(torch.randn(256, 256))
-    kept: list[Tensor] = []
+    saved: list[Tensor] = []
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
+    def record(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
         return tensor
 
     x = torch.randn(3, 256, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         lowbit_linear(x, weight, scale)
         lowbit_expert_linear(x, [weight], [scale], [3])
-    assert {tensor.data_ptr() for tensor in kept} == {weight.data_ptr(), scale.data_ptr()}
+    assert {tensor.data_ptr() for tensor in saved} == {weight.data_ptr(), scale.data_ptr()}

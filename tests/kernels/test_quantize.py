@@ -1,4 +1,4 @@
-"""Low-bit formats against their definition, spelled out in plain Python."""
+"""Low-bit formats compared with their definition in plain Python."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def e4m3(byte: int) -> float:
-    """Sign, four bits of exponent (bias 7), three of mantissa; no infinity, NaN where all seven bits are set."""
+    """Sign, four bits of exponent (bias 7), three of mantissa; no infinity, NaN if all seven bits are set."""
     sign, exponent, mantissa = -1.0 if byte & 128 else 1.0, byte >> 3 & 15, byte & 7
     if byte & 127 == 127:
         return math.nan
@@ -34,45 +34,45 @@ def scales(bytes_: list[int] | range, *shape: int) -> Tensor:
     return torch.tensor(list(bytes_), dtype=torch.uint8).view(torch.float8_e8m0fnu).reshape(shape)
 
 
-def same(found: Tensor, expected: list[float]) -> None:
+def assert_same(found: Tensor, expected: list[float]) -> None:
     torch.testing.assert_close(found.flatten(), torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
 
 
-def test_every_fp8_byte_is_decoded():
+def test_dequantize_every_fp8_byte():
     weight = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).reshape(2, 128)
-    same(dequantize_fp8(weight, scales([124], 1, 1)), [e4m3(byte) / 8 for byte in range(256)])
+    assert_same(dequantize_fp8(weight, scales([124], 1, 1)), [e4m3(byte) / 8 for byte in range(256)])
 
 
-def test_every_fp4_byte_is_decoded_low_nibble_first():
+def test_dequantize_every_fp4_byte_low_nibble_first():
     packed = torch.arange(256, dtype=torch.uint8).view(torch.int8).reshape(16, 16)
     expected = [e2m1(nibble) * 4 for byte in range(256) for nibble in (byte & 15, byte >> 4)]
-    same(dequantize_fp4(packed, scales([129] * 16, 16, 1)), expected)
+    assert_same(dequantize_fp4(packed, scales([129] * 16, 16, 1)), expected)
 
 
 def test_fp4_bytes_are_not_fp8_bytes():
     """Byte 0x72 is 1.0 and 6.0 in FP4, and 160 in FP8."""
     packed = torch.full((1, 16), 0x72, dtype=torch.int8)
-    same(dequantize_fp4(packed, scales([127], 1, 1)), [1.0, 6.0] * 16)
+    assert_same(dequantize_fp4(packed, scales([127], 1, 1)), [1.0, 6.0] * 16)
     assert e4m3(0x72) == 160.0
 
 
-def test_fp8_scales_are_read_as_bytes_from_0_to_255():
-    """By value, 2^-126 would become 0 and 130 would become 130; viewed, they are exponents; 255 is NaN."""
+def test_fp8_scale_bytes_0_to_255():
+    """The bytes are exponents: converted by value instead of viewed they would be wrong. 255 is NaN."""
     ones = torch.ones(1, 256 * 128).to(torch.float8_e4m3fn)
     found = dequantize_fp8(ones, scales(range(256), 1, 256)).reshape(256, 128)
     for column in (0, 127):
-        same(found[:, column], [e8m0(byte) for byte in range(256)])
+        assert_same(found[:, column], [e8m0(byte) for byte in range(256)])
     assert found[0, 0] == 2.0**-127 > 0
 
 
-def test_fp4_scales_are_read_as_bytes_from_0_to_255():
+def test_fp4_scale_bytes_0_to_255():
     ones = torch.full((1, 256 * 16), 0x22, dtype=torch.int8)
     found = dequantize_fp4(ones, scales(range(256), 1, 256)).reshape(256, 32)
     for column in (0, 31):
-        same(found[:, column], [e8m0(byte) for byte in range(256)])
+        assert_same(found[:, column], [e8m0(byte) for byte in range(256)])
 
 
-def test_a_block_of_fp8_is_128_rows_by_128_columns_and_the_last_may_be_partial():
+def test_fp8_blocks_are_128_by_128_and_may_be_partial():
     weight = torch.randn(130, 260).to(torch.float8_e4m3fn)
     scale = scales([120, 127, 130, 119, 131, 126], 2, 3)
     found = dequantize_fp8(weight, scale)
@@ -81,7 +81,7 @@ def test_a_block_of_fp8_is_128_rows_by_128_columns_and_the_last_may_be_partial()
             assert found[row, column] == weight[row, column].item() * scale[row // 128, column // 128].item()
 
 
-def test_base_checkpoints_have_f32_scales_of_any_value():
+def test_fp8_with_f32_scales():
     weight = torch.randn(128, 256).to(torch.float8_e4m3fn)
     found = dequantize_fp8(weight, torch.tensor([[0.3, -1.7]]))
     expected = weight.float()
@@ -90,20 +90,20 @@ def test_base_checkpoints_have_f32_scales_of_any_value():
     assert torch.equal(found, expected)
 
 
-def test_a_group_of_fp4_is_32_columns_of_one_row():
+def test_fp4_groups_are_32_columns_of_a_row():
     packed = torch.full((2, 32), 0x22, dtype=torch.int8)
     found = dequantize_fp4(packed, scales([127, 128, 129, 130], 2, 2))
-    same(found, [1.0] * 32 + [2.0] * 32 + [4.0] * 32 + [8.0] * 32)
+    assert_same(found, [1.0] * 32 + [2.0] * 32 + [4.0] * 32 + [8.0] * 32)
 
 
 def nearest(value: float, grid: list[float]) -> float:
-    """The nearest magnitude of an ascending grid whose even indices are the even codes; a tie goes to the even one."""
+    """The nearest magnitude in an ascending grid whose even indices are the even codes; ties go to the even code."""
     best = min(range(len(grid)), key=lambda code: (abs(grid[code] - abs(value)), code % 2))
     return math.copysign(grid[best], value)
 
 
-def by_hand(x: Tensor, group: int, grid: list[float], least: float) -> Tensor:
-    """Each run of `group` columns: scale 2^ceil(log2(amax / top)), divide, round, multiply."""
+def in_plain_python(x: Tensor, group: int, grid: list[float], least: float) -> Tensor:
+    """For each `group` of columns: scale 2^ceil(log2(amax / top)), divide, round, multiply."""
     rows = []
     for row in x.flatten(0, -2).tolist():
         out = []
@@ -124,7 +124,7 @@ FP8_GRID = [e4m3(byte) for byte in range(127)]
 def test_fake_fp8_rounds_groups_of_64_to_e4m3(size, width):
     x = torch.randn(3, 2, width) * size * torch.logspace(-3, 0, width)
     found = fake_quantize_fp8(x)
-    assert torch.equal(found, by_hand(x, 64, FP8_GRID, least=1e-4))
+    assert torch.equal(found, in_plain_python(x, 64, FP8_GRID, least=1e-4))
     assert (found != x).any()
 
 
@@ -133,7 +133,7 @@ def test_fake_fp8_rounds_groups_of_64_to_e4m3(size, width):
 def test_fake_fp4_rounds_groups_of_32_to_e2m1(size, width):
     x = torch.randn(3, 2, width) * size
     found = fake_quantize_fp4(x)
-    assert torch.equal(found, by_hand(x, 32, list(FP4), least=6 * 2.0**-126))
+    assert torch.equal(found, in_plain_python(x, 32, list(FP4), least=6 * 2.0**-126))
     assert (found != x).any()
 
 
@@ -141,15 +141,17 @@ def test_fake_fp4_ties_go_to_the_even_code():
     ties = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0]
     even = [0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0]
     x = torch.tensor([[6.0, *ties, *(-tie for tie in ties)] + [0.0] * 17])
-    same(fake_quantize_fp4(x), [6.0, *even, *(-value for value in even)] + [0.0] * 17)
+    assert_same(fake_quantize_fp4(x), [6.0, *even, *(-value for value in even)] + [0.0] * 17)
     above = torch.tensor([tie * (1 + 2**-20) for tie in ties])
     below = torch.tensor([tie * (1 - 2**-20) for tie in ties])
     x = torch.cat([torch.tensor([6.0]), above, below, torch.zeros(17)])[None]
-    same(fake_quantize_fp4(x), [6.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0] + [0.0] * 17)
+    assert_same(
+        fake_quantize_fp4(x), [6.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0] + [0.0] * 17
+    )
 
 
 def test_fake_fp8_ties_go_to_the_even_code():
-    """Between neighbours of the grid half way, for normal and subnormal numbers; 448 keeps the scale at 1."""
+    """Midpoints of the grid, for normal and subnormal numbers; the 448 fixes the scale at 1."""
     ties = [(low + high) / 2 for low, high in itertools.pairwise(FP8_GRID)]
     even = [FP8_GRID[code + code % 2] for code in range(126)]
     for start in range(0, 126, 63):
@@ -158,20 +160,20 @@ def test_fake_fp8_ties_go_to_the_even_code():
 
 
 @pytest.mark.parametrize("peak", [448.0, 448.0 * 2**-9, 448.0 * 2**7])
-def test_a_peak_at_the_largest_value_of_fp8_needs_no_larger_scale(peak):
-    """2^ceil(log2(peak / 448)) is exact there: a logarithm that rounds up would double it and lose the last bit."""
+def test_fp8_peak_at_a_power_of_two_times_448_keeps_its_scale(peak):
+    """2^ceil(log2(peak / 448)) is exact there: a logarithm that rounds up would double the scale and lose a bit."""
     odd = peak * 15 / 16 / 256  # exact at this scale, a tie at twice the scale only far below
     x = torch.tensor([[peak, peak * 13 / 14, odd] + [0.0] * 61])
     assert fake_quantize_fp8(x)[0, 0] == peak
     assert fake_quantize_fp8(x)[0, 1] == peak * 13 / 14
     barely = torch.tensor([[peak * (1 + 2**-20), peak * 2**-17] + [0.0] * 62])
     assert fake_quantize_fp8(barely)[0, 0] == peak
-    assert torch.equal(fake_quantize_fp8(barely), by_hand(barely, 64, FP8_GRID, least=1e-4))
+    assert torch.equal(fake_quantize_fp8(barely), in_plain_python(barely, 64, FP8_GRID, least=1e-4))
 
 
 @pytest.mark.parametrize("rounding", [fake_quantize_fp8, fake_quantize_fp4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_fake_quantisation_keeps_the_dtype_and_passes_the_gradient_straight_through(rounding, dtype):
+def test_fake_quantization_keeps_dtype_and_has_straight_through_gradient(rounding, dtype):
     x = (torch.randn(2, 5, 96) * 3).to(dtype).requires_grad_()
     y = rounding(x)
     assert y.dtype == dtype
@@ -182,14 +184,14 @@ def test_fake_quantisation_keeps_the_dtype_and_passes_the_gradient_straight_thro
 
 
 @pytest.mark.parametrize("rounding", [fake_quantize_fp8, fake_quantize_fp4])
-def test_fake_quantisation_of_zeros_is_zero_and_of_rounded_values_changes_nothing(rounding):
+def test_fake_quantization_is_idempotent_and_keeps_zeros(rounding):
     assert torch.equal(rounding(torch.zeros(2, 64)), torch.zeros(2, 64))
     once = rounding(torch.randn(16, 64))
     assert torch.equal(rounding(once), once)
 
 
 @pytest.mark.parametrize("size", [1, 2, 16, 128])
-def test_hadamard_is_the_orthonormal_sylvester_matrix(size):
+def test_hadamard_equals_the_orthonormal_sylvester_matrix(size):
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
@@ -198,7 +200,7 @@ def test_hadamard_is_the_orthonormal_sylvester_matrix(size):
     torch.testing.assert_close(hadamard(hadamard(x)), x)
 
 
-def test_hadamard_cancels_in_a_product_and_has_a_gradient():
+def test_hadamard_preserves_products_and_has_a_gradient():
     q, k = torch.randn(2, 8, 32, dtype=torch.float64)
     torch.testing.assert_close(hadamard(q) @ hadamard(k).T, q @ k.T)
     assert hadamard(q.bfloat16()).dtype == torch.bfloat16

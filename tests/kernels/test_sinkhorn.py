@@ -1,4 +1,4 @@
-"""Sinkhorn against the loops of the definition."""
+"""Sinkhorn compared with loops in plain Python."""
 
 import math
 
@@ -8,8 +8,8 @@ import torch
 from seektune.kernels import sinkhorn
 
 
-def by_hand(logits: list[list[float]], iterations: int, eps: float) -> list[list[float]]:
-    """Softmax over targets plus eps; columns; then (iterations - 1) times rows and columns."""
+def in_plain_python(logits: list[list[float]], iterations: int, eps: float) -> list[list[float]]:
+    """Softmax over targets plus eps; columns; then `iterations - 1` times rows and columns."""
     n = len(logits)
     c = []
     for row in logits:
@@ -37,21 +37,21 @@ def by_hand(logits: list[list[float]], iterations: int, eps: float) -> list[list
 
 @pytest.mark.parametrize(("iterations", "eps"), [(20, 1e-6), (1, 1e-6), (2, 1e-2), (5, 1e-1)])
 @pytest.mark.parametrize("streams", [1, 2, 4])
-def test_sinkhorn_is_the_alternation_that_begins_with_columns(iterations, eps, streams):
+def test_sinkhorn_equals_alternating_passes(iterations, eps, streams):
     logits = torch.randn(3, 2, streams, streams, dtype=torch.float64) * 3
     found = sinkhorn(logits, iterations, eps)
-    expected = [[by_hand(matrix, iterations, eps) for matrix in row] for row in logits.tolist()]
+    expected = [[in_plain_python(matrix, iterations, eps) for matrix in row] for row in logits.tolist()]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-14)
 
 
-def test_the_last_pass_is_over_columns():
-    """After few passes rows are still off, columns are not."""
+def test_last_pass_is_over_columns():
+    """After few passes, columns are normalized and rows are not yet."""
     mix = sinkhorn(torch.randn(4, 4, dtype=torch.float64) * 3, 2, 1e-6)
     assert (mix.sum(dim=0) - 1).abs().max() < 1e-5 < (mix.sum(dim=1) - 1).abs().max()
 
 
-def test_a_constant_added_to_a_row_changes_nothing():
-    """So it is with softmax over targets, and with sigmoid it is not."""
+def test_adding_a_constant_to_a_row_changes_nothing():
+    """True for a softmax over targets, but not for a sigmoid."""
     logits = torch.randn(4, 4, dtype=torch.float64)
     shifted = logits + torch.tensor([[5.0], [-3.0], [0.0], [1.0]], dtype=torch.float64)
     torch.testing.assert_close(sinkhorn(shifted, 20, 1e-6), sinkhorn(logits, 20, 1e-6))

@@ -1,4 +1,4 @@
-"""Sparse attention against one softmax per query and head, written as loops."""
+"""Sparse attention compared with loops over queries and heads."""
 
 import math
 
@@ -10,10 +10,10 @@ from seektune.kernels import Chosen, Prefix, sparse_attention
 from seektune.sequence import SequenceLayout
 
 
-def by_hand(
+def in_plain_python(
     q: Tensor, keys: Tensor, entries: Tensor, sink: Tensor, starts: list[list[int]], window: int, seen: list
 ) -> Tensor:
-    """`starts[b][t]`: where the document of token t begins; `seen[b][t]`: the entries that it sees."""
+    """`starts[b][t]` is the start of the document of token t, `seen[b][t]` the entries visible to it."""
     rows, length, heads, width = q.shape
     out = []
     for b in range(rows):
@@ -40,8 +40,8 @@ def random_inputs(rows: int, length: int, entries: int, heads: int = 2, width: i
     return leaf(rows, length, heads, width), leaf(rows, length, width), leaf(rows, entries, width), leaf(heads)
 
 
-def lists(layout: SequenceLayout, entries: int, ratio: int) -> tuple[Prefix, list]:
-    """Windows of each document as entries, and the lists that they mean."""
+def prefix_and_lists(layout: SequenceLayout, entries: int, ratio: int) -> tuple[Prefix, list]:
+    """Windows of each document as entries: as a `Prefix`, and as a list per query."""
     windows = layout.windows(ratio)
     seen = [
         [list(range(first, first + count)) for first, count in zip(*pair, strict=True)]
@@ -58,7 +58,7 @@ def compare(arguments: tuple, options: tuple, naive: tuple) -> None:
     found = sparse_attention(*arguments, *options)
     upstream = torch.randn_like(found)
     gradients = torch.autograd.grad(found, arguments, upstream)
-    expected = by_hand(*arguments, *naive)
+    expected = in_plain_python(*arguments, *naive)
     expected_gradients = torch.autograd.grad(expected, arguments, upstream)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     for gradient, by_loops, name in zip(gradients, expected_gradients, ("q", "keys", "entries", "sink"), strict=True):
@@ -66,15 +66,15 @@ def compare(arguments: tuple, options: tuple, naive: tuple) -> None:
 
 
 @pytest.mark.parametrize("window", [1, 7, 150])
-def test_a_prefix_of_entries_and_a_window_inside_the_document(window):
+def test_prefix_of_entries_and_window_within_document(window):
     layout = SequenceLayout.from_documents(DOCUMENTS)
     entries = DOCUMENTS.shape[1] // 8
-    visible, seen = lists(layout, entries, ratio=8)
+    visible, seen = prefix_and_lists(layout, entries, ratio=8)
     arguments = random_inputs(2, DOCUMENTS.shape[1], entries)
     compare(arguments, (layout.positions, window, visible), (starts_of(layout), window, seen))
 
 
-def test_chosen_entries_with_nothing_in_between():
+def test_chosen_entries_with_empty_slots():
     layout = SequenceLayout.from_documents(DOCUMENTS)
     length, entries = DOCUMENTS.shape[1], 30
     chosen = torch.stack([torch.randperm(entries)[:5] for _ in range(2 * length)]).view(2, length, 5)
@@ -85,7 +85,7 @@ def test_chosen_entries_with_nothing_in_between():
     compare(arguments, (layout.positions, 7, Chosen(chosen)), (starts_of(layout), 7, seen))
 
 
-def test_no_entries_at_all():
+def test_no_entries():
     layout = SequenceLayout.single(1, 140)
     nothing = torch.zeros_like(layout.positions)
     arguments = random_inputs(1, 140, 0)
@@ -94,10 +94,10 @@ def test_no_entries_at_all():
 
 @pytest.mark.parametrize("window", [1, 40, 200])
 @pytest.mark.parametrize("first", [1, 27, 130, 184, 185])
-def test_queries_whose_keys_began_earlier_equal_the_last_of_all(window, first):
-    """A context rank or a decoder holds the last queries only, and keys that reach back into what came before."""
+def test_last_queries_with_earlier_keys_equal_the_whole(window, first):
+    """A context rank or a decoder has only the last queries, and earlier keys that they see."""
     layout, entries = SequenceLayout.from_documents(DOCUMENTS), DOCUMENTS.shape[1] // 8
-    visible, _ = lists(layout, entries, ratio=8)
+    visible, _ = prefix_and_lists(layout, entries, ratio=8)
     q, keys, far, sink = random_inputs(2, DOCUMENTS.shape[1], entries)
     held = max(first - window + 1, 0)  # no key before this one is seen by query `first` or a later one
     own = Prefix(visible.first_BT[:, first:], visible.count_BT[:, first:])
@@ -110,7 +110,7 @@ def test_queries_whose_keys_began_earlier_equal_the_last_of_all(window, first):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
-def test_the_sink_is_a_logit_that_is_not_scaled():
+def test_sink_is_an_unscaled_logit():
     """One key, equal to the query: weight e^(|q|^2/2) / (e^(|q|^2/2) + e^sink) for width 4."""
     q = torch.tensor([[[[1.0, 1.0, 1.0, 1.0]]]])
     nothing = torch.zeros(1, 1, dtype=torch.long)
@@ -118,10 +118,10 @@ def test_the_sink_is_a_logit_that_is_not_scaled():
     torch.testing.assert_close(out, q * math.exp(2) / (math.exp(2) + math.exp(3)))
 
 
-def test_gradient_with_a_prefix_and_with_a_choice():
+def test_gradient_with_prefix_and_with_chosen_entries():
     arguments = random_inputs(1, 7, 3, width=2)
     layout = SequenceLayout.from_documents(torch.tensor([[1, 1, 1, 2, 2, 2, 2]]))
-    prefix, _ = lists(layout, 3, ratio=2)
+    prefix, _ = prefix_and_lists(layout, 3, ratio=2)
     chosen = Chosen(torch.tensor([[[-1, -1], [0, -1], [0, 2], [-1, -1], [1, -1], [1, 0], [2, -1]]]))
     for visible in (prefix, chosen):
         call = (layout.positions, 2, visible)
@@ -142,14 +142,14 @@ def test_queries_without_entries_have_finite_gradients_in_low_precision(dtype, s
         gradients = torch.autograd.grad(out.float().square().sum(), [*arguments, sink])
         assert out.isfinite().all()
         assert all(gradient.isfinite().all() for gradient in gradients)
-        assert (gradients[2] == 0).all(), "entries that nobody sees"
+        assert (gradients[2] == 0).all(), "entries that no query sees"
 
 
-def test_in_a_bf16_model_only_probabilities_and_the_result_are_rounded():
+def test_bf16_rounds_only_probabilities_and_result():
     q, keys, entries = (x.detach().to(torch.bfloat16) for x in random_inputs(1, 200, 6, width=64)[:3])
     sink = torch.zeros(2)
     layout = SequenceLayout.single(1, 200)
-    prefix, seen = lists(layout, 6, ratio=33)
+    prefix, seen = prefix_and_lists(layout, 6, ratio=33)
     low = sparse_attention(q, keys, entries, sink, layout.positions, 64, prefix)
     assert low.dtype == torch.bfloat16
     rounded, exact = [], []
@@ -163,18 +163,18 @@ def test_in_a_bf16_model_only_probabilities_and_the_result_are_rounded():
 
 
 @pytest.mark.parametrize("length", [256, 1024])
-def test_no_scores_are_kept_for_backward(length):
-    """What is saved is of the size of what comes in and goes out, not of queries times keys."""
+def test_scores_are_not_saved_for_backward(length):
+    """Saved tensors have the size of inputs and outputs, not of queries times keys."""
     q, keys, entries, sink = random_inputs(1, length, length // 8, width=8, dtype=torch.float32)
     layout = SequenceLayout.single(1, length)
-    visible, _ = lists(layout, length // 8, ratio=8)
+    visible, _ = prefix_and_lists(layout, length // 8, ratio=8)
     saved: dict[int, int] = {}
 
-    def note(x: Tensor) -> Tensor:
+    def record(x: Tensor) -> Tensor:
         saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
         out = sparse_attention(q, keys, entries, sink, layout.positions, 64, visible)
     out.sum().backward()
     assert saved

@@ -1,4 +1,4 @@
-"""The clamped activation of every expert."""
+"""The clamped activation of the experts."""
 
 import math
 
@@ -10,14 +10,14 @@ from seektune.kernels import clamped_swiglu
 
 @pytest.mark.parametrize("gate", [-20.0, -3.0, 0.5, 9.9, 10.1, 50.0])
 @pytest.mark.parametrize("up", [-50.0, -10.1, -9.9, 0.3, 9.9, 10.1])
-def test_the_gate_is_clamped_above_and_up_on_both_sides(gate, up):
+def test_gate_is_clamped_above_and_up_on_both_sides(gate, up):
     g, u = (
         torch.tensor(gate, dtype=torch.float64).requires_grad_(),
         torch.tensor(up, dtype=torch.float64).requires_grad_(),
     )
     found = clamped_swiglu(g, u, 10.0)
-    held = min(gate, 10.0)
-    silu = held / (1 + math.exp(-held))
+    clamped = min(gate, 10.0)
+    silu = clamped / (1 + math.exp(-clamped))
     assert found.item() == pytest.approx(silu * max(-10.0, min(up, 10.0)), rel=1e-12)
     found.backward()
     assert (g.grad == 0) == (gate > 10)

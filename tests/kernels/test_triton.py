@@ -1,6 +1,6 @@
-"""Triton kernels equal the plain ones, values and gradients, run by Triton's interpreter in a process of its own.
+"""Triton kernels equal the reference, values and gradients, in Triton's interpreter.
 
-The interpreter is chosen when Triton is imported; it has no products of bf16.
+It runs in a subprocess because the interpreter is chosen when Triton is imported; it does not support bf16 products.
 """
 
 import os
@@ -19,7 +19,7 @@ OPERATIONS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_the_interpreted_kernel_equals_the_plain_one(name: str):
+def test_interpreted_kernel_equals_reference(name: str):
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "tests.kernels.interpreted", name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The kernels of attention compile for GPUs that are not here, and a program of them fits a multiprocessor's memory."""
+"""The attention kernels compile for GPUs that need not be present, and their programs fit into shared memory."""
 
 import pytest
 
@@ -10,13 +10,13 @@ GPUS = {"A100": (80, 166_912), "H100": (90, 232_448), "B200": (100, 232_448), "R
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gpu", GPUS)
-def test_released_widths_fit(gpu: str, capsys: pytest.CaptureFixture[str]):
+def test_released_widths_fit_shared_memory(gpu: str, capsys: pytest.CaptureFixture[str]):
     from seektune.kernels.triton.tiles import SIZES
     from tests.kernels.compiled import main
 
-    capability, room = GPUS[gpu]
-    heads, keys = next((heads, keys) for least, heads, keys in SIZES if room >= least)
+    capability, limit = GPUS[gpu]
+    heads, keys = next((heads, keys) for least, heads, keys in SIZES if limit >= least)
     main(capability, heads, keys)
     taken = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert len(taken) == 7
-    assert all(0 < int(shared) <= room for _, shared in taken), taken
+    assert all(0 < int(shared) <= limit for _, shared in taken), taken

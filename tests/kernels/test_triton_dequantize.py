@@ -1,4 +1,4 @@
-"""The Triton twin, under Triton's interpreter in a process of its own, gives the definition's bits."""
+"""The Triton kernel of `dequantize` equals the reference bit for bit, in Triton's interpreter in a subprocess."""
 
 import os
 import subprocess
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CODE = """
+SCRIPT = """
 import torch
 from seektune.kernels import dequantize_fp4, dequantize_fp8, quantize_fp4, quantize_fp8
 from seektune.kernels.dequantize import KERNEL
-from tests.kernels.test_codecs import every_fp4_byte, every_fp8_byte, identical
+from tests.kernels.test_codecs import every_fp4_byte, every_fp8_byte, assert_identical
 from tests.kernels.test_quantize import scales
 from seektune.kernels import lowbit_linear
 torch.manual_seed(0)
@@ -21,11 +21,11 @@ def dequantize(weight, scale, dtype, out=None):
     return KERNEL.on_gpu(weight, scale, dtype, out)
 
 def same(found, expected):
-    # the interpreter's own cast to bf16 cuts instead of rounding, and loses numbers below 2^-126
+    # the interpreter's cast to bf16 truncates instead of rounding, and loses numbers below 2^-126
     if expected.dtype == torch.float32:
-        return identical(found, expected)
+        return assert_identical(found, expected)
     exact = (expected.abs() >= 2.0**-126) | expected.isnan()
-    identical(found.where(exact, 1), expected.where(exact, 1))
+    assert_identical(found.where(exact, 1), expected.where(exact, 1))
 
 packed, scale = every_fp4_byte()
 for dtype in (torch.float32, torch.bfloat16):
@@ -43,7 +43,7 @@ codes = torch.zeros(1, 128, dtype=torch.uint8)
 codes[0, 5] = 0x7F
 assert dequantize(codes.view(torch.float8_e4m3fn), scales([127], 1, 1), torch.float32)[0, 5].isnan()
 
-# what a GPU runs: products dequantize by the twin, forward and backward, and give the same numbers
+# the GPU's products dequantize with this kernel in forward and backward, and give the same values
 def products(x, linear):
     x = x.clone().requires_grad_()
     y = linear(x, *fp8, 1)
@@ -52,21 +52,21 @@ def products(x, linear):
 
 x, fp8 = torch.randn(5, 64), quantize_fp8(torch.randn(32, 64))
 for found, wanted in zip(products(x, lowbit_linear.on_gpu), products(x, lowbit_linear)):
-    identical(found, wanted)
-print("the same")
+    assert_identical(found, wanted)
+print("equal")
 """
 
 
 @pytest.mark.slow
-def test_it_is_the_definition_for_every_byte():
+def test_triton_dequantize_equals_reference_for_every_byte():
     pytest.importorskip("triton")
     settings = {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    answer = subprocess.run(
-        [sys.executable, "-c", CODE],
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
         capture_output=True,
         text=True,
         env={**os.environ, **settings},
         cwd=ROOT,
         timeout=200,
     )
-    assert answer.stdout.strip().endswith("the same"), answer.stderr[-2000:]
+    assert result.stdout.strip().endswith("equal"), result.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Twins: every implementation written for speed equals the plain one, values and gradients."""
+"""Every eager implementation equals its reference twin, values and gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +17,12 @@ PAIRS = [
     pytest.param(name, case, id=f"{name}-{label}") for name, cases in CASES.items() for label, case in cases.items()
 ]
 
-# rounding to bf16 happens at other places in a hand-written backward
+# a hand-written backward rounds to bf16 at other points
 BOUNDS = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
 def run(function: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
-    """Outputs, then gradients for the same upstream gradients."""
+    """Outputs, then gradients, with the same upstream gradients for every call."""
     found = function(*arguments)
     outputs = list(found) if isinstance(found, tuple) else [found]
     leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
@@ -39,10 +39,10 @@ def kernel(name: str) -> Kernel:
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize(("name", "case"), PAIRS)
-def test_the_fast_twin_equals_the_plain_one(name: str, case: Case, dtype: torch.dtype):
+def test_eager_equals_reference(name: str, case: Case, dtype: torch.dtype):
     arguments = case(dtype)
-    fast, plain = run(kernel(name).eager, arguments), run(kernel(name).reference, arguments)
-    for found, expected in zip(fast, plain, strict=True):
+    eager, reference = run(kernel(name).eager, arguments), run(kernel(name).reference, arguments)
+    for found, expected in zip(eager, reference, strict=True):
         assert found.dtype == expected.dtype
         assert found.shape == expected.shape
         scale = max(float(expected.detach().abs().max()), 1e-3) if expected.numel() else 1.0
@@ -50,7 +50,7 @@ def test_the_fast_twin_equals_the_plain_one(name: str, case: Case, dtype: torch.
 
 
 @pytest.mark.parametrize(("name", "case"), PAIRS)
-def test_the_fast_twin_gives_the_same_bits_again(name: str, case: Case):
+def test_eager_is_deterministic(name: str, case: Case):
     arguments = case(torch.float32)
     for once, again in zip(*(run(kernel(name).eager, arguments) for _ in range(2)), strict=True):
         assert torch.equal(once, again)
@@ -66,7 +66,7 @@ def odd_start(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layout", [reversed_strides, odd_start])
 @pytest.mark.parametrize(("name", "case"), PAIRS)
-def test_the_fast_twin_takes_tensors_of_any_layout(name: str, case: Case, layout: Callable[[Tensor], Tensor]):
+def test_eager_takes_tensors_of_any_layout(name: str, case: Case, layout: Callable[[Tensor], Tensor]):
     arguments = tuple(
         layout(x.detach()).requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
         for x in case(torch.float64)
@@ -76,8 +76,8 @@ def test_the_fast_twin_takes_tensors_of_any_layout(name: str, case: Case, layout
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_fast_twin_can_be_recomputed(name: str):
-    """Inside a checkpoint, which hands out what was saved once."""
+def test_eager_works_under_checkpoint(name: str):
+    """Under activation checkpointing, saved tensors can be unpacked only once."""
     arguments = next(iter(CASES[name].values()))(torch.float32)
 
     def again(*inputs: Any) -> Any:
@@ -87,8 +87,8 @@ def test_the_fast_twin_can_be_recomputed(name: str):
         assert torch.equal(found, expected)
 
 
-def test_gradients_of_an_expert_with_many_tokens_are_not_summed_in_bf16():
-    """They come from pieces of tokens, and a sum in bf16 loses more with every piece."""
+def test_expert_gradients_of_many_tokens_are_summed_in_fp32():
+    """Gradients are summed over chunks of tokens; sums in bf16 would lose more with every chunk."""
     tokens = 30_000
     x, upstream = torch.randn(tokens, 8) + 0.5, torch.randn(tokens, 8) + 0.3
     matrices = (torch.randn(1, *shape) * 0.2 for shape in ((6, 8), (8, 6), (6, 8)))
@@ -105,15 +105,15 @@ def test_gradients_of_an_expert_with_many_tokens_are_not_summed_in_bf16():
         assert (found.double() - exact).norm() < 3e-3 * exact.norm()
 
 
-def small(name: str) -> tuple[Any, ...]:
-    """Arguments few enough for differences of every element."""
-    from .inputs import PACKED, attention, experts, pool, read, write
+def small_case(name: str) -> tuple[Any, ...]:
+    """Inputs small enough for finite differences."""
+    from .inputs import PACKED, attention, experts, pool_case, read_case, write_case
 
     cases = {
         "expert_mlp": experts(4),
-        "hyper_read": read(2, 2, 3),
-        "hyper_write": write(2),
-        "pool_windows": pool(4, True, PACKED[:1, 84:97]),
+        "hyper_read": read_case(2, 2, 3),
+        "hyper_write": write_case(2),
+        "pool_windows": pool_case(4, True, PACKED[:1, 84:97]),
         "sinkhorn": CASES["sinkhorn"]["one"],
         "linear_cross_entropy": CASES["linear_cross_entropy"]["one"],
         "sparse_attention": attention("chosen", heads=1, width=2, before=155),
@@ -125,13 +125,13 @@ def small(name: str) -> tuple[Any, ...]:
     "name",
     ["expert_mlp", "hyper_read", "hyper_write", "pool_windows", "sinkhorn", "linear_cross_entropy", "sparse_attention"],
 )
-def test_gradients_of_the_fast_twin_are_differences(name: str):
+def test_eager_gradcheck(name: str):
     assert torch.autograd.gradcheck(
-        kernel(name).eager, small(name), fast_mode=name in ("sparse_attention", "expert_mlp")
+        kernel(name).eager, small_case(name), fast_mode=name in ("sparse_attention", "expert_mlp")
     )
 
 
-def test_every_kernel_has_its_cases():
+def test_every_kernel_has_cases():
     operations = {name for name, value in vars(kernels).items() if isinstance(value, Kernel)}
     elsewhere = {"index_topk", "route", "sort_pairs", "expert_linear", "lowbit_linear", "lowbit_expert_linear"}
     assert operations == {*CASES, *elsewhere}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from seektune.model.gate import RoutingLedger
+from seektune.model.transformer import TokenRows
 from seektune.sequence import SequenceLayout
 
 
@@ -16,7 +17,7 @@ def test_row_t_adds_the_next_embedding_to_each_stream_and_runs_one_more_block(to
     model = toy_model()
     tokens = torch.randint(64, (1, 50))
     mtp = model.mtp[0]
-    streams = model.run(model.enter(tokens), tokens, SequenceLayout.single(1, 50), None)
+    streams = model.backbone(TokenRows(tokens, SequenceLayout.single(1, 50))).streams_BTSD
     embedding = model.embed.weight[tokens[0, 1:]]
     entry = torch.stack(
         [

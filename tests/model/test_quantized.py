@@ -82,7 +82,7 @@ def test_an_export_in_another_format_is_decoded(folders, tmp_path):
 
 
 def test_random_weights_can_be_packed(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path: Path):
-    """They are quantised as an export would, and read back from it."""
+    """They are quantized as an export would, and read back from it."""
     sizes = {"hidden_size": 64, "moe_intermediate_size": 32}
     model, twin = toy_model(torch.float32, **sizes), toy_model(torch.float32, **sizes)
     quantize_modules(model, FORMATS["released"].kind)
@@ -139,5 +139,5 @@ def test_another_kind_than_the_model_was_built_for_is_refused(folders):
     model = DeepseekV4ForCausalLM(DeepseekV4Config.from_pretrained(folders["released"]), device="meta")
     quantize_modules(model, FolderSource(folders["fp8"]).kind)
     model.to_empty(device="cpu")
-    with pytest.raises(ValueError, match="is stored as fp4, its place in the model as fp8"):
+    with pytest.raises(ValueError, match="is stored as fp4, but the model holds it as fp8"):
         load_weights(model.state_dict(), folders["released"])

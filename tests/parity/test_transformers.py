@@ -1,7 +1,7 @@
 """Agreement with transformers' DeepseekV4ForCausalLM, a second implementation, on weights it reads from our export.
 
 Both run in fp32, where transformers' casts to the model dtype (mixing weights, router logits, compressor products,
-cosines) change nothing. It ignores the MTP block and has no simulated quantisation.
+cosines) change nothing. It ignores the MTP block and has no simulated quantization.
 
 What the two choose must be the same for logits to be comparable. A near-tie of the router or of the indexer could fall
 to different sides; with these seeds none does. An exact tie would be likelier: index scores are sums of relus, and

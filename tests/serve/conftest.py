@@ -1,4 +1,4 @@
-"""A toy model in float64 behind a server: whoever shares its batch, no near-tie flips."""
+"""A toy model behind a server, in float64, so that no choice of other requests in the batch flips a near-tie."""
 
 from collections.abc import Iterator
 

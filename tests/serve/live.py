@@ -1,4 +1,4 @@
-"""A server in a thread, and a plain client."""
+"""A server in a thread, and a plain HTTP client."""
 
 import http.client
 import json
@@ -19,7 +19,7 @@ from seektune.serve.server import server
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """An HTTP response."""
 
     status: int
     headers: dict[str, str]
@@ -64,7 +64,7 @@ class Live:
         return self.ask("GET", "/health").body
 
     def until(self, holds: Callable[[Any], bool]) -> None:
-        """Wait until the health is such."""
+        """Wait until `/health` satisfies the condition."""
         end = time.monotonic() + 30
         while not holds(found := self.health()):
             assert time.monotonic() < end, found
@@ -88,7 +88,7 @@ def live(served: Served) -> Iterator[Live]:
 
 
 def parrot(model: DeepseekV4ForCausalLM, tokenizer: Tokenizer, text: str) -> DeepseekV4ForCausalLM:
-    """Let a model say a text, token by token, to whoever asks alone; then it begins again."""
+    """Make a model generate `text`, over and over, for requests that run alone."""
     ids = iter([*tokenizer.encode_prompt(text)] * 50)
     logits = model.logits
 

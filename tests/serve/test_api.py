@@ -1,4 +1,4 @@
-"""What the server answers, over HTTP, in OpenAI's form."""
+"""Responses of the server over HTTP, in OpenAI's form."""
 
 import json
 import socket
@@ -38,7 +38,7 @@ def test_models_and_health(toy: Live) -> None:
     assert toy.ask("GET", "/v1/models/other").body == listed["data"][1]
 
 
-def test_a_conversation_is_answered(toy: Live, model, other, tokenizer) -> None:
+def test_chat_completion_matches_generate(toy: Live, model, other, tokenizer) -> None:
     prompt = tokenizer.encode_prompt(encode_messages(QUESTION))
     for name, which in (("toy", model), ("other", other)):
         body = toy.post(CHAT, model=name, messages=QUESTION, max_tokens=6, temperature=0).body
@@ -49,7 +49,7 @@ def test_a_conversation_is_answered(toy: Live, model, other, tokenizer) -> None:
         assert (body["object"], body["model"]) == ("chat.completion", name)
 
 
-def test_a_stream_is_the_whole_in_pieces(toy: Live) -> None:
+def test_stream_chunks_add_up_to_the_whole_response(toy: Live) -> None:
     asked = {"messages": QUESTION, "max_tokens": 30, "seed": 3, "n": 3, "logprobs": True, "top_logprobs": 2}
     whole = toy.post(CHAT, **asked).body
     answer = toy.post(CHAT, **asked, stream=True, stream_options={"include_usage": True})
@@ -72,7 +72,7 @@ def test_a_stream_is_the_whole_in_pieces(toy: Live) -> None:
 
 
 @pytest.mark.slow
-def test_texts_are_continued(toy: Live, model, tokenizer) -> None:
+def test_text_completion_matches_generate(toy: Live, model, tokenizer) -> None:
     texts = ["The man", "A <think>"]
     ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts]
     body = toy.post(TEXT, prompt=texts, max_tokens=5, temperature=0, n=2, logprobs=1).body
@@ -91,7 +91,7 @@ def test_texts_are_continued(toy: Live, model, tokenizer) -> None:
 
 
 @pytest.mark.slow
-def test_offsets_are_places_of_the_text(toy_model, tokenizer) -> None:
+def test_text_offsets_are_character_positions(toy_model, tokenizer) -> None:
     text = "a 你🐋b, c"
     ids = tokenizer.encode(text)
     read = [b"".join(map(tokenizer.bytes_of, ids[:i])) for i in range(len(ids))]
@@ -109,7 +109,7 @@ def test_offsets_are_places_of_the_text(toy_model, tokenizer) -> None:
 
 
 @pytest.mark.slow
-def test_seeds_and_sampling_are_those_of_generate(toy: Live, model, tokenizer) -> None:
+def test_sampling_and_seeds_match_generate(toy: Live, model, tokenizer) -> None:
     ids = [tokenizer.bos_id, *tokenizer.encode("The man")]
     options = {"temperature": 0.7, "top_p": 0.9, "top_k": 30, "min_p": 0.01, "repetition_penalty": 1.1}
     body = toy.post(TEXT, prompt="The man", max_tokens=8, seed=11, n=2, **options).body
@@ -119,7 +119,7 @@ def test_seeds_and_sampling_are_those_of_generate(toy: Live, model, tokenizer) -
     assert len(free) > 1
 
 
-def test_an_answer_ends_before_a_stop_text(toy: Live) -> None:
+def test_completion_ends_before_a_stop_string(toy: Live) -> None:
     whole = toy.post(TEXT, prompt="The man", max_tokens=9, temperature=0).body["choices"][0]["text"]
     for stop in (whole[4:7], ["zzzzz", whole[4:7]]):
         choice = toy.post(TEXT, prompt="The man", max_tokens=9, temperature=0, stop=stop).body["choices"][0]
@@ -127,7 +127,7 @@ def test_an_answer_ends_before_a_stop_text(toy: Live) -> None:
 
 
 @pytest.mark.slow
-def test_reasoning_and_tool_calls_are_told_apart(toy_model, tokenizer) -> None:
+def test_reasoning_content_and_tool_calls_are_separated(toy_model, tokenizer) -> None:
     calls = write_calls([("weather", {"city": "Oslo"})])
     text = f"Let me look.</think>I ask.\n\n{calls}<｜end▁of▁sentence｜>"
     with live(Served({"parrot": parrot(toy_model(vocab_size=512), tokenizer, text)}, tokenizer)) as bird:
@@ -147,8 +147,8 @@ def test_reasoning_and_tool_calls_are_told_apart(toy_model, tokenizer) -> None:
         assert bird.post(CHAT, messages=results, max_tokens=1, reasoning_effort="high").status == 200
 
 
-def test_tools_stand_where_the_format_describes_them(toy: Live, tokenizer) -> None:
-    """Seen from the number of tokens: on the system message, or on one that is made for them."""
+def test_tools_are_put_on_the_system_message(toy: Live, tokenizer) -> None:
+    """Checked by the number of prompt tokens, with a system message and without."""
     system = {"role": "system", "content": "Be brief."}
     for messages in (QUESTION, [system, *QUESTION]):
         first = messages[0] if messages[0]["role"] == "system" else {"role": "system", "content": ""}
@@ -166,31 +166,35 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": QUESTION, "temperature": -1}, None, "temperature must be 0 or more, not -1"),
     ({"messages": QUESTION, "top_p": 0}, None, "top_p must be above 0"),
     ({"messages": QUESTION, "n": 0}, "n", "n: Input should be greater than or equal to 1"),
-    ({"messages": QUESTION, "n": 99}, "n", "at most 32 answers"),
+    ({"messages": QUESTION, "n": 99}, "n", "at most 32 completions per request"),
     ({"messages": QUESTION, "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"messages": QUESTION, "top_logprobs": 2}, None, "top_logprobs needs logprobs: true"),
-    ({"messages": QUESTION, "stream_options": {}}, None, "stream_options belongs to stream: true"),
+    ({"messages": QUESTION, "stream_options": {}}, None, "stream_options needs stream: true"),
     ({"messages": QUESTION, "frequency_penalty": 0.5}, "frequency_penalty", "less than or equal to 0"),
     ({"messages": QUESTION, "tool_choice": "required"}, "tool_choice", "Input should be 'auto' or 'none'"),
     ({"messages": [{"role": "king", "content": "x"}]}, "messages", "messages[0] has the unknown role 'king'"),
-    ({"messages": [{"role": "system", "content": "x"}]}, "messages", "the last message must be one that asks"),
-    ({"messages": [*QUESTION, {"role": "assistant", "content": "4"}]}, "messages", "the last message must be one"),
-    ({"messages": QUESTION, "stop": "a" * 1001}, None, "a stop text may have 1000 characters, not 1001"),
-    ({"messages": QUESTION, "stop": ["x", "a" * 1001]}, None, "a stop text may have 1000 characters"),
+    ({"messages": [{"role": "system", "content": "x"}]}, "messages", "the last message must have the role"),
+    (
+        {"messages": [*QUESTION, {"role": "assistant", "content": "4"}]},
+        "messages",
+        "the last message must have the role",
+    ),
+    ({"messages": QUESTION, "stop": "a" * 1001}, None, "a stop string may have at most 1000 characters, not 1001"),
+    ({"messages": QUESTION, "stop": ["x", "a" * 1001]}, None, "a stop string may have at most 1000 characters"),
     (
         {"messages": [{"role": "system", "content": "", "tools": 5}, *QUESTION], "tools": [TOOL]},
         "messages",
-        "messages[0] (system) has tools that are no list",
+        "messages[0] (system): tools must be a list",
     ),
     ({"messages": QUESTION, "tools": [{}]}, "messages", "which must have a function with a name"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "half of a surrogate pair"),
     ({"messages": QUESTION, "\ud800": 1}, None, "as a unicode string"),
-    ({"messages": QUESTION, "max_tokens": 1999}, "messages", "more than the 2000 of this server"),
+    ({"messages": QUESTION, "max_tokens": 1999}, "messages", "exceed the server's limit of 2000 tokens"),
 ]
 
 
 @pytest.mark.parametrize(("body", "param", "complaint"), REFUSED)
-def test_what_is_asked_wrongly_is_refused_by_name(toy: Live, body: Any, param: str | None, complaint: str) -> None:
+def test_invalid_request_is_refused_by_field(toy: Live, body: Any, param: str | None, complaint: str) -> None:
     answer = toy.post(CHAT, **body)
     assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
     assert complaint in answer.error["message"]
@@ -207,18 +211,18 @@ def test_what_is_asked_wrongly_is_refused_by_name(toy: Live, body: Any, param: s
         ([-1], "in the vocabulary"),
         ({"a": 1}, "prompt: Input should be a valid string"),
         ("\ud800", "half of a surrogate pair"),
-        ("word " * 3000, "more than the 2000 of this server"),
-        ([7] * 1999, "more than the 2000 of this server"),
+        ("word " * 3000, "exceed the server's limit of 2000 tokens"),
+        ([7] * 1999, "exceed the server's limit of 2000 tokens"),
     ],
 )
-def test_prompts_that_are_none_are_refused(toy: Live, prompt: Any, complaint: str) -> None:
+def test_invalid_prompt_is_refused(toy: Live, prompt: Any, complaint: str) -> None:
     answer = toy.post(TEXT, prompt=prompt)
     assert answer.status == 400
     assert complaint in answer.error["message"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b"nope", b"[" * 50_000, b'{"prompt": NaN}', b"null"])
-def test_malformed_bodies_are_refused(toy: Live, body: bytes) -> None:
+def test_malformed_body_is_refused(toy: Live, body: bytes) -> None:
     for path in (CHAT, TEXT):
         answer = toy.ask("POST", path, body)
         assert answer.status == 400
@@ -226,7 +230,7 @@ def test_malformed_bodies_are_refused(toy: Live, body: bytes) -> None:
     assert toy.health()["status"] == "ok"
 
 
-def test_places_that_do_not_exist(toy: Live) -> None:
+def test_unknown_paths_and_models_are_refused(toy: Live) -> None:
     for method, path, status in (
         ("GET", "/v1/nothing", 404),
         ("GET", CHAT, 405),
@@ -239,10 +243,10 @@ def test_places_that_do_not_exist(toy: Live) -> None:
         assert answer.error["message"]
     answer = toy.post(CHAT, model="gpt", messages=QUESTION)
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
-    assert answer.error["message"] == "no model 'gpt' here; there is toy and other"
+    assert answer.error["message"] == "model 'gpt' not found; available: toy, other"
 
 
-def test_a_wrong_method_is_told_the_right_ones(toy: Live) -> None:
+def test_wrong_method_gets_an_allow_header(toy: Live) -> None:
     for method, path, allowed in (
         ("GET", CHAT, {"POST"}),
         ("HEAD", TEXT, {"POST"}),
@@ -254,7 +258,7 @@ def test_a_wrong_method_is_told_the_right_ones(toy: Live) -> None:
         assert set(answer.headers["allow"].split(", ")) == allowed
 
 
-def test_what_can_be_read_has_a_head(toy: Live) -> None:
+def test_head_matches_get_without_body(toy: Live) -> None:
     for path in ("/", "/health", "/v1/models", "/v1/models/toy"):
         whole, head = toy.ask("GET", path), toy.ask("HEAD", path)
         assert (head.status, head.text) == (200, "")
@@ -262,13 +266,13 @@ def test_what_can_be_read_has_a_head(toy: Live) -> None:
     assert toy.ask("HEAD", "/v1/models/nobody").status == 404
 
 
-def test_too_large_a_body_is_answered(toy: Live) -> None:
+def test_too_large_body_gets_413(toy: Live) -> None:
     answer = toy.ask("POST", CHAT, b"x" * 2**21)
     assert (answer.status, answer.error["type"]) == (413, "invalid_request_error")
     assert "1048576 bytes" in answer.error["message"]
 
 
-def test_a_key_is_asked_for(model, tokenizer) -> None:
+def test_api_key_is_required(model, tokenizer) -> None:
     with live(Served({"toy": model}, tokenizer, key="secret")) as found:
         for headers in ({}, {"Authorization": "Bearer Secret"}, {"Authorization": "secret"}):
             answer = found.ask("GET", "/v1/models", **headers)
@@ -277,7 +281,7 @@ def test_a_key_is_asked_for(model, tokenizer) -> None:
         assert found.ask("GET", "/").status == found.ask("GET", "/health").status == 200
 
 
-def test_who_waits_too_long_or_finds_the_queue_full_is_told(model, tokenizer) -> None:
+def test_timeout_gets_504_and_full_queue_gets_429(model, tokenizer) -> None:
     limits = Limits(max_model_len=90_000, max_num_seqs=1, max_queued_requests=1, request_timeout=0.7)
     with live(Served({"toy": model}, tokenizer, limits)) as found:
         answers: list[Any] = []
@@ -304,8 +308,8 @@ def test_who_waits_too_long_or_finds_the_queue_full_is_told(model, tokenizer) ->
         found.until(lambda health: health["running"] == health["waiting"] == 0)
 
 
-def test_a_request_that_never_ends_is_answered(model, tokenizer) -> None:
-    with live(Served({"toy": model}, tokenizer, Limits(patience=0.3))) as found:
+def test_incomplete_request_gets_408(model, tokenizer) -> None:
+    with live(Served({"toy": model}, tokenizer, Limits(client_timeout=0.3))) as found:
         host, port = found.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=10) as link:
             link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")

@@ -1,4 +1,4 @@
-"""Many clients, slow ones and hostile ones: each gets what is due to it, and the server lives on."""
+"""Many clients, slow clients and hostile clients: each gets its response, and the server survives."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ WORDS = ("the", "man", "picks", "up", "a", "red", "bucket", "and", "walks", "awa
 
 
 @pytest.mark.slow
-def test_32_streams_of_different_lengths_are_each_what_they_are_alone(toy: Live, model: Any, tokenizer: Any) -> None:
+def test_32_concurrent_streams_match_single_requests(toy: Live, model: Any, tokenizer: Any) -> None:
     asked = []
     for i in range(32):
         prompt = " ".join(WORDS[j % len(WORDS)] for j in range(i, i + 1 + (i * 7) % 60))
@@ -48,7 +48,7 @@ def test_32_streams_of_different_lengths_are_each_what_they_are_alone(toy: Live,
 
 
 @pytest.mark.slow
-def test_prompts_of_a_million_tokens_and_bodies_of_ten_megabytes(model: Any, tokenizer: Any) -> None:
+def test_million_token_prompts_and_10_mb_bodies_are_refused_while_others_are_served(model: Any, tokenizer: Any) -> None:
     with live(Served({"toy": model}, tokenizer)) as found:
         asks = [
             {"prompt": "a b " * 500_000},
@@ -80,9 +80,9 @@ def written(body: Any) -> bytes:
 
 
 @pytest.mark.slow
-def test_200_slow_clients_do_not_stop_it(model: Any, tokenizer: Any) -> None:
-    """Some send nothing, some half a request, some do not read what they asked for, some vanish."""
-    limits = Limits(max_model_len=2000, max_num_seqs=16, max_queued_requests=250, patience=3)
+def test_200_slow_clients_do_not_block_the_server(model: Any, tokenizer: Any) -> None:
+    """Some send nothing, some half a request, some do not read the response, some disconnect."""
+    limits = Limits(max_model_len=2000, max_num_seqs=16, max_queued_requests=250, client_timeout=3)
     whole = written({"prompt": "The man", "max_tokens": 20, "stream": True})
     with live(Served({"toy": model}, tokenizer, limits)) as found:
         links = [linked(found) for _ in range(200)]
@@ -95,7 +95,7 @@ def test_200_slow_clients_do_not_stop_it(model: Any, tokenizer: Any) -> None:
         readers = [threading.Thread(target=link.recv, args=(100,)) for link in links[2::4]]
         for reader in readers:
             reader.start()
-        for reader in readers:  # half requests are answered when patience ends
+        for reader in readers:  # incomplete requests get a response after client_timeout
             reader.join(20)
             assert not reader.is_alive()
         found.until(lambda health: health["running"] == health["waiting"] == 0)
@@ -107,9 +107,9 @@ def test_200_slow_clients_do_not_stop_it(model: Any, tokenizer: Any) -> None:
 
 
 @pytest.mark.slow
-def test_who_does_not_read_is_let_go(model: Any, tokenizer: Any) -> None:
-    """More than the network's buffers hold: the answer cannot be sent, and its rows are freed."""
-    limits = Limits(max_model_len=30_000, patience=0.5, request_timeout=60)
+def test_client_that_does_not_read_is_disconnected(model: Any, tokenizer: Any) -> None:
+    """The response is larger than the network's buffers, so sending blocks, and its sequences are freed."""
+    limits = Limits(max_model_len=30_000, client_timeout=0.5, request_timeout=60)
     body = {"prompt": ["The man"] * 24, "max_tokens": 20_000, "logprobs": 20, "stream": True}
     with live(Served({"toy": model}, tokenizer, limits)) as found, linked(found) as link:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -1,4 +1,4 @@
-"""The official client against a live server: streaming, calling a tool, leaving."""
+"""OpenAI's client against a live server: streaming, tool calls, disconnecting."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def client(server: Live, **more: Any) -> Any:
 
 
 @pytest.mark.slow
-def test_it_lists_asks_and_streams(toy: Live) -> None:
+def test_client_lists_models_completes_and_streams(toy: Live) -> None:
     with client(toy) as asks:
         assert [model.id for model in asks.models.list()] == ["toy", "other"]
         asked: Any = {"model": "other", "messages": QUESTION, "temperature": 0, "max_completion_tokens": 20, "n": 2}
@@ -57,7 +57,7 @@ def test_it_lists_asks_and_streams(toy: Live) -> None:
 
 
 @pytest.mark.slow
-def test_it_calls_a_tool_and_hears_the_answer(toy_model: Any, tokenizer: Any) -> None:
+def test_client_calls_a_tool_and_sends_its_result(toy_model: Any, tokenizer: Any) -> None:
     calls = write_calls([("weather", {"city": "Oslo"})])
     text = f"I look.</think>\n\n{calls}<｜end▁of▁sentence｜>"
     bird = parrot(toy_model(vocab_size=512), tokenizer, text)
@@ -77,7 +77,7 @@ def test_it_calls_a_tool_and_hears_the_answer(toy_model: Any, tokenizer: Any) ->
 
 
 @pytest.mark.slow
-def test_it_leaves_and_nothing_grows_on(toy: Live) -> None:
+def test_disconnect_cancels_the_request(toy: Live) -> None:
     import openai
 
     asked: Any = {"model": "toy", "messages": QUESTION, "max_tokens": 1900}
@@ -93,11 +93,11 @@ def test_it_leaves_and_nothing_grows_on(toy: Live) -> None:
 
 
 @pytest.mark.slow
-def test_its_errors_are_the_right_ones(toy: Live) -> None:
+def test_client_raises_matching_error_types(toy: Live) -> None:
     import openai
 
     with client(toy) as asks:
-        with pytest.raises(openai.NotFoundError, match="no model 'gpt-4' here"):
+        with pytest.raises(openai.NotFoundError, match="model 'gpt-4' not found"):
             asks.chat.completions.create(model="gpt-4", messages=QUESTION)
         with pytest.raises(openai.BadRequestError) as refused:
             asks.chat.completions.create(model="toy", messages=QUESTION, max_tokens=5000)

@@ -1,4 +1,4 @@
-"""What streams to a client is, put together, what the chat format reads out of the whole text."""
+"""The parts of a stream add up to what the chat format parses from the whole text."""
 
 import pytest
 
@@ -13,8 +13,8 @@ CALLS = write_calls([("weather", {"city": "Oslo", "days": 2}), ("now", {"zone": 
 def heard(text: str, thinking: bool, size: int) -> ParsedDelta:
     splitter, whole = OutputParser(thinking), ParsedDelta()
     for start in range(0, len(text), size):
-        whole.add(splitter.hear(text[start : start + size]))
-    whole.add(splitter.rest())
+        whole.add(splitter.feed(text[start : start + size]))
+    whole.add(splitter.flush())
     return whole
 
 
@@ -30,7 +30,7 @@ def heard(text: str, thinking: bool, size: int) -> ParsedDelta:
         ("", False),
     ],
 )
-def test_parts_are_those_of_the_format(text: str, thinking: bool, size: int) -> None:
+def test_parts_match_parse_message(text: str, thinking: bool, size: int) -> None:
     found, expected = heard(text, thinking, size), parse_message(text + EOS, "thinking" if thinking else "chat")
     assert (found.reasoning, found.content) == (expected["reasoning_content"], expected["content"])
     assert [{**call, "id": None} for call in found.calls] == [{**call, "id": None} for call in expected["tool_calls"]]
@@ -39,16 +39,16 @@ def test_parts_are_those_of_the_format(text: str, thinking: bool, size: int) -> 
 
 @pytest.mark.parametrize("size", [1, 1000])
 @pytest.mark.parametrize("text", [f"Yes\n\n{CALLS[:60]}", f"Yes\n\n{CALLS} and more", "Yes\n\n<"])
-def test_what_is_no_call_is_text(text: str, size: int) -> None:
+def test_malformed_tool_call_is_content(text: str, size: int) -> None:
     assert heard(text, False, size) == ParsedDelta(content=text)
 
 
-def test_thoughts_without_an_end_are_thoughts() -> None:
+def test_unfinished_reasoning_is_reasoning() -> None:
     assert heard("Let me see</thi", True, 2) == ParsedDelta(reasoning="Let me see</thi")
 
 
-def test_what_is_certain_is_given_at_once() -> None:
+def test_certain_text_is_not_held_back() -> None:
     splitter = OutputParser(thinking=False)
-    assert splitter.hear("Yes.") == ParsedDelta(content="Yes.")
-    assert splitter.hear("\n") == ParsedDelta()
-    assert splitter.hear("No") == ParsedDelta(content="\nNo")
+    assert splitter.feed("Yes.") == ParsedDelta(content="Yes.")
+    assert splitter.feed("\n") == ParsedDelta()
+    assert splitter.feed("No") == ParsedDelta(content="\nNo")

@@ -1,4 +1,4 @@
-"""The page, driven in a browser."""
+"""The chat page, driven in a browser."""
 
 from collections.abc import Iterator
 from shutil import which
@@ -39,7 +39,7 @@ def page(browser: Any) -> Iterator[Any]:
     made.close()
 
 
-def test_the_page_names_no_other_place(toy: Live) -> None:
+def test_page_loads_nothing_from_other_hosts(toy: Live) -> None:
     answer = toy.ask("GET", "/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
@@ -62,7 +62,7 @@ def say(page: Any, text: str) -> Any:
 
 
 @pytest.mark.slow
-def test_two_models_answer_side_by_side_and_remember(page: Any, toy: Live) -> None:
+def test_two_models_respond_side_by_side_with_history(page: Any, toy: Live) -> None:
     page.goto(toy.url)
     page.wait_for_selector("#compare-label:not([hidden])")
     page.fill("#temperature", "0")
@@ -87,7 +87,7 @@ def test_two_models_answer_side_by_side_and_remember(page: Any, toy: Live) -> No
 
 
 @pytest.mark.slow
-def test_tokens_are_coloured_and_tell_what_else_was_likely(page: Any, toy: Live) -> None:
+def test_tokens_are_coloured_and_show_alternatives(page: Any, toy: Live) -> None:
     page.goto(toy.url)
     page.wait_for_selector("#compare-label:not([hidden])")
     page.fill("#max_tokens", "12")
@@ -110,13 +110,13 @@ def test_tokens_are_coloured_and_tell_what_else_was_likely(page: Any, toy: Live)
 
 
 @pytest.mark.slow
-def test_an_answer_is_stopped(page: Any, toy: Live) -> None:
+def test_stop_button_cancels_the_request(page: Any, toy: Live) -> None:
     page.goto(toy.url)
     page.wait_for_selector("#compare-label:not([hidden])")
     page.fill("#max_tokens", "1900")
     page.fill("#ask", "Go on")
     page.click("#send")
-    # the first may be part of a character, which shows nothing
+    # the first token may be part of a character, which shows nothing
     page.wait_for_selector(".answer .token", state="attached")
     toy.until(lambda health: health["running"] == 2)
     page.click("#stop")
@@ -126,7 +126,7 @@ def test_an_answer_is_stopped(page: Any, toy: Live) -> None:
 
 
 @pytest.mark.slow
-def test_reasoning_is_folded_and_mistakes_are_shown(page: Any, toy_model: Any, tokenizer: Any) -> None:
+def test_reasoning_is_folded_and_errors_are_shown(page: Any, toy_model: Any, tokenizer: Any) -> None:
     text = "Let me see.</think>Four<b>!</b> é<｜end▁of▁sentence｜>"
     with live(Served({"parrot": parrot(toy_model(vocab_size=512), tokenizer, text)}, tokenizer, key="s")) as bird:
         page.goto(bird.url)

@@ -1,4 +1,4 @@
-"""Jobs wait, grow together and end; whatever happens to one happens to no other."""
+"""Jobs wait, run together and end; what happens to one does not affect the others."""
 
 import threading
 import time
@@ -19,7 +19,7 @@ LIMITS = Limits(max_model_len=100_000, max_num_seqs=3, max_queued_requests=2)
 
 
 class Heard:
-    """A job and what it heard."""
+    """A job and the events it received."""
 
     def __init__(self, model: str, *requests: Request, seconds: float = 60):
         self.events: list[Event] = []
@@ -71,7 +71,7 @@ def long(tokenizer) -> Request:
 
 
 @pytest.mark.slow
-def test_jobs_of_two_models_get_what_they_get_alone(begin, model, other, tokenizer) -> None:
+def test_jobs_of_two_models_match_single_requests(begin, model, other, tokenizer) -> None:
     worker = begin()
     asked = [request(text, tokenizer) for text in ("The man", "A red bucket", "x")]
     first, second = Heard("toy", *asked), Heard("other", *asked)
@@ -83,7 +83,7 @@ def test_jobs_of_two_models_get_what_they_get_alone(begin, model, other, tokeniz
     assert worker.load == (0, 0)
 
 
-def test_who_finds_no_room_waits_and_too_many_are_refused(begin, tokenizer) -> None:
+def test_jobs_wait_for_room_and_full_queue_refuses(begin, tokenizer) -> None:
     worker = begin()
     growing = [Heard("toy", long(tokenizer)) for _ in range(3)]
     for heard in growing:
@@ -92,7 +92,7 @@ def test_who_finds_no_room_waits_and_too_many_are_refused(begin, tokenizer) -> N
     waiting = [Heard("other", request("A", tokenizer)) for _ in range(2)]
     for heard in waiting:
         worker.submit(heard.job)
-    with pytest.raises(ApiError, match="2 requests are waiting already") as refused:
+    with pytest.raises(ApiError, match="2 requests are waiting") as refused:
         worker.submit(Heard("toy", request("B", tokenizer)).job)
     assert refused.value.status == 429
     assert worker.load == (3, 2)
@@ -109,7 +109,7 @@ def test_who_finds_no_room_waits_and_too_many_are_refused(begin, tokenizer) -> N
     assert worker.load == (0, 0)
 
 
-def test_a_job_that_is_cancelled_while_it_waits_never_begins(begin, tokenizer) -> None:
+def test_job_cancelled_while_waiting_never_starts(begin, tokenizer) -> None:
     worker = begin()
     growing = Heard("toy", *[long(tokenizer)] * 3)
     waiting, later = Heard("toy", request("A", tokenizer)), Heard("toy", request("B", tokenizer))
@@ -123,10 +123,10 @@ def test_a_job_that_is_cancelled_while_it_waits_never_begins(begin, tokenizer) -
     assert waiting.events == []
 
 
-def test_time_runs_out_for_who_grows_and_who_waits(begin, tokenizer) -> None:
+def test_running_and_waiting_jobs_time_out(begin, tokenizer) -> None:
     worker = begin()
     growing, waiting = (Heard("toy", *[long(tokenizer)] * 3, seconds=0.3) for _ in range(2))
-    waiting.job.deadline = growing.job.deadline  # or the one would begin in the moment between
+    waiting.job.deadline = growing.job.deadline  # else the waiting job could start in between
     for heard in (growing, waiting):
         worker.submit(heard.job)
     for heard in (growing, waiting):
@@ -136,7 +136,7 @@ def test_time_runs_out_for_who_grows_and_who_waits(begin, tokenizer) -> None:
     assert not waiting.events[:-1]
 
 
-def test_a_model_without_numbers_fails_its_own_jobs(begin, toy_model, model, tokenizer, caplog) -> None:
+def test_model_with_nan_logits_fails_only_its_own_jobs(begin, toy_model, model, tokenizer, caplog) -> None:
     broken = toy_model(vocab_size=512)
     with torch.no_grad():
         broken.norm.weight[3] = torch.nan
@@ -151,7 +151,7 @@ def test_a_model_without_numbers_fails_its_own_jobs(begin, toy_model, model, tok
     assert "decoding failed" in caplog.text
 
 
-def test_stopping_ends_everything(begin, tokenizer) -> None:
+def test_stop_ends_all_jobs(begin, tokenizer) -> None:
     worker = begin()
     growing, waiting = Heard("toy", *[long(tokenizer)] * 3), Heard("toy", request("A", tokenizer))
     for heard in (growing, waiting):

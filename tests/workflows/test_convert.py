@@ -132,11 +132,11 @@ def test_exit_codes_and_one_line_for_every_refusal(source: Path, tmp_path: Path)
     assert (incomplete.returncode, incomplete.stderr) == (2, "seektune: Missing option '--to'.\n")
 
 
-def test_a_second_call_at_the_same_time_is_refused(source: Path, tmp_path: Path):
+def test_concurrent_call_is_rejected(source: Path, tmp_path: Path):
     with resumable_dir(tmp_path / "out", {}):
         answer = seektune("convert", source, tmp_path / "out", "--to", "bf16")
     assert answer.returncode == 2
-    assert "another call is writing" in answer.stderr
+    assert "another process is writing" in answer.stderr
     assert answer.stderr.count("\n") == 1
 
 

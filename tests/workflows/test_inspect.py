@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from seektune.checkpoint.convert import convert
-from seektune.checkpoint.export import Tally, pieces
+from seektune.checkpoint.export import ExportReport, export_tensors
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.header import header_bytes
 from seektune.checkpoint.source import StateSource
@@ -39,7 +39,7 @@ def hollow(folder: Path, preset: str, format: str = "released") -> Path:
     config = DeepseekV4Config.preset(preset)
     (folder / "config.json").write_text(json.dumps(FORMATS[format].config(config.to_dict())))
     state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
-    planned = list(pieces(StateSource(state), FORMATS[format], Tally()))
+    planned = list(export_tensors(StateSource(state), FORMATS[format], ExportReport()))
     shards = split(planned, shard_limit(planned))
     for name, shard in zip(shard_names(len(shards)), shards, strict=True):
         tensors = {tensor: kind for piece in shard for tensor, kind in piece.tensors.items()}

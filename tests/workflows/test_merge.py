@@ -227,7 +227,7 @@ def test_a_link_to_an_empty_folder_is_filled_and_stays_a_link(base, tmp_path):
     merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
     assert (tmp_path / "out").is_symlink()
     assert (tmp_path / "disk" / "config.json").is_file()
-    with pytest.raises(ValueError, match="cannot be made"):
+    with pytest.raises(ValueError, match="cannot be created"):
         merge(base, tmp_path / "adapter", base / "config.json" / "out", "bf16")
 
 
@@ -263,10 +263,10 @@ def test_carriers_of_a_merged_checkpoint_are_none(base, tmp_path):
     assert not list(carriers(DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")))
 
 
-def test_too_little_room_is_said_before_anything_is_written(base, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_rejected_before_writing(base, tmp_path, monkeypatch):
     write_adapter(tmp_path / "adapter", experts(8), {})
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(OSError, match=r"has 0\.0 MB free, \d\.\d MB are needed"):
+    with pytest.raises(OSError, match=r"has 0\.0 MB free, but \d\.\d MB are needed"):
         merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 

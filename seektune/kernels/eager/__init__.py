@@ -1,4 +1,4 @@
-"""The same operations as in `reference`, written for speed in plain torch: few passes, chunks that stay in a cache."""
+"""The operations of `reference`, optimized in eager torch: few passes over memory, chunks that fit into a cache."""
 
 from seektune.kernels.eager.expert_mlp import expert_mlp
 from seektune.kernels.eager.hyper import hyper_read, hyper_write

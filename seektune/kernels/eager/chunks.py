@@ -1,7 +1,7 @@
-"""Cuts the queries of sparse attention into chunks and says which keys and entries each chunk needs.
+"""Split the queries of sparse attention into chunks, with the keys and entries that each chunk needs.
 
 Shapes: B rows, T queries, Q queries of a chunk, M window keys of a chunk, C width, E entries, K entries that a chunk
-sees, G groups of queries that share one matrix of entries: B for neighbouring entries, B * Q for chosen ones.
+sees, G groups of queries that share a matrix of entries: B for a prefix of entries, B * Q for chosen ones.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ from torch import Tensor
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
 GATHERED = 2**19
-"""Elements of chosen entries that a chunk gathers at most: about a core's cache."""
+"""Most elements of chosen entries that a chunk gathers, about a core's cache."""
 LARGEST = 32
 SMALLEST = 8
-"""Queries of a chunk. More of them waste products on window keys that only some see, fewer cost calls."""
+"""Queries of a chunk. More waste products on window keys that only some queries see; fewer need more calls."""
 
 
 Far = tuple[slice | Tensor, Tensor | None]
@@ -30,11 +30,11 @@ class Chunk:
     part: slice
     near: slice
     near_bias_BQ1M: Tensor
-    """0 where a query sees a key, else -inf: an addition, unlike a choice, is one fast pass."""
+    """0 if a query sees a key, otherwise -inf; an addition is faster than `torch.where`."""
     far: slice | Tensor
-    """Rows of the flattened entries, `[B * Q * K]`, where it is a tensor."""
+    """A slice of the entries, or rows of the flattened entries, `[B * Q * K]`."""
     far_bias_BQ1K: Tensor | None
-    """None where every query sees all of `far`."""
+    """None if every query sees all of `far`."""
 
     def far_values(self, entries_BEC: Tensor) -> Tensor:
         """The entries of the chunk, `[G, K, C]`."""
@@ -44,7 +44,7 @@ class Chunk:
         return flat.unflatten(0, (entries_BEC.shape[0] * (self.part.stop - self.part.start), -1))
 
     def add_far(self, grad_BEC: Tensor, far_GKC: Tensor) -> None:
-        """Add gradients of `far_values` to the entries'; the order of additions is that of the lists."""
+        """Add the gradients of `far_values` to those of the entries, in the order of the lists."""
         if isinstance(self.far, slice):
             grad_BEC[:, self.far] += far_GKC
         else:
@@ -52,7 +52,7 @@ class Chunk:
 
 
 def chunks(reach_BT: Tensor, keys: int, entries_BEC: Tensor, window: int, visible: Visible) -> Iterator[Chunk]:
-    """All chunks in order; the data is looked at once, not once per chunk. Query t sees `reach + 1` of `keys` keys."""
+    """All chunks in order; values are synced once, not once per chunk. Query t sees `reach + 1` of `keys` keys."""
     rows, length = reach_BT.shape
     size = _size(rows, entries_BEC.shape[-1], visible)
     full = [least == window - 1 for least in _extreme(reach_BT, size, torch.min)]
@@ -66,7 +66,7 @@ def chunks(reach_BT: Tensor, keys: int, entries_BEC: Tensor, window: int, visibl
         part = slice(number * size, min((number + 1) * size, length))
         own = keys - length + part.start
         near = slice(max(own - window + 1, 0), keys - length + part.stop)
-        # a window that the held keys cut short is of another shape
+        # a window that the first key cuts short has another shape
         same = full[number] and part.stop - part.start == size and own >= window - 1
         near_bias = inner if same and inner is not None else _near_bias(reach_BT[:, part], own - near.start, near)
         inner = near_bias if same else inner
@@ -95,11 +95,11 @@ def _near_bias(reach_BQ: Tensor, offset: int, near: slice) -> Tensor:
 
 
 def _prefix(visible: Prefix, size: int, entries_BEC: Tensor) -> Iterator[Far]:
-    """Per chunk the smallest slice with all entries that any query sees, and who sees less."""
+    """Per chunk, the smallest slice of all entries that any query sees, and a bias if some queries see fewer."""
     first_BT = visible.first_BT
     end_BT = visible.first_BT + visible.count_BT
     some = visible.count_BT > 0
-    # a query that sees nothing asks for nothing, and its bias says so
+    # queries that see nothing do not extend the slice; their bias is -inf
     lows = _extreme(torch.where(some, first_BT, entries_BEC.shape[1]), size, torch.min)
     highs = _extreme(torch.where(some, end_BT, 0), size, torch.max)
     latest = _extreme(first_BT, size, torch.max)
@@ -115,7 +115,7 @@ def _prefix(visible: Prefix, size: int, entries_BEC: Tensor) -> Iterator[Far]:
 
 
 def _chosen(visible: Chosen, size: int, entries_BEC: Tensor) -> Iterator[Far]:
-    """Per chunk the rows of its queries' entries, and which places of the lists are empty."""
+    """Per chunk, the rows of its queries' entries, and a bias if some slots of the lists are empty."""
     rows, entries, _ = entries_BEC.shape
     index_BTK = visible.index_BTK if entries else visible.index_BTK[..., :0]
     row_starts = torch.arange(rows, device=index_BTK.device)[:, None, None] * entries

@@ -1,4 +1,4 @@
-"""Routed experts one after the other, from gathered tokens to added outputs while both are in a cache.
+"""Routed experts one after the other: tokens are gathered, and outputs added, while they are in the cache.
 
 Shapes: N tokens, P token-expert pairs sorted by expert, D width, F expert width, E experts.
 """
@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.eager.swiglu import activate, slopes
+from seektune.kernels.eager.swiglu import activate, activate_with_slopes
 from seektune.kernels.reference.precision import upcast
 
 ROWS = 1024
-"""Pairs of one expert that are in work at one time."""
+"""Pairs of one expert that are computed at a time."""
 
 
 def expert_mlp(
@@ -27,17 +27,17 @@ def expert_mlp(
     counts: list[int],
     limit: float,
 ) -> Tensor:
-    """See `reference.expert_mlp`. Saved are the tokens, once and not for each pair, and each pair's gate and up.
+    """See `reference.expert_mlp`. Saves the tokens once, not per pair, and each pair's gate and up.
 
-    An expert's tokens differ from each other, so its additions never meet; experts add in their order. The result is
-    the same every time, without atomics.
+    The tokens of an expert are distinct, so its additions do not collide, and experts add in order. The result is
+    deterministic without atomics.
     """
     out: Tensor = _Experts.apply(x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, counts, limit)
     return out
 
 
 def _runs(counts: list[int]) -> Iterator[tuple[int, slice]]:
-    """Experts and their pairs, long runs in pieces."""
+    """Experts and slices of their pairs, at most `ROWS` at a time."""
     start = 0
     for expert, count in enumerate(counts):
         for first in range(start, start + count, ROWS):
@@ -73,14 +73,14 @@ class _Experts(torch.autograd.Function):
         trained = any(ctx.needs_input_grad[3:6])
         dw1, dw2, dw3 = (_gradient(w, counts) if trained else None for w in (w1_EFD, w2_EDF, w3_EFD))
         low = trained and x_ND.dtype != grad_ND.dtype and max(counts, default=0) > ROWS
-        rooms = [torch.empty_like(w[0], dtype=grad_ND.dtype) if low else None for w in (w1_EFD, w2_EDF, w3_EFD)]
+        buffers = [torch.empty_like(w[0], dtype=grad_ND.dtype) if low else None for w in (w1_EFD, w2_EDF, w3_EFD)]
         started = set()
         for expert, pairs in _runs(counts):
             tokens = tokens_P[pairs]
             weight = weights_P[pairs].unsqueeze(1)
             x = x_ND.index_select(0, tokens)
             dy = grad_ND.index_select(0, tokens).to(x_ND.dtype)
-            inner, dgate, dup = slopes(upcast(gate_PF[pairs]), upcast(up_PF[pairs]), limit)
+            inner, dgate, dup = activate_with_slopes(upcast(gate_PF[pairs]), upcast(up_PF[pairs]), limit)
             dinner = upcast(dy @ w2_EDF[expert])
             dweights_P[pairs] = (dinner * inner).sum(dim=1)
             dinner.mul_(weight)
@@ -90,14 +90,14 @@ class _Experts(torch.autograd.Function):
             if trained:
                 again = expert in started
                 started.add(expert)
-                _product(dw1[expert], rooms[0], dgate, x, again)
-                _product(dw2[expert], rooms[1], dy, inner.mul_(weight).to(x.dtype), again)
-                _product(dw3[expert], rooms[2], dup, x, again)
+                _product(dw1[expert], buffers[0], dgate, x, again)
+                _product(dw2[expert], buffers[1], dy, inner.mul_(weight).to(x.dtype), again)
+                _product(dw3[expert], buffers[2], dup, x, again)
         return dx_ND.to(x_ND.dtype), None, dweights_P, dw1, dw2, dw3, None, None
 
 
 def _gradient(weight_EOI: Tensor, counts: list[int]) -> Tensor:
-    """Room for the experts' gradients; those without tokens have none but zero."""
+    """Uninitialized memory for the experts' gradients; zero for experts without tokens."""
     out = torch.empty_like(weight_EOI)
     for expert, count in enumerate(counts):
         if count == 0:
@@ -105,12 +105,12 @@ def _gradient(weight_EOI: Tensor, counts: list[int]) -> Tensor:
     return out
 
 
-def _product(out_OI: Tensor, room_OI: Tensor | None, dy_PO: Tensor, x_PI: Tensor, again: bool) -> None:
-    """Write, or add where an expert's pairs came in pieces, `dy.T @ x`; sums of low precision are kept in `room`."""
-    torch.addmm(out_OI, dy_PO.T, x_PI, beta=float(again and room_OI is None), out=out_OI)
-    if room_OI is None:
+def _product(out_OI: Tensor, buffer_OI: Tensor | None, dy_PO: Tensor, x_PI: Tensor, again: bool) -> None:
+    """Write `dy.T @ x`, or add it if `again`; with a `buffer`, low-precision gradients are summed there in fp32."""
+    torch.addmm(out_OI, dy_PO.T, x_PI, beta=float(again and buffer_OI is None), out=out_OI)
+    if buffer_OI is None:
         return
     if again:
-        out_OI.copy_(room_OI.add_(out_OI))
+        out_OI.copy_(buffer_OI.add_(out_OI))
     else:
-        room_OI.copy_(out_OI)
+        buffer_OI.copy_(out_OI)

@@ -1,4 +1,4 @@
-"""Hyper-connections in one pass over the streams each way: they are bound by memory, so tokens go in small chunks.
+"""Hyper-connections in one pass over the streams each way; they are memory-bound, so tokens are processed in chunks.
 
 Shapes: N tokens, S streams, D width, O = S * (2 + S) outputs of the router.
 """
@@ -21,7 +21,7 @@ def hyper_read(
     eps: float,
     norm_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.hyper_read`. Beside the inputs the router's outputs are saved, O + 1 numbers for a token."""
+    """See `reference.hyper_read`. Saves the inputs and the router's outputs, O + 1 numbers per token."""
     y_ND, write_NS, logits_NSS = hyper_route(streams_NSD, fn_OI, base_O, scale_3, eps, norm_eps)
     return y_ND, write_NS, sinkhorn(logits_NSS, iterations, eps)
 
@@ -29,7 +29,7 @@ def hyper_read(
 def hyper_route(
     streams_NSD: Tensor, fn_OI: Tensor, base_O: Tensor, scale_3: Tensor, eps: float, norm_eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `hyper_read` with the logits of the mixing weights, `[N, S, S]`."""
+    """As `hyper_read`, with the logits of the mixing weights, `[N, S, S]`, instead of the weights."""
     y_ND, write_NS, logits_NSS = _Route.apply(streams_NSD, fn_OI, base_O, scale_3, eps, norm_eps)
     return y_ND, write_NS, logits_NSS
 
@@ -53,10 +53,10 @@ class _Route(torch.autograd.Function):
             flat = x.flatten(1)
             square = torch.linalg.vector_norm(flat, dim=1, keepdim=True).square_()
             inverse = torch.rsqrt_(square.div_(n * width).add_(norm_eps))
-            u = (flat @ fn_OI.T) * inverse  # not in place: what recomputation keeps must stay as it was
+            u = (flat @ fn_OI.T) * inverse  # not in place, because recomputation keeps the product
             read = torch.addcmul(base_O[:n], u[:, :n], scale_O[:n]).sigmoid_().add_(eps)
             y = y_ND[part].unsqueeze(1)
-            _store(y, torch.bmm(read.unsqueeze(1), x, out=_room(y)))
+            _store(y, torch.bmm(read.unsqueeze(1), x, out=_fp32_buffer(y)))
             u_NO[part], inverse_N[part] = u, inverse
         write_NS = torch.addcmul(base_O[n : 2 * n], u_NO[:, n : 2 * n], scale_O[n : 2 * n]).sigmoid_().mul_(2)
         logits_NSS = torch.addcmul(base_O[2 * n :], u_NO[:, 2 * n :], scale_3[2]).unflatten(1, (n, n))
@@ -85,10 +85,10 @@ class _Route(torch.autograd.Function):
             dread = (x * dy.unsqueeze(1)).sum(dim=-1)
             dlogits_NO[part, :n] = dread.mul_(read).mul_(1 - read)
             du = dlogits_NO[part] * scale_O
-            # of u = (fn x) / rms(x): the product's share, and what the norm takes away along x
+            # gradient of u = (fn x) / rms(x): the product's part, minus the norm's part along x
             shrink = (du * u_NO[part]).sum(dim=1, keepdim=True).mul_(inverse.square()).div_(-n * width)
             du.mul_(inverse)
-            dx = torch.mul(x, shrink.unsqueeze(2), out=_room(dstreams_NSD[part]))
+            dx = torch.mul(x, shrink.unsqueeze(2), out=_fp32_buffer(dstreams_NSD[part]))
             torch.addmm(dx.flatten(1), du, fn_OI, out=dx.flatten(1))
             _store(dstreams_NSD[part], dx.addcmul_((read + ctx.eps).unsqueeze(2), dy.unsqueeze(1)))
             torch.addmm(dfn_OI, du.T, x.flatten(1), out=dfn_OI)
@@ -101,7 +101,7 @@ class _Write(torch.autograd.Function):
     @staticmethod
     def forward(ctx, streams_NSD, y_ND, write_NS, mix_NSS):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(streams_NSD, y_ND, write_NS, mix_NSS)
-        # the result is no view of anything: pipelines detach it in place
+        # the result must not be a view, because pipelines detach it in place
         out = torch.empty_like(streams_NSD, memory_format=torch.contiguous_format)
         out_NSD = _by_token(out, 2)
         streams_NSD = _by_token(streams_NSD, 2)
@@ -109,7 +109,7 @@ class _Write(torch.autograd.Function):
         write_NS = _by_token(write_NS, 1)
         mix_NSS = _by_token(mix_NSS, 2)
         for part in parts(streams_NSD):
-            mixed = _room(out_NSD[part])
+            mixed = _fp32_buffer(out_NSD[part])
             torch.bmm(mix_NSS[part].mT, upcast(streams_NSD[part]), out=mixed)
             mixed.addcmul_(write_NS[part].unsqueeze(2), upcast(y_ND[part]).unsqueeze(1))
             _store(out_NSD[part], mixed)
@@ -127,9 +127,9 @@ class _Write(torch.autograd.Function):
         dmix_NSS = torch.empty_like(mix_NSS)
         for part in parts(streams_NSD):
             grad = upcast(grad_NSD[part])
-            _store(dstreams_NSD[part], torch.bmm(mix_NSS[part], grad, out=_room(dstreams_NSD[part])))
+            _store(dstreams_NSD[part], torch.bmm(mix_NSS[part], grad, out=_fp32_buffer(dstreams_NSD[part])))
             dy = dy_ND[part].unsqueeze(1)
-            _store(dy, torch.bmm(write_NS[part].unsqueeze(1), grad, out=_room(dy)))
+            _store(dy, torch.bmm(write_NS[part].unsqueeze(1), grad, out=_fp32_buffer(dy)))
             dwrite_NS[part] = (grad * upcast(y_ND[part]).unsqueeze(1)).sum(dim=-1)
             dmix_NSS[part] = torch.bmm(upcast(streams_NSD[part]), grad.mT)
         found = dstreams_NSD, dy_ND, dwrite_NS, dmix_NSS
@@ -137,12 +137,12 @@ class _Write(torch.autograd.Function):
 
 
 def _by_token(x: Tensor, dims: int) -> Tensor:
-    """With one dim for all tokens of all rows before the last `dims`."""
+    """Flatten all dims before the last `dims` into one token dim."""
     return x.flatten(0, -dims - 1)
 
 
-def _room(out: Tensor) -> Tensor:
-    """Where fp32 values of `out` can be computed: in itself if it is not of lower precision."""
+def _fp32_buffer(out: Tensor) -> Tensor:
+    """A buffer for the fp32 values of `out`: `out` itself unless its precision is lower."""
     wide = upcast(out[:0]).dtype
     return out if out.dtype == wide else torch.empty_like(out, dtype=wide)
 
@@ -153,5 +153,5 @@ def _store(out: Tensor, values: Tensor) -> None:
 
 
 def _per_output(scale_3: Tensor, n: int) -> Tensor:
-    """Each router output's scale: one for reading, one for writing, one for mixing."""
+    """The scale of each router output: one for read, one for write, one for mix."""
     return torch.cat([scale_3[0].expand(n), scale_3[1].expand(n), scale_3[2].expand(n * n)])

@@ -1,4 +1,4 @@
-"""The indexer's choice, scored for a few queries at a time and only where there is something to choose.
+"""The indexer's top-k, scored for a few queries at a time, and only if there are more than k entries to choose from.
 
 Shapes: B rows, T tokens, Q queries of a chunk, H index heads, I index width, E entries, S entries that a chunk sees,
 K chosen entries.
@@ -12,14 +12,14 @@ from seektune.kernels.reference.sparse_attention import Chosen, Prefix
 
 QUERIES = 64
 SCORES = 2**19
-"""Scores of single heads that exist at one time; beyond it entries go in several turns."""
+"""Most per-head scores that exist at a time; more entries are split into several steps."""
 BLOCK = 16
-"""Entries of which only the best one is looked at first."""
+"""Entries of a block, of which only the largest score is compared first."""
 
 
 @torch.no_grad()
 def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: Prefix, k: int) -> Chosen:
-    """See `reference.index_topk`; the order within a list may be another."""
+    """See `reference.index_topk`; the order within a list may differ."""
     keys_BEI = upcast(keys_BEI)
     k = min(k, keys_BEI.shape[1])
     rows, length = visible.first_BT.shape
@@ -35,8 +35,8 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
         low = int(torch.where(count_BQ1 > 0, first_BQ1, keys_BEI.shape[1]).min())
         high = int((first_BQ1 + count_BQ1).max())
         scores_BQS = _scores(upcast(q_BTHI[:, part]), keys_BEI[:, low:high], upcast(weights_BTH[:, part]))
-        _hide(scores_BQS, first_BQ1 - low, count_BQ1)
-        best = best_places(scores_BQS.flatten(0, 1), k)
+        _mask_unseen(scores_BQS, first_BQ1 - low, count_BQ1)
+        best = topk_indices(scores_BQS.flatten(0, 1), k)
         chosen.append(torch.where(best >= 0, best + low, -1).view(*scores_BQS.shape[:2], k))
     return Chosen(torch.cat(chosen, dim=1))
 
@@ -47,16 +47,16 @@ def _scores(q_BQHI: Tensor, keys_BSI: Tensor, weights_BQH: Tensor) -> Tensor:
     q = q_BQHI.flatten(1, 2)
     weights = weights_BQH.flatten(0, 1).unsqueeze(1)
     out = q.new_empty(rows, queries, keys_BSI.shape[1])
-    turn = max(SCORES // (rows * queries * heads), BLOCK)
-    for start in range(0, keys_BSI.shape[1], turn):
-        entries = slice(start, start + turn)
+    step = max(SCORES // (rows * queries * heads), BLOCK)
+    for start in range(0, keys_BSI.shape[1], step):
+        entries = slice(start, start + step)
         by_head = torch.bmm(q, keys_BSI[:, entries].mT).relu_().view(rows * queries, heads, -1)
         out[..., entries] = torch.bmm(weights, by_head).view(rows, queries, -1)
     return out
 
 
-def _hide(scores_BQS: Tensor, first_BQ1: Tensor, count_BQ1: Tensor) -> None:
-    """-inf where a query does not see; what lies between the latest beginning and the soonest end is seen by all."""
+def _mask_unseen(scores_BQS: Tensor, first_BQ1: Tensor, count_BQ1: Tensor) -> None:
+    """Set unseen entries to -inf; those between the latest first and the earliest end are seen by all queries."""
     size = scores_BQS.shape[2]
     end_BQ1 = first_BQ1 + count_BQ1
     latest = min(int(first_BQ1.max()), size)
@@ -66,8 +66,8 @@ def _hide(scores_BQS: Tensor, first_BQ1: Tensor, count_BQ1: Tensor) -> None:
         scores_BQS[..., low:high].masked_fill_((index < first_BQ1) | (index >= end_BQ1), -torch.inf)
 
 
-def best_places(scores_NS: Tensor, k: int) -> Tensor:
-    """Places of the `k` largest of each row, the earlier of equal ones, `[N, k]`; -1 for -inf."""
+def topk_indices(scores_NS: Tensor, k: int) -> Tensor:
+    """Indices of the `k` largest scores of each row, `[N, k]`; ties go to the earlier one, -inf gives -1."""
     values, index, tied_N = _largest(scores_NS, k)
     least_N1 = values.amin(dim=1, keepdim=True)
     index = torch.where(values == -torch.inf, -1, index)
@@ -78,7 +78,7 @@ def best_places(scores_NS: Tensor, k: int) -> Tensor:
 
 
 def _earliest(scores_NS: Tensor, least_N1: Tensor, k: int) -> Tensor:
-    """All places above the k-th largest score, and of those equal to it the first."""
+    """Indices of all scores above the k-th largest, and the first ones of those equal to it."""
     above = scores_NS > least_N1
     equal = scores_NS == least_N1
     wanted_N1 = k - above.sum(dim=1, keepdim=True)
@@ -87,9 +87,9 @@ def _earliest(scores_NS: Tensor, least_N1: Tensor, k: int) -> Tensor:
 
 
 def _largest(scores_NS: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As `topk` with places, and whether other places hold the least value too, bool `[N]`.
+    """`topk` values and indices, and whether further scores equal the smallest of them, bool `[N]`.
 
-    Of a long row only the blocks with the k largest peaks are searched: they hold the k largest scores.
+    In a long row, only the blocks with the k largest maxima are searched: they contain the k largest scores.
     """
     rows, size = scores_NS.shape
     blocks = size // BLOCK

@@ -1,4 +1,4 @@
-"""Head and cross-entropy whose gradients are computed with the loss, so that the logits are made once.
+"""LM head and cross-entropy with gradients computed in forward, so that the logits are computed once.
 
 Shapes: N tokens, D width, V vocabulary.
 """
@@ -13,11 +13,11 @@ from seektune.kernels.reference.linear_cross_entropy import CHUNK
 from seektune.kernels.reference.precision import upcast
 
 BLOCK = 8192
-"""Rows of a low-precision head that exist in fp32 at one time."""
+"""Rows of a low-precision head that exist in fp32 at a time."""
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """See `reference.vocabulary_loss`. Where a gradient may be asked for it is kept, `[N, D]` and `[V, D]`."""
+    """See `reference.linear_cross_entropy`. Saves the gradients, `[N, D]` and `[V, D]`, if they may be needed."""
     out: Tensor = _Loss.apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled())
     return out
 
@@ -25,7 +25,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets_N, is_training):  # type: ignore[no-untyped-def]
-        # in here torch says of every parameter that it needs a gradient, also where nobody can ask for one
+        # needs_input_grad is True for parameters even under no_grad, so the grad mode is passed in
         needs_hidden, needs_weight = (is_training and needs for needs in ctx.needs_input_grad[:2])
         dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
         wide = torch.promote_types(weight_VD.dtype, torch.float32)
@@ -52,7 +52,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        # `grad` in its own precision: one over the number of tokens, rounded to bf16, would shift every gradient alike
+        # `grad` stays fp32: 1 / tokens rounded to bf16 would scale all gradients by the same error
         gradients = (None if x is None else x * grad for x in ctx.gradients)
         return *gradients, None, None
 
@@ -68,7 +68,7 @@ def _logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def _through(slope_NV: Tensor, weight_VD: Tensor) -> Tensor:
-    """The gradient of what the head reads, `[N, D]`."""
+    """The gradient of the head's input, `[N, D]`."""
     if weight_VD.dtype == slope_NV.dtype:
         return slope_NV @ weight_VD
     out = slope_NV.new_zeros(len(slope_NV), weight_VD.shape[1])
@@ -78,7 +78,7 @@ def _through(slope_NV: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def _blocks(weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the head with their values in fp32; all at once they would be twice the head."""
+    """Rows of the head in fp32; all at once would take twice the head's memory."""
     for start in range(0, len(weight_VD), BLOCK):
         rows = slice(start, start + BLOCK)
         yield rows, upcast(weight_VD[rows])

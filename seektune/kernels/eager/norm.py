@@ -1,4 +1,4 @@
-"""Normalisation and rotation that save one number for a vector beside what lives anyway.
+"""RMSNorm and rotation that save one number per vector in addition to tensors that live anyway.
 
 Shapes: B rows, T tokens, H heads, C width, R rotated pairs.
 """
@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 from seektune.kernels.reference.precision import upcast
 
 ELEMENTS = 2**17
-"""Elements of a chunk, which stays in a core's cache from one operation to the next."""
+"""Elements of a chunk, which stays in a core's cache between operations."""
 ON_GPU = 2**26
-"""On a GPU: its memory is fast and a call dear, so a chunk only bounds what exists in fp32 at one time."""
+"""Elements of a chunk on a GPU, where launches are expensive and chunks only bound the memory of fp32 values."""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -28,19 +28,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def norm_rope(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, eps: float) -> Tensor:
-    """See `reference.rotated_unit`. The result is saved, which attention saves too, and not `x`."""
+    """See `reference.norm_rope`. Saves the result, which attention saves too, instead of `x`."""
     out: Tensor = _NormRope.apply(x_BTHC, cos_BTR, sin_BTR, eps)
     return out
 
 
 def parts(x_NC: Tensor) -> list[slice]:
-    """Chunks of neighbouring vectors."""
+    """Chunks of adjacent vectors."""
     size = max((ON_GPU if x_NC.is_cuda else ELEMENTS) // max(x_NC[:1].numel(), 1), 16)
     return [slice(start, start + size) for start in range(0, len(x_NC), size)]
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """`1 / sqrt(mean(x^2) + eps)` of fp32 vectors `[N, C]`, `[N, 1]`, in one pass."""
+    """`1 / sqrt(mean(x^2) + eps)` of fp32 vectors `[N, C]` in one pass, `[N, 1]`."""
     square = torch.linalg.vector_norm(x, dim=1, keepdim=True).square_()
     return square.div_(x.shape[1]).add_(eps).rsqrt_()
 
@@ -50,7 +50,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
         flat = x.reshape(-1, x.shape[-1])
         w = upcast(weight)
-        # of the shape that it keeps: a view of something else would warn where modules are wrapped
+        # allocated in its final shape: returning a view would cause warnings in wrapped modules
         whole = torch.empty_like(x, memory_format=torch.contiguous_format)
         out = whole.view(flat.shape)
         inverse = w.new_empty(len(flat), 1, dtype=upcast(x[..., :0]).dtype)
@@ -84,21 +84,21 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(cos, sin)
-        return turn(x, cos, sin)
+        return rotate_complex(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         cos, sin = ctx.saved_tensors
-        return turn(grad, cos, -sin), None, None
+        return rotate_complex(grad, cos, -sin), None, None
 
 
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`rotate` as one product of complex numbers."""
+def rotate_complex(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate` as a product of complex numbers."""
     columns = 2 * cos.shape[-1]
     tail = upcast(x[..., x.shape[-1] - columns :]).unflatten(-1, (-1, 2)).contiguous()
     if tail.storage_offset() % 2:
-        tail = tail.clone()  # complex numbers begin at even places
+        tail = tail.clone()  # complex views need an even storage offset
     angles = torch.complex(cos, sin).to(torch.view_as_complex(tail).dtype)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     out[..., : x.shape[-1] - columns] = x[..., : x.shape[-1] - columns]
@@ -118,7 +118,7 @@ class _NormRope(torch.autograd.Function):
             vectors = upcast(tokens[part]).flatten(0, 1)
             inverse[part] = inverse_rms(vectors, eps).view(-1, heads, 1)
             unit = vectors.view(-1, *tokens.shape[1:]) * inverse[part]
-            out[part] = turn(unit.to(x_BTHC.dtype), cos[part], sin[part])
+            out[part] = rotate_complex(unit.to(x_BTHC.dtype), cos[part], sin[part])
         out = out.view(x_BTHC.shape)
         ctx.save_for_backward(out, inverse, cos, sin)
         return out
@@ -133,12 +133,12 @@ class _NormRope(torch.autograd.Function):
         for part in parts(tokens):
             unit = upcast(tokens[part]).clone()
             dy = upcast(above[part])
-            # the product of the rotated vector with dy is that of the vector with dy rotated back
+            # rotated vector · dy = vector · (dy rotated back)
             along = (unit * dy).mean(dim=-1, keepdim=True)
-            # what `turn` does not undo: rounded angles change lengths a little
+            # rotating back does not restore the length, which rounded angles change a little
             length = (cos[part].to(unit.dtype).square() + sin[part].to(unit.dtype).square()).repeat_interleave(
                 2, dim=-1
             )
             unit[..., unit.shape[-1] - length.shape[-1] :] /= length
-            dx[part] = turn((dy - unit * along).mul_(inverse[part]), cos[part], -sin[part])
+            dx[part] = rotate_complex((dy - unit * along).mul_(inverse[part]), cos[part], -sin[part])
         return dx.view(out.shape), None, None, None

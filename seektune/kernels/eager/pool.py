@@ -1,4 +1,4 @@
-"""Pooling of windows whose backward writes each token's gradient once, where an index would add one by one.
+"""Pooling of windows with a backward by `index_add_`, which is faster than the gradient of indexing.
 
 Shapes: B rows, T tokens, E entries, M tokens of a window, C channels of an entry, K channels of values and gates:
 C, or 2C where windows overlap; W = M or 2M tokens that an entry pools.
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 def pool_windows(
     values_BTK: Tensor, gates_BTK: Tensor, ape_MK: Tensor, last_BE: Tensor, position_BE: Tensor, overlap: bool
 ) -> Tensor:
-    """See `reference.pool_windows`. Values and gates are saved, the gathered windows are not."""
+    """See `reference.pool_windows`. Saves values and gates, not the gathered windows."""
     out: Tensor = _Pool.apply(values_BTK, gates_BTK, ape_MK, last_BE, position_BE, overlap)
     return out
 
@@ -35,17 +35,19 @@ class _Pool(torch.autograd.Function):
         window = ape_MK.shape[0]
         halves = 2 if ctx.overlap else 1
         dape_MK = torch.cat(dgates.sum(dim=(0, 1)).split(window), dim=1)
-        places = [(tokens_BEM - window).clamp(min=0), tokens_BEM][-halves:]
+        indices = [(tokens_BEM - window).clamp(min=0), tokens_BEM][-halves:]
         length = values_BTK.shape[1]
-        found = [
-            torch.cat([_back(x, at, length) for x, at in zip(d.split(window, dim=2), places, strict=True)], dim=-1)
+        gradients = [
+            torch.cat(
+                [_rows_backward(x, at, length) for x, at in zip(d.split(window, dim=2), indices, strict=True)], dim=-1
+            )
             for d in (dvalues, dgates)
         ]
-        return *found, dape_MK, None, None, None
+        return *gradients, dape_MK, None, None, None
 
 
-def _back(x_BEMC: Tensor, tokens_BEM: Tensor, length: int) -> Tensor:
-    """Gradient of `_rows`, `[B, T, C]`: a token is in one window of a kind; what else names it adds zero."""
+def _rows_backward(x_BEMC: Tensor, tokens_BEM: Tensor, length: int) -> Tensor:
+    """Gradient of `_rows`, `[B, T, C]`: a token is in one window; further uses of its index add zero."""
     rows = x_BEMC.shape[0]
     width = x_BEMC.shape[3]
     out = x_BEMC.new_zeros(rows * length, width)
@@ -76,5 +78,5 @@ def _rows(x_BTC: Tensor, tokens_BEM: Tensor) -> Tensor:
 
 
 def _flat(tokens_BEM: Tensor, length: int) -> Tensor:
-    """Token numbers in the rows put one after the other."""
+    """Token indices into the flattened rows."""
     return (tokens_BEM + torch.arange(len(tokens_BEM), device=tokens_BEM.device)[:, None, None] * length).flatten()

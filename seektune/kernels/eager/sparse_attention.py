@@ -1,4 +1,4 @@
-"""Sparse attention whose scores exist for a chunk of queries, with a backward that makes them again.
+"""Sparse attention by chunks of queries, with a backward that recomputes the scores.
 
 Shapes: B rows, T queries, N keys, Q queries of a chunk, M window keys of a chunk, H heads, C head width, E entries,
 K entries that a chunk sees, L = M + K + 1 columns of its scores (window, entries, sink), G groups of queries that share
@@ -24,7 +24,7 @@ def sparse_attention(
     window: int,
     visible: Visible,
 ) -> Tensor:
-    """`[B, T, H, C]`; see `reference.sparse_attention`. Only the inputs are saved for backward."""
+    """`[B, T, H, C]`; see `reference.sparse_attention`. Saves only the inputs for backward."""
     assert keys_BNC.shape[1] >= q_BTHC.shape[1], "every query has a key"
     if q_BTHC.numel() == 0:
         return reference(q_BTHC, keys_BNC, entries_BEC, sink_H, positions_BT, window, visible)
@@ -68,7 +68,7 @@ class _SparseAttention(torch.autograd.Function):
             grad = upcast(grad_BTHC[:, chunk.part]).contiguous()
             weights = _weights(q, near, far, sink, chunk)
             dweights = _against_values(grad, near, far)
-            # the sink has no value, so no gradient of its own weight, but it takes part in the sum of all weights
+            # the sink has no value, so its weight's gradient is 0, but it is part of the softmax
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
             dsink += dscores[..., -1].sum(dim=(0, 1))
             dq_BTHC[:, chunk.part] = _sum_values(dscores, near, far).mul_(q.shape[-1] ** -0.5)
@@ -85,7 +85,7 @@ def _scaled(q_BTHC: Tensor, chunk: Chunk) -> Tensor:
 
 
 def _rounded(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights as the product with the values sees them: rounded to the model's dtype."""
+    """Weights for the product with the values: rounded to the model's dtype."""
     return upcast(weights.to(dtype))
 
 
@@ -117,7 +117,7 @@ def _sum_values(weights_BQHL: Tensor, near_BMC: Tensor, far_GKC: Tensor) -> Tens
 
 
 def _product(x_BQHI: Tensor, matrix_GIO: Tensor) -> Tensor:
-    """`[B, Q, H, O]`: one matrix for all queries of a row (G = B), or one for each (G = B * Q)."""
+    """`[B, Q, H, O]`: one matrix for all queries of a row (G = B), or one per query (G = B * Q)."""
     rows, queries, heads, inner = x_BQHI.shape
     groups = matrix_GIO.shape[0]
     return torch.bmm(x_BQHI.view(groups, rows * queries * heads // groups, inner), matrix_GIO).view(
@@ -126,7 +126,7 @@ def _product(x_BQHI: Tensor, matrix_GIO: Tensor) -> Tensor:
 
 
 Pairs = tuple[tuple[Tensor, Tensor], ...]
-"""Coefficients `[B, Q, H, L]` and the vectors `[B, Q, H, C]` that they multiply."""
+"""Pairs of coefficients `[B, Q, H, L]` and the vectors `[B, Q, H, C]` that they multiply."""
 
 
 def _add_near(grad_BMC: Tensor, pairs: Pairs) -> None:
@@ -136,7 +136,7 @@ def _add_near(grad_BMC: Tensor, pairs: Pairs) -> None:
 
 
 def _far_gradient(far_GKC: Tensor, keys: int, pairs: Pairs) -> Tensor:
-    """Gradient of the entries that a chunk saw, `[G, K, C]`."""
+    """Gradient of a chunk's entries, `[G, K, C]`."""
     groups = far_GKC.shape[0]
     total = torch.empty(())
     for number, (weights_BQHL, x_BQHC) in enumerate(pairs):

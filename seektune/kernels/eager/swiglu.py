@@ -1,4 +1,4 @@
-"""The activation of experts in few passes, with a backward from gate and up alone."""
+"""The activation of the experts in few passes, with a backward that needs only gate and up."""
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,9 @@ def activate(gate: Tensor, up: Tensor, limit: float) -> Tensor:
     return F.silu(gate.clamp(max=limit), inplace=True).mul_(up.clamp(-limit, limit))
 
 
-def slopes(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`clamped_swiglu` and its slopes along gate and up, all fp32; a clamped element has none."""
-    # comparisons that write floats, unlike ones that write bools, are as fast as a product
+def activate_with_slopes(gate: Tensor, up: Tensor, limit: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`clamped_swiglu` and its derivatives by gate and up, all fp32; derivatives of clamped elements are 0."""
+    # comparisons that write floats are as fast as products, those that write bools are not
     free_gate = torch.le(gate, limit, out=torch.empty_like(gate))
     free_up = torch.le(up.abs(), limit, out=torch.empty_like(up))
     gate = gate.clamp(max=limit)
@@ -44,5 +44,5 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         gate, up = ctx.saved_tensors
-        _, along_gate, along_up = slopes(upcast(gate), upcast(up), ctx.limit)
+        _, along_gate, along_up = activate_with_slopes(upcast(gate), upcast(up), ctx.limit)
         return along_gate.mul_(grad).to(gate.dtype), along_up.mul_(grad).to(up.dtype), None

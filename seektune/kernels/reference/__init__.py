@@ -1,4 +1,4 @@
-"""Plain torch definitions of the kernels: short, differentiable, in memory linear in tokens."""
+"""Reference implementations of all kernels in plain torch: short, differentiable, memory linear in tokens."""
 
 from seektune.kernels.reference.expert_linear import expert_linear, sort_pairs
 from seektune.kernels.reference.expert_mlp import expert_mlp

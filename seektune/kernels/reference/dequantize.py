@@ -1,4 +1,4 @@
-"""Values out of the release's low-bit bytes."""
+"""Dequantize the release's FP4 and FP8 weights."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ FP8_BLOCK = 128
 
 
 def over_blocks(scale: Tensor, rows: int, columns: int) -> Tensor:
-    """One value per 128 x 128 block as one per element, `[rows, columns]`."""
+    """Expand one value per 128 x 128 block to one per element, `[rows, columns]`."""
     full = scale.repeat_interleave(FP8_BLOCK, 0)[:rows]
     return full.repeat_interleave(FP8_BLOCK, 1)[:, :columns]
 
@@ -32,7 +32,7 @@ def dequantize_fp4(packed: Tensor, scale: Tensor) -> Tensor:
     Byte k of a row holds column 2k in its low nibble and column 2k+1 in its high nibble.
     """
     table = torch.tensor(E2M1 + tuple(-value for value in E2M1), device=packed.device)
-    # a byte at once: row b holds the values of its low and its high nibble
+    # one lookup per byte: row b holds the values of the low and the high nibble of b
     pairs = torch.cartesian_prod(table, table).flip(-1)
     values = F.embedding(packed.view(torch.uint8).int(), pairs).flatten(-2)
     groups = values.unflatten(-1, (-1, FP4_GROUP))
@@ -40,30 +40,30 @@ def dequantize_fp4(packed: Tensor, scale: Tensor) -> Tensor:
 
 
 BAND = 2**20
-"""Elements that are worked on at a time."""
+"""Elements that are dequantized at a time."""
 SHIFTED = 2.0**120
-"""What an e4m3 number is worth more than a bf16 or fp32 number with its bits: the difference of their biases."""
+"""Factor from a bf16 or fp32 number to the e4m3 number with the same bits: 2^(127 - 7), from the exponent biases."""
 LARGEST_SCALE = 2.0**7
-"""Above it, a scale times `SHIFTED` is no fp32 number."""
+"""Above this, a scale times `SHIFTED` overflows fp32."""
 
 
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """Values `[O, I]` in `dtype` of a packed FP4 (int8) or an FP8 matrix, each rounded once from its exact product.
 
-    They go into `out` where it is given: fresh memory costs as much as the work.
+    They are written to `out` if given, because allocating memory costs as much as the computation.
 
-    Equal to `dequantize_fp4` or `dequantize_fp8` and a cast, except that a NaN code of FP8 counts as 480: whoever
-    reads weights from a file refuses those.
+    Equal to `dequantize_fp4` or `dequantize_fp8` and a cast, except that a NaN code of FP8 becomes 480; loading weights
+    from a file rejects NaN codes.
     """
     columns = weight.shape[1] * (2 if weight.dtype == torch.int8 else 1)
     if out is None:
         out = torch.empty(weight.shape[0], columns, dtype=dtype, device=weight.device)
     assert (out.shape, out.dtype) == ((weight.shape[0], columns), dtype)
-    if out.is_meta:  # where only shapes are asked for, no value can be looked at
+    if out.is_meta:  # only shapes are needed, and there are no values to read
         return out
     if weight.dtype == torch.int8:
         return _fp4(weight, scale, out) if dtype in _PAIRS else out.copy_(dequantize_fp4(weight, scale))
-    assert weight.dtype == torch.float8_e4m3fn, f"{weight.dtype} is no low-bit weight"
+    assert weight.dtype == torch.float8_e4m3fn, f"{weight.dtype} is not the dtype of a low-bit weight"
     if dtype not in _E4M3 or scale.float().abs().amax() > LARGEST_SCALE:
         return out.copy_(dequantize_fp8(weight, scale))
     return _fp8(weight, scale, out)
@@ -89,12 +89,12 @@ def _fp8(weight: Tensor, scale: Tensor, out: Tensor) -> Tensor:
     words = out.view(word)
     scales = scale.float() * SHIFTED
     if scale.dtype == torch.float8_e8m0fnu:
-        scales = scales.to(out.dtype)  # a power of two in either
+        scales = scales.to(out.dtype)  # exact, as it is a power of two
     scales = scales.repeat_interleave(FP8_BLOCK, 1)[:, :columns]
     height = max(BAND // columns // FP8_BLOCK, 1) * FP8_BLOCK
     for start in range(0, rows, height):
         band = slice(start, start + height)
-        # a signed byte widened repeats its sign; the mask keeps one copy of it in front
+        # widening a signed byte repeats its sign bit; the mask keeps only the leading copy
         words[band].copy_(codes[band]).bitwise_left_shift_(shift).bitwise_and_(mask)
         first = start // FP8_BLOCK
         whole = out[band].shape[0] // FP8_BLOCK
@@ -106,7 +106,7 @@ def _fp8(weight: Tensor, scale: Tensor, out: Tensor) -> Tensor:
 
 
 def _pairs(dtype: torch.dtype, word: torch.dtype) -> Tensor:
-    """Both values of every byte, side by side in one word."""
+    """Both values of every byte, packed into one word."""
     table = torch.tensor(E2M1 + tuple(-value for value in E2M1), dtype=dtype)
     byte = torch.arange(256)
     return torch.stack([table[byte & 15], table[byte >> 4]], dim=-1).view(word).flatten()
@@ -114,4 +114,4 @@ def _pairs(dtype: torch.dtype, word: torch.dtype) -> Tensor:
 
 _PAIRS = {torch.bfloat16: _pairs(torch.bfloat16, torch.int32), torch.float32: _pairs(torch.float32, torch.int64)}
 _E4M3 = {torch.bfloat16: (torch.int16, 4, 0x07F0 - 2**15), torch.float32: (torch.int32, 20, 0x07F00000 - 2**31)}
-"""By dtype: its words, how far e4m3's exponent and mantissa move to the left in them, and which bits then count."""
+"""By dtype: word type, left shift of e4m3's exponent and mantissa in the word, and mask of the bits to keep."""

@@ -1,4 +1,4 @@
-"""Matrix products of tokens that are sorted by the expert they go to.
+"""Matrix products of tokens that are sorted by expert.
 
 Shapes: N token-expert pairs, T tokens, K experts per token, E experts, I inputs, O outputs.
 """
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def sort_by_expert(experts_TK: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
-    """Stable order `[T*K]` of the flattened pairs by expert, and how many pairs each expert has `[E]`."""
+    """Stable order `[T*K]` of the flattened pairs by expert, and the number of pairs of each expert `[E]`."""
     flat = experts_TK.flatten()
     return flat.argsort(stable=True), torch.bincount(flat, minlength=n_experts)
 
 
 def sort_pairs(experts_NK: Tensor, weights_NK: Tensor, n_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs in the stable order of their experts: tokens `[P]` and weights `[P]`, and each expert's number of them."""
+    """Pairs sorted stably by expert: tokens `[P]`, weights `[P]`, and the number of pairs of each expert `[E]`."""
     order, counts_E = sort_by_expert(experts_NK, n_experts)
     return order // experts_NK.shape[1], weights_NK.flatten()[order], counts_E
 

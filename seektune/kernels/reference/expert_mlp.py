@@ -1,4 +1,4 @@
-"""The routed experts of a layer on the tokens that chose them.
+"""The routed experts of a layer, applied to the tokens that chose them.
 
 Shapes: N tokens, P token-expert pairs sorted by expert, D width, F expert width, E experts.
 """
@@ -23,8 +23,8 @@ def expert_mlp(
 ) -> Tensor:
     """Sum of each token's expert outputs, fp32 `[N, D]` (official `Expert`).
 
-    Pair p runs row `tokens_P[p]` through its expert: the first `counts[0]` pairs through expert 0, and so on. Its
-    weight multiplies before `w2`. Outputs are rounded to the dtype of `x` and added in fp32, in the order of pairs.
+    Pair p applies its expert to row `tokens_P[p]`: the first `counts[0]` pairs use expert 0, and so on. The pair's
+    weight is applied before `w2`. Outputs are rounded to the dtype of `x` and added in fp32, in the order of pairs.
     """
     x_PD = x_ND[tokens_P]
     gate = expert_linear(x_PD, w1_EFD, counts)

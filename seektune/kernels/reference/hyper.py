@@ -1,4 +1,4 @@
-"""Hyper-connections: what a token reads from its residual streams, and what is written back to them.
+"""Hyper-connections: a layer reads one vector from a token's residual streams, and writes its output back to them.
 
 Shapes: N tokens, S streams, D width, O = S * (2 + S) outputs of the router.
 """
@@ -20,11 +20,11 @@ def hyper_read(
     eps: float,
     norm_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One vector `[N, D]` read from the streams, how it is written back `[N, S]`, and the mixing weights `[N, S, S]`.
+    """The layer's input `[N, D]`, the weights for writing its output `[N, S]`, and the mixing weights `[N, S, S]`.
 
-    The router is a linear map of all streams of a token, normalised without weight; mix[j, k] says how much of source
-    stream j flows into target stream k. Everything is fp32; the vector is rounded once to the streams' dtype (paper
-    section 2.2; official `hc_pre`).
+    The router is a linear map of all streams of a token, normalized without a weight; mix[j, k] is the share of source
+    stream j in target stream k. Everything is fp32; the vector is rounded once to the streams' dtype (paper section
+    2.2; official `hc_pre`).
     """
     n = streams_NSD.shape[1]
     read, write, mix = hyper_route(streams_NSD, fn_OI, norm_eps).split([n, n, n * n], dim=-1)
@@ -38,18 +38,18 @@ def hyper_read(
 def hyper_collect(
     streams_NSD: Tensor, fn_SI: Tensor, base_S: Tensor, scale_1: Tensor, eps: float, norm_eps: float
 ) -> Tensor:
-    """The last read, `[N, D]`, of a router that does nothing else (official `hc_head`)."""
+    """The head's input, `[N, D]`: a read without write or mixing weights (official `hc_head`)."""
     return hyper_gather(streams_NSD, scale_1 * hyper_route(streams_NSD, fn_SI, norm_eps) + base_S, eps)
 
 
 def hyper_write(streams_NSD: Tensor, y_ND: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor:
-    """Streams mixed, and the branch's result written to each of them, in fp32, rounded once (official `hc_post`)."""
+    """Mix the streams and add the layer's output `y` to each, in fp32, rounded once (official `hc_post`)."""
     mixed = mix_NSS.mT @ upcast(streams_NSD)
     return (write_NS.unsqueeze(-1) * upcast(y_ND).unsqueeze(-2) + mixed).to(streams_NSD.dtype)
 
 
 def hyper_route(streams_NSD: Tensor, fn_OI: Tensor, norm_eps: float) -> Tensor:
-    """Router outputs `[N, O]` before scale and base; normalising after the product moves less memory."""
+    """Router outputs `[N, O]` before scale and base; normalized after the product, which moves less memory."""
     x = upcast(streams_NSD.flatten(-2))
     return F.linear(x, fn_OI) * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm_eps)
 

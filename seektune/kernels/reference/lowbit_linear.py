@@ -1,4 +1,4 @@
-"""Products with frozen low-bit weights, whose values exist only while they are used: in forward and again in backward.
+"""Products with frozen low-bit weights, which are dequantized in forward and again in backward.
 
 Shapes: N rows of tokens, G groups, I inputs, O outputs, E experts.
 """
@@ -15,7 +15,7 @@ from seektune.kernels.reference.linear import grouped_linear
 
 
 def lowbit_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) -> Tensor:
-    """`F.linear` or, with `groups`, `grouped_linear` with a low-bit weight in x's dtype; only its bytes are kept.
+    """`F.linear` or, with `groups`, `grouped_linear` with a low-bit weight in x's dtype; only its bytes are saved.
 
     The weight gets no gradient.
     """
@@ -27,7 +27,7 @@ def lowbit_expert_linear(
 ) -> Tensor:
     """`expert_linear` with low-bit weights of E experts, dequantized one expert at a time, in x's dtype.
 
-    An expert without tokens is not touched. The weights get no gradient.
+    Experts without tokens are not read. The weights get no gradient.
     """
     assert sum(counts) == x_NI.shape[0]
     busy = [expert for expert, count in enumerate(counts) if count]
@@ -60,19 +60,19 @@ class _LowbitExperts(torch.autograd.Function):
     def forward(ctx, x, counts, *packed):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*packed)
         ctx.counts = counts
-        parts = zip(x.split(counts), _one_by_one(packed, x), strict=True)
+        parts = zip(x.split(counts), _dequantize_each(packed, x), strict=True)
         return torch.cat([F.linear(part, values) for part, values in parts])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        packed = ctx.saved_tensors  # once: recomputation gives them only once
-        parts = zip(grad.split(ctx.counts), _one_by_one(packed, grad), strict=True)
+        packed = ctx.saved_tensors  # read once: under recomputation they can be unpacked only once
+        parts = zip(grad.split(ctx.counts), _dequantize_each(packed, grad), strict=True)
         return torch.cat([part @ values for part, values in parts]), None, *([None] * len(packed))
 
 
-def _one_by_one(packed: Sequence[Tensor], like: Tensor) -> Iterator[Tensor]:
-    """The values of each expert, all in the same memory of the product's device; `packed` is weights, then scales."""
+def _dequantize_each(packed: Sequence[Tensor], like: Tensor) -> Iterator[Tensor]:
+    """The values of each expert, one after the other in the same buffer; `packed` is all weights, then all scales."""
     out: Tensor | None = None
     for weight, scale in zip(packed[: len(packed) // 2], packed[len(packed) // 2 :], strict=True):
         out = dequantize(weight.to(like.device), scale.to(like.device), like.dtype, out)

@@ -1,4 +1,4 @@
-"""Windows of neighbouring tokens pooled into entries, each channel by a softmax of its own.
+"""Pool windows of adjacent tokens into compressed entries, with a softmax per channel.
 
 Shapes: B rows, T tokens, E entries, M tokens of a window, C channels of an entry, K channels of values and gates:
 C, or 2C where windows overlap.
@@ -11,11 +11,11 @@ from torch import Tensor
 def pool_windows(
     values_BTK: Tensor, gates_BTK: Tensor, ape_MK: Tensor, last_BE: Tensor, position_BE: Tensor, overlap: bool
 ) -> Tensor:
-    """Entries `[B, E, C]` in the dtype given (paper section 2.3; official `Compressor`).
+    """Entries `[B, E, C]` in the inputs' dtype (paper section 2.3; official `Compressor`).
 
     `last` is the row index of a window's last token, `position` its first token's position in the document. With
-    `overlap` an entry also pools the window before, by the first C channels; its own by the last C. A document's first
-    window has none before it.
+    `overlap` an entry also pools the previous window: that one with the first C channels, its own with the last C. A
+    document's first window has no previous one.
     """
     window = ape_MK.shape[0]
     rows = torch.arange(values_BTK.shape[0], device=last_BE.device)[:, None, None]

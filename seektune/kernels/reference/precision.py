@@ -1,4 +1,4 @@
-"""Where the model computes in fp32 whatever its dtype is."""
+"""Upcasting for computations that are fp32 in a model of any dtype."""
 
 import torch
 from torch import Tensor
@@ -7,5 +7,5 @@ WIDE = torch.float32, torch.float64
 
 
 def upcast(x: Tensor) -> Tensor:
-    """`x` in fp32, or in fp64 where it already is, so that gradients can be checked in double precision."""
+    """`x` in fp32; fp64 stays fp64, so that gradients can be checked in double precision."""
     return x if x.dtype in WIDE else x.to(torch.float32)

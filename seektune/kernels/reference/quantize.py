@@ -1,4 +1,4 @@
-"""Rounding to the release's low-bit formats: weights into bytes, activations there and back as serving sees them."""
+"""Quantize to the release's low-bit formats: weights to bytes, activations to the nearest representable values."""
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,9 @@ from seektune.kernels.reference.precision import upcast
 FP8_MAX = 448.0
 FP4_MAX = 6.0
 SMALLEST = 2.0**-126
-"""Scale of a group that holds only zeros, and the least scale there is."""
+"""The smallest scale; groups of zeros have it."""
 
-# x rounds up past a boundary; the ties that go up (to an even mantissa) have their boundary just below.
+# x above a boundary rounds up; ties that round up (to an even mantissa) have a boundary just below the tie
 _TIES_UP = torch.tensor([0.75, 1.75, 3.5]).nextafter(torch.zeros(3)).tolist()
 _BOUNDARIES = (0.25, _TIES_UP[0], 1.25, _TIES_UP[1], 2.5, _TIES_UP[2], 5.0)
 
@@ -39,10 +39,10 @@ def quantize_fp4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_fp4_closely(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """As `quantize_fp4`, but a group takes half the scale where that, its peak cut off, has the smaller squared error.
+    """As `quantize_fp4`, but a group gets half the scale, with its peak clipped, if the squared error is smaller.
 
-    A weight that is on the grid of its scale already, with a peak of 6, stays there when a little is added to it; the
-    least scale that holds the new peak would be the double one, too coarse for all its other values.
+    A group that is already on the grid of its scale, with a peak of 6, stays on it after a small change. The smallest
+    scale that holds the new peak would be twice as large, and too coarse for all other values.
     """
     groups = weight.float().unflatten(-1, (-1, FP4_GROUP))
     scale = _fp4_scale(groups)
@@ -54,7 +54,7 @@ def quantize_fp4_closely(weight: Tensor) -> tuple[Tensor, Tensor]:
 def recast_fp4_as_fp8(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """FP4 bytes as e4m3 with E8M0 block scales, the largest group scale of a block / 2^6 (official `convert.py`).
 
-    Exact wherever the group scales of a block lie within e4m3's range of each other; the caller compares.
+    Exact if the group scales of a block lie within e4m3's range of each other; the caller checks that.
     """
     values = dequantize_fp4(packed, scale)
     rows, columns = values.shape
@@ -137,7 +137,7 @@ def _fp4_error(groups: Tensor, scale: Tensor) -> Tensor:
 
 
 def _fp4_magnitude(x: Tensor) -> Tensor:
-    """Index of the nearest magnitude, uint8: the number of boundaries below (many times faster than a search)."""
+    """Index of the nearest magnitude, uint8: the number of boundaries below, much faster than `searchsorted`."""
     size = x.abs()
     code = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
     for boundary in _BOUNDARIES:

@@ -1,7 +1,7 @@
-"""Products with a frozen weight plus a low-rank change, rounded together as a merge would store them.
+"""Products with a frozen weight plus a LoRA delta, rounded together as a merge stores them.
 
-The gradient passes straight through the rounding, so A and B are trained for what the merged weight computes. Values
-exist only while they are used. Shapes: G groups, I inputs, O outputs, R rank, E experts, N token-expert pairs.
+The rounding has a straight-through gradient, so A and B are trained for the merged weight. Merged values are computed
+in forward and again in backward. Shapes: G groups, I inputs, O outputs, R rank, E experts, N token-expert pairs.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from seektune.kernels.dequantize import dequantize
 from seektune.kernels.reference.lowbit_linear import grouped_linear
 
 Rounding = Callable[[Tensor], Tensor]
-"""fp32 values `[O, I]` as the merged format will hold them."""
+"""Rounds fp32 values `[O, I]` to those of the merged format."""
 
 
 def rounded_linear(
@@ -28,7 +28,7 @@ def rounded_linear(
     rounding: Rounding,
     groups: int = 1,
 ) -> Tensor:
-    """`round(W + scaling B A) x` in x's dtype, where W is plain or, with `scale`, packed; gradients for x, A and B."""
+    """`round(W + scaling B A) x` in x's dtype; W is low-bit if `scale` is given. Gradients for x, A and B."""
     return _RoundedLinear.apply(x, a_RI, b_OR, weight, scale, scaling, rounding, groups)
 
 
@@ -42,7 +42,7 @@ def rounded_expert_linear(
     rounding: Rounding,
     counts: list[int],
 ) -> Tensor:
-    """`rounded_linear` of each expert for its pairs; one A for all experts has no first dim."""
+    """`rounded_linear` of each expert for its pairs; an A that all experts share has no expert dim."""
     parts = x_NI.split(counts)
     a = a_ERI.expand(len(counts), -1, -1)
     outputs = [

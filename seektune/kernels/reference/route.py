@@ -1,4 +1,4 @@
-"""The gate: from logits to the experts of each token and their weights.
+"""The gate: experts and weights of each token from its logits.
 
 Shapes: N tokens, E experts, K experts per token.
 """
@@ -17,11 +17,11 @@ def route(logits_NE: Tensor, bias_E: Tensor, k: int, factor: float) -> tuple[Ten
 
 def gate_scores(logits_NE: Tensor) -> Tensor:
     """`sqrt(softplus(x))`."""
-    # a logit below about -100 gives 0, where the root's slope is infinite
+    # a logit below about -100 gives 0, where the slope of the square root is infinite
     return F.softplus(logits_NE).clamp(min=torch.finfo(torch.float32).tiny).sqrt()
 
 
 def gate_weights(scores_NE: Tensor, experts_NK: Tensor, factor: float) -> Tensor:
-    """Scores of the chosen experts, normalised and scaled."""
+    """Scores of the chosen experts, normalized and scaled."""
     weights = scores_NE.gather(1, experts_NK)
     return factor * weights / weights.sum(dim=-1, keepdim=True)

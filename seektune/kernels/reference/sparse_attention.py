@@ -1,7 +1,7 @@
-"""Attention of every query over its window of neighbours and the compressed entries it may see.
+"""Attention of every query over a sliding window and the compressed entries visible to it.
 
 Shapes: B rows, T queries, N keys (T and those before the first query), Q queries of a chunk, M window keys of a chunk,
-H heads, C head width, E entries, K chosen entries. There is one key head, and a key is its own value.
+H heads, C head width, E entries, K chosen entries. There is one key head, and keys are also the values.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from seektune.kernels.reference.precision import upcast
 
 CHUNK = 128
-"""Queries whose scores exist at one time."""
+"""Queries whose scores exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,19 @@ class Prefix:
     count_BT: Tensor
 
     def select(self, entries_BEC: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Entries `[B, 1, E, C]` for the queries of a chunk, and which are seen, `[B, Q, E]`."""
+        """Entries `[B, 1, E, C]` of a chunk of queries, and which are visible, `[B, Q, E]`."""
         index = torch.arange(entries_BEC.shape[1], device=entries_BEC.device) - self.first_BT[:, part, None]
         return entries_BEC.unsqueeze(1), (index >= 0) & (index < self.count_BT[:, part, None])
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Each query sees the entries of its list, int64 `[B, T, K]`; -1 stands for nothing."""
+    """Each query sees the entries of its list, int64 `[B, T, K]`; -1 is an empty slot."""
 
     index_BTK: Tensor
 
     def select(self, entries_BEC: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Entries `[B, Q, K, C]` for the queries of a chunk, and which are seen, `[B, Q, K]`."""
+        """Entries `[B, Q, K, C]` of a chunk of queries, and which are visible, `[B, Q, K]`."""
         index = self.index_BTK[:, part]
         rows = torch.arange(index.shape[0], device=index.device)[:, None, None]
         return entries_BEC[rows, index.clamp(min=0)], index >= 0
@@ -56,18 +56,17 @@ def sparse_attention(
 ) -> Tensor:
     """`[B, T, H, C]`: one softmax over window, entries and sink (paper section 2.3; official `sparse_attn`).
 
-    The keys end where the queries end: query t stands at key `N - T + t`, and N may exceed T by keys that came before
-    (a cache's, or a neighbour's along a context axis). A query sees its own key, the `min(position, window - 1)` keys
-    before it, which are of its own document as positions count from 0 in each, and the entries of `visible`. Logits
-    are q·k / sqrt(C); the sink is a logit of its own that adds to the denominator only. Scores and sums are fp32,
-    probabilities are rounded to the input's dtype. Chunks of queries are recomputed in backward, so memory grows
-    linearly in T.
+    Keys end with the last query: query t has key `N - T + t`, and the N - T first keys precede all queries (from a
+    cache, or from the previous rank of a context axis). A query sees its own key, the `min(position, window - 1)` keys
+    before it, which belong to its document as positions count from 0 in each, and the entries of `visible`. Logits are
+    q·k / sqrt(C); the sink is an extra logit that only adds to the denominator. Scores and sums are fp32, probabilities
+    are rounded to the input's dtype. Chunks of queries are recomputed in backward, so memory is linear in T.
     """
     length = q_BTHC.shape[1]
     earlier = keys_BNC.shape[1] - q_BTHC.shape[1]
     assert earlier >= 0, "every query has a key"
     if length == 0:
-        # nothing to attend, but every input stays in the graph: no rank's differs from its peers'
+        # every input stays in the graph, so that this rank's graph does not differ from other ranks'
         return (q_BTHC + keys_BNC[:, earlier:].unsqueeze(2) + entries_BEC.sum() + sink_H[:, None]).to(q_BTHC.dtype)
     chunks = []
     for start in range(0, length, CHUNK):
@@ -90,7 +89,7 @@ def _attend(
     part: slice,
     sink_H: Tensor,
 ) -> Tensor:
-    """One chunk; query i of it stands at window key `offset + i` and sees that and the `reach` keys before it."""
+    """One chunk: its query i has window key `offset + i`, and sees that and the `reach` keys before it."""
     dtype = q_BQHC.dtype
     q = upcast(q_BQHC) * q_BQHC.shape[-1] ** -0.5
     entries, seen_BQK = visible.select(upcast(entries_BEC), part)
@@ -110,7 +109,7 @@ def _attend(
 
 
 def _product(x_BQHI: Tensor, matrix_BGIO: Tensor) -> Tensor:
-    """`[B, Q, H, O]`: one matrix for all queries of a row (G = 1), or one for each (G = Q)."""
+    """`[B, Q, H, O]`: one matrix for all queries of a row (G = 1), or one per query (G = Q)."""
     rows, queries, heads, inner = x_BQHI.shape
     groups = matrix_BGIO.shape[1]
     outer = matrix_BGIO.shape[3]

@@ -1,5 +1,5 @@
-"""The same operations as in `reference` for NVIDIA GPUs, in Triton or by torch's products for tensor cores.
+"""The operations of `reference` for NVIDIA GPUs, as Triton kernels or with torch's tensor core products.
 
-Each module is imported when first needed. Triton's interpreter proves its kernels equal to the plain ones on a CPU;
-what a GPU alone can show is in `tests/gpu`.
+Each module is imported on first use. Tests compare the kernels with `reference` in Triton's interpreter on a CPU; tests
+that need a GPU are in `tests/gpu`.
 """

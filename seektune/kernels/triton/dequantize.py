@@ -1,6 +1,6 @@
-"""Frozen low-bit weights dequantized on a GPU: one pass, a byte read and its values written.
+"""Dequantize frozen low-bit weights on a GPU in one pass.
 
-Triton reads types from annotations at run time, so this module has no postponed ones.
+Triton evaluates annotations at run time, so this module must not postpone them.
 """
 
 import torch
@@ -13,7 +13,7 @@ BLOCK = 1024
 
 
 def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """As `reference.dequantize`, for any scales; NaN codes of FP8 are NaN here."""
+    """As `reference.dequantize`, but NaN codes of FP8 give NaN."""
     is_fp4 = weight.dtype == torch.int8
     rows, width = weight.shape
     if out is None:
@@ -32,7 +32,7 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | 
 
 @triton.jit
 def _power_of_two(byte):  # type: ignore[no-untyped-def]
-    """E8M0 as fp32: byte 0 is 2^-127, which fp32 holds as a subnormal, and 255 is NaN."""
+    """E8M0 as fp32: byte 0 is 2^-127, a subnormal of fp32, and 255 is NaN."""
     bits = tl.where(byte == 0, 0x00400000, byte << 23)
     return tl.where(byte == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
 
@@ -57,23 +57,23 @@ def _e4m3(code):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _fp4(codes, scales, out, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    byte = tl.load(codes + place, mask=inside, other=0).to(tl.int32)
-    # 16 bytes, 32 values, share a scale, and the groups of a row follow each other
-    scale = _power_of_two(tl.load(scales + place // 16, mask=inside, other=0).to(tl.int32))
-    kind = out.dtype.element_ty
-    tl.store(out + 2 * place, (_e2m1(byte & 15) * scale).to(kind), mask=inside)
-    tl.store(out + 2 * place + 1, (_e2m1(byte >> 4) * scale).to(kind), mask=inside)
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < count
+    byte = tl.load(codes + offset, mask=inside, other=0).to(tl.int32)
+    # 16 bytes, 32 values, share a scale; the groups of a row are contiguous
+    scale = _power_of_two(tl.load(scales + offset // 16, mask=inside, other=0).to(tl.int32))
+    dtype = out.dtype.element_ty
+    tl.store(out + 2 * offset, (_e2m1(byte & 15) * scale).to(dtype), mask=inside)
+    tl.store(out + 2 * offset + 1, (_e2m1(byte >> 4) * scale).to(dtype), mask=inside)
 
 
 @triton.jit
 def _fp8(codes, scales, out, count, width, blocks, packed: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    code = tl.load(codes + place, mask=inside, other=0).to(tl.int32)
-    where = place // width // 128 * blocks + place % width // 128
-    scale = tl.load(scales + where, mask=inside, other=0)
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < count
+    code = tl.load(codes + offset, mask=inside, other=0).to(tl.int32)
+    block = offset // width // 128 * blocks + offset % width // 128
+    scale = tl.load(scales + block, mask=inside, other=0)
     if packed:
         scale = _power_of_two(scale.to(tl.int32))
-    tl.store(out + place, (_e4m3(code) * scale).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + offset, (_e4m3(code) * scale).to(out.dtype.element_ty), mask=inside)

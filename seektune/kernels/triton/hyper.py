@@ -1,4 +1,4 @@
-"""Hyper-connections: reading as on a CPU in larger chunks, with Sinkhorn's passes in registers; writing in one pass.
+"""Hyper-connections: read as in `eager` with larger chunks and Sinkhorn in registers; write in one pass.
 
 Shapes: N tokens, S streams (a power of two), D width.
 """
@@ -50,15 +50,15 @@ class _Write(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         streams, y, write, mix = ctx.saved_tensors
-        found, (size, width) = [torch.empty_like(x) for x in (streams, y, write, mix)], streams.shape[-2:]
+        gradients, (size, width) = [torch.empty_like(x) for x in (streams, y, write, mix)], streams.shape[-2:]
         if streams.numel():
-            _back[(y.numel() // width,)](streams, y, write, mix, grad.contiguous(), *found, width, size, WIDTH)
-        return tuple(found)
+            _backward[(y.numel() // width,)](streams, y, write, mix, grad.contiguous(), *gradients, width, size, WIDTH)
+        return tuple(gradients)
 
 
 @triton.jit
 def _streams(base, token, channel, width, S: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Places of `[S, D]` numbers of a token, and which of them are there."""
+    """Offsets of a token's `[S, D]` values, and their mask."""
     stream = tl.arange(0, S)
     return base + (token * S + stream[:, None]) * width + channel[None, :], (channel < width)[None, :] & (stream >= 0)[
         :, None
@@ -67,7 +67,7 @@ def _streams(base, token, channel, width, S: tl.constexpr):  # type: ignore[no-u
 
 @triton.jit
 def _mixing(mix, token, S: tl.constexpr):  # type: ignore[no-untyped-def]
-    """`[S, S]`: from stream by row, to stream by column."""
+    """`[S, S]`: source stream by row, target stream by column."""
     stream = tl.arange(0, S)
     return tl.load(mix + (token * S + stream[:, None]) * S + stream[None, :])
 
@@ -87,7 +87,7 @@ def _write(streams, y, write, mix, out, width, S: tl.constexpr, D: tl.constexpr)
 
 
 @triton.jit
-def _back(  # type: ignore[no-untyped-def]
+def _backward(  # type: ignore[no-untyped-def]
     streams, y, write, mix, grad, dstreams, dy, dwrite, dmix, width, S: tl.constexpr, D: tl.constexpr
 ):
     token = tl.program_id(0).to(tl.int64)

@@ -1,4 +1,4 @@
-"""Index scores of a tile of queries and entries without the scores of single heads in memory; torch picks the largest.
+"""The indexer's scores in a kernel that keeps per-head scores out of memory; torch picks the top k.
 
 Shapes: B rows, T tokens, Q queries of a chunk, H index heads, I index width, E entries, K chosen entries.
 """
@@ -8,19 +8,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from seektune.kernels.eager.index_scores import best_places
+from seektune.kernels.eager.index_scores import topk_indices
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix
 
 QUERIES = 512
-"""Queries whose scores exist at one time."""
+"""Queries whose scores exist at a time."""
 HEADS = 64
+"""Most heads of one step."""
 TILE = 64
-"""Heads of a turn, and entries of a program."""
+"""Entries of a program."""
 
 
 @torch.no_grad()
 def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: Prefix, k: int) -> Chosen:
-    """See `reference.index_topk`; the order within a list may be another."""
+    """See `reference.index_topk`; the order within a list may differ."""
     rows, length, heads, width = q_BTHI.shape
     entries = keys_BEI.shape[1]
     k = min(k, keys_BEI.shape[1])
@@ -35,7 +36,7 @@ def index_topk(q_BTHI: Tensor, keys_BEI: Tensor, weights_BTH: Tensor, visible: P
         shape = start, size, length, entries, heads, width
         sizes = max(triton.next_power_of_2(width), 16), min(max(triton.next_power_of_2(heads), 16), HEADS), TILE
         _scores[grid](q, keys, weights, first, count, scores, *shape, *sizes)
-        chosen.append(best_places(scores.flatten(0, 1), k).view(rows, size, k))
+        chosen.append(topk_indices(scores.flatten(0, 1), k).view(rows, size, k))
     return Chosen(torch.cat(chosen, dim=1))
 
 

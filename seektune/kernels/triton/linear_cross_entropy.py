@@ -1,4 +1,4 @@
-"""Head and cross-entropy with products of bf16 on tensor cores, summed and kept in fp32.
+"""LM head and cross-entropy with bf16 products on tensor cores, accumulated in fp32.
 
 Shapes: N tokens, D width, V vocabulary.
 """
@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy as in_fp32
+from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy as eager
 
 CHUNK = 2048
-"""Tokens whose logits exist at one time: 1.1 GB of the released vocabulary's."""
+"""Tokens whose logits exist at a time: 1.1 GB with the released vocabulary."""
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """See `reference.vocabulary_loss`.
+    """See `reference.linear_cross_entropy`; inputs that are not bf16 use `eager`.
 
-    Logits are those of the definition, as products of bf16 are exact in fp32. Their gradients are rounded to bf16
-    before the products that take them back, as those of every other product are. What is not bf16 goes the plain way.
+    Logits equal the reference's, as products of bf16 are exact in fp32. Their gradients are rounded to bf16 before the
+    products of backward, like the gradients of every other product.
     """
     if not hidden_ND.dtype == weight_VD.dtype == torch.bfloat16:
-        return in_fp32(hidden_ND, weight_VD, targets_N)
+        return eager(hidden_ND, weight_VD, targets_N)
     out: Tensor = _Loss.apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled())
     return out
 

@@ -1,4 +1,4 @@
-"""Products with frozen low-bit weights, dequantized by one kernel: many experts at once, then a grouped product.
+"""Products with frozen low-bit weights: one kernel dequantizes many experts at once, then a grouped product.
 
 Shapes: N rows of tokens, G groups, I inputs, O outputs, E experts.
 """
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from seektune.kernels.reference.linear import grouped_linear
-from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear as one_by_one
+from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear as per_expert
 from seektune.kernels.triton.dequantize import dequantize
-from seektune.kernels.triton.expert_linear import ends, takes
+from seektune.kernels.triton.expert_linear import ends, supports_grouped_mm
 
 VALUES = 2**28
-"""Numbers of experts that exist dequantized at one time: half a gigabyte of bf16."""
+"""Expert weights that exist dequantized at a time: half a gigabyte of bf16."""
 
 
 def lowbit_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) -> Tensor:
@@ -28,12 +28,12 @@ def lowbit_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) 
 def lowbit_expert_linear(
     x_NI: Tensor, weights: Sequence[Tensor], scales: Sequence[Tensor], counts: Sequence[int]
 ) -> Tensor:
-    """See `reference.lowbit_expert_linear`; what grouped products do not take goes expert by expert."""
+    """See `reference.lowbit_expert_linear`; inputs that `grouped_mm` does not support are computed expert by expert."""
     rows, width = weights[0].shape
     shape = torch.empty(1, rows, width * (2 if weights[0].dtype == torch.int8 else 1), device="meta", dtype=x_NI.dtype)
-    # scales of 128 rows: stacked experts must each fill theirs
-    if not takes(x_NI, shape) or (weights[0].dtype != torch.int8 and rows % 128):
-        return one_by_one(x_NI, weights, scales, counts)
+    # FP8 scales span 128 rows, so experts can only be stacked if their rows are a multiple of 128
+    if not supports_grouped_mm(x_NI, shape) or (weights[0].dtype != torch.int8 and rows % 128):
+        return per_expert(x_NI, weights, scales, counts)
     busy = [expert for expert, count in enumerate(counts) if count]
     used = [counts[expert] for expert in busy]
     out: Tensor = _Experts.apply(x_NI, used, *(weights[e] for e in busy), *(scales[e] for e in busy))
@@ -62,29 +62,33 @@ class _Experts(torch.autograd.Function):
     def forward(ctx, x, counts, *packed):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*packed)
         ctx.counts = counts
-        return torch.cat([F.grouped_mm(part, values.mT, offs=at) for part, values, at in _turns(x, counts, packed)])
+        return torch.cat(
+            [F.grouped_mm(part, values.mT, offs=at) for part, values, at in _expert_batches(x, counts, packed)]
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         packed = ctx.saved_tensors
         grad = grad.contiguous()
-        parts = [F.grouped_mm(part, values, offs=at) for part, values, at in _turns(grad, ctx.counts, packed)]
+        parts = [F.grouped_mm(part, values, offs=at) for part, values, at in _expert_batches(grad, ctx.counts, packed)]
         return torch.cat(parts), None, *([None] * len(packed))
 
 
-def _turns(x_PI: Tensor, counts: list[int], packed: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Pairs of some experts, their values `[E, O, I]`, and where each one's pairs end."""
+def _expert_batches(
+    x_PI: Tensor, counts: list[int], packed: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of experts: their pairs, their values `[E, O, I]`, and the end of each one's pairs."""
     weights = packed[: len(counts)]
     scales = packed[len(counts) :]
     rows, width = weights[0].shape
     size = max(VALUES // (rows * width * (2 if weights[0].dtype == torch.int8 else 1)), 1)
     begin = 0
     for first in range(0, len(counts), size):
-        turn = slice(first, first + size)
-        weight = torch.cat(list(weights[turn]))
-        scale = torch.cat(list(scales[turn]))
-        some = counts[turn]
+        batch = slice(first, first + size)
+        weight = torch.cat(list(weights[batch]))
+        scale = torch.cat(list(scales[batch]))
+        some = counts[batch]
         values = _values(weight, scale, x_PI).unflatten(0, (len(some), rows))
         yield x_PI[begin : begin + sum(some)], values, ends(some, x_PI.device)
         begin += sum(some)

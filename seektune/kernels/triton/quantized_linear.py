@@ -1,4 +1,4 @@
-"""Expert products that multiply low-bit matrices out tile by tile, on their way to the tensor cores.
+"""Expert products that dequantize low-bit matrices tile by tile, right before the tensor core products.
 
 Shapes: P token-expert pairs, E experts, I inputs, O outputs.
 """
@@ -13,7 +13,7 @@ from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK
 
 ROWS = 16
 TILE = 32
-"""Pairs of a program, and outputs and inputs of a tile of the matrix: at most one scale group wide."""
+"""Pairs of a program (`ROWS`); outputs and inputs of a tile of the matrix, at most one scale group wide (`TILE`)."""
 
 
 def quantized_expert_linear(x_PI: Tensor, weight: Tensor, scale: Tensor, counts: list[int]) -> Tensor:
@@ -37,7 +37,7 @@ class _Linear(torch.autograd.Function):
 
 
 def _run(x_PM: Tensor, weight: Tensor, scale: Tensor, counts: list[int], transposed: bool) -> Tensor:
-    """`x @ W.T` for each expert, or `x @ W`."""
+    """`x @ W.T` for each expert, or `x @ W` if `transposed`."""
     fp4 = weight.dtype != torch.float8_e4m3fn
     outputs = weight.shape[1]
     inputs = weight.shape[2] * (2 if fp4 else 1)
@@ -96,7 +96,7 @@ def _multiply(  # type: ignore[no-untyped-def]
         k = first + lane
         x_mask = (pair < end)[:, None] & (k < depth)[None, :]
         part = tl.load(x + pair[:, None] * depth + k[None, :], mask=x_mask, other=0.0)
-        # the tile of W that stands at [k, column]
+        # the tile of W at [k, column]
         o = k[:, None] if TRANSPOSED else column[None, :]
         i = column[None, :] if TRANSPOSED else k[:, None]
         inside = (k < depth)[:, None] & (column < width)[None, :]
@@ -104,7 +104,7 @@ def _multiply(  # type: ignore[no-untyped-def]
             byte = tl.load(weight + (expert * outputs + o) * (inputs // 2) + i // 2, mask=inside, other=0).to(tl.int32)
             code = (byte >> ((i % 2) * 4)) & 15
             size = code & 7
-            # 0, .5, then mantissa 1 or 1.5 by the last bit, doubled for each step of the two bits above
+            # 0, 0.5, then 1 or 1.5 by the last bit, doubled for each step of the two exponent bits
             value = tl.where(size < 2, 0.5 * size, (1.0 + 0.5 * (size & 1)) * tl.exp2((size >> 1).to(tl.float32) - 1.0))
             value = tl.where(code >= 8, -value, value)
             factor = tl.load(scale + (expert * scale_rows + o) * scale_columns + i // GROUP, mask=inside, other=0.0)

@@ -1,4 +1,4 @@
-"""Rotation of all heads, with and without normalisation, in one pass each way.
+"""Rotation of all heads, with and without normalization, in one pass each way.
 
 Shapes: B rows, T tokens, H heads, C width, R rotated pairs; V vectors: the heads of all tokens.
 """
@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.eager.norm import rotate as in_torch
+from seektune.kernels.eager.norm import rotate as eager_rotate
 from seektune.kernels.reference.precision import upcast
 
 VECTORS = 8
@@ -17,15 +17,15 @@ VECTORS = 8
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """See `reference.rotate`; what has no heads is small and goes the plain way."""
+    """See `reference.rotate`; tensors without a head dim are small and use `eager`."""
     if x.dim() != 4 or cos.shape[:-1] != (*x.shape[:2], 1) or not x.numel():
-        return in_torch(x, cos, sin)
+        return eager_rotate(x, cos, sin)
     out: Tensor = _Rotate.apply(x.contiguous(), cos.contiguous(), sin.contiguous())
     return out
 
 
 def norm_rope(x_BTHC: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, eps: float) -> Tensor:
-    """See `reference.rotated_unit`. The result is saved, which attention saves too, and not `x`."""
+    """See `reference.norm_rope`. Saves the result, which attention saves too, instead of `x`."""
     out: Tensor = _NormRope.apply(x_BTHC.contiguous(), cos_BTR.contiguous(), sin_BTR.contiguous(), eps)
     return out
 
@@ -35,7 +35,7 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx, x, cos, sin):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(cos, sin)
         out = torch.empty_like(x)
-        _turn[_grid(x)](x, cos, sin, cos, out, 0.0, *_shape(x, cos), UNIT=False)
+        _rotate[_grid(x)](x, cos, sin, cos, out, 0.0, *_shape(x, cos), UNIT=False)
         return out
 
     @staticmethod
@@ -44,7 +44,7 @@ class _Rotate(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         grad = grad.contiguous()
         out = torch.empty_like(grad)
-        _turn[_grid(grad)](grad, cos, -sin, cos, out, 0.0, *_shape(grad, cos), UNIT=False)
+        _rotate[_grid(grad)](grad, cos, -sin, cos, out, 0.0, *_shape(grad, cos), UNIT=False)
         return out, None, None
 
 
@@ -54,7 +54,7 @@ class _NormRope(torch.autograd.Function):
         out = torch.empty_like(x)
         inverse = x.new_empty(x.shape[:-1], dtype=upcast(x[:0]).dtype)
         if x.numel():
-            _turn[_grid(x)](x, cos, sin, inverse, out, eps, *_shape(x, cos), UNIT=True)
+            _rotate[_grid(x)](x, cos, sin, inverse, out, eps, *_shape(x, cos), UNIT=True)
         ctx.save_for_backward(out, inverse, cos, sin)
         return out
 
@@ -64,7 +64,7 @@ class _NormRope(torch.autograd.Function):
         out, inverse, cos, sin = ctx.saved_tensors
         dx = torch.empty_like(out)
         if out.numel():
-            _back[_grid(out)](out, grad.contiguous(), inverse, cos, sin, dx, *_shape(out, cos))
+            _backward[_grid(out)](out, grad.contiguous(), inverse, cos, sin, dx, *_shape(out, cos))
         return dx, None, None, None
 
 
@@ -73,14 +73,14 @@ def _grid(x: Tensor) -> tuple[int]:
 
 
 def _shape(x: Tensor, cos: Tensor) -> tuple[int, int, int, int, int, int]:
-    """Vectors, heads, width, rotated pairs, and the tile."""
+    """Vectors, heads, width, rotated pairs, and the tile's channels and vectors."""
     width = x.shape[-1]
     return x.shape[:-1].numel(), x.shape[2], width, cos.shape[-1], triton.next_power_of_2(width), VECTORS
 
 
 @triton.jit
 def _angles(cos, sin, vector, channel, some, heads, width, pairs):  # type: ignore[no-untyped-def]
-    """Of each channel, `[V, C]`: 1 and 0 where nothing turns; the sine is that of the other channel of a pair."""
+    """Factors of a channel and of its pair's other channel, `[V, C]`: cos and ±sin, or 1 and 0 where not rotated."""
     place = channel - (width - 2 * pairs)
     at = (vector // heads)[:, None] * pairs + (tl.maximum(place, 0) // 2)[None, :]
     turned = some & (place >= 0)[None, :]
@@ -90,7 +90,7 @@ def _angles(cos, sin, vector, channel, some, heads, width, pairs):  # type: igno
 
 
 @triton.jit
-def _turn(  # type: ignore[no-untyped-def]
+def _rotate(  # type: ignore[no-untyped-def]
     x, cos, sin, inverse, out, eps, vectors, heads, width, pairs,
     C: tl.constexpr, ROWS: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
@@ -108,7 +108,7 @@ def _turn(  # type: ignore[no-untyped-def]
         square = tl.sum(own.to(wide) * own.to(wide), axis=1)
         factor = 1.0 / tl.sqrt_rn(square / width + eps)
         tl.store(inverse + vector, factor, mask=vector < vectors)
-        # rounded before it is rotated, as the definition does
+        # rounded before the rotation, as in the reference
         own = (own.to(wide) * factor[:, None]).to(own.dtype)
         other = (other.to(wide) * factor[:, None]).to(other.dtype)
     turned = own.to(wide) * c + other.to(wide) * s
@@ -116,7 +116,7 @@ def _turn(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _back(  # type: ignore[no-untyped-def]
+def _backward(  # type: ignore[no-untyped-def]
     out, grad, inverse, cos, sin, dx, vectors, heads, width, pairs, C: tl.constexpr, ROWS: tl.constexpr
 ):
     vector = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -129,10 +129,10 @@ def _back(  # type: ignore[no-untyped-def]
     there = vector[:, None] * width + partner[None, :]
     unit = tl.load(out + here, mask=some, other=0.0).to(c.dtype)
     above = tl.load(grad + here, mask=some, other=0.0)
-    # the product of the rotated vector with its gradient is that of the vector with the gradient rotated back
+    # rotated vector · gradient = vector · (gradient rotated back)
     along = (tl.sum(unit * above.to(c.dtype), axis=1) / width)[:, None]
     factor = tl.load(inverse + vector, mask=vector < vectors, other=0.0)[:, None]
-    # what turning back does not undo: rounded angles change lengths a little
+    # rotating back does not restore the length, which rounded angles change a little
     length = c * c + s * s
     other = tl.load(out + there, mask=some, other=0.0).to(c.dtype)
     above_other = tl.load(grad + there, mask=some, other=0.0).to(c.dtype)

@@ -40,7 +40,7 @@ class _Sinkhorn(torch.autograd.Function):
         size = logits.shape[-1]
         count = logits.numel() // size**2
         dlogits = torch.empty_like(logits)
-        # the matrix before each pass, read back in reverse
+        # the matrix before each pass, read in reverse order
         passes = logits.new_empty(2 * iterations - 1, *logits.shape)
         if count:
             grid = (triton.cdiv(count, MATRICES),)
@@ -49,7 +49,7 @@ class _Sinkhorn(torch.autograd.Function):
 
 
 @triton.jit
-def _places(count, S: tl.constexpr, M: tl.constexpr):  # type: ignore[no-untyped-def]
+def _offsets(count, S: tl.constexpr, M: tl.constexpr):  # type: ignore[no-untyped-def]
     matrix = tl.program_id(0) * M + tl.arange(0, M)[:, None, None]
     at = matrix * S * S + tl.arange(0, S)[None, :, None] * S + tl.arange(0, S)[None, None, :]
     return at, (matrix < count) & (at >= 0)
@@ -63,7 +63,7 @@ def _softmax(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _forward(logits, out, count, iterations, eps, S: tl.constexpr, M: tl.constexpr):  # type: ignore[no-untyped-def]
-    at, inside = _places(count, S, M)
+    at, inside = _offsets(count, S, M)
     mix = _softmax(tl.load(logits + at, mask=inside, other=0.0)) + eps
     mix = mix / (tl.sum(mix, axis=1)[:, None, :] + eps)
     for _ in range(iterations - 1):
@@ -76,7 +76,7 @@ def _forward(logits, out, count, iterations, eps, S: tl.constexpr, M: tl.constex
 def _backward(  # type: ignore[no-untyped-def]
     logits, grad, dlogits, passes, count, iterations, eps, S: tl.constexpr, M: tl.constexpr
 ):
-    at, inside = _places(count, S, M)
+    at, inside = _offsets(count, S, M)
     first = _softmax(tl.load(logits + at, mask=inside, other=0.0))
     mix = first + eps
     stride = count * S * S

@@ -1,7 +1,7 @@
-"""Sparse attention for NVIDIA GPUs: a query's heads times its keys is one product.
+"""Sparse attention for NVIDIA GPUs: one product of a query's heads and its keys.
 
-Shapes: B rows, T queries, N keys, H heads, C head width, E entries, K places of a list of entries. Nothing is added
-atomically: the sums are the same every time.
+Shapes: B rows, T queries, N keys, H heads, C head width, E entries, K slots of a list of entries. There are no atomics,
+so results are deterministic.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.eager.sparse_attention import sparse_attention as fused
+from seektune.kernels.eager.sparse_attention import sparse_attention as eager
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.sparse_attention import Chosen, Visible
-from seektune.kernels.triton.sparse_attention_gradients import of_list, of_queries, of_run
+from seektune.kernels.triton.sparse_attention_gradients import list_gradient, query_gradients, range_gradient
 from seektune.kernels.triton.tiles import entries_at, fits, heads_of, keys_of, product, run, tile, vectors_at
 
 
 @dataclass(frozen=True)
 class _Far:
-    """Entries of each query: a list, or `count` of them from `first` on; the other tensors are then empty."""
+    """Entries of each query: the list `index`, or `count` entries from `first` on."""
 
     index: Tensor
     first: Tensor
@@ -30,7 +30,7 @@ class _Far:
     is_list: bool
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """In the order in which kernels take them."""
+        """In the order of the kernels' arguments."""
         return self.index, self.first, self.count
 
 
@@ -43,16 +43,16 @@ def sparse_attention(
     window: int,
     visible: Visible,
 ) -> Tensor:
-    """See `reference.sparse_attention`; fp32 of great width, which no multiprocessor holds, goes the plain way."""
+    """See `reference.sparse_attention`; fp32 heads too wide for shared memory use `eager`."""
     assert keys_BNC.shape[1] >= q_BTHC.shape[1], "every query has a key"
     if q_BTHC.shape[1] == 0 or not fits(q_BTHC):
-        return fused(q_BTHC, keys_BNC, entries_BEC, sink_H, positions_BT, window, visible)
+        return eager(q_BTHC, keys_BNC, entries_BEC, sink_H, positions_BT, window, visible)
     reach_BT = positions_BT.clamp(max=window - 1).contiguous()
-    nothing = torch.zeros_like(reach_BT)
+    unused = torch.zeros_like(reach_BT)
     if isinstance(visible, Chosen):
-        far = _Far(visible.index_BTK.contiguous(), nothing, nothing, visible.index_BTK.shape[2], True)
+        far = _Far(visible.index_BTK.contiguous(), unused, unused, visible.index_BTK.shape[2], True)
     else:
-        far = _Far(nothing, visible.first_BT.contiguous(), visible.count_BT.contiguous(), entries_BEC.shape[1], False)
+        far = _Far(unused, visible.first_BT.contiguous(), visible.count_BT.contiguous(), entries_BEC.shape[1], False)
     inputs = (x.contiguous() for x in (q_BTHC, keys_BNC, entries_BEC, sink_H))
     out: Tensor = _SparseAttention.apply(*inputs, reach_BT, window, far)
     return out
@@ -81,25 +81,25 @@ class _SparseAttention(torch.autograd.Function):
         far = ctx.far
         grad = grad.contiguous()
         seen = q, keys, entries, sink, reach, index, first, count
-        dq, dsink, along = of_queries(seen, out, grad, total, far.places, far.is_list)
+        dq, dsink, along = query_gradients(seen, out, grad, total, far.places, far.is_list)
         sums = (q, grad, total, along)
         own = torch.arange(keys.shape[1] - q.shape[1], keys.shape[1], device=q.device)
         nearest = (own - reach).clamp(min=0)
-        dkeys = of_run(*sums, keys, nearest, own + 1 - nearest)
-        dentries = of_list(*sums, entries, index) if far.is_list else of_run(*sums, entries, first, count)
+        dkeys = range_gradient(*sums, keys, nearest, own + 1 - nearest)
+        dentries = list_gradient(*sums, entries, index) if far.is_list else range_gradient(*sums, entries, first, count)
         return dq, dkeys, dentries, dsink.sum(dim=(0, 1)).to(sink.dtype), None, None, None
 
 
 @triton.jit
 def _attend(q, keys, seen, scale, top, total, acc):  # type: ignore[no-untyped-def]
-    """One tile of keys `[N, C]` into the running softmax of `[H]` heads."""
+    """Add a tile of keys `[N, C]` to the running softmax of `[H]` heads."""
     scores = product(q, tl.trans(keys)) * scale
     scores = tl.where(seen[None, :], scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, axis=1))
     weights = tl.exp(scores - higher[:, None])
-    kept = tl.exp(top - higher)
-    acc = acc * kept[:, None] + product(weights.to(keys.dtype), keys)
-    return higher, total * kept + tl.sum(weights, axis=1), acc
+    rescale = tl.exp(top - higher)
+    acc = acc * rescale[:, None] + product(weights.to(keys.dtype), keys)
+    return higher, total * rescale + tl.sum(weights, axis=1), acc
 
 
 @triton.jit

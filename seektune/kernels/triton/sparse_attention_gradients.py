@@ -1,8 +1,8 @@
-"""Gradients of sparse attention. What the gradient of a key sums over is cut so that programs run side by side:
+"""Gradients of sparse attention. The sum over queries in a key's gradient is split so that programs run in parallel:
 
-a neighbour's, the queries after it; that of entries seen as a prefix, spans of all later queries; that of chosen
-entries, whoever chose them: each query writes what it adds to the entries of its list, some queries at a time, and each
-entry sums its own. Shapes: B rows, T queries, N keys, H heads, C head width, E entries, K places of a list of entries.
+for window keys, over the queries after the key; for a prefix of entries, over spans of all later queries; for chosen
+entries, some queries at a time write their part for each entry of their lists, and each entry then sums its parts.
+Shapes: B rows, T queries, N keys, H heads, C head width, E entries, K slots of a list of entries.
 """
 
 import torch
@@ -13,19 +13,19 @@ from torch import Tensor
 from seektune.kernels.triton.tiles import entries_at, heads_of, keys_of, product, run, tile, vectors_at
 
 KEYS = 32
-"""Keys of a program that sums their gradient."""
+"""Keys of a program that sums their gradients."""
 SPANS = 256
-"""Programs that sum gradients of keys, if there are fewer tiles: each then takes a part of the queries."""
-SPREAD = 2**26
-"""Numbers that queries write for the entries of their lists at a time: 268 MB."""
+"""Target number of programs for key gradients: with fewer tiles than this, the queries are split over programs."""
+LIST_VALUES = 2**26
+"""Values that queries write for the entries of their lists at a time: 268 MB."""
 
 
-def of_queries(
+def query_gradients(
     seen: tuple[Tensor, ...], out: Tensor, grad: Tensor, total: Tensor, places: int, is_list: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries and, by query, of sinks; and the mean gradient of each query's scores.
+    """Gradients of queries and, per query, of sinks; and the weighted mean gradient of each query's scores.
 
-    `seen` is what the forward kernel takes: queries, keys, entries, sink, reach, and the three tensors of entries.
+    `seen` is the forward kernel's inputs: queries, keys, entries, sink, reach, and the three tensors of `_Far`.
     """
     q, keys, entries = seen[:3]
     rows, length, heads, width = q.shape
@@ -40,8 +40,10 @@ def of_queries(
     return dq, dsink, along
 
 
-def of_run(q: Tensor, grad: Tensor, total: Tensor, along: Tensor, keys: Tensor, first: Tensor, count: Tensor) -> Tensor:
-    """Gradient of keys of which each query sees `count` from `first` on."""
+def range_gradient(
+    q: Tensor, grad: Tensor, total: Tensor, along: Tensor, keys: Tensor, first: Tensor, count: Tensor
+) -> Tensor:
+    """Gradient of keys if each query sees `count` keys from `first` on."""
     (rows, length, heads, width), held = q.shape, keys.shape[1]
     tiles = triton.cdiv(held, KEYS)
     spans = max(1, min(triton.cdiv(length, KEYS), SPANS // max(rows * tiles, 1)))
@@ -49,29 +51,29 @@ def of_run(q: Tensor, grad: Tensor, total: Tensor, along: Tensor, keys: Tensor, 
     if held:
         sizes = heads_of(q), tile(width), KEYS
         _keys[(rows, tiles, spans)](
-            q, grad, total, along, keys, first, count, *_lookers(first, count, tiles), parts, width**-0.5,
+            q, grad, total, along, keys, first, count, *_query_ranges(first, count, tiles), parts, width**-0.5,
             length, held, heads, width, *sizes, **run(q, 2),
         )  # fmt: skip
     return parts.sum(dim=0).to(keys.dtype)
 
 
-def _lookers(first: Tensor, count: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
-    """Between which queries those are that see some key of a tile, int64 `[B, tiles]`, by runs that never go back."""
+def _query_ranges(first: Tensor, count: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
+    """First and end of the queries that may see a key of each tile, int64 `[B, tiles]`, from monotone bounds."""
     begin = torch.arange(tiles, device=first.device).mul(KEYS).repeat(len(first), 1)
     furthest = (first + count).cummax(dim=1).values
-    # from here on all begin at this key or a later one
+    # all queries from this one on begin at this key or a later one
     nearest = torch.where(count > 0, first, begin.shape[1] * KEYS).flip(1).cummin(dim=1).values.flip(1)
     low = torch.searchsorted(furthest, begin, right=True)
     return low, torch.searchsorted(nearest.contiguous(), begin + KEYS)
 
 
-def of_list(q: Tensor, grad: Tensor, total: Tensor, along: Tensor, entries: Tensor, index: Tensor) -> Tensor:
-    """Gradient of entries that queries list."""
+def list_gradient(q: Tensor, grad: Tensor, total: Tensor, along: Tensor, entries: Tensor, index: Tensor) -> Tensor:
+    """Gradient of entries if each query has a list of them."""
     (rows, length, heads, width), (places, held) = q.shape, (index.shape[2], entries.shape[1])
     sums = torch.zeros(rows * held, width, device=q.device, dtype=total.dtype)
     row = torch.arange(rows, device=q.device)[:, None, None]
     entry = torch.where(index >= 0, index + row * held, rows * held).view(rows * length, places)
-    chunk = max(SPREAD // max(places * width, 1), 1)
+    chunk = max(LIST_VALUES // max(places * width, 1), 1)
     for start in range(0, rows * length if held and places else 0, chunk):
         chosen = entry[start : start + chunk]
         parts = torch.empty(*chosen.shape, width, device=q.device, dtype=total.dtype)
@@ -88,8 +90,8 @@ def of_list(q: Tensor, grad: Tensor, total: Tensor, along: Tensor, entries: Tens
 
 
 @triton.jit
-def _sloped(q, grad, keys, seen, scale, total, along, acc):  # type: ignore[no-untyped-def]
-    """What a tile of keys adds to the gradient of queries."""
+def _add_query_gradient(q, grad, keys, seen, scale, total, along, acc):  # type: ignore[no-untyped-def]
+    """Add a tile of keys to the gradient of queries."""
     scores = tl.where(seen[None, :], product(q, tl.trans(keys)) * scale, float("-inf"))
     slope = tl.exp(scores - total[:, None]) * (product(grad, tl.trans(keys)) - along[:, None]) * scale
     return acc + product(slope.to(keys.dtype), keys)
@@ -97,7 +99,7 @@ def _sloped(q, grad, keys, seen, scale, total, along, acc):  # type: ignore[no-u
 
 @triton.jit
 def _means(out, grad, along, count, width, C: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Mean gradient of a query's scores by its weights: the product of output and gradient."""
+    """Mean gradient of a query's scores, weighted by its weights: the product of output and gradient."""
     at = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     wide = along.dtype.element_ty
     o = vectors_at(out, at, width, C, at < count).to(wide)
@@ -125,12 +127,12 @@ def _queries(  # type: ignore[no-untyped-def]
     for start in range(tl.maximum(own - tl.load(reach + token), 0), own + 1, TILE):
         key = start + tl.arange(0, TILE)
         values = vectors_at(keys, row * n_keys + key, width, C, key <= own)
-        acc = _sloped(vectors, above, values, key <= own, scale, norm, mean, acc)
+        acc = _add_query_gradient(vectors, above, values, key <= own, scale, norm, mean, acc)
     end = places if LIST else tl.load(count + token)
     for start in range(0, end, TILE):
         entry, seen = entries_at(index, first, count, token, start + tl.arange(0, TILE), places, LIST)
         values = vectors_at(entries, row * n_entries + entry, width, C, seen)
-        acc = _sloped(vectors, above, values, seen, scale, norm, mean, acc)
+        acc = _add_query_gradient(vectors, above, values, seen, scale, norm, mean, acc)
     channel = tl.arange(0, C)
     mask = (head < heads)[:, None] & (channel < width)[None, :]
     tl.store(dq + at[:, None] * width + channel[None, :], acc.to(dq.dtype.element_ty), mask=mask)
@@ -139,10 +141,10 @@ def _queries(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _added(  # type: ignore[no-untyped-def]
+def _add_key_gradient(  # type: ignore[no-untyped-def]
     q, grad, total, along, token, head, values, seen, scale, heads, width, acc, C: tl.constexpr
 ):
-    """Gradients of a tile of keys `[N, C]`, with what some heads of a query add to them."""
+    """Add some heads of a query to the gradients of a tile of keys `[N, C]`."""
     at = token * heads + head
     vectors = vectors_at(q, at, width, C, head < heads)
     above = vectors_at(grad, at, width, C, head < heads)
@@ -160,7 +162,7 @@ def _keys(  # type: ignore[no-untyped-def]
     q, grad, total, along, keys, first, count, low, high, parts, scale, length, n_keys, heads, width,
     H: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of a tile of keys: a loop over heads of the queries of a span."""
+    """Gradient of a tile of keys: a loop over the heads and queries of a span."""
     row = tl.program_id(0).to(tl.int64)
     key = tl.program_id(1) * TILE + tl.arange(0, TILE)
     values = vectors_at(keys, row * n_keys + key, width, C, key < n_keys)
@@ -176,7 +178,7 @@ def _keys(  # type: ignore[no-untyped-def]
         head = step % blocks * H + tl.arange(0, H)
         start = tl.load(first + token)
         seen = (key >= start) & (key < start + tl.load(count + token)) & (key < n_keys)
-        acc = _added(q, grad, total, along, token, head, values, seen, scale, heads, width, acc, C)
+        acc = _add_key_gradient(q, grad, total, along, token, head, values, seen, scale, heads, width, acc, C)
     channel = tl.arange(0, C)
     mask = (key < n_keys)[:, None] & (channel < width)[None, :]
     place = (tl.program_id(2).to(tl.int64) * tl.num_programs(0) + row) * n_keys + key
@@ -185,28 +187,30 @@ def _keys(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _spread(  # type: ignore[no-untyped-def]
-    q, grad, total, along, entries, chosen, parts, scale, begin, nobody, heads, width, places,
+    q, grad, total, along, entries, chosen, parts, scale, begin, n_total, heads, width, places,
     H: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """What a query adds to each entry of its list, in the list's order."""
+    """The part of a query in the gradient of each entry of its list, in the list's order."""
     here = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, C)
     for start in range(0, places, TILE):
         place = start + tl.arange(0, TILE)
-        entry = tl.load(chosen + here * places + place, mask=place < places, other=nobody)
-        seen = entry < nobody
+        entry = tl.load(chosen + here * places + place, mask=place < places, other=n_total)
+        seen = entry < n_total
         values = vectors_at(entries, entry, width, C, seen)
         acc = tl.zeros([TILE, C], total.dtype.element_ty)
         for part in range(0, heads, H):
             head = part + tl.arange(0, H)
-            acc = _added(q, grad, total, along, begin + here, head, values, seen, scale, heads, width, acc, C)
+            acc = _add_key_gradient(
+                q, grad, total, along, begin + here, head, values, seen, scale, heads, width, acc, C
+            )
         mask = seen[:, None] & (channel < width)[None, :]
         tl.store(parts + (here * places + place)[:, None] * width + channel[None, :], acc, mask=mask)
 
 
 @triton.jit
 def _gather(parts, order, starts, sums, width, C: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Adds to an entry what queries wrote for it, in the queries' order."""
+    """Sum the parts that queries wrote for an entry, in the queries' order."""
     entry = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, C)
     acc = tl.zeros([C], sums.dtype.element_ty)

@@ -1,4 +1,4 @@
-"""The activation of experts in one pass each way."""
+"""The activation of the experts in one pass each way."""
 
 import torch
 import triton
@@ -42,7 +42,7 @@ class _SwiGLU(torch.autograd.Function):
 
 @triton.jit
 def _at_most(x, limit):  # type: ignore[no-untyped-def]
-    """NaN stays NaN, which a GPU's minimum would turn into `limit`."""
+    """Minimum that keeps NaN, which `tl.minimum` would turn into `limit`."""
     return tl.where(x > limit, limit, x)
 
 

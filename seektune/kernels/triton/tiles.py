@@ -1,6 +1,6 @@
-"""What kernels of sparse attention share: sizes of tiles, exact products, and vectors by place.
+"""Shared parts of the sparse attention kernels: tile sizes, fp32 products, and loads of vectors.
 
-Shapes: N keys, H heads, C head width, K places of a list of entries. Tiles are powers of two with 16 rows at least.
+Shapes: N keys, H heads, C head width, K slots of a list of entries. Tiles are powers of two with at least 16 rows.
 """
 
 from functools import cache
@@ -11,14 +11,14 @@ import triton.language as tl
 from torch import Tensor
 
 SIZES = ((220_000, 64, 64), (160_000, 32, 32), (0, 16, 32))
-"""Shared memory of a multiprocessor in bytes (H100 and B200 have 232,448, A100 166,912, RTX PRO 6000 101,376), and with
-so much the most heads of a program, and keys of a tile of forward and of the gradient of queries."""
+"""Least shared memory of a multiprocessor in bytes (H100 and B200 have 232,448, A100 166,912, RTX PRO 6000 101,376),
+most heads of a program, and keys of a tile (of forward and of the gradient of queries)."""
 WIDEST = 1024
-"""Bytes of a query's head for which those sizes are."""
+"""Most bytes of a query's head for which these sizes fit."""
 
 
 def tile(size: int) -> int:
-    """The tile that holds so many."""
+    """The smallest tile that holds `size` rows."""
     return max(triton.next_power_of_2(size), 16)
 
 
@@ -33,12 +33,12 @@ def keys_of(q_BTHC: Tensor) -> int:
 
 
 def fits(q_BTHC: Tensor) -> bool:
-    """Whether a program can hold the queries of its heads: bf16 of 512 channels it can, fp32 of 256."""
+    """Whether the queries of a program fit: heads of up to 512 channels in bf16, 256 in fp32."""
     return q_BTHC.element_size() * tile(q_BTHC.shape[3]) <= WIDEST
 
 
 def run(q_BTHC: Tensor, stages: int) -> dict[str, int]:
-    """Sums of 64 heads of 512 channels take half of the registers of 8 warps; a second stage fetches a tile ahead."""
+    """Launch options: sums of 64 heads of 512 channels take half of 8 warps' registers; stage 2 prefetches a tile."""
     return {"num_warps": 8 if tile(q_BTHC.shape[3]) >= 256 else 4, "num_stages": stages}
 
 
@@ -53,13 +53,13 @@ def _sizes(device: torch.device) -> tuple[int, int]:
 
 @triton.jit
 def product(a, b):  # type: ignore[no-untyped-def]
-    """Without the rounding of fp32 to tf32 that is Triton's default; bf16 goes to the tensor cores as it is."""
+    """`tl.dot` without rounding fp32 to tf32, Triton's default; bf16 is unaffected."""
     return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
 def vectors_at(base, at, width, C: tl.constexpr, inside):  # type: ignore[no-untyped-def]
-    """Vectors `at` of `base`, `[N, C]`."""
+    """Vectors `at` of `base`, `[N, C]`; 0 where not `inside`."""
     channel = tl.arange(0, C)
     mask = inside[:, None] & (channel < width)[None, :]
     return tl.load(base + at[:, None] * width + channel[None, :], mask=mask, other=0.0)
@@ -67,7 +67,7 @@ def vectors_at(base, at, width, C: tl.constexpr, inside):  # type: ignore[no-unt
 
 @triton.jit
 def entries_at(index, first, count, token, place, places, LIST: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Entries at some places of a query's list, and which places hold one."""
+    """Entries at slots of a query's list, and which slots hold one."""
     if LIST:
         entry = tl.load(index + token * places + place, mask=place < places, other=-1)
         return tl.maximum(entry, 0), entry >= 0

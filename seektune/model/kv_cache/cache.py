@@ -3,23 +3,14 @@
 Shapes: B rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from seektune.model.config import DeepseekV4Config
-from seektune.model.kv_cache.layer import (
-    SPARE,
-    CacheRows,
-    Compressed,
-    LayerCache,
-    Tail,
-    empty_layer,
-    gathered,
-    grown,
-    run_of,
-)
+from seektune.model.kv_cache.layer import CacheRows, LayerCache, empty_layer, gathered, grown, run_of
 from seektune.model.kv_cache.layout import CacheStep
+from seektune.model.kv_cache.state import CacheState
 
 ROLLBACK = 16
 """Tokens that can be taken back unless a cache is made for more."""
@@ -27,7 +18,7 @@ FIRST_ROOM = 256
 """Tokens whose entries a growing cache has room for at first; then it doubles."""
 
 
-class KVCache:
+class KVCache(CacheState):
     """The state of a batch of rows; each row holds one text, and rows may have different lengths.
 
     `model(ids, cache=cache)` goes on where each row stands. A cache is written in place: what a call that raised has
@@ -37,14 +28,10 @@ class KVCache:
     def __init__(
         self, layers: dict[int, LayerCache], rows: int, max_length: int, rollback: int, grows: bool, room: int
     ):
-        self.layers = layers
+        super().__init__(layers, rows)
         self.max_length = max_length
         self.max_rollback = rollback
         self.grows = grows
-        self.lengths = [0] * rows
-        """Tokens of each row so far."""
-        self.used = 0
-        """Tokens that were appended to every tail since it was last moved."""
         self.room = room
         """Tokens whose entries there is room for; only in a cache that grows fewer than `max_length`."""
         self._back = [0] * rows
@@ -87,8 +74,8 @@ class KVCache:
 
     def nbytes(self) -> int:
         """Memory of all buffers in bytes, whatever they hold."""
-        entries = sum(each.entries.nbytes for each in self._compressors())
-        return entries + sum(tail.values.nbytes for tail in self._tails())
+        entries = sum(each.entries.nbytes for each in self.compressors())
+        return entries + sum(tail.values.nbytes for tail in self.tails())
 
     def step(self, length: int, counts: Sequence[int] | None = None) -> CacheStep:
         """A call with `length` tokens for each row, of which the first `counts` are its text; None = all.
@@ -129,7 +116,7 @@ class KVCache:
         if len(set(back)) == 1 and back[0] <= self.used:
             self.used -= back[0]
             return
-        for tail in self._tails():
+        for tail in self.tails():
             tail.values[:, : tail.keep] = run_of(tail.values, [self.used - count for count in back], tail.keep)
         self.used = 0
 
@@ -137,9 +124,9 @@ class KVCache:
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Empty some rows, or all: nothing of their text remains."""
         for row in range(self.rows) if rows is None else rows:
-            for tail in self._tails():
+            for tail in self.tails():
                 tail.values[row] = 0
-            for each in self._compressors():
+            for each in self.compressors():
                 each.written(self._touched)[row] = each.entries[row, each.most] = 0
             self.lengths[row] = self._back[row] = 0
         if rows is None:
@@ -178,14 +165,6 @@ class KVCache:
         room = [room + count for room, count in zip(self._back, step.counts, strict=True)]
         self._back = [min(each, self.max_rollback) for each in room]
 
-    def move_tails(self, tokens: int) -> None:
-        """Move what tails keep to their beginning, where the next tokens would not fit behind it."""
-        if self.used + tokens <= SPARE:
-            return
-        for tail in self._tails():
-            tail.values[:, : tail.keep] = tail.values[:, self.used : self.used + tail.keep].clone()
-        self.used = 0
-
     @torch.no_grad()
     def _make_room(self, tokens: int) -> None:
         """Let entries grow until those of so many tokens fit."""
@@ -198,9 +177,3 @@ class KVCache:
 
     def _room_for(self, tokens: int) -> int:
         return min(max(FIRST_ROOM, 1 << (tokens - 1).bit_length()), self.max_length)
-
-    def _tails(self) -> Iterator[Tail]:
-        return (tail for layer in self.layers.values() for tail in layer.tails())
-
-    def _compressors(self) -> Iterator[Compressed]:
-        return (each for layer in self.layers.values() for each in layer.compressors())

@@ -5,30 +5,28 @@ Shapes: B rows, T tokens of a call, C channels, E entries, F entries made in the
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seektune.model.kv_cache.layer import SPARE, Compressed, LayerCache, Tail, run_of
+from seektune.model.kv_cache.state import CacheState
 from seektune.sequence import SequenceLayout, Value, Windows
-
-if TYPE_CHECKING:
-    from seektune.model.kv_cache.cache import KVCache
 
 
 class CacheStep:
     """One call of the model: where its tokens stand, and what tails will keep when it has run."""
 
-    def __init__(self, cache: "KVCache", length: int, counts: list[int]):
-        self.cache = cache
+    def __init__(self, state: CacheState, length: int, counts: list[int]):
+        self.state = state
         self.length = length
         self.counts = counts
         self.kept: list[tuple[Tail, Tensor]] = []
         self._in_place = length <= SPARE and all(count == length for count in counts)
         if self._in_place:
-            cache.move_tails(length)
-        self._before = list(cache.lengths)
+            state.move_tails(length)
+        self._before = list(state.lengths)
         self._plans: dict[int, WindowPlan] = {}
         self._made: dict[Callable[[Tensor], Any], Any] = {}
 
@@ -42,7 +40,7 @@ class CacheStep:
     def preceded(self, tail: Tail, x_BTC: Tensor, count: int) -> Tensor:
         """`[B, count + T, C]`: the tokens of the call after those before them, a view where that can be."""
         assert count <= tail.keep
-        start = self.cache.used
+        start = self.state.used
         stop = start + tail.keep
         if self._in_place:
             tail.values[:, stop : stop + self.length] = x_BTC
@@ -139,7 +137,7 @@ class CachedLayout(SequenceLayout):
 
     def at(self, layer: int) -> "CachedLayout":
         """With what this layer keeps."""
-        return CachedLayout(self.positions, self.documents, self.step, self.step.cache.layers[layer])
+        return CachedLayout(self.positions, self.documents, self.step, self.step.state.layers[layer])
 
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
         """The tokens here after the `count` before them."""

@@ -1,0 +1,93 @@
+"""The recipes that ship with the package: a list of them, and copies to edit."""
+
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from seektune.recipe.document import shorten
+from seektune.recipe.load import schema
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+"""In a checkout a link to the repository's examples/, in a wheel a folder with copies of those files."""
+SCHEMA = "recipe.schema.json"
+
+
+@dataclass(frozen=True)
+class ShippedRecipe:
+    """A recipe of the package, with its comments."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file's name without `.yaml`."""
+        return self.path.stem
+
+    @property
+    def summary(self) -> str:
+        """What it trains, from the comment below its schema line."""
+        return self.path.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
+
+    def text_for(self, folder: Path) -> str:
+        """The recipe's text with the paths in its comments as they are for a copy in `folder`."""
+        text = self.path.read_text(encoding="utf-8")
+        text = re.sub(r"(?<=\$schema=)\S+", SCHEMA, text, count=1)
+        return re.sub(r"examples/(?:\w+/)+(\w+\.yaml)", lambda found: shlex.quote(str(folder / found[1])), text)
+
+
+def shipped_recipes() -> list[ShippedRecipe]:
+    """All recipes of the package, in the order of their names."""
+    return sorted(map(ShippedRecipe, EXAMPLES.rglob("*.yaml")), key=lambda recipe: recipe.name)
+
+
+def find_recipe(name: str) -> ShippedRecipe:
+    """The recipe of this name, with or without `.yaml`.
+
+    Raises:
+        ValueError: there is none; the message names the nearest.
+    """
+    by_name = {recipe.name: recipe for recipe in shipped_recipes()}
+    found = by_name.get(name.removesuffix(".yaml"))
+    if found is not None:
+        return found
+    near = get_close_matches(name, by_name, n=1, cutoff=0)[0]
+    raise ValueError(
+        f"no shipped recipe is called {shorten(name)}; did you mean {near}? `seektune init` lists them all"
+    )
+
+
+def looks_like_a_recipe(name: str) -> bool:
+    """Whether a name is that of a shipped recipe, or a misspelling of one."""
+    return bool(get_close_matches(name, [recipe.name for recipe in shipped_recipes()], n=1, cutoff=0.8))
+
+
+def default_recipe() -> ShippedRecipe:
+    """The recipe for a first try on any machine: the first of CPU size."""
+    return next(recipe for recipe in shipped_recipes() if "_tiny_" in recipe.name)
+
+
+def copy_recipe(recipe: ShippedRecipe, folder: Path) -> Path:
+    """Write a copy of a recipe, and beside it the schema that editors check it with; returns the copy's path.
+
+    Raises:
+        ValueError: the copy exists already, or the folder's name cannot stand in a comment.
+        OSError: the folder or a file cannot be written.
+    """
+    copy = folder / recipe.path.name
+    if not str(folder).isprintable():
+        raise ValueError(f"{folder}: the folder's name has characters that cannot be printed")
+    if copy.exists():
+        raise ValueError(f"{copy} exists already and stays as it is; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_new(copy, recipe.text_for(folder))
+    if not (folder / SCHEMA).exists():
+        _write_new(folder / SCHEMA, json.dumps(schema(), indent=1) + "\n")
+    return copy
+
+
+def _write_new(path: Path, text: str) -> None:
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
