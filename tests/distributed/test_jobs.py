@@ -15,7 +15,8 @@ from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.io.files import read_lines
 from seektune.workflows.verify import verify
 from tests.cli.test_cli import FLASH, ROOT
-from tests.held_run import HUNG, hold, wait_until_held
+from tests.held_run import hold, wait_until_held
+from tests.run_cli import HUNG
 
 pytestmark = pytest.mark.slow
 STEPS = 6

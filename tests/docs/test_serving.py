@@ -15,7 +15,7 @@ from seektune.lora.files import save_adapter
 from seektune.lora.inject import AdapterShape, adapt, start
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.run_cli import ROOT
+from tests.run_cli import HUNG, ROOT
 from tests.workflows.test_serve import asked, served
 
 PAGE = ROOT / "docs" / "serving.md"
@@ -49,7 +49,7 @@ def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -
         assert capsys.readouterr().out
         if shutil.which("curl"):
             words = shlex.split(curl.replace("http://127.0.0.1:8000", url))
-            said = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+            said = subprocess.run(words, capture_output=True, text=True, timeout=HUNG, check=True).stdout
             assert json.loads(said)["model"] == "trained"
 
 

@@ -5,10 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.run_cli import ROOT
-
-HUNG = 600.0
-"""Seconds after which a test gives up waiting; they only end a test that hangs."""
+from tests.run_cli import HUNG, ROOT
 
 
 def hold(rank: int, step: int, file: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""Lets a process of a real run wait at a step until a signal comes; Python runs this file where PYTHONPATH names its folder.
+"""Lets a process of a real run wait at a step until a signal comes.
 
-HELD_RUN is "RANK STEP FILE": before that step that rank makes the file and waits. Who finds the file there goes on.
+Python runs this file where PYTHONPATH names its folder. HELD_RUN is "RANK STEP FILE": before that step that rank makes
+the file and waits. Who finds the file there goes on.
 """
 
 import os

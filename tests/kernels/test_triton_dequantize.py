@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.run_cli import HUNG
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import torch
@@ -67,6 +69,6 @@ def test_triton_dequantize_equals_reference_for_every_byte():
         text=True,
         env={**os.environ, **settings},
         cwd=ROOT,
-        timeout=200,
+        timeout=HUNG,
     )
     assert result.stdout.strip().endswith("equal"), result.stderr[-2000:]

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from seektune.launch import worker_group
+from tests.run_cli import HUNG
 
-from .fake_workers import HUNG
 from .ports import held_port
 
 

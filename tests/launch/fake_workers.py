@@ -12,6 +12,7 @@ import psutil
 from seektune.launch import worker_group
 from seektune.launch.job import Ending, JobEnded, LaunchConfig
 from seektune.launch.local import launch
+from tests.run_cli import HUNG, ROOT
 
 OPENING = """
 import fcntl, os, signal, sys, termios, time
@@ -36,9 +37,6 @@ def wait_for_end(other):
         except ProcessLookupError: return
         time.sleep(0.01)
 """
-ROOT = Path(__file__).parents[2]
-HUNG = 120.0
-"""Seconds after which a test gives up waiting; they only end a test that hangs."""
 
 
 def standin(body: str, processes: int, torch: bool = False, folder: Path | None = None, **changes) -> LaunchConfig:

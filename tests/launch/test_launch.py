@@ -8,8 +8,9 @@ import pytest
 
 from seektune.launch.agent import threads
 from seektune.signals import RESUME_ME
+from tests.run_cli import HUNG
 
-from .fake_workers import HUNG, SLEEPS, are_gone, ending, launcher, ready, signal_when_ready, standin, when_ready
+from .fake_workers import SLEEPS, are_gone, ending, launcher, ready, signal_when_ready, standin, when_ready
 
 SAVES = """
 mark(f"pid-{rank}", str(os.getpid()))

@@ -12,9 +12,9 @@ import pytest
 
 from seektune.launch import rendezvous
 from seektune.signals import RESUME_ME
+from tests.run_cli import HUNG
 
 from .fake_workers import (
-    HUNG,
     SLEEPS,
     are_gone,
     ending,

@@ -21,7 +21,7 @@ from seektune.run.run_dir import held
 from seektune.signals import Interrupted
 from seektune.train import checkpoints, trainer
 from seektune.workflows import train as workflow
-from tests.run_cli import ROOT
+from tests.run_cli import HUNG, ROOT
 
 CACHE = Path("unused")
 
@@ -468,7 +468,7 @@ main()
 def test_a_signal_while_torch_is_loaded_says_resume_me(recipe, tmp_path, name):
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe()))
     code = STARTING.format(name=name, recipe=str(tmp_path / "recipe.yaml"))
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
     assert answer.returncode == 75
     assert answer.stderr == f"seektune: stopped by {name} while starting; the same command starts again\n"
     assert not (tmp_path / "run").exists()
