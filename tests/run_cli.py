@@ -8,6 +8,8 @@ from pathlib import Path
 from tests.places import ROOT
 
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
+HUNG = 600.0
+"""Seconds after which a test gives up waiting; they only end a test that hangs."""
 
 
 def seektune(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -15,4 +17,4 @@ def seektune(*words: str | Path, cwd: Path | None = None) -> subprocess.Complete
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", CODE, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd or ROOT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd or ROOT, timeout=HUNG)

@@ -60,6 +60,8 @@ class Rendezvous(RendezvousHandler):
         if self._job.node_rank == 0:
             self._workers_store = _store(self._host, 0, serve=True)
             self._store.set(f"{self.round}/port", str(self._workers_store.port))
+        # a heartbeat first: a node that never sent one could not be missed
+        self._beat()
         self._store.set(own_key, self._job.identity)
         self._store.set(f"{self.round}/started", "yes")
         start = monotonic()

@@ -175,9 +175,9 @@ async def _events(
         yield f"data: {json.dumps(error.body())}\n\n"
 
 
-def make_app(served: Served) -> FastAPI:
-    """The application; its scheduler starts and stops with it."""
-    scheduler = Scheduler(served.models, served.tokenizer, served.limits, served.speculative)
+def make_app(served: Served, clock: Callable[[], float] = time.monotonic) -> FastAPI:
+    """The application; its scheduler starts and stops with it. `clock` counts the seconds of `request_timeout`."""
+    scheduler = Scheduler(served.models, served.tokenizer, served.limits, served.speculative, clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, TypeVar
 
@@ -38,7 +37,7 @@ class JobStream:
 
         self._scheduler = scheduler
         self._running = len(requests)
-        self._job = GenerationJob(model, requests, put, time.monotonic() + timeout)
+        self._job = GenerationJob(model, requests, put, scheduler.clock() + timeout)
         scheduler.submit(self._job)
 
     async def deltas(self) -> AsyncIterator[TextDelta]:

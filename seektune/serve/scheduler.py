@@ -30,7 +30,7 @@ class GenerationJob:
     """Called in the scheduler's thread with each delta (`request` counts from 0 in the job), or with the error that
     ends the job."""
     deadline: float
-    """By the monotonic clock."""
+    """By the scheduler's clock."""
     cancelled: bool = False
 
 
@@ -66,7 +66,10 @@ class Scheduler:
         tokenizer: Tokenizer,
         limits: Limits,
         speculative: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ):
+        self.clock = clock
+        """Seconds; deadlines of jobs are read off it."""
         self._models = models
         self._tokenizer = tokenizer
         self._limits = limits
@@ -138,7 +141,7 @@ class Scheduler:
 
     def _drop_expired(self) -> None:
         """Drop jobs that were cancelled or are past their deadline."""
-        now = time.monotonic()
+        now = self.clock()
         for batch in self._batches.values():
             for job in batch.jobs():
                 if job.cancelled or now > job.deadline:

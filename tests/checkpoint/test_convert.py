@@ -19,6 +19,7 @@ from seektune.checkpoint import convert as module
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.resumable_dir import RECORD, resumable_dir
 from tests.places import ROOT
+from tests.run_cli import HUNG
 
 from .reader import raw, read_files
 
@@ -149,7 +150,7 @@ def test_killed_conversion_resumes_with_same_bytes(
     for share in shares:
         code = KILLED_SCRIPT.format(share=share, shard_bytes=SMALL)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        result = subprocess.run([sys.executable, "-c", code, str(source), str(out)], env=environment, timeout=120)
+        result = subprocess.run([sys.executable, "-c", code, str(source), str(out)], env=environment, timeout=HUNG)
         assert result.returncode == -signal.SIGKILL
         assert not out.exists()
         left = scratch_of(out)
@@ -444,7 +445,7 @@ def test_conversion_memory_is_one_tensor(tmp_path: Path, format: str):
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     environment = {**os.environ, **settings}
     command = [sys.executable, "-c", MEASURE_SCRIPT, str(tmp_path), format]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=HUNG, check=True)
     stored = {"bf16": 2, "fp32": 4, "released": 1}[format] * 1024 * 4096
     read = 2 * 1024 * 4096
     # encoding FP8 takes some copies of a band in fp32, 4 MB each

@@ -12,6 +12,7 @@ from seektune.checkpoint import save_weights
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from tests.places import ROOT
+from tests.run_cli import HUNG
 
 MEASURE_WHOLE = """
 import sys, torch
@@ -53,7 +54,7 @@ def run_script(script: str, *folders: Path) -> list[int]:
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", script, *map(str, folders)]
     result = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **settings}, timeout=120, check=True
+        command, capture_output=True, text=True, env={**os.environ, **settings}, timeout=HUNG, check=True
     )
     return [int(number) for number in result.stdout.split()]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from seektune.cli.errors import explain
 from seektune.cli.train import split_args
 from tests import places
 from tests.places import ROOT
+from tests.run_cli import HUNG
 
 FLASH = str(places.FLASH)
 TINY = str(places.TINY)
@@ -33,7 +33,7 @@ def run(door: str, *words: str, **settings: str) -> Answer:
 def python(code: str, words: tuple[str, ...] = (), settings: dict[str, str] | None = None) -> Answer:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **(settings or {})}
     command = [sys.executable, "-c", code, *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=HUNG)
 
 
 def refused(answer: Answer, code: int = 2) -> str:
@@ -60,24 +60,15 @@ def test_help_of_checkpoint_verbs_shows_a_call(verb: str) -> None:
     assert f"\n    seektune {verb} " in answer.stdout
 
 
-def test_help_answers_in_half_a_second_without_torch() -> None:
+def test_help_loads_few_modules_and_no_torch() -> None:
+    """What takes time before help is shown is importing: torch alone brings 1,500 modules, and seconds."""
     code = (
         "import sys, atexit; from seektune.cli import main;"
-        "atexit.register(lambda: print(sorted({'torch', 'numpy'} & set(sys.modules)), file=sys.stderr)); main()"
+        "atexit.register(lambda: print(len(sys.modules), 'torch' in sys.modules, file=sys.stderr)); main()"
     )
-    times = []
-    for _ in range(3):
-        begin = processor_time_of_children()
-        answer = python(code, ("--help",))
-        times.append(processor_time_of_children() - begin)
-        assert answer.stderr == "[]\n"
-    assert min(times) < 0.5  # others may be busy, so not by the clock on the wall
-
-
-def processor_time_of_children() -> float:
-    """Seconds of those that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    count, torch = python(code, ("--help",)).stderr.split()
+    assert torch == "False"
+    assert int(count) < 300
 
 
 def test_a_mistake_in_a_recipe_is_answered_without_torch() -> None:
@@ -202,7 +193,7 @@ def test_a_traceback_is_shown_on_demand() -> None:
 def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     code = "from seektune.cli import main; main()"
     shell = f"{sys.executable} -c '{code}' schema | head -1"
-    answer = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    answer = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
     assert (answer.stdout, answer.stderr) == ("{\n", "")
 
 
@@ -218,20 +209,20 @@ def test_ctrl_c_takes_one_line_and_exit_1() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=HUNG)
     assert (process.returncode, said) == (1, "seektune: interrupted by Ctrl-C\n")
 
 
 def test_a_closed_standard_output_does_not_trace() -> None:
     shell = f"{sys.executable} -c 'from seektune.cli import main; main()' schema >&-"
-    answer = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    answer = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
     assert "Traceback" not in answer.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_behind_standard_output_is_a_failure() -> None:
     shell = f"{sys.executable} -c 'from seektune.cli import main; main()' schema > /dev/full"
-    answer = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    answer = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
     assert "No space left on device" in refused(answer, 1)
 
 

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,7 @@ from seektune.cli.launch_flags import LaunchFlags
 from seektune.cli.start import WORKER_VARIABLES, check_world, make_launch_config
 from seektune.recipe.load import read_recipe
 from tests.cli.test_cli import FLASH, ROOT, TINY, refused, run
+from tests.run_cli import HUNG
 
 
 @pytest.fixture(autouse=True)
@@ -143,26 +146,45 @@ def test_nodes_agree_when_only_their_number_differs() -> None:
     assert len({identity(), identity("--steps=9"), identity(processes=3)}) == 3
 
 
-def blocked(folder: Path, *words: str) -> subprocess.Popen[str]:
+@contextmanager
+def blocked(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A launcher whose workers wait for rows from a pipe into which nobody writes."""
     (folder / "rows").mkdir()
     for name in ("train.jsonl", "validation.jsonl"):
         os.mkfifo(folder / "rows" / name)
+    # whoever opens it does not wait for a writer, and reads nothing
+    pipe = os.open(folder / "rows" / "train.jsonl", os.O_RDWR)
     command = [sys.executable, "-m", "seektune", "train", TINY, *words]
     command += [f"--data.path={folder / 'rows'}", f"--run_dir={folder / 'run'}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            os.close(pipe)
 
 
-def workers(process: subprocess.Popen[str], count: int, folder: Path) -> list[psutil.Process]:
-    """The launcher's workers, once they made the run's folder and wait."""
-    deadline = time.monotonic() + 60
-    while not (folder / "run").exists() or len(found := psutil.Process(process.pid).children()) < count:
+def workers(process: subprocess.Popen[str], folder: Path) -> list[psutil.Process]:
+    """The launcher's workers by rank, once all of them met and the first one waits for rows."""
+    deadline = time.monotonic() + HUNG
+    while not any(reads(child, folder) for child in psutil.Process(process.pid).children()):
         assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.1)
-    time.sleep(1.0)
-    return found
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
+
+
+def reads(worker: psutil.Process, folder: Path) -> bool:
+    """Whether it has opened the pipe."""
+    with suppress(OSError):
+        for file in Path(f"/proc/{worker.pid}/fd").iterdir():
+            with suppress(OSError):
+                if os.readlink(file) == str(folder / "rows" / "train.jsonl"):
+                    return True
+    return False
 
 
 @pytest.mark.slow
@@ -175,11 +197,9 @@ def test_a_mistake_that_workers_find_takes_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_job_with_its_signal(tmp_path: Path) -> None:
     with blocked(tmp_path, "--nproc-per-node=2") as process:
-        victim = workers(process, 2, tmp_path)[1]
+        victim = workers(process, tmp_path)[1]
         victim.kill()
-        began = time.monotonic()
-        _, said = process.communicate(timeout=30)
-        assert time.monotonic() - began < 5
+        _, said = process.communicate(timeout=HUNG)
     assert process.returncode == 1
     assert said == (
         "seektune: rank 1 was killed by SIGKILL (out of memory?); the other workers were stopped; "
@@ -190,9 +210,9 @@ def test_a_killed_worker_ends_the_job_with_its_signal(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_request_to_stop_ends_with_75(tmp_path: Path) -> None:
     with blocked(tmp_path, "--nproc-per-node=2") as process:
-        workers(process, 2, tmp_path)
+        workers(process, tmp_path)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=HUNG)
     assert process.returncode == 75, said
     assert said.startswith("seektune: stopped by SIGTERM before the first step; nothing had to be saved")
     assert said.count("\n") == 1
@@ -201,13 +221,13 @@ def test_a_request_to_stop_ends_with_75(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_one_process_with_restarts_has_a_launcher_too(tmp_path: Path) -> None:
     with blocked(tmp_path, "--max-restarts=1") as process:
-        first = workers(process, 1, tmp_path)[0]
+        first = workers(process, tmp_path)[0]
         first.kill()
         assert process.stderr is not None
         assert process.stderr.readline().endswith("; restart 1 of 1, from the last checkpoint\n")
-        second = workers(process, 1, tmp_path)[0]
+        second = workers(process, tmp_path)[0]
         assert second.pid != first.pid
         second.kill()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=HUNG)
     assert process.returncode == 1
     assert said.startswith("seektune: rank 0 was killed by SIGKILL")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +13,14 @@ import psutil
 import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
+from seektune.workflows.verify import verify
+from tests.held_run import hold, wait_until_held
 from tests.places import FLASH, ROOT
 from tests.read_run import losses, validations
+from tests.run_cli import HUNG
 
 pytestmark = pytest.mark.slow
-STEPS = 10
+STEPS = 6
 SPREAD = ("--nproc-per-node=4", "--parallel.pp_size=2", "--parallel.ep_size=2")
 Job = subprocess.Popen[str]
 
@@ -31,7 +33,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def words(rows: Path, folder: Path, *more: str) -> list[str]:
     return [
         *(sys.executable, "-c", "from seektune.cli import automodel; automodel()", str(FLASH), "--model.preset=tiny"),
-        *("--model.dtype=fp32", f"--data.path={rows}", "--batch.global_size=16", "--batch.micro_size=4"),
+        *("--model.dtype=fp32", f"--data.path={rows}", "--batch.global_size=8", "--batch.micro_size=4"),
         *("--evaluate.limit=4", "--evaluate.every=2", "--evaluate.tasks=[hellaswag,validation]"),
         *("--checkpoint.every=2", "--logging.tensorboard=false"),
         *(f"--steps={STEPS}", "--optimizer.lr=1e-3", f"--run_dir={folder}", "--schedule.warmup_steps=2", *more),
@@ -39,8 +41,8 @@ def words(rows: Path, folder: Path, *more: str) -> list[str]:
 
 
 @contextmanager
-def job(rows: Path, folder: Path, *more: str) -> Iterator[Job]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def job(rows: Path, folder: Path, *more: str, **settings: str) -> Iterator[Job]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **settings}
     command = words(rows, folder, *more)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as made:
         try:
@@ -49,24 +51,18 @@ def job(rows: Path, folder: Path, *more: str) -> Iterator[Job]:
             made.kill()
 
 
-def finished(process: Job, code: int = 0, timeout: float = 300) -> tuple[str, str]:
-    said = process.communicate(timeout=timeout)
+def finished(process: Job, code: int = 0) -> tuple[str, str]:
+    said = process.communicate(timeout=HUNG)
     assert process.returncode == code, said
     return said
 
 
 def steps_done(folder: Path) -> int:
-    file = folder / "metrics.jsonl"
-    return len(file.read_text().splitlines()) if file.exists() else 0
+    return len(losses(folder))
 
 
-def wait_for_step(process: Job, folder: Path, step: int) -> list[psutil.Process]:
-    """The workers, once that step is done."""
-    deadline = time.monotonic() + 240
-    while steps_done(folder) < step:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+def workers(process: Job) -> list[psutil.Process]:
+    """The launcher's, by rank."""
     return sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
 
 
@@ -79,17 +75,7 @@ def same(folder: Path, other: Path) -> None:
         assert one["losses"] == pytest.approx(two["losses"], rel=1e-3)
         assert one["tokens_each"] == two["tokens_each"]
         assert sum(one["hits"]) == pytest.approx(sum(two["hits"]), abs=1)
-    verify = [
-        sys.executable,
-        "-m",
-        "seektune",
-        "verify",
-        str(folder / "model"),
-        str(other / "model"),
-        "--tolerance=1e-2",
-    ]
-    compared = subprocess.run(verify, capture_output=True, text=True, cwd=ROOT)
-    assert compared.returncode == 0, compared
+    assert verify(str(folder / "model"), str(other / "model"), tolerance=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -102,43 +88,45 @@ def alone(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_job_is_stopped_and_goes_on_with_other_sizes(rows: Path, alone: Path, tmp_path: Path):
-    folder = tmp_path / "run"
-    with job(rows, folder, *SPREAD) as process:
+    folder, first, second = tmp_path / "run", tmp_path / "first", tmp_path / "second"
+    with job(rows, folder, *SPREAD, **hold(2, 3, first)) as process:
+        wait_until_held(process, first)
         # only one worker hears of it, and twice
-        victim = wait_for_step(process, folder, 2)[2]
+        victim = workers(process)[2]
         victim.send_signal(signal.SIGTERM)
         victim.send_signal(signal.SIGTERM)
         _, said = finished(process, 75)
     assert said.startswith("automodel: stopped by")
     assert "saved in" in said
-    before = steps_done(folder)
-    assert before < STEPS
-    with job(rows, folder, "--nproc-per-node=2", "--parallel.pp_size=2", "--parallel.ep_size=1") as process:
+    assert steps_done(folder) == 3
+    sizes = ("--nproc-per-node=2", "--parallel.pp_size=2", "--parallel.ep_size=1")
+    with job(rows, folder, *sizes, **hold(0, 5, second)) as process:
+        wait_until_held(process, second)
         # as systems do that signal every process of a job, and the launcher passes it on
-        for other in [*wait_for_step(process, folder, before + 1), process]:
+        for other in [*workers(process), process]:
             other.send_signal(signal.SIGUSR1)
         _, said = finished(process, 75)
     assert "stopped by SIGUSR1; saved in" in said
-    assert before < (done := steps_done(folder)) < STEPS
+    assert steps_done(folder) == 5
     with job(rows, folder, "--parallel.pp_size=1", "--parallel.ep_size=1") as process:
         shown, _ = finished(process)
-    assert f"resuming after step {done}" in shown
+    assert "resuming after step 5" in shown
     same(folder, alone)
 
 
 def test_a_killed_worker_ends_the_job_or_starts_it_again(rows: Path, alone: Path, tmp_path: Path):
-    folder = tmp_path / "run"
-    with job(rows, folder, *SPREAD) as process:
-        wait_for_step(process, folder, 1)[3].kill()
-        began = time.monotonic()
-        _, said = finished(process, 1, timeout=60)
-        assert time.monotonic() - began < 30
+    folder, first, second = tmp_path / "run", tmp_path / "first", tmp_path / "second"
+    with job(rows, folder, *SPREAD, **hold(3, 2, first)) as process:
+        wait_until_held(process, first)
+        workers(process)[3].kill()
+        _, said = finished(process, 1)
     assert "rank 3 was killed by SIGKILL (out of memory?); the other workers were stopped; the same command" in said
-    with job(rows, folder, *SPREAD, "--max-restarts=1") as process:
-        wait_for_step(process, folder, 3)[1].kill()
+    with job(rows, folder, *SPREAD, "--max-restarts=1", **hold(1, 4, second)) as process:
+        wait_until_held(process, second)
+        workers(process)[1].kill()
         shown, said = finished(process)
     # (stages - 1) / (micro-batches + stages - 1)
-    assert "2 stages, 8 micro-batches of 1 rows; a process waits about 11% of a step" in shown
+    assert "2 stages, 4 micro-batches of 1 rows; a process waits about 20% of a step" in shown
     assert "rank 1 was killed by SIGKILL" in said
     assert "restart 1 of 1, from the last checkpoint" in said
     same(folder, alone)

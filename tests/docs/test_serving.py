@@ -16,6 +16,7 @@ from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.places import ROOT
+from tests.run_cli import HUNG
 from tests.workflows.test_serve import asked, served
 
 from .guides import blocks
@@ -47,7 +48,7 @@ def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -
         assert capsys.readouterr().out
         if shutil.which("curl"):
             words = shlex.split(curl.replace("http://127.0.0.1:8000", url))
-            said = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True).stdout
+            said = subprocess.run(words, capture_output=True, text=True, timeout=HUNG, check=True).stdout
             assert json.loads(said)["model"] == "trained"
 
 

@@ -1,7 +1,7 @@
 """A fake Slurm of two nodes on this machine: sbatch, srun and scontrol that run their commands.
 
-A file `signal` next to the programs holds the path of a metrics file and a number of lines: once the metrics file has
-that many, the script of the job's first run gets SIGUSR1, as `--signal=B:USR1@N` would send it.
+FAKE_SLURM names the folder of the programs, FAKE_SLURM_ID the job's number. A file `signal` there names another file:
+once that exists, the first run of the job gets SIGUSR1 on its script alone, as `--signal=B:USR1@N` would send it.
 """
 
 import os
@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 PROGRAMS = ("sbatch", "srun", "scontrol")
-ID = "4242"
 
 
 def install(folder: Path) -> Path:
@@ -26,28 +25,36 @@ def install(folder: Path) -> Path:
     return folder
 
 
+def job_id() -> str:
+    """Also decides the port where the nodes meet."""
+    return os.environ["FAKE_SLURM_ID"]
+
+
 def sbatch(home: Path, words: list[str]) -> int:
     """Run the script until it is not requeued."""
     script = words[-1]
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?", Path(script).read_text(), re.MULTILINE))
-    environment = {**os.environ, "SLURM_JOB_ID": ID, "SLURM_JOB_NODELIST": "two", "SLURM_NNODES": options["nodes"]}
-    log = Path(options["output"].replace("%j", ID))
+    environment = {
+        **os.environ,
+        "SLURM_JOB_ID": job_id(),
+        "SLURM_JOB_NODELIST": "two",
+        "SLURM_NNODES": options["nodes"],
+    }
+    log = Path(options["output"].replace("%j", job_id()))
     for count in range(3):
         with log.open("a") as out:
             job = subprocess.Popen(["bash", script], env=environment, stdout=out, stderr=out)
         if count == 0 and (home / "signal").exists():
-            metrics, _, lines = (home / "signal").read_text().rpartition(" ")
-            while job.poll() is None:
-                if Path(metrics).exists() and Path(metrics).read_text().count("\n") >= int(lines):
-                    job.send_signal(signal.SIGUSR1)
-                    break
+            held = Path((home / "signal").read_text())
+            while job.poll() is None and not held.exists():
                 time.sleep(0.02)
+            job.send_signal(signal.SIGUSR1)
         code = job.wait()
         (home / f"code-{count}").write_text(str(code))
         if not (home / "requeued").exists():
             break
         (home / "requeued").unlink()
-    print(f"Submitted batch job {ID}")
+    print(f"Submitted batch job {job_id()}")
     return 0
 
 
@@ -57,7 +64,7 @@ def srun(words: list[str]) -> int:
     output = next(word for word in words[:begin] if word.startswith("--output=")).removeprefix("--output=")
     tasks = []
     for node in range(int(os.environ["SLURM_NNODES"])):
-        with Path(output.replace("%j", ID).replace("%n", str(node))).open("a") as out:
+        with Path(output.replace("%j", job_id()).replace("%n", str(node))).open("a") as out:
             environment = {**os.environ, "SLURM_NODEID": str(node), "SLURM_PROCID": str(node)}
             tasks.append(subprocess.Popen(words[begin:], env=environment, stdout=out, stderr=out))
     for number in (signal.SIGUSR1, signal.SIGTERM):
@@ -69,7 +76,7 @@ def scontrol(home: Path, words: list[str]) -> int:
     """Print the nodes' names, or record a requeue."""
     if words[:2] == ["show", "hostnames"]:
         print("127.0.0.1\n127.0.0.2")
-    elif words == ["requeue", ID]:
+    elif words == ["requeue", job_id()]:
         (home / "requeued").touch()
     else:
         return 1

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,20 @@ import pytest
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.launch.job_spec import Environment, JobSpec, label
 from seektune.launch.slurm import SCRIPT_VARIABLES, Slurm, write_slurm
+from tests.held_run import hold
 from tests.places import ROOT
 from tests.read_run import losses
-from tests.run_cli import CODE, seektune
+from tests.run_cli import CODE, HUNG, seektune
 
-from .fake_slurm import ID, install
+from .fake_slurm import install
+from .ports import held_port
 
 TINY = "examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml"
 FLASH = TINY.replace("tiny", "flash")
 SHELLCHECK = Path(sys.prefix) / "bin" / "shellcheck"
 TASK = JobSpec("recipe.yaml", (), 16, 8, "mine")
 HOSTILE = 'it\'s "a" $(touch gone) `touch gone` ; touch gone # \\ * é'
+STEPS = 5
 VARIANTS = {
     "plain": (TASK, Slurm()),
     "venv": (TASK, Slurm(venv="/shared/my venv", partition="gpu", account="a", qos="q", constraint="h100&ib")),
@@ -145,8 +149,15 @@ def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
     assert "#SBATCH --nodes=3" in forced.stdout
 
 
+@pytest.fixture
+def job_id() -> Iterator[str]:
+    """Of a job whose port nobody else takes."""
+    with held_port(range(20_000, 30_000)) as port:
+        yield str(port - 20_000)
+
+
 @pytest.mark.slow
-def test_preempted_job_resumes_with_the_same_losses(tmp_path: Path) -> None:
+def test_preempted_job_resumes_with_the_same_losses(tmp_path: Path, job_id: str) -> None:
     rows = write_hellaswag(tmp_path / "rows", 64, 8)
     venv = tmp_path / "my venv" / "bin"
     venv.mkdir(parents=True)
@@ -157,11 +168,9 @@ def test_preempted_job_resumes_with_the_same_losses(tmp_path: Path) -> None:
         place = tmp_path / kind
         place.mkdir()
         home = install(place / "bin")
-        run = place / "a run"
-        if kind == "preempted":
-            (home / "signal").write_text(f"{run / 'metrics.jsonl'} 2")
+        run, held = place / "a run", tmp_path / "held"
         words = ["launch", "slurm", str(ROOT / TINY), "--nodes=2", "--gpus-per-node=1", "--submit"]
-        words += [f"--venv={venv.parent}", f"--run_dir={run}", f"--data.path={rows}", "--steps=7"]
+        words += [f"--venv={venv.parent}", f"--run_dir={run}", f"--data.path={rows}", f"--steps={STEPS}"]
         words += ["--parallel.ep_size=2", "--batch.global_size=8", "--batch.micro_size=2", "--batch.length=96"]
         words += [
             "--evaluate.before=false",
@@ -169,31 +178,34 @@ def test_preempted_job_resumes_with_the_same_losses(tmp_path: Path) -> None:
             "--evaluate.every=null",
             "--logging.tensorboard=false",
         ]
-        path = f"{home}:{os.environ['PATH']}"
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
-            "PATH": path,
+            "PATH": f"{home}:{os.environ['PATH']}",
             "FAKE_SLURM": str(home),
+            "FAKE_SLURM_ID": job_id,
             "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
         }
-        environment["OMP_NUM_THREADS"] = "1"
+        if kind == "preempted":
+            environment |= hold(rank=0, step=3, file=held)
+            (home / "signal").write_text(str(held))
         done = subprocess.run(
             [sys.executable, "-c", CODE, *words],
             capture_output=True,
             text=True,
             env=environment,
             cwd=place,
-            timeout=300,
+            timeout=HUNG,
         )
         log = "\n".join(file.read_text() for file in sorted((place / "logs").iterdir()))
         assert done.returncode == 0, done.stderr
-        assert f"Submitted batch job {ID}" in done.stdout
+        assert f"Submitted batch job {job_id}" in done.stdout
         codes = [(home / f"code-{count}").read_text() for count in range(2) if (home / f"code-{count}").exists()]
         assert codes == (["0"] if kind == "undisturbed" else ["0", "0"]), log
         assert ("saved; requeued" in log) == (kind == "preempted")
-        assert ("resuming after step" in log) == (kind == "preempted"), log
+        assert ("resuming after step 3" in log) == (kind == "preempted"), log
         names = {file.name.rpartition("-")[2] for file in (place / "logs").iterdir()}
-        assert names == {f"{ID}.log", "node0.log", "node1.log"}
+        assert names == {f"{job_id}.log", "node0.log", "node1.log"}
     assert losses(tmp_path / "preempted" / "a run") == losses(tmp_path / "undisturbed" / "a run")
-    assert [step for step, _ in losses(tmp_path / "undisturbed" / "a run")] == list(range(1, 8))
+    assert [step for step, _ in losses(tmp_path / "undisturbed" / "a run")] == list(range(1, STEPS + 1))

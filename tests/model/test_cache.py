@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .test_memory import Largest
+from tests.largest_tensor import LargestTensor
 
 
-class LargestMade(Largest):
+class LargestMade(LargestTensor):
     """Views are nothing made."""
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):

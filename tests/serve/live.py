@@ -1,4 +1,4 @@
-"""A server in a thread, and a plain HTTP client."""
+"""A server in a thread, a plain HTTP client, and models that a test controls."""
 
 import http.client
 import json
@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from seektune.data.tokenizer import Tokenizer
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.serve.app import Served, make_app
 from seektune.serve.server import server
+from tests.run_cli import HUNG
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,19 @@ class Live:
 
     url: str
 
-    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+    @contextmanager
+    def response(self, method: str, path: str, body: Any = None, **headers: str) -> Iterator[http.client.HTTPResponse]:
+        """A response whose body is not read yet; a stream's begins with its first token."""
         place = urlsplit(self.url)
-        link = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
+        link = http.client.HTTPConnection(place.hostname, place.port, timeout=HUNG)
         sent = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         link.request(method, path, sent, {"Content-Type": "application/json", **headers})
-        answer = link.getresponse()
-        text = answer.read().decode()
+        yield link.getresponse()
         link.close()
-        return Answer(answer.status, dict(answer.getheaders()), text)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
+        with self.response(method, path, body, **headers) as answer:
+            return Answer(answer.status, dict(answer.getheaders()), answer.read().decode())
 
     def post(self, path: str, **body: Any) -> Answer:
         return self.ask("POST", path, body)
@@ -65,25 +70,25 @@ class Live:
 
     def until(self, holds: Callable[[Any], bool]) -> None:
         """Wait until `/health` satisfies the condition."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + HUNG
         while not holds(found := self.health()):
             assert time.monotonic() < end, found
             time.sleep(0.02)
 
 
 @contextmanager
-def live(served: Served) -> Iterator[Live]:
+def live(served: Served, clock: Callable[[], float] = time.monotonic) -> Iterator[Live]:
     place = socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()
-    made = server(make_app(served), 1.0, ready.set)
+    made = server(make_app(served, clock), 1.0, ready.set)
     thread = threading.Thread(target=made.run, kwargs={"sockets": [place]})
     thread.start()
     try:
-        assert ready.wait(30)
+        assert ready.wait(HUNG)
         yield Live(f"http://127.0.0.1:{place.getsockname()[1]}")
     finally:
         made.should_exit = True
-        thread.join(30)
+        thread.join(HUNG)
         assert not thread.is_alive()
 
 
@@ -100,3 +105,48 @@ def parrot(model: DeepseekV4ForCausalLM, tokenizer: Tokenizer, text: str) -> Dee
 
     model.__setattr__("logits", said)
     return model
+
+
+def endless(model: DeepseekV4ForCausalLM, tokenizer: Tokenizer) -> DeepseekV4ForCausalLM:
+    """Make a model that never ends a text by itself."""
+    logits = model.logits
+
+    def without_end(hidden: Any) -> Any:
+        found = logits(hidden)
+        found[..., tokenizer.eos_id] -= 1000
+        return found
+
+    model.__setattr__("logits", without_end)
+    return model
+
+
+class Gate:
+    """Holds a model wherever it computes logits until a test lets it pass; a context manager that opens at the end."""
+
+    def __init__(self, model: DeepseekV4ForCausalLM):
+        self.model = model
+        self._passes = threading.Semaphore(0)
+        self._is_open = False
+        logits = model.logits
+
+        def held(hidden: Any) -> Any:
+            if not self._is_open:
+                self._passes.acquire()
+            return logits(hidden)
+
+        model.__setattr__("logits", held)
+
+    def let(self, times: int) -> None:
+        """Let the model pass so often."""
+        self._passes.release(times)
+
+    def open(self) -> None:
+        """Hold it no more."""
+        self._is_open = True
+        self.let(1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.open()

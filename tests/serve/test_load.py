@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,64 +12,86 @@ import pytest
 from seektune.generate.detokenize import answer_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
-from seektune.serve.app import Served
+from seektune.serve.app import TOKENIZING, Served
 from seektune.serve.limits import Limits
+from seektune.serve.request_builder import RequestBuilder
+from tests.run_cli import HUNG
 
-from .live import Live, live
+from .live import Gate, Live, endless, live
 from .test_api import CHAT, QUESTION, TEXT
 
 WORDS = ("the", "man", "picks", "up", "a", "red", "bucket", "and", "walks", "away", "from", "his", "house")
 
 
 @pytest.mark.slow
-def test_32_concurrent_streams_match_single_requests(toy: Live, model: Any, tokenizer: Any) -> None:
+def test_32_concurrent_streams_match_single_requests(model: Any, toy_model: Any, tokenizer: Any) -> None:
+    """They arrive in four groups, while those before them run, until all run together."""
     asked = []
     for i in range(32):
         prompt = " ".join(WORDS[j % len(WORDS)] for j in range(i, i + 1 + (i * 7) % 60))
-        asked.append((prompt, 5 + (i * 13) % 50))
+        asked.append((prompt, 10 + (i * 13) % 40))
     expected = []
     for prompt, most in asked:
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
         request = Request(ids, most, GREEDY, frozenset({tokenizer.eos_id}))
         expected.append(answer_all(model, tokenizer, [request])[0][0].text)
-    together: list[int] = []
+    gate = Gate(toy_model(vocab_size=512))
 
-    def ask(i: int) -> str:
-        time.sleep(0.02 * (i % 8))
-        prompt, most = asked[i]
-        answer = toy.post(TEXT, prompt=prompt, max_tokens=most, temperature=0, stream=True)
-        together.append(toy.health()["running"])
-        return "".join(chunk["choices"][0]["text"] for chunk in answer.events())
+    with live(Served({"toy": gate.model}, tokenizer)) as found, gate, ThreadPoolExecutor(32) as crowd:
 
-    with ThreadPoolExecutor(32) as crowd:
-        assert list(crowd.map(ask, range(32))) == expected
-    assert max(together) > 8
+        def ask(prompt: str, most: int) -> str:
+            answer = found.post(TEXT, prompt=prompt, max_tokens=most, temperature=0, stream=True)
+            return "".join(chunk["choices"][0]["text"] for chunk in answer.events())
+
+        texts = []
+        for here in range(8, 33, 8):
+            texts += [crowd.submit(ask, *each) for each in asked[here - 8 : here]]
+            found.until(lambda health, here=here: health["running"] + health["waiting"] == here)
+            # a step passes at most twice: for those that run, and for those that join
+            gate.let(2)
+            found.until(lambda health, here=here: health["running"] == here)
+        gate.open()
+        assert [text.result(HUNG) for text in texts] == expected
 
 
 @pytest.mark.slow
-def test_million_token_prompts_and_10_mb_bodies_are_refused_while_others_are_served(model: Any, tokenizer: Any) -> None:
-    with live(Served({"toy": model}, tokenizer)) as found:
-        asks = [
-            {"prompt": "a b " * 500_000},
-            {"prompt": [7] * 1_000_000},
-            {"messages": [{"role": "user", "content": "word " * 300_000}] * 5},
-        ]
-        with ThreadPoolExecutor(4) as crowd:
-            long = [crowd.submit(found.post, CHAT if "messages" in ask else TEXT, **ask) for ask in asks]
-            large = crowd.submit(found.ask, "POST", CHAT, b'{"prompt": "' + b"x" * 10_000_000 + b'"}')
-            # meanwhile it answers others
-            began = time.monotonic()
-            assert found.post(TEXT, prompt="The man", max_tokens=4).status == 200
-            assert time.monotonic() - began < 20
-            for answer in long:
-                assert (answer.result().status, answer.result().error["code"]) == (400, "context_length_exceeded")
-            assert large.result().status == 413
+def test_million_token_prompts_and_10_mb_bodies_are_refused_while_others_are_served(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, rest = threading.Semaphore(0), threading.Event()
+
+    def slowly(work: Any) -> Any:
+        def wait(*given: Any) -> Any:
+            begun.release()
+            assert rest.wait(HUNG)
+            return work(*given)
+
+        return wait
+
+    for name in ("chat", "completion"):
+        monkeypatch.setattr(RequestBuilder, name, slowly(getattr(RequestBuilder, name)))
+    asks = [
+        {"prompt": "a b " * 500_000},
+        {"prompt": [7] * 1_000_000},
+        {"messages": [{"role": "user", "content": "word " * 300_000}] * 5},
+    ]
+    with live(Served({"toy": model}, tokenizer)) as found, ThreadPoolExecutor(4) as crowd:
+        long = [crowd.submit(found.post, CHAT if "messages" in ask else TEXT, **ask) for ask in asks]
+        # while as many prompts are read as may be, it answers others
+        for _ in range(TOKENIZING):
+            assert begun.acquire(timeout=HUNG)
+        assert found.ask("POST", CHAT, b'{"prompt": "' + b"x" * 10_000_000 + b'"}').status == 413
+        assert found.ask("GET", "/v1/models").status == 200
+        rest.set()
+        assert found.post(TEXT, prompt="The man", max_tokens=4).status == 200
+        for answer in long:
+            assert (answer.result(HUNG).status, answer.result().error["code"]) == (400, "context_length_exceeded")
         assert found.health() == {"status": "ok", "running": 0, "waiting": 0}
 
 
 def linked(server: Live) -> socket.socket:
     place = urlsplit(server.url)
-    return socket.create_connection((place.hostname, place.port or 0), timeout=30)
+    return socket.create_connection((place.hostname, place.port or 0), timeout=HUNG)
 
 
 def written(body: Any) -> bytes:
@@ -96,7 +117,7 @@ def test_200_slow_clients_do_not_block_the_server(model: Any, tokenizer: Any) ->
         for reader in readers:
             reader.start()
         for reader in readers:  # incomplete requests get a response after client_timeout
-            reader.join(20)
+            reader.join(HUNG)
             assert not reader.is_alive()
         found.until(lambda health: health["running"] == health["waiting"] == 0)
         for link in links[7::8]:
@@ -107,12 +128,14 @@ def test_200_slow_clients_do_not_block_the_server(model: Any, tokenizer: Any) ->
 
 
 @pytest.mark.slow
-def test_client_that_does_not_read_is_disconnected(model: Any, tokenizer: Any) -> None:
+def test_client_that_does_not_read_is_disconnected(toy_model: Any, tokenizer: Any) -> None:
     """The response is larger than the network's buffers, so sending blocks, and its sequences are freed."""
-    limits = Limits(max_model_len=30_000, client_timeout=0.5, request_timeout=60)
-    body = {"prompt": ["The man"] * 24, "max_tokens": 20_000, "logprobs": 20, "stream": True}
-    with live(Served({"toy": model}, tokenizer, limits)) as found, linked(found) as link:
+    limits = Limits(max_model_len=1_000_000, client_timeout=0.5)
+    body = {"prompt": ["The man"] * 24, "max_tokens": 900_000, "logprobs": 20, "stream": True}
+    gate = Gate(endless(toy_model(vocab_size=512), tokenizer))
+    with live(Served({"toy": gate.model}, tokenizer, limits)) as found, gate, linked(found) as link:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         link.sendall(written(body))
         found.until(lambda health: health["running"] == 24)
+        gate.open()
         found.until(lambda health: health["running"] == 0)

@@ -6,8 +6,10 @@ import pytest
 
 from seektune.data.chat_format.tool_calls import write_calls
 from seektune.serve.app import Served
+from seektune.serve.limits import Limits
+from tests.run_cli import HUNG
 
-from .live import Live, live, parrot
+from .live import Live, endless, live, parrot
 
 QUESTION: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
 TOOLS: Any = [
@@ -29,7 +31,7 @@ TOOLS: Any = [
 
 def client(server: Live, **more: Any) -> Any:
     openai = pytest.importorskip("openai", reason="openai is not installed")
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30, **more)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=HUNG, **more)
 
 
 @pytest.mark.slow
@@ -47,7 +49,7 @@ def test_client_lists_models_completes_and_streams(toy: Live) -> None:
                 texts[choice.index] += choice.delta.content or ""
         assert texts == [choice.message.content for choice in whole.choices]
         assert usage == whole.usage
-        text = asks.completions.create(model="toy", prompt="The man", max_tokens=5, logprobs=2)
+        text = asks.completions.create(model="toy", prompt="The man", max_tokens=5, logprobs=2, seed=1)
         assert len(text.choices[0].logprobs.tokens) == 5
         said = "".join(
             chunk.choices[0].text
@@ -77,19 +79,20 @@ def test_client_calls_a_tool_and_sends_its_result(toy_model: Any, tokenizer: Any
 
 
 @pytest.mark.slow
-def test_disconnect_cancels_the_request(toy: Live) -> None:
+def test_disconnect_cancels_the_request(toy_model: Any, tokenizer: Any) -> None:
     import openai
 
-    asked: Any = {"model": "toy", "messages": QUESTION, "max_tokens": 1900}
-    with client(toy) as asks:
+    asked: Any = {"model": "toy", "messages": QUESTION, "max_tokens": 900_000}
+    served = Served({"toy": endless(toy_model(vocab_size=512), tokenizer)}, tokenizer, Limits(max_model_len=1_000_000))
+    with live(served) as found, client(found) as asks:
         stream = asks.chat.completions.create(**asked, stream=True, n=3)
         next(stream)
-        assert toy.health()["running"] == 3
+        assert found.health()["running"] == 3
         stream.close()
-        toy.until(lambda health: health["running"] == 0)
+        found.until(lambda health: health["running"] == 0)
         with pytest.raises(openai.APITimeoutError):
             asks.with_options(timeout=0.3).chat.completions.create(**asked)
-        toy.until(lambda health: health["running"] == 0)
+        found.until(lambda health: health["running"] == 0)
 
 
 @pytest.mark.slow

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from seektune.serve.app import PAGE, Served
+from seektune.serve.limits import Limits
+from tests.run_cli import HUNG
 
-from .live import Live, live, parrot
+from .live import Live, endless, live, parrot
 from .test_api import CHAT
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -29,7 +31,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     made = browser.new_page()
-    made.set_default_timeout(20_000)
+    made.set_default_timeout(1000 * HUNG)
     made.problems = []
     made.asked = []
     made.on("pageerror", lambda error: made.problems.append(str(error)))
@@ -110,19 +112,21 @@ def test_tokens_are_coloured_and_show_alternatives(page: Any, toy: Live) -> None
 
 
 @pytest.mark.slow
-def test_stop_button_cancels_the_request(page: Any, toy: Live) -> None:
-    page.goto(toy.url)
-    page.wait_for_selector("#compare-label:not([hidden])")
-    page.fill("#max_tokens", "1900")
-    page.fill("#ask", "Go on")
-    page.click("#send")
-    # the first token may be part of a character, which shows nothing
-    page.wait_for_selector(".answer .token", state="attached")
-    toy.until(lambda health: health["running"] == 2)
-    page.click("#stop")
-    page.wait_for_selector("#send:not([disabled])")
-    toy.until(lambda health: health["running"] == 0)
-    assert all("stopped" in facts for facts in page.locator(".facts").all_text_contents())
+def test_stop_button_cancels_the_request(page: Any, toy_model: Any, tokenizer: Any) -> None:
+    models = {name: endless(toy_model(vocab_size=512), tokenizer) for name in ("toy", "other")}
+    with live(Served(models, tokenizer, Limits(max_model_len=1_000_000))) as found:
+        page.goto(found.url)
+        page.wait_for_selector("#compare-label:not([hidden])")
+        page.fill("#max_tokens", "900000")
+        page.fill("#ask", "Go on")
+        page.click("#send")
+        # the first token may be part of a character, which shows nothing
+        page.wait_for_selector(".answer .token", state="attached")
+        found.until(lambda health: health["running"] == 2)
+        page.click("#stop")
+        page.wait_for_selector("#send:not([disabled])")
+        found.until(lambda health: health["running"] == 0)
+        assert all("stopped" in facts for facts in page.locator(".facts").all_text_contents())
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Jobs wait, run together and end; what happens to one does not affect the others."""
 
+import math
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,18 +14,19 @@ from seektune.generate.sampling_params import GREEDY
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.scheduler import Event, GenerationJob, Scheduler
+from tests.run_cli import HUNG
 
-LIMITS = Limits(max_model_len=100_000, max_num_seqs=3, max_queued_requests=2)
+LIMITS = Limits(max_model_len=1_000_000, max_num_seqs=3, max_queued_requests=2)
 
 
 class Heard:
     """A job and the events it received."""
 
-    def __init__(self, model: str, *requests: Request, seconds: float = 60):
+    def __init__(self, model: str, *requests: Request):
         self.events: list[Event] = []
         self.over, self.begun = threading.Event(), threading.Event()
         self.left = len(requests)
-        self.job = GenerationJob(model, requests, self._hear, time.monotonic() + seconds)
+        self.job = GenerationJob(model, requests, self._hear, deadline=math.inf)
 
     def _hear(self, event: Event) -> None:
         self.events.append(event)
@@ -35,12 +36,12 @@ class Heard:
             self.over.set()
 
     def texts(self) -> list[str]:
-        assert self.over.wait(30)
+        assert self.over.wait(HUNG)
         assert all(isinstance(event, TextDelta) for event in self.events)
         return ["".join(e.text for e in self.events if e.request == i) for i in range(len(self.job.requests))]
 
     def error(self) -> ApiError:
-        assert self.over.wait(30)
+        assert self.over.wait(HUNG)
         assert isinstance(self.events[-1], ApiError)
         return self.events[-1]
 
@@ -67,7 +68,7 @@ def request(text: str, tokenizer, most: int = 6, seed: int = 0) -> Request:
 
 
 def long(tokenizer) -> Request:
-    return request("The man", tokenizer, 90_000)
+    return request("The man", tokenizer, 900_000)
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_jobs_wait_for_room_and_full_queue_refuses(begin, tokenizer) -> None:
     growing = [Heard("toy", long(tokenizer)) for _ in range(3)]
     for heard in growing:
         worker.submit(heard.job)
-        assert heard.begun.wait(30)
+        assert heard.begun.wait(HUNG)
     waiting = [Heard("other", request("A", tokenizer)) for _ in range(2)]
     for heard in waiting:
         worker.submit(heard.job)
@@ -114,7 +115,7 @@ def test_job_cancelled_while_waiting_never_starts(begin, tokenizer) -> None:
     growing = Heard("toy", *[long(tokenizer)] * 3)
     waiting, later = Heard("toy", request("A", tokenizer)), Heard("toy", request("B", tokenizer))
     worker.submit(growing.job)
-    assert growing.begun.wait(30)
+    assert growing.begun.wait(HUNG)
     for heard in (waiting, later):
         worker.submit(heard.job)
     worker.cancel(waiting.job)
@@ -125,11 +126,13 @@ def test_job_cancelled_while_waiting_never_starts(begin, tokenizer) -> None:
 
 def test_running_and_waiting_jobs_time_out(begin, tokenizer) -> None:
     worker = begin()
-    growing, waiting = (Heard("toy", *[long(tokenizer)] * 3, seconds=0.3) for _ in range(2))
-    waiting.job.deadline = growing.job.deadline  # else the waiting job could start in between
+    growing, waiting = (Heard("toy", *[long(tokenizer)] * 3) for _ in range(2))
     for heard in (growing, waiting):
         worker.submit(heard.job)
-    for heard in (growing, waiting):
+    assert growing.begun.wait(HUNG)
+    # in this order, else the waiting job could start in between
+    for heard in (waiting, growing):
+        heard.job.deadline = -math.inf
         assert heard.error().status == 504
         assert "not complete after 600 s" in str(heard.error())
     assert growing.events[:-1]
@@ -156,7 +159,7 @@ def test_stop_ends_all_jobs(begin, tokenizer) -> None:
     growing, waiting = Heard("toy", *[long(tokenizer)] * 3), Heard("toy", request("A", tokenizer))
     for heard in (growing, waiting):
         worker.submit(heard.job)
-    assert growing.begun.wait(30)
+    assert growing.begun.wait(HUNG)
     worker.stop()
     assert growing.error().status == waiting.error().status == 503
     assert not worker.alive

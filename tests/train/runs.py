@@ -2,11 +2,13 @@
 
 import os
 import signal
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
+from threading import Event
 
 import torch
 
@@ -16,6 +18,7 @@ from seektune.io.run_files import CHECKPOINTS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.signals import Interruption
+from seektune.train import guard as watchdog
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import GuardConfig, LoggingConfig, LossConfig, OptimizerConfig
 from seektune.train.metrics import MetricsLog
@@ -24,6 +27,8 @@ from seektune.train.trainer import Trainer
 from tests.train.tiny_run import MadeStream, Words, made_batch, settings, small_model
 
 QUIET = LoggingConfig(tensorboard=False, every=1000)
+TOUCHES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree"}
+"""Audit events of work on files."""
 LOSS = LossConfig(bias_update_speed=0.001, balance_weight=0.01)
 
 
@@ -59,20 +64,17 @@ def go(folder: Path, steps: int, change: Callable[[Trainer], None] = lambda trai
     return trainer
 
 
-def go_slowly(folder: Path, steps: int, threads: int) -> None:
-    """As `go`, with a pause in each validation, so that a kill can meet it; sums depend on the number of threads."""
+def go_killed(folder: Path, steps: int, threads: int, at: int) -> None:
+    """As `go`, but killed when it does something to a file of the folder for the `at`-th time."""
+    times = count(1)
 
-    def change(trainer: Trainer) -> None:
-        loss = trainer.validation_loss
+    def kill(event: str, given: tuple[object, ...]) -> None:
+        if event in TOUCHES and str(given[0]).startswith(str(folder)) and next(times) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        def slow() -> float:
-            time.sleep(0.02)
-            return loss()
-
-        trainer.validation_loss = slow
-
-    torch.set_num_threads(threads)
-    go(folder, steps, change)
+    sys.addaudithook(kill)
+    torch.set_num_threads(threads)  # sums depend on it
+    go(folder, steps)
 
 
 def end_by_two_signals(folder: Path) -> None:
@@ -90,15 +92,18 @@ def end_by_two_signals(folder: Path) -> None:
 
 
 def hang(folder: Path) -> None:
-    """A run whose data never comes."""
+    """A run whose data never comes, while its clock, which stood, shows a minute more."""
+    now = [0.0]
 
     class Hanging(MadeStream):
         def next_step(self):
             if self.drawn == 1:
-                time.sleep(60)
+                now[0] += 60
+                Event().wait()
             return super().next_step()
 
-    go(folder, 5, stream=Hanging(), guard=GuardConfig(step_timeout=0.5))
+    watchdog.monotonic = lambda: now[0]
+    go(folder, 5, stream=Hanging(), guard=GuardConfig(step_timeout=1.0))
 
 
 def same_state(a: Trainer, b: Trainer) -> bool:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +74,16 @@ def test_the_card_of_a_whole_checkpoint(folder: Path, capsys: pytest.CaptureFixt
     ]
 
 
-def test_the_card_of_flash_is_read_in_seconds(tmp_path: Path):
+def bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
+
+
+def test_the_card_of_flash_is_read_from_headers_alone(tmp_path: Path):
     """69,187 tensors in 46 files of 160 GB."""
     flash = hollow(tmp_path / "flash", "flash")
-    begin = time.perf_counter()
+    before = bytes_read()
     card = read_card(flash)
-    assert time.perf_counter() - begin < 20
+    assert 1e6 < bytes_read() - before < 50e6
     assert card.complete
     assert card.notes == []
     assert (card.format, card.tensors, len(card.files)) == ("released", 69_187, 46)

@@ -1,5 +1,6 @@
 """`seektune serve`: from the command line to an answer, and how it ends."""
 
+import http.client
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from seektune.data.tokenizer import load_tokenizer
 from seektune.generate.session import LoadOptions
 from seektune.lora.files import save_adapter
 from seektune.lora.initialize import init_adapters
@@ -23,16 +25,18 @@ from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.places import ROOT
-from tests.run_cli import CODE, seektune
+from tests.run_cli import CODE, HUNG, seektune
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 
 @pytest.fixture(scope="module")
 def place(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base in the released format, and an adapter that changes much."""
+    """A base in the released format, which never ends a greedy text, and an adapter that changes much."""
     folder = tmp_path_factory.mktemp("serve")
     model = toy_model(torch.float32, vocab_size=512, hidden_size=64, moe_intermediate_size=32)
+    with torch.no_grad():
+        model.head.weight[load_tokenizer(512).eos_id] = 0
     model.save_pretrained(folder / "base", format="released")
     adapt(model, matching(model, ["attn", "ffn.experts"]), AdapterShape(rank=2, alpha=4.0))
     init_adapters(model, seed=0)
@@ -65,7 +69,7 @@ def served(*words: str, cwd: Path, **more: str) -> Iterator[tuple[subprocess.Pop
 def asked(url: str, path: str, body: Any = None, **headers: str) -> Any:
     sent = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url + path, sent, {"Content-Type": "application/json", **headers})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=HUNG) as answer:
         return json.load(answer)
 
 
@@ -89,24 +93,24 @@ def test_an_adapter_is_a_second_model(place: Path, quantized: bool) -> None:
             assert texts[name] == pytest.approx(expected.tolist(), abs=1e-3)
         assert texts["base"] != texts["adapter"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(HUNG) == 0
 
 
 @pytest.mark.slow
 def test_a_signal_lets_answers_end(place: Path) -> None:
     with served("base", "--max-model-len", "3000", cwd=place, SEEKTUNE_API_KEY="k") as (process, url):
-        body = {"prompt": "The man", "max_tokens": 60, "stream": True}
+        body = {"prompt": "The man", "max_tokens": 60, "temperature": 0, "stream": True}
         sent = urllib.request.Request(
             f"{url}/v1/completions",
             json.dumps(body).encode(),
             {"Content-Type": "application/json", "Authorization": "Bearer k"},
         )
-        with urllib.request.urlopen(sent, timeout=60) as answer:
+        with urllib.request.urlopen(sent, timeout=HUNG) as answer:
             answer.readline()
             process.send_signal(signal.SIGINT)
             rest = answer.read().decode()
         assert rest.endswith("data: [DONE]\n\n")
-        assert process.wait(20) == 0
+        assert process.wait(HUNG) == 0
         assert process.stderr is not None
         assert process.stderr.read() == ""
 
@@ -114,14 +118,17 @@ def test_a_signal_lets_answers_end(place: Path) -> None:
 @pytest.mark.slow
 def test_an_answer_that_takes_too_long_is_cut(place: Path) -> None:
     with served("base", "--shutdown-timeout", "1", cwd=place) as (process, url):
-        body = {"prompt": "The man", "max_tokens": 30_000, "stream": True}
+        body = {"prompt": "The man", "max_tokens": 30_000, "temperature": 0, "stream": True}
         sent = urllib.request.Request(
             f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(sent, timeout=60) as answer:
+        with urllib.request.urlopen(sent, timeout=HUNG) as answer:
             answer.readline()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(HUNG) == 0
+            with pytest.raises(http.client.IncompleteRead) as cut:
+                answer.read()
+        assert b"[DONE]" not in cut.value.partial
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from seektune.train import checkpoints, trainer
 from seektune.workflows import train as workflow
 from tests.places import HELLASWAG, ROOT
 from tests.read_run import losses
+from tests.run_cli import HUNG
 
 CACHE = Path("unused")
 
@@ -478,7 +479,7 @@ main()
 def test_a_signal_while_torch_is_loaded_says_resume_me(recipe, tmp_path, name):
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe()))
     code = STARTING.format(name=name, recipe=str(tmp_path / "recipe.yaml"))
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
     assert answer.returncode == 75
     assert answer.stderr == f"seektune: stopped by {name} while starting; the same command starts again\n"
     assert not (tmp_path / "run").exists()

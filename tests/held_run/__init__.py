@@ -1,0 +1,22 @@
+"""A real run that waits where a test wants to disturb it."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from tests.run_cli import HUNG, ROOT
+
+
+def hold(rank: int, step: int, file: Path) -> dict[str, str]:
+    """Environment in which `rank` waits before `step` for a signal, once `file` says that it does."""
+    return {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(ROOT))), "HELD_RUN": f"{rank} {step} {file}"}
+
+
+def wait_until_held(process: subprocess.Popen[str], file: Path) -> None:
+    """Until the rank waits."""
+    deadline = time.monotonic() + HUNG
+    while not file.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
