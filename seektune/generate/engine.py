@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, S streams, D width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from seektune.generate.prefill import Prefill, padded
 from seektune.generate.request import Drafts, Request, Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
+from seektune.kernels import cpu_decode_kernels
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 CHUNK = 4096
@@ -30,6 +32,7 @@ class DecodeEngine:
         requests: Sequence[Request] = (),
         speculative: bool = False,
         longest: int | None = None,
+        cpu_kernels: bool = True,
     ):
         """Nothing is computed yet.
 
@@ -39,6 +42,8 @@ class DecodeEngine:
             speculative: let the MTP block guess ahead.
             longest: tokens that any text may have, prompt included, if others may join; memory is then taken as texts
                 grow. None takes it at once for the longest of `requests`.
+            cpu_kernels: on a CPU in fp32, decode with the compiled kernels of `kernels.cpu` where they can be had. Their
+                last digits differ, so what evaluates leaves them out.
 
         Raises:
             ValueError: a request cannot be met, or the model has no MTP block to speculate with.
@@ -48,6 +53,9 @@ class DecodeEngine:
         self.drafts = Drafts()
         self._model = model
         self._speculative = speculative
+        weight = model.embed.weight
+        compiled = cpu_kernels and weight.is_cpu and weight.dtype == torch.float32
+        self._kernels = cpu_decode_kernels if compiled else nullcontext
         self._grows = longest is not None
         self._longest = max((each.longest for each in requests), default=0) if longest is None else longest
         self._count = 0
@@ -92,7 +100,10 @@ class DecodeEngine:
         Raises:
             ArithmeticError: the model gives no numbers.
         """
-        tokens = [] if self._texts is None else self._grow(self._texts, self._go_on(self._texts))
+        tokens = []
+        if self._texts is not None:
+            with self._kernels():
+                tokens += self._grow(self._texts, self._go_on(self._texts))
         if self._reading is None and self._waiting:
             options = self._longest, self._grows, self._speculative, CHUNK
             self._reading = Prefill(self._model, self._waiting, *options)
