@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seektune.generate.decodable import DecodableModel
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import Sampling
+from seektune.kernels import cpu_decode_kernels
+from seektune.kernels.cpu.library import library
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.kv_cache.cache import KVCache
@@ -36,16 +39,12 @@ LONG = (1_000, 100_000)
 Turn = Callable[[], Any]
 
 
-def ours(model: DeepseekV4ForCausalLM, prompt: Tensor) -> Turn:
-    """A turn decodes one token greedily."""
-    cache = model.new_cache(1, prompt.shape[1] + STEPS * ROUNDS + 1)
-    token = model(prompt, cache=cache).logits[:, -1:].argmax(-1)
-
-    def turn() -> None:
-        nonlocal token
-        token = model(token, cache=cache).logits.argmax(-1)
-
-    return turn
+def ours(model: DecodableModel, prompt: Tensor, cpu_kernels: bool) -> Turn:
+    """A turn decodes one token greedily, as `generate` and `serve` do."""
+    request = Request(prompt[0].tolist(), STEPS * ROUNDS + 1, Sampling(temperature=0))
+    engine = DecodeEngine(model, [request], cpu_kernels=cpu_kernels)
+    engine.step()
+    return engine.step
 
 
 def theirs(model: Any, prompt: Tensor) -> Turn:
@@ -98,10 +97,12 @@ def beside_transformers() -> Iterator[tuple[str, Any]]:
     model = DeepseekV4ForCausalLM(config)
     other = in_transformers(model)
     prompt = torch.randint(config.vocab_size, (1, PROMPT))
-    yield (
-        "decode_after_1024",
-        compared(seconds({"ours": ours(model, prompt), "theirs": theirs(other, prompt)}, ROUNDS, STEPS)),
-    )
+    turns = {
+        "ours": ours(model, prompt, cpu_kernels=True),
+        "ours_without_cpu_kernels": ours(model, prompt, cpu_kernels=False),
+        "theirs": theirs(other, prompt),
+    }
+    yield "decode_after_1024", compared(seconds(turns, ROUNDS, STEPS))
     text = torch.randint(config.vocab_size, (1, PREFILL))
 
     def our_prefill() -> None:
@@ -127,13 +128,19 @@ def standing_at(model: DeepseekV4ForCausalLM, length: int) -> KVCache:
     return cache
 
 
+def decoded(model: DeepseekV4ForCausalLM, token: Tensor, cache: KVCache) -> None:
+    """One token, as the engine decodes it."""
+    with cpu_decode_kernels():
+        model(token, cache=cache)
+
+
 def long_texts() -> Iterator[tuple[str, Any]]:
     """Decoding at both lengths, toy size."""
     model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"))
     token = torch.ones(1, 1, dtype=torch.int64)
     caches = {str(length): standing_at(model, length) for length in LONG}
     turns: dict[str, Turn] = {
-        name: lambda cache=cache: model(token, cache=cache)  # type: ignore[misc]
+        name: lambda cache=cache: decoded(model, token, cache)  # type: ignore[misc]
         for name, cache in caches.items()
     }
     found = seconds(turns, STEPS, ROUNDS)
@@ -160,7 +167,7 @@ def batches() -> Iterator[tuple[str, Any]]:
 def main() -> None:
     """Measure, print and write."""
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"threads": 1}
+    found: dict[str, Any] = {"threads": 1, "compiler": library() is not None}
     with torch.inference_mode():
         for part in (long_texts(), batches(), beside_transformers()):
             for name, values in part:

@@ -116,7 +116,7 @@ class HarnessModel(LM):
         asked = [self._request(*request.args) for request in requests]
         rows = max(self._batch_tokens // self._max_length, 1)
         with torch.inference_mode():
-            answers, _ = answer_all(self._model, self._tokenizer, asked, rows)
+            answers, _ = answer_all(self._model, self._tokenizer, asked, rows, cpu_kernels=False)
         texts = [answer.text for answer in answers]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)

@@ -17,6 +17,8 @@ class DecodableModel(Protocol):
     """A model with forward passes that continue from a KV cache; `DeepseekV4ForCausalLM` is one."""
 
     config: DeepseekV4Config
+    dtype: torch.dtype
+    """Of the weights."""
 
     @property
     def device(self) -> torch.device:

@@ -140,8 +140,11 @@ def answer_all(
     requests: Sequence[Request],
     rows: int = 8,
     speculative: bool = False,
+    cpu_kernels: bool = True,
 ) -> tuple[list[Answer], Drafts]:
     """The answers to all requests, in their order, `rows` at a time, and how well drafts did.
+
+    `cpu_kernels` is that of `DecodeEngine`.
 
     Raises:
         ValueError: a request cannot be met.
@@ -153,7 +156,7 @@ def answer_all(
     for start in range(0, len(order), rows):
         places = order[start : start + rows]
         asked = [requests[i] for i in places]
-        decoding = DecodeEngine(model, asked, speculative)
+        decoding = DecodeEngine(model, asked, speculative, cpu_kernels=cpu_kernels)
         for piece in pieces(decoding, asked, tokenizer):
             answer = answers[places[piece.request]]
             answer.text += piece.text

@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, S streams, D width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from seektune.generate.decodable import DecodableModel
 from seektune.generate.prefill import Prefill, padded
 from seektune.generate.request import Drafts, Request, Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
+from seektune.kernels import cpu_decode_kernels
 
 CHUNK = 4096
 """Tokens of all rows together that one forward of a prefill reads."""
@@ -30,6 +32,7 @@ class DecodeEngine:
         requests: Sequence[Request] = (),
         speculative: bool = False,
         longest: int | None = None,
+        cpu_kernels: bool = True,
     ):
         """Nothing is computed yet.
 
@@ -39,6 +42,8 @@ class DecodeEngine:
             speculative: let the MTP block guess ahead.
             longest: tokens that any text may have, prompt included, if others may join; memory is then taken as texts
                 grow. None takes it at once for the longest of `requests`.
+            cpu_kernels: use the compiled kernels of `kernels.cpu` for fp32 on a CPU, if there is a compiler. Results
+                differ in the last digits, so evaluations do not use them.
 
         Raises:
             ValueError: a request cannot be met, or the model has no MTP block to speculate with.
@@ -48,6 +53,8 @@ class DecodeEngine:
         self.drafts = Drafts()
         self._model = model
         self._speculative = speculative
+        compiled = cpu_kernels and model.device.type == "cpu" and model.dtype == torch.float32
+        self._kernels = cpu_decode_kernels if compiled else nullcontext
         self._grows = longest is not None
         self._longest = max((each.longest for each in requests), default=0) if longest is None else longest
         self._count = 0
@@ -92,7 +99,10 @@ class DecodeEngine:
         Raises:
             ArithmeticError: the model gives no numbers.
         """
-        tokens = [] if self._texts is None else self._grow(self._texts, self._go_on(self._texts))
+        tokens = []
+        if self._texts is not None:
+            with self._kernels():
+                tokens += self._grow(self._texts, self._go_on(self._texts))
         if self._reading is None and self._waiting:
             options = self._longest, self._grows, self._speculative, CHUNK
             self._reading = Prefill(self._model, self._waiting, *options)

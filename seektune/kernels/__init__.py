@@ -6,7 +6,7 @@ What a call runs is decided here and nowhere else: see `Kernel`. Operations with
 from seektune.kernels import cpu, eager
 from seektune.kernels import reference as plain
 from seektune.kernels.dequantize import dequantize
-from seektune.kernels.dispatch import Kernel
+from seektune.kernels.dispatch import Kernel, cpu_decode_kernels
 from seektune.kernels.reference.dequantize import (
     FP4_GROUP,
     FP4_PER_BYTE,
@@ -35,14 +35,14 @@ clamped_swiglu = Kernel(plain.clamped_swiglu, eager.clamped_swiglu, "swiglu", cp
 expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear")
 expert_mlp = Kernel(plain.expert_mlp, eager.expert_mlp, "expert_mlp", cpu=cpu.expert_mlp)
 grouped_linear = Kernel(plain.grouped_linear, plain.grouped_linear, cpu=cpu.grouped_linear)
-hyper_collect = Kernel(plain.hyper_collect, plain.hyper_collect, cpu=cpu.hyper_collect)
+hyper_collect = Kernel(plain.hyper_collect, plain.hyper_collect)
 hyper_read = Kernel(plain.hyper_read, eager.hyper_read, "hyper", cpu=cpu.hyper_read)
 hyper_write = Kernel(plain.hyper_write, eager.hyper_write, "hyper", cpu=cpu.hyper_write)
 index_topk = Kernel(plain.index_topk, eager.index_topk, "index_scores", cpu=cpu.index_topk)
 linear = Kernel(plain.linear, plain.linear, cpu=cpu.linear)
 lowbit_expert_linear = Kernel(plain.lowbit_expert_linear, plain.lowbit_expert_linear, "lowbit_linear")
 lowbit_linear = Kernel(plain.lowbit_linear, plain.lowbit_linear, "lowbit_linear")
-pool_windows = Kernel(plain.pool_windows, eager.pool_windows, cpu=cpu.pool_windows)
+pool_windows = Kernel(plain.pool_windows, eager.pool_windows)
 quantized_expert_linear = Kernel(plain.quantized_expert_linear, plain.quantized_expert_linear, "quantized_linear")
 rms_norm = Kernel(plain.rms_norm, eager.rms_norm, cpu=cpu.rms_norm)
 rotate = Kernel(plain.rotate, eager.rotate, "rotation", cpu=cpu.rotate)
@@ -63,6 +63,7 @@ __all__ = [
     "Rounding",
     "Visible",
     "clamped_swiglu",
+    "cpu_decode_kernels",
     "decoded_columns",
     "dequantize",
     "dequantize_fp4",

@@ -1,6 +1,8 @@
 """One operation with several implementations, and the rule that picks one by where its first tensor lies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -12,19 +14,36 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
+from seektune.kernels.cpu.library import library
+
 Rest = TypeVarTuple("Rest")
 Result = TypeVar("Result")
 
-SMALL = 2**16
-"""Elements of a tensor that native kernels take: the streams of 64 tokens of the benchmark model, of 4 of V4-Flash."""
 CAPABILITY = (8, 0)
 """Least GPU generation for Triton kernels (bf16 products)."""
+
+_decoding = ContextVar("decoding", default=False)
+
+
+@contextmanager
+def cpu_decode_kernels() -> Iterator[None]:
+    """Within it, kernels run their `cpu` twins on a CPU, without gradients; nothing changes where none were compiled.
+
+    It holds for this thread (and task) only. Values differ from those of `eager` in their last digits, so nothing that
+    trains or evaluates may run in it.
+    """
+    token = _decoding.set(library() is not None)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        _decoding.reset(token)
 
 
 @dataclass(frozen=True)
 class Kernel(Generic[*Rest, Result]):
     """`reference` defines the operation; a call runs `eager`, on a fit GPU the function of its name in `triton`,
-    and for a small tensor on a CPU, where no gradient can be asked for, `cpu`.
+    and in `cpu_decode_kernels` `cpu`.
     """
 
     reference: Callable[[Tensor, *Rest], Result]
@@ -36,13 +55,11 @@ class Kernel(Generic[*Rest, Result]):
 
     def __call__(self, first: Tensor, *rest: *Rest) -> Result:
         """Run on the device of the first argument; where it has no memory, or somebody transforms, the definition."""
-        if transformed():
-            return self.reference(first, *rest)
-        if self.cpu is not None and type(first) is Tensor and first.is_cpu and first.numel() <= SMALL:
-            found = None if torch.is_grad_enabled() else self.cpu(first, *rest)
+        if self.cpu is not None and _decoding.get() and first.is_cpu:
+            found = self.cpu(first, *rest)
             if found is not None:
                 return found
-        if first.is_meta or isinstance(first, FakeTensor):
+        if transformed() or first.is_meta or isinstance(first, FakeTensor):
             return self.reference(first, *rest)
         if self.triton is not None and first.is_cuda and triton_fits(first.device):
             return self.on_gpu(first, *rest)

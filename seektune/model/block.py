@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from seektune.model.attention import Attention
 from seektune.model.config import DeepseekV4Config
-from seektune.model.few import few, sizes
 from seektune.model.gate import RoutingLedger
 from seektune.model.hyper import HyperConnection
 from seektune.model.moe import MoE
@@ -32,13 +31,10 @@ class Block(nn.Module):
         self.ffn = MoE(config, layer, device, dtype)
         self.hc_attn = HyperConnection(config, device)
         self.hc_ffn = HyperConnection(config, device)
-        self.sizes = sizes(config)
 
     def forward(
         self, streams_BTSD: Tensor, tokens_BT: Tensor | None, layout: SequenceLayout, ledger: RoutingLedger | None
     ) -> Tensor:
         """Streams `[B, T, S, D]` to streams."""
-        if ledger is None and (found := few(self, streams_BTSD, tokens_BT, layout)) is not None:
-            return found
         streams = self.hc_attn(streams_BTSD, lambda x: self.attn(self.attn_norm(x), layout.at(self.ffn.layer)))
         return self.hc_ffn(streams, lambda x: self.ffn(self.ffn_norm(x), tokens_BT, layout, ledger))

@@ -40,7 +40,8 @@ class HyperConnection(StreamRouter):
         rows = streams_BTSD.shape[:2]
         y_BTD = branch(x_ND.view(*rows, x_ND.shape[-1]))
         # must not be a view: pipelines detach it in place, and FSDP2 registers hooks on it
-        return hyper_write(streams_BTSD, y_BTD, write_NS.unflatten(0, rows), mix_NSS.unflatten(0, rows))
+        write_BTS = write_NS.view(*rows, *write_NS.shape[1:])
+        return hyper_write(streams_BTSD, y_BTD, write_BTS, mix_NSS.view(*rows, *mix_NSS.shape[1:]))
 
 
 class HyperHead(StreamRouter):

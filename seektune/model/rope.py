@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, H heads, C head width, R rotated pairs.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -24,10 +24,6 @@ class Rotation:
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate the last 2R columns of `x` `[..., C]` in fp32 and round to its dtype; pair i is columns (2i, 2i+1)."""
         return rotate(x, self.cos, self.sin)
-
-    def wide(self, dtype: torch.dtype) -> "Rotation":
-        """The same rotation with tables of that dtype."""
-        return self if self.cos.dtype == dtype else Rotation(self.cos.to(dtype), self.sin.to(dtype))
 
     @cached_property
     def inverse(self) -> "Rotation":
@@ -57,7 +53,9 @@ class Rope:
 
     def __call__(self, positions: Tensor) -> Rotation:
         """The rotation for int64 positions of any shape."""
-        angles = positions.float().unsqueeze(-1) * self.frequencies(positions.device)
+        # a fake tensor's frequencies are fake, so they are not remembered
+        frequencies = _frequencies if type(positions) is Tensor else Rope.frequencies
+        angles = positions.float().unsqueeze(-1) * frequencies(self, positions.device)
         return Rotation(angles.cos(), angles.sin())
 
     def frequencies(self, device: torch.device | None = None) -> Tensor:
@@ -78,3 +76,10 @@ class Rope:
         assert self.scaling is not None
         context = self.scaling.original_max_position_embeddings
         return self.dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+
+@cache
+def _frequencies(rope: Rope, device: torch.device) -> Tensor:
+    """Those of a rope, made once for a device: a decode step asks for them at every layer."""
+    with torch.inference_mode(False):
+        return rope.frequencies(device)

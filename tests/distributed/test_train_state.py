@@ -118,14 +118,14 @@ def test_replicas_are_written_once_and_by_more_than_one_rank(tmp_path: Path):
 
 def read_counted(folder: Path) -> int:
     read = 0
-    process = dcp._Reader._process_read_request
+    process = dcp._StorageReader._process_read_request
 
     def counting(self: Any, file: Any, request: Any, planner: Any) -> None:
         nonlocal read
         read += request.lengths.numel()
         process(self, file, request, planner)
 
-    dcp._Reader._process_read_request = counting
+    dcp._StorageReader._process_read_request = counting
     read_tensors(folder, shard_state(state(), dist.get_world_size())[dist.get_rank()], dist.group.WORLD)
     return read
 

@@ -20,6 +20,7 @@ from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.choice_task import ChoiceTask
 from seektune.evaluate.perplexity import PerplexityTask, Text, windows
 from seektune.evaluate.task import TaskScore
+from seektune.kernels import cpu
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -188,7 +189,11 @@ def test_a_task_of_whole_texts_runs(tmp_path: Path, model: DeepseekV4ForCausalLM
     assert ours.metrics["bits_per_byte"].value == pytest.approx(theirs, rel=1e-6)
 
 
-def test_generation_is_greedy_and_stops(model: DeepseekV4ForCausalLM, tokenizer: Tokenizer) -> None:
+def test_generation_is_greedy_and_stops(
+    model: DeepseekV4ForCausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # an evaluation may not depend on whether there is a C++ compiler
+    monkeypatch.setattr(cpu, "call", lambda name, *rest: pytest.fail(f"CPU kernel {name} in an evaluation"))
     harness = HarnessModel(model, tokenizer, max_length=64)
     (whole,) = harness.generate_until([asked("The man", {"until": [], "max_gen_toks": 6})])
     ids = [tokenizer.bos_id, *tokenizer.encode("The man")]

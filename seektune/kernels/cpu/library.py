@@ -13,9 +13,6 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from time import perf_counter
-from typing import Any
-
-import torch
 
 from seektune.io.cache_dir import cache_dir
 
@@ -27,26 +24,20 @@ FLAGS = [
 COMPILERS = "g++", "clang++", "c++"
 SYSTEM = 0
 """The user whose files every process trusts."""
-SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
-"""Dtypes that there are functions for."""
 
 SIGNATURES = {
-    "block_enter": (2, 0, 2),
-    "block_leave": (2, 0, 4),
     "clamped_swiglu": (3, 1, 1),
     "expert_mlp": (9, 3, 1),
     "grouped_linear": (3, 4, 0),
-    "hyper_collect": (5, 3, 2),
     "hyper_read": (7, 4, 2),
     "hyper_write": (5, 3, 0),
-    "index_topk": (8, 6, 0),
-    "pool_windows": (7, 7, 0),
+    "index_topk": (7, 7, 0),
+    "norm_rope": (4, 4, 1),
     "rms_norm": (3, 2, 1),
     "rotate": (4, 4, 0),
-    "norm_rope": (4, 4, 1),
     "route": (5, 3, 1),
     "sort_pairs": (5, 3, 0),
-    "sparse_attention": (10, 10, 0),
+    "sparse_attention": (9, 10, 0),
 }
 """How many addresses, sizes and numbers each takes, in this order."""
 
@@ -54,14 +45,14 @@ log = logging.getLogger("seektune")
 
 
 @cache
-def function(name: str, dtype: torch.dtype) -> Callable[..., None] | None:
-    """A kernel of `*.cpp` for tensors of a dtype; None where there is none."""
-    if dtype not in SUFFIX or (found := library()) is None:
-        return None
-    kernel: Any = found[f"{name}_{SUFFIX[dtype]}"]
-    kinds = zip((ctypes.c_void_p, ctypes.c_int64, ctypes.c_double), SIGNATURES[name], strict=True)
+def function(name: str) -> Callable[..., None]:
+    """A kernel of the library, which must be there."""
+    compiled = library()
+    assert compiled is not None
+    kernel = compiled[name]
+    addresses, sizes, numbers = SIGNATURES[name]
     kernel.restype = None
-    kernel.argtypes = [kind for kind, count in kinds for _ in range(count)]
+    kernel.argtypes = [*[ctypes.c_void_p] * addresses, *[ctypes.c_int64] * sizes, *[ctypes.c_double] * numbers]
     return kernel
 
 
@@ -76,7 +67,7 @@ def library() -> ctypes.CDLL | None:
             return ctypes.CDLL(str(made(file.parent, anew=True)))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = str(error).strip().splitlines()[0]
-        log.warning("kernels for writing texts on a CPU could not be made, so it is several times slower: %s", reason)
+        log.warning("could not compile the CPU decode kernels; generation will be several times slower: %s", reason)
         return None
 
 
@@ -109,7 +100,7 @@ def made(folder: Path, anew: bool = False) -> Path:
             part = file.with_suffix(".part")
             compile_to(part, compiler, sources)
             seal(part, file)
-            log.info("compiled the kernels for writing texts on this CPU in %.1f s: %s", perf_counter() - began, file)
+            log.info("compiled the CPU decode kernels in %.1f s: %s", perf_counter() - began, file)
     return file
 
 

@@ -70,12 +70,18 @@ class CacheStep:
     def _make_plan(self, ratio: int, layout: SequenceLayout) -> "WindowPlan":
         after = [(before + count) // ratio for before, count in zip(self._before, self.counts, strict=True)]
         made = max(end - before // ratio for end, before in zip(after, self._before, strict=True))
+        count_BT = (layout.positions + 1) // ratio
+        if not self._in_place:
+            count_BT = torch.where(layout.real, count_BT, 0)
+        nothing_BT = torch.zeros_like(count_BT)
+        if made == 0:
+            none_BF = nothing_BT[:, :0]
+            return WindowPlan(none_BF, none_BF, nothing_BT, count_BT, none_BF, max(after))
         before_B1 = torch.tensor(self._before, device=layout.positions.device)[:, None]
         number_BF = before_B1 // ratio + torch.arange(made, device=before_B1.device)
         # a row that makes fewer entries than others fills the rest with what is written over before anyone sees it
         last_BF = ((number_BF + 1) * ratio - 1 - before_B1).clamp(max=self.length - 1)
-        count_BT = torch.where(layout.real, (layout.positions + 1) // ratio, 0)
-        return WindowPlan(last_BF, number_BF * ratio, torch.zeros_like(count_BT), count_BT, number_BF, max(after))
+        return WindowPlan(last_BF, number_BF * ratio, nothing_BT, count_BT, number_BF, max(after))
 
 
 @dataclass(frozen=True)
