@@ -1,4 +1,4 @@
-"""Nothing that trains, evaluates or validates depends on a C++ compiler: only the decode engine uses the CPU kernels."""
+"""Training, evaluation and validation do not depend on a C++ compiler: only the decode engine uses CPU kernels."""
 
 from collections.abc import Callable
 
