@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from seektune.generate.detokenize import answer_all
+from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.serve.app import Served
@@ -32,7 +32,7 @@ def test_32_concurrent_streams_match_single_requests(toy: Live, model: Any, toke
     for prompt, most in asked:
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
         request = Request(ids, most, GREEDY, frozenset({tokenizer.eos_id}))
-        expected.append(answer_all(model, tokenizer, [request])[0][0].text)
+        expected.append(generate_all(model, tokenizer, [request])[0][0].text)
     together: list[int] = []
 
     def ask(i: int) -> str:
