@@ -14,8 +14,8 @@ import torch
 from gpu import RESULT
 from lora import TARGETS, made_slice
 
+from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
-from seektune.lora.inject import add_adapters
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch

@@ -25,9 +25,10 @@ from torch import Tensor
 from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTIZED
 from seektune.checkpoint.names import Slot, scale_name, slots
 from seektune.checkpoint.write import LazyTensors, shard_limit, shard_names, split, write_index, write_shard
+from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
 from seektune.lora.frozen_digest import frozen_digest
-from seektune.lora.inject import add_adapters, base_state
+from seektune.lora.state import base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.model import ParallelModel

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from seektune.cli.start import CPU_CACHE_LIMITS
+from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
 from seektune.lora.files import load_adapter, save_adapter
-from seektune.lora.inject import add_adapters
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.recompute import recompute_blocks

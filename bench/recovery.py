@@ -22,8 +22,8 @@ from seektune.data.loader import Loader, in_order
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.loss import validation_loss
 from seektune.io.cache_dir import cache_dir
+from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
-from seektune.lora.inject import add_adapters
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.places import ROOT
+
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
 
 

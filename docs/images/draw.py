@@ -18,7 +18,7 @@ from torch.distributed.pipelining.schedules import _Action, _ComputationType
 
 from seektune.parallel.layer_split import V_SCHEDULES, bubble
 from seektune.parallel.pipeline import SCHEDULES
-from seektune.parallel.simulate.fake_backend import hollow_rank
+from seektune.parallel.simulate.fake_backend import fake_process_group
 
 PROCESSES, MICRO_BATCHES = 4, 8
 COSTS = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
@@ -47,7 +47,7 @@ def order(name: str) -> tuple[int, dict[int, list[Any]]]:
     if name == "1f1b":
         return PROCESSES, one_forward_one_backward()
     count = PROCESSES * 2
-    with hollow_rank(0, PROCESSES):
+    with fake_process_group(0, PROCESSES):
         group = dist.group.WORLD
         numbers = [0, count - 1] if name in V_SCHEDULES else list(range(0, count, PROCESSES))
         x = torch.empty(1, 1, device="meta")

@@ -60,34 +60,48 @@ def life() -> str:
     return picture(884, 170, "plan, train, eval, convert or merge, serve", parts)
 
 
+WALK = [
+    ("workflows/train.py", "a run in order", "8 workflows", "run folder, report, model card", SAND),
+    ("train/trainer.py", "draw, step, save, validate", "5 train", "checkpoints, guard, signals", SAND),
+    ("train/step.py", "forward, backward, clip, update", "5 train", "optimizer, schedule, balance", SAND),
+    ("parallel/model.py", "this process's micro-batches; sums", "4 parallel", "mesh, shards, loading", BLUE),
+    ("parallel/pipeline.py", "micro-batches through the stages", "4 parallel", "torch's schedules", BLUE),
+    (
+        "parallel/stage.py",
+        "ids or streams in; streams or loss out",
+        "4 parallel",
+        "expert and context parallelism",
+        BLUE,
+    ),
+    ("model/transformer.py", "embedding, blocks, MTP block", "2 model", "head and objective", GREEN),
+    ("model/block.py", "streams → attention, experts → streams", "2 model", "hyper-connections, gate, experts", GREEN),
+    ("model/attention.py", "queries, window keys, entries", "2 model", "compressor, indexer", GREEN),
+    ("kernels/__init__.py", "one name per operation", "0 kernels", "dispatch by device", BLUE),
+    (
+        "kernels/reference/sparse_attention.py",
+        "softmax over window, entries, sink",
+        "0 kernels",
+        "eager and Triton twins",
+        BLUE,
+    ),
+]
+"""Files that a token passes in training: what happens there, floor and room, what else is there, colour."""
+
+
 def walk() -> str:
-    """Five files from the door to the arithmetic, each on its floor."""
-    stops = [
-        ("workflows/train.py", "recipe → mesh, model, data, trainer", "6 workflows"),
-        ("train/step.py", "count, forward, backward, bound, move", "4 train"),
-        ("model/block.py", "streams → attention, experts → streams", "2 model"),
-        ("model/attention.py", "queries, keys, entries: who sees whom", "2 model"),
-        ("kernels/reference/sparse_attention.py", "softmax over window, entries, sink", "0 kernels"),
-    ]
+    """A token's way in training, each file on its floor."""
     parts = [
         text(20, 28, "floor and room", fill=SOFT, anchor="start"),
         text(600, 28, "also there", fill=SOFT, anchor="start"),
     ]
-    beside = [
-        "run folder, report, model card",
-        "optimizer, schedule, guards",
-        "hyper-connections, gate, experts",
-        "compressor, indexer",
-        "fused and Triton twins",
-    ]
-    for n, ((file, said, floor), other) in enumerate(zip(stops, beside, strict=True)):
-        y = 44 + 84 * n
-        parts.append(box(150, y, 420, 56, (SAND, BLUE, GREEN, GREEN, BLUE)[n], file, (said,)))
-        parts.append(text(20, y + 33, floor, anchor="start", weight="bold"))
-        parts.append(text(600, y + 33, other, anchor="start", fill=SOFT))
-        if n < 4:
-            parts.append(arrow(360, y + 57, 360, y + 82))
-    return picture(820, 44 + 84 * 5 - 10, "a token's way from the door to the loss", parts)
+    for n, (file, happens, floor, other, fill) in enumerate(WALK):
+        y = 44 + 68 * n
+        parts.append(box(150, y, 420, 48, fill, file, (happens,)))
+        parts.append(text(20, y + 29, floor, anchor="start", weight="bold"))
+        parts.append(text(600, y + 29, other, anchor="start", fill=SOFT))
+        if n + 1 < len(WALK):
+            parts.append(arrow(360, y + 49, 360, y + 66))
+    return picture(820, 44 + 68 * len(WALK) - 8, "a token's way from the recipe to the loss", parts)
 
 
 MEMORY = [

@@ -34,7 +34,7 @@ def write_shards(folder: Path, shards: Mapping[str, Shard], ranks: Ranks) -> Non
     Raises:
         OSError: writing failed on a rank, for example because the disk is full; raised on all ranks.
     """
-    writer = _Writer(str(folder), save_distributed=True)
+    writer = _StorageWriter(str(folder), save_distributed=True)
     with _unwrap_failures(OSError), ranks.communicating() if ranks.group is not None else _single_process():
         dcp.save(
             dict(shards),
@@ -77,7 +77,7 @@ def read_shards(folder: Path, metadata: Metadata, shards: Mapping[str, Shard]) -
     with _unwrap_failures(ValueError), _single_process():
         dcp.load(
             dict(shards),
-            storage_reader=_Reader(folder, metadata),
+            storage_reader=_StorageReader(folder, metadata),
             planner=_LoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             no_dist=True,
         )
@@ -101,7 +101,7 @@ class _LoadPlanner(DefaultLoadPlanner):
         return self.state_dict[index.fqn].__get_tensor_shard__(index)
 
 
-class _Writer(HuggingFaceStorageWriter):
+class _StorageWriter(HuggingFaceStorageWriter):
     """Assigns files per rank by what it writes; DCP's own writer would assign names to the same files on all ranks."""
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -122,7 +122,7 @@ class _Writer(HuggingFaceStorageWriter):
         return files
 
 
-class _Reader(HuggingFaceStorageReader):
+class _StorageReader(HuggingFaceStorageReader):
     """A reader with metadata that was read before."""
 
     def __init__(self, folder: Path, metadata: Metadata):

@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from seektune.cli.errors import explain_out_of_memory
-from seektune.cli.options import Action, MakeGenerateOptions, MaxNewTokens, Model, generate_options, with_groups
+from seektune.cli.options import (
+    Action,
+    MakeGenerateOptions,
+    MaxNewTokens,
+    MaxNumSeqs,
+    Model,
+    generate_options,
+    with_groups,
+)
 
 GENERATE_HELP = """Generate text from MODEL, a checkpoint folder in any supported format or a Hub id.
 
@@ -41,9 +49,7 @@ def _generate(
     ] = False,
     samples: Annotated[int, typer.Option(min=1, metavar="N", help="Answers per prompt.")] = 1,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Write the log-probability of each token.")] = False,
-    max_num_seqs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Maximum number of sequences decoded concurrently.")
-    ] = 8,
+    max_num_seqs: MaxNumSeqs = 8,
     max_new_tokens: MaxNewTokens = 256,
 ) -> Action:
     """The verb `generate`."""

@@ -35,6 +35,9 @@ Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoi
 MaxNewTokens: TypeAlias = Annotated[
     int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Maximum number of tokens to generate.")
 ]
+MaxNumSeqs: TypeAlias = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Maximum number of sequences decoded concurrently.")
+]
 Speculative: TypeAlias = Annotated[
     bool,
     typer.Option(

@@ -1,11 +1,20 @@
 """The verb `serve`: an OpenAI-compatible API server for a checkpoint."""
 
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
 from seektune.cli.errors import explain_out_of_memory
-from seektune.cli.options import Action, MakeLoadOptions, Model, Speculative, Thinking, load_options, with_groups
+from seektune.cli.options import (
+    Action,
+    MakeLoadOptions,
+    MaxNumSeqs,
+    Model,
+    Speculative,
+    Thinking,
+    load_options,
+    with_groups,
+)
 from seektune.serve.config import ServeConfig
 from seektune.serve.limits import Limits
 
@@ -20,44 +29,49 @@ The base model and a LoRA adapter as two models of the API:
 Made for trying a model out; docs/serving.md shows production serving with vLLM and SGLang. Needs the extra `serve`.
 """
 
+Host: TypeAlias = Annotated[
+    str, typer.Option(metavar="HOST", help="Host to listen on; 0.0.0.0 is reachable from other machines.")
+]
+Port: TypeAlias = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 picks a free one.")]
+ApiKey: TypeAlias = Annotated[
+    str | None,
+    typer.Option(envvar="SEEKTUNE_API_KEY", metavar="KEY", help="Clients of /v1 must send this as a bearer token."),
+]
+ServedModelName: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Model name in the API.", show_default="MODEL")
+]
+MaxModelLen: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="N",
+        help="Maximum length of prompt and answer in tokens.",
+        show_default=f"the model's, at most {Limits.max_model_len}",
+    ),
+]
+MaxQueuedRequests: TypeAlias = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Maximum number of waiting requests; more are refused.")
+]
+RequestTimeout: TypeAlias = Annotated[
+    float, typer.Option(min=0.1, metavar="SECONDS", help="Maximum duration of a request, waiting included.")
+]
+ShutdownTimeout: TypeAlias = Annotated[
+    float, typer.Option(min=0, metavar="SECONDS", help="Time for running requests to finish after a signal.")
+]
+
 
 def _serve(
     model: Model,
     load: MakeLoadOptions,
-    host: Annotated[
-        str, typer.Option(metavar="HOST", help="Host to listen on; 0.0.0.0 is reachable from other machines.")
-    ] = ServeConfig.host,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 picks a free one.")
-    ] = ServeConfig.port,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="SEEKTUNE_API_KEY", metavar="KEY", help="Clients of /v1 must send this as a bearer token."),
-    ] = None,
-    served_model_name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Model name in the API.", show_default="MODEL")
-    ] = None,
-    max_model_len: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            metavar="N",
-            help="Maximum length of prompt and answer in tokens.",
-            show_default=f"the model's, at most {Limits.max_model_len}",
-        ),
-    ] = None,
-    max_num_seqs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Maximum number of sequences decoded concurrently.")
-    ] = Limits.max_num_seqs,
-    max_queued_requests: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Maximum number of waiting requests; more are refused.")
-    ] = Limits.max_queued_requests,
-    request_timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Maximum duration of a request, waiting included.")
-    ] = Limits.request_timeout,
-    shutdown_timeout: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Time for running requests to finish after a signal.")
-    ] = ServeConfig.shutdown_timeout,
+    host: Host = ServeConfig.host,
+    port: Port = ServeConfig.port,
+    api_key: ApiKey = None,
+    served_model_name: ServedModelName = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = Limits.max_num_seqs,
+    max_queued_requests: MaxQueuedRequests = Limits.max_queued_requests,
+    request_timeout: RequestTimeout = Limits.request_timeout,
+    shutdown_timeout: ShutdownTimeout = ServeConfig.shutdown_timeout,
     thinking: Thinking = False,
     speculative: Speculative = False,
 ) -> Action:

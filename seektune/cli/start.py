@@ -166,7 +166,8 @@ def check_world(recipe: "Recipe", world: int) -> None:
     Raises:
         ValueError: they do not; the message offers layouts that do. Or the recipe is limited to one process.
     """
-    from seektune.parallel.dims import make_dims, rows_at_a_time
+    from seektune.parallel.dims import make_dims
+    from seektune.parallel.micro_batches import micro_batch_rows
 
     recipe.check_world(world)
     architecture = recipe.model.architecture()
@@ -177,4 +178,4 @@ def check_world(recipe: "Recipe", world: int) -> None:
         more = f" (and --model.preset=tiny, as {recipe.model.preset} does not fit one device)" if small else ""
         raise ValueError(f"{error}{more}") from None
     if architecture is not None:
-        rows_at_a_time(plan, recipe.parallel, architecture, recipe.batch.global_size, recipe.batch.micro_size)
+        micro_batch_rows(plan, recipe.parallel, architecture, recipe.batch.global_size, recipe.batch.micro_size)

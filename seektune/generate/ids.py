@@ -9,20 +9,20 @@ from torch import Tensor
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
-from seektune.generate.sampling import Sampling
+from seektune.generate.sampling_params import Sampling
 
 
 def generate_ids(
     model: DecodableModel,
     ids_BT: Tensor,
     max_new_tokens: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    speculative: bool = False,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int,
+    speculative: bool,
 ) -> Tensor:
     """Rows with up to `max_new_tokens` more tokens, `[B, T + N]`; a row ends with EOS, shorter rows are filled with it.
 

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from seektune.lora.delta import LoraDelta, check_weight
+from seektune.lora.dora import DoraLinear
 from seektune.lora.format import read_adapter, write_adapter
-from seektune.lora.inject import TRAINED, Adapted, AdapterShape, adapt, adapter_state, carriers
+from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.layers import (
     AdaptedEmbedding,
     AdaptedHead,
     AdaptedLinear,
     AdaptedMatrix,
-    DoraLinear,
     RoundedLinear,
     RoundedMatrix,
 )
+from seektune.lora.state import TRAINED, Adapted, adapted_modules, adapter_state
 from seektune.lora.targets import adaptable
 from seektune.model.quantized import QuantizedExperts, QuantizedLinear, QuantizedMatrix, replace
 
@@ -79,7 +80,7 @@ def load_adapter(model: nn.Module, folder: str | Path, weight: float = 1.0, adap
             dora = change.magnitude is not None
             adapt(model, [name], AdapterShape(change.rank, change.scaling * weight * change.rank, dora=dora), adapter)
             done.append(name)
-            _fill(name, dict(carriers(model))[name], change, adapter, Path(folder))
+            _fill(name, dict(adapted_modules(model))[name], change, adapter, Path(folder))
     except ValueError:
         _remove(model, done, adapter)
         raise
@@ -93,10 +94,10 @@ def unload_adapter(model: nn.Module, adapter: str) -> None:
     Raises:
         ValueError: the model has no such adapter.
     """
-    names = [name for name, module in carriers(model) if adapter in module.lora]
-    if not names:
+    found = [name for name, module in adapted_modules(model) if adapter in module.lora]
+    if not found:
         raise ValueError(f"the model has no adapter named {adapter}")
-    _remove(model, names, adapter)
+    _remove(model, found, adapter)
 
 
 def changes_of(
@@ -105,7 +106,7 @@ def changes_of(
     """An adapter's changes by released module name; `tensors` holds their values if the model is on the meta device."""
     changes = {}
     state = adapter_state(model) if tensors is None else tensors
-    for name, module in carriers(model):
+    for name, module in adapted_modules(model):
         if adapter in module.lora:
             magnitude = state[f"{name}.magnitude"] if isinstance(module, DoraLinear) else None
             a, b = (state[f"{name}.lora.{adapter}.{part}"] for part in ("A", "B"))
@@ -121,7 +122,7 @@ def merge_format(model: nn.Module, adapter: str = TRAINED) -> str | None:
     """The format whose rounding an adapter is trained through, if any."""
     formats = {
         module.format
-        for _, module in carriers(model)
+        for _, module in adapted_modules(model)
         if adapter in module.lora and isinstance(module, RoundedLinear | RoundedMatrix)
     }
     assert len(formats) <= 1, "one adapter is trained for one format"
@@ -144,12 +145,12 @@ def _fill(name: str, module: Adapted, change: LoraDelta, adapter: str, folder: P
             )
         target.copy_(values)
     if isinstance(module, DoraLinear) and change.magnitude is not None:
-        module.measure()
+        module.init_magnitude()
         module.magnitude.copy_(change.magnitude)
 
 
 def _remove(model: nn.Module, names: Sequence[str], adapter: str) -> None:
-    here = dict(carriers(model))
+    here = dict(adapted_modules(model))
     for name in names:
         del here[name].lora[adapter]
         if not here[name].lora:

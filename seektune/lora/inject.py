@@ -1,51 +1,35 @@
-"""Inject adapters into a model: replace modules, initialize adapters, and split the state dict."""
+"""Inject adapters into a model: its modules are replaced by those of `layers` and `dora`, under the same names."""
 
-from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from math import sqrt
-from typing import TypeAlias
-from zlib import crc32
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from seektune.checkpoint.formats import PLAIN, QUANTIZED, format_named
 from seektune.checkpoint.stored import encode_changed
 from seektune.kernels import Rounding
-from seektune.lora.config import LoraConfig
+from seektune.lora.dora import DoraLinear
 from seektune.lora.layers import (
     AdaptedEmbedding,
     AdaptedHead,
     AdaptedLinear,
     AdaptedMatrix,
-    DoraLinear,
-    ExpertLowRank,
-    LowRank,
     RoundedLinear,
     RoundedMatrix,
 )
-from seektune.lora.targets import adaptable, targeted
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.model.config import DeepseekV4Config
+from seektune.lora.low_rank import ExpertLowRank, LowRank
+from seektune.lora.state import TRAINED, Adapted
 from seektune.model.head import Head
 from seektune.model.moe import Experts
 from seektune.model.quantized import (
     MATRICES,
-    KindOf,
     QuantizedExperts,
     QuantizedLinear,
     as_quantized_experts,
     as_quantized_linear,
-    quantize_modules,
     replace,
 )
-from seektune.model.transformer import TransformerPart
-
-Adapted: TypeAlias = AdaptedLinear | AdaptedMatrix | AdaptedEmbedding
-TRAINED = "trained"
-"""Name of the adapter that is trained."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +65,7 @@ def adapt(model: nn.Module, names: Sequence[str], shape: AdapterShape, adapter: 
         raise ValueError(f"an adapter cannot be named {adapter!r}: {error.args[0]}") from None
     model.requires_grad_(False)
     for name in names:
-        module = adapted(model, name, shape)
+        module = make_adaptable(model, name, shape)
         if adapter in module.lora:
             raise ValueError(f"{name} already has an adapter named {adapter}; unload it or choose another name")
         alone = shape.dora or shape.merge_into or isinstance(module, DoraLinear | RoundedLinear | RoundedMatrix)
@@ -92,8 +76,8 @@ def adapt(model: nn.Module, names: Sequence[str], shape: AdapterShape, adapter: 
         module.lora[adapter] = _low_rank(module, shape)
 
 
-def adapted(model: nn.Module, name: str, shape: AdapterShape) -> Adapted:
-    """The module of that name, replaced with one that can have adapters."""
+def make_adaptable(model: nn.Module, name: str, shape: AdapterShape) -> Adapted:
+    """The module of that name, made ready for adapters."""
     parent, _, leaf = name.rpartition(".")
     if leaf in MATRICES and isinstance(model.get_submodule(parent), Experts | QuantizedExperts):
         return _adapted_matrix(model, parent, leaf, shape)
@@ -160,113 +144,3 @@ def _low_rank(module: Adapted, shape: AdapterShape) -> LowRank | ExpertLowRank:
             return ExpertLowRank(module.shape, shape.rank, shape.scaling, shape.dropout, shape.shared_a)
         groups = module.groups if isinstance(module, AdaptedLinear) else 1
         return LowRank(module.shape, shape.rank, shape.scaling, shape.dropout, groups)
-
-
-@torch.no_grad()
-def start(model: nn.Module, seed: int, adapter: str = TRAINED) -> None:
-    """Initialize a new adapter: A by `fresh`, B zero, so that the model's outputs do not change."""
-    for name, module in carriers(model):
-        if isinstance(module, DoraLinear):
-            module.measure()
-        found = module.lora[adapter]
-        assert isinstance(found, LowRank | ExpertLowRank)
-        found.A.copy_(fresh(name, found.A.shape, seed))
-        found.B.zero_()
-
-
-def fresh(name: str, shape: Sequence[int], seed: int) -> Tensor:
-    """Initial values of A for the module of that name, uniform as in `nn.Linear`.
-
-    Each module has its own generator, seeded by its name, so values do not depend on the order or the sharding.
-    """
-    generator = torch.Generator().manual_seed(crc32(f"{seed} {name}".encode()))
-    bound = shape[-1] ** -0.5
-    return torch.empty(tuple(shape)).uniform_(-bound, bound, generator=generator)
-
-
-def carriers(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
-    """All modules with adapters, with their names."""
-    for name, module in model.named_modules():
-        if isinstance(module, AdaptedLinear | AdaptedMatrix | AdaptedEmbedding) and module.lora:
-            yield name, module
-
-
-def base_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without adapters, with the names of the base checkpoint."""
-    return _split(model, lambda name, own: name not in own)
-
-
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """The part of the state dict that adapters add."""
-    return _split(model, lambda name, own: name in own)
-
-
-def _split(model: nn.Module, choose: Callable[[str, set[str]], bool]) -> dict[str, Tensor]:
-    bases = {f"{name}.{part}" for name, _ in carriers(model) for part in ("weight", "scale")}
-    prefixes = tuple(f"{name}." for name, _ in carriers(model))
-    state = model.state_dict()
-    own = {name for name in state if name.startswith(prefixes) and name not in bases} if prefixes else set()
-    return {name: tensor for name, tensor in state.items() if choose(name, own)}
-
-
-def twin(model: DeepseekV4ForCausalLM) -> DeepseekV4ForCausalLM:
-    """A second model that shares parameters and buffers with the first; adapters of one are not on the other."""
-    # deepcopy reuses what is already in its memo
-    return deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
-
-
-def add_adapters(model: nn.Module, config: LoraConfig, mtp: bool, seed: int) -> list[str]:
-    """Freeze a model and add new adapters to the modules of `config.targets`; returns their names.
-
-    Args:
-        model: a model with its weights.
-        config: the `lora` section of a recipe.
-        mtp: whether the MTP block is trained; if not, it gets no adapters.
-        seed: seed of A; B starts at zero.
-
-    Raises:
-        ValueError: a target matches nothing, or does not support the configuration.
-    """
-    names = targeted(model, config, mtp)
-    adapt(model, names, shape_of(config))
-    if not next(model.parameters()).is_meta:
-        start(model, seed)
-    return names
-
-
-def adapting(
-    architecture: DeepseekV4Config, config: LoraConfig, mtp: bool, kind_of: KindOf | None
-) -> Callable[[TransformerPart], None]:
-    """A function that freezes a part of a model on the meta device and adds adapters to the targets in it.
-
-    Args:
-        architecture: config of the whole model, in which every target must match a module.
-        config: the `lora` section of a recipe.
-        mtp: as in `add_adapters`.
-        kind_of: the kind of each frozen weight by released name; None for decoded weights.
-
-    Raises:
-        ValueError: a target matches nothing.
-    """
-    names = targeted(DeepseekV4ForCausalLM(architecture, "meta"), config, mtp)
-
-    def prepare(part: TransformerPart) -> None:
-        if kind_of is not None:
-            quantize_modules(part, kind_of)
-        here = set(adaptable(part))
-        adapt(part, [name for name in names if name in here], shape_of(config))
-
-    return prepare
-
-
-def shape_of(config: LoraConfig) -> AdapterShape:
-    """The adapter shape of a recipe."""
-    return AdapterShape(
-        rank=config.rank,
-        alpha=config.alpha,
-        dropout=config.dropout,
-        rslora=config.rslora,
-        dora=config.dora,
-        shared_a=config.shared_a,
-        merge_into=config.merge_into,
-    )

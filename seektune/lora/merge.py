@@ -1,18 +1,11 @@
-"""Merge an adapter into its base weights as a new checkpoint, one tensor at a time, and measure the rounding loss.
-
-Rounding a weight W + D to few bits often gives W again if D is small. The *share kept* is the component of the stored
-change S - W along D, `<S - W, D> / <D, D>`, and the *error* is `|S - (W + D)| / |D|`.
-"""
+"""Merging an adapter into the weights that it was trained for: a new checkpoint, written a tensor at a time."""
 
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from seektune.checkpoint.convert import copy_companions, resolve_destination
 from seektune.checkpoint.export import ExportReport, ExportTarget
@@ -20,49 +13,21 @@ from seektune.checkpoint.formats import EXPERTS, LINEARS, format_named
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.save import write_checkpoint
 from seektune.checkpoint.source import FolderSource
-from seektune.checkpoint.stored import Stored, bands_of, encode_changed
+from seektune.checkpoint.stored import Stored, encode_changed
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.config_json import read_config
-from seektune.io.json_file import write_json
 from seektune.lora.delta import LoraDelta, check_weight
 from seektune.lora.format import read_adapter, trained_for
+from seektune.lora.merge_report import KeptChange, measure, share_kept, write_report
 
 MIXED = {"mixed-fp8": "fp8", "mixed-bf16": "bf16"}
 """Formats that store only the tensors that the adapter changes as that kind; others keep the base's kind."""
 LEAST_KEPT = 0.5
 """A merge that keeps a smaller share of the change is rejected."""
 SAMPLE = 4
-"""Tensors per type of module that are tried before anything is written."""
-REPORT = "merge.json"
+"""Tensors of a kind of module that are looked at before anything is written."""
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(w[123])\.weight")
-
-
-@dataclass(frozen=True)
-class KeptChange:
-    """How much of one tensor's change the stored weight keeps."""
-
-    name: str
-    kind: str
-    """The kind it is stored as."""
-    change: float
-    """Norm of the change relative to the norm of the weight."""
-    dot: float
-    """`<S - W, D>`."""
-    square: float
-    """`<D, D>`."""
-    miss: float
-    """`|S - (W + D)|^2`."""
-
-    @property
-    def share(self) -> float:
-        """The share kept; 1 if there was no change."""
-        return self.dot / self.square if self.square else 1.0
-
-    @property
-    def error(self) -> float:
-        """The error relative to the change."""
-        return (self.miss / self.square) ** 0.5 if self.square else 0.0
 
 
 @dataclass(frozen=True)
@@ -165,7 +130,7 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
     with complete_folder(final) as scratch:
         write_checkpoint(scratch, config, merged, target, tally)
         copy_companions(base, scratch)
-        _write_report(scratch / REPORT, merged.kept, to, weight)
+        write_report(scratch, merged.kept, to, weight)
     return Merge(destination, merged.kept, len(tally.copied) - len(merged.kept), len(tally.converted), tally.inexact)
 
 
@@ -176,28 +141,6 @@ def change_of(changes: Mapping[str, LoraDelta], released: str) -> tuple[LoraDelt
         return None if change is None else (change, int(found[2]))
     change = changes.get(released.removesuffix(".weight"))
     return None if change is None or not released.endswith(".weight") else (change, None)
-
-
-@torch.no_grad()
-def measure(name: str, before: Tensor, merged: Tensor, stored: Stored) -> KeptChange:
-    """Compare the stored weight with the merged one; sums are fp64, one band of rows at a time."""
-    size = square = dot = miss = 0.0
-    for band in bands_of(tuple(before.shape)):
-        weight = before[band].double()
-        delta = merged[band].double() - weight
-        moved = stored.part(band).values().double() - weight
-        size += float(weight.square().sum())
-        square += float(delta.square().sum())
-        dot += float((moved * delta).sum())
-        miss += float((moved - delta).square().sum())
-    change = (square / size) ** 0.5 if size else 0.0
-    return KeptChange(name, stored.kind, change, dot, square, miss)
-
-
-def share_kept(kept: Sequence[KeptChange]) -> float:
-    """The share over all tensors together."""
-    square = sum(each.square for each in kept)
-    return sum(each.dot for each in kept) / square if square else 1.0
 
 
 def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Path) -> list[str]:
@@ -255,9 +198,3 @@ def _cure(to: str) -> str:
         return "--to fp32 keeps everything"
     gentler = "mixed-bf16, mixed-fp8 or bf16" if to == "released" else "mixed-bf16 or bf16"
     return f"Train with lora.merge_into={MIXED.get(to, to)}, or merge with --to {gentler}"
-
-
-def _write_report(file: Path, kept: Sequence[KeptChange], to: str, weight: float) -> None:
-    tensors = {each.name: {"share": each.share, "error": each.error, **asdict(each)} for each in kept}
-    report = {"to": to, "weight": weight, "share": share_kept(kept), "tensors": tensors}
-    write_json(file, report)

@@ -47,6 +47,6 @@ class ParallelConfig(Section):
     """Keep weights, gradients and optimizer state of a GPU in the host's memory; slow, for when nothing else fits."""
 
     def least_world(self) -> int:
-        """The smallest number of processes with which these sizes dequantize."""
+        """The smallest number of processes into which these sizes multiply out."""
         data = self.dp_replicate * (self.dp_shard or 1) * self.cp_size
         return self.pp_size * (data if self.dp_shard is not None else lcm(data, self.ep_size))

@@ -153,7 +153,7 @@ class SlicedLayout(SequenceLayout):
         )
 
 
-def spread_rows(model: TransformerPart, mesh: Mesh) -> None:
+def apply_context_parallel(model: TransformerPart, mesh: Mesh) -> None:
     """Put the slicing into the `sequence` socket."""
     if mesh.axes is not None and mesh.dims.cp_size > 1:
         part = Slice(mesh.axes.context, mesh.coords.cp, mesh.dims.cp_size)

@@ -1,14 +1,13 @@
 """How a model is spread over a number of processes, and what each of them is; plain arithmetic without torch."""
 
 from dataclasses import dataclass
-from itertools import count
 from math import log2
 from typing import Protocol
 
 from seektune.parallel.config import ParallelConfig
-from seektune.parallel.layer_split import count_stages, misfit_of
+from seektune.parallel.layer_split import count_stages
 
-LISTED = 4
+SUGGESTIONS = 4
 """Layouts that an error message offers."""
 
 
@@ -71,7 +70,7 @@ class ParallelDims:
         return self.stage_size // (self.ep_size * self.expert_shard)
 
     def coords(self, rank: int) -> RankCoords:
-        """Where a process stands."""
+        """The coordinates of a rank."""
         within = rank % self.stage_size
         return RankCoords(
             pp=rank // self.stage_size,
@@ -89,80 +88,29 @@ class ParallelDims:
 
 
 def make_dims(config: ParallelConfig, world: int, architecture: ModelSizes | None = None) -> ParallelDims:
-    """The plan of a recipe for `world` processes.
+    """The mesh sizes of a recipe for `world` processes.
 
     Raises:
-        ValueError: the sizes do not dequantize, or the model cannot be cut so; the sentence lists what fits.
+        ValueError: the sizes do not multiply out to `world`, or the model cannot be cut so; it lists what fits.
     """
-    dims = _plan(config, world)
-    problem = _misfit(dims, config)
+    dims = _requested(config, world)
+    problem = _size_problem(dims, config)
     if problem is None and architecture is not None:
-        problem = _uncuttable(dims, config, architecture)
+        problem = _model_problem(dims, config, architecture)
     if problem is None:
         return dims
-    raise ValueError(f"{problem}; {_offers(config, world, architecture)}")
+    raise ValueError(f"{problem}; {_suggestions(config, world, architecture)}")
 
 
-def _plan(config: ParallelConfig, world: int) -> ParallelDims:
+def _requested(config: ParallelConfig, world: int) -> ParallelDims:
     """The sizes asked for, whether they fit or not."""
     fixed = config.pp_size * config.cp_size * config.dp_replicate
     shard = config.dp_shard or max(1, world // fixed)
     return ParallelDims(world, config.pp_size, config.dp_replicate, shard, config.cp_size, config.ep_size)
 
 
-def rows_at_a_time(
-    dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes, rows: int, micro_size: int
-) -> int:
-    """Rows of a micro-batch: at most what the recipe says, and so many that each process gets as many micro-batches.
-
-    A pipeline needs a certain number of them. How many there are changes memory and waiting, never the result.
-
-    Args:
-        plan: how the processes stand.
-        config: the recipe's section.
-        architecture: of the model.
-        rows: of a step, `batch.global_size`.
-        micro_size: the recipe's `batch.micro_size`.
-
-    Raises:
-        ValueError: the rows of a step cannot be dealt out; the sentence says how many can.
-    """
-    own, left = divmod(rows, dims.data_size)
-    sizes = [] if left else _sizes(own, dims, config, architecture, micro_size)
-    if sizes:
-        return sizes[0]
-    enough = next(n for n in count(own + 1) if _sizes(n, dims, config, architecture, micro_size)) * dims.data_size
-    if left:
-        problem = f"batch.global_size {rows} cannot be dealt out to {dims.data_size} data-parallel groups"
-    else:
-        groups = "" if dims.data_size == 1 else f"each of {dims.data_size} data-parallel groups gets "
-        why = misfit_of(config.pipeline.schedule, own, dims.pp_size, _stages(dims, config, architecture))
-        problem = f"{why}: {groups}{own} of batch.global_size {rows} rows"
-    raise ValueError(f"{problem}; set --batch.global_size={enough}")
-
-
-def _sizes(
-    own: int, dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes, micro_size: int
-) -> list[int]:
-    """Rows of a micro-batch that are possible where a process gets `own` rows in a step, the largest first."""
-    schedule = config.pipeline.schedule
-    microbatch = config.pipeline.microbatch
-    most = micro_size if dims.pp_size == 1 or microbatch is None else microbatch
-    sizes = [size for size in reversed(divisors(own)) if size <= most]
-    if dims.pp_size == 1:
-        return sizes
-    stages = _stages(dims, config, architecture)
-    return [size for size in sizes if misfit_of(schedule, own // size, dims.pp_size, stages) is None]
-
-
-def _stages(dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> int:
-    layers = architecture.num_hidden_layers
-    mtp = architecture.num_nextn_predict_layers
-    return count_stages(config.pipeline, dims.pp_size, layers, mtp)
-
-
-def _misfit(dims: ParallelDims, config: ParallelConfig) -> str | None:
-    """Why the sizes do not dequantize; None if they do."""
+def _size_problem(dims: ParallelDims, config: ParallelConfig) -> str | None:
+    """Why the sizes do not multiply out to the number of processes; None if they do."""
     product = dims.pp_size * dims.cp_size * dims.data_size
     ep = dims.ep_size
     pieces = dims.fsdp_size
@@ -190,7 +138,7 @@ def _many(world: int) -> str:
     return "one process" if world == 1 else f"{world} processes"
 
 
-def _uncuttable(dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> str | None:
+def _model_problem(dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> str | None:
     experts = architecture.n_routed_experts
     if experts % dims.ep_size:
         return f"parallel.ep_size {dims.ep_size} does not divide the model's {experts} experts"
@@ -208,13 +156,13 @@ def _uncuttable(dims: ParallelDims, config: ParallelConfig, architecture: ModelS
     return None
 
 
-def _offers(config: ParallelConfig, world: int, architecture: ModelSizes | None) -> str:
+def _suggestions(config: ParallelConfig, world: int, architecture: ModelSizes | None) -> str:
     """Overrides that fit this world and model, the nearest to what was asked for first."""
     found = _fitting(config, world, architecture)
     if not found:  # only if it must be, the data axis is another one too
         found = _fitting(config.model_copy(update={"dp_replicate": 1, "dp_shard": None}), world, architecture)
     found.sort(key=lambda other: _distance(other, config))
-    offers = [_overrides(other, config) for other in found[:LISTED]]
+    offers = [_overrides(other, config) for other in found[:SUGGESTIONS]]
     return f"{_many(world)} can do {', or '.join(offers)}" if offers else f"nothing fits {_many(world)}"
 
 
@@ -225,9 +173,9 @@ def _fitting(config: ParallelConfig, world: int, architecture: ModelSizes | None
         for cp in dict.fromkeys((config.cp_size, 1)):
             for ep in divisors(world // pp):
                 other = config.model_copy(update={"pp_size": pp, "cp_size": cp, "ep_size": ep})
-                dims = _plan(other, world)
-                if _misfit(dims, other) is None and (
-                    architecture is None or _uncuttable(dims, other, architecture) is None
+                dims = _requested(other, world)
+                if _size_problem(dims, other) is None and (
+                    architecture is None or _model_problem(dims, other, architecture) is None
                 ):
                     found.append(other)
     return found
@@ -250,5 +198,6 @@ def _distance(other: ParallelConfig, config: ParallelConfig) -> float:
 
 
 def divisors(number: int) -> list[int]:
+    """All of a number, the smallest first."""
     """The numbers that divide it, ascending."""
     return [size for size in range(1, number + 1) if number % size == 0]

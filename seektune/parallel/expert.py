@@ -22,7 +22,7 @@ Counts = list[list[int]]
 class ExpertDispatch:
     """All-to-all over the expert axis: pairs sorted by expert go to its process, outputs come back the same way.
 
-    Counts travel first. A process without tokens, or an expert that nobody chose, takes part like any other.
+    Counts travel first. A process without tokens, or an expert without tokens, takes part like any other.
     """
 
     def __init__(self, group: dist.ProcessGroup):
@@ -63,16 +63,16 @@ class ExpertDispatch:
         return all_to_all_single_autograd(x.contiguous(), arriving, leaving, self.group)
 
 
-def spread_experts(part: TransformerPart, mesh: Mesh) -> None:
+def apply_expert_parallel(part: TransformerPart, mesh: Mesh) -> None:
     """Keep this process's experts of every layer and put the all-to-all into the `dispatch` sockets."""
     if mesh.axes is None or mesh.dims.ep_size == 1:
         return
     for block in part.blocks():
-        keep_share(block.ffn.experts, mesh)
+        shard_experts(block.ffn.experts, mesh)
         block.ffn.dispatch = ExpertDispatch(mesh.axes.experts)
 
 
-def keep_share(experts: nn.Module, mesh: Mesh) -> None:
+def shard_experts(experts: nn.Module, mesh: Mesh) -> None:
     """Replace each stacked parameter `[E, ...]` by the `[L, ...]` of this process; it must still be on `meta`.
 
     Bytes of frozen experts and their adapters are cut like weights; an A that all experts share stays whole.

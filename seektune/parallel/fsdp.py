@@ -16,8 +16,8 @@ from seektune.parallel.mesh import Axes, Mesh
 Placement = Callable[[nn.Parameter], ShardPlacementResult | Shard | None]
 
 
-def shard_part(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> None:
-    """Cut the parameters of each block, and of what stands around the blocks, over the processes of the stage.
+def apply_fsdp(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> None:
+    """Cut the parameters of each block, and of what is around the blocks, over the processes of the stage.
 
     Nothing is cast: parameters that stay fp32 in a bf16 model are gathered as such, through process groups of their
     own. Experts are cut over the processes that hold the same ones. Gradients are summed in fp32, not averaged: losses
@@ -46,15 +46,15 @@ def shard_part(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> Non
         module.set_force_sum_reduction_for_comms(True)
 
 
-def give_back(part: TransformerPart) -> None:
-    """Let go of weights that a forward pass without backward gathered; parameters are the cut ones again."""
+def reshard(part: TransformerPart) -> None:
+    """Free the weights that a forward pass without backward gathered; parameters are sharded again."""
     for module in part.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def show_idle(part: TransformerPart) -> None:
-    """Gather the MTP block once where it will not run: backward asks for the form that only gathering gives it."""
+def prepare_unused_mtp(part: TransformerPart) -> None:
+    """Gather the MTP block once where it will not run: FSDP2's backward needs state that only gathering sets up."""
     for block in part.mtp:
         if isinstance(block, FSDPModule):
             block.unshard()
@@ -74,7 +74,7 @@ def _whole_here(part: TransformerPart, mesh: Mesh) -> set[nn.Parameter]:
 
 def _placement(part: TransformerPart, mesh: Mesh, axes: Axes) -> Placement:
     """Which processes each parameter is cut over, and along which dim."""
-    expert_info = _mesh_info(axes.expert_pieces)
+    expert_info = _mesh_info(axes.expert_shards)
     fp32_info = _mesh_info(axes.dense_fp32)
     stacked = _stacked(part)
     pieces = mesh.dims.expert_shard

@@ -53,7 +53,7 @@ def stages_of(process: int, pp_size: int, stages: int, schedule: str) -> list[in
     return list(range(process, stages, pp_size))
 
 
-def misfit_of(schedule: str, count: int, pp_size: int, stages: int) -> str | None:
+def schedule_problem(schedule: str, count: int, pp_size: int, stages: int) -> str | None:
     """Why a schedule cannot run so many micro-batches; None if it can."""
     if schedule in ("1f1b", "dualpipev") and count < stages:
         return f"{schedule} needs at least as many micro-batches as stages, {stages}, not {count}"

@@ -13,24 +13,25 @@ from seektune.checkpoint.gather import on_first_rank
 from seektune.checkpoint.source import Source
 from seektune.lora import files as adapter_files
 from seektune.lora.delta import LoraDelta
+from seektune.lora.dora import DoraLinear
 from seektune.lora.format import read_adapter
-from seektune.lora.inject import TRAINED, Adapted, adapter_state, carriers, fresh
-from seektune.lora.layers import DoraLinear
+from seektune.lora.initialize import initial_a
+from seektune.lora.state import TRAINED, Adapted, adapted_modules, adapter_state
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.placement import piece_of
+from seektune.parallel.placement import shard_of
 from seektune.parallel.stage import Stage
 
 
 @torch.no_grad()
-def start_adapters(model: ParallelModel, seed: int) -> None:
-    """First values of the pieces here, those of `model.adapters.start`; needs the frozen weights."""
+def init_adapters(model: ParallelModel, seed: int) -> None:
+    """First values of the pieces here, those of `lora.initialize.init_adapters`; needs the frozen weights."""
     for stage in model.stages.values():
-        _weigh(stage)
-        for name, module in carriers(stage):
+        _measure_rows(stage)
+        for name, module in adapted_modules(stage):
             parts = _parts(model, name, module)
             a = parts["A"]
             b = parts["B"]
-            a.tensor.copy_(fresh(name, a.shape, seed)[a.box])
+            a.tensor.copy_(initial_a(name, a.shape, seed)[a.box])
             b.tensor.zero_()
             if isinstance(module, DoraLinear):
                 parts["magnitude"].tensor.copy_(module.square.sqrt()[parts["magnitude"].box])
@@ -43,17 +44,17 @@ def save_adapter(model: ParallelModel, folder: Path, base: str | None, revision:
         OSError: writing failed; the same on all processes.
     """
     ranks = model.mesh.ranks
-    outline = model.outline()
+    whole = model.full_model()
     if ranks.group is None:
-        adapter_files.save_adapter(outline, folder, base, revision, recipe)
+        adapter_files.save_adapter(whole, folder, base, revision, recipe)
         return
 
     def write(source: Source) -> bool:
         tensors = {name: source.stored(name).weight.cpu() for name, _ in source.shapes()}
-        adapter_files.save_adapter(outline, folder, base, revision, recipe, tensors=tensors)
+        adapter_files.save_adapter(whole, folder, base, revision, recipe, tensors=tensors)
         return True
 
-    on_first_rank(model.adapters(), weight_shapes(adapter_state(outline)), ranks, write)
+    on_first_rank(model.adapter_shards(), weight_shapes(adapter_state(whole)), ranks, write)
 
 
 @torch.no_grad()
@@ -64,12 +65,12 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
         ValueError: the files are damaged, or are not of adapters of these places, ranks and scalings.
     """
     changes, _ = read_adapter(folder)
-    wanted = [name for name, _ in carriers(model.outline())]
+    wanted = [name for name, _ in adapted_modules(model.full_model())]
     if different := sorted(set(wanted) ^ changes.keys()):
         where = f"{folder} changes it" if different[0] in changes else f"{folder} does not"
         raise ValueError(f"{different[0]} carries an adapter in only one of both: {where}")
     for stage in model.stages.values():
-        for name, module in carriers(stage):
+        for name, module in adapted_modules(stage):
             if changes[name].magnitude is not None and not isinstance(module, DoraLinear):
                 raise ValueError(f"{folder} has lengths of rows (DoRA) for {name}, here there are none (lora.dora)")
             for part, piece in _parts(model, name, module).items():
@@ -95,7 +96,7 @@ def _values(change: LoraDelta, part: str, piece: Shard, what: str) -> Tensor:
 
 def _parts(model: ParallelModel, name: str, module: Adapted) -> dict[str, Shard]:
     """What is here of a carrier's trained tensors."""
-    return {part: piece_of(whole, tensor, model.mesh) for part, whole, tensor in _trained(name, module)}
+    return {part: shard_of(whole, tensor, model.mesh) for part, whole, tensor in _trained(name, module)}
 
 
 def _trained(name: str, module: Adapted) -> Iterator[tuple[str, str, Tensor]]:
@@ -105,13 +106,13 @@ def _trained(name: str, module: Adapted) -> Iterator[tuple[str, str, Tensor]]:
         yield "magnitude", f"{name}.magnitude", module.magnitude
 
 
-def _weigh(stage: Stage) -> None:
+def _measure_rows(stage: Stage) -> None:
     """Look up the lengths of the rows that DoRA divides out; weights that are cut are gathered a block at a time."""
     for block in stage.blocks():
         found = [module for module in block.modules() if isinstance(module, DoraLinear)]
         if found and isinstance(block, FSDPModule):
             block.unshard()
         for module in found:
-            module.weigh()
+            module.measure_rows()
         if found and isinstance(block, FSDPModule):
             block.reshard()

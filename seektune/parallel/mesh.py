@@ -47,7 +47,7 @@ class Mesh:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks for all."""
+        """Whether this process writes and prints for the job (rank 0)."""
         return self.rank == 0
 
     def sum(self, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Axes:
     """Over which attention and shared parts are cut (and replicated, if it has two dims)."""
     dense_fp32: DeviceMesh
     """The same processes for parameters that stay fp32: FSDP2 wants one dtype in each process group."""
-    expert_pieces: DeviceMesh
+    expert_shards: DeviceMesh
     """Over which the experts of one place on the expert axis are cut (and replicated)."""
     control: dist.ProcessGroup
     """All processes, for what one of them decides."""
@@ -102,29 +102,29 @@ class Axes:
 
         stages = mesh(pp=dims.pp_size, stage=dims.stage_size)
         rows = mesh(pp=dims.pp_size, dp=dims.data_size, cp=dims.cp_size)
-        experts = mesh(pp=dims.pp_size, copy=dims.expert_replicate, piece=dims.expert_shard, ep=dims.ep_size)
-        dense = _pieces(mesh(pp=dims.pp_size, copy=dims.dp_replicate, piece=dims.fsdp_size), dims.dp_replicate)
+        experts = mesh(pp=dims.pp_size, replicate=dims.expert_replicate, shard=dims.expert_shard, ep=dims.ep_size)
+        dense = _sharding(mesh(pp=dims.pp_size, replicate=dims.dp_replicate, shard=dims.fsdp_size), dims.dp_replicate)
         return cls(
             pipeline=stages.get_group("pp"),
             stage=stages.get_group("stage"),
             context=rows.get_group("cp"),
             experts=experts.get_group("ep"),
             dense=dense,
-            dense_fp32=_twin(dense, dims, device),
-            expert_pieces=_pieces(experts, dims.expert_replicate),
+            dense_fp32=_with_own_groups(dense, dims, device),
+            expert_shards=_sharding(experts, dims.expert_replicate),
             control=dist.new_group(backend=control),
             checkpoint=dist.new_group(backend=control),
         )
 
 
-def _twin(mesh: DeviceMesh, dims: ParallelDims, device: torch.device) -> DeviceMesh:
+def _with_own_groups(mesh: DeviceMesh, dims: ParallelDims, device: torch.device) -> DeviceMesh:
     """The same mesh over process groups of its own."""
     ranks = torch.arange(dims.world).view(dims.pp_size, dims.dp_replicate, dims.fsdp_size)
-    pieces, _ = dist.new_subgroups_by_enumeration(ranks.flatten(0, 1).tolist())
-    copies, _ = dist.new_subgroups_by_enumeration(ranks.mT.flatten(0, 1).tolist())
-    groups = [copies, pieces] if mesh.ndim == 2 else [pieces]
+    shards, _ = dist.new_subgroups_by_enumeration(ranks.flatten(0, 1).tolist())
+    replicas, _ = dist.new_subgroups_by_enumeration(ranks.mT.flatten(0, 1).tolist())
+    groups = [replicas, shards] if mesh.ndim == 2 else [shards]
     return DeviceMesh.from_group(groups, device.type, mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
 
 
-def _pieces(mesh: DeviceMesh, copies: int) -> DeviceMesh:
-    return mesh["copy", "piece"] if copies > 1 else mesh["piece"]
+def _sharding(mesh: DeviceMesh, replicas: int) -> DeviceMesh:
+    return mesh["replicate", "shard"] if replicas > 1 else mesh["shard"]

@@ -1,4 +1,4 @@
-"""A model spread over processes, as training sees it: one object that trains, is examined, and knows what is where.
+"""A model spread over processes, as training sees it: it trains, scores, and knows which process holds what.
 
 Shapes: B rows, T tokens, L tokens here, E experts, M micro-batches.
 """
@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from seektune.checkpoint import Shard, load_weights, save_weights, weight_shapes
-from seektune.lora.inject import adapter_state, base_state
+from seektune.lora.state import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
 from seektune.model.objective import Objective
 from seektune.model.transformer import TransformerPart
-from seektune.parallel.fsdp import give_back, show_idle
+from seektune.parallel.fsdp import prepare_unused_mtp, reshard
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.pipeline import Phase, Runner, SequentialRunner
-from seektune.parallel.placement import copies_of, local, piece_of
+from seektune.parallel.placement import local, replicas_of, shard_of
 from seektune.parallel.stage import Stage, StageTask
 from seektune.sequence import Batch
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What all micro-batches of a step found, on all processes together."""
+    """Losses and expert loads of a step, over all micro-batches and processes."""
 
     parts_M3: Tensor
     """Values of `LossParts` of each micro-batch."""
@@ -42,16 +42,16 @@ class ParallelModel:
     def __init__(
         self,
         stages: Mapping[int, Stage],
-        passes: Runner,
+        runner: Runner,
         mesh: Mesh,
         prepare: Callable[[TransformerPart], None] = lambda part: None,
     ):
-        """`prepare` is what was done to each stage, and makes the like of a whole model on the meta device."""
+        """`prepare` was applied to each stage; `full_model` applies it to the whole model on the meta device."""
         self.stages = stages
         self.mesh = mesh
         self._prepare = prepare
         self.config: DeepseekV4Config = next(iter(stages.values())).config
-        self._passes = passes
+        self._runner = runner
         self._ran_without_mtp = False
 
     @classmethod
@@ -67,7 +67,7 @@ class ParallelModel:
 
     @property
     def whole(self) -> Stage:
-        """The model of a process that is alone with it."""
+        """The only stage of a job with one process."""
         assert self.mesh.dims.world == 1, "other processes hold the rest"
         return self.stages[0]
 
@@ -87,7 +87,7 @@ class ParallelModel:
     def trainable(self) -> int:
         """The number of weights that train, of all processes."""
         own = sum(
-            local(parameter).numel() / copies_of(name, parameter, self.mesh)
+            local(parameter).numel() / replicas_of(name, parameter, self.mesh)
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
         )
@@ -97,19 +97,19 @@ class ParallelModel:
         """Gates of this process by layer id."""
         return {layer: gate for stage in self.stages.values() for layer, gate in stage.gates().items()}
 
-    def held(self) -> dict[str, Shard]:
+    def shards(self) -> dict[str, Shard]:
         """The pieces of weights and buffers that are here; writing into them changes the model."""
-        return self._pieces(nn.Module.state_dict)
+        return self._shards(nn.Module.state_dict)
 
-    def base(self) -> dict[str, Shard]:
-        """Those of `held` that are no adapter's."""
-        return self._pieces(base_state)
+    def base_shards(self) -> dict[str, Shard]:
+        """Those of `shards` that do not belong to an adapter."""
+        return self._shards(base_state)
 
-    def adapters(self) -> dict[str, Shard]:
-        """Those of `held` that are an adapter's."""
-        return self._pieces(adapter_state)
+    def adapter_shards(self) -> dict[str, Shard]:
+        """Those of `shards` that belong to an adapter."""
+        return self._shards(adapter_state)
 
-    def outline(self) -> TransformerPart:
+    def full_model(self) -> TransformerPart:
         """The whole model, for its names and shapes; without memory where other processes hold parts of it."""
         if self.mesh.dims.world == 1:
             return self.whole
@@ -123,25 +123,25 @@ class ParallelModel:
         Raises:
             ValueError: a tensor is missing, unexpected, of the wrong shape or type, or damaged.
         """
-        load_weights(self.base(), folder, weight_shapes(base_state(self.outline())))
+        load_weights(self.base_shards(), folder, weight_shapes(base_state(self.full_model())))
         check_tables(self.gates(), folder)
 
     def save_pretrained(self, folder: Path, format: str = "bf16", original: Path | None = None) -> None:
         """As `DeepseekV4ForCausalLM.save_pretrained`; every process calls it, the first one writes."""
         assert not self.is_adapted(), "adapters have files of their own"
         config = {"model_type": self.config.model_type, **self.config.to_dict()}
-        complete = weight_shapes(self.outline().state_dict())
-        save_weights(self.held(), config, folder, format, original, group=self.mesh.ranks.group, complete=complete)
+        complete = weight_shapes(self.full_model().state_dict())
+        save_weights(self.shards(), config, folder, format, original, group=self.mesh.ranks.group, complete=complete)
 
     def train(self, batches: Sequence[Batch], objective: Objective, phase: Phase) -> Outcome:
         """Forward and backward of a step, given all of its micro-batches; gradients are summed over processes."""
         if not objective.mtp and not self._ran_without_mtp:
             self._ran_without_mtp = True
             for stage in self.stages.values():
-                show_idle(stage)
+                prepare_unused_mtp(stage)
         task = StageTask(objective)
-        self._passes.train([batch.to(self.device) for batch in self._deal(batches)], task, phase)
-        return self._together(task, objective)
+        self._runner.train([batch.to(self.device) for batch in self._local_batches(batches)], task, phase)
+        return self._reduced(task, objective)
 
     def score(self, batch: Batch) -> TokenScores:
         """How likely the taught tokens of rows are, `[B, T]`; every process gives the same rows and gets the same."""
@@ -149,11 +149,11 @@ class ParallelModel:
         coords = self.mesh.coords
         rows, length = batch.tokens.shape
         own = -(-rows // dims.data_size)
-        whole = batch.padded(own * dims.data_size, _multiple(length, dims.cp_size))
+        whole = batch.padded(own * dims.data_size, _round_up(length, dims.cp_size))
         mine = Batch(*(x[coords.dp * own : (coords.dp + 1) * own] for x in whole.tensors())).to(self.device)
-        found = self._passes.examine(mine)
+        found = self._runner.score(mine)
         for stage in self.stages.values():
-            give_back(stage)
+            reshard(stage)
         here = whole.tokens.shape[1] // dims.cp_size
         everything = torch.zeros(dims.data_size, own, dims.cp_size, here, 2, device=self.device)
         if found is not None:
@@ -161,35 +161,35 @@ class ParallelModel:
         scores = self.mesh.sum(everything).flatten(2, 3).flatten(0, 1)[:rows, :length]
         return TokenScores(scores[..., 0], scores[..., 1] > 0)
 
-    def _deal(self, batches: Sequence[Batch]) -> list[Batch]:
+    def _local_batches(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches of this process; a pipeline's have one shape."""
         dims = self.mesh.dims
         mine = batches[self.mesh.coords.dp :: dims.data_size]
-        assert len(mine) * dims.data_size == len(batches), "the batch was checked against the plan"
-        widths = [_multiple(batch.tokens.shape[1], dims.cp_size) for batch in mine]
+        assert len(mine) * dims.data_size == len(batches), "the batch size was checked against the mesh"
+        widths = [_round_up(batch.tokens.shape[1], dims.cp_size) for batch in mine]
         if dims.pp_size > 1:
             widths = [max(widths)] * len(mine)
         return [batch.padded(length=width) for batch, width in zip(mine, widths, strict=True)]
 
-    def _together(self, task: StageTask, objective: Objective) -> Outcome:
-        """Add up what the processes found."""
+    def _reduced(self, task: StageTask, objective: Objective) -> Outcome:
+        """Sum the results of all stages and processes."""
         config = self.config
         layers = config.num_hidden_layers + (config.num_nextn_predict_layers if objective.mtp else 0)
         loads = torch.zeros(layers, config.n_routed_experts, dtype=torch.int64, device=self.device)
         by_stage: dict[int, list[Tensor]] = {}
-        for found in task.found:
+        for result in task.results:
             # a last stage with nothing but the MTP block has no load where that does not run
-            by_stage.setdefault(min(found.loads, default=layers), []).append(found.parts)
+            by_stage.setdefault(min(result.loads, default=layers), []).append(result.parts)
         parts = torch.stack([torch.stack(each) for each in by_stage.values()]).sum(dim=0)
-        for found in task.found:
-            for layer, load_E in found.loads.items():
+        for result in task.results:
+            for layer, load_E in result.loads.items():
                 loads[layer] += load_E
         return Outcome(self.mesh.sum(parts), dict(enumerate(self.mesh.sum(loads))))
 
-    def _pieces(self, state: Callable[[nn.Module], Mapping[str, Tensor]]) -> dict[str, Shard]:
-        held = [state(stage) for stage in self.stages.values()]
-        return {name: piece_of(name, tensor, self.mesh) for each in held for name, tensor in each.items()}
+    def _shards(self, state: Callable[[nn.Module], Mapping[str, Tensor]]) -> dict[str, Shard]:
+        states = [state(stage) for stage in self.stages.values()]
+        return {name: shard_of(name, tensor, self.mesh) for each in states for name, tensor in each.items()}
 
 
-def _multiple(length: int, of: int) -> int:
+def _round_up(length: int, of: int) -> int:
     return -(-length // of) * of

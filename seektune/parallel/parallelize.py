@@ -7,9 +7,9 @@ import torch
 from seektune.model.config import DeepseekV4Config
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.config import ParallelConfig
-from seektune.parallel.context import spread_rows
-from seektune.parallel.expert import spread_experts
-from seektune.parallel.fsdp import shard_part
+from seektune.parallel.context import apply_context_parallel
+from seektune.parallel.expert import apply_expert_parallel
+from seektune.parallel.fsdp import apply_fsdp
 from seektune.parallel.layer_split import count_stages, split_layers, stages_of
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
@@ -42,12 +42,12 @@ def parallelize(
     stages = build_stages(architecture, mesh, config, dtype, numerics)
     for stage in stages.values():
         prepare(stage)
-        spread_rows(stage, mesh)
-        spread_experts(stage, mesh)
+        apply_context_parallel(stage, mesh)
+        apply_expert_parallel(stage, mesh)
         recompute_blocks(stage, config.recompute, drops)
-        shard_part(stage, mesh, config)
+        apply_fsdp(stage, mesh, config)
         stage.to_empty(device=torch.device("cpu") if config.cpu_offload else mesh.device)
-    return ParallelModel(stages, _passes(stages, architecture, mesh, config), mesh, prepare)
+    return ParallelModel(stages, _make_runner(stages, architecture, mesh, config), mesh, prepare)
 
 
 def build_stages(
@@ -66,7 +66,9 @@ def build_stages(
     }
 
 
-def _passes(stages: dict[int, Stage], architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig) -> Runner:
+def _make_runner(
+    stages: dict[int, Stage], architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig
+) -> Runner:
     if mesh.dims.pp_size == 1:
         return SequentialRunner(stages[0])
     assert mesh.axes is not None

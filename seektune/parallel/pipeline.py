@@ -27,7 +27,7 @@ from seektune.sequence import Batch
 Schedule = Schedule1F1B | ScheduleInterleaved1F1B | ScheduleZBVZeroBubble | ScheduleDualPipeV
 
 Phase = Callable[[str], None]
-"""Is told what begins."""
+"""Called with the name of each phase as it begins."""
 
 SCHEDULES = {
     "1f1b": Schedule1F1B,
@@ -41,9 +41,9 @@ class Runner(Protocol):
     """How micro-batches run."""
 
     def train(self, batches: Sequence[Batch], task: StageTask, phase: Phase) -> None:
-        """Forward and backward of them all; gradients add up, the task hears what was found."""
+        """Forward and backward of them all; gradients add up, and the task gets the results."""
 
-    def examine(self, batch: Batch) -> Tensor | None:
+    def score(self, batch: Batch) -> Tensor | None:
         """What `TokenScores` holds of the slice here, `[B, L, 2]`; None where another stage has it."""
 
 
@@ -65,7 +65,7 @@ class SequentialRunner:
             del loss
 
     @torch.no_grad()
-    def examine(self, batch: Batch) -> Tensor:
+    def score(self, batch: Batch) -> Tensor:
         """As `Runner`."""
         found = self._stage(batch.tokens, batch.tokens, batch.documents, batch.labels, StageTask(None))
         assert isinstance(found, Tensor)
@@ -106,8 +106,8 @@ class PipelineRunner:
         schedule.step(*self._entry(whole), target=whole.labels, return_outputs=False, **_rest(whole, task))
 
     @torch.no_grad()
-    def examine(self, batch: Batch) -> Tensor | None:
-        """As `Runner`; some rows at a time go from stage to stage, which no schedule of the engine does for all."""
+    def score(self, batch: Batch) -> Tensor | None:
+        """As `Runner`; rows are sent from stage to stage by hand, because V schedules have no forward-only mode."""
         found = []
         parts = min(self._mesh.dims.pp_size, len(batch.tokens))
         for rows in zip(*(x.tensor_split(parts) for x in batch.tensors()), strict=True):

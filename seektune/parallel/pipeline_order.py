@@ -1,4 +1,4 @@
-"""What each process of a pipeline does, in order, as the engine's schedules say; no process group is needed."""
+"""What each process of a pipeline does, in order, as torch's schedules say; no process group is needed."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +9,11 @@ from seektune.parallel.layer_split import Action, stages_of
 from seektune.parallel.pipeline import SCHEDULES
 
 
-def order_of(schedule: str, pp_size: int, stages: int, count: int) -> dict[int, list[Action]]:
+def schedule_actions(schedule: str, pp_size: int, stages: int, count: int) -> dict[int, list[Action]]:
     """The actions of each process for `count` micro-batches."""
-    if schedule == "1f1b":  # the engine plans nothing ahead of it that could be read
+    if schedule == "1f1b":  # torch computes this order while it runs, so there is nothing to read
         return {process: _one_forward_one_backward(process, pp_size, count) for process in range(pp_size)}
-    order = made(schedule, pp_size, stages, count).pipeline_order
+    order = build_schedule(schedule, pp_size, stages, count).pipeline_order
     return {process: list(_plain(actions)) for process, actions in order.items()}
 
 
@@ -34,11 +34,11 @@ def _plain(actions: list[Any]) -> list[Action]:
     return [action for action in known if action[0] in ("F", "B", "I", "W")]
 
 
-def made(schedule: str, pp_size: int, stages: int, count: int) -> Any:
-    """The engine's schedule of stages that can do nothing.
+def build_schedule(schedule: str, pp_size: int, stages: int, count: int) -> Any:
+    """torch's schedule object over stages that compute nothing.
 
     Raises:
-        ValueError: the engine does not take so many micro-batches or stages.
+        ValueError: the schedule does not take so many micro-batches or stages.
     """
     held: Any = [
         SimpleNamespace(

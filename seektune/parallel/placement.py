@@ -24,12 +24,12 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
-def piece_of(name: str, parameter: Tensor, mesh: Mesh) -> Shard:
+def shard_of(name: str, parameter: Tensor, mesh: Mesh) -> Shard:
     """What `parameter` holds of the whole tensor of that name."""
-    return like(name, parameter, local(parameter).detach(), mesh)
+    return shard_like(name, parameter, local(parameter).detach(), mesh)
 
 
-def like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
+def shard_like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
     """The piece that `tensor` is, if it is cut as `parameter` is: an optimizer's state, for example."""
     shape = tuple(parameter.shape)
     offsets = (0,) * parameter.dim()
@@ -39,11 +39,11 @@ def like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
         first = mesh.coords.ep * shape[0]
         shape = (shape[0] * mesh.dims.ep_size, *shape[1:])
         offsets = (first + offsets[0], *offsets[1:])
-    if 0 in tensor.shape:  # a piece of nothing: the engine's offsets point beyond the end
+    if 0 in tensor.shape:  # an empty shard: torch's offsets point beyond the end
         offsets = (0,) * len(shape)
     return Shard(tensor, shape, tuple(offsets))
 
 
-def copies_of(name: str, parameter: Tensor, mesh: Mesh) -> int:
+def replicas_of(name: str, parameter: Tensor, mesh: Mesh) -> int:
     """How many processes hold the same piece."""
     return mesh.dims.expert_replicate if is_stacked(name, parameter) else mesh.dims.dp_replicate

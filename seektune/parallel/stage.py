@@ -1,4 +1,4 @@
-"""A part of the model as training and exams run it: from token ids or streams to streams, a loss or scores.
+"""A pipeline stage as training and evaluation run it: from token ids or streams to streams, a loss or scores.
 
 Shapes: B rows, T tokens, L tokens here, S streams, D width.
 """
@@ -18,7 +18,7 @@ from seektune.model.transformer import Activations, TokenRows, TransformerPart
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a forward pass of a stage found out."""
+    """Losses and expert loads of one forward pass of a stage."""
 
     parts: Tensor
     """Values of `LossParts`, `[3]`; what other stages compute is 0."""
@@ -27,21 +27,22 @@ class StageResult:
 
 
 class StageTask:
-    """What is asked of forward passes, and what they found, in the order in which they ran. As `RoutingLedger`, no
-    dataclass.
+    """What forward passes compute, and their results in the order in which they ran.
+
+    Like `RoutingLedger` not a dataclass, which FSDP2 would copy.
     """
 
     def __init__(self, objective: Objective | None):
         self.objective = objective
-        """None for an exam, where each token's likelihood is asked for."""
-        self.found: list[StageResult] = []
+        """None for scores: the likelihood of each token."""
+        self.results: list[StageResult] = []
 
 
 class Stage(TransformerPart):
     """A run of layers of a pipeline; the whole model where there is none.
 
     Between stages travel the streams `[B, L, S, D]`; where the MTP block runs, the next token's embedding is carried as
-    one more stream from the first stage to the last, so that no second embedding table has to learn the same.
+    one more stream from the first stage to the last, so that the last stage needs no embedding table of its own.
     """
 
     @classmethod
@@ -58,11 +59,11 @@ class Stage(TransformerPart):
         """Streams for the next stage, or from the last the loss of the rows (a scalar) or their scores `[B, L, 2]`.
 
         Args:
-            x: token ids of whole rows `[B, T]` for the first stage, what the stage before gave for the others.
+            x: token ids of whole rows `[B, T]` for the first stage, the output of the stage before for the others.
             tokens: ids of whole rows, `[B, T]`: hash gates need them on any stage.
             documents: document numbers of whole rows.
             labels: of whole rows, unshifted.
-            task: what is asked; a forward pass adds what it found.
+            task: what to compute; a forward pass appends its result.
         """
         rows = TokenRows(tokens, self.sequence(documents))
         objective = task.objective
@@ -70,25 +71,25 @@ class Stage(TransformerPart):
         mtp = objective is not None and objective.mtp
         activations = self.backbone(rows, mtp, ledger, None if self.is_first else _unpack(x, mtp))
         if not self.is_last:
-            return self._note(task, _pack(activations), None, ledger)
+            return self._record(task, _pack(activations), None, ledger)
         hidden = self.read_out(activations, rows, ledger)
         if objective is None:
             scores = self.scores_of(hidden.main_BTD, rows.layout, labels)
             return torch.stack([scores.losses_BT, scores.first_BT.float()], dim=-1)
         losses = self.losses(hidden, rows.layout, Taught(labels, objective.taught))
-        return self._note(task, activations.streams_BTSD, losses, ledger)
+        return self._record(task, activations.streams_BTSD, losses, ledger)
 
-    def _note(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
-        """Add to what was found; the stage's output, from which backward reaches the losses of its own layers too."""
+    def _record(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
+        """Append a result; returns the stage's output, whose backward also reaches the losses of its own layers."""
         objective = task.objective
         if objective is None or ledger is None:
             return streams
         parts = LossParts.of(losses, objective.balance(ledger), streams.new_zeros((), dtype=torch.float32))
-        task.found.append(StageResult(parts.values(), ledger.loads))
+        task.results.append(StageResult(parts.values(), ledger.loads))
         total = objective.total(parts)
         if losses is not None:
             return total
-        return _WithLoss.apply(streams, total) if objective.balance_weight > 0 else streams
+        return _AttachLoss.apply(streams, total) if objective.balance_weight > 0 else streams
 
 
 def _pack(x: Activations) -> Tensor:
@@ -97,7 +98,7 @@ def _pack(x: Activations) -> Tensor:
     if x.next_embedding_BTD is not None:
         streams = torch.cat([streams, x.next_embedding_BTD.unsqueeze(2)], dim=2)
     if torch.is_grad_enabled() and not streams.requires_grad:
-        # the schedules go back from every stage's output, also where all before it is frozen
+        # the schedules run backward from every stage's output, even where everything before it is frozen
         streams = streams.detach().requires_grad_()
     return streams
 
@@ -107,7 +108,7 @@ def _unpack(x: Tensor, mtp: bool) -> Activations:
     return Activations(x[:, :, :-1], x[:, :, -1]) if mtp else Activations(x)
 
 
-class _WithLoss(torch.autograd.Function):
+class _AttachLoss(torch.autograd.Function):
     """Streams unchanged; on the way back the loss gets the gradient 1, as if it were added to the last stage's."""
 
     @staticmethod

@@ -7,8 +7,9 @@ from math import prod
 
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
-from seektune.parallel.dims import ParallelDims, make_dims, rows_at_a_time
+from seektune.parallel.dims import ParallelDims, make_dims
 from seektune.parallel.layer_split import Action, count_stages, split_layers, stages_of
+from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.planner.expressions import Number, Row
 
 RECOMPUTE = {"none": 0, "block": 1, "selective": 2}
@@ -174,7 +175,7 @@ def make_layout(job: TrainingJob, gpus: int, order_of: OrderOf) -> Layout:
         ValueError: sizes or rows do not fit that many processes; the message suggests some that do.
     """
     dims = make_dims(job.parallel, gpus, job.config)
-    rows = rows_at_a_time(dims, job.parallel, job.config, job.rows, job.micro_size)
+    rows = micro_batch_rows(dims, job.parallel, job.config, job.rows, job.micro_size)
     micro_batches = job.rows // dims.data_size // rows
     config = job.config
     stages = 1

@@ -90,7 +90,7 @@ def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> 
 
 
 @dataclass(frozen=True)
-class _Stage:
+class _StageCost:
     """Seconds of a stage for one micro-batch."""
 
     time: StageTime
@@ -108,7 +108,7 @@ def _busy(time: StageTime) -> float:
     return time.of("F") + time.of("B")
 
 
-def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, factors: Mapping[str, float]) -> _Stage:
+def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, factors: Mapping[str, float]) -> _StageCost:
     job = layout.job
     rows = layout.rows_at_a_time / layout.dims.cp_size
     flops = _forward(layout, stage)
@@ -136,7 +136,7 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     )
     spent = {part: forward[part] * (1 + again) + grads[part] * (1 + trained) / 2 for part in forward}
     total = {axis: value * (2 + again if axis in ("ep", "cp") else 1) for axis, value in messages.items()}
-    return _Stage(time, spent, passes * (2 + again + trained), total)
+    return _StageCost(time, spent, passes * (2 + again + trained), total)
 
 
 def _forward(layout: Layout, stage: int) -> Counter[str]:

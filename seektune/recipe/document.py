@@ -103,7 +103,7 @@ def read_document(path: str | Path) -> YamlNode:
 
 def parse(text: str, origin: str, override: bool = False) -> YamlNode | None:
     """The single value of a YAML text, or None. `origin`, a file name or an override, begins error messages."""
-    reader = _Reader(text, origin, override)
+    reader = _YamlReader(text, origin, override)
     return reader.document()
 
 
@@ -123,7 +123,7 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path}:{line}: this is not UTF-8 text; a recipe is a YAML text file") from None
 
 
-class _Reader:
+class _YamlReader:
     """Builds nodes from PyYAML's events, without its constructors; recursion depth is limited here."""
 
     def __init__(self, text: str, origin: str, override: bool) -> None:

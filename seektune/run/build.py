@@ -7,13 +7,13 @@ import torch
 from seektune.checkpoint import locate
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.source import FolderSource
-from seektune.lora.inject import adapting, add_adapters
+from seektune.lora.build import adapter_injector, add_adapters
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.model.initialize import initialize
 from seektune.parallel.dims import make_dims
-from seektune.parallel.lora import load_adapter, start_adapters
+from seektune.parallel.lora import init_adapters, load_adapter
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import Prepare, parallelize, unchanged
@@ -73,9 +73,9 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
     if folder is not None and (with_weights or adapted):
         model.load_pretrained(folder)
     elif with_weights or adapted:
-        initialize(model.base(), config)
+        initialize(model.base_shards(), config)
     if adapted:
-        start_adapters(model, recipe.seed)
+        init_adapters(model, recipe.seed)
         _begun_from(recipe.lora.adapter if with_weights else None, model)
     if recipe.lora.dropout and mesh.rank > 0:
         # each process drops with dice of its own, as its rows, tokens or layers are its own
@@ -104,7 +104,9 @@ def quantize_frozen(recipe: Recipe, config: DeepseekV4Config, folder: Path | Non
         ValueError: a target of the adapters matches nothing.
     """
     kind_of = FORMATS["released"].kind if folder is None else FolderSource(folder).kind
-    return adapting(config, recipe.lora, recipe.loss.mtp_weight > 0, kind_of if recipe.model.quantized else None)
+    return adapter_injector(
+        config, recipe.lora, recipe.loss.mtp_weight > 0, kind_of if recipe.model.quantized else None
+    )
 
 
 def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:

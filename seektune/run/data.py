@@ -14,8 +14,8 @@ from seektune.evaluate.config import VALIDATION
 from seektune.evaluate.task import Task
 from seektune.evaluate.tasks import make_task, questions_section
 from seektune.model.config import DeepseekV4Config
-from seektune.parallel.dims import rows_at_a_time
 from seektune.parallel.mesh import Mesh
+from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.recipe.recipe import Recipe
 from seektune.sequence import IGNORE_INDEX, Batch
 
@@ -46,7 +46,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         OSError: the rows are not here and no source answers.
     """
     batch = recipe.batch
-    rows = rows_at_a_time(mesh.dims, recipe.parallel, config, batch.global_size, batch.micro_size)
+    rows = micro_batch_rows(mesh.dims, recipe.parallel, config, batch.global_size, batch.micro_size)
     if rows != batch.micro_size:
         own = batch.global_size // mesh.dims.data_size
         cache.note(

@@ -1,7 +1,7 @@
 """The evaluation tasks before and after training: shown as they run, and kept in evaluation.json of the run folder."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -10,7 +10,7 @@ from rich.progress import Progress, TaskID
 
 from seektune.evaluate.config import EvaluateConfig
 from seektune.evaluate.statistics import Change
-from seektune.evaluate.task import TaskInfo, TaskScore
+from seektune.evaluate.task import Task, TaskInfo, TaskScore
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say
 from seektune.io.json_file import as_json, read_json
@@ -23,7 +23,7 @@ Scores: TypeAlias = Mapping[str, TaskScore]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TaskComparison:
     """A task's scores before and after training; at least one is there."""
 
     task: TaskInfo
@@ -41,10 +41,10 @@ class Comparison:
         return {} if self.before is None or self.after is None else self.after.since(self.before)
 
 
-def compare(before: Scores, after: Scores) -> list[Comparison]:
+def compare(before: Scores, after: Scores) -> list[TaskComparison]:
     """Each task that ran before or after training."""
     tasks = {name: score.task for name, score in {**before, **after}.items()}
-    return [Comparison(task, before.get(name), after.get(name)) for name, task in tasks.items()]
+    return [TaskComparison(task, before.get(name), after.get(name)) for name, task in tasks.items()]
 
 
 def run_eval(
@@ -67,14 +67,13 @@ def run_eval(
     return found
 
 
-def read_evals(folder: Path, when: str, data: TrainData) -> Scores:
-    """The scores that evaluation.json already holds, of the run's tasks."""
+def read_evals(folder: Path, when: str, tasks: Sequence[Task]) -> Scores:
+    """The scores of tasks that evaluation.json already holds."""
     if not (folder / EVALUATION).is_file():
         return {}
     values = read_json(folder / EVALUATION)
-    held = {task.info.name: values.get(task.info.name, {}).get(when) for task in data.tasks}
-    tasks = {task.info.name: task.info for task in data.tasks}
-    return {name: TaskScore.from_dict(tasks[name], score) for name, score in held.items() if score is not None}
+    held = {task.info.name: (task.info, values.get(task.info.name, {}).get(when)) for task in tasks}
+    return {name: TaskScore.from_dict(info, score) for name, (info, score) in held.items() if score is not None}
 
 
 def write_evals(folder: Path, before: Scores, after: Scores) -> None:

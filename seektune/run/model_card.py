@@ -17,7 +17,7 @@ from seektune.io.jsonl import read_records
 from seektune.io.run_files import METRICS, VALIDATION
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
-from seektune.run.evals import Comparison, Scores, compare
+from seektune.run.evals import Scores, TaskComparison, compare
 
 MARK = "<!-- written by SeekTune, and written anew as long as nobody changes it: {} -->"
 ADAPTER_FORM = "peft"
@@ -195,7 +195,7 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
     return figures
 
 
-def _results(found: Comparison) -> str:
+def _results(found: TaskComparison) -> str:
     """A table of a task's scores with 95 % intervals."""
     task = found.task
     rows = [f"| {task.title} | before | after | p |", "|---|---|---|---|"]

@@ -8,14 +8,14 @@ from pathlib import Path
 from seektune.evaluate.task import Metric, TaskInfo, TaskScore
 from seektune.io.console import many, say
 from seektune.io.run_files import ADAPTER, CHECKPOINTS
-from seektune.lora.inject import base_state, carriers
+from seektune.lora.state import adapted_modules, base_state
 from seektune.model.count import count_parameters
-from seektune.parallel.dims import rows_at_a_time
 from seektune.parallel.layer_split import bubble, count_stages
+from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.parallel.model import ParallelModel
 from seektune.recipe.recipe import Recipe
 from seektune.run.data import TrainData
-from seektune.run.evals import Comparison, Scores, compare
+from seektune.run.evals import Scores, TaskComparison, compare
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.report import EvalText, ReportText
 from seektune.train.score_plot import BeforeAfter, Reference, Score
@@ -61,7 +61,7 @@ def _pipeline(recipe: Recipe, model: ParallelModel) -> str:
     layers = model.config.num_hidden_layers
     mtp = model.config.num_nextn_predict_layers
     stages = count_stages(config.pipeline, plan.pp_size, layers, mtp)
-    rows = rows_at_a_time(plan, config, model.config, batch.global_size, batch.micro_size)
+    rows = micro_batch_rows(plan, config, model.config, batch.global_size, batch.micro_size)
     count = batch.global_size // plan.data_size // rows
     waited = bubble(config.pipeline.schedule, plan.pp_size, stages, count)
     return (
@@ -75,8 +75,8 @@ def _adapters(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
     if not recipe.lora.targets:
         return []
     lora = recipe.lora
-    whole = model.outline()
-    names = Counter(re.sub(r"^layers\.\d+\.", "layers.N.", name) for name, _ in carriers(whole))
+    whole = model.full_model()
+    names = Counter(re.sub(r"^layers\.\d+\.", "layers.N.", name) for name, _ in adapted_modules(whole))
     where = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in names.items())
     kind = "DoRA" if lora.dora else "LoRA"
     into = f", trained for merging into {lora.merge_into}" if lora.merge_into else ""
@@ -136,7 +136,7 @@ def _changes(task: TaskInfo, before: TaskScore, after: TaskScore) -> Iterator[st
             )
 
 
-def _eval_text(found: Comparison) -> EvalText:
+def _eval_text(found: TaskComparison) -> EvalText:
     """A task's section of the report."""
     task = found.task
     caption = f"{task.title}, {found.n:,} {task.about}; bars are 95 % intervals."

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from seektune.parallel.mesh import Mesh
-from seektune.parallel.placement import copies_of, local
+from seektune.parallel.placement import local, replicas_of
 
 NAMED = 5
 """Parameters that an error message lists."""
@@ -34,7 +34,7 @@ def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float
     Raises:
         NotFiniteError: it is not finite, on every process; the sentence names the first parameters to blame.
     """
-    norms = piece_norms(parameters, mesh)
+    norms = shard_norms(parameters, mesh)
     square = float(squared_norm(norms, mesh))
     if not isfinite(square):
         here = [name for name, norm in norms.items() if not isfinite(float(norm))]
@@ -44,9 +44,9 @@ def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float
     return sqrt(square)
 
 
-def piece_norms(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> dict[str, Tensor]:
+def shard_norms(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> dict[str, Tensor]:
     """This process's share in the norm of each gradient, fp64 scalars: squares of all shares add up to the whole's."""
-    named = [(name, local(p.grad), copies_of(name, p, mesh)) for name, p in parameters if p.grad is not None]
+    named = [(name, local(p.grad), replicas_of(name, p, mesh)) for name, p in parameters if p.grad is not None]
     return {
         name: torch.linalg.vector_norm(gradient, dtype=torch.float32).double() / sqrt(copies)
         for name, gradient, copies in named
@@ -54,7 +54,7 @@ def piece_norms(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> dict[st
 
 
 def squared_norm(norms: Mapping[str, Tensor], mesh: Mesh) -> Tensor:
-    """The square of the whole gradient's norm, fp64, from what `piece_norms` gives on all processes."""
+    """The square of the whole gradient's norm, fp64, from what `shard_norms` gives on all processes."""
     squares = [norm**2 for norm in norms.values()]
     total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=mesh.device)
     return mesh.sum(total)

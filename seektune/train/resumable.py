@@ -111,4 +111,4 @@ class ResumableRun:
         log.say(f"frozen weights: {frozen.nbytes:,} bytes, none changed")
 
     def _frozen(self) -> FrozenDigest:
-        return frozen_digest(self.model.base(), self.model.mesh.ranks)
+        return frozen_digest(self.model.base_shards(), self.model.mesh.ranks)

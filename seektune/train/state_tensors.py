@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seektune.checkpoint import Shard
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.placement import like
+from seektune.parallel.placement import shard_like
 from seektune.train.optim.adamw import AdamW
 
 MODEL = "model."
@@ -21,12 +21,12 @@ def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Sh
     Of a model with adapters only those: its base is where it was read from. Random states carry the number of their
     process; another layout goes on without them.
     """
-    held = model.adapters() if model.is_adapted() else model.held()
+    held = model.adapter_shards() if model.is_adapted() else model.shards()
     tensors: dict[str, Tensor | Shard] = {MODEL + name: piece for name, piece in held.items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             whole = value.dim() == 0
-            tensors[f"{OPTIMIZER}{name}:{key}"] = value if whole else like(name, parameter, value, model.mesh)
+            tensors[f"{OPTIMIZER}{name}:{key}"] = value if whole else shard_like(name, parameter, value, model.mesh)
     return tensors | random_states(model.mesh.rank)
 
 

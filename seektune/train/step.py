@@ -61,7 +61,7 @@ def train_step(
 ) -> StepRecord:
     """Train on all micro-batches of one step; their losses share one denominator, the taught tokens of the step.
 
-    Every process is given the same batches and takes its share. `phase` hears the name of each phase as it begins.
+    Every process is given the same batches and takes its share. `phase` is called with each phase's name as it begins.
 
     Raises:
         ValueError: no token of the step is taught.

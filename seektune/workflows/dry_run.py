@@ -9,8 +9,9 @@ from typing import Any
 from seektune.io.console import counted, many, say, size
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
-from seektune.parallel.dims import ParallelDims, make_dims, rows_at_a_time
+from seektune.parallel.dims import ParallelDims, make_dims
 from seektune.parallel.layer_split import bubble, count_stages
+from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.parallel.simulate.comm_trace import Flow
 from seektune.recipe.recipe import Recipe
 from seektune.workflows.dry_run_rank import DryStep, RankDryRun, StageContents, dry_run_rank
@@ -93,7 +94,7 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
 def _step(recipe: Recipe, dims: ParallelDims, config: DeepseekV4Config) -> DryStep:
     """A step's micro-batches, with rows as long as the recipe allows."""
     batch = recipe.batch
-    rows = rows_at_a_time(dims, recipe.parallel, config, batch.global_size, batch.micro_size)
+    rows = micro_batch_rows(dims, recipe.parallel, config, batch.global_size, batch.micro_size)
     length = -(-batch.length // dims.cp_size) * dims.cp_size
     return DryStep(batch.global_size // dims.data_size // rows, rows, length)
 

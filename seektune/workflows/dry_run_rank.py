@@ -21,13 +21,13 @@ from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import Prepare, parallelize, unchanged
 from seektune.parallel.placement import is_stacked, local
 from seektune.parallel.simulate.comm_trace import CommTrace, Flow
-from seektune.parallel.simulate.even_routing import assume
-from seektune.parallel.simulate.fake_backend import hollow_rank, hollow_tensors
+from seektune.parallel.simulate.even_routing import assume_even_routing
+from seektune.parallel.simulate.fake_backend import fake_process_group, meta_tensors
 from seektune.parallel.stage import Stage
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import quantize_frozen
 from seektune.sequence import Batch
-from seektune.train.gradient import accumulate_in_fp32, clip, piece_norms, squared_norm
+from seektune.train.gradient import accumulate_in_fp32, clip, shard_norms, squared_norm
 from seektune.train.optim.adamw import AdamW
 from seektune.train.optim.build import build_optimizer
 from seektune.train.step import make_objective
@@ -119,14 +119,14 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
     """Build the part of the job that `rank` is, with the code that training runs, and take one step with it."""
     objective = make_objective(step.batches(plan.data_size, "cpu"), recipe.loss, config.num_nextn_predict_layers > 0)
     prepare = _frozen_form(recipe, config) if recipe.lora.targets else unchanged
-    with hollow_rank(rank, plan.world):
+    with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
         traffic = CommTrace(mesh.axes)
-        with hollow_tensors(traffic.hear):
+        with meta_tensors(traffic.record):
             model = parallelize(
                 config, mesh, recipe.parallel, DTYPES[recipe.model.dtype], recipe.model.numerics, prepare
             )
-            assume(model, mesh)
+            assume_even_routing(model, mesh)
             accumulate_in_fp32(model.parameters())
             optimizer = build_optimizer(model, recipe.optimizer, recipe.seed)
             batches = step.batches(plan.data_size, "meta")
@@ -150,7 +150,7 @@ def _take_step(
     """As `train.step`, but that no value is looked at; the bytes of gradients that the optimizer reads."""
     model.train(batches, objective, lambda phase: None)
     gradients = _size(local(p.grad) for p in model.parameters() if p.grad is not None)
-    squared_norm(piece_norms(model.named_parameters(), model.mesh), model.mesh)
+    squared_norm(shard_norms(model.named_parameters(), model.mesh), model.mesh)
     if max_norm is not None:
         clip(model.parameters(), norm=2 * max_norm, max_norm=max_norm)
     optimizer.step()
@@ -161,7 +161,7 @@ def _report(
     model: ParallelModel, optimizer: AdamW, gradients: int, step: DryStep, reshard: bool, flows: tuple[Flow, ...]
 ) -> RankDryRun:
     parameters = dict(model.named_parameters())
-    pieces = {name: piece.tensor for name, piece in model.held().items()}
+    pieces = {name: piece.tensor for name, piece in model.shards().items()}
     weights = {name: piece for name, piece in pieces.items() if name in parameters}
     counts = value_counts(weights)
     states = optimizer.state.values()

@@ -8,7 +8,8 @@ from seektune.checkpoint import locate
 from seektune.io.atomic_dir import CARD
 from seektune.io.console import say
 from seektune.lora.format import trained_on
-from seektune.lora.merge import REPORT, KeptChange, Merge, merge, share_kept
+from seektune.lora.merge import Merge, merge
+from seektune.lora.merge_report import REPORT, KeptChange, share_kept
 from seektune.run.model_card import merged_card, put_card
 
 

@@ -7,14 +7,14 @@ import torch
 from seektune.checkpoint.lowbit import value_counts
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
-from seektune.parallel.pipeline_order import order_of
+from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.job import Layout, TrainingJob, Weight, Weights, make_layout
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import meta_model
 
 PACKED = (torch.int8, torch.uint8)
 """Dtypes of frozen bytes."""
-ordered = cache(order_of)
+ordered = cache(schedule_actions)
 
 
 def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:

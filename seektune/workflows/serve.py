@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from seektune.data.tokenizer import load_tokenizer
 from seektune.generate.session import LoadOptions
 from seektune.io.console import say
+from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter
-from seektune.lora.inject import twin
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.serve.config import ServeConfig
 
@@ -62,7 +62,7 @@ def _models(model: str, reading: LoadOptions, service: ServeConfig) -> dict[str,
         raise ValueError(f"model and adapter would both be called {name}; give --served-model-name")
     reading.check()
     base = replace(reading, adapter=None).read(model)
-    adapted = twin(base)
+    adapted = share_weights(base)
     load_adapter(adapted, adapter)
     return {name: base, str(adapter): adapted}
 

@@ -92,17 +92,14 @@ def _run(run: RunContext, cache_dir: Path) -> None:
         _export(run, trainer, card)
         after = run_eval(recipe.evaluate.after, "after", model, data, recipe.evaluate, run.stop_if_signalled)
         if mesh.is_main:
-            with run.interruption.deferred():
-                write_evals(run.folder, before, after)
-                put_card(run.product, card(after))
-                report = write_report(run.folder, report_text(run.name, facts, dump_recipe(recipe), before, after))
+            report = _write_results(run, facts, before, after, card)
             summary(losses, before, after, run.product, report, recipe)
 
 
 def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scores:
     """The scores before training; that of a resumed run is in its folder."""
     if not run.is_fresh:
-        return read_evals(run.folder, "before", data)
+        return read_evals(run.folder, "before", data.tasks)
     evaluate = run.recipe.evaluate
     return run_eval(evaluate.before, "before", model, data, evaluate, run.stop_if_signalled)
 
@@ -171,6 +168,16 @@ def _export(run: RunContext, trainer: Trainer, card: Callable[[Scores], str]) ->
         trainer.export(run.product)
         run.mesh.ranks.first(lambda: put_card(run.product, card({})))
     run.stop_if_signalled()
+
+
+def _write_results(
+    run: RunContext, facts: Sequence[tuple[str, str]], before: Scores, after: Scores, card: Callable[[Scores], str]
+) -> Path:
+    """Write the scores, the model card with them, and the report, whose path is returned."""
+    with run.interruption.deferred():
+        write_evals(run.folder, before, after)
+        put_card(run.product, card(after))
+        return write_report(run.folder, report_text(run.name, facts, dump_recipe(run.recipe), before, after))
 
 
 def _settings(recipe: Recipe, data: TrainData) -> TrainSettings:

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from seektune.checkpoint import convert as module
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.resumable_dir import RECORD, resumable_dir
+from tests.places import ROOT
 
 from .reader import raw, read_files
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 SMALL = 300_000
 """A shard size that splits the checkpoint into about a dozen shards."""
 

@@ -11,8 +11,8 @@ import torch
 from seektune.checkpoint import save_weights
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 MEASURE_WHOLE = """
 import sys, torch
 from pathlib import Path

@@ -15,10 +15,11 @@ import pytest
 import seektune
 from seektune.cli.errors import explain
 from seektune.cli.train import split_args
+from tests import places
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
-FLASH = str(ROOT / "examples/llm_finetune/deepseek_v4/deepseek_v4_flash_hellaswag.yaml")
-TINY = str(ROOT / "examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml")
+FLASH = str(places.FLASH)
+TINY = str(places.TINY)
 Answer = subprocess.CompletedProcess[str]
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from seektune.recipe.load import read_recipe, schema
 from seektune.recipe.shipped import default_recipe, find_recipe, shipped_recipes
-from tests.run_cli import ROOT, seektune
+from tests.places import ROOT
+from tests.run_cli import seektune
 
 NAMES = sorted(path.stem for path in (ROOT / "examples").rglob("*.yaml"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from tests.run_cli import ROOT
+from tests.places import ROOT
 
 SOURCES = ("seektune", "examples", "pyproject.toml", "README.md", "LICENSE")
 BUILD = "import sys, setuptools.build_meta as backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"

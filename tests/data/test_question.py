@@ -1,13 +1,10 @@
-from pathlib import Path
-
 import pytest
 
 from seektune.data.datasets.hellaswag import read_split, row_from_record
 from seektune.data.datasets.synthetic import made_hellaswag
 from seektune.data.question import Question, encode_continuations, right_answers
 from seektune.data.tokenizer import OFFICIAL_SIZE, load_tokenizer
-
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "hellaswag"
+from tests.places import HELLASWAG
 
 
 def test_the_ending_and_eos_are_taught_and_the_prompt_is_read(tokenizer):
@@ -40,9 +37,9 @@ def test_control_tokens_written_in_a_row_stay_letters(tokenizer):
     assert max(example.tokens) < tokenizer.vocab_size - 63, "control tokens stand at the end of the vocabulary"
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the real HellaSwag is not beside this checkout")
+@pytest.mark.skipif(not HELLASWAG.exists(), reason="the real HellaSwag is not beside this checkout")
 def test_real_prompts_and_endings_are_encoded_side_by_side(tokenizer):
-    rows = read_split(SHARED, "validation")[:300]
+    rows = read_split(HELLASWAG, "validation")[:300]
     for row, example in zip(rows, right_answers(rows, tokenizer), strict=True):
         text = tokenizer.decode(example.tokens[1:-1])
         assert text == f"{row.prompt} {row.right}"

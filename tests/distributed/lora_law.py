@@ -13,14 +13,16 @@ import torch.distributed as dist
 from seektune.checkpoint.files import TensorFiles
 from seektune.checkpoint.formats import FORMATS
 from seektune.kernels.cpu import library
+from seektune.lora.build import adapter_injector
 from seektune.lora.config import LoraConfig
 from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
-from seektune.lora.inject import adapting, base_state, fresh
+from seektune.lora.initialize import initial_a
+from seektune.lora.state import base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.initialize import initialize
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
-from seektune.parallel.lora import load_adapter, save_adapter, start_adapters
+from seektune.parallel.lora import init_adapters, load_adapter, save_adapter
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
@@ -54,7 +56,7 @@ class Seen:
 def bare(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> ParallelModel:
     """The same on any mesh, with fresh adapters; on one device where no mesh is named."""
     subject, wanted = adapted.subject, ParallelConfig.model_validate(parallel or {})
-    prepare = adapting(
+    prepare = adapter_injector(
         subject.config,
         adapted.section(),
         subject.loss.mtp_weight > 0,
@@ -69,9 +71,9 @@ def bare(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> Paralle
         model = parallelize(subject.config, mesh, wanted, subject.dtype, "plain", prepare)
         state = whole.state_dict()
         with torch.no_grad():
-            for name, piece in model.base().items():
+            for name, piece in model.base_shards().items():
                 piece.tensor.copy_(state[name][piece.box])
-    start_adapters(model, 0)
+    init_adapters(model, 0)
     return model
 
 
@@ -79,16 +81,16 @@ def bare(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> Paralle
 def made(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> ParallelModel:
     """As `bare`; every B has values that count, and lengths are no longer those of W."""
     model = bare(adapted, parallel)
-    for name, piece in model.adapters().items():
+    for name, piece in model.adapter_shards().items():
         if name.endswith(".B"):
-            piece.tensor.copy_(0.2 * fresh(name, piece.shape, 1)[piece.box])
+            piece.tensor.copy_(0.2 * initial_a(name, piece.shape, 1)[piece.box])
         if name.endswith(".magnitude"):
-            piece.tensor.mul_(1 + fresh(name, piece.shape, 2)[piece.box])
+            piece.tensor.mul_(1 + initial_a(name, piece.shape, 2)[piece.box])
     return model
 
 
 def frozen(model: ParallelModel) -> FrozenDigest:
-    return frozen_digest(model.base(), model.mesh.ranks)
+    return frozen_digest(model.base_shards(), model.mesh.ranks)
 
 
 def look_adapted(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> tuple[Found, Seen]:
@@ -124,7 +126,7 @@ def read_base(folder: Path, adapted: Adapted, parallel: Mapping[str, Any]) -> tu
     Both are compared with a whole model's.
     """
     subject, wanted = adapted.subject, ParallelConfig.model_validate(parallel)
-    prepare = adapting(subject.config, adapted.section(), True, FORMATS["released"].kind)
+    prepare = adapter_injector(subject.config, adapted.section(), True, FORMATS["released"].kind)
     mesh = Mesh.of(make_dims(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
     model = parallelize(subject.config, mesh, wanted, subject.dtype, "plain", prepare)
     read = 0
@@ -142,23 +144,23 @@ def read_base(folder: Path, adapted: Adapted, parallel: Mapping[str, Any]) -> tu
     whole = DeepseekV4ForCausalLM(subject.config, "meta", subject.dtype)
     prepare(whole)
     whole.to_empty(device="cpu")
-    for state in (base_state(whole), model.base()):
+    for state in (base_state(whole), model.base_shards()):
         torch.manual_seed(3)
         initialize(state, subject.config)
     same_pieces(model, whole)
-    return read, sum(piece.tensor.nbytes for piece in model.base().values())
+    return read, sum(piece.tensor.nbytes for piece in model.base_shards().values())
 
 
 def same_pieces(model: ParallelModel, whole: torch.nn.Module) -> None:
     state = whole.state_dict()
-    for name, piece in model.base().items():
+    for name, piece in model.base_shards().items():
         expected = state[name.replace(".weight", "") if name not in state else name]
         assert torch.equal(piece.tensor, expected[piece.box]), name
 
 
 def bytes_held(adapted: Adapted, parallel: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
     """Dtype and bytes of each frozen tensor's piece."""
-    return {name: (str(x.tensor.dtype), x.tensor.nbytes) for name, x in bare(adapted, parallel).base().items()}
+    return {name: (str(x.tensor.dtype), x.tensor.nbytes) for name, x in bare(adapted, parallel).base_shards().items()}
 
 
 def write_and_read(folder: Path, adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> int:
@@ -166,7 +168,7 @@ def write_and_read(folder: Path, adapted: Adapted, parallel: Mapping[str, Any] |
     model, other = made(adapted, parallel), bare(adapted, parallel)
     save_adapter(model, folder / "here", "base", "commit", "recipe")
     load_adapter(other, folder / "one")
-    read = other.adapters()
-    for name, piece in model.adapters().items():
+    read = other.adapter_shards()
+    for name, piece in model.adapter_shards().items():
         assert torch.equal(piece.tensor, read[name].tensor), name
     return len(read)

@@ -17,7 +17,7 @@ from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
-from seektune.parallel.placement import like, local, piece_of
+from seektune.parallel.placement import local, shard_like, shard_of
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig, OptimizerConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
@@ -99,7 +99,7 @@ def spread(parallel: Mapping[str, Any], subject: Subject) -> ParallelModel:
     model = parallelize(subject.config, mesh, wanted, subject.dtype)
     whole = whole_model(subject).state_dict()
     with torch.no_grad():
-        for name, piece in model.held().items():
+        for name, piece in model.shards().items():
             piece.tensor.copy_(whole[name][piece.box])
     return model
 
@@ -137,7 +137,7 @@ def look(model: ParallelModel, subject: Subject) -> Found:
     outcome = model.train(data, objective, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
     gradients = {
-        name: portable(like(name, parameter, local(parameter.grad), model.mesh))
+        name: portable(shard_like(name, parameter, local(parameter.grad), model.mesh))
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
@@ -157,7 +157,7 @@ def learn(model: ParallelModel, subject: Subject) -> Course:
         train_step(model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm)
         for step in range(1, STEPS + 1)
     ]
-    weights = {name: portable(piece_of(name, p, model.mesh)) for name, p in model.named_parameters()}
+    weights = {name: portable(shard_of(name, p, model.mesh)) for name, p in model.named_parameters()}
     return Course([each.loss for each in done], [each.grad_norm for each in done], weights)
 
 

@@ -17,12 +17,12 @@ from seektune.checkpoint import as_shard
 from seektune.checkpoint.formats import FORMATS
 from seektune.evaluate.loss import validation_loss
 from seektune.io.run_files import CHECKPOINTS
+from seektune.lora.build import adapter_injector
 from seektune.lora.config import LoraConfig
-from seektune.lora.inject import adapting
 from seektune.model.initialize import initialize
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
-from seektune.parallel.lora import start_adapters
+from seektune.parallel.lora import init_adapters
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
@@ -87,7 +87,7 @@ class Stream:
             batch.tokens.clamp_(max=RARE - 1)
             batch.labels.clamp_(max=RARE - 1)
         for name, before in self._broken.items():
-            as_shard(self._model.held()[name]).tensor.copy_(before)
+            as_shard(self._model.shards()[name]).tensor.copy_(before)
         self._broken = {}
         what, rank = self._happenings.get(self.drawn, ""), self._model.mesh.rank
         if what == "SIGTERM to rank 1" and rank == 1:
@@ -108,7 +108,7 @@ class Stream:
         return batches
 
     def _break(self, name: str, factor: float) -> None:
-        if (piece := self._model.held().get(name)) is None:
+        if (piece := self._model.shards().get(name)) is None:
             return
         self._broken[name] = piece.tensor.clone()
         first = RARE - piece.offsets[0] if name == "embed.weight" else 0
@@ -160,13 +160,13 @@ def run(folder: Path, plot: Plot) -> End:
 def _built(plot: Plot, mesh: Mesh, parallel: ParallelConfig) -> ParallelModel:
     if not plot.lora.targets:
         model = parallelize(CONFIG, mesh, parallel, plot.dtype)
-        initialize(model.held(), CONFIG)
+        initialize(model.shards(), CONFIG)
         return model
     config = CONFIG.replace(moe_intermediate_size=32)
-    prepare = adapting(config, plot.lora, True, FORMATS["released"].kind)
+    prepare = adapter_injector(config, plot.lora, True, FORMATS["released"].kind)
     model = parallelize(config, mesh, parallel, plot.dtype, "plain", prepare, plot.lora.dropout > 0)
-    initialize(model.base(), config)
-    start_adapters(model, 0)
+    initialize(model.base_shards(), config)
+    init_adapters(model, 0)
     torch.manual_seed(mesh.rank)
     return model
 

@@ -1,5 +1,6 @@
 """The published recipe at tiny size as jobs of four processes: the same losses, spread, stopped and killed."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,8 +14,8 @@ import psutil
 import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.io.jsonl import read_records
-from tests.cli.test_cli import FLASH, ROOT
+from tests.places import FLASH, ROOT
+from tests.read_run import losses, validations
 
 pytestmark = pytest.mark.slow
 STEPS = 10
@@ -29,9 +30,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(rows: Path, folder: Path, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-c", "from seektune.cli import automodel; automodel()", FLASH, "--model.preset=tiny"),
+        *(sys.executable, "-c", "from seektune.cli import automodel; automodel()", str(FLASH), "--model.preset=tiny"),
         *("--model.dtype=fp32", f"--data.path={rows}", "--batch.global_size=16", "--batch.micro_size=4"),
-        *("--evaluate.limit=4", "--evaluate.every=2", "--checkpoint.every=2", "--logging.tensorboard=false"),
+        *("--evaluate.limit=4", "--evaluate.every=2", "--evaluate.tasks=[hellaswag,validation]"),
+        *("--checkpoint.every=2", "--logging.tensorboard=false"),
         *(f"--steps={STEPS}", "--optimizer.lr=1e-3", f"--run_dir={folder}", "--schedule.warmup_steps=2", *more),
     ]
 
@@ -68,15 +70,15 @@ def wait_for_step(process: Job, folder: Path, step: int) -> list[psutil.Process]
     return sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
 
 
-def losses(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in read_records(folder / "metrics.jsonl")}
-
-
 def same(folder: Path, other: Path) -> None:
-    assert list(losses(folder)) == list(range(1, STEPS + 1))
-    assert losses(folder) == pytest.approx(losses(other), rel=1e-4)
-    lines = [[line["loss"] for line in read_records(each / "validation.jsonl")] for each in (folder, other)]
-    assert lines[0] == pytest.approx(lines[1], rel=1e-4)
+    assert [step for step, _ in losses(folder)] == list(range(1, STEPS + 1))
+    assert dict(losses(folder)) == pytest.approx(dict(losses(other)), rel=1e-4)
+    assert dict(validations(folder)) == pytest.approx(dict(validations(other)), rel=1e-4)
+    for when in ("before", "after"):
+        one, two = (json.loads((each / "evaluation.json").read_text())["validation"][when] for each in (folder, other))
+        assert one["losses"] == pytest.approx(two["losses"], rel=1e-3)
+        assert one["tokens_each"] == two["tokens_each"]
+        assert sum(one["hits"]) == pytest.approx(sum(two["hits"]), abs=1)
     verify = [
         sys.executable,
         "-m",

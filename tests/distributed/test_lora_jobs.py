@@ -10,16 +10,15 @@ import pytest
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.io.jsonl import read_records
 from seektune.lora.format import read_adapter
-from tests.cli.test_cli import ROOT
+from tests.places import ROOT, TINY_LORA
 
-RECIPE = ROOT / "examples" / "llm_finetune" / "deepseek_v4" / "deepseek_v4_tiny_lora.yaml"
 SMALL = ("--batch.global_size=8", "--batch.micro_size=4", "--steps=4", "--schedule.warmup_steps=1")
 QUIET = ("--evaluate.limit=4", "--evaluate.every=2", "--checkpoint.every=2", "--logging.tensorboard=false")
 
 
 def automodel(*words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from seektune.cli import automodel; automodel()", str(RECIPE), *words]
+    command = [sys.executable, "-c", "from seektune.cli import automodel; automodel()", str(TINY_LORA), *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done
     return done.stdout

@@ -9,8 +9,8 @@ import pytest
 from seektune.checkpoint import tensor_names
 from seektune.lora.config import LoraConfig
 from seektune.lora.format import read_adapter
+from tests.read_run import losses
 
-from ..train.runs import losses
 from .mesh_law import assembled
 from .runs import End, Plot, run
 from .test_runs import same_course

@@ -108,6 +108,6 @@ def truly() -> Pieces:
     """The gradients of the same bf16 weights by fp32 arithmetic."""
     model = alone(replace(BF16, dtype=torch.float32))
     with torch.no_grad():
-        for piece in alone(BF16).held().items():
-            model.held()[piece[0]].tensor.copy_(piece[1].tensor)
+        for piece in alone(BF16).shards().items():
+            model.shards()[piece[0]].tensor.copy_(piece[1].tensor)
     return look(model, BF16).gradients

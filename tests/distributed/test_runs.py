@@ -10,8 +10,8 @@ import torch
 
 from seektune.checkpoint import check_train_state
 from seektune.train.config import GuardConfig
+from tests.read_run import losses, validations
 
-from ..train.runs import losses, validations
 from .mesh_law import assembled
 from .runs import End, Plot, run
 from .workers import run_workers

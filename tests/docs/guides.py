@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.run_cli import ROOT
+from seektune import cli
+from tests.places import ROOT
 
 RECIPES = "examples/llm_finetune/deepseek_v4"
 FLASH, TINY = (f"{RECIPES}/deepseek_v4_{name}_hellaswag.yaml" for name in ("flash", "tiny"))
+CONSOLE_SCRIPTS = {"seektune": cli.app, "automodel": cli.automodel_app}
 PAGES = ["README.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"# hardware: (.+)")
 """A comment above commands that need what no test has. It holds until an empty line or another comment."""
@@ -59,6 +61,11 @@ def commands(page: str) -> tuple[Command, ...]:
                 continue
             found.append(Command(page, line.strip(), hardware))
     return tuple(found)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The page's blocks of code in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", text_of(page), re.DOTALL)
 
 
 def own_test(page: str) -> Path:

@@ -1,9 +1,10 @@
 """What docs/chat-format.md shows is true."""
 
 import re
-from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "chat-format.md"
+from tests.places import ROOT
+
+PAGE = ROOT / "docs" / "chat-format.md"
 
 
 def test_the_examples_of_the_page_hold() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.run_cli import ROOT, seektune
+from tests.places import ROOT
+from tests.run_cli import seektune
 
 PAGE = ROOT / "docs" / "checkpoints.md"
 

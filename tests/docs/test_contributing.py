@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from seektune.serve.config import ServeConfig
 from seektune.serve.limits import Limits
 from tests.run_cli import ROOT
 
@@ -88,7 +89,7 @@ def test_the_server_is_local_and_bounded_unless_told_otherwise() -> None:
     limits = Limits()
     assert min(limits.max_model_len, limits.max_num_seqs, limits.max_queued_requests, limits.max_body) > 0
     assert min(limits.request_timeout, limits.client_timeout) > 0
-    assert '] = "127.0.0.1"' in text_of("seektune/cli/serve.py")
+    assert ServeConfig.host == "127.0.0.1"
 
 
 def test_version_control_holds_one_copy_of_each_recipe() -> None:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from seektune.recipe.load import load_recipe
-from tests.run_cli import ROOT, seektune
+from tests.places import ROOT
+from tests.run_cli import seektune
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 """Every command and example that docs/evaluation.md shows runs, in the order of the page."""
 
 import json
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,12 @@ import yaml
 
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.run_cli import ROOT, seektune
+from tests.places import ROOT
+from tests.run_cli import seektune
+
+from .guides import blocks
 
 PAGE = ROOT / "docs" / "evaluation.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -32,7 +30,9 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
 
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(place: Path) -> None:
-    shown = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    shown = [
+        shlex.split(line, comments=True) for block in blocks("docs/evaluation.md", "sh") for line in block.splitlines()
+    ]
     commands = [words for words in shown if words[0] == "seektune"]
     assert [words for words in shown if words not in commands] == [["pip", "install", "seektune[eval]"]]
     answers = [seektune(*words[1:], cwd=place) for words in commands]
@@ -51,7 +51,7 @@ def test_the_example_of_the_page_runs(
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
     monkeypatch.chdir(place)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
-    (example,) = blocks("python")
+    (example,) = blocks("docs/evaluation.md", "python")
     task = {
         "task": "walks",
         "dataset_path": "json",

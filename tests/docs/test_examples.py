@@ -6,21 +6,20 @@ from pathlib import Path
 import pytest
 
 from seektune.checkpoint.formats import FORMATS
-from seektune.lora.inject import adapter_state, add_adapters
+from seektune.lora.build import add_adapters
+from seektune.lora.state import adapter_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.quantized import quantize_modules
 from seektune.recipe.document import read_document
 from seektune.recipe.load import dump_recipe, load_recipe, read_recipe
 from seektune.recipe.recipe import Recipe
+from tests.places import FLASH, RECIPES, ROOT, TINY
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-FOLDER = EXAMPLES / "llm_finetune" / "deepseek_v4"
-FLASH, TINY = FOLDER / "deepseek_v4_flash_hellaswag.yaml", FOLDER / "deepseek_v4_tiny_hellaswag.yaml"
-RECIPES = sorted(EXAMPLES.rglob("*.yaml"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_every_recipe_loads_and_dumps(path: Path, tmp_path: Path) -> None:
     loaded = read_recipe(path)
     assert loaded.notes == ()
@@ -29,7 +28,7 @@ def test_every_recipe_loads_and_dumps(path: Path, tmp_path: Path) -> None:
     assert load_recipe(again) == loaded.recipe
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_editors_find_the_schema_and_it_takes_the_recipe(path: Path) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     text = path.read_text(encoding="utf-8")
@@ -44,7 +43,7 @@ def test_editors_find_the_schema_and_it_takes_the_recipe(path: Path) -> None:
 
 
 def test_there_are_recipes_to_test() -> None:
-    assert {FLASH, TINY} <= set(RECIPES)
+    assert {FLASH, TINY} <= set(EXAMPLES)
 
 
 def test_the_published_job_is_what_it_says() -> None:
@@ -56,7 +55,7 @@ def test_the_published_job_is_what_it_says() -> None:
     assert (recipe.parallel.pp_size, recipe.parallel.ep_size, recipe.parallel.least_world()) == (4, 32, 128)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
 def test_every_documented_override_is_accepted(path: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     overrides = (
@@ -89,7 +88,7 @@ def test_the_demo_is_tiny_and_explains_every_line() -> None:
     assert plain == []
 
 
-LORA = sorted(FOLDER.glob("*_lora*.yaml"))
+LORA = sorted(RECIPES.glob("*_lora*.yaml"))
 
 
 @pytest.mark.parametrize("path", LORA, ids=[path.stem for path in LORA])

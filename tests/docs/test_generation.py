@@ -1,7 +1,6 @@
 """Every command and example that docs/generation.md shows runs."""
 
 import json
-import re
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -11,13 +10,12 @@ import pytest
 import torch
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.run_cli import ROOT, seektune
+from tests.places import ROOT
+from tests.run_cli import seektune
+
+from .guides import blocks
 
 PAGE = ROOT / "docs" / "generation.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
 
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(place: Path) -> None:
-    shown = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
+    shown = [shlex.split(line) for block in blocks("docs/generation.md", "sh") for line in block.splitlines()]
     answers: list[subprocess.CompletedProcess[str]] = [seektune(*words[1:], cwd=place) for words in shown]
     assert [words[:2] for words in shown] == [["seektune", "generate"]] * 3 + [["seektune", "chat"]]
     assert [answer.returncode for answer in answers] == [0] * 4
@@ -42,7 +40,7 @@ def test_every_command_of_the_page_runs(place: Path) -> None:
 def test_the_example_of_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     names: dict[str, object] = {}
-    for example in blocks("python"):
+    for example in blocks("docs/generation.md", "python"):
         exec(compile(example, str(PAGE), "exec"), names)
     assert names["longer"].shape[1] <= 11  # type: ignore[attr-defined]
     tokens = [*names["first"], *names["rest"]]  # type: ignore[misc]

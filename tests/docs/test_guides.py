@@ -1,6 +1,5 @@
 """Every command of README and docs is run by a test or says which hardware it needs; what they name exists."""
 
-import ast
 import io
 import json
 import os
@@ -17,19 +16,16 @@ import torch
 import typer
 import yaml
 
-from seektune import cli
 from seektune.cli.errors import explain
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.launch import local
 from seektune.launch.job import LaunchConfig
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.recipe.errors import known_keys
 from seektune.recipe.recipe import Recipe
-from tests.run_cli import ROOT
+from tests.places import ROOT
 
-from .guides import FLASH, PAGES, Command, commands, own_test, text_of
+from .guides import CONSOLE_SCRIPTS, FLASH, PAGES, Command, commands, own_test, text_of
 
-DOORS = {"seektune": cli.app, "automodel": cli.automodel_app}
 SETTING_UP = ("make", "pip", "uv", "python3", "source")
 """First words of commands that set up what tests run in; `make demo` and `make test` are what CI runs."""
 EVERY = [command for page in PAGES for command in commands(page)]
@@ -46,18 +42,11 @@ STARTS = [
 """Jobs for GPUs, which tests read but do not start."""
 
 
-def job_of(command: Command, monkeypatch: pytest.MonkeyPatch) -> LaunchConfig:
+def job_of(command: Command, launched: list[LaunchConfig]) -> LaunchConfig:
     """What a command would start, on a machine with 8 GPUs."""
-    jobs: list[LaunchConfig] = []
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-    monkeypatch.setattr(local, "launch", jobs.append)
-    monkeypatch.setattr("seektune.cli.launch_flags.count_gpus", lambda: 8)
-    # this machine's memory is not theirs; tests/planner/test_memory.py asks whether shipped recipes fit
-    monkeypatch.setattr("seektune.workflows.preflight.check_memory", lambda *_: None)
     door, *words = command.words
-    typer.main.get_command(DOORS[door])(list(words), standalone_mode=False)()
-    (job,) = jobs
+    typer.main.get_command(CONSOLE_SCRIPTS[door])(list(words), standalone_mode=False)()
+    (job,) = launched
     return job
 
 
@@ -70,27 +59,30 @@ def test_pages_with_a_test_of_their_own_are_read_by_it() -> None:
     for page in own:
         source = own_test(page).read_text(encoding="utf-8")
         assert Path(page).name in source
-        assert "```" in source or "commands(" in source, "its test reads the blocks of the page"
+        assert any(reader in source for reader in ("```", "commands(", "blocks(")), (
+            "its test reads the blocks of the page"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_command_is_run_or_says_what_it_needs(page: str) -> None:
     """Doors are run, here or by the page's own test; whatever else is not marked cannot be."""
-    strangers = [each.line for each in commands(page) if each in PLAIN and each.words[0] not in DOORS]
+    strangers = [each.line for each in commands(page) if each in PLAIN and each.words[0] not in CONSOLE_SCRIPTS]
     assert not strangers or own_test(page).exists()
     for language, block in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL):
-        hidden = re.findall(rf"^(?:{'|'.join((*DOORS, *SETTING_UP))}) .*", block, re.MULTILINE)
+        hidden = re.findall(rf"^(?:{'|'.join((*CONSOLE_SCRIPTS, *SETTING_UP))}) .*", block, re.MULTILINE)
         assert language == "sh" or not hidden, "commands belong into a block of sh"
 
 
+@pytest.mark.usefixtures("any_memory")
 @pytest.mark.parametrize("command", STARTS, ids=lambda each: f"{each.page}: {each.line[:60]}")
-def test_what_needs_gpus_makes_its_job(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_needs_gpus_makes_its_job(command: Command, launched: list[LaunchConfig]) -> None:
     if FLASH in command.words and "--nnodes=16" not in command.words:
         with pytest.raises(ValueError, match=r"takes 128 processes or a multiple of that, but this job has 8"):
-            job_of(command, monkeypatch)
+            job_of(command, launched)
         assert "16" in command.hardware or "128 GPUs" in command.hardware
         return
-    job = job_of(command, monkeypatch)
+    job = job_of(command, launched)
     told = int(re.findall(r"(\d+) GPUs", command.hardware)[0])
     assert job.processes * job.nodes == told
 
@@ -129,7 +121,7 @@ def test_the_commands_of_the_guides_run(tmp_path: Path, monkeypatch: pytest.Monk
             words += ["--data", str(rows)]
         if words[0] == "generate":
             words += ["--max-new-tokens", "4"]
-        work = typer.main.get_command(DOORS[door])(words, standalone_mode=False)
+        work = typer.main.get_command(CONSOLE_SCRIPTS[door])(words, standalone_mode=False)
         try:
             code = (work() or 0) if callable(work) else 0
         except Exception as error:
@@ -203,31 +195,6 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
         found = any((root / path).exists() for root in (ROOT, ROOT / "seektune"))
         # what a benchmark writes may not be measured yet
         assert found or (path.endswith(".json") and (ROOT / path).with_suffix(".py").exists()), path
-
-
-def test_the_files_and_names_of_the_architecture_page_exist() -> None:
-    page = text_of("docs/architecture.md")
-    rows = re.findall(r"^\| `(seektune/[\w/]+\.py)` \| `(\w+)`: ", page, re.MULTILINE)
-    ideas = re.findall(r"`(\w+)`[^|\n]*\| `(seektune/[\w/]+\.py)` \|$", page, re.MULTILINE)
-    with_names = re.findall(r"`(seektune/[\w/]+\.py)` with `(\w+)`", page)
-    pairs = [*rows, *((file, name) for name, file in ideas), *with_names]
-    assert len(rows) == 5
-    for file, name in pairs:
-        tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-        defined = {each.name for each in tree.body if isinstance(each, ast.FunctionDef | ast.ClassDef)}
-        assert name in defined, (file, name)
-
-
-def test_rooms_and_floors_are_the_contract() -> None:
-    page = text_of("docs/architecture.md")
-    table = dict(re.findall(r"^\| (\d) \| (`seektune/.*?) \|", page, re.MULTILINE))
-    floors = {room: int(floor) for floor, cells in table.items() for room in re.findall(r"seektune/(\w+)", cells)}
-    (layers,) = re.findall(r"layers = \[(.*?)\]", text_of("pyproject.toml"), re.DOTALL)
-    order = [re.findall(r"seektune\.(\w+)", line) for line in reversed(layers.splitlines()) if "seektune." in line]
-    heights = {room: height for height, rooms in enumerate(order) for room in rooms if room != "__main__"}
-    assert floors.keys() == heights.keys()
-    for above, below in ((a, b) for a in floors for b in floors if floors[a] > floors[b]):
-        assert heights[above] > heights[below], (above, below)
 
 
 # --- made pages
@@ -308,7 +275,7 @@ def test_a_claim_can_be_shown(claim: dict[str, Any]) -> None:
     elif first == "python":
         assert (ROOT / words[0]).exists()
     else:
-        assert first in (*DOORS, "vllm", "python3")
+        assert first in (*CONSOLE_SCRIPTS, "vllm", "python3")
         assert all((ROOT / word).exists() for word in words if word.endswith(".yaml"))
 
 

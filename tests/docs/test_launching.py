@@ -8,12 +8,13 @@ import pytest
 import typer
 
 from seektune import cli
-from seektune.launch import local
 from seektune.launch.job import LaunchConfig
-from tests.cli.test_cli import ROOT, TINY
+from tests.cli.test_cli import TINY
+from tests.places import ROOT
+
+from .guides import CONSOLE_SCRIPTS
 
 PAGE = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
-DOORS = {"seektune": cli.app, "automodel": cli.automodel_app}
 
 
 def commands(starting: str) -> list[str]:
@@ -26,17 +27,13 @@ TRAINING, JOBS = commands("seektune train|automodel"), commands("seektune launch
 
 
 @pytest.mark.parametrize("command", TRAINING)
-def test_a_command_of_the_page_makes_a_job(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs: list[LaunchConfig] = []
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-    monkeypatch.setattr(local, "launch", jobs.append)
-    monkeypatch.setattr("seektune.cli.launch_flags.count_gpus", lambda: 8)
+def test_a_command_of_the_page_makes_a_job(command: str, launched: list[LaunchConfig]) -> None:
     door, *words = shlex.split(command.replace("RECIPE", f"{TINY} --batch.global_size=64"))
-    work = typer.main.get_command(DOORS[door])(words, standalone_mode=False)
+    work = typer.main.get_command(CONSOLE_SCRIPTS[door])(words, standalone_mode=False)
     work()
-    assert [job.processes for job in jobs] == [8]
-    assert jobs[0].nodes == int((re.findall(r"--nnodes=(\d)", command) or ["1"])[0])
-    assert jobs[0].max_restarts == int((re.findall(r"--max-restarts=(\d)", command) or ["0"])[0])
+    assert [job.processes for job in launched] == [8]
+    assert launched[0].nodes == int((re.findall(r"--nnodes=(\d)", command) or ["1"])[0])
+    assert launched[0].max_restarts == int((re.findall(r"--max-restarts=(\d)", command) or ["0"])[0])
 
 
 @pytest.mark.slow

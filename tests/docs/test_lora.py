@@ -8,18 +8,17 @@ import typer
 
 from seektune import cli
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.launch import local
 from seektune.launch.job import LaunchConfig
-from tests.run_cli import ROOT, seektune
+from tests.places import RECIPES, ROOT, TINY_LORA
+from tests.run_cli import seektune
 
 from .test_parallel import commands, header
 
 PAGE = ROOT / "docs" / "lora.md"
-RECIPE = ROOT / "examples" / "llm_finetune" / "deepseek_v4" / "deepseek_v4_tiny_lora.yaml"
 
 
 EVERY = commands(PAGE.read_text(encoding="utf-8"))
-FLASH = [words for recipe in sorted(RECIPE.parent.glob("*flash*_lora*.yaml")) for words in header(recipe)]
+FLASH = [words for recipe in sorted(RECIPES.glob("*flash*_lora*.yaml")) for words in header(recipe)]
 NODE = [words for words in (*EVERY, *FLASH) if "--nproc-per-node=8" in words]
 """The jobs that need GPUs."""
 
@@ -29,7 +28,7 @@ def commands_of_page() -> list[list[str]]:
 
 
 def commands_of_recipe() -> list[list[str]]:
-    lines = [line.removeprefix("#").strip() for line in RECIPE.read_text().splitlines() if line.startswith("#")]
+    lines = [line.removeprefix("#").strip() for line in TINY_LORA.read_text().splitlines() if line.startswith("#")]
     text = "\n".join(lines).replace("\\\n", " ")
     return [shlex.split(line) for line in text.splitlines() if line.startswith("seektune ")][1:]
 
@@ -54,17 +53,11 @@ def test_every_command_runs(tmp_path: Path) -> None:
     assert (tmp_path / "merged" / "config.json").exists()
 
 
+@pytest.mark.usefixtures("any_memory")
 @pytest.mark.parametrize("command", NODE, ids=" ".join)
-def test_a_job_for_a_node_is_the_job_it_says(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs: list[LaunchConfig] = []
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-    monkeypatch.setattr(local, "launch", jobs.append)
-    monkeypatch.setattr("seektune.cli.launch_flags.count_gpus", lambda: 8)
-    # this machine has not their memory; tests/planner/test_memory.py asks whether the recipes fit
-    monkeypatch.setattr("seektune.workflows.preflight.check_memory", lambda *_: None)
+def test_a_job_for_a_node_is_the_job_it_says(command: list[str], launched: list[LaunchConfig]) -> None:
     typer.main.get_command(cli.automodel_app)(command[1:], standalone_mode=False)()
-    assert [(job.processes, job.nodes) for job in jobs] == [(8, 1)]
+    assert [(job.processes, job.nodes) for job in launched] == [(8, 1)]
 
 
 def test_there_are_commands_to_test() -> None:

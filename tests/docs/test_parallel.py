@@ -9,16 +9,15 @@ import pytest
 import typer
 
 from seektune import cli
-from seektune.launch import local
 from seektune.launch.job import LaunchConfig
 from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import first_ranks, peak_rank
 from seektune.workflows import preflight
+from tests.places import FLASH, ROOT
 from tests.planner.jobs import layout
-from tests.run_cli import ROOT, seektune
+from tests.run_cli import seektune
 
 PAGE = ROOT / "docs" / "parallel.md"
-RECIPE = ROOT / "examples" / "llm_finetune" / "deepseek_v4" / "deepseek_v4_flash_hellaswag.yaml"
 
 
 def commands(text: str) -> list[list[str]]:
@@ -32,7 +31,7 @@ def header(recipe: Path) -> list[list[str]]:
     return [shlex.split(line.replace("=R ", "=15 ")) for line in re.findall(r"^# +(automodel .*)", said, re.MULTILINE)]
 
 
-EVERY = commands(PAGE.read_text(encoding="utf-8")) + header(RECIPE)
+EVERY = commands(PAGE.read_text(encoding="utf-8")) + header(FLASH)
 DRY, STARTS = ([c for c in EVERY if ("--dry-run" in c) is dry] for dry in (True, False))
 
 
@@ -49,37 +48,34 @@ def test_a_dry_run_of_the_page_runs(command: list[str]) -> None:
         # what the page and the recipe say
         assert "36.49 GB   8.76 GB         17.26 GB" in answer.stdout
         assert "| **4 × 32** | **128** | 11 | 36.5 | 26.1 | **62.5** |" in PAGE.read_text(encoding="utf-8")
-        assert "Always:  36.5 GB. 2.28 B parameters" in RECIPE.read_text(encoding="utf-8")
+        assert "Always:  36.5 GB. 2.28 B parameters" in FLASH.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", STARTS, ids=" ".join)
-def test_a_start_of_the_page_makes_its_job(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs: list[LaunchConfig] = []
+def test_a_start_of_the_page_makes_its_job(
+    command: list[str], launched: list[LaunchConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone: list[object] = []
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
-    monkeypatch.setattr(local, "launch", jobs.append)
     monkeypatch.setattr("seektune.cli.start.train_in_process", alone.append)
-    monkeypatch.setattr("seektune.cli.launch_flags.count_gpus", lambda: 8)
     monkeypatch.setattr(preflight, "cluster_here", lambda processes, nodes: known_gpu("h100-80gb", processes * nodes))
     door, *words = command
     assert door == "automodel"
     typer.main.get_command(cli.automodel_app)(words, standalone_mode=False)()
     if "--nproc-per-node=1" in words:
-        assert (len(alone), jobs) == (1, [])
+        assert (len(alone), launched) == (1, [])
     else:
         expected = (8, 16, 15) if "--nnodes=16" in words else (4, 1, 0)
-        assert [(job.processes, job.nodes, job.node_rank) for job in jobs] == [expected]
+        assert [(job.processes, job.nodes, job.node_rank) for job in launched] == [expected]
 
 
 def test_the_published_job_fits_80_gb_as_page_and_recipe_say() -> None:
     gb = 1e9
     for mode, said in (("block", "{:.1f} to {:.1f} GB"), ("none", "{:.1f} to {:.1f}")):
-        most = peak_rank(first_ranks(layout(RECIPE, 128, f"parallel.recompute={mode}")))
+        most = peak_rank(first_ranks(layout(FLASH, 128, f"parallel.recompute={mode}")))
         bounds = said.format(most.lower["total"] / gb, most.upper["total"] / gb)
         assert (most.upper["total"] <= known_gpu("h100-80gb", 128).memory) == (mode == "block")
-        assert all(bounds in file.read_text(encoding="utf-8").replace("\n#", "") for file in (PAGE, RECIPE)), bounds
-    assert layout(RECIPE, 128).job.parallel.recompute == "block"
+        assert all(bounds in file.read_text(encoding="utf-8").replace("\n#", "") for file in (PAGE, FLASH)), bounds
+    assert layout(FLASH, 128).job.parallel.recompute == "block"
 
 
 def test_there_are_commands_to_test() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.planner.hardware import hardware_data, read_cluster
-from tests.run_cli import ROOT, seektune
+from tests.places import ROOT
+from tests.run_cli import seektune
 
 PAGE = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)

@@ -1,7 +1,6 @@
 """Runs the examples of docs/serving.md: its servers, its curl, its Python."""
 
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -12,17 +11,16 @@ import pytest
 import torch
 
 from seektune.lora.files import save_adapter
-from seektune.lora.inject import AdapterShape, adapt, start
+from seektune.lora.initialize import init_adapters
+from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.run_cli import ROOT
+from tests.places import ROOT
 from tests.workflows.test_serve import asked, served
 
+from .guides import blocks
+
 PAGE = ROOT / "docs" / "serving.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 @pytest.fixture
@@ -30,7 +28,7 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
     model = toy_model(torch.float32, vocab_size=512)
     model.save_pretrained(tmp_path / "trained")
     adapt(model, matching(model, ["attn"]), AdapterShape(rank=2, alpha=4.0))
-    start(model, seed=0)
+    init_adapters(model, seed=0)
     save_adapter(model, tmp_path / "adapter")
     return tmp_path
 
@@ -38,13 +36,13 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
 @pytest.mark.slow
 def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openai", reason="openai is not installed")
-    lines, (curl,) = blocks("sh")[0].splitlines(), blocks("sh")[1].splitlines()
+    lines, (curl,) = blocks("docs/serving.md", "sh")[0].splitlines(), blocks("docs/serving.md", "sh")[1].splitlines()
     assert lines[0] == "pip install 'seektune[serve]'"
     first, second = (shlex.split(line)[2:] for line in lines[1:])
     with served(*first, cwd=place) as (_, url):
         assert [model["id"] for model in asked(url, "/v1/models")["data"]] == ["trained"]
     with served(*second, cwd=place) as (_, url):
-        (example,) = blocks("python")
+        (example,) = blocks("docs/serving.md", "python")
         exec(compile(example.replace("http://127.0.0.1:8000", url), str(PAGE), "exec"), {})
         assert capsys.readouterr().out
         if shutil.which("curl"):

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from tests.run_cli import ROOT
+from tests.places import ROOT
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `(.*?)` \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)

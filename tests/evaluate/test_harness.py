@@ -27,8 +27,8 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # noqa: E402
 
 from seektune.evaluate.harness import HarnessModel  # noqa: E402
+from tests.places import HELLASWAG  # noqa: E402
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "hellaswag"
 MARKS = (" [title] ", " [step] ", "  ", "é ", " [a [b] c] ", "“q” ", ". ", "")
 
 
@@ -106,11 +106,11 @@ def test_1024_made_rows_are_scored_as_the_harness_scores_them(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real HellaSwag is not here")
+@pytest.mark.skipif(not HELLASWAG.is_dir(), reason="the real HellaSwag is not here")
 def test_1024_real_rows_are_scored_as_the_harness_scores_them(
     tmp_path: Path, model: DeepseekV4ForCausalLM, tokenizer: Tokenizer
 ) -> None:
-    rows = pq.read_table(REAL / "validation.parquet").slice(0, 1024).to_pylist()
+    rows = pq.read_table(HELLASWAG / "validation.parquet").slice(0, 1024).to_pylist()
     ours, theirs = both(write(tmp_path, rows), model, tokenizer)
     assert ours.n == 1024
     assert_equal(ours, theirs)

@@ -1,5 +1,16 @@
+from dataclasses import asdict
+from inspect import signature
+
 import pytest
 import torch
+
+from seektune.generate.sampling_params import Sampling
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+
+
+def test_defaults_are_those_of_requests():
+    defaults = {name: each.default for name, each in signature(DeepseekV4ForCausalLM.generate).parameters.items()}
+    assert defaults | asdict(Sampling()) == defaults
 
 
 @torch.no_grad()

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from seektune.data.datasets.synthetic import write_hellaswag
+from tests.places import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 HERE = Path(__file__).parent
 RECIPES = "examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_{}.yaml"
 FOUR = ("--nproc-per-node=4", "--parallel.pp_size=2", "--parallel.ep_size=2", "--batch.micro_size=2")

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from seektune.io.jsonl import read_records
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from tests.places import RECIPES
+from tests.read_run import losses
 from tests.run_cli import seektune
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-EXAMPLES = Path("examples/llm_finetune/deepseek_v4")
 LENGTH = 300
 
 
@@ -48,15 +48,11 @@ def test_cached_decoding_is_the_full_forward(toy_model):
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-3)
 
 
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_records(folder / "metrics.jsonl")]
-
-
 @pytest.mark.parametrize("recipe", ["deepseek_v4_tiny_hellaswag.yaml", "deepseek_v4_tiny_lora.yaml"])
 def test_a_run_is_that_of_a_cpu_and_resumes(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = write_hellaswag(tmp_path / "data", train=64, validation=8)
     words = [
-        *("train", EXAMPLES / recipe, f"--data.path={data}", "--batch.global_size=4", "--batch.micro_size=2"),
+        *("train", RECIPES / recipe, f"--data.path={data}", "--batch.global_size=4", "--batch.micro_size=2"),
         *("--evaluate.limit=4", "--checkpoint.every=3", "--schedule.warmup_steps=0"),
     ]
 
@@ -68,17 +64,17 @@ def test_a_run_is_that_of_a_cpu_and_resumes(recipe: str, tmp_path: Path, monkeyp
     there = run("gpu", "--steps=6")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     here = run("cpu", "--steps=6")
-    assert losses(there) == pytest.approx(losses(here), rel=2e-3)
+    assert dict(losses(there)) == pytest.approx(dict(losses(here)), rel=2e-3)
     monkeypatch.undo()
     run("half", "--steps=3", "--schedule.name=constant")
     half, whole = (run(name, "--steps=6", "--schedule.name=constant") for name in ("half", "whole"))
-    assert losses(half) == pytest.approx(losses(whole), rel=1e-6)
+    assert dict(losses(half)) == pytest.approx(dict(losses(whole)), rel=1e-6)
 
 
 def test_a_job_of_processes_on_nccl(tmp_path: Path):
     data = write_hellaswag(tmp_path / "data", train=64, validation=8)
     done = seektune(
-        *("train", EXAMPLES / "deepseek_v4_tiny_hellaswag.yaml", f"--data.path={data}", "--steps=3"),
+        *("train", RECIPES / "deepseek_v4_tiny_hellaswag.yaml", f"--data.path={data}", "--steps=3"),
         *("--batch.global_size=4", "--batch.micro_size=2", "--evaluate.limit=4", f"--run_dir={tmp_path / 'run'}"),
         "--nproc-per-node=1",
     )

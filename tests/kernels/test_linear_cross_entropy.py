@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seektune.kernels import linear_cross_entropy
 from seektune.kernels.reference import linear_cross_entropy as reference
+from tests.largest_tensor import LargestTensor
 
 
 @pytest.mark.parametrize("tokens", [1, 1024, 1025, 2500])
@@ -60,21 +61,6 @@ def test_mean_in_bf16_scales_gradients_exactly(divisor):
     for found, expected in zip(*gradients, strict=True):
         along = (found.double() * expected).sum() / expected.square().sum()
         assert along.item() == pytest.approx(1.0, abs=4e-4)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that any operation returns."""
-
-    def __init__(self):
-        super().__init__()
-        self.size = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        result = function(*arguments, **(options or {}))
-        for x in torch.utils._pytree.tree_leaves(result):
-            if isinstance(x, torch.Tensor):
-                self.size = max(self.size, x.numel())
-        return result
 
 
 def test_full_logits_are_never_materialized():

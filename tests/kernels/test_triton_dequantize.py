@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 SCRIPT = """
 import torch
 from seektune.kernels import dequantize_fp4, dequantize_fp8, quantize_fp4, quantize_fp8

@@ -11,6 +11,7 @@ import psutil
 
 from seektune.launch.job import ExitStatus, JobEnded, LaunchConfig
 from seektune.launch.local import launch
+from tests.places import ROOT
 
 OPENING = """
 import os, signal, sys, time
@@ -19,7 +20,6 @@ def leave(code, words=""):
     if words: print("seektune:", words, file=sys.stderr)
     sys.exit(code)
 """
-ROOT = Path(__file__).parents[2]
 
 
 def standin(body: str, processes: int, torch: bool = False, **changes) -> LaunchConfig:

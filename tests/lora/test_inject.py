@@ -10,19 +10,13 @@ from torch import Tensor
 
 from seektune.checkpoint.formats import FORMATS
 from seektune.kernels import quantize_fp4, quantize_fp8
+from seektune.lora.dora import DoraLinear
 from seektune.lora.files import changes_of, load_adapter, save_adapter, unload_adapter
 from seektune.lora.format import WEIGHTS
-from seektune.lora.inject import (
-    TRAINED,
-    AdapterShape,
-    adapt,
-    adapter_state,
-    base_state,
-    carriers,
-    rounding_of,
-    start,
-)
-from seektune.lora.layers import AdaptedEmbedding, AdaptedMatrix, DoraLinear
+from seektune.lora.initialize import init_adapters
+from seektune.lora.inject import AdapterShape, adapt, rounding_of
+from seektune.lora.layers import AdaptedEmbedding, AdaptedMatrix
+from seektune.lora.state import TRAINED, adapted_modules, adapter_state, base_state
 from seektune.lora.targets import adaptable, matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.quantized import quantize_modules
@@ -36,7 +30,7 @@ SIZES = {"hidden_size": 64, "moe_intermediate_size": 32}
 def inject_adapters(model: DeepseekV4ForCausalLM, targets: Sequence[str], filled: bool = True, **shape) -> list[str]:
     names = matching(model, targets)
     adapt(model, names, AdapterShape(**({"rank": 3, "alpha": 6.0} | shape)))
-    start(model, seed=0)
+    init_adapters(model, seed=0)
     if filled:
         fill(model)
     return names
@@ -55,7 +49,7 @@ def merged_twin(model: DeepseekV4ForCausalLM, twin: DeepseekV4ForCausalLM) -> De
     """The twin with the model's changes merged into its weights."""
     state = twin.state_dict()
     with torch.no_grad():
-        for name, module in carriers(model):
+        for name, module in adapted_modules(model):
             if isinstance(module, AdaptedMatrix):
                 for expert in range(len(module.weight)):
                     state[name][expert] += module.change(expert).to(state[name].dtype)
@@ -148,7 +142,7 @@ def test_adapted_model_equals_merged_model(toy_model: Build, shape):
     names = inject_adapters(model, EVERYTHING, **shape)
     model.double()
     twin = merged_twin(model, toy_model())
-    assert len(names) == len(list(carriers(model)))
+    assert len(names) == len(list(adapted_modules(model)))
     for found, expected in zip(outputs(model), outputs(twin), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
@@ -162,7 +156,7 @@ def test_lora_gradients_follow_from_weight_gradients(toy_model: Build):
     for each in (model, twin):
         each.zero_grad()
         outputs(each)[2].backward()
-    for name, module in carriers(model):
+    for name, module in adapted_modules(model):
         adapter, weight = (
             module.lora[TRAINED],
             twin.get_parameter(name if "experts.w" in name and "shared" not in name else f"{name}.weight"),
@@ -177,13 +171,13 @@ def test_shared_a_gets_the_sum_of_expert_gradients(toy_model: Build):
     model, twin = toy_model(), toy_model()
     inject_adapters(model, ["ffn.experts.w1"], shared_a=True)
     inject_adapters(twin, ["ffn.experts.w1"])
-    for (_, shared), (_, single) in zip(carriers(model), carriers(twin), strict=True):
+    for (_, shared), (_, single) in zip(adapted_modules(model), adapted_modules(twin), strict=True):
         with torch.no_grad():
             single.lora[TRAINED].A.copy_(shared.lora[TRAINED].A.expand_as(single.lora[TRAINED].A))
             single.lora[TRAINED].B.copy_(shared.lora[TRAINED].B)
     for each in (model.double(), twin.double()):
         outputs(each)[2].backward()
-    for (_, shared), (_, single) in zip(carriers(model), carriers(twin), strict=True):
+    for (_, shared), (_, single) in zip(adapted_modules(model), adapted_modules(twin), strict=True):
         expected = single.lora[TRAINED].A.grad.sum(dim=0)
         torch.testing.assert_close(shared.lora[TRAINED].A.grad, expected, rtol=1e-6, atol=1e-9)
 
@@ -290,7 +284,7 @@ def test_failed_load_leaves_the_model_unchanged(toy_model: Build, tmp_path: Path
     save_file(weights | {last: weights[last][:-1].clone()}, tmp_path / "first" / WEIGHTS)
     with pytest.raises(ValueError, match="the model needs"):
         load_adapter(plain, tmp_path / "first", adapter="second")
-    assert all(list(module.lora) == ["first"] for _, module in carriers(plain))
+    assert all(list(module.lora) == ["first"] for _, module in adapted_modules(plain))
     assert torch.equal(plain(**batch_of(plain)).logits, before)
     save_file(weights, tmp_path / "first" / WEIGHTS)
     with pytest.raises(ValueError, match="already has an adapter named first"):
@@ -323,9 +317,9 @@ class TestDora:
             quantize_modules(model, FORMATS["released"].kind)
         inject_adapters(model, ["attn", "attn.compressor"], dora=True)
         with torch.no_grad():
-            for _, module in carriers(model):
+            for _, module in adapted_modules(model):
                 module.magnitude.mul_(torch.rand(module.magnitude.shape) + 0.5)
-        for name, module in carriers(model):
+        for name, module in adapted_modules(model):
             assert isinstance(module, DoraLinear), name
             merged = module.base_values() + module.lora[TRAINED].delta()
             weight = module.magnitude[:, None] * merged / merged.norm(dim=1, keepdim=True)
@@ -348,7 +342,7 @@ class TestDora:
         after = outputs(model)
         torch.testing.assert_close(after[0], before[0], rtol=0, atol=1e-4)
         after[2].backward()
-        assert all(module.magnitude.grad.abs().sum() > 0 for _, module in carriers(model))
+        assert all(module.magnitude.grad.abs().sum() > 0 for _, module in adapted_modules(model))
 
     def test_dora_rejects_experts_embedding_and_stacking(self, toy_model: Build):
         for target, message in (("ffn.experts", "routed experts"), ("embed", "do not support embed")):
@@ -376,7 +370,7 @@ class TestRounded:
         expected = {name: tensor.float() for name, tensor in decoded(model).items()}
         for name, tensor in dense.state_dict().items():
             tensor.copy_(expected[name])
-        for name, module in carriers(twin):
+        for name, module in adapted_modules(twin):
             rounding = rounding_of(
                 f"{name}.weight" if not isinstance(module, AdaptedMatrix) else weight_of(name), format
             )

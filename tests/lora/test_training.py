@@ -7,10 +7,11 @@ import torch
 
 from seektune.checkpoint import tensor_names
 from seektune.checkpoint.formats import FORMATS
+from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
 from seektune.lora.format import read_adapter
 from seektune.lora.frozen_digest import frozen_digest
-from seektune.lora.inject import adapter_state, add_adapters, base_state
+from seektune.lora.state import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.quantized import quantize_modules
 from seektune.parallel.lora import load_adapter, save_adapter
@@ -18,7 +19,8 @@ from seektune.parallel.model import ParallelModel
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import LossConfig
 from seektune.train.step import train_step
-from tests.train.runs import go, losses, same_state
+from tests.read_run import losses
+from tests.train.runs import go, same_state
 from tests.train.tiny_run import CONFIG, made_batch
 
 EVERYTHING = ("attn", "attn.compressor", "ffn.experts", "ffn.shared_experts", "embed", "head", "mtp.0")

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter, save_adapter
-from seektune.lora.inject import AdapterShape, adapt, adapter_state, start, twin
+from seektune.lora.initialize import init_adapters
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
@@ -21,7 +24,7 @@ def storages(model: DeepseekV4ForCausalLM) -> set[int]:
 def adapter(toy_model, tmp_path_factory) -> Path:
     model = toy_model(torch.float32, hidden_size=64, moe_intermediate_size=32)
     adapt(model, matching(model, ["attn", "ffn.experts", "embed", "head"]), AdapterShape(rank=2, alpha=4.0))
-    start(model, seed=0)
+    init_adapters(model, seed=0)
     with torch.no_grad():
         for name, tensor in adapter_state(model).items():
             if name.endswith(".B"):
@@ -42,7 +45,7 @@ def test_adapter_on_one_twin_does_not_change_the_other(toy_model, tmp_path, adap
     load_adapter(alone, adapter)
     with torch.no_grad():
         before = base(IDS).logits
-        second = twin(base)
+        second = share_weights(base)
         load_adapter(second, adapter)
         assert torch.equal(base(IDS).logits, before)
         assert torch.equal(second(IDS).logits, alone(IDS).logits)

@@ -3,27 +3,12 @@
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from seektune.model.attention import Attention
 from seektune.sequence import SequenceLayout
+from tests.largest_tensor import LargestTensor
 
 SHORT, LONG = 1024, 2048
-
-
-class Largest(TorchDispatchMode):
-    """Records the size of the largest tensor that any operation returns, in forward and backward."""
-
-    def __init__(self):
-        super().__init__()
-        self.size = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        result = function(*arguments, **(options or {}))
-        sizes = [x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-        self.size = max([self.size, *sizes])
-        return result
 
 
 def measure(attention: Attention, length: int) -> tuple[int, int, int]:
@@ -40,7 +25,7 @@ def measure(attention: Attention, length: int) -> tuple[int, int, int]:
         return x
 
     x = torch.randn(1, length, 32).requires_grad_()
-    with Largest() as largest:
+    with LargestTensor() as largest:
         with saved_tensors_hooks(record, lambda x: x):
             out = attention(x, SequenceLayout.single(1, length))
         out.sum().backward()

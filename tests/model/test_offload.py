@@ -11,7 +11,9 @@ from seektune.checkpoint.mmap import MmapFolder
 from seektune.checkpoint.source import FolderSource
 from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.frozen_digest import frozen_digest
-from seektune.lora.inject import AdapterShape, adapt, base_state, start
+from seektune.lora.initialize import init_adapters
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.state import base_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.lora.test_inject import fill, outputs
@@ -24,7 +26,7 @@ def adapted(folder: Path, dtype: torch.dtype, **shape) -> DeepseekV4ForCausalLM:
     model = DeepseekV4ForCausalLM.from_pretrained(folder, dtype, quantized=True, streamed=streamed)
     targets = TARGETS if "merge_into" not in shape else TARGETS[:3]
     adapt(model, matching(model, targets), AdapterShape(rank=2, alpha=4.0, **shape))
-    start(model, 0)
+    init_adapters(model, 0)
     fill(model)
     return model
 
@@ -52,7 +54,7 @@ def test_blocks_are_prefetched_and_released(parity_folder, monkeypatch):
     monkeypatch.setattr(mmap_folder, "_advise", advise)
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, torch.bfloat16, quantized=True, streamed=True)
     adapt(model, matching(model, ["attn"]), AdapterShape(rank=2, alpha=4.0))
-    start(model, 0)
+    init_adapters(model, 0)
     loss = outputs(model)[2]
     blocks = model.config.num_hidden_layers + 1
     fetched = [size for advice, size in advised if advice == mmap.MADV_WILLNEED]

@@ -9,8 +9,9 @@ import pytest
 
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
-from seektune.parallel.dims import ParallelDims, make_dims, rows_at_a_time
-from seektune.parallel.layer_split import count_stages, misfit_of
+from seektune.parallel.dims import ParallelDims, make_dims
+from seektune.parallel.layer_split import count_stages, schedule_problem
+from seektune.parallel.micro_batches import micro_batch_rows
 
 TINY = DeepseekV4Config.preset("tiny")
 WORLDS = range(1, 65)
@@ -92,7 +93,7 @@ def test_the_published_job():
     flash = DeepseekV4Config.preset("flash")
     plan = make_dims(ParallelConfig(pp_size=4, ep_size=32), 128, flash)
     assert (plan.data_size, plan.expert_shard, plan.expert_replicate) == (32, 1, 1)
-    assert rows_at_a_time(plan, ParallelConfig(pp_size=4, ep_size=32), flash, 256, 8) == 2
+    assert micro_batch_rows(plan, ParallelConfig(pp_size=4, ep_size=32), flash, 256, 8) == 2
     assert str(plan) == "pp 4 x dp 32 x ep 32"
     assert str(make_dims(ParallelConfig(dp_replicate=4, ep_size=2), 8)) == "dp 8 (4 copies) x ep 2"
 
@@ -111,15 +112,15 @@ def test_rows_can_be_dealt_out_or_the_number_that_is_offered_can(schedule: str):
         plan = make_dims(config, pp * data, model)
         for rows, most in product((*range(1, 40), 256), (1, 2, 8)):
             try:
-                size = rows_at_a_time(plan, config, model, rows, most)
+                size = micro_batch_rows(plan, config, model, rows, most)
             except ValueError as error:
                 offered = int(re.findall(r"--batch\.global_size=(\d+)", str(error))[0])
                 assert offered > rows
-                rows_at_a_time(plan, config, model, offered, most)
+                micro_batch_rows(plan, config, model, offered, most)
                 continue
             own = rows // data
             assert own % size == 0
             assert size <= (most if pp == 1 or microbatch is None else microbatch)
             if pp > 1:
                 stages = count_stages(config.pipeline, pp, model.num_hidden_layers, model.num_nextn_predict_layers)
-                assert misfit_of(schedule, own // size, pp, stages) is None
+                assert schedule_problem(schedule, own // size, pp, stages) is None

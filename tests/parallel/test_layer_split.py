@@ -4,9 +4,9 @@ import pytest
 
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.config import PipelineConfig
-from seektune.parallel.layer_split import bubble, count_stages, misfit_of, split_layers, stages_of
+from seektune.parallel.layer_split import bubble, count_stages, schedule_problem, split_layers, stages_of
 from seektune.parallel.pipeline import SCHEDULES
-from seektune.parallel.pipeline_order import Action, made, order_of
+from seektune.parallel.pipeline_order import Action, build_schedule, schedule_actions
 
 COST = {"F": 1.0, "B": 2.0, "I": 1.0, "W": 1.0}
 
@@ -69,9 +69,9 @@ def test_what_fits_is_what_the_engine_accepts(schedule: str):
     for pp_size in (2, 3, 4):
         stages = pp_size * (1 if schedule == "1f1b" else 2)
         for count in range(1, 3 * stages + 1):
-            fits = misfit_of(schedule, count, pp_size, stages) is None
+            fits = schedule_problem(schedule, count, pp_size, stages) is None
             try:
-                made(schedule, pp_size, stages, count)
+                build_schedule(schedule, pp_size, stages, count)
             except ValueError:
                 assert not fits, (pp_size, count)
             else:
@@ -84,7 +84,7 @@ def test_the_bubble_is_that_of_the_engines_order_of(schedule: str):
         for per_process in (1,) if schedule == "1f1b" else (2,) if schedule in ("zbv", "dualpipev") else (2, 3):
             stages = pp_size * per_process
             for count in (stages, 2 * stages, 5 * stages):
-                waited = simulated(order_of(schedule, pp_size, stages, count), stages, pp_size / stages)
+                waited = simulated(schedule_actions(schedule, pp_size, stages, count), stages, pp_size / stages)
                 assert waited == pytest.approx([bubble(schedule, pp_size, stages, count)] * pp_size), (stages, count)
 
 

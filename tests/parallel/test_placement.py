@@ -13,7 +13,7 @@ from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.parallelize import parallelize
-from seektune.parallel.placement import copies_of
+from seektune.parallel.placement import replicas_of
 from tests.distributed.mesh_law import SHALLOW
 from tests.distributed.workers import run_workers
 
@@ -29,8 +29,8 @@ def boxes(
     model = parallelize(architecture, mesh, config, torch.bfloat16)
     parameters = dict(model.named_parameters())
     found = {
-        name: (tuple((s.start, s.stop) for s in piece.box), copies_of(name, parameters[name], mesh), piece.shape)
-        for name, piece in model.held().items()
+        name: (tuple((s.start, s.stop) for s in piece.box), replicas_of(name, parameters[name], mesh), piece.shape)
+        for name, piece in model.shards().items()
         if name in parameters
     }
     return model.trainable(), found

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from seektune.lora.files import load_adapter, save_adapter, unload_adapter
-from seektune.lora.inject import AdapterShape, adapt, adapter_state, start
+from seektune.lora.initialize import init_adapters
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
@@ -40,7 +42,7 @@ def base(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pyte
 def with_adapter(base: Path, targets: tuple[str, ...], **shape: Any) -> DeepseekV4ForCausalLM:
     model = DeepseekV4ForCausalLM.from_pretrained(base)
     adapt(model, matching(model, targets), AdapterShape(**({"rank": 3, "alpha": 5.0} | shape)))
-    start(model, seed=0)
+    init_adapters(model, seed=0)
     with torch.no_grad():
         for name, tensor in adapter_state(model).items():
             if name.endswith(".B"):

@@ -7,11 +7,6 @@ from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.workflows.planning import job_of, layout_of
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "examples" / "llm_finetune" / "deepseek_v4"
-FLASH, TINY = FOLDER / "deepseek_v4_flash_hellaswag.yaml", FOLDER / "deepseek_v4_tiny_hellaswag.yaml"
-FLASH_LORA = FOLDER / "deepseek_v4_flash_hellaswag_lora.yaml"
-
 
 def recipe(path: Path, *words: str) -> Recipe:
     return load_recipe(path, [f"--{word}" for word in words])

@@ -12,8 +12,9 @@ from seektune.planner.memory import RankMemory, first_ranks, peak_rank, rank_mem
 from seektune.planner.report import make_report
 from seektune.workflows.dry_run import take_dry_run
 from seektune.workflows.dry_run_rank import RankDryRun
+from tests.places import FLASH, FLASH_LORA, ROOT, TINY
 
-from .jobs import FLASH, FLASH_LORA, ROOT, TINY, layout, recipe
+from .jobs import layout, recipe
 
 SMALL = ("model.dtype=bf16", "batch.global_size=8", "batch.micro_size=2", "batch.length=8")
 

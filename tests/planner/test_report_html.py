@@ -15,10 +15,10 @@ from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import rank_memory
 from seektune.planner.report import make_report
 from seektune.planner.report_html import render_html
+from tests.places import TINY, TINY_LORA
 
-from .jobs import FOLDER, TINY, layout
+from .jobs import layout
 
-LORA = FOLDER / "deepseek_v4_tiny_lora.yaml"
 SMALL = ("batch.global_size=64", "batch.length=200", "parallel.pp_size=2", "parallel.ep_size=2")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -101,8 +101,8 @@ def test_panel_matches_python(tmp_path: Path, asked: str, world: int, words: tup
 
 @pytest.mark.slow
 def test_panel_changes_the_lora_rank(tmp_path: Path) -> None:
-    text = render_html(make_report(layout(LORA, 1), known_gpu("h100-80gb", 1)))
+    text = render_html(make_report(layout(TINY_LORA, 1), known_gpu("h100-80gb", 1)))
     found = panel_results(dom_after_script(text, tmp_path, "lora_rank=64"))
-    numbers = rank_memory(layout(LORA, 1, "lora.rank=64"), 0).upper
+    numbers = rank_memory(layout(TINY_LORA, 1, "lora.rank=64"), 0).upper
     for name in ("fp32", "gradients", "moments", "total"):
         assert found[0][name] == pytest.approx(numbers[name], rel=1e-12), name

@@ -10,8 +10,9 @@ from seektune.planner.memory import first_ranks, peak_rank
 from seektune.planner.report import overrides
 from seektune.planner.search import Candidate, fewest_nodes, nearest, search
 from seektune.workflows.planning import ordered
+from tests.places import TINY
 
-from .jobs import TINY, layout, recipe
+from .jobs import layout, recipe
 
 JOB = layout(TINY, 1, "batch.global_size=16", "batch.length=256", "model.dtype=bf16").job
 

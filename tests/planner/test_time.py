@@ -5,13 +5,14 @@ from dataclasses import replace
 import pytest
 
 from seektune.parallel.layer_split import bubble
-from seektune.parallel.pipeline_order import order_of
+from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import first_ranks
 from seektune.planner.time import StepTime, step_time
 from seektune.planner.timeline import StageTime, bubble_share, simulate
+from tests.places import FLASH, FLASH_LORA
 
-from .jobs import FLASH, FLASH_LORA, layout
+from .jobs import layout
 
 H100 = known_gpu("h100-80gb", 128)
 
@@ -25,14 +26,14 @@ def step(*words: str) -> StepTime:
 def test_bubble_of_an_even_pipeline_matches_its_formula(schedule: str) -> None:
     stages = 4 if schedule == "1f1b" else 8
     times = {stage: StageTime(1.0, 1.0, 1.0, 0.0) for stage in range(stages)}
-    pieces = simulate(order_of(schedule, 4, stages, 8), times)
+    pieces = simulate(schedule_actions(schedule, 4, stages, 8), times)
     assert bubble_share(pieces) == pytest.approx(bubble(schedule, 4, stages, 8))
     assert len({(p.process, p.begin) for p in pieces}) == len(pieces), "a process does one thing at a time"
 
 
 def test_messages_increase_the_bubble() -> None:
     quick, slow = (
-        bubble_share(simulate(order_of("1f1b", 4, 4, 8), {s: StageTime(1.0, 1.0, 1.0, send) for s in range(4)}))
+        bubble_share(simulate(schedule_actions("1f1b", 4, 4, 8), {s: StageTime(1.0, 1.0, 1.0, send) for s in range(4)}))
         for send in (0.0, 0.5)
     )
     assert quick < slow

@@ -15,10 +15,8 @@ from seektune.io.atomic_dir import CARD, complete_folder
 from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.model_card import converted_card, is_ours, merged_card, put_card, run_card
+from tests.places import FLASH, FLASH_LORA
 
-FOLDER = Path(__file__).parents[2] / "examples" / "llm_finetune" / "deepseek_v4"
-FLASH = FOLDER / "deepseek_v4_flash_hellaswag.yaml"
-LORA = FOLDER / "deepseek_v4_flash_hellaswag_lora.yaml"
 FACTS = [
     ("model", "DeepSeek-V4 from deepseek-ai/DeepSeek-V4-Flash"),
     ("data", "hellaswag, 8 training rows from the Hub, cached in /home/me/.cache/seektune/hellaswag"),
@@ -105,7 +103,7 @@ def test_what_is_unknown_is_left_out(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_is_one(run: Path) -> None:
-    card = written(run, load_recipe(LORA), score("11000000"))
+    card = written(run, load_recipe(FLASH_LORA), score("11000000"))
     assert card.data.library_name == "peft"
     assert "lora" in (card.data.tags or [])
     assert 'from_pretrained("deepseek-ai/DeepSeek-V4-Flash", quantized=True)' in card.text
@@ -137,7 +135,7 @@ def test_a_merge_tells_of_its_adapter(run: Path, tmp_path: Path) -> None:
     base = "deepseek-ai/DeepSeek-V4-Flash"
     bare = ModelCard(merged_card(base, adapter, "merged", "bf16", 1.0), ignore_metadata_errors=False)
     assert (bare.data.base_model, bare.data.license, bare.data.eval_results) == (base, "mit", None)
-    put_card(adapter, str(written(run, load_recipe(LORA), score("11000000"))))
+    put_card(adapter, str(written(run, load_recipe(FLASH_LORA), score("11000000"))))
     card = ModelCard(merged_card(base, adapter, "merged", "mixed-fp8", 0.875), ignore_metadata_errors=False)
     assert card.data.library_name == "transformers"
     assert "87.5% of its change is kept" in card.text

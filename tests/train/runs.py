@@ -12,7 +12,6 @@ import torch
 
 from seektune.checkpoint.shard import as_shard
 from seektune.evaluate.loss import validation_loss
-from seektune.io.jsonl import read_records
 from seektune.io.run_files import CHECKPOINTS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
@@ -100,14 +99,6 @@ def hang(folder: Path) -> None:
             return super().next_step()
 
     go(folder, 5, stream=Hanging(), guard=GuardConfig(step_timeout=0.5))
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in read_records(folder / "metrics.jsonl") if "loss" in line]
-
-
-def validations(folder: Path) -> list[dict[str, float]]:
-    return read_records(folder / "validation.jsonl")
 
 
 def same_state(a: Trainer, b: Trainer) -> bool:

@@ -17,9 +17,10 @@ from seektune.train.checkpoints import complete_checkpoints, step_of, thin_out
 from seektune.train.config import GuardConfig
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError
+from tests.read_run import losses, validations
 from tests.train.tiny_run import MadeStream
 
-from .runs import end_by_two_signals, go, go_slowly, hang, losses, same_state, validations
+from .runs import end_by_two_signals, go, go_slowly, hang, same_state
 
 pytestmark = pytest.mark.slow
 
@@ -82,7 +83,7 @@ def test_a_signal_in_a_validation_abandons_it_and_it_is_held_again(tmp_path, ste
 
     with pytest.raises(Interrupted):
         go(tmp_path / "cut", 4, change)
-    assert step not in [line["step"] for line in validations(tmp_path / "cut")]
+    assert step not in dict(validations(tmp_path / "cut"))
     assert same_state(whole, go(tmp_path / "cut", 4))
     assert validations(tmp_path / "cut") == validations(tmp_path / "whole")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")

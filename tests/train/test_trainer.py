@@ -8,9 +8,10 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.signals import Interruption
 from seektune.train.gradient import NotFiniteError
 from seektune.train.metrics import MetricsLog
+from tests.read_run import losses
 from tests.train.tiny_run import MadeStream, Words
 
-from .runs import QUIET, go, losses, make_trainer
+from .runs import QUIET, go, make_trainer
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -25,13 +25,11 @@ from seektune.train.optim.build import build_optimizer
 from seektune.train.step import train_step
 from seektune.workflows.dry_run import DryRun, dry_run, take_dry_run
 from seektune.workflows.dry_run_rank import DryStep
-from tests.run_cli import ROOT, seektune
+from tests.places import FLASH, FLASH_LORA, TINY, TINY_LORA
+from tests.run_cli import seektune
 
 from ..distributed.workers import run_workers
 
-FOLDER = ROOT / "examples" / "llm_finetune" / "deepseek_v4"
-FLASH, TINY = FOLDER / "deepseek_v4_flash_hellaswag.yaml", FOLDER / "deepseek_v4_tiny_hellaswag.yaml"
-LORA, FLASH_LORA = (FOLDER / f"deepseek_v4_{name}.yaml" for name in ("tiny_lora", "flash_hellaswag_lora"))
 SMALL = ["--model.dtype=bf16", "--batch.global_size=8", "--batch.micro_size=2", "--batch.length=8"]
 
 
@@ -40,7 +38,7 @@ def recipe(*words: str) -> Recipe:
 
 
 def adapted(*words: str) -> Recipe:
-    return load_recipe(LORA, [*SMALL, *words])
+    return load_recipe(TINY_LORA, [*SMALL, *words])
 
 
 def every_rank(*words: str, world: int) -> DryRun:
@@ -71,7 +69,7 @@ def real_numbers(asked: Recipe, step: DryStep) -> tuple[dict[str, int], list[Flo
     with Listening(traffic):
         train_step(model, optimizer, step.batches(mesh.dims.data_size, "cpu"), 1, 1e-5, asked.loss, 1.0)
     names = dict(model.named_parameters())
-    pieces = {name: piece.tensor for name, piece in model.held().items()}
+    pieces = {name: piece.tensor for name, piece in model.shards().items()}
     states = list(optimizer.state.values())
     numbers = {
         "parameters": sum(value_counts({name: x for name, x in pieces.items() if name in names}).values()),

@@ -15,7 +15,9 @@ from seektune.evaluate.choice_task import ChoiceTask
 from seektune.evaluate.perplexity import PerplexityTask, read_texts
 from seektune.generate.session import LoadOptions
 from seektune.lora.files import save_adapter
-from seektune.lora.inject import AdapterShape, adapt, adapter_state, start
+from seektune.lora.initialize import init_adapters
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.evaluate import EvalOptions, evaluate
@@ -150,7 +152,7 @@ def test_an_adapter_is_on_the_first_model_alone(
     """Against its own base: the numbers of the base are those it has alone, and the adapter's are others."""
     model = DeepseekV4ForCausalLM.from_pretrained(models[0])
     adapt(model, matching(model, ["attn"]), AdapterShape(rank=2, alpha=4.0))
-    start(model, seed=0)
+    init_adapters(model, seed=0)
     with torch.no_grad():
         for name, tensor in adapter_state(model).items():
             if name.endswith(".B"):

@@ -18,8 +18,11 @@ from seektune.cli.errors import OutOfMemoryError
 from seektune.lora.delta import LoraDelta
 from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.format import write_adapter
-from seektune.lora.inject import AdapterShape, adapt, adapter_state, carriers, start
-from seektune.lora.merge import LossyMergeError, merge, share_kept
+from seektune.lora.initialize import init_adapters
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.merge import LossyMergeError, merge
+from seektune.lora.merge_report import share_kept
+from seektune.lora.state import adapted_modules, adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
@@ -45,7 +48,7 @@ def made(base: Path, folder: Path, size: float, targets=TARGETS, **shape) -> Dee
     """An adapter whose change is about `size` of each weight, saved; the model that carries it."""
     model = DeepseekV4ForCausalLM.from_pretrained(base, quantized=True)
     adapt(model, matching(model, targets), AdapterShape(**({"rank": 4, "alpha": 4.0} | shape)))
-    start(model, 0)
+    init_adapters(model, 0)
     with torch.no_grad():
         for name, tensor in adapter_state(model).items():
             if name.endswith(".B"):
@@ -154,7 +157,7 @@ def test_trained_through_the_rounding_the_merged_model_computes_what_training_sa
     for into in (format, None):
         model = DeepseekV4ForCausalLM.from_pretrained(base, quantized=True)
         adapt(model, matching(model, LOW_BIT), AdapterShape(rank=4, alpha=8.0, merge_into=into))
-        start(model, 0)
+        init_adapters(model, 0)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
         for number in range(1, 9):
             train_step(ParallelModel.alone(model), optimizer, batches, number, 3e-3, LossConfig(), 1.0)
@@ -260,7 +263,7 @@ def test_the_verb_says_what_is_kept(base, tmp_path):
 def test_carriers_of_a_merged_checkpoint_are_none(base, tmp_path):
     made(base, tmp_path / "adapter", 0.1, ("attn",))
     merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")
-    assert not list(carriers(DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")))
+    assert not list(adapted_modules(DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")))
 
 
 def test_too_little_disk_space_is_rejected_before_writing(base, tmp_path, monkeypatch):

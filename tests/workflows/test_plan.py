@@ -13,8 +13,9 @@ from seektune.workflows import preflight
 from seektune.workflows.plan import PlanOptions, best_layout, plan, refuse_misfit, take_plan
 from seektune.workflows.preflight import choose_layout, cluster_here, settle
 from seektune.workflows.validate import BAD, GOOD, UNKNOWN, check
+from tests.places import FLASH, FLASH_LORA, TINY
 
-from ..planner.jobs import FLASH, FLASH_LORA, TINY, layout, recipe
+from ..planner.jobs import layout, recipe
 
 SMALL = ("model.dtype=bf16", "batch.global_size=16", "batch.length=200")
 

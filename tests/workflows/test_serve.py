@@ -17,10 +17,13 @@ import torch
 
 from seektune.generate.session import LoadOptions
 from seektune.lora.files import save_adapter
-from seektune.lora.inject import AdapterShape, adapt, adapter_state, start
+from seektune.lora.initialize import init_adapters
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from tests.run_cli import CODE, ROOT, seektune
+from tests.places import ROOT
+from tests.run_cli import CODE, seektune
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
@@ -32,7 +35,7 @@ def place(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pyt
     model = toy_model(torch.float32, vocab_size=512, hidden_size=64, moe_intermediate_size=32)
     model.save_pretrained(folder / "base", format="released")
     adapt(model, matching(model, ["attn", "ffn.experts"]), AdapterShape(rank=2, alpha=4.0))
-    start(model, seed=0)
+    init_adapters(model, seed=0)
     with torch.no_grad():
         for name, tensor in adapter_state(model).items():
             if name.endswith(".B"):

@@ -21,7 +21,8 @@ from seektune.run.run_dir import held
 from seektune.signals import Interrupted
 from seektune.train import checkpoints, trainer
 from seektune.workflows import train as workflow
-from tests.run_cli import ROOT
+from tests.places import HELLASWAG, ROOT
+from tests.read_run import losses
 
 CACHE = Path("unused")
 
@@ -30,12 +31,8 @@ def train(recipe, name="run", notes=()):
     return workflow.train(recipe, name, notes, CACHE)
 
 
-def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_records(folder / "metrics.jsonl")]
-
-
 def test_a_run_leaves_everything(recipe, tmp_path, capsys):
-    wanted = recipe(checkpoint={"every": 2}, logging__tensorboard=True)
+    wanted = recipe(checkpoint={"every": 2}, logging__tensorboard=True, evaluate__tasks=["hellaswag", "validation"])
     folder = train(wanted, "toy", ("a note of the reader",))
     assert folder == tmp_path / "run"
     assert {item.name for item in folder.iterdir()} == {
@@ -44,21 +41,35 @@ def test_a_run_leaves_everything(recipe, tmp_path, capsys):
     }
     assert load_recipe(folder / "recipe.yaml") == wanted
     card = ModelCard.load(folder / "model" / "README.md", ignore_metadata_errors=False)
-    assert [each.metric_type for each in card.data.eval_results] == ["acc", "acc_norm"]
+    assert [each.metric_type for each in card.data.eval_results] == [
+        "acc",
+        "acc_norm",
+        "loss",
+        "perplexity",
+        "accuracy",
+    ]
     assert len(losses(folder)) == 3
     assert [line["step"] for line in read_records(folder / "validation.jsonl")] == [0, 2, 3]
-    scores = json.loads((folder / "evaluation.json").read_text())["hellaswag"]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert list(evaluation) == ["hellaswag", "validation"]
+    scores = evaluation["hellaswag"]
     assert scores["before"]["n"] == scores["after"]["n"] == 6
     assert scores["after"]["loss"] < scores["before"]["loss"]
     # the exam asks for the loss of the very tokens that the validation batches teach
     assert scores["before"]["loss"] == pytest.approx(read_records(folder / "validation.jsonl")[0]["loss"], rel=1e-4)
+    held_out = [evaluation["validation"][when]["loss"]["value"] for when in ("before", "after")]
+    lines = read_records(folder / "validation.jsonl")
+    assert held_out == pytest.approx([lines[0]["loss"], lines[-1]["loss"]], rel=1e-9)
     shown = capsys.readouterr().out
     for expected in ("a note of the reader", "random weights", "40 training rows from", "trainable", "step 3/3", "→"):
         assert expected in shown
     assert shown.splitlines()[-1] == f"report: {folder / 'report.html'}"
     # six questions cannot tell two models apart
     assert len(re.findall(r"HellaSwag acc(?:_norm)?: .* → .*, p = [01]", shown)) == 2
-    assert "(McNemar, exact)" in (folder / "report.html").read_text(encoding="utf-8")
+    assert len(re.findall(r"validation (?:perplexity|next-token accuracy): .* → .*", shown)) == 2
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert "(McNemar, exact)" in report
+    assert "<h2>Validation</h2>" in report
     assert sorted(place.name for place in (folder / "checkpoints").iterdir()) == ["step-000002", "step-000003"]
 
 
@@ -296,11 +307,10 @@ def test_a_signal_in_the_last_exam_costs_no_training(recipe, monkeypatch):
 
 @pytest.mark.slow
 def test_the_smallest_preset_learns_real_rows(recipe, tmp_path):
-    shared = Path(__file__).parents[3] / "shared" / "data" / "hellaswag"
-    if not shared.is_dir():
+    if not HELLASWAG.is_dir():
         pytest.skip("the real HellaSwag is not here")
     small = {"global_size": 8, "micro_size": 8, "length": 512}
-    folder = train(recipe(model={"preset": "tiny", "dtype": "fp32"}, data__path=str(shared), batch=small, steps=12))
+    folder = train(recipe(model={"preset": "tiny", "dtype": "fp32"}, data__path=str(HELLASWAG), batch=small, steps=12))
     lines = read_records(folder / "validation.jsonl")
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.5
 

@@ -32,7 +32,7 @@ def expert_mlp(
     The tokens of an expert are distinct, so its additions do not collide, and experts add in order. The result is
     deterministic without atomics.
     """
-    out: Tensor = _Experts.apply(x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, counts, limit)
+    out: Tensor = _ExpertMLP.apply(x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, counts, limit)
     return out
 
 
@@ -45,7 +45,7 @@ def _runs(counts: list[int]) -> Iterator[tuple[int, slice]]:
         start += count
 
 
-class _Experts(torch.autograd.Function):
+class _ExpertMLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, counts, limit):  # type: ignore[no-untyped-def]
         assert sum(counts) == len(tokens_P)

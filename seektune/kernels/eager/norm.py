@@ -17,7 +17,7 @@ ON_GPU = 2**26
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `reference.rms_norm`."""
-    out: Tensor = _RMSNorm.apply(x, weight, eps)
+    out: Tensor = _RMSNormFunction.apply(x, weight, eps)
     return out
 
 
@@ -45,7 +45,7 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
     return square.div_(x.shape[1]).add_(eps).rsqrt_()
 
 
-class _RMSNorm(torch.autograd.Function):
+class _RMSNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
         flat = x.reshape(-1, x.shape[-1])

@@ -30,7 +30,7 @@ def rounded_linear(
     groups: int = 1,
 ) -> Tensor:
     """`round(W + scaling B A) x` in x's dtype; W is low-bit if `scale` is given. Gradients for x, A and B."""
-    return _RoundedLinear.apply(x, a_RI, b_OR, weight, scale, scaling, rounding, groups)
+    return _RoundedMatmul.apply(x, a_RI, b_OR, weight, scale, scaling, rounding, groups)
 
 
 def rounded_expert_linear(
@@ -60,7 +60,7 @@ def lora_delta(a: Tensor, b: Tensor, scaling: float) -> Tensor:
     return scaling * (upcast(b) @ upcast(a))
 
 
-class _RoundedLinear(torch.autograd.Function):
+class _RoundedMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, a, b, weight, scale, scaling, rounding, groups):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x, a, b, weight, scale)

@@ -22,7 +22,7 @@ VALUES = 2**28
 
 def lowbit_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) -> Tensor:
     """See `reference.lowbit_linear`."""
-    out: Tensor = _Linear.apply(x_NI, weight, scale, groups)
+    out: Tensor = _LowbitMatmul.apply(x_NI, weight, scale, groups)
     return out
 
 
@@ -37,11 +37,11 @@ def lowbit_expert_linear(
         return per_expert(x_NI, weights, scales, counts)
     busy = [expert for expert, count in enumerate(counts) if count]
     used = [counts[expert] for expert in busy]
-    out: Tensor = _Experts.apply(x_NI, used, *(weights[e] for e in busy), *(scales[e] for e in busy))
+    out: Tensor = _LowbitExpertMatmul.apply(x_NI, used, *(weights[e] for e in busy), *(scales[e] for e in busy))
     return out
 
 
-class _Linear(torch.autograd.Function):
+class _LowbitMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale, groups):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(weight, scale)
@@ -58,7 +58,7 @@ class _Linear(torch.autograd.Function):
         return torch.einsum("...go,goi->...gi", grad, values.unflatten(0, (ctx.groups, -1))), None, None, None
 
 
-class _Experts(torch.autograd.Function):
+class _LowbitExpertMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, counts, *packed):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*packed)

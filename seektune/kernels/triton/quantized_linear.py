@@ -18,11 +18,11 @@ TILE = 32
 
 def quantized_expert_linear(x_PI: Tensor, weight: Tensor, scale: Tensor, counts: list[int]) -> Tensor:
     """See `reference.quantized_expert_linear`."""
-    out: Tensor = _Linear.apply(x_PI.contiguous(), weight.contiguous(), scale.float().contiguous(), counts)
+    out: Tensor = _QuantizedMatmul.apply(x_PI.contiguous(), weight.contiguous(), scale.float().contiguous(), counts)
     return out
 
 
-class _Linear(torch.autograd.Function):
+class _QuantizedMatmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_PI, weight, scale, counts):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(weight, scale)

@@ -1,4 +1,4 @@
-"""What goes between processes in a step: each collective of this process, counted as the engine calls it."""
+"""What goes between processes in a step: each collective of this process, counted where torch dispatches it."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch.distributed._tools.fake_collectives import CollectiveOp
 from torch.distributed.device_mesh import DeviceMesh
 
 from seektune.parallel.mesh import Axes
-from seektune.parallel.simulate.fake_backend import is_vote
+from seektune.parallel.simulate.fake_backend import is_shape_handshake
 
 c10d = torch.ops.c10d
 functional = torch.ops._c10d_functional
@@ -31,7 +31,7 @@ SHARES: dict[str, Callable[[int], float]] = {
 
 FSDP = ("fsdp", "fsdp fp32", "fsdp experts")
 COPIES = ("fsdp copies", "fsdp fp32 copies", "fsdp experts copies")
-"""Axes that FSDP2 uses: for pieces, and for copies of them."""
+"""Axes that FSDP2 uses: for shards, and for replicas of them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ OPERATIONS = {
     functional.all_gather_into_tensor.default: Operation("all_gather", ("cp",), lambda args: [args[0]] * args[1]),
     functional.reduce_scatter_tensor.default: Operation("reduce_scatter", ("cp",), lambda args: args[0]),
 }
-"""Those that this project (c10d's all-to-all carries counts) and the engine use."""
+"""Those that this project (c10d's all-to-all carries counts) and torch use."""
 
 SILENT = (functional.wait_tensor.default, functional._wrap_tensor_autograd.default)
 """Operations that send nothing."""
@@ -81,22 +81,22 @@ class Flow:
 
 
 class CommTrace:
-    """Hears operations between processes and adds them up."""
+    """Counts collectives and adds up their bytes."""
 
     def __init__(self, axes: Axes | None):
-        self._names = {} if axes is None else axis_names(axes)
+        self._names = {} if axes is None else group_axes(axes)
         self._count: Counter[tuple[str, str, int]] = Counter()
         self._bytes: Counter[tuple[str, str, int]] = Counter()
 
-    def hear(self, func: OpOverload, args: tuple[Any, ...]) -> None:
-        """Note one operation."""
+    def record(self, func: OpOverload, args: tuple[Any, ...]) -> None:
+        """Count one operation."""
         if func in SILENT:
             return
         assert func in OPERATIONS, f"{func} is not known here"
         operation = OPERATIONS[func]
         payload = operation.payload(args)
         tensors = [payload] if isinstance(payload, Tensor) else payload
-        if is_vote(tensors[0]):
+        if is_shape_handshake(tensors[0]):
             return
         group: ProcessGroup = CollectiveOp.get_process_group(func, args)
         axes = [axis for axis in operation.axes if axis in self._names[str(group.group_name)]]
@@ -105,7 +105,7 @@ class CommTrace:
         self._bytes[key] += sum(x.numel() * x.element_size() for x in tensors)
 
     def flows(self) -> list[Flow]:
-        """What was heard, the largest first."""
+        """The totals, the largest first."""
         return sorted(self._flows(), key=lambda flow: (-flow.bytes, flow.kind, flow.axis))
 
     def _flows(self) -> Iterator[Flow]:
@@ -114,13 +114,13 @@ class CommTrace:
             yield Flow(kind, axis, size, count, total, round(total * SHARES[kind](size)))
 
 
-def axis_names(axes: Axes) -> dict[str, list[str]]:
+def group_axes(axes: Axes) -> dict[str, list[str]]:
     """What each process group of a step is for, by its name."""
     world = dist.group.WORLD
     assert world is not None
     meshes = {"fsdp": axes.dense, "fsdp fp32": axes.dense_fp32}
     if axes.experts.size() > 1:  # else experts are cut as everything is
-        meshes["fsdp experts"] = axes.expert_pieces
+        meshes["fsdp experts"] = axes.expert_shards
     plain = {"pp": axes.pipeline, "cp": axes.context, "ep": axes.experts, "world": world}
     names: dict[str, list[str]] = {}
     for name, group in (*plain.items(), *(pair for each in meshes.items() for pair in _groups(*each))):
@@ -129,6 +129,6 @@ def axis_names(axes: Axes) -> dict[str, list[str]]:
 
 
 def _groups(name: str, mesh: DeviceMesh) -> Iterator[tuple[str, ProcessGroup]]:
-    yield name, mesh.get_group("piece")
+    yield name, mesh.get_group("shard")
     if mesh.ndim == 2:
-        yield f"{name} copies", mesh.get_group("copy")
+        yield f"{name} copies", mesh.get_group("replicate")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seektune.model.gate import Routing
 from seektune.model.token_dispatch import LocalDispatch
-from seektune.parallel.context import spread_rows
+from seektune.parallel.context import apply_context_parallel
 from seektune.parallel.expert import Counts, ExpertDispatch
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
@@ -64,11 +64,11 @@ class EvenDispatch(ExpertDispatch):
         return sent, [sent[dist.get_rank(self.group)]] * processes
 
 
-def assume(model: ParallelModel, mesh: Mesh) -> None:
+def assume_even_routing(model: ParallelModel, mesh: Mesh) -> None:
     """Fill the model's sockets so that no shape depends on a value."""
     for stage in model.stages.values():
         stage.sequence = FullRows.from_documents
-        spread_rows(stage, mesh)
+        apply_context_parallel(stage, mesh)
         for block in stage.blocks():
             known = block.ffn.dispatch
             block.ffn.dispatch = EvenDispatch(known.group) if isinstance(known, ExpertDispatch) else EvenLocal()

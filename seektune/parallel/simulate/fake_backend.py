@@ -13,8 +13,8 @@ from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Hear = Callable[[OpOverload, tuple[Any, ...]], None]
-"""Is told of every operation between processes, and its arguments."""
+OnCollective = Callable[[OpOverload, tuple[Any, ...]], None]
+"""Called with each collective operation and its arguments."""
 
 BETWEEN = ("c10d", "_c10d_functional")
 """Namespaces of operations between processes."""
@@ -22,7 +22,7 @@ META = torch.device("meta")
 
 
 @contextmanager
-def hollow_rank(rank: int, world: int) -> Iterator[None]:
+def fake_process_group(rank: int, world: int) -> Iterator[None]:
     """This process as number `rank` of `world`, whose collectives return at once with whatever lay in their buffers."""
     # "fake" is imported with FakeStore; tensors on the meta device need it too
     dist.init_process_group("cpu:fake,meta:fake", store=FakeStore(), rank=rank, world_size=world)
@@ -33,37 +33,37 @@ def hollow_rank(rank: int, world: int) -> Iterator[None]:
 
 
 @contextmanager
-def hollow_tensors(hear: Hear) -> Iterator[None]:
-    """All tensors that are made lie on the meta device, whatever device is asked for.
+def meta_tensors(on_collective: OnCollective) -> Iterator[None]:
+    """All new tensors are on the meta device, whatever device is asked for.
 
-    FSDP2 refuses parameters on it, as somebody might have forgotten to load weights: here nobody has. (FakeTensorMode,
-    which it takes, needs ten times as long.) Nor are there dice on it: those of the CPU stand in.
+    FSDP2 refuses meta parameters, because weights may have been left unloaded; here that check is off. (FakeTensorMode,
+    which FSDP2 accepts, takes ten times as long.) The meta device has no random generator: the CPU's is used.
     """
-    dice = torch.Generator
+    generator = torch.Generator
     with (
         patch.object(FSDPParamGroup, "_validate_no_meta_params", lambda group: None),
         patch.object(FSDPParamGroup, "_validate_cpu_offload_params", lambda group: None),
-        patch.object(torch, "Generator", lambda device: dice()),
-        _FakeBackend(hear),
+        patch.object(torch, "Generator", lambda device: generator()),
+        _MetaTensorMode(on_collective),
     ):
         yield
 
 
-def is_vote(x: Tensor) -> bool:
-    """Whether this is what pipeline stages tell each other once, before their first step: that shapes are known."""
+def is_shape_handshake(x: Tensor) -> bool:
+    """Whether this is the flag with which pipeline stages agree, before their first step, that shapes are known."""
     return x.dtype == torch.int32 and x.numel() == 1
 
 
-class _FakeBackend(TorchDispatchMode):
+class _MetaTensorMode(TorchDispatchMode):
     """Sends factories to the meta device, reports what goes between processes, and remembers shapes.
 
     torch infers many shapes in Python; a pure operation whose arguments had these shapes before is not asked again,
     which makes a step four times as fast.
     """
 
-    def __init__(self, hear: Hear):
+    def __init__(self, on_collective: OnCollective):
         super().__init__()
-        self._hear = hear
+        self._on_collective = on_collective
         self._pure: dict[OpOverload, bool] = {}
         self._known: dict[object, tuple[torch.Size, tuple[int, ...], torch.dtype] | None] = {}
 
@@ -74,14 +74,16 @@ class _FakeBackend(TorchDispatchMode):
         if "device" in named:
             named = {**named, "device": META}
         if func.namespace in BETWEEN:
-            self._hear(func, args)
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and is_vote(args[0]):
+            self._on_collective(func, args)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta and is_shape_handshake(args[0]):
             return 1  # every stage agrees
         if func is torch.ops.aten.lift_fresh.default and args[0].dim() > 0:
-            return torch.empty_like(args[0], device=META)  # made from numbers; a single one, such as a step, is kept
+            return torch.empty_like(
+                args[0], device=META
+            )  # created from numbers; a scalar, such as a step count, keeps its value
         if func not in self._pure:
             self._pure[func] = _is_pure(func)
-        if types or not self._pure[func]:  # types: tensors that stand for others, as DTensors do
+        if types or not self._pure[func]:  # types: wrapper tensors such as DTensor
             return func(*args, **named)
         return self._remembered(func, args, named)
 

