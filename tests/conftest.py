@@ -67,6 +67,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
+    """A fixture that tests share is the same whichever of them came before."""
+    if fixturedef.scope != "function":
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def toy_config() -> Callable[..., DeepseekV4Config]:
     """The toy config with changes."""

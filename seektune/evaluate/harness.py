@@ -23,7 +23,7 @@ from seektune.data.question import encode_continuations
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.likelihood import likelihoods
 from seektune.evaluate.perplexity import windows
-from seektune.generate.detokenize import answer_all
+from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -116,7 +116,7 @@ class HarnessModel(LM):
         asked = [self._request(*request.args) for request in requests]
         rows = max(self._batch_tokens // self._max_length, 1)
         with torch.inference_mode():
-            answers, _ = answer_all(self._model, self._tokenizer, asked, rows, cpu_kernels=False)
+            answers, _ = generate_all(self._model, self._tokenizer, asked, rows, cpu_kernels=False)
         texts = [answer.text for answer in answers]
         for request, text in zip(requests, texts, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, text)

@@ -1,1 +1,1 @@
-"""Speech: tokens drawn from a model one after the other, and the text that they are."""
+"""Generation: sampling, batched decoding with KV caches, and detokenization."""

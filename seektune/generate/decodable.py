@@ -1,4 +1,4 @@
-"""What decoding needs of a model.
+"""The interface of models that the decode engine can run.
 
 Shapes: B rows, T tokens, S streams, D width, V vocabulary.
 """
@@ -22,7 +22,7 @@ class DecodableModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids are expected."""
+        """The device of token ids."""
         ...
 
     def new_cache(self, batch_size: int, max_length: int, *, grows: bool = False) -> KVCache:
@@ -34,19 +34,19 @@ class DecodableModel(Protocol):
         ...
 
     def advance(self, tokens_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> Tensor:
-        """Streams `[B, T, S, D]` of tokens that follow those in a cache; they are added to it."""
+        """Run the backbone on tokens that follow those in a cache, and add them to it; streams `[B, T, S, D]`."""
         ...
 
     def foresee(
         self, streams_BTSD: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None
     ) -> Tensor:
-        """What the head reads of the MTP block, `[B, T, D]`; the tokens are added to its cache."""
+        """Run the MTP block and add the tokens to its cache; the head's input `[B, T, D]`."""
         ...
 
     def hidden(self, streams_BTSD: Tensor) -> Tensor:
-        """What the head reads of the backbone, `[B, T, D]`."""
+        """The head's input from the backbone's streams, `[B, T, D]`."""
         ...
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
-        """fp32 `[B, T, V]`."""
+        """Logits, fp32 `[B, T, V]`."""
         ...

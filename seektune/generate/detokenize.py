@@ -1,4 +1,4 @@
-"""Tokens into text as they come: whole characters only, and nothing that a stop string may turn out to swallow."""
+"""Turns generated tokens into streamed text: whole characters only, and never part of a stop string."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ from seektune.generate.request import Drafts, Request, Token
 
 @dataclass(frozen=True)
 class TextDelta:
-    """What a token added to an answer."""
+    """The text that a token adds to a completion."""
 
     request: int
     text: str
-    """Often empty: part of a character, or the beginning of what may be a stop string."""
+    """Often empty: the token ends inside a character, or may begin a stop string."""
     token: Token
     end: str | None
-    """`stop` or `length` where the answer ends here."""
+    """`stop` or `length` if the completion ends here."""
 
 
 @dataclass
-class Answer:
-    """What the model went on with."""
+class Completion:
+    """The completion of a request."""
 
     text: str = ""
     """Up to the stop string or token, without it."""
@@ -33,7 +33,7 @@ class Answer:
 
 
 class Detokenizer:
-    """Hears the tokens of one answer; what it gives out is final."""
+    """Detokenizes one completion; the text that it returns is final."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
         self._tokenizer = tokenizer
@@ -41,127 +41,127 @@ class Detokenizer:
         self._decode = tokenizer.decoder()
         self._ids: list[int] = []
         self._text = ""
-        self._given = 0
+        self._returned = 0
 
-    def hear(self, token: int) -> tuple[str, bool]:
-        """The text that is certain now, and whether a stop string was found."""
+    def add(self, token: int) -> tuple[str, bool]:
+        """The text that has become certain, and whether a stop string was found."""
         self._ids.append(token)
         new = self._decode(token)
-        reach = len(self._text) - max(map(len, self._stops), default=1) + 1
+        start = len(self._text) - max(map(len, self._stops), default=1) + 1
         self._text += new
-        places = [place for stop in self._stops if (place := self._text.find(stop, max(reach, 0))) >= 0]
-        if places:
-            return self._give(min(places)), True
-        return self._give(len(self._text) - undecided(self._text, self._stops)), False
+        positions = [at for stop in self._stops if (at := self._text.find(stop, max(start, 0))) >= 0]
+        if positions:
+            return self._return_until(min(positions)), True
+        return self._return_until(len(self._text) - partial_match_length(self._text, self._stops)), False
 
-    def rest(self) -> str:
-        """What was held back, once no more tokens come; an incomplete character is shown as such."""
+    def flush(self) -> str:
+        """The text that was held back, after the last token; an incomplete character becomes U+FFFD."""
         self._text = self._tokenizer.decode(self._ids)
-        return self._give(len(self._text))
+        return self._return_until(len(self._text))
 
-    def _give(self, stop: int) -> str:
-        start = self._given
-        self._given = max(stop, self._given)
-        return self._text[start : self._given]
+    def _return_until(self, stop: int) -> str:
+        start = self._returned
+        self._returned = max(stop, self._returned)
+        return self._text[start : self._returned]
 
 
-def undecided(text: str, marks: Sequence[str]) -> int:
-    """Characters at the end of a text with which one of the marks may begin."""
+def partial_match_length(text: str, marks: Sequence[str]) -> int:
+    """Number of characters at the end of `text` that may begin one of the marks."""
     sizes = [size for mark in marks for size in range(1, min(len(mark), len(text) + 1)) if text.endswith(mark[:size])]
     return max(sizes, default=0)
 
 
 class TextStream:
-    """A decoding heard as text: answers that grow together, and others that join them."""
+    """A decode engine whose tokens are returned as text; requests may join while others run."""
 
-    def __init__(self, decoding: DecodeEngine, requests: Sequence[Request], tokenizer: Tokenizer):
-        """Of a decoding that has not begun, with the requests that it was made with."""
-        self._decoding = decoding
+    def __init__(self, engine: DecodeEngine, requests: Sequence[Request], tokenizer: Tokenizer):
+        """Wrap an engine before its first step; `requests` are those that it was created with."""
+        self._engine = engine
         self._tokenizer = tokenizer
-        self._heard = {i: (request, Detokenizer(tokenizer, request.stops)) for i, request in enumerate(requests)}
+        self._running = {i: (request, Detokenizer(tokenizer, request.stops)) for i, request in enumerate(requests)}
 
     @property
     def done(self) -> bool:
-        """Whether every answer has ended."""
-        return self._decoding.done
+        """Whether every completion has ended."""
+        return self._engine.done
 
     def add(self, requests: Sequence[Request]) -> list[int]:
-        """Let more join; returns the numbers by which their pieces are known.
+        """Add requests; returns the numbers that identify them in deltas.
 
         Raises:
-            ValueError: one of them cannot be met; then none joins.
+            ValueError: one of them is invalid; then none is added.
         """
-        numbers = self._decoding.add(requests)
-        self._heard |= {
+        numbers = self._engine.add(requests)
+        self._running |= {
             i: (each, Detokenizer(self._tokenizer, each.stops)) for i, each in zip(numbers, requests, strict=True)
         }
         return numbers
 
     def end(self, request: int) -> None:
-        """Let no more come of an answer."""
-        self._decoding.end(request)
-        self._heard.pop(request, None)
+        """Stop decoding a request."""
+        self._engine.end(request)
+        self._running.pop(request, None)
 
     def step(self) -> list[TextDelta]:
-        """What each answer grows by; stop tokens add no text.
+        """The deltas of one decoding step; stop tokens add no text.
 
         Raises:
-            ArithmeticError: the model gives no numbers.
+            ArithmeticError: the model's logits are NaN.
         """
-        return [piece for token in self._decoding.step() for piece in self._hear(token)]
+        return [delta for token in self._engine.step() for delta in self._deltas(token)]
 
-    def _hear(self, token: Token) -> Iterator[TextDelta]:
-        if token.request not in self._heard:  # a draft that was right beyond a stop string
+    def _deltas(self, token: Token) -> Iterator[TextDelta]:
+        if token.request not in self._running:  # an accepted draft token after a stop string
             return
-        request, ear = self._heard[token.request]
+        request, detokenizer = self._running[token.request]
         if token.id in request.stop_ids:
-            text = ear.rest()
+            text = detokenizer.flush()
             end = token.end
         else:
-            text, stopped = ear.hear(token.id)
+            text, stopped = detokenizer.add(token.id)
             end = "stop" if stopped else token.end
             if end is not None and not stopped:
-                text += ear.rest()
+                text += detokenizer.flush()
         if end is not None:
             self.end(token.request)
         yield TextDelta(token.request, text, token, end)
 
 
-def pieces(decoding: DecodeEngine, requests: Sequence[Request], tokenizer: Tokenizer) -> Iterator[TextDelta]:
-    """The answers of a decoding that has not begun, piece by piece."""
-    speech = TextStream(decoding, requests, tokenizer)
-    while not speech.done:
-        yield from speech.step()
+def stream_text(engine: DecodeEngine, requests: Sequence[Request], tokenizer: Tokenizer) -> Iterator[TextDelta]:
+    """The deltas of all requests of an engine before its first step."""
+    stream = TextStream(engine, requests, tokenizer)
+    while not stream.done:
+        yield from stream.step()
 
 
-def answer_all(
+def generate_all(
     model: DecodableModel,
     tokenizer: Tokenizer,
     requests: Sequence[Request],
     rows: int = 8,
     speculative: bool = False,
     cpu_kernels: bool = True,
-) -> tuple[list[Answer], Drafts]:
-    """The answers to all requests, in their order, `rows` at a time, and how well drafts did.
+) -> tuple[list[Completion], Drafts]:
+    """The completions of all requests, in order, with `rows` decoded together; also the counts of drafts.
 
     `cpu_kernels` is that of `DecodeEngine`.
 
     Raises:
-        ValueError: a request cannot be met.
+        ValueError: a request is invalid.
     """
-    answers = [Answer() for _ in requests]
+    completions = [Completion() for _ in requests]
     drafts = Drafts()
-    # neighbours of one length leave little padding
+    # sorted by prompt length, so that a batch needs little padding
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
     for start in range(0, len(order), rows):
-        places = order[start : start + rows]
-        asked = [requests[i] for i in places]
-        decoding = DecodeEngine(model, asked, speculative, cpu_kernels=cpu_kernels)
-        for piece in pieces(decoding, asked, tokenizer):
-            answer = answers[places[piece.request]]
-            answer.text += piece.text
-            answer.tokens.append(piece.token)
-            answer.end = piece.end
-        drafts.made += decoding.drafts.made
-        drafts.accepted += decoding.drafts.accepted
-    return answers, drafts
+        indices = order[start : start + rows]
+        batch = [requests[i] for i in indices]
+        engine = DecodeEngine(model, batch, speculative, cpu_kernels=cpu_kernels)
+        for delta in stream_text(engine, batch, tokenizer):
+            completion = completions[indices[delta.request]]
+            completion.text += delta.text
+            completion.tokens.append(delta.token)
+            completion.end = delta.end
+        drafts.made += engine.drafts.made
+        drafts.accepted += engine.drafts.accepted
+    return completions, drafts

@@ -1,4 +1,4 @@
-"""Several texts that grow together, a token or an accepted draft at a time; others may join them while they grow.
+"""Decodes several requests together (continuous batching), with optional speculative decoding by the MTP block.
 
 Shapes: B rows, T tokens, S streams, D width, V vocabulary.
 """
@@ -16,14 +16,14 @@ from seektune.generate.running_batch import RunningBatch, RunningSequence
 from seektune.kernels import cpu_decode_kernels
 
 CHUNK = 4096
-"""Tokens of all rows together that one forward of a prefill reads."""
+"""Tokens of one prefill forward, over all rows."""
 
 
 class DecodeEngine:
-    """Requests that are decoded together; each gets the text that it would get alone.
+    """Decodes requests together; each gets the tokens that it would get alone.
 
-    With `speculative` the MTP block guesses one token ahead and the next forward reads the guess too; what is accepted
-    is distributed as without (greedy texts are the same).
+    With `speculative` the MTP block drafts one token ahead, and the next forward verifies it; tokens are distributed as
+    without drafts (greedy ones are the same).
     """
 
     def __init__(
@@ -34,19 +34,19 @@ class DecodeEngine:
         longest: int | None = None,
         cpu_kernels: bool = True,
     ):
-        """Nothing is computed yet.
+        """Queue the first requests; nothing is computed yet.
 
         Args:
-            model: that speaks.
-            requests: the first.
-            speculative: let the MTP block guess ahead.
-            longest: tokens that any text may have, prompt included, if others may join; memory is then taken as texts
-                grow. None takes it at once for the longest of `requests`.
+            model: to decode with.
+            requests: the first requests.
+            speculative: let the MTP block draft tokens.
+            longest: maximum tokens of a sequence, prompt included, if requests may join later; caches then grow with
+                the sequences. None allocates them for the longest of `requests`.
             cpu_kernels: use the compiled kernels of `kernels.cpu` for fp32 on a CPU, if there is a compiler. Results
                 differ in the last digits, so evaluations do not use them.
 
         Raises:
-            ValueError: a request cannot be met, or the model has no MTP block to speculate with.
+            ValueError: a request is invalid, or the model has no MTP block to draft with.
         """
         if speculative and model.config.num_nextn_predict_layers == 0:
             raise ValueError("speculative decoding needs an MTP block; this model has none")
@@ -65,26 +65,26 @@ class DecodeEngine:
 
     @property
     def done(self) -> bool:
-        """Whether every text has ended."""
+        """Whether every request has ended."""
         return not self._waiting and self._reading is None and self._texts is None
 
     def add(self, requests: Sequence[Request]) -> list[int]:
-        """Let more requests join; returns the numbers by which their tokens are known.
+        """Add requests; returns the numbers that identify them in tokens.
 
         Raises:
-            ValueError: one of them cannot be met; then none joins.
+            ValueError: one of them is invalid; then none is added.
         """
         for request in requests:
             request.check(self._model.config.vocab_size)
             if request.longest > self._longest:
-                raise ValueError(f"a text of up to {request.longest} tokens is longer than the {self._longest} allowed")
+                raise ValueError(f"a sequence of up to {request.longest} tokens exceeds the maximum of {self._longest}")
         numbers = list(range(self._count, self._count + len(requests)))
         self._waiting += [RunningSequence.of(i, each) for i, each in zip(numbers, requests, strict=True)]
         self._count += len(requests)
         return numbers
 
     def end(self, request: int) -> None:
-        """Let no more tokens come for a request, whose reader has enough."""
+        """Stop decoding a request."""
         self._waiting = [row for row in self._waiting if row.index != request]
         if self._reading is not None:
             self._reading.rows = [row for row in self._reading.rows if row.index != request]
@@ -94,10 +94,10 @@ class DecodeEngine:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """The next tokens: one for each text that grows, two where a draft was right; and a chunk of new prompts read.
+        """Run one step: the next token of each running request, two if a draft is accepted; and a prefill chunk.
 
         Raises:
-            ArithmeticError: the model gives no numbers.
+            ArithmeticError: the model's logits are NaN.
         """
         tokens = []
         if self._texts is not None:
@@ -113,22 +113,22 @@ class DecodeEngine:
         return tokens
 
     def tokens(self) -> Iterator[Token]:
-        """All that is still to come."""
+        """All remaining tokens."""
         while not self.done:
             yield from self.step()
 
     def _go_on(self, texts: RunningBatch) -> Tensor:
-        """Streams `[B, T, S, D]` of each row's newest token, and of its draft."""
+        """Streams `[B, T, S, D]` of each row's last token, and of its draft."""
         tokens = [[row.last] if row.drafted_V is None else [row.last, row.draft] for row in texts.rows]
         return self._model.advance(padded(tokens, self._model)[0], texts.cache)
 
     def _grow(self, texts: RunningBatch, streams: Tensor) -> list[Token]:
-        """Let every row take its next tokens; those that go on are then among the texts that grow."""
+        """Sample each row's next tokens; rows that have not ended stay in, or join, the running batch."""
         logits_BTV = self._model.logits(self._model.hidden(streams))
         read = streams.shape[1]
         taken = [row.take(logits_TV, self.drafts) for row, logits_TV in zip(texts.rows, logits_BTV, strict=True)]
         lasting = [tokens[-1].end is None for tokens in taken]
-        # an ended row goes no further, however much of it is in the cache
+        # ended rows are dropped below and need no rollback
         texts.cache.rollback([(read - len(tokens)) * last for tokens, last in zip(taken, lasting, strict=True)])
         places = self._keep(texts, lasting)
         if self._speculative and places:
@@ -140,17 +140,17 @@ class DecodeEngine:
         return [token for tokens in taken for token in tokens]
 
     def _draft(self, texts: RunningBatch, streams_BTSD: Tensor, taken: list[list[int]]) -> None:
-        """Let the MTP block guess what follows each row's newest token."""
-        assert texts.ahead is not None
+        """Let the MTP block draft the token after each row's last one."""
+        assert texts.draft_cache is not None
         after, counts = padded(taken, self._model)
-        hidden_BTD = self._model.foresee(streams_BTSD[:, : after.shape[1]], after, texts.ahead, counts)
+        hidden_BTD = self._model.foresee(streams_BTSD[:, : after.shape[1]], after, texts.draft_cache, counts)
         last_BD = torch.stack([hidden[count - 1] for hidden, count in zip(hidden_BTD, counts, strict=True)])
         for row, logits_V in zip(texts.rows, self._model.logits(last_BD), strict=True):
-            row.drafted_V = row.chooser.distribution(logits_V)
-            row.draft = row.chooser.draw(row.drafted_V)
+            row.drafted_V = row.sampler.distribution(logits_V)
+            row.draft = row.sampler.draw(row.drafted_V)
 
     def _keep(self, texts: RunningBatch, lasting: list[bool]) -> list[int]:
-        """Forget the rows that have ended; returns the places of the others."""
+        """Drop the rows that have ended; returns the indices of the others."""
         places = texts.keep(lasting)
         if not places and texts is self._texts:
             self._texts = None

@@ -1,4 +1,4 @@
-"""Ids in, longer ids out: what `model.generate` does.
+"""Token ids in, longer token ids out: implements `model.generate`.
 
 Shapes: B rows, T tokens, N new tokens.
 """
@@ -24,14 +24,14 @@ def generate_ids(
     seed: int,
     speculative: bool,
 ) -> Tensor:
-    """Rows with up to `max_new_tokens` more, `[B, T + N]`; a row ends with EOS, and shorter ones are filled with it.
+    """Rows with up to `max_new_tokens` more tokens, `[B, T + N]`; a row ends with EOS, shorter rows are filled with it.
 
     Args:
         model: to sample from.
         ids_BT: rows without padding.
-        max_new_tokens: most of a row.
-        temperature, top_k, top_p, min_p, repetition_penalty: as of `Sampling`.
-        seed: of the first row; each further row has the next one.
+        max_new_tokens: maximum per row.
+        temperature, top_k, top_p, min_p, repetition_penalty: as in `Sampling`.
+        seed: of the first row; each further row adds 1.
         speculative: let the MTP block draft tokens.
 
     Raises:
@@ -42,9 +42,9 @@ def generate_ids(
     requests = [
         Request(row, max_new_tokens, sampling, frozenset({eos}), seed=seed + i) for i, row in enumerate(ids_BT.tolist())
     ]
-    grown: list[list[int]] = [[] for _ in requests]
+    new_ids: list[list[int]] = [[] for _ in requests]
     for token in DecodeEngine(model, requests, speculative).tokens():
-        grown[token.request].append(token.id)
-    longest = max(map(len, grown))
-    new = torch.tensor([[*row, *[eos] * (longest - len(row))] for row in grown], device=ids_BT.device)
+        new_ids[token.request].append(token.id)
+    longest = max(map(len, new_ids))
+    new = torch.tensor([[*row, *[eos] * (longest - len(row))] for row in new_ids], device=ids_BT.device)
     return torch.cat([ids_BT, new.to(ids_BT.dtype)], dim=1)

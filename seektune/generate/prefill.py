@@ -1,4 +1,4 @@
-"""Prompts that a model reads together, chunk by chunk, before their texts grow.
+"""Prefills the prompts of several requests together, in chunks.
 
 Shapes: B rows, T tokens, S streams, D width.
 """
@@ -13,7 +13,7 @@ from seektune.generate.running_batch import RunningBatch, RunningSequence
 
 
 class Prefill:
-    """The prompts of some rows; equal ones are read once."""
+    """The prefill of some rows; equal prompts are computed once."""
 
     def __init__(
         self,
@@ -24,48 +24,48 @@ class Prefill:
         speculative: bool,
         chunk: int,
     ):
-        """Nothing is read yet.
+        """Allocate the caches; nothing is computed yet.
 
         Args:
-            model: that reads.
-            rows: texts of nothing but prompts.
-            longest: tokens that any text of the decoding may have.
-            grows: whether caches take only the memory that their rows need.
-            speculative: whether the MTP block reads along.
-            chunk: tokens of all rows together that one forward reads.
+            model: to prefill with.
+            rows: new sequences, of prompts alone.
+            longest: maximum tokens of a sequence.
+            grows: whether caches grow with their rows.
+            speculative: whether to fill the MTP block's cache, too.
+            chunk: tokens of one forward, over all rows.
         """
         self.rows = rows
         self._model = model
         self._read = 0
         self._prompts = list(dict.fromkeys(tuple(row.request.prompt) for row in rows))
-        # beyond a text's last token stand a draft and what it may bring
+        # room for a draft and the token after it, beyond the last token
         count = len(self._prompts)
         most = longest + 2
         self._cache = model.new_cache(count, most, grows=grows)
-        self._ahead = model.new_draft_cache(count, most, grows=grows) if speculative else None
+        self._draft_cache = model.new_draft_cache(count, most, grows=grows) if speculative else None
         self._size = max(chunk // count, 1)
         self._last: dict[int, Tensor] = {}
 
     def read(self) -> bool:
-        """Read a chunk of each; whether it was the last."""
+        """Prefill a chunk of each prompt; returns whether it was the last."""
         start = self._read
         stop = self._read + self._size
         chunk, counts = padded([prompt[start:stop] for prompt in self._prompts], self._model)
         streams = self._model.advance(chunk, self._cache, counts)
         self._last |= {i: streams[i, count - 1] for i, count in enumerate(counts) if count}
-        if self._ahead is not None:
+        if self._draft_cache is not None:
             after, known = padded([prompt[start + 1 : stop + 1] for prompt in self._prompts], self._model)
             if after.shape[1]:
-                self._model.foresee(streams[:, : after.shape[1]], after, self._ahead, known)
+                self._model.foresee(streams[:, : after.shape[1]], after, self._draft_cache, known)
         self._read = stop
         return stop >= max(map(len, self._prompts))
 
     def texts(self) -> tuple[RunningBatch, Tensor]:
-        """The rows when all is read, and the streams `[B, 1, S, D]` of each prompt's last token."""
+        """The batch after the last chunk, and the streams `[B, 1, S, D]` of each prompt's last token."""
         place = {prompt: i for i, prompt in enumerate(self._prompts)}
         places = [place[tuple(row.request.prompt)] for row in self.rows]
         cache = self._cache
-        ahead = self._ahead
+        ahead = self._draft_cache
         if places != list(range(len(self._prompts))):
             cache = cache.select(places)
             ahead = ahead and ahead.select(places)
@@ -73,7 +73,7 @@ class Prefill:
 
 
 def padded(rows: Sequence[Sequence[int]], model: DecodableModel) -> tuple[Tensor, list[int]]:
-    """Ids `[B, T]` with zeros after shorter rows, and how long each is."""
+    """Ids `[B, T]`, zero-padded on the right, and the length of each row."""
     counts = [len(row) for row in rows]
     ids = [[*row, *[0] * (max(counts) - len(row))] for row in rows]
     return torch.tensor(ids, dtype=torch.int64, device=model.device), counts

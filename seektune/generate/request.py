@@ -1,4 +1,4 @@
-"""What is asked of a model, and what it answers with."""
+"""Requests to the decode engine, and the tokens that it returns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,32 +8,32 @@ from seektune.generate.sampling_params import DEFAULT, Sampling
 
 @dataclass(frozen=True)
 class Request:
-    """A text to be continued."""
+    """A prompt to complete."""
 
     prompt: Sequence[int]
     max_new_tokens: int
     sampling: Sampling = DEFAULT
     stop_ids: frozenset[int] = frozenset()
-    """Tokens after which the text ends; they are part of it."""
+    """Tokens that end the completion; they are part of it."""
     stops: tuple[str, ...] = ()
-    """Strings before which the text ends: `speech` sees them, tokens alone do not."""
+    """Strings before which the completion ends; handled by `detokenize`, not by the engine."""
     seed: int = 0
     alternatives: int = 0
-    """How many of the likeliest tokens are named beside each."""
+    """Number of most likely tokens to return with each token."""
 
     @property
     def longest(self) -> int:
-        """Tokens that the text may come to have, prompt included."""
+        """Maximum number of tokens, prompt included."""
         return len(self.prompt) + self.max_new_tokens
 
     def check(self, vocab_size: int) -> None:
-        """Refuse what cannot be continued.
+        """Check the request.
 
         Raises:
-            ValueError: it cannot.
+            ValueError: it is invalid.
         """
         if not self.prompt:
-            raise ValueError("a prompt needs at least one token; texts begin with BOS")
+            raise ValueError("a prompt needs at least one token; text prompts begin with BOS")
         if min(self.prompt) < 0 or max(self.prompt) >= vocab_size:
             raise ValueError(f"a prompt's ids must lie in the vocabulary, 0 to {vocab_size - 1}")
         if self.max_new_tokens < 1:
@@ -42,27 +42,27 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """A token that a text grew by."""
+    """A generated token."""
 
     request: int
-    """Which of the requests, from 0."""
+    """Number of its request, from 0."""
     id: int
     logprob: float
-    """By the model's own distribution: before temperature, penalty and cuts."""
+    """By the model's own distribution: before temperature, penalty and truncation."""
     alternatives: list[tuple[int, float]]
-    """The likeliest tokens with their log-probabilities, best first."""
+    """The most likely tokens with their log-probabilities, best first."""
     end: str | None
-    """`stop` or `length` where the text ends with it."""
+    """`stop` or `length` if the completion ends with it."""
 
 
 @dataclass
 class Drafts:
-    """How often the MTP block guessed right."""
+    """Counts of draft tokens by the MTP block."""
 
     made: int = 0
     accepted: int = 0
 
     @property
     def rate(self) -> float:
-        """Share that was accepted; 0 where none was made."""
+        """Acceptance rate; 0 without drafts."""
         return self.accepted / max(self.made, 1)

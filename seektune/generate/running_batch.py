@@ -1,4 +1,4 @@
-"""Texts that grow in step with each other: how each takes its next tokens, and what the model keeps of all.
+"""Sequences that are decoded together: how each samples its next tokens, and their KV caches.
 
 Shapes: T tokens, V vocabulary.
 """
@@ -16,43 +16,43 @@ from seektune.model.kv_cache.cache import KVCache
 
 @dataclass
 class RunningSequence:
-    """A text that still grows."""
+    """A sequence that has not ended."""
 
     index: int
     request: Request
-    chooser: Sampler
+    sampler: Sampler
     left: int
     last: int = -1
-    """Its newest token, which no forward has read."""
+    """The last token, which is not in the cache yet."""
     draft: int = -1
     drafted_V: Tensor | None = field(default=None, repr=False)
-    """What the draft was drawn from; None where there is none."""
+    """The distribution of the draft; None without a draft."""
 
     @classmethod
     def of(cls, index: int, request: Request) -> "RunningSequence":
-        """A text that is still its prompt."""
-        chooser = Sampler(request.sampling, request.seed, request.prompt)
-        return cls(index, request, chooser, request.max_new_tokens)
+        """A sequence of its prompt alone."""
+        sampler = Sampler(request.sampling, request.seed, request.prompt)
+        return cls(index, request, sampler, request.max_new_tokens)
 
     def take(self, logits_TV: Tensor, drafts: Drafts) -> list[Token]:
-        """The tokens that it grows by.
+        """Sample the next tokens, after verifying the draft.
 
         Raises:
-            ArithmeticError: the logits are not numbers.
+            ArithmeticError: the logits are NaN.
         """
-        wanted_V = self.chooser.distribution(logits_TV[0])
+        target_V = self.sampler.distribution(logits_TV[0])
         if self.drafted_V is None:
-            return [self._append(self.chooser.draw(wanted_V), logits_TV[0])]
+            return [self._append(self.sampler.draw(target_V), logits_TV[0])]
         draft = self.draft
         drafted_V = self.drafted_V
         self.drafted_V = None
         drafts.made += 1
-        if not self.chooser.accepts(draft, wanted_V, drafted_V):
-            return [self._append(self.chooser.draw((wanted_V - drafted_V).clamp(min=0)), logits_TV[0])]
+        if not self.sampler.accepts(draft, target_V, drafted_V):
+            return [self._append(self.sampler.draw((target_V - drafted_V).clamp(min=0)), logits_TV[0])]
         drafts.accepted += 1
         tokens = [self._append(draft, logits_TV[0])]
         if tokens[0].end is None:
-            next_one = self.chooser.draw(self.chooser.distribution(logits_TV[1]))
+            next_one = self.sampler.draw(self.sampler.distribution(logits_TV[1]))
             tokens.append(self._append(next_one, logits_TV[1]))
         return tokens
 
@@ -60,8 +60,8 @@ class RunningSequence:
         log_V = logits_V.log_softmax(dim=0)
         logprob = float(log_V[token])
         if math.isnan(logprob):
-            raise ArithmeticError("the model's logits are not numbers; its weights may be damaged")
-        self.chooser.note(token)
+            raise ArithmeticError("the model's logits are NaN; its weights may be damaged")
+        self.sampler.observe(token)
         self.last = token
         self.left = self.left - 1
         best = log_V.topk(min(self.request.alternatives, len(log_V)))
@@ -72,28 +72,28 @@ class RunningSequence:
 
 @dataclass
 class RunningBatch:
-    """Rows, and what the model keeps of them."""
+    """The running sequences and their KV caches."""
 
     rows: list[RunningSequence]
     cache: KVCache
-    ahead: KVCache | None
-    """The MTP block's; None where nothing is drafted."""
+    draft_cache: KVCache | None
+    """Of the MTP block; None without speculative decoding."""
 
     def keep(self, lasting: Sequence[bool]) -> list[int]:
-        """Forget the other rows and free their memory; returns the places of those that stay."""
+        """Keep the rows marked True and free the others' memory; returns the indices of the kept rows."""
         places = [i for i, last in enumerate(lasting) if last]
         if len(places) < len(self.rows):
             self.rows = [self.rows[i] for i in places]
             if places:
                 self.cache = self.cache.select(places)
-                self.ahead = self.ahead and self.ahead.select(places)
+                self.draft_cache = self.draft_cache and self.draft_cache.select(places)
         return places
 
     def join(self, others: "RunningBatch") -> None:
-        """Take up other rows, after these."""
+        """Append the rows of another batch."""
         ours = range(len(self.rows))
         theirs = range(len(others.rows))
         self.cache = KVCache.gather([(self.cache, ours), (others.cache, theirs)])
-        if self.ahead is not None and others.ahead is not None:
-            self.ahead = KVCache.gather([(self.ahead, ours), (others.ahead, theirs)])
+        if self.draft_cache is not None and others.draft_cache is not None:
+            self.draft_cache = KVCache.gather([(self.draft_cache, ours), (others.draft_cache, theirs)])
         self.rows = [*self.rows, *others.rows]

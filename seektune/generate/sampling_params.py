@@ -1,4 +1,4 @@
-"""What a request says about the choice of tokens, with its defaults; free of torch."""
+"""Sampling parameters and their defaults; does not import torch."""
 
 import math
 from dataclasses import dataclass
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; applied in the order of the fields from `repetition_penalty` on.
+    """Sampling parameters; `repetition_penalty` is applied first, then the others in the order of the fields.
 
     Raises:
         ValueError: a number is outside its range.
     """
 
     temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token always. (The release recommends 1 with top_p 1.)"""
+    """Divides the logits; 0 = greedy. (The release recommends 1 with top_p 1.)"""
     top_k: int = 0
-    """Only the so many likeliest tokens; 0 = all."""
+    """Sample from the k most likely tokens; 0 = all."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability."""
+    """Sample from the most likely tokens whose total probability reaches p."""
     min_p: float = 0.0
-    """Only tokens at least this many times as likely as the likeliest."""
+    """Sample from tokens at least p times as likely as the most likely one."""
     repetition_penalty: float = 1.0
-    """Comes first: logits of tokens that stood before are divided by it if positive, multiplied if negative."""
+    """Logits of tokens in the sequence so far, prompt included, are divided by it if positive, multiplied if not."""
 
     def __post_init__(self) -> None:
         checks = (

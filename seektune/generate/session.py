@@ -1,4 +1,4 @@
-"""What `generate`, `chat`, `eval` and `serve` share: a checkpoint read as asked, and the options of a generation."""
+"""Loading a checkpoint and options of generation, shared by `generate`, `chat`, `eval` and `serve`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,22 +15,22 @@ from seektune.model.device import DTYPES, choose_device
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a checkpoint is read."""
+    """How a checkpoint is loaded."""
 
     dtype: DtypeName | None = None
     """None = fp32 on a CPU, bf16 on a GPU."""
     numerics: NumericsName = "plain"
     quantized: bool = False
-    """Keep FP4 and FP8 weights in their bytes, dequantized while they are used."""
+    """Keep FP4 and FP8 weights quantized; they are dequantized while in use."""
     adapter: Path | None = None
-    """Folder of an adapter that is put on."""
+    """Folder of an adapter to apply."""
 
     def read(self, name: str) -> DeepseekV4ForCausalLM:
-        """The model of a checkpoint folder in any of our formats, or a Hub id.
+        """Load the model of a checkpoint folder in any of our formats, or of a Hub id.
 
         Raises:
-            ValueError: it or the adapter cannot be read, or they do not belong together.
-            OSError: as of reading a model.
+            ValueError: it or the adapter cannot be read, or the adapter does not fit the model.
+            OSError: a file cannot be read.
         """
         self.check()
         device = choose_device()
@@ -41,10 +41,10 @@ class LoadOptions:
         return model
 
     def check(self) -> None:
-        """Refuse an adapter that is not there, before weights are read.
+        """Check that the adapter exists, before weights are read.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it does not.
         """
         if self.adapter is not None and not self.adapter.is_dir():
             raise ValueError(f"--adapter {self.adapter}: no such folder")
@@ -55,33 +55,33 @@ AS_STORED = LoadOptions()
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How a model speaks."""
+    """Options of generation."""
 
     max_new_tokens: int = 256
     sampling: Sampling = DEFAULT
     stops: tuple[str, ...] = ()
     seed: int = 0
     speculative: bool = False
-    """Let the MTP block guess ahead."""
+    """Let the MTP block draft tokens."""
     thinking: bool = False
-    """Conversations only: whether answers begin with reasoning."""
+    """Chats only: whether responses begin with reasoning."""
     reading: LoadOptions = AS_STORED
 
     @property
     def mode(self) -> str:
-        """Of the chat format."""
+        """The mode of the chat format."""
         return "thinking" if self.thinking else "chat"
 
 
 class Session:
-    """A checkpoint, its tokenizer and a setting."""
+    """A loaded checkpoint, its tokenizer and options of generation."""
 
     def __init__(self, name: str, setting: GenerateOptions):
-        """Read a checkpoint.
+        """Load a checkpoint.
 
         Raises:
-            ValueError: as of `LoadOptions.read`, or it has no MTP block to speculate with.
-            OSError: as of `LoadOptions.read`.
+            ValueError: as `LoadOptions.read`, or it has no MTP block to draft with.
+            OSError: as `LoadOptions.read`.
         """
         self.setting = setting
         self.model = setting.reading.read(name)
@@ -90,11 +90,11 @@ class Session:
             raise ValueError(f"{name} has no MTP block; leave --speculative out")
 
     def text(self, prompt: str) -> list[int]:
-        """Ids of a text that begins with BOS; control tokens in it are letters."""
+        """Ids of a text prompt, with BOS; control tokens in it are plain characters."""
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
 
     def requests(self, ids: Sequence[int], samples: int = 1) -> list[Request]:
-        """Several answers to the same prompt, whose seeds follow each other."""
+        """Requests for several completions of a prompt, with consecutive seeds."""
         setting = self.setting
         eos = frozenset({self.tokenizer.eos_id})
         first = Request(ids, setting.max_new_tokens, setting.sampling, eos, setting.stops, setting.seed)

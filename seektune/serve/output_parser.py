@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from seektune.data.chat_format.tokens import THINK_END
 from seektune.data.chat_format.tool_calls import CALLS_BEGIN, read_calls
-from seektune.generate.detokenize import undecided
+from seektune.generate.detokenize import partial_match_length
 
 CALLS_MARK = f"\n\n{CALLS_BEGIN}"
 """Separates content from tool calls."""
@@ -68,7 +68,7 @@ class OutputParser:
         """Take the text before a mark, as far as it is certain; also whether the mark was found."""
         position = self._held.find(mark)
         found = position >= 0
-        stop = position if found else len(self._held) - undecided(self._held, [mark])
+        stop = position if found else len(self._held) - partial_match_length(self._held, [mark])
         text = self._held[:stop]
         self._held = self._held[stop:]
         return text, found

@@ -9,7 +9,7 @@ from rich.console import Console
 from seektune.data.chat_format.encode import encode_messages
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS, THINK_END
-from seektune.generate.detokenize import pieces
+from seektune.generate.detokenize import stream_text
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.console import printable
@@ -71,7 +71,7 @@ class Conversation:
         text = ""
         end = None
         thinking = setting.thinking
-        for piece in pieces(decoding, requests, self.voice.tokenizer):
+        for piece in stream_text(decoding, requests, self.voice.tokenizer):
             text = text + piece.text
             end = piece.end
             thought, mark, answer = piece.text.partition(THINK_END) if thinking else ("", "", piece.text)

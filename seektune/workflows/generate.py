@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from seektune.data.chat_format.encode import encode_messages
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
-from seektune.generate.detokenize import Answer, answer_all, pieces
+from seektune.generate.detokenize import Completion, generate_all, stream_text
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Drafts, Request
 from seektune.generate.session import GenerateOptions, Session
@@ -52,7 +52,7 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOption
         if i:
             print("\n---")
         decoding = DecodeEngine(voice.model, [request], setting.speculative)
-        for piece in pieces(decoding, [request], voice.tokenizer):
+        for piece in stream_text(decoding, [request], voice.tokenizer):
             _write(piece.text, sys.stdout)
         print(flush=True)
         drafts.made += decoding.drafts.made
@@ -81,7 +81,7 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
         size = PAGE * max(output.rows // output.samples, 1)
         for start in range(done, len(rows), size):
             asked = [request for row in rows[start : start + size] for request in _requests(row, voice, output)]
-            found, made = answer_all(voice.model, voice.tokenizer, asked, output.rows, setting.speculative)
+            found, made = generate_all(voice.model, voice.tokenizer, asked, output.rows, setting.speculative)
             drafts.made = drafts.made + made.made
             drafts.accepted = drafts.accepted + made.accepted
             for i, answer in enumerate(found):
@@ -126,7 +126,7 @@ def _requests(row: dict[str, Any], voice: Session, output: Output) -> Sequence[R
     return voice.requests(_ids(row, voice), output.samples)
 
 
-def _line(row: dict[str, Any], sample: int, answer: Answer, voice: Session, output: Output) -> dict[str, Any]:
+def _line(row: dict[str, Any], sample: int, answer: Completion, voice: Session, output: Output) -> dict[str, Any]:
     line = {**row, "sample": sample, "text": answer.text, "end": answer.end}
     if "messages" in row and answer.end == "stop":
         try:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.generate.detokenize import Detokenizer, answer_all, pieces
+from seektune.generate.detokenize import Detokenizer, generate_all, stream_text
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import Sampling
@@ -16,29 +16,29 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(512)
 
 
-def heard(tokenizer: Tokenizer, ids: list[int], stops: list[str]) -> tuple[list[str], bool]:
-    ear, given = Detokenizer(tokenizer, stops), []
+def detokenize(tokenizer: Tokenizer, ids: list[int], stops: list[str]) -> tuple[list[str], bool]:
+    detokenizer, texts = Detokenizer(tokenizer, stops), []
     for token in ids:
-        text, stopped = ear.hear(token)
-        given.append(text)
+        text, stopped = detokenizer.add(token)
+        texts.append(text)
         if stopped:
-            return given, True
-    return [*given, ear.rest()], False
+            return texts, True
+    return [*texts, detokenizer.flush()], False
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_text_comes_in_whole_characters(tokenizer, text):
-    given, _ = heard(tokenizer, tokenizer.encode(text), [])
-    assert "".join(given) == text
-    assert "�" not in "".join(given)
-    assert given[-1] == ""
+def test_deltas_are_whole_characters(tokenizer, text):
+    texts, _ = detokenize(tokenizer, tokenizer.encode(text), [])
+    assert "".join(texts) == text
+    assert "�" not in "".join(texts)
+    assert texts[-1] == ""
 
 
-def test_an_incomplete_character_is_shown_at_the_end_only(tokenizer):
+def test_incomplete_character_is_replaced_only_at_the_end(tokenizer):
     ids = tokenizer.encode("ok 🙂")[:-1]
-    given, _ = heard(tokenizer, ids, [])
-    assert "".join(given[:-1]) == "ok "
-    assert given[-1].startswith("�")
+    texts, _ = detokenize(tokenizer, ids, [])
+    assert "".join(texts[:-1]) == "ok "
+    assert texts[-1].startswith("�")
 
 
 @pytest.mark.parametrize(
@@ -51,25 +51,25 @@ def test_an_incomplete_character_is_shown_at_the_end_only(tokenizer):
         (["", "."], "A man, a plan"),
     ],
 )
-def test_an_answer_ends_before_a_stop_string_that_tokens_cut_apart(tokenizer, stops, expected):
-    given, stopped = heard(tokenizer, tokenizer.encode("A man, a plan."), stops)
+def test_completion_ends_before_a_stop_string_that_spans_tokens(tokenizer, stops, expected):
+    texts, stopped = detokenize(tokenizer, tokenizer.encode("A man, a plan."), stops)
     assert stopped
-    assert "".join(given) == expected
+    assert "".join(texts) == expected
 
 
-def test_what_may_become_a_stop_string_is_held_back_and_given_when_it_does_not(tokenizer):
-    given, stopped = heard(tokenizer, tokenizer.encode("A man, a plan."), ["plans", "plan.."])
+def test_partial_stop_string_is_held_back_until_it_is_ruled_out(tokenizer):
+    texts, stopped = detokenize(tokenizer, tokenizer.encode("A man, a plan."), ["plans", "plan.."])
     assert not stopped
-    assert "".join(given) == "A man, a plan."
-    assert given[-1] == "plan."
+    assert "".join(texts) == "A man, a plan."
+    assert texts[-1] == "plan."
 
 
-def test_answers_stand_in_the_order_of_the_requests(toy_model, tokenizer):
+def test_completions_are_in_the_order_of_requests(toy_model, tokenizer):
     model = toy_model(vocab_size=512)
     greedy = Sampling(temperature=0)
     requests = [Request(tokenizer.encode(text), 5, greedy) for text in ("The man walks away", "A", "The man")]
-    alone = [answer_all(model, tokenizer, [request])[0][0] for request in requests]
-    together, drafts = answer_all(model, tokenizer, requests, rows=2, speculative=True)
+    alone = [generate_all(model, tokenizer, [request])[0][0] for request in requests]
+    together, drafts = generate_all(model, tokenizer, requests, rows=2, speculative=True)
     assert drafts.made > 0
     for answer, other in zip(together, alone, strict=True):
         assert answer.text == other.text
@@ -77,26 +77,26 @@ def test_answers_stand_in_the_order_of_the_requests(toy_model, tokenizer):
         assert answer.end == "length"
 
 
-def test_a_stop_string_ends_the_decoding_of_its_text_alone(toy_model, tokenizer):
+def test_stop_string_ends_only_its_own_request(toy_model, tokenizer):
     model = toy_model(vocab_size=512)
     requests = [Request(tokenizer.encode(text), 8, Sampling(temperature=0)) for text in ("The man walks", "A")]
-    whole, _ = answer_all(model, tokenizer, requests)
+    whole, _ = generate_all(model, tokenizer, requests)
     stop = whole[0].text[3:6]
     assert stop not in whole[1].text
     requests[0] = replace(requests[0], stops=(stop,))
     for speculative in (False, True):
-        found = list(pieces(DecodeEngine(model, requests, speculative), requests, tokenizer))
+        found = list(stream_text(DecodeEngine(model, requests, speculative), requests, tokenizer))
         texts = ["".join(piece.text for piece in found if piece.request == i) for i in (0, 1)]
         assert texts == [whole[0].text[: whole[0].text.index(stop)], whole[1].text]
         assert [piece.end for piece in found if piece.end] == ["stop", "length"]
 
 
-def test_a_stop_token_adds_no_text(toy_model, tokenizer):
+def test_stop_token_adds_no_text(toy_model, tokenizer):
     model = toy_model(vocab_size=512)
     request = Request(tokenizer.encode("The man"), 8, Sampling(temperature=0))
-    (whole,), _ = answer_all(model, tokenizer, [request])
+    (whole,), _ = generate_all(model, tokenizer, [request])
     ids = [token.id for token in whole.tokens]
-    (answer,), _ = answer_all(model, tokenizer, [Request(request.prompt, 8, request.sampling, frozenset({ids[2]}))])
+    (answer,), _ = generate_all(model, tokenizer, [Request(request.prompt, 8, request.sampling, frozenset({ids[2]}))])
     cut = ids.index(ids[2])
     assert answer.text == tokenizer.decode(ids[:cut])
     assert [token.id for token in answer.tokens] == ids[: cut + 1]

@@ -1,4 +1,4 @@
-"""Each text of a batch is what it would be alone, one full forward per token; drafts change nothing but the speed."""
+"""Batched decoding matches one full forward per token for each request; drafts change only the speed."""
 
 import math
 from collections import Counter
@@ -22,8 +22,8 @@ def model(toy_model) -> DeepseekV4ForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def foreseeing(toy_model) -> DeepseekV4ForCausalLM:
-    """A model whose MTP block is right now and then: its blocks add little to what a token's own embedding says."""
+def drafting(toy_model) -> DeepseekV4ForCausalLM:
+    """A model whose MTP block is sometimes right: its blocks change little beyond a token's own embedding."""
     model = toy_model()
     with torch.no_grad():
         for name, x in model.named_parameters():
@@ -37,74 +37,74 @@ def foreseeing(toy_model) -> DeepseekV4ForCausalLM:
 
 
 def prompts(*lengths: int) -> list[list[int]]:
-    dice = torch.Generator().manual_seed(5)
-    return [torch.randint(64, (length,), generator=dice).tolist() for length in lengths]
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randint(64, (length,), generator=generator).tolist() for length in lengths]
 
 
-def slowly(model: DeepseekV4ForCausalLM, request: Request) -> list[int]:
+def full_forwards(model: DeepseekV4ForCausalLM, request: Request) -> list[int]:
     """A full forward per token."""
-    ids, chooser = list(request.prompt), Sampler(request.sampling, request.seed, request.prompt)
+    ids, sampler = list(request.prompt), Sampler(request.sampling, request.seed, request.prompt)
     for _ in range(request.max_new_tokens):
         with torch.no_grad():
             logits = model(torch.tensor([ids])).logits[0, -1]
-        ids.append(chooser.draw(chooser.distribution(logits)))
-        chooser.note(ids[-1])
+        ids.append(sampler.draw(sampler.distribution(logits)))
+        sampler.observe(ids[-1])
         if ids[-1] in request.stop_ids:
             break
     return ids[len(request.prompt) :]
 
 
-def spoken(model: DeepseekV4ForCausalLM, requests: list[Request], speculative: bool = False) -> list[list[int]]:
+def generated(model: DeepseekV4ForCausalLM, requests: list[Request], speculative: bool = False) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in requests]
     for token in DecodeEngine(model, requests, speculative).tokens():
         found[token.request].append(token.id)
     return found
 
 
-def test_texts_of_different_lengths_are_what_they_are_alone(model):
+def test_batch_of_different_lengths_matches_full_forwards(model):
     sampling = Sampling(temperature=0.8, top_k=20, repetition_penalty=1.2)
     requests = [Request(each, NEW, GREEDY) for each in prompts(1, 124, 5)]
     requests += [Request(each, NEW - 3, sampling, seed=i) for i, each in enumerate(prompts(30, 3))]
-    assert spoken(model, requests) == [slowly(model, request) for request in requests]
+    assert generated(model, requests) == [full_forwards(model, request) for request in requests]
 
 
-@pytest.mark.parametrize("which", ["model", "foreseeing"])
-def test_greedy_texts_with_drafts_are_those_without(which, request):
+@pytest.mark.parametrize("which", ["model", "drafting"])
+def test_greedy_speculative_decoding_matches_plain(which, request):
     model = request.getfixturevalue(which)
     requests = [Request(each, new, GREEDY) for each, new in zip(prompts(1, 124, 2, 30), (18, 7, 1, 2), strict=True)]
     decoding = DecodeEngine(model, requests, speculative=True)
     found = Counter(token.request for token in decoding.tokens())
-    assert spoken(model, requests, speculative=True) == spoken(model, requests)
+    assert generated(model, requests, speculative=True) == generated(model, requests)
     assert [found[i] for i in range(4)] == [18, 7, 1, 2]
     assert 0 <= decoding.drafts.accepted <= decoding.drafts.made
-    if which == "foreseeing":
-        # drafts save forwards: 17 tokens after the first of the longest text
+    if which == "drafting":
+        # drafts save forwards: the longest completion has 17 tokens after its first
         assert decoding.drafts.rate > 0.2
         assert 0 < decoding.drafts.accepted < decoding.drafts.made
 
 
 @pytest.mark.slow
-def test_drawn_texts_with_drafts_are_distributed_as_without(foreseeing):
-    """Pairs of the second and third token, of 3,000 texts with the same prompt, against their exact probabilities."""
+def test_sampled_speculative_decoding_has_the_same_distribution(drafting):
+    """Triples of tokens of 3,000 completions of one prompt, against their exact probabilities."""
     (prompt,), many = prompts(6), 3000
     sampling = Sampling(temperature=1.5, top_k=3)
     counts: Counter[tuple[int, ...]] = Counter()
     for start in range(0, many, 500):
         requests = [Request(prompt, 3, sampling, seed=i) for i in range(start, start + 500)]
-        decoding = DecodeEngine(foreseeing, requests, speculative=True)
+        decoding = DecodeEngine(drafting, requests, speculative=True)
         texts: dict[int, list[int]] = {}
         for token in decoding.tokens():
             texts.setdefault(token.request, []).append(token.id)
         assert 0 < decoding.drafts.accepted < decoding.drafts.made
         counts.update(tuple(text) for text in texts.values())
     expected = {(): 1.0}
-    chooser = Sampler(sampling, 0, [])
+    sampler = Sampler(sampling, 0, [])
     for _ in range(3):
         longer = {}
         for text, share in expected.items():
             with torch.no_grad():
-                logits = foreseeing(torch.tensor([[*prompt, *text]])).logits[0, -1]
-            for token, part in enumerate(chooser.distribution(logits).tolist()):
+                logits = drafting(torch.tensor([[*prompt, *text]])).logits[0, -1]
+            for token, part in enumerate(sampler.distribution(logits).tolist()):
                 if part:
                     longer[(*text, token)] = share * part
         expected = longer
@@ -114,27 +114,27 @@ def test_drawn_texts_with_drafts_are_distributed_as_without(foreseeing):
         assert abs(counts[text] / many - share) < 4.5 * math.sqrt(share * (1 - share) / many), text
 
 
-def test_samples_of_one_prompt_read_it_once(model, monkeypatch):
+def test_equal_prompts_are_prefilled_once(model, monkeypatch):
     (prompt,) = prompts(20)
     requests = [Request(prompt, 4, seed=seed) for seed in (1, 2, 1)]
     rows = []
     advance = model.advance
     monkeypatch.setattr(model, "advance", lambda ids, *rest: (rows.append(ids.shape), advance(ids, *rest))[1])
-    found = spoken(model, requests)
+    found = generated(model, requests)
     assert rows == [(1, 20), (3, 1), (3, 1), (3, 1)]
     assert found[0] == found[2] != found[1]
 
 
-def test_a_prompt_is_read_in_chunks(model, monkeypatch):
+def test_chunked_prefill_matches_whole_prefill(model, monkeypatch):
     requests = [Request(each, 3, GREEDY) for each in prompts(50, 9, 1)]
-    whole = [spoken(model, requests, speculative) for speculative in (False, True)]
+    whole = [generated(model, requests, speculative) for speculative in (False, True)]
     monkeypatch.setattr("seektune.generate.engine.CHUNK", 24)
-    assert [spoken(model, requests, speculative) for speculative in (False, True)] == whole
+    assert [generated(model, requests, speculative) for speculative in (False, True)] == whole
 
 
-def test_a_text_ends_with_a_stop_token_and_the_others_go_on(model):
+def test_stop_token_ends_only_its_own_request(model):
     requests = [Request(each, NEW, GREEDY) for each in prompts(4, 7)]
-    whole = spoken(model, requests)
+    whole = generated(model, requests)
     stop = whole[0][3]
     requests[0] = Request(requests[0].prompt, NEW, GREEDY, stop_ids=frozenset({stop}))
     for speculative in (False, True):
@@ -149,9 +149,9 @@ def test_a_text_ends_with_a_stop_token_and_the_others_go_on(model):
         assert decoding.step() == []
 
 
-def test_a_reader_who_leaves_costs_nothing_more(model):
+def test_ended_request_does_not_affect_the_others(model):
     requests = [Request(each, NEW, GREEDY) for each in prompts(4, 7)]
-    whole = spoken(model, requests)
+    whole = generated(model, requests)
     decoding = DecodeEngine(model, requests, speculative=True)
     first = decoding.step()
     decoding.end(0)
@@ -163,7 +163,7 @@ def test_a_reader_who_leaves_costs_nothing_more(model):
     assert [token.id for token in unread.tokens()] == whole[0]
 
 
-def test_log_probabilities_are_the_models_own(model):
+def test_log_probabilities_are_before_temperature_and_truncation(model):
     request = Request(prompts(9)[0], 3, Sampling(temperature=0.5, top_k=2), alternatives=3)
     for speculative in (False, True):
         ids = list(request.prompt)
@@ -179,21 +179,21 @@ def test_log_probabilities_are_the_models_own(model):
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
-def test_a_model_without_numbers_says_so(toy_model, temperature):
+def test_nan_logits_raise(toy_model, temperature):
     model = toy_model()
     with torch.no_grad():
         model.norm.weight[3] = torch.nan
-    with pytest.raises(ArithmeticError, match="logits are not numbers"):
+    with pytest.raises(ArithmeticError, match="logits are NaN"):
         DecodeEngine(model, [Request([1, 2], 3, Sampling(temperature=temperature))]).step()
 
 
-def test_what_cannot_be_continued_is_refused(model, toy_model):
-    for request, complaint in (
+def test_invalid_requests_are_refused(model, toy_model):
+    for request, message in (
         (Request([], 3), "a prompt needs at least one token"),
         (Request([64], 3), "ids must lie in the vocabulary, 0 to 63"),
         (Request([1], 0), "max_new_tokens must be 1 or more, not 0"),
     ):
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises(ValueError, match=message):
             DecodeEngine(model, [request])
     without = toy_model(num_nextn_predict_layers=0, compress_ratios=[0, 4, 128, 4])
     with pytest.raises(ValueError, match="this model has none"):

@@ -14,7 +14,7 @@ def test_defaults_are_those_of_requests():
 
 
 @torch.no_grad()
-def test_the_model_speaks_greedily(toy_model):
+def test_generate_matches_greedy_full_forwards(toy_model):
     model = toy_model(eos_token_id=63)
     ids = torch.randint(64, (2, 7))
     found = model.generate(ids, max_new_tokens=9, temperature=0)
@@ -27,7 +27,7 @@ def test_the_model_speaks_greedily(toy_model):
     assert found.dtype == torch.int64
 
 
-def test_a_row_that_ends_is_filled_with_eos(toy_model):
+def test_ended_row_is_filled_with_eos(toy_model):
     free = toy_model(eos_token_id=63)
     ids = torch.randint(64, (2, 7))
     whole = free.generate(ids, max_new_tokens=9, temperature=0)
@@ -38,7 +38,7 @@ def test_a_row_that_ends_is_filled_with_eos(toy_model):
     assert found[0].tolist() == [*whole[0, :10].tolist(), *[eos] * (found.shape[1] - 10)]
 
 
-def test_draws_have_a_seed_for_each_row(toy_model):
+def test_each_row_has_its_own_seed(toy_model):
     model = toy_model()
     ids = torch.randint(64, (1, 7)).expand(2, -1)
     first, again, next_seed = (model.generate(ids, max_new_tokens=6, seed=seed) for seed in (3, 3, 4))
@@ -47,13 +47,13 @@ def test_draws_have_a_seed_for_each_row(toy_model):
     assert torch.equal(first[1], next_seed[0])
 
 
-def test_mistakes_are_named(toy_model):
+def test_invalid_arguments_are_refused(toy_model):
     model = toy_model()
     ids = torch.ones(1, 2, dtype=torch.int64)
-    for arguments, complaint in (
+    for arguments, message in (
         ({"temperature": -1}, "temperature must be 0 or more, not -1"),
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, not 0"),
         ({"input_ids": ids + 99}, "outside the vocabulary"),
     ):
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises(ValueError, match=message):
             model.generate(**{"input_ids": ids, "max_new_tokens": 2, **arguments})

@@ -1,4 +1,4 @@
-"""Requests that join others that already grow get the text they would get alone; memory follows who is left."""
+"""Requests that join a running batch get the same tokens as alone; caches follow the running sequences."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from seektune.generate.request import Request
 from seektune.generate.sampling_params import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
-from .test_engine import GREEDY, prompts, spoken
+from .test_engine import GREEDY, generated, prompts
 
 LONGEST = 600
 
@@ -18,14 +18,14 @@ def model(toy_model) -> DeepseekV4ForCausalLM:
     return toy_model()
 
 
-def alone(model: DeepseekV4ForCausalLM, requests: list[Request]) -> list[list[int]]:
-    return [spoken(model, [request])[0] for request in requests]
+def one_by_one(model: DeepseekV4ForCausalLM, requests: list[Request]) -> list[list[int]]:
+    return [generated(model, [request])[0] for request in requests]
 
 
 def joined(
     model: DeepseekV4ForCausalLM, requests: list[Request], times: list[int], speculative: bool, chunk: int = 4096
 ) -> list[list[int]]:
-    """Each request is added before the step of its number."""
+    """Generate with request i added before step `times[i]`."""
     decoding = DecodeEngine(model, speculative=speculative, longest=LONGEST)
     found: dict[int, list[int]] = {}
     names: dict[int, int] = {}
@@ -40,18 +40,18 @@ def joined(
 
 
 @pytest.mark.parametrize("speculative", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_who_joins_gets_its_own_text(model, speculative):
-    """Prompts on both sides of an entry of each ratio; several at once, equal ones, one after all others have ended."""
+def test_joining_requests_match_single_requests(model, speculative):
+    """Prompt lengths around an entry of each ratio; several at once, equal ones, one after all others have ended."""
     requests = [Request(each, 9, GREEDY) for each in prompts(5, 124, 127, 3, 1, 30)]
     requests += [requests[3], Request(prompts(8)[0], 4, Sampling(temperature=0.9, top_k=20), seed=3)]
     times = [0, 2, 3, 3, 7, 40, 3, 3]
-    expected = alone(model, requests)
+    expected = one_by_one(model, requests)
     assert joined(model, requests, times, speculative)[:-1] == expected[:-1]
-    if not speculative:  # drafts draw other numbers
+    if not speculative:  # with drafts, sampling consumes other random numbers
         assert joined(model, requests, times, False)[-1] == expected[-1]
 
 
-def test_a_long_prompt_is_read_in_chunks_while_others_grow(model, monkeypatch):
+def test_long_prompt_is_prefilled_in_chunks_while_others_decode(model, monkeypatch):
     monkeypatch.setattr("seektune.generate.engine.CHUNK", 32)
     requests = [Request(each, 12, GREEDY) for each in prompts(5, 150, 40)]
     decoding = DecodeEngine(model, requests[:1], longest=LONGEST)
@@ -63,25 +63,25 @@ def test_a_long_prompt_is_read_in_chunks_while_others_grow(model, monkeypatch):
     monkeypatch.undo()
     for token in decoding.tokens():
         found[token.request].append(token.id)
-    assert found[1:] == alone(model, requests[1:])
+    assert found[1:] == one_by_one(model, requests[1:])
 
 
 @pytest.mark.slow
-def test_a_text_outgrows_the_room_it_began_with(model):
+def test_sequence_outgrows_its_first_cache(model):
     requests = [Request(prompts(250)[0], 20, GREEDY), Request(prompts(3)[0], 40, GREEDY)]
     decoding = DecodeEngine(model, requests, longest=4000)
     found: list[list[int]] = [[], []]
     for token in decoding.tokens():
         found[token.request].append(token.id)
-    assert found == alone(model, requests)
+    assert found == one_by_one(model, requests)
 
 
 @pytest.mark.parametrize("speculative", [False, True])
 @pytest.mark.slow
-def test_a_request_is_cancelled_at_any_time(model, monkeypatch, speculative):
+def test_request_can_be_cancelled_at_any_time(model, monkeypatch, speculative):
     monkeypatch.setattr("seektune.generate.engine.CHUNK", 64)
     requests = [Request(each, 10, GREEDY) for each in prompts(5, 150, 90)]
-    expected = alone(model, requests)
+    expected = one_by_one(model, requests)
     for when in (0, 1, 3, 5, 6):  # before it is read, while it is read, while it grows
         decoding = DecodeEngine(model, requests[:1], speculative, longest=LONGEST)
         found: list[list[int]] = [[] for _ in requests]
@@ -98,8 +98,8 @@ def test_a_request_is_cancelled_at_any_time(model, monkeypatch, speculative):
         assert len(found[1]) < 10
 
 
-def test_memory_follows_the_rows_alive(model):
-    """Of a long text that leaves a short one, nothing stays; nothing is held for what a text might become."""
+def test_cache_memory_follows_the_running_sequences(model):
+    """Nothing remains of a long sequence that has ended, and nothing is reserved for a maximum length."""
     short, long = prompts(4, 500)
 
     def held(decoding: DecodeEngine) -> int:
@@ -108,30 +108,30 @@ def test_memory_follows_the_rows_alive(model):
 
     decoding = DecodeEngine(model, [Request(short, 90_000, GREEDY)], longest=100_000)
     decoding.step()
-    few = held(decoding)
-    assert few < model.new_cache(1, 300).nbytes()
+    short_size = held(decoding)
+    assert short_size < model.new_cache(1, 300).nbytes()
     decoding.add([Request(long, 5, GREEDY)])
     decoding.step()
-    assert held(decoding) > 2 * few
+    assert held(decoding) > 2 * short_size
     while len([*decoding.step()]) == 2:
         pass
-    assert held(decoding) == few
+    assert held(decoding) == short_size
     decoding.end(0)
     assert held(decoding) == 0
 
 
-def test_a_text_that_could_outgrow_what_is_allowed_does_not_join(model):
+def test_request_beyond_the_maximum_length_is_refused(model):
     decoding = DecodeEngine(model, longest=10)
     fine, wrong = Request([1, 2], 8, GREEDY), Request([1, 2], 9, GREEDY)
-    with pytest.raises(ValueError, match="a text of up to 11 tokens is longer than the 10 allowed"):
+    with pytest.raises(ValueError, match="a sequence of up to 11 tokens exceeds the maximum of 10"):
         decoding.add([fine, wrong])
     assert decoding.done
     assert decoding.add([fine]) == [0]
     assert len(list(decoding.tokens())) == 8
 
 
-def test_caches_of_several_kinds_are_gathered(model):
-    """Rows in any order, of caches whose tails stand at different places, go on as before."""
+def test_gathered_caches_continue_as_before(model):
+    """Rows in any order, of caches whose windows end at different positions."""
     tokens = torch.randint(64, (3, 200), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         logits = model(tokens).logits

@@ -18,7 +18,7 @@ CASES = (
 PROMPT = [3, 3, 8, 11]
 
 
-def by_transformers(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
+def transformers_distribution(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
     from transformers.generation import logits_process as oracle
 
     steps = [oracle.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)]
@@ -33,27 +33,27 @@ def by_transformers(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sampling", CASES, ids=str)
-def test_the_distribution_is_that_of_transformers(sampling):
+def test_distribution_matches_transformers(sampling):
     logits = 2 * torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = Sampler(sampling, 0, PROMPT).distribution(logits)
-    torch.testing.assert_close(found, by_transformers(sampling, logits), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found, transformers_distribution(sampling, logits), rtol=1e-6, atol=1e-9)
     if sampling == CASES[-1]:
         assert 1 < int((found > 0).sum()) < 9
 
 
-def test_new_tokens_are_penalized_too():
+def test_repetition_penalty_includes_new_tokens():
     logits = torch.arange(4.0) - 1
-    chooser = Sampler(Sampling(repetition_penalty=2.0), 0, [0])
-    before = chooser.distribution(logits)
-    chooser.note(3)
-    after = chooser.distribution(logits)
+    sampler = Sampler(Sampling(repetition_penalty=2.0), 0, [0])
+    before = sampler.distribution(logits)
+    sampler.observe(3)
+    after = sampler.distribution(logits)
     assert after[3] < before[3]
     torch.testing.assert_close(after, torch.tensor([-2.0, 0, 1, 1]).double().softmax(dim=0))
 
 
 @pytest.mark.parametrize("penalty", [5e-324, 1e-308, 1e308])
 @pytest.mark.parametrize("temperature", [0.0, 1e-308, 1.0])
-def test_no_penalty_is_too_extreme(penalty: float, temperature: float):
+def test_extreme_penalties_stay_finite(penalty: float, temperature: float):
     logits = torch.tensor([2.0, 5.0, 3.0, -4.0, 0.0, 4.0, -2.0])
     found = Sampler(Sampling(temperature, repetition_penalty=penalty), 0, range(7)).distribution(logits)
     assert found.isfinite().all()
@@ -67,20 +67,20 @@ def test_no_penalty_is_too_extreme(penalty: float, temperature: float):
     assert below.argmax() == 0
 
 
-def test_temperature_0_takes_the_likeliest_of_what_is_left():
-    chooser = Sampler(Sampling(temperature=0, repetition_penalty=4.0), 0, [1])
-    assert chooser.distribution(torch.tensor([1.0, 3.0, 2.0])).tolist() == [0, 0, 1]
+def test_temperature_0_takes_the_most_likely_token():
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=4.0), 0, [1])
+    assert sampler.distribution(torch.tensor([1.0, 3.0, 2.0])).tolist() == [0, 0, 1]
 
 
-def test_a_temperature_near_0_is_almost_greedy():
+def test_temperature_near_0_is_almost_greedy():
     found = Sampler(Sampling(temperature=1e-300), 0, []).distribution(torch.tensor([1e4, 3.0, 1e4 + 1]))
     assert found.tolist() == [0, 0, 1]
 
 
-def test_draws_follow_the_weights_and_the_seed():
+def test_draws_follow_weights_and_seed():
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    chooser = Sampler(Sampling(), 7, [])
-    drawn = [chooser.draw(weights) for _ in range(2000)]
+    sampler = Sampler(Sampling(), 7, [])
+    drawn = [sampler.draw(weights) for _ in range(2000)]
     assert set(drawn) == {1, 3}
     assert abs(drawn.count(1) / 2000 - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 2000)
     again = Sampler(Sampling(), 7, [])
@@ -89,20 +89,20 @@ def test_draws_follow_the_weights_and_the_seed():
     assert [other.draw(weights) for _ in range(50)] != drawn[:50]
 
 
-def test_accepted_and_corrected_drafts_are_distributed_as_wanted():
-    wanted = torch.tensor([0.5, 0.2, 0.3, 0.0], dtype=torch.float64)
+def test_accepted_and_corrected_drafts_follow_the_target_distribution():
+    target = torch.tensor([0.5, 0.2, 0.3, 0.0], dtype=torch.float64)
     drafted = torch.tensor([0.1, 0.6, 0.1, 0.2], dtype=torch.float64)
-    chooser, counts, accepted, many = Sampler(Sampling(), 1, []), [0] * 4, 0, 4000
-    for _ in range(many):
-        token = chooser.draw(drafted)
-        if chooser.accepts(token, wanted, drafted):
+    sampler, counts, accepted, draws = Sampler(Sampling(), 1, []), [0] * 4, 0, 4000
+    for _ in range(draws):
+        token = sampler.draw(drafted)
+        if sampler.accepts(token, target, drafted):
             accepted += 1
         else:
-            token = chooser.draw((wanted - drafted).clamp(min=0))
+            token = sampler.draw((target - drafted).clamp(min=0))
         counts[token] += 1
-    for count, share in zip(counts, wanted.tolist(), strict=True):
-        assert abs(count / many - share) <= 4 * math.sqrt(share * (1 - share) / many)
-    assert abs(accepted / many - 0.4) < 0.04
+    for count, share in zip(counts, target.tolist(), strict=True):
+        assert abs(count / draws - share) <= 4 * math.sqrt(share * (1 - share) / draws)
+    assert abs(accepted / draws - 0.4) < 0.04
 
 
 @pytest.mark.parametrize(
@@ -118,6 +118,6 @@ def test_accepted_and_corrected_drafts_are_distributed_as_wanted():
         ("repetition_penalty", 0),
     ],
 )
-def test_numbers_outside_their_range_are_refused(name, value):
+def test_values_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*, not {value}"):
         Sampling(**{name: value})

@@ -9,7 +9,7 @@ import pytest
 
 from seektune import encode_messages
 from seektune.data.chat_format.tool_calls import write_calls
-from seektune.generate.detokenize import answer_all
+from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY, Sampling
 from seektune.serve import schema
@@ -26,7 +26,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 
 def said(model, tokenizer, ids: list[int], sampling: Sampling = GREEDY, most: int = 6, seed: int = 0) -> str:
     request = Request(ids, most, sampling, frozenset({tokenizer.eos_id}), seed=seed)
-    return answer_all(model, tokenizer, [request])[0][0].text
+    return generate_all(model, tokenizer, [request])[0][0].text
 
 
 def test_models_and_health(toy: Live) -> None:

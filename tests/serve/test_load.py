@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from seektune.generate.detokenize import answer_all
+from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.serve.app import TOKENIZING, Served
@@ -34,7 +34,7 @@ def test_32_concurrent_streams_match_single_requests(model: Any, toy_model: Any,
     for prompt, most in asked:
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
         request = Request(ids, most, GREEDY, frozenset({tokenizer.eos_id}))
-        expected.append(answer_all(model, tokenizer, [request])[0][0].text)
+        expected.append(generate_all(model, tokenizer, [request])[0][0].text)
     gate = Gate(toy_model(vocab_size=512))
 
     with live(Served({"toy": gate.model}, tokenizer)) as found, gate, ThreadPoolExecutor(32) as crowd:

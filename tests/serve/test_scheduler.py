@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from seektune.generate.detokenize import TextDelta, answer_all
+from seektune.generate.detokenize import TextDelta, generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.serve.errors import ApiError
@@ -79,7 +79,7 @@ def test_jobs_of_two_models_match_single_requests(begin, model, other, tokenizer
     for heard in (first, second):
         worker.submit(heard.job)
     for heard, which in ((first, model), (second, other)):
-        assert heard.texts() == [answer_all(which, tokenizer, [each])[0][0].text for each in asked]
+        assert heard.texts() == [generate_all(which, tokenizer, [each])[0][0].text for each in asked]
     assert first.texts() != second.texts()
     assert worker.load == (0, 0)
 
@@ -149,7 +149,7 @@ def test_model_with_nan_logits_fails_only_its_own_jobs(begin, toy_model, model, 
         for heard in (good, bad):
             worker.submit(heard.job)
         assert bad.error().status == 500
-        assert "logits are not numbers" in str(bad.error())
+        assert "logits are NaN" in str(bad.error())
         assert len(good.texts()) == 1
     assert "decoding failed" in caplog.text
 

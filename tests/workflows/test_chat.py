@@ -35,7 +35,7 @@ class Spoken:
         self.talk = Conversation(Session(str(folder), GenerateOptions(thinking=thinking)), self.paper)
         self.prompts: list[str] = []
         self.answers = iter(answers)
-        monkeypatch.setattr(chat_page, "pieces", self._pieces)
+        monkeypatch.setattr(chat_page, "stream_text", self._pieces)
 
     def _pieces(self, _decoding: Any, requests: Any, tokenizer: Any) -> Any:
         self.prompts.append(tokenizer.decode(requests[0].prompt))

@@ -156,7 +156,7 @@ def test_a_job_that_was_broken_off_goes_on(
         Output(samples=2, rows=2),
         tmp_path / "answers.jsonl",
     )
-    setting, many = GenerateOptions(max_new_tokens=3, seed=2), generate.answer_all
+    setting, many = GenerateOptions(max_new_tokens=3, seed=2), generate.generate_all
     monkeypatch.setattr(generate, "PAGE", 1)
     whole = answered(folder, tmp_path, rows, setting, output)
 
@@ -166,10 +166,10 @@ def test_a_job_that_was_broken_off_goes_on(
         return many(model, tokenizer, requests, *rest)
 
     def begun() -> None:
-        monkeypatch.setattr(generate, "answer_all", broken_off)
+        monkeypatch.setattr(generate, "generate_all", broken_off)
         with pytest.raises(KeyboardInterrupt):
             answered(folder, tmp_path, rows, setting, output)
-        monkeypatch.setattr(generate, "answer_all", many)
+        monkeypatch.setattr(generate, "generate_all", many)
         with out.open("a", encoding="utf-8") as paper:
             paper.write(json.dumps(whole[4]) + "\n" + tail)
         capsys.readouterr()
