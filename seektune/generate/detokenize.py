@@ -22,7 +22,7 @@ class TextDelta:
 
 
 @dataclass
-class Completion:
+class GeneratedText:
     """The completion of a request."""
 
     text: str = ""
@@ -141,7 +141,7 @@ def generate_all(
     rows: int = 8,
     speculative: bool = False,
     cpu_kernels: bool = True,
-) -> tuple[list[Completion], Drafts]:
+) -> tuple[list[GeneratedText], Drafts]:
     """The completions of all requests, in order, with `rows` decoded together; also the counts of drafts.
 
     `cpu_kernels` is that of `DecodeEngine`.
@@ -149,7 +149,7 @@ def generate_all(
     Raises:
         ValueError: a request is invalid.
     """
-    completions = [Completion() for _ in requests]
+    completions = [GeneratedText() for _ in requests]
     drafts = Drafts()
     # sorted by prompt length, so that a batch needs little padding
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from seektune.data.chat_format.encode import encode_messages
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
-from seektune.generate.detokenize import Completion, generate_all, stream_text
+from seektune.generate.detokenize import GeneratedText, generate_all, stream_text
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Drafts, Request
 from seektune.generate.session import GenerateOptions, Session
@@ -126,7 +126,7 @@ def _requests(row: dict[str, Any], voice: Session, output: Output) -> Sequence[R
     return voice.requests(_ids(row, voice), output.samples)
 
 
-def _line(row: dict[str, Any], sample: int, answer: Completion, voice: Session, output: Output) -> dict[str, Any]:
+def _line(row: dict[str, Any], sample: int, answer: GeneratedText, voice: Session, output: Output) -> dict[str, Any]:
     line = {**row, "sample": sample, "text": answer.text, "end": answer.end}
     if "messages" in row and answer.end == "stop":
         try:
