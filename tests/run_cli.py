@@ -3,18 +3,43 @@
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+from tests.forks import run_forked
 from tests.places import ROOT
 
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
-HUNG = 600.0
-"""Seconds after which a test gives up waiting; they only end a test that hangs."""
 
 
 def seektune(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `seektune` with these words, without the network."""
+    """Run `seektune` with these words."""
+    return python(CODE, *map(str, words), cwd=cwd or ROOT)
+
+
+def python(code: str, *words: str, cwd: Path = ROOT, **settings: str) -> subprocess.CompletedProcess[str]:
+    """As `python -c code words`, but the process is forked from one that has imported the package."""
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", CODE, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd or ROOT, timeout=HUNG)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), **settings}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        error = Path(folder) / "error"
+        exit_code = run_forked(execute, code, words, cwd, environment, out, error)
+        return subprocess.CompletedProcess([code, *words], exit_code, out.read_text(), error.read_text())
+
+
+def execute(
+    code: str, words: tuple[str, ...], cwd: Path, environment: Mapping[str, str], out: Path, error: Path
+) -> None:
+    """What the process does."""
+    for descriptor, file in ((1, out), (2, error)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+    # as a new interpreter makes them
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = ["-c", *words]
+    exec(code, {"__name__": "__main__"})

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from seektune.checkpoint import convert as module
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.resumable_dir import RECORD, resumable_dir
+from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import HUNG
 
 from .reader import raw, read_files
 

@@ -11,8 +11,8 @@ import torch
 from seektune.checkpoint import save_weights
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import HUNG
 
 MEASURE_WHOLE = """
 import sys, torch

@@ -14,9 +14,9 @@ import pytest
 import seektune
 from seektune.cli.errors import explain
 from seektune.cli.train import split_args
-from tests import places
+from tests import places, run_cli
+from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import HUNG
 
 FLASH = str(places.FLASH)
 TINY = str(places.TINY)
@@ -143,7 +143,7 @@ main()
 
 
 def train_that(body: str, **settings: str) -> Answer:
-    return python(FAKE.format(body=body), ("train", TINY, "--steps", "9"), settings)
+    return run_cli.python(FAKE.format(body=body), "train", TINY, "--steps", "9", **settings)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from seektune.cli.launch_flags import LaunchFlags
 from seektune.cli.start import WORKER_VARIABLES, check_world, make_launch_config
 from seektune.recipe.load import read_recipe
 from tests.cli.test_cli import FLASH, ROOT, TINY, refused, run
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 
 @pytest.fixture(autouse=True)

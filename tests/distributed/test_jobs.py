@@ -15,13 +15,14 @@ import pytest
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.workflows.verify import verify
 from tests.held_run import hold, wait_until_held
+from tests.patience import HUNG
 from tests.places import FLASH, ROOT
 from tests.read_run import losses, validations
-from tests.run_cli import HUNG
 
 pytestmark = pytest.mark.slow
 STEPS = 6
 SPREAD = ("--nproc-per-node=4", "--parallel.pp_size=2", "--parallel.ep_size=2")
+PAIR = ("--nproc-per-node=2", "--parallel.pp_size=2", "--parallel.ep_size=1")
 Job = subprocess.Popen[str]
 
 
@@ -99,8 +100,7 @@ def test_a_job_is_stopped_and_goes_on_with_other_sizes(rows: Path, alone: Path, 
     assert said.startswith("automodel: stopped by")
     assert "saved in" in said
     assert steps_done(folder) == 3
-    sizes = ("--nproc-per-node=2", "--parallel.pp_size=2", "--parallel.ep_size=1")
-    with job(rows, folder, *sizes, **hold(0, 5, second)) as process:
+    with job(rows, folder, *PAIR, **hold(0, 5, second)) as process:
         wait_until_held(process, second)
         # as systems do that signal every process of a job, and the launcher passes it on
         for other in [*workers(process), process]:
@@ -116,17 +116,17 @@ def test_a_job_is_stopped_and_goes_on_with_other_sizes(rows: Path, alone: Path, 
 
 def test_a_killed_worker_ends_the_job_or_starts_it_again(rows: Path, alone: Path, tmp_path: Path):
     folder, first, second = tmp_path / "run", tmp_path / "first", tmp_path / "second"
-    with job(rows, folder, *SPREAD, **hold(3, 2, first)) as process:
+    with job(rows, folder, *PAIR, **hold(1, 2, first)) as process:
         wait_until_held(process, first)
-        workers(process)[3].kill()
+        workers(process)[1].kill()
         _, said = finished(process, 1)
-    assert "rank 3 was killed by SIGKILL (out of memory?); the other workers were stopped; the same command" in said
-    with job(rows, folder, *SPREAD, "--max-restarts=1", **hold(1, 4, second)) as process:
+    assert "rank 1 was killed by SIGKILL (out of memory?); the other workers were stopped; the same command" in said
+    with job(rows, folder, *PAIR, "--max-restarts=1", **hold(1, 4, second)) as process:
         wait_until_held(process, second)
         workers(process)[1].kill()
         shown, said = finished(process)
     # (stages - 1) / (micro-batches + stages - 1)
-    assert "2 stages, 4 micro-batches of 1 rows; a process waits about 20% of a step" in shown
+    assert "2 stages, 8 micro-batches of 1 rows; a process waits about 11% of a step" in shown
     assert "rank 1 was killed by SIGKILL" in said
     assert "restart 1 of 1, from the last checkpoint" in said
     same(folder, alone)

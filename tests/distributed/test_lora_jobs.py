@@ -10,8 +10,8 @@ import pytest
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.io.jsonl import read_records
 from seektune.lora.format import read_adapter
+from tests.patience import HUNG
 from tests.places import ROOT, TINY_LORA
-from tests.run_cli import HUNG
 
 SMALL = ("--batch.global_size=8", "--batch.micro_size=4", "--steps=4", "--schedule.warmup_steps=1")
 QUIET = ("--evaluate.limit=4", "--evaluate.every=2", "--checkpoint.every=2", "--logging.tensorboard=false")

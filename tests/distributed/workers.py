@@ -6,7 +6,6 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import monotonic
@@ -15,13 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.run_cli import HUNG
-
-# one process imports torch and is forked for every worker, which takes a tenth of starting each anew
-FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["torch", "torch.distributed.checkpoint", "seektune.parallel.parallelize", "seektune.train.step"]
-)
+from tests.forks import FORKS
+from tests.patience import HUNG
 
 
 class WorkersFailed(AssertionError):  # noqa: N818

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from seektune.recipe.load import load_recipe
+from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import HUNG, seektune
+from tests.run_cli import seektune
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text(encoding="utf-8")

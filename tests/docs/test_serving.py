@@ -15,8 +15,8 @@ from seektune.lora.initialize import init_adapters
 from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import HUNG
 from tests.workflows.test_serve import asked, served
 
 from .guides import blocks

@@ -5,7 +5,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.run_cli import HUNG, ROOT
+from tests.patience import HUNG
+from tests.run_cli import ROOT
 
 
 def hold(rank: int, step: int, file: Path) -> dict[str, str]:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import HUNG
 
 SCRIPT = """
 import torch

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from seektune.launch import worker_group
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 from .ports import held_port
 

@@ -12,8 +12,8 @@ import psutil
 from seektune.launch import worker_group
 from seektune.launch.job import ExitStatus, JobEnded, LaunchConfig
 from seektune.launch.local import launch
+from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import HUNG
 
 OPENING = """
 import fcntl, os, signal, sys, termios, time

@@ -8,7 +8,7 @@ import pytest
 
 from seektune.exit_codes import RESUME_ME
 from seektune.launch.agent import threads
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 from .fake_workers import SLEEPS, are_gone, ending, launcher, ready, signal_when_ready, standin, when_ready
 

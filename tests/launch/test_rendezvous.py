@@ -12,7 +12,7 @@ import pytest
 
 from seektune.exit_codes import RESUME_ME
 from seektune.launch import rendezvous
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 from .fake_workers import (
     SLEEPS,

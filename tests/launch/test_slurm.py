@@ -16,9 +16,10 @@ from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.launch.job_spec import Environment, JobSpec, label
 from seektune.launch.slurm import SCRIPT_VARIABLES, Slurm, write_slurm
 from tests.held_run import hold
+from tests.patience import HUNG
 from tests.places import ROOT
 from tests.read_run import losses
-from tests.run_cli import CODE, HUNG, seektune
+from tests.run_cli import CODE, seektune
 
 from .fake_slurm import install
 from .ports import held_port

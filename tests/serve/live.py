@@ -15,7 +15,7 @@ from seektune.data.tokenizer import Tokenizer
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.serve.app import Served, make_app
 from seektune.serve.server import server
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 
 @dataclass(frozen=True)

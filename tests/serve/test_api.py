@@ -15,7 +15,7 @@ from seektune.generate.sampling_params import GREEDY, Sampling
 from seektune.serve import schema
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 from .live import Answer, Live, endless, live, parrot
 

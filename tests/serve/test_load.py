@@ -15,7 +15,7 @@ from seektune.generate.sampling_params import GREEDY
 from seektune.serve.app import TOKENIZING, Served
 from seektune.serve.limits import Limits
 from seektune.serve.request_builder import RequestBuilder
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 from .live import Gate, Live, endless, live
 from .test_api import CHAT, QUESTION, TEXT

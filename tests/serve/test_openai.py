@@ -7,7 +7,7 @@ import pytest
 from seektune.data.chat_format.tool_calls import write_calls
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 from .live import Live, endless, live, parrot
 

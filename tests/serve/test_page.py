@@ -8,7 +8,7 @@ import pytest
 
 from seektune.serve.app import PAGE, Served
 from seektune.serve.limits import Limits
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 from .live import Live, endless, live, parrot
 from .test_api import CHAT

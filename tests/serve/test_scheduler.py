@@ -14,7 +14,7 @@ from seektune.generate.sampling_params import GREEDY
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.scheduler import Event, GenerationJob, Scheduler
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 LIMITS = Limits(max_model_len=1_000_000, max_num_seqs=3, max_queued_requests=2)
 

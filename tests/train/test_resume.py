@@ -3,7 +3,6 @@ import math
 import os
 import random
 import signal
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -16,16 +15,13 @@ from seektune.train.checkpoints import complete_checkpoints, step_of, thin_out
 from seektune.train.config import GuardConfig
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError
+from tests.forks import run_forked
 from tests.read_run import losses, validations
-from tests.run_cli import HUNG
 from tests.train.tiny_run import MadeStream
 
 from .runs import end_by_two_signals, go, go_killed, hang, same_state
 
 pytestmark = pytest.mark.slow
-
-SPAWN = get_context("forkserver")
-SPAWN.set_forkserver_preload(["tests.train.runs"])
 
 
 @pytest.mark.parametrize(
@@ -107,17 +103,11 @@ def test_a_signal_in_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
 
 
 def test_a_second_signal_ends_the_process_at_once(tmp_path):
-    process = SPAWN.Process(target=end_by_two_signals, args=(tmp_path,))
-    process.start()
-    process.join(HUNG)
-    assert process.exitcode == 128 + signal.SIGTERM
+    assert run_forked(end_by_two_signals, tmp_path) == 128 + signal.SIGTERM
 
 
 def test_a_stuck_step_ends_the_process_and_names_the_phase(tmp_path, capfd):
-    process = SPAWN.Process(target=hang, args=(tmp_path,))
-    process.start()
-    process.join(HUNG)
-    assert process.exitcode == 1
+    assert run_forked(hang, tmp_path) == 1
     assert "hang" in (tmp_path / "stuck.txt").read_text() or "next_step" in (tmp_path / "stuck.txt").read_text()
 
 
@@ -128,10 +118,7 @@ def test_thirty_kills_lose_nothing(tmp_path):
     folder, in_save = tmp_path / "killed", 0
     for _ in range(30):
         at = dice.randint(1, 50)
-        process = SPAWN.Process(target=go_killed, args=(folder, steps, torch.get_num_threads(), at))
-        process.start()
-        process.join(HUNG)
-        assert process.exitcode == -signal.SIGKILL
+        assert run_forked(go_killed, folder, steps, torch.get_num_threads(), at) == -signal.SIGKILL
         in_save += any((folder / "checkpoints").glob(".*.partial"))
         for checkpoint in complete_checkpoints(folder / "checkpoints"):
             check_train_state(checkpoint)

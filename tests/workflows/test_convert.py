@@ -17,8 +17,9 @@ from seektune.checkpoint.resumable_dir import resumable_dir
 from seektune.io import console
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.convert import convert_checkpoint
+from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import CODE, HUNG, seektune
+from tests.run_cli import CODE, seektune
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 
 from seektune.workflows import doctor
 from seektune.workflows.validate import BAD, GOOD
-from tests.run_cli import HUNG
+from tests.patience import HUNG
 
 
 def test_a_full_disk_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

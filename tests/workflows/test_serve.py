@@ -24,8 +24,9 @@ from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import CODE, HUNG, seektune
+from tests.run_cli import CODE, seektune
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 

@@ -21,9 +21,9 @@ from seektune.run.run_dir import held
 from seektune.signals import Interrupted
 from seektune.train import checkpoints, trainer
 from seektune.workflows import train as workflow
+from tests.patience import HUNG
 from tests.places import HELLASWAG, ROOT
 from tests.read_run import losses
-from tests.run_cli import HUNG
 
 CACHE = Path("unused")
 
