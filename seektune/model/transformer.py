@@ -172,7 +172,7 @@ class TransformerPart(nn.Module):
 
     def losses(self, hidden: HiddenStates, layout: SequenceLayout, taught: Taught) -> Losses:
         """Cross-entropies of the taught tokens."""
-        return token_losses(hidden, layout, taught, self.head.values())
+        return token_losses(hidden, layout, taught, self.head.values)
 
     @torch.no_grad()
     def scores_of(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> TokenScores:
