@@ -90,7 +90,7 @@ def config_changed(**changes: object):
             without("layers.0.attn_norm.weight"),
             r"lacks layers\.0\.attn_norm\.weight, which its config\.json promises; see",
         ),
-        (without("layers.0.attn.wq_a.scale"), r"layers\.0\.attn\.wq_a\.weight is F8_E4M3, which no format has"),
+        (without("layers.0.attn.wq_a.scale"), r"layers\.0\.attn\.wq_a\.weight has dtype F8_E4M3, which no format uses"),
         (
             config_changed(hidden_size=64),
             r"does not fit its config\.json: .* \([1-9][0-9]* more faults\); seektune inspect",
@@ -153,7 +153,7 @@ def test_a_full_disk_takes_one_line_and_exit_1(source: Path, tmp_path: Path):
     answer = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=HUNG)
     assert answer.returncode == 1, answer.stderr
     assert answer.stderr.count("\n") == 1
-    assert ".safetensors: File too large; 0 of 5 shards are complete; the same call goes on" in answer.stderr
+    assert ".safetensors: File too large; 0 of 5 shards are complete; run the same command again" in answer.stderr
     assert not (tmp_path / "out").exists()
 
 
