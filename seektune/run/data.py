@@ -45,6 +45,10 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         ValueError: a row is not as it should be or does not fit, or a step's rows do not fit the processes.
         OSError: the rows are not here and no source answers.
     """
+    mesh.ranks.first(lambda: _fetch(recipe, cache))
+    tokenizer = load_tokenizer(config.vocab_size)
+    training, source = load_examples(recipe, "train", tokenizer, cache)
+    held_out, _ = load_examples(recipe, "validation", tokenizer, cache)
     batch = recipe.batch
     rows = micro_batch_rows(mesh.dims, recipe.parallel, config, batch.global_size, batch.micro_size)
     if rows != batch.micro_size:
@@ -53,10 +57,6 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
             f"note: micro-batches of {rows} rows, not {batch.micro_size}, of the {own} that a process gets in a step"
         )
         batch = batch.model_copy(update={"micro_size": rows})
-    mesh.ranks.first(lambda: _fetch(recipe, cache))
-    tokenizer = load_tokenizer(config.vocab_size)
-    training, source = load_examples(recipe, "train", tokenizer, cache)
-    held_out, _ = load_examples(recipe, "validation", tokenizer, cache)
     # neighbours of one length leave little padding
     held_out.sort(key=lambda example: len(example.tokens))
     validation = in_order(held_out, recipe.batch, tokenizer.pad_id)

@@ -104,7 +104,7 @@ def export_failing(trained: Path, source: Path, folder: Path, layout: str, how: 
         def failing(self: Any, slot: Any) -> Tensor:
             raise MemoryError("no room for it")
 
-        gather._SpreadSource._own = failing
+        gather._ShardedSource._local_tensor = failing
     try:
         mine = held(whole, layout, dist.get_rank())
         save_weights(mine, {}, folder, "released", source, group=dist.group.WORLD, complete=shapes(whole))

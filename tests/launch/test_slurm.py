@@ -133,7 +133,7 @@ def test_mistakes_are_reported_in_one_line(tmp_path: Path) -> None:
         (FLASH, "--nodes=3"): "takes 128 processes or a multiple",
         (FLASH.replace(".yaml", "_lora.yaml"), "--nodes=1", "--parallel.recompute=none"): "this fits: --parallel",
         ("missing.yaml", "--nodes=2"): "missing.yaml",
-        (TINY, "--nodes=2", f"--out={taken}"): "exists; name a new file",
+        (TINY, "--nodes=2", f"--out={taken}"): "exists already; name a new file",
         (TINY, "--nodes=2", "--optimiser.lr=1"): "optimizer",
         (TINY, "--nodes=2", "--gpu=h99"): "h100-80gb",
         (TINY, "--nodes=2", "--container=a", "--venv=b"): "leave --venv out",
