@@ -7,7 +7,7 @@ from typing import Any
 from tests.patience import HUNG
 
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(["torch.distributed.checkpoint", "seektune.workflows.train", "tests.train.runs"])
+FORKS.set_forkserver_preload(["tests.preloaded"])
 
 
 def run_forked(function: Callable[..., Any], *args: Any) -> int:

@@ -7,8 +7,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from seektune.io import console
 from tests.forks import run_forked
 from tests.places import ROOT
+from tests.patience import HUNG
 
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
 
@@ -41,5 +43,6 @@ def execute(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    console.PAUSE = HUNG  # on no machine is a bar so slow that it prints lines
     sys.argv = ["-c", *words]
     exec(code, {"__name__": "__main__"})
