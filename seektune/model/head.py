@@ -4,7 +4,6 @@ Losses and scores are computed by chunks of tokens, so that logits of whole rows
 Shapes: B rows, T tokens, D width, V vocabulary, N taught tokens.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,19 +76,10 @@ def token_logits(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
     return linear(upcast(hidden_BTD), upcast(weight_VD))
 
 
-def token_losses(
-    hidden: HiddenStates, layout: SequenceLayout, taught: Taught, head_weight: Callable[[], Tensor]
-) -> Losses:
-    """Cross-entropies of the taught tokens from the backbone and, if it ran, from the MTP block.
-
-    Each asks for the head's weight `[V, D]` itself, so that gradients of an adapted head add up in a fixed order.
-    """
-
-    def loss(hidden_BTD: Tensor, steps: int) -> Tensor:
-        hidden_ND, targets_N = layout.taught(hidden_BTD, layout.targets(taught.labels_BT, steps))
-        return linear_cross_entropy(hidden_ND, head_weight(), targets_N) / taught.divisor
-
-    return Losses(loss(hidden.main_BTD, steps=1), None if hidden.mtp_BTD is None else loss(hidden.mtp_BTD, steps=2))
+def token_loss(hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, steps: int, weight_VD: Tensor) -> Tensor:
+    """Cross-entropy of the taught tokens, each predicted `steps` tokens before it, over the divisor of `taught`."""
+    hidden_ND, targets_N = layout.taught(hidden_BTD, layout.targets(taught.labels_BT, steps))
+    return linear_cross_entropy(hidden_ND, weight_VD, targets_N) / taught.divisor
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from seektune.model.head import (
     Taught,
     TokenScores,
     token_logits,
-    token_losses,
+    token_loss,
     token_scores,
 )
 from seektune.model.hyper import HyperHead
@@ -172,7 +172,11 @@ class TransformerPart(nn.Module):
 
     def losses(self, hidden: HiddenStates, layout: SequenceLayout, taught: Taught) -> Losses:
         """Cross-entropies of the taught tokens."""
-        return token_losses(hidden, layout, taught, self.head.values)
+        # an adapted head computes its weight for each loss, so that the order in which gradients add up is fixed
+        main = token_loss(hidden.main_BTD, layout, taught, 1, self.head.values())
+        if hidden.mtp_BTD is None:
+            return Losses(main, None)
+        return Losses(main, token_loss(hidden.mtp_BTD, layout, taught, 2, self.head.values()))
 
     @torch.no_grad()
     def scores_of(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> TokenScores:
