@@ -9,8 +9,8 @@ from pathlib import Path
 
 from seektune.io import console
 from tests.forks import run_forked
-from tests.places import ROOT
 from tests.patience import HUNG
+from tests.places import ROOT
 
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
 

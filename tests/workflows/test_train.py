@@ -481,5 +481,5 @@ def test_a_signal_while_torch_is_loaded_says_resume_me(recipe, tmp_path, name):
     code = STARTING.format(name=name, recipe=str(tmp_path / "recipe.yaml"))
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
     assert answer.returncode == 75
-    assert answer.stderr == f"seektune: stopped by {name} while starting; the same command starts again\n"
+    assert answer.stderr == f"seektune: stopped by {name} while starting; run the same command again\n"
     assert not (tmp_path / "run").exists()
