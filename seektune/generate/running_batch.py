@@ -64,10 +64,13 @@ class RunningSequence:
         self.sampler.observe(token)
         self.last = token
         self.left = self.left - 1
-        best = log_V.topk(min(self.request.alternatives, len(log_V)))
-        alternatives = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        alternatives = self._alternatives(log_V) if self.request.alternatives else []
         end = "stop" if token in self.request.stop_ids else "length" if self.left == 0 else None
         return Token(self.index, token, logprob, alternatives, end)
+
+    def _alternatives(self, log_V: Tensor) -> list[tuple[int, float]]:
+        best = log_V.topk(min(self.request.alternatives, len(log_V)))
+        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 @dataclass

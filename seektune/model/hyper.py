@@ -34,14 +34,9 @@ class HyperConnection(StreamRouter):
 
     def forward(self, streams_BTSD: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """Read one vector from the streams, run the branch on it, and add its output to the mixed streams."""
-        streams_NSD = streams_BTSD.flatten(0, 1)
         numbers = self.iterations, self.eps, self.norm_eps
-        x_ND, write_NS, mix_NSS = hyper_read(streams_NSD, self.fn, self.base, self.scale, *numbers)
-        rows = streams_BTSD.shape[:2]
-        y_BTD = branch(x_ND.view(*rows, x_ND.shape[-1]))
-        # must not be a view: pipelines detach it in place, and FSDP2 registers hooks on it
-        write_BTS = write_NS.view(*rows, *write_NS.shape[1:])
-        return hyper_write(streams_BTSD, y_BTD, write_BTS, mix_NSS.view(*rows, *mix_NSS.shape[1:]))
+        x_BTD, write_BTS, mix_BTSS = hyper_read(streams_BTSD, self.fn, self.base, self.scale, *numbers)
+        return hyper_write(streams_BTSD, branch(x_BTD), write_BTS, mix_BTSS)
 
 
 class HyperHead(StreamRouter):

@@ -69,15 +69,15 @@ def grouped_linear(x_NGI: Tensor, weight_OI: Tensor, groups: int) -> Tensor | No
 def hyper_read(
     streams_NSD: Tensor, fn_OI: Tensor, base_O: Tensor, scale_3: Tensor, iterations: int, eps: float, norm_eps: float
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """See `reference.hyper_read`."""
-    tokens, n, width = streams_NSD.shape
+    """See `reference.hyper_read`; tokens may have several dims."""
+    *tokens, n, width = streams_NSD.shape
     if n > STREAMS or not fp32(streams_NSD, fn_OI, base_O, scale_3):
         return None
-    y_ND = streams_NSD.new_empty(tokens, width)
-    write_NS = streams_NSD.new_empty(tokens, n)
-    mix_NSS = streams_NSD.new_empty(tokens, n, n)
+    y_ND = streams_NSD.new_empty(*tokens, width)
+    write_NS = streams_NSD.new_empty(*tokens, n)
+    mix_NSS = streams_NSD.new_empty(*tokens, n, n)
     tensors = streams_NSD, fn_OI, base_O, scale_3, y_ND, write_NS, mix_NSS
-    call("hyper_read", tensors, tokens, n, width, iterations, eps, norm_eps)
+    call("hyper_read", tensors, write_NS.numel() // n, n, width, iterations, eps, norm_eps)
     return y_ND, write_NS, mix_NSS
 
 
@@ -202,8 +202,8 @@ def sparse_attention(
 
 def call(name: str, tensors: tuple[Tensor, ...], *rest: object) -> None:
     """Run a kernel: it gets where tensors lie, whose elements follow each other, then the other arguments."""
-    rows = [x.contiguous() for x in tensors]
-    function(name)(*[x.data_ptr() for x in rows], *rest)
+    rows = list(map(Tensor.contiguous, tensors))
+    function(name)(*map(Tensor.data_ptr, rows), *rest)
 
 
 def fp32(*tensors: Tensor) -> bool:

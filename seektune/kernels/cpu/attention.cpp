@@ -26,7 +26,7 @@ extern "C" void sparse_attention(const float* q, const float* sink, const I* pos
             }
             float* weights = (float*)(vectors + size);
             for (I k = 0; k < size; k++)
-                each_product<1>(q, heads, vectors + k, width,
+                each_product<1, 4>(q, heads, vectors + k, width,
                                 [&](int, I h, float sum) { weights[h * size + k] = sum * scale; });
             for (I h = 0; h < heads; h++) {
                 float *mine = weights + h * size, top = sink[h];

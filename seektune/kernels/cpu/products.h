@@ -26,18 +26,18 @@ inline void products(const float* rows, I stride, const float* const* x, I size,
     std::memcpy(out, sums, sizeof(sums));
 }
 
-// As `products` for any number of rows; take(m, r, sum) receives each. Four quarters are read side by side, each in
-// order: processors fetch that ahead, and four neighbouring rows of a page they do not (2.5 times slower).
-template <int M, class Take>
+// As `products` for any number of rows; take(m, r, sum) receives each. R parts are read side by side (eight for one
+// vector), each in order: processors fetch that ahead, and neighbouring rows of a page they do not (2.5 times slower).
+template <int M, int R = M == 1 ? 8 : 4, class Take>
 inline void each_product(const float* rows, I count, const float* const* x, I size, Take take) {
-    const I quarter = count / 4;
-    for (I r = 0; r < quarter; r++) {
-        float out[M][4];
-        products<4, M>(rows + r * size, quarter * size, x, size, out);
+    const I part = count / R;
+    for (I r = 0; r < part; r++) {
+        float out[M][R];
+        products<R, M>(rows + r * size, part * size, x, size, out);
         for (int m = 0; m < M; m++)
-            for (int j = 0; j < 4; j++) take(m, j * quarter + r, out[m][j]);
+            for (int j = 0; j < R; j++) take(m, j * part + r, out[m][j]);
     }
-    for (I r = 4 * quarter; r < count; r++) {
+    for (I r = R * part; r < count; r++) {
         float out[M][1];
         products<1, M>(rows + r * size, size, x, size, out);
         for (int m = 0; m < M; m++) take(m, r, out[m][0]);

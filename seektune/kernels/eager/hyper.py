@@ -21,7 +21,10 @@ def hyper_read(
     eps: float,
     norm_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.hyper_read`. Saves the inputs and the router's outputs, O + 1 numbers per token."""
+    """See `reference.hyper_read`; tokens may have several dims.
+
+    Saves the inputs and the router's outputs, O + 1 numbers per token.
+    """
     y_ND, write_NS, logits_NSS = hyper_route(streams_NSD, fn_OI, base_O, scale_3, eps, norm_eps)
     return y_ND, write_NS, sinkhorn(logits_NSS, iterations, eps)
 
@@ -30,8 +33,9 @@ def hyper_route(
     streams_NSD: Tensor, fn_OI: Tensor, base_O: Tensor, scale_3: Tensor, eps: float, norm_eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `hyper_read`, with the logits of the mixing weights, `[N, S, S]`, instead of the weights."""
-    y_ND, write_NS, logits_NSS = _Route.apply(streams_NSD, fn_OI, base_O, scale_3, eps, norm_eps)
-    return y_ND, write_NS, logits_NSS
+    tokens = streams_NSD.shape[:-2]
+    y_ND, write_NS, logits_NSS = _Route.apply(streams_NSD.flatten(0, -3), fn_OI, base_O, scale_3, eps, norm_eps)
+    return tuple(x.view(*tokens, *x.shape[1:]) for x in (y_ND, write_NS, logits_NSS))
 
 
 def hyper_write(streams_NSD: Tensor, y_ND: Tensor, write_NS: Tensor, mix_NSS: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ def hyper_read(
 
     The router is a linear map of all streams of a token, normalized without a weight; mix[j, k] is the share of source
     stream j in target stream k. Everything is fp32; the vector is rounded once to the streams' dtype (paper section
-    2.2; official `hc_pre`).
+    2.2; official `hc_pre`). Tokens may have several dims.
     """
-    n = streams_NSD.shape[1]
+    n = streams_NSD.shape[-2]
     read, write, mix = hyper_route(streams_NSD, fn_OI, norm_eps).split([n, n, n * n], dim=-1)
     read_base, write_base, mix_base = base_O.split([n, n, n * n])
     y_ND = hyper_gather(streams_NSD, scale_3[0] * read + read_base, eps)

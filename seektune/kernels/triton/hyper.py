@@ -25,7 +25,7 @@ def hyper_read(
     eps: float,
     norm_eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference.hyper_read`."""
+    """See `reference.hyper_read`; tokens may have several dims."""
     y_ND, write_NS, logits_NSS = hyper_route(streams_NSD, fn_OI, base_O, scale_3, eps, norm_eps)
     return y_ND, write_NS, sinkhorn(logits_NSS, iterations, eps)
 

@@ -43,18 +43,18 @@ class CacheStep:
         start = self.state.used
         stop = start + tail.keep
         if self._in_place:
-            tail.values[:, stop : stop + self.length] = x_BTC
-            return tail.values[:, stop - count : stop + self.length]
+            tail.values.narrow(1, stop, self.length).copy_(x_BTC)
+            return tail.values.narrow(1, stop - count, count + self.length)
         whole = torch.cat([tail.values[:, start:stop], x_BTC], dim=1)
         self.kept.append((tail, run_of(whole, self.counts, tail.keep)))
         return whole[:, tail.keep - count :]
 
     def at_positions(self, make: Callable[[Tensor], Value], layout: SequenceLayout) -> Value:
         """`make(positions)`, once for all layers."""
-        if make not in self._made:
-            self._made[make] = make(layout.positions)
-        value: Value = self._made[make]
-        return value
+        made: Value | None = self._made.get(make)
+        if made is None:
+            made = self._made[make] = make(layout.positions)
+        return made
 
     def plan(self, ratio: int, layout: SequenceLayout) -> "WindowPlan":
         """The windows that end in the call, the same for all layers of a ratio."""
@@ -116,7 +116,7 @@ class CachedWindows(Windows):
         if not self.idle:
             rows_B1 = torch.arange(entries_BEC.shape[0], device=entries_BEC.device)[:, None]
             self.kept.entries[rows_B1, self.plan.number_BF.clamp(max=self.kept.most)] = entries_BEC
-        return self.kept.entries[:, : self.plan.entries]
+        return self.kept.entries.narrow(1, 0, self.plan.entries)
 
     @property
     def most(self) -> int:
