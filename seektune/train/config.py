@@ -1,4 +1,4 @@
-"""Recipe sections of the train room; free of torch, so that a mistake in a recipe is answered at once."""
+"""Recipe sections of training; does not import torch, so that errors in a recipe are reported at once."""
 
 from typing import Annotated, Literal
 
