@@ -1,4 +1,4 @@
-"""The verbs `generate` and `chat`: text from a checkpoint."""
+"""The commands `generate` and `chat`: text from a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -52,7 +52,7 @@ def _generate(
     max_num_seqs: MaxNumSeqs = 8,
     max_new_tokens: MaxNewTokens = 256,
 ) -> Action:
-    """The verb `generate`."""
+    """The command `generate`."""
 
     def run() -> None:
         if (prompt is None) == (file is None) or (file is None) != (out is None):
@@ -78,7 +78,7 @@ def _chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     max_new_tokens: MaxNewTokens = 2048,
 ) -> Action:
-    """The verb `chat`."""
+    """The command `chat`."""
 
     def run() -> None:
         options = generation(max_new_tokens)

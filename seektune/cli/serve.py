@@ -1,4 +1,4 @@
-"""The verb `serve`: an OpenAI-compatible API server for a checkpoint."""
+"""The command `serve`: an OpenAI-compatible API server for a checkpoint."""
 
 from typing import Annotated, TypeAlias
 
@@ -75,7 +75,7 @@ def _serve(
     thinking: Thinking = False,
     speculative: Speculative = False,
 ) -> Action:
-    """The verb `serve`."""
+    """The command `serve`."""
 
     def run() -> None:
         from seektune.workflows.serve import serve

@@ -1,4 +1,4 @@
-"""The verb `chat`: a conversation in the terminal, with thoughts shown dim."""
+"""The command `chat`: a conversation in the terminal; reasoning is dimmed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,23 +16,23 @@ from seektune.io.console import printable
 from seektune.io.jsonl import as_line
 from seektune.io.text import check_unicode
 
-COMMANDS = """/reset         forget the conversation
-/system TEXT   begin anew with this instruction
-/save FILE     add the conversation to a .jsonl file, as a row of messages
-/help          these lines
-/quit          leave (so does Ctrl-D); Ctrl-C stops an answer"""
+COMMANDS = """/reset         clear the conversation but keep the system prompt
+/system TEXT   start a new conversation with this system prompt
+/save FILE     append the conversation to a .jsonl file, as a row of messages
+/help          show these commands
+/quit          quit, as does Ctrl-D; Ctrl-C stops a response"""
 
 
 class Conversation:
-    """What was said, and who answers."""
+    """The messages so far, and the model that responds."""
 
-    def __init__(self, voice: Session, paper: Console):
-        self.voice = voice
-        self.paper = paper
+    def __init__(self, session: Session, console: Console):
+        self.session = session
+        self.console = console
         self.messages: list[dict[str, Any]] = []
 
-    def hear(self, line: str) -> bool:
-        """A question, or a command; False where it was the last."""
+    def handle(self, line: str) -> bool:
+        """Respond to a message or run a command; returns False to quit."""
         try:
             check_unicode(line)
         except ValueError as error:
@@ -54,98 +54,98 @@ class Conversation:
         return True
 
     def ask(self, question: str) -> None:
-        """Answer a question as it comes; the conversation grows by both, unless the answer fails or is stopped."""
+        """Stream the response; both messages are added to the conversation unless it fails or is stopped."""
         asked = [*self.messages, {"role": "user", "content": question}]
-        prompt = self.voice.tokenizer.encode_prompt(encode_messages(asked, self.voice.setting.mode))
+        prompt = self.session.tokenizer.encode_prompt(encode_messages(asked, self.session.setting.mode))
         try:
-            text = self._say(prompt)
+            text = self._stream(prompt)
         except KeyboardInterrupt:
-            self._note("\n(stopped; the question is forgotten)")
+            self._note("\n(stopped; your message was removed)")
             return
-        self.messages = [*asked, self._understood(text)]
+        self.messages = [*asked, self._parse(text)]
 
-    def _say(self, prompt: list[int]) -> str:
-        setting = self.voice.setting
-        requests = self.voice.requests(prompt)
-        decoding = DecodeEngine(self.voice.model, requests, setting.speculative)
+    def _stream(self, prompt: list[int]) -> str:
+        setting = self.session.setting
+        requests = self.session.requests(prompt)
+        decoding = DecodeEngine(self.session.model, requests, setting.speculative)
         text = ""
         end = None
         thinking = setting.thinking
-        for piece in stream_text(decoding, requests, self.voice.tokenizer):
-            text = text + piece.text
-            end = piece.end
-            thought, mark, answer = piece.text.partition(THINK_END) if thinking else ("", "", piece.text)
-            self._print(thought, "dim")
+        for delta in stream_text(decoding, requests, self.session.tokenizer):
+            text = text + delta.text
+            end = delta.end
+            reasoning, mark, content = delta.text.partition(THINK_END) if thinking else ("", "", delta.text)
+            self._print(reasoning, "dim")
             if mark:
                 thinking = False
                 self._print("\n\n", None)
-            self._print(answer, None)
-        self.paper.print()
+            self._print(content, None)
+        self.console.print()
         if end == "length":
             self._note(f"(cut off after {setting.max_new_tokens} tokens; see --max-new-tokens)")
         return text
 
-    def _understood(self, text: str) -> dict[str, Any]:
-        """The answer as a message; what does not follow the format is kept as it was written."""
+    def _parse(self, text: str) -> dict[str, Any]:
+        """The response as a message; text that does not follow the chat format is kept unchanged."""
         try:
-            message = parse_message(text + EOS, self.voice.setting.mode)
+            message = parse_message(text + EOS, self.session.setting.mode)
         except ValueError:
             return {"role": "assistant", "content": text.replace(THINK_END, "")}
         return {key: value for key, value in message.items() if value or key in ("role", "content")}
 
     def _print(self, text: str, style: str | None) -> None:
         if text:
-            self.paper.print(printable(text), end="", style=style, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(printable(text), end="", style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _note(self, text: str) -> None:
-        self.paper.print(text, style="dim", markup=False, highlight=False)
+        self.console.print(text, style="dim", markup=False, highlight=False)
 
     def _reset(self, _: str) -> None:
         self.messages = [message for message in self.messages if message["role"] == "system"]
-        self._note("(forgotten)")
+        self._note("(conversation cleared)")
 
     def _system(self, text: str) -> None:
         self.messages = [{"role": "system", "content": text}] if text else []
-        self._note("(a new conversation)")
+        self._note("(new conversation)")
 
     def _save(self, name: str) -> None:
         if not name:
-            self._note("/save needs the name of a file")
+            self._note("(/save needs the name of a file)")
             return
         if not any(message["role"] == "assistant" for message in self.messages):
-            self._note("(there is no answer to save yet)")
+            self._note("(there is no response to save yet)")
             return
         try:
-            with Path(name).expanduser().open("a", encoding="utf-8") as paper:
-                paper.write(as_line({"messages": self.messages}))
+            with Path(name).expanduser().open("a", encoding="utf-8") as file:
+                file.write(as_line({"messages": self.messages}))
         except OSError as error:
             self._note(f"({name}: {error.strerror})")
             return
-        self._note(f"({len(self.messages)} messages added to {name})")
+        self._note(f"({len(self.messages)} messages appended to {name})")
 
     def _help(self, _: str) -> None:
         self._note(COMMANDS)
 
 
 def chat(model: str, system: str | None, setting: GenerateOptions) -> None:
-    """Talk until the end of input.
+    """Chat until the end of input.
 
     Raises:
-        ValueError: the model cannot be read.
-        OSError: as of reading a model.
+        ValueError: the model cannot be loaded.
+        OSError: a file of the model cannot be read.
     """
     check_unicode(system or "")
-    paper = Console(highlight=False)
-    talk = Conversation(Session(model, setting), paper)
+    console = Console(highlight=False)
+    conversation = Conversation(Session(model, setting), console)
     if system:
-        talk.messages = [{"role": "system", "content": system}]
-    talk.hear("/help")
+        conversation.messages = [{"role": "system", "content": system}]
+    conversation.handle("/help")
     while True:
         try:
-            line = paper.input("\n[bold]>[/] ")
+            line = console.input("\n[bold]>[/] ")
         except EOFError:
             return
-        except KeyboardInterrupt:  # meant for an answer that has just ended
+        except KeyboardInterrupt:  # meant for a response that has just ended
             continue
-        if not talk.hear(line):
+        if not conversation.handle(line):
             return

@@ -1,4 +1,4 @@
-"""The verb `convert`: a checkpoint in another format, streamed, and what became of its tensors."""
+"""The command `convert`: a checkpoint in another format, streamed, and what became of its tensors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The verb `doctor`: what this machine has, and whether training will find what it needs."""
+"""The command `doctor`: what this machine has, and whether training will find what it needs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The verb `train --dry-run`: what chosen processes of a job of any size hold and send, found out on this machine."""
+"""The command `train --dry-run`: what chosen processes of a job of any size hold and send, found out on this machine."""
 
 import json
 from collections.abc import Iterator, Sequence

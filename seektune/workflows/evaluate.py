@@ -1,4 +1,4 @@
-"""The verb `eval`: how good a model is at a task, how sure that is, and whether it beats another."""
+"""The command `eval`: how good a model is at a task, how sure that is, and whether it beats another."""
 
 import json
 import sys

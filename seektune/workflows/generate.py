@@ -1,4 +1,4 @@
-"""The verb `generate`: a prompt that is gone on with as one watches, or a file of prompts into a file of answers."""
+"""The command `generate`: a prompt that is gone on with as one watches, or a file of prompts into a file of answers."""
 
 import hashlib
 import json

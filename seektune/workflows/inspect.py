@@ -1,4 +1,4 @@
-"""The verb `inspect`: the card of a checkpoint folder, read in seconds, and everything that is wrong with it."""
+"""The command `inspect`: the card of a checkpoint folder, read in seconds, and everything that is wrong with it."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The verb `merge`: a trained adapter into its base, and how much of it the stored weights keep."""
+"""The command `merge`: a trained adapter into its base, and how much of it the stored weights keep."""
 
 import re
 from collections.abc import Iterator

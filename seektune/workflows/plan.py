@@ -1,4 +1,4 @@
-"""The verb `plan`: what fits, where, how fast and at what price, from a recipe and a description of GPUs."""
+"""The command `plan`: what fits, where, how fast and at what price, from a recipe and a description of GPUs."""
 
 import json
 import sys

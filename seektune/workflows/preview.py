@@ -1,4 +1,4 @@
-"""The verb `data preview`: a row as training reads it, with what is taught, where documents end and what is padding."""
+"""The command `data preview`: a row as training reads it, with what is taught, where documents end and what is padding."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

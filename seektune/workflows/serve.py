@@ -1,4 +1,4 @@
-"""The verb `serve`: a checkpoint, and an adapter beside it, behind OpenAI's API and a page, until a signal comes."""
+"""The command `serve`: a checkpoint, and an adapter beside it, behind OpenAI's API and a page, until a signal comes."""
 
 import signal
 import socket

@@ -1,4 +1,4 @@
-"""The verb `train`: from a recipe to a run folder with trained weights and a report."""
+"""The command `train`: from a recipe to a run folder with trained weights and a report."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""The verb `validate`: everything about a recipe that can be known without a GPU, checked one by one."""
+"""The command `validate`: everything about a recipe that can be known without a GPU, checked one by one."""
 
 import json
 from collections.abc import Callable, Iterator

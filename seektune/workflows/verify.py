@@ -1,4 +1,4 @@
-"""The verb `verify`: two checkpoints tensor by tensor, whatever their formats, and what differs."""
+"""The command `verify`: two checkpoints tensor by tensor, whatever their formats, and what differs."""
 
 import json
 import math

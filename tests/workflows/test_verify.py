@@ -1,4 +1,4 @@
-"""The verb `verify`: a table, JSON, and an exit code for whether two checkpoints are equal."""
+"""The command `verify`: a table, JSON, and an exit code for whether two checkpoints are equal."""
 
 import json
 import math
