@@ -176,7 +176,7 @@ def test_a_job_that_was_broken_off_goes_on(
 
     begun()
     assert answered(folder, tmp_path, rows, setting, output) == whole
-    assert "was broken off after 2 prompts" in capsys.readouterr().err
+    assert "was interrupted after 2 prompts" in capsys.readouterr().err
     begun()
     assert (
         len(answered(folder, tmp_path, rows, GenerateOptions(max_new_tokens=2), output)) == 10
