@@ -1,10 +1,10 @@
-"""Text from files, terminals and clients: refused where it cannot be encoded."""
+"""Validation of text from files, terminals and clients."""
 
 from pathlib import Path
 
 
 def check_unicode(text: str) -> None:
-    """Refuse what cannot be encoded: JSON can spell half of a character, and a terminal can send bytes that are none.
+    """Check that a text can be encoded: JSON can contain lone surrogates, and a terminal can send invalid bytes.
 
     Raises:
         ValueError: it cannot.

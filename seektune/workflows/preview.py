@@ -1,4 +1,4 @@
-"""The command `data preview`: prints a row as training reads it, with taught tokens, document boundaries and padding."""
+"""The command `data preview`: prints a row as training reads it: taught tokens, document boundaries, padding."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -132,7 +132,7 @@ def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, mon
         ('{"messages": [{"role": "king", "content": "x"}]}', r"line 2: messages\[0\]"),
         (
             '{"messages": [{"role": "assistant", "content": "x"}]}',
-            "line 2: the last message is an answer",
+            "line 2: the last message is the assistant's",
         ),
         ('{"prompt": "\\ud800"}', "line 2: a text holds half of a surrogate pair"),
         ('{"prompt": "x", "id": "\\ud800"}', "line 2: a text holds half of a surrogate pair"),
