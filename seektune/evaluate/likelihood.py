@@ -73,7 +73,7 @@ def likelihoods(
 
 
 def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices grouped so that rows × longest row ≤ `batch_tokens`, longest first, so that memory runs out at once."""
+    """Indices grouped so that rows × longest row ≤ `batch_tokens`; longest first, so that memory runs out early."""
     group: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
         if group and (len(group) + 1) * lengths[group[0]] > batch_tokens:
