@@ -31,7 +31,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that `import seektune` does not wait for torch."""
+    """Import a public name when it is first used, so that `import seektune` does not wait for torch."""
     if name not in _MODULES:
         raise AttributeError(f"module 'seektune' has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -111,7 +111,7 @@ class HarnessModel(LM):
         """Greedy continuations up to EOS, the first stop string or `max_gen_toks` tokens.
 
         Raises:
-            ValueError: sampling is asked for, or an answer as long as all that the model reads.
+            ValueError: a task requests sampling, or `max_gen_toks` is not below `max_length`.
         """
         asked = [self._request(*request.args) for request in requests]
         rows = max(self._batch_tokens // self._max_length, 1)
@@ -128,7 +128,7 @@ class HarnessModel(LM):
         if asked["do_sample"]:
             raise ValueError("generation is greedy; set do_sample to false in the task's generation_kwargs")
         if most >= self._max_length:
-            raise ValueError(f"max_gen_toks {most} leaves no room in max_length {self._max_length}")
+            raise ValueError(f"max_gen_toks {most} must be less than max_length {self._max_length}")
         ids = [self._tokenizer.bos_id, *self._tokenizer.encode(prompt)][-(self._max_length - most) :]
         return Request(ids, most, GREEDY, frozenset({self._tokenizer.eos_id}), tuple(asked["until"]))
 

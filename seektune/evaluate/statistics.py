@@ -100,8 +100,8 @@ class Change:
 
 def sign_flip_test(gains_N: NDArray[np.float64]) -> float:
     """Two-sided p-value of a sum under random signs of its terms; at least 1 / (R + 1)."""
-    dice = np.random.default_rng(SEED)
-    flipped = (gains_N @ dice.choice((-1.0, 1.0), size=len(gains_N)) for _ in range(RESAMPLES))
+    generator = np.random.default_rng(SEED)
+    flipped = (gains_N @ generator.choice((-1.0, 1.0), size=len(gains_N)) for _ in range(RESAMPLES))
     # tolerance: sums of the same terms may differ in their last digits
     reached = abs(gains_N.sum()) * (1 - 1e-9)
     return (1 + sum(abs(each) >= reached for each in flipped)) / (RESAMPLES + 1)
@@ -120,10 +120,10 @@ def sign_test(won: int, lost: int) -> float:
 
 def _ratios(top_N: NDArray[np.float64], bottom_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """The ratio of sums in each of R resamples `[R]`."""
-    dice = np.random.default_rng(SEED)
+    generator = np.random.default_rng(SEED)
     n = len(top_N)
     # one resample at a time: all R x N draws together would take gigabytes
-    draws = (dice.integers(n, size=n) for _ in range(RESAMPLES))
+    draws = (generator.integers(n, size=n) for _ in range(RESAMPLES))
     return np.array([top_N[draw].sum() / bottom_N[draw].sum() for draw in draws])
 
 

@@ -17,8 +17,8 @@ THINGS = ("a red bucket", "the old ladder", "a loaf of bread", "the white horse"
 
 def made_hellaswag(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """`count` rows in the Hub's schema; only the right ending mentions the object of the context."""
-    dice = random.Random(seed)
-    return [_row(dice, i) for i in range(count)]
+    generator = random.Random(seed)
+    return [_row(generator, i) for i in range(count)]
 
 
 def write_hellaswag(folder: Path, train: int, validation: int, form: Literal["jsonl", "parquet"] = "jsonl") -> Path:
@@ -37,17 +37,17 @@ def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
         file.write_text("".join(map(as_line, rows)), encoding="utf-8")
 
 
-def _row(dice: random.Random, index: int) -> dict[str, Any]:
-    things = dice.sample(THINGS, 4)
-    label = dice.randrange(4)
-    ctx_a = f"{dice.choice(PEOPLE).capitalize()} {dice.choice(ACTS)} {things[label]}."
-    ctx_b = dice.choice(PEOPLE)
+def _row(generator: random.Random, index: int) -> dict[str, Any]:
+    things = generator.sample(THINGS, 4)
+    label = generator.randrange(4)
+    ctx_a = f"{generator.choice(PEOPLE).capitalize()} {generator.choice(ACTS)} {things[label]}."
+    ctx_b = generator.choice(PEOPLE)
     return {
         "ind": index,
-        "activity_label": dice.choice(ACTIVITIES),
+        "activity_label": generator.choice(ACTIVITIES),
         "ctx_a": ctx_a,
         "ctx_b": ctx_b,
         "ctx": f"{ctx_a} {ctx_b}",
-        "endings": [f"{dice.choice(ACTS)} {thing} and walks away." for thing in things],
+        "endings": [f"{generator.choice(ACTS)} {thing} and walks away." for thing in things],
         "label": str(label),
     }
