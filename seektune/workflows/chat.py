@@ -26,12 +26,12 @@ COMMANDS = """/reset         clear the conversation but keep the system prompt
 class Conversation:
     """The messages so far, and the model that responds."""
 
-    def __init__(self, session: Session, console: Console):
-        self.session = session
-        self.console = console
+    def __init__(self, voice: Session, paper: Console):
+        self.voice = voice
+        self.paper = paper
         self.messages: list[dict[str, Any]] = []
 
-    def handle(self, line: str) -> bool:
+    def hear(self, line: str) -> bool:
         """Respond to a message or run a command; returns False to quit."""
         try:
             check_unicode(line)
@@ -56,49 +56,49 @@ class Conversation:
     def ask(self, question: str) -> None:
         """Stream the response; both messages are added to the conversation unless it fails or is stopped."""
         asked = [*self.messages, {"role": "user", "content": question}]
-        prompt = self.session.tokenizer.encode_prompt(encode_messages(asked, self.session.setting.mode))
+        prompt = self.voice.tokenizer.encode_prompt(encode_messages(asked, self.voice.setting.mode))
         try:
-            text = self._stream(prompt)
+            text = self._say(prompt)
         except KeyboardInterrupt:
             self._note("\n(stopped; your message was removed)")
             return
-        self.messages = [*asked, self._parse(text)]
+        self.messages = [*asked, self._understood(text)]
 
-    def _stream(self, prompt: list[int]) -> str:
-        setting = self.session.setting
-        requests = self.session.requests(prompt)
-        decoding = DecodeEngine(self.session.model, requests, setting.speculative)
+    def _say(self, prompt: list[int]) -> str:
+        setting = self.voice.setting
+        requests = self.voice.requests(prompt)
+        decoding = DecodeEngine(self.voice.model, requests, setting.speculative)
         text = ""
         end = None
         thinking = setting.thinking
-        for delta in stream_text(decoding, requests, self.session.tokenizer):
-            text = text + delta.text
-            end = delta.end
-            reasoning, mark, content = delta.text.partition(THINK_END) if thinking else ("", "", delta.text)
-            self._print(reasoning, "dim")
+        for piece in stream_text(decoding, requests, self.voice.tokenizer):
+            text = text + piece.text
+            end = piece.end
+            thought, mark, answer = piece.text.partition(THINK_END) if thinking else ("", "", piece.text)
+            self._print(thought, "dim")
             if mark:
                 thinking = False
                 self._print("\n\n", None)
-            self._print(content, None)
-        self.console.print()
+            self._print(answer, None)
+        self.paper.print()
         if end == "length":
             self._note(f"(cut off after {setting.max_new_tokens} tokens; see --max-new-tokens)")
         return text
 
-    def _parse(self, text: str) -> dict[str, Any]:
+    def _understood(self, text: str) -> dict[str, Any]:
         """The response as a message; text that does not follow the chat format is kept unchanged."""
         try:
-            message = parse_message(text + EOS, self.session.setting.mode)
+            message = parse_message(text + EOS, self.voice.setting.mode)
         except ValueError:
             return {"role": "assistant", "content": text.replace(THINK_END, "")}
         return {key: value for key, value in message.items() if value or key in ("role", "content")}
 
     def _print(self, text: str, style: str | None) -> None:
         if text:
-            self.console.print(printable(text), end="", style=style, markup=False, highlight=False, soft_wrap=True)
+            self.paper.print(printable(text), end="", style=style, markup=False, highlight=False, soft_wrap=True)
 
     def _note(self, text: str) -> None:
-        self.console.print(text, style="dim", markup=False, highlight=False)
+        self.paper.print(text, style="dim", markup=False, highlight=False)
 
     def _reset(self, _: str) -> None:
         self.messages = [message for message in self.messages if message["role"] == "system"]
@@ -110,14 +110,14 @@ class Conversation:
 
     def _save(self, name: str) -> None:
         if not name:
-            self._note("(/save needs the name of a file)")
+            self._note("/save needs the name of a file")
             return
         if not any(message["role"] == "assistant" for message in self.messages):
             self._note("(there is no response to save yet)")
             return
         try:
-            with Path(name).expanduser().open("a", encoding="utf-8") as file:
-                file.write(as_line({"messages": self.messages}))
+            with Path(name).expanduser().open("a", encoding="utf-8") as paper:
+                paper.write(as_line({"messages": self.messages}))
         except OSError as error:
             self._note(f"({name}: {error.strerror})")
             return
@@ -131,21 +131,21 @@ def chat(model: str, system: str | None, setting: GenerateOptions) -> None:
     """Chat until the end of input.
 
     Raises:
-        ValueError: the model cannot be loaded.
-        OSError: a file of the model cannot be read.
+        ValueError: the model cannot be read.
+        OSError: as of reading a model.
     """
     check_unicode(system or "")
-    console = Console(highlight=False)
-    conversation = Conversation(Session(model, setting), console)
+    paper = Console(highlight=False)
+    talk = Conversation(Session(model, setting), paper)
     if system:
-        conversation.messages = [{"role": "system", "content": system}]
-    conversation.handle("/help")
+        talk.messages = [{"role": "system", "content": system}]
+    talk.hear("/help")
     while True:
         try:
-            line = console.input("\n[bold]>[/] ")
+            line = paper.input("\n[bold]>[/] ")
         except EOFError:
             return
         except KeyboardInterrupt:  # meant for a response that has just ended
             continue
-        if not conversation.handle(line):
+        if not talk.hear(line):
             return

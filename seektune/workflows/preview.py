@@ -40,8 +40,8 @@ class RowPlace:
 def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
     """Print row number `row` (from 0) in training order.
 
-    If an example is longer than a row and the recipe does not allow that, the longest one is printed with a mark where
-    the row ends.
+    Where an example does not fit into a row and the recipe refuses that, the longest is shown with the place where the
+    row ends.
 
     Raises:
         ValueError: the recipe or data is invalid, or an example is too long.
@@ -51,15 +51,15 @@ def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
     loaded = recipe.data.load("train", tokenizer, DataCache(cache_dir, say))
     examples = loaded.examples
     say(f"{recipe.data.title}: {len(examples):,} train rows from {loaded.source}")
-    console = Console(highlight=False, soft_wrap=True)
+    paper = Console(highlight=False, soft_wrap=True)
     try:
         kept, left_out = fitting(examples, recipe.batch.length, recipe.data.overlong)
     except ValueError:
-        _show_overlong(max(examples, key=lambda each: len(each.tokens)), recipe.batch.length, tokenizer, console)
+        _show_overlong(max(examples, key=lambda each: len(each.tokens)), recipe.batch.length, tokenizer, paper)
         raise
     if left_out:
         say(f"{counted(left_out, 'row')} longer than batch.length {recipe.batch.length}: left out")
-    _show(find_row(recipe, kept, row, tokenizer.pad_id), row, tokenizer, console)
+    _show(find_row(recipe, kept, row, tokenizer.pad_id), row, tokenizer, paper)
 
 
 def find_row(recipe: Recipe, examples: Sequence[Example], row: int, pad_id: int) -> RowPlace:
@@ -82,35 +82,35 @@ def find_row(recipe: Recipe, examples: Sequence[Example], row: int, pad_id: int)
     return RowPlace(step, micro + 1, rows[row], batch.tokens[place].tolist(), taught)
 
 
-def _show(place: RowPlace, row: int, tokenizer: Tokenizer, console: Console) -> None:
+def _show(place: RowPlace, row: int, tokenizer: Tokenizer, paper: Console) -> None:
     filled = sum(len(example.tokens) for example in place.documents)
     padding = len(place.tokens) - filled
-    console.print(
+    paper.print(
         f"row {row}: step {place.step}, micro-batch {place.micro_batch}; {counted(len(place.tokens), 'token')} in "
         f"{counted(len(place.documents), 'document')}, {sum(place.taught):,} taught, {padding:,} padding"
     )
-    console.print(_legend(console))
+    paper.print(_legend(paper))
     start = 0
     for number, example in enumerate(place.documents, start=1):
         stop = start + len(example.tokens)
-        console.print(f"\ndocument {number}, tokens {start} to {stop - 1}: {example.name}", markup=False)
-        _show_document(place.tokens[start:stop], place.taught[start:stop], None, tokenizer, console)
+        paper.print(f"\ndocument {number}, tokens {start} to {stop - 1}: {example.name}", markup=False)
+        _show_document(place.tokens[start:stop], place.taught[start:stop], None, tokenizer, paper)
         start = stop
     if padding:
-        console.print(f"\npadding, tokens {start} to {len(place.tokens) - 1}: ignored", style="dim")
+        paper.print(f"\npadding, tokens {start} to {len(place.tokens) - 1}: ignored", style="dim")
 
 
-def _show_overlong(example: Example, length: int, tokenizer: Tokenizer, console: Console) -> None:
-    console.print(f"the longest row, {counted(len(example.tokens), 'token')}: {example.name}", markup=False)
-    console.print(_legend(console))
-    _show_document(example.tokens, example.taught, length, tokenizer, console)
+def _show_overlong(example: Example, length: int, tokenizer: Tokenizer, paper: Console) -> None:
+    paper.print(f"the longest row, {counted(len(example.tokens), 'token')}: {example.name}", markup=False)
+    paper.print(_legend(paper))
+    _show_document(example.tokens, example.taught, length, tokenizer, paper)
 
 
 def _show_document(
-    tokens: Sequence[int], taught: Sequence[bool], cut: int | None, tokenizer: Tokenizer, console: Console
+    tokens: Sequence[int], taught: Sequence[bool], cut: int | None, tokenizer: Tokenizer, paper: Console
 ) -> None:
     """Print a document as text and as tokens; the row ends before token `cut`."""
-    console.print(Text("  text    " + printable(tokenizer.decode(tokens)).replace("\n", "\n          ")))
+    paper.print(Text("  text    " + printable(tokenizer.decode(tokens)).replace("\n", "\n          ")))
     line = Text("  tokens  ")
     for i, (piece, style) in enumerate(_pieces(tokens, taught, tokenizer)):
         if i == cut:
@@ -118,8 +118,8 @@ def _show_document(
         elif i:
             line.append(SEAM, "dim")
         beyond = cut is not None and i >= cut
-        line.append(piece if _colours(console) or style != TAUGHT else f"«{piece}»", BEYOND if beyond else style)
-    console.print(line)
+        line.append(piece if _colours(paper) or style != TAUGHT else f"«{piece}»", BEYOND if beyond else style)
+    paper.print(line)
 
 
 def _pieces(tokens: Sequence[int], taught: Sequence[bool], tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
@@ -129,11 +129,11 @@ def _pieces(tokens: Sequence[int], taught: Sequence[bool], tokenizer: Tokenizer)
         yield text, TAUGHT if is_taught else READ
 
 
-def _legend(console: Console) -> Text:
-    if not _colours(console):
+def _legend(paper: Console) -> Text:
+    if not _colours(paper):
         return Text("«taught», read; · is a space, ⏎ a line break")
     return Text.assemble(("taught", TAUGHT), ", ", ("read", READ), "; · is a space, ⏎ a line break")
 
 
-def _colours(console: Console) -> bool:
-    return console.is_terminal and not console.no_color
+def _colours(paper: Console) -> bool:
+    return paper.is_terminal and not paper.no_color

@@ -1,4 +1,4 @@
-"""`seektune chat`: the model reads the whole conversation; commands change it."""
+"""`seektune chat`: a conversation whose history is what the model reads."""
 
 import io
 import json
@@ -22,73 +22,72 @@ from seektune.workflows.chat import Conversation, chat
 
 @pytest.fixture(scope="module")
 def folder(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("chat") / "model"
+    place = tmp_path_factory.mktemp("speaker") / "model"
     toy_model(torch.float32, vocab_size=512).save_pretrained(place, format="fp32")
     return place
 
 
-class FakeChat:
-    """A conversation with given responses; records the console output and the prompts that the model gets."""
+class Spoken:
+    """A conversation on paper, whose answers are given; it keeps the prompts that the model got."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, thinking: bool, responses: list[Any]):
-        self.console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
-        self.conversation = Conversation(Session(str(folder), GenerateOptions(thinking=thinking)), self.console)
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, thinking: bool, answers: list[Any]):
+        self.paper = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
+        self.talk = Conversation(Session(str(folder), GenerateOptions(thinking=thinking)), self.paper)
         self.prompts: list[str] = []
-        self.responses = iter(responses)
-        monkeypatch.setattr(chat_page, "stream_text", self._deltas)
+        self.answers = iter(answers)
+        monkeypatch.setattr(chat_page, "stream_text", self._pieces)
 
-    def _deltas(self, _decoding: Any, requests: Any, tokenizer: Any) -> Any:
+    def _pieces(self, _decoding: Any, requests: Any, tokenizer: Any) -> Any:
         self.prompts.append(tokenizer.decode(requests[0].prompt))
-        response = next(self.responses)
-        for i, text in enumerate(response):
+        answer = next(self.answers)
+        for i, text in enumerate(answer):
             if text is KeyboardInterrupt:
                 raise KeyboardInterrupt
-            yield TextDelta(0, text, None, "stop" if i == len(response) - 1 else None)  # type: ignore[arg-type]
+            yield TextDelta(0, text, None, "stop" if i == len(answer) - 1 else None)  # type: ignore[arg-type]
 
     @property
     def shown(self) -> str:
-        file = self.console.file
+        file = self.paper.file
         assert isinstance(file, io.StringIO)
         return file.getvalue()
 
 
 def test_history_grows_and_reasoning_is_dimmed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeChat(folder, monkeypatch, True, [["Let me", " see.", THINK_END, "Fo", "ur."], [f"x{THINK_END}y"]])
-    assert fake.conversation.handle("2+2?")
-    assert fake.conversation.messages == [
+    spoken = Spoken(folder, monkeypatch, True, [["Let me", " see.", THINK_END, "Fo", "ur."], [f"x{THINK_END}y"]])
+    assert spoken.talk.hear("2+2?")
+    assert spoken.talk.messages == [
         {"role": "user", "content": "2+2?"},
         {"role": "assistant", "content": "Four.", "reasoning_content": "Let me see."},
     ]
-    assert "\x1b[2mLet me\x1b[0m" in fake.shown
-    assert "\n\nFour." in fake.shown
-    assert THINK_END not in fake.shown
-    fake.conversation.handle("And 3+3?")
-    messages = fake.conversation.messages
-    assert fake.prompts[1] == encode_messages(messages[:3], "thinking")
-    assert "Four." in fake.prompts[1]
+    assert "\x1b[2mLet me\x1b[0m" in spoken.shown
+    assert "\n\nFour." in spoken.shown
+    assert THINK_END not in spoken.shown
+    spoken.talk.hear("And 3+3?")
+    assert spoken.prompts[1] == encode_messages([*spoken.talk.messages[:2], spoken.talk.messages[2]], "thinking")
+    assert "Four." in spoken.prompts[1]
 
 
 def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake = FakeChat(folder, monkeypatch, False, [["Hi."], ["Hello."]])
-    conversation = fake.conversation
-    assert conversation.handle("/system Be brief.")
-    conversation.handle("Hello")
-    assert fake.prompts == [encode_messages([{"role": "system", "content": "Be brief."}, conversation.messages[1]])]
-    conversation.handle(f"/save {tmp_path / 'talk.jsonl'}")
+    spoken = Spoken(folder, monkeypatch, False, [["Hi."], ["Hello."]])
+    talk = spoken.talk
+    assert talk.hear("/system Be brief.")
+    talk.hear("Hello")
+    assert spoken.prompts == [encode_messages([{"role": "system", "content": "Be brief."}, talk.messages[1]])]
+    talk.hear(f"/save {tmp_path / 'talk.jsonl'}")
     (row,) = (tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(row) == {"messages": conversation.messages}
-    assert len(conversation.messages) == 3
-    conversation.handle("/reset")
-    assert conversation.messages == [{"role": "system", "content": "Be brief."}]
-    conversation.handle(f"/save {tmp_path / 'nothing.jsonl'}")
+    assert json.loads(row) == {"messages": talk.messages}
+    assert len(talk.messages) == 3
+    talk.hear("/reset")
+    assert talk.messages == [{"role": "system", "content": "Be brief."}]
+    talk.hear(f"/save {tmp_path / 'nothing.jsonl'}")
     assert not (tmp_path / "nothing.jsonl").exists()
-    conversation.handle("Hello again")
-    conversation.handle("/save /nowhere/at/all")
-    conversation.handle("/save")
-    conversation.handle("/what")
-    before = list(conversation.messages)
-    assert conversation.handle("bytes \udcff of another encoding")
-    assert conversation.messages == before
+    talk.hear("Hello again")
+    talk.hear("/save /nowhere/at/all")
+    talk.hear("/save")
+    talk.hear("/what")
+    before = list(talk.messages)
+    assert talk.hear("bytes \udcff of another encoding")
+    assert talk.messages == before
     for words in (
         "no response to save yet",
         "half of a surrogate",
@@ -96,24 +95,24 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "/save needs the name",
         "/reset         clear",
     ):
-        assert words in fake.shown
-    assert conversation.handle("  ")
-    assert not conversation.handle("/quit")
+        assert words in spoken.shown
+    assert talk.hear("  ")
+    assert not talk.hear("/quit")
 
 
 def test_stopped_response_leaves_history_unchanged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeChat(folder, monkeypatch, False, [["One."], ["Tw", KeyboardInterrupt]])
-    fake.conversation.handle("1")
-    before = list(fake.conversation.messages)
-    assert fake.conversation.handle("2")
-    assert fake.conversation.messages == before
-    assert "your message was removed" in fake.shown
+    spoken = Spoken(folder, monkeypatch, False, [["One."], ["Tw", KeyboardInterrupt]])
+    spoken.talk.hear("1")
+    before = list(spoken.talk.messages)
+    assert spoken.talk.hear("2")
+    assert spoken.talk.messages == before
+    assert "your message was removed" in spoken.shown
 
 
 def test_response_cannot_control_the_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeChat(folder, monkeypatch, False, [["\x1b]0;title\x07 [bold]x[/]"]])
-    fake.conversation.handle("1")
-    assert "\\x1b]0;title\\x07 [bold]x[/]" in fake.shown
+    spoken = Spoken(folder, monkeypatch, False, [["\x1b]0;title\x07 [bold]x[/]"]])
+    spoken.talk.hear("1")
+    assert "\\x1b]0;title\\x07 [bold]x[/]" in spoken.shown
 
 
 def test_chat_with_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
