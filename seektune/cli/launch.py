@@ -104,7 +104,7 @@ def slurm(
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder for logs, one file per node.")] = Slurm.logs,
     submit: Annotated[bool, typer.Option("--submit", help="Submit the script with sbatch.")] = False,
 ) -> Action:
-    """The command `launch slurm`."""
+    """The verb `launch slurm`."""
     options = Slurm(time, partition, account, qos, constraint, container, tuple(mounts or ()), venv, requeue, output)
     render = partial(write_slurm, slurm=options)
     send = partial(sbatch, logs=output) if submit else None

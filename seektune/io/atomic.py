@@ -8,7 +8,7 @@ from pathlib import Path
 from secrets import token_hex
 
 SCRATCH = ".partial"
-"""Suffix of incomplete files."""
+"""Suffix of what is not complete yet."""
 
 
 @contextmanager

@@ -19,7 +19,7 @@ Advance = Callable[[int, int], None]
 
 
 def say(sentence: str) -> None:
-    """Print and flush, also into a pipe."""
+    """Print at once, also into a pipe."""
     print(sentence, flush=True)
 
 
@@ -55,7 +55,7 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without terminal control characters."""
+    """Text that cannot command the terminal."""
     return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
 
 

@@ -1,4 +1,4 @@
-"""Validation of text from files, terminals and clients."""
+"""Text from files, terminals and clients: refused where it cannot be encoded."""
 
 from pathlib import Path
 

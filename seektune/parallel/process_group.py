@@ -15,7 +15,7 @@ class ProcessSlot:
     world: int = 1
     """Processes of the job."""
     local_rank: int = 0
-    """Index of this process on its machine, which is the index of its GPU."""
+    """Number of this one on its machine, which is the number of its GPU."""
 
     @property
     def device(self) -> torch.device:

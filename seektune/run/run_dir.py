@@ -12,7 +12,7 @@ from seektune.io.run_files import ADAPTER, CHECKPOINTS, EVALUATION, METRICS, MOD
 
 RUNS = Path("runs")
 TAKEN = (RECIPE, EVALUATION, METRICS, MODEL, ADAPTER, CHECKPOINTS, REPORT)
-"""Files and folders that show that a folder holds a run."""
+"""Whoever holds one of these is the folder of another run."""
 
 
 def choose_folder(run_dir: str | None, name: str, now: datetime) -> Path:

@@ -50,7 +50,7 @@ class LossGuard:
         return {"recent": list(self._recent), "skipped": self._skipped}
 
     def load_state_dict(self, state: GuardState) -> None:
-        """Restore a `state_dict()`."""
+        """Go on where another guard stood."""
         self._recent = deque(state["recent"], maxlen=MEMORY)
         self._skipped = state["skipped"]
 

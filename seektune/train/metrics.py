@@ -24,7 +24,7 @@ CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s",
 
 
 class LogState(TypedDict):
-    """The state of the logs in a checkpoint."""
+    """What the record of a resumed run must know of the steps before."""
 
     total_tokens: int
     loads: dict[str, list[int]]

@@ -73,7 +73,7 @@ class ProgressLines:
         self.say(f"step {record.step}/{self._steps} · {numbers} · {left} left")
 
     def say(self, sentence: str) -> None:
-        """Print and flush, also into a pipe."""
+        """Print at once, also into a pipe."""
         print(sentence, flush=True)
 
     def close(self) -> None:

@@ -121,7 +121,7 @@ class Conversation:
         except OSError as error:
             self._note(f"({name}: {error.strerror})")
             return
-        self._note(f"({len(self.messages)} messages appended to {name})")
+        self._note(f"({len(self.messages)} messages added to {name})")
 
     def _help(self, _: str) -> None:
         self._note(COMMANDS)

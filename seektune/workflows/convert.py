@@ -41,7 +41,7 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
 
 
 def _refuse_incomplete(folder: Path) -> None:
-    """Reject an incomplete source: the fault would otherwise be found only when the copy is loaded."""
+    """A copy of an incomplete checkpoint would be found out only when it is loaded."""
     config = read_promise(folder)
     found = scan(folder)
     if found.problems:

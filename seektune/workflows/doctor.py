@@ -158,7 +158,7 @@ def _cache() -> Finding:
 
 
 def _meeting(processes: int) -> Finding:
-    """Start processes under torchrun that compare clocks and run an all-reduce."""
+    """Processes under torchrun that meet, compare clocks and sum tensors."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", MEET]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as torchrun:

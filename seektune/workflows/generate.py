@@ -21,7 +21,7 @@ from seektune.io.jsonl import as_line, read_jsonl
 from seektune.io.text import check_unicode
 
 PAGE = 8
-"""Batches of prompts that are completed before their lines are written."""
+"""Batches of prompts that are answered before their lines are written."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOption
 
 
 def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, output: Output) -> None:
-    """Complete every row of a .jsonl file: `prompt` (a string) or `messages` (a conversation).
+    """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation).
 
     A line of `out` is the row with `sample`, `text` and `end` (`stop` or `length`), for conversations also `message`
     if the response follows the chat format, and `tokens` if log-probabilities are written. The same call resumes an
     interrupted job.
 
     Raises:
-        ValueError: a row is invalid (checked before the model is loaded), or the model cannot be loaded.
+        ValueError: a row is not as it should be (told before the model is read), or the model cannot be read.
         OSError: a file cannot be read or written.
     """
     rows = list(_rows(file, setting))
@@ -112,7 +112,7 @@ def _text(row: dict[str, Any], setting: GenerateOptions) -> str:
     text = encode_messages(row["messages"], setting.mode)
     if text.endswith(EOS):
         raise ValueError(
-            "the last message is the assistant's; end with a user message, or set its `wo_eos` to continue it"
+            "the last message is an answer; end with a question, or mark the answer `wo_eos` to go on with it"
         )
     return text
 
@@ -165,7 +165,7 @@ def answers(out: Path, job: str, samples: int) -> Iterator[tuple[TextIO, int]]:
     done = 0
     if plain and out.exists() and mark.is_file() and mark.read_text(encoding="utf-8") == job:
         done = _cut(out, samples)
-        print(f"{out} was interrupted after {done:,} prompts; resuming there", file=sys.stderr)
+        print(f"{out} was broken off after {done:,} prompts; it goes on there", file=sys.stderr)
     with out.open("a" if done else "w", encoding="utf-8") as paper:
         if plain:
             mark.write_text(job, encoding="utf-8")

@@ -70,14 +70,14 @@ class CheckpointCard:
 
 MOST_TENSORS = 2**20
 LARGEST = 2**31
-"""Limits of a plausible config.json; Pro has 145,116 tensors and a vocabulary of 129,280."""
+"""Of a config.json that is taken seriously; Pro has 145,116 tensors and a vocabulary of 129,280."""
 
 
 def read_promise(folder: Path) -> DeepseekV4Config:
-    """The architecture of config.json.
+    """What config.json promises, if that is a model at all.
 
     Raises:
-        ValueError: the file cannot be read, or its numbers are implausible.
+        ValueError: it cannot be read, or its numbers are absurd.
     """
     config = DeepseekV4Config.from_pretrained(folder)
     largest = max(value for value in config.model_dump().values() if isinstance(value, int))

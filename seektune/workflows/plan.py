@@ -43,7 +43,7 @@ def plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> bool:
     With `search` the plan is that of the fastest layout that fits.
 
     Raises:
-        ValueError: the architecture is not known without the network, or no layout fits that many GPUs.
+        ValueError: the architecture is not known without the network, or nothing fits so many GPUs.
     """
     report, nodes = take_plan(recipe, cluster, asked)
     if asked.html is not None:

@@ -53,7 +53,7 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
 
 
 def _models(model: str, reading: LoadOptions, service: ServeConfig) -> dict[str, DeepseekV4ForCausalLM]:
-    """The base, and with an adapter a second model on the same weights, by model name in the API."""
+    """The base, and with an adapter a second model on the same weights, by the names that clients choose."""
     name = service.served_model_name or model.rstrip("/")
     adapter = reading.adapter
     if adapter is None:

@@ -132,7 +132,7 @@ def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, mon
         ('{"messages": [{"role": "king", "content": "x"}]}', r"line 2: messages\[0\]"),
         (
             '{"messages": [{"role": "assistant", "content": "x"}]}',
-            "line 2: the last message is the assistant's",
+            "line 2: the last message is an answer",
         ),
         ('{"prompt": "\\ud800"}', "line 2: a text holds half of a surrogate pair"),
         ('{"prompt": "x", "id": "\\ud800"}', "line 2: a text holds half of a surrogate pair"),
@@ -176,7 +176,7 @@ def test_a_job_that_was_broken_off_goes_on(
 
     begun()
     assert answered(folder, tmp_path, rows, setting, output) == whole
-    assert "was interrupted after 2 prompts" in capsys.readouterr().err
+    assert "was broken off after 2 prompts" in capsys.readouterr().err
     begun()
     assert (
         len(answered(folder, tmp_path, rows, GenerateOptions(max_new_tokens=2), output)) == 10

@@ -57,7 +57,7 @@ class HellaswagConfig(DataConfig):
         """The folder of the rows and a description of their source."""
         if self.path is not None:
             return self.path.expanduser(), str(self.path)
-        # imported here, as importing pyarrow is slow
+        # here, because a recipe does not wait for the import of pyarrow
         from seektune.data.datasets.hellaswag_sources import SOURCES, cached
 
         return cached(cache.folder / self.dataset, SOURCES, COLUMNS, cache.note)
