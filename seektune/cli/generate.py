@@ -21,7 +21,7 @@ GENERATE_HELP = """Generate text from MODEL, a checkpoint folder in any supporte
 \b
 Complete a prompt:
   seektune generate runs/mine/model --prompt "The man"
-Answer a question in the chat format, with greedy decoding:
+Ask a question in the chat format, with greedy decoding:
   seektune generate runs/mine/model --prompt "2+2?" --chat --temperature 0
 Many prompts, four samples each:
   seektune generate runs/mine/model --file prompts.jsonl --out answers.jsonl --samples 4
@@ -43,11 +43,11 @@ def _generate(
     generation: MakeGenerateOptions,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Prompt.")] = None,
     file: Annotated[Path | None, typer.Option(metavar="PROMPTS", help="File of prompts, .jsonl.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="ANSWERS", help="File for the answers, .jsonl.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="ANSWERS", help="Output file, .jsonl.")] = None,
     as_chat: Annotated[
         bool, typer.Option("--chat", help="Send --prompt as a user message in the chat format.")
     ] = False,
-    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Answers per prompt.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Completions per prompt.")] = 1,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Write the log-probability of each token.")] = False,
     max_num_seqs: MaxNumSeqs = 8,
     max_new_tokens: MaxNewTokens = 256,

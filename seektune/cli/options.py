@@ -44,7 +44,7 @@ Speculative: TypeAlias = Annotated[
         "--speculative", help="Speculative decoding with the MTP block; the output distribution does not change."
     ),
 ]
-Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Chat: reason before the answer.")]
+Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Chat: generate reasoning first.")]
 OptionGroup: TypeAlias = Callable[..., object]
 MakeLoadOptions: TypeAlias = Callable[[], "LoadOptions"]
 """Called when the command runs, as importing the class takes seconds."""
@@ -91,10 +91,10 @@ def _generate_options(
         float, typer.Option(help="Drop tokens less likely than p times the most likely one; 0 keeps all.")
     ] = Sampling.min_p,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Penalty on tokens that already occur in prompt or answer; 1 is none.")
+        float, typer.Option(help="Penalty on tokens that already occur in prompt or completion; 1 is none.")
     ] = Sampling.repetition_penalty,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Stop string, not part of the answer; repeatable.")
+        list[str] | None, typer.Option(metavar="TEXT", help="Stop string, not part of the completion; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the sampling.")] = 0,
     speculative: Speculative = False,

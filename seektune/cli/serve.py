@@ -45,7 +45,7 @@ MaxModelLen: TypeAlias = Annotated[
     typer.Option(
         min=2,
         metavar="N",
-        help="Maximum length of prompt and answer in tokens.",
+        help="Maximum length of prompt and completion in tokens.",
         show_default=f"the model's, at most {Limits.max_model_len}",
     ),
 ]
