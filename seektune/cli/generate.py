@@ -43,7 +43,7 @@ def _generate(
     generation: MakeGenerateOptions,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Prompt.")] = None,
     file: Annotated[Path | None, typer.Option(metavar="PROMPTS", help="File of prompts, .jsonl.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="ANSWERS", help="Output file, .jsonl.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="ANSWERS", help="File for the answers, .jsonl.")] = None,
     as_chat: Annotated[
         bool, typer.Option("--chat", help="Send --prompt as a user message in the chat format.")
     ] = False,
