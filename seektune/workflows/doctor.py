@@ -145,7 +145,9 @@ def _reached(ask: Callable[[], str]) -> Finding:
     try:
         return Finding("hub", GOOD, f"answers; DeepSeek-V4-Flash is at {ask()[:12]}")
     except Exception as error:  # HTTP clients raise many types; all mean that the Hub cannot be reached
-        return Finding("hub", UNKNOWN, f"cannot be reached ({type(error).__name__}); model.weights must be a local folder")
+        return Finding(
+            "hub", UNKNOWN, f"cannot be reached ({type(error).__name__}); model.weights must be a local folder"
+        )
 
 
 def _cache() -> Finding:

@@ -67,7 +67,7 @@ class DataConfig(Section, ABC):
         """Download what is not cached. With several processes, rank 0 calls it before all load.
 
         Raises:
-            OSError: no source answers, or the cache cannot be written.
+            OSError: no source can be reached, or the cache cannot be written.
         """
 
     @abstractmethod
@@ -75,7 +75,7 @@ class DataConfig(Section, ABC):
         """The examples of a split, at most `limit` rows of it, spread evenly.
 
         Raises:
-            ValueError: naming the file and row that is not as it should be.
+            ValueError: a row is invalid; the message names file and row.
             OSError: the rows are not here and no source answers.
         """
 
