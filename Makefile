@@ -29,7 +29,7 @@ $(DEV_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(DEV_STAMP)
 
-demo: $(STAMP)  ## fine-tune a tiny DeepSeek-V4 on HellaSwag on the CPU, about four minutes, and say where the report is
+demo: $(STAMP)  ## fine-tune a tiny DeepSeek-V4 on HellaSwag on the CPU, about four minutes, and print the path of the report
 	OMP_NUM_THREADS=1 $(BIN)/seektune train $(DEMO_RECIPE)
 
 test: $(DEV_STAMP)  ## all tests
@@ -56,7 +56,7 @@ bench: $(DEV_STAMP)  ## measure a training step against transformers, and where 
 bench-layer: $(DEV_STAMP)  ## measure one CSA and one HCA layer of V4-Flash; 20 GB
 	$(BIN)/python bench/layer.py --threads $(WORKERS)
 
-bench-checkpoint: $(DEV_STAMP)  ## measure converting against this disk's copying, and saving beside the training
+bench-checkpoint: $(DEV_STAMP)  ## measure converting against this disk's copying, and saving during training
 	$(BIN)/python bench/checkpoint.py
 	$(BIN)/python bench/save.py
 

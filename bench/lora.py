@@ -40,7 +40,7 @@ from seektune.train.step import train_step
 
 TARGETS = ("attn", "ffn.experts")
 LIMITS = {"memory": 17.0, "stream": 12.0}
-"""GB of peak memory that the issue allows: 3 layers in memory, 8 layers streamed."""
+"""Targets of peak memory in GB: 3 layers in memory, 8 layers streamed."""
 _ANY_OF_FP8 = int.from_bytes(bytes([0xBF] * 8), "little", signed=True)
 RESULT = Path(__file__).with_suffix(".json")
 

@@ -21,7 +21,7 @@ __all__ = [
     "parse_message",
 ]
 
-_ROOMS = {
+_MODULES = {
     "DeepseekV4Config": "seektune.model.config",
     "DeepseekV4ForCausalLM": "seektune.model.causal_lm",
     "encode_messages": "seektune.data.chat_format.encode",
@@ -31,7 +31,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that `import seektune` does not wait for torch."""
-    if name not in _ROOMS:
+    """Import a public name when it is first used, so that `import seektune` does not wait for torch."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'seektune' has no attribute {name!r}")
-    return getattr(import_module(_ROOMS[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

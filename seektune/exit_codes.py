@@ -3,7 +3,7 @@
 DONE = 0
 FAILURE = 1
 USER_MISTAKE = 2
-"""What was asked for cannot be done."""
+"""Invalid arguments, recipe or data."""
 RESUME_ME = 75
 """The run stopped on request and continues when the same command is started again (EX_TEMPFAIL of sysexits.h)."""
 BY_SIGNAL = 128

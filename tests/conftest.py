@@ -102,7 +102,7 @@ def toy_model(toy_config: Callable[..., DeepseekV4Config]) -> Build:
 
 @pytest.fixture(scope="session")
 def parity_folder() -> Path:
-    """A checkpoint in the released layout with logits by the official mathematics."""
+    """A checkpoint in the released layout with logits of the official code."""
     return Path(__file__).parent / "fixtures" / "parity"
 
 

@@ -52,7 +52,7 @@ def life() -> str:
         ("convert · merge", ("the release's", "own layout"), BLUE),
         ("serve", ("here, vLLM,", "SGLang"), GREEN),
     ]
-    parts = [box(20 + 176 * n, 50, 140, 76, fill, verb, under) for n, (verb, under, fill) in enumerate(steps)]
+    parts = [box(20 + 176 * n, 50, 140, 76, fill, command, under) for n, (command, under, fill) in enumerate(steps)]
     parts += [arrow(161 + 176 * n, 88, 194 + 176 * n, 88) for n in range(4)]
     left = ["recipe.yaml", "checkpoints/", "evaluation.json", "README.md", "OpenAI's API"]
     parts += [text(90 + 176 * n, 150, said, fill=SOFT) for n, said in enumerate(left)]
@@ -85,13 +85,13 @@ WALK = [
         BLUE,
     ),
 ]
-"""Files that a token passes in training: what happens there, floor and room, what else is there, colour."""
+"""Files that a token passes in training: what happens there, layer and package, what else is there, colour."""
 
 
 def walk() -> str:
-    """A token's way in training, each file on its floor."""
+    """The path of a token in training, each file in its layer."""
     parts = [
-        text(20, 28, "floor and room", fill=SOFT, anchor="start"),
+        text(20, 28, "layer and package", fill=SOFT, anchor="start"),
         text(600, 28, "also there", fill=SOFT, anchor="start"),
     ]
     for n, (file, happens, floor, other, fill) in enumerate(WALK):
@@ -101,7 +101,7 @@ def walk() -> str:
         parts.append(text(600, y + 29, other, anchor="start", fill=SOFT))
         if n + 1 < len(WALK):
             parts.append(arrow(360, y + 49, 360, y + 66))
-    return picture(820, 44 + 68 * len(WALK) - 8, "a token's way from the recipe to the loss", parts)
+    return picture(820, 44 + 68 * len(WALK) - 8, "the path of a token from the recipe to the loss", parts)
 
 
 MEMORY = [

@@ -1,6 +1,6 @@
-"""The command line: `seektune VERB ...`, and `automodel ...`, which is `seektune train ...`.
+"""The command line: `seektune COMMAND ...`, and `automodel ...`, which is `seektune train ...`.
 
-Verbs import their workflow when they run, so that help and an error in a recipe do not wait for torch.
+Commands import their workflow when they run, so that help and errors in a recipe do not wait for torch.
 """
 
 import os
@@ -40,8 +40,8 @@ Generate:
   seektune chat FOLDER
   seektune serve FOLDER
 
-`seektune VERB --help` explains a verb. Exit codes: {DONE} success, {FAILURE} failure, {USER_MISTAKE} invalid arguments,
-recipe or data, {RESUME_ME} stopped by a signal (the same command resumes).
+`seektune COMMAND --help` explains a command. Exit codes: {DONE} success, {FAILURE} failure, {USER_MISTAKE} invalid
+arguments, recipe or data, {RESUME_ME} stopped by a signal (the same command resumes).
 """
 
 PARSER_WAS_INTERRUPTED = BY_SIGNAL + SIGINT
@@ -107,9 +107,9 @@ automodel_app.command(help=train.AUTOMODEL_HELP, context_settings=ALLOW_OVERRIDE
 
 
 def _run(command: Callable[..., object], name: str) -> NoReturn:
-    """Parse the command line, run the verb and exit with its code; an error is printed as one line."""
+    """Parse the command line, run the command and exit with its code; an error is printed as one line."""
     try:
-        # a verb's action runs here and not in the parser, which has its own handling of Ctrl-C and broken pipes
+        # a command's action runs here and not in the parser, which has its own handling of Ctrl-C and broken pipes
         parsed = command(prog_name=name, standalone_mode=False)
         if parsed == PARSER_WAS_INTERRUPTED:
             raise KeyboardInterrupt

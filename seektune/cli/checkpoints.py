@@ -1,4 +1,4 @@
-"""The verbs `convert`, `verify`, `inspect` and `merge`, which work on checkpoint folders."""
+"""The commands `convert`, `verify`, `inspect` and `merge`, which work on checkpoint folders."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +73,7 @@ def convert(
         typer.Option(metavar="RELEASED", help="Checkpoint that training started from: a folder or a Hub id."),
     ] = None,
 ) -> Action:
-    """The verb `convert`."""
+    """The command `convert`."""
     return partial(_convert, source, destination, to, original)
 
 
@@ -85,14 +85,14 @@ def verify(
     ] = 0.0,
     as_json: AsJson = False,
 ) -> Action:
-    """The verb `verify`."""
+    """The command `verify`."""
     return partial(_verify, a, b, tolerance, as_json)
 
 
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder.")], as_json: AsJson = False
 ) -> Action:
-    """The verb `inspect`."""
+    """The command `inspect`."""
     return partial(_inspect, folder, as_json)
 
 
@@ -104,7 +104,7 @@ def merge(
     weight: Annotated[float, typer.Option(metavar="X", help="Factor on the adapter's change.")] = 1.0,
     force: Annotated[bool, typer.Option("--force", help="Merge even if most of the change is lost.")] = False,
 ) -> Action:
-    """The verb `merge`."""
+    """The command `merge`."""
     return partial(_merge, base, adapter, destination, to, weight, force)
 
 

@@ -1,4 +1,4 @@
-"""The verb `data preview`: training rows before training reads them."""
+"""The command `data preview`: training rows before training reads them."""
 
 import os
 from functools import partial
@@ -37,7 +37,7 @@ def preview(
     args: RecipeArgs = None,
     row: Annotated[int, typer.Option(min=0, metavar="N", help="Row number in training order, from 0.")] = 0,
 ) -> Action:
-    """The verb `data preview`."""
+    """The command `data preview`."""
     return partial(_preview, *split_args(args or []), row)
 
 

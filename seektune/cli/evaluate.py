@@ -1,4 +1,4 @@
-"""The verb `eval`: evaluation of a checkpoint on a task."""
+"""The command `eval`: evaluation of a checkpoint on a task."""
 
 import os
 from pathlib import Path
@@ -45,7 +45,7 @@ def _evaluate(
         typer.Option(min=1, metavar="N", help="Perplexity: tokens between windows.", show_default="--length"),
     ] = None,
 ) -> Action:
-    """The verb `eval`."""
+    """The command `eval`."""
 
     def run() -> None:
         from seektune.workflows.evaluate import EvalOptions, evaluate

@@ -1,4 +1,4 @@
-"""The verbs `generate` and `chat`: text from a checkpoint."""
+"""The commands `generate` and `chat`: text from a checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,7 @@ GENERATE_HELP = """Generate text from MODEL, a checkpoint folder in any supporte
 \b
 Complete a prompt:
   seektune generate runs/mine/model --prompt "The man"
-Answer a question in the chat format, with greedy decoding:
+Ask a question in the chat format, with greedy decoding:
   seektune generate runs/mine/model --prompt "2+2?" --chat --temperature 0
 Many prompts, four samples each:
   seektune generate runs/mine/model --file prompts.jsonl --out answers.jsonl --samples 4
@@ -47,12 +47,12 @@ def _generate(
     as_chat: Annotated[
         bool, typer.Option("--chat", help="Send --prompt as a user message in the chat format.")
     ] = False,
-    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Answers per prompt.")] = 1,
+    samples: Annotated[int, typer.Option(min=1, metavar="N", help="Completions per prompt.")] = 1,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="Write the log-probability of each token.")] = False,
     max_num_seqs: MaxNumSeqs = 8,
     max_new_tokens: MaxNewTokens = 256,
 ) -> Action:
-    """The verb `generate`."""
+    """The command `generate`."""
 
     def run() -> None:
         if (prompt is None) == (file is None) or (file is None) != (out is None):
@@ -78,7 +78,7 @@ def _chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     max_new_tokens: MaxNewTokens = 2048,
 ) -> Action:
-    """The verb `chat`."""
+    """The command `chat`."""
 
     def run() -> None:
         options = generation(max_new_tokens)

@@ -1,4 +1,4 @@
-"""The verb `init`: copies of the recipes that ship with the package."""
+"""The command `init`: copies of the recipes that ship with the package."""
 
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ def init(
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the shipped recipes and exit.")] = False,
 ) -> Action:
-    """The verb `init`."""
+    """The command `init`."""
     return partial(_init, recipe, folder, show_list)
 
 

@@ -1,4 +1,4 @@
-"""The verb `launch`: job scripts for Slurm, Kubernetes and SkyPilot."""
+"""The command `launch`: job scripts for Slurm, Kubernetes and SkyPilot."""
 
 from collections.abc import Callable
 from functools import partial
@@ -133,7 +133,7 @@ def kubernetes(
         str, typer.Option(metavar="NAME", help="ClusterTrainingRuntime of a TrainJob.")
     ] = Kubernetes.runtime,
 ) -> Action:
-    """The verb `launch kubernetes`."""
+    """The command `launch kubernetes`."""
     options = Kubernetes(image, pvc, kind, namespace, mount, shm, secret, runtime=runtime)
     render = partial(write_kubernetes, options=options)
     return partial(print_job, *split_args(args or []), job(), gpus_per_node, gpu, render, None)
@@ -153,7 +153,7 @@ def skypilot(
         str | None, typer.Option(metavar="NAME", help="Volume for checkpoints, any number of nodes.")
     ] = None,
 ) -> Action:
-    """The verb `launch skypilot`."""
+    """The command `launch skypilot`."""
     kind, colon, count = gpu.partition(":")
     if not kind or not colon or not count.isdecimal() or int(count) < 1:
         raise ValueError(f"--gpu {gpu} must be KIND:N, such as H100:8")
@@ -161,12 +161,12 @@ def skypilot(
     return partial(print_job, *split_args(args or []), job(), int(count), SKYPILOT_GPUS.get(kind, kind), render, None)
 
 
-for _name, _verb, _help in (
+for _name, _function, _help in (
     ("slurm", slurm, SLURM_HELP),
     ("kubernetes", kubernetes, KUBERNETES_HELP),
     ("skypilot", skypilot, SKYPILOT_HELP),
 ):
     _first = _help.splitlines()[0]
     app.command(_name, help=_help, short_help=_first, context_settings=ALLOW_OVERRIDES)(
-        with_groups(_verb, job=job_options)
+        with_groups(_function, job=job_options)
     )

@@ -1,4 +1,4 @@
-"""Options that several verbs share, each defined once; a verb takes a group of options as one argument."""
+"""Options shared by several commands, each defined once; a command takes a group of options as one argument."""
 
 import inspect
 from collections.abc import Callable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from seektune.generate.session import GenerateOptions, LoadOptions
 
 Action: TypeAlias = Callable[[], int | None]
-"""What a verb does once its arguments are parsed; returns an exit code, None means 0."""
+"""What a command does once its arguments are parsed; returns an exit code, None means 0."""
 
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 ALLOW_OVERRIDES = {"ignore_unknown_options": True, **HELP_FLAGS}
@@ -44,12 +44,12 @@ Speculative: TypeAlias = Annotated[
         "--speculative", help="Speculative decoding with the MTP block; the output distribution does not change."
     ),
 ]
-Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Chat: reason before the answer.")]
+Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Chat: generate reasoning first.")]
 OptionGroup: TypeAlias = Callable[..., object]
 MakeLoadOptions: TypeAlias = Callable[[], "LoadOptions"]
-"""Called when the verb runs, as the class lies behind imports that take seconds."""
+"""Called when the command runs, as importing the class takes seconds."""
 MakeGenerateOptions: TypeAlias = Callable[[int], "GenerateOptions"]
-"""The same, called with max_new_tokens, whose default differs by verb."""
+"""The same, called with max_new_tokens, whose default differs by command."""
 
 
 def load_options(
@@ -91,10 +91,10 @@ def _generate_options(
         float, typer.Option(help="Drop tokens less likely than p times the most likely one; 0 keeps all.")
     ] = Sampling.min_p,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Penalty on tokens that already occur in prompt or answer; 1 is none.")
+        float, typer.Option(help="Penalty on tokens that already occur in prompt or completion; 1 is none.")
     ] = Sampling.repetition_penalty,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="Stop string, not part of the answer; repeatable.")
+        list[str] | None, typer.Option(metavar="TEXT", help="Stop string, not part of the completion; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the sampling.")] = 0,
     speculative: Speculative = False,
@@ -111,18 +111,18 @@ def _generate_options(
     return make
 
 
-def with_groups(verb: Callable[..., Action], **groups: OptionGroup) -> Callable[..., Action]:
-    """A command with the options of `verb`, in which the options of a group replace the argument of that name.
+def with_groups(function: Callable[..., Action], **groups: OptionGroup) -> Callable[..., Action]:
+    """A command with the options of `function`, in which the options of a group replace the argument of that name.
 
     Typer reads a function's signature and has no groups, so the signature is assembled here.
     """
-    return _expand(verb, groups)
+    return _expand(function, groups)
 
 
-def _expand(verb: Callable[..., Any], groups: dict[str, OptionGroup]) -> Callable[..., Any]:
+def _expand(function: Callable[..., Any], groups: dict[str, OptionGroup]) -> Callable[..., Any]:
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, own in inspect.signature(verb).parameters.items()
+        for name, own in inspect.signature(function).parameters.items()
         for parameter in (inspect.signature(groups[name]).parameters.values() if name in groups else [own])
     ]
 
@@ -130,9 +130,9 @@ def _expand(verb: Callable[..., Any], groups: dict[str, OptionGroup]) -> Callabl
         made = {}
         for name, group in groups.items():
             made[name] = group(**{key: values.pop(key) for key in inspect.signature(group).parameters})
-        return verb(**made, **values)
+        return function(**made, **values)
 
-    command.__doc__ = verb.__doc__
+    command.__doc__ = function.__doc__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__setattr__("__signature__", inspect.Signature(parameters))
     return command

@@ -1,4 +1,4 @@
-"""The verbs `plan`, `validate` and `doctor`: checks before a job is started."""
+"""The commands `plan`, `validate` and `doctor`: checks before a job is started."""
 
 import os
 from functools import partial
@@ -46,7 +46,7 @@ def plan(
         float, typer.Option(min=0, max=1e9, metavar="X", help="Price of a GPU hour, in any currency.")
     ] = 0.0,
 ) -> Action:
-    """The verb `plan`."""
+    """The command `plan`."""
     if cluster is not None and (gpus is not None or gpu is not None):
         raise ValueError("--cluster already describes the GPUs; remove --gpus and --gpu")
     recipe_args = split_args(args or [])
@@ -100,7 +100,7 @@ def validate(
     gpu: Annotated[str, typer.Option(metavar="KIND", help="GPU model.")] = "h100-80gb",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> Action:
-    """The verb `validate`."""
+    """The command `validate`."""
     return partial(_validate, *split_args(args or []), gpus, gpu, as_json)
 
 
@@ -109,7 +109,7 @@ def doctor(
     nproc_per_node: Annotated[int, typer.Option(min=1, metavar="N", help="Processes of the process-group check.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> Action:
-    """The verb `doctor`."""
+    """The command `doctor`."""
     return partial(_doctor, run_dir, nproc_per_node, as_json)
 
 

@@ -1,4 +1,4 @@
-"""The verb `serve`: an OpenAI-compatible API server for a checkpoint."""
+"""The command `serve`: an OpenAI-compatible API server for a checkpoint."""
 
 from typing import Annotated, TypeAlias
 
@@ -45,7 +45,7 @@ MaxModelLen: TypeAlias = Annotated[
     typer.Option(
         min=2,
         metavar="N",
-        help="Maximum length of prompt and answer in tokens.",
+        help="Maximum length of prompt and completion in tokens.",
         show_default=f"the model's, at most {Limits.max_model_len}",
     ),
 ]
@@ -75,7 +75,7 @@ def _serve(
     thinking: Thinking = False,
     speculative: Speculative = False,
 ) -> Action:
-    """The verb `serve`."""
+    """The command `serve`."""
 
     def run() -> None:
         from seektune.workflows.serve import serve

@@ -1,4 +1,4 @@
-"""The verbs `train` and `schema`, and the command `automodel`; recipe arguments and overrides."""
+"""The commands `train`, `schema` and `automodel`; recipe arguments and overrides."""
 
 import json
 from functools import partial
@@ -130,13 +130,13 @@ def train(
     as_json: AsJson = DryRunFlags.as_json,
     version: Version = False,
 ) -> Action:
-    """The verb `train`, and the command `automodel`."""
+    """The commands `train` and `automodel`."""
     flags = LaunchFlags(nproc_per_node, nnodes, node_rank, rdzv_endpoint, max_restarts, shutdown_timeout)
     return partial(start, *split_args(args or []), flags, DryRunFlags(dry_run, world_size, ranks, as_json))
 
 
 def schema() -> Action:
-    """The verb `schema`."""
+    """The command `schema`."""
     return print_schema
 
 

@@ -1,1 +1,1 @@
-"""Text into batches: tokenizer, datasets, packing and the loader."""
+"""Data: tokenizer, datasets, chat format, packing and the loader."""

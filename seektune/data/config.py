@@ -1,4 +1,4 @@
-"""What a recipe says about its batches: how many rows and tokens meet in one optimizer step."""
+"""The section `batch` of a recipe."""
 
 from pydantic import PositiveInt, ValidationInfo, field_validator
 
@@ -6,14 +6,14 @@ from seektune.section import Section
 
 
 class BatchConfig(Section):
-    """How many tokens meet in one optimizer step."""
+    """Batch size and row length."""
 
     global_size: PositiveInt
     """Rows per optimizer step."""
     micro_size: PositiveInt = 1
     """Rows per forward; must divide `global_size`."""
     length: PositiveInt
-    """Most tokens of a row."""
+    """Maximum tokens of a row."""
     pack: bool = False
     """Whether a row of `length` tokens holds several examples (each sees only itself) or one."""
 

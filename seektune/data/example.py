@@ -1,19 +1,19 @@
-"""A text as ids, and which of them are taught. Free of torch, as files of datasets are, which every recipe imports."""
+"""A tokenized example; does not import torch, as every recipe imports the datasets."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Example:
-    """A text as ids, and what of it is taught: tokens that the loss counts; the others are only read."""
+    """Token ids, and which of them are taught (counted by the loss)."""
 
     tokens: list[int]
     taught: list[bool]
-    """Of each token."""
+    """Whether the loss counts it, for each token."""
     name: str
-    """Where it comes from, for messages."""
+    """Its source, for messages."""
 
 
 def continuation(prompt: list[int], ending: list[int], name: str) -> Example:
-    """A sequence in which the ending is taught."""
+    """An example in which only the ending is taught."""
     return Example(prompt + ending, [False] * len(prompt) + [True] * len(ending), name)

@@ -1,4 +1,4 @@
-"""The endless, repeatable stream of micro-batches that training draws from."""
+"""The data loader: an endless, reproducible stream of micro-batches."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypedDict
@@ -12,7 +12,7 @@ from seektune.sequence import Batch
 
 
 class LoaderState(TypedDict):
-    """Where a loader stands: the next example is number `offset` of the order of `epoch`, of `examples` in all."""
+    """A loader's position: the next example is number `offset` in the order of `epoch`; `examples` is their number."""
 
     epoch: int
     offset: int
@@ -20,14 +20,14 @@ class LoaderState(TypedDict):
 
 
 class Loader:
-    """Batches of a set of examples, epoch after epoch, each in an order of its own that the seed decides.
+    """Batches of examples, epoch after epoch, each shuffled by the seed and the epoch.
 
-    A step takes up the order where the last one stopped and goes on into the next epoch where one ends, so that within
-    an epoch every example comes once.
+    A step continues where the last one stopped, into the next epoch if one ends, so that every example is used once per
+    epoch.
     """
 
     def __init__(self, examples: Sequence[Example], batch: BatchConfig, seed: int, pad_id: int):
-        """From examples none of which is longer than `batch.length` (see `packing.fitting`)."""
+        """No example may be longer than `batch.length` (see `packing.fitting`)."""
         assert examples, "a loader needs examples"
         assert max(len(example.tokens) for example in examples) <= batch.length, "an example is longer than a row"
         self._examples = examples
@@ -51,11 +51,11 @@ class Loader:
         return self._packed_rows() if self._batch.pack else self._single_rows()
 
     def state_dict(self) -> LoaderState:
-        """Where the stream stands, between two steps."""
+        """The position between two steps."""
         return {"epoch": self._epoch, "offset": self._offset, "examples": len(self._examples)}
 
     def load_state_dict(self, state: LoaderState) -> None:
-        """Go on exactly where another loader of the same examples, batch and seed stood.
+        """Continue exactly at the position of another loader of the same examples, batch and seed.
 
         Raises:
             ValueError: the state is that of a dataset of another size.
@@ -78,7 +78,7 @@ class Loader:
 
     def _packed_rows(self) -> list[Row]:
         packer = FirstFit(self._batch.global_size, self._batch.length)
-        # The first example without room opens the next step, so that the offset alone says where the stream stands.
+        # The first example that does not fit starts the next step, so that the offset alone defines the position.
         while packer.put(self._next()):
             self._advance()
         return packer.rows

@@ -1,4 +1,4 @@
-"""Examples into rows of equal length: one per row, or several that do not see each other.
+"""Packs examples into rows of equal length: one per row, or several that do not see each other.
 
 Shapes: B rows, T tokens.
 """
@@ -36,12 +36,12 @@ def fitting(examples: Sequence[Example], length: int, overlong: Literal["error",
 
 
 def singly(examples: Sequence[Example]) -> list[Row]:
-    """A row for each example."""
+    """One row per example."""
     return [[example] for example in examples]
 
 
 class FirstFit:
-    """`rows` empty rows of `length` tokens; an example goes into the first that has room for it."""
+    """First-fit packing: `rows` rows of `length` tokens; an example goes into the first row with enough space."""
 
     def __init__(self, rows: int, length: int):
         self._rows: list[Row] = [[] for _ in range(rows)]
@@ -49,11 +49,11 @@ class FirstFit:
 
     @property
     def rows(self) -> list[Row]:
-        """The rows that hold something."""
+        """The rows that are not empty."""
         return [row for row in self._rows if row]
 
     def put(self, example: Example) -> bool:
-        """Place an example; False, and nothing changes, if no row has room."""
+        """Add an example; returns False, without a change, if no row has space."""
         first = int(np.argmax(self._room >= len(example.tokens)))
         if self._room[first] < len(example.tokens):
             return False

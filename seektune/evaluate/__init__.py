@@ -1,1 +1,1 @@
-"""Exams: what a model knows, measured the way others measure it."""
+"""Evaluation: tasks, scores with intervals, and comparisons of two models."""

@@ -1,4 +1,4 @@
-"""Multiple choice: which ending of a question does a model find most likely, scored as lm-evaluation-harness does."""
+"""Multiple-choice tasks: the most likely ending of a question, scored as in lm-evaluation-harness."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 @dataclass(frozen=True)
 class ChoiceTask:
-    """Questions, without examples before them.
+    """Questions with several endings, zero-shot.
 
     An ending is scored by the sum of the log-likelihoods of the tokens of " " + ending after the prompt; `acc` takes
     the likeliest, `acc_norm` the likeliest per character of the ending (without that space). Prompt and ending are
@@ -40,7 +40,7 @@ class ChoiceTask:
 
     @property
     def info(self) -> TaskInfo:
-        """What `acc` and `acc_norm` are, and how often guessing is right."""
+        """The labels of `acc` and `acc_norm`, and the accuracy of guessing."""
         chances = [1 / len(question.endings) for question in self.questions]
         guessing = Baseline("guessing", math.fsum(chances) / len(chances))
         return TaskInfo(
@@ -65,7 +65,7 @@ class ChoiceTask:
         encoded = iter(encode_endings(tokenizer, self.questions))
         prompts = [[next(encoded) for _ in question.endings] for question in self.questions]
         if isinstance(model, DeepseekV4ForCausalLM):
-            # a whole model on one device reads a prompt once for its endings
+            # a model on one device computes a prompt once for all its endings
             choices = [ChoicePrompt(each[0][0], [ending for _, ending in each]) for each in prompts]
             found = choice_likelihoods(model, choices, batch_tokens, progress)
         else:

@@ -1,4 +1,4 @@
-"""What a recipe says about evaluation: which tasks run, when, and on how many rows."""
+"""The section `evaluate` of a recipe."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from seektune.data.datasets.registry import DATASETS
 from seektune.section import Section
 
 VALIDATION = "validation"
-"""The task that measures the dataset's held-out examples."""
+"""Name of the task on the dataset's held-out examples."""
 TASKS = (*(name for name, section in DATASETS.items() if section.has_questions), VALIDATION)
 """Names of tasks: datasets with questions, and `validation`."""
 
@@ -32,10 +32,10 @@ TaskNames = Annotated[list[TaskName] | None, AfterValidator(_named_once)]
 
 
 class EvaluateConfig(Section):
-    """Tasks before and after training, and the validation loss on the way."""
+    """Tasks before and after training, and the validation loss during training."""
 
     tasks: TaskNames = None
-    """What is measured before and after training; null = the dataset's own questions, or `validation` without any."""
+    """Tasks that run before and after training; null = the dataset's own questions, or `validation` if it has none."""
     before: bool = True
     """Whether the tasks run before the first step."""
     after: bool = True
@@ -45,7 +45,7 @@ class EvaluateConfig(Section):
     every: PositiveInt | None = None
     """Steps between two measurements of the validation loss; null = only before and after training."""
     batch_tokens: PositiveInt = 8192
-    """Most tokens, padding included, of one forward of a task with questions."""
+    """Maximum tokens, padding included, of one forward of a task with questions."""
 
     def task_names(self, data: DataConfig) -> list[str]:
         """The tasks of a run on a dataset."""

@@ -1,4 +1,4 @@
-"""SeekTune's models for lm-evaluation-harness: any task of PyPI `lm-eval` runs on them (extra `eval`).
+"""Adapter to lm-evaluation-harness: runs any task of PyPI's `lm-eval` (extra `eval`) on a model.
 
 import lm_eval
 from seektune.evaluate.harness import HarnessModel
@@ -30,7 +30,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 
 class HarnessModel(LM):
-    """A model and its tokenizer behind the three questions that the harness asks.
+    """A model and its tokenizer with the three request types of the harness.
 
     Texts are encoded as the harness's own `hf` model with `add_bos_token=True` does: BOS first, context and
     continuation in one piece, cut at the length of the context alone, and too long ones from the left.
@@ -111,7 +111,7 @@ class HarnessModel(LM):
         """Greedy continuations up to EOS, the first stop string or `max_gen_toks` tokens.
 
         Raises:
-            ValueError: sampling is asked for, or an answer as long as all that the model reads.
+            ValueError: a task requests sampling, or `max_gen_toks` is not below `max_length`.
         """
         asked = [self._request(*request.args) for request in requests]
         rows = max(self._batch_tokens // self._max_length, 1)
@@ -126,14 +126,14 @@ class HarnessModel(LM):
         asked: dict[str, Any] = dict(normalize_gen_kwargs(options))
         most = asked["max_gen_toks"]
         if asked["do_sample"]:
-            raise ValueError("this model answers greedily; set do_sample to false in the task's generation_kwargs")
+            raise ValueError("generation is greedy; set do_sample to false in the task's generation_kwargs")
         if most >= self._max_length:
-            raise ValueError(f"max_gen_toks {most} leaves no room in max_length {self._max_length}")
+            raise ValueError(f"max_gen_toks {most} must be less than max_length {self._max_length}")
         ids = [self._tokenizer.bos_id, *self._tokenizer.encode(prompt)][-(self._max_length - most) :]
         return Request(ids, most, GREEDY, frozenset({self._tokenizer.eos_id}), tuple(asked["until"]))
 
     def _fitting(self, sequence: Example) -> Example:
-        """The end of a sequence, whose last token is only predicted."""
+        """The end of a sequence; its last token is only predicted."""
         kept = slice(-(self._max_length + 1), None)
-        # what is kept has a first token that nobody predicts
+        # the first token that is kept is never predicted
         return Example(sequence.tokens[kept], [False, *sequence.taught[kept][1:]], sequence.name)

@@ -1,4 +1,4 @@
-"""How likely a model finds texts: the loss of each taught token of many sequences, batched by length.
+"""Log-likelihoods: the loss of each taught token of many sequences, batched by length.
 
 Shapes: B rows, T tokens.
 """
@@ -16,21 +16,21 @@ from seektune.model.head import TokenScores
 from seektune.sequence import IGNORE_INDEX, Batch
 
 Progress = Callable[[int, int], None]
-"""Is told how many sequences are done, and of how many."""
+"""Called with the number of finished sequences and the total."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What a model makes of the taught tokens of a sequence."""
+    """A model's scores of the taught tokens of a sequence."""
 
     losses: list[float]
     """Negative log-likelihood of each token, in nats."""
     greedy: bool
-    """Whether each of them is the model's first choice."""
+    """Whether each token is the model's first choice."""
 
     @property
     def log(self) -> float:
-        """The log-likelihood of all of them together."""
+        """The sum of the log-likelihoods."""
         return -math.fsum(self.losses)
 
 
@@ -38,7 +38,7 @@ class Scorer(Protocol):
     """A model, on one device or spread over processes."""
 
     def score(self, batch: Batch) -> TokenScores:
-        """How likely the taught tokens are."""
+        """Scores of the taught tokens."""
         ...
 
 
@@ -49,11 +49,11 @@ def likelihoods(
     """The likelihood of each sequence's taught tokens, in the order of the sequences.
 
     Args:
-        model: whose likelihoods they are.
-        sequences: tokens, and labels where they are taught (no first token is).
-        batch_tokens: most tokens, padding included, of one forward (a longer sequence is run alone).
-        pad_id: fills rows up.
-        progress: is told after each forward how many sequences are done.
+        model: the model.
+        sequences: tokens, with labels of the taught ones (never the first).
+        batch_tokens: maximum tokens, padding included, of one forward (a longer sequence runs alone).
+        pad_id: token id of padding.
+        progress: called after each forward with the number of finished sequences.
     """
     found = [Likelihood([], True)] * len(sequences)
     done = 0
@@ -73,7 +73,7 @@ def likelihoods(
 
 
 def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices grouped so that rows × longest row ≤ `batch_tokens`, longest first (where memory is short, it shows)."""
+    """Indices grouped so that rows × longest row ≤ `batch_tokens`; longest first, so that memory runs out early."""
     group: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
         if group and (len(group) + 1) * lengths[group[0]] > batch_tokens:

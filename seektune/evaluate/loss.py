@@ -1,4 +1,4 @@
-"""The loss on examples that are not trained on."""
+"""The validation loss."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from seektune.sequence import Batch
 def validation_loss(model: Scorer, batches: Sequence[Batch]) -> float:
     """Mean next-token cross-entropy, in nats, over all taught tokens of all batches together.
 
-    A token counts the same in whichever batch it stands.
+    Every token has the same weight, whatever the batch sizes.
     """
     total = 0.0
     count = 0

@@ -1,4 +1,4 @@
-"""How likely a model finds several endings of one prompt, which is read once for all of them.
+"""Log-likelihoods of several endings of one prompt, which is computed once for all of them.
 
 Shapes: B endings, P prompts, T tokens, D width.
 """
@@ -16,14 +16,14 @@ from seektune.sequence import IGNORE_INDEX
 
 @dataclass(frozen=True)
 class ChoicePrompt:
-    """A prompt and what may follow it, as ids; none is empty."""
+    """A prompt and its endings as ids; none is empty."""
 
     prompt: list[int]
     endings: list[list[int]]
 
     @property
     def size(self) -> int:
-        """Tokens that are read, were all endings as long as the longest."""
+        """Number of tokens, with all endings padded to the longest."""
         return len(self.prompt) + len(self.endings) * max(map(len, self.endings))
 
 
@@ -31,14 +31,14 @@ class ChoicePrompt:
 def choice_likelihoods(
     model: DeepseekV4ForCausalLM, questions: Sequence[ChoicePrompt], batch_tokens: int, progress: Progress | None = None
 ) -> list[Likelihood]:
-    """The likelihood of every ending, question by question: what `likelihoods` finds, reading less.
+    """The likelihood of every ending, question by question: the result of `likelihoods` with less computation.
 
     Args:
-        model: whose likelihoods they are.
+        model: the model.
         questions: prompts with their endings.
-        batch_tokens: most tokens, padding included, of the prompts and endings that are read together (a longer
+        batch_tokens: maximum tokens, padding included, of the prompts and endings of one forward (a longer
             question is read alone).
-        progress: is told after each batch how many endings are done.
+        progress: called after each batch with the number of finished endings.
     """
     found: list[list[Likelihood]] = [[] for _ in questions]
     done = 0
@@ -80,7 +80,7 @@ def _together(model: DeepseekV4ForCausalLM, questions: Sequence[ChoicePrompt]) -
 
 
 def _padded(rows: Sequence[Sequence[int]], fill: int, device: torch.device) -> tuple[Tensor, list[int]]:
-    """`[B, T]`, and how long each row is."""
+    """Padded rows `[B, T]`, and their lengths."""
     counts = [len(row) for row in rows]
     values = [[*row, *[fill] * (max(counts) - len(row))] for row in rows]
     return torch.tensor(values, dtype=torch.int64, device=device), counts

@@ -1,4 +1,4 @@
-"""Perplexity: how surprised a model is by plain text, every token of which is predicted exactly once."""
+"""Perplexity of plain text, in windows that predict every token exactly once."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ SUFFIXES = (".txt", ".jsonl")
 
 @dataclass(frozen=True)
 class Text:
-    """A document and where it was read."""
+    """A document and its source."""
 
     text: str
     name: str
@@ -31,7 +31,7 @@ def read_texts(path: Path) -> list[Text]:
     A .txt file is one document; each line of a .jsonl file is one, under the key `text`.
 
     Raises:
-        ValueError: there is nothing to read, or a line is not as it should be.
+        ValueError: there is no text, or a line is invalid.
         OSError: a file cannot be read.
     """
     kinds = "perplexity reads .txt and .jsonl files, or a folder of them"
@@ -47,7 +47,7 @@ def read_texts(path: Path) -> list[Text]:
 
 
 def windows(tokens: Sequence[int], bos_id: int, length: int, stride: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Windows over a document: what is read, and what is predicted after it.
+    """Windows over a document: the tokens that are read, and those that are predicted.
 
     The first window reads BOS and predicts up to `length` tokens. Each further one predicts the next `stride` tokens
     (fewer at the end) and reads as much of the text before them as makes `length` inputs in all. With

@@ -1,4 +1,4 @@
-"""How sure a result is: 95 % intervals by bootstrap, and whether two models that sat the same exam differ.
+"""Statistics of scores: 95 % intervals by bootstrap, and tests for differences between two models.
 
 Shapes: N questions (or windows of text), R resamples.
 """
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 SEED = 0
-"""The same outcomes always give the same interval."""
+"""Fixed, so that the same outcomes give the same interval."""
 LEVELS = (0.025, 0.975)
 
 
@@ -41,14 +41,14 @@ class Estimate:
 
     @classmethod
     def of_ratio(cls, tops: Sequence[float], bottoms: Sequence[float]) -> "Estimate":
-        """The sum of `tops` over the sum of `bottoms`, where pairs of them are what is resampled."""
+        """The sum of `tops` over the sum of `bottoms`; their pairs are resampled."""
         top_N = np.asarray(tops, float)
         bottom_N = np.asarray(bottoms, float)
         return cls(math.fsum(tops) / math.fsum(bottoms), *_bounds(_ratios(top_N, bottom_N)))
 
     @classmethod
     def of_parts(cls, right: Sequence[int], sizes: Sequence[int]) -> "Estimate":
-        """The share of right ones among the parts of all items, such as tokens of rows; items are resampled.
+        """The share of right parts of all items, such as tokens of rows; items are resampled.
 
         Parts of an item may be right together. So where all parts are the same, each item counts once in the exact
         interval of `of_share`.
@@ -63,13 +63,13 @@ class Estimate:
         return cls(1.0, 1 - reach, 1.0) if right else cls(0.0, 0.0, reach)
 
     def map(self, rising: Callable[[float], float]) -> "Estimate":
-        """The estimate of a function that only rises."""
+        """The estimate of an increasing function of the value."""
         return Estimate(rising(self.value), rising(self.low), rising(self.high))
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a second model does better (or worse) than a first on the same questions."""
+    """The difference of a second model to a first on the same items."""
 
     difference: float
     """Second minus first."""
@@ -77,11 +77,11 @@ class Change:
     """95 % interval of the difference, from a paired bootstrap."""
     high: float
     p_value: float
-    """How likely a difference at least this large would be if the models were equally good."""
+    """Two-sided p-value: the probability of a difference at least this large if the models were equally good."""
 
     @classmethod
     def of_shares(cls, first: Sequence[bool], second: Sequence[bool]) -> "Change":
-        """Of right answers; the p-value is McNemar's exact one: only questions that one alone gets right count."""
+        """Of right answers; the p-value is from McNemar's exact test."""
         assert len(first) == len(second), "two models must answer the same questions"
         gains_N = np.asarray(second, float) - np.asarray(first, float)
         won = int((gains_N > 0).sum())
@@ -91,7 +91,7 @@ class Change:
 
     @classmethod
     def of_ratios(cls, first: Sequence[float], second: Sequence[float], bottoms: Sequence[float]) -> "Change":
-        """Of two sums over the same sum; the p-value is that of random signs of the single differences (Fisher's)."""
+        """Of two sums over the same sum; the p-value is from random signs of the items' differences (Fisher's test)."""
         assert len(first) == len(second) == len(bottoms), "two models must read the same texts"
         gains_N = np.asarray(second, float) - np.asarray(first, float)
         low, high = _bounds(_ratios(gains_N, np.asarray(bottoms, float)))
@@ -99,10 +99,10 @@ class Change:
 
 
 def sign_flip_test(gains_N: NDArray[np.float64]) -> float:
-    """Two-sided p-value of a sum, were each of its terms as likely to have the other sign; at least 1 / (R + 1)."""
-    dice = np.random.default_rng(SEED)
-    flipped = (gains_N @ dice.choice((-1.0, 1.0), size=len(gains_N)) for _ in range(RESAMPLES))
-    # sums of the same terms may differ in their last digits
+    """Two-sided p-value of a sum under random signs of its terms; at least 1 / (R + 1)."""
+    generator = np.random.default_rng(SEED)
+    flipped = (gains_N @ generator.choice((-1.0, 1.0), size=len(gains_N)) for _ in range(RESAMPLES))
+    # tolerance: sums of the same terms may differ in their last digits
     reached = abs(gains_N.sum()) * (1 - 1e-9)
     return (1 + sum(abs(each) >= reached for each in flipped)) / (RESAMPLES + 1)
 
@@ -120,10 +120,10 @@ def sign_test(won: int, lost: int) -> float:
 
 def _ratios(top_N: NDArray[np.float64], bottom_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """The ratio of sums in each of R resamples `[R]`."""
-    dice = np.random.default_rng(SEED)
+    generator = np.random.default_rng(SEED)
     n = len(top_N)
     # one resample at a time: all R x N draws together would take gigabytes
-    draws = (dice.integers(n, size=n) for _ in range(RESAMPLES))
+    draws = (generator.integers(n, size=n) for _ in range(RESAMPLES))
     return np.array([top_N[draw].sum() / bottom_N[draw].sum() for draw in draws])
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation task is, and its results: numbers with intervals, and outcomes for a comparison of two models."""
+"""The interface of evaluation tasks, and their results: metrics with intervals, and outcomes for comparisons."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,24 +23,24 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number of a task is shown and compared."""
+    """How a metric of a task is displayed and compared."""
 
     label: str
     form: str = ".4f"
     """Format of the value; one that ends with % makes it a share of 1."""
     unit: str = ""
-    """Follows the value."""
+    """Unit, printed after the value."""
     baseline: Baseline | None = None
     outcomes: str | None = None
-    """The outcomes that it is a mean of, by their name in a score; None if it cannot be compared by items."""
+    """Name of the outcomes whose mean it is; None if it cannot be compared by items."""
     sizes: str | None = None
-    """Outcomes that those are divided by, such as tokens of an item; None if each item counts once."""
+    """Name of the outcomes that these are divided by, such as tokens; None if each item counts once."""
     headline: bool = True
-    """Whether a run's summary and the first lines of its report show it."""
+    """Whether a run's summary and the top of its report show it."""
 
     @property
     def percent(self) -> bool:
-        """Whether it is a share of 1."""
+        """Whether the value is a share of 1, printed as a percentage."""
         return self.form.endswith("%")
 
     def text(self, found: Estimate) -> str:
@@ -48,7 +48,7 @@ class Metric:
         return f"{found.value:{self.form}} ({found.low:{self.form}} to {found.high:{self.form}}) {self.unit}".rstrip()
 
     def change(self, before: "TaskScore", after: "TaskScore") -> Change | None:
-        """What changed between two scores on the same items, if outcomes say it."""
+        """The change between two scores on the same items, or None without outcomes."""
         if self.outcomes is None:
             return None
         first = before.outcomes[self.outcomes]
@@ -61,33 +61,33 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What readers of a task's scores are told."""
+    """Labels and descriptions of a task, for reports."""
 
     name: str
     title: str
-    """Its name in sentences."""
+    """The display name."""
     items: str
-    """What it has many of, such as questions."""
+    """Plural noun of the items, such as questions."""
     about: str
-    """What the items are and how they are scored; follows their number."""
+    """Description of the items and their scoring, printed after their number."""
     test: str
     """The test behind the p-values of `Metric.change`."""
     metrics: Mapping[str, Metric]
-    """Those that are shown, by their name in a score."""
+    """The displayed metrics, by their name in a score."""
     facts: tuple[tuple[str, str], ...] = ()
-    """Label and format of further lines, made of the `counts` of a score."""
+    """Label and format of additional lines, from the `counts` of a score."""
     data: DataCard | None = None
     """The dataset, for model cards."""
 
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a task measured."""
+    """The result of a task."""
 
     task: TaskInfo
     metrics: Mapping[str, Estimate]
     counts: Mapping[str, float]
-    """`n`, the number of items, and other plain numbers."""
+    """`n`, the number of items, and other counts."""
     outcomes: Mapping[str, Outcomes]
     """By item, for `Metric.change`."""
 
@@ -111,7 +111,7 @@ class TaskScore:
         )
 
     def since(self, before: "TaskScore") -> dict[str, Change]:
-        """What changed from another model's score on the same items to this one, by metric."""
+        """The change from another model's score on the same items to this one, by metric."""
         found = {name: metric.change(before, self) for name, metric in self.task.metrics.items()}
         return {name: change for name, change in found.items() if change is not None}
 
@@ -122,17 +122,17 @@ class TaskScore:
 
 
 class Task(Protocol):
-    """Something that measures models."""
+    """An evaluation task."""
 
     @property
     def info(self) -> TaskInfo:
-        """What its scores mean."""
+        """Labels and descriptions of the scores."""
         ...
 
     def run(
         self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None
     ) -> TaskScore:
-        """Measure a model.
+        """Evaluate a model.
 
         Args:
             model: on one device or spread over processes.

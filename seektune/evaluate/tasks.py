@@ -1,4 +1,4 @@
-"""The tasks that a recipe can name in `evaluate.tasks`, made ready to measure a run's model."""
+"""The tasks that a recipe can name in `evaluate.tasks`."""
 
 from collections.abc import Sequence
 
@@ -20,12 +20,12 @@ def make_task(
         name: one of `config.TASKS`.
         data: the run's dataset; questions of another one are those of its default rows.
         validation: batches of the run's held-out examples.
-        cache: where questions are fetched to.
-        limit: most questions.
+        cache: keeps downloaded questions.
+        limit: maximum number of questions.
 
     Raises:
-        ValueError: a row is not as it should be.
-        OSError: the questions are not here and no source answers.
+        ValueError: a row is invalid.
+        OSError: the questions are not cached and cannot be downloaded.
     """
     if name == VALIDATION:
         return ValidationTask(validation, data.card())
@@ -33,5 +33,5 @@ def make_task(
 
 
 def questions_section(name: str, data: DataConfig) -> DataConfig:
-    """The dataset whose questions a task asks."""
+    """The dataset of a task's questions."""
     return data if data.dataset == name else DATASETS[name](dataset=name)

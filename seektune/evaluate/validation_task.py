@@ -1,4 +1,4 @@
-"""The held-out examples as a task: loss, perplexity, and how often the next token is the model's first choice.
+"""The task `validation`: loss, perplexity and next-token accuracy on held-out examples.
 
 Shapes: B rows, T tokens, N documents.
 """
@@ -32,7 +32,7 @@ class ValidationTask:
 
     @property
     def info(self) -> TaskInfo:
-        """What the numbers are; next-token accuracy is to be compared with always the most frequent taught token."""
+        """Labels of the metrics; the baseline of accuracy is always choosing the most frequent taught token."""
         return TaskInfo(
             VALIDATION,
             VALIDATION,
@@ -56,7 +56,7 @@ class ValidationTask:
     def run(
         self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None
     ) -> TaskScore:
-        """As `Task.run`, in the batches as they are."""
+        """As `Task.run`, with the given batches."""
         losses: list[float] = []
         hits: list[int] = []
         tokens: list[int] = []
@@ -73,7 +73,7 @@ class ValidationTask:
         return self._score(losses, hits, tokens)
 
     def _score(self, losses: list[float], hits: list[int], tokens: list[int]) -> TaskScore:
-        """From the values of each document; those that teach nothing are left out."""
+        """The score from values per document; documents without taught tokens are left out."""
         used = [i for i, count in enumerate(tokens) if count]
         losses = [losses[i] for i in used]
         hits = [hits[i] for i in used]
@@ -94,13 +94,13 @@ class ValidationTask:
 
 
 def _taught(batch: Batch) -> Tensor:
-    """Which tokens have a taught token of their own document after them, bool `[B, T]`: scores stand there."""
+    """Positions that predict a taught token of their own document, bool `[B, T]`: scores are stored there."""
     layout = SequenceLayout.from_documents(batch.documents)
     return layout.targets(batch.labels, steps=1) >= 0
 
 
 def _by_document(values_BT: Tensor, batch: Batch) -> Tensor:
-    """The sum of the values of each document `[N]`, row by row; numbers that a row does not have give 0."""
+    """The sum of the values of each document `[N]`, row by row; 0 for document numbers that a row lacks."""
     most = int(batch.documents.max()) + 1
     sums = torch.zeros(len(batch.documents), most, dtype=torch.float64)
     sums.scatter_add_(1, batch.documents, values_BT.double())

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: new ones, and pieces added to a file that grows."""
+"""Atomic writes: files that are written whole or not at all, and appends that are whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def write_atomically(path: Path, text: str | bytes) -> None:
 
 
 class AtomicAppender:
-    """A file to which pieces are added, each on disk as soon as written, wholly or not at all.
+    """A file opened for appending: each write is flushed to disk, whole or not at all.
 
     Raises:
         OSError: a piece could not be written; the pieces before it stay.
@@ -59,7 +59,7 @@ class AtomicAppender:
         self._file = path.open("ab", buffering=0)
 
     def write(self, data: bytes) -> None:
-        """Add a piece."""
+        """Append bytes."""
         end = self._file.tell()
         try:
             write_all(self._file, data, self.path)
@@ -68,7 +68,7 @@ class AtomicAppender:
             raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
-        """No more pieces."""
+        """Close the file."""
         self._file.close()
 
 
@@ -95,6 +95,6 @@ def flush(path: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> OSError:
-    """The failure as one helpful sentence."""
+    """The error with a message that says what to do."""
     reason = error.strerror or str(error)
     return OSError(f"could not write {path}: {reason}; what the run had written before stays in {path.parent}")

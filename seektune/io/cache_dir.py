@@ -1,4 +1,4 @@
-"""The user's cache folder: datasets that were fetched, and kernels that were compiled."""
+"""The user's cache folder, for downloaded datasets and compiled kernels."""
 
 from collections.abc import Mapping
 from pathlib import Path

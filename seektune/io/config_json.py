@@ -1,4 +1,4 @@
-"""config.json of a checkpoint folder: its name, and reading and writing it without knowing its keys."""
+"""config.json of a checkpoint folder: its path, reading and writing, independent of its keys."""
 
 from collections.abc import Mapping
 from pathlib import Path

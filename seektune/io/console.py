@@ -1,4 +1,4 @@
-"""Sentences, numbers and progress as every verb shows them."""
+"""Console output of all commands: messages, numbers and progress."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 PAUSE = 10.0
-"""Seconds between lines that tell of progress where there is no terminal."""
+"""Seconds between progress lines if the output is not a terminal."""
 
 Advance = Callable[[int, int], None]
 """Called with bytes done so far and in all."""
@@ -25,7 +25,7 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def speaking(aloud: bool) -> Iterator[None]:
-    """Print what is said, or nothing: of processes that would say the same, one speaks."""
+    """Let standard output through, or discard it: of processes that would print the same, one prints."""
     if aloud:
         yield
         return
@@ -61,7 +61,7 @@ def printable(text: str) -> str:
 
 @contextmanager
 def byte_bar(label: str) -> Iterator[Advance]:
-    """A bar on standard error that counts bytes; a line now and then where that is no terminal."""
+    """A progress bar of bytes on standard error; a line now and then if that is not a terminal."""
     if not sys.stderr.isatty():
         yield _Lines(label)
         return

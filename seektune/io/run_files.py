@@ -12,7 +12,7 @@ CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 MODEL = "model"
 STUCK = "stuck.txt"
-"""Where every thread of a process stood that was ended because a phase hung."""
+"""Stacks of all threads of a process that was ended because a phase hung."""
 
 CONTENTS = {
     RECIPE: "the recipe as it ran, defaults and overrides included",
@@ -22,8 +22,8 @@ CONTENTS = {
     EXPERT_LOADS: "tokens per expert and layer over the run",
     TENSORBOARD: "TensorBoard events",
     LOSS_CURVE: "the loss curve",
-    CHECKPOINTS: "weights on the way",
+    CHECKPOINTS: "training state, to resume from",
     ADAPTER: "the trained adapters in PEFT's form, with the recipe",
     MODEL: "the trained weights: bf16 safetensors under released names, config.json and the tokenizer",
 }
-"""What each of them holds, as the report lists them; all but the report itself and `STUCK`."""
+"""Description of each file for the report; all but the report itself and `STUCK`."""

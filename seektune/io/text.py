@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def check_unicode(text: str) -> None:
-    """Refuse what cannot be encoded: JSON can spell half of a character, and a terminal can send bytes that are none.
+    """Check that a text can be encoded: JSON can contain lone surrogates, and a terminal can send invalid bytes.
 
     Raises:
         ValueError: it cannot.

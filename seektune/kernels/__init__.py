@@ -1,6 +1,6 @@
-"""Small numerical operations, one name each: plain torch in `reference` is the definition of every one of them.
+"""Numerical operations, one name each; `reference` defines each in plain torch.
 
-What a call runs is decided here and nowhere else: see `Kernel`. Operations without a faster twin are the definition.
+This is the only place that lists the implementations; `Kernel` picks one. Operations without a twin are the reference.
 """
 
 from seektune.kernels import cpu, eager

@@ -1,4 +1,4 @@
-"""Frozen low-bit weights dequantized by what is fastest where they lie; the products in `reference` call it too."""
+"""Dequantizes frozen low-bit weights by the fastest implementation of their device; `reference` products use it too."""
 
 import torch
 from torch import Tensor

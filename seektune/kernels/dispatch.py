@@ -1,4 +1,4 @@
-"""One operation with several implementations, and the rule that picks one by where its first tensor lies."""
+"""An operation with several implementations, of which one is chosen by the device of its first tensor."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

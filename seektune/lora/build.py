@@ -74,6 +74,6 @@ def shape_of(config: LoraConfig) -> AdapterShape:
 
 
 def share_weights(model: DeepseekV4ForCausalLM) -> DeepseekV4ForCausalLM:
-    """A model whose parameters and buffers are those of another; an adapter that is put on one is not on the other."""
+    """A model that shares the parameters and buffers of another; adapters added to one are not on the other."""
     # what is already in deepcopy's memo is taken, not copied
     return deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})

@@ -1,4 +1,4 @@
-"""First values of adapters: random A and zero B, the same however a model is cut."""
+"""Initializes adapters: random A and zero B, the same with any sharding."""
 
 from collections.abc import Sequence
 from zlib import crc32

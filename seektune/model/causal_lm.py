@@ -1,4 +1,4 @@
-"""DeepSeek-V4 as a language model: tokens in, logits and losses out, and the way in from a checkpoint folder.
+"""DeepSeek-V4 as a causal language model on one device: logits, losses, generation, loading and saving.
 
 Shapes: B rows, T tokens, V vocabulary.
 """
@@ -26,14 +26,14 @@ from seektune.sequence import Batch
 
 @dataclass(frozen=True)
 class CausalLMOutput:
-    """What a forward pass was asked for; the rest is None."""
+    """The requested outputs of a forward pass; the others are None."""
 
     logits: Tensor | None = None
-    """fp32 `[B, T, V]`; row t predicts token t + 1."""
+    """fp32 `[B, T, V]`; position t predicts token t + 1."""
     loss: Tensor | None = None
     """Cross-entropy of the taught tokens, divided by their number or by `num_items_in_batch`."""
     mtp_logits: Tensor | None = None
-    """fp32 `[B, T-1, V]`; row t has seen token t + 1 and predicts token t + 2."""
+    """fp32 `[B, T-1, V]`; position t has seen token t + 1 and predicts token t + 2."""
     mtp_loss: Tensor | None = None
     """The MTP block's cross-entropy, over the same divisor as `loss`."""
 
@@ -76,7 +76,7 @@ class DeepseekV4ForCausalLM(CachedTransformer):
 
         Raises:
             ValueError: the folder, its config.json or a tensor is missing, unexpected, of the wrong shape or type, or
-                damaged; the sentence names it.
+                damaged; the message names it.
         """
         folder = locate(source)
         model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
@@ -120,7 +120,7 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         ledger: RoutingLedger | None = None,
         cache: KVCache | None = None,
     ) -> CausalLMOutput:
-        """Logits, and losses where `labels` are given; all arguments int64 `[B, T]`.
+        """Logits, and losses if `labels` are given; all arguments int64 `[B, T]`.
 
         Args:
             input_ids: token ids.
@@ -169,7 +169,7 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         seed: int = 0,
         speculative: bool = False,
     ) -> Tensor:
-        """`input_ids` `[B, T]` and the tokens sampled after them, `[B, T + N]`; arguments as of `generate_ids`.
+        """`input_ids` `[B, T]` and the tokens sampled after them, `[B, T + N]`; arguments as in `generate_ids`.
 
         Raises:
             ValueError: an id is outside the vocabulary, or a number outside its range.
@@ -183,7 +183,7 @@ class DeepseekV4ForCausalLM(CachedTransformer):
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:
-        """How likely the taught tokens of rows are, `[B, T]`; whole logits never exist."""
+        """Scores of the taught tokens of rows, `[B, T]`, without materializing the logits."""
         batch = batch.to(self.device)
         rows = TokenRows(batch.tokens, self.sequence(batch.documents))
         return self.scores_of(self.hidden(self.backbone(rows).streams_BTSD), rows.layout, batch.labels)

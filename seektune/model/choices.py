@@ -1,8 +1,8 @@
-"""Names that recipes and command lines choose from; free of torch."""
+"""Names of dtypes and numerics in recipes and on the command line; does not import torch."""
 
 from typing import Literal, TypeAlias
 
 DtypeName: TypeAlias = Literal["bf16", "fp32"]
 """Precision of a model's weights; `seektune.model.device` has torch's dtypes by these names."""
 NumericsName: TypeAlias = Literal["plain", "released"]
-"""`released` imitates the rounding that serving applies to keys and the indexer."""
+"""`released` simulates the rounding that serving applies to keys and the indexer."""

@@ -1,4 +1,4 @@
-"""The device and dtypes that a model can run on and in."""
+"""The default device, and the dtypes of models."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What a step minimises: next-token loss, MTP loss and balance loss, each over a denominator of the whole step."""
+"""The training objective: next-token loss, MTP loss and balance loss, each over a denominator of the whole step."""
 
 from dataclasses import dataclass
 
@@ -16,22 +16,22 @@ class Objective:
     taught: int
     """Tokens of the whole step that the next-token loss counts."""
     tokens: int
-    """Real tokens of the whole step."""
+    """Tokens of the whole step, without padding."""
     mtp: bool
     """Whether the MTP block runs."""
     mtp_weight: float = 0.0
     balance_weight: float = 0.0
 
     def ledger(self) -> RoutingLedger:
-        """An empty one, for a forward pass."""
+        """An empty ledger for a forward pass."""
         return RoutingLedger(balance_loss=self.balance_weight > 0)
 
     def balance(self, ledger: RoutingLedger) -> Tensor | None:
-        """The balance loss of the layers in a ledger, per token of the whole step; None where it is off."""
+        """The balance loss of the layers in a ledger, per token of the whole step; None if it is off."""
         return torch.stack(list(ledger.balance.values())).sum() / self.tokens if ledger.balance else None
 
     def total(self, parts: "LossParts") -> Tensor:
-        """The weighted sum that backward starts from."""
+        """The weighted sum of the losses, for backward."""
         return parts.loss + self.mtp_weight * parts.mtp + self.balance_weight * parts.balance
 
 
@@ -42,13 +42,13 @@ class LossParts:
     loss: Tensor
     """Next-token cross-entropy over the taught tokens of the whole step."""
     mtp: Tensor
-    """The MTP block's, over the same number; 0 where it did not run."""
+    """The MTP block's cross-entropy, over the same number; 0 if it did not run."""
     balance: Tensor
-    """Sequence-wise balance loss summed over layers, per token of the whole step; 0 where it is off."""
+    """Sequence-wise balance loss summed over layers, per token of the whole step; 0 if it is off."""
 
     @classmethod
     def of(cls, losses: Losses | None, balance: Tensor | None, zero: Tensor) -> "LossParts":
-        """From what there is; `zero` stands for the rest."""
+        """From the parts that were computed; `zero` for the others."""
         return cls(
             loss=zero if losses is None else losses.loss,
             mtp=zero if losses is None or losses.mtp is None else losses.mtp,

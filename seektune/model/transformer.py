@@ -49,11 +49,11 @@ class TokenRows:
 
 @dataclass(frozen=True)
 class Activations:
-    """What one part of the model passes on to the next."""
+    """The activations that one part of the model passes to the next."""
 
     streams_BTSD: Tensor
     next_embedding_BTD: Tensor | None = None
-    """Embedding of the token after each, which the MTP block reads; None where that does not run."""
+    """Embedding of the next token at each position, for the MTP block; None if it does not run."""
 
 
 class Blocks(nn.Module):
@@ -94,7 +94,7 @@ class TransformerPart(nn.Module):
         self.is_first = first
         self.is_last = last
         self.sequence: Callable[[Tensor], SequenceLayout] = SequenceLayout.from_documents
-        """The `sequence` socket: the layout of the tokens here, from the document numbers of whole rows."""
+        """The layout of the tokens here, from the document numbers of whole rows; parallelism replaces it."""
         if self.is_first:
             self.embed = nn.Embedding(config.vocab_size, config.hidden_size, device=meta, dtype=dtype)
         self.layers = Blocks({layer: Block(config, layer, chosen, meta, dtype) for layer in layers})
@@ -106,18 +106,18 @@ class TransformerPart(nn.Module):
         self.mtp = nn.ModuleList([MTPBlock(config, chosen, meta, dtype) for _ in ahead])
 
     def gates(self) -> dict[int, Gate]:
-        """Every gate here by layer id; the MTP block's id is `num_hidden_layers`."""
+        """The gates of this part by layer id; the MTP block's id is `num_hidden_layers`."""
         return {block.ffn.layer: block.ffn.gate for block in self.blocks()}
 
     def blocks(self) -> Iterator[Block]:
-        """Every block here, the MTP block last."""
+        """The blocks of this part, the MTP block last."""
         yield from self.layers
         for block in self.mtp:
             assert isinstance(block, MTPBlock)
             yield block
 
     def is_adapted(self) -> bool:
-        """Whether a module here carries low-rank adapters, whose parameters are named `MODULE.lora.ADAPTER.A`."""
+        """Whether a module of this part has low-rank adapters, whose parameters are named `MODULE.lora.ADAPTER.A`."""
         return any(".lora." in f".{name}" for name, _ in self.named_parameters())
 
     def backbone(
@@ -127,7 +127,7 @@ class TransformerPart(nn.Module):
         ledger: RoutingLedger | None = None,
         received: Activations | None = None,
     ) -> Activations:
-        """The streams after the blocks here.
+        """The streams after the blocks of this part.
 
         Args:
             rows: the tokens.
@@ -143,7 +143,7 @@ class TransformerPart(nn.Module):
         return replace(x, streams_BTSD=streams)
 
     def read_out(self, x: Activations, rows: TokenRows, ledger: RoutingLedger | None = None) -> HiddenStates:
-        """The hidden states at the end of the last part; the MTP block runs if it was passed what it reads."""
+        """The hidden states at the end of the last part; the MTP block runs if next-token embeddings were passed."""
         main = self.hidden(x.streams_BTSD)
         if x.next_embedding_BTD is None:
             return HiddenStates(main, None)
@@ -152,7 +152,7 @@ class TransformerPart(nn.Module):
         return HiddenStates(main, ahead)
 
     def hidden(self, streams_BTSD: Tensor) -> Tensor:
-        """What the head reads of the backbone, `[B, T, D]`."""
+        """The backbone's hidden states for the head, `[B, T, D]`."""
         return self.norm(self.hc_head(streams_BTSD))
 
     def look_ahead(
@@ -163,7 +163,7 @@ class TransformerPart(nn.Module):
         layout: SequenceLayout,
         ledger: RoutingLedger | None = None,
     ) -> Tensor:
-        """What the head reads of the MTP block, `[B, T, D]`; row t has seen token t + 1."""
+        """The MTP block's hidden states for the head, `[B, T, D]`; position t has seen token t + 1."""
         return self.mtp[0](streams, next_embedding_BTD, next_tokens_BT, layout.followed(), ledger)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
@@ -180,12 +180,12 @@ class TransformerPart(nn.Module):
 
     @torch.no_grad()
     def scores_of(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> TokenScores:
-        """How likely the taught tokens are, each predicted by the token here before it."""
+        """Scores of the taught tokens, at the positions that predict them."""
         return self.scores_at(hidden_BTD, layout.targets(labels_BT, steps=1))
 
     @torch.no_grad()
     def scores_at(self, hidden_BTD: Tensor, targets_BT: Tensor) -> TokenScores:
-        """How likely the target of each token here is, `[B, T]`, -100 for none."""
+        """Scores of the target of each token, `[B, T]`; -100 is no target."""
         return token_scores(hidden_BTD, targets_BT, self.head.values())
 
     def _embedded(self, rows: TokenRows, mtp: bool) -> Activations:

@@ -1,1 +1,1 @@
-"""One device into many: how a model is spread over processes, applied to it from outside."""
+"""Parallelism: FSDP2, expert, pipeline and context parallelism, applied to the model from outside."""

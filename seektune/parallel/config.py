@@ -1,4 +1,4 @@
-"""What a recipe says about processes: how many share the work along each axis; free of torch, as all sections are."""
+"""The section `parallel` of a recipe."""
 
 from math import lcm
 from typing import Literal
@@ -9,44 +9,44 @@ from seektune.section import Section
 
 
 class PipelineConfig(Section):
-    """How the stages of a pipeline divide the layers and take turns; without meaning at `pp_size` 1."""
+    """Schedule and stages of the pipeline; no effect with `pp_size` 1."""
 
     schedule: Literal["1f1b", "interleaved1f1b", "zbv", "dualpipev"] = "1f1b"
-    """Order of work. `1f1b` has one stage per process; the others have several, and wait less."""
+    """Pipeline schedule. `1f1b` has one stage per process; the others have several and less idle time."""
     layers_per_stage: PositiveInt | None = None
-    """Layers of a stage, the MTP block counting as one; null divides them evenly."""
+    """Layers per stage, the MTP block counting as one; null = as even as possible."""
     microbatch: PositiveInt | None = None
-    """Most rows that go through at a time; null for `batch.micro_size`. Fewer rows make more micro-batches, which wait
-    less for each other."""
+    """Maximum rows of a micro-batch in the pipeline; null = `batch.micro_size`. Smaller micro-batches reduce idle
+    time."""
 
 
 class ParallelConfig(Section):
-    """Sizes of the mesh: world = pp_size x cp_size x dp; ep_size is carved out of cp_size x dp and divides it."""
+    """Sizes of the mesh: world = pp_size x cp_size x dp; ep_size divides cp_size x dp and adds no processes."""
 
     layout: Literal["given", "auto"] = "given"
-    """`auto`, or `parallel: auto` for short, lets the planner choose sizes, recompute and schedule at launch, by the
-    GPUs that are there."""
+    """`auto`, or `parallel: auto` for short, lets the planner choose sizes, recompute and schedule at launch for the
+    available GPUs; `given` uses the sizes below."""
     pp_size: PositiveInt = 1
     """Pipeline stages: consecutive groups of layers, each on its own processes."""
     ep_size: PositiveInt = 1
-    """Processes over which the routed experts are split; must divide their number (256 in V4-Flash, 384 in V4-Pro)."""
+    """Processes over which the routed experts are sharded; must divide their number (V4-Flash: 256, V4-Pro: 384)."""
     cp_size: PositiveInt = 1
-    """Processes over which the tokens of one row are split; for rows too long for one device."""
+    """Processes over which the tokens of one row are sharded; for rows too long for one device."""
     dp_shard: PositiveInt | None = None
-    """Processes over which weights, gradients and optimizer state are cut, each with its own rows; null = the rest."""
+    """Processes over which weights, gradients and optimizer state are sharded, each with its own rows; null = rest."""
     dp_replicate: PositiveInt = 1
-    """Copies of all that, each with its own rows (HSDP); sensible where links between nodes are slow."""
+    """Replicas of these shards, each with its own rows (HSDP); for slow links between nodes."""
     pipeline: PipelineConfig = PipelineConfig()
-    """How a pipeline works."""
+    """Settings of the pipeline."""
     recompute: Literal["none", "block", "selective"] = "none"
-    """What backward computes again to save memory: nothing, whole blocks, or blocks but for their large products."""
+    """Activation checkpointing: none, whole blocks, or everything in a block except its large products."""
     reshard: bool = True
-    """Give weights gathered for a layer back after its forward and gather them again for backward; false is faster.
-    A pipeline always keeps them until the end of the step."""
+    """Reshard a block's weights after its forward and gather them again for backward; false is faster. A pipeline
+    always keeps them until the end of the step."""
     cpu_offload: bool = False
-    """Keep weights, gradients and optimizer state of a GPU in the host's memory; slow, for when nothing else fits."""
+    """Keep weights, gradients and optimizer state in the host's memory (FSDP2's CPU offload); slow."""
 
     def least_world(self) -> int:
-        """The smallest number of processes into which these sizes multiply out."""
+        """The smallest number of processes that fits these sizes."""
         data = self.dp_replicate * (self.dp_shard or 1) * self.cp_size
         return self.pp_size * (data if self.dp_shard is not None else lcm(data, self.ep_size))

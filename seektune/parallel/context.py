@@ -1,4 +1,4 @@
-"""Context parallelism: the tokens of a row lie on several processes in neighbouring slices.
+"""Context parallelism: the tokens of a row are sharded over processes in contiguous slices.
 
 Shapes: B rows, T tokens of a row, L tokens of a slice, C channels, E entries of the row, F entries made here,
 R processes.
@@ -48,7 +48,7 @@ class Slice:
         return torch.cat([before, x_BLC], dim=1)
 
     def gather(self, x_BFC: Tensor) -> Tensor:
-        """What all slices hold, one after the other, `[B, R * F, C]`; gradients are summed on the way back."""
+        """All-gather over the slices, `[B, R * F, C]`; gradients are reduce-scattered in backward."""
         return all_gather_single_autograd(x_BFC.contiguous(), 1, self.group)
 
 
@@ -58,14 +58,14 @@ class SlicedWindows(Windows):
 
     slice: Slice
     slot_BE: Tensor
-    """Where each entry of the row, in order, stands among those that all slices made."""
+    """Index of each entry of the row in the gathered entries of all slices."""
 
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
         """The tokens here after the `count` before them."""
         return self.slice.preceded(x_BTC, count)
 
     def of_row(self, entries_BEC: Tensor) -> Tensor:
-        """Entries `[B, F, C]` made here into those of the row `[B, E, C]`."""
+        """All entries of the row `[B, E, C]` from those made here `[B, F, C]`."""
         rows = torch.arange(entries_BEC.shape[0], device=entries_BEC.device)[:, None]
         return self.slice.gather(entries_BEC)[rows, self.slot_BE]
 
@@ -110,11 +110,11 @@ class SlicedLayout(SequenceLayout):
         return self.slice.mine(numbers_BT), count
 
     def targets(self, labels_BT: Tensor, steps: int) -> Tensor:
-        """Targets of the tokens here, which may stand in the next slice."""
+        """Targets of the tokens here, of which the last is in the next slice."""
         return self.slice.mine(self.whole.targets(labels_BT, steps))
 
     def taught(self, x_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
-        """As the whole row says."""
+        """As for the whole row."""
         return self.whole.taught(x_BLD, targets_BL)
 
     def followed(self) -> "SlicedLayout":
@@ -154,7 +154,7 @@ class SlicedLayout(SequenceLayout):
 
 
 def apply_context_parallel(model: TransformerPart, mesh: Mesh) -> None:
-    """Put the slicing into the `sequence` socket."""
+    """Set the model's `sequence` to sliced layouts."""
     if mesh.axes is not None and mesh.dims.cp_size > 1:
         part = Slice(mesh.axes.context, mesh.coords.cp, mesh.dims.cp_size)
         model.sequence = partial(_sliced, model.sequence, part)

@@ -1,4 +1,4 @@
-"""How a model is spread over a number of processes, and what each of them is; plain arithmetic without torch."""
+"""Sizes of the mesh and coordinates of each rank; plain arithmetic without torch."""
 
 from dataclasses import dataclass
 from math import log2
@@ -8,11 +8,11 @@ from seektune.parallel.config import ParallelConfig
 from seektune.parallel.layer_split import count_stages
 
 SUGGESTIONS = 4
-"""Layouts that an error message offers."""
+"""Maximum layouts that an error message suggests."""
 
 
 class ModelSizes(Protocol):
-    """What the arithmetic needs to know of a model."""
+    """The sizes of a model that a layout must divide."""
 
     num_hidden_layers: int
     num_nextn_predict_layers: int
@@ -27,7 +27,7 @@ class RankCoords:
 
     pp: int
     dp: int
-    """Which rows it gets: processes of one `dp` share them."""
+    """Data-parallel index: processes with the same one share their rows."""
     cp: int
     ep: int
     expert_shard: int
@@ -51,22 +51,22 @@ class ParallelDims:
 
     @property
     def data_size(self) -> int:
-        """Processes, or groups of them, with rows of their own."""
+        """Number of data-parallel groups, each with its own rows."""
         return self.dp_replicate * self.dp_shard
 
     @property
     def fsdp_size(self) -> int:
-        """Pieces into which attention and shared parts are cut."""
+        """Number of shards of attention and shared parts."""
         return self.dp_shard * self.cp_size
 
     @property
     def expert_shard(self) -> int:
-        """Pieces into which the experts of one place on the expert axis are cut."""
+        """Number of FSDP2 shards of the experts of one expert-parallel rank."""
         return max(1, self.fsdp_size // self.ep_size)
 
     @property
     def expert_replicate(self) -> int:
-        """Copies of each expert."""
+        """Replicas of each expert."""
         return self.stage_size // (self.ep_size * self.expert_shard)
 
     def coords(self, rank: int) -> RankCoords:
@@ -103,14 +103,14 @@ def make_dims(config: ParallelConfig, world: int, architecture: ModelSizes | Non
 
 
 def _requested(config: ParallelConfig, world: int) -> ParallelDims:
-    """The sizes asked for, whether they fit or not."""
+    """The requested sizes, unchecked."""
     fixed = config.pp_size * config.cp_size * config.dp_replicate
     shard = config.dp_shard or max(1, world // fixed)
     return ParallelDims(world, config.pp_size, config.dp_replicate, shard, config.cp_size, config.ep_size)
 
 
 def _size_problem(dims: ParallelDims, config: ParallelConfig) -> str | None:
-    """Why the sizes do not multiply out to the number of processes; None if they do."""
+    """Why the sizes do not multiply to the number of processes; None if they do."""
     product = dims.pp_size * dims.cp_size * dims.data_size
     ep = dims.ep_size
     pieces = dims.fsdp_size
@@ -157,7 +157,7 @@ def _model_problem(dims: ParallelDims, config: ParallelConfig, architecture: Mod
 
 
 def _suggestions(config: ParallelConfig, world: int, architecture: ModelSizes | None) -> str:
-    """Overrides that fit this world and model, the nearest to what was asked for first."""
+    """Overrides that fit this world and model, the closest to the requested sizes first."""
     found = _fitting(config, world, architecture)
     if not found:  # only if it must be, the data axis is another one too
         found = _fitting(config.model_copy(update={"dp_replicate": 1, "dp_shard": None}), world, architecture)
@@ -182,7 +182,7 @@ def _fitting(config: ParallelConfig, world: int, architecture: ModelSizes | None
 
 
 def _overrides(other: ParallelConfig, config: ParallelConfig) -> str:
-    """What makes one of the other, and what of it is as it was asked for."""
+    """Overrides from the requested sizes to others."""
     new = other.model_dump()
     old = config.model_dump()
     axes = [key for key in ("pp_size", "ep_size", "cp_size") if max(new[key], old[key]) > 1]
@@ -192,7 +192,7 @@ def _overrides(other: ParallelConfig, config: ParallelConfig) -> str:
 
 
 def _distance(other: ParallelConfig, config: ParallelConfig) -> float:
-    """How far the sizes are from what was asked for, in doublings."""
+    """Distance from the requested sizes, in doublings."""
     pairs = ((other.pp_size, config.pp_size), (other.ep_size, config.ep_size), (other.cp_size, config.cp_size))
     return sum(abs(log2(a / b)) for a, b in pairs)
 

@@ -1,4 +1,4 @@
-"""Expert parallelism: each process holds some experts of a layer, tokens travel to them and back.
+"""Expert parallelism: the experts of a layer are sharded over processes, and tokens are sent to them and back.
 
 Shapes: N tokens, K experts per token, P = N * K token-expert pairs, Q pairs that arrive here, D width, R processes,
 E experts, L experts of a process.
@@ -20,7 +20,7 @@ Counts = list[list[int]]
 
 
 class ExpertDispatch:
-    """All-to-all over the expert axis: pairs sorted by expert go to its process, outputs come back the same way.
+    """All-to-all over the expert axis: pairs sorted by expert are sent to its process, outputs are sent back.
 
     Counts travel first. A process without tokens, or an expert without tokens, takes part like any other.
     """
@@ -45,7 +45,7 @@ class ExpertDispatch:
         return sort_by_expert(routing.experts_NK, routing.scores_NE.shape[1])
 
     def read(self, sent_RL: Tensor, received_RL: Tensor, pairs: int) -> tuple[Counts, Counts]:
-        """The counts of the `pairs` pairs here, and of those that arrive, as numbers: all that the host waits for."""
+        """The counts of the `pairs` pairs here and of those that arrive, on the host, which waits only for them."""
         return sent_RL.tolist(), received_RL.tolist()
 
     def _exchange(self, sent_RL: Tensor, pairs: int) -> tuple[list[int], list[int], Tensor, list[int]]:
@@ -64,7 +64,7 @@ class ExpertDispatch:
 
 
 def apply_expert_parallel(part: TransformerPart, mesh: Mesh) -> None:
-    """Keep this process's experts of every layer and put the all-to-all into the `dispatch` sockets."""
+    """Keep this process's experts of every layer and set the all-to-all as `dispatch` of the expert layers."""
     if mesh.axes is None or mesh.dims.ep_size == 1:
         return
     for block in part.blocks():

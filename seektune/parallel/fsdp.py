@@ -1,4 +1,4 @@
-"""FSDP2 over the data and context axes: weights are cut, gathered for a block at a time, gradients summed and cut."""
+"""FSDP2 over the data and context axes: weights are sharded and gathered per block, gradients are reduced."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ Placement = Callable[[nn.Parameter], ShardPlacementResult | Shard | None]
 
 
 def apply_fsdp(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> None:
-    """Cut the parameters of each block, and of what is around the blocks, over the processes of the stage.
+    """Shard the parameters of each block, and those outside the blocks, over the processes of the stage.
 
     Nothing is cast: parameters that stay fp32 in a bf16 model are gathered as such, through process groups of their
     own. Experts are cut over the processes that hold the same ones. Gradients are summed in fp32, not averaged: losses
@@ -54,7 +54,7 @@ def reshard(part: TransformerPart) -> None:
 
 
 def prepare_unused_mtp(part: TransformerPart) -> None:
-    """Gather the MTP block once where it will not run: FSDP2's backward needs state that only gathering sets up."""
+    """Gather the MTP block once if it will not run: FSDP2's backward needs state that only gathering creates."""
     for block in part.mtp:
         if isinstance(block, FSDPModule):
             block.unshard()
@@ -62,7 +62,7 @@ def prepare_unused_mtp(part: TransformerPart) -> None:
 
 
 def _whole_here(part: TransformerPart, mesh: Mesh) -> set[nn.Parameter]:
-    """Frozen parameters that are not cut: they have neither pieces to gather nor gradients to sum."""
+    """Frozen parameters that are not sharded: they need neither gathering nor reduction."""
     stacked = _stacked(part)
     dims = mesh.dims
     return {
@@ -73,7 +73,7 @@ def _whole_here(part: TransformerPart, mesh: Mesh) -> set[nn.Parameter]:
 
 
 def _placement(part: TransformerPart, mesh: Mesh, axes: Axes) -> Placement:
-    """Which processes each parameter is cut over, and along which dim."""
+    """The mesh and dim over which each parameter is sharded."""
     expert_info = _mesh_info(axes.expert_shards)
     fp32_info = _mesh_info(axes.dense_fp32)
     stacked = _stacked(part)

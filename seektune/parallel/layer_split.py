@@ -33,7 +33,7 @@ def count_stages(config: PipelineConfig, pp_size: int, layers: int, mtp: int) ->
 
 
 def split_layers(layers: int, mtp: int, stages: int, layers_per_stage: int | None = None) -> list[range]:
-    """The layers of each stage, as even as they can be; the MTP block counts as a layer of the last one.
+    """The layers of each stage, as even as possible; the MTP block counts as a layer of the last one.
 
     Earlier stages are the longer ones, because the last has the head as well.
     """
@@ -54,7 +54,7 @@ def stages_of(process: int, pp_size: int, stages: int, schedule: str) -> list[in
 
 
 def schedule_problem(schedule: str, count: int, pp_size: int, stages: int) -> str | None:
-    """Why a schedule cannot run so many micro-batches; None if it can."""
+    """Why a schedule cannot run that many micro-batches; None if it can."""
     if schedule in ("1f1b", "dualpipev") and count < stages:
         return f"{schedule} needs at least as many micro-batches as stages, {stages}, not {count}"
     if schedule == "interleaved1f1b" and count % max(1, count // pp_size):
@@ -63,7 +63,7 @@ def schedule_problem(schedule: str, count: int, pp_size: int, stages: int) -> st
 
 
 def bubble(schedule: str, pp_size: int, stages: int, count: int) -> float:
-    """The share of a step for which each process waits, if a stage's forward takes half of its backward's time.
+    """The idle share of a step on each process, if a stage's backward takes twice as long as its forward.
 
     Leading terms of the schedules' papers (1F1B; interleaved: Narayanan et al. 2021; ZB-V: Qi et al. 2023; DualPipeV:
     DeepSeek 2025): warm-up and cool-down over warm-up, cool-down and work.

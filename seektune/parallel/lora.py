@@ -1,4 +1,4 @@
-"""Adapters of a model that is spread over processes: their first values, and into and out of one adapter's files."""
+"""Adapters of a sharded model: initialization, saving and loading."""
 
 from collections.abc import Iterator
 from math import isclose
@@ -24,7 +24,7 @@ from seektune.parallel.stage import Stage
 
 @torch.no_grad()
 def init_adapters(model: ParallelModel, seed: int) -> None:
-    """First values of the pieces here, those of `lora.initialize.init_adapters`; needs the frozen weights."""
+    """Initialize the local shards as `lora.initialize.init_adapters` does; needs the frozen weights."""
     for stage in model.stages.values():
         _measure_rows(stage)
         for name, module in adapted_modules(stage):
@@ -38,7 +38,7 @@ def init_adapters(model: ParallelModel, seed: int) -> None:
 
 
 def save_adapter(model: ParallelModel, folder: Path, base: str | None, revision: str | None, recipe: str) -> None:
-    """As `lora.files.save_adapter`; every process calls it, the first one gathers and writes.
+    """As `lora.files.save_adapter`; every process calls it, rank 0 gathers and writes.
 
     Raises:
         OSError: writing failed; the same on all processes.
@@ -59,7 +59,7 @@ def save_adapter(model: ParallelModel, folder: Path, base: str | None, revision:
 
 @torch.no_grad()
 def load_adapter(model: ParallelModel, folder: Path) -> None:
-    """Values of the pieces here from an adapter's files; every process reads them.
+    """Load the local shards from an adapter's files; every process reads them.
 
     Raises:
         ValueError: the files are damaged, or are not of adapters of these places, ranks and scalings.
@@ -82,7 +82,7 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
 
 
 def _values(change: LoraDelta, part: str, piece: Shard, what: str) -> Tensor:
-    """One tensor of a change, as a model has it."""
+    """One tensor of a delta, in the model's shape."""
     values = {"A": change.a, "B": change.b, "magnitude": change.magnitude}[part]
     if part == "A" and len(piece.shape) == 2 and values is not None and values.dim() == 3:
         if not torch.equal(values, values[:1].expand_as(values)):
@@ -95,7 +95,7 @@ def _values(change: LoraDelta, part: str, piece: Shard, what: str) -> Tensor:
 
 
 def _parts(model: ParallelModel, name: str, module: Adapted) -> dict[str, Shard]:
-    """What is here of a carrier's trained tensors."""
+    """The local shards of a module's trained tensors."""
     return {part: shard_of(whole, tensor, model.mesh) for part, whole, tensor in _trained(name, module)}
 
 
@@ -107,7 +107,7 @@ def _trained(name: str, module: Adapted) -> Iterator[tuple[str, str, Tensor]]:
 
 
 def _measure_rows(stage: Stage) -> None:
-    """Look up the lengths of the rows that DoRA divides out; weights that are cut are gathered a block at a time."""
+    """Compute DoRA's row norms; sharded weights are gathered a block at a time."""
     for block in stage.blocks():
         found = [module for module in block.modules() if isinstance(module, DoraLinear)]
         if found and isinstance(block, FSDPModule):

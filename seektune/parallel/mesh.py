@@ -1,4 +1,4 @@
-"""The processes of a job as axes: who shares rows, layers, weights and experts with whom."""
+"""The device mesh of a job: process groups of each axis."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from seektune.parallel.dims import ParallelDims, RankCoords
 
 @dataclass(frozen=True)
 class Mesh:
-    """This process among the others. Alone it has no axes, and every sum is what it was."""
+    """The mesh as seen by this process. A single process has no axes, and sums over processes do nothing."""
 
     dims: ParallelDims
     rank: int
@@ -22,7 +22,7 @@ class Mesh:
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu") -> "Mesh":
-        """One process; nothing of torch.distributed is touched."""
+        """The mesh of one process, without torch.distributed."""
         return cls(ParallelDims(1, 1, 1, 1, 1, 1), 0, torch.device(device))
 
     @classmethod
@@ -59,7 +59,7 @@ class Mesh:
         return self._reduce(x, None if self.axes is None else self.axes.stage)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag of any process is set."""
+        """Whether the flag is set on any process."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def _reduce(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -75,27 +75,27 @@ class Axes:
     """Process groups of this process."""
 
     pipeline: dist.ProcessGroup
-    """The other stages of its rows."""
+    """The pipeline: processes with the other stages for the same rows."""
     stage: dist.ProcessGroup
     """All processes with the same layers."""
     context: dist.ProcessGroup
-    """Those that share its rows."""
+    """Context parallelism: processes that share its rows."""
     experts: dist.ProcessGroup
-    """Those that the experts of a layer are split over."""
+    """Expert parallelism: processes over which the experts of a layer are sharded."""
     dense: DeviceMesh
-    """Over which attention and shared parts are cut (and replicated, if it has two dims)."""
+    """FSDP2 mesh of attention and shared parts; HSDP if it has two dims."""
     dense_fp32: DeviceMesh
-    """The same processes for parameters that stay fp32: FSDP2 wants one dtype in each process group."""
+    """The same processes for parameters that stay fp32, as FSDP2 needs one dtype per process group."""
     expert_shards: DeviceMesh
-    """Over which the experts of one place on the expert axis are cut (and replicated)."""
+    """FSDP2 mesh of the experts of one expert-parallel rank; HSDP if it has two dims."""
     control: dist.ProcessGroup
-    """All processes, for what one of them decides."""
+    """All processes, for decisions of rank 0."""
     checkpoint: dist.ProcessGroup
-    """All processes, for saving beside the training."""
+    """All processes, for asynchronous saving."""
 
     @classmethod
     def of(cls, dims: ParallelDims, device: torch.device, control: str) -> "Axes":
-        """Make the groups; every process calls this at the same time."""
+        """Create the groups; collective."""
 
         def mesh(**sizes: int) -> DeviceMesh:
             return init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
@@ -118,7 +118,7 @@ class Axes:
 
 
 def _with_own_groups(mesh: DeviceMesh, dims: ParallelDims, device: torch.device) -> DeviceMesh:
-    """The same mesh over process groups of its own."""
+    """A copy of the mesh with its own process groups."""
     ranks = torch.arange(dims.world).view(dims.pp_size, dims.dp_replicate, dims.fsdp_size)
     shards, _ = dist.new_subgroups_by_enumeration(ranks.flatten(0, 1).tolist())
     replicas, _ = dist.new_subgroups_by_enumeration(ranks.mT.flatten(0, 1).tolist())

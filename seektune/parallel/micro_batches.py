@@ -1,4 +1,4 @@
-"""How many rows a micro-batch has, so that a step's rows divide over processes and pipeline; plain arithmetic."""
+"""Rows of a micro-batch, so that a step's rows divide over processes and pipeline; plain arithmetic."""
 
 from itertools import count
 
@@ -10,7 +10,7 @@ from seektune.parallel.layer_split import count_stages, schedule_problem
 def micro_batch_rows(
     dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes, rows: int, micro_size: int
 ) -> int:
-    """Rows of a micro-batch: at most what the recipe asks for, and such that all processes get equally many.
+    """Rows of a micro-batch: at most the recipe's number, and such that all processes get equally many.
 
     A pipeline needs a certain number of them. How many there are changes memory and waiting, never the result.
 
@@ -41,7 +41,7 @@ def micro_batch_rows(
 def _sizes(
     own: int, dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes, micro_size: int
 ) -> list[int]:
-    """Rows of a micro-batch that are possible where a process gets `own` rows in a step, the largest first."""
+    """Possible rows of a micro-batch if a process gets `own` rows per step, the largest first."""
     schedule = config.pipeline.schedule
     microbatch = config.pipeline.microbatch
     most = micro_size if dims.pp_size == 1 or microbatch is None else microbatch

@@ -1,4 +1,4 @@
-"""A model spread over processes, as training sees it: it trains, scores, and knows which process holds what.
+"""The sharded model that training uses: runs steps, scores rows, loads and saves weights.
 
 Shapes: B rows, T tokens, L tokens here, E experts, M micro-batches.
 """
@@ -37,7 +37,7 @@ class Outcome:
 
 
 class ParallelModel:
-    """The stages of this process, and how they run together with those of the others."""
+    """The pipeline stages of this process and their runner; a whole model on a single process."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class ParallelModel:
 
     @property
     def device(self) -> torch.device:
-        """Where batches go."""
+        """Device for batches."""
         return self.mesh.device
 
     @property
@@ -72,11 +72,11 @@ class ParallelModel:
         return self.stages[0]
 
     def is_adapted(self) -> bool:
-        """Whether the model carries adapters."""
+        """Whether the model has adapters."""
         return any(stage.is_adapted() for stage in self.stages.values())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters of this process, by released module names; they may be cut."""
+        """Parameters of this process, by released module names; they may be sharded."""
         for stage in self.stages.values():
             yield from stage.named_parameters()
 
@@ -85,7 +85,7 @@ class ParallelModel:
         return (parameter for _, parameter in self.named_parameters())
 
     def trainable(self) -> int:
-        """The number of weights that train, of all processes."""
+        """The number of trainable weights of all processes."""
         own = sum(
             local(parameter).numel() / replicas_of(name, parameter, self.mesh)
             for name, parameter in self.named_parameters()
@@ -98,7 +98,7 @@ class ParallelModel:
         return {layer: gate for stage in self.stages.values() for layer, gate in stage.gates().items()}
 
     def shards(self) -> dict[str, Shard]:
-        """The pieces of weights and buffers that are here; writing into them changes the model."""
+        """The local shards of weights and buffers; writing to them changes the model."""
         return self._shards(nn.Module.state_dict)
 
     def base_shards(self) -> dict[str, Shard]:
@@ -110,7 +110,7 @@ class ParallelModel:
         return self._shards(adapter_state)
 
     def full_model(self) -> TransformerPart:
-        """The whole model, for its names and shapes; without memory where other processes hold parts of it."""
+        """The whole model, for its names and shapes; on meta if other processes hold parts of it."""
         if self.mesh.dims.world == 1:
             return self.whole
         whole = DeepseekV4ForCausalLM(self.config, "meta", next(iter(self.stages.values())).dtype)
@@ -118,7 +118,7 @@ class ParallelModel:
         return whole
 
     def load_pretrained(self, folder: Path) -> None:
-        """Fill the pieces here from a checkpoint folder in any format; frozen bytes are taken as they are.
+        """Load the local shards from a checkpoint folder in any format; quantized frozen weights keep their bytes.
 
         Raises:
             ValueError: a tensor is missing, unexpected, of the wrong shape or type, or damaged.
@@ -127,7 +127,7 @@ class ParallelModel:
         check_tables(self.gates(), folder)
 
     def save_pretrained(self, folder: Path, format: str = "bf16", original: Path | None = None) -> None:
-        """As `DeepseekV4ForCausalLM.save_pretrained`; every process calls it, the first one writes."""
+        """As `DeepseekV4ForCausalLM.save_pretrained`; every process calls it, rank 0 writes."""
         assert not self.is_adapted(), "adapters have files of their own"
         config = {"model_type": self.config.model_type, **self.config.to_dict()}
         complete = weight_shapes(self.full_model().state_dict())
@@ -144,7 +144,7 @@ class ParallelModel:
         return self._reduced(task, objective)
 
     def score(self, batch: Batch) -> TokenScores:
-        """How likely the taught tokens of rows are, `[B, T]`; every process gives the same rows and gets the same."""
+        """Scores of the taught tokens of rows, `[B, T]`; collective: all processes pass the same rows."""
         dims = self.mesh.dims
         coords = self.mesh.coords
         rows, length = batch.tokens.shape

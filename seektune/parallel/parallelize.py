@@ -1,4 +1,4 @@
-"""From a description to a model that is spread over processes: the one place where parallelism is applied, in order."""
+"""Applies all parallelism to a model: pipeline, context, expert, recomputation and FSDP2, in this order."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,11 @@ from seektune.parallel.recompute import recompute_blocks
 from seektune.parallel.stage import Stage
 
 Prepare = Callable[[TransformerPart], None]
-"""Changes a part of the model that is still on the meta device, such as by putting adapters on it."""
+"""Changes a part of the model that is still on meta, for example by injecting adapters."""
 
 
 def unchanged(part: TransformerPart) -> None:
-    """Every weight is trained."""
+    """Do nothing: every weight is trained."""
 
 
 def parallelize(
@@ -34,7 +34,7 @@ def parallelize(
     prepare: Prepare = unchanged,
     drops: bool = False,
 ) -> ParallelModel:
-    """The stages of this process with memory of their own, in which nothing is set yet.
+    """The stages of this process, with allocated but uninitialized memory.
 
     Order: cut into stages, `prepare`, rows along the context axis, experts along theirs, recompute, FSDP2, memory.
     `drops` says that there is dropout, which recomputing must repeat.

@@ -38,17 +38,17 @@ SCHEDULES = {
 
 
 class Runner(Protocol):
-    """How micro-batches run."""
+    """Runs the micro-batches of a step."""
 
     def train(self, batches: Sequence[Batch], task: StageTask, phase: Phase) -> None:
-        """Forward and backward of them all; gradients add up, and the task gets the results."""
+        """Forward and backward of all; gradients accumulate, and the task gets the results."""
 
     def score(self, batch: Batch) -> Tensor | None:
-        """What `TokenScores` holds of the slice here, `[B, L, 2]`; None where another stage has it."""
+        """Values of `TokenScores` for the local slice, `[B, L, 2]`; None if another stage has them."""
 
 
 class SequentialRunner:
-    """One micro-batch after the other through the only stage; gradients are summed over processes with the last."""
+    """Runs one micro-batch after the other through the only stage; gradients are reduced with the last."""
 
     def __init__(self, stage: Stage):
         self._stage = stage
@@ -78,14 +78,14 @@ class SequentialRunner:
 
 
 class PipelineRunner:
-    """Micro-batches through all stages, by a schedule of torch.distributed.pipelining.
+    """Runs micro-batches through all stages, by a schedule of torch.distributed.pipelining.
 
     All micro-batches of a step have one shape, which may differ from step to step: then the schedule is set up anew,
     which costs two small messages between neighbours.
     """
 
     def __init__(self, stages: Mapping[int, Stage], count: int, mesh: Mesh, axes: Axes, config: PipelineConfig):
-        """With the stages of this process by number, of `count` in all."""
+        """`stages` are those of this process by number, of `count` in all."""
         self._stages = stages
         self._count = count
         self._mesh = mesh
@@ -119,7 +119,7 @@ class PipelineRunner:
         return torch.cat(found) if found else None
 
     def _relay(self, number: int, batch: Batch, x: Tensor | None) -> Tensor | None:
-        """One stage's forward; `x` is what the stage before gave if it is here, and so is the answer."""
+        """One stage's forward; input and output are received from and sent to stages on other processes."""
         stage = self._stages[number]
         here = batch.tokens.shape[1] // self._mesh.dims.cp_size
         if stage.is_first:
@@ -134,7 +134,7 @@ class PipelineRunner:
         return out
 
     def _entry(self, batch: Batch) -> tuple[Tensor, ...]:
-        """What the first stage gets from outside."""
+        """The inputs of the first stage."""
         return (batch.tokens,) if 0 in self._stages else ()
 
     def _schedule(self, batch: Batch, count: int, extra: int) -> Schedule:
@@ -168,5 +168,5 @@ def _rest(batch: Batch, task: StageTask) -> dict[str, Any]:
 
 
 def _output(output: Tensor, _target: Tensor) -> Tensor:
-    """The last stage gives the loss itself."""
+    """The loss, which the last stage already computes."""
     return output

@@ -1,4 +1,4 @@
-"""What each process of a pipeline does, in order, as torch's schedules say; no process group is needed."""
+"""The actions of each pipeline process in order, from torch's schedules, without a process group."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +28,7 @@ def _one_forward_one_backward(stage: int, stages: int, count: int) -> list[Actio
 
 
 def _plain(actions: list[Any]) -> list[Action]:
-    """Without pauses and messages; what runs at the same time one after the other."""
+    """Without idle slots and messages; overlapped actions one after the other."""
     each = [part for action in actions if action is not None for part in action.sub_actions or [action]]
     known = [(part.computation_type.value, part.stage_index, part.microbatch_index) for part in each]
     return [action for action in known if action[0] in ("F", "B", "I", "W")]

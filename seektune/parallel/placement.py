@@ -1,4 +1,4 @@
-"""Which piece of a named tensor a process holds: cut by FSDP2, by the expert axis, or not at all."""
+"""Which shard of a named tensor a process holds: sharded by FSDP2, by the expert axis, or not at all."""
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -12,7 +12,7 @@ EXPERTS = ".ffn.experts."
 
 
 def is_stacked(name: str, x: Tensor) -> bool:
-    """Whether a tensor of that name has the expert as first dim, so that the expert axis cuts it.
+    """Whether a tensor of that name has the expert as first dim, so that the expert axis shards it.
 
     All tensors of routed experts do, but for an adapter's A that they share.
     """
@@ -20,17 +20,17 @@ def is_stacked(name: str, x: Tensor) -> bool:
 
 
 def local(x: Tensor) -> Tensor:
-    """The plain tensor of this process behind a tensor that may be cut; writing there changes it."""
+    """The local tensor of one that may be sharded; writing to it changes that one."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def shard_of(name: str, parameter: Tensor, mesh: Mesh) -> Shard:
-    """What `parameter` holds of the whole tensor of that name."""
+    """The shard of the whole tensor that `parameter` holds."""
     return shard_like(name, parameter, local(parameter).detach(), mesh)
 
 
 def shard_like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
-    """The piece that `tensor` is, if it is cut as `parameter` is: an optimizer's state, for example."""
+    """The shard that `tensor` is if it is sharded like `parameter`, such as optimizer state."""
     shape = tuple(parameter.shape)
     offsets = (0,) * parameter.dim()
     if isinstance(parameter, DTensor):
@@ -45,5 +45,5 @@ def shard_like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shar
 
 
 def replicas_of(name: str, parameter: Tensor, mesh: Mesh) -> int:
-    """How many processes hold the same piece."""
+    """Number of processes that hold the same shard."""
     return mesh.dims.expert_replicate if is_stacked(name, parameter) else mesh.dims.dp_replicate

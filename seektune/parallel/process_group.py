@@ -1,4 +1,4 @@
-"""How a process takes its place among the others of a job, and leaves it."""
+"""Joins and leaves the default process group."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class ProcessSlot:
-    """The place that a launcher gave to a process."""
+    """World size and local rank that a launcher gave to a process."""
 
     world: int = 1
     """Processes of the job."""
@@ -28,7 +28,7 @@ ALONE = ProcessSlot()
 
 @contextmanager
 def process_group(slot: ProcessSlot) -> Iterator[None]:
-    """In a process group with all others, if there are any: NCCL between GPUs, gloo between CPUs.
+    """A process group of all processes, if there are several: NCCL between GPUs, gloo between CPUs.
 
     The launcher's environment says where they meet.
     """

@@ -1,4 +1,4 @@
-"""What backward computes again instead of keeping it: wraps blocks from outside."""
+"""Activation checkpointing: wraps blocks so that backward recomputes them."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,11 +10,11 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from seektune.model.transformer import TransformerPart
 
 KEPT = (torch.ops.aten.mm.default, torch.ops._c10d_functional.all_to_all_single.default)
-"""Results that `selective` keeps: products with weights, and tokens that travelled between experts."""
+"""Operations whose results `selective` keeps: products with weights, and all-to-alls between experts."""
 
 
 def recompute_blocks(part: TransformerPart, mode: Literal["none", "block", "selective"], drops: bool = False) -> None:
-    """Let backward run each block's forward again: all of it, or what is cheap beside its large products.
+    """Let backward recompute each block's forward: all of it, or everything except its large products.
 
     Where dropout `drops` something, the same is dropped again.
     """

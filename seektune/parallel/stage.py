@@ -1,4 +1,4 @@
-"""A pipeline stage as training and evaluation run it: from token ids or streams to streams, a loss or scores.
+"""A pipeline stage in training and evaluation: from token ids or streams to streams, a loss or scores.
 
 Shapes: B rows, T tokens, L tokens here, S streams, D width.
 """
@@ -21,27 +21,27 @@ class StageResult:
     """Losses and expert loads of one forward pass of a stage."""
 
     parts: Tensor
-    """Values of `LossParts`, `[3]`; what other stages compute is 0."""
+    """Values of `LossParts`, `[3]`; those of other stages are 0."""
     loads: Mapping[int, Tensor]
     """Tokens of this process per expert, `[E]`, by layer id."""
 
 
 class StageTask:
-    """What forward passes compute, and their results in the order in which they ran.
+    """What forward passes compute, and their results in order.
 
     Like `RoutingLedger` not a dataclass, which FSDP2 would copy.
     """
 
     def __init__(self, objective: Objective | None):
         self.objective = objective
-        """None for scores: the likelihood of each token."""
+        """None for scores of each token."""
         self.results: list[StageResult] = []
 
 
 class Stage(TransformerPart):
-    """A run of layers of a pipeline; the whole model where there is none.
+    """Consecutive layers of a pipeline; the whole model without one.
 
-    Between stages travel the streams `[B, L, S, D]`; where the MTP block runs, the next token's embedding is carried as
+    Stages exchange the streams `[B, L, S, D]`; if the MTP block runs, the next token's embedding is sent as
     one more stream from the first stage to the last, so that the last stage needs no embedding table of its own.
     """
 
@@ -93,7 +93,7 @@ class Stage(TransformerPart):
 
 
 def _pack(x: Activations) -> Tensor:
-    """As one tensor, which is what a pipeline sends: the next token's embedding as one more stream."""
+    """Pack streams and the next token's embedding, as one more stream, into the one tensor that a pipeline sends."""
     streams = x.streams_BTSD
     if x.next_embedding_BTD is not None:
         streams = torch.cat([streams, x.next_embedding_BTD.unsqueeze(2)], dim=2)
@@ -109,7 +109,7 @@ def _unpack(x: Tensor, mtp: bool) -> Activations:
 
 
 class _AttachLoss(torch.autograd.Function):
-    """Streams unchanged; on the way back the loss gets the gradient 1, as if it were added to the last stage's."""
+    """Returns streams unchanged; in backward the loss gets the gradient 1, as if added to the last stage's loss."""
 
     @staticmethod
     def forward(ctx, streams, loss):  # type: ignore[no-untyped-def]

@@ -1,1 +1,1 @@
-"""One training run from its recipe to what it leaves: data, model, evaluations, folder, resume and summary."""
+"""The parts of a training run: data, model, evaluations, run folder, resume and summary."""

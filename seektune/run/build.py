@@ -1,4 +1,4 @@
-"""The mesh and the model of a run: built, filled with weights, adapted and spread over processes."""
+"""Builds the mesh and the model of a run, with weights, adapters and parallelism."""
 
 from pathlib import Path
 
@@ -25,20 +25,20 @@ from seektune.train.settings import Origin
 
 
 def build_mesh(recipe: Recipe, config: DeepseekV4Config, slot: ProcessSlot) -> Mesh:
-    """The mesh that the recipe asks for.
+    """The mesh of the recipe.
 
     Raises:
-        ValueError: these processes, this model and this batch do not make one.
+        ValueError: the sizes do not fit these processes, this model or this batch.
     """
     recipe.check_world(slot.world)
     return Mesh.of(make_dims(recipe.parallel, slot.world, config), slot.device)
 
 
 def read_config(section: ModelConfig) -> DeepseekV4Config:
-    """The architecture; asks the Hub where only weights there are named.
+    """The architecture; downloads config.json if only Hub weights are given.
 
     Raises:
-        ValueError: there is none, or it contradicts the preset beside it.
+        ValueError: there is none, or it contradicts the preset.
     """
     known = section.architecture()
     if section.weights is None or Path(section.weights).is_dir():
@@ -54,12 +54,12 @@ def read_config(section: ModelConfig) -> DeepseekV4Config:
 
 
 def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weights: bool) -> ParallelModel:
-    """The model with random or given weights; not `with_weights` where a checkpoint will set them all.
+    """The model with random or loaded weights; without `with_weights` a checkpoint will set them all.
 
-    With adapters, which are fresh here, the rest is frozen and always read: no checkpoint holds it.
+    With adapters, which are new here, the frozen weights are always loaded: no checkpoint has them.
 
     Raises:
-        ValueError: its weights are not as they should be, or adapters ask for what it does not have.
+        ValueError: the weights are invalid, or an adapter target matches nothing.
     """
     section = recipe.model
     adapted = bool(recipe.lora.targets)
@@ -78,16 +78,16 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
         init_adapters(model, recipe.seed)
         _begun_from(recipe.lora.adapter if with_weights else None, model)
     if recipe.lora.dropout and mesh.rank > 0:
-        # each process drops with dice of its own, as its rows, tokens or layers are its own
+        # a generator per process, as its rows, tokens or layers differ
         torch.manual_seed(recipe.seed + mesh.rank)
     return model
 
 
 def _begun_from(adapter: str | None, model: ParallelModel) -> ParallelModel:
-    """The model, with the values of an older run's adapter if one is named.
+    """The model, with the values of an existing adapter if one is given.
 
     Raises:
-        ValueError: its files are damaged, or are not of the adapters that the recipe asks for.
+        ValueError: its files are damaged, or do not match the recipe's adapters.
     """
     if adapter is not None:
         try:
@@ -98,7 +98,7 @@ def _begun_from(adapter: str | None, model: ParallelModel) -> ParallelModel:
 
 
 def quantize_frozen(recipe: Recipe, config: DeepseekV4Config, folder: Path | None) -> Prepare:
-    """What freezes a part of the model in the form in which `folder` has it, or the release, and adds adapters.
+    """A function that quantizes frozen weights to the formats of `folder`, or of the release, and adds adapters.
 
     Raises:
         ValueError: a target of the adapters matches nothing.
@@ -110,7 +110,7 @@ def quantize_frozen(recipe: Recipe, config: DeepseekV4Config, folder: Path | Non
 
 
 def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:
-    """The whole model without memory, frozen and adapted as training has it; weights of the Hub are as released."""
+    """The whole model on meta, frozen and with adapters as in training; Hub weights have the released format."""
     model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
     if recipe.lora.targets:
         place = None if recipe.model.weights is None else Path(recipe.model.weights)
@@ -119,7 +119,7 @@ def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalL
 
 
 def _streamed(recipe: Recipe, device: torch.device) -> ParallelModel:
-    """A frozen model whose weights stay in their files, with fresh adapters, on one device."""
+    """A frozen model whose weights are streamed from their files, with new adapters, on one device."""
     section = recipe.model
     assert section.weights is not None, "the recipe was checked"
     model = DeepseekV4ForCausalLM.from_pretrained(
@@ -131,7 +131,7 @@ def _streamed(recipe: Recipe, device: torch.device) -> ParallelModel:
 
 
 def origin(recipe: Recipe) -> Origin:
-    """What adapter files say of their base: its name and, for one from the Hub, the commit that was fetched."""
+    """The base that adapter files name: folder or Hub id and, for the latter, the downloaded commit."""
     weights = recipe.model.weights
     if weights is None:
         return Origin(None, None, dump_recipe(recipe))

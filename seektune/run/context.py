@@ -1,4 +1,4 @@
-"""What every part of a training run is given: the recipe, the run folder, where it starts, and the job's processes."""
+"""The context of a training run: recipe, run folder, start, mesh and signals."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from seektune.signals import Interruption
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run on one process."""
+    """The context of one run on one process."""
 
     recipe: Recipe
     name: str
@@ -22,13 +22,13 @@ class RunContext:
     """The run folder."""
     start: RunStart
     config: DeepseekV4Config
-    """Of the model."""
+    """The model's config."""
     mesh: Mesh
     interruption: Interruption
 
     @property
     def product(self) -> Path:
-        """Where the trained weights or adapters will be."""
+        """Folder of the trained weights or adapters."""
         return self.folder / product_of(self.recipe)
 
     @property
@@ -45,5 +45,5 @@ class RunContext:
         self.interruption.leave_together(self.mesh.any)
 
     def shielded_if_parallel(self) -> AbstractContextManager[None]:
-        """A part in which processes wait for each other, so that none may stop alone."""
+        """A block in which processes wait for each other, so that no signal stops one alone."""
         return nullcontext() if self.mesh.axes is None else self.interruption.shielded()

@@ -1,4 +1,4 @@
-"""What a training run reads: its dataset as batches, and the tasks that measure the model before and after."""
+"""The data of a training run: batches of its dataset, and the evaluation tasks."""
 
 import hashlib
 from array import array
@@ -22,27 +22,27 @@ from seektune.sequence import IGNORE_INDEX, Batch
 
 @dataclass(frozen=True)
 class TrainData:
-    """The data of a run in the form that training reads."""
+    """The data of a run."""
 
     tokenizer: Tokenizer
     loader: Loader
     validation: list[Batch]
     tasks: list[Task]
-    """What measures the model before and after training."""
+    """Evaluation tasks before and after training."""
     source: str
     rows: int
-    """Rows that are trained on."""
+    """Number of training rows."""
     digest: str
-    """Of their tokens and labels, in order: a checkpoint's position means something only in the same rows."""
+    """Digest of their tokens and labels, in order: a checkpoint's data position is valid only for the same rows."""
 
 
 def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: Mesh) -> TrainData:
-    """Load the recipe's dataset, turn it into batches, and make the evaluation tasks ready.
+    """Load the recipe's dataset, make batches of it, and create the evaluation tasks.
 
-    What has to be fetched is fetched by the first process. `cache.note` also receives what is loaded and left out.
+    Rank 0 downloads. `cache.note` also receives the numbers of loaded and dropped rows.
 
     Raises:
-        ValueError: a row is not as it should be or does not fit, or a step's rows do not fit the processes.
+        ValueError: a row is invalid or too long, or a step's rows do not divide over the processes.
         OSError: the rows are not here and no source answers.
     """
     mesh.ranks.first(lambda: _fetch(recipe, cache))
@@ -57,7 +57,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
             f"note: micro-batches of {rows} rows, not {batch.micro_size}, of the {own} that a process gets in a step"
         )
         batch = batch.model_copy(update={"micro_size": rows})
-    # neighbours of one length leave little padding
+    # rows of similar length need little padding
     held_out.sort(key=lambda example: len(example.tokens))
     validation = in_order(held_out, recipe.batch, tokenizer.pad_id)
     limit = recipe.evaluate.limit
@@ -74,7 +74,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
 
 
 def load_examples(recipe: Recipe, split: Split, tokenizer: Tokenizer, cache: DataCache) -> tuple[list[Example], str]:
-    """The examples of a split that fit `batch.length`, and where they come from.
+    """The examples of a split that fit `batch.length`, and their source.
 
     Raises:
         ValueError: a row is not as it should be, or an example does not fit and may not be left out.

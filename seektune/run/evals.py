@@ -1,4 +1,4 @@
-"""The evaluation tasks before and after training: shown as they run, and kept in evaluation.json of the run folder."""
+"""Runs the evaluation tasks before and after training, and stores their scores in evaluation.json."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ Scores: TypeAlias = Mapping[str, TaskScore]
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """A task's scores before and after training; at least one is there."""
+    """A task's scores before and after training; at least one is not None."""
 
     task: TaskInfo
     before: TaskScore | None
@@ -37,7 +37,7 @@ class TaskComparison:
         return 0 if score is None else score.n
 
     def changes(self) -> dict[str, Change]:
-        """By metric; nothing where there is nothing to compare."""
+        """Changes by metric; empty if a score is missing."""
         return {} if self.before is None or self.after is None else self.after.since(self.before)
 
 
@@ -55,7 +55,7 @@ def run_eval(
     config: EvaluateConfig,
     leave: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """Run the tasks, if that is wanted. `leave` is called after each forward: a signal may end the run there."""
+    """Run the tasks if `wanted`. `leave` is called after each forward: a signal may end the run there."""
     found = {}
     for task in data.tasks if wanted else []:
         title = f"{task.info.title} {when} training"
@@ -68,7 +68,7 @@ def run_eval(
 
 
 def read_evals(folder: Path, when: str, tasks: Sequence[Task]) -> Scores:
-    """The scores of tasks that evaluation.json already holds."""
+    """The scores of tasks that are already in evaluation.json."""
     if not (folder / EVALUATION).is_file():
         return {}
     values = read_json(folder / EVALUATION)
@@ -77,7 +77,7 @@ def read_evals(folder: Path, when: str, tasks: Sequence[Task]) -> Scores:
 
 
 def write_evals(folder: Path, before: Scores, after: Scores) -> None:
-    """Write evaluation.json: `before` and `after` of each task; null for a score that was not taken (yet).
+    """Write evaluation.json: `before` and `after` of each task; null for a score that is missing (so far).
 
     Raises:
         OSError: it could not be written.

@@ -1,4 +1,4 @@
-"""The model card of an export: README.md in the Hub's form, with what is known of it and nothing else."""
+"""The model card of an export: README.md in the Hub's format, from the run's own records."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ from seektune.run.evals import Scores, TaskComparison, compare
 
 MARK = "<!-- written by SeekTune, and written anew as long as nobody changes it: {} -->"
 ADAPTER_FORM = "peft"
-"""Stands among the formats of checkpoints for an adapter's files."""
+"""The format name of an adapter's files, in addition to the checkpoint formats."""
 ABOUT = ("Base", "Data", "Training", "Results")
-"""Sections that stay true when the weights are stored otherwise."""
+"""Sections that stay valid when the weights are converted."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCES = {"deepseek-ai/DeepSeek-V4-": "mit"}
-"""Of bases on the Hub, by the beginning of their ids."""
+"""Licences of bases on the Hub, by prefix of their ids."""
 _FORMS = {
     ADAPTER_FORM: "An adapter in PEFT's form; the base's weights are not here.",
     "bf16": "bf16 safetensors under the released names.",
@@ -38,17 +38,17 @@ _FORMS = {
     "mixed-bf16": "The base's layout; low-bit matrices that the adapter changed are bf16.",
     "mixed-fp8": "The base's layout; low-bit matrices that the adapter changed are FP8.",
 }
-_LIMITS = """Whatever limits the base has. A short fine-tune on one dataset can cost abilities that no exam measured
-here; compare with the base on your own tasks before you use it. Nobody ran these weights in vLLM or SGLang before
-this card was written."""
-_ROUNDED = """vLLM and SGLang read the released layout. `seektune convert FOLDER served --to released` rounds into it.
-That loses small changes; `seektune eval served` says what is left. Then:"""
+_LIMITS = """The limits of the base model apply. A short fine-tune on one dataset can cost abilities that no evaluation
+here measured; compare with the base on your own tasks before you use it. These weights were not tested in vLLM or
+SGLang when this card was written."""
+_ROUNDED = """vLLM and SGLang read the released format. `seektune convert FOLDER served --to released` rounds to it.
+That loses small changes; evaluate the result with `seektune eval served --task TASK`. Then:"""
 _TASK = "text-generation"
 _TAGS = ["deepseek_v4", "seektune"]
 
 
 def run_card(folder: Path, recipe: Recipe, facts: Sequence[tuple[str, str]], before: Scores, after: Scores) -> str:
-    """The card of what a run trained.
+    """The card of a run's export.
 
     Args:
         folder: of the run; its metrics are read.
@@ -72,7 +72,7 @@ def run_card(folder: Path, recipe: Recipe, facts: Sequence[tuple[str, str]], bef
 
 
 def converted_card(source: Path, to: str) -> str | None:
-    """The card of a conversion; None where the source has one that somebody else wrote, which comes along as it is."""
+    """The card of a conversion; None if the user edited the source's card, which is then copied unchanged."""
     text = _read(source / CARD)
     if text is not None and not is_ours(text):
         return None
@@ -98,7 +98,7 @@ def merged_card(base: str, adapter: Path, name: str, to: str, kept: float) -> st
 
 
 def put_card(folder: Path, text: str) -> bool:
-    """Write the card into an export, unless somebody's own lies there; whether it was written.
+    """Write the card into an export unless the user edited the one there; returns whether it was written.
 
     Raises:
         OSError: writing failed.
@@ -111,7 +111,7 @@ def put_card(folder: Path, text: str) -> bool:
 
 
 def is_ours(text: str) -> bool:
-    """Whether a card was written here and not changed since."""
+    """Whether SeekTune wrote a card and it was not changed since."""
     body, _, _ = text.rstrip("\n").rpartition("\n")
     return text == _marked(body)
 
@@ -124,7 +124,7 @@ def _card(front: ModelCardData, name: str, intro: str, about: Mapping[str, str],
 
 
 def _again(text: str | None, name: str, intro: str, form: str, remark: str = "") -> str:
-    """A card of ours for the same weights stored otherwise; without one, what is known without it."""
+    """A card for the same weights in another format, based on SeekTune's card `text` if there is one."""
     if text is None:
         return _card(ModelCardData(pipeline_tag=_TASK, tags=[*_TAGS]), name, intro or "DeepSeek-V4 weights.", {}, form)
     card = ModelCard(text)
@@ -176,7 +176,7 @@ def _base(recipe: Recipe) -> str:
 
 
 def _figures(folder: Path) -> list[tuple[str, str]]:
-    """What the run's own files say of its course."""
+    """Numbers of the training from the run's metrics files."""
     steps, validations = (
         read_records(folder / name) if (folder / name).is_file() else [] for name in (METRICS, VALIDATION)
     )
@@ -209,7 +209,7 @@ def _results(found: TaskComparison) -> str:
 
 
 def _loading(form: str, base: str | list[str] | None) -> str:
-    """How to load the files, in the words of each library that reads them."""
+    """How to load the files with each library that supports them."""
     if form == ADAPTER_FORM:
         whole = json.dumps(base if isinstance(base, str) else "BASE")
         return f"""```python
@@ -261,7 +261,7 @@ def _hub_id(base: str | None) -> str | None:
 
 
 def _licence(base: str | None) -> str | None:
-    """A licence where it is known: that of the base."""
+    """The licence of the base, if it is known."""
     return next((licence for start, licence in _LICENCES.items() if (_hub_id(base) or "").startswith(start)), None)
 
 

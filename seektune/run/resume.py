@@ -1,4 +1,4 @@
-"""Where a run starts: anew, from its own newest checkpoint, or from one that the user names."""
+"""Decides where a run starts: at step 0, from its newest checkpoint, or from one that the user names."""
 
 import json
 from collections.abc import Callable
@@ -16,26 +16,26 @@ from seektune.run.run_dir import refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
 
 DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "lora", "seed")
-"""Parts of a recipe that a run cannot change and still be the same run."""
+"""Sections of a recipe that cannot change when a run resumes."""
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """How a run begins."""
+    """Where a run starts."""
 
     checkpoint: Path | None = None
-    """Its state to go on from."""
+    """The checkpoint to resume from; None starts at step 0."""
     finished: bool = False
-    """Nothing is left to do."""
+    """Whether the run is already finished."""
 
 
 def product_of(recipe: Recipe) -> str:
-    """What a run leaves, by its name in the run folder: weights or adapters."""
+    """Name of the run's export in the run folder: weights or adapters."""
     return ADAPTER if recipe.lora.targets else MODEL
 
 
 def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunStart:
-    """Decide by `resume` and by what the run folder holds; a checkpoint is checked in full before it is used.
+    """Decide by `resume` and the contents of the run folder; a checkpoint is fully checked before it is used.
 
     Raises:
         ValueError: the folder is another run's, the checkpoint is damaged, or there is none where one is named.
@@ -60,7 +60,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
         say(f"{folder} holds a run without a checkpoint: it starts anew")
         return _from(_checkpoints_at(Path(recipe.resume).expanduser()), recipe, say) if named else RunStart()
     if named:
-        say(f"{folder} began from {recipe.resume} before; it goes on where it was")
+        say(f"{folder} was started from {recipe.resume}; resuming from its own newest checkpoint")
         return _from(checkpoints, recipe, say)
     start = _checked(checkpoints, say)
     if differing := _differences(recipe, _recipe_of(checkpoints[-1])):
@@ -72,7 +72,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
 
 
 def refuse_other_rows(checkpoint: Path, digest: str) -> None:
-    """Check that the training rows are those of the run that a checkpoint is of.
+    """Check that the training rows are those of the checkpoint's run.
 
     Raises:
         ValueError: they are not.
@@ -85,7 +85,7 @@ def refuse_other_rows(checkpoint: Path, digest: str) -> None:
 
 
 def _began_so(recipe: Recipe, folder: Path) -> bool:
-    """Whether the same words have begun the run in the folder, so that they are a call to go on."""
+    """Whether the run in the folder was started by the same command, which now resumes it."""
     if not (folder / RECIPE).is_file():
         return False
     before = load_recipe(folder / RECIPE)
@@ -101,7 +101,7 @@ def _named(source: Path, recipe: Recipe, folder: Path, say: Callable[[str], None
 
 
 def _checkpoints_at(source: Path) -> list[Path]:
-    """The checkpoint at that place, or those of the run there, oldest first."""
+    """The checkpoint at a path, or the checkpoints of the run there, oldest first."""
     if not source.is_dir():
         raise ValueError(f"resume {source} is no folder; it can be auto, no, a checkpoint or a run folder")
     single = step_of(source) is not None or (source / MANIFEST).is_file()
@@ -111,7 +111,7 @@ def _checkpoints_at(source: Path) -> list[Path]:
 
 
 def _from(checkpoints: list[Path], recipe: Recipe, say: Callable[[str], None]) -> RunStart:
-    """The newest, with a note of what the recipe has changed since."""
+    """The newest checkpoint, with a note of what changed in the recipe since."""
     start = _checked(checkpoints, say)
     for part in _differences(recipe, _recipe_of(checkpoints[-1])):
         say(f"note: {part} is not what it was when {checkpoints[-1]} was saved")
@@ -119,7 +119,7 @@ def _from(checkpoints: list[Path], recipe: Recipe, say: Callable[[str], None]) -
 
 
 def _recipe_of(checkpoint: Path) -> dict[str, Any]:
-    """The recipe that a checkpoint was made by."""
+    """The recipe of a checkpoint."""
     recipe = read_facts(checkpoint).get("recipe")
     if not isinstance(recipe, dict):
         raise ValueError(f"{checkpoint} does not say of which recipe it is")
@@ -127,7 +127,7 @@ def _recipe_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def _checked(checkpoints: list[Path], say: Callable[[str], None]) -> RunStart:
-    """The newest checkpoint if it is whole; otherwise an older one is offered, not taken."""
+    """The newest checkpoint if it is undamaged; otherwise the error names an older one."""
     newest = checkpoints[-1]
     try:
         check_train_state(newest)

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, and that nothing of it stays when the run never began."""
+"""The run folder: its name and lock; removed again if the run does not start."""
 
 import fcntl
 import os
@@ -33,7 +33,7 @@ def choose_folder(run_dir: str | None, name: str, now: datetime) -> Path:
 
 
 def taken(folder: Path) -> str | None:
-    """What shows that a folder holds a run, if anything does."""
+    """The file that shows that a folder holds a run, or None."""
     return next((found for found in TAKEN if (folder / found).exists()), None)
 
 
@@ -52,7 +52,7 @@ def refuse_taken(folder: Path) -> None:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Make the folder and hold it for this process; take it back if the block fails and has put nothing into it.
+    """Create and lock the folder for this process; remove it if the block fails and has written nothing into it.
 
     Raises:
         ValueError: another process holds it.
@@ -73,7 +73,7 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock the folder itself; the system lets go of it when the process ends, however it ends."""
+    """Lock the folder; the system releases the lock when the process ends in any way."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What a training run tells its user in words, on the console and in the report."""
+"""The messages of a training run on the console and the texts of its report."""
 
 import re
 from collections import Counter
@@ -22,7 +22,7 @@ from seektune.train.score_plot import BeforeAfter, Reference, Score
 
 
 def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tuple[str, str]]:
-    """Say and return what is trained, on what, and how, as name and value."""
+    """Print and return model, data and settings of the run, as name and value."""
     batch = recipe.batch
     optimizer = recipe.optimizer
     count = count_parameters(model.config)
@@ -54,7 +54,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
 
 
 def _pipeline(recipe: Recipe, model: ParallelModel) -> str:
-    """How the stages take turns, and how long they wait for each other."""
+    """The pipeline schedule and its idle time."""
     plan = model.mesh.dims
     config = recipe.parallel
     batch = recipe.batch
@@ -71,7 +71,7 @@ def _pipeline(recipe: Recipe, model: ParallelModel) -> str:
 
 
 def _adapters(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
-    """What carries adapters, and what does not move."""
+    """The adapted modules and the frozen weights."""
     if not recipe.lora.targets:
         return []
     lora = recipe.lora
@@ -88,14 +88,14 @@ def _adapters(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
 
 
 def report_text(name: str, facts: Sequence[tuple[str, str]], recipe: str, before: Scores, after: Scores) -> ReportText:
-    """What the report tells beside the numbers of the run folder."""
+    """The texts of the report."""
     return ReportText(name, facts, recipe, [_eval_text(each) for each in compare(before, after)])
 
 
 def summary(
     losses: tuple[float, float], before: Scores, after: Scores, product: Path, report: Path, recipe: Recipe
 ) -> None:
-    """Say what came out, where it lies, and how adapters are merged."""
+    """Print the results, their folder, and the command that merges adapters."""
     say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
     for each in compare(before, after):
         if each.before is not None and each.after is not None:
@@ -110,11 +110,11 @@ def summary(
 
 
 def stopped_message(signal: str, folder: Path) -> str:
-    """What a run that was asked to stop leaves, and how it goes on."""
+    """The message of a run stopped by a signal: what is saved, and how to resume."""
     saved = complete_checkpoints(folder / CHECKPOINTS)
     if not saved:
         return f"stopped by {signal} before the first step; nothing had to be saved, the same command starts again"
-    return f"stopped by {signal}; saved in {saved[-1]}; the same command with --run_dir={folder} goes on from there"
+    return f"stopped by {signal}; saved in {saved[-1]}; the same command with --run_dir={folder} resumes"
 
 
 def _origin(recipe: Recipe) -> str:

@@ -1,1 +1,1 @@
-"""The loop: what a step is, what it is measured by, and what a run leaves behind."""
+"""Training: the loop, its optimizer step, guards, checkpoints, metrics and report."""

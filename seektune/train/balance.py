@@ -1,4 +1,4 @@
-"""Balancing expert loads without a loss: a bias per expert that follows its load.
+"""Loss-free balancing of expert loads: a bias per expert that is adjusted by its load.
 
 Shapes: E experts.
 """

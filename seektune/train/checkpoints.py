@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written beside the training, the newest kept, the older thinned out."""
+"""The checkpoints of a run: written asynchronously; the newest are kept, older ones removed by rule."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ from seektune.train.config import CheckpointConfig
 
 PREFIX = "step-"
 LEFT = ".left"
-"""How the name of a checkpoint begins, and how that of one ends whose course the run has left."""
+"""Prefix of a checkpoint's name, and suffix of one that a rewound run has set aside."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Saved:
     size: int
     """Bytes."""
     blocked: float
-    """Seconds for which training waited."""
+    """Seconds that training waited."""
     seconds: float
     """Seconds until it was complete."""
 
 
 class Checkpoints:
-    """Saves into a folder of a run. Training waits only while tensors are copied; a thread writes the copy.
+    """Saves checkpoints to a folder. Training waits only while tensors are copied; a thread writes the copy.
 
     The copy's memory is kept for the next save. A save that fails beside the training leaves its `failure`; the next
     one, which training then waits for, makes up for it.
@@ -49,7 +49,7 @@ class Checkpoints:
         report: Callable[[Saved], None],
         group: ProcessGroup | None = None,
     ):
-        """With a group of processes (gloo, used by nobody else), each saves the pieces that it holds."""
+        """With a process group (gloo, for this use only), each process saves its shards."""
         self.folder = folder
         self._config = config
         self._report = report
@@ -58,16 +58,16 @@ class Checkpoints:
         self.failure: Exception | None = None
         """Why the last save failed, if it did."""
         self._current: list[Path] = []
-        """What this process saved since it last went back."""
+        """Checkpoints that this process saved since its last rollback."""
         self._ranks = Ranks(group)
         self._ranks.first(lambda: clean_up_partial(folder))
 
     def place(self, step: int) -> Path:
-        """Where the state after `step` is saved."""
+        """Folder of the checkpoint after `step`."""
         return self.folder / f"{PREFIX}{step:06}"
 
     def went_back(self) -> None:
-        """The run returned to an earlier step, and will make other checkpoints under the same names."""
+        """Note a rollback: later checkpoints will be written again under the same names."""
         self._current.clear()
 
     def save(
@@ -104,7 +104,7 @@ class Checkpoints:
             raise self.failure
 
     def settle(self) -> None:
-        """Return when nothing is being written, well or not."""
+        """Wait until nothing is being written, successfully or not."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -151,7 +151,7 @@ def step_of(folder: Path) -> int | None:
 
 
 def set_aside_later(folder: Path, step: int) -> list[Path]:
-    """Rename the checkpoints after `step`, to which a run goes back: they are of a course that it leaves.
+    """Rename the checkpoints after `step`, to which a run is rewound; returns their new names.
 
     Returns:
         Where they are now, under names that no run starts from.

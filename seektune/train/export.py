@@ -1,4 +1,4 @@
-"""What a run leaves: weights in a checkpoint folder with config and tokenizer, or the files of the trained adapter."""
+"""Exports the result of a run: a checkpoint folder with config and tokenizer, or the trained adapter's files."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +11,7 @@ from seektune.train.settings import Origin, Savable
 
 
 def export_model(model: ParallelModel, tokenizer: Savable, folder: Path, origin: Origin) -> None:
-    """Write weights (bf16, released names), config.json and tokenizer, or only adapters where those were trained.
+    """Write weights (bf16, released names), config.json and tokenizer, or only the adapters if those were trained.
 
     The folder appears when complete. Every process calls it.
 

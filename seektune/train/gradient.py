@@ -1,4 +1,4 @@
-"""Gradients between backward and the optimizer: kept in fp32, measured over all processes, checked, scaled down."""
+"""Gradients between backward and the optimizer: fp32 accumulation, norm over all processes, clipping."""
 
 from collections.abc import Iterable, Mapping
 from math import isfinite, sqrt
@@ -15,11 +15,11 @@ NAMED = 5
 
 
 class NotFiniteError(FloatingPointError, RuntimeError):
-    """A loss or gradient is infinite or not a number; the run cannot go on."""
+    """A loss or gradient is infinite or NaN."""
 
 
 def accumulate_in_fp32(parameters: Iterable[Tensor]) -> None:
-    """Let the gradients of bf16 parameters add up in fp32, where a large step's last micro-batches are not lost.
+    """Accumulate the gradients of bf16 parameters in fp32, so that late micro-batches of a large step are not lost.
 
     FSDP2 adds up and sums over processes in fp32 by itself; it then rounds to the dtype of the parameter.
     """
@@ -32,7 +32,7 @@ def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float
     """Norm of the gradient over all parameters of all processes; fp32 per parameter, fp64 across.
 
     Raises:
-        NotFiniteError: it is not finite, on every process; the sentence names the first parameters to blame.
+        NotFiniteError: it is not finite, on every process; the message names the first parameters affected.
     """
     norms = shard_norms(parameters, mesh)
     square = float(squared_norm(norms, mesh))
@@ -45,7 +45,7 @@ def gradient_norm(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> float
 
 
 def shard_norms(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> dict[str, Tensor]:
-    """This process's share in the norm of each gradient, fp64 scalars: squares of all shares add up to the whole's."""
+    """Norm of this process's shard of each gradient, fp64 scalars; the squares of all shards add up to the whole's."""
     named = [(name, local(p.grad), replicas_of(name, p, mesh)) for name, p in parameters if p.grad is not None]
     return {
         name: torch.linalg.vector_norm(gradient, dtype=torch.float32).double() / sqrt(copies)
@@ -54,7 +54,7 @@ def shard_norms(parameters: Iterable[tuple[str, Tensor]], mesh: Mesh) -> dict[st
 
 
 def squared_norm(norms: Mapping[str, Tensor], mesh: Mesh) -> Tensor:
-    """The square of the whole gradient's norm, fp64, from what `shard_norms` gives on all processes."""
+    """The square of the whole gradient's norm, fp64, from `shard_norms` of all processes."""
     squares = [norm**2 for norm in norms.values()]
     total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64, device=mesh.device)
     return mesh.sum(total)

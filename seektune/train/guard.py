@@ -1,4 +1,4 @@
-"""Guards of a run: steps that are not finite, losses that spike, and phases that hang."""
+"""Guards of a run: non-finite steps, loss spikes and phases that hang."""
 
 import faulthandler
 import os
@@ -16,28 +16,28 @@ from seektune.io.run_files import STUCK
 from seektune.train.config import GuardConfig
 
 MEMORY = 32
-"""Losses that a spike is measured against."""
+"""Number of past losses whose median a spike is compared with."""
 ENOUGH = 8
-"""Losses that must be known before anything counts as a spike."""
+"""Minimum number of past losses to detect a spike."""
 RETURNS = 3
-"""Times that a run goes back to the same checkpoint; without a limit it could do so for ever."""
+"""Maximum rollbacks to the same checkpoint."""
 PATIENCE = 10.0
-"""Seconds for writing where a stuck process stood."""
+"""Seconds for writing the stacks of a process that hangs."""
 
 
 class SpikeError(ArithmeticError):
-    """The loss spikes whatever data follows; going back does not help."""
+    """The loss spikes with other data too; a rollback does not help."""
 
 
 class GuardState(TypedDict):
-    """What a guard remembers."""
+    """The state of a guard in a checkpoint."""
 
     recent: list[float]
     skipped: int
 
 
 class LossGuard:
-    """Knows which losses are usual."""
+    """Counts non-finite steps and rollbacks, and detects loss spikes."""
 
     def __init__(self, config: GuardConfig):
         self._config = config
@@ -46,7 +46,7 @@ class LossGuard:
         self._returns = Counter[int]()
 
     def state_dict(self) -> GuardState:
-        """What a resumed run must know to judge its losses as one that never stopped."""
+        """State with which a resumed run behaves like an uninterrupted one."""
         return {"recent": list(self._recent), "skipped": self._skipped}
 
     def load_state_dict(self, state: GuardState) -> None:
@@ -55,19 +55,19 @@ class LossGuard:
         self._skipped = state["skipped"]
 
     def may_skip(self) -> bool:
-        """Whether one more step that is not finite may be left out."""
+        """Whether one more non-finite step may be skipped."""
         if self._skipped >= self._config.skip_nonfinite:
             return False
         self._skipped += 1
         return True
 
     def may_go_back(self, step: int) -> bool:
-        """Whether the run may return to the checkpoint of `step` once more."""
+        """Whether the run may roll back to the checkpoint of `step` once more."""
         self._returns[step] += 1
         return self._returns[step] <= RETURNS
 
     def spike(self, loss: float) -> float | None:
-        """The usual loss, if this one is a spike above it; a loss that is none becomes part of the usual ones."""
+        """The median loss if this one is a spike, else None; a loss that is not a spike is added to the past ones."""
         self._skipped = 0
         usual = median(self._recent) if len(self._recent) >= ENOUGH else None
         factor = self._config.spike_factor
@@ -78,7 +78,7 @@ class LossGuard:
 
 
 class Watchdog:
-    """Ends the process when a phase takes longer than a limit; a context manager. Without a limit it only listens."""
+    """Exits the process if a phase takes longer than a timeout; a context manager. No timeout: does nothing."""
 
     def __init__(self, limit: float | None, folder: Path):
         self._limit = limit
@@ -96,7 +96,7 @@ class Watchdog:
         self._over.set()
 
     def __call__(self, phase: str) -> None:
-        """A phase of the loop begins."""
+        """Start a phase of the loop."""
         self._phase = phase
         self._since = monotonic()
 

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, validation.jsonl, expert loads, TensorBoard events, the console.
+"""The logs of a run: metrics.jsonl, validation.jsonl, expert loads, TensorBoard events and the console.
 
 Shapes: E experts.
 """
@@ -18,7 +18,7 @@ from seektune.train.step import StepRecord
 from seektune.train.tensorboard import Events
 
 LOAD_LINES = 50
-"""Most lines of expert loads in a run, so that a long run of a large model does not fill the disk with them."""
+"""Maximum lines of expert loads in a run, so that a long run of a large model does not fill the disk."""
 CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
 """Values of a step that TensorBoard plots."""
 
@@ -32,34 +32,34 @@ class LogState(TypedDict):
 
 
 class RunLog(Protocol):
-    """What the loop tells of a run, and asks about it."""
+    """The interface between the training loop and the logs."""
 
     def step(self, record: StepRecord) -> None:
-        """A step is done."""
+        """Log a step."""
 
     def validation(self, step: int, loss: float) -> None:
-        """The validation loss after a step."""
+        """Log the validation loss after a step."""
 
     def skipped(self, step: int, reason: str) -> None:
-        """A step changed nothing."""
+        """Log a skipped step."""
 
     def say(self, sentence: str) -> None:
-        """Something is worth a line."""
+        """Log a message."""
 
     def rewind(self, last_step: int, state: LogState | None) -> None:
-        """Forget what came after a step."""
+        """Remove everything after a step."""
 
     def validations(self) -> dict[int, float]:
         """The validation losses so far, by step."""
         ...
 
     def state_dict(self) -> LogState:
-        """What a resumed run's record needs."""
+        """State for a checkpoint."""
         ...
 
 
 class SilentLog:
-    """The log of a process that writes nothing, because another one writes the same."""
+    """The log of a process other than rank 0, which writes nothing."""
 
     def __init__(self, validations: Mapping[int, float]):
         self._validations = dict(validations)
@@ -92,14 +92,14 @@ class SilentLog:
         return dict(self._validations)
 
     def state_dict(self) -> LogState:
-        """As `RunLog`; the state that is kept is that of the process that writes."""
+        """As `RunLog`; the state in the checkpoint is that of rank 0."""
         return {"total_tokens": 0, "loads": {}}
 
 
 class MetricsLog:
-    """The record of one run; a context manager that closes its files however the run ends.
+    """The logs of one run; a context manager that closes its files however the run ends.
 
-    A resumed run goes on with the files as they were after step `last_step`; later lines are removed.
+    A resumed run appends to the files as they were after step `last_step`; later lines are removed.
 
     Raises:
         OSError: a file cannot be written.
@@ -127,14 +127,14 @@ class MetricsLog:
         self._closing.__exit__(*problem)
 
     def rewind(self, last_step: int, state: LogState | None) -> None:
-        """Forget what was written after `last_step`; without a state, everything."""
+        """Remove what was written after `last_step`; without a state, everything."""
         self._total_tokens = state["total_tokens"] if state else 0
         self._loads = {int(layer): load for layer, load in state["loads"].items()} if state else {}
         for lines in (self._metrics, self._validation, self._load_lines):
             lines.rewind(last_step if state else -1)
 
     def step(self, record: StepRecord) -> None:
-        """Write a finished step everywhere."""
+        """Write a finished step to all logs."""
         self._total_tokens += record.tokens
         self._metrics.append(as_line(record, self._total_tokens))
         self._note_loads(record)
@@ -152,7 +152,7 @@ class MetricsLog:
         self._display.say(f"validation loss {loss:.4f} after step {step}")
 
     def state_dict(self) -> LogState:
-        """What a resumed run's record needs."""
+        """State for a checkpoint."""
         loads = {str(layer): load for layer, load in self._loads.items()}
         return {"total_tokens": self._total_tokens, "loads": loads}
 
@@ -161,12 +161,12 @@ class MetricsLog:
         return {line["step"]: line["loss"] for line in read_records(self._folder / VALIDATION)}
 
     def skipped(self, step: int, reason: str) -> None:
-        """Note a step that changed nothing."""
+        """Print that a step was skipped."""
         self._metrics.append({"step": step, "skipped": reason})
         self._display.say(f"skipped: {reason}")
 
     def say(self, sentence: str) -> None:
-        """Show a sentence to the user."""
+        """Print a message."""
         self._display.say(sentence)
 
     def _note_loads(self, record: StepRecord) -> None:
@@ -180,7 +180,7 @@ class MetricsLog:
 
 
 def as_line(record: StepRecord, total_tokens: int) -> dict[str, Any]:
-    """A step as a line of metrics.jsonl: its values, the tokens of the run so far, and how uneven the experts were."""
+    """A step as a line of metrics.jsonl: its values, the tokens of the run so far, and the imbalance of the experts."""
     values = {name: value for name, value in vars(record).items() if name != "loads"}
     return {**values, "total_tokens": total_tokens, "expert_imbalance": imbalance(record.loads)}
 

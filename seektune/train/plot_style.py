@@ -1,4 +1,4 @@
-"""How figures of a report look, on light and on dark paper: colours, an empty sheet, a legend."""
+"""Style of the report's figures in a light and a dark theme: colours, axes and legend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ DARK = Theme("#161b22", "#dfe5ee", "#39424f", "#6ea8ff", "#ff9d66", "#6ea8ff", "
 
 
 def sheet(paper: Theme, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    """An empty figure of parts below one another, by their heights in inches."""
+    """An empty figure with axes below one another, by their heights in inches."""
     figure = Figure(figsize=(WIDTH, sum(heights)), dpi=180, facecolor=paper.back, layout="constrained")
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     every = [figure.add_subplot(grid[part], facecolor=paper.back) for part in range(len(heights))]
@@ -45,7 +45,7 @@ def sheet(paper: Theme, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
 
 
 def legend(axes: Axes, paper: Theme) -> None:
-    """Put the legend above the axes, where it covers nothing."""
+    """Put the legend above the axes, so that it covers nothing."""
     axes.legend(
         frameon=False, labelcolor=paper.ink, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0
     )

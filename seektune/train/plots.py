@@ -1,4 +1,4 @@
-"""The figures of a run's course: losses and expert loads.
+"""The figures of a run: losses and expert loads.
 
 Shapes: L layers, E experts, N moments of the run.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from seektune.train.plot_style import Theme, legend, png, sheet
 
 SMOOTH_FROM = 30
-"""Steps from which the loss curve is drawn smoothed over the single steps."""
+"""Minimum number of steps for a smoothed loss curve."""
 
 
 def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:

@@ -1,4 +1,4 @@
-"""What the user sees while a run trains: a progress bar on a terminal, plain lines elsewhere."""
+"""Console display of a training run: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
 from datetime import timedelta
@@ -11,16 +11,16 @@ from seektune.train.step import StepRecord
 
 
 class Display(Protocol):
-    """Shows steps and sentences as they come."""
+    """Displays steps and messages."""
 
     def step(self, record: StepRecord) -> None:
-        """A step is done."""
+        """Show a step."""
 
     def say(self, sentence: str) -> None:
-        """Something else is worth a line."""
+        """Show a message."""
 
     def close(self) -> None:
-        """The run is over, well or not."""
+        """End the display."""
 
 
 class ProgressBar:
@@ -40,7 +40,7 @@ class ProgressBar:
         self._progress.start()
 
     def step(self, record: StepRecord) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         numbers = f"loss {record.loss:.4f} · {_speed(record)}"
         self._progress.update(self._task, completed=record.step, numbers=numbers)
 
@@ -49,12 +49,12 @@ class ProgressBar:
         self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self._progress.stop()
 
 
 class ProgressLines:
-    """A line each `every` steps, and for the first and last."""
+    """A line every `every` steps, and for the first and last."""
 
     def __init__(self, steps: int, every: int, done: int):
         self._steps = steps
@@ -63,7 +63,7 @@ class ProgressLines:
         self._seconds = 0.0
 
     def step(self, record: StepRecord) -> None:
-        """Print the step if its turn has come."""
+        """Print the step if it is due."""
         self._seconds += record.seconds
         if record.step % self._every and record.step not in (self._done + 1, self._steps):
             return
@@ -77,11 +77,11 @@ class ProgressLines:
         print(sentence, flush=True)
 
     def close(self) -> None:
-        """Nothing to put back."""
+        """Does nothing."""
 
 
 def open_display(steps: int, every: int, done: int = 0) -> Display:
-    """The display that fits standard output; `every` thins plain lines, `done` steps were made by an earlier run."""
+    """The display for standard output; plain lines come every `every` steps, `done` steps were made before."""
     return ProgressBar(steps, done) if sys.stdout.isatty() else ProgressLines(steps, every, done)
 
 

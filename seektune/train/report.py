@@ -1,4 +1,4 @@
-"""The run's report: loss.png and one self-contained report.html, made from the files of the run folder."""
+"""The run's report: loss.png and a self-contained report.html, generated from the files of the run folder."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,27 +17,27 @@ from seektune.train.score_plot import BeforeAfter, score_figure
 
 @dataclass(frozen=True)
 class EvalText:
-    """What the report tells of an evaluation task."""
+    """The report's texts about an evaluation task."""
 
     title: str
     caption: str
-    """What the scores are, in a sentence or two."""
+    """Description of the scores."""
     comparisons: Sequence[BeforeAfter]
 
 
 @dataclass(frozen=True)
 class ReportText:
-    """What the report tells beside the numbers in the folder; all of it text."""
+    """The report's texts; the numbers are read from the run folder."""
 
     title: str
     facts: Sequence[tuple[str, str]]
-    """Name and value of what was trained, on what and how."""
+    """Model, data and settings, as name and value."""
     recipe: str
     evals: Sequence[EvalText]
     """Tasks that ran before or after training."""
 
     def comparisons(self) -> Iterator[tuple[str, BeforeAfter]]:
-        """Every score before and after, with its name in full."""
+        """Every score before and after, with its full name."""
         for each in self.evals:
             yield from ((f"{each.title} {score.name}", score) for score in each.comparisons)
 

@@ -1,4 +1,4 @@
-"""The report's page: one HTML file that needs nothing beside it, for phones and desks, by day and by night."""
+"""HTML of the report: one self-contained file, for small and large screens, light and dark themes."""
 
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
@@ -59,7 +59,7 @@ def page(title: str, lead: str, parts: Iterable[str]) -> str:
 
 
 def cards(pairs: Iterable[tuple[str, str]]) -> str:
-    """Large numbers with a caption each, from (number, caption) in text."""
+    """Large numbers with a caption each, from (number, caption)."""
     inside = "".join(
         f'<div class="card"><b>{escape(number)}</b><span>{escape(label)}</span></div>' for number, label in pairs
     )
@@ -73,19 +73,19 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
 
 
 def section(heading: str, *parts: str) -> str:
-    """A heading (text) and what stands below it (HTML)."""
+    """A heading (text) and its content (HTML)."""
     return f"<section><h2>{escape(heading)}</h2>{''.join(parts)}</section>"
 
 
 def picture(light: bytes, dark: bytes, caption: str) -> str:
-    """A PNG in two versions, by the reader's colour scheme, embedded in the page."""
+    """An embedded PNG in a light and a dark version, chosen by the reader's colour scheme."""
     source = f'<source srcset="{_embed(dark)}" media="(prefers-color-scheme: dark)">'
     image = f'<img src="{_embed(light)}" alt="{escape(caption)}">'
     return f"<figure><picture>{source}{image}</picture><figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def folded(label: str, text: str) -> str:
-    """Preformatted text behind a line that opens it."""
+    """Preformatted text in a collapsed section."""
     return f"<details><summary>{escape(label)}</summary><pre>{escape(text)}</pre></details>"
 
 

@@ -17,7 +17,7 @@ from seektune.train.state_tensors import begin_as_saved, is_random_state, run_te
 
 
 class ResumableRun:
-    """What a step changes, and how it is saved and taken over from a checkpoint."""
+    """The state that a step changes; saves it to checkpoints and restores it."""
 
     def __init__(self, model: ParallelModel, stream: BatchStream, settings: TrainSettings, folder: Path):
         self.model = model
@@ -39,7 +39,7 @@ class ResumableRun:
         accumulate_in_fp32(model.parameters())
 
     def resume(self, checkpoint: Path) -> None:
-        """Take over the whole state of a checkpoint.
+        """Restore the state of a checkpoint.
 
         Raises:
             ValueError: it is of another model, optimizer or dataset, or its adapters are for other frozen weights.
@@ -59,7 +59,7 @@ class ResumableRun:
         self.log_state = facts["log"]
 
     def save(self, log: RunLog, stream: Any = None, wait: bool = True) -> Path:
-        """Save the state after the last finished step, unless it is saved already.
+        """Save the state after the last finished step, unless it is already saved.
 
         Args:
             log: whose state is saved too.
@@ -82,7 +82,7 @@ class ResumableRun:
 
     @property
     def cannot_save(self) -> bool:
-        """Whether the last save failed, which every process knows."""
+        """Whether the last save failed; the same on every process."""
         return self._checkpoints.failure is not None
 
     def _log_saves(self, log: RunLog) -> None:
@@ -98,7 +98,7 @@ class ResumableRun:
             log.say(f"saved {saved.folder.name}: {size}, training waited {saved.blocked:.2f} s")
 
     def _check_frozen(self, log: RunLog) -> None:
-        """Compare every byte of the base with what it was before training.
+        """Compare the digest of the base with that before training.
 
         Raises:
             RuntimeError: one differs.

@@ -1,4 +1,4 @@
-"""The learning rate of a step: a linear warm-up, then a cosine or a constant."""
+"""Learning rate schedules: linear warm-up, then cosine or constant."""
 
 from math import cos, pi
 

@@ -16,11 +16,11 @@ class Score:
     low: float
     high: float
     text: str
-    """All of it, with what follows the value in brackets or after a space."""
+    """Label of value and interval."""
 
     @property
     def short(self) -> str:
-        """The value alone."""
+        """Label of the value."""
         return self.text.split(" ")[0]
 
 
@@ -34,20 +34,20 @@ class Reference:
 
 @dataclass(frozen=True)
 class BeforeAfter:
-    """A score before and after training; None where it was not taken."""
+    """A score before and after training; None if it is missing."""
 
     name: str
     before: Score | None
     after: Score | None
     axis: str
-    """What is measured; scores of one axis are drawn on it together."""
+    """Label of the axis; scores with the same one share an axis."""
     percent: bool = False
-    """Whether the axis has shares of 1."""
+    """Whether the scores are shares of 1."""
     reference: Reference | None = None
 
 
 def score_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
-    """PNG of scores before and after, with their intervals; a part for each axis."""
+    """PNG of scores before and after, with their intervals; one plot per axis."""
     groups = [
         [each for each in comparisons if each.axis == axis] for axis in dict.fromkeys(c.axis for c in comparisons)
     ]

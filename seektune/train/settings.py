@@ -1,4 +1,4 @@
-"""What the training loop is given beside the model: sections of the recipe, and protocols of data and tokenizer."""
+"""Inputs of the training loop besides the model: recipe sections, and protocols of data and tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, Opt
 
 
 class Savable(Protocol):
-    """Something beside the weights that an export holds, such as the tokenizer."""
+    """A part of an export besides the weights, such as the tokenizer."""
 
     def save(self, folder: Path) -> None:
         """Write it into an existing folder."""
 
 
 class BatchStream(Protocol):
-    """Where batches come from."""
+    """A source of batches."""
 
     def next_step(self) -> Sequence[Batch]:
         """The micro-batches of the next step."""
 
     def state_dict(self) -> Any:
-        """Its position, as plain values."""
+        """The position, as plain values."""
 
     def load_state_dict(self, state: Any) -> None:
-        """Continue from the position of another."""
+        """Continue at the position of another."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where frozen weights are from, and the recipe that trained adapters for them."""
+    """The source of frozen weights, and the recipe that trained adapters for them."""
 
     base: str | None
     """Folder or Hub id."""
@@ -57,6 +57,6 @@ class TrainSettings:
     """Steps between validation losses; None for only before and after."""
     seed: int
     record: Mapping[str, Any]
-    """What a checkpoint says of its run: the recipe and versions."""
+    """Facts for checkpoints: the recipe and versions."""
     origin: Origin = UNKNOWN
-    """What adapter files say of their base and training."""
+    """Base and recipe for adapter files."""

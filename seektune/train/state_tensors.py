@@ -1,4 +1,4 @@
-"""What a run's checkpoint holds: every tensor that a step changes, by name, and the random state."""
+"""The tensors of a run's checkpoint: everything that a step changes, by name, and the random state."""
 
 from collections.abc import Mapping
 
@@ -16,10 +16,10 @@ RANDOM = "random."
 
 
 def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Shard]:
-    """What of a run's state is here: weights, buffers and optimizer state by name, and torch's random state.
+    """This rank's state of a run: weights, buffers and optimizer state by name, and torch's random state.
 
     Of a model with adapters only those: its base is where it was read from. Random states carry the number of their
-    process; another layout goes on without them.
+    process; other layouts ignore them.
     """
     held = model.adapter_shards() if model.is_adapted() else model.shards()
     tensors: dict[str, Tensor | Shard] = {MODEL + name: piece for name, piece in held.items()}
@@ -31,14 +31,14 @@ def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Sh
 
 
 def begin_as_saved(model: ParallelModel, optimizer: AdamW, names: set[str]) -> None:
-    """Give every parameter that had optimizer state when it was saved an empty one, to be filled."""
+    """Create empty optimizer state for every parameter that had some in the checkpoint, to be filled."""
     for name, parameter in model.named_parameters():
         if f"{OPTIMIZER}{name}:step" in names:
             optimizer.begin(parameter)
 
 
 def is_random_state(name: str) -> bool:
-    """Whether it belongs to one process, and another layout goes on without it."""
+    """Whether a tensor belongs to one process, so that other layouts ignore it."""
     return name.startswith(RANDOM)
 
 
@@ -49,7 +49,7 @@ def random_states(rank: int) -> dict[str, Tensor | Shard]:
 
 
 def set_random_states(tensors: Mapping[str, Tensor | Shard], rank: int) -> None:
-    """Restore what `random_states` gave."""
+    """Restore the result of `random_states`."""
     states = {name: state for name, state in tensors.items() if isinstance(state, Tensor)}
     torch.set_rng_state(states[f"{RANDOM}cpu.{rank}"])
     if f"{RANDOM}cuda.{rank}" in states:

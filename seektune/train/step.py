@@ -1,4 +1,4 @@
-"""One optimizer step: count, forward and backward of all micro-batches, bound, move, record.
+"""One optimizer step: forward and backward of all micro-batches, gradient clipping, update, metrics.
 
 Shapes: E experts.
 """
@@ -24,23 +24,23 @@ GIGABYTE = 10**9
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What a step did."""
+    """The metrics of a step."""
 
     step: int
     """Counted from 1."""
     loss: float
     """Next-token cross-entropy per taught token of the whole step, in nats."""
     mtp_loss: float
-    """The MTP block's cross-entropy over the same number of tokens; 0 where it did not run."""
+    """The MTP block's cross-entropy over the same number of tokens; 0 if it did not run."""
     balance_loss: float
-    """Sequence-wise balance loss summed over layers; 0 where it is off."""
+    """Sequence-wise balance loss summed over layers; 0 if it is off."""
     grad_norm: float
     """Norm of the gradient over all parameters, before clipping."""
     lr: float
     tokens: int
-    """Real tokens that went through the model; padding is not counted."""
+    """Tokens without padding."""
     taught_tokens: int
-    """Those of them that the loss counts."""
+    """Tokens that the loss counts."""
     seconds: float
     tokens_per_s: float
     memory_gb: float
@@ -100,7 +100,7 @@ def train_step(
 
 
 def make_objective(batches: Sequence[Batch], loss: LossConfig, has_mtp: bool) -> Objective:
-    """What the micro-batches of a step minimise together."""
+    """The objective of a step, with one denominator for all its micro-batches."""
     return Objective(
         taught=sum(batch.taught() for batch in batches),
         tokens=sum(int((batch.documents != 0).sum()) for batch in batches),
@@ -111,7 +111,7 @@ def make_objective(batches: Sequence[Batch], loss: LossConfig, has_mtp: bool) ->
 
 
 def _finite(parts_M3: Tensor, objective: Objective, step: int) -> Tensor:
-    """The step's losses `[3]`, if they are finite; otherwise the micro-batch to blame is named."""
+    """The step's losses `[3]`; if they are not finite, the error names the micro-batch."""
     for number, parts in enumerate(parts_M3, start=1):
         value = LossParts(*parts)
         if not isfinite(float(objective.total(value))):
@@ -124,7 +124,7 @@ def _finite(parts_M3: Tensor, objective: Objective, step: int) -> Tensor:
 
 
 def _bound(model: ParallelModel, max_norm: float | None, step: int, loss: float) -> float:
-    """The gradient's norm, after which it is at most `max_norm` long."""
+    """The gradient norm before clipping to `max_norm`."""
     try:
         norm = gradient_norm(model.named_parameters(), model.mesh)
     except NotFiniteError as error:

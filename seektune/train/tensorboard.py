@@ -1,4 +1,4 @@
-"""TensorBoard events, written in the training's own thread so that a full disk is an error like any other."""
+"""TensorBoard events, written in the training thread, so that a full disk is an error like any other."""
 
 from pathlib import Path
 from time import time
@@ -12,7 +12,7 @@ from seektune.io.atomic import AtomicAppender
 
 
 class Events:
-    """A new events file; viewers drop what earlier ones say of steps beyond `last_step`. A context manager.
+    """A new events file; viewers drop events of earlier files after `last_step`. A context manager.
 
     Raises:
         OSError: the file cannot be written.
@@ -33,6 +33,6 @@ class Events:
         self._file.close()
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Write the values of a step, by the names of their curves."""
+        """Write the values of a step by tag."""
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._records.write(Event(wall_time=time(), step=step, summary=summary).SerializeToString())

@@ -78,7 +78,7 @@ class Trainer(ResumableRun):
         return losses[min(losses)], losses[steps]
 
     def _shielded_if_parallel(self) -> AbstractContextManager[None]:
-        """Where processes work together, none may leave the others alone in the middle of something."""
+        """Defers signals while processes depend on each other, so that none leaves the others waiting."""
         return nullcontext() if self.model.mesh.axes is None else self.interruption.shielded()
 
     def _leave_together(self) -> None:
@@ -87,7 +87,7 @@ class Trainer(ResumableRun):
             self.interruption.leave_together(self.model.mesh.any)
 
     def export(self, folder: Path) -> None:
-        """Write what the run leaves; see `export_model`.
+        """Write the export; see `export_model`.
 
         Raises:
             OSError: writing failed; nothing new is left under the name.
@@ -116,7 +116,7 @@ class Trainer(ResumableRun):
         self.step = step
 
     def _rolled_back(self, record: StepRecord, log: RunLog) -> bool:
-        """Look at the loss; True if the run went back to a checkpoint because of it."""
+        """Check the loss; returns whether it caused a rollback to a checkpoint."""
         usual = self._guard.spike(record.loss)
         if usual is None:
             return False

@@ -1,1 +1,1 @@
-"""One page per verb; start reading here."""
+"""The commands, one module each; start reading here."""

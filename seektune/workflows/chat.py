@@ -1,4 +1,4 @@
-"""The verb `chat`: a conversation in the terminal, with thoughts shown dim."""
+"""The command `chat`: a conversation in the terminal; reasoning is dimmed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +16,15 @@ from seektune.io.console import printable
 from seektune.io.jsonl import as_line
 from seektune.io.text import check_unicode
 
-COMMANDS = """/reset         forget the conversation
-/system TEXT   begin anew with this instruction
-/save FILE     add the conversation to a .jsonl file, as a row of messages
-/help          these lines
-/quit          leave (so does Ctrl-D); Ctrl-C stops an answer"""
+COMMANDS = """/reset         clear the conversation but keep the system prompt
+/system TEXT   start a new conversation with this system prompt
+/save FILE     append the conversation to a .jsonl file, as a row of messages
+/help          show these commands
+/quit          quit, as does Ctrl-D; Ctrl-C stops a response"""
 
 
 class Conversation:
-    """What was said, and who answers."""
+    """The messages so far, and the model that responds."""
 
     def __init__(self, voice: Session, paper: Console):
         self.voice = voice
@@ -32,7 +32,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []
 
     def hear(self, line: str) -> bool:
-        """A question, or a command; False where it was the last."""
+        """Respond to a message or run a command; returns False to quit."""
         try:
             check_unicode(line)
         except ValueError as error:
@@ -54,13 +54,13 @@ class Conversation:
         return True
 
     def ask(self, question: str) -> None:
-        """Answer a question as it comes; the conversation grows by both, unless the answer fails or is stopped."""
+        """Stream the response; both messages are added to the conversation unless it fails or is stopped."""
         asked = [*self.messages, {"role": "user", "content": question}]
         prompt = self.voice.tokenizer.encode_prompt(encode_messages(asked, self.voice.setting.mode))
         try:
             text = self._say(prompt)
         except KeyboardInterrupt:
-            self._note("\n(stopped; the question is forgotten)")
+            self._note("\n(stopped; your message was removed)")
             return
         self.messages = [*asked, self._understood(text)]
 
@@ -86,7 +86,7 @@ class Conversation:
         return text
 
     def _understood(self, text: str) -> dict[str, Any]:
-        """The answer as a message; what does not follow the format is kept as it was written."""
+        """The response as a message; text that does not follow the chat format is kept unchanged."""
         try:
             message = parse_message(text + EOS, self.voice.setting.mode)
         except ValueError:
@@ -102,18 +102,18 @@ class Conversation:
 
     def _reset(self, _: str) -> None:
         self.messages = [message for message in self.messages if message["role"] == "system"]
-        self._note("(forgotten)")
+        self._note("(conversation cleared)")
 
     def _system(self, text: str) -> None:
         self.messages = [{"role": "system", "content": text}] if text else []
-        self._note("(a new conversation)")
+        self._note("(new conversation)")
 
     def _save(self, name: str) -> None:
         if not name:
             self._note("/save needs the name of a file")
             return
         if not any(message["role"] == "assistant" for message in self.messages):
-            self._note("(there is no answer to save yet)")
+            self._note("(there is no response to save yet)")
             return
         try:
             with Path(name).expanduser().open("a", encoding="utf-8") as paper:
@@ -128,7 +128,7 @@ class Conversation:
 
 
 def chat(model: str, system: str | None, setting: GenerateOptions) -> None:
-    """Talk until the end of input.
+    """Chat until the end of input.
 
     Raises:
         ValueError: the model cannot be read.
@@ -145,7 +145,7 @@ def chat(model: str, system: str | None, setting: GenerateOptions) -> None:
             line = paper.input("\n[bold]>[/] ")
         except EOFError:
             return
-        except KeyboardInterrupt:  # meant for an answer that has just ended
+        except KeyboardInterrupt:  # meant for a response that has just ended
             continue
         if not talk.hear(line):
             return

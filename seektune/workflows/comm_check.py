@@ -1,4 +1,4 @@
-"""What `seektune doctor` starts under torchrun: processes meet, compare their clocks and pass tensors around.
+"""What `seektune doctor` starts under torchrun: processes form a group, compare their clocks and run an all-reduce.
 
 On several nodes: `torchrun --nnodes=2 ... -m seektune.workflows.comm_check` on each.
 """
@@ -17,7 +17,7 @@ TURNS = 5
 
 
 def meet() -> None:
-    """Meet as torchrun's environment says, and let the first process print what was found as JSON."""
+    """Join the process group of torchrun's environment; rank 0 prints the results as JSON."""
     slot = ProcessSlot(int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
     torch.set_num_threads(1)
     with process_group(slot):
@@ -36,7 +36,7 @@ def meet() -> None:
 
 
 def _clocks(device: torch.device) -> list[float]:
-    """The time of day that each process reads right after a barrier."""
+    """The time of day on each process right after a barrier."""
     dist.barrier()
     own = torch.tensor([time()], dtype=torch.float64, device=device)
     every = [torch.empty_like(own) for _ in range(dist.get_world_size())]
@@ -45,10 +45,10 @@ def _clocks(device: torch.device) -> list[float]:
 
 
 def _exchange(device: torch.device) -> float:
-    """Seconds of a sum over all processes; the sum is checked.
+    """Seconds of an all-reduce; its result is checked.
 
     Raises:
-        RuntimeError: a sum is wrong.
+        RuntimeError: the result is wrong.
     """
     x = torch.ones(MEGABYTES * 10**6 // 4, device=device)
     dist.all_reduce(x)

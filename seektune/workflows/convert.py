@@ -1,4 +1,4 @@
-"""The verb `convert`: a checkpoint in another format, streamed, and what became of its tensors."""
+"""The command `convert`: converts a checkpoint to another format, and reports how its tensors were stored."""
 
 from pathlib import Path
 
@@ -13,17 +13,17 @@ from seektune.workflows.inspect import fit, read_promise
 
 
 def convert_checkpoint(source: str, destination: Path, to: str, original: str | None = None) -> Conversion:
-    """Convert, showing progress, and say which values were kept and how.
+    """Convert with a progress bar, and print which values were kept and how.
 
     Args:
         source: a folder or Hub id.
-        destination: a new or empty folder, or one that an interrupted call of the same words left unfinished.
+        destination: a new or empty folder, or one that an interrupted call with the same arguments left unfinished.
         to: `released`, `fp8`, `base`, `bf16` or `fp32`.
-        original: folder or Hub id of the checkpoint whose bytes untouched tensors get back.
+        original: folder or Hub id of the checkpoint whose bytes unchanged tensors get back.
 
     Raises:
-        ValueError: the source is incomplete, the format unknown or unfit, or the destination taken.
-        OSError: no room, or reading, writing or fetching failed; complete shards stay for the next call.
+        ValueError: the source is incomplete, the format unknown or unsuitable, or the destination is not empty.
+        OSError: the disk is full, or reading, writing or downloading failed; complete shards stay for the next call.
     """
     format_named(to)
     folder = locate(source)
@@ -33,7 +33,7 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
         with byte_bar(f"converting to {to}") as progress:
             done = convert(folder, destination, to, before, progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted by Ctrl-C; complete shards stay, and the same command goes on") from None
+        raise KeyboardInterrupt("interrupted by Ctrl-C; complete shards stay, and the same command resumes") from None
     if (text := converted_card(folder, to)) is not None:
         put_card(done.folder, text)
     _tell(done, to)
@@ -54,7 +54,7 @@ def _refuse_incomplete(folder: Path) -> None:
     ]
     if faults:
         more = f" ({len(faults) - 1:,} more faults)" if len(faults) > 1 else ""
-        raise ValueError(f"{folder} {faults[0]}{more}; seektune inspect {folder} tells all")
+        raise ValueError(f"{folder} {faults[0]}{more}; seektune inspect {folder} lists all")
 
 
 def _tell(done: Conversion, to: str) -> None:

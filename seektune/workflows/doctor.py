@@ -1,4 +1,4 @@
-"""The verb `doctor`: what this machine has, and whether training will find what it needs."""
+"""The command `doctor`: checks whether this machine has what training needs."""
 
 import json
 import os
@@ -23,23 +23,23 @@ from seektune.workflows.validate import BAD, GOOD, UNKNOWN, Finding
 
 PYTHON = (3, 11)
 OPEN_FILES = 4096
-"""Fewest that a job with many shards and sockets should be allowed."""
+"""Minimum limit for a job with many shards and sockets."""
 SHARED = 10**9
-"""Bytes of /dev/shm that NCCL and data loaders want."""
+"""Minimum bytes of /dev/shm, for NCCL."""
 WRITTEN = 64 * 10**6
 SKEW = 1.0
-"""Seconds by which clocks may differ: logs of ranks should be comparable."""
+"""Seconds by which clocks may differ, so that logs of ranks can be compared."""
 MEETING = 60.0
-"""Seconds within which processes should have met and parted."""
+"""Timeout in seconds of the process-group check."""
 PARTING = 40.0
 """Seconds that torchrun has to end its workers; it waits 30 for them."""
 FREE = 10**9
-"""Fewest bytes of disk with which a run is worth starting; checkpoints of all weights of Flash take terabytes."""
+"""Minimum bytes of free disk; checkpoints of all weights of Flash take terabytes."""
 MEET = "seektune.workflows.comm_check"
 
 
 def doctor(folder: Path, processes: int, as_json: bool) -> bool:
-    """Print all findings; whether none is wrong. `folder` is where runs will be written."""
+    """Print all findings; returns whether none is wrong. `folder` is where runs will be written."""
     findings = list(examine(folder, processes))
     if as_json:
         say(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -88,13 +88,13 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _links() -> str:
-    """What the driver's tool says of the links between GPUs, on one line."""
+    """The types of links between GPUs that nvidia-smi reports, on one line."""
     links = {word for line in _asked("topo", "-m").splitlines() if line.startswith("GPU") for word in line.split()[1:]}
     return ", ".join(sorted(word for word in links if word[:2] in ("NV", "PI", "PX", "PH", "NO", "SY")))
 
 
 def _asked(*words: str) -> str:
-    """What the driver's tool answers; empty where there is none, or where it hangs."""
+    """The output of nvidia-smi; empty if it is not installed or hangs."""
     try:
         return subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, check=False, timeout=30).stdout
     except (OSError, subprocess.TimeoutExpired):
@@ -127,7 +127,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
 
 
 def _write_rate(folder: Path) -> float:
-    """Bytes a second that reach the disk."""
+    """Bytes per second written and flushed to the disk."""
     block = os.urandom(WRITTEN)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         began = monotonic()
@@ -144,8 +144,10 @@ def _hub() -> Finding:
 def _reached(ask: Callable[[], str]) -> Finding:
     try:
         return Finding("hub", GOOD, f"answers; DeepSeek-V4-Flash is at {ask()[:12]}")
-    except Exception as error:  # every client raises its own kinds, and none of them is more than no answer
-        return Finding("hub", UNKNOWN, f"does not answer ({type(error).__name__}); weights must lie in a folder")
+    except Exception as error:  # HTTP clients raise many types; all mean that the Hub cannot be reached
+        return Finding(
+            "hub", UNKNOWN, f"cannot be reached ({type(error).__name__}); model.weights must be a local folder"
+        )
 
 
 def _cache() -> Finding:
@@ -176,7 +178,7 @@ def _meeting(processes: int) -> Finding:
 
 
 def _part(torchrun: subprocess.Popen[str]) -> None:
-    """End it and its workers, which nobody else would: they hang, and killed it could not tell them."""
+    """Terminate torchrun, which then ends its hanging workers; killing it at once would leave them running."""
     torchrun.terminate()
     try:
         torchrun.communicate(timeout=PARTING)

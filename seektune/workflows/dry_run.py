@@ -1,4 +1,4 @@
-"""The verb `train --dry-run`: what chosen processes of a job of any size hold and send, found out on this machine."""
+"""The option `train --dry-run`: memory and communication of chosen ranks of a job of any size, without running it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ from seektune.workflows.dry_run_rank import DryStep, RankDryRun, StageContents, 
 
 NOTES = """Counted in one step of the real code on tensors without memory: weights, buffers (routing tables and biases),
 gradients as the optimizer reads them, its moments and masters; collectives and their payload. Computed: gathered (whole
-weights beside the pieces during a step), whole gradients (before their reduction), sent (ring algorithms), waiting.
-Assumed: full rows, all taught; even routing. Missing: activations, buffers of the engine."""
+weights in addition to the shards during a step), whole gradients (before their reduction), sent (ring algorithms), idle
+time. Assumed: full rows, all taught; even routing. Missing: activations, and buffers of torch and NCCL."""
 
 HELD = ("weights", "buffers", "gradients", "moments", "master", "total")
 HEAD = ("rank", "parameters", *HELD, "gathered", "whole gradients")
@@ -29,7 +29,7 @@ FLOWS = ("collective", "axis", "processes", "count", "payload", "sent")
 
 @dataclass(frozen=True)
 class DryRun:
-    """The answer of a dry run."""
+    """The result of a dry run."""
 
     dims: ParallelDims
     schedule: str | None
@@ -37,12 +37,12 @@ class DryRun:
     stages: int
     step: DryStep
     waiting: float
-    """Share of a step for which a process of the pipeline waits; computed, see `parallel.stages.bubble`."""
+    """Share of a step for which a process of the pipeline is idle; computed, see `parallel.layer_split.bubble`."""
     ranks: tuple[RankDryRun, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it; all sizes in bytes."""
+        """For JSON; all sizes in bytes."""
         return {
             "world": self.dims.world,
             "dims": asdict(self.dims),
@@ -54,9 +54,9 @@ class DryRun:
 
 
 def dry_run(recipe: Recipe, world: int, ranks: Sequence[int], as_json: bool) -> None:
-    """Print what `ranks` of `world` processes hold and send; the first of each pipeline stage where none are named.
+    """Print what `ranks` of `world` processes hold and send; by default the first rank of each pipeline stage.
 
-    Nothing is read from the network or from weights, and nothing is written.
+    Needs neither weights nor a network, and writes nothing.
 
     Raises:
         ValueError: the architecture is not known without the network, a rank does not exist, or the recipe does not fit
@@ -71,12 +71,12 @@ def dry_run(recipe: Recipe, world: int, ranks: Sequence[int], as_json: bool) -> 
 
 
 def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
-    """As `dry_run`, as an object."""
+    """The result of `dry_run` as an object."""
     began = perf_counter()
     config = recipe.model.architecture()
     if config is None:
         raise ValueError(
-            f"a dry run asks no network what {recipe.model.weights} is; name the architecture beside it: "
+            f"a dry run does not use the network, so the architecture of {recipe.model.weights} is unknown; add "
             "--model.preset=flash or pro"
         )
     dims = make_dims(recipe.parallel, world, config)
@@ -92,7 +92,7 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
 
 
 def _step(recipe: Recipe, dims: ParallelDims, config: DeepseekV4Config) -> DryStep:
-    """A step's micro-batches, with rows as long as the recipe allows."""
+    """A step's micro-batches, with rows of the maximum length."""
     batch = recipe.batch
     rows = micro_batch_rows(dims, recipe.parallel, config, batch.global_size, batch.micro_size)
     length = -(-batch.length // dims.cp_size) * dims.cp_size
@@ -150,7 +150,7 @@ def _contents(stage: StageContents) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns under their names: words to the left, numbers to the right."""
+    """Right-aligned columns under their names."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()

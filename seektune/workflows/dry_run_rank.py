@@ -1,4 +1,4 @@
-"""One process of a job, rehearsed without memory or neighbours: the real pieces, one step of them, and what it took."""
+"""Dry run of one rank of a job: builds its real shards on the meta device, takes a step, and counts bytes."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -49,12 +49,12 @@ class DryStep:
 
 @dataclass(frozen=True)
 class StageContents:
-    """What stands in a pipeline stage."""
+    """The contents of a pipeline stage."""
 
     number: int
     layers: tuple[int, ...]
     attention: dict[str, int]
-    """Layers by kind of attention, the MTP block among them."""
+    """Layers by type of attention, the MTP block included."""
     hash_gates: int
     embedding: bool
     head: bool
@@ -63,7 +63,7 @@ class StageContents:
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes on one process, of its pieces alone; the optimizer's counters of steps, 4 bytes a tensor, are left out."""
+    """Bytes of one process's shards; the optimizer's step counters, 4 bytes per tensor, are left out."""
 
     weights: int
     experts: int
@@ -79,12 +79,12 @@ class Bytes:
 
     @property
     def optimizer(self) -> int:
-        """What the optimizer keeps."""
+        """Bytes of optimizer state."""
         return self.moments + self.master
 
     @property
     def total(self) -> int:
-        """What stays between forward passes, and the gradients."""
+        """Bytes of everything that stays between forward passes, and of the gradients."""
         return self.weights + self.buffers + self.gradients + self.optimizer
 
 
@@ -96,27 +96,27 @@ class RankDryRun:
     place: RankCoords
     stages: tuple[StageContents, ...]
     parameters: int
-    """Weights of this process, each its own piece."""
+    """Number of weights in this process's shards."""
     trainable: int
     expert_parameters: int
     bytes: Bytes
     gathered_weights: int
-    """Bytes of whole weights that FSDP2 makes beside the pieces: of the largest block and what stands around the
-    blocks, or of all where they stay until the step ends. Computed from shapes."""
+    """Bytes of whole weights that FSDP2 gathers in addition to the shards: of the largest block and the parameters
+    outside the blocks, or of all if they stay until the step ends. Computed from shapes."""
     whole_gradients: int
-    """Bytes of gradients before they are reduced: fp32 of all weights where several micro-batches add up. Computed."""
+    """Bytes of gradients before they are reduced: fp32 of all weights if micro-batches accumulate. Computed."""
     collectives: tuple[Flow, ...]
     """Those of one step, the largest first."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """For JSON."""
         answer = asdict(self)
         answer["bytes"] |= {"optimizer": self.bytes.optimizer, "total": self.bytes.total}
         return answer
 
 
 def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, step: DryStep, rank: int) -> RankDryRun:
-    """Build the part of the job that `rank` is, with the code that training runs, and take one step with it."""
+    """Build the model of `rank` with the code that training runs, take one step, and report bytes and collectives."""
     objective = make_objective(step.batches(plan.data_size, "cpu"), recipe.loss, config.num_nextn_predict_layers > 0)
     prepare = _frozen_form(recipe, config) if recipe.lora.targets else unchanged
     with fake_process_group(rank, plan.world):
@@ -135,9 +135,9 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
 
 
 def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
-    """As in training, but that no weight is rounded for a merge, which looks at values and changes no shape.
+    """As in training, except that no weight is rounded for a merge, which reads values and changes no shape.
 
-    Frozen weights are as their folder has them, or as released where it is not here.
+    Frozen weights have the formats of their folder, or of the release if it is not local.
     """
     shapes = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"merge_into": None})})
     weights = recipe.model.weights
@@ -147,7 +147,7 @@ def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
 def _take_step(
     model: ParallelModel, optimizer: AdamW, batches: list[Batch], objective: Objective, max_norm: float | None
 ) -> int:
-    """As `train.step`, but that no value is looked at; the bytes of gradients that the optimizer reads."""
+    """As `train.step`, without reading values; returns the bytes of gradients that the optimizer reads."""
     model.train(batches, objective, lambda phase: None)
     gradients = _size(local(p.grad) for p in model.parameters() if p.grad is not None)
     squared_norm(shard_norms(model.named_parameters(), model.mesh), model.mesh)
@@ -196,14 +196,14 @@ def _contents(number: int, stage: Stage) -> StageContents:
 
 
 def _gathered(stage: Stage, keeps: bool) -> int:
-    """Bytes of the whole weights that FSDP2 makes of pieces: of all units, or of the largest block and the rest."""
+    """Bytes of the whole weights that FSDP2 gathers: of all units, or of the largest block and the rest."""
     *blocks, rest = ([p for p in unit if isinstance(p, DTensor)] for unit in _units(stage))
     sizes = [_size(block) for block in blocks]
     return (sum(sizes) if keeps else max(sizes, default=0)) + _size(rest)
 
 
 def _whole_gradients(stage: Stage, step: DryStep) -> int:
-    """Bytes of gradients before their reduction: a block's at a time; all, in fp32, where micro-batches add up."""
+    """Bytes of gradients before their reduction: one block's; or all, in fp32, if micro-batches accumulate."""
     units = [[p for p in unit if isinstance(p, DTensor) and p.grad is not None] for unit in _units(stage)]
     return 4 * sum(p.numel() for unit in units for p in unit) if step.micro_batches > 1 else max(map(_size, units))
 

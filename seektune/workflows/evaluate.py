@@ -1,4 +1,4 @@
-"""The verb `eval`: how good a model is at a task, how sure that is, and whether it beats another."""
+"""The command `eval`: a model's scores on a task with intervals, and a comparison with another model."""
 
 import json
 import sys
@@ -29,38 +29,38 @@ TASKS = (*(name for name, section in DATASETS.items() if section.has_questions),
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How models are read and measured."""
+    """How models are loaded and evaluated."""
 
     reading: LoadOptions = AS_STORED
-    """An adapter goes on the first model, not on the one that it is compared with."""
+    """An adapter is applied to the first model, not to the one that it is compared with."""
     batch_tokens: int = 8192
-    """Most tokens, padding included, of one forward."""
+    """Maximum tokens, padding included, of one forward."""
     limit: int | None = None
-    """Questions (spread evenly over the split) or documents (the first) that are asked; None = all."""
+    """Number of questions (spread evenly over the split) or documents (the first ones); None = all."""
     length: int = 2048
-    """Perplexity: most tokens that a window reads."""
+    """Perplexity: maximum tokens of a window."""
     stride: int | None = None
-    """Perplexity: tokens that a window predicts which the one before it did not; None = `length`."""
+    """Perplexity: tokens that each window predicts in addition to those before it; None = `length`."""
 
 
 def evaluate(
     model: str, task: str, data: Path | None, cache_dir: Path, setting: EvalOptions, against: str | None, as_json: bool
 ) -> None:
-    """Print how a model does, and what it does better than another.
+    """Print the scores of a model, and how they differ from another's.
 
     Args:
         model: a checkpoint folder in any of our formats, or a Hub id.
         task: one of `TASKS`.
-        data: a file or folder with what is asked; None fetches a dataset's own questions.
-        cache_dir: keeps what is fetched.
-        setting: how.
+        data: a file or folder with the questions or texts; None downloads a dataset's own questions.
+        cache_dir: keeps downloads.
+        setting: options of loading and evaluation.
         against: the model to compare with.
         as_json: print JSON instead of lines.
 
     Raises:
-        ValueError: the task, the data or a model is not as it should be.
-        ArithmeticError: a model gives no number.
-        OSError: the data or a model cannot be read or fetched.
+        ValueError: the task, the data or a model is invalid.
+        ArithmeticError: a model's logits are not finite.
+        OSError: the data or a model cannot be read or downloaded.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
@@ -117,14 +117,14 @@ def _run(task: Task, model: str, reading: LoadOptions, batch_tokens: int) -> Tas
 
 @contextmanager
 def _bar(label: str) -> Iterator[Progress]:
-    """A bar on standard error where that is a terminal."""
+    """A progress bar on standard error if that is a terminal."""
     with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _in_words(metric: Metric, change: Change) -> str:
-    """The first model's lead over the second."""
+    """The first model's difference to the second, with interval and p-value."""
     if metric.percent:
         size = f"{100 * change.difference:+.2f} points ({100 * change.low:+.2f} to {100 * change.high:+.2f})"
     else:

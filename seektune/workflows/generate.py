@@ -1,4 +1,4 @@
-"""The verb `generate`: a prompt that is gone on with as one watches, or a file of prompts into a file of answers."""
+"""The command `generate`: completes a prompt on the console, or a file of prompts into a file of answers."""
 
 import hashlib
 import json
@@ -26,22 +26,22 @@ PAGE = 8
 
 @dataclass(frozen=True)
 class Output:
-    """How answers are given."""
+    """What is generated and written."""
 
     samples: int = 1
-    """Answers to each prompt."""
+    """Completions of each prompt."""
     logprobs: bool = False
     """Whether each token is written with its log-probability."""
     rows: int = 8
-    """Answers that grow together."""
+    """Maximum number of sequences decoded together."""
 
 
 def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOptions, output: Output) -> None:
-    """Print what a model goes on with, as it comes; several answers one after the other.
+    """Stream the completion of a prompt to the console; several samples one after the other.
 
     Raises:
-        ValueError: the model cannot be read, or the prompt not be met.
-        OSError: as of reading a model.
+        ValueError: the model cannot be loaded, or the prompt is invalid or too long.
+        OSError: a file of the model cannot be read.
     """
     check_unicode(prompt)
     voice = Session(model, setting)
@@ -64,8 +64,8 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
     """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation).
 
     A line of `out` is the row with `sample`, `text` and `end` (`stop` or `length`), for conversations also `message`
-    where the answer follows the format, and `tokens` where log-probabilities are asked for. A job that was broken off
-    goes on where it was when it is begun again.
+    if the response follows the chat format, and `tokens` if log-probabilities are written. The same call resumes an
+    interrupted job.
 
     Raises:
         ValueError: a row is not as it should be (told before the model is read), or the model cannot be read.
@@ -153,12 +153,12 @@ def _tell(drafts: Drafts) -> None:
 
 @contextmanager
 def answers(out: Path, job: str, samples: int) -> Iterator[tuple[TextIO, int]]:
-    """The file, open for more lines, and how many prompts are answered in it already: 0 unless by the same `job`.
+    """The output file, open for appending, and how many prompts it already completes: 0 unless of the same `job`.
 
-    Beside it stands a file `OUT.unfinished` with the job's name until all is written.
+    Until the job is complete, a file `OUT.unfinished` next to it has the job's digest.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: a file cannot be written.
     """
     mark = out.with_name(f"{out.name}.unfinished")
     plain = out.is_file() or not out.exists()
@@ -174,7 +174,7 @@ def answers(out: Path, job: str, samples: int) -> Iterator[tuple[TextIO, int]]:
 
 
 def _cut(out: Path, samples: int) -> int:
-    """Leave whole lines of prompts that have all their answers; how many prompts that are."""
+    """Truncate the file to the prompts with all their samples; returns the number of these prompts."""
     ends = [0]
     with out.open("rb") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""The verb `init`: list the recipes that ship with the package, or copy one."""
+"""The command `init`: list the recipes that ship with the package, or copy one."""
 
 import shlex
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The verb `inspect`: the card of a checkpoint folder, read in seconds, and everything that is wrong with it."""
+"""The command `inspect`: describes a checkpoint folder from its headers, and lists all errors."""
 
 import json
 from collections import Counter
@@ -24,12 +24,12 @@ TASTE = {"initializer_range", "bos_token_id", "eos_token_id"}
 
 @dataclass(frozen=True)
 class ArchitectureFacts:
-    """What config.json promises."""
+    """The architecture that config.json describes."""
 
     variant: str
     """`flash`, `flash-base`, `pro`, `pro-base`, `tiny` or `other`."""
     layers: dict[str, int]
-    """Blocks of the main model by kind of attention."""
+    """Blocks of the main model by type of attention."""
     gates: dict[str, int]
     mtp_blocks: int
     parameters: dict[str, int]
@@ -56,11 +56,11 @@ class CheckpointCard:
     extra: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """Oddities that do not keep the checkpoint from being loaded here."""
+    """Oddities with which the checkpoint can still be loaded."""
 
     @property
     def complete(self) -> bool:
-        """Whether everything that config.json promises is there, and nothing else."""
+        """Whether the checkpoint has every tensor that config.json requires, and no other."""
         return not (self.problems or self.missing or self.extra or self.wrong)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,10 +88,10 @@ def read_promise(folder: Path) -> DeepseekV4Config:
 
 
 def read_card(folder: Path) -> CheckpointCard:
-    """Look at a folder, whatever its state.
+    """Describe a folder in any state.
 
     Raises:
-        ValueError: it is no folder.
+        ValueError: it is not a folder.
     """
     found = scan(folder)
     form = format_of(found) or MIXED
@@ -123,7 +123,7 @@ def read_card(folder: Path) -> CheckpointCard:
 
 
 def fit(config: DeepseekV4Config, found: FolderScan) -> Mismatch:
-    """What a folder has too little, too much or wrongly for a model of this architecture; nothing is allocated."""
+    """The missing, extra and wrong tensors of a folder for a model of this architecture; nothing is allocated."""
     state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
     return mismatch(found, {name: tuple(tensor.shape) for name, tensor in state.items()})
 
@@ -162,7 +162,7 @@ def _stray(file: str) -> str:
 
 
 def _disagreements(config: DeepseekV4Config, form: str) -> list[str]:
-    """Keys of config.json that say another format than the files are in; dtypes on disk decide here, not elsewhere."""
+    """Keys of config.json that contradict the format of the files; we follow the files, other libraries may not."""
     if form == MIXED:
         return []
     given = config.to_dict()
@@ -175,10 +175,10 @@ def _disagreements(config: DeepseekV4Config, form: str) -> list[str]:
 
 
 def inspect(folder: Path, as_json: bool = False) -> bool:
-    """Print a checkpoint's card; the answer is whether it is complete.
+    """Print the description of a checkpoint; returns whether it is complete.
 
     Raises:
-        ValueError: it is no folder.
+        ValueError: it is not a folder.
     """
     card = read_card(folder)
     if as_json:

@@ -1,4 +1,4 @@
-"""The verb `merge`: a trained adapter into its base, and how much of it the stored weights keep."""
+"""The command `merge`: merges an adapter into its base, and reports how much of its change the stored weights keep."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from seektune.run.model_card import merged_card, put_card
 
 
 def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: float, force: bool) -> Merge:
-    """Merge and say, by kind of module, what was kept; the report by tensor lies beside the weights.
+    """Merge and print, by type of module, what was kept; the report by tensor is written next to the weights.
 
     Args:
         base: folder or Hub id of the weights that the adapter was trained on.
@@ -22,17 +22,17 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
         destination: a new or empty folder.
         to: a format, or `mixed-fp8` or `mixed-bf16`.
         weight: the change is multiplied by it.
-        force: merge whatever is lost.
+        force: merge even if most of the change is lost.
 
     Raises:
-        ValueError: the files do not fit, or too little would be kept.
-        OSError: reading, writing or fetching failed; nothing is left behind.
+        ValueError: the adapter does not fit the base, or too little would be kept.
+        OSError: reading, writing or downloading failed; nothing is left behind.
     """
     place = locate(base)
     for line in doubts(base, place, adapter):
         say(line)
     done = merge(place, adapter, destination, to, weight, force)
-    # the base's own card, which came along, is not of these weights
+    # the base's model card was copied too, but does not describe these weights
     (destination / CARD).unlink(missing_ok=True)
     put_card(destination, merged_card(base, adapter, destination.resolve().name, to, share_kept(done.kept)))
     exact = done.converted - len(done.inexact)
@@ -46,21 +46,21 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
 
 
 def doubts(base: str, place: Path, adapter: Path) -> Iterator[str]:
-    """Whether an adapter says that it was trained on another base than the one of that name, which lies in `place`.
+    """Notes if the adapter's config names another base than `base`, whose files are in `place`.
 
-    The same weights may lie elsewhere or in another format, and shapes tell nothing of values.
+    Not an error: the same weights may be in another folder or format.
     """
     named, revision = trained_on(adapter)
     if named is None or Path(named).resolve() == place.resolve():
         return
     if named != base:
-        yield f"note: the adapter says it was trained on {named}; on weights of other values it means nothing"
+        yield f"note: the adapter was trained on {named}; merged into other weights it is meaningless"
     elif revision is not None and revision != place.name:
         yield f"note: the adapter was trained on commit {revision} of {named}, this is {place.name}"
 
 
 def retention(kept: list[KeptChange]) -> list[str]:
-    """A line for each kind of module: how it is stored, the size of its change, what was kept of it, and the error."""
+    """A line per type of module: how it is stored, the size of its change, the share that was kept, and the error."""
     groups: dict[str, list[KeptChange]] = {}
     for each in kept:
         groups.setdefault(re.sub(r"(layers|mtp|experts)\.\d+\.", r"\1.N.", each.name), []).append(each)

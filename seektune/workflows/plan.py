@@ -1,4 +1,4 @@
-"""The verb `plan`: what fits, where, how fast and at what price, from a recipe and a description of GPUs."""
+"""The command `plan`: memory, speed and cost of a job, from a recipe and a description of GPUs."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.workflows.planning import job_of, layout_of, ordered
 
 PIPE = 160
-"""Columns of tables where there is no terminal."""
+"""Width of tables if the output is not a terminal."""
 LISTED = 10
 """Layouts of a search that are printed."""
 COLUMNS = ("weights", "buffers", "gradients", "optimizer", "gathered", "whole grads", "activations", "losses", "rest")
@@ -29,7 +29,7 @@ COLUMNS = ("weights", "buffers", "gradients", "optimizer", "gathered", "whole gr
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What is wanted beside the plan of the recipe's own layout."""
+    """Options of `seektune plan`."""
 
     search: bool = False
     as_json: bool = False
@@ -38,9 +38,9 @@ class PlanOptions:
 
 
 def plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> bool:
-    """Print the plan of a recipe on a cluster; whether the upper bound fits.
+    """Print the plan of a recipe on a cluster; returns whether the upper bound fits.
 
-    With a search the plan is that of the fastest layout that fits.
+    With `search` the plan is that of the fastest layout that fits.
 
     Raises:
         ValueError: the architecture is not known without the network, or nothing fits so many GPUs.
@@ -58,11 +58,11 @@ def plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> bool:
 
 
 def take_plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> tuple[PlanReport, dict[str, str]]:
-    """The plan as an object, and the fewest nodes for each way of training, where a search was asked for."""
+    """The plan as an object, and with `search` the fewest nodes for each way of training."""
     config = recipe.model.architecture()
     if config is None:
         raise ValueError(
-            f"a plan asks no network what {recipe.model.weights} is; name the architecture beside it: "
+            f"a plan does not use the network, so the architecture of {recipe.model.weights} is unknown; add "
             "--model.preset=flash or pro"
         )
     job = job_of(recipe, config)
@@ -91,19 +91,19 @@ def best_layout(recipe: Recipe, cluster: Cluster) -> Candidate:
 
 
 def words_of(recipe: Recipe, best: Candidate) -> list[str]:
-    """Words that give a recipe with `parallel: auto` that layout."""
+    """Overrides that set this layout in a recipe with `parallel: auto`."""
     asked = recipe.parallel
-    # the search leaves these to the other sizes
+    # these follow from the other sizes
     left = {"dp_shard": asked.dp_shard, "pipeline.layers_per_stage": asked.pipeline.layers_per_stage}
     cleared = [f"--parallel.{key}=null" for key, value in left.items() if value is not None]
     return ["--parallel.layout=given", *overrides(best), *cleared]
 
 
 def layout_at_launch(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster) -> Layout:
-    """The recipe's layout, or with `parallel: auto` the one that a launch takes.
+    """The recipe's layout, or with `parallel: auto` the one that a launch chooses.
 
     Raises:
-        ValueError: it does not divide so many GPUs, nothing fits them, or training refuses so many processes.
+        ValueError: the layout does not divide that many GPUs, no layout fits them, or the recipe is for one process.
     """
     recipe.check_world(cluster.gpus)
     if recipe.parallel.layout == "auto":
@@ -112,10 +112,10 @@ def layout_at_launch(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster)
 
 
 def refuse_misfit(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster) -> None:
-    """Stop a job whose lower bound does not fit these processes, before memory is filled to the brim.
+    """Stop a job whose lower bound does not fit the memory of its processes, before it starts.
 
     Raises:
-        ValueError: it does not; the sentence names the nearest layout that does.
+        ValueError: it does not fit; the message names the nearest layout that does.
     """
     job = job_of(recipe, config)
     layout = layout_of(job, cluster.gpus)
@@ -129,7 +129,7 @@ def refuse_misfit(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster) ->
 
 
 def _ways(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe with all weights trained, with adapters on released weights, and with these on disk."""
+    """The recipe as full training, as LoRA on released weights, and as LoRA on weights streamed from disk."""
     if recipe.lora.targets:
         lora = recipe.lora
     else:

@@ -1,4 +1,4 @@
-"""From a recipe to what the planner plans: the model's tensors without memory, and the numbers of the job."""
+"""Inputs of the planner from a recipe: the shapes of the model's tensors, and the numbers of the job."""
 
 from functools import cache
 
@@ -13,7 +13,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.build import meta_model
 
 PACKED = (torch.int8, torch.uint8)
-"""Dtypes of frozen bytes."""
+"""Dtypes of quantized weights."""
 ordered = cache(schedule_actions)
 
 
@@ -21,7 +21,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
     """The job of a recipe.
 
     Raises:
-        ValueError: adapters ask for what the model does not have.
+        ValueError: an adapter target matches nothing in the model.
     """
     mtp = config.num_nextn_predict_layers > 0 and recipe.loss.mtp_weight > 0
     batch = recipe.batch
@@ -41,12 +41,12 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
 
 
 def layout_of(job: TrainingJob, gpus: int) -> Layout:
-    """As `planner.job.make_layout`, with the engine's orders of work."""
+    """`planner.job.make_layout` with torch's pipeline schedules."""
     return make_layout(job, gpus, ordered)
 
 
 def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight]:
-    """All parameters and buffers; frozen ones quantized and adapters put on as training does."""
+    """All parameters and buffers, with quantized frozen weights and adapters as in training."""
     model = meta_model(recipe, config)
     parameters = dict(model.named_parameters())
     state = model.state_dict()

@@ -1,4 +1,4 @@
-"""The GPUs of this machine as the planner describes them, and what a launch asks the planner before it starts."""
+"""Checks of a job's layout and memory before it starts, with the planner, on this machine's GPUs or a cluster's."""
 
 import re
 from dataclasses import replace
@@ -13,13 +13,13 @@ from seektune.recipe.recipe import Recipe
 from seektune.workflows.plan import best_layout, refuse_misfit, words_of
 
 CPU_RATES = {"flops": 1e11, "memory_rate": 2e10, "link": 5e9, "network": 1e9}
-"""Of a process on a CPU: only their proportions matter where layouts are compared."""
+"""Rates of a CPU process: only their ratios matter when layouts are compared."""
 
 
 def cluster_here(processes: int, nodes: int) -> Cluster:
-    """So many processes on each of so many nodes like this one; without GPUs its memory is shared among them.
+    """A cluster of `nodes` nodes like this one, with `processes` each; without GPUs they share the host's memory.
 
-    A GPU that is not known by its name is taken for an H100 with its own memory.
+    A GPU of unknown name is treated as an H100 with this GPU's memory.
     """
     if not torch.cuda.is_available():
         memory = psutil.virtual_memory().total // processes
@@ -30,14 +30,14 @@ def cluster_here(processes: int, nodes: int) -> Cluster:
 
 
 def choose_layout(recipe: Recipe, cluster: Cluster) -> list[str]:
-    """Words that give the recipe the fastest layout that fits; says which.
+    """Overrides that set the fastest layout that fits, which is also printed.
 
     Raises:
-        ValueError: the architecture is not known here, or nothing fits.
+        ValueError: the architecture is not known without the network, or no layout fits.
     """
     if recipe.model.architecture() is None:
         raise ValueError(
-            f"parallel: auto needs to know what {recipe.model.weights} is; name it: --model.preset=flash or pro"
+            f"parallel: auto needs the architecture of {recipe.model.weights}; add --model.preset=flash or pro"
         )
     best = best_layout(recipe, cluster)
     given, *words = words_of(recipe, best)
@@ -47,17 +47,17 @@ def choose_layout(recipe: Recipe, cluster: Cluster) -> list[str]:
 
 
 def check_memory(recipe: Recipe, config: DeepseekV4Config | None, processes: int, nodes: int) -> None:
-    """Stop where the job cannot fit these devices; an architecture that only the network knows, and offloading, pass.
+    """Stop a job that cannot fit these devices; not checked with CPU offload or an unknown architecture (None).
 
     Raises:
-        ValueError: it cannot; the sentence names the nearest layout that does.
+        ValueError: it cannot fit; the message names the nearest layout that does.
     """
     if config is not None and not recipe.parallel.cpu_offload:
         refuse_misfit(recipe, config, cluster_here(processes, nodes))
 
 
 def _kind(name: str) -> str:
-    """The known kind whose words are all in a device's name."""
+    """The planner's name of a device, from torch's."""
     for kind, each in hardware_data()["gpus"].items():
         model = kind.split("-")[0] if not kind.startswith("rtx") else "RTX PRO 6000"
         if re.search(rf"\b{model}\b", name, re.IGNORECASE) and (each["memory_gb"] != 80 or "80GB" in name):
@@ -66,20 +66,20 @@ def _kind(name: str) -> str:
 
 
 def cluster_of(kind: str, nodes: int, gpus_per_node: int) -> Cluster:
-    """So many nodes of a known kind of GPU.
+    """A cluster of a known GPU model.
 
     Raises:
-        ValueError: the kind is not known.
+        ValueError: the GPU model is not known.
     """
     return replace(known_gpu(kind, nodes * gpus_per_node), gpus_per_node=gpus_per_node)
 
 
 def settle(recipe: Recipe, cluster: Cluster) -> list[str]:
-    """Words to add to the job's command: the layout, where the recipe leaves it open.
+    """Overrides to add to the job's command: the layout, if the recipe has `parallel: auto`.
 
     Raises:
-        ValueError: the layout does not divide so many GPUs or does not fit them (the sentence names one that
-            does), or streamed weights would have several processes.
+        ValueError: the layout does not divide that many GPUs or does not fit them (the message names one that
+            does), or weights are streamed, which needs a single process.
     """
     recipe.check_world(cluster.gpus)
     config = recipe.model.architecture()

@@ -1,4 +1,4 @@
-"""The verb `data preview`: a row as training reads it, with what is taught, where documents end and what is padding."""
+"""The command `data preview`: prints a row as training reads it: taught tokens, document boundaries, padding."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ from seektune.sequence import IGNORE_INDEX
 TAUGHT = "bold green"
 READ = "default"
 BEYOND = "red"
-"""Colours of tokens: predicted in training, only read, not in the row any more."""
+"""Colours of tokens: counted by the loss, only read, beyond the end of the row."""
 SEAM = "|"
 """Between two tokens."""
 
 
 @dataclass(frozen=True)
 class RowPlace:
-    """A row and where training meets it."""
+    """A row and its position in training."""
 
     step: int
     micro_batch: int
@@ -38,14 +38,14 @@ class RowPlace:
 
 
 def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
-    """Print row number `row` (from 0) of those that training would draw.
+    """Print row number `row` (from 0) in training order.
 
     Where an example does not fit into a row and the recipe refuses that, the longest is shown with the place where the
     row ends.
 
     Raises:
-        ValueError: a mistake in recipe or data, or the example that does not fit.
-        OSError: the rows are not here and no source answers.
+        ValueError: the recipe or data is invalid, or an example is too long.
+        OSError: the rows are not cached and cannot be downloaded.
     """
     tokenizer = load_tokenizer(read_config(recipe.model).vocab_size)
     loaded = recipe.data.load("train", tokenizer, DataCache(cache_dir, say))
@@ -63,7 +63,7 @@ def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
 
 
 def find_row(recipe: Recipe, examples: Sequence[Example], row: int, pad_id: int) -> RowPlace:
-    """The row that training would draw after `row` others."""
+    """Row number `row` (from 0) in training order."""
     loader = Loader(examples, recipe.batch, recipe.seed, pad_id)
     step = 1
     rows = loader.next_rows()
@@ -75,7 +75,7 @@ def find_row(recipe: Recipe, examples: Sequence[Example], row: int, pad_id: int)
     batch = micro_batches(rows, recipe.batch, pad_id)[micro]
     documents = batch.documents[place].tolist()
     labels = batch.labels[place].tolist()
-    # nobody predicts the first token of a document
+    # the first token of a document is never predicted
     taught = [
         label != IGNORE_INDEX and i > 0 and documents[i - 1] == documents[i] != 0 for i, label in enumerate(labels)
     ]
@@ -97,7 +97,7 @@ def _show(place: RowPlace, row: int, tokenizer: Tokenizer, paper: Console) -> No
         _show_document(place.tokens[start:stop], place.taught[start:stop], None, tokenizer, paper)
         start = stop
     if padding:
-        paper.print(f"\npadding, tokens {start} to {len(place.tokens) - 1}: read by nobody", style="dim")
+        paper.print(f"\npadding, tokens {start} to {len(place.tokens) - 1}: ignored", style="dim")
 
 
 def _show_overlong(example: Example, length: int, tokenizer: Tokenizer, paper: Console) -> None:
@@ -109,7 +109,7 @@ def _show_overlong(example: Example, length: int, tokenizer: Tokenizer, paper: C
 def _show_document(
     tokens: Sequence[int], taught: Sequence[bool], cut: int | None, tokenizer: Tokenizer, paper: Console
 ) -> None:
-    """A document as text and as tokens; a row ends before token `cut`."""
+    """Print a document as text and as tokens; the row ends before token `cut`."""
     paper.print(Text("  text    " + printable(tokenizer.decode(tokens)).replace("\n", "\n          ")))
     line = Text("  tokens  ")
     for i, (piece, style) in enumerate(_pieces(tokens, taught, tokenizer)):
@@ -123,7 +123,7 @@ def _show_document(
 
 
 def _pieces(tokens: Sequence[int], taught: Sequence[bool], tokenizer: Tokenizer) -> Iterator[tuple[str, str]]:
-    """Each token's text, spaces visible, and its colour; a letter of several tokens is � in each."""
+    """Each token's text, with visible spaces, and its colour; a character of several tokens is � in each."""
     for token, is_taught in zip(tokens, taught, strict=True):
         text = printable(tokenizer.decode([token])).replace(" ", "·").replace("\n", "⏎")
         yield text, TAUGHT if is_taught else READ

@@ -1,4 +1,4 @@
-"""The verb `serve`: a checkpoint, and an adapter beside it, behind OpenAI's API and a page, until a signal comes."""
+"""The command `serve`: serves a checkpoint, and optionally an adapter, with OpenAI's API and a chat page."""
 
 import signal
 import socket
@@ -19,18 +19,18 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
-    """Answer requests until SIGTERM or SIGINT; then let answers end, for a while.
+    """Serve requests until SIGTERM or SIGINT; running requests then have `shutdown_timeout` seconds to finish.
 
     Raises:
-        ValueError: the extra `serve` is not installed, or the model or adapter cannot be read.
-        OSError: the address is taken, or as of reading a model.
+        ValueError: the extra `serve` is not installed, or the model or adapter cannot be loaded.
+        OSError: the address is in use, or a file of the model cannot be read.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(f"serving needs {' and '.join(missing)}: pip install 'seektune[serve]'")
     from seektune.serve.app import Served, make_app
     from seektune.serve.server import run
 
-    with _bound(service.host, service.port) as place:  # a taken port is told before weights are read
+    with _bound(service.host, service.port) as place:  # a port in use is reported before weights are loaded
         models = _models(model, reading, service)
         base = next(iter(models.values()))
         if service.speculative and not base.mtp:
@@ -41,7 +41,7 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
         served = Served(models, tokenizer, limits, service.api_key, service.thinking, service.speculative)
         if service.host not in LOCAL and service.api_key is None:
             print(
-                f"note: anyone who reaches {service.host} may use this server; --api-key asks for a key",
+                f"note: anyone who can reach {service.host} can use this server; set --api-key to require a key",
                 file=sys.stderr,
             )
         before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -68,7 +68,7 @@ def _models(model: str, reading: LoadOptions, service: ServeConfig) -> dict[str,
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket at an address, which does not listen yet."""
+    """A bound socket that does not listen yet."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     place = socket.socket(family, kind, protocol)
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -87,4 +87,4 @@ def _welcome(place: socket.socket, names: list[str]) -> str:
 
 
 def _nothing(_number: int, _frame: object) -> None:
-    """Uvicorn stops by its own handler and then raises the signal again, for whoever had it before."""
+    """Ignore a signal: uvicorn handles it and then raises it again for the handler before its own."""

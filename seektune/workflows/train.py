@@ -1,4 +1,4 @@
-"""The verb `train`: from a recipe to a run folder with trained weights and a report."""
+"""The command `train`: from a recipe to a run folder with trained weights and a report."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,23 +36,23 @@ from seektune.workflows.preflight import check_memory
 
 
 def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, slot: ProcessSlot = ALONE) -> Path:
-    """Train as the recipe says and leave everything in a run folder, whose path is returned.
+    """Run the training of a recipe; everything is written to a run folder, whose path is returned.
 
-    A run that was interrupted continues from its newest checkpoint. Of several processes each calls this; the first
-    one prints, decides and writes whatever is not written in pieces.
+    An interrupted run resumes from its newest checkpoint. Every process of a job calls this; rank 0 prints, decides
+    and writes everything that is not sharded.
 
     Args:
-        recipe: what to do.
-        name: opens the name of the run folder where the recipe names none.
-        notes: sentences of the recipe's reader, shown first.
-        cache_dir: keeps fetched data.
-        slot: the place of this process in a job.
+        recipe: the settings of the run.
+        name: prefix of the run folder's name, if the recipe has no `run_dir`.
+        notes: messages of the recipe loader, printed first.
+        cache_dir: keeps downloaded data.
+        slot: the rank and device of this process.
 
     Raises:
-        ValueError: a mistake in recipe, data or weights; no folder is left behind.
+        ValueError: recipe, data or weights are invalid; no folder is left behind.
         NotFiniteError: a loss or gradient is not finite.
-        Interrupted: a signal asked to stop; what was done is saved.
-        OSError: something could not be read, fetched or written; what was written before stays.
+        Interrupted: stopped by a signal; the state is saved.
+        OSError: reading, downloading or writing failed; what was written before stays.
     """
     folder = choose_folder(recipe.run_dir, name, datetime.now())
     with Interruption(worker=slot.world > 1) as interruption, process_group(slot), ExitStack() as stack:
@@ -97,7 +97,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
 
 
 def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scores:
-    """The scores before training; that of a resumed run is in its folder."""
+    """The scores before training; those of a resumed run are read from its folder."""
     if not run.is_fresh:
         return read_evals(run.folder, "before", data.tasks)
     evaluate = run.recipe.evaluate
@@ -116,12 +116,12 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Tra
 
 
 def _begin_folder(run: RunContext, step: int, before: Scores) -> None:
-    """Make the folder that of this run, which continues after `step`; until here it is as it was found."""
+    """Write the recipe and first scores into the run folder, which was unchanged until here; the run is at `step`."""
 
     def begin() -> None:
         for left in set_aside_later(run.folder / CHECKPOINTS, step):
-            say(f"note: the run leaves this checkpoint and goes on after step {step}: {left}")
-        # the mark of a finished run, which this one is not any more
+            say(f"note: resuming after step {step}; this later checkpoint is set aside: {left}")
+        # the report marks a finished run
         (run.folder / REPORT).unlink(missing_ok=True)
         write_atomically(run.folder / RECIPE, dump_recipe(run.recipe).encode())
         write_evals(run.folder, before, {})
@@ -131,16 +131,16 @@ def _begin_folder(run: RunContext, step: int, before: Scores) -> None:
 
 
 def _fit(run: RunContext, trainer: Trainer, log: RunLog) -> tuple[float, float]:
-    """Train; the first and the last validation loss.
+    """Train; returns the first and the last validation loss.
 
-    The state of the last step is written before the weights, as they can be made from it; where there is no room for
-    it, there may be for them, a fraction of its size.
+    The last checkpoint is written before the weights, which can be exported from it; if the disk is too full for the
+    checkpoint, the weights, a fraction of its size, may still fit.
     """
     steps = run.recipe.steps
     try:
         return trainer.fit(steps, log)
     except OSError as error:
-        # what only this process could not write, the others know nothing of, and export nothing
+        # an error of this process alone: the others do not know of it and would not take part in the export
         if trainer.step < steps or (run.mesh.axes is not None and not trainer.cannot_save):
             raise
         trainer.export(run.product)
@@ -149,7 +149,7 @@ def _fit(run: RunContext, trainer: Trainer, log: RunLog) -> tuple[float, float]:
 
 @contextmanager
 def _open_log(run: RunContext, trainer: Trainer) -> Iterator[RunLog]:
-    """The record of the run; only the first process writes one."""
+    """The log of the run; only rank 0 writes one."""
     recipe = run.recipe
     with ExitStack() as stack:
 
@@ -163,7 +163,7 @@ def _open_log(run: RunContext, trainer: Trainer) -> Iterator[RunLog]:
 
 
 def _export(run: RunContext, trainer: Trainer, card: Callable[[Scores], str]) -> None:
-    """Write the weights, with a card that has no scores yet: an evaluation that fails must not cost the training."""
+    """Write the weights, with a model card without scores, before the evaluation, which may fail."""
     with run.interruption.deferred():
         trainer.export(run.product)
         run.mesh.ranks.first(lambda: put_card(run.product, card({})))

@@ -1,4 +1,4 @@
-"""The verb `validate`: everything about a recipe that can be known without a GPU, checked one by one."""
+"""The command `validate`: checks a recipe's weights, licence, tokenizer, data and layout without a GPU."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,12 +20,12 @@ GOOD = "ok"
 BAD = "wrong"
 UNKNOWN = "unknown"
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENSE-MODEL")
-"""Files that state one, in a checkpoint folder."""
+"""Licence files of a checkpoint folder."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     subject: str
     state: str
@@ -33,7 +33,7 @@ class Finding:
 
 
 def validate(recipe: Recipe, cluster: Cluster | None, cache_dir: Path, as_json: bool) -> bool:
-    """Print all findings; whether none of them is wrong. What only the network knows is unknown, not wrong."""
+    """Print all findings; returns whether none is wrong. What would need the network is unknown, not wrong."""
     findings = list(check(recipe, cluster, cache_dir))
     if as_json:
         say(json.dumps([asdict(finding) for finding in findings], indent=2))
@@ -48,7 +48,7 @@ def check(recipe: Recipe, cluster: Cluster | None, cache_dir: Path) -> Iterator[
     yield Finding("recipe", GOOD, f"{recipe.steps} steps of {recipe.batch.global_size} rows")
     config = recipe.model.architecture()
     if config is None:
-        yield Finding("model", UNKNOWN, f"{recipe.model.weights} is on the Hub; model.preset would name its shape")
+        yield Finding("model", UNKNOWN, f"{recipe.model.weights} is on the Hub; set model.preset to check its shape")
     else:
         yield Finding("model", GOOD, f"{config.num_hidden_layers} layers of width {config.hidden_size}")
     yield from _weights(recipe, config)
@@ -60,7 +60,7 @@ def check(recipe: Recipe, cluster: Cluster | None, cache_dir: Path) -> Iterator[
 
 
 def _tried(subject: str, work: Callable[[], str]) -> Finding:
-    """What a check says; its complaint if it has one. What cannot be reached is unknown."""
+    """The result of a check: `BAD` for a ValueError, `UNKNOWN` for an OSError, such as no network."""
     try:
         return Finding(subject, GOOD, work())
     except ValueError as error:
@@ -76,7 +76,7 @@ def _weights(recipe: Recipe, config: DeepseekV4Config | None) -> Iterator[Findin
         return
     folder = Path(weights)
     if not folder.is_dir():
-        yield Finding("weights", UNKNOWN, f"{weights} is no folder here; it will come from the Hub")
+        yield Finding("weights", UNKNOWN, f"{weights} is not a folder here; it will be downloaded from the Hub")
         yield Finding("licence", UNKNOWN, f"https://huggingface.co/{weights} states it")
         return
     found = scan(folder)

@@ -1,4 +1,4 @@
-"""The verb `verify`: two checkpoints tensor by tensor, whatever their formats, and what differs."""
+"""The command `verify`: compares two checkpoints, in any formats, tensor by tensor."""
 
 import json
 import math
@@ -15,7 +15,7 @@ SHOWN = 20
 
 
 def verify(a: str, b: str, tolerance: float = 0.0, as_json: bool = False) -> bool:
-    """Compare two folders or Hub ids, print what was found, and answer whether all tensors are equal.
+    """Compare two folders or Hub ids and print the result; returns whether all tensors are equal.
 
     Args:
         a: a checkpoint.
@@ -24,10 +24,10 @@ def verify(a: str, b: str, tolerance: float = 0.0, as_json: bool = False) -> boo
         as_json: print JSON instead of a table.
 
     Raises:
-        ValueError: a checkpoint cannot be read, or the tolerance is no distance.
+        ValueError: a checkpoint cannot be read, or the tolerance is negative or not finite.
     """
     if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance {tolerance:g} is no distance; give a number from 0")
+        raise ValueError(f"tolerance {tolerance:g} must be a finite number of at least 0")
     left = locate(a)
     right = locate(b)
     with byte_bar("comparing") as progress:

@@ -64,7 +64,7 @@ def test_format_is_detected_from_dtypes(parity_folder: Path, tmp_path: Path, for
     assert mismatch(found, shapes) == Mismatch()
 
 
-def test_mixed_formats_are_none(folder: Path):
+def test_mixed_dtypes_have_no_format(folder: Path):
     rewritten(folder, lambda tensors: tensors.update({"embed.weight": tensors["embed.weight"].float()}))
     assert format_of(scan(folder)) is None
 

@@ -75,12 +75,12 @@ def test_the_names_of_the_page_are_defined_in_its_files() -> None:
         assert name in defined, (file, name)
 
 
-def test_rooms_and_floors_are_the_contract() -> None:
-    table = dict(re.findall(r"^\| (\d) \| (`seektune/.*?) \|", section("Rooms and floors"), re.MULTILINE))
-    floors = {room: int(floor) for floor, cells in table.items() for room in re.findall(r"seektune/(\w+)", cells)}
+def test_layers_match_the_import_contract() -> None:
+    table = dict(re.findall(r"^\| (\d) \| (`seektune/.*?) \|", section("Packages and layers"), re.MULTILINE))
+    documented = {name: int(layer) for layer, cells in table.items() for name in re.findall(r"seektune/(\w+)", cells)}
     (layers,) = re.findall(r"layers = \[(.*?)\]", text_of("pyproject.toml"), re.DOTALL)
     order = [re.findall(r"seektune\.(\w+)", line) for line in reversed(layers.splitlines()) if "seektune." in line]
-    heights = {room: height for height, rooms in enumerate(order) for room in rooms if room != "__main__"}
-    assert floors.keys() == heights.keys()
-    for above, below in ((a, b) for a in floors for b in floors if floors[a] > floors[b]):
-        assert heights[above] > heights[below], (above, below)
+    enforced = {name: height for height, names in enumerate(order) for name in names if name != "__main__"}
+    assert documented.keys() == enforced.keys()
+    for above, below in ((a, b) for a in documented for b in documented if documented[a] > documented[b]):
+        assert enforced[above] > enforced[below], (above, below)

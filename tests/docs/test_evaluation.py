@@ -34,7 +34,7 @@ def test_every_command_of_the_page_runs(place: Path) -> None:
         shlex.split(line, comments=True) for block in blocks("docs/evaluation.md", "sh") for line in block.splitlines()
     ]
     commands = [words for words in shown if words[0] == "seektune"]
-    assert [words for words in shown if words not in commands] == [["pip", "install", "seektune[eval]"]]
+    assert [words for words in shown if words not in commands] == [["pip", "install", "-e", ".[eval]"]]
     answers = [seektune(*words[1:], cwd=place) for words in commands]
     assert [(answer.returncode, answer.stderr) for answer in answers] == [(0, "")] * 4
     assert "questions:      45" in answers[0].stdout

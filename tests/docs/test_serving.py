@@ -38,7 +38,7 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
 def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openai", reason="openai is not installed")
     lines, (curl,) = blocks("docs/serving.md", "sh")[0].splitlines(), blocks("docs/serving.md", "sh")[1].splitlines()
-    assert lines[0] == "pip install 'seektune[serve]'"
+    assert lines[0] == "pip install -e '.[serve]'"
     first, second = (shlex.split(line)[2:] for line in lines[1:])
     with served(*first, cwd=place) as (_, url):
         assert [model["id"] for model in asked(url, "/v1/models")["data"]] == ["trained"]

@@ -77,7 +77,7 @@ def test_temperature_near_0_is_almost_greedy():
     assert found.tolist() == [0, 0, 1]
 
 
-def test_draws_follow_weights_and_seed():
+def test_samples_follow_weights_and_seed():
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     sampler = Sampler(Sampling(), 7, [])
     drawn = [sampler.draw(weights) for _ in range(2000)]

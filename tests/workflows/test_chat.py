@@ -52,7 +52,7 @@ class Spoken:
         return file.getvalue()
 
 
-def test_the_history_grows_and_thoughts_are_dim(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_grows_and_reasoning_is_dimmed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = Spoken(folder, monkeypatch, True, [["Let me", " see.", THINK_END, "Fo", "ur."], [f"x{THINK_END}y"]])
     assert spoken.talk.hear("2+2?")
     assert spoken.talk.messages == [
@@ -89,33 +89,33 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert talk.hear("bytes \udcff of another encoding")
     assert talk.messages == before
     for words in (
-        "no answer to save yet",
+        "no response to save yet",
         "half of a surrogate",
         "No such file",
         "/save needs the name",
-        "/reset         forget",
+        "/reset         clear",
     ):
         assert words in spoken.shown
     assert talk.hear("  ")
     assert not talk.hear("/quit")
 
 
-def test_a_stopped_answer_leaves_the_history_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_response_leaves_history_unchanged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = Spoken(folder, monkeypatch, False, [["One."], ["Tw", KeyboardInterrupt]])
     spoken.talk.hear("1")
     before = list(spoken.talk.messages)
     assert spoken.talk.hear("2")
     assert spoken.talk.messages == before
-    assert "the question is forgotten" in spoken.shown
+    assert "your message was removed" in spoken.shown
 
 
-def test_an_answer_cannot_command_the_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_response_cannot_control_the_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = Spoken(folder, monkeypatch, False, [["\x1b]0;title\x07 [bold]x[/]"]])
     spoken.talk.hear("1")
     assert "\\x1b]0;title\\x07 [bold]x[/]" in spoken.shown
 
 
-def test_a_model_talks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_chat_with_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/save\n"))
     chat(str(folder), "Be brief.", GenerateOptions(max_new_tokens=4, sampling=Sampling(temperature=0)))
     shown = capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_a_model_talks(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "/save needs the name of a file" in shown
 
 
-def test_an_interrupt_between_answers_does_not_end_the_conversation(
+def test_interrupt_between_responses_does_not_end_the_conversation(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = iter([KeyboardInterrupt(), EOFError()])

@@ -1,4 +1,4 @@
-"""The verb `convert`: what it says, what it refuses, and its exit codes."""
+"""The command `convert`: what it says, what it refuses, and its exit codes."""
 
 import json
 import os

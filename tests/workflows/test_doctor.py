@@ -1,4 +1,4 @@
-"""The verb `doctor`: what it finds wrong, and that nothing it started outlives it."""
+"""The command `doctor`: what it finds wrong, and that nothing it started outlives it."""
 
 import shutil
 import subprocess

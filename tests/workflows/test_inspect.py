@@ -1,4 +1,4 @@
-"""The verb `inspect`: the card of whole checkpoints, and of folders in which something is wrong."""
+"""The command `inspect`: the card of whole checkpoints, and of folders in which something is wrong."""
 
 import json
 import os

@@ -71,7 +71,7 @@ def test_a_pipe_gets_marks_in_text(recipe: Make, tmp_path: Path, rows: Path, tok
         assert words == [tokenizer.decode([token]).replace(" ", "·") for token in example.tokens]
         assert f"  text    {tokenizer.decode(example.tokens)}" in documents
         start = stop
-    assert f"padding, tokens {start} to 149: read by nobody" in documents
+    assert f"padding, tokens {start} to 149: ignored" in documents
 
 
 def test_a_terminal_gets_colours_instead(

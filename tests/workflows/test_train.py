@@ -352,7 +352,7 @@ def test_a_run_that_goes_back_leaves_the_course_it_was_on(recipe, monkeypatch, c
     back = recipe(steps=5, checkpoint={"every": 4}, resume=str(older), optimizer={"lr": 1e-4})
     stopped(back, monkeypatch, 3)
     shown = capsys.readouterr().out
-    assert "note: the run leaves this checkpoint and goes on after step 2" in shown
+    assert "note: resuming after step 2; this later checkpoint is set aside" in shown
     names = {place.name for place in (folder / "checkpoints").iterdir()}
     assert names == {"step-000002", "step-000003", *(f"step-00000{step}.left" for step in (3, 4, 5))}
     # the same words are a call to go on, not to go back once more

@@ -1,4 +1,4 @@
-"""The verb `verify`: a table, JSON, and an exit code for whether two checkpoints are equal."""
+"""The command `verify`: a table, JSON, and an exit code for whether two checkpoints are equal."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def test_json_holds_counts_and_every_difference(parity_folder: Path, other: Path
 
 @pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
 def test_a_tolerance_must_be_a_distance(parity_folder: Path, tolerance: float):
-    with pytest.raises(ValueError, match="is no distance"):
+    with pytest.raises(ValueError, match="must be a finite number of at least 0"):
         verify(str(parity_folder), str(parity_folder), tolerance)
 
 

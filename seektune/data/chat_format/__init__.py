@@ -1,1 +1,1 @@
-"""The chat format of DeepSeek-V4: messages into prompts, and completions back into messages."""
+"""The chat format of DeepSeek-V4: encodes messages as prompts, and parses completions into messages."""

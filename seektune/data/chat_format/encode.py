@@ -1,4 +1,4 @@
-"""A conversation as the text that DeepSeek-V4 reads, byte for byte as its official encoder writes it."""
+"""Encodes messages as a prompt, byte for byte as the official encoder does."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def encode_messages(
     drop_thinking: bool = True,
     reasoning_effort: str | None = None,
 ) -> str:
-    """The prompt of a conversation, or the whole of one that ends with an answer.
+    """The prompt of a conversation, or its whole text if it ends with a response.
 
     Args:
         messages: objects with `role` (`system`, `user`, `assistant`, `tool`, `developer`, `latest_reminder`),
@@ -39,14 +39,14 @@ def encode_messages(
     if dropping:
         last = _last_question(turns)
         turns = [turn for i, turn in enumerate(turns) if i >= last or turn.role != "developer"]
-    # the turn from which on answers have their reasoning
+    # the first turn whose responses keep their reasoning
     since = _last_question(turns) if dropping else 0
     effort = EFFORTS[reasoning_effort] if thinking and turns else ""
     return BOS + effort + "".join(_write(turns, i, thinking, since) for i in range(len(turns)))
 
 
 def check_mode(thinking_mode: str) -> None:
-    """Refuse what is no thinking mode.
+    """Check a thinking mode.
 
     Raises:
         ValueError: it is none.
@@ -56,7 +56,7 @@ def check_mode(thinking_mode: str) -> None:
 
 
 def _last_question(turns: Sequence[Turn]) -> int:
-    """Index of the last turn that asks for an answer; 0 if none does."""
+    """Index of the last turn that a response follows; 0 if there is none."""
     return max((i for i, turn in enumerate(turns) if turn.role in ANSWERED), default=0)
 
 
@@ -71,9 +71,9 @@ def _write(turns: Sequence[Turn], i: int, thinking: bool, since: int) -> str:
 
 
 def _invitation(turns: Sequence[Turn], i: int, thinking: bool, since: int) -> str:
-    """What ends a turn that an answer follows, or that is the last."""
+    """The text that ends a turn before a response, or the last turn."""
     turn = turns[i]
-    # A reminder after a question is written where its answer would begin: so does the official encoder.
+    # A reminder after a question follows the opening of a response, as in the official encoder.
     if i + 1 < len(turns) and turns[i + 1].role not in ("assistant", "latest_reminder"):
         return ""
     if turn.task == "action":

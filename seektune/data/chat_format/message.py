@@ -1,4 +1,4 @@
-"""One message of a conversation, in the form of OpenAI's API: its fields, checked, with errors that name it."""
+"""A message in the form of OpenAI's API: its validated fields, with errors that name the message."""
 
 import json
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from seektune.data.chat_format.tokens import OPENINGS, TASKS
 
 ROLES = (*OPENINGS, "tool")
 SHOWN = 40
-"""Characters of a wrong value that its error shows."""
+"""Maximum characters of an invalid value in its error."""
 _KINDS = {str: "text", list: "a list", bool: "true or false"}
 
 
 class Message:
-    """A message, and which of the conversation it is.
+    """A message and its index in the conversation.
 
     Every method raises ValueError, naming the message and what is wrong with it.
     """
@@ -35,7 +35,7 @@ class Message:
         return ValueError(f"{self._place} {what}")
 
     def field(self, key: str, kind: type) -> Any:
-        """A field of a certain kind; None where it is missing."""
+        """A field of the given type; None if it is missing."""
         value = self._values.get(key)
         if value is not None and not isinstance(value, kind):
             raise self.error(f"has {key} {shown(value)}, which must be {_KINDS[kind]}")
@@ -60,12 +60,12 @@ class Message:
         return task
 
     def tools(self) -> list[Mapping[str, Any]]:
-        """The schemas of the tools that the message brings."""
+        """The schemas of the message's tools."""
         tools = self.field("tools", list) or ()
         return [self._plain("a tool", self._function("tools", i, tool)) for i, tool in enumerate(tools)]
 
     def response_format(self) -> object:
-        """The JSON schema that answers must follow; None if any answer will do."""
+        """The JSON schema that responses must follow, or None."""
         return self._plain("response_format", self._values.get("response_format") or None)
 
     def calls(self) -> list[tuple[str, Mapping[str, Any]]]:
@@ -73,7 +73,7 @@ class Message:
         return [self._call(i, call) for i, call in enumerate(self.field("tool_calls", list) or ())]
 
     def call_ids(self) -> tuple[str, ...]:
-        """The id of each tool call, empty where it has none."""
+        """The id of each tool call, empty if it has none."""
         calls = self.field("tool_calls", list) or ()
         return tuple(str(call.get("id") or call["function"].get("id") or "") for call in calls)
 
@@ -84,7 +84,7 @@ class Message:
         if kind == "text" and isinstance(part.get("text"), str):
             return str(part["text"])
         if self.role == "tool" and kind != "text":
-            return f"[Unsupported {kind}]"  # so the model is told that there was something
+            return f"[Unsupported {kind}]"  # as the official encoder writes it
         raise self.error(f"has a part of content {shown(part)}, which is no text")
 
     def _call(self, i: int, call: object) -> tuple[str, Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the model wrote, back into a message: reasoning, answer and tool calls."""
+"""Parses a completion into a message: reasoning, content and tool calls."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The fixed texts of DeepSeek-V4's conversation format: control tokens and the paragraphs in tokens.json."""
+"""The constants of DeepSeek-V4's chat format: control tokens, and the paragraphs of tokens.json."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ TASKS = {task: f"<｜{task}｜>" for task in ("action", "query", "authority", "d
 OPENINGS = {"system": "", "user": USER, "developer": USER, "latest_reminder": REMINDER, "assistant": ""}
 """What a turn of each role begins with (an assistant's `<｜Assistant｜>` ends the turn before it)."""
 ANSWERED = ("user", "developer")
-"""Roles whose turns ask for an answer."""
+"""Roles whose turns a response follows."""
 RESERVED = (BOS, EOS, THINK, THINK_END, DSML)
-"""Never part of an answer's text."""
+"""Tokens that are never part of a response's content."""
 
 _TEXTS = json.loads(Path(__file__).with_name("tokens.json").read_text(encoding="utf-8"))
 EFFORTS = {None: "", "high": "", "max": _TEXTS["reasoning_effort_max"]}
@@ -32,12 +32,12 @@ def tools_text(schemas: str) -> str:
 
 
 def response_format_text(schema: str) -> str:
-    """The paragraph that asks for answers in a JSON schema."""
+    """The paragraph that requests responses in a JSON schema."""
     return str(_TEXTS["response_format"]).format(schema=schema)
 
 
 def tool_result_text(result: str) -> str:
-    """What a tool returned, marked as such."""
+    """A tool's result in its tags."""
     return str(_TEXTS["tool_result"]).format(content=result)
 
 

@@ -1,4 +1,4 @@
-"""Tool calls in DeepSeek-V4's markup (DSML), written and read.
+"""Writes and parses tool calls in DeepSeek-V4's markup (DSML).
 
 <｜DSML｜tool_calls>
 <｜DSML｜invoke name="NAME">
@@ -25,7 +25,7 @@ _VALUE = rf"((?:(?!/{DSML}parameter).)*?)"
 _INVOKE = re.compile(rf"<{DSML}invoke\s*{_NAME}>\n(.*?)\n</{DSML}invoke>", re.DOTALL)
 _PARAMETER = re.compile(rf'<{DSML}parameter {_NAME} string="(true|false)">{_VALUE}</{DSML}parameter>', re.DOTALL)
 SHOWN = 40
-"""Characters of a text that cannot be read which its error shows."""
+"""Maximum characters of invalid text in its error."""
 
 
 def write_calls(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

@@ -1,4 +1,4 @@
-"""Messages of a conversation as the turns that DeepSeek-V4 knows: what a tool returns is said by the user."""
+"""Groups messages into DeepSeek-V4's turns; tool results belong to the user's turn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from seektune.data.chat_format.tool_calls import write_calls
 
 @dataclass(frozen=True)
 class TurnBlock:
-    """A part of a turn's text; what a tool returned also knows which call it answers."""
+    """A part of a turn's text; a tool result also has the id of its call."""
 
     text: str
     is_result: bool = False
@@ -20,7 +20,7 @@ class TurnBlock:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says before the other does: neighbouring messages of the user and of tools are one turn."""
+    """Consecutive messages of one side: adjacent messages of the user and of tools are one turn."""
 
     role: str
     blocks: tuple[TurnBlock, ...]
@@ -36,12 +36,12 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """All that is said, without reasoning."""
+        """The whole text, without reasoning."""
         return "\n\n".join(block.text for block in self.blocks)
 
 
 def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
-    """The turns of a conversation; results of tools stand in the order of the calls.
+    """The turns of a conversation; tool results are in the order of the calls.
 
     Raises:
         ValueError: naming the message and what is wrong with it.
@@ -101,7 +101,7 @@ def _read_answer(message: Message) -> Turn:
 
 
 def _in_call_order(turns: Sequence[Turn]) -> list[Turn]:
-    """What tools returned, in the order of the calls of the last assistant who called any; texts keep their places.
+    """Tool results in the order of the last assistant's calls; texts keep their positions.
 
     A result of an unknown call counts as one of the first call: so does the official encoder.
     """

@@ -1,1 +1,1 @@
-"""The datasets that a recipe can name, each from its rows to tokenized examples."""
+"""The datasets of recipes: from rows to tokenized examples."""

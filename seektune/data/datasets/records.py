@@ -1,4 +1,4 @@
-"""Records of .parquet and .jsonl files, each with the name of its row for error messages."""
+"""Reads records of .parquet and .jsonl files, each with its row's name for error messages."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +46,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
 
 
 def _parquet_records(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
-    # slow to import, which a recipe does not wait for
+    # imported here, as it is slow
     import pyarrow as pa
     import pyarrow.parquet as pq
 

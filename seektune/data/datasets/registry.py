@@ -1,4 +1,4 @@
-"""The datasets that a recipe can name. A new one is a file beside this one and a line here."""
+"""The datasets that a recipe can name. A new one needs a module in this folder and a line here."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Made HellaSwag rows: text by code, in the Hub's schema, for tests and trials without a network."""
+"""Synthetic HellaSwag rows in the Hub's schema, for tests and trials without a network."""
 
 import random
 from pathlib import Path
@@ -16,13 +16,13 @@ THINGS = ("a red bucket", "the old ladder", "a loaf of bread", "the white horse"
 
 
 def made_hellaswag(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`count` rows in the Hub's schema; only the right ending goes on about the thing of the context."""
-    dice = random.Random(seed)
-    return [_row(dice, i) for i in range(count)]
+    """`count` rows in the Hub's schema; only the right ending mentions the object of the context."""
+    generator = random.Random(seed)
+    return [_row(generator, i) for i in range(count)]
 
 
 def write_hellaswag(folder: Path, train: int, validation: int, form: Literal["jsonl", "parquet"] = "jsonl") -> Path:
-    """Write a dataset folder with `train` and `validation` made rows; gives the folder back."""
+    """Write a dataset folder with `train` and `validation` synthetic rows; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (split, count) in enumerate({"train": train, "validation": validation}.items()):
         write_rows(folder / f"{split}.{form}", made_hellaswag(count, seed))
@@ -30,24 +30,24 @@ def write_hellaswag(folder: Path, train: int, validation: int, form: Literal["js
 
 
 def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as .jsonl or .parquet, by the file's name."""
+    """Write rows as .jsonl or .parquet, by the file's suffix."""
     if file.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), file)
     else:
         file.write_text("".join(map(as_line, rows)), encoding="utf-8")
 
 
-def _row(dice: random.Random, index: int) -> dict[str, Any]:
-    things = dice.sample(THINGS, 4)
-    label = dice.randrange(4)
-    ctx_a = f"{dice.choice(PEOPLE).capitalize()} {dice.choice(ACTS)} {things[label]}."
-    ctx_b = dice.choice(PEOPLE)
+def _row(generator: random.Random, index: int) -> dict[str, Any]:
+    things = generator.sample(THINGS, 4)
+    label = generator.randrange(4)
+    ctx_a = f"{generator.choice(PEOPLE).capitalize()} {generator.choice(ACTS)} {things[label]}."
+    ctx_b = generator.choice(PEOPLE)
     return {
         "ind": index,
-        "activity_label": dice.choice(ACTIVITIES),
+        "activity_label": generator.choice(ACTIVITIES),
         "ctx_a": ctx_a,
         "ctx_b": ctx_b,
         "ctx": f"{ctx_a} {ctx_b}",
-        "endings": [f"{dice.choice(ACTS)} {thing} and walks away." for thing in things],
+        "endings": [f"{generator.choice(ACTS)} {thing} and walks away." for thing in things],
         "label": str(label),
     }

@@ -1,6 +1,6 @@
-"""Twins in C++ for the few tokens of a decode step on a CPU, where a call of torch costs more than its arithmetic.
+"""Twins in C++ for the few tokens of a decode step on a CPU, where torch's overhead exceeds the arithmetic.
 
-Each takes what its definition takes, and gives None where it does not apply: they are written for fp32 and small
+Each has its reference's arguments, and returns None if it does not apply: they are written for fp32 and small
 matrices. Shapes: as in `reference`.
 """
 

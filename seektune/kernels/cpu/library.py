@@ -1,4 +1,4 @@
-"""The compiled kernels: made from the sources beside this file when they are first called, once for a machine."""
+"""Compiles and loads the C++ kernels of this folder at first use, once per machine."""
 
 import ctypes
 import fcntl

@@ -1,1 +1,1 @@
-"""The key-value cache: what a layer keeps, how a call continues from it, and rows that join and leave."""
+"""The KV cache: buffers of each layer, forward passes that continue from them, and rows that join and leave."""

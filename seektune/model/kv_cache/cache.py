@@ -1,4 +1,4 @@
-"""What decoding keeps of the tokens before, for all layers and a batch of rows.
+"""The KV cache of all layers for a batch of rows.
 
 Shapes: B rows.
 """
@@ -13,15 +13,15 @@ from seektune.model.kv_cache.layout import CacheStep
 from seektune.model.kv_cache.state import CacheState
 
 ROLLBACK = 16
-"""Tokens that can be taken back unless a cache is made for more."""
+"""Default number of tokens that can be rolled back."""
 FIRST_ROOM = 256
-"""Tokens whose entries a growing cache has room for at first; then it doubles."""
+"""Initial capacity, in tokens, of a growing cache; it doubles when needed."""
 
 
 class KVCache(CacheState):
-    """The state of a batch of rows; each row holds one text, and rows may have different lengths.
+    """The KV cache of a batch of rows; each row is one sequence, and rows may have different lengths.
 
-    `model(ids, cache=cache)` goes on where each row stands. A cache is written in place: what a call that raised has
+    `model(ids, cache=cache)` continues each row. A cache is written in place: what a call that raised has
     written is not counted, and the next call writes over it.
     """
 
@@ -33,11 +33,11 @@ class KVCache(CacheState):
         self.max_rollback = rollback
         self.grows = grows
         self.room = room
-        """Tokens whose entries there is room for; only in a cache that grows fewer than `max_length`."""
+        """Capacity in tokens; below `max_length` only in a growing cache."""
         self._back = [0] * rows
-        """Tokens that can be taken back."""
+        """Tokens of each row that can be rolled back."""
         self._touched = 0
-        """Entries of later tokens are as they were made: zero."""
+        """Entries of later tokens are still zero."""
 
     @classmethod
     def of(
@@ -73,12 +73,12 @@ class KVCache(CacheState):
         return len(self.lengths)
 
     def nbytes(self) -> int:
-        """Memory of all buffers in bytes, whatever they hold."""
+        """Size of all buffers in bytes."""
         entries = sum(each.entries.nbytes for each in self.compressors())
         return entries + sum(tail.values.nbytes for tail in self.tails())
 
     def step(self, length: int, counts: Sequence[int] | None = None) -> CacheStep:
-        """A call with `length` tokens for each row, of which the first `counts` are its text; None = all.
+        """A forward pass with `length` tokens per row, of which the first `counts` are not padding; None = all.
 
         Raises:
             ValueError: a row would grow beyond `max_length`.
@@ -98,7 +98,7 @@ class KVCache(CacheState):
 
     @torch.no_grad()
     def rollback(self, tokens: int | Sequence[int]) -> None:
-        """Forget the last `tokens` of every row, or as many as a list names for each.
+        """Remove the last `tokens` of every row, or of each row by a list.
 
         Raises:
             ValueError: a row is shorter, or they are more than can be taken back.
@@ -122,7 +122,7 @@ class KVCache(CacheState):
 
     @torch.no_grad()
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Empty some rows, or all: nothing of their text remains."""
+        """Empty some rows, or all."""
         for row in range(self.rows) if rows is None else rows:
             for tail in self.tails():
                 tail.values[row] = 0
@@ -133,7 +133,7 @@ class KVCache(CacheState):
             self.used = 0
 
     def select(self, rows: Sequence[int]) -> "KVCache":
-        """A new cache with copies of these rows, in this order; a row may be named several times."""
+        """A new cache with copies of these rows, in this order; a row may occur several times."""
         return KVCache.gather([(self, rows)])
 
     @classmethod
@@ -157,7 +157,7 @@ class KVCache(CacheState):
         return made
 
     def advance(self, step: CacheStep) -> None:
-        """Count the tokens of a step that has run."""
+        """Add the tokens of a finished step to the lengths."""
         for tail, values in step.kept:
             tail.values[:, : tail.keep] = values
         self.used = 0 if step.kept else self.used + step.length
@@ -167,7 +167,7 @@ class KVCache(CacheState):
 
     @torch.no_grad()
     def _make_room(self, tokens: int) -> None:
-        """Let entries grow until those of so many tokens fit."""
+        """Grow the buffers of entries to the capacity of that many tokens."""
         if tokens <= self.room:
             return
         room = self._room_for(tokens)

@@ -13,15 +13,15 @@ from seektune.model.transformer import TokenRows, TransformerPart
 
 
 class CachedTransformer(TransformerPart):
-    """All layers, which can be run on the tokens that follow those in a cache."""
+    """All layers, with forward passes on tokens that follow those in a cache."""
 
     @property
     def device(self) -> torch.device:
-        """Where token ids are expected."""
+        """The device for token ids."""
         return self.embed.weight.device
 
     def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK, grows: bool = False) -> KVCache:
-        """An empty cache for `batch_size` rows of at most `max_length` tokens, of which `rollback` can be taken back.
+        """An empty cache for `batch_size` rows of at most `max_length` tokens, of which `rollback` can be rolled back.
 
         One that `grows` takes the memory of its longest row, in powers of two, and not `max_length`'s from the start.
 
@@ -58,7 +58,7 @@ class CachedTransformer(TransformerPart):
     def foresee(
         self, streams_BTSD: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None
     ) -> Tensor:
-        """What the head reads of the MTP block, `[B, T, D]`; tokens follow those in the MTP block's cache.
+        """Hidden states of the MTP block for the head, `[B, T, D]`; tokens follow those in the MTP block's cache.
 
         Args:
             streams_BTSD: what `advance` gave for the next tokens that the MTP block has not read.

@@ -1,4 +1,4 @@
-"""What one layer keeps of the tokens before: window keys, compressed entries and unfinished windows.
+"""The KV cache of one layer: window keys, compressed entries and unfinished windows.
 
 Shapes: B rows, N kept tokens, C channels, E entries.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 
 SPARE = 32
-"""Tokens that are appended to a tail before what it keeps is moved back to its beginning."""
+"""Tokens that are appended to a tail before its content is moved back to the start of the buffer."""
 
 
 @dataclass(frozen=True)
 class Tail:
-    """Values of the last `keep` tokens of each row, zeros before a row's first; rows end at one place."""
+    """Values of the last `keep` tokens of each row, zeros before a row's first; all rows end at the same index."""
 
     keep: int
     values: Tensor
@@ -25,7 +25,7 @@ class Tail:
 
     @classmethod
     def empty(cls, rows: int, keep: int, channels: int, dtype: torch.dtype, device: torch.device) -> "Tail":
-        """Of no token yet."""
+        """An empty tail."""
         return cls(keep, torch.zeros(rows, keep + SPARE, channels, dtype=dtype, device=device))
 
 
@@ -36,36 +36,36 @@ class Compressed:
     ratio: int
     tail: Tail
     entries: Tensor
-    """`[B, E + 1, C]`; the last is a place for what is no entry."""
+    """`[B, E + 1, C]`; writes to the last index are discarded."""
     limit: int
-    """Entries that there can ever be; there is room for as many, or for fewer that grow."""
+    """Maximum number of entries; the buffer has this capacity, or a smaller one that grows."""
 
     @property
     def most(self) -> int:
-        """Entries that there is room for."""
+        """Capacity in entries."""
         return self.entries.shape[1] - 1
 
     def written(self, tokens: int) -> Tensor:
-        """A view of the entries that steps over so many tokens may have written."""
+        """A view of the entries that steps up to that many tokens may have written."""
         return self.entries[:, : min(tokens // self.ratio + 1, self.most)]
 
 
 @dataclass(frozen=True)
 class LayerCache:
-    """What one layer keeps; memory per token is that of its entries, the rest does not grow."""
+    """The KV cache of a layer; only its entries grow with the tokens."""
 
     keys: Tail
     """Rotated keys of the window."""
     compressed: Compressed | None = None
     index: Compressed | None = None
-    """The indexer's; None where there can never be more entries than it may choose."""
+    """The indexer's; None if there can never be more entries than its top-k."""
 
     def compressors(self) -> Iterator[Compressed]:
-        """Those that the layer has."""
+        """The compressed caches that the layer has."""
         return (each for each in (self.compressed, self.index) if each is not None)
 
     def tails(self) -> Iterator[Tail]:
-        """Of the window and of the compressors."""
+        """The tails of the window and of the compressors."""
         yield self.keys
         yield from (each.tail for each in self.compressors())
 
@@ -80,7 +80,7 @@ def empty_layer(
     dtype: torch.dtype,
     device: torch.device,
 ) -> LayerCache:
-    """Of no token yet, with room for the entries of `room` tokens of at most `max_length`."""
+    """An empty cache, with a capacity of `room` tokens of at most `max_length`."""
     ratio = config.ratio(layer)
     keys = Tail.empty(rows, config.sliding_window - 1 + rollback, config.head_dim, dtype, device)
     if ratio == SLIDING:
@@ -105,13 +105,13 @@ class CacheRows:
     layer: LayerCache
     rows: list[int]
     used: int
-    """Where the tails' rows end."""
+    """End of the tails' rows in their buffers."""
     touched: int
     """Tokens whose entries may have been written."""
 
 
 def gathered(parts: Sequence[CacheRows], room: int) -> LayerCache:
-    """Copies of the rows of all parts, in their order, with room for the entries of so many tokens."""
+    """Copies of the rows of all parts, in their order, with a capacity of `room` tokens."""
 
     def tail(members: Sequence[Tail]) -> Tail:
         keep = members[0].keep
@@ -143,7 +143,7 @@ def gathered(parts: Sequence[CacheRows], room: int) -> LayerCache:
 
 
 def grown(layer: LayerCache, touched: int, room: int) -> LayerCache:
-    """The same with room for the entries of more tokens; tails are shared."""
+    """The same with a larger capacity; tails are shared."""
 
     def compressed(x: Compressed | None) -> Compressed | None:
         if x is None:
@@ -157,7 +157,7 @@ def grown(layer: LayerCache, touched: int, room: int) -> LayerCache:
 
 
 def run_of(x_BNC: Tensor, starts: Sequence[int], length: int) -> Tensor:
-    """A copy of the `length` tokens from `starts` on in each row; what would lie before the first is repeated."""
+    """A copy of the `length` tokens from `starts` on in each row; before the first token, that one is repeated."""
     start_B1 = torch.tensor(starts, device=x_BNC.device)[:, None]
     index_BN = (start_B1 + torch.arange(length, device=x_BNC.device)).clamp(min=0)
     return x_BNC[torch.arange(len(starts), device=x_BNC.device)[:, None], index_BN]

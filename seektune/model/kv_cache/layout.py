@@ -1,4 +1,4 @@
-"""One call of the model that goes on where a cache stands: the layout and the windows of its tokens.
+"""A forward pass that continues from a cache: the layout and the compression windows of its tokens.
 
 Shapes: B rows, T tokens of a call, C channels, E entries, F entries made in the call.
 """
@@ -16,7 +16,7 @@ from seektune.sequence import SequenceLayout, Value, Windows
 
 
 class CacheStep:
-    """One call of the model: where its tokens stand, and what tails will keep when it has run."""
+    """One forward pass: positions of its tokens, and the values that tails keep when it is done."""
 
     def __init__(self, state: CacheState, length: int, counts: list[int]):
         self.state = state
@@ -31,14 +31,14 @@ class CacheStep:
         self._made: dict[Callable[[Tensor], Any], Any] = {}
 
     def layout(self, device: torch.device) -> "CachedLayout":
-        """The layout of the call's tokens; what stands after a row's own is padding."""
+        """The layout of the call's tokens; tokens after a row's count are padding."""
         index_T = torch.arange(self.length, device=device)
         positions = torch.tensor(self._before, device=device)[:, None] + index_T
         documents = (index_T < torch.tensor(self.counts, device=device)[:, None]).long()
         return CachedLayout(positions, documents, self)
 
     def preceded(self, tail: Tail, x_BTC: Tensor, count: int) -> Tensor:
-        """`[B, count + T, C]`: the tokens of the call after those before them, a view where that can be."""
+        """`[B, count + T, C]`: the `count` preceding tokens and those of the call, as a view if possible."""
         assert count <= tail.keep
         start = self.state.used
         stop = start + tail.keep
@@ -63,7 +63,7 @@ class CacheStep:
         return self._plans[ratio]
 
     def windows(self, ratio: int, plan: "WindowPlan", kept: Compressed, layer: LayerCache) -> "CachedWindows":
-        """The windows of a plan, with what a layer's compressor or indexer keeps."""
+        """The windows of a plan, with the cache of a layer's compressor or indexer."""
         places = plan.last_BF, plan.position_BF, plan.first_BT, plan.count_BT
         return CachedWindows(ratio, *places, self, plan, kept, layer)
 
@@ -93,14 +93,14 @@ class WindowPlan:
     first_BT: Tensor
     count_BT: Tensor
     number_BF: Tensor
-    """Which of its row's entries a window becomes."""
+    """Index of each window's entry in its row."""
     entries: int
     """Entries of the longest row after the step."""
 
 
 @dataclass(frozen=True)
 class CachedWindows(Windows):
-    """Windows that end in a step; queries see the entries that are kept, too."""
+    """Windows that end in a step; queries also see cached entries."""
 
     step: CacheStep
     plan: WindowPlan
@@ -112,7 +112,7 @@ class CachedWindows(Windows):
         return self.step.preceded(self.kept.tail, x_BTC, count)
 
     def of_row(self, entries_BEC: Tensor) -> Tensor:
-        """Entries made here, put to those that are kept: all of them, `[B, E, C]`, as a view."""
+        """Writes the new entries to the cache; returns a view of all entries, `[B, E, C]`."""
         if not self.idle:
             rows_B1 = torch.arange(entries_BEC.shape[0], device=entries_BEC.device)[:, None]
             self.kept.entries[rows_B1, self.plan.number_BF.clamp(max=self.kept.most)] = entries_BEC
@@ -120,29 +120,29 @@ class CachedWindows(Windows):
 
     @property
     def most(self) -> int:
-        """Entries that there can ever be."""
+        """Maximum number of entries."""
         return self.kept.limit
 
     @property
     def idle(self) -> bool:
-        """Whether no window ends here."""
+        """Whether no window ends in this step."""
         return self.last_BE.shape[1] == 0
 
     def for_indexer(self) -> "CachedWindows":
-        """The same windows with what the indexer keeps."""
+        """The same windows with the indexer's cache."""
         assert self.layer.index is not None
         return self.step.windows(self.ratio, self.plan, self.layer.index, self.layer)
 
 
 @dataclass(frozen=True)
 class CachedLayout(SequenceLayout):
-    """Layout of the tokens of a step, which go on where the cache stands."""
+    """Layout of the tokens of a step that continues from a cache."""
 
     step: CacheStep
     layer: LayerCache | None = None
 
     def at(self, layer: int) -> "CachedLayout":
-        """With what this layer keeps."""
+        """The layout with the cache of this layer."""
         return CachedLayout(self.positions, self.documents, self.step, self.step.state.layers[layer])
 
     def preceded(self, x_BTC: Tensor, count: int) -> Tensor:
@@ -155,11 +155,11 @@ class CachedLayout(SequenceLayout):
         return self.step.at_positions(make, self)
 
     def followed(self) -> "CachedLayout":
-        """All of them: who goes on token by token says which token comes next."""
+        """All positions: in decoding, the caller provides each next token."""
         return self
 
     def windows(self, ratio: int) -> CachedWindows:
-        """The windows that end here."""
+        """The windows that end in this step."""
         assert self.layer is not None
         assert self.layer.compressed is not None
         return self.step.windows(ratio, self.step.plan(ratio, self), self.layer.compressed, self.layer)

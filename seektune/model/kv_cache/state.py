@@ -1,4 +1,4 @@
-"""The state of a batch of rows: the buffers of all layers, and where each row in them ends."""
+"""The state of a KV cache: the buffers of all layers, and the length of each row."""
 
 from collections.abc import Iterator
 
@@ -6,14 +6,14 @@ from seektune.model.kv_cache.layer import SPARE, Compressed, LayerCache, Tail
 
 
 class CacheState:
-    """What a call of the model reads and writes."""
+    """The state that a forward pass reads and writes."""
 
     def __init__(self, layers: dict[int, LayerCache], rows: int):
         self.layers = layers
         self.lengths = [0] * rows
-        """Tokens of each row so far."""
+        """Number of tokens of each row."""
         self.used = 0
-        """Tokens that were appended to every tail since it was last moved."""
+        """Tokens appended to every tail since it was last moved."""
 
     def tails(self) -> Iterator[Tail]:
         """Of all layers."""
@@ -24,7 +24,7 @@ class CacheState:
         return (each for layer in self.layers.values() for each in layer.compressors())
 
     def move_tails(self, tokens: int) -> None:
-        """Move what tails keep to their beginning, where the next tokens would not fit behind it."""
+        """Move the content of tails to the start of their buffers if the next tokens would not fit behind it."""
         if self.used + tokens <= SPARE:
             return
         for tail in self.tails():

@@ -1,4 +1,4 @@
-"""What goes between processes in a step: each collective of this process, counted where torch dispatches it."""
+"""Trace of the collectives of one process in a step, recorded at torch's dispatcher."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ SHARES: dict[str, Callable[[int], float]] = {
     "send": lambda n: 1,
     "recv": lambda n: 0,
 }
-"""The part of a payload that leaves each of n processes, by the ring algorithms; a process's own part stays."""
+"""Share of a payload that each of n processes sends, by ring algorithms; its own part is not sent."""
 
 FSDP = ("fsdp", "fsdp fp32", "fsdp experts")
 COPIES = ("fsdp copies", "fsdp fp32 copies", "fsdp experts copies")
@@ -36,13 +36,13 @@ COPIES = ("fsdp copies", "fsdp fp32 copies", "fsdp experts copies")
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation between processes."""
+    """A communication operation."""
 
     kind: str
     axes: tuple[str, ...]
     """Along which it is used. Axes with the same processes share a group, so that this tells them apart."""
     payload: Callable[[Any], Tensor | list[Tensor]]
-    """From its arguments: the larger of its input and its output."""
+    """Payload from its arguments: the larger of input and output."""
 
 
 OPERATIONS = {
@@ -59,7 +59,7 @@ OPERATIONS = {
 """Those that this project (c10d's all-to-all carries counts) and torch use."""
 
 SILENT = (functional.wait_tensor.default, functional._wrap_tensor_autograd.default)
-"""Operations that send nothing."""
+"""Operations that send no payload."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Flow:
     bytes: int
     """Payload: what is gathered, what is to be reduced or exchanged, what is sent or received. Counted."""
     sent: int
-    """What leaves this process, from `SHARES`. Computed."""
+    """Bytes that this process sends, from `SHARES`. Computed."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """For JSON."""
         return asdict(self)
 
 
@@ -115,7 +115,7 @@ class CommTrace:
 
 
 def group_axes(axes: Axes) -> dict[str, list[str]]:
-    """What each process group of a step is for, by its name."""
+    """The axis of each process group, by the group's name."""
     world = dist.group.WORLD
     assert world is not None
     meshes = {"fsdp": axes.dense, "fsdp fp32": axes.dense_fp32}

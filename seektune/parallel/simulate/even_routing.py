@@ -1,4 +1,4 @@
-"""What a dry run assumes where values decide shapes: full rows of one document, all taught, and even routing.
+"""Assumptions of a dry run where shapes depend on values: full rows of one document, all taught; even routing.
 
 Shapes: B rows, T tokens, N tokens of all rows, P token-expert pairs, E experts, R processes, L experts of a process,
 D width.
@@ -18,7 +18,7 @@ from seektune.sequence import SequenceLayout
 
 
 class FullRows(SequenceLayout):
-    """Rows that one document fills and whose tokens are all taught; no value of `documents` is looked at."""
+    """Rows of one document whose tokens are all taught; no value of `documents` is read."""
 
     @classmethod
     def from_documents(cls, documents: Tensor) -> "FullRows":
@@ -27,20 +27,20 @@ class FullRows(SequenceLayout):
         return cls(positions, documents)
 
     def numbered(self) -> tuple[Tensor, int]:
-        """Documents are rows."""
+        """One document per row."""
         rows = self.documents.shape[0]
         return torch.arange(rows, device=self.documents.device)[:, None].expand_as(self.documents), rows
 
     def taught(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """All of them, the last token of a row included."""
+        """All positions, the last token of a row included."""
         return x_BTD.flatten(0, 1), targets_BT.flatten()
 
 
 class EvenLocal(LocalDispatch):
-    """Every expert gets as many pairs as any other, give or take one."""
+    """Every expert gets as many pairs as any other, up to one."""
 
     def sort(self, routing: Routing) -> tuple[Tensor, Tensor, list[int]]:
-        """As `LocalDispatch`, without a look at the choice."""
+        """As `LocalDispatch`, without reading the chosen experts."""
         flat_P = routing.experts_NK.flatten()
         weights_P = routing.weights_NK.flatten()
         order = flat_P.argsort(stable=True)
@@ -57,7 +57,7 @@ class EvenDispatch(ExpertDispatch):
         return flat_P.argsort(stable=True), flat_P.new_zeros(routing.scores_NE.shape[1])
 
     def read(self, sent_RL: Tensor, received_RL: Tensor, pairs: int) -> tuple[Counts, Counts]:
-        """What an even choice gives."""
+        """The counts of even routing."""
         processes, experts = sent_RL.shape
         every = _evenly(pairs, processes * experts)
         sent = [every[begin : begin + experts] for begin in range(0, len(every), experts)]
@@ -65,7 +65,7 @@ class EvenDispatch(ExpertDispatch):
 
 
 def assume_even_routing(model: ParallelModel, mesh: Mesh) -> None:
-    """Fill the model's sockets so that no shape depends on a value."""
+    """Replace the model's `sequence` and `dispatch` so that no shape depends on a value."""
     for stage in model.stages.values():
         stage.sequence = FullRows.from_documents
         apply_context_parallel(stage, mesh)

@@ -1,4 +1,4 @@
-"""A job of any size in one process: peers that never answer, and tensors that have a shape but no memory."""
+"""Simulates one rank of a job of any size: a fake process group, and tensors on meta."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ OnCollective = Callable[[OpOverload, tuple[Any, ...]], None]
 """Called with each collective operation and its arguments."""
 
 BETWEEN = ("c10d", "_c10d_functional")
-"""Namespaces of operations between processes."""
+"""Namespaces of communication operations."""
 META = torch.device("meta")
 
 
 @contextmanager
 def fake_process_group(rank: int, world: int) -> Iterator[None]:
-    """This process as number `rank` of `world`, whose collectives return at once with whatever lay in their buffers."""
+    """A fake process group in which this process is `rank` of `world`; collectives do nothing and return at once."""
     # "fake" is imported with FakeStore; tensors on the meta device need it too
     dist.init_process_group("cpu:fake,meta:fake", store=FakeStore(), rank=rank, world_size=world)
     try:
@@ -50,12 +50,12 @@ def meta_tensors(on_collective: OnCollective) -> Iterator[None]:
 
 
 def is_shape_handshake(x: Tensor) -> bool:
-    """Whether this is the flag with which pipeline stages agree, before their first step, that shapes are known."""
+    """Whether this is the flag with which pipeline stages agree before their first step that shapes are known."""
     return x.dtype == torch.int32 and x.numel() == 1
 
 
 class _MetaTensorMode(TorchDispatchMode):
-    """Sends factories to the meta device, reports what goes between processes, and remembers shapes.
+    """Redirects factory functions to meta, reports communication operations, and caches shapes.
 
     torch infers many shapes in Python; a pure operation whose arguments had these shapes before is not asked again,
     which makes a step four times as fast.
@@ -97,7 +97,7 @@ class _MetaTensorMode(TorchDispatchMode):
 
 
 def _is_pure(func: OpOverload) -> bool:
-    """Whether an operation gives one new tensor whose form follows from the forms of its arguments."""
+    """Whether an operation returns one new tensor whose shape depends only on its arguments' shapes."""
     returns = func._schema.returns
     arguments = func._schema.arguments
     fresh = len(returns) == 1 and str(returns[0].type) == "Tensor" and returns[0].alias_info is None
@@ -105,7 +105,7 @@ def _is_pure(func: OpOverload) -> bool:
 
 
 def _form(x: Any) -> object:
-    """All that the shape of a result can depend on."""
+    """Everything that the shape of a result can depend on."""
     if isinstance(x, Tensor):
         return x.shape, x.stride(), x.dtype, x.device
     return tuple(map(_form, x)) if isinstance(x, (list, tuple)) else (type(x), x)

@@ -1,4 +1,4 @@
-"""AdamW for fp32 and bf16 parameters, in which no update is too small to count."""
+"""AdamW for fp32 and bf16 parameters that keeps small updates of bf16 weights."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from seektune.parallel.placement import local
 
 @dataclass(frozen=True)
 class _Numbers:
-    """Numbers of one step of one group."""
+    """Hyperparameters of one step of one group."""
 
     lr: float
     betas: tuple[float, float]
@@ -80,7 +80,7 @@ class AdamW(torch.optim.Optimizer):
             weight.copy_(round_stochastically(value, _generator(weight, group["seed"], numbers.step, index)))
 
     def begin(self, parameter: Tensor) -> None:
-        """Set up the state of a parameter that has not moved yet; of one that is cut, for the piece that is here."""
+        """Create the state of a parameter before its first update; of a sharded one, for the local shard."""
         state = self.state[parameter]
         weight = local(parameter).detach()
         state["step"] = torch.tensor(0.0)
@@ -110,13 +110,13 @@ def _adamw(weight: Tensor, gradient: Tensor, state: dict[str, Tensor], numbers: 
 
 
 def _generator(parameter: Tensor, seed: int, step: int, index: tuple[int, int]) -> torch.Generator:
-    """A fresh generator for one parameter and step: nothing to save, and a resumed run draws the same numbers."""
+    """A new generator per parameter and step: it needs no state, and a resumed run draws the same numbers."""
     mixed = hash((seed, step, *index)) % 2**63
     return torch.Generator(parameter.device).manual_seed(mixed)
 
 
 def round_stochastically(value: Tensor, generator: torch.Generator) -> Tensor:
-    """fp32 to bf16, to either neighbour with a probability that makes the expectation the value itself."""
+    """fp32 to bf16 by stochastic rounding, which is unbiased."""
     noise = torch.randint(2**16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
     # bf16 is the upper half of fp32: the lower half's share of 2^16 is the chance of a carry into the upper
     bits = (value.view(torch.int32) + noise) & -(2**16)

@@ -1,4 +1,4 @@
-"""The optimizer that a recipe names, and which parameters decay."""
+"""Builds the optimizer of a recipe, and decides which parameters have weight decay."""
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -14,7 +14,7 @@ UNDECAYED = ("*norm", "hc_*", "attn_sink", "ape", "bias")
 
 
 class Trainable(Protocol):
-    """A module, or a model spread over processes."""
+    """A module or a `ParallelModel`."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters by name."""
@@ -34,13 +34,13 @@ def parameter_groups(model: Trainable, config: OptimizerConfig) -> list[dict[str
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: to matrices, unless their name says that they are something else."""
+    """Whether weight decay applies: to matrices, except those listed by name."""
     exempt = any(fnmatchcase(part, pattern) for part in name.split(".") for pattern in UNDECAYED)
     return parameter.dim() >= 2 and not exempt
 
 
 def build_optimizer(model: Trainable, config: OptimizerConfig, seed: int) -> "AdamW":
-    """The optimizer of a recipe; `seed` steers stochastic rounding.
+    """The optimizer of a recipe; `seed` is that of stochastic rounding.
 
     Raises:
         ValueError: nothing in the model is trainable.
