@@ -3,7 +3,9 @@
 import importlib
 import os
 
-os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # read when torch is imported
+# both are read when torch is imported
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 for name in ("torch.distributed.checkpoint", "seektune.workflows.train", "tests.train.runs"):
     importlib.import_module(name)

@@ -15,9 +15,9 @@ from tests.places import ROOT
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
 
 
-def seektune(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `seektune` with these words."""
-    return python(CODE, *map(str, words), cwd=cwd or ROOT)
+def seektune(*words: str | Path, cwd: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run `seektune` with these words and environment variables."""
+    return python(CODE, *map(str, words), cwd=cwd or ROOT, **settings)
 
 
 def python(code: str, *words: str, cwd: Path = ROOT, **settings: str) -> subprocess.CompletedProcess[str]:

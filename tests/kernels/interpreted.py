@@ -21,6 +21,8 @@ ATTENTION = {
     "no queries": no_queries,
 }
 """Few queries, because an interpreted program takes some ten milliseconds."""
+MANY = "many"
+"""The case of thousands of tokens, for chunks of the eager kernels; Triton has a program for each token."""
 
 
 def compare(found: list[Tensor], expected: list[Tensor]) -> int:
@@ -49,7 +51,7 @@ def main(name: str) -> None:
     if name == "index_topk":
         print("equal", compare_index_topk())
         return
-    cases = ATTENTION if name == "sparse_attention" else CASES[name]
+    cases = ATTENTION if name == "sparse_attention" else {k: v for k, v in CASES[name].items() if k != MANY}
     for label, case in cases.items():
         arguments = case(torch.float32)
         print(label, "equal", compare(run(kernel(name).on_gpu, arguments), run(kernel(name).reference, arguments)))
