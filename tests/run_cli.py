@@ -5,10 +5,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from seektune.io import console
 from tests.forks import run_forked
+from tests.launch.ports import held_port
 from tests.patience import HUNG
 from tests.places import ROOT
 
@@ -18,6 +20,16 @@ CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; mai
 def seektune(*words: str | Path, cwd: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run `seektune` with these words and environment variables."""
     return python(CODE, *map(str, words), cwd=cwd or ROOT, **settings)
+
+
+def worker_processes(*words: str, world: int) -> list[subprocess.CompletedProcess[str]]:
+    """Run `seektune` with these words in `world` processes that have the variables that torchrun sets."""
+    if world == 1:
+        return [seektune(*words, HF_HUB_OFFLINE="1")]
+    with held_port() as port, ThreadPoolExecutor(world) as threads:
+        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "HF_HUB_OFFLINE": "1"}
+        ranks = [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+        return list(threads.map(lambda rank: seektune(*words, **rank), ranks))
 
 
 def python(code: str, *words: str, cwd: Path = ROOT, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -1,7 +1,6 @@
 """The models of `mesh_law` frozen, with adapters whose A and B are not zero, on one device and on a mesh."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import torch.distributed as dist
 
 from seektune.checkpoint.files import TensorFiles
 from seektune.checkpoint.formats import FORMATS
-from seektune.kernels.cpu import library
 from seektune.lora.build import adapter_injector
 from seektune.lora.config import LoraConfig
 from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
@@ -97,20 +95,7 @@ def look_adapted(adapted: Adapted, parallel: Mapping[str, Any] | None = None) ->
     """One pass."""
     model = made(adapted, parallel)
     before = frozen(model)
-    with as_for_many_tokens(adapted.subject.dtype):
-        return look(model, adapted.subject), Seen(before, frozen(model))
-
-
-@contextmanager
-def as_for_many_tokens(dtype: torch.dtype) -> Iterator[None]:
-    """In bf16 without the kernels for few tokens: they round elsewhere, and how few there are depends on the layout."""
-    if dtype != torch.bfloat16:
-        yield
-        return
-    library.function.cache_clear()
-    with patch.object(library, "library", lambda: None):
-        yield
-    library.function.cache_clear()
+    return look(model, adapted.subject), Seen(before, frozen(model))
 
 
 def learn_adapted(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> tuple[Course, Seen]:

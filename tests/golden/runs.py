@@ -7,19 +7,14 @@ docs/numerics.md.
 import hashlib
 import json
 import platform
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from tests.launch.ports import held_port
-from tests.places import ROOT
-from tests.run_cli import seektune
+from tests.run_cli import worker_processes
 
 HERE = Path(__file__).parent
 RECIPES = "examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_{}.yaml"
@@ -63,8 +58,8 @@ def run(case: str, folder: Path) -> str:
     rows = write_hellaswag(folder / "rows", 64, 8)
     out = folder / "run"
     words = ["train", RECIPES.format(recipe), *SETTINGS, *overrides, f"--data.path={rows}", f"--run_dir={out}"]
-    for done in train(words, world=4 if case.endswith("pp2_ep2") else 1):
-        assert done.returncode == 0, done.stderr
+    for worker in worker_processes(*words, world=4 if case.endswith("pp2_ep2") else 1):
+        assert worker.returncode == 0, worker.stderr
     lines = []
     for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()):
         lines.append(f"step {line['step']} loss {line['loss']!r} grad_norm {line['grad_norm']!r}")
@@ -73,16 +68,6 @@ def run(case: str, folder: Path) -> str:
     after = json.loads((out / "evaluation.json").read_text())["hellaswag"]["after"]
     lines.append(f"evaluation acc {after['acc']!r} loss {after['loss']!r}")
     return "\n".join(lines) + "\n"
-
-
-def train(words: Sequence[str], world: int) -> list[subprocess.CompletedProcess[str]]:
-    """Run a command as `world` worker processes with the variables that torchrun sets."""
-    if world == 1:
-        return [seektune(*words, HF_HUB_OFFLINE="1")]
-    with held_port() as port, ThreadPoolExecutor(world) as threads:
-        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "HF_HUB_OFFLINE": "1"}
-        ranks = [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
-        return list(threads.map(lambda rank: seektune(*words, **rank), ranks))
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from tests.held_run import hold
 from tests.patience import HUNG
 from tests.places import ROOT
 from tests.read_run import losses
-from tests.run_cli import CODE, seektune
+from tests.run_cli import CODE, seektune, worker_processes
 
 from .fake_slurm import install
 from .ports import held_port
@@ -160,53 +160,49 @@ def job_id() -> Iterator[str]:
 @pytest.mark.slow
 def test_preempted_job_resumes_with_the_same_losses(tmp_path: Path, job_id: str) -> None:
     rows = write_hellaswag(tmp_path / "rows", 64, 8)
+    settings = [f"--data.path={rows}", f"--steps={STEPS}", "--parallel.ep_size=2", "--batch.global_size=8"]
+    settings += ["--batch.micro_size=2", "--batch.length=96", "--logging.tensorboard=false"]
+    settings += ["--evaluate.before=false", "--evaluate.after=false", "--evaluate.every=null"]
+    undisturbed = tmp_path / "undisturbed"
+    for worker in worker_processes("train", TINY, *settings, f"--run_dir={undisturbed}", world=2):
+        assert worker.returncode == 0, worker.stderr
     venv = tmp_path / "my venv" / "bin"
     venv.mkdir(parents=True)
     python = venv / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
-    for kind in ("undisturbed", "preempted"):
-        place = tmp_path / kind
-        place.mkdir()
-        home = install(place / "bin")
-        run, held = place / "a run", tmp_path / "held"
-        words = ["launch", "slurm", str(ROOT / TINY), "--nodes=2", "--gpus-per-node=1", "--submit"]
-        words += [f"--venv={venv.parent}", f"--run_dir={run}", f"--data.path={rows}", f"--steps={STEPS}"]
-        words += ["--parallel.ep_size=2", "--batch.global_size=8", "--batch.micro_size=2", "--batch.length=96"]
-        words += [
-            "--evaluate.before=false",
-            "--evaluate.after=false",
-            "--evaluate.every=null",
-            "--logging.tensorboard=false",
-        ]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "PATH": f"{home}:{os.environ['PATH']}",
-            "FAKE_SLURM": str(home),
-            "FAKE_SLURM_ID": job_id,
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        if kind == "preempted":
-            environment |= hold(rank=0, step=3, file=held)
-            (home / "signal").write_text(str(held))
-        done = subprocess.run(
-            [sys.executable, "-c", CODE, *words],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=place,
-            timeout=HUNG,
-        )
-        log = "\n".join(file.read_text() for file in sorted((place / "logs").iterdir()))
-        assert done.returncode == 0, done.stderr
-        assert f"Submitted batch job {job_id}" in done.stdout
-        codes = [(home / f"code-{count}").read_text() for count in range(2) if (home / f"code-{count}").exists()]
-        assert codes == (["0"] if kind == "undisturbed" else ["0", "0"]), log
-        assert ("saved; requeued" in log) == (kind == "preempted")
-        assert ("resuming after step 3" in log) == (kind == "preempted"), log
-        names = {file.name.rpartition("-")[2] for file in (place / "logs").iterdir()}
-        assert names == {f"{job_id}.log", "node0.log", "node1.log"}
-    assert losses(tmp_path / "preempted" / "a run") == losses(tmp_path / "undisturbed" / "a run")
-    assert [step for step, _ in losses(tmp_path / "undisturbed" / "a run")] == list(range(1, STEPS + 1))
+    place = tmp_path / "job"
+    place.mkdir()
+    home = install(place / "bin")
+    run = place / "a run"
+    held = tmp_path / "held"
+    (home / "signal").write_text(str(held))
+    words = ["launch", "slurm", str(ROOT / TINY), "--nodes=2", "--gpus-per-node=1", "--submit"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{home}:{os.environ['PATH']}",
+        "FAKE_SLURM": str(home),
+        "FAKE_SLURM_ID": job_id,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        **hold(rank=0, step=3, file=held),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *words, f"--venv={venv.parent}", f"--run_dir={run}", *settings],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=place,
+        timeout=HUNG,
+    )
+    log = "\n".join(file.read_text() for file in sorted((place / "logs").iterdir()))
+    assert done.returncode == 0, done.stderr
+    assert f"Submitted batch job {job_id}" in done.stdout
+    assert [(home / f"code-{count}").read_text() for count in range(2)] == ["0", "0"], log
+    assert "saved; requeued" in log
+    assert "resuming after step 3" in log, log
+    names = {file.name.rpartition("-")[2] for file in (place / "logs").iterdir()}
+    assert names == {f"{job_id}.log", "node0.log", "node1.log"}
+    assert losses(run) == losses(undisturbed)
+    assert [step for step, _ in losses(run)] == list(range(1, STEPS + 1))
