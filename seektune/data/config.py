@@ -1,6 +1,8 @@
 """What a recipe says about its batches: how many rows and tokens meet in one optimizer step."""
 
-from pydantic import PositiveInt, ValidationInfo, field_validator
+from typing import Annotated
+
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from seektune.section import Section
 
@@ -8,7 +10,7 @@ from seektune.section import Section
 class BatchConfig(Section):
     """How many tokens meet in one optimizer step."""
 
-    global_size: PositiveInt
+    global_size: Annotated[int, Field(gt=0, le=10**6)]
     """Rows per optimizer step."""
     micro_size: PositiveInt = 1
     """Rows per forward; must divide `global_size`."""
