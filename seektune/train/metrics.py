@@ -43,6 +43,9 @@ class RunLog(Protocol):
     def skipped(self, step: int, reason: str) -> None:
         """A step changed nothing."""
 
+    def not_saved(self, step: int, reason: str) -> None:
+        """A checkpoint that was written beside the training failed; training is at `step`."""
+
     def say(self, sentence: str) -> None:
         """Something is worth a line."""
 
@@ -78,6 +81,9 @@ class SilentLog:
         self._validations[step] = loss
 
     def skipped(self, step: int, reason: str) -> None:
+        """As `RunLog`."""
+
+    def not_saved(self, step: int, reason: str) -> None:
         """As `RunLog`."""
 
     def say(self, sentence: str) -> None:
@@ -164,6 +170,11 @@ class MetricsLog:
         """Note a step that changed nothing."""
         self._metrics.append({"step": step, "skipped": reason})
         self._display.say(f"skipped: {reason}")
+
+    def not_saved(self, step: int, reason: str) -> None:
+        """Note a checkpoint that failed: on the console first, as the file may lie on the same full disk."""
+        self._display.say(f"not saved: {reason}")
+        self._metrics.append({"step": step, "not_saved": reason})
 
     def say(self, sentence: str) -> None:
         """Show a sentence to the user."""
