@@ -2,14 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
+from seektune.paths import expand_path, user_path
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 """A number above zero."""
+PathString = Annotated[str, AfterValidator(expand_path)]
+"""A path as a user writes it, or a Hub id."""
+PathValue = Annotated[Path, AfterValidator(lambda path: user_path(str(path)))]
+"""A path as a user writes it."""
 
 
 class Section(BaseModel):

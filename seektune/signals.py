@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from types import FrameType
 from typing import Any, NoReturn, Self
 
@@ -13,22 +14,45 @@ from seektune.exit_codes import BY_SIGNAL
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SHOW_CURSOR = "\x1b[?25h"
 """Terminal code; a progress bar may have hidden the cursor."""
+SAME_REQUEST = 1.0
+"""Seconds within which the same signal again is the same request."""
 
 
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop."""
 
 
+class StopRequests:
+    """Counts requests to stop, which are fewer than the signals that are delivered.
+
+    `timeout`, schedulers and terminals signal a process and then its whole group, so one request arrives twice.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._first: int | None = None
+        self._time = 0.0
+
+    def is_second(self, number: int) -> bool:
+        """Record a signal; True if it is another request: another signal than the first, or the same one later."""
+        now = self._clock()
+        if self._first is None:
+            self._first = number
+            self._time = now
+            return False
+        return number != self._first or now - self._time > SAME_REQUEST
+
+
 class Interruption:
     """Turns a signal into `Interrupted` while entered: at once, or at the end of a `deferred` block.
 
-    A second signal ends the process at once. Workers ignore a second signal; the launcher exits on it: other workers
-    wait for this one, and systems that signal every process of a job signal a worker twice. Only the main thread may
-    enter it.
+    A second request ends the process at once. Workers ignore it and the launcher exits on it: other workers wait for
+    this one, and systems that signal every process of a job signal a worker twice. Only the main thread may enter it.
     """
 
-    def __init__(self, worker: bool = False) -> None:
+    def __init__(self, worker: bool = False, clock: Callable[[], float] = monotonic) -> None:
         self._worker = worker
+        self._requests = StopRequests(clock)
         self.name: str | None = None
         """The first signal that arrived."""
         self._depth = 0
@@ -72,17 +96,24 @@ class Interruption:
             raise Interrupted(self.name or "a signal to another process")
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self.name is not None and self._worker:
-            return
-        if self.name is not None:
+        is_second = self._requests.is_second(number)
+        if is_second and not self._worker:
             exit_on_second_signal(number, "exited without saving")
+        if self.name is not None:
+            return
+        name = signal.Signals(number).name
         self.name = name
         if sys.stderr.isatty():
             # for a user at a terminal; in a log the last line is enough
             write_stderr(f"\nseektune: {name}: finishing the step and saving; press again to exit without saving\n")
         if self._depth == 0:
             raise Interrupted(self.name)
+
+
+def ignore_stop_signals() -> None:
+    """Ignore them from now on: a process that ends because of one must not be killed by its repetition."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def exit_on_second_signal(number: int, outcome: str) -> NoReturn:

@@ -17,6 +17,7 @@ from seektune.cli.errors import discard_stdout, explain, print_error
 from seektune.cli.options import ALLOW_OVERRIDES, HELP_FLAGS, Version
 from seektune.exit_codes import BY_SIGNAL, DONE, FAILURE, RESUME_ME, USER_MISTAKE
 from seektune.launch.job import JobEnded
+from seektune.signals import ignore_stop_signals
 
 MAIN_HELP = f"""Train, fine-tune and serve DeepSeek-V4.
 
@@ -122,6 +123,8 @@ def _run(command: Callable[..., object], name: str) -> NoReturn:
         wants_trace = os.environ.get("SEEKTUNE_TRACEBACK", "") not in ("", "0")
         if wants_trace and not isinstance(error, JobEnded):  # the worker has printed its own
             raise
+        if isinstance(error, KeyboardInterrupt | JobEnded):
+            ignore_stop_signals()
         code, message = explain(error)
         print_error(name, message)
         discard_stdout()

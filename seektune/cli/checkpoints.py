@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from seektune.cli.errors import explain_out_of_memory
-from seektune.cli.options import Action
+from seektune.cli.options import Action, checkpoint_flag, path_flag
 
 CONVERT_HELP = """Convert checkpoint SRC to another format in the new folder DST; needs memory for one tensor at a time.
 
@@ -65,12 +65,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Checkpoint to convert: a folder or a Hub id.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="Output folder; must be new or empty.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", parser=checkpoint_flag, help="Checkpoint to convert: a folder or a Hub id.")
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", parser=path_flag, help="Output folder; must be new or empty.")
+    ],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format to write.")],
     original: Annotated[
         str | None,
-        typer.Option(metavar="RELEASED", help="Checkpoint that training started from: a folder or a Hub id."),
+        typer.Option(
+            metavar="RELEASED",
+            parser=checkpoint_flag,
+            help="Checkpoint that training started from: a folder or a Hub id.",
+        ),
     ] = None,
 ) -> Action:
     """The command `convert`."""
@@ -78,8 +86,8 @@ def convert(
 
 
 def verify(
-    a: Annotated[str, typer.Argument(metavar="A", help="Checkpoint: a folder or a Hub id.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Checkpoint to compare it with.")],
+    a: Annotated[str, typer.Argument(metavar="A", parser=checkpoint_flag, help="Checkpoint: a folder or a Hub id.")],
+    b: Annotated[str, typer.Argument(metavar="B", parser=checkpoint_flag, help="Checkpoint to compare it with.")],
     tolerance: Annotated[
         float, typer.Option(metavar="X", help="Largest absolute difference that counts as equal.")
     ] = 0.0,
@@ -90,16 +98,23 @@ def verify(
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Checkpoint folder.")], as_json: AsJson = False
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", parser=path_flag, help="Checkpoint folder.")],
+    as_json: AsJson = False,
 ) -> Action:
     """The command `inspect`."""
     return partial(_inspect, folder, as_json)
 
 
 def merge(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="Base checkpoint: a folder or a Hub id.")],
-    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter folder, as a run or PEFT writes it.")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="Output folder; must be new or empty.")],
+    base: Annotated[
+        str, typer.Argument(metavar="BASE", parser=checkpoint_flag, help="Base checkpoint: a folder or a Hub id.")
+    ],
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", parser=path_flag, help="Adapter folder, as a run or PEFT writes it.")
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", parser=path_flag, help="Output folder; must be new or empty.")
+    ],
     to: Annotated[str, typer.Option("--to", metavar="FORMAT", help="Format to write.")],
     weight: Annotated[float, typer.Option(metavar="X", help="Factor on the adapter's change.")] = 1.0,
     force: Annotated[bool, typer.Option("--force", help="Merge even if most of the change is lost.")] = False,

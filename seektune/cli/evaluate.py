@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.options import Action, MakeLoadOptions, Model, load_options, with_groups
+from seektune.cli.options import Action, MakeLoadOptions, Model, checkpoint_flag, load_options, path_flag, with_groups
 from seektune.io.cache_dir import cache_dir
 
 EVAL_HELP = """Evaluate MODEL, a checkpoint folder in any supported format or a Hub id, with 95 % confidence intervals.
@@ -31,10 +31,13 @@ def _evaluate(
     load: MakeLoadOptions,
     task: Annotated[str, typer.Option(metavar="TASK", help="Evaluation task; an unknown name prints the list.")],
     data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="File or folder with the data, in place of a download.")
+        Path | None,
+        typer.Option(metavar="PATH", parser=path_flag, help="File or folder with the data, in place of a download."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Maximum number of examples.")] = None,
-    against: Annotated[str | None, typer.Option(metavar="MODEL", help="Second checkpoint to compare with.")] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", parser=checkpoint_flag, help="Second checkpoint to compare with.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     batch_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="Maximum tokens per forward pass, padding included.")

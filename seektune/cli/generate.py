@@ -13,6 +13,7 @@ from seektune.cli.options import (
     MaxNumSeqs,
     Model,
     generate_options,
+    path_flag,
     with_groups,
 )
 
@@ -42,8 +43,12 @@ def _generate(
     model: Model,
     generation: MakeGenerateOptions,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Prompt.")] = None,
-    file: Annotated[Path | None, typer.Option(metavar="PROMPTS", help="File of prompts, .jsonl.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="ANSWERS", help="File for the answers, .jsonl.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(metavar="PROMPTS", parser=path_flag, help="File of prompts, .jsonl.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="ANSWERS", parser=path_flag, help="File for the answers, .jsonl.")
+    ] = None,
     as_chat: Annotated[
         bool, typer.Option("--chat", help="Send --prompt as a user message in the chat format.")
     ] = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.options import Action
+from seektune.cli.options import Action, path_flag
 
 INIT_HELP = """Copy a shipped recipe into the folder DIR, to be edited and trained.
 
@@ -27,7 +27,8 @@ def init(
         str | None, typer.Argument(metavar="RECIPE", show_default=False, help="Name of a shipped recipe.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Argument(metavar="DIR", show_default=False, help="Folder for the copy; may be new.")
+        Path | None,
+        typer.Argument(metavar="DIR", parser=path_flag, show_default=False, help="Folder for the copy; may be new."),
     ] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the shipped recipes and exit.")] = False,
 ) -> Action:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seektune.io.atomic import write_atomically
+from seektune.io.atomic import refuse_existing, write_atomically
 from seektune.launch.job_spec import Environment, JobSpec, label
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def print_job(
         ValueError: the recipe is invalid, its layout does not fit, or the output file exists.
         OSError: the file cannot be written, or the submission failed.
     """
-    if options.out is not None and options.out.exists():
-        raise ValueError(f"--out {options.out} exists already; name a new file")
+    if options.out is not None:
+        refuse_existing(options.out)
     from seektune.recipe.load import read_recipe
 
     loaded = read_recipe(path, overrides)

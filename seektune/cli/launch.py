@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 from seektune.cli.job_script import JobOptions, print_job, sbatch
-from seektune.cli.options import ALLOW_OVERRIDES, HELP_FLAGS, Action, with_groups
+from seektune.cli.options import ALLOW_OVERRIDES, HELP_FLAGS, Action, checkpoint_flag, path_flag, with_groups
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
 from seektune.launch.job_spec import Environment, JobSpec
 from seektune.launch.kubernetes import Kubernetes, write_kubernetes
@@ -70,7 +70,9 @@ def job_options(
     signal_seconds: Annotated[
         int, typer.Option(min=1, metavar="SECONDS", help="Time to save between the stop signal and the end of the job.")
     ] = JobSpec.seconds,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the script to this new file too.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=path_flag, help="Write the script to this new file too.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write the script even if the plan does not fit.")] = False,
 ) -> MakeJobOptions:
     """Options that all clusters share."""
@@ -97,15 +99,33 @@ def slurm(
     mounts: Annotated[
         list[str] | None, typer.Option(metavar="SRC:DST", help="Mount of the container; repeatable.")
     ] = None,
-    venv: Annotated[str | None, typer.Option(metavar="PATH", help="Virtual environment with seektune.")] = None,
+    venv: Annotated[
+        str | None, typer.Option(metavar="PATH", parser=checkpoint_flag, help="Virtual environment with seektune.")
+    ] = None,
     requeue: Annotated[
         bool, typer.Option("--requeue/--no-requeue", help="Requeue the job after preemption or timeout.")
     ] = Slurm.requeue,
+    setup: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LINE", help="Shell line that runs first: `module load cuda`, `conda activate X`. Repeatable."
+        ),
+    ] = None,
+    sbatch_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sbatch", metavar="NAME=VALUE", help="Another #SBATCH line: reservation, mail-type. Repeatable."
+        ),
+    ] = None,
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder for logs, one file per node.")] = Slurm.logs,
     submit: Annotated[bool, typer.Option("--submit", help="Submit the script with sbatch.")] = False,
 ) -> Action:
     """The verb `launch slurm`."""
-    options = Slurm(time, partition, account, qos, constraint, container, tuple(mounts or ()), venv, requeue, output)
+    options = Slurm(
+        *(time, partition, account, qos, constraint, container, tuple(mounts or ()), venv, requeue, output),
+        setup=tuple(setup or ()),
+        sbatch=tuple(sbatch_option or ()),
+    )
     render = partial(write_slurm, slurm=options)
     send = partial(sbatch, logs=output) if submit else None
     return partial(print_job, *split_args(args or []), job(), gpus_per_node, gpu, render, send)

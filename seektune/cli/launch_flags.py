@@ -1,6 +1,7 @@
 """The flags of `train` about processes, nodes and dry runs."""
 
 from dataclasses import dataclass
+from math import isnan
 
 from seektune.launch.job import LaunchConfig
 
@@ -43,6 +44,8 @@ class LaunchFlags:
             raise ValueError(f"--nproc-per-node={self.processes} must be a positive number, gpu or auto")
         if self.node_rank >= self.nodes:
             raise ValueError(f"--node-rank={self.node_rank} must be less than --nnodes={self.nodes}; ranks start at 0")
+        if isnan(self.shutdown_timeout):
+            raise ValueError("--shutdown-timeout=nan must be a number of seconds: workers need that time to save")
         if self.nodes == 1:
             return
         host, _, port = (self.endpoint or "").rpartition(":")

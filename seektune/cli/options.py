@@ -10,6 +10,7 @@ import typer
 from seektune import __version__
 from seektune.generate.sampling_params import Sampling
 from seektune.model.choices import DtypeName, NumericsName
+from seektune.paths import expand_path
 
 if TYPE_CHECKING:
     from seektune.generate.session import GenerateOptions, LoadOptions
@@ -22,6 +23,27 @@ ALLOW_OVERRIDES = {"ignore_unknown_options": True, **HELP_FLAGS}
 """Overrides are options whose names only the recipe knows."""
 
 
+def path_flag(text: str | Path) -> Path:
+    """A path of the command line, as `user_path` reads it.
+
+    Raises:
+        typer.BadParameter: it cannot be one.
+    """
+    return Path(checkpoint_flag(str(text)))
+
+
+def checkpoint_flag(text: str) -> str:
+    """A folder or Hub id of the command line, as `expand_path` reads it.
+
+    Raises:
+        typer.BadParameter: it cannot be one.
+    """
+    try:
+        return expand_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"seektune {__version__}")
@@ -31,7 +53,9 @@ def _show_version(wanted: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
 ]
-Model: TypeAlias = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.")]
+Model: TypeAlias = Annotated[
+    str, typer.Argument(metavar="MODEL", parser=checkpoint_flag, help="Checkpoint: a folder or a Hub id.")
+]
 MaxNewTokens: TypeAlias = Annotated[
     int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Maximum number of tokens to generate.")
 ]
@@ -54,7 +78,8 @@ MakeGenerateOptions: TypeAlias = Callable[[int], "GenerateOptions"]
 
 def load_options(
     adapter: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="LoRA adapter to apply: a folder with PEFT's files.")
+        Path | None,
+        typer.Option(metavar="FOLDER", parser=path_flag, help="LoRA adapter to apply: a folder with PEFT's files."),
     ] = None,
     dtype: Annotated[
         DtypeName | None,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from seektune.cli.options import Action
+from seektune.cli.options import Action, path_flag
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
 from seektune.io.cache_dir import cache_dir
 
@@ -34,10 +34,12 @@ def plan(
         int | None, typer.Option(min=1, metavar="N", help="Total number of GPUs.", show_default="fewest for the layout")
     ] = None,
     gpu: Annotated[str | None, typer.Option(metavar="KIND", help="GPU model.", show_default="h100-80gb")] = None,
-    cluster: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file that describes the GPUs.")] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(metavar="FILE", parser=path_flag, help="YAML file that describes the GPUs.")
+    ] = None,
     search: Annotated[bool, typer.Option("--search", help="Search all parallel layouts.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes, times in seconds.")] = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML report.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", parser=path_flag, help="Write an HTML report.")] = None,
     tokens: Annotated[
         float | None,
         typer.Option(min=1, max=1e18, metavar="N", help="Tokens to train on, such as 1e10: adds days and cost."),
@@ -105,7 +107,7 @@ def validate(
 
 
 def doctor(
-    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="Folder for runs.")] = Path("runs"),
+    run_dir: Annotated[Path, typer.Option(metavar="DIR", parser=path_flag, help="Folder for runs.")] = Path("runs"),
     nproc_per_node: Annotated[int, typer.Option(min=1, metavar="N", help="Processes of the process-group check.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> Action:

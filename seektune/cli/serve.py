@@ -93,8 +93,10 @@ def _serve(
             thinking=thinking,
             speculative=speculative,
         )
-        with explain_out_of_memory("lower --max-model-len or --max-num-seqs, or try --quantized"):
-            serve(model, load(), service)
+        loading = load()
+        quantize = "" if loading.quantized else ", or try --quantized"
+        with explain_out_of_memory(f"lower --max-model-len or --max-num-seqs{quantize}"):
+            serve(model, loading, service)
 
     return run
 

@@ -3,7 +3,8 @@
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ from seektune.cli import launch_flags
 from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.launch_flags import DryRunFlags, LaunchFlags
 from seektune.io.cache_dir import cache_dir
+from seektune.io.text import on_one_line
 from seektune.launch.job import LaunchConfig
 
 if TYPE_CHECKING:
     from seektune.recipe.load import LoadedRecipe
     from seektune.recipe.recipe import Recipe
+    from seektune.signals import Interruption
 
 WORKER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 """Environment variables that torchrun, and the launcher here, set for a worker."""
@@ -44,20 +47,37 @@ def start(path: str, overrides: list[str], flags: LaunchFlags, dry: DryRunFlags)
         _train_as_worker(loaded, flags, int(os.environ["WORLD_SIZE"]))
         return
     flags.check()
+    from seektune.signals import Interruption
+
+    with Interruption() as interruption:
+        with _starting(interruption):
+            job = _prepare(loaded, path, overrides, flags)
+        if isinstance(job, LaunchConfig):
+            with _starting(interruption):
+                from seektune.launch.local import launch
+            launch(job)
+            return
+    train_in_process(job)
+
+
+def _prepare(
+    loaded: "LoadedRecipe", path: str, overrides: list[str], flags: LaunchFlags
+) -> "LaunchConfig | LoadedRecipe":
+    """The launcher's job, or the recipe where this process alone trains; all checks that need no workers."""
     environment = dict(os.environ)
     if flags.processes != "1" or flags.nodes > 1:
         # torch in the launcher would report a lost node with a C++ stack trace
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     processes = flags.count()
     if loaded.recipe.parallel.layout == "auto":
+        from seektune.recipe.load import read_recipe
         from seektune.workflows.preflight import choose_layout, cluster_here
 
         overrides = [*overrides, *choose_layout(loaded.recipe, cluster_here(processes, flags.nodes))]
         loaded = read_recipe(path, overrides)
     check_world(loaded.recipe, processes * flags.nodes)
     if processes * flags.nodes == 1 and not flags.max_restarts:
-        train_in_process(loaded)
-        return
+        return loaded
     job = make_launch_config(loaded, path, overrides, flags, processes, environment)
     gpus = launch_flags.count_gpus()
     if 0 < gpus < processes:  # checked last, as importing torch takes seconds
@@ -65,9 +85,23 @@ def start(path: str, overrides: list[str], flags: LaunchFlags, dry: DryRunFlags)
     from seektune.workflows.preflight import check_memory
 
     check_memory(loaded.recipe, loaded.recipe.model.architecture(), processes, flags.nodes)
-    from seektune.launch.local import launch
+    return job
 
-    launch(job)
+
+@contextmanager
+def _starting(interruption: "Interruption") -> Iterator[None]:
+    """A block that imports torch, which takes seconds; a signal during it has the same effect as later.
+
+    Raises:
+        Interrupted: after the block, where there was one.
+    """
+    from seektune.signals import Interrupted
+
+    try:
+        with interruption.deferred():
+            yield
+    except Interrupted as signal:
+        raise Interrupted(f"stopped by {signal} while starting; run the same command again") from None
 
 
 def start_dry_run(loaded: "LoadedRecipe", flags: LaunchFlags, dry: DryRunFlags) -> None:
@@ -84,26 +118,22 @@ def start_dry_run(loaded: "LoadedRecipe", flags: LaunchFlags, dry: DryRunFlags) 
     from seektune.workflows.dry_run import dry_run
 
     for note in loaded.notes:
-        print(note, file=sys.stderr)
+        print(on_one_line(note), file=sys.stderr)
     dry_run(loaded.recipe, world, dry.rank_list(), dry.as_json)
 
 
-def train_in_process(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0) -> None:
-    """Train in this process, which may be one of several."""
-    from seektune.signals import Interrupted, Interruption
+def train_in_process(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0, worker: bool = False) -> None:
+    """Train in this process, which may be one of several; a launcher started a `worker`."""
+    from seektune.signals import Interruption
 
     for name, value in CPU_CACHE_LIMITS.items():
         os.environ.setdefault(name, value)
-    with Interruption(worker=world > 1) as interruption:
-        try:
-            # importing torch takes seconds; a signal during it must have the same effect as later
-            with interruption.deferred():
-                from seektune.parallel.process_group import ProcessSlot
-                from seektune.workflows.train import train
-        except Interrupted as signal:
-            raise Interrupted(f"stopped by {signal} while starting; run the same command again") from None
-    with explain_out_of_memory("lower batch.micro_size or batch.length"):
-        slot = ProcessSlot(world, local_rank)
+    smaller = "batch.length" if loaded.recipe.batch.micro_size == 1 else "batch.micro_size or batch.length"
+    with Interruption(worker) as interruption, explain_out_of_memory(f"lower {smaller}"):
+        with _starting(interruption):
+            from seektune.parallel.process_group import ProcessSlot
+            from seektune.workflows.train import train
+        slot = ProcessSlot(world, local_rank, worker)
         train(loaded.recipe, loaded.name, loaded.notes, cache_dir(os.environ), slot)
 
 
@@ -118,7 +148,7 @@ def _train_as_worker(loaded: "LoadedRecipe", flags: LaunchFlags, world: int) -> 
     check_world(loaded.recipe, world)
     if world > 1 and loaded.recipe.run_dir is None:
         raise ValueError(f"{world} processes need a common run folder: set --run_dir=runs/NAME")
-    train_in_process(loaded, world, int(os.environ["LOCAL_RANK"]))
+    train_in_process(loaded, world, int(os.environ["LOCAL_RANK"]), worker=True)
 
 
 def make_launch_config(

@@ -155,6 +155,7 @@ def split_args(args: list[str]) -> tuple[str, list[str]]:
     """
     paths = []
     overrides = []
+    taken = {}
     waiting = list(args)
     while waiting:
         arg = waiting.pop(0)
@@ -164,6 +165,13 @@ def split_args(args: list[str]) -> tuple[str, list[str]]:
         overrides.append(arg)
         if "=" not in arg and waiting and not waiting[0].startswith("--"):
             overrides.append(waiting.pop(0))
+            taken[overrides[-1]] = arg
+    swallowed = next((word for word in taken if word.endswith((".yaml", ".yml"))), None)
+    if not paths and swallowed is not None:
+        flag = taken[swallowed]
+        raise ValueError(
+            f"no recipe given: {flag} took {swallowed} as its value; write {flag}=VALUE, such as {flag}=true"
+        )
     if not paths:
         raise ValueError("no recipe given: name a YAML file; `seektune init` lists and copies shipped ones")
     if len(paths) > 1:

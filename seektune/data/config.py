@@ -1,6 +1,8 @@
 """The section `batch` of a recipe."""
 
-from pydantic import PositiveInt, ValidationInfo, field_validator
+from typing import Annotated
+
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from seektune.section import Section
 
@@ -8,7 +10,7 @@ from seektune.section import Section
 class BatchConfig(Section):
     """Batch size and row length."""
 
-    global_size: PositiveInt
+    global_size: Annotated[int, Field(gt=0, le=10**6)]
     """Rows per optimizer step."""
     micro_size: PositiveInt = 1
     """Rows per forward; must divide `global_size`."""

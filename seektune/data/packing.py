@@ -28,9 +28,10 @@ def fitting(examples: Sequence[Example], length: int, overlong: Literal["error",
     longest = max(examples, key=lambda example: len(example.tokens))
     if left_out and (overlong == "error" or not kept):
         many = f"{left_out} of {len(examples)} examples do not fit"
+        drop = " or --data.overlong=drop" if kept else ""
         raise ValueError(
             f"{longest.name}: {len(longest.tokens)} tokens are more than batch.length {length} ({many}); "
-            f"set --batch.length={len(longest.tokens)} or --data.overlong=drop"
+            f"set --batch.length={len(longest.tokens)}{drop}"
         )
     return kept, left_out
 

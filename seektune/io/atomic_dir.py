@@ -10,6 +10,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from seektune.io.atomic import SCRATCH, flush
+from seektune.paths import refuse_dangling
 
 OLD = ".old"
 """Suffix of a folder that is being replaced."""
@@ -25,8 +26,9 @@ def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     followed. Scratch folders of `final` that killed processes left behind are removed first.
 
     Raises:
-        ValueError: `final` exists, is not an empty folder, and `replace` is False.
+        ValueError: `final` exists, is not an empty folder, and `replace` is False; or it is a link that leads nowhere.
     """
+    refuse_dangling(final)
     final = final.resolve()
     if not replace and final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ValueError(f"{final} already exists and is not empty; choose another folder or remove it first")

@@ -9,6 +9,8 @@ from contextlib import contextmanager, redirect_stdout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from seektune.io.text import on_one_line, printable
+
 UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
 BYTE_UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 PAUSE = 10.0
@@ -19,8 +21,8 @@ Advance = Callable[[int, int], None]
 
 
 def say(sentence: str) -> None:
-    """Print at once, also into a pipe."""
-    print(sentence, flush=True)
+    """Print at once, also into a pipe; what cannot be printed is escaped, as `printable` does."""
+    print(printable(sentence), flush=True)
 
 
 @contextmanager
@@ -51,12 +53,7 @@ def counted(number: int, thing: str) -> str:
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def printable(text: str) -> str:
-    """Text that cannot command the terminal."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
+    return ", ".join(map(on_one_line, names[:most])) + more
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Text from files, terminals and clients: refused where it cannot be encoded."""
+"""Text from files, terminals and clients: refused where it cannot be encoded, escaped where it cannot be printed."""
 
 from pathlib import Path
 
@@ -13,6 +13,16 @@ def check_unicode(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError("a text holds half of a surrogate pair, which is not a character") from None
+
+
+def printable(text: str) -> str:
+    """Text that cannot command the terminal; lines stay lines."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
+
+
+def on_one_line(text: str) -> str:
+    """A name out of a file that can neither command the terminal nor begin a line of its own."""
+    return printable(text).replace("\n", "\\n")
 
 
 def read_text(path: Path) -> str:

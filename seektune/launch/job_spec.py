@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|_KEY$|^KEY$", re.IGNORECASE)
+from seektune.launch.secrets import is_secret, is_secret_name
+
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HEADER = re.compile(r"[A-Za-z0-9_.,:/=+@%&|*\[\]()-]+")
 """Text that #SBATCH lines accept without quoting."""
@@ -37,7 +38,7 @@ class Environment:
             if not equals:
                 names.append(name)
                 continue
-            if SECRET.search(name):
+            if is_secret_name(name, value) or is_secret(value):
                 raise ValueError(
                     f"--env {name}=... looks like a secret, which must not be in a file; pass it by name: --env {name}"
                 )
@@ -85,10 +86,13 @@ def one_line(what: str, text: str) -> str:
     """Check that a text is one line of printable characters, and return it.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not, or it looks like a secret.
     """
     if not text.isprintable():
         raise ValueError(f"{what} must be one line of printable characters, not {_shown(text)}")
+    if is_secret(text):
+        key = text.partition("=")[0] if text.startswith("--") else what
+        raise ValueError(f"{key} looks like a secret, which must not be in a file; set a variable and give --env NAME")
     return text
 
 
@@ -96,11 +100,11 @@ def header(what: str, text: str) -> str:
     """Check that a text needs no quoting in a #SBATCH line, and return it.
 
     Raises:
-        ValueError: it has a space, a quote or another character that would need quoting.
+        ValueError: it has a space, a quote or another character that would need quoting, or looks like a secret.
     """
     if not HEADER.fullmatch(text):
         raise ValueError(f"{what} {_shown(text)}: a #SBATCH line accepts letters, digits and ._-,:/=+@%&|*[]() only")
-    return text
+    return one_line(what, text)
 
 
 def label(text: str) -> str:

@@ -23,6 +23,7 @@ POLL_INTERVAL = 0.1
 """Seconds between two polls of the store."""
 JOIN_TIMEOUT = 900.0
 """Seconds that a node waits for the others to join."""
+LOOPBACK = "127.0.0.1"
 HEARTBEAT_INTERVAL = 1.0
 HEARTBEAT_TIMEOUT = 15.0
 """Seconds between a node's heartbeats, and without one until it counts as lost; also the store's timeout."""
@@ -141,7 +142,7 @@ class Rendezvous(RendezvousHandler):
             sleep(POLL_INTERVAL)
         try:
             return _store(self._host, port, self._job.node_rank == 0)
-        except DistError as error:
+        except (DistError, OSError) as error:
             raise JobEnded(
                 ExitStatus(FAILURE, f"--rdzv-endpoint {self._job.endpoint} cannot be opened on this node: {error}")
             ) from None
@@ -209,13 +210,20 @@ class Rendezvous(RendezvousHandler):
 def _address(job: LaunchConfig) -> tuple[str, int]:
     """Address of the store on node 0; on one node any free port."""
     if job.nodes == 1:
-        return "127.0.0.1", 0
+        return LOOPBACK, 0
     host, _, port = job.endpoint.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def _store(host: str, port: int, serve: bool) -> TCPStore:
-    return TCPStore(host, port, is_master=serve, timeout=timedelta(seconds=HEARTBEAT_TIMEOUT), wait_for_workers=False)
+    """A store of this node, or a client of another's. On one node nobody else reaches it: a store has no password."""
+    timeout = timedelta(seconds=HEARTBEAT_TIMEOUT)
+    if not serve or host != LOOPBACK:
+        return TCPStore(host, port, is_master=serve, timeout=timeout, wait_for_workers=False)
+    with socket.create_server((host, port)) as bound:
+        port = bound.getsockname()[1]
+        listening = bound.detach()  # the store closes it
+    return TCPStore(host, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listening)
 
 
 def _is_reachable(host: str, port: int) -> bool:

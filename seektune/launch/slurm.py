@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from seektune.exit_codes import RESUME_ME
 from seektune.launch.job_spec import JobSpec, header, one_line
+from seektune.launch.slurm_options import check_time, checked_option
+from seektune.paths import expand_path
 
 SCRIPT_VARIABLES = ("hosts", "host", "port", "command", "step", "start", "step_id", "signals", "seen", "code")
 """Variables of the script itself."""
@@ -29,9 +31,14 @@ class Slurm:
     requeue: bool = True
     logs: str = "logs"
     """Folder that all nodes see."""
+    setup: tuple[str, ...] = ()
+    """Shell lines that run first, such as `module load cuda`."""
+    sbatch: tuple[str, ...] = ()
+    """Further options of sbatch, such as `--reservation=NAME`."""
 
-    def check(self) -> None:
-        """Raises ValueError if options contradict each other."""
+    def check(self, seconds: int) -> None:
+        """Raises ValueError if options contradict each other, or the job would be stopped `seconds` before it began."""
+        check_time(self.time, seconds)
         if self.container and self.venv:
             raise ValueError("--container brings its own Python; leave --venv out")
         if self.mounts and not self.container:
@@ -46,7 +53,7 @@ def write_slurm(spec: JobSpec, slurm: Slurm) -> str:
     Raises:
         ValueError: an option cannot be written safely.
     """
-    slurm.check()
+    slurm.check(spec.seconds)
     if taken := [
         name for name in (*spec.environment.names, *dict(spec.environment.values)) if name in SCRIPT_VARIABLES
     ]:
@@ -78,6 +85,8 @@ def _head(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
     yield "#SBATCH --open-mode=append     # a requeued job appends to its log"
     yield f"#SBATCH --signal=B:USR1@{spec.seconds}    # to this script, that many seconds before the time limit"
     yield f"#SBATCH --{'requeue' if slurm.requeue else 'no-requeue'}"
+    for option in slurm.sbatch:
+        yield f"#SBATCH {checked_option(option)}"
 
 
 def _body(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
@@ -85,6 +94,7 @@ def _body(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
     yield ""
     yield "set -uo pipefail"
     yield ""
+    yield from _setup(slurm)
     yield "# Launchers and workers rendezvous on node 0. The port depends on the job's id, as nodes may be shared."
     yield 'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST") || exit 1'
     yield "host=${hosts%%$'\\n'*}"
@@ -101,6 +111,16 @@ def _body(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
     yield ""
     yield from _step(spec, slurm)
     yield from _end(slurm)
+
+
+def _setup(slurm: Slurm) -> Iterator[str]:
+    if not slurm.setup:
+        return
+    yield "# The environment, which srun passes on to all nodes. Scripts of modules and conda use unset variables."
+    yield "set +u"
+    yield from (f"{one_line('--setup', line)} || exit 1" for line in slurm.setup)
+    yield "set -u"
+    yield ""
 
 
 def _variables(spec: JobSpec) -> Iterator[str]:
@@ -126,7 +146,7 @@ def _step(spec: JobSpec, slurm: Slurm) -> Iterator[str]:
     yield f'  "--output={slurm.logs}/{name}-%j-node%n.log" --open-mode=append'
     if slurm.container:
         yield f"  --container-image={shlex.quote(one_line('--container', slurm.container))}"
-        if mounts := ",".join(slurm.mounts):
+        if mounts := ",".join(map(expand_path, slurm.mounts)):
             yield f"  --container-mounts={shlex.quote(one_line('--mounts', mounts))}"
         yield '  "--container-workdir=$PWD"'
         if names := ",".join(spec.environment.names):

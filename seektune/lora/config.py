@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from seektune.section import Positive, Section
+from seektune.section import PathString, Positive, Section
 
 
 class LoraConfig(Section):
@@ -12,7 +12,7 @@ class LoraConfig(Section):
 
     targets: tuple[str, ...] = ()
     """Released module names, such as attn.wq_b or ffn.experts; a parent such as attn covers its direct children."""
-    adapter: str | None = None
+    adapter: PathString | None = None
     """Folder of an adapter in PEFT's format to start from, with the same targets, rank and alpha; null = a new one."""
     rank: PositiveInt = 16
     """Rank of the adapters: rows of A and columns of B."""

@@ -7,6 +7,9 @@ from pydantic import PositiveInt
 
 from seektune.section import Section
 
+MAX_PROCESSES = 1_000_000
+"""Of a job; a larger number is a typo, and finding a layout for it would take too long."""
+
 
 class PipelineConfig(Section):
     """Schedule and stages of the pipeline; no effect with `pp_size` 1."""

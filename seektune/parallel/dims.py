@@ -1,10 +1,10 @@
 """Sizes of the mesh and coordinates of each rank; plain arithmetic without torch."""
 
 from dataclasses import dataclass
-from math import log2
+from math import isqrt, log2
 from typing import Protocol
 
-from seektune.parallel.config import ParallelConfig
+from seektune.parallel.config import MAX_PROCESSES, ParallelConfig
 from seektune.parallel.layer_split import count_stages
 
 SUGGESTIONS = 4
@@ -91,8 +91,11 @@ def make_dims(config: ParallelConfig, world: int, architecture: ModelSizes | Non
     """The mesh sizes of a recipe for `world` processes.
 
     Raises:
-        ValueError: the sizes do not multiply out to `world`, or the model cannot be cut so; it lists what fits.
+        ValueError: the sizes do not multiply out to `world`, or the model cannot be cut so; it lists what fits. Or
+            `world` is absurd.
     """
+    if not 0 < world <= MAX_PROCESSES:
+        raise ValueError(f"{world} processes are not a number from 1 to {MAX_PROCESSES}; check nodes and sizes")
     dims = _requested(config, world)
     problem = _size_problem(dims, config)
     if problem is None and architecture is not None:
@@ -198,6 +201,6 @@ def _distance(other: ParallelConfig, config: ParallelConfig) -> float:
 
 
 def divisors(number: int) -> list[int]:
-    """All of a number, the smallest first."""
-    """The numbers that divide it, ascending."""
-    return [size for size in range(1, number + 1) if number % size == 0]
+    """The numbers that divide a positive number, ascending; in time that grows with its root."""
+    small = [size for size in range(1, isqrt(number) + 1) if number % size == 0]
+    return [*small, *(number // size for size in reversed(small) if size * size != number)]

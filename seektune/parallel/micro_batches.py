@@ -28,7 +28,8 @@ def micro_batch_rows(
     sizes = [] if left else _sizes(own, dims, config, architecture, micro_size)
     if sizes:
         return sizes[0]
-    enough = next(n for n in count(own + 1) if _sizes(n, dims, config, architecture, micro_size)) * dims.data_size
+    larger = (n for n in count(own + 1) if n * dims.data_size % micro_size == 0)
+    enough = next(n for n in larger if _sizes(n, dims, config, architecture, micro_size)) * dims.data_size
     if left:
         problem = f"batch.global_size {rows} cannot be dealt out to {dims.data_size} data-parallel groups"
     else:

@@ -16,6 +16,8 @@ class ProcessSlot:
     """Processes of the job."""
     local_rank: int = 0
     """Number of this one on its machine, which is the number of its GPU."""
+    worker: bool = False
+    """Whether a launcher started this process, and decides what a second request to stop means."""
 
     @property
     def device(self) -> torch.device:

@@ -11,11 +11,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
+from seektune.parallel.config import MAX_PROCESSES
 from seektune.section import Section
 
 GIGA = 10**9
-MAX_GPUS = 1_000_000
-"""A larger number is a typo, and finding its divisors would take too long."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Cluster:
         return self.link if processes * apart <= self.gpus_per_node else self.network
 
 
-Count = Annotated[int, Field(gt=0, le=MAX_GPUS)]
+Count = Annotated[int, Field(gt=0, le=MAX_PROCESSES)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -1,15 +1,22 @@
 """Checks across keys: settings that an override makes invalid, and limits of the architecture."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import get_args, get_origin
+
+from pydantic import BaseModel
 
 from seektune.recipe.document import YamlNode, shorten
 from seektune.recipe.override import KeyPath
 from seektune.recipe.recipe import Recipe
+from seektune.section import sections_of
 
 PRESET = ("model", "preset")
 WEIGHTS = ("model", "weights")
 STEPS = ("steps",)
 WARMUP = ("schedule", "warmup_steps")
+NONE_WORDS = ("none", "nil", "undefined")
+"""What other languages and libraries call null."""
 
 
 def fit_to_overrides(
@@ -64,6 +71,30 @@ def _shorten_warmup(
 def _count(entry: YamlNode | None) -> int:
     """The entry's positive integer; 0 for anything else, which validation reports."""
     return max(entry.value, 0) if entry is not None and type(entry.value) is int else 0
+
+
+def nullable_keys(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, bool]]:
+    """The keys that may be null, and whether each else holds a list."""
+    for name, field in model.model_fields.items():
+        kinds = get_args(field.annotation)
+        if type(None) in kinds:
+            yield (*prefix, name), any(get_origin(kind) is list for kind in kinds)
+        for section in sections_of(field).values():
+            yield from nullable_keys(section, (*prefix, name))
+
+
+def refuse_none(document: YamlNode) -> None:
+    """Check that no key is unset with a word of another language than YAML, which would be a string, or a folder.
+
+    Raises:
+        ValueError: one is; the message names it.
+    """
+    for path, is_list in nullable_keys(Recipe):
+        entry = document.find(path)
+        if entry is not None and isinstance(entry.value, str) and entry.value.lower() in NONE_WORDS:
+            key = ".".join(path)
+            instead = "[] for none, null for the default" if is_list else "null for none"
+            raise ValueError(f"{entry.where}: {key}: write {instead}, not {entry.value}")
 
 
 def check_architecture(recipe: Recipe) -> Recipe:

@@ -21,6 +21,8 @@ from yaml.events import (
     StreamStartEvent,
 )
 
+from seektune.paths import user_path
+
 Scalar: TypeAlias = bool | int | float | str | None
 
 MAX_FILE_SIZE = 256 * 1024
@@ -91,7 +93,8 @@ def read_document(path: str | Path) -> YamlNode:
         ValueError: no such file, not text, not YAML, or more than plain values; the message names file and line.
         OSError: the file cannot be read.
     """
-    text = _read_text(Path(path))
+    given = Path(path)
+    text = _read_text(given if given.exists() else user_path(str(path)))
     entry = parse(text, str(path))
     if entry is None or entry.value is None:
         raise ValueError(f"{path} is empty; a recipe consists of sections such as model:, data: and optimizer:")
@@ -140,7 +143,8 @@ class _YamlReader:
             extra = next(self.events, None)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            self._error(mark.line if mark else 0, _explain(error.problem or "this is not YAML"))
+            line = mark.line if mark else 0
+            self._error(line, _explain(error.problem or "this is not YAML", self._source(line)))
         except yaml.reader.ReaderError as error:
             line = self.text.count("\n", 0, error.position)
             self._error(line, "this is not text; a recipe is a YAML text file")
@@ -199,6 +203,11 @@ class _YamlReader:
             self._error(_line(event), f"{found} cannot be a key: {advice}")
         return event.value
 
+    def _source(self, line: int) -> str:
+        """The text of a line; empty after the last."""
+        lines = self.text.splitlines()
+        return lines[line] if line < len(lines) else ""
+
     def _where(self, line: int) -> str:
         return self.origin if self.override else f"{self.origin}:{line + 1}"
 
@@ -217,7 +226,8 @@ def shorten(text: str, most: int = 60) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _explain(problem: str) -> str:
+def _explain(problem: str, source: str) -> str:
     if "'\\t'" in problem:
-        return "a tab cannot indent YAML; use spaces"
+        indents = source.lstrip(" ").startswith("\t")
+        return "a tab cannot indent YAML; use spaces" if indents else "YAML takes no tab here; use a space"
     return f"this is not YAML: {shorten(problem, 200)}"

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from seektune.recipe.document import YamlNode, shorten
+from seektune.recipe.hints import value_hint
 from seektune.section import one_of, sections_of
 
 Location: TypeAlias = tuple[str | int, ...]
@@ -26,7 +27,7 @@ _MESSAGES = {
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
     "finite_number": "must be a finite number",
-    "tuple_type": "must be a list such as [0.9, 0.95]",
+    "tuple_type": "must be a list",
     "list_type": "must be a list",
     "too_long": "must hold {max_length} values at most",
     "too_short": "must hold {min_length} values at least",
@@ -79,7 +80,10 @@ def first_error(error: ValidationError, document: YamlNode, model: type[BaseMode
         return f"{_where(document, location)}: {_dotted(location)} is missing"
     if first["type"] == "value_error":
         return locate(_check_message(first, location), document, model, location)
-    return f"{_where(document, location)}: {_dotted(location)} {_wrong_value(first, document.find(location))}"
+    entry = document.find(location)
+    told = f"{_dotted(location)} {_wrong_value(first, entry)}"
+    hint = value_hint(first, entry, section.model_fields.get(str(location[-1])))
+    return f"{_where(document, location)}: {told}{f'; {hint}' if hint else ''}"
 
 
 def locate(message: str, document: YamlNode, model: type[BaseModel], location: Location = ()) -> str:
@@ -130,11 +134,7 @@ def _wrong_value(error: ErrorDetails, entry: YamlNode | None) -> str:
     context: dict[str, Any] = error.get("ctx", {})
     known = error["type"] in _MESSAGES
     expected = _MESSAGES[error["type"]].format(**context) if known else f"is not valid ({shorten(error['msg'], 120)})"
-    message = f"{expected}, not {_show(error['input'], entry)}"
-    if error["type"] != "literal_error" or not isinstance(error["input"], str):
-        return message
-    near = get_close_matches(error["input"], re.findall(r"'([^']*)'", str(context["expected"])), n=1)
-    return f"{message}; did you mean {near[0]}?" if near else message
+    return f"{expected}, not {_show(error['input'], entry)}"
 
 
 def _show(value: Any, entry: YamlNode | None) -> str:

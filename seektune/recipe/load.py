@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from seektune.recipe.checks import check_architecture, fit_to_overrides
+from seektune.recipe.checks import check_architecture, fit_to_overrides, refuse_none
 from seektune.recipe.document import YamlNode, read_document
 from seektune.recipe.errors import find_section, first_error, locate
 from seektune.recipe.override import apply_overrides, read_overrides
@@ -42,6 +42,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     changes = read_overrides(overrides)
     written = read_document(path)
     document, notes = fit_to_overrides(written, apply_overrides(written, changes), changes)
+    refuse_none(document)
     recipe = _validate(document)
     try:
         recipe = check_architecture(recipe)

@@ -12,7 +12,7 @@ from seektune.lora.config import LoraConfig
 from seektune.model.choices import DtypeName, NumericsName
 from seektune.model.config import PRESETS, DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
-from seektune.section import Section
+from seektune.section import PathString, Section
 from seektune.train.config import (
     CheckpointConfig,
     GuardConfig,
@@ -29,16 +29,11 @@ def _known_preset(name: str) -> str:
     return name
 
 
-def _expand_user(path: str) -> str:
-    return str(Path(path).expanduser()) if path.startswith("~") else path
-
-
 def _expand_auto(parallel: object) -> object:
     """Expand `parallel: auto` to the section it stands for."""
     return {"layout": "auto"} if parallel == "auto" else parallel
 
 
-PathString = Annotated[str, AfterValidator(_expand_user)]
 ParallelOrAuto: TypeAlias = ParallelConfig | Literal["auto"]
 PresetName = Annotated[str, AfterValidator(_known_preset), Field(json_schema_extra={"enum": list(PRESETS)})]
 
@@ -138,9 +133,9 @@ class Recipe(Section):
     """Number of optimizer steps."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the row order and random weights; the same seed gives the same run."""
-    run_dir: str | None = None
+    run_dir: PathString | None = None
     """Folder of this run; null = runs/NAME-DATE-TIME, with the recipe's file name as NAME."""
-    resume: str = "auto"
+    resume: PathString = "auto"
     """`auto` resumes the run in `run_dir`, `no` refuses to, a path starts from that checkpoint or run folder."""
 
     @model_validator(mode="after")

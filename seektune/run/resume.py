@@ -10,9 +10,11 @@ from seektune.checkpoint import MANIFEST, check_train_state, read_facts
 from seektune.io.atomic_dir import clean_up_partial
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import ADAPTER, CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT
-from seektune.recipe.load import load_recipe
+from seektune.io.text import read_text
+from seektune.paths import user_path
+from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
-from seektune.run.run_dir import refuse_taken, taken
+from seektune.run.run_dir import TAKEN, refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
 
 DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "lora", "seed")
@@ -42,11 +44,16 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
     """
     named = recipe.resume not in ("auto", "no")
     if named and not _began_so(recipe, folder):
-        return _named(Path(recipe.resume).expanduser(), recipe, folder, say)
+        return _named(user_path(recipe.resume), recipe, folder, say)
     if taken(folder) is None:
         return RunStart()
     if recipe.resume == "no" or not (folder / RECIPE).is_file():
         refuse_taken(folder)
+    if not _is_written_by_run(folder):
+        raise ValueError(
+            f"run_dir {folder} holds a {RECIPE} that no run has written and that this run would replace; name another "
+            "folder, such as one below it"
+        )
     if differing := _differences(recipe, load_recipe(folder / RECIPE).model_dump(mode="json")):
         raise ValueError(
             f"run_dir {folder} holds a run with another {differing[0]}; name another folder, "
@@ -58,7 +65,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
     checkpoints = complete_checkpoints(folder / CHECKPOINTS)
     if not checkpoints:
         say(f"{folder} holds a run without a checkpoint: it starts anew")
-        return _from(_checkpoints_at(Path(recipe.resume).expanduser()), recipe, say) if named else RunStart()
+        return _from(_checkpoints_at(user_path(recipe.resume)), recipe, say) if named else RunStart()
     if named:
         say(f"{folder} was started from {recipe.resume}; resuming from its own newest checkpoint")
         return _from(checkpoints, recipe, say)
@@ -82,6 +89,16 @@ def refuse_other_rows(checkpoint: Path, digest: str) -> None:
             f"{checkpoint} was trained on other rows: data.path holds something else by now, or data or the tokenizer "
             "differ; its position in them means nothing here. Begin a new run with model.weights instead"
         )
+
+
+def _is_written_by_run(folder: Path) -> bool:
+    """Whether the recipe in a folder is a run's own: it has begun more, or the file is just as a run writes it."""
+    if any((folder / name).exists() for name in TAKEN if name != RECIPE):
+        return True
+    try:
+        return read_text(folder / RECIPE) == dump_recipe(load_recipe(folder / RECIPE))
+    except ValueError:
+        return False
 
 
 def _began_so(recipe: Recipe, folder: Path) -> bool:

@@ -8,11 +8,12 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from seektune.io.run_files import ADAPTER, CHECKPOINTS, EVALUATION, METRICS, MODEL, RECIPE, REPORT
+from seektune.io.run_files import CONTENTS, RECIPE, REPORT, STUCK
+from seektune.paths import refuse_dangling, user_path
 
 RUNS = Path("runs")
-TAKEN = (RECIPE, EVALUATION, METRICS, MODEL, ADAPTER, CHECKPOINTS, REPORT)
-"""Whoever holds one of these is the folder of another run."""
+TAKEN = (RECIPE, REPORT, STUCK, *(name for name in CONTENTS if name != RECIPE))
+"""Whoever holds one of these is the folder of another run, which would lose it."""
 
 
 def choose_folder(run_dir: str | None, name: str, now: datetime) -> Path:
@@ -25,10 +26,14 @@ def choose_folder(run_dir: str | None, name: str, now: datetime) -> Path:
         stem = f"{name}-{now:%Y%m%d-%H%M%S}"
         numbered = (RUNS / (stem if number == 1 else f"{stem}-{number}") for number in count(1))
         return next(folder for folder in numbered if not folder.exists())
-    folder = Path(run_dir).expanduser()
+    folder = user_path(run_dir)
+    try:
+        refuse_dangling(folder)
+    except ValueError as error:
+        raise ValueError(f"run_dir {error}") from None
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
-            raise ValueError(f"run_dir {folder}: {place} is a file; name a folder, or none for a new one in {RUNS}/")
+            raise ValueError(f"run_dir {folder}: {place} is a file; name a folder, or null for a new one in {RUNS}/")
     return folder
 
 

@@ -2,21 +2,30 @@
 
 import socket
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+
+from seektune.signals import StopRequests
 
 
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
         super().__init__(config)
         self._ready = ready
+        self._requests = StopRequests()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then call `ready`."""
         await super().startup(sockets)
         if self.started:
             self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop; a second request breaks off running answers, one that is delivered twice does not."""
+        if self._requests.is_second(sig) or not self.should_exit:
+            super().handle_exit(sig, frame)
 
 
 def server(app: FastAPI, shutdown_timeout: float, ready: Callable[[], None]) -> uvicorn.Server:

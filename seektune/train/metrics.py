@@ -43,6 +43,9 @@ class RunLog(Protocol):
     def skipped(self, step: int, reason: str) -> None:
         """Log a skipped step."""
 
+    def not_saved(self, step: int, reason: str) -> None:
+        """A checkpoint that was written beside the training failed; training is at `step`."""
+
     def say(self, sentence: str) -> None:
         """Log a message."""
 
@@ -78,6 +81,9 @@ class SilentLog:
         self._validations[step] = loss
 
     def skipped(self, step: int, reason: str) -> None:
+        """As `RunLog`."""
+
+    def not_saved(self, step: int, reason: str) -> None:
         """As `RunLog`."""
 
     def say(self, sentence: str) -> None:
@@ -164,6 +170,11 @@ class MetricsLog:
         """Print that a step was skipped."""
         self._metrics.append({"step": step, "skipped": reason})
         self._display.say(f"skipped: {reason}")
+
+    def not_saved(self, step: int, reason: str) -> None:
+        """Note a checkpoint that failed: on the console first, as the file may lie on the same full disk."""
+        self._display.say(f"not saved: {reason}")
+        self._metrics.append({"step": step, "not_saved": reason})
 
     def say(self, sentence: str) -> None:
         """Print a message."""

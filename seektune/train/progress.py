@@ -7,6 +7,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from seektune.io.console import say
+from seektune.io.text import printable
 from seektune.train.step import StepRecord
 
 
@@ -46,7 +48,7 @@ class ProgressBar:
 
     def say(self, sentence: str) -> None:
         """Print above the bar."""
-        self._progress.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        self._progress.console.print(printable(sentence), markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Restore the terminal."""
@@ -74,7 +76,7 @@ class ProgressLines:
 
     def say(self, sentence: str) -> None:
         """Print at once, also into a pipe."""
-        print(sentence, flush=True)
+        say(sentence)
 
     def close(self) -> None:
         """Does nothing."""

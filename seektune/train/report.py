@@ -49,7 +49,7 @@ def write_report(folder: Path, story: ReportText) -> Path:
         OSError: a file could not be written; none is left half-written.
     """
     lines, validation, loads = (read_records(folder / name) for name in (METRICS, VALIDATION, EXPERT_LOADS))
-    steps = [line for line in lines if "skipped" not in line]
+    steps = [line for line in lines if "loss" in line]
     curve = loss_figure(steps, validation, LIGHT)
     write_atomically(folder / LOSS_CURVE, curve)
     parts = [

@@ -89,7 +89,7 @@ class ResumableRun:
         """Log the checkpoints that were completed since the last call, and a save that failed."""
         failure = self._checkpoints.failure
         if failure is not None and failure is not self._logged_failure:
-            log.say(f"not saved: {failure}")
+            log.not_saved(self.step, str(failure))
         self._logged_failure = failure
         fresh = self.saved[self._logged :]
         self._logged = len(self.saved)

@@ -60,8 +60,8 @@ class Trainer(ResumableRun):
                     with self.interruption.deferred():
                         self._step(steps, log, watch)
                         self._save_if_due(steps, log, watch)
-                    self._validate_if_due(steps, log, watch)
                     self._log_saves(log)
+                    self._validate_if_due(steps, log, watch)
                     self._leave_together()
                 watch("waiting for the last checkpoint")
                 self._checkpoints.wait()

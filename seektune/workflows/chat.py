@@ -12,9 +12,10 @@ from seektune.data.chat_format.tokens import EOS, THINK_END
 from seektune.generate.detokenize import stream_text
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.session import GenerateOptions, Session
-from seektune.io.console import printable
-from seektune.io.jsonl import as_line
-from seektune.io.text import check_unicode
+from seektune.io.atomic import refuse_existing
+from seektune.io.jsonl import as_line, read_jsonl
+from seektune.io.text import check_unicode, printable
+from seektune.paths import user_path
 
 COMMANDS = """/reset         clear the conversation but keep the system prompt
 /system TEXT   start a new conversation with this system prompt
@@ -116,15 +117,29 @@ class Conversation:
             self._note("(there is no response to save yet)")
             return
         try:
-            with Path(name).expanduser().open("a", encoding="utf-8") as paper:
+            file = user_path(name)
+            if not _holds_conversations(file):
+                refuse_existing(file)
+            with file.open("a", encoding="utf-8") as paper:
                 paper.write(as_line({"messages": self.messages}))
         except OSError as error:
             self._note(f"({name}: {error.strerror})")
+            return
+        except ValueError as error:
+            self._note(f"({error})")
             return
         self._note(f"({len(self.messages)} messages added to {name})")
 
     def _help(self, _: str) -> None:
         self._note(COMMANDS)
+
+
+def _holds_conversations(file: Path) -> bool:
+    """Whether a file's first line is a conversation, as `/save` writes them."""
+    try:
+        return file.is_file() and "messages" in next(read_jsonl(file), ("", {}))[1]
+    except ValueError:
+        return False
 
 
 def chat(model: str, system: str | None, setting: GenerateOptions) -> None:

@@ -161,9 +161,11 @@ def _cache() -> Finding:
 
 def _meeting(processes: int) -> Finding:
     """Processes under torchrun that meet, compare clocks and sum tensors."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command += ["-m", MEET]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as torchrun:
+    # neither torchrun nor the workers that it starts import modules of the current folder
+    safe = {**os.environ, "PYTHONSAFEPATH": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=safe) as torchrun:
         try:
             out, error = torchrun.communicate(timeout=MEETING)
         except subprocess.TimeoutExpired:

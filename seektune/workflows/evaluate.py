@@ -100,7 +100,7 @@ def _task(name: str, data: Path | None, cache_dir: Path, setting: EvalOptions) -
         return ChoiceTask.of(DATASETS[name](dataset=name), cache, setting.limit, data)
     if data is None:
         raise ValueError("perplexity needs --data: a .txt or .jsonl file, or a folder of them")
-    texts = read_texts(data.expanduser())[: setting.limit]
+    texts = read_texts(data)[: setting.limit]
     length = setting.length
     stride = setting.stride or setting.length
     if stride > length:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from seektune.generate.detokenize import GeneratedText, generate_all, stream_tex
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Drafts, Request
 from seektune.generate.session import GenerateOptions, Session
-from seektune.io.console import printable
+from seektune.io.atomic import refuse_existing
 from seektune.io.jsonl import as_line, read_jsonl
-from seektune.io.text import check_unicode
+from seektune.io.text import check_unicode, printable
 
 PAGE = 8
 """Batches of prompts that are answered before their lines are written."""
+MARK = re.compile(rb"[0-9a-f]{64}")
+"""What the file beside unfinished answers holds: the digest of a job."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,19 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
     interrupted job.
 
     Raises:
-        ValueError: a row is not as it should be (told before the model is read), or the model cannot be read.
+        ValueError: a row is not as it should be, or `out` holds something else (told before the model is read), or the
+            model cannot be read.
         OSError: a file cannot be read or written.
     """
     rows = list(_rows(file, setting))
     if out.exists() and out.samefile(file):
         raise ValueError(f"{out}: the answers would overwrite the prompts; name another file")
+    described = repr((model, setting, output.samples, output.logprobs, rows))
+    job = hashlib.sha256(described.encode()).hexdigest()
+    refuse_other_answers(out, job)
     voice = Session(model, setting)
     drafts = Drafts()
-    job = repr((model, setting, output.samples, output.logprobs, rows))
-    with answers(out, hashlib.sha256(job.encode()).hexdigest(), output.samples) as (paper, done):
+    with answers(out, job, output.samples) as (paper, done):
         size = PAGE * max(output.rows // output.samples, 1)
         for start in range(done, len(rows), size):
             asked = [request for row in rows[start : start + size] for request in _requests(row, voice, output)]
@@ -151,6 +157,31 @@ def _tell(drafts: Drafts) -> None:
         print(f"drafts accepted: {drafts.accepted:,} of {drafts.made:,} ({drafts.rate:.1%})", file=sys.stderr)
 
 
+def unfinished_mark(out: Path) -> Path:
+    """The file beside the answers that holds the job's name until all are written."""
+    return out.with_name(f"{out.name}.unfinished")
+
+
+def is_begun(out: Path, job: str) -> bool:
+    """Whether a file holds answers of the same `job`, which was broken off."""
+    mark = unfinished_mark(out)
+    return out.is_file() and mark.is_file() and mark.read_bytes() == job.encode()
+
+
+def refuse_other_answers(out: Path, job: str) -> None:
+    """Check that answers can be written without loss.
+
+    Raises:
+        ValueError: the file, or its mark, holds something that this job has not written.
+    """
+    if is_begun(out, job):
+        return
+    refuse_existing(out)
+    mark = unfinished_mark(out)
+    if not (mark.is_file() and MARK.fullmatch(mark.read_bytes())):
+        refuse_existing(mark)
+
+
 @contextmanager
 def answers(out: Path, job: str, samples: int) -> Iterator[tuple[TextIO, int]]:
     """The output file, open for appending, and how many prompts it already completes: 0 unless of the same `job`.
@@ -160,15 +191,15 @@ def answers(out: Path, job: str, samples: int) -> Iterator[tuple[TextIO, int]]:
     Raises:
         OSError: a file cannot be written.
     """
-    mark = out.with_name(f"{out.name}.unfinished")
+    mark = unfinished_mark(out)
     plain = out.is_file() or not out.exists()
     done = 0
-    if plain and out.exists() and mark.is_file() and mark.read_text(encoding="utf-8") == job:
+    if is_begun(out, job):
         done = _cut(out, samples)
         print(f"{out} was broken off after {done:,} prompts; it goes on there", file=sys.stderr)
+    if plain:  # the mark first: killed in between, the same command goes on
+        mark.write_text(job, encoding="utf-8")
     with out.open("a" if done else "w", encoding="utf-8") as paper:
-        if plain:
-            mark.write_text(job, encoding="utf-8")
         yield paper, done
     mark.unlink(missing_ok=True)
 

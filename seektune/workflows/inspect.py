@@ -10,6 +10,7 @@ from typing import Any
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.scan import FolderScan, Mismatch, format_of, mismatch, scan
 from seektune.io.console import counted, listed, many, say, size
+from seektune.io.text import on_one_line
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import ATTENTION_NAMES, PRESETS, DeepseekV4Config
 from seektune.model.count import count_parameters
@@ -185,7 +186,7 @@ def inspect(folder: Path, as_json: bool = False) -> bool:
         say(json.dumps(card.to_dict(), indent=2))
         return card.complete
     for name, value in _lines(card):
-        say(f"{f'{name}:':<13}{value}" if name else value)
+        say(f"{f'{name}:':<13}{on_one_line(value)}" if name else on_one_line(value))
     return card.complete
 
 

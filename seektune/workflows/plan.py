@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from seektune.io.atomic import refuse_existing
 from seektune.io.console import say
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import GIGA, Cluster
@@ -43,8 +44,11 @@ def plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> bool:
     With `search` the plan is that of the fastest layout that fits.
 
     Raises:
-        ValueError: the architecture is not known without the network, or nothing fits so many GPUs.
+        ValueError: the architecture is not known without the network, nothing fits so many GPUs, or the HTML file
+            exists already.
     """
+    if asked.html is not None:
+        refuse_existing(asked.html)
     report, nodes = take_plan(recipe, cluster, asked)
     if asked.html is not None:
         write_html(report, asked.html)

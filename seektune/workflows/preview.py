@@ -12,7 +12,8 @@ from seektune.data.example import Example
 from seektune.data.loader import Loader, micro_batches
 from seektune.data.packing import Row, fitting
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.io.console import counted, printable, say
+from seektune.io.console import counted, say
+from seektune.io.text import on_one_line, printable
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
 from seektune.sequence import IGNORE_INDEX
@@ -93,7 +94,7 @@ def _show(place: RowPlace, row: int, tokenizer: Tokenizer, paper: Console) -> No
     start = 0
     for number, example in enumerate(place.documents, start=1):
         stop = start + len(example.tokens)
-        paper.print(f"\ndocument {number}, tokens {start} to {stop - 1}: {example.name}", markup=False)
+        paper.print(f"\ndocument {number}, tokens {start} to {stop - 1}: {on_one_line(example.name)}", markup=False)
         _show_document(place.tokens[start:stop], place.taught[start:stop], None, tokenizer, paper)
         start = stop
     if padding:
@@ -101,7 +102,7 @@ def _show(place: RowPlace, row: int, tokenizer: Tokenizer, paper: Console) -> No
 
 
 def _show_overlong(example: Example, length: int, tokenizer: Tokenizer, paper: Console) -> None:
-    paper.print(f"the longest row, {counted(len(example.tokens), 'token')}: {example.name}", markup=False)
+    paper.print(f"the longest row, {counted(len(example.tokens), 'token')}: {on_one_line(example.name)}", markup=False)
     paper.print(_legend(paper))
     _show_document(example.tokens, example.taught, length, tokenizer, paper)
 

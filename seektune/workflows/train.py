@@ -55,7 +55,7 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, slot
         OSError: reading, downloading or writing failed; what was written before stays.
     """
     folder = choose_folder(recipe.run_dir, name, datetime.now())
-    with Interruption(worker=slot.world > 1) as interruption, process_group(slot), ExitStack() as stack:
+    with Interruption(worker=slot.worker) as interruption, process_group(slot), ExitStack() as stack:
         try:
             config = read_config(recipe.model)
             mesh = build_mesh(recipe, config, slot)

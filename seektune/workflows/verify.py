@@ -9,6 +9,7 @@ from typing import Any
 from seektune.checkpoint import locate
 from seektune.checkpoint.compare import STATUSES, Comparison, compare
 from seektune.io.console import byte_bar, say, size
+from seektune.io.text import on_one_line
 
 SHOWN = 20
 """Differing tensors in the table; `--json` has all."""
@@ -66,7 +67,7 @@ def _table(found: Sequence[Comparison]) -> None:
             say(f"{status:<17}{len(those):>9,}{size(sum(each.bytes for each in those)):>12}")
     different = [each for each in found if not each.equal]
     for each in different[:SHOWN]:
-        say(f"{each.name}: {_in_words(each)}")
+        say(f"{on_one_line(each.name)}: {_in_words(each)}")
     if len(different) > SHOWN:
         say(f"... and {len(different) - SHOWN:,} more (--json lists all)")
     say(

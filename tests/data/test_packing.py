@@ -57,3 +57,6 @@ def test_the_longest_of_overlong_examples_is_named_with_what_to_set():
 def test_dropping_everything_is_an_error():
     with pytest.raises(ValueError, match="3 of 3 examples do not fit"):
         fitting([example(9)] * 3, 8, "drop")
+    for overlong in ("error", "drop"):  # nothing would be left, so dropping is no remedy
+        with pytest.raises(ValueError, match=r"\(3 of 3 examples do not fit\); set --batch\.length=9$"):
+            fitting([example(9)] * 3, 8, overlong)

@@ -1,9 +1,11 @@
+import fcntl
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from seektune.io.atomic import AtomicAppender, replacing, write_atomically
+from seektune.io.atomic import SCRATCH, AtomicAppender, refuse_existing, replacing, write_atomically
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
@@ -66,3 +68,37 @@ def test_a_full_disk_takes_no_part_of_a_piece(tmp_path):
     file.write(b"z" * 100)
     file.close()
     assert (tmp_path / "a").read_bytes() == b"x" * 200 + b"z" * 100
+
+
+def test_only_what_killed_writers_left_is_removed(tmp_path):
+    for name in (f".a.00000000{SCRATCH}", f".a.b.00000000{SCRATCH}", f".a.mine{SCRATCH}"):
+        (tmp_path / name).touch()
+    with (tmp_path / f".a.11111111{SCRATCH}").open("wb") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        write_atomically(tmp_path / "a", "new")
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"a", f".a.b.00000000{SCRATCH}", f".a.mine{SCRATCH}", f".a.11111111{SCRATCH}"}
+
+
+def test_an_output_must_be_new(tmp_path: Path):
+    (tmp_path / "full").write_text("mine")
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to("full")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "folder").mkdir()
+    for name, said in (
+        ("full", "full exists already; name a new file"),
+        ("empty", "empty exists already; name a new file"),
+        ("link", "link exists already; name a new file"),
+        ("dangling", "is a link to nowhere, which does not exist"),
+        ("folder", "is a folder; name a new file"),
+        ("not/there", "there is no folder .*not"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            refuse_existing(tmp_path / name)
+
+
+def test_an_output_may_be_a_device(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "new", tmp_path / "pipe", Path(os.devnull)):
+        refuse_existing(file)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from threading import Event, Thread
 
+import psutil
 import pytest
 
 from seektune.exit_codes import RESUME_ME
@@ -175,3 +176,12 @@ def test_port_in_use_is_reported_in_one_line(capfd):
     assert how.code == 1
     assert how.message.startswith(f"--rdzv-endpoint {endpoint} cannot be opened on this node")
     assert "\n" not in how.message
+
+
+def test_the_store_of_one_node_is_reached_from_nowhere_else():
+    store = rendezvous._store("127.0.0.1", 0, serve=True)
+    client = rendezvous._store("127.0.0.1", store.port, serve=False)
+    client.set("key", "value")
+    assert store.get("key") == b"value"
+    listening = [each.laddr for each in psutil.Process().net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    assert [place.ip for place in listening if place.port == store.port] == ["127.0.0.1"]

@@ -39,6 +39,7 @@ VARIANTS = {
     ),
     "hostile": (JobSpec(HOSTILE, (f"--run_dir={HOSTILE}",), 2, 8, "mine", has_run_dir=True), Slurm(venv=HOSTILE)),
     "one node": (JobSpec("r.yaml", (), 1, 1, "mine"), Slurm()),
+    "set-up": (TASK, Slurm(setup=("module load cuda", "conda activate x"), sbatch=("array=0-3", "--reservation=r"))),
 }
 
 

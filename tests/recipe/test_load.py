@@ -76,14 +76,37 @@ MISTAKES = {
     "optimizer:\n  lr: fast": "job.yaml:8: optimizer.lr must be a finite number, not 'fast'",
     "optimizer:\n  lr: .nan": "job.yaml:8: optimizer.lr must be a finite number, not '.nan'",
     "optimizer:\n  lr: 1e400": "job.yaml:8: optimizer.lr must be a finite number, not '1e400'",
-    "optimizer:\n  lr: '1e-5'": "job.yaml:8: optimizer.lr must be a finite number, not '1e-5'",
+    "optimizer:\n  lr: '1e-5'": "job.yaml:8: optimizer.lr must be a finite number, not '1e-5'; write 1e-5 without q",
     "optimizer:\n  lr: -1e-5": "job.yaml:8: optimizer.lr must be greater than 0.0, not -1e-5",
-    "optimizer:\n  betas: 0.9": "job.yaml:8: optimizer.betas must be a list such as [0.9, 0.95], not 0.9",
+    "optimizer:\n  betas: 0.9": "job.yaml:8: optimizer.betas must be a list, not 0.9; write a list such as [0.9, 0.95]",
+    "optimizer:\n  betas: 0.8,0.9": "job.yaml:8: optimizer.betas must be a list, not '0.8,0.9'; write [0.8,0.9]",
+    "lora:\n  targets: attn": "job.yaml:8: lora.targets must be a list, not 'attn'; write [attn]",
+    "lora:\n  targets: attn, ffn": "job.yaml:8: lora.targets must be a list, not 'attn, ffn'; write [attn, ffn]",
     "optimizer:\n  betas:\n  - 0.9\n  - 2": "job.yaml:8: optimizer.betas.1 must be less than 1.0, not 2",
     "optimizer: 5": "job.yaml:7: optimizer is a section, whose keys are set one by one, not 5",
     "optimizer:": "job.yaml:7: optimizer is a section, whose keys are set one by one, not null",
     "seed: true": "job.yaml:7: seed must be a whole number, not true",
     "seed: 1.5": "job.yaml:7: seed must be a whole number, not 1.5",
+    "seed: 1e3": "job.yaml:7: seed must be a whole number, not 1e3; write 1000",
+    "seed: '7'": "job.yaml:7: seed must be a whole number, not '7'; write 7 without quotes",
+    "lora:\n  dora: 'true'": "job.yaml:8: lora.dora must be true or false, not 'true'; write true without quotes",
+    "lora:\n  dora: yes": "job.yaml:8: lora.dora must be true or false, not 'yes'; write true",
+    "lora:\n  dora: 0": "job.yaml:8: lora.dora must be true or false, not 0; write false",
+    "seed:\t1": "job.yaml:7: YAML takes no tab here; use a space",
+    "data:\n\tpath: x": "job.yaml:8: a tab cannot indent YAML; use spaces",
+    "evaluate:\n  limit: none": "job.yaml:8: evaluate.limit: write null for none, not none",
+    "evaluate:\n  every: None": "job.yaml:8: evaluate.every: write null for none, not None",
+    "evaluate:\n  tasks: none": "job.yaml:8: evaluate.tasks: write [] for none, null for the default, not none",
+    "data:\n  path: none": "job.yaml:8: data.path: write null for none, not none",
+    "run_dir: 'none'": "job.yaml:7: run_dir: write null for none, not none",
+    "run_dir: $HOME/runs": "job.yaml:7: run_dir: the path $HOME/runs: $ is not expanded here; write the path out",
+    "data:\n  path: ${oc.env:HOME}/x": "job.yaml:8: data.path: the path ${oc.env:HOME}/x: $ is not expanded here",
+    "run_dir: ~nobody0/x": "job.yaml:7: run_dir: the path ~nobody0/x: there is no user nobody0; write the path out",
+    "data:\n  path: ~nobody0": "job.yaml:8: data.path: the path ~nobody0: there is no user nobody0",
+    "lora:\n  adapter: ~nobody0": "job.yaml:8: lora.adapter: the path ~nobody0: there is no user nobody0",
+    "resume: ~nobody0": "job.yaml:7: resume: the path ~nobody0: there is no user nobody0",
+    'run_dir: "a\\0b"': "job.yaml:7: run_dir: the path 'a\\x00b' holds a control character",
+    "run_dir: ''": "job.yaml:7: run_dir: a path must not be empty",
     "seed: -1": "job.yaml:7: seed must be at least 0, not -1",
     "data:\n  dataset: helaswag": "job.yaml:8: data.dataset must be 'hellaswag', not 'helaswag'; did you mean hel",
     "data:\n  dataset: 5": "job.yaml:8: data.dataset must be 'hellaswag', not 5",
@@ -93,7 +116,7 @@ MISTAKES = {
     "data:\n  path: [a]": "job.yaml:8: data.path must be a string or a path, not a list",
     "data: rows": "job.yaml:7: data is a section, whose keys are set one by one, not 'rows'",
     "evaluate:\n  tasks: [helaswag]": "job.yaml:8: evaluate.tasks.0: unknown task 'helaswag'; the tasks are hellaswag",
-    "evaluate:\n  tasks: validation": "job.yaml:8: evaluate.tasks must be a list, not 'validation'",
+    "evaluate:\n  tasks: validation": "job.yaml:8: evaluate.tasks must be a list, not 'validation'; write [validation]",
     "data:\n  overlong: dropp": "job.yaml:8: data.overlong must be 'error' or 'drop', not 'dropp'; did you mean drop?",
     "run_dir: [a]": "job.yaml:7: run_dir must be a string or a path, not a list",
     "run_dir: true": "job.yaml:7: run_dir must be a string or a path, not true",
@@ -114,6 +137,14 @@ def test_unknown_preset_lists_the_valid_ones(file: Path) -> None:
     assert message == "job.yaml:2: model.preset: unknown preset 'tinny'; the presets are flash, flash-base, pro, tiny"
 
 
+def test_every_path_expands_the_home_folder(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    keys = ("run_dir", "resume", "data.path", "lora.adapter", "model.weights")
+    recipe = load_recipe(file, ["--lora.targets=[attn]", "--model.preset=flash", *(f"--{key}=~/x" for key in keys)])
+    found = (recipe.run_dir, recipe.resume, str(recipe.data.path), recipe.lora.adapter, recipe.model.weights)
+    assert found == ("/home/me/x",) * len(keys)
+
+
 def test_missing_keys_are_named(file: Path) -> None:
     assert complaint(with_line(file, "steps: 10\n", "")) == "job.yaml: steps is missing"
     assert complaint(with_line(file, "  length: 64\n", "")) == "job.yaml:3: batch.length is missing"
@@ -125,6 +156,10 @@ OVERRIDES = {
     "--data.dataset=helaswag": "--data.dataset=helaswag: data.dataset must be 'hellaswag', not 'helaswag'",
     "--evaluate.tasks=[a]": "--evaluate.tasks=[a]: evaluate.tasks.0: unknown task 'a'",
     "--steps=-3": "--steps=-3: steps must be greater than 0, not -3",
+    "--batch.global_size=16000000000000": "--batch.global_size=16000000000000: batch.global_size must be at most 10000",
+    "--evaluate.limit=none": "--evaluate.limit=none: evaluate.limit: write null for none, not none",
+    "--lora.targets=attn": "--lora.targets=attn: lora.targets must be a list, not 'attn'; write [attn]",
+    "--model.weights=~nobody0/x": "--model.weights=~nobody0/x: model.weights: the path ~nobody0/x: there is no user",
     "--steps=true": "--steps=true: steps must be a whole number, not true",
     "--steps=null": "--steps=null: steps must be a whole number, not null",
     "--run-dir=x": "--run-dir=x: run-dir is not a key of a recipe; did you mean run_dir?",
@@ -207,7 +242,7 @@ def test_mtp_weight_defaults_to_0_without_an_mtp_block(file: Path, tmp_path: Pat
     assert "loss.mtp_weight must be 0" in complaint(file, *overrides, "--loss.mtp_weight=0.3")
 
 
-@pytest.mark.parametrize("run_dir", ["runs/a", "1e5", "null", "yes", "2026", "a: b # c", "ünï ✓", "'", "~", "-"])
+@pytest.mark.parametrize("run_dir", ["runs/a", "1e5", "null", "yes", "2026", "a: b # c", "ünï ✓", "'", "a~", "-"])
 def test_dumped_recipe_loads_back_equal(run_dir: str, file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(file, ["--optimizer.lr=3e-6", "--optimizer.betas=[0.8, 0.9]", "--evaluate.limit=null"])
     recipe = recipe.model_copy(update={"run_dir": run_dir})

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from seektune.recipe.load import dump_recipe, load_recipe
+from seektune.run.resume import RunStart, find_start
 from seektune.run.run_dir import TAKEN, choose_folder, held, refuse_taken
 
 NOON = datetime(2026, 3, 4, 12, 0, 5)
@@ -65,3 +67,31 @@ def test_a_good_preparation_leaves_the_folder(tmp_path):
     with held(tmp_path / "runs" / "one"):
         pass
     assert (tmp_path / "runs" / "one").is_dir()
+
+
+def test_a_link_that_leads_nowhere_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted")
+    for path in (tmp_path / "link", tmp_path / "link" / "run"):
+        with pytest.raises(ValueError, match=r"run_dir .*link is a link to .*unmounted, which does not exist"):
+            choose_folder(str(path), "x", NOON)
+
+
+OWN = "# mine\nmodel: {preset: tiny}\nbatch: {global_size: 8, length: 64}\nsteps: 4\n"
+
+
+@pytest.mark.parametrize("text", [OWN, "eggs: 3\n", "\xff"])
+def test_a_recipe_of_the_users_own_is_not_replaced(tmp_path, text):
+    (tmp_path / "own.yaml").write_text(OWN)
+    recipe = load_recipe(tmp_path / "own.yaml")
+    (tmp_path / "recipe.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"holds a recipe\.yaml that no run has written"):
+        find_start(recipe, tmp_path, print)
+
+
+def test_a_run_that_was_killed_as_it_began_is_begun_again(tmp_path):
+    (tmp_path / "own.yaml").write_text(OWN)
+    recipe = load_recipe(tmp_path / "own.yaml")
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
+    told: list[str] = []
+    assert find_start(recipe, tmp_path, told.append) == RunStart()
+    assert len(told) == 1

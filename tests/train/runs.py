@@ -78,14 +78,15 @@ def go_killed(folder: Path, steps: int, threads: int, at: int) -> None:
 
 
 def end_by_two_signals(folder: Path) -> None:
-    """A run that gets SIGTERM in a step, and another before the step is over."""
+    """A run that gets SIGTERM in a step, delivered twice, and SIGINT before the step is over."""
 
     class Deaf(MadeStream):
         def next_step(self):
             if self.drawn == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
-                raise AssertionError("the second signal did not end the process")
+                os.kill(os.getpid(), signal.SIGINT)
+                raise AssertionError("the second request did not end the process")
             return super().next_step()
 
     go(folder, 5, stream=Deaf())

@@ -84,6 +84,14 @@ def test_a_run_that_starts_anew_forgets_the_files(tmp_path):
     assert read_records(tmp_path / "metrics.jsonl") == []
 
 
+def test_a_save_that_failed_has_a_line(tmp_path, capsys):
+    with MetricsLog(tmp_path, 2, LoggingConfig(tensorboard=False)) as log:
+        log.not_saved(1, "could not write step-000001: No space left on device")
+    line = {"step": 1, "not_saved": "could not write step-000001: No space left on device"}
+    assert read_records(tmp_path / "metrics.jsonl") == [line]
+    assert capsys.readouterr().out == f"not saved: {line['not_saved']}\n"
+
+
 def test_a_skipped_step_has_a_line(tmp_path):
     with MetricsLog(tmp_path, 2, LoggingConfig(tensorboard=False)) as log:
         log.skipped(1, "the loss is not finite")

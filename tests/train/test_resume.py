@@ -102,8 +102,8 @@ def test_a_signal_in_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
     assert same_state(whole, go(tmp_path / "cut", 4))
 
 
-def test_a_second_signal_ends_the_process_at_once(tmp_path):
-    assert run_forked(end_by_two_signals, tmp_path) == 128 + signal.SIGTERM
+def test_a_second_request_ends_the_process_at_once(tmp_path):
+    assert run_forked(end_by_two_signals, tmp_path) == 128 + signal.SIGINT
 
 
 def test_a_stuck_step_ends_the_process_and_names_the_phase(tmp_path, capfd):

@@ -77,6 +77,13 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (row,) = (tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(row) == {"messages": talk.messages}
     assert len(talk.messages) == 3
+    talk.hear(f"/save {tmp_path / 'talk.jsonl'}")
+    assert len((tmp_path / "talk.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    for content in ("mine", '{"hidden_size": 8}'):
+        (tmp_path / "notes").write_text(content, encoding="utf-8")
+        talk.hear(f"/save {tmp_path / 'notes'}")
+        assert (tmp_path / "notes").read_text(encoding="utf-8") == content
+    talk.hear("/save ~nobody0/talk")
     talk.hear("/reset")
     assert talk.messages == [{"role": "system", "content": "Be brief."}]
     talk.hear(f"/save {tmp_path / 'nothing.jsonl'}")
@@ -91,7 +98,9 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     for words in (
         "no response to save yet",
         "half of a surrogate",
-        "No such file",
+        "there is no folder /nowhere/at",
+        "there is no user nobody0",
+        "exists already",
         "/save needs the name",
         "/reset         clear",
     ):

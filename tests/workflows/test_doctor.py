@@ -12,6 +12,7 @@ import pytest
 from seektune.workflows import doctor
 from seektune.workflows.validate import BAD, GOOD
 from tests.patience import HUNG
+from tests.places import ROOT
 
 
 def test_a_full_disk_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,3 +56,15 @@ def test_workers_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     found = doctor._meeting(1)
     assert (found.state, found.said) == (BAD, "1 did not meet and part within 60 s")
     assert not psutil.pid_exists(int(worker.read_text()))
+
+
+@pytest.mark.slow
+def test_no_process_takes_modules_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = tmp_path / "planted"
+    for name in ("torch", "typing", "socket"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(planted)!r}, 'w')")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+    found = doctor._meeting(2)
+    assert found.said.startswith("2 over gloo"), found.said
+    assert not planted.exists()

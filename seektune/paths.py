@@ -1,0 +1,48 @@
+"""One reading of a path for every recipe key and flag: `~` is expanded, and what nobody expands is refused."""
+
+import re
+import unicodedata
+from pathlib import Path
+
+VARIABLE = re.compile(r"\$[A-Za-z_{(]")
+"""What a shell, or another program's recipes, would expand."""
+
+
+def expand_path(text: str) -> str:
+    """A path as a user writes it, with `~` and `~NAME` replaced by the home folder; Hub ids stay as they are.
+
+    Raises:
+        ValueError: it is empty, holds a variable or a control character, or no user has that name.
+    """
+    if not text.strip():
+        raise ValueError("a path must not be empty")
+    if any(unicodedata.category(letter) == "Cc" for letter in text):
+        raise ValueError(f"the path {text!r} holds a control character")
+    if VARIABLE.search(text):
+        raise ValueError(f"the path {text}: $ is not expanded here; write the path out, or use ~ for your home folder")
+    if not text.startswith("~"):
+        return text
+    try:
+        return str(Path(text).expanduser())
+    except RuntimeError:
+        name = text.split("/")[0]
+        known = "there is no home folder" if name == "~" else f"there is no user {name[1:]}"
+        raise ValueError(
+            f"the path {text}: {known}; write the path out, or ./{text} for a folder of that name"
+        ) from None
+
+
+def user_path(text: str) -> Path:
+    """As `expand_path`, as a Path."""
+    return Path(expand_path(text))
+
+
+def refuse_dangling(path: Path) -> None:
+    """Check that a place to write to is not behind a link that leads nowhere, perhaps to a disk that is missing.
+
+    Raises:
+        ValueError: it, or a folder above it, is such a link.
+    """
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise ValueError(f"{path}: {place} is a link to {place.readlink()}, which does not exist; make it first")

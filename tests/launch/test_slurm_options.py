@@ -1,0 +1,111 @@
+"""Time limits and further options of sbatch."""
+
+import pytest
+
+from seektune.launch.job_spec import JobSpec
+from seektune.launch.slurm import Slurm, write_slurm
+from seektune.launch.slurm_options import check_time, checked_option, seconds_of
+
+TASK = JobSpec("recipe.yaml", (), 2, 8, "mine")
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("90", 5400),
+        ("10:30", 630),
+        ("01:02:03", 3723),
+        ("100:00:00", 360_000),
+        ("2-12", 216_000),
+        ("1-00:30", 88_200),
+        ("1-02:03:04", 93_784),
+        ("UNLIMITED", None),
+        ("infinite", None),
+        ("0", None),
+    ],
+)
+def test_the_forms_of_a_time(time: str, seconds: int | None) -> None:
+    assert seconds_of(time) == seconds
+
+
+@pytest.mark.parametrize(
+    ("time", "said"),
+    [
+        ("24h", "write 24:00:00"),
+        ("2d12h", "write 60:00:00"),
+        ("90min", "write 01:30:00"),
+        ("1h30m10s", "write 01:30:10"),
+        ("tomorrow", "write HH:MM:SS, D-HH:MM:SS, or a number of minutes"),
+        ("1:2:3:4", "write HH:MM:SS"),
+        ("1-", "write HH:MM:SS"),
+        ("-5", "write HH:MM:SS"),
+        ("1.5", "write HH:MM:SS"),
+    ],
+)
+def test_what_is_no_time_is_answered_with_what_was_meant(time: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"--time {time} is no time of Slurm; {said}"):
+        write_slurm(TASK, Slurm(time=time))
+
+
+@pytest.mark.parametrize(
+    ("time", "signal_seconds", "fits"),
+    [
+        ("00:10:00", 600, False),
+        ("00:05:00", 600, False),
+        ("00:11:59", 600, False),
+        ("00:12:00", 600, True),
+        ("24:00:00", 600, True),
+        ("1-00", 65_535, True),
+        ("15:00:00", 65_535, False),
+        ("3", 60, True),
+        ("0", 600, True),
+    ],
+)
+def test_a_job_has_time_before_its_signal(time: str, signal_seconds: int, fits: bool) -> None:
+    if fits:
+        check_time(time, signal_seconds)
+        return
+    with pytest.raises(
+        ValueError, match=f"--signal-seconds {signal_seconds} .*; raise --time or lower --signal-seconds"
+    ):
+        check_time(time, signal_seconds)
+
+
+def test_further_options_are_lines_of_the_head() -> None:
+    options = ("--reservation=mine", "mail-type=END,FAIL", "--array=0-3%1", "nice")
+    head = write_slurm(TASK, Slurm(sbatch=options)).split("\n\n")[0].splitlines()
+    assert head[-4:] == [
+        "#SBATCH --reservation=mine",
+        "#SBATCH --mail-type=END,FAIL",
+        "#SBATCH --array=0-3%1",
+        "#SBATCH --nice",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--time=1", "the script sets --time itself, or a flag of this verb does"),
+        ("signal=USR2@5", "the script sets --signal itself"),
+        ("comment=two words", "#SBATCH line accepts"),
+        ("=x", "must be NAME=VALUE or NAME"),
+        ("A=x", "must be NAME=VALUE or NAME"),
+    ],
+)
+def test_options_that_cannot_be_added(option: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        checked_option(option)
+
+
+def test_set_up_lines_come_before_the_command() -> None:
+    lines = write_slurm(TASK, Slurm(setup=("module load cuda/12.4", "conda activate seek"))).splitlines()
+    start = lines.index("set +u")
+    assert lines[start : start + 4] == [
+        "set +u",
+        "module load cuda/12.4 || exit 1",
+        "conda activate seek || exit 1",
+        "set -u",
+    ]
+    assert start < lines.index("command=(")
+    with pytest.raises(ValueError, match="--setup must be one line"):
+        write_slurm(TASK, Slurm(setup=("a\nb",)))
