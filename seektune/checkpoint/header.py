@@ -63,7 +63,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     except FileNotFoundError:
         raise ValueError(f"{file} is missing; the checkpoint is incomplete") from None
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or truncated: {str(error):.300}") from None
+        raise ValueError(f"{file} is damaged or truncated: {error!s:.300}") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
     header.pop("__metadata__", None)

@@ -111,7 +111,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         check_regular(file)
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read: {str(error):.300}") from None
+        raise ValueError(f"{file} cannot be read: {error!s:.300}") from None
 
 
 def trained_on(folder: Path) -> tuple[str | None, str | None]:
