@@ -1,14 +1,14 @@
 """Convert a checkpoint folder to another format: streamed, resumable, never over a folder of anything else."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from seektune.checkpoint.check_values import check_values
+from seektune.checkpoint.companions import copy_companions
 from seektune.checkpoint.export import ExportReport, export_tensors
-from seektune.checkpoint.files import INDEX
 from seektune.checkpoint.formats import format_named
-from seektune.checkpoint.resumable_dir import RECORD, Record, ResumableDir, read_record, resumable_dir
+from seektune.checkpoint.resumable_dir import Record, ResumableDir, read_record, resumable_dir
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.write import (
     LazyTensors,
@@ -20,13 +20,10 @@ from seektune.checkpoint.write import (
     write_index,
     write_shard,
 )
-from seektune.io.config_json import CONFIG, read_config, write_config
-
-COMPANIONS = (".json", ".txt", ".md", ".jinja")
-"""Suffixes of files that are copied unchanged: tokenizer, generation config, chat template, model card."""
+from seektune.io.config_json import read_config, write_config
 
 Progress = Callable[[int, int], None]
-"""Called with bytes written so far and in all."""
+"""Called with bytes done so far and in all."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +49,7 @@ def convert(
     original: Path | None = None,
     progress: Progress = lambda done, total: None,
     shard_bytes: int | None = None,
+    checking: Progress = lambda done, total: None,
 ) -> Conversion:
     """Write `source` in another format with memory for one tensor. An interrupted call is resumed by the next.
 
@@ -64,10 +62,11 @@ def convert(
         original: a checkpoint folder; tensors that still have its values keep its bytes.
         progress: called with the bytes written so far and in all.
         shard_bytes: size limit of a shard; one shard per layer if not given.
+        checking: called with the bytes searched for damaged values so far and in all, before anything is written.
 
     Raises:
-        ValueError: unknown format, unreadable source, a tensor that the format cannot hold, or a destination that holds
-            something else or is being written by another call.
+        ValueError: unknown format, unreadable source, a tensor that holds NaN or infinity or that the format cannot
+            hold, or a destination that holds something else or is being written by another call.
         OSError: not enough disk space, or writing failed; complete shards are kept for the next call.
     """
     target = format_named(format)
@@ -90,6 +89,8 @@ def convert(
         # checked again under the lock: another call may have finished since
         _check_free(final)
         resumed = _drop_damaged(work, shards)
+        if not resumed:
+            check_values(weights, checking)
         check_disk_space(
             work.final.parent, [shard for name, shard in shards.items() if name not in work.record["shards"]]
         )
@@ -183,17 +184,10 @@ def _write_shards(
     work.record["shards"] = {name: work.record["shards"][name] for name in shards}
 
 
-def copy_companions(source: Path, folder: Path) -> None:
-    """Copy the small files next to the weights, except config.json and the index."""
-    own = {CONFIG, INDEX, RECORD}
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix in COMPANIONS and file.name not in own:
-            shutil.copyfile(file, folder / file.name)
-
-
 def _fingerprint(folder: Path) -> dict[str, list[int]]:
-    """Size and modification time of each weight file, to notice a changed source."""
-    stats = {file.name: file.stat() for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".json")}
+    """Size and modification time of each weight file, to notice a changed source; links that lead nowhere are none."""
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".safetensors", ".json") and file.is_file()]
+    stats = {file.name: file.stat() for file in files}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 

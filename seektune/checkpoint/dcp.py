@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import FILE_BYTES, Shard
+from seektune.checkpoint.sharding_info import check_offsets, check_whole
 
 
 def write_shards(folder: Path, shards: Mapping[str, Shard], ranks: Ranks) -> None:
@@ -54,12 +55,16 @@ def read_metadata(folder: Path) -> Metadata:
     """Which shards the files of a folder hold, from their headers.
 
     Raises:
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or the shards of all files are not whole tensors.
     """
+    for file in sorted(folder.glob("*.safetensors")):
+        check_offsets(file)
     try:
-        return HuggingFaceStorageReader(str(folder)).read_metadata()
+        metadata = HuggingFaceStorageReader(str(folder)).read_metadata()
     except SafetensorError as error:
         raise ValueError(f"{folder} is damaged: {error}") from None
+    check_whole(metadata, folder)
+    return metadata
 
 
 def shapes_in(metadata: Metadata) -> dict[str, Shape]:

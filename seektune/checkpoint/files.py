@@ -24,7 +24,7 @@ class TensorFiles:
 
     def __init__(self, folder: Path):
         self._files = {name: folder / file for name, file in read_index(folder).items()}
-        headers = {file: read_header(file) for file in sorted(set(self._files.values()))}
+        headers = {file: read_listed_header(file) for file in sorted(set(self._files.values()))}
         for file, entries in headers.items():
             for name in entries.keys() - self._files.keys():
                 raise ValueError(f"{file} holds {name}, which {INDEX} does not list")
@@ -108,8 +108,30 @@ def read_index(folder: Path) -> dict[str, str]:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{index} is not an index of safetensors files (a JSON object with weight_map)") from None
     if not (folder / SINGLE).is_file():
-        raise ValueError(f"{folder} holds no weights: neither {INDEX} nor {SINGLE}")
+        raise ValueError(no_weights(folder))
     return dict.fromkeys(read_header(folder / SINGLE), SINGLE)
+
+
+def no_weights(folder: Path) -> str:
+    """The sentence about a folder that has neither an index nor a single file."""
+    if shards := sorted(file.name for file in folder.glob("model-*.safetensors")):
+        return f"{folder} holds {shards[0]} but no {INDEX}, which lists the tensors of all shards; copy it there too"
+    return f"{folder} holds no weights: neither {INDEX} nor {SINGLE}"
+
+
+def read_listed_header(file: Path) -> dict[str, TensorEntry]:
+    """As `read_header`, of a file that an index may name.
+
+    Raises:
+        ValueError: as `read_header`; the message says when the index itself looks stale.
+    """
+    single = file.with_name(SINGLE)
+    stale = not file.exists() and file != single and single.is_file()
+    try:
+        return read_header(file)
+    except ValueError as error:
+        hint = f"; if {SINGLE} beside it is the checkpoint, remove {INDEX}" if stale else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def _plain_name(file: str) -> str:

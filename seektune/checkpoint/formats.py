@@ -4,14 +4,14 @@ A *kind* is the encoding of one tensor: `fp4`, `fp8` (E8M0 scales), `fp8_f32` (F
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.names import Shape
+from seektune.checkpoint.names import Shape, scale_name
 from seektune.kernels import (
     FP4_GROUP,
     FP4_PER_BYTE,
@@ -138,6 +138,19 @@ def format_named(name: str) -> Format:
 def kind_on_disk(dtype: str, scale_dtype: str | None) -> str | None:
     """The kind of a stored tensor, from the safetensors dtypes of weight and scales; None if no kind has these."""
     return _KINDS.get((dtype, scale_dtype))
+
+
+def unknown_kind(name: str, dtype: str, scale_dtype: str | None, names: Container[str]) -> str:
+    """The end of a sentence about a tensor that `kind_on_disk` does not know: its weight and scales judged together.
+
+    `names` holds all names of the folder.
+    """
+    if scale_dtype is not None:
+        return f"dtype {dtype} with {scale_dtype} scales, which no supported format uses"
+    scale = scale_name(name)
+    other = f"{name}_scale_inv"
+    why = f"its scales are named {other}, but V4's {scale}" if other in names else f"{scale} is missing"
+    return f"dtype {dtype} without scales ({why}), which no supported format uses"
 
 
 _KINDS = {

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from seektune.checkpoint.names import Shape
+from seektune.io.regular_file import open_regular
 
 DTYPES = {
     torch.float64: "F64",
@@ -50,10 +51,10 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of a file by name.
 
     Raises:
-        ValueError: the file is missing, unreadable, damaged or truncated.
+        ValueError: the file is missing, not a regular file, unreadable, damaged or truncated.
     """
     try:
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             # safe_open validates the file: lengths, dtypes, and offsets without gaps up to the last byte
             with safe_open(file, framework="pt"):
                 pass
@@ -62,7 +63,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     except FileNotFoundError:
         raise ValueError(f"{file} is missing; the checkpoint is incomplete") from None
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or truncated: {error}") from None
+        raise ValueError(f"{file} is damaged or truncated: {error!s:.300}") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
     header.pop("__metadata__", None)

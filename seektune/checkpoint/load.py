@@ -1,17 +1,18 @@
 """Load a checkpoint folder into a model's tensors, one at a time; the dtype on disk decides how each is decoded."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.formats import PLAIN, QUANTIZED
-from seektune.checkpoint.lowbit import as_parameters, is_finite, lowbit_kind, lowbit_names
-from seektune.checkpoint.names import Shape, Slot, scale_name, slots
+from seektune.checkpoint.formats import PLAIN, QUANTIZED, TABLES
+from seektune.checkpoint.lowbit import as_parameters, is_finite, is_plainly_finite, lowbit_kind, lowbit_names
+from seektune.checkpoint.names import Shape, Slot, scale_name, slots, transformers_names
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource
-from seektune.checkpoint.stored import Stored, bands_of
+from seektune.checkpoint.stored import Stored, all_finite
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def load_weights(
             kind = lowbit_kind(shards[slot.model].tensor, shards[scales[slot.model]].tensor)
             _read_packed(source, slot, kind, (target, _part(shards, scales[slot.model], slot)))
         elif target is not None and target.tensor.numel():
-            _check_stored(source, slot, target.tensor.is_floating_point())
+            _check_stored(source, slot)
             _read(source, slot.released, target)
 
 
@@ -54,7 +55,7 @@ def _read(source: FolderSource, name: str, target: Shard) -> None:
     else:
         rows, *columns = target.box
         value = source.values(name, rows)[(slice(None), *columns)]
-    if value.is_floating_point() and not all(value[band].isfinite().all() for band in bands_of(tuple(value.shape))):
+    if not all_finite(value):
         raise ValueError(f"{source.files.where(name)} holds NaN or infinity; the file is damaged")
     target.tensor.copy_(value)
 
@@ -69,7 +70,7 @@ def _read_packed(source: FolderSource, slot: Slot, kind: str, targets: tuple[Sha
         )
     weight, scale = (_bytes_here(source, each, target) for each, target in zip(names, targets, strict=True))
     stored = Stored(kind, weight, scale)
-    if not is_finite(stored):
+    if not is_plainly_finite(stored) and not is_finite(source.stored(name)):
         raise ValueError(f"{source.files.where(name)} holds NaN or infinity; the file is damaged")
     for target, found in zip(targets, as_parameters(stored), strict=True):
         if target is not None:
@@ -85,6 +86,18 @@ def _bytes_here(source: FolderSource, name: str, target: Shard | None) -> Tensor
     return source.files.read(name, rows)[(slice(None), *columns)]
 
 
+def check_fit(source: FolderSource, shapes: Mapping[str, Shape], folder: Path) -> None:
+    """Compare the headers of a folder with the decoded tensors that a model needs, before memory is allocated for it.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected, or of the wrong shape or dtype; the message names it.
+    """
+    wanted = list(slots(shapes))
+    check_names(source, wanted, folder)
+    for slot in wanted:
+        _check_stored(source, slot)
+
+
 def check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> None:
     """Check that a folder holds exactly the wanted tensors.
 
@@ -93,16 +106,19 @@ def check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> N
     """
     expected = {slot.released for slot in wanted}
     found = {name for name, _ in source.shapes()}
+    if (theirs := transformers_names(sorted(found))) is not None:
+        raise ValueError(f"{folder} {theirs}")
     if missing := sorted(expected - found):
         raise ValueError(f"{folder} lacks {_some(missing)}")
     if unexpected := sorted(found - expected):
         raise ValueError(f"{folder} holds {_some(unexpected)}, which the model of its config.json does not have")
 
 
-def _check_stored(source: FolderSource, slot: Slot, floating: bool) -> None:
+def _check_stored(source: FolderSource, slot: Slot) -> None:
     """Check that the kind on disk can hold what the model needs, and that the stored shapes match."""
     name = slot.released
     kind = source.kind(slot.released)
+    floating = re.search(TABLES, name) is None
     if kind in QUANTIZED and len(slot.shape) == 2:
         weight, scale = QUANTIZED[kind].shapes(slot.shape)
         _check_shape(source, name, weight)

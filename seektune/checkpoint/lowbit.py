@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.names import Shape, scale_name
-from seektune.checkpoint.stored import Stored
+from seektune.checkpoint.stored import Stored, all_finite, bands_of
 from seektune.kernels import values_per_element
 
 _KINDS = {
@@ -19,7 +19,8 @@ _KINDS = {
     (torch.uint8, torch.float32): "fp8_f32",
 }
 _E4M3_NAN = 127
-_E8M0_NAN = 255
+_LARGEST_CODE = {"fp4": 6.0, "fp8": 448.0, "fp8_f32": 448.0}
+_LARGEST_VALUE = torch.finfo(torch.bfloat16).max
 
 
 def as_parameters(stored: Stored) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,21 @@ def value_counts(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def is_finite(stored: Stored) -> bool:
-    """Whether a quantized tensor, or a shard of it, holds no NaN and no infinity; checked on the bytes."""
-    weight, scale = as_parameters(stored)
-    good = bool((scale != _E8M0_NAN).all() if scale.dtype == torch.uint8 else scale.isfinite().all())
-    return good and not (weight.dtype == torch.uint8 and bool(((weight & _E4M3_NAN) == _E4M3_NAN).any()))
+    """Whether every decoded value is finite, as `all_finite` says; quantized tensors are seldom decoded for this."""
+    if stored.scale is None:
+        return all_finite(stored.weight)
+    return is_plainly_finite(stored) or all(all_finite(stored.part(band).values()) for band in bands_of(stored.shape))
+
+
+def is_plainly_finite(stored: Stored) -> bool:
+    """Whether no code is NaN and no scale is NaN or so large that a code could become infinity.
+
+    Only bytes are looked at, so weight and scales may be different shards of a tensor, or empty.
+    """
+    weight, _ = as_parameters(stored)
+    assert stored.scale is not None, f"{stored.kind} is not low-bit"
+    largest = stored.scale.float().abs().amax().item() if stored.scale.numel() else 0.0
+    # false also where the largest scale is NaN
+    if not largest * _LARGEST_CODE[stored.kind] <= _LARGEST_VALUE:
+        return False
+    return weight.dtype != torch.uint8 or not bool(((weight & _E4M3_NAN) == _E4M3_NAN).any())

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seektune.checkpoint.files import INDEX, SINGLE, read_index
-from seektune.checkpoint.formats import FORMATS, QUANTIZED, kind_on_disk
-from seektune.checkpoint.header import TensorEntry, read_header
-from seektune.checkpoint.names import SCALE, Shape, scale_name, slots
+from seektune.checkpoint.files import INDEX, SINGLE, no_weights, read_index, read_listed_header
+from seektune.checkpoint.formats import FORMATS, QUANTIZED, kind_on_disk, unknown_kind
+from seektune.checkpoint.header import TensorEntry
+from seektune.checkpoint.names import SCALE, Shape, scale_name, slots, transformers_names
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,12 @@ class FolderScan:
 
     def kind(self, name: str) -> str | None:
         """The kind of a tensor; None if no format has it, or for a tensor of scales."""
+        return kind_on_disk(self.tensors[name].dtype, self.scale_dtype(name))
+
+    def scale_dtype(self, name: str) -> str | None:
+        """The dtype of a weight's scales; None if it has none."""
         scale = self.tensors.get(scale_name(name)) if name.endswith(".weight") else None
-        return kind_on_disk(self.tensors[name].dtype, scale.dtype if scale else None)
+        return None if scale is None else scale.dtype
 
     def is_scale(self, name: str) -> bool:
         """Whether the tensor holds the scales of a weight in the folder."""
@@ -58,19 +62,22 @@ def scan(folder: Path) -> FolderScan:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     problems: list[str] = []
-    present = {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
+    # a link that leads nowhere has no size; it is a problem only if a loader needs it
+    present = {file.name: file.stat().st_size if file.exists() else 0 for file in sorted(folder.glob("*.safetensors"))}
     placed = _placed(folder, problems)
     files = sorted(set(placed.values())) or ([SINGLE] if SINGLE in present else list(present))
     tensors: dict[str, TensorEntry] = {}
     for file in files:
         try:
-            entries = read_header(folder / file)
+            entries = read_listed_header(folder / file)
         except ValueError as error:
             problems.append(str(error))
             continue
         tensors |= entries
         if placed:
             problems += _misplaced(placed, file, entries)
+    if (theirs := transformers_names(tensors)) is not None:
+        problems.append(f"{folder} {theirs}")
     sizes = {file: present[file] for file in files if file in present}
     return FolderScan(tensors, sizes, [file for file in present if file not in files], problems)
 
@@ -102,7 +109,7 @@ def _placed(folder: Path, problems: list[str]) -> dict[str, str]:
     """File of each tensor by the index; empty if there is no index that can be read."""
     if not (folder / INDEX).is_file():
         if not (folder / SINGLE).is_file():
-            problems.append(f"{folder} has neither {INDEX} nor {SINGLE}, so no loader finds its weights")
+            problems.append(no_weights(folder))
         return {}
     try:
         return read_index(folder)
@@ -128,7 +135,9 @@ def _misplaced(placed: Mapping[str, str], file: str, entries: Mapping[str, Tenso
 def _fault(found: FolderScan, name: str, shape: Shape) -> str | None:
     entry = found.tensors[name]
     kind = found.kind(name)
-    if kind is None or (kind == "i64") != (FORMATS["fp32"].kind(name) == "i64"):
+    if kind is None:
+        return f"{name} has {unknown_kind(name, entry.dtype, found.scale_dtype(name), found.tensors)}"
+    if (kind == "i64") != (FORMATS["fp32"].kind(name) == "i64"):
         return f"{name} has dtype {entry.dtype}, which no format uses for it"
     if kind not in QUANTIZED:
         return None if entry.shape == shape else f"{name} has shape {list(entry.shape)} instead of {list(shape)}"

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from seektune.checkpoint.files import TensorFiles
-from seektune.checkpoint.formats import PLAIN, QUANTIZED, Quantized, kind_on_disk
+from seektune.checkpoint.formats import PLAIN, QUANTIZED, Quantized, kind_on_disk, unknown_kind
 from seektune.checkpoint.lowbit import from_parameters, lowbit_names
 from seektune.checkpoint.names import SCALE, Shape, Slot, scale_name, slots
 from seektune.checkpoint.stored import Stored
@@ -65,6 +65,7 @@ class FolderSource:
     """
 
     def __init__(self, folder: Path):
+        self._folder = folder
         self.files = TensorFiles(folder)
         self._names = self.files.names()
         self._kinds = {name: self._kind(name) for name in sorted(self._names) if not self._is_scale(name)}
@@ -77,7 +78,13 @@ class FolderSource:
             yield name, shape if quantized is None else (*shape[:-1], shape[-1] * quantized.packing)
 
     def kind(self, name: str) -> str:
-        """The kind of the tensor on disk."""
+        """The kind of the tensor on disk.
+
+        Raises:
+            ValueError: the folder lacks it.
+        """
+        if name not in self._kinds:
+            raise ValueError(f"{self._folder} lacks {name}")
         return self._kinds[name]
 
     def holds(self, name: str) -> bool:
@@ -123,8 +130,7 @@ class FolderSource:
         if kind is None and name.endswith(SCALE):
             raise ValueError(f"{self.files.where(name)} has no matching {name.removesuffix(SCALE)}.weight")
         if kind is None:
-            scales = f"with {scale_dtype} scales" if paired else f"without scales ({scale} is missing)"
-            raise ValueError(f"{self.files.where(name)} has dtype {dtype} {scales}, which no supported format uses")
+            raise ValueError(f"{self.files.where(name)} has {unknown_kind(name, dtype, scale_dtype, self._names)}")
         if kind in QUANTIZED:
             self._check_scales(name, QUANTIZED[kind])
         return kind

@@ -93,6 +93,13 @@ def bands_of(shape: Shape) -> Iterator[Band]:
         yield slice(start, min(start + height, shape[0]))
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether every value is a finite number in bf16, and so in every dtype in which a model computes."""
+    if not values.is_floating_point():
+        return True
+    return all(bool(values[band].bfloat16().isfinite().all()) for band in bands_of(tuple(values.shape)))
+
+
 def encode(part: Stored, values: Tensor, kind: str) -> Stored:
     """Encode a band as another kind, given its decoded `values`; bytes are recast without rounding where possible.
 

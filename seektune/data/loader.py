@@ -8,7 +8,11 @@ import numpy as np
 from seektune.data.config import BatchConfig
 from seektune.data.example import Example
 from seektune.data.packing import FirstFit, Row, collate, pack, singly
+from seektune.io.json_file import whole_number
 from seektune.sequence import Batch
+
+MOST_EXAMPLES = 2**48
+"""More examples, or times through them, than any run has."""
 
 
 class LoaderState(TypedDict):
@@ -58,15 +62,16 @@ class Loader:
         """Continue exactly at the position of another loader of the same examples, batch and seed.
 
         Raises:
-            ValueError: the state is that of a dataset of another size.
+            ValueError: the state is that of a dataset of another size, or damaged.
         """
-        if state["examples"] != len(self._examples):
+        examples = whole_number(state, "examples", 0, MOST_EXAMPLES)
+        if examples != len(self._examples):
             raise ValueError(
-                f"the run to resume had {state['examples']} training examples, this dataset gives "
+                f"the run to resume had {examples} training examples, this dataset gives "
                 f"{len(self._examples)}; resume with the same data, batch.length and data.overlong"
             )
-        self._epoch = state["epoch"]
-        self._offset = state["offset"]
+        self._epoch = whole_number(state, "epoch", 0, MOST_EXAMPLES)
+        self._offset = whole_number(state, "offset", 0, max(examples - 1, 0))
         self._order = self._permutation()
 
     def _single_rows(self) -> list[Row]:

@@ -35,7 +35,7 @@ class Tokenizer:
 
     def __init__(self, text: str):
         """From the text of a tokenizer.json."""
-        self._text = text
+        self.text = text
         self._whole = tokenizers.Tokenizer.from_str(text)
         # Not all control tokens are flagged special, so `encode_special_tokens` would let some through: a second
         # tokenizer without them encodes plain text.
@@ -108,7 +108,7 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_max_length": MODEL_MAX_LENGTH,
         }
-        (folder / "tokenizer.json").write_text(self._text, encoding="utf-8", newline="")
+        (folder / "tokenizer.json").write_text(self.text, encoding="utf-8", newline="")
         (folder / "tokenizer_config.json").write_text(_as_json(config), encoding="utf-8")
 
     def _id(self, token: str) -> int:

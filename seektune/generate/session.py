@@ -1,13 +1,17 @@
 """Loading a checkpoint and options of generation, shared by `generate`, `chat`, `eval` and `serve`."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from seektune.checkpoint import locate
+from seektune.data.other_tokenizer import tokenizer_note
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import DEFAULT, Sampling
 from seektune.lora.files import load_adapter
+from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.choices import DtypeName, NumericsName
 from seektune.model.device import DTYPES, choose_device
@@ -41,16 +45,25 @@ class LoadOptions:
         return model
 
     def check(self) -> None:
-        """Check that the adapter exists, before weights are read.
+        """Check that the adapter can be read, before weights are.
 
         Raises:
-            ValueError: it does not.
+            ValueError: it cannot.
         """
-        if self.adapter is not None and not self.adapter.is_dir():
+        if self.adapter is None:
+            return
+        if not self.adapter.is_dir():
             raise ValueError(f"--adapter {self.adapter}: no such folder")
+        read_adapter(self.adapter)
 
 
 AS_STORED = LoadOptions()
+
+
+def note_other_tokenizer(name: str, tokenizer: Tokenizer) -> None:
+    """Say on standard error if a checkpoint has a tokenizer.json of its own, which is not used."""
+    if (note := tokenizer_note(locate(name), tokenizer)) is not None:
+        print(note, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,7 @@ class Session:
         self.setting = setting
         self.model = setting.reading.read(name)
         self.tokenizer: Tokenizer = load_tokenizer(self.model.config.vocab_size)
+        note_other_tokenizer(name, self.tokenizer)
         if setting.speculative and not self.model.mtp:
             raise ValueError(f"{name} has no MTP block; leave --speculative out")
 

@@ -1,12 +1,23 @@
 """config.json of a checkpoint folder: its path, reading and writing, independent of its keys."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from seektune.io.json_file import read_json, write_json
 
 CONFIG = "config.json"
+REMEDY = (
+    "which SeekTune does not read; use the folder that transformers loaded (seektune merge merges an adapter into it)"
+)
+"""The end of a sentence about a folder that transformers wrote in its own spelling."""
+ARCHITECTURES = ["DeepseekV4ForCausalLM"]
+CODE_KEYS: dict[str, Callable[[Any], bool]] = {
+    "auto_map": lambda value: False,
+    "trust_remote_code": lambda value: False,
+    "architectures": lambda value: value == ARCHITECTURES,
+}
+"""Keys that can make other libraries run foreign code, each with whether a value is harmless."""
 
 
 def config_file(place: Path) -> Path:
@@ -27,10 +38,21 @@ def read_config(place: Path) -> dict[str, Any]:
     return read_json(file)
 
 
+def foreign_code(config: Mapping[str, Any]) -> list[str]:
+    """The keys of a config by which other libraries would run code that is not theirs, or take another architecture."""
+    return [key for key, fits in CODE_KEYS.items() if config.get(key) and not fits(config[key])]
+
+
+def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without those keys."""
+    foreign = foreign_code(config)
+    return {key: value for key, value in config.items() if key not in foreign}
+
+
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json into an existing folder.
+    """Write config.json into an existing folder, without keys that name foreign code.
 
     Raises:
         OSError: it could not be written.
     """
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, without_code(config))

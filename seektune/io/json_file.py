@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from seektune.io.atomic import replacing, write_all
+from seektune.io.regular_file import open_regular
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file.
 
     Raises:
-        ValueError: the file does not exist, is not JSON, or holds another value than an object.
+        ValueError: the file does not exist, is not a regular file, is not JSON, or holds another value than an object.
         OSError: it cannot be read.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            content = file.read()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
+    try:
+        value = json.loads(content.decode("utf-8"))
     except RecursionError:
         raise ValueError(f"{path} is not JSON that can be read: it is nested too deeply") from None
     except ValueError as error:
@@ -26,6 +30,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, not a {type(value).__name__}")
     return value
+
+
+def whole_number(values: object, key: str, least: int, most: int) -> int:
+    """The whole number under a key of an object that was read.
+
+    Raises:
+        ValueError: there is no object or no such number in it.
+    """
+    found = values.get(key) if isinstance(values, dict) else None
+    if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
+        raise ValueError(f"its {key} is {found!r:.40}, not a whole number from {least} to {most}")
+    return found
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

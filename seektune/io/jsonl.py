@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from seektune.io.atomic import AtomicAppender, write_atomically
+from seektune.io.regular_file import open_regular
 from seektune.io.text import check_unicode
 
 
@@ -13,10 +14,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The object of each line and where it was read, `FILE line N`; empty lines are skipped.
 
     Raises:
-        ValueError: a line is not a JSON object in UTF-8; the message begins with file and line.
+        ValueError: it is not a regular file, or a line is not a JSON object in UTF-8; the message begins with file and
+            line.
         OSError: the file cannot be read.
     """
-    with path.open("rb") as lines:
+    with open_regular(path) as lines:
         for number, line in enumerate(lines, start=1):
             place = f"{path} line {number}"
             if text := _decoded(line, place).strip():

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from seektune.io.regular_file import open_regular
+
 
 def check_unicode(text: str) -> None:
     """Check that a text can be encoded: JSON can contain lone surrogates, and a terminal can send invalid bytes.
@@ -26,13 +28,15 @@ def on_one_line(text: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+    """The text of a UTF-8 file with its line ends as they are, without a byte order mark.
 
     Raises:
-        ValueError: it is not UTF-8.
+        ValueError: it is not UTF-8, or not a regular file.
         OSError: it cannot be read.
     """
+    with open_regular(path) as file:
+        content = file.read()
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None

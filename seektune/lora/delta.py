@@ -33,6 +33,11 @@ class LoraDelta:
         """R."""
         return self.a.shape[-2]
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether B is all zero, as before training or where no gradient arrived: the weight stays as it is."""
+        return self.magnitude is None and not bool(self.b.any())
+
     def applied(self, weight: Tensor, expert: int | None, share: float = 1.0) -> Tensor:
         """The changed weight in fp32, from the dequantized one; `share` scales the change."""
         a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seektune.checkpoint import as_shard
+from seektune.lora.base_copies import check_copies
+from seektune.lora.coverage import check_coverage
 from seektune.lora.delta import LoraDelta, check_weight
 from seektune.lora.dora import DoraLinear
 from seektune.lora.format import read_adapter, write_adapter
@@ -19,7 +22,7 @@ from seektune.lora.layers import (
     RoundedLinear,
     RoundedMatrix,
 )
-from seektune.lora.state import TRAINED, Adapted, adapted_modules, adapter_state
+from seektune.lora.state import TRAINED, Adapted, adapted_modules, adapter_state, base_state
 from seektune.lora.targets import adaptable
 from seektune.model.quantized import QuantizedExperts, QuantizedLinear, QuantizedMatrix, replace
 
@@ -69,11 +72,15 @@ def load_adapter(model: nn.Module, folder: str | Path, weight: float = 1.0, adap
         ValueError: the files are damaged, the model has no such module or shape, or the name is taken. The model is
             unchanged then.
     """
-    changes, _ = read_adapter(Path(folder))
-    check_weight(changes.values(), weight, Path(folder))
-    known = set(adaptable(model))
-    if missing := [name for name in changes if name not in known]:
+    read, config, copies = read_adapter(Path(folder))
+    check_weight(read.values(), weight, Path(folder))
+    known = adaptable(model)
+    if missing := sorted(name for name in read.keys() - set(known) if not read[name].is_nothing):
         raise ValueError(f"{folder} changes {missing[0]}, which this model does not have")
+    changes = {name: change for name, change in read.items() if name in set(known)}
+    check_coverage(changes, config, known, Path(folder))
+    base = base_state(model)
+    check_copies(copies, lambda name: as_shard(base[name]), Path(folder))
     done: list[str] = []
     try:
         for name, change in changes.items():

@@ -6,7 +6,7 @@ their own.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,9 @@ from torch import Tensor
 from seektune.checkpoint.write import LazyTensors, write_shard
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.json_file import read_json, write_json
+from seektune.io.regular_file import check_regular
 from seektune.io.run_files import RECIPE
+from seektune.lora.base_copies import BaseCopy, base_copies
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft import PeftModule, as_peft, as_released, config_of, tensors_of
 
@@ -26,6 +28,17 @@ CONFIG = "adapter_config.json"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OWN = "seektune.json"
 """Settings that PEFT has no key for: `merge_into`, the format whose rounding the adapter was trained through."""
+
+
+class Adapter(NamedTuple):
+    """What the files of an adapter hold."""
+
+    changes: dict[str, LoraDelta]
+    """By released module name."""
+    config: dict[str, Any]
+    """The content of adapter_config.json."""
+    copies: list[BaseCopy]
+    """Weights of the base that are stored too."""
 
 
 def write_adapter(
@@ -64,21 +77,19 @@ def write_adapter(
             (scratch / RECIPE).write_text(recipe, encoding="utf-8")
 
 
-def read_adapter(folder: Path) -> tuple[dict[str, LoraDelta], dict[str, Any]]:
-    """Changes by released module name, and the content of adapter_config.json.
+def read_adapter(folder: Path) -> Adapter:
+    """Read the files of an adapter.
 
     Raises:
         ValueError: a file is missing or damaged, or it is not a LoRA adapter of this architecture.
     """
     config = _read_config(folder)
-    tensors: dict[str, Tensor] = {}
-    for file in (folder / WEIGHTS, folder / MTP_WEIGHTS):
-        if file.name == MTP_WEIGHTS and not file.exists():
-            continue
-        try:
-            tensors |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} cannot be read: {error}") from None
+    tensors = _read_tensors(folder / WEIGHTS)
+    if (folder / MTP_WEIGHTS).exists() or (folder / MTP_WEIGHTS).is_symlink():
+        mtp = _read_tensors(folder / MTP_WEIGHTS)
+        if twice := sorted(tensors.keys() & mtp.keys()):
+            raise ValueError(f"{folder} holds {twice[0]} in both {WEIGHTS} and {MTP_WEIGHTS}")
+        tensors |= mtp
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise ValueError(
@@ -92,7 +103,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, LoraDelta], dict[str, Any]]:
         raise ValueError(f"{folder} cannot be used: {error}") from None
     if not changes:
         raise ValueError(f"{folder / WEIGHTS} holds no LoRA weights")
-    return changes, config
+    return Adapter(changes, config, base_copies(tensors))
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        check_regular(file)
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read: {error!s:.300}") from None
 
 
 def trained_on(folder: Path) -> tuple[str | None, str | None]:

@@ -7,15 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seektune.checkpoint.convert import copy_companions, resolve_destination
+from seektune.checkpoint.check_values import check_values
+from seektune.checkpoint.companions import copy_companions
+from seektune.checkpoint.convert import resolve_destination
 from seektune.checkpoint.export import ExportReport, ExportTarget
 from seektune.checkpoint.formats import EXPERTS, LINEARS, format_named
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.save import write_checkpoint
+from seektune.checkpoint.shard import as_shard
 from seektune.checkpoint.source import FolderSource
-from seektune.checkpoint.stored import Stored, encode_changed
+from seektune.checkpoint.stored import Stored, all_finite, encode_changed
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.config_json import read_config
+from seektune.lora.base_copies import check_copies
+from seektune.lora.coverage import check_coverage
 from seektune.lora.delta import LoraDelta, check_weight
 from seektune.lora.format import read_adapter, trained_for
 from seektune.lora.merge_report import KeptChange, measure, share_kept, write_report
@@ -92,7 +97,7 @@ class _Merged:
             return self.base.stored(name)
         values = self.base.values(name).float()
         merged = found[0].applied(values, found[1], self.weight)
-        if not merged.isfinite().all():
+        if not all_finite(merged):
             raise ValueError(f"{name} is not finite after the merge: the adapter or its weight is too large")
         stored = encode_changed(merged, self.kind(name))
         self.kept.append(measure(name, values, merged, stored))
@@ -116,13 +121,16 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
             destination exists.
         OSError: writing failed; nothing is left behind.
     """
-    changes, _ = read_adapter(adapter)
+    changes, own, copies = read_adapter(adapter)
     check_weight(changes.values(), weight, adapter)
     source = FolderSource(base)
+    check_coverage(changes, own, dict.fromkeys(_module(name) for name, _ in source.shapes()), adapter)
+    check_copies(copies, lambda name: as_shard(source.values(name)), adapter)
     final = resolve_destination(base, destination)
     touched = _touched(source, changes, adapter)
     target = _target(source, to, touched)
     merged = _Merged(source, changes, weight, target.kind)
+    check_values(source)
     if not force and (weight != 1.0 or trained_for(adapter) not in (to, MIXED.get(to, to))):
         _refuse_useless(merged, touched, to)
     tally = ExportReport()
@@ -143,6 +151,11 @@ def change_of(changes: Mapping[str, LoraDelta], released: str) -> tuple[LoraDelt
     return None if change is None or not released.endswith(".weight") else (change, None)
 
 
+def _module(released: str) -> str:
+    """The module of a released tensor; `layers.N.ffn.experts.w1` is that matrix of all experts."""
+    return _EXPERT.sub(r"\1.\3", released).removesuffix(".weight")
+
+
 def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Path) -> list[str]:
     touched = []
     used = Counter[str]()
@@ -150,7 +163,7 @@ def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Pa
         if (found := change_of(changes, name)) is None:
             continue
         change, expert = found
-        used[_EXPERT.sub(r"\1.\3", name).removesuffix(".weight")] += 1
+        used[_module(name)] += 1
         if expert is not None and expert >= len(change.a):
             continue
         a, b = (change.a, change.b) if expert is None else (change.a[expert], change.b[expert])
@@ -158,10 +171,10 @@ def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Pa
         if changed != tuple(shape):
             raise ValueError(f"{adapter} changes {name} with shape {list(changed)}, but the base has {list(shape)}")
         touched.append(name)
-    if missing := sorted(changes.keys() - used.keys()):
+    if missing := sorted(name for name in changes.keys() - used.keys() if not changes[name].is_nothing):
         raise ValueError(f"{adapter} changes {missing[0]}, which the base does not have")
     for name, change in changes.items():
-        if change.a.dim() == 3 and len(change.a) != used[name]:
+        if change.a.dim() == 3 and name in used and len(change.a) != used[name]:
             raise ValueError(f"{adapter} changes {name} of {len(change.a)} experts, but the base has {used[name]}")
     return touched
 

@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seektune.lora.base_copies import base_copies
 from seektune.lora.delta import LoraDelta
-from seektune.lora.peft_config import PeftConfig, released_name, transformers_name
+from seektune.lora.peft_config import PREFIX, PeftConfig
+from seektune.lora.transformers_names import released_name, transformers_name
 
-PREFIX = "base_model.model."
-"""Prefix of PEFT's keys, from its two wrappers."""
 _EXPERTS = re.compile(r"(.*\.experts)\.(w[123])")
-_BASE_COPY = re.compile(r"\b(embed_tokens|lm_head)\.(base_layer\.)?weight$")
-"""PEFT also stores the base weight of an adapted embedding or head, which is not part of the change."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,8 @@ def as_released(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
             changes |= found
             known |= {key, _partner(key)}
             known |= {_magnitude_of(key)} if any(each.magnitude is not None for each in found.values()) else set()
-    if strange := sorted(key for key in tensors.keys() - known if not _BASE_COPY.search(key)):
+    known |= {copy.key for copy in base_copies(tensors)}
+    if strange := sorted(tensors.keys() - known):
         raise ValueError(f"it holds {strange[0]}, which belongs to no pair of A and B")
     return changes
 
@@ -187,7 +186,12 @@ def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> 
     if magnitude is not None and (embedding or magnitude.shape != b.shape[:1]):
         reason = "but DoRA is not supported on embeddings" if embedding else f"not {list(b.shape[:1])}"
         raise ValueError(f"{_magnitude_of(key)} has shape {list(magnitude.shape)}, {reason}")
-    return {name: LoraDelta(a, b, terms.scaling_of(target), magnitude, embedding)}
+    change = LoraDelta(a, b, terms.scaling_of(target), magnitude, embedding)
+    if ".indexer." in name:
+        if not change.is_nothing:
+            raise ValueError(f"{key} changes the indexer ({name}), which is not supported; exclude it with PEFT")
+        return {}
+    return {name: change}
 
 
 def _experts_as_released(theirs: str, a: Tensor, b: Tensor, terms: PeftConfig) -> dict[str, LoraDelta]:

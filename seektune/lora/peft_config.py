@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+PREFIX = "base_model.model."
+"""Prefix of PEFT's keys, from its two wrappers."""
 UNREAD = (
     "modules_to_save",
     "trainable_token_indices",
@@ -21,7 +23,25 @@ UNREAD = (
     "use_qalora",
 )
 """Keys of adapters that are more than low-rank changes of weights."""
+HARMLESS = (
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "runtime_config",
+    "use_dora",
+    "use_rslora",
+    "velora_config",
+)
+"""Keys that `_OPTION` matches and that are read here, or do not change what the tensors mean."""
+_OPTION = re.compile(r"use_\w+|lora_\w+|\w+_config")
+"""How PEFT names options of which a newer one may change what the tensors mean."""
 LARGEST = torch.finfo(torch.float32).max
+_PLAIN = re.compile(r"[\w.]*")
+"""A pattern that cannot backtrack: a name, in which a dot may stand for any character."""
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations that also change the base weights, so that the adapter belongs to the changed base."""
 
@@ -47,9 +67,14 @@ class PeftConfig:
         Raises:
             ValueError: a value is invalid, or the adapter uses an unsupported option.
         """
+        known = {*HARMLESS, *UNREAD}
         unread = next((key for key in UNREAD if config.get(key)), None) or ("bias" if _trains_bias(config) else None)
         if unread is not None:
             raise ValueError(f"it holds more than low-rank changes of weights ({unread}), which is not supported")
+        if strange := sorted(key for key in config if _OPTION.fullmatch(key) and key not in known and config[key]):
+            raise ValueError(
+                f"its config has {strange[0]}, which SeekTune does not know and which may change its meaning"
+            )
         start = config.get("init_lora_weights")
         if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
             raise ValueError(
@@ -63,8 +88,8 @@ class PeftConfig:
             alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
             ranks=_pattern(config, "rank_pattern"),
             alphas=_pattern(config, "alpha_pattern"),
-            rslora=bool(config.get("use_rslora")),
-            dora=bool(config.get("use_dora")),
+            rslora=_flag(config, "use_rslora"),
+            dora=_flag(config, "use_dora"),
             parameters=tuple(parameters),
         )
 
@@ -81,7 +106,12 @@ class PeftConfig:
 
     def targets(self, parameter: str) -> bool:
         """Whether a parameter is one of the targets."""
-        return any(parameter == each or parameter.endswith(f".{each}") for each in self.parameters)
+        return any(is_named(parameter, each) for each in self.parameters)
+
+
+def is_named(name: str, target: str) -> bool:
+    """Whether a target of PEFT's, a name or the end of one, names this module or parameter."""
+    return name == target or name.endswith(f".{target}")
 
 
 def _trains_bias(config: Mapping[str, Any]) -> bool:
@@ -90,10 +120,31 @@ def _trains_bias(config: Mapping[str, Any]) -> bool:
 
 def _of(patterns: Mapping[str, Any], target: str, otherwise: Any) -> Any:
     """The value of the first pattern that matches the target's name or a suffix, as in PEFT's `get_pattern_key`."""
+    return next((patterns[each] for each in patterns if _matches(each, target)), otherwise)
+
+
+def _matches(pattern: str, target: str) -> bool:
+    """Whether a pattern of others matches, in time that grows only with the lengths of both."""
+    if _PLAIN.fullmatch(pattern):
+        return re.match(rf"(.*\.)?({pattern})$", target) is not None
+    # RE2 does not backtrack; slow to import, and seldom needed
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     try:
-        return next((patterns[each] for each in patterns if re.match(rf"(.*\.)?({each})$", target)), otherwise)
-    except re.error as error:
-        raise ValueError(f"its patterns of rank or alpha hold {error.pattern!r}, which is invalid: {error}") from None
+        return bool(pc.match_substring_regex(pa.scalar(target), pattern=rf"^(.*\.)?({pattern})$").as_py())
+    except (pa.ArrowInvalid, UnicodeEncodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"its patterns of rank or alpha hold {pattern[:80]!r}, which is invalid or too complicated: {reason[:160]}"
+        ) from None
+
+
+def _flag(config: Mapping[str, Any], key: str) -> bool:
+    found = config.get(key) or False
+    if not isinstance(found, bool):
+        raise ValueError(f"its {key} is {found!r:.40}, not true or false")
+    return found
 
 
 def _pattern(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -105,46 +156,11 @@ def _pattern(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _rank(found: object, what: str) -> int:
     if not isinstance(found, int) or isinstance(found, bool) or found < 1:
-        raise ValueError(f"its {what} is {found!r}, not a whole number of 1 or more")
+        raise ValueError(f"its {what} is {found!r:.40}, not a whole number of 1 or more")
     return found
 
 
 def _alpha(found: object, what: str) -> float:
     if not isinstance(found, int | float) or isinstance(found, bool) or not abs(found) <= LARGEST:
-        raise ValueError(f"its {what} is {found!r}, not a finite number")
+        raise ValueError(f"its {what} is {found!r:.40}, not a finite number")
     return float(found)
-
-
-_RULES = (
-    (r"^embed$", "model.embed_tokens"),
-    (r"^head$", "lm_head"),
-    (r"^layers\.", "model.layers."),
-    (r"\.attn\.", ".self_attn."),
-    (r"\.ffn\.", ".mlp."),
-    (r"\.wq_a$", ".q_a_proj"),
-    (r"\.wq_b$", ".q_b_proj"),
-    (r"\.wkv$", ".kv_proj"),
-    (r"\.wgate$", ".gate_proj"),
-    (r"\.wo_a$", ".o_a_proj"),
-    (r"\.wo_b$", ".o_b_proj"),
-    (r"\.shared_experts\.w1$", ".shared_experts.gate_proj"),
-    (r"\.shared_experts\.w2$", ".shared_experts.down_proj"),
-    (r"\.shared_experts\.w3$", ".shared_experts.up_proj"),
-)
-"""From released names to those of transformers; `released_name` applies the rules in reverse."""
-
-
-def transformers_name(released: str) -> str:
-    """transformers' name of a module, except routed experts, which it stores as two parameters of one module."""
-    for pattern, theirs in _RULES:
-        released = re.sub(pattern, theirs, released)
-    return released
-
-
-def released_name(theirs: str) -> str:
-    """The inverse of `transformers_name`."""
-    for pattern, text in reversed(_RULES):
-        ours = re.sub(r"[\^$]|\\(?=\.)", "", pattern)
-        anchored = ("^" if pattern.startswith("^") else "") + re.escape(text) + ("$" if pattern.endswith("$") else "")
-        theirs = re.sub(anchored, ours, theirs)
-    return theirs

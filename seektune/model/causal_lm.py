@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seektune.checkpoint import load_weights, locate, save_weights
+from seektune.checkpoint import load_weights, locate, save_weights, weight_shapes
+from seektune.checkpoint.load import check_fit
 from seektune.checkpoint.source import FolderSource
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import RoutingLedger, check_tables
@@ -80,8 +81,10 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         """
         folder = locate(source)
         model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
+        files = FolderSource(folder)
+        check_fit(files, weight_shapes(model.state_dict()), folder)
         if quantized:
-            quantize_modules(model, FolderSource(folder).kind)
+            quantize_modules(model, files.kind)
         if quantized and streamed:
             stream_from_disk(model, folder, [*model.blocks()])
         else:

@@ -1,6 +1,7 @@
 """The released config.json as a typed object with the same keys; impossible combinations raise."""
 
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,7 +17,8 @@ from pydantic import (
     ValidationError,
 )
 
-from seektune.io.config_json import config_file, read_config, write_config
+from seektune.io.config_json import REMEDY, config_file, read_config, write_config
+from seektune.model.config_sizes import check_sizes
 
 PRESETS = ("flash", "flash-base", "pro", "tiny")
 
@@ -24,6 +26,8 @@ SLIDING = 0
 CSA = 4
 HCA = 128
 """The three values of `compress_ratios`: sliding window only, compressed sparse, heavily compressed attention."""
+TRANSFORMERS_KEYS = ("compress_rates", "layer_types", "mlp_layer_types", "rope_parameters")
+"""Keys that transformers writes instead of those of the release."""
 ATTENTION_NAMES = {SLIDING: "SWA", CSA: "CSA", HCA: "HCA"}
 """Names of the kinds of attention, by compress ratio."""
 
@@ -95,7 +99,9 @@ class DeepseekV4Config(BaseModel):
     eos_token_id: NonNegativeInt = 1
 
     def model_post_init(self, _context: Any) -> None:
-        """Raise on combinations that no model can have."""
+        """Raise on sizes and combinations that no model can have."""
+        known = DeepseekV4Config.model_fields
+        check_sizes({key: value for key, value in self if key in known and isinstance(value, int)})
         for is_wrong, message in self._problems():
             if is_wrong:
                 raise ValueError(message)
@@ -116,6 +122,8 @@ class DeepseekV4Config(BaseModel):
             return cls.model_validate_json(json.dumps(values), strict=True)
         except ValidationError as error:
             raise ValueError(f"{origin}: {_message(error)}") from None
+        except RecursionError:
+            raise ValueError(f"{origin} is nested too deeply") from None
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
@@ -150,7 +158,7 @@ class DeepseekV4Config(BaseModel):
             ),
             (
                 bool(set(ratios) - {SLIDING, CSA, HCA}),
-                f"compress_ratios may hold {SLIDING}, {CSA} and {HCA}, not {sorted(set(ratios) - {SLIDING, CSA, HCA})}",
+                f"compress_ratios may hold {SLIDING}, {CSA} and {HCA}, not {_first_other(ratios)}",
             ),
             (any(ratios[self.num_hidden_layers :]), "compress_ratios must be 0 for the MTP block"),
             (self.num_nextn_predict_layers > 1, "num_nextn_predict_layers must be 0 or 1: V4 has one MTP block"),
@@ -182,6 +190,11 @@ class DeepseekV4Config(BaseModel):
         ]
 
 
+def _first_other(ratios: Sequence[int]) -> str:
+    """The first ratio that no attention has, of any number of digits."""
+    return next((str(ratio)[:20] for ratio in ratios if ratio not in ATTENTION_NAMES), "")
+
+
 def _check_model_type(values: dict[str, Any], origin: str) -> None:
     found = values.get("model_type", "deepseek_v4")
     if found == "deepseek_v41":
@@ -190,7 +203,9 @@ def _check_model_type(values: dict[str, Any], origin: str) -> None:
             "no hash layers), so its weights cannot be loaded as V4; choose a deepseek_v4 checkpoint"
         )
     if found != "deepseek_v4":
-        raise ValueError(f"{origin}: model_type is {str(found)!r}, but SeekTune supports only deepseek_v4")
+        raise ValueError(f"{origin}: model_type is {str(found)[:80]!r}, but SeekTune supports only deepseek_v4")
+    if "compress_ratios" not in values and (theirs := [key for key in TRANSFORMERS_KEYS if key in values]):
+        raise ValueError(f"{origin} was written by transformers: its keys are its own, such as {theirs[0]}, {REMEDY}")
 
 
 def _message(error: ValidationError) -> str:

@@ -12,6 +12,7 @@ from seektune.checkpoint.load import check_names
 from seektune.checkpoint.lowbit import lowbit_names
 from seektune.checkpoint.mmap import MmapFolder, PagePrefetcher, Region
 from seektune.checkpoint.names import slots
+from seektune.checkpoint.stored import all_finite
 from seektune.model.quantized import QuantizedLinear, QuantizedMatrix, QuantizedWeight
 
 
@@ -67,7 +68,10 @@ def _load_rest(model: nn.Module, files: MmapFolder, folder: Path) -> None:
         target = plain[slot.model]
         if slot.expert is not None:
             raise ValueError(f"{slot.released} in {folder} is not FP4 or FP8; only such experts can be streamed")
-        _set_tensor(model, slot.model, files.stored(slot.released).values().to(target.dtype))
+        values = files.stored(slot.released).values()
+        if not all_finite(values):
+            raise ValueError(f"{files.source.files.where(slot.released)} holds NaN or infinity; the file is damaged")
+        _set_tensor(model, slot.model, values.to(target.dtype))
 
 
 def _set_tensor(model: nn.Module, name: str, values: Tensor) -> None:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from seektune.checkpoint import Shard, weight_shapes
+from seektune.checkpoint import Shard, as_shard, weight_shapes
 from seektune.checkpoint.gather import on_first_rank
 from seektune.checkpoint.source import Source
 from seektune.lora import files as adapter_files
+from seektune.lora.base_copies import check_copies
 from seektune.lora.delta import LoraDelta
 from seektune.lora.dora import DoraLinear
 from seektune.lora.format import read_adapter
@@ -64,7 +65,9 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
     Raises:
         ValueError: the files are damaged, or are not of adapters of these places, ranks and scalings.
     """
-    changes, _ = read_adapter(folder)
+    changes, _, copies = read_adapter(folder)
+    base = {name: as_shard(tensor) for name, tensor in model.base_shards().items()}
+    model.mesh.ranks.each(lambda: check_copies(copies, base.get, folder))
     wanted = [name for name, _ in adapted_modules(model.full_model())]
     if different := sorted(set(wanted) ^ changes.keys()):
         where = f"{folder} changes it" if different[0] in changes else f"{folder} does not"

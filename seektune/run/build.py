@@ -1,13 +1,20 @@
 """Builds the mesh and the model of a run, with weights, adapters and parallelism."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from seektune.checkpoint import locate
+from seektune.checkpoint import locate, weight_shapes
+from seektune.checkpoint.companions import code_notes
 from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.load import check_fit
 from seektune.checkpoint.source import FolderSource
+from seektune.data.other_tokenizer import tokenizer_note
+from seektune.data.tokenizer import Tokenizer
 from seektune.lora.build import adapter_injector, add_adapters
+from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
@@ -44,13 +51,35 @@ def read_config(section: ModelConfig) -> DeepseekV4Config:
     if section.weights is None or Path(section.weights).is_dir():
         assert known is not None, "the recipe names no architecture"
         return known
-    try:
+    with _naming("model.weights"):
         folder = locate(section.weights)
-    except ValueError as error:
-        raise ValueError(f"model.weights: {error}") from None
     found = DeepseekV4Config.from_pretrained(folder)
     section.agree(found)
     return found
+
+
+def check_sources(recipe: Recipe, config: DeepseekV4Config) -> None:
+    """Check by their headers that the weights and the adapter that a run starts from are whole, before work begins.
+
+    Raises:
+        ValueError: a file or tensor is missing, damaged or of the wrong shape; the message names it.
+    """
+    if recipe.model.weights is not None:
+        folder = locate(recipe.model.weights)
+        whole = DeepseekV4ForCausalLM(config, "meta")
+        check_fit(FolderSource(folder), weight_shapes(whole.state_dict()), folder)
+    if recipe.lora.adapter is not None:
+        with _naming("lora.adapter"):
+            read_adapter(Path(recipe.lora.adapter))
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Begin the message of a ValueError with a key of the recipe."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
 
 
 def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weights: bool) -> ParallelModel:
@@ -90,10 +119,8 @@ def _begun_from(adapter: str | None, model: ParallelModel) -> ParallelModel:
         ValueError: its files are damaged, or do not match the recipe's adapters.
     """
     if adapter is not None:
-        try:
+        with _naming("lora.adapter"):
             load_adapter(model, Path(adapter))
-        except ValueError as error:
-            raise ValueError(f"lora.adapter: {error}") from None
     return model
 
 
@@ -116,6 +143,16 @@ def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalL
         place = None if recipe.model.weights is None else Path(recipe.model.weights)
         quantize_frozen(recipe, config, place if place is not None and place.is_dir() else None)(model)
     return model
+
+
+def weight_notes(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[str]:
+    """What is odd about the folder that training starts from, though it can be read."""
+    if recipe.model.weights is None:
+        return
+    folder = locate(recipe.model.weights)
+    yield from code_notes(folder)
+    if (note := tokenizer_note(folder, tokenizer)) is not None:
+        yield note
 
 
 def _streamed(recipe: Recipe, device: torch.device) -> ParallelModel:

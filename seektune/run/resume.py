@@ -8,6 +8,7 @@ from typing import Any
 
 from seektune.checkpoint import MANIFEST, check_train_state, read_facts
 from seektune.io.atomic_dir import clean_up_partial
+from seektune.io.json_file import whole_number
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import ADAPTER, CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT
 from seektune.io.text import read_text
@@ -16,6 +17,7 @@ from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.run_dir import TAKEN, refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
+from seektune.train.guard import MOST_STEPS
 
 DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "lora", "seed")
 """Sections of a recipe that cannot change when a run resumes."""
@@ -139,7 +141,7 @@ def _recipe_of(checkpoint: Path) -> dict[str, Any]:
     """The recipe of a checkpoint."""
     recipe = read_facts(checkpoint).get("recipe")
     if not isinstance(recipe, dict):
-        raise ValueError(f"{checkpoint} does not say of which recipe it is")
+        raise ValueError("it does not say of which recipe it is")
     return recipe
 
 
@@ -150,8 +152,21 @@ def _checked(checkpoints: list[Path], say: Callable[[str], None]) -> RunStart:
         check_train_state(newest)
     except ValueError as error:
         raise ValueError(f"{error}; {_offer(checkpoints[:-1])}") from None
-    say(f"resuming after step {read_facts(newest).get('step')} from {newest}")
+    say(f"resuming after step {_done_steps(newest)} from {newest}")
     return RunStart(newest)
+
+
+def _done_steps(checkpoint: Path) -> int:
+    """How many of its recipe's steps a checkpoint has behind it.
+
+    Raises:
+        ValueError: it says no number, or more than the recipe has.
+    """
+    try:
+        steps = whole_number(_recipe_of(checkpoint), "steps", 1, MOST_STEPS)
+        return whole_number(read_facts(checkpoint), "step", 0, steps)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} cannot be resumed: {error}") from None
 
 
 def _offer(older: list[Path]) -> str:

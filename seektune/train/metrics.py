@@ -6,13 +6,14 @@ Shapes: E experts.
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, Self, TypedDict
+from typing import Any, Protocol, Self
 
 import torch
 
 from seektune.io.jsonl import JsonlWriter, read_records
 from seektune.io.run_files import EXPERT_LOADS, METRICS, TENSORBOARD, VALIDATION
 from seektune.train.config import LoggingConfig
+from seektune.train.log_state import LogState
 from seektune.train.progress import open_display
 from seektune.train.step import StepRecord
 from seektune.train.tensorboard import Events
@@ -21,14 +22,6 @@ LOAD_LINES = 50
 """Maximum lines of expert loads in a run, so that a long run of a large model does not fill the disk."""
 CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
 """Values of a step that TensorBoard plots."""
-
-
-class LogState(TypedDict):
-    """What the record of a resumed run must know of the steps before."""
-
-    total_tokens: int
-    loads: dict[str, list[int]]
-    """Tokens per expert since the last line of expert loads, by layer id."""
 
 
 class RunLog(Protocol):

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from seektune.checkpoint import read_facts, read_tensors, tensor_names
+from seektune.io.json_file import whole_number
 from seektune.io.run_files import CHECKPOINTS
 from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
 from seektune.parallel.model import ParallelModel
 from seektune.train.checkpoints import Checkpoints, Saved
 from seektune.train.gradient import accumulate_in_fp32
-from seektune.train.guard import LossGuard
+from seektune.train.guard import MOST_STEPS, LossGuard
+from seektune.train.log_state import check_log_state
 from seektune.train.metrics import RunLog
 from seektune.train.optim.build import build_optimizer
 from seektune.train.settings import BatchStream, TrainSettings
@@ -49,14 +51,19 @@ class ResumableRun:
             raise ValueError(f"{checkpoint} does not say where its run stood: it lacks {', '.join(sorted(lacking))}")
         if facts.get("base") != self._base:
             raise ValueError(f"{checkpoint} was made on other frozen weights than these; give the ones it began with")
-        self.stream.load_state_dict(facts["stream"])
-        self._guard.load_state_dict(facts["guard"])
+        try:
+            step = whole_number(facts, "step", 0, MOST_STEPS)
+            log_state = check_log_state(facts["log"])
+            self.stream.load_state_dict(facts["stream"])
+            self._guard.load_state_dict(facts["guard"])
+        except ValueError as error:
+            raise ValueError(f"{checkpoint} cannot be resumed: {error}") from None
         begin_as_saved(self.model, self.optimizer, tensor_names(checkpoint))
         tensors = run_tensors(self.model, self.optimizer)
         read_tensors(checkpoint, tensors, self.model.mesh.ranks.group, optional=is_random_state)
         set_random_states(tensors, self.model.mesh.rank)
-        self.step = facts["step"]
-        self.log_state = facts["log"]
+        self.step = step
+        self.log_state = log_state
 
     def save(self, log: RunLog, stream: Any = None, wait: bool = True) -> Path:
         """Save the state after the last finished step, unless it is already saved.

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from seektune.checkpoint import locate
+from seektune.checkpoint.companions import code_notes
 from seektune.checkpoint.convert import Conversion, convert
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.resumable_dir import RECORD
 from seektune.checkpoint.scan import scan
 from seektune.io.console import byte_bar, listed, say
+from seektune.model.config import DeepseekV4Config
 from seektune.run.model_card import converted_card, put_card
-from seektune.workflows.inspect import fit, read_promise
+from seektune.workflows.inspect import fit, tokenizer_notes
 
 
 def convert_checkpoint(source: str, destination: Path, to: str, original: str | None = None) -> Conversion:
@@ -27,11 +29,13 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
     """
     format_named(to)
     folder = locate(source)
-    _refuse_incomplete(folder)
+    refuse_incomplete(folder)
     before = None if original is None else locate(original)
+    for note in (*code_notes(folder), *tokenizer_notes(folder)):
+        say(note)
     try:
         with byte_bar(f"converting to {to}") as progress:
-            done = convert(folder, destination, to, before, progress)
+            done = convert(folder, destination, to, before, progress, checking=progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted by Ctrl-C; complete shards stay, and the same command resumes") from None
     if (text := converted_card(folder, to)) is not None:
@@ -40,9 +44,13 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
     return done
 
 
-def _refuse_incomplete(folder: Path) -> None:
-    """A copy of an incomplete checkpoint would be found out only when it is loaded."""
-    config = read_promise(folder)
+def refuse_incomplete(folder: Path) -> None:
+    """A copy of an incomplete checkpoint would be found out only when it is loaded.
+
+    Raises:
+        ValueError: a file, a tensor or config.json is missing or damaged, or they do not fit together.
+    """
+    config = DeepseekV4Config.from_pretrained(folder)
     found = scan(folder)
     if found.problems:
         raise ValueError(found.problems[0])

@@ -20,7 +20,7 @@ from seektune.evaluate.likelihood import Progress
 from seektune.evaluate.perplexity import PerplexityTask, read_texts
 from seektune.evaluate.statistics import Change
 from seektune.evaluate.task import Metric, Task, TaskScore
-from seektune.generate.session import AS_STORED, LoadOptions
+from seektune.generate.session import AS_STORED, LoadOptions, note_other_tokenizer
 from seektune.io.console import say
 
 TASKS = (*(name for name, section in DATASETS.items() if section.has_questions), "perplexity")
@@ -111,6 +111,7 @@ def _task(name: str, data: Path | None, cache_dir: Path, setting: EvalOptions) -
 def _run(task: Task, model: str, reading: LoadOptions, batch_tokens: int) -> TaskScore:
     loaded = reading.read(model)
     tokenizer = load_tokenizer(loaded.config.vocab_size)
+    note_other_tokenizer(model, tokenizer)
     with torch.inference_mode(), _bar(f"{task.info.name}, {model}") as progress:
         return task.run(loaded, tokenizer, batch_tokens, progress)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.scan import FolderScan, Mismatch, format_of, mismatch, scan
+from seektune.data.other_tokenizer import FILE, tokenizer_note
+from seektune.data.tokenizer import load_tokenizer
 from seektune.io.console import counted, listed, many, say, size
 from seektune.io.text import on_one_line
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -69,25 +71,6 @@ class CheckpointCard:
         return {**asdict(self), "complete": self.complete}
 
 
-MOST_TENSORS = 2**20
-LARGEST = 2**31
-"""Of a config.json that is taken seriously; Pro has 145,116 tensors and a vocabulary of 129,280."""
-
-
-def read_promise(folder: Path) -> DeepseekV4Config:
-    """What config.json promises, if that is a model at all.
-
-    Raises:
-        ValueError: it cannot be read, or its numbers are absurd.
-    """
-    config = DeepseekV4Config.from_pretrained(folder)
-    largest = max(value for value in config.model_dump().values() if isinstance(value, int))
-    layers = config.num_hidden_layers + config.num_nextn_predict_layers
-    if largest > LARGEST or 3 * layers * config.n_routed_experts > MOST_TENSORS:
-        raise ValueError(f"{folder / 'config.json'} promises a model larger than any DeepSeek-V4; it is damaged")
-    return config
-
-
 def read_card(folder: Path) -> CheckpointCard:
     """Describe a folder in any state.
 
@@ -101,13 +84,14 @@ def read_card(folder: Path) -> CheckpointCard:
     architecture = None
     odd = Mismatch()
     try:
-        config = read_promise(folder)
+        config = DeepseekV4Config.from_pretrained(folder)
     except ValueError as error:
         problems.append(str(error))
     else:
         architecture = _architecture(config, form)
         odd = fit(config, found)
         notes += _disagreements(config, form)
+        notes += [note.removeprefix("note: ") for note in tokenizer_notes(folder)]
     return CheckpointCard(
         folder=str(folder),
         format=form,
@@ -127,6 +111,18 @@ def fit(config: DeepseekV4Config, found: FolderScan) -> Mismatch:
     """The missing, extra and wrong tensors of a folder for a model of this architecture; nothing is allocated."""
     state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
     return mismatch(found, {name: tuple(tensor.shape) for name, tensor in state.items()})
+
+
+def tokenizer_notes(folder: Path) -> list[str]:
+    """A note if the folder's tokenizer.json is not the tokenizer that is used with its vocabulary size."""
+    if not (folder / FILE).is_file():
+        return []
+    try:
+        tokenizer = load_tokenizer(DeepseekV4Config.from_pretrained(folder).vocab_size)
+    except (ValueError, OSError):  # there is no such vocabulary, so nothing to compare with
+        return []
+    note = tokenizer_note(folder, tokenizer)
+    return [] if note is None else [note]
 
 
 def _architecture(config: DeepseekV4Config, form: str) -> ArchitectureFacts:

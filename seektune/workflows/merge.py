@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from seektune.checkpoint import locate
+from seektune.checkpoint.companions import code_notes
 from seektune.io.atomic_dir import CARD
 from seektune.io.console import say
 from seektune.lora.format import trained_on
 from seektune.lora.merge import Merge, merge
 from seektune.lora.merge_report import REPORT, KeptChange, share_kept
 from seektune.run.model_card import merged_card, put_card
+from seektune.workflows.convert import refuse_incomplete
 
 
 def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: float, force: bool) -> Merge:
@@ -29,7 +31,8 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
         OSError: reading, writing or downloading failed; nothing is left behind.
     """
     place = locate(base)
-    for line in doubts(base, place, adapter):
+    refuse_incomplete(place)
+    for line in (*doubts(base, place, adapter), *code_notes(place)):
         say(line)
     done = merge(place, adapter, destination, to, weight, force)
     # the base's model card was copied too, but does not describe these weights

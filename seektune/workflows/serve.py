@@ -7,7 +7,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from seektune.data.tokenizer import load_tokenizer
-from seektune.generate.session import LoadOptions
+from seektune.generate.session import LoadOptions, note_other_tokenizer
 from seektune.io.console import say
 from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter
@@ -38,6 +38,7 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
         longest = min(service.limits.max_model_len, base.config.max_position_embeddings)
         limits = replace(service.limits, max_model_len=service.max_model_len or longest)
         tokenizer = load_tokenizer(base.config.vocab_size)
+        note_other_tokenizer(model, tokenizer)
         served = Served(models, tokenizer, limits, service.api_key, service.thinking, service.speculative)
         if service.host not in LOCAL and service.api_key is None:
             print(

@@ -18,7 +18,7 @@ from seektune.parallel.model import ParallelModel
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
-from seektune.run.build import build_mesh, build_model, origin, read_config
+from seektune.run.build import build_mesh, build_model, check_sources, origin, read_config, weight_notes
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData, prepare_data
 from seektune.run.evals import Scores, read_evals, run_eval, write_evals
@@ -79,7 +79,11 @@ def _run(run: RunContext, cache_dir: Path) -> None:
     mesh = run.mesh
     torch.manual_seed(recipe.seed)
     check_memory(recipe, run.config, mesh.dims.world, nodes=1)
+    if run.is_fresh or recipe.lora.targets:
+        check_sources(recipe, run.config)
     data = prepare_data(recipe, run.config, DataCache(cache_dir, say), mesh)
+    for note in weight_notes(recipe, data.tokenizer):
+        say(note)
     with run.shielded_if_parallel():
         model = build_model(recipe, run.config, mesh, with_weights=run.is_fresh)
         facts = describe(recipe, model, data)

@@ -8,7 +8,8 @@ from pathlib import Path
 from seektune.checkpoint.scan import format_of, mismatch, scan
 from seektune.data.datasets.dataset import DataCache, LoadedSplit
 from seektune.data.tokenizer import load_tokenizer
-from seektune.io.console import many, say
+from seektune.io.console import listed, many, say
+from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import Cluster, known_gpu
@@ -52,6 +53,9 @@ def check(recipe: Recipe, cluster: Cluster | None, cache_dir: Path) -> Iterator[
     else:
         yield Finding("model", GOOD, f"{config.num_hidden_layers} layers of width {config.hidden_size}")
     yield from _weights(recipe, config)
+    if recipe.lora.adapter is not None:
+        adapter = Path(recipe.lora.adapter)
+        yield _tried("adapter", lambda: f"changes {len(read_adapter(adapter).changes)} modules")
     vocabulary = None if config is None else config.vocab_size
     yield _tried("tokenizer", lambda: _tokenizer(vocabulary))
     yield _tried("data", lambda: _rows(recipe, vocabulary, cache_dir))
@@ -84,8 +88,8 @@ def _weights(recipe: Recipe, config: DeepseekV4Config | None) -> Iterator[Findin
     if config is not None:
         shapes = {name: x.shape for name, x in DeepseekV4ForCausalLM(config, device="meta").state_dict().items()}
         compared = mismatch(found, shapes)
-        faults += [f"{len(compared.missing)} tensors are missing"] * bool(compared.missing)
-        faults += [f"{len(compared.extra)} tensors belong to another model"] * bool(compared.extra)
+        for names, what in ((compared.missing, "are missing"), (compared.extra, "belong to another model")):
+            faults += [f"{len(names)} tensors {what}: {listed(names, 3)}"] * bool(names)
         faults += compared.wrong[:3]
     said = f"{len(found.tensors):,} tensors in {len(found.files)} files, {format_of(found) or 'mixed'} format"
     yield Finding("weights", BAD if faults else GOOD, "; ".join(faults) or said)

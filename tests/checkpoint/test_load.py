@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -235,6 +236,32 @@ def without_weights(folder: Path) -> None:
         file.unlink()
 
 
+def as_pipe(folder: Path) -> None:
+    (folder / SHARD).unlink()
+    os.mkfifo(folder / SHARD)
+
+
+def as_dangling_link(folder: Path) -> None:
+    (folder / SHARD).unlink()
+    (folder / SHARD).symlink_to("nowhere")
+
+
+def stale_index(folder: Path) -> None:
+    (folder / SHARD).rename(folder / "model.safetensors")
+
+
+def renamed_scales(folder: Path) -> None:
+    edit(folder, {scale_of(FP8): None, f"{FP8}_scale_inv": read(folder, scale_of(FP8))})
+
+
+def config_changed(**changes: object) -> Fault:
+    def change(folder: Path) -> None:
+        values = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(values | changes))
+
+    return change
+
+
 FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "missing tensor": (replaced(BF16, lambda x: None), [BF16]),
     "missing low-bit tensor with its scales": (
@@ -284,6 +311,37 @@ FAULTS: dict[str, tuple[Fault, list[str]]] = {
     "header that is not JSON": (bytes_changed(lambda content: content[:8] + b"#" * 200 + content[208:]), [SHARD]),
     "a web page instead of weights": (bytes_changed(lambda content: b"<!DOCTYPE html><html>" * 50), [SHARD]),
     "a folder instead of a file": (as_directory, [SHARD]),
+    "a pipe instead of a file": (as_pipe, [SHARD, "is a pipe"]),
+    "a link that leads nowhere": (as_dangling_link, [SHARD, "is a link to a file that does not exist"]),
+    "a stale index beside a single file": (stale_index, [SHARD, "is missing", f"remove {INDEX}"]),
+    "shards without an index": (lambda folder: (folder / INDEX).unlink(), [SHARD, f"but no {INDEX}"]),
+    "names of transformers": (
+        lambda folder: edit(folder, {"model.layers.0.self_attn.q_a_proj.weight": torch.ones(1)}),
+        ["was written by transformers", "model.layers.0.self_attn.q_a_proj.weight"],
+    ),
+    "config of transformers": (
+        lambda folder: (folder / "config.json").write_text(
+            '{"model_type": "deepseek_v4", "compress_rates": {}, "layer_types": []}'
+        ),
+        ["config.json", "was written by transformers", "compress_rates"],
+    ),
+    "config of a million layers": (
+        config_changed(num_hidden_layers=10**6, num_nextn_predict_layers=0, compress_ratios=[0] * 10**6),
+        ["config.json", "num_hidden_layers", "larger than any DeepSeek-V4"],
+    ),
+    "config of an absurd vocabulary": (
+        config_changed(vocab_size=2**62),
+        ["config.json", "vocab_size", "larger than any DeepSeek-V4"],
+    ),
+    "config of more layers than there are": (
+        config_changed(num_hidden_layers=40, compress_ratios=[0] * 41),
+        ["lacks layers."],
+    ),
+    "config of a larger vocabulary": (config_changed(vocab_size=2**20), ["embed.weight", "shape", "1048576"]),
+    "config of absurd ratios": (config_changed(compress_ratios=[10**400] * 5), ["config.json", "compress_ratios"]),
+    "scales named as in V3": (renamed_scales, [FP8, "its scales are named layers.1.attn.wq_a.weight_scale_inv"]),
+    "FP4 scales that overflow": (with_byte(scale_of(FP4), 0xFE), [FP4, "infinity"]),
+    "FP64 that no other dtype holds": (replaced(BF16, lambda x: x.double() * 1e300), [BF16, "infinity"]),
     "index names a missing file": (mapped(BF16, "model-00003-of-00002.safetensors"), ["model-00003-of-00002"]),
     "index names a file outside": (mapped(BF16, "../outside.safetensors"), [INDEX]),
     "index names an absolute path": (mapped(BF16, "/etc/passwd"), [INDEX]),
@@ -316,11 +374,12 @@ FAULTS: dict[str, tuple[Fault, list[str]]] = {
 }
 
 
+@pytest.mark.parametrize("quantized", [False, True], ids=["decoded", "quantized"])
 @pytest.mark.parametrize(("damage", "expected"), FAULTS.values(), ids=FAULTS)
-def test_fault_is_one_line_that_names_tensor_or_file(folder: Path, damage: Fault, expected: list[str]):
+def test_fault_is_one_line_that_names_tensor_or_file(folder: Path, damage: Fault, expected: list[str], quantized: bool):
     damage(folder)
     with pytest.raises(ValueError, match=r".") as error:
-        DeepseekV4ForCausalLM.from_pretrained(folder)
+        DeepseekV4ForCausalLM.from_pretrained(folder, quantized=quantized)
     message = str(error.value)
     assert "\n" not in message
     assert len(message) < 600

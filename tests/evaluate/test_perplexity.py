@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def test_texts_come_from_files_and_folders(tmp_path: Path):
     assert [text.text for text in read] == ["three", "four", "one\n\ntwo"]
     assert [text.name for text in read[1:]] == [f"{tmp_path / 'a.jsonl'} line 4", str(tmp_path / "b.txt")]
     assert read_texts(tmp_path / "b.txt") == read[2:]
+
+
+def test_line_ends_are_bytes_of_the_text(tmp_path: Path):
+    """A text is the same one in either kind of file."""
+    (tmp_path / "a.txt").write_bytes(b"a b\r\nc d\r\n\re")
+    (tmp_path / "b.jsonl").write_text('{"text": "a b\\r\\nc d\\r\\n\\re"}\n')
+    first, second = read_texts(tmp_path)
+    assert first.text == second.text
+    assert len(first.text.encode()) == 12
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"a\.txt is a pipe"):
+        read_texts(tmp_path)
 
 
 @pytest.mark.parametrize(

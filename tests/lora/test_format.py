@@ -1,6 +1,8 @@
 """Reading and writing adapter files; faulty ones are rejected with a message that names the fault."""
 
 import json
+import os
+import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seektune.lora.delta import LoraDelta
-from seektune.lora.format import CONFIG, WEIGHTS, read_adapter, write_adapter
+from seektune.lora.format import CONFIG, MTP_WEIGHTS, WEIGHTS, read_adapter, write_adapter
+from seektune.lora.peft_config import PeftConfig
 
 NAME = "layers.0.attn.wq_b"
 KEY = "base_model.model.model.layers.0.self_attn.q_b_proj"
@@ -29,7 +32,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_write_read_round_trip(folder: Path) -> None:
-    changes, _ = read_adapter(folder)
+    changes = read_adapter(folder).changes
     assert list(changes) == [NAME]
     assert changes[NAME].scaling == 2.0
 
@@ -86,6 +89,17 @@ def configured(folder: Path, **keys: Any) -> Path:
         ({"bias": "all"}, r"\(bias\)"),
         ({"init_lora_weights": "pissa_niter_4"}, "also changes base weights .*pissa_niter_4"),
         ({"use_dora": True}, "it lacks .*lora_magnitude_vector"),
+        ({"use_dora": "no"}, "its use_dora is 'no', not true or false"),
+        ({"use_rslora": 1}, "its use_rslora is 1, not true or false"),
+        ({"use_future": True}, "its config has use_future, which SeekTune does not know"),
+        ({"lora_future": 3}, "its config has lora_future, which"),
+        ({"future_config": {"a": 1}}, "its config has future_config, which"),
+        (
+            {"rank_pattern": {"(?=x)q_b_proj": 2}},
+            r"patterns of rank or alpha hold '\(\?=x\)q_b_proj', which is invalid",
+        ),
+        ({"rank_pattern": {"\ud800*": 2}}, "patterns of rank or alpha hold .*, which is invalid"),
+        ({"alpha_pattern": {"(x{1000}){1000}": 2}}, "patterns of rank or alpha hold .*, which is invalid"),
     ],
 )
 def test_unsupported_configs_are_rejected(folder: Path, keys: dict[str, Any], message: str) -> None:
@@ -100,6 +114,73 @@ def test_patterns_match_suffixes_as_in_peft(folder: Path) -> None:
     assert read_adapter(folder)[0][NAME].scaling == 3.0
     configured(folder, rank_pattern={"b_proj": 3}, r=2, alpha_pattern={"o_proj": 5})
     assert read_adapter(folder)[0][NAME].scaling == 0.5
+
+
+def test_harmless_keys_are_passed_over(folder: Path) -> None:
+    configured(folder, runtime_config={"ephemeral_gpu_offload": False}, use_future=False, note="mine", lora_dropout=0.1)
+    configured(folder, loftq_config={"loftq_bits": 4}, megatron_config=None, qalora_group_size=16)
+    assert list(read_adapter(folder).changes) == [NAME]
+
+
+PATTERNS = (
+    "q_b_proj",
+    "q.b_proj",
+    "b_proj",
+    r"layers\.(?:0|[2-9])\..*q_b_proj",
+    r"layers\.\d+\.self_attn\.(q_a|q_b)_proj",
+    r"^model.layers.0.self_attn.q_b_proj",
+    r".*\.q_b_proj$",
+    r"(self_attn|mlp)\.\w+",
+    r"[a-z_]+",
+    "x*",
+    "",
+)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_match_as_the_expression_of_peft(pattern: str) -> None:
+    for target in ("model.layers.0.self_attn.q_b_proj", "model.layers.1.self_attn.q_b_proj", "lm_head", "q_b_proj"):
+        terms = PeftConfig.read({"r": 2, "lora_alpha": 2, "rank_pattern": {pattern: 7}})
+        by_peft = re.match(rf"(.*\.)?({pattern})$", target) is not None
+        assert (terms.rank_of(target) == 7) == by_peft, target
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [r"((\w|\.)+)+!", "(.*)*(.*)*(.*)*(.*)*(.*)*x#", "a?" * 40 + "a" * 40 + "!", "(a|a)" * 40 + "!", ".*" * 40],
+)
+def test_patterns_of_strangers_end(folder: Path, pattern: str) -> None:
+    """Each of them but the last would take `re` longer than anybody waits."""
+    target = "a" * 80
+    terms = PeftConfig.read({"r": 2, "lora_alpha": 2, "rank_pattern": {pattern: 7}})
+    assert terms.rank_of(target) == (7 if pattern.endswith("*") else 2)
+    assert read_adapter(configured(folder, alpha_pattern={r"((\w|\.)+)+!": 8})).changes[NAME].scaling == 2.0
+
+
+def test_a_tensor_in_both_files_is_refused(folder: Path) -> None:
+    save_file(tensors(folder), folder / MTP_WEIGHTS)
+    with pytest.raises(ValueError, match=f"holds {KEY}.* in both {WEIGHTS} and {MTP_WEIGHTS}"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, MTP_WEIGHTS, CONFIG])
+def test_a_pipe_is_not_waited_for(folder: Path, file: str) -> None:
+    (folder / file).unlink(missing_ok=True)
+    os.mkfifo(folder / file)
+    with pytest.raises(ValueError, match=r"is a pipe|is not an adapter"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("module", ["q_b_proj", "kv_proj", "gate_proj", "scorer.weights_proj"])
+def test_an_indexer_that_was_wrapped_but_not_trained_is_passed_over(folder: Path, module: str) -> None:
+    """PEFT wraps it where it finds targets by their ends; no gradient reaches it."""
+    key = f"base_model.model.model.layers.1.self_attn.compressor.indexer.{module}"
+    found = tensors(folder) | {f"{key}.lora_A.weight": torch.ones(2, 8), f"{key}.lora_B.weight": torch.zeros(6, 2)}
+    save_file(found, folder / WEIGHTS)
+    assert list(read_adapter(folder).changes) == [NAME]
+    save_file(found | {f"{key}.lora_B.weight": torch.ones(6, 2)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=r"changes the indexer \(layers\.1\.attn\.indexer\."):
+        read_adapter(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
@@ -153,7 +234,7 @@ class TestExperts:
 
     def test_untrained_adapter_loads(self, experts: Path) -> None:
         save_file({name: x * ("lora_A" in name) for name, x in tensors(experts).items()}, experts / WEIGHTS)
-        changes, _ = read_adapter(experts)
+        changes = read_adapter(experts).changes
         assert sorted(changes) == [f"{EXPERTS}.w1", f"{EXPERTS}.w3"]
         assert not any(change.b.any() for change in changes.values())
 

@@ -125,7 +125,7 @@ def test_frozen_digest_detects_bit_flips_and_swaps():
 def test_export_is_the_adapter(tmp_path, quantized):
     trainer = go(tmp_path / "run", 2, model=adapted(quantized=quantized), loss=LOSS)
     trainer.export(tmp_path / "adapter")
-    changes, config = read_adapter(tmp_path / "adapter")
+    changes, config, _ = read_adapter(tmp_path / "adapter")
     assert len(changes) * 2 == len(adapter_state(trainer.model.whole))
     assert config["peft_type"] == "LORA"
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] is None

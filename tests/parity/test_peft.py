@@ -13,6 +13,7 @@ from seektune.lora.initialize import init_adapters
 from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
+from seektune.lora.transformers_names import transformers_name
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 from .test_transformers import SIZES
@@ -182,3 +183,37 @@ def test_adapters_stack_with_weights(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(model(ids()).logits, plain + 0.5 * alone[0] - 2 * alone[1], rtol=0, atol=1e-4)
     unload_adapter(model, "a")
     torch.testing.assert_close(model(ids()).logits, plain - 2 * alone[1], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_adapter_of_the_usual_targets_loads_though_peft_wraps_the_indexer(base: Path, tmp_path: Path) -> None:
+    """Targets by their ends also match the indexer's layers, which no gradient reaches: their B stays zero."""
+    import peft
+    import transformers
+
+    model = transformers.DeepseekV4ForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    theirs = peft.get_peft_model(
+        model, peft.LoraConfig(r=4, target_modules=["q_a_proj", "q_b_proj", "kv_proj", "gate_proj", "o_b_proj"])
+    )
+    wrapped = [name for name, _ in theirs.named_modules() if "indexer" in name and name.endswith(".lora_B")]
+    assert len(wrapped) == 6
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name and "indexer" not in name:
+            parameter.normal_(0.0, 0.1)
+    theirs.save_pretrained(tmp_path / "adapter")
+    ours = DeepseekV4ForCausalLM.from_pretrained(base)
+    changed = load_adapter(ours, tmp_path / "adapter")
+    assert not any("indexer" in name for name in changed)
+    assert (theirs(ids(), use_cache=False).logits - ours(ids()).logits).abs().max() <= 1e-4
+
+
+@torch.no_grad()
+def test_names_of_linear_layers_are_those_of_transformers(base: Path) -> None:
+    import transformers
+
+    theirs = transformers.DeepseekV4ForCausalLM.from_pretrained(base, dtype=torch.float32)
+    named = dict(theirs.named_modules())
+    ours = DeepseekV4ForCausalLM.from_pretrained(base)
+    for name, module in ours.named_modules():
+        if isinstance(module, torch.nn.Linear) and not name.startswith("mtp."):
+            assert named[transformers_name(name)].weight.shape == module.weight.shape, name

@@ -63,6 +63,24 @@ def test_values_that_cannot_be_kept_are_named(source: Path, tmp_path: Path, caps
     assert record["shards"]["model.safetensors"]["inexact"] == done.inexact
 
 
+def test_foreign_code_is_left_out_with_a_note(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config_changed(auto_map={"AutoConfig": "theirs.Config"}, architectures=["Theirs"])(source)
+    (source / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["theirs.T", null]}, "a": 1}')
+    convert_checkpoint(str(source), tmp_path / "out", "bf16")
+    notes = capsys.readouterr().out.splitlines()[:2]
+    assert notes[0].startswith(
+        f"note: {source / 'config.json'} has auto_map and architectures, which names code of others"
+    )
+    assert notes[1].startswith(f"note: {source / 'tokenizer_config.json'} has auto_map")
+    assert not {"auto_map", "architectures"} & json.loads((tmp_path / "out" / "config.json").read_text()).keys()
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"a": 1}
+
+
+def test_a_link_that_leads_nowhere_and_is_no_part_of_the_checkpoint_stops_nobody(source: Path, tmp_path: Path):
+    (source / "extra.safetensors").symlink_to("nowhere")
+    assert convert_checkpoint(str(source), tmp_path / "out", "bf16").copied == 99
+
+
 def without(name: str):
     def spoil(source: Path) -> None:
         tensors = load_file(source / FIRST)
@@ -90,7 +108,10 @@ def config_changed(**changes: object):
             without("layers.0.attn_norm.weight"),
             r"lacks layers\.0\.attn_norm\.weight, which its config\.json promises; see",
         ),
-        (without("layers.0.attn.wq_a.scale"), r"layers\.0\.attn\.wq_a\.weight has dtype F8_E4M3, which no format uses"),
+        (
+            without("layers.0.attn.wq_a.scale"),
+            r"layers\.0\.attn\.wq_a\.weight has dtype F8_E4M3 without scales \(layers\.0\.attn\.wq_a\.scale is missing",
+        ),
         (
             config_changed(hidden_size=64),
             r"does not fit its config\.json: .* \([1-9][0-9]* more faults\); seektune inspect",

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.export import ExportReport, export_tensors
@@ -14,6 +16,7 @@ from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.header import header_bytes
 from seektune.checkpoint.source import StateSource
 from seektune.checkpoint.write import file_size, shard_limit, shard_names, split, write_index
+from seektune.data.tokenizer import load_tokenizer
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.workflows.convert import convert_checkpoint
@@ -182,6 +185,48 @@ def test_strays_are_noted(parity_folder: Path):
     card = read_card(parity_folder)
     assert card.complete
     assert card.notes == ["expected.safetensors is no part of the checkpoint: its index names no tensor there"]
+
+
+def test_links_that_lead_nowhere(folder: Path):
+    """One that is a stray stops nobody; one that is needed is an incomplete download."""
+    (folder / "extra.safetensors").symlink_to("nowhere")
+    card = read_card(folder)
+    assert card.complete
+    assert card.notes == ["extra.safetensors is no part of the checkpoint: its index names no tensor there"]
+    (folder / SECOND).unlink()
+    (folder / SECOND).symlink_to("nowhere")
+    card = read_card(folder)
+    assert any("is a link to a file that does not exist; the copy or download is" in each for each in card.problems)
+    assert card.missing
+
+
+def test_a_weight_and_its_scales_are_judged_together(folder: Path):
+    for file in folder.glob("model-*.safetensors"):
+        tensors = load_file(file)
+        raw = {name: x.view(torch.uint8) if x.dtype == torch.float8_e8m0fnu else x for name, x in tensors.items()}
+        save_file(raw, file)
+    wrong = read_card(folder).wrong[0]
+    assert wrong.endswith("has dtype F8_E4M3 with U8 scales, which no supported format uses")
+    with pytest.raises(ValueError, match=r"has dtype .* with U8 scales, which no supported format uses"):
+        DeepseekV4ForCausalLM.from_pretrained(folder)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_noted(tmp_path: Path):
+    tiny = hollow(tmp_path / "model", "tiny", "bf16")
+    tokenizer = load_tokenizer(DeepseekV4Config.from_pretrained(tiny).vocab_size)
+    tokenizer.save(tiny)
+    assert read_card(tiny).notes == []
+    spec = json.loads(tokenizer.text)
+    # spelled otherwise, but the same
+    spec["model"]["merges"] = [merge.split(" ") for merge in spec["model"]["merges"]]
+    (tiny / "tokenizer.json").write_text(json.dumps(spec))
+    assert read_card(tiny).notes == []
+    spec["model"]["vocab"] = dict(zip(spec["model"]["vocab"], reversed(spec["model"]["vocab"].values()), strict=True))
+    for text, said in ((json.dumps(spec), "gives tokens other ids"), ("{", "cannot be read"), ("{}", "cannot be read")):
+        (tiny / "tokenizer.json").write_text(text)
+        card = read_card(tiny)
+        assert card.complete
+        assert said in card.notes[0]
 
 
 def test_json_and_exit_codes(folder: Path, tmp_path: Path):

@@ -47,7 +47,7 @@ def test_a_run_leaves_adapters_that_load_on_the_base(lora, base, tmp_path, capsy
     assert "none changed" in said
     assert f"merge: seektune merge {base} {folder}/adapter {folder}/merged --to bf16" in said
     assert not (folder / "model").exists()
-    changes, config = read_adapter(folder / "adapter")
+    changes, config, _ = read_adapter(folder / "adapter")
     assert {name.split(".")[-1] for name in changes} == {"wq_a", "wq_b", "wkv", "wo_a", "wo_b", "w1", "w2", "w3"}
     assert config["base_model_name_or_path"] == str(base)
     assert "targets" in (folder / "adapter" / "recipe.yaml").read_text()

@@ -413,8 +413,28 @@ def test_a_checkpoint_that_does_not_say_where_it_stood_is_refused(recipe, monkey
     stopped(wanted, monkeypatch, 2)
     checkpoint = Path(wanted.run_dir) / "checkpoints" / "step-000002"
     facts = json.loads((checkpoint / "state.json").read_text())
-    for key, message in (("guard", "it lacks guard"), ("recipe", "does not say of which recipe")):
-        text = json.dumps({name: value for name, value in facts.items() if name != key})
+    steps = "step is .*, not a whole number from 0 to 5"
+    wrong: list[tuple[dict[str, object], str]] = [
+        ({"step": -7}, steps),
+        ({"step": 6}, steps),
+        ({"step": 10**400}, steps),
+        ({"step": "x"}, steps),
+        ({"step": True}, steps),
+        ({"step": None}, steps),
+        ({"recipe": {**facts["recipe"], "steps": "x"}}, "steps is 'x', not a whole number"),
+        ({"stream": {**facts["stream"], "offset": -1}}, "offset is -1, not a whole number from 0 to 39"),
+        ({"stream": {**facts["stream"], "epoch": 0.5}}, "epoch is 0.5, not a whole number"),
+        ({"stream": []}, "examples is None, not a whole number"),
+        ({"guard": {"recent": "x", "skipped": 0}}, "recent losses are not a list of numbers"),
+        ({"guard": {"recent": [], "skipped": -1}}, "skipped is -1, not a whole number"),
+        ({"log": {"total_tokens": "x", "loads": {}}}, "total_tokens is 'x', not a whole number"),
+        ({"log": {"total_tokens": 1, "loads": {"a": 1}}}, "expert loads are not a list"),
+    ]
+    changed = [({name: value for name, value in facts.items() if name != "guard"}, "it lacks guard")]
+    changed += [({name: value for name, value in facts.items() if name != "recipe"}, "does not say of which recipe")]
+    changed += [(facts | change, f"step-000002 cannot be resumed: its {message}") for change, message in wrong]
+    for values, message in changed:
+        text = json.dumps(values)
         (checkpoint / "state.json").write_text(text)
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         manifest["state.json"] = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}

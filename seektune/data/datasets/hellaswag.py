@@ -111,7 +111,13 @@ def row_from_record(record: Mapping[str, Any], name: str) -> Question:
 def clean(text: str) -> str:
     """Text without WikiHow's marks (`[header]`, `[title]`, `[step]`), cleaned as in the harness."""
     text = text.strip().replace(" [title]", ". ")
-    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+    return "\n".join(map(_without_marks, text.split("\n"))).replace("  ", " ")
+
+
+def _without_marks(line: str) -> str:
+    # what follows the last bracket is not searched: each opening one there would be followed to the end of the line
+    end = line.rfind("]") + 1
+    return re.sub(r"\[.*?\]", "", line[:end]) + line[end:]
 
 
 def _endings(endings: object, name: str) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from seektune.io.jsonl import read_jsonl
+from seektune.io.regular_file import check_regular
 
 Record = dict[str, Any]
+_NUMBERED = re.compile(r"-(?P<number>\d+)-of-(?P<count>\d+)\.")
 
 
 def records_in(file: Path, columns: Sequence[str], kind: str) -> Iterator[tuple[str, Record]]:
@@ -31,7 +33,7 @@ def split_files(folder: Path, split: str) -> list[Path]:
     on the Hub (`train-00000-of-00001.parquet`).
 
     Raises:
-        ValueError: there is no such folder, no file of the split, or two kinds of file for it.
+        ValueError: there is no such folder, no file of the split, two kinds of file for it, or a number is missing.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; data.path must name one with train and validation files")
@@ -41,8 +43,22 @@ def split_files(folder: Path, split: str) -> list[Path]:
         if len({(file.suffix, "-of-" in file.name) for file in files}) > 1:
             raise ValueError(f"{place}: {', '.join(f.name for f in files)} hold the same split; keep one kind of file")
         if files:
+            _check_numbers(files)
             return files
     raise ValueError(f"{folder}: no {split}.parquet or {split}.jsonl (nor {split}-00000-of-00001.parquet)")
+
+
+def _check_numbers(files: Sequence[Path]) -> None:
+    """Check that of files numbered `-00000-of-00002` every number is there, and no other."""
+    numbered = [(file, found) for file in files if (found := _NUMBERED.search(file.name))]
+    for file, found in numbered:
+        count = int(found["count"])
+        if len(numbered) > count:
+            raise ValueError(f"{file} is one of {count} by its name, but there are {len(numbered)}; remove old files")
+        here = {int(each["number"]) for _, each in numbered}
+        missing = next((number for number in range(count) if number not in here), None)
+        if missing is not None:
+            raise ValueError(f"{file} is one of {count} by its name, but number {missing} is missing")
 
 
 def _parquet_records(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
@@ -50,6 +66,7 @@ def _parquet_records(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    check_regular(file)
     try:
         with pq.ParquetFile(file) as opened:
             found = [column for column in columns if column in opened.schema_arrow.names]

@@ -1,4 +1,6 @@
 import json
+import os
+import random
 import re
 from pathlib import Path
 
@@ -25,6 +27,41 @@ def test_cleaning_follows_the_harness():
     )
     assert clean("Lay it flat. [title] Press") == "Lay it flat.. Press"
     assert clean("[header] Begin") == " Begin"
+
+
+def test_cleaning_is_the_expression_of_the_harness_in_linear_time():
+    """Texts of brackets, line ends and letters; and one that the expression alone would take minutes for."""
+    dice = random.Random(0)
+    for _ in range(3000):
+        text = "".join(dice.choices("[]a \n\r", k=dice.randrange(14)))
+        by_harness = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
+        assert clean(text) == by_harness
+    many = "[" * 1_000_000
+    assert clean(many) == many
+    assert clean(f"[a]{many}") == many
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train-00000-of-00002"], "train-00000-of-00002.jsonl is one of 2 by its name, but number 1 is missing"),
+        (["train-00001-of-00002"], "is one of 2 by its name, but number 0 is missing"),
+        (["train-00000-of-00001", "train-00001-of-00002"], "is one of 1 by its name, but there are 2"),
+        (["train-00000-of-99999999999"], "number 1 is missing"),
+    ],
+)
+def test_numbered_files_are_all_there(tmp_path, names, said):
+    for name in names:
+        write_rows(tmp_path / f"{name}.jsonl", made_hellaswag(2))
+    with pytest.raises(ValueError, match=said):
+        read_split(tmp_path, "train")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_pipe_is_not_waited_for(tmp_path, form):
+    os.mkfifo(tmp_path / f"train.{form}")
+    with pytest.raises(ValueError, match=rf"train\.{form} is a pipe"):
+        read_split(tmp_path, "train")
 
 
 def test_a_row_is_activity_and_context_with_the_last_part_capitalised():
