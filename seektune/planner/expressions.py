@@ -42,18 +42,25 @@ def evaluate(formulas: Sequence[Formula], given: Mapping[str, Number], tables: T
     The sum and maximum over a table without rows are 0.
     """
     values: dict[str, Number] = dict(given)
-    extended = {name: [dict(row) for row in rows] for name, rows in tables.items()}
+    distinct: dict[str, list[dict[str, Number]]] = {}
+    order: dict[str, list[int]] = {}
+    # most layers of a model are alike: equal rows are evaluated once
+    for name, rows in tables.items():
+        numbers: dict[tuple[tuple[str, Number], ...], int] = {}
+        order[name] = [numbers.setdefault(tuple(row.items()), len(numbers)) for row in rows]
+        distinct[name] = [dict(row) for row in numbers]
     for formula in formulas:
         code = _compiled(formula.expression)
         if not formula.over:
             values[formula.name] = _value(code, values)
             continue
-        rows = extended[formula.over]
-        each = [_value(code, {**values, **row}) for row in rows]
+        table = distinct[formula.over]
+        results = [_value(code, {**values, **row}) for row in table]
         if formula.fold == "column":
-            for row, value in zip(rows, each, strict=True):
+            for row, value in zip(table, results, strict=True):
                 row[formula.name] = value
         else:
+            each = [results[number] for number in order[formula.over]]
             values[formula.name] = sum(each) if formula.fold == "sum" else max(each, default=0)
     return values
 

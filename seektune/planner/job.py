@@ -77,6 +77,7 @@ class Weights:
         self.all = tuple(weights)
         parameters = [weight for weight in weights if not weight.buffer]
         trained = sum(weight.numel for weight in parameters if weight.learns)
+        self._trained = {weight.name for weight in weights if weight.learns}
         self.trainable_share = trained / sum(weight.numel for weight in parameters)
         self._parts: dict[tuple[range, bool, bool], StageWeights] = {}
         self.cache: dict[object, dict[str, Number]] = {}
@@ -92,7 +93,7 @@ class Weights:
 
     def learns(self, name: str) -> bool:
         """Whether the weight with that name is trained."""
-        return any(weight.learns for weight in self.all if weight.name == name)
+        return name in self._trained
 
 
 @dataclass(frozen=True)
@@ -196,12 +197,18 @@ def in_flight(layout: Layout, process: int) -> dict[int, int]:
     """
     if layout.pp == 1:
         return {0: 1}
-    now = most = dict.fromkeys(layout.stages_of(process), 0)
+    now = dict.fromkeys(layout.stages_of(process), 0)
     weights = {stage: max(1, len(layout.layers(stage))) for stage in now}
+    most = dict(now)
+    held = 0
+    most_held = 0
     for kind, stage, _ in layout.order[process]:
-        now = {**now, stage: now[stage] + {"F": 1, "B": -1, "I": 0, "W": -1}[kind]}
-        if sum(now[s] * weights[s] for s in now) > sum(most[s] * weights[s] for s in most):
-            most = now
+        change = {"F": 1, "B": -1, "I": 0, "W": -1}[kind]
+        now[stage] += change
+        held += change * weights[stage]
+        if held > most_held:
+            most_held = held
+            most = dict(now)
     return most
 
 

@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from seektune.planner.expressions import Number, Row, evaluate
+from seektune.planner.expressions import Number, Row, Tables, evaluate
 from seektune.planner.formulas import HELD, MADE
 from seektune.planner.hardware import GIGA, assumed
 from seektune.planner.job import RECOMPUTE, Layout, StageWeights, TrainingJob, in_flight
@@ -19,10 +20,19 @@ class RankMemory:
     """Bytes of one process, by part."""
 
     rank: int
-    lower: Numbers
-    """With even routing and the smallest overheads."""
-    upper: Numbers
-    """With skewed routing and the overheads of hardware.json."""
+    given: Numbers
+    """What the formulas of `MADE` read besides the assumptions of a bound."""
+    rows: Tables
+
+    @cached_property
+    def lower(self) -> Numbers:
+        """With even routing and the smallest overheads."""
+        return evaluate(MADE, {**self.given, **bounds(LOWER)}, self.rows)
+
+    @cached_property
+    def upper(self) -> Numbers:
+        """With skewed routing and the overheads of hardware.json."""
+        return evaluate(MADE, {**self.given, **bounds(UPPER)}, self.rows)
 
     def spare(self, memory: int) -> int:
         """Bytes of a GPU that the upper bound leaves; negative where it does not fit."""
@@ -33,7 +43,7 @@ class RankMemory:
 class ProcessTables:
     """The tables and numbers of a pipeline rank; all processes of its stage have the same."""
 
-    rows: dict[str, list[Row]]
+    rows: Tables
     numbers: Numbers
 
 
@@ -41,8 +51,7 @@ def rank_memory(layout: Layout, rank: int) -> RankMemory:
     """Lower and upper bound of one process's memory."""
     tables = process_tables(layout, layout.dims.coords(rank).pp)
     held = _held(layout, rank, tables)
-    lower, upper = (evaluate(MADE, {**held, **tables.numbers, **bounds(each)}, tables.rows) for each in (LOWER, UPPER))
-    return RankMemory(rank, lower, upper)
+    return RankMemory(rank, {**held, **tables.numbers}, tables.rows)
 
 
 def first_ranks(layout: Layout) -> list[RankMemory]:

@@ -55,8 +55,8 @@ def search(job: TrainingJob, cluster: Cluster, order_of: OrderOf) -> list[Candid
     candidates = []
     for layout in layouts(job, cluster, order_of):
         ranks = first_ranks(layout)
-        if (peak := peak_rank(ranks)).spare(cluster.memory) >= 0:
-            candidates.append(Candidate(layout, peak, step_time(layout, cluster, ranks)))
+        if all(rank.spare(cluster.memory) >= 0 for rank in ranks):
+            candidates.append(Candidate(layout, peak_rank(ranks), step_time(layout, cluster, ranks)))
     return sorted(candidates, key=lambda each: each.time.seconds)
 
 
@@ -112,7 +112,7 @@ def _changed(job: TrainingJob, sizes: Mapping[str, int], schedule: str, rows: in
 
 
 def _fits(layout: Layout, cluster: Cluster) -> bool:
-    return peak_rank(first_ranks(layout)).spare(cluster.memory) >= 0
+    return all(rank.spare(cluster.memory) >= 0 for rank in first_ranks(layout))
 
 
 def _sizes(job: TrainingJob, cluster: Cluster) -> Iterator[dict[str, int]]:
