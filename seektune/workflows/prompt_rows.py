@@ -1,4 +1,4 @@
-"""Rows of prompts, as `generate --file` reads them: checked before a model is loaded, by the rules that the server has."""
+"""Rows of prompts, as `generate --file` reads them: checked before a model is loaded, by the server's rules."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -37,7 +37,7 @@ def test_allowed_hosts(address: str, host: str, more: tuple[str, ...], expected:
 
 @pytest.mark.parametrize("name", ["http://a", "a:80", "a/b", "a*", "", "*a", "a b"])
 def test_what_is_no_host_name_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="--allowed-hosts .*: give a host name without scheme, port and path"):
+    with pytest.raises(ValueError, match=r"--allowed-hosts .*: give a host name without scheme, port and path"):
         ServeConfig(allowed_hosts=(name,))
 
 

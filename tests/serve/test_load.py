@@ -95,7 +95,8 @@ def linked(server: Live) -> socket.socket:
 
 def written(body: Any) -> bytes:
     sent = json.dumps(body).encode()
-    head = f"POST {TEXT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+    kind = "Host: localhost\r\nContent-Type: application/json"
+    head = f"POST {TEXT} HTTP/1.1\r\n{kind}\r\nContent-Length: {len(sent)}\r\n\r\n"
     return head.encode() + sent
 
 
