@@ -38,7 +38,19 @@ ApiKey: TypeAlias = Annotated[
     typer.Option(envvar="SEEKTUNE_API_KEY", metavar="KEY", help="Clients of /v1 must send this as a bearer token."),
 ]
 ServedModelName: TypeAlias = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Model name in the API.", show_default="MODEL")
+    str | None, typer.Option(metavar="NAME", help="Model name in the API.", show_default="MODEL's last folder")
+]
+AllowedHosts: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Further name under which clients reach the server (Host header); repeatable. * is any name.",
+        show_default="any; on a loopback address its own names",
+    ),
+]
+AllowedOrigins: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(metavar="URL", help="Origin of other web pages that may use the API (CORS); repeatable. * is any."),
 ]
 MaxModelLen: TypeAlias = Annotated[
     int | None,
@@ -66,6 +78,8 @@ def _serve(
     host: Host = ServeConfig.host,
     port: Port = ServeConfig.port,
     api_key: ApiKey = None,
+    allowed_hosts: AllowedHosts = None,
+    allowed_origins: AllowedOrigins = None,
     served_model_name: ServedModelName = None,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = Limits.max_num_seqs,
@@ -92,6 +106,8 @@ def _serve(
             shutdown_timeout=shutdown_timeout,
             thinking=thinking,
             speculative=speculative,
+            allowed_hosts=tuple(allowed_hosts or ()),
+            allowed_origins=tuple(allowed_origins or ()),
         )
         loading = load()
         quantize = "" if loading.quantized else ", or try --quantized"

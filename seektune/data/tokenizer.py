@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ class Tokenizer:
         """Number of ids; they are 0 .. vocab_size - 1."""
         return self._whole.get_vocab_size(with_added_tokens=True)
 
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters that one token stands for at most."""
+        return max(map(len, self._whole.get_vocab(with_added_tokens=True)))
+
     @property
     def bos_id(self) -> int:
         """Id of the token that begins every text."""
@@ -69,11 +75,15 @@ class Tokenizer:
         """Ids of a prompt in the chat format (`encode_messages`): control tokens in it are encoded as such."""
         return self._whole.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of several texts, each as `encode` gives them."""
+    def encode_batch(self, texts: Sequence[str], control_tokens: bool = False) -> list[list[int]]:
+        """Ids of several texts, each as `encode` gives them, or with `control_tokens` as `encode_prompt` does.
+
+        Unlike those it lets other threads run.
+        """
+        tokenizer = self._whole if control_tokens else self._plain
         # An encoding carries far more than ids: a whole dataset of them at once would fill the memory.
         parts = (texts[i : i + BATCH_TEXTS] for i in range(0, len(texts), BATCH_TEXTS))
-        encodings = (e for part in parts for e in self._plain.encode_batch_fast(part, add_special_tokens=False))
+        encodings = (e for part in parts for e in tokenizer.encode_batch_fast(part, add_special_tokens=False))
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:

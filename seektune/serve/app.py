@@ -3,23 +3,27 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Receive, Scope, Send
 
+from seektune.data.chat_format.message import shown
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.detokenize import TextDelta
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.serve.body import Body, check_content_type, read_body
 from seektune.serve.errors import ApiError
+from seektune.serve.hosts import LOOPBACK_NAMES
 from seektune.serve.job_stream import ClientDisconnectedError, JobStream, cancel_on_disconnect
 from seektune.serve.limits import Limits
 from seektune.serve.middleware import LimitsMiddleware
@@ -35,8 +39,10 @@ PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 """The page may not load anything from another host."""
-TOKENIZING = 2
-"""Prompts tokenized at the same time; long ones take memory."""
+SHORT_BODY = 64 * 2**10
+"""Bytes of a body that is read without waiting for others."""
+LONG_BODIES = 2
+"""Longer bodies read and tokenized at the same time; they take memory."""
 DONE = "data: [DONE]\n\n"
 CLIENT_CLOSED_REQUEST = 499
 READ_METHODS = ["GET", "HEAD"]
@@ -54,6 +60,10 @@ class Served:
     key: str | None = None
     thinking: bool = False
     speculative: bool = False
+    hosts: Sequence[str] = LOOPBACK_NAMES
+    """Names that the Host header may have."""
+    origins: Sequence[str] = ()
+    """Origins of other web pages that may use the API (CORS)."""
 
 
 class Api:
@@ -65,17 +75,17 @@ class Api:
         self.scheduler = scheduler
         self.started = int(time.time())
         self._builder = RequestBuilder(served.tokenizer, model.config.vocab_size, served.limits, served.thinking)
-        self._tokenizing = asyncio.Semaphore(TOKENIZING)
+        self._reading_long = asyncio.Semaphore(LONG_BODIES)
 
-    async def chat(self, body: ChatRequest, http: Request) -> Response:
+    async def chat(self, http: Request) -> Response:
         """`/v1/chat/completions`."""
-        prepared = await self._prepare(lambda: self._builder.chat(body), http)
+        body, prepared = await self._read(http, ChatRequest, self._builder.chat)
         writer = ChatResponse(prepared, self.served.tokenizer, bool(body.logprobs))
         return await self._respond(body, prepared, writer, "chat.completion", http)
 
-    async def complete(self, body: CompletionRequest, http: Request) -> Response:
+    async def complete(self, http: Request) -> Response:
         """`/v1/completions`."""
-        prepared = await self._prepare(lambda: self._builder.completion(body), http)
+        body, prepared = await self._read(http, CompletionRequest, self._builder.completion)
         writer = CompletionResponse(prepared, self.served.tokenizer, body.logprobs is not None)
         return await self._respond(body, prepared, writer, "text_completion", http)
 
@@ -87,7 +97,9 @@ class Api:
         """
         names = list(self.served.models)
         if name is not None and name not in names:
-            raise ApiError(404, f"model {name!r} not found; available: {', '.join(names)}", "model", "model_not_found")
+            raise ApiError(
+                404, f"model {shown(name)} not found; available: {', '.join(names)}", "model", "model_not_found"
+            )
         return names[0] if name is None else name
 
     def model_entry(self, name: str) -> dict[str, Any]:
@@ -102,12 +114,25 @@ class Api:
             "parent": None if name == base else base,
         }
 
-    async def _prepare(self, build: Callable[[], PreparedRequest], http: Request) -> PreparedRequest:
-        async def tokenize() -> PreparedRequest:
-            async with self._tokenizing:
-                return await run_in_threadpool(build)
+    async def _read(
+        self, http: Request, schema: type[Body], build: Callable[[Body], PreparedRequest]
+    ) -> tuple[Body, PreparedRequest]:
+        """The body and its prompts, read in a thread: a long one stops no other client."""
+        check_content_type(http.headers.get("content-type", ""))
+        content = await http.body()
 
-        return await cancel_on_disconnect(http.receive, tokenize())
+        def read() -> tuple[Body, PreparedRequest]:
+            body = read_body(content, schema)
+            self.resolve_model(body.model)
+            return body, build(body)
+
+        async def wait_and_read() -> tuple[Body, PreparedRequest]:
+            if len(content) <= SHORT_BODY:
+                return await run_in_threadpool(read)
+            async with self._reading_long:
+                return await run_in_threadpool(read)
+
+        return await cancel_on_disconnect(http.receive, wait_and_read())
 
     async def _respond(
         self, body: GenerationRequest, prepared: PreparedRequest, writer: ResponseWriter, kind: str, http: Request
@@ -186,10 +211,16 @@ def make_app(served: Served, clock: Callable[[], float] = time.monotonic) -> Fas
         await run_in_threadpool(scheduler.stop)
 
     # FastAPI's documentation pages are off: they load scripts from other hosts
-    app = FastAPI(title="SeekTune", lifespan=lifespan, openapi_url=None)
+    app = FastAPI(title="SeekTune", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     _add_routes(app, Api(served, scheduler))
     _add_errors(app)
+    # the last is the first to see a request
     app.add_middleware(LimitsMiddleware, limits=served.limits, key=served.key)
+    if served.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=served.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=served.hosts, www_redirect=False)
     return app
 
 
@@ -213,13 +244,8 @@ def _add_routes(app: FastAPI, api: Api) -> None:
     async def model(name: str) -> dict[str, Any]:
         return api.model_entry(api.resolve_model(name))
 
-    @app.post("/v1/completions")
-    async def completions(body: CompletionRequest, http: Request) -> Response:
-        return await api.complete(body, http)
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(body: ChatRequest, http: Request) -> Response:
-        return await api.chat(body, http)
+    app.add_api_route("/v1/completions", api.complete, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", api.chat, methods=["POST"])
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -234,20 +260,5 @@ def _add_errors(app: FastAPI) -> None:
 
     handle(ApiError, lambda error: error)
     handle(HTTPException, lambda error: ApiError(error.status_code, str(error.detail), headers=error.headers))
-    handle(RequestValidationError, _validation_error)
     handle(Exception, lambda error: ApiError(500, "internal server error; see the server's log"))
     app.add_exception_handler(ClientDisconnectedError, disconnected)
-
-
-def _validation_error(error: RequestValidationError) -> ApiError:
-    """The first error of a request's body, and how many more there are."""
-    errors = error.errors()
-    first = errors[0]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}")
-    # for a union, pydantic ends the location with the name of the alternative, which means nothing to a client
-    steps = [str(step) for step in first["loc"][1:]]
-    path = ".".join(step for step in steps if step != "str" and not step.startswith(("list[", "function-")))
-    message = "this field is not supported" if first["type"] == "extra_forbidden" else first["msg"]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return ApiError(400, f"{path}: {message}{more}" if path else f"{message}{more}", path or None)

@@ -18,18 +18,19 @@ class SlowClientError(Exception):
 
 
 class LimitsMiddleware:
-    """Reads a whole request, within the limits, before the application sees it."""
+    """Reads a whole request, within the limits, before the application sees it; a slash at a path's end is dropped."""
 
     def __init__(self, app: ASGIApp, limits: Limits, key: str | None):
         self._app = app
         self._limits = limits
-        self._key = key
+        self._authorization = None if key is None else f"Bearer {key}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = {**scope, "path": scope["path"].rstrip("/") or "/"}
         try:
             self._check_key(scope)
             async with asyncio.timeout(self._limits.client_timeout):
@@ -44,10 +45,10 @@ class LimitsMiddleware:
                     await self._app(scope, _replay(body, receive), self._timed(send))
 
     def _check_key(self, scope: Scope) -> None:
-        if self._key is None or not scope["path"].startswith("/v1"):
+        if self._authorization is None or not scope["path"].startswith("/v1"):
             return
         sent = dict(scope["headers"]).get(b"authorization", b"")
-        if not compare_digest(sent, b"Bearer " + self._key.encode()):
+        if not compare_digest(sent, self._authorization):
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     async def _body(self, receive: Receive) -> bytes | None:

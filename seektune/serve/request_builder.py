@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from seektune.data.chat_format.encode import encode_messages
-from seektune.data.chat_format.tokens import EOS
+from seektune.data.chat_format.encode import encode_chat_prompt
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.request import Request
 from seektune.io.text import check_unicode
@@ -44,15 +43,20 @@ class RequestBuilder:
         """
         thinking = body.thinks(self.thinking)
         mode = "thinking" if thinking else "chat"
+        self._check_samples(body, 1)
+        if len(body.messages) > self.limits.max_model_len:
+            raise self._too_long(f"{len(body.messages)} messages", "messages")
         try:
-            text = encode_messages(body.conversation(), mode, reasoning_effort=body.effort())
+            text = encode_chat_prompt(body.messages, body.offered_tools(), mode, body.effort())
             check_unicode(text)
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from None
-        if text.endswith(EOS) or body.messages[-1].get("role") == "system":
-            raise ApiError(400, "the last message must have the role user or tool", "messages")
+        except RecursionError:
+            raise ApiError(400, "a message is nested too deeply", "messages") from None
+        self._check_characters(text, "messages")
         max_tokens = body.max_tokens or body.max_completion_tokens
-        return self._prepare(body, [self.tokenizer.encode_prompt(text)], max_tokens, body.alternatives, thinking)
+        prompts = self.tokenizer.encode_batch([text], control_tokens=True)  # lets other threads run
+        return self._prepare(body, prompts, max_tokens, body.alternatives, thinking)
 
     def completion(self, body: CompletionRequest) -> PreparedRequest:
         """Prepare text prompts.
@@ -60,16 +64,33 @@ class RequestBuilder:
         Raises:
             ApiError: an id is outside the vocabulary, or a prompt is too long.
         """
-        prompts = []
         try:
-            for prompt in body.prompts():
-                if isinstance(prompt, str):
-                    check_unicode(prompt)
-                    prompt = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-                prompts.append(prompt)
+            asked = body.prompts()
+            self._check_samples(body, len(asked))
+            prompts = [self._ids(prompt) for prompt in asked]
         except ValueError as error:
             raise ApiError(400, str(error), "prompt") from None
         return self._prepare(body, prompts, body.max_tokens or COMPLETION_TOKENS, body.alternatives)
+
+    def _check_samples(self, body: GenerationRequest, prompts: int) -> None:
+        if prompts * body.samples > self.limits.max_num_seqs:
+            raise ApiError(400, f"at most {self.limits.max_num_seqs} completions per request (prompts times n)", "n")
+
+    def _check_characters(self, text: str, field: str) -> None:
+        """Refuse what cannot fit before it is tokenized."""
+        if len(text) > self.limits.max_model_len * self.tokenizer.longest_token:
+            raise self._too_long(f"{len(text)} characters", field)
+
+    def _too_long(self, what: str, field: str) -> ApiError:
+        limit = self.limits.max_model_len
+        return ApiError(400, f"{what} exceed the server's limit of {limit} tokens", field, "context_length_exceeded")
+
+    def _ids(self, prompt: str | list[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return prompt
+        check_unicode(prompt)
+        self._check_characters(prompt, "prompt")
+        return [self.tokenizer.bos_id, *self.tokenizer.encode_batch([prompt])[0]]
 
     def _prepare(
         self,
@@ -79,20 +100,13 @@ class RequestBuilder:
         alternatives: int,
         thinking: bool = False,
     ) -> PreparedRequest:
-        if len(prompts) * body.samples > self.limits.max_num_seqs:
-            raise ApiError(400, f"at most {self.limits.max_num_seqs} completions per request (prompts times n)", "n")
         seed = body.first_seed()
         requests = []
         for ids in prompts:
             length = max_tokens or max(self.limits.max_model_len - len(ids), 1)
             if len(ids) + length > self.limits.max_model_len:
-                raise ApiError(
-                    400,
-                    f"the prompt ({len(ids)} tokens) and max_tokens ({length}) exceed the server's limit of "
-                    f"{self.limits.max_model_len} tokens",
-                    "messages" if isinstance(body, ChatRequest) else "prompt",
-                    "context_length_exceeded",
-                )
+                field = "messages" if isinstance(body, ChatRequest) else "prompt"
+                raise self._too_long(f"the prompt ({len(ids)} tokens) and max_tokens ({length})", field)
             try:
                 eos = frozenset({self.tokenizer.eos_id})
                 first = Request(ids, length, body.sampling(), eos, body.stops(), seed, alternatives)

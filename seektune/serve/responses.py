@@ -179,10 +179,19 @@ def _chat_logprob(token: Token, tokenizer: Tokenizer) -> Body:
 
 def _text_logprobs(with_offsets: Sequence[tuple[int, Token]], tokenizer: Tokenizer) -> Body:
     tokens = [token for _, token in with_offsets]
-    best = [{tokenizer.decode([id]): logprob for id, logprob in token.alternatives} for token in tokens]
+    best = [{_token_name(id, tokenizer): logprob for id, logprob in token.alternatives} for token in tokens]
     return {
-        "tokens": [tokenizer.decode([token.id]) for token in tokens],
+        "tokens": [_token_name(token.id, tokenizer) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
         "top_logprobs": best,
         "text_offset": [offset for offset, _ in with_offsets],
     }
+
+
+def _token_name(id: int, tokenizer: Tokenizer) -> str:
+    """The token's text; its bytes, as in OpenAI's API, where they are no whole characters: those all look alike."""
+    found = tokenizer.bytes_of(id)
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)

@@ -1,22 +1,16 @@
-"""Request bodies of the API; a field that is not here is refused by name."""
+"""Request bodies of the API: what asks for nothing is accepted, what cannot be done is refused by name."""
 
 from collections.abc import Sequence
 from secrets import randbits
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from seektune.generate.sampling_params import Sampling
+from seektune.serve.field_types import EFFORTS, Effort, Objects, Prompt, RequestModel, Stop
 
-MAX_STOPS = 16
 MAX_STOP_LENGTH = 1000
 """Characters: each token is compared with every prefix of every stop string."""
-
-
-class RequestModel(BaseModel):
-    """Base of request bodies; unknown fields are errors."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class StreamOptions(RequestModel):
@@ -26,7 +20,7 @@ class StreamOptions(RequestModel):
 
 
 class GenerationRequest(RequestModel):
-    """Fields of both endpoints; null is the same as leaving a field out."""
+    """Fields of both endpoints."""
 
     model: str | None = None
     """One of `/v1/models`; default: the first."""
@@ -40,14 +34,10 @@ class GenerationRequest(RequestModel):
     repetition_penalty: float | None = None
     """vLLM's extension."""
     n: Annotated[int, Field(ge=1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | None = None
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
-    """Ignored."""
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
 
     @model_validator(mode="after")
     def _only_streams_have_options(self) -> Self:
@@ -98,10 +88,9 @@ class GenerationRequest(RequestModel):
 class CompletionRequest(GenerationRequest):
     """`/v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompt
     """Text, which gets a BOS and whose control tokens are plain characters; or ids, used unchanged."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
 
     @property
     def alternatives(self) -> int:
@@ -133,22 +122,28 @@ class TemplateOptions(RequestModel):
     """`chat_template_kwargs`, vLLM's field."""
 
     thinking: bool | None = None
-    reasoning_effort: Literal["high", "max"] | None = None
+    reasoning_effort: Effort | None = None
+
+
+class ThinkingSwitch(RequestModel):
+    """`thinking`, DeepSeek's field."""
+
+    type: Literal["enabled", "disabled"]
 
 
 class ChatRequest(GenerationRequest):
-    """`/v1/chat/completions`. Messages are checked by the chat format (`encode_messages`)."""
+    """`/v1/chat/completions`. Messages are checked by the chat format (`encode_chat_prompt`)."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Objects
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     """OpenAI's newer name of `max_tokens`."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Objects | None = None
     tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: Literal[True] | None = None
     response_format: TextFormat | None = None
-    reasoning_effort: Literal["none", "high", "max"] | None = None
+    reasoning_effort: Literal["none"] | Effort | None = None
+    thinking: ThinkingSwitch | None = None
     chat_template_kwargs: TemplateOptions | None = None
 
     @model_validator(mode="after")
@@ -165,25 +160,19 @@ class ChatRequest(GenerationRequest):
         return self.top_logprobs or 0
 
     def thinks(self, default: bool) -> bool:
-        """Whether the response begins with reasoning: by the template's option, else by the effort."""
+        """Whether the response begins with reasoning: by the template's option, else by the switch or the effort."""
         if self.chat_template_kwargs is not None and self.chat_template_kwargs.thinking is not None:
             return self.chat_template_kwargs.thinking
+        if self.thinking is not None:
+            return self.thinking.type == "enabled"
         return default if self.reasoning_effort is None else self.reasoning_effort != "none"
 
     def effort(self) -> str | None:
         """The reasoning effort that the prompt states."""
-        if self.chat_template_kwargs is not None and self.chat_template_kwargs.reasoning_effort is not None:
-            return self.chat_template_kwargs.reasoning_effort
-        return None if self.reasoning_effort == "none" else self.reasoning_effort
+        options = self.chat_template_kwargs
+        asked = options.reasoning_effort if options is not None and options.reasoning_effort else self.reasoning_effort
+        return None if asked is None or asked == "none" else EFFORTS[asked]
 
-    def conversation(self) -> list[dict[str, Any]]:
-        """The messages, with the tools on the first system message, which is added if missing."""
-        if not self.tools or self.tool_choice == "none":
-            return self.messages
-        first, *others = self.messages
-        if first.get("role") == "system":
-            own_tools = first.get("tools") or []
-            if not isinstance(own_tools, list):
-                raise ValueError("messages[0] (system): tools must be a list")
-            return [{**first, "tools": [*own_tools, *self.tools]}, *others]
-        return [{"role": "system", "content": "", "tools": self.tools}, *self.messages]
+    def offered_tools(self) -> list[dict[Any, Any]]:
+        """The tools that the prompt describes."""
+        return [] if self.tools is None or self.tool_choice == "none" else self.tools

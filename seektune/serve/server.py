@@ -7,11 +7,12 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from seektune.serve.connections import LISTEN_QUEUE, ConnectionLimits, ServerConfig
 from seektune.signals import StopRequests
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]):
+    def __init__(self, config: ServerConfig, ready: Callable[[], None]):
         super().__init__(config)
         self._ready = ready
         self._requests = StopRequests()
@@ -19,6 +20,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then call `ready`."""
         await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(LISTEN_QUEUE)  # asyncio accepts as many at once as it lets wait, which would be too many
         if self.started:
             self._ready()
 
@@ -28,26 +31,24 @@ class _Server(uvicorn.Server):
             super().handle_exit(sig, frame)
 
 
-def server(app: FastAPI, shutdown_timeout: float, ready: Callable[[], None]) -> uvicorn.Server:
-    """A server that is not running yet; `run(sockets=[...])` runs it, `should_exit` stops it."""
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        ws="none",
-        timeout_graceful_shutdown=max(1, round(shutdown_timeout)),
-    )
-    return _Server(config, ready)
+def server(app: FastAPI, shutdown_timeout: float, client_timeout: float, ready: Callable[[], None]) -> uvicorn.Server:
+    """A server that is not running yet; `run(sockets=[...])` runs it, `should_exit` stops it.
+
+    A connection may be without a request for `client_timeout` seconds.
+    """
+    limits = ConnectionLimits.of_process(client_timeout)
+    return _Server(ServerConfig(app, limits, shutdown_timeout), ready)
 
 
-def run(app: FastAPI, bound: socket.socket, shutdown_timeout: float, ready: Callable[[], None]) -> None:
+def run(
+    app: FastAPI, bound: socket.socket, shutdown_timeout: float, client_timeout: float, ready: Callable[[], None]
+) -> None:
     """Serve on a bound socket until SIGTERM or SIGINT; running requests then get `shutdown_timeout` seconds to finish.
 
     Raises:
         OSError: the server could not start.
     """
-    running = server(app, shutdown_timeout, ready)
+    running = server(app, shutdown_timeout, client_timeout, ready)
     running.run(sockets=[bound])
     if not running.started:
         raise OSError("the server could not start")

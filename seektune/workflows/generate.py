@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from seektune.data.chat_format.encode import encode_messages
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
 from seektune.generate.detokenize import GeneratedText, generate_all, stream_text
@@ -18,8 +17,9 @@ from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Drafts, Request
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.atomic import refuse_existing
-from seektune.io.jsonl import as_line, read_jsonl
+from seektune.io.jsonl import as_line
 from seektune.io.text import check_unicode, printable
+from seektune.workflows.prompt_rows import prompt_text, read_prompt_rows
 
 PAGE = 8
 """Batches of prompts that are answered before their lines are written."""
@@ -64,7 +64,7 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOption
 
 
 def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, output: Output) -> None:
-    """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation).
+    """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation, with `tools` beside it).
 
     A line of `out` is the row with `sample`, `text` and `end` (`stop` or `length`), for conversations also `message`
     if the response follows the chat format, and `tokens` if log-probabilities are written. The same call resumes an
@@ -75,7 +75,7 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
             model cannot be read.
         OSError: a file cannot be read or written.
     """
-    rows = list(_rows(file, setting))
+    rows = list(read_prompt_rows(file, setting.mode))
     if out.exists() and out.samefile(file):
         raise ValueError(f"{out}: the answers would overwrite the prompts; name another file")
     described = repr((model, setting, output.samples, output.logprobs, rows))
@@ -99,32 +99,8 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
     _tell(drafts)
 
 
-def _rows(file: Path, setting: GenerateOptions) -> Iterator[dict[str, Any]]:
-    for place, row in read_jsonl(file):
-        if ("prompt" in row) == ("messages" in row):
-            raise ValueError(f"{place}: a row needs either prompt (a text) or messages (a conversation)")
-        if "prompt" in row and not isinstance(row["prompt"], str):
-            raise ValueError(f"{place}: prompt must be a text, not {type(row['prompt']).__name__}")
-        try:
-            check_unicode(_text(row, setting))
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-        yield row
-
-
-def _text(row: dict[str, Any], setting: GenerateOptions) -> str:
-    if "prompt" in row:
-        return str(row["prompt"])
-    text = encode_messages(row["messages"], setting.mode)
-    if text.endswith(EOS):
-        raise ValueError(
-            "the last message is an answer; end with a question, or mark the answer `wo_eos` to go on with it"
-        )
-    return text
-
-
 def _ids(row: dict[str, Any], voice: Session) -> list[int]:
-    text = _text(row, voice.setting)
+    text = prompt_text(row, voice.setting.mode)
     return voice.text(text) if "prompt" in row else voice.tokenizer.encode_prompt(text)
 
 

@@ -1,10 +1,13 @@
 """The command `serve`: serves a checkpoint, and optionally an adapter, with OpenAI's API and a chat page."""
 
+import os
 import signal
 import socket
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 from seektune.data.tokenizer import load_tokenizer
 from seektune.generate.session import LoadOptions, note_other_tokenizer
@@ -13,9 +16,9 @@ from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.serve.config import ServeConfig
+from seektune.serve.hosts import allowed_hosts, in_url, is_loopback
 
 NEEDED = ("fastapi", "uvicorn")
-LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
@@ -38,16 +41,27 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
         longest = min(service.limits.max_model_len, base.config.max_position_embeddings)
         limits = replace(service.limits, max_model_len=service.max_model_len or longest)
         tokenizer = load_tokenizer(base.config.vocab_size)
+        address = place.getsockname()[0]
         note_other_tokenizer(model, tokenizer)
-        served = Served(models, tokenizer, limits, service.api_key, service.thinking, service.speculative)
-        if service.host not in LOCAL and service.api_key is None:
+        served = Served(
+            models,
+            tokenizer,
+            limits,
+            service.api_key,
+            service.thinking,
+            service.speculative,
+            allowed_hosts(address, service.host, service.allowed_hosts),
+            service.allowed_origins,
+        )
+        if not is_loopback(address) and service.api_key is None:
             print(
                 f"note: anyone who can reach {service.host} can use this server; set --api-key to require a key",
                 file=sys.stderr,
             )
         before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            run(make_app(served), place, service.shutdown_timeout, lambda: say(_welcome(place, list(models))))
+            ready = partial(say, _welcome(place, list(models)))
+            run(make_app(served), place, service.shutdown_timeout, limits.client_timeout, ready)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -55,17 +69,24 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
 
 def _models(model: str, reading: LoadOptions, service: ServeConfig) -> dict[str, DeepseekV4ForCausalLM]:
     """The base, and with an adapter a second model on the same weights, by the names that clients choose."""
-    name = service.served_model_name or model.rstrip("/")
+    name = service.served_model_name or public_name(model)
     adapter = reading.adapter
     if adapter is None:
         return {name: reading.read(model)}
-    if str(adapter) == name:
+    adapter_name = public_name(str(adapter))
+    if adapter_name == name:
         raise ValueError(f"model and adapter would both be called {name}; give --served-model-name")
     reading.check()
     base = replace(reading, adapter=None).read(model)
     adapted = share_weights(base)
     load_adapter(adapted, adapter)
-    return {name: base, str(adapter): adapted}
+    return {name: base, adapter_name: adapted}
+
+
+def public_name(model: str) -> str:
+    """What clients call a model: a folder's last name, which tells nothing about this machine, or the Hub id."""
+    folder = Path(model).expanduser()
+    return Path(os.path.abspath(folder)).name or "model" if folder.exists() else model.strip("/")
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -83,8 +104,9 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _welcome(place: socket.socket, names: list[str]) -> str:
     host, port = place.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"serving {' and '.join(names)} at http://{shown}:{port} (a page there, the API under /v1); Ctrl-C stops"
+    return (
+        f"serving {' and '.join(names)} at http://{in_url(host)}:{port} (a page there, the API under /v1); Ctrl-C stops"
+    )
 
 
 def _nothing(_number: int, _frame: object) -> None:

@@ -80,7 +80,7 @@ class Live:
 def live(served: Served, clock: Callable[[], float] = time.monotonic) -> Iterator[Live]:
     place = socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()
-    made = server(make_app(served, clock), 1.0, ready.set)
+    made = server(make_app(served, clock), 1.0, served.limits.client_timeout, ready.set)
     thread = threading.Thread(target=made.run, kwargs={"sockets": [place]})
     thread.start()
     try:

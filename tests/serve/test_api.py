@@ -167,7 +167,11 @@ def test_tools_are_put_on_the_system_message(toy: Live, tokenizer) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({}, "messages", "messages: Field required"),
-    ({"messages": QUESTION, "logit_bias": {}}, "logit_bias", "logit_bias: this field is not supported"),
+    ({"messages": QUESTION, "logit_bias": {"5": 1}}, "logit_bias", "logit_bias: this field is not supported"),
+    ({"messages": QUESTION, "echo": True}, "echo", "echo: only false is supported"),
+    ({"messages": None}, "messages", "messages: Field required"),
+    ({"messages": []}, "messages", "messages is empty"),
+    ({"messages": [5, 6]}, "messages.0", "messages.0: Input should be a valid dictionary"),
     ({"messages": QUESTION, "temperature": "hot"}, "temperature", "temperature: Input should be a valid number"),
     ({"messages": QUESTION, "temperature": -1}, None, "temperature must be 0 or more, not -1"),
     ({"messages": QUESTION, "top_p": 0}, None, "top_p must be above 0"),
@@ -176,7 +180,9 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": QUESTION, "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"messages": QUESTION, "top_logprobs": 2}, None, "top_logprobs needs logprobs: true"),
     ({"messages": QUESTION, "stream_options": {}}, None, "stream_options needs stream: true"),
-    ({"messages": QUESTION, "frequency_penalty": 0.5}, "frequency_penalty", "less than or equal to 0"),
+    ({"messages": QUESTION, "frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty: only 0 is supported"),
+    ({"messages": QUESTION, "stop": ["x"] * 17}, "stop", "stop: at most 16 items are allowed"),
+    ({"messages": QUESTION, "stop": 5}, "stop", "stop: must be a text or a list of texts"),
     ({"messages": QUESTION, "tool_choice": "required"}, "tool_choice", "Input should be 'auto' or 'none'"),
     ({"messages": [{"role": "king", "content": "x"}]}, "messages", "messages[0] has the unknown role 'king'"),
     ({"messages": [{"role": "system", "content": "x"}]}, "messages", "the last message must have the role"),
@@ -194,7 +200,13 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ),
     ({"messages": QUESTION, "tools": [{}]}, "messages", "which must have a function with a name"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "half of a surrogate pair"),
-    ({"messages": QUESTION, "\ud800": 1}, None, "as a unicode string"),
+    ({"messages": QUESTION, "\ud800": 1}, None, "'\\ud800': this field is not supported"),
+    ({"messages": QUESTION, "thinking": {"type": "enabled", "budget": 5}}, "thinking.budget", "is not supported"),
+    (
+        {"messages": [{"role": "user", "content": "x"}, {"role": "latest_reminder", "content": "x"}]},
+        "messages",
+        "not la",
+    ),
     ({"messages": QUESTION, "max_tokens": 1999}, "messages", "exceed the server's limit of 2000 tokens"),
 ]
 
@@ -215,7 +227,11 @@ def test_invalid_request_is_refused_by_field(toy: Live, body: Any, param: str | 
         ([[]], "a prompt needs at least one token"),
         ([512], "a prompt's ids must lie in the vocabulary, 0 to 511"),
         ([-1], "in the vocabulary"),
-        ({"a": 1}, "prompt: Input should be a valid string"),
+        ({"a": 1}, "prompt: must be a text, a list of texts, ids, or lists of ids"),
+        ([0, "a", "b"], "prompt.1: Input should be a valid integer, unable to parse string as an integer"),
+        ([[0], [{}], 5], "prompt.1.0: Input should be a valid integer"),
+        (["a"] * 33, "at most 32 completions per request"),
+        ("a" * 100_000, "100000 characters exceed the server's limit of 2000 tokens"),
         ("\ud800", "half of a surrogate pair"),
         ("word " * 3000, "exceed the server's limit of 2000 tokens"),
         ([7] * 1999, "exceed the server's limit of 2000 tokens"),
@@ -250,6 +266,31 @@ def test_unknown_paths_and_models_are_refused(toy: Live) -> None:
     answer = toy.post(CHAT, model="gpt", messages=QUESTION)
     assert (answer.status, answer.error["code"]) == (404, "model_not_found")
     assert answer.error["message"] == "model 'gpt' not found; available: toy, other"
+
+
+def test_a_slash_at_the_end_of_a_path_is_dropped(toy: Live) -> None:
+    assert toy.ask("GET", "/v1/models/").body == toy.ask("GET", "/v1/models").body
+    assert toy.ask("GET", "/v1/models/other/").body == toy.ask("GET", "/v1/models/other").body
+    assert toy.ask("GET", "/health/").status == 200
+    assert toy.ask("POST", f"{CHAT}/", {"messages": QUESTION, "max_tokens": 1}).status == 200
+
+
+def test_a_body_must_be_sent_as_json(toy: Live) -> None:
+    """A page elsewhere can send other types without the browser asking first."""
+    for kind in ("application/x-www-form-urlencoded", "text/plain", ""):
+        answer = toy.ask("POST", TEXT, {"prompt": "x"}, **{"Content-Type": kind})
+        assert (answer.status, answer.error["type"]) == (415, "invalid_request_error")
+        assert "send the header Content-Type: application/json" in answer.error["message"]
+
+
+def test_tokens_that_look_alike_have_names_of_their_own(toy: Live) -> None:
+    """In a toy's vocabulary half of all tokens are parts of characters, which all show the same sign."""
+    asked = {"prompt": "x", "max_tokens": 30, "seed": 1, "logprobs": 20}
+    logprobs = toy.post(TEXT, **asked).body["choices"][0]["logprobs"]
+    assert [len(best) for best in logprobs["top_logprobs"]] == [20] * len(logprobs["tokens"])
+    names = {name for best in logprobs["top_logprobs"] for name in best}
+    assert any(name.startswith("bytes:\\x") for name in names)
+    assert not any("\ufffd" in name for name in names)
 
 
 def test_wrong_method_gets_an_allow_header(toy: Live) -> None:
@@ -313,5 +354,5 @@ def test_incomplete_request_gets_408(model, tokenizer) -> None:
     with live(Served({"toy": model}, tokenizer, Limits(client_timeout=0.3))) as found:
         host, port = found.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=HUNG) as link:
-            link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
             assert link.recv(100).startswith(b"HTTP/1.1 408")

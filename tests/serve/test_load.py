@@ -12,9 +12,9 @@ import pytest
 from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
-from seektune.serve.app import TOKENIZING, Served
+from seektune.serve import app
+from seektune.serve.app import Served
 from seektune.serve.limits import Limits
-from seektune.serve.request_builder import RequestBuilder
 from tests.patience import HUNG
 
 from .live import Gate, Live, endless, live
@@ -68,8 +68,7 @@ def test_million_token_prompts_and_10_mb_bodies_are_refused_while_others_are_ser
 
         return wait
 
-    for name in ("chat", "completion"):
-        monkeypatch.setattr(RequestBuilder, name, slowly(getattr(RequestBuilder, name)))
+    monkeypatch.setattr(app, "read_body", slowly(app.read_body))
     asks = [
         {"prompt": "a b " * 500_000},
         {"prompt": [7] * 1_000_000},
@@ -78,7 +77,7 @@ def test_million_token_prompts_and_10_mb_bodies_are_refused_while_others_are_ser
     with live(Served({"toy": model}, tokenizer)) as found, ThreadPoolExecutor(4) as crowd:
         long = [crowd.submit(found.post, CHAT if "messages" in ask else TEXT, **ask) for ask in asks]
         # while as many prompts are read as may be, it answers others
-        for _ in range(TOKENIZING):
+        for _ in range(app.LONG_BODIES):
             assert begun.acquire(timeout=HUNG)
         assert found.ask("POST", CHAT, b'{"prompt": "' + b"x" * 10_000_000 + b'"}').status == 413
         assert found.ask("GET", "/v1/models").status == 200
@@ -96,7 +95,8 @@ def linked(server: Live) -> socket.socket:
 
 def written(body: Any) -> bytes:
     sent = json.dumps(body).encode()
-    head = f"POST {TEXT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+    kind = "Host: localhost\r\nContent-Type: application/json"
+    head = f"POST {TEXT} HTTP/1.1\r\n{kind}\r\nContent-Length: {len(sent)}\r\n\r\n"
     return head.encode() + sent
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from seektune import encode_messages
+from seektune.data.chat_format.encode import encode_chat_prompt
 from seektune.data.chat_format.tokens import EOS
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.sampling_params import Sampling
@@ -17,6 +18,7 @@ from seektune.generate.session import GenerateOptions
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows import generate
 from seektune.workflows.generate import Output, generate_file, generate_one
+from seektune.workflows.prompt_rows import prompt_text, read_prompt_rows
 from tests.run_cli import seektune
 
 GREEDY = GenerateOptions(max_new_tokens=6, sampling=Sampling(temperature=0))
@@ -109,6 +111,16 @@ def test_a_file_is_answered_row_by_row(folder: Path, tmp_path: Path) -> None:
         assert all(token["logprob"] < 0 for token in line["tokens"])
 
 
+def test_tools_beside_messages_are_described(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    row = {"messages": QUESTION, "tools": [tool], "n": 1, "temperature": None, "user": "me", "id": 3}
+    assert prompt_text(row, "chat") == encode_chat_prompt(QUESTION, [tool])
+    assert prompt_text({**row, "tool_choice": "none"}, "chat") == encode_messages(QUESTION)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert list(read_prompt_rows(rows, "chat")) == [row]
+
+
 def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = said(folder, load_tokenizer(512).encode_prompt(encode_messages(QUESTION)))[-2:]
     setting = GenerateOptions(6, GREEDY.sampling, stops=(stop,))
@@ -133,8 +145,27 @@ def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, mon
         ('{"messages": [{"role": "king", "content": "x"}]}', r"line 2: messages\[0\]"),
         (
             '{"messages": [{"role": "assistant", "content": "x"}]}',
-            "line 2: the last message is an answer",
+            "line 2: the last message must have the role user, developer or tool, not assistant",
         ),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}',
+            "line 2: the last mess",
+        ),
+        ('{"messages": []}', "line 2: messages is empty"),
+        ('{"messages": null}', "line 2: messages must be a list"),
+        (
+            '{"prompt": "x", "text": "mine", "sample": 5}',
+            "line 2: sample is a key of the answers; rename it in the row",
+        ),
+        ('{"prompt": "x", "tokens": null}', "line 2: tokens is a key of the answers"),
+        ('{"prompt": "x", "max_tokens": 5}', "line 2: a row cannot set max_tokens; use the command's options"),
+        ('{"messages": [], "functions": [{"name": "f"}]}', "line 2: a row cannot set functions"),
+        ('{"prompt": "x", "tools": [{}]}', "line 2: tools are described in a conversation"),
+        (
+            '{"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}',
+            "line 2: tool_choice 'required'",
+        ),
+        ('{"messages": [{"role": "user", "content": "a"}], "tools": {"f": 1}}', "line 2: tools must be a list"),
         ('{"prompt": "\\ud800"}', "line 2: a text holds half of a surrogate pair"),
         ('{"prompt": "x", "id": "\\ud800"}', "line 2: a text holds half of a surrogate pair"),
         (b"\xff", "line 2: not UTF-8 text"),

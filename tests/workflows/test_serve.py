@@ -24,6 +24,7 @@ from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.workflows.serve import public_name
 from tests.patience import HUNG
 from tests.places import ROOT
 from tests.run_cli import CODE, seektune
@@ -50,10 +51,11 @@ def place(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pyt
 
 
 @contextmanager
-def served(*words: str, cwd: Path, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of its own process, and its address."""
+def served(*words: str, cwd: Path, files: int = 1024, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of its own process, which may open so many files, and its address."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
-    command = [sys.executable, "-c", CODE, "serve", *words, "--port", "0"]
+    limit = ["bash", "-c", f'ulimit -n {files} && exec "$@"', "bash"]
+    command = [*limit, sys.executable, "-c", CODE, "serve", *words, "--port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd
     )
@@ -133,12 +135,49 @@ def test_an_answer_that_takes_too_long_is_cut(place: Path) -> None:
 
 
 @pytest.mark.slow
+def test_more_idle_connections_than_files_stop_no_client(place: Path) -> None:
+    with served("base", cwd=place, files=256) as (process, url):
+        host, port = url.removeprefix("http://").split(":")
+        links = []
+        for sent in [b"", b"POST /v1/completions HTTP/1.1\r\nHost: localh"] * 150:
+            links.append(socket.create_connection((host, int(port)), timeout=HUNG))
+            links[-1].sendall(sent)
+        assert asked(url, "/health")["status"] == "ok"
+        assert asked(url, "/v1/completions", {"prompt": "x", "max_tokens": 1})["choices"]
+        for link in links:
+            link.close()
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=HUNG)[1] == ""
+
+
+@pytest.mark.slow
+def test_models_are_named_by_their_folder(place: Path) -> None:
+    with served(str(place / "base"), "--adapter", str(place / "adapter"), cwd=place) as (_, url):
+        listed = asked(url, "/v1/models")
+        assert [model["id"] for model in listed["data"]] == ["base", "adapter"]
+        assert str(place) not in json.dumps(listed)
+
+
+def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "runs" / "mine" / "model"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    for name in (str(folder), f"{folder}/", ".", "../model", "../../mine/model"):
+        assert public_name(name) == "model"
+    assert public_name("..") == "mine"
+    assert public_name("/") == "model"
+    assert public_name("deepseek-ai/DeepSeek-V4-Flash") == "deepseek-ai/DeepSeek-V4-Flash"
+
+
+@pytest.mark.slow
 def test_mistakes_take_one_line(place: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for words, code, complaint in (
             (("base", "--port", port), 1, f"Address already in use: 127.0.0.1:{port}; choose another --port"),
             (("base", "--port", "0", "--adapter", "nowhere"), 2, "--adapter nowhere: no such folder"),
+            (("base", "--port", "0", "--api-key", " k"), 2, "--api-key (SEEKTUNE_API_KEY) must be"),
+            (("base", "--port", "0", "--allowed-hosts", "http://a"), 2, "--allowed-hosts http://a: give a host name"),
         ):
             answer = seektune("serve", *words, cwd=place)
             assert (answer.returncode, len(answer.stderr.splitlines())) == (code, 1), answer.stderr

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seektune.data.chat_format.message import shown
 from seektune.data.chat_format.tokens import ANSWERED, ASSISTANT, BOS, EFFORTS, EOS, OPENINGS, TASKS, THINK, THINK_END
 from seektune.data.chat_format.turns import Turn, read_turns
 
@@ -29,11 +30,61 @@ def encode_messages(
     Raises:
         ValueError: naming the message and what is wrong with it.
     """
+    return _encode(read_turns(messages), thinking_mode, drop_thinking, reasoning_effort)
+
+
+def encode_chat_prompt(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    thinking_mode: str = "chat",
+    reasoning_effort: str | None = None,
+) -> str:
+    """The prompt of a conversation that the model shall go on with; `tools` are described on its system message.
+
+    The other arguments are those of `encode_messages`.
+
+    Raises:
+        ValueError: as `encode_messages`, or the conversation does not ask for an answer.
+    """
+    if isinstance(messages, list | tuple) and not messages:
+        raise ValueError("messages is empty; it needs at least one that asks for an answer")
+    turns = read_turns(with_tools(messages, tools))
+    last = turns[-1]
+    goes_on = last.role == "assistant" and not last.ended
+    if last.role not in ANSWERED and last.task is None and not goes_on:
+        raise ValueError(
+            f"the last message must have the role user, developer or tool, not {last.role}; "
+            "mark an answer `wo_eos` to go on with it"
+        )
+    return _encode(turns, thinking_mode, True, reasoning_effort)
+
+
+def with_tools(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> Sequence[Mapping[str, Any]]:
+    """The messages, with the tools on the first system message, which is added if missing.
+
+    Raises:
+        ValueError: the tools, or those of the system message, are no list.
+    """
+    if not tools or not isinstance(messages, list | tuple):  # what is no list of messages is refused by its reader
+        return messages
+    if not isinstance(tools, list | tuple):
+        raise ValueError(f"tools must be a list, not {shown(tools)}")
+    first = messages[0] if messages else {}
+    if not isinstance(first, Mapping) or first.get("role") != "system":
+        return [{"role": "system", "content": "", "tools": tools}, *messages]
+    own_tools = first.get("tools") or []
+    if not isinstance(own_tools, list):
+        raise ValueError("messages[0] (system): tools must be a list")
+    return [{**first, "tools": [*own_tools, *tools]}, *messages[1:]]
+
+
+def _encode(turns: list[Turn], thinking_mode: str, drop_thinking: bool, reasoning_effort: str | None) -> str:
     check_mode(thinking_mode)
     if reasoning_effort not in EFFORTS:
         known = ", ".join(str(effort) for effort in EFFORTS)
         raise ValueError(f"unknown reasoning_effort {reasoning_effort!r}; it may be {known}")
-    turns = read_turns(messages)
     thinking = thinking_mode == "thinking"
     dropping = thinking and drop_thinking and not any(turn.has_tools for turn in turns)
     if dropping:

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from seektune.data.chat_format.tokens import OPENINGS, TASKS
+from seektune.io.strict_json import parse_json
 
 ROLES = (*OPENINGS, "tool")
 SHOWN = 40
@@ -93,9 +95,11 @@ class Message:
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError):  # a number may have too many digits, too
+                arguments = parse_json(arguments) if arguments.strip() else None
+            except ValueError:
                 raise self.error(f"calls {name} with arguments that are not JSON: {shown(arguments)}") from None
+        if arguments is None:  # what clients send for a function without parameters
+            arguments = {}
         if not isinstance(arguments, Mapping):
             raise self.error(f"calls {name} with arguments {shown(arguments)}, which must be a JSON object")
         return name, self._plain(f"arguments of {name}", arguments)
@@ -109,7 +113,7 @@ class Message:
     def _plain(self, what: str, value: Any) -> Any:
         """A value that can be written as JSON."""
         try:
-            json.dumps(value)
+            json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError):
             raise self.error(f"has {what} {shown(value)}, which JSON cannot hold") from None
         return value
@@ -117,5 +121,18 @@ class Message:
 
 def shown(value: object) -> str:
     """A value as an error shows it."""
-    text = repr(value)
+    text = repr(_beginning(value, depth=3))
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _beginning(value: object, depth: int) -> object:
+    """As much of a value as an error may show; all of it could be megabytes, or nested too deeply to be written."""
+    if isinstance(value, str):
+        return value[:SHOWN]
+    if not isinstance(value, dict | list):
+        return value
+    if depth == 0:
+        return ...
+    if isinstance(value, dict):
+        return {key: _beginning(item, depth - 1) for key, item in islice(value.items(), SHOWN)}
+    return [_beginning(item, depth - 1) for item in islice(value, SHOWN)]

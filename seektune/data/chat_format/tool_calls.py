@@ -8,22 +8,26 @@
 </｜DSML｜tool_calls>
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 from typing import Any
 
 from seektune.data.chat_format.tokens import DSML, as_json
+from seektune.io.strict_json import parse_json
 
 CALLS_BEGIN = f"<{DSML}tool_calls"
 CALLS_END = f"</{DSML}tool_calls>"
-_CALLS = re.compile(rf"<{DSML}tool_calls>\n(.+)\n</{DSML}tool_calls>", re.DOTALL)
+_INVOKE = f"<{DSML}invoke"
+_INVOKE_END = f"</{DSML}invoke"
+_PARAMETER = f"<{DSML}parameter"
+_PARAMETER_END = f"/{DSML}parameter"
+_LINE_END = ">\n"
 # what holds markup in its turn is a call or a parameter that was not closed
 _NAME = rf'name="((?:(?!{DSML}).)*?)"'
-_VALUE = rf"((?:(?!/{DSML}parameter).)*?)"
-_INVOKE = re.compile(rf"<{DSML}invoke\s*{_NAME}>\n(.*?)\n</{DSML}invoke>", re.DOTALL)
-_PARAMETER = re.compile(rf'<{DSML}parameter {_NAME} string="(true|false)">{_VALUE}</{DSML}parameter>', re.DOTALL)
+_CALL_HEAD = re.compile(rf"\s*{_NAME}>\n\n?", re.DOTALL)
+"""Between `<invoke` and what follows; a call without parameters has one line break or two."""
+_KEY_AND_VALUE = re.compile(rf' {_NAME} string="(true|false)">(.*?)<\n?', re.DOTALL)
+"""Between `<parameter` and `/parameter`."""
 SHOWN = 40
 """Maximum characters of invalid text in its error."""
 
@@ -40,13 +44,72 @@ def read_calls(text: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: the block does not follow the grammar, or a value is not JSON.
     """
-    block = _CALLS.fullmatch(text)
-    if block is None:
-        raise ValueError(f"tool calls must end with </{DSML}tool_calls>, these end with {text[-SHOWN:]!r}")
-    return [
-        {"type": "function", "function": {"name": call[1], "arguments": _read_arguments(call[1], call[2])}}
-        for call in _lines(_INVOKE, block[1], "a tool call")
-    ]
+    reader = _Reader(text.removeprefix(CALLS_BEGIN))
+    calls = []
+    while reader.line_until("a tool call", _INVOKE, CALLS_END) == _INVOKE:
+        name, arguments = _read_call(reader)
+        calls.append({"type": "function", "function": {"name": name, "arguments": arguments}})
+    reader.end()
+    return calls
+
+
+class _Reader:
+    """Reads a text from mark to mark, as the official parser does.
+
+    Every method raises ValueError where something else is found.
+    """
+
+    def __init__(self, text: str):
+        self._text = text
+        self._at = 0
+
+    def until(self, *marks: str) -> tuple[str, str]:
+        """The text before the first of the marks, and that mark; goes on behind it."""
+        places = [(place, mark) for mark in marks if (place := self._text.find(mark, self._at)) >= 0]
+        if not places:
+            raise self._not_ended()
+        place, mark = min(places)
+        between = self._text[self._at : place]
+        self._at = place + len(mark)
+        return between, mark
+
+    def line_until(self, what: str, *marks: str) -> str:
+        """The first of the marks, which must begin a line."""
+        between, mark = self.until(*marks)
+        if between != _LINE_END:
+            found = between.removeprefix(_LINE_END)
+            raise ValueError(f"expected {what}, found {found[:SHOWN]!r}")
+        return mark
+
+    def end(self) -> None:
+        """Check that nothing follows."""
+        if self._at < len(self._text):
+            raise self._not_ended()
+
+    def _not_ended(self) -> ValueError:
+        return ValueError(f"tool calls must end with {CALLS_END}, these end with {self._text[-SHOWN:]!r}")
+
+
+def _read_call(reader: _Reader) -> tuple[str, str]:
+    """Name and arguments of a call, whose beginning was read."""
+    text, mark = reader.until(_PARAMETER, _INVOKE_END)
+    head = _CALL_HEAD.fullmatch(text)
+    if head is None:
+        raise ValueError(f"expected a name of a tool and its parameters, found {text[:SHOWN]!r}")
+    name = head[1]
+    values: dict[str, str] = {}
+    while mark == _PARAMETER:
+        text, _ = reader.until(_PARAMETER_END)
+        parameter = _KEY_AND_VALUE.fullmatch(text)
+        if parameter is None:
+            raise ValueError(f"expected a parameter of tool call {name}, found {(_PARAMETER + text)[:SHOWN]!r}")
+        key, string, value = parameter.groups()
+        if key in values:
+            raise ValueError(f"tool call {name} gives the parameter {key} twice")
+        # a value keeps the digits it was written with
+        values[key] = as_json(value) if string == "true" else _checked_json(value, f"tool call {name}, {key}")
+        mark = reader.line_until(f"a parameter of tool call {name}", _PARAMETER, _INVOKE_END)
+    return name, "{" + ", ".join(f"{as_json(key)}: {value}" for key, value in values.items()) + "}"
 
 
 def _invoke(name: str, arguments: Mapping[str, Any]) -> str:
@@ -60,30 +123,9 @@ def _parameter(key: str, value: Any) -> str:
     return f'<{DSML}parameter name="{key}" string="{as_json(string)}">{text}</{DSML}parameter>'
 
 
-def _read_arguments(call: str, text: str) -> str:
-    values: dict[str, str] = {}
-    for parameter in _lines(_PARAMETER, text, f"a parameter of tool call {call}"):
-        key, string, value = parameter.groups()
-        if key in values:
-            raise ValueError(f"tool call {call} gives the parameter {key} twice")
-        # a value keeps the digits it was written with
-        values[key] = as_json(value) if string == "true" else _checked_json(value, f"tool call {call}, {key}")
-    return "{" + ", ".join(f"{as_json(key)}: {value}" for key, value in values.items()) + "}"
-
-
 def _checked_json(text: str, where: str) -> str:
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):  # a number may have too many digits, too
+        parse_json(text)
+    except ValueError:
         raise ValueError(f'{where}: {text[:SHOWN]!r} is not JSON, and string="false" promises that') from None
     return text
-
-
-def _lines(pattern: re.Pattern[str], text: str, what: str) -> list[re.Match[str]]:
-    """Every match of a text that consists of nothing but matches, with a line break between them."""
-    found = list(pattern.finditer(text))
-    understood = "\n".join(match[0] for match in found)
-    if understood != text:
-        place = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(understood, text, strict=False)))
-        raise ValueError(f"expected {what}, found {text[place : place + SHOWN]!r}")
-    return found

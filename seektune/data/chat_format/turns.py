@@ -49,15 +49,25 @@ def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
     if isinstance(messages, str | bytes) or not isinstance(messages, Sequence):
         raise ValueError(f"messages must be a list of objects with role and content, not {shown(messages)}")
     turns: list[Turn] = []
+    joined: list[TurnBlock] = []
     for index, values in enumerate(messages):
         message = Message(index, values)
         turn = _READERS[message.role](message)
         # a quick instruction ends its turn: the user's next message begins another
         if turns and turn.role == turns[-1].role == "user" and (message.role == "tool" or turns[-1].task is None):
-            turns[-1] = replace(turns[-1], blocks=turns[-1].blocks + turn.blocks)
+            joined += turn.blocks
         else:
+            _close(turns, joined)
             turns.append(turn)
+            joined = list(turn.blocks)
+    _close(turns, joined)
     return _in_call_order(turns)
+
+
+def _close(turns: list[Turn], blocks: Sequence[TurnBlock]) -> None:
+    """Give the last turn the blocks of all its messages."""
+    if turns:
+        turns[-1] = replace(turns[-1], blocks=tuple(blocks))
 
 
 def _read_instruction(message: Message) -> Turn:
@@ -88,7 +98,7 @@ def _read_result(message: Message) -> Turn:
 def _read_answer(message: Message) -> Turn:
     calls = message.calls()
     reasoning = message.field("reasoning_content", str)
-    content = message.content(needed=not calls and reasoning is None)
+    content = message.content(needed=False)
     return Turn(
         message.role,
         (TurnBlock(content), *([TurnBlock(write_calls(calls))] if calls else [])),

@@ -1,4 +1,5 @@
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ import pytest
 
 from seektune import encode_messages
 from seektune.data.chat_format import tokens
+from seektune.data.chat_format.encode import encode_chat_prompt
 from tests.places import CHAT_ENCODING
 
 from .cases import ASSISTANT, BOS, EOS, TOOL, USER, made_answer, made_text, tool_call
@@ -159,6 +161,66 @@ def test_arguments_may_be_an_object_already() -> None:
     assert encode_messages(messages[0]) == encode_messages(messages[1])
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"arguments": ""}, {"arguments": " "}, {"arguments": "null"}, {"arguments": None}, {}]
+)
+def test_a_call_without_arguments_has_an_empty_object(arguments: dict[str, Any]) -> None:
+    """So clients send it back, and with it a content of null."""
+    texts = []
+    for function in ({"name": "ls", **arguments}, {"name": "ls", "arguments": "{}"}):
+        answer = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": function}]}
+        texts.append(encode_messages([ASK, answer, said("tool", "ok", tool_call_id="c")]))
+    assert texts[0] == texts[1]
+
+
+def test_an_answer_may_be_null() -> None:
+    for empty in ({"role": "assistant", "content": None}, {"role": "assistant"}):
+        assert encode_messages([ASK, empty]) == encode_messages([ASK, said("assistant", "")])
+
+
+def test_many_messages_of_one_side_take_linear_time() -> None:
+    """A turn that is made anew for each of its messages would copy 5 billion blocks."""
+    text = encode_messages([ASK] * 100_000)
+    assert text == f"{BOS}{USER}" + "\n\n".join(["q"] * 100_000) + f"{ASSISTANT}</think>"
+
+
+def test_tools_are_described_on_the_first_system_message() -> None:
+    system = said("system", "s")
+    for messages in ([ASK], [system, ASK], [said("system", "s", tools=[TOOL]), ASK]):
+        first = messages[0] if messages[0]["role"] == "system" else said("system", "")
+        own = first.get("tools", [])
+        expected = [{**first, "tools": [*own, TOOL]}, ASK]
+        assert encode_chat_prompt(messages, [TOOL]) == encode_messages(expected)
+        assert encode_chat_prompt(messages) == encode_messages(messages)
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([], "messages is empty"),
+        ([said("system", "s")], "the last message must have the role user, developer or tool, not system"),
+        ([ASK, said("system", "s")], "the last message must have the role user, developer or tool, not system"),
+        ([ASK, ANSWER], "the last message must have the role user, developer or tool, not assistant; mark an answer"),
+        ([ASK, said("latest_reminder", "l")], "the last message must have the role user, developer or tool, not late"),
+        ("hello", "messages must be a list"),
+        ([5], "messages[0] must be an object"),
+    ],
+)
+def test_a_conversation_that_asks_for_no_answer_is_no_prompt(messages: Any, complaint: str) -> None:
+    for tools in ((), [TOOL]):
+        with pytest.raises(ValueError, match="message") as found:
+            encode_chat_prompt(messages, tools)
+        assert str(found.value).startswith(complaint.replace("[0]", "[1]") if tools else complaint)
+
+
+def test_what_asks_for_an_answer_is_a_prompt() -> None:
+    for last in (ASK, said("developer", "d"), said("tool", "3"), said("assistant", "a", wo_eos=True)):
+        assert encode_chat_prompt([ASK, last]) == encode_messages([ASK, last])
+    assert encode_chat_prompt([{**ASK, "task": "title"}]).endswith("<｜title｜>")
+    with pytest.raises(ValueError, match="tools must be a list, not 'sum'"):
+        encode_chat_prompt([ASK], "sum")  # type: ignore[arg-type]
+
+
 def test_messages_are_left_as_they_are() -> None:
     messages = [said("system", "s", tools=[TOOL]), ASK, {**ANSWER, "tool_calls": [SUM]}, said("tool", "3"), ASK]
     before = json.dumps(messages)
@@ -186,7 +248,6 @@ def test_a_conversation_grows_at_its_end_while_tools_are_described() -> None:
         ({"role": ["user"], "content": "x"}, "messages[1] has the unknown role ['user']"),
         ({"role": "user"}, "messages[1] (user) has no content"),
         ({"role": "tool", "tool_call_id": "c"}, "messages[1] (tool) has no content"),
-        ({"role": "assistant"}, "messages[1] (assistant) has no content"),
         ({"role": "system"}, "messages[1] (system) has no content"),
         ({"role": "developer", "tools": [TOOL]}, "messages[1] (developer) has no content"),
         (said("developer", "", tools=[TOOL]), "messages[1] (developer) has no content"),
@@ -221,9 +282,14 @@ def test_a_conversation_grows_at_its_end_while_tools_are_described() -> None:
             "messages[1] (assistant) calls f with arguments [1], which must be a JSON object",
         ),
         (
-            said("assistant", "x", tool_calls=[{"function": {"name": "f"}}]),
-            "messages[1] (assistant) calls f with arguments None, which must be a JSON object",
+            said("assistant", "x", tool_calls=[{"function": {"name": "f", "arguments": '{"x": NaN}'}}]),
+            "messages[1] (assistant) calls f with arguments that are not JSON: '{\"x\": NaN}'",
         ),
+        (
+            said("assistant", "x", tool_calls=[{"function": {"name": "f", "arguments": {"x": math.nan}}}]),
+            "messages[1] (assistant) has arguments of f {'x': nan}, which JSON cannot hold",
+        ),
+        (said("user", json.loads("[" * 500 + "]" * 500)), "messages[1] (user) has a part of content [[[Ellipsis"),
         (
             said("assistant", "x", tool_calls=[{"function": {"name": "f", "arguments": {"x": {1}}}}]),
             "messages[1] (assistant) has arguments of f {'x': {1}}, which JSON cannot hold",

@@ -52,6 +52,22 @@ def test_after_calls_eos_may_lack_and_a_name_may_begin_a_line() -> None:
     assert parse_message(text.replace(" name", "\nname", 1), "chat") == expected
 
 
+def test_a_call_without_arguments_has_one_line_break_or_two() -> None:
+    call = tool_call("f", {})
+    for breaks in ("\n", "\n\n"):
+        empty = f'<｜DSML｜invoke name="f">{breaks}</｜DSML｜invoke>'
+        full = INVOKE.format(PARAMETER.format("x", "true", "a"))
+        text = CALLS.format("\n".join([empty, full, empty]))
+        assert parse_message(text, "chat")["tool_calls"] == [call, tool_call("f", {"x": "a"}), call]
+    assert parse_message("a\n\n<｜DSML｜tool_calls>\n</｜DSML｜tool_calls>" + EOS, "chat")["tool_calls"] == []
+
+
+def test_a_value_may_hold_markup_of_calls() -> None:
+    value = "a\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>\n<｜DSML｜parameter>"
+    text = CALLS.format(INVOKE.format(PARAMETER.format("x", "true", value)))
+    assert parse_message(text, "chat")["tool_calls"] == [tool_call("f", {"x": value})]
+
+
 @pytest.mark.parametrize("at", ['f">\n<', '"x" string="true">a</'])
 def test_markup_that_was_not_closed_is_no_part_of_a_name_or_value(at: str) -> None:
     parameters = "\n".join(PARAMETER.format(name, "true", "a") for name in "xy")
@@ -81,11 +97,21 @@ def test_markup_that_was_not_closed_is_no_part_of_a_name_or_value(at: str) -> No
         ("a <｜DSML｜invoke" + EOS, "chat", "the answer holds ｜DSML｜, which"),
         ("\n\n<｜DSML｜tool_calls>\nx</think>" + EOS, "thinking", "the reasoning holds ｜DSML｜, which"),
         ("\n\n<｜DSML｜tool_calls>\n" + EOS, "chat", "tool calls must end with </｜DSML｜tool_calls>, these end with"),
-        ("\n\n<｜DSML｜tool_calls>\n</｜DSML｜tool_calls>" + EOS, "chat", "tool calls must end with"),
+        (CALLS.replace("{}", ""), "chat", "expected a tool call, found '\\n'"),
         (CALLS.format(INVOKE.format("")).replace(EOS, "x" + EOS), "chat", "tool calls must end with"),
-        (CALLS.format("nothing"), "chat", "expected a tool call, found 'nothing'"),
+        (CALLS.format("nothing"), "chat", "expected a tool call, found 'nothing\\n'"),
         (CALLS.format(INVOKE.format("") + "\n"), "chat", "expected a tool call, found '\\n'"),
-        (CALLS.format(INVOKE.format("x=1")), "chat", "expected a parameter of tool call f, found 'x=1'"),
+        (CALLS.format(INVOKE.format("x=1")), "chat", "expected a name of a tool and its parameters, found ' name="),
+        (
+            CALLS.format(INVOKE.format(PARAMETER.format("x", "true", "1") + "y")),
+            "chat",
+            "expected a parameter of tool call f, found '>y\\n'",
+        ),
+        (
+            CALLS.format(INVOKE.format(PARAMETER.format("x", "false", '{"y": [NaN]}'))),
+            "chat",
+            "tool call f, x: '{\"y\": [NaN]}' is not JSON",
+        ),
         (
             CALLS.format(INVOKE.format(PARAMETER.format("x", "maybe", "1"))),
             "chat",

@@ -1,0 +1,66 @@
+"""A request's body as the fields of its route: JSON, then a schema, up to the first mistake."""
+
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from seektune.io.strict_json import parse_json
+from seektune.serve.errors import ApiError
+from seektune.serve.field_types import UNION_TAGS, UNSUPPORTED
+from seektune.serve.schema import GenerationRequest
+
+Body = TypeVar("Body", bound=GenerationRequest)
+MOST_BRACKETS = 2**18
+"""`{` and `[` of a body, those in texts included: each may begin a value that takes many times its size in memory."""
+
+
+def check_content_type(header: str) -> None:
+    """Check that a body is JSON by its Content-Type; a web page elsewhere could send any other without asking.
+
+    Raises:
+        ApiError: it is not.
+    """
+    kind = header.partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise ApiError(415, f"send the header Content-Type: application/json, not {kind or 'none'}")
+
+
+def read_body(content: bytes, schema: type[Body]) -> Body:
+    """Parse and validate a body.
+
+    Raises:
+        ApiError: it is not JSON, has too many values, or a field is missing, unknown or wrong; only the first mistake
+            is told.
+    """
+    if content.count(b"{") + content.count(b"[") > MOST_BRACKETS:
+        raise ApiError(413, f"the request has more than {MOST_BRACKETS} brackets; that many values are not read")
+    try:
+        values = parse_json(content)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise _api_error(error.errors(include_url=False, include_input=False)[0]) from None
+
+
+def _api_error(mistake: ErrorDetails) -> ApiError:
+    context = mistake.get("ctx", {})
+    steps = [str(step) for step in mistake["loc"] if step not in UNION_TAGS]
+    if mistake["type"] == UNSUPPORTED:
+        steps.append(context["field"])
+    path = ".".join(steps)
+    message = _message(mistake["type"], mistake["msg"], context)
+    return ApiError(400, f"{path}: {message}" if path else message, path or None)
+
+
+def _message(kind: str, message: str, context: dict[str, object]) -> str:
+    """Pydantic's message, but not where it speaks of its own workings."""
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "too_long":
+        return f"at most {context['max_length']} items are allowed"
+    return message

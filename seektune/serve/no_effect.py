@@ -1,0 +1,62 @@
+"""Fields of OpenAI's API and vLLM's that this server does not implement, and those of their values that ask for
+nothing: these are accepted, all others are refused by name."""
+
+import json
+from collections.abc import Mapping
+
+IGNORED = frozenset(
+    {
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "user",
+    }
+)
+"""Fields that change no response."""
+
+NO_EFFECT: Mapping[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("auto", "none"),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "include_obfuscation": (False,),
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True,),
+    "presence_penalty": (0,),
+    "priority": (0,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True, False),
+    "spaces_between_special_tokens": (True, False),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+}
+"""Values that mean the same as leaving the field out."""
+EMPTY: tuple[object, ...] = ([], {}, "")
+
+
+def asks_for_nothing(field: str, value: object) -> bool:
+    """Whether a field that is not implemented may have this value."""
+    return value is None or field in IGNORED or value in NO_EFFECT.get(field, ())
+
+
+def refusal(field: str) -> str:
+    """Why any other value is refused."""
+    values = [json.dumps(value) for value in NO_EFFECT.get(field, ()) if value not in EMPTY]
+    return f"only {' or '.join(values)} is supported" if values else "this field is not supported"

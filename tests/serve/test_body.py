@@ -1,0 +1,258 @@
+"""Bodies of requests: what asks for nothing is accepted, what cannot be done is refused by name, in one line."""
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+
+from seektune.data.tokenizer import Tokenizer
+from seektune.serve.body import MOST_BRACKETS, check_content_type, read_body
+from seektune.serve.errors import ApiError
+from seektune.serve.limits import Limits
+from seektune.serve.request_builder import RequestBuilder
+from seektune.serve.schema import ChatRequest, CompletionRequest
+
+QUESTION = [{"role": "user", "content": "2+2?"}]
+
+
+def chat(**fields: Any) -> ChatRequest:
+    return read_body(json.dumps({"messages": QUESTION, **fields}).encode(), ChatRequest)
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return read_body(json.dumps({"prompt": "x", **fields}).encode(), CompletionRequest)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("logit_bias", "metadata", "functions", "function_call", "suffix", "audio", "prediction", "anything"),
+        *("model", "max_tokens", "temperature", "stop", "tools", "tool_choice", "stream_options", "thinking", "prompt"),
+    ],
+)
+def test_null_is_the_same_as_leaving_a_field_out(field: str) -> None:
+    assert chat(**{field: None}) == chat()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("logit_bias", {}),
+        ("store", False),
+        ("service_tier", "auto"),
+        ("service_tier", "default"),
+        ("stop_token_ids", []),
+        ("min_tokens", 0),
+        ("ignore_eos", False),
+        ("best_of", 1),
+        ("echo", False),
+        ("suffix", ""),
+        ("frequency_penalty", 0.0),
+        ("presence_penalty", 0),
+        ("parallel_tool_calls", True),
+        ("modalities", ["text"]),
+        ("verbosity", "medium"),
+        ("functions", []),
+        ("function_call", "none"),
+        ("metadata", {"a": "b"}),
+        ("user", "me"),
+        ("safety_identifier", "me"),
+        ("prompt_cache_key", "k"),
+        ("response_format", {"type": "text"}),
+        ("stop", []),
+        ("tools", []),
+        ("tool_choice", "auto"),
+        ("chat_template_kwargs", {}),
+    ],
+)
+def test_values_that_ask_for_nothing_are_accepted(field: str, value: Any) -> None:
+    assert chat(**{field: value}).effort() == chat().effort()
+
+
+def test_options_of_a_field_may_ask_for_nothing_too() -> None:
+    options = {"include_usage": None, "include_obfuscation": False}
+    assert chat(stream=True, stream_options=options).wants_usage is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"logit_bias": {"5": 1}}, "logit_bias: this field is not supported"),
+        ({"audio": {}}, "audio: this field is not supported"),
+        ({"store": True}, "store: only false is supported"),
+        ({"best_of": 2}, "best_of: only 1 is supported"),
+        ({"service_tier": "flex"}, 'service_tier: only "auto" or "default" is supported'),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls: only true is supported"),
+        ({"frequency_penalty": 0.1}, "frequency_penalty: only 0 is supported"),
+        ({"functions": [{"name": "f"}]}, "functions: this field is not supported"),
+        ({"stop_token_ids": [1]}, "stop_token_ids: this field is not supported"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x: this field is not supported"),
+        ({"stream_options": {"include_usage": True}}, "stream_options needs stream: true"),
+        ({"a" * 100: 1}, "'" + "a" * 39 + "...: this field is not supported"),
+        ({"a\nb": 1}, "'a\\nb': this field is not supported"),
+        (
+            {"reasoning_effort": "none", "response_format": {"type": "json_object"}},
+            "response_format.type: Input should",
+        ),
+        ({"thinking": {"type": "adaptive"}}, "thinking.type: Input should be 'enabled' or 'disabled'"),
+        ({"stop": ["x"] * 17}, "stop: at most 16 items are allowed"),
+    ],
+)
+def test_other_values_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        chat(**fields)
+    assert str(refused.value).startswith(message)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinks", "effort"),
+    [
+        ({}, True, None),
+        ({"reasoning_effort": "none"}, False, None),
+        *(({"reasoning_effort": effort}, True, "high") for effort in ("minimal", "low", "medium", "high", "xhigh")),
+        ({"reasoning_effort": "max"}, True, "max"),
+        ({"thinking": {"type": "disabled"}}, False, None),
+        ({"thinking": {"type": "disabled"}, "reasoning_effort": "low"}, False, "high"),
+        ({"thinking": {"type": "enabled"}, "reasoning_effort": "max"}, True, "max"),
+        ({"thinking": {"type": "enabled"}, "chat_template_kwargs": {"thinking": False}}, False, None),
+        ({"chat_template_kwargs": {"reasoning_effort": "max"}, "reasoning_effort": "low"}, True, "max"),
+    ],
+)
+def test_effort_and_switch_of_reasoning(fields: dict[str, Any], thinks: bool, effort: str | None) -> None:
+    body = chat(**fields)
+    assert (body.thinks(default=True), body.effort()) == (thinks, effort)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("a", ["a"]),
+        (["a", "b"], ["a", "b"]),
+        ([1, 2], [[1, 2]]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+def test_the_forms_of_a_prompt(prompt: Any, prompts: list[Any]) -> None:
+    assert completion(prompt=prompt).prompts() == prompts
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": [{}] * 10_000},
+        {"prompt": [[{}]] * 10_000},
+        {"prompt": [[1]] * 10_000 + [[{}] * 10_000]},
+        {"prompt": "x", "stop": [{}] * 10_000},
+        {"prompt": "x", **{f"unknown{i}": 1 for i in range(10_000)}},
+        {"prompt": "x", "stream": True, "stream_options": {f"unknown{i}": 1 for i in range(10_000)}},
+        {"messages": [0] * 10_000},
+        {"messages": [{f"\ud800{i}": 1 for i in range(10_000)}] * 2 + [0] * 10_000},
+        {"messages": QUESTION, "tools": [0] * 10_000},
+    ],
+    ids=lambda body: str(body)[:40],
+)
+def test_validation_ends_at_the_first_mistake(body: dict[str, Any]) -> None:
+    schema = ChatRequest if "messages" in body else CompletionRequest
+    with pytest.raises(ValidationError) as found:
+        schema.model_validate(body)
+    assert found.value.error_count() == 1
+    with pytest.raises(ApiError) as refused:
+        read_body(json.dumps(body).encode(), schema)
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the body is not JSON: Expecting value"),
+        (b"\xff\xfe", "the body is not JSON: "),
+        (b"[" * 50_000, "the body is not JSON: it is nested too deeply"),
+        (b'{"temperature": NaN}', "the body is not JSON: NaN is no JSON value"),
+        (b'{"temperature": -Infinity}', "the body is not JSON: -Infinity is no JSON value"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "the body is not JSON: Exceeds the limit"),
+        (b"[1]", "the body must be a JSON object"),
+        (b"null", "the body must be a JSON object"),
+    ],
+)
+def test_what_is_no_object_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        read_body(content, ChatRequest)
+    assert str(refused.value).startswith(message)
+
+
+def test_a_body_of_too_many_values_is_not_read() -> None:
+    for item in ("{}", "[]", '"["'):
+        content = b'{"prompt": [' + ",".join([item] * MOST_BRACKETS).encode() + b"]}"
+        with pytest.raises(ApiError, match="the request has more than 262144 brackets") as refused:
+            read_body(content, CompletionRequest)
+        assert refused.value.status == 413
+
+
+def test_content_types() -> None:
+    for header in ("application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json"):
+        check_content_type(header)
+    for header in ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        with pytest.raises(ApiError, match="send the header Content-Type: application/json, not ") as refused:
+            check_content_type(header)
+        assert refused.value.status == 415
+
+
+def value(dice: random.Random, depth: int = 3) -> Any:
+    """Any JSON value."""
+    plain = [None, True, 0, 1, -1, 17, 2**70, 0.5, -1e308, 1e400, "", "x", "user", "\ud800", "<｜User｜>", [], {}]
+    kind = dice.randrange(3 if depth else 1)
+    if kind == 0:
+        return dice.choice(plain)
+    if kind == 1:
+        return [value(dice, depth - 1) for _ in range(dice.randrange(4))]
+    names = ("role", "content", "type", "text", "function", "name", "arguments", "tool_calls", "tools", "task", "x")
+    return {dice.choice(names): value(dice, depth - 1) for _ in range(dice.randrange(4))}
+
+
+def message(dice: random.Random) -> Any:
+    """A message with some wrong fields."""
+    roles = ("system", "user", "assistant", "tool", "developer", "latest_reminder")
+    made = {"role": dice.choice(roles), "content": dice.choice(("x", None, value(dice)))}
+    call = {"id": value(dice, 1), "function": {"name": dice.choice(("f", value(dice, 1))), "arguments": value(dice)}}
+    extra = {"tool_calls": [call], "reasoning_content": value(dice, 1), "wo_eos": value(dice, 0), "tools": value(dice)}
+    return made | {key: found for key, found in extra.items() if dice.random() < 0.2}
+
+
+def refusal(work: Callable[[], object]) -> ApiError | None:
+    """The error that some work ends with, if any."""
+    try:
+        work()
+    except ApiError as error:
+        return error
+    return None
+
+
+def test_any_body_is_prepared_or_refused_in_one_line(tokenizer: Tokenizer) -> None:
+    builder = RequestBuilder(tokenizer, 512, Limits(max_model_len=200), thinking=False)
+    dice = random.Random(7)
+    prepared = 0
+    for _ in range(4000):
+        schema, build = dice.choice(((ChatRequest, builder.chat), (CompletionRequest, builder.completion)))
+        body = {field: value(dice) for field in schema.model_fields if dice.random() < 0.06}
+        body["messages" if schema is ChatRequest else "prompt"] = dice.choice(
+            (
+                [message(dice) for _ in range(dice.randrange(4))],
+                value(dice),
+                "x" if schema is CompletionRequest else QUESTION,
+            )
+        )
+        content = json.dumps(body).encode()
+        refused = refusal(lambda build=build, schema=schema, content=content: build(read_body(content, schema)))  # type: ignore[misc]
+        prepared += refused is None
+        if refused is not None:
+            assert refused.status == 400
+            assert "\n" not in str(refused), body
+            assert len(str(refused)) < 300, body
+            assert "validation error" not in str(refused)
+    assert 200 < prepared < 3000
