@@ -11,7 +11,7 @@ from pydantic import ValidationError
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from seektune.data.tokenizer import Tokenizer
-from seektune.serve.body import MOST_BRACKETS, check_content_type, read_body
+from seektune.serve.body import MOST_MARKS, check_content_type, read_body
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.request_builder import RequestBuilder
@@ -187,9 +187,9 @@ def test_what_is_no_object_is_refused(content: bytes, message: str) -> None:
 
 
 def test_a_body_of_too_many_values_is_not_read() -> None:
-    for item in ("{}", "[]", '"["'):
-        content = b'{"prompt": [' + ",".join([item] * MOST_BRACKETS).encode() + b"]}"
-        with pytest.raises(ApiError, match="the request has more than 262144 brackets") as refused:
+    for item in ("{}", "[]", '"["', '":"'):
+        content = b'{"prompt": [' + ",".join([item] * MOST_MARKS).encode() + b"]}"
+        with pytest.raises(ApiError, match="the request has more than 262144 brackets and colons") as refused:
             read_body(content, CompletionRequest)
         assert refused.value.status == 413
 
