@@ -1,7 +1,6 @@
 """The FastAPI application: OpenAI's routes, the chat page at `/`, and errors in OpenAI's form."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -10,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import Receive, Scope, Send
 
 from seektune.data.chat_format.message import shown
 from seektune.data.tokenizer import Tokenizer
-from seektune.generate.detokenize import TextDelta
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.serve.body import Body, check_content_type, read_body
 from seektune.serve.errors import ApiError
+from seektune.serve.event_stream import EventStream, collect, events
 from seektune.serve.hosts import LOOPBACK_NAMES
 from seektune.serve.job_stream import ClientDisconnectedError, JobStream, cancel_on_disconnect
 from seektune.serve.limits import Limits
@@ -43,7 +41,6 @@ SHORT_BODY = 64 * 2**10
 """Bytes of a body that is read without waiting for others."""
 LONG_BODIES = 2
 """Longer bodies read and tokenized at the same time; they take memory."""
-DONE = "data: [DONE]\n\n"
 CLIENT_CLOSED_REQUEST = 499
 READ_METHODS = ["GET", "HEAD"]
 """The server sends no body in reply to HEAD."""
@@ -143,61 +140,14 @@ class Api:
         deltas = stream.deltas()
         try:
             if not body.stream:
-                await cancel_on_disconnect(http.receive, _collect(deltas, writer, envelope))
+                await cancel_on_disconnect(http.receive, collect(deltas, writer, envelope))
                 return JSONResponse(envelope.body(writer.choices(), chunk=False))
             # wait for the first token: until then an error can still be an HTTP status
             first = await cancel_on_disconnect(http.receive, anext(deltas))
         except BaseException:
             stream.close()
             raise
-        return _EventStream(stream, _events(first, deltas, writer, envelope, body.wants_usage))
-
-
-class _EventStream(StreamingResponse):
-    """Server-sent events; the job is cancelled however the response ends, even before it begins."""
-
-    def __init__(self, stream: JobStream, events: AsyncIterator[str]):
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        self._stream = stream
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._stream.close()
-
-
-async def _collect(deltas: AsyncIterator[TextDelta], writer: ResponseWriter, envelope: Envelope) -> None:
-    async for delta in deltas:
-        envelope.tokens += 1
-        writer.add(delta)
-
-
-async def _events(
-    first: TextDelta, others: AsyncIterator[TextDelta], writer: ResponseWriter, envelope: Envelope, usage: bool
-) -> AsyncIterator[str]:
-    """The events of a stream."""
-
-    def event(choices: list[dict[str, Any]], **more: object) -> str:
-        return f"data: {json.dumps({**envelope.body(choices, chunk=True), **more}, ensure_ascii=False)}\n\n"
-
-    async def all_deltas() -> AsyncIterator[TextDelta]:
-        yield first
-        async for delta in others:
-            yield delta
-
-    try:
-        for opening in writer.opening():
-            yield event([opening])
-        async for delta in all_deltas():
-            envelope.tokens += 1
-            if (choice := writer.add(delta)) is not None:
-                yield event([choice])
-        if usage:
-            yield event([], usage=envelope.usage())
-        yield DONE
-    except ApiError as error:
-        yield f"data: {json.dumps(error.body())}\n\n"
+        return EventStream(stream, events(first, deltas, writer, envelope, body.wants_usage))
 
 
 def make_app(served: Served, clock: Callable[[], float] = time.monotonic) -> FastAPI:

@@ -11,8 +11,10 @@ from seektune.serve.field_types import UNION_TAGS, UNSUPPORTED
 from seektune.serve.schema import GenerationRequest
 
 Body = TypeVar("Body", bound=GenerationRequest)
-MOST_BRACKETS = 2**18
-"""`{` and `[` of a body, those in texts included: each may begin a value that takes many times its size in memory."""
+MOST_MARKS = 2**18
+"""Characters of a body that are in `MARKS`, those in texts included."""
+MARKS = (b"{", b"[", b":")
+"""Each may stand for a value that takes many times its size in memory, and time while no other thread runs."""
 
 
 def check_content_type(header: str) -> None:
@@ -33,8 +35,8 @@ def read_body(content: bytes, schema: type[Body]) -> Body:
         ApiError: it is not JSON, has too many values, or a field is missing, unknown or wrong; only the first mistake
             is told.
     """
-    if content.count(b"{") + content.count(b"[") > MOST_BRACKETS:
-        raise ApiError(413, f"the request has more than {MOST_BRACKETS} brackets; that many values are not read")
+    if sum(map(content.count, MARKS)) > MOST_MARKS:
+        raise ApiError(413, f"the request has more than {MOST_MARKS} brackets and colons; so many values are not read")
     try:
         values = parse_json(content)
     except ValueError as error:

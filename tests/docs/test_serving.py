@@ -53,7 +53,7 @@ def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_documented_limits_match_the_code() -> None:
-    from seektune.serve.body import MOST_BRACKETS
+    from seektune.serve.body import MOST_MARKS
     from seektune.serve.connections import MOST_CONNECTIONS
     from seektune.serve.limits import Limits
 
@@ -63,7 +63,7 @@ def test_documented_limits_match_the_code() -> None:
         f"decoded together | {limits.max_num_seqs} |",
         f"that wait | {limits.max_queued_requests} |",
         f"waiting included | {limits.request_timeout:g} |",
-        f"in a request | {MOST_BRACKETS:,} |",
+        f"in a request | {MOST_MARKS:,} |",
         f"at most {MOST_CONNECTIONS} |",
         f"size of a request | {limits.max_body // 2**20} MiB |",
         f"part of the response | {limits.client_timeout:g} s |",

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 from seektune.data.tokenizer import Tokenizer
-from seektune.serve.body import MOST_BRACKETS, check_content_type, read_body
+from seektune.serve.body import MOST_MARKS, check_content_type, read_body
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.request_builder import RequestBuilder
 from seektune.serve.schema import ChatRequest, CompletionRequest
+from tests.made_json import any_message, any_value
 
 QUESTION = [{"role": "user", "content": "2+2?"}]
 
@@ -187,9 +188,9 @@ def test_what_is_no_object_is_refused(content: bytes, message: str) -> None:
 
 
 def test_a_body_of_too_many_values_is_not_read() -> None:
-    for item in ("{}", "[]", '"["'):
-        content = b'{"prompt": [' + ",".join([item] * MOST_BRACKETS).encode() + b"]}"
-        with pytest.raises(ApiError, match="the request has more than 262144 brackets") as refused:
+    for item in ("{}", "[]", '"["', '":"'):
+        content = b'{"prompt": [' + ",".join([item] * MOST_MARKS).encode() + b"]}"
+        with pytest.raises(ApiError, match="the request has more than 262144 brackets and colons") as refused:
             read_body(content, CompletionRequest)
         assert refused.value.status == 413
 
@@ -201,27 +202,6 @@ def test_content_types() -> None:
         with pytest.raises(ApiError, match="send the header Content-Type: application/json, not ") as refused:
             check_content_type(header)
         assert refused.value.status == 415
-
-
-def value(dice: random.Random, depth: int = 3) -> Any:
-    """Any JSON value."""
-    plain = [None, True, 0, 1, -1, 17, 2**70, 0.5, -1e308, 1e400, "", "x", "user", "\ud800", "<｜User｜>", [], {}]
-    kind = dice.randrange(3 if depth else 1)
-    if kind == 0:
-        return dice.choice(plain)
-    if kind == 1:
-        return [value(dice, depth - 1) for _ in range(dice.randrange(4))]
-    names = ("role", "content", "type", "text", "function", "name", "arguments", "tool_calls", "tools", "task", "x")
-    return {dice.choice(names): value(dice, depth - 1) for _ in range(dice.randrange(4))}
-
-
-def message(dice: random.Random) -> Any:
-    """A message with some wrong fields."""
-    roles = ("system", "user", "assistant", "tool", "developer", "latest_reminder")
-    made = {"role": dice.choice(roles), "content": dice.choice(("x", None, value(dice)))}
-    call = {"id": value(dice, 1), "function": {"name": dice.choice(("f", value(dice, 1))), "arguments": value(dice)}}
-    extra = {"tool_calls": [call], "reasoning_content": value(dice, 1), "wo_eos": value(dice, 0), "tools": value(dice)}
-    return made | {key: found for key, found in extra.items() if dice.random() < 0.2}
 
 
 def refusal(work: Callable[[], object]) -> ApiError | None:
@@ -239,11 +219,11 @@ def test_any_body_is_prepared_or_refused_in_one_line(tokenizer: Tokenizer) -> No
     prepared = 0
     for _ in range(4000):
         schema, build = dice.choice(((ChatRequest, builder.chat), (CompletionRequest, builder.completion)))
-        body = {field: value(dice) for field in schema.model_fields if dice.random() < 0.06}
+        body = {field: any_value(dice) for field in schema.model_fields if dice.random() < 0.06}
         body["messages" if schema is ChatRequest else "prompt"] = dice.choice(
             (
-                [message(dice) for _ in range(dice.randrange(4))],
-                value(dice),
+                [any_message(dice) for _ in range(dice.randrange(4))],
+                any_value(dice),
                 "x" if schema is CompletionRequest else QUESTION,
             )
         )
