@@ -147,6 +147,8 @@ def unknown_kind(name: str, dtype: str, scale_dtype: str | None, names: Containe
     """
     if scale_dtype is not None:
         return f"dtype {dtype} with {scale_dtype} scales, which no supported format uses"
+    if dtype not in {weight for weight, scale in _KINDS if scale is not None}:
+        return f"dtype {dtype}, which no supported format uses"
     scale = scale_name(name)
     other = f"{name}_scale_inv"
     why = f"its scales are named {other}, but V4's {scale}" if other in names else f"{scale} is missing"

@@ -18,7 +18,9 @@ _KINDS = {
     (torch.uint8, torch.uint8): "fp8",
     (torch.uint8, torch.float32): "fp8_f32",
 }
-_E4M3_NAN = 127
+_POSITIVE_NAN = 127
+_NEGATIVE_NAN = 255
+"""The codes of NaN in E4M3: the largest bytes, read as signed and as unsigned numbers."""
 _LARGEST_CODE = {"fp4": 6.0, "fp8": 448.0, "fp8_f32": 448.0}
 _LARGEST_VALUE = torch.finfo(torch.bfloat16).max
 
@@ -77,4 +79,6 @@ def is_plainly_finite(stored: Stored) -> bool:
     # false also where the largest scale is NaN
     if not largest * _LARGEST_CODE[stored.kind] <= _LARGEST_VALUE:
         return False
-    return weight.dtype != torch.uint8 or not bool(((weight & _E4M3_NAN) == _E4M3_NAN).any())
+    if weight.dtype != torch.uint8 or not weight.numel():
+        return True
+    return bool(weight.view(torch.int8).max() != _POSITIVE_NAN) and bool(weight.max() != _NEGATIVE_NAN)

@@ -106,3 +106,14 @@ def test_a_value_that_only_fp64_holds_is_not_finite() -> None:
     assert not all_finite(torch.tensor([1e300], dtype=torch.float64))
     assert not all_finite(torch.tensor([[1.0, torch.nan]]))
     assert all_finite(torch.tensor([2**62]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_single_bad_value_is_found_wherever_it_is(dtype: torch.dtype, bad: float) -> None:
+    for place in (0, 1, 31, 500, 998, 999):
+        values = torch.randn(999, dtype=dtype) if place < 999 else torch.zeros(1000, dtype=dtype)
+        assert all_finite(values)
+        values[place] = bad
+        assert not all_finite(values)
+    assert all_finite(torch.empty(0, 3, dtype=dtype))

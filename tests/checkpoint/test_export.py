@@ -297,8 +297,8 @@ def test_other_shape_than_original_is_encoded_again(parity_folder: Path, tmp_pat
     assert (done.copied, done.converted, done.inexact) == (0, 1, [])
 
 
-def test_minus_zero_and_nan_bits_are_copied(tmp_path: Path):
-    bits = torch.tensor([0, -0x8000, 0x7FC1, 0x7F80, 1], dtype=torch.int16)
+def test_minus_zero_and_subnormal_bits_are_copied(tmp_path: Path):
+    bits = torch.tensor([0, -0x8000, 0x7F7F, 1, -0x7FFF], dtype=torch.int16)
     source = make_folder(tmp_path / "in", norm__weight=bits.view(torch.bfloat16))
     assert convert(source, tmp_path / "out", "released").copied == 1
     assert raw(tmp_path / "out") == raw(source)

@@ -141,13 +141,16 @@ WRONG = {
     ),
     "no scales": (
         lambda t: t.pop("layers.0.attn.wq_a.scale"),
-        "layers.0.attn.wq_a.weight has dtype F8_E4M3, which no format",
+        "layers.0.attn.wq_a.weight has dtype F8_E4M3 without scales",
     ),
     "integers": (
         lambda t: t.update({"norm.weight": torch.ones(128).long()}),
         "norm.weight has dtype I64, which no format",
     ),
-    "bytes": (lambda t: t.update({"norm.weight": torch.ones(128).byte()}), "norm.weight has dtype U8, which no format"),
+    "bytes": (
+        lambda t: t.update({"norm.weight": torch.ones(128).byte()}),
+        "norm.weight has dtype U8, which no supported format uses",
+    ),
     "fp8 vector": (
         lambda t: t.update({"norm.weight": torch.ones(128).to(torch.float8_e4m3fn), "norm.scale": torch.ones(1)}),
         "norm.weight has dtype F8_E4M3, which only matrices can have",
