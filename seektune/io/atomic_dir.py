@@ -26,9 +26,11 @@ def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     followed. Scratch folders of `final` that killed processes left behind are removed first.
 
     Raises:
-        ValueError: `final` exists, is not an empty folder, and `replace` is False; or it is a link that leads nowhere.
+        ValueError: `final` exists, is not an empty folder, and `replace` is False; or it is behind a link into a folder
+            that does not exist.
     """
-    refuse_dangling(final)
+    linked_into_folder = final.is_symlink() and final.resolve().parent.is_dir()
+    refuse_dangling(final.parent if linked_into_folder else final)
     final = final.resolve()
     if not replace and final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise ValueError(f"{final} already exists and is not empty; choose another folder or remove it first")
