@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from seektune.checkpoint.check_values import check_values
 from seektune.checkpoint.companions import copy_companions
@@ -75,12 +76,7 @@ def convert(
     original_source = FolderSource(original) if original is not None else None
     config = target.config(read_config(source))
     final = resolve_destination(source, destination)
-    plan = {
-        "format": format,
-        "shard_bytes": shard_bytes,
-        "source": _fingerprint(source),
-        "original": _fingerprint(original) if original is not None else None,
-    }
+    plan = _plan(source, format, original, shard_bytes)
     if (record := _finished(final, plan)) is not None:
         return _conversion(final, record, resumed=len(record["shards"]))
     planned = list(export_tensors(weights, target, report, original_source))
@@ -91,15 +87,24 @@ def convert(
         resumed = _drop_damaged(work, shards)
         if not resumed:
             check_values(weights, checking)
-        check_disk_space(
-            work.final.parent, [shard for name, shard in shards.items() if name not in work.record["shards"]]
-        )
+        unwritten = [shard for name, shard in shards.items() if name not in work.record["shards"]]
+        check_disk_space(work.final.parent, unwritten)
         _write_shards(work, shards, report, progress)
         write_index(work.folder, list(shards.values()))
         write_config(work.folder, config)
         copy_companions(source, work.folder)
         work.publish()
     return _conversion(final, work.record, resumed)
+
+
+def _plan(source: Path, format: str, original: Path | None, shard_bytes: int | None) -> dict[str, Any]:
+    """What a call writes; only a call with the same plan resumes it."""
+    return {
+        "format": format,
+        "shard_bytes": shard_bytes,
+        "source": _fingerprint(source),
+        "original": _fingerprint(original) if original is not None else None,
+    }
 
 
 def resolve_destination(source: Path, destination: Path) -> Path:

@@ -120,7 +120,7 @@ def slurm(
     output: Annotated[str, typer.Option(metavar="DIR", help="Folder for logs, one file per node.")] = Slurm.logs,
     submit: Annotated[bool, typer.Option("--submit", help="Submit the script with sbatch.")] = False,
 ) -> Action:
-    """The verb `launch slurm`."""
+    """The command `launch slurm`."""
     options = Slurm(
         *(time, partition, account, qos, constraint, container, tuple(mounts or ()), venv, requeue, output),
         setup=tuple(setup or ()),

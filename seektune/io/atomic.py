@@ -18,7 +18,7 @@ TOKEN = "[0-9a-f]" * 8
 
 
 def refuse_existing(file: Path) -> None:
-    """Check that a user's output can be written without loss: every verb that writes a file asks this first.
+    """Check that a user's output can be written without loss: every command that writes a file calls this first.
 
     A device or a pipe may be written to.
 

@@ -77,5 +77,5 @@ def checked_option(option: str) -> str:
         raise ValueError(f"--sbatch {option} must be NAME=VALUE or NAME, such as --sbatch reservation=mine")
     name = option.partition("=")[0]
     if name.removeprefix("--") in OWN:
-        raise ValueError(f"--sbatch {option}: the script sets {name} itself, or a flag of this verb does")
+        raise ValueError(f"--sbatch {option}: the script sets {name} itself, or a flag of this command does")
     return option

@@ -179,14 +179,12 @@ def make_layout(job: TrainingJob, gpus: int, order_of: OrderOf) -> Layout:
     rows = micro_batch_rows(dims, job.parallel, job.config, job.rows, job.micro_size)
     micro_batches = job.rows // dims.data_size // rows
     config = job.config
+    pipeline = job.parallel.pipeline
     stages = 1
     if dims.pp_size > 1:
-        stages = count_stages(
-            job.parallel.pipeline, dims.pp_size, config.num_hidden_layers, config.num_nextn_predict_layers
-        )
+        stages = count_stages(pipeline, dims.pp_size, config.num_hidden_layers, config.num_nextn_predict_layers)
     length = -(-job.length // dims.cp_size) * dims.cp_size
-    schedule = job.parallel.pipeline.schedule
-    order = order_of(schedule, dims.pp_size, stages, micro_batches) if dims.pp_size > 1 else {}
+    order = order_of(pipeline.schedule, dims.pp_size, stages, micro_batches) if dims.pp_size > 1 else {}
     return Layout(job, dims, stages, rows, micro_batches, length, order, order_of)
 
 

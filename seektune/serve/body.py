@@ -32,8 +32,7 @@ def read_body(content: bytes, schema: type[Body]) -> Body:
     """Parse and validate a body.
 
     Raises:
-        ApiError: it is not JSON, has too many values, or a field is missing, unknown or wrong; only the first mistake
-            is told.
+        ApiError: it is not JSON, has too many values, or a field is missing, unknown or wrong (the first such field).
     """
     if sum(map(content.count, MARKS)) > MOST_MARKS:
         raise ApiError(413, f"the request has more than {MOST_MARKS} brackets and colons; so many values are not read")

@@ -168,12 +168,11 @@ def answers(out: Path, job: str, samples: int) -> Iterator[tuple[TextIO, int]]:
         OSError: a file cannot be written.
     """
     mark = unfinished_mark(out)
-    plain = out.is_file() or not out.exists()
     done = 0
     if is_begun(out, job):
         done = _cut(out, samples)
-        print(f"{out} was broken off after {done:,} prompts; it goes on there", file=sys.stderr)
-    if plain:  # the mark first: killed in between, the same command goes on
+        print(f"{out} was interrupted after {done:,} prompts; resuming there", file=sys.stderr)
+    if out.is_file() or not out.exists():  # the mark first: killed in between, the same command resumes
         mark.write_text(job, encoding="utf-8")
     with out.open("a" if done else "w", encoding="utf-8") as paper:
         yield paper, done

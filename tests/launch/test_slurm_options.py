@@ -85,7 +85,7 @@ def test_further_options_are_lines_of_the_head() -> None:
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--time=1", "the script sets --time itself, or a flag of this verb does"),
+        ("--time=1", "the script sets --time itself, or a flag of this command does"),
         ("signal=USR2@5", "the script sets --signal itself"),
         ("comment=two words", "#SBATCH line accepts"),
         ("=x", "must be NAME=VALUE or NAME"),

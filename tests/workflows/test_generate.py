@@ -233,7 +233,7 @@ def test_a_job_that_was_broken_off_goes_on(
 
     begun()
     assert answered(folder, tmp_path, rows, setting, output) == whole
-    assert "was broken off after 2 prompts" in capsys.readouterr().err
+    assert "was interrupted after 2 prompts" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"answers\.jsonl exists already; name a new file"):
         answered(folder, tmp_path, rows, setting, output)
     out.unlink()
