@@ -129,10 +129,10 @@ def train_in_process(loaded: "LoadedRecipe", world: int = 1, local_rank: int = 0
     for name, value in CPU_CACHE_LIMITS.items():
         os.environ.setdefault(name, value)
     smaller = "batch.length" if loaded.recipe.batch.micro_size == 1 else "batch.micro_size or batch.length"
-    with Interruption(worker) as interruption, explain_out_of_memory(f"lower {smaller}"):
-        with _starting(interruption):
-            from seektune.parallel.process_group import ProcessSlot
-            from seektune.workflows.train import train
+    with Interruption(worker) as interruption, _starting(interruption):
+        from seektune.parallel.process_group import ProcessSlot
+        from seektune.workflows.train import train
+    with explain_out_of_memory(f"lower {smaller}"):
         slot = ProcessSlot(world, local_rank, worker)
         train(loaded.recipe, loaded.name, loaded.notes, cache_dir(os.environ), slot)
 

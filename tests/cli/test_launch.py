@@ -4,9 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,8 +16,10 @@ from seektune.cli import automodel_app
 from seektune.cli.errors import explain
 from seektune.cli.launch_flags import LaunchFlags
 from seektune.cli.start import WORKER_VARIABLES, check_world, make_launch_config
+from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.recipe.load import read_recipe
-from tests.cli.test_cli import FLASH, ROOT, TINY, refused, run
+from tests.cli.test_cli import FLASH, TINY, refused, run
+from tests.held_run import hold_all, wait_until_held
 from tests.patience import HUNG
 
 
@@ -147,16 +148,11 @@ def test_nodes_agree_when_only_their_number_differs() -> None:
 
 
 @contextmanager
-def blocked(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A launcher whose workers wait for rows from a pipe into which nobody writes."""
-    (folder / "rows").mkdir()
-    for name in ("train.jsonl", "validation.jsonl"):
-        os.mkfifo(folder / "rows" / name)
-    # whoever opens it does not wait for a writer, and reads nothing
-    pipe = os.open(folder / "rows" / "train.jsonl", os.O_RDWR)
+def held_job(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A launcher whose workers wait before they read rows, once they have met."""
     command = [sys.executable, "-m", "seektune", "train", TINY, *words]
-    command += [f"--data.path={folder / 'rows'}", f"--run_dir={folder / 'run'}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command += [f"--data.path={write_hellaswag(folder / 'rows', 20, 6)}", f"--run_dir={folder / 'run'}"]
+    environment = {**os.environ, **hold_all(folder / "held")}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -164,27 +160,13 @@ def blocked(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-            os.close(pipe)
 
 
-def workers(process: subprocess.Popen[str], folder: Path) -> list[psutil.Process]:
-    """The launcher's workers by rank, once all of them met and the first one waits for rows."""
-    deadline = time.monotonic() + HUNG
-    while not any(reads(child, folder) for child in psutil.Process(process.pid).children()):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+def workers(process: subprocess.Popen[str], folder: Path, count: int) -> list[psutil.Process]:
+    """The launcher's workers by rank, once they wait."""
+    for rank in range(count):
+        wait_until_held(process, folder / f"held-{rank}")
     return sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
-
-
-def reads(worker: psutil.Process, folder: Path) -> bool:
-    """Whether it has opened the pipe."""
-    with suppress(OSError):
-        for file in Path(f"/proc/{worker.pid}/fd").iterdir():
-            with suppress(OSError):
-                if os.readlink(file) == str(folder / "rows" / "train.jsonl"):
-                    return True
-    return False
 
 
 @pytest.mark.slow
@@ -196,8 +178,8 @@ def test_a_mistake_that_workers_find_takes_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_ends_the_job_with_its_signal(tmp_path: Path) -> None:
-    with blocked(tmp_path, "--nproc-per-node=2") as process:
-        victim = workers(process, tmp_path)[1]
+    with held_job(tmp_path, "--nproc-per-node=2") as process:
+        victim = workers(process, tmp_path, 2)[1]
         victim.kill()
         _, said = process.communicate(timeout=HUNG)
     assert process.returncode == 1
@@ -209,8 +191,8 @@ def test_a_killed_worker_ends_the_job_with_its_signal(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_request_to_stop_ends_with_75(tmp_path: Path) -> None:
-    with blocked(tmp_path, "--nproc-per-node=2") as process:
-        workers(process, tmp_path)
+    with held_job(tmp_path, "--nproc-per-node=2") as process:
+        workers(process, tmp_path, 2)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=HUNG)
     assert process.returncode == 75, said
@@ -220,12 +202,13 @@ def test_a_request_to_stop_ends_with_75(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_process_with_restarts_has_a_launcher_too(tmp_path: Path) -> None:
-    with blocked(tmp_path, "--max-restarts=1") as process:
-        first = workers(process, tmp_path)[0]
+    with held_job(tmp_path, "--max-restarts=1") as process:
+        first = workers(process, tmp_path, 1)[0]
+        (tmp_path / "held-0").unlink()
         first.kill()
         assert process.stderr is not None
         assert process.stderr.readline().endswith("; restart 1 of 1, from the last checkpoint\n")
-        second = workers(process, tmp_path)[0]
+        second = workers(process, tmp_path, 1)[0]
         assert second.pid != first.pid
         second.kill()
         _, said = process.communicate(timeout=HUNG)

@@ -10,8 +10,13 @@ from tests.run_cli import ROOT
 
 
 def hold(rank: int, step: int, file: Path) -> dict[str, str]:
-    """Environment in which `rank` waits before `step` for a signal, once `file` says that it does."""
+    """Environment in which `rank` waits before `step` for a signal, once it has made `file`."""
     return {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(ROOT))), "HELD_RUN": f"{rank} {step} {file}"}
+
+
+def hold_all(file: Path) -> dict[str, str]:
+    """Environment in which all ranks wait before they read rows, once each has made `FILE-RANK`."""
+    return hold(0, 0, file)
 
 
 def wait_until_held(process: subprocess.Popen[str], file: Path) -> None:

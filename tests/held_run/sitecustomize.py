@@ -1,7 +1,8 @@
 """Lets a process of a real run wait at a step until a signal comes.
 
 Python runs this file where PYTHONPATH names its folder. HELD_RUN is "RANK STEP FILE": before that step that rank makes
-the file and waits. Who finds the file there goes on.
+the file and waits; a process that finds the file does not. For step 0 every rank makes FILE-RANK before it reads rows,
+and waits.
 """
 
 import os
@@ -14,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 TRAINER = "seektune.train.trainer"
+DATA = "seektune.run.data"
 
 
 class Finder(MetaPathFinder):
-    """Changes the trainer when it is imported."""
+    """Changes the trainer or the reading of rows when its module is imported."""
+
+    def __init__(self, module: str):
+        self._module = module
 
     def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        if name != TRAINER:
+        if name != self._module:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
@@ -30,13 +35,28 @@ class Finder(MetaPathFinder):
 
         def changed(module: Any) -> None:
             execute(module)
-            hold(module.Trainer)
+            if name == TRAINER:
+                hold_step(module.Trainer)
+            else:
+                hold_rows(module)
 
         spec.loader.exec_module = changed
         return spec
 
 
-def hold(trainer: Any) -> None:
+def hold_rows(module: Any) -> None:
+    """Let the reading of rows wait."""
+    _, _, file = os.environ["HELD_RUN"].split(" ", 2)
+
+    def held(*_: Any) -> None:
+        Path(f"{file}-{os.environ['RANK']}").touch()
+        while True:
+            time.sleep(0.01)
+
+    module.load_examples = held
+
+
+def hold_step(trainer: Any) -> None:
     """Let its steps wait."""
     rank, step, file = os.environ["HELD_RUN"].split(" ", 2)
     take_step = trainer._step
@@ -52,4 +72,4 @@ def hold(trainer: Any) -> None:
 
 
 if "HELD_RUN" in os.environ:
-    sys.meta_path.insert(0, Finder())
+    sys.meta_path.insert(0, Finder(DATA if os.environ["HELD_RUN"].split(" ")[1] == "0" else TRAINER))
