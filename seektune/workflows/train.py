@@ -70,6 +70,11 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, slot
                 _run(RunContext(recipe, name, folder, start, config, mesh, interruption), cache_dir)
         except Interrupted as signal:
             raise Interrupted(stopped_message(str(signal), folder)) from None
+        except RuntimeError as error:
+            if interruption.name is None or slot.world == 1:
+                raise
+            # another process stopped first, so communication with it failed here; a failed save is an OSError
+            raise Interrupted(stopped_message(interruption.name, folder)) from error
     return folder
 
 

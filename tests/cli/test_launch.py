@@ -19,7 +19,7 @@ from seektune.cli.start import WORKER_VARIABLES, check_world, make_launch_config
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.recipe.load import read_recipe
 from tests.cli.test_cli import FLASH, TINY, refused, run
-from tests.held_run import hold_all, wait_until_held
+from tests.held_run import hold_rows, wait_until_held
 from tests.patience import HUNG
 
 
@@ -148,11 +148,11 @@ def test_nodes_agree_when_only_their_number_differs() -> None:
 
 
 @contextmanager
-def held_job(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A launcher whose workers wait before they read rows, once they have met."""
+def held_job(folder: Path, *words: str, rank: int | str = "all") -> Iterator[subprocess.Popen[str]]:
+    """A launcher whose workers, or one of them, wait before they read rows, once they have met."""
     command = [sys.executable, "-m", "seektune", "train", TINY, *words]
     command += [f"--data.path={write_hellaswag(folder / 'rows', 20, 6)}", f"--run_dir={folder / 'run'}"]
-    environment = {**os.environ, **hold_all(folder / "held")}
+    environment = {**os.environ, **hold_rows(rank, folder / "held")}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -190,9 +190,11 @@ def test_a_killed_worker_ends_the_job_with_its_signal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_request_to_stop_ends_with_75(tmp_path: Path) -> None:
-    with held_job(tmp_path, "--nproc-per-node=2") as process:
-        workers(process, tmp_path, 2)
+@pytest.mark.parametrize(("rank", "waiting"), [("all", 2), (0, 1)])
+def test_a_request_to_stop_ends_with_75(tmp_path: Path, rank: int | str, waiting: int) -> None:
+    """Also where one rank still reads rows, and the other waits for it with a signal pending."""
+    with held_job(tmp_path, "--nproc-per-node=2", rank=rank) as process:
+        workers(process, tmp_path, waiting)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=HUNG)
     assert process.returncode == 75, said

@@ -9,14 +9,14 @@ from tests.patience import HUNG
 from tests.run_cli import ROOT
 
 
-def hold(rank: int, step: int, file: Path) -> dict[str, str]:
+def hold(rank: int | str, step: int, file: Path) -> dict[str, str]:
     """Environment in which `rank` waits before `step` for a signal, once it has made `file`."""
     return {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(ROOT))), "HELD_RUN": f"{rank} {step} {file}"}
 
 
-def hold_all(file: Path) -> dict[str, str]:
-    """Environment in which all ranks wait before they read rows, once each has made `FILE-RANK`."""
-    return hold(0, 0, file)
+def hold_rows(rank: int | str, file: Path) -> dict[str, str]:
+    """Environment in which a rank, or both for `all`, wait before they read rows, once each has made `FILE-RANK`."""
+    return hold(rank, 0, file)
 
 
 def wait_until_held(process: subprocess.Popen[str], file: Path) -> None:

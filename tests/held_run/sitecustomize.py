@@ -1,8 +1,8 @@
 """Lets a process of a real run wait at a step until a signal comes.
 
 Python runs this file where PYTHONPATH names its folder. HELD_RUN is "RANK STEP FILE": before that step that rank makes
-the file and waits; a process that finds the file does not. For step 0 every rank makes FILE-RANK before it reads rows,
-and waits.
+the file and waits; a process that finds the file does not. For step 0 that rank, or each of two for `all`, makes
+FILE-RANK before it reads rows, and waits.
 """
 
 import os
@@ -46,10 +46,13 @@ class Finder(MetaPathFinder):
 
 def hold_rows(module: Any) -> None:
     """Let the reading of rows wait."""
-    _, _, file = os.environ["HELD_RUN"].split(" ", 2)
+    held_rank, _, file = os.environ["HELD_RUN"].split(" ", 2)
+    rank = os.environ.get("RANK")  # the launcher has none
+    if rank not in (held_rank, *("01" if held_rank == "all" else "")):
+        return
 
     def held(*_: Any) -> None:
-        Path(f"{file}-{os.environ['RANK']}").touch()
+        Path(f"{file}-{rank}").touch()
         while True:
             time.sleep(0.01)
 
