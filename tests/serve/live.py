@@ -1,5 +1,6 @@
 """A server in a thread, a plain HTTP client, and models that a test controls."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -44,9 +45,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Live:
-    """A server's address."""
+    """A server's address, and its event loop."""
 
     url: str
+    loop: asyncio.AbstractEventLoop
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock of the server's deadlines, for connections that were accepted before."""
+        self.health()  # accepted after them
+        now = self.loop.time
+        self.loop.call_soon_threadsafe(setattr, self.loop, "time", lambda: now() + seconds)
 
     @contextmanager
     def response(self, method: str, path: str, body: Any = None, **headers: str) -> Iterator[http.client.HTTPResponse]:
@@ -80,12 +88,18 @@ class Live:
 def live(served: Served, clock: Callable[[], float] = time.monotonic) -> Iterator[Live]:
     place = socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()
-    made = server(make_app(served, clock), 1.0, served.limits.client_timeout, ready.set)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def started() -> None:
+        loops.append(asyncio.get_running_loop())
+        ready.set()
+
+    made = server(make_app(served, clock), 1.0, served.limits.client_timeout, started)
     thread = threading.Thread(target=made.run, kwargs={"sockets": [place]})
     thread.start()
     try:
         assert ready.wait(HUNG)
-        yield Live(f"http://127.0.0.1:{place.getsockname()[1]}")
+        yield Live(f"http://127.0.0.1:{place.getsockname()[1]}", loops[0])
     finally:
         made.should_exit = True
         thread.join(HUNG)

@@ -351,8 +351,10 @@ def test_timeout_gets_504_and_full_queue_gets_429(toy_model, tokenizer) -> None:
 
 
 def test_incomplete_request_gets_408(model, tokenizer) -> None:
-    with live(Served({"toy": model}, tokenizer, Limits(client_timeout=0.3))) as found:
+    limits = Limits()
+    with live(Served({"toy": model}, tokenizer, limits)) as found:
         host, port = found.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=HUNG) as link:
             link.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+            found.advance(limits.client_timeout + 1)
             assert link.recv(100).startswith(b"HTTP/1.1 408")

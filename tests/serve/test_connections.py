@@ -13,6 +13,7 @@ from tests.patience import HUNG
 
 from .live import Gate, Live, live
 
+LIMITS = Limits()
 HALF_HEADER = b"POST /v1/completions HTTP/1.1\r\nHost: local"
 HALF_BODY = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
 WHOLE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -33,20 +34,22 @@ def ended(link: socket.socket) -> bool:
 
 @pytest.mark.parametrize("sent", [b"", HALF_HEADER, WHOLE + HALF_HEADER], ids=["nothing", "half", "keep-alive"])
 def test_a_connection_without_a_request_has_a_deadline(model: Any, tokenizer: Any, sent: bytes) -> None:
-    with live(Served({"toy": model}, tokenizer, Limits(client_timeout=0.3))) as found, linked(found) as link:
+    with live(Served({"toy": model}, tokenizer, LIMITS)) as found, linked(found) as link:
         link.sendall(sent)
         if sent.startswith(WHOLE):
             assert link.recv(12) == b"HTTP/1.1 200"
+        found.advance(LIMITS.client_timeout + 1)
         while not ended(link):
             pass
 
 
 def test_a_request_outlives_the_deadline_of_its_connection(toy_model: Any, tokenizer: Any) -> None:
     gate = Gate(toy_model(vocab_size=512))
-    with live(Served({"toy": gate.model}, tokenizer, Limits(client_timeout=0.5))) as found, gate:
+    with live(Served({"toy": gate.model}, tokenizer, LIMITS)) as found, gate:
         gate.let(1)
         with found.response("POST", "/v1/completions", {"prompt": "x", "max_tokens": 2, "stream": True}) as answer:
             idle = linked(found)
+            found.advance(LIMITS.client_timeout + 1)
             assert ended(idle)  # it came later, so the request's deadline is over as well
             gate.open()
             assert answer.read().endswith(b"data: [DONE]\n\n")
