@@ -26,7 +26,7 @@ def expand_path(text: str) -> str:
         return str(Path(text).expanduser())
     except RuntimeError:
         name = text.split("/")[0]
-        known = "there is no home folder" if name == "~" else f"there is no user {name[1:]}"
+        known = "this user has no home folder" if name == "~" else f"the user {name[1:]} does not exist"
         raise ValueError(
             f"the path {text}: {known}; write the path out, or ./{text} for a folder of that name"
         ) from None

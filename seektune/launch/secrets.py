@@ -19,7 +19,7 @@ ENDINGS = (
 PLACES = ("file", "path", "dir")
 """Last words of names whose value says where a secret lies, not what it is."""
 SWITCHES = {"", "0", "1", "true", "false", "yes", "no", "on", "off"}
-"""Values that are no secret whatever the name: HF_HUB_DISABLE_IMPLICIT_TOKEN=1."""
+"""Values that are not secret, whatever the name: HF_HUB_DISABLE_IMPLICIT_TOKEN=1."""
 FILE = re.compile(r"[~.]?/[^\s:@]*\.[A-Za-z]+")
 """The path of a file: GOOGLE_APPLICATION_CREDENTIALS=/keys/a.json."""
 VALUE = re.compile(

@@ -16,7 +16,7 @@ class SignalRelay:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._requests = StopRequests(clock)
         self.signal: signal.Signals | None = None
-        """The first signal, received here or on another node; one of another node is no request here."""
+        """The first signal, received here or on another node; one of another node is not a request here."""
         self.on_second_signal: Callable[[], None] = lambda: None
         """Called before a second request ends the process."""
         self._previous: dict[int, Any] = {}

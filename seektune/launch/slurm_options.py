@@ -37,7 +37,7 @@ def seconds_of(time: str) -> int | None:
     if match := CLOCK.fullmatch(time):
         hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return (hours * 60 + minutes) * 60 + seconds
-    raise ValueError(f"--time {time} is no time of Slurm; {_meant(time)}")
+    raise ValueError(f"--time {time} is not a time of Slurm; {_meant(time)}")
 
 
 def _meant(time: str) -> str:
@@ -69,7 +69,7 @@ def checked_option(option: str) -> str:
     """A further option of sbatch, with or without its dashes, as a line of the script's head has it.
 
     Raises:
-        ValueError: it is no option, needs quoting, or the script sets it itself.
+        ValueError: it is not an option, needs quoting, or the script sets it itself.
     """
     option = f"--{option.lstrip('-')}"
     header("--sbatch", option)

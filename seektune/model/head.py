@@ -84,7 +84,7 @@ def token_loss(hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, steps
 
 @torch.no_grad()
 def token_scores(hidden_BTD: Tensor, targets_BT: Tensor, weight_VD: Tensor) -> TokenScores:
-    """Score the target of each position; -100 is no target."""
+    """Score the target of each position; -100 is not a target."""
     taught_BT = targets_BT != IGNORE_INDEX
     losses_BT = torch.zeros(targets_BT.shape, device=targets_BT.device)
     first_BT = torch.zeros_like(taught_BT)

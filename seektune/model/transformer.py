@@ -185,7 +185,7 @@ class TransformerPart(nn.Module):
 
     @torch.no_grad()
     def scores_at(self, hidden_BTD: Tensor, targets_BT: Tensor) -> TokenScores:
-        """Scores of the target of each token, `[B, T]`; -100 is no target."""
+        """Scores of the target of each token, `[B, T]`; -100 is not a target."""
         return token_scores(hidden_BTD, targets_BT, self.head.values())
 
     def _embedded(self, rows: TokenRows, mtp: bool) -> Activations:

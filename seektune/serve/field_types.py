@@ -47,7 +47,7 @@ def _form(value: Any) -> str | None:
 
 
 UNION_TAGS = ("text", "texts", "ids", "lists of ids")
-"""Parts of an error's location that are no field."""
+"""Parts of an error's location that are not fields."""
 Text: TypeAlias = Annotated[str, Tag("text")]
 Ids: TypeAlias = Annotated[list[int], Field(fail_fast=True)]
 Prompt: TypeAlias = Annotated[

@@ -189,7 +189,7 @@ def _text_logprobs(with_offsets: Sequence[tuple[int, Token]], tokenizer: Tokeniz
 
 
 def _token_name(id: int, tokenizer: Tokenizer) -> str:
-    """The token's text; its bytes, as in OpenAI's API, where they are no whole characters: those all look alike."""
+    """The token's text; its bytes, as in OpenAI's API, where they are not whole characters, which all look alike."""
     found = tokenizer.bytes_of(id)
     try:
         return found.decode()

@@ -36,7 +36,10 @@ def test_a_lone_dollar_is_a_letter(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("~nobody0/x", "there is no user nobody0; write the path out, or ./~nobody0/x for a folder of that name"),
+        (
+            "~nobody0/x",
+            "the user nobody0 does not exist; write the path out, or ./~nobody0/x for a folder of that name",
+        ),
         ("a\0b", r"the path 'a\\x00b' holds a control character"),
         ("a\x1b[31mb", "holds a control character"),
         ("a\nb", "holds a control character"),

@@ -43,7 +43,7 @@ def test_the_forms_of_a_time(time: str, seconds: int | None) -> None:
     ],
 )
 def test_what_is_no_time_is_answered_with_what_was_meant(time: str, said: str) -> None:
-    with pytest.raises(ValueError, match=f"--time {time} is no time of Slurm; {said}"):
+    with pytest.raises(ValueError, match=f"--time {time} is not a time of Slurm; {said}"):
         write_slurm(TASK, Slurm(time=time))
 
 

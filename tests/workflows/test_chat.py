@@ -99,7 +99,7 @@ def test_commands(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         "no response to save yet",
         "half of a surrogate",
         "there is no folder /nowhere/at",
-        "there is no user nobody0",
+        "the user nobody0 does not exist",
         "exists already",
         "/save needs the name",
         "/reset         clear",

@@ -65,9 +65,9 @@ def with_tools(
     """The messages, with the tools on the first system message, which is added if missing.
 
     Raises:
-        ValueError: the tools, or those of the system message, are no list.
+        ValueError: the tools, or those of the system message, are not a list.
     """
-    if not tools or not isinstance(messages, list | tuple):  # what is no list of messages is refused by its reader
+    if not tools or not isinstance(messages, list | tuple):  # the reader of messages refuses anything else
         return messages
     if not isinstance(tools, list | tuple):
         raise ValueError(f"tools must be a list, not {shown(tools)}")
