@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from threading import Thread
 from time import monotonic
 from types import FrameType
 from typing import Any, NoReturn, Self
@@ -43,6 +44,37 @@ class StopRequests:
         return number != self._first or now - self._time > SAME_REQUEST
 
 
+class DeliveryWatch:
+    """Ends the process on a second request to stop, counted when its signals are delivered.
+
+    Python calls a handler between two bytecodes of the main thread, which a backward pass can delay by many seconds. A
+    thread reads the numbers that the interpreter writes to a pipe at delivery.
+    """
+
+    def __init__(self, requests: StopRequests) -> None:
+        self._requests = requests
+
+    def __enter__(self) -> Self:
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._previous = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._thread = Thread(target=self._watch, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._previous)
+        os.close(self._write_end)
+        self._thread.join()
+        os.close(self._read_end)
+
+    def _watch(self) -> None:
+        while numbers := os.read(self._read_end, 64):
+            for number in numbers:
+                if number in SIGNALS and self._requests.is_second(number):
+                    exit_on_second_signal(number, "exited without saving")
+
+
 class Interruption:
     """Turns a signal into `Interrupted` while entered: at once, or at the end of a `deferred` block.
 
@@ -51,20 +83,21 @@ class Interruption:
     """
 
     def __init__(self, worker: bool = False, clock: Callable[[], float] = monotonic) -> None:
-        self._worker = worker
-        self._requests = StopRequests(clock)
+        self._watch = nullcontext() if worker else DeliveryWatch(StopRequests(clock))
         self.name: str | None = None
         """The first signal that arrived."""
         self._depth = 0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        self._watch.__enter__()
         self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._watch.__exit__(None, None, None)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -96,9 +129,6 @@ class Interruption:
             raise Interrupted(self.name or "a signal to another process")
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        is_second = self._requests.is_second(number)
-        if is_second and not self._worker:
-            exit_on_second_signal(number, "exited without saving")
         if self.name is not None:
             return
         name = signal.Signals(number).name

@@ -3,7 +3,8 @@
 import os
 import signal
 from collections.abc import Callable
-from threading import Thread
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 
 import pytest
 
@@ -12,6 +13,7 @@ from seektune.exit_codes import RESUME_ME
 from seektune.launch import local
 from seektune.launch.signal_relay import SignalRelay
 from seektune.signals import SAME_REQUEST, Interrupted, Interruption, StopRequests
+from tests.patience import HUNG
 
 from .fake_workers import SLEEPS, ending, ready, standin, when_ready
 
@@ -21,10 +23,14 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 100.0
+        self.reads = Semaphore(0)
+        """Released by each reading."""
 
     def __call__(self) -> float:
         """The time."""
-        return self.now
+        now = self.now
+        self.reads.release()
+        return now
 
 
 class ExitError(Exception):
@@ -89,19 +95,33 @@ def test_training_saves_when_one_request_is_delivered_twice(number: signal.Signa
 
 @pytest.mark.parametrize(("later", "second"), [(0.0, signal.SIGINT), (2.0, signal.SIGTERM)])
 def test_training_ends_at_once_on_a_second_request(
-    later: float, second: signal.Signals, exits: Callable[[], str]
+    later: float, second: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Also while no Python code of the main thread runs: a thread counts."""
     clock = Clock()
+    codes: SimpleQueue[int] = SimpleQueue()
+    monkeypatch.setattr(signals.os, "_exit", codes.put)
+    with Interruption(clock=clock) as interruption, interruption.shielded():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert clock.reads.acquire(timeout=HUNG)
+        clock.now += later
+        os.kill(os.getpid(), second)
+        assert codes.get(timeout=HUNG) == 128 + second
+    assert capfd.readouterr().err == f"seektune: second {second.name}: exited without saving\n"
 
-    def train() -> None:
-        with Interruption(clock=clock) as interruption, interruption.shielded():
-            os.kill(os.getpid(), signal.SIGTERM)
-            clock.now += later
-            os.kill(os.getpid(), second)
 
-    with pytest.raises(ExitError, match=str(128 + second)):
-        train()
-    assert exits() == f"seektune: second {second.name}: exited without saving\n"
+def test_a_repetition_is_dated_by_its_delivery() -> None:
+    """The main thread is in a call of C when it comes, so that the handler runs much later."""
+    clock = Clock()
+    with Interruption(clock=clock) as interruption, interruption.shielded():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert clock.reads.acquire(timeout=HUNG)
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # so that another thread takes it
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert clock.reads.acquire(timeout=HUNG)
+        clock.now += 60
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    assert interruption.name == "SIGTERM"
 
 
 def test_a_worker_ignores_further_requests() -> None:
