@@ -48,7 +48,7 @@ class DecodeEngine:
         Raises:
             ValueError: a request is invalid, or the model has no MTP block to draft with.
         """
-        if speculative and model.config.num_nextn_predict_layers == 0:
+        if speculative and model.config.mtp_layers == 0:
             raise ValueError("speculative decoding needs an MTP block; this model has none")
         self.drafts = Drafts()
         self._model = model

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seektune.checkpoint.carried import Carrying
 from seektune.checkpoint.check_values import check_values
 from seektune.checkpoint.companions import copy_companions
 from seektune.checkpoint.convert import resolve_destination
@@ -183,7 +184,7 @@ def _target(source: FolderSource, to: str, touched: Sequence[str]) -> ExportTarg
     if to in MIXED:
         return _Mixed(source, frozenset(touched), MIXED[to])
     try:
-        return format_named(to)
+        return Carrying.of(source).target(format_named(to))
     except ValueError as error:
         raise ValueError(f"{error}, {', '.join(MIXED)}") from None
 
