@@ -187,12 +187,12 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         """`input_ids` `[B, T]` and the tokens sampled after them, `[B, T + N]`; arguments as in `generate_ids`.
 
         Raises:
-            ValueError: an id is outside the vocabulary, or a number outside its range.
+            ValueError: an id is outside the vocabulary, a number is outside its range, or there is no drafter.
         """
         # the one import from an upper floor: callers of a model look for this method on it
         from seektune.generate.ids import generate_ids
 
-        check_inputs(self.config, input_ids, mtp=speculative)
+        check_inputs(self.config, input_ids)
         sampling = (temperature, top_k, top_p, min_p, repetition_penalty)
         return generate_ids(self, input_ids, max_new_tokens, *sampling, seed, speculative)
 

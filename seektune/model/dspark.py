@@ -149,10 +149,12 @@ class DraftBlock:
     """Hidden states before the last norm."""
     last: DSparkStage
 
+    @torch.no_grad()
     def logits(self, slot: int, previous_B: Tensor) -> Tensor:
         """Logits of a slot, fp32 `[B, V]`, given the tokens before it: the anchors, or the last proposals."""
         return self.unary_BAV[:, slot] + self.last.markov_head(previous_B)
 
+    @torch.no_grad()
     def confidence(self, slot: int, previous_B: Tensor) -> Tensor:
         """Chance that a slot's proposal is accepted given that those before it are, fp32 `[B]`."""
         row = self.last.markov_head.markov_w1(previous_B)

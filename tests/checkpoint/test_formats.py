@@ -29,7 +29,8 @@ RELEASES = {
 
 
 @pytest.fixture(
-    scope="module", params=[name if name == "flash" else pytest.param(name, marks=pytest.mark.slow) for name in RELEASES]
+    scope="module",
+    params=[name if name == "flash" else pytest.param(name, marks=pytest.mark.slow) for name in RELEASES],
 )
 def release(request: pytest.FixtureRequest, released: Path) -> tuple[str, dict[str, Any], list[LazyTensors]]:
     """A preset, the published table of its tensors, and the planned tensors of its export in the released format."""
