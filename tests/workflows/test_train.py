@@ -163,9 +163,18 @@ def test_a_resumed_run_carries_the_stages_of_its_base(recipe, toy_model, tmp_pat
     base = tmp_path / "base"
     sizes = {"vocab_size": 512, "hidden_size": 64, "moe_intermediate_size": 32}
     toy_model(torch.float32, drafter=True, **DSPARK, **sizes).save_pretrained(base, format="released")
-    wanted = recipe(model={"weights": str(base), "dtype": "fp32"}, loss={"mtp_weight": 0})
+    wanted = recipe(
+        model={"weights": str(base), "dtype": "fp32"}, loss={"mtp_weight": 0}, evaluate__tasks=None, steps=3
+    )
     stopped(wanted, monkeypatch, 2)
-    model = train(wanted) / "model"
+    folder = train(wanted)
+    model = folder / "model"
+    scores = json.loads((folder / "evaluation.json").read_text())["drafter"]
+    assert 1 <= scores["before"]["accepted_length"]["value"] <= 6
+    assert scores["after"]["n"] == 6
+    report = (folder / "report.html").read_text()
+    assert "tokens per step" in report
+    assert "the DSpark stages propose 5 tokens at a time" in report
     before = raw(base)
     after = raw(model)
     assert after.keys() >= {name for name in before if name.startswith("mtp.")}
