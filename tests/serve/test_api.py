@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from seektune import encode_messages
-from seektune.data.chat_format.tool_calls import write_calls
 from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY, Sampling
 from seektune.serve import schema
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
+from tests.data.chat_format.cases import calls_text
 from tests.patience import HUNG
 
 from .live import Answer, Live, endless, live, parrot
@@ -134,7 +134,7 @@ def test_completion_ends_before_a_stop_string(toy: Live) -> None:
 
 @pytest.mark.slow
 def test_reasoning_content_and_tool_calls_are_separated(toy_model, tokenizer) -> None:
-    calls = write_calls([("weather", {"city": "Oslo"})])
+    calls = calls_text([("weather", {"city": "Oslo"})])
     text = f"Let me look.</think>I ask.\n\n{calls}<｜end▁of▁sentence｜>"
     with live(Served({"parrot": parrot(toy_model(vocab_size=512), tokenizer, text)}, tokenizer)) as bird:
         asked = {"messages": QUESTION, "tools": [TOOL], "chat_template_kwargs": {"thinking": True}}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from seektune import encode_messages
-from seektune.data.chat_format.encode import encode_chat_prompt
+from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.chat_format.tokens import EOS
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.sampling_params import Sampling
@@ -116,7 +116,7 @@ def test_a_file_is_answered_row_by_row(folder: Path, tmp_path: Path) -> None:
 def test_tools_beside_messages_are_described(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     row = {"messages": QUESTION, "tools": [tool], "n": 1, "temperature": None, "user": "me", "id": 3}
-    assert prompt_text(row, "chat") == encode_chat_prompt(QUESTION, [tool])
+    assert prompt_text(row, "chat") == render_chat_prompt(QUESTION, [tool]).text
     assert prompt_text({**row, "tool_choice": "none"}, "chat") == encode_messages(QUESTION)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(row) + "\n", encoding="utf-8")
