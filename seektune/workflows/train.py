@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from seektune import __version__
+from seektune.data.chat_format.encodings import encoding_of
+from seektune.data.chat_format.template import ChatTokenizer
 from seektune.data.datasets.dataset import DataCache
 from seektune.evaluate.loss import validation_loss
 from seektune.io.atomic import write_atomically
@@ -117,7 +119,8 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Tra
     """The trainer, at the step where the run starts."""
     validate = partial(validation_loss, model, data.validation)
     settings = _settings(run.recipe, data)
-    trainer = Trainer(model, data.tokenizer, data.loader, settings, run.folder, validate, run.interruption)
+    tokenizer = ChatTokenizer(data.tokenizer, encoding_of(dict(run.config)))
+    trainer = Trainer(model, tokenizer, data.loader, settings, run.folder, validate, run.interruption)
     if run.start.checkpoint is not None:
         refuse_other_rows(run.start.checkpoint, data.digest)
         trainer.resume(run.start.checkpoint)

@@ -120,4 +120,4 @@ def find_encoding(name: str) -> Encoding:
 
 def encoding_of(config: Mapping[str, Any]) -> EncodingName:
     """The encoding that a checkpoint was trained with, by the keys of its config.json."""
-    return "0731" if "dspark_block_size" in config else DEFAULT
+    return "0731" if config.get("dspark_block_size") else DEFAULT
