@@ -3,8 +3,8 @@
 from typing import Any
 
 from seektune.data.chat_format.choices import DEFAULT, EncodingName
-from seektune.data.chat_format.encode import check_mode
 from seektune.data.chat_format.encodings import find_encoding
+from seektune.data.chat_format.render import check_mode
 from seektune.data.chat_format.tokens import EOS, RESERVED, THINK_END
 from seektune.data.chat_format.tool_calls import SHOWN, read_calls
 
