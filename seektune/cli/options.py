@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from seektune import __version__
+from seektune.data.chat_format.choices import EncodingName
 from seektune.generate.sampling_params import Sampling
 from seektune.model.choices import DtypeName, NumericsName
 from seektune.paths import expand_path
@@ -70,6 +71,10 @@ Speculative: TypeAlias = Annotated[
     ),
 ]
 Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Chat: generate reasoning first.")]
+EncodingOption: TypeAlias = Annotated[
+    EncodingName | None,
+    typer.Option("--encoding", help="Chat: the format's variant.", show_default="that of the checkpoint"),
+]
 OptionGroup: TypeAlias = Callable[..., object]
 MakeLoadOptions: TypeAlias = Callable[[], "LoadOptions"]
 """Called when the command runs, as importing the class takes seconds."""
@@ -125,6 +130,15 @@ def _generate_options(
     seed: Annotated[int, typer.Option(help="Random seed of the sampling.")] = 0,
     speculative: Speculative = False,
     thinking: Thinking = False,
+    reasoning_effort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EFFORT",
+            help="Chat: effort of the reasoning, with --thinking.",
+            show_default="the encoding's",
+        ),
+    ] = None,
+    encoding: EncodingOption = None,
 ) -> MakeGenerateOptions:
     """Options for loading a checkpoint and sampling from it."""
 
@@ -132,7 +146,10 @@ def _generate_options(
         from seektune.generate.session import GenerateOptions
 
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        return GenerateOptions(max_new_tokens, sampling, tuple(stop or ()), seed, speculative, thinking, load())
+        stops = tuple(stop or ())
+        return GenerateOptions(
+            max_new_tokens, sampling, stops, seed, speculative, thinking, load(), reasoning_effort, encoding
+        )
 
     return make
 

@@ -7,6 +7,7 @@ import typer
 from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.options import (
     Action,
+    EncodingOption,
     MakeLoadOptions,
     MaxNumSeqs,
     Model,
@@ -87,6 +88,7 @@ def _serve(
     request_timeout: RequestTimeout = Limits.request_timeout,
     shutdown_timeout: ShutdownTimeout = ServeConfig.shutdown_timeout,
     thinking: Thinking = False,
+    encoding: EncodingOption = None,
     speculative: Speculative = False,
 ) -> Action:
     """The command `serve`."""
@@ -105,6 +107,7 @@ def _serve(
             ),
             shutdown_timeout=shutdown_timeout,
             thinking=thinking,
+            encoding=encoding,
             speculative=speculative,
             allowed_hosts=tuple(allowed_hosts or ()),
             allowed_origins=tuple(allowed_origins or ()),

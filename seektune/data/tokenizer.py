@@ -19,6 +19,9 @@ BATCH_TEXTS = 1024
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
 PAD = "<｜▁pad▁｜>"
+SYSTEM = "<｜System｜>"
+RENAMED = {SYSTEM: "<｜place▁holder▁no▁799｜>"}
+"""Control tokens that V4.1's tokenizer renames, with their names in this one."""
 _SHOWN = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 BYTES = {chr(byte): byte for byte in _SHOWN}
 BYTES |= {chr(256 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in _SHOWN)}
@@ -31,7 +34,8 @@ class Tokenizer:
     """Text to ids and back, by the rules of a tokenizer.json.
 
     Encoding never adds a token that is not in the text (BOS is added where a text starts, by whoever starts it), and
-    never reads a control token out of it: `<｜User｜>` inside a text is encoded as the letters it is written with.
+    never reads a control token out of it: `<｜User｜>` inside a text is encoded as the letters it is written with
+    (`encode_prompt` is the exception).
     """
 
     def __init__(self, text: str):
@@ -72,18 +76,28 @@ class Tokenizer:
         return self._plain.encode(text, add_special_tokens=False).ids
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a prompt in the chat format (`encode_messages`): control tokens in it are encoded as such."""
+        """Ids of a text in which every control token is encoded as such, no matter who wrote it.
+
+        `ChatText.ids` encodes the text of messages as plain characters; prefer it for text of others.
+        """
         return self._whole.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str], control_tokens: bool = False) -> list[list[int]]:
-        """Ids of several texts, each as `encode` gives them, or with `control_tokens` as `encode_prompt` does.
+    def control_id(self, token: str) -> int:
+        """Id of a control token.
 
-        Unlike those it lets other threads run.
+        Raises:
+            ValueError: the vocabulary lacks it.
         """
-        tokenizer = self._whole if control_tokens else self._plain
+        found = self._whole.token_to_id(RENAMED.get(token, token))
+        if found is None:
+            raise ValueError(f"the vocabulary of {self.vocab_size} ids has no {token}, which this encoding needs")
+        return found
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of several texts, each as `encode` gives them; unlike it, this lets other threads run."""
         # An encoding carries far more than ids: a whole dataset of them at once would fill the memory.
         parts = (texts[i : i + BATCH_TEXTS] for i in range(0, len(texts), BATCH_TEXTS))
-        encodings = (e for part in parts for e in tokenizer.encode_batch_fast(part, add_special_tokens=False))
+        encodings = (e for part in parts for e in self._plain.encode_batch_fast(part, add_special_tokens=False))
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -1,11 +1,15 @@
 """Loading a checkpoint and options of generation, shared by `generate`, `chat`, `eval` and `serve`."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from seektune.checkpoint import locate
+from seektune.data.chat_format.choices import EncodingName
+from seektune.data.chat_format.encode import render_chat_prompt
+from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.other_tokenizer import tokenizer_note
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.request import Request
@@ -14,7 +18,9 @@ from seektune.lora.files import load_adapter
 from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.choices import DtypeName, NumericsName
+from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES, choose_device
+from seektune.model.variants import encoding_of
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,16 @@ def note_other_tokenizer(name: str, tokenizer: Tokenizer) -> None:
         print(note, file=sys.stderr)
 
 
+def choose_encoding(name: str, chosen: EncodingName | None) -> EncodingName:
+    """The chosen encoding of chats, or that of a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint has no readable config.json.
+        OSError: as `locate`.
+    """
+    return chosen or encoding_of(DeepseekV4Config.from_pretrained(locate(name)))
+
+
 @dataclass(frozen=True)
 class GenerateOptions:
     """Options of generation."""
@@ -86,6 +102,10 @@ class GenerateOptions:
     thinking: bool = False
     """Chats only: whether responses begin with reasoning."""
     reading: LoadOptions = AS_STORED
+    reasoning_effort: str | None = None
+    """Chats with reasoning only; None = the encoding's default."""
+    encoding: EncodingName | None = None
+    """Of chats; None = that of the checkpoint."""
 
     @property
     def mode(self) -> str:
@@ -100,10 +120,12 @@ class Session:
         """Load a checkpoint.
 
         Raises:
-            ValueError: as `LoadOptions.read`.
+            ValueError: as `LoadOptions.read`, or the encoding lacks the effort.
             OSError: as `LoadOptions.read`.
         """
         self.setting = setting
+        self.encoding = choose_encoding(name, setting.encoding)
+        find_encoding(self.encoding).effort(setting.reasoning_effort)
         self.model = setting.reading.read(name, setting.speculative)
         self.tokenizer: Tokenizer = load_tokenizer(self.model.config.vocab_size)
         note_other_tokenizer(name, self.tokenizer)
@@ -111,6 +133,16 @@ class Session:
     def text(self, prompt: str) -> list[int]:
         """Ids of a text prompt, with BOS; control tokens in it are plain characters."""
         return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """Ids of a chat's prompt; control tokens in messages are plain characters.
+
+        Raises:
+            ValueError: as `render_chat_prompt`.
+        """
+        setting = self.setting
+        prompt = render_chat_prompt(messages, tools, setting.mode, setting.reasoning_effort, self.encoding)
+        return prompt.ids(self.tokenizer)
 
     def requests(self, ids: Sequence[int], samples: int = 1) -> list[Request]:
         """Requests for several completions of a prompt, with consecutive seeds."""

@@ -1,7 +1,7 @@
 """The released variants of DeepSeek-V4: one table of what distinguishes them. Each name is also that of a preset."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from seektune.model.config import DeepseekV4Config
 
@@ -18,8 +18,8 @@ class Variant:
     name: str
     repositories: tuple[str, ...]
     """On the Hub; the first one is named by default."""
-    encoding: str
-    """The chat encoding of its prompts: `preview` or `0731`."""
+    encoding: Literal["preview", "0731"]
+    """The chat encoding of its prompts."""
     note: str
     """What it is, in a few words."""
 
@@ -60,7 +60,7 @@ def variant_name(config: DeepseekV4Config, format: str) -> str:
     return f"{variant.name}-base" if format == BASE and variant.name in ("flash", "pro") else variant.name
 
 
-def encoding_of(config: DeepseekV4Config) -> str:
+def encoding_of(config: DeepseekV4Config) -> Literal["preview", "0731"]:
     """The chat encoding of a checkpoint's prompts; that of an unknown architecture follows from its drafter."""
     variant = variant_of(config)
     if variant is not None:

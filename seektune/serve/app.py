@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from seektune.data.chat_format.choices import DEFAULT, EncodingName
+from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.chat_format.message import shown
 from seektune.data.tokenizer import Tokenizer
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -56,6 +58,8 @@ class Served:
     limits: Limits = field(default_factory=Limits)
     key: str | None = None
     thinking: bool = False
+    encoding: EncodingName = DEFAULT
+    """Of chats."""
     speculative: bool = False
     hosts: Sequence[str] = LOOPBACK_NAMES
     """Names that the Host header may have."""
@@ -71,7 +75,10 @@ class Api:
         self.served = served
         self.scheduler = scheduler
         self.started = int(time.time())
-        self._builder = RequestBuilder(served.tokenizer, model.config.vocab_size, served.limits, served.thinking)
+        encoding = find_encoding(served.encoding)
+        self._builder = RequestBuilder(
+            served.tokenizer, model.config.vocab_size, served.limits, served.thinking, encoding
+        )
         self._reading_long = asyncio.Semaphore(LONG_BODIES)
 
     async def chat(self, http: Request) -> Response:

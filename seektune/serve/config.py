@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from seektune.data.chat_format.choices import EncodingName
 from seektune.serve.hosts import check_host_names
 from seektune.serve.limits import Limits
 
@@ -27,6 +28,8 @@ class ServeConfig:
     shutdown_timeout: float = 30.0
     """Seconds that running responses have to finish after a signal."""
     thinking: bool = False
+    encoding: EncodingName | None = None
+    """Of chats; None = that of the checkpoint."""
     speculative: bool = False
     allowed_hosts: tuple[str, ...] = ()
     """Names that the Host header may have beside those of a loopback address."""

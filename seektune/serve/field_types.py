@@ -66,12 +66,12 @@ Stop: TypeAlias = Annotated[
 Objects: TypeAlias = Annotated[list[dict[Any, Any]], Field(max_length=MAX_ITEMS, fail_fast=True)]
 Effort: TypeAlias = Literal["minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 EFFORTS = {
-    "minimal": "high",
-    "low": "high",
+    "minimal": "low",
+    "low": "low",
     "medium": "high",
     "high": "high",
     "xhigh": "high",
     "max": "max",
     "ultra": "max",
 }
-"""The efforts that the chat format knows, by those that clients may ask for; as in DeepSeek's API."""
+"""The tiers of DeepSeek's API, by the efforts that clients may ask for."""

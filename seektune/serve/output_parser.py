@@ -4,12 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+from seektune.data.chat_format.encodings import V4_TAGS, CallTags
 from seektune.data.chat_format.tokens import THINK_END
-from seektune.data.chat_format.tool_calls import CALLS_BEGIN, read_calls
+from seektune.data.chat_format.tool_calls import read_calls
 from seektune.generate.detokenize import partial_match_length
-
-CALLS_MARK = f"\n\n{CALLS_BEGIN}"
-"""Separates content from tool calls."""
 
 
 @dataclass
@@ -34,8 +32,10 @@ class ParsedDelta:
 class OutputParser:
     """Incremental parser; text that may begin a mark is held back until the mark is complete or ruled out."""
 
-    def __init__(self, thinking: bool):
+    def __init__(self, thinking: bool, tags: CallTags = V4_TAGS):
         self._thinking = thinking
+        self._tags = tags
+        self._calls_mark = f"\n\n{tags.begin}"
         self._in_calls = False
         self._held = ""
 
@@ -49,7 +49,7 @@ class OutputParser:
                 return parts
             self._thinking, self._held = False, self._held.removeprefix(THINK_END)
         if not self._in_calls:
-            parts.content, self._in_calls = self._until(CALLS_MARK)
+            parts.content, self._in_calls = self._until(self._calls_mark)
         return parts
 
     def flush(self) -> ParsedDelta:
@@ -58,7 +58,7 @@ class OutputParser:
         self._held = ""
         if self._in_calls:
             try:
-                calls = read_calls(held.removeprefix("\n\n"))
+                calls = read_calls(held.removeprefix("\n\n"), self._tags)
             except ValueError:
                 return ParsedDelta(content=held)
             return ParsedDelta(calls=[{"id": f"call_{uuid4().hex}", **call} for call in calls])

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from seektune.data.chat_format.encode import encode_chat_prompt
+from seektune.data.chat_format.encode import render_chat_prompt
+from seektune.data.chat_format.encodings import V4_TAGS, CallTags, Encoding
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.request import Request
 from seektune.io.text import check_unicode
@@ -23,6 +24,8 @@ class PreparedRequest:
     """`n` for each prompt, prompt by prompt."""
     prompt_tokens: int
     thinking: bool = False
+    tags: CallTags = V4_TAGS
+    """Of tool calls in the responses."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class RequestBuilder:
     limits: Limits
     thinking: bool
     """Whether responses begin with reasoning by default."""
+    encoding: Encoding
 
     def chat(self, body: ChatRequest) -> PreparedRequest:
         """Prepare a chat.
@@ -47,16 +51,18 @@ class RequestBuilder:
         if len(body.messages) > self.limits.max_model_len:
             raise self._too_long(f"{len(body.messages)} messages", "messages")
         try:
-            text = encode_chat_prompt(body.messages, body.offered_tools(), mode, body.effort())
-            check_unicode(text)
+            effort = self.encoding.tier(body.effort())
+            prompt = render_chat_prompt(body.messages, body.offered_tools(), mode, effort, self.encoding.name)
+            check_unicode(prompt.text)
+            self._check_characters(prompt.text, "messages")
+            ids = prompt.ids(self.tokenizer)  # lets other threads run
         except ValueError as error:
             raise ApiError(400, str(error), "messages") from None
         except RecursionError:
             raise ApiError(400, "a message is nested too deeply", "messages") from None
-        self._check_characters(text, "messages")
         max_tokens = body.max_tokens or body.max_completion_tokens
-        prompts = self.tokenizer.encode_batch([text], control_tokens=True)  # lets other threads run
-        return self._prepare(body, prompts, max_tokens, body.alternatives, thinking)
+        prepared = self._prepare(body, [ids], max_tokens, body.alternatives)
+        return replace(prepared, thinking=thinking, tags=self.encoding.tags)
 
     def completion(self, body: CompletionRequest) -> PreparedRequest:
         """Prepare text prompts.
@@ -98,7 +104,6 @@ class RequestBuilder:
         prompts: Sequence[list[int]],
         max_tokens: int | None,
         alternatives: int,
-        thinking: bool = False,
     ) -> PreparedRequest:
         seed = body.first_seed()
         requests = []
@@ -114,4 +119,4 @@ class RequestBuilder:
             except ValueError as error:
                 raise ApiError(400, str(error)) from None
             requests += [replace(first, seed=seed + i) for i in range(body.samples)]
-        return PreparedRequest(requests, sum(map(len, prompts)), thinking)
+        return PreparedRequest(requests, sum(map(len, prompts)))

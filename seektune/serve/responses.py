@@ -72,7 +72,7 @@ class ChatResponse:
         self._tokenizer = tokenizer
         self._logprobs = logprobs
         self._requests = prepared.requests
-        self._messages = [_ResponseMessage(OutputParser(prepared.thinking)) for _ in prepared.requests]
+        self._messages = [_ResponseMessage(OutputParser(prepared.thinking, prepared.tags)) for _ in prepared.requests]
 
     def opening(self) -> list[Body]:
         """The role of each message."""

@@ -132,7 +132,7 @@ class ThinkingSwitch(RequestModel):
 
 
 class ChatRequest(GenerationRequest):
-    """`/v1/chat/completions`. Messages are checked by the chat format (`encode_chat_prompt`)."""
+    """`/v1/chat/completions`. Messages are checked by the chat format (`render_chat_prompt`)."""
 
     messages: Objects
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -168,7 +168,7 @@ class ChatRequest(GenerationRequest):
         return default if self.reasoning_effort is None else self.reasoning_effort != "none"
 
     def effort(self) -> str | None:
-        """The reasoning effort that the prompt states."""
+        """The reasoning effort that is asked for, as a tier of DeepSeek's API; None = the default."""
         options = self.chat_template_kwargs
         asked = options.reasoning_effort if options is not None and options.reasoning_effort else self.reasoning_effort
         return None if asked is None or asked == "none" else EFFORTS[asked]

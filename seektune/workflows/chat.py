@@ -6,7 +6,6 @@ from typing import Any
 
 from rich.console import Console
 
-from seektune.data.chat_format.encode import encode_messages
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS, THINK_END
 from seektune.generate.detokenize import stream_text
@@ -57,7 +56,7 @@ class Conversation:
     def ask(self, question: str) -> None:
         """Stream the response; both messages are added to the conversation unless it fails or is stopped."""
         asked = [*self.messages, {"role": "user", "content": question}]
-        prompt = self.voice.tokenizer.encode_prompt(encode_messages(asked, self.voice.setting.mode))
+        prompt = self.voice.chat(asked)
         try:
             text = self._say(prompt)
         except KeyboardInterrupt:
@@ -89,7 +88,7 @@ class Conversation:
     def _understood(self, text: str) -> dict[str, Any]:
         """The response as a message; text that does not follow the chat format is kept unchanged."""
         try:
-            message = parse_message(text + EOS, self.voice.setting.mode)
+            message = parse_message(text + EOS, self.voice.setting.mode, self.voice.encoding)
         except ValueError:
             return {"role": "assistant", "content": text.replace(THINK_END, "")}
         return {key: value for key, value in message.items() if value or key in ("role", "content")}

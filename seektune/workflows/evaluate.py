@@ -27,6 +27,7 @@ from seektune.evaluate.task import Metric, Task, TaskScore
 from seektune.generate.session import AS_STORED, LoadOptions, note_other_tokenizer
 from seektune.io.console import say
 from seektune.model.config import DeepseekV4Config
+from seektune.model.variants import encoding_of
 from seektune.workflows.prompt_rows import prompt_ids, read_prompt_rows
 
 PERPLEXITY = "perplexity"
@@ -122,8 +123,8 @@ def _drafter_task(data: Path | None, setting: EvalOptions, model: str) -> Drafte
         raise ValueError("drafter needs --data: a .jsonl file of prompts, as generate --file reads")
     config = DeepseekV4Config.from_pretrained(locate(model))
     tokenizer = load_tokenizer(config.vocab_size)
-    rows = list(islice(read_prompt_rows(data, "chat"), setting.limit))
-    return drafter_task(config, [prompt_ids(row, "chat", tokenizer) for row in rows])
+    rows = list(islice(read_prompt_rows(data, "chat", encoding_of(config)), setting.limit))
+    return drafter_task(config, [prompt_ids(row, "chat", encoding_of(config), tokenizer) for row in rows])
 
 
 def _run(task: Task, model: str, reading: LoadOptions, batch_tokens: int) -> TaskScore:

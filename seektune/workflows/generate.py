@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from seektune.data.chat_format.choices import DEFAULT
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
 from seektune.generate.detokenize import GeneratedText, generate_all, stream_text
@@ -19,7 +20,7 @@ from seektune.generate.session import GenerateOptions, Session
 from seektune.io.atomic import refuse_existing
 from seektune.io.jsonl import as_line
 from seektune.io.text import check_unicode, printable
-from seektune.workflows.prompt_rows import prompt_ids, read_prompt_rows
+from seektune.workflows.prompt_rows import offered_tools, read_prompt_rows
 
 PAGE = 8
 """Batches of prompts that are answered before their lines are written."""
@@ -74,7 +75,7 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
             model cannot be read.
         OSError: a file cannot be read or written.
     """
-    rows = list(read_prompt_rows(file, setting.mode))
+    rows = list(read_prompt_rows(file, setting.mode, setting.encoding or DEFAULT))
     if out.exists() and out.samefile(file):
         raise ValueError(f"{out}: the answers would overwrite the prompts; name another file")
     described = repr((model, setting, output.samples, output.logprobs, rows))
@@ -98,7 +99,7 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
 
 
 def _ids(row: dict[str, Any], voice: Session) -> list[int]:
-    return prompt_ids(row, voice.setting.mode, voice.tokenizer)
+    return voice.text(row["prompt"]) if "prompt" in row else voice.chat(row["messages"], offered_tools(row))
 
 
 def _requests(row: dict[str, Any], voice: Session, output: Output) -> Sequence[Request]:
@@ -109,7 +110,7 @@ def _line(row: dict[str, Any], sample: int, answer: GeneratedText, voice: Sessio
     line = {**row, "sample": sample, "text": answer.text, "end": answer.end}
     if "messages" in row and answer.end == "stop":
         try:
-            line["message"] = parse_message(answer.text + EOS, voice.setting.mode)
+            line["message"] = parse_message(answer.text + EOS, voice.setting.mode, voice.encoding)
         except ValueError as error:
             line["problem"] = str(error)
     if output.logprobs:

@@ -1,10 +1,11 @@
 """Rows of prompts, as `generate --file` reads them: checked before a model is loaded, by the server's rules."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seektune.data.chat_format.encode import encode_chat_prompt
+from seektune.data.chat_format.choices import DEFAULT, EncodingName
+from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.chat_format.message import shown
 from seektune.data.tokenizer import Tokenizer
 from seektune.io.jsonl import read_jsonl
@@ -25,8 +26,8 @@ SETTINGS = (
 DEFAULTS: Mapping[str, object] = {"n": 1, "logprobs": False, "response_format": {"type": "text"}}
 
 
-def read_prompt_rows(file: Path, mode: str) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl file; `mode` is the chat format's.
+def read_prompt_rows(file: Path, mode: str, encoding: EncodingName = DEFAULT) -> Iterator[dict[str, Any]]:
+    """The rows of a .jsonl file; `mode` and `encoding` are those of conversations.
 
     Raises:
         ValueError: a row cannot be answered; the message begins with file and line.
@@ -35,7 +36,7 @@ def read_prompt_rows(file: Path, mode: str) -> Iterator[dict[str, Any]]:
     for place, row in read_jsonl(file):
         try:
             _check_keys(row)
-            check_unicode(prompt_text(row, mode))
+            check_unicode(prompt_text(row, mode, encoding))
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
         except RecursionError:
@@ -43,7 +44,7 @@ def read_prompt_rows(file: Path, mode: str) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def prompt_text(row: Mapping[str, Any], mode: str) -> str:
+def prompt_text(row: Mapping[str, Any], mode: str, encoding: EncodingName = DEFAULT) -> str:
     """The text that a row's answer follows.
 
     Raises:
@@ -51,18 +52,23 @@ def prompt_text(row: Mapping[str, Any], mode: str) -> str:
     """
     if "prompt" in row:
         return str(row["prompt"])
-    tools = () if row.get("tool_choice") == "none" else row.get("tools") or ()
-    return encode_chat_prompt(row["messages"], tools, mode)
+    return render_chat_prompt(row["messages"], offered_tools(row), mode, encoding=encoding).text
 
 
-def prompt_ids(row: Mapping[str, Any], mode: str, tokenizer: Tokenizer) -> list[int]:
-    """Ids of `prompt_text`; control tokens in a text prompt are plain characters.
+def prompt_ids(row: Mapping[str, Any], mode: str, encoding: EncodingName, tokenizer: Tokenizer) -> list[int]:
+    """Ids of `prompt_text`; control tokens in a text prompt or in messages are plain characters.
 
     Raises:
         ValueError: as `prompt_text`.
     """
-    text = prompt_text(row, mode)
-    return [tokenizer.bos_id, *tokenizer.encode(text)] if "prompt" in row else tokenizer.encode_prompt(text)
+    if "prompt" in row:
+        return [tokenizer.bos_id, *tokenizer.encode(row["prompt"])]
+    return render_chat_prompt(row["messages"], offered_tools(row), mode, encoding=encoding).ids(tokenizer)
+
+
+def offered_tools(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The tools that a row's prompt describes."""
+    return () if row.get("tool_choice") == "none" else row.get("tools") or ()
 
 
 def _check_keys(row: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from seektune.data.tokenizer import load_tokenizer
-from seektune.generate.session import LoadOptions, note_other_tokenizer
+from seektune.generate.session import LoadOptions, choose_encoding, note_other_tokenizer
 from seektune.io.console import say
 from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter
@@ -47,6 +47,7 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
             limits,
             service.api_key,
             service.thinking,
+            choose_encoding(model, service.encoding),
             service.speculative,
             allowed_hosts(address, service.host, service.allowed_hosts),
             service.allowed_origins,

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from seektune import __version__
+from seektune.data.chat_format.template import ChatTokenizer
 from seektune.data.datasets.dataset import DataCache
 from seektune.evaluate.loss import validation_loss
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
 from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
+from seektune.model.variants import encoding_of
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
 from seektune.recipe.load import dump_recipe
@@ -117,7 +119,8 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Tra
     """The trainer, at the step where the run starts."""
     validate = partial(validation_loss, model, data.validation)
     settings = _settings(run.recipe, data)
-    trainer = Trainer(model, data.tokenizer, data.loader, settings, run.folder, validate, run.interruption)
+    tokenizer = ChatTokenizer(data.tokenizer, encoding_of(run.config))
+    trainer = Trainer(model, tokenizer, data.loader, settings, run.folder, validate, run.interruption)
     if run.start.checkpoint is not None:
         refuse_other_rows(run.start.checkpoint, data.digest)
         trainer.resume(run.start.checkpoint)

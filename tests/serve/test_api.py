@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 
 from seektune import encode_messages
-from seektune.data.chat_format.tool_calls import write_calls
 from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY, Sampling
 from seektune.serve import schema
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
+from tests.data.chat_format.cases import calls_text
 from tests.patience import HUNG
 
 from .live import Answer, Live, endless, live, parrot
 
 QUESTION = [{"role": "user", "content": "2+2?"}]
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 
 
@@ -134,7 +135,7 @@ def test_completion_ends_before_a_stop_string(toy: Live) -> None:
 
 @pytest.mark.slow
 def test_reasoning_content_and_tool_calls_are_separated(toy_model, tokenizer) -> None:
-    calls = write_calls([("weather", {"city": "Oslo"})])
+    calls = calls_text([("weather", {"city": "Oslo"})])
     text = f"Let me look.</think>I ask.\n\n{calls}<｜end▁of▁sentence｜>"
     with live(Served({"parrot": parrot(toy_model(vocab_size=512), tokenizer, text)}, tokenizer)) as bird:
         asked = {"messages": QUESTION, "tools": [TOOL], "chat_template_kwargs": {"thinking": True}}
@@ -151,6 +152,21 @@ def test_reasoning_content_and_tool_calls_are_separated(toy_model, tokenizer) ->
         assert [(each["index"], each["function"]) for each in told] == [(0, call["function"])]
         results = [*QUESTION, message, {"role": "tool", "tool_call_id": call["id"], "content": "rain"}]
         assert bird.post(CHAT, messages=results, max_tokens=1, reasoning_effort="high").status == 200
+
+
+@pytest.mark.slow
+def test_server_with_another_encoding_writes_and_reads_its_own(toy_model, tokenizer) -> None:
+    question = [{"role": "user", "content": "2+2?"}]
+    text = encode_messages([*question, {"role": "assistant", "tool_calls": [CALL]}], encoding="v41")
+    completion = text.removeprefix(encode_messages(question, encoding="v41"))
+    bird = parrot(toy_model(vocab_size=512), tokenizer, completion)
+    with live(Served({"parrot": bird}, tokenizer, encoding="v41")) as found:
+        (choice,) = found.post(CHAT, messages=question).body["choices"]
+        assert choice["message"]["tool_calls"][0]["function"] == CALL["function"]
+        assert (
+            "the vocabulary of 512 ids has no <｜System｜>"
+            in (found.post(CHAT, messages=[{"role": "system", "content": "s"}, *question]).error["message"])
+        )
 
 
 def test_tools_are_put_on_the_system_message(toy: Live, tokenizer) -> None:

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from seektune.data.chat_format.tool_calls import write_calls
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
+from tests.data.chat_format.cases import calls_text
 from tests.patience import HUNG
 
 from .live import Live, endless, live, parrot
@@ -60,7 +60,7 @@ def test_client_lists_models_completes_and_streams(toy: Live) -> None:
 
 @pytest.mark.slow
 def test_client_calls_a_tool_and_sends_its_result(toy_model: Any, tokenizer: Any) -> None:
-    calls = write_calls([("weather", {"city": "Oslo"})])
+    calls = calls_text([("weather", {"city": "Oslo"})])
     text = f"I look.</think>\n\n{calls}<｜end▁of▁sentence｜>"
     bird = parrot(toy_model(vocab_size=512), tokenizer, text)
     with live(Served({"bird": bird}, tokenizer, thinking=True)) as found, client(found) as asks:

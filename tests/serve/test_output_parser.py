@@ -4,10 +4,10 @@ import pytest
 
 from seektune import parse_message
 from seektune.data.chat_format.tokens import EOS
-from seektune.data.chat_format.tool_calls import write_calls
 from seektune.serve.output_parser import OutputParser, ParsedDelta
+from tests.data.chat_format.cases import calls_text
 
-CALLS = write_calls([("weather", {"city": "Oslo", "days": 2}), ("now", {"zone": "UTC"})])
+CALLS = calls_text([("weather", {"city": "Oslo", "days": 2}), ("now", {"zone": "UTC"})])
 
 
 def heard(text: str, thinking: bool, size: int) -> ParsedDelta:

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 import torch
 
 from seektune import encode_messages
-from seektune.data.chat_format.encode import encode_chat_prompt
+from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.chat_format.tokens import EOS
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.sampling_params import Sampling
-from seektune.generate.session import GenerateOptions
+from seektune.generate.session import GenerateOptions, choose_encoding
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows import generate
 from seektune.workflows.generate import Output, generate_file, generate_one
@@ -73,6 +74,25 @@ def test_control_tokens_of_a_conversation_are_ids_and_those_in_a_text_are_letter
     assert len(tokenizer.encode("<think>")) > 1
 
 
+def test_the_encoding_and_effort_are_chosen_before_weights_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    options = {"reasoning_effort": "low", "thinking": True}
+    with pytest.raises(ValueError, match="unknown reasoning_effort 'low'; in the encoding preview it may be None"):
+        generate_one(str(tmp_path), "2+2?", True, GenerateOptions(**options), Output())
+    with pytest.raises(ValueError, match="vocab_size is missing"):
+        generate_one(str(tmp_path), "2+2?", True, GenerateOptions(**options, encoding="0731"), Output())
+    (tmp_path / "config.json").write_text('{"dspark_block_size": 5}', encoding="utf-8")
+    assert choose_encoding(str(tmp_path), None) == "0731"
+    assert choose_encoding(str(tmp_path), "preview") == "preview"
+
+
+def test_an_encoding_changes_the_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = replace(GREEDY, thinking=True, reasoning_effort="high", encoding="0731")
+    generate_one(str(folder), "2+2?", True, options, Output())
+    text = encode_messages(QUESTION, "thinking", reasoning_effort="high", encoding="0731")
+    assert capsys.readouterr().out == said(folder, load_tokenizer(512).encode_prompt(text)) + "\n"
+
+
 def test_several_answers_have_seeds_of_their_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate_one(str(folder), "The man", False, GenerateOptions(max_new_tokens=6, seed=4), Output(samples=2))
     first, second = capsys.readouterr().out.split("\n---\n")
@@ -116,7 +136,7 @@ def test_a_file_is_answered_row_by_row(folder: Path, tmp_path: Path) -> None:
 def test_tools_beside_messages_are_described(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     row = {"messages": QUESTION, "tools": [tool], "n": 1, "temperature": None, "user": "me", "id": 3}
-    assert prompt_text(row, "chat") == encode_chat_prompt(QUESTION, [tool])
+    assert prompt_text(row, "chat") == render_chat_prompt(QUESTION, [tool]).text
     assert prompt_text({**row, "tool_choice": "none"}, "chat") == encode_messages(QUESTION)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(row) + "\n", encoding="utf-8")

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
+from seektune.data.chat_format.template import chat_template
 from seektune.data.datasets.synthetic import made_hellaswag, write_rows
 from seektune.io.jsonl import read_records
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -44,6 +45,7 @@ def test_a_run_leaves_everything(recipe, tmp_path, capsys):
         *("loss.png", "report.html", "checkpoints", "model"),
     }
     assert load_recipe(folder / "recipe.yaml") == wanted
+    assert (folder / "model" / "chat_template.jinja").read_text(encoding="utf-8") == chat_template("preview")
     card = ModelCard.load(folder / "model" / "README.md", ignore_metadata_errors=False)
     assert [each.metric_type for each in card.data.eval_results] == [
         "acc",

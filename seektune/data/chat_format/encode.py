@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from seektune.data.chat_format.choices import DEFAULT, EncodingName
+from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.chat_format.message import shown
-from seektune.data.chat_format.tokens import ANSWERED, ASSISTANT, BOS, EFFORTS, EOS, OPENINGS, TASKS, THINK, THINK_END
-from seektune.data.chat_format.turns import Turn, read_turns
-
-MODES = ("chat", "thinking")
+from seektune.data.chat_format.pieces import ChatText
+from seektune.data.chat_format.render import drops_reasoning, render_turns
+from seektune.data.chat_format.tokens import ANSWERED
+from seektune.data.chat_format.turns import read_turns
 
 
 def encode_messages(
@@ -15,6 +17,7 @@ def encode_messages(
     thinking_mode: str = "chat",
     drop_thinking: bool = True,
     reasoning_effort: str | None = None,
+    encoding: EncodingName = DEFAULT,
 ) -> str:
     """The prompt of a conversation, or its whole text if it ends with a response.
 
@@ -25,21 +28,39 @@ def encode_messages(
         thinking_mode: `thinking` writes reasoning and asks for it, `chat` does neither.
         drop_thinking: whether answers before the last question lose their reasoning, and developers' messages before
             it go; never where tools are described.
-        reasoning_effort: None, `high` or `max`; only `max` in thinking mode changes the text.
+        reasoning_effort: an effort of the encoding, or None for its default; it changes the text in thinking mode only.
+        encoding: `preview`, `0731` or `v41`: that of the checkpoint.
 
     Raises:
         ValueError: naming the message and what is wrong with it.
     """
-    return _encode(read_turns(messages), thinking_mode, drop_thinking, reasoning_effort)
+    return render_messages(messages, thinking_mode, drop_thinking, reasoning_effort, encoding).text
 
 
-def encode_chat_prompt(
+def render_messages(
+    messages: Sequence[Mapping[str, Any]],
+    thinking_mode: str = "chat",
+    drop_thinking: bool = True,
+    reasoning_effort: str | None = None,
+    encoding: EncodingName = DEFAULT,
+) -> ChatText:
+    """The text that `encode_messages` gives, in which control tokens are kept apart from text of messages.
+
+    Raises:
+        ValueError: as `encode_messages`.
+    """
+    rules = find_encoding(encoding)
+    return render_turns(read_turns(messages, rules), thinking_mode, drop_thinking, reasoning_effort, rules)
+
+
+def render_chat_prompt(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]] = (),
     thinking_mode: str = "chat",
     reasoning_effort: str | None = None,
-) -> str:
-    """The prompt of a conversation that the model shall go on with; `tools` are described on its system message.
+    encoding: EncodingName = DEFAULT,
+) -> ChatText:
+    """The prompt of a conversation that the model shall continue; `tools` are described on its system message.
 
     The other arguments are those of `encode_messages`.
 
@@ -48,15 +69,40 @@ def encode_chat_prompt(
     """
     if isinstance(messages, list | tuple) and not messages:
         raise ValueError("messages is empty; it needs at least one that asks for an answer")
-    turns = read_turns(with_tools(messages, tools))
+    rules = find_encoding(encoding)
+    turns = read_turns(with_tools(messages, tools), rules)
     last = turns[-1]
-    goes_on = last.role == "assistant" and not last.ended
-    if last.role not in ANSWERED and last.task is None and not goes_on:
+    continues = last.role == "assistant" and not last.ended
+    if last.role not in ANSWERED and last.task is None and not continues:
         raise ValueError(
             f"the last message must have the role user, developer or tool, not {last.role}; "
             "mark an answer `wo_eos` to go on with it"
         )
-    return _encode(turns, thinking_mode, True, reasoning_effort)
+    return render_turns(turns, thinking_mode, True, reasoning_effort, rules)
+
+
+def render_training_texts(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    thinking_mode: str = "chat",
+    reasoning_effort: str | None = None,
+    encoding: EncodingName = DEFAULT,
+) -> list[ChatText]:
+    """Texts that teach every response of a conversation, each after what a server would show the model.
+
+    One text if no reasoning is dropped; otherwise one for each question, which ends with its responses. The arguments
+    are those of `render_chat_prompt`.
+
+    Raises:
+        ValueError: as `encode_messages`.
+    """
+    rules = find_encoding(encoding)
+    turns = read_turns(with_tools(messages, tools), rules)
+    stops = [len(turns)]
+    if drops_reasoning(turns, thinking_mode):
+        stops = [i for i, turn in enumerate(turns) if turn.role in ANSWERED and i > 0] + stops
+    texts = [render_turns(turns[:stop], thinking_mode, True, reasoning_effort, rules) for stop in stops]
+    return [text for text in texts if any(piece.taught for piece in text.pieces)]
 
 
 def with_tools(
@@ -78,59 +124,3 @@ def with_tools(
     if not isinstance(own_tools, list):
         raise ValueError("messages[0] (system): tools must be a list")
     return [{**first, "tools": [*own_tools, *tools]}, *messages[1:]]
-
-
-def _encode(turns: list[Turn], thinking_mode: str, drop_thinking: bool, reasoning_effort: str | None) -> str:
-    check_mode(thinking_mode)
-    if reasoning_effort not in EFFORTS:
-        known = ", ".join(str(effort) for effort in EFFORTS)
-        raise ValueError(f"unknown reasoning_effort {reasoning_effort!r}; it may be {known}")
-    thinking = thinking_mode == "thinking"
-    dropping = thinking and drop_thinking and not any(turn.has_tools for turn in turns)
-    if dropping:
-        last = _last_question(turns)
-        turns = [turn for i, turn in enumerate(turns) if i >= last or turn.role != "developer"]
-    # the first turn whose responses keep their reasoning
-    since = _last_question(turns) if dropping else 0
-    effort = EFFORTS[reasoning_effort] if thinking and turns else ""
-    return BOS + effort + "".join(_write(turns, i, thinking, since) for i in range(len(turns)))
-
-
-def check_mode(thinking_mode: str) -> None:
-    """Check a thinking mode.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if thinking_mode not in MODES:
-        raise ValueError(f"unknown thinking_mode {thinking_mode!r}; it may be {' or '.join(MODES)}")
-
-
-def _last_question(turns: Sequence[Turn]) -> int:
-    """Index of the last turn that a response follows; 0 if there is none."""
-    return max((i for i, turn in enumerate(turns) if turn.role in ANSWERED), default=0)
-
-
-def _write(turns: Sequence[Turn], i: int, thinking: bool, since: int) -> str:
-    turn = turns[i]
-    written = OPENINGS[turn.role] + turn.text
-    if turn.role == "assistant":
-        answers_task = i > 0 and turns[i - 1].task is not None
-        thought = f"{turn.reasoning}{THINK_END}" if thinking and i >= since and not answers_task else ""
-        written = thought + written + (EOS if turn.ended else "")
-    return written + _invitation(turns, i, thinking, since)
-
-
-def _invitation(turns: Sequence[Turn], i: int, thinking: bool, since: int) -> str:
-    """The text that ends a turn before a response, or the last turn."""
-    turn = turns[i]
-    # A reminder after a question follows the opening of a response, as in the official encoder.
-    if i + 1 < len(turns) and turns[i + 1].role not in ("assistant", "latest_reminder"):
-        return ""
-    if turn.task == "action":
-        return ASSISTANT + (THINK if thinking else THINK_END) + TASKS[turn.task]
-    if turn.task is not None:
-        return TASKS[turn.task]
-    if turn.role in ANSWERED:
-        return ASSISTANT + (THINK if thinking and i >= since else THINK_END)
-    return ""

@@ -8,7 +8,7 @@ from typing import Any
 from seektune.data.chat_format.tokens import OPENINGS, TASKS
 from seektune.io.strict_json import parse_json
 
-ROLES = (*OPENINGS, "tool")
+ROLES = ("system", *OPENINGS, "tool")
 SHOWN = 40
 """Maximum characters of an invalid value in its error."""
 _KINDS = {str: "text", list: "a list", bool: "true or false"}
@@ -21,6 +21,7 @@ class Message:
     """
 
     def __init__(self, index: int, values: object):
+        self.index = index
         self._place = f"messages[{index}]"
         if not isinstance(values, Mapping):
             raise self.error(f"must be an object with role and content, not {shown(values)}")

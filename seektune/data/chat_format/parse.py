@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from seektune.data.chat_format.encode import check_mode
+from seektune.data.chat_format.choices import DEFAULT, EncodingName
+from seektune.data.chat_format.encodings import find_encoding
+from seektune.data.chat_format.render import check_mode
 from seektune.data.chat_format.tokens import EOS, RESERVED, THINK_END
-from seektune.data.chat_format.tool_calls import CALLS_BEGIN, CALLS_END, SHOWN, read_calls
+from seektune.data.chat_format.tool_calls import SHOWN, read_calls
 
 
-def parse_message(text: str, thinking_mode: str) -> dict[str, Any]:
+def parse_message(text: str, thinking_mode: str, encoding: EncodingName = DEFAULT) -> dict[str, Any]:
     """The assistant's message of a completion: all that follows the prompt, EOS included (not needed after calls).
 
     Returns:
@@ -17,7 +19,8 @@ def parse_message(text: str, thinking_mode: str) -> dict[str, Any]:
         ValueError: the completion was cut off or does not follow the format.
     """
     check_mode(thinking_mode)
-    if not text.endswith((EOS, CALLS_END)):  # after calls nothing but EOS can follow
+    tags = find_encoding(encoding).tags
+    if not text.endswith((EOS, tags.end)):  # after calls nothing but EOS can follow
         raise ValueError(f"the completion was cut off: {EOS} is not at its end ({text[-SHOWN:]!r})")
     answer = text.removesuffix(EOS)
     reasoning = ""
@@ -25,8 +28,8 @@ def parse_message(text: str, thinking_mode: str) -> dict[str, Any]:
         reasoning, end, answer = answer.partition(THINK_END)
         if not end:
             raise ValueError(f"the reasoning never ends: {THINK_END} is missing")
-    content, begin, calls = answer.partition(f"\n\n{CALLS_BEGIN}")
-    tool_calls = read_calls(CALLS_BEGIN + calls) if begin else []
+    content, begin, calls = answer.partition(f"\n\n{tags.begin}")
+    tool_calls = read_calls(tags.begin + calls, tags) if begin else []
     for name, part in (("reasoning", reasoning), ("answer", content)):
         found = [token for token in RESERVED if token in part]
         if found:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from seektune.data.chat_format.encodings import Encoding
 from seektune.data.chat_format.message import Message, shown
-from seektune.data.chat_format.tokens import as_json, response_format_text, tool_result_text, tools_text
+from seektune.data.chat_format.pieces import Pieces, from_message, from_template, joined
+from seektune.data.chat_format.tokens import TEXTS, as_json
 from seektune.data.chat_format.tool_calls import write_calls
 
 
@@ -13,7 +15,7 @@ from seektune.data.chat_format.tool_calls import write_calls
 class TurnBlock:
     """A part of a turn's text; a tool result also has the id of its call."""
 
-    text: str
+    pieces: Pieces
     is_result: bool = False
     call_id: str = ""
 
@@ -35,12 +37,12 @@ class Turn:
     has_tools: bool = False
 
     @property
-    def text(self) -> str:
+    def pieces(self) -> Pieces:
         """The whole text, without reasoning."""
-        return "\n\n".join(block.text for block in self.blocks)
+        return tuple(joined((block.pieces for block in self.blocks), "\n\n"))
 
 
-def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
+def read_turns(messages: Sequence[Mapping[str, Any]], encoding: Encoding) -> list[Turn]:
     """The turns of a conversation; tool results are in the order of the calls.
 
     Raises:
@@ -52,7 +54,8 @@ def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
     joined: list[TurnBlock] = []
     for index, values in enumerate(messages):
         message = Message(index, values)
-        turn = _READERS[message.role](message)
+        _check_known(message, encoding)
+        turn = _READERS[message.role](message, encoding)
         # a quick instruction ends its turn: the user's next message begins another
         if turns and turn.role == turns[-1].role == "user" and (message.role == "tool" or turns[-1].task is None):
             joined += turn.blocks
@@ -70,38 +73,65 @@ def _close(turns: list[Turn], blocks: Sequence[TurnBlock]) -> None:
         turns[-1] = replace(turns[-1], blocks=tuple(blocks))
 
 
-def _read_instruction(message: Message) -> Turn:
-    tools = message.tools()
+def _check_known(message: Message, encoding: Encoding) -> None:
+    if message.role not in encoding.roles:
+        raise message.error(f"has a role that the encoding {encoding.name} lacks")
+    if message.task() is not None and message.task() not in encoding.tasks:
+        raise message.error(f"has a task, which the encoding {encoding.name} lacks")
+
+
+def _read_instruction(message: Message, encoding: Encoding) -> Turn:
+    tools = _schemas(message.tools(), encoding)
     response_format = message.response_format()
+    later = encoding.later_tools if message.index > 0 else None
     extra = []
     if tools:
-        extra.append(TurnBlock(tools_text("\n".join(map(as_json, tools)))))
+        template = encoding.tools_text if later is None else (f"{later}\n\n", "")
+        extra.append(TurnBlock(from_template(template, "\n".join(map(as_json, tools)))))
     if response_format is not None:
-        extra.append(TurnBlock(response_format_text(as_json(response_format))))
+        extra.append(TurnBlock(from_template(_halves("response_format", "{schema}"), as_json(response_format))))
     content = message.content(needed=message.role == "developer" or not extra)
     if message.role == "developer" and not content:
         raise message.error("has no content")
-    return Turn(message.role, (TurnBlock(content), *extra), task=message.task(), has_tools=bool(tools))
+    blocks = (TurnBlock(from_message(content)), *extra)
+    return Turn(message.role, blocks, task=message.task(), has_tools=bool(tools) and later is None)
 
 
-def _read_request(message: Message) -> Turn:
+def _schemas(tools: Sequence[Mapping[str, Any]], encoding: Encoding) -> Sequence[Mapping[str, Any]]:
+    """The descriptions of tools, as the encoding writes them."""
+    if not encoding.plain_tools:
+        return tools
+    return [
+        {"name": tool["name"], "description": tool.get("description") or "", "parameters": tool.get("parameters")}
+        for tool in tools
+        if not tool.get("defer_loading")
+    ]
+
+
+def _halves(text: str, field: str) -> tuple[str, str]:
+    before, _, after = TEXTS[text].partition(field)
+    return before, after
+
+
+def _read_request(message: Message, _: Encoding) -> Turn:
     if message.tools() or message.response_format() is not None:
         raise message.error("brings tools or a response_format; only system and developer messages can")
-    return Turn(message.role, (TurnBlock(message.content()),), task=message.task())
+    return Turn(message.role, (TurnBlock(from_message(message.content())),), task=message.task())
 
 
-def _read_result(message: Message) -> Turn:
+def _read_result(message: Message, _: Encoding) -> Turn:
     call_id = message.field("tool_call_id", str) or ""
-    return Turn("user", (TurnBlock(tool_result_text(message.content()), True, call_id),))
+    pieces = from_template(_halves("tool_result", "{content}"), message.content())
+    return Turn("user", (TurnBlock(pieces, True, call_id),))
 
 
-def _read_answer(message: Message) -> Turn:
+def _read_answer(message: Message, encoding: Encoding) -> Turn:
     calls = message.calls()
     reasoning = message.field("reasoning_content", str)
-    content = message.content(needed=False)
+    content = TurnBlock(from_message(message.content(needed=False)))
     return Turn(
         message.role,
-        (TurnBlock(content), *([TurnBlock(write_calls(calls))] if calls else [])),
+        (content, *([TurnBlock(write_calls(calls, encoding.tags))] if calls else [])),
         reasoning or "",
         message.task(),
         ended=not message.field("wo_eos", bool),

@@ -4,6 +4,8 @@ import json
 import random
 from typing import Any
 
+from seektune.data.chat_format.tool_calls import write_calls
+
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 WORDS = ("red", "Straße", "你好", "🐋", "1.5", '"quoted"', "{brace}", "a\nb", "\n\n", " ", "<b>", "\\n", "")
@@ -14,6 +16,11 @@ def tool_call(name: str, arguments: dict[str, Any], call_id: str = "") -> dict[s
     """A call in OpenAI's form."""
     call = {"type": "function", "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}}
     return {"id": call_id, **call} if call_id else call
+
+
+def calls_text(calls: list[tuple[str, dict[str, Any]]]) -> str:
+    """Tool calls as the format writes them."""
+    return "".join(piece.text for piece in write_calls(calls))
 
 
 def made_text(dice: random.Random) -> str:

@@ -8,7 +8,8 @@ import pytest
 
 from seektune import encode_messages
 from seektune.data.chat_format import tokens
-from seektune.data.chat_format.encode import encode_chat_prompt
+from seektune.data.chat_format.encode import render_chat_prompt
+from seektune.data.chat_format.encodings import ENCODINGS
 from tests.places import CHAT_ENCODING
 
 from .cases import ASSISTANT, BOS, EOS, TOOL, USER, made_answer, made_text, tool_call
@@ -31,7 +32,7 @@ SUM_TEXT = (
     "</｜DSML｜invoke>\n"
     "</｜DSML｜tool_calls>"
 )
-TOOLS_TEXT = tokens.tools_text('{"name": "sum", "parameters": {"type": "object"}}')
+TOOLS_TEXT = '{"name": "sum", "parameters": {"type": "object"}}'.join(ENCODINGS["preview"].tools_text)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ TOOLS_TEXT = tokens.tools_text('{"name": "sum", "parameters": {"type": "object"}
         ([said("developer", "d", tools=[TOOL])], f"{USER}d\n\n{TOOLS_TEXT}{ASSISTANT}<think>"),
         (
             [{"role": "system", "tools": [TOOL], "response_format": {"type": "é"}}],
-            f"\n\n{TOOLS_TEXT}\n\n" + tokens.response_format_text('{"type": "é"}'),
+            f"\n\n{TOOLS_TEXT}\n\n" + tokens.TEXTS["response_format"].format(schema='{"type": "é"}'),
         ),
         # quick instructions: their answers are never thought about
         ([said("user", "q", task="action"), ANSWER], f"{ASKED}<think><｜action｜>a{EOS}"),
@@ -129,7 +130,7 @@ def test_thoughts_are_kept_where_that_is_asked_or_tools_are_described() -> None:
 
 def test_the_largest_effort_comes_before_everything_else() -> None:
     text = encode_messages([said("system", "s"), ASK], "thinking", reasoning_effort="max")
-    assert text == BOS + tokens.EFFORTS["max"] + f"s{ASKED}<think>"
+    assert text == BOS + ENCODINGS["preview"].efforts["max"] + f"s{ASKED}<think>"
     assert text.startswith(f"{BOS}Reasoning Effort: Absolute maximum with no shortcuts permitted.\n")
     assert encode_messages([ASK], "thinking", reasoning_effort="high") == encode_messages([ASK], "thinking")
 
@@ -190,8 +191,8 @@ def test_tools_are_described_on_the_first_system_message() -> None:
         first = messages[0] if messages[0]["role"] == "system" else said("system", "")
         own = first.get("tools", [])
         expected = [{**first, "tools": [*own, TOOL]}, ASK]
-        assert encode_chat_prompt(messages, [TOOL]) == encode_messages(expected)
-        assert encode_chat_prompt(messages) == encode_messages(messages)
+        assert render_chat_prompt(messages, [TOOL]).text == encode_messages(expected)
+        assert render_chat_prompt(messages).text == encode_messages(messages)
 
 
 @pytest.mark.parametrize(
@@ -209,16 +210,16 @@ def test_tools_are_described_on_the_first_system_message() -> None:
 def test_a_conversation_that_asks_for_no_answer_is_no_prompt(messages: Any, complaint: str) -> None:
     for tools in ((), [TOOL]):
         with pytest.raises(ValueError, match="message") as found:
-            encode_chat_prompt(messages, tools)
+            render_chat_prompt(messages, tools)
         assert str(found.value).startswith(complaint.replace("[0]", "[1]") if tools else complaint)
 
 
 def test_what_asks_for_an_answer_is_a_prompt() -> None:
     for last in (ASK, said("developer", "d"), said("tool", "3"), said("assistant", "a", wo_eos=True)):
-        assert encode_chat_prompt([ASK, last]) == encode_messages([ASK, last])
-    assert encode_chat_prompt([{**ASK, "task": "title"}]).endswith("<｜title｜>")
+        assert render_chat_prompt([ASK, last]).text == encode_messages([ASK, last])
+    assert render_chat_prompt([{**ASK, "task": "title"}]).text.endswith("<｜title｜>")
     with pytest.raises(ValueError, match="tools must be a list, not 'sum'"):
-        encode_chat_prompt([ASK], "sum")  # type: ignore[arg-type]
+        render_chat_prompt([ASK], "sum")  # type: ignore[arg-type]
 
 
 def test_messages_are_left_as_they_are() -> None:
@@ -319,7 +320,9 @@ def test_messages_must_be_a_list(messages: Any) -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown thinking_mode 'think'; it may be chat or thinking"):
         encode_messages([ASK], "think")
-    with pytest.raises(ValueError, match="unknown reasoning_effort 'low'; it may be None, high, max"):
+    with pytest.raises(
+        ValueError, match="unknown reasoning_effort 'low'; in the encoding preview it may be None, high, max"
+    ):
         encode_messages([ASK], "thinking", reasoning_effort="low")
 
 
@@ -345,4 +348,5 @@ def test_the_official_conversations_come_out_byte_for_byte(number: int, mode: st
 @official
 def test_the_fixed_texts_are_the_official_ones() -> None:
     texts = json.loads((CHAT_ENCODING / "protocol_strings.json").read_text(encoding="utf-8"))
-    assert json.loads(Path(tokens.__file__).with_name("tokens.json").read_text(encoding="utf-8")) == texts
+    own = json.loads(Path(tokens.__file__).with_name("tokens.json").read_text(encoding="utf-8"))
+    assert {name: own[name] for name in texts} == texts
