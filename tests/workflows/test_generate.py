@@ -18,6 +18,7 @@ from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.sampling_params import Sampling
 from seektune.generate.session import GenerateOptions, choose_encoding
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
 from seektune.workflows import generate
 from seektune.workflows.generate import Output, generate_file, generate_one
 from seektune.workflows.prompt_rows import prompt_text, read_prompt_rows
@@ -75,13 +76,13 @@ def test_control_tokens_of_a_conversation_are_ids_and_those_in_a_text_are_letter
 
 
 def test_the_encoding_and_effort_are_chosen_before_weights_are_read(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    DeepseekV4Config.preset("tiny").save(tmp_path)
     options = {"reasoning_effort": "low", "thinking": True}
     with pytest.raises(ValueError, match="unknown reasoning_effort 'low'; in the encoding preview it may be None"):
         generate_one(str(tmp_path), "2+2?", True, GenerateOptions(**options), Output())
-    with pytest.raises(ValueError, match="vocab_size is missing"):
+    with pytest.raises(ValueError, match="holds no weights"):
         generate_one(str(tmp_path), "2+2?", True, GenerateOptions(**options, encoding="0731"), Output())
-    (tmp_path / "config.json").write_text('{"dspark_block_size": 5}', encoding="utf-8")
+    DeepseekV4Config.preset("tiny-0731").save(tmp_path)
     assert choose_encoding(str(tmp_path), None) == "0731"
     assert choose_encoding(str(tmp_path), "preview") == "preview"
 
