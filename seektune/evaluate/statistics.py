@@ -4,7 +4,7 @@ Shapes: N questions (or windows of text), R resamples.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ RESAMPLES = 10_000
 SEED = 0
 """Fixed, so that the same outcomes give the same interval."""
 LEVELS = (0.025, 0.975)
+DRAWS = 100_000
+"""Random numbers that exist at a time; for all resamples of many items together they would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ class Change:
 def sign_flip_test(gains_N: NDArray[np.float64]) -> float:
     """Two-sided p-value of a sum under random signs of its terms; at least 1 / (R + 1)."""
     generator = np.random.default_rng(SEED)
-    flipped = (gains_N @ generator.choice((-1.0, 1.0), size=len(gains_N)) for _ in range(RESAMPLES))
     # tolerance: sums of the same terms may differ in their last digits
     reached = abs(gains_N.sum()) * (1 - 1e-9)
-    return (1 + sum(abs(each) >= reached for each in flipped)) / (RESAMPLES + 1)
+    flipped = (generator.choice((-1.0, 1.0), size=shape) @ gains_N for shape in _parts(len(gains_N)))
+    return (1 + sum(int((abs(sums) >= reached).sum()) for sums in flipped)) / (RESAMPLES + 1)
 
 
 def sign_test(won: int, lost: int) -> float:
@@ -121,10 +123,15 @@ def sign_test(won: int, lost: int) -> float:
 def _ratios(top_N: NDArray[np.float64], bottom_N: NDArray[np.float64]) -> NDArray[np.float64]:
     """The ratio of sums in each of R resamples `[R]`."""
     generator = np.random.default_rng(SEED)
-    n = len(top_N)
-    # one resample at a time: all R x N draws together would take gigabytes
-    draws = (generator.integers(n, size=n) for _ in range(RESAMPLES))
-    return np.array([top_N[draw].sum() / bottom_N[draw].sum() for draw in draws])
+    draws = (generator.integers(len(top_N), size=shape) for shape in _parts(len(top_N)))
+    return np.concatenate([top_N[draw].sum(axis=1) / bottom_N[draw].sum(axis=1) for draw in draws])
+
+
+def _parts(n: int) -> Iterator[tuple[int, int]]:
+    """Shapes of the parts in which R resamples of n items are drawn."""
+    size = max(1, DRAWS // n)
+    for start in range(0, RESAMPLES, size):
+        yield min(size, RESAMPLES - start), n
 
 
 def _bounds(values_R: NDArray[np.float64]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from seektune.kernels.cpu.library import library
+from seektune.kernels.shapes import run_on_meta
 
 Rest = TypeVarTuple("Rest")
 Result = TypeVar("Result")
@@ -54,13 +55,15 @@ class Kernel(Generic[*Rest, Result]):
     """Gives None where it does not apply."""
 
     def __call__(self, first: Tensor, *rest: *Rest) -> Result:
-        """Run on the device of the first argument; where it has no memory, or somebody transforms, the definition."""
+        """Run on the device of the first argument; where it is meta, only shapes; under transforms, the definition."""
         if self.cpu is not None and _decoding.get() and first.is_cpu:
             found = self.cpu(first, *rest)
             if found is not None:
                 return found
-        if transformed() or first.is_meta or isinstance(first, FakeTensor):
+        if transformed() or isinstance(first, FakeTensor):
             return self.reference(first, *rest)
+        if first.is_meta:
+            return run_on_meta(self.reference, (first, *rest))
         if self.triton is not None and first.is_cuda and triton_fits(first.device):
             return self.on_gpu(first, *rest)
         return self.eager(first, *rest)

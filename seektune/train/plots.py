@@ -4,15 +4,15 @@ Shapes: L layers, E experts, N moments of the run.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from seektune.train.plot_style import Theme, legend, png, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SMOOTH_FROM = 30
 """Minimum number of steps for a smoothed loss curve."""
@@ -20,6 +20,8 @@ SMOOTH_FROM = 30
 
 def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     """PNG of the training loss over steps, with the validation losses as points."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, (axes,) = sheet(paper, [3.6])
     x = [line["step"] for line in steps]
     y = np.array([line["loss"] for line in steps])
@@ -49,6 +51,8 @@ def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping
 
 def load_figure(moments: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     """PNG of each expert's share of tokens at the end, and of each layer's largest share over the run."""
+    from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
+
     figure, (heat, course) = sheet(paper, [3.0, 3.0])
     layers = list(moments[-1]["loads"])
     shares_LE = np.array([_shares(moments[-1]["loads"][layer]) for layer in layers])
@@ -68,8 +72,11 @@ def load_figure(moments: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     return png(figure)
 
 
-def _course(axes: Axes, moments: Sequence[Mapping[str, Any]], layers: Sequence[str], paper: Theme) -> None:
+def _course(axes: "Axes", moments: Sequence[Mapping[str, Any]], layers: Sequence[str], paper: Theme) -> None:
     """Largest load of each layer over the run, early layers in one colour and late ones in another."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import MaxNLocator
+
     colours = LinearSegmentedColormap.from_list("layers", [paper.line, paper.accent])
     steps = [moment["step"] for moment in moments]
     for index, layer in enumerate(layers):

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING
 
 from seektune.train.plot_style import Theme, legend, png, sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def score_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
     return png(figure)
 
 
-def _intervals(axes: Axes, group: Sequence[BeforeAfter], names: tuple[str | None, str | None], paper: Theme) -> None:
+def _intervals(axes: "Axes", group: Sequence[BeforeAfter], names: tuple[str | None, str | None], paper: Theme) -> None:
     """Scores of one axis, a row for each; `names` of before and after are for the legend."""
     for label, shift, colour, scores in (
         (names[0], -0.13, paper.line, [each.before for each in group]),

@@ -25,7 +25,7 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
 
-from .mesh_law import Course, Found, Subject, learn, look, whole_model
+from .mesh_law import STEPS, Course, Found, Subject, learn, look, whole_model
 
 EVERYTHING = ("attn", "attn.compressor", "ffn.experts", "ffn.shared_experts", "embed", "head", "mtp.0")
 
@@ -98,11 +98,13 @@ def look_adapted(adapted: Adapted, parallel: Mapping[str, Any] | None = None) ->
     return look(model, adapted.subject), Seen(before, frozen(model))
 
 
-def learn_adapted(adapted: Adapted, parallel: Mapping[str, Any] | None = None) -> tuple[Course, Seen]:
-    """Ten steps."""
+def learn_adapted(
+    adapted: Adapted, parallel: Mapping[str, Any] | None = None, steps: int = STEPS
+) -> tuple[Course, Seen]:
+    """Steps on the same rows."""
     model = made(adapted, parallel)
     before = frozen(model)
-    return learn(model, adapted.subject), Seen(before, frozen(model))
+    return learn(model, adapted.subject, steps), Seen(before, frozen(model))
 
 
 def read_base(folder: Path, adapted: Adapted, parallel: Mapping[str, Any]) -> tuple[int, int]:

@@ -34,7 +34,8 @@ LONG = ((600,), (1, 3, 4, 5, 127, 128, 129, 100), (257,), (2,), (300, -20, 130),
 SHORT = ((140,), (1, 3, 4, 5, 50), (129, -4), (2,), (30, -20, 13), (1,), (64, 64), (131, 7))
 """Documents of each row; a negative length is padding."""
 LOSS = LossConfig(mtp_weight=0.3, balance_weight=0.05, bias_update_speed=0.001)
-STEPS = 10
+STEPS = 4
+"""Of a course: from the second on moments and balancing biases count, from the third on earlier moments decay."""
 Box = tuple[slice, ...]
 Pieces = dict[str, tuple[np.ndarray, Box]]
 """What a process holds of named tensors, and where it belongs."""
@@ -69,7 +70,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Course:
-    """Of ten optimizer steps."""
+    """Of a few optimizer steps."""
 
     losses: list[float]
     norms: list[float]
@@ -147,15 +148,15 @@ def look(model: ParallelModel, subject: Subject) -> Found:
     return Found(outcome.parts_M3.sum(dim=0).tolist(), norm, listed(outcome.loads), gradients, scores)
 
 
-def learn(model: ParallelModel, subject: Subject) -> Course:
-    """Ten steps on the same rows, as the trainer takes them."""
+def learn(model: ParallelModel, subject: Subject, steps: int = STEPS) -> Course:
+    """Steps on the same rows, as the trainer takes them."""
     # the first layer's streams are equal: what mixes them has no gradient but rounding, which must not become an update
     data, wanted = batches(subject), OptimizerConfig(lr=1e-3, eps=1e-5)
     accumulate_in_fp32(model.parameters())
     moving = build_optimizer(model, wanted, seed=0)
     done = [
         train_step(model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm)
-        for step in range(1, STEPS + 1)
+        for step in range(1, steps + 1)
     ]
     weights = {name: portable(shard_of(name, p, model.mesh)) for name, p in model.named_parameters()}
     return Course([each.loss for each in done], [each.grad_norm for each in done], weights)

@@ -113,11 +113,17 @@ def assert_small(apart: dict[str, float]) -> None:
 
 @SLOW
 @pytest.mark.parametrize("case", [*AXES, *COMBINATIONS], ids=str)
-def test_ten_steps_stay_equal(learnt_alone: Course, case: Case):
+def test_steps_stay_equal(learnt_alone: Course, case: Case):
     everywhere = run_workers(case.world, learn_spread, case.parallel, case.of(LEARNER))
-    assert learnt_alone.losses[-1] < 0.8 * learnt_alone.losses[0]
     for course in everywhere:
         assert course.losses == pytest.approx(learnt_alone.losses, rel=BOUND)
         assert course.norms == pytest.approx(learnt_alone.norms, rel=10 * BOUND)
     apart = errors([course.weights for course in everywhere], learnt_alone.weights)
     assert_small(apart)
+
+
+@SLOW
+def test_ten_steps_lower_the_loss():
+    """What stays equal is learning."""
+    course = learn(alone(LEARNER), LEARNER, 10)
+    assert course.losses[-1] < 0.8 * course.losses[0]

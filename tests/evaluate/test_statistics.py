@@ -1,9 +1,11 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
-from seektune.evaluate.statistics import RESAMPLES, Change, Estimate, sign_test
+from seektune.evaluate import statistics
+from seektune.evaluate.statistics import RESAMPLES, SEED, Change, Estimate, sign_test
 
 
 def outcomes(right: int, n: int) -> list[bool]:
@@ -88,3 +90,15 @@ def test_a_change_of_losses_is_weighted_by_tokens():
 def test_few_differences_cannot_be_significant(n, p):
     gains = [0.3 + 0.1 * i for i in range(n)]
     assert Change.of_ratios([0.0] * n, gains, [1] * n).p_value == pytest.approx(p, rel=0.15)
+
+
+@pytest.mark.parametrize("draws", [1, 1000, 10**9])
+def test_the_size_of_the_parts_that_are_drawn_changes_no_interval(monkeypatch: pytest.MonkeyPatch, draws: int):
+    monkeypatch.setattr(statistics, "DRAWS", draws)
+    tops, bottoms = [4.0, 9.5, 2.0, 6.0, 1.0], [2, 3, 1, 2, 2]
+    generator = np.random.default_rng(SEED)
+    one_by_one = [generator.integers(5, size=5) for _ in range(RESAMPLES)]
+    ratios = [np.array(tops)[draw].sum() / np.array(bottoms)[draw].sum() for draw in one_by_one]
+    found = Estimate.of_ratio(tops, bottoms)
+    assert (found.low, found.high) == tuple(np.quantile(ratios, (0.025, 0.975)))
+    assert Change.of_ratios([0.0] * 4, [1.0, 1.1, 1.2, 1.3], [1] * 4).p_value == pytest.approx(0.125, rel=0.15)

@@ -6,6 +6,7 @@ from PIL import Image
 from seektune.train.plot_style import DARK, LIGHT
 from seektune.train.plots import load_figure, loss_figure
 from seektune.train.score_plot import BeforeAfter, Reference, Score, score_figure
+from tests.run_cli import python
 
 GUESSING = Reference("guessing", 0.25)
 SCORES = [
@@ -41,3 +42,9 @@ def test_scores_of_one_axis_share_it_and_others_add_to_the_height():
 
 def test_a_score_in_short_is_its_value():
     assert Score(0.25, 0.213, 0.29, "25.0% (21.3% to 29.0%)").short == "25.0%"
+
+
+@pytest.mark.slow
+def test_a_process_that_draws_nothing_does_not_import_matplotlib():
+    said = python("import sys; from seektune.workflows import train; print('matplotlib' in sys.modules)")
+    assert (said.returncode, said.stdout) == (0, "False\n"), said.stderr
