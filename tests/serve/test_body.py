@@ -87,6 +87,8 @@ def test_options_of_a_field_may_ask_for_nothing_too() -> None:
         ({"audio": {}}, "audio: this field is not supported"),
         ({"store": True}, "store: only false is supported"),
         ({"best_of": 2}, "best_of: only 1 is supported"),
+        ({"best_of": True}, "best_of: only 1 is supported"),
+        ({"store": 0}, "store: only false is supported"),
         ({"service_tier": "flex"}, 'service_tier: only "auto" or "default" is supported'),
         ({"parallel_tool_calls": False}, "parallel_tool_calls: only true is supported"),
         ({"frequency_penalty": 0.1}, "frequency_penalty: only 0 is supported"),

@@ -183,6 +183,8 @@ def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, mon
         ),
         ('{"prompt": "x", "tokens": null}', "line 2: tokens is a key of the answers"),
         ('{"prompt": "x", "max_tokens": 5}', "line 2: a row cannot set max_tokens; use the command's options"),
+        ('{"prompt": "x", "n": true}', "line 2: a row cannot set n"),
+        ('{"prompt": "x", "logprobs": 0}', "line 2: a row cannot set logprobs"),
         ('{"messages": [], "functions": [{"name": "f"}]}', "line 2: a row cannot set functions"),
         ('{"prompt": "x", "tools": [{}]}', "line 2: tools are described in a conversation"),
         (
