@@ -53,7 +53,9 @@ class DeepseekV4Config(BaseModel):
         ValueError: a key is missing, has a wrong type, or contradicts another; the message names the key.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants", protected_namespaces=()
+    )
 
     model_type: Literal["deepseek_v4"] = "deepseek_v4"
     vocab_size: PositiveInt
@@ -110,7 +112,7 @@ class DeepseekV4Config(BaseModel):
     def preset(cls, name: str) -> Self:
         """A released architecture (`flash`, `flash-base`, `pro`), or `tiny`: every mechanism at CPU size."""
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset {name!r:.80}; the presets are {', '.join(PRESETS)}")
         text = resources.files("seektune.model").joinpath("presets", f"{name}.json").read_text(encoding="utf-8")
         return cls.from_dict(json.loads(text))
 

@@ -25,7 +25,7 @@ from seektune.train.config import (
 
 def _known_preset(name: str) -> str:
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+        raise ValueError(f"unknown preset {name!r:.80}; the presets are {', '.join(PRESETS)}")
     return name
 
 

@@ -1,0 +1,36 @@
+"""Inputs that once ended in another error than a refusal in one printable line, by target; made small by hand."""
+
+from typing import Any
+
+from tests.fuzz.checkpoints import ADAPTER, ADAPTER_HEADER, CONFIG_DOCUMENT, HEADER, INDEX_DOCUMENT
+from tests.fuzz.runs import MANIFEST_DOCUMENT, STATE
+
+INFINITY = float("inf")
+LISTED = INDEX_DOCUMENT["weight_map"]
+LORA_A = next(iter(ADAPTER_HEADER))
+SHARDS = {name: {**entry, "bytes": INFINITY} for name, entry in MANIFEST_DOCUMENT.items()}
+
+FOUND: dict[str, tuple[Any, ...]] = {
+    "config": ({**CONFIG_DOCUMENT, "architectures": [INFINITY]},),
+    "index": (
+        {"weight_map": {**LISTED, "norm.weight": "\x1fb.safetensors"}},
+        {"weight_map": {**LISTED, "norm.weight": "x" * 300}},
+        {"weight_map": {**LISTED, "norm\x1b[31m": "b.safetensors"}},
+    ),
+    "header": ({("norm\n.weight" if name == "norm.weight" else name): entry for name, entry in HEADER.items()},),
+    "adapter_config": (
+        {**ADAPTER, "rank_pattern": {")_a_pr\x7fj": 2}},
+        {**ADAPTER, "use_" + "x" * 5000: True},
+        {**ADAPTER, "init_lora_weights": "pissa\n" + "x" * 5000},
+    ),
+    "adapter_weights": ({**ADAPTER_HEADER, LORA_A.replace("weight", "\x7feight"): ADAPTER_HEADER[LORA_A]},),
+    "recipe": ({"model": {"preset": "tiny"}, "data": {"path": "$HOME/" + "x" * 4000}},),
+    "override": ({"\x08optimizer.lr": "1e-3"}, {"data.path": "$A\u202e"}),
+    "state": (
+        {**STATE, "guard": {"recent": [10**400] * 8, "skipped": 0}},
+        {**STATE, "log": {"total_tokens": 1, "loads": {"1" * 5000: [0] * 4}}},
+        {**STATE, "log": {"total_tokens": 1, "loads": {"0": [0]}}},
+    ),
+    "manifest": (SHARDS, {**MANIFEST_DOCUMENT, "a\nb": MANIFEST_DOCUMENT["state.json"]}),
+    "metrics": ([{"": 1}], [{"step": []}, {"step": 1}], [{"step": "1"}], [{"step": True}]),
+}

@@ -1,0 +1,73 @@
+"""Whatever the bytes of others hold: they are read, or refused in one printable line, in work that grows as they do.
+
+Longer runs, also on bytes that coverage guides: `python -m tests.fuzz.run`.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.fuzz.found import FOUND
+from tests.fuzz.mutate import grown, inputs, parts
+from tests.fuzz.table import TARGETS
+from tests.fuzz.target import Read, Target
+
+EXAMPLES = 60
+IN_CI = settings(
+    max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+LARGE = 100
+"""Copies of what a document repeats; twice as many must take about twice the work."""
+
+
+@pytest.fixture(params=TARGETS.values(), ids=TARGETS)
+def target(request: pytest.FixtureRequest) -> Target:
+    return request.param
+
+
+@pytest.fixture
+def read(target: Target, tmp_path: Path) -> Read:
+    return target.open(tmp_path)
+
+
+def test_documents_are_read_and_what_was_found_is_refused(target: Target, read: Read) -> None:
+    assert [target.accepts(read, seed) for seed in target.seeds] == [True] * len(target.documents)
+    for document in FOUND.get(target.name, ()):
+        target.accepts(read, target.encode(document))
+
+
+def test_anything_is_read_or_refused_in_one_line(target: Target, read: Read) -> None:
+    outcomes = set()
+
+    @IN_CI
+    @given(inputs(target))
+    def anything(content: bytes) -> None:
+        outcomes.add(target.accepts(read, content))
+
+    anything()
+    assert outcomes == {True, False}
+
+
+def test_work_grows_as_the_input_does(target: Target, read: Read) -> None:
+    largest = max(target.documents, key=lambda document: len(parts(document)))
+    for small, large in zip(grown(largest, LARGE), grown(largest, 2 * LARGE), strict=True):
+        fewer, more = (calls(target, read, target.encode(each)) for each in (small, large))
+        assert more <= 2.5 * fewer + 1000, (fewer, more, str(large)[:500])
+
+
+def calls(target: Target, read: Read, content: bytes) -> int:
+    """Calls of functions, Python's own included, while an input is read."""
+    counted = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal counted
+        counted += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        target.accepts(read, content)
+    finally:
+        sys.setprofile(None)
+    return counted
