@@ -4,7 +4,9 @@ from typing import Any
 
 from tests.fuzz.checkpoints import ADAPTER, ADAPTER_HEADER, CONFIG_DOCUMENT, HEADER, INDEX_DOCUMENT
 from tests.fuzz.runs import MANIFEST_DOCUMENT, STATE
+from tests.fuzz.texts import ROW
 
+LONG = {str(i): i for i in range(1000)}
 INFINITY = float("inf")
 LISTED = INDEX_DOCUMENT["weight_map"]
 LORA_A = next(iter(ADAPTER_HEADER))
@@ -17,7 +19,10 @@ FOUND: dict[str, tuple[Any, ...]] = {
         {"weight_map": {**LISTED, "norm.weight": "x" * 300}},
         {"weight_map": {**LISTED, "norm\x1b[31m": "b.safetensors"}},
     ),
-    "header": ({("norm\n.weight" if name == "norm.weight" else name): entry for name, entry in HEADER.items()},),
+    "header": (
+        {**HEADER, "norm.weight": {**HEADER["norm.weight"], "shape": [3] + [1] * 1000}},
+        {("norm\n.weight" if name == "norm.weight" else name): entry for name, entry in HEADER.items()},
+    ),
     "adapter_config": (
         {**ADAPTER, "rank_pattern": {")_a_pr\x7fj": 2}},
         {**ADAPTER, "use_" + "x" * 5000: True},
@@ -26,6 +31,7 @@ FOUND: dict[str, tuple[Any, ...]] = {
     "adapter_weights": ({**ADAPTER_HEADER, LORA_A.replace("weight", "\x7feight"): ADAPTER_HEADER[LORA_A]},),
     "recipe": ({"model": {"preset": "tiny"}, "data": {"path": "$HOME/" + "x" * 4000}},),
     "override": ({"\x08optimizer.lr": "1e-3"}, {"data.path": "$A\u202e"}),
+    "rows": tuple([{**ROW, key: LONG}] for key in ROW),
     "state": (
         {**STATE, "guard": {"recent": [10**400] * 8, "skipped": 0}},
         {**STATE, "log": {"total_tokens": 1, "loads": {"1" * 5000: [0] * 4}}},
