@@ -38,6 +38,8 @@ class Session:
 
     target: Target
     read: Read
+    place: Path
+    """The folder that is read from."""
     folder: Path
     tried: int = 0
     accepted: int = 0
@@ -47,7 +49,7 @@ class Session:
         """Try one input."""
         self.tried += 1
         try:
-            self.accepted += self.target.accepts(self.read, content)
+            self.accepted += self.target.accepts(self.read, content, self.place)
         except Exception as error:
             self._keep(error, content)
 
@@ -137,7 +139,7 @@ def main() -> None:
     chosen.folder.mkdir(parents=True, exist_ok=True)
     target = TARGETS[chosen.target]
     with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
-        session = Session(target, target.open(Path(place)), chosen.folder.resolve())
+        session = Session(target, target.open(Path(place)), Path(place), chosen.folder.resolve())
         until = process_time() + 60 * chosen.minutes
         run = fuzz_documents if chosen.structured else fuzz_bytes
         run(session, lambda: process_time() >= until)

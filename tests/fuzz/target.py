@@ -30,6 +30,8 @@ class Target:
     """The bytes of a document."""
     refusal: type[Exception] = ValueError
     """The one class of errors by which an input may be refused."""
+    is_file: bool = True
+    """Whether the input is a file, which a refusal names."""
     words: tuple[Any, ...] = ()
     """Values that mean something here, in addition to the parts of the documents."""
 
@@ -38,22 +40,23 @@ class Target:
         """The valid inputs."""
         return [self.encode(document) for document in self.documents]
 
-    def accepts(self, read: Read, content: bytes) -> bool:
-        """Whether an input is read; fails if it ends in anything else than a refusal in one printable line."""
+    def accepts(self, read: Read, content: bytes, folder: Path) -> bool:
+        """Whether an input is read in a folder; fails if it ends otherwise than in a refusal of one printable line."""
         try:
             read(content)
         except self.refusal as error:
-            check_refusal(error, self.refusal)
+            check_refusal(error, self.refusal, str(folder) if self.is_file else "")
             return False
         return True
 
 
-def check_refusal(error: Exception, kind: type[Exception]) -> None:
-    """Check that an error is our own, not that of a library below, and that its message is a line."""
+def check_refusal(error: Exception, kind: type[Exception], place: str) -> None:
+    """Check that an error is our own, not that of a library below, and that its message is a line with the place."""
     message = str(error)
     assert type(error) is kind, f"{type(error).__name__}: {message[:300]}"
     assert kind is not ValueError or explain(error) == (USER_MISTAKE, message)
     assert message.strip(), "a refusal without a message"
+    assert place in message, f"a refusal that does not name the file: {message[:300]}"
     assert len(message) <= LONGEST_REFUSAL, f"{len(message)} characters: {message[:300]}"
     assert message.isprintable(), f"not one printable line: {message[:300]!r}"
 

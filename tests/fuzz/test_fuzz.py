@@ -4,6 +4,8 @@ Longer runs, also on bytes that coverage guides: `python -m tests.fuzz.run`.
 """
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,33 +34,33 @@ def read(target: Target, tmp_path: Path) -> Read:
     return target.open(tmp_path)
 
 
-def test_documents_are_read_and_what_was_found_is_refused(target: Target, read: Read) -> None:
-    assert [target.accepts(read, seed) for seed in target.seeds] == [True] * len(target.documents)
+def test_documents_are_read_and_what_was_found_is_refused(target: Target, read: Read, tmp_path: Path) -> None:
+    assert [target.accepts(read, seed, tmp_path) for seed in target.seeds] == [True] * len(target.documents)
     for document in FOUND.get(target.name, ()):
-        target.accepts(read, target.encode(document))
+        target.accepts(read, target.encode(document), tmp_path)
 
 
-def test_anything_is_read_or_refused_in_one_line(target: Target, read: Read) -> None:
+def test_anything_is_read_or_refused_in_one_line(target: Target, read: Read, tmp_path: Path) -> None:
     outcomes = set()
 
     @IN_CI
     @given(inputs(target))
     def anything(content: bytes) -> None:
-        outcomes.add(target.accepts(read, content))
+        outcomes.add(target.accepts(read, content, tmp_path))
 
     anything()
     assert outcomes == {True, False}
 
 
-def test_work_grows_as_the_input_does(target: Target, read: Read) -> None:
+def test_work_grows_as_the_input_does(target: Target, read: Read, tmp_path: Path) -> None:
     largest = max(target.documents, key=lambda document: len(parts(document)))
     for small, large in zip(grown(largest, LARGE), grown(largest, 2 * LARGE), strict=True):
-        fewer, more = (calls(target, read, target.encode(each)) for each in (small, large))
+        fewer, more = (calls(partial(target.accepts, read, target.encode(each), tmp_path)) for each in (small, large))
         assert more <= 2.5 * fewer + 1000, (fewer, more, str(large)[:500])
 
 
-def calls(target: Target, read: Read, content: bytes) -> int:
-    """Calls of functions, Python's own included, while an input is read."""
+def calls(work: Callable[[], object]) -> int:
+    """Calls of functions, Python's own included, during some work."""
     counted = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:
@@ -67,7 +69,7 @@ def calls(target: Target, read: Read, content: bytes) -> int:
 
     sys.setprofile(count)
     try:
-        target.accepts(read, content)
+        work()
     finally:
         sys.setprofile(None)
     return counted

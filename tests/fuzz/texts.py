@@ -182,7 +182,7 @@ TEXTS = (
     Target("prompts", open_prompts, ([{"prompt": "x", "id": 1}, {"messages": MESSAGES, "tools": [TOOL]}],), as_lines),
     Target("texts", open_texts, ([{"text": "a"}, {"text": "b", "id": 1}],), as_lines),
     Target("recipe", open_recipe, recipes(), as_yaml, words=WORDS),
-    Target("override", open_override, OVERRIDES, as_overrides, words=WORDS),
-    Target("chat", open_chat, (CHAT, {"messages": MESSAGES[1:2]}), as_json, ApiError),
-    Target("completion", open_completion, COMPLETIONS, as_json, ApiError),
+    Target("override", open_override, OVERRIDES, as_overrides, is_file=False, words=WORDS),
+    Target("chat", open_chat, (CHAT, {"messages": MESSAGES[1:2]}), as_json, ApiError, is_file=False),
+    Target("completion", open_completion, COMPLETIONS, as_json, ApiError, is_file=False),
 )
