@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 WORKERS ?= 2
+# What fuzzing found, outside of the tree.
+FUZZ_OUT ?= /tmp/seektune-fuzz
 # Small tensors: one thread per test process is faster than many. A worker that runs out of tests takes another's.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # The demo's too: a second thread gains little there, and on a busy machine the threads mostly wait for each other.
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
 
-.PHONY: help demo test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-lora bench-lora-stream clean
+.PHONY: help demo test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-lora bench-lora-stream fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -69,6 +71,11 @@ bench-lora: $(DEV_STAMP)  ## adapters on a true-width slice of V4-Flash: needs 1
 
 bench-lora-stream: $(DEV_STAMP)  ## the same on eight layers that stay on disk: needs 36 GB of disk and 12 GB of memory
 	$(BIN)/python bench/lora.py --stream --layers 8
+
+fuzz: $(DEV_STAMP)  ## half an hour of hostile inputs for each reader of files and requests of others; Python 3.11 only
+	$(BIN)/python -m pip install --quiet --editable '.[fuzz]'
+	for target in $$($(BIN)/python -m tests.fuzz.table); do for how in '' --structured; do \
+	$(TEST_ENV) $(BIN)/python -m tests.fuzz.run $$target $(FUZZ_OUT) --minutes 15 $$how; done; done
 
 format: $(DEV_STAMP)  ## rewrite the sources in the project's format
 	$(BIN)/ruff format .

@@ -6,6 +6,8 @@ from pathlib import Path
 
 VARIABLE = re.compile(r"\$[A-Za-z_{(]")
 """What a shell, or another program's recipes, would expand."""
+LONGEST_SHOWN = 200
+"""Characters of a path that an error shows."""
 
 
 def expand_path(text: str) -> str:
@@ -17,19 +19,26 @@ def expand_path(text: str) -> str:
     if not text.strip():
         raise ValueError("a path must not be empty")
     if any(unicodedata.category(letter) == "Cc" for letter in text):
-        raise ValueError(f"the path {text!r} holds a control character")
+        raise ValueError(f"the path {_shown(text)} holds a control character")
     if VARIABLE.search(text):
-        raise ValueError(f"the path {text}: $ is not expanded here; write the path out, or use ~ for your home folder")
+        raise ValueError(
+            f"the path {_shown(text)}: $ is not expanded here; write the path out, or use ~ for your home folder"
+        )
     if not text.startswith("~"):
         return text
     try:
         return str(Path(text).expanduser())
     except RuntimeError:
-        name = text.split("/")[0]
+        name = _shown(text.split("/")[0])
         known = "this user has no home folder" if name == "~" else f"the user {name[1:]} does not exist"
         raise ValueError(
-            f"the path {text}: {known}; write the path out, or ./{text} for a folder of that name"
+            f"the path {_shown(text)}: {known}; write the path out, or ./{_shown(text)} for a folder of that name"
         ) from None
+
+
+def _shown(path: str) -> str:
+    """A path as an error shows it; one that is long or not printable is cut and escaped."""
+    return path if path.isprintable() and len(path) <= LONGEST_SHOWN else f"{path[:LONGEST_SHOWN]!r}"
 
 
 def user_path(text: str) -> Path:

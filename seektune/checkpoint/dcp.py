@@ -27,6 +27,7 @@ from seektune.checkpoint.names import Shape
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import FILE_BYTES, Shard
 from seektune.checkpoint.sharding_info import check_offsets, check_whole
+from seektune.io.text import on_one_line
 
 
 def write_shards(folder: Path, shards: Mapping[str, Shard], ranks: Ranks) -> None:
@@ -62,7 +63,7 @@ def read_metadata(folder: Path) -> Metadata:
     try:
         metadata = HuggingFaceStorageReader(str(folder)).read_metadata()
     except SafetensorError as error:
-        raise ValueError(f"{folder} is damaged: {error}") from None
+        raise ValueError(f"{folder} is damaged: {on_one_line(str(error)[:300])}") from None
     check_whole(metadata, folder)
     return metadata
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.header import DTYPES, TensorEntry, read_header
+from seektune.checkpoint.names import check_name
 from seektune.io.json_file import read_json
 
 INDEX = "model.safetensors.index.json"
@@ -104,7 +105,12 @@ def read_index(folder: Path) -> dict[str, str]:
     if index.is_file():
         try:
             listed = read_json(index)["weight_map"]
-            return {_text(name): _plain_name(file) for name, file in listed.items()}
+            for name, file in listed.items():
+                check_name(name, index)
+                check_name(file, index)
+                if Path(file).name != file:  # an index must not point outside its folder
+                    raise TypeError(file)
+            return dict(listed)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{index} is not an index of safetensors files (a JSON object with weight_map)") from None
     if not (folder / SINGLE).is_file():
@@ -132,19 +138,6 @@ def read_listed_header(file: Path) -> dict[str, TensorEntry]:
     except ValueError as error:
         hint = f"; if {SINGLE} beside it is the checkpoint, remove {INDEX}" if stale else ""
         raise ValueError(f"{error}{hint}") from None
-
-
-def _plain_name(file: str) -> str:
-    """A file name without a path; an index must not point outside its folder."""
-    if not isinstance(file, str) or Path(file).name != file or "\0" in file:
-        raise TypeError(file)
-    return _text(file)
-
-
-def _text(name: str) -> str:
-    """A name that can be printed and opened: lone surrogates, which JSON allows, raise UnicodeEncodeError."""
-    name.encode()
-    return name
 
 
 def _fill(wanted: memoryview, readinto: Callable[[memoryview], int | None], where: str) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from seektune.checkpoint.names import Shape
+from seektune.checkpoint.names import Shape, check_name
 from seektune.io.regular_file import open_regular
+from seektune.io.text import on_one_line
 
 DTYPES = {
     torch.float64: "F64",
@@ -30,6 +31,8 @@ DTYPES = {
 }
 """safetensors' names of dtypes."""
 
+MOST_DIMS = 8
+"""Of a stored tensor; a model's have three at most."""
 _LENGTH = 8
 """Bytes of the header's length at the beginning of the file, little-endian."""
 
@@ -63,10 +66,11 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     except FileNotFoundError:
         raise ValueError(f"{file} is missing; the checkpoint is incomplete") from None
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged or truncated: {error!s:.300}") from None
+        raise ValueError(f"{file} is damaged or truncated: {on_one_line(str(error)[:300])}") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
     header.pop("__metadata__", None)
+    _check(header, file)
     return {name: _entry(_LENGTH + length, values) for name, values in header.items()}
 
 
@@ -81,6 +85,14 @@ def header_bytes(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _LENGTH)
     return len(text).to_bytes(_LENGTH, "little") + text
+
+
+def _check(entries: Mapping[str, dict[str, Any]], file: Path) -> None:
+    """Check what the library does not: names, and the number of dims, which messages show."""
+    for name, values in entries.items():
+        check_name(name, file)
+        if len(values["shape"]) > MOST_DIMS:
+            raise ValueError(f"{file} is damaged: {name} has more than {MOST_DIMS} dims")
 
 
 def _entry(data: int, values: dict[str, Any]) -> TensorEntry:

@@ -3,10 +3,14 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from seektune.io.config_json import REMEDY
 
 Shape = tuple[int, ...]
+
+LONGEST_NAME = 255
+"""Bytes, as file systems have it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,17 @@ FIELDS = {
 }
 SCALE = ".scale"
 """The block scales of a quantized `x.weight` are stored as `x.scale`."""
+
+
+def check_name(name: str, file: Path) -> None:
+    """Check the name of a tensor or of a file that `file` lists: messages hold it, and systems must open it.
+
+    Raises:
+        ValueError: it is longer than any file's name, or holds control characters or half of a surrogate pair.
+    """
+    if not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+        fault = f"the name {name[:80]!r} is not printable, or longer than {LONGEST_NAME} bytes"
+        raise ValueError(f"{file} is damaged: {fault}")
 
 
 @dataclass(frozen=True)

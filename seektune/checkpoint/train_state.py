@@ -13,13 +13,16 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from seektune.checkpoint.dcp import files_of, read_metadata, read_shards, shapes_in, write_shards
+from seektune.checkpoint.names import check_name
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.io.atomic_dir import complete_folder
-from seektune.io.json_file import read_json, write_json
+from seektune.io.json_file import read_json, whole_number, write_json
 
 FACTS = "state.json"
 MANIFEST = "manifest.json"
+LARGEST_FILE = 2**62
+"""Bytes that no file has."""
 
 
 def write_train_state(
@@ -161,7 +164,14 @@ def _digest(file: Path) -> str:
 
 def _manifest(file: Path) -> dict[str, tuple[int, str]]:
     """Size in bytes and SHA-256 of each file."""
+    listed = read_json(file)
+    for name in listed:
+        check_name(name, file)
     try:
-        return {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in read_json(file).items()}
-    except (KeyError, TypeError):
+        return {name: _size_and_digest(entry) for name, entry in listed.items()}
+    except (KeyError, ValueError):
         raise ValueError(f"{file} is damaged: it lacks a size or a checksum") from None
+
+
+def _size_and_digest(entry: Any) -> tuple[int, str]:
+    return whole_number(entry, "bytes", 0, LARGEST_FILE), str(entry["sha256"])

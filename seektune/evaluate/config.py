@@ -18,7 +18,7 @@ TASKS = (*(name for name, section in DATASETS.items() if section.has_questions),
 
 def _known_task(name: str) -> str:
     if name not in TASKS:
-        raise ValueError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
+        raise ValueError(f"unknown task {name!r:.80}; the tasks are {', '.join(TASKS)}")
     return name
 
 

@@ -1,12 +1,17 @@
 """Files that hold one JSON object: read with errors that name the file, and written whole."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seektune.io.atomic import replacing, write_all
 from seektune.io.regular_file import open_regular
+
+MOST_STEPS = 2**48
+"""More steps than any run has."""
+LARGEST = sys.float_info.max
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -42,6 +47,11 @@ def whole_number(values: object, key: str, least: int, most: int) -> int:
     if not isinstance(found, int) or isinstance(found, bool) or not least <= found <= most:
         raise ValueError(f"its {key} is {found!r:.40}, not a whole number from {least} to {most}")
     return found
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number: Python's parser also takes NaN and integers beyond any float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

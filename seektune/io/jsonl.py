@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from seektune.io.atomic import AtomicAppender, write_atomically
+from seektune.io.json_file import MOST_STEPS, whole_number
 from seektune.io.regular_file import open_regular
 from seektune.io.text import check_unicode
 
@@ -29,11 +30,11 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """All objects of a file that `JsonlWriter` wrote; an unfinished last line is left out.
 
     Raises:
-        ValueError, OSError: as `read_jsonl`.
+        ValueError, OSError: as `read_jsonl`; or an object has no `step`.
     """
-    with path.open("rb") as lines:
+    with open_regular(path) as lines:
         numbered = [(f"{path} line {number}", line) for number, line in enumerate(lines, start=1)]
-    return [_parsed(_decoded(line, place), place) for place, line in numbered if line.endswith(b"\n")]
+    return [_record(line, place) for place, line in numbered if line.endswith(b"\n")]
 
 
 def as_line(value: Mapping[str, Any]) -> str:
@@ -64,6 +65,15 @@ class JsonlWriter:
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line."""
         self._file.write(as_line(record).encode())
+
+
+def _record(line: bytes, place: str) -> dict[str, Any]:
+    record = _parsed(_decoded(line, place), place)
+    try:
+        whole_number(record, "step", 0, MOST_STEPS)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return record
 
 
 def _decoded(line: bytes, place: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from seektune.exit_codes import RESUME_ME
 from seektune.launch.job_spec import JobSpec, header, one_line
-from seektune.launch.slurm_options import check_time, checked_option
+from seektune.launch.slurm_options import array_of, check_array, check_time, checked_option
 from seektune.paths import expand_path
 
 SCRIPT_VARIABLES = ("hosts", "host", "port", "command", "step", "start", "step_id", "signals", "seen", "code")
@@ -54,6 +54,7 @@ def write_slurm(spec: JobSpec, slurm: Slurm) -> str:
         ValueError: an option cannot be written safely.
     """
     slurm.check(spec.seconds)
+    check_array(slurm.sbatch, spec.has_run_dir)
     if taken := [
         name for name in (*spec.environment.names, *dict(spec.environment.values)) if name in SCRIPT_VARIABLES
     ]:
@@ -171,8 +172,10 @@ def _end(slurm: Slurm) -> Iterator[str]:
     yield 'while [ "$code" -gt 128 ] && [ "$signals" -ne "$seen" ]; do seen=$signals; wait "$step_id"; code=$?; done'
     if slurm.requeue:
         yield f'if [ "$code" -eq {RESUME_ME} ] && [ "$signals" -gt 0 ]; then'
-        yield '  echo "saved; requeued as job $SLURM_JOB_ID"'
-        yield '  scontrol requeue "$SLURM_JOB_ID" && exit 0'
+        # an array's own id, which its last task has, would requeue all of its tasks
+        job = "$SLURM_JOB_ID" if array_of(slurm.sbatch) is None else "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+        yield f'  echo "saved; requeued as job {job}"'
+        yield f'  scontrol requeue "{job}" && exit 0'
         yield '  echo "scontrol requeue failed; submit the same script with the same --run_dir to resume" >&2'
         yield "fi"
     else:

@@ -1,6 +1,7 @@
 """Checks of sbatch's options: the form of a time limit, its room for work, and further lines of the script's head."""
 
 import re
+from collections.abc import Sequence
 
 from seektune.launch.job_spec import header
 
@@ -14,6 +15,8 @@ EARLY = 60
 LEAST_WORK = 60
 """Fewest seconds to load and train before the signal; without any, a requeued job would never advance."""
 OPTION = re.compile(r"--[a-z][a-z-]*(=.+)?")
+MANY = re.compile(r"[-,]")
+"""In the value of `array`, where it names more than one task."""
 OWN = (
     *("account", "constraint", "exclusive", "export", "gpus", "gpus-per-node", "job-name", "mem", "nodes", "ntasks"),
     *("no-requeue", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "signal", "time", "wrap"),
@@ -63,6 +66,26 @@ def check_time(time: str, signal_seconds: int) -> None:
         f"--time {time} is {limit} s, of which --signal-seconds {signal_seconds} and the {EARLY} s that Slurm may be "
         "early leave no time to train: the job would be requeued for ever; raise --time or lower --signal-seconds"
     )
+
+
+def check_array(options: Sequence[str], has_run_dir: bool) -> None:
+    """Check that tasks of a job array that run at the same time do not share a run folder.
+
+    Raises:
+        ValueError: they do; the message names the option.
+    """
+    array = array_of(options)
+    if has_run_dir and array is not None and MANY.search(array) and not array.endswith("%1"):
+        raise ValueError(
+            f"--sbatch array={array}: its tasks would train in the same run_dir at the same time; leave run_dir out, "
+            f"so that each has its own, or write array={array.partition('%')[0]}%1 to run one after another"
+        )
+
+
+def array_of(options: Sequence[str]) -> str | None:
+    """The value of sbatch's option `array`, if it is among them."""
+    given = [option.lstrip("-").removeprefix("array=") for option in options if option.lstrip("-").startswith("array=")]
+    return given[-1] if given else None
 
 
 def checked_option(option: str) -> str:

@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from seektune.checkpoint.header import read_header
 from seektune.checkpoint.write import LazyTensors, write_shard
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.json_file import read_json, write_json
-from seektune.io.regular_file import check_regular
 from seektune.io.run_files import RECIPE
+from seektune.io.text import on_one_line
 from seektune.lora.base_copies import BaseCopy, base_copies
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft import PeftModule, as_peft, as_released, config_of, tensors_of
@@ -108,10 +109,10 @@ def read_adapter(folder: Path) -> Adapter:
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     try:
-        check_regular(file)
+        read_header(file)
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read: {error!s:.300}") from None
+        raise ValueError(f"{file} cannot be read: {on_one_line(str(error)[:300])}") from None
 
 
 def trained_on(folder: Path) -> tuple[str | None, str | None]:

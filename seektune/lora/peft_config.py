@@ -4,9 +4,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
+
+from seektune.io.text import on_one_line
 
 PREFIX = "base_model.model."
 """Prefix of PEFT's keys, from its two wrappers."""
@@ -40,6 +43,8 @@ HARMLESS = (
 _OPTION = re.compile(r"use_\w+|lora_\w+|\w+_config")
 """How PEFT names options of which a newer one may change what the tensors mean."""
 LARGEST = torch.finfo(torch.float32).max
+MOST_PATTERNS = 4096
+"""Of ranks or alphas; an adapter of Pro has 800 modules."""
 _PLAIN = re.compile(r"[\w.]*")
 """A pattern that cannot backtrack: a name, in which a dot may stand for any character."""
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -73,12 +78,12 @@ class PeftConfig:
             raise ValueError(f"it holds more than low-rank changes of weights ({unread}), which is not supported")
         if strange := sorted(key for key in config if _OPTION.fullmatch(key) and key not in known and config[key]):
             raise ValueError(
-                f"its config has {strange[0]}, which SeekTune does not know and which may change its meaning"
+                f"its config has {strange[0]:.80}, which SeekTune does not know and which may change its meaning"
             )
         start = config.get("init_lora_weights")
         if isinstance(start, str) and start.lower().startswith(_OTHER_BASE):
             raise ValueError(
-                f"it also changes base weights (init_lora_weights {start}); save it as plain LoRA with PEFT"
+                f"it also changes base weights (init_lora_weights {start!r:.40}); save it as plain LoRA with PEFT"
             )
         parameters = config.get("target_parameters") or []
         if not isinstance(parameters, list) or not all(isinstance(each, str) for each in parameters):
@@ -126,7 +131,7 @@ def _of(patterns: Mapping[str, Any], target: str, otherwise: Any) -> Any:
 def _matches(pattern: str, target: str) -> bool:
     """Whether a pattern of others matches, in time that grows only with the lengths of both."""
     if _PLAIN.fullmatch(pattern):
-        return re.match(rf"(.*\.)?({pattern})$", target) is not None
+        return _compiled(pattern).match(target) is not None
     # RE2 does not backtrack; slow to import, and seldom needed
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -134,10 +139,16 @@ def _matches(pattern: str, target: str) -> bool:
     try:
         return bool(pc.match_substring_regex(pa.scalar(target), pattern=rf"^(.*\.)?({pattern})$").as_py())
     except (pa.ArrowInvalid, UnicodeEncodeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = on_one_line(str(error))
         raise ValueError(
             f"its patterns of rank or alpha hold {pattern[:80]!r}, which is invalid or too complicated: {reason[:160]}"
         ) from None
+
+
+@lru_cache(maxsize=MOST_PATTERNS)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    # the cache of `re` is smaller than the patterns of an adapter that has one for each module
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _flag(config: Mapping[str, Any], key: str) -> bool:
@@ -151,6 +162,8 @@ def _pattern(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     found = config.get(key) or {}
     if not isinstance(found, dict):
         raise ValueError(f"its {key} is not an object")
+    if len(found) > MOST_PATTERNS:
+        raise ValueError(f"its {key} has {len(found):,} patterns; no model has more than {MOST_PATTERNS:,} modules")
     return found
 
 

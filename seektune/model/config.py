@@ -56,7 +56,9 @@ class DeepseekV4Config(DSparkKeys):
         ValueError: a key is missing, has a wrong type, or contradicts another; the message names the key.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants", protected_namespaces=()
+    )
 
     model_type: Literal["deepseek_v4"] = "deepseek_v4"
     vocab_size: PositiveInt
@@ -118,7 +120,7 @@ class DeepseekV4Config(DSparkKeys):
             for file in resources.files("seektune.model").joinpath("presets").iterdir()
         }
         if name not in files:
-            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(sorted(files))}")
+            raise ValueError(f"unknown preset {name!r:.80}; the presets are {', '.join(sorted(files))}")
         return cls.from_dict(json.loads(files[name].read_text(encoding="utf-8")))
 
     @classmethod

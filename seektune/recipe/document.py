@@ -21,6 +21,7 @@ from yaml.events import (
     StreamStartEvent,
 )
 
+from seektune.io.text import printable
 from seektune.paths import user_path
 
 Scalar: TypeAlias = bool | int | float | str | None
@@ -222,7 +223,7 @@ def _line(event: Event) -> int:
 
 def shorten(text: str, most: int = 60) -> str:
     """The text on one line and of bounded length, for messages."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 

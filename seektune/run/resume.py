@@ -8,7 +8,7 @@ from typing import Any
 
 from seektune.checkpoint import MANIFEST, check_train_state, read_facts
 from seektune.io.atomic_dir import clean_up_partial
-from seektune.io.json_file import whole_number
+from seektune.io.json_file import MOST_STEPS, whole_number
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import ADAPTER, CHECKPOINTS, METRICS, MODEL, RECIPE, REPORT
 from seektune.io.text import read_text
@@ -17,7 +17,6 @@ from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.run_dir import TAKEN, refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
-from seektune.train.guard import MOST_STEPS
 
 DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "lora", "seed")
 """Sections of a recipe that cannot change when a run resumes."""

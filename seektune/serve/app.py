@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from seektune.data.chat_format.choices import DEFAULT, EncodingName
 from seektune.data.chat_format.encodings import find_encoding
@@ -26,7 +25,7 @@ from seektune.serve.event_stream import EventStream, collect, events
 from seektune.serve.hosts import LOOPBACK_NAMES
 from seektune.serve.job_stream import ClientDisconnectedError, JobStream, cancel_on_disconnect
 from seektune.serve.limits import Limits
-from seektune.serve.middleware import LimitsMiddleware
+from seektune.serve.middleware import HostMiddleware, LimitsMiddleware
 from seektune.serve.request_builder import PreparedRequest, RequestBuilder
 from seektune.serve.responses import ChatResponse, CompletionResponse, Envelope, ResponseWriter
 from seektune.serve.scheduler import Scheduler
@@ -177,7 +176,7 @@ def make_app(served: Served, clock: Callable[[], float] = time.monotonic) -> Fas
         app.add_middleware(
             CORSMiddleware, allow_origins=served.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=served.hosts, www_redirect=False)
+    app.add_middleware(HostMiddleware, hosts=served.hosts)
     return app
 
 

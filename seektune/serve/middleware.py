@@ -1,9 +1,11 @@
-"""ASGI middleware that checks the API key and limits a request's size and a client's time."""
+"""ASGI middleware that checks the Host header and the API key, and limits a request's size and a client's time."""
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from secrets import compare_digest
 
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from seektune.serve.errors import ApiError
@@ -15,6 +17,34 @@ DRAIN_FACTOR = 8
 
 class SlowClientError(Exception):
     """A client did not receive the response in time."""
+
+
+class HostMiddleware:
+    """Starlette's check of the Host header; a refusal has the form of the API's errors."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]):
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if await self._is_allowed(scope, receive):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(400, "Invalid host header: this server does not answer to that name", code="invalid_host")
+        await error.response()(scope, receive, send)
+
+    async def _is_allowed(self, scope: Scope, receive: Receive) -> bool:
+        passed = []
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            passed.append(scope)
+
+        async def discard(message: Message) -> None:
+            """The refusal in plain text."""
+
+        await TrustedHostMiddleware(app, self._hosts, www_redirect=False)(scope, receive, discard)
+        return bool(passed)
 
 
 class LimitsMiddleware:

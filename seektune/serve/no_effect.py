@@ -53,7 +53,12 @@ EMPTY: tuple[object, ...] = ([], {}, "")
 
 def asks_for_nothing(field: str, value: object) -> bool:
     """Whether a field that is not implemented may have this value."""
-    return value is None or field in IGNORED or value in NO_EFFECT.get(field, ())
+    return value is None or field in IGNORED or any(same(value, each) for each in NO_EFFECT.get(field, ()))
+
+
+def same(value: object, other: object) -> bool:
+    """Whether two JSON values are equal; Python also takes true for 1."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def refusal(field: str) -> str:

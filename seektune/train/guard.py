@@ -12,12 +12,10 @@ from time import monotonic
 from typing import Self, TypedDict
 
 from seektune.exit_codes import FAILURE
-from seektune.io.json_file import whole_number
+from seektune.io.json_file import MOST_STEPS, is_number, whole_number
 from seektune.io.run_files import STUCK
 from seektune.train.config import GuardConfig
 
-MOST_STEPS = 2**48
-"""More steps than any run has."""
 MEMORY = 32
 """Number of past losses whose median a spike is compared with."""
 ENOUGH = 8
@@ -59,7 +57,7 @@ class LossGuard:
             ValueError: the state is damaged.
         """
         recent = state.get("recent") if isinstance(state, dict) else None
-        if not isinstance(recent, list) or not all(isinstance(loss, int | float) for loss in recent):
+        if not isinstance(recent, list) or not all(map(is_number, recent)):
             raise ValueError("its recent losses are not a list of numbers")
         self._recent = deque(recent, maxlen=MEMORY)
         self._skipped = whole_number(state, "skipped", 0, MOST_STEPS)

@@ -1,11 +1,13 @@
 """What a checkpoint holds of a run's record: tokens and expert loads so far."""
 
+import re
 from typing import Any, TypedDict
 
 from seektune.io.json_file import whole_number
 
 MOST_TOKENS = 2**62
 """More tokens than any run has."""
+_LAYER = re.compile(r"\d{1,4}", re.ASCII)
 
 
 class LogState(TypedDict):
@@ -16,8 +18,8 @@ class LogState(TypedDict):
     """Tokens per expert since the last line of expert loads, by layer id."""
 
 
-def check_log_state(state: Any) -> LogState | None:
-    """What a checkpoint holds of a run's record, if it holds any.
+def check_log_state(state: Any, experts: int) -> LogState | None:
+    """What a checkpoint holds of a run's record, if it holds any; `experts` is the model's number per layer.
 
     Raises:
         ValueError: it is damaged.
@@ -25,10 +27,16 @@ def check_log_state(state: Any) -> LogState | None:
     if not state:
         return None
     loads = state.get("loads") if isinstance(state, dict) else None
-    if not isinstance(loads, dict) or not all(layer.isdecimal() and _is_load(load) for layer, load in loads.items()):
-        raise ValueError("its expert loads are not a list of numbers for each layer")
+    if not isinstance(loads, dict) or not all(
+        _LAYER.fullmatch(layer) and _is_load(load, experts) for layer, load in loads.items()
+    ):
+        raise ValueError(f"its expert loads are not a list of {experts} numbers for each layer")
     return {"total_tokens": whole_number(state, "total_tokens", 0, MOST_TOKENS), "loads": loads}
 
 
-def _is_load(load: object) -> bool:
-    return isinstance(load, list) and all(isinstance(tokens, int) for tokens in load)
+def _is_load(load: object, experts: int) -> bool:
+    return isinstance(load, list) and len(load) == experts and all(map(_is_count, load))
+
+
+def _is_count(tokens: object) -> bool:
+    return isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens <= MOST_TOKENS

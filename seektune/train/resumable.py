@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from seektune.checkpoint import read_facts, read_tensors, tensor_names
-from seektune.io.json_file import whole_number
+from seektune.io.json_file import MOST_STEPS, whole_number
 from seektune.io.run_files import CHECKPOINTS
 from seektune.lora.frozen_digest import FrozenDigest, frozen_digest
 from seektune.parallel.model import ParallelModel
 from seektune.train.checkpoints import Checkpoints, Saved
 from seektune.train.gradient import accumulate_in_fp32
-from seektune.train.guard import MOST_STEPS, LossGuard
+from seektune.train.guard import LossGuard
 from seektune.train.log_state import check_log_state
 from seektune.train.metrics import RunLog
 from seektune.train.optim.build import build_optimizer
@@ -53,7 +53,7 @@ class ResumableRun:
             raise ValueError(f"{checkpoint} was made on other frozen weights than these; give the ones it began with")
         try:
             step = whole_number(facts, "step", 0, MOST_STEPS)
-            log_state = check_log_state(facts["log"])
+            log_state = check_log_state(facts["log"], self.model.config.n_routed_experts)
             self.stream.load_state_dict(facts["stream"])
             self._guard.load_state_dict(facts["guard"])
         except ValueError as error:

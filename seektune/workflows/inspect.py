@@ -154,7 +154,7 @@ def _disagreements(config: DeepseekV4Config, form: str) -> list[str]:
     given = config.to_dict()
     right = FORMATS[form].config(given)
     return [
-        f"config.json has {key} {given.get(key)!r}, but the tensors are {form}: other libraries may misread them"
+        f"config.json has {key} {given.get(key)!r:.200}, but the tensors are {form}: other libraries may misread them"
         for key in ("quantization_config", "expert_dtype")
         if given.get(key) != right.get(key)
     ]

@@ -10,7 +10,7 @@ from seektune.data.chat_format.message import shown
 from seektune.data.tokenizer import Tokenizer
 from seektune.io.jsonl import read_jsonl
 from seektune.io.text import check_unicode
-from seektune.serve.no_effect import asks_for_nothing
+from seektune.serve.no_effect import asks_for_nothing, same
 from seektune.serve.schema import ChatRequest, CompletionRequest
 
 ANSWER_KEYS = ("sample", "text", "end", "message", "problem", "tokens")
@@ -80,7 +80,7 @@ def _check_keys(row: Mapping[str, Any]) -> None:
     if taken:
         raise ValueError(f"{taken[0]} is a key of the answers; rename it in the row")
     asked = [key for key in row if key in SETTINGS and not asks_for_nothing(key, row[key])]
-    asked = [key for key in asked if row[key] != DEFAULTS.get(key)]
+    asked = [key for key in asked if not same(row[key], DEFAULTS.get(key))]
     if asked:
         raise ValueError(f"a row cannot set {asked[0]}; use the command's options, or rename the key")
     if "prompt" in row and row.get("tools"):

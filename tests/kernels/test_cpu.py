@@ -176,6 +176,22 @@ def test_what_others_can_write_is_not_run(folder: Path, compiled: list[str], cap
     assert library.library.__wrapped__() is not None
 
 
+def test_a_link_is_not_run(folder: Path, compiled: list[str], caplog):
+    file = library.made(folder)
+    file.symlink_to(file.rename(folder / "elsewhere.so"))
+    assert library.library.__wrapped__() is None
+    assert f"others own {file} or can write it" in caplog.text
+
+
+def test_what_others_can_replace_is_not_run(folder: Path, compiled: list[str], caplog):
+    library.made(folder)
+    folder.parent.chmod(0o777)
+    assert library.library.__wrapped__() is None
+    assert f"others can rename what is in {folder.parent}" in caplog.text
+    folder.parent.chmod(0o1777)  # as /tmp: only owners rename
+    assert library.library.__wrapped__() is not None
+
+
 def test_what_others_own_is_not_run(folder: Path, compiled: list[str], caplog, monkeypatch):
     library.made(folder)
     owner = folder.stat().st_uid

@@ -1,5 +1,7 @@
 """Time limits and further options of sbatch."""
 
+from dataclasses import replace
+
 import pytest
 
 from seektune.launch.job_spec import JobSpec
@@ -80,6 +82,29 @@ def test_further_options_are_lines_of_the_head() -> None:
         "#SBATCH --array=0-3%1",
         "#SBATCH --nice",
     ]
+
+
+@pytest.mark.parametrize(
+    ("array", "has_run_dir", "fits"),
+    [
+        ("0-3", False, True),
+        ("0-3", True, False),
+        ("1,5", True, False),
+        ("0-3%2", True, False),
+        ("0-3%1", True, True),
+        ("7", True, True),
+    ],
+)
+def test_tasks_of_an_array_do_not_share_a_run_folder(array: str, has_run_dir: bool, fits: bool) -> None:
+    task = replace(TASK, has_run_dir=has_run_dir)
+    slurm = Slurm(sbatch=(f"--array={array}",))
+    if not fits:
+        with pytest.raises(ValueError, match="its tasks would train in the same run_dir at the same time"):
+            write_slurm(task, slurm)
+        return
+    script = write_slurm(task, slurm)
+    assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in script
+    assert ("/mine-$SLURM_JOB_ID" in script) is not has_run_dir
 
 
 @pytest.mark.parametrize(

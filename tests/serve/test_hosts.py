@@ -17,7 +17,8 @@ def test_a_local_server_answers_to_local_names(toy: Live) -> None:
     for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "x", ""):
         for method, path in (("GET", "/"), ("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/health")):
             answer = toy.ask(method, path, {"prompt": "x"} if method == "POST" else None, Host=host)
-            assert (answer.status, answer.text) == (400, "Invalid host header"), host
+            assert answer.status == 400, host
+            assert answer.error["message"].startswith("Invalid host header"), host
 
 
 @pytest.mark.parametrize(

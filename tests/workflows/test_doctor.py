@@ -31,6 +31,10 @@ def test_links_are_the_drivers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert doctor._links() == "NV18, SYS"
 
 
+def test_one_process_needs_no_meeting() -> None:
+    assert doctor._meeting(1).state == GOOD
+
+
 @pytest.mark.slow
 def test_workers_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = tmp_path / "worker"
@@ -53,8 +57,8 @@ def test_workers_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(doctor, "MEET", "sleeper")
     monkeypatch.setattr(subprocess, "Popen", Impatient)
-    found = doctor._meeting(1)
-    assert (found.state, found.said) == (BAD, "1 did not meet and part within 60 s")
+    found = doctor._meeting(2)
+    assert (found.state, found.said) == (BAD, "2 did not meet and part within 60 s")
     assert not psutil.pid_exists(int(worker.read_text()))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from seektune.data.chat_format.message import shown
 from seektune.data.datasets.dataset import DataCache, DataCard, DataConfig, LoadedSplit, Split, spread_evenly
 from seektune.data.datasets.records import records_in, split_files
 from seektune.data.question import Question, right_answers
@@ -97,7 +98,7 @@ def row_from_record(record: Mapping[str, Any], name: str) -> Question:
             raise ValueError(f"{name}: no {column}; a row needs {', '.join(COLUMNS)}")
     for column in TEXTS:
         if not isinstance(record[column], str):
-            raise ValueError(f"{name}: {column} must be text, not {record[column]!r}")
+            raise ValueError(f"{name}: {column} must be text, not {shown(record[column])}")
     endings = _endings(record["endings"], name)
     context = record["ctx_a"] + " " + record["ctx_b"].capitalize()
     prompt = clean(record["activity_label"] + ": " + context)
@@ -126,7 +127,9 @@ def _endings(endings: object, name: str) -> tuple[str, ...]:
         raise ValueError(f"{name}: a row needs four endings, this one has {count}")
     cleaned = [clean(ending) if isinstance(ending, str) else "" for ending in endings]
     if not all(cleaned):
-        raise ValueError(f"{name}: ending {cleaned.index('')} is {endings[cleaned.index('')]!r}, which holds no text")
+        raise ValueError(
+            f"{name}: ending {cleaned.index('')} is {shown(endings[cleaned.index('')])}, which holds no text"
+        )
     return tuple(cleaned)
 
 
@@ -134,5 +137,5 @@ def _label(label: object, name: str) -> int:
     # a column with a gap comes out of a data frame as floats
     plain = int(label) if isinstance(label, float) and label.is_integer() else label
     if isinstance(label, bool) or str(plain) not in ("0", "1", "2", "3"):
-        raise ValueError(f"{name}: label {label!r} names none of the four endings; it must be 0, 1, 2 or 3")
+        raise ValueError(f"{name}: label {shown(label)} names none of the four endings; it must be 0, 1, 2 or 3")
     return int(str(plain))

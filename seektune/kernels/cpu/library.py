@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -127,19 +128,30 @@ def is_whole(file: Path) -> bool:
     """Whether a library is there and ends with its digest: to load one that a full disk or a crash cut off is fatal.
 
     Raises:
-        RuntimeError: others could have written it, and it would run as this user.
+        RuntimeError: others could have written or replaced it, and it would run as this user.
     """
     try:
-        for path in (file.parent, file):
-            found = path.stat()
-            if found.st_uid not in (SYSTEM, os.geteuid()) or found.st_mode & 0o022:
-                raise RuntimeError(
-                    f"others own {path} or can write it; remove it, or take it with chown and chmod go-w"
-                )
+        refuse_of_others(file.parent.resolve() / file.name)
         sealed = file.read_bytes()
     except OSError:
         return False
     return sealed[-32:] == hashlib.sha256(sealed[:-32]).digest()
+
+
+def refuse_of_others(file: Path) -> None:
+    """Check that nobody else can write a file or its folder, or put another folder in the place of one above it.
+
+    Raises:
+        RuntimeError: others can, or the file is a link, which says nothing of what it leads to.
+        OSError: it is not there.
+    """
+    for path in (file.parent, file):
+        found = path.lstat()
+        if found.st_uid not in (SYSTEM, os.geteuid()) or found.st_mode & 0o022:  # a link has all bits
+            raise RuntimeError(f"others own {path} or can write it; remove it, or take it with chown and chmod go-w")
+    for path in file.parent.parents:
+        if path.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            raise RuntimeError(f"others can rename what is in {path}; take it with chmod o-w, or set XDG_CACHE_HOME")
 
 
 def machine() -> bytes:

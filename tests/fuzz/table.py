@@ -1,0 +1,10 @@
+"""All targets by name."""
+
+from tests.fuzz.checkpoints import CHECKPOINTS
+from tests.fuzz.runs import RUNS
+from tests.fuzz.texts import TEXTS
+
+TARGETS = {target.name: target for target in (*CHECKPOINTS, *TEXTS, *RUNS)}
+
+if __name__ == "__main__":
+    print(*TARGETS)
