@@ -33,7 +33,7 @@ _FORMS = {
     "bf16": "bf16 safetensors under the released names.",
     "fp32": "fp32 safetensors under the released names.",
     "released": "FP4 experts and FP8 matrices with E8M0 scales: the layout of the release.",
-    "fp8": "FP8 matrices, experts too, with E8M0 scales.",
+    "fp8": "FP8 matrices, experts too; scales are powers of two, F32 for experts and E8M0 for the rest.",
     "base": "FP8 matrices with F32 scales: the layout of the released Base.",
     "mixed-bf16": "The base's layout; low-bit matrices that the adapter changed are bf16.",
     "mixed-fp8": "The base's layout; low-bit matrices that the adapter changed are FP8.",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from seektune.checkpoint.formats import QUANTIZED, kind_of_header
 from seektune.checkpoint.stored import BAND, Stored, bands_of, encode
 from seektune.kernels import dequantize_fp4, dequantize_fp8, quantize_fp4, quantize_fp8
 
@@ -11,8 +12,8 @@ def stored(kind: str, rows: int, columns: int) -> Stored:
     values = torch.randn(rows, columns)
     if kind == "bf16":
         return Stored(kind, values.bfloat16())
-    encoder = {"fp4": quantize_fp4, "fp8": quantize_fp8}.get(kind)
-    return Stored(kind, *(encoder(values) if encoder else quantize_fp8(values, power_of_two=False)))
+    encoder = {"fp4": quantize_fp4, "fp8": quantize_fp8, "fp8_f32_pow2": QUANTIZED["fp8_f32_pow2"].encode}.get(kind)
+    return Stored(kind_of_header(kind), *(encoder(values) if encoder else quantize_fp8(values, power_of_two=False)))
 
 
 @pytest.mark.parametrize(
@@ -56,12 +57,12 @@ def test_writing_bands_fills_the_whole(monkeypatch: pytest.MonkeyPatch, kind: st
     assert list(room.tensors("a.weight")) == (["a.weight"] if kind == "bf16" else ["a.weight", "a.scale"])
 
 
-@pytest.mark.parametrize("kind", ["fp4", "fp8", "fp8_f32"])
-@pytest.mark.parametrize("target", ["fp8", "fp8_f32", "bf16", "f32"])
+@pytest.mark.parametrize("kind", ["fp4", "fp8", "fp8_f32", "fp8_f32_pow2"])
+@pytest.mark.parametrize("target", ["fp8", "fp8_f32", "fp8_f32_pow2", "bf16", "f32"])
 def test_encoding_keeps_representable_values(kind: str, target: str):
     part = stored(kind, 256, 128)
     values = part.values()
     found = encode(part, values, target)
     assert found.kind == target
-    lossy = kind == "fp8_f32" and target in ("fp8", "bf16")
+    lossy = kind == "fp8_f32" and target in ("fp8", "fp8_f32_pow2", "bf16")
     assert torch.equal(found.values().float(), values) != lossy
