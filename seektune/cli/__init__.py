@@ -12,6 +12,7 @@ from typing import NoReturn
 import typer
 
 from seektune.cli import checkpoints, evaluate, generate, init, launch, plan, serve, train
+from seektune.cli.adapter import adapter_app
 from seektune.cli.data import data_app
 from seektune.cli.errors import discard_stdout, explain, print_error
 from seektune.cli.options import ALLOW_OVERRIDES, HELP_FLAGS, Version
@@ -102,6 +103,7 @@ app.command("chat", help=generate.CHAT_HELP, short_help="Chat with a checkpoint 
 app.command("serve", help=serve.SERVE_HELP, short_help="Serve a checkpoint with an OpenAI-compatible API.")(serve.serve)
 app.add_typer(launch.app, name="launch", short_help="Write a job script for Slurm, Kubernetes or SkyPilot.")
 app.add_typer(data_app, name="data", short_help="Inspect training data.")
+app.add_typer(adapter_app, name="adapter", short_help="Export adapters for inference engines.")
 
 
 automodel_app.command(help=train.AUTOMODEL_HELP, context_settings=ALLOW_OVERRIDES)(train.train)

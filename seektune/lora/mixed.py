@@ -62,7 +62,7 @@ class Mixed:
         """What engines cannot load of the result, or only with a setting."""
         kinds = self._expert_kinds()
         if self.own == "fp8" and len(kinds) > 1:
-            yield "note: some routed experts are FP8 and others FP4, which vLLM does not load; --to fp8 stores all as FP8"
+            yield "note: some routed experts are FP8, others FP4, which vLLM does not load; --to fp8 stores all as FP8"
         if self.own == "bf16" and any(".shared_experts." in name for name in self.changed):
             yield "note: SGLang does not load a shared expert in bf16 beside FP8 matrices; vLLM does"
         if self.own == "bf16" and any(name.endswith(".attn.wo_a.weight") for name in self.changed):

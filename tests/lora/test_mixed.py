@@ -1,4 +1,4 @@
-"""Mixed results of a merge: fused layers of one kind, and config keys by which engines find what is stored otherwise."""
+"""Mixed results of a merge: fused layers of one kind, and the config keys by which engines find other kinds."""
 
 import json
 from collections.abc import Callable, Mapping
