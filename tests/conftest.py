@@ -38,6 +38,16 @@ TOY: dict[str, Any] = {
 }
 
 
+DSPARK: dict[str, Any] = {
+    "compress_ratios": [0, 4, 128, 4, 0, 0, 0],
+    "dspark_block_size": 5,
+    "dspark_noise_token_id": 63,
+    "dspark_target_layer_ids": [3, 1],
+    "dspark_markov_rank": 6,
+}
+"""The toy config with three DSpark stages instead of the MTP block; the target layers are in no order."""
+
+
 def randomize(model: torch.nn.Module, seed: int = 0) -> None:
     """Activations of unit scale; no norm weight of one, no bias, sink or gating factor of zero, no equal streams."""
     generator = torch.Generator().manual_seed(seed)
@@ -89,9 +99,13 @@ def toy_model(toy_config: Callable[..., DeepseekV4Config]) -> Build:
     """A randomised toy model, by default in float64: sums in another order then agree to 1e-12 and no tie flips."""
 
     def make(
-        dtype: torch.dtype = torch.float64, numerics: str = "plain", seed: int = 0, **changes: Any
+        dtype: torch.dtype = torch.float64,
+        numerics: str = "plain",
+        seed: int = 0,
+        drafter: bool = False,
+        **changes: Any,
     ) -> DeepseekV4ForCausalLM:
-        model = DeepseekV4ForCausalLM(toy_config(**changes), dtype=dtype, numerics=numerics)
+        model = DeepseekV4ForCausalLM(toy_config(**changes), dtype=dtype, numerics=numerics, drafter=drafter)
         if dtype == torch.float64:
             model.double()  # also the parameters that are float32 in a model of any dtype
         randomize(model, seed)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from seektune.checkpoint.carried import Carrying
 from seektune.checkpoint.check_values import check_values
 from seektune.checkpoint.companions import copy_companions
 from seektune.checkpoint.export import ExportReport, export_tensors
@@ -54,7 +55,7 @@ def convert(
 ) -> Conversion:
     """Write `source` in another format with memory for one tensor. An interrupted call is resumed by the next.
 
-    Other small files of the source (tokenizer, generation config) are copied.
+    Other small files of the source (tokenizer, generation config) are copied, and DSpark stages as they are.
 
     Args:
         source: a checkpoint folder.
@@ -70,8 +71,8 @@ def convert(
             hold, or a destination that holds something else or is being written by another call.
         OSError: not enough disk space, or writing failed; complete shards are kept for the next call.
     """
-    target = format_named(format)
     weights = FolderSource(source)
+    target = Carrying.of(weights).target(format_named(format))
     report = ExportReport()
     original_source = FolderSource(original) if original is not None else None
     config = target.config(read_config(source))

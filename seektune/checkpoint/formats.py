@@ -94,7 +94,7 @@ EXPERTS = r"\.experts\.\d+\.w[123]\.weight$"
 LINEARS = (
     r"\.attn\.(wq_a|wq_b|wkv|wo_a|wo_b|indexer\.wq_b)\.weight$"
     r"|\.shared_experts\.w[123]\.weight$"
-    r"|^mtp\.\d+\.[eh]_proj\.weight$"
+    r"|^mtp\.\d+\.([eh]|main)_proj\.weight$"
 )
 ALWAYS_F32 = r"(hc_(attn|ffn|head)_(fn|base|scale)|attn_sink|\.ape|gate\.bias)$"
 TABLES = r"gate\.tid2eid$"

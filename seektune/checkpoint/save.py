@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from seektune.checkpoint.carried import Carrying
 from seektune.checkpoint.export import ExportReport, ExportTarget, export_tensors
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.gather import on_first_rank
@@ -28,6 +29,7 @@ def save_weights(
     shard_bytes: int | None = None,
     group: ProcessGroup | None = None,
     complete: Mapping[str, Shape] | None = None,
+    carried: Path | None = None,
 ) -> ExportReport:
     """Write a state dict and its config.json; memory beyond the model is one tensor.
 
@@ -35,7 +37,8 @@ def save_weights(
     as many layers as fit into `shard_bytes`.
 
     With a `group` (gloo), all its ranks call this together, each with its own shards, and rank 0 writes. `complete`
-    gives names and shapes of the whole model in the order in which they are written.
+    gives names and shapes of the whole model in the order in which they are written. DSpark stages of the folder
+    `carried` are written too, as they are.
 
     Raises:
         ValueError: an unknown format, a tensor that it cannot hold, or `folder` exists and is not empty.
@@ -46,8 +49,13 @@ def save_weights(
     def write(source: Source) -> ExportReport:
         report = ExportReport()
         original_source = FolderSource(original) if original is not None else None
+        goal: ExportTarget = target
+        if carried is not None:
+            carrying = Carrying.of(FolderSource(carried))
+            goal = carrying.target(target)
+            source = carrying.source(source)
         with complete_folder(folder) as scratch:
-            write_checkpoint(scratch, target.config(config), source, target, report, original_source, shard_bytes)
+            write_checkpoint(scratch, target.config(config), source, goal, report, original_source, shard_bytes)
         return report
 
     if group is None:

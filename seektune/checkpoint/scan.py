@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from seektune.checkpoint.carried import carried_names
 from seektune.checkpoint.files import INDEX, SINGLE, no_weights, read_index, read_listed_header
 from seektune.checkpoint.formats import FORMATS, QUANTIZED, READABLE, kind_of_header, kind_on_disk, unknown_kind
 from seektune.checkpoint.header import TensorEntry
@@ -97,8 +98,10 @@ def mismatch(found: FolderScan, shapes: Mapping[str, Shape]) -> Mismatch:
 
 
 def format_of(found: FolderScan) -> str | None:
-    """The format of `READABLE` in which all tensors are stored; None if no single format matches."""
-    kinds = {name: found.kind(name) for name in found.weights()}
+    """The format of `READABLE` in which all tensors but DSpark stages are stored; None if no single one matches."""
+    weights = found.weights()
+    carried = carried_names(weights)
+    kinds = {name: found.kind(name) for name in weights if name not in carried}
     fitting = [
         name
         for name, format in READABLE.items()

@@ -65,7 +65,8 @@ MaxNumSeqs: TypeAlias = Annotated[
 Speculative: TypeAlias = Annotated[
     bool,
     typer.Option(
-        "--speculative", help="Speculative decoding with the MTP block; the output distribution does not change."
+        "--speculative",
+        help="Speculative decoding with the MTP block or the DSpark stages; the output distribution does not change.",
     ),
 ]
 Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Chat: generate reasoning first.")]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from seektune.model.config import DeepseekV4Config
+from seektune.model.dspark import DraftBlock, LayerMeans
 from seektune.model.kv_cache.cache import KVCache
 
 
@@ -19,6 +20,8 @@ class DecodableModel(Protocol):
     config: DeepseekV4Config
     dtype: torch.dtype
     """Of the weights."""
+    mtp: nn.ModuleList
+    """The MTP block or the DSpark stages that it was loaded with."""
 
     @property
     def device(self) -> torch.device:
@@ -30,10 +33,16 @@ class DecodableModel(Protocol):
         ...
 
     def new_draft_cache(self, batch_size: int, max_length: int, *, grows: bool = False) -> KVCache:
-        """An empty cache for the MTP block."""
+        """An empty cache for the MTP block or the DSpark stages."""
         ...
 
-    def advance(self, tokens_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> Tensor:
+    def advance(
+        self,
+        tokens_BT: Tensor,
+        cache: KVCache,
+        counts: Sequence[int] | None = None,
+        means: LayerMeans | None = None,
+    ) -> Tensor:
         """Run the backbone on tokens that follow those in a cache, and add them to it; streams `[B, T, S, D]`."""
         ...
 
@@ -41,6 +50,14 @@ class DecodableModel(Protocol):
         self, streams_BTSD: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None
     ) -> Tensor:
         """Run the MTP block and add the tokens to its cache; the head's input `[B, T, D]`."""
+        ...
+
+    def remember(self, means_BTM: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> None:
+        """Add tokens to the memory of the DSpark stages."""
+        ...
+
+    def draft(self, anchors_B: Tensor, cache: KVCache) -> DraftBlock:
+        """The block of a draft by the DSpark stages."""
         ...
 
     def hidden(self, streams_BTSD: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.engine import DecodeEngine
-from seektune.generate.request import Drafts, Request, Token
+from seektune.generate.request import DraftCounts, Request, Token
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def generate_all(
     rows: int = 8,
     speculative: bool = False,
     cpu_kernels: bool = True,
-) -> tuple[list[GeneratedText], Drafts]:
+) -> tuple[list[GeneratedText], DraftCounts]:
     """The completions of all requests, in order, with `rows` decoded together; also the counts of drafts.
 
     `cpu_kernels` is that of `DecodeEngine`.
@@ -150,7 +150,7 @@ def generate_all(
         ValueError: a request is invalid.
     """
     completions = [GeneratedText() for _ in requests]
-    drafts = Drafts()
+    drafts = DraftCounts()
     # sorted by prompt length, so that a batch needs little padding
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
     for start in range(0, len(order), rows):
@@ -162,6 +162,5 @@ def generate_all(
             completion.text += delta.text
             completion.tokens.append(delta.token)
             completion.end = delta.end
-        drafts.made += engine.drafts.made
-        drafts.accepted += engine.drafts.accepted
+        drafts.add(engine.drafts)
     return completions, drafts

@@ -1,4 +1,4 @@
-"""Decodes several requests together (continuous batching), with optional speculative decoding by the MTP block.
+"""Decodes several requests together (continuous batching), with optional speculative decoding.
 
 Shapes: B rows, T tokens, S streams, D width, V vocabulary.
 """
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from seektune.generate.decodable import DecodableModel
+from seektune.generate.drafter import Drafter, drafter_of
 from seektune.generate.prefill import Prefill, padded
-from seektune.generate.request import Drafts, Request, Token
+from seektune.generate.request import DraftCounts, Request, Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
 from seektune.kernels import cpu_decode_kernels
 
@@ -22,8 +23,8 @@ CHUNK = 4096
 class DecodeEngine:
     """Decodes requests together; each gets the tokens that it would get alone.
 
-    With `speculative` the MTP block drafts one token ahead, and the next forward verifies it; tokens are distributed as
-    without drafts (greedy ones are the same).
+    With `speculative` the MTP block or the DSpark stages draft tokens ahead, and the next forward verifies them; tokens
+    are distributed as without drafts (greedy ones are the same).
     """
 
     def __init__(
@@ -39,20 +40,20 @@ class DecodeEngine:
         Args:
             model: to decode with.
             requests: the first requests.
-            speculative: let the MTP block draft tokens.
+            speculative: let the model's drafter propose tokens.
             longest: maximum tokens of a sequence, prompt included, if requests may join later; caches then grow with
                 the sequences. None allocates them for the longest of `requests`.
             cpu_kernels: use the compiled kernels of `kernels.cpu` for fp32 on a CPU, if there is a compiler. Results
                 differ in the last digits, so evaluations do not use them.
 
         Raises:
-            ValueError: a request is invalid, or the model has no MTP block to draft with.
+            ValueError: a request is invalid, or the model has no drafter.
         """
-        if speculative and model.config.num_nextn_predict_layers == 0:
-            raise ValueError("speculative decoding needs an MTP block; this model has none")
-        self.drafts = Drafts()
+        self._drafter = drafter_of(model) if speculative else None
+        if speculative and self._drafter is None:
+            raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
+        self.drafts = DraftCounts()
         self._model = model
-        self._speculative = speculative
         compiled = cpu_kernels and model.device.type == "cpu" and model.dtype == torch.float32
         self._kernels = cpu_decode_kernels if compiled else nullcontext
         self._grows = longest is not None
@@ -94,7 +95,7 @@ class DecodeEngine:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """Run one step: the next token of each running request, two if a draft is accepted; and a prefill chunk.
+        """Run one step: the next token of each running request, more if drafts are accepted; and a prefill chunk.
 
         Raises:
             ArithmeticError: the model's logits are NaN.
@@ -102,14 +103,14 @@ class DecodeEngine:
         tokens = []
         if self._texts is not None:
             with self._kernels():
-                tokens += self._grow(self._texts, self._go_on(self._texts))
+                tokens += self._grow(self._texts, *self._go_on(self._texts))
         if self._reading is None and self._waiting:
-            options = self._longest, self._grows, self._speculative, CHUNK
+            options = self._longest, self._grows, self._drafter, CHUNK
             self._reading = Prefill(self._model, self._waiting, *options)
             self._waiting = []
         if self._reading is not None and self._reading.read():
-            (joining, streams), self._reading = self._reading.texts(), None
-            tokens += self._grow(joining, streams)
+            (joining, streams, features), self._reading = self._reading.texts(), None
+            tokens += self._grow(joining, streams, features)
         return tokens
 
     def tokens(self) -> Iterator[Token]:
@@ -117,12 +118,15 @@ class DecodeEngine:
         while not self.done:
             yield from self.step()
 
-    def _go_on(self, texts: RunningBatch) -> Tensor:
-        """Streams `[B, T, S, D]` of each row's last token, and of its draft."""
-        tokens = [[row.last] if row.drafted_V is None else [row.last, row.draft] for row in texts.rows]
-        return self._model.advance(padded(tokens, self._model)[0], texts.cache)
+    def _go_on(self, texts: RunningBatch) -> tuple[Tensor, Tensor | None]:
+        """Streams `[B, T, S, D]` of each row's last token and of its drafts, and what the drafter reads of them."""
+        tokens = [[row.last, *(draft.token for draft in row.drafts)] for row in texts.rows]
+        ids, _ = padded(tokens, self._model)
+        if self._drafter is None:
+            return self._model.advance(ids, texts.cache), None
+        return self._drafter.advance(ids, texts.cache, None)
 
-    def _grow(self, texts: RunningBatch, streams: Tensor) -> list[Token]:
+    def _grow(self, texts: RunningBatch, streams: Tensor, features: Tensor | None) -> list[Token]:
         """Sample each row's next tokens; rows that have not ended stay in, or join, the running batch."""
         logits_BTV = self._model.logits(self._model.hidden(streams))
         read = streams.shape[1]
@@ -131,23 +135,22 @@ class DecodeEngine:
         # ended rows are dropped below and need no rollback
         texts.cache.rollback([(read - len(tokens)) * last for tokens, last in zip(taken, lasting, strict=True)])
         places = self._keep(texts, lasting)
-        if self._speculative and places:
-            self._draft(texts, streams[places], [[token.id for token in taken[i]] for i in places])
+        if self._drafter is not None and features is not None and places:
+            self._propose(self._drafter, texts, features[places], [[token.id for token in taken[i]] for i in places])
         if self._texts is None and places:
             self._texts = texts
         elif self._texts is not None and self._texts is not texts and places:
             self._texts.join(texts)
         return [token for tokens in taken for token in tokens]
 
-    def _draft(self, texts: RunningBatch, streams_BTSD: Tensor, taken: list[list[int]]) -> None:
-        """Let the MTP block draft the token after each row's last one."""
-        assert texts.draft_cache is not None
-        after, counts = padded(taken, self._model)
-        hidden_BTD = self._model.foresee(streams_BTSD[:, : after.shape[1]], after, texts.draft_cache, counts)
-        last_BD = torch.stack([hidden[count - 1] for hidden, count in zip(hidden_BTD, counts, strict=True)])
-        for row, logits_V in zip(texts.rows, self._model.logits(last_BD), strict=True):
-            row.drafted_V = row.sampler.distribution(logits_V)
-            row.draft = row.sampler.draw(row.drafted_V)
+    def _propose(self, drafter: Drafter, texts: RunningBatch, features: Tensor, taken: list[list[int]]) -> None:
+        """Let the drafter read each row's new tokens and propose the next ones."""
+        assert texts.draft_cache is not None, "rows that are drafted for have a cache of the drafter"
+        after_BT, counts = padded(taken, self._model)
+        samplers = [row.sampler for row in texts.rows]
+        proposed = drafter.propose(features[:, : after_BT.shape[1]], after_BT, texts.draft_cache, counts, samplers)
+        for row, drafts in zip(texts.rows, proposed, strict=True):
+            row.drafts = drafts
 
     def _keep(self, texts: RunningBatch, lasting: list[bool]) -> list[int]:
         """Drop the rows that have ended; returns the indices of the others."""

@@ -32,10 +32,10 @@ def generate_ids(
         max_new_tokens: maximum per row.
         temperature, top_k, top_p, min_p, repetition_penalty: as in `Sampling`.
         seed: of the first row; each further row adds 1.
-        speculative: let the MTP block draft tokens.
+        speculative: let the model's drafter propose tokens.
 
     Raises:
-        ValueError: a number is outside its range, or the model has no MTP block.
+        ValueError: a number is outside its range, or the model has no drafter.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     eos = model.config.eos_token_id

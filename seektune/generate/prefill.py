@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seektune.generate.decodable import DecodableModel
+from seektune.generate.drafter import Drafter
 from seektune.generate.running_batch import RunningBatch, RunningSequence
 
 
@@ -21,7 +22,7 @@ class Prefill:
         rows: list[RunningSequence],
         longest: int,
         grows: bool,
-        speculative: bool,
+        drafter: Drafter | None,
         chunk: int,
     ):
         """Allocate the caches; nothing is computed yet.
@@ -31,37 +32,42 @@ class Prefill:
             rows: new sequences, of prompts alone.
             longest: maximum tokens of a sequence.
             grows: whether caches grow with their rows.
-            speculative: whether to fill the MTP block's cache, too.
+            drafter: whose cache is filled, too.
             chunk: tokens of one forward, over all rows.
         """
         self.rows = rows
         self._model = model
         self._read = 0
         self._prompts = list(dict.fromkeys(tuple(row.request.prompt) for row in rows))
-        # room for a draft and the token after it, beyond the last token
+        # room for drafts and the token after them, beyond the last token
         count = len(self._prompts)
-        most = longest + 2
+        most = longest + 1 + (0 if drafter is None else drafter.size)
         self._cache = model.new_cache(count, most, grows=grows)
-        self._draft_cache = model.new_draft_cache(count, most, grows=grows) if speculative else None
+        self._draft_cache = model.new_draft_cache(count, most, grows=grows) if drafter is not None else None
         self._size = max(chunk // count, 1)
+        self._drafter = drafter
         self._last: dict[int, Tensor] = {}
+        self._features: dict[int, Tensor] = {}
 
     def read(self) -> bool:
         """Prefill a chunk of each prompt; returns whether it was the last."""
         start = self._read
         stop = self._read + self._size
         chunk, counts = padded([prompt[start:stop] for prompt in self._prompts], self._model)
-        streams = self._model.advance(chunk, self._cache, counts)
-        self._last |= {i: streams[i, count - 1] for i, count in enumerate(counts) if count}
-        if self._draft_cache is not None:
+        if self._drafter is None or self._draft_cache is None:
+            streams = self._model.advance(chunk, self._cache, counts)
+        else:
+            streams, features = self._drafter.advance(chunk, self._cache, counts)
+            self._features |= {i: features[i, count - 1] for i, count in enumerate(counts) if count}
             after, known = padded([prompt[start + 1 : stop + 1] for prompt in self._prompts], self._model)
             if after.shape[1]:
-                self._model.foresee(streams[:, : after.shape[1]], after, self._draft_cache, known)
+                self._drafter.read(features[:, : after.shape[1]], after, self._draft_cache, known)
+        self._last |= {i: streams[i, count - 1] for i, count in enumerate(counts) if count}
         self._read = stop
         return stop >= max(map(len, self._prompts))
 
-    def texts(self) -> tuple[RunningBatch, Tensor]:
-        """The batch after the last chunk, and the streams `[B, 1, S, D]` of each prompt's last token."""
+    def texts(self) -> tuple[RunningBatch, Tensor, Tensor | None]:
+        """The batch, and of each prompt's last token the streams `[B, 1, S, D]` and what the drafter reads."""
         place = {prompt: i for i, prompt in enumerate(self._prompts)}
         places = [place[tuple(row.request.prompt)] for row in self.rows]
         cache = self._cache
@@ -69,7 +75,9 @@ class Prefill:
         if places != list(range(len(self._prompts))):
             cache = cache.select(places)
             ahead = ahead and ahead.select(places)
-        return RunningBatch(self.rows, cache, ahead), torch.stack([self._last[i] for i in places]).unsqueeze(1)
+        last = torch.stack([self._last[i] for i in places]).unsqueeze(1)
+        features = torch.stack([self._features[i] for i in places]).unsqueeze(1) if self._features else None
+        return RunningBatch(self.rows, cache, ahead), last, features
 
 
 def padded(rows: Sequence[Sequence[int]], model: DecodableModel) -> tuple[Tensor, list[int]]:

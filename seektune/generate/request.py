@@ -1,7 +1,8 @@
 """Requests to the decode engine, and the tokens that it returns."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from seektune.generate.sampling_params import DEFAULT, Sampling
 
@@ -56,11 +57,33 @@ class Token:
 
 
 @dataclass
-class Drafts:
-    """Counts of draft tokens by the MTP block."""
+class DraftCounts:
+    """Counts of verified draft tokens, by slot: how many tokens after the last known one."""
 
-    made: int = 0
-    accepted: int = 0
+    tried: Counter[int] = field(default_factory=Counter)
+    """Drafts that were verified; a draft after a rejected one is not."""
+    passed: Counter[int] = field(default_factory=Counter)
+    """Those of them that were accepted."""
+
+    def record(self, slot: int, accepted: bool) -> None:
+        """Count one verified draft."""
+        self.tried[slot] += 1
+        self.passed[slot] += accepted
+
+    def add(self, other: "DraftCounts") -> None:
+        """Add the counts of another decoding."""
+        self.tried += other.tried
+        self.passed += other.passed
+
+    @property
+    def made(self) -> int:
+        """Verified drafts."""
+        return self.tried.total()
+
+    @property
+    def accepted(self) -> int:
+        """Accepted drafts."""
+        return self.passed.total()
 
     @property
     def rate(self) -> float:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from seektune.generate.request import Drafts, Request, Token
+from seektune.generate.drafter import Draft
+from seektune.generate.request import DraftCounts, Request, Token
 from seektune.generate.sampling import Sampler
 from seektune.model.kv_cache.cache import KVCache
 
@@ -24,9 +25,8 @@ class RunningSequence:
     left: int
     last: int = -1
     """The last token, which is not in the cache yet."""
-    draft: int = -1
-    drafted_V: Tensor | None = field(default=None, repr=False)
-    """The distribution of the draft; None without a draft."""
+    drafts: list[Draft] = field(default_factory=list, repr=False)
+    """Proposals for the next tokens."""
 
     @classmethod
     def of(cls, index: int, request: Request) -> "RunningSequence":
@@ -34,27 +34,27 @@ class RunningSequence:
         sampler = Sampler(request.sampling, request.seed, request.prompt)
         return cls(index, request, sampler, request.max_new_tokens)
 
-    def take(self, logits_TV: Tensor, drafts: Drafts) -> list[Token]:
-        """Sample the next tokens, after verifying the draft.
+    def take(self, logits_TV: Tensor, counts: DraftCounts) -> list[Token]:
+        """Sample the next tokens, after verifying the drafts one by one.
 
         Raises:
             ArithmeticError: the logits are NaN.
         """
-        target_V = self.sampler.distribution(logits_TV[0])
-        if self.drafted_V is None:
-            return [self._append(self.sampler.draw(target_V), logits_TV[0])]
-        draft = self.draft
-        drafted_V = self.drafted_V
-        self.drafted_V = None
-        drafts.made += 1
-        if not self.sampler.accepts(draft, target_V, drafted_V):
-            return [self._append(self.sampler.draw((target_V - drafted_V).clamp(min=0)), logits_TV[0])]
-        drafts.accepted += 1
-        tokens = [self._append(draft, logits_TV[0])]
-        if tokens[0].end is None:
-            next_one = self.sampler.draw(self.sampler.distribution(logits_TV[1]))
-            tokens.append(self._append(next_one, logits_TV[1]))
-        return tokens
+        proposed = self.drafts
+        self.drafts = []
+        tokens: list[Token] = []
+        for slot, draft in enumerate(proposed):
+            target_V = self.sampler.distribution(logits_TV[slot])
+            accepted = self.sampler.accepts(draft.token, target_V, draft.drafted_V)
+            counts.record(slot, accepted)
+            if not accepted:
+                rest_V = (target_V - draft.drafted_V).clamp(min=0)
+                return [*tokens, self._append(self.sampler.draw(rest_V), logits_TV[slot])]
+            tokens.append(self._append(draft.token, logits_TV[slot]))
+            if tokens[-1].end is not None:
+                return tokens
+        last_V = logits_TV[len(proposed)]
+        return [*tokens, self._append(self.sampler.draw(self.sampler.distribution(last_V)), last_V)]
 
     def _append(self, token: int, logits_V: Tensor) -> Token:
         log_V = logits_V.log_softmax(dim=0)
@@ -80,7 +80,7 @@ class RunningBatch:
     rows: list[RunningSequence]
     cache: KVCache
     draft_cache: KVCache | None
-    """Of the MTP block; None without speculative decoding."""
+    """Of the drafter; None without speculative decoding."""
 
     def keep(self, lasting: Sequence[bool]) -> list[int]:
         """Keep the rows marked True and free the others' memory; returns the indices of the kept rows."""

@@ -29,17 +29,21 @@ class LoadOptions:
     adapter: Path | None = None
     """Folder of an adapter to apply."""
 
-    def read(self, name: str) -> DeepseekV4ForCausalLM:
-        """Load the model of a checkpoint folder in any of our formats, or of a Hub id.
+    def read(self, name: str, drafter: bool = False) -> DeepseekV4ForCausalLM:
+        """Load the model of a checkpoint folder in any of our formats, or of a Hub id; with `drafter` for drafting.
 
         Raises:
-            ValueError: it or the adapter cannot be read, or the adapter does not fit the model.
+            ValueError: it or the adapter cannot be read, the adapter does not fit the model, or there is no drafter.
             OSError: a file cannot be read.
         """
         self.check()
         device = choose_device()
         dtype = DTYPES[self.dtype or ("fp32" if device.type == "cpu" else "bf16")]
-        model = DeepseekV4ForCausalLM.from_pretrained(name, dtype, self.numerics, device, self.quantized)
+        model = DeepseekV4ForCausalLM.from_pretrained(
+            name, dtype, self.numerics, device, self.quantized, drafter=drafter
+        )
+        if drafter and not len(model.mtp):
+            raise ValueError(f"{name} has neither an MTP block nor DSpark stages; leave --speculative out")
         if self.adapter is not None:
             load_adapter(model, self.adapter)
         return model
@@ -75,7 +79,7 @@ class GenerateOptions:
     stops: tuple[str, ...] = ()
     seed: int = 0
     speculative: bool = False
-    """Let the MTP block draft tokens."""
+    """Let the MTP block or the DSpark stages draft tokens."""
     thinking: bool = False
     """Chats only: whether responses begin with reasoning."""
     reading: LoadOptions = AS_STORED
@@ -93,15 +97,13 @@ class Session:
         """Load a checkpoint.
 
         Raises:
-            ValueError: as `LoadOptions.read`, or it has no MTP block to draft with.
+            ValueError: as `LoadOptions.read`.
             OSError: as `LoadOptions.read`.
         """
         self.setting = setting
-        self.model = setting.reading.read(name)
+        self.model = setting.reading.read(name, setting.speculative)
         self.tokenizer: Tokenizer = load_tokenizer(self.model.config.vocab_size)
         note_other_tokenizer(name, self.tokenizer)
-        if setting.speculative and not self.model.mtp:
-            raise ValueError(f"{name} has no MTP block; leave --speculative out")
 
     def text(self, prompt: str) -> list[int]:
         """Ids of a text prompt, with BOS; control tokens in it are plain characters."""

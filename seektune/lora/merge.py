@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from seektune.checkpoint.carried import Carrying
 from seektune.checkpoint.check_values import check_values
 from seektune.checkpoint.companions import copy_companions
 from seektune.checkpoint.convert import resolve_destination
@@ -106,15 +106,14 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
     check_copies(copies, lambda name: as_shard(source.values(name)), adapter)
     final = resolve_destination(base, destination)
     touched = _touched(source, changes, adapter)
-    config = read_config(base)
-    target = _target(source, config, to, touched)
+    target = _target(source, to, touched)
     merged = _Merged(source, changes, weight, target.kind)
     check_values(source)
     if not force and (weight != 1.0 or trained_for(adapter) not in (to, MIXED.get(to, to))):
         _refuse_useless(merged, touched, to)
     tally = ExportReport()
     with complete_folder(final) as scratch:
-        write_checkpoint(scratch, target.config(config), merged, target, tally)
+        write_checkpoint(scratch, target.config(read_config(base)), merged, target, tally)
         copy_companions(base, scratch)
         write_report(scratch, merged.kept, to, weight)
     copied = len(tally.copied) - len(merged.kept)
@@ -159,11 +158,11 @@ def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Pa
     return touched
 
 
-def _target(source: FolderSource, config: Mapping[str, Any], to: str, touched: Sequence[str]) -> ExportTarget:
+def _target(source: FolderSource, to: str, touched: Sequence[str]) -> ExportTarget:
     if to in MIXED:
-        return Mixed.of(source, config, touched, to)
+        return Mixed.of(source, touched, to)
     try:
-        return format_named(to)
+        return Carrying.of(source).target(format_named(to))
     except ValueError as error:
         raise ValueError(f"{error}, {', '.join(MIXED)}") from None
 

@@ -1,10 +1,11 @@
 """The mixed formats of a merge: the base's kinds, with another kind for the matrices that an adapter changes."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seektune.checkpoint.carried import carried_names
 from seektune.checkpoint.engine_names import engine_names, fused
 from seektune.checkpoint.formats import EXPERTS, FORMATS, LINEARS, QUANTIZED
 from seektune.checkpoint.source import FolderSource
@@ -26,16 +27,17 @@ class Mixed:
     """The routed experts that `expert_dtype` describes."""
 
     @classmethod
-    def of(cls, base: FolderSource, config: Mapping[str, Any], touched: Sequence[str], to: str) -> "Mixed":
-        """The rule of a format of `MIXED` for an adapter that changes these tensors of a base with that config.json."""
+    def of(cls, base: FolderSource, touched: Sequence[str], to: str) -> "Mixed":
+        """The rule of a format of `MIXED` for an adapter that changes these tensors."""
         changed = {name for name in touched if re.search(f"{EXPERTS}|{LINEARS}", name)}
-        changed |= _partners(base, changed)
-        # stages of DSpark are copied as they are
-        has_mtp = "dspark_block_size" not in config
-        names = [name for name, _ in base.shapes() if re.search(EXPERTS, name)]
-        experts = [name for name in names if has_mtp or not name.startswith("mtp.")]
-        if MIXED[to] == "fp8" and changed.issuperset(name for name in names if not name.startswith("mtp.")):
-            changed |= set(experts)
+        # FP8 of any kind can stay beside FP8
+        convertible = ("fp4",) if MIXED[to] == "fp8" else tuple(QUANTIZED)
+        changed |= _partners(base, changed, convertible)
+        names = [name for name, _ in base.shapes()]
+        carried = carried_names(names)
+        experts = [name for name in names if re.search(EXPERTS, name) and name not in carried]
+        if MIXED[to] == "fp8" and changed.issuperset(name for name in experts if not name.startswith("mtp.")):
+            changed |= {name for name in experts if base.kind(name) in convertible}
         return cls(base, frozenset(changed), MIXED[to], tuple(experts))
 
     def kind(self, released: str) -> str:
@@ -61,7 +63,7 @@ class Mixed:
     def notes(self) -> Iterator[str]:
         """What engines cannot load of the result, or only with a setting."""
         kinds = self._expert_kinds()
-        if self.own == "fp8" and len(kinds) > 1:
+        if self.own == "fp8" and "fp4" in kinds and len(kinds) > 1:
             yield "note: some routed experts are FP8, others FP4, which vLLM does not load; --to fp8 stores all as FP8"
         if self.own == "bf16" and any(".shared_experts." in name for name in self.changed):
             yield "note: SGLang does not load a shared expert in bf16 beside FP8 matrices; vLLM does"
@@ -76,11 +78,9 @@ class Mixed:
         return {self.kind(name) for name in self.experts}
 
 
-def _partners(base: FolderSource, changed: set[str]) -> set[str]:
-    """The low-bit matrices that engines load into one parameter with changed ones."""
+def _partners(base: FolderSource, changed: set[str], kinds: Sequence[str]) -> set[str]:
+    """The matrices of these kinds that engines load into one parameter with changed ones."""
     whole = {fused(name.removesuffix(".weight")) for name in changed}
     return {
-        name
-        for name, _ in base.shapes()
-        if base.kind(name) in QUANTIZED and fused(name.removesuffix(".weight")) in whole
+        name for name, _ in base.shapes() if base.kind(name) in kinds and fused(name.removesuffix(".weight")) in whole
     } - changed

@@ -5,12 +5,14 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from seektune.checkpoint import load_weights, locate, save_weights, weight_shapes
 from seektune.checkpoint.load import check_fit
+from seektune.checkpoint.names import Shape
 from seektune.checkpoint.source import FolderSource
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import RoutingLedger, check_tables
@@ -52,8 +54,12 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         numerics: str = "plain",
+        drafter: bool = False,
     ):
-        super().__init__(config, range(config.num_hidden_layers), dtype, numerics, first=True, last=True)
+        layers = range(config.num_hidden_layers)
+        super().__init__(config, layers, dtype, numerics, first=True, last=True, drafter=drafter)
+        self.carried: Path | None = None
+        """The checkpoint folder with the DSpark stages, if the model was loaded without them; exports copy them."""
         place = torch.device(device) if device is not None else torch.get_default_device()
         if place.type != "meta":
             self.to_empty(device=place)
@@ -68,29 +74,35 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         device: torch.device | str = "cpu",
         quantized: bool = False,
         streamed: bool = False,
+        drafter: bool = False,
     ) -> "DeepseekV4ForCausalLM":
         """Read a folder or Hub id in the released layout: FP4, FP8, BF16 or F32 tensors as found on disk.
 
         Peak memory is the model and one tensor. `quantized` keeps what is FP4 or FP8 on disk in those bytes, frozen and
         dequantized only while it is used; everything else gets `dtype`. `streamed`, with `quantized`, leaves those
-        bytes in the folder's files, from which they come block by block; they are not searched for NaN.
+        bytes in the folder's files, from which they come block by block; they are not searched for NaN. `drafter` loads
+        the DSpark stages too, if the checkpoint has them.
 
         Raises:
             ValueError: the folder, its config.json or a tensor is missing, unexpected, of the wrong shape or type, or
                 damaged; the message names it.
         """
         folder = locate(source)
-        model = cls(DeepseekV4Config.from_pretrained(folder), device="meta", dtype=dtype, numerics=numerics)
+        config = DeepseekV4Config.from_pretrained(folder)
+        model = cls(config, "meta", dtype, numerics, drafter)
         files = FolderSource(folder)
-        check_fit(files, weight_shapes(model.state_dict()), folder)
+        complete = checkpoint_shapes(config)
+        check_fit(files, complete, folder)
         if quantized:
             quantize_modules(model, files.kind)
         if quantized and streamed:
-            stream_from_disk(model, folder, [*model.blocks()])
+            stream_from_disk(model, folder, [*model.blocks()], complete=complete)
         else:
             model.to_empty(device=device)
-            load_weights(model.state_dict(), folder)
+            load_weights(model.state_dict(), folder, complete)
         check_tables(model.gates(), folder)
+        if config.dspark_stages and not drafter:
+            model.carried = folder
         return model
 
     def save_pretrained(self, folder: str | Path, format: str = "bf16", original: str | Path | None = None) -> None:
@@ -108,9 +120,9 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         """
         if self.is_adapted():
             raise ValueError("the model carries adapters: save those with save_adapter, or merge them (seektune merge)")
-        config = {"model_type": self.config.model_type, **self.config.to_dict()}
         before = None if original is None else locate(original)
-        save_weights(self.state_dict(), config, Path(folder), format, before)
+        config = exported_config(self.config, drafter=self.carried is not None or len(self.mtp) > 0)
+        save_weights(self.state_dict(), config, Path(folder), format, before, carried=self.carried)
 
     def forward(
         self,
@@ -175,12 +187,12 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         """`input_ids` `[B, T]` and the tokens sampled after them, `[B, T + N]`; arguments as in `generate_ids`.
 
         Raises:
-            ValueError: an id is outside the vocabulary, or a number outside its range.
+            ValueError: an id is outside the vocabulary, a number is outside its range, or there is no drafter.
         """
         # the one import from an upper floor: callers of a model look for this method on it
         from seektune.generate.ids import generate_ids
 
-        check_inputs(self.config, input_ids, mtp=speculative)
+        check_inputs(self.config, input_ids)
         sampling = (temperature, top_k, top_p, min_p, repetition_penalty)
         return generate_ids(self, input_ids, max_new_tokens, *sampling, seed, speculative)
 
@@ -198,3 +210,14 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         """The forward pass of tokens that follow those in a cache."""
         streams = self.advance(input_ids, cache, None if documents is None else count_tokens(documents))
         return CausalLMOutput(logits=self.logits(self.hidden(streams)) if with_logits else None)
+
+
+def checkpoint_shapes(config: DeepseekV4Config) -> dict[str, Shape]:
+    """Names and shapes of all tensors of a checkpoint with this config, DSpark stages included."""
+    return weight_shapes(DeepseekV4ForCausalLM(config, "meta", drafter=True).state_dict())
+
+
+def exported_config(config: DeepseekV4Config, drafter: bool) -> dict[str, Any]:
+    """The keys of an export's config.json; without its tensors, no `drafter` is in it."""
+    kept = config if drafter or not config.dspark_stages else config.without_drafter()
+    return {"model_type": config.model_type, **kept.to_dict()}

@@ -19,8 +19,8 @@ from pydantic import (
 
 from seektune.io.config_json import REMEDY, config_file, read_config, write_config
 from seektune.model.config_sizes import check_sizes
-
-PRESETS = ("flash", "flash-base", "pro", "tiny")
+from seektune.model.dspark_config import DSparkKeys
+from seektune.model.unsupported import unsupported
 
 SLIDING = 0
 CSA = 4
@@ -46,8 +46,11 @@ class RopeScaling(BaseModel):
     beta_slow: PositiveFloat = 1
 
 
-class DeepseekV4Config(BaseModel):
+class DeepseekV4Config(DSparkKeys):
     """Keys of the released config.json. Unknown keys are kept and written back; a file round-trips unchanged.
+
+    The blocks after the backbone's are counted by `compress_ratios`: a checkpoint with DSpark stages keeps
+    `num_nextn_predict_layers` at 1, whatever their number.
 
     Raises:
         ValueError: a key is missing, has a wrong type, or contradicts another; the message names the key.
@@ -101,18 +104,22 @@ class DeepseekV4Config(BaseModel):
     def model_post_init(self, _context: Any) -> None:
         """Raise on sizes and combinations that no model can have."""
         known = DeepseekV4Config.model_fields
-        check_sizes({key: value for key, value in self if key in known and isinstance(value, int)})
+        sizes = {key: value for key, value in self if key in known and isinstance(value, int)}
+        check_sizes(sizes, max(self.num_hidden_layers, len(self.compress_ratios)))
         for is_wrong, message in self._problems():
             if is_wrong:
                 raise ValueError(message)
 
     @classmethod
     def preset(cls, name: str) -> Self:
-        """A released architecture (`flash`, `flash-base`, `pro`), or `tiny`: every mechanism at CPU size."""
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
-        text = resources.files("seektune.model").joinpath("presets", f"{name}.json").read_text(encoding="utf-8")
-        return cls.from_dict(json.loads(text))
+        """The architecture of a variant (`seektune.model.variants`); `tiny` has every mechanism at CPU size."""
+        files = {
+            file.name.removesuffix(".json"): file
+            for file in resources.files("seektune.model").joinpath("presets").iterdir()
+        }
+        if name not in files:
+            raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(sorted(files))}")
+        return cls.from_dict(json.loads(files[name].read_text(encoding="utf-8")))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], origin: str = "config") -> Self:
@@ -145,23 +152,50 @@ class DeepseekV4Config(BaseModel):
         return self.from_dict({key: value for key, value in values.items() if value is not None})
 
     def ratio(self, layer: int) -> int:
-        """Compression ratio of a block; the MTP block has index `num_hidden_layers`."""
+        """Compression ratio of a block; the MTP block, or the first DSpark stage, has index `num_hidden_layers`."""
         return self.compress_ratios[layer]
 
+    @property
+    def mtp_layers(self) -> int:
+        """Number of MTP blocks, 0 or 1: the blocks after the backbone's, unless they are DSpark stages."""
+        return 0 if self.has_dspark else len(self.compress_ratios) - self.num_hidden_layers
+
+    @property
+    def dspark_stages(self) -> int:
+        """Number of DSpark stages: the blocks after the backbone's if the config has the keys of DSpark."""
+        return len(self.compress_ratios) - self.num_hidden_layers if self.has_dspark else 0
+
+    @property
+    def why_no_mtp(self) -> str:
+        """Why `mtp_layers` is 0, for messages."""
+        return "its mtp.* tensors are DSpark stages" if self.has_dspark else "num_nextn_predict_layers is 0"
+
+    def without_drafter(self) -> Self:
+        """The config of the backbone alone: no MTP block, no DSpark stage."""
+        nothing = dict.fromkeys(DSparkKeys.model_fields)
+        backbone = self.compress_ratios[: self.num_hidden_layers]
+        return self.replace(**nothing, num_nextn_predict_layers=0, compress_ratios=backbone)
+
     def _problems(self) -> list[tuple[bool, str]]:
-        blocks = self.num_hidden_layers + self.num_nextn_predict_layers
         ratios = self.compress_ratios
         return [
+            *(
+                self.dspark_problems(self.num_hidden_layers, self.vocab_size)
+                if self.has_dspark
+                else self._mtp_problems()
+            ),
             (
-                len(ratios) != blocks,
-                f"compress_ratios has {len(ratios)} entries, num_hidden_layers + num_nextn_predict_layers is {blocks}",
+                self.has_dspark and len(ratios) <= self.num_hidden_layers,
+                "compress_ratios has no entry for a DSpark stage after those of the layers",
             ),
             (
                 bool(set(ratios) - {SLIDING, CSA, HCA}),
                 f"compress_ratios may hold {SLIDING}, {CSA} and {HCA}, not {_first_other(ratios)}",
             ),
-            (any(ratios[self.num_hidden_layers :]), "compress_ratios must be 0 for the MTP block"),
-            (self.num_nextn_predict_layers > 1, "num_nextn_predict_layers must be 0 or 1: V4 has one MTP block"),
+            (
+                any(ratios[self.num_hidden_layers :]),
+                "compress_ratios must be 0 for the MTP block and for DSpark stages",
+            ),
             (
                 self.num_hash_layers > self.num_hidden_layers,
                 f"num_hash_layers is {self.num_hash_layers}, more than num_hidden_layers ({self.num_hidden_layers})",
@@ -189,6 +223,17 @@ class DeepseekV4Config(BaseModel):
             ),
         ]
 
+    def _mtp_problems(self) -> list[tuple[bool, str]]:
+        entries = len(self.compress_ratios)
+        blocks = self.num_hidden_layers + self.num_nextn_predict_layers
+        return [
+            (
+                entries != blocks,
+                f"compress_ratios has {entries} entries, num_hidden_layers + num_nextn_predict_layers is {blocks}",
+            ),
+            (self.num_nextn_predict_layers > 1, "num_nextn_predict_layers must be 0 or 1: V4 has one MTP block"),
+        ]
+
 
 def _first_other(ratios: Sequence[int]) -> str:
     """The first ratio that no attention has, of any number of digits."""
@@ -196,12 +241,9 @@ def _first_other(ratios: Sequence[int]) -> str:
 
 
 def _check_model_type(values: dict[str, Any], origin: str) -> None:
+    if (why := unsupported(values)) is not None:
+        raise ValueError(f"{origin}: {why}")
     found = values.get("model_type", "deepseek_v4")
-    if found == "deepseek_v41":
-        raise ValueError(
-            f"{origin}: model_type is deepseek_v41: V4.1 is another architecture (shared compressors, Engram memory, "
-            "no hash layers), so its weights cannot be loaded as V4; choose a deepseek_v4 checkpoint"
-        )
     if found != "deepseek_v4":
         raise ValueError(f"{origin}: model_type is {str(found)[:80]!r}, but SeekTune supports only deepseek_v4")
     if "compress_ratios" not in values and (theirs := [key for key in TRANSFORMERS_KEYS if key in values]):

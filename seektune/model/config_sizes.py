@@ -14,8 +14,8 @@ MOST_EXPERT_MATRICES = 2**20
 """Of all layers; Pro has 70,272."""
 
 
-def check_sizes(sizes: Mapping[str, int]) -> None:
-    """Check the whole numbers of a config by their keys.
+def check_sizes(sizes: Mapping[str, int], blocks: int) -> None:
+    """Check the whole numbers of a config by their keys, and its number of blocks.
 
     Raises:
         ValueError: one is larger than in any model; the message names the key.
@@ -24,6 +24,5 @@ def check_sizes(sizes: Mapping[str, int]) -> None:
         most = LARGEST_OF.get(key, LARGEST)
         if size > most:
             raise ValueError(f"{key} is above {most:,}: a model larger than any DeepSeek-V4; the file is damaged")
-    blocks = sizes["num_hidden_layers"] + sizes["num_nextn_predict_layers"]
     if 3 * blocks * sizes["n_routed_experts"] > MOST_EXPERT_MATRICES:
         raise ValueError("n_routed_experts makes a model larger than any DeepSeek-V4; the file is damaged")

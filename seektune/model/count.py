@@ -21,7 +21,10 @@ class ParameterCount:
 
 
 def count_parameters(config: DeepseekV4Config) -> ParameterCount:
-    """Count on the meta device, without allocating weights; the gates' balancing biases are included."""
+    """Count on the meta device, without allocating weights; the gates' balancing biases are included.
+
+    `mtp` counts the MTP block or the DSpark stages.
+    """
     shapes = _weights(config)
     main = sum(prod(shape) for name, shape in shapes.items() if not name.startswith("mtp."))
     routed = sum(prod(shape) for name, shape in shapes.items() if ".experts.w" in name and not name.startswith("mtp."))
@@ -35,5 +38,5 @@ def count_parameters(config: DeepseekV4Config) -> ParameterCount:
 
 
 def _weights(config: DeepseekV4Config) -> dict[str, torch.Size]:
-    state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
+    state = DeepseekV4ForCausalLM(config, device="meta", drafter=True).state_dict()
     return {name: tensor.shape for name, tensor in state.items() if tensor.is_floating_point()}

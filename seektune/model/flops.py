@@ -18,7 +18,7 @@ def forward_flops(config: DeepseekV4Config, length: int, mtp: bool = False) -> d
     for layer in range(config.num_hidden_layers):
         total.update(layer_flops(config, config.ratio(layer), length))
     total.update(_head(config, length))
-    if mtp and config.num_nextn_predict_layers:
+    if mtp and config.mtp_layers:
         rows = max(length - 1, 0)
         total.update(layer_flops(config, SLIDING, rows))
         total.update(_head(config, rows))

@@ -43,8 +43,8 @@ def check_inputs(
             raise ValueError(f"{name} have shape {list(tensor.shape)}, input_ids {list(input_ids.shape)}")
     if labels is not None and _has_bad_label(labels, vocab_size):
         raise ValueError(f"labels must be {IGNORE_INDEX} (not taught) or ids below {vocab_size}")
-    if mtp and config.num_nextn_predict_layers == 0:
-        raise ValueError("this model has no MTP block (num_nextn_predict_layers is 0)")
+    if mtp and config.mtp_layers == 0:
+        raise ValueError(f"this model has no MTP block ({config.why_no_mtp})")
 
 
 def count_tokens(documents_BT: Tensor) -> list[int]:

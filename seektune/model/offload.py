@@ -4,6 +4,7 @@ This trains models larger than memory with LoRA: forward reads the files once, b
 process holds the pages of one block and those that are being prefetched.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -11,12 +12,18 @@ from torch import Tensor, nn
 from seektune.checkpoint.load import check_names
 from seektune.checkpoint.lowbit import lowbit_names
 from seektune.checkpoint.mmap import MmapFolder, PagePrefetcher, Region
-from seektune.checkpoint.names import slots
+from seektune.checkpoint.names import Shape, slots
 from seektune.checkpoint.stored import all_finite
 from seektune.model.quantized import QuantizedLinear, QuantizedMatrix, QuantizedWeight
 
 
-def stream_from_disk(model: nn.Module, folder: Path, blocks: list[nn.Module], ahead: bool = True) -> None:
+def stream_from_disk(
+    model: nn.Module,
+    folder: Path,
+    blocks: list[nn.Module],
+    ahead: bool = True,
+    complete: Mapping[str, Shape] | None = None,
+) -> None:
     """Map the quantized weights of a model to their files, and load the rest.
 
     Weights that are stored in the model's dtype, such as embedding and head, become views of the file too.
@@ -25,6 +32,7 @@ def stream_from_disk(model: nn.Module, folder: Path, blocks: list[nn.Module], ah
         model: a quantized model on the meta device.
         folder: its checkpoint.
         blocks: in forward order; each is prefetched while the previous one computes.
+        complete: names and shapes of all tensors of the checkpoint, if the model lacks some.
         ahead: prefetch; if False, weights are read when they are used, for comparison.
 
     Raises:
@@ -37,7 +45,7 @@ def stream_from_disk(model: nn.Module, folder: Path, blocks: list[nn.Module], ah
     for name, module in quantized.items():
         tensors = [files.stored(each) for each in names[name]]
         module.parts = [(stored.weight, stored.scale) for stored in tensors]
-    _load_rest(model, files, folder)
+    _load_rest(model, files, folder, complete)
     regions: list[list[Region]] = []
     for block in blocks:
         inside = set(block.modules())
@@ -55,13 +63,13 @@ def _released_names(name: str, module: QuantizedWeight) -> list[str]:
     return [f"{name}.weight"]
 
 
-def _load_rest(model: nn.Module, files: MmapFolder, folder: Path) -> None:
+def _load_rest(model: nn.Module, files: MmapFolder, folder: Path, complete: Mapping[str, Shape] | None) -> None:
     """Load everything that is not streamed: views of the file if the dtypes agree, copies otherwise."""
     state = model.state_dict()
     low = lowbit_names(state)
     plain = {name: x for name, x in state.items() if name not in low and name not in set(low.values())}
     wanted = list(slots({name: tuple(x.shape) for name, x in state.items() if name not in set(low.values())}))
-    check_names(files.source, wanted, folder)
+    check_names(files.source, wanted if complete is None else slots(complete), folder)
     for slot in wanted:
         if slot.model in low:
             continue

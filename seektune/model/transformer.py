@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seektune.model.block import Block
 from seektune.model.config import DeepseekV4Config
+from seektune.model.dspark import DSparkStage, LayerMeans
 from seektune.model.gate import Gate, RoutingLedger
 from seektune.model.head import (
     Head,
@@ -79,12 +80,19 @@ class Blocks(nn.Module):
 class TransformerPart(nn.Module):
     """The layers `layers` of DeepSeek-V4, with the released checkpoint's module names, on the meta device.
 
-    The first part has the embedding; the last one has head and MTP block.
-    Parameters that the release keeps in F32 stay fp32.
+    The first part has the embedding; the last one has head and MTP block, or with `drafter` the DSpark stages of a
+    config that has them. Parameters that the release keeps in F32 stay fp32.
     """
 
     def __init__(
-        self, config: DeepseekV4Config, layers: range, dtype: torch.dtype, numerics: str, first: bool, last: bool
+        self,
+        config: DeepseekV4Config,
+        layers: range,
+        dtype: torch.dtype,
+        numerics: str,
+        first: bool,
+        last: bool,
+        drafter: bool = False,
     ):
         super().__init__()
         self.config = config
@@ -102,18 +110,23 @@ class TransformerPart(nn.Module):
             self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, meta, dtype)
             self.head = Head(config.hidden_size, config.vocab_size, meta, dtype)
             self.hc_head = HyperHead(config, meta)
-        ahead = range(config.num_nextn_predict_layers if self.is_last else 0)
-        self.mtp = nn.ModuleList([MTPBlock(config, chosen, meta, dtype) for _ in ahead])
+        ahead: list[Block] = []
+        if self.is_last:
+            ahead += [MTPBlock(config, chosen, meta, dtype) for _ in range(config.mtp_layers)]
+        if self.is_last and drafter:
+            ahead += [DSparkStage(config, stage, chosen, meta, dtype) for stage in range(config.dspark_stages)]
+        self.mtp = nn.ModuleList(ahead)
+        """The MTP block or the DSpark stages, by their name in the release."""
 
     def gates(self) -> dict[int, Gate]:
-        """The gates of this part by layer id; the MTP block's id is `num_hidden_layers`."""
+        """The gates of this part by layer id; those of `mtp` count on from `num_hidden_layers`."""
         return {block.ffn.layer: block.ffn.gate for block in self.blocks()}
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks of this part, the MTP block last."""
+        """The blocks of this part, those of `mtp` last."""
         yield from self.layers
         for block in self.mtp:
-            assert isinstance(block, MTPBlock)
+            assert isinstance(block, Block)
             yield block
 
     def is_adapted(self) -> bool:
@@ -126,6 +139,7 @@ class TransformerPart(nn.Module):
         mtp: bool = False,
         ledger: RoutingLedger | None = None,
         received: Activations | None = None,
+        means: LayerMeans | None = None,
     ) -> Activations:
         """The streams after the blocks of this part.
 
@@ -134,12 +148,15 @@ class TransformerPart(nn.Module):
             mtp: whether the MTP block will run, at the end of this part or a later one.
             ledger: receives what the gates did.
             received: what the part before passed on; None for the first part, which starts from the embedding.
+            means: receives the means over the streams after some layers, for a DSpark drafter.
         """
         x = self._embedded(rows, mtp) if received is None else received
         streams = x.streams_BTSD
         tokens = rows.tokens()
         for block in self.layers:
             streams = block(streams, tokens, rows.layout, ledger)
+            if means is not None:
+                means.record(block.ffn.layer, streams)
         return replace(x, streams_BTSD=streams)
 
     def read_out(self, x: Activations, rows: TokenRows, ledger: RoutingLedger | None = None) -> HiddenStates:

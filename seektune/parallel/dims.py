@@ -15,10 +15,13 @@ class ModelSizes(Protocol):
     """The sizes of a model that a layout must divide."""
 
     num_hidden_layers: int
-    num_nextn_predict_layers: int
     n_routed_experts: int
     moe_intermediate_size: int
     hidden_size: int
+
+    @property
+    def mtp_layers(self) -> int:
+        """Number of MTP blocks."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,7 @@ def _model_problem(dims: ParallelDims, config: ParallelConfig, architecture: Mod
         return f"{experts // dims.ep_size} experts of width {widths[0]} cannot be cut into {pieces} equal pieces"
     if dims.pp_size > 1:
         try:
-            count_stages(
-                config.pipeline, dims.pp_size, architecture.num_hidden_layers, architecture.num_nextn_predict_layers
-            )
+            count_stages(config.pipeline, dims.pp_size, architecture.num_hidden_layers, architecture.mtp_layers)
         except ValueError as error:
             return str(error)
     return None

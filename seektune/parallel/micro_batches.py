@@ -55,5 +55,5 @@ def _sizes(
 
 def _stages(dims: ParallelDims, config: ParallelConfig, architecture: ModelSizes) -> int:
     layers = architecture.num_hidden_layers
-    mtp = architecture.num_nextn_predict_layers
+    mtp = architecture.mtp_layers
     return count_stages(config.pipeline, dims.pp_size, layers, mtp)

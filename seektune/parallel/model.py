@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seektune.checkpoint import Shard, load_weights, save_weights, weight_shapes
 from seektune.lora.state import adapter_state, base_state
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes, exported_config
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
@@ -53,12 +53,16 @@ class ParallelModel:
         self.config: DeepseekV4Config = next(iter(stages.values())).config
         self._runner = runner
         self._ran_without_mtp = False
+        self.carried: Path | None = None
+        """The checkpoint folder whose DSpark stages exports copy; None if there are none."""
 
     @classmethod
     def alone(cls, model: DeepseekV4ForCausalLM) -> "ParallelModel":
         """A model on one device."""
         stage = Stage.of(model)
-        return cls({0: stage}, SequentialRunner(stage), Mesh.alone(model.embed.weight.device))
+        alone = cls({0: stage}, SequentialRunner(stage), Mesh.alone(model.embed.weight.device))
+        alone.carried = model.carried
+        return alone
 
     @property
     def device(self) -> torch.device:
@@ -123,15 +127,25 @@ class ParallelModel:
         Raises:
             ValueError: a tensor is missing, unexpected, of the wrong shape or type, or damaged.
         """
-        load_weights(self.base_shards(), folder, weight_shapes(base_state(self.full_model())))
+        complete = weight_shapes(base_state(self.full_model()))
+        load_weights(self.base_shards(), folder, checkpoint_shapes(self.config) | complete)
         check_tables(self.gates(), folder)
 
     def save_pretrained(self, folder: Path, format: str = "bf16", original: Path | None = None) -> None:
         """As `DeepseekV4ForCausalLM.save_pretrained`; every process calls it, rank 0 writes."""
         assert not self.is_adapted(), "adapters have files of their own"
-        config = {"model_type": self.config.model_type, **self.config.to_dict()}
-        complete = weight_shapes(self.full_model().state_dict())
-        save_weights(self.shards(), config, folder, format, original, group=self.mesh.ranks.group, complete=complete)
+        whole = self.full_model()
+        config = exported_config(self.config, drafter=self.carried is not None or len(whole.mtp) > 0)
+        save_weights(
+            self.shards(),
+            config,
+            folder,
+            format,
+            original,
+            group=self.mesh.ranks.group,
+            complete=weight_shapes(whole.state_dict()),
+            carried=self.carried,
+        )
 
     def train(self, batches: Sequence[Batch], objective: Objective, phase: Phase) -> Outcome:
         """Forward and backward of a step, given all of its micro-batches; gradients are summed over processes."""
@@ -174,7 +188,7 @@ class ParallelModel:
     def _reduced(self, task: StageTask, objective: Objective) -> Outcome:
         """Sum the results of all stages and processes."""
         config = self.config
-        layers = config.num_hidden_layers + (config.num_nextn_predict_layers if objective.mtp else 0)
+        layers = config.num_hidden_layers + (config.mtp_layers if objective.mtp else 0)
         loads = torch.zeros(layers, config.n_routed_experts, dtype=torch.int64, device=self.device)
         by_stage: dict[int, list[Tensor]] = {}
         for result in task.results:

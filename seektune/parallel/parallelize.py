@@ -55,7 +55,7 @@ def build_stages(
 ) -> dict[int, Stage]:
     """The stages of this process by number, on the meta device."""
     layers = architecture.num_hidden_layers
-    mtp = architecture.num_nextn_predict_layers
+    mtp = architecture.mtp_layers
     pp_size = mesh.dims.pp_size
     count = _count(architecture, mesh, config)
     ranges = split_layers(layers, mtp, count, config.pipeline.layers_per_stage if pp_size > 1 else None)
@@ -79,5 +79,5 @@ def _count(architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig) -
     if mesh.dims.pp_size == 1:
         return 1
     layers = architecture.num_hidden_layers
-    mtp = architecture.num_nextn_predict_layers
+    mtp = architecture.mtp_layers
     return count_stages(config.pipeline, mesh.dims.pp_size, layers, mtp)

@@ -146,7 +146,7 @@ class Layout:
         config = self.job.config
         pipeline = self.job.parallel.pipeline
         per_stage = pipeline.layers_per_stage if self.pp > 1 else None
-        return split_layers(config.num_hidden_layers, config.num_nextn_predict_layers, self.stages, per_stage)[stage]
+        return split_layers(config.num_hidden_layers, config.mtp_layers, self.stages, per_stage)[stage]
 
     def stages_of(self, process: int) -> list[int]:
         """Stages of a pipeline rank."""
@@ -182,7 +182,7 @@ def make_layout(job: TrainingJob, gpus: int, order_of: OrderOf) -> Layout:
     pipeline = job.parallel.pipeline
     stages = 1
     if dims.pp_size > 1:
-        stages = count_stages(pipeline, dims.pp_size, config.num_hidden_layers, config.num_nextn_predict_layers)
+        stages = count_stages(pipeline, dims.pp_size, config.num_hidden_layers, config.mtp_layers)
     length = -(-job.length // dims.cp_size) * dims.cp_size
     order = order_of(pipeline.schedule, dims.pp_size, stages, micro_batches) if dims.pp_size > 1 else {}
     return Layout(job, dims, stages, rows, micro_batches, length, order, order_of)

@@ -110,10 +110,8 @@ def check_architecture(recipe: Recipe) -> Recipe:
     longest = architecture.max_position_embeddings
     if length > longest:
         raise ValueError(f"batch.length ({length}) exceeds the model's {longest} positions")
-    if architecture.num_nextn_predict_layers or not recipe.loss.mtp_weight:
+    if architecture.mtp_layers or not recipe.loss.mtp_weight:
         return recipe
     if "mtp_weight" in recipe.loss.model_fields_set:
-        raise ValueError(
-            "loss.mtp_weight must be 0: this architecture has no MTP block (num_nextn_predict_layers is 0)"
-        )
+        raise ValueError(f"loss.mtp_weight must be 0: this architecture has no MTP block ({architecture.why_no_mtp})")
     return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"mtp_weight": 0.0})})

@@ -10,7 +10,8 @@ from seektune.data.datasets.registry import DataSection, default_data
 from seektune.evaluate.config import EvaluateConfig
 from seektune.lora.config import LoraConfig
 from seektune.model.choices import DtypeName, NumericsName
-from seektune.model.config import PRESETS, DeepseekV4Config
+from seektune.model.config import DeepseekV4Config
+from seektune.model.variants import PRESETS
 from seektune.parallel.config import ParallelConfig
 from seektune.section import PathString, Section
 from seektune.train.config import (
@@ -24,8 +25,7 @@ from seektune.train.config import (
 
 
 def _known_preset(name: str) -> str:
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; the presets are {', '.join(PRESETS)}")
+    DeepseekV4Config.preset(name)
     return name
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from seektune.checkpoint import locate, weight_shapes
+from seektune.checkpoint import locate
 from seektune.checkpoint.companions import code_notes
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.load import check_fit
@@ -15,7 +15,7 @@ from seektune.data.other_tokenizer import tokenizer_note
 from seektune.data.tokenizer import Tokenizer
 from seektune.lora.build import adapter_injector, add_adapters
 from seektune.lora.format import read_adapter
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.model.initialize import initialize
@@ -66,8 +66,7 @@ def check_sources(recipe: Recipe, config: DeepseekV4Config) -> None:
     """
     if recipe.model.weights is not None:
         folder = locate(recipe.model.weights)
-        whole = DeepseekV4ForCausalLM(config, "meta")
-        check_fit(FolderSource(folder), weight_shapes(whole.state_dict()), folder)
+        check_fit(FolderSource(folder), checkpoint_shapes(config), folder)
     if recipe.lora.adapter is not None:
         with _naming("lora.adapter"):
             read_adapter(Path(recipe.lora.adapter))
@@ -99,6 +98,8 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
     prepare = quantize_frozen(recipe, config, folder) if adapted else unchanged
     numbers = DTYPES[section.dtype], section.numerics
     model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops=recipe.lora.dropout > 0)
+    if config.dspark_stages:
+        model.carried = folder
     if folder is not None and (with_weights or adapted):
         model.load_pretrained(folder)
     elif with_weights or adapted:

@@ -59,7 +59,7 @@ def _pipeline(recipe: Recipe, model: ParallelModel) -> str:
     config = recipe.parallel
     batch = recipe.batch
     layers = model.config.num_hidden_layers
-    mtp = model.config.num_nextn_predict_layers
+    mtp = model.config.mtp_layers
     stages = count_stages(config.pipeline, plan.pp_size, layers, mtp)
     rows = micro_batch_rows(plan, config, model.config, batch.global_size, batch.micro_size)
     count = batch.global_size // plan.data_size // rows

@@ -69,7 +69,7 @@ def train_step(
             left behind.
     """
     began = perf_counter()
-    objective = make_objective(batches, loss, model.config.num_nextn_predict_layers > 0)
+    objective = make_objective(batches, loss, model.config.mtp_layers > 0)
     if objective.taught == 0:
         raise ValueError(f"step {step}: none of its {objective.tokens} tokens is taught; check the labels of the data")
     try:

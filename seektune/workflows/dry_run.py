@@ -102,7 +102,7 @@ def _step(recipe: Recipe, dims: ParallelDims, config: DeepseekV4Config) -> DrySt
 def _stages(parallel: ParallelConfig, config: DeepseekV4Config) -> int:
     if parallel.pp_size == 1:
         return 1
-    return count_stages(parallel.pipeline, parallel.pp_size, config.num_hidden_layers, config.num_nextn_predict_layers)
+    return count_stages(parallel.pipeline, parallel.pp_size, config.num_hidden_layers, config.mtp_layers)
 
 
 def _lines(answer: DryRun) -> Iterator[str]:

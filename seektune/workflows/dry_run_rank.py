@@ -117,7 +117,7 @@ class RankDryRun:
 
 def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, step: DryStep, rank: int) -> RankDryRun:
     """Build the model of `rank` with the code that training runs, take one step, and report bytes and collectives."""
-    objective = make_objective(step.batches(plan.data_size, "cpu"), recipe.loss, config.num_nextn_predict_layers > 0)
+    objective = make_objective(step.batches(plan.data_size, "cpu"), recipe.loss, config.mtp_layers > 0)
     prepare = _frozen_form(recipe, config) if recipe.lora.targets else unchanged
     with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")

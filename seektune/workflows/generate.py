@@ -14,7 +14,7 @@ from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
 from seektune.generate.detokenize import GeneratedText, generate_all, stream_text
 from seektune.generate.engine import DecodeEngine
-from seektune.generate.request import Drafts, Request
+from seektune.generate.request import DraftCounts, Request
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.atomic import refuse_existing
 from seektune.io.jsonl import as_line
@@ -50,7 +50,7 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOption
     voice = Session(model, setting)
     ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
     requests = voice.requests(ids, output.samples)
-    drafts = Drafts()
+    drafts = DraftCounts()
     for i, request in enumerate(requests):
         if i:
             print("\n---")
@@ -58,8 +58,7 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOption
         for piece in stream_text(decoding, [request], voice.tokenizer):
             _write(piece.text, sys.stdout)
         print(flush=True)
-        drafts.made += decoding.drafts.made
-        drafts.accepted += decoding.drafts.accepted
+        drafts.add(decoding.drafts)
     _tell(drafts)
 
 
@@ -82,14 +81,13 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
     job = hashlib.sha256(described.encode()).hexdigest()
     refuse_other_answers(out, job)
     voice = Session(model, setting)
-    drafts = Drafts()
+    drafts = DraftCounts()
     with answers(out, job, output.samples) as (paper, done):
         size = PAGE * max(output.rows // output.samples, 1)
         for start in range(done, len(rows), size):
             asked = [request for row in rows[start : start + size] for request in _requests(row, voice, output)]
             found, made = generate_all(voice.model, voice.tokenizer, asked, output.rows, setting.speculative)
-            drafts.made = drafts.made + made.made
-            drafts.accepted = drafts.accepted + made.accepted
+            drafts.add(made)
             for i, answer in enumerate(found):
                 row, sample = divmod(i, output.samples)
                 line = _line(rows[start + row], sample, answer, voice, output)
@@ -128,7 +126,7 @@ def _write(text: str, paper: TextIO) -> None:
     paper.flush()
 
 
-def _tell(drafts: Drafts) -> None:
+def _tell(drafts: DraftCounts) -> None:
     if drafts.made:
         print(f"drafts accepted: {drafts.accepted:,} of {drafts.made:,} ({drafts.rate:.1%})", file=sys.stderr)
 

@@ -13,16 +13,14 @@ from seektune.data.other_tokenizer import FILE, tokenizer_note
 from seektune.data.tokenizer import load_tokenizer
 from seektune.io.console import counted, listed, many, say, size
 from seektune.io.text import on_one_line
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.model.config import ATTENTION_NAMES, PRESETS, DeepseekV4Config
+from seektune.model.causal_lm import checkpoint_shapes
+from seektune.model.config import ATTENTION_NAMES, DeepseekV4Config
 from seektune.model.count import count_parameters
+from seektune.model.variants import variant_name
 
 MIXED = "mixed"
-OTHER = "other"
 MISREAD = "vLLM 0.33 misreads E8M0 scales of FP8 experts without an error; seektune convert --to fp8 stores them as F32"
 """About `fp8-e8m0`, the one format that is read and not written."""
-TASTE = {"initializer_range", "bos_token_id", "eos_token_id"}
-"""Keys that may differ within a variant."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +28,14 @@ class ArchitectureFacts:
     """The architecture that config.json describes."""
 
     variant: str
-    """`flash`, `flash-base`, `pro`, `pro-base`, `tiny` or `other`."""
+    """Its name, `pro-base`, or `other`."""
     layers: dict[str, int]
     """Blocks of the main model by type of attention."""
     gates: dict[str, int]
     mtp_blocks: int
+    dspark_stages: int
     parameters: dict[str, int]
-    """`main`, `mtp` and `active`."""
+    """`main`, `mtp` (the MTP block's or the DSpark stages') and `active`."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,7 @@ def read_card(folder: Path) -> CheckpointCard:
 
 def fit(config: DeepseekV4Config, found: FolderScan) -> Mismatch:
     """The missing, extra and wrong tensors of a folder for a model of this architecture; nothing is allocated."""
-    state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
-    return mismatch(found, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    return mismatch(found, checkpoint_shapes(config))
 
 
 def tokenizer_notes(folder: Path) -> list[str]:
@@ -130,20 +128,13 @@ def _architecture(config: DeepseekV4Config, form: str) -> ArchitectureFacts:
     ratios = config.compress_ratios[: config.num_hidden_layers]
     count = count_parameters(config)
     return ArchitectureFacts(
-        variant=_variant(config, form),
+        variant=variant_name(config, form),
         layers={name: ratios.count(ratio) for ratio, name in ATTENTION_NAMES.items() if ratio in ratios},
         gates={"hash": config.num_hash_layers, "top-k": config.num_hidden_layers - config.num_hash_layers},
-        mtp_blocks=config.num_nextn_predict_layers,
+        mtp_blocks=config.mtp_layers,
+        dspark_stages=config.dspark_stages,
         parameters={"main": count.main, "mtp": count.mtp, "active": count.active},
     )
-
-
-def _variant(config: DeepseekV4Config, form: str) -> str:
-    def shape(of: DeepseekV4Config) -> dict[str, Any]:
-        return of.model_dump(include=set(DeepseekV4Config.model_fields) - TASTE)
-
-    name = next((name for name in PRESETS if shape(DeepseekV4Config.preset(name)) == shape(config)), OTHER)
-    return f"{name}-base" if form == "base" and name in ("flash", "pro") else name
 
 
 def _dtypes(found: FolderScan) -> dict[str, dict[str, int]]:
@@ -209,10 +200,16 @@ def _promised(architecture: ArchitectureFacts) -> Iterator[tuple[str, str]]:
     yield "variant", architecture.variant
     yield "layers", f"{sum(architecture.layers.values())}: {_numbers(architecture.layers)}"
     yield "gates", _numbers(architecture.gates)
-    yield "MTP", counted(architecture.mtp_blocks, "block")
+    drafter = "DSpark" if architecture.dspark_stages else "MTP"
+    yield (
+        drafter,
+        counted(architecture.dspark_stages, "stage")
+        if architecture.dspark_stages
+        else counted(architecture.mtp_blocks, "block"),
+    )
     yield (
         "parameters",
-        f"{many(count['main'])} main, {many(count['mtp'])} MTP; {many(count['active'])} active per token",
+        f"{many(count['main'])} main, {many(count['mtp'])} {drafter}; {many(count['active'])} active per token",
     )
 
 

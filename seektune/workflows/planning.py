@@ -23,7 +23,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
     Raises:
         ValueError: an adapter target matches nothing in the model.
     """
-    mtp = config.num_nextn_predict_layers > 0 and recipe.loss.mtp_weight > 0
+    mtp = config.mtp_layers > 0 and recipe.loss.mtp_weight > 0
     batch = recipe.batch
     return TrainingJob(
         config=config,

@@ -36,8 +36,6 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
     with _bound(service.host, service.port) as place:  # a port in use is reported before weights are loaded
         models = _models(model, reading, service)
         base = next(iter(models.values()))
-        if service.speculative and not base.mtp:
-            raise ValueError(f"{model} has no MTP block; leave --speculative out")
         longest = min(service.limits.max_model_len, base.config.max_position_embeddings)
         limits = replace(service.limits, max_model_len=service.max_model_len or longest)
         tokenizer = load_tokenizer(base.config.vocab_size)
@@ -72,12 +70,12 @@ def _models(model: str, reading: LoadOptions, service: ServeConfig) -> dict[str,
     name = service.served_model_name or public_name(model)
     adapter = reading.adapter
     if adapter is None:
-        return {name: reading.read(model)}
+        return {name: reading.read(model, service.speculative)}
     adapter_name = public_name(str(adapter))
     if adapter_name == name:
         raise ValueError(f"model and adapter would both be called {name}; give --served-model-name")
     reading.check()
-    base = replace(reading, adapter=None).read(model)
+    base = replace(reading, adapter=None).read(model, service.speculative)
     adapted = share_weights(base)
     load_adapter(adapted, adapter)
     return {name: base, adapter_name: adapted}

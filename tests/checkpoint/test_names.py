@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from seektune.checkpoint.names import model_name, scale_name, slots
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.causal_lm import checkpoint_shapes
 from seektune.model.config import DeepseekV4Config
+from tests.conftest import DSPARK
 
 
 def released_shapes(c: DeepseekV4Config) -> dict[str, tuple[int, ...]]:
@@ -67,18 +68,32 @@ def released_shapes(c: DeepseekV4Config) -> dict[str, tuple[int, ...]]:
 
     for number in range(c.num_hidden_layers):
         table |= layer(f"layers.{number}", number)
-    for number in range(c.num_nextn_predict_layers):
+    for number in range(c.mtp_layers):
         prefix = f"mtp.{number}"
         table |= layer(prefix, c.num_hidden_layers)
         table |= {f"{prefix}.{name}.weight": (d, d) for name in ("e_proj", "h_proj")}
         table |= {f"{prefix}.{name}.weight": (d,) for name in ("enorm", "hnorm", "norm")}
         table |= {f"{prefix}.hc_head_fn": (n, n * d), f"{prefix}.hc_head_base": (n,), f"{prefix}.hc_head_scale": (1,)}
+    for stage in range(c.dspark_stages):
+        table |= layer(f"mtp.{stage}", c.num_hidden_layers + stage)
+    if c.dspark_stages:
+        rank, last = c.dspark_markov_rank, f"mtp.{c.dspark_stages - 1}"
+        table |= {
+            "mtp.0.main_proj.weight": (d, len(c.dspark_target_layer_ids) * d),
+            "mtp.0.main_norm.weight": (d,),
+            f"{last}.norm.weight": (d,),
+            f"{last}.hc_head_fn": (n, n * d),
+            f"{last}.hc_head_base": (n,),
+            f"{last}.hc_head_scale": (1,),
+            f"{last}.markov_head.markov_w1.weight": (c.vocab_size, rank),
+            f"{last}.markov_head.markov_w2.weight": (c.vocab_size, rank),
+            f"{last}.confidence_head.proj.weight": (1, d + rank),
+        }
     return table
 
 
 def state_shapes(config: DeepseekV4Config) -> dict[str, tuple[int, ...]]:
-    state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
-    return {name: tuple(x.shape) for name, x in state.items()}
+    return checkpoint_shapes(config)
 
 
 def check(config: DeepseekV4Config, expected: dict[str, tuple[int, ...]]) -> None:
@@ -93,13 +108,18 @@ def check(config: DeepseekV4Config, expected: dict[str, tuple[int, ...]]) -> Non
 
 
 def test_toy_model_names_match_the_reference(toy_config):
-    config = toy_config()
-    check(config, released_shapes(config))
+    for config in (toy_config(), toy_config(**DSPARK)):
+        check(config, released_shapes(config))
 
 
 @pytest.mark.parametrize(
     ("preset", "file", "count"),
-    [("flash", "v4flash", 69_187), pytest.param("pro", "v4pro", None, marks=pytest.mark.slow)],
+    [
+        ("flash", "v4flash", 69_187),
+        ("flash-0731", "v4flash0731", 72_317),
+        pytest.param("pro", "v4pro", None, marks=pytest.mark.slow),
+        pytest.param("pro-0813", "v4pro0813", 149_782, marks=pytest.mark.slow),
+    ],
 )
 def test_every_released_tensor_maps_to_the_model(released: Path, preset, file, count):
     table = json.loads(lzma.decompress((released / f"{file}.tensors.json.xz").read_bytes()))

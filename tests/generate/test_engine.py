@@ -11,6 +11,7 @@ from seektune.generate.request import Request
 from seektune.generate.sampling import Sampler
 from seektune.generate.sampling_params import Sampling
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from tests.conftest import DSPARK
 
 GREEDY = Sampling(temperature=0)
 NEW = 8
@@ -198,3 +199,59 @@ def test_invalid_requests_are_refused(model, toy_model):
     without = toy_model(num_nextn_predict_layers=0, compress_ratios=[0, 4, 128, 4])
     with pytest.raises(ValueError, match="this model has none"):
         DecodeEngine(without, [Request([1], 1)], speculative=True)
+
+
+@pytest.fixture(scope="module")
+def dspark(toy_model) -> DeepseekV4ForCausalLM:
+    """A model whose DSpark stages are sometimes right: its blocks change little beyond a token's own embedding."""
+    model = toy_model(drafter=True, **DSPARK | {"dspark_markov_rank": 32})
+    with torch.no_grad():
+        for name, x in model.named_parameters():
+            if name.endswith(("wo_b.weight", "w2", "w2.weight")):
+                x.mul_(0.15)
+        # the Markov head says what an embedding says to the output head
+        model.mtp[-1].markov_head.markov_w1.weight.copy_(model.embed.weight)
+        model.mtp[-1].markov_head.markov_w2.weight.copy_(model.head.weight)
+        model.mtp[-1].norm.weight.fill_(0.05)
+        model.norm.weight.fill_(1.0)
+    return model
+
+
+def test_greedy_decoding_with_dspark_matches_plain(dspark):
+    """Every count of accepted tokens occurs, rows end inside a block, and others join later."""
+    lengths = zip(prompts(1, 124, 2, 30, 17), (40, 7, 1, 2, 33), strict=True)
+    requests = [Request(each, new, GREEDY) for each, new in lengths]
+    decoding = DecodeEngine(dspark, requests, speculative=True)
+    found = Counter(token.request for token in decoding.tokens())
+    assert generated(dspark, requests, speculative=True) == generated(dspark, requests)
+    assert [found[i] for i in range(5)] == [40, 7, 1, 2, 33]
+    counts = decoding.drafts
+    assert set(counts.tried) == {0, 1, 2, 3, 4}
+    assert all(counts.tried[slot] <= counts.passed[slot - 1] for slot in range(1, 5))
+    assert 0 < counts.accepted < counts.made
+
+
+def test_dspark_stops_at_a_stop_token(dspark):
+    (prompt,) = prompts(9)
+    plain = generated(dspark, [Request(prompt, 30, GREEDY)])[0]
+    stop = frozenset({plain[7]})
+    request = Request(prompt, 30, GREEDY, stop)
+    assert generated(dspark, [request], speculative=True)[0] == plain[: plain.index(plain[7]) + 1]
+
+
+def test_requests_that_join_later_draft_with_dspark(dspark):
+    requests = [Request(each, 12, GREEDY) for each in prompts(5, 40, 3)]
+    engine = DecodeEngine(dspark, requests[:1], speculative=True, longest=64)
+    found: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    for later in (requests[1:2], requests[2:], []):
+        for token in engine.step():
+            found[token.request].append(token.id)
+        engine.add(later)
+    for token in engine.tokens():
+        found[token.request].append(token.id)
+    assert [found[i] for i in range(3)] == generated(dspark, requests)
+
+
+def test_a_model_without_its_drafter_cannot_draft(toy_model):
+    with pytest.raises(ValueError, match="MTP block or DSpark stages"):
+        DecodeEngine(toy_model(**DSPARK), speculative=True)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from seektune.checkpoint.convert import convert
 from seektune.checkpoint.engine_names import engine_names, fused
 from seektune.checkpoint.source import FolderSource
 from seektune.lora.delta import LoraDelta
@@ -111,13 +110,16 @@ def test_fp8_experts_in_some_layers_are_noted(base, tmp_path):
     assert "--to fp8 stores all as FP8" in done.notes[0]
 
 
-def test_fp8_into_a_base_with_f32_scales_keeps_their_dtype_and_other_bytes(base, tmp_path):
-    convert(base, tmp_path / "base", "base")
-    done, out, _ = merged(tmp_path / "base", tmp_path, "mixed-fp8", "layers.1.attn.wq_a")
+def test_fp8_into_a_base_with_f32_scales_keeps_their_dtype_and_other_bytes(toy_model, tmp_path):
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32}
+    toy_model(torch.float32, **sizes).save_pretrained(tmp_path / "base", format="base")
+    modules = ("layers.1.attn.wq_a", "layers.1.ffn.experts.w1")
+    done, out, _ = merged(tmp_path / "base", tmp_path, "mixed-fp8", *modules)
     assert out.kind("layers.1.attn.wq_a.weight") == "fp8_f32"
-    assert (len(done.kept), done.converted) == (1, 0)
+    assert (len(done.kept), done.converted, done.notes) == (1 + 8, 0, [])
     scale = out.stored("layers.1.attn.wq_a.weight").scale
     assert torch.equal(scale.log2(), scale.log2().round())
+    assert not any(name.endswith(("w2.weight", "w3.weight")) for name in done.inexact)
 
 
 def test_keys_that_only_other_libraries_read_are_kept(base, tmp_path):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from seektune.model.config import PRESETS, DeepseekV4Config
+from seektune.model.config import DeepseekV4Config
+from seektune.model.variants import PRESETS
 
 FLASH = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -101,7 +102,15 @@ def test_flash_base_has_flashs_architecture():
     }
 
 
-@pytest.mark.parametrize(("preset", "file"), [("flash", "v4flash.config.json"), ("pro", "v4pro.config.json")])
+@pytest.mark.parametrize(
+    ("preset", "file"),
+    [
+        ("flash", "v4flash.config.json"),
+        ("flash-0731", "v4flash0731.config.json"),
+        ("pro", "v4pro.config.json"),
+        ("pro-0813", "v4pro0813.config.json"),
+    ],
+)
 def test_released_file_round_trips_and_equals_preset(released: Path, tmp_path: Path, preset: str, file: str):
     original = json.loads((released / file).read_text())
     config = DeepseekV4Config.from_pretrained(released / file)
@@ -123,14 +132,65 @@ def test_tiny_has_every_mechanism():
     tiny = DeepseekV4Config.preset("tiny")
     assert set(tiny.compress_ratios) == {0, 4, 128}
     assert 0 < tiny.num_hash_layers < tiny.num_hidden_layers
-    assert tiny.num_nextn_predict_layers == 1
+    assert tiny.mtp_layers == 1
+    assert tiny.dspark_stages == 0
     assert tiny.hc_mult > 1
     assert tiny.o_groups > 1
     assert tiny.num_experts_per_tok < tiny.n_routed_experts
 
 
+def test_stages_are_counted_by_compress_ratios():
+    """`num_nextn_predict_layers` is 1 in every release, and 3 in none that is supported."""
+    for nextn in (0, 1, 3):
+        config = DeepseekV4Config.preset("flash-0731").replace(num_nextn_predict_layers=nextn)
+        assert (config.mtp_layers, config.dspark_stages) == (0, 3)
+    alone = DeepseekV4Config.preset("flash-0731").without_drafter()
+    assert (alone.mtp_layers, alone.dspark_stages, len(alone.compress_ratios)) == (0, 0, 43)
+    assert not any(key.startswith("dspark_") for key in alone.to_dict())
+    assert DeepseekV4Config.preset("flash").without_drafter() == alone
+
+
+DSPARK = {
+    "dspark_block_size": 5,
+    "dspark_noise_token_id": 128799,
+    "dspark_target_layer_ids": [40, 41, 42],
+    "dspark_markov_rank": 256,
+    "compress_ratios": [*FLASH["compress_ratios"], 0, 0],
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"dspark_markov_rank": None}, "dspark_markov_rank is missing"),
+        ({"dspark_target_layer_ids": []}, "dspark_target_layer_ids is empty"),
+        ({"dspark_target_layer_ids": [40, 43]}, "dspark_target_layer_ids must be below num_hidden_layers"),
+        ({"dspark_target_layer_ids": [-1]}, "dspark_target_layer_ids"),
+        ({"dspark_noise_token_id": 129280}, "dspark_noise_token_id must be below vocab_size"),
+        ({"dspark_block_size": 0}, "dspark_block_size"),
+        ({"compress_ratios": FLASH["compress_ratios"][:43]}, "no entry for a DSpark stage"),
+        ({"compress_ratios": [*FLASH["compress_ratios"], 4, 0]}, "must be 0 for the MTP block and for DSpark stages"),
+        ({"compress_ratios": FLASH["compress_ratios"][:42]}, "compress_ratios"),
+    ],
+)
+def test_impossible_dspark_configs(changes, key):
+    values = FLASH | DSPARK | changes
+    assert DeepseekV4Config.from_dict(FLASH | DSPARK).dspark_stages == 3
+    with pytest.raises(ValueError, match=key):
+        DeepseekV4Config.from_dict({key: value for key, value in values.items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"model_type": "deepseek_v41"}, "V4.1"), ({"vision_n_layers": 32}, "Vision-Exp")],
+)
+def test_related_architectures_are_named(changes, name):
+    with pytest.raises(ValueError, match=name):
+        DeepseekV4Config.from_dict(FLASH | changes)
+
+
 def test_unknown_keys_are_kept_and_written_back():
-    extra = {"dspark_block_size": 5, "nested": {"a": [1, None, "x"], "b": 1.5}, "auto_map": None}
+    extra = {"new_key": 5, "nested": {"a": [1, None, "x"], "b": 1.5}, "auto_map": None}
     config = DeepseekV4Config.from_dict(FLASH | extra)
     assert config.to_dict() == FLASH | extra
     scaling = FLASH["rope_scaling"] | {"note": "kept"}
@@ -288,5 +348,5 @@ def test_other_model_types_are_rejected(tmp_path: Path, model_type: object):
 
 
 def test_unknown_preset_lists_known_ones():
-    with pytest.raises(ValueError, match="flash, flash-base, pro, tiny"):
+    with pytest.raises(ValueError, match="flash, flash-0731, flash-base, pro, pro-0813, tiny, tiny-0731"):
         DeepseekV4Config.preset("flahs")

@@ -21,6 +21,20 @@ def test_flash_parameter_counts(preset):
     assert count.table_entries == 3 * 129_280 * 6
 
 
+@pytest.mark.parametrize(
+    ("preset", "main", "stages"),
+    [
+        ("flash-0731", 284_334_567_511, 19_845_850_983),
+        pytest.param("pro-0813", 1_572_999_528_803, 77_498_408_103, marks=pytest.mark.slow),
+    ],
+)
+def test_parameter_counts_with_dspark_stages(preset, main, stages):
+    """As published; the publisher counts the tables of hash gates among the main parameters."""
+    count = count_parameters(DeepseekV4Config.preset(preset))
+    assert count.main + count.table_entries == main
+    assert count.mtp == stages
+
+
 def test_pro_parameter_counts():
     count = count_parameters(DeepseekV4Config.preset("pro"))
     assert round(count.main / 1e9, 1) == 1573.0
@@ -29,7 +43,13 @@ def test_pro_parameter_counts():
 
 
 @pytest.mark.parametrize(
-    ("preset", "file"), [("flash", "v4flash"), pytest.param("pro", "v4pro", marks=pytest.mark.slow)]
+    ("preset", "file"),
+    [
+        ("flash", "v4flash"),
+        ("flash-0731", "v4flash0731"),
+        pytest.param("pro", "v4pro", marks=pytest.mark.slow),
+        pytest.param("pro-0813", "v4pro0813", marks=pytest.mark.slow),
+    ],
 )
 def test_counts_equal_sums_over_released_tensors(released: Path, preset, file):
     table = json.loads(lzma.decompress((released / f"{file}.tensors.json.xz").read_bytes()))

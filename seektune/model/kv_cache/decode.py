@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seektune.model.dspark import DraftBlock, DraftLayout, DSparkStage, LayerMeans, draft_ids, run_stages
 from seektune.model.kv_cache.cache import ROLLBACK, KVCache
 from seektune.model.transformer import TokenRows, TransformerPart
 
@@ -31,18 +32,25 @@ class CachedTransformer(TransformerPart):
         return self._cache_of(range(len(self.layers)), batch_size, max_length, rollback, grows)
 
     def new_draft_cache(self, batch_size: int, max_length: int, grows: bool = False) -> KVCache:
-        """An empty cache for the MTP block (`foresee`)."""
-        layer = self.config.num_hidden_layers
-        return self._cache_of(range(layer, layer + 1), batch_size, max_length, ROLLBACK, grows)
+        """An empty cache for the MTP block (`foresee`) or the DSpark stages (`remember`)."""
+        first = self.config.num_hidden_layers
+        return self._cache_of(range(first, first + len(self.mtp)), batch_size, max_length, ROLLBACK, grows)
 
     @torch.no_grad()
-    def advance(self, tokens_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> Tensor:
+    def advance(
+        self,
+        tokens_BT: Tensor,
+        cache: KVCache,
+        counts: Sequence[int] | None = None,
+        means: LayerMeans | None = None,
+    ) -> Tensor:
         """Streams `[B, T, S, D]` of tokens that follow those in a cache; they are added to it.
 
         Args:
             tokens_BT: ids, int64.
             cache: of as many rows.
             counts: how many of each row's tokens are text, the others being padding; None = all.
+            means: receives the means over the streams after some layers, for `remember`.
 
         Raises:
             ValueError: the cache has other rows, or no room.
@@ -50,7 +58,8 @@ class CachedTransformer(TransformerPart):
         if tokens_BT.shape[0] != cache.rows:
             raise ValueError(f"the cache has {cache.rows} rows, input_ids {tokens_BT.shape[0]}")
         step = cache.step(tokens_BT.shape[1], counts)
-        streams = self.backbone(TokenRows(tokens_BT, step.layout(tokens_BT.device))).streams_BTSD
+        rows = TokenRows(tokens_BT, step.layout(tokens_BT.device))
+        streams = self.backbone(rows, means=means).streams_BTSD
         cache.advance(step)
         return streams
 
@@ -70,6 +79,44 @@ class CachedTransformer(TransformerPart):
         hidden = self.look_ahead(streams_BTSD, self.embed(next_BT), next_BT, step.layout(next_BT.device))
         cache.advance(step)
         return hidden
+
+    @torch.no_grad()
+    def remember(self, means_BTM: Tensor, cache: KVCache, counts: Sequence[int] | None = None) -> None:
+        """Add the keys of further tokens to the memory of the DSpark stages.
+
+        Args:
+            means_BTM: `LayerMeans.joined` of the next tokens that the stages have not read.
+            cache: of `new_draft_cache`.
+            counts: as of `advance`.
+        """
+        stages = self._stages()
+        step = cache.step(means_BTM.shape[1], counts)
+        layout = step.layout(means_BTM.device)
+        memory_BTD = stages[0].memory(means_BTM)
+        for stage in stages:
+            keys = stage.attn.memory_keys(memory_BTD, layout.at_positions(stage.attn.rope))
+            layout.at(stage.ffn.layer).preceded(keys, 0)
+        cache.advance(step)
+
+    @torch.no_grad()
+    def draft(self, anchors_B: Tensor, cache: KVCache) -> DraftBlock:
+        """The block of a draft by the DSpark stages, from each row's last token, which the memory does not hold yet."""
+        stages = self._stages()
+        first = self.config.num_hidden_layers
+        window = self.config.sliding_window
+        lengths_B1 = torch.tensor(cache.lengths, device=anchors_B.device)[:, None]
+        ids_BA = draft_ids(self.config, anchors_B)
+        positions_BA = lengths_B1 + torch.arange(ids_BA.shape[1], device=ids_BA.device)
+        tails = [cache.layers[stage.ffn.layer].keys for stage in stages]
+        memories = [tail.values[:, cache.used + tail.keep - window : cache.used + tail.keep] for tail in tails]
+        known_BN = torch.arange(window, device=ids_BA.device) >= window - lengths_B1
+        layout = DraftLayout(positions_BA, torch.ones_like(positions_BA), memories, known_BN, first)
+        streams = self.embed(ids_BA).unsqueeze(-2).repeat(1, 1, self.config.hc_mult, 1)
+        hidden_BAD, normed_BAD = run_stages(stages, streams, ids_BA, layout)
+        return DraftBlock(self.logits(normed_BAD), hidden_BAD, stages[-1])
+
+    def _stages(self) -> list[DSparkStage]:
+        return [stage for stage in self.mtp if isinstance(stage, DSparkStage)]
 
     def _cache_of(self, layers: range, batch_size: int, max_length: int, rollback: int, grows: bool) -> KVCache:
         weight = self.embed.weight

@@ -1,0 +1,78 @@
+"""Tensors that every export carries byte for byte, whatever its format: the stages of a DSpark drafter.
+
+They are low-bit in the release, and decoding and encoding them again would change them; training leaves them alone.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from seektune.checkpoint.export import ExportTarget
+from seektune.checkpoint.names import Shape
+from seektune.checkpoint.source import FolderSource, Source
+from seektune.checkpoint.stored import Stored
+
+DRAFTER = "mtp."
+MARK = "mtp.0.main_proj.weight"
+"""A tensor that DSpark stages have, and the MTP block of the preview does not."""
+
+
+def carried_names(names: Collection[str]) -> frozenset[str]:
+    """Those of a checkpoint's tensor names that belong to DSpark stages."""
+    return frozenset(name for name in names if name.startswith(DRAFTER)) if MARK in names else frozenset()
+
+
+@dataclass(frozen=True)
+class Carrying:
+    """A source and a target of an export that take some tensors from a folder as they are."""
+
+    folder: FolderSource
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, folder: FolderSource) -> "Carrying":
+        """The tensors of a folder's DSpark stages; none if it has no such stages."""
+        return cls(folder, carried_names({name for name, _ in folder.shapes()}))
+
+    def target(self, target: ExportTarget) -> "CarryingTarget":
+        """The target, but for those tensors."""
+        return CarryingTarget(self, target)
+
+    def source(self, source: Source) -> "CarryingSource":
+        """The tensors of another source, and then those of the folder."""
+        return CarryingSource(self, source)
+
+
+@dataclass(frozen=True)
+class CarryingTarget:
+    """An export target that leaves carried tensors in the kind that they have."""
+
+    carrying: Carrying
+    other: ExportTarget
+
+    def kind(self, released: str) -> str:
+        """The kind of the tensor with that released name."""
+        chosen = self.carrying.folder if released in self.carrying.names else self.other
+        return chosen.kind(released)
+
+    def config(self, source: dict[str, Any]) -> dict[str, Any]:
+        """config.json of the result, from the source's."""
+        return self.other.config(source)
+
+
+@dataclass(frozen=True)
+class CarryingSource:
+    """A source with the carried tensors after its own."""
+
+    carrying: Carrying
+    other: Source
+
+    def shapes(self) -> Iterator[tuple[str, Shape]]:
+        """Name and decoded shape of every tensor."""
+        yield from self.other.shapes()
+        yield from (each for each in self.carrying.folder.shapes() if each[0] in self.carrying.names)
+
+    def stored(self, name: str) -> Stored:
+        """The tensor in the encoding of its source."""
+        chosen = self.carrying.folder if name in self.carrying.names else self.other
+        return chosen.stored(name)
