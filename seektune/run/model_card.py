@@ -220,9 +220,10 @@ model = DeepseekV4ForCausalLM.from_pretrained({whole}, quantized=True)
 load_adapter(model, "FOLDER")
 ```
 
-With transformers, on bf16 weights: `PeftModel.from_pretrained(model, "FOLDER")`. For vLLM: `seektune adapter export FOLDER OUT --to vllm`,
-which refuses what vLLM does not apply adapters to. SGLang needs merged weights: `seektune merge BASE FOLDER merged --to mixed-fp8` says
-how much of the change rounding keeps, and refuses too little."""
+With transformers, on bf16 weights: `PeftModel.from_pretrained(model, "FOLDER")`. For vLLM:
+`seektune adapter export FOLDER OUT --to vllm`, which refuses what vLLM does not apply adapters to. SGLang needs merged
+weights: `seektune merge BASE FOLDER merged --to mixed-fp8` says how much of the change rounding keeps, and refuses too
+little."""
     loads = "needs `accelerate` to decode the low-bit weights" if form not in ("bf16", "fp32") else "as it is"
     own = form == "released"
     serving = "vLLM and SGLang read this layout:" if own else _ROUNDED
