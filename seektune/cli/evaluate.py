@@ -20,9 +20,11 @@ Did an adapter help? The same model with and without it:
   seektune eval FOLDER --adapter runs/mine/adapter --against FOLDER --task TASK
 Perplexity of your own text, .txt or .jsonl with the key `text`:
   seektune eval runs/mine/model --task perplexity --data notes.txt --json
+How many drafts of the MTP block or the DSpark stages are accepted, before and after a tune (as generate --file reads):
+  seektune eval runs/mine/model --task drafter --data prompts.jsonl --against FOLDER
 
---limit takes examples evenly spaced over the split; for perplexity, the first documents. docs/evaluation.md lists the
-tasks and defines windows, intervals and p-values.
+--limit takes examples evenly spaced over the split; for perplexity and drafter, the first ones. docs/evaluation.md
+lists the tasks and defines windows, intervals and p-values.
 """
 
 

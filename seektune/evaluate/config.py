@@ -10,8 +10,10 @@ from seektune.section import Section
 
 VALIDATION = "validation"
 """Name of the task on the dataset's held-out examples."""
-TASKS = (*(name for name, section in DATASETS.items() if section.has_questions), VALIDATION)
-"""Names of tasks: datasets with questions, and `validation`."""
+DRAFTER = "drafter"
+"""Name of the task on the model's drafter: the MTP block or the DSpark stages."""
+TASKS = (*(name for name, section in DATASETS.items() if section.has_questions), VALIDATION, DRAFTER)
+"""Names of tasks: datasets with questions, `validation` and `drafter`."""
 
 
 def _known_task(name: str) -> str:

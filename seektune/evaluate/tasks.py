@@ -5,14 +5,21 @@ from collections.abc import Sequence
 from seektune.data.datasets.dataset import DataCache, DataConfig
 from seektune.data.datasets.registry import DATASETS
 from seektune.evaluate.choice_task import ChoiceTask
-from seektune.evaluate.config import VALIDATION
+from seektune.evaluate.config import DRAFTER, VALIDATION
+from seektune.evaluate.drafter_task import drafter_task, prompts_of
 from seektune.evaluate.task import Task
 from seektune.evaluate.validation_task import ValidationTask
+from seektune.model.config import DeepseekV4Config
 from seektune.sequence import Batch
 
 
 def make_task(
-    name: str, data: DataConfig, validation: Sequence[Batch], cache: DataCache, limit: int | None = None
+    name: str,
+    data: DataConfig,
+    validation: Sequence[Batch],
+    cache: DataCache,
+    model: DeepseekV4Config,
+    limit: int | None = None,
 ) -> Task:
     """A task by name.
 
@@ -21,14 +28,17 @@ def make_task(
         data: the run's dataset; questions of another one are those of its default rows.
         validation: batches of the run's held-out examples.
         cache: keeps downloaded questions.
+        model: of the models that will be evaluated.
         limit: maximum number of questions.
 
     Raises:
-        ValueError: a row is invalid.
+        ValueError: a row is invalid, or the model has no drafter to evaluate.
         OSError: the questions are not cached and cannot be downloaded.
     """
     if name == VALIDATION:
         return ValidationTask(validation, data.card())
+    if name == DRAFTER:
+        return drafter_task(model, prompts_of(validation), data.card())
     return ChoiceTask.of(questions_section(name, data), cache, limit)
 
 

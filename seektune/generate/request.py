@@ -7,6 +7,52 @@ from dataclasses import dataclass, field
 from seektune.generate.sampling_params import DEFAULT, Sampling
 
 
+@dataclass
+class DraftCounts:
+    """Counts of verified draft tokens, by slot: how many tokens after the last known one."""
+
+    tried: Counter[int] = field(default_factory=Counter)
+    """Drafts that were verified; a draft after a rejected one is not."""
+    passed: Counter[int] = field(default_factory=Counter)
+    """Those of them that were accepted."""
+
+    def record(self, slot: int, accepted: bool) -> None:
+        """Count one verified draft."""
+        self.tried[slot] += 1
+        self.passed[slot] += accepted
+
+    def add(self, other: "DraftCounts") -> None:
+        """Add the counts of another decoding."""
+        self.tried += other.tried
+        self.passed += other.passed
+
+    def of_whole_steps(self, size: int) -> "DraftCounts":
+        """The counts of one request, with drafts of `size` tokens, without the step that the end of its text cut off.
+
+        Of that step, some drafts were accepted and the rest never verified.
+        """
+        cut = next((slot for slot in range(size - 1) if self.tried[slot + 1] < self.passed[slot]), None)
+        if cut is None:
+            return self
+        seen = Counter(range(cut + 1))
+        return DraftCounts(self.tried - seen, self.passed - seen)
+
+    @property
+    def made(self) -> int:
+        """Verified drafts."""
+        return self.tried.total()
+
+    @property
+    def accepted(self) -> int:
+        """Accepted drafts."""
+        return self.passed.total()
+
+    @property
+    def rate(self) -> float:
+        """Acceptance rate; 0 without drafts."""
+        return self.accepted / max(self.made, 1)
+
+
 @dataclass(frozen=True)
 class Request:
     """A prompt to complete."""
@@ -21,6 +67,8 @@ class Request:
     seed: int = 0
     alternatives: int = 0
     """Number of most likely tokens to return with each token."""
+    drafts: DraftCounts | None = None
+    """Receives the counts of this request's drafts."""
 
     @property
     def longest(self) -> int:
@@ -54,38 +102,3 @@ class Token:
     """The most likely tokens with their log-probabilities, best first."""
     end: str | None
     """`stop` or `length` if the completion ends with it."""
-
-
-@dataclass
-class DraftCounts:
-    """Counts of verified draft tokens, by slot: how many tokens after the last known one."""
-
-    tried: Counter[int] = field(default_factory=Counter)
-    """Drafts that were verified; a draft after a rejected one is not."""
-    passed: Counter[int] = field(default_factory=Counter)
-    """Those of them that were accepted."""
-
-    def record(self, slot: int, accepted: bool) -> None:
-        """Count one verified draft."""
-        self.tried[slot] += 1
-        self.passed[slot] += accepted
-
-    def add(self, other: "DraftCounts") -> None:
-        """Add the counts of another decoding."""
-        self.tried += other.tried
-        self.passed += other.passed
-
-    @property
-    def made(self) -> int:
-        """Verified drafts."""
-        return self.tried.total()
-
-    @property
-    def accepted(self) -> int:
-        """Accepted drafts."""
-        return self.passed.total()
-
-    @property
-    def rate(self) -> float:
-        """Acceptance rate; 0 without drafts."""
-        return self.accepted / max(self.made, 1)

@@ -47,6 +47,8 @@ class RunningSequence:
             target_V = self.sampler.distribution(logits_TV[slot])
             accepted = self.sampler.accepts(draft.token, target_V, draft.drafted_V)
             counts.record(slot, accepted)
+            if self.request.drafts is not None:
+                self.request.drafts.record(slot, accepted)
             if not accepted:
                 rest_V = (target_V - draft.drafted_V).clamp(min=0)
                 return [*tokens, self._append(self.sampler.draw(rest_V), logits_TV[slot])]

@@ -43,7 +43,10 @@ class LoadOptions:
             name, dtype, self.numerics, device, self.quantized, drafter=drafter
         )
         if drafter and not len(model.mtp):
-            raise ValueError(f"{name} has neither an MTP block nor DSpark stages; leave --speculative out")
+            raise ValueError(
+                f"{name} has no drafter (neither an MTP block nor DSpark stages), "
+                "which --speculative and --task drafter need"
+            )
         if self.adapter is not None:
             load_adapter(model, self.adapter)
         return model

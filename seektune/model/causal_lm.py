@@ -23,7 +23,7 @@ from seektune.model.kv_cache.cache import KVCache
 from seektune.model.kv_cache.decode import CachedTransformer
 from seektune.model.offload import stream_from_disk
 from seektune.model.quantized import quantize_modules
-from seektune.model.transformer import TokenRows
+from seektune.model.transformer import TokenRows, TransformerPart
 from seektune.sequence import Batch
 
 
@@ -64,6 +64,14 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         if place.type != "meta":
             self.to_empty(device=place)
             initialize(self.state_dict(), config)
+
+    @classmethod
+    def of(cls, part: TransformerPart) -> "DeepseekV4ForCausalLM":
+        """A part that is a whole model, as one that can decode; the modules are the same objects."""
+        model = cls(part.config, "meta", part.dtype, part.numerics)
+        for name, child in part.named_children():
+            setattr(model, name, child)
+        return model
 
     @classmethod
     def from_pretrained(

@@ -97,6 +97,7 @@ class TransformerPart(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self.numerics = numerics
         meta = torch.device("meta")
         chosen = named_numerics(numerics, config.index_head_dim)
         self.is_first = first

@@ -49,7 +49,7 @@ class Stage(TransformerPart):
     def of(cls, model: DeepseekV4ForCausalLM) -> "Stage":
         """The whole model as one stage; the modules are the same objects."""
         layers = range(model.config.num_hidden_layers)
-        stage = cls(model.config, layers, model.dtype, "plain", first=True, last=True)
+        stage = cls(model.config, layers, model.dtype, model.numerics, first=True, last=True)
         for name, child in model.named_children():
             setattr(stage, name, child)
         stage.sequence = model.sequence

@@ -10,13 +10,14 @@ from seektune.data.example import Example
 from seektune.data.loader import Loader, in_order
 from seektune.data.packing import fitting
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.evaluate.config import VALIDATION
+from seektune.evaluate.config import DRAFTER, VALIDATION
 from seektune.evaluate.task import Task
 from seektune.evaluate.tasks import make_task, questions_section
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.recipe.recipe import Recipe
+from seektune.run.drafter import drafter_is_measured
 from seektune.sequence import IGNORE_INDEX, Batch
 
 
@@ -61,12 +62,14 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     held_out.sort(key=lambda example: len(example.tokens))
     validation = in_order(held_out, recipe.batch, tokenizer.pad_id)
     limit = recipe.evaluate.limit
-    names = recipe.evaluate.task_names(recipe.data)
+    names = list(recipe.evaluate.task_names(recipe.data))
+    if drafter_is_measured(config, recipe.evaluate, mesh.dims.world, recipe.model.weights is not None):
+        names = list(dict.fromkeys([*names, DRAFTER]))
     return TrainData(
         tokenizer=tokenizer,
         loader=Loader(training, batch, recipe.seed, tokenizer.pad_id),
         validation=validation,
-        tasks=[make_task(name, recipe.data, validation, cache, limit) for name in names],
+        tasks=[make_task(name, recipe.data, validation, cache, config, limit) for name in names],
         source=source,
         rows=len(training),
         digest=_digest(training),
@@ -95,7 +98,7 @@ def load_examples(recipe: Recipe, split: Split, tokenizer: Tokenizer, cache: Dat
 
 
 def _fetch(recipe: Recipe, cache: DataCache) -> None:
-    asked = [name for name in recipe.evaluate.task_names(recipe.data) if name != VALIDATION]
+    asked = [name for name in recipe.evaluate.task_names(recipe.data) if name not in (VALIDATION, DRAFTER)]
     for section in (recipe.data, *(questions_section(name, recipe.data) for name in asked)):
         section.fetch(cache)
 

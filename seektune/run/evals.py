@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from rich.progress import Progress, TaskID
 
-from seektune.evaluate.config import EvaluateConfig
+from seektune.evaluate.config import DRAFTER, EvaluateConfig
 from seektune.evaluate.statistics import Change
 from seektune.evaluate.task import Task, TaskInfo, TaskScore
 from seektune.io.atomic import write_atomically
@@ -17,6 +17,7 @@ from seektune.io.json_file import as_json, read_json
 from seektune.io.run_files import EVALUATION
 from seektune.parallel.model import ParallelModel
 from seektune.run.data import TrainData
+from seektune.run.drafter import with_drafter
 
 Scores: TypeAlias = Mapping[str, TaskScore]
 """By the task's name; a task that did not run has none."""
@@ -61,7 +62,8 @@ def run_eval(
         title = f"{task.info.title} {when} training"
         with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
             advance = _advance(bar, bar.add_task(title, total=None), leave)
-            score = task.run(model, data.tokenizer, config.batch_tokens, advance)
+            subject = with_drafter(model) if task.info.name == DRAFTER else model
+            score = task.run(subject, data.tokenizer, config.batch_tokens, advance)
         say(f"{title}: {', '.join(f'{label} {text}' for label, text in score.lines())}")
         found[task.info.name] = score
     return found

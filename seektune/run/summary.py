@@ -26,7 +26,8 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
     batch = recipe.batch
     optimizer = recipe.optimizer
     count = count_parameters(model.config)
-    mtp = f" and {many(count.mtp)} in the MTP block" if count.mtp else ""
+    drafter = "DSpark stages, which are kept" if model.config.dspark_stages else "the MTP block"
+    mtp = f" and {many(count.mtp)} in {drafter}" if count.mtp else ""
     packed = ", packed" if batch.pack else ""
     facts = [
         ("model", f"DeepSeek-V4 {_origin(recipe)}"),

@@ -6,25 +6,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
 
+from seektune.checkpoint import locate
 from seektune.data.datasets.dataset import DataCache
 from seektune.data.datasets.registry import DATASETS
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.choice_task import ChoiceTask
+from seektune.evaluate.config import DRAFTER
+from seektune.evaluate.drafter_task import DrafterTask, drafter_task
 from seektune.evaluate.likelihood import Progress
 from seektune.evaluate.perplexity import PerplexityTask, read_texts
 from seektune.evaluate.statistics import Change
 from seektune.evaluate.task import Metric, Task, TaskScore
 from seektune.generate.session import AS_STORED, LoadOptions, note_other_tokenizer
 from seektune.io.console import say
+from seektune.model.config import DeepseekV4Config
+from seektune.workflows.prompt_rows import prompt_ids, read_prompt_rows
 
-TASKS = (*(name for name, section in DATASETS.items() if section.has_questions), "perplexity")
-"""Datasets with questions, and perplexity of any text."""
+PERPLEXITY = "perplexity"
+TASKS = (*(name for name, section in DATASETS.items() if section.has_questions), PERPLEXITY, DRAFTER)
+"""Datasets with questions, perplexity of any text, and what a model accepts of its drafter's proposals."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def evaluate(
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
-    asked = _task(task, data, cache_dir, setting)
+    asked = _task(task, data, cache_dir, setting, model)
     bare = replace(setting.reading, adapter=None)
     first = _run(asked, model, setting.reading, setting.batch_tokens)
     second = None
@@ -94,8 +101,10 @@ def evaluate(
             say(f"{label + ':':<15} {value}{said.get(label, '')}")
 
 
-def _task(name: str, data: Path | None, cache_dir: Path, setting: EvalOptions) -> Task:
-    if name != "perplexity":
+def _task(name: str, data: Path | None, cache_dir: Path, setting: EvalOptions, model: str) -> Task:
+    if name == DRAFTER:
+        return _drafter_task(data, setting, model)
+    if name != PERPLEXITY:
         cache = DataCache(cache_dir, partial(print, file=sys.stderr))
         return ChoiceTask.of(DATASETS[name](dataset=name), cache, setting.limit, data)
     if data is None:
@@ -108,8 +117,17 @@ def _task(name: str, data: Path | None, cache_dir: Path, setting: EvalOptions) -
     return PerplexityTask(texts, length, stride)
 
 
+def _drafter_task(data: Path | None, setting: EvalOptions, model: str) -> DrafterTask:
+    if data is None:
+        raise ValueError("drafter needs --data: a .jsonl file of prompts, as generate --file reads")
+    config = DeepseekV4Config.from_pretrained(locate(model))
+    tokenizer = load_tokenizer(config.vocab_size)
+    rows = list(islice(read_prompt_rows(data, "chat"), setting.limit))
+    return drafter_task(config, [prompt_ids(row, "chat", tokenizer) for row in rows])
+
+
 def _run(task: Task, model: str, reading: LoadOptions, batch_tokens: int) -> TaskScore:
-    loaded = reading.read(model)
+    loaded = reading.read(model, drafter=task.info.name == DRAFTER)
     tokenizer = load_tokenizer(loaded.config.vocab_size)
     note_other_tokenizer(model, tokenizer)
     with torch.inference_mode(), _bar(f"{task.info.name}, {model}") as progress:

@@ -19,7 +19,7 @@ from seektune.generate.session import GenerateOptions, Session
 from seektune.io.atomic import refuse_existing
 from seektune.io.jsonl import as_line
 from seektune.io.text import check_unicode, printable
-from seektune.workflows.prompt_rows import prompt_text, read_prompt_rows
+from seektune.workflows.prompt_rows import prompt_ids, read_prompt_rows
 
 PAGE = 8
 """Batches of prompts that are answered before their lines are written."""
@@ -98,8 +98,7 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
 
 
 def _ids(row: dict[str, Any], voice: Session) -> list[int]:
-    text = prompt_text(row, voice.setting.mode)
-    return voice.text(text) if "prompt" in row else voice.tokenizer.encode_prompt(text)
+    return prompt_ids(row, voice.setting.mode, voice.tokenizer)
 
 
 def _requests(row: dict[str, Any], voice: Session, output: Output) -> Sequence[Request]:

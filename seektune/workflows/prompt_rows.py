@@ -6,6 +6,7 @@ from typing import Any
 
 from seektune.data.chat_format.encode import encode_chat_prompt
 from seektune.data.chat_format.message import shown
+from seektune.data.tokenizer import Tokenizer
 from seektune.io.jsonl import read_jsonl
 from seektune.io.text import check_unicode
 from seektune.serve.no_effect import asks_for_nothing
@@ -52,6 +53,16 @@ def prompt_text(row: Mapping[str, Any], mode: str) -> str:
         return str(row["prompt"])
     tools = () if row.get("tool_choice") == "none" else row.get("tools") or ()
     return encode_chat_prompt(row["messages"], tools, mode)
+
+
+def prompt_ids(row: Mapping[str, Any], mode: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of `prompt_text`; control tokens in a text prompt are plain characters.
+
+    Raises:
+        ValueError: as `prompt_text`.
+    """
+    text = prompt_text(row, mode)
+    return [tokenizer.bos_id, *tokenizer.encode(text)] if "prompt" in row else tokenizer.encode_prompt(text)
 
 
 def _check_keys(row: Mapping[str, Any]) -> None:

@@ -16,8 +16,14 @@ from torch import Tensor
 from seektune.checkpoint import Shard, as_shard, gather, save_weights
 from seektune.checkpoint.formats import FORMATS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.dims import make_dims
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.parallelize import parallelize
 from tests.checkpoint.make_shards import shard_state, split_stages
-from tests.checkpoint.reader import read_files
+from tests.checkpoint.reader import raw, read_files
+from tests.conftest import DSPARK
 
 from .workers import run_workers
 
@@ -179,3 +185,21 @@ def test_pieces_must_make_up_the_whole(tmp_path: Path):
     half = as_shard(torch.zeros(4, 2)).tensor[:2]
     with pytest.raises(AssertionError, match="a part of"):
         save_weights({"norm.weight": Shard(half, (4, 2), (0, 0))}, {}, tmp_path / "out", "bf16")
+
+
+def load_and_export(source: Path, folder: Path) -> None:
+    config = DeepseekV4Config.from_pretrained(source)
+    wanted = ParallelConfig(pp_size=2)
+    mesh = Mesh.of(make_dims(wanted, dist.get_world_size(), config), torch.device("cpu"))
+    model = parallelize(config, mesh, wanted, torch.float32)
+    model.load_pretrained(source)
+    model.carried = source
+    model.save_pretrained(folder, "released", source)
+
+
+@SLOW
+def test_two_processes_carry_the_stages_of_a_drafter(toy_model, tmp_path: Path):
+    model = toy_model(torch.float32, drafter=True, hidden_size=64, moe_intermediate_size=32, **DSPARK)
+    model.save_pretrained(tmp_path / "base", format="released")
+    run_workers(2, load_and_export, tmp_path / "base", tmp_path / "out")
+    assert raw(tmp_path / "out") == raw(tmp_path / "base")

@@ -16,11 +16,14 @@ from safetensors import safe_open
 from seektune.data.datasets.synthetic import made_hellaswag, write_rows
 from seektune.io.jsonl import read_records
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
 from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.run.run_dir import held
 from seektune.signals import Interrupted
 from seektune.train import checkpoints, trainer
 from seektune.workflows import train as workflow
+from tests.checkpoint.reader import raw
+from tests.conftest import DSPARK
 from tests.patience import HUNG
 from tests.places import HELLASWAG, ROOT
 from tests.read_run import losses
@@ -157,6 +160,31 @@ def test_the_same_command_goes_on_to_the_same_end(recipe, tmp_path, monkeypatch,
     assert losses(folder) == losses(whole)
     for name in ("validation.jsonl", "evaluation.json", "model/model.safetensors", "expert_loads.jsonl"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_resumed_run_carries_the_stages_of_its_base(recipe, toy_model, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    sizes = {"vocab_size": 512, "hidden_size": 64, "moe_intermediate_size": 32}
+    toy_model(torch.float32, drafter=True, **DSPARK, **sizes).save_pretrained(base, format="released")
+    wanted = recipe(
+        model={"weights": str(base), "dtype": "fp32"}, loss={"mtp_weight": 0}, evaluate__tasks=None, steps=3
+    )
+    stopped(wanted, monkeypatch, 2)
+    folder = train(wanted)
+    model = folder / "model"
+    scores = json.loads((folder / "evaluation.json").read_text())["drafter"]
+    assert 1 <= scores["before"]["accepted_length"]["value"] <= 6
+    assert scores["after"]["n"] == 6
+    report = (folder / "report.html").read_text()
+    assert "tokens per step" in report
+    assert "the DSpark stages propose 5 tokens at a time" in report
+    before = raw(base)
+    after = raw(model)
+    assert after.keys() >= {name for name in before if name.startswith("mtp.")}
+    assert all(after[name] == value for name, value in before.items() if name.startswith("mtp."))
+    assert after["head.weight"] != before["head.weight"]
+    assert DeepseekV4Config.from_pretrained(model).dspark_stages == 3
 
 
 @pytest.mark.slow

@@ -1,0 +1,53 @@
+"""The model of a run with its drafter, for measuring how many drafts it accepts."""
+
+from pathlib import Path
+
+import torch
+
+from seektune.checkpoint import load_weights
+from seektune.checkpoint.source import FolderSource
+from seektune.evaluate.config import DRAFTER, EvaluateConfig
+from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
+from seektune.model.config import DeepseekV4Config
+from seektune.model.quantized import quantize_modules
+from seektune.parallel.model import ParallelModel
+
+
+def drafter_is_measured(config: DeepseekV4Config, evaluate: EvaluateConfig, world: int, has_weights: bool) -> bool:
+    """Whether a run evaluates the drafter: by name, or by default where the model has one and one process holds it.
+
+    Raises:
+        ValueError: the task is named, but the model has no drafter or is spread over processes.
+    """
+    has_one = config.mtp_layers > 0 or (config.dspark_stages > 0 and has_weights)
+    named = evaluate.tasks is not None and DRAFTER in evaluate.tasks
+    if named and not has_one:
+        raise ValueError("evaluate.tasks names drafter, but the model has neither an MTP block nor DSpark stages")
+    if named and world > 1:
+        raise ValueError(
+            "evaluate.tasks names drafter, which needs a run of one process; "
+            "seektune eval --task drafter measures the result"
+        )
+    return named or (evaluate.tasks is None and has_one and world == 1)
+
+
+def with_drafter(model: ParallelModel) -> DeepseekV4ForCausalLM:
+    """The model of a run of one process, able to decode, with its MTP block or the DSpark stages of its base.
+
+    The stages take memory of their own, in the bytes of the checkpoint, until the result is dropped.
+    """
+    whole = DeepseekV4ForCausalLM.of(model.whole)
+    if model.carried is not None:
+        whole.mtp = _stages(model.carried, whole)
+    return whole
+
+
+def _stages(folder: Path, model: DeepseekV4ForCausalLM) -> torch.nn.ModuleList:
+    config = model.config
+    complete = DeepseekV4ForCausalLM(config, "meta", model.dtype, model.numerics, drafter=True)
+    kind = FolderSource(folder).kind
+    quantize_modules(complete.mtp, lambda name: kind(f"mtp.{name}"))
+    complete.mtp.to_empty(device=model.device)
+    state = {f"mtp.{name}": tensor for name, tensor in complete.mtp.state_dict().items()}
+    load_weights(state, folder, checkpoint_shapes(config))
+    return complete.mtp
