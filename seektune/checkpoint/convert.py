@@ -61,7 +61,8 @@ def convert(
         source: a checkpoint folder.
         destination: a new or empty folder.
         format: one of `FORMATS`.
-        original: a checkpoint folder; tensors that still have its values keep its bytes.
+        original: a checkpoint folder; tensors that still have its values keep its bytes, and its licence, generation
+            config, chat template and `encoding/` are copied if the source has none.
         progress: called with the bytes written so far and in all.
         shard_bytes: size limit of a shard; one shard per layer if not given.
         checking: called with the bytes searched for damaged values so far and in all, before anything is written.
@@ -93,7 +94,7 @@ def convert(
         _write_shards(work, shards, report, progress)
         write_index(work.folder, list(shards.values()))
         write_config(work.folder, config)
-        copy_companions(source, work.folder)
+        copy_companions(source, work.folder, original)
         work.publish()
     return _conversion(final, work.record, resumed)
 

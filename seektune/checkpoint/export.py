@@ -11,7 +11,7 @@ from seektune.checkpoint.compare import same_values
 from seektune.checkpoint.formats import PLAIN, QUANTIZED
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.source import FolderSource, Source
-from seektune.checkpoint.stored import Stored, bands_of, encode
+from seektune.checkpoint.stored import Stored, bands_of, encode, is_stored_as
 from seektune.checkpoint.write import LazyTensors
 
 
@@ -91,9 +91,9 @@ class _Export:
             ValueError: a value is not finite and the target kind is quantized, or a file is damaged.
         """
         found = self.source.stored(self.name)
-        if found.kind != self.kind:
+        if not is_stored_as(found, self.kind):
             found = self._original_of(found) or found
-        if found.kind == self.kind:
+        if is_stored_as(found, self.kind):
             self.report.copied.append(self.name)
             return found.tensors(self.name)
         return self._converted(found).tensors(self.name)

@@ -1,6 +1,7 @@
 """Checkpoint formats: which tensors are low-bit, and how each kind is encoded.
 
-A *kind* is the encoding of one tensor: `fp4`, `fp8` (E8M0 scales), `fp8_f32` (F32 scales), `bf16`, `f32` or `i64`.
+A *kind* is the encoding of one tensor: `fp4`, `fp8` (E8M0 scales), `fp8_f32` (F32 scales), `bf16`, `f32` or `i64`. A
+format can ask for `fp8_f32_pow2`, `fp8_f32` whose scales are powers of two; headers of files do not distinguish them.
 """
 
 import re
@@ -21,6 +22,11 @@ from seektune.kernels import (
     quantize_fp4,
     quantize_fp8,
 )
+
+
+def with_f32_scales(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """An FP8 weight with its scales as F32."""
+    return weight, scale.float()
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,14 @@ QUANTIZED = {
         encode=lambda weight: quantize_fp8(weight, power_of_two=False),
         decode=dequantize_fp8,
     ),
+    "fp8_f32_pow2": Quantized(
+        torch.float8_e4m3fn,
+        torch.float32,
+        1,
+        (FP8_BLOCK, FP8_BLOCK),
+        encode=lambda weight: with_f32_scales(*quantize_fp8(weight)),
+        decode=dequantize_fp8,
+    ),
 }
 PLAIN = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64, "i64": torch.int64}
 
@@ -116,12 +130,16 @@ _RELEASED = {**_BASE, "scale_fmt": "ue8m0"}
 
 FORMATS = {
     "released": Format("fp4", "fp8", quantization=_RELEASED, expert_dtype="fp4"),
-    "fp8": Format("fp8", "fp8", quantization=_RELEASED, expert_dtype="fp8"),
+    # vLLM reads F32 scales of FP8 experts only: it takes the bits of E8M0 ones for numbers
+    "fp8": Format("fp8_f32_pow2", "fp8", quantization=_RELEASED, expert_dtype="fp8"),
     "base": Format("fp8_f32", "fp8_f32", quantization=_BASE, expert_dtype="fp8"),
     "bf16": Format("bf16", "bf16"),
     "fp32": Format("f32", "f32", rest="f32"),
 }
 """`released`: FP4 experts, other matrices FP8, as V4-Flash. `fp8`: experts in FP8 too. `base`: FP8 with F32 scales."""
+
+READABLE = {**FORMATS, "fp8-e8m0": Format("fp8", "fp8", quantization=_RELEASED, expert_dtype="fp8")}
+"""The formats that are recognized. `fp8-e8m0`: FP8 with E8M0 scales everywhere, as others and older versions wrote."""
 
 
 def format_named(name: str) -> Format:
@@ -138,6 +156,11 @@ def format_named(name: str) -> Format:
 def kind_on_disk(dtype: str, scale_dtype: str | None) -> str | None:
     """The kind of a stored tensor, from the safetensors dtypes of weight and scales; None if no kind has these."""
     return _KINDS.get((dtype, scale_dtype))
+
+
+def kind_of_header(kind: str) -> str:
+    """What `kind_on_disk` finds of a tensor that was written as this kind."""
+    return _ON_DISK.get(kind, kind)
 
 
 def unknown_kind(name: str, dtype: str, scale_dtype: str | None, names: Container[str]) -> str:
@@ -165,3 +188,4 @@ _KINDS = {
     ("F64", None): "f64",
     ("I64", None): "i64",
 }
+_ON_DISK = {"fp8_f32_pow2": "fp8_f32"}

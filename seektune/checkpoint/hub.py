@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-FILES = ["*.safetensors", "*.json"]
+FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "encoding/*"]
 
 
 def locate(source: str | Path) -> Path:

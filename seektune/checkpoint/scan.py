@@ -9,7 +9,7 @@ from pathlib import Path
 
 from seektune.checkpoint.carried import carried_names
 from seektune.checkpoint.files import INDEX, SINGLE, no_weights, read_index, read_listed_header
-from seektune.checkpoint.formats import FORMATS, QUANTIZED, kind_on_disk, unknown_kind
+from seektune.checkpoint.formats import FORMATS, QUANTIZED, READABLE, kind_of_header, kind_on_disk, unknown_kind
 from seektune.checkpoint.header import TensorEntry
 from seektune.checkpoint.names import SCALE, Shape, scale_name, slots, transformers_names
 
@@ -98,12 +98,14 @@ def mismatch(found: FolderScan, shapes: Mapping[str, Shape]) -> Mismatch:
 
 
 def format_of(found: FolderScan) -> str | None:
-    """The format in which all tensors but DSpark stages are stored; None if no single format matches."""
+    """The format of `READABLE` in which all tensors but DSpark stages are stored; None if no single one matches."""
     weights = found.weights()
     carried = carried_names(weights)
     kinds = {name: found.kind(name) for name in weights if name not in carried}
     fitting = [
-        name for name, format in FORMATS.items() if all(format.kind(tensor) == kind for tensor, kind in kinds.items())
+        name
+        for name, format in READABLE.items()
+        if all(kind_of_header(format.kind(tensor)) == kind for tensor, kind in kinds.items())
     ]
     return fitting[0] if kinds and fitting else None
 

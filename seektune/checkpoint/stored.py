@@ -10,7 +10,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.formats import PLAIN, QUANTIZED
+from seektune.checkpoint.formats import PLAIN, QUANTIZED, with_f32_scales
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.kernels import (
     FP8_BLOCK,
@@ -129,23 +129,39 @@ def encode_changed(values: Tensor, kind: str) -> Stored:
     return encode(Stored("f32", values), values, kind)
 
 
-def _with_f32_scales(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    return weight, scale.float()
+def is_stored_as(found: Stored, kind: str) -> bool:
+    """Whether a tensor has that kind already, so that its bytes can be copied; scales tell whether they are powers."""
+    if kind == "fp8_f32_pow2" and found.kind == "fp8_f32":
+        assert found.scale is not None, "this kind has scales"
+        return _are_powers_of_two(found.scale)
+    return found.kind == kind
+
+
+def _are_powers_of_two(scale: Tensor) -> bool:
+    return torch.equal(scale.to(torch.float8_e8m0fnu).float(), scale)
 
 
 def _with_e8m0_scales(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    narrow = scale.to(torch.float8_e8m0fnu)
-    return (weight, narrow) if torch.equal(narrow.float(), scale) else quantize_fp8(dequantize_fp8(weight, scale))
+    if _are_powers_of_two(scale):
+        return weight, scale.to(torch.float8_e8m0fnu)
+    return quantize_fp8(dequantize_fp8(weight, scale))
+
+
+def _with_power_of_two_scales(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return with_f32_scales(*_with_e8m0_scales(weight, scale))
 
 
 def _fp4_with_f32_scales(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    return _with_f32_scales(*recast_fp4_as_fp8(packed, scale))
+    return with_f32_scales(*recast_fp4_as_fp8(packed, scale))
 
 
 RECASTS = {
     ("fp4", "fp8"): recast_fp4_as_fp8,
     ("fp4", "fp8_f32"): _fp4_with_f32_scales,
-    ("fp8", "fp8_f32"): _with_f32_scales,
+    ("fp4", "fp8_f32_pow2"): _fp4_with_f32_scales,
+    ("fp8", "fp8_f32"): with_f32_scales,
+    ("fp8", "fp8_f32_pow2"): with_f32_scales,
     ("fp8_f32", "fp8"): _with_e8m0_scales,
+    ("fp8_f32", "fp8_f32_pow2"): _with_power_of_two_scales,
 }
 """Recast the bytes of one kind as another's; exact where the ranges and scales allow it."""

@@ -11,7 +11,8 @@ from typing import NoReturn
 
 import typer
 
-from seektune.cli import checkpoints, evaluate, generate, init, launch, plan, serve, train
+from seektune.cli import checkpoints, evaluate, generate, init, launch, plan, serve, train, verify_serving
+from seektune.cli.adapter import adapter_app
 from seektune.cli.data import data_app
 from seektune.cli.errors import discard_stdout, explain, print_error
 from seektune.cli.options import ALLOW_OVERRIDES, HELP_FLAGS, Version
@@ -100,8 +101,14 @@ app.command("eval", help=evaluate.EVAL_HELP, short_help="Evaluate a checkpoint, 
 app.command("generate", help=generate.GENERATE_HELP, short_help="Generate text from a checkpoint.")(generate.generate)
 app.command("chat", help=generate.CHAT_HELP, short_help="Chat with a checkpoint in the terminal.")(generate.chat)
 app.command("serve", help=serve.SERVE_HELP, short_help="Serve a checkpoint with an OpenAI-compatible API.")(serve.serve)
+app.command(
+    "verify-serving",
+    help=verify_serving.VERIFY_SERVING_HELP,
+    short_help="Check what a running server computes.",
+)(verify_serving.verify_serving)
 app.add_typer(launch.app, name="launch", short_help="Write a job script for Slurm, Kubernetes or SkyPilot.")
 app.add_typer(data_app, name="data", short_help="Inspect training data.")
+app.add_typer(adapter_app, name="adapter", short_help="Export adapters for inference engines.")
 
 
 automodel_app.command(help=train.AUTOMODEL_HELP, context_settings=ALLOW_OVERRIDES)(train.train)

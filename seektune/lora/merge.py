@@ -5,14 +5,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from seektune.checkpoint.carried import Carrying
 from seektune.checkpoint.check_values import check_values
 from seektune.checkpoint.companions import copy_companions
 from seektune.checkpoint.convert import resolve_destination
 from seektune.checkpoint.export import ExportReport, ExportTarget
-from seektune.checkpoint.formats import EXPERTS, LINEARS, format_named
+from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.save import write_checkpoint
 from seektune.checkpoint.shard import as_shard
@@ -25,9 +24,8 @@ from seektune.lora.coverage import check_coverage
 from seektune.lora.delta import LoraDelta, check_weight
 from seektune.lora.format import read_adapter, trained_for
 from seektune.lora.merge_report import KeptChange, measure, share_kept, write_report
+from seektune.lora.mixed import MIXED, Mixed
 
-MIXED = {"mixed-fp8": "fp8", "mixed-bf16": "bf16"}
-"""Formats that store only the tensors that the adapter changes as that kind; others keep the base's kind."""
 LEAST_KEPT = 0.5
 """A merge that keeps a smaller share of the change is rejected."""
 SAMPLE = 4
@@ -45,36 +43,15 @@ class Merge:
     copied: int
     """Tensors whose bytes were copied from the base."""
     converted: int
-    """Unchanged tensors that were encoded again because the format is not the base's."""
+    """Unchanged tensors that were encoded again because the format is not the base's, or for engines' fused layers."""
     inexact: list[str]
     """Those of `converted` whose values the format cannot represent exactly."""
+    notes: list[str]
+    """What engines cannot load of a mixed result."""
 
 
 class LossyMergeError(ValueError):
     """A merge would keep too little of the change."""
-
-
-@dataclass(frozen=True)
-class _Mixed:
-    """The base's kinds, with another kind for the low-bit matrices that an adapter changes."""
-
-    base: FolderSource
-    touched: frozenset[str]
-    own: str
-
-    def kind(self, released: str) -> str:
-        """`own` for changed matrices that may be low-bit, otherwise the base's kind."""
-        if released in self.touched and re.search(f"{EXPERTS}|{LINEARS}", released):
-            return self.own
-        return self.base.kind(released)
-
-    def config(self, source: dict[str, Any]) -> dict[str, Any]:
-        """The base's config, with the matrices that loaders must not dequantize."""
-        quantization = dict(source.get("quantization_config", {}))
-        if self.own == "bf16" and quantization:
-            quantization["modules_to_not_convert"] = sorted(name.removesuffix(".weight") for name in self.touched)
-            return {**source, "quantization_config": quantization}
-        return source
 
 
 @dataclass
@@ -135,12 +112,13 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
     if not force and (weight != 1.0 or trained_for(adapter) not in (to, MIXED.get(to, to))):
         _refuse_useless(merged, touched, to)
     tally = ExportReport()
-    config = target.config(read_config(base))
     with complete_folder(final) as scratch:
-        write_checkpoint(scratch, config, merged, target, tally)
+        write_checkpoint(scratch, target.config(read_config(base)), merged, target, tally)
         copy_companions(base, scratch)
         write_report(scratch, merged.kept, to, weight)
-    return Merge(destination, merged.kept, len(tally.copied) - len(merged.kept), len(tally.converted), tally.inexact)
+    copied = len(tally.copied) - len(merged.kept)
+    notes = list(target.notes()) if isinstance(target, Mixed) else []
+    return Merge(destination, merged.kept, copied, len(tally.converted), tally.inexact, notes)
 
 
 def change_of(changes: Mapping[str, LoraDelta], released: str) -> tuple[LoraDelta, int | None] | None:
@@ -182,7 +160,7 @@ def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Pa
 
 def _target(source: FolderSource, to: str, touched: Sequence[str]) -> ExportTarget:
     if to in MIXED:
-        return _Mixed(source, frozenset(touched), MIXED[to])
+        return Mixed.of(source, touched, to)
     try:
         return Carrying.of(source).target(format_named(to))
     except ValueError as error:

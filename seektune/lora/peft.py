@@ -62,7 +62,8 @@ def _experts_as_peft(theirs: str, matrices: Mapping[str, LoraDelta]) -> Iterator
     if joined:
         a = torch.cat([_each(change.a, change.b) for change in joined], dim=1)
         b = torch.cat([_rows(change, change is lower) for change in joined], dim=2)
-        key = f"{theirs}.base_layer" if inner else theirs
+        # the config names no targets in the MTP block, so the key alone says which parameter it is
+        key = f"{theirs}.base_layer" if inner or theirs.startswith("mtp.") else theirs
         yield _stacked(key, f"{theirs}.gate_up_proj", a, b, joined[0].scaling)
     if "w2" in matrices:
         change = matrices["w2"]

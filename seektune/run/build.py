@@ -169,11 +169,11 @@ def _streamed(recipe: Recipe, device: torch.device) -> ParallelModel:
 
 
 def origin(recipe: Recipe) -> Origin:
-    """The base that adapter files name: folder or Hub id and, for the latter, the downloaded commit."""
+    """The base that adapter files name, folder or Hub id and the latter's downloaded commit, and its local folder."""
     weights = recipe.model.weights
     if weights is None:
         return Origin(None, None, dump_recipe(recipe))
     # the Hub's cache keeps a commit's files in snapshots/COMMIT
     place = locate(weights).resolve()
     revision = place.name if not Path(weights).is_dir() and place.parent.name == "snapshots" else None
-    return Origin(weights, revision, dump_recipe(recipe))
+    return Origin(weights, revision, dump_recipe(recipe), place)

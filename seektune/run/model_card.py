@@ -33,7 +33,7 @@ _FORMS = {
     "bf16": "bf16 safetensors under the released names.",
     "fp32": "fp32 safetensors under the released names.",
     "released": "FP4 experts and FP8 matrices with E8M0 scales: the layout of the release.",
-    "fp8": "FP8 matrices, experts too, with E8M0 scales.",
+    "fp8": "FP8 matrices, experts too; scales are powers of two, F32 for experts and E8M0 for the rest.",
     "base": "FP8 matrices with F32 scales: the layout of the released Base.",
     "mixed-bf16": "The base's layout; low-bit matrices that the adapter changed are bf16.",
     "mixed-fp8": "The base's layout; low-bit matrices that the adapter changed are FP8.",
@@ -220,8 +220,10 @@ model = DeepseekV4ForCausalLM.from_pretrained({whole}, quantized=True)
 load_adapter(model, "FOLDER")
 ```
 
-With transformers, on bf16 weights: `PeftModel.from_pretrained(model, "FOLDER")`. For vLLM and SGLang merge it first:
-`seektune merge BASE FOLDER merged --to released` says how much of the change rounding keeps, and refuses too little."""
+With transformers, on bf16 weights: `PeftModel.from_pretrained(model, "FOLDER")`. For vLLM:
+`seektune adapter export FOLDER OUT --to vllm`, which refuses what vLLM does not apply adapters to. SGLang needs merged
+weights: `seektune merge BASE FOLDER merged --to mixed-fp8` says how much of the change rounding keeps, and refuses too
+little."""
     loads = "needs `accelerate` to decode the low-bit weights" if form not in ("bf16", "fp32") else "as it is"
     own = form == "released"
     serving = "vLLM and SGLang read this layout:" if own else _ROUNDED
@@ -231,7 +233,9 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("FOLDER")  # {loads}
 ```"""
     if form.startswith("mixed"):
-        return '`DeepseekV4ForCausalLM.from_pretrained("FOLDER")` of SeekTune, which goes by the dtypes on disk.'
+        return """`DeepseekV4ForCausalLM.from_pretrained("FOLDER")` of SeekTune, which goes by the dtypes on disk.
+
+The loaders of vLLM and transformers read it too, except FP8 and FP4 experts side by side in vLLM."""
     return f"""```python
 from seektune import DeepseekV4ForCausalLM
 
@@ -244,7 +248,7 @@ model = DeepseekV4ForCausalLM.from_pretrained("FOLDER")
 
 ```text
 vllm serve {"FOLDER" if own else "served"} --tokenizer-mode deepseek_v4
-python -m sglang.launch_server --model-path {"FOLDER" if own else "served"}
+sglang serve --model-path {"FOLDER" if own else "served"}
 ```"""
 
 

@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from pathlib import Path
 
+from seektune.checkpoint.companions import carry_companions
 from seektune.io.atomic import cannot_write
 from seektune.io.atomic_dir import clean_up_partial, complete_folder
 from seektune.parallel.lora import save_adapter
@@ -11,7 +12,7 @@ from seektune.train.settings import Origin, Savable
 
 
 def export_model(model: ParallelModel, tokenizer: Savable, folder: Path, origin: Origin) -> None:
-    """Write weights (bf16, released names), config.json and tokenizer, or only the adapters if those were trained.
+    """Write weights (bf16, released names), config.json, tokenizer and the base's small files, or only the adapters.
 
     The folder appears when complete. Every process calls it.
 
@@ -24,17 +25,19 @@ def export_model(model: ParallelModel, tokenizer: Savable, folder: Path, origin:
             model.mesh.ranks.first(lambda: clean_up_partial(folder.parent, folder.name))
             save_adapter(model, folder, origin.base, origin.revision, origin.recipe)
         else:
-            _export_weights(model, tokenizer, folder)
+            _export_weights(model, tokenizer, folder, origin.folder)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def _export_weights(model: ParallelModel, tokenizer: Savable, folder: Path) -> None:
+def _export_weights(model: ParallelModel, tokenizer: Savable, folder: Path, base: Path | None) -> None:
     ranks = model.mesh.ranks
     with ExitStack() as stack:
         scratch = ranks.first(lambda: _open_folder(folder, stack))
         model.save_pretrained(scratch)
         ranks.first(lambda: tokenizer.save(scratch))
+        if base is not None:
+            ranks.first(lambda: carry_companions(base, scratch))
         ranks.first(stack.close)
 
 

@@ -39,6 +39,8 @@ class Origin:
     """Commit on the Hub."""
     recipe: str
     """As YAML."""
+    folder: Path | None = None
+    """The local folder of the base, whose licence and other small files exports get."""
 
 
 UNKNOWN = Origin(None, None, "")
@@ -59,4 +61,4 @@ class TrainSettings:
     record: Mapping[str, Any]
     """Facts for checkpoints: the recipe and versions."""
     origin: Origin = UNKNOWN
-    """Base and recipe for adapter files."""
+    """Base and recipe for exports."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.formats import FORMATS, READABLE
 from seektune.checkpoint.scan import FolderScan, Mismatch, format_of, mismatch, scan
 from seektune.data.other_tokenizer import FILE, tokenizer_note
 from seektune.data.tokenizer import load_tokenizer
@@ -19,6 +19,8 @@ from seektune.model.count import count_parameters
 from seektune.model.variants import variant_name
 
 MIXED = "mixed"
+MISREAD = "vLLM 0.33 misreads E8M0 scales of FP8 experts without an error; seektune convert --to fp8 stores them as F32"
+"""About `fp8-e8m0`, the one format that is read and not written."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class CheckpointCard:
 
     folder: str
     format: str
-    """One of the formats, or `mixed`."""
+    """One of `READABLE`, or `mixed`."""
     architecture: ArchitectureFacts | None
     """None if config.json cannot be read."""
     tensors: int
@@ -88,6 +90,7 @@ def read_card(folder: Path) -> CheckpointCard:
         architecture = _architecture(config, form)
         odd = fit(config, found)
         notes += _disagreements(config, form)
+        notes += [MISREAD] if form not in (*FORMATS, MIXED) else []
         notes += [note.removeprefix("note: ") for note in tokenizer_notes(folder)]
     return CheckpointCard(
         folder=str(folder),
@@ -152,7 +155,7 @@ def _disagreements(config: DeepseekV4Config, form: str) -> list[str]:
     if form == MIXED:
         return []
     given = config.to_dict()
-    right = FORMATS[form].config(given)
+    right = READABLE[form].config(given)
     return [
         f"config.json has {key} {given.get(key)!r:.200}, but the tensors are {form}: other libraries may misread them"
         for key in ("quantization_config", "expert_dtype")

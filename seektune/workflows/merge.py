@@ -41,7 +41,7 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
     exact = done.converted - len(done.inexact)
     others = f"{done.copied:,} copied byte for byte, {exact:,} re-encoded exactly, {len(done.inexact):,} rounded"
     say(f"tensors: {len(done.kept):,} changed, {others}")
-    for line in retention(done.kept):
+    for line in (*retention(done.kept), *done.notes):
         say(line)
     say(f"of the whole change {share_kept(done.kept):.1%} is kept; by tensor: {destination / REPORT}")
     say(f"checkpoint: {destination}")
@@ -68,12 +68,15 @@ def retention(kept: list[KeptChange]) -> list[str]:
     for each in kept:
         groups.setdefault(re.sub(r"(layers|mtp|experts)\.\d+\.", r"\1.N.", each.name), []).append(each)
     width = max((len(name) for name in groups), default=0)
-    lines = [f"{'':<{width}}  stored   change    kept  lowest   error"] if groups else []
+    kinds = max((len(each.kind) for each in kept), default=0) + 1
+    lines = [f"{'':<{width}}  {'stored':<{max(kinds, 7)}}  change    kept  lowest   error"] if groups else []
     for name, members in groups.items():
         share = share_kept(members)
         lowest = min(each.share for each in members)
         square = sum(each.square for each in members)
         error = (sum(each.miss for each in members) / square) ** 0.5 if square else 0.0
         change = max(each.change for each in members)
-        lines.append(f"{name:<{width}}  {members[0].kind:<7}{change:>8.2%}{share:>8.1%}{lowest:>8.1%}{error:>8.3f}")
+        lines.append(
+            f"{name:<{width}}  {members[0].kind:<{max(kinds, 7)}}{change:>8.2%}{share:>8.1%}{lowest:>8.1%}{error:>8.3f}"
+        )
     return lines

@@ -32,7 +32,7 @@ from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
 from seektune.train.metrics import MetricsLog, RunLog, SilentLog
 from seektune.train.report import write_report
-from seektune.train.settings import UNKNOWN, TrainSettings
+from seektune.train.settings import TrainSettings
 from seektune.train.trainer import Trainer
 from seektune.workflows.preflight import check_memory
 
@@ -201,7 +201,7 @@ def _settings(recipe: Recipe, data: TrainData) -> TrainSettings:
         guard=recipe.guard,
         validate_every=recipe.evaluate.every,
         seed=recipe.seed,
-        origin=origin(recipe) if recipe.lora.targets else UNKNOWN,
+        origin=origin(recipe),
         record={
             "recipe": recipe.model_dump(mode="json"),
             "versions": {"seektune": __version__, "torch": torch.__version__},

@@ -49,7 +49,7 @@ def test_converted_formats_have_same_values(parity_folder: Path, tmp_path: Path,
     assert {each.status for each in found} == {"same bytes", "same values"}
     assert sum(each.status == "same bytes" for each in found) == done.copied
     expert = next(each for each in found if each.name == "layers.2.ffn.experts.3.w2.weight")
-    kind = {"bf16": "bf16", "fp32": "f32", "fp8": "fp8", "base": "fp8_f32"}[format]
+    kind = {"bf16": "bf16", "fp32": "f32", "fp8": "fp8_f32", "base": "fp8_f32"}[format]
     assert (expert.a, expert.b) == ("fp4 [128, 64]", f"{kind} [128, 64]")
 
 

@@ -115,7 +115,8 @@ def test_fp8_experts_hold_same_values(model, parity_folder: Path, tmp_path: Path
     model.save_pretrained(tmp_path / "out", format=format, original=parity_folder)
     found = dtypes_and_shapes(raw(tmp_path / "out"))
     assert found[f"{FP4}.weight"][0] == "F8_E4M3"
-    assert found[f"{FP4}.scale"][0] == {"fp8": "F8_E8M0", "base": "F32"}[format]
+    assert found[f"{FP4}.scale"][0] == "F32"
+    assert found[f"{FP8}.scale"][0] == {"fp8": "F8_E8M0", "base": "F32"}[format]
     again = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")
     for name, x in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], x), name
@@ -149,6 +150,7 @@ def convert_steps(
         ("bf16", "released"),
         ("fp32", "released"),
         ("fp8", "released"),
+        ("fp8", "fp8", "released"),
         ("base", "released"),
         ("base", "bf16", "fp8", "fp32", "released"),
         ("released",),
@@ -179,7 +181,7 @@ def test_base_round_trip_is_exact_for_power_of_two_scales(parity_folder: Path, t
     assert all(not step.inexact for step in done)
     base = raw(done[0].folder)
     for name, (dtype, shape, data) in raw(fp8).items():
-        if name.endswith(".scale"):
+        if name.endswith(".scale") and dtype == "F8_E8M0":
             exponents = torch.frombuffer(bytearray(data), dtype=torch.uint8).int() - 127
             assert base[name][:2] == ("F32", shape)
             assert torch.equal(torch.frombuffer(bytearray(base[name][2]), dtype=torch.float32).log2().int(), exponents)
@@ -198,6 +200,25 @@ def test_base_to_fp8_reports_rounding(tmp_path: Path):
     assert torch.equal(found[name].view(torch.uint8), expected[0].view(torch.uint8))
     assert convert(base, tmp_path / "base2", "base").copied == 1
     assert raw(tmp_path / "base2") == raw(base)
+
+
+def test_fp8_experts_have_f32_scales_that_are_powers_of_two(tmp_path: Path):
+    """The values and codes of E8M0 scales, in the dtype that engines read them in; F32 scales of base are rounded."""
+    name = "layers.0.ffn.experts.0.w1"
+    values = torch.randn(256, 256) * torch.logspace(-6, 3, 256)[:, None]
+    for into, power_of_two in (("exact", True), ("rounded", False)):
+        weight, scale = quantize_fp8(values, power_of_two)
+        tensors = {f"{name}.weight": weight, f"{name}.scale": scale}
+        base = make_folder(tmp_path / f"base-{into}", **{key.replace(".", "__"): x for key, x in tensors.items()})
+        done = convert(base, tmp_path / into, "fp8")
+        assert done.inexact == ([] if power_of_two else [f"{name}.weight"])
+        found = load_file(tmp_path / into / "model.safetensors")
+        expected_weight, expected_scale = quantize_fp8(dequantize_fp8(weight, scale))
+        assert torch.equal(found[f"{name}.weight"].view(torch.uint8), expected_weight.view(torch.uint8))
+        assert torch.equal(found[f"{name}.scale"], expected_scale.float())
+        again = convert(tmp_path / into, tmp_path / f"{into}-again", "fp8")
+        assert (again.copied, again.converted) == (1, 0)
+        assert raw(again.folder) == raw(tmp_path / into)
 
 
 @pytest.mark.parametrize(

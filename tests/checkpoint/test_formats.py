@@ -101,8 +101,10 @@ def test_every_format_holds_every_tensor_of_flash(format: str):
     assert sum(dtypes.values()) == weights + quantized
     assert (quantized > 0) == (scales is not None)
     if scales is not None:
+        experts = 3 * config.n_routed_experts * (config.num_hidden_layers + 1)
         assert dtypes[torch.float8_e4m3fn] == quantized
-        assert dtypes[scales] >= quantized
+        assert dtypes[scales] >= quantized - (experts if format == "fp8" else 0)
+        assert dtypes[torch.float32] >= experts
     assert dtypes[torch.int8] == 0
     assert dtypes[torch.int64] == config.num_hash_layers
 
@@ -147,7 +149,7 @@ LINEARS = (
 EXPERTS = ("layers.2.ffn.experts.17.w2.weight", "mtp.0.ffn.experts.0.w1.weight")
 KINDS = {
     "released": ("fp4", "fp8", "bf16"),
-    "fp8": ("fp8", "fp8", "bf16"),
+    "fp8": ("fp8_f32_pow2", "fp8", "bf16"),
     "base": ("fp8_f32", "fp8_f32", "bf16"),
     "bf16": ("bf16", "bf16", "bf16"),
     "fp32": ("f32", "f32", "f32"),

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seektune.checkpoint.convert import convert
+from seektune.checkpoint.formats import FORMATS, READABLE
 from seektune.checkpoint.scan import FolderScan, Mismatch, format_of, mismatch, scan
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
@@ -62,6 +63,18 @@ def test_format_is_detected_from_dtypes(parity_folder: Path, tmp_path: Path, for
     found = scan(tmp_path / "out")
     assert format_of(found) == format
     assert mismatch(found, shapes) == Mismatch()
+
+
+def test_experts_with_e8m0_scales_are_another_format(parity_folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(FORMATS, "fp8", READABLE["fp8-e8m0"])
+    convert(parity_folder, tmp_path / "old", "fp8")
+    monkeypatch.undo()
+    assert format_of(scan(tmp_path / "old")) == "fp8-e8m0"
+    with pytest.raises(ValueError, match="'fp8-e8m0' is unknown"):
+        convert(tmp_path / "old", tmp_path / "out", "fp8-e8m0")
+    done = convert(tmp_path / "old", tmp_path / "new", "fp8")
+    assert done.inexact == []
+    assert format_of(scan(tmp_path / "new")) == "fp8"
 
 
 def test_mixed_dtypes_have_no_format(folder: Path):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from seektune.checkpoint.stored import BAND, Stored, bands_of, encode
+from seektune.checkpoint.formats import QUANTIZED
+from seektune.checkpoint.stored import BAND, Stored, bands_of, encode, is_stored_as
 from seektune.kernels import dequantize_fp4, dequantize_fp8, quantize_fp4, quantize_fp8
 
 
@@ -57,11 +58,24 @@ def test_writing_bands_fills_the_whole(monkeypatch: pytest.MonkeyPatch, kind: st
 
 
 @pytest.mark.parametrize("kind", ["fp4", "fp8", "fp8_f32"])
-@pytest.mark.parametrize("target", ["fp8", "fp8_f32", "bf16", "f32"])
+@pytest.mark.parametrize("target", ["fp8", "fp8_f32", "fp8_f32_pow2", "bf16", "f32"])
 def test_encoding_keeps_representable_values(kind: str, target: str):
     part = stored(kind, 256, 128)
     values = part.values()
     found = encode(part, values, target)
     assert found.kind == target
-    lossy = kind == "fp8_f32" and target in ("fp8", "bf16")
+    lossy = kind == "fp8_f32" and target in ("fp8", "fp8_f32_pow2", "bf16")
     assert torch.equal(found.values().float(), values) != lossy
+
+
+def test_f32_scales_are_copied_as_powers_of_two_only_if_they_are():
+    kind = "fp8_f32_pow2"
+    powers = Stored("fp8_f32", *QUANTIZED[kind].encode(torch.randn(256, 128)))
+    others = stored("fp8_f32", 256, 128)
+    assert [is_stored_as(each, kind) for each in (powers, others, stored("fp8", 256, 128))] == [True, False, False]
+    assert is_stored_as(powers, "fp8_f32")
+    assert is_stored_as(others, "fp8_f32")
+    kept = encode(powers, powers.values(), kind)
+    assert torch.equal(kept.weight.view(torch.uint8), powers.weight.view(torch.uint8))
+    assert torch.equal(encode(powers, powers.values(), "fp8").values(), powers.values())
+    assert is_stored_as(Stored("fp8_f32", *encode(others, others.values(), kind).tensors("a").values()), kind)

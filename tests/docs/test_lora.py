@@ -4,11 +4,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from seektune import cli
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.launch.job import LaunchConfig
+from seektune.lora.delta import LoraDelta
+from seektune.lora.format import write_adapter
 from tests.places import RECIPES, ROOT, TINY_LORA
 from tests.run_cli import seektune
 
@@ -38,7 +41,7 @@ def test_every_command_runs(tmp_path: Path) -> None:
     """The page's run first, then the recipe's own into another folder, whose base is the page's BASE."""
     rows = write_hellaswag(tmp_path / "rows", 40, 6)
     small = [f"--data.path={rows}", "--steps=2", "--batch.global_size=4", "--batch.micro_size=4", "--evaluate.limit=2"]
-    train, merge, pair = commands_of_page()
+    train, export, merge, pair = commands_of_page()
     prepared = [[word.replace("runs/adapted", "runs/second") for word in words] for words in commands_of_recipe()]
     assert pair[0] == "automodel"
     pair = ["seektune", "train", *pair[1:]]
@@ -50,6 +53,10 @@ def test_every_command_runs(tmp_path: Path) -> None:
         answer = seektune(*words[1:], *(small if words[1] == "train" else []), cwd=tmp_path)
         assert answer.returncode == 0, (words, answer.stderr)
     assert "is kept" in answer.stdout
+    served = {"layers.1.attn.wq_b": LoraDelta(torch.ones(2, 4), torch.ones(8, 2), 1.0)}
+    write_adapter(tmp_path / "runs" / "served" / "adapter", served, {})
+    assert seektune(*export[1:], cwd=tmp_path).returncode == 0
+    assert (tmp_path / "served" / "adapter_config.json").exists()
     assert (tmp_path / "merged" / "config.json").exists()
 
 
@@ -61,4 +68,4 @@ def test_a_job_for_a_node_is_the_job_it_says(command: list[str], launched: list[
 
 
 def test_there_are_commands_to_test() -> None:
-    assert (len(EVERY), len(FLASH), len(NODE)) == (5, 6, 3)
+    assert (len(EVERY), len(FLASH), len(NODE)) == (6, 6, 3)

@@ -37,6 +37,25 @@ def test_write_read_round_trip(folder: Path) -> None:
     assert changes[NAME].scaling == 2.0
 
 
+@pytest.mark.parametrize("matrices", [("w1",), ("w3",), ("w2",), ("w1", "w3"), ("w1", "w2", "w3")])
+@pytest.mark.parametrize("block", ["layers.0", "mtp.0"])
+def test_matrices_of_experts_return_as_what_they_were(tmp_path: Path, block: str, matrices: tuple[str, ...]) -> None:
+    """In the MTP block, too, whose targets the config does not name."""
+    shapes = {"w1": (6, 8), "w2": (8, 6), "w3": (6, 8)}
+    changes = {
+        f"{block}.ffn.experts.{name}": LoraDelta(
+            torch.randn(3, 2, shapes[name][1]), torch.randn(3, shapes[name][0], 2), 2.0
+        )
+        for name in matrices
+    } | {NAME: LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0)}
+    write_adapter(tmp_path / "adapter", changes, {})
+    found = read_adapter(tmp_path / "adapter").changes
+    assert found.keys() == changes.keys()
+    for name, change in changes.items():
+        assert torch.equal(found[name].a, change.a)
+        assert torch.equal(found[name].b, change.b)
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_non_finite_values_are_rejected(folder: Path, number: float) -> None:
     found = tensors(folder)

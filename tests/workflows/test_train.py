@@ -82,8 +82,12 @@ def test_a_run_leaves_everything(recipe, tmp_path, capsys):
 @pytest.mark.slow
 def test_what_a_run_leaves_is_where_the_next_one_starts(recipe, tmp_path):
     first = train(recipe(run_dir=str(tmp_path / "one")))
+    (first / "model" / "LICENSE").write_text("MIT")
+    (first / "model" / "chat_template.jinja").write_text("the base's own")
     weights = {"weights": str(first / "model"), "dtype": "bf16"}
     second = train(recipe(run_dir=str(tmp_path / "two"), model=weights, batch__pack=True))
+    assert (second / "model" / "LICENSE").read_text() == "MIT"
+    assert (second / "model" / "chat_template.jinja").read_text() == "the base's own"
     before = [read_records(folder / "validation.jsonl") for folder in (first, second)]
     assert before[1][0]["loss"] == pytest.approx(before[0][-1]["loss"], abs=0.02)
     model = DeepseekV4ForCausalLM.from_pretrained(second / "model")
