@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seektune.checkpoint.files import INDEX
 from seektune.checkpoint.resumable_dir import RECORD
 from seektune.io.config_json import CONFIG, foreign_code, without_code
 from seektune.io.json_file import read_json, write_json
+from seektune.io.tensor_names import INDEX
 
 COMPANIONS = (".json", ".txt", ".md", ".jinja")
 """Suffixes of files that are copied unchanged: tokenizer, generation config, chat template, model card."""

@@ -7,10 +7,11 @@ from typing import Any
 
 from seektune.checkpoint.check_values import check_values
 from seektune.checkpoint.companions import copy_companions
+from seektune.checkpoint.drafter import WithDrafter, takes_drafter, with_drafter_keys
 from seektune.checkpoint.export import ExportReport, export_tensors
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.resumable_dir import Record, ResumableDir, read_record, resumable_dir
-from seektune.checkpoint.source import FolderSource
+from seektune.checkpoint.source import FolderSource, Source
 from seektune.checkpoint.write import (
     LazyTensors,
     check_disk_space,
@@ -60,7 +61,8 @@ def convert(
         source: a checkpoint folder.
         destination: a new or empty folder.
         format: one of `FORMATS`.
-        original: a checkpoint folder; tensors that still have its values keep its bytes.
+        original: a checkpoint folder; tensors that still have its values keep its bytes. If the source has no MTP block
+            and no DSpark stages, the result gets the original's.
         progress: called with the bytes written so far and in all.
         shard_bytes: size limit of a shard; one shard per layer if not given.
         checking: called with the bytes searched for damaged values so far and in all, before anything is written.
@@ -74,12 +76,12 @@ def convert(
     weights = FolderSource(source)
     report = ExportReport()
     original_source = FolderSource(original) if original is not None else None
-    config = target.config(read_config(source))
+    content, config = _content(weights, read_config(source), original_source, original)
     final = resolve_destination(source, destination)
     plan = _plan(source, format, original, shard_bytes)
     if (record := _finished(final, plan)) is not None:
         return _conversion(final, record, resumed=len(record["shards"]))
-    planned = list(export_tensors(weights, target, report, original_source))
+    planned = list(export_tensors(content, target, report, original_source))
     shards = _by_name(split(planned, shard_bytes or shard_limit(planned)))
     with resumable_dir(final, plan) as work:
         # checked again under the lock: another call may have finished since
@@ -91,10 +93,19 @@ def convert(
         check_disk_space(work.final.parent, unwritten)
         _write_shards(work, shards, report, progress)
         write_index(work.folder, list(shards.values()))
-        write_config(work.folder, config)
+        write_config(work.folder, target.config(config))
         copy_companions(source, work.folder)
         work.publish()
     return _conversion(final, work.record, resumed)
+
+
+def _content(
+    source: FolderSource, config: dict[str, Any], original: FolderSource | None, folder: Path | None
+) -> tuple[Source, dict[str, Any]]:
+    """The tensors and the config of a result: the source's, and the original's drafter if the source lacks one."""
+    if original is None or folder is None or not takes_drafter(source.files.names(), original.files.names()):
+        return source, config
+    return WithDrafter(source, original), with_drafter_keys(config, read_config(folder))
 
 
 def _plan(source: Path, format: str, original: Path | None, shard_bytes: int | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from seektune.checkpoint.names import Shape
 from seektune.io.regular_file import open_regular
+from seektune.io.tensor_names import LENGTH_BYTES
 
 DTYPES = {
     torch.float64: "F64",
@@ -30,9 +31,6 @@ DTYPES = {
 }
 """safetensors' names of dtypes."""
 
-_LENGTH = 8
-"""Bytes of the header's length at the beginning of the file, little-endian."""
-
 
 @dataclass(frozen=True)
 class TensorEntry:
@@ -45,6 +43,8 @@ class TensorEntry:
     """Offset of the first byte in the file."""
     size: int
     """Number of bytes."""
+    name: str
+    """The name in the file."""
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -58,7 +58,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             # safe_open validates the file: lengths, dtypes, and offsets without gaps up to the last byte
             with safe_open(file, framework="pt"):
                 pass
-            length = int.from_bytes(opened.read(_LENGTH), "little")
+            length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
             header = json.loads(opened.read(length))
     except FileNotFoundError:
         raise ValueError(f"{file} is missing; the checkpoint is incomplete") from None
@@ -67,7 +67,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
     header.pop("__metadata__", None)
-    return {name: _entry(_LENGTH + length, values) for name, values in header.items()}
+    return {name: _entry(name, LENGTH_BYTES + length, values) for name, values in header.items()}
 
 
 def header_bytes(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
@@ -79,10 +79,10 @@ def header_bytes(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
         entries[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH)
-    return len(text).to_bytes(_LENGTH, "little") + text
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def _entry(data: int, values: dict[str, Any]) -> TensorEntry:
+def _entry(name: str, data: int, values: dict[str, Any]) -> TensorEntry:
     begin, end = values["data_offsets"]
-    return TensorEntry(values["dtype"], tuple(values["shape"]), data + begin, end - begin)
+    return TensorEntry(values["dtype"], tuple(values["shape"]), data + begin, end - begin, name)

@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from seektune.checkpoint.files import INDEX, SINGLE, no_weights, read_index, read_listed_header
+from seektune.checkpoint.files import no_weights, read_index, read_listed_header
 from seektune.checkpoint.formats import FORMATS, QUANTIZED, kind_on_disk, unknown_kind
 from seektune.checkpoint.header import TensorEntry
-from seektune.checkpoint.names import SCALE, Shape, scale_name, slots, transformers_names
+from seektune.checkpoint.names import SCALE, Shape, scale_name, slots
+from seektune.checkpoint.released_entries import released_entries
+from seektune.io.other_formats import other_format
+from seektune.io.tensor_names import INDEX, SINGLE
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class FolderScan:
     """The readable tensors of a folder, its files, and what is wrong with them."""
 
     tensors: dict[str, TensorEntry]
+    """By released name."""
     files: dict[str, int]
     """Bytes of each existing weight file, damaged ones included."""
     strays: list[str]
@@ -60,7 +64,7 @@ def scan(folder: Path) -> FolderScan:
         ValueError: it is not a folder.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+        raise ValueError(other_format(folder) or f"{folder} is not a folder")
     problems: list[str] = []
     # a link that leads nowhere has no size; it is a problem only if a loader needs it
     present = {file.name: file.stat().st_size if file.exists() else 0 for file in sorted(folder.glob("*.safetensors"))}
@@ -76,8 +80,10 @@ def scan(folder: Path) -> FolderScan:
         tensors |= entries
         if placed:
             problems += _misplaced(placed, file, entries)
-    if (theirs := transformers_names(tensors)) is not None:
-        problems.append(f"{folder} {theirs}")
+    try:
+        tensors = released_entries(tensors, folder)
+    except ValueError as error:
+        problems.append(str(error))
     sizes = {file: present[file] for file in files if file in present}
     return FolderScan(tensors, sizes, [file for file in present if file not in files], problems)
 

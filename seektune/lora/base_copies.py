@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint import Shard
+from seektune.checkpoint.transformers_names import released_name
 from seektune.lora.peft_config import PREFIX
-from seektune.lora.transformers_names import released_name
 
 TABLES = ("embed", "head")
 """Released names of the modules whose weights PEFT stores."""

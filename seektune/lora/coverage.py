@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from seektune.checkpoint.transformers_names import transformers_name
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft_config import is_named
-from seektune.lora.transformers_names import transformers_name
 
 NARROWED = ("layers_to_transform", "layers_pattern", "exclude_modules")
 """Keys of a config that leave out some of the modules that its targets match."""

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seektune.checkpoint.transformers_names import released_name, transformers_name
 from seektune.lora.base_copies import base_copies
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft_config import PREFIX, PeftConfig
-from seektune.lora.transformers_names import released_name, transformers_name
 
 _EXPERTS = re.compile(r"(.*\.experts)\.(w[123])")
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seektune.checkpoint.drafter import drafter_notes
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.scan import FolderScan, Mismatch, format_of, mismatch, scan
 from seektune.data.other_tokenizer import FILE, tokenizer_note
@@ -86,12 +87,12 @@ def read_card(folder: Path) -> CheckpointCard:
     try:
         config = DeepseekV4Config.from_pretrained(folder)
     except ValueError as error:
-        problems.append(str(error))
+        problems += [said for said in [str(error)] if said not in problems]
     else:
         architecture = _architecture(config, form)
         odd = fit(config, found)
         notes += _disagreements(config, form)
-        notes += [note.removeprefix("note: ") for note in tokenizer_notes(folder)]
+        notes += [note.removeprefix("note: ") for note in (*tokenizer_notes(folder), *drafter_notes(folder))]
     return CheckpointCard(
         folder=str(folder),
         format=form,

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from seektune.checkpoint.transformers_names import released_name, transformers_name
 from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.format import CONFIG, WEIGHTS
 from seektune.lora.initialize import init_adapters
@@ -16,7 +17,6 @@ from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.merge import merge
 from seektune.lora.state import adapter_state
 from seektune.lora.targets import adaptable, matching
-from seektune.lora.transformers_names import released_name, transformers_name
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.lora import load_adapter as load_for_training
 from seektune.parallel.model import ParallelModel

@@ -1,0 +1,57 @@
+"""The blocks after the backbone, the MTP block or DSpark stages: taken from the original if a checkpoint has none."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from seektune.checkpoint.names import Shape
+from seektune.checkpoint.source import FolderSource, Source
+from seektune.checkpoint.stored import Stored
+from seektune.io.config_json import DRAFTER, lost_drafter
+from seektune.io.transformers_config import DRAFTER_KEYS
+
+
+class WithDrafter:
+    """A checkpoint without `mtp.*` tensors, and those of its original."""
+
+    def __init__(self, backbone: Source, original: FolderSource):
+        self._backbone = backbone
+        self._original = original
+
+    def shapes(self) -> Iterator[tuple[str, Shape]]:
+        """The backbone's, then those of the original's drafter."""
+        yield from self._backbone.shapes()
+        yield from (each for each in self._original.shapes() if each[0].startswith(DRAFTER))
+
+    def stored(self, name: str) -> Stored:
+        """The tensor in the encoding of the folder that has it."""
+        return (self._original if name.startswith(DRAFTER) else self._backbone).stored(name)
+
+
+def takes_drafter(names: Iterable[str], original: Iterable[str]) -> bool:
+    """Whether an export takes the `mtp.*` tensors of its original: it has none itself, and the original has."""
+    return not any(name.startswith(DRAFTER) for name in names) and any(name.startswith(DRAFTER) for name in original)
+
+
+def with_drafter_keys(config: Mapping[str, Any], original: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without blocks after the backbone, with the original's keys for them.
+
+    Raises:
+        ValueError: one of both does not say how many layers it has.
+    """
+    taken = {key: value for key, value in original.items() if key.startswith(DRAFTER_KEYS)}
+    try:
+        backbone = config["compress_ratios"][: config["num_hidden_layers"]]
+        blocks = original["compress_ratios"][original["num_hidden_layers"] :]
+        return {**config, **taken, "compress_ratios": [*backbone, *blocks]}
+    except (KeyError, TypeError):
+        raise ValueError("num_hidden_layers or compress_ratios is missing or damaged in config.json") from None
+
+
+def drafter_notes(folder: Path) -> Iterator[str]:
+    """A note about a checkpoint that transformers wrote without the blocks after the backbone."""
+    if lost_drafter(folder):
+        yield (
+            f"note: {folder} was written by transformers, which leaves out the mtp.* tensors; "
+            f"seektune convert {folder} OUT --to released --original RELEASE takes them from the release"
+        )
