@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.transformers_names import released_name, transformers_name
+from seektune.checkpoint.transformers_names import transformers_name
 from seektune.lora.base_copies import base_copies
 from seektune.lora.delta import LoraDelta
-from seektune.lora.peft_config import PREFIX, PeftConfig
+from seektune.lora.peft_config import PeftConfig
+from seektune.lora.peft_names import PREFIX, released_module, stem_of, wrapped_module
 
 _EXPERTS = re.compile(r"(.*\.experts)\.(w[123])")
 
@@ -153,18 +154,13 @@ def _partner(key: str) -> str:
 
 def _magnitude_of(key: str) -> str:
     """The key of DoRA's magnitudes, from A's."""
-    return f"{PREFIX}{_module(key)}.lora_magnitude_vector"
-
-
-def _module(key: str) -> str:
-    """The module of this key of an A."""
-    return key.removeprefix(PREFIX).removesuffix(".lora_embedding_A").removesuffix(".lora_A.weight")
+    return f"{stem_of(key)}.lora_magnitude_vector"
 
 
 def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> dict[str, LoraDelta]:
     """The change whose A has this key, or the two changes of a `gate_up_proj`."""
     embedding = key.endswith(".lora_embedding_A")
-    theirs = _module(key)
+    theirs = wrapped_module(key)
     other = _partner(key)
     if other not in tensors:
         raise ValueError(f"it lacks {other}")
@@ -175,7 +171,7 @@ def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> 
     if theirs.endswith((".experts", ".experts.base_layer")):
         return _experts_as_released(theirs, a, b, terms)
     target = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs
-    name = released_name(theirs)
+    name = released_module(theirs)
     if _EXPERTS.fullmatch(name):
         raise ValueError(f"{key} is a matrix of all experts, which PEFT stores under {name.rpartition('.')[0]}")
     if len(a) != (rank := terms.rank_of(target)):
@@ -206,7 +202,7 @@ def _experts_as_released(theirs: str, a: Tensor, b: Tensor, terms: PeftConfig) -
     a_ERI = a.unflatten(0, (-1, rank))
     b_EOR = b.unflatten(1, (rank, -1)).permute(2, 0, 1)
     scaling = terms.scaling_of(target)
-    ours = released_name(f"{base}.").removesuffix(".")
+    ours = released_module(f"{base}.").removesuffix(".")
     if not inner:
         return {f"{ours}.w2": LoraDelta(a_ERI, b_EOR, scaling)}
     if len(b) % 2:

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-PREFIX = "base_model.model."
-"""Prefix of PEFT's keys, from its two wrappers."""
 UNREAD = (
     "modules_to_save",
     "trainable_token_indices",

@@ -92,7 +92,11 @@ def read_card(folder: Path) -> CheckpointCard:
         architecture = _architecture(config, form)
         odd = fit(config, found)
         notes += _disagreements(config, form)
-        notes += [note.removeprefix("note: ") for note in (*tokenizer_notes(folder), *drafter_notes(folder))]
+        notes += [note.removeprefix("note: ") for note in drafter_notes(folder)]
+        try:
+            notes += [note.removeprefix("note: ") for note in tokenizer_notes(folder)]
+        except ValueError as error:
+            problems.append(str(error))
     return CheckpointCard(
         folder=str(folder),
         format=form,
@@ -115,7 +119,11 @@ def fit(config: DeepseekV4Config, found: FolderScan) -> Mismatch:
 
 
 def tokenizer_notes(folder: Path) -> list[str]:
-    """A note if the folder's tokenizer.json is not the tokenizer that is used with its vocabulary size."""
+    """A note if the folder's tokenizer.json is not the tokenizer that is used with its vocabulary size.
+
+    Raises:
+        ValueError: that file gives ids outside of the vocabulary.
+    """
     if not (folder / FILE).is_file():
         return []
     try:

@@ -142,3 +142,46 @@ def test_names_of_transformers_are_those_of_the_release_and_back(base: Path) -> 
     theirs = {name: transformers_name(name) for name in names}
     assert {released_name(each): each for each in theirs.values()} == theirs
     assert theirs["layers.1.attn.indexer.wq_b"] == "model.layers.1.self_attn.compressor.indexer.q_b_proj"
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "base_model.model.model.",
+        "base_model.model.",
+        "model.",
+        "",
+        "module.base_model.model.model.",
+        "base_model.model.model.language_model.",
+    ],
+)
+def test_modules_are_known_by_the_end_of_their_names(base: Path, adapter: Path, prefix: str) -> None:
+    """A trainer without PEFT's wrapper, without the head's model around, or with wrappers of its own."""
+    expected = load_file(adapter / WEIGHTS)
+    config = json.loads((adapter / CONFIG).read_text())
+    assert config["rank_pattern"], "of the experts"
+    ends = {name: name.removeprefix("base_model.model.model.") for name in expected}
+    assert all(end.startswith("layers.") for end in ends.values())
+    plain = DeepseekV4ForCausalLM.from_pretrained(base)
+    load_adapter(plain, adapter)
+    changed(adapter, lambda found: {prefix + ends[name]: x for name, x in found.items()})
+    renamed = {"rank_pattern": {each.removeprefix("model."): rank for each, rank in config["rank_pattern"].items()}}
+    renamed["alpha_pattern"] = {each.removeprefix("model."): a for each, a in config["alpha_pattern"].items()}
+    (adapter / CONFIG).write_text(json.dumps(config | renamed))
+    model = DeepseekV4ForCausalLM.from_pretrained(base)
+    load_adapter(model, adapter)
+    ids = torch.randint(64, (1, 40))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize("key", ["lm_head.weight", "model.embed_tokens.weight", "base_model.model.embed_tokens.weight"])
+def test_a_copy_of_the_base_is_known_by_the_end_of_its_name(base: Path, adapter: Path, key: str) -> None:
+    weight = DeepseekV4ForCausalLM.from_pretrained(base).get_parameter(
+        "head.weight" if "head" in key else "embed.weight"
+    )
+    changed(adapter, lambda found: found | {key: weight.detach()})
+    load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
+    changed(adapter, lambda found: found | {key: weight.detach() + 1})
+    with pytest.raises(ValueError, match=rf"holds {key} with other values"):
+        load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
