@@ -13,6 +13,9 @@ from seektune.io.tensor_names import INDEX
 COMPANIONS = (".json", ".txt", ".md", ".jinja")
 """Suffixes of files that are copied unchanged: tokenizer, generation config, chat template, model card."""
 
+QUANTIZATION = "hf_quant_config.json"
+"""How NVIDIA's tools quantized a checkpoint; it says nothing about a result in our formats, and servers follow it."""
+
 
 def copy_companions(source: Path, folder: Path) -> None:
     """Copy the small files next to the weights, except config.json and the index; settings lose foreign code."""
@@ -32,7 +35,7 @@ def code_notes(source: Path) -> Iterator[str]:
 
 
 def _companions(source: Path) -> list[Path]:
-    own = {CONFIG, INDEX, RECORD}
+    own = {CONFIG, INDEX, RECORD, QUANTIZATION}
     return [
         file
         for file in sorted(source.iterdir())

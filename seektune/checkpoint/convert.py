@@ -7,11 +7,11 @@ from typing import Any
 
 from seektune.checkpoint.check_values import check_values
 from seektune.checkpoint.companions import copy_companions
-from seektune.checkpoint.drafter import WithDrafter, takes_drafter, with_drafter_keys
+from seektune.checkpoint.drafter import with_drafter
 from seektune.checkpoint.export import ExportReport, export_tensors
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.resumable_dir import Record, ResumableDir, read_record, resumable_dir
-from seektune.checkpoint.source import FolderSource, Source
+from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.write import (
     LazyTensors,
     check_disk_space,
@@ -76,7 +76,7 @@ def convert(
     weights = FolderSource(source)
     report = ExportReport()
     original_source = FolderSource(original) if original is not None else None
-    content, config = _content(weights, read_config(source), original_source, original)
+    content, config = with_drafter(weights, read_config(source), original_source)
     final = resolve_destination(source, destination)
     plan = _plan(source, format, original, shard_bytes)
     if (record := _finished(final, plan)) is not None:
@@ -97,15 +97,6 @@ def convert(
         copy_companions(source, work.folder)
         work.publish()
     return _conversion(final, work.record, resumed)
-
-
-def _content(
-    source: FolderSource, config: dict[str, Any], original: FolderSource | None, folder: Path | None
-) -> tuple[Source, dict[str, Any]]:
-    """The tensors and the config of a result: the source's, and the original's drafter if the source lacks one."""
-    if original is None or folder is None or not takes_drafter(source.files.names(), original.files.names()):
-        return source, config
-    return WithDrafter(source, original), with_drafter_keys(config, read_config(folder))
 
 
 def _plan(source: Path, format: str, original: Path | None, shard_bytes: int | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.source import FolderSource, Source
 from seektune.checkpoint.stored import Stored
-from seektune.io.config_json import DRAFTER, lost_drafter
+from seektune.io.config_json import DRAFTER, lost_drafter, read_config
 from seektune.io.transformers_config import DRAFTER_KEYS
 
 
@@ -46,6 +46,19 @@ def with_drafter_keys(config: Mapping[str, Any], original: Mapping[str, Any]) ->
         return {**config, **taken, "compress_ratios": [*backbone, *blocks]}
     except (KeyError, TypeError):
         raise ValueError("num_hidden_layers or compress_ratios is missing or damaged in config.json") from None
+
+
+def with_drafter(
+    source: FolderSource, config: dict[str, Any], original: FolderSource | None
+) -> tuple[Source, dict[str, Any]]:
+    """What an export writes: the source and its config, with the drafter of its original if it takes that.
+
+    Raises:
+        ValueError: a config.json is missing or damaged.
+    """
+    if original is None or not takes_drafter(source.files.names(), original.files.names()):
+        return source, config
+    return WithDrafter(source, original), with_drafter_keys(config, read_config(original.folder))
 
 
 def drafter_notes(folder: Path) -> Iterator[str]:

@@ -47,7 +47,8 @@ the first of these, unless `save_original_format` is false."""
 FUSED = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 """transformers' parameters of all routed experts: the released matrices that each stacks, by rows."""
 
-_WEIGHT = ".weight"
+_END = re.compile(r"(\.weight|\.weight_scale|\.weight_scale_2|\.input_scale)?$")
+"""The end of a tensor's name after that of its module; the last three are scales of NVFP4."""
 _ROOTS = ("model.", "lm_head.")
 """How the names of the tensors in a checkpoint of transformers begin; those of the release never do."""
 
@@ -73,10 +74,11 @@ def released_tensor(stored: str) -> str:
     """
     if not stored.startswith(_ROOTS):
         return stored
-    name = stored.removesuffix(_WEIGHT)
+    name = _END.sub("", stored)
+    end = stored[len(name) :]
     for pattern, ours in _SAVED:
         name = re.sub(pattern, ours, name)
-    return released_name(name) + stored[len(stored.removesuffix(_WEIGHT)) :]
+    return released_name(name) + end
 
 
 def _inverse(pattern: str, theirs: str) -> tuple[re.Pattern[str], str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from seektune.checkpoint.drafter import drafter_notes
 from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.nvfp4 import NVFP4, WAY_OUT
 from seektune.checkpoint.scan import FolderScan, Mismatch, format_of, mismatch, scan
 from seektune.data.other_tokenizer import FILE, tokenizer_note
 from seektune.data.tokenizer import load_tokenizer
@@ -169,6 +170,8 @@ def _stray(file: str) -> str:
 
 def _disagreements(config: DeepseekV4Config, form: str) -> list[str]:
     """Keys of config.json that contradict the format of the files; we follow the files, other libraries may not."""
+    if form == NVFP4:
+        return [f"its weights are NVFP4, {WAY_OUT}"]
     if form == MIXED:
         return []
     given = config.to_dict()
