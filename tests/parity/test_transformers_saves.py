@@ -1,5 +1,6 @@
 """What transformers and PEFT save is read wherever a checkpoint is read, and returns to the release's bytes."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,20 @@ def test_a_save_returns_to_the_bytes_of_the_release(
     assert {key: config[key] for key in released.keys() - {"transformers_version"}} == {
         key: value for key, value in released.items() if key != "transformers_version"
     }
+
+
+def test_the_config_of_transformers_beside_the_names_of_the_release(
+    parity_folder: Path, saves: Saves, tmp_path: Path
+) -> None:
+    """As Megatron-Bridge exports a model, MTP block included."""
+    folder = Path(shutil.copytree(parity_folder, tmp_path / "export"))
+    shutil.copy(saves["bf16"] / "config.json", folder)
+    assert DeepseekV4ForCausalLM.from_pretrained(folder).mtp
+    card = read_card(folder)
+    assert card.complete
+    assert card.architecture is not None
+    assert card.architecture.mtp_blocks == 1
+    assert not any("mtp" in note for note in card.notes)
 
 
 def test_what_a_save_lacks_is_said_with_the_way_to_get_it(saves: Saves) -> None:
