@@ -36,14 +36,14 @@ _RULES = (
 
 The weight of a module has the module's name here, without `.weight`.
 """
-_SAVED = (
-    (r"\.attn\.norm$", ".attn.kv_norm"),
-    (r"(\.experts\.\d+)\.gate_proj$", r"\1.w1"),
-    (r"(\.experts\.\d+)\.down_proj$", r"\1.w2"),
-    (r"(\.experts\.\d+)\.up_proj$", r"\1.w3"),
+_READ_ONLY = (
+    (re.compile(r"\.attn\.norm$"), ".attn.kv_norm"),
+    (re.compile(r"(\.experts\.\d+)\.gate_proj$"), r"\1.w1"),
+    (re.compile(r"(\.experts\.\d+)\.down_proj$"), r"\1.w2"),
+    (re.compile(r"(\.experts\.\d+)\.up_proj$"), r"\1.w3"),
 )
-"""Further names in checkpoints, to released ones. `save_pretrained` undoes the rules, but for the prefix `model.` and
-the first of these, unless `save_original_format` is false."""
+"""Further names, to released ones. `save_pretrained` undoes the rules, but for the prefix `model.` and the first of
+these, unless `save_original_format` is false; the others are of tools that store each expert."""
 FUSED = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}
 """transformers' parameters of all routed experts: the released matrices that each stacks, by rows."""
 
@@ -61,8 +61,8 @@ def transformers_name(released: str) -> str:
 
 
 def released_name(theirs: str) -> str:
-    """The inverse of `transformers_name`."""
-    for pattern, ours in _INVERSE:
+    """The inverse of `transformers_name`; names of each expert and of `save_pretrained` are read too."""
+    for pattern, ours in (*_READ_ONLY, *_INVERSE):
         theirs = pattern.sub(ours, theirs)
     return theirs
 
@@ -76,8 +76,6 @@ def released_tensor(stored: str) -> str:
         return stored
     name = _END.sub("", stored)
     end = stored[len(name) :]
-    for pattern, ours in _SAVED:
-        name = re.sub(pattern, ours, name)
     return released_name(name) + end
 
 

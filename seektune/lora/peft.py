@@ -15,6 +15,7 @@ from seektune.checkpoint.transformers_names import transformers_name
 from seektune.lora.base_copies import base_copies
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft_config import PeftConfig
+from seektune.lora.peft_experts import stack_experts
 from seektune.lora.peft_names import PREFIX, released_module, stem_of, wrapped_module
 
 _EXPERTS = re.compile(r"(.*\.experts)\.(w[123])")
@@ -144,7 +145,7 @@ def as_released(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
     known |= {copy.key for copy in base_copies(tensors)}
     if strange := sorted(tensors.keys() - known):
         raise ValueError(f"it holds {strange[0]}, which belongs to no pair of A and B")
-    return changes
+    return stack_experts(changes)
 
 
 def _partner(key: str) -> str:

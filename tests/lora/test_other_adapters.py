@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seektune.checkpoint.transformers_names import released_name, transformers_name
 from seektune.lora.files import load_adapter, save_adapter
-from seektune.lora.format import CONFIG, WEIGHTS
+from seektune.lora.format import CONFIG, WEIGHTS, read_adapter
 from seektune.lora.initialize import init_adapters
 from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.merge import merge
@@ -184,4 +184,40 @@ def test_a_copy_of_the_base_is_known_by_the_end_of_its_name(base: Path, adapter:
     load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
     changed(adapter, lambda found: found | {key: weight.detach() + 1})
     with pytest.raises(ValueError, match=rf"holds {key} with other values"):
+        load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "prefix"),
+    [
+        ({"w1": "w1", "w2": "w2", "w3": "w3"}, "base_model.model."),
+        ({"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}, "base_model.model.model."),
+    ],
+    ids=["release", "transformers"],
+)
+def test_a_pair_for_each_expert_is_stacked(base: Path, adapter: Path, spelled: dict[str, str], prefix: str) -> None:
+    plain = DeepseekV4ForCausalLM.from_pretrained(base)
+    load_adapter(plain, adapter)
+    config = json.loads((adapter / CONFIG).read_text())
+    changes = read_adapter(adapter).changes
+    rows = {name: x for name, x in load_file(adapter / WEIGHTS).items() if ".experts" not in name}
+    for name, change in changes.items():
+        stem, _, matrix = name.rpartition(".")
+        if not stem.endswith(".experts") or name.startswith("mtp."):
+            continue
+        for expert in range(len(change.b)):
+            key = f"{prefix}{stem.replace('.ffn.', '.mlp.')}.{expert}.{spelled[matrix]}"
+            rows |= {f"{key}.lora_A.weight": change.a[expert].clone(), f"{key}.lora_B.weight": change.b[expert].clone()}
+    config |= {"target_parameters": None, "rank_pattern": {}, "alpha_pattern": {}}
+    (adapter / CONFIG).write_text(json.dumps(config))
+    changed(adapter, lambda found: rows)
+    (adapter / "adapter_mtp.safetensors").unlink()
+    model = DeepseekV4ForCausalLM.from_pretrained(base)
+    load_adapter(model, adapter)
+    ids = torch.randint(64, (1, 40))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, plain(ids).logits)
+    gone = next(name for name in rows if ".experts.3." in name).rpartition(".lora_")[0]
+    changed(adapter, lambda found: {name: x for name, x in found.items() if not name.startswith(gone)})
+    with pytest.raises(ValueError, match=r"of 7 experts, but not of each one up to 7"):
         load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
