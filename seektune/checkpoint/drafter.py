@@ -53,10 +53,14 @@ def with_drafter(
 ) -> tuple[Source, dict[str, Any]]:
     """What an export writes: the source and its config, with the drafter of its original if it takes that.
 
+    A folder whose config names no layers is a part of a checkpoint, and stays one.
+
     Raises:
         ValueError: a config.json is missing or damaged.
     """
-    if original is None or not takes_drafter(source.files.names(), original.files.names()):
+    if original is None or "compress_ratios" not in config:
+        return source, config
+    if not takes_drafter(source.files.names(), original.files.names()):
         return source, config
     return WithDrafter(source, original), with_drafter_keys(config, read_config(original.folder))
 

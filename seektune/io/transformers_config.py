@@ -24,7 +24,7 @@ _DROPPED = {
 """Keys that the release does not have, and that say nothing about a model that we can read."""
 
 
-class _Rope(BaseModel):
+class _RopeKeys(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     rope_type: Literal["default", "yarn"] = "default"
@@ -37,17 +37,17 @@ class _Rope(BaseModel):
         """`rope_scaling` of the release."""
         if self.rope_type == "default":
             return None
-        own = {*_Rope.model_fields, "type"}
+        own = {*_RopeKeys.model_fields, "type"}
         return {"type": "yarn", **{key: value for key, value in self if key not in own}}
 
 
-class _PlainRope(_Rope):
+class _PlainRopeKeys(_RopeKeys):
     rope_type: Literal["default"] = "default"
 
 
 class _RopeParameters(BaseModel):
-    main: _PlainRope
-    compress: _Rope
+    main: _PlainRopeKeys
+    compress: _RopeKeys
 
 
 class _TheirKeys(BaseModel):
