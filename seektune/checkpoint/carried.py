@@ -11,8 +11,8 @@ from seektune.checkpoint.export import ExportTarget
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.source import FolderSource, Source
 from seektune.checkpoint.stored import Stored
+from seektune.io.config_json import DRAFTER
 
-DRAFTER = "mtp."
 MARK = "mtp.0.main_proj.weight"
 """A tensor that DSpark stages have, and the MTP block of the preview does not."""
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from seektune.checkpoint.files import INDEX
 from seektune.checkpoint.resumable_dir import RECORD
 from seektune.io.config_json import CONFIG, foreign_code, without_code
 from seektune.io.json_file import read_json, write_json
 from seektune.io.regular_file import open_regular
+from seektune.io.tensor_names import INDEX
 
 COMPANIONS = (".json", ".txt", ".md", ".jinja")
 """Suffixes of files that are copied unchanged: tokenizer, generation config, chat template, model card."""
@@ -23,6 +23,9 @@ ABOUT_THE_BASE = ("generation_config.json", "chat_template.jinja")
 LARGEST_FILE = 64 * 2**20
 MOST_FILES = 256
 """Limits of what is copied, as a folder may be anyone's."""
+
+QUANTIZATION = "hf_quant_config.json"
+"""How NVIDIA's tools quantized a checkpoint; it says nothing about a result in our formats, and servers follow it."""
 
 
 def copy_companions(source: Path, folder: Path, original: Path | None = None) -> None:
@@ -67,7 +70,7 @@ def _copy(files: list[Path], source: Path, folder: Path) -> None:
 
 
 def _companions(source: Path) -> list[Path]:
-    own = {CONFIG, INDEX, RECORD}
+    own = {CONFIG, INDEX, RECORD, QUANTIZATION}
     top = [file for file in sorted(source.iterdir()) if file.suffix in COMPANIONS or file.stem in LICENSES]
     return _small([file for file in top if file.name not in own]) + _encoding(source)
 

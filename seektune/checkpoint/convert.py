@@ -8,6 +8,7 @@ from typing import Any
 from seektune.checkpoint.carried import Carrying
 from seektune.checkpoint.check_values import check_values
 from seektune.checkpoint.companions import copy_companions
+from seektune.checkpoint.drafter import with_drafter
 from seektune.checkpoint.export import ExportReport, export_tensors
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.resumable_dir import Record, ResumableDir, read_record, resumable_dir
@@ -62,7 +63,8 @@ def convert(
         destination: a new or empty folder.
         format: one of `FORMATS`.
         original: a checkpoint folder; tensors that still have its values keep its bytes, and its licence, generation
-            config, chat template and `encoding/` are copied if the source has none.
+            config, chat template and `encoding/` are copied if the source has none. A source without MTP block and
+            DSpark stages gets the original's.
         progress: called with the bytes written so far and in all.
         shard_bytes: size limit of a shard; one shard per layer if not given.
         checking: called with the bytes searched for damaged values so far and in all, before anything is written.
@@ -73,15 +75,16 @@ def convert(
         OSError: not enough disk space, or writing failed; complete shards are kept for the next call.
     """
     weights = FolderSource(source)
-    target = Carrying.of(weights).target(format_named(format))
     report = ExportReport()
     original_source = FolderSource(original) if original is not None else None
-    config = target.config(read_config(source))
+    content, config = with_drafter(weights, read_config(source), original_source)
+    holder = weights if content is weights or original_source is None else original_source
+    target = Carrying.of(holder).target(format_named(format))
     final = resolve_destination(source, destination)
     plan = _plan(source, format, original, shard_bytes)
     if (record := _finished(final, plan)) is not None:
         return _conversion(final, record, resumed=len(record["shards"]))
-    planned = list(export_tensors(weights, target, report, original_source))
+    planned = list(export_tensors(content, target, report, original_source))
     shards = _by_name(split(planned, shard_bytes or shard_limit(planned)))
     with resumable_dir(final, plan) as work:
         # checked again under the lock: another call may have finished since
@@ -93,7 +96,7 @@ def convert(
         check_disk_space(work.final.parent, unwritten)
         _write_shards(work, shards, report, progress)
         write_index(work.folder, list(shards.values()))
-        write_config(work.folder, config)
+        write_config(work.folder, target.config(config))
         copy_companions(source, work.folder, original)
         work.publish()
     return _conversion(final, work.record, resumed)

@@ -94,7 +94,7 @@ class _Export:
         if not is_stored_as(found, self.kind):
             found = self._original_of(found) or found
         if is_stored_as(found, self.kind):
-            self.report.copied.append(self.name)
+            (self.report.converted if found.decoded else self.report.copied).append(self.name)
             return found.tensors(self.name)
         return self._converted(found).tensors(self.name)
 

@@ -8,39 +8,41 @@ from torch import Tensor
 
 from seektune.checkpoint.header import DTYPES, TensorEntry, read_header
 from seektune.checkpoint.names import check_name
+from seektune.checkpoint.released_entries import released_entries
 from seektune.io.json_file import read_json
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from seektune.io.other_formats import other_format
+from seektune.io.tensor_names import INDEX, SINGLE
 
 _TORCH = {spelled: dtype for dtype, spelled in DTYPES.items()}
 
 
 class TensorFiles:
-    """The tensors of a folder by name; each is read from disk on request.
+    """The tensors of a folder by released name; each is read from disk on request.
 
     Raises:
         ValueError: no weights, a damaged or missing file, or an index that disagrees with its files.
     """
 
     def __init__(self, folder: Path):
-        self._files = {name: folder / file for name, file in read_index(folder).items()}
-        headers = {file: read_listed_header(file) for file in sorted(set(self._files.values()))}
+        files = {name: folder / file for name, file in read_index(folder).items()}
+        headers = {file: read_listed_header(file) for file in sorted(set(files.values()))}
         for file, entries in headers.items():
-            for name in entries.keys() - self._files.keys():
+            for name in entries.keys() - files.keys():
                 raise ValueError(f"{file} holds {name}, which {INDEX} does not list")
-        for name, file in self._files.items():
+        for name, file in files.items():
             if name not in headers[file]:
                 raise ValueError(f"{file} lacks {name}, which {INDEX} lists in it")
-        self._entries: dict[str, TensorEntry] = {name: headers[file][name] for name, file in self._files.items()}
+        stored = {name: headers[file][name] for name, file in files.items()}
+        self._entries: dict[str, TensorEntry] = released_entries(stored, folder)
+        self._files = {name: files[entry.name] for name, entry in self._entries.items()}
 
     def names(self) -> set[str]:
         """All tensor names."""
-        return set(self._files)
+        return set(self._entries)
 
     def where(self, name: str) -> str:
-        """Tensor and file, for error messages."""
-        return f"{name} in {self._files[name]}"
+        """Tensor, by its name in the file, and file, for error messages."""
+        return f"{self._entries[name].name} in {self._files[name]}"
 
     def dtype(self, name: str) -> str:
         """The dtype on disk by safetensors' name: `F8_E4M3`, `I8`, `BF16`, ..."""
@@ -120,6 +122,8 @@ def read_index(folder: Path) -> dict[str, str]:
 
 def no_weights(folder: Path) -> str:
     """The sentence about a folder that has neither an index nor a single file."""
+    if (other := other_format(folder)) is not None:
+        return other
     if shards := sorted(file.name for file in folder.glob("model-*.safetensors")):
         return f"{folder} holds {shards[0]} but no {INDEX}, which lists the tensors of all shards; copy it there too"
     return f"{folder} holds no weights: neither {INDEX} nor {SINGLE}"

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from seektune.checkpoint.names import Shape, check_name
 from seektune.io.regular_file import open_regular
+from seektune.io.tensor_names import LENGTH_BYTES
 from seektune.io.text import on_one_line
 
 DTYPES = {
@@ -33,8 +34,6 @@ DTYPES = {
 
 MOST_DIMS = 8
 """Of a stored tensor; a model's have three at most."""
-_LENGTH = 8
-"""Bytes of the header's length at the beginning of the file, little-endian."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ class TensorEntry:
     """Offset of the first byte in the file."""
     size: int
     """Number of bytes."""
+    name: str
+    """The name in the file."""
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -61,7 +62,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             # safe_open validates the file: lengths, dtypes, and offsets without gaps up to the last byte
             with safe_open(file, framework="pt"):
                 pass
-            length = int.from_bytes(opened.read(_LENGTH), "little")
+            length = int.from_bytes(opened.read(LENGTH_BYTES), "little")
             header = json.loads(opened.read(length))
     except FileNotFoundError:
         raise ValueError(f"{file} is missing; the checkpoint is incomplete") from None
@@ -71,7 +72,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from None
     header.pop("__metadata__", None)
     _check(header, file)
-    return {name: _entry(_LENGTH + length, values) for name, values in header.items()}
+    return {name: _entry(name, LENGTH_BYTES + length, values) for name, values in header.items()}
 
 
 def header_bytes(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
@@ -83,8 +84,8 @@ def header_bytes(tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> bytes:
         entries[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH)
-    return len(text).to_bytes(_LENGTH, "little") + text
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def _check(entries: Mapping[str, dict[str, Any]], file: Path) -> None:
@@ -95,6 +96,6 @@ def _check(entries: Mapping[str, dict[str, Any]], file: Path) -> None:
             raise ValueError(f"{file} is damaged: {name} has more than {MOST_DIMS} dims")
 
 
-def _entry(data: int, values: dict[str, Any]) -> TensorEntry:
+def _entry(name: str, data: int, values: dict[str, Any]) -> TensorEntry:
     begin, end = values["data_offsets"]
-    return TensorEntry(values["dtype"], tuple(values["shape"]), data + begin, end - begin)
+    return TensorEntry(values["dtype"], tuple(values["shape"]), data + begin, end - begin, name)

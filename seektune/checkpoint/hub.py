@@ -6,6 +6,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+from seektune.io.other_formats import other_format
+
 FILES = ["*.safetensors", "*.json", "*.jinja", "LICENSE*", "encoding/*"]
 
 
@@ -13,10 +15,12 @@ def locate(source: str | Path) -> Path:
     """The local folder of a checkpoint. A Hub id is downloaded first; an interrupted download is resumed.
 
     Raises:
-        ValueError: `source` is neither a folder nor an existing Hub repository.
+        ValueError: `source` is neither a folder nor an existing Hub repository, or holds weights that are not read.
         OSError: the Hub cannot be reached.
     """
     folder = Path(source)
+    if str(source) and (other := other_format(folder)) is not None:
+        raise ValueError(other)
     if str(source) and folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from seektune.checkpoint.formats import PLAIN, QUANTIZED, TABLES
 from seektune.checkpoint.lowbit import as_parameters, is_finite, is_plainly_finite, lowbit_kind, lowbit_names
-from seektune.checkpoint.names import Shape, Slot, scale_name, slots, transformers_names
+from seektune.checkpoint.names import Shape, Slot, scale_name, slots
+from seektune.checkpoint.nvfp4 import NVFP4, WAY_OUT
 from seektune.checkpoint.shard import Shard, as_shard
 from seektune.checkpoint.source import FolderSource
 from seektune.checkpoint.stored import Stored, all_finite
@@ -106,8 +107,6 @@ def check_names(source: FolderSource, wanted: Iterable[Slot], folder: Path) -> N
     """
     expected = {slot.released for slot in wanted}
     found = {name for name, _ in source.shapes()}
-    if (theirs := transformers_names(sorted(found))) is not None:
-        raise ValueError(f"{folder} {theirs}")
     if missing := sorted(expected - found):
         raise ValueError(f"{folder} lacks {_some(missing)}")
     if unexpected := sorted(found - expected):
@@ -118,6 +117,8 @@ def _check_stored(source: FolderSource, slot: Slot) -> None:
     """Check that the kind on disk can hold what the model needs, and that the stored shapes match."""
     name = slot.released
     kind = source.kind(slot.released)
+    if kind == NVFP4:
+        raise ValueError(f"{source.files.where(name)} is NVFP4, {WAY_OUT}")
     floating = re.search(TABLES, name) is None
     if kind in QUANTIZED and len(slot.shape) == 2:
         weight, scale = QUANTIZED[kind].shapes(slot.shape)

@@ -1,11 +1,9 @@
 """Map between the model's tensor names and the released ones: rules that work in both directions."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from seektune.io.config_json import REMEDY
 
 Shape = tuple[int, ...]
 
@@ -83,12 +81,6 @@ def model_name(released: str) -> tuple[str, int | None]:
 def scale_name(released: str) -> str:
     """The name of a quantized weight's scales."""
     return released.removesuffix(".weight") + SCALE
-
-
-def transformers_names(names: Iterable[str]) -> str | None:
-    """The end of a sentence about a folder whose tensors have the names of transformers; None if they do not."""
-    theirs = next((name for name in names if name.startswith(("model.layers.", "model.embed_tokens."))), None)
-    return None if theirs is None else f"was written by transformers: its names are its own, such as {theirs}, {REMEDY}"
 
 
 def _match(name: str, side: str) -> tuple[Rule, dict[str, str]]:

@@ -8,10 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from seektune.checkpoint.carried import carried_names
-from seektune.checkpoint.files import INDEX, SINGLE, no_weights, read_index, read_listed_header
+from seektune.checkpoint.files import no_weights, read_index, read_listed_header
 from seektune.checkpoint.formats import FORMATS, QUANTIZED, READABLE, kind_of_header, kind_on_disk, unknown_kind
 from seektune.checkpoint.header import TensorEntry
-from seektune.checkpoint.names import SCALE, Shape, scale_name, slots, transformers_names
+from seektune.checkpoint.names import SCALE, Shape, scale_name, slots
+from seektune.checkpoint.nvfp4 import NVFP4, decoded_shape, is_nvfp4, weight_beside
+from seektune.checkpoint.released_entries import released_entries
+from seektune.io.other_formats import other_format
+from seektune.io.tensor_names import INDEX, SINGLE
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class FolderScan:
     """The readable tensors of a folder, its files, and what is wrong with them."""
 
     tensors: dict[str, TensorEntry]
+    """By released name."""
     files: dict[str, int]
     """Bytes of each existing weight file, damaged ones included."""
     strays: list[str]
@@ -28,6 +33,8 @@ class FolderScan:
 
     def kind(self, name: str) -> str | None:
         """The kind of a tensor; None if no format has it, or for a tensor of scales."""
+        if is_nvfp4(name, self.dtype):
+            return NVFP4
         return kind_on_disk(self.tensors[name].dtype, self.scale_dtype(name))
 
     def scale_dtype(self, name: str) -> str | None:
@@ -37,11 +44,21 @@ class FolderScan:
 
     def is_scale(self, name: str) -> bool:
         """Whether the tensor holds the scales of a weight in the folder."""
+        if (weight := weight_beside(name)) is not None:
+            return is_nvfp4(weight, self.dtype)
         return name.endswith(SCALE) and f"{name.removesuffix(SCALE)}.weight" in self.tensors
 
     def weights(self) -> list[str]:
         """All names except those of scales."""
         return [name for name in self.tensors if not self.is_scale(name)]
+
+    def shape(self, name: str) -> Shape:
+        """The stored shape of a tensor."""
+        return self.tensors[name].shape
+
+    def dtype(self, name: str) -> str | None:
+        """safetensors' dtype of a tensor; None if there is none of that name."""
+        return self.tensors[name].dtype if name in self.tensors else None
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ def scan(folder: Path) -> FolderScan:
         ValueError: it is not a folder.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
+        raise ValueError(other_format(folder) or f"{folder} is not a folder")
     problems: list[str] = []
     # a link that leads nowhere has no size; it is a problem only if a loader needs it
     present = {file.name: file.stat().st_size if file.exists() else 0 for file in sorted(folder.glob("*.safetensors"))}
@@ -77,8 +94,10 @@ def scan(folder: Path) -> FolderScan:
         tensors |= entries
         if placed:
             problems += _misplaced(placed, file, entries)
-    if (theirs := transformers_names(tensors)) is not None:
-        problems.append(f"{folder} {theirs}")
+    try:
+        tensors = released_entries(tensors, folder)
+    except ValueError as error:
+        problems.append(str(error))
     sizes = {file: present[file] for file in files if file in present}
     return FolderScan(tensors, sizes, [file for file in present if file not in files], problems)
 
@@ -93,15 +112,19 @@ def mismatch(found: FolderScan, shapes: Mapping[str, Shape]) -> Mismatch:
         elif (fault := _fault(found, name, tuple(shape))) is not None:
             out.wrong.append(fault)
     known = expected.keys() | {scale_name(name) for name in expected if name.endswith(".weight")}
-    out.extra.extend(name for name in found.tensors if name not in known)
+    beside = {name for name in found.tensors if weight_beside(name) in expected and found.is_scale(name)}
+    out.extra.extend(name for name in found.tensors if name not in known | beside)
     return out
 
 
 def format_of(found: FolderScan) -> str | None:
-    """The format of `READABLE` in which all tensors but DSpark stages are stored; None if no single one matches."""
+    """The format of `READABLE` in which all tensors but DSpark stages are stored; `nvfp4` if some are
+    stored so; None if no single one matches."""
     weights = found.weights()
     carried = carried_names(weights)
     kinds = {name: found.kind(name) for name in weights if name not in carried}
+    if NVFP4 in kinds.values():
+        return NVFP4
     fitting = [
         name
         for name, format in READABLE.items()
@@ -144,6 +167,8 @@ def _fault(found: FolderScan, name: str, shape: Shape) -> str | None:
         return f"{name} has {unknown_kind(name, entry.dtype, found.scale_dtype(name), found.tensors)}"
     if (kind == "i64") != (FORMATS["fp32"].kind(name) == "i64"):
         return f"{name} has dtype {entry.dtype}, which no format uses for it"
+    if kind == NVFP4:
+        return _nvfp4_fault(found, name, shape)
     if kind not in QUANTIZED:
         return None if entry.shape == shape else f"{name} has shape {list(entry.shape)} instead of {list(shape)}"
     if len(shape) != 2:
@@ -152,3 +177,11 @@ def _fault(found: FolderScan, name: str, shape: Shape) -> str | None:
         if found.tensors[each].shape != right:
             return f"{each} has shape {list(found.tensors[each].shape)} instead of {list(right)}"
     return None
+
+
+def _nvfp4_fault(found: FolderScan, name: str, shape: Shape) -> str | None:
+    try:
+        values = decoded_shape(name, found.dtype, found.shape)
+    except ValueError as error:
+        return str(error)
+    return None if values == shape else f"{name} holds values of shape {list(values)} instead of {list(shape)}"

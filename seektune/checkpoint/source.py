@@ -10,6 +10,7 @@ from seektune.checkpoint.files import TensorFiles
 from seektune.checkpoint.formats import PLAIN, QUANTIZED, Quantized, kind_on_disk, unknown_kind
 from seektune.checkpoint.lowbit import from_parameters, lowbit_names
 from seektune.checkpoint.names import SCALE, Shape, Slot, scale_name, slots
+from seektune.checkpoint.nvfp4 import NVFP4, decode, decoded_shape, is_nvfp4, stored_names, weight_beside
 from seektune.checkpoint.stored import Stored
 
 KINDS = {dtype: kind for kind, dtype in PLAIN.items()}
@@ -65,7 +66,7 @@ class FolderSource:
     """
 
     def __init__(self, folder: Path):
-        self._folder = folder
+        self.folder = folder
         self.files = TensorFiles(folder)
         self._names = self.files.names()
         self._kinds = {name: self._kind(name) for name in sorted(self._names) if not self._is_scale(name)}
@@ -73,6 +74,9 @@ class FolderSource:
     def shapes(self) -> Iterator[tuple[str, Shape]]:
         """In the order of the release: embedding, layers, head, MTP."""
         for name in sorted(self._kinds, key=_released_order):
+            if self.kind(name) == NVFP4:
+                yield name, decoded_shape(name, self._dtype, self.files.shape)
+                continue
             shape = self.files.shape(name)
             quantized = QUANTIZED.get(self.kind(name))
             yield name, shape if quantized is None else (*shape[:-1], shape[-1] * quantized.packing)
@@ -84,7 +88,7 @@ class FolderSource:
             ValueError: the folder lacks it.
         """
         if name not in self._kinds:
-            raise ValueError(f"{self._folder} lacks {name}")
+            raise ValueError(f"{self.folder} lacks {name}")
         return self._kinds[name]
 
     def holds(self, name: str) -> bool:
@@ -96,6 +100,8 @@ class FolderSource:
         if rows is None:
             return self.stored(name).values()
         kind = self.kind(name)
+        if kind == NVFP4:
+            return self.stored(name).values()[rows]
         if kind not in QUANTIZED:
             return self.files.read(name, rows)
         # the rows of a block share a scale, so decoding starts at a block; the rows above the wanted ones stay zero
@@ -108,7 +114,9 @@ class FolderSource:
         return Stored(kind, weight, scale).values()[above:]
 
     def stored(self, name: str) -> Stored:
-        """The tensor as stored, with its scales if it has any."""
+        """The tensor as stored, with its scales if it has any; decoded if it is NVFP4."""
+        if self.kind(name) == NVFP4:
+            return Stored("f32", decode(name, self.files.read), decoded=True)
         return Stored(self.kind(name), *(self.files.read(each) for each in self._stored_names(name)))
 
     def size(self, name: str) -> int:
@@ -116,12 +124,22 @@ class FolderSource:
         return sum(self.files.size(each) for each in self._stored_names(name))
 
     def _stored_names(self, name: str) -> list[str]:
+        if self.kind(name) == NVFP4:
+            return stored_names(name)
         return [name, scale_name(name)] if self.kind(name) in QUANTIZED else [name]
 
     def _is_scale(self, name: str) -> bool:
+        if (weight := weight_beside(name)) is not None:
+            return is_nvfp4(weight, self._dtype)
         return name.endswith(SCALE) and name.removesuffix(SCALE) + ".weight" in self._names
 
+    def _dtype(self, name: str) -> str | None:
+        return self.files.dtype(name) if name in self._names else None
+
     def _kind(self, name: str) -> str:
+        if is_nvfp4(name, self._dtype):
+            decoded_shape(name, self._dtype, self.files.shape)
+            return NVFP4
         scale = scale_name(name)
         paired = name.endswith(".weight") and scale in self._names
         dtype = self.files.dtype(name)

@@ -4,7 +4,7 @@ A band fits into the cache, and a large tensor is never held in fp32 as a whole.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import EllipsisType
 
 import torch
@@ -34,6 +34,8 @@ class Stored:
     kind: str
     weight: Tensor
     scale: Tensor | None = None
+    decoded: bool = field(default=False, kw_only=True)
+    """Whether these are the values of a tensor that is stored otherwise, as a kind that is only read."""
 
     @classmethod
     def empty(cls, kind: str, shape: Shape) -> "Stored":

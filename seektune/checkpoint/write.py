@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.files import INDEX, SINGLE
 from seektune.checkpoint.header import header_bytes
 from seektune.checkpoint.names import Shape
 from seektune.io import console
 from seektune.io.atomic import replacing, write_all
 from seektune.io.json_file import write_json
+from seektune.io.tensor_names import INDEX, SINGLE
 
 SHARD_BYTES = 4 * 10**9
 """Size limit that puts one layer of V4-Flash into each shard, as in the release."""

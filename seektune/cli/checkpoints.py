@@ -18,6 +18,8 @@ Released weights to bf16, for software that does not read FP4:
   seektune convert deepseek-ai/DeepSeek-V4-Flash flash-bf16 --to bf16
 Trained weights back to the released format; tensors that training did not change get their original bytes:
   seektune convert runs/mine/model mine-released --to released --original deepseek-ai/DeepSeek-V4-Flash
+What transformers saved likewise; the MTP block, which it leaves out, comes from the original:
+  seektune convert saved saved-released --to released --original deepseek-ai/DeepSeek-V4-Flash
 
 \b
 Formats: released (FP4 experts, FP8), fp8 (experts in FP8 too), base (FP8 with F32 scales), bf16, fp32.

@@ -1,16 +1,20 @@
-"""config.json of a checkpoint folder: its path, reading and writing, independent of its keys."""
+"""config.json of a checkpoint folder: its path, reading and writing, in the keys of the release."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from seektune.io.json_file import read_json, write_json
+from seektune.io.other_formats import other_format
+from seektune.io.tensor_names import tensor_names
+from seektune.io.transformers_config import is_transformers, released_keys
 
 CONFIG = "config.json"
-REMEDY = (
-    "which SeekTune does not read; use the folder that transformers loaded (seektune merge merges an adapter into it)"
-)
-"""The end of a sentence about a folder that transformers wrote in its own spelling."""
+NEXTN = "num_nextn_predict_layers"
+MOST_BLOCKS = 99
+"""More blocks after the backbone than any model has."""
+DRAFTER = "mtp."
+"""How the names of tensors of the blocks after the backbone begin."""
 ARCHITECTURES = ["DeepseekV4ForCausalLM"]
 CODE_KEYS: dict[str, Callable[[Any], bool]] = {
     "auto_map": lambda value: False,
@@ -26,16 +30,46 @@ def config_file(place: Path) -> Path:
 
 
 def read_config(place: Path) -> dict[str, Any]:
-    """The keys of config.json in a checkpoint folder, or of a config file itself.
+    """The released keys of config.json in a checkpoint folder, or of a config file itself.
+
+    Keys of transformers are translated. They do not say how many blocks follow the backbone: that many as the folder
+    has weights of; in a file by itself, or in a folder without weights, as `num_nextn_predict_layers` says.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: it is missing or damaged, or keys of transformers contradict others.
         OSError: it cannot be read.
     """
     file = config_file(place)
     if not file.is_file():
-        raise ValueError(f"{file} does not exist; a checkpoint folder holds {CONFIG} beside its safetensors")
-    return read_json(file)
+        missing = f"{file} does not exist; a checkpoint folder holds {CONFIG} beside its safetensors"
+        raise ValueError(other_format(place) or missing)
+    config = read_json(file)
+    if not is_transformers(config):
+        return config
+    try:
+        return released_keys(config, _drafter_blocks(place, config))
+    except ValueError as error:
+        raise ValueError(f"{file} has the keys of transformers, but {error}") from None
+
+
+def lost_drafter(folder: Path) -> bool:
+    """Whether transformers left out the blocks after the backbone when it wrote this folder.
+
+    Raises:
+        ValueError: config.json is missing or damaged.
+        OSError: it cannot be read.
+    """
+    config = read_json(config_file(folder))
+    lost = is_transformers(config) and "compress_ratios" not in config and bool(config.get(NEXTN))
+    return lost and _drafter_blocks(folder, config) == 0
+
+
+def _drafter_blocks(place: Path, config: Mapping[str, Any]) -> int:
+    names = tensor_names(place)
+    if names is not None:
+        return len({name.split(".")[1] for name in names if name.startswith(DRAFTER)})
+    found = config.get(NEXTN)
+    return min(found, MOST_BLOCKS) if isinstance(found, int) else 0
 
 
 def foreign_code(config: Mapping[str, Any]) -> list[str]:

@@ -11,9 +11,11 @@ from seektune.kernels.reference.dequantize import (
     FP4_GROUP,
     FP4_PER_BYTE,
     FP8_BLOCK,
+    NVFP4_GROUP,
     decoded_columns,
     dequantize_fp4,
     dequantize_fp8,
+    dequantize_nvfp4,
     values_per_element,
 )
 from seektune.kernels.reference.expert_linear import sort_by_expert
@@ -57,6 +59,7 @@ __all__ = [
     "FP4_GROUP",
     "FP4_PER_BYTE",
     "FP8_BLOCK",
+    "NVFP4_GROUP",
     "Chosen",
     "Kernel",
     "Prefix",
@@ -68,6 +71,7 @@ __all__ = [
     "dequantize",
     "dequantize_fp4",
     "dequantize_fp8",
+    "dequantize_nvfp4",
     "expert_linear",
     "expert_mlp",
     "fake_quantize_fp4",

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint import Shard
-from seektune.lora.peft_config import PREFIX
-from seektune.lora.transformers_names import released_name
+from seektune.lora.peft_names import released_module
 
 TABLES = ("embed", "head")
 """Released names of the modules whose weights PEFT stores."""
@@ -34,9 +33,9 @@ def base_copies(tensors: Mapping[str, Tensor]) -> list[BaseCopy]:
     """The copies of the embedding and the head among an adapter's tensors."""
     found = []
     for key, tensor in tensors.items():
-        module = key.removeprefix(PREFIX).removesuffix(".weight").removesuffix(".base_layer")
-        if key.endswith(".weight") and released_name(module) in TABLES:
-            found.append(BaseCopy(key, f"{released_name(module)}.weight", tensor))
+        module = released_module(key.removesuffix(".weight").removesuffix(".base_layer"))
+        if key.endswith(".weight") and module in TABLES:
+            found.append(BaseCopy(key, f"{module}.weight", tensor))
     return found
 
 

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from seektune.checkpoint.transformers_names import FUSED, transformers_name
 from seektune.lora.delta import LoraDelta
 from seektune.lora.peft_config import is_named
-from seektune.lora.transformers_names import transformers_name
 
 NARROWED = ("layers_to_transform", "layers_pattern", "exclude_modules")
 """Keys of a config that leave out some of the modules that its targets match."""
-FUSED = {"w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"}
+PARAMETER = {matrix: parameter for parameter, matrices in FUSED.items() for matrix in matrices}
 """transformers' parameters of routed experts, by released matrix."""
 OTHER_HALF = {"w1": "w3", "w3": "w1"}
 """The matrix that shares a parameter: PEFT stores one change for both, of which one may be nothing."""
@@ -55,7 +55,7 @@ def _names(value: object) -> list[str]:
 def _is_target(name: str, targets: list[str], parameters: list[str]) -> bool:
     parent, _, leaf = name.rpartition(".")
     if parent.endswith(".experts"):
-        theirs = f"{transformers_name(f'{parent}.')}{FUSED[leaf]}"
+        theirs = f"{transformers_name(f'{parent}.')}{PARAMETER[leaf]}"
         return any(is_named(theirs, each) for each in parameters)
     theirs = transformers_name(name)
     return any(is_named(theirs, each) for each in targets) or any(

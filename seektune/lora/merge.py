@@ -13,6 +13,7 @@ from seektune.checkpoint.convert import resolve_destination
 from seektune.checkpoint.export import ExportReport, ExportTarget
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.names import Shape
+from seektune.checkpoint.nvfp4 import NVFP4, WAY_OUT
 from seektune.checkpoint.save import write_checkpoint
 from seektune.checkpoint.shard import as_shard
 from seektune.checkpoint.source import FolderSource
@@ -105,6 +106,8 @@ def merge(base: Path, adapter: Path, destination: Path, to: str, weight: float =
     check_coverage(changes, own, dict.fromkeys(_module(name) for name, _ in source.shapes()), adapter)
     check_copies(copies, lambda name: as_shard(source.values(name)), adapter)
     final = resolve_destination(base, destination)
+    if any(source.kind(name) == NVFP4 for name, _ in source.shapes()):
+        raise ValueError(f"{base} is NVFP4, {WAY_OUT}")
     touched = _touched(source, changes, adapter)
     target = _target(source, to, touched)
     merged = _Merged(source, changes, weight, target.kind)

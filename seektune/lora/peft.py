@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seektune.checkpoint.transformers_names import transformers_name
 from seektune.lora.base_copies import base_copies
 from seektune.lora.delta import LoraDelta
-from seektune.lora.peft_config import PREFIX, PeftConfig
-from seektune.lora.transformers_names import released_name, transformers_name
+from seektune.lora.peft_config import PeftConfig
+from seektune.lora.peft_experts import stack_experts
+from seektune.lora.peft_names import PREFIX, released_module, stem_of, wrapped_module
 
 _EXPERTS = re.compile(r"(.*\.experts)\.(w[123])")
 
@@ -144,7 +146,7 @@ def as_released(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
     known |= {copy.key for copy in base_copies(tensors)}
     if strange := sorted(tensors.keys() - known):
         raise ValueError(f"it holds {strange[0]}, which belongs to no pair of A and B")
-    return changes
+    return stack_experts(changes)
 
 
 def _partner(key: str) -> str:
@@ -154,18 +156,13 @@ def _partner(key: str) -> str:
 
 def _magnitude_of(key: str) -> str:
     """The key of DoRA's magnitudes, from A's."""
-    return f"{PREFIX}{_module(key)}.lora_magnitude_vector"
-
-
-def _module(key: str) -> str:
-    """The module of this key of an A."""
-    return key.removeprefix(PREFIX).removesuffix(".lora_embedding_A").removesuffix(".lora_A.weight")
+    return f"{stem_of(key)}.lora_magnitude_vector"
 
 
 def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> dict[str, LoraDelta]:
     """The change whose A has this key, or the two changes of a `gate_up_proj`."""
     embedding = key.endswith(".lora_embedding_A")
-    theirs = _module(key)
+    theirs = wrapped_module(key)
     other = _partner(key)
     if other not in tensors:
         raise ValueError(f"it lacks {other}")
@@ -176,7 +173,7 @@ def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> 
     if theirs.endswith((".experts", ".experts.base_layer")):
         return _experts_as_released(theirs, a, b, terms)
     target = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs
-    name = released_name(theirs)
+    name = released_module(theirs)
     if _EXPERTS.fullmatch(name):
         raise ValueError(f"{key} is a matrix of all experts, which PEFT stores under {name.rpartition('.')[0]}")
     if len(a) != (rank := terms.rank_of(target)):
@@ -207,7 +204,7 @@ def _experts_as_released(theirs: str, a: Tensor, b: Tensor, terms: PeftConfig) -
     a_ERI = a.unflatten(0, (-1, rank))
     b_EOR = b.unflatten(1, (rank, -1)).permute(2, 0, 1)
     scaling = terms.scaling_of(target)
-    ours = released_name(f"{base}.").removesuffix(".")
+    ours = released_module(f"{base}.").removesuffix(".")
     if not inner:
         return {f"{ours}.w2": LoraDelta(a_ERI, b_EOR, scaling)}
     if len(b) % 2:

@@ -11,8 +11,6 @@ import torch
 
 from seektune.io.text import on_one_line
 
-PREFIX = "base_model.model."
-"""Prefix of PEFT's keys, from its two wrappers."""
 UNREAD = (
     "modules_to_save",
     "trainable_token_indices",

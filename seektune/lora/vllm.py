@@ -19,7 +19,7 @@ from seektune.io.console import listed
 from seektune.io.json_file import write_json
 from seektune.lora.delta import LoraDelta
 from seektune.lora.format import CONFIG, WEIGHTS, Adapter, read_adapter
-from seektune.lora.peft_config import PREFIX
+from seektune.lora.peft_names import PREFIX
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM 0.33 accepts for `--max-lora-rank`; the default is 16."""

@@ -17,7 +17,7 @@ from pydantic import (
     ValidationError,
 )
 
-from seektune.io.config_json import REMEDY, config_file, read_config, write_config
+from seektune.io.config_json import config_file, read_config, write_config
 from seektune.model.config_sizes import check_sizes
 from seektune.model.dspark_config import DSparkKeys
 from seektune.model.unsupported import unsupported
@@ -26,8 +26,6 @@ SLIDING = 0
 CSA = 4
 HCA = 128
 """The three values of `compress_ratios`: sliding window only, compressed sparse, heavily compressed attention."""
-TRANSFORMERS_KEYS = ("compress_rates", "layer_types", "mlp_layer_types", "rope_parameters")
-"""Keys that transformers writes instead of those of the release."""
 ATTENTION_NAMES = {SLIDING: "SWA", CSA: "CSA", HCA: "HCA"}
 """Names of the kinds of attention, by compress ratio."""
 
@@ -137,8 +135,7 @@ class DeepseekV4Config(DSparkKeys):
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
         """Read config.json from a checkpoint folder, or a config file directly."""
-        file = config_file(Path(path))
-        return cls.from_dict(read_config(file), str(file))
+        return cls.from_dict(read_config(Path(path)), str(config_file(Path(path))))
 
     def to_dict(self) -> dict[str, Any]:
         """The keys that were set, including unknown ones, as in config.json."""
@@ -248,8 +245,6 @@ def _check_model_type(values: dict[str, Any], origin: str) -> None:
     found = values.get("model_type", "deepseek_v4")
     if found != "deepseek_v4":
         raise ValueError(f"{origin}: model_type is {str(found)[:80]!r}, but SeekTune supports only deepseek_v4")
-    if "compress_ratios" not in values and (theirs := [key for key in TRANSFORMERS_KEYS if key in values]):
-        raise ValueError(f"{origin} was written by transformers: its keys are its own, such as {theirs[0]}, {REMEDY}")
 
 
 def _message(error: ValidationError) -> str:

@@ -8,6 +8,7 @@ import torch
 
 from seektune.checkpoint import locate
 from seektune.checkpoint.companions import code_notes
+from seektune.checkpoint.drafter import drafter_notes
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.load import check_fit
 from seektune.checkpoint.source import FolderSource
@@ -152,6 +153,7 @@ def weight_notes(recipe: Recipe, tokenizer: Tokenizer) -> Iterator[str]:
         return
     folder = locate(recipe.model.weights)
     yield from code_notes(folder)
+    yield from drafter_notes(folder)
     if (note := tokenizer_note(folder, tokenizer)) is not None:
         yield note
 

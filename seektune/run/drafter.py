@@ -31,7 +31,7 @@ def drafter_is_measured(config: DeepseekV4Config, evaluate: EvaluateConfig, worl
     return named or (evaluate.tasks is None and has_one and world == 1)
 
 
-def with_drafter(model: ParallelModel) -> DeepseekV4ForCausalLM:
+def decoding_model(model: ParallelModel) -> DeepseekV4ForCausalLM:
     """The model of a run of one process, able to decode, with its MTP block or the DSpark stages of its base.
 
     The stages take memory of their own, in the bytes of the checkpoint, until the result is dropped.

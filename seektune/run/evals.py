@@ -17,7 +17,7 @@ from seektune.io.json_file import as_json, read_json
 from seektune.io.run_files import EVALUATION
 from seektune.parallel.model import ParallelModel
 from seektune.run.data import TrainData
-from seektune.run.drafter import with_drafter
+from seektune.run.drafter import decoding_model
 
 Scores: TypeAlias = Mapping[str, TaskScore]
 """By the task's name; a task that did not run has none."""
@@ -62,7 +62,7 @@ def run_eval(
         title = f"{task.info.title} {when} training"
         with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
             advance = _advance(bar, bar.add_task(title, total=None), leave)
-            subject = with_drafter(model) if task.info.name == DRAFTER else model
+            subject = decoding_model(model) if task.info.name == DRAFTER else model
             score = task.run(subject, data.tokenizer, config.batch_tokens, advance)
         say(f"{title}: {', '.join(f'{label} {text}' for label, text in score.lines())}")
         found[task.info.name] = score

@@ -1,13 +1,18 @@
 """The command `convert`: converts a checkpoint to another format, and reports how its tensors were stored."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from seektune.checkpoint import locate
 from seektune.checkpoint.companions import code_notes
 from seektune.checkpoint.convert import Conversion, convert
+from seektune.checkpoint.drafter import drafter_notes, takes_drafter, with_drafter_keys
 from seektune.checkpoint.formats import format_named
 from seektune.checkpoint.resumable_dir import RECORD
-from seektune.checkpoint.scan import scan
+from seektune.checkpoint.scan import FolderScan, scan
+from seektune.checkpoint.source import FolderSource
+from seektune.io.config_json import DRAFTER
 from seektune.io.console import byte_bar, listed, say
 from seektune.model.config import DeepseekV4Config
 from seektune.run.model_card import converted_card, put_card
@@ -29,9 +34,9 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
     """
     format_named(to)
     folder = locate(source)
-    refuse_incomplete(folder)
     before = None if original is None else locate(original)
-    for note in (*code_notes(folder), *tokenizer_notes(folder)):
+    refuse_incomplete(folder, before)
+    for note in (*code_notes(folder), *tokenizer_notes(folder), *_drafter_notes(folder, before)):
         say(note)
     try:
         with byte_bar(f"converting to {to}") as progress:
@@ -44,14 +49,22 @@ def convert_checkpoint(source: str, destination: Path, to: str, original: str | 
     return done
 
 
-def refuse_incomplete(folder: Path) -> None:
+def refuse_incomplete(folder: Path, original: Path | None = None) -> None:
     """A copy of an incomplete checkpoint would be found out only when it is loaded.
+
+    Args:
+        folder: the checkpoint.
+        original: the checkpoint whose `mtp.*` tensors the copy gets if `folder` has none.
 
     Raises:
         ValueError: a file, a tensor or config.json is missing or damaged, or they do not fit together.
     """
     config = DeepseekV4Config.from_pretrained(folder)
     found = scan(folder)
+    subject = str(folder)
+    if original is not None and takes_drafter(found.tensors, scan(original).tensors):
+        config, found = _completed(config, found, original)
+        subject = f"{folder} with the mtp.* tensors of {original}"
     if found.problems:
         raise ValueError(found.problems[0])
     odd = fit(config, found)
@@ -62,7 +75,25 @@ def refuse_incomplete(folder: Path) -> None:
     ]
     if faults:
         more = f" ({len(faults) - 1:,} more faults)" if len(faults) > 1 else ""
-        raise ValueError(f"{folder} {faults[0]}{more}; seektune inspect {folder} lists all")
+        drafter = all(name.startswith(DRAFTER) for name in odd.missing) and len(odd.missing) == len(faults)
+        cure = "; --original RELEASE takes the mtp.* tensors from the release" if drafter else ""
+        raise ValueError(f"{subject} {faults[0]}{more}{cure}; seektune inspect {folder} lists all")
+
+
+def _completed(config: DeepseekV4Config, found: FolderScan, original: Path) -> tuple[DeepseekV4Config, FolderScan]:
+    """Config and tensors with the original's blocks after the backbone."""
+    theirs = DeepseekV4Config.from_pretrained(original)
+    drafter = scan(original)
+    tensors = {name: entry for name, entry in drafter.tensors.items() if name.startswith(DRAFTER)}
+    whole = DeepseekV4Config.from_dict(with_drafter_keys(config.to_dict(), theirs.to_dict()), str(original))
+    return whole, replace(found, tensors=found.tensors | tensors, problems=found.problems + drafter.problems)
+
+
+def _drafter_notes(folder: Path, original: Path | None) -> Iterator[str]:
+    if original is None:
+        yield from drafter_notes(folder)
+    elif takes_drafter(FolderSource(folder).files.names(), FolderSource(original).files.names()):
+        yield f"note: {folder} has no mtp.* tensors; those of {original} are taken"
 
 
 def _tell(done: Conversion, to: str) -> None:

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from seektune.checkpoint.drafter import drafter_notes
 from seektune.checkpoint.formats import FORMATS, READABLE
+from seektune.checkpoint.nvfp4 import NVFP4, WAY_OUT
 from seektune.checkpoint.scan import FolderScan, Mismatch, format_of, mismatch, scan
 from seektune.data.other_tokenizer import FILE, tokenizer_note
 from seektune.data.tokenizer import load_tokenizer
@@ -85,13 +87,17 @@ def read_card(folder: Path) -> CheckpointCard:
     try:
         config = DeepseekV4Config.from_pretrained(folder)
     except ValueError as error:
-        problems.append(str(error))
+        problems += [said for said in [str(error)] if said not in problems]
     else:
         architecture = _architecture(config, form)
         odd = fit(config, found)
         notes += _disagreements(config, form)
-        notes += [MISREAD] if form not in (*FORMATS, MIXED) else []
-        notes += [note.removeprefix("note: ") for note in tokenizer_notes(folder)]
+        notes += [MISREAD] if form not in (*FORMATS, MIXED, NVFP4) else []
+        notes += [note.removeprefix("note: ") for note in drafter_notes(folder)]
+        try:
+            notes += [note.removeprefix("note: ") for note in tokenizer_notes(folder)]
+        except ValueError as error:
+            problems.append(str(error))
     return CheckpointCard(
         folder=str(folder),
         format=form,
@@ -113,7 +119,11 @@ def fit(config: DeepseekV4Config, found: FolderScan) -> Mismatch:
 
 
 def tokenizer_notes(folder: Path) -> list[str]:
-    """A note if the folder's tokenizer.json is not the tokenizer that is used with its vocabulary size."""
+    """A note if the folder's tokenizer.json is not the tokenizer that is used with its vocabulary size.
+
+    Raises:
+        ValueError: that file gives ids outside of the vocabulary.
+    """
     if not (folder / FILE).is_file():
         return []
     try:
@@ -152,6 +162,8 @@ def _stray(file: str) -> str:
 
 def _disagreements(config: DeepseekV4Config, form: str) -> list[str]:
     """Keys of config.json that contradict the format of the files; we follow the files, other libraries may not."""
+    if form == NVFP4:
+        return [f"its weights are NVFP4, {WAY_OUT}"]
     if form == MIXED:
         return []
     given = config.to_dict()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from seektune.checkpoint import locate
 from seektune.checkpoint.companions import code_notes
+from seektune.checkpoint.drafter import drafter_notes
 from seektune.io.atomic_dir import CARD
 from seektune.io.console import say
 from seektune.lora.format import trained_on
@@ -32,7 +33,7 @@ def merge_adapter(base: str, adapter: Path, destination: Path, to: str, weight: 
     """
     place = locate(base)
     refuse_incomplete(place)
-    for line in (*doubts(base, place, adapter), *code_notes(place)):
+    for line in (*doubts(base, place, adapter), *code_notes(place), *drafter_notes(place)):
         say(line)
     done = merge(place, adapter, destination, to, weight, force)
     # the base's model card was copied too, but does not describe these weights

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from seektune.checkpoint.transformers_names import released_name, transformers_name
 from seektune.lora.files import load_adapter, save_adapter
-from seektune.lora.format import CONFIG, WEIGHTS
+from seektune.lora.format import CONFIG, WEIGHTS, read_adapter
 from seektune.lora.initialize import init_adapters
 from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.merge import merge
 from seektune.lora.state import adapter_state
 from seektune.lora.targets import adaptable, matching
-from seektune.lora.transformers_names import released_name, transformers_name
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.lora import load_adapter as load_for_training
 from seektune.parallel.model import ParallelModel
@@ -142,3 +142,82 @@ def test_names_of_transformers_are_those_of_the_release_and_back(base: Path) -> 
     theirs = {name: transformers_name(name) for name in names}
     assert {released_name(each): each for each in theirs.values()} == theirs
     assert theirs["layers.1.attn.indexer.wq_b"] == "model.layers.1.self_attn.compressor.indexer.q_b_proj"
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "base_model.model.model.",
+        "base_model.model.",
+        "model.",
+        "",
+        "module.base_model.model.model.",
+        "base_model.model.model.language_model.",
+    ],
+)
+def test_modules_are_known_by_the_end_of_their_names(base: Path, adapter: Path, prefix: str) -> None:
+    """A trainer without PEFT's wrapper, without the head's model around, or with wrappers of its own."""
+    expected = load_file(adapter / WEIGHTS)
+    config = json.loads((adapter / CONFIG).read_text())
+    assert config["rank_pattern"], "of the experts"
+    ends = {name: name.removeprefix("base_model.model.model.") for name in expected}
+    assert all(end.startswith("layers.") for end in ends.values())
+    plain = DeepseekV4ForCausalLM.from_pretrained(base)
+    load_adapter(plain, adapter)
+    changed(adapter, lambda found: {prefix + ends[name]: x for name, x in found.items()})
+    renamed = {"rank_pattern": {each.removeprefix("model."): rank for each, rank in config["rank_pattern"].items()}}
+    renamed["alpha_pattern"] = {each.removeprefix("model."): a for each, a in config["alpha_pattern"].items()}
+    (adapter / CONFIG).write_text(json.dumps(config | renamed))
+    model = DeepseekV4ForCausalLM.from_pretrained(base)
+    load_adapter(model, adapter)
+    ids = torch.randint(64, (1, 40))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize("key", ["lm_head.weight", "model.embed_tokens.weight", "base_model.model.embed_tokens.weight"])
+def test_a_copy_of_the_base_is_known_by_the_end_of_its_name(base: Path, adapter: Path, key: str) -> None:
+    weight = DeepseekV4ForCausalLM.from_pretrained(base).get_parameter(
+        "head.weight" if "head" in key else "embed.weight"
+    )
+    changed(adapter, lambda found: found | {key: weight.detach()})
+    load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
+    changed(adapter, lambda found: found | {key: weight.detach() + 1})
+    with pytest.raises(ValueError, match=rf"holds {key} with other values"):
+        load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "prefix"),
+    [
+        ({"w1": "w1", "w2": "w2", "w3": "w3"}, "base_model.model."),
+        ({"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}, "base_model.model.model."),
+    ],
+    ids=["release", "transformers"],
+)
+def test_a_pair_for_each_expert_is_stacked(base: Path, adapter: Path, spelled: dict[str, str], prefix: str) -> None:
+    plain = DeepseekV4ForCausalLM.from_pretrained(base)
+    load_adapter(plain, adapter)
+    config = json.loads((adapter / CONFIG).read_text())
+    changes = read_adapter(adapter).changes
+    rows = {name: x for name, x in load_file(adapter / WEIGHTS).items() if ".experts" not in name}
+    for name, change in changes.items():
+        stem, _, matrix = name.rpartition(".")
+        if not stem.endswith(".experts") or name.startswith("mtp."):
+            continue
+        for expert in range(len(change.b)):
+            key = f"{prefix}{stem.replace('.ffn.', '.mlp.')}.{expert}.{spelled[matrix]}"
+            rows |= {f"{key}.lora_A.weight": change.a[expert].clone(), f"{key}.lora_B.weight": change.b[expert].clone()}
+    config |= {"target_parameters": None, "rank_pattern": {}, "alpha_pattern": {}}
+    (adapter / CONFIG).write_text(json.dumps(config))
+    changed(adapter, lambda found: rows)
+    (adapter / "adapter_mtp.safetensors").unlink()
+    model = DeepseekV4ForCausalLM.from_pretrained(base)
+    load_adapter(model, adapter)
+    ids = torch.randint(64, (1, 40))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, plain(ids).logits)
+    gone = next(name for name in rows if ".experts.3." in name).rpartition(".lora_")[0]
+    changed(adapter, lambda found: {name: x for name, x in found.items() if not name.startswith(gone)})
+    with pytest.raises(ValueError, match=r"of 7 experts, but not of each one up to 7"):
+        load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)

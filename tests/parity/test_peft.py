@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from seektune.checkpoint.transformers_names import transformers_name
 from seektune.lora.files import load_adapter, save_adapter, unload_adapter
 from seektune.lora.initialize import init_adapters
 from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
-from seektune.lora.transformers_names import transformers_name
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 from .test_transformers import SIZES

@@ -222,11 +222,16 @@ def test_a_tokenizer_of_another_vocabulary_is_noted(tmp_path: Path):
     (tiny / "tokenizer.json").write_text(json.dumps(spec))
     assert read_card(tiny).notes == []
     spec["model"]["vocab"] = dict(zip(spec["model"]["vocab"], reversed(spec["model"]["vocab"].values()), strict=True))
-    for text, said in ((json.dumps(spec), "gives tokens other ids"), ("{", "cannot be read"), ("{}", "cannot be read")):
+    for text, said in ((json.dumps(spec), "other ids; DeepSeek"), ("{", "cannot be read"), ("{}", "cannot be read")):
         (tiny / "tokenizer.json").write_text(text)
         card = read_card(tiny)
         assert card.complete
         assert said in card.notes[0]
+    spec["added_tokens"].append({"content": "<|im_start|>", "id": len(spec["model"]["vocab"]) + 10**6})
+    (tiny / "tokenizer.json").write_text(json.dumps(spec))
+    assert "outside of vocab_size" in read_card(tiny).problems[0]
+    with pytest.raises(ValueError, match="outside of vocab_size"):
+        convert_checkpoint(str(tiny), tmp_path / "out", "fp32")
 
 
 def test_json_and_exit_codes(folder: Path, tmp_path: Path):

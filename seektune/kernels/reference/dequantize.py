@@ -8,6 +8,8 @@ E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Magnitudes of FP4; bit 3 of the code is the sign."""
 FP4_GROUP = 32
 """Columns that share one scale of a row."""
+NVFP4_GROUP = 16
+"""Columns that share one scale of a row in NVFP4."""
 FP4_PER_BYTE = 2
 """Values in one byte of packed FP4."""
 FP8_BLOCK = 128
@@ -43,12 +45,26 @@ def dequantize_fp4(packed: Tensor, scale: Tensor) -> Tensor:
 
     Byte k of a row holds column 2k in its low nibble and column 2k+1 in its high nibble.
     """
+    groups = _e2m1(packed).unflatten(-1, (-1, FP4_GROUP))
+    return (groups * scale.float().unsqueeze(-1)).flatten(-2)
+
+
+def dequantize_nvfp4(packed: Tensor, scale: Tensor, matrix_scale: Tensor) -> Tensor:
+    """fp32 values `[O, I]` of packed e2m1 bytes `[O, I/2]`, each rounded once from its exact product.
+
+    `scale` is E4M3, one per row and 16 columns `[O, I/16]`, and `matrix_scale` an F32 scalar.
+    """
+    groups = _e2m1(packed).unflatten(-1, (-1, NVFP4_GROUP))
+    # exact: the product of an e2m1 and an e4m3 number has at most six significant bits
+    return (groups * scale.float().unsqueeze(-1)).flatten(-2) * matrix_scale
+
+
+def _e2m1(packed: Tensor) -> Tensor:
+    """fp32 values `[O, I]` of packed codes `[O, I/2]`, without scales."""
     table = torch.tensor(E2M1 + tuple(-value for value in E2M1), device=packed.device)
     # one lookup per byte: row b holds the values of the low and the high nibble of b
     pairs = torch.cartesian_prod(table, table).flip(-1)
-    values = F.embedding(packed.view(torch.uint8).int(), pairs).flatten(-2)
-    groups = values.unflatten(-1, (-1, FP4_GROUP))
-    return (groups * scale.float().unsqueeze(-1)).flatten(-2)
+    return F.embedding(packed.view(torch.uint8).int(), pairs).flatten(-2)
 
 
 BAND = 2**20
