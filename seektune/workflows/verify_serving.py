@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from seektune.data.chat_format.encode import encode_messages
+from seektune.data.chat_format.choices import EncodingName
+from seektune.data.chat_format.encode import render_chat_prompt
+from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.served_model import ServedModel
 from seektune.generate.session import LoadOptions
@@ -16,6 +18,7 @@ from seektune.io.console import say
 from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.variants import encoding_of
 
 BASE = "the base"
 ADAPTER = "the adapter"
@@ -34,7 +37,6 @@ BEST = 5
 APART = 2.0
 """The other model must be this many times farther away."""
 QUESTION = ({"role": "user", "content": "What is 17 times 23?"},)
-MODES = {"chat": ("chat", None), "thinking": ("thinking", None), "thinking with effort max": ("thinking", "max")}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ def verify_serving(served: ServedModel, model: str, reading: LoadOptions, tolera
     reading.check()
     first = served.best_logprobs([0], BEST)  # before weights are loaded
     models = _models(model, reading)
-    tokenizer = load_tokenizer(models[BASE].config.vocab_size)
+    config = models[BASE].config
+    tokenizer = load_tokenizer(config.vocab_size)
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in PROMPTS]
     theirs = [served.best_logprobs(prompt, len(first)) for prompt in prompts]
     distances = {name: _distance(theirs, best_logprobs(each, prompts)) for name, each in models.items()}
@@ -72,7 +75,7 @@ def verify_serving(served: ServedModel, model: str, reading: LoadOptions, tolera
     for name, distance in distances.items():
         say(f"distance from {name}: {distance:.4f} nats")
     say(verdict.sentence)
-    say(chat_sentence(served, tokenizer))
+    say(chat_sentence(served, tokenizer, encoding_of(config)))
     return verdict.served == list(models)[-1]
 
 
@@ -97,12 +100,19 @@ def best_logprobs(model: DeepseekV4ForCausalLM, prompts: Sequence[Sequence[int]]
     return [each.float().log_softmax(-1).topk(min(BEST, each.numel())).values.tolist() for each in logits]
 
 
-def chat_sentence(served: ServedModel, tokenizer: Tokenizer) -> str:
-    """Whether the server's chat prompts are as long as ours, by the default that it has."""
+def _modes(encoding: EncodingName) -> dict[str, tuple[str, str | None]]:
+    """Mode and effort of chats, by what a sentence calls them."""
+    efforts = [effort for effort in find_encoding(encoding).efforts if effort is not None]
+    with_effort = {f"thinking with effort {effort}": ("thinking", effort) for effort in efforts}
+    return {"chat": ("chat", None), "thinking": ("thinking", None), **with_effort}
+
+
+def chat_sentence(served: ServedModel, tokenizer: Tokenizer, encoding: EncodingName) -> str:
+    """Whether the server's chat prompts are as long as those of the checkpoint's encoding, by the server's default."""
     ours: dict[int, list[str]] = {}
-    for name, (mode, effort) in MODES.items():
-        text = encode_messages(QUESTION, mode, reasoning_effort=effort)
-        ours.setdefault(len(tokenizer.encode_prompt(text)), []).append(name)
+    for name, (mode, effort) in _modes(encoding).items():
+        prompt = render_chat_prompt(QUESTION, (), mode, effort, encoding)
+        ours.setdefault(len(prompt.ids(tokenizer)), []).append(name)
     try:
         count = served.prompt_tokens(QUESTION)
     except ValueError as error:

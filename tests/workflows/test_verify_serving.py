@@ -78,7 +78,7 @@ def test_our_server_is_recognized(place, url, capsys, name, adapter, serves, sai
     found, text = verdict(capsys, ServedModel(url, name), str(place / "base"), reading)
     assert found == serves
     assert said in text
-    assert "tokens, as ours for chat or thinking\n" in text
+    assert "tokens, as ours for chat or thinking or thinking with effort high\n" in text
 
 
 @contextmanager
