@@ -1,6 +1,7 @@
 """Tensors that every export carries byte for byte, whatever its format: the stages of a DSpark drafter.
 
 They are low-bit in the release, and decoding and encoding them again would change them; training leaves them alone.
+Stages that were trained are in full precision, and are encoded like other tensors.
 """
 
 from collections.abc import Collection, Iterator
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from seektune.checkpoint.export import ExportTarget
+from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.source import FolderSource, Source
 from seektune.checkpoint.stored import Stored
@@ -31,8 +33,9 @@ class Carrying:
 
     @classmethod
     def of(cls, folder: FolderSource) -> "Carrying":
-        """The tensors of a folder's DSpark stages; none if it has no such stages."""
-        return cls(folder, carried_names({name for name, _ in folder.shapes()}))
+        """The tensors of a folder's DSpark stages; none if it has no such stages, or trained ones in full precision."""
+        names = carried_names({name for name, _ in folder.shapes()})
+        return cls(folder, names if names and folder.kind(MARK) in QUANTIZED else frozenset())
 
     def target(self, target: ExportTarget) -> "CarryingTarget":
         """The target, but for those tensors."""

@@ -34,7 +34,7 @@ class Loader:
         """No example may be longer than `batch.length` (see `packing.fitting`)."""
         assert examples, "a loader needs examples"
         assert max(len(example.tokens) for example in examples) <= batch.length, "an example is longer than a row"
-        self._examples = examples
+        self.examples = examples
         self._batch = batch
         self._seed = seed
         self._pad_id = pad_id
@@ -56,7 +56,7 @@ class Loader:
 
     def state_dict(self) -> LoaderState:
         """The position between two steps."""
-        return {"epoch": self._epoch, "offset": self._offset, "examples": len(self._examples)}
+        return {"epoch": self._epoch, "offset": self._offset, "examples": len(self.examples)}
 
     def load_state_dict(self, state: LoaderState) -> None:
         """Continue exactly at the position of another loader of the same examples, batch and seed.
@@ -65,10 +65,10 @@ class Loader:
             ValueError: the state is that of a dataset of another size, or damaged.
         """
         examples = whole_number(state, "examples", 0, MOST_EXAMPLES)
-        if examples != len(self._examples):
+        if examples != len(self.examples):
             raise ValueError(
                 f"the run to resume had {examples} training examples, this dataset gives "
-                f"{len(self._examples)}; resume with the same data, batch.length and data.overlong"
+                f"{len(self.examples)}; resume with the same data, batch.length and data.overlong"
             )
         self._epoch = whole_number(state, "epoch", 0, MOST_EXAMPLES)
         self._offset = whole_number(state, "offset", 0, max(examples - 1, 0))
@@ -89,17 +89,17 @@ class Loader:
         return packer.rows
 
     def _next(self) -> Example:
-        return self._examples[self._order[self._offset]]
+        return self.examples[self._order[self._offset]]
 
     def _advance(self) -> None:
         self._offset += 1
-        if self._offset == len(self._examples):
+        if self._offset == len(self.examples):
             self._epoch = self._epoch + 1
             self._offset = 0
             self._order = self._permutation()
 
     def _permutation(self) -> list[int]:
-        return np.random.default_rng((self._seed, self._epoch)).permutation(len(self._examples)).tolist()
+        return np.random.default_rng((self._seed, self._epoch)).permutation(len(self.examples)).tolist()
 
 
 def in_order(examples: Sequence[Example], batch: BatchConfig, pad_id: int) -> list[Batch]:

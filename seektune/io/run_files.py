@@ -4,6 +4,7 @@ RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 EVALUATION = "evaluation.json"
+OWN_ANSWERS = "own_answers.jsonl"
 EXPERT_LOADS = "expert_loads.jsonl"
 TENSORBOARD = "tensorboard"
 LOSS_CURVE = "loss.png"
@@ -20,6 +21,7 @@ CONTENTS = {
     VALIDATION: "loss on held-out rows before, during and after",
     EVALUATION: "scores of evaluation tasks before and after, with their intervals",
     EXPERT_LOADS: "tokens per expert and layer over the run",
+    OWN_ANSWERS: "the model's own answers to training prompts, on which its drafter was trained",
     TENSORBOARD: "TensorBoard events",
     LOSS_CURVE: "the loss curve",
     CHECKPOINTS: "training state, to resume from",

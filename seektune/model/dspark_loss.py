@@ -34,6 +34,20 @@ class Anchors:
 
 
 @dataclass(frozen=True)
+class DraftRows:
+    """Whole rows, and what the frozen backbone makes of them."""
+
+    tokens_BT: Tensor
+    labels_BT: Tensor
+    """Unshifted; -100 is not taught."""
+    layout: SequenceLayout
+    means_BTM: Tensor
+    """`LayerMeans.joined`, without graph."""
+    hidden_BTD: Tensor
+    """The backbone's input of the head, without graph."""
+
+
+@dataclass(frozen=True)
 class DraftTargets:
     """What the slots of drafts should propose."""
 
@@ -78,11 +92,7 @@ def draft_losses(
     embed: nn.Embedding,
     head_VD: Tensor,
     config: DeepseekV4Config,
-    means_BTM: Tensor,
-    hidden_BTD: Tensor,
-    tokens_BT: Tensor,
-    labels_BT: Tensor,
-    layout: SequenceLayout,
+    rows: DraftRows,
     anchors: Anchors,
     divisor: float,
 ) -> DraftLosses:
@@ -93,19 +103,15 @@ def draft_losses(
         embed: of the backbone, frozen.
         head_VD: of the backbone, frozen.
         config: of the model.
-        means_BTM: `LayerMeans.joined` of whole rows, without graph.
-        hidden_BTD: the backbone's input of the head, without graph.
-        tokens_BT: ids.
-        labels_BT: unshifted; -100 is not taught.
-        layout: of the rows.
+        rows: the text.
         anchors: where drafts begin.
         divisor: of the sum over anchors and slots, weights included.
     """
-    memory_BTD = stages[0].memory(means_BTM)
-    rotation = layout.at_positions(stages[0].attn.rope)
+    memory_BTD = stages[0].memory(rows.means_BTM)
+    rotation = rows.layout.at_positions(stages[0].attn.rope)
     keys = [stage.attn.memory_keys(memory_BTD, rotation) for stage in stages]
-    targets = _targets(config, hidden_BTD, tokens_BT, labels_BT, layout, anchors)
-    nothing = means_BTM.new_zeros((), dtype=torch.promote_types(means_BTM.dtype, torch.float32))
+    targets = _targets(config, rows, anchors)
+    nothing = rows.means_BTM.new_zeros((), dtype=torch.promote_types(rows.means_BTM.dtype, torch.float32))
     total = DraftLosses(nothing, nothing, nothing, nothing)
     for start in range(0, len(anchors.row_N), CHUNK):
         part = slice(start, start + CHUNK)
@@ -113,7 +119,7 @@ def draft_losses(
         aims = DraftTargets(targets.previous_NA[part], targets.target_NA[part], targets.teacher_NAD[part])
 
         def chunk(some: Anchors, aims: DraftTargets, *keys: Tensor) -> tuple[Tensor, ...]:
-            block = _drafts(stages, embed, config, keys, layout, tokens_BT, some)
+            block = _drafts(stages, embed, config, keys, rows, some)
             return _slot_losses(stages[-1], head_VD, *block, aims, divisor)
 
         parts = checkpoint(chunk, some, aims, *keys, use_reentrant=False, preserve_rng_state=False)
@@ -131,14 +137,13 @@ def _drafts(
     embed: nn.Embedding,
     config: DeepseekV4Config,
     keys_BTC: Sequence[Tensor],
-    layout: SequenceLayout,
-    tokens_BT: Tensor,
+    rows: DraftRows,
     anchors: Anchors,
 ) -> tuple[Tensor, Tensor]:
     """Hidden states `[N, A, D]` of the drafts, before and after the last norm."""
-    window = config.sliding_window
-    back_W = torch.arange(window, 0, -1, device=tokens_BT.device)
-    position_N = layout.positions[anchors.row_N, anchors.place_N]
+    tokens_BT = rows.tokens_BT
+    back_W = torch.arange(config.sliding_window, 0, -1, device=tokens_BT.device)
+    position_N = rows.layout.positions[anchors.row_N, anchors.place_N]
     places_NW = (anchors.place_N[:, None] - back_W).clamp(min=0)
     ids_NA = draft_ids(config, tokens_BT[anchors.row_N, anchors.place_N])
     positions_NA = position_N[:, None] + torch.arange(ids_NA.shape[1], device=ids_NA.device)
@@ -150,25 +155,20 @@ def _drafts(
     return run_stages(stages, streams, ids_NA, draft)
 
 
-def _targets(
-    config: DeepseekV4Config,
-    hidden_BTD: Tensor,
-    tokens_BT: Tensor,
-    labels_BT: Tensor,
-    layout: SequenceLayout,
-    anchors: Anchors,
-) -> DraftTargets:
+def _targets(config: DeepseekV4Config, rows: DraftRows, anchors: Anchors) -> DraftTargets:
     assert config.dspark_block_size is not None, "the config has the keys of DSpark"
+    tokens_BT = rows.tokens_BT
     length = tokens_BT.shape[1]
     places_NA = anchors.place_N[:, None] + torch.arange(config.dspark_block_size, device=tokens_BT.device)
     inside_NA = places_NA < length
     places_NA = places_NA.clamp(max=length - 1)
     rows_N1 = anchors.row_N[:, None]
     # a slot is trained only if all tokens from the anchor to its own are of one document
-    same = layout.documents[rows_N1, places_NA] == layout.documents[anchors.row_N, anchors.place_N][:, None]
-    next_BT = layout.targets(labels_BT, steps=1)
+    documents_BT = rows.layout.documents
+    same = documents_BT[rows_N1, places_NA] == documents_BT[anchors.row_N, anchors.place_N][:, None]
+    next_BT = rows.layout.targets(rows.labels_BT, steps=1)
     target_NA = next_BT[rows_N1, places_NA].masked_fill(~(inside_NA & same), IGNORE_INDEX)
-    return DraftTargets(tokens_BT[rows_N1, places_NA], target_NA, hidden_BTD[rows_N1, places_NA])
+    return DraftTargets(tokens_BT[rows_N1, places_NA], target_NA, rows.hidden_BTD[rows_N1, places_NA])
 
 
 def _slot_losses(

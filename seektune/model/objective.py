@@ -10,6 +10,18 @@ from seektune.model.head import Losses
 
 
 @dataclass(frozen=True)
+class DraftObjective:
+    """The training of DSpark stages instead of the model."""
+
+    anchors: int
+    """Tokens of a micro-batch from which drafts are trained."""
+    micro_batches: int
+    """Of the whole step."""
+    seed: int
+    """Of the choice of anchors in this step."""
+
+
+@dataclass(frozen=True)
 class Objective:
     """The denominators of a step and the weights of its losses."""
 
@@ -21,6 +33,8 @@ class Objective:
     """Whether the MTP block runs."""
     mtp_weight: float = 0.0
     balance_weight: float = 0.0
+    drafts: DraftObjective | None = None
+    """Train the DSpark stages, and nothing else."""
 
     def ledger(self) -> RoutingLedger:
         """An empty ledger for a forward pass."""

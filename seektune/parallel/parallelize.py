@@ -33,13 +33,14 @@ def parallelize(
     numerics: str = "plain",
     prepare: Prepare = unchanged,
     drops: bool = False,
+    drafter: bool = False,
 ) -> ParallelModel:
     """The stages of this process, with allocated but uninitialized memory.
 
     Order: cut into stages, `prepare`, rows along the context axis, experts along theirs, recompute, FSDP2, memory.
-    `drops` says that there is dropout, which recomputing must repeat.
+    `drops` says that there is dropout, which recomputing must repeat; `drafter` that the model has its DSpark stages.
     """
-    stages = build_stages(architecture, mesh, config, dtype, numerics)
+    stages = build_stages(architecture, mesh, config, dtype, numerics, drafter)
     for stage in stages.values():
         prepare(stage)
         apply_context_parallel(stage, mesh)
@@ -51,7 +52,12 @@ def parallelize(
 
 
 def build_stages(
-    architecture: DeepseekV4Config, mesh: Mesh, config: ParallelConfig, dtype: torch.dtype, numerics: str
+    architecture: DeepseekV4Config,
+    mesh: Mesh,
+    config: ParallelConfig,
+    dtype: torch.dtype,
+    numerics: str,
+    drafter: bool = False,
 ) -> dict[int, Stage]:
     """The stages of this process by number, on the meta device."""
     layers = architecture.num_hidden_layers
@@ -61,7 +67,7 @@ def build_stages(
     ranges = split_layers(layers, mtp, count, config.pipeline.layers_per_stage if pp_size > 1 else None)
     numbers = stages_of(mesh.coords.pp, pp_size, count, config.pipeline.schedule) if pp_size > 1 else [0]
     return {
-        number: Stage(architecture, ranges[number], dtype, numerics, first=number == 0, last=number == count - 1)
+        number: Stage(architecture, ranges[number], dtype, numerics, number == 0, number == count - 1, drafter)
         for number in numbers
     }
 

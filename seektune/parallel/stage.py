@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
+from seektune.model.dspark_loss import DraftRows, choose_anchors, draft_losses, slot_weights
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
-from seektune.model.objective import LossParts, Objective
+from seektune.model.objective import DraftObjective, LossParts, Objective
 from seektune.model.transformer import Activations, TokenRows, TransformerPart
 
 
@@ -49,7 +51,8 @@ class Stage(TransformerPart):
     def of(cls, model: DeepseekV4ForCausalLM) -> "Stage":
         """The whole model as one stage; the modules are the same objects."""
         layers = range(model.config.num_hidden_layers)
-        stage = cls(model.config, layers, model.dtype, model.numerics, first=True, last=True)
+        drafter = len(model.mtp) > 0
+        stage = cls(model.config, layers, model.dtype, model.numerics, first=True, last=True, drafter=drafter)
         for name, child in model.named_children():
             setattr(stage, name, child)
         stage.sequence = model.sequence
@@ -67,6 +70,8 @@ class Stage(TransformerPart):
         """
         rows = TokenRows(tokens, self.sequence(documents))
         objective = task.objective
+        if objective is not None and objective.drafts is not None:
+            return self._draft(task, rows, labels, objective.drafts)
         ledger = None if objective is None else objective.ledger()
         mtp = objective is not None and objective.mtp
         activations = self.backbone(rows, mtp, ledger, None if self.is_first else _unpack(x, mtp))
@@ -78,6 +83,21 @@ class Stage(TransformerPart):
             return torch.stack([scores.losses_BT, scores.first_BT.float()], dim=-1)
         losses = self.losses(hidden, rows.layout, Taught(labels, objective.taught))
         return self._record(task, activations.streams_BTSD, losses, ledger)
+
+    def _draft(self, task: StageTask, rows: TokenRows, labels: Tensor, objective: DraftObjective) -> Tensor:
+        """The loss of the DSpark stages of a whole model; the backbone is run without a graph."""
+        stages = [stage for stage in self.mtp if isinstance(stage, DSparkStage)]
+        size = self.config.dspark_block_size or 0
+        with torch.no_grad():
+            means = LayerMeans(target_layers(self.config))
+            hidden = self.hidden(self.backbone(rows, means=means).streams_BTSD)
+        anchors = choose_anchors(rows.layout, labels, objective.anchors, objective.seed + int(rows.ids_BT.sum()))
+        divisor = objective.anchors * objective.micro_batches * float(slot_weights(size).sum())
+        text = DraftRows(rows.tokens(), labels, rows.layout, means.joined(), hidden)
+        losses = draft_losses(stages, self.embed, self.head.values().detach(), self.config, text, anchors, divisor)
+        zero = losses.loss.new_zeros(())
+        task.results.append(StageResult(LossParts(losses.loss, zero, zero).values(), {}))
+        return losses.loss
 
     def _record(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
         """Append a result; returns the stage's output, whose backward also reaches the losses of its own layers."""

@@ -6,6 +6,7 @@ from typing import get_args, get_origin
 
 from pydantic import BaseModel
 
+from seektune.model.config import DeepseekV4Config
 from seektune.recipe.document import YamlNode, shorten
 from seektune.recipe.override import KeyPath
 from seektune.recipe.recipe import Recipe
@@ -110,8 +111,23 @@ def check_architecture(recipe: Recipe) -> Recipe:
     longest = architecture.max_position_embeddings
     if length > longest:
         raise ValueError(f"batch.length ({length}) exceeds the model's {longest} positions")
+    _check_drafter(recipe, architecture)
     if architecture.mtp_layers or not recipe.loss.mtp_weight:
         return recipe
     if "mtp_weight" in recipe.loss.model_fields_set:
         raise ValueError(f"loss.mtp_weight must be 0: this architecture has no MTP block ({architecture.why_no_mtp})")
     return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"mtp_weight": 0.0})})
+
+
+def _check_drafter(recipe: Recipe, architecture: DeepseekV4Config) -> None:
+    if not recipe.train.drafter:
+        return
+    parallel = recipe.parallel
+    for wrong, message in (
+        (not architecture.dspark_stages, "needs a checkpoint with DSpark stages, such as DeepSeek-V4-Flash-0731"),
+        (recipe.model.weights is None, "needs model.weights: the stages of a new model have nothing to propose"),
+        (bool(recipe.lora.targets), "trains no adapters: set lora.targets to [], or train the drafter after merging"),
+        (parallel.pp_size > 1 or parallel.cp_size > 1, "needs parallel.pp_size and parallel.cp_size 1"),
+    ):
+        if wrong:
+            raise ValueError(f"train.drafter {message}")

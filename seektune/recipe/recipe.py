@@ -21,6 +21,7 @@ from seektune.train.config import (
     LossConfig,
     OptimizerConfig,
     ScheduleConfig,
+    TrainConfig,
 )
 
 
@@ -115,6 +116,8 @@ class Recipe(Section):
     """Learning rate schedule."""
     loss: LossConfig = LossConfig()
     """Loss terms in addition to the next-token loss."""
+    train: TrainConfig = TrainConfig()
+    """What is trained, if not the weights or adapters."""
     lora: LoraConfig = LoraConfig()
     """Train low-rank adapters instead of the weights themselves."""
     parallel: Annotated[ParallelConfig, BeforeValidator(_expand_auto, json_schema_input_type=ParallelOrAuto)] = (

@@ -29,6 +29,7 @@ from seektune.parallel.process_group import ProcessSlot
 from seektune.parallel.recompute import recompute_blocks
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
+from seektune.run.drafter import train_drafter
 from seektune.train.settings import Origin
 
 
@@ -96,10 +97,12 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
         model = _streamed(recipe, mesh.device)
         return _begun_from(recipe.lora.adapter if with_weights else None, model)
     folder = None if section.weights is None else locate(section.weights)
-    prepare = quantize_frozen(recipe, config, folder) if adapted else unchanged
+    drafter = recipe.train.drafter
+    prepare = quantize_frozen(recipe, config, folder) if adapted else train_drafter if drafter else unchanged
     numbers = DTYPES[section.dtype], section.numerics
-    model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops=recipe.lora.dropout > 0)
-    if config.dspark_stages:
+    drops = recipe.lora.dropout > 0
+    model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops, drafter)
+    if config.dspark_stages and not drafter:
         model.carried = folder
     if folder is not None and (with_weights or adapted):
         model.load_pretrained(folder)

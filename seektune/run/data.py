@@ -35,6 +35,8 @@ class TrainData:
     """Number of training rows."""
     digest: str
     """Digest of their tokens and labels, in order: a checkpoint's data position is valid only for the same rows."""
+    own_answers: Sequence[Example] | None = None
+    """The training rows, if the model wrote them itself."""
 
 
 def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: Mesh) -> TrainData:
@@ -72,7 +74,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         tasks=[make_task(name, recipe.data, validation, cache, config, limit) for name in names],
         source=source,
         rows=len(training),
-        digest=_digest(training),
+        digest=digest_of(training),
     )
 
 
@@ -103,7 +105,8 @@ def _fetch(recipe: Recipe, cache: DataCache) -> None:
         section.fetch(cache)
 
 
-def _digest(examples: Sequence[Example]) -> str:
+def digest_of(examples: Sequence[Example]) -> str:
+    """Digest of the tokens and labels of rows, in order."""
     digest = hashlib.sha256()
     for example in examples:
         pairs = zip(example.tokens, example.taught, strict=True)

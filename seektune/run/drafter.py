@@ -10,6 +10,7 @@ from seektune.evaluate.config import DRAFTER, EvaluateConfig
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
 from seektune.model.config import DeepseekV4Config
 from seektune.model.quantized import quantize_modules
+from seektune.model.transformer import TransformerPart
 from seektune.parallel.model import ParallelModel
 
 
@@ -29,6 +30,12 @@ def drafter_is_measured(config: DeepseekV4Config, evaluate: EvaluateConfig, worl
             "seektune eval --task drafter measures the result"
         )
     return named or (evaluate.tasks is None and has_one and world == 1)
+
+
+def train_drafter(part: TransformerPart) -> None:
+    """Freeze everything but the DSpark stages."""
+    for name, parameter in part.named_parameters():
+        parameter.requires_grad_(name.startswith("mtp."))
 
 
 def decoding_model(model: ParallelModel) -> DeepseekV4ForCausalLM:

@@ -17,8 +17,9 @@ from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.run_dir import TAKEN, refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
+from seektune.train.config import TrainConfig
 
-DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "lora", "seed")
+DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "train", "lora", "seed")
 """Sections of a recipe that cannot change when a run resumes."""
 
 
@@ -185,6 +186,8 @@ def _last_step(folder: Path) -> int:
 
 def _differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:
     now = recipe.model_dump(mode="json")
+    # a run from before this section trained the weights or adapters
+    saved = {"train": TrainConfig().model_dump(mode="json"), **saved}
     parts = [part for part in DECISIVE if _comparable(now.get(part)) != _comparable(saved.get(part))]
     if saved.get("steps", 0) > recipe.steps:
         parts.append("number of steps (fewer than before)")

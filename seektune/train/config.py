@@ -52,6 +52,19 @@ class LossConfig(Section):
     """Step of the gates' balancing bias (the paper's pre-training: 0.001); 0 leaves the biases as they are."""
 
 
+class TrainConfig(Section):
+    """What is trained, if not the weights or adapters."""
+
+    drafter: bool = False
+    """Train the DSpark stages alone, on answers that the model itself gives to the training prompts."""
+    drafter_answers: PositiveInt = 256
+    """Training prompts that the model answers before training, at temperature 1."""
+    drafter_answer_tokens: PositiveInt = 64
+    """Maximum tokens of an answer."""
+    drafter_anchors: PositiveInt = 64
+    """Tokens of a micro-batch from which drafts are trained, at random."""
+
+
 class CheckpointConfig(Section):
     """When checkpoints are saved, from which a run resumes exactly. One is always saved at the end."""
 

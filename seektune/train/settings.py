@@ -60,5 +60,7 @@ class TrainSettings:
     seed: int
     record: Mapping[str, Any]
     """Facts for checkpoints: the recipe and versions."""
+    drafter_anchors: int | None = None
+    """Tokens of a micro-batch from which drafts are trained, if the DSpark stages are trained; None otherwise."""
     origin: Origin = UNKNOWN
     """Base and recipe for exports."""

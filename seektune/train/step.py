@@ -4,7 +4,7 @@ Shapes: E experts.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
 
@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from seektune.model.objective import LossParts, Objective
+from seektune.model.objective import DraftObjective, LossParts, Objective
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
 from seektune.train.balance import update_biases
@@ -58,10 +58,12 @@ def train_step(
     loss: LossConfig,
     max_grad_norm: float | None,
     phase: Callable[[str], None] = lambda name: None,
+    drafts: DraftObjective | None = None,
 ) -> StepRecord:
     """Train on all micro-batches of one step; their losses share one denominator, the taught tokens of the step.
 
     Every process is given the same batches and takes its share. `phase` is called with each phase's name as it begins.
+    With `drafts`, the DSpark stages are trained instead of the model.
 
     Raises:
         ValueError: no token of the step is taught.
@@ -69,7 +71,7 @@ def train_step(
             left behind.
     """
     began = perf_counter()
-    objective = make_objective(batches, loss, model.config.mtp_layers > 0)
+    objective = replace(make_objective(batches, loss, model.config.mtp_layers > 0), drafts=drafts)
     if objective.taught == 0:
         raise ValueError(f"step {step}: none of its {objective.tokens} tokens is taught; check the labels of the data")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seektune.checkpoint import check_train_state
 from seektune.io.run_files import CHECKPOINTS
+from seektune.model.objective import DraftObjective
 from seektune.parallel.model import ParallelModel
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import complete_checkpoints, step_of
@@ -103,7 +104,8 @@ class Trainer(ResumableRun):
         lr = learning_rate(step, steps, settings.optimizer.lr, settings.schedule)
         try:
             max_norm = settings.optimizer.max_grad_norm
-            record = train_step(self.model, self.optimizer, batches, step, lr, settings.loss, max_norm, watch)
+            drafts = self._draft_objective(step, len(batches))
+            record = train_step(self.model, self.optimizer, batches, step, lr, settings.loss, max_norm, watch, drafts)
         except NotFiniteError as error:
             if not self._guard.may_skip():
                 place = self.save(log, before)
@@ -114,6 +116,13 @@ class Trainer(ResumableRun):
             if self._rolled_back(record, log):
                 return
         self.step = step
+
+    def _draft_objective(self, step: int, micro_batches: int) -> DraftObjective | None:
+        """How drafts are trained in a step; None if the model is trained."""
+        anchors = self.settings.drafter_anchors
+        if anchors is None:
+            return None
+        return DraftObjective(anchors, micro_batches, self.settings.seed * 1_000_003 + step)
 
     def _rolled_back(self, record: StepRecord, log: RunLog) -> bool:
         """Check the loss; returns whether it caused a rollback to a checkpoint."""

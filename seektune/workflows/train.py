@@ -23,13 +23,16 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.build import build_mesh, build_model, check_sources, origin, read_config, weight_notes
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData, prepare_data
+from seektune.run.drafter import decoding_model
 from seektune.run.evals import Scores, read_evals, run_eval, write_evals
 from seektune.run.model_card import put_card, run_card
+from seektune.run.own_answers import with_own_answers, write_answers
 from seektune.run.resume import find_start, refuse_other_rows
 from seektune.run.run_dir import choose_folder, held
 from seektune.run.summary import describe, report_text, stopped_message, summary
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
+from seektune.train.config import LossConfig
 from seektune.train.metrics import MetricsLog, RunLog, SilentLog
 from seektune.train.report import write_report
 from seektune.train.settings import TrainSettings
@@ -93,10 +96,12 @@ def _run(run: RunContext, cache_dir: Path) -> None:
         say(note)
     with run.shielded_if_parallel():
         model = build_model(recipe, run.config, mesh, with_weights=run.is_fresh)
+        if recipe.train.drafter:
+            data = with_own_answers(run, data, lambda: decoding_model(model))
         facts = describe(recipe, model, data)
         before = _eval_before(run, model, data)
         trainer = _make_trainer(run, model, data)
-        _begin_folder(run, trainer.step, before)
+        _begin_folder(run, trainer.step, before, data)
         with _open_log(run, trainer) as log:
             losses = _fit(run, trainer, log)
         card = partial(run_card, run.folder, recipe, facts, before)
@@ -127,7 +132,7 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Tra
     return trainer
 
 
-def _begin_folder(run: RunContext, step: int, before: Scores) -> None:
+def _begin_folder(run: RunContext, step: int, before: Scores, data: TrainData) -> None:
     """Write the recipe and first scores into the run folder, which was unchanged until here; the run is at `step`."""
 
     def begin() -> None:
@@ -137,6 +142,8 @@ def _begin_folder(run: RunContext, step: int, before: Scores) -> None:
         (run.folder / REPORT).unlink(missing_ok=True)
         write_atomically(run.folder / RECIPE, dump_recipe(run.recipe).encode())
         write_evals(run.folder, before, {})
+        if data.own_answers is not None:
+            write_answers(run.folder, data.own_answers)
 
     with run.interruption.deferred():
         run.mesh.ranks.first(begin)
@@ -196,11 +203,12 @@ def _settings(recipe: Recipe, data: TrainData) -> TrainSettings:
     return TrainSettings(
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
-        loss=recipe.loss,
+        loss=LossConfig(mtp_weight=0.0) if recipe.train.drafter else recipe.loss,
         checkpoint=recipe.checkpoint,
         guard=recipe.guard,
         validate_every=recipe.evaluate.every,
         seed=recipe.seed,
+        drafter_anchors=recipe.train.drafter_anchors if recipe.train.drafter else None,
         origin=origin(recipe),
         record={
             "recipe": recipe.model_dump(mode="json"),

@@ -7,7 +7,7 @@ import torch
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.dspark import LayerMeans
-from seektune.model.dspark_loss import Anchors, DraftLosses, choose_anchors, draft_losses
+from seektune.model.dspark_loss import Anchors, DraftLosses, DraftRows, choose_anchors, draft_losses
 from seektune.model.transformer import TokenRows
 from seektune.sequence import IGNORE_INDEX, SequenceLayout
 from tests.conftest import DSPARK
@@ -30,9 +30,8 @@ def losses(model, tokens: torch.Tensor, labels: torch.Tensor, documents: torch.T
         hidden = model.hidden(model.backbone(rows, means=means).streams_BTSD)
     stages = list(model.mtp)
     frozen = model.embed, model.head.weight
-    return draft_losses(
-        stages, *frozen, model.config, means.joined(), hidden, tokens, labels, rows.layout, anchors, divisor=7.0
-    )
+    text = DraftRows(tokens, labels, rows.layout, means.joined(), hidden)
+    return draft_losses(stages, *frozen, model.config, text, anchors, divisor=7.0)
 
 
 @torch.no_grad()

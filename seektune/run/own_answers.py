@@ -1,0 +1,94 @@
+"""Answers of the model itself to training prompts: what its drafter is trained on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from seektune.data.example import Example, continuation
+from seektune.data.loader import Loader
+from seektune.generate.engine import DecodeEngine
+from seektune.generate.request import Request
+from seektune.generate.sampling_params import DEFAULT
+from seektune.io.atomic import write_atomically
+from seektune.io.console import say
+from seektune.io.jsonl import as_line, read_jsonl
+from seektune.io.run_files import OWN_ANSWERS
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.run.context import RunContext
+from seektune.run.data import TrainData, digest_of
+
+ROWS = 32
+"""Prompts that are answered together."""
+
+
+def with_own_answers(run: RunContext, data: TrainData, model: Callable[[], DeepseekV4ForCausalLM]) -> TrainData:
+    """The data with the model's own answers in place of the training rows.
+
+    A run that resumes reads them from its folder, or from that of the run it started from; `model` is called to
+    decode otherwise.
+
+    Raises:
+        ValueError: the file of answers is missing or damaged, or no training row has a prompt.
+    """
+    recipe = run.recipe
+    if run.start.checkpoint is None:
+        found = _answers(run, data, model())
+    else:
+        places = [run.folder / OWN_ANSWERS, run.start.checkpoint.parent.parent / OWN_ANSWERS]
+        found = read_answers(next((place for place in places if place.is_file()), places[0]))
+    loader = Loader(found, recipe.batch, recipe.seed, data.tokenizer.pad_id)
+    return replace(data, loader=loader, rows=len(found), digest=digest_of(found), own_answers=found)
+
+
+def write_answers(folder: Path, answers: Sequence[Example]) -> None:
+    """Write the answers into a run folder.
+
+    Raises:
+        OSError: writing failed.
+    """
+    lines = [as_line({"tokens": each.tokens, "prompt_tokens": each.taught.index(True)}) for each in answers]
+    write_atomically(folder / OWN_ANSWERS, "".join(lines).encode())
+
+
+def read_answers(file: Path) -> list[Example]:
+    """The answers that `write_answers` wrote.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: the model's own answers, which the drafter is trained on")
+    examples = []
+    for place, row in read_jsonl(file):
+        tokens = row.get("tokens")
+        start = row.get("prompt_tokens")
+        if not isinstance(tokens, list) or not all(type(token) is int and token >= 0 for token in tokens):
+            raise ValueError(f"{place}: tokens must be a list of ids; the file is damaged")
+        if type(start) is not int or not 0 < start < len(tokens):
+            raise ValueError(f"{place}: prompt_tokens must be below the number of tokens; the file is damaged")
+        examples.append(continuation(tokens[:start], tokens[start:], place))
+    return examples
+
+
+def _answers(run: RunContext, data: TrainData, model: DeepseekV4ForCausalLM) -> list[Example]:
+    recipe = run.recipe
+    section = recipe.train
+    requests: list[Request] = []
+    for number, example in enumerate(data.loader.examples):
+        prompt = example.tokens[: example.taught.index(True)] if any(example.taught) else []
+        room = min(section.drafter_answer_tokens, recipe.batch.length - len(prompt))
+        if prompt and room > 0 and len(requests) < section.drafter_answers:
+            stop = frozenset({data.tokenizer.eos_id})
+            requests.append(Request(prompt, room, DEFAULT, stop, seed=recipe.seed + number))
+    if not requests:
+        raise ValueError("train.drafter needs training rows with a prompt before the taught tokens; none has one")
+    answers: list[list[int]] = [[] for _ in requests]
+    for start in range(0, len(requests), ROWS):
+        for token in DecodeEngine(model, requests[start : start + ROWS], cpu_kernels=False).tokens():
+            answers[start + token.request].append(token.id)
+        run.stop_if_signalled()
+    say(f"own answers: {len(requests):,} of up to {section.drafter_answer_tokens} tokens, to train the drafter on")
+    return [
+        continuation(list(request.prompt), answer, f"own answer {number}")
+        for number, (request, answer) in enumerate(zip(requests, answers, strict=True))
+    ]
