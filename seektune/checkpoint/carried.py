@@ -11,6 +11,7 @@ from typing import Any
 from seektune.checkpoint.export import ExportTarget
 from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.names import Shape
+from seektune.checkpoint.nvfp4 import NVFP4
 from seektune.checkpoint.source import FolderSource, Source
 from seektune.checkpoint.stored import Stored
 from seektune.io.config_json import DRAFTER
@@ -54,9 +55,9 @@ class CarryingTarget:
     other: ExportTarget
 
     def kind(self, released: str) -> str:
-        """The kind of the tensor with that released name."""
-        chosen = self.carrying.folder if released in self.carrying.names else self.other
-        return chosen.kind(released)
+        """The kind of the tensor with that released name; no format has NVFP4, so that is decoded like others."""
+        kind = self.carrying.folder.kind(released) if released in self.carrying.names else NVFP4
+        return self.other.kind(released) if kind == NVFP4 else kind
 
     def config(self, source: dict[str, Any]) -> dict[str, Any]:
         """config.json of the result, from the source's."""

@@ -12,6 +12,9 @@ from seektune.checkpoint.header import TensorEntry
 from seektune.checkpoint.other_models import check_model
 from seektune.checkpoint.transformers_names import FUSED, released_tensor
 
+MOST_EXPERTS = 2**14
+"""In a stack, before each gets a name of its own; Pro has 384."""
+
 
 def released_entries(stored: Mapping[str, TensorEntry], folder: Path) -> dict[str, TensorEntry]:
     """Entries by released name, from those by the names in the files.
@@ -40,6 +43,8 @@ def _released(name: str, entry: TensorEntry, folder: Path) -> Iterator[tuple[str
     if len(entry.shape) != 3 or not entry.size or entry.shape[1] % len(matrices):
         raise ValueError(f"{folder} holds {name} of shape {list(entry.shape)}, which no stack of experts has")
     count, rows, columns = entry.shape
+    if count > MOST_EXPERTS:
+        raise ValueError(f"{folder} holds {name} of {count:,} experts, more than any model has; the file is damaged")
     part = replace(entry, shape=(rows // len(matrices), columns), size=entry.size // count // len(matrices))
     starts = range(entry.start, entry.start + entry.size, part.size)
     names = (f"{experts}.{expert}.{matrix}.weight" for expert in range(count) for matrix in matrices)

@@ -48,7 +48,7 @@ def tokenizer_note(folder: Path, tokenizer: Tokenizer) -> str | None:
         return None
     try:
         theirs = _Content.of(read_json(file))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return f"note: {file} cannot be read; DeepSeek-V4's own tokenizer is used"
     beyond = [token for token, id in theirs.ids.items() if not 0 <= id < tokenizer.vocab_size]
     if beyond:

@@ -64,8 +64,14 @@ class DrafterTask:
     def run(
         self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None
     ) -> TaskScore:
-        """As `Task.run`; the model must hold its drafter."""
+        """As `Task.run`; the model must hold its drafter.
+
+        Raises:
+            ValueError: its drafter proposes another number of tokens than the task is for.
+        """
         assert isinstance(model, DeepseekV4ForCausalLM), "decoding needs the whole model on one device"
+        if (size := draft_size(model.config)) != self.size:
+            raise ValueError(f"drafts of {size} and of {self.size} tokens cannot be compared; evaluate each alone")
         counts: list[DraftCounts] = []
         for start in range(0, len(self.prompts), ROWS):
             some = [DraftCounts() for _ in self.prompts[start : start + ROWS]]
@@ -74,11 +80,10 @@ class DrafterTask:
                 replace(Request(prompt, NEW_TOKENS, greedy), drafts=own)
                 for prompt, own in zip(self.prompts[start : start + ROWS], some, strict=True)
             ]
-            for _ in DecodeEngine(model, requests, speculative=True, cpu_kernels=False).tokens():
-                pass
+            for token in DecodeEngine(model, requests, speculative=True, cpu_kernels=False).tokens():
+                if progress is not None and token.request == 0:
+                    progress(len(counts), len(self.prompts))
             counts += some
-            if progress is not None:
-                progress(len(counts), len(self.prompts))
         return self._score(counts)
 
     def _score(self, counts: Sequence[DraftCounts]) -> TaskScore:
@@ -105,12 +110,16 @@ def drafter_task(
     """
     if not prompts:
         raise ValueError("there is no prompt to evaluate the drafter on")
-    if config.dspark_stages:
-        assert config.dspark_block_size is not None, "the config has the keys of DSpark"
-        return DrafterTask(prompts, config.dspark_block_size, "the DSpark stages propose", data)
-    if config.mtp_layers:
-        return DrafterTask(prompts, 1, "the MTP block proposes", data)
-    raise ValueError("the model has neither an MTP block nor DSpark stages, so no drafter can be evaluated")
+    size = draft_size(config)
+    if size == 0:
+        raise ValueError("the model has neither an MTP block nor DSpark stages, so no drafter can be evaluated")
+    proposing = "the DSpark stages propose" if config.dspark_stages else "the MTP block proposes"
+    return DrafterTask(prompts, size, proposing, data)
+
+
+def draft_size(config: DeepseekV4Config) -> int:
+    """Tokens that the drafter of a model proposes at a time; 0 without one."""
+    return config.dspark_block_size or 0 if config.dspark_stages else config.mtp_layers
 
 
 def prompts_of(batches: Sequence[Batch], limit: int = PROMPTS) -> list[list[int]]:

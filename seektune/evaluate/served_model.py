@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
+from math import isfinite
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -36,9 +37,12 @@ class ServedModel:
         try:
             best = self._post("/completions", body)["choices"][0]["logprobs"]["top_logprobs"][0]
             # vLLM also lists the chosen token
-            return sorted(map(float, best.values()), reverse=True)[:count]
+            found = sorted(map(float, best.values()), reverse=True)[:count]
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise ValueError(f"{self.url} returned no log-probabilities for logprobs: {count}") from None
+            found = []
+        if not found or not all(map(isfinite, found)):
+            raise ValueError(f"{self.url} returned no log-probabilities for logprobs: {count}")
+        return found
 
     def prompt_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
         """The number of tokens of a conversation's prompt, with the server's default options.

@@ -91,7 +91,7 @@ class _TheirKeys(BaseModel):
     def _rotary(self, key: str, share: float | None) -> list[tuple[str, str, Any]]:
         if share is None or self.head_dim is None:
             return []
-        return [(key, "qk_rope_head_dim", int(self.head_dim * share))]
+        return [(key, "qk_rope_head_dim", round(min(self.head_dim, 2**20) * share))]
 
 
 def is_transformers(config: Mapping[str, Any]) -> bool:
@@ -138,5 +138,8 @@ def _with_blocks(config: dict[str, Any], layers: int, blocks: int) -> dict[str, 
     if len(ratios) != layers:
         raise ValueError(f"layer_types has {len(ratios)} entries, num_hidden_layers is {layers}")
     kept = {key: value for key, value in config.items() if blocks or not key.startswith(DRAFTER_KEYS)}
-    none = {} if blocks else {"num_nextn_predict_layers": 0}
+    none: dict[str, Any] = {} if blocks else {"num_nextn_predict_layers": 0}
+    if any(key.startswith("dspark_") and key not in kept for key in config):
+        # what is left of a release after the preview still has its chat encoding
+        none["chat_encoding"] = "0731"
     return {**kept, **none, "compress_ratios": [*ratios, *[0] * blocks]}

@@ -141,9 +141,12 @@ def _module(released: str) -> str:
 def _touched(source: FolderSource, changes: Mapping[str, LoraDelta], adapter: Path) -> list[str]:
     touched = []
     used = Counter[str]()
+    stages = Carrying.of(source).names
     for name, shape in source.shapes():
         if (found := change_of(changes, name)) is None:
             continue
+        if name in stages:
+            raise ValueError(f"{adapter} changes {name}, but the base has DSpark stages there, not an MTP block")
         change, expert = found
         used[_module(name)] += 1
         if expert is not None and expert >= len(change.a):

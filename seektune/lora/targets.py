@@ -15,6 +15,7 @@ from seektune.lora.config import LoraConfig
 from seektune.lora.layers import (
     AdaptedEmbedding,
 )
+from seektune.model.dspark import DSparkStage
 from seektune.model.moe import Experts
 from seektune.model.quantized import (
     MATRICES,
@@ -43,10 +44,11 @@ _BLOCK = re.compile(r"(layers|mtp)\.\d+\.")
 
 
 def adaptable(model: nn.Module) -> list[str]:
-    """Released names of all modules that can have an adapter."""
+    """Released names of all modules that can have an adapter: none of the indexer's, and none of DSpark stages."""
     names = []
+    stages = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, DSparkStage))
     for name, module in model.named_modules():
-        if ".indexer" in name:
+        if ".indexer" in name or name.startswith(stages):
             continue
         if isinstance(module, nn.Linear | QuantizedLinear | nn.Embedding | AdaptedEmbedding):
             names.append(name)

@@ -19,7 +19,7 @@ from pydantic import (
 
 from seektune.io.config_json import config_file, read_config, write_config
 from seektune.model.config_sizes import check_sizes
-from seektune.model.dspark_config import DSparkKeys
+from seektune.model.dspark_config import DSPARK_ENCODING, DSparkKeys
 from seektune.model.unsupported import unsupported
 
 SLIDING = 0
@@ -98,6 +98,8 @@ class DeepseekV4Config(DSparkKeys):
     attention_bias: Literal[False] = False
     attention_dropout: float = Field(0.0, ge=0.0, le=0.0)
     tie_word_embeddings: Literal[False] = False
+    chat_encoding: Literal["preview", "0731"] | None = None
+    """Of the prompts that it was trained with, where the architecture does not say it; a key of ours."""
     bos_token_id: NonNegativeInt = 0
     eos_token_id: NonNegativeInt = 1
 
@@ -170,8 +172,10 @@ class DeepseekV4Config(DSparkKeys):
         return "its mtp.* tensors are DSpark stages" if self.has_dspark else "num_nextn_predict_layers is 0"
 
     def without_drafter(self) -> Self:
-        """The config of the backbone alone: no MTP block, no DSpark stage."""
-        nothing = dict.fromkeys(DSparkKeys.model_fields)
+        """The config of the backbone alone: no MTP block, no DSpark stage. The chat encoding of the latter is kept."""
+        nothing: dict[str, Any] = dict.fromkeys(DSparkKeys.model_fields)
+        if self.has_dspark:
+            nothing["chat_encoding"] = self.chat_encoding or DSPARK_ENCODING
         backbone = self.compress_ratios[: self.num_hidden_layers]
         return self.replace(**nothing, num_nextn_predict_layers=0, compress_ratios=backbone)
 

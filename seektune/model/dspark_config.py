@@ -1,6 +1,13 @@
 """The keys of config.json that describe DSpark, the drafter of the releases after the preview."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
+
+DSPARK_ENCODING: Literal["preview", "0731"] = "0731"
+"""The chat encoding that came with DSpark."""
+LARGEST_BLOCK = 16
+"""Largest draft: as many tokens as a cache can roll back. The released drafters propose five."""
 
 
 class DSparkKeys(BaseModel):
@@ -30,6 +37,10 @@ class DSparkKeys(BaseModel):
         return [
             (missing != "", f"{missing} is missing; DSpark needs {', '.join(keys)}"),
             (not targets, "dspark_target_layer_ids is empty"),
+            (
+                (self.dspark_block_size or 0) > LARGEST_BLOCK,
+                f"dspark_block_size is above {LARGEST_BLOCK}, which no drafter proposes at once",
+            ),
             (
                 max(targets, default=0) >= layers,
                 f"dspark_target_layer_ids must be below num_hidden_layers ({layers})",

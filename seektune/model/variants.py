@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from seektune.model.config import DeepseekV4Config
+from seektune.model.dspark_config import DSPARK_ENCODING
 
-UNIMPORTANT = {"initializer_range", "bos_token_id", "eos_token_id"}
+UNIMPORTANT = {"initializer_range", "bos_token_id", "eos_token_id", "chat_encoding"}
 """Keys that may differ within a variant."""
 BASE = "base"
 """The format that distinguishes the base models, whose architecture is that of the preview."""
@@ -62,10 +63,12 @@ def variant_name(config: DeepseekV4Config, format: str) -> str:
 
 def encoding_of(config: DeepseekV4Config) -> Literal["preview", "0731"]:
     """The chat encoding of a checkpoint's prompts; that of an unknown architecture follows from its drafter."""
+    if config.chat_encoding is not None:
+        return config.chat_encoding
     variant = variant_of(config)
     if variant is not None:
         return variant.encoding
-    return "0731" if config.has_dspark else "preview"
+    return DSPARK_ENCODING if config.has_dspark else "preview"
 
 
 def _shape(config: DeepseekV4Config) -> dict[str, Any]:

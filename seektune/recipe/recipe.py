@@ -84,7 +84,7 @@ class ModelConfig(Section):
         """Check the weights' config against the preset, if one is set.
 
         Raises:
-            ValueError: width, depth or vocabulary differ.
+            ValueError: width, depth, vocabulary or the kind of drafter differ.
         """
         if self.preset is None:
             return
@@ -93,6 +93,8 @@ class ModelConfig(Section):
             ("hidden_size", preset.hidden_size, config.hidden_size),
             ("num_hidden_layers", preset.num_hidden_layers, config.num_hidden_layers),
             ("vocab_size", preset.vocab_size, config.vocab_size),
+            ("mtp_layers", preset.mtp_layers, config.mtp_layers),
+            ("dspark_stages", preset.dspark_stages, config.dspark_stages),
         ]:
             if expected != actual:
                 raise ValueError(

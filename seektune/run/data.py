@@ -65,7 +65,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     validation = in_order(held_out, recipe.batch, tokenizer.pad_id)
     limit = recipe.evaluate.limit
     names = list(recipe.evaluate.task_names(recipe.data))
-    if drafter_is_measured(config, recipe.evaluate, mesh.dims.world, recipe.model.weights is not None):
+    if drafter_is_measured(recipe, config, mesh.dims.world):
         names = list(dict.fromkeys([*names, DRAFTER]))
     return TrainData(
         tokenizer=tokenizer,

@@ -6,21 +6,25 @@ import torch
 
 from seektune.checkpoint import load_weights
 from seektune.checkpoint.source import FolderSource
-from seektune.evaluate.config import DRAFTER, EvaluateConfig
+from seektune.evaluate.config import DRAFTER
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
 from seektune.model.config import DeepseekV4Config
 from seektune.model.quantized import quantize_modules
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.model import ParallelModel
+from seektune.recipe.recipe import Recipe
 
 
-def drafter_is_measured(config: DeepseekV4Config, evaluate: EvaluateConfig, world: int, has_weights: bool) -> bool:
-    """Whether a run evaluates the drafter: by name, or by default where the model has one and one process holds it.
+def drafter_is_measured(recipe: Recipe, config: DeepseekV4Config, world: int) -> bool:
+    """Whether a run evaluates the drafter: by name, or by default where the model has one and one process holds both.
+
+    By default not where weights are streamed from disk, since each token of an answer reads all of them.
 
     Raises:
         ValueError: the task is named, but the model has no drafter or is spread over processes.
     """
-    has_one = config.mtp_layers > 0 or (config.dspark_stages > 0 and has_weights)
+    evaluate = recipe.evaluate
+    has_one = config.mtp_layers > 0 or (config.dspark_stages > 0 and recipe.model.weights is not None)
     named = evaluate.tasks is not None and DRAFTER in evaluate.tasks
     if named and not has_one:
         raise ValueError("evaluate.tasks names drafter, but the model has neither an MTP block nor DSpark stages")
@@ -29,7 +33,8 @@ def drafter_is_measured(config: DeepseekV4Config, evaluate: EvaluateConfig, worl
             "evaluate.tasks names drafter, which needs a run of one process; "
             "seektune eval --task drafter measures the result"
         )
-    return named or (evaluate.tasks is None and has_one and world == 1)
+    by_default = evaluate.tasks is None and recipe.model.offload == "none"
+    return named or (by_default and has_one and world == 1)
 
 
 def train_drafter(part: TransformerPart) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from seektune.checkpoint.companions import carry_companions
 from seektune.io.atomic import cannot_write
 from seektune.io.atomic_dir import clean_up_partial, complete_folder
+from seektune.io.console import say
 from seektune.parallel.lora import save_adapter
 from seektune.parallel.model import ParallelModel
 from seektune.train.settings import Origin, Savable
@@ -37,8 +38,16 @@ def _export_weights(model: ParallelModel, tokenizer: Savable, folder: Path, base
         model.save_pretrained(scratch)
         ranks.first(lambda: tokenizer.save(scratch))
         if base is not None:
-            ranks.first(lambda: carry_companions(base, scratch))
+            ranks.first(lambda: _carry(base, scratch))
         ranks.first(stack.close)
+
+
+def _carry(base: Path, folder: Path) -> None:
+    """Copy the base's licence and the like; the weights are worth more than those."""
+    try:
+        carry_companions(base, folder)
+    except OSError as error:
+        say(f"note: files of {base} beside its weights could not be copied: {error}")
 
 
 def _open_folder(folder: Path, stack: ExitStack) -> Path:

@@ -19,13 +19,13 @@ from seektune.data.datasets.registry import DATASETS
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.choice_task import ChoiceTask
 from seektune.evaluate.config import DRAFTER
-from seektune.evaluate.drafter_task import DrafterTask, drafter_task
+from seektune.evaluate.drafter_task import DrafterTask, draft_size, drafter_task
 from seektune.evaluate.likelihood import Progress
 from seektune.evaluate.perplexity import PerplexityTask, read_texts
 from seektune.evaluate.statistics import Change
 from seektune.evaluate.task import Metric, Task, TaskScore
 from seektune.generate.session import AS_STORED, LoadOptions, note_other_tokenizer
-from seektune.io.console import say
+from seektune.io.console import counted, say
 from seektune.model.config import DeepseekV4Config
 from seektune.model.variants import encoding_of
 from seektune.workflows.prompt_rows import prompt_ids, read_prompt_rows
@@ -73,6 +73,8 @@ def evaluate(
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
     asked = _task(task, data, cache_dir, setting, model)
+    if task == DRAFTER and against is not None:
+        _check_same_drafter(model, against)
     bare = replace(setting.reading, adapter=None)
     first = _run(asked, model, setting.reading, setting.batch_tokens)
     second = None
@@ -116,6 +118,18 @@ def _task(name: str, data: Path | None, cache_dir: Path, setting: EvalOptions, m
     if stride > length:
         raise ValueError(f"stride {stride} is longer than a window of {length} tokens: some would never be predicted")
     return PerplexityTask(texts, length, stride)
+
+
+def _check_same_drafter(model: str, against: str) -> None:
+    configs = [DeepseekV4Config.from_pretrained(locate(name)) for name in (model, against)]
+    sizes = [draft_size(config) for config in configs]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the drafter of {model} proposes {counted(sizes[0], 'token')} and that of {against} {sizes[1]}: "
+            "they cannot be compared; evaluate each alone"
+        )
+    if configs[0].vocab_size != configs[1].vocab_size:
+        raise ValueError(f"{model} and {against} have vocabularies of other sizes, so their prompts differ")
 
 
 def _drafter_task(data: Path | None, setting: EvalOptions, model: str) -> DrafterTask:

@@ -89,7 +89,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
     mesh = run.mesh
     torch.manual_seed(recipe.seed)
     check_memory(recipe, run.config, mesh.dims.world, nodes=1)
-    if run.is_fresh or recipe.lora.targets:
+    if run.is_fresh or recipe.lora.targets or run.config.dspark_stages:
         check_sources(recipe, run.config)
     data = prepare_data(recipe, run.config, DataCache(cache_dir, say), mesh)
     for note in weight_notes(recipe, data.tokenizer):

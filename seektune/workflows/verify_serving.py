@@ -5,6 +5,7 @@ The log-probabilities of the most likely next tokens after fixed prompts are com
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 
@@ -94,10 +95,17 @@ def judge(distances: Mapping[str, float], tolerance: float) -> Verdict:
 
 @torch.no_grad()
 def best_logprobs(model: DeepseekV4ForCausalLM, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-    """The log-probabilities of the most likely tokens after each prompt, the highest first."""
+    """The log-probabilities of the most likely tokens after each prompt, the highest first.
+
+    Raises:
+        ValueError: one is not finite.
+    """
     device = model.head.weight.device
     logits = [model(torch.tensor([list(prompt)], device=device)).logits[0, -1] for prompt in prompts]
-    return [each.float().log_softmax(-1).topk(min(BEST, each.numel())).values.tolist() for each in logits]
+    found = [each.float().log_softmax(-1).topk(min(BEST, each.numel())).values.tolist() for each in logits]
+    if not all(isfinite(value) for each in found for value in each):
+        raise ValueError("the log-probabilities computed here are not finite: weights or adapter are damaged")
+    return found
 
 
 def _modes(encoding: EncodingName) -> dict[str, tuple[str, str | None]]:

@@ -9,7 +9,7 @@ import torch
 
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.formats import FORMATS
-from seektune.lora.files import save_adapter
+from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.merge import merge
 from seektune.lora.targets import matching
@@ -101,6 +101,22 @@ def test_a_merge_carries_the_stages(release, tmp_path):
         merge(release, tmp_path / "adapter", tmp_path / to, to, force=True)
         assert stages(tmp_path / to) == stages(release)
         assert DeepseekV4ForCausalLM.from_pretrained(tmp_path / to).config.dspark_stages == 3
+
+
+def test_an_adapter_of_an_mtp_block_does_not_fit_stages(release, toy_model, tmp_path):
+    """Their modules have the same names and shapes."""
+    other = toy_model(torch.float32, **SIZES)
+    adapt(other, matching(other, ("mtp.0.attn.wo_b",)), AdapterShape(rank=2, alpha=2.0))
+    for name, parameter in other.named_parameters():
+        if ".lora." in name:
+            torch.nn.init.normal_(parameter)
+    save_adapter(other, tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"mtp\.0\.attn\.wo_b.*DSpark stages"):
+        merge(release, tmp_path / "adapter", tmp_path / "out", "bf16")
+    for drafter in (False, True):
+        model = DeepseekV4ForCausalLM.from_pretrained(release, drafter=drafter)
+        with pytest.raises(ValueError, match=r"mtp\.0\.attn\.wo_b"):
+            load_adapter(model, tmp_path / "adapter")
 
 
 def test_a_model_with_its_drafter_keeps_the_bytes_too(release, tmp_path):

@@ -82,3 +82,9 @@ def test_a_model_without_a_drafter(toy_config):
         drafter_task(config, PROMPTS)
     with pytest.raises(ValueError, match="no prompt"):
         drafter_task(toy_config(), [])
+
+
+def test_drafters_of_different_sizes_are_not_compared(toy_model, toy_config):
+    task = drafter_task(toy_config(**DSPARK), PROMPTS)
+    with pytest.raises(ValueError, match="drafts of 1 and of 5 tokens"):
+        task.run(toy_model(), load_tokenizer(512), 8192)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from seektune.model.config import DeepseekV4Config
-from seektune.model.variants import PRESETS
+from seektune.model.variants import PRESETS, encoding_of
 
 FLASH = {
     "architectures": ["DeepseekV4ForCausalLM"],
@@ -147,7 +147,8 @@ def test_stages_are_counted_by_compress_ratios():
     alone = DeepseekV4Config.preset("flash-0731").without_drafter()
     assert (alone.mtp_layers, alone.dspark_stages, len(alone.compress_ratios)) == (0, 0, 43)
     assert not any(key.startswith("dspark_") for key in alone.to_dict())
-    assert DeepseekV4Config.preset("flash").without_drafter() == alone
+    assert DeepseekV4Config.preset("flash").without_drafter() == alone.replace(chat_encoding=None)
+    assert encoding_of(alone) == "0731"
 
 
 DSPARK = {
@@ -168,6 +169,7 @@ DSPARK = {
         ({"dspark_target_layer_ids": [-1]}, "dspark_target_layer_ids"),
         ({"dspark_noise_token_id": 129280}, "dspark_noise_token_id must be below vocab_size"),
         ({"dspark_block_size": 0}, "dspark_block_size"),
+        ({"dspark_block_size": 17}, "dspark_block_size is above 16"),
         ({"compress_ratios": FLASH["compress_ratios"][:43]}, "no entry for a DSpark stage"),
         ({"compress_ratios": [*FLASH["compress_ratios"], 4, 0]}, "must be 0 for the MTP block and for DSpark stages"),
         ({"compress_ratios": FLASH["compress_ratios"][:42]}, "compress_ratios"),

@@ -131,6 +131,8 @@ def test_a_server_that_ignores_the_adapter_serves_the_base(place, url, capsys):
         (400, {"error": {"message": "no\nlogprobs"}}, r"answered 400: .*no"),
         (200, {"choices": [{"logprobs": None}]}, "returned no log-probabilities for logprobs: 5"),
         (200, {"choices": []}, "returned no log-probabilities"),
+        (200, {"choices": [{"logprobs": {"top_logprobs": [{}]}}]}, "returned no log-probabilities"),
+        (200, {"choices": [{"logprobs": {"top_logprobs": [{"a": float("nan")}]}}]}, "returned no log-probabilities"),
         (200, [], "returned no log-probabilities"),
     ],
 )

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from seektune.model.config import DeepseekV4Config
+from seektune.model.dspark_config import LARGEST_BLOCK
 from seektune.model.kv_cache.layer import CacheRows, LayerCache, empty_layer, gathered, grown, run_of
 from seektune.model.kv_cache.layout import CacheStep
 from seektune.model.kv_cache.state import CacheState
 
-ROLLBACK = 16
-"""Default number of tokens that can be rolled back."""
+ROLLBACK = LARGEST_BLOCK
+"""Default number of tokens that can be rolled back: a whole draft."""
 FIRST_ROOM = 256
 """Initial capacity, in tokens, of a growing cache; it doubles when needed."""
 
