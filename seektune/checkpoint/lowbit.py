@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from seektune.checkpoint.formats import QUANTIZED
+from seektune.checkpoint.formats import QUANTIZED, kind_of_header
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.stored import Stored, all_finite, bands_of
 from seektune.kernels import values_per_element
@@ -28,7 +28,7 @@ _LARGEST_VALUE = torch.finfo(torch.bfloat16).max
 def as_parameters(stored: Stored) -> tuple[Tensor, Tensor]:
     """Weight and scales of a quantized tensor in the model's dtypes; views of the same memory."""
     assert stored.scale is not None, f"{stored.kind} is not low-bit"
-    weight, scale = next(dtypes for dtypes, kind in _KINDS.items() if kind == stored.kind)
+    weight, scale = next(dtypes for dtypes, kind in _KINDS.items() if kind == kind_of_header(stored.kind))
     return stored.weight.view(weight), stored.scale.view(scale)
 
 
@@ -77,7 +77,7 @@ def is_plainly_finite(stored: Stored) -> bool:
     assert stored.scale is not None, f"{stored.kind} is not low-bit"
     largest = stored.scale.float().abs().amax().item() if stored.scale.numel() else 0.0
     # false also where the largest scale is NaN
-    if not largest * _LARGEST_CODE[stored.kind] <= _LARGEST_VALUE:
+    if not largest * _LARGEST_CODE[kind_of_header(stored.kind)] <= _LARGEST_VALUE:
         return False
     if weight.dtype != torch.uint8 or not weight.numel():
         return True

@@ -113,7 +113,7 @@ def mismatch(found: FolderScan, shapes: Mapping[str, Shape]) -> Mismatch:
             out.wrong.append(fault)
     known = expected.keys() | {scale_name(name) for name in expected if name.endswith(".weight")}
     beside = {name for name in found.tensors if weight_beside(name) in expected and found.is_scale(name)}
-    out.extra.extend(name for name in found.tensors if name not in known | beside)
+    out.extra.extend(name for name in found.tensors if name not in known and name not in beside)
     return out
 
 

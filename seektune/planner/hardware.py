@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError
 
+from seektune.io.text import on_one_line, read_text
 from seektune.parallel.config import MAX_PROCESSES
 from seektune.section import Section
 
@@ -100,9 +101,14 @@ def read_cluster(path: str | Path) -> Cluster:
         OSError: it cannot be read.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = read_text(Path(path))
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError(f"{path}: aliases are not used here; write the values out")
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
     return _cluster(_validate(values, str(path)), str(path))
 
 
@@ -116,11 +122,13 @@ def _validate(values: object, origin: str) -> ClusterFile:
             key = "a cluster"
             message = "must be keys and values, such as gpu: h100-80gb"
         elif key in ("link", "network"):
-            message = f"must be a known link or a number of GB/s, not {problem['input']!r}"
+            message = f"must be a known link or a number of GB/s, not {on_one_line(repr(problem['input']))[:80]}"
         raise ValueError(f"{origin}: {key}: {message}") from None
 
 
 def _cluster(file: ClusterFile, origin: str) -> Cluster:
+    if on_one_line(file.gpu) != file.gpu or "[" in file.gpu:
+        raise ValueError(f"{origin}: gpu holds characters that no name of a GPU has")
     defaults = hardware_data()["gpus"].get(file.gpu, {})
     values = {key: value for key, value in file.model_dump().items() if value is not None}
     needed = ("gpus_per_node", "memory_gb", "bf16_tflops", "memory_gb_s")

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from seektune.model.config import DeepseekV4Config
 from seektune.recipe.document import YamlNode, shorten
+from seektune.recipe.hints import NONE_WORDS
 from seektune.recipe.override import KeyPath
 from seektune.recipe.recipe import Recipe
 from seektune.section import sections_of
@@ -16,8 +17,6 @@ PRESET = ("model", "preset")
 WEIGHTS = ("model", "weights")
 STEPS = ("steps",)
 WARMUP = ("schedule", "warmup_steps")
-NONE_WORDS = ("none", "nil", "undefined")
-"""What other languages and libraries call null."""
 
 
 def fit_to_overrides(

@@ -15,6 +15,10 @@ SWITCHES = {"yes": "true", "on": "true", "no": "false", "off": "false", "1": "tr
 """What YAML 1.1 and other programs write for true and false."""
 
 
+NONE_WORDS = ("none", "nil", "undefined")
+"""What other languages and libraries call null."""
+
+
 def value_hint(error: ErrorDetails, entry: YamlNode | None, field: FieldInfo | None) -> str:
     """What to write instead of a value; empty where that cannot be told.
 
@@ -25,6 +29,8 @@ def value_hint(error: ErrorDetails, entry: YamlNode | None, field: FieldInfo | N
     """
     value = error["input"]
     kind = error["type"]
+    if kind in LISTS and str(value).lower() in NONE_WORDS:
+        return "write [] for none"
     if kind in LISTS and isinstance(value, str | int | float):
         return f"write {_as_list(shorten(str(value)), field)}"
     if kind == "literal_error" and isinstance(value, str):

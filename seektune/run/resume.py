@@ -44,6 +44,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
     Raises:
         ValueError: the folder is another run's, the checkpoint is damaged, or there is none where one is named.
     """
+    _refuse_own_source(recipe, folder)
     named = recipe.resume not in ("auto", "no")
     if named and not _began_so(recipe, folder):
         return _named(user_path(recipe.resume), recipe, folder, say)
@@ -91,6 +92,14 @@ def refuse_other_rows(checkpoint: Path, digest: str) -> None:
             f"{checkpoint} was trained on other rows: data.path holds something else by now, or data or the tokenizer "
             "differ; its position in them means nothing here. Begin a new run with model.weights instead"
         )
+
+
+def _refuse_own_source(recipe: Recipe, folder: Path) -> None:
+    """Check that the result does not replace what the run starts from."""
+    product = (folder / product_of(recipe)).resolve()
+    for key, place in (("model.weights", recipe.model.weights), ("lora.adapter", recipe.lora.adapter)):
+        if place is not None and Path(place).exists() and Path(place).resolve() == product:
+            raise ValueError(f"{key} {place} is where this run writes its result; name another run_dir")
 
 
 def _is_written_by_run(folder: Path) -> bool:

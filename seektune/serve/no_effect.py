@@ -21,6 +21,7 @@ NO_EFFECT: Mapping[str, tuple[object, ...]] = {
     "bad_words": ([],),
     "best_of": (1,),
     "continue_final_message": (False,),
+    "documents": ([],),
     "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("auto", "none"),
@@ -53,6 +54,8 @@ EMPTY: tuple[object, ...] = ([], {}, "")
 
 def asks_for_nothing(field: str, value: object) -> bool:
     """Whether a field that is not implemented may have this value."""
+    if field == "logit_bias" and isinstance(value, dict):
+        return all(same(bias, 0) for bias in value.values())
     return value is None or field in IGNORED or any(same(value, each) for each in NO_EFFECT.get(field, ()))
 
 

@@ -10,7 +10,7 @@ from seektune.data.chat_format.message import shown
 from seektune.data.tokenizer import Tokenizer
 from seektune.io.jsonl import read_jsonl
 from seektune.io.text import check_unicode
-from seektune.serve.no_effect import asks_for_nothing, same
+from seektune.serve.no_effect import NO_EFFECT, asks_for_nothing, same
 from seektune.serve.schema import ChatRequest, CompletionRequest
 
 ANSWER_KEYS = ("sample", "text", "end", "message", "problem", "tokens")
@@ -18,9 +18,7 @@ ANSWER_KEYS = ("sample", "text", "end", "message", "problem", "tokens")
 FOR_ROWS = frozenset({"messages", "prompt", "tools", "tool_choice"})
 WITHOUT_MEANING = frozenset({"model", "stream", "stream_options"})
 SETTINGS = (
-    frozenset({*ChatRequest.model_fields, *CompletionRequest.model_fields, "functions", "function_call"})
-    - FOR_ROWS
-    - WITHOUT_MEANING
+    frozenset({*ChatRequest.model_fields, *CompletionRequest.model_fields, *NO_EFFECT}) - FOR_ROWS - WITHOUT_MEANING
 )
 """Fields of a request that a row cannot have: options of the command set them for all rows."""
 DEFAULTS: Mapping[str, object] = {"n": 1, "logprobs": False, "response_format": {"type": "text"}}

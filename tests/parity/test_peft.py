@@ -12,6 +12,7 @@ from seektune.checkpoint.transformers_names import transformers_name
 from seektune.lora.files import load_adapter, save_adapter, unload_adapter
 from seektune.lora.initialize import init_adapters
 from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.merge import merge
 from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -204,6 +205,9 @@ def test_adapter_of_the_usual_targets_loads_though_peft_wraps_the_indexer(base: 
     ours = DeepseekV4ForCausalLM.from_pretrained(base)
     changed = load_adapter(ours, tmp_path / "adapter")
     assert not any("indexer" in name for name in changed)
+    merge(base, tmp_path / "adapter", tmp_path / "merged", "fp32")
+    merged = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(merged(ids()).logits, ours(ids()).logits, rtol=0, atol=1e-4)
     assert (theirs(ids(), use_cache=False).logits - ours(ids()).logits).abs().max() <= 1e-4
 
 

@@ -71,10 +71,29 @@ def test_invalid_cluster_file_is_refused(tmp_path: Path, text: str, message: str
 def test_cluster_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"cluster\.yaml is not YAML"):
+    with pytest.raises(ValueError, match=r"cluster\.yaml: not UTF-8 text"):
         read_cluster(file)
 
 
 def test_too_many_gpus_are_refused() -> None:
     with pytest.raises(ValueError, match="--gpu: gpus: Input should be less than or equal to 1000000"):
         known_gpu("h100-80gb", 10**11)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [1]\nlink: *a\ngpu: h100-80gb\n", "aliases are not used here"),
+        ("gpu: " + "[" * 900, "too deeply|is not YAML"),
+        ('gpu: "h100\\e[2J"\ngpus: 8\n', "gpu holds characters"),
+        ('gpu: "[/x]"\ngpus: 8\n', "gpu holds characters"),
+        ("gpu: h100-80gb\ngpus: 8\nlink: [" + "x" * 500 + "]\n", "must be a known link"),
+    ],
+)
+def test_a_cluster_file_of_a_stranger_is_refused_in_a_line(tmp_path, text, message):
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_cluster(file)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400

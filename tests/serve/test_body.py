@@ -43,6 +43,8 @@ def test_null_is_the_same_as_leaving_a_field_out(field: str) -> None:
     ("field", "value"),
     [
         ("logit_bias", {}),
+        ("logit_bias", {"5": 0, "6": 0.0}),
+        ("documents", []),
         ("store", False),
         ("service_tier", "auto"),
         ("service_tier", "default"),

@@ -183,6 +183,8 @@ def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, mon
         ('{"prompt": "x", "n": true}', "line 2: a row cannot set n"),
         ('{"prompt": "x", "logprobs": 0}', "line 2: a row cannot set logprobs"),
         ('{"messages": [], "functions": [{"name": "f"}]}', "line 2: a row cannot set functions"),
+        ('{"prompt": "x", "suffix": "end"}', "line 2: a row cannot set suffix"),
+        ('{"prompt": "x", "logit_bias": {"5": -100}}', "line 2: a row cannot set logit_bias"),
         ('{"prompt": "x", "tools": [{}]}', "line 2: tools are described in a conversation"),
         (
             '{"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}',

@@ -537,3 +537,12 @@ def test_a_signal_while_torch_is_loaded_says_resume_me(recipe, tmp_path, name):
     assert answer.returncode == 75
     assert answer.stderr == f"seektune: stopped by {name} while starting; run the same command again\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_the_base_of_a_run_is_not_where_its_result_goes(recipe, toy_model, tmp_path):
+    base = tmp_path / "run" / "model"
+    toy_model(torch.float32, vocab_size=512).save_pretrained(base)
+    before = raw(base)
+    with pytest.raises(ValueError, match=r"model\.weights .* is where this run writes its result"):
+        train(recipe(model={"weights": str(base), "dtype": "fp32"}))
+    assert raw(base) == before
