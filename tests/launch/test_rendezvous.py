@@ -87,7 +87,14 @@ def test_both_nodes_restart_with_the_same_count(endpoint, capfd):
 
 @pytest.mark.slow
 def test_signal_to_one_node_stops_both_and_waits_for_the_slower(endpoint, tmp_path):
-    body = "signal.signal(signal.SIGUSR1, lambda *_: (time.sleep(0.5 * rank), leave(75, f'saved {rank}')))\n"
+    body = f"""
+os.environ["FOLDER"] = {str(tmp_path)!r}
+if rank == 0: mark("pid-0", str(os.getpid()))
+def stop(*_):
+    if rank == 1: wait_for_end(0)
+    leave(75, f"saved {{rank}}")
+signal.signal(signal.SIGUSR1, stop)
+"""
     body += ready(tmp_path) + SLEEPS
     with launcher(body, 1, nodes=2, node_rank=1, endpoint=endpoint) as other:
         signal_when_ready(tmp_path, 2, signal.SIGUSR1)

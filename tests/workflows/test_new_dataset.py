@@ -105,7 +105,7 @@ def test_it_is_trained_on_and_measured_by_its_held_out_rows(package: Path, file:
     assert done.returncode == 0, done.stderr
     assert "lines, 12 training rows from" in done.stdout
     scores = json.loads((folder / "evaluation.json").read_text())
-    assert scores.keys() == {"validation"}
+    assert scores.keys() == {"validation", "drafter"}
     assert scores["validation"]["after"]["n"] == 5
     assert scores["validation"]["after"]["loss"]["value"] < scores["validation"]["before"]["loss"]["value"]
     assert "\nvalidation next-token accuracy: " in done.stdout
