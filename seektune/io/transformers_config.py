@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 KEYS = ("compress_rates", "layer_types", "mlp_layer_types", "rope_parameters")
 """Keys that transformers writes instead of those of the release."""
-DRAFTER_KEYS = ("num_nextn_predict_layers", "dspark_")
+DSPARK_KEYS = "dspark_"
+DSPARK_ENCODING: Literal["preview", "0731"] = "0731"
+"""The chat encoding that came with DSpark; `chat_encoding` keeps it where the drafter's keys are dropped."""
+DRAFTER_KEYS = ("num_nextn_predict_layers", DSPARK_KEYS)
 """How the keys begin that describe the blocks after the backbone, beside the end of `compress_ratios`."""
 _DROPPED = {
     *KEYS,
@@ -139,7 +142,7 @@ def _with_blocks(config: dict[str, Any], layers: int, blocks: int) -> dict[str, 
         raise ValueError(f"layer_types has {len(ratios)} entries, num_hidden_layers is {layers}")
     kept = {key: value for key, value in config.items() if blocks or not key.startswith(DRAFTER_KEYS)}
     none: dict[str, Any] = {} if blocks else {"num_nextn_predict_layers": 0}
-    if any(key.startswith("dspark_") and key not in kept for key in config):
+    if any(key.startswith(DSPARK_KEYS) and key not in kept for key in config):
         # what is left of a release after the preview still has its chat encoding
-        none["chat_encoding"] = "0731"
+        none["chat_encoding"] = DSPARK_ENCODING
     return {**kept, **none, "compress_ratios": [*ratios, *[0] * blocks]}

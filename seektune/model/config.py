@@ -18,8 +18,9 @@ from pydantic import (
 )
 
 from seektune.io.config_json import config_file, read_config, write_config
+from seektune.io.transformers_config import DSPARK_ENCODING
 from seektune.model.config_sizes import check_sizes
-from seektune.model.dspark_config import DSPARK_ENCODING, DSparkKeys
+from seektune.model.dspark_config import DSparkKeys
 from seektune.model.unsupported import unsupported
 
 SLIDING = 0

@@ -124,6 +124,7 @@ class DSparkStage(Block):
         layer = config.num_hidden_layers + stage
         super().__init__(config, layer, numerics, device, dtype)
         self.attn = DSparkAttention(config, config.ratio(layer), numerics, device, dtype)
+        self.streams = config.hc_mult
         width = config.hidden_size
         if stage == 0:
             self.main_proj = Linear(len(target_layers(config)) * width, width, device, dtype)
@@ -177,9 +178,13 @@ def draft_ids(config: DeepseekV4Config, anchors_B: Tensor) -> Tensor:
 
 
 def run_stages(
-    stages: Sequence[DSparkStage], streams_BASD: Tensor, ids_BA: Tensor, layout: DraftLayout
+    stages: Sequence[DSparkStage], embed: nn.Embedding, ids_BA: Tensor, layout: DraftLayout
 ) -> tuple[Tensor, Tensor]:
-    """Hidden states `[B, A, D]` of a draft: before the last norm, and after it for the head."""
+    """Hidden states `[B, A, D]` of a draft: before the last norm, and after it for the head.
+
+    Every stream begins as the embedding of its token.
+    """
+    streams_BASD = embed(ids_BA).unsqueeze(-2).repeat(1, 1, stages[0].streams, 1)
     for stage in stages:
         streams_BASD = stage(streams_BASD, ids_BA, layout, None)
     hidden_BAD = stages[-1].hc_head(streams_BASD)

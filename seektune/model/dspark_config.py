@@ -1,11 +1,7 @@
 """The keys of config.json that describe DSpark, the drafter of the releases after the preview."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 
-DSPARK_ENCODING: Literal["preview", "0731"] = "0731"
-"""The chat encoding that came with DSpark."""
 LARGEST_BLOCK = 16
 """Largest draft: as many tokens as a cache can roll back. The released drafters propose five."""
 

@@ -151,8 +151,7 @@ def _drafts(
     known_NW = back_W <= position_N[:, None]
     first = config.num_hidden_layers
     draft = DraftLayout(positions_NA, torch.ones_like(positions_NA), memories, known_NW, first)
-    streams = embed(ids_NA).unsqueeze(-2).repeat(1, 1, config.hc_mult, 1)
-    return run_stages(stages, streams, ids_NA, draft)
+    return run_stages(stages, embed, ids_NA, draft)
 
 
 def _targets(config: DeepseekV4Config, rows: DraftRows, anchors: Anchors) -> DraftTargets:

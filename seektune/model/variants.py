@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from seektune.io.transformers_config import DSPARK_ENCODING
 from seektune.model.config import DeepseekV4Config
-from seektune.model.dspark_config import DSPARK_ENCODING
 
 UNIMPORTANT = {"initializer_range", "bos_token_id", "eos_token_id", "chat_encoding"}
 """Keys that may differ within a variant."""

@@ -111,8 +111,7 @@ class CachedTransformer(TransformerPart):
         memories = [tail.values[:, cache.used + tail.keep - window : cache.used + tail.keep] for tail in tails]
         known_BN = torch.arange(window, device=ids_BA.device) >= window - lengths_B1
         layout = DraftLayout(positions_BA, torch.ones_like(positions_BA), memories, known_BN, first)
-        streams = self.embed(ids_BA).unsqueeze(-2).repeat(1, 1, self.config.hc_mult, 1)
-        hidden_BAD, normed_BAD = run_stages(stages, streams, ids_BA, layout)
+        hidden_BAD, normed_BAD = run_stages(stages, self.embed, ids_BA, layout)
         return DraftBlock(self.logits(normed_BAD), hidden_BAD, stages[-1])
 
     def _stages(self) -> list[DSparkStage]:
