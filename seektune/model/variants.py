@@ -18,7 +18,7 @@ class Variant:
 
     name: str
     repositories: tuple[str, ...]
-    """On the Hub; the first one is named by default."""
+    """On the Hub."""
     encoding: Literal["preview", "0731"]
     """The chat encoding of its prompts."""
     note: str
@@ -59,6 +59,15 @@ def variant_name(config: DeepseekV4Config, format: str) -> str:
     if variant is None:
         return "other"
     return f"{variant.name}-base" if format == BASE and variant.name in ("flash", "pro") else variant.name
+
+
+def describe_variant(name: str) -> str:
+    """A variant's name, what it is, and where it was released; the name alone of one that is not in the table."""
+    variant = next((each for each in VARIANTS if each.name == name), None)
+    if variant is None:
+        return name
+    places = f" ({' or '.join(variant.repositories)})" if variant.repositories else ""
+    return f"{name}: {variant.note}{places}"
 
 
 def encoding_of(config: DeepseekV4Config) -> Literal["preview", "0731"]:

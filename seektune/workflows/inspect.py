@@ -18,7 +18,7 @@ from seektune.io.text import on_one_line
 from seektune.model.causal_lm import checkpoint_shapes
 from seektune.model.config import ATTENTION_NAMES, DeepseekV4Config
 from seektune.model.count import count_parameters
-from seektune.model.variants import variant_name
+from seektune.model.variants import describe_variant, variant_name
 
 MIXED = "mixed"
 MISREAD = "vLLM 0.33 misreads E8M0 scales of FP8 experts without an error; seektune convert --to fp8 stores them as F32"
@@ -209,7 +209,7 @@ def _lines(card: CheckpointCard) -> Iterator[tuple[str, str]]:
 
 def _promised(architecture: ArchitectureFacts) -> Iterator[tuple[str, str]]:
     count = architecture.parameters
-    yield "variant", architecture.variant
+    yield "variant", describe_variant(architecture.variant)
     yield "layers", f"{sum(architecture.layers.values())}: {_numbers(architecture.layers)}"
     yield "gates", _numbers(architecture.gates)
     drafter = "DSpark" if architecture.dspark_stages else "MTP"

@@ -6,7 +6,8 @@ import pytest
 
 from seektune.data.chat_format.encodings import ENCODINGS
 from seektune.model.config import DeepseekV4Config
-from seektune.model.variants import PRESETS, VARIANTS, encoding_of, variant_name, variant_of
+from seektune.model.variants import PRESETS, VARIANTS, describe_variant, encoding_of, variant_name, variant_of
+from tests.places import ROOT
 
 
 def test_each_variant_is_a_preset_and_each_preset_a_variant():
@@ -48,3 +49,17 @@ def test_an_unknown_architecture_has_the_encoding_of_its_drafter():
         assert variant_of(config) is None
         assert variant_name(config, "bf16") == "other"
         assert encoding_of(config) == encoding
+
+
+def test_a_variant_is_described_with_its_repositories():
+    text = describe_variant("flash-0731")
+    assert text.startswith("flash-0731: release of 31 July, three DSpark stages (")
+    assert "deepseek-ai/DeepSeek-V4-Flash-0731 or deepseek-ai/DeepSeek-V4-Flash-DSpark" in text
+    assert describe_variant("other") == "other"
+
+
+def test_the_guide_names_every_release():
+    """The table of models in docs/finetune.md has each preset beside its repository."""
+    page = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")
+    for variant in VARIANTS:
+        assert not variant.repositories or f"| `{variant.name}` | `{variant.repositories[0]}` |" in page
