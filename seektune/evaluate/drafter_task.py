@@ -106,10 +106,10 @@ def drafter_task(
     """The task for models with this config.
 
     Raises:
-        ValueError: they have no drafter, or there is no prompt.
+        ValueError: they have no drafter, or `prompts` is empty.
     """
     if not prompts:
-        raise ValueError("there is no prompt to evaluate the drafter on")
+        raise ValueError("evaluating a drafter needs at least one prompt")
     size = draft_size(config)
     if size == 0:
         raise ValueError("the model has neither an MTP block nor DSpark stages, so no drafter can be evaluated")

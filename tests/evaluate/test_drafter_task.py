@@ -80,7 +80,7 @@ def test_a_model_without_a_drafter(toy_config):
     config = toy_config(num_nextn_predict_layers=0, compress_ratios=[0, 4, 128, 4])
     with pytest.raises(ValueError, match="neither an MTP block nor DSpark stages"):
         drafter_task(config, PROMPTS)
-    with pytest.raises(ValueError, match="no prompt"):
+    with pytest.raises(ValueError, match="at least one prompt"):
         drafter_task(toy_config(), [])
 
 
