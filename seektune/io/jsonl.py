@@ -10,6 +10,9 @@ from seektune.io.json_file import MOST_STEPS, whole_number
 from seektune.io.regular_file import open_regular
 from seektune.io.text import check_unicode
 
+MOST_BYTES = 2**28
+"""More bytes than any line has."""
+
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The object of each line and where it was read, `FILE line N`; empty lines are skipped.
@@ -20,8 +23,10 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         OSError: the file cannot be read.
     """
     with open_regular(path) as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(iter(lambda: lines.readline(MOST_BYTES + 1), b""), start=1):
             place = f"{path} line {number}"
+            if len(line) > MOST_BYTES:
+                raise ValueError(f"{place}: longer than {MOST_BYTES // 2**20} MiB; is this a file of JSON lines?")
             if text := _decoded(line, place).strip():
                 yield place, _parsed(text, place)
 
