@@ -68,7 +68,7 @@ class Loader:
         if examples != len(self.examples):
             raise ValueError(
                 f"the run to resume had {examples} training examples, this dataset gives "
-                f"{len(self.examples)}; resume with the same data, batch.length and data.overlong"
+                f"{len(self.examples)}; resume with the same data, batch.length and batch.overlong"
             )
         self._epoch = whole_number(state, "epoch", 0, MOST_EXAMPLES)
         self._offset = whole_number(state, "offset", 0, max(examples - 1, 0))

@@ -4,11 +4,11 @@ Shapes: B rows, T tokens.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 
+from seektune.data.config import OverlongChoice
 from seektune.data.example import Example
 from seektune.sequence import IGNORE_INDEX, Batch
 
@@ -16,7 +16,7 @@ Row = list[Example]
 """The examples that share a row, in order."""
 
 
-def fitting(examples: Sequence[Example], length: int, overlong: Literal["error", "drop"]) -> tuple[list[Example], int]:
+def fitting(examples: Sequence[Example], length: int, overlong: OverlongChoice) -> tuple[list[Example], int]:
     """The examples of at most `length` tokens, and how many were left out.
 
     Raises:
@@ -28,7 +28,7 @@ def fitting(examples: Sequence[Example], length: int, overlong: Literal["error",
     longest = max(examples, key=lambda example: len(example.tokens))
     if left_out and (overlong == "error" or not kept):
         many = f"{left_out} of {len(examples)} examples do not fit"
-        drop = " or --data.overlong=drop" if kept else ""
+        drop = " or --batch.overlong=drop" if kept else ""
         raise ValueError(
             f"{longest.name}: {len(longest.tokens)} tokens are more than batch.length {length} ({many}); "
             f"set --batch.length={len(longest.tokens)}{drop}"

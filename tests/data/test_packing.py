@@ -48,7 +48,7 @@ def test_a_full_packer_refuses_and_stays_as_it_is():
 
 def test_the_longest_of_overlong_examples_is_named_with_what_to_set():
     examples = [example(9, "row 0"), example(12, "row 1"), example(11, "row 2")]
-    with pytest.raises(ValueError, match=r"row 1: 12 tokens .* 10 .2 of 3 .*batch.length=12 or --data.overlong=drop"):
+    with pytest.raises(ValueError, match=r"row 1: 12 tokens .* 10 .2 of 3 .*batch.length=12 or --batch.overlong=drop"):
         fitting(examples, 10, "error")
     assert fitting(examples, 12, "error") == (examples, 0)
     assert fitting(examples, 10, "drop") == (examples[:1], 2)
