@@ -59,7 +59,11 @@ def require(row: Mapping[str, Any], names: Sequence[ColumnName], kind: str) -> N
     missing = next((name for name in names if name not in row), None)
     if missing is not None:
         other = next((other for name, other in KINDS.items() if name in row and other != kind), None)
-        hint = f"data.kind {other} reads such rows" if other else f"name yours in data.columns, such as {{{missing}: NAME}}"
+        hint = (
+            f"data.kind {other} reads such rows"
+            if other
+            else f"name yours in data.columns, such as {{{missing}: NAME}}"
+        )
         raise ValueError(f"no {missing}; the row has the columns {column_names(row)}, {hint}")
 
 

@@ -31,7 +31,9 @@ def read_pair(values: Mapping[str, Any], columns: ColumnMap) -> tuple[Conversati
     if _is_response(chosen) and _is_response(rejected):
         column = next((name for name in PROMPTS if name in row), "")
         if not column:
-            raise ValueError("no prompt; chosen and rejected are responses, which need a prompt or messages beside them")
+            raise ValueError(
+                "no prompt; chosen and rejected are responses, which need a prompt or messages beside them"
+            )
         prompt = PROMPTS[column](row)
     common = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))))
     if common == min(len(chosen), len(rejected)):

@@ -25,7 +25,7 @@ def with_reasoning(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     different = list({repr(value): key for key, value in found.items()}.values())
     if len(different) > 1:
         raise ValueError(f"{place} has reasoning in {different[0]} and in {different[1]}; keep one")
-    return rest | {"reasoning_content": value for value in list(found.values())[:1]}
+    return rest | ({"reasoning_content": next(iter(found.values()))} if found else {})
 
 
 def _split(content: str, place: str) -> tuple[str, str]:

@@ -5,14 +5,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from seektune.data.chat_format.pieces import ChatText, encode_texts
+from seektune.data.conversations.columns import ColumnName
+from seektune.data.conversations.teaching import ControlTokens
 from seektune.data.datasets.dataset import EncodeSettings, RowEncoder
+from seektune.data.datasets.rows import RowsConfig
 from seektune.data.example import Example
 from seektune.data.sources.row import BadRow, SourceRow
 from seektune.io.text import on_one_line
 
 VERSION = 1
 """Changes with every change of what these encoders write."""
+
+
+class WrittenConfig(RowsConfig):
+    """Keys of the kinds whose rows become texts."""
+
+    columns: dict[ColumnName, str | None] = Field(default_factory=dict)
+    """Your names of columns, such as `{prompt: question, completion: answer}`; null = the column is not read."""
+    control_tokens: ControlTokens = "error"
+    """Whether a text that spells a control token is a bad row, or is read as plain characters."""
 
 
 class RowTexts(ABC):
