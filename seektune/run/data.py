@@ -48,6 +48,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         ValueError: a row is invalid or too long, or a step's rows do not divide over the processes.
         OSError: the rows are not here and no source answers.
     """
+    _check_objectives(recipe)
     mesh.ranks.first(lambda: _fetch(recipe, cache))
     tokenizer = load_tokenizer(config.vocab_size)
     training, source = load_examples(recipe, "train", tokenizer, cache)
@@ -97,6 +98,15 @@ def load_examples(recipe: Recipe, split: Split, tokenizer: Tokenizer, cache: Dat
             f"{left_out:,} of {count:,} {split} rows are longer than batch.length {recipe.batch.length}: left out"
         )
     return kept, loaded.source
+
+
+def _check_objectives(recipe: Recipe) -> None:
+    missing = next((dataset for dataset in recipe.datasets if dataset.objective), None)
+    if missing is not None:
+        raise ValueError(
+            f"data.kind {missing.kind} needs {missing.objective}, which SeekTune does not have; "
+            "`seektune data preview` and `seektune data stats` read such rows"
+        )
 
 
 def _fetch(recipe: Recipe, cache: DataCache) -> None:

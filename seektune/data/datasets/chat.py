@@ -40,6 +40,7 @@ class ChatConfig(TemplatedConfig):
     """Conversations: messages and tools, ShareGPT, Alpaca, or prompt and completion."""
 
     title: ClassVar[str] = "Conversations"
+    several: ClassVar[str] = "a server drops old reasoning, so each question is taught after what it would read there"
     kind: Literal["chat"] = "chat"
     """Kind of the rows."""
     teach: Teach = "all"

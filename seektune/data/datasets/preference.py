@@ -18,6 +18,8 @@ class PreferenceConfig(TemplatedConfig):
     """Preferences: chosen and rejected responses to one prompt; read and previewed, not trained."""
 
     title: ClassVar[str] = "Preferences"
+    several: ClassVar[str] = "the chosen response, then the rejected one"
+    objective: ClassVar[str] = "an objective that compares two responses, such as DPO"
     kind: Literal["preference"] = "preference"
     """Kind of the rows."""
 
