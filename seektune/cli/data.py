@@ -28,8 +28,8 @@ A row of a dataset as its file has it, with the reason if it is left out or beco
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-STATS_HELP = f"""Measure the training rows of every dataset: tokens, taught tokens, lengths, tools, scripts, longest rows,
-bad rows, repeated rows, and what each batch.length would cut.
+STATS_HELP = f"""Measure the training rows of every dataset: tokens, taught tokens, lengths, tools, scripts, longest and
+bad and repeated rows, and what each batch.length would cut.
 
 \b
   seektune data stats RECIPE

@@ -64,7 +64,7 @@ def require(row: Mapping[str, Any], names: Sequence[ColumnName], kind: str) -> N
             if other
             else f"name yours in data.columns, such as {{{missing}: NAME}}"
         )
-        raise ValueError(f"no {missing}; the row has the columns {column_names(row)}, {hint}")
+        raise ValueError(f"no {missing}; the row has the columns {column_names(row)}; {hint}")
 
 
 def needed_text(row: Mapping[str, Any], name: str) -> str:

@@ -51,8 +51,11 @@ def _messages(row: Mapping[str, Any], name: str) -> list[ChatMessage]:
         return speakers_to_messages([value], name)
     if isinstance(value, str) and not value.lstrip().startswith("["):
         return [response_message(row, name)]
-    return speakers_to_messages(list_of(row, name), name)
+    messages = speakers_to_messages(list_of(row, name), name)
+    if not messages:
+        raise ValueError(f"{name} is empty")
+    return messages
 
 
 def _is_response(messages: Sequence[ChatMessage]) -> bool:
-    return bool(messages) and messages[0].get("role") == "assistant"
+    return messages[0].get("role") == "assistant"

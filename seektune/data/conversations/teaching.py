@@ -36,8 +36,8 @@ class Teaching:
         Raises:
             ValueError: in one line, why it cannot be taught.
         """
-        marked = self.marked(conversation)
         try:
+            marked = self.marked(conversation)
             texts = render_training_texts(
                 marked.all_messages(),
                 (),
@@ -46,8 +46,8 @@ class Teaching:
                 self.encoding,
             )
         except ValueError:
-            # without what stands beside the messages: an error names the message by its place in the row
-            read_turns(marked.messages, find_encoding(self.encoding))
+            # an error of a message comes first, and counts messages as the row does: without what stands beside them
+            read_turns(conversation.messages, find_encoding(self.encoding))
             raise
         self._check(marked.messages, texts)
         return texts

@@ -18,6 +18,8 @@ from seektune.io.text import on_one_line
 
 VERSION = 1
 """Changes with every change of what these encoders write."""
+LONGEST_REASON = 350
+"""Characters; names in a row may have a megabyte."""
 
 
 class WrittenConfig(RowsConfig):
@@ -69,7 +71,8 @@ def texts_of(writer: RowTexts, row: SourceRow) -> list[ChatText] | BadRow:
     try:
         return writer.texts(row.values)
     except ValueError as error:
-        return BadRow(row.place, on_one_line(str(error)))
+        reason = on_one_line(str(error)[: LONGEST_REASON + 1])
+        return BadRow(row.place, reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}...")
     except RecursionError:
         return BadRow(row.place, "a value is nested too deeply")
 
