@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from seektune.data.datasets.hellaswag import read_split
 from seektune.data.loader import Loader
 from seektune.data.question import right_answers
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.recipe.load import dump_recipe
 from seektune.workflows import preview
+from tests.questions import read_split
 from tests.run_cli import seektune
 
 from .conftest import Make

@@ -25,7 +25,7 @@ def encode(section: WrittenConfig, *rows: dict[str, Any]) -> list[Any]:
 
 
 def section(kind: type[WrittenConfig], **keys: Any) -> WrittenConfig:
-    return kind(path=Path("rows"), **keys)
+    return kind(path="rows", **keys)
 
 
 def test_rows_of_a_batch_are_those_encoded_alone() -> None:

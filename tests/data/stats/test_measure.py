@@ -18,7 +18,7 @@ from seektune.data.stats.summary import summarize
 from tests.data.conversations.rows import CALLS, PLAIN, REASONED, answer, call, user
 
 SETTINGS = EncodeSettings(2048)
-CHAT = ChatConfig(path=Path("rows"))
+CHAT = ChatConfig(path="rows")
 
 
 def stats_of(section: DataConfig, *rows: dict[str, Any] | BadRow) -> DatasetStats:
@@ -45,7 +45,7 @@ def test_rows_examples_and_tokens_are_counted() -> None:
 
 def test_rows_of_several_chunks_are_all_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": f"row {i}"} for i in range(7)]
-    section = TextConfig(path=Path("rows"))
+    section = TextConfig(path="rows")
     whole = summarize(stats_of(section, *rows), 512, {})
     monkeypatch.setattr(measuring, "CHUNK", 3)
     assert summarize(stats_of(section, *rows), 512, {}) == whole
@@ -63,7 +63,7 @@ def test_tools_are_counted_by_name() -> None:
 
 
 def test_empty_reasoning_is_counted() -> None:
-    thinking = ChatConfig(path=Path("rows"), thinking="thinking")
+    thinking = ChatConfig(path="rows", thinking="thinking")
     assert stats_of(thinking, PLAIN, REASONED).empty_reasoning == 1
     assert stats_of(CHAT, PLAIN, REASONED).empty_reasoning == 0
 
@@ -84,7 +84,7 @@ def test_scripts_are_those_of_unicode() -> None:
 
 def test_duplicates_are_counted_within_and_across_datasets() -> None:
     rows = [{"text": text} for text in ("a", "b", "a", "a", "c")]
-    found = stats_of(TextConfig(path=Path("rows")), *rows)
+    found = stats_of(TextConfig(path="rows"), *rows)
     other = [SourceRow.of({"text": text}, "x").digest for text in ("c", "b", "z")]
     duplicates = summarize(found, 512, {"held out": other, "far": []})["duplicates"]
     assert duplicates == {"repeated_rows": 2, "also_in": {"held out": 2}}
