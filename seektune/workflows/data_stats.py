@@ -71,6 +71,7 @@ def measured(recipe: Recipe, cache: DataCache) -> list[dict[str, Any]]:
             "source": title,
             "batch_length": recipe.batch.length,
             "why_several": dataset.several,
+            "limit": dataset.limit,
             **summarize(stats, recipe.batch.length, _others(digests, f"{dataset.log_name} train")),
         }
         for dataset, title, stats in found
@@ -78,7 +79,9 @@ def measured(recipe: Recipe, cache: DataCache) -> list[dict[str, Any]]:
 
 
 def _held_out(dataset: DataConfig, cache: DataCache) -> Sequence[int]:
-    """Digests of the validation rows; none if there is no such split."""
+    """Digests of the validation rows; none if there is no such split, or it is a share of the training source."""
+    if dataset.held_out_share is not None:  # rows that are the same are on the same side
+        return []
     try:
         source = dataset.source("validation", cache)
     except ValueError:

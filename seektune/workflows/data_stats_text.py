@@ -36,6 +36,8 @@ def _body(summary: Mapping[str, Any]) -> Iterator[str]:
 
 def notes(summary: Mapping[str, Any]) -> Iterator[str]:
     """Sentences about rows that need attention."""
+    if summary["limit"] is not None:
+        yield f"data.limit {summary['limit']:,}: training takes at most so many of these rows"
     if summary["bad_rows"]:
         yield f"{counted(summary['bad_rows'], 'bad row')}: {listed(summary['bad'], most=3)}"
     if summary["split_rows"]:

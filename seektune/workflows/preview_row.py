@@ -13,7 +13,9 @@ from seektune.data.datasets.chat import ChatConfig
 from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, Split
 from seektune.data.example import Example
 from seektune.data.sources.row import BadRow, SourceRow
+from seektune.data.sources.source import RowSource
 from seektune.data.stats.dataset_stats import shared_start
+from seektune.data.stats.measure import is_held_out
 from seektune.io.console import counted, say
 from seektune.io.text import on_one_line
 from seektune.recipe.recipe import Recipe
@@ -45,11 +47,12 @@ def preview_row(recipe: Recipe, name: str, split: Split, row: int, cache_dir: Pa
         say(f"bad row: {encoded.reason}")
         say(f"data.on_bad_row is {dataset.on_bad_row}: {outcome}")
         return
-    for line in remarks(dataset, encoded, recipe):
+    assert isinstance(found, SourceRow), "a row that was read has examples"
+    for line in (*reasons_to_leave_out(dataset, source, found, row), *remarks(dataset, encoded, recipe)):
         say(line)
     paper.print(legend(paper))
     _show(encoded, recipe, settings, paper)
-    if isinstance(dataset, ChatConfig) and isinstance(found, SourceRow):
+    if isinstance(dataset, ChatConfig):
         for line in library_lines(dataset, found, settings):
             say(line)
 
@@ -64,6 +67,19 @@ def find_dataset(recipe: Recipe, name: str) -> DataConfig:
     if name not in names:
         raise ValueError(f"no dataset is called {name}; the recipe has {', '.join(names)}")
     return recipe.datasets[names.index(name)]
+
+
+def reasons_to_leave_out(dataset: DataConfig, source: RowSource, found: SourceRow, row: int) -> Iterator[str]:
+    """Why training does not read a good row of its source."""
+    if is_held_out(dataset, found):
+        yield "held out: it is a validation row, by data.validation"
+    if dataset.duplicates == "drop":
+        earlier = (each for each in source.read(0, row) if isinstance(each, SourceRow))
+        first = next((each.place for each in earlier if each.digest == found.digest), None)
+        if first is not None:
+            yield f"left out: it repeats {on_one_line(first)}, and data.duplicates is drop"
+    if dataset.limit is not None:
+        yield f"data.limit {dataset.limit:,}: training takes at most so many rows, which may leave this one out"
 
 
 def remarks(dataset: DataConfig, examples: Sequence[Example], recipe: Recipe) -> Iterator[str]:

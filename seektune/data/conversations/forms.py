@@ -42,7 +42,7 @@ def read_conversation(values: Mapping[str, Any], columns: ColumnMap) -> Conversa
     row = named_columns(values, columns)
     form = next((form for form in FORMS if all(name in row for name in form.columns)), None)
     if form is None:
-        raise ValueError(_unknown_form(values, row))
+        raise ValueError(_unknown_form(row))
     return conversation_of(row, form.read(row))
 
 
@@ -70,12 +70,9 @@ def _mode(row: Mapping[str, Any]) -> str | None:
     return MODES_OF_ROWS[asked]
 
 
-def _unknown_form(values: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    if not values:
-        return "the row is empty"
-    null = next((name for form in FORMS for name in form.columns if name in values and values[name] is None), None)
-    if null is not None:
-        return f"{null} is null"
+def _unknown_form(row: Mapping[str, Any]) -> str:
+    if not row:
+        return "the row is empty: it has no column that is not null"
     kind = next((kind for name, kind in KINDS.items() if name in row and kind != "chat"), None)
     if kind in ("text", "preference"):
         return f"the row has the columns {column_names(row)}; data.kind {kind} reads such rows"

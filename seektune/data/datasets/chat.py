@@ -41,7 +41,7 @@ class ChatConfig(TemplatedConfig):
 
     title: ClassVar[str] = "Conversations"
     several: ClassVar[str] = "a server drops old reasoning, so each question is taught after what it would read there"
-    kind: Literal["chat"] = "chat"
+    kind: Literal["chat"]
     """Kind of the rows."""
     teach: Teach = "all"
     """Responses that are taught: all, or the last of each row; `"train": false` or true of a message decides first."""

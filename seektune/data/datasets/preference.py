@@ -20,7 +20,7 @@ class PreferenceConfig(TemplatedConfig):
     title: ClassVar[str] = "Preferences"
     several: ClassVar[str] = "the chosen response, then the rejected one"
     objective: ClassVar[str] = "an objective that compares two responses, such as DPO"
-    kind: Literal["preference"] = "preference"
+    kind: Literal["preference"]
     """Kind of the rows."""
 
     def encoder(self, settings: EncodeSettings) -> RowEncoder:

@@ -22,7 +22,7 @@ class PromptCompletionConfig(WrittenConfig):
     """Prompts with completions as plain text; for the chat format, `chat` reads the same rows."""
 
     title: ClassVar[str] = "Prompts and completions"
-    kind: Literal["prompt_completion"] = "prompt_completion"
+    kind: Literal["prompt_completion"]
     """Kind of the rows."""
 
     def encoder(self, settings: EncodeSettings) -> RowEncoder:

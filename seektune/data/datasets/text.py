@@ -16,7 +16,7 @@ class TextConfig(WrittenConfig):
     """Documents of plain text."""
 
     title: ClassVar[str] = "Text"
-    kind: Literal["text"] = "text"
+    kind: Literal["text"]
     """Kind of the rows."""
 
     def encoder(self, settings: EncodeSettings) -> RowEncoder:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from seektune.data.conversations.forms import read_conversation
 from seektune.data.datasets.chat import ChatConfig
 from seektune.data.datasets.dataset import DataConfig, EncodeSettings
@@ -9,6 +11,7 @@ from seektune.data.sources.row import BadRow, SourceRow
 from seektune.data.sources.source import RowSource
 from seektune.data.stats.dataset_stats import DatasetStats
 from seektune.data.stats.tokens import TokenCounter
+from seektune.data.store.select import held_out
 
 CHUNK = 256
 """Rows that are encoded together."""
@@ -17,7 +20,7 @@ CHUNK = 256
 def measure(
     dataset: DataConfig, source: RowSource, settings: EncodeSettings, progress: Callable[[int, int], None]
 ) -> DatasetStats:
-    """The statistics of all rows of a source; `progress` is called with rows done and in all.
+    """The statistics of the training rows of a source; `progress` is called with rows done and in all.
 
     Raises:
         ValueError: the dataset cannot be encoded with these settings, or a file is damaged.
@@ -30,9 +33,10 @@ def measure(
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
         found = list(source.read(start, stop))
-        stats.rows += len(found)
-        rows = [row for row in found if isinstance(row, SourceRow)]
-        stats.bad += [row for row in found if isinstance(row, BadRow)]
+        rows = [row for row in found if isinstance(row, SourceRow) and not is_held_out(dataset, row)]
+        bad = [row for row in found if isinstance(row, BadRow)]
+        stats.rows += len(rows) + len(bad)
+        stats.bad += bad
         for row, examples in zip(rows, encoder.encode(rows), strict=True):
             stats.digests.append(row.digest)
             if isinstance(examples, BadRow):
@@ -44,3 +48,9 @@ def measure(
                 stats.tools.add(read_conversation(row.values, dataset.columns))
         progress(stop, count)
     return stats
+
+
+def is_held_out(dataset: DataConfig, row: SourceRow) -> bool:
+    """Whether a row of the training source is held out for validation."""
+    share = dataset.held_out_share
+    return share is not None and bool(held_out(np.array([row.digest], np.uint64), share)[0])

@@ -50,7 +50,7 @@ def reason(values: dict[str, Any], writer: RowTexts = CHAT) -> str:
 
 BAD_CONVERSATIONS = {
     "empty": ({}, "the row is empty"),
-    "null": ({"messages": None}, "messages is null"),
+    "null": ({"messages": None}, "the row is empty: it has no column that is not null"),
     "no messages": (row(), "messages is empty"),
     "blank text": ({"messages": ""}, "messages is empty"),
     "other columns": ({"question": "a", "answer": "b"}, "columns answer, question, and a conversation needs messages"),

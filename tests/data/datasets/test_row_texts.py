@@ -1,8 +1,7 @@
 """Encoders of the kinds that write rows as texts."""
 
 import pickle
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -25,7 +24,8 @@ def encode(section: WrittenConfig, *rows: dict[str, Any]) -> list[Any]:
 
 
 def section(kind: type[WrittenConfig], **keys: Any) -> WrittenConfig:
-    return kind(path="rows", **keys)
+    (name,) = get_args(kind.model_fields["kind"].annotation)
+    return kind(kind=name, path="rows", **keys)
 
 
 def test_rows_of_a_batch_are_those_encoded_alone() -> None:
@@ -43,7 +43,7 @@ def test_names_are_places_and_tell_the_examples_of_a_row_apart() -> None:
 
 def test_a_bad_row_does_not_disturb_the_others() -> None:
     first, second, third = encode(section(ChatConfig), ROWS["plain"], {"messages": None}, ROWS["plain"])
-    assert second == BadRow("line 2", "messages is null")
+    assert second == BadRow("line 2", "the row is empty: it has no column that is not null")
     assert first[0].tokens == third[0].tokens
 
 

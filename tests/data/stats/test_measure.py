@@ -1,6 +1,5 @@
 """Statistics of made rows, counted by hand."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from seektune.data.stats.summary import summarize
 from tests.data.conversations.rows import CALLS, PLAIN, REASONED, answer, call, user
 
 SETTINGS = EncodeSettings(2048)
-CHAT = ChatConfig(path="rows")
+CHAT = ChatConfig(kind="chat", path="rows")
 
 
 def stats_of(section: DataConfig, *rows: dict[str, Any] | BadRow) -> DatasetStats:
@@ -37,7 +36,7 @@ def test_rows_examples_and_tokens_are_counted() -> None:
     assert (summary["rows"], summary["examples"], summary["bad_rows"], summary["split_rows"]) == (4, 3, 2, 1)
     assert summary["tokens"] == sum(len(example.tokens) for example in examples)
     assert summary["taught_tokens"] == sum(sum(example.taught) for example in examples)
-    assert summary["bad"] == ["line 4: not JSON", "line 3: messages is null"]
+    assert summary["bad"] == ["line 4: not JSON", "line 3: the row is empty: it has no column that is not null"]
     assert summary["repeated_tokens"] == shared_start(examples[1].tokens, examples[2].tokens) > 5
     assert summary["longest"][0] == {"tokens": len(examples[2].tokens), "name": "line 2, example 2 of 2"}
     assert summary["lengths"]["longest"] == len(examples[2].tokens)
@@ -45,7 +44,7 @@ def test_rows_examples_and_tokens_are_counted() -> None:
 
 def test_rows_of_several_chunks_are_all_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"text": f"row {i}"} for i in range(7)]
-    section = TextConfig(path="rows")
+    section = TextConfig(kind="text", path="rows")
     whole = summarize(stats_of(section, *rows), 512, {})
     monkeypatch.setattr(measuring, "CHUNK", 3)
     assert summarize(stats_of(section, *rows), 512, {}) == whole
@@ -63,7 +62,7 @@ def test_tools_are_counted_by_name() -> None:
 
 
 def test_empty_reasoning_is_counted() -> None:
-    thinking = ChatConfig(path="rows", thinking="thinking")
+    thinking = ChatConfig(kind="chat", path="rows", thinking="thinking")
     assert stats_of(thinking, PLAIN, REASONED).empty_reasoning == 1
     assert stats_of(CHAT, PLAIN, REASONED).empty_reasoning == 0
 
@@ -84,7 +83,7 @@ def test_scripts_are_those_of_unicode() -> None:
 
 def test_duplicates_are_counted_within_and_across_datasets() -> None:
     rows = [{"text": text} for text in ("a", "b", "a", "a", "c")]
-    found = stats_of(TextConfig(path="rows"), *rows)
+    found = stats_of(TextConfig(kind="text", path="rows"), *rows)
     other = [SourceRow.of({"text": text}, "x").digest for text in ("c", "b", "z")]
     duplicates = summarize(found, 512, {"held out": other, "far": []})["duplicates"]
     assert duplicates == {"repeated_rows": 2, "also_in": {"held out": 2}}
