@@ -82,7 +82,7 @@ def test_a_dataset_smaller_than_a_step_goes_on_into_the_next_epoch(pack):
 
 
 def test_packed_rows_are_full_length_and_hold_several_documents():
-    (batch,) = loader(made(40), pack=True, global_size=4, micro_size=4).next_step().batches
+    (batch,) = loader(made(400), pack=True, global_size=4, micro_size=4).next_step().batches
     assert batch.tokens.shape == (4, 16)
     assert (batch.documents.max(dim=1).values >= 2).all()
     assert (batch.tokens[batch.documents == 0] == PAD).all()
