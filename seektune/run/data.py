@@ -64,14 +64,14 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     held_out.sort(key=lambda example: len(example.tokens))
     validation = in_order(held_out, recipe.batch, tokenizer.pad_id)
     limit = recipe.evaluate.limit
-    names = list(recipe.evaluate.task_names(recipe.data))
+    names = list(recipe.evaluate.task_names(recipe.datasets))
     if drafter_is_measured(recipe, config, mesh.dims.world):
         names = list(dict.fromkeys([*names, DRAFTER]))
     return TrainData(
         tokenizer=tokenizer,
         loader=Loader(training, batch, recipe.seed, tokenizer.pad_id),
         validation=validation,
-        tasks=[make_task(name, recipe.data, validation, cache, config, limit) for name in names],
+        tasks=[make_task(name, recipe.datasets, validation, cache, config, limit) for name in names],
         source=source,
         rows=len(training),
         digest=digest_of(training),
@@ -86,12 +86,12 @@ def load_examples(recipe: Recipe, split: Split, tokenizer: Tokenizer, cache: Dat
         OSError: the rows are not here and no source answers.
     """
     limit = recipe.evaluate.limit if split == "validation" else None
-    loaded = recipe.data.load(split, tokenizer, cache, limit)
+    loaded = recipe.datasets[0].load(split, tokenizer, cache, limit)
     count = len(loaded.examples)
     if not count:
         raise ValueError(f"{loaded.source}: the {split} split has no examples")
-    cache.note(f"{recipe.data.title}: {count:,} {split} rows from {loaded.source}")
-    kept, left_out = fitting(loaded.examples, recipe.batch.length, recipe.data.overlong)
+    cache.note(f"{recipe.datasets[0].title}: {count:,} {split} rows from {loaded.source}")
+    kept, left_out = fitting(loaded.examples, recipe.batch.length, recipe.batch.overlong)
     if left_out:
         cache.note(
             f"{left_out:,} of {count:,} {split} rows are longer than batch.length {recipe.batch.length}: left out"
@@ -100,8 +100,8 @@ def load_examples(recipe: Recipe, split: Split, tokenizer: Tokenizer, cache: Dat
 
 
 def _fetch(recipe: Recipe, cache: DataCache) -> None:
-    asked = [name for name in recipe.evaluate.task_names(recipe.data) if name not in (VALIDATION, DRAFTER)]
-    for section in (recipe.data, *(questions_section(name, recipe.data) for name in asked)):
+    asked = [name for name in recipe.evaluate.task_names(recipe.datasets) if name not in (VALIDATION, DRAFTER)]
+    for section in (*recipe.datasets, *(questions_section(name, recipe.datasets) for name in asked)):
         section.fetch(cache)
 
 

@@ -49,12 +49,12 @@ def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
         OSError: the rows are not cached and cannot be downloaded.
     """
     tokenizer = load_tokenizer(read_config(recipe.model).vocab_size)
-    loaded = recipe.data.load("train", tokenizer, DataCache(cache_dir, say))
+    loaded = recipe.datasets[0].load("train", tokenizer, DataCache(cache_dir, say))
     examples = loaded.examples
-    say(f"{recipe.data.title}: {len(examples):,} train rows from {loaded.source}")
+    say(f"{recipe.datasets[0].title}: {len(examples):,} train rows from {loaded.source}")
     paper = Console(highlight=False, soft_wrap=True)
     try:
-        kept, left_out = fitting(examples, recipe.batch.length, recipe.data.overlong)
+        kept, left_out = fitting(examples, recipe.batch.length, recipe.batch.overlong)
     except ValueError:
         _show_overlong(max(examples, key=lambda each: len(each.tokens)), recipe.batch.length, tokenizer, paper)
         raise

@@ -102,7 +102,7 @@ def test_what_is_left_out_is_counted(
     recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: Path, tokenizer: Tokenizer
 ) -> None:
     lengths = sorted(len(each.tokens) for each in right_answers(read_split(rows, "train"), tokenizer))
-    asked = recipe(batch__length=lengths[-1] - 1, data={"path": str(rows), "overlong": "drop"})
+    asked = recipe(batch__length=lengths[-1] - 1, batch__overlong="drop")
     preview.preview(asked, 0, tmp_path)
     longest = lengths.count(lengths[-1])
     assert f"\n{longest} row{'' if longest == 1 else 's'} longer than batch.length" in capsys.readouterr().out

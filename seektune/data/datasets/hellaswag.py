@@ -1,15 +1,26 @@
 """HellaSwag: rows from a folder or a download, cleaned as in lm-evaluation-harness."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from seektune.data.chat_format.message import shown
-from seektune.data.datasets.dataset import DataCache, DataCard, DataConfig, LoadedSplit, Split, spread_evenly
+from seektune.data.datasets.dataset import (
+    DataCache,
+    DataCard,
+    DataConfig,
+    EncodeSettings,
+    RowEncoder,
+    Split,
+    spread_evenly,
+)
 from seektune.data.datasets.records import records_in, split_files
+from seektune.data.example import Example
 from seektune.data.question import Question, right_answers
-from seektune.data.tokenizer import Tokenizer
+from seektune.data.sources.row import BadRow, SourceRow
+from seektune.data.sources.source import RowList, RowSource
 from seektune.io.text import check_unicode
 from seektune.section import PathValue
 
@@ -23,8 +34,8 @@ class HellaswagConfig(DataConfig):
 
     title: ClassVar[str] = "HellaSwag"
     has_questions: ClassVar[bool] = True
-    dataset: Literal["hellaswag"] = "hellaswag"
-    """Name of the dataset."""
+    kind: Literal["hellaswag"] = "hellaswag"
+    """Kind of the rows."""
     path: PathValue | None = None
     """Folder with train and validation as .parquet or .jsonl in the Hub's schema; null = fetched and cached."""
 
@@ -32,11 +43,14 @@ class HellaswagConfig(DataConfig):
         """As `DataConfig.fetch`: without `path`, download from the first source that can be reached."""
         self._locate(cache)
 
-    def load(self, split: Split, tokenizer: Tokenizer, cache: DataCache, limit: int | None = None) -> LoadedSplit:
-        """As `DataConfig.load`: the right ending of each row is taught."""
-        folder, source = self._locate(cache)
-        rows = spread_evenly(read_split(folder, split), limit)
-        return LoadedSplit(right_answers(rows, tokenizer), source)
+    def source(self, split: Split, cache: DataCache) -> RowSource:
+        """As `DataConfig.source`."""
+        folder, title = self._locate(cache)
+        return _split_source(folder, split, title)
+
+    def encoder(self, settings: EncodeSettings) -> RowEncoder:
+        """As `DataConfig.encoder`: the right ending of each row is taught."""
+        return QuestionEncoder(settings, f"hellaswag 1, vocabulary {settings.vocab_size}")
 
     def questions(self, cache: DataCache, limit: int | None = None, path: Path | None = None) -> list[Question]:
         """As `DataConfig.questions`."""
@@ -49,11 +63,11 @@ class HellaswagConfig(DataConfig):
         taught = "the right endings are taught."
         if self.path is not None:
             name = f"rows in {self.title}'s form"
-            return DataCard(self.dataset, name, f"Own {name}: {taught}")
+            return DataCard(self.kind, name, f"Own {name}: {taught}")
         from seektune.data.datasets.hellaswag_sources import HUB_REPO
 
         link = f"[{self.title}](https://huggingface.co/datasets/{HUB_REPO})"
-        return DataCard(self.dataset, self.title, f"{link}, train split: {taught}", HUB_REPO, "en")
+        return DataCard(self.kind, self.title, f"{link}, train split: {taught}", HUB_REPO, "en")
 
     def _locate(self, cache: DataCache) -> tuple[Path, str]:
         """The folder of the rows and a description of their source."""
@@ -62,7 +76,29 @@ class HellaswagConfig(DataConfig):
         # here, because a recipe does not wait for the import of pyarrow
         from seektune.data.datasets.hellaswag_sources import SOURCES, cached
 
-        return cached(cache.folder / self.dataset, SOURCES, COLUMNS, cache.note)
+        return cached(cache.folder / self.kind, SOURCES, COLUMNS, cache.note)
+
+
+@dataclass(frozen=True)
+class QuestionEncoder(RowEncoder):
+    """Encodes rows in HellaSwag's form: the right ending is taught."""
+
+    settings: EncodeSettings
+    identity: str
+
+    def encode(self, rows: Sequence[SourceRow]) -> list[list[Example] | BadRow]:
+        """As `RowEncoder.encode`."""
+        found = [_question_or_reason(row) for row in rows]
+        questions = [each for each in found if isinstance(each, Question)]
+        examples = iter(right_answers(questions, self.settings.tokenizer))
+        return [each if isinstance(each, BadRow) else [next(examples)] for each in found]
+
+
+def _question_or_reason(row: SourceRow) -> Question | BadRow:
+    try:
+        return question_of(row)
+    except ValueError as error:
+        return BadRow(row.place, str(error))
 
 
 def read_rows(file: Path) -> list[Question]:
@@ -87,26 +123,44 @@ def read_split(folder: Path, split: Split) -> list[Question]:
     return rows
 
 
+def _split_source(folder: Path, split: Split, title: str) -> RowSource:
+    files = split_files(folder, split)
+    records = [record for file in files for record in records_in(file, COLUMNS, "HellaSwag")]
+    if not records:
+        raise ValueError(f"{folder}: the {split} split is empty")
+    identity = ", ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    return RowList(title, identity, [SourceRow.of(values, place) for place, values in records])
+
+
 def row_from_record(record: Mapping[str, Any], name: str) -> Question:
     """The cleaned row of one record in the Hub's schema; `name` is its source for errors.
 
     Raises:
         ValueError: naming the row and what is wrong with it.
     """
+    found = _question_or_reason(SourceRow.of(record, name))
+    if isinstance(found, BadRow):
+        raise ValueError(str(found))
+    return found
+
+
+def question_of(row: SourceRow) -> Question:
+    """The cleaned question of a row in the Hub's schema.
+
+    Raises:
+        ValueError: what is wrong with the row, without its place.
+    """
     for column in COLUMNS:
-        if column not in record:
-            raise ValueError(f"{name}: no {column}; a row needs {', '.join(COLUMNS)}")
+        if column not in row.values:
+            raise ValueError(f"no {column}; a row needs {', '.join(COLUMNS)}")
     for column in TEXTS:
-        if not isinstance(record[column], str):
-            raise ValueError(f"{name}: {column} must be text, not {shown(record[column])}")
-    endings = _endings(record["endings"], name)
-    context = record["ctx_a"] + " " + record["ctx_b"].capitalize()
-    prompt = clean(record["activity_label"] + ": " + context)
-    try:
-        check_unicode("".join([prompt, *endings]))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    return Question(prompt, endings, _label(record["label"], name), name)
+        if not isinstance(row.values[column], str):
+            raise ValueError(f"{column} must be text, not {shown(row.values[column])}")
+    endings = _endings(row.values["endings"])
+    context = row.values["ctx_a"] + " " + row.values["ctx_b"].capitalize()
+    prompt = clean(row.values["activity_label"] + ": " + context)
+    check_unicode("".join([prompt, *endings]))
+    return Question(prompt, endings, _label(row.values["label"]), row.place)
 
 
 def clean(text: str) -> str:
@@ -121,21 +175,19 @@ def _without_marks(line: str) -> str:
     return re.sub(r"\[.*?\]", "", line[:end]) + line[end:]
 
 
-def _endings(endings: object, name: str) -> tuple[str, ...]:
+def _endings(endings: object) -> tuple[str, ...]:
     if not isinstance(endings, list) or len(endings) != 4:
         count = len(endings) if isinstance(endings, list) else "no list of"
-        raise ValueError(f"{name}: a row needs four endings, this one has {count}")
+        raise ValueError(f"a row needs four endings, this one has {count}")
     cleaned = [clean(ending) if isinstance(ending, str) else "" for ending in endings]
     if not all(cleaned):
-        raise ValueError(
-            f"{name}: ending {cleaned.index('')} is {shown(endings[cleaned.index('')])}, which holds no text"
-        )
+        raise ValueError(f"ending {cleaned.index('')} is {shown(endings[cleaned.index('')])}, which holds no text")
     return tuple(cleaned)
 
 
-def _label(label: object, name: str) -> int:
+def _label(label: object) -> int:
     # a column with a gap comes out of a data frame as floats
     plain = int(label) if isinstance(label, float) and label.is_integer() else label
     if isinstance(label, bool) or str(plain) not in ("0", "1", "2", "3"):
-        raise ValueError(f"{name}: label {shown(label)} names none of the four endings; it must be 0, 1, 2 or 3")
+        raise ValueError(f"label {shown(label)} names none of the four endings; it must be 0, 1, 2 or 3")
     return int(str(plain))

