@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from seektune.data.step_data import StepData
 from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTIZED
 from seektune.checkpoint.names import Slot, scale_name, slots
 from seektune.checkpoint.write import LazyTensors, shard_limit, shard_names, split, write_index, write_shard
+from seektune.data.step_data import StepData
 from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
 from seektune.lora.frozen_digest import frozen_digest

@@ -19,8 +19,8 @@ from seektune.data.config import BatchConfig
 from seektune.data.datasets.dataset import DataCache
 from seektune.data.datasets.hellaswag import HellaswagConfig
 from seektune.data.examples import ExampleList
-from seektune.data.mixing import Mixture
 from seektune.data.loader import Loader, in_order
+from seektune.data.mixing import Mixture
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.loss import validation_loss
 from seektune.io.cache_dir import cache_dir

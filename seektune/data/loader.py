@@ -43,7 +43,7 @@ class Loader:
     def __init__(self, mixture: Mixture, batch: BatchConfig, pad_id: int, share: Share = ALL):
         """No example may be longer than `batch.length`; `share` is this process's part of every step."""
         self.mixture = mixture
-        self._batch = batch
+        self.batch = batch
         self._pad_id = pad_id
         self._share = share
         self._position = 0
@@ -58,7 +58,7 @@ class Loader:
         wide as the longest of their micro-batch.
         """
         plan = self.next_rows()
-        batches = MicroBatches(self.mixture, plan, self._batch, self._pad_id)
+        batches = self.micro_batches(plan)
         return StepData(
             batches=[batches[number] for number in range(self._share.rank, len(batches), self._share.size)],
             taught=int(self.mixture.counted(plan.numbers).sum(dtype=np.int64)),
@@ -68,7 +68,11 @@ class Loader:
 
     def next_rows(self) -> RowPlan:
         """The rows of the next step, of all processes; no tokens are read."""
-        return self._packed_rows() if self._batch.pack else self._single_rows()
+        return self._packed_rows() if self.batch.pack else self._single_rows()
+
+    def micro_batches(self, plan: RowPlan) -> "MicroBatches":
+        """The rows of a step as tensors."""
+        return MicroBatches(self.mixture, plan, self.batch, self._pad_id)
 
     def state_dict(self) -> LoaderState:
         """The position between two steps."""
@@ -89,18 +93,18 @@ class Loader:
                 f"{_counts(self.mixture.sizes)}; resume with the same data, batch.length and batch.overlong"
             )
         position = whole_number(state, "position", 0, MOST_EXAMPLES)
-        most = len(self._rows_from(position)) - 1 if self._batch.pack else 0
+        most = len(self._rows_from(position)) - 1 if self.batch.pack else 0
         self._row = whole_number(state, "row", 0, most)
         self._position = position
 
     def _single_rows(self) -> RowPlan:
-        drawn = self.mixture.draw(self._position, self._position + self._batch.global_size)
-        self._position += self._batch.global_size
+        drawn = self.mixture.draw(self._position, self._position + self.batch.global_size)
+        self._position += self.batch.global_size
         return RowPlan.single(drawn[np.argsort(-self.mixture.lengths(drawn), kind="stable")])
 
     def _packed_rows(self) -> RowPlan:
         parts = []
-        missing = self._batch.global_size
+        missing = self.batch.global_size
         while missing:
             chunk = self._rows_from(self._position)
             part = chunk.part(self._row, min(self._row + missing, len(chunk)))
@@ -117,7 +121,7 @@ class Loader:
         if self._packed is None or self._packed[0] != position:
             drawn = self.mixture.draw(position, position + self._chunk)
             seed = (self.mixture.seed, position, PACK_KEY)
-            plan = RowPlan.packed(drawn, self.mixture.lengths(drawn), self._batch.length, seed)
+            plan = RowPlan.packed(drawn, self.mixture.lengths(drawn), self.batch.length, seed)
             self._packed = (position, plan)
         return self._packed[1]
 
@@ -159,6 +163,28 @@ class MicroBatches(Sequence[Batch]):
     def row(self, row: int) -> Row:
         """The examples of a row."""
         return [self._examples.example(int(number)) for number in self._plan[row]]
+
+
+class JoinedBatches(Sequence[Batch]):
+    """The batches of several datasets, one after another."""
+
+    def __init__(self, parts: Sequence[Sequence[Batch]]):
+        self._places = [(part, number) for part in parts for number in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, number: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Batch]: ...
+
+    def __getitem__(self, number: int | slice) -> Batch | list[Batch]:
+        if isinstance(number, slice):
+            return [part[i] for part, i in self._places[number]]
+        part, place = self._places[number]
+        return part[place]
 
 
 def in_order(examples: Examples, batch: BatchConfig, pad_id: int) -> MicroBatches:

@@ -55,7 +55,7 @@ def shuffled(numbers: Numbers, count: int, key: Sequence[int]) -> Numbers:
     Its domain is a power of four; numbers that it puts at `count` or above are put again until they are below.
     """
     half = max(1, ((count - 1).bit_length() + 1) // 2)
-    keys = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64)
+    keys: NDArray[np.uint64] = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64).astype(np.uint64)
     found = _feistel(numbers.astype(np.uint64), half, keys)
     while (outside := found >= count).any():
         found[outside] = _feistel(found[outside], half, keys)

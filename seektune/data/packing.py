@@ -58,6 +58,11 @@ class RowPlan:
         return cls(numbers[np.argsort(row_of, kind="stable")], _bounds(np.bincount(row_of, minlength=count)))
 
 
+def singly(examples: Sequence[Example]) -> list[Row]:
+    """One row per example."""
+    return [[example] for example in examples]
+
+
 def best_fit(lengths: NDArray[np.integer], length: int) -> tuple[Numbers, int]:
     """Best-fit decreasing: the row of `length` tokens that holds each example, and the number of rows.
 

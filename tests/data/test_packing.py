@@ -1,15 +1,13 @@
+from itertools import chain
+
 import numpy as np
 import pytest
 
 from seektune.data.example import Example
-from seektune.data.packing import Row, RowPlan, best_fit, collate
+from seektune.data.packing import RowPlan, best_fit, collate, singly
 from seektune.sequence import SequenceLayout
 
 PAD = 2
-
-
-def singly(examples: list[Example]) -> list[Row]:
-    return [[each] for each in examples]
 
 
 def example(length: int, name: str = "x", first: int = 10) -> Example:
@@ -62,7 +60,7 @@ def test_packing_is_best_fit_decreasing(seed):
     length = int(dice.integers(5, 60))
     lengths = dice.integers(1, length + 1, int(dice.integers(1, 200))).tolist()
     rows = rows_of(lengths, length)
-    assert sorted(sum(rows, [])) == sorted(lengths)
+    assert sorted(chain.from_iterable(rows)) == sorted(lengths)
     assert sorted(length - sum(row) for row in rows) == one_by_one(lengths, length)
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from seektune.data.step_data import StepData
 from seektune.checkpoint import tensor_names
 from seektune.checkpoint.formats import FORMATS
+from seektune.data.step_data import StepData
 from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
 from seektune.lora.format import read_adapter

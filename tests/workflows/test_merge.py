@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from seektune.data.step_data import StepData
 from seektune.checkpoint.compare import compare
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.source import FolderSource
 from seektune.cli import checkpoints as cli
 from seektune.cli.errors import OutOfMemoryError
+from seektune.data.step_data import StepData
 from seektune.lora.delta import LoraDelta
 from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.format import write_adapter

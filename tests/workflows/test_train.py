@@ -29,11 +29,9 @@ from tests.patience import HUNG
 from tests.places import HELLASWAG, ROOT
 from tests.read_run import losses
 
-CACHE = Path("unused")
-
 
 def train(recipe, name="run", notes=()):
-    return workflow.train(recipe, name, notes, CACHE)
+    return workflow.train(recipe, name, notes, Path(recipe.run_dir or ROOT / "runs").parent / "cache")
 
 
 def test_a_run_leaves_everything(recipe, tmp_path, capsys):
