@@ -46,7 +46,7 @@ class Rows:
     """Batches of HellaSwag rows, the same for every way."""
 
     def __init__(self, data: Path | None, config: DeepseekV4Config, folder: Path):
-        section = HellaswagConfig(path=data)
+        section = HellaswagConfig(path=str(data))
         cache = DataCache(folder, print)
         tokenizer = load_tokenizer(config.vocab_size)
         self.batch = BatchConfig(global_size=16, micro_size=16, length=256)

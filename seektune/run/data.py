@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from seektune.data.example import Example
 from seektune.data.loader import JoinedBatches, Loader, in_order
 from seektune.data.mixing import Mixture
 from seektune.data.step_data import Share
-from seektune.data.store.split import PreparedSplit, examples_of, prepare_split
+from seektune.data.store.split import PreparedSplit, Stores, examples_of, prepare_dataset
 from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.config import DRAFTER, VALIDATION
 from seektune.evaluate.task import Task
@@ -63,8 +63,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     mesh.ranks.first(lambda: _fetch(recipe, cache))
     settings = EncodeSettings(config.vocab_size, encoding_of(config))
     pad_id = settings.tokenizer.pad_id
-    training = _on_all(mesh.ranks, lambda: open_splits(recipe, "train", settings, cache))
-    held_out = _on_all(mesh.ranks, lambda: open_splits(recipe, "validation", settings, cache))
+    training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
     batches = [in_order(split.examples, recipe.batch, pad_id) for split in held_out]
     validation = JoinedBatches(batches) if len(batches) > 1 else batches[0]
     mixture = Mixture(
@@ -88,33 +87,54 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     )
 
 
-def open_splits(recipe: Recipe, split: Split, settings: EncodeSettings, cache: DataCache) -> list[PreparedSplit]:
-    """The examples of a split of each dataset, prepared if need be, and notes about what is left out.
+def _open_all(
+    recipe: Recipe, settings: EncodeSettings, cache: DataCache
+) -> tuple[list[PreparedSplit], list[PreparedSplit]]:
+    """Training and held-out examples of each dataset."""
+    training = []
+    held_out = []
+    for dataset in recipe.datasets:
+        stores = prepare_dataset(dataset, settings, cache)
+        training.append(open_split(dataset, "train", stores, recipe, cache.note))
+        held_out.append(open_split(dataset, "validation", stores, recipe, cache.note))
+    return training, held_out
+
+
+def open_split(
+    dataset: DataConfig, split: Split, stores: Stores, recipe: Recipe, note: Callable[[str], None]
+) -> PreparedSplit:
+    """The examples of a split of a dataset; `note` gets a line for each kind of rows that is left out or changed.
 
     Raises:
-        ValueError: a row is not as it should be, or an example does not fit and may not be left out.
-        OSError: the rows are not here and no source answers, or the cache cannot be written.
+        ValueError: an example does not fit and may not be left out, or nothing is left.
+        OSError: the cache cannot be written.
     """
-    return [_open_split(dataset, split, settings, cache, recipe) for dataset in recipe.datasets]
+    limit = recipe.evaluate.limit if split == "validation" else dataset.limit
+    found = examples_of(dataset, split, stores, recipe.batch, limit)
+    report = found.report
+    note(f"{dataset.title}: {report.rows:,} {split} rows from {found.store.manifest.title}")
+    for line in _left_out(dataset, split, found, recipe.batch):
+        note(line)
+    return found
 
 
-def _open_split(
-    dataset: DataConfig, split: Split, settings: EncodeSettings, cache: DataCache, recipe: Recipe
-) -> PreparedSplit:
-    store = prepare_split(dataset, split, settings, cache)
-    manifest = store.manifest
+def _left_out(dataset: DataConfig, split: Split, found: PreparedSplit, batch: BatchConfig) -> Iterator[str]:
+    manifest = found.store.manifest
+    report = found.report
+    dropped = ": left out" if dataset.duplicates == "drop" else "; data.duplicates drop leaves them out"
     if manifest.bad_rows:
         first = ": ".join(manifest.listed[0])
-        cache.note(f"{manifest.bad_rows:,} of {manifest.rows:,} {split} rows are bad: left out, the first is {first}")
-    found = examples_of(store, recipe.batch, recipe.evaluate.limit if split == "validation" else dataset.limit)
-    cache.note(f"{dataset.title}: {found.chosen:,} {split} rows from {manifest.title}")
-    if found.overlong:
-        what = {"drop": "left out", "cut": "cut", "split": "split"}[recipe.batch.overlong]
-        cache.note(
-            f"{found.overlong:,} of {found.chosen:,} {split} rows are longer than batch.length "
-            f"{recipe.batch.length}: {what}"
-        )
-    return found
+        yield f"{manifest.bad_rows:,} of {manifest.rows:,} {split} rows are bad: left out; the first is {first}"
+    if report.duplicates:
+        yield f"{report.duplicates:,} {split} rows repeat an earlier one{dropped}"
+    if report.also_held_out:
+        yield f"{report.also_held_out:,} {split} rows are held out too{dropped}"
+    if report.overlong:
+        what = {"drop": "left out", "cut": "cut", "split": "split"}[batch.overlong]
+        many = f"{report.overlong:,} of {report.examples:,} {split} rows"
+        yield f"{many} are longer than batch.length {batch.length}: {what}"
+    if report.untaught:
+        yield f"{report.untaught:,} parts of them have no taught token: left out"
 
 
 def _batch_of(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: Mesh) -> BatchConfig:

@@ -11,7 +11,7 @@ from seektune.data.datasets.dataset import DataCache, EncodeSettings
 from seektune.data.example import Example
 from seektune.data.loader import Loader
 from seektune.data.mixing import Mixture
-from seektune.data.store.split import examples_of, prepare_split
+from seektune.data.store.split import prepare_dataset
 from seektune.data.tokenizer import Tokenizer
 from seektune.data.training_order import RowPlace, find_row
 from seektune.io.console import counted, say
@@ -19,6 +19,7 @@ from seektune.io.text import on_one_line, printable
 from seektune.model.variants import encoding_of
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
+from seektune.run.data import open_split
 
 TAUGHT = "bold green"
 READ = "default"
@@ -45,17 +46,13 @@ def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
     cache = DataCache(cache_dir, say)
     examples = []
     for dataset in recipe.datasets:
-        store = prepare_split(dataset, "train", settings, cache)
-        say(f"{dataset.title}: {len(store):,} train rows from {store.manifest.title}")
+        stores = prepare_dataset(dataset, settings, cache)
         try:
-            split = examples_of(store, recipe.batch, dataset.limit)
+            examples.append(open_split(dataset, "train", stores, recipe, say).examples)
         except ValueError:
-            longest = store.example(int(np.argmax(store.lengths)))
+            longest = stores["train"].example(int(np.argmax(stores["train"].lengths)))
             _show_overlong(longest, recipe.batch.length, tokenizer, paper)
             raise
-        if split.overlong:
-            say(f"{counted(split.overlong, 'row')} longer than batch.length {recipe.batch.length}")
-        examples.append(split.examples)
     mixture = Mixture(examples, recipe.seed, [dataset.weight for dataset in recipe.datasets])
     _show(find_row(Loader(mixture, recipe.batch, tokenizer.pad_id), row), row, tokenizer, paper)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from seektune.data.datasets.hellaswag import read_split
 from seektune.data.example import Example
 from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader
@@ -19,6 +18,7 @@ from seektune.data.training_order import find_row
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.workflows import preview
+from tests.questions import read_split
 from tests.run_cli import seektune
 
 from .conftest import Make
@@ -114,7 +114,7 @@ def test_what_is_left_out_is_counted(
     asked = recipe(batch__length=lengths[-1] - 1, batch__overlong="drop")
     preview.preview(asked, 0, tmp_path)
     longest = lengths.count(lengths[-1])
-    assert f"\n{longest} row{'' if longest == 1 else 's'} longer than batch.length" in capsys.readouterr().out
+    assert f"\n{longest} of {len(lengths)} train rows are longer than batch.length" in capsys.readouterr().out
 
 
 def test_a_row_cannot_command_the_terminal(recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,6 +110,11 @@ class DataConfig(Section, ABC):
         """The name in logs and metrics."""
         return self.label or self.kind
 
+    @property
+    def held_out_share(self) -> float | None:
+        """The share of the rows of one source that is held out; None if the validation split has its own source."""
+        return None
+
     def fetch(self, cache: DataCache) -> None:
         """Download what is not cached. With several processes, rank 0 calls it before all others read.
 
@@ -141,13 +146,38 @@ class DataConfig(Section, ABC):
             ValueError: a row is invalid and may not be dropped; the message names file and row.
             OSError: the rows are not here and no source answers.
         """
-        source = self.source(split, cache)
-        rows = self._good(source.read(0, source.count()))
-        encoder = self.encoder(EncodeSettings(tokenizer.vocab_size))
-        encoded = self._good(encoder.encode(spread_evenly(rows, limit)))
-        return LoadedSplit([example for examples in encoded for example in examples], source.title)
+        rows, source = self.rows(split, cache, limit)
+        encoded = self.good(self.encoder(EncodeSettings(tokenizer.vocab_size)).encode(rows))
+        return LoadedSplit([example for examples in encoded for example in examples], source)
 
-    def _good(self, found: Iterable[Item | BadRow]) -> list[Item]:
+    def rows(self, split: Split, cache: DataCache, limit: int | None = None) -> tuple[list[SourceRow], str]:
+        """The rows of a split in memory, at most `limit` of them, spread evenly, and their place.
+
+        Raises:
+            ValueError, OSError: as `load`.
+        """
+        import numpy as np
+
+        from seektune.data.store.select import choose, held_out
+
+        source = self.source(split, cache)
+        rows = self.good(source.read(0, source.count()))
+        digests = np.array([row.digest for row in rows], np.uint64)
+        among = np.ones(len(rows), bool)
+        if self.held_out_share is not None:
+            among = held_out(digests, self.held_out_share) == (split == "validation")
+        numbers = np.arange(len(rows))
+        nothing = digests[:0]
+        least = min((each for each in (limit, self.limit if split == "train" else None) if each), default=None)
+        chosen = choose(digests, numbers, among, nothing, self.duplicates == "drop", least)
+        return [rows[i] for i in chosen.ids], source.title
+
+    def good(self, found: Iterable[Item | BadRow]) -> list[Item]:
+        """What is not bad.
+
+        Raises:
+            ValueError: something is, and `on_bad_row` does not drop it.
+        """
         good = []
         for each in found:
             if not isinstance(each, BadRow):

@@ -1,52 +1,46 @@
 """HellaSwag: rows from a folder or a download, cleaned as in lm-evaluation-harness."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from seektune.data.chat_format.message import shown
-from seektune.data.datasets.dataset import (
-    DataCache,
-    DataCard,
-    DataConfig,
-    EncodeSettings,
-    RowEncoder,
-    Split,
-    spread_evenly,
-)
-from seektune.data.datasets.records import records_in, split_files
+from seektune.data.datasets.dataset import DataCache, DataCard, EncodeSettings, RowEncoder, Split
+from seektune.data.datasets.rows import RowsConfig
 from seektune.data.example import Example
 from seektune.data.question import Question, right_answers
+from seektune.data.sources.files import FileSource
 from seektune.data.sources.row import BadRow, SourceRow
-from seektune.data.sources.source import RowList, RowSource
 from seektune.io.text import check_unicode
-from seektune.section import PathValue
 
 TEXTS = ("activity_label", "ctx_a", "ctx_b")
 COLUMNS = (*TEXTS, "endings", "label")
 """The columns of the Hub's schema that are used."""
 
 
-class HellaswagConfig(DataConfig):
+class HellaswagConfig(RowsConfig):
     """HellaSwag, or your own rows in its form: a context and four endings, of which the right one is taught."""
 
     title: ClassVar[str] = "HellaSwag"
     has_questions: ClassVar[bool] = True
     kind: Literal["hellaswag"] = "hellaswag"
     """Kind of the rows."""
-    path: PathValue | None = None
-    """Folder with train and validation as .parquet or .jsonl in the Hub's schema; null = fetched and cached."""
 
     def fetch(self, cache: DataCache) -> None:
-        """As `DataConfig.fetch`: without `path`, download from the first source that can be reached."""
-        self._locate(cache)
+        """As `DataConfig.fetch`: without `path` and `hub`, download from the first source that can be reached."""
+        super().fetch(cache)
+        if self._is_fetched:
+            self._download(cache)
 
-    def source(self, split: Split, cache: DataCache) -> RowSource:
+    def source(self, split: Split, cache: DataCache) -> FileSource:
         """As `DataConfig.source`."""
-        folder, title = self._locate(cache)
-        return _split_source(folder, split, title)
+        if not self._is_fetched:
+            return super().source(split, cache)
+        folder, title = self._download(cache)
+        found = self.model_copy(update={"path": str(folder)}).source(split, cache)
+        return replace(found, title=title)
 
     def encoder(self, settings: EncodeSettings) -> RowEncoder:
         """As `DataConfig.encoder`: the right ending of each row is taught."""
@@ -54,25 +48,30 @@ class HellaswagConfig(DataConfig):
 
     def questions(self, cache: DataCache, limit: int | None = None, path: Path | None = None) -> list[Question]:
         """As `DataConfig.questions`."""
-        place = self._locate(cache)[0] if path is None else path
-        rows = read_rows(place) if place.is_file() else read_split(place, "validation")
-        return spread_evenly(rows, limit)
+        section = self if path is None else HellaswagConfig(path=str(path))
+        rows, place = section.rows("train" if path is not None and path.is_file() else "validation", cache, limit)
+        if not rows:
+            raise ValueError(f"{place}: no rows")
+        return self.good([_question_or_reason(row) for row in rows])
 
     def card(self) -> DataCard:
         """As `DataConfig.card`."""
         taught = "the right endings are taught."
-        if self.path is not None:
+        if not self._is_fetched:
             name = f"rows in {self.title}'s form"
-            return DataCard(self.kind, name, f"Own {name}: {taught}")
+            return DataCard(self.kind, name, f"Own {name}: {taught}", self.hub)
         from seektune.data.datasets.hellaswag_sources import HUB_REPO
 
         link = f"[{self.title}](https://huggingface.co/datasets/{HUB_REPO})"
         return DataCard(self.kind, self.title, f"{link}, train split: {taught}", HUB_REPO, "en")
 
-    def _locate(self, cache: DataCache) -> tuple[Path, str]:
-        """The folder of the rows and a description of their source."""
-        if self.path is not None:
-            return self.path, str(self.path)
+    @property
+    def _is_fetched(self) -> bool:
+        """Whether the rows are those of the benchmark, not the user's own."""
+        return self.path is None and self.hub is None
+
+    def _download(self, cache: DataCache) -> tuple[Path, str]:
+        """The folder of the benchmark's rows and a description of where they came from."""
         # here, because a recipe does not wait for the import of pyarrow
         from seektune.data.datasets.hellaswag_sources import SOURCES, cached
 
@@ -99,49 +98,6 @@ def _question_or_reason(row: SourceRow) -> Question | BadRow:
         return question_of(row)
     except ValueError as error:
         return BadRow(row.place, str(error))
-
-
-def read_rows(file: Path) -> list[Question]:
-    """Rows of one .parquet or .jsonl file, in the form of `read_split`.
-
-    Raises:
-        ValueError: naming the file and the row, if it is another kind of file or a row is not as it should be.
-    """
-    return [row_from_record(record, name) for name, record in records_in(file, COLUMNS, "HellaSwag")]
-
-
-def read_split(folder: Path, split: Split) -> list[Question]:
-    """Rows of a split in a folder, in the Hub's schema (the label may be text or a number), in the order of its files.
-
-    Raises:
-        ValueError: naming the file and the row, if a split is missing or empty, a file cannot be read, or a row has
-            no four endings or an impossible label.
-    """
-    rows = [row for file in split_files(folder, split) for row in read_rows(file)]
-    if not rows:
-        raise ValueError(f"{folder}: the {split} split is empty")
-    return rows
-
-
-def _split_source(folder: Path, split: Split, title: str) -> RowSource:
-    files = split_files(folder, split)
-    records = [record for file in files for record in records_in(file, COLUMNS, "HellaSwag")]
-    if not records:
-        raise ValueError(f"{folder}: the {split} split is empty")
-    identity = ", ".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
-    return RowList(title, identity, [SourceRow.of(values, place) for place, values in records])
-
-
-def row_from_record(record: Mapping[str, Any], name: str) -> Question:
-    """The cleaned row of one record in the Hub's schema; `name` is its source for errors.
-
-    Raises:
-        ValueError: naming the row and what is wrong with it.
-    """
-    found = _question_or_reason(SourceRow.of(record, name))
-    if isinstance(found, BadRow):
-        raise ValueError(str(found))
-    return found
 
 
 def question_of(row: SourceRow) -> Question:

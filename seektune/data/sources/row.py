@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SourceRow:
-    """The columns of a row, and where it was read."""
+    """The columns of a row that are not null, and where it was read."""
 
     values: Mapping[str, Any]
     place: str
@@ -19,8 +19,9 @@ class SourceRow:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], place: str) -> "SourceRow":
-        """A row with its digest."""
-        return cls(values, place, digest_of(values))
+        """A row with its digest; a column that is null is left out, as kinds of file differ in whether they have it."""
+        present = {name: value for name, value in values.items() if value is not None}
+        return cls(present, place, digest_of(present))
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class BadRow:
 
 
 def digest_of(values: Mapping[str, Any]) -> int:
-    """64-bit digest of the canonical JSON of a row; it depends neither on the order of keys nor on null columns."""
-    present = {name: value for name, value in values.items() if value is not None}
-    text = json.dumps(present, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    """64-bit digest of the canonical JSON of a row, in which keys are sorted."""
+    text = json.dumps(values, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")

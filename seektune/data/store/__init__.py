@@ -1,1 +1,1 @@
-"""Prepared examples: memory-mapped Arrow shards with an index, made once and read by every process."""
+"""Prepared examples: encoded once, kept on disk, and chosen from."""

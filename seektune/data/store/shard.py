@@ -84,14 +84,14 @@ class ShardJob:
         bad: list[BadRow] = []
         count = 0
         tokens = 0
-        digest = hashlib.sha256()
+        digest = ContentDigest()
         path = shard_path(self.folder, self.number)
         with replacing(path) as file, pa.ipc.new_file(pa.PythonFile(_Sink(file, path), mode="w"), SCHEMA) as writer:
             for examples in _batches(self._encoded(bad), BATCH):
                 batch = record_batch(examples)
                 count += len(examples)
                 tokens += len(batch.column("tokens").values)
-                digest.update(_content(batch))
+                digest.update(batch)
                 writer.write_batch(batch)
         listed = [[each.place, each.reason] for each in bad[:MOST_LISTED]]
         return ShardRecord(count, tokens, len(bad), listed, digest.hexdigest())
@@ -113,6 +113,25 @@ class ShardJob:
     def _refuse(self, row: BadRow) -> None:
         if self.strict:
             raise ValueError(str(row))
+
+
+class ContentDigest:
+    """Digest of lengths, tokens and labels, whatever the record batches."""
+
+    def __init__(self) -> None:
+        self._parts = [hashlib.sha256() for _ in range(3)]
+
+    def update(self, batch: pa.RecordBatch) -> None:
+        """Add the examples of a batch."""
+        tokens = batch.column("tokens")
+        taught = batch.column("taught").values.to_numpy(zero_copy_only=False)
+        values = (np.diff(tokens.offsets.to_numpy()), tokens.values.to_numpy(), taught)
+        for part, value in zip(self._parts, values, strict=True):
+            part.update(value.tobytes())
+
+    def hexdigest(self) -> str:
+        """As hashlib's."""
+        return hashlib.sha256("".join(part.hexdigest() for part in self._parts).encode()).hexdigest()
 
 
 class _Sink:
@@ -177,13 +196,6 @@ def record_batch(encoded: list[Encoded]) -> pa.RecordBatch:
 def printable_name(name: str) -> str:
     """A name that can be stored as UTF-8, whatever a file was called."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _content(batch: pa.RecordBatch) -> bytes:
-    """The bytes that a digest of tokens, labels and lengths takes."""
-    tokens = batch.column("tokens")
-    taught = batch.column("taught").values.to_numpy(zero_copy_only=False)
-    return b"".join((tokens.offsets.to_numpy().tobytes(), tokens.values.to_numpy().tobytes(), taught.tobytes()))
 
 
 def _record_path(folder: Path, number: int) -> Path:

@@ -14,6 +14,7 @@ from seektune.data.example import Example
 from seektune.data.store.index import read_column
 from seektune.data.store.lock import disk_explained, locked
 from seektune.data.store.prepared import PreparedExamples
+from seektune.data.store.select import Numbers, Selection
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.json_file import read_json, write_json
 
@@ -21,19 +22,26 @@ VIEWS = "views"
 """Folder in that of the prepared examples."""
 RECORD = "view.json"
 COLUMNS = {"numbers": np.int64, "starts": np.int32, "lengths": np.int32, "counted": np.int32}
-Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a view leaves out or takes apart."""
+class ViewReport:
+    """What a view holds, leaves out and takes apart."""
 
-    chosen: int
-    """Examples that were chosen."""
+    rows: int
+    """Rows that were chosen."""
+    examples: int
+    """Examples of these rows."""
+    duplicates: int
+    """Rows that repeat an earlier one, left out or not."""
+    also_held_out: int
+    """Training rows that are held out too, left out or not."""
     overlong: int
-    """Of these, the ones longer than a row."""
+    """Chosen examples that are longer than a row."""
     untaught: int
-    """Parts of long ones in which nothing is taught, which are left out."""
+    """Parts of long examples in which nothing is taught, which are left out."""
+    is_whole: bool
+    """Whether the view is the store as it is, so that it has no columns of its own."""
 
 
 class ExampleView:
@@ -42,7 +50,6 @@ class ExampleView:
     def __init__(self, store: PreparedExamples, folder: Path):
         self.store = store
         self.key = folder.name
-        self.left = Left(**read_json(folder / RECORD))
         self.numbers, self._starts, self.lengths, self.counted = (read_column(folder, name) for name in COLUMNS)
 
     def __len__(self) -> int:
@@ -65,8 +72,8 @@ class ViewChoice:
     length: int
     """Tokens of a row."""
     overlong: OverlongChoice
-    chosen_by: str = ""
-    """Names the choice of examples; "" takes all."""
+    chosen_by: str
+    """Names all that the choice of examples depends on."""
 
     @property
     def key(self) -> str:
@@ -76,27 +83,26 @@ class ViewChoice:
 
 
 def view(
-    store: PreparedExamples, choice: ViewChoice, choose: Callable[[], Numbers] | None = None
-) -> "PreparedExamples | ExampleView":
-    """The chosen examples, cut as `choice` says; the store itself if it is as it should be.
+    store: PreparedExamples, choice: ViewChoice, select: Callable[[], Selection]
+) -> tuple[PreparedExamples | ExampleView, ViewReport]:
+    """The chosen examples, cut as `choice` says, and what was left out; made once for equal choices.
 
     Args:
         store: of the examples.
-        choice: what is wanted; equal choices are made once.
-        choose: gives the numbers of the examples in order; None for all.
+        choice: what is wanted.
+        select: chooses the examples.
 
     Raises:
         ValueError: one is longer than a row and `overlong` is "error", or none is left.
         OSError: the view cannot be written.
     """
-    if choose is None and store.manifest.longest <= choice.length:
-        return store
     folder = store.folder / VIEWS / choice.key
     if not (folder / RECORD).is_file():
         with disk_explained(store.folder), locked(store.folder):
             if not (folder / RECORD).is_file():
-                _make(store, np.arange(len(store)) if choose is None else choose(), choice, folder)
-    return ExampleView(store, folder)
+                _make(store, select(), choice, folder)
+    report = ViewReport(**read_json(folder / RECORD))
+    return store if report.is_whole else ExampleView(store, folder), report
 
 
 def _refuse_overlong(store: PreparedExamples, numbers: Numbers, choice: ViewChoice) -> None:
@@ -115,7 +121,8 @@ def _refuse_overlong(store: PreparedExamples, numbers: Numbers, choice: ViewChoi
         )
 
 
-def _make(store: PreparedExamples, numbers: Numbers, choice: ViewChoice, folder: Path) -> None:
+def _make(store: PreparedExamples, selection: Selection, choice: ViewChoice, folder: Path) -> None:
+    numbers = selection.ids
     _refuse_overlong(store, numbers, choice)
     lengths = store.lengths[numbers]
     long = lengths > choice.length
@@ -125,10 +132,20 @@ def _make(store: PreparedExamples, numbers: Numbers, choice: ViewChoice, folder:
         columns = [column[~long] for column in columns]
     elif long.any():
         columns, untaught = _with_parts(store, columns, long, choice)
+    report = ViewReport(
+        rows=selection.rows,
+        examples=len(numbers),
+        duplicates=selection.duplicates,
+        also_held_out=selection.also_held_out,
+        overlong=int(np.count_nonzero(long)),
+        untaught=untaught,
+        is_whole=len(numbers) == len(store) and not long.any(),
+    )
     with complete_folder(folder, replace=True) as scratch:
         for (name, dtype), column in zip(COLUMNS.items(), columns, strict=True):
-            np.save(scratch / f"{name}.npy", column.astype(dtype, copy=False))
-        write_json(scratch / RECORD, vars(Left(len(numbers), int(np.count_nonzero(long)), untaught)))
+            if not report.is_whole:
+                np.save(scratch / f"{name}.npy", column.astype(dtype, copy=False))
+        write_json(scratch / RECORD, vars(report))
 
 
 def _with_parts(

