@@ -4,19 +4,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from seektune.io.text import on_one_line, printable
 
@@ -26,7 +17,9 @@ PAUSE = 10.0
 """Seconds between progress lines if the output is not a terminal."""
 
 Advance = Callable[[int, int], None]
-"""Called with bytes or rows done so far and in all."""
+"""Called with bytes done so far and in all."""
+PartsDone = Callable[[int, int, str], None]
+"""Called with parts done so far and in all, and a remark."""
 
 
 def say(sentence: str) -> None:
@@ -65,38 +58,46 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(on_one_line, names[:most])) + more
 
 
-def byte_bar(label: str) -> AbstractContextManager[Advance]:
-    """A progress bar of bytes on standard error; a line now and then if that is not a terminal."""
-    return _bar(label, size, (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()))
-
-
-def row_bar(label: str) -> AbstractContextManager[Advance]:
-    """The same for rows."""
-    return _bar(label, "{:,}".format, (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()))
-
-
 @contextmanager
-def _bar(label: str, written: Callable[[int], str], columns: Sequence[ProgressColumn]) -> Iterator[Advance]:
+def byte_bar(label: str) -> Iterator[Advance]:
+    """A progress bar of bytes on standard error; a line now and then if that is not a terminal."""
     if not sys.stderr.isatty():
-        yield _Lines(label, written)
+        yield _Lines(label)
         return
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(TextColumn(label), *columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def part_bar(label: str) -> Iterator[PartsDone]:
+    """A progress bar of parts with a remark, on standard error; a line now and then if that is not a terminal."""
+    if not sys.stderr.isatty():
+        lines = _Lines(label)
+        yield lambda done, total, remark: lines.tell(f"{done} of {total}, {remark}")
+        return
+    columns = (BarColumn(), TextColumn("{task.fields[remark]}"), TimeRemainingColumn())
+    with Progress(TextColumn(label), *columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None, remark="")
+        yield lambda done, total, remark: progress.update(task, completed=done, total=total, remark=remark)
+
+
 class _Lines:
     """Progress in plain lines."""
 
-    def __init__(self, label: str, written: Callable[[int], str]):
+    def __init__(self, label: str):
         self._label = label
-        self._written = written
         self._told = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
+        self.tell(f"{size(done)} of {size(total)}")
+
+    def tell(self, state: str) -> None:
+        """Print a line, if the last one is long ago."""
         if time.monotonic() - self._told >= PAUSE:
             self._told = time.monotonic()
-            print(f"{self._label}: {self._written(done)} of {self._written(total)}", file=sys.stderr, flush=True)
+            print(f"{self._label}: {state}", file=sys.stderr, flush=True)
 
 
 def _in_units(number: int, units: tuple[tuple[int, str], ...]) -> str:

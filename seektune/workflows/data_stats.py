@@ -11,7 +11,7 @@ from seektune.data.sources.row import SourceRow
 from seektune.data.stats.measure import measure
 from seektune.data.stats.summary import summarize
 from seektune.io.atomic import refuse_existing, write_atomically
-from seektune.io.console import row_bar, say
+from seektune.io.console import part_bar, say
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
 from seektune.run.encode_settings import encode_settings
@@ -60,8 +60,9 @@ def measured(recipe: Recipe, cache: DataCache) -> list[dict[str, Any]]:
     for dataset in recipe.datasets:
         dataset.fetch(cache)
         source = dataset.source("train", cache)
-        with row_bar(dataset.log_name) as progress:
-            found.append((dataset, source.title, measure(dataset, source, settings, progress)))
+        with part_bar(f"measuring {dataset.log_name}") as bar:
+            stats = measure(dataset, source, settings, lambda done, of, bar=bar: bar(done, of, "rows"))
+        found.append((dataset, source.title, stats))
     held_out = {f"{each.log_name} validation": _held_out(each, cache) for each in recipe.datasets}
     digests = {f"{dataset.log_name} train": stats.digests for dataset, _, stats in found} | held_out
     return [
