@@ -3,7 +3,7 @@
 Shapes: E experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import isfinite
 from time import perf_counter
@@ -12,9 +12,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from seektune.data.step_data import StepData
 from seektune.model.objective import DraftObjective, LossParts, Objective
 from seektune.parallel.model import ParallelModel
-from seektune.sequence import Batch
 from seektune.train.balance import update_biases
 from seektune.train.config import LossConfig
 from seektune.train.gradient import NotFiniteError, clip, gradient_norm
@@ -52,7 +52,7 @@ class StepRecord:
 def train_step(
     model: ParallelModel,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
+    data: StepData,
     step: int,
     lr: float,
     loss: LossConfig,
@@ -62,7 +62,7 @@ def train_step(
 ) -> StepRecord:
     """Train on all micro-batches of one step; their losses share one denominator, the taught tokens of the step.
 
-    Every process is given the same batches and takes its share. `phase` is called with each phase's name as it begins.
+    Every process is given its own micro-batches. `phase` is called with each phase's name as it begins.
     With `drafts`, the DSpark stages are trained instead of the model.
 
     Raises:
@@ -71,11 +71,11 @@ def train_step(
             left behind.
     """
     began = perf_counter()
-    objective = replace(make_objective(batches, loss, model.config.mtp_layers > 0), drafts=drafts)
+    objective = replace(make_objective(data, loss, model.config.mtp_layers > 0), drafts=drafts)
     if objective.taught == 0:
         raise ValueError(f"step {step}: none of its {objective.tokens} tokens is taught; check the labels of the data")
     try:
-        outcome = model.train(batches, objective, lambda name: phase(f"step {step}: {name}"))
+        outcome = model.train(data.batches, objective, lambda name: phase(f"step {step}: {name}"))
         phase(f"step {step}: measuring and moving")
         parts = _finite(outcome.parts_M3, objective, step).tolist()
         norm = _bound(model, max_grad_norm, step, parts[0])
@@ -101,11 +101,11 @@ def train_step(
     )
 
 
-def make_objective(batches: Sequence[Batch], loss: LossConfig, has_mtp: bool) -> Objective:
+def make_objective(data: StepData, loss: LossConfig, has_mtp: bool) -> Objective:
     """The objective of a step, with one denominator for all its micro-batches."""
     return Objective(
-        taught=sum(batch.taught() for batch in batches),
-        tokens=sum(int((batch.documents != 0).sum()) for batch in batches),
+        taught=data.taught,
+        tokens=data.tokens,
         mtp=has_mtp and loss.mtp_weight > 0,
         mtp_weight=loss.mtp_weight,
         balance_weight=loss.balance_weight,

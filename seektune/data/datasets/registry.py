@@ -2,20 +2,28 @@
 
 from typing import Annotated
 
+from seektune.data.datasets.chat import ChatConfig
 from seektune.data.datasets.dataset import DataConfig
 from seektune.data.datasets.hellaswag import HellaswagConfig
+from seektune.data.datasets.preference import PreferenceConfig
+from seektune.data.datasets.prompt_completion import PromptCompletionConfig
+from seektune.data.datasets.text import TextConfig
 from seektune.section import OneOf
 
 DATASETS: dict[str, type[DataConfig]] = {
     "hellaswag": HellaswagConfig,
+    "chat": ChatConfig,
+    "prompt_completion": PromptCompletionConfig,
+    "text": TextConfig,
+    "preference": PreferenceConfig,
 }
-"""Sections by the value of `data.dataset`; the first is the default."""
+"""Sections by the value of `data.kind`; the first is the default."""
 
-DataSection = Annotated[DataConfig, OneOf("dataset", DATASETS)]
-"""The type of a recipe's `data`."""
+DataSection = Annotated[DataConfig | list[DataConfig], OneOf("kind", DATASETS, several=True)]
+"""The type of a recipe's `data`: one dataset, or a list of them."""
 
 
 def default_data() -> DataConfig:
     """The dataset of a recipe without `data`."""
     name, section = next(iter(DATASETS.items()))
-    return section(dataset=name)
+    return section(kind=name)
