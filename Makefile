@@ -13,8 +13,9 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEME
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # The demo's too: a second thread gains little there, and on a busy machine the threads mostly wait for each other.
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
+CHAT_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_chat.yaml
 
-.PHONY: help demo test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-lora bench-lora-stream fuzz clean
+.PHONY: help demo demo-chat test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-lora bench-lora-stream fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -33,6 +34,10 @@ $(DEV_STAMP): $(STAMP)
 
 demo: $(STAMP)  ## fine-tune a tiny DeepSeek-V4 on HellaSwag on the CPU, about four minutes, and print the path of the report
 	OMP_NUM_THREADS=1 $(BIN)/seektune train $(DEMO_RECIPE)
+
+demo-chat: $(STAMP)  ## teach a tiny DeepSeek-V4 example conversations on the CPU, about three minutes; the report shows its answers
+	test -d runs/conversations || $(BIN)/seektune data example runs/conversations
+	OMP_NUM_THREADS=1 $(BIN)/seektune train $(CHAT_RECIPE) --data.path=runs/conversations
 
 test: $(DEV_STAMP)  ## all tests
 	$(PYTEST)

@@ -50,6 +50,15 @@ and repeated ones, bad rows, and what each batch.length would cut.
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+EXAMPLE_HELP = """Write example conversations, about 500 rows made from templates, into the new folder DIR: train.jsonl and
+validation.jsonl in the form of OpenAI's messages. They are what the recipe deepseek_v4_tiny_chat learns in three minutes,
+and show how your own files may look.
+
+\b
+  seektune data example conversations
+"""
+
+
 @data_app.callback(help="Inspect training data.", invoke_without_command=True)
 def _data(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
@@ -89,6 +98,20 @@ def _prepare(path: str, overrides: list[str]) -> None:
     from seektune.workflows.prepare import prepare
 
     prepare(recipe, cache_dir(os.environ))
+
+
+@data_app.command("example", help=EXAMPLE_HELP, short_help="Write example conversations into a new folder.")
+def example(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_flag, help="A new folder.")],
+) -> Action:
+    """The command `data example`."""
+    return partial(_example, folder)
+
+
+def _example(folder: Path) -> None:
+    from seektune.workflows.example_data import example_data
+
+    example_data(folder)
 
 
 @data_app.command(
