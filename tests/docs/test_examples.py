@@ -105,8 +105,9 @@ def test_lora_recipes_match_the_tiny_model_as_they_say(path: Path) -> None:
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(adapter_state(model))
 
 
-def test_there_are_three_lora_recipes() -> None:
+def test_the_lora_recipes_are_these() -> None:
     assert [path.stem for path in LORA] == [
+        "deepseek_v4_flash_chat_lora",
         "deepseek_v4_flash_hellaswag_lora",
         "deepseek_v4_flash_hellaswag_lora_experts",
         "deepseek_v4_tiny_lora",
