@@ -36,8 +36,8 @@ the examples are: memory-mapped Arrow files of about 4 bytes per token. XDG_CACH
 {OVERRIDES_HELP}
 """
 
-STATS_HELP = f"""Measure the training rows of every dataset: tokens, taught tokens, lengths, tools, scripts, longest rows
-and repeated ones, bad rows, and what each batch.length would cut.
+STATS_HELP = f"""Measure the training rows of every dataset: tokens, taught tokens, lengths, tools, scripts, longest,
+repeated and bad rows, and what each batch.length would cut.
 
 \b
   seektune data stats RECIPE

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from seektune.data.sources.row import SourceRow
 from seektune.data.stats.measure import measure
 from seektune.data.stats.summary import summarize
 from seektune.io.atomic import refuse_existing, write_atomically
-from seektune.io.console import part_bar, say
+from seektune.io.console import PartsDone, part_bar, say
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
 from seektune.run.encode_settings import encode_settings
@@ -61,7 +62,7 @@ def measured(recipe: Recipe, cache: DataCache) -> list[dict[str, Any]]:
         dataset.fetch(cache)
         source = dataset.source("train", cache)
         with part_bar(f"measuring {dataset.log_name}") as bar:
-            stats = measure(dataset, source, settings, lambda done, of, bar=bar: bar(done, of, "rows"))
+            stats = measure(dataset, source, settings, partial(_rows_done, bar))
         found.append((dataset, source.title, stats))
     held_out = {f"{each.log_name} validation": _held_out(each, cache) for each in recipe.datasets}
     digests = {f"{dataset.log_name} train": stats.digests for dataset, _, stats in found} | held_out
@@ -77,6 +78,10 @@ def measured(recipe: Recipe, cache: DataCache) -> list[dict[str, Any]]:
         }
         for dataset, title, stats in found
     ]
+
+
+def _rows_done(bar: PartsDone, done: int, of: int) -> None:
+    bar(done, of, "rows")
 
 
 def _held_out(dataset: DataConfig, cache: DataCache) -> Sequence[int]:

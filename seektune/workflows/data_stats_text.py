@@ -50,11 +50,15 @@ def notes(summary: Mapping[str, Any]) -> Iterator[str]:
         )
     duplicates = summary["duplicates"]
     if duplicates["repeated_rows"]:
-        yield f"{counted(duplicates['repeated_rows'], 'row')} repeat an earlier row"
+        yield f"{_rows_that(duplicates['repeated_rows'], 'repeats', 'repeat')} an earlier one"
     for name, count in duplicates["also_in"].items():
-        yield f"{counted(count, 'row')} also in {name}"
+        yield f"{_rows_that(count, 'is', 'are')} also in {name}"
     if summary["tools"]["not_described"]:
         yield f"calls of tools that their row does not describe: {listed(list(summary['tools']['not_described']))}"
+
+
+def _rows_that(count: int, one: str, several: str) -> str:
+    return f"{counted(count, 'row')} {one if count == 1 else several}"
 
 
 def shares(scripts: Mapping[str, float]) -> str:

@@ -18,7 +18,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
 from seektune.run.data import open_split
 from seektune.run.encode_settings import encode_settings
-from seektune.workflows.shown_tokens import legend, show_document
+from seektune.workflows.shown_tokens import legend, show_document, show_example
 
 
 def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
@@ -69,5 +69,4 @@ def _show(place: RowPlace, row: int, tokenizer: Tokenizer, paper: Console) -> No
 def _show_overlong(example: Example, length: int, tokenizer: Tokenizer, paper: Console) -> None:
     paper.print(f"the longest row, {counted(len(example.tokens), 'token')}: {on_one_line(example.name)}", markup=False)
     paper.print(legend(paper))
-    taught = [bool(each) for each in example.taught]
-    show_document([int(token) for token in example.tokens], taught, length, tokenizer, paper)
+    show_example(example, length, tokenizer, paper)

@@ -1,7 +1,6 @@
 """The command `data preview --dataset`: prints a row of a dataset, its examples, and why it is left out or split."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -14,14 +13,14 @@ from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings
 from seektune.data.example import Example
 from seektune.data.sources.row import BadRow, SourceRow
 from seektune.data.sources.source import RowSource
-from seektune.data.stats.dataset_stats import shared_start
+from seektune.data.stats.dataset_stats import counted_tokens, shared_starts
 from seektune.data.stats.measure import is_held_out
 from seektune.io.console import counted, say
 from seektune.io.text import on_one_line
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
 from seektune.run.encode_settings import encode_settings
-from seektune.workflows.shown_tokens import legend, show_document
+from seektune.workflows.shown_tokens import legend, show_example
 
 
 def preview_row(recipe: Recipe, name: str, split: Split, row: int, cache_dir: Path) -> None:
@@ -85,7 +84,7 @@ def reasons_to_leave_out(dataset: DataConfig, source: RowSource, found: SourceRo
 def remarks(dataset: DataConfig, examples: Sequence[Example], recipe: Recipe) -> Iterator[str]:
     """Why a row became several examples, and which of them do not fit."""
     if len(examples) > 1:
-        shared = sum(shared_start(a.tokens, b.tokens) for a, b in pairwise(examples))
+        shared = shared_starts(examples)
         yield (
             f"{len(examples)} examples: {dataset.several}; {counted(shared, 'token')} that they begin with in common "
             "are read again"
@@ -115,8 +114,7 @@ def library_lines(dataset: ChatConfig, row: SourceRow, settings: EncodeSettings)
 
 def _show(examples: Sequence[Example], recipe: Recipe, settings: EncodeSettings, paper: Console) -> None:
     for example in examples:
-        counts = f"{counted(len(example.tokens), 'token')}, {sum(example.taught[1:]):,} taught"
+        counts = f"{counted(len(example.tokens), 'token')}, {counted_tokens(example):,} taught"
         paper.print(f"\n{on_one_line(example.name)}: {counts}", markup=False)
-        cut = recipe.batch.length if len(example.tokens) > recipe.batch.length else None
-        show_document(example.tokens, example.taught, cut, settings.tokenizer, paper)
+        show_example(example, recipe.batch.length, settings.tokenizer, paper)
     paper.print()

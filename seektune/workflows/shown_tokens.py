@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from seektune.data.example import Example
 from seektune.data.tokenizer import Tokenizer
 from seektune.io.text import printable
 
@@ -14,6 +15,13 @@ BEYOND = "red"
 """Colours of tokens: counted by the loss, only read, beyond the end of the row."""
 SEAM = "|"
 """Between two tokens."""
+
+
+def show_example(example: Example, length: int, tokenizer: Tokenizer, paper: Console) -> None:
+    """Print an example with the place where a row of `length` tokens ends, if it is longer."""
+    tokens = [int(token) for token in example.tokens]
+    taught = [bool(each) for each in example.taught]
+    show_document(tokens, taught, length if len(tokens) > length else None, tokenizer, paper)
 
 
 def show_document(

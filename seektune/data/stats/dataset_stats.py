@@ -5,14 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from seektune.data.example import Example
 from seektune.data.sources.row import BadRow
 from seektune.data.stats.lengths import Lengths
 from seektune.data.stats.tools import ToolCounts
 
+Tokens = npt.NDArray[Any]
 KEPT = 10
 """Longest examples that are kept with their names."""
 
@@ -56,10 +59,9 @@ class DatasetStats:
         self.split_rows += len(examples) > 1
         for example in examples:
             self.sizes.append(len(example.tokens))
-            self.counted.append(sum(example.taught[1:]))
+            self.counted.append(counted_tokens(example))
             self._keep(example)
-        for before, example in pairwise(examples):
-            self.repeated += shared_start(before.tokens, example.tokens)
+        self.repeated += shared_starts(examples)
 
     def _keep(self, example: Example) -> None:
         size = len(example.tokens)
@@ -67,8 +69,17 @@ class DatasetStats:
             self.longest = sorted([*self.longest, (size, example.name)], key=lambda each: -each[0])[:KEPT]
 
 
-def shared_start(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of tokens at the start of both that are the same."""
+def counted_tokens(example: Example) -> int:
+    """Taught tokens that the loss counts: the first of a document is never predicted."""
+    return int(np.asarray(example.taught)[1:].sum())
+
+
+def shared_starts(examples: Sequence[Example]) -> int:
+    """Tokens at the start of each example with which the one before it starts as well, in all."""
+    return sum(_shared(np.asarray(one.tokens), np.asarray(other.tokens)) for one, other in pairwise(examples))
+
+
+def _shared(first: Tokens, second: Tokens) -> int:
     common = min(len(first), len(second))
-    different = np.flatnonzero(np.asarray(first[:common]) != np.asarray(second[:common]))
+    different = np.flatnonzero(first[:common] != second[:common])
     return int(different[0]) if len(different) else common

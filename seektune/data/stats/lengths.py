@@ -1,20 +1,16 @@
 """Lengths of examples: quantiles, a histogram, and what each row length would cut and fill."""
 
-from bisect import bisect_left, insort
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from seektune.data.datasets.dataset import spread_evenly
+from seektune.data.packing import best_fit
 
 Lengths = npt.NDArray[np.int32]
 """Tokens of each example, `[N]`."""
 LEAST = 512
 """The shortest row length that is tried."""
-PACKED = 100_000
-"""At most so many examples, spread evenly, are packed to measure the fill."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +56,15 @@ def row_lengths(lengths: Lengths, own: int) -> list[RowLength]:
     return [_row_length(lengths, length) for length in sorted({*tried, own})]
 
 
-def fill_of(lengths: Sequence[int], length: int) -> float:
+def fill_of(lengths: Lengths, length: int) -> float:
     """Share of rows of `length` tokens that is filled when these examples are packed."""
-    rooms: list[int] = []  # of the rows, sorted
-    for each in sorted(lengths, reverse=True):
-        best = bisect_left(rooms, each)
-        room = rooms.pop(best) if best < len(rooms) else length
-        insort(rooms, room - each)
-    return 1 - sum(rooms) / (len(rooms) * length) if rooms else 0.0
+    if not len(lengths):
+        return 0.0
+    _, rows = best_fit(lengths, length)
+    return int(lengths.sum()) / (rows * length)
 
 
 def _row_length(lengths: Lengths, length: int) -> RowLength:
     beyond = np.maximum(lengths.astype(np.int64) - length, 0)
     fitting = lengths[lengths <= length]
-    sample = spread_evenly(fitting.tolist(), PACKED)
-    return RowLength(length, int((beyond > 0).sum()), int(beyond.sum()), fill_of(sample, length))
+    return RowLength(length, int((beyond > 0).sum()), int(beyond.sum()), fill_of(fitting, length))

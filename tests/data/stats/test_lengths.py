@@ -39,6 +39,5 @@ def test_a_row_length_that_nothing_fits_has_no_fill() -> None:
 
 
 def test_packing_fills_rows_wherever_it_can() -> None:
-    assert fill_of([5, 5, 3, 2, 2, 3], 10) == 1.0
-    assert fill_of([6, 6, 6], 10) == pytest.approx(0.6)
-    assert fill_of([], 10) == 0.0
+    for lengths, fill in (([5, 5, 3, 2, 2, 3], 1.0), ([6, 6, 6], 0.6), ([], 0.0)):
+        assert fill_of(np.array(lengths, dtype=np.int32), 10) == pytest.approx(fill)

@@ -10,7 +10,7 @@ from seektune.data.datasets.text import TextConfig
 from seektune.data.sources.row import BadRow, SourceRow
 from seektune.data.sources.source import RowList
 from seektune.data.stats import measure as measuring
-from seektune.data.stats.dataset_stats import DatasetStats, shared_start
+from seektune.data.stats.dataset_stats import DatasetStats, shared_starts
 from seektune.data.stats.measure import measure
 from seektune.data.stats.scripts import count_scripts
 from seektune.data.stats.summary import summarize
@@ -37,7 +37,7 @@ def test_rows_examples_and_tokens_are_counted() -> None:
     assert summary["tokens"] == sum(len(example.tokens) for example in examples)
     assert summary["taught_tokens"] == sum(sum(example.taught) for example in examples)
     assert summary["bad"] == ["line 4: not JSON", "line 3: the row is empty: it has no column that is not null"]
-    assert summary["repeated_tokens"] == shared_start(examples[1].tokens, examples[2].tokens) > 5
+    assert summary["repeated_tokens"] == shared_starts(examples[1:]) > 5
     assert summary["longest"][0] == {"tokens": len(examples[2].tokens), "name": "line 2, example 2 of 2"}
     assert summary["lengths"]["longest"] == len(examples[2].tokens)
 
