@@ -67,9 +67,9 @@ def _prepare(path: str, overrides: list[str]) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.workflows.prepare import prepare
+    from seektune.workflows.prepare_data import prepare_data
 
-    prepare(recipe, cache_dir(os.environ))
+    prepare_data(recipe, cache_dir(os.environ))
 
 
 def _preview(path: str, overrides: list[str], row: int) -> None:
