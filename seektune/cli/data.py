@@ -95,9 +95,9 @@ def _prepare(path: str, overrides: list[str]) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.workflows.prepare import prepare
+    from seektune.workflows.prepare_data import prepare_data
 
-    prepare(recipe, cache_dir(os.environ))
+    prepare_data(recipe, cache_dir(os.environ))
 
 
 @data_app.command("example", help=EXAMPLE_HELP, short_help="Write example conversations into a new folder.")
