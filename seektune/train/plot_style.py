@@ -3,7 +3,7 @@
 matplotlib is imported where figures are drawn: one process of a job does so, at the end, and the import takes 0.6 s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -56,6 +56,17 @@ def legend(axes: "Axes", paper: Theme) -> None:
     axes.legend(
         frameon=False, labelcolor=paper.ink, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0
     )
+
+
+def in_both_themes(draw: "Callable[[Theme], Figure]") -> tuple[bytes, bytes]:
+    """PNG of a figure in the light and in the dark theme, in one layout: computing it takes half of the time."""
+    light = draw(LIGHT)
+    dark = draw(DARK)
+    image = png(light)
+    dark.set_layout_engine("none")
+    for axes, placed in zip(dark.axes, light.axes, strict=True):
+        axes.set_position(placed.get_position())
+    return image, png(dark)
 
 
 def png(figure: "Figure") -> bytes:

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seektune.train.plot_style import Theme, legend, png, sheet
+from seektune.train.plot_style import Theme, legend, sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SMOOTH_FROM = 30
 """Minimum number of steps for a smoothed loss curve."""
 
 
-def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
-    """PNG of the training loss over steps, with the validation losses as points."""
+def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], paper: Theme) -> "Figure":
+    """The training loss over steps, with the validation losses as points."""
     from matplotlib.ticker import MaxNLocator
 
     figure, (axes,) = sheet(paper, [3.6])
@@ -46,11 +47,11 @@ def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping
     axes.set_ylabel("loss per taught token (nats)")
     axes.margins(y=0.12)
     legend(axes, paper)
-    return png(figure)
+    return figure
 
 
-def load_figure(moments: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
-    """PNG of each expert's share of tokens at the end, and of each layer's largest share over the run."""
+def load_figure(moments: Sequence[Mapping[str, Any]], paper: Theme) -> "Figure":
+    """Each expert's share of tokens at the end, and of each layer's largest share over the run."""
     from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm
 
     figure, (heat, course) = sheet(paper, [3.0, 3.0])
@@ -69,7 +70,7 @@ def load_figure(moments: Sequence[Mapping[str, Any]], paper: Theme) -> bytes:
     bar.ax.tick_params(colors=paper.ink)
     bar.outline.set_edgecolor(paper.faint)
     _course(course, moments, layers, paper)
-    return png(figure)
+    return figure
 
 
 def _course(axes: "Axes", moments: Sequence[Mapping[str, Any]], layers: Sequence[str], paper: Theme) -> None:

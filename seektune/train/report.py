@@ -1,6 +1,6 @@
 """The run's report: loss.png and a self-contained report.html, generated from the files of the run folder."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from seektune.io.atomic import write_atomically
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import CONTENTS, EXPERT_LOADS, LOSS_CURVE, METRICS, REPORT, VALIDATION
-from seektune.train.plot_style import DARK, LIGHT, Theme
+from seektune.train.plot_style import in_both_themes
 from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_html import cards, folded, page, picture, section, table
 from seektune.train.score_plot import BeforeAfter, score_figure
@@ -50,11 +50,11 @@ def write_report(folder: Path, story: ReportText) -> Path:
     """
     lines, validation, loads = (read_records(folder / name) for name in (METRICS, VALIDATION, EXPERT_LOADS))
     steps = [line for line in lines if "loss" in line]
-    curve = loss_figure(steps, validation, LIGHT)
+    curve, dark_curve = in_both_themes(lambda paper: loss_figure(steps, validation, paper))
     write_atomically(folder / LOSS_CURVE, curve)
     parts = [
         cards(_headlines(steps, validation, story)),
-        section("Loss", picture(curve, loss_figure(steps, validation, DARK), _loss_caption(steps, validation))),
+        section("Loss", picture(curve, dark_curve, _loss_caption(steps, validation))),
         *(_eval(each) for each in story.evals),
         *_loads(loads),
         section("What was trained", table(story.facts)),
@@ -91,16 +91,12 @@ def _loss_caption(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mappi
 
 def _eval(found: EvalText) -> str:
     heading = found.title[0].upper() + found.title[1:]
-    return section(heading, _twice(lambda paper: score_figure(found.comparisons, paper), found.caption))
+    return section(heading, picture(*in_both_themes(lambda paper: score_figure(found.comparisons, paper)), found.caption))
 
 
 def _loads(moments: Sequence[Mapping[str, Any]]) -> list[str]:
     caption = "Tokens per routed expert, over the mean of its layer. The layer after the last is the MTP block's."
-    return [section("Expert loads", _twice(lambda paper: load_figure(moments, paper), caption))]
-
-
-def _twice(draw: Callable[[Theme], bytes], caption: str) -> str:
-    return picture(draw(LIGHT), draw(DARK), caption)
+    return [section("Expert loads", picture(*in_both_themes(lambda paper: load_figure(moments, paper)), caption))]
 
 
 def _results(

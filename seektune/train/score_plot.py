@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from seektune.train.plot_style import Theme, legend, png, sheet
+from seektune.train.plot_style import Theme, legend, sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class BeforeAfter:
     reference: Reference | None = None
 
 
-def score_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
-    """PNG of scores before and after, with their intervals; one plot per axis."""
+def score_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> "Figure":
+    """Scores before and after, with their intervals; one plot per axis."""
     groups = [
         [each for each in comparisons if each.axis == axis] for axis in dict.fromkeys(c.axis for c in comparisons)
     ]
@@ -60,7 +61,7 @@ def score_figure(comparisons: Sequence[BeforeAfter], paper: Theme) -> bytes:
         _intervals(axes, group, names, paper)
         if axes is parts[0] or group[0].reference is not None:
             legend(axes, paper)
-    return png(figure)
+    return figure
 
 
 def _intervals(axes: "Axes", group: Sequence[BeforeAfter], names: tuple[str | None, str | None], paper: Theme) -> None:

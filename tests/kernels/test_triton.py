@@ -1,15 +1,8 @@
-"""Triton kernels equal the reference, values and gradients, in Triton's interpreter.
-
-It runs in a subprocess because the interpreter is chosen when Triton is imported; it does not support bf16 products.
-"""
-
-import os
-import subprocess
-import sys
+"""Triton kernels equal the reference, values and gradients, in Triton's interpreter, which has no bf16 products."""
 
 import pytest
 
-pytest.importorskip("triton")
+from tests.forks import Run
 
 OPERATIONS = (
     *("clamped_swiglu", "sinkhorn", "sparse_attention", "quantized_expert_linear", "index_topk"),
@@ -19,9 +12,7 @@ OPERATIONS = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_interpreted_kernel_equals_reference(name: str):
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "tests.kernels.interpreted", name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_interpreted_kernel_equals_reference(name: str, in_interpreter: Run):
+    done = in_interpreter("import sys; from tests.kernels.interpreted import main; main(sys.argv[1])", name)
+    assert done.returncode == 0, done
     assert "equal" in done.stdout

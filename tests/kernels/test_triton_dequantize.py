@@ -1,13 +1,8 @@
-"""The Triton kernel of `dequantize` equals the reference bit for bit, in Triton's interpreter in a subprocess."""
-
-import os
-import subprocess
-import sys
+"""The Triton kernel of `dequantize` equals the reference bit for bit, in Triton's interpreter."""
 
 import pytest
 
-from tests.patience import HUNG
-from tests.places import ROOT
+from tests.forks import Run
 
 SCRIPT = """
 import torch
@@ -59,15 +54,6 @@ print("equal")
 
 
 @pytest.mark.slow
-def test_triton_dequantize_equals_reference_for_every_byte():
-    pytest.importorskip("triton")
-    settings = {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **settings},
-        cwd=ROOT,
-        timeout=HUNG,
-    )
-    assert result.stdout.strip().endswith("equal"), result.stderr[-2000:]
+def test_triton_dequantize_equals_reference_for_every_byte(in_interpreter: Run):
+    done = in_interpreter(SCRIPT)
+    assert done.stdout.strip().endswith("equal"), done

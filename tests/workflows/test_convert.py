@@ -17,9 +17,8 @@ from seektune.checkpoint.resumable_dir import resumable_dir
 from seektune.io import console
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.convert import convert_checkpoint
-from tests.patience import HUNG
 from tests.places import ROOT
-from tests.run_cli import CODE, seektune
+from tests.run_cli import CODE, python, seektune
 
 pytestmark = pytest.mark.slow
 
@@ -169,9 +168,7 @@ def test_a_full_disk_takes_one_line_and_exit_1(source: Path, tmp_path: Path):
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000));"
         "import seektune.checkpoint.write as w; w.SHARD_BYTES = 300_000;" + CODE
     )
-    words = [sys.executable, "-c", code, "convert", str(source), str(tmp_path / "out"), "--to", "bf16"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    answer = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=HUNG)
+    answer = python(code, "convert", str(source), str(tmp_path / "out"), "--to", "bf16")
     assert answer.returncode == 1, answer.stderr
     assert answer.stderr.count("\n") == 1
     assert ".safetensors: File too large; 0 of 5 shards are complete; run the same command again" in answer.stderr
@@ -231,7 +228,7 @@ def test_memory_that_does_not_suffice_is_told_without_words_about_training():
         'def short(*_): raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory")\n'
         "convert.convert_checkpoint = short; sys.argv = ['seektune', 'convert', 'a', 'b', '--to', 'bf16']; main()"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
+    answer = python(code)
     assert answer.returncode == 1
     assert answer.stderr.startswith("seektune: out of memory; the largest tensor needs room as it is read and")
     assert "batch" not in answer.stderr

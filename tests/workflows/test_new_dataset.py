@@ -1,15 +1,14 @@
 """A new dataset is one file in data/datasets and one line in the registry: shown with a copy of the package."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.run_cli import ROOT
+from tests.forks import Run, interpreter
+from tests.run_cli import CODE, ROOT
 
 FILE = '''"""Lines: each line of a text file is taught as a whole."""
 
@@ -99,19 +98,21 @@ def file(tmp_path: Path, config_file: Path) -> Path:
     return path
 
 
-def run(package: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(package), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-P", "-m", "seektune", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+@pytest.fixture(scope="module")
+def run(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs `seektune` of the copied package with some words."""
+    settings = {"PYTHONPATH": str(package), "HF_HUB_OFFLINE": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    with interpreter("seektune.workflows.train", tmp_path_factory.mktemp("answers"), **settings) as forked:
+        yield lambda *words: forked(CODE, *map(str, words))
 
 
 @pytest.mark.slow
-def test_it_is_previewed_and_validated(package: Path, file: Path) -> None:
-    preview = run(package, "data", "preview", file)
+def test_it_is_previewed_and_validated(run: Run, file: Path) -> None:
+    preview = run("data", "preview", file)
     assert (preview.returncode, preview.stderr) == (0, "")
     assert f"Lines: 12 train rows from {file.parent}" in preview.stdout
     assert "  text    <｜begin▁of▁sentence｜>The man carries box" in preview.stdout
-    found = run(package, "validate", file, "--json")
+    found = run("validate", file, "--json")
     assert found.returncode == 0, found.stdout + found.stderr
     said = {each["subject"]: each for each in json.loads(found.stdout)}
     assert said["data"]["state"] == "ok"
@@ -119,9 +120,9 @@ def test_it_is_previewed_and_validated(package: Path, file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_is_trained_on_and_measured_by_its_held_out_rows(package: Path, file: Path) -> None:
+def test_it_is_trained_on_and_measured_by_its_held_out_rows(run: Run, file: Path) -> None:
     folder = file.parent / "run"
-    done = run(package, "train", file, f"--run_dir={folder}")
+    done = run("train", file, f"--run_dir={folder}")
     assert done.returncode == 0, done.stderr
     assert "lines, 12 training rows from" in done.stdout
     scores = json.loads((folder / "evaluation.json").read_text())
@@ -133,14 +134,14 @@ def test_it_is_trained_on_and_measured_by_its_held_out_rows(package: Path, file:
 
 
 @pytest.mark.slow
-def test_recipes_know_it(package: Path, file: Path) -> None:
+def test_recipes_know_it(run: Run, file: Path) -> None:
     for override, said in (
         ("--data.kind=linse", "data.kind must be 'hellaswag' or 'lines', not 'linse'; did you mean lines?"),
         ("--data.path=x", "data.path is not a key of this section; its keys are kind, label, weight, "),
         ("--evaluate.tasks=[lines]", "unknown task 'lines'; the tasks are hellaswag, validation"),
     ):
-        answer = run(package, "train", file, override)
+        answer = run("train", file, override)
         assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
         assert said in answer.stderr
-    definitions = json.loads(run(package, "schema").stdout)["$defs"]
+    definitions = json.loads(run("schema").stdout)["$defs"]
     assert definitions["LinesConfig"]["required"] == ["kind", "folder"]
