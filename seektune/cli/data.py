@@ -50,9 +50,9 @@ repeated and bad rows, and what each batch.length would cut.
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
-EXAMPLE_HELP = """Write example conversations, about 500 rows made from templates, into the new folder DIR: train.jsonl and
-validation.jsonl in the form of OpenAI's messages. They are what the recipe deepseek_v4_tiny_chat learns in three minutes,
-and show how your own files may look.
+EXAMPLE_HELP = """Write example conversations, about 500 rows made from templates, into the new folder DIR: train.jsonl
+and validation.jsonl in the form of OpenAI's messages. The recipe deepseek_v4_tiny_chat learns them in three minutes, and
+they show how your own files may look.
 
 \b
   seektune data example conversations

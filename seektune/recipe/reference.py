@@ -24,6 +24,7 @@ _TYPES = {
     "number": "number",
     "boolean": "`true`, `false`",
     "null": "`null`",
+    "object": "mapping",
 }
 
 

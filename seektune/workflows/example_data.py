@@ -1,4 +1,4 @@
-"""The command `data example`: writes made conversations into a folder, as a first dataset and as a model of one's own."""
+"""The command `data example`: writes made conversations into a folder, as a first dataset."""
 
 import shlex
 from pathlib import Path
