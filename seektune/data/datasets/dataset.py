@@ -14,10 +14,10 @@ from seektune.data.example import Example
 from seektune.data.question import Question
 from seektune.data.sources.row import BadRow, SourceRow, dropped
 from seektune.data.sources.source import RowSource
+from seektune.data.split import Split
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.section import Positive, Section
 
-Split = Literal["train", "validation"]
 Item = TypeVar("Item")
 CACHED = ", cached in "
 """In a source description, between the origin of the rows and the local folder that caches them."""
