@@ -26,8 +26,8 @@ PREPARE_HELP = f"""Encode the rows of RECIPE into the cache, once; training does
 \b
   seektune data prepare RECIPE
 
-A preparation that was stopped continues at the first part that is missing. The last line of each dataset says where
-the examples are: memory-mapped Arrow files of about 4 bytes per token. XDG_CACHE_HOME chooses another disk.
+A preparation that was stopped continues at the first part that is missing. The examples of each dataset are printed
+with their folder: memory-mapped Arrow files of about 4 bytes per token. XDG_CACHE_HOME chooses another disk.
 
 {OVERRIDES_HELP}
 """
