@@ -92,6 +92,10 @@ class DataConfig(Section, ABC):
     """The display name."""
     has_questions: ClassVar[bool] = False
     """Whether the dataset has `questions`; its kind is then also an evaluation task."""
+    several: ClassVar[str] = "the row holds several"
+    """Why a row has several examples, for messages."""
+    objective: ClassVar[str] = ""
+    """What training needs to learn from the examples, where the loss of the next token is not what they are for."""
     kind: str
     """Kind of the rows."""
     label: str | None = None
