@@ -30,8 +30,8 @@ PREPARE_HELP = f"""Encode the rows of RECIPE into the cache, once; training does
 \b
   seektune data prepare RECIPE
 
-A preparation that was stopped continues at the first part that is missing. The last line of each dataset says where
-the examples are: memory-mapped Arrow files of about 4 bytes per token. XDG_CACHE_HOME chooses another disk.
+A preparation that was stopped continues at the first part that is missing. The examples of each dataset are printed
+with their folder: memory-mapped Arrow files of about 4 bytes per token. XDG_CACHE_HOME chooses another disk.
 
 {OVERRIDES_HELP}
 """
@@ -86,9 +86,9 @@ def _prepare(path: str, overrides: list[str]) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.workflows.prepare import prepare
+    from seektune.workflows.prepare_data import prepare_data
 
-    prepare(recipe, cache_dir(os.environ))
+    prepare_data(recipe, cache_dir(os.environ))
 
 
 @data_app.command(

@@ -14,7 +14,7 @@ from seektune.run.build import read_config
 from seektune.run.encode_settings import encode_settings
 
 
-def prepare(recipe: Recipe, cache_dir: Path, run: Runner = run_here) -> list[PreparedExamples]:
+def prepare_data(recipe: Recipe, cache_dir: Path, run: Runner = run_here) -> list[PreparedExamples]:
     """Encode all splits of all datasets, unless the cache has them, and print where they are.
 
     Args:
