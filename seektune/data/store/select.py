@@ -3,10 +3,13 @@
 Shapes: N examples, M examples of the other split, R rows. Examples of one row are neighbours and have the same digest.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from seektune.data.sources.row import SourceRow
 
 Digests = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
@@ -50,6 +53,16 @@ def choose(
     chosen[spread(left, limit)] = True
     number_of_row = np.cumsum(begins) - 1
     return Selection(ids[chosen[number_of_row]], int(repeats.sum()), int(shared.sum()), rows=int(chosen.sum()))
+
+
+def choose_rows(
+    rows: Sequence[SourceRow], share: float | None, is_held_out: bool, drop_duplicates: bool, limit: int | None
+) -> list[SourceRow]:
+    """As `choose`, of rows in memory; of the held-out share or of the rest, or of all if `share` is None."""
+    digests = np.array([row.digest for row in rows], np.uint64)
+    among = np.ones(len(rows), bool) if share is None else held_out(digests, share) == is_held_out
+    chosen = choose(digests, np.arange(len(rows)), among, digests[:0], drop_duplicates, limit)
+    return [rows[i] for i in chosen.ids]
 
 
 def held_out(digests: Digests, share: float) -> Mask:
