@@ -9,7 +9,7 @@ import typer
 
 from seektune.cli.options import ALLOW_OVERRIDES, Action, path_flag
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
-from seektune.data.datasets.dataset import Split
+from seektune.data.split import Split
 from seektune.io.cache_dir import cache_dir
 
 PREVIEW_HELP = f"""Print a training row: its text, its tokens with the taught ones (those in the loss) marked, document
@@ -30,8 +30,8 @@ PREPARE_HELP = f"""Encode the rows of RECIPE into the cache, once; training does
 \b
   seektune data prepare RECIPE
 
-A preparation that was stopped continues at the first part that is missing. The last line of each dataset says where
-the examples are: memory-mapped Arrow files of about 4 bytes per token. XDG_CACHE_HOME chooses another disk.
+A preparation that was stopped continues at the first part that is missing. The examples of each dataset are printed
+with their folder: memory-mapped Arrow files of about 4 bytes per token. XDG_CACHE_HOME chooses another disk.
 
 {OVERRIDES_HELP}
 """

@@ -66,8 +66,9 @@ def _in_folder(place: str) -> list[DataFile]:
     """Files of rows in a folder; empty for anything else."""
     if not _is_folder(place):
         return []
-    found = remote_files(f"{place.rstrip('/')}/*") if is_url(place) else map(_entry, sorted(Path(place).iterdir()))
-    return [file for file in found if suffixes(file.path)[0] in READERS]
+    if is_url(place):
+        return [file for file in remote_files(f"{place.rstrip('/')}/*") if suffixes(file.path)[0] in READERS]
+    return [_entry(file) for file in sorted(Path(place).iterdir()) if suffixes(file.name)[0] in READERS]
 
 
 def _is_folder(place: str) -> bool:
