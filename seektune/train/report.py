@@ -91,7 +91,9 @@ def _loss_caption(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mappi
 
 def _eval(found: EvalText) -> str:
     heading = found.title[0].upper() + found.title[1:]
-    return section(heading, picture(*in_both_themes(lambda paper: score_figure(found.comparisons, paper)), found.caption))
+    return section(
+        heading, picture(*in_both_themes(lambda paper: score_figure(found.comparisons, paper)), found.caption)
+    )
 
 
 def _loads(moments: Sequence[Mapping[str, Any]]) -> list[str]:
