@@ -9,7 +9,8 @@ WORKERS ?= 2
 # What fuzzing found, outside of the tree.
 FUZZ_OUT ?= /tmp/seektune-fuzz
 # Small tensors: one thread per test process is faster than many. A worker that runs out of tests takes another's.
-TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
+# Bytecode is kept even where the environment says otherwise: tests start many interpreters.
+TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # The demo's too: a second thread gains little there, and on a busy machine the threads mostly wait for each other.
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml

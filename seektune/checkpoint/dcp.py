@@ -23,6 +23,7 @@ from torch.distributed.checkpoint import (
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
+from seektune.checkpoint.dcp_shard import DcpShard
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import FILE_BYTES, Shard
@@ -39,7 +40,7 @@ def write_shards(folder: Path, shards: Mapping[str, Shard], ranks: Ranks) -> Non
     writer = _StorageWriter(str(folder), save_distributed=True)
     with _unwrap_failures(OSError), ranks.communicating() if ranks.group is not None else _single_process():
         dcp.save(
-            dict(shards),
+            {name: DcpShard(shard) for name, shard in shards.items()},
             storage_writer=writer,
             planner=_SavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=ranks.group,
@@ -82,7 +83,7 @@ def read_shards(folder: Path, metadata: Metadata, shards: Mapping[str, Shard]) -
     """
     with _unwrap_failures(ValueError), _single_process():
         dcp.load(
-            dict(shards),
+            {name: DcpShard(shard) for name, shard in shards.items()},
             storage_reader=_StorageReader(folder, metadata),
             planner=_LoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             no_dist=True,
@@ -96,7 +97,7 @@ class _SavePlanner(DefaultSavePlanner):
 
 class _LoadPlanner(DefaultLoadPlanner):
     def set_up_planner(
-        self, state_dict: dict[str, Shard], metadata: Metadata | None = None, is_coordinator: bool = False
+        self, state_dict: dict[str, DcpShard], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
         # DCP's own set-up would look for tensors on the meta device and reject anything that is not a tensor
         self.state_dict = state_dict

@@ -1,4 +1,4 @@
-"""One rank's shard of a named tensor, in a form that torch.distributed.checkpoint (DCP) saves and loads.
+"""One rank's shard of a named tensor.
 
 A mapping from names to `Tensor | Shard` describes what a rank holds: a `Tensor` is whole, missing names belong to
 other ranks, and a shard may be empty.
@@ -8,15 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-import torch
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
 from seektune.checkpoint.names import Shape
 
 FILE_BYTES = 2**30
-"""Size limit of a file of a run's checkpoint; larger shards are split, as DCP holds a file in memory to write it."""
+"""Size limit of a file of a run's checkpoint; larger shards are split, as each file is held in memory while written."""
 
 Box = tuple[slice, ...]
 """A range in every dim of a whole tensor."""
@@ -57,10 +54,6 @@ class Shard:
         here = 0 <= number - begin < self.tensor.shape[0]
         return Shard(self.tensor[number - begin], self.shape[1:], tuple(others)) if here else None
 
-    def size(self) -> torch.Size:
-        """Shape of the whole tensor, for DCP."""
-        return torch.Size(self.shape)
-
     def parts(self) -> list["Shard"]:
         """The shard split along its first dim into parts of at most `FILE_BYTES` if possible; empty if it is empty."""
         if not self.shape or 0 in self.shape:
@@ -73,29 +66,6 @@ class Shard:
             Shard(part, self.shape, (begin + number * rows, *others))
             for number, part in enumerate(self.tensor.split(rows))
         ]
-
-    def __create_write_items__(self, fqn: str, object: object) -> list[WriteItem]:
-        """The parts to save, for DCP."""
-        size = self.size()
-        return [
-            WriteItem(
-                MetadataIndex(fqn, part.offsets),
-                WriteItemType.SHARD,
-                tensor_data=TensorWriteData(part._chunk(), TensorProperties.create_from_tensor(part.tensor), size),
-            )
-            for part in self.parts()
-        ]
-
-    def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        """The parts to load, for DCP."""
-        return [part._chunk() for part in self.parts()]
-
-    def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:
-        """The part that DCP saves or loads."""
-        return next(part.tensor for part in self.parts() if part.offsets == index.offset)
-
-    def _chunk(self) -> ChunkStorageMetadata:
-        return ChunkStorageMetadata(torch.Size(self.offsets), self.tensor.shape)
 
 
 def as_shard(tensor: Tensor | Shard) -> Shard:

@@ -1,6 +1,7 @@
 """Checkpoints of a training run: tensors, facts and checksums in a folder that is written atomically.
 
-torch.distributed.checkpoint stores the tensors as safetensors, facts are JSON: reading unpickles nothing.
+torch.distributed.checkpoint stores the tensors as safetensors, facts are JSON: reading unpickles nothing. The former
+is imported where it is used: that takes a second, and commands that do not train need no run's state.
 """
 
 import hashlib
@@ -12,7 +13,6 @@ from typing import Any
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from seektune.checkpoint.dcp import files_of, read_metadata, read_shards, shapes_in, write_shards
 from seektune.checkpoint.names import check_name
 from seektune.checkpoint.ranks import Ranks
 from seektune.checkpoint.shard import Shard, as_shard
@@ -37,6 +37,8 @@ def write_train_state(
         OSError: writing failed on a rank, for example because the disk is full. Raised on all ranks; nothing is left
             under the name.
     """
+    from seektune.checkpoint.dcp import files_of, write_shards
+
     ranks = Ranks(group)
     shards = {name: as_shard(tensor) for name, tensor in tensors.items()}
     with ExitStack() as stack:
@@ -97,6 +99,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def tensor_names(folder: Path) -> set[str]:
     """Names of the tensors of a checkpoint, from the headers of its files."""
+    from seektune.checkpoint.dcp import read_metadata, shapes_in
+
     return set(shapes_in(read_metadata(folder)))
 
 
@@ -122,6 +126,8 @@ def read_tensors(
     Raises:
         ValueError: the checkpoint has other tensors or shapes; the message names one and is the same on all ranks.
     """
+    from seektune.checkpoint.dcp import read_metadata, read_shards, shapes_in
+
     ranks = Ranks(group)
     shards = {name: as_shard(tensor) for name, tensor in into.items()}
     metadata = ranks.first(lambda: read_metadata(folder))

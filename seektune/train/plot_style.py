@@ -71,6 +71,9 @@ def in_both_themes(draw: "Callable[[Theme], Figure]") -> tuple[bytes, bytes]:
 
 def png(figure: "Figure") -> bytes:
     """The figure as the bytes of a file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = BytesIO()
-    figure.savefig(buffer, format="png")
+    # `savefig` would draw a figure twice, first for its layout
+    FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from tests.cli.test_cli import TINY, python, refused, run
+from tests.cli.test_cli import TINY, refused, run
+from tests.run_cli import python
 
 WORDS = (
     "--batch.global_size=16",
@@ -60,7 +61,7 @@ def test_auto_trains_in_the_layout_that_it_says(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_fit_stops_before_any_process(memory: int, words: list[str], code: int, said: str) -> None:
-    answer = python(CRAMPED.format(memory=memory), ("train", TINY, "--nproc-per-node=4", *words))
+    answer = python(CRAMPED.format(memory=memory), "train", TINY, "--nproc-per-node=4", *words)
     told = refused(answer, code) if code else answer.stdout
     assert re.search(said, told), told
     assert ("started processes" in answer.stdout) == (code == 0)

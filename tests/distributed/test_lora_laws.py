@@ -20,6 +20,7 @@ LOSS = LossConfig(mtp_weight=0.3, balance_weight=0.05)
 RICH = Adapted(Subject(SHORT, config=CONFIG.replace(moe_intermediate_size=32), loss=LOSS, seed=4))
 """Every mechanism, in rows of 2 to 190 tokens; widths that FP4 can hold."""
 FEW = Adapted(replace(RICH.subject, lengths=((131,), (1, 3, 9, -5, 30), (2,), (64,)), seed=3))
+PLAIN = replace(FEW, quantized=False)
 LEARNER = Adapted(Subject(SHORT, config=SHALLOW.replace(moe_intermediate_size=32), loss=LOSS, seed=4))
 MAPS = ("attn", "attn.compressor", "ffn.shared_experts", "mtp.0")
 
@@ -62,6 +63,11 @@ def found_alone() -> tuple[Found, Seen]:
 
 
 @pytest.fixture(scope="module")
+def found_alone_on_plain() -> tuple[Found, Seen]:
+    return look_adapted(PLAIN)
+
+
+@pytest.fixture(scope="module")
 def learnt_alone() -> tuple[Course, Seen]:
     return learn_adapted(LEARNER)
 
@@ -79,8 +85,8 @@ def test_loss_norm_and_every_gradient_are_those_of_one_device(found_alone: tuple
 
 @SLOW
 @pytest.mark.parametrize("case", AXES, ids=str)
-def test_so_they_are_on_plain_weights(case: Case):
-    check(replace(FEW, quantized=False), case)
+def test_so_they_are_on_plain_weights(found_alone_on_plain: tuple[Found, Seen], case: Case):
+    check(PLAIN, case, found_alone_on_plain)
 
 
 @SLOW

@@ -1,6 +1,7 @@
 """What a mesh could stumble over: processes without long texts, tokens or lessons, idle parts, bf16."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,15 @@ LONG_AND_SHORT = ((300,), (2,), (200, 90), (1,))
 """With two processes, one gets all long rows."""
 
 
+@cache
+def look_alone(subject: Subject) -> Found:
+    """What one device finds, the same for all layouts."""
+    return look(alone(subject), subject)
+
+
 def same(world: int, parallel: dict[str, Any], subject: Subject, bound: float = 1e-5) -> list[Found]:
     everywhere = run_workers(world, look_spread, parallel, subject)
-    one = look(alone(subject), subject)
+    one = look_alone(subject)
     for found in everywhere:
         assert found.parts == pytest.approx(one.parts, rel=bound)
         assert found.norm == pytest.approx(one.norm, rel=bound)
@@ -91,7 +98,7 @@ def test_bf16_gradients_are_as_near_to_the_truth_as_one_devices(world: int, para
     """Weights are bf16, those of mHC, sinks and compressors fp32, in the same blocks; the indexer is frozen."""
     size = 1 if "pipeline" in parallel else BF16.micro_size
     everywhere = run_workers(world, look_spread, parallel, replace(BF16, micro_size=size))
-    one = look(alone(BF16), BF16)
+    one = look_alone(BF16)
     truth = truly()
     for found in everywhere:
         assert found.parts == pytest.approx(one.parts, rel=1e-2)
@@ -104,6 +111,7 @@ def test_bf16_gradients_are_as_near_to_the_truth_as_one_devices(world: int, para
     assert not worse
 
 
+@cache
 def truly() -> Pieces:
     """The gradients of the same bf16 weights by fp32 arithmetic."""
     model = alone(replace(BF16, dtype=torch.float32))

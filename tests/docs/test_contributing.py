@@ -3,6 +3,7 @@
 import ast
 import re
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from tests.run_cli import ROOT
 PAGES = ("CONTRIBUTING.md", "AGENTS.md", "SECURITY.md")
 PLACE = re.compile(r"`((?:seektune|tests|docs|examples|bench|\.ci)(?:/[\w./-]*)?|pyproject\.toml)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
-SOURCES = [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "seektune").rglob("*.py")]
+
+
+@cache
+def sources() -> list[ast.Module]:
+    return [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / "seektune").rglob("*.py")]
 
 
 def text_of(page: str) -> str:
@@ -65,20 +70,20 @@ def called(tree: ast.AST) -> set[str]:
 def test_nothing_is_unpickled_and_no_code_of_others_is_run() -> None:
     imported = {
         name.name
-        for tree in SOURCES
+        for tree in sources()
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in ([*node.names] if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     }
     assert not imported & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-    calls = set().union(*map(called, SOURCES))
+    calls = set().union(*map(called, sources()))
     assert not calls & {"torch.load", "yaml.load", "yaml.full_load", "yaml.unsafe_load", "exec", "np.load"}
     # the planner's own formulas
-    evaluating = [tree for tree in SOURCES if "eval" in called(tree)]
+    evaluating = [tree for tree in sources() if "eval" in called(tree)]
     assert len(evaluating) <= 1
     assert not any(
         keyword.arg in ("trust_remote_code", "shell")
-        for tree in SOURCES
+        for tree in sources()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         for keyword in node.keywords
