@@ -28,7 +28,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.build import build_model
 from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32
-from seektune.train.step import make_objective
+from seektune.train.step import make_step_loss
 from seektune.workflows.planning import job_of, layout_of
 
 HERE = Path(__file__).parent
@@ -122,11 +122,11 @@ def measured(asked: Recipe) -> int:
     tokens = torch.randint(2, config.vocab_size, (layout.rows_at_a_time, layout.length), generator=dice)
     batch = Batch(tokens, tokens, torch.ones_like(tokens))
     batches = [batch] * (layout.micro_batches * layout.dims.data_size)
-    objective = make_objective(batches, asked.loss, config.num_nextn_predict_layers > 0)
-    model.train(batches, objective, lambda phase: None)
+    loss = make_step_loss(batches, asked.loss, config.num_nextn_predict_layers > 0)
+    model.train(batches, loss, lambda phase: None)
     live = Live([*held(model), *batch.tensors()])
     with live, live.without_engine():
-        model.train(batches, objective, lambda phase: None)
+        model.train(batches, loss, lambda phase: None)
     return live.peak
 
 
