@@ -14,6 +14,7 @@ import torch
 from gpu import RESULT
 from lora import TARGETS, made_slice
 
+from seektune.data.step_data import StepData
 from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -57,7 +58,7 @@ def measure(folder: Path, lengths: list[int]) -> dict[str, Any]:
         for step in range(1, STEPS + 1):
             torch.cuda.synchronize()
             began = perf_counter()
-            train_step(alone, optimizer, [batch], step, 1e-3, loss, 1.0)
+            train_step(alone, optimizer, StepData.of([batch]), step, 1e-3, loss, 1.0)
             torch.cuda.synchronize()
             seconds.append(round(perf_counter() - began, 3))
         peak = gigabytes(torch.cuda.max_memory_allocated())

@@ -25,6 +25,7 @@ from torch import Tensor
 from seektune.checkpoint.formats import FORMATS, PLAIN, QUANTIZED
 from seektune.checkpoint.names import Slot, scale_name, slots
 from seektune.checkpoint.write import LazyTensors, shard_limit, shard_names, split, write_index, write_shard
+from seektune.data.step_data import StepData
 from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
 from seektune.lora.frozen_digest import frozen_digest
@@ -110,7 +111,8 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
         if step == 2:
             spent["seconds"] = 0.0
         begin, worked = time.perf_counter(), time.process_time()
-        losses.append(train_step(alone, optimizer, [batch(model, options.tokens)], step, 1e-3, loss, 1.0).loss)
+        data = StepData.of([batch(model, options.tokens)])
+        losses.append(train_step(alone, optimizer, data, step, 1e-3, loss, 1.0).loss)
         seconds.append(time.perf_counter() - begin)
         work.append(time.process_time() - worked)
     counted = seconds[1:]

@@ -20,6 +20,7 @@ from live import Live
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from seektune.data.step_data import Share, StepData
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.planner.memory import rank_memory
@@ -121,12 +122,13 @@ def measured(asked: Recipe) -> int:
     dice = torch.Generator().manual_seed(0)
     tokens = torch.randint(2, config.vocab_size, (layout.rows_at_a_time, layout.length), generator=dice)
     batch = Batch(tokens, tokens, torch.ones_like(tokens))
-    batches = [batch] * (layout.micro_batches * layout.dims.data_size)
-    loss = make_step_loss(batches, asked.loss, config.num_nextn_predict_layers > 0)
-    model.train(batches, loss, lambda phase: None)
+    share = Share(0, layout.dims.data_size)
+    data = StepData.of([batch] * (layout.micro_batches * share.size), share)
+    loss = make_step_loss(data, asked.loss, config.num_nextn_predict_layers > 0)
+    model.train(data.batches, loss, lambda phase: None)
     live = Live([*held(model), *batch.tensors()])
     with live, live.without_engine():
-        model.train(batches, loss, lambda phase: None)
+        model.train(data.batches, loss, lambda phase: None)
     return live.peak
 
 

@@ -18,7 +18,9 @@ import torch
 from seektune.data.config import BatchConfig
 from seektune.data.datasets.dataset import DataCache
 from seektune.data.datasets.hellaswag import HellaswagConfig
+from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader, in_order
+from seektune.data.mixing import Mixture
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.loss import validation_loss
 from seektune.io.cache_dir import cache_dir
@@ -44,18 +46,18 @@ class Rows:
     """Batches of HellaSwag rows, the same for every way."""
 
     def __init__(self, data: Path | None, config: DeepseekV4Config, folder: Path):
-        section = HellaswagConfig(path=data)
+        section = HellaswagConfig(path=str(data))
         cache = DataCache(folder, print)
         tokenizer = load_tokenizer(config.vocab_size)
         self.batch = BatchConfig(global_size=16, micro_size=16, length=256)
         self.train = section.load("train", tokenizer, cache).examples[:4000]
         self.pad = tokenizer.pad_id
         held_out = section.load("validation", tokenizer, cache).examples[:100]
-        self.held_out = in_order(held_out, self.batch, self.pad)
+        self.held_out = in_order(ExampleList(held_out), self.batch, self.pad)
 
     def loader(self, seed: int) -> Loader:
         """Rows in the order of a seed."""
-        return Loader(self.train, self.batch, seed, self.pad)
+        return Loader(Mixture([ExampleList(self.train)], seed), self.batch, self.pad)
 
 
 def main() -> None:

@@ -25,16 +25,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
+LIST = "[]"
+"""What pydantic's locations hold before the index of a section in a list of sections."""
+
+
 @dataclass(frozen=True, eq=False)
 class OneOf:
     """Annotates a field that holds one of several sections, chosen by `key`; the first is the default."""
 
     key: str
     sections: Mapping[str, type[Section]]
+    several: bool = False
+    """Whether the field may also hold a list of such sections, at least one."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {name: handler.generate_schema(section) for name, section in self.sections.items()}
-        return core_schema.tagged_union_schema(choices, self._name_of)
+        one = core_schema.tagged_union_schema(choices, self._name_of)
+        if not self.several:
+            return one
+        sections = core_schema.list_schema(one, min_length=1)
+        return core_schema.tagged_union_schema({**choices, LIST: sections}, self._name_or_list)
+
+    def _name_or_list(self, value: Any) -> str:
+        return LIST if isinstance(value, list) else self._name_of(value)
 
     def _name_of(self, value: Any) -> str:
         first = next(iter(self.sections))

@@ -14,6 +14,8 @@ from tests.launch.ports import held_port
 from tests.patience import HUNG
 from tests.places import ROOT
 
+CACHE = Path(tempfile.gettempdir()) / f"seektune-tests-{os.getuid()}"
+"""What commands cache, apart from the user's own; kept between sessions for compiled kernels."""
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
 
 
@@ -35,7 +37,7 @@ def worker_processes(*words: str, world: int) -> list[subprocess.CompletedProces
 def python(code: str, *words: str, cwd: Path = ROOT, **settings: str) -> subprocess.CompletedProcess[str]:
     """As `python -c code words`, but the process is forked from one that has imported the package."""
     places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), **settings}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "XDG_CACHE_HOME": str(CACHE), **settings}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         error = Path(folder) / "error"

@@ -1,10 +1,12 @@
 """The section `batch` of a recipe."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from seektune.section import Section
+
+OverlongChoice = Literal["error", "drop", "cut", "split"]
 
 
 class BatchConfig(Section):
@@ -18,6 +20,9 @@ class BatchConfig(Section):
     """Maximum tokens of a row."""
     pack: bool = False
     """Whether a row of `length` tokens holds several examples (each sees only itself) or one."""
+    overlong: OverlongChoice = "error"
+    """What happens to an example longer than `length`: training refuses to start, the example is left out, it is cut
+    after `length` tokens, or it is split into examples of at most `length` tokens."""
 
     @field_validator("micro_size")
     @classmethod

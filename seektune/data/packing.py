@@ -3,37 +3,59 @@
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from seektune.data.example import Example
-from seektune.sequence import IGNORE_INDEX, Batch
+from seektune.sequence import IGNORE_INDEX, WEIGHTS, Batch
 
 Row = list[Example]
 """The examples that share a row, in order."""
+Numbers = NDArray[np.int64]
 
 
-def fitting(examples: Sequence[Example], length: int, overlong: Literal["error", "drop"]) -> tuple[list[Example], int]:
-    """The examples of at most `length` tokens, and how many were left out.
+@dataclass(frozen=True)
+class RowPlan:
+    """Which examples share each row; the examples of row r are `numbers[bounds[r] : bounds[r + 1]]`."""
 
-    Raises:
-        ValueError: one is longer and `overlong` is "error", or all are.
-    """
-    assert examples, "there are no examples"
-    kept = [example for example in examples if len(example.tokens) <= length]
-    left_out = len(examples) - len(kept)
-    longest = max(examples, key=lambda example: len(example.tokens))
-    if left_out and (overlong == "error" or not kept):
-        many = f"{left_out} of {len(examples)} examples do not fit"
-        drop = " or --data.overlong=drop" if kept else ""
-        raise ValueError(
-            f"{longest.name}: {len(longest.tokens)} tokens are more than batch.length {length} ({many}); "
-            f"set --batch.length={len(longest.tokens)}{drop}"
-        )
-    return kept, left_out
+    numbers: Numbers
+    bounds: Numbers
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, row: int) -> Numbers:
+        return self.numbers[self.bounds[row] : self.bounds[row + 1]]
+
+    def part(self, start: int, stop: int) -> "RowPlan":
+        """The rows from `start` until before `stop`."""
+        bounds = self.bounds[start : stop + 1]
+        return RowPlan(self.numbers[bounds[0] : bounds[-1]], bounds - bounds[0])
+
+    @classmethod
+    def joined(cls, plans: Sequence["RowPlan"]) -> "RowPlan":
+        """The rows of several plans, one after another."""
+        sizes = np.concatenate([np.diff(plan.bounds) for plan in plans])
+        return cls(np.concatenate([plan.numbers for plan in plans]), _bounds(sizes))
+
+    @classmethod
+    def single(cls, numbers: Numbers) -> "RowPlan":
+        """One row per example."""
+        return cls(numbers, np.arange(len(numbers) + 1))
+
+    @classmethod
+    def packed(cls, numbers: Numbers, lengths: NDArray[np.integer], length: int, seed: Sequence[int]) -> "RowPlan":
+        """Examples in as few rows of `length` tokens as best-fit finds; the rows are shuffled.
+
+        The examples of a row stay in the given order.
+        """
+        row_of, count = best_fit(lengths, length)
+        row_of = np.random.default_rng(seed).permutation(count)[row_of]
+        return cls(numbers[np.argsort(row_of, kind="stable")], _bounds(np.bincount(row_of, minlength=count)))
 
 
 def singly(examples: Sequence[Example]) -> list[Row]:
@@ -41,52 +63,90 @@ def singly(examples: Sequence[Example]) -> list[Row]:
     return [[example] for example in examples]
 
 
-class FirstFit:
-    """First-fit packing: `rows` rows of `length` tokens; an example goes into the first row with enough space."""
+def best_fit(lengths: NDArray[np.integer], length: int) -> tuple[Numbers, int]:
+    """Best-fit decreasing: the row of `length` tokens that holds each example, and the number of rows.
 
-    def __init__(self, rows: int, length: int):
-        self._rows: list[Row] = [[] for _ in range(rows)]
-        self._room = np.full(rows, length)
-
-    @property
-    def rows(self) -> list[Row]:
-        """The rows that are not empty."""
-        return [row for row in self._rows if row]
-
-    def put(self, example: Example) -> bool:
-        """Add an example; returns False, without a change, if no row has space."""
-        first = int(np.argmax(self._room >= len(example.tokens)))
-        if self._room[first] < len(example.tokens):
-            return False
-        self._rows[first].append(example)
-        self._room[first] -= len(example.tokens)
-        return True
+    The longest example is put first, and each goes into the row with the least space that is enough. Examples of one
+    length, and rows with the same space, are handled together, so that the time depends on the number of different
+    lengths.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    row_of = np.empty(len(lengths), np.int64)
+    rows = _OpenRows(length)
+    sizes, starts = np.unique(-lengths[order], return_index=True)
+    for size, start, stop in zip((-sizes).tolist(), starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
+        while start < stop:
+            chosen = rows.take(size, stop - start)
+            row_of[order[start : start + len(chosen)]] = chosen
+            start = start + len(chosen)
+    return row_of, rows.count
 
 
-def pack(examples: Sequence[Example], length: int) -> list[Row]:
-    """All examples in as many rows of `length` tokens as first-fit opens, in the given order."""
-    packer = FirstFit(len(examples), length)
-    for example in examples:
-        assert packer.put(example), f"{example.name} is longer than a row"
-    return packer.rows
+class _OpenRows:
+    """Rows by the space that is left in them."""
+
+    def __init__(self, length: int):
+        self.count = 0
+        self._length = length
+        self._by_space: dict[int, list[int]] = {}
+        self._spaces = 0
+        """Bit s is set if a row has space s."""
+
+    def take(self, size: int, most: int) -> Numbers:
+        """Put up to `most` examples of `size` tokens into rows with the least space that is enough; their rows."""
+        fitting = self._spaces >> size
+        space = size + (fitting & -fitting).bit_length() - 1 if fitting else self._length
+        each = space // size
+        rows = self._by_space.pop(space) if fitting else self._new(-(-most // each))
+        self._spaces &= ~(1 << space)
+        full = min(len(rows), most // each)
+        self._put(space - each * size, rows[:full])
+        chosen = np.repeat(rows[:full], each)
+        rest = min(most - full * each, each - 1) if full < len(rows) else 0
+        if rest:
+            self._put(space - rest * size, [rows[full]])
+            chosen = np.concatenate([chosen, np.full(rest, rows[full])])
+        self._put(space, rows[full + (rest > 0) :])
+        return chosen.astype(np.int64)
+
+    def _new(self, count: int) -> list[int]:
+        self.count += count
+        return list(range(self.count - count, self.count))
+
+    def _put(self, space: int, rows: list[int]) -> None:
+        if rows and space:
+            self._by_space.setdefault(space, []).extend(rows)
+            self._spaces |= 1 << space
 
 
-def collate(rows: Sequence[Row], pad_id: int, length: int | None = None) -> Batch:
+def collate(rows: Sequence[Row], pad_id: int, length: int | None = None, weighted: bool = False) -> Batch:
     """A micro-batch `[B, T]`, filled up to `length` tokens (None = to the longest row).
 
     The examples of a row are its documents 1, 2, ...; padding is told by length alone: it is document 0 with label
-    -100, whatever the ids of the texts are.
+    -100, whatever the ids of the texts are. With `weighted` the batch has a column of the examples' weights.
     """
     width = length or max(sum(len(example.tokens) for example in row) for row in rows)
-    tokens = torch.full((len(rows), width), pad_id)
-    labels = torch.full_like(tokens, IGNORE_INDEX)
-    documents = torch.zeros_like(tokens)
+    tokens = np.full((len(rows), width), pad_id)
+    labels = np.full_like(tokens, IGNORE_INDEX)
+    documents = np.zeros_like(tokens)
+    weights = np.zeros(tokens.shape, np.float32)
     for b, row in enumerate(rows):
-        start = 0
-        for number, example in enumerate(row, start=1):
-            stop = start + len(example.tokens)
-            tokens[b, start:stop] = torch.tensor(example.tokens)
-            labels[b, start:stop] = tokens[b, start:stop].where(torch.tensor(example.taught), IGNORE_INDEX)
-            documents[b, start:stop] = number
-            start = stop
-    return Batch(tokens, labels, documents)
+        for number, (place, example) in enumerate(_places(row), start=1):
+            tokens[b, place] = example.tokens
+            labels[b, place] = np.where(example.taught, tokens[b, place], IGNORE_INDEX)
+            documents[b, place] = number
+            weights[b, place] = example.weight
+    columns = {WEIGHTS: torch.from_numpy(weights)} if weighted else {}
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(labels), torch.from_numpy(documents), columns)
+
+
+def _places(row: Row) -> Iterator[tuple[slice, Example]]:
+    start = 0
+    for example in row:
+        stop = start + len(example.tokens)
+        yield slice(start, stop), example
+        start = stop
+
+
+def _bounds(sizes: NDArray[np.integer]) -> Numbers:
+    return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

@@ -36,7 +36,7 @@ class ChoiceTask:
         cls, section: DataConfig, cache: DataCache, limit: int | None = None, path: Path | None = None
     ) -> "ChoiceTask":
         """The questions of a dataset, under its name; for arguments and errors see `DataConfig.questions`."""
-        return cls(section.dataset, section.title, section.questions(cache, limit, path), section.card())
+        return cls(section.kind, section.title, section.questions(cache, limit, path), section.card())
 
     @property
     def info(self) -> TaskInfo:

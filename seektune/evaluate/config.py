@@ -1,5 +1,6 @@
 """The section `evaluate` of a recipe."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, PositiveInt
@@ -49,8 +50,8 @@ class EvaluateConfig(Section):
     batch_tokens: PositiveInt = 8192
     """Maximum tokens, padding included, of one forward of a task with questions."""
 
-    def task_names(self, data: DataConfig) -> list[str]:
-        """The tasks of a run on a dataset."""
+    def task_names(self, datasets: Sequence[DataConfig]) -> list[str]:
+        """The tasks of a run on some datasets."""
         if self.tasks is not None:
             return self.tasks
-        return [data.dataset if data.has_questions else VALIDATION]
+        return list(dict.fromkeys(data.kind if data.has_questions else VALIDATION for data in datasets))

@@ -15,7 +15,7 @@ from seektune.sequence import Batch
 
 def make_task(
     name: str,
-    data: DataConfig,
+    datasets: Sequence[DataConfig],
     validation: Sequence[Batch],
     cache: DataCache,
     model: DeepseekV4Config,
@@ -25,7 +25,7 @@ def make_task(
 
     Args:
         name: one of `config.TASKS`.
-        data: the run's dataset; questions of another one are those of its default rows.
+        datasets: of the run; questions of another kind are those of its default rows.
         validation: batches of the run's held-out examples.
         cache: keeps downloaded questions.
         model: of the models that will be evaluated.
@@ -36,12 +36,12 @@ def make_task(
         OSError: the questions are not cached and cannot be downloaded.
     """
     if name == VALIDATION:
-        return ValidationTask(validation, data.card())
+        return ValidationTask(validation, datasets[0].card())
     if name == DRAFTER:
-        return drafter_task(model, prompts_of(validation), data.card())
-    return ChoiceTask.of(questions_section(name, data), cache, limit)
+        return drafter_task(model, prompts_of(validation), datasets[0].card())
+    return ChoiceTask.of(questions_section(name, datasets), cache, limit)
 
 
-def questions_section(name: str, data: DataConfig) -> DataConfig:
+def questions_section(name: str, datasets: Sequence[DataConfig]) -> DataConfig:
     """The dataset of a task's questions."""
-    return data if data.dataset == name else DATASETS[name](dataset=name)
+    return next((data for data in datasets if data.kind == name), None) or DATASETS[name](kind=name)

@@ -1,6 +1,7 @@
 """JSON-lines files: read with errors that name file and line, and written line by line."""
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -22,8 +23,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with open_regular(path) as lines:
         for number, line in enumerate(lines, start=1):
             place = f"{path} line {number}"
-            if text := _decoded(line, place).strip():
-                yield place, _parsed(text, place)
+            if line.removeprefix(BOM_UTF8).strip():
+                yield place, _parsed(line, place)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -67,36 +68,51 @@ class JsonlWriter:
         self._file.write(as_line(record).encode())
 
 
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line.
+
+    Raises:
+        ValueError: it is not a JSON object in UTF-8 whose texts are Unicode; the message does not name the line.
+    """
+    try:
+        text = line.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text ({error.reason} at byte {error.start})") from None
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"must be a JSON object, not {text[:40]!r}")
+    if "\\ud" in text or "\\uD" in text:  # only an escape can spell half of a surrogate pair
+        check_unicode(as_line(value))
+    return value
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise ValueError(f"not JSON that can be read ({error})") from None
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+
+
+def _parsed(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        return parse_line(line)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
 def _record(line: bytes, place: str) -> dict[str, Any]:
-    record = _parsed(_decoded(line, place), place)
+    record = _parsed(line, place)
     try:
         whole_number(record, "step", 0, MOST_STEPS)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from None
     return record
-
-
-def _decoded(line: bytes, place: str) -> str:
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-
-
-def _parsed(text: str, place: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
-    except ValueError as error:  # a number of more digits than Python reads
-        raise ValueError(f"{place}: not JSON that can be read ({error})") from None
-    except RecursionError:
-        raise ValueError(f"{place}: JSON that is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{place}: must be a JSON object, not {text[:40]!r}")
-    if "\\ud" in text or "\\uD" in text:  # only an escape can spell half of a surrogate pair
-        try:
-            check_unicode(as_line(value))
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
-    return value

@@ -27,6 +27,11 @@ def on_one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error of a library on one line, its start if it is long; its class where it has none."""
+    return printable(" ".join(str(error).split()))[:300] or type(error).__name__
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file with its line ends as they are, without a byte order mark.
 

@@ -154,13 +154,13 @@ class ParallelModel:
         )
 
     def train(self, batches: Sequence[Batch], loss: StepLoss, phase: Phase) -> Outcome:
-        """Forward and backward of a step, given all of its micro-batches; gradients are summed over processes."""
+        """Forward and backward of a step, given this process's micro-batches; gradients are summed over processes."""
         if not loss.mtp and not self._ran_without_mtp:
             self._ran_without_mtp = True
             for stage in self.stages.values():
                 prepare_unused_mtp(stage)
         task = StageTask(loss)
-        self._runner.train([batch.to(self.device) for batch in self._local_batches(batches)], task, phase)
+        self._runner.train([batch.to(self.device) for batch in self._padded(batches)], task, phase)
         return self._reduced(task, loss)
 
     def score(self, batch: Batch) -> TokenScores:
@@ -181,15 +181,13 @@ class ParallelModel:
         scores = self.mesh.sum(everything).flatten(2, 3).flatten(0, 1)[:rows, :length]
         return TokenScores(scores[..., 0], scores[..., 1] > 0)
 
-    def _local_batches(self, batches: Sequence[Batch]) -> list[Batch]:
-        """The micro-batches of this process; a pipeline's have one shape."""
+    def _padded(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Micro-batches that context parallelism can cut; a pipeline's have one shape."""
         dims = self.mesh.dims
-        mine = batches[self.mesh.coords.dp :: dims.data_size]
-        assert len(mine) * dims.data_size == len(batches), "the batch size was checked against the mesh"
-        widths = [_round_up(batch.tokens.shape[1], dims.cp_size) for batch in mine]
+        widths = [_round_up(batch.tokens.shape[1], dims.cp_size) for batch in batches]
         if dims.pp_size > 1:
-            widths = [max(widths)] * len(mine)
-        return [batch.padded(length=width) for batch, width in zip(mine, widths, strict=True)]
+            widths = [max(widths)] * len(batches)
+        return [batch.padded(length=width) for batch, width in zip(batches, widths, strict=True)]
 
     def _reduced(self, task: StageTask, loss: StepLoss) -> Outcome:
         """Sum the results of all stages and processes."""

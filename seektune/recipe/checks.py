@@ -90,11 +90,11 @@ def refuse_none(document: YamlNode) -> None:
         ValueError: one is; the message names it.
     """
     for path, is_list in nullable_keys(Recipe):
-        entry = document.find(path)
-        if entry is not None and isinstance(entry.value, str) and entry.value.lower() in NONE_WORDS:
-            key = ".".join(path)
-            instead = "[] for none, null for the default" if is_list else "null for none"
-            raise ValueError(f"{entry.where}: {key}: write {instead}, not {entry.value}")
+        for entry in document.find_all(path):
+            if isinstance(entry.value, str) and entry.value.lower() in NONE_WORDS:
+                key = ".".join(path)
+                instead = "[] for none, null for the default" if is_list else "null for none"
+                raise ValueError(f"{entry.where}: {key}: write {instead}, not {entry.value}")
 
 
 def check_architecture(recipe: Recipe) -> Recipe:

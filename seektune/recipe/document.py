@@ -61,17 +61,38 @@ class YamlNode:
         """The node at a path of keys, or None."""
         if not path:
             return self
-        if not isinstance(self.value, dict) or path[0] not in self.value:
-            return None
-        return self.value[str(path[0])].find(path[1:])
+        below = self._below(str(path[0]))
+        return None if below is None else below.find(path[1:])
+
+    def find_all(self, path: tuple[str, ...]) -> "Iterator[YamlNode]":
+        """The nodes at a path of keys, in every section of a list of sections."""
+        inside = self.value if isinstance(self.value, list) else []
+        if not path:
+            yield self
+        elif (below := self._below(path[0])) is not None:
+            yield from below.find_all(path[1:])
+        for entry in inside if path else []:
+            yield from entry.find_all(path)
 
     def put(self, path: tuple[str, ...], entry: "YamlNode") -> "YamlNode":
-        """A copy with `entry` at the path; missing sections are created."""
+        """A copy with `entry` at the path; missing sections are created, entries of lists are not."""
         if not path:
             return entry
+        if isinstance(self.value, list):
+            index = int(path[0])
+            changed = self.value[index].put(path[1:], entry)
+            return replace(self, value=[*self.value[:index], changed, *self.value[index + 1 :]])
         inside = self.value if isinstance(self.value, dict) else {}
         below = inside[path[0]] if path[0] in inside else replace(entry, value={})
         return replace(self, value={**inside, path[0]: below.put(path[1:], entry)})
+
+    def _below(self, key: str) -> "YamlNode | None":
+        """The node of a key, or of an index of a list."""
+        if isinstance(self.value, dict):
+            return self.value.get(key)
+        if isinstance(self.value, list) and key.isdecimal() and int(key) < len(self.value):
+            return self.value[int(key)]
+        return None
 
 
 def read_scalar(text: str) -> Scalar:

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from seektune.recipe.document import YamlNode, shorten
 from seektune.recipe.hints import value_hint
-from seektune.section import one_of, sections_of
+from seektune.section import LIST, one_of, sections_of
 
 Location: TypeAlias = tuple[str | int, ...]
 
@@ -37,7 +37,7 @@ _MESSAGES = {
 """Messages for pydantic's error types, formatted with the error's context."""
 
 
-RENAMED = {"model.packed": "model.quantized"}
+RENAMED = {"model.packed": "model.quantized", "data.dataset": "data.kind", "data.overlong": "batch.overlong"}
 """New names of renamed keys, by their old names."""
 
 
@@ -52,7 +52,8 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def find_section(location: Location, model: type[BaseModel]) -> tuple[Location, type[BaseModel]]:
     """The keys of a pydantic location, and the innermost section that contains it.
 
-    After a key that is a `OneOf`, pydantic inserts the name of the chosen section; it is removed here.
+    After a key that is a `OneOf`, pydantic inserts the name of the chosen section, and before the index in a list of
+    sections, `LIST`; they are removed here.
     """
     keys: list[str | int] = []
     section = model
@@ -62,6 +63,9 @@ def find_section(location: Location, model: type[BaseModel]) -> tuple[Location, 
         field = section.model_fields.get(str(part))
         choices = {} if field is None else sections_of(field)
         name = "" if field is None or one_of(field) is None else str(next(parts, ""))
+        if name == LIST:
+            keys += [index for index in [next(parts, None)] if index is not None]
+            name = str(next(parts, ""))
         section = choices.get(name, section)
     return tuple(keys), section
 
@@ -106,7 +110,8 @@ def _check_message(error: ErrorDetails, location: Location) -> str:
 
 def _unknown_name(field: Location, document: YamlNode, section: type[BaseModel]) -> ErrorDetails:
     """The error of a `OneOf` with an unknown name, as the error of a key with a fixed set of values."""
-    choice = one_of(section.model_fields[str(field[-1])])
+    name = next(part for part in reversed(field) if isinstance(part, str))
+    choice = one_of(section.model_fields[name])
     assert choice is not None, "only a OneOf field has names"
     location = (*field, choice.key)
     entry = document.find(location)
@@ -117,8 +122,9 @@ def _unknown_name(field: Location, document: YamlNode, section: type[BaseModel])
 
 def _unknown_key(location: Location, within: type[BaseModel], keys: list[str]) -> str:
     dotted = _dotted(location)
-    if dotted in RENAMED:
-        return f"{dotted} is now called {RENAMED[dotted]}"
+    in_recipe = re.sub(r"\.\d+", "", dotted)
+    if in_recipe in RENAMED:
+        return f"{dotted} is now called {RENAMED[in_recipe]}"
     section, _, leaf = dotted.rpartition(".")
     kind = "this section" if section else "a recipe"
     siblings = list(within.model_fields)

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from seektune.recipe.document import YamlNode, parse, read_scalar, shorten
 
-_NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z_][\w-]*(\.([A-Za-z_][\w-]*|\d{1,4}))*", re.ASCII)
 
 KeyPath: TypeAlias = tuple[str, ...]
 
@@ -43,13 +43,27 @@ def apply_overrides(document: YamlNode, overrides: dict[KeyPath, YamlNode]) -> Y
     document = _expand_auto(document)
     for path, entry in overrides.items():
         for end in range(1, len(path)):
-            above = document.find(path[:end])
-            if above is not None and above.value is not None and not isinstance(above.value, dict):
-                raise ValueError(
-                    f"{entry.where}: {'.'.join(path[:end])} holds a single value here, not a section of keys"
-                )
+            _check_above(document.find(path[:end]), path, end, entry)
         document = _expand_auto(document.put(path, entry))
     return document
+
+
+def _check_above(above: YamlNode | None, path: KeyPath, end: int, entry: YamlNode) -> None:
+    """Check that the next key of an override can be set in the value above it."""
+    section = ".".join(path[:end])
+    if above is None or above.value is None:
+        return
+    if isinstance(above.value, list):
+        if above.find((path[end],)) is None:
+            last = len(above.value) - 1
+            meant = ".".join(["--" + section, "0", *path[end:]])
+            known = f"a list here, with entries 0 to {last}" if path[end].isdecimal() else "a list here"
+            raise ValueError(f"{entry.where}: {section} is {known}; write {meant} for the first one")
+    elif not isinstance(above.value, dict):
+        raise ValueError(f"{entry.where}: {section} holds a single value here, not a section of keys")
+    elif path[end].isdecimal():
+        meant = ".".join(["--" + section, *path[end + 1 :]])
+        raise ValueError(f"{entry.where}: {section} is one section here, not a list; write {meant}")
 
 
 def _expand_auto(document: YamlNode) -> YamlNode:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
 
 from seektune.data.config import BatchConfig
+from seektune.data.datasets.dataset import DataConfig
 from seektune.data.datasets.registry import DataSection, default_data
 from seektune.evaluate.config import EvaluateConfig
 from seektune.lora.config import LoraConfig
@@ -109,7 +110,7 @@ class Recipe(Section):
     model: ModelConfig
     """The architecture and its initial weights."""
     data: DataSection = default_data()
-    """The source of examples."""
+    """One dataset, or a list of them with weights."""
     batch: BatchConfig
     """Number of tokens per optimizer step."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -148,6 +149,20 @@ class Recipe(Section):
         warmup = self.schedule.warmup_steps
         if warmup >= self.steps:
             raise ValueError(f"schedule.warmup_steps ({warmup}) must be less than steps ({self.steps})")
+        return self
+
+    @property
+    def datasets(self) -> list[DataConfig]:
+        """The datasets of `data`."""
+        return self.data if isinstance(self.data, list) else [self.data]
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        names = [dataset.log_name for dataset in self.datasets]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                first = names.index(name)
+                raise ValueError(f"data.{first} and data.{index} are both called {name}; set data.{index}.label")
         return self
 
     def check_world(self, processes: int) -> None:

@@ -1,24 +1,32 @@
-"""The data of a training run: batches of its dataset, and the evaluation tasks."""
+"""The data of a training run: steps of its datasets, held-out batches, and the evaluation tasks."""
 
 import hashlib
 from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
-from seektune.data.datasets.dataset import DataCache, Split
+from seektune.checkpoint import Ranks
+from seektune.data.config import BatchConfig
+from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, Split
 from seektune.data.example import Example
-from seektune.data.loader import Loader, in_order
-from seektune.data.packing import fitting
-from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.data.loader import JoinedBatches, Loader, in_order
+from seektune.data.mixing import Mixture
+from seektune.data.step_data import Share
+from seektune.data.store.split import PreparedSplit, Stores, examples_of, prepare_dataset
+from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.config import DRAFTER, VALIDATION
 from seektune.evaluate.task import Task
 from seektune.evaluate.tasks import make_task, questions_section
 from seektune.model.config import DeepseekV4Config
+from seektune.model.variants import encoding_of
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.recipe.recipe import Recipe
 from seektune.run.drafter import drafter_is_measured
 from seektune.sequence import IGNORE_INDEX, Batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,82 +35,132 @@ class TrainData:
 
     tokenizer: Tokenizer
     loader: Loader
-    validation: list[Batch]
+    validation: Sequence[Batch]
+    """Held-out batches of all datasets."""
     tasks: list[Task]
     """Evaluation tasks before and after training."""
     source: str
     rows: int
-    """Number of training rows."""
+    """Number of training examples."""
     digest: str
     """Digest of their tokens and labels, in order: a checkpoint's data position is valid only for the same rows."""
+    validation_by_dataset: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
+    """Held-out batches of each dataset, by its name in logs; empty if there is only one."""
     own_answers: Sequence[Example] | None = None
     """The training rows, if the model wrote them itself."""
 
 
 def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: Mesh) -> TrainData:
-    """Load the recipe's dataset, make batches of it, and create the evaluation tasks.
+    """Prepare the recipe's datasets, if the cache has not got them yet, and create loader and evaluation tasks.
 
-    Rank 0 downloads. `cache.note` also receives the numbers of loaded and dropped rows.
+    Rank 0 downloads. One process of each machine, or of all that share a cache, encodes; the others wait for it.
+    `cache.note` also receives the numbers of loaded and dropped rows.
 
     Raises:
         ValueError: a row is invalid or too long, or a step's rows do not divide over the processes.
-        OSError: the rows are not here and no source answers.
+        OSError: the rows are not here and no source answers, or the cache cannot be written.
     """
     mesh.ranks.first(lambda: _fetch(recipe, cache))
-    tokenizer = load_tokenizer(config.vocab_size)
-    training, source = load_examples(recipe, "train", tokenizer, cache)
-    held_out, _ = load_examples(recipe, "validation", tokenizer, cache)
-    batch = recipe.batch
-    rows = micro_batch_rows(mesh.dims, recipe.parallel, config, batch.global_size, batch.micro_size)
-    if rows != batch.micro_size:
-        own = batch.global_size // mesh.dims.data_size
-        cache.note(
-            f"note: micro-batches of {rows} rows, not {batch.micro_size}, of the {own} that a process gets in a step"
-        )
-        batch = batch.model_copy(update={"micro_size": rows})
-    # rows of similar length need little padding
-    held_out.sort(key=lambda example: len(example.tokens))
-    validation = in_order(held_out, recipe.batch, tokenizer.pad_id)
+    settings = EncodeSettings(config.vocab_size, encoding_of(config))
+    pad_id = settings.tokenizer.pad_id
+    training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
+    batches = [in_order(split.examples, recipe.batch, pad_id) for split in held_out]
+    validation = JoinedBatches(batches) if len(batches) > 1 else batches[0]
+    mixture = Mixture(
+        [split.examples for split in training], recipe.seed, [dataset.weight for dataset in recipe.datasets]
+    )
+    share = Share(mesh.coords.dp, mesh.dims.data_size)
     limit = recipe.evaluate.limit
-    names = list(recipe.evaluate.task_names(recipe.data))
+    names = list(recipe.evaluate.task_names(recipe.datasets))
     if drafter_is_measured(recipe, config, mesh.dims.world):
         names = list(dict.fromkeys([*names, DRAFTER]))
+    labels = [dataset.log_name for dataset in recipe.datasets]
     return TrainData(
-        tokenizer=tokenizer,
-        loader=Loader(training, batch, recipe.seed, tokenizer.pad_id),
+        tokenizer=settings.tokenizer,
+        loader=Loader(mixture, _batch_of(recipe, config, cache, mesh), pad_id, share),
         validation=validation,
-        tasks=[make_task(name, recipe.data, validation, cache, config, limit) for name in names],
-        source=source,
-        rows=len(training),
-        digest=digest_of(training),
+        tasks=[make_task(name, recipe.datasets, validation, cache, config, limit) for name in names],
+        source="; ".join(split.store.manifest.title for split in training),
+        rows=len(mixture),
+        digest=hashlib.sha256(" ".join(split.digest for split in training).encode()).hexdigest(),
+        validation_by_dataset=dict(zip(labels, batches, strict=True)) if len(batches) > 1 else {},
     )
 
 
-def load_examples(recipe: Recipe, split: Split, tokenizer: Tokenizer, cache: DataCache) -> tuple[list[Example], str]:
-    """The examples of a split that fit `batch.length`, and their source.
+def _open_all(
+    recipe: Recipe, settings: EncodeSettings, cache: DataCache
+) -> tuple[list[PreparedSplit], list[PreparedSplit]]:
+    """Training and held-out examples of each dataset."""
+    training = []
+    held_out = []
+    for dataset in recipe.datasets:
+        stores = prepare_dataset(dataset, settings, cache)
+        training.append(open_split(dataset, "train", stores, recipe, cache.note))
+        held_out.append(open_split(dataset, "validation", stores, recipe, cache.note))
+    return training, held_out
+
+
+def open_split(
+    dataset: DataConfig, split: Split, stores: Stores, recipe: Recipe, note: Callable[[str], None]
+) -> PreparedSplit:
+    """The examples of a split of a dataset; `note` gets a line for each kind of rows that is left out or changed.
 
     Raises:
-        ValueError: a row is not as it should be, or an example does not fit and may not be left out.
-        OSError: the rows are not here and no source answers.
+        ValueError: an example does not fit and may not be left out, or nothing is left.
+        OSError: the cache cannot be written.
     """
-    limit = recipe.evaluate.limit if split == "validation" else None
-    loaded = recipe.data.load(split, tokenizer, cache, limit)
-    count = len(loaded.examples)
-    if not count:
-        raise ValueError(f"{loaded.source}: the {split} split has no examples")
-    cache.note(f"{recipe.data.title}: {count:,} {split} rows from {loaded.source}")
-    kept, left_out = fitting(loaded.examples, recipe.batch.length, recipe.data.overlong)
-    if left_out:
-        cache.note(
-            f"{left_out:,} of {count:,} {split} rows are longer than batch.length {recipe.batch.length}: left out"
-        )
-    return kept, loaded.source
+    limit = recipe.evaluate.limit if split == "validation" else dataset.limit
+    found = examples_of(dataset, split, stores, recipe.batch, limit)
+    report = found.report
+    note(f"{dataset.title}: {report.rows:,} {split} rows from {found.store.manifest.title}")
+    for line in _left_out(dataset, split, found, recipe.batch):
+        note(line)
+    return found
+
+
+def _left_out(dataset: DataConfig, split: Split, found: PreparedSplit, batch: BatchConfig) -> Iterator[str]:
+    manifest = found.store.manifest
+    report = found.report
+    dropped = ": left out" if dataset.duplicates == "drop" else "; data.duplicates drop leaves them out"
+    if manifest.bad_rows:
+        first = ": ".join(manifest.listed[0])
+        yield f"{manifest.bad_rows:,} of {manifest.rows:,} {split} rows are bad: left out; the first is {first}"
+    if report.duplicates:
+        yield f"{report.duplicates:,} {split} rows repeat an earlier one{dropped}"
+    if report.also_held_out:
+        yield f"{report.also_held_out:,} {split} rows are held out too{dropped}"
+    if report.overlong:
+        what = {"drop": "left out", "cut": "cut", "split": "split"}[batch.overlong]
+        many = f"{report.overlong:,} of {report.examples:,} {split} rows"
+        yield f"{many} are longer than batch.length {batch.length}: {what}"
+    if report.untaught:
+        yield f"{report.untaught:,} parts of them have no taught token: left out"
+
+
+def _batch_of(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: Mesh) -> BatchConfig:
+    """The section `batch`, with the rows of a micro-batch that processes and pipeline allow."""
+    batch = recipe.batch
+    rows = micro_batch_rows(mesh.dims, recipe.parallel, config, batch.global_size, batch.micro_size)
+    if rows == batch.micro_size:
+        return batch
+    own = batch.global_size // mesh.dims.data_size
+    cache.note(
+        f"note: micro-batches of {rows} rows, not {batch.micro_size}, of the {own} that a process gets in a step"
+    )
+    return batch.model_copy(update={"micro_size": rows})
 
 
 def _fetch(recipe: Recipe, cache: DataCache) -> None:
-    asked = [name for name in recipe.evaluate.task_names(recipe.data) if name not in (VALIDATION, DRAFTER)]
-    for section in (recipe.data, *(questions_section(name, recipe.data) for name in asked)):
+    asked = [name for name in recipe.evaluate.task_names(recipe.datasets) if name not in (VALIDATION, DRAFTER)]
+    for section in (*recipe.datasets, *(questions_section(name, recipe.datasets) for name in asked)):
         section.fetch(cache)
+
+
+def _on_all(ranks: Ranks, action: Callable[[], T]) -> T:
+    """The result of `action` here, after it succeeded on every process; an error of one is raised on all."""
+    found: list[T] = []
+    ranks.each(lambda: found.append(action()))
+    return found[0]
 
 
 def digest_of(examples: Sequence[Example]) -> str:

@@ -62,7 +62,7 @@ def run_card(folder: Path, recipe: Recipe, facts: Sequence[tuple[str, str]], bef
     facts = [(name, value.partition(CACHED)[0]) for name, value in facts]
     about = {
         "Base": _base(recipe),
-        "Data": recipe.data.card().text,
+        "Data": " ".join(data.card().text for data in recipe.datasets),
         "Training": f"{_table([*facts, *_figures(folder)])}\n\n{_fold('The whole recipe', dump_recipe(recipe))}",
         "Results": "\n\n".join(map(_results, compare(before, after))),
     }
@@ -139,12 +139,13 @@ def _again(text: str | None, name: str, intro: str, form: str, remark: str = "")
 
 def _front(name: str, recipe: Recipe, after: Scores) -> ModelCardData:
     base = recipe.model.weights
-    data = recipe.data.card()
+    cards = [data.card() for data in recipe.datasets]
+    languages = sorted({card.language for card in cards if card.language is not None})
     return ModelCardData(
         base_model=_hub_id(base),
         license=_licence(base),
-        datasets=None if data.hub_id is None else [data.hub_id],
-        language=data.language,
+        datasets=[card.hub_id for card in cards if card.hub_id is not None] or None,
+        language=languages[0] if len(languages) == 1 else languages or None,
         model_name=name,
         eval_results=[each for score in after.values() for each in _measured(score)] or None,
         pipeline_tag=_TASK,
@@ -159,7 +160,7 @@ def _measured(score: TaskScore) -> Iterable[EvalResult]:
         found = score.metrics[name]
         yield EvalResult(
             task_type=_TASK,
-            dataset_type=data.hub_id or data.dataset,
+            dataset_type=data.hub_id or data.kind,
             dataset_name=data.name,
             dataset_split="validation",
             metric_type=name,

@@ -4,8 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from seektune.data.example import Example, continuation
+from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader
+from seektune.data.mixing import Mixture
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import DEFAULT
@@ -36,7 +40,8 @@ def with_own_answers(run: RunContext, data: TrainData, model: Callable[[], Deeps
     else:
         places = [run.folder / OWN_ANSWERS, run.start.checkpoint.parent.parent / OWN_ANSWERS]
         found = read_answers(next((place for place in places if place.is_file()), places[0]))
-    loader = Loader(found, recipe.batch, recipe.seed, data.tokenizer.pad_id)
+    mixture = Mixture([ExampleList(found)], recipe.seed)
+    loader = Loader(mixture, recipe.batch, data.tokenizer.pad_id)
     return replace(data, loader=loader, rows=len(found), digest=digest_of(found), own_answers=found)
 
 
@@ -46,7 +51,7 @@ def write_answers(folder: Path, answers: Sequence[Example]) -> None:
     Raises:
         OSError: writing failed.
     """
-    lines = [as_line({"tokens": each.tokens, "prompt_tokens": each.taught.index(True)}) for each in answers]
+    lines = [as_line({"tokens": list(each.tokens), "prompt_tokens": len(_prompt(each))}) for each in answers]
     write_atomically(folder / OWN_ANSWERS, "".join(lines).encode())
 
 
@@ -70,14 +75,22 @@ def read_answers(file: Path) -> list[Example]:
     return examples
 
 
+def _prompt(example: Example) -> list[int]:
+    """The tokens before the first taught one; none if nothing is taught."""
+    taught = np.flatnonzero(example.taught)
+    return [int(token) for token in example.tokens[: taught[0]]] if len(taught) else []
+
+
 def _answers(run: RunContext, data: TrainData, model: DeepseekV4ForCausalLM) -> list[Example]:
     recipe = run.recipe
     section = recipe.train
     requests: list[Request] = []
-    for number, example in enumerate(data.loader.examples):
-        prompt = example.tokens[: example.taught.index(True)] if any(example.taught) else []
+    for number in range(len(data.loader.mixture)):
+        if len(requests) == section.drafter_answers:
+            break
+        prompt = _prompt(data.loader.mixture.example(number))
         room = min(section.drafter_answer_tokens, recipe.batch.length - len(prompt))
-        if prompt and room > 0 and len(requests) < section.drafter_answers:
+        if prompt and room > 0:
             stop = frozenset({data.tokenizer.eos_id})
             requests.append(Request(prompt, room, DEFAULT, stop, seed=recipe.seed + number))
     if not requests:

@@ -1,11 +1,11 @@
 """Inputs of the training loop besides the model: recipe sections, and protocols of data and tokenizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from seektune.sequence import Batch
+from seektune.data.step_data import StepData
 from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
 
 
@@ -17,10 +17,10 @@ class Savable(Protocol):
 
 
 class BatchStream(Protocol):
-    """A source of batches."""
+    """A source of steps."""
 
-    def next_step(self) -> Sequence[Batch]:
-        """The micro-batches of the next step."""
+    def next_step(self) -> StepData:
+        """The next step: the micro-batches of this process, and the numbers of the whole step."""
 
     def state_dict(self) -> Any:
         """The position, as plain values."""

@@ -3,7 +3,7 @@
 Shapes: E experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from time import perf_counter
@@ -11,10 +11,11 @@ from time import perf_counter
 import psutil
 import torch
 
+from seektune.data.step_data import StepData
 from seektune.model.objective import CROSS_ENTROPY, Objective
 from seektune.model.step_loss import BALANCE_LOSS, LOSS, LOSSES, MTP_LOSS, DraftObjective, StepLoss
+from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import Outcome, ParallelModel
-from seektune.sequence import WEIGHTS, Batch
 from seektune.train.balance import update_biases
 from seektune.train.config import LossConfig
 from seektune.train.gradient import NotFiniteError, clip, gradient_norm
@@ -54,7 +55,7 @@ class StepRecord:
 def train_step(
     model: ParallelModel,
     optimizer: torch.optim.Optimizer,
-    batches: Sequence[Batch],
+    data: StepData,
     step: int,
     lr: float,
     loss: LossConfig,
@@ -64,7 +65,7 @@ def train_step(
 ) -> StepRecord:
     """Train on all micro-batches of one step; their losses share one denominator, the taught tokens of the step.
 
-    Every process is given the same batches and takes its share. `phase` is called with each phase's name as it begins.
+    Every process is given its own micro-batches. `phase` is called with each phase's name as it begins.
     With `drafts`, the DSpark stages are trained instead of the model.
 
     Raises:
@@ -73,10 +74,10 @@ def train_step(
             left behind.
     """
     began = perf_counter()
-    wanted = replace(make_step_loss(batches, loss, model.config.mtp_layers > 0), drafts=drafts)
+    wanted = replace(make_step_loss(data, loss, model.config.mtp_layers > 0), drafts=drafts)
     _check_counts(wanted, step)
     try:
-        outcome = model.train(batches, wanted, lambda name: phase(f"step {step}: {name}"))
+        outcome = model.train(data.batches, wanted, lambda name: phase(f"step {step}: {name}"))
         phase(f"step {step}: measuring and moving")
         parts = _finite(outcome, wanted, step)
         norm = _bound(model, max_grad_norm, step, parts[LOSS])
@@ -104,19 +105,33 @@ def train_step(
 
 
 def make_step_loss(
-    batches: Sequence[Batch], loss: LossConfig, has_mtp: bool, objective: Objective = CROSS_ENTROPY
+    data: StepData,
+    loss: LossConfig,
+    has_mtp: bool,
+    objective: Objective = CROSS_ENTROPY,
+    count: float | None = None,
 ) -> StepLoss:
-    """The loss of a step, with one denominator for all its micro-batches."""
+    """The loss of a step, with one denominator for all its micro-batches; `count` is that of `step_count`."""
     return StepLoss(
-        taught=sum(batch.taught() for batch in batches),
-        weight=sum(batch.weight() for batch in batches) if any(WEIGHTS in batch.columns for batch in batches) else None,
+        taught=data.taught,
+        weight=data.weight,
         objective=objective,
-        count=None if objective is CROSS_ENTROPY else sum(objective.count(batch) for batch in batches),
-        tokens=sum(int((batch.documents != 0).sum()) for batch in batches),
+        count=count,
+        tokens=data.tokens,
         mtp=has_mtp and loss.mtp_weight > 0,
         mtp_weight=loss.mtp_weight,
         balance_weight=loss.balance_weight,
     )
+
+
+def step_count(objective: Objective, data: StepData, mesh: Mesh) -> float | None:
+    """What an objective counts in the whole step; collective. None for cross-entropy, whose divisor the data knows."""
+    if objective is CROSS_ENTROPY:
+        return None
+    own = sum(objective.count(batch) for batch in data.batches)
+    # the processes of a pipeline and of a row's slices have the same micro-batches
+    copies = mesh.dims.world // mesh.dims.data_size
+    return float(mesh.sum(torch.tensor(own / copies, dtype=torch.float64, device=mesh.device)))
 
 
 def _check_counts(wanted: StepLoss, step: int) -> None:

@@ -100,12 +100,12 @@ class Trainer(ResumableRun):
         step = self.step + 1
         before = self.stream.state_dict()
         watch(f"step {step}: drawing data")
-        batches = self.stream.next_step()
+        data = self.stream.next_step()
         lr = learning_rate(step, steps, settings.optimizer.lr, settings.schedule)
         try:
             max_norm = settings.optimizer.max_grad_norm
-            drafts = self._draft_objective(step, len(batches))
-            record = train_step(self.model, self.optimizer, batches, step, lr, settings.loss, max_norm, watch, drafts)
+            drafts = self._draft_objective(step, data.micro_batches)
+            record = train_step(self.model, self.optimizer, data, step, lr, settings.loss, max_norm, watch, drafts)
         except NotFiniteError as error:
             if not self._guard.may_skip():
                 place = self.save(log, before)

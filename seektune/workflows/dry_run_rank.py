@@ -1,7 +1,7 @@
 """Dry run of one rank of a job: builds its real shards on the meta device, takes a step, and counts bytes."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from seektune.checkpoint.lowbit import value_counts
+from seektune.data.step_data import StepData
 from seektune.model.config import ATTENTION_NAMES, DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.model.gate import HashGate
@@ -41,10 +42,12 @@ class DryStep:
     rows: int
     length: int
 
-    def batches(self, processes: int, device: str) -> list[Batch]:
-        """Full rows of one document, every token taught, for all data-parallel groups."""
+    def data(self, processes: int, device: str) -> StepData:
+        """Full rows of one document, every token taught: those of one of `processes` data-parallel groups."""
         ones = torch.ones(self.rows, self.length, dtype=torch.int64, device=device)
-        return [Batch(ones, ones, ones)] * (self.micro_batches * processes)
+        count = self.micro_batches * processes
+        tokens = count * self.rows * self.length
+        return StepData([Batch(ones, ones, ones)] * self.micro_batches, tokens - count * self.rows, tokens, count)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class RankDryRun:
 
 def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, step: DryStep, rank: int) -> RankDryRun:
     """Build the model of `rank` with the code that training runs, take one step, and report bytes and collectives."""
-    loss = make_step_loss(step.batches(plan.data_size, "cpu"), recipe.loss, config.mtp_layers > 0)
+    loss = make_step_loss(step.data(plan.data_size, "meta"), recipe.loss, config.mtp_layers > 0)
     prepare = _frozen_form(recipe, config) if recipe.lora.targets else unchanged
     with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
@@ -129,7 +132,7 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
             assume_even_routing(model, mesh)
             accumulate_in_fp32(model.parameters())
             optimizer = build_optimizer(model, recipe.optimizer, recipe.seed)
-            batches = step.batches(plan.data_size, "meta")
+            batches = step.data(plan.data_size, "meta").batches
             gradients = _take_step(model, optimizer, batches, loss, recipe.optimizer.max_grad_norm)
         return _report(model, optimizer, gradients, step, recipe.parallel.reshard, tuple(traffic.flows()))
 
@@ -145,7 +148,7 @@ def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
 
 
 def _take_step(
-    model: ParallelModel, optimizer: AdamW, batches: list[Batch], loss: StepLoss, max_norm: float | None
+    model: ParallelModel, optimizer: AdamW, batches: Sequence[Batch], loss: StepLoss, max_norm: float | None
 ) -> int:
     """As `train.step`, without reading values; returns the bytes of gradients that the optimizer reads."""
     model.train(batches, loss, lambda phase: None)

@@ -109,7 +109,7 @@ def _task(name: str, data: Path | None, cache_dir: Path, setting: EvalOptions, m
         return _drafter_task(data, setting, model)
     if name != PERPLEXITY:
         cache = DataCache(cache_dir, partial(print, file=sys.stderr))
-        return ChoiceTask.of(DATASETS[name](dataset=name), cache, setting.limit, data)
+        return ChoiceTask.of(DATASETS[name](kind=name), cache, setting.limit, data)
     if data is None:
         raise ValueError("perplexity needs --data: a .txt or .jsonl file, or a folder of them")
     texts = read_texts(data)[: setting.limit]

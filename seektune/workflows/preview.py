@@ -1,22 +1,25 @@
 """The command `data preview`: prints a row as training reads it: taught tokens, document boundaries, padding."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from seektune.data.datasets.dataset import DataCache
+from seektune.data.datasets.dataset import DataCache, EncodeSettings
 from seektune.data.example import Example
-from seektune.data.loader import Loader, micro_batches
-from seektune.data.packing import Row, fitting
-from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.data.loader import Loader
+from seektune.data.mixing import Mixture
+from seektune.data.store.split import prepare_dataset
+from seektune.data.tokenizer import Tokenizer
+from seektune.data.training_order import RowPlace, find_row
 from seektune.io.console import counted, say
 from seektune.io.text import on_one_line, printable
+from seektune.model.variants import encoding_of
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
-from seektune.sequence import IGNORE_INDEX
+from seektune.run.data import open_split
 
 TAUGHT = "bold green"
 READ = "default"
@@ -24,18 +27,6 @@ BEYOND = "red"
 """Colours of tokens: counted by the loss, only read, beyond the end of the row."""
 SEAM = "|"
 """Between two tokens."""
-
-
-@dataclass(frozen=True)
-class RowPlace:
-    """A row and its position in training."""
-
-    step: int
-    micro_batch: int
-    documents: Row
-    tokens: list[int]
-    taught: list[bool]
-    """Whether the loss counts each token."""
 
 
 def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
@@ -48,39 +39,22 @@ def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
         ValueError: the recipe or data is invalid, or an example is too long.
         OSError: the rows are not cached and cannot be downloaded.
     """
-    tokenizer = load_tokenizer(read_config(recipe.model).vocab_size)
-    loaded = recipe.data.load("train", tokenizer, DataCache(cache_dir, say))
-    examples = loaded.examples
-    say(f"{recipe.data.title}: {len(examples):,} train rows from {loaded.source}")
+    config = read_config(recipe.model)
+    settings = EncodeSettings(config.vocab_size, encoding_of(config))
+    tokenizer = settings.tokenizer
     paper = Console(highlight=False, soft_wrap=True)
-    try:
-        kept, left_out = fitting(examples, recipe.batch.length, recipe.data.overlong)
-    except ValueError:
-        _show_overlong(max(examples, key=lambda each: len(each.tokens)), recipe.batch.length, tokenizer, paper)
-        raise
-    if left_out:
-        say(f"{counted(left_out, 'row')} longer than batch.length {recipe.batch.length}: left out")
-    _show(find_row(recipe, kept, row, tokenizer.pad_id), row, tokenizer, paper)
-
-
-def find_row(recipe: Recipe, examples: Sequence[Example], row: int, pad_id: int) -> RowPlace:
-    """Row number `row` (from 0) in training order."""
-    loader = Loader(examples, recipe.batch, recipe.seed, pad_id)
-    step = 1
-    rows = loader.next_rows()
-    while row >= len(rows):
-        row -= len(rows)
-        step = step + 1
-        rows = loader.next_rows()
-    micro, place = divmod(row, recipe.batch.micro_size)
-    batch = micro_batches(rows, recipe.batch, pad_id)[micro]
-    documents = batch.documents[place].tolist()
-    labels = batch.labels[place].tolist()
-    # the first token of a document is never predicted
-    taught = [
-        label != IGNORE_INDEX and i > 0 and documents[i - 1] == documents[i] != 0 for i, label in enumerate(labels)
-    ]
-    return RowPlace(step, micro + 1, rows[row], batch.tokens[place].tolist(), taught)
+    cache = DataCache(cache_dir, say)
+    examples = []
+    for dataset in recipe.datasets:
+        stores = prepare_dataset(dataset, settings, cache)
+        try:
+            examples.append(open_split(dataset, "train", stores, recipe, say).examples)
+        except ValueError:
+            longest = stores["train"].example(int(np.argmax(stores["train"].lengths)))
+            _show_overlong(longest, recipe.batch.length, tokenizer, paper)
+            raise
+    mixture = Mixture(examples, recipe.seed, [dataset.weight for dataset in recipe.datasets])
+    _show(find_row(Loader(mixture, recipe.batch, tokenizer.pad_id), row), row, tokenizer, paper)
 
 
 def _show(place: RowPlace, row: int, tokenizer: Tokenizer, paper: Console) -> None:
@@ -104,7 +78,8 @@ def _show(place: RowPlace, row: int, tokenizer: Tokenizer, paper: Console) -> No
 def _show_overlong(example: Example, length: int, tokenizer: Tokenizer, paper: Console) -> None:
     paper.print(f"the longest row, {counted(len(example.tokens), 'token')}: {on_one_line(example.name)}", markup=False)
     paper.print(_legend(paper))
-    _show_document(example.tokens, example.taught, length, tokenizer, paper)
+    taught = [bool(each) for each in example.taught]
+    _show_document([int(token) for token in example.tokens], taught, length, tokenizer, paper)
 
 
 def _show_document(

@@ -105,11 +105,11 @@ def _tokenizer(vocabulary: int | None) -> str:
 def _rows(recipe: Recipe, vocabulary: int | None, cache_dir: Path) -> str:
     tokenizer = load_tokenizer(vocabulary if vocabulary is not None else 129280)
     cache = DataCache(cache_dir, lambda sentence: None)
-    train = recipe.data.load("train", tokenizer, cache)
-    held_out = recipe.data.load("validation", tokenizer, cache, recipe.evaluate.limit)
+    train = recipe.datasets[0].load("train", tokenizer, cache)
+    held_out = recipe.datasets[0].load("validation", tokenizer, cache, recipe.evaluate.limit)
     for name, split in (("train", train), ("validation", held_out)):
         over = _too_long(recipe, split)
-        if over and recipe.data.overlong == "error":
+        if over and recipe.batch.overlong == "error":
             count = len(split.examples)
             raise ValueError(f"{over} of {count:,} {name} rows are longer than batch.length {recipe.batch.length}")
     lengths = [len(example.tokens) for example in train.examples]

@@ -1,7 +1,11 @@
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
 import pytest
 
 from seektune.data.example import Example
-from seektune.data.packing import FirstFit, collate, fitting, pack, singly
+from seektune.data.packing import RowPlan, best_fit, collate, singly
 from seektune.sequence import SequenceLayout
 
 PAD = 2
@@ -27,6 +31,15 @@ def test_padding_is_masked_by_length_not_by_id():
     assert batch.labels[0].tolist() == [-100, PAD, PAD, -100]
 
 
+def test_weights_are_a_column_only_where_they_are_wanted():
+    rows = [[replace(example(2), weight=0.5), replace(example(3), weight=2.0)]]
+    assert collate(rows, PAD, length=7).columns == {}
+    batch = collate(rows, PAD, length=7, weighted=True)
+    assert batch.columns["weights"].tolist() == [[0.5, 0.5, 2, 2, 2, 0, 0]]
+    assert batch.taught() == 3
+    assert batch.weight() == 0.5 + 2 * 2.0
+
+
 def test_documents_of_a_row_are_numbered_from_one():
     batch = collate([[example(2), example(3, first=20)]], PAD, length=7)
     assert batch.documents.tolist() == [[1, 1, 2, 2, 2, 0, 0]]
@@ -35,28 +48,54 @@ def test_documents_of_a_row_are_numbered_from_one():
     assert SequenceLayout.from_documents(batch.documents).positions[0, :5].tolist() == [0, 1, 0, 1, 2]
 
 
-def test_packing_is_first_fit_in_the_given_order():
-    examples = [example(n, str(i)) for i, n in enumerate([6, 5, 4, 3, 2, 2])]
-    assert [[e.name for e in row] for row in pack(examples, 10)] == [["0", "2"], ["1", "3", "4"], ["5"]]
+def rows_of(lengths: list[int], length: int) -> list[list[int]]:
+    row_of, count = best_fit(np.array(lengths), length)
+    return [[size for size, row in zip(lengths, row_of, strict=True) if row == number] for number in range(count)]
 
 
-def test_a_full_packer_refuses_and_stays_as_it_is():
-    packer = FirstFit(2, 10)
-    assert [packer.put(example(n)) for n in (7, 7, 4, 3, 3, 1)] == [True, True, False, True, True, False]
-    assert [[len(e.tokens) for e in row] for row in packer.rows] == [[7, 3], [7, 3]]
+def one_by_one(lengths: list[int], length: int) -> list[int]:
+    """The space left in the rows of best-fit decreasing, put one after another."""
+    spaces: list[int] = []
+    for size in sorted(lengths, reverse=True):
+        enough = [space for space in spaces if space >= size]
+        if enough:
+            spaces.remove(min(enough))
+        spaces.append((min(enough) if enough else length) - size)
+    return sorted(spaces)
 
 
-def test_the_longest_of_overlong_examples_is_named_with_what_to_set():
-    examples = [example(9, "row 0"), example(12, "row 1"), example(11, "row 2")]
-    with pytest.raises(ValueError, match=r"row 1: 12 tokens .* 10 .2 of 3 .*batch.length=12 or --data.overlong=drop"):
-        fitting(examples, 10, "error")
-    assert fitting(examples, 12, "error") == (examples, 0)
-    assert fitting(examples, 10, "drop") == (examples[:1], 2)
+@pytest.mark.parametrize("seed", range(20))
+def test_packing_is_best_fit_decreasing(seed):
+    dice = np.random.default_rng(seed)
+    length = int(dice.integers(5, 60))
+    lengths = dice.integers(1, length + 1, int(dice.integers(1, 200))).tolist()
+    rows = rows_of(lengths, length)
+    assert sorted(chain.from_iterable(rows)) == sorted(lengths)
+    assert sorted(length - sum(row) for row in rows) == one_by_one(lengths, length)
 
 
-def test_dropping_everything_is_an_error():
-    with pytest.raises(ValueError, match="3 of 3 examples do not fit"):
-        fitting([example(9)] * 3, 8, "drop")
-    for overlong in ("error", "drop"):  # nothing would be left, so dropping is no remedy
-        with pytest.raises(ValueError, match=r"\(3 of 3 examples do not fit\); set --batch\.length=9$"):
-            fitting([example(9)] * 3, 8, overlong)
+def test_equal_examples_fill_rows_together():
+    assert sorted(map(len, rows_of([3] * 10, 10))) == [1, 3, 3, 3]
+    assert sorted(map(len, rows_of([10] * 4, 10))) == [1, 1, 1, 1]
+
+
+def test_packed_rows_are_shuffled_and_keep_the_order_within():
+    lengths = np.random.default_rng(0).integers(1, 20, 300)
+    plans = [RowPlan.packed(np.arange(1000, 1300), lengths, 32, seed) for seed in ((1, 0), (1, 0), (1, 1))]
+    assert np.array_equal(plans[0].numbers, plans[1].numbers)
+    assert not np.array_equal(plans[0].numbers, plans[2].numbers)
+    assert {tuple(plans[0][row]) for row in range(len(plans[0]))} == {
+        tuple(plans[2][row]) for row in range(len(plans[2]))
+    }
+    for row in range(len(plans[0])):
+        numbers = plans[0][row]
+        assert (np.diff(numbers) > 0).all()
+        assert lengths[numbers - 1000].sum() <= 32
+
+
+def test_parts_of_plans_join_to_the_plan():
+    plan = RowPlan.packed(np.arange(50), np.full(50, 3), 10, (0,))
+    parts = [plan.part(0, 4), plan.part(4, 5), plan.part(5, len(plan))]
+    joined = RowPlan.joined(parts)
+    assert [row.tolist() for row in joined] == [row.tolist() for row in plan]
+    assert [row.tolist() for row in parts[1]] == [plan[4].tolist()]

@@ -1,14 +1,14 @@
 import pytest
 
-from seektune.data.datasets.hellaswag import read_split, row_from_record
 from seektune.data.datasets.synthetic import made_hellaswag
 from seektune.data.question import Question, encode_continuations, right_answers
 from seektune.data.tokenizer import OFFICIAL_SIZE, load_tokenizer
 from tests.places import HELLASWAG
+from tests.questions import question, read_split
 
 
 def test_the_ending_and_eos_are_taught_and_the_prompt_is_read(tokenizer):
-    row = row_from_record(made_hellaswag(1)[0], "made row")
+    row = question(made_hellaswag(1)[0], "made row")
     (example,) = right_answers([row], tokenizer)
     prompt, ending = tokenizer.encode(row.prompt), tokenizer.encode(" " + row.right)
     assert example.tokens == [tokenizer.bos_id, *prompt, *ending, tokenizer.eos_id]

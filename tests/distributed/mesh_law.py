@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate
@@ -23,7 +24,7 @@ from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig, OptimizerConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
 from seektune.train.optim.build import build_optimizer
-from seektune.train.step import make_step_loss, train_step
+from seektune.train.step import make_step_loss, step_count, train_step
 
 from ..conftest import TOY, randomize
 
@@ -155,13 +156,19 @@ def batches(subject: Subject) -> list[Batch]:
     return [together(rows[i : i + size]) for i in range(0, len(rows), size)]
 
 
+def own_data(model: ParallelModel, subject: Subject) -> StepData:
+    """The micro-batches of this process."""
+    return StepData.of(batches(subject), Share(model.mesh.coords.dp, model.mesh.dims.data_size))
+
+
 def look(model: ParallelModel, subject: Subject) -> Found:
     """One pass; no gradient is left behind."""
-    data = batches(subject)
+    data = own_data(model, subject)
+    objective = OBJECTIVES[subject.objective]
     has_mtp = model.config.num_nextn_predict_layers > 0
-    wanted = make_step_loss(data, subject.loss, has_mtp, OBJECTIVES[subject.objective])
+    wanted = make_step_loss(data, subject.loss, has_mtp, objective, step_count(objective, data, model.mesh))
     accumulate_in_fp32(model.parameters())
-    outcome = model.train(data, wanted, lambda phase: None)
+    outcome = model.train(data.batches, wanted, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
     gradients = {
         name: portable(shard_like(name, parameter, local(parameter.grad), model.mesh))
@@ -177,7 +184,7 @@ def look(model: ParallelModel, subject: Subject) -> Found:
 def learn(model: ParallelModel, subject: Subject, steps: int = STEPS) -> Course:
     """Steps on the same rows, as the trainer takes them."""
     # the first layer's streams are equal: what mixes them has no gradient but rounding, which must not become an update
-    data, wanted = batches(subject), OptimizerConfig(lr=1e-3, eps=1e-5)
+    data, wanted = own_data(model, subject), OptimizerConfig(lr=1e-3, eps=1e-5)
     accumulate_in_fp32(model.parameters())
     moving = build_optimizer(model, wanted, seed=0)
     done = [

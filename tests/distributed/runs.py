@@ -3,7 +3,7 @@
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seektune.checkpoint import as_shard
 from seektune.checkpoint.formats import FORMATS
+from seektune.data.step_data import Share, StepData
 from seektune.evaluate.loss import validation_loss
 from seektune.io.run_files import CHECKPOINTS
 from seektune.lora.build import adapter_injector
@@ -27,7 +28,6 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
 from seektune.parallel.placement import local
-from seektune.sequence import Batch
 from seektune.signals import Interruption
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import GuardConfig, LossConfig, OptimizerConfig
@@ -80,7 +80,7 @@ class Stream:
         self.settle: Callable[[], None] = lambda: None
         """Waits for what is being saved."""
 
-    def next_step(self) -> Sequence[Batch]:
+    def next_step(self) -> StepData:
         self.drawn += 1
         batches = [made_batch(4 * self.drawn + i, length=(150, 40, 12, 9)[i], taught=3) for i in range(4)]
         for batch in batches:
@@ -105,7 +105,8 @@ class Stream:
         if what == "room":
             self.settle()
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        return batches
+        dims = self._model.mesh.dims
+        return StepData.of(batches, Share(self._model.mesh.coords.dp, dims.data_size))
 
     def _break(self, name: str, factor: float) -> None:
         if (piece := self._model.shards().get(name)) is None:

@@ -5,16 +5,16 @@ from itertools import pairwise
 import pytest
 import torch
 
-from seektune.data.datasets.hellaswag import row_from_record
 from seektune.data.datasets.synthetic import made_hellaswag
 from seektune.data.question import Question
 from seektune.evaluate.choice_task import ChoiceTask
 from seektune.evaluate.statistics import Estimate
 from seektune.evaluate.task import TaskScore
+from tests.questions import question
 
 
 def rows(count: int) -> list[Question]:
-    return [row_from_record(record, f"row {i}") for i, record in enumerate(made_hellaswag(count, seed=3))]
+    return [question(record, f"row {i}") for i, record in enumerate(made_hellaswag(count, seed=3))]
 
 
 def task(questions: list[Question]) -> ChoiceTask:

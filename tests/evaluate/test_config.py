@@ -19,16 +19,16 @@ def test_tasks_run_unless_said_otherwise():
 
 def test_a_dataset_is_measured_by_its_own_questions_unless_tasks_are_named():
     data = HellaswagConfig()
-    assert EvaluateConfig().task_names(data) == ["hellaswag"]
-    assert EvaluateConfig(tasks=["validation", "hellaswag"]).task_names(data) == ["validation", "hellaswag"]
-    assert EvaluateConfig(tasks=[]).task_names(data) == []
+    assert EvaluateConfig().task_names([data]) == ["hellaswag"]
+    assert EvaluateConfig(tasks=["validation", "hellaswag"]).task_names([data]) == ["validation", "hellaswag"]
+    assert EvaluateConfig(tasks=[]).task_names([data]) == []
 
 
 def test_a_dataset_without_questions_is_measured_by_its_held_out_examples():
     class Bare(HellaswagConfig):
         has_questions = False
 
-    assert EvaluateConfig().task_names(Bare()) == ["validation"]
+    assert EvaluateConfig().task_names([Bare()]) == ["validation"]
 
 
 @pytest.mark.parametrize("bad", [{"limit": 0}, {"every": 0}, {"batch_tokens": 0}, {"when": 1}])

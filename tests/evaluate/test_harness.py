@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 
-from seektune.data.datasets.hellaswag import read_split
 from seektune.data.datasets.synthetic import made_hellaswag
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.choice_task import ChoiceTask
@@ -29,6 +28,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # noq
 
 from seektune.evaluate.harness import HarnessModel  # noqa: E402
 from tests.places import HELLASWAG  # noqa: E402
+from tests.questions import read_split  # noqa: E402
 
 MARKS = (" [title] ", " [step] ", "  ", "é ", " [a [b] c] ", "“q” ", ". ", "")
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from seektune.data.datasets.hellaswag import read_split
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.data.example import continuation
 from seektune.evaluate.choice_task import ChoiceTask
 from seektune.evaluate.likelihood import likelihoods
 from seektune.evaluate.multiple_choice import ChoicePrompt, choice_likelihoods
 from seektune.parallel.model import ParallelModel
+from tests.questions import read_split
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,14 @@ BATCH = collate([[continuation([5, 6], [7], "x")]], 2)
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_that_a_recipe_may_name_is_made(name: str, tmp_path: Path) -> None:
-    data = HellaswagConfig(path=write_hellaswag(tmp_path, 3, 5))
-    info = make_task(name, data, [BATCH], DataCache(tmp_path, print), CONFIG, limit=4).info
+    data = HellaswagConfig(path=str(write_hellaswag(tmp_path, 3, 5)))
+    info = make_task(name, [data], [BATCH], DataCache(tmp_path, print), CONFIG, limit=4).info
     assert info.name == name
     assert info.data == data.card()
     assert any(metric.headline for metric in info.metrics.values())
 
 
 def test_questions_are_those_of_the_runs_own_rows(tmp_path: Path) -> None:
-    data = HellaswagConfig(path=write_hellaswag(tmp_path, 3, 5))
-    task = make_task("hellaswag", data, [], DataCache(tmp_path, print), CONFIG, limit=4)
+    data = HellaswagConfig(path=str(write_hellaswag(tmp_path, 3, 5)))
+    task = make_task("hellaswag", [data], [], DataCache(tmp_path, print), CONFIG, limit=4)
     assert task.questions == data.questions(DataCache(tmp_path, print), limit=4)

@@ -15,7 +15,9 @@ from seektune.checkpoint import MANIFEST, Shard, read_tensors, tensor_names, wri
 from seektune.checkpoint.train_state import FACTS
 from seektune.data.config import BatchConfig
 from seektune.data.example import Example
+from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader
+from seektune.data.mixing import Mixture
 from seektune.io.json_file import read_json
 from seektune.io.jsonl import JsonlWriter
 from seektune.io.run_files import CHECKPOINTS, METRICS, RECIPE, REPORT
@@ -34,7 +36,7 @@ EXAMPLES = 4
 STEP = "step-000002"
 STATE = {
     "step": 2,
-    "stream": {"epoch": 0, "offset": 2, "examples": EXAMPLES},
+    "stream": {"position": 2, "row": 0, "examples": [EXAMPLES]},
     "log": {"total_tokens": 80, "loads": {"0": [1, 2, 3, 4]}},
     "guard": {"recent": [4.1, 4, 4, 4, 4, 4, 4, 4], "skipped": 0},
     "base": None,
@@ -60,7 +62,8 @@ METRIC = {"step": 2, "loss": 4.1, "lr": 0.01}
 
 
 def open_state(folder: Path) -> Read:
-    loader = Loader([Example([1, 2], [False, True], "x")] * EXAMPLES, BatchConfig(global_size=2, length=8), 0, 0)
+    examples = ExampleList([Example([1, 2], [False, True], "x")] * EXAMPLES)
+    loader = Loader(Mixture([examples], seed=0), BatchConfig(global_size=2, length=8), pad_id=0)
     run = ResumableRun(ParallelModel.alone(small_model()), loader, settings(), folder)
     checkpoint = _checkpoint(folder, run_tensors(run.model, run.optimizer))
     recipe = load_recipe(TINY, [f"--resume={checkpoint}"])

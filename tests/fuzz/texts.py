@@ -11,8 +11,10 @@ import yaml
 from seektune.cli.launch_flags import LaunchFlags
 from seektune.cli.start import check_world, make_launch_config
 from seektune.data.chat_format.encodings import ENCODINGS
-from seektune.data.datasets.hellaswag import read_rows
-from seektune.data.question import right_answers
+from seektune.data.datasets.dataset import EncodeSettings
+from seektune.data.datasets.hellaswag import QuestionEncoder
+from seektune.data.sources.data_file import DataFile, checked
+from seektune.data.sources.row import SourceRow
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.perplexity import read_texts
 from seektune.recipe.errors import known_keys
@@ -79,10 +81,13 @@ def tokenizer() -> Tokenizer:
 
 def open_rows(folder: Path) -> Read:
     file = folder / "rows.jsonl"
+    encoder = QuestionEncoder(EncodeSettings(VOCAB), "")
 
     def read(content: bytes) -> None:
         file.write_bytes(content)
-        right_answers(read_rows(file), tokenizer())
+        source = DataFile(str(file), "")
+        rows = [checked(row._asdict(), source) for row in source.rows()]
+        encoder.encode([row for row in rows if isinstance(row, SourceRow)])
 
     return read
 

@@ -7,6 +7,7 @@ import torch
 
 from seektune.checkpoint import tensor_names
 from seektune.checkpoint.formats import FORMATS
+from seektune.data.step_data import StepData
 from seektune.lora.build import add_adapters
 from seektune.lora.config import LoraConfig
 from seektune.lora.format import read_adapter
@@ -149,7 +150,7 @@ def test_loss_decreases(dtype):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     batches = [made_batch(0)]
     alone = ParallelModel.alone(model)
-    found = [train_step(alone, optimizer, batches, n, 1e-2, LossConfig(), 1.0).loss for n in range(1, 13)]
+    found = [train_step(alone, optimizer, StepData.of(batches), n, 1e-2, LossConfig(), 1.0).loss for n in range(1, 13)]
     assert found[-1] < found[0] - 0.1
 
 

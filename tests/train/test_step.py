@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from seektune.data.step_data import StepData
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig, OptimizerConfig
@@ -15,8 +16,9 @@ from tests.train.tiny_run import CONFIG, made_batch, small_model
 
 def run(model, batches, loss=None, lr=1e-2, max_norm=1.0, optimizer=None):
     optimizer = build_optimizer(model, OptimizerConfig(lr=lr), seed=0) if optimizer is None else optimizer
+    data = StepData.of(batches)
     return train_step(
-        ParallelModel.alone(model), optimizer, batches, 7, lr, LossConfig() if loss is None else loss, max_norm
+        ParallelModel.alone(model), optimizer, data, 7, lr, LossConfig() if loss is None else loss, max_norm
     )
 
 

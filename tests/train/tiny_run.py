@@ -1,10 +1,10 @@
 """A DeepSeek-V4 that trains in milliseconds, and made batches for it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from seektune.data.step_data import StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.sequence import IGNORE_INDEX, Batch
@@ -46,15 +46,15 @@ def made_batch(seed: int, rows: int = 2, length: int = 12, taught: int = 6, padd
 
 
 class MadeStream:
-    """A loader: the micro-batches of a step at each call, the same ones from each loader."""
+    """A loader: the data of a step at each call, the same ones from each loader."""
 
     def __init__(self, micro_batches: int = 2):
         self.drawn, self._micro_batches = 0, micro_batches
 
-    def next_step(self) -> Sequence[Batch]:
+    def next_step(self) -> StepData:
         self.drawn += 1
         first = (self.drawn - 1) * self._micro_batches
-        return [made_batch(first + number) for number in range(self._micro_batches)]
+        return StepData.of([made_batch(first + number) for number in range(self._micro_batches)])
 
     def state_dict(self) -> dict[str, int]:
         return {"drawn": self.drawn}

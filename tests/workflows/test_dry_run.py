@@ -69,7 +69,7 @@ def real_numbers(asked: Recipe, step: DryStep) -> tuple[dict[str, int], list[Flo
     optimizer = build_optimizer(model, asked.optimizer, 0)
     traffic = CommTrace(mesh.axes)
     with Listening(traffic):
-        train_step(model, optimizer, step.batches(mesh.dims.data_size, "cpu"), 1, 1e-5, asked.loss, 1.0)
+        train_step(model, optimizer, step.data(mesh.dims.data_size, "cpu"), 1, 1e-5, asked.loss, 1.0)
     names = dict(model.named_parameters())
     pieces = {name: piece.tensor for name, piece in model.shards().items()}
     states = list(optimizer.state.values())

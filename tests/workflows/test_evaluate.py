@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from seektune.data.datasets.dataset import spread_evenly
-from seektune.data.datasets.hellaswag import read_split
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.choice_task import ChoiceTask
 from seektune.evaluate.perplexity import PerplexityTask, read_texts
@@ -21,6 +20,7 @@ from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.evaluate import EvalOptions, evaluate
+from tests.questions import read_split
 from tests.run_cli import seektune
 
 

@@ -15,6 +15,7 @@ from seektune.checkpoint.convert import convert
 from seektune.checkpoint.source import FolderSource
 from seektune.cli import checkpoints as cli
 from seektune.cli.errors import OutOfMemoryError
+from seektune.data.step_data import StepData
 from seektune.lora.delta import LoraDelta
 from seektune.lora.files import load_adapter, save_adapter
 from seektune.lora.format import write_adapter
@@ -154,7 +155,7 @@ def test_mixed_stores_what_is_changed_anew_and_the_rest_byte_for_byte(base, tmp_
 @pytest.mark.parametrize("format", ["released", "fp8"])
 def test_trained_through_the_rounding_the_merged_model_computes_what_training_saw(base, tmp_path, format):
     """The same adapter rounded after ordinary training is another model."""
-    batches = [made_batch(0), made_batch(1)]
+    data = StepData.of([made_batch(0), made_batch(1)])
     found = {}
     for into in (format, None):
         model = DeepseekV4ForCausalLM.from_pretrained(base, quantized=True)
@@ -162,7 +163,7 @@ def test_trained_through_the_rounding_the_merged_model_computes_what_training_sa
         init_adapters(model, 0)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
         for number in range(1, 9):
-            train_step(ParallelModel.alone(model), optimizer, batches, number, 3e-3, LossConfig(), 1.0)
+            train_step(ParallelModel.alone(model), optimizer, data, number, 3e-3, LossConfig(), 1.0)
         adapter, out = tmp_path / f"adapter-{into}", tmp_path / f"out-{into}"
         save_adapter(model, adapter, str(base))
         done = merge(base, adapter, out, format, force=into is None)

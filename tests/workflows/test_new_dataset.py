@@ -13,37 +13,57 @@ from tests.run_cli import ROOT
 
 FILE = '''"""Lines: each line of a text file is taught as a whole."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from seektune.data.datasets.dataset import DataCache, DataConfig, LoadedSplit, Split, spread_evenly
-from seektune.data.example import continuation
-from seektune.data.tokenizer import Tokenizer
+from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, RowEncoder, Split
+from seektune.data.example import Example, continuation
+from seektune.data.sources.row import BadRow, SourceRow
+from seektune.data.sources.source import RowList
 
 
 class LinesConfig(DataConfig):
     """Lines of text."""
 
     title: ClassVar[str] = "Lines"
-    dataset: Literal["lines"]
-    """Name of the dataset."""
+    kind: Literal["lines"]
+    """Kind of the rows."""
     folder: Path
     """Has train.txt and validation.txt."""
 
-    def load(self, split: Split, tokenizer: Tokenizer, cache: DataCache, limit: int | None = None) -> LoadedSplit:
-        """As `DataConfig.load`."""
-        lines = spread_evenly((self.folder / f"{split}.txt").read_text().splitlines(), limit)
-        examples = [
-            continuation([tokenizer.bos_id], [*tokenizer.encode(line), tokenizer.eos_id], f"{split} line {number}")
-            for number, line in enumerate(lines, start=1)
+    def source(self, split: Split, cache: DataCache) -> RowList:
+        """As `DataConfig.source`."""
+        lines = (self.folder / f"{split}.txt").read_text().splitlines()
+        rows = [SourceRow.of({"text": line}, f"{split} line {number}") for number, line in enumerate(lines, start=1)]
+        return RowList(str(self.folder), f"{self.folder} {split}", rows)
+
+    def encoder(self, settings: EncodeSettings) -> RowEncoder:
+        """As `DataConfig.encoder`."""
+        return LinesEncoder(settings)
+
+
+@dataclass(frozen=True)
+class LinesEncoder(RowEncoder):
+    """Encodes lines."""
+
+    settings: EncodeSettings
+    identity: str = "lines 1"
+
+    def encode(self, rows: Sequence[SourceRow]) -> list[list[Example] | BadRow]:
+        """As `RowEncoder.encode`."""
+        tokenizer = self.settings.tokenizer
+        return [
+            [continuation([tokenizer.bos_id], [*tokenizer.encode(row.values["text"]), tokenizer.eos_id], row.place)]
+            for row in rows
         ]
-        return LoadedSplit(examples, str(self.folder))
 '''
 LINE = '    "lines": LinesConfig,\n'
 IMPORT = "from seektune.data.datasets.lines import LinesConfig\n"
 RECIPE = """\
 model: {{config: {config}, dtype: fp32}}
-data: {{dataset: lines, folder: {folder}}}
+data: {{kind: lines, folder: {folder}}}
 batch: {{global_size: 4, micro_size: 2, length: 64}}
 optimizer: {{lr: 5e-3}}
 evaluate: {{limit: 5}}
@@ -115,12 +135,12 @@ def test_it_is_trained_on_and_measured_by_its_held_out_rows(package: Path, file:
 @pytest.mark.slow
 def test_recipes_know_it(package: Path, file: Path) -> None:
     for override, said in (
-        ("--data.dataset=linse", "data.dataset must be 'hellaswag' or 'lines', not 'linse'; did you mean lines?"),
-        ("--data.path=x", "data.path is not a key of this section; its keys are dataset, overlong, folder"),
+        ("--data.kind=linse", "data.kind must be 'hellaswag' or 'lines', not 'linse'; did you mean lines?"),
+        ("--data.path=x", "data.path is not a key of this section; its keys are kind, label, weight, "),
         ("--evaluate.tasks=[lines]", "unknown task 'lines'; the tasks are hellaswag, validation"),
     ):
         answer = run(package, "train", file, override)
         assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
         assert said in answer.stderr
     definitions = json.loads(run(package, "schema").stdout)["$defs"]
-    assert definitions["LinesConfig"]["required"] == ["dataset", "folder"]
+    assert definitions["LinesConfig"]["required"] == ["kind", "folder"]

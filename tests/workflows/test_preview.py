@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from seektune.data.datasets.hellaswag import read_split
+from seektune.data.example import Example
+from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader
+from seektune.data.mixing import Mixture
 from seektune.data.question import right_answers
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.data.training_order import find_row
 from seektune.recipe.load import dump_recipe
+from seektune.recipe.recipe import Recipe
 from seektune.workflows import preview
+from tests.questions import read_split
 from tests.run_cli import seektune
 
 from .conftest import Make
@@ -24,18 +29,22 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(512)
 
 
+def loader_of(asked: Recipe, examples: list[Example], tokenizer: Tokenizer) -> Loader:
+    return Loader(Mixture([ExampleList(examples)], asked.seed), asked.batch, tokenizer.pad_id)
+
+
 @pytest.mark.parametrize("pack", [False, True])
 def test_the_rows_are_those_of_training(recipe: Make, rows: Path, tokenizer: Tokenizer, pack: bool) -> None:
     asked = recipe(batch__pack=pack, batch__length=200)
     examples = right_answers(read_split(rows, "train"), tokenizer)
-    loader = Loader(examples, asked.batch, asked.seed, tokenizer.pad_id)
+    loader = loader_of(asked, examples, tokenizer)
     expected = [
         (step, micro, tokens, taught)
         for step in (1, 2, 3)
-        for micro, batch in enumerate(loader.next_step(), start=1)
+        for micro, batch in enumerate(loader.next_step().batches, start=1)
         for tokens, taught in zip(batch.tokens.tolist(), (batch.labels != -100).tolist(), strict=True)
     ]
-    places = [preview.find_row(asked, examples, row, tokenizer.pad_id) for row in range(len(expected))]
+    places = [find_row(loader_of(asked, examples, tokenizer), row) for row in range(len(expected))]
     assert [(each.step, each.micro_batch, each.tokens, each.taught) for each in places] == expected
     assert any(len(each.documents) > 1 for each in places) == pack
     for place in places:
@@ -51,7 +60,7 @@ def test_a_pipe_gets_marks_in_text(recipe: Make, tmp_path: Path, rows: Path, tok
     answer = seektune("data", "preview", file, "--row", "1")
     assert (answer.returncode, answer.stderr) == (0, "")
     assert "\x1b" not in answer.stdout
-    place = preview.find_row(asked, right_answers(read_split(rows, "train"), tokenizer), 1, tokenizer.pad_id)
+    place = find_row(loader_of(asked, right_answers(read_split(rows, "train"), tokenizer), tokenizer), 1)
     _, head, legend, *documents = answer.stdout.split("\n")
     used = sum(len(example.tokens) for example in place.documents)
     many = len(place.documents)
@@ -80,7 +89,7 @@ def test_a_terminal_gets_colours_instead(
     monkeypatch.delenv("NO_COLOR", raising=False)
     paper = Console(file=io.StringIO(), force_terminal=True, color_system="standard", highlight=False, soft_wrap=True)
     examples = right_answers(read_split(rows, "train"), tokenizer)
-    place = preview.find_row(recipe(), examples, 0, tokenizer.pad_id)
+    place = find_row(loader_of(recipe(), examples, tokenizer), 0)
     preview._show(place, 0, tokenizer, paper)
     shown = paper.file.getvalue()
     assert "«" not in shown
@@ -102,10 +111,10 @@ def test_what_is_left_out_is_counted(
     recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: Path, tokenizer: Tokenizer
 ) -> None:
     lengths = sorted(len(each.tokens) for each in right_answers(read_split(rows, "train"), tokenizer))
-    asked = recipe(batch__length=lengths[-1] - 1, data={"path": str(rows), "overlong": "drop"})
+    asked = recipe(batch__length=lengths[-1] - 1, batch__overlong="drop")
     preview.preview(asked, 0, tmp_path)
     longest = lengths.count(lengths[-1])
-    assert f"\n{longest} row{'' if longest == 1 else 's'} longer than batch.length" in capsys.readouterr().out
+    assert f"\n{longest} of {len(lengths)} train rows are longer than batch.length" in capsys.readouterr().out
 
 
 def test_a_row_cannot_command_the_terminal(recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,11 +29,9 @@ from tests.patience import HUNG
 from tests.places import HELLASWAG, ROOT
 from tests.read_run import losses
 
-CACHE = Path("unused")
-
 
 def train(recipe, name="run", notes=()):
-    return workflow.train(recipe, name, notes, CACHE)
+    return workflow.train(recipe, name, notes, Path(recipe.run_dir or ROOT / "runs").parent / "cache")
 
 
 def test_a_run_leaves_everything(recipe, tmp_path, capsys):
@@ -456,9 +454,9 @@ def test_a_checkpoint_that_does_not_say_where_it_stood_is_refused(recipe, monkey
         ({"step": True}, steps),
         ({"step": None}, steps),
         ({"recipe": {**facts["recipe"], "steps": "x"}}, "steps is 'x', not a whole number"),
-        ({"stream": {**facts["stream"], "offset": -1}}, "offset is -1, not a whole number from 0 to 39"),
-        ({"stream": {**facts["stream"], "epoch": 0.5}}, "epoch is 0.5, not a whole number"),
-        ({"stream": []}, "examples is None, not a whole number"),
+        ({"stream": {**facts["stream"], "position": -1}}, "position is -1, not a whole number from 0"),
+        ({"stream": {**facts["stream"], "row": 0.5}}, "row is 0.5, not a whole number"),
+        ({"stream": []}, "examples is None, not a list"),
         ({"guard": {"recent": "x", "skipped": 0}}, "recent losses are not a list of numbers"),
         ({"guard": {"recent": [], "skipped": -1}}, "skipped is -1, not a whole number"),
         ({"log": {"total_tokens": "x", "loads": {}}}, "total_tokens is 'x', not a whole number"),

@@ -1,15 +1,21 @@
-"""The interface of datasets: a recipe section that loads examples and questions, and describes itself."""
+"""The interface of datasets: a recipe section that has a source of rows, an encoder of them, and describes itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
+from pydantic import PositiveInt
+
+from seektune.data.chat_format.choices import DEFAULT, EncodingName
 from seektune.data.example import Example
 from seektune.data.question import Question
-from seektune.data.tokenizer import Tokenizer
-from seektune.section import Section
+from seektune.data.sources.row import BadRow, SourceRow
+from seektune.data.sources.source import RowSource
+from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.section import Positive, Section
 
 Split = Literal["train", "validation"]
 Item = TypeVar("Item")
@@ -39,8 +45,8 @@ class LoadedSplit:
 class DataCard:
     """A dataset's description for model cards."""
 
-    dataset: str
-    """The name in recipes."""
+    kind: str
+    """The kind in recipes."""
     name: str
     """The display name."""
     text: str
@@ -51,45 +57,146 @@ class DataCard:
     """Language code on the Hub, such as `en`."""
 
 
+@dataclass(frozen=True)
+class EncodeSettings:
+    """What an encoder takes from the model. Picklable."""
+
+    vocab_size: int
+    encoding: EncodingName = DEFAULT
+    """The chat encoding of the checkpoint, unless the dataset chooses another."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the vocabulary, made on first use in each process."""
+        return load_tokenizer(self.vocab_size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncodeSettings, (self.vocab_size, self.encoding)
+
+
+class RowEncoder(ABC):
+    """Turns rows into examples. Picklable, so that other processes can encode a part of a source."""
+
+    identity: str
+    """Names everything that changes the tokens: part of the key of prepared examples."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[SourceRow]) -> list[list[Example] | BadRow]:
+        """The examples of each row, usually one and never none, or why it has none."""
+
+
 class DataConfig(Section, ABC):
-    """Base of datasets; each has its own section with the keys that it needs."""
+    """Base of datasets; each kind has its own section with the keys that it needs."""
 
     title: ClassVar[str]
     """The display name."""
     has_questions: ClassVar[bool] = False
-    """Whether the dataset has `questions`; its name is then also an evaluation task."""
-    dataset: str
-    """Name of the dataset."""
-    overlong: Literal["error", "drop"] = "error"
-    """What happens to an example longer than `batch.length`: training refuses to start, or it is left out."""
+    """Whether the dataset has `questions`; its kind is then also an evaluation task."""
+    kind: str
+    """Kind of the rows."""
+    label: str | None = None
+    """Name in logs and metrics; null = the last part of the path or Hub id, or the kind. Labels must differ."""
+    weight: Positive = 1.0
+    """Share of the examples that are drawn from this dataset, relative to the weights of the others."""
+    limit: PositiveInt | None = None
+    """Maximum number of training rows, spread evenly over the source; null = all."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """What happens to a row that cannot be read or encoded: it is an error, or is left out, counted and listed."""
+    duplicates: Literal["report", "drop"] = "report"
+    """Whether repeated rows, and training rows that are also held out, are counted only or also left out."""
+
+    @property
+    def log_name(self) -> str:
+        """The name in logs and metrics."""
+        return self.label or self.kind
+
+    @property
+    def held_out_share(self) -> float | None:
+        """The share of the rows of one source that is held out; None if the validation split has its own source."""
+        return None
 
     def fetch(self, cache: DataCache) -> None:
-        """Download what is not cached. With several processes, rank 0 calls it before all load.
+        """Download what is not cached. With several processes, rank 0 calls it before all others read.
 
         Raises:
             OSError: no source can be reached, or the cache cannot be written.
         """
 
     @abstractmethod
-    def load(self, split: Split, tokenizer: Tokenizer, cache: DataCache, limit: int | None = None) -> LoadedSplit:
-        """The examples of a split, at most `limit` rows of it, spread evenly.
+    def source(self, split: Split, cache: DataCache) -> RowSource:
+        """The rows of a split, all of them.
 
         Raises:
-            ValueError: a row is invalid; the message names file and row.
+            ValueError: there are none, or the files are not as they should be; the message names them.
+            OSError: the rows are not here and cannot be reached.
+        """
+
+    @abstractmethod
+    def encoder(self, settings: EncodeSettings) -> RowEncoder:
+        """What turns the rows into examples.
+
+        Raises:
+            ValueError: the dataset cannot be encoded with these settings.
+        """
+
+    def load(self, split: Split, tokenizer: Tokenizer, cache: DataCache, limit: int | None = None) -> LoadedSplit:
+        """The examples of a split in memory, of at most `limit` rows of it, spread evenly.
+
+        Raises:
+            ValueError: a row is invalid and may not be dropped; the message names file and row.
             OSError: the rows are not here and no source answers.
         """
+        rows, source = self.rows(split, cache, limit)
+        encoded = self.good(self.encoder(EncodeSettings(tokenizer.vocab_size)).encode(rows))
+        return LoadedSplit([example for examples in encoded for example in examples], source)
+
+    def rows(self, split: Split, cache: DataCache, limit: int | None = None) -> tuple[list[SourceRow], str]:
+        """The rows of a split in memory, at most `limit` of them, spread evenly, and their place.
+
+        Raises:
+            ValueError, OSError: as `load`.
+        """
+        import numpy as np
+
+        from seektune.data.store.select import choose, held_out
+
+        source = self.source(split, cache)
+        rows = self.good(source.read(0, source.count()))
+        digests = np.array([row.digest for row in rows], np.uint64)
+        among = np.ones(len(rows), bool)
+        if self.held_out_share is not None:
+            among = held_out(digests, self.held_out_share) == (split == "validation")
+        numbers = np.arange(len(rows))
+        nothing = digests[:0]
+        least = min((each for each in (limit, self.limit if split == "train" else None) if each), default=None)
+        chosen = choose(digests, numbers, among, nothing, self.duplicates == "drop", least)
+        return [rows[i] for i in chosen.ids], source.title
+
+    def good(self, found: Iterable[Item | BadRow]) -> list[Item]:
+        """What is not bad.
+
+        Raises:
+            ValueError: something is, and `on_bad_row` does not drop it.
+        """
+        good = []
+        for each in found:
+            if not isinstance(each, BadRow):
+                good.append(each)
+            elif self.on_bad_row == "error":
+                raise ValueError(str(each))
+        return good
 
     def questions(self, cache: DataCache, limit: int | None = None, path: Path | None = None) -> list[Question]:
         """At most `limit` questions of the validation split, spread evenly, or of the file or folder `path`.
 
         Raises:
-            ValueError, OSError: as with `load`.
+            ValueError, OSError: as with `source`; or a row is not a question.
         """
-        raise NotImplementedError(f"{self.dataset} has no questions")
+        raise NotImplementedError(f"{self.kind} has no questions")
 
     def card(self) -> DataCard:
         """The description for model cards."""
-        return DataCard(self.dataset, self.title, f"{self.title}.")
+        return DataCard(self.kind, self.title, f"{self.title}.")
 
 
 def spread_evenly(rows: Sequence[Item], limit: int | None) -> list[Item]:

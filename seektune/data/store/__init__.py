@@ -1,0 +1,1 @@
+"""Prepared examples: encoded once, kept on disk, and chosen from."""
