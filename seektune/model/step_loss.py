@@ -18,6 +18,8 @@ BALANCE_LOSS = "balance_loss"
 """Sequence-wise balance loss summed over layers, per token of the whole step; 0 if it is off."""
 LOSSES = (LOSS, MTP_LOSS, BALANCE_LOSS)
 """The parts whose weighted sum is differentiated."""
+DRAFT_PARTS = ("draft_cross_entropy", "draft_distance", "draft_confidence")
+"""The parts of a drafter's loss, as in `DraftLosses`."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class StepLoss:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all parts, in a fixed order."""
-        return *LOSSES, *self.objective.part_names
+        return *LOSSES, *(self.objective.part_names if self.drafts is None else DRAFT_PARTS)
 
     @property
     def divisor(self) -> float:

@@ -14,7 +14,7 @@ from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
 from seektune.model.dspark_loss import DraftRows, choose_anchors, draft_losses, slot_weights
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
-from seektune.model.step_loss import LOSS, DraftObjective, StepLoss
+from seektune.model.step_loss import DRAFT_PARTS, LOSS, DraftObjective, StepLoss
 from seektune.model.transformer import Activations, TokenRows, TransformerPart
 
 
@@ -105,7 +105,9 @@ class Stage(TransformerPart):
         divisor = objective.anchors * objective.micro_batches * float(slot_weights(size).sum())
         text = DraftRows(rows.tokens(), labels, rows.layout, means.joined(), hidden)
         losses = draft_losses(stages, self.embed, self.head.values().detach(), self.config, text, anchors, divisor)
-        task.results.append(StageResult({LOSS: losses.loss.detach()}, {}))
+        parts = (losses.cross_entropy, losses.distance, losses.confidence)
+        found = {LOSS: losses.loss, **dict(zip(DRAFT_PARTS, parts, strict=True))}
+        task.results.append(StageResult({name: part.detach() for name, part in found.items()}, {}))
         return losses.loss
 
     def _record(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
