@@ -71,14 +71,15 @@ def best_fit(lengths: NDArray[np.integer], length: int) -> tuple[Numbers, int]:
     lengths.
     """
     order = np.argsort(-lengths, kind="stable")
-    row_of = np.empty(len(lengths), np.int64)
+    sizes, counts = np.unique(lengths, return_counts=True)
     rows = _OpenRows(length)
-    sizes, starts = np.unique(-lengths[order], return_index=True)
-    for size, start, stop in zip((-sizes).tolist(), starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
-        while start < stop:
-            chosen = rows.take(size, stop - start)
-            row_of[order[start : start + len(chosen)]] = chosen
-            start = start + len(chosen)
+    chosen: list[int] = []
+    for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        end = len(chosen) + count
+        while len(chosen) < end:
+            chosen += rows.take(size, end - len(chosen))
+    row_of = np.empty(len(lengths), np.int64)
+    row_of[order] = chosen
     return row_of, rows.count
 
 
@@ -92,7 +93,7 @@ class _OpenRows:
         self._spaces = 0
         """Bit s is set if a row has space s."""
 
-    def take(self, size: int, most: int) -> Numbers:
+    def take(self, size: int, most: int) -> list[int]:
         """Put up to `most` examples of `size` tokens into rows with the least space that is enough; their rows."""
         fitting = self._spaces >> size
         space = size + (fitting & -fitting).bit_length() - 1 if fitting else self._length
@@ -100,14 +101,11 @@ class _OpenRows:
         rows = self._by_space.pop(space) if fitting else self._new(-(-most // each))
         self._spaces &= ~(1 << space)
         full = min(len(rows), most // each)
+        rest = most % each if full < len(rows) else 0
         self._put(space - each * size, rows[:full])
-        chosen = np.repeat(rows[:full], each)
-        rest = min(most - full * each, each - 1) if full < len(rows) else 0
-        if rest:
-            self._put(space - rest * size, [rows[full]])
-            chosen = np.concatenate([chosen, np.full(rest, rows[full])])
-        self._put(space, rows[full + (rest > 0) :])
-        return chosen.astype(np.int64)
+        self._put(space - rest * size, rows[full : full + 1])
+        self._put(space, rows[full + 1 :])
+        return [row for row in rows[:full] for _ in range(each)] + rows[full : full + 1] * rest
 
     def _new(self, count: int) -> list[int]:
         self.count += count

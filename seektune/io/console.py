@@ -18,6 +18,8 @@ PAUSE = 10.0
 
 Advance = Callable[[int, int], None]
 """Called with bytes done so far and in all."""
+PartsDone = Callable[[int, int, str], None]
+"""Called with parts done so far and in all, and a remark."""
 
 
 def say(sentence: str) -> None:
@@ -68,6 +70,19 @@ def byte_bar(label: str) -> Iterator[Advance]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def part_bar(label: str) -> Iterator[PartsDone]:
+    """A progress bar of parts with a remark, on standard error; a line now and then if that is not a terminal."""
+    if not sys.stderr.isatty():
+        lines = _Lines(label)
+        yield lambda done, total, remark: lines.tell(f"{done} of {total}, {remark}")
+        return
+    columns = (BarColumn(), TextColumn("{task.fields[remark]}"), TimeRemainingColumn())
+    with Progress(TextColumn(label), *columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None, remark="")
+        yield lambda done, total, remark: progress.update(task, completed=done, total=total, remark=remark)
+
+
 class _Lines:
     """Progress in plain lines."""
 
@@ -76,9 +91,13 @@ class _Lines:
         self._told = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
+        self.tell(f"{size(done)} of {size(total)}")
+
+    def tell(self, state: str) -> None:
+        """Print a line, if the last one is long ago."""
         if time.monotonic() - self._told >= PAUSE:
             self._told = time.monotonic()
-            print(f"{self._label}: {size(done)} of {size(total)}", file=sys.stderr, flush=True)
+            print(f"{self._label}: {state}", file=sys.stderr, flush=True)
 
 
 def _in_units(number: int, units: tuple[tuple[int, str], ...]) -> str:

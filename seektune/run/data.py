@@ -13,6 +13,7 @@ from seektune.data.example import Example
 from seektune.data.loader import JoinedBatches, Loader, in_order
 from seektune.data.mixing import Mixture
 from seektune.data.step_data import Share
+from seektune.data.store.progress import shown_progress
 from seektune.data.store.split import PreparedSplit, Stores, examples_of, prepare_dataset
 from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.config import DRAFTER, VALIDATION
@@ -94,7 +95,8 @@ def _open_all(
     training = []
     held_out = []
     for dataset in recipe.datasets:
-        stores = prepare_dataset(dataset, settings, cache)
+        with shown_progress(dataset.log_name) as progress:
+            stores = prepare_dataset(dataset, settings, cache, progress)
         training.append(open_split(dataset, "train", stores, recipe, cache.note))
         held_out.append(open_split(dataset, "validation", stores, recipe, cache.note))
     return training, held_out

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 from seektune.data.datasets.dataset import RowEncoder
 from seektune.data.sources.source import RowSource
@@ -35,6 +36,8 @@ class Progress:
     of: int
     tokens: int
     """Tokens of the shards that are done."""
+    tokens_per_s: float
+    """Speed since the preparation began or continued."""
 
 
 def prepare(
@@ -99,17 +102,30 @@ def _make(
 ) -> Manifest:
     """Encode the missing shards, and write index and manifest."""
     jobs = shard_jobs(source, encoder, folder, strict)
-    done: list[ShardRecord] = []
-
-    def tell(record: ShardRecord) -> None:
-        done.append(record)
-        progress(Progress(len(done), len(jobs), sum(each.tokens for each in done)))
-
-    records = run(jobs, tell)
+    clock = _Clock(len(jobs), progress)
+    records = run(jobs, clock.tell)
     longest = write_index(folder, [record.examples for record in records])
     manifest = Manifest.of(key, source.title, source.count(), longest, records)
     manifest.write(folder)
     return manifest
+
+
+class _Clock:
+    """Tells how far and how fast a preparation is."""
+
+    def __init__(self, shards: int, progress: Callable[[Progress], None]):
+        self._shards = shards
+        self._progress = progress
+        self._began = perf_counter()
+        self._done = 0
+        self._tokens = 0
+
+    def tell(self, record: ShardRecord) -> None:
+        """A shard is done."""
+        self._done += 1
+        self._tokens += record.tokens
+        speed = self._tokens / (perf_counter() - self._began)
+        self._progress(Progress(self._done, self._shards, self._tokens, speed))
 
 
 def _as_file_name(name: str) -> str:
