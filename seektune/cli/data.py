@@ -1,13 +1,15 @@
-"""The command `data preview`: training rows before training reads them."""
+"""The commands `data preview`, `data stats` and `data prepare`: rows before training reads them."""
 
 import os
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from seektune.cli.options import ALLOW_OVERRIDES, Action
+from seektune.cli.options import ALLOW_OVERRIDES, Action, path_flag
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
+from seektune.data.datasets.dataset import Split
 from seektune.io.cache_dir import cache_dir
 
 PREVIEW_HELP = f"""Print a training row: its text, its tokens with the taught ones (those in the loss) marked, document
@@ -17,6 +19,8 @@ boundaries, padding, and what is longer than batch.length.
   seektune data preview RECIPE --row 3
 A packed row of several documents:
   seektune data preview RECIPE --batch.pack=true --batch.length=256
+A row of a dataset as its file has it, with the reason if it is left out or becomes several examples:
+  seektune data preview RECIPE --dataset NAME --row 3 --split validation
 
 {OVERRIDES_HELP}
 """
@@ -26,8 +30,19 @@ PREPARE_HELP = f"""Encode the rows of RECIPE into the cache, once; training does
 \b
   seektune data prepare RECIPE
 
-A preparation that was stopped continues at the first part that is missing. The last line of each dataset says where
-the examples are: memory-mapped Arrow files of about 4 bytes per token. XDG_CACHE_HOME chooses another disk.
+A preparation that was stopped continues at the first part that is missing. The examples of each dataset are printed
+with their folder: memory-mapped Arrow files of about 4 bytes per token. XDG_CACHE_HOME chooses another disk.
+
+{OVERRIDES_HELP}
+"""
+
+STATS_HELP = f"""Measure the training rows of every dataset: tokens, taught tokens, lengths, tools, scripts, longest,
+repeated and bad rows, and what each batch.length would cut.
+
+\b
+  seektune data stats RECIPE
+  seektune data stats RECIPE --html stats.html
+  seektune data stats RECIPE --json
 
 {OVERRIDES_HELP}
 """
@@ -46,10 +61,14 @@ def _data(context: typer.Context) -> None:
 )
 def preview(
     args: RecipeArgs = None,
-    row: Annotated[int, typer.Option(min=0, metavar="N", help="Row number in training order, from 0.")] = 0,
+    row: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Row number from 0: in training order, or of the dataset.")
+    ] = 0,
+    dataset: Annotated[str | None, typer.Option(metavar="NAME", help="Print a row of this dataset.")] = None,
+    split: Annotated[Split, typer.Option(help="With --dataset: the split.")] = "train",
 ) -> Action:
     """The command `data preview`."""
-    return partial(_preview, *split_args(args or []), row)
+    return partial(_preview, *split_args(args or []), row, dataset, split)
 
 
 @data_app.command(
@@ -67,15 +86,41 @@ def _prepare(path: str, overrides: list[str]) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.workflows.prepare import prepare
+    from seektune.workflows.prepare_data import prepare_data
 
-    prepare(recipe, cache_dir(os.environ))
+    prepare_data(recipe, cache_dir(os.environ))
 
 
-def _preview(path: str, overrides: list[str], row: int) -> None:
+@data_app.command(
+    "stats", help=STATS_HELP, short_help="Measure the rows of every dataset.", context_settings=ALLOW_OVERRIDES
+)
+def stats(
+    args: RecipeArgs = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", parser=path_flag, help="Write an HTML page.")] = None,
+) -> Action:
+    """The command `data stats`."""
+    return partial(_stats, *split_args(args or []), as_json, html)
+
+
+def _stats(path: str, overrides: list[str], as_json: bool, html: Path | None) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
+    from seektune.workflows.data_stats import StatsOptions, data_stats
+
+    data_stats(recipe, StatsOptions(as_json, html), cache_dir(os.environ))
+
+
+def _preview(path: str, overrides: list[str], row: int, dataset: str | None, split: Split) -> None:
+    from seektune.recipe.load import read_recipe
+
+    recipe = read_recipe(path, overrides).recipe
+    if dataset is not None:
+        from seektune.workflows.preview_row import preview_row
+
+        preview_row(recipe, dataset, split, row, cache_dir(os.environ))
+        return
     from seektune.workflows.preview import preview
 
     preview(recipe, row, cache_dir(os.environ))

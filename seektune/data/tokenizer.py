@@ -71,6 +71,11 @@ class Tokenizer:
         """Id that pads rows; padding is known from lengths, never from this id."""
         return self._id(PAD)
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of all control tokens, those without a meaning included."""
+        return frozenset(self._whole.get_added_tokens_decoder())
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS or EOS."""
         return self._plain.encode(text, add_special_tokens=False).ids

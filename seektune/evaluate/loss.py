@@ -1,19 +1,38 @@
 """The validation loss."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from seektune.data.held_out_loss import HeldOutLoss
 from seektune.evaluate.likelihood import Scorer
 from seektune.sequence import Batch
 
 
-@torch.no_grad()
 def validation_loss(model: Scorer, batches: Sequence[Batch]) -> float:
     """Mean next-token cross-entropy, in nats, over all taught tokens of all batches together.
 
     Every token has the same weight, whatever the batch sizes.
     """
+    total, count = _sums(model, batches)
+    assert count, "no token of the validation batches is taught"
+    return total / count
+
+
+def held_out_loss(model: Scorer, batches: Sequence[Batch], by_dataset: Mapping[str, Sequence[Batch]]) -> HeldOutLoss:
+    """The validation loss, and that of each dataset if there are several; `batches` are those of all."""
+    if not by_dataset:
+        return HeldOutLoss(validation_loss(model, batches))
+    sums = {name: _sums(model, own) for name, own in by_dataset.items()}
+    count = sum(taught for _, taught in sums.values())
+    assert count, "no token of the validation batches is taught"
+    each = {name: total / taught for name, (total, taught) in sums.items() if taught}
+    return HeldOutLoss(sum(total for total, _ in sums.values()) / count, each)
+
+
+@torch.no_grad()
+def _sums(model: Scorer, batches: Sequence[Batch]) -> tuple[float, int]:
+    """The sum of losses, and the number of taught tokens."""
     total = 0.0
     count = 0
     for batch in batches:
@@ -21,5 +40,4 @@ def validation_loss(model: Scorer, batches: Sequence[Batch]) -> float:
         if taught:
             total += float(model.score(batch).losses_BT.double().sum())
             count += taught
-    assert count, "no token of the validation batches is taught"
-    return total / count
+    return total, count

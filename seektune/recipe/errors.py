@@ -96,6 +96,7 @@ def locate(message: str, document: YamlNode, model: type[BaseModel], location: L
     sections = [_dotted(location[:end]) + "." for end in range(1, len(location) + 1)]
     keys = [key for key in known_keys(model) if "." in key or (key in words and not location)]
     named = [key for key in keys if any(key.removeprefix(section) in words for section in ["", *sections])]
+    named += [word for word in words if _without_indices(word) in keys and word not in keys]
     written = [entry for key in named if (entry := document.find(tuple(key.split("."))))]
     written.sort(key=lambda entry: (not entry.override, isinstance(entry.value, dict)))
     where = written[0].where if written else _where(document, location)
@@ -122,9 +123,8 @@ def _unknown_name(field: Location, document: YamlNode, section: type[BaseModel])
 
 def _unknown_key(location: Location, within: type[BaseModel], keys: list[str]) -> str:
     dotted = _dotted(location)
-    in_recipe = re.sub(r"\.\d+", "", dotted)
-    if in_recipe in RENAMED:
-        return f"{dotted} is now called {RENAMED[in_recipe]}"
+    if _without_indices(dotted) in RENAMED:
+        return f"{dotted} is now called {RENAMED[_without_indices(dotted)]}"
     section, _, leaf = dotted.rpartition(".")
     kind = "this section" if section else "a recipe"
     siblings = list(within.model_fields)
@@ -151,6 +151,11 @@ def _show(value: Any, entry: YamlNode | None) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower() if value is not None else "null"
     return shorten(repr(value))
+
+
+def _without_indices(key: str) -> str:
+    """A dotted key without the indices of entries of lists."""
+    return re.sub(r"\.\d+", "", key)
 
 
 def _dotted(location: Location) -> str:

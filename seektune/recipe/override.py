@@ -54,11 +54,11 @@ def _check_above(above: YamlNode | None, path: KeyPath, end: int, entry: YamlNod
     if above is None or above.value is None:
         return
     if isinstance(above.value, list):
-        if above.find((path[end],)) is None:
-            last = len(above.value) - 1
+        if not path[end].isdecimal():
             meant = ".".join(["--" + section, "0", *path[end:]])
-            known = f"a list here, with entries 0 to {last}" if path[end].isdecimal() else "a list here"
-            raise ValueError(f"{entry.where}: {section} is {known}; write {meant} for the first one")
+            raise ValueError(f"{entry.where}: {section} is a list here; write {meant} for the first one")
+        if above.find((path[end],)) is None:
+            raise ValueError(f"{entry.where}: {section} has no entry {path[end]}; it has {len(above.value)}, from 0")
     elif not isinstance(above.value, dict):
         raise ValueError(f"{entry.where}: {section} holds a single value here, not a section of keys")
     elif path[end].isdecimal():

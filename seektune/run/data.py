@@ -20,11 +20,11 @@ from seektune.evaluate.config import DRAFTER, VALIDATION
 from seektune.evaluate.task import Task
 from seektune.evaluate.tasks import make_task, questions_section
 from seektune.model.config import DeepseekV4Config
-from seektune.model.variants import encoding_of
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.recipe.recipe import Recipe
 from seektune.run.drafter import drafter_is_measured
+from seektune.run.encode_settings import encode_settings
 from seektune.sequence import IGNORE_INDEX, Batch
 
 T = TypeVar("T")
@@ -61,8 +61,9 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         ValueError: a row is invalid or too long, or a step's rows do not divide over the processes.
         OSError: the rows are not here and no source answers, or the cache cannot be written.
     """
+    _check_objectives(recipe)
     mesh.ranks.first(lambda: _fetch(recipe, cache))
-    settings = EncodeSettings(config.vocab_size, encoding_of(config))
+    settings = encode_settings(config)
     pad_id = settings.tokenizer.pad_id
     training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
     batches = [in_order(split.examples, recipe.batch, pad_id) for split in held_out]
@@ -150,6 +151,15 @@ def _batch_of(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: 
         f"note: micro-batches of {rows} rows, not {batch.micro_size}, of the {own} that a process gets in a step"
     )
     return batch.model_copy(update={"micro_size": rows})
+
+
+def _check_objectives(recipe: Recipe) -> None:
+    missing = next((dataset for dataset in recipe.datasets if dataset.objective), None)
+    if missing is not None:
+        raise ValueError(
+            f"data.kind {missing.kind} needs {missing.objective}, which SeekTune does not have; "
+            "`seektune data preview` and `seektune data stats` read such rows"
+        )
 
 
 def _fetch(recipe: Recipe, cache: DataCache) -> None:

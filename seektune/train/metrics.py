@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from seektune.data.held_out_loss import HeldOutLoss
 from seektune.io.jsonl import JsonlWriter, read_records
 from seektune.io.run_files import EXPERT_LOADS, METRICS, TENSORBOARD, VALIDATION
 from seektune.train.config import LoggingConfig
@@ -30,7 +31,7 @@ class RunLog(Protocol):
     def step(self, record: StepRecord) -> None:
         """Log a step."""
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, found: HeldOutLoss) -> None:
         """Log the validation loss after a step."""
 
     def skipped(self, step: int, reason: str) -> None:
@@ -69,9 +70,9 @@ class SilentLog:
     def step(self, record: StepRecord) -> None:
         """As `RunLog`."""
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, found: HeldOutLoss) -> None:
         """As `RunLog`."""
-        self._validations[step] = loss
+        self._validations[step] = found.loss
 
     def skipped(self, step: int, reason: str) -> None:
         """As `RunLog`."""
@@ -144,12 +145,15 @@ class MetricsLog:
             self._events.add(record.step, curves | layers)
         self._display.step(record)
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, found: HeldOutLoss) -> None:
         """Write a validation loss, measured after `step`."""
-        self._validation.append({"step": step, "loss": loss})
+        datasets = {"datasets": dict(found.datasets)} if found.datasets else {}
+        self._validation.append({"step": step, "loss": found.loss, **datasets})
         if self._events is not None:
-            self._events.add(step, {"validation/loss": loss})
-        self._display.say(f"validation loss {loss:.4f} after step {step}")
+            curves = {f"validation/{name}_loss": loss for name, loss in found.datasets.items()}
+            self._events.add(step, {"validation/loss": found.loss, **curves})
+        each = ", ".join(f"{name} {loss:.4f}" for name, loss in found.datasets.items())
+        self._display.say(f"validation loss {found.loss:.4f} after step {step}{f' ({each})' if each else ''}")
 
     def state_dict(self) -> LogState:
         """State for a checkpoint."""

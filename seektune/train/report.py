@@ -108,6 +108,7 @@ def _results(
 ) -> list[tuple[str, str, str]]:
     rows = [
         ("validation loss", f"{validation[0]['loss']:.4f}", f"{validation[-1]['loss']:.4f}"),
+        *_by_dataset(validation[0], validation[-1]),
         ("training loss (first and last step)", f"{steps[0]['loss']:.4f}", f"{steps[-1]['loss']:.4f}"),
     ]
     scores = [
@@ -115,6 +116,13 @@ def _results(
         for name, each in story.comparisons()
     ]
     return rows + scores
+
+
+def _by_dataset(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The validation loss of each dataset, if there are several."""
+    after = last.get("datasets", {})
+    before = first.get("datasets", {})
+    return [(f"validation loss on {name}", f"{before[name]:.4f}", f"{after[name]:.4f}") for name in after]
 
 
 def _files(folder: Path) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 
 from seektune.checkpoint import check_train_state
+from seektune.data.held_out_loss import HeldOutLoss
 from seektune.io.run_files import CHECKPOINTS
 from seektune.model.step_loss import DraftObjective
 from seektune.parallel.model import ParallelModel
@@ -31,7 +32,7 @@ class Trainer(ResumableRun):
         stream: BatchStream,
         settings: TrainSettings,
         folder: Path,
-        validation_loss: Callable[[], float],
+        validation_loss: Callable[[], HeldOutLoss],
         interruption: Interruption,
     ):
         super().__init__(model, stream, settings, folder)
@@ -161,10 +162,10 @@ class Trainer(ResumableRun):
         due = _due(self.step, self.settings.validate_every) or self.step in (0, steps)
         if due and self.step not in log.validations():
             watch(f"validating after step {self.step}")
-            loss = self.validation_loss()
-            if not isfinite(loss):
+            found = self.validation_loss()
+            if not isfinite(found.loss):
                 raise NotFiniteError(f"the validation loss after step {self.step} is not finite; nothing is exported")
-            log.validation(self.step, loss)
+            log.validation(self.step, found)
 
 
 def _due(step: int, every: int | None) -> bool:

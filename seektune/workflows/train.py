@@ -11,7 +11,7 @@ import torch
 from seektune import __version__
 from seektune.data.chat_format.template import ChatTokenizer
 from seektune.data.datasets.dataset import DataCache
-from seektune.evaluate.loss import validation_loss
+from seektune.evaluate.loss import held_out_loss
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
 from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
@@ -122,7 +122,7 @@ def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scor
 
 def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Trainer:
     """The trainer, at the step where the run starts."""
-    validate = partial(validation_loss, model, data.validation)
+    validate = partial(held_out_loss, model, data.validation, data.validation_by_dataset)
     settings = _settings(run.recipe, data)
     tokenizer = ChatTokenizer(data.tokenizer, encoding_of(run.config))
     trainer = Trainer(model, tokenizer, data.loader, settings, run.folder, validate, run.interruption)

@@ -16,7 +16,7 @@ from torch import Tensor
 from seektune.checkpoint import as_shard
 from seektune.checkpoint.formats import FORMATS
 from seektune.data.step_data import Share, StepData
-from seektune.evaluate.loss import validation_loss
+from seektune.evaluate.loss import held_out_loss
 from seektune.io.run_files import CHECKPOINTS
 from seektune.lora.build import adapter_injector
 from seektune.lora.config import LoraConfig
@@ -137,7 +137,7 @@ def run(folder: Path, plot: Plot) -> End:
         # behind a B of zero an adapter's first gradients are hardly more than rounding, which must not become updates
         moving = OptimizerConfig(lr=1e-3, eps=1e-5)
     wanted = replace(wanted, optimizer=moving)
-    held_out = partial(validation_loss, model, [made_batch(1000), made_batch(1001, rows=1)])
+    held_out = partial(held_out_loss, model, [made_batch(1000), made_batch(1001, rows=1)], {})
     error = ""
     with Interruption(worker=world > 1) as interruption:
         trainer = Trainer(model, Words(), stream, wanted, folder, held_out, interruption)

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from seektune.data.example import Example
+from seektune.data.held_out_loss import HeldOutLoss
 from seektune.data.packing import collate
-from seektune.evaluate.loss import validation_loss
+from seektune.evaluate.loss import held_out_loss, validation_loss
 
 
 def example(tokens: list[int], read: int) -> Example:
@@ -27,3 +28,12 @@ def test_every_taught_token_counts_the_same(bigram):
 def test_a_batch_in_which_nothing_is_taught_does_not_disturb(bigram):
     taught, read = collate([[example([0, 5, 6], 1)]], 2), collate([[example([0, 5, 6], 3)]], 2)
     assert validation_loss(bigram, [read, taught]) == validation_loss(bigram, [taught])
+
+
+def test_the_loss_of_each_dataset_and_of_all_together(bigram):
+    one = [collate([[example([0, 5, 6, 7], 2)]], 2)]
+    two = [collate([[example([0, 9, 8, 7, 6, 5, 4], 1)]], 2), collate([[example([0, 3], 1)]], 2)]
+    found = held_out_loss(bigram, [*one, *two], {"one": one, "two": two})
+    assert found.loss == pytest.approx(validation_loss(bigram, [*one, *two]), rel=1e-12)
+    assert found.datasets == {"one": validation_loss(bigram, one), "two": validation_loss(bigram, two)}
+    assert held_out_loss(bigram, one, {}) == HeldOutLoss(validation_loss(bigram, one))

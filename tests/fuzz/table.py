@@ -1,10 +1,11 @@
 """All targets by name."""
 
 from tests.fuzz.checkpoints import CHECKPOINTS
+from tests.fuzz.row_files import ROW_FILES
 from tests.fuzz.runs import RUNS
 from tests.fuzz.texts import TEXTS
 
-TARGETS = {target.name: target for target in (*CHECKPOINTS, *TEXTS, *RUNS)}
+TARGETS = {target.name: target for target in (*CHECKPOINTS, *TEXTS, *ROW_FILES, *RUNS)}
 
 if __name__ == "__main__":
     print(*TARGETS)

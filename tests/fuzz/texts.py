@@ -13,8 +13,8 @@ from seektune.cli.start import check_world, make_launch_config
 from seektune.data.chat_format.encodings import ENCODINGS
 from seektune.data.datasets.dataset import EncodeSettings
 from seektune.data.datasets.hellaswag import QuestionEncoder
-from seektune.data.sources.data_file import DataFile, checked
-from seektune.data.sources.row import SourceRow
+from seektune.data.sources.data_file import DataFile
+from seektune.data.sources.row import BadRow
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.perplexity import read_texts
 from seektune.recipe.errors import known_keys
@@ -26,6 +26,7 @@ from seektune.serve.limits import Limits
 from seektune.serve.request_builder import RequestBuilder
 from seektune.serve.schema import ChatRequest, CompletionRequest
 from seektune.workflows.prompt_rows import read_prompt_rows
+from tests.fuzz.row_files import row_or_error
 from tests.fuzz.target import Read, Target, as_json, as_lines
 from tests.places import TINY, TINY_LORA
 
@@ -86,8 +87,9 @@ def open_rows(folder: Path) -> Read:
     def read(content: bytes) -> None:
         file.write_bytes(content)
         source = DataFile(str(file), "")
-        rows = [checked(row._asdict(), source) for row in source.rows()]
-        encoder.encode([row for row in rows if isinstance(row, SourceRow)])
+        for found in encoder.encode([row_or_error(row, source) for row in source.rows()]):
+            if isinstance(found, BadRow):
+                raise ValueError(str(found))
 
     return read
 

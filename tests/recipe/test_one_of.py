@@ -46,6 +46,13 @@ class Drawing(Section):
     """What is drawn."""
 
 
+class Gallery(Section):
+    """Drawings."""
+
+    shapes: Annotated[Shape | list[Shape], OneOf("kind", {"circle": Circle, "square": Square}, several=True)] = Circle()
+    """What is shown."""
+
+
 def read(text: str) -> Drawing:
     return Drawing.model_validate_json(json.dumps(document(text).plain()), strict=True)
 
@@ -106,6 +113,45 @@ def test_keys_of_every_choice_are_known() -> None:
     assert {*known_keys(Drawing)} == {
         *("shape", "shape.kind", "shape.radius", "shape.side", "shape.corners"),
     }
+
+
+def show(text: str) -> Shape | list[Shape]:
+    return Gallery.model_validate_json(json.dumps(document(text).plain()), strict=True).shapes
+
+
+def test_a_field_may_also_hold_a_list_of_sections() -> None:
+    assert show("shapes: {radius: 2.5}") == Circle(radius=2.5)
+    assert show("shapes: [{kind: square, side: 3}, {}]") == [Square(kind="square", side=3), Circle()]
+    gallery = Gallery(shapes=[Circle(radius=3.0), Square(kind="square", side=7)])
+    assert Gallery.model_validate_json(gallery.model_dump_json(), strict=True) == gallery
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "shapes:\n- {}\n- kind: sqare",
+            "a.yaml:3: shapes.1.kind must be 'circle' or 'square', not 'sqare'; did you mean square?",
+        ),
+        ("shapes:\n- kind: square\n  side: a", "a.yaml:3: shapes.0.side must be a whole number, not 'a'"),
+        ("shapes:\n- {}\n- zzz: 3", "a.yaml:3: shapes.1.zzz is not a key of this section; its keys are kind, radius"),
+        ("shapes:\n- 5", "a.yaml:2: shapes.0 is a section, whose keys are set one by one, not 5"),
+        ("shapes: []", "a.yaml:1: shapes must hold 1 values at least, not a list"),
+        ("shapes: x", "a.yaml:1: shapes is a section, whose keys are set one by one, not 'x'"),
+    ],
+)
+def test_errors_in_a_list_name_the_entry(text: str, expected: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        show(text)
+    assert first_error(caught.value, document(text), Gallery).startswith(expected)
+
+
+def test_the_schema_of_a_list_tells_the_choices_apart() -> None:
+    check = jsonschema.Draft202012Validator(Gallery.model_json_schema())
+    for good in ({}, {"shapes": {"radius": 1}}, {"shapes": [{"kind": "square", "side": 1}, {"radius": 2}]}):
+        assert list(check.iter_errors(good)) == []
+    for bad in ({"shapes": []}, {"shapes": [{"side": 1}]}, {"shapes": [[{}]]}):
+        assert list(check.iter_errors(bad)) != []
 
 
 def test_the_schema_tells_the_choices_apart() -> None:

@@ -13,7 +13,7 @@ from threading import Event
 import torch
 
 from seektune.checkpoint.shard import as_shard
-from seektune.evaluate.loss import validation_loss
+from seektune.evaluate.loss import held_out_loss
 from seektune.io.run_files import CHECKPOINTS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
@@ -46,7 +46,7 @@ def make_trainer(
 ) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
     spread = ParallelModel.alone(small_model(dtype) if model is None else model)
-    held_out = partial(validation_loss, spread, [made_batch(1000)])
+    held_out = partial(held_out_loss, spread, [made_batch(1000)], {})
     wanted = settings(every=every, validate_every=3, loss=loss, guard=guard, asynchronous=asynchronous)
     wanted = replace(wanted, optimizer=OptimizerConfig(lr=1e-2, master=master))
     return Trainer(spread, Words(), MadeStream() if stream is None else stream, wanted, folder, held_out, interruption)

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from seektune.data.held_out_loss import HeldOutLoss
 from seektune.io.jsonl import read_records
 from seektune.train.config import LoggingConfig
 from seektune.train.metrics import LOAD_LINES, MetricsLog, imbalance
@@ -11,7 +12,7 @@ from tests.train.tiny_run import RECORD
 
 def run(folder, steps, tensorboard=False):
     with MetricsLog(folder, steps, LoggingConfig(tensorboard=tensorboard)) as log:
-        log.validation(0, 4.0)
+        log.validation(0, HeldOutLoss(4.0))
         for step in range(1, steps + 1):
             log.step(replace(RECORD, step=step))
 
@@ -35,6 +36,14 @@ def test_further_parts_of_the_objective_have_their_names(tmp_path):
     assert "parts" not in line
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.value for event in events.Scalars("train/margin")] == [0.25]
+
+
+def test_the_validation_loss_of_each_dataset_is_written(tmp_path, capsys):
+    with MetricsLog(tmp_path, 1, LoggingConfig(tensorboard=False)) as log:
+        log.validation(0, HeldOutLoss(4.0, {"chat": 3.5, "text": 4.25}))
+    (line,) = read_records(tmp_path / "validation.jsonl")
+    assert line == {"step": 0, "loss": 4.0, "datasets": {"chat": 3.5, "text": 4.25}}
+    assert "validation loss 4.0000 after step 0 (chat 3.5000, text 4.2500)" in capsys.readouterr().out
 
 
 def test_expert_loads_are_summed_into_few_lines(tmp_path):
@@ -73,7 +82,7 @@ def test_files_are_closed_when_the_user_interrupts(tmp_path):
 
 def test_a_resumed_run_goes_on_with_the_files(tmp_path):
     with MetricsLog(tmp_path, 60, LoggingConfig(tensorboard=True)) as log:
-        log.validation(0, 4.0)
+        log.validation(0, HeldOutLoss(4.0))
         for step in range(1, 6):
             log.step(replace(RECORD, step=step))
             if step == 3:

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from seektune.data.held_out_loss import HeldOutLoss
 from seektune.train.config import LoggingConfig
 from seektune.train.metrics import MetricsLog
 from seektune.train.report import EvalText, ReportText, write_report
@@ -23,10 +24,10 @@ SCORES = [
 
 def record_run(folder, steps):
     with MetricsLog(folder, steps, LoggingConfig(tensorboard=False)) as log:
-        log.validation(0, 4.0)
+        log.validation(0, HeldOutLoss(4.0))
         for step in range(1, steps + 1):
             log.step(replace(RECORD, step=step, loss=4 - 2 * step / steps))
-        log.validation(steps, 2.125)
+        log.validation(steps, HeldOutLoss(2.125))
 
 
 EVALS = (EvalText("quiz", f"questions {NASTY}", SCORES),)

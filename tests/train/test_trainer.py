@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from seektune.data.held_out_loss import HeldOutLoss
 from seektune.io.jsonl import read_records
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.signals import Interruption
@@ -98,7 +99,7 @@ def test_a_loss_that_is_not_finite_keeps_the_metrics(tmp_path):
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
     def change(trainer):
-        trainer.validation_loss = lambda: math.nan if trainer.step == 2 else 1.0
+        trainer.validation_loss = lambda: HeldOutLoss(math.nan if trainer.step == 2 else 1.0)
 
     with pytest.raises(NotFiniteError, match="the validation loss after step 2 is not finite; nothing is exported"):
         go(tmp_path, 2, change)

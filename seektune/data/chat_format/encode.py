@@ -7,8 +7,9 @@ from seektune.data.chat_format.choices import DEFAULT, EncodingName
 from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.chat_format.message import shown
 from seektune.data.chat_format.pieces import ChatText
-from seektune.data.chat_format.render import drops_reasoning, render_turns
+from seektune.data.chat_format.render import render_turns
 from seektune.data.chat_format.tokens import ANSWERED
+from seektune.data.chat_format.training import training_texts
 from seektune.data.chat_format.turns import read_turns
 
 
@@ -24,7 +25,7 @@ def encode_messages(
     Args:
         messages: objects with `role` (`system`, `user`, `assistant`, `tool`, `developer`, `latest_reminder`),
             `content` and, by role, `reasoning_content`, `tool_calls`, `tool_call_id`, `tools`, `response_format`,
-            `task` and `wo_eos` (an answer that goes on); other fields are not looked at.
+            `task`, `wo_eos` (an answer that goes on) and `train`; other fields are not looked at.
         thinking_mode: `thinking` writes reasoning and asks for it, `chat` does neither.
         drop_thinking: whether answers before the last question lose their reasoning, and developers' messages before
             it go; never where tools are described.
@@ -88,21 +89,18 @@ def render_training_texts(
     reasoning_effort: str | None = None,
     encoding: EncodingName = DEFAULT,
 ) -> list[ChatText]:
-    """Texts that teach every response of a conversation, each after what a server would show the model.
+    """Texts that teach the responses of a conversation, each after what a server would show the model.
 
-    One text if no reasoning is dropped; otherwise one for each question, which ends with its responses. The arguments
-    are those of `render_chat_prompt`.
+    One text if no reasoning is dropped; otherwise one for each question, which ends with its responses. A message with
+    `"train": false` is read and not taught. The arguments are those of `render_chat_prompt`; a `thinking_mode` of
+    `auto` means thinking for responses with reasoning and chat for others (of a conversation with tools: thinking for
+    all, if one has reasoning).
 
     Raises:
         ValueError: as `encode_messages`.
     """
     rules = find_encoding(encoding)
-    turns = read_turns(with_tools(messages, tools), rules)
-    stops = [len(turns)]
-    if drops_reasoning(turns, thinking_mode):
-        stops = [i for i, turn in enumerate(turns) if turn.role in ANSWERED and i > 0] + stops
-    texts = [render_turns(turns[:stop], thinking_mode, True, reasoning_effort, rules) for stop in stops]
-    return [text for text in texts if any(piece.taught for piece in text.pieces)]
+    return training_texts(read_turns(with_tools(messages, tools), rules), thinking_mode, reasoning_effort, rules)
 
 
 def with_tools(

@@ -1,9 +1,9 @@
 """Text of the chat format in pieces: control tokens of the format are kept apart from the same letters in a message."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import NamedTuple
 
 from seektune.data.chat_format.tokens import CONTROL
@@ -77,7 +77,7 @@ class ChatText:
         Raises:
             ValueError: the vocabulary lacks a control token.
         """
-        return [token for ids, _ in self._encoded(tokenizer) for token in ids]
+        return encode_texts([self], tokenizer)[0][0]
 
     def example(self, tokenizer: Tokenizer, name: str) -> Example:
         """The token ids and which of them are taught; `name` is the source.
@@ -85,15 +85,33 @@ class ChatText:
         Raises:
             ValueError: the vocabulary lacks a control token.
         """
-        encoded = self._encoded(tokenizer)
-        taught = [is_taught for ids, is_taught in encoded for _ in ids]
-        return Example([token for ids, _ in encoded for token in ids], taught, name)
+        ids, taught = encode_texts([self], tokenizer)[0]
+        return Example(ids, taught, name)
 
-    def _encoded(self, tokenizer: Tokenizer) -> list[tuple[list[int], bool]]:
-        """Ids, and whether they are taught, of each control token and each text between two of them."""
-        runs = []
+    def runs(self) -> Iterator[Piece]:
+        """Each control token, and each text between two of them that is taught or read as a whole."""
         for (control, taught), pieces in groupby(self.pieces, key=lambda piece: (piece.control, piece.taught)):
             texts = [piece.text for piece in pieces]
-            runs += [(text, control, taught) for text in (texts if control else ["".join(texts)])]
-        plain = iter(tokenizer.encode_batch([text for text, control, _ in runs if not control]))
-        return [([tokenizer.control_id(text)] if control else next(plain), taught) for text, control, taught in runs]
+            yield from (Piece(text, control, taught) for text in (texts if control else ["".join(texts)]))
+
+
+def encode_texts(texts: Sequence[ChatText], tokenizer: Tokenizer) -> list[tuple[list[int], list[bool]]]:
+    """The token ids of each text, and which of them are taught.
+
+    Raises:
+        ValueError: the vocabulary lacks a control token.
+    """
+    runs = [list(text.runs()) for text in texts]
+    # tools and system messages repeat from text to text
+    plain = list({run.text: None for each in runs for run in each if not run.control})
+    known = dict(zip(plain, tokenizer.encode_batch(plain), strict=True))
+    control = {run.text for each in runs for run in each if run.control}
+    codes = {token: [tokenizer.control_id(token)] for token in control}
+    return [_together([(codes if run.control else known)[run.text] for run in each], each) for each in runs]
+
+
+def _together(ids: Sequence[list[int]], runs: Sequence[Piece]) -> tuple[list[int], list[bool]]:
+    taught: list[bool] = []
+    for part, run in zip(ids, runs, strict=True):
+        taught += [run.taught] * len(part)
+    return list(chain.from_iterable(ids)), taught

@@ -84,7 +84,7 @@ def _header(thinking: bool) -> Pieces:
 
 
 def _response(turns: Sequence[Turn], i: int, thinking: bool, since: int) -> Iterator[Piece]:
-    """A turn of the assistant; taught unless its reasoning is dropped."""
+    """A turn of the assistant; not taught if its reasoning is dropped."""
     turn = turns[i]
     answers_task = i > 0 and turns[i - 1].task is not None
     thought = (*from_message(turn.reasoning), *from_format(THINK_END))
@@ -93,7 +93,7 @@ def _response(turns: Sequence[Turn], i: int, thinking: bool, since: int) -> Iter
         *turn.pieces,
         *(from_format(EOS) if turn.ended else ()),
     )
-    return (piece._replace(taught=i >= since) for piece in pieces)
+    return (piece._replace(taught=turn.taught and i >= since) for piece in pieces)
 
 
 def _invitation(turns: Sequence[Turn], i: int, thinking: bool, since: int) -> Pieces:

@@ -32,6 +32,8 @@ class Turn:
     """Quick instruction that the turn ends with."""
     ended: bool = True
     """Whether an assistant's turn ends with EOS."""
+    taught: bool = True
+    """Whether training texts teach an assistant's turn."""
     call_ids: tuple[str, ...] = ()
     """Of an assistant's tool calls, in their order."""
     has_tools: bool = False
@@ -135,6 +137,7 @@ def _read_answer(message: Message, encoding: Encoding) -> Turn:
         reasoning or "",
         message.task(),
         ended=not message.field("wo_eos", bool),
+        taught=message.field("train", bool) is not False,
         call_ids=message.call_ids(),
         has_tools=bool(message.tools()),
     )

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from seektune.data.chat_format.choices import DEFAULT, EncodingName
 from seektune.data.example import Example
 from seektune.data.question import Question
-from seektune.data.sources.row import BadRow, SourceRow
+from seektune.data.sources.row import BadRow, SourceRow, dropped
 from seektune.data.sources.source import RowSource
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.section import Positive, Section
@@ -92,6 +92,10 @@ class DataConfig(Section, ABC):
     """The display name."""
     has_questions: ClassVar[bool] = False
     """Whether the dataset has `questions`; its kind is then also an evaluation task."""
+    several: ClassVar[str] = "the row holds several"
+    """Why a row has several examples, for messages."""
+    objective: ClassVar[str] = ""
+    """What training needs to learn from the examples, where the loss of the next token is not what they are for."""
     kind: str
     """Kind of the rows."""
     label: str | None = None
@@ -147,7 +151,7 @@ class DataConfig(Section, ABC):
             OSError: the rows are not here and no source answers.
         """
         rows, source = self.rows(split, cache, limit)
-        encoded = self.good(self.encoder(EncodeSettings(tokenizer.vocab_size)).encode(rows))
+        encoded = self.good(self.encoder(EncodeSettings(tokenizer.vocab_size)).encode(rows), cache.note)
         return LoadedSplit([example for examples in encoded for example in examples], source)
 
     def rows(self, split: Split, cache: DataCache, limit: int | None = None) -> tuple[list[SourceRow], str]:
@@ -161,7 +165,7 @@ class DataConfig(Section, ABC):
         from seektune.data.store.select import choose, held_out
 
         source = self.source(split, cache)
-        rows = self.good(source.read(0, source.count()))
+        rows = self.good(source.read(0, source.count()), cache.note)
         digests = np.array([row.digest for row in rows], np.uint64)
         among = np.ones(len(rows), bool)
         if self.held_out_share is not None:
@@ -172,18 +176,23 @@ class DataConfig(Section, ABC):
         chosen = choose(digests, numbers, among, nothing, self.duplicates == "drop", least)
         return [rows[i] for i in chosen.ids], source.title
 
-    def good(self, found: Iterable[Item | BadRow]) -> list[Item]:
-        """What is not bad.
+    def good(self, found: Iterable[Item | BadRow], note: Callable[[str], None]) -> list[Item]:
+        """What is not bad; a note lists what is left out.
 
         Raises:
             ValueError: something is, and `on_bad_row` does not drop it.
         """
         good = []
+        bad = []
         for each in found:
             if not isinstance(each, BadRow):
                 good.append(each)
             elif self.on_bad_row == "error":
                 raise ValueError(str(each))
+            else:
+                bad.append(each)
+        if bad:
+            note(dropped(bad, len(bad)))
         return good
 
     def questions(self, cache: DataCache, limit: int | None = None, path: Path | None = None) -> list[Question]:

@@ -52,7 +52,7 @@ class HellaswagConfig(RowsConfig):
         rows, place = section.rows("train" if path is not None and path.is_file() else "validation", cache, limit)
         if not rows:
             raise ValueError(f"{place}: no rows")
-        return self.good([_question_or_reason(row) for row in rows])
+        return self.good([_question_or_reason(row) for row in rows], cache.note)
 
     def card(self) -> DataCard:
         """As `DataConfig.card`."""

@@ -2,12 +2,20 @@
 
 from typing import Annotated
 
+from seektune.data.datasets.chat import ChatConfig
 from seektune.data.datasets.dataset import DataConfig
 from seektune.data.datasets.hellaswag import HellaswagConfig
+from seektune.data.datasets.preference import PreferenceConfig
+from seektune.data.datasets.prompt_completion import PromptCompletionConfig
+from seektune.data.datasets.text import TextConfig
 from seektune.section import OneOf
 
 DATASETS: dict[str, type[DataConfig]] = {
     "hellaswag": HellaswagConfig,
+    "chat": ChatConfig,
+    "prompt_completion": PromptCompletionConfig,
+    "text": TextConfig,
+    "preference": PreferenceConfig,
 }
 """Sections by the value of `data.kind`; the first is the default."""
 

@@ -41,7 +41,7 @@ def _of_type(type: "pa.DataType") -> Convert:
     if pa.types.is_map(type):
         item = _of_type(type.item_type)
         return _unless_null(lambda pairs: {str(key): item(value) for key, value in pairs})
-    if pa.types.is_nested(type):
+    if isinstance(type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
         inner = _of_type(type.value_type)
         return _same if inner is _same else _unless_null(lambda values: [inner(value) for value in values])
     if pa.types.is_dictionary(type):

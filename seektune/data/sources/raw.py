@@ -114,8 +114,9 @@ def _object_or_lines(content: bytes) -> Iterator[RawRow]:
 
 
 def _numbered(values: Iterable[Any]) -> Iterator[RawRow]:
-    # ASCII, because half of a surrogate pair, which a later check names, has no other form in JSON
-    return (RawRow(f"row {number}", json.dumps(value).encode()) for number, value in enumerate(values))
+    # in ASCII, because half of a surrogate pair, which a later check names, has no other form; values that JSON has no
+    # form for are rare kinds of Arrow's
+    return (RawRow(f"row {number}", json.dumps(value, default=str).encode()) for number, value in enumerate(values))
 
 
 def _csv_row(header: list[str], cells: list[str], where: str) -> RawRow:

@@ -2,9 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from seektune.io.console import counted
+from seektune.io.text import on_one_line
+
+SHOWN = 5
+"""Rows that are listed of those that were left out."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,14 @@ class BadRow:
 
     def __str__(self) -> str:
         """One line for an error or a list of dropped rows."""
-        return f"{self.place}: {self.reason}"
+        return on_one_line(f"{self.place}: {self.reason}")
+
+
+def dropped(bad: Sequence[BadRow], count: int) -> str:
+    """A line that lists rows which were left out, of which the first ones are given."""
+    shown = "; ".join(map(str, bad[:SHOWN]))
+    more = f"; and {count - SHOWN:,} more" if count > SHOWN else ""
+    return f"{counted(count, 'row')} left out: {shown}{more}"
 
 
 def digest_of(values: Mapping[str, Any]) -> int:

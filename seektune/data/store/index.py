@@ -35,7 +35,7 @@ def write_index(folder: Path, shards: Sequence[int]) -> int:
 
 def read_column(folder: Path, name: str) -> NDArray:
     """A column, memory-mapped and read-only."""
-    return np.load(folder / f"{name}.npy", mmap_mode="r")
+    return np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
 
 
 @contextmanager

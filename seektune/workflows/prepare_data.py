@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, Split
+from seektune.data.datasets.dataset import DataCache, DataConfig, Split
 from seektune.data.store.prepare import Runner
 from seektune.data.store.prepared import PreparedExamples
 from seektune.data.store.progress import shown_progress
 from seektune.data.store.split import SPLITS, prepare_split
 from seektune.data.store.workers import run_here
 from seektune.io.console import counted, many, say
-from seektune.model.variants import encoding_of
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
+from seektune.run.encode_settings import encode_settings
 
 
-def prepare(recipe: Recipe, cache_dir: Path, run: Runner = run_here) -> list[PreparedExamples]:
+def prepare_data(recipe: Recipe, cache_dir: Path, run: Runner = run_here) -> list[PreparedExamples]:
     """Encode all splits of all datasets, unless the cache has them, and print where they are.
 
     Args:
@@ -27,7 +27,7 @@ def prepare(recipe: Recipe, cache_dir: Path, run: Runner = run_here) -> list[Pre
         OSError: the rows are not here and no source answers, or the cache cannot be written.
     """
     config = read_config(recipe.model)
-    settings = EncodeSettings(config.vocab_size, encoding_of(config))
+    settings = encode_settings(config)
     cache = DataCache(cache_dir, say)
     stores = []
     for dataset in recipe.datasets:

@@ -1,0 +1,83 @@
+"""The encoder of datasets whose rows become texts: many rows are tokenized together."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from seektune.data.chat_format.pieces import ChatText, encode_texts
+from seektune.data.conversations.columns import ColumnName
+from seektune.data.conversations.teaching import ControlTokens
+from seektune.data.datasets.dataset import EncodeSettings, RowEncoder
+from seektune.data.datasets.rows import RowsConfig
+from seektune.data.example import Example
+from seektune.data.sources.row import BadRow, SourceRow
+from seektune.io.text import on_one_line
+
+VERSION = 1
+"""Changes with every change of what these encoders write."""
+LONGEST_REASON = 350
+"""Characters; names in a row may have a megabyte."""
+
+
+class WrittenConfig(RowsConfig):
+    """Keys of the kinds whose rows become texts."""
+
+    columns: dict[ColumnName, str | None] = Field(default_factory=dict)
+    """Your names of columns, such as `{prompt: question, completion: answer}`; null = the column is not read."""
+    control_tokens: ControlTokens = "error"
+    """Whether a text that spells a control token is a bad row, or is read as plain characters."""
+
+
+class RowTexts(ABC):
+    """Writes rows as texts. Picklable; its `repr` names everything that changes the texts."""
+
+    @abstractmethod
+    def texts(self, values: Mapping[str, Any]) -> list[ChatText]:
+        """The texts of a row with these columns, usually one and never none.
+
+        Raises:
+            ValueError: in one line, what is wrong with the row.
+        """
+
+
+@dataclass(frozen=True)
+class TextsEncoder(RowEncoder):
+    """Tokenizes the texts of rows."""
+
+    settings: EncodeSettings
+    writer: RowTexts
+
+    @property
+    def identity(self) -> str:  # type: ignore[override]
+        """As `RowEncoder.identity`."""
+        return f"{self.writer!r} {VERSION}, vocabulary {self.settings.vocab_size}"
+
+    def encode(self, rows: Sequence[SourceRow]) -> list[list[Example] | BadRow]:
+        """As `RowEncoder.encode`."""
+        written = [texts_of(self.writer, row) for row in rows]
+        texts = [text for each in written if not isinstance(each, BadRow) for text in each]
+        encoded = iter(encode_texts(texts, self.settings.tokenizer))
+        return [
+            each if isinstance(each, BadRow) else [Example(*next(encoded), name) for name in _names(row, len(each))]
+            for row, each in zip(rows, written, strict=True)
+        ]
+
+
+def texts_of(writer: RowTexts, row: SourceRow) -> list[ChatText] | BadRow:
+    """The texts of a row, or why it has none."""
+    try:
+        return writer.texts(row.values)
+    except ValueError as error:
+        reason = on_one_line(str(error)[: LONGEST_REASON + 1])
+        return BadRow(row.place, reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}...")
+    except RecursionError:
+        return BadRow(row.place, "a value is nested too deeply")
+
+
+def _names(row: SourceRow, count: int) -> list[str]:
+    if count == 1:
+        return [row.place]
+    return [f"{row.place}, example {number} of {count}" for number in range(1, count + 1)]

@@ -1,0 +1,1 @@
+"""Statistics of datasets: lengths, tools, scripts, duplicates, and what a row length cuts."""

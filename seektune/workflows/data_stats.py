@@ -1,0 +1,99 @@
+"""The command `data stats`: numbers of the rows that a recipe trains on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from seektune.data.datasets.dataset import DataCache, DataConfig
+from seektune.data.sources.row import SourceRow
+from seektune.data.stats.measure import measure
+from seektune.data.stats.summary import summarize
+from seektune.io.atomic import refuse_existing, write_atomically
+from seektune.io.console import PartsDone, part_bar, say
+from seektune.recipe.recipe import Recipe
+from seektune.run.build import read_config
+from seektune.run.encode_settings import encode_settings
+from seektune.workflows.data_stats_html import stats_page
+from seektune.workflows.data_stats_text import stats_lines
+
+
+@dataclass(frozen=True)
+class StatsOptions:
+    """What is written."""
+
+    as_json: bool = False
+    html: Path | None = None
+
+
+def data_stats(recipe: Recipe, asked: StatsOptions, cache_dir: Path) -> None:
+    """Print the statistics of the training rows of every dataset, or write them as a page.
+
+    Raises:
+        ValueError: the recipe is invalid, a source is damaged, or the page exists already.
+        OSError: rows cannot be read, or the page cannot be written.
+    """
+    if asked.html is not None:
+        refuse_existing(asked.html)
+    summaries = measured(recipe, DataCache(cache_dir, lambda line: None if asked.as_json else say(line)))
+    if asked.html is not None:
+        write_atomically(asked.html, stats_page(summaries))
+    if asked.as_json:
+        say(json.dumps(summaries, indent=2, ensure_ascii=False))
+        return
+    for summary in summaries:
+        for line in stats_lines(summary):
+            say(line)
+    if asked.html is not None:
+        say(f"page: {asked.html}")
+
+
+def measured(recipe: Recipe, cache: DataCache) -> list[dict[str, Any]]:
+    """The summary of each dataset.
+
+    Raises:
+        ValueError, OSError: as `data_stats`.
+    """
+    settings = encode_settings(read_config(recipe.model))
+    found = []
+    for dataset in recipe.datasets:
+        dataset.fetch(cache)
+        source = dataset.source("train", cache)
+        with part_bar(f"measuring {dataset.log_name}") as bar:
+            stats = measure(dataset, source, settings, partial(_rows_done, bar))
+        found.append((dataset, source.title, stats))
+    held_out = {f"{each.log_name} validation": _held_out(each, cache) for each in recipe.datasets}
+    digests = {f"{dataset.log_name} train": stats.digests for dataset, _, stats in found} | held_out
+    return [
+        {
+            "dataset": dataset.log_name,
+            "kind": dataset.kind,
+            "source": title,
+            "batch_length": recipe.batch.length,
+            "why_several": dataset.several,
+            "limit": dataset.limit,
+            **summarize(stats, recipe.batch.length, _others(digests, f"{dataset.log_name} train")),
+        }
+        for dataset, title, stats in found
+    ]
+
+
+def _rows_done(bar: PartsDone, done: int, of: int) -> None:
+    bar(done, of, "rows")
+
+
+def _held_out(dataset: DataConfig, cache: DataCache) -> Sequence[int]:
+    """Digests of the validation rows; none if there is no such split, or it is a share of the training source."""
+    if dataset.held_out_share is not None:  # rows that are the same are on the same side
+        return []
+    try:
+        source = dataset.source("validation", cache)
+    except ValueError:
+        return []
+    return [row.digest for row in source.read(0, source.count()) if isinstance(row, SourceRow)]
+
+
+def _others(digests: dict[str, Sequence[int]], own: str) -> dict[str, Sequence[int]]:
+    return {name: each for name, each in digests.items() if name != own}
