@@ -29,7 +29,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.build import build_model
 from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32
-from seektune.train.step import make_objective
+from seektune.train.step import make_step_loss
 from seektune.workflows.planning import job_of, layout_of
 
 HERE = Path(__file__).parent
@@ -124,11 +124,11 @@ def measured(asked: Recipe) -> int:
     batch = Batch(tokens, tokens, torch.ones_like(tokens))
     share = Share(0, layout.dims.data_size)
     data = StepData.of([batch] * (layout.micro_batches * share.size), share)
-    objective = make_objective(data, asked.loss, config.num_nextn_predict_layers > 0)
-    model.train(data.batches, objective, lambda phase: None)
+    loss = make_step_loss(data, asked.loss, config.num_nextn_predict_layers > 0)
+    model.train(data.batches, loss, lambda phase: None)
     live = Live([*held(model), *batch.tensors()])
     with live, live.without_engine():
-        model.train(data.batches, objective, lambda phase: None)
+        model.train(data.batches, loss, lambda phase: None)
     return live.peak
 
 

@@ -3,8 +3,8 @@
 Shapes: B rows, T tokens, N taught tokens (those that the loss counts), D width, E entries (compressed windows).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -15,6 +15,9 @@ Value = TypeVar("Value")
 
 IGNORE_INDEX = -100
 """Label of a token that is not taught, as in torch's cross-entropy."""
+
+WEIGHTS = "weights"
+"""The column of a batch with the factor of each token's loss, fp32."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,14 @@ class SequenceLayout:
     def targets(self, labels_BT: Tensor, steps: int) -> Tensor:
         """The label `steps` tokens ahead of each token of this device; -100 beyond its document. Labels are the whole
         row's."""
+        return self.ahead(labels_BT, steps, IGNORE_INDEX)
+
+    def ahead(self, x_BT: Tensor, steps: int, beyond: int) -> Tensor:
+        """The value `steps` tokens ahead (1 or 2) of each token of this device; `beyond` after its document. Values are
+        the whole row's."""
         joined = self.joined()
         inside = joined if steps == 1 else joined[:, :-1] & joined[:, 1:]
-        return _padded(torch.where(inside, labels_BT[:, steps:], IGNORE_INDEX), labels_BT.shape[1], IGNORE_INDEX)
+        return _padded(torch.where(inside, x_BT[:, steps:], beyond), x_BT.shape[1], beyond)
 
     def taught(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Select the tokens that have a target: `[N, D]` and their targets `[N]`; only here does a shape depend on
@@ -174,7 +182,7 @@ class SequenceLayout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens of a micro-batch with their labels and document numbers, all int64 `[B, T]`.
+    """Tokens of a micro-batch with their labels and document numbers, all int64 `[B, T]`, and further columns.
 
     `labels` are unshifted: `labels[b, t] == tokens[b, t]` if token t is taught, else -100.
     """
@@ -182,10 +190,29 @@ class Batch:
     tokens: Tensor
     labels: Tensor
     documents: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the objective reads of each token, by name, `[B, T]` each: `weights`; 0 for padding."""
+
+    @classmethod
+    def cat(cls, batches: "Sequence[Batch]") -> "Batch":
+        """The rows of batches of one length, which have the same columns."""
+        names = batches[0].columns.keys()
+        assert all(batch.columns.keys() == names for batch in batches), "micro-batches of a step have the same columns"
+        tokens, labels, documents = (torch.cat(each) for each in zip(*(x.tensors() for x in batches), strict=True))
+        return cls(tokens, labels, documents, {name: torch.cat([x.columns[name] for x in batches]) for name in names})
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with all of its tensors changed in the same way."""
+        columns = {name: change(x) for name, x in self.columns.items()}
+        return Batch(change(self.tokens), change(self.labels), change(self.documents), columns)
+
+    def share(self, index: int, count: int) -> "Batch":
+        """Part `index` of the rows, cut into `count` parts of nearly equal size."""
+        return self.each(lambda x: x.tensor_split(count)[index])
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        return Batch(self.tokens.to(device), self.labels.to(device), self.documents.to(device))
+        return self.each(lambda x: x.to(device))
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, labels and documents."""
@@ -194,13 +221,23 @@ class Batch:
     def padded(self, rows: int = 0, length: int = 0) -> "Batch":
         """The batch padded to at least `rows` rows of `length` tokens."""
         more = (0, max(length - self.tokens.shape[1], 0), 0, max(rows - self.tokens.shape[0], 0))
-        fills = zip(self.tensors(), (0, IGNORE_INDEX, 0), strict=True)
-        return Batch(*(F.pad(x, more, value=fill) for x, fill in fills))
+        wider = self.each(lambda x: F.pad(x, more))
+        return replace(wider, labels=F.pad(self.labels, more, value=IGNORE_INDEX))
 
     def taught(self) -> int:
         """Number of tokens that the next-token loss counts; a document's first token is not predicted."""
+        return int(self._counted().sum())
+
+    def weight(self) -> float:
+        """Sum of the weights of these tokens; their number if the batch has no weights."""
+        if WEIGHTS not in self.columns:
+            return self.taught()
+        return float((self.columns[WEIGHTS][:, 1:].double() * self._counted()).sum())
+
+    def _counted(self) -> Tensor:
+        """Whether the loss counts each token but the first of a row, `[B, T-1]`."""
         inside = SequenceLayout.from_documents(self.documents).joined()
-        return int(((self.labels[:, 1:] != IGNORE_INDEX) & inside).sum())
+        return (self.labels[:, 1:] != IGNORE_INDEX) & inside
 
 
 def following(x_BT: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ class Example:
     """Whether the loss counts it, for each token."""
     name: str
     """Its source, for messages."""
+    weight: float = 1.0
+    """Factor of the losses of its tokens; examples in memory only, prepared ones have 1."""
 
 
 def continuation(prompt: list[int], ending: list[int], name: str) -> Example:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from seektune.data.example import Example
 
 Column = NDArray[np.int32]
+Weights = NDArray[np.float32]
 
 
 class Examples(Protocol):
@@ -21,6 +22,10 @@ class Examples(Protocol):
     @property
     def counted(self) -> Column:
         """Tokens that the loss counts of each example: the taught ones, without its first, which is not predicted."""
+
+    @property
+    def weights(self) -> Weights | None:
+        """Weight of each example; None if all are 1."""
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -36,6 +41,8 @@ class ExampleList:
         self._examples = examples
         self.lengths: Column = np.array([len(each.tokens) for each in examples], np.int32)
         self.counted: Column = np.array([count_taught(each) for each in examples], np.int32)
+        weights = np.array([each.weight for each in examples], np.float32)
+        self.weights: Weights | None = weights if np.any(weights != 1) else None
 
     def __len__(self) -> int:
         return len(self._examples)

@@ -64,6 +64,7 @@ class Loader:
             taught=int(self.mixture.counted(plan.numbers).sum(dtype=np.int64)),
             tokens=int(self.mixture.lengths(plan.numbers).sum(dtype=np.int64)),
             micro_batches=len(batches),
+            weight=self.mixture.weight(plan.numbers) if self.mixture.weighted else None,
         )
 
     def next_rows(self) -> RowPlan:
@@ -72,7 +73,7 @@ class Loader:
 
     def micro_batches(self, plan: RowPlan) -> "MicroBatches":
         """The rows of a step as tensors."""
-        return MicroBatches(self.mixture, plan, self.batch, self._pad_id)
+        return MicroBatches(self.mixture, plan, self.batch, self._pad_id, self.mixture.weighted)
 
     def state_dict(self) -> LoaderState:
         """The position between two steps."""
@@ -136,12 +137,13 @@ class HasExamples(Protocol):
 class MicroBatches(Sequence[Batch]):
     """Rows as tensors, `micro_size` of them in each; made when they are asked for."""
 
-    def __init__(self, examples: HasExamples, plan: RowPlan, batch: BatchConfig, pad_id: int):
+    def __init__(self, examples: HasExamples, plan: RowPlan, batch: BatchConfig, pad_id: int, weighted: bool = False):
         self._examples = examples
         self._plan = plan
         self._size = batch.micro_size
         self._width = batch.length if batch.pack else None
         self._pad_id = pad_id
+        self._weighted = weighted
 
     def __len__(self) -> int:
         return -(-len(self._plan) // self._size)
@@ -158,7 +160,7 @@ class MicroBatches(Sequence[Batch]):
         if not 0 <= number < len(self):
             raise IndexError(number)
         rows = range(number * self._size, min((number + 1) * self._size, len(self._plan)))
-        return collate([self.row(row) for row in rows], self._pad_id, self._width)
+        return collate([self.row(row) for row in rows], self._pad_id, self._width, self._weighted)
 
     def row(self, row: int) -> Row:
         """The examples of a row."""

@@ -1,6 +1,6 @@
 """A mixture of datasets by weight: which example comes at each position is a function of the seed alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class Mixture:
         self._orders = [EpochOrder(size, seed, number) for number, size in enumerate(self.sizes)]
         self._shares = block_shares(weights or [1.0] * len(datasets))
         self._last: tuple[int, Numbers] = (-1, np.empty(0, np.int64))
+        self.weighted = any(dataset.weights is not None for dataset in datasets)
+        """Whether examples have weights in the loss."""
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -51,6 +53,13 @@ class Mixture:
     def counted(self, numbers: Numbers) -> Column:
         """Tokens of examples that the loss counts."""
         return self._column(numbers, lambda dataset: dataset.counted)
+
+    def weight(self, numbers: Numbers) -> float:
+        """Sum of the weights of the tokens of examples that the loss counts."""
+        weights = np.empty(len(numbers), np.float64)
+        for dataset, here, own in self._by_dataset(numbers):
+            weights[here] = 1.0 if dataset.weights is None else dataset.weights[own]
+        return float((weights * self.counted(numbers)).sum())
 
     def example(self, number: int) -> Example:
         """An example with its tokens."""
@@ -81,11 +90,16 @@ class Mixture:
         if len(self.datasets) == 1:
             return column(self.datasets[0])[numbers]
         found = np.empty(len(numbers), np.int32)
+        for dataset, here, own in self._by_dataset(numbers):
+            found[here] = column(dataset)[own]
+        return found
+
+    def _by_dataset(self, numbers: Numbers) -> Iterator[tuple[Examples, NDArray[np.bool_], Numbers]]:
+        """Each dataset, which of the examples are its own, and their numbers in it."""
         which = np.searchsorted(self._firsts, numbers, side="right") - 1
         for number, dataset in enumerate(self.datasets):
             here = which == number
-            found[here] = column(dataset)[numbers[here] - self._firsts[number]]
-        return found
+            yield dataset, here, numbers[here] - self._firsts[number]
 
 
 def block_shares(weights: Sequence[float]) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from seektune.data.example import Example
-from seektune.sequence import IGNORE_INDEX, Batch
+from seektune.sequence import IGNORE_INDEX, WEIGHTS, Batch
 
 Row = list[Example]
 """The examples that share a row, in order."""
@@ -117,22 +117,25 @@ class _OpenRows:
             self._spaces |= 1 << space
 
 
-def collate(rows: Sequence[Row], pad_id: int, length: int | None = None) -> Batch:
+def collate(rows: Sequence[Row], pad_id: int, length: int | None = None, weighted: bool = False) -> Batch:
     """A micro-batch `[B, T]`, filled up to `length` tokens (None = to the longest row).
 
     The examples of a row are its documents 1, 2, ...; padding is told by length alone: it is document 0 with label
-    -100, whatever the ids of the texts are.
+    -100, whatever the ids of the texts are. With `weighted` the batch has a column of the examples' weights.
     """
     width = length or max(sum(len(example.tokens) for example in row) for row in rows)
     tokens = np.full((len(rows), width), pad_id)
     labels = np.full_like(tokens, IGNORE_INDEX)
     documents = np.zeros_like(tokens)
+    weights = np.zeros(tokens.shape, np.float32)
     for b, row in enumerate(rows):
         for number, (place, example) in enumerate(_places(row), start=1):
             tokens[b, place] = example.tokens
             labels[b, place] = np.where(example.taught, tokens[b, place], IGNORE_INDEX)
             documents[b, place] = number
-    return Batch(*map(torch.from_numpy, (tokens, labels, documents)))
+            weights[b, place] = example.weight
+    columns = {WEIGHTS: torch.from_numpy(weights)} if weighted else {}
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(labels), torch.from_numpy(documents), columns)
 
 
 def _places(row: Row) -> Iterator[tuple[slice, Example]]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seektune.sequence import Batch
+from seektune.sequence import WEIGHTS, Batch
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class StepData:
     """Tokens of the whole step, without padding."""
     micro_batches: int
     """Micro-batches of the whole step."""
+    weight: float | None = None
+    """Sum of the weights of the counted tokens of the whole step; None without weights."""
 
     @classmethod
     def of(cls, batches: Sequence[Batch], share: Share = ALL) -> "StepData":
@@ -37,4 +39,6 @@ class StepData:
         own = batches[share.rank :: share.size]
         assert len(own) * share.size == len(batches), "the batch size was checked against the mesh"
         tokens = sum(int((batch.documents != 0).sum()) for batch in batches)
-        return cls(own, sum(batch.taught() for batch in batches), tokens, len(batches))
+        weighted = any(WEIGHTS in batch.columns for batch in batches)
+        weight = sum(batch.weight() for batch in batches) if weighted else None
+        return cls(own, sum(batch.taught() for batch in batches), tokens, len(batches), weight)

@@ -54,6 +54,7 @@ sinkhorn = Kernel(plain.sinkhorn, eager.sinkhorn, "sinkhorn")
 sort_pairs = Kernel(plain.sort_pairs, plain.sort_pairs, cpu=cpu.sort_pairs)
 sparse_attention = Kernel(plain.sparse_attention, eager.sparse_attention, "sparse_attention", cpu=cpu.sparse_attention)
 linear_cross_entropy = Kernel(plain.linear_cross_entropy, eager.linear_cross_entropy, "linear_cross_entropy")
+token_logprobs = Kernel(plain.token_logprobs, eager.token_logprobs, "token_logprobs")
 
 __all__ = [
     "FP4_GROUP",
@@ -105,6 +106,7 @@ __all__ = [
     "sort_by_expert",
     "sort_pairs",
     "sparse_attention",
+    "token_logprobs",
     "upcast",
     "values_per_element",
 ]

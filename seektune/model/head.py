@@ -4,7 +4,8 @@ Losses and scores are computed by chunks of tokens, so that logits of whole rows
 Shapes: B rows, T tokens, D width, V vocabulary, N taught tokens.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from seektune.kernels import linear, linear_cross_entropy, upcast
 from seektune.model.linear import Linear
-from seektune.sequence import IGNORE_INDEX, SequenceLayout
+from seektune.sequence import IGNORE_INDEX, WEIGHTS, SequenceLayout
 
 CHUNK = 1024
 """Tokens whose logits exist at a time in `token_scores`."""
@@ -37,11 +38,23 @@ class HiddenStates:
 
 
 @dataclass(frozen=True)
+class TaughtTokens:
+    """The taught tokens of this device, at the positions that predict them."""
+
+    hidden_ND: Tensor
+    targets_N: Tensor
+    columns: Mapping[str, Tensor]
+    """Of the batch, `[N]` each."""
+
+
+@dataclass(frozen=True)
 class Taught:
-    """Unshifted labels of all tokens, -100 for those that are not taught, and the divisor of the losses."""
+    """Unshifted labels of all tokens, -100 for those that are not taught, and the divisor of cross-entropies."""
 
     labels_BT: Tensor
-    divisor: Tensor | int
+    divisor: Tensor | float
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of the batch, `[B, T]` each."""
 
     @classmethod
     def of(cls, labels_BT: Tensor, layout: SequenceLayout, divisor: Tensor | int | None) -> "Taught":
@@ -50,15 +63,27 @@ class Taught:
             divisor = (layout.targets(labels_BT, steps=1) != IGNORE_INDEX).sum().clamp(min=1)
         return cls(labels_BT, divisor)
 
+    def tokens(self, hidden_BTD: Tensor, layout: SequenceLayout, steps: int) -> TaughtTokens:
+        """The taught tokens, each with the hidden state `steps` tokens before it."""
+        targets_BT = layout.targets(self.labels_BT, steps)
+        hidden_ND, targets_N = layout.taught(hidden_BTD, targets_BT)
+        ahead = {name: layout.ahead(x_BT, steps, 0) for name, x_BT in self.columns.items()}
+        return TaughtTokens(
+            hidden_ND, targets_N, {name: layout.taught(x_BT, targets_BT)[0] for name, x_BT in ahead.items()}
+        )
+
 
 @dataclass(frozen=True)
 class Losses:
-    """Cross-entropies over the divisor of `Taught`."""
+    """The objective's loss and that of the MTP block."""
 
     loss: Tensor
-    """Next-token loss."""
+    """Next-token cross-entropy over the divisor of `Taught`, or the loss of another objective over its own."""
     mtp: Tensor | None
-    """Loss of the MTP block, which predicts the token after the next; None if it did not run."""
+    """Cross-entropy of the MTP block, which predicts the token after the next, over the divisor of `Taught`; None if
+    the block did not run."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further parts of the objective by name, without graph."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +102,13 @@ def token_logits(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def token_loss(hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, steps: int, weight_VD: Tensor) -> Tensor:
-    """Cross-entropy of the taught tokens, each predicted `steps` tokens before it, over the divisor of `taught`."""
-    hidden_ND, targets_N = layout.taught(hidden_BTD, layout.targets(taught.labels_BT, steps))
-    return linear_cross_entropy(hidden_ND, weight_VD, targets_N) / taught.divisor
+    """Sum of the cross-entropies of the taught tokens, each predicted `steps` tokens before it.
+
+    With a column of weights, these multiply the tokens' terms.
+    """
+    tokens = taught.tokens(hidden_BTD, layout, steps)
+    weights_N = tokens.columns.get(WEIGHTS)
+    return linear_cross_entropy(tokens.hidden_ND, weight_VD, tokens.targets_N, weights_N)
 
 
 @torch.no_grad()

@@ -1,74 +1,106 @@
-"""The training objective: next-token loss, MTP loss and balance loss, each over a denominator of the whole step."""
+"""Objectives: a loss, and parts of it by name, as a function of the log-probabilities of taught tokens.
 
-from dataclasses import dataclass
+Shapes: B rows, T tokens, N taught tokens of this device, U documents of all rows, D width, V vocabulary.
+"""
 
-import torch
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 from torch import Tensor
 
-from seektune.model.gate import RoutingLedger
-from seektune.model.head import Losses
+from seektune.kernels import token_logprobs
+from seektune.model.head import Taught, token_loss
+from seektune.sequence import WEIGHTS, Batch, SequenceLayout
 
 
 @dataclass(frozen=True)
-class DraftObjective:
-    """The training of DSpark stages instead of the model."""
+class TokenLogprobs:
+    """Log-probabilities of the taught tokens of this device, and what an objective may read beside them."""
 
-    anchors: int
-    """Tokens of a micro-batch from which drafts are trained."""
-    micro_batches: int
-    """Of the whole step."""
-    seed: int
-    """Of the choice of anchors in this step."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """The denominators of a step and the weights of its losses."""
-
-    taught: int
-    """Tokens of the whole step that the next-token loss counts."""
-    tokens: int
-    """Tokens of the whole step, without padding."""
-    mtp: bool
-    """Whether the MTP block runs."""
-    mtp_weight: float = 0.0
-    balance_weight: float = 0.0
-    drafts: DraftObjective | None = None
-    """Train the DSpark stages, and nothing else."""
-
-    def ledger(self) -> RoutingLedger:
-        """An empty ledger for a forward pass."""
-        return RoutingLedger(balance_loss=self.balance_weight > 0)
-
-    def balance(self, ledger: RoutingLedger) -> Tensor | None:
-        """The balance loss of the layers in a ledger, per token of the whole step; None if it is off."""
-        return torch.stack(list(ledger.balance.values())).sum() / self.tokens if ledger.balance else None
-
-    def total(self, parts: "LossParts") -> Tensor:
-        """The weighted sum of the losses, for backward."""
-        return parts.loss + self.mtp_weight * parts.mtp + self.balance_weight * parts.balance
-
-
-@dataclass(frozen=True)
-class LossParts:
-    """A micro-batch's share of the step's losses; the shares of all micro-batches and processes sum to the step's."""
-
-    loss: Tensor
-    """Next-token cross-entropy over the taught tokens of the whole step."""
-    mtp: Tensor
-    """The MTP block's cross-entropy, over the same number; 0 if it did not run."""
-    balance: Tensor
-    """Sequence-wise balance loss summed over layers, per token of the whole step; 0 if it is off."""
+    values_N: Tensor
+    """fp32, with gradient."""
+    columns: Mapping[str, Tensor]
+    """Of the batch, at these tokens, `[N]` each."""
+    documents_N: Tensor
+    """The document of each token, numbered from 0 over all rows."""
+    documents: int
+    """Their number."""
+    layout: SequenceLayout
 
     @classmethod
-    def of(cls, losses: Losses | None, balance: Tensor | None, zero: Tensor) -> "LossParts":
-        """From the parts that were computed; `zero` for the others."""
-        return cls(
-            loss=zero if losses is None else losses.loss,
-            mtp=zero if losses is None or losses.mtp is None else losses.mtp,
-            balance=zero if balance is None else balance,
-        )
+    def of(cls, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, weight_VD: Tensor) -> "TokenLogprobs":
+        """From the head's input and its weight; the logits of all tokens never exist at once."""
+        tokens = taught.tokens(hidden_BTD, layout, steps=1)
+        numbers_BT, documents = layout.numbered()
+        documents_N, _ = layout.taught(numbers_BT, layout.targets(taught.labels_BT, steps=1))
+        values_N = token_logprobs(tokens.hidden_ND, weight_VD, tokens.targets_N)
+        return cls(values_N, tokens.columns, documents_N, documents, layout)
 
-    def values(self) -> Tensor:
-        """The three numbers without their graph, fp32 `[3]`."""
-        return torch.stack([part.detach().float() for part in (self.loss, self.mtp, self.balance)])
+    def document_sums(self, x_N: Tensor) -> Tensor:
+        """The sum of values over the taught tokens of each document, `[U]`, with gradient.
+
+        Each padding token is a document, whose sum is 0. Devices that share rows get the same sums: what an objective
+        makes of them goes through `shared`.
+        """
+        sums_U = x_N.new_zeros(self.documents).index_add(0, self.documents_N, x_N)
+        return self.layout.total(sums_U)
+
+    def shared(self, x: Tensor) -> Tensor:
+        """This device's equal share of a value that all devices with the same rows have computed."""
+        return x / self.layout.shares
+
+
+@dataclass(frozen=True)
+class ObjectiveLoss:
+    """This device's share of a micro-batch's loss; all shares of a step sum to the step's."""
+
+    loss: Tensor
+    """With gradient."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scalars for the metrics, by the objective's `part_names`; their shares sum as the loss does."""
+
+
+class Objective(ABC):
+    """What a model is trained for. Losses and parts are divided once, by the count of the whole step."""
+
+    part_names: tuple[str, ...] = ()
+    """Names of the parts in addition to `loss`, the same on every process."""
+
+    @abstractmethod
+    def count(self, batch: Batch) -> float:
+        """A batch's part of what the loss of a step is divided by: tokens, weights, documents or pairs."""
+
+    @abstractmethod
+    def loss(self, tokens: TokenLogprobs, divisor: Tensor | float) -> ObjectiveLoss:
+        """The loss over `divisor`, the count of the whole step; its gradient flows into `tokens.values_N`."""
+
+    def of_hidden(
+        self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, divisor: Tensor | float, weight_VD: Tensor
+    ) -> ObjectiveLoss:
+        """The loss from the head's input; an objective may have a faster way than `token_logprobs`."""
+        return self.loss(TokenLogprobs.of(hidden_BTD, layout, taught, weight_VD), divisor)
+
+
+class CrossEntropy(Objective):
+    """Next-token cross-entropy: `-sum_t w_t log p_t / sum_t w_t` over the taught tokens; `w_t` is 1 without weights."""
+
+    def count(self, batch: Batch) -> float:
+        """The sum of the weights."""
+        return batch.weight()
+
+    def loss(self, tokens: TokenLogprobs, divisor: Tensor | float) -> ObjectiveLoss:
+        """As the class says."""
+        weights_N = tokens.columns.get(WEIGHTS)
+        terms_N = tokens.values_N if weights_N is None else tokens.values_N * weights_N
+        return ObjectiveLoss(-terms_N.sum() / divisor)
+
+    def of_hidden(
+        self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, divisor: Tensor | float, weight_VD: Tensor
+    ) -> ObjectiveLoss:
+        """The same, one product with the head's weight cheaper: the gradient of each log-probability, `-w_t / divisor`,
+        is known before the logits are."""
+        return ObjectiveLoss(token_loss(hidden_BTD, layout, taught, 1, weight_VD) / divisor)
+
+
+CROSS_ENTROPY = CrossEntropy()

@@ -29,6 +29,7 @@ from seektune.model.hyper import HyperHead
 from seektune.model.mtp import MTPBlock
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import numerics as named_numerics
+from seektune.model.objective import CROSS_ENTROPY, Objective
 from seektune.sequence import SequenceLayout, following
 
 
@@ -188,13 +189,22 @@ class TransformerPart(nn.Module):
         """fp32 `[B, T, V]`."""
         return token_logits(hidden_BTD, self.head.values())
 
-    def losses(self, hidden: HiddenStates, layout: SequenceLayout, taught: Taught) -> Losses:
-        """Cross-entropies of the taught tokens."""
+    def losses(
+        self,
+        hidden: HiddenStates,
+        layout: SequenceLayout,
+        taught: Taught,
+        objective: Objective = CROSS_ENTROPY,
+        count: float | None = None,
+    ) -> Losses:
+        """The loss of the taught tokens over `count` (None: the divisor of `taught`), and that of the MTP block."""
+        divisor = taught.divisor if count is None else count
         # an adapted head computes its weight for each loss, so that the order in which gradients add up is fixed
-        main = token_loss(hidden.main_BTD, layout, taught, 1, self.head.values())
-        if hidden.mtp_BTD is None:
-            return Losses(main, None)
-        return Losses(main, token_loss(hidden.mtp_BTD, layout, taught, 2, self.head.values()))
+        main = objective.of_hidden(hidden.main_BTD, layout, taught, divisor, self.head.values())
+        ahead = None
+        if hidden.mtp_BTD is not None:
+            ahead = token_loss(hidden.mtp_BTD, layout, taught, 2, self.head.values()) / taught.divisor
+        return Losses(main.loss, ahead, main.parts)
 
     @torch.no_grad()
     def scores_of(self, hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> TokenScores:

@@ -109,9 +109,9 @@ class SlicedLayout(SequenceLayout):
         numbers_BT, count = self.whole.numbered()
         return self.slice.mine(numbers_BT), count
 
-    def targets(self, labels_BT: Tensor, steps: int) -> Tensor:
-        """Targets of the tokens here, of which the last is in the next slice."""
-        return self.slice.mine(self.whole.targets(labels_BT, steps))
+    def ahead(self, x_BT: Tensor, steps: int, beyond: int) -> Tensor:
+        """The values ahead of the tokens here, of which the last are in the next slice."""
+        return self.slice.mine(self.whole.ahead(x_BT, steps, beyond))
 
     def taught(self, x_BLD: Tensor, targets_BL: Tensor) -> tuple[Tensor, Tensor]:
         """As for the whole row."""

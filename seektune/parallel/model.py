@@ -1,6 +1,6 @@
 """The sharded model that training uses: runs steps, scores rows, loads and saves weights.
 
-Shapes: B rows, T tokens, L tokens here, E experts, M micro-batches.
+Shapes: B rows, T tokens, L tokens here, E experts, M micro-batches, P parts of the loss.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes, e
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
-from seektune.model.objective import Objective
+from seektune.model.step_loss import StepLoss
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.fsdp import prepare_unused_mtp, reshard
 from seektune.parallel.mesh import Mesh
@@ -30,10 +30,16 @@ from seektune.sequence import Batch
 class Outcome:
     """Losses and expert loads of a step, over all micro-batches and processes."""
 
-    parts_M3: Tensor
-    """Values of `LossParts` of each micro-batch."""
+    names: tuple[str, ...]
+    """Of the parts, as in `StepLoss`."""
+    parts_MP: Tensor
+    """Their share of each micro-batch, fp32."""
     loads: dict[int, Tensor]
     """Tokens per expert, int64 `[E]`, of every layer that ran, by layer id."""
+
+    def totals(self) -> dict[str, float]:
+        """The parts of the whole step by name."""
+        return dict(zip(self.names, self.parts_MP.sum(dim=0).tolist(), strict=True))
 
 
 class ParallelModel:
@@ -147,15 +153,15 @@ class ParallelModel:
             carried=self.carried,
         )
 
-    def train(self, batches: Sequence[Batch], objective: Objective, phase: Phase) -> Outcome:
+    def train(self, batches: Sequence[Batch], loss: StepLoss, phase: Phase) -> Outcome:
         """Forward and backward of a step, given this process's micro-batches; gradients are summed over processes."""
-        if not objective.mtp and not self._ran_without_mtp:
+        if not loss.mtp and not self._ran_without_mtp:
             self._ran_without_mtp = True
             for stage in self.stages.values():
                 prepare_unused_mtp(stage)
-        task = StageTask(objective)
+        task = StageTask(loss)
         self._runner.train([batch.to(self.device) for batch in self._padded(batches)], task, phase)
-        return self._reduced(task, objective)
+        return self._reduced(task, loss)
 
     def score(self, batch: Batch) -> TokenScores:
         """Scores of the taught tokens of rows, `[B, T]`; collective: all processes pass the same rows."""
@@ -164,7 +170,7 @@ class ParallelModel:
         rows, length = batch.tokens.shape
         own = -(-rows // dims.data_size)
         whole = batch.padded(own * dims.data_size, _round_up(length, dims.cp_size))
-        mine = Batch(*(x[coords.dp * own : (coords.dp + 1) * own] for x in whole.tensors())).to(self.device)
+        mine = whole.share(coords.dp, dims.data_size).to(self.device)
         found = self._runner.score(mine)
         for stage in self.stages.values():
             reshard(stage)
@@ -183,20 +189,22 @@ class ParallelModel:
             widths = [max(widths)] * len(batches)
         return [batch.padded(length=width) for batch, width in zip(batches, widths, strict=True)]
 
-    def _reduced(self, task: StageTask, objective: Objective) -> Outcome:
+    def _reduced(self, task: StageTask, loss: StepLoss) -> Outcome:
         """Sum the results of all stages and processes."""
         config = self.config
-        layers = config.num_hidden_layers + (config.mtp_layers if objective.mtp else 0)
+        layers = config.num_hidden_layers + (config.mtp_layers if loss.mtp else 0)
         loads = torch.zeros(layers, config.n_routed_experts, dtype=torch.int64, device=self.device)
+        zero = torch.zeros((), device=self.device)
         by_stage: dict[int, list[Tensor]] = {}
         for result in task.results:
             # a last stage with nothing but the MTP block has no load where that does not run
-            by_stage.setdefault(min(result.loads, default=layers), []).append(result.parts)
+            parts_P = torch.stack([result.parts.get(name, zero) for name in loss.names])
+            by_stage.setdefault(min(result.loads, default=layers), []).append(parts_P)
         parts = torch.stack([torch.stack(each) for each in by_stage.values()]).sum(dim=0)
         for result in task.results:
             for layer, load_E in result.loads.items():
                 loads[layer] += load_E
-        return Outcome(self.mesh.sum(parts), dict(enumerate(self.mesh.sum(loads))))
+        return Outcome(loss.names, self.mesh.sum(parts), dict(enumerate(self.mesh.sum(loads))))
 
     def _shards(self, state: Callable[[nn.Module], Mapping[str, Tensor]]) -> dict[str, Shard]:
         states = [state(stage) for stage in self.stages.values()]

@@ -58,7 +58,7 @@ class SequentialRunner:
         for number, batch in enumerate(batches, start=1):
             self._finishing(number == len(batches))
             phase(f"forward of micro-batch {number}")
-            loss = self._stage(batch.tokens, batch.tokens, batch.documents, batch.labels, task)
+            loss = self._stage(batch.tokens, **_rest(batch, task))
             phase(f"backward of micro-batch {number}")
             loss.backward()
             # its graph keeps the head's gradient, which is as large as the head, through the next forward pass
@@ -67,7 +67,7 @@ class SequentialRunner:
     @torch.no_grad()
     def score(self, batch: Batch) -> Tensor:
         """As `Runner`."""
-        found = self._stage(batch.tokens, batch.tokens, batch.documents, batch.labels, StageTask(None))
+        found = self._stage(batch.tokens, **_rest(batch, StageTask(None)))
         assert isinstance(found, Tensor)
         return found
 
@@ -98,11 +98,11 @@ class PipelineRunner:
 
     def train(self, batches: Sequence[Batch], task: StageTask, phase: Phase) -> None:
         """As `Runner`; all micro-batches have the same shape."""
-        assert task.objective is not None
+        assert task.loss is not None
         phase(f"pipeline of {len(batches)} micro-batches")
-        extra = 1 if task.objective.mtp else 0
+        extra = 1 if task.loss.mtp else 0
         schedule = self._schedule(batches[0], len(batches), extra)
-        whole = Batch(*(torch.cat(each) for each in zip(*(batch.tensors() for batch in batches), strict=True)))
+        whole = Batch.cat(batches)
         schedule.step(*self._entry(whole), target=whole.labels, return_outputs=False, **_rest(whole, task))
 
     @torch.no_grad()
@@ -110,10 +110,11 @@ class PipelineRunner:
         """As `Runner`; rows are sent from stage to stage by hand, because V schedules have no forward-only mode."""
         found = []
         parts = min(self._mesh.dims.pp_size, len(batch.tokens))
-        for rows in zip(*(x.tensor_split(parts) for x in batch.tensors()), strict=True):
+        for part in range(parts):
+            rows = batch.share(part, parts)
             x: Tensor | None = None
             for number in sorted(self._stages):
-                x = self._relay(number, Batch(*rows), x)
+                x = self._relay(number, rows, x)
             if self._count - 1 in self._stages and x is not None:
                 found.append(x)
         return torch.cat(found) if found else None
@@ -128,7 +129,7 @@ class PipelineRunner:
             shape = (batch.tokens.shape[0], here, stage.config.hc_mult, stage.config.hidden_size)
             x = torch.empty(shape, dtype=stage.dtype, device=self._mesh.device)
             dist.recv(x, group=self._group, group_src=self._process_of[number - 1])
-        out: Tensor = stage(x, batch.tokens, batch.documents, batch.labels, StageTask(None))
+        out: Tensor = stage(x, **_rest(batch, StageTask(None)))
         if not stage.is_last and number + 1 not in self._stages:
             dist.send(out.contiguous(), group=self._group, group_dst=self._process_of[number + 1])
         return out
@@ -164,7 +165,14 @@ class PipelineRunner:
 
 
 def _rest(batch: Batch, task: StageTask) -> dict[str, Any]:
-    return {"tokens": batch.tokens, "documents": batch.documents, "labels": batch.labels, "task": task}
+    """The arguments of a stage that follow its input."""
+    return {
+        "tokens": batch.tokens,
+        "documents": batch.documents,
+        "labels": batch.labels,
+        "columns": dict(batch.columns),
+        "task": task,
+    }
 
 
 def _output(output: Tensor, _target: Tensor) -> Tensor:

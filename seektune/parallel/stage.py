@@ -14,7 +14,7 @@ from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
 from seektune.model.dspark_loss import DraftRows, choose_anchors, draft_losses, slot_weights
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
-from seektune.model.objective import DraftObjective, LossParts, Objective
+from seektune.model.step_loss import DRAFT_PARTS, LOSS, DraftObjective, StepLoss
 from seektune.model.transformer import Activations, TokenRows, TransformerPart
 
 
@@ -22,8 +22,8 @@ from seektune.model.transformer import Activations, TokenRows, TransformerPart
 class StageResult:
     """Losses and expert loads of one forward pass of a stage."""
 
-    parts: Tensor
-    """Values of `LossParts`, `[3]`; those of other stages are 0."""
+    parts: Mapping[str, Tensor]
+    """The parts that the stage has computed, by the names of `StepLoss`, without graph."""
     loads: Mapping[int, Tensor]
     """Tokens of this process per expert, `[E]`, by layer id."""
 
@@ -34,8 +34,8 @@ class StageTask:
     Like `RoutingLedger` not a dataclass, which FSDP2 would copy.
     """
 
-    def __init__(self, objective: Objective | None):
-        self.objective = objective
+    def __init__(self, loss: StepLoss | None):
+        self.loss = loss
         """None for scores of each token."""
         self.results: list[StageResult] = []
 
@@ -58,7 +58,15 @@ class Stage(TransformerPart):
         stage.sequence = model.sequence
         return stage
 
-    def forward(self, x: Tensor, tokens: Tensor, documents: Tensor, labels: Tensor, task: StageTask) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        documents: Tensor,
+        labels: Tensor,
+        columns: Mapping[str, Tensor],
+        task: StageTask,
+    ) -> Tensor:
         """Streams for the next stage, or from the last the loss of the rows (a scalar) or their scores `[B, L, 2]`.
 
         Args:
@@ -66,22 +74,24 @@ class Stage(TransformerPart):
             tokens: ids of whole rows, `[B, T]`: hash gates need them on any stage.
             documents: document numbers of whole rows.
             labels: of whole rows, unshifted.
+            columns: further columns of whole rows, for the objective.
             task: what to compute; a forward pass appends its result.
         """
         rows = TokenRows(tokens, self.sequence(documents))
-        objective = task.objective
-        if objective is not None and objective.drafts is not None:
-            return self._draft(task, rows, labels, objective.drafts)
-        ledger = None if objective is None else objective.ledger()
-        mtp = objective is not None and objective.mtp
+        wanted = task.loss
+        if wanted is not None and wanted.drafts is not None:
+            return self._draft(task, rows, labels, wanted.drafts)
+        ledger = None if wanted is None else wanted.ledger()
+        mtp = wanted is not None and wanted.mtp
         activations = self.backbone(rows, mtp, ledger, None if self.is_first else _unpack(x, mtp))
         if not self.is_last:
             return self._record(task, _pack(activations), None, ledger)
         hidden = self.read_out(activations, rows, ledger)
-        if objective is None:
+        if wanted is None:
             scores = self.scores_of(hidden.main_BTD, rows.layout, labels)
             return torch.stack([scores.losses_BT, scores.first_BT.float()], dim=-1)
-        losses = self.losses(hidden, rows.layout, Taught(labels, objective.taught))
+        taught = Taught(labels, wanted.divisor, columns)
+        losses = self.losses(hidden, rows.layout, taught, wanted.objective, wanted.count)
         return self._record(task, activations.streams_BTSD, losses, ledger)
 
     def _draft(self, task: StageTask, rows: TokenRows, labels: Tensor, objective: DraftObjective) -> Tensor:
@@ -95,21 +105,22 @@ class Stage(TransformerPart):
         divisor = objective.anchors * objective.micro_batches * float(slot_weights(size).sum())
         text = DraftRows(rows.tokens(), labels, rows.layout, means.joined(), hidden)
         losses = draft_losses(stages, self.embed, self.head.values().detach(), self.config, text, anchors, divisor)
-        zero = losses.loss.new_zeros(())
-        task.results.append(StageResult(LossParts(losses.loss, zero, zero).values(), {}))
+        parts = (losses.cross_entropy, losses.distance, losses.confidence)
+        found = {LOSS: losses.loss, **dict(zip(DRAFT_PARTS, parts, strict=True))}
+        task.results.append(StageResult({name: part.detach() for name, part in found.items()}, {}))
         return losses.loss
 
     def _record(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
         """Append a result; returns the stage's output, whose backward also reaches the losses of its own layers."""
-        objective = task.objective
-        if objective is None or ledger is None:
+        wanted = task.loss
+        if wanted is None or ledger is None:
             return streams
-        parts = LossParts.of(losses, objective.balance(ledger), streams.new_zeros((), dtype=torch.float32))
-        task.results.append(StageResult(parts.values(), ledger.loads))
-        total = objective.total(parts)
+        parts = wanted.parts(losses, ledger)
+        task.results.append(StageResult({name: part.detach().float() for name, part in parts.items()}, ledger.loads))
+        total = wanted.total(parts, streams.new_zeros((), dtype=torch.float32))
         if losses is not None:
             return total
-        return _AttachLoss.apply(streams, total) if objective.balance_weight > 0 else streams
+        return _AttachLoss.apply(streams, total) if wanted.balance_weight > 0 else streams
 
 
 def _pack(x: Activations) -> Tensor:

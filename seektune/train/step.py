@@ -4,17 +4,18 @@ Shapes: E experts.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from time import perf_counter
 
 import psutil
 import torch
-from torch import Tensor
 
 from seektune.data.step_data import StepData
-from seektune.model.objective import DraftObjective, LossParts, Objective
-from seektune.parallel.model import ParallelModel
+from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.model.step_loss import BALANCE_LOSS, LOSS, LOSSES, MTP_LOSS, DraftObjective, StepLoss
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.model import Outcome, ParallelModel
 from seektune.train.balance import update_biases
 from seektune.train.config import LossConfig
 from seektune.train.gradient import NotFiniteError, clip, gradient_norm
@@ -29,7 +30,7 @@ class StepRecord:
     step: int
     """Counted from 1."""
     loss: float
-    """Next-token cross-entropy per taught token of the whole step, in nats."""
+    """Next-token cross-entropy per taught token of the whole step, in nats, or the loss of another objective."""
     mtp_loss: float
     """The MTP block's cross-entropy over the same number of tokens; 0 if it did not run."""
     balance_loss: float
@@ -47,6 +48,8 @@ class StepRecord:
     """Peak memory of the GPU so far, or the memory of the process; 10^9 bytes."""
     loads: dict[int, list[int]]
     """Tokens per routed expert, by layer id; the MTP block's id is the number of layers."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Further parts of the objective, by name."""
 
 
 def train_step(
@@ -66,19 +69,18 @@ def train_step(
     With `drafts`, the DSpark stages are trained instead of the model.
 
     Raises:
-        ValueError: no token of the step is taught.
+        ValueError: no token of the step is taught, or their weights sum to 0.
         NotFiniteError: loss or gradient is not finite, on every process; then nothing has moved and no gradient is
             left behind.
     """
     began = perf_counter()
-    objective = replace(make_objective(data, loss, model.config.mtp_layers > 0), drafts=drafts)
-    if objective.taught == 0:
-        raise ValueError(f"step {step}: none of its {objective.tokens} tokens is taught; check the labels of the data")
+    wanted = replace(make_step_loss(data, loss, model.config.mtp_layers > 0), drafts=drafts)
+    _check_counts(wanted, step)
     try:
-        outcome = model.train(data.batches, objective, lambda name: phase(f"step {step}: {name}"))
+        outcome = model.train(data.batches, wanted, lambda name: phase(f"step {step}: {name}"))
         phase(f"step {step}: measuring and moving")
-        parts = _finite(outcome.parts_M3, objective, step).tolist()
-        norm = _bound(model, max_grad_norm, step, parts[0])
+        parts = _finite(outcome, wanted, step)
+        norm = _bound(model, max_grad_norm, step, parts[LOSS])
         _move(optimizer, lr)
     finally:
         optimizer.zero_grad(set_to_none=True)
@@ -87,24 +89,34 @@ def train_step(
     seconds = perf_counter() - began
     return StepRecord(
         step=step,
-        loss=parts[0],
-        mtp_loss=parts[1],
-        balance_loss=parts[2],
+        loss=parts[LOSS],
+        mtp_loss=parts[MTP_LOSS],
+        balance_loss=parts[BALANCE_LOSS],
         grad_norm=norm,
         lr=lr,
-        tokens=objective.tokens,
-        taught_tokens=objective.taught,
+        tokens=wanted.tokens,
+        taught_tokens=wanted.taught,
         seconds=seconds,
-        tokens_per_s=objective.tokens / seconds,
+        tokens_per_s=wanted.tokens / seconds,
         memory_gb=memory,
         loads={layer: load_E.tolist() for layer, load_E in outcome.loads.items()},
+        parts={name: value for name, value in parts.items() if name not in LOSSES},
     )
 
 
-def make_objective(data: StepData, loss: LossConfig, has_mtp: bool) -> Objective:
-    """The objective of a step, with one denominator for all its micro-batches."""
-    return Objective(
+def make_step_loss(
+    data: StepData,
+    loss: LossConfig,
+    has_mtp: bool,
+    objective: Objective = CROSS_ENTROPY,
+    count: float | None = None,
+) -> StepLoss:
+    """The loss of a step, with one denominator for all its micro-batches; `count` is that of `step_count`."""
+    return StepLoss(
         taught=data.taught,
+        weight=data.weight,
+        objective=objective,
+        count=count,
         tokens=data.tokens,
         mtp=has_mtp and loss.mtp_weight > 0,
         mtp_weight=loss.mtp_weight,
@@ -112,17 +124,36 @@ def make_objective(data: StepData, loss: LossConfig, has_mtp: bool) -> Objective
     )
 
 
-def _finite(parts_M3: Tensor, objective: Objective, step: int) -> Tensor:
-    """The step's losses `[3]`; if they are not finite, the error names the micro-batch."""
-    for number, parts in enumerate(parts_M3, start=1):
-        value = LossParts(*parts)
-        if not isfinite(float(objective.total(value))):
-            found = f"loss {float(value.loss):g}, MTP {float(value.mtp):g}, balance {float(value.balance):g}"
+def step_count(objective: Objective, data: StepData, mesh: Mesh) -> float | None:
+    """What an objective counts in the whole step; collective. None for cross-entropy, whose divisor the data knows."""
+    if objective is CROSS_ENTROPY:
+        return None
+    own = sum(objective.count(batch) for batch in data.batches)
+    # the processes of a pipeline and of a row's slices have the same micro-batches
+    copies = mesh.dims.world // mesh.dims.data_size
+    return float(mesh.sum(torch.tensor(own / copies, dtype=torch.float64, device=mesh.device)))
+
+
+def _check_counts(wanted: StepLoss, step: int) -> None:
+    if wanted.taught == 0:
+        raise ValueError(f"step {step}: none of its {wanted.tokens} tokens is taught; check the labels of the data")
+    if wanted.divisor <= 0:
+        raise ValueError(
+            f"step {step}: the weights of its taught tokens sum to {wanted.divisor:g}; their sum must be above 0"
+        )
+
+
+def _finite(outcome: Outcome, wanted: StepLoss, step: int) -> dict[str, float]:
+    """The step's parts; if its loss is not finite, the error names the micro-batch."""
+    for number, parts_P in enumerate(outcome.parts_MP, start=1):
+        parts = dict(zip(outcome.names, parts_P, strict=True))
+        if not isfinite(float(wanted.total(parts, parts_P.new_zeros(())))):
+            found = ", ".join(f"{name} {float(parts[name]):g}" for name in LOSSES)
             raise NotFiniteError(
-                f"step {step}: the loss is not finite in micro-batch {number} of {len(parts_M3)} ({found}); "
+                f"step {step}: the loss is not finite in micro-batch {number} of {len(outcome.parts_MP)} ({found}); "
                 "nothing was updated. A lower optimizer.lr, more schedule.warmup_steps or model.dtype fp32 may help"
             )
-    return parts_M3.sum(dim=0)
+    return outcome.totals()
 
 
 def _bound(model: ParallelModel, max_norm: float | None, step: int, loss: float) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from seektune.checkpoint import check_train_state
 from seektune.data.held_out_loss import HeldOutLoss
 from seektune.io.run_files import CHECKPOINTS
-from seektune.model.objective import DraftObjective
+from seektune.model.step_loss import DraftObjective
 from seektune.parallel.model import ParallelModel
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import complete_checkpoints, step_of

@@ -15,7 +15,7 @@ from seektune.data.step_data import StepData
 from seektune.model.config import ATTENTION_NAMES, DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.model.gate import HashGate
-from seektune.model.objective import Objective
+from seektune.model.step_loss import StepLoss
 from seektune.parallel.dims import ParallelDims, RankCoords
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
@@ -31,7 +31,7 @@ from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32, clip, shard_norms, squared_norm
 from seektune.train.optim.adamw import AdamW
 from seektune.train.optim.build import build_optimizer
-from seektune.train.step import make_objective
+from seektune.train.step import make_step_loss
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class RankDryRun:
 
 def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, step: DryStep, rank: int) -> RankDryRun:
     """Build the model of `rank` with the code that training runs, take one step, and report bytes and collectives."""
-    objective = make_objective(step.data(plan.data_size, "meta"), recipe.loss, config.mtp_layers > 0)
+    loss = make_step_loss(step.data(plan.data_size, "meta"), recipe.loss, config.mtp_layers > 0)
     prepare = _frozen_form(recipe, config) if recipe.lora.targets else unchanged
     with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
@@ -133,7 +133,7 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
             accumulate_in_fp32(model.parameters())
             optimizer = build_optimizer(model, recipe.optimizer, recipe.seed)
             batches = step.data(plan.data_size, "meta").batches
-            gradients = _take_step(model, optimizer, batches, objective, recipe.optimizer.max_grad_norm)
+            gradients = _take_step(model, optimizer, batches, loss, recipe.optimizer.max_grad_norm)
         return _report(model, optimizer, gradients, step, recipe.parallel.reshard, tuple(traffic.flows()))
 
 
@@ -148,10 +148,10 @@ def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
 
 
 def _take_step(
-    model: ParallelModel, optimizer: AdamW, batches: Sequence[Batch], objective: Objective, max_norm: float | None
+    model: ParallelModel, optimizer: AdamW, batches: Sequence[Batch], loss: StepLoss, max_norm: float | None
 ) -> int:
     """As `train.step`, without reading values; returns the bytes of gradients that the optimizer reads."""
-    model.train(batches, objective, lambda phase: None)
+    model.train(batches, loss, lambda phase: None)
     gradients = _size(local(p.grad) for p in model.parameters() if p.grad is not None)
     squared_norm(shard_norms(model.named_parameters(), model.mesh), model.mesh)
     if max_norm is not None:

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -142,3 +143,14 @@ def test_validation_batches_hold_every_example_once(pack):
         assert [len(examples[i].tokens) for i in drawn(batches)] == sorted(len(each.tokens) for each in examples)
     assert sum(batch.taught() for batch in batches) == ExampleList(examples).counted.sum()
     assert same(batches[1:], list(batches)[1:])
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_weights_of_examples_become_a_column_and_a_sum_of_the_whole_step(pack):
+    heavy = [replace(each, weight=0.5 + int(each.name)) for each in made(9)]
+    whole = loader(heavy, made(3), pack=pack).next_step()
+    shares = [loader(heavy, made(3), pack=pack, share=Share(rank, 2)).next_step() for rank in range(2)]
+    assert [step.weight for step in shares] == [whole.weight] * 2
+    assert whole.weight == pytest.approx(sum(batch.weight() for step in shares for batch in step.batches))
+    assert whole.weight != whole.taught
+    assert loader(made(9), pack=pack).next_step().weight is None

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -28,6 +29,15 @@ def test_padding_is_masked_by_length_not_by_id():
     batch = collate([[taught_pad], [example(4)]], PAD)
     assert batch.documents[0].tolist() == [1, 1, 1, 0]
     assert batch.labels[0].tolist() == [-100, PAD, PAD, -100]
+
+
+def test_weights_are_a_column_only_where_they_are_wanted():
+    rows = [[replace(example(2), weight=0.5), replace(example(3), weight=2.0)]]
+    assert collate(rows, PAD, length=7).columns == {}
+    batch = collate(rows, PAD, length=7, weighted=True)
+    assert batch.columns["weights"].tolist() == [[0.5, 0.5, 2, 2, 2, 0, 0]]
+    assert batch.taught() == 3
+    assert batch.weight() == 0.5 + 2 * 2.0
 
 
 def test_documents_of_a_row_are_numbered_from_one():

@@ -13,6 +13,7 @@ from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate
+from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
@@ -23,7 +24,7 @@ from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig, OptimizerConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
 from seektune.train.optim.build import build_optimizer
-from seektune.train.step import make_objective, train_step
+from seektune.train.step import make_step_loss, step_count, train_step
 
 from ..conftest import TOY, randomize
 
@@ -42,6 +43,27 @@ Pieces = dict[str, tuple[np.ndarray, Box]]
 """What a process holds of named tensors, and where it belongs."""
 
 
+class EveryKind(Objective):
+    """Per token the clipped ratio to an older model, per document a function of its sum: neither is linear."""
+
+    part_names = ("clipped", "likely_documents")
+
+    def count(self, batch: Batch) -> float:
+        return batch.taught()
+
+    def loss(self, tokens: TokenLogprobs, divisor: Tensor | float) -> ObjectiveLoss:
+        ratio = torch.exp(tokens.values_N - tokens.columns["old"])
+        clipped = (ratio > 1.2).sum() / divisor
+        lengths_U = tokens.document_sums(torch.ones_like(ratio))
+        means_U = tokens.document_sums(tokens.values_N * tokens.columns["weights"]) / lengths_U.clamp(min=1)
+        likely = tokens.shared(torch.sigmoid(means_U)[lengths_U > 0].sum()) / divisor
+        loss = -ratio.clamp(max=1.2).sum() / divisor - 10 * likely
+        return ObjectiveLoss(loss, {"clipped": clipped, "likely_documents": likely.detach()})
+
+
+OBJECTIVES = {"cross_entropy": CROSS_ENTROPY, "every_kind": EveryKind()}
+
+
 @dataclass(frozen=True)
 class Subject:
     """What is looked at."""
@@ -55,13 +77,16 @@ class Subject:
     """Of the rows; such that no choice of an expert or entry hangs on rounding."""
     crowded: bool = False
     """Every token goes to the same three experts."""
+    weighted: bool = False
+    """Tokens have weights, and log-probabilities of an older model."""
+    objective: str = "cross_entropy"
 
 
 @dataclass(frozen=True)
 class Found:
     """Of one forward and backward pass over all rows."""
 
-    parts: list[float]
+    parts: dict[str, float]
     norm: float
     loads: dict[int, list[int]]
     gradients: Pieces
@@ -115,14 +140,14 @@ def made_rows(subject: Subject) -> list[Batch]:
         tokens = torch.randint(CONFIG.vocab_size, (size,), generator=dice)
         documents = torch.cat([torch.full((abs(n),), i + 1 if n > 0 else 0) for i, n in enumerate(each)])
         labels = torch.where((torch.rand(size, generator=dice) < 0.7) & (documents > 0), tokens, IGNORE_INDEX)
-        rows.append(Batch(tokens[None], labels[None], documents[None]))
+        columns = {"weights": torch.rand(1, size, generator=dice), "old": -4 - torch.rand(1, size, generator=dice)}
+        rows.append(Batch(tokens[None], labels[None], documents[None], columns if subject.weighted else {}))
     return rows
 
 
 def together(rows: Sequence[Batch]) -> Batch:
     longest = max(row.tokens.shape[1] for row in rows)
-    wide = [row.padded(length=longest).tensors() for row in rows]
-    return Batch(*(torch.cat(each) for each in zip(*wide, strict=True)))
+    return Batch.cat([row.padded(length=longest) for row in rows])
 
 
 def batches(subject: Subject) -> list[Batch]:
@@ -139,9 +164,11 @@ def own_data(model: ParallelModel, subject: Subject) -> StepData:
 def look(model: ParallelModel, subject: Subject) -> Found:
     """One pass; no gradient is left behind."""
     data = own_data(model, subject)
-    objective = make_objective(data, subject.loss, has_mtp=model.config.num_nextn_predict_layers > 0)
+    objective = OBJECTIVES[subject.objective]
+    has_mtp = model.config.num_nextn_predict_layers > 0
+    wanted = make_step_loss(data, subject.loss, has_mtp, objective, step_count(objective, data, model.mesh))
     accumulate_in_fp32(model.parameters())
-    outcome = model.train(data.batches, objective, lambda phase: None)
+    outcome = model.train(data.batches, wanted, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
     gradients = {
         name: portable(shard_like(name, parameter, local(parameter.grad), model.mesh))
@@ -151,7 +178,7 @@ def look(model: ParallelModel, subject: Subject) -> Found:
     for parameter in model.parameters():
         parameter.grad = None
     scores = model.score(together(made_rows(subject))).losses_BT.numpy()
-    return Found(outcome.parts_M3.sum(dim=0).tolist(), norm, listed(outcome.loads), gradients, scores)
+    return Found(outcome.totals(), norm, listed(outcome.loads), gradients, scores)
 
 
 def learn(model: ParallelModel, subject: Subject, steps: int = STEPS) -> Course:

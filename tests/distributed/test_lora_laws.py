@@ -45,7 +45,7 @@ MORE = [
 def check(adapted: Adapted, case: Case, one: tuple[Found, Seen] | None = None) -> list[Seen]:
     subject = case.of(adapted.subject)
     found, saw = one or look_adapted(replace(adapted, subject=subject))
-    assert found.parts[2] > 0.1, "the balance loss must count"
+    assert found.parts["balance_loss"] > 0.1, "the balance loss must count"
     everywhere = run_workers(case.world, look_adapted, replace(adapted, subject=subject), case.parallel)
     for here, here_saw in everywhere:
         assert here.parts == pytest.approx(found.parts, rel=BOUND)

@@ -66,7 +66,7 @@ def test_without_mtp_and_balance_loss(world: int, parallel: dict[str, Any]):
     """With four stages of four layers, the last one has nothing to do but to run the head."""
     loss = LossConfig(mtp_weight=0.0, balance_weight=0.0)
     found = same(world, parallel, Subject(SHORT, 1, SHALLOW, loss=loss))[0]
-    assert found.parts[1:] == [0, 0]
+    assert found.parts["mtp_loss"] == found.parts["balance_loss"] == 0
     assert sorted(found.loads) == [0, 1, 2, 3]
 
 
@@ -74,7 +74,7 @@ def test_without_mtp_and_balance_loss(world: int, parallel: dict[str, Any]):
 @pytest.mark.parametrize(("world", "parallel"), [(2, EP), (4, PP)])
 def test_a_model_without_an_mtp_block(world: int, parallel: dict[str, Any]):
     config = SHALLOW.replace(num_nextn_predict_layers=0, compress_ratios=[0, 4, 128, 4])
-    assert same(world, parallel, Subject(SHORT, 1, config))[0].parts[1] == 0
+    assert same(world, parallel, Subject(SHORT, 1, config))[0].parts["mtp_loss"] == 0
 
 
 BF16 = Subject(SHORT, 2, SHALLOW, torch.bfloat16)

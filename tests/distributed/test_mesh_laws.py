@@ -6,7 +6,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from .mesh_law import SHALLOW, SHORT, Course, Found, Subject, alone, errors, learn, learn_spread, look, look_spread
+from .mesh_law import (
+    OBJECTIVES,
+    SHALLOW,
+    SHORT,
+    Course,
+    Found,
+    Subject,
+    alone,
+    errors,
+    learn,
+    learn_spread,
+    look,
+    look_spread,
+)
 from .workers import run_workers
 
 SLOW = pytest.mark.slow
@@ -20,13 +33,15 @@ class Case(NamedTuple):
     world: int
     parallel: dict[str, Any]
     micro_size: int = 2
+    objective: str = "cross_entropy"
 
     def of(self, subject: Subject) -> Subject:
-        return replace(subject, micro_size=self.micro_size)
+        return replace(subject, micro_size=self.micro_size, objective=self.objective)
 
     def __str__(self) -> str:
         values = {**self.parallel, **self.parallel.get("pipeline", {})}
-        return "-".join(f"{key}:{value}" for key, value in values.items() if key != "pipeline") or f"dp:{self.world}"
+        layout = "-".join(f"{key}:{value}" for key, value in values.items() if key != "pipeline") or f"dp:{self.world}"
+        return layout if self.objective == "cross_entropy" else f"{layout}-{self.objective}"
 
 
 def piped(schedule: str, **sizes: int) -> dict[str, Any]:
@@ -47,12 +62,14 @@ COMBINATIONS = [
     Case(4, piped("1f1b", cp_size=2)),
 ]
 LOOKED_AT = [
-    *AXES,
-    *COMBINATIONS,
-    Case(2, {"ep_size": 2, "recompute": "block"}),
+    *AXES[:3],
+    *(case._replace(objective="every_kind") for case in AXES[3:]),
+    *COMBINATIONS[:2],
+    *(case._replace(objective="every_kind") for case in COMBINATIONS[2:]),
+    Case(2, {"ep_size": 2, "recompute": "block"}, objective="every_kind"),
     Case(2, {"ep_size": 2, "recompute": "selective", "reshard": False}),
     Case(2, {"ep_size": 2, "cpu_offload": True}),
-    Case(2, {"dp_replicate": 2, "ep_size": 2}),
+    Case(2, {"dp_replicate": 2, "ep_size": 2}, objective="every_kind"),
     Case(4, {"dp_replicate": 2}),
     Case(4, {"dp_replicate": 2, "ep_size": 4}),
     Case(4, {"cp_size": 4}),
@@ -64,16 +81,18 @@ LOOKED_AT = [
 ]
 
 
-RICH = Subject()
-"""Every mechanism, in rows of 1 to 600 tokens."""
+RICH = Subject(weighted=True)
+"""Every mechanism, in rows of 1 to 600 tokens whose tokens have weights."""
 LEARNER = Subject(SHORT, config=SHALLOW, seed=4)
 """With four stages, the MTP block has the last one for itself."""
 FEW = Subject(((131,), (1, 3, 9, -5, 30), (2,), (64,)), seed=3)
 
 
 @pytest.fixture(scope="module")
-def found_alone() -> Found:
-    return look(alone(RICH), RICH)
+def found_alone() -> dict[str, Found]:
+    """By objective."""
+    subjects = {name: replace(RICH, objective=name) for name in OBJECTIVES}
+    return {name: look(alone(subject), subject) for name, subject in subjects.items()}
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +102,9 @@ def learnt_alone() -> Course:
 
 @SLOW
 @pytest.mark.parametrize("case", LOOKED_AT, ids=str)
-def test_loss_norm_loads_and_every_gradient_are_those_of_one_device(found_alone: Found, case: Case):
+def test_parts_norm_loads_and_every_gradient_are_those_of_one_device(found_alone: dict[str, Found], case: Case):
     everywhere = run_workers(case.world, look_spread, case.parallel, case.of(RICH))
-    same_findings(everywhere, found_alone)
+    same_findings(everywhere, found_alone[case.objective])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +116,7 @@ def test_so_it_is_with_few_rows(case: Case):
 
 
 def same_findings(everywhere: list[Found], one: Found) -> None:
-    assert one.parts[2] > 0.1, "the balance loss must count"
+    assert one.parts["balance_loss"] > 0.1, "the balance loss must count"
     for found in everywhere:
         assert found.parts == pytest.approx(one.parts, rel=BOUND)
         assert found.norm == pytest.approx(one.norm, rel=BOUND)

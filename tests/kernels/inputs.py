@@ -192,6 +192,16 @@ CASES: dict[str, dict[str, Case]] = {
         "one": lambda dtype: (leaf(dtype, 1, 6), leaf(dtype, 11, 6), torch.randint(11, (1,))),
         "two chunks": lambda dtype: (leaf(dtype, 1025, 6), leaf(dtype, 11, 6), torch.randint(11, (1025,))),
         "none": lambda dtype: (leaf(dtype, 0, 6), leaf(dtype, 11, 6), torch.randint(11, (0,))),
+        "weights": lambda dtype: (
+            *(leaf(dtype, 1030, 6), leaf(dtype, 11, 6), torch.randint(11, (1030,))),
+            torch.rand(1030, dtype=wide(dtype)) * (torch.rand(1030) < 0.8),
+        ),
+    },
+    "token_logprobs": {
+        "one": lambda dtype: (leaf(dtype, 1, 6), leaf(dtype, 11, 6), torch.randint(11, (1,))),
+        "odd": lambda dtype: (leaf(dtype, 13, 7), leaf(dtype, 1500, 7), torch.randint(1500, (13,))),
+        "many": lambda dtype: (leaf(dtype, 1025, 6), leaf(dtype, 11, 6), torch.randint(11, (1025,))),
+        "none": lambda dtype: (leaf(dtype, 0, 6), leaf(dtype, 11, 6), torch.randint(11, (0,))),
     },
 }
 """Inputs by operation and case. Operations without a gradient, such as `index_topk`, have tests of their own."""

@@ -107,7 +107,7 @@ def test_expert_gradients_of_many_tokens_are_summed_in_fp32():
 
 def small_case(name: str) -> tuple[Any, ...]:
     """Inputs small enough for finite differences."""
-    from .inputs import PACKED, attention, experts, pool_case, read_case, write_case
+    from .inputs import PACKED, attention, experts, leaf, pool_case, read_case, write_case
 
     cases = {
         "expert_mlp": experts(4),
@@ -116,6 +116,7 @@ def small_case(name: str) -> tuple[Any, ...]:
         "pool_windows": pool_case(4, True, PACKED[:1, 84:97]),
         "sinkhorn": CASES["sinkhorn"]["one"],
         "linear_cross_entropy": CASES["linear_cross_entropy"]["one"],
+        "token_logprobs": lambda dtype: (leaf(dtype, 3, 4), leaf(dtype, 5, 4), torch.tensor([4, 0, 4])),
         "sparse_attention": attention("chosen", heads=1, width=2, before=155),
     }
     return cases[name](torch.float64)
@@ -123,7 +124,10 @@ def small_case(name: str) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(
     "name",
-    ["expert_mlp", "hyper_read", "hyper_write", "pool_windows", "sinkhorn", "linear_cross_entropy", "sparse_attention"],
+    [
+        *("expert_mlp", "hyper_read", "hyper_write", "pool_windows", "sinkhorn", "linear_cross_entropy"),
+        *("token_logprobs", "sparse_attention"),
+    ],
 )
 def test_eager_gradcheck(name: str):
     assert torch.autograd.gradcheck(

@@ -13,7 +13,7 @@ def test_the_graph_of_a_loss_does_not_outlive_its_micro_batch() -> None:
     weight = torch.ones(3, requires_grad=True)
     losses: list[weakref.ref[Tensor]] = []
 
-    def stage(*_: object) -> Tensor:
+    def stage(*_: object, **__: object) -> Tensor:
         assert all(loss() is None for loss in losses), "a head's gradient would be held twice"
         loss = weight.square().sum()
         losses.append(weakref.ref(loss))

@@ -28,6 +28,16 @@ def test_a_line_per_step(tmp_path):
     assert not (tmp_path / "tensorboard").exists()
 
 
+def test_further_parts_of_the_objective_have_their_names(tmp_path):
+    with MetricsLog(tmp_path, 1, LoggingConfig(tensorboard=True)) as log:
+        log.step(replace(RECORD, parts={"margin": 0.25}))
+    (line,) = read_records(tmp_path / "metrics.jsonl")
+    assert line["margin"] == 0.25
+    assert "parts" not in line
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.value for event in events.Scalars("train/margin")] == [0.25]
+
+
 def test_the_validation_loss_of_each_dataset_is_written(tmp_path, capsys):
     with MetricsLog(tmp_path, 1, LoggingConfig(tensorboard=False)) as log:
         log.validation(0, HeldOutLoss(4.0, {"chat": 3.5, "text": 4.25}))

@@ -41,6 +41,31 @@ def test_micro_batches_share_one_denominator():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+def weighted(batch, weights):
+    columns = {"weights": torch.tensor(weights)[:, None].expand(batch.tokens.shape)}
+    return replace(batch, columns=columns)
+
+
+def test_rows_of_weight_zero_are_as_if_they_were_not_taught():
+    """Also for the MTP block, whose loss has the same denominator."""
+    heavy, light = small_model(), small_model()
+    batch = made_batch(0)
+    untaught = torch.full_like(batch.labels[1:], IGNORE_INDEX)
+    alone = replace(batch, labels=torch.cat([batch.labels[:1], untaught]))
+    sgd = [torch.optim.SGD(model.parameters(), lr=1e-2) for model in (heavy, light)]
+    expected = run(heavy, [alone], optimizer=sgd[0])
+    found = run(light, [weighted(batch, [3.0, 0.0])], optimizer=sgd[1])
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.mtp_loss == pytest.approx(expected.mtp_loss, rel=1e-6)
+    assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    assert (found.taught_tokens, expected.taught_tokens) == (12, 6)
+
+
+def test_weights_must_sum_to_something():
+    with pytest.raises(ValueError, match="step 7: the weights of its taught tokens sum to 0; their sum must be above"):
+        run(small_model(), [weighted(made_batch(0), [0.0, 0.0])])
+
+
 def test_the_record_counts_and_reports_per_taught_token():
     model = small_model()
     batches = [made_batch(0), made_batch(1)]

@@ -60,8 +60,11 @@ def train(recipe) -> Path:
 @pytest.mark.slow
 def test_a_drafter_learns_what_the_model_says(wanted, base, tmp_path):
     folder = train(wanted(steps=30))
-    losses = [line["loss"] for line in read_records(folder / "metrics.jsonl") if "loss" in line]
-    assert losses[-1] < 0.8 * losses[0]
+    lines = [line for line in read_records(folder / "metrics.jsonl") if "loss" in line]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    for line in lines:
+        parts = 0.1 * line["draft_cross_entropy"] + 1.8 * line["draft_distance"] + line["draft_confidence"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-5)
     scores = json.loads((folder / "evaluation.json").read_text())["drafter"]
     assert scores["after"]["accepted_length"]["value"] > scores["before"]["accepted_length"]["value"]
     answers = read_answers(folder / "own_answers.jsonl")

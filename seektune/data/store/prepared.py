@@ -18,6 +18,8 @@ MOST_OPEN = 128
 class PreparedExamples:
     """The examples of a prepared folder. The columns are memory-mapped; tokens are read one example at a time."""
 
+    weights = None
+
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest

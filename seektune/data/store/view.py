@@ -47,6 +47,8 @@ class ViewReport:
 class ExampleView:
     """Some examples of a store, or parts of them, in an order of its own."""
 
+    weights = None
+
     def __init__(self, store: PreparedExamples, folder: Path):
         self.store = store
         self.key = folder.name

@@ -9,6 +9,7 @@ from seektune.kernels.eager.pool import pool_windows
 from seektune.kernels.eager.sinkhorn import sinkhorn
 from seektune.kernels.eager.sparse_attention import sparse_attention
 from seektune.kernels.eager.swiglu import clamped_swiglu
+from seektune.kernels.eager.token_logprobs import token_logprobs
 
 __all__ = [
     "clamped_swiglu",
@@ -23,4 +24,5 @@ __all__ = [
     "rotate",
     "sinkhorn",
     "sparse_attention",
+    "token_logprobs",
 ]

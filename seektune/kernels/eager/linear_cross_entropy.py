@@ -3,28 +3,26 @@
 Shapes: N tokens, D width, V vocabulary.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.reference.linear_cross_entropy import CHUNK
+from seektune.kernels.eager.head_products import head_logits, through_head
 from seektune.kernels.reference.precision import upcast
-
-BLOCK = 8192
-"""Rows of a low-precision head that exist in fp32 at a time."""
+from seektune.kernels.reference.token_logprobs import CHUNK
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None = None
+) -> Tensor:
     """See `reference.linear_cross_entropy`. Saves the gradients, `[N, D]` and `[V, D]`, if they may be needed."""
-    out: Tensor = _Loss.apply(hidden_ND, weight_VD, targets_N, torch.is_grad_enabled())
+    out: Tensor = _Loss.apply(hidden_ND, weight_VD, targets_N, weights_N, torch.is_grad_enabled())
     return out
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, is_training):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_ND, weight_VD, targets_N, weights_N, is_training):  # type: ignore[no-untyped-def]
         # needs_input_grad is True for parameters even under no_grad, so the grad mode is passed in
         needs_hidden, needs_weight = (is_training and needs for needs in ctx.needs_input_grad[:2])
         dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
@@ -35,15 +33,19 @@ class _Loss(torch.autograd.Function):
             part = slice(start, start + CHUNK)
             hidden = upcast(hidden_ND[part])
             targets = targets_N[part].unsqueeze(1)
-            logits = _logits(hidden, weight_VD)
+            weights = None if weights_N is None else weights_N[part].unsqueeze(1)
+            logits = head_logits(hidden, weight_VD)
             total = torch.logsumexp(logits, dim=1, keepdim=True)
-            losses.append((total - logits.gather(1, targets)).sum())
+            terms = total - logits.gather(1, targets)
+            losses.append((terms if weights is None else terms * weights).sum())
             if not (needs_hidden or needs_weight):
                 continue
             slope = logits.sub_(total).exp_()
             slope.scatter_add_(1, targets, slope.new_full((), -1.0).expand_as(targets))
+            if weights is not None:
+                slope *= weights
             if dhidden is not None:
-                dhidden[part] = _through(slope, weight_VD)
+                dhidden[part] = through_head(slope, weight_VD)
             if dweight is not None:
                 torch.addmm(dweight, slope.T, hidden, out=dweight)
         ctx.gradients = dhidden, None if dweight is None else dweight.to(weight_VD.dtype)
@@ -54,31 +56,4 @@ class _Loss(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         # `grad` stays fp32: 1 / tokens rounded to bf16 would scale all gradients by the same error
         gradients = (None if x is None else x * grad for x in ctx.gradients)
-        return *gradients, None, None
-
-
-def _logits(hidden_ND: Tensor, weight_VD: Tensor) -> Tensor:
-    """`[N, V]`, in hidden's dtype."""
-    if weight_VD.dtype == hidden_ND.dtype:
-        return hidden_ND @ weight_VD.T
-    logits = hidden_ND.new_empty(len(hidden_ND), len(weight_VD))
-    for rows, block in _blocks(weight_VD):
-        logits[:, rows] = hidden_ND @ block.T
-    return logits
-
-
-def _through(slope_NV: Tensor, weight_VD: Tensor) -> Tensor:
-    """The gradient of the head's input, `[N, D]`."""
-    if weight_VD.dtype == slope_NV.dtype:
-        return slope_NV @ weight_VD
-    out = slope_NV.new_zeros(len(slope_NV), weight_VD.shape[1])
-    for rows, block in _blocks(weight_VD):
-        out.addmm_(slope_NV[:, rows], block)
-    return out
-
-
-def _blocks(weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the head in fp32; all at once would take twice the head's memory."""
-    for start in range(0, len(weight_VD), BLOCK):
-        rows = slice(start, start + BLOCK)
-        yield rows, upcast(weight_VD[rows])
+        return *gradients, None, None, None

@@ -14,6 +14,7 @@ from seektune.kernels.reference.route import route
 from seektune.kernels.reference.sinkhorn import sinkhorn
 from seektune.kernels.reference.sparse_attention import sparse_attention
 from seektune.kernels.reference.swiglu import clamped_swiglu
+from seektune.kernels.reference.token_logprobs import token_logprobs
 
 __all__ = [
     "clamped_swiglu",
@@ -37,4 +38,5 @@ __all__ = [
     "sinkhorn",
     "sort_pairs",
     "sparse_attention",
+    "token_logprobs",
 ]

@@ -1,26 +1,16 @@
 """LM head and cross-entropy in one operation, so that the logits of all tokens never exist at once."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from seektune.kernels.reference.precision import upcast
-
-CHUNK = 1024
-"""Tokens whose logits exist at a time."""
+from seektune.kernels.reference.token_logprobs import token_logprobs
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None = None
+) -> Tensor:
     """Sum of `-log softmax(hidden @ weight.T)[target]` in fp32 over N tokens; no target is ignored.
 
-    Chunks of tokens are recomputed in backward, so memory is that of `CHUNK` x V logits.
+    `weights_N`, fp32, multiply the tokens' terms and are constants; None is 1 for each.
     """
-    weight = upcast(weight_VD)
-    chunks = zip(hidden_ND.split(CHUNK), targets_N.split(CHUNK), strict=True)
-    losses = [checkpoint(_chunk, x, weight, y, use_reentrant=False, preserve_rng_state=False) for x, y in chunks]
-    return torch.stack(losses).sum()
-
-
-def _chunk(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(F.linear(upcast(hidden), weight), targets, reduction="sum")
+    logprobs_N = token_logprobs(hidden_ND, weight_VD, targets_N)
+    return -(logprobs_N if weights_N is None else logprobs_N * weights_N).sum()

@@ -1,0 +1,53 @@
+"""Log-probabilities of given tokens whose gradient recomputes the logits of a chunk from what forward has summed up.
+
+Shapes: N tokens, D width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seektune.kernels.eager.head_products import head_logits, through_head
+from seektune.kernels.reference.precision import upcast
+from seektune.kernels.reference.token_logprobs import CHUNK
+
+
+def token_logprobs(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """See `reference.token_logprobs`. Saves its inputs and a number for each token."""
+    out: Tensor = _Logprobs.apply(hidden_ND, weight_VD, targets_N)
+    return out
+
+
+class _Logprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N):  # type: ignore[no-untyped-def]
+        totals_N = upcast(hidden_ND[:, :0]).sum(dim=1)
+        logprobs_N = torch.empty_like(totals_N)
+        for part in _parts(hidden_ND):
+            logits = head_logits(upcast(hidden_ND[part]), weight_VD)
+            totals_N[part] = torch.logsumexp(logits, dim=1)
+            logprobs_N[part] = logits.gather(1, targets_N[part].unsqueeze(1)).squeeze(1) - totals_N[part]
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, totals_N)
+        return logprobs_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_N):  # type: ignore[no-untyped-def]
+        hidden_ND, weight_VD, targets_N, totals_N = ctx.saved_tensors
+        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        dweight = torch.zeros_like(weight_VD, dtype=totals_N.dtype) if needs_weight else None
+        for part in _parts(hidden_ND):
+            hidden = upcast(hidden_ND[part])
+            grad = grad_N[part].unsqueeze(1)
+            slope = head_logits(hidden, weight_VD).sub_(totals_N[part].unsqueeze(1)).exp_().mul_(-grad)
+            slope.scatter_add_(1, targets_N[part].unsqueeze(1), grad)
+            if dhidden is not None:
+                dhidden[part] = through_head(slope, weight_VD)
+            if dweight is not None:
+                torch.addmm(dweight, slope.T, hidden, out=dweight)
+        return dhidden, None if dweight is None else dweight.to(weight_VD.dtype), None
+
+
+def _parts(hidden_ND: Tensor) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, len(hidden_ND), CHUNK)]
