@@ -7,6 +7,9 @@ EVALUATION = "evaluation.json"
 OWN_ANSWERS = "own_answers.jsonl"
 EXPERT_LOADS = "expert_loads.jsonl"
 TENSORBOARD = "tensorboard"
+TRACKING = "tracking.json"
+WANDB = "wandb"
+MLFLOW = "mlflow.db"
 LOSS_CURVE = "loss.png"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
@@ -23,6 +26,9 @@ CONTENTS = {
     EXPERT_LOADS: "tokens per expert and layer over the run",
     OWN_ANSWERS: "the model's own answers to training prompts, on which its drafter was trained",
     TENSORBOARD: "TensorBoard events",
+    TRACKING: "name and id of the run at the trackers of `logging.to`",
+    WANDB: "files of Weights & Biases",
+    MLFLOW: "an MLflow database, written if `logging.offline`",
     LOSS_CURVE: "the loss curve",
     CHECKPOINTS: "training state, to resume from",
     ADAPTER: "the trained adapters in PEFT's form, with the recipe",

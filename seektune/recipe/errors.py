@@ -37,7 +37,10 @@ _MESSAGES = {
 """Messages for pydantic's error types, formatted with the error's context."""
 
 
-RENAMED = {"model.packed": "model.quantized"}
+RENAMED = {
+    "model.packed": "model.quantized",
+    "logging.tensorboard": "logging.to, a list such as [tensorboard]",
+}
 """New names of renamed keys, by their old names."""
 
 

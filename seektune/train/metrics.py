@@ -1,10 +1,11 @@
-"""The logs of a run: metrics.jsonl, validation.jsonl, expert loads, TensorBoard events and the console.
+"""The logs of a run: metrics.jsonl, validation.jsonl, expert loads, trackers and the console.
 
 Shapes: E experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -16,107 +17,56 @@ from seektune.train.config import LoggingConfig
 from seektune.train.log_state import LogState
 from seektune.train.progress import open_display
 from seektune.train.step import StepRecord
+from seektune.train.system_metrics import system_metrics
 from seektune.train.tensorboard import Events
+from seektune.train.trackers.tracker_thread import TrackerThread
 
 LOAD_LINES = 50
 """Maximum lines of expert loads in a run, so that a long run of a large model does not fill the disk."""
 CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
-"""Values of a step that TensorBoard plots."""
+"""Values of a step that trackers plot."""
 
 
-class RunLog(Protocol):
-    """The interface between the training loop and the logs."""
+class Scalars(Protocol):
+    """Receives values by name at a step: TensorBoard's events, or the thread of another tracker."""
 
-    def step(self, record: StepRecord) -> None:
-        """Log a step."""
-
-    def validation(self, step: int, loss: float) -> None:
-        """Log the validation loss after a step."""
-
-    def skipped(self, step: int, reason: str) -> None:
-        """Log a skipped step."""
-
-    def not_saved(self, step: int, reason: str) -> None:
-        """A checkpoint that was written beside the training failed; training is at `step`."""
-
-    def say(self, sentence: str) -> None:
-        """Log a message."""
-
-    def rewind(self, last_step: int, state: LogState | None) -> None:
-        """Remove everything after a step."""
-
-    def validations(self) -> dict[int, float]:
-        """The validation losses so far, by step."""
-        ...
-
-    def state_dict(self) -> LogState:
-        """State for a checkpoint."""
-        ...
-
-
-class SilentLog:
-    """The log of a process other than rank 0, which writes nothing."""
-
-    def __init__(self, validations: Mapping[int, float]):
-        self._validations = dict(validations)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *problem: Any) -> None:
-        """Nothing is open."""
-
-    def step(self, record: StepRecord) -> None:
-        """As `RunLog`."""
-
-    def validation(self, step: int, loss: float) -> None:
-        """As `RunLog`."""
-        self._validations[step] = loss
-
-    def skipped(self, step: int, reason: str) -> None:
-        """As `RunLog`."""
-
-    def not_saved(self, step: int, reason: str) -> None:
-        """As `RunLog`."""
-
-    def say(self, sentence: str) -> None:
-        """As `RunLog`."""
-
-    def rewind(self, last_step: int, state: LogState | None) -> None:
-        """As `RunLog`."""
-        self._validations = {step: loss for step, loss in self._validations.items() if step <= last_step}
-
-    def validations(self) -> dict[int, float]:
-        """As `RunLog`."""
-        return dict(self._validations)
-
-    def state_dict(self) -> LogState:
-        """As `RunLog`; the state in the checkpoint is that of rank 0."""
-        return {"total_tokens": 0, "loads": {}}
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Write or queue the values of a step."""
 
 
 class MetricsLog:
     """The logs of one run; a context manager that closes its files however the run ends.
 
-    A resumed run appends to the files as they were after step `last_step`; later lines are removed.
+    A resumed run appends to the files as they were after step `last_step`; later lines are removed. `trackers` are
+    closed with the log.
 
     Raises:
         OSError: a file cannot be written.
     """
 
     def __init__(
-        self, folder: Path, steps: int, config: LoggingConfig, last_step: int = 0, state: LogState | None = None
+        self,
+        folder: Path,
+        steps: int,
+        config: LoggingConfig,
+        last_step: int = 0,
+        state: LogState | None = None,
+        trackers: Sequence[TrackerThread] = (),
     ):
         self._steps = steps
+        self._trackers = trackers
+        self._scalars: list[Scalars] = [*trackers]
         self._folder = folder
         with ExitStack() as stack:
             self._metrics = stack.enter_context(JsonlWriter(folder / METRICS))
             self._validation = stack.enter_context(JsonlWriter(folder / VALIDATION))
             self._load_lines = stack.enter_context(JsonlWriter(folder / EXPERT_LOADS))
             self.rewind(last_step, state)
-            self._events = stack.enter_context(Events(folder / TENSORBOARD, last_step)) if config.tensorboard else None
+            if "tensorboard" in config.to:
+                self._scalars.append(stack.enter_context(Events(folder / TENSORBOARD, last_step)))
             self._display = open_display(steps, config.every, last_step)
             stack.callback(self._display.close)
+            stack.push(partial(self._close_trackers, config.flush_timeout))
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -137,18 +87,25 @@ class MetricsLog:
         self._total_tokens += record.tokens
         self._metrics.append(as_line(record, self._total_tokens))
         self._note_loads(record)
-        if self._events is not None:
+        if self._scalars:
             curves = {f"train/{name}": vars(record)[name] for name in CURVES}
             layers = {f"expert_imbalance/layer_{layer}": ratio for layer, ratio in imbalance(record.loads).items()}
-            self._events.add(record.step, curves | layers)
+            total = {"train/total_tokens": self._total_tokens}
+            self.values(record.step, curves | total | layers | system_metrics())
         self._display.step(record)
 
     def validation(self, step: int, loss: float) -> None:
         """Write a validation loss, measured after `step`."""
         self._validation.append({"step": step, "loss": loss})
-        if self._events is not None:
-            self._events.add(step, {"validation/loss": loss})
+        self.values(step, {"validation/loss": loss})
         self._display.say(f"validation loss {loss:.4f} after step {step}")
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """Hand values to the trackers, and print the first problem of each."""
+        for scalars in self._scalars:
+            scalars.add(step, values)
+        for tracker in self._trackers:
+            self._tell(tracker.news())
 
     def state_dict(self) -> LogState:
         """State for a checkpoint."""
@@ -172,6 +129,14 @@ class MetricsLog:
     def say(self, sentence: str) -> None:
         """Print a message."""
         self._display.say(sentence)
+
+    def _tell(self, message: str | None) -> None:
+        if message is not None:
+            self._display.say(message)
+
+    def _close_trackers(self, seconds: float, problem: object, *_: object) -> None:
+        for tracker in self._trackers:
+            self._tell(tracker.close(problem is None, seconds))
 
     def _note_loads(self, record: StepRecord) -> None:
         for layer, load_E in record.loads.items():

@@ -14,8 +14,8 @@ from seektune.train.checkpoints import complete_checkpoints, step_of
 from seektune.train.export import export_model
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError, Watchdog
-from seektune.train.metrics import RunLog
 from seektune.train.resumable import ResumableRun
+from seektune.train.run_log import RunLog
 from seektune.train.schedule import learning_rate
 from seektune.train.settings import BatchStream, Savable, TrainSettings
 from seektune.train.step import StepRecord, train_step

@@ -30,12 +30,15 @@ from seektune.run.own_answers import with_own_answers, write_answers
 from seektune.run.resume import find_start, refuse_other_rows
 from seektune.run.run_dir import choose_folder, held
 from seektune.run.summary import describe, report_text, stopped_message, summary
+from seektune.run.tracking import RunTrackers, make_trackers, write_tracking
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
 from seektune.train.config import LossConfig
-from seektune.train.metrics import MetricsLog, RunLog, SilentLog
+from seektune.train.metrics import MetricsLog
 from seektune.train.report import write_report
+from seektune.train.run_log import RunLog, SilentLog
 from seektune.train.settings import TrainSettings
+from seektune.train.trackers.tracker_thread import TrackerThread
 from seektune.train.trainer import Trainer
 from seektune.workflows.preflight import check_memory
 
@@ -89,6 +92,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
     mesh = run.mesh
     torch.manual_seed(recipe.seed)
     check_memory(recipe, run.config, mesh.dims.world, nodes=1)
+    trackers = make_trackers(run)
     if run.is_fresh or recipe.lora.targets or run.config.dspark_stages:
         check_sources(recipe, run.config)
     data = prepare_data(recipe, run.config, DataCache(cache_dir, say), mesh)
@@ -101,8 +105,8 @@ def _run(run: RunContext, cache_dir: Path) -> None:
         facts = describe(recipe, model, data)
         before = _eval_before(run, model, data)
         trainer = _make_trainer(run, model, data)
-        _begin_folder(run, trainer.step, before, data)
-        with _open_log(run, trainer) as log:
+        _begin_folder(run, trainer.step, before, data, trackers)
+        with _open_log(run, trainer, trackers) as log:
             losses = _fit(run, trainer, log)
         card = partial(run_card, run.folder, recipe, facts, before)
         _export(run, trainer, card)
@@ -132,7 +136,7 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Tra
     return trainer
 
 
-def _begin_folder(run: RunContext, step: int, before: Scores, data: TrainData) -> None:
+def _begin_folder(run: RunContext, step: int, before: Scores, data: TrainData, trackers: RunTrackers | None) -> None:
     """Write the recipe and first scores into the run folder, which was unchanged until here; the run is at `step`."""
 
     def begin() -> None:
@@ -144,6 +148,8 @@ def _begin_folder(run: RunContext, step: int, before: Scores, data: TrainData) -
         write_evals(run.folder, before, {})
         if data.own_answers is not None:
             write_answers(run.folder, data.own_answers)
+        if trackers is not None:
+            write_tracking(run.folder, trackers.run)
 
     with run.interruption.deferred():
         run.mesh.ranks.first(begin)
@@ -167,13 +173,14 @@ def _fit(run: RunContext, trainer: Trainer, log: RunLog) -> tuple[float, float]:
 
 
 @contextmanager
-def _open_log(run: RunContext, trainer: Trainer) -> Iterator[RunLog]:
+def _open_log(run: RunContext, trainer: Trainer, trackers: RunTrackers | None) -> Iterator[RunLog]:
     """The log of the run; only rank 0 writes one."""
     recipe = run.recipe
     with ExitStack() as stack:
 
         def write() -> MetricsLog:
-            log = MetricsLog(run.folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state)
+            threads = [] if trackers is None else [TrackerThread(tracker) for tracker in trackers.trackers]
+            log = MetricsLog(run.folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state, threads)
             return stack.enter_context(log)
 
         own = write() if run.mesh.is_main else None
