@@ -4,6 +4,8 @@ RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 EVALUATION = "evaluation.json"
+EVALUATIONS = "evaluations.jsonl"
+SAMPLES = "samples.jsonl"
 OWN_ANSWERS = "own_answers.jsonl"
 EXPERT_LOADS = "expert_loads.jsonl"
 TENSORBOARD = "tensorboard"
@@ -23,6 +25,8 @@ CONTENTS = {
     METRICS: "a line per step: loss, gradient norm, learning rate, tokens, speed, memory",
     VALIDATION: "loss on held-out rows before, during and after",
     EVALUATION: "scores of evaluation tasks before and after, with their intervals",
+    EVALUATIONS: "scores of evaluation tasks during training",
+    SAMPLES: "answers to fixed prompts before, during and after training",
     EXPERT_LOADS: "tokens per expert and layer over the run",
     OWN_ANSWERS: "the model's own answers to training prompts, on which its drafter was trained",
     TENSORBOARD: "TensorBoard events",

@@ -10,14 +10,11 @@ from seektune.data.example import Example
 from seektune.data.loader import Loader, in_order
 from seektune.data.packing import fitting
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.evaluate.config import DRAFTER, VALIDATION
-from seektune.evaluate.task import Task
-from seektune.evaluate.tasks import make_task, questions_section
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.recipe.recipe import Recipe
-from seektune.run.drafter import drafter_is_measured
+from seektune.run.tasks import RunTasks, TaskData, make_tasks, question_sections
 from seektune.sequence import IGNORE_INDEX, Batch
 
 
@@ -28,8 +25,8 @@ class TrainData:
     tokenizer: Tokenizer
     loader: Loader
     validation: list[Batch]
-    tasks: list[Task]
-    """Evaluation tasks before and after training."""
+    tasks: RunTasks
+    """Evaluation tasks before, during and after training."""
     source: str
     rows: int
     """Number of training rows."""
@@ -63,15 +60,11 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     # rows of similar length need little padding
     held_out.sort(key=lambda example: len(example.tokens))
     validation = in_order(held_out, recipe.batch, tokenizer.pad_id)
-    limit = recipe.evaluate.limit
-    names = list(recipe.evaluate.task_names(recipe.data))
-    if drafter_is_measured(recipe, config, mesh.dims.world):
-        names = list(dict.fromkeys([*names, DRAFTER]))
     return TrainData(
         tokenizer=tokenizer,
         loader=Loader(training, batch, recipe.seed, tokenizer.pad_id),
         validation=validation,
-        tasks=[make_task(name, recipe.data, validation, cache, config, limit) for name in names],
+        tasks=make_tasks(recipe, config, mesh.dims.world, TaskData(tokenizer, validation, cache)),
         source=source,
         rows=len(training),
         digest=digest_of(training),
@@ -100,8 +93,7 @@ def load_examples(recipe: Recipe, split: Split, tokenizer: Tokenizer, cache: Dat
 
 
 def _fetch(recipe: Recipe, cache: DataCache) -> None:
-    asked = [name for name in recipe.evaluate.task_names(recipe.data) if name not in (VALIDATION, DRAFTER)]
-    for section in (recipe.data, *(questions_section(name, recipe.data) for name in asked)):
+    for section in (recipe.data, *question_sections(recipe)):
         section.fetch(cache)
 
 

@@ -1,17 +1,21 @@
 """The trackers of a run: what they are told about it, and its id, by which a resumed run continues theirs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
 from seektune.io.atomic import write_atomically
+from seektune.io.console import say
 from seektune.io.json_file import as_json, read_json
 from seektune.io.run_files import TRACKING
 from seektune.io.secrets import without_secrets
 from seektune.run.context import RunContext
+from seektune.run.evals import Scores
 from seektune.train.trackers.make import MAKERS, check_installed, make_tracker
 from seektune.train.trackers.tracker import TrackedRun, Tracker
+from seektune.train.trackers.tracker_thread import TrackerThread
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,31 @@ def make_trackers(run: RunContext) -> RunTrackers | None:
     made: list[RunTrackers] = []
     run.mesh.ranks.first(lambda: made.extend(_made(run)))
     return made[0] if made else None
+
+
+@contextmanager
+def open_trackers(trackers: RunTrackers | None) -> Iterator[Sequence[TrackerThread]]:
+    """Threads that send values to the trackers; in the end they send what is left, for a limited time."""
+    if trackers is None:
+        yield []
+        return
+    threads = [TrackerThread(tracker) for tracker in trackers.trackers]
+    finished = False
+    try:
+        yield threads
+        finished = True
+    finally:
+        for thread in threads:
+            message = thread.close(finished, trackers.run.timeout)
+            if message is not None:
+                say(message)
+
+
+def send_scores(threads: Sequence[TrackerThread], step: int, scores: Scores) -> None:
+    """Send the metrics of tasks to trackers."""
+    for name, score in scores.items():
+        for thread in threads:
+            thread.add(step, {f"{name}/{metric}": found.value for metric, found in score.metrics.items()})
 
 
 def _made(run: RunContext) -> list[RunTrackers]:

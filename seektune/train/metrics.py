@@ -5,15 +5,16 @@ Shapes: E experts.
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
 
+from seektune.io.console import counted
 from seektune.io.jsonl import JsonlWriter, read_records
-from seektune.io.run_files import EXPERT_LOADS, METRICS, TENSORBOARD, VALIDATION
+from seektune.io.run_files import EXPERT_LOADS, METRICS, SAMPLES, TENSORBOARD, VALIDATION
 from seektune.train.config import LoggingConfig
+from seektune.train.evaluation_log import EvaluationLog
 from seektune.train.log_state import LogState
 from seektune.train.progress import open_display
 from seektune.train.step import StepRecord
@@ -37,8 +38,8 @@ class Scalars(Protocol):
 class MetricsLog:
     """The logs of one run; a context manager that closes its files however the run ends.
 
-    A resumed run appends to the files as they were after step `last_step`; later lines are removed. `trackers` are
-    closed with the log.
+    A resumed run appends to the files as they were after step `last_step`; later lines are removed. `trackers` stay
+    open.
 
     Raises:
         OSError: a file cannot be written.
@@ -57,6 +58,7 @@ class MetricsLog:
         self._trackers = trackers
         self._scalars: list[Scalars] = [*trackers]
         self._folder = folder
+        self._evaluations = EvaluationLog(folder)
         with ExitStack() as stack:
             self._metrics = stack.enter_context(JsonlWriter(folder / METRICS))
             self._validation = stack.enter_context(JsonlWriter(folder / VALIDATION))
@@ -66,7 +68,6 @@ class MetricsLog:
                 self._scalars.append(stack.enter_context(Events(folder / TENSORBOARD, last_step)))
             self._display = open_display(steps, config.every, last_step)
             stack.callback(self._display.close)
-            stack.push(partial(self._close_trackers, config.flush_timeout))
             self._closing = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -81,6 +82,7 @@ class MetricsLog:
         self._loads = {int(layer): load for layer, load in state["loads"].items()} if state else {}
         for lines in (self._metrics, self._validation, self._load_lines):
             lines.rewind(last_step if state else -1)
+        self._evaluations.rewind(last_step if state else -1)
 
     def step(self, record: StepRecord) -> None:
         """Write a finished step to all logs."""
@@ -104,8 +106,23 @@ class MetricsLog:
         """Hand values to the trackers, and print the first problem of each."""
         for scalars in self._scalars:
             scalars.add(step, values)
-        for tracker in self._trackers:
-            self._tell(tracker.news())
+        for message in filter(None, (tracker.news() for tracker in self._trackers)):
+            self._display.say(message)
+
+    def evaluation(self, step: int, name: str, lines: Sequence[tuple[str, str]], values: Mapping[str, float]) -> None:
+        """Write a task's result."""
+        self._evaluations.evaluation(step, name, lines, values)
+        self.values(step, {f"{name}/{metric}": value for metric, value in values.items()})
+        self._display.say(f"{name} after step {step}: {', '.join(f'{label} {text}' for label, text in lines)}")
+
+    def samples(self, step: int, name: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Write answers to fixed prompts."""
+        self._evaluations.samples(step, name, answers)
+        self._display.say(f"{name} after step {step}: {counted(len(answers), 'answer')} in {SAMPLES}")
+
+    def evaluated(self) -> set[tuple[int, str]]:
+        """Step and name of the results of tasks and samples so far."""
+        return self._evaluations.done()
 
     def state_dict(self) -> LogState:
         """State for a checkpoint."""
@@ -129,14 +146,6 @@ class MetricsLog:
     def say(self, sentence: str) -> None:
         """Print a message."""
         self._display.say(sentence)
-
-    def _tell(self, message: str | None) -> None:
-        if message is not None:
-            self._display.say(message)
-
-    def _close_trackers(self, seconds: float, problem: object, *_: object) -> None:
-        for tracker in self._trackers:
-            self._tell(tracker.close(problem is None, seconds))
 
     def _note_loads(self, record: StepRecord) -> None:
         for layer, load_E in record.loads.items():

@@ -1,6 +1,6 @@
 """The interface between the training loop and the logs of a run, and the log of processes that write none."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 from seektune.train.log_state import LogState
@@ -15,6 +15,16 @@ class RunLog(Protocol):
 
     def validation(self, step: int, loss: float) -> None:
         """Log the validation loss after a step."""
+
+    def evaluation(self, step: int, name: str, lines: Sequence[tuple[str, str]], values: Mapping[str, float]) -> None:
+        """Log a task's result after a step: label and text of each line, and its metrics."""
+
+    def samples(self, step: int, name: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Log answers to fixed prompts after a step."""
+
+    def evaluated(self) -> set[tuple[int, str]]:
+        """Step and name of the results of tasks and samples so far; on rank 0 alone."""
+        ...
 
     def skipped(self, step: int, reason: str) -> None:
         """Log a skipped step."""
@@ -55,6 +65,16 @@ class SilentLog:
     def validation(self, step: int, loss: float) -> None:
         """As `RunLog`."""
         self._validations[step] = loss
+
+    def evaluation(self, step: int, name: str, lines: Sequence[tuple[str, str]], values: Mapping[str, float]) -> None:
+        """As `RunLog`."""
+
+    def samples(self, step: int, name: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """As `RunLog`."""
+
+    def evaluated(self) -> set[tuple[int, str]]:
+        """As `RunLog`."""
+        return set()
 
     def skipped(self, step: int, reason: str) -> None:
         """As `RunLog`."""
