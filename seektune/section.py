@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
@@ -66,5 +66,13 @@ def sections_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
     """The sections that a field accepts, by name; "" names the only one, and a plain key has none."""
     if (choice := one_of(field)) is not None:
         return dict(choice.sections)
-    kind = field.annotation
+    kind = item_section(field) or field.annotation
     return {"": kind} if isinstance(kind, type) and issubclass(kind, BaseModel) else {}
+
+
+def item_section(field: FieldInfo) -> type[BaseModel] | None:
+    """The section of each item of a field that holds a list of sections, or None."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    items = [get_args(kind)[0] for kind in kinds if get_origin(kind) is list]
+    plain = [get_args(item)[0] if get_origin(item) is Annotated else item for item in items]
+    return next((item for item in plain if isinstance(item, type) and issubclass(item, BaseModel)), None)

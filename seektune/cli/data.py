@@ -51,7 +51,7 @@ data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
 EXAMPLE_HELP = """Write example conversations, about 500 rows made from templates, into the new folder DIR: train.jsonl
-and validation.jsonl in the form of OpenAI's messages. The recipe deepseek_v4_tiny_chat learns them in three minutes, and
+and validation.jsonl in the form of OpenAI's messages. The recipe deepseek_v4_tiny_chat learns them in three minutes;
 they show how your own files may look.
 
 \b

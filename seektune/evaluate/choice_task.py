@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from seektune.data.datasets.dataset import DataCache, DataCard, DataConfig
 from seektune.data.example import continuation
@@ -30,6 +31,7 @@ class ChoiceTask:
     title: str
     questions: Sequence[Question]
     data: DataCard | None = None
+    decodes: ClassVar[bool] = False
 
     @classmethod
     def of(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from seektune.data.datasets.dataset import DataCard
 from seektune.data.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ class DrafterTask:
     drafter: str
     """Beginning of a sentence about what proposes."""
     data: DataCard | None = None
+    decodes: ClassVar[bool] = True
 
     @property
     def info(self) -> TaskInfo:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from seektune.data.example import continuation
 from seektune.data.tokenizer import Tokenizer
@@ -70,6 +70,7 @@ class PerplexityTask:
     texts: Sequence[Text]
     length: int
     stride: int
+    decodes: ClassVar[bool] = False
 
     @property
     def info(self) -> TaskInfo:

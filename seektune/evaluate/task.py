@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 from seektune.data.datasets.dataset import DataCard
 from seektune.data.tokenizer import Tokenizer
@@ -123,6 +123,9 @@ class TaskScore:
 
 class Task(Protocol):
     """An evaluation task."""
+
+    decodes: ClassVar[bool]
+    """Whether it needs the whole model on one device, able to decode."""
 
     @property
     def info(self) -> TaskInfo:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class ValidationTask:
 
     batches: Sequence[Batch]
     data: DataCard | None = None
+    decodes: ClassVar[bool] = False
 
     @property
     def info(self) -> TaskInfo:

@@ -4,9 +4,14 @@ RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 EVALUATION = "evaluation.json"
+EVALUATIONS = "evaluations.jsonl"
+SAMPLES = "samples.jsonl"
 OWN_ANSWERS = "own_answers.jsonl"
 EXPERT_LOADS = "expert_loads.jsonl"
 TENSORBOARD = "tensorboard"
+TRACKING = "tracking.json"
+WANDB = "wandb"
+MLFLOW = "mlflow.db"
 LOSS_CURVE = "loss.png"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
@@ -20,9 +25,14 @@ CONTENTS = {
     METRICS: "a line per step: loss, gradient norm, learning rate, tokens, speed, memory",
     VALIDATION: "loss on held-out rows before, during and after",
     EVALUATION: "scores of evaluation tasks before and after, with their intervals",
+    EVALUATIONS: "scores of evaluation tasks during training",
+    SAMPLES: "answers to fixed prompts before, during and after training",
     EXPERT_LOADS: "tokens per expert and layer over the run",
     OWN_ANSWERS: "the model's own answers to training prompts, on which its drafter was trained",
     TENSORBOARD: "TensorBoard events",
+    TRACKING: "name and id of the run at the trackers of `logging.to`",
+    WANDB: "files of Weights & Biases",
+    MLFLOW: "an MLflow database, written if `logging.offline`",
     LOSS_CURVE: "the loss curve",
     CHECKPOINTS: "training state, to resume from",
     ADAPTER: "the trained adapters in PEFT's form, with the recipe",

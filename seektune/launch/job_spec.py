@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from seektune.launch.secrets import is_secret, is_secret_name
+from seektune.io.secrets import is_secret, is_secret_name
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 HEADER = re.compile(r"[A-Za-z0-9_.,:/=+@%&|*\[\]()-]+")

@@ -37,7 +37,12 @@ _MESSAGES = {
 """Messages for pydantic's error types, formatted with the error's context."""
 
 
-RENAMED = {"model.packed": "model.quantized", "data.dataset": "data.kind", "data.overlong": "batch.overlong"}
+RENAMED = {
+    "model.packed": "model.quantized",
+    "data.dataset": "data.kind",
+    "data.overlong": "batch.overlong",
+    "logging.tensorboard": "logging.to, a list such as [tensorboard]",
+}
 """New names of renamed keys, by their old names."""
 
 

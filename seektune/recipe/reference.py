@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from seektune.recipe.load import schema
 from seektune.recipe.recipe import Recipe
-from seektune.section import one_of, sections_of
+from seektune.section import item_section, one_of, sections_of
 
 _LIMITS = {
     "exclusiveMinimum": "> {}",
@@ -46,7 +46,9 @@ def _sections(model: type[BaseModel], prefix: str, definitions: dict[str, Any]) 
 
 def _table(heading: str, prefix: str, model: type[BaseModel], described: dict[str, Any]) -> list[str]:
     """A heading, and a row for each key of a section that is not itself a section."""
-    plain = [(name, field) for name, field in model.model_fields.items() if not sections_of(field)]
+    plain = [
+        (name, field) for name, field in model.model_fields.items() if not sections_of(field) or item_section(field)
+    ]
     rows = [_row(prefix + name, field, described["properties"][name]) for name, field in plain]
     head = [f"## {heading}", "", _sentence(described.get("description", "")), ""]
     return [*head, "| key | values | default | meaning |", "|---|---|---|---|", *rows, ""]
@@ -63,6 +65,8 @@ def _row(key: str, field: FieldInfo, described: dict[str, Any]) -> str:
 
 def _values(described: dict[str, Any]) -> str:
     """The values that a key accepts, as a short phrase."""
+    if "$ref" in described:
+        return "section"
     if "anyOf" in described:
         return ", ".join(_values(each) for each in described["anyOf"])
     if "enum" in described or "const" in described:

@@ -16,15 +16,12 @@ from seektune.data.step_data import Share
 from seektune.data.store.progress import shown_progress
 from seektune.data.store.split import PreparedSplit, Stores, examples_of, prepare_dataset
 from seektune.data.tokenizer import Tokenizer
-from seektune.evaluate.config import DRAFTER, VALIDATION
-from seektune.evaluate.task import Task
-from seektune.evaluate.tasks import make_task, questions_section
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.recipe.recipe import Recipe
-from seektune.run.drafter import drafter_is_measured
 from seektune.run.encode_settings import encode_settings
+from seektune.run.tasks import RunTasks, TaskData, make_tasks, question_sections
 from seektune.sequence import IGNORE_INDEX, Batch
 
 T = TypeVar("T")
@@ -38,8 +35,8 @@ class TrainData:
     loader: Loader
     validation: Sequence[Batch]
     """Held-out batches of all datasets."""
-    tasks: list[Task]
-    """Evaluation tasks before and after training."""
+    tasks: RunTasks
+    """Evaluation tasks before, during and after training."""
     source: str
     rows: int
     """Number of training examples."""
@@ -64,7 +61,8 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     _check_objectives(recipe)
     mesh.ranks.first(lambda: _fetch(recipe, cache))
     settings = encode_settings(config)
-    pad_id = settings.tokenizer.pad_id
+    tokenizer = settings.tokenizer
+    pad_id = tokenizer.pad_id
     training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
     batches = [in_order(split.examples, recipe.batch, pad_id) for split in held_out]
     validation = JoinedBatches(batches) if len(batches) > 1 else batches[0]
@@ -72,16 +70,12 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         [split.examples for split in training], recipe.seed, [dataset.weight for dataset in recipe.datasets]
     )
     share = Share(mesh.coords.dp, mesh.dims.data_size)
-    limit = recipe.evaluate.limit
-    names = list(recipe.evaluate.task_names(recipe.datasets))
-    if drafter_is_measured(recipe, config, mesh.dims.world):
-        names = list(dict.fromkeys([*names, DRAFTER]))
     labels = [dataset.log_name for dataset in recipe.datasets]
     return TrainData(
-        tokenizer=settings.tokenizer,
+        tokenizer=tokenizer,
         loader=Loader(mixture, _batch_of(recipe, config, cache, mesh), pad_id, share),
         validation=validation,
-        tasks=[make_task(name, recipe.datasets, validation, cache, config, limit) for name in names],
+        tasks=make_tasks(recipe, config, mesh.dims.world, TaskData(tokenizer, validation, cache)),
         source="; ".join(split.store.manifest.title for split in training),
         rows=len(mixture),
         digest=hashlib.sha256(" ".join(split.digest for split in training).encode()).hexdigest(),
@@ -163,8 +157,7 @@ def _check_objectives(recipe: Recipe) -> None:
 
 
 def _fetch(recipe: Recipe, cache: DataCache) -> None:
-    asked = [name for name in recipe.evaluate.task_names(recipe.datasets) if name not in (VALIDATION, DRAFTER)]
-    for section in (*recipe.datasets, *(questions_section(name, recipe.datasets) for name in asked)):
+    for section in (*recipe.datasets, *question_sections(recipe)):
         section.fetch(cache)
 
 

@@ -25,7 +25,7 @@ def drafter_is_measured(recipe: Recipe, config: DeepseekV4Config, world: int) ->
     """
     evaluate = recipe.evaluate
     has_one = config.mtp_layers > 0 or (config.dspark_stages > 0 and recipe.model.weights is not None)
-    named = evaluate.tasks is not None and DRAFTER in evaluate.tasks
+    named = evaluate.named(DRAFTER)
     if named and not has_one:
         raise ValueError("evaluate.tasks names drafter, but the model has neither an MTP block nor DSpark stages")
     if named and world > 1:

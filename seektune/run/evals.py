@@ -9,12 +9,14 @@ from typing import TypeAlias
 from rich.progress import Progress, TaskID
 
 from seektune.evaluate.config import DRAFTER, EvaluateConfig
+from seektune.evaluate.likelihood import Scorer
 from seektune.evaluate.statistics import Change
 from seektune.evaluate.task import Task, TaskInfo, TaskScore
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say
 from seektune.io.json_file import as_json, read_json
 from seektune.io.run_files import EVALUATION
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.run.data import TrainData
 from seektune.run.drafter import decoding_model
@@ -58,15 +60,21 @@ def run_eval(
 ) -> Scores:
     """Run the tasks if `wanted`. `leave` is called after each forward: a signal may end the run there."""
     found = {}
-    for task in data.tasks if wanted else []:
+    for task in data.tasks.scored if wanted else []:
         title = f"{task.info.title} {when} training"
         with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
             advance = _advance(bar, bar.add_task(title, total=None), leave)
-            subject = decoding_model(model) if task.info.name == DRAFTER else model
-            score = task.run(subject, data.tokenizer, config.batch_tokens, advance)
+            score = task.run(subject_of(task, model), data.tokenizer, config.batch_tokens, advance)
         say(f"{title}: {', '.join(f'{label} {text}' for label, text in score.lines())}")
         found[task.info.name] = score
     return found
+
+
+def subject_of(task: Task, model: ParallelModel) -> Scorer:
+    """The model in the form that a task needs."""
+    if task.info.name == DRAFTER:
+        return decoding_model(model)
+    return DeepseekV4ForCausalLM.of(model.whole) if task.decodes else model
 
 
 def read_evals(folder: Path, when: str, tasks: Sequence[Task]) -> Scores:

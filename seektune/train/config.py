@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 
 from seektune.section import Positive, Section
 
@@ -91,10 +91,27 @@ class GuardConfig(Section):
     """Timeout in seconds of a phase of the loop; the process then exits and names the phase; null = none."""
 
 
+def _named_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"names {twice[0]} twice")
+    return names
+
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+"""A tool that shows the curves of runs."""
+
+
 class LoggingConfig(Section):
-    """Console and TensorBoard output; metrics.jsonl always gets a line per step."""
+    """Console output and experiment trackers; metrics.jsonl always gets a line per step."""
 
     every: PositiveInt = 1
     """Steps between two lines on the console, if it is not a terminal."""
-    tensorboard: bool = True
-    """Also write TensorBoard events."""
+    to: Annotated[tuple[TrackerName, ...], AfterValidator(_named_once)] = ("tensorboard",)
+    """Trackers that get the metrics, too; each but TensorBoard is an extra of the same name."""
+    project: Annotated[str, Field(min_length=1, max_length=128)] = "seektune"
+    """Project (Weights & Biases, trackio) or experiment (MLflow) of the run."""
+    offline: bool = False
+    """Write what a server would get to files in the run folder; trackio keeps it in its local database."""
+    flush_timeout: Positive = 30.0
+    """Maximum seconds that the end of a run waits for a server to receive what is left."""

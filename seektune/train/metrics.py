@@ -1,9 +1,9 @@
-"""The logs of a run: metrics.jsonl, validation.jsonl, expert loads, TensorBoard events and the console.
+"""The logs of a run: metrics.jsonl, validation.jsonl, expert loads, trackers and the console.
 
 Shapes: E experts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -11,111 +11,62 @@ from typing import Any, Protocol, Self
 import torch
 
 from seektune.data.held_out_loss import HeldOutLoss
+from seektune.io.console import counted
 from seektune.io.jsonl import JsonlWriter, read_records
-from seektune.io.run_files import EXPERT_LOADS, METRICS, TENSORBOARD, VALIDATION
+from seektune.io.run_files import EXPERT_LOADS, METRICS, SAMPLES, TENSORBOARD, VALIDATION
 from seektune.train.config import LoggingConfig
+from seektune.train.evaluation_log import EvaluationLog
 from seektune.train.log_state import LogState
 from seektune.train.progress import open_display
 from seektune.train.step import StepRecord
+from seektune.train.system_metrics import system_metrics
 from seektune.train.tensorboard import Events
+from seektune.train.trackers.tracker_thread import TrackerThread
 
 LOAD_LINES = 50
 """Maximum lines of expert loads in a run, so that a long run of a large model does not fill the disk."""
 CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
-"""Values of a step that TensorBoard plots."""
+"""Values of a step that trackers plot."""
 
 
-class RunLog(Protocol):
-    """The interface between the training loop and the logs."""
+class Scalars(Protocol):
+    """Receives values by name at a step: TensorBoard's events, or the thread of another tracker."""
 
-    def step(self, record: StepRecord) -> None:
-        """Log a step."""
-
-    def validation(self, step: int, found: HeldOutLoss) -> None:
-        """Log the validation loss after a step."""
-
-    def skipped(self, step: int, reason: str) -> None:
-        """Log a skipped step."""
-
-    def not_saved(self, step: int, reason: str) -> None:
-        """A checkpoint that was written beside the training failed; training is at `step`."""
-
-    def say(self, sentence: str) -> None:
-        """Log a message."""
-
-    def rewind(self, last_step: int, state: LogState | None) -> None:
-        """Remove everything after a step."""
-
-    def validations(self) -> dict[int, float]:
-        """The validation losses so far, by step."""
-        ...
-
-    def state_dict(self) -> LogState:
-        """State for a checkpoint."""
-        ...
-
-
-class SilentLog:
-    """The log of a process other than rank 0, which writes nothing."""
-
-    def __init__(self, validations: Mapping[int, float]):
-        self._validations = dict(validations)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *problem: Any) -> None:
-        """Nothing is open."""
-
-    def step(self, record: StepRecord) -> None:
-        """As `RunLog`."""
-
-    def validation(self, step: int, found: HeldOutLoss) -> None:
-        """As `RunLog`."""
-        self._validations[step] = found.loss
-
-    def skipped(self, step: int, reason: str) -> None:
-        """As `RunLog`."""
-
-    def not_saved(self, step: int, reason: str) -> None:
-        """As `RunLog`."""
-
-    def say(self, sentence: str) -> None:
-        """As `RunLog`."""
-
-    def rewind(self, last_step: int, state: LogState | None) -> None:
-        """As `RunLog`."""
-        self._validations = {step: loss for step, loss in self._validations.items() if step <= last_step}
-
-    def validations(self) -> dict[int, float]:
-        """As `RunLog`."""
-        return dict(self._validations)
-
-    def state_dict(self) -> LogState:
-        """As `RunLog`; the state in the checkpoint is that of rank 0."""
-        return {"total_tokens": 0, "loads": {}}
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Write or queue the values of a step."""
 
 
 class MetricsLog:
     """The logs of one run; a context manager that closes its files however the run ends.
 
-    A resumed run appends to the files as they were after step `last_step`; later lines are removed.
+    A resumed run appends to the files as they were after step `last_step`; later lines are removed. `trackers` stay
+    open.
 
     Raises:
         OSError: a file cannot be written.
     """
 
     def __init__(
-        self, folder: Path, steps: int, config: LoggingConfig, last_step: int = 0, state: LogState | None = None
+        self,
+        folder: Path,
+        steps: int,
+        config: LoggingConfig,
+        last_step: int = 0,
+        state: LogState | None = None,
+        trackers: Sequence[TrackerThread] = (),
     ):
         self._steps = steps
+        self._trackers = trackers
+        self._scalars: list[Scalars] = [*trackers]
         self._folder = folder
+        self._evaluations = EvaluationLog(folder)
         with ExitStack() as stack:
             self._metrics = stack.enter_context(JsonlWriter(folder / METRICS))
             self._validation = stack.enter_context(JsonlWriter(folder / VALIDATION))
             self._load_lines = stack.enter_context(JsonlWriter(folder / EXPERT_LOADS))
             self.rewind(last_step, state)
-            self._events = stack.enter_context(Events(folder / TENSORBOARD, last_step)) if config.tensorboard else None
+            if "tensorboard" in config.to:
+                self._scalars.append(stack.enter_context(Events(folder / TENSORBOARD, last_step)))
             self._display = open_display(steps, config.every, last_step)
             stack.callback(self._display.close)
             self._closing = stack.pop_all()
@@ -132,28 +83,51 @@ class MetricsLog:
         self._loads = {int(layer): load for layer, load in state["loads"].items()} if state else {}
         for lines in (self._metrics, self._validation, self._load_lines):
             lines.rewind(last_step if state else -1)
+        self._evaluations.rewind(last_step if state else -1)
 
     def step(self, record: StepRecord) -> None:
         """Write a finished step to all logs."""
         self._total_tokens += record.tokens
         self._metrics.append(as_line(record, self._total_tokens))
         self._note_loads(record)
-        if self._events is not None:
+        if self._scalars:
             values = {name: vars(record)[name] for name in CURVES} | record.parts
             curves = {f"train/{name}": value for name, value in values.items()}
             layers = {f"expert_imbalance/layer_{layer}": ratio for layer, ratio in imbalance(record.loads).items()}
-            self._events.add(record.step, curves | layers)
+            total = {"train/total_tokens": self._total_tokens}
+            self.values(record.step, curves | total | layers | system_metrics())
         self._display.step(record)
 
     def validation(self, step: int, found: HeldOutLoss) -> None:
         """Write a validation loss, measured after `step`."""
         datasets = {"datasets": dict(found.datasets)} if found.datasets else {}
         self._validation.append({"step": step, "loss": found.loss, **datasets})
-        if self._events is not None:
-            curves = {f"validation/{name}_loss": loss for name, loss in found.datasets.items()}
-            self._events.add(step, {"validation/loss": found.loss, **curves})
+        curves = {f"validation/{name}_loss": loss for name, loss in found.datasets.items()}
+        self.values(step, {"validation/loss": found.loss, **curves})
         each = ", ".join(f"{name} {loss:.4f}" for name, loss in found.datasets.items())
         self._display.say(f"validation loss {found.loss:.4f} after step {step}{f' ({each})' if each else ''}")
+
+    def values(self, step: int, values: Mapping[str, float]) -> None:
+        """Hand values to the trackers, and print the first problem of each."""
+        for scalars in self._scalars:
+            scalars.add(step, values)
+        for message in filter(None, (tracker.news() for tracker in self._trackers)):
+            self._display.say(message)
+
+    def evaluation(self, step: int, name: str, lines: Sequence[tuple[str, str]], values: Mapping[str, float]) -> None:
+        """Write a task's result."""
+        self._evaluations.evaluation(step, name, lines, values)
+        self.values(step, {f"{name}/{metric}": value for metric, value in values.items()})
+        self._display.say(f"{name} after step {step}: {', '.join(f'{label} {text}' for label, text in lines)}")
+
+    def samples(self, step: int, name: str, answers: Sequence[Mapping[str, Any]]) -> None:
+        """Write answers to fixed prompts."""
+        self._evaluations.samples(step, name, answers)
+        self._display.say(f"{name} after step {step}: {counted(len(answers), 'answer')} in {SAMPLES}")
+
+    def evaluated(self) -> set[tuple[int, str]]:
+        """Step and name of the results of tasks and samples so far."""
+        return self._evaluations.done()
 
     def state_dict(self) -> LogState:
         """State for a checkpoint."""

@@ -11,6 +11,7 @@ from seektune.io.jsonl import read_records
 from seektune.io.run_files import CONTENTS, EXPERT_LOADS, LOSS_CURVE, METRICS, REPORT, VALIDATION
 from seektune.train.plot_style import in_both_themes
 from seektune.train.plots import load_figure, loss_figure
+from seektune.train.report_evaluations import evaluation_sections
 from seektune.train.report_html import cards, folded, page, picture, section, table
 from seektune.train.score_plot import BeforeAfter, score_figure
 
@@ -56,6 +57,7 @@ def write_report(folder: Path, story: ReportText) -> Path:
         cards(_headlines(steps, validation, story)),
         section("Loss", picture(curve, dark_curve, _loss_caption(steps, validation))),
         *(_eval(each) for each in story.evals),
+        *evaluation_sections(folder),
         *_loads(loads),
         section("What was trained", table(story.facts)),
         section("Results", table(_results(steps, validation, story), ("", "before", "after"))),

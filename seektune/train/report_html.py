@@ -33,6 +33,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; vertical-align: top; padding: 7px 14px 7px 0; border-bottom: 1px solid var(--faint); }
 th { font-weight: 600; color: var(--soft); }
 td { overflow-wrap: anywhere; }
+.texts td, .texts tr > th:first-child { white-space: pre-wrap; min-width: 14rem; font-size: .9rem; }
 img { width: 100%; height: auto; border-radius: 8px; border: 1px solid var(--faint); display: block; }
 figure { margin: 0; }
 figcaption { color: var(--soft); font-size: .88rem; margin-top: 6px; }
@@ -70,6 +71,11 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
     """A table of text; each row's first cell is its heading."""
     top = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>" if head else ""
     return f'<div class="scroll"><table>{top}{"".join(map(_row, rows))}</table></div>'
+
+
+def texts_table(rows: Iterable[Sequence[str]], head: Sequence[str]) -> str:
+    """A table of longer texts side by side, with their line ends."""
+    return f'<div class="texts">{table(rows, head)}</div>'
 
 
 def section(heading: str, *parts: str) -> str:

@@ -12,8 +12,8 @@ from seektune.train.checkpoints import Checkpoints, Saved
 from seektune.train.gradient import accumulate_in_fp32
 from seektune.train.guard import LossGuard
 from seektune.train.log_state import check_log_state
-from seektune.train.metrics import RunLog
 from seektune.train.optim.build import build_optimizer
+from seektune.train.run_log import RunLog
 from seektune.train.settings import BatchStream, TrainSettings
 from seektune.train.state_tensors import begin_as_saved, is_random_state, run_tensors, set_random_states
 

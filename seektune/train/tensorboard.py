@@ -1,5 +1,6 @@
 """TensorBoard events, written in the training thread, so that a full disk is an error like any other."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from time import time
 from typing import Self
@@ -32,7 +33,7 @@ class Events:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, step: int, values: dict[str, float]) -> None:
+    def add(self, step: int, values: Mapping[str, float]) -> None:
         """Write the values of a step by tag."""
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._records.write(Event(wall_time=time(), step=step, summary=summary).SerializeToString())

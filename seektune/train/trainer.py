@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from pathlib import Path
+from typing import TypeAlias
 
 from seektune.checkpoint import check_train_state
 from seektune.data.held_out_loss import HeldOutLoss
@@ -15,11 +16,18 @@ from seektune.train.checkpoints import complete_checkpoints, step_of
 from seektune.train.export import export_model
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError, Watchdog
-from seektune.train.metrics import RunLog
 from seektune.train.resumable import ResumableRun
+from seektune.train.run_log import RunLog
 from seektune.train.schedule import learning_rate
 from seektune.train.settings import BatchStream, Savable, TrainSettings
 from seektune.train.step import StepRecord, train_step
+
+Evaluate: TypeAlias = Callable[[int, RunLog, Callable[[str], None]], None]
+"""Runs evaluations that are due after a step; gets the step, the log, and a function to say what the run does now."""
+
+
+def _nothing(step: int, log: RunLog, watch: Callable[[str], None]) -> None:
+    """No evaluation."""
 
 
 class Trainer(ResumableRun):
@@ -34,11 +42,13 @@ class Trainer(ResumableRun):
         folder: Path,
         validation_loss: Callable[[], HeldOutLoss],
         interruption: Interruption,
+        evaluate: Evaluate = _nothing,
     ):
         super().__init__(model, stream, settings, folder)
         self.tokenizer = tokenizer
         self.validation_loss = validation_loss
         self.interruption = interruption
+        self.evaluate = evaluate
 
     def fit(self, steps: int, log: RunLog) -> tuple[float, float]:
         """Train until `steps` steps are done.
@@ -166,6 +176,7 @@ class Trainer(ResumableRun):
             if not isfinite(found.loss):
                 raise NotFiniteError(f"the validation loss after step {self.step} is not finite; nothing is exported")
             log.validation(self.step, found)
+        self.evaluate(self.step, log, watch)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -24,18 +24,22 @@ from seektune.run.build import build_mesh, build_model, check_sources, origin, r
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData, prepare_data
 from seektune.run.drafter import decoding_model
+from seektune.run.during import TrainingEvaluations
 from seektune.run.evals import Scores, read_evals, run_eval, write_evals
 from seektune.run.model_card import put_card, run_card
 from seektune.run.own_answers import with_own_answers, write_answers
 from seektune.run.resume import find_start, refuse_other_rows
 from seektune.run.run_dir import choose_folder, held
 from seektune.run.summary import describe, report_text, stopped_message, summary
+from seektune.run.tracking import RunTrackers, make_trackers, open_trackers, send_scores, write_tracking
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
 from seektune.train.config import LossConfig
-from seektune.train.metrics import MetricsLog, RunLog, SilentLog
+from seektune.train.metrics import MetricsLog
 from seektune.train.report import write_report
+from seektune.train.run_log import RunLog, SilentLog
 from seektune.train.settings import TrainSettings
+from seektune.train.trackers.tracker_thread import TrackerThread
 from seektune.train.trainer import Trainer
 from seektune.workflows.preflight import check_memory
 
@@ -89,6 +93,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
     mesh = run.mesh
     torch.manual_seed(recipe.seed)
     check_memory(recipe, run.config, mesh.dims.world, nodes=1)
+    trackers = make_trackers(run)
     if run.is_fresh or recipe.lora.targets or run.config.dspark_stages:
         check_sources(recipe, run.config)
     data = prepare_data(recipe, run.config, DataCache(cache_dir, say), mesh)
@@ -101,12 +106,15 @@ def _run(run: RunContext, cache_dir: Path) -> None:
         facts = describe(recipe, model, data)
         before = _eval_before(run, model, data)
         trainer = _make_trainer(run, model, data)
-        _begin_folder(run, trainer.step, before, data)
-        with _open_log(run, trainer) as log:
-            losses = _fit(run, trainer, log)
-        card = partial(run_card, run.folder, recipe, facts, before)
-        _export(run, trainer, card)
-        after = run_eval(recipe.evaluate.after, "after", model, data, recipe.evaluate, run.stop_if_signalled)
+        _begin_folder(run, trainer.step, before, data, trackers)
+        with open_trackers(trackers) as threads:
+            send_scores(threads, 0, before if run.is_fresh else {})
+            with _open_log(run, trainer, threads) as log:
+                losses = _fit(run, trainer, log)
+            card = partial(run_card, run.folder, recipe, facts, before)
+            _export(run, trainer, card)
+            after = run_eval(recipe.evaluate.after, "after", model, data, recipe.evaluate, run.stop_if_signalled)
+            send_scores(threads, recipe.steps, after)
         if mesh.is_main:
             report = _write_results(run, facts, before, after, card)
             summary(losses, before, after, run.product, report, recipe)
@@ -115,7 +123,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
 def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scores:
     """The scores before training; those of a resumed run are read from its folder."""
     if not run.is_fresh:
-        return read_evals(run.folder, "before", data.tasks)
+        return read_evals(run.folder, "before", data.tasks.scored)
     evaluate = run.recipe.evaluate
     return run_eval(evaluate.before, "before", model, data, evaluate, run.stop_if_signalled)
 
@@ -125,14 +133,15 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Tra
     validate = partial(held_out_loss, model, data.validation, data.validation_by_dataset)
     settings = _settings(run.recipe, data)
     tokenizer = ChatTokenizer(data.tokenizer, encoding_of(run.config))
-    trainer = Trainer(model, tokenizer, data.loader, settings, run.folder, validate, run.interruption)
+    evaluate = TrainingEvaluations(run, model, data)
+    trainer = Trainer(model, tokenizer, data.loader, settings, run.folder, validate, run.interruption, evaluate)
     if run.start.checkpoint is not None:
         refuse_other_rows(run.start.checkpoint, data.digest)
         trainer.resume(run.start.checkpoint)
     return trainer
 
 
-def _begin_folder(run: RunContext, step: int, before: Scores, data: TrainData) -> None:
+def _begin_folder(run: RunContext, step: int, before: Scores, data: TrainData, trackers: RunTrackers | None) -> None:
     """Write the recipe and first scores into the run folder, which was unchanged until here; the run is at `step`."""
 
     def begin() -> None:
@@ -144,6 +153,8 @@ def _begin_folder(run: RunContext, step: int, before: Scores, data: TrainData) -
         write_evals(run.folder, before, {})
         if data.own_answers is not None:
             write_answers(run.folder, data.own_answers)
+        if trackers is not None:
+            write_tracking(run.folder, trackers.run)
 
     with run.interruption.deferred():
         run.mesh.ranks.first(begin)
@@ -167,13 +178,13 @@ def _fit(run: RunContext, trainer: Trainer, log: RunLog) -> tuple[float, float]:
 
 
 @contextmanager
-def _open_log(run: RunContext, trainer: Trainer) -> Iterator[RunLog]:
+def _open_log(run: RunContext, trainer: Trainer, trackers: Sequence[TrackerThread]) -> Iterator[RunLog]:
     """The log of the run; only rank 0 writes one."""
     recipe = run.recipe
     with ExitStack() as stack:
 
         def write() -> MetricsLog:
-            log = MetricsLog(run.folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state)
+            log = MetricsLog(run.folder, recipe.steps, recipe.logging, trainer.step, trainer.log_state, trackers)
             return stack.enter_context(log)
 
         own = write() if run.mesh.is_main else None

@@ -16,7 +16,7 @@ WORDS = (
     "--evaluate.before=false",
     "--evaluate.after=false",
     "--evaluate.every=null",
-    "--logging.tensorboard=false",
+    "--logging.to=[]",
 )
 LARGE = ["--batch.global_size=16", "--batch.micro_size=16", "--batch.length=4096"]
 CRAMPED = """

@@ -31,7 +31,8 @@ from seektune.parallel.placement import local
 from seektune.signals import Interruption
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.config import GuardConfig, LossConfig, OptimizerConfig
-from seektune.train.metrics import MetricsLog, SilentLog
+from seektune.train.metrics import MetricsLog
+from seektune.train.run_log import SilentLog
 from seektune.train.state_tensors import run_tensors
 from seektune.train.trainer import Trainer
 from tests.train.tiny_run import CONFIG, Words, made_batch, settings

@@ -36,7 +36,7 @@ def words(rows: Path, folder: Path, *more: str) -> list[str]:
         *(sys.executable, "-c", "from seektune.cli import automodel; automodel()", str(FLASH), "--model.preset=tiny"),
         *("--model.dtype=fp32", f"--data.path={rows}", "--batch.global_size=8", "--batch.micro_size=4"),
         *("--evaluate.limit=4", "--evaluate.every=2", "--evaluate.tasks=[hellaswag,validation]"),
-        *("--checkpoint.every=2", "--logging.tensorboard=false"),
+        *("--checkpoint.every=2", "--logging.to=[]"),
         *(f"--steps={STEPS}", "--optimizer.lr=1e-3", f"--run_dir={folder}", "--schedule.warmup_steps=2", *more),
     ]
 

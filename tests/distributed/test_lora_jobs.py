@@ -14,7 +14,7 @@ from tests.patience import HUNG
 from tests.places import ROOT, TINY_LORA
 
 SMALL = ("--batch.global_size=8", "--batch.micro_size=4", "--steps=4", "--schedule.warmup_steps=1")
-QUIET = ("--evaluate.limit=4", "--evaluate.every=2", "--checkpoint.every=2", "--logging.tensorboard=false")
+QUIET = ("--evaluate.limit=4", "--evaluate.every=2", "--checkpoint.every=2", "--logging.to=[]")
 
 
 def automodel(*words: str) -> str:

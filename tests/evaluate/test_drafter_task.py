@@ -19,8 +19,8 @@ def copying(model: DeepseekV4ForCausalLM) -> DeepseekV4ForCausalLM:
         for name, x in model.named_parameters():
             if name.endswith(("wo_b.weight", "w2", "w2.weight")):
                 x.zero_()
-        model.embed.weight.copy_(torch.eye(64, 32, dtype=x.dtype) * 10)
-        model.head.weight.copy_(torch.eye(64, 32, dtype=x.dtype) * 10)
+        model.embed.weight.copy_(torch.eye(*model.embed.weight.shape, dtype=x.dtype) * 10)
+        model.head.weight.copy_(torch.eye(*model.embed.weight.shape, dtype=x.dtype) * 10)
         model.norm.weight.fill_(1.0)
     return model
 

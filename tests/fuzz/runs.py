@@ -57,7 +57,7 @@ SHARD = {
     "optimizer.a:step": {**DTYPE, "shape": [], "data_offsets": [108, 112]},
 }
 SHARD_FILE = "shard-00001-model-00001-of-00001.safetensors"
-QUIET = LoggingConfig(tensorboard=False, every=10**6)
+QUIET = LoggingConfig(to=(), every=10**6)
 METRIC = {"step": 2, "loss": 4.1, "lr": 0.01}
 
 

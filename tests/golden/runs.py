@@ -36,7 +36,7 @@ SETTINGS = (
         "--evaluate.before=false",
         "--evaluate.after=true",
         "--evaluate.tasks=[hellaswag]",
-        "--logging.tensorboard=false",
+        "--logging.to=[]",
     ),
     *("--checkpoint.every=null", "--seed=1"),
 )

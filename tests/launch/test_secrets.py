@@ -29,6 +29,9 @@ SECRETS = [
     f"A=sk-{DIGITS}",
     f"A=sk-proj-{DIGITS}",
     "A=AKIAIOSFODNN7EXAMPLE",
+    "A=https://host/rows?token=x1",
+    "A=https://host/rows?a=1&X-Amz-Signature=x1",
+    "A=https://host/rows?sv=1&sig=x1",
     "A=-----BEGIN OPENSSH PRIVATE KEY-----",
 ]
 HARMLESS = [
@@ -52,6 +55,7 @@ HARMLESS = [
     "A=disk-0123456789abcdef0123",
     "A=sk-learn",
     "A=task-description-of-no-number",
+    "A=https://host/rows?page=2",
 ]
 
 

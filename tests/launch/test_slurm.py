@@ -162,7 +162,7 @@ def job_id() -> Iterator[str]:
 def test_preempted_job_resumes_with_the_same_losses(tmp_path: Path, job_id: str) -> None:
     rows = write_hellaswag(tmp_path / "rows", 64, 8)
     settings = [f"--data.path={rows}", f"--steps={STEPS}", "--parallel.ep_size=2", "--batch.global_size=8"]
-    settings += ["--batch.micro_size=2", "--batch.length=96", "--logging.tensorboard=false"]
+    settings += ["--batch.micro_size=2", "--batch.length=96", "--logging.to=[]"]
     settings += ["--evaluate.before=false", "--evaluate.after=false", "--evaluate.every=null"]
     undisturbed = tmp_path / "undisturbed"
     for worker in worker_processes("train", TINY, *settings, f"--run_dir={undisturbed}", world=2):

@@ -26,7 +26,7 @@ from seektune.train.state_tensors import run_tensors
 from seektune.train.trainer import Trainer
 from tests.train.tiny_run import MadeStream, Words, made_batch, settings, small_model
 
-QUIET = LoggingConfig(tensorboard=False, every=1000)
+QUIET = LoggingConfig(to=(), every=1000)
 TOUCHES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree"}
 """Audit events of work on files."""
 LOSS = LossConfig(bias_update_speed=0.001, balance_weight=0.01)

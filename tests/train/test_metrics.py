@@ -11,7 +11,7 @@ from tests.train.tiny_run import RECORD
 
 
 def run(folder, steps, tensorboard=False):
-    with MetricsLog(folder, steps, LoggingConfig(tensorboard=tensorboard)) as log:
+    with MetricsLog(folder, steps, LoggingConfig(to=("tensorboard",) if tensorboard else ())) as log:
         log.validation(0, HeldOutLoss(4.0))
         for step in range(1, steps + 1):
             log.step(replace(RECORD, step=step))
@@ -81,13 +81,13 @@ def test_files_are_closed_when_the_user_interrupts(tmp_path):
 
 
 def test_a_resumed_run_goes_on_with_the_files(tmp_path):
-    with MetricsLog(tmp_path, 60, LoggingConfig(tensorboard=True)) as log:
+    with MetricsLog(tmp_path, 60, LoggingConfig(to=("tensorboard",))) as log:
         log.validation(0, HeldOutLoss(4.0))
         for step in range(1, 6):
             log.step(replace(RECORD, step=step))
             if step == 3:
                 state = log.state_dict()
-    with MetricsLog(tmp_path, 60, LoggingConfig(tensorboard=True), 3, state) as log:
+    with MetricsLog(tmp_path, 60, LoggingConfig(to=("tensorboard",)), 3, state) as log:
         assert log.validations() == {0: 4.0}
         log.step(replace(RECORD, step=4))
     lines = read_records(tmp_path / "metrics.jsonl")
@@ -98,13 +98,13 @@ def test_a_resumed_run_goes_on_with_the_files(tmp_path):
 
 def test_a_run_that_starts_anew_forgets_the_files(tmp_path):
     run(tmp_path, 2)
-    with MetricsLog(tmp_path, 2, LoggingConfig(tensorboard=False)) as log:
+    with MetricsLog(tmp_path, 2, LoggingConfig(to=())) as log:
         assert log.validations() == {}
     assert read_records(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_save_that_failed_has_a_line(tmp_path, capsys):
-    with MetricsLog(tmp_path, 2, LoggingConfig(tensorboard=False)) as log:
+    with MetricsLog(tmp_path, 2, LoggingConfig(to=())) as log:
         log.not_saved(1, "could not write step-000001: No space left on device")
     line = {"step": 1, "not_saved": "could not write step-000001: No space left on device"}
     assert read_records(tmp_path / "metrics.jsonl") == [line]
@@ -112,7 +112,7 @@ def test_a_save_that_failed_has_a_line(tmp_path, capsys):
 
 
 def test_a_skipped_step_has_a_line(tmp_path):
-    with MetricsLog(tmp_path, 2, LoggingConfig(tensorboard=False)) as log:
+    with MetricsLog(tmp_path, 2, LoggingConfig(to=())) as log:
         log.skipped(1, "the loss is not finite")
     assert read_records(tmp_path / "metrics.jsonl") == [{"step": 1, "skipped": "the loss is not finite"}]
 

@@ -39,7 +39,7 @@ def recipe(rows: Path, config_file: Path, tmp_path: Path) -> Make:
             "batch": {"global_size": 4, "micro_size": 2, "length": 64},
             "optimizer": {"lr": 5e-3},
             "evaluate": {"limit": 6, "every": 2, "tasks": ["hellaswag"]},
-            "logging": {"tensorboard": False},
+            "logging": {"to": []},
             "steps": 3,
             "run_dir": str(tmp_path / "run"),
         }

@@ -66,7 +66,7 @@ data: {{kind: lines, folder: {folder}}}
 batch: {{global_size: 4, micro_size: 2, length: 64}}
 optimizer: {{lr: 5e-3}}
 evaluate: {{limit: 5}}
-logging: {{tensorboard: false}}
+logging: {{to: []}}
 steps: 3
 """
 

@@ -35,7 +35,7 @@ def train(recipe, name="run", notes=()):
 
 
 def test_a_run_leaves_everything(recipe, tmp_path, capsys):
-    wanted = recipe(checkpoint={"every": 2}, logging__tensorboard=True, evaluate__tasks=["hellaswag", "validation"])
+    wanted = recipe(checkpoint={"every": 2}, logging__to=["tensorboard"], evaluate__tasks=["hellaswag", "validation"])
     folder = train(wanted, "toy", ("a note of the reader",))
     assert folder == tmp_path / "run"
     assert {item.name for item in folder.iterdir()} == {

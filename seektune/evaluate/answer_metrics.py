@@ -1,0 +1,112 @@
+"""How a generated answer is compared with the expected one: metrics by name, each true or false for an answer."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+"""A number in a text, perhaps with commas between thousands."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A generated answer."""
+
+    text: str
+    """Without reasoning, tool calls and spaces at its ends."""
+    calls: Sequence[tuple[str, Any]] = ()
+    """Name and arguments of each tool call."""
+
+
+@dataclass(frozen=True)
+class AnswerMetric:
+    """A comparison."""
+
+    label: str
+    expected: Callable[[Any], Any]
+    """Checks and prepares a row's answer; raises ValueError."""
+    equal: Callable[[Answer, Any], bool]
+    """Compares an answer with a prepared one."""
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        raise ValueError(f"answer must be a text or a number, not {json.dumps(value)[:40]}")
+    return str(value).strip()
+
+
+def _pattern(value: Any) -> re.Pattern[str]:
+    try:
+        return re.compile(_text(value))
+    except re.error as error:
+        raise ValueError(f"answer is not a regular expression: {error}") from None
+
+
+def _json(value: Any) -> str:
+    """A canonical text of an object, or of the object that a text spells."""
+    if not isinstance(value, str):
+        return json.dumps(value, sort_keys=True)
+    try:
+        return json.dumps(json.loads(value), sort_keys=True)
+    except (ValueError, RecursionError):
+        raise ValueError(f"answer is not JSON: {value[:40]!r}") from None
+
+
+def _calls(value: Any) -> list[tuple[str, Any]]:
+    """Tool calls in OpenAI's form, or as name and arguments; one or a list."""
+    calls = value if isinstance(value, list) else [value]
+    return [_call(call) for call in calls]
+
+
+def _call(value: Any) -> tuple[str, Any]:
+    inner = value.get("function", value) if isinstance(value, Mapping) else value
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise ValueError("answer must be tool calls: an object with name and arguments, or a list of them")
+    return inner["name"], _json(inner.get("arguments", {}))
+
+
+def _number(value: Any) -> Decimal:
+    found = _numbers(_text(value))
+    if not found:
+        raise ValueError(f"answer holds no number: {_text(value)[:40]!r}")
+    return found[-1]
+
+
+def _numbers(text: str) -> list[Decimal]:
+    return [Decimal(number.replace(",", "")) for number in NUMBER.findall(text)]
+
+
+def _json_equal(answer: Answer, expected: str) -> bool:
+    try:
+        return _json(answer.text) == expected
+    except ValueError:
+        return False
+
+
+METRICS: Mapping[str, AnswerMetric] = {
+    "exact_match": AnswerMetric("exact match", _text, lambda answer, expected: answer.text == expected),
+    "contains": AnswerMetric("contains the answer", _text, lambda answer, expected: expected in answer.text),
+    "regex": AnswerMetric("matches", _pattern, lambda answer, expected: expected.search(answer.text) is not None),
+    "json_equal": AnswerMetric("equal JSON", _json, _json_equal),
+    "tool_call_equal": AnswerMetric("equal tool calls", _calls, lambda answer, expected: [*answer.calls] == expected),
+    "last_number": AnswerMetric(
+        "last number", _number, lambda answer, expected: _numbers(answer.text)[-1:] == [expected]
+    ),
+}
+"""By the name in a recipe."""
+
+
+def parsed_calls(tool_calls: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """Tool calls of a parsed message, for `Answer`; arguments that are not JSON stay as they are."""
+    found = []
+    for call in tool_calls:
+        inner = call["function"]
+        try:
+            arguments = _json(inner["arguments"])
+        except ValueError:
+            arguments = inner["arguments"]
+        found.append((inner["name"], arguments))
+    return found

@@ -1,0 +1,97 @@
+"""The task `answers`: generated answers to the user's own rows, compared with the rows' answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from seektune.data.chat_format.parse import parse_message
+from seektune.data.chat_format.tokens import EOS
+from seektune.data.tokenizer import Tokenizer
+from seektune.evaluate.answer_metrics import METRICS, Answer, AnswerMetric, parsed_calls
+from seektune.evaluate.config import TaskConfig
+from seektune.evaluate.likelihood import Progress, Scorer
+from seektune.evaluate.prompts import PromptForm, PromptRow, answer_prompts, read_prompts
+from seektune.evaluate.statistics import Estimate
+from seektune.evaluate.task import Metric, TaskInfo, TaskScore
+from seektune.generate.detokenize import GeneratedText
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+
+
+@dataclass(frozen=True)
+class AnswersTask:
+    """Rows with prompts and expected answers; the model answers greedily."""
+
+    config: TaskConfig
+    rows: Sequence[PromptRow]
+    prompts: Sequence[Sequence[int]]
+    expected: Sequence[Any]
+    """Prepared by the metric."""
+    decodes: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, config: TaskConfig, form: PromptForm, tokenizer: Tokenizer) -> "AnswersTask":
+        """Read and check the rows of `config.path`.
+
+        Raises:
+            ValueError: a row has no prompt or no answer that the metric takes; the message begins with file and line.
+            OSError: the file cannot be read.
+        """
+        assert config.path is not None, "the section was checked"
+        rows = read_prompts(Path(config.path), form, config.limit)
+        prompts = [row.ids(tokenizer) for row in rows]
+        return cls(config, rows, prompts, [_expected(row, METRICS[config.metric]) for row in rows])
+
+    @property
+    def info(self) -> TaskInfo:
+        """The label of the metric."""
+        metric = METRICS[self.config.metric]
+        return TaskInfo(
+            self.config.title,
+            self.config.title,
+            items="rows",
+            about=f"rows of {self.config.path}, answered greedily with up to {self.config.max_new_tokens} tokens",
+            test="McNemar, exact",
+            metrics={self.config.metric: Metric(metric.label, ".1%", outcomes="right")},
+            facts=(("rows", "{n:,}, {cut:,} answers cut off at {max_new_tokens:,} tokens"),),
+        )
+
+    def run(
+        self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None
+    ) -> TaskScore:
+        """As `Task.run`; prompts are answered 32 at a time."""
+        assert isinstance(model, DeepseekV4ForCausalLM), "decoding needs the whole model on one device"
+        longest = self.config.max_new_tokens
+        texts = answer_prompts(model, tokenizer, self.prompts, longest, progress)
+        equal = METRICS[self.config.metric].equal
+        right = [
+            equal(parsed_answer(row, text), expected)
+            for row, text, expected in zip(self.rows, texts, self.expected, strict=True)
+        ]
+        cut = sum(text.end == "length" for text in texts)
+        return TaskScore(
+            self.info,
+            {self.config.metric: Estimate.of_share(right)},
+            {"n": len(right), "cut": cut, "max_new_tokens": longest},
+            {"right": "".join("1" if each else "0" for each in right)},
+        )
+
+
+def parsed_answer(row: PromptRow, text: GeneratedText) -> Answer:
+    """What is compared: of a conversation the content and the calls, of a text all of it."""
+    if not row.is_chat or text.end == "length":
+        return Answer(text.text.strip())
+    try:
+        message = parse_message(text.text + EOS, row.form.mode, row.form.encoding)
+    except ValueError:
+        return Answer(text.text.strip())
+    return Answer(message["content"].strip(), parsed_calls(message["tool_calls"]))
+
+
+def _expected(row: PromptRow, metric: AnswerMetric) -> Any:
+    if "answer" not in row.row:
+        raise ValueError(f"{row.place}: a row of the task answers needs answer")
+    try:
+        return metric.expected(row.row["answer"])
+    except ValueError as error:
+        raise ValueError(f"{row.place}: {error}") from None

@@ -1,0 +1,99 @@
+"""The evaluation tasks of a run, and how often each runs during training."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from seektune.data.datasets.dataset import DataCache, DataConfig
+from seektune.data.tokenizer import Tokenizer
+from seektune.evaluate.answers_task import AnswersTask
+from seektune.evaluate.config import ANSWERS, DRAFTER, HARNESS, SAMPLES, TASKS, VALIDATION, TaskConfig
+from seektune.evaluate.harness_task import HarnessTask
+from seektune.evaluate.prompts import PromptForm
+from seektune.evaluate.samples import Samples
+from seektune.evaluate.task import Task
+from seektune.evaluate.tasks import make_task, questions_section
+from seektune.model.config import DeepseekV4Config
+from seektune.model.variants import encoding_of
+from seektune.recipe.recipe import Recipe
+from seektune.run.drafter import drafter_is_measured
+from seektune.sequence import Batch
+
+DECODING = (SAMPLES, ANSWERS, HARNESS)
+"""Kinds of tasks that need the whole model in one process, besides `drafter`, which has a check of its own."""
+HARNESS_LENGTH = 4096
+"""Maximum tokens that the model reads at once in tasks of lm-evaluation-harness."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What tasks are made of."""
+
+    tokenizer: Tokenizer
+    validation: Sequence[Batch]
+    cache: DataCache
+
+
+@dataclass(frozen=True)
+class RepeatedTask:
+    """A task that also runs during training."""
+
+    task: Task
+    every: int | None
+    """Steps between two runs; None = only before and after."""
+
+
+@dataclass(frozen=True)
+class RunTasks:
+    """The tasks of a run."""
+
+    repeated: Sequence[RepeatedTask] = ()
+    samples: Sequence[Samples] = field(default=())
+
+    @property
+    def scored(self) -> list[Task]:
+        """The tasks with scores."""
+        return [each.task for each in self.repeated]
+
+
+def make_tasks(recipe: Recipe, config: DeepseekV4Config, world: int, data: TaskData) -> RunTasks:
+    """The tasks of the recipe; those that decode are left out, with a note, where several processes share the model.
+
+    Raises:
+        ValueError: a task's rows are invalid, or the model has no drafter to evaluate.
+        OSError: data of a task is not here and cannot be fetched.
+    """
+    chosen = [*recipe.evaluate.task_list(recipe.datasets)]
+    if drafter_is_measured(recipe, config, world) and not any(task.name == DRAFTER for task in chosen):
+        chosen.append(TaskConfig(name=DRAFTER))
+    if world > 1:
+        for task in (task for task in chosen if task.kind in DECODING):
+            data.cache.note(
+                f"note: the task {task.title} does not run: it decodes, which needs the whole model in one process, "
+                f"and this run has {world}"
+            )
+        chosen = [task for task in chosen if task.kind not in DECODING]
+    scored = [task for task in chosen if task.name != SAMPLES]
+    samples = [task for task in chosen if task.name == SAMPLES]
+    return RunTasks(
+        [RepeatedTask(_make(task, recipe, config, data), task.every) for task in scored],
+        [Samples.of(task, _form(task, config), data.tokenizer) for task in samples],
+    )
+
+
+def question_sections(recipe: Recipe) -> Iterator[DataConfig]:
+    """The datasets whose questions the recipe's tasks ask."""
+    for task in recipe.evaluate.task_list(recipe.datasets):
+        if task.name in TASKS and task.name not in (VALIDATION, DRAFTER):
+            yield questions_section(task.name, recipe.datasets)
+
+
+def _make(task: TaskConfig, recipe: Recipe, config: DeepseekV4Config, data: TaskData) -> Task:
+    if task.name == ANSWERS:
+        return AnswersTask.of(task, _form(task, config), data.tokenizer)
+    if task.kind == HARNESS:
+        return HarnessTask.of(task, min(HARNESS_LENGTH, config.max_position_embeddings))
+    return make_task(task.name, recipe.datasets, data.validation, data.cache, config, recipe.evaluate.limit)
+
+
+def _form(task: TaskConfig, config: DeepseekV4Config) -> PromptForm:
+    return PromptForm(encoding_of(config), task.thinking)

@@ -1,0 +1,1 @@
+"""Experiment trackers: clients of Weights & Biases, MLflow and trackio behind one interface."""

@@ -1,0 +1,73 @@
+"""Metrics of the task `answers`: what equals what, and which answers of rows are refused."""
+
+from typing import Any, get_args
+
+import pytest
+
+from seektune.evaluate.answer_metrics import METRICS, Answer, parsed_calls
+from seektune.evaluate.config import MetricName
+
+RIGHT: list[tuple[str, str, Any]] = [
+    ("exact_match", "four", " four\n"),
+    ("exact_match", "4", 4),
+    ("contains", "It is four.", "four"),
+    ("regex", "It is 4.", r"\bis \d"),
+    ("json_equal", '{"b": [1, 2], "a": null}', {"a": None, "b": [1, 2]}),
+    ("json_equal", '{"a": 1}', '{"a":1}'),
+    ("last_number", "3 + 4 makes 1,007.50", "= 1007.5"),
+    ("last_number", "first 9, then -2.", -2),
+]
+WRONG: list[tuple[str, str, Any]] = [
+    ("exact_match", "Four", "four"),
+    ("contains", "It is Four.", "four"),
+    ("regex", "It is four.", r"is \d"),
+    ("json_equal", '{"a": true}', {"a": 1}),
+    ("json_equal", '{"a": 1', {"a": 1}),
+    ("last_number", "7, or rather 8", 7),
+    ("last_number", "seven", 7),
+]
+REFUSED: list[tuple[str, Any, str]] = [
+    ("exact_match", None, "must be a text or a number, not null"),
+    ("contains", ["a"], "must be a text or a number"),
+    ("regex", "(", "is not a regular expression"),
+    ("json_equal", "{", "is not JSON"),
+    ("last_number", "none", "holds no number"),
+    ("tool_call_equal", {"arguments": {}}, "must be tool calls"),
+    ("tool_call_equal", "f()", "must be tool calls"),
+]
+
+
+def equal(metric: str, text: str, expected: Any) -> bool:
+    return METRICS[metric].equal(Answer(text), METRICS[metric].expected(expected))
+
+
+@pytest.mark.parametrize(("metric", "text", "expected"), RIGHT)
+def test_right_answers(metric: str, text: str, expected: Any) -> None:
+    assert equal(metric, text, expected)
+
+
+@pytest.mark.parametrize(("metric", "text", "expected"), WRONG)
+def test_wrong_answers(metric: str, text: str, expected: Any) -> None:
+    assert not equal(metric, text, expected)
+
+
+@pytest.mark.parametrize(("metric", "expected", "message"), REFUSED)
+def test_answers_of_rows_that_a_metric_cannot_take(metric: str, expected: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        METRICS[metric].expected(expected)
+
+
+def test_tool_calls_are_compared_by_name_and_arguments_in_order() -> None:
+    made = parsed_calls([{"function": {"name": "add", "arguments": '{"b": 2, "a": 1}'}}])
+    metric = METRICS["tool_call_equal"]
+    openai = [{"type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}]
+    assert metric.equal(Answer("", made), metric.expected(openai))
+    assert metric.equal(Answer("", made), metric.expected({"name": "add", "arguments": {"a": 1, "b": 2}}))
+    assert not metric.equal(Answer("", made), metric.expected({"name": "add", "arguments": {"a": 1}}))
+    assert not metric.equal(Answer("", [*made, *made]), metric.expected(openai))
+    broken = parsed_calls([{"function": {"name": "add", "arguments": "{"}}])
+    assert not metric.equal(Answer("", broken), metric.expected(openai))
+
+
+def test_a_recipe_can_name_every_metric() -> None:
+    assert list(get_args(MetricName)) == list(METRICS)
