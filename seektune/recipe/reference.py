@@ -47,7 +47,9 @@ def _sections(model: type[BaseModel], prefix: str, definitions: dict[str, Any]) 
 def _table(heading: str, prefix: str, model: type[BaseModel], described: dict[str, Any]) -> list[str]:
     """A heading, and a row for each key of a section that is not itself a section."""
     plain = [
-        (name, field) for name, field in model.model_fields.items() if not sections_of(field) or item_section(field)
+        (name, field)
+        for name, field in model.model_fields.items()
+        if not sections_of(field) or (one_of(field) is None and item_section(field))
     ]
     rows = [_row(prefix + name, field, described["properties"][name]) for name, field in plain]
     head = [f"## {heading}", "", _sentence(described.get("description", "")), ""]
@@ -75,7 +77,7 @@ def _values(described: dict[str, Any]) -> str:
         return f"[{', '.join(_values(each) for each in described['prefixItems'])}]"
     if described["type"] == "array":
         return f"list of {_values(described['items'])}"
-    if described["type"] == "object":
+    if described["type"] == "object" and isinstance(described.get("additionalProperties"), dict):
         return f"{{name: {_values(described['additionalProperties'])}}}"
     limits = [form.format(described[limit]) for limit, form in _LIMITS.items() if limit in described]
     word = "path" if described.get("format") == "path" else _TYPES[described["type"]]
