@@ -37,8 +37,8 @@ demo: $(STAMP)  ## fine-tune a tiny DeepSeek-V4 on HellaSwag on the CPU, about f
 	OMP_NUM_THREADS=1 $(BIN)/seektune train $(DEMO_RECIPE)
 
 demo-chat: $(STAMP)  ## teach a tiny DeepSeek-V4 example conversations on the CPU, about three minutes; the report shows its answers
-	test -d runs/conversations || $(BIN)/seektune data example runs/conversations
-	OMP_NUM_THREADS=1 $(BIN)/seektune train $(CHAT_RECIPE) --data.path=runs/conversations
+	test -d conversations || $(BIN)/seektune data example conversations
+	OMP_NUM_THREADS=1 $(BIN)/seektune train $(CHAT_RECIPE)
 
 test: $(DEV_STAMP)  ## all tests
 	$(PYTEST)

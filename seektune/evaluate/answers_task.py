@@ -1,7 +1,7 @@
 """The task `answers`: generated answers to the user's own rows, compared with the rows' answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,7 +38,7 @@ class AnswersTask:
             OSError: the file cannot be read.
         """
         assert config.path is not None, "the section was checked"
-        rows = read_prompts(Path(config.path), form, config.limit)
+        rows = [without_response(row) for row in read_prompts(Path(config.path), form, config.limit)]
         prompts = [row.ids(tokenizer) for row in rows]
         return cls(config, rows, prompts, [_expected(row, METRICS[config.metric]) for row in rows])
 
@@ -75,6 +75,18 @@ class AnswersTask:
             {"n": len(right), "cut": cut, "max_new_tokens": longest},
             {"right": "".join("1" if each else "0" for each in right)},
         )
+
+
+def without_response(row: PromptRow) -> PromptRow:
+    """A row whose conversation ends with a response, which is its answer, as in rows to train on; others unchanged."""
+    messages = row.row.get("messages")
+    if "answer" in row.row or not isinstance(messages, list) or not messages:
+        return row
+    last = messages[-1]
+    if not isinstance(last, dict) or last.get("role") != "assistant":
+        return row
+    answer = last.get("tool_calls") or last.get("content")
+    return replace(row, row={**row.row, "messages": messages[:-1], "answer": answer})
 
 
 def parsed_answer(row: PromptRow, text: GeneratedText) -> Answer:

@@ -52,7 +52,8 @@ class TaskConfig(Section):
     prompts: list[str | dict[str, Any]] | None = None
     """`samples`: texts to continue, or rows as in a file of `path`."""
     path: PathString | None = None
-    """`samples` and `answers`: .jsonl file of rows with `prompt` or `messages`, and for `answers` with `answer`."""
+    """`samples` and `answers`: .jsonl file of rows with `prompt` or `messages`; for `answers` with `answer`, or a
+    conversation that ends with a response."""
     metric: MetricName = "exact_match"
     """`answers`: how a generated answer is compared with that of the row."""
     thinking: bool = False

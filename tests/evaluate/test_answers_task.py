@@ -49,6 +49,22 @@ def test_the_share_of_right_answers_with_its_interval(tmp_path: Path, parrot) ->
     assert again.since(score)["exact_match"].difference == 0
 
 
+def test_the_last_response_of_a_conversation_is_its_answer(tmp_path: Path) -> None:
+    question = {"role": "user", "content": "Say a."}
+    calls = [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    rows: list[dict[str, object]] = [
+        {"messages": [question, {"role": "assistant", "content": "a"}]},
+        {"messages": [question], "answer": "a"},
+        {"messages": [question, {"role": "assistant", "content": "a"}, question], "answer": "b"},
+    ]
+    found = task(written(tmp_path / "rows.jsonl", rows))
+    assert found.expected == ["a", "a", "b"]
+    assert found.prompts[0] == found.prompts[1]
+    called: list[dict[str, object]] = [{"messages": [question, {"role": "assistant", "tool_calls": calls}]}]
+    by_calls = task(written(tmp_path / "calls.jsonl", called), metric="tool_call_equal")
+    assert by_calls.expected == [[("f", "{}")]]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
