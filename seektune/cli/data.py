@@ -10,7 +10,7 @@ import typer
 
 from seektune.cli.options import ALLOW_OVERRIDES, Action, path_flag
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
-from seektune.data.datasets.dataset import Split
+from seektune.data.split import Split
 from seektune.io.cache_dir import cache_dir
 
 PREVIEW_HELP = f"""Print a training row: its text, its tokens with the taught ones (those in the loss) marked, document

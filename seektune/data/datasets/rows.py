@@ -96,6 +96,7 @@ class RowsConfig(DataConfig):
         if found := split_files(self.path, split):
             return self.path, found
         if self.validation is None:
+            files_of(self.path, split)  # a place that does not exist is named as such
             raise ValueError(
                 f"{self.path}: no {split} files; set data.validation to a share such as 0.02, or to a path"
             )
