@@ -51,16 +51,11 @@ class RowStream:
     """The rows of one virtual reader of a dataset, over and over, with their position."""
 
     def __init__(self, dataset: StreamedDataset, reader: int, readers: int):
-        stream = dataset.source.stream()
-        self._by_file = stream.num_shards % readers == 0
-        self._rows: datasets.IterableDataset = (
-            stream.shard(readers, reader, contiguous=False) if self._by_file else stream
-        )
         self._dataset = dataset
         self._reader = reader
         self._readers = readers
-        self._passed = 0
-        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._by_file = dataset.source.stream().num_shards % readers == 0
+        self._rewind()
 
     def state_dict(self) -> State:
         """The position."""
@@ -68,8 +63,8 @@ class RowStream:
 
     def load_state_dict(self, state: State) -> None:
         """Continue at the position of another."""
+        self._rewind()
         self._passed = state["passed"]
-        self._iterator = None
         if state["rows"] is not None:
             self._rows.load_state_dict(state["rows"])
             self._iterator = iter(self._rows)
@@ -85,8 +80,7 @@ class RowStream:
         while len(found) < count:
             record = next(self._records(), None)
             if record is None:
-                self._iterator = None
-                self._passed = 0
+                self._rewind()
                 ends = ends + 1
                 if ends > 1 and not found:
                     raise ValueError(f"{self._dataset.source.title}: reader {self._reader} finds no rows to train on")
@@ -96,6 +90,14 @@ class RowStream:
             if own and (row := self._good(record)) is not None:
                 found.append(row)
         return found
+
+    def _rewind(self) -> None:
+        """Go to the beginning; a stream that had loaded a state would begin there again."""
+        stream = self._dataset.source.stream()
+        own = stream.shard(self._readers, self._reader, contiguous=False) if self._by_file else stream
+        self._rows: datasets.IterableDataset = own
+        self._passed = 0
+        self._iterator: Iterator[dict[str, Any]] | None = None
 
     def _records(self) -> Iterator[dict[str, Any]]:
         if self._iterator is None:

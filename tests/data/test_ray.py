@@ -15,6 +15,7 @@ from seektune.data.store import prepare as preparing
 from seektune.data.store.prepare import prepare
 from seektune.data.store.ray_cluster import ray_runner
 from tests.data.test_store import Counting, Numbers, files
+from tests.forks import run_forked
 
 pytestmark = pytest.mark.slow
 
@@ -33,34 +34,28 @@ class Killing(RowEncoder):
         return Counting().encode(rows)
 
 
-@pytest.fixture(scope="module")
-def address():
-    pytest.importorskip("ray")
+def prepare_on_cluster(folder: Path) -> None:
+    """In a process of its own, as Ray leaves threads: prepare on two nodes, then meet a bad row."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    yield cluster.address
-    import ray
-
-    ray.shutdown()
-    cluster.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing, "LEAST_ROWS", 20)
-
-
-def test_a_cluster_writes_the_same_bytes_though_a_worker_is_lost(address: str, tmp_path: Path) -> None:
-    here = prepare(Numbers(130), Counting(), tmp_path / "a", "x", strict=False)
-    marker = tmp_path / "killed"
-    there = prepare(Numbers(130), Killing(marker), tmp_path / "b", "x", strict=False, run=ray_runner(address))
-    assert marker.exists()
-    assert files(here.folder) == files(there.folder)
-
-
-def test_the_first_bad_row_is_named(address: str, tmp_path: Path) -> None:
+    preparing.LEAST_ROWS = 20
+    run = ray_runner(cluster.address)
+    prepare(Numbers(130), Killing(folder / "killed"), folder / "b", "x", strict=False, run=run)
     with pytest.raises(ValueError, match=r"^numbers 49: 49 is refused$"):
-        prepare(Numbers(130), Counting(), tmp_path, "x", run=ray_runner(address))
+        prepare(Numbers(130), Counting(), folder / "c", "x", run=run)
+    (folder / "bad row named").touch()
+
+
+def test_a_cluster_writes_the_same_bytes_though_a_worker_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setattr(preparing, "LEAST_ROWS", 20)
+    here = prepare(Numbers(130), Counting(), tmp_path / "a", "x", strict=False)
+    assert run_forked(prepare_on_cluster, tmp_path) == 0
+    assert (tmp_path / "killed").exists()
+    assert files(here.folder) == files(tmp_path / "b" / "prepared" / here.folder.name)
+    assert (tmp_path / "bad row named").exists()
