@@ -52,6 +52,9 @@ class RowsConfig(DataConfig):
     """Held-out rows: a share such as 0.02, chosen by the rows' content; a path; or a split. null = the split
     `validation` of the Hub's dataset or the folder."""
 
+    stream: bool = False
+    """Whether rows are encoded while training reads them, for data that does not fit a disk; no copy is kept."""
+
     @model_validator(mode="after")
     def _has_one_place(self) -> Self:
         if self.path is not None and self.hub is not None:
