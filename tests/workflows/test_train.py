@@ -23,6 +23,7 @@ from seektune.run.run_dir import held
 from seektune.signals import Interrupted
 from seektune.train import checkpoints, trainer
 from seektune.workflows import train as workflow
+from tests.cache import CACHE
 from tests.checkpoint.reader import raw
 from tests.conftest import DSPARK
 from tests.patience import HUNG

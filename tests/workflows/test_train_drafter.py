@@ -15,6 +15,7 @@ from seektune.run.own_answers import read_answers
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.workflows import train as workflow
+from tests.cache import CACHE
 from tests.checkpoint.reader import raw
 from tests.conftest import DSPARK
 
@@ -54,7 +55,7 @@ def wanted(recipe, base):
 
 
 def train(recipe) -> Path:
-    return workflow.train(recipe, "run", (), Path(recipe.run_dir).parent / "cache")
+    return workflow.train(recipe, "run", (), CACHE)
 
 
 @pytest.mark.slow
