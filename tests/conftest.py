@@ -1,7 +1,8 @@
 """Toy models for all tests: every mechanism of V4, and weights with which no mistake stays invisible."""
 
+import gc
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,22 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> None:
                 normal(x, 0.0, 0.5)
             else:
                 normal(x, 0.0, x.shape[-1] ** -0.5)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None]:
+    """What is imported and collected lives as long as the session: the garbage collector never has to look at it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    # extension modules report objects that are alive at the interpreter's end
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
