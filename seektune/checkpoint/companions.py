@@ -10,6 +10,7 @@ from seektune.io.config_json import CONFIG, foreign_code, without_code
 from seektune.io.json_file import read_json, write_json
 from seektune.io.regular_file import open_regular
 from seektune.io.tensor_names import INDEX
+from seektune.io.text import on_one_line
 
 COMPANIONS = (".json", ".txt", ".md", ".jinja")
 """Suffixes of files that are copied unchanged: tokenizer, generation config, chat template, model card."""
@@ -53,7 +54,8 @@ def code_notes(source: Path) -> Iterator[str]:
     """A note about each file of a checkpoint that asks other libraries to run foreign code."""
     for file in (source / CONFIG, *_companions(source)):
         if keys := foreign_code(_settings(file)):
-            yield f"note: {file} has {' and '.join(keys)}, which names code of others; that is left out of exports"
+            place = on_one_line(str(file))
+            yield f"note: {place} has {' and '.join(keys)}, which names code of others; that is left out of exports"
 
 
 def _copy(files: list[Path], source: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The commands `data preview`, `data stats` and `data prepare`: rows before training reads them."""
 
 import os
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ import typer
 
 from seektune.cli.options import ALLOW_OVERRIDES, Action, path_flag
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
-from seektune.data.datasets.dataset import Split
+from seektune.data.split import Split
 from seektune.io.cache_dir import cache_dir
 
 PREVIEW_HELP = f"""Print a training row: its text, its tokens with the taught ones (those in the loss) marked, document
@@ -29,6 +30,8 @@ PREPARE_HELP = f"""Encode the rows of RECIPE into the cache, once; training does
 
 \b
   seektune data prepare RECIPE
+On a Ray cluster whose machines share the cache folder:
+  seektune data prepare RECIPE --ray auto
 
 A preparation that was stopped continues at the first part that is missing. The examples of each dataset are printed
 with their folder: memory-mapped Arrow files of about 4 bytes per token. XDG_CACHE_HOME chooses another disk.
@@ -46,6 +49,13 @@ repeated and bad rows, and what each batch.length would cut.
 
 {OVERRIDES_HELP}
 """
+
+
+class TokenFiles(StrEnum):
+    """Kinds of token files that `data prepare` writes."""
+
+    MEGATRON = "megatron"
+
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -77,18 +87,28 @@ def preview(
     short_help="Encode the rows of a recipe into the cache.",
     context_settings=ALLOW_OVERRIDES,
 )
-def prepare(args: RecipeArgs = None) -> Action:
+def prepare(
+    args: RecipeArgs = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="auto|ADDRESS", help="Encode on this Ray cluster, which shares the cache folder."),
+    ] = None,
+    to: Annotated[
+        tuple[TokenFiles, Path] | None,
+        typer.Option(metavar="megatron FOLDER", help="Also write Megatron-Core's .bin and .idx files into FOLDER."),
+    ] = None,
+) -> Action:
     """The command `data prepare`."""
-    return partial(_prepare, *split_args(args or []))
+    return partial(_prepare, *split_args(args or []), ray, None if to is None else to[1])
 
 
-def _prepare(path: str, overrides: list[str]) -> None:
+def _prepare(path: str, overrides: list[str], ray: str | None, megatron: Path | None) -> None:
     from seektune.recipe.load import read_recipe
 
     recipe = read_recipe(path, overrides).recipe
-    from seektune.workflows.prepare_data import prepare_data
+    from seektune.workflows.prepare_data import PrepareOptions, prepare_data
 
-    prepare_data(recipe, cache_dir(os.environ))
+    prepare_data(recipe, cache_dir(os.environ), PrepareOptions(ray, megatron))
 
 
 @data_app.command(

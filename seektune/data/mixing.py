@@ -102,10 +102,10 @@ class Mixture:
             yield dataset, here, numbers[here] - self._firsts[number]
 
 
-def block_shares(weights: Sequence[float]) -> list[int]:
-    """Positions of a block for each dataset, in all `BLOCK`: rounded by the largest remainders, at least one each."""
-    exact = np.array(weights) / sum(weights) * (BLOCK - len(weights))
+def block_shares(weights: Sequence[float], size: int = BLOCK) -> list[int]:
+    """Positions of a block of `size` for each dataset: rounded by the largest remainders, at least one each."""
+    exact = np.array(weights) / sum(weights) * (size - len(weights))
     shares = np.floor(exact).astype(int)
-    left = BLOCK - len(weights) - int(shares.sum())
+    left = size - len(weights) - int(shares.sum())
     shares[np.argsort(shares - exact, kind="stable")[:left]] += 1
     return [int(share) + 1 for share in shares]

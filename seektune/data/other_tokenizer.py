@@ -44,7 +44,8 @@ def tokenizer_note(folder: Path, tokenizer: Tokenizer) -> str | None:
         ValueError: the folder's tokenizer gives ids that are not below vocab_size, so the model has no row for them.
     """
     file = folder / FILE
-    if not file.is_file() or file.read_bytes() == tokenizer.text.encode():
+    own = tokenizer.text.encode()
+    if not file.is_file() or (file.stat().st_size == len(own) and file.read_bytes() == own):
         return None
     try:
         theirs = _Content.of(read_json(file))

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import Drafter
+from seektune.generate.request import Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
+
+SCORED = 64
+"""Tokens of a prompt whose logits are in memory at the same time."""
 
 
 class Prefill:
@@ -48,6 +52,7 @@ class Prefill:
         self._drafter = drafter
         self._last: dict[int, Tensor] = {}
         self._features: dict[int, Tensor] = {}
+        self._scored: dict[int, list[Token]] = {row.index: [] for row in rows if row.request.echo}
 
     def read(self) -> bool:
         """Prefill a chunk of each prompt; returns whether it was the last."""
@@ -62,12 +67,27 @@ class Prefill:
             after, known = padded([prompt[start + 1 : stop + 1] for prompt in self._prompts], self._model)
             if after.shape[1]:
                 self._drafter.read(features[:, : after.shape[1]], after, self._draft_cache, known)
+        self._score(streams, start)
         self._last |= {i: streams[i, count - 1] for i, count in enumerate(counts) if count}
         self._read = stop
         return stop >= max(map(len, self._prompts))
 
+    def _score(self, streams: Tensor, start: int) -> None:
+        """Score the prompt tokens that follow those of a chunk, for the rows that want them."""
+        for row in (row for row in self.rows if row.request.echo):
+            streams_TSD = streams[self._prompts.index(tuple(row.request.prompt))]
+            following = row.request.prompt[start + 1 : start + 1 + len(streams_TSD)]
+            # logits of a few tokens at a time: those of a chunk would take gigabytes
+            for first in range(0, len(following), SCORED):
+                hidden = self._model.hidden(streams_TSD[None, first : first + SCORED])
+                logits_TV = self._model.logits(hidden)[0]
+                tokens = following[first : first + SCORED]
+                self._scored[row.index] += [row.scored(*each) for each in zip(tokens, logits_TV, strict=False)]
+
     def texts(self) -> tuple[RunningBatch, Tensor, Tensor | None]:
         """The batch, and of each prompt's last token the streams `[B, 1, S, D]` and what the drafter reads."""
+        for row in self.rows:
+            row.prompt = tuple(self._scored.get(row.index, ()))
         place = {prompt: i for i, prompt in enumerate(self._prompts)}
         places = [place[tuple(row.request.prompt)] for row in self.rows]
         cache = self._cache

@@ -67,6 +67,8 @@ class Request:
     seed: int = 0
     alternatives: int = 0
     """Number of most likely tokens to return with each token."""
+    echo: bool = False
+    """Whether the first token also brings the log-probabilities of the prompt's tokens."""
     drafts: DraftCounts | None = None
     """Receives the counts of this request's drafts."""
 
@@ -102,3 +104,5 @@ class Token:
     """The most likely tokens with their log-probabilities, best first."""
     end: str | None
     """`stop` or `length` if the completion ends with it."""
+    prompt: tuple["Token", ...] = ()
+    """With the first token of a request with `echo`, the tokens of its prompt after the first."""

@@ -5,7 +5,7 @@ Shapes: T tokens, V vocabulary.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class RunningSequence:
     """The last token, which is not in the cache yet."""
     drafts: list[Draft] = field(default_factory=list, repr=False)
     """Proposals for the next tokens."""
+    prompt: tuple[Token, ...] = ()
+    """The scored tokens of the prompt, until the first token is sampled."""
 
     @classmethod
     def of(cls, index: int, request: Request) -> "RunningSequence":
@@ -59,20 +61,29 @@ class RunningSequence:
         return [*tokens, self._append(self.sampler.draw(self.sampler.distribution(last_V)), last_V)]
 
     def _append(self, token: int, logits_V: Tensor) -> Token:
+        found = self.scored(token, logits_V)
+        self.sampler.observe(token)
+        self.last = token
+        self.left = self.left - 1
+        end = "stop" if token in self.request.stop_ids else "length" if self.left == 0 else None
+        prompt = self.prompt
+        self.prompt = ()
+        return replace(found, end=end, prompt=prompt)
+
+    def scored(self, token: int, logits_V: Tensor) -> Token:
+        """A token with its log-probability and the most likely ones.
+
+        Raises:
+            ArithmeticError: the logits are NaN.
+        """
         log_V = logits_V.log_softmax(dim=0)
         logprob = float(log_V[token])
         if math.isnan(logprob):
             raise ArithmeticError("the model's logits are NaN; its weights may be damaged")
-        self.sampler.observe(token)
-        self.last = token
-        self.left = self.left - 1
-        alternatives = self._alternatives(log_V) if self.request.alternatives else []
-        end = "stop" if token in self.request.stop_ids else "length" if self.left == 0 else None
-        return Token(self.index, token, logprob, alternatives, end)
-
-    def _alternatives(self, log_V: Tensor) -> list[tuple[int, float]]:
         best = log_V.topk(min(self.request.alternatives, len(log_V)))
-        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return Token(
+            self.index, token, logprob, list(zip(best.indices.tolist(), best.values.tolist(), strict=True)), None
+        )
 
 
 @dataclass

@@ -19,9 +19,12 @@ ARCHITECTURES = ["DeepseekV4ForCausalLM"]
 CODE_KEYS: dict[str, Callable[[Any], bool]] = {
     "auto_map": lambda value: False,
     "trust_remote_code": lambda value: False,
+    "custom_pipelines": lambda value: False,
     "architectures": lambda value: value == ARCHITECTURES,
 }
 """Keys that can make other libraries run foreign code, each with whether a value is harmless."""
+ANYWHERE = ("auto_map", "trust_remote_code", "custom_pipelines")
+"""Those that also count in the objects that a config holds, such as `text_config`."""
 
 
 def config_file(place: Path) -> Path:
@@ -74,13 +77,31 @@ def _drafter_blocks(place: Path, config: Mapping[str, Any]) -> int:
 
 def foreign_code(config: Mapping[str, Any]) -> list[str]:
     """The keys of a config by which other libraries would run code that is not theirs, or take another architecture."""
-    return [key for key, fits in CODE_KEYS.items() if config.get(key) and not fits(config[key])]
+    own = [key for key, fits in CODE_KEYS.items() if config.get(key) and not fits(config[key])]
+    return list(dict.fromkeys([*own, *(key for value in config.values() for key in _nested_code(value))]))
 
 
 def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without those keys."""
     foreign = foreign_code(config)
-    return {key: value for key, value in config.items() if key not in foreign}
+    return {key: _without_nested_code(value) for key, value in config.items() if key not in foreign}
+
+
+def _nested_code(value: object) -> list[str]:
+    if isinstance(value, list):
+        return [key for item in value for key in _nested_code(item)]
+    if not isinstance(value, dict):
+        return []
+    below = [key for item in value.values() for key in _nested_code(item)]
+    return [key for key in ANYWHERE if value.get(key)] + below
+
+
+def _without_nested_code(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nested_code(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_nested_code(item) for key, item in value.items() if key not in ANYWHERE}
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:

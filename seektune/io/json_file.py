@@ -11,6 +11,8 @@ from seektune.io.regular_file import open_regular
 
 MOST_STEPS = 2**48
 """More steps than any run has."""
+MOST_BYTES = 2**28
+"""More bytes than any JSON file of a checkpoint or run has; the largest index of a release has 12 MB."""
 LARGEST = sys.float_info.max
 
 
@@ -18,14 +20,19 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a file.
 
     Raises:
-        ValueError: the file does not exist, is not a regular file, is not JSON, or holds another value than an object.
+        ValueError: the file does not exist, is not a regular file, is too large, is not JSON, or holds another value
+            than an object.
         OSError: it cannot be read.
     """
     try:
         with open_regular(path) as file:
-            content = file.read()
+            content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
+    if len(content) > MOST_BYTES:
+        raise ValueError(
+            f"{path} is larger than {MOST_BYTES // 2**20} MiB, which no such file of a checkpoint or run is"
+        )
     try:
         value = json.loads(content.decode("utf-8"))
     except RecursionError:

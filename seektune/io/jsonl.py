@@ -4,12 +4,15 @@ import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from seektune.io.atomic import AtomicAppender, write_atomically
 from seektune.io.json_file import MOST_STEPS, whole_number
 from seektune.io.regular_file import open_regular
 from seektune.io.text import check_unicode
+
+MOST_BYTES = 2**28
+"""More bytes than any line has."""
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -20,11 +23,25 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             line.
         OSError: the file cannot be read.
     """
-    with open_regular(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            place = f"{path} line {number}"
+    with open_regular(path) as file:
+        for number, line in bounded_lines(file, f"{path} "):
             if line.removeprefix(BOM_UTF8).strip():
-                yield place, _parsed(line, place)
+                yield f"{path} line {number}", _parsed(line, f"{path} line {number}")
+
+
+def bounded_lines(file: BinaryIO, name: str = "") -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers, from 1.
+
+    Raises:
+        ValueError: a line is so long that the file is of another kind; the message begins with `name` and the line.
+        OSError: the file cannot be read.
+    """
+    for number, line in enumerate(iter(lambda: file.readline(MOST_BYTES + 1), b""), start=1):
+        if len(line) > MOST_BYTES:
+            raise ValueError(
+                f"{name}line {number}: longer than {MOST_BYTES // 2**20} MiB; is this a file of JSON lines?"
+            )
+        yield number, line
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

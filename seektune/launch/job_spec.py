@@ -13,6 +13,10 @@ LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,48}[a-z0-9])?")
 """A Kubernetes name (RFC 1123), short enough for the suffixes that controllers append."""
 
 
+ASSIGNMENT = re.compile(r"(?<![\w-])([A-Za-z_]\w*)=(\S*)")
+"""A variable and its value in a line of shell."""
+
+
 @dataclass(frozen=True)
 class Environment:
     """Environment variables of a job: passed on by name, or written to the file with a value."""
@@ -94,6 +98,21 @@ def one_line(what: str, text: str) -> str:
         key = text.partition("=")[0] if text.startswith("--") else what
         raise ValueError(f"{key} looks like a secret, which must not be in a file; set a variable and give --env NAME")
     return text
+
+
+def setup_line(text: str) -> str:
+    """Check a line of --setup, and return it.
+
+    Raises:
+        ValueError: it is not one line of printable characters, or it sets a variable that looks like a secret.
+    """
+    for match in ASSIGNMENT.finditer(text):
+        name, value = match.groups()
+        if is_secret_name(name, value.strip("\"'")) and not value.startswith("$"):
+            raise ValueError(
+                f"--setup sets {name}, which looks like a secret, which must not be in a file; give --env {name}"
+            )
+    return one_line("--setup", text)
 
 
 def header(what: str, text: str) -> str:

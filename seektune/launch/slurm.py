@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from seektune.exit_codes import RESUME_ME
-from seektune.launch.job_spec import JobSpec, header, one_line
+from seektune.launch.job_spec import JobSpec, header, one_line, setup_line
 from seektune.launch.slurm_options import array_of, check_array, check_time, checked_option
 from seektune.paths import expand_path
 
@@ -119,7 +119,7 @@ def _setup(slurm: Slurm) -> Iterator[str]:
         return
     yield "# The environment, which srun passes on to all nodes. Scripts of modules and conda use unset variables."
     yield "set +u"
-    yield from (f"{one_line('--setup', line)} || exit 1" for line in slurm.setup)
+    yield from (f"{setup_line(line)} || exit 1" for line in slurm.setup)
     yield "set -u"
     yield ""
 

@@ -22,6 +22,8 @@ OWN = (
     *("no-requeue", "ntasks-per-node", "open-mode", "output", "partition", "qos", "requeue", "signal", "time", "wrap"),
 )
 """Options that the script itself or another flag sets."""
+SHORTER = ("time-min", "deadline")
+"""Options by which a job may end before its time limit."""
 
 
 def seconds_of(time: str) -> int | None:
@@ -101,4 +103,6 @@ def checked_option(option: str) -> str:
     name = option.partition("=")[0]
     if name.removeprefix("--") in OWN:
         raise ValueError(f"--sbatch {option}: the script sets {name} itself, or a flag of this command does")
+    if name.removeprefix("--") in SHORTER:
+        raise ValueError(f"--sbatch {option} lets Slurm end the job before --time, too early to save; set --time alone")
     return option

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -43,8 +43,10 @@ _OPTION = re.compile(r"use_\w+|lora_\w+|\w+_config")
 LARGEST = torch.finfo(torch.float32).max
 MOST_PATTERNS = 4096
 """Of ranks or alphas; an adapter of Pro has 800 modules."""
-_PLAIN = re.compile(r"[\w.]*")
-"""A pattern that cannot backtrack: a name, in which a dot may stand for any character."""
+MOST_EXPRESSIONS = 256
+"""Of the patterns, those that are more than names: each is compiled for each module."""
+_PLAIN = re.compile(r"\^?(?:[\w.]|\\\.)*\$?")
+"""A pattern that cannot backtrack: a name, in which a dot may be escaped or stand for any character."""
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations that also change the base weights, so that the adapter belongs to the changed base."""
 
@@ -130,17 +132,27 @@ def _matches(pattern: str, target: str) -> bool:
     """Whether a pattern of others matches, in time that grows only with the lengths of both."""
     if _PLAIN.fullmatch(pattern):
         return _compiled(pattern).match(target) is not None
+    try:
+        return bool(matched([target], rf"^(.*\.)?({pattern})$"))
+    except ValueError as error:
+        raise ValueError(f"its patterns of rank or alpha hold {pattern[:80]!r}, which is {error}") from None
+
+
+def matched(names: Sequence[str], pattern: str) -> list[str]:
+    """The names in which a regular expression is found, in time that grows only with the lengths of both.
+
+    Raises:
+        ValueError: it is invalid or too complicated.
+    """
     # RE2 does not backtrack; slow to import, and seldom needed
     import pyarrow as pa
     import pyarrow.compute as pc
 
     try:
-        return bool(pc.match_substring_regex(pa.scalar(target), pattern=rf"^(.*\.)?({pattern})$").as_py())
+        found = pc.match_substring_regex(pa.array(names, pa.string()), pattern=pattern).to_pylist()
     except (pa.ArrowInvalid, UnicodeEncodeError) as error:
-        reason = on_one_line(str(error))
-        raise ValueError(
-            f"its patterns of rank or alpha hold {pattern[:80]!r}, which is invalid or too complicated: {reason[:160]}"
-        ) from None
+        raise ValueError(f"invalid or too complicated: {on_one_line(str(error))[:160]}") from None
+    return [name for name, is_found in zip(names, found, strict=True) if is_found]
 
 
 @lru_cache(maxsize=MOST_PATTERNS)
@@ -162,6 +174,12 @@ def _pattern(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
         raise ValueError(f"its {key} is not an object")
     if len(found) > MOST_PATTERNS:
         raise ValueError(f"its {key} has {len(found):,} patterns; no model has more than {MOST_PATTERNS:,} modules")
+    expressions = sum(_PLAIN.fullmatch(each) is None for each in found)
+    if expressions > MOST_EXPRESSIONS:
+        raise ValueError(
+            f"its {key} has {expressions:,} regular expressions, of which at most {MOST_EXPRESSIONS} are read; "
+            "name the modules instead"
+        )
     return found
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,10 @@ HCA = 128
 """The three values of `compress_ratios`: sliding window only, compressed sparse, heavily compressed attention."""
 ATTENTION_NAMES = {SLIDING: "SWA", CSA: "CSA", HCA: "HCA"}
 """Names of the kinds of attention, by compress ratio."""
+
+
+RopeBase = Annotated[float, Field(gt=1, allow_inf_nan=False)]
+"""The base of RoPE's frequencies, whose logarithm YaRN divides by."""
 
 
 class RopeScaling(BaseModel):
@@ -74,8 +78,8 @@ class DeepseekV4Config(DSparkKeys):
     o_groups: PositiveInt
     sliding_window: PositiveInt
     compress_ratios: tuple[int, ...]
-    rope_theta: PositiveFloat
-    compress_rope_theta: PositiveFloat
+    rope_theta: RopeBase
+    compress_rope_theta: RopeBase
     rope_scaling: RopeScaling | None = None
     max_position_embeddings: PositiveInt
     index_n_heads: PositiveInt

@@ -16,6 +16,8 @@ from seektune.parallel.config import MAX_PROCESSES
 from seektune.section import Section
 
 GIGA = 10**9
+MOST_DEPTH = 16
+"""Deeper than any cluster file is nested."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,22 @@ def read_cluster(path: str | Path) -> Cluster:
     """
     try:
         text = read_text(Path(path))
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError(f"{path}: aliases are not used here; write the values out")
+        _check_events(text, path)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply") from None
     return _cluster(_validate(values, str(path)), str(path))
+
+
+def _check_events(text: str, path: str | Path) -> None:
+    """Refuse what a cluster file has no use for and PyYAML takes long for, before it is loaded."""
+    depth = 0
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"{path}: aliases are not used here; write the values out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_DEPTH:
+            raise ValueError(f"{path} is nested too deeply")
 
 
 def _validate(values: object, origin: str) -> ClusterFile:

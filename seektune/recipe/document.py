@@ -21,6 +21,7 @@ from yaml.events import (
     StreamStartEvent,
 )
 
+from seektune.io.regular_file import open_regular
 from seektune.io.text import printable
 from seektune.paths import user_path
 
@@ -137,7 +138,7 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is a folder; name the recipe's YAML file")
     if not path.exists():
         raise ValueError(f"{path} does not exist; `seektune init` lists the shipped recipes and copies one")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         content = file.read(MAX_FILE_SIZE + 1)
     if len(content) > MAX_FILE_SIZE:
         raise ValueError(f"{path} is larger than {MAX_FILE_SIZE // 1024} KiB; it is not a recipe")

@@ -116,7 +116,8 @@ def _unknown_name(field: Location, document: YamlNode, section: type[BaseModel])
     assert choice is not None, "only a OneOf field has names"
     location = (*field, choice.key)
     entry = document.find(location)
-    expected = " or ".join(repr(name) for name in choice.sections)
+    names = [repr(name) for name in choice.sections]
+    expected = " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
     value = None if entry is None else entry.plain()
     return {"type": "literal_error", "loc": location, "msg": "", "input": value, "ctx": {"expected": expected}}
 

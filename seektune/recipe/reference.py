@@ -52,7 +52,11 @@ def _table(heading: str, prefix: str, model: type[BaseModel], described: dict[st
 
 
 def _row(key: str, field: FieldInfo, described: dict[str, Any]) -> str:
-    default = "**required**" if field.is_required() else f"`{json.dumps(described.get('default'), ensure_ascii=False)}`"
+    # the schema has no default where a function makes it
+    made = None if field.default_factory is None else field.get_default(call_default_factory=True)
+    default = f"`{json.dumps(described.get('default', made), ensure_ascii=False)}`"
+    if field.is_required():
+        default = "**required**"
     return f"| `{key}` | {_values(described)} | {default} | {_sentence(described.get('description', ''))} |"
 
 
@@ -66,6 +70,8 @@ def _values(described: dict[str, Any]) -> str:
         return f"[{', '.join(_values(each) for each in described['prefixItems'])}]"
     if described["type"] == "array":
         return f"list of {_values(described['items'])}"
+    if described["type"] == "object":
+        return f"{{name: {_values(described['additionalProperties'])}}}"
     limits = [form.format(described[limit]) for limit, form in _LIMITS.items() if limit in described]
     word = "path" if described.get("format") == "path" else _TYPES[described["type"]]
     return " ".join([word, " and ".join(limits)]).strip()

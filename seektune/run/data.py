@@ -10,11 +10,13 @@ from seektune.checkpoint import Ranks
 from seektune.data.config import BatchConfig
 from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, Split
 from seektune.data.example import Example
+from seektune.data.examples import Examples
 from seektune.data.loader import JoinedBatches, Loader, in_order
 from seektune.data.mixing import Mixture
 from seektune.data.step_data import Share
 from seektune.data.store.progress import shown_progress
 from seektune.data.store.split import PreparedSplit, Stores, examples_of, prepare_dataset
+from seektune.data.streaming import StreamLoader
 from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.config import DRAFTER, VALIDATION
 from seektune.evaluate.task import Task
@@ -25,6 +27,7 @@ from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.recipe.recipe import Recipe
 from seektune.run.drafter import drafter_is_measured
 from seektune.run.encode_settings import encode_settings
+from seektune.run.streams import digest_of_streams, held_out_rows, stream_loader, stream_of, streamed
 from seektune.sequence import IGNORE_INDEX, Batch
 
 T = TypeVar("T")
@@ -35,14 +38,14 @@ class TrainData:
     """The data of a run."""
 
     tokenizer: Tokenizer
-    loader: Loader
+    loader: Loader | StreamLoader
     validation: Sequence[Batch]
     """Held-out batches of all datasets."""
     tasks: list[Task]
     """Evaluation tasks before and after training."""
     source: str
-    rows: int
-    """Number of training examples."""
+    rows: int | None
+    """Number of training examples; None if they are streamed."""
     digest: str
     """Digest of their tokens and labels, in order: a checkpoint's data position is valid only for the same rows."""
     validation_by_dataset: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
@@ -64,14 +67,11 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     _check_objectives(recipe)
     mesh.ranks.first(lambda: _fetch(recipe, cache))
     settings = encode_settings(config)
-    pad_id = settings.tokenizer.pad_id
-    training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
-    batches = [in_order(split.examples, recipe.batch, pad_id) for split in held_out]
+    batch = _batch_of(recipe, config, cache, mesh)
+    rows = _streamed_rows if streamed(recipe.datasets) else _prepared_rows
+    found = rows(recipe, settings, cache, mesh, batch)
+    batches = [in_order(examples, recipe.batch, settings.tokenizer.pad_id) for examples in found.held_out]
     validation = JoinedBatches(batches) if len(batches) > 1 else batches[0]
-    mixture = Mixture(
-        [split.examples for split in training], recipe.seed, [dataset.weight for dataset in recipe.datasets]
-    )
-    share = Share(mesh.coords.dp, mesh.dims.data_size)
     limit = recipe.evaluate.limit
     names = list(recipe.evaluate.task_names(recipe.datasets))
     if drafter_is_measured(recipe, config, mesh.dims.world):
@@ -79,13 +79,56 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     labels = [dataset.log_name for dataset in recipe.datasets]
     return TrainData(
         tokenizer=settings.tokenizer,
-        loader=Loader(mixture, _batch_of(recipe, config, cache, mesh), pad_id, share),
+        loader=found.loader,
         validation=validation,
         tasks=[make_task(name, recipe.datasets, validation, cache, config, limit) for name in names],
+        source=found.source,
+        rows=found.rows,
+        digest=found.digest,
+        validation_by_dataset=dict(zip(labels, batches, strict=True)) if len(batches) > 1 else {},
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Training and held-out rows of all datasets."""
+
+    loader: Loader | StreamLoader
+    held_out: Sequence[Examples]
+    source: str
+    rows: int | None
+    digest: str
+
+
+def _prepared_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: BatchConfig) -> _Rows:
+    training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
+    weights = [dataset.weight for dataset in recipe.datasets]
+    mixture = Mixture([split.examples for split in training], recipe.seed, weights)
+    share = Share(mesh.coords.dp, mesh.dims.data_size)
+    return _Rows(
+        loader=Loader(mixture, batch, settings.tokenizer.pad_id, share),
+        held_out=[split.examples for split in held_out],
         source="; ".join(split.store.manifest.title for split in training),
         rows=len(mixture),
         digest=hashlib.sha256(" ".join(split.digest for split in training).encode()).hexdigest(),
-        validation_by_dataset=dict(zip(labels, batches, strict=True)) if len(batches) > 1 else {},
+    )
+
+
+def _streamed_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: BatchConfig) -> _Rows:
+    sections = streamed(recipe.datasets)
+    data = [stream_of(section, settings, cache) for section in sections]
+    limit = recipe.evaluate.limit
+    held_out = _on_all(
+        mesh.ranks, lambda: [held_out_rows(section, settings, cache, recipe.batch, limit) for section in sections]
+    )
+    for each in data:
+        cache.note(f"streaming {each.source.title}")
+    return _Rows(
+        loader=stream_loader(data, batch, recipe.seed, settings.tokenizer.pad_id, mesh),
+        held_out=held_out,
+        source="; ".join(each.source.title for each in data),
+        rows=None,
+        digest=digest_of_streams(data),
     )
 
 

@@ -85,6 +85,8 @@ def _answers(run: RunContext, data: TrainData, model: DeepseekV4ForCausalLM) -> 
     recipe = run.recipe
     section = recipe.train
     requests: list[Request] = []
+    if not isinstance(data.loader, Loader):
+        raise ValueError("train.drafter answers prompts of prepared rows; set data.stream to false")
     for number in range(len(data.loader.mixture)):
         if len(requests) == section.drafter_answers:
             break

@@ -38,7 +38,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
         *_adapters(recipe, model),
         ("device", f"{model.device.type}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
         ("processes", f"{model.mesh.dims.world}: {model.mesh.dims}"),
-        ("data", f"{recipe.datasets[0].kind}, {lesson.rows:,} training rows from {lesson.source}"),
+        ("data", f"{recipe.datasets[0].kind}, {_rows(lesson)} from {lesson.source}"),
         (
             "batch",
             f"{batch.global_size} rows of up to {batch.length} tokens per step{packed}, {batch.micro_size} at a time",
@@ -52,6 +52,10 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
     for name, value in facts:
         say(f"{name + ':':<12} {value}")
     return facts
+
+
+def _rows(lesson: TrainData) -> str:
+    return "rows that are streamed" if lesson.rows is None else f"{lesson.rows:,} training rows"
 
 
 def _pipeline(recipe: Recipe, model: ParallelModel) -> str:

@@ -89,7 +89,7 @@ class Api:
     async def complete(self, http: Request) -> Response:
         """`/v1/completions`."""
         body, prepared = await self._read(http, CompletionRequest, self._builder.completion)
-        writer = CompletionResponse(prepared, self.served.tokenizer, body.logprobs is not None)
+        writer = CompletionResponse(prepared, self.served.tokenizer, body.logprobs is not None, body.max_tokens != 0)
         return await self._respond(body, prepared, writer, "text_completion", http)
 
     def resolve_model(self, name: str | None) -> str:
@@ -140,7 +140,8 @@ class Api:
     async def _respond(
         self, body: GenerationRequest, prepared: PreparedRequest, writer: ResponseWriter, kind: str, http: Request
     ) -> Response:
-        envelope = Envelope(kind, self.resolve_model(body.model), prepared.prompt_tokens)
+        generates = body.max_tokens != 0
+        envelope = Envelope(kind, self.resolve_model(body.model), prepared.prompt_tokens, generates=generates)
         timeout = self.served.limits.request_timeout
         stream = JobStream(self.scheduler, envelope.model, prepared.requests, timeout)
         deltas = stream.deltas()

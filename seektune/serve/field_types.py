@@ -27,7 +27,7 @@ class RequestModel(BaseModel):
             return values
         known = {name: value for name, value in values.items() if name in cls.model_fields and value is not None}
         for name, value in values.items():
-            if name not in cls.model_fields and not asks_for_nothing(name, value):
+            if name not in cls.model_fields and not asks_for_nothing(name, value, values):
                 raise PydanticCustomError(UNSUPPORTED, "{reason}", {"field": _name(name), "reason": refusal(name)})
         return known
 

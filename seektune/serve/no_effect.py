@@ -19,7 +19,7 @@ IGNORED = frozenset(
 NO_EFFECT: Mapping[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "bad_words": ([],),
-    "best_of": (1,),
+    "best_of": (),
     "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
@@ -52,8 +52,10 @@ NO_EFFECT: Mapping[str, tuple[object, ...]] = {
 EMPTY: tuple[object, ...] = ([], {}, "")
 
 
-def asks_for_nothing(field: str, value: object) -> bool:
-    """Whether a field that is not implemented may have this value."""
+def asks_for_nothing(field: str, value: object, request: Mapping[str, object]) -> bool:
+    """Whether a field of a request that is not implemented may have this value."""
+    if field == "best_of" and value is not None:  # as many as are answered: none is left out
+        return same(value, request.get("n") or 1)
     if field == "logit_bias" and isinstance(value, dict):
         return all(same(bias, 0) for bias in value.values())
     return value is None or field in IGNORED or any(same(value, each) for each in NO_EFFECT.get(field, ()))
@@ -66,5 +68,7 @@ def same(value: object, other: object) -> bool:
 
 def refusal(field: str) -> str:
     """Why any other value is refused."""
+    if field == "best_of":
+        return "only the value of n is supported"
     values = [json.dumps(value) for value in NO_EFFECT.get(field, ()) if value not in EMPTY]
     return f"only {' or '.join(values)} is supported" if values else "this field is not supported"

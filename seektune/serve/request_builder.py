@@ -26,6 +26,8 @@ class PreparedRequest:
     thinking: bool = False
     tags: CallTags = V4_TAGS
     """Of tool calls in the responses."""
+    echoed: Sequence[str] = ()
+    """The prompt of each request, for responses that begin with it."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,16 @@ class RequestBuilder:
             prompts = [self._ids(prompt) for prompt in asked]
         except ValueError as error:
             raise ApiError(400, str(error), "prompt") from None
-        return self._prepare(body, prompts, body.max_tokens or COMPLETION_TOKENS, body.alternatives)
+        tokens = COMPLETION_TOKENS if body.max_tokens is None else max(body.max_tokens, 1)
+        prepared = self._prepare(body, prompts, tokens, body.alternatives)
+        if not body.echo:
+            return prepared
+        texts = [prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in asked]
+        return replace(
+            prepared,
+            requests=[replace(request, echo=body.logprobs is not None) for request in prepared.requests],
+            echoed=[text for text in texts for _ in range(body.samples)],
+        )
 
     def _check_samples(self, body: GenerationRequest, prompts: int) -> None:
         if prompts * body.samples > self.limits.max_num_seqs:

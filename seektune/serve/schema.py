@@ -90,7 +90,17 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Prompt
     """Text, which gets a BOS and whose control tokens are plain characters; or ids, used unchanged."""
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    """0 is possible with `echo`: nothing is generated then."""
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    """Whether the response begins with the prompt, and its log-probabilities with those of the prompt's tokens."""
+
+    @model_validator(mode="after")
+    def _generates_or_echoes(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens: 0 needs echo: true")
+        return self
 
     @property
     def alternatives(self) -> int:

@@ -147,7 +147,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def step_of(folder: Path) -> int | None:
     """The step after which a checkpoint was made, from its name."""
     number = folder.name.removeprefix(PREFIX)
-    return int(number) if number.isdigit() and folder.name.startswith(PREFIX) else None
+    return int(number) if number.isascii() and number.isdigit() and folder.name.startswith(PREFIX) else None
 
 
 def set_aside_later(folder: Path, step: int) -> list[Path]:

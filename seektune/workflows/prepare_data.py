@@ -1,44 +1,80 @@
 """The command `data prepare`: encodes the rows of a recipe into the cache, before training would do it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from seektune.data.datasets.dataset import DataCache, DataConfig, Split
-from seektune.data.store.prepare import Runner
+from seektune.data.megatron import paths_of, write_megatron
 from seektune.data.store.prepared import PreparedExamples
 from seektune.data.store.progress import shown_progress
-from seektune.data.store.split import SPLITS, prepare_split
+from seektune.data.store.ray_cluster import ray_runner
+from seektune.data.store.split import SPLITS, Stores, chosen, prepare_split
 from seektune.data.store.workers import run_here
+from seektune.io.atomic import refuse_existing
 from seektune.io.console import counted, many, say
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
 from seektune.run.encode_settings import encode_settings
 
 
-def prepare_data(recipe: Recipe, cache_dir: Path, run: Runner = run_here) -> list[PreparedExamples]:
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Options of `data prepare`."""
+
+    ray: str | None = None
+    """Address of a Ray cluster that encodes; None encodes on this machine."""
+    megatron: Path | None = None
+    """Folder that also gets the chosen examples as Megatron's token files."""
+
+
+def prepare_data(recipe: Recipe, cache_dir: Path, options: PrepareOptions = PrepareOptions()) -> list[Stores]:
     """Encode all splits of all datasets, unless the cache has them, and print where they are.
 
-    Args:
-        recipe: whose datasets are prepared.
-        cache_dir: SeekTune's cache folder.
-        run: what encodes the shards that are missing.
-
     Raises:
-        ValueError: a row is bad and may not be dropped.
+        ValueError: a row is bad and may not be dropped, or token files would replace others.
         OSError: the rows are not here and no source answers, or the cache cannot be written.
     """
     config = read_config(recipe.model)
     settings = encode_settings(config)
     cache = DataCache(cache_dir, say)
-    stores = []
+    run = run_here if options.ray is None else ray_runner(options.ray)
+    found: list[Stores] = []
     for dataset in recipe.datasets:
         dataset.fetch(cache)
+        stores: dict[Split, PreparedExamples] = {}
         for split in splits_of(dataset):
             name = dataset.log_name if len(splits_of(dataset)) == 1 else f"{dataset.log_name} {split}"
             with shown_progress(name) as progress:
-                store = prepare_split(dataset, split, settings, cache, progress, run)
-            say(f"{name}: {_summary(store)}")
-            stores.append(store)
-    return stores
+                stores[split] = prepare_split(dataset, split, settings, cache, progress, run)
+            say(f"{name}: {_summary(stores[split])}")
+        found.append({split: stores.get(split, stores["train"]) for split in SPLITS})
+        if options.megatron is not None:
+            export_megatron(dataset, found[-1], options.megatron, config.vocab_size)
+    return found
+
+
+def export_megatron(dataset: DataConfig, stores: Stores, folder: Path, vocab_size: int) -> None:
+    """Write the chosen examples of both splits as Megatron's token files, one document each; say what they lack.
+
+    Raises:
+        ValueError: a file exists already.
+        OSError: they could not be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        prefix = folder / f"{dataset.log_name}-{split}"
+        for file in paths_of(prefix):
+            refuse_existing(file)
+        store = stores[split]
+        ids = chosen(dataset, split, stores).ids
+        documents = (np.asarray(store.example(int(number)).tokens, np.uint32) for number in ids)
+        tokens = write_megatron(prefix, documents, vocab_size)
+        say(f"{prefix}.bin and .idx: {counted(len(ids), 'document')}, {many(tokens)} tokens")
+        untaught = tokens - int(store.counted[ids].sum(dtype=np.int64)) - len(ids)
+        if untaught > 0:
+            say(f"note: {many(untaught)} of these tokens are only read here; Megatron's files do not say which")
 
 
 def splits_of(dataset: DataConfig) -> tuple[Split, ...]:

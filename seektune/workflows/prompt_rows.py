@@ -77,7 +77,7 @@ def _check_keys(row: Mapping[str, Any]) -> None:
     taken = [key for key in ANSWER_KEYS if key in row]
     if taken:
         raise ValueError(f"{taken[0]} is a key of the answers; rename it in the row")
-    asked = [key for key in row if key in SETTINGS and not asks_for_nothing(key, row[key])]
+    asked = [key for key in row if key in SETTINGS and not asks_for_nothing(key, row[key], row)]
     asked = [key for key in asked if not same(row[key], DEFAULTS.get(key))]
     if asked:
         raise ValueError(f"a row cannot set {asked[0]}; use the command's options, or rename the key")

@@ -68,9 +68,13 @@ def test_what_a_source_lacks_comes_from_the_original_but_for_its_card(base: Path
 
 
 def test_settings_lose_foreign_code(base: Path, out: Path):
-    (base / "generation_config.json").write_text('{"auto_map": {"a": "b.c"}, "top_p": 1.0}')
+    nested = '"text_config": {"a": 1, "auto_map": {"a": "b.c"}, "b": [{"trust_remote_code": true}]}'
+    (base / "generation_config.json").write_text(f'{{"auto_map": {{"a": "b.c"}}, "top_p": 1.0, {nested}}}')
     carry_companions(base, out)
-    assert json.loads((out / "generation_config.json").read_text()) == {"top_p": 1.0}
+    assert json.loads((out / "generation_config.json").read_text()) == {
+        "top_p": 1.0,
+        "text_config": {"a": 1, "b": [{}]},
+    }
 
 
 def test_only_small_regular_files_are_copied(base: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -30,6 +30,7 @@ def test_a_full_disk_leaves_the_older_file_and_names_it(tmp_path):
         (b"", "is not JSON: Expecting value"),
         (b"\xff\xfe", "is not JSON: 'utf-8' codec can't decode"),
         (b"[]", "must hold a JSON object, not a list"),
+        (b" " * (2**28 + 1), "is larger than 256 MiB"),
         (b"7", "must hold a JSON object, not a int"),
         (b'{"a": ' * 100_000, "is not JSON that can be read: it is nested too deeply"),
     ],

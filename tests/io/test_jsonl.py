@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from seektune.io import jsonl
 from seektune.io.jsonl import JsonlWriter, as_line, read_jsonl, read_records
 
 
@@ -34,6 +35,16 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
         fill(lines)
     assert [line["step"] for line in read_records(file)] == list(range(len(read_records(file))))
     assert len(read_records(file)) > 5
+
+
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(jsonl, "MOST_BYTES", 2**20)
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"a": 1}\n' + bytes(3 * 2**20))
+    lines = read_jsonl(file)
+    assert next(lines) == (f"{file} line 1", {"a": 1})
+    with pytest.raises(ValueError, match=r"a\.jsonl line 2: longer than 1 MiB"):
+        next(lines)
 
 
 def test_a_damaged_line_is_named(tmp_path):

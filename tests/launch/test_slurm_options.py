@@ -113,6 +113,7 @@ def test_tasks_of_an_array_do_not_share_a_run_folder(array: str, has_run_dir: bo
         ("--time=1", "the script sets --time itself, or a flag of this command does"),
         ("signal=USR2@5", "the script sets --signal itself"),
         ("comment=two words", "#SBATCH line accepts"),
+        ("time-min=10", "lets Slurm end the job before --time"),
         ("=x", "must be NAME=VALUE or NAME"),
         ("A=x", "must be NAME=VALUE or NAME"),
     ],
@@ -132,5 +133,9 @@ def test_set_up_lines_come_before_the_command() -> None:
         "set -u",
     ]
     assert start < lines.index("command=(")
+    for line in ("export HF_TOKEN=abc", "module load x; WANDB_API_KEY='abc' true"):
+        with pytest.raises(ValueError, match=r"--setup sets \w+, which looks like a secret"):
+            write_slurm(TASK, Slurm(setup=(line,)))
+    write_slurm(TASK, Slurm(setup=("export HF_TOKEN=$(cat ~/.token)", "export HF_HOME=/data; conda activate x")))
     with pytest.raises(ValueError, match="--setup must be one line"):
         write_slurm(TASK, Slurm(setup=("a\nb",)))

@@ -118,6 +118,10 @@ def configured(folder: Path, **keys: Any) -> Path:
             r"patterns of rank or alpha hold '\(\?=x\)q_b_proj', which is invalid",
         ),
         ({"rank_pattern": {"\ud800*": 2}}, "patterns of rank or alpha hold .*, which is invalid"),
+        (
+            {"rank_pattern": {f"(a|b)*{i}": 2 for i in range(257)}},
+            "rank_pattern has 257 regular expressions, of which at most 256 are read",
+        ),
         ({"alpha_pattern": {"(x{1000}){1000}": 2}}, "patterns of rank or alpha hold .*, which is invalid"),
     ],
 )

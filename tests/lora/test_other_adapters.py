@@ -109,8 +109,18 @@ def test_targets_by_their_ends_are_expected_in_every_layer(base: Path, adapter: 
     changed(adapter, lambda found: {name: x for name, x in found.items() if "layers.2.self_attn.kv_proj" not in name})
     with pytest.raises(ValueError, match=r"incomplete: its config names model\.layers\.2\.self_attn\.kv_proj"):
         load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
-    (adapter / CONFIG).write_text(json.dumps({**config, "layers_to_transform": [0, 1, 3]}))
-    load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
+    pattern = r".*self_attn\.(q_a_proj|kv_proj)"
+    for keys in ({"target_modules": pattern}, {"layers_to_transform": [1, 2]}, {"exclude_modules": ["q_a_proj"]}):
+        (adapter / CONFIG).write_text(json.dumps({**config, **keys}))
+        with pytest.raises(ValueError, match=r"incomplete: its config names model\.layers\.2\.self_attn\.kv_proj"):
+            load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
+    for keys in (
+        {"layers_to_transform": [0, 1, 3]},
+        {"exclude_modules": ["layers.2.self_attn.kv_proj"]},
+        {"target_modules": r"(?!.*kv).*self_attn\.kv_proj"},
+    ):
+        (adapter / CONFIG).write_text(json.dumps({**config, **keys}))
+        load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
 
 
 def test_an_empty_file_is_refused(base: Path, adapter: Path) -> None:

@@ -256,6 +256,7 @@ IMPOSSIBLE = [
     ({"rms_norm_eps": 0.0}, "rms_norm_eps"),
     ({"rope_theta": float("nan")}, "rope_theta"),
     ({"rope_theta": float("inf")}, "rope_theta"),
+    ({"compress_rope_theta": 1.0}, "compress_rope_theta"),
 ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from seektune.data.datasets.registry import DATASETS
 from seektune.model.config import DeepseekV4Config
 from seektune.model.variants import PRESETS
 from seektune.recipe.load import dump_recipe, load_recipe, read_recipe, schema
@@ -17,6 +18,9 @@ batch:
   length: 64
 steps: 10
 """
+*_FIRST, _LAST = map(repr, DATASETS)
+KINDS = f"{', '.join(_FIRST)} or {_LAST}"
+"""The kinds of data, as an error lists them."""
 
 
 @pytest.fixture
@@ -110,9 +114,9 @@ MISTAKES = {
     'run_dir: "a\\0b"': "job.yaml:7: run_dir: the path 'a\\x00b' holds a control character",
     "run_dir: ''": "job.yaml:7: run_dir: a path must not be empty",
     "seed: -1": "job.yaml:7: seed must be at least 0, not -1",
-    "data:\n  kind: helaswag": "job.yaml:8: data.kind must be 'hellaswag', not 'helaswag'; did you mean hel",
-    "data:\n  kind: 5": "job.yaml:8: data.kind must be 'hellaswag', not 5",
-    "data:\n  kind: null": "job.yaml:8: data.kind must be 'hellaswag', not null",
+    "data:\n  kind: helaswag": f"job.yaml:8: data.kind must be {KINDS}, not 'helaswag'; did you mean hel",
+    "data:\n  kind: 5": f"job.yaml:8: data.kind must be {KINDS}, not 5",
+    "data:\n  kind: null": f"job.yaml:8: data.kind must be {KINDS}, not null",
     "data:\n  pat: rows": "job.yaml:8: data.pat is not a key of this section; did you mean data.path?",
     "data:\n  zzz: 1": "job.yaml:8: data.zzz is not a key of this section; its keys are kind, label, weight,",
     "data:\n  dataset: hellaswag": "job.yaml:8: data.dataset is now called data.kind",
@@ -157,7 +161,7 @@ def test_missing_keys_are_named(file: Path) -> None:
 OVERRIDES = {
     "--optimizer.lrr=1e-4": "--optimizer.lrr=1e-4: optimizer.lrr is not a key of this section; did you mean",
     "--optimizer=5": "--optimizer=5: optimizer is a section",
-    "--data.kind=helaswag": "--data.kind=helaswag: data.kind must be 'hellaswag', not 'helaswag'",
+    "--data.kind=helaswag": f"--data.kind=helaswag: data.kind must be {KINDS}, not 'helaswag'",
     "--evaluate.tasks=[a]": "--evaluate.tasks=[a]: evaluate.tasks.0: unknown task 'a'",
     "--steps=-3": "--steps=-3: steps must be greater than 0, not -3",
     "--batch.global_size=16000000000000": "--batch.global_size=16000000000000: batch.global_size must be at most 10000",

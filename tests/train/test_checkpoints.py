@@ -57,7 +57,7 @@ def test_a_second_failure_is_raised_at_once(tmp_path, monkeypatch):
 
 
 def test_later_checkpoints_are_set_aside_and_not_lost(tmp_path):
-    for name in ("step-000001", "step-000002", "step-000003", "step-000003.left"):
+    for name in ("step-000001", "step-000002", "step-000003", "step-000003.left", "step-²"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-000003" / "state.json").touch()
     assert [place.name for place in set_aside_later(tmp_path, 1)] == ["step-000002.left", "step-000003.left"]

@@ -123,8 +123,8 @@ def test_precision_and_numerics_are_those_asked_for(ask: Any, models: tuple[Path
         ("perplexity", None, {}, "perplexity needs --data"),
         ("perplexity", "none.txt", {}, "none.txt does not exist; perplexity reads .txt and .jsonl files"),
         ("perplexity", "text.txt", {"length": 8, "stride": 9}, "stride 9 is longer than a window of 8 tokens"),
-        ("hellaswag", "text.txt", {}, "HellaSwag rows are read from .parquet and .jsonl files"),
-        ("hellaswag", "nowhere", {}, "no such folder"),
+        ("hellaswag", "text.txt", {}, "rows are read from .jsonl, .ndjson, .json, .csv, .parquet, .arrow files"),
+        ("hellaswag", "nowhere", {}, "nowhere: no such file or folder"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_read(

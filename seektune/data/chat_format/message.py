@@ -73,6 +73,8 @@ class Message:
 
     def calls(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Name and arguments of each tool call."""
+        if self._values.get("function_call"):
+            raise self.error("has function_call, which is the older form of tool_calls; give it as tool_calls")
         return [self._call(i, call) for i, call in enumerate(self.field("tool_calls", list) or ())]
 
     def call_ids(self) -> tuple[str, ...]:

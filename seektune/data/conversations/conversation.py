@@ -11,7 +11,7 @@ ChatMessage = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Conversation:
+class ConversationRow:
     """Messages, and what the row says about them."""
 
     messages: Sequence[ChatMessage]

@@ -6,7 +6,7 @@ from typing import Any
 
 from seektune.data.chat_format.message import shown
 from seektune.data.conversations.columns import KINDS, ColumnMap, column_names, list_of, named_columns, optional_text
-from seektune.data.conversations.conversation import ChatMessage, Conversation
+from seektune.data.conversations.conversation import ChatMessage, ConversationRow
 from seektune.data.conversations.openai import read_messages
 from seektune.data.conversations.prompts import read_alpaca, read_prompt
 from seektune.data.conversations.sharegpt import read_sharegpt
@@ -33,7 +33,7 @@ FORMS = (
 """The forms, in the order in which they are tried."""
 
 
-def read_conversation(values: Mapping[str, Any], columns: ColumnMap) -> Conversation:
+def read_conversation(values: Mapping[str, Any], columns: ColumnMap) -> ConversationRow:
     """The conversation of a row.
 
     Raises:
@@ -46,13 +46,13 @@ def read_conversation(values: Mapping[str, Any], columns: ColumnMap) -> Conversa
     return conversation_of(row, form.read(row))
 
 
-def conversation_of(row: Mapping[str, Any], messages: list[ChatMessage]) -> Conversation:
+def conversation_of(row: Mapping[str, Any], messages: list[ChatMessage]) -> ConversationRow:
     """Messages, and what other columns of their row say about them.
 
     Raises:
         ValueError: a column is not as it should be.
     """
-    return Conversation(
+    return ConversationRow(
         messages,
         optional_text(row, "system"),
         list_of(row, "tools") if "tools" in row else (),

@@ -10,7 +10,7 @@ from typing import Any
 from seektune.data.chat_format.choices import EncodingName
 from seektune.data.chat_format.pieces import ChatText
 from seektune.data.chat_format.tokens import ASSISTANT, EOS, THINK, THINK_END
-from seektune.data.conversations.conversation import ChatMessage, Conversation
+from seektune.data.conversations.conversation import ChatMessage, ConversationRow
 from seektune.data.conversations.teaching import Teaching
 
 MODULE = "deepseek_recipe"
@@ -38,7 +38,7 @@ class LibraryComparison:
 
 
 def compare_with_library(
-    conversation: Conversation, teaching: Teaching, texts: Sequence[ChatText]
+    conversation: ConversationRow, teaching: Teaching, texts: Sequence[ChatText]
 ) -> LibraryComparison | None:
     """Compare each taught response, and what it follows, with the library's text; None if it is not installed.
 
@@ -61,7 +61,7 @@ def compare_with_library(
     )
 
 
-def _difference(conversation: Conversation, response: int, teaching: Teaching, ours: Sequence[str]) -> str:
+def _difference(conversation: ConversationRow, response: int, teaching: Teaching, ours: Sequence[str]) -> str:
     """How the library writes a response and what it follows; empty if one of our texts begins so."""
     try:
         theirs = library_text(conversation, response, teaching)
@@ -76,7 +76,7 @@ def _difference(conversation: Conversation, response: int, teaching: Teaching, o
     return f"here {nearest[start:stop]!r}, the library writes {theirs[start:stop]!r}"
 
 
-def library_text(conversation: Conversation, response: int, teaching: Teaching) -> str:
+def library_text(conversation: ConversationRow, response: int, teaching: Teaching) -> str:
     """The prompt and the completion of a response as the library writes them.
 
     Raises:
@@ -110,7 +110,7 @@ def _effort(encoding: EncodingName, effort: str | None) -> Any:
     return EFFORTS[encoding].get(effort, effort)
 
 
-def _thinks(conversation: Conversation, response: int, teaching: Teaching) -> bool:
+def _thinks(conversation: ConversationRow, response: int, teaching: Teaching) -> bool:
     mode = conversation.thinking or teaching.thinking
     if mode != "auto":
         return mode == "thinking"

@@ -5,7 +5,7 @@ from itertools import takewhile
 from typing import Any
 
 from seektune.data.conversations.columns import ColumnMap, list_of, named_columns, require
-from seektune.data.conversations.conversation import ChatMessage, Conversation
+from seektune.data.conversations.conversation import ChatMessage, ConversationRow
 from seektune.data.conversations.forms import conversation_of
 from seektune.data.conversations.openai import read_messages
 from seektune.data.conversations.prompts import prompt_messages, response_message, untaught
@@ -15,7 +15,7 @@ PROMPTS = {"prompt": prompt_messages, "messages": read_messages, "conversations"
 """Columns that hold what both responses follow, and their readers."""
 
 
-def read_pair(values: Mapping[str, Any], columns: ColumnMap) -> tuple[Conversation, Conversation]:
+def read_pair(values: Mapping[str, Any], columns: ColumnMap) -> tuple[ConversationRow, ConversationRow]:
     """The chosen and the rejected conversation of a row; only what follows their common beginning is taught.
 
     `chosen` and `rejected` are texts, messages, or whole conversations that begin alike.

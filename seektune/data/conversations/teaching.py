@@ -10,7 +10,7 @@ from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.chat_format.pieces import ChatText
 from seektune.data.chat_format.turns import read_turns
 from seektune.data.conversations.checks import check_calls, check_control_tokens, check_responses
-from seektune.data.conversations.conversation import ChatMessage, Conversation
+from seektune.data.conversations.conversation import ChatMessage, ConversationRow
 from seektune.io.text import check_unicode
 
 Teach = Literal["all", "last"]
@@ -30,7 +30,7 @@ class Teaching:
     control_tokens: ControlTokens = "error"
     """Whether a message may spell a control token, which is then read as plain characters."""
 
-    def texts(self, conversation: Conversation) -> list[ChatText]:
+    def texts(self, conversation: ConversationRow) -> list[ChatText]:
         """The training texts of a conversation: usually one.
 
         Raises:
@@ -52,7 +52,7 @@ class Teaching:
         self._check(marked.messages, texts)
         return texts
 
-    def marked(self, conversation: Conversation) -> Conversation:
+    def marked(self, conversation: ConversationRow) -> ConversationRow:
         """The conversation up to its last response, in which each response says whether it is taught.
 
         Raises:

@@ -14,10 +14,10 @@ from seektune.data.example import Example
 from seektune.data.question import Question
 from seektune.data.sources.row import BadRow, SourceRow, dropped
 from seektune.data.sources.source import RowSource
+from seektune.data.split import Split
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.section import Positive, Section
 
-Split = Literal["train", "validation"]
 Item = TypeVar("Item")
 CACHED = ", cached in "
 """In a source description, between the origin of the rows and the local folder that caches them."""
@@ -160,21 +160,14 @@ class DataConfig(Section, ABC):
         Raises:
             ValueError, OSError: as `load`.
         """
-        import numpy as np
-
-        from seektune.data.store.select import choose, held_out
+        # here, because a recipe does not wait for the import of numpy
+        from seektune.data.store.select import choose_rows
 
         source = self.source(split, cache)
         rows = self.good(source.read(0, source.count()), cache.note)
-        digests = np.array([row.digest for row in rows], np.uint64)
-        among = np.ones(len(rows), bool)
-        if self.held_out_share is not None:
-            among = held_out(digests, self.held_out_share) == (split == "validation")
-        numbers = np.arange(len(rows))
-        nothing = digests[:0]
         least = min((each for each in (limit, self.limit if split == "train" else None) if each), default=None)
-        chosen = choose(digests, numbers, among, nothing, self.duplicates == "drop", least)
-        return [rows[i] for i in chosen.ids], source.title
+        share = self.held_out_share
+        return choose_rows(rows, share, split == "validation", self.duplicates == "drop", least), source.title
 
     def good(self, found: Iterable[Item | BadRow], note: Callable[[str], None]) -> list[Item]:
         """What is not bad; a note lists what is left out.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from seektune.data.chat_format.pieces import ChatText
 from seektune.data.conversations.columns import ColumnMap
-from seektune.data.conversations.conversation import Conversation
+from seektune.data.conversations.conversation import ConversationRow
 from seektune.data.conversations.pairs import read_pair
 from seektune.data.conversations.teaching import Teaching
 from seektune.data.datasets.chat import TemplatedConfig
@@ -40,7 +40,7 @@ class PreferenceTexts(RowTexts):
         chosen, rejected = read_pair(values, self.columns)
         return [self._text(chosen, "chosen"), self._text(rejected, "rejected")]
 
-    def _text(self, conversation: Conversation, name: str) -> ChatText:
+    def _text(self, conversation: ConversationRow, name: str) -> ChatText:
         texts = self.teaching.texts(conversation)
         if len(texts) > 1:
             raise ValueError(f"{name} has several responses whose reasoning a server would drop; keep the last one")

@@ -8,6 +8,7 @@ from seektune.data.datasets.hellaswag import HellaswagConfig
 from seektune.data.datasets.preference import PreferenceConfig
 from seektune.data.datasets.prompt_completion import PromptCompletionConfig
 from seektune.data.datasets.text import TextConfig
+from seektune.data.datasets.tokens import TokensConfig
 from seektune.section import OneOf
 
 DATASETS: dict[str, type[DataConfig]] = {
@@ -16,6 +17,7 @@ DATASETS: dict[str, type[DataConfig]] = {
     "prompt_completion": PromptCompletionConfig,
     "text": TextConfig,
     "preference": PreferenceConfig,
+    "tokens": TokensConfig,
 }
 """Sections by the value of `data.kind`; the first is the default."""
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from seektune.data.chat_format.pieces import ChatText, encode_texts
 from seektune.data.conversations.columns import ColumnName
 from seektune.data.conversations.teaching import ControlTokens
-from seektune.data.datasets.dataset import EncodeSettings, RowEncoder
+from seektune.data.datasets.dataset import DataCard, EncodeSettings, RowEncoder
 from seektune.data.datasets.rows import RowsConfig
 from seektune.data.example import Example
 from seektune.data.sources.row import BadRow, SourceRow
@@ -29,6 +29,11 @@ class WrittenConfig(RowsConfig):
     """Your names of columns, such as `{prompt: question, completion: answer}`; null = the column is not read."""
     control_tokens: ControlTokens = "error"
     """Whether a text that spells a control token is a bad row, or is read as plain characters."""
+
+    def card(self) -> DataCard:
+        """As `DataConfig.card`."""
+        place = "" if self.hub is None else f" of [{self.hub}](https://huggingface.co/datasets/{self.hub})"
+        return DataCard(self.kind, self.title, f"{self.title}{place}.", self.hub)
 
 
 class RowTexts(ABC):

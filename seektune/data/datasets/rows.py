@@ -52,6 +52,9 @@ class RowsConfig(DataConfig):
     """Held-out rows: a share such as 0.02, chosen by the rows' content; a path; or a split. null = the split
     `validation` of the Hub's dataset or the folder."""
 
+    stream: bool = False
+    """Whether rows are encoded while training reads them, for data that does not fit a disk; no copy is kept."""
+
     @model_validator(mode="after")
     def _has_one_place(self) -> Self:
         if self.path is not None and self.hub is not None:
@@ -93,6 +96,7 @@ class RowsConfig(DataConfig):
         if found := split_files(self.path, split):
             return self.path, found
         if self.validation is None:
+            files_of(self.path, split)  # a place that does not exist is named as such
             raise ValueError(
                 f"{self.path}: no {split} files; set data.validation to a share such as 0.02, or to a path"
             )

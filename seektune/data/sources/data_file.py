@@ -65,6 +65,17 @@ def suffixes(path: str) -> tuple[str, str]:
     return name.suffix, ""
 
 
+def check_kind(file: DataFile) -> None:
+    """Check that rows can be read from a kind of file.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if suffixes(file.path)[0] not in READERS:
+        kinds = f"{', '.join(READERS)} files, also with {' or '.join(COMPRESSIONS)}"
+        raise ValueError(f"{file.name}: rows are read from {kinds}")
+
+
 def checked(raw: Mapping[str, Any], file: DataFile) -> SourceRow | BadRow:
     """The values of a `RawRow`, given as a record, or why it has none."""
     place = f"{file.name} {raw['where']}"

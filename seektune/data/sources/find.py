@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seektune.data.sources.data_file import COMPRESSIONS, DataFile, is_url, suffixes
+from seektune.data.sources.data_file import COMPRESSIONS, DataFile, check_kind, is_url, suffixes
 from seektune.data.sources.raw import READERS
 from seektune.data.sources.remote import remote_files
 from seektune.io.regular_file import check_regular
@@ -58,7 +58,7 @@ def plain_files(place: str) -> list[DataFile]:
         return []
     files = remote_files(place) if is_url(place) else _local(place)
     for file in files:
-        _check_kind(file.path)
+        check_kind(file)
     return files
 
 
@@ -66,8 +66,9 @@ def _in_folder(place: str) -> list[DataFile]:
     """Files of rows in a folder; empty for anything else."""
     if not _is_folder(place):
         return []
-    found = remote_files(f"{place.rstrip('/')}/*") if is_url(place) else map(_entry, sorted(Path(place).iterdir()))
-    return [file for file in found if suffixes(file.path)[0] in READERS]
+    if is_url(place):
+        return [file for file in remote_files(f"{place.rstrip('/')}/*") if suffixes(file.path)[0] in READERS]
+    return [_entry(file) for file in sorted(Path(place).iterdir()) if suffixes(file.name)[0] in READERS]
 
 
 def _is_folder(place: str) -> bool:
@@ -94,12 +95,6 @@ def _entry(path: Path) -> DataFile:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file or folder; data.path must name one, a glob or a URL") from None
     return DataFile(str(path), f"{found.st_size} {found.st_mtime_ns}")
-
-
-def _check_kind(path: str) -> None:
-    if suffixes(path)[0] not in READERS:
-        kinds = f"{', '.join(READERS)} files, also with {' or '.join(COMPRESSIONS)}"
-        raise ValueError(f"{path}: rows are read from {kinds}")
 
 
 def _check_one_kind(place: str, files: Sequence[DataFile]) -> None:

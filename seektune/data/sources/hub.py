@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from seektune.data.sources.data_file import DataFile
+from seektune.data.sources.data_file import DataFile, check_kind
 from seektune.io.json_file import read_json, write_json
 from seektune.io.text import one_line
 
@@ -34,7 +34,7 @@ class HubDataset:
             ValueError: the Hub has no such dataset, configuration or revision.
             OSError: the Hub cannot be reached, and never was.
         """
-        known = self._list.exists()
+        known = self.listing.exists()
         if known and _COMMIT.fullmatch(self.revision or ""):
             return
         try:
@@ -44,25 +44,29 @@ class HubDataset:
                 raise
             note(f"note: {error}: its files of the last time are used")
             return
-        self._list.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._list, splits)
+        self.listing.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.listing, splits)
 
     def files(self, split: str) -> list[DataFile]:
         """The files of a split, as `refresh` found them last.
 
         Raises:
-            ValueError: there is no such split.
+            ValueError: there is no such split, or its files do not hold rows.
             OSError: the Hub was never asked and cannot be reached.
         """
-        if not self._list.exists():
+        if not self.listing.exists():
             self.refresh(lambda line: None)
-        splits = read_json(self._list)
+        splits = read_json(self.listing)
         if split not in splits:
             raise ValueError(f"{self.id} has no split {split!r:.80}; its splits are {', '.join(splits)}")
-        return [DataFile(url, "") for url in splits[split]]
+        files = [DataFile(url, "") for url in splits[split]]
+        for file in files:
+            check_kind(file)
+        return files
 
     @property
-    def _list(self) -> Path:
+    def listing(self) -> Path:
+        """The file that names the files of each split."""
         key = sha256("\n".join([self.id, self.name or "", self.revision or ""]).encode()).hexdigest()
         return self.folder / f"{key[:32]}.json"
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from seektune.data.sources.arrow_values import plain_rows
-from seektune.io.jsonl import parse_json
+from seektune.io.jsonl import bounded_lines, parse_json
 
 ARROW_ROWS = 1000
 """Rows that are decoded at a time."""
@@ -27,8 +27,12 @@ class RawRow(NamedTuple):
 
 
 def jsonl_rows(file: BinaryIO) -> Iterator[RawRow]:
-    """One row for each line that is not empty; lines are counted from 1."""
-    for number, line in enumerate(file, start=1):
+    """One row for each line that is not empty; lines are counted from 1.
+
+    Raises:
+        ValueError: a line is longer than any row.
+    """
+    for number, line in bounded_lines(file):
         if line.removeprefix(BOM_UTF8).strip():
             yield RawRow(f"line {number}", line)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from seektune.data.conversations.conversation import Conversation
+from seektune.data.conversations.conversation import ConversationRow
 
 
 @dataclass
@@ -19,7 +19,7 @@ class ToolCounts:
     unknown: Counter[str] = field(default_factory=Counter)
     """Calls in rows that do not describe the tool."""
 
-    def add(self, conversation: Conversation) -> None:
+    def add(self, conversation: ConversationRow) -> None:
         """Count the tools of a conversation that the chat format accepts."""
         tools = [*conversation.tools, *(tool for each in conversation.messages for tool in each.get("tools") or ())]
         names = {_name(tool) for tool in tools}

@@ -86,13 +86,20 @@ def examples_of(
     other = stores["validation"] if split == "train" and share is None else None
     by = [split if share is not None else "", share, dataset.duplicates, limit, other and other.manifest.digest]
     choice = ViewChoice(batch.length, batch.overlong, repr(by))
-    examples, report = view(store, choice, lambda: _select(dataset, split, store, other, limit))
+    examples, report = view(store, choice, lambda: select(dataset, split, store, other, limit))
     return PreparedSplit(examples, store, report)
 
 
-def _select(
+def chosen(dataset: DataConfig, split: Split, stores: Stores) -> Selection:
+    """The examples of a split, without a limit of rows for validation, whatever their length."""
+    other = None if split == "validation" or dataset.held_out_share is not None else stores["validation"]
+    return select(dataset, split, stores[split], other, dataset.limit if split == "train" else None)
+
+
+def select(
     dataset: DataConfig, split: Split, store: PreparedExamples, other: PreparedExamples | None, limit: int | None
 ) -> Selection:
+    """Choose examples of a split by the keys of the dataset; `other` are the held-out ones of another source."""
     among: Mask = np.ones(len(store), bool)
     if dataset.held_out_share is not None:
         among = held_out(store.digests, dataset.held_out_share) == (split == "validation")

@@ -265,6 +265,10 @@ def test_a_conversation_grows_at_its_end_while_tools_are_described() -> None:
         (said("system", "x", tools=["f"]), "messages[1] (system) has tools[0] 'f', which must have a function with"),
         (said("assistant", "x", reasoning_content=3), "messages[1] (assistant) has reasoning_content 3, which must be"),
         (said("assistant", "x", wo_eos="no"), "messages[1] (assistant) has wo_eos 'no', which must be true or false"),
+        (
+            said("assistant", "x", function_call={"name": "f", "arguments": "{}"}),
+            "messages[1] (assistant) has function_call, which is the older form of tool_calls",
+        ),
         (said("assistant", "x", tool_calls=[{"id": "c"}]), "messages[1] (assistant) has tool_calls[0] {'id': 'c'}"),
         (
             said("assistant", "x", tool_calls=[{"function": {"name": "f", "arguments": "{x: 1}"}}]),

@@ -116,6 +116,15 @@ def test_the_identity_names_everything_that_changes_the_tokens(
     assert section(kind, label="other", limit=3).encoder(SETTINGS).identity == names[0]
 
 
+def test_a_card_names_the_dataset_on_the_hub() -> None:
+    card = ChatConfig(kind="chat", hub="org/rows").card()
+    assert (card.text, card.hub_id) == (
+        "Conversations of [org/rows](https://huggingface.co/datasets/org/rows).",
+        "org/rows",
+    )
+    assert section(TextConfig).card().text == "Text."
+
+
 def test_an_encoder_travels_to_other_processes() -> None:
     encoder = section(ChatConfig).encoder(SETTINGS)
     row = SourceRow(REASONED, "line 1", 0)

@@ -62,6 +62,8 @@ def test_no_held_out_rows_are_an_error_that_says_what_to_set(tmp_path: Path, cac
     write_rows(file, made_hellaswag(2))
     with pytest.raises(ValueError, match=r"rows.jsonl: no validation files; set data.validation to a share such as"):
         section(file).source("validation", cache)
+    with pytest.raises(ValueError, match=r"missing.jsonl: no such file or folder"):
+        section(tmp_path / "missing.jsonl").source("validation", cache)
     with pytest.raises(ValueError, match=r"nowhere: no such file or folder"):
         section(file, validation="nowhere").source("validation", cache)
 

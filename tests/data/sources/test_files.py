@@ -1,6 +1,7 @@
 """Files as a source: any part of their rows, in other processes too, streamed, and what happens when it fails."""
 
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,18 @@ def test_a_cache_that_cannot_be_written_is_one_line(folder: Path) -> None:
     with pytest.raises(OSError, match="cache") as caught:
         source(folder).count()
     assert "\n" not in str(caught.value)
+
+
+def test_a_disk_that_fills_is_one_line_and_half_a_copy_is_never_used(folder: Path) -> None:
+    rows = [{"text": "x" * 1000, "x": i} for i in range(500)]
+    (folder / "b.jsonl").write_bytes(as_jsonl(rows))
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, allowed[1]))
+    try:
+        with pytest.raises(OSError, match=r"cache: the rows of rows cannot be copied \(.*File too large") as caught:
+            source(folder).count()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert "\n" not in str(caught.value)
+    assert source(folder).count() == 650
+    assert values(list(source(folder).read(150, 650))) == rows

@@ -1,13 +1,17 @@
 """Which files a place stands for: files, folders with and without splits, globs and URLs."""
 
+import os
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
 
 from seektune.data.sources.find import files_of, split_files
 
-from .made import read, values
+from .made import read, values, write
 
 LINE = b'{"a": 1}\n'
 
@@ -31,6 +35,7 @@ def test_a_folder_gives_the_files_of_its_split(tmp_path: Path) -> None:
 
 def test_a_folder_without_a_split_gives_all_its_files_of_rows(tmp_path: Path) -> None:
     make(tmp_path, "b.jsonl", "a.jsonl", "notes.txt", "inner/c.jsonl")
+    os.mkfifo(tmp_path / "pipe")
     assert found(tmp_path) == ["a.jsonl", "b.jsonl"]
 
 
@@ -83,6 +88,24 @@ def test_urls_name_files_folders_and_globs() -> None:
     assert len(read("memory://find/more")) == 3
     assert len(read("memory://find/*/a.jsonl")) == 2
     assert [row.place for row in read("memory://find/train.jsonl")] == ["memory:///find/train.jsonl line 1"]
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv.gz", ".parquet", ".json.zst", ".arrow"])
+def test_files_of_a_web_server_are_read(tmp_path: Path, suffix: str) -> None:
+    rows = [{"a": "x", "b": "“y”"}, {"a": "", "b": "z"}]
+    write(tmp_path, suffix, rows)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/train{suffix}"
+        assert values(read(url)) == rows
+        with pytest.raises(OSError, match=r"none.jsonl cannot be reached .*404"):
+            files_of(url.replace(f"train{suffix}", "none.jsonl"), "train")
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

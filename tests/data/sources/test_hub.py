@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from seektune.data.sources.hub import HubDataset
+from seektune.io.json_file import write_json
 from tests.data.sources.hub_server import COMMIT, HubServer
 from tests.run_cli import ROOT
 
@@ -87,3 +88,13 @@ def test_a_hub_that_is_away_is_one_line_that_says_what_to_do(tmp_path: Path) -> 
         HubDataset("org/chat", None, None, tmp_path).files("train")
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_that_hold_no_rows_are_named(tmp_path: Path) -> None:
+    dataset = HubDataset("org/chat", None, COMMIT, tmp_path)
+    place = f"hf://datasets/org/chat@{COMMIT}"
+    write_json(dataset.listing, {"train": [f"{place}/train.jsonl"], "images": [f"{place}/more/0.tar"]})
+    dataset.refresh(print)  # a commit does not change, so the Hub is not asked
+    assert [file.name for file in dataset.files("train")] == ["org/chat train.jsonl"]
+    with pytest.raises(ValueError, match=r"^org/chat more/0.tar: rows are read from .jsonl"):
+        dataset.files("images")

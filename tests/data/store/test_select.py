@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seektune.data.store.select import choose, first_of_each, held_out, spread
+from seektune.data.store.select import choose, held_out, repeated, spread
 
 NOTHING = np.empty(0, np.uint64)
 
@@ -38,7 +38,6 @@ def test_repeated_rows_are_counted_and_dropped_by_choice():
 def test_examples_of_one_row_are_no_duplicates_of_each_other():
     found = digests(5, 5, 6, 5, 5)
     rows = np.array([0, 0, 1, 2, 2])
-    assert first_of_each(found, rows, everything(5)).tolist() == [True, True, True, False, False]
     assert choose(found, rows, everything(5), NOTHING, drop_duplicates=True, limit=None).ids.tolist() == [0, 1, 2]
 
 
@@ -58,9 +57,20 @@ def test_only_the_rows_among_which_is_chosen_count():
 
 @pytest.mark.parametrize(("limit", "ids"), [(4, [0, 2, 5, 7]), (1, [0]), (None, [*range(10)]), (99, [*range(10)])])
 def test_a_limit_is_spread_over_the_rows(limit: int | None, ids: list[int]):
-    assert np.flatnonzero(spread(np.arange(10), limit)).tolist() == ids
-    both = np.repeat(np.arange(10), 2)
-    assert np.flatnonzero(spread(both, limit)).tolist() == [2 * i + more for i in ids for more in (0, 1)]
+    assert spread(np.arange(10), limit).tolist() == ids
+    rows = np.repeat(np.arange(10), 2)
+    both = choose(rows.astype(np.uint64), rows, everything(20), NOTHING, drop_duplicates=False, limit=limit)
+    assert both.ids.tolist() == [2 * i + more for i in ids for more in (0, 1)]
+
+
+def test_repeated_rows_are_those_that_a_set_has_seen():
+    found = np.random.default_rng(0).integers(0, 700, 1000).astype(np.uint64)
+    seen: set[int] = set()
+    expected = []
+    for value in found.tolist():
+        expected.append(value in seen)
+        seen.add(value)
+    assert repeated(found).tolist() == expected
 
 
 def test_a_limit_is_of_what_is_left():

@@ -1,0 +1,128 @@
+"""Streamed rows: the same as prepared ones, exact after a resume, also with another number of processes."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from seektune.data import streaming
+from seektune.data.config import BatchConfig
+from seektune.data.datasets.dataset import RowEncoder
+from seektune.data.example import Example
+from seektune.data.sources.files import FileSource
+from seektune.data.sources.find import files_of
+from seektune.data.sources.row import BadRow, SourceRow
+from seektune.data.step_data import ALL, Share, StepData
+from seektune.data.streaming import StreamedDataset, StreamLoader
+from seektune.sequence import Batch
+
+PAD = 2
+
+
+@dataclass(frozen=True)
+class Numbered(RowEncoder):
+    """Row n is n % 5 + 2 tokens that begin with n + 100."""
+
+    identity: str = "numbered"
+
+    def encode(self, rows: Sequence[SourceRow]) -> list[list[Example] | BadRow]:
+        found = [(row.values["n"], row.place) for row in rows]
+        return [[Example([n + 100] + [3] * (n % 5 + 1), [True] * (n % 5 + 2), place)] for n, place in found]
+
+
+@pytest.fixture(params=[1, 8], ids=["one file", "two files per reader"])
+def data(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[StreamedDataset]:
+    monkeypatch.setattr(streaming, "BLOCK", 8)
+    found = []
+    for name, rows in (("many", 90), ("few", 18)):
+        (tmp_path / name).mkdir()
+        for file in range(request.param):
+            numbers = [n + 1000 * (name == "few") for n in range(rows) if n % request.param == file]
+            lines = "".join(json.dumps({"n": n}) + "\n" for n in numbers)
+            (tmp_path / name / f"train-{file}.jsonl").write_text(lines)
+        files = files_of(str(tmp_path / name / "*.jsonl"), "train")
+        source = FileSource.of(name, files, tmp_path / "cache")
+        found.append(StreamedDataset(source, Numbered(), 3.0 if name == "many" else 1.0, strict=True, held_out_share=0))
+    return found
+
+
+def loader(data: list[StreamedDataset], share: Share = ALL, pack: bool = True, micro_size: int = 1) -> StreamLoader:
+    batch = BatchConfig(global_size=4, micro_size=micro_size, length=16, pack=pack)
+    return StreamLoader(data, batch, 7, PAD, share)
+
+
+def rows_of(batches: Sequence[Batch]) -> list[tuple]:
+    """Rows without their order: tokens and labels of the real part."""
+    return sorted(
+        (tuple(tokens[real > 0].tolist()), tuple(labels[real > 0].tolist()))
+        for batch in batches
+        for tokens, labels, real in zip(*batch.tensors(), strict=True)
+    )
+
+
+def numbers(batches: Sequence[Batch]) -> list[int]:
+    return [int(i) - 100 for batch in batches for i in batch.tokens.flatten() if i >= 100]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_every_row_of_a_dataset_comes_once_per_epoch_and_weights_count(data: list[StreamedDataset], pack: bool) -> None:
+    stream = loader(data[:1], pack=pack)
+    seen: Counter[int] = Counter()
+    while len(seen) < 90:
+        step = stream.next_step()
+        assert sum(batch.tokens.shape[0] for batch in step.batches) == 4
+        assert (step.taught, step.tokens) == (StepData.of(step.batches).taught, StepData.of(step.batches).tokens)
+        seen.update(numbers(step.batches))
+    assert set(seen) == set(range(90))
+    assert max(seen.values()) <= 2
+    mixed = loader(data, pack=pack)
+    drawn = [n for _ in range(40) for n in numbers(mixed.next_step().batches)]
+    assert sum(n < 1000 for n in drawn) / len(drawn) == pytest.approx(0.75, abs=0.05)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 7])
+def test_resuming_is_exact_also_with_other_processes(data: list[StreamedDataset], pack: bool, steps: int) -> None:
+    whole = loader(data, pack=pack)
+    for _ in range(steps):
+        whole.next_step()
+    state = json.loads(json.dumps(whole.state_dict()))
+    resumed = loader(data, pack=pack)
+    resumed.load_state_dict(state)
+    ranks = [loader(data, Share(rank, 2), pack) for rank in range(2)]
+    for rank in ranks:
+        rank.load_state_dict(state)
+    for _ in range(9):
+        step = whole.next_step()
+        again = resumed.next_step()
+        for one, other in zip(step.batches, again.batches, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
+        own = [rank.next_step() for rank in ranks]
+        assert rows_of([batch for each in own for batch in each.batches]) == rows_of(step.batches)
+        assert sum(each.taught for each in own) == step.taught
+        assert [len(each.batches) for each in own] == [2, 2]
+    parts = [rank.state_dict()["readers"] for rank in ranks]
+    assert {**parts[0], **parts[1]} == whole.state_dict()["readers"]
+
+
+def test_numbers_of_the_step_are_summed_over_processes(data: list[StreamedDataset]) -> None:
+    batch = BatchConfig(global_size=4, micro_size=1, length=16, pack=True)
+    stream = StreamLoader(data, batch, 7, PAD, Share(0, 2), total=lambda taught, tokens: (taught + 100, tokens + 1000))
+    step = stream.next_step()
+    own = StepData.of(step.batches)
+    assert (step.taught, step.tokens, step.micro_batches) == (own.taught + 100, own.tokens + 1000, 4)
+
+
+def test_readers_that_cannot_be_dealt_out_are_refused(data: list[StreamedDataset]) -> None:
+    with pytest.raises(ValueError, match=r"4 readers .* 3 data-parallel groups; set --batch.global_size to a multiple"):
+        loader(data, Share(0, 3))
+
+
+@pytest.mark.parametrize("state", [None, {}, {"readers": {}}, {"readers": {"0": {}, "1": {}, "2": {}, "3": {}}}])
+def test_a_damaged_state_is_a_one_line_error(data: list[StreamedDataset], state: object) -> None:
+    with pytest.raises(ValueError, match=r"readers of streamed rows|damaged"):
+        loader(data).load_state_dict(state)
