@@ -18,6 +18,11 @@ IGNORE_INDEX = -100
 
 WEIGHTS = "weights"
 """The column of a batch with the factor of each token's loss, fp32."""
+PAIRS = "pairs"
+"""The column with the pair of each token's document: n if it is the chosen answer of pair n, -n if it is the rejected
+one, 0 if it has none, int64. Both answers of a pair are in one micro-batch."""
+REFERENCE = "reference"
+"""The column with the log-probability of each token by a reference model, fp32."""
 
 
 @dataclass(frozen=True)
@@ -226,15 +231,15 @@ class Batch:
 
     def taught(self) -> int:
         """Number of tokens that the next-token loss counts; a document's first token is not predicted."""
-        return int(self._counted().sum())
+        return int(self.counted().sum())
 
     def weight(self) -> float:
         """Sum of the weights of these tokens; their number if the batch has no weights."""
         if WEIGHTS not in self.columns:
             return self.taught()
-        return float((self.columns[WEIGHTS][:, 1:].double() * self._counted()).sum())
+        return float((self.columns[WEIGHTS][:, 1:].double() * self.counted()).sum())
 
-    def _counted(self) -> Tensor:
+    def counted(self) -> Tensor:
         """Whether the loss counts each token but the first of a row, `[B, T-1]`."""
         inside = SequenceLayout.from_documents(self.documents).joined()
         return (self.labels[:, 1:] != IGNORE_INDEX) & inside

@@ -14,6 +14,8 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate
 from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
+from seektune.model.preference import DPO
+from seektune.model.preference_objective import Preference
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
@@ -61,7 +63,11 @@ class EveryKind(Objective):
         return ObjectiveLoss(loss, {"clipped": clipped, "likely_documents": likely.detach()})
 
 
-OBJECTIVES = {"cross_entropy": CROSS_ENTROPY, "every_kind": EveryKind()}
+OBJECTIVES = {
+    "cross_entropy": CROSS_ENTROPY,
+    "every_kind": EveryKind(),
+    "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class Subject:
     crowded: bool = False
     """Every token goes to the same three experts."""
     weighted: bool = False
-    """Tokens have weights, and log-probabilities of an older model."""
+    """Tokens have weights and log-probabilities of an older model, and neighbouring documents of a row are pairs."""
     objective: str = "cross_entropy"
 
 
@@ -140,7 +146,15 @@ def made_rows(subject: Subject) -> list[Batch]:
         tokens = torch.randint(CONFIG.vocab_size, (size,), generator=dice)
         documents = torch.cat([torch.full((abs(n),), i + 1 if n > 0 else 0) for i, n in enumerate(each)])
         labels = torch.where((torch.rand(size, generator=dice) < 0.7) & (documents > 0), tokens, IGNORE_INDEX)
-        columns = {"weights": torch.rand(1, size, generator=dice), "old": -4 - torch.rand(1, size, generator=dice)}
+        others = torch.Generator().manual_seed(len(rows))
+        older = -4 - torch.rand(1, size, generator=others)
+        pairs = (len(rows) * 10 + (documents + 1) // 2) * torch.where(documents % 2 == 1, 1, -1)
+        columns = {
+            "weights": torch.rand(1, size, generator=others),
+            "old": older,
+            "reference": older,
+            "pairs": torch.where(documents > 0, pairs, 0)[None],
+        }
         rows.append(Batch(tokens[None], labels[None], documents[None], columns if subject.weighted else {}))
     return rows
 

@@ -1,0 +1,175 @@
+"""Preference losses as functions of log-probabilities of whole answers: DPO, IPO, ORPO, SimPO on pairs, and KTO.
+
+`docs/objectives.md` has their formulas and sources. Shapes: P pairs of a chosen and a rejected answer, U answers.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AnswerLogprobs:
+    """The log-probabilities of answers, each summed over its taught tokens, fp32 `[P]` each."""
+
+    policy_P: Tensor
+    """Of the model that is trained, with gradient."""
+    tokens_P: Tensor
+    """Number of taught tokens."""
+    reference_P: Tensor | None = None
+    """Of the reference model; None for losses without one."""
+
+    def mean(self) -> Tensor:
+        """The policy's, per token."""
+        return self.policy_P / self.tokens_P
+
+    def ratio(self) -> Tensor:
+        """`log(policy / reference)`.
+
+        Raises:
+            ValueError: there is no reference.
+        """
+        if self.reference_P is None:
+            raise ValueError("this loss needs the log-probabilities of a reference model; orpo and simpo need none")
+        return self.policy_P - self.reference_P
+
+
+@dataclass(frozen=True)
+class AnswerPairs:
+    """Chosen and rejected answers to the same prompts."""
+
+    chosen: AnswerLogprobs
+    rejected: AnswerLogprobs
+
+
+class PairLoss(ABC):
+    """A loss of each pair. The margin is how much better the model finds the chosen answer, in units of reward."""
+
+    @abstractmethod
+    def margins(self, pairs: AnswerPairs) -> Tensor:
+        """`[P]`, with gradient."""
+
+    @abstractmethod
+    def losses(self, pairs: AnswerPairs) -> Tensor:
+        """`[P]`, with gradient."""
+
+
+@dataclass(frozen=True)
+class DPO(PairLoss):
+    """`-log sigmoid(margin)`, with `margin = beta (log-ratio of chosen - log-ratio of rejected)`."""
+
+    beta: float = 0.1
+    """Strength of the pull to the reference."""
+    label_smoothing: float = 0.0
+    """Share of the pairs whose answers are assumed to be swapped."""
+    length_normalized: bool = False
+    """Divide each log-ratio by the answer's number of tokens."""
+
+    def margins(self, pairs: AnswerPairs) -> Tensor:
+        """As `PairLoss`."""
+        return self.beta * _ratio_gap(pairs, self.length_normalized)
+
+    def losses(self, pairs: AnswerPairs) -> Tensor:
+        """As `PairLoss`."""
+        return _smoothed(self.margins(pairs), self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class IPO(PairLoss):
+    """`(gap - 1 / (2 beta))^2`, where the gap is that of the log-ratios per token."""
+
+    beta: float = 0.1
+    """Strength of the pull to the reference: the gap is driven to `1 / (2 beta)` and not beyond."""
+    length_normalized: bool = True
+    """Divide each log-ratio by the answer's number of tokens."""
+
+    def margins(self, pairs: AnswerPairs) -> Tensor:
+        """As `PairLoss`."""
+        return self.beta * _ratio_gap(pairs, self.length_normalized)
+
+    def losses(self, pairs: AnswerPairs) -> Tensor:
+        """As `PairLoss`."""
+        return (_ratio_gap(pairs, self.length_normalized) - 1 / (2 * self.beta)).square()
+
+
+@dataclass(frozen=True)
+class SimPO(PairLoss):
+    """`-log sigmoid(margin - gamma)`, with `margin = beta (log p per token of chosen - of rejected)`."""
+
+    beta: float = 2.0
+    """Scale of the reward."""
+    gamma: float = 1.0
+    """Margin that is aimed at."""
+    label_smoothing: float = 0.0
+    """As in DPO."""
+
+    def margins(self, pairs: AnswerPairs) -> Tensor:
+        """As `PairLoss`."""
+        return self.beta * (pairs.chosen.mean() - pairs.rejected.mean())
+
+    def losses(self, pairs: AnswerPairs) -> Tensor:
+        """As `PairLoss`."""
+        return _smoothed(self.margins(pairs) - self.gamma, self.label_smoothing)
+
+
+@dataclass(frozen=True)
+class ORPO(PairLoss):
+    """`-log p per token of chosen - beta log sigmoid(log odds of chosen - of rejected)`, odds of `p` per token."""
+
+    beta: float = 0.1
+    """Weight of the odds ratio beside the supervised loss."""
+
+    def margins(self, pairs: AnswerPairs) -> Tensor:
+        """As `PairLoss`."""
+        return self.beta * (pairs.chosen.mean() - pairs.rejected.mean())
+
+    def losses(self, pairs: AnswerPairs) -> Tensor:
+        """As `PairLoss`."""
+        odds = _log_odds(pairs.chosen.mean()) - _log_odds(pairs.rejected.mean())
+        return supervised(pairs.chosen) - self.beta * F.logsigmoid(odds)
+
+
+@dataclass(frozen=True)
+class KTO:
+    """`w (1 - sigmoid(beta (log-ratio - z)))` of a desirable answer, `w (1 - sigmoid(beta (z - log-ratio)))` else."""
+
+    beta: float = 0.1
+    """Strength of the pull to the reference."""
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    def losses(self, answers: AnswerLogprobs, desirable_U: Tensor, baseline: Tensor) -> Tensor:
+        """`[U]`; `baseline` is the estimated divergence from the reference, `z`, through which no gradient flows."""
+        reward_U = self.beta * (answers.ratio() - baseline.detach())
+        good_U = self.desirable_weight * torch.sigmoid(-reward_U)
+        return torch.where(desirable_U, good_U, self.undesirable_weight * torch.sigmoid(reward_U))
+
+
+def kto_baseline(mismatched: AnswerLogprobs) -> Tensor:
+    """KTO's `z`: the mean log-ratio of answers to other prompts than their own, at least 0, without gradient."""
+    return mismatched.ratio().detach().mean().clamp(min=0)
+
+
+def supervised(chosen: AnswerLogprobs) -> Tensor:
+    """The supervised (SFT) term of chosen answers, their cross-entropy per token, `[P]`."""
+    return -chosen.mean()
+
+
+def _ratio_gap(pairs: AnswerPairs, length_normalized: bool) -> Tensor:
+    chosen = pairs.chosen.ratio()
+    rejected = pairs.rejected.ratio()
+    if length_normalized:
+        return chosen / pairs.chosen.tokens_P - rejected / pairs.rejected.tokens_P
+    return chosen - rejected
+
+
+def _smoothed(margins: Tensor, smoothing: float) -> Tensor:
+    return -(1 - smoothing) * F.logsigmoid(margins) - smoothing * F.logsigmoid(-margins)
+
+
+def _log_odds(logprobs: Tensor) -> Tensor:
+    """`log(p / (1 - p))` of `log p` below 0, exact at both ends."""
+    return logprobs - torch.log(-torch.expm1(logprobs))
