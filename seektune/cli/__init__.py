@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from seektune.cli import checkpoints, evaluate, generate, init, launch, plan, serve, train, verify_serving
+from seektune.cli import checkpoints, evaluate, generate, init, launch, plan, report, serve, train, verify_serving
 from seektune.cli.adapter import adapter_app
 from seektune.cli.data import data_app
 from seektune.cli.errors import discard_stdout, explain, print_error
@@ -35,8 +35,9 @@ Write a job script for a cluster:
 Inspect a checkpoint, and convert it to another format:
   seektune inspect FOLDER
   seektune convert FOLDER NEW_FOLDER --to bf16
-Evaluate:
+Evaluate, and compare runs:
   seektune eval FOLDER --task TASK
+  seektune report RUN OTHER_RUN
 Generate:
   seektune generate FOLDER --prompt "The man"
   seektune chat FOLDER
@@ -97,6 +98,9 @@ app.command("inspect", help=checkpoints.INSPECT_HELP, short_help="Describe a che
     checkpoints.inspect
 )
 
+app.command("report", help=report.REPORT_HELP, short_help="Write a run's report, compare runs, or show one live.")(
+    report.report
+)
 app.command("eval", help=evaluate.EVAL_HELP, short_help="Evaluate a checkpoint, or compare two.")(evaluate.evaluate)
 app.command("generate", help=generate.GENERATE_HELP, short_help="Generate text from a checkpoint.")(generate.generate)
 app.command("chat", help=generate.CHAT_HELP, short_help="Chat with a checkpoint in the terminal.")(generate.chat)

@@ -55,6 +55,7 @@ class RowStream:
         self._reader = reader
         self._readers = readers
         self._by_file = dataset.source.stream().num_shards % readers == 0
+        self._iterator: Iterator[dict[str, Any]] | None = None
         self._rewind()
 
     def state_dict(self) -> State:
@@ -97,7 +98,7 @@ class RowStream:
         own = stream.shard(self._readers, self._reader, contiguous=False) if self._by_file else stream
         self._rows: datasets.IterableDataset = own
         self._passed = 0
-        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._iterator = None
 
     def _records(self) -> Iterator[dict[str, Any]]:
         if self._iterator is None:

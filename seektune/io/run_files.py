@@ -14,6 +14,7 @@ WANDB = "wandb"
 MLFLOW = "mlflow.db"
 LOSS_CURVE = "loss.png"
 REPORT = "report.html"
+REPORT_TEXT = "report.json"
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 MODEL = "model"
@@ -34,6 +35,7 @@ CONTENTS = {
     WANDB: "files of Weights & Biases",
     MLFLOW: "an MLflow database, written if `logging.offline`",
     LOSS_CURVE: "the loss curve",
+    REPORT_TEXT: "texts of the report, from which `seektune report` writes it again",
     CHECKPOINTS: "training state, to resume from",
     ADAPTER: "the trained adapters in PEFT's form, with the recipe",
     MODEL: "the trained weights: bf16 safetensors under released names, config.json and the tokenizer",

@@ -17,7 +17,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.data import TrainData
 from seektune.run.evals import Scores, TaskComparison, compare
 from seektune.train.checkpoints import complete_checkpoints
-from seektune.train.report import EvalText, ReportText
+from seektune.train.report_text import EvalText, ReportText
 from seektune.train.score_plot import BeforeAfter, Reference, Score
 
 

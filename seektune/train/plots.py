@@ -31,9 +31,9 @@ def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping
         axes.plot(x, y, color=paper.line, linewidth=1.6, marker=marker, label="training")
     else:
         axes.plot(x, y, color=paper.line, alpha=0.3, linewidth=1)
-        axes.plot(x, _smooth(y), color=paper.line, linewidth=2, label="training, smoothed")
+        axes.plot(x, smooth(y), color=paper.line, linewidth=2, label="training, smoothed")
     if any(line["mtp_loss"] for line in steps):
-        mtp = _smooth(np.array([line["mtp_loss"] for line in steps]))
+        mtp = smooth(np.array([line["mtp_loss"] for line in steps]))
         axes.plot(x, mtp, color=paper.ink, alpha=0.55, linewidth=1.2, linestyle=":", label="training, MTP block")
     points = [line["step"] for line in validation], [line["loss"] for line in validation]
     axes.plot(*points, color=paper.accent, marker="o", markersize=5, linewidth=1.4, linestyle="--", label="validation")
@@ -101,7 +101,7 @@ def _shares(load: Sequence[int]) -> NDArray[np.float64]:
     return load_E / max(load_E.mean(), 1e-9)
 
 
-def _smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
+def smooth(y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each step and its neighbours, over a twentieth of the run."""
     half = max(1, len(y) // 40)
     return np.array([y[max(0, index - half) : index + half + 1].mean() for index in range(len(y))])

@@ -1,7 +1,6 @@
 """The run's report: loss.png and a self-contained report.html, generated from the files of the run folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,38 +8,13 @@ from typing import Any
 from seektune.io.atomic import write_atomically
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import CONTENTS, EXPERT_LOADS, LOSS_CURVE, METRICS, REPORT, VALIDATION
+from seektune.train.evaluation_log import read_if_there
 from seektune.train.plot_style import in_both_themes
 from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_evaluations import evaluation_sections
 from seektune.train.report_html import cards, folded, page, picture, section, table
-from seektune.train.score_plot import BeforeAfter, score_figure
-
-
-@dataclass(frozen=True)
-class EvalText:
-    """The report's texts about an evaluation task."""
-
-    title: str
-    caption: str
-    """Description of the scores."""
-    comparisons: Sequence[BeforeAfter]
-
-
-@dataclass(frozen=True)
-class ReportText:
-    """The report's texts; the numbers are read from the run folder."""
-
-    title: str
-    facts: Sequence[tuple[str, str]]
-    """Model, data and settings, as name and value."""
-    recipe: str
-    evals: Sequence[EvalText]
-    """Tasks that ran before or after training."""
-
-    def comparisons(self) -> Iterator[tuple[str, BeforeAfter]]:
-        """Every score before and after, with its full name."""
-        for each in self.evals:
-            yield from ((f"{each.title} {score.name}", score) for score in each.comparisons)
+from seektune.train.report_text import EvalText, ReportText
+from seektune.train.score_plot import score_figure
 
 
 def write_report(folder: Path, story: ReportText) -> Path:
@@ -49,24 +23,58 @@ def write_report(folder: Path, story: ReportText) -> Path:
     Raises:
         OSError: a file could not be written; none is left half-written.
     """
-    lines, validation, loads = (read_records(folder / name) for name in (METRICS, VALIDATION, EXPERT_LOADS))
-    steps = [line for line in lines if "loss" in line]
-    curve, dark_curve = in_both_themes(lambda paper: loss_figure(steps, validation, paper))
-    write_atomically(folder / LOSS_CURVE, curve)
-    parts = [
+    steps = _steps(folder)
+    validation = read_records(folder / VALIDATION)
+    curves = _curves(steps, validation)
+    write_atomically(folder / LOSS_CURVE, curves[0])
+    parts = _parts(folder, story, steps, validation, curves)
+    write_atomically(folder / REPORT, page(story.title, _lead(steps), parts))
+    return folder / REPORT
+
+
+def live_report(folder: Path, story: ReportText, refresh: int) -> str:
+    """The report of a run that has not finished, as a page that loads itself again every `refresh` seconds.
+
+    Raises:
+        ValueError, OSError: a file of the run folder cannot be read.
+    """
+    steps = _steps(folder)
+    validation = read_if_there(folder / VALIDATION)
+    if not steps or not validation:
+        return page(story.title, "No step is finished yet.", [section("Model and data", table(story.facts))], refresh)
+    parts = _parts(folder, story, steps, validation, _curves(steps, validation))
+    return page(story.title, f"{_lead(steps)} so far", parts, refresh)
+
+
+def _curves(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> tuple[bytes, bytes]:
+    """The loss figure, light and dark."""
+    return in_both_themes(lambda paper: loss_figure(steps, validation, paper))
+
+
+def _parts(
+    folder: Path,
+    story: ReportText,
+    steps: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    curves: tuple[bytes, bytes],
+) -> list[str]:
+    """HTML of all sections; `curves` is the loss figure, light and dark."""
+    return [
         cards(_headlines(steps, validation, story)),
-        section("Loss", picture(curve, dark_curve, _loss_caption(steps, validation))),
+        section("Loss", picture(*curves, _loss_caption(steps, validation))),
         *(_eval(each) for each in story.evals),
         *evaluation_sections(folder),
-        *_loads(loads),
+        *_loads(read_if_there(folder / EXPERT_LOADS)),
         section("What was trained", table(story.facts)),
         section("Results", table(_results(steps, validation, story), ("", "before", "after"))),
         section("Recipe", folded("the recipe as it ran", story.recipe)),
         section("Files", table(_files(folder))),
     ]
-    text = page(story.title, _lead(steps), parts)
-    write_atomically(folder / REPORT, text)
-    return folder / REPORT
+
+
+def _steps(folder: Path) -> list[dict[str, Any]]:
+    """The lines of finished steps."""
+    return [line for line in read_if_there(folder / METRICS) if "loss" in line]
 
 
 def _headlines(
@@ -99,6 +107,8 @@ def _eval(found: EvalText) -> str:
 
 
 def _loads(moments: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not moments:
+        return []
     caption = "Tokens per routed expert, over the mean of its layer. The layer after the last is the MTP block's."
     return [section("Expert loads", picture(*in_both_themes(lambda paper: load_figure(moments, paper)), caption))]
 

@@ -11,7 +11,7 @@ _PAGE = Template("""<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>$title</title>
+$again<title>$title</title>
 <style>
 :root { --back: #ffffff; --ink: #1f2733; --soft: #5b6675; --faint: #e3e7ed; --card: #f6f8fa; --accent: #2f6fde; }
 @media (prefers-color-scheme: dark) {
@@ -54,9 +54,10 @@ $body
 """)
 
 
-def page(title: str, lead: str, parts: Iterable[str]) -> str:
-    """The whole document; `parts` are HTML, title and lead are text."""
-    return _PAGE.substitute(title=escape(title), lead=escape(lead), body="\n".join(parts))
+def page(title: str, lead: str, parts: Iterable[str], refresh: int | None = None) -> str:
+    """The whole document; `parts` are HTML, title and lead are text. `refresh` loads it again after so many s."""
+    again = "" if refresh is None else f'<meta http-equiv="refresh" content="{refresh}">\n'
+    return _PAGE.substitute(title=escape(title), lead=escape(lead), body="\n".join(parts), again=again)
 
 
 def cards(pairs: Iterable[tuple[str, str]]) -> str:

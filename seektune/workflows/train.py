@@ -37,6 +37,7 @@ from seektune.train.checkpoints import set_aside_later
 from seektune.train.config import LossConfig
 from seektune.train.metrics import MetricsLog
 from seektune.train.report import write_report
+from seektune.train.report_text import ReportText, write_texts
 from seektune.train.run_log import RunLog, SilentLog
 from seektune.train.settings import TrainSettings
 from seektune.train.trackers.tracker_thread import TrackerThread
@@ -106,7 +107,8 @@ def _run(run: RunContext, cache_dir: Path) -> None:
         facts = describe(recipe, model, data)
         before = _eval_before(run, model, data)
         trainer = _make_trainer(run, model, data)
-        _begin_folder(run, trainer.step, before, data, trackers)
+        texts = partial(report_text, run.name, facts, dump_recipe(recipe), before)
+        _begin_folder(run, trainer.step, before, data, trackers, texts({}))
         with open_trackers(trackers) as threads:
             send_scores(threads, 0, before if run.is_fresh else {})
             with _open_log(run, trainer, threads) as log:
@@ -116,7 +118,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
             after = run_eval(recipe.evaluate.after, "after", model, data, recipe.evaluate, run.stop_if_signalled)
             send_scores(threads, recipe.steps, after)
         if mesh.is_main:
-            report = _write_results(run, facts, before, after, card)
+            report = _write_results(run, before, after, card, texts(after))
             summary(losses, before, after, run.product, report, recipe)
 
 
@@ -141,7 +143,9 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Tra
     return trainer
 
 
-def _begin_folder(run: RunContext, step: int, before: Scores, data: TrainData, trackers: RunTrackers | None) -> None:
+def _begin_folder(
+    run: RunContext, step: int, before: Scores, data: TrainData, trackers: RunTrackers | None, texts: ReportText
+) -> None:
     """Write the recipe and first scores into the run folder, which was unchanged until here; the run is at `step`."""
 
     def begin() -> None:
@@ -151,6 +155,7 @@ def _begin_folder(run: RunContext, step: int, before: Scores, data: TrainData, t
         (run.folder / REPORT).unlink(missing_ok=True)
         write_atomically(run.folder / RECIPE, dump_recipe(run.recipe).encode())
         write_evals(run.folder, before, {})
+        write_texts(run.folder, texts)
         if data.own_answers is not None:
             write_answers(run.folder, data.own_answers)
         if trackers is not None:
@@ -201,13 +206,14 @@ def _export(run: RunContext, trainer: Trainer, card: Callable[[Scores], str]) ->
 
 
 def _write_results(
-    run: RunContext, facts: Sequence[tuple[str, str]], before: Scores, after: Scores, card: Callable[[Scores], str]
+    run: RunContext, before: Scores, after: Scores, card: Callable[[Scores], str], texts: ReportText
 ) -> Path:
     """Write the scores, the model card with them, and the report, whose path is returned."""
     with run.interruption.deferred():
         write_evals(run.folder, before, after)
         put_card(run.product, card(after))
-        return write_report(run.folder, report_text(run.name, facts, dump_recipe(run.recipe), before, after))
+        write_texts(run.folder, texts)
+        return write_report(run.folder, texts)
 
 
 def _settings(recipe: Recipe, data: TrainData) -> TrainSettings:

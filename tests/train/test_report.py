@@ -7,7 +7,8 @@ from PIL import Image
 from seektune.data.held_out_loss import HeldOutLoss
 from seektune.train.config import LoggingConfig
 from seektune.train.metrics import MetricsLog
-from seektune.train.report import EvalText, ReportText, write_report
+from seektune.train.report import write_report
+from seektune.train.report_text import EvalText, ReportText
 from seektune.train.score_plot import BeforeAfter, Score
 from tests.train.tiny_run import RECORD
 

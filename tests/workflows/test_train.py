@@ -23,7 +23,6 @@ from seektune.run.run_dir import held
 from seektune.signals import Interrupted
 from seektune.train import checkpoints, trainer
 from seektune.workflows import train as workflow
-from tests.cache import CACHE
 from tests.checkpoint.reader import raw
 from tests.conftest import DSPARK
 from tests.patience import HUNG
@@ -41,7 +40,7 @@ def test_a_run_leaves_everything(recipe, tmp_path, capsys):
     assert folder == tmp_path / "run"
     assert {item.name for item in folder.iterdir()} == {
         *("recipe.yaml", "metrics.jsonl", "validation.jsonl", "expert_loads.jsonl", "evaluation.json", "tensorboard"),
-        *("loss.png", "report.html", "checkpoints", "model"),
+        *("loss.png", "report.html", "report.json", "checkpoints", "model"),
     }
     assert load_recipe(folder / "recipe.yaml") == wanted
     assert (folder / "model" / "chat_template.jinja").read_text(encoding="utf-8") == chat_template("preview")
