@@ -135,7 +135,9 @@ def _matches(pattern: str, target: str) -> bool:
     try:
         return bool(matched([target], rf"^(.*\.)?({pattern})$"))
     except ValueError as error:
-        raise ValueError(f"its patterns of rank or alpha hold {pattern[:80]!r}, which is {error}") from None
+        raise ValueError(
+            f"its patterns of rank or alpha hold {pattern[:80]!r}, which is invalid or too complicated: {error}"
+        ) from None
 
 
 def matched(names: Sequence[str], pattern: str) -> list[str]:
@@ -151,7 +153,7 @@ def matched(names: Sequence[str], pattern: str) -> list[str]:
     try:
         found = pc.match_substring_regex(pa.array(names, pa.string()), pattern=pattern).to_pylist()
     except (pa.ArrowInvalid, UnicodeEncodeError) as error:
-        raise ValueError(f"invalid or too complicated: {on_one_line(str(error))[:160]}") from None
+        raise ValueError(on_one_line(str(error))[:160]) from None
     return [name for name, is_found in zip(names, found, strict=True) if is_found]
 
 
