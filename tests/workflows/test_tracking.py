@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -180,7 +181,7 @@ def test_servers_that_are_down_stop_nothing(recipe: Make, tmp_path: Path) -> Non
         done = seektune("train", file, cwd=tmp_path, HF_HUB_OFFLINE="1", **settings)
     assert done.returncode == 0, done.stderr
     for name in ("wandb", "mlflow"):
-        assert done.stdout.count(f"{name}: 6 of 6 records were not sent") == 1
+        assert len(re.findall(rf"^{name}: (\d+) of \1 records were not sent", done.stdout, re.MULTILINE)) == 1
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3]
 
 
