@@ -1,12 +1,15 @@
 """The data of a run: prepared, in memory and mixed data give the same rows, in every layout."""
 
 import json
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from seektune.data import streaming
 from seektune.data.datasets.dataset import DataCache
 from seektune.data.datasets.synthetic import made_hellaswag, write_hellaswag, write_rows
 from seektune.data.examples import ExampleList
@@ -129,3 +132,29 @@ def test_the_digest_says_whether_rows_are_the_same(places: dict[str, Path], tmp_
 
 def replace_path(places: dict[str, Path], rows: Path) -> dict[str, Path]:
     return places | {"rows": rows}
+
+
+def test_an_epoch_of_streamed_rows_is_that_of_prepared_ones(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "BLOCK", 15)  # rows of each of four readers
+    streamed = data_of(recipe(places, False, {"path": str(places["rows"]), "stream": True}), places)
+    prepared = data_of(recipe(places, False), places)
+    found = [rows_of(data.loader.next_step().batches) for data in (streamed, prepared) for _ in range(15)]
+    assert sorted(chain.from_iterable(found[:15])) == sorted(chain.from_iterable(found[15:]))
+    assert same(list(streamed.validation), list(prepared.validation))
+    assert streamed.rows is None
+
+
+def rows_of(batches: Sequence[Batch]) -> tuple:
+    return tuple(
+        (*tokens[real > 0].tolist(), *labels[real > 0].tolist())
+        for batch in batches
+        for tokens, labels, real in zip(*batch.tensors(), strict=True)
+    )
+
+
+def test_streamed_and_prepared_datasets_are_not_mixed(places: dict[str, Path]) -> None:
+    two = {"path": str(places["rows"]), "stream": True}, {"path": str(places["small"]), "label": "few"}
+    with pytest.raises(ValueError, match="all datasets of a recipe are streamed, or none"):
+        data_of(recipe(places, False, *two), places)
