@@ -55,7 +55,8 @@ class RowStream:
         self._reader = reader
         self._readers = readers
         self._by_file = dataset.source.stream().num_shards % readers == 0
-        self._iterator: Iterator[dict[str, Any]] | None = None
+        self._rows: datasets.IterableDataset
+        self._iterator: Iterator[dict[str, Any]] | None
         self._rewind()
 
     def state_dict(self) -> State:
@@ -96,7 +97,7 @@ class RowStream:
         """Go to the beginning; a stream that had loaded a state would begin there again."""
         stream = self._dataset.source.stream()
         own = stream.shard(self._readers, self._reader, contiguous=False) if self._by_file else stream
-        self._rows: datasets.IterableDataset = own
+        self._rows = own
         self._passed = 0
         self._iterator = None
 
