@@ -14,8 +14,7 @@ from seektune.data.stats.summary import summarize
 from seektune.io.atomic import refuse_existing, write_atomically
 from seektune.io.console import PartsDone, part_bar, say
 from seektune.recipe.recipe import Recipe
-from seektune.run.build import read_config
-from seektune.run.encode_settings import encode_settings
+from seektune.run.encode_settings import settings_without_weights
 from seektune.workflows.data_stats_html import stats_page
 from seektune.workflows.data_stats_text import stats_lines
 
@@ -56,7 +55,7 @@ def measured(recipe: Recipe, cache: DataCache) -> list[dict[str, Any]]:
     Raises:
         ValueError, OSError: as `data_stats`.
     """
-    settings = encode_settings(read_config(recipe.model))
+    settings = settings_without_weights(recipe.model)
     found = []
     for dataset in recipe.datasets:
         dataset.fetch(cache)

@@ -15,9 +15,8 @@ from seektune.data.training_order import RowPlace, find_row
 from seektune.io.console import counted, say
 from seektune.io.text import on_one_line
 from seektune.recipe.recipe import Recipe
-from seektune.run.build import read_config
 from seektune.run.data import open_split
-from seektune.run.encode_settings import encode_settings
+from seektune.run.encode_settings import settings_without_weights
 from seektune.workflows.shown_tokens import legend, show_document, show_example
 
 
@@ -31,7 +30,7 @@ def preview(recipe: Recipe, row: int, cache_dir: Path) -> None:
         ValueError: the recipe or data is invalid, or an example is too long.
         OSError: the rows are not cached and cannot be downloaded.
     """
-    settings = encode_settings(read_config(recipe.model))
+    settings = settings_without_weights(recipe.model)
     tokenizer = settings.tokenizer
     paper = Console(highlight=False, soft_wrap=True)
     cache = DataCache(cache_dir, say)

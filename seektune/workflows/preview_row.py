@@ -18,8 +18,7 @@ from seektune.data.stats.measure import is_held_out
 from seektune.io.console import counted, say
 from seektune.io.text import on_one_line
 from seektune.recipe.recipe import Recipe
-from seektune.run.build import read_config
-from seektune.run.encode_settings import encode_settings
+from seektune.run.encode_settings import settings_without_weights
 from seektune.workflows.shown_tokens import legend, show_example
 
 
@@ -31,7 +30,7 @@ def preview_row(recipe: Recipe, name: str, split: Split, row: int, cache_dir: Pa
         OSError: the rows cannot be read.
     """
     dataset = find_dataset(recipe, name)
-    settings = encode_settings(read_config(recipe.model))
+    settings = settings_without_weights(recipe.model)
     cache = DataCache(cache_dir, say)
     dataset.fetch(cache)
     source = dataset.source(split, cache)

@@ -185,7 +185,7 @@ def test_every_key_that_a_page_names_exists() -> None:
                 assert key in keys, f"{page}: {key}"
 
 
-FILES = (".json", ".jsonl", ".yaml", ".safetensors", ".py", ".md")
+FILES = (".json", ".jsonl", ".parquet", ".yaml", ".safetensors", ".py", ".md")
 
 
 @pytest.mark.parametrize("page", PAGES)

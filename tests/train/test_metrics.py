@@ -29,7 +29,7 @@ def test_a_line_per_step(tmp_path):
 
 
 def test_further_parts_of_the_objective_have_their_names(tmp_path):
-    with MetricsLog(tmp_path, 1, LoggingConfig(tensorboard=True)) as log:
+    with MetricsLog(tmp_path, 1, LoggingConfig(to=("tensorboard",))) as log:
         log.step(replace(RECORD, parts={"margin": 0.25}))
     (line,) = read_records(tmp_path / "metrics.jsonl")
     assert line["margin"] == 0.25
@@ -39,7 +39,7 @@ def test_further_parts_of_the_objective_have_their_names(tmp_path):
 
 
 def test_the_validation_loss_of_each_dataset_is_written(tmp_path, capsys):
-    with MetricsLog(tmp_path, 1, LoggingConfig(tensorboard=False)) as log:
+    with MetricsLog(tmp_path, 1, LoggingConfig(to=())) as log:
         log.validation(0, HeldOutLoss(4.0, {"chat": 3.5, "text": 4.25}))
     (line,) = read_records(tmp_path / "validation.jsonl")
     assert line == {"step": 0, "loss": 4.0, "datasets": {"chat": 3.5, "text": 4.25}}
