@@ -15,8 +15,9 @@ from seektune.data.store.workers import run_here
 from seektune.io.atomic import refuse_existing
 from seektune.io.console import counted, many, say
 from seektune.recipe.recipe import Recipe
-from seektune.run.build import read_config
-from seektune.run.encode_settings import encode_settings
+from seektune.run.data import open_split
+from seektune.run.encode_settings import settings_without_weights
+from seektune.run.streams import streamed
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ def prepare_data(recipe: Recipe, cache_dir: Path, options: PrepareOptions = Prep
     """Encode all splits of all datasets, unless the cache has them, and print where they are.
 
     Raises:
-        ValueError: a row is bad and may not be dropped, or token files would replace others.
+        ValueError: a row is bad or too long and may not be dropped, the rows are streamed, or token files would replace
+            others.
         OSError: the rows are not here and no source answers, or the cache cannot be written.
     """
-    config = read_config(recipe.model)
-    settings = encode_settings(config)
+    if streamed(recipe.datasets):
+        raise ValueError("data.stream encodes rows while training reads them; there is nothing to prepare")
+    settings = settings_without_weights(recipe.model)
     cache = DataCache(cache_dir, say)
     run = run_here if options.ray is None else ray_runner(options.ray)
     found: list[Stores] = []
@@ -50,8 +53,10 @@ def prepare_data(recipe: Recipe, cache_dir: Path, options: PrepareOptions = Prep
                 stores[split] = prepare_split(dataset, split, settings, cache, progress, run)
             say(f"{name}: {_summary(stores[split])}")
         found.append({split: stores.get(split, stores["train"]) for split in SPLITS})
+        for split in SPLITS:  # chooses the rows, so that training starts at once
+            open_split(dataset, split, found[-1], recipe, say)
         if options.megatron is not None:
-            export_megatron(dataset, found[-1], options.megatron, config.vocab_size)
+            export_megatron(dataset, found[-1], options.megatron, settings.vocab_size)
     return found
 
 
