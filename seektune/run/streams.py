@@ -8,6 +8,7 @@ import torch
 
 from seektune.data.config import BatchConfig
 from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings
+from seektune.data.datasets.row_texts import WrittenConfig
 from seektune.data.datasets.rows import RowsConfig
 from seektune.data.examples import ExampleList
 from seektune.data.sources.row import SourceRow
@@ -30,6 +31,8 @@ def streamed(datasets: Sequence[DataConfig]) -> list[RowsConfig]:
             raise ValueError(
                 f"{dataset.log_name}: data.duplicates drop and data.limit look at all rows; they need data.stream false"
             )
+        if isinstance(dataset, WrittenConfig) and dataset.weight_column is not None:
+            raise ValueError(f"{dataset.log_name}: data.weight_column needs data.stream false")
     return found
 
 

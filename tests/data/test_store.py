@@ -14,6 +14,7 @@ import pytest
 from seektune.data.datasets.dataset import RowEncoder
 from seektune.data.example import Example
 from seektune.data.examples import count_taught
+from seektune.data.mixing import Mixture
 from seektune.data.sources.row import BadRow, SourceRow
 from seektune.data.sources.source import RowSource
 from seektune.data.store import prepare as preparing
@@ -116,6 +117,37 @@ def test_prepared_examples_are_those_in_memory(tmp_path: Path) -> None:
     )
     assert store.folder.parent == tmp_path / "prepared"
     assert store.folder.name.startswith("my-numbers-")
+
+
+@dataclass(frozen=True)
+class Weighing(Counting):
+    """Row n weighs n / 4."""
+
+    identity: str = "weighing 1"
+
+    def _examples(self, row: SourceRow) -> list[Example] | BadRow:
+        found = super()._examples(row)
+        weight = row.values["n"] / 4
+        return found if isinstance(found, BadRow) else [replace(each, weight=weight) for each in found]
+
+
+def test_weights_are_kept_and_counted(tmp_path: Path) -> None:
+    plain = prepare(Numbers(30), Counting(), tmp_path, "x")
+    assert plain.weights is None
+    store = prepare(Numbers(30), Weighing(), tmp_path, "x")
+    assert store.manifest.digest != plain.manifest.digest
+    expected = [row.values["n"] / 4 for _, row, _ in in_memory(Numbers(30))]
+    assert store.weights is not None
+    assert store.weights.tolist() == expected
+    assert [store.example(i).weight for i in range(len(store))] == expected
+    ids = np.array([5, 9, 2])
+    found, _ = view(store, ViewChoice(3, "cut", "three"), lambda: Selection(ids, 0, 0, 3))
+    assert found.weights is not None
+    assert [found.example(i).weight for i in range(len(found))] == found.weights.tolist()
+    numbers = np.arange(len(found))
+    whole = sum(weight * int(count) for weight, count in zip(found.weights, found.counted, strict=True))
+    assert Mixture([found], seed=0).weight(numbers) == pytest.approx(whole)
+    assert Mixture([plain], seed=0).weighted is False
 
 
 def test_it_is_made_once_and_anew_for_other_rows_encoder_or_version(tmp_path: Path, monkeypatch) -> None:

@@ -16,11 +16,12 @@ from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader, in_order
 from seektune.data.mixing import Mixture
 from seektune.data.step_data import Share, StepData
+from seektune.io.jsonl import as_line
 from seektune.parallel.mesh import Mesh
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
 from seektune.run.data import TrainData, prepare_data
-from seektune.sequence import Batch
+from seektune.sequence import WEIGHTS, Batch
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +159,30 @@ def test_streamed_and_prepared_datasets_are_not_mixed(places: dict[str, Path]) -
     two = {"path": str(places["rows"]), "stream": True}, {"path": str(places["small"]), "label": "few"}
     with pytest.raises(ValueError, match="all datasets of a recipe are streamed, or none"):
         data_of(recipe(places, False, *two), places)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_weights_of_rows_reach_the_batches_of_a_step(places: dict[str, Path], pack: bool) -> None:
+    rows = [{"prompt": f"row {i}", "completion": "text " * (i + 1), "w": i / 2} for i in range(8)]
+    file = places["root"] / "weighted.jsonl"
+    file.write_text("".join(map(as_line, rows)), encoding="utf-8")
+    keys = {"kind": "prompt_completion", "path": str(file), "validation": 0.3}
+    weighted = data_of(recipe(places, pack, {**keys, "weight_column": "w"}), places)
+    plain = data_of(recipe(places, pack, keys), places)
+    assert weighted.digest != plain.digest
+    step = weighted.loader.next_step()
+    seen = {w for batch in step.batches for w in batch.columns[WEIGHTS][batch.documents > 0].tolist()}
+    assert seen <= {i / 2 for i in range(8)}
+    assert len(seen) > 2
+    assert step.weight == pytest.approx(sum(batch.weight() for batch in step.batches))
+    unweighted = plain.loader.next_step()
+    assert same(step.batches, unweighted.batches)
+    assert (unweighted.weight, unweighted.batches[0].columns) == (None, {})
+    with pytest.raises(ValueError, match=r"data\.weight_column needs data\.stream false"):
+        data_of(recipe(places, pack, {**keys, "weight_column": "w", "stream": True}), places)
+
+
+def test_a_share_that_holds_out_no_row_is_told(places: dict[str, Path]) -> None:
+    few = {"path": str(places["small"] / "train.jsonl"), "validation": 0.001}
+    with pytest.raises(ValueError, match=r"data\.validation 0\.001 leaves no validation rows of 7; set another share"):
+        data_of(recipe(places, False, few), places)

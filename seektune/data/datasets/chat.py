@@ -48,7 +48,7 @@ class ChatConfig(TemplatedConfig):
 
     def encoder(self, settings: EncodeSettings) -> RowEncoder:
         """As `DataConfig.encoder`."""
-        return TextsEncoder(settings, ChatTexts(self.teaching(settings, self.teach), self.columns))
+        return TextsEncoder(settings, ChatTexts(self.teaching(settings, self.teach), self.columns), self.weight_column)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class PreferenceConfig(TemplatedConfig):
 
     def encoder(self, settings: EncodeSettings) -> RowEncoder:
         """As `DataConfig.encoder`: each row has two examples, the chosen one first."""
-        return TextsEncoder(settings, PreferenceTexts(self.teaching(settings, "all"), self.columns))
+        return TextsEncoder(settings, PreferenceTexts(self.teaching(settings, "all"), self.columns), self.weight_column)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class PromptCompletionConfig(WrittenConfig):
 
     def encoder(self, settings: EncodeSettings) -> RowEncoder:
         """As `DataConfig.encoder`: BOS, prompt, completion, EOS; the prompt's ids are those that a server reads."""
-        return TextsEncoder(settings, PromptCompletionTexts(self.columns, self.control_tokens))
+        return TextsEncoder(settings, PromptCompletionTexts(self.columns, self.control_tokens), self.weight_column)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class TextConfig(WrittenConfig):
 
     def encoder(self, settings: EncodeSettings) -> RowEncoder:
         """As `DataConfig.encoder`: BOS, text, EOS."""
-        return TextsEncoder(settings, DocumentTexts(self.columns, self.control_tokens))
+        return TextsEncoder(settings, DocumentTexts(self.columns, self.control_tokens), self.weight_column)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from seektune.data.store.shard import shard_path
 from seektune.io.atomic import replacing, write_all
 
-COLUMNS = {"lengths": np.int32, "counted": np.int32, "digests": np.uint64, "rows": np.int64}
-"""Tokens, counted tokens, digest of the row and its number in the source, for each example."""
-_OF_SHARDS = {"counted": "counted", "digests": "digest", "rows": "row"}
+COLUMNS = {"lengths": np.int32, "counted": np.int32, "digests": np.uint64, "rows": np.int64, "weights": np.float32}
+"""Tokens, counted tokens, digest of the row, its number in the source and weight in the loss, for each example."""
+_OF_SHARDS = {"counted": "counted", "digests": "digest", "rows": "row", "weights": "weight"}
 
 
 def write_index(folder: Path, shards: Sequence[int]) -> int:

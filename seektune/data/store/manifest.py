@@ -10,7 +10,7 @@ from seektune.data.store.shard import MOST_LISTED, ShardRecord
 from seektune.io.json_file import read_json, write_json
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
 """Of the form of shards and index; another version's folders are not read."""
 
 
@@ -31,6 +31,8 @@ class Manifest:
     bad_rows: int
     listed: list[list[str]]
     """Place and reason of the first bad rows."""
+    weighted: bool
+    """Whether an example has another weight than 1."""
     digest: str
     """SHA-256 of all tokens and of which are taught, in order."""
 
@@ -52,6 +54,7 @@ class Manifest:
             shards=[record.examples for record in records],
             bad_rows=sum(record.bad_rows for record in records),
             listed=[each for record in records for each in record.listed][:MOST_LISTED],
+            weighted=any(record.weighted for record in records),
             digest=hashlib.sha256(digests.encode()).hexdigest(),
         )
 

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from seektune.data.example import Example
+from seektune.data.examples import Weights
 from seektune.data.store.index import COLUMNS, read_column
 from seektune.data.store.manifest import Manifest
 from seektune.data.store.shard import BATCH, shard_path
@@ -18,12 +19,15 @@ MOST_OPEN = 128
 class PreparedExamples:
     """The examples of a prepared folder. The columns are memory-mapped; tokens are read one example at a time."""
 
-    weights = None
-
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder = folder
         self.manifest = manifest
-        self.lengths, self.counted, self.digests, self.rows = (read_column(folder, name) for name in COLUMNS)
+        columns = {name: read_column(folder, name) for name in COLUMNS}
+        self.lengths = columns["lengths"]
+        self.counted = columns["counted"]
+        self.digests = columns["digests"]
+        self.rows = columns["rows"]
+        self.weights: Weights | None = columns["weights"] if manifest.weighted else None
         self._firsts = np.concatenate([[0], np.cumsum(manifest.shards)])
         self._open: OrderedDict[int, pa.RecordBatchFileReader] = OrderedDict()
 
@@ -43,6 +47,7 @@ class PreparedExamples:
             tokens.values.slice(start, size).to_numpy(),
             taught.to_numpy(zero_copy_only=False),
             batch.column("name")[place].as_py(),
+            batch.column("weight")[place].as_py(),
         )
 
     def _shard(self, number: int) -> pa.RecordBatchFileReader:

@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         ("taught", pa.large_list(pa.bool_())),
         ("name", pa.large_string()),
         ("counted", pa.int32()),
+        ("weight", pa.float32()),
         ("row", pa.int64()),
         ("digest", pa.uint64()),
     ]
@@ -49,8 +50,10 @@ class ShardRecord:
     bad_rows: int
     listed: list[list[str]]
     """Place and reason of the first bad rows."""
+    weighted: bool
+    """Whether an example has another weight than 1."""
     digest: str
-    """SHA-256 of the tokens and of which are taught."""
+    """SHA-256 of the tokens, of which are taught, and of the weights."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class ShardJob:
         bad: list[BadRow] = []
         count = 0
         tokens = 0
+        weighted = False
         digest = ContentDigest()
         path = shard_path(self.folder, self.number)
         with replacing(path) as file, pa.ipc.new_file(pa.PythonFile(_Sink(file, path), mode="w"), SCHEMA) as writer:
@@ -91,10 +95,11 @@ class ShardJob:
                 batch = record_batch(examples)
                 count += len(examples)
                 tokens += len(batch.column("tokens").values)
+                weighted = weighted or bool(np.any(batch.column("weight").to_numpy() != 1))
                 digest.update(batch)
                 writer.write_batch(batch)
         listed = [[each.place, each.reason] for each in bad[:MOST_LISTED]]
-        return ShardRecord(count, tokens, len(bad), listed, digest.hexdigest())
+        return ShardRecord(count, tokens, len(bad), listed, weighted, digest.hexdigest())
 
     def _encoded(self, bad: list[BadRow]) -> Iterator[Encoded]:
         """The examples in order; bad rows are appended to `bad`."""
@@ -116,16 +121,17 @@ class ShardJob:
 
 
 class ContentDigest:
-    """Digest of lengths, tokens and labels, whatever the record batches."""
+    """Digest of lengths, tokens, labels and weights, whatever the record batches."""
 
     def __init__(self) -> None:
-        self._parts = [hashlib.sha256() for _ in range(3)]
+        self._parts = [hashlib.sha256() for _ in range(4)]
 
     def update(self, batch: pa.RecordBatch) -> None:
         """Add the examples of a batch."""
         tokens = batch.column("tokens")
         taught = batch.column("taught").values.to_numpy(zero_copy_only=False)
-        values = (np.diff(tokens.offsets.to_numpy()), tokens.values.to_numpy(), taught)
+        weights = batch.column("weight").to_numpy()
+        values = (np.diff(tokens.offsets.to_numpy()), tokens.values.to_numpy(), taught, weights)
         for part, value in zip(self._parts, values, strict=True):
             part.update(value.tobytes())
 
@@ -187,6 +193,7 @@ def record_batch(encoded: list[Encoded]) -> pa.RecordBatch:
         pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(taught)),
         pa.array([printable_name(example.name) for example in examples], pa.large_string()),
         pa.array([count_taught(example) for example in examples], pa.int32()),
+        pa.array([example.weight for example in examples], pa.float32()),
         pa.array([number for number, _, _ in encoded], pa.int64()),
         pa.array([row.digest for _, row, _ in encoded], pa.uint64()),
     ]

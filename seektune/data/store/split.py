@@ -86,8 +86,20 @@ def examples_of(
     other = stores["validation"] if split == "train" and share is None else None
     by = [split if share is not None else "", share, dataset.duplicates, limit, other and other.manifest.digest]
     choice = ViewChoice(batch.length, batch.overlong, repr(by))
-    examples, report = view(store, choice, lambda: select(dataset, split, store, other, limit))
+    examples, report = view(store, choice, lambda: _selected(dataset, split, store, other, limit))
     return PreparedSplit(examples, store, report)
+
+
+def _selected(
+    dataset: DataConfig, split: Split, store: PreparedExamples, other: PreparedExamples | None, limit: int | None
+) -> Selection:
+    found = select(dataset, split, store, other, limit)
+    if not len(found.ids) and dataset.held_out_share is not None:
+        raise ValueError(
+            f"{store.manifest.title}: data.validation {dataset.held_out_share:g} leaves no {split} rows of "
+            f"{store.manifest.rows:,}; set another share, or name a file of held-out rows"
+        )
+    return found
 
 
 def chosen(dataset: DataConfig, split: Split, stores: Stores) -> Selection:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from seektune.data.config import OverlongChoice
 from seektune.data.example import Example
+from seektune.data.examples import Weights
 from seektune.data.store.index import read_column
 from seektune.data.store.lock import disk_explained, locked
 from seektune.data.store.prepared import PreparedExamples
@@ -47,12 +48,11 @@ class ViewReport:
 class ExampleView:
     """Some examples of a store, or parts of them, in an order of its own."""
 
-    weights = None
-
     def __init__(self, store: PreparedExamples, folder: Path):
         self.store = store
         self.key = folder.name
         self.numbers, self._starts, self.lengths, self.counted = (read_column(folder, name) for name in COLUMNS)
+        self.weights: Weights | None = None if store.weights is None else store.weights[self.numbers]
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -64,7 +64,7 @@ class ExampleView:
         part = slice(start, start + int(self.lengths[number]))
         cut = start or part.stop < len(whole.tokens)
         name = f"{whole.name}, tokens {start} to {part.stop - 1}" if cut else whole.name
-        return Example(whole.tokens[part], whole.taught[part], name)
+        return Example(whole.tokens[part], whole.taught[part], name, whole.weight)
 
 
 @dataclass(frozen=True)

@@ -132,3 +132,22 @@ def test_an_encoder_travels_to_other_processes() -> None:
     copy = pickle.loads(pickle.dumps(encoder))
     assert (copy.encode([row]), copy.identity) == (expected, encoder.identity)
     assert len(pickle.dumps(encoder)) < 2000
+
+
+def test_a_column_weighs_rows_in_the_loss() -> None:
+    rows = [{"prompt": "a", "completion": "b", "w": value} for value in (0.5, "2", 0, 3)]
+    weighted = section(PromptCompletionConfig, weight_column="w")
+    assert [found[0].weight for found in encode(weighted, *rows)] == [0.5, 2.0, 0.0, 3.0]
+    assert [found[0].weight for found in encode(section(PromptCompletionConfig), *rows)] == [1.0] * 4
+    assert weighted.encoder(SETTINGS).identity != section(PromptCompletionConfig).encoder(SETTINGS).identity
+    first, second = encode(section(ChatConfig, weight_column="w"), {**REASONED, "w": 0.25})[0]
+    assert (first.weight, second.weight) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize("value", [None, "heavy", -1, True, float("nan"), float("inf"), [1], 1e300])
+def test_a_weight_that_is_not_a_number_is_a_bad_row(value: object) -> None:
+    row = {"prompt": "a", "completion": "b", "w": value}
+    (found,) = encode(section(PromptCompletionConfig, weight_column="w"), row)
+    assert isinstance(found, BadRow)
+    assert found.reason.startswith("w is ")
+    assert found.reason.endswith("which must be a number of 0 or more")
