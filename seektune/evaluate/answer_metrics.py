@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from seektune.io.patterns import matched
+
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 """A number in a text, perhaps with commas between thousands."""
 
@@ -38,11 +40,13 @@ def _text(value: Any) -> str:
     return str(value).strip()
 
 
-def _pattern(value: Any) -> re.Pattern[str]:
+def _pattern(value: Any) -> str:
+    pattern = _text(value)
     try:
-        return re.compile(_text(value))
-    except re.error as error:
+        matched([""], pattern)
+    except ValueError as error:
         raise ValueError(f"answer is not a regular expression: {error}") from None
+    return pattern
 
 
 def _json(value: Any) -> str:
@@ -89,7 +93,7 @@ def _json_equal(answer: Answer, expected: str) -> bool:
 METRICS: Mapping[str, AnswerMetric] = {
     "exact_match": AnswerMetric("exact match", _text, lambda answer, expected: answer.text == expected),
     "contains": AnswerMetric("contains the answer", _text, lambda answer, expected: expected in answer.text),
-    "regex": AnswerMetric("matches", _pattern, lambda answer, expected: expected.search(answer.text) is not None),
+    "regex": AnswerMetric("matches", _pattern, lambda answer, expected: bool(matched([answer.text], expected))),
     "json_equal": AnswerMetric("equal JSON", _json, _json_equal),
     "tool_call_equal": AnswerMetric("equal tool calls", _calls, lambda answer, expected: [*answer.calls] == expected),
     "last_number": AnswerMetric(

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from seektune.checkpoint.transformers_names import FUSED, transformers_name
+from seektune.io.patterns import matched
 from seektune.lora.delta import LoraDelta
-from seektune.lora.peft_config import is_named, matched
+from seektune.lora.peft_config import is_named
 
 ALL_LINEAR = "all-linear"
 """PEFT's word for all linear layers; it writes their names when it saves."""

@@ -2,14 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from seektune.io.text import on_one_line
+from seektune.io.patterns import matched
 
 UNREAD = (
     "modules_to_save",
@@ -138,23 +138,6 @@ def _matches(pattern: str, target: str) -> bool:
         raise ValueError(
             f"its patterns of rank or alpha hold {pattern[:80]!r}, which is invalid or too complicated: {error}"
         ) from None
-
-
-def matched(names: Sequence[str], pattern: str) -> list[str]:
-    """The names in which a regular expression is found, in time that grows only with the lengths of both.
-
-    Raises:
-        ValueError: it is invalid or too complicated.
-    """
-    # RE2 does not backtrack; slow to import, and seldom needed
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    try:
-        found = pc.match_substring_regex(pa.array(names, pa.string()), pattern=pattern).to_pylist()
-    except (pa.ArrowInvalid, UnicodeEncodeError) as error:
-        raise ValueError(on_one_line(str(error))[:160]) from None
-    return [name for name, is_found in zip(names, found, strict=True) if is_found]
 
 
 @lru_cache(maxsize=MOST_PATTERNS)
