@@ -43,6 +43,8 @@ class ServerConfig(uvicorn.Config):
         super().__init__(
             app,
             http=Connection,
+            # uvloop, where it is installed, accepts without a bound, and its clock cannot tell who waits longest
+            loop="asyncio",
             ws="none",
             log_level="error",  # else each malformed request is a line in the log
             access_log=False,
