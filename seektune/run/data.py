@@ -28,6 +28,8 @@ from seektune.run.tasks import RunTasks, TaskData, make_tasks, question_sections
 from seektune.sequence import IGNORE_INDEX, Batch
 
 T = TypeVar("T")
+MakeBatch = Callable[[], BatchConfig]
+"""Gives the section `batch` as the processes allow it, and a note, once the rows are there."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,8 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     _check_objectives(recipe)
     mesh.ranks.first(lambda: _fetch(recipe, cache))
     settings = encode_settings(config)
-    batch = _batch_of(recipe, config, cache, mesh)
     rows = _streamed_rows if streamed(recipe.datasets) else _prepared_rows
-    found = rows(recipe, settings, cache, mesh, batch)
+    found = rows(recipe, settings, cache, mesh, lambda: _batch_of(recipe, config, cache, mesh))
     batches = [in_order(examples, recipe.batch, settings.tokenizer.pad_id) for examples in found.held_out]
     validation = JoinedBatches(batches) if len(batches) > 1 else batches[0]
     labels = [dataset.log_name for dataset in recipe.datasets]
@@ -93,13 +94,13 @@ class _Rows:
     digest: str
 
 
-def _prepared_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: BatchConfig) -> _Rows:
+def _prepared_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: MakeBatch) -> _Rows:
     training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
     weights = [dataset.weight for dataset in recipe.datasets]
     mixture = Mixture([split.examples for split in training], recipe.seed, weights)
     share = Share(mesh.coords.dp, mesh.dims.data_size)
     return _Rows(
-        loader=Loader(mixture, batch, settings.tokenizer.pad_id, share),
+        loader=Loader(mixture, batch(), settings.tokenizer.pad_id, share),
         held_out=[split.examples for split in held_out],
         source="; ".join(split.store.manifest.title for split in training),
         rows=len(mixture),
@@ -107,7 +108,7 @@ def _prepared_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, m
     )
 
 
-def _streamed_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: BatchConfig) -> _Rows:
+def _streamed_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: MakeBatch) -> _Rows:
     sections = streamed(recipe.datasets)
     data = [stream_of(section, settings, cache) for section in sections]
     limit = recipe.evaluate.limit
@@ -117,7 +118,7 @@ def _streamed_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, m
     for each in data:
         cache.note(f"streaming {each.source.title}")
     return _Rows(
-        loader=stream_loader(data, batch, recipe.seed, settings.tokenizer.pad_id, mesh),
+        loader=stream_loader(data, batch(), recipe.seed, settings.tokenizer.pad_id, mesh),
         held_out=held_out,
         source="; ".join(each.source.title for each in data),
         rows=None,

@@ -172,7 +172,7 @@ def workers(process: subprocess.Popen[str], folder: Path, count: int) -> list[ps
 @pytest.mark.slow
 def test_a_mistake_that_workers_find_takes_one_line(tmp_path: Path) -> None:
     said = refused(run("main", "train", TINY, "--nproc-per-node=2", "--data.path=/nowhere", f"--run_dir={tmp_path}/r"))
-    assert said == "seektune: /nowhere: no such folder; data.path must name one with train and validation files\n"
+    assert said == "seektune: /nowhere: no such file or folder; data.path must name one, a glob or a URL\n"
     assert list(tmp_path.iterdir()) == []
 
 
