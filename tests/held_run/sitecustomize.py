@@ -52,12 +52,12 @@ def hold_rows(module: Any) -> None:
     if rank not in (held_rank, *("01" if held_rank == "all" else "")):
         return
 
-    def held(*_: Any) -> None:
+    def held(*_: Any, **__: Any) -> None:
         Path(f"{file}-{rank}").touch()
         while True:
             signal.pause()
 
-    module.load_examples = held
+    module.prepare_dataset = held
 
 
 def hold_step(trainer: Any) -> None:
