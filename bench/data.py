@@ -191,8 +191,8 @@ def packing(shared: Path, cache: Path) -> dict[str, Any]:
         plans = [loader.next_rows() for _ in range(max(1, store.manifest.tokens // length // 64))]
         tokens = sum(int(store.lengths[plan.numbers].sum()) for plan in plans)
         found[f"{dataset.kind} at {length}"] = round(tokens / (length * sum(map(len, plans))), 4)
-    dice = np.random.default_rng(0)
-    lengths = np.clip(dice.lognormal(6, 1, 50_000).astype(int), 1, LENGTH)
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(6, 1, 50_000).astype(int), 1, LENGTH)
     began = process_time()
     for start in range(0, len(lengths), CHUNK):
         part = lengths[start : start + CHUNK]

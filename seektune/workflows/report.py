@@ -60,7 +60,7 @@ def live(runs: Sequence[Path], port: int, refresh: int) -> None:
 
 def _check_run(folder: Path) -> None:
     if not (folder / RECIPE).is_file():
-        raise ValueError(f"{folder} holds no run: there is no {RECIPE} in it")
+        raise ValueError(f"{folder} is not a run folder: it has no {RECIPE}")
 
 
 def _names(runs: Sequence[Path]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
+from tests.patience import HUNG
 from tests.places import ROOT
 
 SOURCES = ("seektune", "examples", "pyproject.toml", "README.md", "LICENSE")
@@ -21,7 +22,7 @@ BUILD = "import sys, setuptools.build_meta as backend; print(getattr(backend, sy
 def build(kind: str, source: Path, out: Path) -> Path:
     """A wheel or sdist of the project in a folder."""
     command = [sys.executable, "-c", BUILD, f"build_{kind}", str(out)]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=HUNG, check=False)
     assert done.returncode == 0, done.stderr
     return out / done.stdout.splitlines()[-1]
 

@@ -60,7 +60,7 @@ def test_runs_are_compared_from_the_command_line(folder: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "nowhere holds no run: there is no recipe.yaml in it"),
+        (["nowhere"], "nowhere is not a run folder: it has no recipe.yaml"),
         (["nowhere", "--live", "--out", "x.html"], "--live shows a page and writes none"),
         (["a", "b", "--live"], "--live shows one run"),
     ],

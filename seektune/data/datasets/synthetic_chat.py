@@ -71,7 +71,7 @@ FACTS: tuple[tuple[dict[str, str], tuple[str, ...], str], ...] = (
 SHORT = "Answer with one word."
 """System prompt of the rows whose answers are not sentences."""
 HELD_OUT = 10
-"""One of so many rows is held out."""
+"""Every tenth row is held out."""
 
 
 def synthetic_chat(seed: int = 0) -> list[dict[str, Any]]:

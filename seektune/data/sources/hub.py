@@ -51,7 +51,7 @@ class HubDataset:
         """The files of a split, as `refresh` found them last.
 
         Raises:
-            ValueError: there is no such split, or its files do not hold rows.
+            ValueError: the split does not exist, or a file of it is not a file of rows.
             OSError: the Hub was never asked and cannot be reached.
         """
         if not self.listing.exists():

@@ -64,7 +64,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path, key: str) -> Manifest | None:
-    """The manifest of a folder; None if there is no complete preparation with this key."""
+    """The manifest of a folder; None without a complete preparation of this key."""
     try:
         found = Manifest(**read_json(folder / MANIFEST))
     except (OSError, ValueError, TypeError):

@@ -19,7 +19,7 @@ PREPARED = "prepared"
 """Folder of the cache."""
 LEAST_ROWS = 1024
 MOST_SHARDS = 256
-"""A shard has at least so many rows, and a source is cut into at most so many shards."""
+"""Smallest number of rows of a shard, and largest number of shards of a source."""
 
 Done = Callable[[ShardRecord], None]
 """Called with the record of each shard, in order, as it is completed or found."""

@@ -17,7 +17,7 @@ def ray_runner(address: str) -> Callable[[Sequence[ShardJob], Callable[[ShardRec
 
     Raises:
         ValueError: Ray is not installed.
-        OSError: there is no cluster at the address.
+        OSError: no cluster answers at the address.
     """
     try:
         import ray

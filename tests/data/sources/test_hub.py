@@ -13,6 +13,7 @@ import pytest
 from seektune.data.sources.hub import HubDataset
 from seektune.io.json_file import write_json
 from tests.data.sources.hub_server import COMMIT, HubServer
+from tests.patience import HUNG
 from tests.run_cli import ROOT
 
 FILES = {
@@ -55,7 +56,7 @@ def read(folder: Path, endpoint: str, *sections: dict[str, str]) -> list:
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(ROOT)}
     del environment["HF_HUB_OFFLINE"]
     command = [sys.executable, "-P", "-c", READ, str(folder / "cache"), json.dumps(sections)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, timeout=HUNG)
     return json.loads(done.stdout)
 
 
