@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from seektune.recipe.document import YamlNode, shorten
 from seektune.recipe.hints import value_hint
-from seektune.section import LIST, one_of, sections_of
+from seektune.section import LIST, item_section, one_of, sections_of
 
 Location: TypeAlias = tuple[str | int, ...]
 
@@ -46,12 +46,14 @@ RENAMED = {
 """New names of renamed keys, by their old names."""
 
 
-def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All dotted keys of a recipe, sections included."""
+def known_keys(model: type[BaseModel], prefix: str = "", with_items: bool = True) -> Iterator[str]:
+    """All dotted keys of a recipe, sections included, with or without those of the items of a list."""
     for name, field in model.model_fields.items():
         yield prefix + name
+        if not with_items and one_of(field) is None and item_section(field) is not None:
+            continue
         for section in sections_of(field).values():
-            yield from known_keys(section, f"{prefix}{name}.")
+            yield from known_keys(section, f"{prefix}{name}.", with_items)
 
 
 def find_section(location: Location, model: type[BaseModel]) -> tuple[Location, type[BaseModel]]:
@@ -84,7 +86,8 @@ def first_error(error: ValidationError, document: YamlNode, model: type[BaseMode
         first = _unknown_name(location, document, section)
         location = first["loc"]
     if first["type"] == "extra_forbidden":
-        return f"{_where(document, location)}: {_unknown_key(location, section, list(known_keys(model)))}"
+        names = list(known_keys(model, with_items=False))
+        return f"{_where(document, location)}: {_unknown_key(location, section, names)}"
     if first["type"] == "missing":
         return f"{_where(document, location)}: {_dotted(location)} is missing"
     if first["type"] == "value_error":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from seektune.data.held_out_loss import HeldOutLoss
 from seektune.train.config import LoggingConfig
 from seektune.train.metrics import MetricsLog
 from seektune.train.report_text import write_texts
@@ -108,7 +109,7 @@ def test_the_page_follows_the_run_in_a_browser(folder: Path, page: Any) -> None:
     with served(folder, 1) as port, MetricsLog(folder, 4, LoggingConfig(to=(), every=100)) as log:
         page.goto(f"http://127.0.0.1:{port}/")
         assert "No step is finished yet" in page.text_content("p.lead")
-        log.validation(0, 4.0)
+        log.validation(0, HeldOutLoss(4.0))
         log.step(RECORD)
         page.wait_for_selector("text=1 steps, 40 tokens")
         log.evaluation(1, "quiz", [("acc", "25.0%")], {"acc": 0.25})
