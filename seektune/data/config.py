@@ -7,6 +7,8 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from seektune.section import Section
 
 OverlongChoice = Literal["error", "drop", "cut", "split"]
+BECOMES = {"drop": "left out", "cut": "cut", "split": "split"}
+"""What becomes of an example that is longer than a row, by `batch.overlong`, in messages."""
 
 
 class BatchConfig(Section):

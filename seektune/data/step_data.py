@@ -1,7 +1,7 @@
 """The data of one optimizer step, as one process reads it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from seektune.sequence import WEIGHTS, Batch
 
@@ -32,6 +32,8 @@ class StepData:
     """Micro-batches of the whole step."""
     weight: float | None = None
     """Sum of the weights of the counted tokens of the whole step; None without weights."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Bad rows and overlong examples of streams so far, by name; empty for prepared rows, which are counted before."""
 
     @classmethod
     def of(cls, batches: Sequence[Batch], share: Share = ALL) -> "StepData":

@@ -1,6 +1,6 @@
 """The tasks that a recipe can name in `evaluate.tasks`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from seektune.data.datasets.dataset import DataCache, DataConfig
 from seektune.data.datasets.registry import DATASETS
@@ -20,6 +20,7 @@ def make_task(
     cache: DataCache,
     model: DeepseekV4Config,
     limit: int | None = None,
+    by_dataset: Mapping[str, Sequence[Batch]] | None = None,
 ) -> Task:
     """A task by name.
 
@@ -30,13 +31,14 @@ def make_task(
         cache: keeps downloaded questions.
         model: of the models that will be evaluated.
         limit: maximum number of questions.
+        by_dataset: parts of `validation`, in order, by the name of their dataset; empty if there is only one.
 
     Raises:
         ValueError: a row is invalid, or the model has no drafter to evaluate.
         OSError: the questions are not cached and cannot be downloaded.
     """
     if name == VALIDATION:
-        return ValidationTask(validation, datasets[0].card())
+        return ValidationTask.of(validation, datasets[0].card(), by_dataset or {})
     if name == DRAFTER:
         return drafter_task(model, prompts_of(validation), datasets[0].card())
     return ChoiceTask.of(questions_section(name, datasets), cache, limit)

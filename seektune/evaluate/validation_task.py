@@ -5,8 +5,9 @@ Shapes: B rows, T tokens, N documents.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -17,8 +18,42 @@ from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.config import VALIDATION
 from seektune.evaluate.likelihood import Progress, Scorer
 from seektune.evaluate.statistics import Estimate
-from seektune.evaluate.task import Baseline, Metric, TaskInfo, TaskScore
+from seektune.evaluate.task import Baseline, Metric, Outcomes, TaskInfo, TaskScore
 from seektune.sequence import Batch, SequenceLayout
+
+
+@dataclass(frozen=True)
+class ByExample:
+    """Values of examples in which something is taught."""
+
+    losses: list[float]
+    """Sum over the taught tokens, in nats."""
+    hits: list[int]
+    """Taught tokens that are the first choice."""
+    tokens: list[int]
+    """Taught tokens."""
+
+    @classmethod
+    def of(cls, model: Scorer, batch: Batch) -> "ByExample":
+        """The values of the examples of a batch."""
+        scores = model.score(batch)
+        taught_BT = _taught(batch)
+        tokens_N = _by_document(taught_BT, batch)
+        used_N = tokens_N > 0
+        return cls(
+            _by_document(scores.losses_BT.cpu(), batch)[used_N].tolist(),
+            _by_document(scores.first_BT.cpu() & taught_BT, batch)[used_N].long().tolist(),
+            tokens_N[used_N].long().tolist(),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["ByExample"]) -> "ByExample":
+        """The values of several batches."""
+        return cls(
+            [loss for part in parts for loss in part.losses],
+            [hits for part in parts for hits in part.hits],
+            [tokens for part in parts for tokens in part.tokens],
+        )
 
 
 @dataclass(frozen=True)
@@ -30,7 +65,19 @@ class ValidationTask:
 
     batches: Sequence[Batch]
     data: DataCard | None = None
+    datasets: Mapping[str, range] = field(default_factory=dict)
+    """Numbers of the batches of each dataset by its name in logs; empty if there is only one."""
     decodes: ClassVar[bool] = False
+
+    @classmethod
+    def of(
+        cls, batches: Sequence[Batch], data: DataCard | None, datasets: Mapping[str, Sequence[Batch]]
+    ) -> "ValidationTask":
+        """With the batches of each dataset, which follow one another in `batches`."""
+        ends = list(accumulate(map(len, datasets.values())))
+        ranges = {name: range(end - len(part), end) for end, (name, part) in zip(ends, datasets.items(), strict=True)}
+        taught = {name: own for name, own in ranges.items() if any(batches[number].taught() for number in own)}
+        return cls(batches, data, taught)
 
     @property
     def info(self) -> TaskInfo:
@@ -42,13 +89,12 @@ class ValidationTask:
             about="held-out examples; next-token accuracy is the share of taught tokens that are the first choice",
             test="random signs of the examples' differences",
             metrics={
-                "loss": Metric(
-                    "loss", unit="nats per taught token", outcomes="losses", sizes="tokens_each", headline=False
-                ),
+                "loss": _loss_metric("", "loss", headline=False),
                 "perplexity": Metric("perplexity", ",.1f"),
                 "accuracy": Metric(
                     "next-token accuracy", ".1%", baseline=self._baseline(), outcomes="hits", sizes="tokens_each"
                 ),
+                **{f"{name}_loss": _loss_metric(f"{name}_", f"loss on {name}", True) for name in self.datasets},
             },
             facts=(("examples", "{n:,} with {tokens:,} taught tokens"),),
             data=self.data,
@@ -59,33 +105,33 @@ class ValidationTask:
         self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None
     ) -> TaskScore:
         """As `Task.run`, with the given batches."""
-        losses: list[float] = []
-        hits: list[int] = []
-        tokens: list[int] = []
+        found: list[ByExample] = []
         for done, batch in enumerate(self.batches, start=1):
-            scores = model.score(batch)
-            taught_BT = _taught(batch)
-            losses += _by_document(scores.losses_BT.cpu(), batch).tolist()
-            hits += _by_document(scores.first_BT.cpu() & taught_BT, batch).long().tolist()
-            tokens += _by_document(taught_BT, batch).long().tolist()
+            found.append(ByExample.of(model, batch))
             if progress is not None:
                 progress(done, len(self.batches))
-        if not math.isfinite(math.fsum(losses)):
+        whole = ByExample.joined(found)
+        if not math.isfinite(math.fsum(whole.losses)):
             raise ArithmeticError("the loss on the held-out examples is not a finite number")
-        return self._score(losses, hits, tokens)
+        return self._score(
+            whole, {name: ByExample.joined([found[i] for i in own]) for name, own in self.datasets.items()}
+        )
 
-    def _score(self, losses: list[float], hits: list[int], tokens: list[int]) -> TaskScore:
-        """The score from values per document; documents without taught tokens are left out."""
-        used = [i for i, count in enumerate(tokens) if count]
-        losses = [losses[i] for i in used]
-        hits = [hits[i] for i in used]
-        tokens = [tokens[i] for i in used]
-        loss = Estimate.of_ratio(losses, tokens)
+    def _score(self, whole: ByExample, parts: Mapping[str, ByExample]) -> TaskScore:
+        loss = Estimate.of_ratio(whole.losses, whole.tokens)
+        outcomes: dict[str, Outcomes] = {"losses": whole.losses, "hits": whole.hits, "tokens_each": whole.tokens}
+        for name, part in parts.items():
+            outcomes |= {f"{name}_losses": part.losses, f"{name}_tokens_each": part.tokens}
         return TaskScore(
             self.info,
-            {"loss": loss, "perplexity": loss.map(math.exp), "accuracy": Estimate.of_parts(hits, tokens)},
-            {"n": len(used), "tokens": sum(tokens)},
-            {"losses": losses, "hits": hits, "tokens_each": tokens},
+            {
+                "loss": loss,
+                "perplexity": loss.map(math.exp),
+                "accuracy": Estimate.of_parts(whole.hits, whole.tokens),
+                **{f"{name}_loss": Estimate.of_ratio(part.losses, part.tokens) for name, part in parts.items()},
+            },
+            {"n": len(whole.tokens), "tokens": sum(whole.tokens)},
+            outcomes,
         )
 
     def _baseline(self) -> Baseline:
@@ -93,6 +139,11 @@ class ValidationTask:
         for batch in self.batches:
             counts.update(batch.labels[:, 1:][_taught(batch)[:, :-1]].tolist())
         return Baseline("always the most frequent token", max(counts.values()) / counts.total())
+
+
+def _loss_metric(prefix: str, label: str, headline: bool) -> Metric:
+    unit = "nats per taught token"
+    return Metric(label, unit=unit, outcomes=f"{prefix}losses", sizes=f"{prefix}tokens_each", headline=headline)
 
 
 def _taught(batch: Batch) -> Tensor:

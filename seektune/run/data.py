@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from seektune.checkpoint import Ranks
-from seektune.data.config import BatchConfig
+from seektune.data.config import BECOMES, BatchConfig
 from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, Split
 from seektune.data.example import Example
 from seektune.data.examples import Examples
@@ -16,7 +16,7 @@ from seektune.data.mixing import Mixture
 from seektune.data.step_data import Share
 from seektune.data.store.progress import shown_progress
 from seektune.data.store.split import PreparedSplit, Stores, examples_of, prepare_dataset
-from seektune.data.streaming import StreamLoader
+from seektune.data.streaming.loader import StreamLoader
 from seektune.data.tokenizer import Tokenizer
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.mesh import Mesh
@@ -63,7 +63,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         ValueError: a row is invalid or too long, or a step's rows do not divide over the processes.
         OSError: the rows are not here and no source answers, or the cache cannot be written.
     """
-    _check_objectives(recipe)
+    check_objectives(recipe.datasets)
     mesh.ranks.first(lambda: _fetch(recipe, cache))
     settings = encode_settings(config)
     rows = _streamed_rows if streamed(recipe.datasets) else _prepared_rows
@@ -71,15 +71,16 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     batches = [in_order(examples, recipe.batch, settings.tokenizer.pad_id) for examples in found.held_out]
     validation = JoinedBatches(batches) if len(batches) > 1 else batches[0]
     labels = [dataset.log_name for dataset in recipe.datasets]
+    by_dataset = dict(zip(labels, batches, strict=True)) if len(batches) > 1 else {}
     return TrainData(
         tokenizer=settings.tokenizer,
         loader=found.loader,
         validation=validation,
-        tasks=make_tasks(recipe, config, mesh.dims.world, TaskData(settings.tokenizer, validation, cache)),
+        tasks=make_tasks(recipe, config, mesh.dims.world, TaskData(settings.tokenizer, validation, cache, by_dataset)),
         source=found.source,
         rows=found.rows,
         digest=found.digest,
-        validation_by_dataset=dict(zip(labels, batches, strict=True)) if len(batches) > 1 else {},
+        validation_by_dataset=by_dataset,
     )
 
 
@@ -170,9 +171,8 @@ def _left_out(dataset: DataConfig, split: Split, found: PreparedSplit, batch: Ba
     if report.also_held_out:
         yield f"{report.also_held_out:,} {split} rows are held out too{dropped}"
     if report.overlong:
-        what = {"drop": "left out", "cut": "cut", "split": "split"}[batch.overlong]
         many = f"{report.overlong:,} of {report.examples:,} {split} rows"
-        yield f"{many} are longer than batch.length {batch.length}: {what}"
+        yield f"{many} are longer than batch.length {batch.length}: {BECOMES[batch.overlong]}"
     if report.untaught:
         yield f"{report.untaught:,} parts of them have no taught token: left out"
 
@@ -190,8 +190,13 @@ def _batch_of(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: 
     return batch.model_copy(update={"micro_size": rows})
 
 
-def _check_objectives(recipe: Recipe) -> None:
-    missing = next((dataset for dataset in recipe.datasets if dataset.objective), None)
+def check_objectives(datasets: Sequence[DataConfig]) -> None:
+    """Check that the loss of the next token is what datasets are for.
+
+    Raises:
+        ValueError: one needs another objective.
+    """
+    missing = next((dataset for dataset in datasets if dataset.objective), None)
     if missing is not None:
         raise ValueError(
             f"data.kind {missing.kind} needs {missing.objective}, which SeekTune does not have; "

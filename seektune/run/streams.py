@@ -1,20 +1,28 @@
 """The data of a run whose rows are streamed: the loader, and held-out rows, which are kept in memory."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
 
-from seektune.data.config import BatchConfig
+from seektune.data.config import BECOMES, BatchConfig
 from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings
 from seektune.data.datasets.row_texts import WrittenConfig
 from seektune.data.datasets.rows import RowsConfig
 from seektune.data.examples import ExampleList
-from seektune.data.sources.row import SourceRow
+from seektune.data.loader import Loader
+from seektune.data.sources.files import FileSource
+from seektune.data.sources.row import BadRow, SourceRow, dropped
 from seektune.data.step_data import Share
-from seektune.data.streaming import StreamedDataset, StreamLoader, encoded, fitting_parts
+from seektune.data.streaming.fitting import fitting_parts
+from seektune.data.streaming.loader import StreamLoader
+from seektune.data.streaming.row_stream import ReaderNumber, RowStream, StreamedDataset
+from seektune.io.console import counted
 from seektune.parallel.mesh import Mesh
+
+TRIED = 64
+"""Rows of a stream that are read to see whether it can be."""
 
 
 def streamed(datasets: Sequence[DataConfig]) -> list[RowsConfig]:
@@ -31,8 +39,6 @@ def streamed(datasets: Sequence[DataConfig]) -> list[RowsConfig]:
             raise ValueError(
                 f"{dataset.log_name}: data.duplicates drop and data.limit look at all rows; they need data.stream false"
             )
-        if isinstance(dataset, WrittenConfig) and dataset.weight_column is not None:
-            raise ValueError(f"{dataset.log_name}: data.weight_column needs data.stream false")
     return found
 
 
@@ -44,6 +50,7 @@ def stream_of(dataset: RowsConfig, settings: EncodeSettings, cache: DataCache) -
         weight=dataset.weight,
         strict=dataset.on_bad_row == "error",
         held_out_share=dataset.held_out_share or 0.0,
+        weighted=isinstance(dataset, WrittenConfig) and dataset.weight_column is not None,
     )
 
 
@@ -57,33 +64,64 @@ def stream_loader(
     """
     copies = mesh.dims.world // mesh.dims.data_size
 
-    def total(taught: int, tokens: int) -> tuple[int, int]:
-        sums = mesh.sum(torch.tensor([taught, tokens], device=mesh.device)) // copies
-        return int(sums[0]), int(sums[1])
+    def total(own: list[float]) -> list[float]:
+        sums = mesh.sum(torch.tensor(own, dtype=torch.float64, device=mesh.device)) / copies
+        return [float(each) for each in sums]
 
     share = Share(mesh.coords.dp, mesh.dims.data_size)
     return StreamLoader(data, batch, seed, pad_id, share, total, lambda own: mesh.ranks.each(lambda: own))
 
 
+def try_stream(dataset: RowsConfig, settings: EncodeSettings, cache: DataCache, batch: BatchConfig) -> str:
+    """Read the first rows of a stream, and say where they are from.
+
+    Raises:
+        ValueError: a row is bad or too long and may not be dropped.
+        OSError: they cannot be read.
+    """
+    data = stream_of(dataset, settings, cache)
+    first = RowStream(data, 0, ReaderNumber(0, 1, seed=0)).examples(TRIED, batch)
+    held_out_rows(dataset, settings, cache, batch, TRIED)
+    return f"streamed from {data.source.title}; {counted(len(first), 'example')} of its first rows can be read"
+
+
+def left_out_lines(loader: Loader | StreamLoader) -> list[str]:
+    """What streams left out or shortened, for the end of a run; every process calls it."""
+    if isinstance(loader, Loader):
+        return []
+    found = loader.left_out()
+    bad = [BadRow(place, reason) for place, reason in found.listed]
+    lines = [f"streamed data: {dropped(bad, found.bad_rows)}"] if bad else []
+    if found.overlong:
+        batch = loader.batch
+        what = f"{found.overlong:,} examples were longer than batch.length {batch.length}: {BECOMES[batch.overlong]}"
+        lines.append(f"streamed data: {what}")
+    return lines
+
+
 def held_out_rows(
     dataset: RowsConfig, settings: EncodeSettings, cache: DataCache, batch: BatchConfig, limit: int | None
 ) -> ExampleList:
-    """The first held-out rows of a dataset, at most `limit`, in memory.
+    """The first held-out rows of a dataset, at most `limit`, in memory; a note lists bad ones.
 
     Raises:
-        ValueError: there are none, or a row is bad and may not be dropped.
+        ValueError: there are none, or a row is bad or too long and may not be dropped.
     """
-    data = stream_of(dataset, settings, cache)
     source = dataset.source("validation", cache)
-    share = dataset.held_out_share
-    rows = (source.row(record) for record in source.stream())
-    good = (row for row in rows if isinstance(row, SourceRow))
-    own = (row for row in good if share is None or row.digest < share * 2**64)
-    chosen = list(islice(own, limit))
-    examples = [part for example in encoded(data, chosen) for part in fitting_parts(example, batch)]
+    chosen = dataset.good(islice(_held_out(dataset, source), limit), cache.note)
+    encoded = dataset.good(dataset.encoder(settings).encode(chosen), cache.note)
+    examples = [part for row in encoded for example in row for part in fitting_parts(example, batch)]
     if not examples:
         raise ValueError(f"{source.title}: no held-out rows")
     return ExampleList(examples)
+
+
+def _held_out(dataset: RowsConfig, source: FileSource) -> Iterator[SourceRow | BadRow]:
+    """The held-out rows of a source; a bad row of one that is also trained on is left to training."""
+    share = dataset.held_out_share
+    for row in map(source.row, source.stream()):
+        if share is None or (isinstance(row, SourceRow) and row.digest < share * 2**64):
+            yield row
 
 
 def digest_of_streams(data: Sequence[StreamedDataset]) -> str:

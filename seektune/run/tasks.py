@@ -1,6 +1,6 @@
 """The evaluation tasks of a run, and how often each runs during training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from seektune.data.datasets.dataset import DataCache, DataConfig
@@ -30,7 +30,10 @@ class TaskData:
 
     tokenizer: Tokenizer
     validation: Sequence[Batch]
+    """Held-out batches of all datasets."""
     cache: DataCache
+    validation_by_dataset: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
+    """The same by the name of each dataset in logs; empty if there is only one."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ def _make(task: TaskConfig, recipe: Recipe, config: DeepseekV4Config, data: Task
         return AnswersTask.of(task, _form(task, config), data.tokenizer)
     if task.kind == HARNESS:
         return HarnessTask.of(task, min(HARNESS_LENGTH, config.max_position_embeddings))
-    return make_task(task.name, recipe.datasets, data.validation, data.cache, config, recipe.evaluate.limit)
+    limit = recipe.evaluate.limit
+    parts = data.validation_by_dataset
+    return make_task(task.name, recipe.datasets, data.validation, data.cache, config, limit, parts)
 
 
 def _form(task: TaskConfig, config: DeepseekV4Config) -> PromptForm:

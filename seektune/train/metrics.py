@@ -91,7 +91,7 @@ class MetricsLog:
         self._metrics.append(as_line(record, self._total_tokens))
         self._note_loads(record)
         if self._scalars:
-            values = {name: vars(record)[name] for name in CURVES} | record.parts
+            values = {name: vars(record)[name] for name in CURVES} | record.parts | record.left_out
             curves = {f"train/{name}": value for name, value in values.items()}
             layers = {f"expert_imbalance/layer_{layer}": ratio for layer, ratio in imbalance(record.loads).items()}
             total = {"train/total_tokens": self._total_tokens}
@@ -163,10 +163,16 @@ class MetricsLog:
 
 
 def as_line(record: StepRecord, total_tokens: int) -> dict[str, Any]:
-    """A step as a line of metrics.jsonl: its values, further parts of the objective by name, the tokens of the run so
-    far, and the imbalance of the experts."""
-    values = {name: value for name, value in vars(record).items() if name not in ("loads", "parts")}
-    return {**values, **record.parts, "total_tokens": total_tokens, "expert_imbalance": imbalance(record.loads)}
+    """A step as a line of metrics.jsonl: its values, further parts of the objective and rows left out by name, the
+    tokens of the run so far, and the imbalance of the experts."""
+    values = {name: value for name, value in vars(record).items() if name not in ("loads", "parts", "left_out")}
+    return {
+        **values,
+        **record.parts,
+        **record.left_out,
+        "total_tokens": total_tokens,
+        "expert_imbalance": imbalance(record.loads),
+    }
 
 
 def imbalance(loads: Mapping[int, list[int]]) -> dict[int, float]:

@@ -50,6 +50,8 @@ class StepRecord:
     """Tokens per routed expert, by layer id; the MTP block's id is the number of layers."""
     parts: dict[str, float] = field(default_factory=dict)
     """Further parts of the objective, by name."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Bad rows and overlong examples of streamed data so far, by name."""
 
 
 def train_step(
@@ -101,6 +103,7 @@ def train_step(
         memory_gb=memory,
         loads={layer: load_E.tolist() for layer, load_E in outcome.loads.items()},
         parts={name: value for name, value in parts.items() if name not in LOSSES},
+        left_out=dict(data.left_out),
     )
 
 

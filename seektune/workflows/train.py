@@ -30,6 +30,7 @@ from seektune.run.model_card import put_card, run_card
 from seektune.run.own_answers import with_own_answers, write_answers
 from seektune.run.resume import find_start, refuse_other_rows
 from seektune.run.run_dir import choose_folder, held
+from seektune.run.streams import left_out_lines
 from seektune.run.summary import describe, report_text, stopped_message, summary
 from seektune.run.tracking import RunTrackers, make_trackers, open_trackers, send_scores, write_tracking
 from seektune.signals import Interrupted, Interruption
@@ -113,6 +114,8 @@ def _run(run: RunContext, cache_dir: Path) -> None:
             send_scores(threads, 0, before if run.is_fresh else {})
             with _open_log(run, trainer, threads) as log:
                 losses = _fit(run, trainer, log)
+            for line in left_out_lines(data.loader):
+                say(line)
             card = partial(run_card, run.folder, recipe, facts, before)
             _export(run, trainer, card)
             after = run_eval(recipe.evaluate.after, "after", model, data, recipe.evaluate, run.stop_if_signalled)

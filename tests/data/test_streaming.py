@@ -3,13 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from seektune.data import streaming
 from seektune.data.config import BatchConfig
 from seektune.data.datasets.dataset import RowEncoder
 from seektune.data.example import Example
@@ -17,10 +16,14 @@ from seektune.data.sources.files import FileSource
 from seektune.data.sources.find import files_of
 from seektune.data.sources.row import BadRow, SourceRow
 from seektune.data.step_data import ALL, Share, StepData
-from seektune.data.streaming import StreamedDataset, StreamLoader
+from seektune.data.streaming import virtual_reader
+from seektune.data.streaming.loader import StreamLoader
+from seektune.data.streaming.row_stream import ReaderNumber, RowStream, StreamedDataset
 from seektune.sequence import Batch
 
 PAD = 2
+ONE = {"global_size": 1, "length": 16}
+ALONE = ReaderNumber(0, 1, seed=7)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Numbered(RowEncoder):
 
 @pytest.fixture(params=[1, 8], ids=["one file", "two files per reader"])
 def data(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[StreamedDataset]:
-    monkeypatch.setattr(streaming, "BLOCK", 8)
+    monkeypatch.setattr(virtual_reader, "BLOCK", 8)
     found = []
     for name, rows in (("many", 90), ("few", 18)):
         (tmp_path / name).mkdir()
@@ -84,6 +87,72 @@ def test_every_row_of_a_dataset_comes_once_per_epoch_and_weights_count(data: lis
     assert sum(n < 1000 for n in drawn) / len(drawn) == pytest.approx(0.75, abs=0.05)
 
 
+@dataclass(frozen=True)
+class Refusing(Numbered):
+    """As `Numbered`, but row 13 is bad."""
+
+    def encode(self, rows: Sequence[SourceRow]) -> list[list[Example] | BadRow]:
+        found = super().encode(rows)
+        bad = [row.values["n"] == 13 for row in rows]
+        return [BadRow(row.place, "unlucky") if no else each for row, no, each in zip(rows, bad, found, strict=True)]
+
+
+def test_what_is_left_out_is_counted_once_and_known_after_a_resume(data: list[StreamedDataset], tmp_path: Path) -> None:
+    first = tmp_path / "many" / "train-0.jsonl"
+    first.write_text("{\n" + first.read_text())
+    dropping = [replace(each, encoder=Refusing(), strict=False) for each in data]
+    batch = BatchConfig(global_size=4, micro_size=1, length=5, overlong="cut")
+
+    def loaders(count: int) -> list[StreamLoader]:
+        return [StreamLoader(dropping, batch, 7, PAD, Share(rank, count)) for rank in range(count)]
+
+    def counts(parts: list[StreamLoader]) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for part in parts:
+            found.update(part.next_step().left_out)
+        return found
+
+    whole = loaders(1)
+    seen = [counts(whole) for _ in range(50)]
+    assert seen[-1] == {"bad_rows": 2, "overlong_examples": 18 + 3}
+    assert sorted(seen, key=lambda each: each.total()) == seen
+    assert sorted(reason.split(" (")[0] for _, reason in whole[0].left_out().listed) == ["not JSON", "unlucky"]
+    for steps in (3, 20):
+        begun = loaders(1)
+        for _ in range(steps):
+            counts(begun)
+        state = json.loads(json.dumps(begun[0].state_dict()))
+        pair = loaders(2)
+        for part in pair:
+            part.load_state_dict(state)
+        assert [counts(pair) for _ in range(50 - steps)] == seen[steps:]
+
+
+def test_a_bad_row_that_may_not_be_dropped_and_a_long_one_are_errors(data: list[StreamedDataset]) -> None:
+    with pytest.raises(ValueError, match=r"line \d+: unlucky$"):
+        RowStream(replace(data[0], encoder=Refusing()), 0, ALONE).examples(90, BatchConfig(**ONE))
+    short = BatchConfig(**{**ONE, "length": 3})
+    with pytest.raises(ValueError, match=r"set --batch.length=\d or more, or --batch.overlong=drop, cut or split$"):
+        StreamLoader(data, short, 7, PAD, ALL).next_step()
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_files_come_in_another_order_in_each_epoch(data: list[StreamedDataset], seed: int) -> None:
+    stream = RowStream(data[0], 0, ReaderNumber(0, 1, seed))
+    epochs = [[example.name for example in stream.examples(90, BatchConfig(**ONE))] for _ in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    files = [list(dict.fromkeys(name.split()[0] for name in names)) for names in epochs]
+    if len(data[0].source.files) > 1:
+        assert len({tuple(order) for order in files}) == 3
+        assert files[0] != orders_of(data[0], 15 - seed)
+    assert RowStream(data[0], 0, ReaderNumber(0, 1, seed)).examples(5, BatchConfig(**ONE))[4].name == epochs[0][4]
+
+
+def orders_of(dataset: StreamedDataset, seed: int) -> list[str]:
+    examples = RowStream(dataset, 0, ReaderNumber(0, 1, seed)).examples(90, BatchConfig(**ONE))
+    return list(dict.fromkeys(example.name.split()[0] for example in examples))
+
+
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 7])
 def test_resuming_is_exact_also_with_other_processes(data: list[StreamedDataset], pack: bool, steps: int) -> None:
@@ -111,7 +180,7 @@ def test_resuming_is_exact_also_with_other_processes(data: list[StreamedDataset]
 
 def test_numbers_of_the_step_are_summed_over_processes(data: list[StreamedDataset]) -> None:
     batch = BatchConfig(global_size=4, micro_size=1, length=16, pack=True)
-    stream = StreamLoader(data, batch, 7, PAD, Share(0, 2), total=lambda taught, tokens: (taught + 100, tokens + 1000))
+    stream = StreamLoader(data, batch, 7, PAD, Share(0, 2), total=lambda own: [own[0] + 100, own[1] + 1000, *own[2:]])
     step = stream.next_step()
     own = StepData.of(step.batches)
     assert (step.taught, step.tokens, step.micro_batches) == (own.taught + 100, own.tokens + 1000, 4)

@@ -67,6 +67,21 @@ def test_a_spread_model_has_the_same_numbers(toy_model, tokenizer):
     assert other.outcomes["losses"] == pytest.approx(one.outcomes["losses"], rel=1e-6)
 
 
+def test_several_datasets_have_a_loss_of_their_own(bigram, tokenizer):
+    silent = [collate([[EXAMPLES[3]]], 2)]
+    parts = {"one": SINGLE[:1], "two": SINGLE[1:], "silent": silent}
+    task = ValidationTask.of([*SINGLE, *silent], None, parts)
+    score = task.run(bigram, tokenizer, 8192)
+    assert (
+        score.metrics.keys() == task.info.metrics.keys() == {"loss", "perplexity", "accuracy", "one_loss", "two_loss"}
+    )
+    for name in ("one", "two"):
+        alone = ValidationTask(parts[name]).run(bigram, tokenizer, 8192)
+        assert score.metrics[f"{name}_loss"] == alone.metrics["loss"]
+    again = TaskScore.from_dict(task.info, json.loads(json.dumps(score.to_dict())))
+    assert score.since(again)["two_loss"].difference == 0
+
+
 def test_the_baseline_is_always_the_most_frequent_taught_token():
     batch = collate([[Example([5, 7, 7, 9], [False, True, True, True], "a")], [Example([7, 7], [True, False], "b")]], 2)
     baseline = ValidationTask([batch]).info.metrics["accuracy"].baseline

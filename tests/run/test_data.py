@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from seektune.data import streaming
 from seektune.data.datasets.dataset import DataCache
 from seektune.data.datasets.synthetic import made_hellaswag, write_hellaswag, write_rows
 from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader, in_order
 from seektune.data.mixing import Mixture
 from seektune.data.step_data import Share, StepData
+from seektune.data.streaming import virtual_reader
 from seektune.io.jsonl import as_line
 from seektune.parallel.mesh import Mesh
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
 from seektune.run.data import TrainData, prepare_data
 from seektune.sequence import WEIGHTS, Batch
+from tests.data.in_memory import encoded
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +61,17 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 def test_prepared_rows_are_those_in_memory(places: dict[str, Path], pack: bool) -> None:
     wanted = recipe(places, pack)
     found = data_of(wanted, places)
-    loaded = wanted.datasets[0].load("train", found.tokenizer, DataCache(places["root"], print))
+    cache = DataCache(places["root"], print)
+    train, held = (encoded(wanted.datasets[0], split, 512, cache) for split in ("train", "validation"))
     pad = found.tokenizer.pad_id
-    memory = Loader(Mixture([ExampleList(loaded.examples)], wanted.seed), wanted.batch, pad)
+    memory = Loader(Mixture([ExampleList(train)], wanted.seed), wanted.batch, pad)
     for _ in range(20):
         step = found.loader.next_step()
         expected = memory.next_step()
         assert same(step.batches, expected.batches)
         whole = StepData.of(step.batches)
         assert (step.taught, step.tokens) == (expected.taught, expected.tokens) == (whole.taught, whole.tokens)
-    held = wanted.datasets[0].load("validation", found.tokenizer, DataCache(places["root"], print))
-    assert same(list(found.validation), list(in_order(ExampleList(held.examples), wanted.batch, pad)))
+    assert same(list(found.validation), list(in_order(ExampleList(held), wanted.batch, pad)))
 
 
 @pytest.mark.parametrize("pack", [False, True])
@@ -138,7 +139,7 @@ def replace_path(places: dict[str, Path], rows: Path) -> dict[str, Path]:
 def test_an_epoch_of_streamed_rows_is_that_of_prepared_ones(
     places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "BLOCK", 15)  # rows of each of four readers
+    monkeypatch.setattr(virtual_reader, "BLOCK", 15)  # rows of each of four readers
     streamed = data_of(recipe(places, False, {"path": str(places["rows"]), "stream": True}), places)
     prepared = data_of(recipe(places, False), places)
     found = [rows_of(data.loader.next_step().batches) for data in (streamed, prepared) for _ in range(15)]
@@ -178,8 +179,19 @@ def test_weights_of_rows_reach_the_batches_of_a_step(places: dict[str, Path], pa
     unweighted = plain.loader.next_step()
     assert same(step.batches, unweighted.batches)
     assert (unweighted.weight, unweighted.batches[0].columns) == (None, {})
-    with pytest.raises(ValueError, match=r"data\.weight_column needs data\.stream false"):
-        data_of(recipe(places, pack, {**keys, "weight_column": "w", "stream": True}), places)
+
+
+def test_streams_weigh_rows_and_refuse_what_looks_at_all_rows(places: dict[str, Path]) -> None:
+    file = places["root"] / "weighed.jsonl"
+    rows = [{"prompt": f"row {i}", "completion": "text", "w": 1 + i} for i in range(8)]
+    file.write_text("".join(map(as_line, rows)), encoding="utf-8")
+    keys = {"kind": "prompt_completion", "path": str(file), "validation": str(file), "stream": True}
+    step = data_of(recipe(places, True, {**keys, "weight_column": "w"}), places).loader.next_step()
+    assert step.weight == pytest.approx(sum(batch.weight() for batch in step.batches))
+    assert step.weight != step.taught
+    for more in ({"limit": 3}, {"duplicates": "drop"}):
+        with pytest.raises(ValueError, match=r"look at all rows; they need data\.stream false"):
+            data_of(recipe(places, True, {**keys, **more}), places)
 
 
 def test_a_share_that_holds_out_no_row_is_told(places: dict[str, Path]) -> None:

@@ -47,12 +47,18 @@ class FileSource(RowSource):
             part = self._stored.data.fast_slice(first, min(ROWS_AT_ONCE, stop - first))
             yield from map(self.row, part.to_pylist())
 
-    def stream(self) -> "datasets.IterableDataset":
-        """The rows without a copy of them, front to back; `row` reads each. One shard per file; its state is exact."""
+    def stream(self, order: Sequence[int] | None = None) -> "datasets.IterableDataset":
+        """The rows of the files without a copy, front to back; `row` reads each. Its state is exact.
+
+        `order` are numbers of files; None for all of them as they are.
+        """
         import datasets
 
+        numbers = range(len(self.files)) if order is None else order
         return datasets.IterableDataset.from_generator(
-            raw_records, features=_features(), gen_kwargs={"files": list(enumerate(self.files))}
+            raw_records,
+            features=_features(),
+            gen_kwargs={"files": [(number, self.files[number]) for number in numbers]},
         )
 
     def row(self, record: dict[str, Any]) -> SourceRow | BadRow:
