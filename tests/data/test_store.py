@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,15 @@ from seektune.data.examples import count_taught
 from seektune.data.mixing import Mixture
 from seektune.data.sources.row import BadRow, SourceRow
 from seektune.data.sources.source import RowSource
+from seektune.data.store import index, prepared, shard, workers
 from seektune.data.store import prepare as preparing
-from seektune.data.store import prepared, shard, workers
+from seektune.data.store import view as views
 from seektune.data.store.manifest import MANIFEST, VERSION
 from seektune.data.store.prepare import prepare
 from seektune.data.store.prepared import PreparedExamples
 from seektune.data.store.select import Selection
 from seektune.data.store.view import ViewChoice, view
+from seektune.io.json_file import write_json
 from tests.forks import run_forked
 
 
@@ -207,23 +210,45 @@ def test_a_killed_preparation_continues_at_the_first_missing_shard(tmp_path: Pat
     assert files(store.folder) == files(prepare(Numbers(130), Counting(), tmp_path / "b", "x", strict=False).folder)
 
 
-def test_a_full_disk_is_one_line_and_nothing_half_written_is_used(tmp_path: Path, monkeypatch) -> None:
-    plain = shard.write_all
+@pytest.mark.parametrize(
+    ("module", "name", "left"), [(shard, "shard-00002.arrow", 2), (index, "counted.npy", 7)], ids=["shard", "index"]
+)
+def test_a_full_disk_is_one_line_and_nothing_half_written_is_used(tmp_path: Path, monkeypatch, module, name, left):
+    plain = module.write_all
 
     def full(file, data, path):
-        if "shard-00002.arrow" in str(path) and file.tell() > 200:
+        if path.name == name and file.tell() > 100:
             file.write(bytes(data)[:10])
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         plain(file, data, path)
 
-    monkeypatch.setattr(shard, "write_all", full)
+    monkeypatch.setattr(module, "write_all", full)
     with pytest.raises(OSError, match=r"could not write the prepared .* No space left .* XDG_CACHE_HOME") as caught:
         prepare(Numbers(130), Counting(), tmp_path, "x", strict=False)
     assert "\n" not in str(caught.value)
     (folder,) = (tmp_path / "prepared").iterdir()
-    assert sorted(files(folder)) == ["lock", *(f"shard-0000{i}.{kind}" for i in (0, 1) for kind in ("arrow", "json"))]
-    monkeypatch.setattr(shard, "write_all", plain)
+    shards = [f"shard-0000{i}.{kind}" for i in range(left) for kind in ("arrow", "json")]
+    columns = ["lengths.npy"] if module is index else []
+    assert sorted(files(folder)) == sorted(["lock", *columns, *shards])
+    monkeypatch.setattr(module, "write_all", plain)
     assert len(prepare(Numbers(130), Counting(), tmp_path, "x", strict=False)) == len(in_memory(Numbers(130)))
+
+
+def test_a_disk_that_is_full_for_a_view_leaves_none(tmp_path: Path, monkeypatch) -> None:
+    store = made(tmp_path)
+    choice = ViewChoice(7, "error", "three")
+    chosen = Selection(np.array([5, 2, 11]), 0, 0, 3)
+
+    def full(path, values):
+        raise OSError(errno.ENOSPC, "No space", str(path))
+
+    monkeypatch.setattr(views, "write_json", full)
+    with pytest.raises(OSError, match=r"could not write the prepared examples into .*: No space; .* XDG_CACHE_HOME"):
+        view(store, choice, lambda: chosen)
+    assert [*(store.folder / "views").iterdir()] == []
+    monkeypatch.setattr(views, "write_json", write_json)
+    found, _ = view(store, choice, lambda: chosen)
+    assert len(found) == 3
 
 
 @pytest.mark.slow
@@ -309,9 +334,10 @@ def test_a_view_holds_the_chosen_examples_and_is_made_once(tmp_path: Path) -> No
 def test_overlong_examples_are_an_error_that_names_the_longest(tmp_path: Path) -> None:
     store = made(tmp_path)
     said = (
-        r"^numbers 6: 7 tokens are more than batch.length 5 \(.*do not fit\); set --batch.length=7 or --batch.overlong"
+        "numbers 6: 7 tokens are more than batch.length 5 (it is the longest of 18 examples that do not fit, of 67); "
+        "set --batch.length=7 or --batch.overlong=drop, cut or split"
     )
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
         view(store, ViewChoice(5, "error", ""), lambda: everything(store))
 
 
@@ -338,7 +364,9 @@ def test_dropping_everything_is_an_error(tmp_path: Path) -> None:
     store = made(tmp_path)
     long = np.flatnonzero(store.lengths > 3)
     for overlong in ("error", "drop"):
-        with pytest.raises(ValueError, match=r"do not fit\); set --batch\.length=7$"):
+        with pytest.raises(
+            ValueError, match=r"that do not fit, of \d+\); set --batch\.length=7 or --batch\.overlong=cut or split$"
+        ):
             view(store, ViewChoice(3, overlong, ""), lambda: Selection(long, 0, 0, len(long)))
 
 

@@ -116,10 +116,11 @@ def _refuse_overlong(store: PreparedExamples, numbers: Numbers, choice: ViewChoi
     if count and (choice.overlong == "error" or none_fits):
         longest = int(numbers[np.argmax(lengths)])
         size = store.lengths[longest]
-        other = "" if count == len(lengths) else " or --batch.overlong=drop"
+        others = "cut or split" if count == len(lengths) else "drop, cut or split"
         raise ValueError(
-            f"{store.example(longest).name}: {size} tokens are more than batch.length {choice.length} ({count:,} of "
-            f"{len(lengths):,} examples do not fit); set --batch.length={size}{other}"
+            f"{store.example(longest).name}: {size} tokens are more than batch.length {choice.length} (it is the "
+            f"longest of {count:,} examples that do not fit, of {len(lengths):,}); set --batch.length={size} or "
+            f"--batch.overlong={others}"
         )
 
 
