@@ -2,14 +2,15 @@
 
     PYTHONPATH=. python bench/data.py [--rows 10000000] [--shared ../shared/data]
 
-Speeds of encoding are tokens per CPU second of the process and its workers, times two: what two idle cores would do.
-Made rows have 20 to 80 tokens; their shards are one shard under many names, so that ten million take no hour.
+Speeds of encoding are of bench/data_encoding.py: tokens per CPU second of the process and its workers, times two, which
+is what two idle cores would do, and tokens per second of the clock. Made rows have 20 to 80 tokens; their shards are
+one shard under many names, so that ten million take no hour.
 """
 
 import argparse
 import json
 import os
-import shutil
+import resource
 import subprocess
 import sys
 import tempfile
@@ -20,13 +21,11 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
-import psutil
 
 from seektune.data.config import BatchConfig
 from seektune.data.datasets.chat import ChatConfig
-from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, RowEncoder
+from seektune.data.datasets.dataset import DataCache, EncodeSettings, RowEncoder
 from seektune.data.datasets.hellaswag import HellaswagConfig
-from seektune.data.datasets.text import TextConfig
 from seektune.data.example import Example
 from seektune.data.loader import CHUNK, Loader
 from seektune.data.mixing import Mixture
@@ -39,8 +38,7 @@ from seektune.data.store.manifest import MANIFEST, Manifest, read_manifest
 from seektune.data.store.prepare import MOST_SHARDS, prepare
 from seektune.data.store.prepared import PreparedExamples
 from seektune.data.store.shard import ShardJob, shard_path
-from seektune.data.store.split import examples_of
-from seektune.data.store.workers import run_in_processes
+from seektune.data.store.split import Stores, examples_of
 from seektune.planner.hardware import known_gpu
 from seektune.recipe.load import load_recipe
 from seektune.workflows.plan import PlanOptions, take_plan
@@ -53,44 +51,8 @@ ROWS = 1024
 """Of a step: 4,194,304 tokens."""
 VOCABULARY = 129280
 STEPS = 8
-
-
-@dataclass(frozen=True)
-class Repeated(RowSource):
-    """Rows of another source, over and over."""
-
-    source: RowSource
-    rows: int
-    title: str = "repeated"
-    identity: str = "repeated"
-
-    def count(self) -> int:
-        """As `RowSource.count`."""
-        return self.rows
-
-    def read(self, start: int, stop: int) -> Iterator[SourceRow | BadRow]:
-        """As `RowSource.read`."""
-        found = list(self.source.read(0, self.source.count()))
-        return (found[i % len(found)] for i in range(start, stop))
-
-
-@dataclass(frozen=True)
-class Passages(RowSource):
-    """A text in passages of 4,000 characters."""
-
-    file: Path
-    title: str = "passages"
-    identity: str = "passages"
-
-    def count(self) -> int:
-        """As `RowSource.count`."""
-        return self.file.stat().st_size // 4000
-
-    def read(self, start: int, stop: int) -> Iterator[SourceRow | BadRow]:
-        """As `RowSource.read`."""
-        text = self.file.read_text(encoding="utf-8")
-        for i in range(start, stop):
-            yield SourceRow({"text": text[4000 * i : 4000 * i + 4000]}, f"passage {i}", i)
+HELD_OUT = 100_000
+"""Held-out rows of a start."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +91,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--shared", type=Path, default=Path("../shared/data"), help="has text, chat and hellaswag")
     parser.add_argument("--start", type=Path, help="for itself: a prepared folder whose start is measured")
+    parser.add_argument("--held-out", type=Path, help="for itself: that of the held-out rows")
     options = parser.parse_args()
     if options.start is not None:
-        print(json.dumps(start_here(options.start)))
+        print(json.dumps(start_here(options.start, options.held_out)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         cache = Path(scratch)
         result = {
-            "tokens per second, encoding on two cores": encoding(options.shared, cache),
+            "encoding, tokens": encoding(options.shared),
             "filled by packing": packing(options.shared, cache),
             "start of a prepared run": {f"{rows:,} rows": started(cache, rows) for rows in (100_000, options.rows)},
             "data of a step": large_step(made_store(cache, options.rows)),
@@ -145,37 +108,12 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-def encoding(shared: Path, cache: Path) -> dict[str, Any]:
-    """Tokens per second for text and conversations, in one process and in two workers."""
-    text = TextConfig(kind="text")
-    chat = ChatConfig(kind="chat", path=str(shared / "chat"))
-    sources: dict[str, tuple[DataConfig, RowSource, int]] = {
-        "text": (text, Passages(shared / "text" / "tinyshakespeare.txt"), 4_000),
-        "conversations": (chat, chat.source("train", DataCache(cache, print)), 8_000),
-    }
-    found = {}
-    for name, (dataset, source, rows) in sources.items():
-        encoder = dataset.encoder(EncodeSettings(VOCABULARY))
-        source.count()
-        for workers in (1, 2):
-            shutil.rmtree(cache / "prepared", ignore_errors=True)
-            began = cpu_seconds()
-            run = one_process if workers == 1 else lambda jobs, done: run_in_processes(jobs, done, 2)
-            store = prepare(Repeated(source, rows), encoder, cache, name, run=run)
-            speed = 2 * store.manifest.tokens / (cpu_seconds() - began)
-            found[f"{name}, {workers} process{'es' if workers > 1 else ''}"] = round(speed)
-            print(name, workers, f"{speed:,.0f}", flush=True)
+def encoding(shared: Path) -> dict[str, Any]:
+    """Tokens per second for text and conversations, in one process and in two workers; by a program of its own."""
+    command = [sys.executable, str(Path(__file__).with_name("data_encoding.py")), f"--shared={shared}"]
+    found: dict[str, Any] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    print(found, flush=True)
     return found
-
-
-def one_process(jobs: Sequence[ShardJob], done: Any) -> list[Any]:
-    """Run jobs here."""
-    return [job.run() for job in jobs]
-
-
-def cpu_seconds() -> float:
-    """CPU seconds of this process and of its children that ended."""
-    return sum(os.times()[:4])
 
 
 def packing(shared: Path, cache: Path) -> dict[str, Any]:
@@ -229,33 +167,36 @@ def open_made(folder: Path) -> PreparedExamples:
 
 
 def started(cache: Path, rows: int) -> dict[str, Any]:
-    """Seconds and memory of two processes that open prepared rows and take steps; the first makes the view."""
-    folder = made_store(cache, rows).folder
-    command = [sys.executable, __file__, "--start", str(folder)]
+    """Seconds and memory of processes that open prepared rows and take steps: the first chooses the rows, as `data
+    prepare` does at its end; the second is how a run starts."""
+    command = [
+        *(sys.executable, __file__, f"--start={made_store(cache, rows).folder}"),
+        f"--held-out={made_store(cache, HELD_OUT).folder}",
+    ]
     first, second = (json.loads(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(2))
     print(rows, first, second, flush=True)
-    return {"first": first, "later": second}
+    return {"choosing the rows": first, "start": second}
 
 
-def start_here(folder: Path) -> dict[str, Any]:
+def start_here(folder: Path, held_out: Path) -> dict[str, Any]:
     """Open prepared rows in this process and take steps of 64 rows."""
     before = memory()
     began = process_time()
     wall = perf_counter()
     store = open_made(folder)
     batch = BatchConfig(global_size=64, length=LENGTH, pack=True)
-    split = examples_of(HellaswagConfig(), "train", {"train": store, "validation": store}, batch)
+    stores: Stores = {"train": store, "validation": open_made(held_out)}
+    split = examples_of(HellaswagConfig(), "train", stores, batch)
     loader = Loader(Mixture([split.examples], seed=0), batch, pad_id=2)
     loader.next_step()
     found = {"CPU seconds": round(process_time() - began, 2), "seconds": round(perf_counter() - wall, 2)}
-    peak = psutil.Process().memory_info().rss
     for _ in range(STEPS * 8):
         loader.next_step()
     after = memory()
     return found | {
         "own MB": round((after[0] - before[0]) / 1e6),
         "mapped MB": round((after[1] - before[1]) / 1e6),
-        "whole process MB at the first step": round(peak / 1e6),
+        "whole process MB at the most": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
     }
 
 

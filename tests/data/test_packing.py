@@ -1,14 +1,20 @@
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from seektune.data.config import BatchConfig
 from seektune.data.example import Example
+from seektune.data.loader import Loader
+from seektune.data.mixing import Mixture
 from seektune.data.packing import RowPlan, best_fit, collate, singly
 from seektune.sequence import SequenceLayout
 
 PAD = 2
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def example(length: int, name: str = "x", first: int = 10) -> Example:
@@ -72,6 +78,36 @@ def test_packing_is_best_fit_decreasing(seed):
     rows = rows_of(lengths, length)
     assert sorted(chain.from_iterable(rows)) == sorted(lengths)
     assert sorted(length - sum(row) for row in rows) == one_by_one(lengths, length)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Examples of which only the lengths are known."""
+
+    lengths: np.ndarray
+    weights: None = None
+
+    @property
+    def counted(self) -> np.ndarray:
+        return self.lengths - 1
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def example(self, number: int) -> Example:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("kind", "length", "least"), [("hellaswag", 2048, 0.97), ("chat", 4096, 0.95)])
+def test_rows_of_real_lengths_are_filled(kind, length, least):
+    """The lengths of HellaSwag's training rows and of 1,325 conversations, by the official tokenizer."""
+    sizes, counts = json.loads((FIXTURES / "lengths.json").read_text())[kind]
+    lengths = np.random.default_rng(0).permutation(np.repeat(sizes, counts)).astype(np.int32)
+    batch = BatchConfig(global_size=8, length=length, pack=True)
+    loader = Loader(Mixture([Lengths(lengths)], seed=0), batch, PAD)
+    plans = [loader.next_rows() for _ in range(int(lengths.sum()) // length // 8)]
+    tokens = sum(int(lengths[plan.numbers].sum()) for plan in plans)
+    assert tokens / (len(plans) * 8 * length) >= least
 
 
 def test_equal_examples_fill_rows_together():
