@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from seektune.data.config import BatchConfig
-from seektune.data.datasets.dataset import DataCache
+from seektune.data.datasets.dataset import DataCache, EncodeSettings
 from seektune.data.datasets.hellaswag import HellaswagConfig
 from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader, in_order
 from seektune.data.mixing import Mixture
+from seektune.data.store.split import prepare_dataset
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.loss import validation_loss
 from seektune.io.cache_dir import cache_dir
@@ -50,9 +51,10 @@ class Rows:
         cache = DataCache(folder, print)
         tokenizer = load_tokenizer(config.vocab_size)
         self.batch = BatchConfig(global_size=16, micro_size=16, length=256)
-        self.train = section.load("train", tokenizer, cache).examples[:4000]
+        stores = prepare_dataset(section, EncodeSettings(config.vocab_size), cache)
+        self.train = [stores["train"].example(i) for i in range(4000)]
         self.pad = tokenizer.pad_id
-        held_out = section.load("validation", tokenizer, cache).examples[:100]
+        held_out = [stores["validation"].example(i) for i in range(100)]
         self.held_out = in_order(ExampleList(held_out), self.batch, self.pad)
 
     def loader(self, seed: int) -> Loader:

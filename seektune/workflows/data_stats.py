@@ -1,16 +1,17 @@
 """The command `data stats`: numbers of the rows that a recipe trains on."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seektune.data.datasets.dataset import DataCache, DataConfig
-from seektune.data.sources.row import SourceRow
-from seektune.data.stats.measure import measure
+from seektune.data.datasets.dataset import DataCache
+from seektune.data.stats.measure import count_tools, measure
 from seektune.data.stats.summary import summarize
+from seektune.data.store.progress import shown_progress
+from seektune.data.store.select import Digests
+from seektune.data.store.split import stores_to_inspect
 from seektune.io.atomic import refuse_existing, write_atomically
 from seektune.io.console import PartsDone, part_bar, say
 from seektune.recipe.recipe import Recipe
@@ -57,14 +58,18 @@ def measured(recipe: Recipe, cache: DataCache) -> list[dict[str, Any]]:
     """
     settings = settings_without_weights(recipe.model)
     found = []
+    digests: dict[str, Digests] = {}
     for dataset in recipe.datasets:
         dataset.fetch(cache)
-        source = dataset.source("train", cache)
+        with shown_progress(dataset.log_name) as prepared:
+            stores = stores_to_inspect(dataset, settings, cache, prepared)
         with part_bar(f"measuring {dataset.log_name}") as bar:
-            stats = measure(dataset, source, settings, partial(_rows_done, bar))
-        found.append((dataset, source.title, stats))
-    held_out = {f"{each.log_name} validation": _held_out(each, cache) for each in recipe.datasets}
-    digests = {f"{dataset.log_name} train": stats.digests for dataset, _, stats in found} | held_out
+            stats = measure(dataset, stores, settings.tokenizer, partial(_rows_done, bar))
+        stats.tools = count_tools(dataset, dataset.source("train", cache), stores)
+        found.append((dataset, stores["train"].manifest.title, stats))
+        digests[f"{dataset.log_name} train"] = stats.digests
+        if dataset.held_out_share is None and "validation" in stores:  # rows of a share are on one side
+            digests[f"{dataset.log_name} validation"] = stores["validation"].digests
     return [
         {
             "dataset": dataset.log_name,
@@ -83,16 +88,5 @@ def _rows_done(bar: PartsDone, done: int, of: int) -> None:
     bar(done, of, "rows")
 
 
-def _held_out(dataset: DataConfig, cache: DataCache) -> Sequence[int]:
-    """Digests of the validation rows; none if there is no such split, or it is a share of the training source."""
-    if dataset.held_out_share is not None:  # rows that are the same are on the same side
-        return []
-    try:
-        source = dataset.source("validation", cache)
-    except ValueError:
-        return []
-    return [row.digest for row in source.read(0, source.count()) if isinstance(row, SourceRow)]
-
-
-def _others(digests: dict[str, Sequence[int]], own: str) -> dict[str, Sequence[int]]:
+def _others(digests: dict[str, Digests], own: str) -> dict[str, Digests]:
     return {name: each for name, each in digests.items() if name != own}

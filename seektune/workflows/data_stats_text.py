@@ -37,7 +37,7 @@ def _body(summary: Mapping[str, Any]) -> Iterator[str]:
 def notes(summary: Mapping[str, Any]) -> Iterator[str]:
     """Sentences about rows that need attention."""
     if summary["limit"] is not None:
-        yield f"data.limit {summary['limit']:,}: training takes at most so many of these rows"
+        yield f"data.limit {summary['limit']:,}: at most so many rows, spread evenly, are trained on and measured here"
     if summary["bad_rows"]:
         yield f"{counted(summary['bad_rows'], 'bad row')}: {listed(summary['bad'], most=3)}"
     if summary["split_rows"]:

@@ -15,6 +15,7 @@ from seektune.data.sources.row import BadRow, SourceRow
 from seektune.data.sources.source import RowSource
 from seektune.data.stats.dataset_stats import counted_tokens, shared_starts
 from seektune.data.stats.measure import is_held_out
+from seektune.data.store.split import chosen, stores_to_inspect
 from seektune.io.console import counted, say
 from seektune.io.text import on_one_line
 from seektune.recipe.recipe import Recipe
@@ -46,7 +47,11 @@ def preview_row(recipe: Recipe, name: str, split: Split, row: int, cache_dir: Pa
         say(f"data.on_bad_row is {dataset.on_bad_row}: {outcome}")
         return
     assert isinstance(found, SourceRow), "a row that was read has examples"
-    for line in (*reasons_to_leave_out(dataset, source, found, row), *remarks(dataset, encoded, recipe)):
+    for line in reasons_to_leave_out(dataset, source, found, row):
+        say(line)
+    if split == "train" and dataset.limit is not None and not _within_limit(dataset, settings, cache, row):
+        say(f"left out: the {dataset.limit:,} rows of data.limit, spread evenly, are others")
+    for line in remarks(dataset, encoded, recipe):
         say(line)
     paper.print(legend(paper))
     _show(encoded, recipe, settings, paper)
@@ -76,8 +81,12 @@ def reasons_to_leave_out(dataset: DataConfig, source: RowSource, found: SourceRo
         first = next((each.place for each in earlier if each.digest == found.digest), None)
         if first is not None:
             yield f"left out: it repeats {on_one_line(first)}, and data.duplicates is drop"
-    if dataset.limit is not None:
-        yield f"data.limit {dataset.limit:,}: training takes at most so many rows, which may leave this one out"
+
+
+def _within_limit(dataset: DataConfig, settings: EncodeSettings, cache: DataCache, row: int) -> bool:
+    """Whether training takes a row; all are encoded to tell, as bad ones do not count."""
+    stores = stores_to_inspect(dataset, settings, cache)
+    return row in stores["train"].rows[chosen(dataset, "train", stores).ids]
 
 
 def remarks(dataset: DataConfig, examples: Sequence[Example], recipe: Recipe) -> Iterator[str]:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seektune.checkpoint.scan import format_of, mismatch, scan
-from seektune.data.datasets.dataset import DataCache, LoadedSplit
-from seektune.data.tokenizer import load_tokenizer
+from seektune.data.datasets.dataset import DataCache, EncodeSettings
+from seektune.data.store.split import SPLITS, prepare_dataset
+from seektune.data.tokenizer import OFFICIAL_SIZE, load_tokenizer
 from seektune.io.console import listed, many, say
 from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -15,6 +16,9 @@ from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import Cluster, known_gpu
 from seektune.planner.report import make_report
 from seektune.recipe.recipe import Recipe
+from seektune.run.data import check_objectives, open_split
+from seektune.run.encode_settings import encode_settings
+from seektune.run.streams import streamed, try_stream
 from seektune.workflows.plan import layout_at_launch
 
 GOOD = "ok"
@@ -58,7 +62,7 @@ def check(recipe: Recipe, cluster: Cluster | None, cache_dir: Path) -> Iterator[
         yield _tried("adapter", lambda: f"changes {len(read_adapter(adapter).changes)} modules")
     vocabulary = None if config is None else config.vocab_size
     yield _tried("tokenizer", lambda: _tokenizer(vocabulary))
-    yield _tried("data", lambda: _rows(recipe, vocabulary, cache_dir))
+    yield _tried("data", lambda: _rows(recipe, config, cache_dir))
     if config is not None:
         yield _plan(recipe, config, cluster)
 
@@ -98,27 +102,26 @@ def _weights(recipe: Recipe, config: DeepseekV4Config | None) -> Iterator[Findin
 
 
 def _tokenizer(vocabulary: int | None) -> str:
-    tokenizer = load_tokenizer(vocabulary if vocabulary is not None else 129280)
+    tokenizer = load_tokenizer(vocabulary if vocabulary is not None else OFFICIAL_SIZE)
     return f"fits a vocabulary of {vocabulary:,}" if vocabulary is not None else f"{type(tokenizer).__name__} loads"
 
 
-def _rows(recipe: Recipe, vocabulary: int | None, cache_dir: Path) -> str:
-    tokenizer = load_tokenizer(vocabulary if vocabulary is not None else 129280)
+def _rows(recipe: Recipe, config: DeepseekV4Config | None, cache_dir: Path) -> str:
+    """What training reads of each dataset; the rows are prepared, unless the cache has them."""
+    settings = EncodeSettings(OFFICIAL_SIZE) if config is None else encode_settings(config)
     cache = DataCache(cache_dir, lambda sentence: None)
-    train = recipe.datasets[0].load("train", tokenizer, cache)
-    held_out = recipe.datasets[0].load("validation", tokenizer, cache, recipe.evaluate.limit)
-    for name, split in (("train", train), ("validation", held_out)):
-        over = _too_long(recipe, split)
-        if over and recipe.batch.overlong == "error":
-            count = len(split.examples)
-            raise ValueError(f"{over} of {count:,} {name} rows are longer than batch.length {recipe.batch.length}")
-    lengths = [len(example.tokens) for example in train.examples]
-    tokens = f"{len(lengths):,} rows of {many(sum(lengths))} tokens"
-    return f"{tokens} from {train.source}, the longest {max(lengths)}, {_too_long(recipe, train)} too long"
-
-
-def _too_long(recipe: Recipe, split: LoadedSplit) -> int:
-    return sum(len(example.tokens) > recipe.batch.length for example in split.examples)
+    check_objectives(recipe.datasets)
+    if sections := streamed(recipe.datasets):
+        return "; ".join(try_stream(section, settings, cache, recipe.batch) for section in sections)
+    found = []
+    for dataset in recipe.datasets:
+        stores = prepare_dataset(dataset, settings, cache)
+        train, _ = (open_split(dataset, split, stores, recipe, cache.note) for split in SPLITS)
+        lengths = train.examples.lengths
+        tokens = f"{len(lengths):,} rows of {many(int(lengths.sum(dtype='int64')))} tokens"
+        long = train.report.overlong
+        found.append(f"{tokens} from {train.store.manifest.title}, the longest {lengths.max()}, {long} too long")
+    return "; ".join(found)
 
 
 def _plan(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster | None) -> Finding:

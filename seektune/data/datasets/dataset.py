@@ -33,15 +33,6 @@ class DataCache:
 
 
 @dataclass(frozen=True)
-class LoadedSplit:
-    """The examples of a split."""
-
-    examples: list[Example]
-    source: str
-    """Description of their source."""
-
-
-@dataclass(frozen=True)
 class DataCard:
     """A dataset's description for model cards."""
 
@@ -143,22 +134,12 @@ class DataConfig(Section, ABC):
             ValueError: the dataset cannot be encoded with these settings.
         """
 
-    def load(self, split: Split, tokenizer: Tokenizer, cache: DataCache, limit: int | None = None) -> LoadedSplit:
-        """The examples of a split in memory, of at most `limit` rows of it, spread evenly.
+    def rows(self, split: Split, cache: DataCache, limit: int | None = None) -> tuple[list[SourceRow], str]:
+        """The rows of a split in memory, at most `limit` of them, spread evenly, and their place; for questions.
 
         Raises:
             ValueError: a row is invalid and may not be dropped; the message names file and row.
             OSError: the rows are not here and no source answers.
-        """
-        rows, source = self.rows(split, cache, limit)
-        encoded = self.good(self.encoder(EncodeSettings(tokenizer.vocab_size)).encode(rows), cache.note)
-        return LoadedSplit([example for examples in encoded for example in examples], source)
-
-    def rows(self, split: Split, cache: DataCache, limit: int | None = None) -> tuple[list[SourceRow], str]:
-        """The rows of a split in memory, at most `limit` of them, spread evenly, and their place.
-
-        Raises:
-            ValueError, OSError: as `load`.
         """
         # here, because a recipe does not wait for the import of numpy
         from seektune.data.store.select import choose_rows

@@ -26,8 +26,12 @@ class DatasetStats:
 
     rows: int = 0
     examples: int = 0
-    bad: list[BadRow] = field(default_factory=list)
-    """Rows that could not be read or encoded."""
+    bad_rows: int = 0
+    """Rows that could not be read or encoded, those that are held out included."""
+    bad: Sequence[BadRow] = ()
+    """The first of them."""
+    repeated_rows: int = 0
+    """Rows that repeat an earlier one, whether or not they are left out."""
     split_rows: int = 0
     """Rows that became several examples."""
     repeated: int = 0
@@ -41,8 +45,8 @@ class DatasetStats:
     tools: ToolCounts = field(default_factory=ToolCounts)
     longest: list[tuple[int, str]] = field(default_factory=list)
     """Tokens and name of the longest examples, the longest first."""
-    digests: "array[int]" = field(default_factory=lambda: array("Q"))
-    """Of each row that could be read."""
+    digests: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    """Of each row with examples."""
     sizes: "array[int]" = field(default_factory=lambda: array("i"))
     """Tokens of each example."""
     counted: "array[int]" = field(default_factory=lambda: array("i"))

@@ -1,7 +1,7 @@
 """The statistics of a dataset as one object of JSON, from which text and HTML are made."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,13 +9,14 @@ import numpy as np
 
 from seektune.data.stats.dataset_stats import DatasetStats
 from seektune.data.stats.lengths import histogram, row_lengths
+from seektune.data.store.select import Digests
 
 NAMED = 30
 """Bad rows and tools that are listed by name."""
 QUANTILES = {"shortest": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
 
 
-def summarize(stats: DatasetStats, own_length: int, others: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def summarize(stats: DatasetStats, own_length: int, others: Mapping[str, Digests]) -> dict[str, Any]:
     """The numbers of a dataset.
 
     Args:
@@ -25,7 +26,7 @@ def summarize(stats: DatasetStats, own_length: int, others: Mapping[str, Sequenc
     """
     return {
         "rows": stats.rows,
-        "bad_rows": len(stats.bad),
+        "bad_rows": stats.bad_rows,
         "bad": [str(row) for row in stats.bad[:NAMED]],
         "examples": stats.examples,
         "tokens": int(stats.lengths.sum()),
@@ -44,7 +45,7 @@ def summarize(stats: DatasetStats, own_length: int, others: Mapping[str, Sequenc
         "tool_calls": stats.tools.called.total(),
         "scripts": _shares(stats.scripts),
         "taught_scripts": _shares(stats.taught_scripts),
-        "duplicates": _duplicates(stats.digests, others),
+        "duplicates": _duplicates(stats, others),
     }
 
 
@@ -59,13 +60,12 @@ def _lengths(stats: DatasetStats, own_length: int) -> dict[str, Any]:
     }
 
 
-def _duplicates(digests: Sequence[int], others: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+def _duplicates(stats: DatasetStats, others: Mapping[str, Digests]) -> dict[str, Any]:
     """Rows that repeat an earlier one, and how many distinct rows each other dataset has as well."""
-    own = np.array(digests, dtype=np.uint64)
-    distinct = np.unique(own)
-    shared = {name: int(np.isin(distinct, np.array(other, dtype=np.uint64)).sum()) for name, other in others.items()}
+    distinct = np.unique(stats.digests)
+    shared = {name: int(np.isin(distinct, other).sum()) for name, other in others.items()}
     return {
-        "repeated_rows": len(own) - len(distinct),
+        "repeated_rows": stats.repeated_rows,
         "also_in": {name: count for name, count in shared.items() if count},
     }
 

@@ -72,6 +72,26 @@ def prepare_split(
     )
 
 
+def stores_to_inspect(
+    dataset: DataConfig,
+    settings: EncodeSettings,
+    cache: DataCache,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Stores:
+    """As `prepare_dataset`, but bad rows are never an error, and nor is a missing validation split, which is left out.
+
+    Raises:
+        ValueError: no training row gives an example, or a file is damaged.
+        OSError: as `prepare_dataset`.
+    """
+    lenient = dataset.model_copy(update={"on_bad_row": "drop"})
+    train = prepare_split(lenient, "train", settings, cache, progress)
+    try:
+        return {"train": train, "validation": prepare_split(lenient, "validation", settings, cache, progress)}
+    except ValueError:
+        return {"train": train}
+
+
 def examples_of(
     dataset: DataConfig, split: Split, stores: Stores, batch: BatchConfig, limit: int | None = None
 ) -> PreparedSplit:
@@ -104,7 +124,7 @@ def _selected(
 
 def chosen(dataset: DataConfig, split: Split, stores: Stores) -> Selection:
     """The examples of a split, without a limit of rows for validation, whatever their length."""
-    other = None if split == "validation" or dataset.held_out_share is not None else stores["validation"]
+    other = None if split == "validation" or dataset.held_out_share is not None else stores.get("validation")
     return select(dataset, split, stores[split], other, dataset.limit if split == "train" else None)
 
 

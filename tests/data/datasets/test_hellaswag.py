@@ -14,6 +14,7 @@ from seektune.data.datasets.synthetic import made_hellaswag, write_hellaswag, wr
 from seektune.data.question import Question, right_answers
 from seektune.data.sources.find import split_files
 from seektune.data.tokenizer import Tokenizer
+from tests.data.in_memory import encoded
 from tests.places import HELLASWAG
 from tests.questions import question, read_split
 
@@ -99,11 +100,10 @@ def test_the_section_loads_examples_and_questions_of_its_folder(tmp_path: Path, 
     notes: list[str] = []
     cache = DataCache(tmp_path / "cache", notes.append)
     section.fetch(cache)
-    train = section.load("train", tokenizer, cache)
-    assert train.source == str(folder)
-    assert train.examples == right_answers(read_split(folder, "train"), tokenizer)
+    assert section.source("train", cache).title == str(folder)
+    assert encoded(section, "train", 2048, cache) == right_answers(read_split(folder, "train"), tokenizer)
     held_out = spread_evenly(read_split(folder, "validation"), 3)
-    assert section.load("validation", tokenizer, cache, limit=3).examples == right_answers(held_out, tokenizer)
+    assert encoded(section, "validation", 2048, cache, limit=3) == right_answers(held_out, tokenizer)
     assert section.questions(cache, limit=3) == held_out
     file = folder / "train.jsonl"
     assert HellaswagConfig().questions(cache, path=file) == read_split(folder, "train")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from seektune.data.datasets.dataset import DataCache
 from seektune.data.datasets.hellaswag import HellaswagConfig
 from seektune.data.datasets.synthetic import made_hellaswag, write_hellaswag, write_rows
-from seektune.data.tokenizer import Tokenizer
+from tests.data.in_memory import encoded
 
 
 @pytest.fixture
@@ -77,23 +77,21 @@ def test_a_limit_is_of_training_rows_and_duplicates_are_dropped_by_choice(tmp_pa
     assert numbers(section(folder, duplicates="drop"), "train", cache) == [*range(5)]
 
 
-def test_bad_rows_are_an_error_or_are_counted_and_listed(
-    tmp_path: Path, cache: DataCache, notes: list[str], tokenizer: Tokenizer
-) -> None:
+def test_bad_rows_are_an_error_or_are_counted_and_listed(tmp_path: Path, cache: DataCache, notes: list[str]) -> None:
     folder = write_hellaswag(tmp_path / "rows", 0, 1)
     rows = [json.dumps(row) for row in made_hellaswag(8)]
     rows[2] = "{"
     rows[5] = json.dumps({**made_hellaswag(1)[0], "label": "9"})
     (folder / "train.jsonl").write_text("\n".join(rows))
     with pytest.raises(ValueError, match=r"train.jsonl line 3: not JSON"):
-        section(folder).load("train", tokenizer, cache)
-    kept = section(folder, on_bad_row="drop").load("train", tokenizer, cache).examples
+        encoded(section(folder), "train", 2048, cache)
+    kept = encoded(section(folder, on_bad_row="drop"), "train", 2048, cache)
     assert [example.name.split()[-1] for example in kept] == ["1", "2", "4", "5", "7", "8"]
     assert [note.split(": ")[0] for note in notes] == ["1 row left out"] * 2
     assert "train.jsonl line 3: not JSON" in notes[0]
     assert "train.jsonl line 6: label '9' names none" in notes[1]
     (folder / "train.jsonl").write_text("{\n" * 9 + rows[0])
-    section(folder, on_bad_row="drop").load("train", tokenizer, cache)
+    encoded(section(folder, on_bad_row="drop"), "train", 2048, cache)
     assert notes[-1].startswith("9 rows left out: ")
     assert notes[-1].endswith("; and 4 more")
     assert "line 6" not in notes[-1]

@@ -1,0 +1,48 @@
+"""`seektune validate`: rows are read as training reads them."""
+
+from pathlib import Path
+
+import pytest
+
+from seektune.data.datasets.synthetic import write_hellaswag
+from seektune.data.store import shard
+from seektune.recipe.recipe import Recipe
+from seektune.workflows.prepare_data import prepare_data
+from seektune.workflows.validate import BAD, GOOD, Finding, check
+
+from .conftest import Make
+
+
+def data_of(asked: Recipe, cache: Path) -> Finding:
+    return next(finding for finding in check(asked, None, cache) if finding.subject == "data")
+
+
+def test_all_datasets_are_read_and_stay_prepared(
+    recipe: Make, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = write_hellaswag(tmp_path / "few", 9, 2)
+    asked = recipe(data=[{"path": str(rows)}, {"path": str(few), "limit": 4}], batch__length=100)
+    found = data_of(asked, tmp_path / "cache")
+    assert found.state == GOOD
+    first, second = found.said.split("; ")
+    assert first.startswith("40 rows of ")
+    assert f" tokens from {rows}, the longest " in first
+    assert second.startswith("4 rows of ")
+    monkeypatch.setattr(shard.ShardJob, "run", lambda self: pytest.fail("encoded again"))
+    prepare_data(asked, tmp_path / "cache")
+
+
+def test_what_training_would_refuse_is_wrong(recipe: Make, rows: Path, tmp_path: Path) -> None:
+    long = data_of(recipe(batch__length=20), tmp_path)
+    assert long.state == BAD
+    assert "examples that do not fit, of 40); set --batch.length=" in long.said
+    other = data_of(recipe(data={"kind": "preference", "path": str(rows)}), tmp_path)
+    assert (other.state, "needs an objective" in other.said) == (BAD, True)
+
+
+def test_the_first_rows_of_streams_are_tried(recipe: Make, rows: Path, tmp_path: Path) -> None:
+    found = data_of(recipe(data__stream=True), tmp_path)
+    assert (found.state, found.said) == (GOOD, f"streamed from {rows}; 64 examples of its first rows can be read")
+    (tmp_path / "train.jsonl").write_text("{\n", encoding="utf-8")
+    bad = data_of(recipe(data={"path": str(tmp_path), "stream": True}), tmp_path)
+    assert (bad.state, "train.jsonl line 1: not JSON" in bad.said) == (BAD, True)
