@@ -11,7 +11,7 @@ from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.job import Layout, TrainingJob, Weight, Weights, make_layout
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import meta_model
-from seektune.train.optim.build import check_groups, planned_state
+from seektune.train.optim.build import check_optimizer, planned_state
 
 PACKED = (torch.int8, torch.uint8)
 """Dtypes of quantized weights."""
@@ -53,7 +53,7 @@ def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight
     state = model.state_dict()
     counts = value_counts(state)
     learning = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    check_groups(learning, recipe.optimizer)
+    check_optimizer(learning, recipe.optimizer)
     needs = {name: planned_state(name, parameters[name], recipe.optimizer, config) for name in learning}
     return [
         Weight(

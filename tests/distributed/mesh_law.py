@@ -41,6 +41,10 @@ SHORT = ((140,), (1, 3, 4, 5, 50), (129, -4), (2,), (30, -20, 13), (1,), (64, 64
 LOSS = LossConfig(mtp_weight=0.3, balance_weight=0.05, bias_update_speed=0.001)
 STEPS = 4
 """Of a course: from the second on moments and balancing biases count, from the third on earlier moments decay."""
+ADAMW = AdamWConfig(lr=1e-3, eps=1e-5)
+MUON = MuonConfig(name="muon", lr=3e-4, eps=1e-5)
+"""The first layer's streams are equal: what mixes them has no gradient but rounding. AdamW's eps keeps it from becoming
+an update; Muon, which has none, must take small steps."""
 MUON_STEPS = 2
 """The second has momentum."""
 Box = tuple[slice, ...]
@@ -198,11 +202,6 @@ def look(model: ParallelModel, subject: Subject) -> Found:
     return Found(outcome.totals(), norm, listed(outcome.loads), gradients, scores)
 
 
-# the first layer's streams are equal: what mixes them has no gradient but rounding, which must not become an update
-ADAMW = AdamWConfig(lr=1e-3, eps=1e-5)
-MUON = MuonConfig(name="muon", lr=1e-3, eps=1e-5)
-
-
 def learn(model: ParallelModel, subject: Subject, steps: int = STEPS, wanted: OptimizerConfig = ADAMW) -> Course:
     """Steps on the same rows, as the trainer takes them."""
     data = own_data(model, subject)
@@ -228,11 +227,11 @@ def look_spread(parallel: Mapping[str, Any], subject: Subject) -> Found:
     return look(spread(parallel, subject), subject)
 
 
-def learn_twice(model: ParallelModel, subject: Subject) -> dict[str, Course]:
-    """By optimizer, from the same weights."""
+def learn_twice(model: ParallelModel, subject: Subject, muon: bool = True) -> dict[str, Course]:
+    """By optimizer, from the same weights; with AdamW and, if asked for, with Muon."""
     before = {name: piece.tensor.clone() for name, piece in model.shards().items()}
     found = {}
-    for wanted, steps in ((ADAMW, STEPS), (MUON, MUON_STEPS)):
+    for wanted, steps in ((ADAMW, STEPS), *[(MUON, MUON_STEPS)] * muon):
         with torch.no_grad():
             for name, piece in model.shards().items():
                 piece.tensor.copy_(before[name])
@@ -240,8 +239,8 @@ def learn_twice(model: ParallelModel, subject: Subject) -> dict[str, Course]:
     return found
 
 
-def learn_spread(parallel: Mapping[str, Any], subject: Subject) -> dict[str, Course]:
-    return learn_twice(spread(parallel, subject), subject)
+def learn_spread(parallel: Mapping[str, Any], subject: Subject, muon: bool) -> dict[str, Course]:
+    return learn_twice(spread(parallel, subject), subject, muon)
 
 
 def assembled(pieces: Sequence[Pieces], whole: Pieces) -> dict[str, np.ndarray]:

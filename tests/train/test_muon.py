@@ -10,7 +10,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.train.optim import muon as module
 from seektune.train.optim.adamw import AdamW
-from seektune.train.optim.build import KINDS, build_optimizer, check_groups, parameter_groups
+from seektune.train.optim.build import KINDS, build_optimizer, check_optimizer, parameter_groups
 from seektune.train.optim.config import OPTIMIZERS, AdamWConfig, MuonConfig
 from seektune.train.optim.muon import GAMMA, MATRICES, Muon
 from seektune.train.optim.muon_table import TABLE, muon_rule, shares, table_lines
@@ -177,7 +177,7 @@ def test_parameters_get_the_rate_and_decay_of_the_first_group_that_matches():
 def test_a_group_that_matches_nothing_is_refused(groups, said):
     names = [name for name, parameter in small_model().named_parameters() if parameter.requires_grad]
     with pytest.raises(ValueError, match=said):
-        check_groups(names, with_groups(*groups))
+        check_optimizer(names, with_groups(*groups))
 
 
 def test_an_unknown_kind_of_parameter_is_refused_by_name():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seektune.parallel.placement import local
-from seektune.train.optim.master import MasterOptimizer
+from seektune.train.optim.master import MasterOptimizer, fp32_zeros
 
 
 class AdamW(MasterOptimizer):
@@ -29,9 +29,9 @@ class AdamW(MasterOptimizer):
         numbers = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(parameters, {**numbers, "master": master, "seed": seed})
 
-    def moments(self, parameter: Tensor) -> tuple[str, ...]:
-        """The first and the second moment."""
-        return "exp_avg", "exp_avg_sq"
+    def zeros(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The first and the second moment, fp32."""
+        return {"exp_avg": fp32_zeros(parameter), "exp_avg_sq": fp32_zeros(parameter)}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

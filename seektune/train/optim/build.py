@@ -12,6 +12,7 @@ from seektune.model.config import DeepseekV4Config
 from seektune.parallel.matrix_exchange import stack_of
 from seektune.parallel.mesh import Mesh
 from seektune.train.optim.adamw import AdamW
+from seektune.train.optim.adamw_8bit import BLOCK, AdamW8bit, check_torchao, is_quantized
 from seektune.train.optim.config import AdamWConfig, MuonConfig, OptimizerConfig, ParameterGroupConfig
 from seektune.train.optim.master import MasterOptimizer
 from seektune.train.optim.muon import MATRICES, Muon
@@ -42,6 +43,10 @@ class OptimizerKind:
     """Settings of a parameter by its name, itself, the section and the model's config."""
     make: Callable[[list[Settings], Any, int, Mesh], MasterOptimizer]
     """The optimizer of groups, the section, the seed of stochastic rounding and the mesh of the parameters."""
+    moment_bytes: Callable[[Tensor, Settings], float]
+    """Bytes of moments per element of a parameter with these settings."""
+    check: Callable[[], None] = lambda: None
+    """Raises a ValueError if a library is missing."""
 
 
 def _adamw_settings(name: str, parameter: Tensor, config: OptimizerConfig, model: DeepseekV4Config) -> Settings:
@@ -63,7 +68,20 @@ def _muon(groups: list[Settings], config: MuonConfig, seed: int, mesh: Mesh) -> 
     return Muon(groups, *numbers, config.master, seed, mesh.shards_of)
 
 
-KINDS = {"adamw": OptimizerKind(_adamw_settings, _adamw), "muon": OptimizerKind(_muon_settings, _muon)}
+def _adamw_8bit(groups: list[Settings], config: OptimizerConfig, seed: int, mesh: Mesh) -> AdamW8bit:
+    return AdamW8bit(groups, config.lr, config.betas, config.eps, config.weight_decay, config.master, seed)
+
+
+KINDS = {
+    "adamw": OptimizerKind(_adamw_settings, _adamw, lambda parameter, settings: 8),
+    "muon": OptimizerKind(_muon_settings, _muon, lambda parameter, settings: 4 if settings[MATRICES] else 8),
+    "adamw_8bit": OptimizerKind(
+        _adamw_settings,
+        _adamw_8bit,
+        lambda parameter, settings: 2 * (1 + 4 / BLOCK) if is_quantized(parameter) else 8,
+        check_torchao,
+    ),
+}
 """By `optimizer.name`."""
 
 
@@ -108,12 +126,14 @@ def named_groups(names: Iterable[str], config: OptimizerConfig) -> dict[str, Par
     return found
 
 
-def check_groups(names: Iterable[str], config: OptimizerConfig) -> None:
-    """Check that each group of `optimizer.groups` has one of the trainable parameters of the whole model.
+def check_optimizer(names: Iterable[str], config: OptimizerConfig) -> None:
+    """Check that the optimizer can be made, and that each of its groups has a trainable parameter of the whole model.
 
     Raises:
-        ValueError: a pattern matches none, only some that an earlier group has, or is not a regular expression.
+        ValueError: a pattern matches none, only some that an earlier group has, or is not a regular expression; or a
+            library is missing.
     """
+    KINDS[config.name].check()
     used = {id(group) for group in named_groups(names, config).values()}
     for number, group in enumerate(config.groups):
         if id(group) not in used:
@@ -135,11 +155,13 @@ class PlannedState:
 
 def planned_state(name: str, parameter: Tensor, config: OptimizerConfig, model: DeepseekV4Config) -> PlannedState:
     """What a trained parameter of the whole model needs."""
-    matrices = KINDS[config.name].settings(name, parameter, config, model).get(MATRICES, 0)
-    if not matrices:
-        return PlannedState(8, 0)
-    stack = stack_of(parameter, matrices)
-    return PlannedState(4, stack.count * iteration_flops(stack.rows, stack.columns))
+    kind = KINDS[config.name]
+    settings = kind.settings(name, parameter, config, model)
+    moment_bytes = kind.moment_bytes(parameter, settings)
+    if not settings.get(MATRICES):
+        return PlannedState(moment_bytes, 0)
+    stack = stack_of(parameter, settings[MATRICES])
+    return PlannedState(moment_bytes, stack.count * iteration_flops(stack.rows, stack.columns))
 
 
 def is_decayed(name: str, parameter: Tensor) -> bool:

@@ -49,6 +49,13 @@ class AdamWConfig(OptimizerConfig):
     """Name of the optimizer."""
 
 
+class AdamW8bitConfig(OptimizerConfig):
+    """AdamW with moments of 8 bits for matrices, by torchao (an extra): 2.06 bytes per element instead of 8."""
+
+    name: Literal["adamw_8bit"]
+    """Name of the optimizer."""
+
+
 class MuonConfig(OptimizerConfig):
     """Muon for matrices, with fp32 momentum; AdamW for everything else (the page on optimizers has the table)."""
 
@@ -62,7 +69,11 @@ class MuonConfig(OptimizerConfig):
     """Decoupled decay of Muon's matrices, the embedding and the head."""
 
 
-OPTIMIZERS: dict[str, type[OptimizerConfig]] = {"adamw": AdamWConfig, "muon": MuonConfig}
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
+    "adamw": AdamWConfig,
+    "muon": MuonConfig,
+    "adamw_8bit": AdamW8bitConfig,
+}
 """Sections by the value of `optimizer.name`; the first is the default."""
 
 OptimizerSection = Annotated[OptimizerConfig, OneOf("name", OPTIMIZERS)]

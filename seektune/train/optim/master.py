@@ -24,16 +24,15 @@ class MasterOptimizer(torch.optim.Optimizer):
     """
 
     @abstractmethod
-    def moments(self, parameter: Tensor) -> tuple[str, ...]:
-        """Names of the fp32 states of a parameter that have its shape, besides the copy."""
+    def zeros(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The moments of a parameter before its first update, by name; of a sharded one, for the local shard."""
 
     def begin(self, parameter: Tensor) -> None:
-        """Create the state of a parameter before its first update; of a sharded one, for the local shard."""
+        """Create the state of a parameter before its first update."""
         state = self.state[parameter]
         weight = local(parameter).detach()
         state["step"] = torch.tensor(0.0)
-        for name in self.moments(parameter):
-            state[name] = torch.zeros_like(weight, dtype=torch.float32)
+        state.update(self.zeros(parameter))
         if parameter.dtype != torch.float32 and self.defaults["master"] == "fp32":
             state["master"] = weight.float()
 
@@ -75,6 +74,11 @@ class MasterOptimizer(torch.optim.Optimizer):
             for key, value in state_dict["state"].get(number, {}).items():
                 place = value.device if key == "step" else parameter.device
                 self.state[parameter][key] = value.to(place, copy=True)
+
+
+def fp32_zeros(parameter: Tensor) -> Tensor:
+    """fp32 zeros in the shape of the local shard."""
+    return torch.zeros_like(local(parameter).detach(), dtype=torch.float32)
 
 
 def _generator(parameter: Tensor, seed: int, step: int, index: tuple[int, ...]) -> torch.Generator:

@@ -14,6 +14,7 @@ from seektune.parallel.matrix_exchange import MatrixRound, ShardPlace, run_round
 from seektune.parallel.matrix_plan import ROUND_ELEMENTS, Unit, assign, rounds
 from seektune.parallel.placement import local
 from seektune.train.optim.adamw import AdamW
+from seektune.train.optim.master import fp32_zeros
 from seektune.train.optim.newton_schulz import iteration_flops, orthogonalize
 
 GAMMA = 0.18
@@ -54,9 +55,9 @@ class Muon(AdamW):
         self._matrices = {parameter for group in self.param_groups if group[MATRICES] for parameter in group["params"]}
         self._rounds: dict[tuple[int, ...], list[MatrixRound]] = {}
 
-    def moments(self, parameter: Tensor) -> tuple[str, ...]:
-        """One for matrices, two for other parameters."""
-        return ("momentum",) if parameter in self._matrices else super().moments(parameter)
+    def zeros(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The momentum of matrices, fp32; for other parameters as AdamW."""
+        return {"momentum": fp32_zeros(parameter)} if parameter in self._matrices else super().zeros(parameter)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
