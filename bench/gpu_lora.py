@@ -20,9 +20,10 @@ from seektune.lora.config import LoraConfig
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
-from seektune.train.config import LossConfig, OptimizerConfig
+from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32
 from seektune.train.optim.build import build_optimizer
+from seektune.train.optim.config import AdamWConfig
 from seektune.train.step import train_step
 
 LAYERS, RANK, STEPS = 3, 8, 3
@@ -50,7 +51,7 @@ def measure(folder: Path, lengths: list[int]) -> dict[str, Any]:
     model.cuda()
     accumulate_in_fp32(model.parameters())
     alone, loss = ParallelModel.alone(model), LossConfig(mtp_weight=0.0)
-    optimizer = build_optimizer(model, OptimizerConfig(lr=1e-3), seed=0)
+    optimizer = build_optimizer(model, AdamWConfig(lr=1e-3), seed=0)
     for length in lengths:
         ids = torch.randint(2, model.config.vocab_size, (1, length), device="cuda")
         batch, seconds = Batch(ids, ids, torch.ones_like(ids)), []

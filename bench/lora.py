@@ -34,9 +34,10 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
-from seektune.train.config import LossConfig, OptimizerConfig
+from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32
 from seektune.train.optim.build import build_optimizer
+from seektune.train.optim.config import AdamWConfig
 from seektune.train.step import train_step
 
 TARGETS = ("attn", "ffn.experts")
@@ -104,7 +105,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, object]:
     before = None if streamed else frozen_digest(base_state(model))
     accumulate_in_fp32(model.parameters())
     alone = ParallelModel.alone(model)
-    optimizer, loss = build_optimizer(model, OptimizerConfig(lr=1e-3), seed=0), LossConfig(mtp_weight=0.0)
+    optimizer, loss = build_optimizer(model, AdamWConfig(lr=1e-3), seed=0), LossConfig(mtp_weight=0.0)
     spent = timed_multiplying()
     seconds, work, losses = [], [], []
     for step in range(1, options.steps + 1):

@@ -31,9 +31,10 @@ from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.model import ParallelModel
-from seektune.train.config import LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.config import LossConfig, ScheduleConfig
 from seektune.train.gradient import accumulate_in_fp32
 from seektune.train.optim.build import build_optimizer
+from seektune.train.optim.config import AdamWConfig
 from seektune.train.schedule import learning_rate
 from seektune.train.step import train_step
 
@@ -130,7 +131,7 @@ def tuned(way: str, rate: float, base: Path, rows: Rows, seed: int, options: arg
 def tune(model: DeepseekV4ForCausalLM, rows: Rows, steps: int, rate: float, seed: int) -> None:
     """Train on rows of a seed, with a cosine."""
     accumulate_in_fp32(model.parameters())
-    optimizer = build_optimizer(model, OptimizerConfig(lr=rate, weight_decay=0.0), seed=0)
+    optimizer = build_optimizer(model, AdamWConfig(lr=rate, weight_decay=0.0), seed=0)
     loader, schedule = rows.loader(seed), ScheduleConfig(warmup_steps=5)
     step = partial(
         train_step, ParallelModel.alone(model), optimizer, loss=LossConfig(mtp_weight=0.0), max_grad_norm=1.0

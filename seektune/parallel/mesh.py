@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from seektune.checkpoint import Ranks
 from seektune.parallel.dims import ParallelDims, RankCoords
@@ -61,6 +62,15 @@ class Mesh:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def shards_of(self, parameter: Tensor) -> DeviceMesh | None:
+        """The mesh over which FSDP2 shards a parameter; None if it does not.
+
+        Not the DTensor's own, which torch may take from a cache, where meshes of the same ranks are the same.
+        """
+        if self.axes is None or not isinstance(parameter, DTensor):
+            return None
+        return self.axes.expert_shards if parameter.dim() == 3 and self.dims.ep_size > 1 else self.axes.dense
 
     def _reduce(self, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         if self.axes is None:

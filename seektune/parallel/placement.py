@@ -30,7 +30,11 @@ def shard_of(name: str, parameter: Tensor, mesh: Mesh) -> Shard:
 
 
 def shard_like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shard:
-    """The shard that `tensor` is if it is sharded like `parameter`, such as optimizer state."""
+    """The shard that `tensor` is if it is sharded like `parameter`, such as optimizer state.
+
+    Its rows may be shorter by a factor, such as those of scales of blocks.
+    """
+    factor = local(parameter).shape[-1] // max(1, tensor.shape[-1]) if parameter.dim() else 1
     shape = tuple(parameter.shape)
     offsets = (0,) * parameter.dim()
     if isinstance(parameter, DTensor):
@@ -39,6 +43,9 @@ def shard_like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shar
         first = mesh.coords.ep * shape[0]
         shape = (shape[0] * mesh.dims.ep_size, *shape[1:])
         offsets = (first + offsets[0], *offsets[1:])
+    if factor > 1:
+        shape = (*shape[:-1], shape[-1] // factor)
+        offsets = (*offsets[:-1], offsets[-1] // factor)
     if 0 in tensor.shape:  # an empty shard: torch's offsets point beyond the end
         offsets = (0,) * len(shape)
     return Shard(tensor, shape, tuple(offsets))

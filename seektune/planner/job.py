@@ -28,6 +28,10 @@ class Weight:
     buffer: bool = False
     values: int = 1
     """Values stored per element: two for packed FP4, none for scales."""
+    moment_bytes: float = 8
+    """Bytes of moments per element, if it is trained."""
+    matrix_flops: int = 0
+    """Operations with which the optimizer orthogonalises its matrices, all of them; 0 if it does not."""
 
     @property
     def numel(self) -> int:
@@ -211,13 +215,14 @@ def in_flight(layout: Layout, process: int) -> dict[int, int]:
 
 
 def _tensors(weights: Sequence[Weight]) -> list[Row]:
-    counts: Counter[tuple[int, ...]] = Counter()
+    counts: Counter[tuple[Number, ...]] = Counter()
     for weight in weights:
         rows = (weight.shape or (1,))[0]
-        kind = weight.expert, weight.learns, weight.buffer, weight.adapter, weight.values
-        counts[rows, weight.numel // rows, weight.size, *kind] += 1
-    names = ("rows", "rest", "size", "expert", "learns", "whole", "low", "values")
-    return [{**dict(zip(names, map(int, key), strict=True)), "count": count} for key, count in counts.items()]
+        kind = map(int, (weight.expert, weight.learns, weight.buffer, weight.adapter, weight.values))
+        counts[rows, weight.numel // rows, weight.size, *kind, weight.moment_bytes, weight.matrix_flops] += 1
+    names = ("rows", "rest", "size", "expert", "learns", "whole", "low", "values", "moment_bytes",
+             "matrix_flops")  # fmt: skip
+    return [{**dict(zip(names, key, strict=True)), "count": count} for key, count in counts.items()]
 
 
 def _units(weights: Sequence[Weight]) -> list[Row]:

@@ -68,7 +68,7 @@ def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> 
     slowest = max(range(layout.pp), key=lambda process: sum(_busy(times[s]) for s in layout.stages_of(process)))
     held = layout.stages_of(slowest)
     fsdp, replicate = _sharding(layout, cluster, numbers[slowest], factors)
-    optimizer = _optimizer(numbers[slowest], cluster, factors)
+    optimizer = _optimizer(layout, numbers[slowest], cluster, factors)
     messages = {axis: layout.micro_batches * sum(stages[s].messages[axis] for s in held) for axis in ("ep", "cp", "pp")}
     shown = {
         axis: (1 - factors["hidden"]) * value
@@ -112,8 +112,7 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     job = layout.job
     rows = layout.rows_at_a_time / layout.dims.cp_size
     flops = _forward(layout, stage)
-    rate = cluster.flops * factors["matmul"]
-    rate *= 1 if job.itemsize < 4 else factors["tf32"]
+    rate = _matmul_rate(job, cluster, factors)
     forward = {part: rows * value / rate for part, value in flops.items()}
     # forward passes that are recomputed in backward
     again = {"none": 0.0, "block": 1.0, "selective": factors["selective"]}[job.parallel.recompute]
@@ -209,7 +208,20 @@ def _sharding(layout: Layout, cluster: Cluster, numbers: Numbers, factors: Mappi
     return total, replicate
 
 
-def _optimizer(numbers: Numbers, cluster: Cluster, factors: Mapping[str, float]) -> float:
-    """Seconds to read gradients twice, for the norm and the update, and to read and write all other state."""
+def _optimizer(layout: Layout, numbers: Numbers, cluster: Cluster, factors: Mapping[str, float]) -> float:
+    """Seconds of the optimizer: memory traffic, and of Muon matrix products and messages.
+
+    Gradients are read twice, for the norm and the update; all other state is read and written.
+    """
+    dims = layout.dims
     touched = 2 * numbers["gradients"] + 2 * (numbers["moments"] + numbers["master"] + 2 * numbers["trained"])
-    return touched / (cluster.memory_rate * factors["memory"])
+    products = numbers["orthogonal_flops"] / _matmul_rate(layout.job, cluster, factors)
+    shares = (dims.fsdp_size - 1) / dims.fsdp_size
+    messages = 2 * numbers["exchanged"] * shares / (cluster.between(dims.fsdp_size) * factors["link"])
+    messages += numbers["copied"] / (cluster.between(dims.dp_replicate, dims.fsdp_size) * factors["link"])
+    return touched / (cluster.memory_rate * factors["memory"]) + products + messages
+
+
+def _matmul_rate(job: TrainingJob, cluster: Cluster, factors: Mapping[str, float]) -> float:
+    """Operations per second of matrix products in the model's dtype."""
+    return cluster.flops * factors["matmul"] * (1 if job.itemsize < 4 else factors["tf32"])

@@ -20,10 +20,10 @@ from seektune.train.config import (
     GuardConfig,
     LoggingConfig,
     LossConfig,
-    OptimizerConfig,
     ScheduleConfig,
     TrainConfig,
 )
+from seektune.train.optim.config import AdamWConfig, OptimizerSection
 
 
 def _known_preset(name: str) -> str:
@@ -113,7 +113,7 @@ class Recipe(Section):
     """One dataset, or a list of them with weights."""
     batch: BatchConfig
     """Number of tokens per optimizer step."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerSection = AdamWConfig()
     """Optimizer and its settings."""
     schedule: ScheduleConfig = ScheduleConfig()
     """Learning rate schedule."""
@@ -187,4 +187,6 @@ class Recipe(Section):
             raise ValueError("model.offload stream needs model.weights to stream from, and model.quantized")
         if self.lora.targets and self.loss.bias_update_speed:
             raise ValueError("loss.bias_update_speed must be 0 with lora.targets: gates are frozen")
+        if self.lora.targets and self.optimizer.name == "muon":
+            raise ValueError("optimizer.name muon trains whole matrices; with lora.targets, use adamw")
         return self

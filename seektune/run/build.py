@@ -1,10 +1,11 @@
 """Builds the mesh and the model of a run, with weights, adapters and parallelism."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from seektune.checkpoint import locate
 from seektune.checkpoint.companions import code_notes
@@ -30,6 +31,7 @@ from seektune.parallel.recompute import recompute_blocks
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.run.drafter import train_drafter
+from seektune.train.optim.build import check_optimizer
 from seektune.train.settings import Origin
 
 
@@ -111,10 +113,21 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
     if adapted:
         init_adapters(model, recipe.seed)
         _begun_from(recipe.lora.adapter if with_weights else None, model)
+    check_recipe_optimizer(recipe, model.full_model)
     if recipe.lora.dropout and mesh.rank > 0:
         # a generator per process, as its rows, tokens or layers differ
         torch.manual_seed(recipe.seed + mesh.rank)
     return model
+
+
+def check_recipe_optimizer(recipe: Recipe, whole: Callable[[], nn.Module]) -> None:
+    """Check the optimizer and its groups against the whole model, which is only built if there are groups.
+
+    Raises:
+        ValueError: a group has no trainable parameter, or a library is missing.
+    """
+    parameters = whole().named_parameters() if recipe.optimizer.groups else ()
+    check_optimizer([name for name, parameter in parameters if parameter.requires_grad], recipe.optimizer)
 
 
 def _begun_from(adapter: str | None, model: ParallelModel) -> ParallelModel:

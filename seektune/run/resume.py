@@ -17,7 +17,8 @@ from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.run_dir import TAKEN, refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
-from seektune.train.config import TrainConfig
+from seektune.train.config import ScheduleConfig, TrainConfig
+from seektune.train.optim.config import OPTIMIZERS, AdamWConfig
 
 DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "train", "lora", "seed")
 """Sections of a recipe that cannot change when a run resumes."""
@@ -197,10 +198,21 @@ def _differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:
     now = recipe.model_dump(mode="json")
     # a run from before this section trained the weights or adapters
     saved = {"train": TrainConfig().model_dump(mode="json"), **saved}
+    saved = {**saved, **{part: default | saved[part] for part, default in _defaults(saved).items() if part in saved}}
     parts = [part for part in DECISIVE if _comparable(now.get(part)) != _comparable(saved.get(part))]
     if saved.get("steps", 0) > recipe.steps:
         parts.append("number of steps (fewer than before)")
     return parts
+
+
+def _defaults(saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The defaults of sections that have got keys since checkpoints were first written."""
+    name = saved.get("optimizer", {}).get("name")
+    optimizer = OPTIMIZERS[name](name=name) if name in OPTIMIZERS else AdamWConfig()
+    return {
+        "optimizer": optimizer.model_dump(mode="json"),
+        "schedule": ScheduleConfig().model_dump(mode="json"),
+    }
 
 
 def _comparable(value: Any) -> str:

@@ -17,6 +17,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.data import TrainData
 from seektune.run.evals import Scores, TaskComparison, compare
 from seektune.train.checkpoints import complete_checkpoints
+from seektune.train.optim.muon_table import shares
 from seektune.train.report_text import EvalText, ReportText
 from seektune.train.score_plot import BeforeAfter, Reference, Score
 
@@ -44,6 +45,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
             f"{batch.global_size} rows of up to {batch.length} tokens per step{packed}, {batch.micro_size} at a time",
         ),
         ("optimizer", f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"),
+        *_muon(recipe, model),
         ("schedule", f"{recipe.schedule.name}, {recipe.schedule.warmup_steps} of {recipe.steps} steps warm-up"),
         ("seed", str(recipe.seed)),
     ]
@@ -52,6 +54,15 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
     for name, value in facts:
         say(f"{name + ':':<12} {value}")
     return facts
+
+
+def _muon(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
+    """How many parameters Muon trains; `seektune plan` lists them."""
+    if recipe.optimizer.name != "muon":
+        return []
+    trained = {name: p.shape for name, p in model.full_model().named_parameters() if p.requires_grad}
+    found = shares(trained)
+    return [("matrices", f"{many(found.get('muon', 0))} by muon, {many(found.get('adamw', 0))} by adamw")]
 
 
 def _rows(lesson: TrainData) -> str:

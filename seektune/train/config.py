@@ -11,34 +11,17 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
-class OptimizerConfig(Section):
-    """AdamW: fp32 moments and fp32 arithmetic whatever the model's dtype."""
-
-    name: Literal["adamw"] = "adamw"
-    """Name of the optimizer."""
-    lr: Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)] = 1e-5
-    """Peak learning rate; see `schedule`."""
-    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
-    """Decay of the first and second moment."""
-    eps: Positive = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: NotNegative = 0.1
-    """Decoupled decay; norms, biases and the parameters of mHC, sinks and compressors are not decayed."""
-    max_grad_norm: Positive | None = 1.0
-    """Gradients are clipped to this norm over all parameters; null = no clipping."""
-    master: Literal["fp32", "bf16_stochastic"] = "fp32"
-    """How small updates of bf16 weights are kept: an fp32 copy, or stochastic rounding, without extra memory."""
-
-
 class ScheduleConfig(Section):
-    """Learning rate schedule: linear warm-up, then cosine or constant."""
+    """Learning rate schedule: linear warm-up, then a shape of `seektune/train/schedule.py`."""
 
-    name: Literal["cosine", "constant"] = "cosine"
-    """Schedule after the warm-up."""
+    name: Literal["cosine", "constant", "linear", "wsd"] = "cosine"
+    """Schedule after the warm-up: `cosine` and `linear` fall all the time, `wsd` only in its last steps."""
     warmup_steps: NonNegativeInt = 0
     """Steps of linear warm-up to the peak."""
     min_lr_ratio: Share = 0.1
-    """Final learning rate of the cosine, as a share of the peak."""
+    """Final learning rate, as a share of the peak; not of `constant`."""
+    decay_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.2
+    """Share of the steps after the warm-up in which `wsd` falls linearly."""
 
 
 class LossConfig(Section):

@@ -26,7 +26,7 @@ class ResumableRun:
         self.stream = stream
         self.settings = settings
         self.folder = folder
-        self.optimizer = build_optimizer(model, settings.optimizer, settings.seed)
+        self.optimizer = build_optimizer(model, settings.optimizer, settings.seed, model.mesh)
         self.step = 0
         """Steps done."""
         self.saved: list[Saved] = []
@@ -49,6 +49,7 @@ class ResumableRun:
         facts = read_facts(checkpoint)
         if lacking := {"step", "stream", "log", "guard"} - facts.keys():
             raise ValueError(f"{checkpoint} does not say where its run stood: it lacks {', '.join(sorted(lacking))}")
+        self._check_optimizer(checkpoint, facts)
         if facts.get("base") != self._base:
             raise ValueError(f"{checkpoint} was made on other frozen weights than these; give the ones it began with")
         try:
@@ -82,10 +83,21 @@ class ResumableRun:
             "log": log.state_dict(),
             "guard": self._guard.state_dict(),
             "base": self._base,
+            "optimizer": self.settings.optimizer.name,
             **self.settings.record,
         }
         self._checkpoints.save(self.step, run_tensors(self.model, self.optimizer), facts, wait)
         return self._checkpoints.place(self.step)
+
+    def _check_optimizer(self, checkpoint: Path, facts: dict[str, Any]) -> None:
+        """Check that a checkpoint is of this optimizer; early ones, which do not say, are of AdamW."""
+        saved = facts.get("optimizer", "adamw")
+        ours = self.settings.optimizer.name
+        if saved != ours:
+            raise ValueError(
+                f"{checkpoint} holds the state of optimizer {saved}, which {ours} cannot continue; set "
+                f"optimizer.name={saved}, or begin a new run with model.weights"
+            )
 
     @property
     def cannot_save(self) -> bool:

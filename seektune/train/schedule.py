@@ -1,14 +1,32 @@
-"""Learning rate schedules: linear warm-up, then cosine or constant."""
+"""Learning rate schedules: linear warm-up, then one of several shapes."""
 
+from collections.abc import Callable
 from math import cos, pi
 
 from seektune.train.config import ScheduleConfig
 
 
+def _cosine(progress: float, config: ScheduleConfig) -> float:
+    return (1 + cos(pi * progress)) / 2
+
+
+def _linear(progress: float, config: ScheduleConfig) -> float:
+    return 1 - progress
+
+
+def _wsd(progress: float, config: ScheduleConfig) -> float:
+    """Warm-up, stable, decay."""
+    return min(1.0, (1 - progress) / config.decay_share)
+
+
+SHAPES: dict[str, Callable[[float, ScheduleConfig], float]] = {"cosine": _cosine, "linear": _linear, "wsd": _wsd}
+"""By `schedule.name`: the height above the floor, from 1 down to 0, by the share of steps after the warm-up."""
+
+
 def learning_rate(step: int, steps: int, lr: float, config: ScheduleConfig) -> float:
     """The rate of `step`, counted from 1 to `steps`; `lr` is the peak.
 
-    The warm-up's last step and the step after it run at the peak; the cosine would reach its floor one step after the
+    The warm-up's last step and the step after it run at the peak; a shape would reach its floor one step after the
     last, so that no step is spent at a rate of zero.
     """
     warmup = config.warmup_steps
@@ -18,4 +36,4 @@ def learning_rate(step: int, steps: int, lr: float, config: ScheduleConfig) -> f
         return lr
     progress = (step - 1 - warmup) / (steps - warmup)
     floor = config.min_lr_ratio
-    return lr * (floor + (1 - floor) * (1 + cos(pi * progress)) / 2)
+    return lr * (floor + (1 - floor) * SHAPES[config.name](progress, config))

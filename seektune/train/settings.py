@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seektune.data.step_data import StepData
-from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, ScheduleConfig
+from seektune.train.optim.config import OptimizerConfig
 
 
 class Savable(Protocol):

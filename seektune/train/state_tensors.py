@@ -8,14 +8,14 @@ from torch import Tensor
 from seektune.checkpoint import Shard
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.placement import shard_like
-from seektune.train.optim.adamw import AdamW
+from seektune.train.optim.master import MasterOptimizer
 
 MODEL = "model."
 OPTIMIZER = "optimizer."
 RANDOM = "random."
 
 
-def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Shard]:
+def run_tensors(model: ParallelModel, optimizer: MasterOptimizer) -> dict[str, Tensor | Shard]:
     """This rank's state of a run: weights, buffers and optimizer state by name, and torch's random state.
 
     Of a model with adapters only those: its base is where it was read from. Random states carry the number of their
@@ -30,7 +30,7 @@ def run_tensors(model: ParallelModel, optimizer: AdamW) -> dict[str, Tensor | Sh
     return tensors | random_states(model.mesh.rank)
 
 
-def begin_as_saved(model: ParallelModel, optimizer: AdamW, names: set[str]) -> None:
+def begin_as_saved(model: ParallelModel, optimizer: MasterOptimizer, names: set[str]) -> None:
     """Create empty optimizer state for every parameter that had some in the checkpoint, to be filled."""
     for name, parameter in model.named_parameters():
         if f"{OPTIMIZER}{name}:step" in names:

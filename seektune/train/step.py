@@ -171,7 +171,7 @@ def _bound(model: ParallelModel, max_norm: float | None, step: int, loss: float)
 
 def _move(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
     optimizer.step()
 
 

@@ -14,6 +14,7 @@ from seektune.parallel.layer_split import bubble, count_stages
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.parallel.simulate.comm_trace import Flow
 from seektune.recipe.recipe import Recipe
+from seektune.run.build import check_recipe_optimizer, meta_model
 from seektune.workflows.dry_run_rank import DryStep, RankDryRun, StageContents, dry_run_rank
 
 NOTES = """Counted in one step of the real code on tensors without memory: weights, buffers (routing tables and biases),
@@ -79,6 +80,7 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
             f"a dry run does not use the network, so the architecture of {recipe.model.weights} is unknown; add "
             "--model.preset=flash or pro"
         )
+    check_recipe_optimizer(recipe, lambda: meta_model(recipe, config))
     dims = make_dims(recipe.parallel, world, config)
     chosen = list(ranks) or list(range(0, world, dims.stage_size))
     if wrong := [rank for rank in chosen if not 0 <= rank < world]:

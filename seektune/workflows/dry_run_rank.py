@@ -29,8 +29,8 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.build import quantize_frozen
 from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32, clip, shard_norms, squared_norm
-from seektune.train.optim.adamw import AdamW
 from seektune.train.optim.build import build_optimizer
+from seektune.train.optim.master import MasterOptimizer
 from seektune.train.step import make_step_loss
 
 
@@ -131,7 +131,7 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
             )
             assume_even_routing(model, mesh)
             accumulate_in_fp32(model.parameters())
-            optimizer = build_optimizer(model, recipe.optimizer, recipe.seed)
+            optimizer = build_optimizer(model, recipe.optimizer, recipe.seed, mesh)
             batches = step.data(plan.data_size, "meta").batches
             gradients = _take_step(model, optimizer, batches, loss, recipe.optimizer.max_grad_norm)
         return _report(model, optimizer, gradients, step, recipe.parallel.reshard, tuple(traffic.flows()))
@@ -148,7 +148,7 @@ def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
 
 
 def _take_step(
-    model: ParallelModel, optimizer: AdamW, batches: Sequence[Batch], loss: StepLoss, max_norm: float | None
+    model: ParallelModel, optimizer: MasterOptimizer, batches: Sequence[Batch], loss: StepLoss, max_norm: float | None
 ) -> int:
     """As `train.step`, without reading values; returns the bytes of gradients that the optimizer reads."""
     model.train(batches, loss, lambda phase: None)
@@ -161,7 +161,12 @@ def _take_step(
 
 
 def _report(
-    model: ParallelModel, optimizer: AdamW, gradients: int, step: DryStep, reshard: bool, flows: tuple[Flow, ...]
+    model: ParallelModel,
+    optimizer: MasterOptimizer,
+    gradients: int,
+    step: DryStep,
+    reshard: bool,
+    flows: tuple[Flow, ...],
 ) -> RankDryRun:
     parameters = dict(model.named_parameters())
     pieces = {name: piece.tensor for name, piece in model.shards().items()}
@@ -182,7 +187,7 @@ def _report(
             frozen=_size(piece for name, piece in weights.items() if not parameters[name].requires_grad),
             buffers=_size(pieces.values()) - _size(weights.values()),
             gradients=gradients,
-            moments=_size(state[key] for state in states for key in ("exp_avg", "exp_avg_sq")),
+            moments=_size(x for state in states for key, x in state.items() if key not in ("step", "master")),
             master=_size(state["master"] for state in states if "master" in state),
         ),
         gathered_weights=sum(_gathered(stage, keeps) for stage in model.stages.values()),

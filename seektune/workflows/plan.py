@@ -19,6 +19,7 @@ from seektune.planner.report import Budget, PlanReport, make_report, overrides
 from seektune.planner.report_html import write_html
 from seektune.planner.search import Candidate, fewest_nodes, nearest, search
 from seektune.recipe.recipe import Recipe
+from seektune.train.optim.muon_table import table_lines
 from seektune.workflows.planning import job_of, layout_of, ordered
 
 PIPE = 160
@@ -56,6 +57,8 @@ def plan(recipe: Recipe, cluster: Cluster, asked: PlanOptions) -> bool:
         say(json.dumps({**report.to_dict(), "fewest_nodes": nodes}, indent=2))
     else:
         _show(report, nodes)
+        for line in _muon_table(report) if recipe.optimizer.name == "muon" else ():
+            say(line)
         if asked.html is not None:
             say(f"\npage: {asked.html}")
     return report.verdict()[0]
@@ -189,6 +192,12 @@ def _show(report: PlanReport, nodes: dict[str, str]) -> None:
             console.print(f"fewest nodes, {name}: {text}", soft_wrap=True)
     for line in report.assumptions():
         console.print(f"- {line}", soft_wrap=True, style="dim")
+
+
+def _muon_table(report: PlanReport) -> list[str]:
+    """Which trained parameters Muon has and which AdamW."""
+    weights = report.layout.job.weights.all
+    return ["", "optimizer.name muon:", *table_lines({each.name: each.shape for each in weights if each.learns})]
 
 
 def _memory_table(report: PlanReport) -> Table:

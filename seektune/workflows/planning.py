@@ -11,6 +11,7 @@ from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.job import Layout, TrainingJob, Weight, Weights, make_layout
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import meta_model
+from seektune.train.optim.build import check_optimizer, planned_state
 
 PACKED = (torch.int8, torch.uint8)
 """Dtypes of quantized weights."""
@@ -21,7 +22,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
     """The job of a recipe.
 
     Raises:
-        ValueError: an adapter target matches nothing in the model.
+        ValueError: an adapter target or a group of `optimizer.groups` matches nothing in the model.
     """
     mtp = config.mtp_layers > 0 and recipe.loss.mtp_weight > 0
     batch = recipe.batch
@@ -51,14 +52,19 @@ def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight
     parameters = dict(model.named_parameters())
     state = model.state_dict()
     counts = value_counts(state)
+    learning = {name for name, parameter in parameters.items() if parameter.requires_grad}
+    check_optimizer(learning, recipe.optimizer)
+    needs = {name: planned_state(name, parameters[name], recipe.optimizer, config) for name in learning}
     return [
         Weight(
             name,
             tuple(tensor.shape),
             1 if tensor.dtype in PACKED else tensor.element_size(),
-            name in parameters and parameters[name].requires_grad and (mtp or not name.startswith("mtp.")),
+            name in learning and (mtp or not name.startswith("mtp.")),
             buffer=name not in parameters,
             values=counts.get(name, 0) // max(tensor.numel(), 1),
+            moment_bytes=needs[name].moment_bytes if name in needs else 0,
+            matrix_flops=needs[name].matrix_flops if name in needs else 0,
         )
         for name, tensor in state.items()
     ]

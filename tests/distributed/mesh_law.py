@@ -23,9 +23,10 @@ from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
 from seektune.parallel.placement import local, shard_like, shard_of
 from seektune.sequence import IGNORE_INDEX, Batch
-from seektune.train.config import LossConfig, OptimizerConfig
+from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
 from seektune.train.optim.build import build_optimizer
+from seektune.train.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
 from seektune.train.step import make_step_loss, step_count, train_step
 
 from ..conftest import TOY, randomize
@@ -40,6 +41,12 @@ SHORT = ((140,), (1, 3, 4, 5, 50), (129, -4), (2,), (30, -20, 13), (1,), (64, 64
 LOSS = LossConfig(mtp_weight=0.3, balance_weight=0.05, bias_update_speed=0.001)
 STEPS = 4
 """Of a course: from the second on moments and balancing biases count, from the third on earlier moments decay."""
+ADAMW = AdamWConfig(lr=1e-3, eps=1e-5)
+MUON = MuonConfig(name="muon", lr=3e-4, eps=1e-5)
+"""The first layer's streams are equal: what mixes them has no gradient but rounding. AdamW's eps keeps it from becoming
+an update; Muon, which has none, must take small steps."""
+MUON_STEPS = 2
+"""The second has momentum."""
 Box = tuple[slice, ...]
 Pieces = dict[str, tuple[np.ndarray, Box]]
 """What a process holds of named tensors, and where it belongs."""
@@ -195,12 +202,11 @@ def look(model: ParallelModel, subject: Subject) -> Found:
     return Found(outcome.totals(), norm, listed(outcome.loads), gradients, scores)
 
 
-def learn(model: ParallelModel, subject: Subject, steps: int = STEPS) -> Course:
+def learn(model: ParallelModel, subject: Subject, steps: int = STEPS, wanted: OptimizerConfig = ADAMW) -> Course:
     """Steps on the same rows, as the trainer takes them."""
-    # the first layer's streams are equal: what mixes them has no gradient but rounding, which must not become an update
-    data, wanted = own_data(model, subject), OptimizerConfig(lr=1e-3, eps=1e-5)
+    data = own_data(model, subject)
     accumulate_in_fp32(model.parameters())
-    moving = build_optimizer(model, wanted, seed=0)
+    moving = build_optimizer(model, wanted, 0, model.mesh)
     done = [
         train_step(model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm)
         for step in range(1, steps + 1)
@@ -221,8 +227,20 @@ def look_spread(parallel: Mapping[str, Any], subject: Subject) -> Found:
     return look(spread(parallel, subject), subject)
 
 
-def learn_spread(parallel: Mapping[str, Any], subject: Subject) -> Course:
-    return learn(spread(parallel, subject), subject)
+def learn_twice(model: ParallelModel, subject: Subject, muon: bool = True) -> dict[str, Course]:
+    """By optimizer, from the same weights; with AdamW and, if asked for, with Muon."""
+    before = {name: piece.tensor.clone() for name, piece in model.shards().items()}
+    found = {}
+    for wanted, steps in ((ADAMW, STEPS), *[(MUON, MUON_STEPS)] * muon):
+        with torch.no_grad():
+            for name, piece in model.shards().items():
+                piece.tensor.copy_(before[name])
+        found[wanted.name] = learn(model, subject, steps, wanted)
+    return found
+
+
+def learn_spread(parallel: Mapping[str, Any], subject: Subject, muon: bool) -> dict[str, Course]:
+    return learn_twice(spread(parallel, subject), subject, muon)
 
 
 def assembled(pieces: Sequence[Pieces], whole: Pieces) -> dict[str, np.ndarray]:

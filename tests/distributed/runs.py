@@ -30,8 +30,9 @@ from seektune.parallel.parallelize import parallelize
 from seektune.parallel.placement import local
 from seektune.signals import Interruption
 from seektune.train.checkpoints import complete_checkpoints
-from seektune.train.config import GuardConfig, LossConfig, OptimizerConfig
+from seektune.train.config import GuardConfig, LossConfig
 from seektune.train.metrics import MetricsLog
+from seektune.train.optim.config import OPTIMIZERS, AdamWConfig
 from seektune.train.run_log import SilentLog
 from seektune.train.state_tensors import run_tensors
 from seektune.train.trainer import Trainer
@@ -54,6 +55,7 @@ class Plot:
     steps: int = 6
     dtype: torch.dtype = torch.float32
     master: str = "fp32"
+    optimizer: str = "adamw"
     every: int | None = 2
     asynchronous: bool = True
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -133,10 +135,10 @@ def run(folder: Path, plot: Plot) -> End:
     model = _built(plot, mesh, parallel)
     stream, loss = Stream(plot.happenings, model), ADAPTED_LOSS if plot.lora.targets else LOSS
     wanted = settings(every=plot.every, validate_every=3, loss=loss, guard=plot.guard, asynchronous=plot.asynchronous)
-    moving = OptimizerConfig(lr=1e-2, master=plot.master)
+    moving = OPTIMIZERS[plot.optimizer](name=plot.optimizer, lr=1e-2, master=plot.master)
     if plot.lora.targets:
         # behind a B of zero an adapter's first gradients are hardly more than rounding, which must not become updates
-        moving = OptimizerConfig(lr=1e-3, eps=1e-5)
+        moving = AdamWConfig(lr=1e-3, eps=1e-5)
     wanted = replace(wanted, optimizer=moving)
     held_out = partial(held_out_loss, model, [made_batch(1000), made_batch(1001, rows=1)], {})
     error = ""

@@ -57,6 +57,19 @@ def test_a_run_goes_on_with_other_sizes(tmp_path: Path, dtype: torch.dtype, mast
     same_course(cut, whole, rel)
 
 
+@SLOW
+def test_a_run_of_muon_goes_on_with_other_sizes(tmp_path: Path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(whole, Plot({}, 5, optimizer="muon"))
+    for world, parallel, until in ((2, {}, 2), (4, FOUR, 4)):
+        plot = Plot(parallel, 5, optimizer="muon", happenings={until: "SIGTERM to rank 1"})
+        ends = run_workers(world, run, cut, plot)
+        assert {end.step for end in ends} == {until}
+    end = run(cut, Plot({}, 5, optimizer="muon"))
+    assert (end.error, end.step) == ("", 5)
+    same_course(cut, whole, 1e-4)
+
+
 LAYOUTS = [(2, {}), (2, {"pp_size": 2}), (4, FOUR)]
 
 

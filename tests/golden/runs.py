@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "bf16_pp2_ep2": ("hellaswag", "--model.dtype=bf16", *FOUR),
     "packed": ("hellaswag", "--batch.pack=true"),
     "lora": ("lora",),
+    "muon": ("hellaswag", "--optimizer.name=muon", "--optimizer.lr=1e-3"),
 }
 """Recipe and overrides of each run, by the name of its file here."""
 SETTINGS = (

@@ -75,6 +75,31 @@ def test_planned_bytes_of_small_jobs_equal_the_dry_run(words: list[str], world: 
     ]
 
 
+def exchanged(rank: RankDryRun) -> int:
+    return sum(flow.bytes for flow in rank.collectives if flow.kind == "all_to_all" and "fsdp" in flow.axis)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "world"), [(["dp_replicate=2", "ep_size=2"], 4), (["pp_size=2"], 4)], ids=str)
+def test_planned_bytes_and_messages_of_muon_equal_the_dry_run(words: list[str], world: int) -> None:
+    asked = [*SMALL, "optimizer.name=muon", *(f"parallel.{word}" for word in words)]
+    planned, dry = layout(TINY, world, *asked), take_dry_run(recipe(TINY, *asked), world, range(world))
+    plans = [rank_memory(planned, rank) for rank in range(world)]
+    assert [planned_bytes(plan) for plan in plans] == [dry_run_bytes(rank) for rank in dry.ranks]
+    # there and back; which process of a stage has which matrices is known to the dry run alone
+    assert sum(2 * plan.upper["exchanged"] for plan in plans) == pytest.approx(sum(map(exchanged, dry.ranks)))
+
+
+@pytest.mark.slow
+def test_planned_bytes_of_muon_on_the_flash_recipe_equal_the_dry_run() -> None:
+    planned = layout(FLASH, 128, "optimizer.name=muon")
+    dry = take_dry_run(recipe(FLASH, "optimizer.name=muon"), 128, [32])
+    plan = rank_memory(planned, 32)
+    assert planned_bytes(plan) == dry_run_bytes(dry.ranks[0])
+    adamw = rank_memory(layout(FLASH, 128), 32)
+    assert plan.upper["moments"] == pytest.approx(adamw.upper["moments"] / 2, rel=1e-3)
+
+
 def test_shards_of_all_128_processes_add_up_to_the_model() -> None:
     planned = layout(FLASH, 128)
     total = sum(rank_memory(planned, rank).upper["parameters"] for rank in range(128))

@@ -47,6 +47,15 @@ def test_recompute_does_not_change_model_flops() -> None:
     assert 0 < block.mfu(H100) < none.mfu(H100) < 0.45
 
 
+def test_muon_takes_at_most_3_percent_of_a_step_of_4_million_tokens() -> None:
+    """On the published job's 128 GPUs; docs/optimizers.md says 1.8."""
+    found = step("optimizer.name=muon", "batch.length=4096", "batch.global_size=1024")
+    assert found.tokens == 2**22
+    assert round(found.optimizer / found.seconds, 3) == 0.018
+    other = step("batch.length=4096", "batch.global_size=1024")
+    assert round(other.optimizer / other.seconds, 3) == 0.001
+
+
 def test_days_and_cost_follow_from_tokens_per_second() -> None:
     found = step()
     assert found.days(found.tokens_per_s * 86400) == pytest.approx(1)

@@ -20,8 +20,9 @@ from seektune.parallel.model import ParallelModel
 from seektune.signals import Interruption
 from seektune.train import guard as watchdog
 from seektune.train.checkpoints import complete_checkpoints
-from seektune.train.config import GuardConfig, LoggingConfig, LossConfig, OptimizerConfig
+from seektune.train.config import GuardConfig, LoggingConfig, LossConfig
 from seektune.train.metrics import MetricsLog
+from seektune.train.optim.config import OPTIMIZERS
 from seektune.train.state_tensors import run_tensors
 from seektune.train.trainer import Trainer
 from tests.train.tiny_run import MadeStream, Words, made_batch, settings, small_model
@@ -43,12 +44,13 @@ def make_trainer(
     asynchronous: bool = True,
     model: DeepseekV4ForCausalLM | None = None,
     loss: LossConfig = LOSS,
+    optimizer: str = "adamw",
 ) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
     spread = ParallelModel.alone(small_model(dtype) if model is None else model)
     held_out = partial(held_out_loss, spread, [made_batch(1000)], {})
     wanted = settings(every=every, validate_every=3, loss=loss, guard=guard, asynchronous=asynchronous)
-    wanted = replace(wanted, optimizer=OptimizerConfig(lr=1e-2, master=master))
+    wanted = replace(wanted, optimizer=OPTIMIZERS[optimizer](name=optimizer, lr=1e-2, master=master))
     return Trainer(spread, Words(), MadeStream() if stream is None else stream, wanted, folder, held_out, interruption)
 
 

@@ -4,7 +4,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from seektune.train.config import CheckpointConfig, LoggingConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.config import CheckpointConfig, LoggingConfig, LossConfig, ScheduleConfig
+from seektune.train.optim.config import AdamWConfig
 
 INFINITE = float("inf")
 
@@ -12,18 +13,18 @@ INFINITE = float("inf")
 @pytest.mark.parametrize(
     ("section", "values"),
     [
-        (OptimizerConfig, {"lr": 0}),
-        (OptimizerConfig, {"lr": INFINITE}),
-        (OptimizerConfig, {"lr": float("nan")}),
-        (OptimizerConfig, {"betas": (0.9, 1.0)}),
-        (OptimizerConfig, {"betas": (0.9,)}),
-        (OptimizerConfig, {"weight_decay": -0.1}),
-        (OptimizerConfig, {"max_grad_norm": 0}),
-        (OptimizerConfig, {"master": "bf16"}),
-        (OptimizerConfig, {"name": "sgd"}),
+        (AdamWConfig, {"lr": 0}),
+        (AdamWConfig, {"lr": INFINITE}),
+        (AdamWConfig, {"lr": float("nan")}),
+        (AdamWConfig, {"betas": (0.9, 1.0)}),
+        (AdamWConfig, {"betas": (0.9,)}),
+        (AdamWConfig, {"weight_decay": -0.1}),
+        (AdamWConfig, {"max_grad_norm": 0}),
+        (AdamWConfig, {"master": "bf16"}),
+        (AdamWConfig, {"name": "sgd"}),
         (ScheduleConfig, {"warmup_steps": -1}),
         (ScheduleConfig, {"min_lr_ratio": 1.5}),
-        (ScheduleConfig, {"name": "linear"}),
+        (ScheduleConfig, {"name": "step"}),
         (LossConfig, {"mtp_weight": -1}),
         (LossConfig, {"bias_update_speed": INFINITE}),
         (CheckpointConfig, {"every": 0}),
@@ -38,8 +39,8 @@ def test_impossible_values_are_refused(section, values):
 
 
 def test_defaults_are_those_of_fine_tuning():
-    assert OptimizerConfig().betas == (0.9, 0.95)
-    assert OptimizerConfig().master == "fp32"
+    assert AdamWConfig().betas == (0.9, 0.95)
+    assert AdamWConfig().master == "fp32"
     assert LossConfig() == LossConfig(mtp_weight=0.1, balance_weight=0.0, bias_update_speed=0.0)
 
 

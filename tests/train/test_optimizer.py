@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from seektune.train.config import OptimizerConfig
-from seektune.train.optim.adamw import AdamW, round_stochastically
+from seektune.train.optim.adamw import AdamW
 from seektune.train.optim.build import build_optimizer, is_decayed, parameter_groups
+from seektune.train.optim.config import AdamWConfig
+from seektune.train.optim.master import round_stochastically
 from tests.train.tiny_run import small_model
 
 NUMBERS = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
@@ -26,7 +27,7 @@ def test_decay_is_for_matrices_only():
 
 def test_groups_hold_each_trainable_parameter_once():
     model = small_model()
-    groups = parameter_groups(model, OptimizerConfig(weight_decay=0.3))
+    groups = parameter_groups(model, AdamWConfig(weight_decay=0.3))
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
@@ -35,7 +36,7 @@ def test_groups_hold_each_trainable_parameter_once():
 
 def test_a_frozen_model_has_nothing_to_optimize():
     with pytest.raises(ValueError, match="no trainable parameter"):
-        build_optimizer(small_model().requires_grad_(False), OptimizerConfig(), seed=0)
+        build_optimizer(small_model().requires_grad_(False), AdamWConfig(), seed=0)
 
 
 def test_equals_torch_on_fp32():

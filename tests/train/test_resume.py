@@ -15,6 +15,7 @@ from seektune.train.checkpoints import complete_checkpoints, step_of, thin_out
 from seektune.train.config import GuardConfig
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError
+from seektune.train.state_tensors import run_tensors
 from tests.forks import run_forked
 from tests.read_run import losses, validations
 from tests.train.tiny_run import MadeStream
@@ -55,6 +56,24 @@ def go_until_signal(folder, at, steps, number=signal.SIGTERM, **changes):
         go(folder, steps, stream=Signalling(), **changes)
     assert step_of(complete_checkpoints(folder / "checkpoints")[-1]) == at
     return go(folder, steps, **changes)
+
+
+def test_a_resumed_run_of_muon_equals_an_uninterrupted_one(tmp_path):
+    changes = {"dtype": torch.bfloat16, "optimizer": "muon"}
+    whole = go(tmp_path / "whole", 5, **changes)
+    cut = go_until_signal(tmp_path / "cut", 3, 5, **changes)
+    assert same_state(whole, cut)
+    assert any(name.endswith(":momentum") for name in run_tensors(cut.model, cut.optimizer))
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [("adamw", "muon"), ("muon", "adamw")])
+def test_the_state_of_another_optimizer_is_refused_in_one_line(tmp_path, saved, wanted):
+    go(tmp_path, 2, optimizer=saved)
+    with pytest.raises(
+        ValueError, match=f"step-000002 holds the state of optimizer {saved}, which {wanted} cannot"
+    ) as error:
+        go(tmp_path, 4, optimizer=wanted)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

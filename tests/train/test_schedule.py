@@ -3,7 +3,7 @@ from itertools import pairwise
 import pytest
 
 from seektune.train.config import ScheduleConfig
-from seektune.train.schedule import learning_rate
+from seektune.train.schedule import SHAPES, learning_rate
 
 
 def rates(steps: int, **config) -> list[float]:
@@ -21,6 +21,22 @@ def test_cosine_falls_to_its_floor_without_a_step_at_zero():
     assert all(later < earlier for earlier, later in pairwise(every))
     assert 0 < every[-1] < 2e-3
     assert rates(100, min_lr_ratio=0.25)[-1] == pytest.approx(0.5, abs=2e-3)
+
+
+def test_linear_falls_by_equal_steps():
+    assert rates(6, name="linear", warmup_steps=2, min_lr_ratio=0.0)[2:] == pytest.approx([2.0, 1.5, 1.0, 0.5])
+    assert rates(4, name="linear", min_lr_ratio=0.5) == pytest.approx([2.0, 1.75, 1.5, 1.25])
+
+
+def test_wsd_stays_at_the_peak_and_falls_in_its_last_share():
+    every = rates(22, name="wsd", warmup_steps=2, decay_share=0.2, min_lr_ratio=0.1)
+    assert every[:18] == [1.0, *[2.0] * 17]
+    assert every[18:] == pytest.approx([2.0, 1.55, 1.1, 0.65])
+
+
+def test_every_schedule_has_a_shape_or_none():
+    names = ScheduleConfig.model_json_schema()["properties"]["name"]["enum"]
+    assert set(names) == SHAPES.keys() | {"constant"}
 
 
 def test_constant_stays():

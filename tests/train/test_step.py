@@ -7,15 +7,16 @@ import torch
 from seektune.data.step_data import StepData
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import IGNORE_INDEX, Batch
-from seektune.train.config import LossConfig, OptimizerConfig
+from seektune.train.config import LossConfig
 from seektune.train.gradient import NotFiniteError
 from seektune.train.optim.build import build_optimizer
+from seektune.train.optim.config import AdamWConfig
 from seektune.train.step import train_step
 from tests.train.tiny_run import CONFIG, made_batch, small_model
 
 
 def run(model, batches, loss=None, lr=1e-2, max_norm=1.0, optimizer=None):
-    optimizer = build_optimizer(model, OptimizerConfig(lr=lr), seed=0) if optimizer is None else optimizer
+    optimizer = build_optimizer(model, AdamWConfig(lr=lr), seed=0) if optimizer is None else optimizer
     data = StepData.of(batches)
     return train_step(
         ParallelModel.alone(model), optimizer, data, 7, lr, LossConfig() if loss is None else loss, max_norm
@@ -134,7 +135,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves():
     model = small_model()
     with torch.no_grad():
         model.embed.weight[63] = math.nan
-    optimizer = build_optimizer(model, OptimizerConfig(), seed=0)
+    optimizer = build_optimizer(model, AdamWConfig(), seed=0)
     good, bad = made_batch(0), made_batch(1)
     good = replace(good, tokens=good.tokens.clamp(max=62))
     bad.tokens[0, 5] = 63
@@ -149,7 +150,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_moves():
 
 def test_a_gradient_that_is_not_finite_stops_and_is_named():
     model = small_model()
-    optimizer = build_optimizer(model, OptimizerConfig(), seed=0)
+    optimizer = build_optimizer(model, AdamWConfig(), seed=0)
     model.layers[1].attn.wkv.weight.register_hook(lambda gradient: gradient * math.inf)
     before = snapshot(model, optimizer)
     with pytest.raises(
@@ -170,7 +171,7 @@ def test_a_step_that_teaches_nothing_is_refused():
 @pytest.mark.slow
 def test_loss_decreases(dtype):
     model = small_model(dtype)
-    optimizer = build_optimizer(model, OptimizerConfig(), seed=0)
+    optimizer = build_optimizer(model, AdamWConfig(), seed=0)
     losses = [run(model, [made_batch(0)], lr=1e-2, optimizer=optimizer).loss for _ in range(15)]
     assert losses[0] == pytest.approx(math.log(CONFIG.vocab_size), rel=0.1)
     assert losses[-1] < losses[0] - 1

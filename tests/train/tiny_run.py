@@ -8,7 +8,8 @@ from seektune.data.step_data import StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.sequence import IGNORE_INDEX, Batch
-from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, ScheduleConfig
+from seektune.train.optim.config import AdamWConfig
 from seektune.train.settings import TrainSettings
 from seektune.train.step import StepRecord
 
@@ -72,7 +73,7 @@ def settings(
     asynchronous: bool = True,
 ) -> TrainSettings:
     return TrainSettings(
-        optimizer=OptimizerConfig(lr=lr),
+        optimizer=AdamWConfig(lr=lr),
         schedule=ScheduleConfig(warmup_steps=1),
         loss=LossConfig() if loss is None else loss,
         checkpoint=CheckpointConfig(every=every, asynchronous=asynchronous),

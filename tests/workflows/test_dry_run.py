@@ -66,7 +66,7 @@ def real_numbers(asked: Recipe, step: DryStep) -> tuple[dict[str, int], list[Flo
     assert config is not None
     mesh = Mesh.of(make_dims(asked.parallel, dist.get_world_size(), config), torch.device("cpu"))
     model = build_model(asked, config, mesh, with_weights=True)
-    optimizer = build_optimizer(model, asked.optimizer, 0)
+    optimizer = build_optimizer(model, asked.optimizer, 0, mesh)
     traffic = CommTrace(mesh.axes)
     with Listening(traffic):
         train_step(model, optimizer, step.data(mesh.dims.data_size, "cpu"), 1, 1e-5, asked.loss, 1.0)
@@ -77,7 +77,7 @@ def real_numbers(asked: Recipe, step: DryStep) -> tuple[dict[str, int], list[Flo
         "parameters": sum(value_counts({name: x for name, x in pieces.items() if name in names}).values()),
         "weights": sum(x.nbytes for name, x in pieces.items() if name in names),
         "buffers": sum(x.nbytes for name, x in pieces.items() if name not in names),
-        "moments": sum(state[key].nbytes for state in states for key in ("exp_avg", "exp_avg_sq")),
+        "moments": sum(x.nbytes for state in states for key, x in state.items() if key not in ("step", "master")),
         "master": sum(state["master"].nbytes for state in states if "master" in state),
     }
     return numbers, traffic.flows()
@@ -96,6 +96,15 @@ def real_numbers(asked: Recipe, step: DryStep) -> tuple[dict[str, int], list[Flo
 )
 def test_the_numbers_are_those_of_real_processes(words: list[str]) -> None:
     same_numbers(recipe(*words))
+
+
+@pytest.mark.slow
+def test_so_they_are_with_muon_whose_matrices_travel() -> None:
+    asked = load_recipe(TINY, [*SMALL, "--optimizer.name=muon", "--parallel.dp_replicate=2", "--parallel.ep_size=2"])
+    same_numbers(asked)
+    flows = {(flow.kind, flow.axis) for flow in take_dry_run(asked, 4, [0]).ranks[0].collectives}
+    assert ("broadcast", "fsdp copies") in flows
+    assert ("all_to_all", "fsdp") in flows
 
 
 @pytest.mark.slow

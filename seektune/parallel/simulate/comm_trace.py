@@ -24,6 +24,7 @@ SHARES: dict[str, Callable[[int], float]] = {
     "reduce_scatter": lambda n: (n - 1) / n,
     "all_reduce": lambda n: 2 * (n - 1) / n,
     "all_to_all": lambda n: (n - 1) / n,
+    "broadcast": lambda n: 1,
     "send": lambda n: 1,
     "recv": lambda n: 0,
 }
@@ -42,21 +43,24 @@ class Operation:
     axes: tuple[str, ...]
     """Along which it is used. Axes with the same processes share a group, so that this tells them apart."""
     payload: Callable[[Any], Tensor | list[Tensor]]
-    """Payload from its arguments: the larger of input and output."""
+    """Payload from its arguments: the larger of input and output; of an all-to-all the input."""
+    float_axes: tuple[str, ...] = ()
+    """Along which it is used for floating-point payloads, if along others."""
 
 
 OPERATIONS = {
     c10d._allgather_base_.default: Operation("all_gather", FSDP, lambda args: args[0]),
     c10d._reduce_scatter_base_.default: Operation("reduce_scatter", FSDP, lambda args: args[1]),
     c10d.allreduce_.default: Operation("all_reduce", (*COPIES, "world"), lambda args: args[0]),
-    c10d.alltoall_base_.default: Operation("all_to_all", ("ep",), lambda args: args[1]),
+    c10d.alltoall_base_.default: Operation("all_to_all", ("ep",), lambda args: args[1], float_axes=FSDP),
+    c10d.broadcast_.default: Operation("broadcast", COPIES, lambda args: args[0]),
     c10d.send.default: Operation("send", ("pp",), lambda args: args[0]),
     c10d.recv_.default: Operation("recv", ("pp",), lambda args: args[0]),
     functional.all_to_all_single.default: Operation("all_to_all", ("ep", "cp"), lambda args: args[0]),
     functional.all_gather_into_tensor.default: Operation("all_gather", ("cp",), lambda args: [args[0]] * args[1]),
     functional.reduce_scatter_tensor.default: Operation("reduce_scatter", ("cp",), lambda args: args[0]),
 }
-"""Those that this project (c10d's all-to-all carries counts) and torch use."""
+"""Those that this project and torch use. c10d's all-to-all carries counts, or an optimizer's matrices."""
 
 SILENT = (functional.wait_tensor.default, functional._wrap_tensor_autograd.default)
 """Operations that send no payload."""
@@ -99,7 +103,8 @@ class CommTrace:
         if is_shape_handshake(tensors[0]):
             return
         group: ProcessGroup = CollectiveOp.get_process_group(func, args)
-        axes = [axis for axis in operation.axes if axis in self._names[str(group.group_name)]]
+        used = (operation.float_axes if tensors[0].is_floating_point() else ()) or operation.axes
+        axes = [axis for axis in used if axis in self._names[str(group.group_name)]]
         key = (operation.kind, " or ".join(axes), group.size())
         self._count[key] += 1
         self._bytes[key] += sum(x.numel() * x.element_size() for x in tensors)
