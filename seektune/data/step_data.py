@@ -32,6 +32,8 @@ class StepData:
     """Micro-batches of the whole step."""
     weight: float | None = None
     """Sum of the weights of the counted tokens of the whole step; None without weights."""
+    examples: int | None = None
+    """Examples of the whole step, if the loader knows their number."""
 
     @classmethod
     def of(cls, batches: Sequence[Batch], share: Share = ALL) -> "StepData":

@@ -18,8 +18,9 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.run_dir import TAKEN, refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
 from seektune.train.config import TrainConfig
+from seektune.train.objectives import CrossEntropyConfig
 
-DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "train", "lora", "seed")
+DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "objective", "loss", "train", "lora", "seed")
 """Sections of a recipe that cannot change when a run resumes."""
 
 
@@ -195,8 +196,9 @@ def _last_step(folder: Path) -> int:
 
 def _differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:
     now = recipe.model_dump(mode="json")
-    # a run from before this section trained the weights or adapters
-    saved = {"train": TrainConfig().model_dump(mode="json"), **saved}
+    # a run from before these sections trained the weights or adapters, with cross-entropy
+    old = {"train": TrainConfig(), "objective": CrossEntropyConfig()}
+    saved = {**{name: section.model_dump(mode="json") for name, section in old.items()}, **saved}
     parts = [part for part in DECISIVE if _comparable(now.get(part)) != _comparable(saved.get(part))]
     if saved.get("steps", 0) > recipe.steps:
         parts.append("number of steps (fewer than before)")
