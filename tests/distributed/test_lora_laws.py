@@ -59,13 +59,13 @@ def check(adapted: Adapted, case: Case, one: tuple[Found, Seen] | None = None) -
     return [here_saw for _, here_saw in everywhere]
 
 
+@SLOW
 @pytest.mark.parametrize(
     "case",
     [
-        Case(2, {"cp_size": 2}, objective="dpo"),
-        pytest.param(Case(2, piped("zbv"), 1, "dpo"), marks=SLOW),
-        pytest.param(Case(4, {"ep_size": 2, "recompute": "block"}, 1, "kto"), marks=SLOW),
-        pytest.param(Case(4, piped("1f1b", cp_size=2), objective="dpo"), marks=SLOW),
+        Case(2, piped("zbv"), 1, "dpo"),
+        Case(4, {"ep_size": 2, "recompute": "block"}, 1, "kto"),
+        Case(4, piped("1f1b", cp_size=2), objective="dpo"),
     ],
     ids=str,
 )
