@@ -57,6 +57,13 @@ class TokenFiles(StrEnum):
     MEGATRON = "megatron"
 
 
+class ExampleKind(StrEnum):
+    """Kinds of rows that `data example` writes."""
+
+    CHAT = "chat"
+    PREFERENCE = "preference"
+
+
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
@@ -66,6 +73,8 @@ they show how your own files may look.
 
 \b
   seektune data example conversations
+Chosen and rejected answers, from which the recipe deepseek_v4_tiny_dpo learns:
+  seektune data example preferences --kind preference
 """
 
 
@@ -123,15 +132,16 @@ def _prepare(path: str, overrides: list[str], ray: str | None, megatron: Path | 
 @data_app.command("example", help=EXAMPLE_HELP, short_help="Write example conversations into a new folder.")
 def example(
     folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_flag, help="A new folder.")],
+    kind: Annotated[ExampleKind, typer.Option(help="Kind of the rows.")] = ExampleKind.CHAT,
 ) -> Action:
     """The command `data example`."""
-    return partial(_example, folder)
+    return partial(_example, folder, kind.value)
 
 
-def _example(folder: Path) -> None:
+def _example(folder: Path, kind: str) -> None:
     from seektune.workflows.example_data import example_data
 
-    example_data(folder)
+    example_data(folder, kind)
 
 
 @data_app.command(

@@ -2,11 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Role = Literal["chosen", "rejected", "mismatched"]
+"""Of an answer: better or worse than another to its prompt, or made for another prompt."""
+
+
+@dataclass(frozen=True)
+class AnswerPart:
+    """A prompt with an answer, which is one of several documents of an example."""
+
+    role: Role
+    tokens: int
+    """Their number, the prompt's included."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +32,8 @@ class Example:
     """Its source, for messages."""
     weight: float = 1.0
     """Factor of the losses of its tokens; examples in memory only, prepared ones have 1."""
+    answers: tuple[AnswerPart, ...] = ()
+    """The documents that it consists of, in order, if objectives compare them; empty for one document."""
 
 
 def continuation(prompt: list[int], ending: list[int], name: str) -> Example:

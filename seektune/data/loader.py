@@ -65,6 +65,7 @@ class Loader:
             tokens=int(self.mixture.lengths(plan.numbers).sum(dtype=np.int64)),
             micro_batches=len(batches),
             weight=self.mixture.weight(plan.numbers) if self.mixture.weighted else None,
+            examples=len(plan.numbers),
         )
 
     def next_rows(self) -> RowPlan:

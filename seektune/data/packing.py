@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from seektune.data.answers import answer_columns, document_numbers
 from seektune.data.example import Example
 from seektune.sequence import IGNORE_INDEX, WEIGHTS, Batch
 
@@ -120,8 +121,9 @@ class _OpenRows:
 def collate(rows: Sequence[Row], pad_id: int, length: int | None = None, weighted: bool = False) -> Batch:
     """A micro-batch `[B, T]`, filled up to `length` tokens (None = to the longest row).
 
-    The examples of a row are its documents 1, 2, ...; padding is told by length alone: it is document 0 with label
-    -100, whatever the ids of the texts are. With `weighted` the batch has a column of the examples' weights.
+    The examples of a row, or their answers, are its documents 1, 2, ...; padding is told by length alone: it is
+    document 0 with label -100, whatever the ids of the texts are. With `weighted` the batch has a column of the
+    examples' weights; with answers it has one of their pairs.
     """
     width = length or max(sum(len(example.tokens) for example in row) for row in rows)
     tokens = np.full((len(rows), width), pad_id)
@@ -129,12 +131,15 @@ def collate(rows: Sequence[Row], pad_id: int, length: int | None = None, weighte
     documents = np.zeros_like(tokens)
     weights = np.zeros(tokens.shape, np.float32)
     for b, row in enumerate(rows):
-        for number, (place, example) in enumerate(_places(row), start=1):
+        numbers = document_numbers(row)
+        documents[b, : len(numbers)] = numbers
+        for place, example in _places(row):
             tokens[b, place] = example.tokens
             labels[b, place] = np.where(example.taught, tokens[b, place], IGNORE_INDEX)
-            documents[b, place] = number
             weights[b, place] = example.weight
-    columns = {WEIGHTS: torch.from_numpy(weights)} if weighted else {}
+    columns = answer_columns(rows, width)
+    if weighted:
+        columns[WEIGHTS] = torch.from_numpy(weights)
     return Batch(torch.from_numpy(tokens), torch.from_numpy(labels), torch.from_numpy(documents), columns)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from seektune.data.answers import documents_of
 from seektune.data.loader import Loader
 from seektune.data.packing import Row
 from seektune.sequence import IGNORE_INDEX
@@ -33,4 +34,5 @@ def find_row(loader: Loader, row: int) -> RowPlace:
     taught = [
         label != IGNORE_INDEX and i > 0 and documents[i - 1] == documents[i] != 0 for i, label in enumerate(labels)
     ]
-    return RowPlace(row // size + 1, micro + 1, batches.row(row % size), batch.tokens[place].tolist(), taught)
+    parts = [document for example in batches.row(row % size) for document in documents_of(example)]
+    return RowPlace(row // size + 1, micro + 1, parts, batch.tokens[place].tolist(), taught)

@@ -7,6 +7,7 @@ EVALUATION = "evaluation.json"
 EVALUATIONS = "evaluations.jsonl"
 SAMPLES = "samples.jsonl"
 OWN_ANSWERS = "own_answers.jsonl"
+REFERENCE = "reference"
 EXPERT_LOADS = "expert_loads.jsonl"
 TENSORBOARD = "tensorboard"
 TRACKING = "tracking.json"
@@ -30,6 +31,7 @@ CONTENTS = {
     SAMPLES: "answers to fixed prompts before, during and after training",
     EXPERT_LOADS: "tokens per expert and layer over the run",
     OWN_ANSWERS: "the model's own answers to training prompts, on which its drafter was trained",
+    REFERENCE: "log-probabilities of the reference model, as training began",
     TENSORBOARD: "TensorBoard events",
     TRACKING: "name and id of the run at the trackers of `logging.to`",
     WANDB: "files of Weights & Biases",

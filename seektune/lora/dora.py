@@ -27,6 +27,8 @@ class DoraLinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """`magnitude * (W + B A) x / |W + B A|`, row by row."""
+        if not self.adapted:
+            return super().forward(x)
         x = upcast(x) if self.wide else x
         (adapter,) = self.adapters()
         factor = (self.magnitude / self.length(adapter)).to(x.dtype)

@@ -24,6 +24,9 @@ from seektune.model.quantized import QuantizedLinear, QuantizedMatrix
 class AdaptedLinear(QuantizedLinear):
     """A frozen linear layer with any number of adapters, which add up."""
 
+    adapted = True
+    """False while adapters are switched off; see `state.adapters_off`."""
+
     def __init__(self, base: QuantizedLinear):
         super().__init__(base.weight, base.scale, base.groups, base.wide, base.parts)
         self.lora = nn.ModuleDict()
@@ -37,7 +40,7 @@ class AdaptedLinear(QuantizedLinear):
         """`W x` plus every adapter's change."""
         x = upcast(x) if self.wide else x
         out = self.product(x)
-        for adapter in self.adapters():
+        for adapter in self.adapters() if self.adapted else ():
             out = out + adapter(x)
         return out
 
@@ -60,6 +63,8 @@ class RoundedLinear(AdaptedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product with the merged, rounded weight."""
+        if not self.adapted:
+            return super().forward(x)
         (adapter,) = self.adapters()
         weight, scale = self.stored()
         x = upcast(x) if self.wide else x
@@ -68,6 +73,9 @@ class RoundedLinear(AdaptedLinear):
 
 class AdaptedMatrix(QuantizedMatrix):
     """One matrix of all routed experts with adapters."""
+
+    adapted = True
+    """As `AdaptedLinear.adapted`."""
 
     def __init__(self, base: QuantizedMatrix):
         super().__init__(base.weight, base.scale, base.parts)
@@ -81,7 +89,7 @@ class AdaptedMatrix(QuantizedMatrix):
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """`W x` plus every adapter's change, for pairs sorted by expert."""
         out = super().forward(x_PI, counts)
-        for adapter in self.adapters():
+        for adapter in self.adapters() if self.adapted else ():
             out = out + adapter(x_PI, counts)
         return out
 
@@ -104,6 +112,8 @@ class RoundedMatrix(AdaptedMatrix):
 
     def forward(self, x_PI: Tensor, counts: list[int]) -> Tensor:
         """The products with the merged, rounded weights."""
+        if not self.adapted:
+            return super().forward(x_PI, counts)
         (adapter,) = self.adapters()
         weights, scales = (self.weight.unbind(), None) if self.scale is None else self.experts()
         factors = adapter.A, adapter.B, adapter.scaling
@@ -112,6 +122,9 @@ class RoundedMatrix(AdaptedMatrix):
 
 class AdaptedEmbedding(nn.Module):
     """The embedding table `[V, D]` with adapters: A is `[R, V]` and B is `[D, R]`, as in PEFT."""
+
+    adapted = True
+    """As `AdaptedLinear.adapted`."""
 
     def __init__(self, base: nn.Embedding):
         super().__init__()
@@ -126,7 +139,7 @@ class AdaptedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of the table plus every adapter's change."""
         out = F.embedding(ids, self.weight)
-        for adapter in self.adapters():
+        for adapter in self.adapters() if self.adapted else ():
             low = F.embedding(ids, adapter.A.T.to(out.dtype))
             out = out + adapter.scaling * F.linear(low, adapter.B.to(out.dtype))
         return out
@@ -145,4 +158,4 @@ class AdaptedHead(AdaptedLinear):
 
     def values(self) -> Tensor:
         """The weight with all changes, `[V, D]`, fp32 if there are any."""
-        return upcast(self.weight) + self.change() if self.lora else self.weight
+        return upcast(self.weight) + self.change() if self.lora and self.adapted else self.weight

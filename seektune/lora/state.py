@@ -1,6 +1,7 @@
 """The adapters of a model and the tensors that are theirs: the state dict with them, and without."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -17,6 +18,19 @@ def adapted_modules(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLinear | AdaptedMatrix | AdaptedEmbedding) and module.lora:
             yield name, module
+
+
+@contextmanager
+def adapters_off(models: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block the models compute what they computed without adapters."""
+    modules = [module for model in models for _, module in adapted_modules(model)]
+    for module in modules:
+        module.adapted = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.adapted = True
 
 
 def base_state(model: nn.Module) -> dict[str, Tensor]:

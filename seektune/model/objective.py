@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seektune.kernels import token_logprobs
 from seektune.model.head import Taught, token_loss
-from seektune.sequence import WEIGHTS, Batch, SequenceLayout
+from seektune.sequence import IGNORE_INDEX, WEIGHTS, Batch, SequenceLayout
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,15 @@ class TokenLogprobs:
         values_N = token_logprobs(tokens.hidden_ND, weight_VD, tokens.targets_N)
         return cls(values_N, tokens.columns, documents_N, documents, layout)
 
+    @classmethod
+    def given(cls, values_BT: Tensor, batch: Batch) -> "TokenLogprobs":
+        """Of whole rows, from values at the positions that predict the tokens, `[B, T]`."""
+        layout = SequenceLayout.from_documents(batch.documents)
+        numbers_BT, documents = layout.numbered()
+        tokens = Taught(batch.labels, 1.0, batch.columns).tokens(values_BT, layout, steps=1)
+        documents_N, _ = layout.taught(numbers_BT, layout.targets(batch.labels, steps=1))
+        return cls(tokens.hidden_ND, tokens.columns, documents_N, documents, layout)
+
     def document_sums(self, x_N: Tensor) -> Tensor:
         """The sum of values over the taught tokens of each document, `[U]`, with gradient.
 
@@ -49,6 +58,14 @@ class TokenLogprobs:
     def shared(self, x: Tensor) -> Tensor:
         """This device's equal share of a value that all devices with the same rows have computed."""
         return x / self.layout.shares
+
+
+def token_logprobs_of(hidden_BTD: Tensor, layout: SequenceLayout, labels_BT: Tensor, weight_VD: Tensor) -> Tensor:
+    """Log-probabilities of the taught tokens at the positions that predict them, fp32 `[B, T]`; 0 elsewhere."""
+    targets_BT = layout.targets(labels_BT, steps=1)
+    hidden_ND, targets_N = layout.taught(hidden_BTD, targets_BT)
+    values_N = token_logprobs(hidden_ND, weight_VD, targets_N).float()
+    return values_N.new_zeros(targets_BT.shape).masked_scatter(targets_BT != IGNORE_INDEX, values_N)
 
 
 @dataclass(frozen=True)
@@ -66,10 +83,16 @@ class Objective(ABC):
 
     part_names: tuple[str, ...] = ()
     """Names of the parts in addition to `loss`, the same on every process."""
+    counts_examples: bool = False
+    """Whether what it counts are the examples of a step, whose number loaders know without reading them."""
 
     @abstractmethod
     def count(self, batch: Batch) -> float:
         """A batch's part of what the loss of a step is divided by: tokens, weights, documents or pairs."""
+
+    def means(self, totals: Mapping[str, float]) -> dict[str, float]:
+        """The parts as they are logged, from their sums over a whole step."""
+        return dict(totals)
 
     @abstractmethod
     def loss(self, tokens: TokenLogprobs, divisor: Tensor | float) -> ObjectiveLoss:

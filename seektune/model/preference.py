@@ -5,6 +5,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,11 +47,18 @@ class AnswerPairs:
 
 
 class PairLoss(ABC):
-    """A loss of each pair. The margin is how much better the model finds the chosen answer, in units of reward."""
+    """A loss of each pair. An answer's reward is how good the model finds it."""
+
+    needs_reference: ClassVar[bool] = False
+    """Whether rewards are relative to a reference model."""
 
     @abstractmethod
-    def margins(self, pairs: AnswerPairs) -> Tensor:
+    def rewards(self, answers: AnswerLogprobs) -> Tensor:
         """`[P]`, with gradient."""
+
+    def margins(self, pairs: AnswerPairs) -> Tensor:
+        """How much larger the reward of the chosen answer is, `[P]`, with gradient."""
+        return self.rewards(pairs.chosen) - self.rewards(pairs.rejected)
 
     @abstractmethod
     def losses(self, pairs: AnswerPairs) -> Tensor:
@@ -61,6 +69,8 @@ class PairLoss(ABC):
 class DPO(PairLoss):
     """`-log sigmoid(margin)`, with `margin = beta (log-ratio of chosen - log-ratio of rejected)`."""
 
+    needs_reference: ClassVar[bool] = True
+
     beta: float = 0.1
     """Strength of the pull to the reference."""
     label_smoothing: float = 0.0
@@ -68,9 +78,9 @@ class DPO(PairLoss):
     length_normalized: bool = False
     """Divide each log-ratio by the answer's number of tokens."""
 
-    def margins(self, pairs: AnswerPairs) -> Tensor:
+    def rewards(self, answers: AnswerLogprobs) -> Tensor:
         """As `PairLoss`."""
-        return self.beta * _ratio_gap(pairs, self.length_normalized)
+        return self.beta * _ratio(answers, self.length_normalized)
 
     def losses(self, pairs: AnswerPairs) -> Tensor:
         """As `PairLoss`."""
@@ -81,18 +91,22 @@ class DPO(PairLoss):
 class IPO(PairLoss):
     """`(gap - 1 / (2 beta))^2`, where the gap is that of the log-ratios per token."""
 
+    needs_reference: ClassVar[bool] = True
+
     beta: float = 0.1
     """Strength of the pull to the reference: the gap is driven to `1 / (2 beta)` and not beyond."""
     length_normalized: bool = True
     """Divide each log-ratio by the answer's number of tokens."""
 
-    def margins(self, pairs: AnswerPairs) -> Tensor:
+    def rewards(self, answers: AnswerLogprobs) -> Tensor:
         """As `PairLoss`."""
-        return self.beta * _ratio_gap(pairs, self.length_normalized)
+        return self.beta * _ratio(answers, self.length_normalized)
 
     def losses(self, pairs: AnswerPairs) -> Tensor:
         """As `PairLoss`."""
-        return (_ratio_gap(pairs, self.length_normalized) - 1 / (2 * self.beta)).square()
+        normalized = self.length_normalized
+        gap = _ratio(pairs.chosen, normalized) - _ratio(pairs.rejected, normalized)
+        return (gap - 1 / (2 * self.beta)).square()
 
 
 @dataclass(frozen=True)
@@ -106,9 +120,9 @@ class SimPO(PairLoss):
     label_smoothing: float = 0.0
     """As in DPO."""
 
-    def margins(self, pairs: AnswerPairs) -> Tensor:
+    def rewards(self, answers: AnswerLogprobs) -> Tensor:
         """As `PairLoss`."""
-        return self.beta * (pairs.chosen.mean() - pairs.rejected.mean())
+        return self.beta * answers.mean()
 
     def losses(self, pairs: AnswerPairs) -> Tensor:
         """As `PairLoss`."""
@@ -122,9 +136,9 @@ class ORPO(PairLoss):
     beta: float = 0.1
     """Weight of the odds ratio beside the supervised loss."""
 
-    def margins(self, pairs: AnswerPairs) -> Tensor:
+    def rewards(self, answers: AnswerLogprobs) -> Tensor:
         """As `PairLoss`."""
-        return self.beta * (pairs.chosen.mean() - pairs.rejected.mean())
+        return self.beta * answers.mean()
 
     def losses(self, pairs: AnswerPairs) -> Tensor:
         """As `PairLoss`."""
@@ -141,16 +155,24 @@ class KTO:
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
+    def rewards(self, answers: AnswerLogprobs) -> Tensor:
+        """`[U]`, with gradient."""
+        return self.beta * answers.ratio()
+
     def losses(self, answers: AnswerLogprobs, desirable_U: Tensor, baseline: Tensor) -> Tensor:
         """`[U]`; `baseline` is the estimated divergence from the reference, `z`, through which no gradient flows."""
-        reward_U = self.beta * (answers.ratio() - baseline.detach())
+        reward_U = self.rewards(answers) - self.beta * baseline.detach()
         good_U = self.desirable_weight * torch.sigmoid(-reward_U)
         return torch.where(desirable_U, good_U, self.undesirable_weight * torch.sigmoid(reward_U))
 
 
 def kto_baseline(mismatched: AnswerLogprobs) -> Tensor:
-    """KTO's `z`: the mean log-ratio of answers to other prompts than their own, at least 0, without gradient."""
-    return mismatched.ratio().detach().mean().clamp(min=0)
+    """KTO's `z`: the mean log-ratio of answers to other prompts than their own, at least 0, without gradient.
+
+    0 if there is no such answer.
+    """
+    ratios = mismatched.ratio().detach()
+    return (ratios.sum() / max(len(ratios), 1)).clamp(min=0)
 
 
 def supervised(chosen: AnswerLogprobs) -> Tensor:
@@ -158,12 +180,8 @@ def supervised(chosen: AnswerLogprobs) -> Tensor:
     return -chosen.mean()
 
 
-def _ratio_gap(pairs: AnswerPairs, length_normalized: bool) -> Tensor:
-    chosen = pairs.chosen.ratio()
-    rejected = pairs.rejected.ratio()
-    if length_normalized:
-        return chosen / pairs.chosen.tokens_P - rejected / pairs.rejected.tokens_P
-    return chosen - rejected
+def _ratio(answers: AnswerLogprobs, length_normalized: bool) -> Tensor:
+    return answers.ratio() / answers.tokens_P if length_normalized else answers.ratio()
 
 
 def _smoothed(margins: Tensor, smoothing: float) -> Tensor:

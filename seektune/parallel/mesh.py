@@ -59,6 +59,12 @@ class Mesh:
         """The sum over the processes of this pipeline stage."""
         return self._reduce(x, None if self.axes is None else self.axes.stage)
 
+    def sum_of_rows(self, x: Tensor) -> Tensor:
+        """The sum over the processes that have the same rows: those of a pipeline, and of the slices of a row."""
+        if self.axes is None:
+            return x
+        return self._reduce(self._reduce(x, self.axes.context), self.axes.pipeline)
+
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)

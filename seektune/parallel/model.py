@@ -165,21 +165,44 @@ class ParallelModel:
 
     def score(self, batch: Batch) -> TokenScores:
         """Scores of the taught tokens of rows, `[B, T]`; collective: all processes pass the same rows."""
+        scores = self._dealt_out(batch, StageTask(None))
+        return TokenScores(scores[..., 0], scores[..., 1] > 0)
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the taught tokens as objectives have them, `[B, T]`, at the positions that predict
+        them; collective as `score`."""
+        return self._dealt_out(batch, StageTask(None, logprobs=True))[..., 0]
+
+    def own_logprobs(self, batch: Batch) -> Tensor:
+        """As `logprobs`, of a micro-batch of this process's own rows; each process has one of its own."""
+        length = batch.tokens.shape[1]
+        padded = batch.padded(length=_round_up(length, self.mesh.dims.cp_size))
+        scores_BRL2 = self._scored(padded, StageTask(None, logprobs=True))
+        return self.mesh.sum_of_rows(scores_BRL2[..., 0].contiguous()).flatten(1, 2)[:, :length]
+
+    def _dealt_out(self, batch: Batch, task: StageTask) -> Tensor:
+        """Scores `[B, T, 2]` of rows that are dealt out to the processes."""
         dims = self.mesh.dims
-        coords = self.mesh.coords
+        dp = self.mesh.coords.dp
         rows, length = batch.tokens.shape
         own = -(-rows // dims.data_size)
         whole = batch.padded(own * dims.data_size, _round_up(length, dims.cp_size))
-        mine = whole.share(coords.dp, dims.data_size).to(self.device)
-        found = self._runner.score(mine)
+        mine = self._scored(whole.share(dp, dims.data_size), task)
+        everything = torch.zeros(dims.data_size, *mine.shape, device=self.device)
+        everything[dp] = mine
+        return self.mesh.sum(everything).flatten(2, 3).flatten(0, 1)[:rows, :length]
+
+    def _scored(self, batch: Batch, task: StageTask) -> Tensor:
+        """Scores of rows by slices of them, `[B, R, L, 2]`; those of other slices, and of other stages, are 0."""
+        dims = self.mesh.dims
+        rows, length = batch.tokens.shape
+        found = self._runner.score(batch.to(self.device), task)
         for stage in self.stages.values():
             reshard(stage)
-        here = whole.tokens.shape[1] // dims.cp_size
-        everything = torch.zeros(dims.data_size, own, dims.cp_size, here, 2, device=self.device)
+        scores = torch.zeros(rows, dims.cp_size, length // dims.cp_size, 2, device=self.device)
         if found is not None:
-            everything[coords.dp, :, coords.cp] = found
-        scores = self.mesh.sum(everything).flatten(2, 3).flatten(0, 1)[:rows, :length]
-        return TokenScores(scores[..., 0], scores[..., 1] > 0)
+            scores[:, self.mesh.coords.cp] = found
+        return scores
 
     def _padded(self, batches: Sequence[Batch]) -> list[Batch]:
         """Micro-batches that context parallelism can cut; a pipeline's have one shape."""

@@ -43,7 +43,7 @@ class Runner(Protocol):
     def train(self, batches: Sequence[Batch], task: StageTask, phase: Phase) -> None:
         """Forward and backward of all; gradients accumulate, and the task gets the results."""
 
-    def score(self, batch: Batch) -> Tensor | None:
+    def score(self, batch: Batch, task: StageTask) -> Tensor | None:
         """Values of `TokenScores` for the local slice, `[B, L, 2]`; None if another stage has them."""
 
 
@@ -65,9 +65,9 @@ class SequentialRunner:
             del loss
 
     @torch.no_grad()
-    def score(self, batch: Batch) -> Tensor:
+    def score(self, batch: Batch, task: StageTask) -> Tensor:
         """As `Runner`."""
-        found = self._stage(batch.tokens, **_rest(batch, StageTask(None)))
+        found = self._stage(batch.tokens, **_rest(batch, task))
         assert isinstance(found, Tensor)
         return found
 
@@ -106,7 +106,7 @@ class PipelineRunner:
         schedule.step(*self._entry(whole), target=whole.labels, return_outputs=False, **_rest(whole, task))
 
     @torch.no_grad()
-    def score(self, batch: Batch) -> Tensor | None:
+    def score(self, batch: Batch, task: StageTask) -> Tensor | None:
         """As `Runner`; rows are sent from stage to stage by hand, because V schedules have no forward-only mode."""
         found = []
         parts = min(self._mesh.dims.pp_size, len(batch.tokens))
@@ -114,12 +114,12 @@ class PipelineRunner:
             rows = batch.share(part, parts)
             x: Tensor | None = None
             for number in sorted(self._stages):
-                x = self._relay(number, rows, x)
+                x = self._relay(number, rows, x, task)
             if self._count - 1 in self._stages and x is not None:
                 found.append(x)
         return torch.cat(found) if found else None
 
-    def _relay(self, number: int, batch: Batch, x: Tensor | None) -> Tensor | None:
+    def _relay(self, number: int, batch: Batch, x: Tensor | None, task: StageTask) -> Tensor | None:
         """One stage's forward; input and output are received from and sent to stages on other processes."""
         stage = self._stages[number]
         here = batch.tokens.shape[1] // self._mesh.dims.cp_size
@@ -129,7 +129,7 @@ class PipelineRunner:
             shape = (batch.tokens.shape[0], here, stage.config.hc_mult, stage.config.hidden_size)
             x = torch.empty(shape, dtype=stage.dtype, device=self._mesh.device)
             dist.recv(x, group=self._group, group_src=self._process_of[number - 1])
-        out: Tensor = stage(x, **_rest(batch, StageTask(None)))
+        out: Tensor = stage(x, **_rest(batch, task))
         if not stage.is_last and number + 1 not in self._stages:
             dist.send(out.contiguous(), group=self._group, group_dst=self._process_of[number + 1])
         return out

@@ -14,6 +14,7 @@ from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
 from seektune.model.dspark_loss import DraftRows, choose_anchors, draft_losses, slot_weights
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
+from seektune.model.objective import token_logprobs_of
 from seektune.model.step_loss import DRAFT_PARTS, LOSS, DraftObjective, StepLoss
 from seektune.model.transformer import Activations, TokenRows, TransformerPart
 
@@ -34,9 +35,11 @@ class StageTask:
     Like `RoutingLedger` not a dataclass, which FSDP2 would copy.
     """
 
-    def __init__(self, loss: StepLoss | None):
+    def __init__(self, loss: StepLoss | None, logprobs: bool = False):
         self.loss = loss
         """None for scores of each token."""
+        self.logprobs = logprobs
+        """Whether scores are computed as objectives compute log-probabilities, to the last bit."""
         self.results: list[StageResult] = []
 
 
@@ -87,6 +90,9 @@ class Stage(TransformerPart):
         if not self.is_last:
             return self._record(task, _pack(activations), None, ledger)
         hidden = self.read_out(activations, rows, ledger)
+        if wanted is None and task.logprobs:
+            logprobs_BT = token_logprobs_of(hidden.main_BTD, rows.layout, labels, self.head.values())
+            return torch.stack([logprobs_BT, torch.zeros_like(logprobs_BT)], dim=-1)
         if wanted is None:
             scores = self.scores_of(hidden.main_BTD, rows.layout, labels)
             return torch.stack([scores.losses_BT, scores.first_BT.float()], dim=-1)

@@ -120,6 +120,8 @@ class TrainingJob:
     """Rank of adapters; 0 if the weights themselves are trained."""
     streamed: bool = False
     """Whether frozen weights stay on disk and are read one block ahead."""
+    references: int = 0
+    """Forward passes of each micro-batch for a reference model, without gradient."""
 
     def with_parallel(self, changes: Mapping[str, object]) -> "TrainingJob":
         """The same job with other settings under `parallel`."""

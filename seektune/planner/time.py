@@ -128,14 +128,15 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     once = sum(forward.values()) + passes
     half = sum(grads.values()) / 2
     time = StageTime(
-        forward=once + shown,
+        forward=(1 + job.references) * (once + shown),
         backward_input=again * (once + shown) + half + passes + shown,
         backward_weights=half * trained + passes * trained,
         send=messages["pp"] / 2,
     )
-    spent = {part: forward[part] * (1 + again) + grads[part] * (1 + trained) / 2 for part in forward}
-    total = {axis: value * (2 + again if axis in ("ep", "cp") else 1) for axis, value in messages.items()}
-    return _StageCost(time, spent, passes * (2 + again + trained), total)
+    forwards = 1 + again + job.references
+    spent = {part: forward[part] * forwards + grads[part] * (1 + trained) / 2 for part in forward}
+    total = {axis: value * (1 + forwards if axis in ("ep", "cp") else 1) for axis, value in messages.items()}
+    return _StageCost(time, spent, passes * (1 + forwards + trained), total)
 
 
 def _forward(layout: Layout, stage: int) -> Counter[str]:

@@ -113,8 +113,29 @@ def check_architecture(recipe: Recipe) -> Recipe:
     _check_drafter(recipe, architecture)
     if architecture.mtp_layers or not recipe.loss.mtp_weight:
         return recipe
+    return _without_mtp(recipe, f"this architecture has no MTP block ({architecture.why_no_mtp})")
+
+
+def check_objective(recipe: Recipe) -> Recipe:
+    """Check the recipe against its objective; one that compares answers does not train the MTP block.
+
+    Raises:
+        ValueError: a setting does not fit the objective; the message names the key.
+    """
+    if not recipe.objective.compares:
+        return recipe
+    name = recipe.objective.name
+    if recipe.train.drafter:
+        raise ValueError(f"train.drafter needs objective.name cross_entropy, not {name}")
+    if recipe.loss.mtp_weight:
+        recipe = _without_mtp(recipe, f"the MTP block would learn the rejected answers of {name} too")
+    return recipe
+
+
+def _without_mtp(recipe: Recipe, why: str) -> Recipe:
+    """The recipe with an MTP weight of 0, unless it sets another."""
     if "mtp_weight" in recipe.loss.model_fields_set:
-        raise ValueError(f"loss.mtp_weight must be 0: this architecture has no MTP block ({architecture.why_no_mtp})")
+        raise ValueError(f"loss.mtp_weight must be 0: {why}")
     return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"mtp_weight": 0.0})})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from seektune.recipe.checks import check_architecture, fit_to_overrides, refuse_none
+from seektune.recipe.checks import check_architecture, check_objective, fit_to_overrides, refuse_none
 from seektune.recipe.document import YamlNode, read_document
 from seektune.recipe.errors import find_section, first_error, locate
 from seektune.recipe.override import apply_overrides, read_overrides
@@ -45,7 +45,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     refuse_none(document)
     recipe = _validate(document)
     try:
-        recipe = check_architecture(recipe)
+        recipe = check_objective(check_architecture(recipe))
     except ValueError as error:
         source = ("model", "config" if recipe.model.config is not None else "weights")
         raise ValueError(locate(str(error), document, Recipe, source)) from None

@@ -23,6 +23,7 @@ from seektune.train.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from seektune.train.objectives import CrossEntropyConfig, ObjectiveSection
 from seektune.train.optim.config import AdamWConfig, OptimizerSection
 
 
@@ -113,6 +114,8 @@ class Recipe(Section):
     """One dataset, or a list of them with weights."""
     batch: BatchConfig
     """Number of tokens per optimizer step."""
+    objective: ObjectiveSection = CrossEntropyConfig()
+    """What the model is trained for."""
     optimizer: OptimizerSection = AdamWConfig()
     """Optimizer and its settings."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -150,6 +153,13 @@ class Recipe(Section):
         if warmup >= self.steps:
             raise ValueError(f"schedule.warmup_steps ({warmup}) must be less than steps ({self.steps})")
         return self
+
+    @property
+    def switches_adapters_off(self) -> bool:
+        """Whether the reference model of the objective is this one without its adapters."""
+        fresh = bool(self.lora.targets) and self.lora.adapter is None
+        choice = self.objective.reference_choice
+        return choice == "adapters_off" or (choice == "auto" and fresh)
 
     @property
     def datasets(self) -> list[DataConfig]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from seektune.checkpoint import Ranks
+from seektune.data.answers import AnswerExamples, PairExamples
 from seektune.data.config import BECOMES, BatchConfig
 from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, Split
+from seektune.data.datasets.row_texts import WrittenConfig
 from seektune.data.example import Example
 from seektune.data.examples import Examples
 from seektune.data.loader import JoinedBatches, Loader, in_order
@@ -63,7 +65,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         ValueError: a row is invalid or too long, or a step's rows do not divide over the processes.
         OSError: the rows are not here and no source answers, or the cache cannot be written.
     """
-    check_objectives(recipe.datasets)
+    check_objective_data(recipe)
     mesh.ranks.first(lambda: _fetch(recipe, cache))
     settings = encode_settings(config)
     rows = _streamed_rows if streamed(recipe.datasets) else _prepared_rows
@@ -98,11 +100,11 @@ class _Rows:
 def _prepared_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: MakeBatch) -> _Rows:
     training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
     weights = [dataset.weight for dataset in recipe.datasets]
-    mixture = Mixture([split.examples for split in training], recipe.seed, weights)
+    mixture = Mixture([_compared(split.examples, recipe) for split in training], recipe.seed, weights)
     share = Share(mesh.coords.dp, mesh.dims.data_size)
     return _Rows(
         loader=Loader(mixture, batch(), settings.tokenizer.pad_id, share),
-        held_out=[split.examples for split in held_out],
+        held_out=[_compared(split.examples, recipe) for split in held_out],
         source="; ".join(split.store.manifest.title for split in training),
         rows=len(mixture),
         digest=hashlib.sha256(" ".join(split.digest for split in training).encode()).hexdigest(),
@@ -190,18 +192,34 @@ def _batch_of(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: 
     return batch.model_copy(update={"micro_size": rows})
 
 
-def check_objectives(datasets: Sequence[DataConfig]) -> None:
-    """Check that the loss of the next token is what datasets are for.
+def _compared(examples: Examples, recipe: Recipe) -> Examples:
+    """The examples as the objective compares them: KTO has single answers."""
+    if isinstance(examples, PairExamples) and recipe.objective.name == "kto":
+        return AnswerExamples(examples, recipe.batch.length)
+    return examples
+
+
+def check_objective_data(recipe: Recipe) -> None:
+    """Check that the objective, its reference and the kinds of data fit each other.
 
     Raises:
-        ValueError: one needs another objective.
+        ValueError: they do not.
     """
-    missing = next((dataset for dataset in datasets if dataset.objective), None)
-    if missing is not None:
-        raise ValueError(
-            f"data.kind {missing.kind} needs {missing.objective}, which SeekTune does not have; "
-            "`seektune data preview` and `seektune data stats` read such rows"
-        )
+    name = recipe.objective.name
+    for dataset in recipe.datasets:
+        if dataset.paired and not recipe.objective.compares:
+            raise ValueError(
+                f"data.kind {dataset.kind} needs an objective that compares two responses, not objective.name {name}; "
+                "set --objective.name=dpo, or data.kind chat to teach one response"
+            )
+        if recipe.objective.compares and not dataset.paired:
+            raise ValueError(f"objective.name {name} needs data.kind preference, not {dataset.kind}")
+        if recipe.objective.compares and isinstance(dataset, WrittenConfig) and dataset.weight_column is not None:
+            raise ValueError(f"data.weight_column must be null: objective.name {name} counts each pair once")
+    if recipe.objective.compares and streamed(recipe.datasets):
+        raise ValueError(f"objective.name {name} needs prepared rows; set data.stream to false")
+    if recipe.switches_adapters_off and not recipe.lora.targets:
+        raise ValueError("objective.reference adapters_off needs lora.targets; set it to cached")
 
 
 def _fetch(recipe: Recipe, cache: DataCache) -> None:

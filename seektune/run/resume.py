@@ -18,9 +18,10 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.run_dir import TAKEN, refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
 from seektune.train.config import ScheduleConfig, TrainConfig
+from seektune.train.objectives import CrossEntropyConfig
 from seektune.train.optim.config import OPTIMIZERS, AdamWConfig
 
-DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "loss", "train", "lora", "seed")
+DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "objective", "loss", "train", "lora", "seed")
 """Sections of a recipe that cannot change when a run resumes."""
 
 
@@ -196,8 +197,9 @@ def _last_step(folder: Path) -> int:
 
 def _differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:
     now = recipe.model_dump(mode="json")
-    # a run from before this section trained the weights or adapters
-    saved = {"train": TrainConfig().model_dump(mode="json"), **saved}
+    # a run from before these sections trained the weights or adapters, with cross-entropy
+    old = {"train": TrainConfig(), "objective": CrossEntropyConfig()}
+    saved = {**{name: section.model_dump(mode="json") for name, section in old.items()}, **saved}
     saved = {**saved, **{part: default | saved[part] for part, default in _defaults(saved).items() if part in saved}}
     parts = [part for part in DECISIVE if _comparable(now.get(part)) != _comparable(saved.get(part))]
     if saved.get("steps", 0) > recipe.steps:

@@ -40,6 +40,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
         ("device", f"{model.device.type}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
         ("processes", f"{model.mesh.dims.world}: {model.mesh.dims}"),
         ("data", f"{recipe.datasets[0].kind}, {_rows(lesson)} from {lesson.source}"),
+        *_objective(recipe),
         (
             "batch",
             f"{batch.global_size} rows of up to {batch.length} tokens per step{packed}, {batch.micro_size} at a time",
@@ -63,6 +64,18 @@ def _muon(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
     trained = {name: p.shape for name, p in model.full_model().named_parameters() if p.requires_grad}
     found = shares(trained)
     return [("matrices", f"{many(found.get('muon', 0))} by muon, {many(found.get('adamw', 0))} by adamw")]
+
+
+def _objective(recipe: Recipe) -> list[tuple[str, str]]:
+    """The objective with its settings, if it is another than cross-entropy."""
+    section = recipe.objective
+    if not section.compares:
+        return []
+    settings = section.model_dump(exclude={"name", "reference"})
+    parts = [section.name, *(f"{name} {value}" for name, value in settings.items())]
+    if section.reference_choice is not None:
+        parts.append("reference: adapters off" if recipe.switches_adapters_off else "reference: cached")
+    return [("objective", ", ".join(parts))]
 
 
 def _rows(lesson: TrainData) -> str:

@@ -27,6 +27,8 @@ LOAD_LINES = 50
 """Maximum lines of expert loads in a run, so that a long run of a large model does not fill the disk."""
 CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
 """Values of a step that trackers plot."""
+SPOKEN = ("reward_accuracy", "reward_margin")
+"""Parts of a validation that are printed beside its loss."""
 
 
 class Scalars(Protocol):
@@ -101,11 +103,12 @@ class MetricsLog:
     def validation(self, step: int, found: HeldOutLoss) -> None:
         """Write a validation loss, measured after `step`."""
         datasets = {"datasets": dict(found.datasets)} if found.datasets else {}
-        self._validation.append({"step": step, "loss": found.loss, **datasets})
-        curves = {f"validation/{name}_loss": loss for name, loss in found.datasets.items()}
-        self.values(step, {"validation/loss": found.loss, **curves})
+        parts = {"parts_of_datasets": found.parts_of_datasets} if found.parts_of_datasets else {}
+        self._validation.append({"step": step, "loss": found.loss, **found.parts, **datasets, **parts})
+        self.values(step, {f"validation/{name}": value for name, value in _curves_of(found).items()})
         each = ", ".join(f"{name} {loss:.4f}" for name, loss in found.datasets.items())
-        self._display.say(f"validation loss {found.loss:.4f} after step {step}{f' ({each})' if each else ''}")
+        more = "".join(f", {name} {value:.4f}" for name, value in found.parts.items() if name in SPOKEN)
+        self._display.say(f"validation loss {found.loss:.4f}{more} after step {step}{f' ({each})' if each else ''}")
 
     def values(self, step: int, values: Mapping[str, float]) -> None:
         """Hand values to the trackers, and print the first problem of each."""
@@ -160,6 +163,13 @@ class MetricsLog:
         if record.step % every == 0 or record.step == self._steps:
             self._load_lines.append({"step": record.step, "loads": self._loads})
             self._loads = {}
+
+
+def _curves_of(found: HeldOutLoss) -> dict[str, float]:
+    """A validation's values by the names that trackers plot."""
+    losses = {f"{name}_loss": loss for name, loss in found.datasets.items()}
+    parts = {f"{name}_{part}": x for name, own in found.parts_of_datasets.items() for part, x in own.items()}
+    return {"loss": found.loss, **losses, **found.parts, **parts}
 
 
 def as_line(record: StepRecord, total_tokens: int) -> dict[str, Any]:

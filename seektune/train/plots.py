@@ -44,7 +44,8 @@ def loss_figure(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping
         axes.annotate(text, where, offset, textcoords="offset points", color=paper.accent, ha=align)
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel("loss per taught token (nats)")
+    # a loss of pairs is not one of tokens
+    axes.set_ylabel("loss" if "reward_accuracy" in steps[-1] else "loss per taught token (nats)")
     axes.margins(y=0.12)
     legend(axes, paper)
     return figure

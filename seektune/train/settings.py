@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seektune.data.step_data import StepData
+from seektune.model.objective import CROSS_ENTROPY, Objective
 from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, ScheduleConfig
 from seektune.train.optim.config import OptimizerConfig
 
@@ -63,5 +64,7 @@ class TrainSettings:
     """Facts for checkpoints: the recipe and versions."""
     drafter_anchors: int | None = None
     """Tokens of a micro-batch from which drafts are trained, if the DSpark stages are trained; None otherwise."""
+    objective: Objective = CROSS_ENTROPY
+    """What the model is trained for."""
     origin: Origin = UNKNOWN
     """Base and recipe for exports."""

@@ -16,6 +16,7 @@ from seektune.model.objective import CROSS_ENTROPY, Objective
 from seektune.model.step_loss import BALANCE_LOSS, LOSS, LOSSES, MTP_LOSS, DraftObjective, StepLoss
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import Outcome, ParallelModel
+from seektune.parallel.reference import NO_REFERENCE, ReferenceModel
 from seektune.train.balance import update_biases
 from seektune.train.config import LossConfig
 from seektune.train.gradient import NotFiniteError, clip, gradient_norm
@@ -64,8 +65,10 @@ def train_step(
     max_grad_norm: float | None,
     phase: Callable[[str], None] = lambda name: None,
     drafts: DraftObjective | None = None,
+    objective: Objective = CROSS_ENTROPY,
+    reference: ReferenceModel = NO_REFERENCE,
 ) -> StepRecord:
-    """Train on all micro-batches of one step; their losses share one denominator, the taught tokens of the step.
+    """Train on all micro-batches of one step; their losses share one denominator: what the objective counts.
 
     Every process is given its own micro-batches. `phase` is called with each phase's name as it begins.
     With `drafts`, the DSpark stages are trained instead of the model.
@@ -76,10 +79,13 @@ def train_step(
             left behind.
     """
     began = perf_counter()
-    wanted = replace(make_step_loss(data, loss, model.config.mtp_layers > 0), drafts=drafts)
+    count = step_count(objective, data, model.mesh)
+    wanted = replace(make_step_loss(data, loss, model.config.mtp_layers > 0, objective, count), drafts=drafts)
     _check_counts(wanted, step)
     try:
-        outcome = model.train(data.batches, wanted, lambda name: phase(f"step {step}: {name}"))
+        phase(f"step {step}: the reference model")
+        batches = [reference.own(batch) for batch in data.batches]
+        outcome = model.train(batches, wanted, lambda name: phase(f"step {step}: {name}"))
         phase(f"step {step}: measuring and moving")
         parts = _finite(outcome, wanted, step)
         norm = _bound(model, max_grad_norm, step, parts[LOSS])
@@ -102,7 +108,7 @@ def train_step(
         tokens_per_s=wanted.tokens / seconds,
         memory_gb=memory,
         loads={layer: load_E.tolist() for layer, load_E in outcome.loads.items()},
-        parts={name: value for name, value in parts.items() if name not in LOSSES},
+        parts=objective.means({name: value for name, value in parts.items() if name not in LOSSES}),
         left_out=dict(data.left_out),
     )
 
@@ -131,6 +137,8 @@ def step_count(objective: Objective, data: StepData, mesh: Mesh) -> float | None
     """What an objective counts in the whole step; collective. None for cross-entropy, whose divisor the data knows."""
     if objective is CROSS_ENTROPY:
         return None
+    if objective.counts_examples and data.examples is not None:
+        return data.examples
     own = sum(objective.count(batch) for batch in data.batches)
     # the processes of a pipeline and of a row's slices have the same micro-batches
     copies = mesh.dims.world // mesh.dims.data_size

@@ -11,6 +11,7 @@ from seektune.data.held_out_loss import HeldOutLoss
 from seektune.io.run_files import CHECKPOINTS
 from seektune.model.step_loss import DraftObjective
 from seektune.parallel.model import ParallelModel
+from seektune.parallel.reference import NO_REFERENCE, ReferenceModel
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import complete_checkpoints, step_of
 from seektune.train.export import export_model
@@ -43,12 +44,14 @@ class Trainer(ResumableRun):
         validation_loss: Callable[[], HeldOutLoss],
         interruption: Interruption,
         evaluate: Evaluate = _nothing,
+        reference: ReferenceModel = NO_REFERENCE,
     ):
         super().__init__(model, stream, settings, folder)
         self.tokenizer = tokenizer
         self.validation_loss = validation_loss
         self.interruption = interruption
         self.evaluate = evaluate
+        self.reference = reference
 
     def fit(self, steps: int, log: RunLog) -> tuple[float, float]:
         """Train until `steps` steps are done.
@@ -115,8 +118,8 @@ class Trainer(ResumableRun):
         lr = learning_rate(step, steps, settings.optimizer.lr, settings.schedule)
         try:
             max_norm = settings.optimizer.max_grad_norm
-            drafts = self._draft_objective(step, data.micro_batches)
-            record = train_step(self.model, self.optimizer, data, step, lr, settings.loss, max_norm, watch, drafts)
+            aim = (self._draft_objective(step, data.micro_batches), settings.objective, self.reference)
+            record = train_step(self.model, self.optimizer, data, step, lr, settings.loss, max_norm, watch, *aim)
         except NotFiniteError as error:
             if not self._guard.may_skip():
                 place = self.save(log, before)

@@ -1,24 +1,45 @@
-"""The command `data example`: writes made conversations into a folder, as a first dataset."""
+"""The command `data example`: writes made conversations or preferences into a folder, as a first dataset."""
 
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from seektune.data.datasets.synthetic_chat import LICENSE, write_synthetic_chat
+from seektune.data.datasets.synthetic_preferences import write_synthetic_preferences
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.console import say
 
 
-def example_data(folder: Path) -> None:
+@dataclass(frozen=True)
+class ExampleRows:
+    """Rows of one kind."""
+
+    write: Callable[[Path], tuple[int, int]]
+    name: str
+    recipe: str
+    """That trains on them."""
+
+
+EXAMPLES = {
+    "chat": ExampleRows(write_synthetic_chat, "conversations", "deepseek_v4_tiny_chat"),
+    "preference": ExampleRows(write_synthetic_preferences, "preferences", "deepseek_v4_tiny_dpo"),
+}
+"""By kind of data."""
+
+
+def example_data(folder: Path, kind: str = "chat") -> None:
     """Write `train.jsonl` and `validation.jsonl` into a new folder, and print the commands that use them.
 
     Raises:
         ValueError: the folder exists and is not empty.
         OSError: it cannot be written.
     """
+    rows = EXAMPLES[kind]
     with complete_folder(folder) as scratch:
-        training, held_out = write_synthetic_chat(scratch)
-    say(f"wrote {folder}: {training} training and {held_out} held-out conversations, made from templates ({LICENSE})")
+        training, held_out = rows.write(scratch)
+    say(f"wrote {folder}: {training} training and {held_out} held-out {rows.name}, made from templates ({LICENSE})")
     path = shlex.quote(f"--data.path={folder}")
-    say("\nNext: seektune init deepseek_v4_tiny_chat recipes")
-    say(f"      seektune data preview recipes/deepseek_v4_tiny_chat.yaml {path}")
-    say(f"      seektune train recipes/deepseek_v4_tiny_chat.yaml {path}")
+    say(f"\nNext: seektune init {rows.recipe} recipes")
+    say(f"      seektune data preview recipes/{rows.recipe}.yaml {path}")
+    say(f"      seektune train recipes/{rows.recipe}.yaml {path}")

@@ -12,12 +12,15 @@ from seektune import __version__
 from seektune.data.chat_format.template import ChatTokenizer
 from seektune.data.datasets.dataset import DataCache
 from seektune.evaluate.loss import held_out_loss
+from seektune.evaluate.objective_loss import held_out_objective
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
 from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
+from seektune.model.objective import CROSS_ENTROPY, Objective
 from seektune.model.variants import encoding_of
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
+from seektune.parallel.reference import ReferenceModel
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import build_mesh, build_model, check_sources, origin, read_config, weight_notes
@@ -27,7 +30,9 @@ from seektune.run.drafter import decoding_model
 from seektune.run.during import TrainingEvaluations
 from seektune.run.evals import Scores, read_evals, run_eval, write_evals
 from seektune.run.model_card import put_card, run_card
+from seektune.run.objective import make_objective
 from seektune.run.own_answers import with_own_answers, write_answers
+from seektune.run.reference import fill_reference, make_reference
 from seektune.run.resume import find_start, refuse_other_rows
 from seektune.run.run_dir import choose_folder, held
 from seektune.run.streams import left_out_lines
@@ -107,9 +112,11 @@ def _run(run: RunContext, cache_dir: Path) -> None:
             data = with_own_answers(run, data, lambda: decoding_model(model))
         facts = describe(recipe, model, data)
         before = _eval_before(run, model, data)
-        trainer = _make_trainer(run, model, data)
+        reference = make_reference(recipe, model)
+        trainer = _make_trainer(run, model, data, reference)
         texts = partial(report_text, run.name, facts, dump_recipe(recipe), before)
         _begin_folder(run, trainer.step, before, data, trackers, texts({}))
+        fill_reference(run, model, data, reference)
         with open_trackers(trackers) as threads:
             send_scores(threads, 0, before if run.is_fresh else {})
             with _open_log(run, trainer, threads) as log:
@@ -133,13 +140,18 @@ def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scor
     return run_eval(evaluate.before, "before", model, data, evaluate, run.stop_if_signalled)
 
 
-def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Trainer:
+def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData, reference: ReferenceModel) -> Trainer:
     """The trainer, at the step where the run starts."""
+    objective = make_objective(run.recipe.objective)
     validate = partial(held_out_loss, model, data.validation, data.validation_by_dataset)
-    settings = _settings(run.recipe, data)
+    if objective is not CROSS_ENTROPY:
+        rows = data.validation, data.validation_by_dataset
+        validate = partial(held_out_objective, model, objective, reference, *rows)
+    settings = _settings(run.recipe, data, objective)
     tokenizer = ChatTokenizer(data.tokenizer, encoding_of(run.config))
     evaluate = TrainingEvaluations(run, model, data)
-    trainer = Trainer(model, tokenizer, data.loader, settings, run.folder, validate, run.interruption, evaluate)
+    place = run.folder, validate, run.interruption, evaluate
+    trainer = Trainer(model, tokenizer, data.loader, settings, *place, reference)
     if run.start.checkpoint is not None:
         refuse_other_rows(run.start.checkpoint, data.digest)
         trainer.resume(run.start.checkpoint)
@@ -219,7 +231,7 @@ def _write_results(
         return write_report(run.folder, texts)
 
 
-def _settings(recipe: Recipe, data: TrainData) -> TrainSettings:
+def _settings(recipe: Recipe, data: TrainData, objective: Objective) -> TrainSettings:
     return TrainSettings(
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
@@ -229,6 +241,7 @@ def _settings(recipe: Recipe, data: TrainData) -> TrainSettings:
         validate_every=recipe.evaluate.every,
         seed=recipe.seed,
         drafter_anchors=recipe.train.drafter_anchors if recipe.train.drafter else None,
+        objective=objective,
         origin=origin(recipe),
         record={
             "recipe": recipe.model_dump(mode="json"),

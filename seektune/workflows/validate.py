@@ -16,7 +16,7 @@ from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import Cluster, known_gpu
 from seektune.planner.report import make_report
 from seektune.recipe.recipe import Recipe
-from seektune.run.data import check_objectives, open_split
+from seektune.run.data import check_objective_data, open_split
 from seektune.run.encode_settings import encode_settings
 from seektune.run.streams import streamed, try_stream
 from seektune.workflows.plan import layout_at_launch
@@ -110,7 +110,7 @@ def _rows(recipe: Recipe, config: DeepseekV4Config | None, cache_dir: Path) -> s
     """What training reads of each dataset; the rows are prepared, unless the cache has them."""
     settings = EncodeSettings(OFFICIAL_SIZE) if config is None else encode_settings(config)
     cache = DataCache(cache_dir, lambda sentence: None)
-    check_objectives(recipe.datasets)
+    check_objective_data(recipe)
     if sections := streamed(recipe.datasets):
         return "; ".join(try_stream(section, settings, cache, recipe.batch) for section in sections)
     found = []

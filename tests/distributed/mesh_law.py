@@ -14,14 +14,15 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate
 from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
-from seektune.model.preference import DPO
-from seektune.model.preference_objective import Preference
+from seektune.model.preference import DPO, KTO
+from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
 from seektune.parallel.placement import local, shard_like, shard_of
+from seektune.parallel.reference import NO_REFERENCE, AdaptersOff
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
@@ -74,6 +75,7 @@ OBJECTIVES = {
     "cross_entropy": CROSS_ENTROPY,
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
+    "kto": AnswerFeedback(KTO(beta=0.2, undesirable_weight=0.6)),
 }
 
 
@@ -91,8 +93,11 @@ class Subject:
     crowded: bool = False
     """Every token goes to the same three experts."""
     weighted: bool = False
-    """Tokens have weights and log-probabilities of an older model, and neighbouring documents of a row are pairs."""
+    """Tokens have weights and log-probabilities of an older model, and neighbouring documents of a row are pairs; the
+    fifth of a row is in none."""
     objective: str = "cross_entropy"
+    adapters_off: bool = False
+    """The reference's log-probabilities are the model's without its adapters, not made ones."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ def made_rows(subject: Subject) -> list[Batch]:
             "weights": torch.rand(1, size, generator=others),
             "old": older,
             "reference": older,
-            "pairs": torch.where(documents > 0, pairs, 0)[None],
+            "pairs": torch.where((documents > 0) & (documents != 5), pairs, 0)[None],
         }
         rows.append(Batch(tokens[None], labels[None], documents[None], columns if subject.weighted else {}))
     return rows
@@ -189,7 +194,8 @@ def look(model: ParallelModel, subject: Subject) -> Found:
     has_mtp = model.config.num_nextn_predict_layers > 0
     wanted = make_step_loss(data, subject.loss, has_mtp, objective, step_count(objective, data, model.mesh))
     accumulate_in_fp32(model.parameters())
-    outcome = model.train(data.batches, wanted, lambda phase: None)
+    reference = AdaptersOff(model) if subject.adapters_off else NO_REFERENCE
+    outcome = model.train([reference.own(batch) for batch in data.batches], wanted, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
     gradients = {
         name: portable(shard_like(name, parameter, local(parameter.grad), model.mesh))

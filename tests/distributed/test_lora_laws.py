@@ -22,6 +22,8 @@ RICH = Adapted(Subject(SHORT, config=CONFIG.replace(moe_intermediate_size=32), l
 FEW = Adapted(replace(RICH.subject, lengths=((131,), (1, 3, 9, -5, 30), (2,), (64,)), seed=3))
 PLAIN = replace(FEW, quantized=False)
 LEARNER = Adapted(Subject(SHORT, config=SHALLOW.replace(moe_intermediate_size=32), loss=LOSS, seed=4))
+PAIRS = ((131, 20), (9, 3, -5, 30, 12), (2, 40), (64, 7))
+PREFERRING = Adapted(replace(RICH.subject, lengths=PAIRS, objective="dpo", weighted=True, adapters_off=True))
 MAPS = ("attn", "attn.compressor", "ffn.shared_experts", "mtp.0")
 
 AXES = [
@@ -55,6 +57,20 @@ def check(adapted: Adapted, case: Case, one: tuple[Found, Seen] | None = None) -
         assert here_saw.before == here_saw.after == saw.before
     assert_small(errors([here.gradients for here, _ in everywhere], found.gradients))
     return [here_saw for _, here_saw in everywhere]
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(2, piped("zbv"), 1, "dpo"),
+        Case(4, {"ep_size": 2, "recompute": "block"}, 1, "kto"),
+        Case(4, piped("1f1b", cp_size=2), objective="dpo"),
+    ],
+    ids=str,
+)
+def test_preferences_are_relative_to_the_model_without_adapters(case: Case):
+    check(PREFERRING, case)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import torch
 
 from seektune.model.head import Taught
 from seektune.model.objective import TokenLogprobs
-from seektune.model.preference import DPO, ORPO, AnswerLogprobs, AnswerPairs
-from seektune.model.preference_objective import Preference
+from seektune.model.preference import DPO, KTO, ORPO, AnswerLogprobs, AnswerPairs, kto_baseline
+from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.sequence import Batch, SequenceLayout
 
 NUMBERS = [[3, 3, 3, 3, -3, -3, -3, 7, 7, 0], [-7, -7, -7, -7, -7, 9, 9, 9, 0, 0], [-2, -2, 2, 2, 2, 2, 2, 0, 0, 0]]
@@ -56,10 +56,40 @@ def test_losses_gradients_and_parts_are_those_of_the_pairs(batch, pair_loss):
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
     assert found.parts.keys() == set(objective.part_names)
     margins = pair_loss.margins(pairs)
-    assert float(found.parts["preference_margin"]) == pytest.approx(margins.mean().item(), rel=1e-5)
-    assert float(found.parts["preference_accuracy"]) == (margins > 0).double().mean().item()
+    assert float(found.parts["reward_margin"]) == pytest.approx(margins.mean().item(), rel=1e-5)
+    assert float(found.parts["reward_accuracy"]) == (margins > 0).double().mean().item()
     assert float(found.parts["chosen_tokens"]) == pytest.approx((3 + 1) / 2)
     assert float(found.parts["rejected_tokens"]) == pytest.approx((2 + 4) / 2)
+
+
+def test_single_answers_are_compared_with_those_to_other_prompts(batch):
+    """Of KTO: each numbered document is an answer, and those without a number give the baseline."""
+    batch.columns["pairs"][0, 7:9] = 0
+    batch.columns["pairs"][1, 5:8] = 0
+    batch.columns["reference"][:] = -6.0
+    tokens, hidden = logprobs_of(batch)
+    objective = AnswerFeedback(KTO(beta=0.3, desirable_weight=0.7))
+    assert objective.count(batch) == 4
+    found = objective.loss(tokens, 4)
+    own = sums(batch, tokens, [(0, 3), (0, -3), (1, -7), (2, 2)])
+    layout = SequenceLayout.from_documents(batch.documents)
+    chosen = torch.tensor([True, False, False, True])
+    places = [(0, 7), (1, 5)]
+    values = [tokens.values_N[tokens.documents_N == layout.numbered()[0][place]].sum() for place in places]
+    lengths = torch.tensor([1.0, 2.0])
+    baseline = kto_baseline(AnswerLogprobs(torch.stack(values), lengths, -6.0 * lengths))
+    assert baseline > 0, "the baseline must count"
+    losses = objective.kto.losses(own, chosen, baseline)
+    torch.testing.assert_close(found.loss, losses.mean(), rtol=1e-6, atol=0)
+    gradients = (torch.autograd.grad(x, hidden, retain_graph=True)[0] for x in (found.loss, losses.mean()))
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+    means = objective.means({name: float(value) for name, value in found.parts.items()})
+    rewards = 0.3 * own.ratio()
+    assert means["chosen_share"] == 0.5
+    assert means["chosen_reward"] == pytest.approx(rewards[chosen].mean().item(), rel=1e-5)
+    assert means["rejected_reward"] == pytest.approx(rewards[~chosen].mean().item(), rel=1e-5)
+    assert means["chosen_tokens"] == pytest.approx((3 + 4) / 2)
+    assert means["kl"] == pytest.approx(baseline.item(), rel=1e-5)
 
 
 def test_micro_batches_sum_to_the_step(batch):

@@ -85,8 +85,8 @@ class DataConfig(Section, ABC):
     """Whether the dataset has `questions`; its kind is then also an evaluation task."""
     several: ClassVar[str] = "the row holds several"
     """Why a row has several examples, for messages."""
-    objective: ClassVar[str] = ""
-    """What training needs to learn from the examples, where the loss of the next token is not what they are for."""
+    paired: ClassVar[bool] = False
+    """Whether each row has two examples, of which an objective prefers the first."""
     kind: str
     """Kind of the rows."""
     label: str | None = None

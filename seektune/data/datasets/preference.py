@@ -15,11 +15,11 @@ from seektune.data.datasets.row_texts import RowTexts, TextsEncoder
 
 
 class PreferenceConfig(TemplatedConfig):
-    """Preferences: chosen and rejected responses to one prompt; read and previewed, not trained."""
+    """Preferences: a chosen and a rejected response to one prompt, for objectives that compare them."""
 
     title: ClassVar[str] = "Preferences"
     several: ClassVar[str] = "the chosen response, then the rejected one"
-    objective: ClassVar[str] = "an objective that compares two responses, such as DPO"
+    paired: ClassVar[bool] = True
     kind: Literal["preference"]
     """Kind of the rows."""
 

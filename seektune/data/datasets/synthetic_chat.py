@@ -4,7 +4,7 @@ The texts are this project's own and may be used for anything (CC0-1.0).
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,11 @@ def write_synthetic_chat(folder: Path, seed: int = 0) -> tuple[int, int]:
     Raises:
         OSError: a file could not be written.
     """
-    rows = synthetic_chat(seed)
+    return write_splits(folder, synthetic_chat(seed))
+
+
+def write_splits(folder: Path, rows: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """As `write_synthetic_chat`, of any rows."""
     held_out = rows[::HELD_OUT]
     training = [row for i, row in enumerate(rows) if i % HELD_OUT]
     for name, part in (("train", training), ("validation", held_out)):

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seektune.data.answers import PairExamples
 from seektune.data.config import BatchConfig
 from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, Split
+from seektune.data.examples import Examples
 from seektune.data.store.prepare import Progress, Runner, prepare
 from seektune.data.store.prepared import PreparedExamples
 from seektune.data.store.select import Digests, Mask, Selection, choose, held_out
@@ -23,16 +25,17 @@ Stores = Mapping[Split, PreparedExamples]
 class PreparedSplit:
     """A split of a dataset as a run reads it."""
 
-    examples: PreparedExamples | ExampleView
+    examples: Examples
     store: PreparedExamples
     """All examples of the split."""
     report: ViewReport
+    key: str
+    """Names what was chosen and cut of the store; empty for all of it."""
 
     @property
     def digest(self) -> str:
         """Digest of the tokens and labels, and of what was chosen of them."""
-        key = self.examples.key if isinstance(self.examples, ExampleView) else ""
-        return hashlib.sha256(f"{self.store.manifest.digest} {key}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.store.manifest.digest} {self.key}".encode()).hexdigest()
 
 
 def prepare_dataset(
@@ -105,9 +108,10 @@ def examples_of(
     share = dataset.held_out_share
     other = stores["validation"] if split == "train" and share is None else None
     by = [split if share is not None else "", share, dataset.duplicates, limit, other and other.manifest.digest]
-    choice = ViewChoice(batch.length, batch.overlong, repr(by))
+    choice = ViewChoice(batch.length, batch.overlong, repr(by), dataset.paired)
     examples, report = view(store, choice, lambda: _selected(dataset, split, store, other, limit))
-    return PreparedSplit(examples, store, report)
+    key = examples.key if isinstance(examples, ExampleView) else ""
+    return PreparedSplit(PairExamples(examples) if dataset.paired else examples, store, report, key)
 
 
 def _selected(

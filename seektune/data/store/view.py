@@ -14,6 +14,7 @@ from seektune.data.example import Example
 from seektune.data.examples import Weights
 from seektune.data.store.index import read_column
 from seektune.data.store.lock import disk_explained, locked
+from seektune.data.store.pair_parts import parts_of_pairs
 from seektune.data.store.prepared import PreparedExamples
 from seektune.data.store.select import Numbers, Selection
 from seektune.io.atomic_dir import complete_folder
@@ -76,11 +77,13 @@ class ViewChoice:
     overlong: OverlongChoice
     chosen_by: str
     """Names all that the choice of examples depends on."""
+    paired: bool = False
+    """Whether two neighbours are a pair, which shares a row."""
 
     @property
     def key(self) -> str:
         """Name of the view's folder."""
-        text = json.dumps([self.length, self.overlong, self.chosen_by])
+        text = json.dumps([self.length, self.overlong, self.chosen_by, *(["paired"] if self.paired else [])])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -108,39 +111,54 @@ def view(
 
 
 def _refuse_overlong(store: PreparedExamples, numbers: Numbers, choice: ViewChoice) -> None:
-    lengths = store.lengths[numbers]
+    lengths = _sizes(store.lengths[numbers], choice)
     if not len(lengths):
         raise ValueError(f"{store.manifest.title}: no rows are left")
     count = int(np.count_nonzero(lengths > choice.length))
     none_fits = choice.overlong == "drop" and count == len(lengths)
+    if count and choice.paired and choice.overlong == "split":
+        raise ValueError("batch.overlong split takes the answers of a pair apart; set --batch.overlong=cut or drop")
     if count and (choice.overlong == "error" or none_fits):
-        longest = int(numbers[np.argmax(lengths)])
-        size = store.lengths[longest]
-        others = "cut or split" if count == len(lengths) else "drop, cut or split"
+        place = int(np.argmax(lengths))
+        longest = int(numbers[place * (2 if choice.paired else 1)])
+        size = lengths[place]
+        both = " of both answers" if choice.paired else ""
+        ways = [] if count == len(lengths) else ["drop"]
+        ways += ["cut"] if choice.paired else ["cut", "split"]
+        others = " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
         raise ValueError(
-            f"{store.example(longest).name}: {size} tokens are more than batch.length {choice.length} (it is the "
+            f"{store.example(longest).name}: {size} tokens{both} are more than batch.length {choice.length} (it is the "
             f"longest of {count:,} examples that do not fit, of {len(lengths):,}); set --batch.length={size} or "
             f"--batch.overlong={others}"
         )
+
+
+def _sizes(lengths: NDArray[np.int32], choice: ViewChoice) -> NDArray[np.int32]:
+    """Tokens of what shares a row."""
+    return lengths.reshape(-1, 2).sum(axis=1, dtype=np.int32) if choice.paired else lengths
 
 
 def _make(store: PreparedExamples, selection: Selection, choice: ViewChoice, folder: Path) -> None:
     numbers = selection.ids
     _refuse_overlong(store, numbers, choice)
     lengths = store.lengths[numbers]
-    long = lengths > choice.length
+    sizes = _sizes(lengths, choice)
+    over = sizes > choice.length
+    long = np.repeat(over, len(numbers) // len(sizes))
     columns: list[NDArray] = [numbers, np.zeros(len(numbers), np.int32), lengths, store.counted[numbers]]
     untaught = 0
     if long.any() and choice.overlong == "drop":
         columns = [column[~long] for column in columns]
+    elif long.any() and choice.paired:
+        columns, untaught = parts_of_pairs(store, columns, choice.length)
     elif long.any():
         columns, untaught = _with_parts(store, columns, long, choice)
     report = ViewReport(
         rows=selection.rows,
-        examples=len(numbers),
+        examples=len(sizes),
         duplicates=selection.duplicates,
         also_held_out=selection.also_held_out,
-        overlong=int(np.count_nonzero(long)),
+        overlong=int(np.count_nonzero(over)),
         untaught=untaught,
         is_whole=len(numbers) == len(store) and not long.any(),
     )

@@ -1,0 +1,71 @@
+"""The reference model of preference objectives: its log-probabilities as a column of batches.
+
+Shapes: B rows, T tokens, U documents.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from seektune.lora.state import adapters_off
+from seektune.parallel.model import ParallelModel
+from seektune.sequence import REFERENCE, Batch
+
+
+class ReferenceModel(Protocol):
+    """Adds the column `reference` to batches."""
+
+    def own(self, batch: Batch) -> Batch:
+        """Of a micro-batch of this process; every process has as many, and calls this for each."""
+        ...
+
+    def shared(self, batch: Batch) -> Batch:
+        """Of rows that all processes pass."""
+        ...
+
+
+class NoReference:
+    """For objectives without a reference model: batches stay as they are."""
+
+    def own(self, batch: Batch) -> Batch:
+        """As `ReferenceModel`."""
+        return batch
+
+    def shared(self, batch: Batch) -> Batch:
+        """As `ReferenceModel`."""
+        return batch
+
+
+class AdaptersOff:
+    """The model that is trained, without its adapters: one more forward pass, and no memory for weights."""
+
+    def __init__(self, model: ParallelModel):
+        self._model = model
+
+    def own(self, batch: Batch) -> Batch:
+        """As `ReferenceModel`."""
+        return self._with(batch, self._model.own_logprobs)
+
+    def shared(self, batch: Batch) -> Batch:
+        """As `ReferenceModel`."""
+        return self._with(batch, self._model.logprobs)
+
+    def _with(self, batch: Batch, logprobs: Callable[[Batch], Tensor]) -> Batch:
+        with adapters_off(self._model.stages.values()):
+            return with_reference(batch, at_tokens(logprobs(batch)))
+
+
+def with_reference(batch: Batch, reference_BT: Tensor) -> Batch:
+    """The batch with the log-probability of each token by the reference model, or sums of them at single tokens."""
+    columns = {**batch.columns, REFERENCE: reference_BT.to(batch.tokens.device)}
+    return Batch(batch.tokens, batch.labels, batch.documents, columns)
+
+
+def at_tokens(logprobs_BT: Tensor) -> Tensor:
+    """Values at the positions that predict tokens, moved to the tokens themselves."""
+    return F.pad(logprobs_BT[:, :-1], (1, 0))
+
+
+NO_REFERENCE = NoReference()

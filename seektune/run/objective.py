@@ -1,0 +1,29 @@
+"""The objective of a run, from its section of the recipe."""
+
+from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.model.preference import DPO, IPO, KTO, ORPO, SimPO
+from seektune.model.preference_objective import AnswerFeedback, Preference
+from seektune.train.objectives import (
+    DpoConfig,
+    IpoConfig,
+    KtoConfig,
+    ObjectiveConfig,
+    OrpoConfig,
+    SimpoConfig,
+)
+
+
+def make_objective(section: ObjectiveConfig) -> Objective:
+    """The objective that a section describes."""
+    match section:
+        case DpoConfig(beta=beta, label_smoothing=smoothing, length_normalized=normalized, supervised_weight=weight):
+            return Preference(DPO(beta, smoothing, normalized), weight)
+        case IpoConfig(beta=beta, length_normalized=normalized, supervised_weight=weight):
+            return Preference(IPO(beta, normalized), weight)
+        case KtoConfig(beta=beta, desirable_weight=desirable, undesirable_weight=undesirable):
+            return AnswerFeedback(KTO(beta, desirable, undesirable))
+        case OrpoConfig(beta=beta):
+            return Preference(ORPO(beta))
+        case SimpoConfig(beta=beta, gamma=gamma, label_smoothing=smoothing, supervised_weight=weight):
+            return Preference(SimPO(beta, gamma, smoothing), weight)
+    return CROSS_ENTROPY

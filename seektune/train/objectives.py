@@ -1,0 +1,121 @@
+"""The section `objective` of a recipe: what a model is trained for, by name; does not import torch."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from seektune.section import OneOf, Positive, Section
+from seektune.train.config import NotNegative
+
+ReferenceChoice = Literal["auto", "adapters_off", "cached"]
+Smoothing = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
+
+
+class ObjectiveConfig(Section):
+    """Base of the sections of objectives."""
+
+    compares: ClassVar[bool] = True
+    """Whether it learns from chosen and rejected answers, and not from texts."""
+    name: str
+    """Name of the objective."""
+
+    @property
+    def reference_choice(self) -> ReferenceChoice | None:
+        """Where the reference model's log-probabilities come from; None for objectives without a reference."""
+        return None
+
+
+class ReferencedConfig(ObjectiveConfig):
+    """Base of the sections of objectives that compare with a reference model."""
+
+    beta: Positive = 0.1
+    """Strength of the pull to the reference model."""
+    reference: ReferenceChoice = "auto"
+    """The reference: `adapters_off` is the model without its new adapters, at each step; `cached` the model as training
+    begins, computed once and kept in the run folder. `auto` takes the first with `lora.targets`, if it can."""
+
+    @property
+    def reference_choice(self) -> ReferenceChoice | None:
+        """As `ObjectiveConfig`."""
+        return self.reference
+
+
+class CrossEntropyConfig(ObjectiveConfig):
+    """The cross-entropy of the next token."""
+
+    compares: ClassVar[bool] = False
+    name: Literal["cross_entropy"] = "cross_entropy"
+    """Name of the objective."""
+
+
+class DpoConfig(ReferencedConfig):
+    """Direct preference optimization (arXiv:2305.18290)."""
+
+    name: Literal["dpo"]
+    """Name of the objective."""
+    label_smoothing: Smoothing = 0.0
+    """Share of the pairs whose answers are assumed to be swapped (conservative DPO)."""
+    length_normalized: bool = False
+    """Divide the log-ratio of an answer by its number of tokens."""
+    supervised_weight: NotNegative = 0.0
+    """Weight of the chosen answer's cross-entropy per token, in addition."""
+
+
+class IpoConfig(ReferencedConfig):
+    """Identity preference optimization (arXiv:2310.12036)."""
+
+    name: Literal["ipo"]
+    """Name of the objective."""
+    length_normalized: bool = True
+    """Divide the log-ratio of an answer by its number of tokens."""
+    supervised_weight: NotNegative = 0.0
+    """Weight of the chosen answer's cross-entropy per token, in addition."""
+
+
+class KtoConfig(ReferencedConfig):
+    """Kahneman-Tversky optimization (arXiv:2402.01306), on the answers of pairs, each by itself."""
+
+    name: Literal["kto"]
+    """Name of the objective."""
+    desirable_weight: NotNegative = 1.0
+    """Weight of chosen answers."""
+    undesirable_weight: NotNegative = 1.0
+    """Weight of rejected answers."""
+
+
+class OrpoConfig(ObjectiveConfig):
+    """Odds-ratio preference optimization (arXiv:2403.07691); needs no reference model."""
+
+    name: Literal["orpo"]
+    """Name of the objective."""
+    beta: Positive = 0.1
+    """Weight of the odds ratio beside the chosen answer's cross-entropy per token."""
+
+
+class SimpoConfig(ObjectiveConfig):
+    """Simple preference optimization (arXiv:2405.14734); needs no reference model."""
+
+    name: Literal["simpo"]
+    """Name of the objective."""
+    beta: Positive = 2.0
+    """Scale of the reward, the log-probability per token."""
+    gamma: NotNegative = 1.0
+    """Margin of the rewards that is aimed at."""
+    label_smoothing: Smoothing = 0.0
+    """Share of the pairs whose answers are assumed to be swapped."""
+    supervised_weight: NotNegative = 0.0
+    """Weight of the chosen answer's cross-entropy per token, in addition."""
+
+
+OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
+    "cross_entropy": CrossEntropyConfig,
+    "dpo": DpoConfig,
+    "ipo": IpoConfig,
+    "kto": KtoConfig,
+    "orpo": OrpoConfig,
+    "simpo": SimpoConfig,
+}
+"""Sections by the value of `objective.name`; the first is the default."""
+
+ObjectiveSection = Annotated[ObjectiveConfig, OneOf("name", OBJECTIVES)]
+"""The type of a recipe's `objective`."""

@@ -1,0 +1,206 @@
+"""Runs that learn from preferences: with adapters or whole weights, any objective, interrupted and resumed."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seektune.data.datasets.synthetic_preferences import synthetic_preferences
+from seektune.io.jsonl import as_line, read_records
+from seektune.io.run_files import REFERENCE, REPORT
+from seektune.recipe.load import load_recipe
+from seektune.recipe.recipe import Recipe
+from seektune.signals import Interrupted
+from seektune.train import trainer
+from seektune.workflows import train as workflow
+from tests.places import RECIPES
+
+LORA = {"targets": ["attn", "ffn.experts", "head"], "rank": 4, "alpha": 8}
+
+
+def train(recipe: Recipe) -> Path:
+    return workflow.train(recipe, "run", (), Path(recipe.run_dir or "").parent / "cache")
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are not drawn, which takes as long as all steps."""
+
+    def write(folder: Path, texts: object) -> Path:
+        (folder / REPORT).touch()
+        return folder / REPORT
+
+    monkeypatch.setattr(workflow, "write_report", write)
+
+
+@pytest.fixture
+def preferring(recipe: Any, tmp_path: Path) -> Any:
+    """Makes a recipe of three steps on 24 made pairs, with 8 held out; changes are by dotted key."""
+    rows = synthetic_preferences()[:32]
+    (tmp_path / "pairs").mkdir()
+    for name, part in (("train", rows[:24]), ("validation", rows[24:])):
+        (tmp_path / "pairs" / f"{name}.jsonl").write_text("".join(map(as_line, part)), encoding="utf-8")
+
+    def make(**changes: Any) -> Recipe:
+        values = {
+            "data": {"kind": "preference", "path": str(tmp_path / "pairs")},
+            "objective": {"name": "dpo"},
+            "loss": {"mtp_weight": 0},
+            "batch__length": 320,
+            "evaluate__tasks": [],
+        }
+        return recipe(**values | changes)
+
+    return make
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    timed = ("seconds", "tokens_per_s", "memory_gb")
+    return [{key: value for key, value in line.items() if key not in timed} for line in read_records(folder / name)]
+
+
+OBJECTIVES: list[dict[str, Any]] = [
+    {"name": "ipo", "supervised_weight": 0.5},
+    {"name": "kto"},
+    {"name": "simpo"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("section", OBJECTIVES, ids=[str(section["name"]) for section in OBJECTIVES])
+def test_each_objective_trains_and_names_its_parts(preferring: Any, section: dict[str, Any]) -> None:
+    folder = train(preferring(objective=section, batch__pack=True, batch__length=600, evaluate__limit=3))
+    steps = lines(folder, "metrics.jsonl")
+    held_out = lines(folder, "validation.jsonl")
+    assert [line["step"] for line in held_out] == [0, 2, 3]
+    for line in (*steps, *held_out):
+        assert 0 <= line["reward_accuracy"] <= 1
+        assert line["chosen_tokens"] > 2
+        assert ("kl" in line) == (section["name"] not in ("orpo", "simpo"))
+    if section["name"] == "ipo":
+        # the model is its own reference as training begins
+        for line in (steps[0], held_out[0]):
+            assert line["reward_margin"] == pytest.approx(0, abs=1e-6)
+            assert line["kl"] == pytest.approx(0, abs=1e-6)
+        assert abs(held_out[-1]["reward_margin"]) > 1e-4
+    assert (folder / REFERENCE).is_dir() == (section["name"] in ("ipo", "kto"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("lora", [LORA, {}], ids=["adapters off", "cached"])
+def test_a_stopped_run_resumes_with_the_same_bytes(
+    preferring: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any]
+) -> None:
+    whole = train(preferring(lora=lora, run_dir=str(tmp_path / "whole")))
+    wanted = preferring(lora=lora, run_dir=str(tmp_path / "parts"))
+    step = trainer.train_step
+
+    def signalling(*arguments: Any) -> Any:
+        if arguments[3] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "train_step", signalling)
+    with pytest.raises(Interrupted):
+        train(wanted)
+    monkeypatch.undo()
+    parts = train(wanted)
+    assert (parts / REFERENCE).is_dir() is not bool(lora)
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert lines(parts, name) == lines(whole, name)
+    product = "adapter/adapter_model.safetensors" if lora else "model/model.safetensors"
+    assert (parts / product).read_bytes() == (whole / product).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
+def test_an_interrupted_reference_continues_and_another_start_computes_its_own(
+    preferring: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from seektune.run import reference
+
+    monkeypatch.setattr(reference, "PART", 2)
+    done: list[int] = []
+    computed = reference._computed
+
+    def counted(*args: Any) -> Any:
+        if len(done) == 3:
+            raise Interrupted("SIGTERM")
+        done.append(1)
+        return computed(*args)
+
+    monkeypatch.setattr(reference, "_computed", counted)
+    with pytest.raises(Interrupted):
+        train(preferring(steps=1))
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run" / REFERENCE).glob("part-*")}
+    assert len(kept) == 3
+    done.clear()
+    done.append(-99)
+    monkeypatch.setattr(reference, "_computed", computed)
+    folder = train(preferring(steps=1))
+    files = {file.name: file.stat().st_mtime_ns for file in (folder / REFERENCE).glob("part-*")}
+    assert len(files) == 8
+    assert kept.items() <= files.items()
+    other = train(preferring(steps=2, resume=str(folder), run_dir=str(tmp_path / "other")))
+    assert len(lines(other, "metrics.jsonl")) == 1
+    assert not (other / REFERENCE).exists(), "it reads those of the run it started from"
+
+
+@pytest.mark.slow
+def test_each_dataset_has_its_held_out_accuracy(preferring: Any, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    for name in ("train", "validation"):
+        (tmp_path / "more" / f"{name}.jsonl").write_bytes((tmp_path / "pairs" / f"{name}.jsonl").read_bytes())
+    data = [
+        {"kind": "preference", "path": str(tmp_path / "pairs"), "label": "first"},
+        {"kind": "preference", "path": str(tmp_path / "more"), "label": "second"},
+    ]
+    folder = train(preferring(data=data, steps=1, objective={"name": "orpo"}))
+    for line in lines(folder, "validation.jsonl"):
+        assert line["parts_of_datasets"]["first"] == line["parts_of_datasets"]["second"]
+        assert line["parts_of_datasets"]["first"]["reward_accuracy"] == pytest.approx(line["reward_accuracy"])
+        assert line["datasets"]["first"] == pytest.approx(line["loss"])
+    report = (folder / REPORT).read_text(encoding="utf-8")
+    for expected in ("Preferences, held out", "accuracy after step", "chosen tokens"):
+        assert expected in report
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"objective": {"name": "cross_entropy"}},
+            "needs an objective that compares two responses, not objective.name",
+        ),
+        ({"data__kind": "chat"}, "objective.name dpo needs data.kind preference, not chat"),
+        ({"data__weight_column": "w"}, "data.weight_column must be null: objective.name dpo counts each pair once"),
+        ({"objective": {"name": "dpo", "reference": "adapters_off"}}, "adapters_off needs lora.targets"),
+        ({"data__stream": True}, "objective.name dpo needs prepared rows; set data.stream to false"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value[:30],
+)
+def test_what_does_not_fit_is_one_line(preferring: Any, changes: dict[str, Any], said: str) -> None:
+    base = {"data": preferring().data.model_dump(mode="json", exclude_unset=True)}
+    with pytest.raises(ValueError, match=said) as raised:
+        train(preferring(**base | changes))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_mtp_block_is_not_trained_on_preferences() -> None:
+    path = RECIPES / "deepseek_v4_tiny_dpo.yaml"
+    assert load_recipe(path).loss.mtp_weight == 0
+    with pytest.raises(ValueError, match="mtp_weight must be 0: the MTP block would learn the rejected answers of dpo"):
+        load_recipe(path, ["--loss.mtp_weight=0.1"])
+    with pytest.raises(ValueError, match="beta"):
+        load_recipe(path, ["--objective.beta=0"])
+
+
+def test_a_recipe_keeps_its_objective(preferring: Any) -> None:
+    recipe = preferring(objective={"name": "kto", "undesirable_weight": 0.5})
+    again = Recipe.model_validate_json(json.dumps(recipe.model_dump(mode="json")), strict=True)
+    assert again == recipe
