@@ -13,10 +13,11 @@ import psutil
 import pytest
 import torch
 
+from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
-from seektune.io.jsonl import read_jsonl
+from seektune.io.jsonl import read_jsonl, read_records
 from tests.patience import HUNG
-from tests.places import ROOT
+from tests.places import ROOT, TINY
 from tests.run_cli import CODE, seektune, worker_processes
 
 from ..conftest import Build
@@ -34,6 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, toy_model: Build) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
     prompts = place / "prompts.jsonl"
     for world in (1, 2):
@@ -54,6 +56,35 @@ def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
         scores.append(json.loads(done[0].stdout))
     assert scores[1].pop("losses") == pytest.approx(scores[0].pop("losses"), rel=1e-5)
     assert scores[1]["n"] == scores[0]["n"] > 1
+
+
+@pytest.mark.slow
+def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: Path):
+    rows = write_hellaswag(place / "rows", 12, 4)
+    (place / "own.jsonl").write_text('{"prompt": "The man", "answer": "a"}\n', encoding="utf-8")
+    answers = f"{{name: answers, every: 1, path: {place}/own.jsonl, metric: contains, max_new_tokens: 9}}"
+    samples = "{name: samples, every: 1, max_new_tokens: 6, prompts: [The man, A]}"
+    for world in (1, 2):
+        words = [
+            "train",
+            str(TINY),
+            "--model.preset=null",
+            f"--model.weights={place}/trained",
+            f"--data.path={rows}",
+            f"--run_dir={place / str(world)}",
+            "--steps=2",
+        ]
+        words += [f"--evaluate.tasks=[{answers},{samples}]", "--logging.to=[]", "--checkpoint.every=null"]
+        words += [f"--parallel.{key}={world}" for key in ("dp_replicate", "ep_size")] + ["--parallel.dp_shard=1"]
+        done = worker_processes(*words, world=world)
+        assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
+        assert "does not run" not in done[0].stdout
+    for name in ("samples.jsonl", "evaluations.jsonl"):
+        one, two = (read_records(place / str(world) / name) for world in (1, 2))
+        assert two == one
+        assert one
+    one, two = (json.loads((place / str(world) / "evaluation.json").read_text()) for world in (1, 2))
+    assert two == one
 
 
 @pytest.mark.parametrize(
