@@ -6,14 +6,14 @@ Each rank has its own sequences and KV caches; the experts may be spread over th
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from seektune.generate.decodable import DecodableModel
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.worker import DecodeWorker
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.head import TokenScores
 from seektune.sequence import Batch
@@ -24,6 +24,14 @@ RunPlan: TypeAlias = Callable[[StepPlan], list[StepReport]]
 """Runs a step on all ranks; returns their reports."""
 IDLE_TIMEOUT = timedelta(days=365)
 """How long ranks wait for a command, which may be the next message of a chat. A rank that dies is noticed at once."""
+
+
+class MeshPart(DecodableModel, Protocol):
+    """What a rank holds of a model: all of it but the experts of other ranks."""
+
+    def score(self, batch: Batch) -> TokenScores:
+        """Scores of the taught tokens of rows, `[B, T]`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class DecodeMesh:
     ranks have received, so no rank decides by itself to communicate.
     """
 
-    def __init__(self, model: DeepseekV4ForCausalLM, group: dist.ProcessGroup, interruption: Interruption):
+    def __init__(self, model: MeshPart, group: dist.ProcessGroup, interruption: Interruption):
         """From what this rank holds.
 
         Args:
