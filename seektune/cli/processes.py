@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
@@ -64,8 +64,10 @@ def decode_flags(
     return DecodeFlags(LaunchFlags(nproc_per_node, nnodes, node_rank, rdzv_endpoint), ep)
 
 
-def on_processes(flags: DecodeFlags, run: RunDecoding, interactive: bool = False) -> None:
+def on_processes(flags: DecodeFlags, run: RunDecoding, interactive: bool = False, grace: float = GRACE) -> None:
     """Call `run` here, or start workers that run this command line and call it in each.
+
+    Rank 0 reads standard input if `interactive`; workers have `grace` seconds to end after a signal.
 
     Raises:
         ValueError: the flags are invalid.
@@ -82,7 +84,7 @@ def on_processes(flags: DecodeFlags, run: RunDecoding, interactive: bool = False
 
         run(DecodeProcesses(ep_size=ep_size))
         return
-    job = _launch_config(flags, processes, interactive)
+    job = replace(_launch_config(flags, processes), interactive=interactive, grace=grace)
     gpus = launch_flags.count_gpus()
     if 0 < gpus < processes:
         raise ValueError(f"--nproc-per-node={processes}: this machine has {gpus} GPUs, and each takes one process")
@@ -91,7 +93,7 @@ def on_processes(flags: DecodeFlags, run: RunDecoding, interactive: bool = False
     launch(job)
 
 
-def _launch_config(flags: DecodeFlags, processes: int, interactive: bool) -> LaunchConfig:
+def _launch_config(flags: DecodeFlags, processes: int) -> LaunchConfig:
     words = sys.argv[1:]
     environment = dict(os.environ)
     # torch in the launcher would report a lost node with a C++ stack trace
@@ -103,10 +105,8 @@ def _launch_config(flags: DecodeFlags, processes: int, interactive: bool) -> Lau
         nodes=flags.launch.nodes,
         node_rank=flags.launch.node_rank,
         endpoint=flags.launch.endpoint or "",
-        grace=GRACE,
         identity=hashlib.sha256(repr((processes, flags.launch.nodes, flags.ep)).encode()).hexdigest(),
         advice="run the same command again",
-        interactive=interactive,
     )
 
 

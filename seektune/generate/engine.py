@@ -52,7 +52,7 @@ class DecodeEngine:
         self._check(requests)
         self.drafts = DraftCounts()
         self._run = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
-        self._controller = Controller(model.count if isinstance(model, DecodeMesh) else 1)
+        self._controller = Controller(model.ranks.count if isinstance(model, DecodeMesh) else 1)
         self._controller.admit(requests)
 
     @property

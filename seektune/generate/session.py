@@ -14,8 +14,9 @@ from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.other_tokenizer import tokenizer_note
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.engine import Decodes
-from seektune.generate.mesh import DecodeMesh, command_group
+from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
+from seektune.generate.ranks import MeshRanks, command_group
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import DEFAULT, Sampling
 from seektune.lora.files import load_adapter
@@ -25,7 +26,7 @@ from seektune.model.choices import DtypeName, NumericsName
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES, choose_device
 from seektune.model.variants import encoding_of
-from seektune.parallel.load import load_spread
+from seektune.parallel.load import ModelPart, load_spread
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,11 @@ class LoadOptions:
         return model
 
     def read_spread(self, name: str, processes: DecodeProcesses) -> DecodeMesh:
-        """Load the part of a checkpoint that this process holds, as `read` does without drafter. Collective.
+        """Load a model on all processes, as `read` does on one without drafter. Collective; errors as `read_part`."""
+        return DecodeMesh(self.read_part(name, processes).model, MeshRanks(command_group(), processes.interruption))
+
+    def read_part(self, name: str, processes: DecodeProcesses) -> ModelPart:
+        """Load the part of a checkpoint that this process holds. Collective.
 
         Raises:
             ValueError, OSError: as `read`, on all processes, or the layout does not fit the model.
@@ -71,10 +76,10 @@ class LoadOptions:
         self.check()
         mesh = processes.mesh(DeepseekV4Config.from_pretrained(locate(name)))
         dtype = DTYPES[self.dtype or ("fp32" if mesh.device.type == "cpu" else "bf16")]
-        loaded: list[DeepseekV4ForCausalLM] = []
+        loaded: list[ModelPart] = []
         spread = partial(load_spread, name, dtype, self.numerics, mesh, self.quantized, self.adapter)
         mesh.ranks.each(lambda: loaded.append(spread()))
-        return DecodeMesh(loaded[0], command_group(), processes.interruption)
+        return loaded[0]
 
     def check(self) -> None:
         """Check that the adapter can be read, before weights are.
@@ -159,7 +164,7 @@ class Session:
         """Run `body`, which decodes; of several processes rank 0 runs it, and the others follow."""
         if not isinstance(self.model, DecodeMesh):
             body()
-        elif self.model.rank == 0:
+        elif self.model.ranks.rank == 0:
             self.model.lead(body)
         else:
             self.model.follow()

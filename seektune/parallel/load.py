@@ -1,5 +1,6 @@
 """Loads a checkpoint for a forward pass on several processes: each reads its own experts and everything else."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +20,14 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.placement import shard_of
 
 
+@dataclass(frozen=True)
+class ModelPart:
+    """What a process holds of a model that is spread over several."""
+
+    model: DeepseekV4ForCausalLM
+    experts: ExpertRange
+
+
 def load_spread(
     source: str | Path,
     dtype: torch.dtype,
@@ -26,7 +35,7 @@ def load_spread(
     mesh: Mesh,
     quantized: bool = False,
     adapter: Path | None = None,
-) -> DeepseekV4ForCausalLM:
+) -> ModelPart:
     """The model with this process's experts, as `DeepseekV4ForCausalLM.from_pretrained` reads it, and an adapter.
 
     Every process of the mesh calls it; they do not communicate.
@@ -46,9 +55,10 @@ def load_spread(
     model.to_empty(device=mesh.device)
     load_weights(shards_of(model, mesh), folder, complete)
     check_tables(model.gates(), folder)
+    part = ModelPart(model, experts_here(config.n_routed_experts, mesh))
     if adapter is not None:
-        load_adapter(model, adapter, experts=experts_here(config.n_routed_experts, mesh))
-    return model
+        load_adapter(model, adapter, experts=part.experts)
+    return part
 
 
 def shards_of(model: DeepseekV4ForCausalLM, mesh: Mesh) -> dict[str, Shard | Tensor]:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TypeVar
 
 from seektune.generate.mesh import DecodeMesh
+from seektune.generate.ranks import MeshRanks
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import ParallelDims
@@ -44,7 +45,7 @@ def run_decoding(
     """
     if model.mesh.axes is None:
         return body(DeepseekV4ForCausalLM.of(model.whole))
-    mesh = DecodeMesh(model.decodable(), model.mesh.axes.control, run.interruption)
+    mesh = DecodeMesh(model.decodable(), MeshRanks(model.mesh.axes.control, run.interruption))
     found = model.mesh.ranks.each(partial(_lead_or_follow, mesh, body, alive))[0]
     run.stop_if_signalled()
     assert found is not None, "a body that a signal stopped stops the run"
@@ -52,7 +53,7 @@ def run_decoding(
 
 
 def _lead_or_follow(mesh: DecodeMesh, body: Callable[[DecodeMesh], T], alive: Callable[[], None]) -> T | None:
-    if mesh.rank > 0:
+    if mesh.ranks.rank > 0:
         mesh.follow(alive)
         return None
     with suppress(Interrupted):  # raised on all processes, once the others have stopped following

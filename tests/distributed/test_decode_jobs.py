@@ -2,12 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -15,7 +19,14 @@ import torch
 
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
+from seektune.generate.detokenize import generate_all
+from seektune.generate.sampling_params import GREEDY
+from seektune.generate.session import GenerateOptions, LoadOptions, Session
 from seektune.io.jsonl import read_jsonl, read_records
+from seektune.lora.files import save_adapter
+from seektune.lora.initialize import initial_a
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.state import adapter_state
 from tests.patience import HUNG
 from tests.places import ROOT, TINY
 from tests.run_cli import CODE, seektune, worker_processes
@@ -29,6 +40,12 @@ Job = subprocess.Popen[str]
 def place(tmp_path_factory: pytest.TempPathFactory, toy_model: Build) -> Path:
     made = tmp_path_factory.mktemp("jobs")
     toy_model(torch.float32, vocab_size=512).save_pretrained(made / "trained", "fp32")
+    model = toy_model(torch.float32, vocab_size=512)
+    adapt(model, ["layers.1.ffn.experts.w1", "layers.2.attn.wq_a"], AdapterShape(rank=2, alpha=64.0), "own")
+    with torch.no_grad():
+        for name, x in adapter_state(model).items():
+            x.copy_(initial_a(name, x.shape, 1))
+    save_adapter(model, made / "adapter", adapter="own")
     rows = [{"prompt": "The man " * (1 + i)} for i in range(5)]
     (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (made / "notes.txt").write_text("The man picks up the ball and throws it. " * 20, encoding="utf-8")
@@ -133,23 +150,63 @@ def job(*words: str | Path) -> Iterator[Job]:
             made.kill()
 
 
-def wait_for(process: Job, text: str) -> None:
-    """Until the job prints a text."""
+def wait_for(process: Job, text: str) -> str:
+    """What a job prints until it prints a text."""
     assert process.stdout is not None
     heard = ""
     while not heard.endswith(text):
         letter = process.stdout.read(1)
         assert letter, heard
         heard += letter
+    return heard
+
+
+def answer(address: str, model: str) -> str:
+    """A greedy completion by a server."""
+    body = {"model": model, "prompt": "The man", "max_tokens": 6, "temperature": 0}
+    with posted(address, body) as response:
+        return str(json.load(response)["choices"][0]["text"])
+
+
+def posted(address: str, body: dict[str, Any]) -> HTTPResponse:
+    request = Request(f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    response = urlopen(request, timeout=HUNG)
+    assert isinstance(response, HTTPResponse)
+    return response
+
+
+def started(process: Job) -> str:
+    """The address of a server, once it listens."""
+    return re.findall(r"http://[\d.:]+", wait_for(process, "stops\n"))[0]
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_all_and_is_named(place: Path):
-    with job("generate", place / "trained", "--prompt=The", "--max-new-tokens=100000") as process:
-        assert process.stdout is not None
-        process.stdout.read(1)
-        children = sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
-        children[1].kill()
+def test_a_server_answers_as_one_process_and_stops_on_a_signal(place: Path):
+    expected = {}
+    for name, adapter in (("trained", None), ("adapter", place / "adapter")):
+        setting = GenerateOptions(6, GREEDY, reading=LoadOptions("fp32", adapter=adapter))
+        session = Session(str(place / "trained"), setting)
+        (text,), _ = generate_all(session.model, session.tokenizer, session.requests(session.text("The man")))
+        expected[name] = text.text
+    with job("serve", place / "trained", "--adapter", place / "adapter", "--port=0") as process:
+        address = started(process)
+        assert {name: answer(address, name) for name in expected} == expected
+        assert len(set(expected.values())) == 2
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=HUNG)
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_process_of_a_server_that_dies_ends_requests_and_all_processes_and_is_named(place: Path):
+    with job("serve", place / "trained", "--port=0") as process:
+        body = {"model": "trained", "prompt": "The man", "max_tokens": 1500, "stream": True, "temperature": 0}
+        with posted(started(process), body) as response:
+            response.readline()
+            children = sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
+            children[1].kill()
+            with suppress(OSError, HTTPException):
+                response.read()
         _, said = process.communicate(timeout=HUNG)
     assert process.returncode == FAILURE
     assert "rank 1 was killed by SIGKILL (out of memory?); the other workers were stopped; run the same command" in said

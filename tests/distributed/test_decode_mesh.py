@@ -18,6 +18,7 @@ from seektune.generate.detokenize import generate_all
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import DecodeProcesses
+from seektune.generate.ranks import MeshRanks
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY, Sampling
 from seektune.generate.session import LoadOptions
@@ -143,7 +144,7 @@ def found_together(folder: Path, names: Sequence[str], ep_size: int | None) -> d
     for name in names:
         weights, reading = read(folder, name)
         mesh = reading.read_spread(weights, processes)
-        held = {len(x) for _, x in mesh.model.layers[0].ffn.experts.named_parameters() if x.dim() == 3}
+        held = {len(x) for _, x in mesh.part.layers[0].ffn.experts.named_parameters() if x.dim() == 3}
         assert held == {CONFIG.n_routed_experts // (ep_size or dist.get_world_size())}
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
     return results
@@ -151,7 +152,7 @@ def found_together(folder: Path, names: Sequence[str], ep_size: int | None) -> d
 
 def led(mesh: DecodeMesh, name: str, body: Callable[[], T]) -> dict[str, T]:
     """The result of rank 0 by name; nothing on others."""
-    if mesh.rank == 0:
+    if mesh.ranks.rank == 0:
         return {name: mesh.lead(body)}
     mesh.follow()
     return {}
@@ -165,11 +166,11 @@ def found_in_training(folder: Path) -> dict[str, Any]:
     model.load_pretrained(folder / "plain")
     model.score(made_batch(0))
     assert mesh.axes is not None
-    decoding = DecodeMesh(model.decodable(), mesh.axes.control, Interruption(worker=True))
+    decoding = DecodeMesh(model.decodable(), MeshRanks(mesh.axes.control, Interruption(worker=True)))
     results: dict[str, Any] = led(decoding, "plain", lambda: found(decoding, folder))
     model.score(made_batch(0))
     if mesh.rank == 1:
-        decoding.model.head.weight.data.fill_(torch.nan)
+        decoding.part.head.weight.data.fill_(torch.nan)
     try:
         return results | led(decoding, "damaged", lambda: decoded(decoding, [greedy(3, 4, 0), greedy(3, 4, 1)], {}, {}))
     except ArithmeticError as error:
