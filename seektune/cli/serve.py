@@ -1,6 +1,6 @@
 """The command `serve`: an OpenAI-compatible API server for a checkpoint."""
 
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -16,8 +16,12 @@ from seektune.cli.options import (
     load_options,
     with_groups,
 )
+from seektune.cli.processes import GRACE, DecodeFlags, decode_flags, on_processes
 from seektune.serve.config import ServeConfig
 from seektune.serve.limits import Limits
+
+if TYPE_CHECKING:
+    from seektune.generate.processes import DecodeProcesses
 
 SERVE_HELP = f"""Serve MODEL, a checkpoint folder in any supported format or a Hub id, with an OpenAI-compatible API.
 
@@ -26,6 +30,8 @@ A chat page at http://{ServeConfig.host}:{ServeConfig.port}, and the API under /
   seektune serve runs/mine/model
 The base model and a LoRA adapter as two models of the API:
   seektune serve FOLDER --adapter runs/mine/adapter
+A model that does not fit one GPU, on the eight of this node:
+  seektune serve FOLDER --adapter runs/mine/adapter --nproc-per-node=8 --quantized
 
 Made for trying a model out; docs/serving.md shows production serving with vLLM and SGLang. Needs the extra `serve`.
 """
@@ -76,6 +82,7 @@ ShutdownTimeout: TypeAlias = Annotated[
 def _serve(
     model: Model,
     load: MakeLoadOptions,
+    processes: DecodeFlags,
     host: Host = ServeConfig.host,
     port: Port = ServeConfig.port,
     api_key: ApiKey = None,
@@ -93,7 +100,7 @@ def _serve(
 ) -> Action:
     """The command `serve`."""
 
-    def run() -> None:
+    def run(here: "DecodeProcesses") -> None:
         from seektune.workflows.serve import serve
 
         service = ServeConfig(
@@ -115,9 +122,9 @@ def _serve(
         loading = load()
         quantize = "" if loading.quantized else ", or try --quantized"
         with explain_out_of_memory(f"lower --max-model-len or --max-num-seqs{quantize}"):
-            serve(model, loading, service)
+            serve(model, loading, service, here)
 
-    return run
+    return lambda: on_processes(processes, run, grace=shutdown_timeout + GRACE)
 
 
-serve = with_groups(_serve, load=load_options)
+serve = with_groups(_serve, load=load_options, processes=decode_flags)

@@ -10,6 +10,7 @@ from seektune.evaluate.config import HARNESS, TaskConfig
 from seektune.evaluate.likelihood import Progress, Scorer
 from seektune.evaluate.statistics import Estimate
 from seektune.evaluate.task import Metric, TaskInfo, TaskScore
+from seektune.generate.mesh import DecodeMesh
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 REACH = 1.96
@@ -59,7 +60,7 @@ class HarnessTask:
 
         from seektune.evaluate.harness import HarnessModel
 
-        assert isinstance(model, DeepseekV4ForCausalLM), "the harness needs the whole model on one device"
+        assert isinstance(model, DeepseekV4ForCausalLM | DecodeMesh), "the model can decode"
         name = self.config.name.removeprefix(HARNESS)
         harness_model = HarnessModel(model, tokenizer, batch_tokens, self.max_length)
         found = simple_evaluate(

@@ -40,6 +40,10 @@ class ExpertDispatch:
         out_PD = self._carry(out_QD[place_Q.argsort()], sent, received)
         return upcast(out_PD[order.argsort()].unflatten(0, (-1, k))).sum(dim=1)
 
+    def __deepcopy__(self, _memo: object) -> "ExpertDispatch":
+        """The same object: a copy of a model belongs to the same processes."""
+        return self
+
     def sort(self, routing: Routing) -> tuple[Tensor, Tensor]:
         """The pairs here in the order of their experts, `[P]`, and each expert's number of them, `[E]`."""
         return sort_by_expert(routing.experts_NK, routing.scores_NE.shape[1])

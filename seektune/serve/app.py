@@ -18,7 +18,7 @@ from seektune.data.chat_format.choices import DEFAULT, EncodingName
 from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.chat_format.message import shown
 from seektune.data.tokenizer import Tokenizer
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.generate.engine import Decodes
 from seektune.serve.body import Body, check_content_type, read_body
 from seektune.serve.errors import ApiError
 from seektune.serve.event_stream import EventStream, collect, events
@@ -51,7 +51,7 @@ READ_METHODS = ["GET", "HEAD"]
 class Served:
     """The models that a server offers, and its settings."""
 
-    models: Mapping[str, DeepseekV4ForCausalLM]
+    models: Mapping[str, Decodes]
     """By the names that clients use; the first is the default."""
     tokenizer: Tokenizer
     limits: Limits = field(default_factory=Limits)

@@ -10,9 +10,8 @@ from typing import TypeAlias
 
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.detokenize import TextDelta, TextStream
-from seektune.generate.engine import DecodeEngine
+from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.request import Request
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 
@@ -62,7 +61,7 @@ class Scheduler:
 
     def __init__(
         self,
-        models: Mapping[str, DeepseekV4ForCausalLM],
+        models: Mapping[str, Decodes],
         tokenizer: Tokenizer,
         limits: Limits,
         speculative: bool = False,
@@ -123,12 +122,21 @@ class Scheduler:
                 self._queue.remove(job)
 
     def _run(self) -> None:
-        while self._wait():
-            self._drop_expired()
-            self._admit()
-            for batch in self._batches.values():
-                if batch.running:
-                    self._step(batch)
+        try:
+            while self._wait():
+                self._drop_expired()
+                self._admit()
+                for batch in self._batches.values():
+                    if batch.running:
+                        self._step(batch)
+        except Exception:  # outside of a step of one model, for example because a process of a mesh is gone
+            log.exception("decoding cannot continue")
+        with self._changed:
+            self._stopping = True
+        self._end_all()
+
+    def _end_all(self) -> None:
+        """End running and waiting jobs with an error."""
         for job in [*self._queue, *(job for batch in self._batches.values() for job in batch.jobs())]:
             job.on_event(ApiError(503, "the server is stopping"))
 
@@ -181,9 +189,9 @@ class Scheduler:
             log.exception("decoding failed")
             jobs = batch.jobs()
             batch.running = {}
-            batch.stream = self._new_stream(batch.name)
             for job in jobs:
                 job.on_event(ApiError(500, f"decoding failed: {error}"))
+            batch.stream = self._new_stream(batch.name)
             return
         for delta in deltas:
             job, index = batch.running[delta.request]

@@ -4,12 +4,17 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from seektune.data.tokenizer import load_tokenizer
+from seektune.generate.engine import Decodes
+from seektune.generate.mesh import DecodeMesh
+from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
+from seektune.generate.ranks import MeshRanks, command_group
 from seektune.generate.session import LoadOptions, choose_encoding, note_other_tokenizer
 from seektune.io.console import say
 from seektune.lora.build import share_weights
@@ -21,8 +26,10 @@ from seektune.serve.hosts import allowed_hosts, in_url, is_loopback
 NEEDED = ("fastapi", "uvicorn")
 
 
-def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
+def serve(model: str, reading: LoadOptions, service: ServeConfig, processes: DecodeProcesses = ONE_PROCESS) -> None:
     """Serve requests until SIGTERM or SIGINT; running requests then have `shutdown_timeout` seconds to finish.
+
+    Each of `processes` calls it; rank 0 is the server.
 
     Raises:
         ValueError: the extra `serve` is not installed, or the model or adapter cannot be loaded.
@@ -30,56 +37,90 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig) -> None:
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(f"serving needs {' and '.join(missing)}: pip install 'seektune[serve]'")
+    if not processes.is_main:
+        meshes = _meshes(model, reading, service, processes)
+        next(iter(meshes.values())).follow()
+        return
+    with _bound(service.host, service.port) as place:  # a port in use is reported before weights are loaded
+        if processes.slot.world == 1:
+            _serve_models(_models(model, reading, service), model, service, place)
+            return
+        meshes = _meshes(model, reading, service, processes)
+        next(iter(meshes.values())).lead(lambda: _serve_models(meshes, model, service, place))
+
+
+def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfig, place: socket.socket) -> None:
+    """Serve models, of which the first is that of the checkpoint `model`, on a bound socket."""
     from seektune.serve.app import Served, make_app
     from seektune.serve.server import run
 
-    with _bound(service.host, service.port) as place:  # a port in use is reported before weights are loaded
-        models = _models(model, reading, service)
-        base = next(iter(models.values()))
-        longest = min(service.limits.max_model_len, base.config.max_position_embeddings)
-        limits = replace(service.limits, max_model_len=service.max_model_len or longest)
-        tokenizer = load_tokenizer(base.config.vocab_size)
-        address = place.getsockname()[0]
-        note_other_tokenizer(model, tokenizer)
-        served = Served(
-            models,
-            tokenizer,
-            limits,
-            service.api_key,
-            service.thinking,
-            choose_encoding(model, service.encoding),
-            service.speculative,
-            allowed_hosts(address, service.host, service.allowed_hosts),
-            service.allowed_origins,
+    base = next(iter(models.values()))
+    longest = min(service.limits.max_model_len, base.config.max_position_embeddings)
+    limits = replace(service.limits, max_model_len=service.max_model_len or longest)
+    tokenizer = load_tokenizer(base.config.vocab_size)
+    address = place.getsockname()[0]
+    note_other_tokenizer(model, tokenizer)
+    served = Served(
+        models,
+        tokenizer,
+        limits,
+        service.api_key,
+        service.thinking,
+        choose_encoding(model, service.encoding),
+        service.speculative,
+        allowed_hosts(address, service.host, service.allowed_hosts),
+        service.allowed_origins,
+    )
+    if not is_loopback(address) and service.api_key is None:
+        print(
+            f"note: anyone who can reach {service.host} can use this server; set --api-key to require a key",
+            file=sys.stderr,
         )
-        if not is_loopback(address) and service.api_key is None:
-            print(
-                f"note: anyone who can reach {service.host} can use this server; set --api-key to require a key",
-                file=sys.stderr,
-            )
-        before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            ready = partial(say, _welcome(place, list(models)))
-            run(make_app(served), place, service.shutdown_timeout, limits.client_timeout, ready)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ready = partial(say, _welcome(place, list(models)))
+        run(make_app(served), place, service.shutdown_timeout, limits.client_timeout, ready)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _models(model: str, reading: LoadOptions, service: ServeConfig) -> dict[str, DeepseekV4ForCausalLM]:
     """The base, and with an adapter a second model on the same weights, by the names that clients choose."""
-    name = service.served_model_name or public_name(model)
-    adapter = reading.adapter
-    if adapter is None:
-        return {name: reading.read(model, service.speculative)}
-    adapter_name = public_name(str(adapter))
-    if adapter_name == name:
-        raise ValueError(f"model and adapter would both be called {name}; give --served-model-name")
+    name, adapter_name = _names(model, reading, service)
     reading.check()
     base = replace(reading, adapter=None).read(model, service.speculative)
+    if reading.adapter is None:
+        return {name: base}
     adapted = share_weights(base)
-    load_adapter(adapted, adapter)
+    load_adapter(adapted, reading.adapter)
     return {name: base, adapter_name: adapted}
+
+
+def _meshes(
+    model: str, reading: LoadOptions, service: ServeConfig, processes: DecodeProcesses
+) -> dict[str, DecodeMesh]:
+    """As `_models`, on several processes. Collective."""
+    refuse_on_several(service.speculative, "--speculative")
+    name, adapter_name = _names(model, reading, service)
+    reading.check()
+    base = replace(reading, adapter=None).read_part(model, processes)
+    ranks = MeshRanks(command_group(), processes.interruption)
+    meshes = {name: DecodeMesh(base.model, ranks)}
+    if reading.adapter is not None:
+        adapted = share_weights(base.model)
+        load_adapter(adapted, reading.adapter, experts=base.experts)
+        meshes[adapter_name] = DecodeMesh(adapted, ranks)
+    return meshes
+
+
+def _names(model: str, reading: LoadOptions, service: ServeConfig) -> tuple[str, str]:
+    """What clients call the base and the adapter."""
+    name = service.served_model_name or public_name(model)
+    adapter_name = "" if reading.adapter is None else public_name(str(reading.adapter))
+    if adapter_name == name:
+        raise ValueError(f"model and adapter would both be called {name}; give --served-model-name")
+    return name, adapter_name
 
 
 def public_name(model: str) -> str:

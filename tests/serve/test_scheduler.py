@@ -154,6 +154,24 @@ def test_model_with_nan_logits_fails_only_its_own_jobs(begin, toy_model, model, 
     assert "decoding failed" in caplog.text
 
 
+def test_where_decoding_cannot_continue_all_jobs_end(begin, toy_model, model, tokenizer, caplog, monkeypatch) -> None:
+    """As where a process of a mesh is gone: no engine can replace the one that failed."""
+    broken = toy_model(vocab_size=512)
+    with torch.no_grad():
+        broken.norm.weight[3] = torch.nan
+    worker = begin(fine=model, broken=broken)
+    growing = Heard("fine", long(tokenizer))
+    worker.submit(growing.job)
+    assert growing.begun.wait(HUNG)
+    monkeypatch.setattr(worker, "_models", {})
+    bad = Heard("broken", request("The man", tokenizer))
+    worker.submit(bad.job)
+    assert (bad.error().status, growing.error().status) == (500, 503)
+    assert "decoding cannot continue" in caplog.text
+    with pytest.raises(ApiError, match="stopping"):
+        worker.submit(Heard("fine", request("A", tokenizer)).job)
+
+
 def test_stop_ends_all_jobs(begin, tokenizer) -> None:
     worker = begin()
     growing, waiting = Heard("toy", *[long(tokenizer)] * 3), Heard("toy", request("A", tokenizer))

@@ -1,0 +1,118 @@
+"""The processes of a mesh as one leader and its followers: rank 0 sends commands, and every rank runs them.
+
+Shapes: B rows, T tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import torch.distributed as dist
+
+from seektune.generate.decodable import DecodableModel
+from seektune.generate.plan import EngineOptions, StepPlan, StepReport
+from seektune.generate.worker import DecodeWorker
+from seektune.model.head import TokenScores
+from seektune.sequence import Batch
+from seektune.signals import Interruption
+
+T = TypeVar("T")
+IDLE_TIMEOUT = timedelta(days=365)
+"""How long ranks wait for a command, which may be the next message of a chat. A rank that dies is noticed at once."""
+
+
+class MeshPart(DecodableModel, Protocol):
+    """What a rank holds of a model: all of it but the experts of other ranks."""
+
+    def score(self, batch: Batch) -> TokenScores:
+        """Scores of the taught tokens of rows, `[B, T]`."""
+        ...
+
+
+MeshTask: TypeAlias = EngineOptions | StepPlan | Batch
+"""Open an engine in place of the model's last one, run a step of it, or score rows."""
+
+
+@dataclass(frozen=True)
+class MeshCommand:
+    """What all ranks do."""
+
+    model: int
+    """Index of the model."""
+    task: MeshTask
+
+
+class MeshRanks:
+    """All ranks, and the models of which each holds a part.
+
+    Every forward pass is part of a command that all ranks have received, so no rank decides by itself to communicate.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, interruption: Interruption):
+        """`group` has all processes and is on the hosts (gloo); a signal during a command takes effect after it."""
+        self.rank = dist.get_rank()
+        self.count = dist.get_world_size()
+        self._group = group
+        self._interruption = interruption
+        self._parts: list[MeshPart] = []
+        self._workers: dict[int, DecodeWorker] = {}
+
+    def add(self, part: MeshPart) -> int:
+        """Add a model, in the same order on all ranks; returns its index."""
+        self._parts.append(part)
+        return len(self._parts) - 1
+
+    def lead(self, body: Callable[[], T]) -> T:
+        """Run `body` on rank 0, and return its result; the other ranks `follow` until then."""
+        try:
+            return body()
+        finally:
+            self._workers.clear()
+            self._send(None)
+
+    def follow(self, received: Callable[[], None] = lambda: None) -> None:
+        """Run what rank 0 commands until it has finished; signals are left to it.
+
+        `received` is called with each command: this rank does not hang.
+        """
+        with self._interruption.shielded():
+            while (command := self._receive()) is not None:
+                received()
+                dist.gather_object(self._obey(command), None, dst=0, group=self._group)
+        self._workers.clear()
+
+    def run(self, command: MeshCommand) -> list[Any]:
+        """Run a command on all ranks, from rank 0; returns what each found."""
+        assert self.rank == 0, "rank 0 leads"
+        reports: list[Any] = [None] * self.count
+        with self._interruption.deferred():
+            self._send(command)
+            dist.gather_object(self._obey(command), reports, dst=0, group=self._group)
+        return reports
+
+    def _obey(self, command: MeshCommand) -> StepReport | TokenScores | None:
+        part = self._parts[command.model]
+        match command.task:
+            case EngineOptions():
+                self._workers[command.model] = DecodeWorker(part, command.task, self.rank)
+                return None
+            case StepPlan():
+                return self._workers[command.model].step(command.task)
+            case Batch():
+                scores = part.score(command.task.share(self.rank, self.count))
+                return TokenScores(scores.losses_BT.cpu(), scores.first_BT.cpu())
+
+    def _send(self, command: MeshCommand | None) -> None:
+        """Send a command to the other ranks; None ends their following."""
+        dist.broadcast_object_list([command], src=0, group=self._group)
+
+    def _receive(self) -> MeshCommand | None:
+        received: list[MeshCommand | None] = [None]
+        dist.broadcast_object_list(received, src=0, group=self._group)
+        return received[0]
+
+
+def command_group() -> dist.ProcessGroup:
+    """A group of all processes for the commands of a user, between which any time may pass. Collective."""
+    return dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)

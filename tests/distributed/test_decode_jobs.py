@@ -1,0 +1,226 @@
+"""Commands that decode on several processes: the same output, and an end of all processes whatever ends one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import psutil
+import pytest
+import torch
+
+from seektune.data.datasets.synthetic import write_hellaswag
+from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
+from seektune.generate.detokenize import generate_all
+from seektune.generate.sampling_params import GREEDY
+from seektune.generate.session import GenerateOptions, LoadOptions, Session
+from seektune.io.jsonl import read_jsonl, read_records
+from seektune.lora.files import save_adapter
+from seektune.lora.initialize import initial_a
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.state import adapter_state
+from tests.patience import HUNG
+from tests.places import ROOT, TINY
+from tests.run_cli import CODE, seektune, worker_processes
+
+from ..conftest import Build
+
+Job = subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, toy_model: Build) -> Path:
+    made = tmp_path_factory.mktemp("jobs")
+    toy_model(torch.float32, vocab_size=512).save_pretrained(made / "trained", "fp32")
+    model = toy_model(torch.float32, vocab_size=512)
+    adapt(model, ["layers.1.ffn.experts.w1", "layers.2.attn.wq_a"], AdapterShape(rank=2, alpha=64.0), "own")
+    with torch.no_grad():
+        for name, x in adapter_state(model).items():
+            x.copy_(initial_a(name, x.shape, 1))
+    save_adapter(model, made / "adapter", adapter="own")
+    rows = [{"prompt": "The man " * (1 + i)} for i in range(5)]
+    (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (made / "notes.txt").write_text("The man picks up the ball and throws it. " * 20, encoding="utf-8")
+    return made
+
+
+@pytest.mark.slow
+def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
+    prompts = place / "prompts.jsonl"
+    for world in (1, 2):
+        words = ("generate", place / "trained", "--file", prompts, "--out", place / f"{world}.jsonl", "--logprobs")
+        done = worker_processes(*map(str, words), "--temperature=0", "--max-new-tokens=6", world=world)
+        assert [(each.returncode, each.stdout) for each in done] == [(0, "")] * world
+        assert [each.stderr for each in done] == ["5 of 5 prompts\n", ""][:world]
+    one, two = ([row for _, row in read_jsonl(place / f"{world}.jsonl")] for world in (1, 2))
+    here, there = ([token.pop("logprob") for row in rows for token in row["tokens"]] for rows in (one, two))
+    assert there == pytest.approx(here, abs=2e-5)
+    assert two == one
+    scores = []
+    for world in (1, 2):
+        words = ("eval", place / "trained", "--task=perplexity", "--data", place / "notes.txt", "--length=32", "--json")
+        done = worker_processes(*map(str, words), world=world)
+        assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
+        assert [each.stdout for each in done[1:]] == [""] * (world - 1)
+        scores.append(json.loads(done[0].stdout))
+    assert scores[1].pop("losses") == pytest.approx(scores[0].pop("losses"), rel=1e-5)
+    assert scores[1]["n"] == scores[0]["n"] > 1
+
+
+@pytest.mark.slow
+def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: Path):
+    rows = write_hellaswag(place / "rows", 12, 4)
+    (place / "own.jsonl").write_text('{"prompt": "The man", "answer": "a"}\n', encoding="utf-8")
+    answers = f"{{name: answers, every: 1, path: {place}/own.jsonl, metric: contains, max_new_tokens: 9}}"
+    samples = "{name: samples, every: 1, max_new_tokens: 6, prompts: [The man, A]}"
+    for world in (1, 2):
+        words = [
+            "train",
+            str(TINY),
+            "--model.preset=null",
+            f"--model.weights={place}/trained",
+            f"--data.path={rows}",
+            f"--run_dir={place / str(world)}",
+            "--steps=2",
+        ]
+        words += [f"--evaluate.tasks=[{answers},{samples}]", "--logging.to=[]", "--checkpoint.every=null"]
+        words += [f"--parallel.{key}={world}" for key in ("dp_replicate", "ep_size")] + ["--parallel.dp_shard=1"]
+        done = worker_processes(*words, world=world)
+        assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
+        assert "does not run" not in done[0].stdout
+    for name in ("samples.jsonl", "evaluations.jsonl"):
+        one, two = (read_records(place / str(world) / name) for world in (1, 2))
+        assert two == one
+        assert one
+    one, two = (json.loads((place / str(world) / "evaluation.json").read_text()) for world in (1, 2))
+    assert two == one
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--ep=0",), "--ep=0 must be a positive number or auto"),
+        (("--nproc-per-node=0",), "--nproc-per-node=0 must be a positive number, gpu or auto"),
+        (("--nnodes=2",), "--nnodes=2 needs --rdzv-endpoint=HOST:PORT: node 0 and a free port on it"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_before_anything_starts(place: Path, words: tuple[str, ...], said: str):
+    done = seektune("generate", place / "trained", "--prompt=The", *words)
+    assert (done.returncode, done.stderr) == (USER_MISTAKE, f"seektune: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("generate", "--prompt=The", "--ep=3"),
+            "--ep=3 must divide the 2 processes and the model's 8 experts; --ep=2 does",
+        ),
+        (
+            ("generate", "--prompt=The", "--speculative"),
+            "--speculative runs on one process only; leave --nproc-per-node out",
+        ),
+        (("eval", "--task=drafter"), "--task drafter runs on one process only; leave --nproc-per-node out"),
+    ],
+)
+def test_every_process_refuses_what_several_cannot_do(place: Path, words: tuple[str, ...], said: str):
+    command, *options = words
+    done = worker_processes(command, str(place / "trained"), *options, world=2)
+    assert [(each.returncode, each.stderr) for each in done] == [(USER_MISTAKE, f"seektune: {said}\n")] * 2
+
+
+@contextmanager
+def job(*words: str | Path) -> Iterator[Job]:
+    """A command on two processes, with a launcher."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CODE, *map(str, words), "--nproc-per-node=2"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as made:  # type: ignore[call-overload]
+        try:
+            yield made
+        finally:
+            made.kill()
+
+
+def wait_for(process: Job, text: str) -> str:
+    """What a job prints until it prints a text."""
+    assert process.stdout is not None
+    heard = ""
+    while not heard.endswith(text):
+        letter = process.stdout.read(1)
+        assert letter, heard
+        heard += letter
+    return heard
+
+
+def answer(address: str, model: str) -> str:
+    """A greedy completion by a server."""
+    body = {"model": model, "prompt": "The man", "max_tokens": 6, "temperature": 0}
+    with posted(address, body) as response:
+        return str(json.load(response)["choices"][0]["text"])
+
+
+def posted(address: str, body: dict[str, Any]) -> HTTPResponse:
+    request = Request(f"{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    response = urlopen(request, timeout=HUNG)
+    assert isinstance(response, HTTPResponse)
+    return response
+
+
+def started(process: Job) -> str:
+    """The address of a server, once it listens."""
+    return re.findall(r"http://[\d.:]+", wait_for(process, "stops\n"))[0]
+
+
+@pytest.mark.slow
+def test_a_server_answers_as_one_process_and_stops_on_a_signal(place: Path):
+    expected = {}
+    for name, adapter in (("trained", None), ("adapter", place / "adapter")):
+        setting = GenerateOptions(6, GREEDY, reading=LoadOptions("fp32", adapter=adapter))
+        session = Session(str(place / "trained"), setting)
+        (text,), _ = generate_all(session.model, session.tokenizer, session.requests(session.text("The man")))
+        expected[name] = text.text
+    with job("serve", place / "trained", "--adapter", place / "adapter", "--port=0") as process:
+        address = started(process)
+        assert {name: answer(address, name) for name in expected} == expected
+        assert len(set(expected.values())) == 2
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=HUNG)
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_process_of_a_server_that_dies_ends_requests_and_all_processes_and_is_named(place: Path):
+    with job("serve", place / "trained", "--port=0") as process:
+        body = {"model": "trained", "prompt": "The man", "max_tokens": 1500, "stream": True, "temperature": 0}
+        with posted(started(process), body) as response:
+            response.readline()
+            children = sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
+            children[1].kill()
+            with suppress(OSError, HTTPException):
+                response.read()
+        _, said = process.communicate(timeout=HUNG)
+    assert process.returncode == FAILURE
+    assert "rank 1 was killed by SIGKILL (out of memory?); the other workers were stopped; run the same command" in said
+    assert not any(child.is_running() for child in children)
+
+
+@pytest.mark.slow
+def test_a_chat_reads_the_terminal_and_ends_on_a_signal(place: Path):
+    with job("chat", place / "trained", "--max-new-tokens=100000") as process:
+        assert process.stdin is not None
+        wait_for(process, "> ")
+        process.stdin.write("2+2?\n")
+        process.stdin.flush()
+        wait_for(process, " ")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=HUNG)
+    assert (process.returncode, said) == (RESUME_ME, "seektune: stopped by SIGINT; run the same command again\n")
