@@ -1,0 +1,141 @@
+"""Runs tasks of lm-evaluation-harness (extra `eval`) on a model: their data, options, cached answers and files."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from seektune.data.tokenizer import Tokenizer
+from seektune.evaluate.harness_scores import HarnessResults
+from seektune.evaluate.likelihood import Progress
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+
+MAX_LENGTH = 4096
+"""Maximum tokens that the model reads at once."""
+
+
+@dataclass(frozen=True)
+class HarnessOptions:
+    """Options of the harness, by its own names."""
+
+    limit: int | None = None
+    """The first examples of each task; None = all."""
+    num_fewshot: int | None = None
+    """Solved examples before each question; None = as the task says."""
+    apply_chat_template: bool = False
+    """Whether prompts are conversations in the model's chat format, solved examples as earlier turns."""
+    max_length: int = MAX_LENGTH
+    """Maximum tokens that the model reads at once."""
+    cache: Path | None = None
+    """Where finished answers are kept until the evaluation is done; None keeps none."""
+    output_path: Path | None = None
+    """Folder of results in the harness's own form; None writes none."""
+
+
+@dataclass(frozen=True)
+class HarnessRun:
+    """Tasks that the harness knows, and how they run."""
+
+    specs: tuple[str, ...]
+    """Names of tasks, groups and tags, and paths of .yaml files."""
+    options: HarnessOptions
+    manager: Any
+    """The harness's index of its tasks, which takes seconds to make."""
+
+    @classmethod
+    def of(cls, specs: Sequence[str], options: HarnessOptions, asked_by: str) -> "HarnessRun":
+        """Check that the harness knows the tasks.
+
+        Args:
+            specs: names or paths of tasks.
+            options: how they run.
+            asked_by: what stands before a name in messages, such as `--task `.
+
+        Raises:
+            ValueError: the harness is not installed, or knows no such task.
+        """
+        if find_spec("lm_eval") is None:
+            raise ValueError(f"{asked_by}{specs[0]:.80}: pip install 'seektune[eval]' for lm-evaluation-harness")
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager()
+        for spec in specs:
+            if spec.endswith(".yaml"):
+                if not Path(spec).is_file():
+                    raise ValueError(f"{asked_by}{spec:.200}: no such file")
+            elif spec not in manager.all_tasks:
+                raise ValueError(f"{asked_by}{spec:.80}: lm-evaluation-harness has no task of this name")
+        return cls(tuple(specs), options, manager)
+
+    @cached_property
+    def names(self) -> dict[str, list[str]]:
+        """The groups and tasks that each of `specs` stands for; their data is fetched.
+
+        Raises:
+            ValueError: a task is defined wrongly.
+            OSError: data cannot be fetched.
+        """
+        loaded = {spec: self.manager.load([spec]) for spec in self.specs}
+        return {spec: [spec] if spec in found["groups"] else [*found["tasks"]] for spec, found in loaded.items()}
+
+    def run(
+        self,
+        model: DeepseekV4ForCausalLM,
+        tokenizer: Tokenizer,
+        batch_tokens: int,
+        progress: Progress | None = None,
+        label: str = "model",
+    ) -> HarnessResults:
+        """Evaluate a model; what is cached is not computed again.
+
+        Args:
+            model: on one device.
+            tokenizer: the one it was trained with.
+            batch_tokens: most tokens, padding included, of one forward.
+            progress: called with the number of answered requests and their total, for each kind of request.
+            label: name of the model in the harness's files.
+
+        Raises:
+            ValueError: a task cannot run: it samples, or runs code of the model's answers.
+            OSError: results cannot be written.
+        """
+        from lm_eval import simple_evaluate
+
+        from seektune.evaluate.harness import HarnessModel
+
+        options = self.options
+        found = simple_evaluate(
+            HarnessModel(model, tokenizer, batch_tokens, options.max_length, progress),
+            tasks=[*self.specs],
+            task_manager=self.manager,
+            limit=options.limit,
+            num_fewshot=options.num_fewshot,
+            apply_chat_template=options.apply_chat_template,
+            use_cache=None if options.cache is None else str(options.cache),
+        )
+        if options.output_path is not None:
+            _write(found, options.output_path, label)
+        if options.cache is not None:
+            for file in options.cache.parent.glob(f"{options.cache.name}*"):
+                file.unlink()
+        return HarnessResults(found)
+
+
+def _write(found: Any, folder: Path, label: str) -> None:
+    """Write `results_TIME.json` and `samples_TASK_TIME.jsonl` under the model's name, as the harness does."""
+    from lm_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker(output_path=str(folder))
+    args = tracker.general_config_tracker
+    args.log_experiment_args("seektune", f"pretrained={label}", None, None, None)
+    samples = found.pop("samples", None)
+    tracker.save_results_aggregated(found, samples)
+    for name, rows in (samples or {}).items():
+        tracker.save_results_samples(name, rows)
+    if samples is not None:
+        found["samples"] = samples
+    # the tracker only logs a failure
+    if not list((folder / str(args.model_name_sanitized)).glob("results_*.json")):
+        raise OSError(f"{folder}: the results could not be written")
