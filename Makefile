@@ -16,7 +16,7 @@ PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
 CHAT_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_chat.yaml
 
-.PHONY: help demo demo-chat test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-lora bench-lora-stream fuzz clean
+.PHONY: help demo demo-chat test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-decode-mesh bench-lora bench-lora-stream fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ bench-checkpoint: $(DEV_STAMP)  ## measure converting against this disk's copyin
 
 bench-decode: $(DEV_STAMP)  ## measure decoding and prefill against transformers, and at 1,000 and 100,000 tokens
 	OMP_NUM_THREADS=1 $(BIN)/python bench/decode.py
+
+bench-decode-mesh: $(DEV_STAMP)  ## measure decoding on 1, 2 and 4 processes that share the experts of the tiny model
+	OMP_NUM_THREADS=1 $(BIN)/python bench/decode_mesh.py
 
 bench-lora: $(DEV_STAMP)  ## adapters on a true-width slice of V4-Flash: needs 18 GB of disk and 17 GB of memory
 	$(BIN)/python bench/dequantize.py

@@ -2,12 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from seektune.cli.options import Action, MakeLoadOptions, Model, checkpoint_flag, load_options, path_flag, with_groups
+from seektune.cli.processes import DecodeFlags, decode_flags, on_processes
 from seektune.io.cache_dir import cache_dir
+
+if TYPE_CHECKING:
+    from seektune.generate.processes import DecodeProcesses
 
 EVAL_HELP = """Evaluate MODEL, a checkpoint folder in any supported format or a Hub id, with 95 % confidence intervals.
 
@@ -22,6 +26,8 @@ Perplexity of your own text, .txt or .jsonl with the key `text`:
   seektune eval runs/mine/model --task perplexity --data notes.txt --json
 How many drafts of the MTP block or the DSpark stages are accepted, before and after a tune (as generate --file reads):
   seektune eval runs/mine/model --task drafter --data prompts.jsonl --against FOLDER
+A model that does not fit one GPU, on the eight of this node:
+  seektune eval runs/mine/model --nproc-per-node=8 --quantized --task TASK
 
 --limit takes examples evenly spaced over the split; for perplexity and drafter, the first ones. docs/evaluation.md
 lists the tasks and defines windows, intervals and p-values.
@@ -31,6 +37,7 @@ lists the tasks and defines windows, intervals and p-values.
 def _evaluate(
     model: Model,
     load: MakeLoadOptions,
+    processes: DecodeFlags,
     task: Annotated[str, typer.Option(metavar="TASK", help="Evaluation task; an unknown name prints the list.")],
     data: Annotated[
         Path | None,
@@ -52,13 +59,13 @@ def _evaluate(
 ) -> Action:
     """The command `eval`."""
 
-    def run() -> None:
+    def run(here: "DecodeProcesses") -> None:
         from seektune.workflows.evaluate import EvalOptions, evaluate
 
         options = EvalOptions(load(), batch_tokens, limit, length, stride)
-        evaluate(model, task, data, cache_dir(os.environ), options, against, as_json)
+        evaluate(model, task, data, cache_dir(os.environ), options, against, as_json, here)
 
-    return run
+    return lambda: on_processes(processes, run)
 
 
-evaluate = with_groups(_evaluate, load=load_options)
+evaluate = with_groups(_evaluate, load=load_options, processes=decode_flags)

@@ -1,7 +1,7 @@
 """The commands `generate` and `chat`: text from a checkpoint."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,10 @@ from seektune.cli.options import (
     path_flag,
     with_groups,
 )
+from seektune.cli.processes import DecodeFlags, decode_flags, on_processes
+
+if TYPE_CHECKING:
+    from seektune.generate.processes import DecodeProcesses
 
 GENERATE_HELP = """Generate text from MODEL, a checkpoint folder in any supported format or a Hub id.
 
@@ -26,6 +30,8 @@ Ask a question in the chat format, with greedy decoding:
   seektune generate runs/mine/model --prompt "2+2?" --chat --temperature 0
 Many prompts, four samples each:
   seektune generate runs/mine/model --file prompts.jsonl --out answers.jsonl --samples 4
+A model that does not fit one GPU, on the eight of this node, each with an eighth of the routed experts:
+  seektune generate runs/mine/model --nproc-per-node=8 --quantized --prompt "The man"
 
 Each line of prompts.jsonl has either `prompt` (a string) or `messages` (a conversation). See docs/generation.md.
 """
@@ -34,6 +40,7 @@ CHAT_HELP = """Chat with MODEL in the terminal; MODEL is a checkpoint folder in 
 
 \b
   seektune chat runs/mine/model --thinking
+  seektune chat runs/mine/model --nproc-per-node=8 --quantized
 
 Type /help for the commands.
 """
@@ -42,6 +49,7 @@ Type /help for the commands.
 def _generate(
     model: Model,
     generation: MakeGenerateOptions,
+    processes: DecodeFlags,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Prompt.")] = None,
     file: Annotated[
         Path | None, typer.Option(metavar="PROMPTS", parser=path_flag, help="File of prompts, .jsonl.")
@@ -64,15 +72,18 @@ def _generate(
             raise ValueError("give either --prompt TEXT, or --file PROMPTS and --out ANSWERS")
         if prompt is not None and logprobs:
             raise ValueError("--logprobs are written to --out; give --file and --out")
+        on_processes(processes, decode)
+
+    def decode(here: "DecodeProcesses") -> None:
         options = generation(max_new_tokens)
         from seektune.workflows.generate import Output, generate_file, generate_one
 
         output = Output(samples, logprobs, max_num_seqs)
         with explain_out_of_memory("lower --max-num-seqs or --max-new-tokens"):
             if prompt is not None:
-                generate_one(model, prompt, as_chat or options.thinking, options, output)
+                generate_one(model, prompt, as_chat or options.thinking, options, output, here)
             elif file is not None and out is not None:
-                generate_file(model, file, out, options, output)
+                generate_file(model, file, out, options, output, here)
 
     return run
 
@@ -80,20 +91,21 @@ def _generate(
 def _chat(
     model: Model,
     generation: MakeGenerateOptions,
+    processes: DecodeFlags,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     max_new_tokens: MaxNewTokens = 2048,
 ) -> Action:
     """The command `chat`."""
 
-    def run() -> None:
+    def decode(here: "DecodeProcesses") -> None:
         options = generation(max_new_tokens)
         from seektune.workflows.chat import chat
 
         with explain_out_of_memory("lower --max-new-tokens"):
-            chat(model, system, options)
+            chat(model, system, options, here)
 
-    return run
+    return lambda: on_processes(processes, decode, interactive=True)
 
 
-generate = with_groups(_generate, generation=generate_options)
-chat = with_groups(_chat, generation=generate_options)
+generate = with_groups(_generate, generation=generate_options, processes=decode_flags)
+chat = with_groups(_chat, generation=generate_options, processes=decode_flags)

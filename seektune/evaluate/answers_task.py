@@ -15,6 +15,7 @@ from seektune.evaluate.prompts import PromptForm, PromptRow, answer_prompts, rea
 from seektune.evaluate.statistics import Estimate
 from seektune.evaluate.task import Metric, TaskInfo, TaskScore
 from seektune.generate.detokenize import GeneratedText
+from seektune.generate.mesh import DecodeMesh
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 
@@ -60,7 +61,7 @@ class AnswersTask:
         self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None
     ) -> TaskScore:
         """As `Task.run`; prompts are answered 32 at a time."""
-        assert isinstance(model, DeepseekV4ForCausalLM), "decoding needs the whole model on one device"
+        assert isinstance(model, DeepseekV4ForCausalLM | DecodeMesh), "the model can decode"
         longest = self.config.max_new_tokens
         texts = answer_prompts(model, tokenizer, self.prompts, longest, progress)
         equal = METRICS[self.config.metric].equal

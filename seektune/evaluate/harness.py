@@ -28,6 +28,7 @@ from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.evaluate.likelihood import Progress, likelihoods
 from seektune.evaluate.perplexity import windows
 from seektune.generate.detokenize import generate_all
+from seektune.generate.mesh import DecodeMesh
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -48,7 +49,7 @@ class HarnessModel(LM):
 
     def __init__(
         self,
-        model: DeepseekV4ForCausalLM,
+        model: DeepseekV4ForCausalLM | DecodeMesh,
         tokenizer: Tokenizer,
         batch_tokens: int = 8192,
         max_length: int = 4096,
@@ -57,7 +58,7 @@ class HarnessModel(LM):
         """From a model and its tokenizer.
 
         Args:
-            model: scored as it is; put it on its device first.
+            model: scored as it is; put it on its device first. One on several processes is led by rank 0.
             tokenizer: the one it was trained with.
             batch_tokens: most tokens, padding included, of one forward.
             max_length: most tokens that the model reads at once.

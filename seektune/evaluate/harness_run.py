@@ -10,6 +10,7 @@ from typing import Any
 from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.harness_scores import HarnessResults
 from seektune.evaluate.likelihood import Progress
+from seektune.generate.mesh import DecodeMesh
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 MAX_LENGTH = 4096
@@ -82,7 +83,7 @@ class HarnessRun:
 
     def run(
         self,
-        model: DeepseekV4ForCausalLM,
+        model: DeepseekV4ForCausalLM | DecodeMesh,
         tokenizer: Tokenizer,
         batch_tokens: int,
         progress: Progress | None = None,
@@ -91,7 +92,7 @@ class HarnessRun:
         """Evaluate a model; what is cached is not computed again.
 
         Args:
-            model: on one device.
+            model: on one device, or on several processes led by rank 0.
             tokenizer: the one it was trained with.
             batch_tokens: most tokens, padding included, of one forward.
             progress: called with the number of answered requests and their total, for each kind of request.

@@ -9,6 +9,7 @@ from seektune.evaluate.harness_run import HarnessOptions, HarnessRun
 from seektune.evaluate.harness_scores import unknown_scores
 from seektune.evaluate.likelihood import Progress, Scorer
 from seektune.evaluate.task import TaskInfo, TaskScore
+from seektune.generate.mesh import DecodeMesh
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 
@@ -52,5 +53,5 @@ class HarnessTask:
         self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None
     ) -> TaskScore:
         """As `Task.run`; intervals are those of the harness's standard errors."""
-        assert isinstance(model, DeepseekV4ForCausalLM), "the harness needs the whole model on one device"
+        assert isinstance(model, DeepseekV4ForCausalLM | DecodeMesh), "the model can decode"
         return self.harness.run(model, tokenizer, batch_tokens, progress).score(self.name, self.config.title)

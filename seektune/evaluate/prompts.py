@@ -11,10 +11,10 @@ from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.likelihood import Progress
 from seektune.generate.detokenize import GeneratedText, generate_all
+from seektune.generate.engine import Decodes
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.io.jsonl import read_jsonl
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 TOGETHER = 32
 """Prompts that are answered together."""
@@ -95,7 +95,7 @@ def written_prompts(prompts: Iterable[str | Mapping[str, Any]], form: PromptForm
 
 
 def answer_prompts(
-    model: DeepseekV4ForCausalLM,
+    model: Decodes,
     tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,

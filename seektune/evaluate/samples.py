@@ -9,7 +9,7 @@ from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.config import TaskConfig
 from seektune.evaluate.likelihood import Progress
 from seektune.evaluate.prompts import PromptForm, PromptRow, answer_prompts, read_prompts, written_prompts
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.generate.engine import Decodes
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Samples:
         rows = written_prompts(config.prompts, form) if config.prompts else read_prompts(Path(str(config.path)), form)
         return cls(config, rows, [row.ids(tokenizer) for row in rows])
 
-    def run(
-        self, model: DeepseekV4ForCausalLM, tokenizer: Tokenizer, progress: Progress | None = None
-    ) -> list[dict[str, Any]]:
+    def run(self, model: Decodes, tokenizer: Tokenizer, progress: Progress | None = None) -> list[dict[str, Any]]:
         """The answers: `prompt`, `answer`, the number of `tokens`, and `end`, which is `stop` or `length`."""
         texts = answer_prompts(model, tokenizer, self.prompts, self.config.max_new_tokens, progress)
         return [

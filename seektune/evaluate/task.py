@@ -133,7 +133,7 @@ class Task(Protocol):
     """An evaluation task."""
 
     decodes: ClassVar[bool]
-    """Whether it needs the whole model on one device, able to decode."""
+    """Whether it needs a model that can decode: whole on one device, or on a mesh that cuts no weights but experts."""
 
     @property
     def info(self) -> TaskInfo:

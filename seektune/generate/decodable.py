@@ -46,6 +46,10 @@ class DecodableModel(Protocol):
         """Run the backbone on tokens that follow those in a cache, and add them to it; streams `[B, T, S, D]`."""
         ...
 
+    def advance_empty(self) -> None:
+        """Take part in `advance` of the ranks that share the experts, without tokens; no effect if none does."""
+        ...
+
     def foresee(
         self, streams_BTSD: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None
     ) -> Tensor:

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from seektune.data.tokenizer import Tokenizer
-from seektune.generate.decodable import DecodableModel
-from seektune.generate.engine import DecodeEngine
+from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.request import DraftCounts, Request, Token
 
 
@@ -135,7 +134,7 @@ def stream_text(engine: DecodeEngine, requests: Sequence[Request], tokenizer: To
 
 
 def generate_all(
-    model: DecodableModel,
+    model: Decodes,
     tokenizer: Tokenizer,
     requests: Sequence[Request],
     rows: int = 8,

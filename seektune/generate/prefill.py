@@ -50,12 +50,13 @@ class Prefill:
         self._draft_cache = model.new_draft_cache(count, most, grows=grows) if drafter is not None else None
         self._size = max(chunk // count, 1)
         self._drafter = drafter
+        self._streams: Tensor | None = None
         self._last: dict[int, Tensor] = {}
         self._features: dict[int, Tensor] = {}
         self._scored: dict[int, list[Token]] = {row.index: [] for row in rows if row.request.echo}
 
-    def read(self) -> bool:
-        """Prefill a chunk of each prompt; returns whether it was the last."""
+    def advance(self) -> None:
+        """The forward pass of a chunk of each prompt."""
         start = self._read
         stop = self._read + self._size
         chunk, counts = padded([prompt[start:stop] for prompt in self._prompts], self._model)
@@ -67,10 +68,20 @@ class Prefill:
             after, known = padded([prompt[start + 1 : stop + 1] for prompt in self._prompts], self._model)
             if after.shape[1]:
                 self._drafter.read(features[:, : after.shape[1]], after, self._draft_cache, known)
-        self._score(streams, start)
         self._last |= {i: streams[i, count - 1] for i, count in enumerate(counts) if count}
-        self._read = stop
-        return stop >= max(map(len, self._prompts))
+        self._streams = streams
+
+    def score(self) -> bool:
+        """Score the chunk's tokens for the rows that want it; returns whether the chunk was the last.
+
+        Raises:
+            ArithmeticError: the logits are NaN.
+        """
+        assert self._streams is not None, "a chunk was read"
+        self._score(self._streams, self._read)
+        self._streams = None
+        self._read += self._size
+        return self._read >= max(map(len, self._prompts))
 
     def _score(self, streams: Tensor, start: int) -> None:
         """Score the prompt tokens that follow those of a chunk, for the rows that want them."""

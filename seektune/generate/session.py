@@ -1,8 +1,9 @@
 """Loading a checkpoint and options of generation, shared by `generate`, `chat`, `eval` and `serve`."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.other_tokenizer import tokenizer_note
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.generate.engine import Decodes
+from seektune.generate.mesh import DecodeMesh, command_group
+from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import DEFAULT, Sampling
 from seektune.lora.files import load_adapter
@@ -21,6 +25,7 @@ from seektune.model.choices import DtypeName, NumericsName
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES, choose_device
 from seektune.model.variants import encoding_of
+from seektune.parallel.load import load_spread
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,20 @@ class LoadOptions:
         if self.adapter is not None:
             load_adapter(model, self.adapter)
         return model
+
+    def read_spread(self, name: str, processes: DecodeProcesses) -> DecodeMesh:
+        """Load the part of a checkpoint that this process holds, as `read` does without drafter. Collective.
+
+        Raises:
+            ValueError, OSError: as `read`, on all processes, or the layout does not fit the model.
+        """
+        self.check()
+        mesh = processes.mesh(DeepseekV4Config.from_pretrained(locate(name)))
+        dtype = DTYPES[self.dtype or ("fp32" if mesh.device.type == "cpu" else "bf16")]
+        loaded: list[DeepseekV4ForCausalLM] = []
+        spread = partial(load_spread, name, dtype, self.numerics, mesh, self.quantized, self.adapter)
+        mesh.ranks.each(lambda: loaded.append(spread()))
+        return DecodeMesh(loaded[0], command_group(), processes.interruption)
 
     def check(self) -> None:
         """Check that the adapter can be read, before weights are.
@@ -116,19 +135,34 @@ class GenerateOptions:
 class Session:
     """A loaded checkpoint, its tokenizer and options of generation."""
 
-    def __init__(self, name: str, setting: GenerateOptions):
-        """Load a checkpoint.
+    def __init__(self, name: str, setting: GenerateOptions, processes: DecodeProcesses = ONE_PROCESS):
+        """Load a checkpoint; collective if there are several processes.
 
         Raises:
-            ValueError: as `LoadOptions.read`, or the encoding lacks the effort.
+            ValueError: as `LoadOptions.read`, the encoding lacks the effort, or drafts are asked of several processes.
             OSError: as `LoadOptions.read`.
         """
         self.setting = setting
         self.encoding = choose_encoding(name, setting.encoding)
         find_encoding(self.encoding).effort(setting.reasoning_effort)
-        self.model = setting.reading.read(name, setting.speculative)
+        self.model: Decodes
+        if processes.slot.world == 1:
+            self.model = setting.reading.read(name, setting.speculative)
+        else:
+            refuse_on_several(setting.speculative, "--speculative")
+            self.model = setting.reading.read_spread(name, processes)
         self.tokenizer: Tokenizer = load_tokenizer(self.model.config.vocab_size)
-        note_other_tokenizer(name, self.tokenizer)
+        if processes.is_main:
+            note_other_tokenizer(name, self.tokenizer)
+
+    def lead(self, body: Callable[[], None]) -> None:
+        """Run `body`, which decodes; of several processes rank 0 runs it, and the others follow."""
+        if not isinstance(self.model, DecodeMesh):
+            body()
+        elif self.model.rank == 0:
+            self.model.lead(body)
+        else:
+            self.model.follow()
 
     def text(self, prompt: str) -> list[int]:
         """Ids of a text prompt, with BOS; control tokens in it are plain characters."""

@@ -85,7 +85,8 @@ class Agent(SimpleElasticAgent):
             }
             environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
             environment.setdefault("OMP_NUM_THREADS", str(threads(self._job.processes)))
-            workers.append(Worker(self._job.command, environment, worker.global_rank, print_line))
+            reads = self._job.interactive and worker.global_rank == 0
+            workers.append(Worker(self._job.command, environment, worker.global_rank, print_line, reads))
         self._workers = LocalWorkerGroup(workers, self._job)
         return {number: process.pid for number, process in enumerate(workers)}
 

@@ -33,6 +33,8 @@ class LaunchConfig:
     """Must be equal on all nodes."""
     advice: str = "the same command resumes from the last checkpoint"
     """Ends the message after a worker was killed."""
+    interactive: bool = False
+    """Whether rank 0 reads the launcher's standard input; no worker reads any otherwise."""
 
 
 @dataclass(frozen=True)

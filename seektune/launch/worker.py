@@ -39,7 +39,15 @@ class Worker:
     terminal reaches it only through the launcher.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], rank: int, print_line: PrintLine):
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        rank: int,
+        print_line: PrintLine,
+        interactive: bool = False,
+    ):
+        """Start it; `interactive` lets it read the launcher's standard input."""
         self.rank = rank
         self.last_message = ""
         self._print_line = print_line
@@ -48,8 +56,9 @@ class Worker:
         self._prefix = f"[rank {rank}] " if rank else ""
         command_line = [sys.executable, "-I", "-S", str(Path(die_with_parent.__file__)), str(os.getpid()), *command]
         stdout = DEVNULL if rank else None
+        stdin = None if interactive else DEVNULL
         self._process = Popen(
-            command_line, env=environment, stdin=DEVNULL, stdout=stdout, stderr=PIPE, start_new_session=True
+            command_line, env=environment, stdin=stdin, stdout=stdout, stderr=PIPE, start_new_session=True
         )
         assert self._process.stderr is not None
         self._reader = Thread(target=self._read, args=(self._process.stderr,), daemon=True)

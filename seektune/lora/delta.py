@@ -5,7 +5,7 @@ Shapes: R rank, I inputs, O outputs, E experts.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,12 +38,35 @@ class LoraDelta:
         """Whether B is all zero, as before training or where no gradient arrived: the weight stays as it is."""
         return self.magnitude is None and not bool(self.b.any())
 
+    def of_experts(self, here: "ExpertRange") -> "LoraDelta":
+        """The change of some of the experts; that of another weight unchanged.
+
+        Raises:
+            ValueError: it has another number of experts in all.
+        """
+        if self.a.dim() < 3:
+            return self
+        if len(self.a) != here.total:
+            raise ValueError(f"the adapter changes {len(self.a)} experts, the model has {here.total}")
+        end = here.first + here.count
+        return replace(self, a=self.a[here.first : end], b=self.b[here.first : end])
+
     def applied(self, weight: Tensor, expert: int | None, share: float = 1.0) -> Tensor:
         """The changed weight in fp32, from the dequantized one; `share` scales the change."""
         a, b = (self.a, self.b) if expert is None else (self.a[expert], self.b[expert])
         delta = lora_delta(a.float(), b.float(), share * self.scaling)
         changed = weight.float() + (delta.T if self.is_table else delta)
         return changed if self.magnitude is None else with_row_lengths(changed, self.magnitude.float())
+
+
+@dataclass(frozen=True)
+class ExpertRange:
+    """The routed experts of a process that holds some of them."""
+
+    first: int
+    count: int
+    total: int
+    """Experts of the model."""
 
 
 def with_row_lengths(weight: Tensor, lengths: Tensor) -> Tensor:

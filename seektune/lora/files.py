@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from seektune.checkpoint import as_shard
 from seektune.lora.base_copies import check_copies
 from seektune.lora.coverage import check_coverage
-from seektune.lora.delta import LoraDelta, check_weight
+from seektune.lora.delta import ExpertRange, LoraDelta, check_weight
 from seektune.lora.dora import DoraLinear
 from seektune.lora.format import read_adapter, write_adapter
 from seektune.lora.inject import AdapterShape, adapt
@@ -59,7 +59,13 @@ def save_adapter(
 
 
 @torch.no_grad()
-def load_adapter(model: nn.Module, folder: str | Path, weight: float = 1.0, adapter: str = "loaded") -> list[str]:
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    weight: float = 1.0,
+    adapter: str = "loaded",
+    experts: ExpertRange | None = None,
+) -> list[str]:
     """Load an adapter from a folder, in addition to those that the model has; returns the modules it changes.
 
     Args:
@@ -67,6 +73,7 @@ def load_adapter(model: nn.Module, folder: str | Path, weight: float = 1.0, adap
         folder: an adapter in PEFT's format.
         weight: scales its change; 1 is as trained.
         adapter: a name for it.
+        experts: the routed experts of this process, if others hold the rest.
 
     Raises:
         ValueError: the files are damaged, the model has no such module or shape, or the name is taken. The model is
@@ -81,6 +88,8 @@ def load_adapter(model: nn.Module, folder: str | Path, weight: float = 1.0, adap
     check_coverage(changes, config, known, Path(folder))
     base = base_state(model)
     check_copies(copies, lambda name: as_shard(base[name]), Path(folder))
+    if experts is not None:
+        changes = {name: change.of_experts(experts) for name, change in changes.items()}
     done: list[str] = []
     try:
         for name, change in changes.items():

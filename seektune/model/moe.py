@@ -76,3 +76,10 @@ class MoE(nn.Module):
             ledger.record(self.layer, routing, layout)
         routed = self.dispatch(x_ND, routing, self.experts)
         return (routed + upcast(self.shared_experts(x_ND))).to(x_BTD.dtype).view_as(x_BTD)
+
+    def join(self, nothing_ND: Tensor) -> None:
+        """Take part, without tokens `[0, D]`, in the forward pass of processes that share the experts."""
+        if isinstance(self.dispatch, LocalDispatch):
+            return
+        routing = self.gate(nothing_ND, torch.empty(0, dtype=torch.int64, device=nothing_ND.device))
+        self.dispatch(nothing_ND, routing, self.experts)

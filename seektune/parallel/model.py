@@ -18,6 +18,7 @@ from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
 from seektune.model.step_loss import StepLoss
 from seektune.model.transformer import TransformerPart
+from seektune.parallel.expert import apply_expert_parallel
 from seektune.parallel.fsdp import prepare_unused_mtp, reshard
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.pipeline import Phase, Runner, SequentialRunner
@@ -126,6 +127,18 @@ class ParallelModel:
         whole = DeepseekV4ForCausalLM(self.config, "meta", next(iter(self.stages.values())).dtype)
         self._prepare(whole)
         return whole
+
+    def decodable(self) -> DeepseekV4ForCausalLM:
+        """This process's part as a model that can decode, on the same memory; only experts may be on other processes.
+
+        FSDP2 has no part in it: nothing is sharded, and nothing needs a gradient.
+        """
+        stage = self.stages[0]
+        model = DeepseekV4ForCausalLM(self.config, "meta", stage.dtype, stage.numerics)
+        self._prepare(model)
+        apply_expert_parallel(model, self.mesh)
+        model.load_state_dict({name: local(x).detach() for name, x in stage.state_dict().items()}, assign=True)
+        return model
 
     def load_pretrained(self, folder: Path) -> None:
         """Load the local shards from a checkpoint folder in any format; quantized frozen weights keep their bytes.

@@ -8,7 +8,7 @@ from seektune.model.config import DeepseekV4Config
 from seektune.parallel.mesh import Mesh
 from seektune.recipe.recipe import Recipe
 from seektune.run.resume import RunStart, product_of
-from seektune.signals import Interruption
+from seektune.signals import Interrupted, Interruption
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ class RunContext:
             Interrupted: on every process.
         """
         self.interruption.leave_together(self.mesh.any)
+
+    def stop_alone_if_signalled(self) -> None:
+        """Stop here if a signal reached this process; for what only rank 0 runs.
+
+        Raises:
+            Interrupted: on this process.
+        """
+        if self.interruption.name is not None:
+            raise Interrupted(self.interruption.name)
 
     def shielded_if_parallel(self) -> AbstractContextManager[None]:
         """A block in which processes wait for each other, so that no signal stops one alone."""

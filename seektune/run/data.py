@@ -75,7 +75,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         tokenizer=settings.tokenizer,
         loader=found.loader,
         validation=validation,
-        tasks=make_tasks(recipe, config, mesh.dims.world, TaskData(settings.tokenizer, validation, cache)),
+        tasks=make_tasks(recipe, config, mesh.dims, TaskData(settings.tokenizer, validation, cache)),
         source=found.source,
         rows=found.rows,
         digest=found.digest,

@@ -1,15 +1,16 @@
 """Evaluations during training: tasks at their own cadence, and samples of what the model writes."""
 
 from collections.abc import Callable
+from functools import partial
 
 from seektune.evaluate.config import EvaluateConfig
 from seektune.evaluate.samples import Samples
 from seektune.evaluate.task import Task
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData
-from seektune.run.evals import subject_of
+from seektune.run.decoding import run_decoding
+from seektune.run.evals import run_task
 from seektune.train.run_log import RunLog
 
 Watch = Callable[[str], None]
@@ -54,26 +55,40 @@ class TrainingEvaluations:
         return self._run.mesh.ranks.first(lambda: (step, title) in log.evaluated())
 
     def _score(self, task: Task, step: int, log: RunLog, watch: Watch) -> None:
-        advance = self._advance(f"{task.info.title} after step {step}", watch)
-        subject = subject_of(task, self._model)
-        score = task.run(subject, self._data.tokenizer, self._run.recipe.evaluate.batch_tokens, advance)
+        phase = Phase(f"{task.info.title} after step {step}", watch)
+        batch_tokens = self._run.recipe.evaluate.batch_tokens
+        score = run_task(self._run, task, self._model, self._data, batch_tokens, phase.progress, phase.begin)
         values = {name: found.value for name, found in score.metrics.items()}
         log.evaluation(step, task.info.name, score.lines(), values)
 
     def _sample(self, samples: Samples, step: int, log: RunLog, watch: Watch) -> None:
         title = samples.config.title
-        whole = DeepseekV4ForCausalLM.of(self._model.whole)
-        answers = samples.run(whole, self._data.tokenizer, self._advance(f"{title} after step {step}", watch))
-        log.samples(step, title, answers)
-
-    def _advance(self, doing: str, watch: Watch) -> Callable[[int, int], None]:
-        watch(doing)
+        phase = Phase(f"{title} after step {step}", watch)
 
         def advance(done: int, total: int) -> None:
-            watch(f"{doing}: {done} of {total}")
-            self._run.stop_if_signalled()
+            phase.progress(done, total)
+            self._run.stop_alone_if_signalled()
 
-        return advance
+        tokenizer = self._data.tokenizer
+        body = partial(samples.run, tokenizer=tokenizer, progress=advance)
+        log.samples(step, title, run_decoding(self._run, self._model, body, phase.begin))
+
+
+class Phase:
+    """What the run does now, as the watchdog reports it; begins when it is made."""
+
+    def __init__(self, doing: str, watch: Watch):
+        self._doing = doing
+        self._watch = watch
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin, or begin again."""
+        self._watch(self._doing)
+
+    def progress(self, done: int, total: int) -> None:
+        """Report progress."""
+        self._watch(f"{self._doing}: {done} of {total}")
 
 
 def _is_due(step: int, every: int | None) -> bool:

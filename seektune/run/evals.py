@@ -3,22 +3,24 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 from rich.progress import Progress, TaskID
 
 from seektune.evaluate.config import DRAFTER, EvaluateConfig
-from seektune.evaluate.likelihood import Scorer
+from seektune.evaluate.likelihood import Progress as Advance
 from seektune.evaluate.statistics import Change
 from seektune.evaluate.task import Task, TaskInfo, TaskScore
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say
 from seektune.io.json_file import as_json, read_json
 from seektune.io.run_files import EVALUATION
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
+from seektune.run.context import RunContext
 from seektune.run.data import TrainData
+from seektune.run.decoding import run_decoding
 from seektune.run.drafter import decoding_model
 
 Scores: TypeAlias = Mapping[str, TaskScore]
@@ -51,30 +53,43 @@ def compare(before: Scores, after: Scores) -> list[TaskComparison]:
 
 
 def run_eval(
-    wanted: bool,
-    when: str,
-    model: ParallelModel,
-    data: TrainData,
-    config: EvaluateConfig,
-    leave: Callable[[], None] = lambda: None,
+    wanted: bool, when: str, run: RunContext, model: ParallelModel, data: TrainData, config: EvaluateConfig
 ) -> Scores:
-    """Run the tasks if `wanted`. `leave` is called after each forward: a signal may end the run there."""
+    """Run the tasks if `wanted`. A signal may end the run after each forward."""
     found = {}
     for task in data.tasks.scored if wanted else []:
         title = f"{task.info.title} {when} training"
         with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
-            advance = _advance(bar, bar.add_task(title, total=None), leave)
-            score = task.run(subject_of(task, model), data.tokenizer, config.batch_tokens, advance)
+            shown = bar.add_task(title, total=None)
+            show = partial(_show, bar, shown)
+            score = run_task(run, task, model, data, config.batch_tokens, show)
         say(f"{title}: {', '.join(f'{label} {text}' for label, text in score.lines())}")
         found[task.info.name] = score
     return found
 
 
-def subject_of(task: Task, model: ParallelModel) -> Scorer:
-    """The model in the form that a task needs."""
+def run_task(
+    run: RunContext,
+    task: Task,
+    model: ParallelModel,
+    data: TrainData,
+    batch_tokens: int,
+    show: Advance,
+    alive: Callable[[], None] = lambda: None,
+) -> TaskScore:
+    """The score of a task, on all processes; `show` receives its progress, and `alive` is that of `run_decoding`.
+
+    Raises:
+        ArithmeticError: the model gives no number.
+        Interrupted: a signal asked to stop.
+    """
+    together = _stopping(show, run.stop_if_signalled)
     if task.info.name == DRAFTER:
-        return decoding_model(model)
-    return DeepseekV4ForCausalLM.of(model.whole) if task.decodes else model
+        return task.run(decoding_model(model), data.tokenizer, batch_tokens, together)
+    if not task.decodes:
+        return task.run(model, data.tokenizer, batch_tokens, together)
+    alone = _stopping(show, run.stop_alone_if_signalled)
+    return run_decoding(run, model, lambda whole: task.run(whole, data.tokenizer, batch_tokens, alone), alive)
 
 
 def read_evals(folder: Path, when: str, tasks: Sequence[Task]) -> Scores:
@@ -99,9 +114,13 @@ def write_evals(folder: Path, before: Scores, after: Scores) -> None:
     write_atomically(folder / EVALUATION, as_json(values))
 
 
-def _advance(bar: Progress, shown: TaskID, leave: Callable[[], None]) -> Callable[[int, int], None]:
+def _show(bar: Progress, shown: TaskID, done: int, total: int) -> None:
+    bar.update(shown, completed=done, total=total)
+
+
+def _stopping(show: Advance, stop: Callable[[], None]) -> Advance:
     def advance(done: int, total: int) -> None:
-        bar.update(shown, completed=done, total=total)
-        leave()
+        show(done, total)
+        stop()
 
     return advance

@@ -14,12 +14,14 @@ from seektune.evaluate.task import Task
 from seektune.evaluate.tasks import make_task, questions_section
 from seektune.model.config import DeepseekV4Config
 from seektune.model.variants import encoding_of
+from seektune.parallel.dims import ParallelDims
 from seektune.recipe.recipe import Recipe
+from seektune.run.decoding import decoding_obstacle
 from seektune.run.drafter import drafter_is_measured
 from seektune.sequence import Batch
 
 DECODING = (SAMPLES, ANSWERS, HARNESS)
-"""Kinds of tasks that need the whole model in one process, besides `drafter`, which has a check of its own."""
+"""Kinds of tasks that decode, besides `drafter`, which has a check of its own."""
 HARNESS_LENGTH = 4096
 """Maximum tokens that the model reads at once in tasks of lm-evaluation-harness."""
 
@@ -55,22 +57,20 @@ class RunTasks:
         return [each.task for each in self.repeated]
 
 
-def make_tasks(recipe: Recipe, config: DeepseekV4Config, world: int, data: TaskData) -> RunTasks:
-    """The tasks of the recipe; those that decode are left out, with a note, where several processes share the model.
+def make_tasks(recipe: Recipe, config: DeepseekV4Config, dims: ParallelDims, data: TaskData) -> RunTasks:
+    """The tasks of the recipe; those that decode are left out, with a note, where the layout cannot.
 
     Raises:
         ValueError: a task's rows are invalid, or the model has no drafter to evaluate.
         OSError: data of a task is not here and cannot be fetched.
     """
     chosen = [*recipe.evaluate.task_list(recipe.datasets)]
-    if drafter_is_measured(recipe, config, world) and not any(task.name == DRAFTER for task in chosen):
+    if drafter_is_measured(recipe, config, dims.world) and not any(task.name == DRAFTER for task in chosen):
         chosen.append(TaskConfig(name=DRAFTER))
-    if world > 1:
+    obstacle = decoding_obstacle(dims, recipe.parallel)
+    if obstacle is not None:
         for task in (task for task in chosen if task.kind in DECODING):
-            data.cache.note(
-                f"note: the task {task.title} does not run: it decodes, which needs the whole model in one process, "
-                f"and this run has {world}"
-            )
+            data.cache.note(f"note: the task {task.title} does not run: it decodes, and {obstacle}")
         chosen = [task for task in chosen if task.kind not in DECODING]
     scored = [task for task in chosen if task.name != SAMPLES]
     samples = [task for task in chosen if task.name == SAMPLES]

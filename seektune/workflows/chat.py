@@ -1,6 +1,7 @@
 """The command `chat`: a conversation in the terminal; reasoning is dimmed."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS, THINK_END
 from seektune.generate.detokenize import stream_text
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.atomic import refuse_existing
 from seektune.io.jsonl import as_line, read_jsonl
 from seektune.io.text import check_unicode, printable
 from seektune.paths import user_path
+from seektune.signals import Interrupted
 
 COMMANDS = """/reset         clear the conversation but keep the system prompt
 /system TEXT   start a new conversation with this system prompt
@@ -59,6 +62,8 @@ class Conversation:
         prompt = self.voice.chat(asked)
         try:
             text = self._say(prompt)
+        except Interrupted:
+            raise
         except KeyboardInterrupt:
             self._note("\n(stopped; your message was removed)")
             return
@@ -141,24 +146,29 @@ def _holds_conversations(file: Path) -> bool:
         return False
 
 
-def chat(model: str, system: str | None, setting: GenerateOptions) -> None:
-    """Chat until the end of input.
+def chat(model: str, system: str | None, setting: GenerateOptions, processes: DecodeProcesses = ONE_PROCESS) -> None:
+    """Chat until the end of input; rank 0 of `processes` reads and prints.
 
     Raises:
         ValueError: the model cannot be read.
         OSError: as of reading a model.
     """
     check_unicode(system or "")
-    paper = Console(highlight=False)
-    talk = Conversation(Session(model, setting), paper)
+    talk = Conversation(Session(model, setting, processes), Console(highlight=False))
+    talk.voice.lead(partial(_converse, talk, system))
+
+
+def _converse(talk: Conversation, system: str | None) -> None:
     if system:
         talk.messages = [{"role": "system", "content": system}]
     talk.hear("/help")
     while True:
         try:
-            line = paper.input("\n[bold]>[/] ")
+            line = talk.paper.input("\n[bold]>[/] ")
         except EOFError:
             return
+        except Interrupted:  # the processes of a launcher end together
+            raise
         except KeyboardInterrupt:  # meant for a response that has just ended
             continue
         if not talk.hear(line):

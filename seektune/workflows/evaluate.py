@@ -24,8 +24,11 @@ from seektune.evaluate.likelihood import Progress
 from seektune.evaluate.perplexity import PerplexityTask, read_texts
 from seektune.evaluate.statistics import Change
 from seektune.evaluate.task import Metric, Task, TaskScore
+from seektune.generate.mesh import DecodeMesh
+from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
 from seektune.generate.session import AS_STORED, LoadOptions, note_other_tokenizer
 from seektune.io.console import counted, say
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.variants import encoding_of
 from seektune.workflows.prompt_rows import prompt_ids, read_prompt_rows
@@ -52,7 +55,14 @@ class EvalOptions:
 
 
 def evaluate(
-    model: str, task: str, data: Path | None, cache_dir: Path, setting: EvalOptions, against: str | None, as_json: bool
+    model: str,
+    task: str,
+    data: Path | None,
+    cache_dir: Path,
+    setting: EvalOptions,
+    against: str | None,
+    as_json: bool,
+    processes: DecodeProcesses = ONE_PROCESS,
 ) -> None:
     """Print the scores of a model, and how they differ from another's.
 
@@ -64,6 +74,7 @@ def evaluate(
         setting: options of loading and evaluation.
         against: the model to compare with.
         as_json: print JSON instead of lines.
+        processes: each of them calls this; rank 0 reads the data and prints.
 
     Raises:
         ValueError: the task, the data or a model is invalid.
@@ -72,15 +83,21 @@ def evaluate(
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
+    refuse_on_several(task == DRAFTER and processes.slot.world > 1, f"--task {DRAFTER}")
+    bare = replace(setting.reading, adapter=None)
+    readings = [(model, setting.reading)]
+    if against is not None and (against, bare) != (model, setting.reading):
+        readings.append((against, bare))
+    if not processes.is_main:
+        for name, reading in readings:
+            reading.read_spread(name, processes).follow()
+        return
     asked = _task(task, data, cache_dir, setting, model)
     if task == DRAFTER and against is not None:
         _check_same_drafter(model, against)
-    bare = replace(setting.reading, adapter=None)
-    first = _run(asked, model, setting.reading, setting.batch_tokens)
-    second = None
-    if against is not None:
-        same = (against, bare) == (model, setting.reading)
-        second = first if same else _run(asked, against, bare, setting.batch_tokens)
+    scores = [_run(asked, name, reading, setting.batch_tokens, processes) for name, reading in readings]
+    first = scores[0]
+    second = None if against is None else scores[-1]
     changes = {} if second is None else first.since(second)
     if as_json:
         adapter = setting.reading.adapter
@@ -141,12 +158,18 @@ def _drafter_task(data: Path | None, setting: EvalOptions, model: str) -> Drafte
     return drafter_task(config, [prompt_ids(row, "chat", encoding_of(config), tokenizer) for row in rows])
 
 
-def _run(task: Task, model: str, reading: LoadOptions, batch_tokens: int) -> TaskScore:
-    loaded = reading.read(model, drafter=task.info.name == DRAFTER)
-    tokenizer = load_tokenizer(loaded.config.vocab_size)
-    note_other_tokenizer(model, tokenizer)
-    with torch.inference_mode(), _bar(f"{task.info.name}, {model}") as progress:
-        return task.run(loaded, tokenizer, batch_tokens, progress)
+def _run(task: Task, model: str, reading: LoadOptions, batch_tokens: int, processes: DecodeProcesses) -> TaskScore:
+    if processes.slot.world > 1:
+        mesh = reading.read_spread(model, processes)
+        return mesh.lead(lambda: _score(task, model, mesh, batch_tokens))
+    return _score(task, model, reading.read(model, drafter=task.info.name == DRAFTER), batch_tokens)
+
+
+def _score(task: Task, name: str, model: DeepseekV4ForCausalLM | DecodeMesh, batch_tokens: int) -> TaskScore:
+    tokenizer = load_tokenizer(model.config.vocab_size)
+    note_other_tokenizer(name, tokenizer)
+    with torch.inference_mode(), _bar(f"{task.info.name}, {name}") as progress:
+        return task.run(model, tokenizer, batch_tokens, progress)
 
 
 @contextmanager

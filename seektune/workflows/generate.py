@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +16,7 @@ from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
 from seektune.generate.detokenize import GeneratedText, generate_all, stream_text
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.request import DraftCounts, Request
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.atomic import refuse_existing
@@ -40,22 +42,35 @@ class Output:
     """Maximum number of sequences decoded together."""
 
 
-def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOptions, output: Output) -> None:
+def generate_one(
+    model: str,
+    prompt: str,
+    as_chat: bool,
+    setting: GenerateOptions,
+    output: Output,
+    processes: DecodeProcesses = ONE_PROCESS,
+) -> None:
     """Stream the completion of a prompt to the console; several samples one after the other.
+
+    Each of `processes` calls it; rank 0 prints.
 
     Raises:
         ValueError: the model cannot be loaded, or the prompt is invalid or too long.
         OSError: a file of the model cannot be read.
     """
     check_unicode(prompt)
-    voice = Session(model, setting)
+    voice = Session(model, setting, processes)
+    voice.lead(partial(_stream, voice, prompt, as_chat, output.samples))
+
+
+def _stream(voice: Session, prompt: str, as_chat: bool, samples: int) -> None:
     ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
-    requests = voice.requests(ids, output.samples)
+    requests = voice.requests(ids, samples)
     drafts = DraftCounts()
     for i, request in enumerate(requests):
         if i:
             print("\n---")
-        decoding = DecodeEngine(voice.model, [request], setting.speculative)
+        decoding = DecodeEngine(voice.model, [request], voice.setting.speculative)
         for piece in stream_text(decoding, [request], voice.tokenizer):
             _write(piece.text, sys.stdout)
         print(flush=True)
@@ -63,12 +78,19 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOption
     _tell(drafts)
 
 
-def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, output: Output) -> None:
+def generate_file(
+    model: str,
+    file: Path,
+    out: Path,
+    setting: GenerateOptions,
+    output: Output,
+    processes: DecodeProcesses = ONE_PROCESS,
+) -> None:
     """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation, with `tools` beside it).
 
     A line of `out` is the row with `sample`, `text` and `end` (`stop` or `length`), for conversations also `message`
     if the response follows the chat format, and `tokens` if log-probabilities are written. The same call resumes an
-    interrupted job.
+    interrupted job. Each of `processes` calls it; rank 0 writes.
 
     Raises:
         ValueError: a row is not as it should be, or `out` holds something else (told before the model is read), or the
@@ -80,14 +102,20 @@ def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, o
         raise ValueError(f"{out}: the answers would overwrite the prompts; name another file")
     described = repr((model, setting, output.samples, output.logprobs, rows))
     job = hashlib.sha256(described.encode()).hexdigest()
-    refuse_other_answers(out, job)
-    voice = Session(model, setting)
+    if processes.is_main:
+        refuse_other_answers(out, job)
+    voice = Session(model, setting, processes)
+    voice.lead(partial(_answer, voice, rows, out, job, output))
+
+
+def _answer(voice: Session, rows: list[dict[str, Any]], out: Path, job: str, output: Output) -> None:
+    speculative = voice.setting.speculative
     drafts = DraftCounts()
     with answers(out, job, output.samples) as (paper, done):
         size = PAGE * max(output.rows // output.samples, 1)
         for start in range(done, len(rows), size):
             asked = [request for row in rows[start : start + size] for request in _requests(row, voice, output)]
-            found, made = generate_all(voice.model, voice.tokenizer, asked, output.rows, setting.speculative)
+            found, made = generate_all(voice.model, voice.tokenizer, asked, output.rows, speculative)
             drafts.add(made)
             for i, answer in enumerate(found):
                 row, sample = divmod(i, output.samples)

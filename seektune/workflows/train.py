@@ -115,7 +115,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
                 losses = _fit(run, trainer, log)
             card = partial(run_card, run.folder, recipe, facts, before)
             _export(run, trainer, card)
-            after = run_eval(recipe.evaluate.after, "after", model, data, recipe.evaluate, run.stop_if_signalled)
+            after = run_eval(recipe.evaluate.after, "after", run, model, data, recipe.evaluate)
             send_scores(threads, recipe.steps, after)
         if mesh.is_main:
             report = _write_results(run, before, after, card, texts(after))
@@ -127,7 +127,7 @@ def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scor
     if not run.is_fresh:
         return read_evals(run.folder, "before", data.tasks.scored)
     evaluate = run.recipe.evaluate
-    return run_eval(evaluate.before, "before", model, data, evaluate, run.stop_if_signalled)
+    return run_eval(evaluate.before, "before", run, model, data, evaluate)
 
 
 def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData) -> Trainer:

@@ -1,7 +1,6 @@
 """Every command and example that docs/generation.md shows runs."""
 
 import json
-import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.places import ROOT
 from tests.run_cli import seektune
 
-from .guides import blocks
+from .guides import blocks, commands
 
 PAGE = ROOT / "docs" / "generation.md"
 
@@ -28,11 +27,12 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
 
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(place: Path) -> None:
-    shown = [shlex.split(line) for block in blocks("docs/generation.md", "sh") for line in block.splitlines()]
+    shown = [each.words for each in commands("docs/generation.md") if not each.hardware]
     answers: list[subprocess.CompletedProcess[str]] = [seektune(*words[1:], cwd=place) for words in shown]
-    assert [words[:2] for words in shown] == [["seektune", "generate"]] * 3 + [["seektune", "chat"]]
-    assert [answer.returncode for answer in answers] == [0] * 4
-    assert [answer.stderr for answer in answers] == ["", "", "2 of 2 prompts\n", ""]
+    generate, chat = ("seektune", "generate"), ("seektune", "chat")
+    assert [words[:2] for words in shown] == [generate, generate, generate, chat, generate]
+    assert [answer.returncode for answer in answers] == [0] * 5
+    assert [answer.stderr for answer in answers] == ["", "", "2 of 2 prompts\n", "", "2 of 2 prompts\n"]
     assert len((place / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 4
     assert "/system TEXT" in answers[3].stdout
 

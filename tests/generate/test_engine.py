@@ -129,7 +129,7 @@ def test_equal_prompts_are_prefilled_once(model, monkeypatch):
 def test_chunked_prefill_matches_whole_prefill(model, monkeypatch):
     requests = [Request(each, 3, GREEDY) for each in prompts(50, 9, 1)]
     whole = [generated(model, requests, speculative) for speculative in (False, True)]
-    monkeypatch.setattr("seektune.generate.engine.CHUNK", 24)
+    monkeypatch.setattr("seektune.generate.worker.CHUNK", 24)
     assert [generated(model, requests, speculative) for speculative in (False, True)] == whole
 
 

@@ -52,7 +52,7 @@ def test_joining_requests_match_single_requests(model, speculative):
 
 
 def test_long_prompt_is_prefilled_in_chunks_while_others_decode(model, monkeypatch):
-    monkeypatch.setattr("seektune.generate.engine.CHUNK", 32)
+    monkeypatch.setattr("seektune.generate.worker.CHUNK", 32)
     requests = [Request(each, 12, GREEDY) for each in prompts(5, 150, 40)]
     decoding = DecodeEngine(model, requests[:1], longest=LONGEST)
     found: list[list[int]] = [[] for _ in requests]
@@ -79,7 +79,7 @@ def test_sequence_outgrows_its_first_cache(model):
 @pytest.mark.parametrize("speculative", [False, True])
 @pytest.mark.slow
 def test_request_can_be_cancelled_at_any_time(model, monkeypatch, speculative):
-    monkeypatch.setattr("seektune.generate.engine.CHUNK", 64)
+    monkeypatch.setattr("seektune.generate.worker.CHUNK", 64)
     requests = [Request(each, 10, GREEDY) for each in prompts(5, 150, 90)]
     expected = one_by_one(model, requests)
     for when in (0, 1, 3, 5, 6):  # before it is read, while it is read, while it grows
@@ -102,22 +102,18 @@ def test_cache_memory_follows_the_running_sequences(model):
     """Nothing remains of a long sequence that has ended, and nothing is reserved for a maximum length."""
     short, long = prompts(4, 500)
 
-    def held(decoding: DecodeEngine) -> int:
-        texts = decoding._texts
-        return 0 if texts is None else texts.cache.nbytes()
-
     decoding = DecodeEngine(model, [Request(short, 90_000, GREEDY)], longest=100_000)
     decoding.step()
-    short_size = held(decoding)
+    short_size = decoding.cache_bytes
     assert short_size < model.new_cache(1, 300).nbytes()
     decoding.add([Request(long, 5, GREEDY)])
     decoding.step()
-    assert held(decoding) > 2 * short_size
+    assert decoding.cache_bytes > 2 * short_size
     while len([*decoding.step()]) == 2:
         pass
-    assert held(decoding) == short_size
+    assert decoding.cache_bytes == short_size
     decoding.end(0)
-    assert held(decoding) == 0
+    assert decoding.cache_bytes == 0
 
 
 def test_request_beyond_the_maximum_length_is_refused(model):

@@ -12,6 +12,7 @@ from seektune.data.example import continuation
 from seektune.data.packing import collate
 from seektune.data.tokenizer import load_tokenizer
 from seektune.io.jsonl import read_records
+from seektune.parallel.dims import make_dims
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run import tasks
@@ -67,7 +68,8 @@ def made(recipe: Recipe, tmp_path: Path, world: int, note: Callable[[str], None]
     assert config is not None
     tokenizer = load_tokenizer(config.vocab_size)
     batch = collate([[continuation([5, 6], [7], "x")]], tokenizer.pad_id)
-    return tasks.make_tasks(recipe, config, world, tasks.TaskData(tokenizer, [batch], DataCache(tmp_path, note)))
+    dims = make_dims(recipe.parallel, world, config)
+    return tasks.make_tasks(recipe, config, dims, tasks.TaskData(tokenizer, [batch], DataCache(tmp_path, note)))
 
 
 def test_each_task_has_its_own_cadence(recipe: Make, tmp_path: Path) -> None:
@@ -77,10 +79,20 @@ def test_each_task_has_its_own_cadence(recipe: Make, tmp_path: Path) -> None:
     assert [each.config.every for each in found.samples] == [2]
 
 
-def test_where_processes_share_the_model_decoding_is_left_out_with_a_reason(recipe: Make, tmp_path: Path) -> None:
+def test_where_weights_are_cut_decoding_is_left_out_with_a_reason(recipe: Make, tmp_path: Path) -> None:
     notes: list[str] = []
     found = made(with_tasks(recipe, tmp_path), tmp_path, 2, notes.append)
     assert [each.task.info.name for each in found.repeated] == ["hellaswag", "validation"]
     assert not found.samples
-    reason = "it decodes, which needs the whole model in one process, and this run has 2"
+    whole = "parallel.dp_replicate=2 and parallel.dp_shard=1 keep them whole"
+    reason = f"it decodes, and FSDP cuts the weights over 2 processes; {whole}"
     assert notes == [f"note: the task {name} does not run: {reason}" for name in ("samples", "answers")]
+
+
+def test_where_only_experts_are_spread_every_task_runs(recipe: Make, tmp_path: Path) -> None:
+    notes: list[str] = []
+    spread = {"dp_replicate": 2, "dp_shard": 1, "ep_size": 2}
+    found = made(with_tasks(recipe, tmp_path, parallel=spread), tmp_path, 2, notes.append)
+    assert [each.task.info.name for each in found.repeated] == ["hellaswag", "validation", "answers"]
+    assert found.samples
+    assert not notes

@@ -64,6 +64,13 @@ class CachedTransformer(TransformerPart):
         return streams
 
     @torch.no_grad()
+    def advance_empty(self) -> None:
+        """Take part in `advance` of the processes that share the experts, without tokens; no effect if none does."""
+        nothing_ND = torch.empty(0, self.config.hidden_size, dtype=self.dtype, device=self.device)
+        for block in self.layers:
+            block.ffn.join(nothing_ND)
+
+    @torch.no_grad()
     def foresee(
         self, streams_BTSD: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int] | None = None
     ) -> Tensor:

@@ -1,0 +1,64 @@
+"""What the ranks of a decode engine do in a step, and what each of them reports; plain data that can be sent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seektune.generate.request import Request, Token
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The options of an engine, which are the same on all ranks."""
+
+    longest: int
+    """Maximum tokens of a sequence, prompt included."""
+    grows: bool = False
+    """Whether caches grow with their sequences, or are allocated for the longest one."""
+    speculative: bool = False
+    """Whether the model's drafter proposes tokens; on one rank only."""
+    cpu_kernels: bool = True
+    """Whether to use the compiled kernels of `kernels.cpu`, for fp32 on a CPU."""
+
+
+@dataclass(frozen=True)
+class Admission:
+    """A new sequence and its place."""
+
+    rank: int
+    """The rank that decodes it and holds its cache."""
+    number: int
+    """Number of the request."""
+    request: Request
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step of all ranks.
+
+    Ranks with the experts of a layer take part in every forward pass of each other: where a rank has no sequence for a
+    pass of the plan, it runs that pass without tokens.
+    """
+
+    admitted: Sequence[Admission]
+    """New sequences of all ranks; each takes its own."""
+    retired: Sequence[int]
+    """Requests that end before their text does; those that a rank does not have are ignored."""
+    decode: bool
+    """Whether all ranks run a forward pass of the next token of their sequences."""
+    prefill: bool
+    """Whether all ranks run a forward pass of a chunk of prompts."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one rank did in a step."""
+
+    tokens: Sequence[Token]
+    running: int
+    """Sequences whose next token the next step decodes."""
+    prefilling: bool
+    """Whether prompts are left to read."""
+    cache_bytes: int = 0
+    """Memory of the caches of the running sequences."""
+    error: str | None = None
+    """Why the step failed on this rank after its forward passes."""

@@ -1,0 +1,60 @@
+"""Runs what decodes on the model of a run: whole in one process, or on the training mesh, led by rank 0."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+from seektune.generate.mesh import DecodeMesh
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.dims import ParallelDims
+from seektune.parallel.model import ParallelModel
+from seektune.run.context import RunContext
+from seektune.signals import Interrupted
+
+T = TypeVar("T")
+
+
+def decoding_obstacle(dims: ParallelDims, config: ParallelConfig) -> str | None:
+    """Why a model with this layout cannot decode; None if it can: experts may be spread, nothing else is cut."""
+    if dims.pp_size > 1:
+        return f"the layers are on {dims.pp_size} pipeline stages"
+    if dims.cp_size > 1:
+        return f"rows are cut over {dims.cp_size} processes (parallel.cp_size)"
+    if dims.fsdp_size > 1:
+        whole = f"parallel.dp_replicate={dims.stage_size} and parallel.dp_shard=1 keep them whole"
+        return f"FSDP cuts the weights over {dims.fsdp_size} processes; {whole}"
+    return "weights are in the host's memory (parallel.cpu_offload)" if config.cpu_offload and dims.world > 1 else None
+
+
+def run_decoding(
+    run: RunContext,
+    model: ParallelModel,
+    body: Callable[[DeepseekV4ForCausalLM | DecodeMesh], T],
+    alive: Callable[[], None] = lambda: None,
+) -> T:
+    """The result of `body`, which decodes with what it is given, on all processes; rank 0 runs it.
+
+    The other ranks call `alive` as often as they take part.
+
+    Raises:
+        ArithmeticError: the model gives no number.
+        Interrupted: a signal asked to stop, on every process.
+    """
+    if model.mesh.axes is None:
+        return body(DeepseekV4ForCausalLM.of(model.whole))
+    mesh = DecodeMesh(model.decodable(), model.mesh.axes.control, run.interruption)
+    found = model.mesh.ranks.each(partial(_lead_or_follow, mesh, body, alive))[0]
+    run.stop_if_signalled()
+    assert found is not None, "a body that a signal stopped stops the run"
+    return found
+
+
+def _lead_or_follow(mesh: DecodeMesh, body: Callable[[DecodeMesh], T], alive: Callable[[], None]) -> T | None:
+    if mesh.rank > 0:
+        mesh.follow(alive)
+        return None
+    with suppress(Interrupted):  # raised on all processes, once the others have stopped following
+        return mesh.lead(partial(body, mesh))
+    return None

@@ -1,0 +1,248 @@
+"""What several processes decode and score is what one does: all cases of a mesh within one set of processes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from seektune.data.tokenizer import load_tokenizer
+from seektune.evaluate.answers_task import AnswersTask
+from seektune.evaluate.config import TaskConfig
+from seektune.evaluate.prompts import PromptForm
+from seektune.generate.detokenize import generate_all
+from seektune.generate.engine import DecodeEngine, Decodes
+from seektune.generate.mesh import DecodeMesh
+from seektune.generate.processes import DecodeProcesses
+from seektune.generate.request import Request
+from seektune.generate.sampling_params import GREEDY, Sampling
+from seektune.generate.session import LoadOptions
+from seektune.lora.files import save_adapter
+from seektune.lora.initialize import initial_a
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.state import adapter_state
+from seektune.lora.targets import adaptable
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.dims import make_dims
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.parallelize import parallelize
+from seektune.parallel.process_group import ProcessSlot
+from seektune.signals import Interruption
+
+from ..conftest import TOY, randomize
+from ..train.tiny_run import made_batch
+from .workers import run_workers
+
+T = TypeVar("T")
+VOCAB = 512
+CONFIG = DeepseekV4Config.preset("tiny").replace(**(TOY | {"vocab_size": VOCAB, "moe_intermediate_size": 32}))
+READINGS = {
+    "plain": ("plain", LoadOptions("fp32")),
+    "released numerics": ("plain", LoadOptions("fp32", "released")),
+    "packed": ("released", LoadOptions("fp32", quantized=True)),
+    "adapter": ("plain", LoadOptions("fp32", adapter=Path("adapter"))),
+    "adapter on packed weights, released numerics": (
+        "released",
+        LoadOptions("fp32", "released", quantized=True, adapter=Path("adapter")),
+    ),
+}
+"""Folder of the weights, and how they are read."""
+Texts = list[list[tuple[int, float]]]
+"""Of each request: tokens and their log-probabilities."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a model decodes and scores."""
+
+    joining: Texts
+    one_long: Texts
+    long_ones: Texts
+    sampled: list[str]
+    prompt: list[float]
+    """Log-probabilities of a prompt's tokens."""
+    scores: list[list[float]]
+    answers: str
+    """The answers task's outcomes."""
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def greedy(length: int, new: int, seed: int, **options: Any) -> Request:
+    return Request(prompt(length, seed), new, GREEDY, seed=seed, **options)
+
+
+def decoded(
+    model: Decodes, first: Sequence[Request], later: dict[int, Sequence[Request]], ended: dict[int, int]
+) -> Texts:
+    """Requests of `first`, those that join at later steps, and numbers that end at some."""
+    engine = DecodeEngine(model, first, longest=400, cpu_kernels=False)
+    texts: Texts = [[] for _ in [*first, *(each for some in later.values() for each in some)]]
+    step = 0
+    while not engine.done or step <= max([*later, *ended], default=0):
+        engine.add(later.get(step, []))
+        if step in ended:
+            engine.end(ended[step])
+        for token in engine.step():
+            texts[token.request].append((token.id, token.logprob))
+        step += 1
+    return texts
+
+
+def found(model: Any, folder: Path) -> Found:
+    """Every way to use a model."""
+    tokenizer = load_tokenizer(VOCAB)
+    later = {1: [greedy(140, 6, 3)], 4: [greedy(3, 9, 4), greedy(2, 2, 5)], 9: [greedy(1, 3, 6)], 30: [greedy(9, 2, 7)]}
+    joining = decoded(model, [greedy(5, 12, 1), greedy(40, 3, 2)], later, {6: 0, 11: 5})
+    one_long = decoded(model, [greedy(150, 8, 8)], {}, {})
+    ends_at_once = frozenset(range(VOCAB))
+    long_ones = [greedy(150, 4, seed) for seed in (10, 12, 14)]
+    short_ones = [greedy(4, 150, seed, stop_ids=ends_at_once) for seed in (11, 13, 15)]
+    together = [each for pair in zip(long_ones, short_ones, strict=True) for each in pair]
+    sampling = Sampling(temperature=0.8, top_p=0.9)
+    sampled = [Request(prompt(4 + i, i), 6, sampling, stops=("e",), seed=i) for i in range(5)]
+    texts, _ = generate_all(model, tokenizer, sampled, rows=4, cpu_kernels=False)
+    (first, *_) = DecodeEngine(model, [greedy(30, 1, 20, echo=True)], cpu_kernels=False).tokens()
+    batch = made_batch(3, rows=5, length=30, taught=20)
+    score = model.score(batch).losses_BT.tolist()
+    task = AnswersTask.of(
+        TaskConfig(name="answers", path=str(folder / "rows.jsonl"), metric="contains", max_new_tokens=5),
+        PromptForm("preview"),
+        tokenizer,
+    )
+    answers = task.run(model, tokenizer, 64).outcomes["right"]
+    return Found(
+        joining,
+        one_long,
+        decoded(model, together, {}, {}),
+        [text.text for text in texts],
+        [token.logprob for token in first.prompt],
+        score,
+        str(answers),
+    )
+
+
+def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
+    weights, reading = READINGS[name]
+    adapter = reading.adapter and folder / reading.adapter
+    return str(folder / weights), replace(reading, adapter=adapter)
+
+
+def found_together(folder: Path, names: Sequence[str], ep_size: int | None) -> dict[str, Found]:
+    """In a worker."""
+    processes = DecodeProcesses(ProcessSlot(dist.get_world_size(), dist.get_rank(), worker=True), ep_size)
+    results = {}
+    for name in names:
+        weights, reading = read(folder, name)
+        mesh = reading.read_spread(weights, processes)
+        held = {len(x) for _, x in mesh.model.layers[0].ffn.experts.named_parameters() if x.dim() == 3}
+        assert held == {CONFIG.n_routed_experts // (ep_size or dist.get_world_size())}
+        results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
+    return results
+
+
+def led(mesh: DecodeMesh, name: str, body: Callable[[], T]) -> dict[str, T]:
+    """The result of rank 0 by name; nothing on others."""
+    if mesh.rank == 0:
+        return {name: mesh.lead(body)}
+    mesh.follow()
+    return {}
+
+
+def found_in_training(folder: Path) -> dict[str, Any]:
+    """In a worker: the model of a training run, whose dense weights FSDP2 replicates, and one that is damaged."""
+    parallel = ParallelConfig(dp_replicate=2, dp_shard=1, ep_size=2)
+    mesh = Mesh.of(make_dims(parallel, 2, CONFIG), torch.device("cpu"))
+    model = parallelize(CONFIG, mesh, parallel, torch.float32)
+    model.load_pretrained(folder / "plain")
+    model.score(made_batch(0))
+    assert mesh.axes is not None
+    decoding = DecodeMesh(model.decodable(), mesh.axes.control, Interruption(worker=True))
+    results: dict[str, Any] = led(decoding, "plain", lambda: found(decoding, folder))
+    model.score(made_batch(0))
+    if mesh.rank == 1:
+        decoding.model.head.weight.data.fill_(torch.nan)
+    try:
+        return results | led(decoding, "damaged", lambda: decoded(decoding, [greedy(3, 4, 0), greedy(3, 4, 1)], {}, {}))
+    except ArithmeticError as error:
+        return results | {"damaged": str(error)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights as trained and as released, an adapter on everything, and rows with answers."""
+    made = tmp_path_factory.mktemp("weights")
+    model = DeepseekV4ForCausalLM(CONFIG)
+    randomize(model)
+    model.save_pretrained(made / "plain", "fp32")
+    model.save_pretrained(made / "released", "released")
+    names = [name for name in adaptable(model) if not name.startswith("mtp.")]
+    adapt(model, names, AdapterShape(rank=2, alpha=4.0), "loaded")
+    with torch.no_grad():
+        for name, x in adapter_state(model).items():
+            x.copy_(initial_a(name, x.shape, 1))
+    save_adapter(model, made / "adapter", adapter="loaded")
+    rows = [
+        f'{{"prompt": "The man {word}", "answer": "{letter}"}}' for word in ("is", "was", "sat") for letter in "aeo "
+    ]
+    (made / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[str, Found]:
+    """What one process finds."""
+    results = {}
+    for name in READINGS:
+        weights, reading = read(folder, name)
+        results[name] = found(reading.read(weights), folder)
+    assert len({repr(each.joining) for each in results.values()}) == len(READINGS)
+    return results
+
+
+def check_same(here: Found, there: Found) -> None:
+    for one, many in (
+        (here.joining, there.joining),
+        (here.one_long, there.one_long),
+        (here.long_ones, there.long_ones),
+    ):
+        assert [[token for token, _ in text] for text in many] == [[token for token, _ in text] for text in one]
+        logprobs = [logprob for text in many for _, logprob in text]
+        assert logprobs == pytest.approx([logprob for text in one for _, logprob in text], abs=1e-5)
+    assert there.sampled == here.sampled
+    assert there.prompt == pytest.approx(here.prompt, abs=1e-5)
+    torch.testing.assert_close(torch.tensor(there.scores), torch.tensor(here.scores), rtol=0, atol=1e-5)
+    assert there.answers == here.answers
+    assert {"0", "1"} <= set(here.answers)
+
+
+@pytest.mark.parametrize(
+    ("world", "ep_size", "names"),
+    [
+        (2, None, list(READINGS)),
+        pytest.param(4, None, list(READINGS), marks=pytest.mark.slow),
+        pytest.param(4, 2, ["packed"], marks=pytest.mark.slow),
+        pytest.param(2, 1, ["plain"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_mesh_decodes_and_scores_as_one_process(
+    folder: Path, alone: dict[str, Found], world: int, ep_size: int | None, names: list[str]
+):
+    together = run_workers(world, found_together, folder, names, ep_size)
+    assert together[1:] == [{}] * (world - 1)
+    for name in names:
+        check_same(alone[name], together[0][name])
+
+
+def test_the_mesh_of_a_training_run_decodes_and_an_error_of_any_rank_is_raised(folder: Path, alone: dict[str, Found]):
+    together = run_workers(2, found_in_training, folder)
+    check_same(alone["plain"], together[0]["plain"])
+    assert together[0]["damaged"] == "the model's logits are NaN; its weights may be damaged"
+    assert together[1] == {}

@@ -1,0 +1,91 @@
+"""What the controller decides: placement by free cache, the passes that all ranks run, and what an end frees."""
+
+import pytest
+
+from seektune.generate.controller import Controller
+from seektune.generate.plan import StepReport
+from seektune.generate.request import Request, Token
+
+
+def asked(*sizes: int) -> list[Request]:
+    """Requests of that many tokens in all."""
+    return [Request([0], size - 1) for size in sizes]
+
+
+def ranks_of(controller: Controller) -> dict[int, int]:
+    return {each.number: each.rank for each in controller.plan().admitted}
+
+
+def token(number: int, end: str | None = None) -> Token:
+    return Token(number, 5, -1.0, [], end)
+
+
+def report(*tokens: Token, running: int = 0, prefilling: bool = False, error: str | None = None) -> StepReport:
+    return StepReport(tokens, running, prefilling, error=error)
+
+
+def test_sequences_are_placed_by_free_cache_and_not_by_turns():
+    controller = Controller(2)
+    assert controller.admit(asked(10, 100, 20, 30)) == [0, 1, 2, 3]
+    assert ranks_of(controller) == {0: 1, 1: 0, 2: 1, 3: 1}
+    controller.admit(asked(39, 1000, 2))
+    assert ranks_of(controller) == {4: 0, 5: 1, 6: 0}
+
+
+def test_an_ended_sequence_frees_its_cache():
+    controller = Controller(2)
+    controller.admit(asked(100, 60))
+    controller.plan()
+    controller.record([report(token(0, "stop")), report(token(1), running=1)])
+    controller.admit(asked(50))
+    assert ranks_of(controller) == {2: 0}
+    controller.retire(1)
+    controller.admit(asked(5))
+    assert ranks_of(controller) == {3: 1}
+
+
+def test_ranks_prefill_and_decode_together_or_not_at_all():
+    controller = Controller(2)
+    controller.admit(asked(9))
+    plan = controller.plan()
+    assert (plan.decode, plan.prefill) == (False, True)
+    controller.record([report(prefilling=True), report()])
+    plan = controller.plan()
+    assert (plan.decode, plan.prefill, list(plan.admitted)) == (False, True, [])
+    controller.record([report(token(0), running=1), report()])
+    plan = controller.plan()
+    assert (plan.decode, plan.prefill) == (True, False)
+    controller.record([report(token(0, "length")), report()])
+    assert controller.done
+    plan = controller.plan()
+    assert (plan.decode, plan.prefill) == (False, False)
+
+
+def test_a_retired_sequence_is_named_once_and_its_late_tokens_change_nothing():
+    controller = Controller(1)
+    controller.admit(asked(9, 9))
+    controller.plan()
+    controller.retire(0)
+    controller.retire(0)
+    controller.retire(7)
+    assert list(controller.plan().retired) == [0]
+    controller.record([report(token(0, "stop"), token(1), running=1)])
+    assert not controller.done
+    assert list(controller.plan().retired) == []
+
+
+def test_a_sequence_that_ends_before_it_begins_is_never_sent():
+    controller = Controller(1)
+    controller.admit(asked(9, 9))
+    assert controller.retire(1)
+    assert not controller.retire(1)
+    plan = controller.plan()
+    assert [each.number for each in plan.admitted] == [0]
+    assert list(plan.retired) == []
+
+
+def test_the_error_of_any_rank_is_raised():
+    controller = Controller(2)
+    controller.admit(asked(9))
+    with pytest.raises(ArithmeticError, match="logits are NaN"):
+        controller.record([report(), report(error="the model's logits are NaN")])
