@@ -29,10 +29,11 @@ class HarnessOptions:
     """Whether prompts are conversations in the model's chat format, solved examples as earlier turns."""
     max_length: int = MAX_LENGTH
     """Maximum tokens that the model reads at once."""
-    cache: Path | None = None
-    """Where finished answers are kept until the evaluation is done; None keeps none."""
     output_path: Path | None = None
     """Folder of results in the harness's own form; None writes none."""
+
+
+DEFAULTS = HarnessOptions()
 
 
 @dataclass(frozen=True)
@@ -46,40 +47,53 @@ class HarnessRun:
     """The harness's index of its tasks, which takes seconds to make."""
 
     @classmethod
-    def of(cls, specs: Sequence[str], options: HarnessOptions, asked_by: str) -> "HarnessRun":
+    def of(cls, specs: Sequence[str], options: HarnessOptions, asked_by: str, known: str = "") -> "HarnessRun":
         """Check that the harness knows the tasks.
 
         Args:
             specs: names or paths of tasks.
             options: how they run.
-            asked_by: what stands before a name in messages, such as `--task `.
+            asked_by: what stands before a name in messages, such as `evaluate.tasks names `.
+            known: what ends a message about an unknown name.
 
         Raises:
-            ValueError: the harness is not installed, or knows no such task.
+            ValueError: the harness is not installed, or knows no such task, or the results' folder is a file.
         """
         if find_spec("lm_eval") is None:
-            raise ValueError(f"{asked_by}{specs[0]:.80}: pip install 'seektune[eval]' for lm-evaluation-harness")
+            wanted = f"{asked_by}{specs[0]:.80}: pip install 'seektune[eval]'"
+            raise ValueError(f"{wanted} for tasks of lm-evaluation-harness{known}")
+        if options.output_path is not None and options.output_path.is_file():
+            raise ValueError(f"{options.output_path} is a file; results of the harness need a folder")
         from lm_eval.tasks import TaskManager
 
         manager = TaskManager()
         for spec in specs:
-            if spec.endswith(".yaml"):
-                if not Path(spec).is_file():
-                    raise ValueError(f"{asked_by}{spec:.200}: no such file")
-            elif spec not in manager.all_tasks:
-                raise ValueError(f"{asked_by}{spec:.80}: lm-evaluation-harness has no task of this name")
+            if spec.endswith(".yaml") and not Path(spec).is_file():
+                raise ValueError(f"{asked_by}{spec:.200}: no such file")
+            if not spec.endswith(".yaml") and spec not in manager.all_tasks:
+                raise ValueError(f"{asked_by}{spec:.80}: lm-evaluation-harness has no task of this name{known}")
         return cls(tuple(specs), options, manager)
 
     @cached_property
     def names(self) -> dict[str, list[str]]:
-        """The groups and tasks that each of `specs` stands for; their data is fetched.
+        """The group or tasks that each of `specs` stands for; their data is fetched.
 
         Raises:
-            ValueError: a task is defined wrongly.
+            ValueError: a task is defined wrongly, or named twice.
             OSError: data cannot be fetched.
         """
-        loaded = {spec: self.manager.load([spec]) for spec in self.specs}
-        return {spec: [spec] if spec in found["groups"] else [*found["tasks"]] for spec, found in loaded.items()}
+        owners: dict[str, str] = {}
+        found = {}
+        for spec in self.specs:
+            loaded = self.manager.load([spec])
+            for task in loaded["tasks"]:
+                if task in owners:
+                    raise ValueError(
+                        f"{owners[task]:.80} and {spec:.80} both have the task {task:.80}; name one of them"
+                    )
+                owners[task] = spec
+            found[spec] = [spec] if spec in loaded["groups"] else [*loaded["tasks"]]
+        return found
 
     def run(
         self,
@@ -88,6 +102,7 @@ class HarnessRun:
         batch_tokens: int,
         progress: Progress | None = None,
         label: str = "model",
+        cache: Path | None = None,
     ) -> HarnessResults:
         """Evaluate a model; what is cached is not computed again.
 
@@ -97,6 +112,7 @@ class HarnessRun:
             batch_tokens: most tokens, padding included, of one forward.
             progress: called with the number of answered requests and their total, for each kind of request.
             label: name of the model in the harness's files.
+            cache: file in which answers are kept until the evaluation is finished; None keeps none.
 
         Raises:
             ValueError: a task cannot run: it samples, or runs code of the model's answers.
@@ -114,12 +130,12 @@ class HarnessRun:
             limit=options.limit,
             num_fewshot=options.num_fewshot,
             apply_chat_template=options.apply_chat_template,
-            use_cache=None if options.cache is None else str(options.cache),
+            use_cache=None if cache is None else str(cache),
         )
         if options.output_path is not None:
             _write(found, options.output_path, label)
-        if options.cache is not None:
-            for file in options.cache.parent.glob(f"{options.cache.name}*"):
+        if cache is not None:
+            for file in cache.parent.glob(f"{cache.name}*"):
                 file.unlink()
         return HarnessResults(found)
 
