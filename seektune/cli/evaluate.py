@@ -22,6 +22,9 @@ Did training help? Compare two models on the same examples, with a p-value:
   seektune eval runs/mine/model --task TASK --against FOLDER
 Did an adapter help? The same model with and without it:
   seektune eval FOLDER --adapter runs/mine/adapter --against FOLDER --task TASK
+Tasks of lm-evaluation-harness by name, group or .yaml file (pip install 'seektune[eval]'); a broken-off evaluation
+continues with its finished answers:
+  seektune eval runs/mine/model --task arc_easy,gsm8k --apply-chat-template --output-path results
 Perplexity of your own text, .txt or .jsonl with the key `text`:
   seektune eval runs/mine/model --task perplexity --data notes.txt --json
 How many drafts of the MTP block or the DSpark stages are accepted, before and after a tune (as generate --file reads):
@@ -38,7 +41,9 @@ def _evaluate(
     model: Model,
     load: MakeLoadOptions,
     processes: DecodeFlags,
-    task: Annotated[str, typer.Option(metavar="TASK", help="Evaluation task; an unknown name prints the list.")],
+    task: Annotated[
+        str, typer.Option("--task", "--tasks", metavar="TASK,...", help="Tasks; an unknown name prints the list.")
+    ],
     data: Annotated[
         Path | None,
         typer.Option(metavar="PATH", parser=path_flag, help="File or folder with the data, in place of a download."),
@@ -56,14 +61,26 @@ def _evaluate(
         int | None,
         typer.Option(min=1, metavar="N", help="Perplexity: tokens between windows.", show_default="--length"),
     ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Harness: solved examples before each question.")
+    ] = None,
+    apply_chat_template: Annotated[
+        bool, typer.Option("--apply-chat-template", help="Harness: prompts are conversations in the chat format.")
+    ] = False,
+    output_path: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", parser=path_flag, help="Harness: folder for results in its own JSON."),
+    ] = None,
 ) -> Action:
     """The command `eval`."""
 
     def run(here: "DecodeProcesses") -> None:
+        from seektune.evaluate.harness_run import HarnessOptions
         from seektune.workflows.evaluate import EvalOptions, evaluate
 
-        options = EvalOptions(load(), batch_tokens, limit, length, stride)
-        evaluate(model, task, data, cache_dir(os.environ), options, against, as_json, here)
+        harness = HarnessOptions(None, num_fewshot, apply_chat_template, output_path=output_path)
+        options = EvalOptions(load(), batch_tokens, limit, length, stride, harness)
+        evaluate(model, task.split(","), data, cache_dir(os.environ), options, against, as_json, here)
 
     return lambda: on_processes(processes, run)
 

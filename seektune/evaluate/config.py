@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from seektune.data.datasets.dataset import DataConfig
 from seektune.data.datasets.registry import DATASETS
@@ -24,7 +24,7 @@ TASKS = (*(name for name, section in DATASETS.items() if section.has_questions),
 OWN_KEYS = {
     SAMPLES: ("prompts", "path", "thinking", "max_new_tokens"),
     ANSWERS: ("path", "metric", "thinking", "max_new_tokens", "limit"),
-    HARNESS: ("limit",),
+    HARNESS: ("limit", "num_fewshot", "apply_chat_template"),
 }
 """Keys of a task besides those that all have."""
 
@@ -62,6 +62,10 @@ class TaskConfig(Section):
     """`samples` and `answers`: maximum tokens of an answer."""
     limit: PositiveInt | None = None
     """`answers` and `lm_eval:NAME`: number of rows, the first ones; null = all."""
+    num_fewshot: NonNegativeInt | None = None
+    """`lm_eval:NAME`: solved examples before each question; null = as the task says."""
+    apply_chat_template: bool = False
+    """`lm_eval:NAME`: whether prompts are conversations in the model's chat format."""
 
     @property
     def title(self) -> str:

@@ -1,7 +1,7 @@
 """The interface of evaluation tasks, and their results: metrics with intervals, and outcomes for comparisons."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 from seektune.data.datasets.dataset import DataCard
@@ -47,6 +47,13 @@ class Metric:
         """The value, its interval and its unit."""
         return f"{found.value:{self.form}} ({found.low:{self.form}} to {found.high:{self.form}}) {self.unit}".rstrip()
 
+    @classmethod
+    def found(cls, name: str, values: Mapping[str, Any]) -> "Metric":
+        """A metric that is known once a task ran; its outcomes, if there are any, are `NAME_outcomes` of the values."""
+        outcomes = f"{name}_outcomes"
+        sizes = f"{name}_sizes"
+        return cls(name, outcomes=outcomes if outcomes in values else None, sizes=sizes if sizes in values else None)
+
     def change(self, before: "TaskScore", after: "TaskScore") -> Change | None:
         """The change between two scores on the same items, or None without outcomes."""
         if self.outcomes is None:
@@ -73,7 +80,7 @@ class TaskInfo:
     test: str
     """The test behind the p-values of `Metric.change`."""
     metrics: Mapping[str, Metric]
-    """The displayed metrics, by their name in a score."""
+    """The displayed metrics, by their name in a score; empty if they are known once the task ran."""
     facts: tuple[tuple[str, str], ...] = ()
     """Label and format of additional lines, from the `counts` of a score."""
     data: DataCard | None = None
@@ -102,10 +109,11 @@ class TaskScore:
 
     @classmethod
     def from_dict(cls, task: TaskInfo, values: Mapping[str, Any]) -> "TaskScore":
-        """Back from `to_dict()`."""
+        """Back from `to_dict()`; a task without metrics has those that were found."""
+        metrics = {name: Estimate(**value) for name, value in values.items() if isinstance(value, dict)}
         return cls(
-            task,
-            {name: Estimate(**value) for name, value in values.items() if isinstance(value, dict)},
+            task if task.metrics else replace(task, metrics={name: Metric.found(name, values) for name in metrics}),
+            metrics,
             {name: value for name, value in values.items() if isinstance(value, int | float)},
             {name: value for name, value in values.items() if isinstance(value, str | list)},
         )

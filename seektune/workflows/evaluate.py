@@ -1,10 +1,9 @@
-"""The command `eval`: a model's scores on a task with intervals, and a comparison with another model."""
+"""The command `eval`: a model's scores on tasks with intervals, and a comparison with another model."""
 
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,19 +17,21 @@ from seektune.data.datasets.dataset import DataCache
 from seektune.data.datasets.registry import DATASETS
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.choice_task import ChoiceTask
-from seektune.evaluate.config import DRAFTER
+from seektune.evaluate.config import DRAFTER, HARNESS
 from seektune.evaluate.drafter_task import DrafterTask, draft_size, drafter_task
+from seektune.evaluate.harness_run import DEFAULTS, HarnessOptions, HarnessRun
 from seektune.evaluate.likelihood import Progress
 from seektune.evaluate.perplexity import PerplexityTask, read_texts
-from seektune.evaluate.statistics import Change
-from seektune.evaluate.task import Metric, Task, TaskScore
+from seektune.evaluate.task import Task, TaskScore
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
 from seektune.generate.session import AS_STORED, LoadOptions, note_other_tokenizer
-from seektune.io.console import counted, say
+from seektune.io.console import counted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.variants import encoding_of
+from seektune.workflows.eval_output import Evaluated, say_json, say_lines
+from seektune.workflows.harness_cache import answers_file
 from seektune.workflows.prompt_rows import prompt_ids, read_prompt_rows
 
 PERPLEXITY = "perplexity"
@@ -47,16 +48,44 @@ class EvalOptions:
     batch_tokens: int = 8192
     """Maximum tokens, padding included, of one forward."""
     limit: int | None = None
-    """Number of questions (spread evenly over the split) or documents (the first ones); None = all."""
+    """Number of questions (spread evenly over the split), or of documents or examples (the first ones); None = all."""
     length: int = 2048
     """Perplexity: maximum tokens of a window."""
     stride: int | None = None
     """Perplexity: tokens that each window predicts in addition to those before it; None = `length`."""
+    harness: HarnessOptions = DEFAULTS
+    """Of tasks of lm-evaluation-harness; its `limit` is that of the command."""
+
+
+@dataclass(frozen=True)
+class EvalTasks:
+    """The tasks of a command."""
+
+    own: Sequence[Task]
+    harness: HarnessRun | None
+    """Those of lm-evaluation-harness; None if there are none."""
+
+    def run(
+        self, name: str, model: DeepseekV4ForCausalLM | DecodeMesh, batch_tokens: int, answers: Path | None
+    ) -> dict[str, TaskScore]:
+        """The scores of a model by task; `answers` is the file of the harness's finished answers."""
+        tokenizer = load_tokenizer(model.config.vocab_size)
+        note_other_tokenizer(name, tokenizer)
+        scores = {}
+        for task in self.own:
+            with torch.inference_mode(), _bar(f"{task.info.name}, {name}") as progress:
+                scores[task.info.name] = task.run(model, tokenizer, batch_tokens, progress)
+        if self.harness is not None:
+            with torch.inference_mode(), _bar(f"lm_eval, {name}") as progress:
+                found = self.harness.run(model, tokenizer, batch_tokens, progress, name, answers)
+            names = [each for names in self.harness.names.values() for each in names]
+            scores |= {each: found.score(each, each) for each in names}
+        return scores
 
 
 def evaluate(
     model: str,
-    task: str,
+    tasks: Sequence[str],
     data: Path | None,
     cache_dir: Path,
     setting: EvalOptions,
@@ -68,22 +97,20 @@ def evaluate(
 
     Args:
         model: a checkpoint folder in any of our formats, or a Hub id.
-        task: one of `TASKS`.
+        tasks: of `TASKS`, and names and .yaml files of lm-evaluation-harness, also as `lm_eval:NAME`.
         data: a file or folder with the questions or texts; None downloads a dataset's own questions.
-        cache_dir: keeps downloads.
+        cache_dir: keeps downloads, and answers to the harness's tasks until they are finished.
         setting: options of loading and evaluation.
         against: the model to compare with.
         as_json: print JSON instead of lines.
         processes: each of them calls this; rank 0 reads the data and prints.
 
     Raises:
-        ValueError: the task, the data or a model is invalid.
+        ValueError: a task, the data or a model is invalid.
         ArithmeticError: a model's logits are not finite.
         OSError: the data or a model cannot be read or downloaded.
     """
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; the tasks are {', '.join(TASKS)}")
-    refuse_on_several(task == DRAFTER and processes.slot.world > 1, f"--task {DRAFTER}")
+    refuse_on_several(DRAFTER in tasks and processes.slot.world > 1, f"--task {DRAFTER}")
     bare = replace(setting.reading, adapter=None)
     readings = [(model, setting.reading)]
     if against is not None and (against, bare) != (model, setting.reading):
@@ -92,33 +119,34 @@ def evaluate(
         for name, reading in readings:
             reading.read_spread(name, processes).follow()
         return
-    asked = _task(task, data, cache_dir, setting, model)
-    if task == DRAFTER and against is not None:
+    asked = _tasks(tasks, data, cache_dir, setting, model)
+    if DRAFTER in tasks and against is not None:
         _check_same_drafter(model, against)
-    scores = [_run(asked, name, reading, setting.batch_tokens, processes) for name, reading in readings]
-    first = scores[0]
-    second = None if against is None else scores[-1]
-    changes = {} if second is None else first.since(second)
-    if as_json:
-        adapter = setting.reading.adapter
-        named = {} if adapter is None else {"adapter": str(adapter)}
-        values = {"model": model, **named, "task": task, **first.to_dict()}
-        if second is not None:
-            found = {name: asdict(change) for name, change in changes.items()}
-            values["against"] = {"model": against, **second.to_dict(), "difference": found}
-        say(json.dumps(values, indent=2, allow_nan=False))
-        return
-    for label, value in first.lines():
-        say(f"{label + ':':<15} {value}")
-    if second is not None:
-        said = {
-            metric.label: _in_words(metric, changes[name])
-            for name, metric in first.task.metrics.items()
-            if name in changes
-        }
-        say(f"against {against}:")
-        for label, value in second.lines():
-            say(f"{label + ':':<15} {value}{said.get(label, '')}")
+    scores = [_run(asked, name, reading, setting, cache_dir, processes) for name, reading in readings]
+    compared = None if against is None else Evaluated(against, None, scores[-1])
+    say = say_json if as_json else say_lines
+    say(Evaluated(model, setting.reading.adapter, scores[0]), compared)
+
+
+def _tasks(names: Sequence[str], data: Path | None, cache_dir: Path, setting: EvalOptions, model: str) -> EvalTasks:
+    """The tasks, checked before a model is loaded."""
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"--task {','.join(names)}: name each task once, separated by commas")
+    others = [name.removeprefix(HARNESS) for name in names if name not in TASKS]
+    if others and data is not None:
+        raise ValueError(f"--data is not for tasks of lm-evaluation-harness ({others[0]:.80}), which fetch their own")
+    if not others and setting.harness != DEFAULTS:
+        raise ValueError(
+            f"{names[0]} has no --num-fewshot, --apply-chat-template or --output-path, which are for tasks of "
+            f"lm-evaluation-harness; {HARNESS}NAME is the harness's own task of a name"
+        )
+    own = [_task(name, data, cache_dir, setting, model) for name in names if name in TASKS]
+    if not others:
+        return EvalTasks(own, None)
+    options = replace(setting.harness, limit=setting.limit)
+    harness = HarnessRun.of(others, options, "--task ", f"; the others are {', '.join(TASKS)}")
+    harness.names  # noqa: B018 - fetches the data before a model is loaded
+    return EvalTasks(own, harness)
 
 
 def _task(name: str, data: Path | None, cache_dir: Path, setting: EvalOptions, model: str) -> Task:
@@ -158,18 +186,22 @@ def _drafter_task(data: Path | None, setting: EvalOptions, model: str) -> Drafte
     return drafter_task(config, [prompt_ids(row, "chat", encoding_of(config), tokenizer) for row in rows])
 
 
-def _run(task: Task, model: str, reading: LoadOptions, batch_tokens: int, processes: DecodeProcesses) -> TaskScore:
+def _run(
+    tasks: EvalTasks,
+    model: str,
+    reading: LoadOptions,
+    setting: EvalOptions,
+    cache_dir: Path,
+    processes: DecodeProcesses,
+) -> dict[str, TaskScore]:
+    reading.check()
+    kept = tasks.harness is not None
+    answers = answers_file(cache_dir, model, reading, setting.harness.max_length) if kept else None
     if processes.slot.world > 1:
         mesh = reading.read_spread(model, processes)
-        return mesh.lead(lambda: _score(task, model, mesh, batch_tokens))
-    return _score(task, model, reading.read(model, drafter=task.info.name == DRAFTER), batch_tokens)
-
-
-def _score(task: Task, name: str, model: DeepseekV4ForCausalLM | DecodeMesh, batch_tokens: int) -> TaskScore:
-    tokenizer = load_tokenizer(model.config.vocab_size)
-    note_other_tokenizer(name, tokenizer)
-    with torch.inference_mode(), _bar(f"{task.info.name}, {name}") as progress:
-        return task.run(model, tokenizer, batch_tokens, progress)
+        return mesh.lead(lambda: tasks.run(model, mesh, setting.batch_tokens, answers))
+    drafts = any(task.info.name == DRAFTER for task in tasks.own)
+    return tasks.run(model, reading.read(model, drafter=drafts), setting.batch_tokens, answers)
 
 
 @contextmanager
@@ -178,12 +210,3 @@ def _bar(label: str) -> Iterator[Progress]:
     with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _in_words(metric: Metric, change: Change) -> str:
-    """The first model's difference to the second, with interval and p-value."""
-    if metric.percent:
-        size = f"{100 * change.difference:+.2f} points ({100 * change.low:+.2f} to {100 * change.high:+.2f})"
-    else:
-        size = f"{change.difference:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
-    return f"; the first is {size}, p = {change.p_value:.3g}"

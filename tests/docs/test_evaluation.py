@@ -2,13 +2,16 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from seektune.cli import main
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.places import ROOT
@@ -33,8 +36,9 @@ def test_every_command_of_the_page_runs(place: Path) -> None:
     shown = [
         shlex.split(line, comments=True) for block in blocks("docs/evaluation.md", "sh") for line in block.splitlines()
     ]
-    commands = [words for words in shown if words[0] == "seektune"]
-    assert [words for words in shown if words not in commands] == [["pip", "install", "-e", ".[eval]"]]
+    *commands, installation, harness = shown
+    assert installation == ["pip", "install", "-e", ".[eval]"]
+    assert harness[:5] == ["seektune", "eval", "trained", "--task", "walks.yaml"]  # the next test runs it
     answers = [seektune(*words[1:], cwd=place) for words in commands]
     assert [(answer.returncode, answer.stderr) for answer in answers] == [(0, "")] * 4
     assert "questions:      45" in answers[0].stdout
@@ -45,12 +49,16 @@ def test_every_command_of_the_page_runs(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_example_of_the_page_runs(
+def test_the_harness_runs_as_the_page_shows(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    from lm_eval.tasks import TaskManager
+
     monkeypatch.chdir(place)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", place / "cache")
+    # without the index of thousands of shipped tasks
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", partial(TaskManager, include_defaults=False))
     (example,) = blocks("docs/evaluation.md", "python")
     task = {
         "task": "walks",
@@ -66,3 +74,12 @@ def test_the_example_of_the_page_runs(
     (place / "walks.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
     exec(compile(example, str(PAGE), "exec"), {"tasks": [str(place / "walks.yaml")]})
     assert "perplexity" in capsys.readouterr().out
+    command = blocks("docs/evaluation.md", "sh")[-1]
+    monkeypatch.setattr(sys, "argv", shlex.split(command, comments=True))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "answers"))
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    said = capsys.readouterr().out
+    assert "perplexity:" in said
+    assert "against before:" in said
+    assert len([*(place / "results").rglob("samples_walks_*.jsonl")]) == 2

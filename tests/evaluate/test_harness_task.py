@@ -9,13 +9,13 @@ import torch
 import yaml
 
 from seektune.data.tokenizer import load_tokenizer
-from seektune.evaluate import harness_task
+from seektune.evaluate import harness_run
 from seektune.evaluate.config import TaskConfig
 from seektune.evaluate.harness_task import HarnessTask
 
 
 def test_without_the_harness_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness_task, "find_spec", lambda name: None)
+    monkeypatch.setattr(harness_run, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"names lm_eval:arc_easy: pip install 'seektune\[eval\]'"):
         HarnessTask.of(TaskConfig(name="lm_eval:arc_easy"), 64)
 
@@ -51,5 +51,5 @@ def test_a_task_is_scored_with_the_harnesss_own_error(
     assert acc.value in (0.0, 0.5, 1.0)
     error = math.sqrt(acc.value * (1 - acc.value))  # of two examples: std / sqrt(2), with Bessel's correction
     assert acc.high - acc.value == pytest.approx(1.96 * error, abs=1e-9)
-    with pytest.raises(ValueError, match="lm-evaluation-harness has no task 'nothing'"):
+    with pytest.raises(ValueError, match="names lm_eval:nothing: lm-evaluation-harness has no task of this name"):
         HarnessTask.of(TaskConfig(name="lm_eval:nothing"), 64)

@@ -11,6 +11,7 @@ import torch
 from seektune.data.datasets.dataset import spread_evenly
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.choice_task import ChoiceTask
+from seektune.evaluate.harness_run import HarnessOptions
 from seektune.evaluate.perplexity import PerplexityTask, read_texts
 from seektune.generate.session import LoadOptions
 from seektune.lora.files import save_adapter
@@ -48,7 +49,7 @@ def ask(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any
 
     def hold(model: Path, task: str, data: Path | None, as_json: bool = True, **more: Any) -> Any:
         against = more.pop("against", None)
-        evaluate(str(model), task, data, tmp_path, EvalOptions(**more), against and str(against), as_json)
+        evaluate(str(model), task.split(","), data, tmp_path, EvalOptions(**more), against and str(against), as_json)
         said = capsys.readouterr()
         assert said.err == ""
         return json.loads(said.out) if as_json else said.out.splitlines()
@@ -119,7 +120,9 @@ def test_precision_and_numerics_are_those_asked_for(ask: Any, models: tuple[Path
 @pytest.mark.parametrize(
     ("task", "data", "setting", "complaint"),
     [
-        ("mmlu", None, {}, "unknown task 'mmlu'; the tasks are hellaswag, perplexity"),
+        ("hellaswag,,perplexity", None, {}, "--task hellaswag,,perplexity: name each task once, separated by commas"),
+        ("hellaswag,hellaswag", None, {}, "name each task once"),
+        ("hellaswag", None, {"harness": HarnessOptions(num_fewshot=1)}, "hellaswag has no --num-fewshot"),
         ("perplexity", None, {}, "perplexity needs --data"),
         ("perplexity", "none.txt", {}, "none.txt does not exist; perplexity reads .txt and .jsonl files"),
         ("perplexity", "text.txt", {"length": 8, "stride": 9}, "stride 9 is longer than a window of 8 tokens"),
@@ -128,7 +131,7 @@ def test_precision_and_numerics_are_those_asked_for(ask: Any, models: tuple[Path
     ],
 )
 def test_mistakes_are_told_before_a_model_is_read(
-    ask: Any, tmp_path: Path, text: Path, task: str, data: str | None, setting: dict[str, int], complaint: str
+    ask: Any, tmp_path: Path, text: Path, task: str, data: str | None, setting: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         ask(tmp_path / "no model", task, data and text.parent / data, **setting)
