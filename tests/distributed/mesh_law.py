@@ -75,7 +75,7 @@ OBJECTIVES = {
     "cross_entropy": CROSS_ENTROPY,
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
-    "kto": AnswerFeedback(KTO(beta=0.2, undesirable_weight=0.6)),
+    "kto": AnswerFeedback(KTO(beta=0.02, undesirable_weight=0.6)),
 }
 
 
