@@ -15,6 +15,7 @@ from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
 from seektune.generate.detokenize import GeneratedText, generate_all, stream_text
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.grammar import TOO_EXPENSIVE
 from seektune.generate.request import DraftCounts, Request
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.atomic import refuse_existing
@@ -50,15 +51,19 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOption
     check_unicode(prompt)
     voice = Session(model, setting)
     ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
-    requests = voice.requests(ids, output.samples)
+    requests = voice.requests(ids, output.samples, as_chat)
     drafts = DraftCounts()
     for i, request in enumerate(requests):
         if i:
             print("\n---")
         decoding = DecodeEngine(voice.model, [request], setting.speculative)
+        end = None
         for piece in stream_text(decoding, [request], voice.tokenizer):
             _write(piece.text, sys.stdout)
+            end = piece.end
         print(flush=True)
+        if end == "error":
+            print(TOO_EXPENSIVE, file=sys.stderr)
         drafts.add(decoding.drafts)
     _tell(drafts)
 
@@ -66,9 +71,9 @@ def generate_one(model: str, prompt: str, as_chat: bool, setting: GenerateOption
 def generate_file(model: str, file: Path, out: Path, setting: GenerateOptions, output: Output) -> None:
     """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation, with `tools` beside it).
 
-    A line of `out` is the row with `sample`, `text` and `end` (`stop` or `length`), for conversations also `message`
-    if the response follows the chat format, and `tokens` if log-probabilities are written. The same call resumes an
-    interrupted job.
+    A line of `out` is the row with `sample`, `text` and `end` (`stop`, `length` or `error`), for conversations also
+    `message` if the response follows the chat format, and `tokens` if log-probabilities are written. The same call
+    resumes an interrupted job.
 
     Raises:
         ValueError: a row is not as it should be, or `out` holds something else (told before the model is read), or the
@@ -103,7 +108,7 @@ def _ids(row: dict[str, Any], voice: Session) -> list[int]:
 
 
 def _requests(row: dict[str, Any], voice: Session, output: Output) -> Sequence[Request]:
-    return voice.requests(_ids(row, voice), output.samples)
+    return voice.requests(_ids(row, voice), output.samples, "messages" in row)
 
 
 def _line(row: dict[str, Any], sample: int, answer: GeneratedText, voice: Session, output: Output) -> dict[str, Any]:
