@@ -10,6 +10,7 @@ import typer
 from seektune import __version__
 from seektune.data.chat_format.choices import EncodingName
 from seektune.generate.sampling_params import Sampling
+from seektune.io.json_file import read_json
 from seektune.model.choices import DtypeName, NumericsName
 from seektune.paths import expand_path
 
@@ -139,16 +140,35 @@ def _generate_options(
         ),
     ] = None,
     encoding: EncodingOption = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=path_flag,
+            help="Generate JSON that is valid against the schema in this file, after any reasoning.",
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Generate text that matches this pattern as a whole.")
+    ] = None,
 ) -> MakeGenerateOptions:
     """Options for loading a checkpoint and sampling from it."""
 
     def make(max_new_tokens: int) -> "GenerateOptions":
         from seektune.generate.session import GenerateOptions
 
-        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-        stops = tuple(stop or ())
         return GenerateOptions(
-            max_new_tokens, sampling, stops, seed, speculative, thinking, load(), reasoning_effort, encoding
+            max_new_tokens=max_new_tokens,
+            sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty),
+            stops=tuple(stop or ()),
+            seed=seed,
+            speculative=speculative,
+            thinking=thinking,
+            reading=load(),
+            reasoning_effort=reasoning_effort,
+            encoding=encoding,
+            json_schema=None if json_schema is None else read_json(json_schema),
+            regex=regex,
         )
 
     return make

@@ -17,7 +17,7 @@ class TextDelta:
     """Often empty: the token ends inside a character, or may begin a stop string."""
     token: Token
     end: str | None
-    """`stop` or `length` if the completion ends here."""
+    """`stop`, `length` or `error` if the completion ends here."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class GeneratedText:
     """Up to the stop string or token, without it."""
     tokens: list[Token] = field(default_factory=list)
     end: str | None = None
-    """`stop` or `length`."""
+    """`stop`, `length` or `error`."""
 
 
 class Detokenizer:

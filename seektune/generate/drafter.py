@@ -105,7 +105,7 @@ class DSparkDrafter:
         for slot in range(self.size):
             logits_BV = block.logits(slot, previous_B)
             for row, sampler, logits_V in zip(drafts, samplers, logits_BV, strict=True):
-                row.append(_drawn(sampler, logits_V))
+                row.append(_drawn(sampler, logits_V, is_next=slot == 0))
             previous_B = torch.tensor([row[-1].token for row in drafts], device=next_BT.device)
         return drafts
 
@@ -117,6 +117,6 @@ def drafter_of(model: DecodableModel) -> Drafter | None:
     return DSparkDrafter(model) if model.config.dspark_stages else MTPDrafter(model)
 
 
-def _drawn(sampler: Sampler, logits_V: Tensor) -> Draft:
-    drafted_V = sampler.distribution(logits_V)
+def _drawn(sampler: Sampler, logits_V: Tensor, is_next: bool = True) -> Draft:
+    drafted_V = sampler.distribution(logits_V, is_next)
     return Draft(sampler.draw(drafted_V), drafted_V)

@@ -3,8 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from seektune.generate.sampling_params import DEFAULT, Sampling
+
+if TYPE_CHECKING:
+    from seektune.generate.grammar import Grammar
 
 
 @dataclass
@@ -71,6 +75,8 @@ class Request:
     """Whether the first token also brings the log-probabilities of the prompt's tokens."""
     drafts: DraftCounts | None = None
     """Receives the counts of this request's drafts."""
+    grammar: "Grammar | None" = None
+    """What the completion follows; at its end it allows EOS only."""
 
     @property
     def longest(self) -> int:
@@ -103,6 +109,6 @@ class Token:
     alternatives: list[tuple[int, float]]
     """The most likely tokens with their log-probabilities, best first."""
     end: str | None
-    """`stop` or `length` if the completion ends with it."""
+    """`stop` or `length` if the completion ends with it; `error` if following its grammar became too expensive."""
     prompt: tuple["Token", ...] = ()
     """With the first token of a request with `echo`, the tokens of its prompt after the first."""

@@ -33,7 +33,8 @@ class RunningSequence:
     @classmethod
     def of(cls, index: int, request: Request) -> "RunningSequence":
         """A sequence of its prompt alone."""
-        sampler = Sampler(request.sampling, request.seed, request.prompt)
+        grammar = None if request.grammar is None else request.grammar.start()
+        sampler = Sampler(request.sampling, request.seed, request.prompt, grammar)
         return cls(index, request, sampler, request.max_new_tokens)
 
     def take(self, logits_TV: Tensor, counts: DraftCounts) -> list[Token]:
@@ -65,10 +66,15 @@ class RunningSequence:
         self.sampler.observe(token)
         self.last = token
         self.left = self.left - 1
-        end = "stop" if token in self.request.stop_ids else "length" if self.left == 0 else None
+        end = self._end(token)
         prompt = self.prompt
         self.prompt = ()
         return replace(found, end=end, prompt=prompt)
+
+    def _end(self, token: int) -> str | None:
+        if self.sampler.grammar is not None and self.sampler.grammar.failed:
+            return "error"
+        return "stop" if token in self.request.stop_ids else "length" if self.left == 0 else None
 
     def scored(self, token: int, logits_V: Tensor) -> Token:
         """A token with its log-probability and the most likely ones.

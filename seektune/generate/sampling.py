@@ -4,29 +4,42 @@ Shapes: V vocabulary.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from seektune.generate.sampling_params import Sampling
 
+if TYPE_CHECKING:
+    from seektune.generate.grammar import GrammarState
+
 
 class Sampler:
     """Samples the tokens of one sequence; independent of the other sequences in the batch."""
 
-    def __init__(self, sampling: Sampling, seed: int, prompt: Iterable[int]):
+    def __init__(self, sampling: Sampling, seed: int, prompt: Iterable[int], grammar: "GrammarState | None" = None):
+        """Sample after a prompt; with a grammar, only what it allows."""
         self.sampling = sampling
+        self.grammar = grammar
         self._generator = torch.Generator().manual_seed(seed % 2**64)
         self._seen = set(prompt) if sampling.repetition_penalty != 1 else set()
 
     def observe(self, token: int) -> None:
-        """Record a token of the sequence, for the repetition penalty."""
+        """Record a token of the sequence, for the repetition penalty and the grammar."""
         if self.sampling.repetition_penalty != 1:
             self._seen.add(token)
+        if self.grammar is not None:
+            self.grammar.accept(token)
 
-    def distribution(self, logits_V: Tensor) -> Tensor:
-        """The distribution of the next token, fp64 `[V]`; one-hot at temperature 0."""
+    def distribution(self, logits_V: Tensor, is_next: bool = True) -> Tensor:
+        """The distribution of a token, fp64 `[V]`; one-hot at temperature 0.
+
+        The grammar restricts the next token only: for drafts of later ones, its state is not known.
+        """
         logits_V = self._penalized(logits_V.double())
+        if self.grammar is not None and is_next:
+            logits_V = logits_V.masked_fill(~self.grammar.allowed(logits_V.device), -torch.inf)
         if self.sampling.temperature == 0:
             return torch.zeros_like(logits_V).index_fill_(0, logits_V.argmax(), 1.0)
         # the largest logit becomes 0, so that no temperature overflows

@@ -13,7 +13,9 @@ from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.other_tokenizer import tokenizer_note
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.generate.answer_grammar import AnswerRules, answer_grammar, json_rules, regex_rules
 from seektune.generate.engine import Decodes
+from seektune.generate.grammar import Grammar, compile_grammar
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
 from seektune.generate.ranks import MeshRanks, command_group
@@ -130,6 +132,22 @@ class GenerateOptions:
     """Chats with reasoning only; None = the encoding's default."""
     encoding: EncodingName | None = None
     """Of chats; None = that of the checkpoint."""
+    json_schema: Mapping[str, Any] | None = None
+    """Completions are JSON that is valid against it; the prompts of chats describe it."""
+    regex: str | None = None
+    """Completions match it as a whole."""
+
+    def answer_rules(self) -> AnswerRules | None:
+        """What completions have to follow; None for any text.
+
+        Raises:
+            ValueError: both a schema and a regular expression are given, or one of them cannot be followed.
+        """
+        if self.json_schema is not None and self.regex is not None:
+            raise ValueError("--json-schema and --regex exclude each other; give one")
+        if self.json_schema is not None:
+            return json_rules(self.json_schema)
+        return None if self.regex is None else regex_rules(self.regex)
 
     @property
     def mode(self) -> str:
@@ -144,19 +162,22 @@ class Session:
         """Load a checkpoint; collective if there are several processes.
 
         Raises:
-            ValueError: as `LoadOptions.read`, the encoding lacks the effort, or drafts are asked of several processes.
+            ValueError: as `LoadOptions.read`, the encoding lacks the effort, drafts are asked of several processes, or
+                what completions have to follow is refused.
             OSError: as `LoadOptions.read`.
         """
         self.setting = setting
         self.encoding = choose_encoding(name, setting.encoding)
         find_encoding(self.encoding).effort(setting.reasoning_effort)
+        self._vocab_size = DeepseekV4Config.from_pretrained(locate(name)).vocab_size
+        self.tokenizer: Tokenizer = load_tokenizer(self._vocab_size)
+        self._grammar(thinking=setting.thinking)  # a mistake is reported before weights are loaded
         self.model: Decodes
         if processes.slot.world == 1:
             self.model = setting.reading.read(name, setting.speculative)
         else:
             refuse_on_several(setting.speculative, "--speculative")
             self.model = setting.reading.read_spread(name, processes)
-        self.tokenizer: Tokenizer = load_tokenizer(self.model.config.vocab_size)
         if processes.is_main:
             note_other_tokenizer(name, self.tokenizer)
 
@@ -180,12 +201,25 @@ class Session:
             ValueError: as `render_chat_prompt`.
         """
         setting = self.setting
-        prompt = render_chat_prompt(messages, tools, setting.mode, setting.reasoning_effort, self.encoding)
+        effort = setting.reasoning_effort
+        prompt = render_chat_prompt(messages, tools, setting.mode, effort, self.encoding, setting.json_schema)
         return prompt.ids(self.tokenizer)
 
-    def requests(self, ids: Sequence[int], samples: int = 1) -> list[Request]:
+    def requests(self, ids: Sequence[int], samples: int = 1, is_chat: bool = False) -> list[Request]:
         """Requests for several completions of a prompt, with consecutive seeds."""
         setting = self.setting
         eos = frozenset({self.tokenizer.eos_id})
         first = Request(ids, setting.max_new_tokens, setting.sampling, eos, setting.stops, setting.seed)
+        first = replace(first, grammar=self._grammar(is_chat and setting.thinking))
         return [replace(first, seed=setting.seed + i) for i in range(samples)]
+
+    def _grammar(self, thinking: bool) -> Grammar | None:
+        """What completions follow; None for any text."""
+        rules = self.setting.answer_rules()
+        if rules is None:
+            return None
+        flag = "--regex" if self.setting.json_schema is None else "--json-schema"
+        try:
+            return compile_grammar(answer_grammar([rules], self.tokenizer, thinking), self._vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,8 @@ SHORT_BODY = 64 * 2**10
 """Bytes of a body that is read without waiting for others."""
 LONG_BODIES = 2
 """Longer bodies read and tokenized at the same time; they take memory."""
+COMPILED_AT_ONCE = 2
+"""Grammars compiled at the same time; each takes a core."""
 CLIENT_CLOSED_REQUEST = 499
 READ_METHODS = ["GET", "HEAD"]
 """The server sends no body in reply to HEAD."""
@@ -78,7 +80,9 @@ class Api:
         self._builder = RequestBuilder(
             served.tokenizer, model.config.vocab_size, served.limits, served.thinking, encoding
         )
+        self._vocab_size = model.config.vocab_size
         self._reading_long = asyncio.Semaphore(LONG_BODIES)
+        self._compiling = asyncio.Semaphore(COMPILED_AT_ONCE)
 
     async def chat(self, http: Request) -> Response:
         """`/v1/chat/completions`."""
@@ -130,10 +134,12 @@ class Api:
             return body, build(body)
 
         async def wait_and_read() -> tuple[Body, PreparedRequest]:
-            if len(content) <= SHORT_BODY:
-                return await run_in_threadpool(read)
-            async with self._reading_long:
-                return await run_in_threadpool(read)
+            async with nullcontext() if len(content) <= SHORT_BODY else self._reading_long:
+                body, prepared = await run_in_threadpool(read)
+            if prepared.constraint is None:
+                return body, prepared
+            async with self._compiling:
+                return body, await run_in_threadpool(prepared.compiled, self._vocab_size)
 
         return await cancel_on_disconnect(http.receive, wait_and_read())
 

@@ -25,9 +25,10 @@ class RequestModel(BaseModel):
     def _without_what_asks_for_nothing(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        known = {name: value for name, value in values.items() if name in cls.model_fields and value is not None}
+        fields = {field.alias or name for name, field in cls.model_fields.items()}
+        known = {name: value for name, value in values.items() if name in fields and value is not None}
         for name, value in values.items():
-            if name not in cls.model_fields and not asks_for_nothing(name, value, values):
+            if name not in fields and not asks_for_nothing(name, value, values):
                 raise PydanticCustomError(UNSUPPORTED, "{reason}", {"field": _name(name), "reason": refusal(name)})
         return known
 
@@ -46,7 +47,7 @@ def _form(value: Any) -> str | None:
     return {str: "texts", int: "ids", list: "lists of ids"}.get(kind)
 
 
-UNION_TAGS = ("text", "texts", "ids", "lists of ids")
+UNION_TAGS = ("text", "texts", "ids", "lists of ids", "named")
 """Parts of an error's location that are not fields."""
 Text: TypeAlias = Annotated[str, Tag("text")]
 Ids: TypeAlias = Annotated[list[int], Field(fail_fast=True)]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from seektune.generate.detokenize import TextDelta
+from seektune.generate.grammar import TOO_EXPENSIVE
 from seektune.generate.request import Request
 from seektune.serve.errors import ApiError
 from seektune.serve.scheduler import Event, GenerationJob, Scheduler
@@ -50,6 +51,8 @@ class JobStream:
             event = await self._events.get()
             if isinstance(event, ApiError):
                 raise event
+            if event.end == "error":
+                raise ApiError(500, TOO_EXPENSIVE)
             self._running -= event.end is not None
             yield event
 

@@ -34,7 +34,6 @@ NO_EFFECT: Mapping[str, tuple[object, ...]] = {
     "logit_bias": ({},),
     "min_tokens": (0,),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True,),
     "presence_penalty": (0,),
     "priority": (0,),
     "return_token_ids": (False,),
@@ -50,6 +49,13 @@ NO_EFFECT: Mapping[str, tuple[object, ...]] = {
 }
 """Values that mean the same as leaving the field out."""
 EMPTY: tuple[object, ...] = ([], {}, "")
+REPLACED: Mapping[str, str] = {
+    "guided_choice": "choice",
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "json_schema": "json",
+}
+"""Former fields of vLLM and SGLang, by what `structured_outputs` has in their place."""
 
 
 def asks_for_nothing(field: str, value: object, request: Mapping[str, object]) -> bool:
@@ -70,5 +76,7 @@ def refusal(field: str) -> str:
     """Why any other value is refused."""
     if field == "best_of":
         return "only the value of n is supported"
+    if field in REPLACED:
+        return f"give it as structured_outputs: {{{json.dumps(REPLACED[field])}: ...}}"
     values = [json.dumps(value) for value in NO_EFFECT.get(field, ()) if value not in EMPTY]
     return f"only {' or '.join(values)} is supported" if values else "this field is not supported"

@@ -8,6 +8,7 @@ from seektune.data.chat_format.encodings import V4_TAGS, CallTags, Encoding
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.request import Request
 from seektune.io.text import check_unicode
+from seektune.serve.constraint import Constraint, chat_constraint, text_constraint
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
@@ -28,6 +29,19 @@ class PreparedRequest:
     """Of tool calls in the responses."""
     echoed: Sequence[str] = ()
     """The prompt of each request, for responses that begin with it."""
+    constraint: Constraint | None = None
+    """What each response has to follow, before `compiled` put it into the requests."""
+
+    def compiled(self, vocab_size: int) -> "PreparedRequest":
+        """The same with the constraint in its requests; may take a second.
+
+        Raises:
+            ApiError: the constraint's grammar is refused.
+        """
+        if self.constraint is None:
+            return self
+        grammar = self.constraint.compiled(vocab_size)
+        return replace(self, constraint=None, requests=[replace(each, grammar=grammar) for each in self.requests])
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class RequestBuilder:
         """Prepare a chat.
 
         Raises:
-            ApiError: the messages do not follow the chat format, or are too long.
+            ApiError: the messages do not follow the chat format or are too long, or no grammar can follow a schema.
         """
         thinking = body.thinks(self.thinking)
         mode = "thinking" if thinking else "chat"
@@ -54,7 +68,9 @@ class RequestBuilder:
             raise self._too_long(f"{len(body.messages)} messages", "messages")
         try:
             effort = self.encoding.tier(body.effort())
-            prompt = render_chat_prompt(body.messages, body.offered_tools(), mode, effort, self.encoding.name)
+            described = None if body.response_format is None else body.response_format.described()
+            tools = body.offered_tools()
+            prompt = render_chat_prompt(body.messages, tools, mode, effort, self.encoding.name, described)
             check_unicode(prompt.text)
             self._check_characters(prompt.text, "messages")
             ids = prompt.ids(self.tokenizer)  # lets other threads run
@@ -64,13 +80,14 @@ class RequestBuilder:
             raise ApiError(400, "a message is nested too deeply", "messages") from None
         max_tokens = body.max_tokens or body.max_completion_tokens
         prepared = self._prepare(body, [ids], max_tokens, body.alternatives)
-        return replace(prepared, thinking=thinking, tags=self.encoding.tags)
+        constraint = chat_constraint(body, self.encoding.tags, self.tokenizer, thinking)
+        return replace(prepared, thinking=thinking, tags=self.encoding.tags, constraint=constraint)
 
     def completion(self, body: CompletionRequest) -> PreparedRequest:
         """Prepare text prompts.
 
         Raises:
-            ApiError: an id is outside the vocabulary, or a prompt is too long.
+            ApiError: an id is outside the vocabulary, a prompt is too long, or no grammar can follow a schema.
         """
         try:
             asked = body.prompts()
@@ -80,6 +97,7 @@ class RequestBuilder:
             raise ApiError(400, str(error), "prompt") from None
         tokens = COMPLETION_TOKENS if body.max_tokens is None else max(body.max_tokens, 1)
         prepared = self._prepare(body, prompts, tokens, body.alternatives)
+        prepared = replace(prepared, constraint=text_constraint(body, self.tokenizer))
         if not body.echo:
             return prepared
         texts = [prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt) for prompt in asked]

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
+from seektune.generate.answer_grammar import AnswerRules, regex_rules
 from seektune.generate.sampling_params import Sampling
 from seektune.serve.field_types import EFFORTS, Effort, Objects, Prompt, RequestModel, Stop
+from seektune.serve.structured_fields import FORMATS, NamedTool, ResponseFormat, StructuredOutputs, ToolChoice
 
 MAX_STOP_LENGTH = 1000
 """Characters: each token is compared with every prefix of every stop string."""
@@ -38,12 +40,46 @@ class GenerationRequest(RequestModel):
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    """vLLM's extension."""
+    regex: str | None = None
+    """SGLang's extension."""
 
     @model_validator(mode="after")
     def _only_streams_have_options(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream: true")
         return self
+
+    @model_validator(mode="after")
+    def _has_one_format(self) -> Self:
+        if len(self._formats()) > 1:
+            raise ValueError(f"{' and '.join(self._formats())} exclude each other; give one")
+        return self
+
+    @property
+    def format_field(self) -> str | None:
+        """The field that asks for an answer of some form."""
+        return next(iter(self._formats()), None)
+
+    def _formats(self) -> list[str]:
+        is_text = self.response_format is None or self.response_format.type == "text"
+        given = (not is_text, self.structured_outputs is not None, self.regex is not None)
+        return [name for name, is_given in zip(FORMATS, given, strict=True) if is_given]
+
+    def answer_rules(self) -> AnswerRules:
+        """What an answer has to follow, for a request with a `format_field`.
+
+        Raises:
+            ValueError: there is no such grammar.
+        """
+        if self.structured_outputs is not None:
+            return self.structured_outputs.rules()
+        if self.regex is not None:
+            return regex_rules(self.regex)
+        assert self.response_format is not None, "a field asks for a format"
+        return self.response_format.rules()
 
     def sampling(self) -> Sampling:
         """The sampling parameters.
@@ -122,12 +158,6 @@ class CompletionRequest(GenerationRequest):
         return cast(Sequence[str | list[int]], self.prompt)
 
 
-class TextFormat(RequestModel):
-    """`response_format`; constrained decoding is not supported."""
-
-    type: Literal["text"]
-
-
 class TemplateOptions(RequestModel):
     """`chat_template_kwargs`, vLLM's field."""
 
@@ -150,8 +180,8 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Objects | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    response_format: TextFormat | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none"] | Effort | None = None
     thinking: ThinkingSwitch | None = None
     chat_template_kwargs: TemplateOptions | None = None
@@ -162,6 +192,8 @@ class ChatRequest(GenerationRequest):
             raise ValueError("top_logprobs needs logprobs: true")
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens are the same setting; set only one")
+        if self.parallel_tool_calls is False and not self.requires_call:
+            raise ValueError("parallel_tool_calls: only true is supported, unless tool_choice requires a call")
         return self
 
     @property
@@ -186,3 +218,13 @@ class ChatRequest(GenerationRequest):
     def offered_tools(self) -> list[dict[Any, Any]]:
         """The tools that the prompt describes."""
         return [] if self.tools is None or self.tool_choice == "none" else self.tools
+
+    @property
+    def requires_call(self) -> bool:
+        """Whether the answer has to be a tool call."""
+        return self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def named_tool(self) -> str | None:
+        """The tool that the answer has to call, if it is named."""
+        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None

@@ -11,6 +11,7 @@ from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS, THINK_END
 from seektune.generate.detokenize import stream_text
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.grammar import TOO_EXPENSIVE
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.atomic import refuse_existing
@@ -71,7 +72,7 @@ class Conversation:
 
     def _say(self, prompt: list[int]) -> str:
         setting = self.voice.setting
-        requests = self.voice.requests(prompt)
+        requests = self.voice.requests(prompt, is_chat=True)
         decoding = DecodeEngine(self.voice.model, requests, setting.speculative)
         text = ""
         end = None
@@ -88,6 +89,8 @@ class Conversation:
         self.paper.print()
         if end == "length":
             self._note(f"(cut off after {setting.max_new_tokens} tokens; see --max-new-tokens)")
+        if end == "error":
+            self._note(f"({TOO_EXPENSIVE})")
         return text
 
     def _understood(self, text: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
 from seektune.generate.detokenize import GeneratedText, generate_all, stream_text
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.grammar import TOO_EXPENSIVE
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.request import DraftCounts, Request
 from seektune.generate.session import GenerateOptions, Session
@@ -65,15 +66,19 @@ def generate_one(
 
 def _stream(voice: Session, prompt: str, as_chat: bool, samples: int) -> None:
     ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
-    requests = voice.requests(ids, samples)
+    requests = voice.requests(ids, samples, as_chat)
     drafts = DraftCounts()
     for i, request in enumerate(requests):
         if i:
             print("\n---")
         decoding = DecodeEngine(voice.model, [request], voice.setting.speculative)
+        end = None
         for piece in stream_text(decoding, [request], voice.tokenizer):
             _write(piece.text, sys.stdout)
+            end = piece.end
         print(flush=True)
+        if end == "error":
+            print(TOO_EXPENSIVE, file=sys.stderr)
         drafts.add(decoding.drafts)
     _tell(drafts)
 
@@ -88,9 +93,9 @@ def generate_file(
 ) -> None:
     """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation, with `tools` beside it).
 
-    A line of `out` is the row with `sample`, `text` and `end` (`stop` or `length`), for conversations also `message`
-    if the response follows the chat format, and `tokens` if log-probabilities are written. The same call resumes an
-    interrupted job. Each of `processes` calls it; rank 0 writes.
+    A line of `out` is the row with `sample`, `text` and `end` (`stop`, `length` or `error`), for conversations also
+    `message` if the response follows the chat format, and `tokens` if log-probabilities are written. The same call
+    resumes an interrupted job. Each of `processes` calls it; rank 0 writes.
 
     Raises:
         ValueError: a row is not as it should be, or `out` holds something else (told before the model is read), or the
@@ -131,7 +136,7 @@ def _ids(row: dict[str, Any], voice: Session) -> list[int]:
 
 
 def _requests(row: dict[str, Any], voice: Session, output: Output) -> Sequence[Request]:
-    return voice.requests(_ids(row, voice), output.samples)
+    return voice.requests(_ids(row, voice), output.samples, "messages" in row)
 
 
 def _line(row: dict[str, Any], sample: int, answer: GeneratedText, voice: Session, output: Output) -> dict[str, Any]:

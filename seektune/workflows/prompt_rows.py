@@ -21,7 +21,12 @@ SETTINGS = (
     frozenset({*ChatRequest.model_fields, *CompletionRequest.model_fields, *NO_EFFECT}) - FOR_ROWS - WITHOUT_MEANING
 )
 """Fields of a request that a row cannot have: options of the command set them for all rows."""
-DEFAULTS: Mapping[str, object] = {"n": 1, "logprobs": False, "response_format": {"type": "text"}}
+DEFAULTS: Mapping[str, object] = {
+    "n": 1,
+    "logprobs": False,
+    "response_format": {"type": "text"},
+    "parallel_tool_calls": True,
+}
 
 
 def read_prompt_rows(file: Path, mode: str, encoding: EncodingName = DEFAULT) -> Iterator[dict[str, Any]]:

@@ -22,6 +22,8 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
     toy_model(torch.float32, vocab_size=512).save_pretrained(tmp_path / "trained")
     rows = [{"prompt": "The man"}, {"messages": [{"role": "user", "content": "2+2?"}]}]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    place = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    (tmp_path / "place.json").write_text(json.dumps({**place, "additionalProperties": False}), encoding="utf-8")
     return tmp_path
 
 
@@ -29,12 +31,21 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
 def test_every_command_of_the_page_runs(place: Path) -> None:
     shown = [each.words for each in commands("docs/generation.md") if not each.hardware]
     answers: list[subprocess.CompletedProcess[str]] = [seektune(*words[1:], cwd=place) for words in shown]
-    generate, chat = ("seektune", "generate"), ("seektune", "chat")
-    assert [words[:2] for words in shown] == [generate, generate, generate, chat, generate]
-    assert [answer.returncode for answer in answers] == [0] * 5
-    assert [answer.stderr for answer in answers] == ["", "", "2 of 2 prompts\n", "", "2 of 2 prompts\n"]
+    assert [words[1] for words in shown] == [
+        "generate",
+        "generate",
+        "generate",
+        "chat",
+        "generate",
+        "generate",
+        "generate",
+    ]
+    assert [answer.returncode for answer in answers] == [0] * 7
+    assert [answer.stderr for answer in answers] == ["", "", "2 of 2 prompts\n", "", "2 of 2 prompts\n", "", ""]
     assert len((place / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 4
     assert "/system TEXT" in answers[3].stdout
+    assert json.loads(answers[5].stdout)["city"] in ("Oslo", "Rome")
+    assert answers[6].stdout in ("yes\n", "no\n")
 
 
 def test_the_example_of_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,9 +43,9 @@ def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -
     with served(*first, cwd=place) as (_, url):
         assert [model["id"] for model in asked(url, "/v1/models")["data"]] == ["trained"]
     with served(*second, cwd=place) as (_, url):
-        (example,) = blocks("docs/serving.md", "python")
-        exec(compile(example.replace("http://127.0.0.1:8000", url), str(PAGE), "exec"), {})
-        assert capsys.readouterr().out
+        for example in blocks("docs/serving.md", "python"):
+            exec(compile(example.replace("http://127.0.0.1:8000", url), str(PAGE), "exec"), {})
+            assert capsys.readouterr().out
         if shutil.which("curl"):
             words = shlex.split(curl.replace("http://127.0.0.1:8000", url))
             said = subprocess.run(words, capture_output=True, text=True, timeout=HUNG, check=True).stdout

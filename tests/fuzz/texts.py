@@ -72,7 +72,33 @@ CHAT = {
     "thinking": {"type": "enabled"},
     "chat_template_kwargs": {"thinking": True},
 }
-COMPLETIONS = ({**OPTIONS, "prompt": "x"}, {"prompt": ["a", "b"]}, {"prompt": [1, 2]}, {"prompt": [[1], [2, 3]]})
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a": {"type": ["string", "null"], "minLength": 1, "maxLength": 3},
+        "b": {"anyOf": [{"$ref": "#/$defs/c"}, {"enum": ["x", 1]}, {"type": "string", "pattern": "^a+$"}]},
+    },
+    "required": ["a"],
+    "additionalProperties": False,
+    "$defs": {"c": {"type": "array", "items": {"type": "integer", "minimum": 1}, "maxItems": 2}},
+}
+STRUCTURED = {
+    "messages": MESSAGES[1:2],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}],
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+}
+FORMATTED = {
+    "messages": MESSAGES[1:2],
+    "response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": SCHEMA}},
+}
+COMPLETIONS = (
+    {**OPTIONS, "prompt": "x"},
+    {"prompt": ["a", "b"]},
+    {"prompt": [1, 2]},
+    {"prompt": [[1], [2, 3]]},
+    {"prompt": "x", "structured_outputs": {"regex": "[a-c]{2,3}(d|e)*"}},
+)
 
 
 @cache
@@ -141,12 +167,12 @@ def open_override(folder: Path) -> Read:
 
 def open_chat(folder: Path) -> Read:
     builder = _builder()
-    return lambda content: builder.chat(read_body(content, ChatRequest))
+    return lambda content: builder.chat(read_body(content, ChatRequest)).compiled(VOCAB)
 
 
 def open_completion(folder: Path) -> Read:
     builder = _builder()
-    return lambda content: builder.completion(read_body(content, CompletionRequest))
+    return lambda content: builder.completion(read_body(content, CompletionRequest)).compiled(VOCAB)
 
 
 def _builder() -> RequestBuilder:
@@ -191,6 +217,8 @@ TEXTS = (
     Target("texts", open_texts, ([{"text": "a"}, {"text": "b", "id": 1}],), as_lines),
     Target("recipe", open_recipe, recipes(), as_yaml, words=WORDS),
     Target("override", open_override, OVERRIDES, as_overrides, is_file=False, words=WORDS),
-    Target("chat", open_chat, (CHAT, {"messages": MESSAGES[1:2]}), as_json, ApiError, is_file=False),
+    Target(
+        "chat", open_chat, (CHAT, {"messages": MESSAGES[1:2]}, STRUCTURED, FORMATTED), as_json, ApiError, is_file=False
+    ),
     Target("completion", open_completion, COMPLETIONS, as_json, ApiError, is_file=False),
 )

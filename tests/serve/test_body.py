@@ -101,7 +101,7 @@ def test_options_of_a_field_may_ask_for_nothing_too() -> None:
         ({"a" * 100: 1}, "'" + "a" * 39 + "...: this field is not supported"),
         ({"a\nb": 1}, "'a\\nb': this field is not supported"),
         (
-            {"reasoning_effort": "none", "response_format": {"type": "json_object"}},
+            {"reasoning_effort": "none", "response_format": {"type": "grammar"}},
             "response_format.type: Input should",
         ),
         ({"thinking": {"type": "adaptive"}}, "thinking.type: Input should be 'enabled' or 'disabled'"),

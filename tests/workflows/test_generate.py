@@ -15,7 +15,7 @@ from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.chat_format.tokens import EOS
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.sampling_params import Sampling
-from seektune.generate.session import GenerateOptions, choose_encoding
+from seektune.generate.session import GenerateOptions, Session, choose_encoding
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.workflows import generate
@@ -293,3 +293,38 @@ def test_the_command_line(folder: Path, tmp_path: Path) -> None:
         answer = seektune("generate", folder, *words)
         assert answer.returncode == 2
         assert complaint in answer.stderr
+
+
+COLOUR = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+CLOSED = {**COLOUR, "additionalProperties": False}
+
+
+def test_completions_follow_a_schema_or_a_regular_expression(folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "The man"}, {"messages": QUESTION}]
+    setting = replace(GREEDY, max_new_tokens=60, json_schema=CLOSED)
+    for line in answered(folder, tmp_path, rows, setting, Output(samples=2)):
+        assert line["end"] == "stop"
+        assert json.loads(line["text"])["colour"] in ("red", "blue")
+    place = tmp_path / "other"
+    place.mkdir()
+    for line in answered(folder, place, rows, replace(GREEDY, max_new_tokens=60, regex="[xy]{3}"), Output()):
+        assert (len(line["text"]), line["end"]) == (3, "stop")
+        assert set(line["text"]) <= {"x", "y"}
+
+
+def test_the_schema_is_part_of_a_chat_s_prompt(folder: Path) -> None:
+    voice = Session(str(folder), replace(GREEDY, json_schema=CLOSED))
+    text = encode_messages([{"role": "system", "response_format": CLOSED, "content": ""}, *QUESTION])
+    assert voice.chat(QUESTION) == load_tokenizer(512).encode_prompt(text)
+
+
+def test_what_no_grammar_can_follow_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    DeepseekV4Config.preset("tiny").save(tmp_path)
+    (tmp_path / "schema.json").write_text('{"not": {}}', encoding="utf-8")
+    options = ["--prompt", "x", "--json-schema", str(tmp_path / "schema.json")]
+    answer = seektune("generate", str(tmp_path), *options)
+    assert (answer.returncode, answer.stderr) == (2, 'seektune: --json-schema: no grammar can follow "not"\n')
+    answer = seektune("generate", str(tmp_path), *options, "--regex", "a")
+    assert answer.stderr == "seektune: --json-schema and --regex exclude each other; give one\n"
+    answer = seektune("chat", str(tmp_path), "--regex", "(")
+    assert answer.stderr == "seektune: --regex: unclosed group\n"

@@ -60,10 +60,12 @@ def render_chat_prompt(
     thinking_mode: str = "chat",
     reasoning_effort: str | None = None,
     encoding: EncodingName = DEFAULT,
+    response_format: Mapping[str, Any] | None = None,
 ) -> ChatText:
-    """The prompt of a conversation that the model shall continue; `tools` are described on its system message.
+    """The prompt of a conversation that the model shall continue.
 
-    The other arguments are those of `encode_messages`.
+    `tools` and `response_format` (a JSON schema) are described on its system message; a response format that the
+    message has itself stays. The other arguments are those of `encode_messages`.
 
     Raises:
         ValueError: as `encode_messages`, or the conversation does not ask for an answer.
@@ -71,7 +73,7 @@ def render_chat_prompt(
     if isinstance(messages, list | tuple) and not messages:
         raise ValueError("messages is empty; it needs at least one that asks for an answer")
     rules = find_encoding(encoding)
-    turns = read_turns(with_tools(messages, tools), rules)
+    turns = read_turns(with_response_format(with_tools(messages, tools), response_format), rules)
     last = turns[-1]
     continues = last.role == "assistant" and not last.ended
     if last.role not in ANSWERED and last.task is None and not continues:
@@ -115,10 +117,26 @@ def with_tools(
         return messages
     if not isinstance(tools, list | tuple):
         raise ValueError(f"tools must be a list, not {shown(tools)}")
-    first = messages[0] if messages else {}
-    if not isinstance(first, Mapping) or first.get("role") != "system":
-        return [{"role": "system", "content": "", "tools": tools}, *messages]
-    own_tools = first.get("tools") or []
+    system, others = _split_system(messages)
+    own_tools = system.get("tools") or []
     if not isinstance(own_tools, list):
         raise ValueError("messages[0] (system): tools must be a list")
-    return [{**first, "tools": [*own_tools, *tools]}, *messages[1:]]
+    return [{**system, "tools": [*own_tools, *tools]}, *others]
+
+
+def with_response_format(
+    messages: Sequence[Mapping[str, Any]], response_format: Mapping[str, Any] | None
+) -> Sequence[Mapping[str, Any]]:
+    """The messages, with a JSON schema on the first system message, which is added if missing."""
+    if response_format is None or not isinstance(messages, list | tuple):
+        return messages
+    system, others = _split_system(messages)
+    return [{"response_format": response_format, **system}, *others]
+
+
+def _split_system(messages: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
+    """The first system message, or an empty one, and the other messages."""
+    first = messages[0] if messages else {}
+    if isinstance(first, Mapping) and first.get("role") == "system":
+        return first, messages[1:]
+    return {"role": "system", "content": ""}, messages
