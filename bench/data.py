@@ -151,6 +151,7 @@ def made_store(cache: Path, rows: int) -> PreparedExamples:
         numbers = np.arange(size)
         lengths = 20 + numbers * 7919 % 61
         columns = {"lengths": lengths, "counted": lengths // 2, "rows": numbers, "digests": numbers}
+        columns["weights"] = np.ones(size)
         for name, dtype in COLUMNS.items():
             with column_file(folder / f"{name}.npy", dtype, size * MOST_SHARDS) as write:
                 for number in range(MOST_SHARDS):

@@ -181,7 +181,10 @@ def test_weights_of_rows_reach_the_batches_of_a_step(places: dict[str, Path], pa
     assert (unweighted.weight, unweighted.batches[0].columns) == (None, {})
 
 
-def test_streams_weigh_rows_and_refuse_what_looks_at_all_rows(places: dict[str, Path]) -> None:
+def test_streams_weigh_rows_and_refuse_what_looks_at_all_rows(
+    places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtual_reader, "BLOCK", 15)
     file = places["root"] / "weighed.jsonl"
     rows = [{"prompt": f"row {i}", "completion": "text", "w": 1 + i} for i in range(8)]
     file.write_text("".join(map(as_line, rows)), encoding="utf-8")

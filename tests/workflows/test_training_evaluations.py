@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from seektune.data.datasets.dataset import DataCache
+from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.data.example import continuation
 from seektune.data.packing import collate
 from seektune.data.tokenizer import load_tokenizer
@@ -36,10 +37,12 @@ def done(folder: Path, name: str) -> list[tuple[int, str]]:
 
 @pytest.mark.slow
 def test_tasks_run_during_training_and_once_where_a_run_resumes(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Make, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bare = train(recipe(steps=5, evaluate={"limit": 6, "every": 2, "tasks": []}, run_dir=str(tmp_path / "bare")))
-    wanted = with_tasks(recipe, tmp_path)
+    data = [{"path": str(rows), "label": "many"}, {"path": str(write_hellaswag(tmp_path / "few", 8, 3))}]
+    evaluate = {"limit": 6, "every": 2, "tasks": []}
+    bare = train(recipe(steps=5, data=data, evaluate=evaluate, run_dir=str(tmp_path / "bare")))
+    wanted = with_tasks(recipe, tmp_path, data=data)
     stopped(wanted, monkeypatch, 3)
     folder = Path(wanted.run_dir)
     assert done(folder, "samples.jsonl") == [(0, "samples"), (2, "samples")]
@@ -51,15 +54,19 @@ def test_tasks_run_during_training_and_once_where_a_run_resumes(
     scores = json.loads((folder / "evaluation.json").read_text())
     assert list(scores) == ["hellaswag", "validation", "answers"]
     assert scores["answers"]["before"]["n"] == scores["answers"]["after"]["n"] == 1
-    held_out = {line["step"]: line["loss"] for line in read_records(folder / "validation.jsonl")}
+    held_out = {line["step"]: line for line in read_records(folder / "validation.jsonl")}
     for line in read_records(folder / "evaluations.jsonl"):
         if line["task"] == "validation":
-            assert line["values"]["loss"] == pytest.approx(held_out[line["step"]], rel=1e-9)
+            expected = held_out[line["step"]]
+            assert line["values"]["loss"] == pytest.approx(expected["loss"], rel=1e-9)
+            for name in ("many", "few"):
+                assert line["values"][f"{name}_loss"] == pytest.approx(expected["datasets"][name], rel=1e-6)
     answers = [line["answers"] for line in read_records(folder / "samples.jsonl")]
     assert all(answer["prompt"] == "The <b>man" and answer["tokens"] <= 3 for (answer,) in answers)
     report = (folder / "report.html").read_text(encoding="utf-8")
     for part in ("<h2>Samples</h2>", "<th>step 0</th>", "<th>step 4</th>", "The &lt;b&gt;man", "validation during"):
         assert part in report
+    assert report.count("loss on few") > 1
     assert "answers after step 3: rows 1" in capsys.readouterr().out
 
 

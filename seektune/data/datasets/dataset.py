@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -58,11 +58,16 @@ class EncodeSettings:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the vocabulary, made on first use in each process."""
-        return load_tokenizer(self.vocab_size)
+        """The tokenizer of the vocabulary, made once in each process, as every shard is encoded with new settings."""
+        return _tokenizer(self.vocab_size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return EncodeSettings, (self.vocab_size, self.encoding)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(vocab_size: int) -> Tokenizer:
+    return load_tokenizer(vocab_size)
 
 
 class RowEncoder(ABC):

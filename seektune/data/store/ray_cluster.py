@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from seektune.data.store.packed_jobs import PackedJobs
 from seektune.data.store.shard import ShardJob, ShardRecord, read_record
 
 EXTRA = "--ray needs the package ray: pip install 'seektune[ray]'"
@@ -60,11 +59,11 @@ class _Mapped:
     """Runs a job by its number; an error is returned, as Ray would try a job that raises again."""
 
     def __init__(self, jobs: Sequence[ShardJob]):
-        self._jobs = PackedJobs.of(jobs)
+        self._jobs = jobs
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         try:
-            record = asdict(self._jobs.run(row["job"]))
+            record = asdict(self._jobs[row["job"]].run())
         except (ValueError, OSError) as error:
             return {**row, "error": str(error), "is_os_error": isinstance(error, OSError), "record": None}
         return {**row, "error": "", "is_os_error": False, "record": record}

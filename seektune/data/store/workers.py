@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from threading import Thread
 
-from seektune.data.store.packed_jobs import PackedJobs
 from seektune.data.store.shard import ShardJob, ShardRecord
 
 LEAST_SHARDS = 16
@@ -36,7 +35,7 @@ def run_in_processes(jobs: Sequence[ShardJob], done: Callable[[ShardRecord], Non
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
         try:
-            return [_told(record, done) for record in pool.map(PackedJobs.of(jobs).run, range(len(jobs)))]
+            return [_told(record, done) for record in pool.map(ShardJob.run, jobs)]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
