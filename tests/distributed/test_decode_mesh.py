@@ -40,6 +40,7 @@ from ..conftest import TOY, randomize
 from ..train.tiny_run import made_batch
 from .workers import run_workers
 
+pytestmark = pytest.mark.slow
 T = TypeVar("T")
 VOCAB = 512
 CONFIG = DeepseekV4Config.preset("tiny").replace(**(TOY | {"vocab_size": VOCAB, "moe_intermediate_size": 32}))
@@ -221,18 +222,13 @@ def check_same(here: Found, there: Found) -> None:
     assert {"0", "1"} <= set(here.answers)
 
 
-SLOW = pytest.mark.slow
-COMBINED = "adapter on packed weights, released numerics"
-
-
 @pytest.mark.parametrize(
     ("world", "ep_size", "names"),
     [
-        (2, None, [COMBINED]),
-        pytest.param(2, None, [name for name in READINGS if name != COMBINED], marks=SLOW),
-        pytest.param(4, None, [*READINGS], marks=SLOW),
-        pytest.param(4, 2, ["packed"], marks=SLOW),
-        pytest.param(2, 1, ["plain"], marks=SLOW),
+        (2, None, [*READINGS]),
+        (4, None, [*READINGS]),
+        (4, 2, ["packed"]),
+        (2, 1, ["plain"]),
     ],
 )
 def test_a_mesh_decodes_and_scores_as_one_process(folder: Path, world: int, ep_size: int | None, names: list[str]):
@@ -242,12 +238,10 @@ def test_a_mesh_decodes_and_scores_as_one_process(folder: Path, world: int, ep_s
         check_same(found_alone(folder, name), together[0][name])
 
 
-@SLOW
 def test_no_two_readings_decode_alike(folder: Path):
     assert len({repr(found_alone(folder, name).joining) for name in READINGS}) == len(READINGS)
 
 
-@SLOW
 def test_the_mesh_of_a_training_run_decodes_and_an_error_of_any_rank_is_raised(folder: Path):
     together = run_workers(2, found_in_training, folder)
     check_same(found_alone(folder, "plain"), together[0]["plain"])
