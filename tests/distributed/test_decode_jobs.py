@@ -108,6 +108,7 @@ def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: 
     ("words", "said"),
     [
         (("--ep=0",), "--ep=0 must be a positive number or auto"),
+        (("--ep=4",), "--ep=4 needs 4 processes, or a multiple: --nproc-per-node=4"),
         (("--nproc-per-node=0",), "--nproc-per-node=0 must be a positive number, gpu or auto"),
         (("--nnodes=2",), "--nnodes=2 needs --rdzv-endpoint=HOST:PORT: node 0 and a free port on it"),
     ],
