@@ -80,6 +80,8 @@ def on_processes(flags: DecodeFlags, run: RunDecoding, interactive: bool = False
     flags.launch.check()
     processes = flags.launch.count()
     if processes * flags.launch.nodes == 1:
+        if ep_size is not None and ep_size > 1:
+            raise ValueError(f"--ep={ep_size} needs {ep_size} processes, or a multiple: --nproc-per-node={ep_size}")
         from seektune.generate.processes import DecodeProcesses
 
         run(DecodeProcesses(ep_size=ep_size))

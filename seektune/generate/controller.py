@@ -12,12 +12,14 @@ class Controller:
     A sequence is placed on the rank with the fewest tokens held: cache that its sequences take at most.
     """
 
-    def __init__(self, ranks: int):
+    def __init__(self, ranks: int, max_num_seqs: int | None = None):
+        """`max_num_seqs` is the maximum number of sequences that run at the same time; None = all."""
         self._held = [0] * ranks
-        self._places: dict[int, Admission] = {}
-        self._admitted: list[Admission] = []
-        self._retired: list[int] = []
+        self._limit = max_num_seqs
         self._count = 0
+        self._waiting: dict[int, Request] = {}
+        self._running: dict[int, Admission] = {}
+        self._retired: list[int] = []
         self._decode = False
         self._prefill = False
         self.cache_bytes = 0
@@ -26,35 +28,31 @@ class Controller:
     @property
     def done(self) -> bool:
         """Whether every request has ended."""
-        return not self._places
+        return not self._running and not self._waiting
 
-    def admit(self, requests: Sequence[Request]) -> list[int]:
-        """Place requests; returns the numbers that identify them in tokens."""
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        """Add requests, which wait until there is room; returns the numbers that identify them in tokens."""
         numbers = list(range(self._count, self._count + len(requests)))
         self._count += len(requests)
-        # the longest first, so that the shorter ones even out what those leave
-        order = sorted(range(len(requests)), key=lambda i: requests[i].longest, reverse=True)
-        placed = {i: self._place(numbers[i], requests[i]) for i in order}
-        self._admitted += [placed[i] for i in range(len(requests))]
+        self._waiting |= dict(zip(numbers, requests, strict=True))
         return numbers
 
     def retire(self, number: int) -> bool:
         """End a request and free its cache in the next step; returns False if it had ended."""
-        if number not in self._places:
+        if self._waiting.pop(number, None) is not None:
+            return True
+        if number not in self._running:
             return False
         self._free(number)
-        others = [each for each in self._admitted if each.number != number]
-        if len(others) == len(self._admitted):  # a rank has it
-            self._retired.append(number)
-        self._admitted = others
+        self._retired.append(number)
         return True
 
     def plan(self) -> StepPlan:
         """The next step."""
-        decode = self._decode and not self.done
-        prefill = bool(self._admitted) or (self._prefill and not self.done)
-        plan = StepPlan(self._admitted, self._retired, decode, prefill)
-        self._admitted = []
+        decode = self._decode and bool(self._running)
+        prefill = self._prefill and bool(self._running)
+        admitted = self._admit()
+        plan = StepPlan(admitted, self._retired, decode, prefill or bool(admitted))
         self._retired = []
         return plan
 
@@ -71,16 +69,22 @@ class Controller:
             raise ArithmeticError(error)
         tokens = [token for report in reports for token in report.tokens]
         for token in tokens:
-            if token.end is not None and token.request in self._places:
+            if token.end is not None and token.request in self._running:
                 self._free(token.request)
         return tokens
 
-    def _place(self, number: int, request: Request) -> Admission:
-        rank = self._held.index(min(self._held))
-        self._held[rank] += request.longest
-        self._places[number] = Admission(rank, number, request)
-        return self._places[number]
+    def _admit(self) -> list[Admission]:
+        """Place the first of the waiting requests for which there is room."""
+        room = None if self._limit is None else self._limit - len(self._running)
+        numbers = list(self._waiting)[:room]
+        requests = {number: self._waiting.pop(number) for number in numbers}
+        # the longest first, so that the shorter ones even out what those leave
+        for number in sorted(numbers, key=lambda number: requests[number].longest, reverse=True):
+            rank = self._held.index(min(self._held))
+            self._held[rank] += requests[number].longest
+            self._running[number] = Admission(rank, number, requests[number])
+        return [self._running[number] for number in numbers]
 
     def _free(self, number: int) -> None:
-        admission = self._places.pop(number)
+        admission = self._running.pop(number)
         self._held[admission.rank] -= admission.request.longest

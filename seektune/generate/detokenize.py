@@ -141,25 +141,24 @@ def generate_all(
     speculative: bool = False,
     cpu_kernels: bool = True,
 ) -> tuple[list[GeneratedText], DraftCounts]:
-    """The completions of all requests, in order, with `rows` decoded together; also the counts of drafts.
+    """The completions of all requests, in order, with up to `rows` decoded together; also the counts of drafts.
 
     `cpu_kernels` is that of `DecodeEngine`.
 
     Raises:
         ValueError: a request is invalid.
     """
-    completions = [GeneratedText() for _ in requests]
-    drafts = DraftCounts()
-    # sorted by prompt length, so that a batch needs little padding
+    if not requests:
+        return [], DraftCounts()
+    # sorted by prompt length, so that a prefill needs little padding
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
-    for start in range(0, len(order), rows):
-        indices = order[start : start + rows]
-        batch = [requests[i] for i in indices]
-        engine = DecodeEngine(model, batch, speculative, cpu_kernels=cpu_kernels)
-        for delta in stream_text(engine, batch, tokenizer):
-            completion = completions[indices[delta.request]]
-            completion.text += delta.text
-            completion.tokens.append(delta.token)
-            completion.end = delta.end
-        drafts.add(engine.drafts)
-    return completions, drafts
+    asked = [requests[i] for i in order]
+    longest = max(each.longest for each in requests)
+    engine = DecodeEngine(model, asked, speculative, longest, cpu_kernels, max_num_seqs=rows)
+    completions = [GeneratedText() for _ in requests]
+    for delta in stream_text(engine, asked, tokenizer):
+        completion = completions[order[delta.request]]
+        completion.text += delta.text
+        completion.tokens.append(delta.token)
+        completion.end = delta.end
+    return completions, engine.drafts

@@ -30,6 +30,7 @@ class DecodeEngine:
         speculative: bool = False,
         longest: int | None = None,
         cpu_kernels: bool = True,
+        max_num_seqs: int | None = None,
     ):
         """Queue the first requests; nothing is computed yet.
 
@@ -41,6 +42,7 @@ class DecodeEngine:
                 the sequences. None allocates them for the longest of `requests`.
             cpu_kernels: use the compiled kernels of `kernels.cpu` for fp32 on a CPU, if there is a compiler. Results
                 differ in the last digits, so evaluations do not use them.
+            max_num_seqs: maximum number of sequences decoded together, on all ranks; others wait. None = no maximum.
 
         Raises:
             ValueError: a request is invalid, or the model has no drafter.
@@ -52,8 +54,8 @@ class DecodeEngine:
         self._check(requests)
         self.drafts = DraftCounts()
         self._run = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
-        self._controller = Controller(model.ranks.count if isinstance(model, DecodeMesh) else 1)
-        self._controller.admit(requests)
+        self._controller = Controller(model.ranks.count if isinstance(model, DecodeMesh) else 1, max_num_seqs)
+        self._controller.add(requests)
 
     @property
     def done(self) -> bool:
@@ -72,7 +74,7 @@ class DecodeEngine:
             ValueError: one of them is invalid; then none is added.
         """
         self._check(requests)
-        return self._controller.admit(requests)
+        return self._controller.add(requests)
 
     def end(self, request: int) -> None:
         """Stop decoding a request."""

@@ -45,9 +45,9 @@ class ExitStatus:
     message: str = ""
 
 
-def stopped_before_training(request: signal.Signals) -> ExitStatus:
-    """The status of a job that a signal stopped before its workers trained."""
-    return ExitStatus(RESUME_ME, f"stopped by {request.name} before training began; the same command starts again")
+def stopped_while_starting(request: signal.Signals) -> ExitStatus:
+    """The status of a job that a signal stopped before its workers began."""
+    return ExitStatus(RESUME_ME, f"stopped by {request.name} while starting; the same command starts again")
 
 
 class JobEnded(Exception):  # noqa: N818 - a stop on request is not an error

@@ -16,7 +16,7 @@ from torch.distributed import DistError, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from seektune.exit_codes import FAILURE, USER_MISTAKE
-from seektune.launch.job import ExitStatus, JobEnded, LaunchConfig, stopped_before_training
+from seektune.launch.job import ExitStatus, JobEnded, LaunchConfig, stopped_while_starting
 from seektune.launch.signal_relay import SignalRelay
 
 POLL_INTERVAL = 0.1
@@ -70,7 +70,7 @@ class Rendezvous(RendezvousHandler):
             self._poll()
             self._check_identities()
             if self._signals.signal is not None:
-                raise JobEnded(stopped_before_training(self._signals.signal))
+                raise JobEnded(stopped_while_starting(self._signals.signal))
             if monotonic() - start > JOIN_TIMEOUT:
                 raise JobEnded(ExitStatus(FAILURE, self._missing_message()))
             sleep(POLL_INTERVAL)
@@ -135,7 +135,7 @@ class Rendezvous(RendezvousHandler):
         start = monotonic()
         while self._job.node_rank and not _is_reachable(self._host, port):
             if self._signals.signal is not None:
-                raise JobEnded(stopped_before_training(self._signals.signal))
+                raise JobEnded(stopped_while_starting(self._signals.signal))
             if monotonic() - start > JOIN_TIMEOUT:
                 message = f"node 0 did not answer at {self._job.endpoint} for {JOIN_TIMEOUT:g} s"
                 raise JobEnded(ExitStatus(FAILURE, message))

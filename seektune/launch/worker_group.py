@@ -7,7 +7,7 @@ from contextlib import suppress
 from time import monotonic
 
 from seektune.exit_codes import FAILURE, RESUME_ME, USER_MISTAKE
-from seektune.launch.job import CLEAN_EXITS, ExitStatus, LaunchConfig, stopped_before_training
+from seektune.launch.job import CLEAN_EXITS, ExitStatus, LaunchConfig, stopped_while_starting
 from seektune.launch.worker import Worker
 
 ROOT_CAUSE_WAIT = 3.0
@@ -68,7 +68,7 @@ class LocalWorkerGroup:
             return ExitStatus()
         messages = [worker.last_message for worker in self._workers if worker.last_message]
         if not messages and self._signal is not None:
-            return stopped_before_training(self._signal)
+            return stopped_while_starting(self._signal)
         return ExitStatus(RESUME_ME, messages[0] if messages else f"stopped; {self._job.advice}")
 
     def _grace_exceeded(self) -> ExitStatus | None:

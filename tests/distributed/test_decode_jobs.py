@@ -108,6 +108,7 @@ def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: 
     ("words", "said"),
     [
         (("--ep=0",), "--ep=0 must be a positive number or auto"),
+        (("--ep=4",), "--ep=4 needs 4 processes, or a multiple: --nproc-per-node=4"),
         (("--nproc-per-node=0",), "--nproc-per-node=0 must be a positive number, gpu or auto"),
         (("--nnodes=2",), "--nnodes=2 needs --rdzv-endpoint=HOST:PORT: node 0 and a free port on it"),
     ],
@@ -175,13 +176,8 @@ def posted(address: str, body: dict[str, Any]) -> HTTPResponse:
     return response
 
 
-def started(process: Job) -> str:
-    """The address of a server, once it listens."""
-    return re.findall(r"http://[\d.:]+", wait_for(process, "stops\n"))[0]
-
-
 @pytest.mark.slow
-def test_a_server_answers_as_one_process_and_stops_on_a_signal(place: Path):
+def test_a_server_answers_as_one_process_and_ends_where_a_process_dies(place: Path):
     expected = {}
     for name, adapter in (("trained", None), ("adapter", place / "adapter")):
         setting = GenerateOptions(6, GREEDY, reading=LoadOptions("fp32", adapter=adapter))
@@ -189,19 +185,11 @@ def test_a_server_answers_as_one_process_and_stops_on_a_signal(place: Path):
         (text,), _ = generate_all(session.model, session.tokenizer, session.requests(session.text("The man")))
         expected[name] = text.text
     with job("serve", place / "trained", "--adapter", place / "adapter", "--port=0") as process:
-        address = started(process)
+        address = re.findall(r"http://[\d.:]+", wait_for(process, "stops\n"))[0]
         assert {name: answer(address, name) for name in expected} == expected
         assert len(set(expected.values())) == 2
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=HUNG)
-    assert process.returncode == 0
-
-
-@pytest.mark.slow
-def test_a_process_of_a_server_that_dies_ends_requests_and_all_processes_and_is_named(place: Path):
-    with job("serve", place / "trained", "--port=0") as process:
         body = {"model": "trained", "prompt": "The man", "max_tokens": 1500, "stream": True, "temperature": 0}
-        with posted(started(process), body) as response:
+        with posted(address, body) as response:
             response.readline()
             children = sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
             children[1].kill()

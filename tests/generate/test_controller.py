@@ -26,27 +26,40 @@ def report(*tokens: Token, running: int = 0, prefilling: bool = False, error: st
 
 def test_sequences_are_placed_by_free_cache_and_not_by_turns():
     controller = Controller(2)
-    assert controller.admit(asked(10, 100, 20, 30)) == [0, 1, 2, 3]
+    assert controller.add(asked(10, 100, 20, 30)) == [0, 1, 2, 3]
     assert ranks_of(controller) == {0: 1, 1: 0, 2: 1, 3: 1}
-    controller.admit(asked(39, 1000, 2))
+    controller.add(asked(39, 1000, 2))
     assert ranks_of(controller) == {4: 0, 5: 1, 6: 0}
 
 
 def test_an_ended_sequence_frees_its_cache():
     controller = Controller(2)
-    controller.admit(asked(100, 60))
+    controller.add(asked(100, 60))
     controller.plan()
     controller.record([report(token(0, "stop")), report(token(1), running=1)])
-    controller.admit(asked(50))
+    controller.add(asked(50))
     assert ranks_of(controller) == {2: 0}
     controller.retire(1)
-    controller.admit(asked(5))
+    controller.add(asked(5))
     assert ranks_of(controller) == {3: 1}
+
+
+def test_sequences_wait_for_room_and_none_overtakes():
+    controller = Controller(2, max_num_seqs=2)
+    controller.add(asked(9, 9, 9, 9))
+    assert ranks_of(controller) == {0: 0, 1: 1}
+    controller.record([report(token(0), running=1), report(token(1), running=1)])
+    assert ranks_of(controller) == {}
+    controller.record([report(token(0), running=1), report(token(1, "stop"))])
+    assert ranks_of(controller) == {2: 1}
+    controller.record([report(token(0, "stop")), report(token(2, "stop"))])
+    assert not controller.done
+    assert ranks_of(controller) == {3: 0}
 
 
 def test_ranks_prefill_and_decode_together_or_not_at_all():
     controller = Controller(2)
-    controller.admit(asked(9))
+    controller.add(asked(9))
     plan = controller.plan()
     assert (plan.decode, plan.prefill) == (False, True)
     controller.record([report(prefilling=True), report()])
@@ -63,7 +76,7 @@ def test_ranks_prefill_and_decode_together_or_not_at_all():
 
 def test_a_retired_sequence_is_named_once_and_its_late_tokens_change_nothing():
     controller = Controller(1)
-    controller.admit(asked(9, 9))
+    controller.add(asked(9, 9))
     controller.plan()
     controller.retire(0)
     controller.retire(0)
@@ -76,7 +89,7 @@ def test_a_retired_sequence_is_named_once_and_its_late_tokens_change_nothing():
 
 def test_a_sequence_that_ends_before_it_begins_is_never_sent():
     controller = Controller(1)
-    controller.admit(asked(9, 9))
+    controller.add(asked(9, 9))
     assert controller.retire(1)
     assert not controller.retire(1)
     plan = controller.plan()
@@ -86,6 +99,6 @@ def test_a_sequence_that_ends_before_it_begins_is_never_sent():
 
 def test_the_error_of_any_rank_is_raised():
     controller = Controller(2)
-    controller.admit(asked(9))
+    controller.add(asked(9))
     with pytest.raises(ArithmeticError, match="logits are NaN"):
         controller.record([report(), report(error="the model's logits are NaN")])

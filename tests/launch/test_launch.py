@@ -122,7 +122,7 @@ def test_signal_before_workers_handle_it_is_a_clean_exit(tmp_path):
     signal_when_ready(tmp_path, 2, signal.SIGTERM)
     how = ending(standin(ready(tmp_path) + SLEEPS, 2))
     assert how.code == RESUME_ME
-    assert how.message == "stopped by SIGTERM before training began; the same command starts again"
+    assert how.message == "stopped by SIGTERM while starting; the same command starts again"
 
 
 def test_worker_that_exits_early_leaves_the_others_time_to_save(tmp_path):
