@@ -129,7 +129,7 @@ MISTAKES = {
     "run_dir: [a]": "job.yaml:7: run_dir must be a string or a path, not a list",
     "run_dir: true": "job.yaml:7: run_dir must be a string or a path, not true",
     'run_dir: "\\uD800"': "job.yaml: a value holds a character that is not Unicode text",
-    "optimizer:\n  name: moun": "job.yaml:8: optimizer.name must be 'adamw' or 'muon', not 'moun'; did you mean muon?",
+    "optimizer:\n  name: moun": "job.yaml:8: optimizer.name must be 'adamw', 'muon' or 'adamw_8bit', not 'moun'",
     "optimizer:\n  momentum: 0.9": "job.yaml:8: optimizer.momentum is not a key of this section; its keys are",
     "optimizer:\n  name: muon\n  momentm: 0.9": "job.yaml:9: optimizer.momentm is not a key of this section; did",
     "optimizer:\n  groups:\n  - {lr: 1}": "job.yaml:9: optimizer.groups.0.pattern is missing",
