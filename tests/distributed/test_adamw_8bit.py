@@ -83,4 +83,4 @@ def test_planned_bytes_equal_the_dry_run() -> None:
     dry = take_dry_run(recipe(TINY, *asked), 2, [0, 1])
     plans = [rank_memory(layout(TINY, 2, *asked), rank).upper for rank in range(2)]
     assert [plan["moments"] for plan in plans] == [rank.bytes.moments for rank in dry.ranks]
-    assert all(plan["moments"] < 3 * plan["trained"] for plan in plans)
+    assert all(2 * plan["trained"] < plan["moments"] < 8 * plan["trained"] for plan in plans)

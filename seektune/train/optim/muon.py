@@ -133,7 +133,7 @@ class Muon(AdamW):
         scale = GAMMA * sqrt(max(unit.shape[1:]))
         with self.fp32_weight(parameter, group, place, part) as weight:
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.add_(piece.to(weight.device).view(weight.shape), alpha=-group["lr"] * scale)
+            weight.add_(piece.to(weight.device).reshape(weight.shape), alpha=-group["lr"] * scale)
 
     def _make_rounds(self, chosen: Sequence[Chosen]) -> list[MatrixRound]:
         """The rounds of the parameters that have gradients; those of one step serve the next ones too."""
