@@ -1,7 +1,7 @@
 """Muon for matrices and AdamW for everything else, as DeepSeek-V4 is trained (report, section 2.4)."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import sqrt
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +19,8 @@ from seektune.train.optim.newton_schulz import iteration_flops, orthogonalize
 
 GAMMA = 0.18
 """RMS of an update of Muon, close to that of AdamW, so that both take one learning rate."""
+CACHED = 2**20
+"""Bytes of matrices that a CPU iterates on at once, so that they stay in its cache."""
 MATRICES = "matrices"
 """Setting of a group: how many matrices the rows of a 2-dim parameter are; 0 if AdamW trains the group."""
 Chosen: TypeAlias = tuple[Tensor, dict[str, Any], tuple[int, int]]
@@ -77,7 +79,7 @@ class Muon(AdamW):
     def _update_matrices(self, chosen: Sequence[Chosen]) -> None:
         for parameter, _, _ in chosen:
             momentum = self.counted(parameter)["momentum"]
-            momentum.mul_(self._momentum).add_(local(parameter.grad))  # type: ignore[arg-type]
+            torch.add(local(parameter.grad), momentum, alpha=self._momentum, out=momentum)  # type: ignore[arg-type]
 
         def read(unit: Unit) -> Tensor:
             return self._direction(chosen[unit.parameter][0], unit)
@@ -90,22 +92,38 @@ class Muon(AdamW):
     def _direction(self, parameter: Tensor, unit: Unit) -> Tensor:
         """Nesterov's look ahead `mu M + G` of a unit's local piece, in the parameter's dtype, where it is computed."""
         part = ... if unit.index is None else unit.index
-        gradient = local(parameter.grad)[part].float()  # type: ignore[arg-type]
+        gradient = local(parameter.grad)[part]  # type: ignore[arg-type]
         momentum = self.state[parameter]["momentum"][part]
-        return torch.add(gradient, momentum, alpha=self._momentum).to(_device_of(parameter), parameter.dtype)
+        ahead = torch.empty_like(momentum, dtype=parameter.dtype)
+        return torch.add(gradient, momentum, alpha=self._momentum, out=ahead).to(_device_of(parameter))
 
     def _orthogonalized(self, matrices: list[Tensor]) -> list[Tensor]:
-        """The matrices orthogonalised, those of one shape together."""
+        """The matrices orthogonalised, small ones of one shape together."""
+        found: dict[int, Tensor] = {}
+        for numbers, most in self._batches(matrices):
+            parts = [matrices[number] for number in numbers]
+            together = parts[0] if len(parts) == 1 else torch.cat(parts)
+            done = [orthogonalize(part) for part in together.split(most)]
+            whole = done[0] if len(done) == 1 else torch.cat(done)
+            found |= dict(zip(numbers, whole.split([len(part) for part in parts]), strict=True))
+        return [found[number] for number in range(len(matrices))]
+
+    def _batches(self, matrices: list[Tensor]) -> Iterator[tuple[list[int], int]]:
+        """Indices of what is computed at once, and the most matrices of their shape that are."""
         shapes = defaultdict(list)
         for number, x_NRC in enumerate(matrices):
             shapes[x_NRC.shape[1:]].append(number)
-        found: dict[int, Tensor] = {}
         for shape, numbers in shapes.items():
-            together = matrices[numbers[0]] if len(numbers) == 1 else torch.cat([matrices[n] for n in numbers])
-            most = max(1, self._round_elements // shape.numel())
-            done = torch.cat([orthogonalize(part) for part in together.split(most)])
-            found |= dict(zip(numbers, done.split([len(matrices[n]) for n in numbers]), strict=True))
-        return [found[number] for number in range(len(matrices))]
+            first = matrices[numbers[0]]
+            elements = CACHED // first.itemsize if first.device.type == "cpu" else self._round_elements
+            most = max(1, elements // shape.numel())
+            batch: list[int] = []
+            for number in numbers:
+                if batch and sum(len(matrices[n]) for n in [*batch, number]) > most:
+                    yield batch, most
+                    batch = []
+                batch.append(number)
+            yield batch, most
 
     def _move(self, chosen: Chosen, unit: Unit, piece: Tensor) -> None:
         """Decay the weight and move it along a piece of the orthogonalised matrices."""
@@ -115,7 +133,7 @@ class Muon(AdamW):
         scale = GAMMA * sqrt(max(unit.shape[1:]))
         with self.fp32_weight(parameter, group, place, part) as weight:
             weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.add_(piece.to(weight.device).view(weight.shape), alpha=-group["lr"] * scale)
+            weight.add_(piece.to(weight.device).reshape(weight.shape), alpha=-group["lr"] * scale)
 
     def _make_rounds(self, chosen: Sequence[Chosen]) -> list[MatrixRound]:
         """The rounds of the parameters that have gradients; those of one step serve the next ones too."""
