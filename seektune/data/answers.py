@@ -4,7 +4,7 @@ Shapes: B rows, T tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,42 +35,66 @@ class PairExamples:
 
     def example(self, number: int) -> Example:
         """As `Examples.example`: the chosen answer, then the rejected one."""
-        return joined([self.answer(number, "chosen"), self.answer(number, "rejected")], ("chosen", "rejected"))
+        return joined([self.single(2 * number), self.single(2 * number + 1)], ("chosen", "rejected"))
 
-    def answer(self, number: int, role: Role) -> Example:
-        """One of the answers of a pair."""
-        return self._single.example(2 * number + (role == "rejected"))
+    def single(self, number: int) -> Example:
+        """Answer `number` of all: 2n and 2n + 1 are those of pair n."""
+        return self._single.example(number)
+
+    def singles(self) -> "SingleAnswers":
+        """All answers one by one."""
+        count = 2 * len(self)
+        roles: list[Role] = ["chosen", "rejected"]
+        return SingleAnswers(self._single, roles * len(self), [number // 2 for number in range(count)])
+
+
+@dataclass(frozen=True)
+class SingleAnswers:
+    """Answers with their roles."""
+
+    examples: Examples
+    roles: Sequence[Role]
+    prompts: Sequence[int]
+    """Number of each answer's prompt; answers to one prompt are neighbours."""
+
+    @classmethod
+    def labelled(cls, examples: Examples) -> "SingleAnswers":
+        """Answers to different prompts, whose weights say by their sign whether they are good."""
+        weights = np.ones(len(examples)) if examples.weights is None else examples.weights
+        roles: list[Role] = ["chosen" if weight > 0 else "rejected" for weight in weights]
+        return cls(examples, roles, range(len(roles)))
 
 
 class AnswerExamples:
-    """Single answers of pairs, each beside its prompt with an answer to the next pair's, if both fit into a row.
+    """Single answers, each beside its prompt with the next answer to another prompt, if both fit into a row.
 
-    Example 2n is the chosen answer of pair n, 2n + 1 the rejected one. Other prompts' answers are what KTO estimates
-    the divergence from the reference with.
+    Other prompts' answers are what KTO estimates the divergence from the reference with.
     """
 
     weights: Weights | None = None
 
-    def __init__(self, pairs: PairExamples, length: int):
+    def __init__(self, answers: SingleAnswers, length: int):
         """`length` is the most tokens of a row."""
-        self._pairs = pairs
+        self._answers = answers
         self._length = length
         examples = [self.example(number) for number in range(len(self))]
         self.lengths: Column = np.array([len(each.tokens) for each in examples], np.int32)
         self.counted: Column = np.array([_counted(each) for each in examples], np.int32)
 
     def __len__(self) -> int:
-        return 2 * len(self._pairs)
+        return len(self._answers.roles)
 
     def example(self, number: int) -> Example:
         """As `Examples.example`."""
-        pair = number // 2
-        role: Role = "rejected" if number % 2 else "chosen"
-        own = self._pairs.answer(pair, role)
-        other = with_answer_of(own, self._pairs.answer((pair + 1) % len(self._pairs), role))
-        if len(self._pairs) == 1 or len(own.tokens) + len(other.tokens) > self._length:
+        answers = self._answers
+        role = answers.roles[number]
+        own = answers.examples.example(number)
+        following = [(number + step) % len(self) for step in (1, 2)]
+        others = [other for other in following if answers.prompts[other] != answers.prompts[number]]
+        found = [with_answer_of(own, answers.examples.example(other)) for other in others[:1]]
+        if not found or len(own.tokens) + len(found[0].tokens) > self._length:
             return joined([own], (role,))
-        return joined([own, other], (role, "mismatched"))
+        return joined([own, *found], (role, "mismatched"))
 
 
 def joined(documents: Sequence[Example], roles: Sequence[Role]) -> Example:
@@ -78,7 +102,7 @@ def joined(documents: Sequence[Example], roles: Sequence[Role]) -> Example:
     answers = tuple(AnswerPart(role, len(each.tokens)) for role, each in zip(roles, documents, strict=True))
     tokens = np.concatenate([np.asarray(each.tokens) for each in documents])
     taught = np.concatenate([np.asarray(each.taught, np.bool_) for each in documents])
-    return replace(documents[0], tokens=tokens, taught=taught, answers=answers)
+    return replace(documents[0], tokens=tokens, taught=taught, weight=1.0, answers=answers)
 
 
 def documents_of(example: Example) -> list[Example]:

@@ -31,7 +31,7 @@ class Example:
     name: str
     """Its source, for messages."""
     weight: float = 1.0
-    """Factor of the losses of its tokens; examples in memory only, prepared ones have 1."""
+    """Factor of the losses of its tokens; of a labelled response, 1 if it is good and -1 if it is bad."""
     answers: tuple[AnswerPart, ...] = ()
     """The documents that it consists of, in order, if objectives compare them; empty for one document."""
 

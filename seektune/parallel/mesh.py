@@ -63,7 +63,8 @@ class Mesh:
         """The sum over the processes that have the same rows: those of a pipeline, and of the slices of a row."""
         if self.axes is None:
             return x
-        return self._reduce(self._reduce(x, self.axes.context), self.axes.pipeline)
+        x = self._reduce(x, self.axes.context) if self.dims.cp_size > 1 else x
+        return self._reduce(x, self.axes.pipeline) if self.dims.pp_size > 1 else x
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""

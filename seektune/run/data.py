@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from seektune.checkpoint import Ranks
-from seektune.data.answers import AnswerExamples, PairExamples
+from seektune.data.answers import AnswerExamples, PairExamples, SingleAnswers
 from seektune.data.config import BECOMES, BatchConfig
 from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings, Split
 from seektune.data.datasets.row_texts import WrittenConfig
@@ -100,11 +100,11 @@ class _Rows:
 def _prepared_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: MakeBatch) -> _Rows:
     training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
     weights = [dataset.weight for dataset in recipe.datasets]
-    mixture = Mixture([_compared(split.examples, recipe) for split in training], recipe.seed, weights)
+    mixture = Mixture(_compared(training, recipe), recipe.seed, weights)
     share = Share(mesh.coords.dp, mesh.dims.data_size)
     return _Rows(
         loader=Loader(mixture, batch(), settings.tokenizer.pad_id, share),
-        held_out=[_compared(split.examples, recipe) for split in held_out],
+        held_out=_compared(held_out, recipe),
         source="; ".join(split.store.manifest.title for split in training),
         rows=len(mixture),
         digest=hashlib.sha256(" ".join(split.digest for split in training).encode()).hexdigest(),
@@ -192,11 +192,13 @@ def _batch_of(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: 
     return batch.model_copy(update={"micro_size": rows})
 
 
-def _compared(examples: Examples, recipe: Recipe) -> Examples:
-    """The examples as the objective compares them: KTO has single answers."""
-    if isinstance(examples, PairExamples) and recipe.objective.name == "kto":
-        return AnswerExamples(examples, recipe.batch.length)
-    return examples
+def _compared(splits: Sequence[PreparedSplit], recipe: Recipe) -> list[Examples]:
+    """The examples of each dataset as the objective compares them: KTO has single answers."""
+    found = [split.examples for split in splits]
+    if recipe.objective.name != "kto":
+        return found
+    singles = [each.singles() if isinstance(each, PairExamples) else SingleAnswers.labelled(each) for each in found]
+    return [AnswerExamples(each, recipe.batch.length) for each in singles]
 
 
 def check_objective_data(recipe: Recipe) -> None:
@@ -207,13 +209,16 @@ def check_objective_data(recipe: Recipe) -> None:
     """
     name = recipe.objective.name
     for dataset in recipe.datasets:
+        if dataset.labelled and name != "kto":
+            raise ValueError(f"data.kind {dataset.kind} needs objective.name kto, not {name}")
         if dataset.paired and not recipe.objective.compares:
             raise ValueError(
                 f"data.kind {dataset.kind} needs an objective that compares two responses, not objective.name {name}; "
                 "set --objective.name=dpo, or data.kind chat to teach one response"
             )
-        if recipe.objective.compares and not dataset.paired:
-            raise ValueError(f"objective.name {name} needs data.kind preference, not {dataset.kind}")
+        if recipe.objective.compares and not (dataset.paired or dataset.labelled):
+            other = " or feedback" if name == "kto" else ""
+            raise ValueError(f"objective.name {name} needs data.kind preference{other}, not {dataset.kind}")
         if recipe.objective.compares and isinstance(dataset, WrittenConfig) and dataset.weight_column is not None:
             raise ValueError(f"data.weight_column must be null: objective.name {name} counts each pair once")
     if recipe.objective.compares and streamed(recipe.datasets):

@@ -21,6 +21,7 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import Prepare, parallelize, unchanged
 from seektune.parallel.placement import is_stacked, local
+from seektune.parallel.reference import AdaptersOff
 from seektune.parallel.simulate.comm_trace import CommTrace, Flow
 from seektune.parallel.simulate.even_routing import assume_even_routing
 from seektune.parallel.simulate.fake_backend import fake_process_group, meta_tensors
@@ -133,6 +134,8 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
             accumulate_in_fp32(model.parameters())
             optimizer = build_optimizer(model, recipe.optimizer, recipe.seed, mesh)
             batches = step.data(plan.data_size, "meta").batches
+            if recipe.switches_adapters_off:
+                batches = [AdaptersOff(model).own(batch) for batch in batches]
             gradients = _take_step(model, optimizer, batches, loss, recipe.optimizer.max_grad_norm)
         return _report(model, optimizer, gradients, step, recipe.parallel.reshard, tuple(traffic.flows()))
 

@@ -1,12 +1,13 @@
 """Pairs of answers stay together from the index to the batch, whatever is cut, packed or drawn."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from seektune.data.answers import AnswerExamples, PairExamples, documents_of
+from seektune.data.answers import AnswerExamples, PairExamples, SingleAnswers, documents_of
 from seektune.data.config import BatchConfig, OverlongChoice
 from seektune.data.datasets.dataset import RowEncoder
 from seektune.data.example import Example
@@ -78,17 +79,17 @@ def test_all_pairs_once_in_order() -> None:
 
 
 def test_single_answers_have_one_to_another_prompt_beside_them_where_both_fit() -> None:
-    examples = AnswerExamples(pairs(SIZES), length=14)
+    examples = AnswerExamples(pairs(SIZES).singles(), length=14)
     assert len(examples) == 2 * len(SIZES)
     for number in range(len(examples)):
         pair, rejected = divmod(number, 2)
         found = examples.example(number)
         own, *other = documents_of(found)
         assert own.tokens.tolist() == answer(pair, SIZES[pair][rejected], bool(rejected)).tokens
-        following = SIZES[(pair + 1) % len(SIZES)][rejected]
+        following = SIZES[(pair + 1) % len(SIZES)][0]
         assert bool(other) == (2 * PROMPT + SIZES[pair][rejected] + following <= 14)
         if other:
-            last = 10 * ((pair + 1) % len(SIZES)) + 2 + rejected
+            last = 10 * ((pair + 1) % len(SIZES)) + 2
             assert other[0].tokens.tolist() == [10 * pair + 1] * PROMPT + [last] * following
             assert found.answers[1].role == "mismatched"
         assert examples.lengths[number] == len(found.tokens) <= 14
@@ -96,6 +97,17 @@ def test_single_answers_have_one_to_another_prompt_beside_them_where_both_fit() 
     for batch in batches_of(examples, steps=3, global_size=4, micro_size=2):
         numbers = batch.columns[PAIRS]
         assert ((numbers == 0) & (batch.documents > 0)).any(), "mismatched answers have no number"
+
+
+def test_labelled_answers_have_the_role_of_their_sign() -> None:
+    examples = [replace(answer(n, n + 1, False), weight=-1.0 if n % 3 else 1.0) for n in range(5)]
+    found = AnswerExamples(SingleAnswers.labelled(ExampleList(examples)), length=40)
+    roles = [[each.role for each in found.example(n).answers] for n in range(5)]
+    assert roles == [["rejected" if n % 3 else "chosen", "mismatched"] for n in range(5)]
+    other = documents_of(found.example(4))[1]
+    assert other.tokens.tolist() == [41] * PROMPT + [2], "the last has an answer to the first prompt"
+    for batch in batches_of(found, steps=2, global_size=4, micro_size=2):
+        assert "weights" not in batch.columns
 
 
 @pytest.mark.parametrize("length", [7, 8, 20])

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from .mesh_law import (
-    OBJECTIVES,
     SHALLOW,
     SHORT,
     Course,
@@ -96,7 +95,7 @@ FEW = Subject(((131,), (1, 3, 9, -5, 30), (2,), (64,)), seed=3)
 @pytest.fixture(scope="module")
 def found_alone() -> dict[str, Found]:
     """By objective."""
-    subjects = {name: replace(RICH, objective=name) for name in OBJECTIVES}
+    subjects = {case.objective: replace(RICH, objective=case.objective) for case in LOOKED_AT}
     return {name: look(alone(subject), subject) for name, subject in subjects.items()}
 
 

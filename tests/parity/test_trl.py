@@ -202,7 +202,7 @@ def test_dpo_trainer_pair_by_pair(models: Trained, pairs: PairExamples, kind: st
 
 
 def test_kto_trainer(models: Trained, pairs: PairExamples) -> None:
-    answers = AnswerExamples(pairs, length=100)
+    answers = AnswerExamples(pairs.singles(), length=100)
     trainer = trainer_of(beta=0.3, desirable_weight=0.8, undesirable_weight=1.3, loss_type="kto")
     found = ours(models, AnswerFeedback(KTO(0.3, 0.8, 1.3)), packed(models, answers, range(len(answers))))
     same(models, found, kto_loss(models, answers, trainer))

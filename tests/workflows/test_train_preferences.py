@@ -170,6 +170,29 @@ def test_each_dataset_has_its_held_out_accuracy(preferring: Any, tmp_path: Path)
         assert expected in report
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
+def test_kto_learns_from_labelled_responses(preferring: Any, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": row["prompt"], "completion": row[name], "label": name == "chosen"}
+        for row in synthetic_preferences()[:16]
+        for name in ("chosen", "rejected", "rejected")
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(map(as_line, rows)), encoding="utf-8")
+    data = {"kind": "feedback", "path": str(tmp_path / "rows.jsonl"), "validation": 0.3}
+    folder = train(preferring(data=data, objective={"name": "kto"}, steps=1, batch__global_size=16))
+    (line,) = lines(folder, "metrics.jsonl")
+    assert 0 < line["chosen_share"] < 1
+    assert line["kl"] == pytest.approx(0, abs=1e-5)
+    assert line["loss"] == pytest.approx(0.5, abs=1e-5)
+    with pytest.raises(ValueError, match=r"data\.kind feedback needs objective\.name kto, not dpo"):
+        train(preferring(data=data, run_dir=str(tmp_path / "other")))
+    rows[0]["label"] = "good"
+    (tmp_path / "rows.jsonl").write_text("".join(map(as_line, rows)), encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1: label is 'good', which must be true or false"):
+        train(preferring(data=data, objective={"name": "kto"}, run_dir=str(tmp_path / "bad")))
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -92,6 +92,8 @@ class DataConfig(Section, ABC):
     """Why a row has several examples, for messages."""
     paired: ClassVar[bool] = False
     """Whether each row has two examples, of which an objective prefers the first."""
+    labelled: ClassVar[bool] = False
+    """Whether the sign of an example's weight says if it is a good or a bad response."""
     kind: str
     """Kind of the rows."""
     label: str | None = None

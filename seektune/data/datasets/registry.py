@@ -4,6 +4,7 @@ from typing import Annotated
 
 from seektune.data.datasets.chat import ChatConfig
 from seektune.data.datasets.dataset import DataConfig
+from seektune.data.datasets.feedback import FeedbackConfig
 from seektune.data.datasets.hellaswag import HellaswagConfig
 from seektune.data.datasets.preference import PreferenceConfig
 from seektune.data.datasets.prompt_completion import PromptCompletionConfig
@@ -17,6 +18,7 @@ DATASETS: dict[str, type[DataConfig]] = {
     "prompt_completion": PromptCompletionConfig,
     "text": TextConfig,
     "preference": PreferenceConfig,
+    "feedback": FeedbackConfig,
     "tokens": TokensConfig,
 }
 """Sections by the value of `data.kind`; the first is the default."""
