@@ -199,7 +199,11 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": QUESTION, "frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty: only 0 is supported"),
     ({"messages": QUESTION, "stop": ["x"] * 17}, "stop", "stop: at most 16 items are allowed"),
     ({"messages": QUESTION, "stop": 5}, "stop", "stop: must be a text or a list of texts"),
-    ({"messages": QUESTION, "tool_choice": "required"}, "tool_choice", "Input should be 'auto' or 'none'"),
+    (
+        {"messages": QUESTION, "tool_choice": "required"},
+        "tool_choice",
+        "a call is required, but the request has no tools",
+    ),
     ({"messages": [{"role": "king", "content": "x"}]}, "messages", "messages[0] has the unknown role 'king'"),
     ({"messages": [{"role": "system", "content": "x"}]}, "messages", "the last message must have the role"),
     (
