@@ -22,6 +22,7 @@ from seektune.generate.engine import Decodes
 from seektune.serve.body import Body, check_content_type, read_body
 from seektune.serve.errors import ApiError
 from seektune.serve.event_stream import EventStream, collect, events
+from seektune.serve.generation_request import GenerationRequest
 from seektune.serve.hosts import LOOPBACK_NAMES
 from seektune.serve.job_stream import ClientDisconnectedError, JobStream, cancel_on_disconnect
 from seektune.serve.limits import Limits
@@ -29,7 +30,7 @@ from seektune.serve.middleware import HostMiddleware, LimitsMiddleware
 from seektune.serve.request_builder import PreparedRequest, RequestBuilder
 from seektune.serve.responses import ChatResponse, CompletionResponse, Envelope, ResponseWriter
 from seektune.serve.scheduler import Scheduler
-from seektune.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
+from seektune.serve.schema import ChatRequest, CompletionRequest
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {

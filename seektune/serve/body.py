@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 from seektune.io.strict_json import parse_json
 from seektune.serve.errors import ApiError
 from seektune.serve.field_types import UNION_TAGS, UNSUPPORTED
-from seektune.serve.schema import GenerationRequest
+from seektune.serve.generation_request import GenerationRequest
 
 Body = TypeVar("Body", bound=GenerationRequest)
 MOST_MARKS = 2**18

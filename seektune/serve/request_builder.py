@@ -10,8 +10,9 @@ from seektune.generate.request import Request
 from seektune.io.text import check_unicode
 from seektune.serve.constraint import Constraint, chat_constraint, text_constraint
 from seektune.serve.errors import ApiError
+from seektune.serve.generation_request import GenerationRequest
 from seektune.serve.limits import Limits
-from seektune.serve.schema import ChatRequest, CompletionRequest, GenerationRequest
+from seektune.serve.schema import ChatRequest, CompletionRequest
 
 COMPLETION_TOKENS = 16
 """Default `max_tokens` of `/v1/completions`, as in OpenAI's API; a chat may fill the context."""

@@ -53,6 +53,8 @@ def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_documented_limits_match_the_code() -> None:
+    from seektune.generate.answer_grammar import LARGEST_MULTIPLE, MOST_LEVELS, MOST_REPEATS
+    from seektune.generate.grammar import MOST_CHARACTERS, MOST_GRAMMARS
     from seektune.serve.body import MOST_MARKS
     from seektune.serve.connections import MOST_CONNECTIONS
     from seektune.serve.limits import Limits
@@ -67,5 +69,8 @@ def test_documented_limits_match_the_code() -> None:
         f"at most {MOST_CONNECTIONS} |",
         f"size of a request | {limits.max_body // 2**20} MiB |",
         f"part of the response | {limits.client_timeout:g} s |",
+        f"with the last {MOST_GRAMMARS};",
+        f"{MOST_CHARACTERS // 2**10} KiB or {MOST_LEVELS} levels",
+        f"above {LARGEST_MULTIPLE:,}, regular expressions that repeat something more than {MOST_REPEATS:,} times",
     ):
         assert shown in text

@@ -19,7 +19,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.conftest import DSPARK
 
 from .grammars import VOCAB, terse
-from .json_schemas import closed
+from .json_schemas import REAL, closed
 from .test_grammar import check
 
 GREEDY = Sampling(temperature=0)
@@ -75,6 +75,16 @@ def test_sequences_with_and_without_grammars_are_decoded_together(model, tokeniz
     free = [[token.id for token in tokens] for tokens in (together[1], together[3])]
     unconstrained = requests_of(tokenizer, sampling, [None] * 4)
     assert free == [[token.id for token in tokens_of(model, [unconstrained[i]])[0]] for i in (1, 3)]
+
+
+@pytest.mark.slow
+def test_answers_of_a_model_with_random_weights_are_valid(model, tokenizer) -> None:
+    grammars = [compile_grammar(answer_grammar([json_rules(schema)], tokenizer, False), VOCAB) for schema in REAL]
+    answers, _ = generate_all(model, tokenizer, requests_of(tokenizer, Sampling(), grammars), rows=len(REAL))
+    complete = [(answer.text, schema) for answer, schema in zip(answers, REAL, strict=True) if answer.end == "stop"]
+    assert len(complete) > 10
+    for text, schema in complete:
+        check(text, schema)
 
 
 def test_log_probabilities_are_the_model_s_own(model, tokenizer, grammar) -> None:

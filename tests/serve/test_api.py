@@ -11,7 +11,7 @@ from seektune import encode_messages
 from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY, Sampling
-from seektune.serve import schema
+from seektune.serve import generation_request
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
 from tests.data.chat_format.cases import calls_text
@@ -118,7 +118,7 @@ def test_sampling_and_seeds_match_generate(toy: Live, model, tokenizer, monkeypa
     expected = [said(model, tokenizer, ids, Sampling(**options), 8, seed) for seed in (11, 12)]
     assert [choice["text"] for choice in body["choices"]] == expected
     seeds = [5, 6, 7]
-    monkeypatch.setattr(schema, "randbits", lambda _: seeds[len(free)])
+    monkeypatch.setattr(generation_request, "randbits", lambda _: seeds[len(free)])
     free: list[str] = []
     for _ in seeds:
         free.append(toy.post(TEXT, prompt="The man", max_tokens=8).body["choices"][0]["text"])
@@ -199,7 +199,11 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"messages": QUESTION, "frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty: only 0 is supported"),
     ({"messages": QUESTION, "stop": ["x"] * 17}, "stop", "stop: at most 16 items are allowed"),
     ({"messages": QUESTION, "stop": 5}, "stop", "stop: must be a text or a list of texts"),
-    ({"messages": QUESTION, "tool_choice": "required"}, "tool_choice", "Input should be 'auto' or 'none'"),
+    (
+        {"messages": QUESTION, "tool_choice": "required"},
+        "tool_choice",
+        "a call is required, but the request has no tools",
+    ),
     ({"messages": [{"role": "king", "content": "x"}]}, "messages", "messages[0] has the unknown role 'king'"),
     ({"messages": [{"role": "system", "content": "x"}]}, "messages", "the last message must have the role"),
     (

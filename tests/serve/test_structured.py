@@ -2,17 +2,23 @@
 
 import json
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import pytest
+from llguidance import LLParserLimits
 from pydantic import BaseModel, Field
 
+from seektune.generate.grammar import TOO_EXPENSIVE, Grammar, compile_grammar
+from seektune.serve import constraint
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
 from tests.generate.grammars import terse
 from tests.generate.json_schemas import closed
 from tests.generate.test_grammar import check
+from tests.patience import HUNG
 
 from .live import Live, live, parrot
 from .test_openai import client
@@ -141,6 +147,36 @@ def test_streams_and_several_answers(served: Live) -> None:
     assert whole[0]["message"]["content"].startswith(cut["message"]["content"])
 
 
+def test_a_grammar_that_becomes_too_expensive_fails_its_own_request(served: Live, monkeypatch: Any) -> None:
+    limits = LLParserLimits(max_lexer_states=30)
+    monkeypatch.setattr(constraint, "compile_grammar", lambda text, size: Grammar(text, size, limits))
+    asked = {"messages": QUESTION, "regex": "[ab]*a[ab]{60}c", "max_tokens": 300, "n": 2}
+    answer = served.post(CHAT, **asked)
+    assert (answer.status, answer.error["message"]) == (500, TOO_EXPENSIVE)
+    streamed = served.ask("POST", CHAT, {**asked, "stream": True}).text
+    assert TOO_EXPENSIVE in streamed.split("data: ")[-1]
+    served.until(lambda health: health["running"] == 0)
+    assert served.post(CHAT, messages=QUESTION, max_tokens=2).status == 200
+
+
+def test_compiling_holds_up_no_other_client(served: Live, monkeypatch: Any) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(text: str, size: int) -> Grammar:
+        begun.set()
+        assert may_end.wait(HUNG)
+        return compile_grammar(text, size)
+
+    monkeypatch.setattr(constraint, "compile_grammar", slow)
+    with ThreadPoolExecutor() as clients:
+        waiting = clients.submit(served.post, CHAT, messages=QUESTION, regex="yes", max_tokens=9)
+        assert begun.wait(HUNG)
+        assert served.post(CHAT, messages=QUESTION, max_tokens=2).status == 200
+        assert not waiting.done()
+        may_end.set()
+        assert waiting.result(HUNG).body["choices"][0]["message"]["content"] == "yes"
+
+
 class Address(BaseModel):
     street: str = Field(max_length=5)
     number: int = Field(ge=0, le=99)
@@ -149,8 +185,7 @@ class Address(BaseModel):
 class Person(BaseModel):
     name: str = Field(pattern="^[A-Z][a-z]{1,4}$")
     kind: Literal["a", "b"]
-    home: Address
-    other: Address | None
+    home: Address | None
 
 
 @pytest.mark.slow
