@@ -59,7 +59,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
             f"run_dir {folder} holds a {RECIPE} that no run has written and that this run would replace; name another "
             "folder, such as one below it"
         )
-    if differing := _differences(recipe, load_recipe(folder / RECIPE).model_dump(mode="json")):
+    if differing := differences(recipe, load_recipe(folder / RECIPE).model_dump(mode="json")):
         raise ValueError(
             f"run_dir {folder} holds a run with another {differing[0]}; name another folder, "
             f"or start from its state with --resume={folder} and another --run_dir"
@@ -75,7 +75,7 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
         say(f"{folder} was started from {recipe.resume}; resuming from its own newest checkpoint")
         return _from(checkpoints, recipe, say)
     start = _checked(checkpoints, say)
-    if differing := _differences(recipe, _recipe_of(checkpoints[-1])):
+    if differing := differences(recipe, _recipe_of(checkpoints[-1])):
         raise ValueError(
             f"{checkpoints[-1]} is of a run with another {differing[0]}; start from it all the same with "
             f"--resume={checkpoints[-1]}, or remove it"
@@ -119,7 +119,7 @@ def _began_so(recipe: Recipe, folder: Path) -> bool:
     if not (folder / RECIPE).is_file():
         return False
     before = load_recipe(folder / RECIPE)
-    return before.resume == recipe.resume and not _differences(recipe, before.model_dump(mode="json"))
+    return before.resume == recipe.resume and not differences(recipe, before.model_dump(mode="json"))
 
 
 def _named(source: Path, recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunStart:
@@ -143,7 +143,7 @@ def _checkpoints_at(source: Path) -> list[Path]:
 def _from(checkpoints: list[Path], recipe: Recipe, say: Callable[[str], None]) -> RunStart:
     """The newest checkpoint, with a note of what changed in the recipe since."""
     start = _checked(checkpoints, say)
-    for part in _differences(recipe, _recipe_of(checkpoints[-1])):
+    for part in differences(recipe, _recipe_of(checkpoints[-1])):
         say(f"note: {part} is not what it was when {checkpoints[-1]} was saved")
     return start
 
@@ -195,7 +195,8 @@ def _last_step(folder: Path) -> int:
     return max((line["step"] for line in lines), default=0)
 
 
-def _differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:
+def differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:
+    """The parts of a run's recipe, as a checkpoint or a run folder has it, that are other ones now."""
     now = recipe.model_dump(mode="json")
     # a run from before these sections trained the weights or adapters, with cross-entropy
     old = {"train": TrainConfig(), "objective": CrossEntropyConfig()}
