@@ -64,7 +64,7 @@ def regex_rules(pattern: str) -> AnswerRules:
     """A text that matches a regular expression as a whole.
 
     Raises:
-        ValueError: the expression is empty, no Unicode, or would take too much work.
+        ValueError: the expression is empty, is not Unicode, or would take too much work.
     """
     check_unicode(pattern)
     _check_repeats(pattern)
@@ -77,7 +77,7 @@ def choice_rules(choices: Sequence[str]) -> AnswerRules:
     """One of several texts.
 
     Raises:
-        ValueError: there are none, or one is empty or no Unicode.
+        ValueError: there are none, or one is empty or is not Unicode.
     """
     check_unicode("".join(choices))
     if not choices or not all(choices):

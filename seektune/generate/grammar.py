@@ -27,7 +27,7 @@ LIMITS = LLParserLimits(
 TRIED = 4
 """Tokens that are followed to see whether a grammar is too expensive."""
 TOO_EXPENSIVE = "the answer's grammar became too expensive to follow; simplify the schema or the regular expression"
-"""Said of completions that end with `error`."""
+"""The message for completions that end with `error`."""
 WORD = 32
 """Tokens whose bits llguidance writes into one integer."""
 SHOWN = 200
@@ -122,7 +122,7 @@ def compile_grammar(text: str, vocab_size: int) -> Grammar:
     """Compile a grammar, and follow it by a few tokens; takes up to a second, without the interpreter's lock.
 
     Raises:
-        ValueError: it is too long or too expensive, has a mistake, or no text follows it.
+        ValueError: it is too long or too expensive, has a mistake, or no text matches it.
     """
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"the grammar has {len(text)} characters; at most {MOST_CHARACTERS} are compiled")
@@ -131,7 +131,7 @@ def compile_grammar(text: str, vocab_size: int) -> Grammar:
     for _ in range(TRIED):
         token = int(state.allowed(torch.device("cpu")).nonzero()[-1])
         if state.failed:
-            raise ValueError("no text follows it, or it is too complex")
+            raise ValueError("no text matches it, or it is too complex")
         state.accept(token)
     return grammar
 

@@ -33,7 +33,7 @@ def parameter_values(schema: object, definitions: Mapping[str, Any]) -> list[str
         definitions: `$defs` and `definitions` of the schema that it is a part of.
 
     Raises:
-        ValueError: the schema is none, has too many alternatives, or a reference leads nowhere.
+        ValueError: it is not a schema, has too many alternatives, or a reference has no target.
     """
     found = list(islice(_values(schema, definitions, MOST_STEPS), MOST_VALUES + 1))
     if len(found) > MOST_VALUES:
@@ -43,7 +43,7 @@ def parameter_values(schema: object, definitions: Mapping[str, Any]) -> list[str
 
 def _values(schema: object, definitions: Mapping[str, Any], steps: int) -> Iterator[str]:
     if not isinstance(schema, Mapping | bool):
-        raise ValueError(f"{shown(schema)} is no schema")
+        raise ValueError(f"{shown(schema)} is not a schema")
     if steps == 0:
         raise ValueError(f"more than {MOST_STEPS} references or alternatives within each other")
     if isinstance(schema, bool):
@@ -81,7 +81,7 @@ def _target(reference: object, definitions: Mapping[str, Any]) -> object:
     target: object = definitions
     for step in str(reference).removeprefix("#/").split("/"):
         if not isinstance(target, Mapping) or step not in target:
-            raise ValueError(f"$ref {shown(reference)} leads nowhere; it may name one of $defs")
+            raise ValueError(f"$ref {shown(reference)} has no target; it may name one of $defs")
         target = target[step]
     return target
 

@@ -92,7 +92,7 @@ def _parameters(rules: Mapping[str, str], required: Sequence[str]) -> str:
 def _check_parameters(schema: object) -> None:
     """Raises ValueError, naming what the grammar cannot follow."""
     if not isinstance(schema, Mapping):
-        raise ValueError(f"{shown(schema)} is no schema of an object")
+        raise ValueError(f"{shown(schema)} is not a schema of an object")
     unknown = sorted(map(str, schema.keys() - OF_PARAMETERS))
     if unknown:
         raise ValueError(f"{shown(unknown[0])} beside the properties is not supported")

@@ -70,7 +70,7 @@ def _functions(body: ChatRequest) -> list[Mapping[str, Any]]:
     if not functions:
         raise ValueError("a call is required, but the request has no tools")
     if not found:
-        raise ValueError(f"{shown(body.named_tool)} is none of the tools")
+        raise ValueError(f"{shown(body.named_tool)} is not one of the tools")
     return found
 
 

@@ -70,7 +70,7 @@ class StructuredOutputs(RequestModel):
         """The grammar's rules.
 
         Raises:
-            ValueError: what is asked for is no schema, no regular expression or no list of texts.
+            ValueError: what is asked for is not a schema, no regular expression or no list of texts.
         """
         if self.regex is not None:
             return regex_rules(self.regex)

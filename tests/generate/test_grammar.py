@@ -178,8 +178,8 @@ HOSTILE: list[tuple[dict[str, Any] | str, str | None]] = [
     (chain(1500), None),
     (doubled(40), None),
     (unions(20), "schema too large"),
-    ({"$ref": "#"}, "no text follows it, or it is too complex"),
-    ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "no text follows it"),
+    ({"$ref": "#"}, "no text matches it, or it is too complex"),
+    ({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}, "no text matches it"),
     ({"type": "object", "properties": {"a": ALL}, "required": ["a"]}, None),
     ({"type": "object", "properties": {f"p{i}": {} for i in range(6000)}}, "the grammar has "),
     ({"type": "string", "maxLength": 10**9}, None),
@@ -204,7 +204,7 @@ HOSTILE: list[tuple[dict[str, Any] | str, str | None]] = [
     ("a" * 200_000, "the grammar has 2000"),
     ("[", "unclosed character class"),
     ("a/\n%json x", None),
-    ("[^\\x00-\\U0010FFFF]", "no text follows it"),
+    ("[^\\x00-\\U0010FFFF]", "no text matches it"),
 ]
 
 

@@ -122,16 +122,16 @@ def test_one_call_of_one_function(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("parameters", "complaint"),
     [
-        ([], "the parameters of 'f': [] is no schema of an object"),
+        ([], "the parameters of 'f': [] is not a schema of an object"),
         ({"anyOf": []}, "'anyOf' beside the properties is not supported"),
         ({"type": "string"}, "type must be object, not 'string'"),
         ({"properties": []}, "properties must be an object"),
         ({"required": "a"}, "required must be a list of names"),
         ({"required": [1]}, "required must be a list of names"),
-        ({"properties": {"a": 1}}, "1 is no schema"),
+        ({"properties": {"a": 1}}, "1 is not a schema"),
         ({"properties": {'a"b': {}}}, "the name 'a\"b' cannot be written in a tool call"),
-        ({"properties": {"a": {"$ref": "#/$defs/b"}}}, "$ref '#/$defs/b' leads nowhere"),
-        ({"properties": {"a": {"$ref": "#"}}}, "$ref '#' leads nowhere"),
+        ({"properties": {"a": {"$ref": "#/$defs/b"}}}, "$ref '#/$defs/b' has no target"),
+        ({"properties": {"a": {"$ref": "#"}}}, "$ref '#' has no target"),
         ({"properties": {"a": {"anyOf": []}}}, "anyOf is empty"),
         (
             {"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"$ref": "#/$defs/a"}}},

@@ -243,7 +243,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "x"}}},
         "tool_choice",
-        "'x' is none of the tools",
+        "'x' is not one of the tools",
     ),
     (
         {
