@@ -110,6 +110,19 @@ def load_options(
     return make
 
 
+JsonSchemaFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        parser=path_flag,
+        help="Generate JSON that is valid against the schema in this file, after any reasoning.",
+    ),
+]
+Pattern = Annotated[
+    str | None, typer.Option(metavar="PATTERN", help="Generate text that matches this pattern as a whole.")
+]
+
+
 def _generate_options(
     load: MakeLoadOptions,
     temperature: Annotated[
@@ -140,17 +153,8 @@ def _generate_options(
         ),
     ] = None,
     encoding: EncodingOption = None,
-    json_schema: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            parser=path_flag,
-            help="Generate JSON that is valid against the schema in this file, after any reasoning.",
-        ),
-    ] = None,
-    regex: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Generate text that matches this pattern as a whole.")
-    ] = None,
+    json_schema: JsonSchemaFile = None,
+    regex: Pattern = None,
 ) -> MakeGenerateOptions:
     """Options for loading a checkpoint and sampling from it."""
 

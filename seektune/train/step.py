@@ -93,7 +93,6 @@ def train_step(
     finally:
         optimizer.zero_grad(set_to_none=True)
     update_biases(model.gates(), outcome.loads, loss.bias_update_speed)
-    memory = _memory_gb(model.device)
     seconds = perf_counter() - began
     return StepRecord(
         step=step,
@@ -106,7 +105,7 @@ def train_step(
         taught_tokens=wanted.taught,
         seconds=seconds,
         tokens_per_s=wanted.tokens / seconds,
-        memory_gb=memory,
+        memory_gb=_memory_gb(model.device),
         loads={layer: load_E.tolist() for layer, load_E in outcome.loads.items()},
         parts=objective.means({name: value for name, value in parts.items() if name not in LOSSES}),
         left_out=dict(data.left_out),
