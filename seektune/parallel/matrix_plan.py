@@ -29,7 +29,7 @@ class MatrixStack:
     def units(self, parameter: int) -> list["Unit"]:
         """The units of the parameter with that index."""
         if self.cut is None or self.shards == 1:
-            return [Unit(parameter, None, (self.count, self.rows, self.columns), 0, None, ())]
+            return self._whole(parameter, self.count, 0)
         if self.dims == 2:
             height = self.count * self.rows
             cut = chunks(height, self.shards)
@@ -37,10 +37,17 @@ class MatrixStack:
         if self.cut == 0:
             each = chunks(self.count, self.shards)
             here = [(shard, count) for shard, count in enumerate(each) if count]
-            return [Unit(parameter, None, (count, self.rows, self.columns), shard, None, ()) for shard, count in here]
+            return [unit for shard, count in here for unit in self._whole(parameter, count, shard)]
         cut = chunks((self.rows, self.columns)[self.cut - 1], self.shards)
         shape = (1, self.rows, self.columns)
         return [Unit(parameter, index, shape, 0, self.cut - 1, cut) for index in range(self.count)]
+
+    def _whole(self, parameter: int, count: int, holder: int) -> list["Unit"]:
+        """Units of `count` matrices that are whole in a shard: one, or single matrices if they exceed a round."""
+        if self.dims == 3 and count * self.rows * self.columns > ROUND_ELEMENTS:
+            shape = (1, self.rows, self.columns)
+            return [Unit(parameter, index, shape, holder, None, ()) for index in range(count)]
+        return [Unit(parameter, None, (count, self.rows, self.columns), holder, None, ())]
 
 
 @dataclass(frozen=True)

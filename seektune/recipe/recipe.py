@@ -152,6 +152,8 @@ class Recipe(Section):
         warmup = self.schedule.warmup_steps
         if warmup >= self.steps:
             raise ValueError(f"schedule.warmup_steps ({warmup}) must be less than steps ({self.steps})")
+        if self.schedule.name == "wsd" and self.schedule.decay_share * (self.steps - warmup) <= 1:
+            raise ValueError(f"schedule.decay_share leaves wsd no step to fall in of {self.steps}; raise it or steps")
         return self
 
     @property

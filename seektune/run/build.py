@@ -31,7 +31,7 @@ from seektune.parallel.recompute import recompute_blocks
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.run.drafter import train_drafter
-from seektune.train.optim.build import check_optimizer
+from seektune.train.optim.build import check_groups, check_library
 from seektune.train.settings import Origin
 
 
@@ -126,8 +126,9 @@ def check_recipe_optimizer(recipe: Recipe, whole: Callable[[], nn.Module]) -> No
     Raises:
         ValueError: a group has no trainable parameter, or a library is missing.
     """
+    check_library(recipe.optimizer)
     parameters = whole().named_parameters() if recipe.optimizer.groups else ()
-    check_optimizer([name for name, parameter in parameters if parameter.requires_grad], recipe.optimizer)
+    check_groups([name for name, parameter in parameters if parameter.requires_grad], recipe.optimizer)
 
 
 def _begun_from(adapter: str | None, model: ParallelModel) -> ParallelModel:
@@ -156,7 +157,9 @@ def quantize_frozen(recipe: Recipe, config: DeepseekV4Config, folder: Path | Non
 
 def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:
     """The whole model on meta, frozen and with adapters as in training; Hub weights have the released format."""
-    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
+    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype], drafter=recipe.train.drafter)
+    if recipe.train.drafter:
+        train_drafter(model)
     if recipe.lora.targets:
         place = None if recipe.model.weights is None else Path(recipe.model.weights)
         quantize_frozen(recipe, config, place if place is not None and place.is_dir() else None)(model)

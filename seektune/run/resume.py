@@ -59,11 +59,11 @@ def find_start(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> RunS
             f"run_dir {folder} holds a {RECIPE} that no run has written and that this run would replace; name another "
             "folder, such as one below it"
         )
-    if differing := differences(recipe, load_recipe(folder / RECIPE).model_dump(mode="json")):
-        raise ValueError(
-            f"run_dir {folder} holds a run with another {differing[0]}; name another folder, "
-            f"or start from its state with --resume={folder} and another --run_dir"
-        )
+    before = load_recipe(folder / RECIPE).model_dump(mode="json")
+    if differing := differences(recipe, before):
+        usable = _optimizer_of(before) == recipe.optimizer.name
+        offer = f", or start from its state with --resume={folder} and another --run_dir" if usable else ""
+        raise ValueError(f"run_dir {folder} holds a run with another {differing[0]}; name another folder{offer}")
     if (folder / REPORT).exists() and (folder / product_of(recipe)).exists() and _last_step(folder) == recipe.steps:
         return RunStart(finished=True)
     clean_up_partial(folder / CHECKPOINTS)
@@ -143,6 +143,17 @@ def _checkpoints_at(source: Path) -> list[Path]:
 def _from(checkpoints: list[Path], recipe: Recipe, say: Callable[[str], None]) -> RunStart:
     """The newest checkpoint, with a note of what changed in the recipe since."""
     start = _checked(checkpoints, say)
+    newest = checkpoints[-1]
+    if (done := _done_steps(newest)) > recipe.steps:
+        raise ValueError(
+            f"{newest} is after step {done}, but steps is {recipe.steps}; raise steps, or resume an older one"
+        )
+    saved = _optimizer_of(_recipe_of(newest))
+    if saved != recipe.optimizer.name:
+        raise ValueError(
+            f"{newest} holds the state of the optimizer {saved}, which {recipe.optimizer.name} cannot use; set "
+            f"--optimizer.name={saved}, or begin a new run with model.weights"
+        )
     for part in differences(recipe, _recipe_of(checkpoints[-1])):
         say(f"note: {part} is not what it was when {checkpoints[-1]} was saved")
     return start
@@ -154,6 +165,11 @@ def _recipe_of(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(recipe, dict):
         raise ValueError("it does not say of which recipe it is")
     return recipe
+
+
+def _optimizer_of(recipe: dict[str, Any]) -> str:
+    """The optimizer's name in a saved recipe; the first version had only one."""
+    return str(recipe.get("optimizer", {}).get("name", AdamWConfig().name))
 
 
 def _checked(checkpoints: list[Path], say: Callable[[str], None]) -> RunStart:

@@ -31,7 +31,8 @@ def run_tensors(model: ParallelModel, optimizer: MasterOptimizer) -> dict[str, T
 
 
 def begin_as_saved(model: ParallelModel, optimizer: MasterOptimizer, names: set[str]) -> None:
-    """Create empty optimizer state for every parameter that had some in the checkpoint, to be filled."""
+    """Create empty optimizer state for every parameter that had some in the checkpoint, to be filled; drop the rest."""
+    optimizer.state.clear()
     for name, parameter in model.named_parameters():
         if f"{OPTIMIZER}{name}:step" in names:
             optimizer.begin(parameter)

@@ -11,7 +11,7 @@ from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.job import Layout, TrainingJob, Weight, Weights, make_layout
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import meta_model
-from seektune.train.optim.build import check_optimizer, planned_state
+from seektune.train.optim.build import check_groups, planned_state
 
 PACKED = (torch.int8, torch.uint8)
 """Dtypes of quantized weights."""
@@ -54,14 +54,14 @@ def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight
     state = model.state_dict()
     counts = value_counts(state)
     learning = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    check_optimizer(learning, recipe.optimizer)
+    check_groups(learning, recipe.optimizer)
     needs = {name: planned_state(name, parameters[name], recipe.optimizer, config) for name in learning}
     return [
         Weight(
             name,
             tuple(tensor.shape),
             1 if tensor.dtype in PACKED else tensor.element_size(),
-            name in learning and (mtp or not name.startswith("mtp.")),
+            name in learning and (mtp or recipe.train.drafter or not name.startswith("mtp.")),
             buffer=name not in parameters,
             values=counts.get(name, 0) // max(tensor.numel(), 1),
             moment_bytes=needs[name].moment_bytes if name in needs else 0,

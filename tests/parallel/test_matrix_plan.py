@@ -4,7 +4,7 @@ import pytest
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 
-from seektune.parallel.matrix_plan import MatrixStack, assign, chunks, rounds
+from seektune.parallel.matrix_plan import ROUND_ELEMENTS, MatrixStack, assign, chunks, rounds
 from seektune.train.optim.newton_schulz import iteration_flops
 
 FLASH = [(1024, 4096), (32768, 1024), (512, 4096), (4096, 8192), (256, 4096), (2048, 4096), (4096, 2048), (2048, 4096)]
@@ -62,3 +62,13 @@ def test_rounds_are_bounded_and_hold_everything_in_order():
         assert max(sizes) <= max(2**24, largest)
     assert len(made) > 1
     assert len(rounds(found, 2**40)) == 1
+
+
+def test_experts_that_exceed_a_round_are_units_of_their_own():
+    units = MatrixStack(8, 8192, 4096, 0, 3, 2).units(5)
+    assert [(unit.holder, unit.index, unit.shape) for unit in units] == [
+        (shard, index, (1, 8192, 4096)) for shard in (0, 1) for index in range(4)
+    ]
+    (alone,) = MatrixStack(2, 8192, 4096, None, 3, 1).units(5)
+    assert (alone.index, alone.shape) == (None, (2, 8192, 4096))
+    assert all(unit.numel <= ROUND_ELEMENTS for unit in units)

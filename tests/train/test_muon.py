@@ -10,11 +10,12 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.train.optim import muon as module
 from seektune.train.optim.adamw import AdamW
-from seektune.train.optim.build import KINDS, build_optimizer, check_optimizer, parameter_groups
+from seektune.train.optim.build import KINDS, build_optimizer, check_groups, parameter_groups
 from seektune.train.optim.config import OPTIMIZERS, AdamWConfig, MuonConfig
 from seektune.train.optim.muon import GAMMA, MATRICES, Muon
 from seektune.train.optim.muon_table import TABLE, muon_rule, shares, table_lines
 from seektune.train.optim.newton_schulz import HYBRID, orthogonalize, orthogonalize_reference
+from seektune.train.state_tensors import begin_as_saved
 from tests.train.tiny_run import CONFIG, small_model
 
 ADAMW = {"embedding", "head", "norms", "attention sinks", "position biases of compressors", "static biases of mHC",
@@ -177,7 +178,24 @@ def test_parameters_get_the_rate_and_decay_of_the_first_group_that_matches():
 def test_a_group_that_matches_nothing_is_refused(groups, said):
     names = [name for name, parameter in small_model().named_parameters() if parameter.requires_grad]
     with pytest.raises(ValueError, match=said):
-        check_optimizer(names, with_groups(*groups))
+        check_groups(names, with_groups(*groups))
+
+
+def test_the_message_shows_names_as_the_model_has_them():
+    names = [name for name, parameter in small_model().named_parameters() if parameter.requires_grad]
+    with pytest.raises(ValueError, match=r"names are such as embed\.weight, layers\.\d\."):
+        check_groups(names, with_groups({"pattern": "experts[.]0[.]w1"}))
+
+
+def test_state_that_a_checkpoint_lacks_is_dropped():
+    """As after going back to a checkpoint of step 0."""
+    model = small_model()
+    optimizer = build_optimizer(model, MuonConfig(name="muon"), seed=0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            optimizer.begin(parameter)
+    begin_as_saved(model, optimizer, {"optimizer.embed.weight:step"})
+    assert [*optimizer.state] == [dict(model.named_parameters())["embed.weight"]]
 
 
 def test_an_unknown_kind_of_parameter_is_refused_by_name():

@@ -411,6 +411,12 @@ def test_a_checkpoint_may_have_any_name(recipe, tmp_path):
     (source / "checkpoints" / "step-000003").rename(tmp_path / "best")
     folder = train(recipe(steps=4, resume=str(tmp_path / "best"), run_dir=str(tmp_path / "other")))
     assert [line["step"] for line in read_records(folder / "metrics.jsonl")] == [4]
+    best = {"resume": str(tmp_path / "best"), "run_dir": str(tmp_path / "third")}
+    with pytest.raises(ValueError, match="best is after step 3, but steps is 2; raise steps, or resume an older one"):
+        train(recipe(steps=2, **best))
+    with pytest.raises(ValueError, match="holds the state of the optimizer adamw, which muon cannot use"):
+        train(recipe(steps=4, **best, optimizer={"name": "muon"}))
+    assert not (tmp_path / "third").exists()
 
 
 @pytest.mark.slow

@@ -126,20 +126,28 @@ def named_groups(names: Iterable[str], config: OptimizerConfig) -> dict[str, Par
     return found
 
 
-def check_optimizer(names: Iterable[str], config: OptimizerConfig) -> None:
-    """Check that the optimizer can be made, and that each of its groups has a trainable parameter of the whole model.
+def check_library(config: OptimizerConfig) -> None:
+    """Check that the optimizer can be made here.
 
     Raises:
-        ValueError: a pattern matches none, only some that an earlier group has, or is not a regular expression; or a
-            library is missing.
+        ValueError: a library is missing.
     """
     KINDS[config.name].check()
-    used = {id(group) for group in named_groups(names, config).values()}
+
+
+def check_groups(names: Iterable[str], config: OptimizerConfig) -> None:
+    """Check that each group of the optimizer has a trainable parameter of the whole model; `names` are all of them.
+
+    Raises:
+        ValueError: a pattern matches none, only some that an earlier group has, or is not a regular expression.
+    """
+    known = sorted(names)
+    used = {id(group) for group in named_groups(known, config).values()}
     for number, group in enumerate(config.groups):
         if id(group) not in used:
             raise ValueError(
                 f"optimizer.groups.{number}.pattern {group.pattern} matches no trainable parameter that no earlier "
-                "group has; `seektune inspect` lists names"
+                f"group has; names are such as {', '.join(known[:: max(1, len(known) // 4)][:5])}"
             )
 
 

@@ -14,7 +14,7 @@ class ParameterGroupConfig(Section):
     """Parameters with a rate or decay of their own."""
 
     pattern: Annotated[str, Field(min_length=1, max_length=1000)]
-    """Regular expression (RE2) that is found in the parameters' names, such as `ffn[.]experts`."""
+    """Regular expression (RE2) that is found in the parameters' names in the model, such as `ffn[.]experts`."""
     lr: Rate | None = None
     """Their peak learning rate; null = that of `optimizer`."""
     weight_decay: NotNegative | None = None
@@ -33,7 +33,7 @@ class OptimizerConfig(Section):
     eps: Positive = 1e-8
     """Added to the root of the second moment of AdamW."""
     weight_decay: NotNegative = 0.1
-    """Decoupled decay; norms, biases and the parameters of mHC, sinks and compressors are not decayed."""
+    """Decoupled decay; norms, biases, sinks, parameters of mHC and compressors' position biases are not decayed."""
     max_grad_norm: Positive | None = 1.0
     """Gradients are clipped to this norm over all parameters; null = no clipping."""
     master: Literal["fp32", "bf16_stochastic"] = "fp32"
