@@ -32,7 +32,7 @@ def test_runs_from_before_keys_were_added_resume() -> None:
 
 
 def test_groups_of_a_drafter_are_those_of_its_own_parameters() -> None:
-    words = ["--model.preset=tiny-0731", "--model.weights=some/weights", "--train.drafter=true"]
+    words = ["--model.preset=tiny-0731", "--model.weights=some/weights", "--train.drafter=true", "--loss.mtp_weight=0"]
     recipe = load_recipe(TINY, [*words, "--optimizer.groups=[{pattern: markov_head, lr: 1e-4}]"])
     config = recipe.model.architecture()
     assert config is not None
