@@ -1,6 +1,8 @@
 """Which shard of a named tensor a process holds: sharded by FSDP2, by the expert axis, or not at all."""
 
+import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -38,7 +40,7 @@ def shard_like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shar
     shape = tuple(parameter.shape)
     offsets = (0,) * parameter.dim()
     if isinstance(parameter, DTensor):
-        _, offsets = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
+        _, offsets = compute_local_shape_and_global_offset(shape, _own_mesh(parameter, mesh), parameter.placements)
     if is_stacked(name, parameter):
         first = mesh.coords.ep * shape[0]
         shape = (shape[0] * mesh.dims.ep_size, *shape[1:])
@@ -49,6 +51,17 @@ def shard_like(name: str, parameter: Tensor, tensor: Tensor, mesh: Mesh) -> Shar
     if 0 in tensor.shape:  # an empty shard: torch's offsets point beyond the end
         offsets = (0,) * len(shape)
     return Shard(tensor, shape, tuple(offsets))
+
+
+def _own_mesh(parameter: DTensor, mesh: Mesh) -> DeviceMesh:
+    """The mesh over which a parameter is sharded, with the place of this process.
+
+    Torch takes a tensor's mesh from a cache, where the same ranks are the same: in a dry run it may have the place of
+    another process.
+    """
+    own = mesh.shards_of(parameter)
+    same = own is not None and torch.equal(own.mesh, parameter.device_mesh.mesh)
+    return own if own is not None and same else parameter.device_mesh
 
 
 def replicas_of(name: str, parameter: Tensor, mesh: Mesh) -> int:

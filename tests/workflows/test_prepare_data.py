@@ -15,12 +15,13 @@ def test_it_says_what_it_made_and_training_reads_that(
     recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (stores,) = prepare_data(recipe(), tmp_path)
+    folder = Path(recipe().data.path).name
     *lines, training, held_out = capsys.readouterr().out.splitlines()
     assert training.startswith("HellaSwag: 40 train rows from")
     assert held_out.startswith("HellaSwag: 6 validation rows from")
     assert [line.split(",")[0] for line in lines] == [
-        "rows0 train: 40 examples of 40 rows",
-        "rows0 validation: 6 examples of 6 rows",
+        f"{folder} train: 40 examples of 40 rows",
+        f"{folder} validation: 6 examples of 6 rows",
     ]
     for line, store in zip(lines, stores.values(), strict=True):
         assert line.endswith(f", in {store.folder}")
