@@ -93,7 +93,7 @@ class ReferenceFiles:
 
 
 def _open(run: RunContext, data: TrainData, batches: int) -> ReferenceFiles:
-    """The folder with the reference of these rows and weights; what another has left there is removed.
+    """The run's own folder with the reference of these rows and weights; what another has left there is removed.
 
     Raises:
         ValueError: the run resumes, and no folder has the reference that it began with.
@@ -115,7 +115,21 @@ def _open(run: RunContext, data: TrainData, batches: int) -> ReferenceFiles:
         for left in folder.glob(f"part-*{SUFFIX}"):
             left.unlink()
         write_json(folder / RECORD, {"key": key})
-    return files
+    return files if folder == places[0] else _copied(files, places[0], key)
+
+
+def _copied(files: ReferenceFiles, folder: Path, key: str) -> ReferenceFiles:
+    """The files of the run that this one starts from, in a folder of its own, from which it can be resumed.
+
+    The record is written last: without it a stopped copy begins again.
+    """
+    own = ReferenceFiles(folder, files.parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    for number in range(files.parts):
+        write_atomically(own.place(number), files.place(number).read_bytes())
+    write_json(folder / RECORD, {"key": key})
+    return own
 
 
 def _key_of(folder: Path) -> str | None:
