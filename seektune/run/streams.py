@@ -76,11 +76,15 @@ def try_stream(dataset: RowsConfig, settings: EncodeSettings, cache: DataCache, 
     """Read the first rows of a stream, and say where they are from.
 
     Raises:
-        ValueError: a row is bad or too long and may not be dropped.
+        ValueError: a row is bad or too long and may not be dropped, or all of them are left out.
         OSError: they cannot be read.
     """
     data = stream_of(dataset, settings, cache)
     first = RowStream(data, 0, ReaderNumber(0, 1, seed=0)).examples(TRIED, batch)
+    if not first:
+        raise ValueError(
+            f"{data.source.title}: its first rows give nothing to train on; see batch.overlong and data.on_bad_row"
+        )
     held_out_rows(dataset, settings, cache, batch, TRIED)
     return f"streamed from {data.source.title}; {counted(len(first), 'example')} of its first rows can be read"
 

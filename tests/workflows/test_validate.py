@@ -46,3 +46,5 @@ def test_the_first_rows_of_streams_are_tried(recipe: Make, rows: Path, tmp_path:
     (tmp_path / "train.jsonl").write_text("{\n", encoding="utf-8")
     bad = data_of(recipe(data={"path": str(tmp_path), "stream": True}), tmp_path)
     assert (bad.state, "train.jsonl line 1: not JSON" in bad.said) == (BAD, True)
+    dropped = data_of(recipe(data__stream=True, batch__length=4, batch__overlong="drop"), tmp_path)
+    assert (dropped.state, "rows give nothing to train on; see batch.overlong" in dropped.said) == (BAD, True)

@@ -62,6 +62,11 @@ class RowStream:
         self._iterator: Iterator[dict[str, Any]] | None
         self._begin(epoch=0)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next row, from 0."""
+        return self._epoch
+
     def state_dict(self) -> State:
         """The position."""
         return {

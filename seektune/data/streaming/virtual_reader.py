@@ -54,10 +54,19 @@ class VirtualReader:
         self._examples = None
 
     def next_row(self) -> list[Example]:
-        """The examples of the next row."""
+        """The examples of the next row.
+
+        Raises:
+            ValueError: as `RowStream.examples`; or every dataset was read for a whole epoch and gave no example.
+        """
         if self._examples is None:
             self._load()
+        epochs = [stream.epoch for stream in self._streams]
         while self._row == len(self._plan):
+            if all(stream.epoch > begun + 1 for stream, begun in zip(self._streams, epochs, strict=True)):
+                raise ValueError(
+                    "streamed data: a whole epoch gave nothing to train on; see batch.overlong and data.on_bad_row"
+                )
             self._block += 1
             self._row = 0
             self._begin = self._positions()
