@@ -99,6 +99,17 @@ def test_single_answers_have_one_to_another_prompt_beside_them_where_both_fit() 
         assert ((numbers == 0) & (batch.documents > 0)).any(), "mismatched answers have no number"
 
 
+def test_labelled_answers_to_the_same_prompt_are_not_mismatched() -> None:
+    prompts = [0, 0, 0, 1, 1, 0]
+    found = AnswerExamples(
+        SingleAnswers.labelled(ExampleList([answer(n, size, False) for size, n in enumerate(prompts, start=1)])), 40
+    )
+    sizes = [[each.tokens - PROMPT for each in found.example(n).answers] for n in range(6)]
+    assert sizes == [[1, 4], [2, 4], [3, 4], [4, 6], [5, 6], [6, 4]]
+    same = AnswerExamples(SingleAnswers.labelled(ExampleList([answer(0, 2, False)] * 3)), 40)
+    assert [len(same.example(n).answers) for n in range(3)] == [1, 1, 1]
+
+
 def test_labelled_answers_have_the_role_of_their_sign() -> None:
     examples = [replace(answer(n, n + 1, False), weight=-1.0 if n % 3 else 1.0) for n in range(5)]
     found = AnswerExamples(SingleAnswers.labelled(ExampleList(examples)), length=40)
