@@ -46,7 +46,7 @@ class PairExamples:
     def singles(self) -> "SingleAnswers":
         """All answers one by one."""
         roles: list[Role] = ["chosen", "rejected"]
-        return SingleAnswers(self._single, roles * len(self))
+        return SingleAnswers(self._single, roles * len(self), stride=2)
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class SingleAnswers:
 
     examples: Examples
     roles: Sequence[Role]
+    stride: int = 1
+    """From an answer to the next that may be mismatched: 2 keeps the roles of pairs apart, so that both are taken."""
 
     @classmethod
     def labelled(cls, examples: Examples) -> "SingleAnswers":
@@ -89,7 +91,7 @@ class AnswerExamples:
         role = answers.roles[number]
         own = answers.examples.example(number)
         prompt = _prompt(own)
-        following = ((number + step) % len(self) for step in range(1, TRIED + 1))
+        following = ((number + step * answers.stride) % len(self) for step in range(1, TRIED + 1))
         others = map(answers.examples.example, following)
         other = next((each for each in others if not np.array_equal(_prompt(each), prompt)), None)
         if other is None:

@@ -86,10 +86,10 @@ def test_single_answers_have_one_to_another_prompt_beside_them_where_both_fit() 
         found = examples.example(number)
         own, *other = documents_of(found)
         assert own.tokens.tolist() == answer(pair, SIZES[pair][rejected], bool(rejected)).tokens
-        following = SIZES[(pair + 1) % len(SIZES)][0]
+        following = SIZES[(pair + 1) % len(SIZES)][rejected]
         assert bool(other) == (2 * PROMPT + SIZES[pair][rejected] + following <= 14)
         if other:
-            last = 10 * ((pair + 1) % len(SIZES)) + 2
+            last = 10 * ((pair + 1) % len(SIZES)) + 2 + rejected
             assert other[0].tokens.tolist() == [10 * pair + 1] * PROMPT + [last] * following
             assert found.answers[1].role == "mismatched"
         assert examples.lengths[number] == len(found.tokens) <= 14
