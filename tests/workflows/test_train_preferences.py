@@ -205,6 +205,10 @@ def test_kto_learns_from_labelled_responses(preferring: Any, tmp_path: Path) -> 
             {"objective": {"name": "cross_entropy"}},
             "needs an objective that compares two responses, not objective.name",
         ),
+        (
+            {"data__kind": "feedback", "objective": {"name": "kto"}, "batch__overlong": "split"},
+            "batch.overlong split takes the responses of data.kind feedback apart; set --batch.overlong=cut or drop",
+        ),
         ({"data__kind": "chat"}, "objective.name dpo needs data.kind preference, not chat"),
         ({"data__weight_column": "w"}, "data.weight_column must be null: objective.name dpo counts each pair once"),
         ({"objective": {"name": "dpo", "reference": "adapters_off"}}, "adapters_off needs lora.targets"),
