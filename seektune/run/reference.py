@@ -99,7 +99,8 @@ def _open(run: RunContext, data: TrainData, batches: int) -> ReferenceFiles:
         ValueError: the run resumes, and no folder has the reference that it began with.
     """
     recipe = run.recipe.model_dump(mode="json")
-    text = json.dumps([[recipe[section] for section in WEIGHTS], data.digest, batches], sort_keys=True)
+    rows = [data.digest, data.held_out_digest, batches]
+    text = json.dumps([[recipe[section] for section in WEIGHTS], *rows], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
     checkpoint = run.start.checkpoint
     places = [run.folder / REFERENCE, *([] if checkpoint is None else [checkpoint.parent.parent / REFERENCE])]
@@ -108,7 +109,7 @@ def _open(run: RunContext, data: TrainData, batches: int) -> ReferenceFiles:
     if not run.is_fresh and (_key_of(folder) != key or files.missing()):
         raise ValueError(
             f"{places[-1]} lacks the reference's log-probabilities of this data, which can be computed as a run begins "
-            "only; resume with the same data and evaluate.limit"
+            "only; resume with the same training and held-out rows and evaluate.limit"
         )
     if _key_of(folder) != key:
         folder.mkdir(parents=True, exist_ok=True)

@@ -151,6 +151,12 @@ def test_an_interrupted_reference_continues_and_another_start_computes_its_own(
     assert len(lines(other, "metrics.jsonl")) == 1
     copies = {file.name: file.read_bytes() for file in (other / REFERENCE).iterdir()}
     assert copies == {file.name: file.read_bytes() for file in (folder / REFERENCE).iterdir()}
+    held_out = tmp_path / "pairs" / "validation.jsonl"
+    rows = held_out.read_text(encoding="utf-8")
+    held_out.write_text("".join(rows.splitlines(keepends=True)[::-1]).replace("a", "b", 1), encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks the reference's log-probabilities of this data"):
+        train(preferring(steps=3, resume=str(other), run_dir=str(tmp_path / "changed")))
+    held_out.write_text(rows, encoding="utf-8")
     shutil.rmtree(folder)
     again = train(preferring(steps=3, resume=str(other), run_dir=str(other)))
     assert [line["step"] for line in lines(again, "metrics.jsonl")] == [2, 3]
