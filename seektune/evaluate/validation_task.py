@@ -84,8 +84,8 @@ class ValidationTask:
         taught = {name: own for name, own in ranges.items() if _teaches(batches[i] for i in own)}
         if not _teaches(batches):
             raise ValueError(
-                "evaluate.tasks validation: no held-out row has a chosen or desirable answer; hold out others, or remove "
-                "the task"
+                "evaluate.tasks validation: no held-out row has a chosen or desirable answer; hold out others, or "
+                "remove the task"
             )
         return cls(batches, data, taught)
 

@@ -223,8 +223,8 @@ def check_objective_data(recipe: Recipe) -> None:
             raise ValueError(f"data.kind {dataset.kind} needs objective.name kto, not {name}")
         if dataset.labelled and recipe.batch.overlong == "split":
             raise ValueError(
-                f"batch.overlong split takes the responses of data.kind {dataset.kind} apart; set --batch.overlong=cut or "
-                "drop"
+                f"batch.overlong split takes the responses of data.kind {dataset.kind} apart; "
+                "set --batch.overlong=cut or drop"
             )
         if dataset.paired and not recipe.objective.compares:
             raise ValueError(

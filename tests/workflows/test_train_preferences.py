@@ -136,7 +136,9 @@ def test_an_interrupted_reference_continues_and_another_start_computes_its_own(
         return computed(*args)
 
     monkeypatch.setattr(reference, "_computed", counted)
-    with pytest.raises(Interrupted, match=r"with --run_dir=\S+/run continues with the log-probabilities of the reference"):
+    with pytest.raises(
+        Interrupted, match=r"with --run_dir=\S+/run continues with the log-probabilities of the reference"
+    ):
         train(preferring(steps=1))
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run" / REFERENCE).glob("part-*")}
     assert len(kept) == 3
