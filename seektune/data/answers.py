@@ -17,6 +17,8 @@ from seektune.sequence import PAIRS
 
 SIGNS: dict[Role, int] = {"chosen": 1, "rejected": -1, "mismatched": 0}
 """By which the number of an answer's example is multiplied in the column `pairs`."""
+TRIED = 64
+"""Following answers among which one to another prompt is sought."""
 
 
 class PairExamples:
@@ -43,9 +45,8 @@ class PairExamples:
 
     def singles(self) -> "SingleAnswers":
         """All answers one by one."""
-        count = 2 * len(self)
         roles: list[Role] = ["chosen", "rejected"]
-        return SingleAnswers(self._single, roles * len(self), [number // 2 for number in range(count)])
+        return SingleAnswers(self._single, roles * len(self), stride=2)
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,15 @@ class SingleAnswers:
 
     examples: Examples
     roles: Sequence[Role]
-    prompts: Sequence[int]
-    """Number of each answer's prompt; answers to one prompt are neighbours."""
+    stride: int = 1
+    """From an answer to the next that may be mismatched: 2 keeps the roles of pairs apart, so that both are taken."""
 
     @classmethod
     def labelled(cls, examples: Examples) -> "SingleAnswers":
-        """Answers to different prompts, whose weights say by their sign whether they are good."""
+        """Answers whose weights say by their sign whether they are good."""
         weights = np.ones(len(examples)) if examples.weights is None else examples.weights
         roles: list[Role] = ["chosen" if weight > 0 else "rejected" for weight in weights]
-        return cls(examples, roles, range(len(roles)))
+        return cls(examples, roles)
 
 
 class AnswerExamples:
@@ -89,12 +90,16 @@ class AnswerExamples:
         answers = self._answers
         role = answers.roles[number]
         own = answers.examples.example(number)
-        following = [(number + step) % len(self) for step in (1, 2)]
-        others = [other for other in following if answers.prompts[other] != answers.prompts[number]]
-        found = [with_answer_of(own, answers.examples.example(other)) for other in others[:1]]
-        if not found or len(own.tokens) + len(found[0].tokens) > self._length:
+        prompt = _prompt(own)
+        following = ((number + step * answers.stride) % len(self) for step in range(1, TRIED + 1))
+        others = map(answers.examples.example, following)
+        other = next((each for each in others if not np.array_equal(_prompt(each), prompt)), None)
+        if other is None:
             return joined([own], (role,))
-        return joined([own, *found], (role, "mismatched"))
+        mismatched = with_answer_of(own, other)
+        if len(own.tokens) + len(mismatched.tokens) > self._length:
+            return joined([own], (role,))
+        return joined([own, mismatched], (role, "mismatched"))
 
 
 def joined(documents: Sequence[Example], roles: Sequence[Role]) -> Example:
@@ -119,9 +124,9 @@ def documents_of(example: Example) -> list[Example]:
 
 def with_answer_of(own: Example, other: Example) -> Example:
     """The prompt of one example, which is what comes before its taught tokens, with the answer of another."""
-    start = int(np.argmax(own.taught))
-    answer = int(np.argmax(other.taught))
-    tokens = np.concatenate([np.asarray(own.tokens)[:start], np.asarray(other.tokens)[answer:]])
+    start = _answer_start(own)
+    answer = _answer_start(other)
+    tokens = np.concatenate([_prompt(own), np.asarray(other.tokens)[answer:]])
     taught = np.concatenate([np.asarray(own.taught)[:start], np.asarray(other.taught)[answer:]])
     return replace(own, tokens=tokens, taught=taught)
 
@@ -149,6 +154,16 @@ def answer_columns(rows: Sequence[Sequence[Example]], width: int) -> dict[str, T
                 pairs[b, start : start + answer.tokens] = number * SIGNS[answer.role]
                 start += answer.tokens
     return {PAIRS: torch.from_numpy(pairs)}
+
+
+def _answer_start(example: Example) -> int:
+    """The place of the first taught token."""
+    return int(np.argmax(example.taught))
+
+
+def _prompt(example: Example) -> NDArray[np.uint32]:
+    """The tokens before the answer."""
+    return np.asarray(example.tokens[: _answer_start(example)], np.uint32)
 
 
 def _sizes(example: Example) -> list[int]:

@@ -1,11 +1,11 @@
-"""The task `validation`: loss, perplexity and next-token accuracy on held-out examples.
+"""The task `validation`: loss, perplexity and next-token accuracy on held-out examples, of pairs the chosen answers.
 
 Shapes: B rows, T tokens, N documents.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import ClassVar
@@ -19,7 +19,7 @@ from seektune.evaluate.config import VALIDATION
 from seektune.evaluate.likelihood import Progress, Scorer
 from seektune.evaluate.statistics import Estimate
 from seektune.evaluate.task import Baseline, Metric, Outcomes, TaskInfo, TaskScore
-from seektune.sequence import Batch, SequenceLayout
+from seektune.sequence import PAIRS, Batch, SequenceLayout
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class ByExample:
 class ValidationTask:
     """Batches of held-out examples, those of the validation loss.
 
-    Only taught tokens count. Intervals and tests resample examples, since tokens of one are not independent.
+    Only taught tokens count, and only those of chosen or desirable answers where objectives compare answers. Intervals
+    and tests resample examples, since tokens of one are not independent.
     """
 
     batches: Sequence[Batch]
@@ -73,10 +74,19 @@ class ValidationTask:
     def of(
         cls, batches: Sequence[Batch], data: DataCard | None, datasets: Mapping[str, Sequence[Batch]]
     ) -> "ValidationTask":
-        """With the batches of each dataset, which follow one another in `batches`."""
+        """With the batches of each dataset, which follow one another in `batches`.
+
+        Raises:
+            ValueError: nothing is taught in any batch.
+        """
         ends = list(accumulate(map(len, datasets.values())))
         ranges = {name: range(end - len(part), end) for end, (name, part) in zip(ends, datasets.items(), strict=True)}
-        taught = {name: own for name, own in ranges.items() if any(batches[number].taught() for number in own)}
+        taught = {name: own for name, own in ranges.items() if _teaches(batches[i] for i in own)}
+        if not _teaches(batches):
+            raise ValueError(
+                "evaluate.tasks validation: no held-out row has a chosen or desirable answer; hold out others, or "
+                "remove the task"
+            )
         return cls(batches, data, taught)
 
     @property
@@ -146,10 +156,20 @@ def _loss_metric(prefix: str, label: str, headline: bool) -> Metric:
     return Metric(label, unit=unit, outcomes=f"{prefix}losses", sizes=f"{prefix}tokens_each", headline=headline)
 
 
+def _teaches(batches: Iterable[Batch]) -> bool:
+    return any(bool(_taught(batch).any()) for batch in batches)
+
+
 def _taught(batch: Batch) -> Tensor:
-    """Positions that predict a taught token of their own document, bool `[B, T]`: scores are stored there."""
+    """Positions that predict a taught token of their own document, bool `[B, T]`: scores are stored there.
+
+    Of answers that objectives compare, only the chosen or desirable ones.
+    """
     layout = SequenceLayout.from_documents(batch.documents)
-    return layout.targets(batch.labels, steps=1) >= 0
+    taught_BT = layout.targets(batch.labels, steps=1) >= 0
+    if PAIRS in batch.columns:
+        taught_BT &= layout.ahead(batch.columns[PAIRS], steps=1, beyond=0) > 0
+    return taught_BT
 
 
 def _by_document(values_BT: Tensor, batch: Batch) -> Tensor:

@@ -189,5 +189,5 @@ def _smoothed(margins: Tensor, smoothing: float) -> Tensor:
 
 
 def _log_odds(logprobs: Tensor) -> Tensor:
-    """`log(p / (1 - p))` of `log p` below 0, exact at both ends."""
-    return logprobs - torch.log(-torch.expm1(logprobs))
+    """`log(p / (1 - p))`; from `log p` of -1e-7 on, `1 - p` is taken as 1e-7, so that value and gradient are finite."""
+    return logprobs - torch.log(-torch.expm1(logprobs.clamp(max=-1e-7)))

@@ -49,6 +49,8 @@ class TrainData:
     """Number of training examples; None if they are streamed."""
     digest: str
     """Digest of their tokens and labels, in order: a checkpoint's data position is valid only for the same rows."""
+    held_out_digest: str = ""
+    """The same of the held-out rows; empty if rows are streamed."""
     validation_by_dataset: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
     """Held-out batches of each dataset, by its name in logs; empty if there is only one."""
     own_answers: Sequence[Example] | None = None
@@ -82,6 +84,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         source=found.source,
         rows=found.rows,
         digest=found.digest,
+        held_out_digest=found.held_out_digest,
         validation_by_dataset=by_dataset,
     )
 
@@ -95,6 +98,7 @@ class _Rows:
     source: str
     rows: int | None
     digest: str
+    held_out_digest: str
 
 
 def _prepared_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: MakeBatch) -> _Rows:
@@ -107,7 +111,8 @@ def _prepared_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, m
         held_out=_compared(held_out, recipe),
         source="; ".join(split.store.manifest.title for split in training),
         rows=len(mixture),
-        digest=hashlib.sha256(" ".join(split.digest for split in training).encode()).hexdigest(),
+        digest=_joined_digest(training),
+        held_out_digest=_joined_digest(held_out),
     )
 
 
@@ -126,6 +131,7 @@ def _streamed_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, m
         source="; ".join(each.source.title for each in data),
         rows=None,
         digest=digest_of_streams(data),
+        held_out_digest="",
     )
 
 
@@ -141,6 +147,10 @@ def _open_all(
         training.append(open_split(dataset, "train", stores, recipe, cache.note))
         held_out.append(open_split(dataset, "validation", stores, recipe, cache.note))
     return training, held_out
+
+
+def _joined_digest(splits: Sequence[PreparedSplit]) -> str:
+    return hashlib.sha256(" ".join(split.digest for split in splits).encode()).hexdigest()
 
 
 def open_split(
@@ -211,6 +221,11 @@ def check_objective_data(recipe: Recipe) -> None:
     for dataset in recipe.datasets:
         if dataset.labelled and name != "kto":
             raise ValueError(f"data.kind {dataset.kind} needs objective.name kto, not {name}")
+        if dataset.labelled and recipe.batch.overlong == "split":
+            raise ValueError(
+                f"batch.overlong split takes the responses of data.kind {dataset.kind} apart; "
+                "set --batch.overlong=cut or drop"
+            )
         if dataset.paired and not recipe.objective.compares:
             raise ValueError(
                 f"data.kind {dataset.kind} needs an objective that compares two responses, not objective.name {name}; "

@@ -93,13 +93,14 @@ class ReferenceFiles:
 
 
 def _open(run: RunContext, data: TrainData, batches: int) -> ReferenceFiles:
-    """The folder with the reference of these rows and weights; what another has left there is removed.
+    """The run's own folder with the reference of these rows and weights; what another has left there is removed.
 
     Raises:
         ValueError: the run resumes, and no folder has the reference that it began with.
     """
     recipe = run.recipe.model_dump(mode="json")
-    text = json.dumps([[recipe[section] for section in WEIGHTS], data.digest, batches], sort_keys=True)
+    rows = [data.digest, data.held_out_digest, batches]
+    text = json.dumps([[recipe[section] for section in WEIGHTS], *rows], sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()
     checkpoint = run.start.checkpoint
     places = [run.folder / REFERENCE, *([] if checkpoint is None else [checkpoint.parent.parent / REFERENCE])]
@@ -108,14 +109,28 @@ def _open(run: RunContext, data: TrainData, batches: int) -> ReferenceFiles:
     if not run.is_fresh and (_key_of(folder) != key or files.missing()):
         raise ValueError(
             f"{places[-1]} lacks the reference's log-probabilities of this data, which can be computed as a run begins "
-            "only; resume with the same data and evaluate.limit"
+            "only; resume with the same training and held-out rows and evaluate.limit"
         )
     if _key_of(folder) != key:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"part-*{SUFFIX}"):
             left.unlink()
         write_json(folder / RECORD, {"key": key})
-    return files
+    return files if folder == places[0] else _copied(files, places[0], key)
+
+
+def _copied(files: ReferenceFiles, folder: Path, key: str) -> ReferenceFiles:
+    """The files of the run that this one starts from, in a folder of its own, from which it can be resumed.
+
+    The record is written last: without it a stopped copy begins again.
+    """
+    own = ReferenceFiles(folder, files.parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    for number in range(files.parts):
+        write_atomically(own.place(number), files.place(number).read_bytes())
+    write_json(folder / RECORD, {"key": key})
+    return own
 
 
 def _key_of(folder: Path) -> str | None:

@@ -16,13 +16,13 @@ from seektune.data.sources.files import FileSource
 from seektune.data.sources.row import BadRow, SourceRow, dropped
 from seektune.data.step_data import Share
 from seektune.data.streaming.fitting import fitting_parts
-from seektune.data.streaming.loader import StreamLoader
+from seektune.data.streaming.loader import StreamLoader, readers_of
 from seektune.data.streaming.row_stream import ReaderNumber, RowStream, StreamedDataset
 from seektune.io.console import counted
 from seektune.parallel.mesh import Mesh
 
 TRIED = 64
-"""Rows of a stream that are read to see whether it can be."""
+"""Rows of a stream that are read to see whether it can be; more if it has more readers."""
 
 
 def streamed(datasets: Sequence[DataConfig]) -> list[RowsConfig]:
@@ -76,11 +76,20 @@ def try_stream(dataset: RowsConfig, settings: EncodeSettings, cache: DataCache, 
     """Read the first rows of a stream, and say where they are from.
 
     Raises:
-        ValueError: a row is bad or too long and may not be dropped.
+        ValueError: a row is bad or too long and may not be dropped, all are left out, or they are too few.
         OSError: they cannot be read.
     """
     data = stream_of(dataset, settings, cache)
-    first = RowStream(data, 0, ReaderNumber(0, 1, seed=0)).examples(TRIED, batch)
+    readers = readers_of(batch.global_size)
+    stream = RowStream(data, 0, ReaderNumber(0, 1, seed=0))
+    first = stream.examples(max(TRIED, readers), batch, once=True)
+    if not first:
+        raise ValueError(
+            f"{data.source.title}: its first rows give nothing to train on; see batch.overlong and data.on_bad_row"
+        )
+    if stream.epoch > 0:  # few rows: some readers may have none
+        for number in range(readers):
+            RowStream(data, 0, ReaderNumber(number, readers, seed=0)).examples(1, batch)
     held_out_rows(dataset, settings, cache, batch, TRIED)
     return f"streamed from {data.source.title}; {counted(len(first), 'example')} of its first rows can be read"
 

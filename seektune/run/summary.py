@@ -7,7 +7,7 @@ from pathlib import Path
 
 from seektune.evaluate.task import Metric, TaskInfo, TaskScore
 from seektune.io.console import many, say
-from seektune.io.run_files import ADAPTER, CHECKPOINTS
+from seektune.io.run_files import ADAPTER, CHECKPOINTS, REFERENCE
 from seektune.lora.state import adapted_modules, base_state
 from seektune.model.count import count_parameters
 from seektune.parallel.layer_split import bubble, count_stages
@@ -141,6 +141,11 @@ def summary(
 def stopped_message(signal: str, folder: Path) -> str:
     """The message of a run stopped by a signal: what is saved, and how to resume."""
     saved = complete_checkpoints(folder / CHECKPOINTS)
+    if not saved and (folder / REFERENCE).is_dir():
+        return (
+            f"stopped by {signal} before the first step; the same command with --run_dir={folder} continues with the "
+            "log-probabilities of the reference that were computed"
+        )
     if not saved:
         return f"stopped by {signal} before the first step; nothing had to be saved, the same command starts again"
     return f"stopped by {signal}; saved in {saved[-1]}; the same command with --run_dir={folder} resumes"

@@ -86,10 +86,10 @@ def test_single_answers_have_one_to_another_prompt_beside_them_where_both_fit() 
         found = examples.example(number)
         own, *other = documents_of(found)
         assert own.tokens.tolist() == answer(pair, SIZES[pair][rejected], bool(rejected)).tokens
-        following = SIZES[(pair + 1) % len(SIZES)][0]
+        following = SIZES[(pair + 1) % len(SIZES)][rejected]
         assert bool(other) == (2 * PROMPT + SIZES[pair][rejected] + following <= 14)
         if other:
-            last = 10 * ((pair + 1) % len(SIZES)) + 2
+            last = 10 * ((pair + 1) % len(SIZES)) + 2 + rejected
             assert other[0].tokens.tolist() == [10 * pair + 1] * PROMPT + [last] * following
             assert found.answers[1].role == "mismatched"
         assert examples.lengths[number] == len(found.tokens) <= 14
@@ -97,6 +97,17 @@ def test_single_answers_have_one_to_another_prompt_beside_them_where_both_fit() 
     for batch in batches_of(examples, steps=3, global_size=4, micro_size=2):
         numbers = batch.columns[PAIRS]
         assert ((numbers == 0) & (batch.documents > 0)).any(), "mismatched answers have no number"
+
+
+def test_labelled_answers_to_the_same_prompt_are_not_mismatched() -> None:
+    prompts = [0, 0, 0, 1, 1, 0]
+    found = AnswerExamples(
+        SingleAnswers.labelled(ExampleList([answer(n, size, False) for size, n in enumerate(prompts, start=1)])), 40
+    )
+    sizes = [[each.tokens - PROMPT for each in found.example(n).answers] for n in range(6)]
+    assert sizes == [[1, 4], [2, 4], [3, 4], [4, 6], [5, 6], [6, 4]]
+    same = AnswerExamples(SingleAnswers.labelled(ExampleList([answer(0, 2, False)] * 3)), 40)
+    assert [len(same.example(n).answers) for n in range(3)] == [1, 1, 1]
 
 
 def test_labelled_answers_have_the_role_of_their_sign() -> None:

@@ -89,11 +89,13 @@ def test_every_row_of_a_dataset_comes_once_per_epoch_and_weights_count(data: lis
 
 @dataclass(frozen=True)
 class Refusing(Numbered):
-    """As `Numbered`, but row 13 is bad."""
+    """As `Numbered`, but row 13 is bad, or every row."""
+
+    every: bool = False
 
     def encode(self, rows: Sequence[SourceRow]) -> list[list[Example] | BadRow]:
         found = super().encode(rows)
-        bad = [row.values["n"] == 13 for row in rows]
+        bad = [self.every or row.values["n"] == 13 for row in rows]
         return [BadRow(row.place, "unlucky") if no else each for row, no, each in zip(rows, bad, found, strict=True)]
 
 
@@ -134,6 +136,18 @@ def test_a_bad_row_that_may_not_be_dropped_and_a_long_one_are_errors(data: list[
     short = BatchConfig(**{**ONE, "length": 3})
     with pytest.raises(ValueError, match=r"set --batch.length=\d or more, or --batch.overlong=drop, cut or split$"):
         StreamLoader(data, short, 7, PAD, ALL).next_step()
+
+
+@pytest.mark.parametrize("changes", [{"length": 1, "overlong": "drop"}, {"length": 16}])
+def test_a_whole_epoch_without_an_example_is_an_error(data: list[StreamedDataset], changes: dict) -> None:
+    nothing = [replace(each, encoder=Refusing(every=True), strict=False) for each in data]
+    used = data if "overlong" in changes else nothing
+    stream = StreamLoader(used, BatchConfig(global_size=4, micro_size=1, **changes), 7, PAD, ALL)
+    with pytest.raises(ValueError, match=r"a whole epoch gave nothing to train on; see batch\.overlong"):
+        stream.next_step()
+    one = StreamLoader([data[0], nothing[1]], BatchConfig(**ONE), 7, PAD, ALL)
+    for _ in range(100):
+        assert max(numbers(one.next_step().batches)) < 1000, "another dataset still gives rows"
 
 
 @pytest.mark.parametrize("seed", [7, 8])

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from seektune.data.answers import joined
 from seektune.data.example import Example
 from seektune.data.packing import collate
 from seektune.evaluate.loss import validation_loss
@@ -80,6 +81,25 @@ def test_several_datasets_have_a_loss_of_their_own(bigram, tokenizer):
         assert score.metrics[f"{name}_loss"] == alone.metrics["loss"]
     again = TaskScore.from_dict(task.info, json.loads(json.dumps(score.to_dict())))
     assert score.since(again)["two_loss"].difference == 0
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_only_chosen_answers_count_where_answers_are_compared(bigram, tokenizer, pack):
+    pair = joined(EXAMPLES[:2], ("chosen", "rejected"))
+    mismatched = joined([EXAMPLES[4], EXAMPLES[0]], ("chosen", "mismatched"))
+    bad = joined([EXAMPLES[2], EXAMPLES[1]], ("rejected", "mismatched"))
+    rows = [[pair, mismatched, bad]] if pack else [[each] for each in (pair, mismatched, bad)]
+    batch = collate(rows, 2)
+    score = ValidationTask.of([batch], None, {}).run(bigram, tokenizer, 8192)
+    expected = [by_hand(bigram.table, EXAMPLES[i]) for i in (0, 4)]
+    assert score.outcomes["losses"] == pytest.approx([loss for loss, _, _ in expected], rel=1e-5)
+    assert score.outcomes["hits"] == [hits for _, hits, _ in expected]
+    assert score.outcomes["tokens_each"] == [tokens for _, _, tokens in expected]
+    none = collate([[bad]], 2)
+    task = ValidationTask.of([batch, none], None, {"some": [batch], "none": [none]})
+    assert list(task.datasets) == ["some"]
+    with pytest.raises(ValueError, match="no held-out row has a chosen or desirable answer"):
+        ValidationTask.of([none], None, {})
 
 
 def test_the_baseline_is_always_the_most_frequent_taught_token():

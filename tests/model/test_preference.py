@@ -144,3 +144,12 @@ def test_odds_are_exact_where_probabilities_are_near_zero_and_one():
     never = AnswerLogprobs(torch.tensor([-90.0]), torch.tensor([1.0]))
     loss = ORPO(beta=1.0).losses(AnswerPairs(never, sure))
     assert loss.item() == pytest.approx(90 + 90 + math.log(1e6), rel=1e-5)
+
+
+@pytest.mark.parametrize("sure", [0.0, -1e-9])
+def test_odds_of_a_certain_answer_have_finite_values_and_gradients(sure):
+    certain, other = (AnswerLogprobs(torch.tensor([x], requires_grad=True), torch.tensor([1.0])) for x in (sure, -2.0))
+    for pairs in (AnswerPairs(certain, other), AnswerPairs(other, certain)):
+        loss = ORPO(beta=1.0).losses(pairs).sum()
+        gradients = torch.autograd.grad(loss, (certain.policy_P, other.policy_P))
+        assert all(torch.isfinite(x).all() for x in (loss, *gradients))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,9 @@ def test_an_interrupted_reference_continues_and_another_start_computes_its_own(
         return computed(*args)
 
     monkeypatch.setattr(reference, "_computed", counted)
-    with pytest.raises(Interrupted):
+    with pytest.raises(
+        Interrupted, match=r"with --run_dir=\S+/run continues with the log-probabilities of the reference"
+    ):
         train(preferring(steps=1))
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "run" / REFERENCE).glob("part-*")}
     assert len(kept) == 3
@@ -148,7 +151,17 @@ def test_an_interrupted_reference_continues_and_another_start_computes_its_own(
     assert kept.items() <= files.items()
     other = train(preferring(steps=2, resume=str(folder), run_dir=str(tmp_path / "other")))
     assert len(lines(other, "metrics.jsonl")) == 1
-    assert not (other / REFERENCE).exists(), "it reads those of the run it started from"
+    copies = {file.name: file.read_bytes() for file in (other / REFERENCE).iterdir()}
+    assert copies == {file.name: file.read_bytes() for file in (folder / REFERENCE).iterdir()}
+    held_out = tmp_path / "pairs" / "validation.jsonl"
+    rows = held_out.read_text(encoding="utf-8")
+    held_out.write_text("".join(rows.splitlines(keepends=True)[::-1]).replace("a", "b", 1), encoding="utf-8")
+    with pytest.raises(ValueError, match="lacks the reference's log-probabilities of this data"):
+        train(preferring(steps=3, resume=str(other), run_dir=str(tmp_path / "changed")))
+    held_out.write_text(rows, encoding="utf-8")
+    shutil.rmtree(folder)
+    again = train(preferring(steps=3, resume=str(other), run_dir=str(other)))
+    assert [line["step"] for line in lines(again, "metrics.jsonl")] == [2, 3]
 
 
 @pytest.mark.slow
@@ -199,6 +212,10 @@ def test_kto_learns_from_labelled_responses(preferring: Any, tmp_path: Path) -> 
         (
             {"objective": {"name": "cross_entropy"}},
             "needs an objective that compares two responses, not objective.name",
+        ),
+        (
+            {"data__kind": "feedback", "objective": {"name": "kto"}, "batch__overlong": "split"},
+            "batch.overlong split takes the responses of data.kind feedback apart; set --batch.overlong=cut or drop",
         ),
         ({"data__kind": "chat"}, "objective.name dpo needs data.kind preference, not chat"),
         ({"data__weight_column": "w"}, "data.weight_column must be null: objective.name dpo counts each pair once"),

@@ -42,7 +42,14 @@ def test_what_training_would_refuse_is_wrong(recipe: Make, rows: Path, tmp_path:
 
 def test_the_first_rows_of_streams_are_tried(recipe: Make, rows: Path, tmp_path: Path) -> None:
     found = data_of(recipe(data__stream=True), tmp_path)
-    assert (found.state, found.said) == (GOOD, f"streamed from {rows}; 64 examples of its first rows can be read")
+    assert (found.state, found.said) == (GOOD, f"streamed from {rows}; 40 examples of its first rows can be read")
     (tmp_path / "train.jsonl").write_text("{\n", encoding="utf-8")
     bad = data_of(recipe(data={"path": str(tmp_path), "stream": True}), tmp_path)
     assert (bad.state, "train.jsonl line 1: not JSON" in bad.said) == (BAD, True)
+    dropped = data_of(recipe(data__stream=True, batch__length=4, batch__overlong="drop"), tmp_path)
+    assert (dropped.state, "rows give nothing to train on; see batch.overlong" in dropped.said) == (BAD, True)
+    few = data_of(recipe(data__stream=True, batch__global_size=64), tmp_path)
+    assert few.state == BAD
+    assert few.said.endswith(
+        "reader 40 of 64 finds no rows to train on; set --data.stream=false or a smaller --batch.global_size"
+    )

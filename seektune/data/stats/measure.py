@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from seektune.data.answers import joined
 from seektune.data.conversations.forms import read_conversation
 from seektune.data.datasets.chat import ChatConfig
 from seektune.data.datasets.dataset import DataConfig
@@ -22,7 +23,10 @@ from seektune.data.tokenizer import Tokenizer
 def measure(
     dataset: DataConfig, stores: Stores, tokenizer: Tokenizer, progress: Callable[[int, int], None]
 ) -> DatasetStats:
-    """The statistics of the training examples, of all lengths; `progress` is called with rows done and in all."""
+    """The statistics of the training examples, of all lengths; `progress` is called with rows done and in all.
+
+    A pair of answers is one example, as `batch.length` bounds both together.
+    """
     store = stores["train"]
     selection = chosen(dataset, "train", stores)
     bad = [BadRow(place, reason) for place, reason in store.manifest.listed]
@@ -34,7 +38,7 @@ def measure(
     )
     counter = TokenCounter(tokenizer)
     for done, examples in enumerate(_by_row(store, selection.ids), start=1):
-        stats.add(examples)
+        stats.add([joined(examples, ("chosen", "rejected"))] if dataset.paired else examples)
         counter.add(examples, stats)
         progress(done, selection.rows)
     begins = np.diff(store.rows[selection.ids], prepend=-1) != 0

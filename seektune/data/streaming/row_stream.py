@@ -62,6 +62,11 @@ class RowStream:
         self._iterator: Iterator[dict[str, Any]] | None
         self._begin(epoch=0)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next row, from 0."""
+        return self._epoch
+
     def state_dict(self) -> State:
         """The position."""
         return {
@@ -80,13 +85,13 @@ class RowStream:
             self._rows.load_state_dict(state["rows"])
             self._iterator = iter(self._rows)
 
-    def examples(self, count: int, batch: BatchConfig) -> list[Example]:
-        """The examples of the next `count` rows, as they fit into rows of the batch.
+    def examples(self, count: int, batch: BatchConfig, once: bool = False) -> list[Example]:
+        """The examples of the next `count` rows, as they fit into rows of the batch; `once` ends with the epoch.
 
         Raises:
             ValueError: a row is bad or too long and may not be dropped, or a whole epoch has none to train on.
         """
-        rows = self._take(count)
+        rows = self._take(count, once)
         found: list[Example] = []
         for (epoch, _), encoded in zip(rows, self._dataset.encoder.encode([row for _, row in rows]), strict=True):
             if isinstance(encoded, BadRow):
@@ -97,7 +102,7 @@ class RowStream:
                 found += fitting_parts(example, batch)
         return found
 
-    def _take(self, count: int) -> list[tuple[int, SourceRow]]:
+    def _take(self, count: int, once: bool) -> list[tuple[int, SourceRow]]:
         """The next rows that training reads, each with its epoch."""
         found: list[tuple[int, SourceRow]] = []
         ends = 0
@@ -106,16 +111,22 @@ class RowStream:
             if record is None:
                 self._begin(self._epoch + 1)
                 ends = ends + 1
+                if once:
+                    break
                 if ends > 1 and not found:
-                    raise ValueError(
-                        f"{self._dataset.source.title}: reader {self._reader.number} finds no rows to train on"
-                    )
+                    raise ValueError(self._nothing())
                 continue
             own = self._by_file or self._passed % self._reader.of == self._reader.number
             self._passed += 1
             if own and (row := self._good(record)) is not None:
                 found.append((self._epoch, row))
         return found
+
+    def _nothing(self) -> str:
+        return (
+            f"{self._dataset.source.title}: reader {self._reader.number} of {self._reader.of} finds no rows to train on"
+            "; set --data.stream=false or a smaller --batch.global_size"
+        )
 
     def _begin(self, epoch: int) -> None:
         """Go to the beginning of an epoch; a stream that had loaded a state would begin there again."""

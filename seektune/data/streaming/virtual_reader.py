@@ -14,6 +14,8 @@ from seektune.data.streaming.row_stream import ReaderNumber, RowStream, State, S
 
 BLOCK = 512
 """Rows that a reader shuffles and packs together."""
+MOST_EMPTY = 8
+"""Epochs without an example after which one of several readers gives up: in each it has other files or rows."""
 STREAM_KEY = 2**31 + 2
 """Keeps the orders of blocks apart from other orders."""
 
@@ -29,6 +31,7 @@ class VirtualReader:
         self._shares = block_shares([dataset.weight for dataset in data], BLOCK)
         self._batch = batch
         self._seed = (reader.seed, reader.number)
+        self._most_empty = min(reader.of, MOST_EMPTY)
         self._block = 0
         self._row = 0
         self._begin = self._positions()
@@ -54,10 +57,21 @@ class VirtualReader:
         self._examples = None
 
     def next_row(self) -> list[Example]:
-        """The examples of the next row."""
+        """The examples of the next row.
+
+        Raises:
+            ValueError: as `RowStream.examples`; or every dataset gives no example for so long that none is left.
+        """
         if self._examples is None:
             self._load()
+        epochs = [stream.epoch for stream in self._streams]
         while self._row == len(self._plan):
+            if all(
+                stream.epoch > begun + self._most_empty for stream, begun in zip(self._streams, epochs, strict=True)
+            ):
+                raise ValueError(
+                    "streamed data: a whole epoch gave nothing to train on; see batch.overlong and data.on_bad_row"
+                )
             self._block += 1
             self._row = 0
             self._begin = self._positions()

@@ -9,6 +9,7 @@ import pytest
 
 from seektune.data.datasets.chat import ChatConfig
 from seektune.data.datasets.dataset import DataConfig, EncodeSettings
+from seektune.data.datasets.preference import PreferenceConfig
 from seektune.data.datasets.text import TextConfig
 from seektune.data.sources.row import BadRow, SourceRow
 from seektune.data.sources.source import RowList
@@ -68,6 +69,18 @@ def test_only_rows_within_the_limit_and_without_dropped_repeats_are_measured(sta
     assert (found.rows, found.examples, found.repeated_rows) == (3, 3, 6)
     assert [name for _, name in found.longest] == ["line 1", "line 5", "line 9"]
     assert stats_of(TextConfig.model_validate(keys), *rows).rows == 6
+
+
+def test_the_length_of_a_pair_is_that_of_both_answers(stats_of: Stats) -> None:
+    section = PreferenceConfig(kind="preference", path="rows")
+    rows = [{"prompt": "Name a colour.", "chosen": "red", "rejected": "seven " * size} for size in (1, 5)]
+    encoded = section.encoder(SETTINGS).encode([SourceRow.of(row, "x") for row in rows])
+    sizes = [sum(len(example.tokens) for example in pair) for pair in encoded]  # type: ignore[union-attr]
+    found = stats_of(section, *rows)
+    assert found.lengths.tolist() == sizes
+    assert sum(found.counted) == sum(sum(example.taught) for pair in encoded for example in pair)  # type: ignore[union-attr]
+    assert (found.examples, found.split_rows, found.repeated) == (2, 0, 0)
+    assert summarize(found, sizes[1] - 1, {})["batch_lengths"][0]["overlong"] == 1
 
 
 def test_tools_are_counted_by_name(stats_of: Stats) -> None:
