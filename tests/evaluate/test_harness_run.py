@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness in `eval`: several, compared, broken off, as conversations, and written down."""
 
 import json
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -67,10 +68,16 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
         "metric_list": [{"metric": "exact_match"}],
     }
+    writer = {
+        "task": "writer",
+        "output_type": "loglikelihood",
+        "doc_to_target": " walks",
+        "metric_list": [{"metric": "perplexity"}],
+    }
     group = {"group": "both", "task": ["twin", "sleeper"], "aggregate_metric_list": [{"metric": "acc"}]}
     twin = {**choice, "task": "twin", "doc_to_choice": [*WORDS[2:]]}
     sleeper = {**twin, "task": "sleeper", "doc_to_choice": [WORDS[3], WORDS[0]]}
-    for task in (choice, writing, twin, sleeper):
+    for task in (choice, writing, writer, twin, sleeper):
         (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump({**common, **task}), encoding="utf-8")
     (folder / "both.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
     # without the index of thousands of shipped tasks
@@ -185,6 +192,26 @@ def test_solved_examples_are_earlier_turns(
     ]
     assert set(read) == {encode_messages([*solved, {"role": "user", "content": ROWS[0]["text"]}])}
     assert found.raw["n-shot"]["choice"] == 2
+
+
+@pytest.mark.slow
+def test_resampling_leaves_processes_random_numbers_and_standard_output_alone(
+    tasks: Path,
+    toy_model: Callable[..., DeepseekV4ForCausalLM],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("multiprocessing.Pool", None)
+    monkeypatch.setenv("DISABLE_MULTIPROC", "")
+    run = HarnessRun.of(["writer"], HarnessOptions(), "")
+    model = toy_model(torch.float32, vocab_size=512, num_hidden_layers=2, compress_ratios=[4, 128, 0])
+    random_numbers = torch.get_rng_state()
+    found = run.run(model, load_tokenizer(512), 8192)
+    perplexity = found.score("writer", "writer").metrics["perplexity"]
+    assert perplexity.low < perplexity.value < perplexity.high
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+    assert os.environ["DISABLE_MULTIPROC"] == ""
+    assert capsys.readouterr().out == ""
 
 
 def test_a_score_that_is_read_back_has_its_metrics() -> None:
