@@ -83,7 +83,9 @@ class HarnessRun:
 
     @cached_property
     def names(self) -> dict[str, list[str]]:
-        """The group or tasks that each of `specs` stands for; their data is fetched.
+        """The group that scores its tasks together, or the tasks, that each of `specs` stands for.
+
+        Their data is fetched.
 
         Raises:
             ValueError: a task is defined wrongly, or named twice.
@@ -99,7 +101,8 @@ class HarnessRun:
                         f"{owners[task]:.80} and {spec:.80} both have the task {task:.80}; name one of them"
                     )
                 owners[task] = spec
-            found[spec] = [spec] if spec in loaded["groups"] else [*loaded["tasks"]]
+            group = loaded["groups"].get(spec)
+            found[spec] = [spec] if group is not None and group.has_aggregation else [*loaded["tasks"]]
         return found
 
     def run(
