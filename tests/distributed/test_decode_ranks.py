@@ -18,6 +18,7 @@ from seektune.signals import Interrupted, Interruption
 from ..train.tiny_run import made_batch
 from .workers import WorkersFailed, run_workers
 
+pytestmark = pytest.mark.slow
 NO_MEMORY = "no memory for scores"
 
 
