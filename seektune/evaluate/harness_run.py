@@ -1,6 +1,9 @@
 """Runs tasks of lm-evaluation-harness (extra `eval`) on a model: their data, options, cached answers and files."""
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -15,6 +18,10 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 
 MAX_LENGTH = 4096
 """Maximum tokens that the model reads at once."""
+RESAMPLES = 1000
+"""Of the examples, for standard errors that have no formula, such as that of a perplexity."""
+ONE_PROCESS = "DISABLE_MULTIPROC"
+"""Environment variable: the harness resamples in this process."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,9 @@ class HarnessRun:
 
     @cached_property
     def names(self) -> dict[str, list[str]]:
-        """The group or tasks that each of `specs` stands for; their data is fetched.
+        """The group that scores its tasks together, or the tasks, that each of `specs` stands for.
+
+        Their data is fetched.
 
         Raises:
             ValueError: a task is defined wrongly, or named twice.
@@ -92,7 +101,8 @@ class HarnessRun:
                         f"{owners[task]:.80} and {spec:.80} both have the task {task:.80}; name one of them"
                     )
                 owners[task] = spec
-            found[spec] = [spec] if spec in loaded["groups"] else [*loaded["tasks"]]
+            group = loaded["groups"].get(spec)
+            found[spec] = [spec] if group is not None and group.has_aggregation else [*loaded["tasks"]]
         return found
 
     def run(
@@ -123,21 +133,38 @@ class HarnessRun:
         from seektune.evaluate.harness import HarnessModel
 
         options = self.options
-        found = simple_evaluate(
-            HarnessModel(model, tokenizer, batch_tokens, options.max_length, progress),
-            tasks=[*self.specs],
-            task_manager=self.manager,
-            limit=options.limit,
-            num_fewshot=options.num_fewshot,
-            apply_chat_template=options.apply_chat_template,
-            use_cache=None if cache is None else str(cache),
-        )
+        with _contained():
+            found = simple_evaluate(
+                HarnessModel(model, tokenizer, batch_tokens, options.max_length, progress),
+                tasks=[*self.specs],
+                task_manager=self.manager,
+                limit=options.limit,
+                num_fewshot=options.num_fewshot,
+                apply_chat_template=options.apply_chat_template,
+                use_cache=None if cache is None else str(cache),
+                bootstrap_iters=RESAMPLES,
+                torch_random_seed=None,  # a training run continues with its own random numbers
+            )
         if options.output_path is not None:
             _write(found, options.output_path, label)
         if cache is not None:
             for file in cache.parent.glob(f"{cache.name}*"):
                 file.unlink()
         return HarnessResults(found)
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    """Keep the harness in this process, whose signal handlers forked ones would inherit, and off standard output."""
+    before = os.environ.get(ONE_PROCESS)
+    os.environ[ONE_PROCESS] = "1"
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        del os.environ[ONE_PROCESS]
+        if before is not None:
+            os.environ[ONE_PROCESS] = before
 
 
 def _write(found: Any, folder: Path, label: str) -> None:

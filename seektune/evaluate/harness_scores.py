@@ -50,13 +50,16 @@ class HarnessResults:
         return sum(self.raw["n-samples"][leaf]["effective"] for leaf in self._leaves(name))
 
     def _estimates(self, name: str) -> Iterator[tuple[str, tuple[str, Estimate]]]:
-        """Metrics as the harness names them, `acc,none` without `,none`; each with its whole name."""
+        """Metrics as the harness names them, `acc,none` without `,none`; each with its whole name.
+
+        Values that are not finite are left out; an error that is not is 0.
+        """
         results = self.raw["results"].get(name) or self.raw["groups"][name]
-        values = {key: value for key, value in results.items() if isinstance(value, float) and "_stderr," not in key}
+        finite = {key: value for key, value in results.items() if isinstance(value, float) and math.isfinite(value)}
+        values = {key: value for key, value in finite.items() if "_stderr," not in key}
         for key, value in values.items():
             metric, _, kind = key.partition(",")
-            error = results.get(f"{metric}_stderr,{kind}")
-            reach = REACH * error if isinstance(error, float) else 0.0
+            reach = REACH * finite.get(f"{metric}_stderr,{kind}", 0.0)
             yield key.removesuffix(f",{NO_FILTER}"), (key, Estimate(value, value - reach, value + reach))
 
     def _values(self, name: str, key: str) -> list[float]:

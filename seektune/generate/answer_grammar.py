@@ -18,6 +18,8 @@ from seektune.data.chat_format.tokens import THINK_END
 from seektune.data.tokenizer import Tokenizer
 from seektune.io.text import check_unicode
 
+MOST_CHARACTERS = 2**16
+"""Of a grammar's text."""
 MOST_LEVELS = 64
 """Nesting of a JSON schema."""
 LARGEST_MULTIPLE = 100_000

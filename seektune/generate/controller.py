@@ -61,12 +61,13 @@ class Controller:
 
         Raises:
             ArithmeticError: a rank's logits are NaN.
+            RuntimeError: a rank could not sample, for example out of memory.
         """
         self._decode = any(report.running for report in reports)
         self._prefill = any(report.prefilling for report in reports)
         self.cache_bytes = sum(report.cache_bytes for report in reports)
         for error in (report.error for report in reports if report.error is not None):
-            raise ArithmeticError(error)
+            raise error
         tokens = [token for report in reports for token in report.tokens]
         for token in tokens:
             if token.end is not None and token.request in self._running:

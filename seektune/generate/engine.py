@@ -86,6 +86,7 @@ class DecodeEngine:
 
         Raises:
             ArithmeticError: the model's logits are NaN.
+            RuntimeError: memory ran out, or a rank of a mesh is gone.
         """
         return self._controller.record(self._run(self._controller.plan()))
 

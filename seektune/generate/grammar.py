@@ -11,11 +11,10 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from torch import Tensor
 
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.generate.answer_grammar import MOST_CHARACTERS
 
 MOST_GRAMMARS = 32
 """Compiled grammars that are kept; one may take tens of megabytes."""
-MOST_CHARACTERS = 2**16
-"""Of a grammar's text."""
 LIMITS = LLParserLimits(
     max_items_in_row=10_000,
     initial_lexer_fuel=300_000,

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from seektune.data.chat_format.message import shown
-from seektune.generate.answer_grammar import json_rule, literal
+from seektune.generate.answer_grammar import MOST_CHARACTERS, json_rule, literal
 
 ANNOTATIONS = frozenset({"$comment", "$schema", "default", "deprecated", "description", "examples", "title"})
 """Keywords that restrict no value."""
@@ -20,28 +20,62 @@ MOST_STEPS = 32
 """References and alternatives, one within the other, up to a parameter's type."""
 MOST_VALUES = 256
 """Alternatives of one parameter."""
+MOST_VISITS = 10_000
+"""Schemas that are read for all parameters of a grammar; one that several references name is read for each."""
 TEXT = literal('true">')
 JSON = literal('false">')
 END = literal("</")
 
 
-def parameter_values(schema: object, definitions: Mapping[str, Any]) -> list[str]:
+class WorkBudget:
+    """The work that is left for the parameters of one grammar, whose references can multiply a short schema."""
+
+    def __init__(self) -> None:
+        self._visits = MOST_VISITS
+        self._characters = MOST_CHARACTERS
+
+    def visit(self) -> None:
+        """Count a schema.
+
+        Raises:
+            ValueError: there were too many.
+        """
+        self._visits -= 1
+        if self._visits < 0:
+            raise ValueError("a parameter has too many references or alternatives")
+
+    def write(self, value: str) -> str:
+        """Count the characters of an expression, and return it.
+
+        Raises:
+            ValueError: all of them are longer than a grammar may be.
+        """
+        self._characters -= len(value)
+        if self._characters < 0:
+            raise ValueError(f"the grammar has more than {MOST_CHARACTERS} characters, with $defs in each value")
+        return value
+
+
+def parameter_values(schema: object, definitions: Mapping[str, Any], budget: WorkBudget) -> list[str]:
     """Expressions for the values of a parameter, from its mark `true` (text) or `false` (JSON) on.
 
     Args:
         schema: of the parameter.
         definitions: `$defs` and `definitions` of the schema that it is a part of.
+        budget: of the grammar.
 
     Raises:
-        ValueError: it is not a schema, has too many alternatives, or a reference has no target.
+        ValueError: it is not a schema, has too many alternatives, exceeds the budget, or a reference has no target.
     """
-    found = list(islice(_values(schema, definitions, MOST_STEPS), MOST_VALUES + 1))
+    values = map(budget.write, _values(schema, definitions, MOST_STEPS, budget))
+    found = list(islice(values, MOST_VALUES + 1))
     if len(found) > MOST_VALUES:
         raise ValueError(f"a parameter has more than {MOST_VALUES} alternatives")
     return list(dict.fromkeys(found))
 
 
-def _values(schema: object, definitions: Mapping[str, Any], steps: int) -> Iterator[str]:
+def _values(schema: object, definitions: Mapping[str, Any], steps: int, budget: WorkBudget) -> Iterator[str]:
+    budget.visit()
     if not isinstance(schema, Mapping | bool):
         raise ValueError(f"{shown(schema)} is not a schema")
     if steps == 0:
@@ -50,7 +84,7 @@ def _values(schema: object, definitions: Mapping[str, Any], steps: int) -> Itera
         schema = {} if schema else {"not": {}}
     keywords = schema.keys() - ANNOTATIONS
     for inner in _inner(schema, keywords, definitions):
-        yield from _values(inner, definitions, steps - 1)
+        yield from _values(inner, definitions, steps - 1, budget)
     if not keywords:
         yield _text({})
         yield _json({"type": NOT_TEXT}, definitions)

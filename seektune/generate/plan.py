@@ -60,5 +60,5 @@ class StepReport:
     """Whether prompts are left to read."""
     cache_bytes: int = 0
     """Memory of the caches of the running sequences."""
-    error: str | None = None
+    error: Exception | None = None
     """Why the step failed on this rank after its forward passes."""

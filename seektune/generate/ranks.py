@@ -53,6 +53,8 @@ class MeshRanks:
         """`group` has all processes and is on the hosts (gloo); a signal during a command takes effect after it."""
         self.rank = dist.get_rank()
         self.count = dist.get_world_size()
+        self.in_step = True
+        """Whether this rank has finished its last command; after an error inside one, other ranks wait in it."""
         self._group = group
         self._interruption = interruption
         self._parts: list[MeshPart] = []
@@ -64,12 +66,17 @@ class MeshRanks:
         return len(self._parts) - 1
 
     def lead(self, body: Callable[[], T]) -> T:
-        """Run `body` on rank 0, and return its result; the other ranks `follow` until then."""
+        """Run `body` on rank 0, and return its result; the other ranks `follow` until then.
+
+        After an error inside a command they fail once this process ends.
+        """
         try:
             return body()
         finally:
+            if self.in_step:
+                with self._interruption.deferred():
+                    self._send(None)
             self._workers.clear()
-            self._send(None)
 
     def follow(self, received: Callable[[], None] = lambda: None) -> None:
         """Run what rank 0 commands until it has finished; signals are left to it.
@@ -79,17 +86,30 @@ class MeshRanks:
         with self._interruption.shielded():
             while (command := self._receive()) is not None:
                 received()
-                dist.gather_object(self._obey(command), None, dst=0, group=self._group)
+                self._answer(command, None)
         self._workers.clear()
 
     def run(self, command: MeshCommand) -> list[Any]:
-        """Run a command on all ranks, from rank 0; returns what each found."""
+        """Run a command on all ranks, from rank 0; returns what each found.
+
+        Raises:
+            RuntimeError: an earlier command failed on this rank, or a rank is gone.
+        """
         assert self.rank == 0, "rank 0 leads"
+        if not self.in_step:
+            raise RuntimeError("the processes are out of step after an error")
         reports: list[Any] = [None] * self.count
         with self._interruption.deferred():
+            self.in_step = False
             self._send(command)
-            dist.gather_object(self._obey(command), reports, dst=0, group=self._group)
+            self._answer(command, reports)
         return reports
+
+    def _answer(self, command: MeshCommand, reports: list[Any] | None) -> None:
+        """Run a command on this rank, and gather what all found in the `reports` of rank 0."""
+        self.in_step = False
+        dist.gather_object(self._obey(command), reports, dst=0, group=self._group)
+        self.in_step = True
 
     def _obey(self, command: MeshCommand) -> StepReport | TokenScores | None:
         part = self._parts[command.model]

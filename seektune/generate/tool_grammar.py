@@ -10,7 +10,7 @@ from seektune.data.chat_format.message import shown
 from seektune.data.chat_format.tokens import DSML
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.answer_grammar import AnswerRules, literal
-from seektune.generate.parameter_grammar import ANNOTATIONS, DEFINITIONS, END, parameter_values
+from seektune.generate.parameter_grammar import ANNOTATIONS, DEFINITIONS, END, WorkBudget, parameter_values
 
 OF_PARAMETERS = frozenset({"type", "properties", "required", "additionalProperties", *DEFINITIONS, *ANNOTATIONS})
 """Keywords of a tool's parameters that the grammar follows; it writes named properties only."""
@@ -53,17 +53,18 @@ def call_rules(functions: Sequence[Mapping[str, Any]], markup: CallMarkup, sever
     Raises:
         ValueError: a schema holds what the grammar cannot follow, which the message names.
     """
+    budget = WorkBudget()
     rules: list[str] = []
     for i, function in enumerate(functions):
         try:
-            rules += _function_rules(f"function_{i}", function, markup)
+            rules += _function_rules(f"function_{i}", function, markup, budget)
         except ValueError as error:
             raise ValueError(f"the parameters of {shown(function['name'])}: {error}") from None
     call = " | ".join(f"function_{i}" for i in range(len(functions)))
     return AnswerRules(markup.calls(f"({call}){'+' if several else ''}"), rules)
 
 
-def _function_rules(rule: str, function: Mapping[str, Any], markup: CallMarkup) -> Iterator[str]:
+def _function_rules(rule: str, function: Mapping[str, Any], markup: CallMarkup, budget: WorkBudget) -> Iterator[str]:
     """The rules of one function; the first has the name `rule`."""
     schema = function.get("parameters", {})
     schema = {} if schema is None else schema
@@ -75,7 +76,7 @@ def _function_rules(rule: str, function: Mapping[str, Any], markup: CallMarkup) 
     yield f"{rule}: {markup.call(_quotable(function['name']), _parameters(names, required))}"
     definitions = {key: schema[key] for key in DEFINITIONS if key in schema}
     for name, parameter in names.items():
-        values = parameter_values(properties[name], definitions)
+        values = parameter_values(properties[name], definitions, budget)
         choices = " | ".join(f"{parameter}_{i}" for i in range(len(values)))
         yield f"{parameter}: {markup.parameter(_quotable(name), choices)}"
         yield from (f"{parameter}_{i}: {value}" for i, value in enumerate(values))

@@ -63,10 +63,10 @@ class DecodeWorker:
         read = self._prefill() if plan.prefill else None
         try:
             return self._report(self._sample(decoded, read))
-        except ArithmeticError as error:
-            return self._report([], str(error))
+        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
+            return self._report([], error)
 
-    def _report(self, tokens: Sequence[Token], error: str | None = None) -> StepReport:
+    def _report(self, tokens: Sequence[Token], error: Exception | None = None) -> StepReport:
         prefilling = self._reading is not None or bool(self._waiting)
         if self._texts is None:
             return StepReport(tokens, 0, prefilling, 0, error)

@@ -1,7 +1,7 @@
 """Runs what decodes on the model of a run: whole in one process, or on the training mesh, led by rank 0."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
@@ -42,20 +42,36 @@ def run_decoding(
     Raises:
         ArithmeticError: the model gives no number.
         Interrupted: a signal asked to stop, on every process.
+        RuntimeError: a forward failed on this process, or another process is gone.
     """
     if model.mesh.axes is None:
         return body(DeepseekV4ForCausalLM.of(model.whole))
     mesh = DecodeMesh(model.decodable(), MeshRanks(model.mesh.axes.control, run.interruption))
-    found = model.mesh.ranks.each(partial(_lead_or_follow, mesh, body, alive))[0]
+    found = model.mesh.ranks.each(_outcome(mesh, body, alive).result)[0]
     run.stop_if_signalled()
     assert found is not None, "a body that a signal stopped stops the run"
     return found
+
+
+def _outcome(mesh: DecodeMesh, body: Callable[[DecodeMesh], T], alive: Callable[[], None]) -> Future[T | None]:
+    """What this rank finds or raises; an error at which the ranks are out of step is raised here."""
+    outcome: Future[T | None] = Future()
+    try:
+        outcome.set_result(_lead_or_follow(mesh, body, alive))
+    except BaseException as error:
+        if not mesh.ranks.in_step:
+            raise
+        outcome.set_exception(error)
+    return outcome
 
 
 def _lead_or_follow(mesh: DecodeMesh, body: Callable[[DecodeMesh], T], alive: Callable[[], None]) -> T | None:
     if mesh.ranks.rank > 0:
         mesh.follow(alive)
         return None
-    with suppress(Interrupted):  # raised on all processes, once the others have stopped following
+    try:
         return mesh.lead(partial(body, mesh))
-    return None
+    except Interrupted:
+        if not mesh.ranks.in_step:
+            raise
+        return None  # raised on all processes, once the others have stopped following

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from seektune.serve.request_builder import PreparedRequest, RequestBuilder
 from seektune.serve.responses import ChatResponse, CompletionResponse, Envelope, ResponseWriter
 from seektune.serve.scheduler import Scheduler
 from seektune.serve.schema import ChatRequest, CompletionRequest
+from seektune.serve.thread_work import run_to_the_end
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {
@@ -136,11 +138,11 @@ class Api:
 
         async def wait_and_read() -> tuple[Body, PreparedRequest]:
             async with nullcontext() if len(content) <= SHORT_BODY else self._reading_long:
-                body, prepared = await run_in_threadpool(read)
+                body, prepared = await run_to_the_end(read)
             if prepared.constraint is None:
                 return body, prepared
             async with self._compiling:
-                return body, await run_in_threadpool(prepared.compiled, self._vocab_size)
+                return body, await run_to_the_end(partial(prepared.compiled, self._vocab_size))
 
         return await cancel_on_disconnect(http.receive, wait_and_read())
 

@@ -53,8 +53,8 @@ def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_documented_limits_match_the_code() -> None:
-    from seektune.generate.answer_grammar import LARGEST_MULTIPLE, MOST_LEVELS, MOST_REPEATS
-    from seektune.generate.grammar import MOST_CHARACTERS, MOST_GRAMMARS
+    from seektune.generate.answer_grammar import LARGEST_MULTIPLE, MOST_CHARACTERS, MOST_LEVELS, MOST_REPEATS
+    from seektune.generate.grammar import MOST_GRAMMARS
     from seektune.serve.body import MOST_MARKS
     from seektune.serve.connections import MOST_CONNECTIONS
     from seektune.serve.limits import Limits

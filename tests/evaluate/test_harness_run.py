@@ -1,6 +1,8 @@
 """Tasks of lm-evaluation-harness in `eval`: several, compared, broken off, as conversations, and written down."""
 
 import json
+import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ from seektune.data.chat_format.encode import encode_messages
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate import harness as harness_module
 from seektune.evaluate.harness_run import HarnessOptions, HarnessRun
+from seektune.evaluate.harness_scores import HarnessResults
 from seektune.evaluate.task import TaskInfo, TaskScore
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.evaluate import EvalOptions, evaluate
@@ -67,12 +70,20 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4},
         "metric_list": [{"metric": "exact_match"}],
     }
+    writer = {
+        "task": "writer",
+        "output_type": "loglikelihood",
+        "doc_to_target": " walks",
+        "metric_list": [{"metric": "perplexity"}],
+    }
     group = {"group": "both", "task": ["twin", "sleeper"], "aggregate_metric_list": [{"metric": "acc"}]}
+    loose = {"group": "loose", "task": ["both", "choice"]}
     twin = {**choice, "task": "twin", "doc_to_choice": [*WORDS[2:]]}
     sleeper = {**twin, "task": "sleeper", "doc_to_choice": [WORDS[3], WORDS[0]]}
-    for task in (choice, writing, twin, sleeper):
+    for task in (choice, writing, writer, twin, sleeper):
         (folder / f"{task['task']}.yaml").write_text(yaml.safe_dump({**common, **task}), encoding="utf-8")
-    (folder / "both.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
+    for each in (group, loose):
+        (folder / f"{each['group']}.yaml").write_text(yaml.safe_dump(each), encoding="utf-8")
     # without the index of thousands of shipped tasks
     manager = partial(TaskManager, include_path=str(folder), include_defaults=False)
     monkeypatch.setattr("lm_eval.tasks.TaskManager", manager)
@@ -187,6 +198,26 @@ def test_solved_examples_are_earlier_turns(
     assert found.raw["n-shot"]["choice"] == 2
 
 
+@pytest.mark.slow
+def test_resampling_leaves_processes_random_numbers_and_standard_output_alone(
+    tasks: Path,
+    toy_model: Callable[..., DeepseekV4ForCausalLM],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("multiprocessing.Pool", None)
+    monkeypatch.setenv("DISABLE_MULTIPROC", "")
+    run = HarnessRun.of(["writer"], HarnessOptions(), "")
+    model = toy_model(torch.float32, vocab_size=512, num_hidden_layers=2, compress_ratios=[4, 128, 0])
+    random_numbers = torch.get_rng_state()
+    found = run.run(model, load_tokenizer(512), 8192)
+    perplexity = found.score("writer", "writer").metrics["perplexity"]
+    assert perplexity.low < perplexity.value < perplexity.high
+    assert torch.equal(torch.get_rng_state(), random_numbers)
+    assert os.environ["DISABLE_MULTIPROC"] == ""
+    assert capsys.readouterr().out == ""
+
+
 def test_a_score_that_is_read_back_has_its_metrics() -> None:
     values = {"acc": {"value": 0.5, "low": 0.1, "high": 0.9}, "n": 2, "acc_outcomes": "10"}
     info = TaskInfo("x", "x", "examples", "", "", {})
@@ -209,6 +240,20 @@ def test_unknown_names_are_told_before_a_model_is_read(
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
         evaluate("no model", names, None, tmp_path, EvalOptions(), None, as_json=True)
+
+
+def test_a_group_that_has_no_score_stands_for_its_tasks(tasks: Path) -> None:
+    names = HarnessRun.of(["loose"], HarnessOptions(), "").names
+    assert {name: set(each) for name, each in names.items()} == {"loose": {"twin", "sleeper", "choice"}}
+    assert HarnessRun.of(["both"], HarnessOptions(), "").names == {"both": ["both"]}
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    results = {"nll,none": math.nan, "nll_stderr,none": 0.1, "acc,none": 0.5, "acc_stderr,none": math.nan}
+    samples = [{"doc_id": i, "filter": "none", "nll": math.nan, "acc": float(i)} for i in range(2)]
+    raw = {"results": {"t": results}, "n-samples": {"t": {"effective": 2}}, "samples": {"t": samples}}
+    score = HarnessResults(raw).score("t", "t")
+    assert score.to_dict() == {"acc": {"value": 0.5, "low": 0.5, "high": 0.5}, "n": 2, "acc_outcomes": "01"}
 
 
 def test_the_folder_of_results_is_no_file(tasks: Path, tmp_path: Path) -> None:

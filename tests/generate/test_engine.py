@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.plan import Admission, EngineOptions, StepPlan
 from seektune.generate.request import Request
 from seektune.generate.sampling import Sampler
 from seektune.generate.sampling_params import Sampling
+from seektune.generate.worker import DecodeWorker
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.conftest import DSPARK
 
@@ -255,3 +257,19 @@ def test_requests_that_join_later_draft_with_dspark(dspark):
 def test_a_model_without_its_drafter_cannot_draft(toy_model):
     with pytest.raises(ValueError, match="MTP block or DSpark stages"):
         DecodeEngine(toy_model(**DSPARK), speculative=True)
+
+
+def test_memory_that_runs_out_after_the_passes_is_reported(toy_model) -> None:
+    """Other ranks wait in the passes of a step, and then for every rank's report."""
+    model = toy_model()
+    error = torch.OutOfMemoryError("no memory for logits")
+
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    model.__setattr__("logits", fail)
+    request = Request(prompts(3)[0], 2, GREEDY)
+    worker = DecodeWorker(model, EngineOptions(request.longest))
+    assert worker.step(StepPlan([Admission(0, 0, request)], [], decode=False, prefill=True)).error is error
+    with pytest.raises(torch.OutOfMemoryError, match="no memory for logits"):
+        DecodeEngine(model, [request]).step()

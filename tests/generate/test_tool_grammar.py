@@ -11,7 +11,8 @@ import pytest
 from seektune.data.chat_format.encodings import V4_TAGS, V41_TAGS, CallTags
 from seektune.data.chat_format.tool_calls import read_calls, write_calls
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
-from seektune.generate.answer_grammar import answer_grammar
+from seektune.generate import parameter_grammar
+from seektune.generate.answer_grammar import answer_grammar, json_rule
 from seektune.generate.grammar import Grammar, compile_grammar
 from seektune.generate.tool_grammar import CallMarkup, call_rules
 
@@ -156,3 +157,24 @@ def test_alternatives_that_multiply_are_refused_in_time(tokenizer: Tokenizer) ->
     parameters = {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": definitions}
     with pytest.raises(ValueError, match="a parameter has more than 256 alternatives"):
         grammar_of([{"name": "f", "parameters": parameters}], tokenizer)
+
+
+def test_references_that_multiply_are_refused_in_time(tokenizer: Tokenizer) -> None:
+    """Each definition holds the next one twice, and the last allows no value: 2 to the power of 15 visits."""
+    definitions: dict[str, Any] = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(15)}
+    definitions["d15"] = {"type": "string", "enum": []}
+    parameters = {"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": definitions}
+    with pytest.raises(ValueError, match="'f': a parameter has too many references or alternatives"):
+        call_rules([{"name": "f", "parameters": parameters}], CallMarkup(V4_TAGS, tokenizer), several=True)
+
+
+def test_definitions_that_are_copied_are_counted_while_they_are(tokenizer: Tokenizer) -> None:
+    made: list[str] = []
+    definitions = {"d": {"type": "object", "properties": {"a": {"enum": ["x" * 20_000]}}}}
+    values = [{"type": "array", "items": {"$ref": "#/$defs/d"}, "minItems": i} for i in range(9)]
+    parameters = {"properties": {"a": {"anyOf": values}}, "$defs": definitions}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parameter_grammar, "json_rule", lambda schema: made.append(json_rule(schema)) or made[-1])
+        with pytest.raises(ValueError, match="'f': the grammar has more than 65536 characters"):
+            call_rules([{"name": "f", "parameters": parameters}], CallMarkup(V4_TAGS, tokenizer), several=True)
+    assert sum(map(len, made)) < 100_000
