@@ -20,7 +20,7 @@ def token(number: int, end: str | None = None) -> Token:
     return Token(number, 5, -1.0, [], end)
 
 
-def report(*tokens: Token, running: int = 0, prefilling: bool = False, error: str | None = None) -> StepReport:
+def report(*tokens: Token, running: int = 0, prefilling: bool = False, error: Exception | None = None) -> StepReport:
     return StepReport(tokens, running, prefilling, error=error)
 
 
@@ -101,4 +101,4 @@ def test_the_error_of_any_rank_is_raised():
     controller = Controller(2)
     controller.add(asked(9))
     with pytest.raises(ArithmeticError, match="logits are NaN"):
-        controller.record([report(), report(error="the model's logits are NaN")])
+        controller.record([report(), report(error=ArithmeticError("the model's logits are NaN"))])
