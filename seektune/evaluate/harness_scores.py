@@ -63,7 +63,7 @@ class HarnessResults:
             yield key.removesuffix(f",{NO_FILTER}"), (key, Estimate(value, value - reach, value + reach))
 
     def _values(self, name: str, key: str) -> list[float]:
-        """What each example contributes to a metric, in the order of the examples; empty if it is no number."""
+        """What each example contributes to a metric, in the order of the examples; empty if any is not a number."""
         metric, _, kind = key.partition(",")
         samples = self.raw.get("samples", {})
         rows = [

@@ -138,7 +138,7 @@ def _parts(schema: Mapping[str, Any]) -> Iterator[object]:
 
 
 def _digits(multiple: object) -> int:
-    """A multiple without its decimal point; 1 for what is no number."""
+    """A multiple without its decimal point; 1 if it is not a number."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | float):
         return 1
     number = Decimal(str(multiple)).normalize()

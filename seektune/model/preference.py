@@ -169,7 +169,7 @@ class KTO:
 def kto_baseline(mismatched: AnswerLogprobs) -> Tensor:
     """KTO's `z`: the mean log-ratio of answers to other prompts than their own, at least 0, without gradient.
 
-    0 if there is no such answer.
+    0 without any such answer.
     """
     ratios = mismatched.ratio().detach()
     return (ratios.sum() / max(len(ratios), 1)).clamp(min=0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Cost = Callable[[int, int], float]
-"""The cost of a matrix of so many rows and columns."""
+"""The cost of a matrix, by its numbers of rows and columns."""
 ROUND_ELEMENTS = 2**26
 """Elements of whole matrices that a process holds in a round: 128 MB in bf16."""
 

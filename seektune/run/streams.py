@@ -60,7 +60,7 @@ def stream_loader(
     """The loader of this process; numbers of a step are summed and positions gathered over the mesh.
 
     Raises:
-        ValueError: the rows cannot be dealt out.
+        ValueError: the readers cannot be divided evenly among the data-parallel groups.
     """
     copies = mesh.dims.world // mesh.dims.data_size
 

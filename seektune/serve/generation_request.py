@@ -71,7 +71,7 @@ class GenerationRequest(RequestModel):
         """What an answer has to follow, for a request with a `format_field`.
 
         Raises:
-            ValueError: there is no such grammar.
+            ValueError: the grammar is invalid, or uses what the library does not support.
         """
         if self.structured_outputs is not None:
             return self.structured_outputs.rules()

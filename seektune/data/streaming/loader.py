@@ -37,7 +37,7 @@ class StreamLoader:
         """`total` sums numbers over all shares; `gather` gives the states of all processes.
 
         Raises:
-            ValueError: the readers cannot be dealt out to so many shares.
+            ValueError: the number of readers is not a multiple of the number of shares.
         """
         readers = readers_of(batch.global_size)
         if readers % share.size:

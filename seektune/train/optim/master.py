@@ -50,7 +50,7 @@ class MasterOptimizer(torch.optim.Optimizer):
     ) -> Iterator[Tensor]:
         """The local weight, or a part of it, in fp32, to be changed in place; what it is then becomes the parameter.
 
-        `index` tells the stochastic rounding of this part from all others.
+        `index` seeds the stochastic rounding of this part, so that no two parts round alike.
         """
         state = self.state[parameter]
         weight = local(parameter)[part]
