@@ -15,7 +15,7 @@ from seektune.kernels.triton.sparse_attention_gradients import KEYS
 BF16, FP32, INT64 = "*bf16", "*fp32", "*i64"
 TYPES = (
     dict.fromkeys(("q", "keys", "entries", "out", "grad", "dq", "weights"), BF16)
-    | dict.fromkeys(("sink", "total", "along", "dsink", "parts", "sums", "scores"), FP32)
+    | dict.fromkeys(("sink", "total", "along", "dsink", "parts", "shares", "scores"), FP32)
     | dict.fromkeys(("reach", "index", "first", "count", "low", "high", "chosen", "order", "starts"), INT64)
     | {"scale": "fp32"}
 )
@@ -45,6 +45,7 @@ def main(capability: int, heads: int, keys: int) -> None:
     narrow = wide | {"TILE": KEYS}
     print("keys", shared(sparse_attention_gradients._keys, capability, narrow, 8, 2))
     print("spread", shared(sparse_attention_gradients._spread, capability, narrow, 8, 2))
+    print("gather", shared(sparse_attention_gradients._gather, capability, {"C": 512, "ROWS": 8}, 4, 2))
     asked = {"C": 128, "H": index_scores.HEADS, "TILE": index_scores.TILE}
     print("scores", shared(index_scores._scores, capability, asked, 4, 3))
 

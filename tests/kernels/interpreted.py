@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from seektune.kernels import Prefix, index_topk
+from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
 from .inputs import CASES, attention, missing_keys, no_queries
@@ -45,9 +46,21 @@ def compare_index_topk() -> int:
     return found.numel()
 
 
+def compare_split_lists() -> int:
+    """Compare attention to chosen entries, a few queries at a time, several programs for the gradient of an entry."""
+    gradients.LIST_VALUES = 4000
+    gradients.SHARE = 3
+    arguments = ATTENTION["chosen, keys before"](torch.float32)
+    pair = kernel("sparse_attention")
+    return compare(run(pair.on_gpu, arguments), run(pair.reference, arguments))
+
+
 def main(name: str) -> None:
     """Compare all cases of an operation."""
     torch.manual_seed(0)
+    if name == "split_lists":
+        print("equal", compare_split_lists())
+        return
     if name == "index_topk":
         print("equal", compare_index_topk())
         return

@@ -6,7 +6,7 @@ from tests.forks import Run
 
 OPERATIONS = (
     *("clamped_swiglu", "sinkhorn", "sparse_attention", "quantized_expert_linear", "index_topk"),
-    *("hyper_read", "hyper_write", "rotate", "norm_rope", "token_logprobs"),
+    *("hyper_read", "hyper_write", "rotate", "norm_rope", "token_logprobs", "split_lists"),
 )
 
 

@@ -16,8 +16,10 @@ KEYS = 32
 """Keys of a program that sums their gradients."""
 SPANS = 256
 """Target number of programs for key gradients: with fewer tiles than this, the queries are split over programs."""
-LIST_VALUES = 2**26
-"""Values that queries write for the entries of their lists at a time: 268 MB."""
+LIST_VALUES = 2**28
+"""Values that queries write for the entries of their lists at a time: 1.1 GB."""
+SHARE = 128
+"""Average number of parts of an entry that one program sums."""
 
 
 def query_gradients(
@@ -68,25 +70,33 @@ def _query_ranges(first: Tensor, count: Tensor, tiles: int) -> tuple[Tensor, Ten
 
 
 def list_gradient(q: Tensor, grad: Tensor, total: Tensor, along: Tensor, entries: Tensor, index: Tensor) -> Tensor:
-    """Gradient of entries if each query has a list of them."""
+    """Gradient of entries if each query has a list of them. Nothing here waits for the GPU."""
     (rows, length, heads, width), (places, held) = q.shape, (index.shape[2], entries.shape[1])
-    sums = torch.zeros(rows * held, width, device=q.device, dtype=total.dtype)
+    count = rows * held
+    sums = torch.zeros(count, width, device=q.device, dtype=total.dtype)
     row = torch.arange(rows, device=q.device)[:, None, None]
-    entry = torch.where(index >= 0, index + row * held, rows * held).view(rows * length, places)
+    entry = torch.where(index >= 0, index + row * held, count).view(rows * length, places)
     chunk = max(LIST_VALUES // max(places * width, 1), 1)
     for start in range(0, rows * length if held and places else 0, chunk):
         chosen = entry[start : start + chunk]
         parts = torch.empty(*chosen.shape, width, device=q.device, dtype=total.dtype)
         sizes = heads_of(q), tile(width), KEYS
         _spread[(len(chosen),)](
-            q, grad, total, along, entries, chosen, parts, width**-0.5, start, rows * held, heads, width, places,
+            q, grad, total, along, entries, chosen, parts, width**-0.5, start, count, heads, width, places,
             *sizes, **run(q, 2),
         )  # fmt: skip
-        order = chosen.flatten().argsort(stable=True)
-        ends = torch.bincount(chosen.flatten(), minlength=rows * held + 1).cumsum(0)
-        starts = torch.cat([ends.new_zeros(1), ends])
-        _gather[(rows * held,)](parts, order, starts, sums, width, tile(width), 8)
+        order, starts = _by_entry(chosen, count)
+        spans = triton.cdiv(chosen.numel(), SHARE * count)
+        shares = torch.empty(spans, count, width, device=q.device, dtype=total.dtype)
+        _gather[(count, spans)](parts, order, starts, shares, width, tile(width), 8)
+        sums += shares.sum(dim=0)
     return sums.view_as(entries).to(entries.dtype)
+
+
+def _by_entry(chosen: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Places of lists `[T, K]` in the order of their entries, of queries within an entry; where each entry's begin."""
+    by_entry, order = chosen.flatten().int().sort(stable=True)
+    return order, torch.searchsorted(by_entry, torch.arange(count + 1, device=chosen.device, dtype=torch.int32))
 
 
 @triton.jit
@@ -209,15 +219,20 @@ def _spread(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _gather(parts, order, starts, sums, width, C: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Sum the parts that queries wrote for an entry, in the queries' order."""
+def _gather(parts, order, starts, shares, width, C: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Sum a share of the parts that queries wrote for an entry, in the queries' order."""
     entry = tl.program_id(0).to(tl.int64)
+    span = tl.program_id(1)
     channel = tl.arange(0, C)
-    acc = tl.zeros([C], sums.dtype.element_ty)
+    acc = tl.zeros([C], shares.dtype.element_ty)
+    begin = tl.load(starts + entry)
     end = tl.load(starts + entry + 1)
-    for start in range(tl.load(starts + entry), end, ROWS):
+    size = tl.cdiv(end - begin, tl.num_programs(1))
+    begin += span * size
+    end = tl.minimum(begin + size, end)
+    for start in range(begin, end, ROWS):
         pair = start + tl.arange(0, ROWS)
         at = tl.load(order + pair, mask=pair < end, other=0)
         acc += tl.sum(vectors_at(parts, at, width, C, pair < end), axis=0)
-    place = sums + entry * width + channel
-    tl.store(place, tl.load(place, mask=channel < width, other=0.0) + acc, mask=channel < width)
+    place = (span.to(tl.int64) * tl.num_programs(0) + entry) * width + channel
+    tl.store(shares + place, acc, mask=channel < width)
