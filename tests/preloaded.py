@@ -1,11 +1,20 @@
-"""What the server of `tests/forks.py` imports once: torch, silent in C++ as for the command line, and the package."""
+"""What the server of `tests/forks.py` imports once: torch, silent in C++ as for the command line, the package, and what
+its commands import where they need it.
+"""
 
 import importlib
 import os
+import pkgutil
 
 # both are read when torch is imported
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
 os.environ["OMP_NUM_THREADS"] = "1"
 
-for name in ("torch.distributed.checkpoint", "seektune.workflows.train", "tests.train.runs"):
+for name in ("seektune.cli", "seektune.workflows"):
+    package = importlib.import_module(name)
+    for module in pkgutil.iter_modules(package.__path__, f"{name}."):
+        importlib.import_module(module.name)
+# pyarrow imports pandas where that is installed
+for name in ("seektune.checkpoint.dcp", "matplotlib.figure", "matplotlib.backends.backend_agg", "pandas", "fastapi"):
     importlib.import_module(name)
+importlib.import_module("tests.train.runs")

@@ -1,5 +1,6 @@
 """The console script as a user calls it."""
 
+import base64
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from seektune.io import console
+from seektune.train import plot_style
 from tests.forks import run_forked
 from tests.launch.ports import held_port
 from tests.patience import HUNG
@@ -16,6 +18,8 @@ from tests.places import ROOT
 
 CACHE = Path(tempfile.gettempdir()) / f"seektune-tests-{os.getuid()}"
 """What commands cache, apart from the user's own; kept between sessions for compiled kernels."""
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+"""An image of one pixel."""
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
 
 
@@ -45,6 +49,10 @@ def python(code: str, *words: str, cwd: Path = ROOT, **settings: str) -> subproc
         return subprocess.CompletedProcess([code, *words], exit_code, out.read_text(), error.read_text())
 
 
+def _blank_png(figure: object) -> bytes:
+    return PNG
+
+
 def execute(
     code: str, words: tuple[str, ...], cwd: Path, environment: Mapping[str, str], out: Path, error: Path
 ) -> None:
@@ -58,5 +66,6 @@ def execute(
     os.environ.update(environment)
     os.chdir(cwd)
     console.PAUSE = HUNG  # on no machine is a bar so slow that it prints lines
+    plot_style.png = _blank_png  # a third of the time of a small run; tests/train/test_plots.py draws
     sys.argv = ["-c", *words]
     exec(code, {"__name__": "__main__"})
