@@ -1,21 +1,24 @@
-"""Response bodies in OpenAI's form, whole or as streamed chunks."""
+"""Responses of chat completions and of completions, whole or as streamed chunks."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import uuid4
 
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.detokenize import TextDelta
 from seektune.generate.request import Token
+from seektune.serve.errors import ApiError
 from seektune.serve.output_parser import OutputParser, ParsedDelta
 from seektune.serve.request_builder import PreparedRequest
+from seektune.serve.response_writer import Body, TokenCounts, event_text
 
-Body = dict[str, Any]
+DONE = "data: [DONE]\n\n"
 
 
-class ResponseWriter(Protocol):
+class ChoiceWriter(Protocol):
     """Collects the deltas of a request and writes the `choices` of its response."""
 
     def add(self, delta: TextDelta) -> Body | None:
@@ -35,11 +38,9 @@ class Envelope:
     kind: str
     """`chat.completion` or `text_completion`."""
     model: str
-    prompt_tokens: int
+    counts: TokenCounts
     id: str = field(default_factory=lambda: f"seektune-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
-    tokens: int = 0
-    """Generated so far over all choices, EOS included."""
     generates: bool = True
     """Whether what is generated is part of the response."""
 
@@ -51,9 +52,50 @@ class Envelope:
 
     def usage(self) -> Body:
         """The token counts."""
-        tokens = self.tokens if self.generates else 0
-        total = self.prompt_tokens + tokens
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": tokens, "total_tokens": total}
+        prompt = self.counts.prompt
+        tokens = self.counts.generated if self.generates else 0
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": tokens,
+            "total_tokens": prompt + tokens,
+            "prompt_tokens_details": {"cached_tokens": self.counts.cached},
+        }
+
+
+@dataclass(frozen=True)
+class ChoicesResponse:
+    """A `ResponseWriter` of choices in their envelope."""
+
+    writer: ChoiceWriter
+    envelope: Envelope
+    wants_usage: bool
+    """Whether a stream ends with the token counts."""
+
+    def opening(self, first: TextDelta) -> list[str]:
+        """Events before any text."""
+        return [self._event([choice]) for choice in self.writer.opening()]
+
+    def add(self, delta: TextDelta) -> list[str]:
+        """Take a delta; returns its events."""
+        self.envelope.counts.add(delta)
+        choice = self.writer.add(delta)
+        return [] if choice is None else [self._event([choice])]
+
+    def closing(self) -> list[str]:
+        """Events after the last delta."""
+        usage = [self._event([], usage=self.envelope.usage())] if self.wants_usage else []
+        return [*usage, DONE]
+
+    def failure(self, error: ApiError) -> list[str]:
+        """The error as an event."""
+        return [f"data: {json.dumps(error.body())}\n\n"]
+
+    def body(self) -> Body:
+        """The whole response."""
+        return self.envelope.body(self.writer.choices(), chunk=False)
+
+    def _event(self, choices: list[Body], **more: object) -> str:
+        return event_text({**self.envelope.body(choices, chunk=True), **more})
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
-from seektune.serve import app
+from seektune.serve import api
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
 from tests.patience import HUNG
@@ -68,7 +68,7 @@ def test_million_token_prompts_and_10_mb_bodies_are_refused_while_others_are_ser
 
         return wait
 
-    monkeypatch.setattr(app, "read_body", slowly(app.read_body))
+    monkeypatch.setattr(api, "read_body", slowly(api.read_body))
     asks = [
         {"prompt": "a b " * 500_000},
         {"prompt": [7] * 1_000_000},
@@ -77,7 +77,7 @@ def test_million_token_prompts_and_10_mb_bodies_are_refused_while_others_are_ser
     with live(Served({"toy": model}, tokenizer)) as found, ThreadPoolExecutor(4) as crowd:
         long = [crowd.submit(found.post, CHAT if "messages" in ask else TEXT, **ask) for ask in asks]
         # while as many prompts are read as may be, it answers others
-        for _ in range(app.LONG_BODIES):
+        for _ in range(api.LONG_BODIES):
             assert begun.acquire(timeout=HUNG)
         assert found.ask("POST", CHAT, b'{"prompt": "' + b"x" * 10_000_000 + b'"}').status == 413
         assert found.ask("GET", "/v1/models").status == 200
