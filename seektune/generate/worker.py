@@ -12,15 +12,13 @@ from torch import Tensor
 
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import Drafter, drafter_of
+from seektune.generate.limits import CHUNK
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.prefill import Prefill, padded
 from seektune.generate.prefix_cache import PrefixCache
 from seektune.generate.request import DraftCounts, Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
 from seektune.kernels import cpu_decode_kernels
-
-CHUNK = 4096
-"""Tokens of one prefill forward, over all rows."""
 
 
 @dataclass(frozen=True)

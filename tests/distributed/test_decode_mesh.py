@@ -61,6 +61,7 @@ class Found:
     joining: Texts
     one_long: Texts
     long_ones: Texts
+    follow_ups: Texts
     sampled: list[str]
     prompt: list[float]
     """Log-probabilities of a prompt's tokens."""
@@ -120,11 +121,32 @@ def found(model: Any, folder: Path) -> Found:
         joining,
         one_long,
         decoded(model, together, {}, {}),
+        follow_ups(model),
         [text.text for text in texts],
         [token.logprob for token in first.prompt],
         score,
         str(answers),
     )
+
+
+def follow_ups(model: Decodes) -> Texts:
+    """Two conversations of three turns; on a mesh each continues from its rank's prefix cache, on one process not."""
+    reuses = isinstance(model, DecodeMesh)
+    engine = DecodeEngine(model, longest=400, cpu_kernels=False, prefix_bytes=10**8 if reuses else 0)
+    talks = [prompt(140, 30), prompt(20, 31)]
+    texts: Texts = []
+    for turn in range(3):
+        numbers = engine.add([Request(talk, 5, GREEDY) for talk in talks])
+        found = [(numbers.index(token.request), token) for token in engine.tokens()]
+        said = [[token for talk, token in found if talk == i] for i in range(2)]
+        cached = [len(talk) - 5 if turn and reuses else 0 for talk in talks]
+        assert [tokens[0].cached for tokens in said] == cached, "four tokens were said and one more was asked"
+        texts += [[(token.id, token.logprob) for token in tokens] for tokens in said]
+        talks = [
+            [*talk, *(token.id for token in tokens), *prompt(4, turn)] for talk, tokens in zip(talks, said, strict=True)
+        ]
+        talks.reverse()
+    return texts
 
 
 def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
@@ -206,6 +228,7 @@ def check_same(here: Found, there: Found) -> None:
         (here.joining, there.joining),
         (here.one_long, there.one_long),
         (here.long_ones, there.long_ones),
+        (here.follow_ups, there.follow_ups),
     ):
         assert [[token for token, _ in text] for text in many] == [[token for token, _ in text] for text in one]
         logprobs = [logprob for text in many for _, logprob in text]

@@ -110,12 +110,13 @@ def test_each_dialect_gets_the_tokens_of_chat_completions(toy: Live) -> None:
     assert message["content"] == [{"type": "text", "text": text, "citations": None}]
     assert message["stop_reason"] == "max_tokens"
     usage = message["usage"]
-    assert usage["input_tokens"] + usage["cache_read_input_tokens"] == prompt
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (1, prompt - 1), "the same prompt"
     asked = {"input": QUESTION, "instructions": "Be brief.", "temperature": 0, "max_output_tokens": 8}
     response = toy.post(RESPONSES, **asked).body
     assert response["output"][0]["content"][0]["text"] == text
     assert (response["status"], response["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
     assert response["usage"]["input_tokens"] == prompt
+    assert response["usage"]["input_tokens_details"] == {"cached_tokens": prompt - 1}
     events = _events(toy.post(RESPONSES, **asked, stream=True).text)
     assert [each["sequence_number"] for _, each in events] == list(range(len(events)))
     assert "".join(each["delta"] for name, each in events if name == "response.output_text.delta") == text
