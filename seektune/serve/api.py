@@ -17,6 +17,7 @@ from seektune.data.chat_format.message import shown
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.engine import Decodes
 from seektune.serve.body import Body, check_content_type, read_body, refusals
+from seektune.serve.completion_response import CompletionResponse
 from seektune.serve.errors import ApiError
 from seektune.serve.event_stream import EventStream, collect, events
 from seektune.serve.generation_request import ApiRequest
@@ -27,7 +28,7 @@ from seektune.serve.messages_api.request import CountTokensRequest, MessagesRequ
 from seektune.serve.messages_api.response import MessagesResponse
 from seektune.serve.request_builder import PreparedRequest, RequestBuilder
 from seektune.serve.response_writer import ResponseWriter, TokenCounts
-from seektune.serve.responses import ChatResponse, ChoicesResponse, CompletionResponse, Envelope
+from seektune.serve.responses import ChatResponse, ChoicesResponse, Envelope
 from seektune.serve.responses_api.request import ResponsesRequest
 from seektune.serve.responses_api.response import ResponsesResponse
 from seektune.serve.scheduler import Scheduler

@@ -34,7 +34,9 @@ from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.parallelize import parallelize
 from seektune.parallel.process_group import ProcessSlot
+from seektune.planner.hardware import known_gpu
 from seektune.signals import Interruption
+from seektune.workflows.plan_serving import ServingOptions, take_plan
 
 from ..conftest import TOY, randomize
 from ..train.tiny_run import made_batch
@@ -164,6 +166,10 @@ def found_together(folder: Path, names: Sequence[str], ep_size: int | None) -> d
         mesh = reading.read_spread(weights, processes)
         held = {len(x) for _, x in mesh.part.layers[0].ffn.experts.named_parameters() if x.dim() == 3}
         assert held == {CONFIG.n_routed_experts // (ep_size or dist.get_world_size())}
+        if reading.adapter is None:
+            asked = ServingOptions(reading.quantized, ep_size)
+            planned = take_plan(weights, known_gpu("h100-80gb", dist.get_world_size()), asked, torch.float32)
+            assert planned.weight_bytes == sum(x.nbytes for x in mesh.part.state_dict().values())
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
     return results
 
