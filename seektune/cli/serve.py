@@ -14,6 +14,7 @@ from seektune.cli.options import (
     Speculative,
     Thinking,
     load_options,
+    prefix_options,
     with_groups,
 )
 from seektune.cli.processes import GRACE, DecodeFlags, decode_flags, on_processes
@@ -23,7 +24,7 @@ from seektune.serve.limits import Limits
 if TYPE_CHECKING:
     from seektune.generate.processes import DecodeProcesses
 
-SERVE_HELP = f"""Serve MODEL, a checkpoint folder in any supported format or a Hub id, with an OpenAI-compatible API.
+SERVE_HELP = f"""Serve MODEL, a checkpoint folder in any format or a Hub id, with OpenAI's and Anthropic's APIs.
 
 \b
 A chat page at http://{ServeConfig.host}:{ServeConfig.port}, and the API under /v1:
@@ -83,6 +84,7 @@ def _serve(
     model: Model,
     load: MakeLoadOptions,
     processes: DecodeFlags,
+    prefix_bytes: int,
     host: Host = ServeConfig.host,
     port: Port = ServeConfig.port,
     api_key: ApiKey = None,
@@ -110,7 +112,10 @@ def _serve(
             served_model_name=served_model_name,
             max_model_len=max_model_len,
             limits=Limits(
-                max_num_seqs=max_num_seqs, max_queued_requests=max_queued_requests, request_timeout=request_timeout
+                max_num_seqs=max_num_seqs,
+                prefix_cache=prefix_bytes,
+                max_queued_requests=max_queued_requests,
+                request_timeout=request_timeout,
             ),
             shutdown_timeout=shutdown_timeout,
             thinking=thinking,
@@ -127,4 +132,4 @@ def _serve(
     return lambda: on_processes(processes, run, grace=shutdown_timeout + GRACE)
 
 
-serve = with_groups(_serve, load=load_options, processes=decode_flags)
+serve = with_groups(_serve, load=load_options, processes=decode_flags, prefix_bytes=prefix_options)

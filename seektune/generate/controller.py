@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from seektune.generate.plan import Admission, StepPlan, StepReport
+from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import Request, Token
 
 
@@ -12,8 +13,12 @@ class Controller:
     A sequence is placed on the rank with the fewest tokens held: cache that its sequences take at most.
     """
 
-    def __init__(self, ranks: int, max_num_seqs: int | None = None):
-        """`max_num_seqs` is the maximum number of sequences that run at the same time; None = all."""
+    def __init__(self, ranks: int, max_num_seqs: int | None = None, places: PrefixPlaces | None = None):
+        """`max_num_seqs` is the maximum number of sequences that run at the same time; None = all.
+
+        With `places`, a sequence that extends an earlier prompt goes to its rank, whose cache it continues.
+        """
+        self._places = places
         self._held = [0] * ranks
         self._limit = max_num_seqs
         self._count = 0
@@ -81,10 +86,18 @@ class Controller:
         requests = {number: self._waiting.pop(number) for number in numbers}
         # the longest first, so that the shorter ones even out what those leave
         for number in sorted(numbers, key=lambda number: requests[number].longest, reverse=True):
-            rank = self._held.index(min(self._held))
+            rank = self._place(requests[number])
             self._held[rank] += requests[number].longest
             self._running[number] = Admission(rank, number, requests[number])
         return [self._running[number] for number in numbers]
+
+    def _place(self, request: Request) -> int:
+        rank = None if self._places is None else self._places.rank_of(request.prompt)
+        if rank is None:
+            rank = self._held.index(min(self._held))
+        if self._places is not None:
+            self._places.record(request.prompt, rank)
+        return rank
 
     def _free(self, number: int) -> None:
         admission = self._running.pop(number)

@@ -8,8 +8,10 @@ from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import drafter_of
 from seektune.generate.mesh import DecodeMesh, RunPlan
 from seektune.generate.plan import EngineOptions
+from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import DraftCounts, Request, Token
 from seektune.generate.worker import DecodeWorker
+from seektune.model.kv_cache.cache import ROLLBACK
 
 Decodes: TypeAlias = DecodableModel | DecodeMesh
 """What can decode: a model on one device, or one that is spread over processes."""
@@ -31,6 +33,7 @@ class DecodeEngine:
         longest: int | None = None,
         cpu_kernels: bool = True,
         max_num_seqs: int | None = None,
+        prefix_bytes: int = 0,
     ):
         """Queue the first requests; nothing is computed yet.
 
@@ -43,18 +46,22 @@ class DecodeEngine:
             cpu_kernels: use the compiled kernels of `kernels.cpu` for fp32 on a CPU, if there is a compiler. Results
                 differ in the last digits, so evaluations do not use them.
             max_num_seqs: maximum number of sequences decoded together, on all ranks; others wait. None = no maximum.
+            prefix_bytes: memory of each rank for a prefix cache, from which later requests that begin with the tokens
+                of earlier ones continue; 0 = none. There is none with `speculative`, or without `longest`.
 
         Raises:
             ValueError: a request is invalid, or the model has no drafter.
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
-        options = EngineOptions(most, longest is not None, speculative, cpu_kernels)
+        reuses = prefix_bytes > 0 and longest is not None and not speculative
+        options = EngineOptions(most, longest is not None, speculative, prefix_bytes if reuses else 0, cpu_kernels)
         self._longest = most
         self._vocab_size = model.config.vocab_size
         self._check(requests)
         self.drafts = DraftCounts()
         self._run = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
-        self._controller = Controller(model.ranks.count if isinstance(model, DecodeMesh) else 1, max_num_seqs)
+        ranks = model.ranks.count if isinstance(model, DecodeMesh) else 1
+        self._controller = Controller(ranks, max_num_seqs, PrefixPlaces(ROLLBACK) if reuses else None)
         self._controller.add(requests)
 
     @property

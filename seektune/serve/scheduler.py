@@ -200,5 +200,11 @@ class Scheduler:
             job.on_event(replace(delta, request=index))
 
     def _new_stream(self, name: str) -> TextStream:
-        engine = DecodeEngine(self._models[name], (), self._speculative, self._limits.max_model_len)
+        engine = DecodeEngine(
+            self._models[name],
+            (),
+            self._speculative,
+            self._limits.max_model_len,
+            prefix_bytes=self._limits.prefix_cache,
+        )
         return TextStream(engine, (), self._tokenizer)

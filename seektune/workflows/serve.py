@@ -76,6 +76,8 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
             f"note: anyone who can reach {service.host} can use this server; set --api-key to require a key",
             file=sys.stderr,
         )
+    if service.speculative and limits.prefix_cache:
+        print("note: with --speculative there is no prefix cache; every prompt is read in full", file=sys.stderr)
     before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ready = partial(say, _welcome(place, list(models)))

@@ -34,7 +34,9 @@ from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.parallelize import parallelize
 from seektune.parallel.process_group import ProcessSlot
+from seektune.planner.hardware import known_gpu
 from seektune.signals import Interruption
+from seektune.workflows.plan_serving import ServingOptions, take_plan
 
 from ..conftest import TOY, randomize
 from ..train.tiny_run import made_batch
@@ -61,6 +63,7 @@ class Found:
     joining: Texts
     one_long: Texts
     long_ones: Texts
+    follow_ups: Texts
     sampled: list[str]
     prompt: list[float]
     """Log-probabilities of a prompt's tokens."""
@@ -120,11 +123,32 @@ def found(model: Any, folder: Path) -> Found:
         joining,
         one_long,
         decoded(model, together, {}, {}),
+        follow_ups(model),
         [text.text for text in texts],
         [token.logprob for token in first.prompt],
         score,
         str(answers),
     )
+
+
+def follow_ups(model: Decodes) -> Texts:
+    """Two conversations of three turns; on a mesh each continues from its rank's prefix cache, on one process not."""
+    reuses = isinstance(model, DecodeMesh)
+    engine = DecodeEngine(model, longest=400, cpu_kernels=False, prefix_bytes=10**8 if reuses else 0)
+    talks = [prompt(140, 30), prompt(20, 31)]
+    texts: Texts = []
+    for turn in range(3):
+        numbers = engine.add([Request(talk, 5, GREEDY) for talk in talks])
+        found = [(numbers.index(token.request), token) for token in engine.tokens()]
+        said = [[token for talk, token in found if talk == i] for i in range(2)]
+        cached = [len(talk) - 5 if turn and reuses else 0 for talk in talks]
+        assert [tokens[0].cached for tokens in said] == cached, "four tokens were said and one more was asked"
+        texts += [[(token.id, token.logprob) for token in tokens] for tokens in said]
+        talks = [
+            [*talk, *(token.id for token in tokens), *prompt(4, turn)] for talk, tokens in zip(talks, said, strict=True)
+        ]
+        talks.reverse()
+    return texts
 
 
 def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
@@ -142,6 +166,10 @@ def found_together(folder: Path, names: Sequence[str], ep_size: int | None) -> d
         mesh = reading.read_spread(weights, processes)
         held = {len(x) for _, x in mesh.part.layers[0].ffn.experts.named_parameters() if x.dim() == 3}
         assert held == {CONFIG.n_routed_experts // (ep_size or dist.get_world_size())}
+        if reading.adapter is None:
+            asked = ServingOptions(reading.quantized, ep_size)
+            planned = take_plan(weights, known_gpu("h100-80gb", dist.get_world_size()), asked, torch.float32)
+            assert planned.weight_bytes == sum(x.nbytes for x in mesh.part.state_dict().values())
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
     return results
 
@@ -206,6 +234,7 @@ def check_same(here: Found, there: Found) -> None:
         (here.joining, there.joining),
         (here.one_long, there.one_long),
         (here.long_ones, there.long_ones),
+        (here.follow_ups, there.follow_ups),
     ):
         assert [[token for token, _ in text] for text in many] == [[token for token, _ in text] for text in one]
         logprobs = [logprob for text in many for _, logprob in text]

@@ -73,6 +73,11 @@ class KVCache(CacheState):
         """Rows of the batch."""
         return len(self.lengths)
 
+    @property
+    def rollbacks(self) -> list[int]:
+        """Tokens of each row that can be rolled back now."""
+        return list(self._back)
+
     def nbytes(self) -> int:
         """Size of all buffers in bytes."""
         entries = sum(each.entries.nbytes for each in self.compressors())
@@ -93,7 +98,7 @@ class KVCache(CacheState):
                     f"row {row} of the cache holds {before} tokens; {count} more are too many for its max_length "
                     f"{self.max_length}"
                 )
-        self._make_room(max(before + count for before, count in zip(self.lengths, counts, strict=True)))
+        self.make_room(max(before + count for before, count in zip(self.lengths, counts, strict=True)))
         self._touched = max(self._touched, max(self.lengths) + length)
         return CacheStep(self, length, counts)
 
@@ -167,7 +172,7 @@ class KVCache(CacheState):
         self._back = [min(each, self.max_rollback) for each in room]
 
     @torch.no_grad()
-    def _make_room(self, tokens: int) -> None:
+    def make_room(self, tokens: int) -> None:
         """Grow the buffers of entries to the capacity of that many tokens."""
         if tokens <= self.room:
             return
