@@ -14,6 +14,7 @@ from seektune.checkpoint import Shard, load_weights, save_weights, weight_shapes
 from seektune.lora.state import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes, exported_config
 from seektune.model.config import DeepseekV4Config
+from seektune.model.fake_quantized import is_fake_quantized
 from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
 from seektune.model.step_loss import StepLoss
@@ -164,6 +165,7 @@ class ParallelModel:
             group=self.mesh.ranks.group,
             complete=weight_shapes(whole.state_dict()),
             carried=self.carried,
+            closely=any(is_fake_quantized(stage) for stage in self.stages.values()),
         )
 
     def train(self, batches: Sequence[Batch], loss: StepLoss, phase: Phase) -> Outcome:

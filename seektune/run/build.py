@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
+from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.initialize import initialize
 from seektune.parallel.dims import make_dims
 from seektune.parallel.lora import init_adapters, load_adapter
@@ -100,7 +102,7 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
         return _begun_from(recipe.lora.adapter if with_weights else None, model)
     folder = None if section.weights is None else locate(section.weights)
     drafter = recipe.train.drafter
-    prepare = quantize_frozen(recipe, config, folder) if adapted else train_drafter if drafter else unchanged
+    prepare = quantize_frozen(recipe, config, folder) if adapted else trained_form(recipe)
     numbers = DTYPES[section.dtype], section.numerics
     drops = recipe.lora.dropout > 0
     model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops, drafter)
@@ -155,11 +157,18 @@ def quantize_frozen(recipe: Recipe, config: DeepseekV4Config, folder: Path | Non
     )
 
 
+def trained_form(recipe: Recipe) -> Prepare:
+    """A function that gives a model without adapters its form in training."""
+    if recipe.train.drafter:
+        return train_drafter
+    return unchanged if recipe.train.qat == "none" else partial(fake_quantize_modules, format=recipe.train.qat)
+
+
 def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:
     """The whole model on meta, frozen and with adapters as in training; Hub weights have the released format."""
     model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype], drafter=recipe.train.drafter)
-    if recipe.train.drafter:
-        train_drafter(model)
+    if not recipe.lora.targets:
+        trained_form(recipe)(model)
     if recipe.lora.targets:
         place = None if recipe.model.weights is None else Path(recipe.model.weights)
         quantize_frozen(recipe, config, place if place is not None and place.is_dir() else None)(model)

@@ -39,6 +39,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
         lora_rank=recipe.lora.rank if recipe.lora.targets else 0,
         streamed=recipe.model.offload == "stream",
         references=int(recipe.switches_adapters_off),
+        qat=recipe.train.qat,
     )
 
 

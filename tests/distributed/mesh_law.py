@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.gate import HashGate
 from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
 from seektune.model.preference import DPO, KTO
@@ -20,7 +22,7 @@ from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.parallelize import parallelize
+from seektune.parallel.parallelize import Prepare, parallelize, unchanged
 from seektune.parallel.placement import local, shard_like, shard_of
 from seektune.parallel.reference import NO_REFERENCE, AdaptersOff
 from seektune.sequence import IGNORE_INDEX, Batch
@@ -96,6 +98,8 @@ class Subject:
     """Tokens have weights and log-probabilities of an older model, and neighbouring documents of a row are pairs; the
     fifth of a row is in none."""
     objective: str = "cross_entropy"
+    qat: str = "none"
+    """The format whose values the weights are trained to, with rounded activations, as `train.qat`."""
     adapters_off: bool = False
     """The reference's log-probabilities are the model's without its adapters, not made ones."""
 
@@ -122,14 +126,20 @@ class Course:
 
 
 def whole_model(subject: Subject) -> DeepseekV4ForCausalLM:
-    model = DeepseekV4ForCausalLM(subject.config, dtype=subject.dtype)
+    numerics = "plain" if subject.qat == "none" else "released"
+    model = DeepseekV4ForCausalLM(subject.config, dtype=subject.dtype, numerics=numerics)
     randomize(model)
     for gate in model.gates().values() if subject.crowded else ():
         if isinstance(gate, HashGate):
             gate.tid2eid.copy_(torch.arange(gate.tid2eid.shape[1]))
         else:
             gate.bias[: subject.config.num_experts_per_tok] += 100.0
+    form(subject)(model)
     return model
+
+
+def form(subject: Subject) -> Prepare:
+    return unchanged if subject.qat == "none" else partial(fake_quantize_modules, format=subject.qat)
 
 
 def alone(subject: Subject) -> ParallelModel:
@@ -141,7 +151,8 @@ def spread(parallel: Mapping[str, Any], subject: Subject) -> ParallelModel:
     """In a worker: the same weights, spread."""
     wanted = ParallelConfig.model_validate(parallel)
     mesh = Mesh.of(make_dims(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
-    model = parallelize(subject.config, mesh, wanted, subject.dtype)
+    numerics = "plain" if subject.qat == "none" else "released"
+    model = parallelize(subject.config, mesh, wanted, subject.dtype, numerics, form(subject))
     whole = whole_model(subject).state_dict()
     with torch.no_grad():
         for name, piece in model.shards().items():
