@@ -2,7 +2,9 @@
 
 The tiny preset learns bytes of this project's guides, of which the last tenth is held out. A run is trained plainly and
 then rounded, or trained with quantization in its last fifth, in which the learning rate falls; three seeds, the same
-tokens. Held-out losses are those that serving would have: rounded weights, activations and keys. Seconds are CPU time.
+tokens. Then the rounded model is tuned on the project's code at a small rate, which is rounded again, or trained with
+quantization. Held-out losses are those that serving would have: rounded weights, activations and keys. Seconds are CPU
+time.
 """
 
 import json
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.formats import FORMATS
-from seektune.checkpoint.stored import Stored, encode
+from seektune.checkpoint.stored import Stored, encode, encode_changed
 from seektune.data.step_data import StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
@@ -32,8 +34,8 @@ from seektune.train.optim.config import AdamWConfig
 from seektune.train.schedule import learning_rate
 from seektune.train.step import train_step
 
-STEPS = 250
-LAST = 50
+STEPS = 200
+LAST = 40
 """Steps at the end that are quantization-aware."""
 ROWS = 8
 LENGTH = 64
@@ -42,64 +44,89 @@ HELD_OUT = 128
 SEEDS = (0, 1, 2)
 FORMS = ("released", "fp8")
 RATE = 3e-3
-TIMED = 5
+TUNED = 40
+"""Steps on the code."""
+TUNING_RATE = 1e-4
+TIMED = 3
 HERE = Path(__file__).parent
 RESULT = Path(__file__).with_suffix(".json")
 SCHEDULE = ScheduleConfig(name="wsd", warmup_steps=20, decay_share=0.2)
 
 
 def main() -> None:
-    """Train, print and write the result."""
+    """Train, print and write the result, after each seed what there is."""
     torch.set_num_threads(1)
-    rows = byte_rows()
-    runs = [compare(seed, rows) for seed in SEEDS]
-    seconds = [cost("tiny", DeepseekV4Config.preset("tiny"), rows)]
-    seconds.append(cost("model", DeepseekV4Config.from_pretrained(HERE / "model.json"), rows))
+    guides = byte_rows("docs/*.md")
+    code = byte_rows("seektune/**/*.py")
+    seconds = [cost("tiny", DeepseekV4Config.preset("tiny"), guides)]
+    seconds.append(cost("model", DeepseekV4Config.from_pretrained(HERE / "model.json"), guides))
+    runs = []
+    for seed in SEEDS:
+        runs.append(compare(seed, guides, code))
+        write(runs, seconds)
+    print(f"written to {RESULT}")
+
+
+def write(runs: list[dict[str, Any]], seconds: list[dict[str, Any]]) -> None:
+    """The result of the seeds so far."""
     machine = {"system": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads()}
     result = {
         "machine": machine,
         "steps": STEPS,
         "quantized steps": LAST,
-        "tokens": STEPS * ROWS * LENGTH,
-        "losses": summary(runs),
-        "runs": runs,
+        "tuning steps": TUNED,
+        "tokens of a step": ROWS * LENGTH,
+        "pretraining": summary([each["pretraining"] for each in runs], "unrounded"),
+        "tuning": summary([each["tuning"] for each in runs], "unrounded"),
         "seconds of a step": seconds,
+        "runs": runs,
     }
     RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result["losses"], indent=1))
-    print(f"written to {RESULT}")
 
 
-def byte_rows() -> Tensor:
-    """The guides as rows of bytes, `[R, LENGTH]`."""
-    text = b"".join(file.read_bytes() for file in sorted((HERE.parent / "docs").glob("*.md")))
+def byte_rows(pattern: str) -> Tensor:
+    """Files of the project as rows of bytes, `[R, LENGTH]`."""
+    text = b"".join(file.read_bytes() for file in sorted(HERE.parent.glob(pattern)))
     values = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     return values[: len(values) // LENGTH * LENGTH].view(-1, LENGTH)
 
 
-def compare(seed: int, rows: Tensor) -> dict[str, Any]:
+def compare(seed: int, guides: Tensor, code: Tensor) -> dict[str, Any]:
     """Held-out losses of a seed: unrounded, and for each format rounded after and in training."""
     torch.manual_seed(seed)
     model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"), numerics="released")
     optimizer = build_optimizer(model, AdamWConfig(lr=RATE), seed)
-    train(model, optimizer, rows, seed, range(1, STEPS - LAST + 1))
+    last = range(STEPS - LAST + 1, STEPS + 1)
+    train(model, optimizer, guides, seed, range(1, last.start))
     begun = deepcopy((model.state_dict(), optimizer.state_dict()))
-    found: dict[str, Any] = {"seed": seed}
-    train(model, optimizer, rows, seed, range(STEPS - LAST + 1, STEPS + 1))
-    found["unrounded"] = held_out(model, rows)
+    train(model, optimizer, guides, seed, last)
+    found = {"unrounded": held_out(model, guides)}
     for form in FORMS:
         served = rounded(model, form)
-        found[f"{form}, rounded after training"] = held_out(served, rows)
-        encode_by_rule(served, form)
-        found[f"{form}, rounded after training by the release's rule"] = held_out(served, rows)
-    for form in FORMS:
+        found[f"{form}, rounded after training"] = held_out(served, guides)
         trained = rounded(model, form)
         moving = build_optimizer(trained, AdamWConfig(lr=RATE), seed)
         trained.load_state_dict(begun[0])
         moving.load_state_dict(deepcopy(begun[1]))
-        train(trained, moving, rows, seed, range(STEPS - LAST + 1, STEPS + 1))
-        found[f"{form}, trained with rounding"] = held_out(trained, rows)
-    print(json.dumps(found), flush=True)
+        train(trained, moving, guides, seed, last)
+        found[f"{form}, trained with rounding"] = held_out(trained, guides)
+    both = {"seed": seed, "pretraining": found, "tuning": tune(model, seed, code)}
+    print(json.dumps(both), flush=True)
+    return both
+
+
+def tune(model: DeepseekV4ForCausalLM, seed: int, code: Tensor) -> dict[str, float]:
+    """Held-out losses of a released model that is tuned on the code."""
+    store(model, closely=True)
+    found = {"before tuning": held_out(rounded(model, "released"), code)}
+    for name, tuned in (("unrounded", deepcopy(model)), ("trained with rounding", rounded(model, "released"))):
+        moving = build_optimizer(tuned, AdamWConfig(lr=TUNING_RATE), seed)
+        train(tuned, moving, code, seed, range(1, TUNED + 1), TUNING_RATE)
+        found[name] = held_out(tuned, code)
+        if name == "unrounded":
+            found["rounded after tuning"] = held_out(rounded(tuned, "released"), code)
+            store(tuned, closely=False)
+            found["rounded after tuning, by the release's rule"] = held_out(rounded(tuned, "released"), code)
     return found
 
 
@@ -111,22 +138,36 @@ def rounded(model: DeepseekV4ForCausalLM, form: str) -> DeepseekV4ForCausalLM:
 
 
 @torch.no_grad()
-def encode_by_rule(model: DeepseekV4ForCausalLM, form: str) -> None:
-    """Replace the weights of a rounded model by their values after `convert`, whose scales hold the largest value."""
-    for parameter in rounded_parameters(model):
-        kind = FORMATS[form].experts if parameter.dim() == 3 else FORMATS[form].linears
+def store(model: DeepseekV4ForCausalLM, closely: bool) -> None:
+    """Replace weights by their values in the released format: as an export of training, or as `convert`."""
+    for parameter in rounded_parameters(rounded_view(model)):
+        kind = FORMATS["released"].experts if parameter.dim() == 3 else FORMATS["released"].linears
         for matrix in parameter if parameter.dim() == 3 else [parameter]:
-            matrix.copy_(encode(Stored("f32", matrix), matrix, kind).values())
+            stored = encode_changed(matrix, kind) if closely else encode(Stored("f32", matrix), matrix, kind)
+            matrix.copy_(stored.values())
+
+
+def rounded_view(model: DeepseekV4ForCausalLM) -> DeepseekV4ForCausalLM:
+    """A model of the same parameters that computes with rounded ones."""
+    view = DeepseekV4ForCausalLM(model.config, "meta", model.dtype, model.numerics)
+    view.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+    fake_quantize_modules(view, "released")
+    return view
 
 
 def train(
-    model: DeepseekV4ForCausalLM, optimizer: torch.optim.Optimizer, rows: Tensor, seed: int, steps: range
+    model: DeepseekV4ForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    rows: Tensor,
+    seed: int,
+    steps: range,
+    rate: float | None = None,
 ) -> None:
-    """Take these steps of a run."""
+    """Take these steps of a run, at the schedule's rate if none is given."""
     order = torch.randperm(len(rows) * 9 // 10, generator=torch.Generator().manual_seed(seed))
     whole = ParallelModel.alone(model)
     for step in steps:
-        lr = learning_rate(step, STEPS, RATE, SCHEDULE)
+        lr = learning_rate(step, STEPS, RATE, SCHEDULE) if rate is None else rate
         chosen = torch.arange((step - 1) * ROWS, step * ROWS) % len(order)
         train_step(whole, optimizer, data_of(rows[order[chosen]]), step, lr, LossConfig(mtp_weight=0.0), 1.0)
 
@@ -143,14 +184,14 @@ def held_out(model: DeepseekV4ForCausalLM, rows: Tensor) -> float:
     return round(float(model(held, labels=held, with_logits=False).loss), 4)
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the seeds, and of the differences to the unrounded model."""
+def summary(runs: list[dict[str, float]], best: str) -> dict[str, Any]:
+    """Means over the seeds, and of the differences to the best possible."""
     found = {}
-    for name in runs[0].keys() - {"seed"}:
-        lost = [each[name] - each["unrounded"] for each in runs]
+    for name in runs[0]:
+        lost = [each[name] - each[best] for each in runs]
         found[name] = {"loss": round(mean(each[name] for each in runs), 4), "lost": round(mean(lost), 4)}
-        found[name]["deviation"] = round(stdev(lost), 4)
-    return dict(sorted(found.items(), key=lambda item: item[1]["loss"]))
+        found[name] |= {"deviation": round(stdev(lost), 4)} if len(lost) > 1 else {}
+    return found
 
 
 def cost(name: str, config: DeepseekV4Config, rows: Tensor) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A model in which every mechanism counts; what it finds and learns on one device, and on a mesh of processes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.model.distillation import Distillation
 from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.gate import HashGate
 from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
@@ -24,7 +25,8 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import Prepare, parallelize, unchanged
 from seektune.parallel.placement import local, shard_like, shard_of
-from seektune.parallel.reference import NO_REFERENCE, AdaptersOff
+from seektune.parallel.reference import NO_REFERENCE, AdaptersOff, ReferenceModel
+from seektune.parallel.teacher import Teacher
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
@@ -38,6 +40,9 @@ CONFIG = DeepseekV4Config.preset("tiny").replace(
     **(TOY | {"num_hidden_layers": 7, "compress_ratios": [0, 4, 128, 4, 128, 4, 128, 0], "num_hash_layers": 2})
 )
 SHALLOW = DeepseekV4Config.preset("tiny").replace(**TOY)
+TEACHER_CONFIG = DeepseekV4Config.preset("tiny").replace(
+    **(TOY | {"hidden_size": 48, "num_hidden_layers": 3, "compress_ratios": [0, 4, 128, 0]})
+)
 LONG = ((600,), (1, 3, 4, 5, 127, 128, 129, 100), (257,), (2,), (300, -20, 130), (1,), (64, 64), (31, 7, 500))
 SHORT = ((140,), (1, 3, 4, 5, 50), (129, -4), (2,), (30, -20, 13), (1,), (64, 64), (131, 7))
 """Documents of each row; a negative length is padding."""
@@ -77,6 +82,7 @@ OBJECTIVES = {
     "cross_entropy": CROSS_ENTROPY,
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
+    "distill": Distillation(None, share=0.7, temperature=1.5),
     "kto": AnswerFeedback(KTO(beta=0.02, undesirable_weight=0.6)),
 }
 
@@ -100,6 +106,8 @@ class Subject:
     objective: str = "cross_entropy"
     qat: str = "none"
     """The format whose values the weights are trained to, with rounded activations, as `train.qat`."""
+    teacher: bool = False
+    """A teacher of another width and depth, on the same mesh."""
     adapters_off: bool = False
     """The reference's log-probabilities are the model's without its adapters, not made ones."""
 
@@ -198,14 +206,23 @@ def own_data(model: ParallelModel, subject: Subject) -> StepData:
     return StepData.of(batches(subject), Share(model.mesh.coords.dp, model.mesh.dims.data_size))
 
 
-def look(model: ParallelModel, subject: Subject) -> Found:
-    """One pass; no gradient is left behind."""
+def taught_by(teacher: ParallelModel, subject: Subject) -> tuple[Teacher, Objective]:
+    """A teacher and its objective."""
+    head_VE = whole_model(subject).head.values().detach()
+    return Teacher(teacher, head_VE), replace(OBJECTIVES["distill"], head_VE=head_VE)
+
+
+def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | None = None) -> Found:
+    """One pass; no gradient is left behind. A teacher is spread as `parallel` says, or alone."""
     data = own_data(model, subject)
     objective = OBJECTIVES[subject.objective]
+    reference: ReferenceModel = AdaptersOff(model) if subject.adapters_off else NO_REFERENCE
+    if subject.teacher:
+        other = replace(subject, config=TEACHER_CONFIG)
+        reference, objective = taught_by(alone(other) if parallel is None else spread(parallel, other), other)
     has_mtp = model.config.num_nextn_predict_layers > 0
     wanted = make_step_loss(data, subject.loss, has_mtp, objective, step_count(objective, data, model.mesh))
     accumulate_in_fp32(model.parameters())
-    reference = AdaptersOff(model) if subject.adapters_off else NO_REFERENCE
     outcome = model.train([reference.own(batch) for batch in data.batches], wanted, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
     gradients = {
@@ -241,7 +258,7 @@ def portable(piece: Any) -> tuple[np.ndarray, Box]:
 
 
 def look_spread(parallel: Mapping[str, Any], subject: Subject) -> Found:
-    return look(spread(parallel, subject), subject)
+    return look(spread(parallel, subject), subject, parallel)
 
 
 def learn_twice(model: ParallelModel, subject: Subject, muon: bool = True) -> dict[str, Course]:
