@@ -164,6 +164,11 @@ class Recipe(Section):
         return choice == "adapters_off" or (choice == "auto" and fresh)
 
     @property
+    def export_format(self) -> str:
+        """The checkpoint format of the trained weights."""
+        return "bf16" if self.train.qat == "none" else self.train.qat
+
+    @property
     def datasets(self) -> list[DataConfig]:
         """The datasets of `data`."""
         return self.data if isinstance(self.data, list) else [self.data]

@@ -243,7 +243,7 @@ def _settings(recipe: Recipe, data: TrainData, objective: Objective) -> TrainSet
         drafter_anchors=recipe.train.drafter_anchors if recipe.train.drafter else None,
         objective=objective,
         origin=origin(recipe),
-        export_format="bf16" if recipe.train.qat == "none" else recipe.train.qat,
+        export_format=recipe.export_format,
         record={
             "recipe": recipe.model_dump(mode="json"),
             "versions": {"seektune": __version__, "torch": torch.__version__},

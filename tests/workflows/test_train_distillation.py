@@ -16,8 +16,11 @@ from seektune.io.run_files import REPORT
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.fake_quantized import fake_quantize_modules, rounded_parameters
 from seektune.model.transformer import TransformerPart
+from seektune.parallel.model import ParallelModel
 from seektune.recipe.checks import check_objective
 from seektune.recipe.recipe import Recipe
+from seektune.run.teacher import make_teacher
+from seektune.sequence import TEACHER, Batch
 from seektune.workflows import train as workflow
 
 QAT = {"train": {"qat": "released"}, "model__numerics": "released"}
@@ -109,6 +112,25 @@ def test_without_a_checkpoint_the_teacher_is_the_model_without_adapters(distilli
     made = distilling(objective={"name": "distill"}, lora=lora, model__quantized=True)
     with pytest.raises(ValueError, match=r"objective\.teacher null .* remove head from lora\.targets"):
         train(made, tmp_path / "other")
+
+
+def test_a_quantized_and_a_streamed_teacher_give_the_hidden_states_of_a_decoded_one(
+    distilling: Any, base: Path
+) -> None:
+    student = ParallelModel.alone(DeepseekV4ForCausalLM.from_pretrained(base))
+    tokens = torch.randint(512, (2, 30))
+    batch = Batch(tokens, tokens, torch.ones_like(tokens))
+    kinds: list[dict[str, Any]] = [{}, {"teacher_quantized": True}]
+    kinds.append({"teacher_quantized": True, "teacher_offload": "stream"})
+    found = []
+    for kind in kinds:
+        made = distilling(objective={"name": "distill", "teacher": str(base), **kind})
+        teacher = make_teacher(made, made.objective, student)
+        assert teacher.head_VE is not None
+        found.append((teacher.own(batch).columns[TEACHER], teacher.head_VE))
+    for hidden, head in found[1:]:
+        assert torch.equal(hidden, found[0][0])
+        assert torch.equal(head, found[0][1])
 
 
 def test_recipes_that_cannot_be_are_refused_in_one_line(distilling: Any, base: Path) -> None:
