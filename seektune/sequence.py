@@ -21,6 +21,8 @@ WEIGHTS = "weights"
 PAIRS = "pairs"
 """The column with the pair of each token's document: n if it is the chosen answer of pair n, -n if it is the rejected
 one, 0 if it has none, int64. Both answers of a pair are in one micro-batch."""
+TEACHER = "teacher"
+"""The column with the hidden state from which a teacher predicts each token, `[B, T, E]`, in the teacher's dtype."""
 REFERENCE = "reference"
 """The column with the log-probability of each token by a reference model, fp32."""
 
@@ -151,6 +153,7 @@ class SequenceLayout:
         the whole row's."""
         joined = self.joined()
         inside = joined if steps == 1 else joined[:, :-1] & joined[:, 1:]
+        inside = inside.reshape(*inside.shape, *[1] * (x_BT.dim() - 2))
         return _padded(torch.where(inside, x_BT[:, steps:], beyond), x_BT.shape[1], beyond)
 
     def taught(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,7 +199,7 @@ class Batch:
     labels: Tensor
     documents: Tensor
     columns: Mapping[str, Tensor] = field(default_factory=dict)
-    """What the objective reads of each token, by name, `[B, T]` each: `weights`; 0 for padding."""
+    """What the objective reads of each token, by name, `[B, T]` or `[B, T, E]`: `weights`; 0 for padding."""
 
     @classmethod
     def cat(cls, batches: "Sequence[Batch]") -> "Batch":
@@ -226,7 +229,7 @@ class Batch:
     def padded(self, rows: int = 0, length: int = 0) -> "Batch":
         """The batch padded to at least `rows` rows of `length` tokens."""
         more = (0, max(length - self.tokens.shape[1], 0), 0, max(rows - self.tokens.shape[0], 0))
-        wider = self.each(lambda x: F.pad(x, more))
+        wider = self.each(lambda x: F.pad(x, (*[0, 0] * (x.dim() - 2), *more)))
         return replace(wider, labels=F.pad(self.labels, more, value=IGNORE_INDEX))
 
     def taught(self) -> int:
@@ -251,7 +254,7 @@ def following(x_BT: Tensor) -> Tensor:
 
 
 def _padded(x_BT: Tensor, length: int, value: int) -> Tensor:
-    return F.pad(x_BT, (0, length - x_BT.shape[1]), value=value)
+    return F.pad(x_BT, (*[0, 0] * (x_BT.dim() - 2), 0, length - x_BT.shape[1]), value=value)
 
 
 def _describe(x: Tensor) -> str:

@@ -36,6 +36,7 @@ from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 clamped_swiglu = Kernel(plain.clamped_swiglu, eager.clamped_swiglu, "swiglu", cpu=cpu.clamped_swiglu)
 expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear")
 expert_mlp = Kernel(plain.expert_mlp, eager.expert_mlp, "expert_mlp", cpu=cpu.expert_mlp)
+fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight)
 grouped_linear = Kernel(plain.grouped_linear, plain.grouped_linear, cpu=cpu.grouped_linear)
 hyper_collect = Kernel(plain.hyper_collect, plain.hyper_collect)
 hyper_read = Kernel(plain.hyper_read, eager.hyper_read, "hyper", cpu=cpu.hyper_read)
@@ -54,6 +55,7 @@ sinkhorn = Kernel(plain.sinkhorn, eager.sinkhorn, "sinkhorn")
 sort_pairs = Kernel(plain.sort_pairs, plain.sort_pairs, cpu=cpu.sort_pairs)
 sparse_attention = Kernel(plain.sparse_attention, eager.sparse_attention, "sparse_attention", cpu=cpu.sparse_attention)
 linear_cross_entropy = Kernel(plain.linear_cross_entropy, eager.linear_cross_entropy, "linear_cross_entropy")
+linear_divergence = Kernel(plain.linear_divergence, eager.linear_divergence)
 token_logprobs = Kernel(plain.token_logprobs, eager.token_logprobs, "token_logprobs")
 
 __all__ = [
@@ -77,6 +79,7 @@ __all__ = [
     "expert_mlp",
     "fake_quantize_fp4",
     "fake_quantize_fp8",
+    "fake_quantize_weight",
     "gate_scores",
     "gate_weights",
     "grouped_linear",
@@ -87,6 +90,7 @@ __all__ = [
     "index_topk",
     "linear",
     "linear_cross_entropy",
+    "linear_divergence",
     "lora_delta",
     "lowbit_expert_linear",
     "lowbit_linear",

@@ -134,11 +134,16 @@ class QuantizedExperts(nn.Module):
         x_PD = x_ND if tokens_P is None else x_ND[tokens_P]
         inner = weights_P[:, None] * clamped_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), self.limit)
         out_PD = upcast(self.w2(inner.to(x_ND.dtype), counts))
-        if tokens_P is None:
-            return out_PD
-        # gather, then add in the order of experts, as `expert_mlp` does, without atomics
-        first, *others = out_PD[tokens_P.argsort(stable=True)].unflatten(0, (len(x_ND), -1)).unbind(1)
-        return sum(others, first)
+        return out_PD if tokens_P is None else add_pairs(out_PD, tokens_P, len(x_ND))
+
+
+def add_pairs(out_PD: Tensor, tokens_P: Tensor, tokens: int) -> Tensor:
+    """The sum of each token's pairs, `[N, D]`; every token has the same number of them.
+
+    They are gathered, then added in the order of experts, as `expert_mlp` does, without atomics.
+    """
+    first, *others = out_PD[tokens_P.argsort(stable=True)].unflatten(0, (tokens, -1)).unbind(1)
+    return sum(others, first)
 
 
 @torch.no_grad()
@@ -155,7 +160,7 @@ def quantize_modules(model: nn.Module, kind_of: KindOf) -> None:
             weight, scale = quantize_weight(module.weight, kind_of(f"{name}.weight"))
             replace(model, name, as_quantized_linear(module, weight, scale))
         elif isinstance(module, Experts):
-            kinds = {matrix: _kind_of_experts(name, matrix, len(module.w1), kind_of) for matrix in MATRICES}
+            kinds = {matrix: kind_of_experts(name, matrix, len(module.w1), kind_of) for matrix in MATRICES}
             if any(kind in QUANTIZED for kind in kinds.values()):
                 replace(model, name, as_quantized_experts(module, kinds))
 
@@ -206,7 +211,12 @@ def _quantized_matrix(weight_EOI: Tensor, kind: str) -> QuantizedMatrix:
     return QuantizedMatrix(torch.stack([weight for weight, _ in parts]), torch.stack([scale for _, scale in parts]))
 
 
-def _kind_of_experts(name: str, matrix: str, experts: int, kind_of: KindOf) -> str:
+def kind_of_experts(name: str, matrix: str, experts: int, kind_of: KindOf) -> str:
+    """The kind of one matrix of all experts.
+
+    Raises:
+        ValueError: they are of several kinds.
+    """
     kinds = {kind_of(f"{name}.{expert}.{matrix}.weight") for expert in range(experts)}
     if len(kinds) > 1:
         raise ValueError(

@@ -14,6 +14,7 @@ from seektune.checkpoint import Shard, load_weights, save_weights, weight_shapes
 from seektune.lora.state import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes, exported_config
 from seektune.model.config import DeepseekV4Config
+from seektune.model.fake_quantized import is_fake_quantized
 from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
 from seektune.model.step_loss import StepLoss
@@ -164,6 +165,7 @@ class ParallelModel:
             group=self.mesh.ranks.group,
             complete=weight_shapes(whole.state_dict()),
             carried=self.carried,
+            closely=any(is_fake_quantized(stage) for stage in self.stages.values()),
         )
 
     def train(self, batches: Sequence[Batch], loss: StepLoss, phase: Phase) -> Outcome:
@@ -193,6 +195,13 @@ class ParallelModel:
         scores_BRL2 = self._scored(padded, StageTask(None, logprobs=True))
         return self.mesh.sum_of_rows(scores_BRL2[..., 0].contiguous()).flatten(1, 2)[:, :length]
 
+    def own_hidden(self, batch: Batch) -> Tensor:
+        """The head's inputs `[B, T, D]` of a micro-batch of this process's own rows; collective as `own_logprobs`."""
+        length = batch.tokens.shape[1]
+        padded = batch.padded(length=_round_up(length, self.mesh.dims.cp_size))
+        hidden_BRLD = self._scored(padded, StageTask(None, hidden=True))
+        return self.mesh.sum_of_rows(hidden_BRLD).flatten(1, 2)[:, :length]
+
     def _dealt_out(self, batch: Batch, task: StageTask) -> Tensor:
         """Scores `[B, T, 2]` of rows that are dealt out to the processes."""
         dims = self.mesh.dims
@@ -206,13 +215,16 @@ class ParallelModel:
         return self.mesh.sum(everything).flatten(2, 3).flatten(0, 1)[:rows, :length]
 
     def _scored(self, batch: Batch, task: StageTask) -> Tensor:
-        """Scores of rows by slices of them, `[B, R, L, 2]`; those of other slices, and of other stages, are 0."""
+        """Scores of rows by slices of them, `[B, R, L, 2]`, or hidden states; those of other slices, and of other
+        stages, are 0."""
         dims = self.mesh.dims
         rows, length = batch.tokens.shape
         found = self._runner.score(batch.to(self.device), task)
         for stage in self.stages.values():
             reshard(stage)
-        scores = torch.zeros(rows, dims.cp_size, length // dims.cp_size, 2, device=self.device)
+        width = self.config.hidden_size if task.hidden else 2
+        dtype = next(iter(self.stages.values())).dtype if task.hidden else torch.float32
+        scores = torch.zeros(rows, dims.cp_size, length // dims.cp_size, width, device=self.device, dtype=dtype)
         if found is not None:
             scores[:, self.mesh.coords.cp] = found
         return scores

@@ -35,11 +35,13 @@ class StageTask:
     Like `RoutingLedger` not a dataclass, which FSDP2 would copy.
     """
 
-    def __init__(self, loss: StepLoss | None, logprobs: bool = False):
+    def __init__(self, loss: StepLoss | None, logprobs: bool = False, hidden: bool = False):
         self.loss = loss
         """None for scores of each token."""
         self.logprobs = logprobs
         """Whether scores are computed as objectives compute log-probabilities, to the last bit."""
+        self.hidden = hidden
+        """Whether hidden states for the head, `[B, L, D]`, are wanted in place of scores."""
         self.results: list[StageResult] = []
 
 
@@ -70,7 +72,8 @@ class Stage(TransformerPart):
         columns: Mapping[str, Tensor],
         task: StageTask,
     ) -> Tensor:
-        """Streams for the next stage, or from the last the loss of the rows (a scalar) or their scores `[B, L, 2]`.
+        """Streams for the next stage, or from the last the loss of the rows (a scalar), or their scores `[B, L, 2]` or
+        hidden states.
 
         Args:
             x: token ids of whole rows `[B, T]` for the first stage, the output of the stage before for the others.
@@ -90,6 +93,8 @@ class Stage(TransformerPart):
         if not self.is_last:
             return self._record(task, _pack(activations), None, ledger)
         hidden = self.read_out(activations, rows, ledger)
+        if wanted is None and task.hidden:
+            return hidden.main_BTD
         if wanted is None and task.logprobs:
             logprobs_BT = token_logprobs_of(hidden.main_BTD, rows.layout, labels, self.head.values())
             return torch.stack([logprobs_BT, torch.zeros_like(logprobs_BT)], dim=-1)

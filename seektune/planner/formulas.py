@@ -9,6 +9,7 @@ is a new tensor. Tables: `tensors`, `units` (what FSDP2 gathers together), `bloc
 
 from seektune.planner.expressions import Formula
 from seektune.planner.muon_formulas import MUON
+from seektune.planner.qat_formulas import ROUNDED
 
 PLACE = (
     Formula("stage_size", "gpus / pp", "processes of a pipeline stage"),
@@ -121,6 +122,7 @@ STEP = (
         "tensors",
     ),
     Formula("from_disk", "where(streamed > 0, all_quantized, 0)", "bytes that a pass reads from disk"),
+    *ROUNDED,
     Formula("gathered", "cut * where(keeps > 0, unit_sum, unit_most + unit_around)", "whole weights, besides shards"),
 )
 
@@ -172,14 +174,27 @@ BLOCK = (
     Formula(
         "experts",
         "2 * Q * F * w + where(ep > 1, Q * (D * w + 36) + 20 * P, 28 * P) + N * 3 * F * w"
-        " + frozen * (Q * (F * (w + 8) + 4 * D) + where(ep > 1, 0, Q * D * w))",
+        " + (frozen + qat) * (Q * (F * (w + 8) + 4 * D) + where(ep > 1, qat, 1) * Q * D * w)",
         "each pair's gate and up, its token if it was sent, permutations; the shared expert's gate, up and product;"
-        " for frozen experts also each pair's token, products and output",
+        " for frozen or rounded experts also each pair's token, products and output",
+        "blocks",
+        "column",
+    ),
+    Formula(
+        "rounded_inputs",
+        "qat * N * (4 * D + R + G * O + F) * w",
+        "FP8 inputs of linear layers, in the dtype of activations",
         "blocks",
         "column",
     ),
     Formula("ahead", "mtp * N * ((2 + S) * D * w + 4 + 4 * S)", "the MTP block's input", "blocks", "column"),
-    Formula("saved", "hyper + attention + compressed + gate + experts + ahead", "for backward", "blocks", "column"),
+    Formula(
+        "saved",
+        "hyper + attention + compressed + gate + experts + rounded_inputs + ahead",
+        "for backward",
+        "blocks",
+        "column",
+    ),
     Formula("input", "N * S * D * w + mtp * N * D * w", "of a block", "blocks", "column"),
     Formula(
         "products",
@@ -259,7 +274,12 @@ ACTIVATIONS = (
         "(micro_batches * (arrivals + departures) + leaving) * N * (S + mtp_runs) * D * w",
         "streams between stages: torch's pipeline has a buffer per micro-batch and direction, and keeps sent tensors",
     ),
-    Formula("activations", "blocks_held + shipped + block_moment - losses * loss_kept", "estimated"),
+    Formula(
+        "rounded_weights",
+        "where(recompute == 0, flight_most * rounded_sum, rounded_most)",
+        "rounded matrices from forward to backward: of all blocks, or of the one that is recomputed",
+    ),
+    Formula("activations", "blocks_held + shipped + block_moment + rounded_weights - losses * loss_kept", "estimated"),
     Formula(
         "logits",
         "losses * loss_kept + max(0, max(loss_moment, loss_return) - block_moment)",

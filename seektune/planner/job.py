@@ -122,6 +122,8 @@ class TrainingJob:
     """Whether frozen weights stay on disk and are read one block ahead."""
     references: int = 0
     """Forward passes of each micro-batch for a reference model, without gradient."""
+    qat: str = "none"
+    """The format that weights are rounded to in each forward pass."""
 
     def with_parallel(self, changes: Mapping[str, object]) -> "TrainingJob":
         """The same job with other settings under `parallel`."""

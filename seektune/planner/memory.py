@@ -115,6 +115,8 @@ def model_numbers(job: TrainingJob) -> Numbers:
         "frozen": int(job.lora_rank > 0),
         "streamed": int(job.streamed),
         "offload": int(job.parallel.cpu_offload),
+        "qat": int(job.qat != "none"),
+        "fp4": int(job.qat == "released"),
         "learns_head": int(job.weights.learns("head.weight")),
     }
 
@@ -154,6 +156,7 @@ def process_tables(layout: Layout, process: int) -> ProcessTables:
     numbers: Numbers = {
         "head": int(head),
         "units_count": len(units),
+        "flight_most": max(flight.values()),
         "arrivals": sum(stage > 0 for stage in flight),
         "departures": sum(stage < layout.stages - 1 for stage in flight),
         "leaving": sum(many for stage, many in flight.items() if stage < layout.stages - 1),

@@ -123,9 +123,10 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     traffic = 2 * numbers["blocks_saved"] + numbers["read"] + 2 * job.itemsize * numbers["dequantized"]
     passes = traffic / (cluster.memory_rate * factors["memory"]) + numbers["from_disk"] / (factors["disk_gb_s"] * GIGA)
     passes /= stages_here
+    rounding = numbers["rounding_traffic"] / (cluster.memory_rate * factors["memory"]) / stages_here
     messages = _messages(layout, cluster, stage, factors)
     shown = (1 - factors["hidden"]) * (messages["ep"] + messages["cp"])
-    once = sum(forward.values()) + passes
+    once = sum(forward.values()) + passes + rounding
     half = sum(grads.values()) / 2
     time = StageTime(
         forward=(1 + job.references) * (once + shown),
@@ -136,7 +137,7 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     forwards = 1 + again + job.references
     spent = {part: forward[part] * forwards + grads[part] * (1 + trained) / 2 for part in forward}
     total = {axis: value * (1 + forwards if axis in ("ep", "cp") else 1) for axis, value in messages.items()}
-    return _StageCost(time, spent, passes * (1 + forwards + trained), total)
+    return _StageCost(time, spent, passes * (1 + forwards + trained) + rounding * forwards, total)
 
 
 def _forward(layout: Layout, stage: int) -> Counter[str]:

@@ -12,6 +12,7 @@ from seektune.recipe.hints import NONE_WORDS
 from seektune.recipe.override import KeyPath
 from seektune.recipe.recipe import Recipe
 from seektune.section import sections_of
+from seektune.train.objectives import DistillConfig
 
 PRESET = ("model", "preset")
 WEIGHTS = ("model", "weights")
@@ -122,14 +123,23 @@ def check_objective(recipe: Recipe) -> Recipe:
     Raises:
         ValueError: a setting does not fit the objective; the message names the key.
     """
+    name = recipe.objective.name
+    if recipe.train.drafter and name != "cross_entropy":
+        raise ValueError(f"train.drafter needs objective.name cross_entropy, not {name}")
+    if isinstance(recipe.objective, DistillConfig):
+        _check_distillation(recipe, recipe.objective)
     if not recipe.objective.compares:
         return recipe
-    name = recipe.objective.name
-    if recipe.train.drafter:
-        raise ValueError(f"train.drafter needs objective.name cross_entropy, not {name}")
     if recipe.loss.mtp_weight:
         recipe = _without_mtp(recipe, f"the MTP block would learn the rejected answers of {name} too")
     return recipe
+
+
+def _check_distillation(recipe: Recipe, section: DistillConfig) -> None:
+    if section.teacher is None and not recipe.lora.targets:
+        raise ValueError("objective.teacher must name a checkpoint: null is the model without adapters (lora.targets)")
+    if section.teacher_offload == "stream" and not (section.teacher and section.teacher_quantized):
+        raise ValueError("objective.teacher_offload stream needs objective.teacher and objective.teacher_quantized")
 
 
 def _without_mtp(recipe: Recipe, why: str) -> Recipe:

@@ -123,7 +123,7 @@ class Recipe(Section):
     loss: LossConfig = LossConfig()
     """Loss terms in addition to the next-token loss."""
     train: TrainConfig = TrainConfig()
-    """What is trained, if not the weights or adapters."""
+    """How weights are trained, or what else is."""
     lora: LoraConfig = LoraConfig()
     """Train low-rank adapters instead of the weights themselves."""
     parallel: Annotated[ParallelConfig, BeforeValidator(_expand_auto, json_schema_input_type=ParallelOrAuto)] = (
@@ -164,6 +164,11 @@ class Recipe(Section):
         return choice == "adapters_off" or (choice == "auto" and fresh)
 
     @property
+    def export_format(self) -> str:
+        """The checkpoint format of the trained weights."""
+        return "bf16" if self.train.qat == "none" else self.train.qat
+
+    @property
     def datasets(self) -> list[DataConfig]:
         """The datasets of `data`."""
         return self.data if isinstance(self.data, list) else [self.data]
@@ -201,4 +206,16 @@ class Recipe(Section):
             raise ValueError("loss.bias_update_speed must be 0 with lora.targets: gates are frozen")
         if self.lora.targets and self.optimizer.name == "muon":
             raise ValueError("optimizer.name muon trains whole matrices; with lora.targets, use adamw")
+        return self
+
+    @model_validator(mode="after")
+    def _rounded_weights_are_consistent(self) -> Self:
+        if self.train.qat == "none":
+            return self
+        if self.lora.targets:
+            raise ValueError("train.qat trains whole weights; with lora.targets, use lora.merge_into")
+        if self.train.drafter:
+            raise ValueError("train.qat must be none with train.drafter, which leaves the model's weights as they are")
+        if self.model.numerics != "released":
+            raise ValueError("train.qat trains for serving, which rounds keys too: set model.numerics to released")
         return self

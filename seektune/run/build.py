@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from seektune.lora.format import read_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
+from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.initialize import initialize
 from seektune.parallel.dims import make_dims
 from seektune.parallel.lora import init_adapters, load_adapter
@@ -31,6 +33,8 @@ from seektune.parallel.recompute import recompute_blocks
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.run.drafter import train_drafter
+from seektune.run.teacher import check_teacher
+from seektune.train.objectives import DistillConfig
 from seektune.train.optim.build import check_groups, check_library
 from seektune.train.settings import Origin
 
@@ -71,6 +75,8 @@ def check_sources(recipe: Recipe, config: DeepseekV4Config) -> None:
     if recipe.model.weights is not None:
         folder = locate(recipe.model.weights)
         check_fit(FolderSource(folder), checkpoint_shapes(config), folder)
+    if isinstance(recipe.objective, DistillConfig):
+        check_teacher(recipe.objective, config)
     if recipe.lora.adapter is not None:
         with _naming("lora.adapter"):
             read_adapter(Path(recipe.lora.adapter))
@@ -100,7 +106,7 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
         return _begun_from(recipe.lora.adapter if with_weights else None, model)
     folder = None if section.weights is None else locate(section.weights)
     drafter = recipe.train.drafter
-    prepare = quantize_frozen(recipe, config, folder) if adapted else train_drafter if drafter else unchanged
+    prepare = quantize_frozen(recipe, config, folder) if adapted else trained_form(recipe)
     numbers = DTYPES[section.dtype], section.numerics
     drops = recipe.lora.dropout > 0
     model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops, drafter)
@@ -155,11 +161,18 @@ def quantize_frozen(recipe: Recipe, config: DeepseekV4Config, folder: Path | Non
     )
 
 
+def trained_form(recipe: Recipe) -> Prepare:
+    """A function that gives a model without adapters its form in training."""
+    if recipe.train.drafter:
+        return train_drafter
+    return unchanged if recipe.train.qat == "none" else partial(fake_quantize_modules, format=recipe.train.qat)
+
+
 def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:
     """The whole model on meta, frozen and with adapters as in training; Hub weights have the released format."""
     model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype], drafter=recipe.train.drafter)
-    if recipe.train.drafter:
-        train_drafter(model)
+    if not recipe.lora.targets:
+        trained_form(recipe)(model)
     if recipe.lora.targets:
         place = None if recipe.model.weights is None else Path(recipe.model.weights)
         quantize_frozen(recipe, config, place if place is not None and place.is_dir() else None)(model)

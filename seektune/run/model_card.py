@@ -57,7 +57,7 @@ def run_card(folder: Path, recipe: Recipe, facts: Sequence[tuple[str, str]], bef
         before: scores of the tasks that ran before training.
         after: of those that ran after it.
     """
-    form = ADAPTER_FORM if recipe.lora.targets else "bf16"
+    form = ADAPTER_FORM if recipe.lora.targets else recipe.export_format
     # where rows lie on this machine is nobody else's business
     facts = [(name, value.partition(CACHED)[0]) for name, value in facts]
     about = {

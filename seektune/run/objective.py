@@ -1,9 +1,13 @@
 """The objective of a run, from its section of the recipe."""
 
+from seektune.model.distillation import Distillation
 from seektune.model.objective import CROSS_ENTROPY, Objective
 from seektune.model.preference import DPO, IPO, KTO, ORPO, SimPO
 from seektune.model.preference_objective import AnswerFeedback, Preference
+from seektune.parallel.reference import ReferenceModel
+from seektune.parallel.teacher import Teacher
 from seektune.train.objectives import (
+    DistillConfig,
     DpoConfig,
     IpoConfig,
     KtoConfig,
@@ -13,9 +17,12 @@ from seektune.train.objectives import (
 )
 
 
-def make_objective(section: ObjectiveConfig) -> Objective:
-    """The objective that a section describes."""
+def make_objective(section: ObjectiveConfig, reference: ReferenceModel) -> Objective:
+    """The objective that a section describes; that of distillation has the head of its teacher."""
     match section:
+        case DistillConfig(share=share, temperature=temperature, divergence=direction):
+            assert isinstance(reference, Teacher)
+            return Distillation(reference.head_VE, share, temperature, direction == "reverse")
         case DpoConfig(beta=beta, label_smoothing=smoothing, length_normalized=normalized, supervised_weight=weight):
             return Preference(DPO(beta, smoothing, normalized), weight)
         case IpoConfig(beta=beta, length_normalized=normalized, supervised_weight=weight):

@@ -22,7 +22,9 @@ from seektune.parallel.reference import NO_REFERENCE, AdaptersOff, ReferenceMode
 from seektune.recipe.recipe import Recipe
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData
+from seektune.run.teacher import make_teacher
 from seektune.sequence import Batch
+from seektune.train.objectives import DistillConfig
 
 PART = 64
 """Batches of a file."""
@@ -33,7 +35,9 @@ WEIGHTS = ("model", "lora", "seed")
 
 
 def make_reference(recipe: Recipe, model: ParallelModel) -> ReferenceModel:
-    """The reference of the recipe's objective; a cached one is empty until `fill_reference`."""
+    """The reference or the teacher of the recipe's objective; a cached one is empty until `fill_reference`."""
+    if isinstance(recipe.objective, DistillConfig):
+        return make_teacher(recipe, recipe.objective, model)
     if recipe.switches_adapters_off:
         return AdaptersOff(model)
     return NO_REFERENCE if recipe.objective.reference_choice is None else CachedReference()

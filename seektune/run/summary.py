@@ -38,6 +38,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
         ),
         *_adapters(recipe, model),
         ("device", f"{model.device.type}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
+        *([] if recipe.train.qat == "none" else [("trained for", f"weights in the format {recipe.train.qat}")]),
         ("processes", f"{model.mesh.dims.world}: {model.mesh.dims}"),
         ("data", f"{recipe.datasets[0].kind}, {_rows(lesson)} from {lesson.source}"),
         *_objective(recipe),
@@ -69,7 +70,7 @@ def _muon(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
 def _objective(recipe: Recipe) -> list[tuple[str, str]]:
     """The objective with its settings, if it is another than cross-entropy."""
     section = recipe.objective
-    if not section.compares:
+    if section.name == "cross_entropy":
         return []
     settings = section.model_dump(exclude={"name", "reference"})
     parts = [section.name, *(f"{name} {value}" for name, value in settings.items())]

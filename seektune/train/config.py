@@ -36,8 +36,11 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """What is trained, if not the weights or adapters."""
+    """How weights are trained, or what else is."""
 
+    qat: Literal["none", "released", "fp8"] = "none"
+    """Quantization-aware training: compute with the weights' values in this checkpoint format and with FP8 activations;
+    `model/` is then written in it. `released`: FP4 experts, other matrices FP8; `fp8`: all in FP8."""
     drafter: bool = False
     """Train the DSpark stages alone, on answers that the model itself gives to the training prompts."""
     drafter_answers: PositiveInt = 256

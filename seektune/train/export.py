@@ -12,10 +12,11 @@ from seektune.parallel.model import ParallelModel
 from seektune.train.settings import Origin, Savable
 
 
-def export_model(model: ParallelModel, tokenizer: Savable, folder: Path, origin: Origin) -> None:
-    """Write weights (bf16, released names), config.json, tokenizer and the base's small files, or only the adapters.
+def export_model(model: ParallelModel, tokenizer: Savable, folder: Path, origin: Origin, format: str = "bf16") -> None:
+    """Write weights (released names), config.json, tokenizer and the base's small files, or only the adapters.
 
-    The folder appears when complete. Every process calls it.
+    The folder appears when complete. Every process calls it. In a low-bit format, weights that training did not change
+    keep the base's bytes.
 
     Raises:
         OSError: writing failed; nothing new is left under the name.
@@ -26,16 +27,16 @@ def export_model(model: ParallelModel, tokenizer: Savable, folder: Path, origin:
             model.mesh.ranks.first(lambda: clean_up_partial(folder.parent, folder.name))
             save_adapter(model, folder, origin.base, origin.revision, origin.recipe)
         else:
-            _export_weights(model, tokenizer, folder, origin.folder)
+            _export_weights(model, tokenizer, folder, origin.folder, format)
     except OSError as error:
         raise cannot_write(folder, error) from error
 
 
-def _export_weights(model: ParallelModel, tokenizer: Savable, folder: Path, base: Path | None) -> None:
+def _export_weights(model: ParallelModel, tokenizer: Savable, folder: Path, base: Path | None, format: str) -> None:
     ranks = model.mesh.ranks
     with ExitStack() as stack:
         scratch = ranks.first(lambda: _open_folder(folder, stack))
-        model.save_pretrained(scratch)
+        model.save_pretrained(scratch, format, None if format == "bf16" else base)
         ranks.first(lambda: tokenizer.save(scratch))
         if base is not None:
             ranks.first(lambda: _carry(base, scratch))

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from seektune.section import OneOf, Positive, Section
-from seektune.train.config import NotNegative
+from seektune.section import OneOf, PathString, Positive, Section
+from seektune.train.config import NotNegative, Share
 
 ReferenceChoice = Literal["auto", "adapters_off", "cached"]
 Smoothing = Annotated[float, Field(ge=0, lt=0.5, allow_inf_nan=False)]
@@ -46,6 +46,26 @@ class CrossEntropyConfig(ObjectiveConfig):
     compares: ClassVar[bool] = False
     name: Literal["cross_entropy"] = "cross_entropy"
     """Name of the objective."""
+
+
+class DistillConfig(ObjectiveConfig):
+    """Distillation from a teacher's distributions over the whole vocabulary."""
+
+    compares: ClassVar[bool] = False
+    name: Literal["distill"]
+    """Name of the objective."""
+    teacher: PathString | None = None
+    """Checkpoint folder or Hub id of the teacher, with the model's vocabulary; null = the model without adapters."""
+    teacher_quantized: bool = False
+    """Keep the teacher's FP4 and FP8 weights quantized, dequantized only while in use."""
+    teacher_offload: Literal["none", "stream"] = "none"
+    """`stream` keeps the teacher's quantized weights on disk and reads them one block ahead; one process only."""
+    share: Share = 1.0
+    """Share of the divergence in the loss; cross-entropy has the rest."""
+    temperature: Positive = 1.0
+    """Divides the logits of both; the divergence is multiplied by its square."""
+    divergence: Literal["forward", "reverse"] = "forward"
+    """`forward`: KL(teacher || model), weighted by the teacher's probabilities; `reverse`: KL(model || teacher)."""
 
 
 class DpoConfig(ReferencedConfig):
@@ -109,6 +129,7 @@ class SimpoConfig(ObjectiveConfig):
 
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "cross_entropy": CrossEntropyConfig,
+    "distill": DistillConfig,
     "dpo": DpoConfig,
     "ipo": IpoConfig,
     "kto": KtoConfig,

@@ -68,3 +68,5 @@ class TrainSettings:
     """What the model is trained for."""
     origin: Origin = UNKNOWN
     """Base and recipe for exports."""
+    export_format: str = "bf16"
+    """Checkpoint format of exported weights."""

@@ -107,7 +107,7 @@ class Trainer(ResumableRun):
         Raises:
             OSError: writing failed; nothing new is left under the name.
         """
-        export_model(self.model, self.tokenizer, folder, self.settings.origin)
+        export_model(self.model, self.tokenizer, folder, self.settings.origin, self.settings.export_format)
 
     def _step(self, steps: int, log: RunLog, watch: Watchdog) -> None:
         settings = self.settings

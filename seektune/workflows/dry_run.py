@@ -129,6 +129,8 @@ def _lines(answer: DryRun) -> Iterator[str]:
             f"  weights: {size(held.experts)} of routed experts, {size(held.weights - held.experts)} of all else; "
             f"{size(held.frozen)} of them frozen"
         )
+        if rank.rounded_weights:
+            yield f"  rounded copies of weights, from forward to backward: {size(rank.rounded_weights)}"
         yield from (f"  {line}" for line in _table([FLOWS, *map(_flow, rank.collectives)]))
     yield ""
     yield from NOTES.splitlines()

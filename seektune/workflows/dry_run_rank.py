@@ -14,12 +14,13 @@ from seektune.checkpoint.lowbit import value_counts
 from seektune.data.step_data import StepData
 from seektune.model.config import ATTENTION_NAMES, DeepseekV4Config
 from seektune.model.device import DTYPES
+from seektune.model.fake_quantized import rounded_parameters
 from seektune.model.gate import HashGate
 from seektune.model.step_loss import StepLoss
 from seektune.parallel.dims import ParallelDims, RankCoords
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.parallelize import Prepare, parallelize, unchanged
+from seektune.parallel.parallelize import Prepare, parallelize
 from seektune.parallel.placement import is_stacked, local
 from seektune.parallel.reference import AdaptersOff
 from seektune.parallel.simulate.comm_trace import CommTrace, Flow
@@ -27,7 +28,7 @@ from seektune.parallel.simulate.even_routing import assume_even_routing
 from seektune.parallel.simulate.fake_backend import fake_process_group, meta_tensors
 from seektune.parallel.stage import Stage
 from seektune.recipe.recipe import Recipe
-from seektune.run.build import quantize_frozen
+from seektune.run.build import quantize_frozen, trained_form
 from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32, clip, shard_norms, squared_norm
 from seektune.train.optim.build import build_optimizer
@@ -109,6 +110,9 @@ class RankDryRun:
     outside the blocks, or of all if they stay until the step ends. Computed from shapes."""
     whole_gradients: int
     """Bytes of gradients before they are reduced: fp32 of all weights if micro-batches accumulate. Computed."""
+    rounded_weights: int
+    """Bytes of rounded copies of weights (`train.qat`) that exist from forward to backward: those of the largest block,
+    or without recomputation of all blocks, for each micro-batch in flight. Computed from shapes."""
     collectives: tuple[Flow, ...]
     """Those of one step, the largest first."""
 
@@ -122,7 +126,7 @@ class RankDryRun:
 def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, step: DryStep, rank: int) -> RankDryRun:
     """Build the model of `rank` with the code that training runs, take one step, and report bytes and collectives."""
     loss = make_step_loss(step.data(plan.data_size, "meta"), recipe.loss, config.mtp_layers > 0)
-    prepare = _frozen_form(recipe, config) if recipe.lora.targets else unchanged
+    prepare = _frozen_form(recipe, config) if recipe.lora.targets else trained_form(recipe)
     with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
         traffic = CommTrace(mesh.axes)
@@ -137,7 +141,8 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
             if recipe.switches_adapters_off:
                 batches = [AdaptersOff(model).own(batch) for batch in batches]
             gradients = _take_step(model, optimizer, batches, loss, recipe.optimizer.max_grad_norm)
-        return _report(model, optimizer, gradients, step, recipe.parallel.reshard, tuple(traffic.flows()))
+        rounded = _rounded(model, recipe.parallel.recompute != "none")
+        return _report(model, optimizer, gradients, step, recipe.parallel.reshard, rounded, tuple(traffic.flows()))
 
 
 def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
@@ -169,6 +174,7 @@ def _report(
     gradients: int,
     step: DryStep,
     reshard: bool,
+    rounded: int,
     flows: tuple[Flow, ...],
 ) -> RankDryRun:
     parameters = dict(model.named_parameters())
@@ -195,8 +201,15 @@ def _report(
         ),
         gathered_weights=sum(_gathered(stage, keeps) for stage in model.stages.values()),
         whole_gradients=sum(_whole_gradients(stage, step) for stage in model.stages.values()),
+        rounded_weights=rounded,
         collectives=flows,
     )
+
+
+def _rounded(model: ParallelModel, recomputes: bool) -> int:
+    """Bytes of the rounded copies of a process for one micro-batch."""
+    blocks = [_size(rounded_parameters(block)) for stage in model.stages.values() for block in stage.blocks()]
+    return max(blocks, default=0) if recomputes else sum(blocks)
 
 
 def _contents(number: int, stage: Stage) -> StageContents:

@@ -38,7 +38,8 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
         masters=recipe.optimizer.master == "fp32",
         lora_rank=recipe.lora.rank if recipe.lora.targets else 0,
         streamed=recipe.model.offload == "stream",
-        references=int(recipe.switches_adapters_off),
+        references=int(recipe.switches_adapters_off or recipe.objective.name == "distill"),
+        qat=recipe.train.qat,
     )
 
 

@@ -16,7 +16,7 @@ from seektune.evaluate.objective_loss import held_out_objective
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
 from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
-from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.model.objective import Objective
 from seektune.model.variants import encoding_of
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
@@ -142,9 +142,9 @@ def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scor
 
 def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData, reference: ReferenceModel) -> Trainer:
     """The trainer, at the step where the run starts."""
-    objective = make_objective(run.recipe.objective)
+    objective = make_objective(run.recipe.objective, reference)
     validate = partial(held_out_loss, model, data.validation, data.validation_by_dataset)
-    if objective is not CROSS_ENTROPY:
+    if run.recipe.objective.compares:
         rows = data.validation, data.validation_by_dataset
         validate = partial(held_out_objective, model, objective, reference, *rows)
     settings = _settings(run.recipe, data, objective)
@@ -243,6 +243,7 @@ def _settings(recipe: Recipe, data: TrainData, objective: Objective) -> TrainSet
         drafter_anchors=recipe.train.drafter_anchors if recipe.train.drafter else None,
         objective=objective,
         origin=origin(recipe),
+        export_format=recipe.export_format,
         record={
             "recipe": recipe.model_dump(mode="json"),
             "versions": {"seektune": __version__, "torch": torch.__version__},

@@ -1,7 +1,8 @@
 """A model in which every mechanism counts; what it finds and learns on one device, and on a mesh of processes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.model.distillation import Distillation
+from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.gate import HashGate
 from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
 from seektune.model.preference import DPO, KTO
@@ -20,9 +23,10 @@ from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.parallelize import parallelize
+from seektune.parallel.parallelize import Prepare, parallelize, unchanged
 from seektune.parallel.placement import local, shard_like, shard_of
-from seektune.parallel.reference import NO_REFERENCE, AdaptersOff
+from seektune.parallel.reference import NO_REFERENCE, AdaptersOff, ReferenceModel
+from seektune.parallel.teacher import Teacher
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
@@ -36,6 +40,9 @@ CONFIG = DeepseekV4Config.preset("tiny").replace(
     **(TOY | {"num_hidden_layers": 7, "compress_ratios": [0, 4, 128, 4, 128, 4, 128, 0], "num_hash_layers": 2})
 )
 SHALLOW = DeepseekV4Config.preset("tiny").replace(**TOY)
+TEACHER_CONFIG = DeepseekV4Config.preset("tiny").replace(
+    **(TOY | {"hidden_size": 48, "num_hidden_layers": 3, "compress_ratios": [0, 4, 128, 0]})
+)
 LONG = ((600,), (1, 3, 4, 5, 127, 128, 129, 100), (257,), (2,), (300, -20, 130), (1,), (64, 64), (31, 7, 500))
 SHORT = ((140,), (1, 3, 4, 5, 50), (129, -4), (2,), (30, -20, 13), (1,), (64, 64), (131, 7))
 """Documents of each row; a negative length is padding."""
@@ -75,6 +82,7 @@ OBJECTIVES = {
     "cross_entropy": CROSS_ENTROPY,
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
+    "distill": Distillation(None, share=0.7, temperature=1.5),
     "kto": AnswerFeedback(KTO(beta=0.02, undesirable_weight=0.6)),
 }
 
@@ -96,6 +104,10 @@ class Subject:
     """Tokens have weights and log-probabilities of an older model, and neighbouring documents of a row are pairs; the
     fifth of a row is in none."""
     objective: str = "cross_entropy"
+    qat: str = "none"
+    """The format whose values the weights are trained to, with rounded activations, as `train.qat`."""
+    teacher: bool = False
+    """A teacher of another width and depth, on the same mesh."""
     adapters_off: bool = False
     """The reference's log-probabilities are the model's without its adapters, not made ones."""
 
@@ -122,14 +134,20 @@ class Course:
 
 
 def whole_model(subject: Subject) -> DeepseekV4ForCausalLM:
-    model = DeepseekV4ForCausalLM(subject.config, dtype=subject.dtype)
+    numerics = "plain" if subject.qat == "none" else "released"
+    model = DeepseekV4ForCausalLM(subject.config, dtype=subject.dtype, numerics=numerics)
     randomize(model)
     for gate in model.gates().values() if subject.crowded else ():
         if isinstance(gate, HashGate):
             gate.tid2eid.copy_(torch.arange(gate.tid2eid.shape[1]))
         else:
             gate.bias[: subject.config.num_experts_per_tok] += 100.0
+    form(subject)(model)
     return model
+
+
+def form(subject: Subject) -> Prepare:
+    return unchanged if subject.qat == "none" else partial(fake_quantize_modules, format=subject.qat)
 
 
 def alone(subject: Subject) -> ParallelModel:
@@ -141,7 +159,8 @@ def spread(parallel: Mapping[str, Any], subject: Subject) -> ParallelModel:
     """In a worker: the same weights, spread."""
     wanted = ParallelConfig.model_validate(parallel)
     mesh = Mesh.of(make_dims(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
-    model = parallelize(subject.config, mesh, wanted, subject.dtype)
+    numerics = "plain" if subject.qat == "none" else "released"
+    model = parallelize(subject.config, mesh, wanted, subject.dtype, numerics, form(subject))
     whole = whole_model(subject).state_dict()
     with torch.no_grad():
         for name, piece in model.shards().items():
@@ -187,14 +206,23 @@ def own_data(model: ParallelModel, subject: Subject) -> StepData:
     return StepData.of(batches(subject), Share(model.mesh.coords.dp, model.mesh.dims.data_size))
 
 
-def look(model: ParallelModel, subject: Subject) -> Found:
-    """One pass; no gradient is left behind."""
+def taught_by(teacher: ParallelModel, subject: Subject) -> tuple[Teacher, Objective]:
+    """A teacher and its objective."""
+    head_VE = whole_model(subject).head.values().detach()
+    return Teacher(teacher, head_VE), replace(OBJECTIVES["distill"], head_VE=head_VE)
+
+
+def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | None = None) -> Found:
+    """One pass; no gradient is left behind. A teacher is spread as `parallel` says, or alone."""
     data = own_data(model, subject)
     objective = OBJECTIVES[subject.objective]
+    reference: ReferenceModel = AdaptersOff(model) if subject.adapters_off else NO_REFERENCE
+    if subject.teacher:
+        other = replace(subject, config=TEACHER_CONFIG)
+        reference, objective = taught_by(alone(other) if parallel is None else spread(parallel, other), other)
     has_mtp = model.config.num_nextn_predict_layers > 0
     wanted = make_step_loss(data, subject.loss, has_mtp, objective, step_count(objective, data, model.mesh))
     accumulate_in_fp32(model.parameters())
-    reference = AdaptersOff(model) if subject.adapters_off else NO_REFERENCE
     outcome = model.train([reference.own(batch) for batch in data.batches], wanted, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
     gradients = {
@@ -230,7 +258,7 @@ def portable(piece: Any) -> tuple[np.ndarray, Box]:
 
 
 def look_spread(parallel: Mapping[str, Any], subject: Subject) -> Found:
-    return look(spread(parallel, subject), subject)
+    return look(spread(parallel, subject), subject, parallel)
 
 
 def learn_twice(model: ParallelModel, subject: Subject, muon: bool = True) -> dict[str, Course]:

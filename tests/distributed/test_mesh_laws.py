@@ -90,6 +90,18 @@ RICH = Subject(weighted=True)
 LEARNER = Subject(SHORT, config=SHALLOW, seed=4)
 """With four stages, the MTP block has the last one for itself."""
 FEW = Subject(((131,), (1, 3, 9, -5, 30), (2,), (64,)), seed=3)
+ROUNDED = replace(FEW, config=SHALLOW.replace(moe_intermediate_size=32), qat="released")
+"""Groups of 32 columns fit into its experts; few tokens, so that no rounding hangs on the order of a sum."""
+DISTILLED = replace(FEW, teacher=True, weighted=True)
+TAUGHT = [
+    Case(2, {"cp_size": 2, "ep_size": 2}, objective="distill"),
+    Case(4, piped("1f1b", ep_size=2), 1, objective="distill"),
+]
+QAT = [
+    Case(2, {"recompute": "block"}),
+    Case(4, {"cp_size": 2, "ep_size": 2}),
+    Case(4, piped("1f1b", ep_size=2), 1),
+]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +109,17 @@ def found_alone() -> dict[str, Found]:
     """By objective."""
     subjects = {case.objective: replace(RICH, objective=case.objective) for case in LOOKED_AT}
     return {name: look(alone(subject), subject) for name, subject in subjects.items()}
+
+
+@pytest.fixture(scope="module")
+def rounded_alone() -> Found:
+    return look(alone(ROUNDED), ROUNDED)
+
+
+@pytest.fixture(scope="module")
+def distilled_alone() -> Found:
+    subject = replace(DISTILLED, objective="distill")
+    return look(alone(subject), subject)
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +174,20 @@ def test_steps_stay_equal(learnt_alone: dict[str, Course], case: Case):
             assert course.losses == pytest.approx(one.losses, rel=BOUND)
             assert course.norms == pytest.approx(one.norms, rel=10 * BOUND)
         assert_small(errors([course.weights for course in courses], one.weights))
+
+
+@SLOW
+@pytest.mark.parametrize("case", QAT, ids=str)
+def test_quantization_aware_loss_and_gradients_are_those_of_one_device(rounded_alone: Found, case: Case):
+    """Blocks of scales lie across shards: each matrix of the toy model is one block, or a row of it one group."""
+    same_findings(run_workers(case.world, look_spread, case.parallel, case.of(ROUNDED)), rounded_alone)
+
+
+@SLOW
+@pytest.mark.parametrize("case", TAUGHT, ids=str)
+def test_distillation_has_the_loss_and_gradients_of_one_device(distilled_alone: Found, case: Case):
+    """The teacher, of another width and depth, has the layout of the student."""
+    same_findings(run_workers(case.world, look_spread, case.parallel, case.of(DISTILLED)), distilled_alone)
 
 
 @SLOW

@@ -116,6 +116,15 @@ def random_angles(dtype: torch.dtype, *shape: int) -> tuple[Tensor, Tensor]:
     return turns.cos(), turns.sin()
 
 
+def divergence_case(tokens: int, temperature: float, reverse: bool, weighted: bool = False) -> Case:
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        teacher = leaf(dtype, tokens, 5).detach(), leaf(dtype, 11, 5).detach()
+        weights = torch.rand(tokens, dtype=wide(dtype)) if weighted else None
+        return leaf(dtype, tokens, 6), leaf(dtype, 11, 6), *teacher, weights, temperature, reverse
+
+    return make
+
+
 CASES: dict[str, dict[str, Case]] = {
     "sparse_attention": {
         "window": attention("window"),
@@ -187,6 +196,16 @@ CASES: dict[str, dict[str, Case]] = {
     "norm_rope": {
         "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 14), *random_angles(dtype, 2, 17, 4), 1e-2),
         "none": lambda dtype: (leaf(dtype, 1, 0, 3, 14), *random_angles(dtype, 1, 0, 4), 1e-2),
+    },
+    "fake_quantize_weight": {
+        "fp4": lambda dtype: (leaf(dtype, 3, 7, 96), "fp4"),
+        "fp8": lambda dtype: (leaf(dtype, 2, 130, 140), "fp8"),
+        "one matrix": lambda dtype: (leaf(dtype, 5, 64, size=1e-3), "fp4"),
+    },
+    "linear_divergence": {
+        "forward": divergence_case(7, 1.0, False),
+        "two chunks": divergence_case(515, 2.0, False, weighted=True),
+        "reverse": divergence_case(9, 0.5, True, weighted=True),
     },
     "linear_cross_entropy": {
         "one": lambda dtype: (leaf(dtype, 1, 6), leaf(dtype, 11, 6), torch.randint(11, (1,))),

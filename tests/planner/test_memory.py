@@ -75,6 +75,17 @@ def test_planned_bytes_of_small_jobs_equal_the_dry_run(words: list[str], world: 
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_planned_copies_of_rounded_weights_hold_those_of_the_dry_run(recompute: str) -> None:
+    """The plan counts all of a block, of which a few per cent are not rounded."""
+    asked = [*SMALL, "train.qat=released", "model.numerics=released", "parallel.ep_size=2"]
+    asked.append(f"parallel.recompute={recompute}")
+    dry = take_dry_run(recipe(TINY, *asked), 2, [0]).ranks[0].rounded_weights
+    planned = rank_memory(layout(TINY, 2, *asked), 0).upper["rounded_weights"]
+    assert 0 < dry <= planned < 1.3 * dry
+
+
 def exchanged(rank: RankDryRun) -> int:
     return sum(flow.bytes for flow in rank.collectives if flow.kind == "all_to_all" and "fsdp" in flow.axis)
 

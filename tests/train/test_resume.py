@@ -9,6 +9,7 @@ import torch
 
 from seektune.checkpoint import check_train_state
 from seektune.cli.errors import explain
+from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.signals import Interrupted
 from seektune.train import checkpoints as module
 from seektune.train.checkpoints import complete_checkpoints, step_of, thin_out
@@ -18,7 +19,7 @@ from seektune.train.guard import RETURNS, SpikeError
 from seektune.train.state_tensors import run_tensors
 from tests.forks import run_forked
 from tests.read_run import losses, validations
-from tests.train.tiny_run import MadeStream
+from tests.train.tiny_run import MadeStream, small_model
 
 from .runs import end_by_two_signals, go, go_killed, hang, same_state
 
@@ -64,6 +65,17 @@ def test_a_resumed_run_of_muon_equals_an_uninterrupted_one(tmp_path):
     cut = go_until_signal(tmp_path / "cut", 3, 5, **changes)
     assert same_state(whole, cut)
     assert any(name.endswith(":momentum") for name in run_tensors(cut.model, cut.optimizer))
+
+
+def test_a_resumed_run_of_quantization_aware_training_equals_an_uninterrupted_one(tmp_path):
+    def rounded():
+        model = small_model(torch.bfloat16)
+        fake_quantize_modules(model, "fp8")
+        return model
+
+    whole = go(tmp_path / "whole", 5, model=rounded())
+    assert same_state(whole, go_until_signal(tmp_path / "cut", 3, 5, model=rounded()))
+    assert not same_state(whole, go(tmp_path / "plain", 5, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize(("saved", "wanted"), [("adamw", "muon"), ("muon", "adamw")])

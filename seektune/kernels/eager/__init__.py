@@ -1,9 +1,11 @@
 """The operations of `reference`, optimized in eager torch: few passes over memory, chunks that fit into a cache."""
 
 from seektune.kernels.eager.expert_mlp import expert_mlp
+from seektune.kernels.eager.fake_weight import fake_quantize_weight
 from seektune.kernels.eager.hyper import hyper_read, hyper_write
 from seektune.kernels.eager.index_scores import index_topk
 from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy
+from seektune.kernels.eager.linear_divergence import linear_divergence
 from seektune.kernels.eager.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.eager.pool import pool_windows
 from seektune.kernels.eager.sinkhorn import sinkhorn
@@ -14,10 +16,12 @@ from seektune.kernels.eager.token_logprobs import token_logprobs
 __all__ = [
     "clamped_swiglu",
     "expert_mlp",
+    "fake_quantize_weight",
     "hyper_read",
     "hyper_write",
     "index_topk",
     "linear_cross_entropy",
+    "linear_divergence",
     "norm_rope",
     "pool_windows",
     "rms_norm",

@@ -27,8 +27,8 @@ def quantize_fp8(weight: Tensor, power_of_two: bool = True) -> tuple[Tensor, Ten
     peaks = padded.unflatten(1, (-1, FP8_BLOCK)).unflatten(0, (-1, FP8_BLOCK)).amax(dim=(1, 3))
     scale = (peaks / FP8_MAX).clamp(min=SMALLEST)
     if power_of_two:
-        scale = _power_of_two_above(scale)
-    values = _to_e4m3(weight.float() / over_blocks(scale, rows, columns))
+        scale = power_of_two_above(scale)
+    values = to_e4m3(weight.float() / over_blocks(scale, rows, columns))
     return values, scale.to(torch.float8_e8m0fnu) if power_of_two else scale
 
 
@@ -61,7 +61,7 @@ def recast_fp4_as_fp8(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     groups = F.pad(scale.float(), (0, -scale.shape[1] % (FP8_BLOCK // FP4_GROUP), 0, -rows % FP8_BLOCK))
     peaks = groups.unflatten(1, (-1, FP8_BLOCK // FP4_GROUP)).unflatten(0, (-1, FP8_BLOCK)).amax(dim=(1, 3))
     block_scale = (peaks / 64).clamp(min=SMALLEST)
-    return _to_e4m3(values / over_blocks(block_scale, rows, columns)), block_scale.to(torch.float8_e8m0fnu)
+    return to_e4m3(values / over_blocks(block_scale, rows, columns)), block_scale.to(torch.float8_e8m0fnu)
 
 
 def fake_quantize_fp8(x: Tensor, group: int = 64) -> Tensor:
@@ -107,8 +107,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _round_fp8(x: Tensor) -> Tensor:
-    scale = _power_of_two_above(x.abs().amax(-1, keepdim=True).clamp(min=1e-4) / FP8_MAX)
-    return _to_e4m3(x / scale).float() * scale
+    scale = power_of_two_above(x.abs().amax(-1, keepdim=True).clamp(min=1e-4) / FP8_MAX)
+    return to_e4m3(x / scale).float() * scale
 
 
 def _round_fp4(x: Tensor) -> Tensor:
@@ -116,12 +116,13 @@ def _round_fp4(x: Tensor) -> Tensor:
     return torch.tensor(E2M1, device=x.device)[_fp4_magnitude(x / scale).int()].copysign(x) * scale
 
 
-def _to_e4m3(x: Tensor) -> Tensor:
+def to_e4m3(x: Tensor) -> Tensor:
+    """The nearest e4m3 number; larger ones become 448."""
     return x.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
 def _fp4_scale(groups: Tensor) -> Tensor:
-    return _power_of_two_above((groups.abs().amax(-1, keepdim=True) / FP4_MAX).clamp(min=SMALLEST))
+    return power_of_two_above((groups.abs().amax(-1, keepdim=True) / FP4_MAX).clamp(min=SMALLEST))
 
 
 def _pack_fp4(groups: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +150,7 @@ def _fp4_codes(x: Tensor) -> Tensor:
     return _fp4_magnitude(x) | (x.signbit().to(torch.uint8) << 3)
 
 
-def _power_of_two_above(x: Tensor) -> Tensor:
+def power_of_two_above(x: Tensor) -> Tensor:
     """2^ceil(log2(x)) without the rounding error of a logarithm."""
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp(torch.ones_like(x), exponent - (mantissa == 0.5).int())

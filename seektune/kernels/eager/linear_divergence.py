@@ -1,0 +1,80 @@
+"""Divergence of two LM heads' distributions, with gradients computed in forward: logits are computed once.
+
+Shapes: N tokens, D width, E the teacher's width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seektune.kernels.eager.head_products import head_logits, through_head
+from seektune.kernels.reference.linear_divergence import CHUNK
+from seektune.kernels.reference.precision import upcast
+
+
+def linear_divergence(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    teacher_NE: Tensor,
+    teacher_weight_VE: Tensor,
+    weights_N: Tensor | None,
+    temperature: float,
+    reverse: bool,
+) -> Tensor:
+    """See `reference.linear_divergence`. Saves the gradients, `[N, D]` and `[V, D]`, if they may be needed."""
+    teacher = teacher_NE.detach(), teacher_weight_VE.detach()
+    out: Tensor = _Divergence.apply(
+        hidden_ND, weight_VD, *teacher, weights_N, temperature, reverse, torch.is_grad_enabled()
+    )
+    return out
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, teacher_NE, teacher_weight_VE, weights_N, temperature, reverse, is_training):  # type: ignore[no-untyped-def]
+        needs_hidden, needs_weight = (is_training and needs for needs in ctx.needs_input_grad[:2])
+        dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        wide = torch.promote_types(weight_VD.dtype, torch.float32)
+        dweight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
+        losses = [weight_VD.new_zeros((), dtype=wide)]
+        for start in range(0, len(hidden_ND), CHUNK):
+            part = slice(start, start + CHUNK)
+            hidden = upcast(hidden_ND[part])
+            log_q = _log_softmax(hidden, weight_VD, temperature)
+            log_p = _log_softmax(upcast(teacher_NE[part]), teacher_weight_VE, temperature)
+            terms, slope = (_reverse if reverse else _forward)(log_q, log_p)
+            weights = temperature if weights_N is None else temperature * weights_N[part].unsqueeze(1)
+            losses.append((terms * weights).sum() * temperature)
+            slope *= weights
+            if dhidden is not None:
+                dhidden[part] = through_head(slope, weight_VD)
+            if dweight is not None:
+                torch.addmm(dweight, slope.T, hidden, out=dweight)
+        ctx.gradients = dhidden, None if dweight is None else dweight.to(weight_VD.dtype)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        gradients = (None if x is None else x * grad for x in ctx.gradients)
+        return *gradients, *([None] * 6)
+
+
+def _log_softmax(hidden: Tensor, weight_VD: Tensor, temperature: float) -> Tensor:
+    logits = head_logits(hidden, weight_VD).div_(temperature)
+    return logits.sub_(torch.logsumexp(logits, dim=1, keepdim=True))
+
+
+def _forward(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p || q) of each token, `[N, 1]`, and its gradient by the scaled logits, in the memory of `log_q`."""
+    p = log_p.exp()
+    terms = (log_p.sub_(log_q) * p).sum(dim=1, keepdim=True)
+    return terms, log_q.exp_().sub_(p)
+
+
+def _reverse(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_forward`, of KL(q || p)."""
+    ratio = log_q - log_p
+    q = log_q.exp_()
+    terms = (ratio * q).sum(dim=1, keepdim=True)
+    return terms, ratio.sub_(terms).mul_(q)

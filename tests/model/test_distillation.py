@@ -1,0 +1,85 @@
+"""Distillation against its formula on whole logits, and what it is made of."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from seektune.kernels import linear_divergence
+from seektune.model.distillation import Distillation
+from seektune.model.head import Taught
+from seektune.sequence import IGNORE_INDEX, TEACHER, SequenceLayout
+from tests.largest_tensor import LargestTensor
+
+VOCAB = 13
+PACKED = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0], [3, 3, 3, 3, 3, 3, 4, 4]])
+
+
+def inputs(weighted: bool) -> dict[str, Tensor]:
+    made = {
+        "hidden": torch.randn(2, 8, 6, dtype=torch.float64, requires_grad=True),
+        "head": torch.randn(VOCAB, 6, dtype=torch.float64, requires_grad=True),
+        "teacher": torch.randn(2, 8, 5, dtype=torch.float64),
+        "teacher_head": torch.randn(VOCAB, 5, dtype=torch.float64),
+    }
+    tokens = torch.randint(VOCAB, (2, 8))
+    made["labels"] = torch.where((torch.rand(2, 8) < 0.7) & (PACKED > 0), tokens, IGNORE_INDEX)
+    made["weights"] = torch.rand(2, 8, dtype=torch.float64) if weighted else torch.ones(2, 8, dtype=torch.float64)
+    return made
+
+
+def by_formula(given: dict[str, Tensor], share: float, temperature: float, reverse: bool) -> Tensor:
+    """One token after the other, with all of the vocabulary."""
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(2):
+        for place in range(1, 8):
+            same = PACKED[row, place] == PACKED[row, place - 1] and PACKED[row, place] > 0
+            label = int(given["labels"][row, place])
+            if not same or label == IGNORE_INDEX:
+                continue
+            ours = given["head"] @ given["hidden"][row, place - 1]
+            theirs = given["teacher_head"] @ given["teacher"][row, place - 1]
+            q = torch.softmax(ours / temperature, 0)
+            p = torch.softmax(theirs / temperature, 0)
+            divergence = (q * (q / p).log()).sum() if reverse else (p * (p / q).log()).sum()
+            own = -torch.log_softmax(ours, 0)[label]
+            weight = given["weights"][row, place]
+            total = total + weight * (share * temperature**2 * divergence + (1 - share) * own)
+    return total / 7
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("share", "temperature", "reverse"), [(1.0, 1.0, False), (0.6, 2.0, False), (0.3, 0.7, True)])
+def test_loss_and_gradients_are_those_of_the_formula(share: float, temperature: float, reverse: bool, weighted: bool):
+    given = inputs(weighted)
+    layout = SequenceLayout.from_documents(PACKED)
+    columns = {TEACHER: torch.nn.functional.pad(given["teacher"][:, :-1], (0, 0, 1, 0))}
+    columns |= {"weights": given["weights"]} if weighted else {}
+    taught = Taught(given["labels"], 7.0, columns)
+    objective = Distillation(given["teacher_head"], share, temperature, reverse)
+    found = objective.of_hidden(given["hidden"], layout, taught, 7.0, given["head"])
+    expected = by_formula(given, share, temperature, reverse)
+    torch.testing.assert_close(found.loss, expected, rtol=1e-10, atol=1e-12)
+    leaves = [given["hidden"], given["head"]]
+    gradients = zip(*(torch.autograd.grad(loss, leaves) for loss in (found.loss, expected)), strict=True)
+    for one, other in gradients:
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    blend = share * found.parts["divergence"] + (1 - share) * found.parts["cross_entropy"]
+    torch.testing.assert_close(blend, found.loss.detach())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_model_does_not_diverge_from_itself(reverse: bool):
+    hidden = torch.randn(20, 6, requires_grad=True)
+    head = torch.randn(VOCAB, 6)
+    found = linear_divergence(hidden, head, hidden, head, None, 1.5, reverse)
+    assert abs(found.item()) < 1e-5
+    assert float(torch.autograd.grad(found, hidden)[0].abs().max()) < 1e-5
+
+
+def test_logits_of_all_tokens_never_exist_at_once():
+    """Neither the model's nor the teacher's: the largest tensor is a chunk of them."""
+    hidden = torch.randn(3000, 4, requires_grad=True)
+    head = torch.randn(500, 4, requires_grad=True)
+    with LargestTensor() as largest:
+        linear_divergence(hidden, head, torch.randn(3000, 3), torch.randn(500, 3), None, 1.0, False).backward()
+    assert largest.size <= 512 * 500
