@@ -106,7 +106,7 @@ def check_architecture(recipe: Recipe) -> Recipe:
     architecture = recipe.model.architecture()
     if architecture is None:
         return recipe
-    length = recipe.batch.length
+    length = max(stage.length for _, stage in recipe.batch.each_stage())
     longest = architecture.max_position_embeddings
     if length > longest:
         raise ValueError(f"batch.length ({length}) exceeds the model's {longest} positions")
@@ -134,7 +134,7 @@ def check_objective(recipe: Recipe) -> Recipe:
 
 def _without_mtp(recipe: Recipe, why: str) -> Recipe:
     """The recipe with an MTP weight of 0, unless it sets another."""
-    if "mtp_weight" in recipe.loss.model_fields_set:
+    if "mtp_weight" in recipe.loss.model_fields_set or recipe.loss.mtp_decay_weight is not None:
         raise ValueError(f"loss.mtp_weight must be 0: {why}")
     return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"mtp_weight": 0.0})})
 
