@@ -35,11 +35,11 @@ class NgramTask:
 
     @property
     def info(self) -> TaskInfo:
-        """The loss of `validation`, with the 5-gram model's as its baseline."""
+        """The loss and perplexity of `validation`, with the loss of the 5-gram model as a baseline."""
         whole = self.validation.info
         loss: Metric = replace(whole.metrics["loss"], headline=True, baseline=self._baseline)
         about = f"held-out examples; the {ORDER}-gram model is counted on the training tokens, Kneser-Ney smoothed"
-        return replace(whole, name=NGRAM, title=NGRAM, about=about, metrics={"loss": loss})
+        return replace(whole, name=NGRAM, title=NGRAM, about=about, metrics={"loss": loss, "perplexity": whole.metrics["perplexity"]})
 
     def run(
         self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None
@@ -47,7 +47,8 @@ class NgramTask:
         """As `Task.run`."""
         found = self.validation.run(model, tokenizer, batch_tokens, progress)
         outcomes = {name: found.outcomes[name] for name in ("losses", "tokens_each")}
-        return TaskScore(self.info, {"loss": found.metrics["loss"]}, found.counts, outcomes)
+        metrics = {name: found.metrics[name] for name in ("loss", "perplexity")}
+        return TaskScore(self.info, metrics, found.counts, outcomes)
 
     @cached_property
     def _baseline(self) -> Baseline:

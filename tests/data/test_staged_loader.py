@@ -90,7 +90,7 @@ def test_it_goes_back_over_the_start_of_a_stage() -> None:
 def test_a_run_without_stages_cannot_resume_as_one_with_stages() -> None:
     plain = loader(stages=[])
     assert isinstance(plain, Loader)
-    with pytest.raises(ValueError, match="the run to resume had no batch.stages"):
+    with pytest.raises(ValueError, match="the run to resume had no batch"):
         loader().load_state_dict(plain.state_dict())
 
 
