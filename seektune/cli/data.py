@@ -62,6 +62,7 @@ class ExampleKind(StrEnum):
 
     CHAT = "chat"
     PREFERENCE = "preference"
+    TEXT = "text"
 
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -75,6 +76,8 @@ they show how your own files may look.
   seektune data example conversations
 Chosen and rejected answers, from which the recipe deepseek_v4_tiny_dpo learns:
   seektune data example preferences --kind preference
+TinyShakespeare as documents, downloaded once (1.1 MB), from which the recipe deepseek_v4_tiny_pretrain learns:
+  seektune data example shakespeare --kind text
 """
 
 
@@ -133,15 +136,19 @@ def _prepare(path: str, overrides: list[str], ray: str | None, megatron: Path | 
 def example(
     folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_flag, help="A new folder.")],
     kind: Annotated[ExampleKind, typer.Option(help="Kind of the rows.")] = ExampleKind.CHAT,
+    source: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", parser=path_flag, help="With --kind text: a copy of TinyShakespeare."),
+    ] = None,
 ) -> Action:
     """The command `data example`."""
-    return partial(_example, folder, kind.value)
+    return partial(_example, folder, kind.value, source)
 
 
-def _example(folder: Path, kind: str) -> None:
+def _example(folder: Path, kind: str, source: Path | None) -> None:
     from seektune.workflows.example_data import example_data
 
-    example_data(folder, kind)
+    example_data(folder, kind, source)
 
 
 @data_app.command(

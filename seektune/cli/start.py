@@ -208,4 +208,5 @@ def check_world(recipe: "Recipe", world: int) -> None:
         more = f" (and --model.preset=tiny, as {recipe.model.preset} does not fit one device)" if small else ""
         raise ValueError(f"{error}{more}") from None
     if architecture is not None:
-        micro_batch_rows(plan, recipe.parallel, architecture, recipe.batch.global_size, recipe.batch.micro_size)
+        for _, stage in recipe.batch.each_stage():
+            micro_batch_rows(plan, recipe.parallel, architecture, stage.global_size, stage.micro_size)

@@ -17,10 +17,14 @@ SAMPLES = "samples"
 """Name of the task that writes answers to fixed prompts."""
 ANSWERS = "answers"
 """Name of the task that scores answers to the user's own rows."""
+NGRAM = "ngram"
+"""Name of the task that compares the held-out loss with that of a 5-gram model."""
 HARNESS = "lm_eval:"
 """What the names of lm-evaluation-harness's tasks begin with."""
 TASKS = (*(name for name, section in DATASETS.items() if section.has_questions), VALIDATION, DRAFTER)
 """Names of tasks that need no settings: datasets with questions, `validation` and `drafter`."""
+OF_RECIPES = (*TASKS, NGRAM, SAMPLES, ANSWERS)
+"""Names of the tasks of recipes, without those of lm-evaluation-harness."""
 OWN_KEYS = {
     SAMPLES: ("prompts", "path", "thinking", "max_new_tokens"),
     ANSWERS: ("path", "metric", "thinking", "max_new_tokens", "limit"),
@@ -30,8 +34,8 @@ OWN_KEYS = {
 
 
 def _known_task(name: str) -> str:
-    if name not in (*TASKS, SAMPLES, ANSWERS) and not (name.startswith(HARNESS) and name != HARNESS):
-        known = ", ".join((*TASKS, SAMPLES, ANSWERS))
+    if name not in OF_RECIPES and not (name.startswith(HARNESS) and name != HARNESS):
+        known = ", ".join(OF_RECIPES)
         raise ValueError(f"unknown task {name!r:.80}; the tasks are {known} and {HARNESS}NAME of lm-evaluation-harness")
     return name
 
@@ -44,7 +48,8 @@ class TaskConfig(Section):
     """A task with settings; a task without is just its name."""
 
     name: TaskName
-    """`hellaswag`, `validation`, `drafter`, `samples`, `answers`, or `lm_eval:NAME` of lm-evaluation-harness."""
+    """`hellaswag`, `validation`, `drafter`, `ngram`, `samples`, `answers`, or `lm_eval:NAME`, of
+    lm-evaluation-harness."""
     label: Annotated[str, Field(min_length=1, max_length=80)] | None = None
     """Name in files and reports; null = `name`."""
     every: PositiveInt | None = None
@@ -104,7 +109,7 @@ def _named_once(tasks: list[TaskConfig] | None) -> list[TaskConfig] | None:
     return tasks
 
 
-PlainName = Annotated[str, Field(json_schema_extra={"enum": list(TASKS)})]
+PlainName = Annotated[str, Field(json_schema_extra={"enum": [*TASKS, NGRAM]})]
 HarnessName = Annotated[str, Field(pattern=f"^{HARNESS}.")]
 TaskNameOrSection = PlainName | HarnessName | TaskConfig
 TaskItem = Annotated[TaskConfig, BeforeValidator(_as_section, json_schema_input_type=TaskNameOrSection)]

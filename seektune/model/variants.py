@@ -43,6 +43,7 @@ VARIANTS = (
     ),
     Variant("tiny", (), "preview", "every mechanism at laptop size, one MTP block"),
     Variant("tiny-0731", (), "0731", "every mechanism at laptop size, three DSpark stages"),
+    Variant("tiny-bytes", (), "preview", "three layers and bytes as tokens, to pretrain in minutes, one MTP block"),
 )
 PRESETS = tuple(variant.name for variant in VARIANTS)
 

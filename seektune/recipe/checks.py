@@ -107,7 +107,7 @@ def check_architecture(recipe: Recipe) -> Recipe:
     architecture = recipe.model.architecture()
     if architecture is None:
         return recipe
-    length = recipe.batch.length
+    length = max(stage.length for _, stage in recipe.batch.each_stage())
     longest = architecture.max_position_embeddings
     if length > longest:
         raise ValueError(f"batch.length ({length}) exceeds the model's {longest} positions")
@@ -144,7 +144,7 @@ def _check_distillation(recipe: Recipe, section: DistillConfig) -> None:
 
 def _without_mtp(recipe: Recipe, why: str) -> Recipe:
     """The recipe with an MTP weight of 0, unless it sets another."""
-    if "mtp_weight" in recipe.loss.model_fields_set:
+    if "mtp_weight" in recipe.loss.model_fields_set or recipe.loss.mtp_decay_weight is not None:
         raise ValueError(f"loss.mtp_weight must be 0: {why}")
     return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"mtp_weight": 0.0})})
 

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_
 from seektune.data.config import BatchConfig
 from seektune.data.datasets.dataset import DataConfig
 from seektune.data.datasets.registry import DataSection, default_data
+from seektune.data.datasets.rows import RowsConfig
 from seektune.evaluate.config import EvaluateConfig
 from seektune.lora.config import LoraConfig
 from seektune.model.choices import DtypeName, NumericsName
@@ -180,6 +181,16 @@ class Recipe(Section):
             if name in names[:index]:
                 first = names.index(name)
                 raise ValueError(f"data.{first} and data.{index} are both called {name}; set data.{index}.label")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_have_prepared_documents(self) -> Self:
+        if not self.batch.stages:
+            return self
+        if any(isinstance(dataset, RowsConfig) and dataset.stream for dataset in self.datasets):
+            raise ValueError("batch.stages needs prepared rows; set data.stream to false")
+        if self.objective.compares or self.train.drafter:
+            raise ValueError("batch.stages is for objective.name cross_entropy without train.drafter; set it to []")
         return self
 
     def check_world(self, processes: int) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import numpy as np
+
 from seektune.checkpoint import Ranks
 from seektune.data.answers import AnswerExamples, PairExamples, SingleAnswers
 from seektune.data.config import BECOMES, BatchConfig
@@ -15,6 +17,7 @@ from seektune.data.example import Example
 from seektune.data.examples import Examples
 from seektune.data.loader import JoinedBatches, Loader, in_order
 from seektune.data.mixing import Mixture
+from seektune.data.staged_loader import StagedLoader
 from seektune.data.step_data import Share
 from seektune.data.store.progress import shown_progress
 from seektune.data.store.split import PreparedSplit, Stores, examples_of, prepare_dataset
@@ -25,12 +28,13 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.recipe.recipe import Recipe
 from seektune.run.encode_settings import encode_settings
+from seektune.run.stages import prepared_loader
 from seektune.run.streams import digest_of_streams, held_out_rows, stream_loader, stream_of, streamed
 from seektune.run.tasks import RunTasks, TaskData, make_tasks, question_sections
 from seektune.sequence import IGNORE_INDEX, Batch
 
 T = TypeVar("T")
-MakeBatch = Callable[[], BatchConfig]
+MakeBatch = Callable[[BatchConfig], BatchConfig]
 """Gives the section `batch` as the processes allow it, and a note, once the rows are there."""
 
 
@@ -39,7 +43,7 @@ class TrainData:
     """The data of a run."""
 
     tokenizer: Tokenizer
-    loader: Loader | StreamLoader
+    loader: Loader | StagedLoader | StreamLoader
     validation: Sequence[Batch]
     """Held-out batches of all datasets."""
     tasks: RunTasks
@@ -71,16 +75,18 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     mesh.ranks.first(lambda: _fetch(recipe, cache))
     settings = encode_settings(config)
     rows = _streamed_rows if streamed(recipe.datasets) else _prepared_rows
-    found = rows(recipe, settings, cache, mesh, lambda: _batch_of(recipe, config, cache, mesh))
+    found = rows(recipe, settings, cache, mesh, lambda batch: _batch_of(batch, recipe, config, cache, mesh))
     batches = [in_order(examples, recipe.batch, settings.tokenizer.pad_id) for examples in found.held_out]
     validation = JoinedBatches(batches) if len(batches) > 1 else batches[0]
     labels = [dataset.log_name for dataset in recipe.datasets]
     by_dataset = dict(zip(labels, batches, strict=True)) if len(batches) > 1 else {}
+    training = None if found.rows is None else found.token_ids
+    task_data = TaskData(settings.tokenizer, validation, cache, by_dataset, training)
     return TrainData(
         tokenizer=settings.tokenizer,
         loader=found.loader,
         validation=validation,
-        tasks=make_tasks(recipe, config, mesh.dims, TaskData(settings.tokenizer, validation, cache, by_dataset)),
+        tasks=make_tasks(recipe, config, mesh.dims, task_data),
         source=found.source,
         rows=found.rows,
         digest=found.digest,
@@ -93,24 +99,38 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
 class _Rows:
     """Training and held-out rows of all datasets."""
 
-    loader: Loader | StreamLoader
+    loader: Loader | StagedLoader | StreamLoader
+    training: Sequence[Examples]
+    """Empty if they are streamed."""
     held_out: Sequence[Examples]
     source: str
     rows: int | None
     digest: str
     held_out_digest: str
 
+    def token_ids(self) -> Iterator[Sequence[int]]:
+        """The token ids of each training example."""
+        for examples in self.training:
+            yield from (np.asarray(examples.example(number).tokens).tolist() for number in range(len(examples)))
+
 
 def _prepared_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, mesh: Mesh, batch: MakeBatch) -> _Rows:
     training, held_out = _on_all(mesh.ranks, lambda: _open_all(recipe, settings, cache))
-    weights = [dataset.weight for dataset in recipe.datasets]
-    mixture = Mixture(_compared(training, recipe), recipe.seed, weights)
     share = Share(mesh.coords.dp, mesh.dims.data_size)
+
+    def cut_at(length: int) -> list[Examples]:
+        return _compared(_on_all(mesh.ranks, lambda: _training_at(length, recipe, settings, cache)), recipe)
+
+    def loader_of(mixture: Mixture, stage: BatchConfig) -> Loader:
+        return Loader(mixture, batch(stage), settings.tokenizer.pad_id, share)
+
+    loader = prepared_loader(recipe, _compared(training, recipe), cut_at, loader_of)
     return _Rows(
-        loader=Loader(mixture, batch(), settings.tokenizer.pad_id, share),
+        loader=loader,
+        training=[split.examples for split in training],
         held_out=_compared(held_out, recipe),
         source="; ".join(split.store.manifest.title for split in training),
-        rows=len(mixture),
+        rows=sum(len(split.examples) for split in training),
         digest=_joined_digest(training),
         held_out_digest=_joined_digest(held_out),
     )
@@ -126,7 +146,8 @@ def _streamed_rows(recipe: Recipe, settings: EncodeSettings, cache: DataCache, m
     for each in data:
         cache.note(f"streaming {each.source.title}")
     return _Rows(
-        loader=stream_loader(data, batch(), recipe.seed, settings.tokenizer.pad_id, mesh),
+        loader=stream_loader(data, batch(recipe.batch), recipe.seed, settings.tokenizer.pad_id, mesh),
+        training=[],
         held_out=held_out,
         source="; ".join(each.source.title for each in data),
         rows=None,
@@ -147,6 +168,15 @@ def _open_all(
         training.append(open_split(dataset, "train", stores, recipe, cache.note))
         held_out.append(open_split(dataset, "validation", stores, recipe, cache.note))
     return training, held_out
+
+
+def _training_at(length: int, recipe: Recipe, settings: EncodeSettings, cache: DataCache) -> list[PreparedSplit]:
+    """Training examples of each dataset at another length of rows; they are encoded already."""
+    longer = recipe.model_copy(update={"batch": recipe.batch.model_copy(update={"length": length})})
+    return [
+        open_split(dataset, "train", prepare_dataset(dataset, settings, cache), longer, cache.note)
+        for dataset in recipe.datasets
+    ]
 
 
 def _joined_digest(splits: Sequence[PreparedSplit]) -> str:
@@ -189,9 +219,10 @@ def _left_out(dataset: DataConfig, split: Split, found: PreparedSplit, batch: Ba
         yield f"{report.untaught:,} parts of them have no taught token: left out"
 
 
-def _batch_of(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: Mesh) -> BatchConfig:
+def _batch_of(
+    batch: BatchConfig, recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mesh: Mesh
+) -> BatchConfig:
     """The section `batch`, with the rows of a micro-batch that processes and pipeline allow."""
-    batch = recipe.batch
     rows = micro_batch_rows(mesh.dims, recipe.parallel, config, batch.global_size, batch.micro_size)
     if rows == batch.micro_size:
         return batch

@@ -14,6 +14,7 @@ from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader
 from seektune.data.sources.files import FileSource
 from seektune.data.sources.row import BadRow, SourceRow, dropped
+from seektune.data.staged_loader import StagedLoader
 from seektune.data.step_data import Share
 from seektune.data.streaming.fitting import fitting_parts
 from seektune.data.streaming.loader import StreamLoader, readers_of
@@ -94,9 +95,9 @@ def try_stream(dataset: RowsConfig, settings: EncodeSettings, cache: DataCache, 
     return f"streamed from {data.source.title}; {counted(len(first), 'example')} of its first rows can be read"
 
 
-def left_out_lines(loader: Loader | StreamLoader) -> list[str]:
+def left_out_lines(loader: Loader | StagedLoader | StreamLoader) -> list[str]:
     """What streams left out or shortened, for the end of a run; every process calls it."""
-    if isinstance(loader, Loader):
+    if not isinstance(loader, StreamLoader):
         return []
     found = loader.left_out()
     bad = [BadRow(place, reason) for place, reason in found.listed]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from seektune.data.config import BatchConfig
 from seektune.evaluate.task import Metric, TaskInfo, TaskScore
 from seektune.io.console import many, say
 from seektune.io.run_files import ADAPTER, CHECKPOINTS, REFERENCE
@@ -24,12 +25,10 @@ from seektune.train.score_plot import BeforeAfter, Reference, Score
 
 def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tuple[str, str]]:
     """Print and return model, data and settings of the run, as name and value."""
-    batch = recipe.batch
     optimizer = recipe.optimizer
     count = count_parameters(model.config)
     drafter = "DSpark stages, which are kept" if model.config.dspark_stages else "the MTP block"
     mtp = f" and {many(count.mtp)} in {drafter}" if count.mtp else ""
-    packed = ", packed" if batch.pack else ""
     facts = [
         ("model", f"DeepSeek-V4 {_origin(recipe)}"),
         (
@@ -42,10 +41,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
         ("processes", f"{model.mesh.dims.world}: {model.mesh.dims}"),
         ("data", f"{recipe.datasets[0].kind}, {_rows(lesson)} from {lesson.source}"),
         *_objective(recipe),
-        (
-            "batch",
-            f"{batch.global_size} rows of up to {batch.length} tokens per step{packed}, {batch.micro_size} at a time",
-        ),
+        ("batch", "; ".join(_batches(recipe.batch))),
         ("optimizer", f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"),
         *_muon(recipe, model),
         ("schedule", f"{recipe.schedule.name}, {recipe.schedule.warmup_steps} of {recipe.steps} steps warm-up"),
@@ -56,6 +52,14 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
     for name, value in facts:
         say(f"{name + ':':<12} {value}")
     return facts
+
+
+def _batches(batch: BatchConfig) -> Iterator[str]:
+    """The rows of a step, in each stage."""
+    packed = ", packed" if batch.pack else ""
+    for first, stage in batch.each_stage():
+        rows = f"{stage.global_size} rows of up to {stage.length} tokens per step{packed}, {stage.micro_size} at a time"
+        yield rows if first == 1 else f"from step {first} on {rows}"
 
 
 def _muon(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:

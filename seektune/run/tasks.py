@@ -1,17 +1,19 @@
 """The evaluation tasks of a run, and how often each runs during training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from seektune.data.datasets.dataset import DataCache, DataConfig
 from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.answers_task import AnswersTask
-from seektune.evaluate.config import ANSWERS, DRAFTER, HARNESS, SAMPLES, TASKS, VALIDATION, TaskConfig
+from seektune.evaluate.config import ANSWERS, DRAFTER, HARNESS, NGRAM, SAMPLES, TASKS, VALIDATION, TaskConfig
 from seektune.evaluate.harness_task import HarnessTask
+from seektune.evaluate.ngram_task import NgramTask
 from seektune.evaluate.prompts import PromptForm
 from seektune.evaluate.samples import Samples
 from seektune.evaluate.task import Task
 from seektune.evaluate.tasks import make_task, questions_section
+from seektune.evaluate.validation_task import ValidationTask
 from seektune.model.config import DeepseekV4Config
 from seektune.model.variants import encoding_of
 from seektune.parallel.dims import ParallelDims
@@ -36,6 +38,8 @@ class TaskData:
     cache: DataCache
     validation_by_dataset: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
     """The same by the name of each dataset in logs; empty if there is only one."""
+    training: Callable[[], Iterable[Sequence[int]]] | None = None
+    """Gives the token ids of each training example; None if they are streamed."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,18 @@ def _make(task: TaskConfig, recipe: Recipe, config: DeepseekV4Config, data: Task
         return AnswersTask.of(task, _form(task, config), data.tokenizer)
     if task.kind == HARNESS:
         return HarnessTask.of(task, min(HARNESS_LENGTH, config.max_position_embeddings))
+    if task.name == NGRAM:
+        return _ngram(recipe, config, data)
     limit = recipe.evaluate.limit
     parts = data.validation_by_dataset
     return make_task(task.name, recipe.datasets, data.validation, data.cache, config, limit, parts)
+
+
+def _ngram(recipe: Recipe, config: DeepseekV4Config, data: TaskData) -> Task:
+    if data.training is None:
+        raise ValueError("evaluate.tasks ngram counts the training rows; it needs data.stream false")
+    validation = ValidationTask.of(data.validation, recipe.datasets[0].card(), {})
+    return NgramTask(validation, data.training, config.vocab_size)
 
 
 def _form(task: TaskConfig, config: DeepseekV4Config) -> PromptForm:

@@ -1,8 +1,9 @@
 """Recipe sections of training; does not import torch, so that errors in a recipe are reported at once."""
 
-from typing import Annotated, Literal
+from math import floor
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from seektune.section import Positive, Section
 
@@ -21,7 +22,16 @@ class ScheduleConfig(Section):
     min_lr_ratio: Share = 0.1
     """Final learning rate, as a share of the peak; not of `constant`."""
     decay_share: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.2
-    """Share of the steps after the warm-up in which `wsd` falls linearly."""
+    """Share of the steps after the warm-up in which `wsd` falls."""
+    decay_shape: Literal["linear", "cosine"] = "linear"
+    """How `wsd` falls."""
+
+    def decay_start(self, steps: int) -> int:
+        """The last step at the peak, of a run of `steps`; `constant` never falls."""
+        if self.name == "constant":
+            return steps
+        stable = 1 - self.decay_share if self.name == "wsd" else 0.0
+        return self.warmup_steps + 1 + floor(stable * (steps - self.warmup_steps) + 1e-9)
 
 
 class LossConfig(Section):
@@ -29,10 +39,18 @@ class LossConfig(Section):
 
     mtp_weight: NotNegative = 0.1
     """Weight of the MTP block's loss, if the model has one; 0 does not run the block."""
+    mtp_decay_weight: Positive | None = None
+    """Weight of that loss from the step on in which the learning rate begins to fall; null = `mtp_weight`."""
     balance_weight: NotNegative = 0.0
     """Weight of the sequence-wise balance loss (the paper's pre-training: 1e-4); off for fine-tuning."""
     bias_update_speed: NotNegative = 0.0
     """Step of the gates' balancing bias (the paper's pre-training: 0.001); 0 leaves the biases as they are."""
+
+    @model_validator(mode="after")
+    def _mtp_runs_all_the_time(self) -> Self:
+        if self.mtp_decay_weight is not None and not self.mtp_weight:
+            raise ValueError("mtp_decay_weight needs an mtp_weight above 0; set it to null")
+        return self
 
 
 class TrainConfig(Section):

@@ -1,9 +1,9 @@
-"""Learning rate schedules: linear warm-up, then one of several shapes."""
+"""Schedules of the learning rate, linear warm-up and then one of several shapes, and of the MTP loss's weight."""
 
 from collections.abc import Callable
 from math import cos, pi
 
-from seektune.train.config import ScheduleConfig
+from seektune.train.config import LossConfig, ScheduleConfig
 
 
 def _cosine(progress: float, config: ScheduleConfig) -> float:
@@ -16,7 +16,8 @@ def _linear(progress: float, config: ScheduleConfig) -> float:
 
 def _wsd(progress: float, config: ScheduleConfig) -> float:
     """Warm-up, stable, decay."""
-    return min(1.0, (1 - progress) / config.decay_share)
+    left = min(1.0, (1 - progress) / config.decay_share)
+    return left if config.decay_shape == "linear" else _cosine(1 - left, config)
 
 
 SHAPES: dict[str, Callable[[float, ScheduleConfig], float]] = {"cosine": _cosine, "linear": _linear, "wsd": _wsd}
@@ -37,3 +38,10 @@ def learning_rate(step: int, steps: int, lr: float, config: ScheduleConfig) -> f
     progress = (step - 1 - warmup) / (steps - warmup)
     floor = config.min_lr_ratio
     return lr * (floor + (1 - floor) * SHAPES[config.name](progress, config))
+
+
+def loss_of_step(step: int, steps: int, loss: LossConfig, schedule: ScheduleConfig) -> LossConfig:
+    """The section `loss` with the weight of the MTP loss in `step`, counted from 1 to `steps`."""
+    if loss.mtp_decay_weight is None or step <= schedule.decay_start(steps):
+        return loss
+    return loss.model_copy(update={"mtp_weight": loss.mtp_decay_weight})

@@ -19,7 +19,7 @@ from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError, Watchdog
 from seektune.train.resumable import ResumableRun
 from seektune.train.run_log import RunLog
-from seektune.train.schedule import learning_rate
+from seektune.train.schedule import learning_rate, loss_of_step
 from seektune.train.settings import BatchStream, Savable, TrainSettings
 from seektune.train.step import StepRecord, train_step
 
@@ -116,10 +116,11 @@ class Trainer(ResumableRun):
         watch(f"step {step}: drawing data")
         data = self.stream.next_step()
         lr = learning_rate(step, steps, settings.optimizer.lr, settings.schedule)
+        loss = loss_of_step(step, steps, settings.loss, settings.schedule)
         try:
             max_norm = settings.optimizer.max_grad_norm
             aim = (self._draft_objective(step, data.micro_batches), settings.objective, self.reference)
-            record = train_step(self.model, self.optimizer, data, step, lr, settings.loss, max_norm, watch, *aim)
+            record = train_step(self.model, self.optimizer, data, step, lr, loss, max_norm, watch, *aim)
         except NotFiniteError as error:
             if not self._guard.may_skip():
                 place = self.save(log, before)

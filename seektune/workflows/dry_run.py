@@ -94,8 +94,8 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
 
 
 def _step(recipe: Recipe, dims: ParallelDims, config: DeepseekV4Config) -> DryStep:
-    """A step's micro-batches, with rows of the maximum length."""
-    batch = recipe.batch
+    """A step's micro-batches, with rows of the maximum length, in the stage that needs most memory."""
+    batch = recipe.batch.largest_stage()
     rows = micro_batch_rows(dims, recipe.parallel, config, batch.global_size, batch.micro_size)
     length = -(-batch.length // dims.cp_size) * dims.cp_size
     return DryStep(batch.global_size // dims.data_size // rows, rows, length)

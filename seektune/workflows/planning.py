@@ -19,13 +19,13 @@ ordered = cache(schedule_actions)
 
 
 def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
-    """The job of a recipe.
+    """The job of a recipe, in the stage of `batch.stages` that needs most memory.
 
     Raises:
         ValueError: an adapter target or a group of `optimizer.groups` matches nothing in the model.
     """
     mtp = config.mtp_layers > 0 and recipe.loss.mtp_weight > 0
-    batch = recipe.batch
+    batch = recipe.batch.largest_stage()
     return TrainingJob(
         config=config,
         weights=Weights(_weights(recipe, config, mtp)),

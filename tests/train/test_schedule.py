@@ -1,9 +1,10 @@
 from itertools import pairwise
+from math import cos, pi
 
 import pytest
 
-from seektune.train.config import ScheduleConfig
-from seektune.train.schedule import SHAPES, learning_rate
+from seektune.train.config import LossConfig, ScheduleConfig
+from seektune.train.schedule import SHAPES, learning_rate, loss_of_step
 
 
 def rates(steps: int, **config) -> list[float]:
@@ -32,6 +33,37 @@ def test_wsd_stays_at_the_peak_and_falls_in_its_last_share():
     every = rates(22, name="wsd", warmup_steps=2, decay_share=0.2, min_lr_ratio=0.1)
     assert every[:18] == [1.0, *[2.0] * 17]
     assert every[18:] == pytest.approx([2.0, 1.55, 1.1, 0.65])
+
+
+def test_wsd_may_fall_along_a_half_cosine():
+    every = rates(22, name="wsd", warmup_steps=2, decay_share=0.2, min_lr_ratio=0.1, decay_shape="cosine")
+    assert every[:18] == [1.0, *[2.0] * 17]
+    floor = 0.2
+    assert every[18:] == pytest.approx([floor + 1.8 * (1 + cos(pi * part)) / 2 for part in (0, 0.25, 0.5, 0.75)])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ScheduleConfig(name="wsd", warmup_steps=2, decay_share=0.2),
+        ScheduleConfig(name="wsd", warmup_steps=2, decay_share=0.3, decay_shape="cosine"),
+        ScheduleConfig(name="cosine", warmup_steps=3),
+        ScheduleConfig(name="linear"),
+        ScheduleConfig(name="constant", warmup_steps=2),
+    ],
+)
+def test_the_weight_of_the_mtp_loss_changes_where_the_rate_begins_to_fall(schedule: ScheduleConfig):
+    loss = LossConfig(mtp_weight=0.3, mtp_decay_weight=0.1)
+    found = [learning_rate(step, 22, 2.0, schedule) for step in range(1, 23)]
+    weights = [loss_of_step(step, 22, loss, schedule).mtp_weight for step in range(1, 23)]
+    falls = [step > schedule.warmup_steps and rate < 2 - 1e-9 for step, rate in enumerate(found, start=1)]
+    assert weights == [0.1 if fallen else 0.3 for fallen in falls]
+    assert loss_of_step(22, 22, LossConfig(mtp_weight=0.3), schedule).mtp_weight == 0.3
+
+
+def test_a_later_weight_of_the_mtp_loss_needs_a_first_one():
+    with pytest.raises(ValueError, match="mtp_decay_weight needs an mtp_weight above 0"):
+        LossConfig(mtp_weight=0, mtp_decay_weight=0.1)
 
 
 def test_every_schedule_has_a_shape_or_none():
