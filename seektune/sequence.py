@@ -25,6 +25,12 @@ TEACHER = "teacher"
 """The column with the hidden state from which a teacher predicts each token, `[B, T, E]`, in the teacher's dtype."""
 REFERENCE = "reference"
 """The column with the log-probability of each token by a reference model, fp32."""
+ADVANTAGES = "advantages"
+"""The column with the advantage of each token's document: how much better its reward is than that of its group, fp32."""
+ROLLOUT_LOGPROBS = "rollout_logprobs"
+"""The column with the log-probability of each token by the model that sampled it, fp32."""
+LOSS_MASK = "loss_mask"
+"""The column that is 1 for tokens that a policy gradient counts, and 0 for those of masked answers, fp32."""
 
 
 @dataclass(frozen=True)

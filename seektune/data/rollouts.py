@@ -1,0 +1,83 @@
+"""Rollouts: answers that a model sampled, with their log-probabilities, rewards and advantages, and batches of them.
+
+Shapes: B rows, T tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev, stdev
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seektune.data.example import Example, continuation
+from seektune.data.packing import collate
+from seektune.sequence import ADVANTAGES, LOSS_MASK, ROLLOUT_LOGPROBS, Batch
+
+SCALE_EPSILON = 1e-4
+"""Added to a standard deviation of rewards, as TRL does."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """An answer that a model sampled."""
+
+    prompt: Sequence[int]
+    """Token ids."""
+    answer: Sequence[int]
+    """Token ids, with EOS if it ended."""
+    logprobs: Sequence[float]
+    """Of the answer's tokens, by the model that sampled them."""
+    reward: float
+    advantage: float = 0.0
+    """How much better its reward is than that of its group."""
+    truncated: bool = False
+    """Whether it was cut off at the maximum number of tokens."""
+    masked: bool = False
+    """Whether the loss ignores its tokens."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of prompt and answer."""
+        return len(self.prompt) + len(self.answer)
+
+    def example(self) -> Example:
+        """As an example to train on."""
+        return continuation(list(self.prompt), list(self.answer), "rollout")
+
+
+def advantages(rewards: Sequence[float], scaled: bool) -> list[float]:
+    """The rewards of a group minus their mean; `scaled` also divides them by their standard deviation."""
+    mean = fmean(rewards)
+    spread = stdev(rewards) + SCALE_EPSILON if scaled and len(rewards) > 1 else 1.0
+    return [(reward - mean) / spread for reward in rewards]
+
+
+def all_equal(rewards: Sequence[float]) -> bool:
+    """Whether the rewards of a group say nothing about which of its answers is better."""
+    return pstdev(rewards) < 1e-9
+
+
+def collate_rollouts(rows: Sequence[Sequence[Rollout]], pad_id: int) -> Batch:
+    """A micro-batch `[B, T]` of rollouts, several of which may share a row, with the columns of a policy gradient."""
+    batch = collate([[each.example() for each in row] for row in rows], pad_id)
+    columns = {
+        ADVANTAGES: _column(rows, batch, lambda each: np.full(len(each.answer), each.advantage)),
+        ROLLOUT_LOGPROBS: _column(rows, batch, lambda each: np.asarray(each.logprobs)),
+        LOSS_MASK: _column(rows, batch, lambda each: np.full(len(each.answer), 1.0 - each.masked)),
+    }
+    return Batch(batch.tokens, batch.labels, batch.documents, columns)
+
+
+def _column(
+    rows: Sequence[Sequence[Rollout]], batch: Batch, values: Callable[[Rollout], NDArray[np.float64]]
+) -> torch.Tensor:
+    """Values of each answer's tokens, fp32 `[B, T]`; 0 elsewhere."""
+    found = np.zeros(batch.tokens.shape, np.float32)
+    for b, row in enumerate(rows):
+        start = 0
+        for each in row:
+            found[b, start + len(each.prompt) : start + each.tokens] = values(each)
+            start += each.tokens
+    return torch.from_numpy(found)
