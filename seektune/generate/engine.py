@@ -54,7 +54,9 @@ class DecodeEngine:
         self._check(requests)
         self.drafts = DraftCounts()
         self._run = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
-        self._controller = Controller(model.ranks.count if isinstance(model, DecodeMesh) else 1, max_num_seqs)
+        self._stages = model.ranks.pp_size if isinstance(model, DecodeMesh) else 1
+        ranks = model.ranks.stage_size if isinstance(model, DecodeMesh) else 1
+        self._controller = Controller(ranks, max_num_seqs, self._stages)
         self._controller.add(requests)
 
     @property
@@ -79,21 +81,31 @@ class DecodeEngine:
     def end(self, request: int) -> None:
         """Stop decoding a request."""
         if self._controller.retire(request) and self.done:  # perhaps no step follows that would free its cache
-            self.step()
+            for _ in range(self._stages):
+                self.step()
 
     def step(self) -> list[Token]:
         """Run one step: the next token of each running request, more if drafts are accepted; and a prefill chunk.
+
+        Of a pipeline of n stages, a step gives tokens of an n-th of the requests.
 
         Raises:
             ArithmeticError: the model's logits are NaN.
             RuntimeError: memory ran out, or a rank of a mesh is gone.
         """
-        return self._controller.record(self._run(self._controller.plan()))
+        tokens = self._next()
+        if self.done:  # stages before the last one free the cache later
+            for _ in range(self._stages - 1):
+                self._next()
+        return tokens
 
     def tokens(self) -> Iterator[Token]:
         """All remaining tokens."""
         while not self.done:
             yield from self.step()
+
+    def _next(self) -> list[Token]:
+        return self._controller.record(self._run(self._controller.plan()))
 
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:

@@ -1,12 +1,11 @@
 """A model on the processes of a mesh, as rank 0 decodes and scores with it.
 
-Each rank has its own sequences and KV caches; the experts may be spread over the ranks. Shapes: B rows, T tokens.
+The ranks of a pipeline stage have the same layers, but own sequences; its experts may be spread over them.
+Shapes: B rows, T tokens.
 """
 
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
-
-import torch
 
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.ranks import MeshCommand, MeshPart, MeshRanks, MeshTask
@@ -58,11 +57,10 @@ class DecodeMesh:
     def score(self, batch: Batch) -> TokenScores:
         """Scores of the taught tokens of rows, `[B, T]`, each computed by one of the ranks."""
         rows = len(batch.tokens)
-        count = self.ranks.count
+        count = self.ranks.stage_size
         found: list[TokenScores] = self._run(batch.padded(rows=-(-rows // count) * count))
-        losses = torch.cat([part.losses_BT for part in found])
-        first = torch.cat([part.first_BT for part in found])
-        return TokenScores(losses[:rows], first[:rows])
+        scores = TokenScores.joined(found[-count:])  # of the last pipeline stage
+        return TokenScores(scores.losses_BT[:rows], scores.first_BT[:rows])
 
     def _run(self, task: MeshTask) -> list[Any]:
         return self.ranks.run(MeshCommand(self._index, task))

@@ -25,7 +25,7 @@ class Admission:
     """A new sequence and its place."""
 
     rank: int
-    """The rank that decodes it and holds its cache."""
+    """The rank of each pipeline stage that decodes it and holds its cache."""
     number: int
     """Number of the request."""
     request: Request
@@ -47,6 +47,10 @@ class StepPlan:
     """Whether all ranks run a forward pass of the next token of their sequences."""
     prefill: bool
     """Whether all ranks run a forward pass of a chunk of prompts."""
+    group: int = 0
+    """The sequences that the plan is about: those of a pipeline step in as many groups as there are stages."""
+    sampled: Sequence[Token] = ()
+    """The tokens that the last stage sampled in the step of this group before."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from seektune.generate.engine import Decodes
 from seektune.generate.grammar import Grammar, compile_grammar
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
-from seektune.generate.ranks import MeshRanks, command_group
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import DEFAULT, Sampling
 from seektune.lora.files import load_adapter
@@ -67,7 +66,7 @@ class LoadOptions:
 
     def read_spread(self, name: str, processes: DecodeProcesses) -> DecodeMesh:
         """Load a model on all processes, as `read` does on one without drafter. Collective; errors as `read_part`."""
-        return DecodeMesh(self.read_part(name, processes).model, MeshRanks(command_group(), processes.interruption))
+        return DecodeMesh(self.read_part(name, processes).model, processes.ranks())
 
     def read_part(self, name: str, processes: DecodeProcesses) -> ModelPart:
         """Load the part of a checkpoint that this process holds. Collective.
@@ -176,6 +175,7 @@ class Session:
         if processes.slot.world == 1:
             self.model = setting.reading.read(name, setting.speculative)
         else:
+            processes.refuse_with_pipeline(setting.speculative, "--speculative")
             refuse_on_several(setting.speculative, "--speculative")
             self.model = setting.reading.read_spread(name, processes)
         if processes.is_main:

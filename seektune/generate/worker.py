@@ -54,17 +54,21 @@ class DecodeWorker:
 
         Other ranks wait in the passes, so an error in sampling, which comes after them, is reported and not raised.
         """
+        passes = self._run(plan)
+        try:
+            return self._report(self._sample(*passes))
+        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
+            return self._report([], error)
+
+    def _run(self, plan: StepPlan) -> tuple[ForwardResult | None, Prefill | None]:
+        """The forward passes of a plan: of the running sequences, and of prompts."""
         for number in plan.retired:
             self._retire(number)
         here = [each for each in plan.admitted if each.rank == self._rank]
         self._waiting += [RunningSequence.of(each.number, each.request) for each in here]
         with self._kernels():
             decoded = self._decode() if plan.decode else None
-        read = self._prefill() if plan.prefill else None
-        try:
-            return self._report(self._sample(decoded, read))
-        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
-            return self._report([], error)
+        return decoded, self._prefill() if plan.prefill else None
 
     def _report(self, tokens: Sequence[Token], error: Exception | None = None) -> StepReport:
         prefilling = self._reading is not None or bool(self._waiting)
@@ -110,9 +114,8 @@ class DecodeWorker:
     def _grow(self, found: ForwardResult) -> list[Token]:
         """Sample each row's next tokens; rows that have not ended stay in, or join, the running batch."""
         texts = found.texts
-        logits_BTV = self._model.logits(self._model.hidden(found.streams))
+        taken = self._take(found)
         read = found.streams.shape[1]
-        taken = [row.take(logits_TV, self.drafts) for row, logits_TV in zip(texts.rows, logits_BTV, strict=True)]
         lasting = [tokens[-1].end is None for tokens in taken]
         # ended rows are dropped below and need no rollback
         texts.cache.rollback([(read - len(tokens)) * last for tokens, last in zip(taken, lasting, strict=True)])
@@ -125,6 +128,12 @@ class DecodeWorker:
         elif self._texts is not None and self._texts is not texts and places:
             self._texts.join(texts)
         return [token for tokens in taken for token in tokens]
+
+    def _take(self, found: ForwardResult) -> list[list[Token]]:
+        """The next tokens of each row."""
+        logits_BTV = self._model.logits(self._model.hidden(found.streams))
+        rows = zip(found.texts.rows, logits_BTV, strict=True)
+        return [row.take(logits_TV, self.drafts) for row, logits_TV in rows]
 
     def _propose(self, drafter: Drafter, texts: RunningBatch, features: Tensor, taken: list[list[int]]) -> None:
         """Let the drafter read each row's new tokens and propose the next ones."""

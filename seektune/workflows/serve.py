@@ -14,12 +14,12 @@ from seektune.data.tokenizer import load_tokenizer
 from seektune.generate.engine import Decodes
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
-from seektune.generate.ranks import MeshRanks, command_group
 from seektune.generate.session import LoadOptions, choose_encoding, note_other_tokenizer
 from seektune.io.console import say
 from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.parallel.load import ModelPart
 from seektune.serve.config import ServeConfig
 from seektune.serve.hosts import allowed_hosts, in_url, is_loopback
 
@@ -101,16 +101,17 @@ def _meshes(
     model: str, reading: LoadOptions, service: ServeConfig, processes: DecodeProcesses
 ) -> dict[str, DecodeMesh]:
     """As `_models`, on several processes. Collective."""
+    processes.refuse_with_pipeline(service.speculative, "--speculative")
     refuse_on_several(service.speculative, "--speculative")
     name, adapter_name = _names(model, reading, service)
     reading.check()
     base = replace(reading, adapter=None).read_part(model, processes)
-    ranks = MeshRanks(command_group(), processes.interruption)
+    ranks = processes.ranks()
     meshes = {name: DecodeMesh(base.model, ranks)}
     if reading.adapter is not None:
-        adapted = share_weights(base.model)
-        load_adapter(adapted, reading.adapter, experts=base.experts)
-        meshes[adapter_name] = DecodeMesh(adapted, ranks)
+        adapted = ModelPart(share_weights(base.model), base.experts)
+        adapted.load_adapter(reading.adapter)
+        meshes[adapter_name] = DecodeMesh(adapted.model, ranks)
     return meshes
 
 

@@ -29,6 +29,7 @@ from seektune.lora.state import adapter_state
 from seektune.lora.targets import adaptable
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.model.transformer import TransformerPart
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
@@ -80,16 +81,16 @@ def greedy(length: int, new: int, seed: int, **options: Any) -> Request:
 def decoded(
     model: Decodes, first: Sequence[Request], later: dict[int, Sequence[Request]], ended: dict[int, int]
 ) -> Texts:
-    """Requests of `first`, those that join at later steps, and numbers that end at some."""
+    """Requests of `first`, those that join at later steps, and numbers that end after some tokens."""
     engine = DecodeEngine(model, first, longest=400, cpu_kernels=False)
     texts: Texts = [[] for _ in [*first, *(each for some in later.values() for each in some)]]
     step = 0
-    while not engine.done or step <= max([*later, *ended], default=0):
+    while not engine.done or step <= max(later, default=0):
         engine.add(later.get(step, []))
-        if step in ended:
-            engine.end(ended[step])
         for token in engine.step():
             texts[token.request].append((token.id, token.logprob))
+            if len(texts[token.request]) == ended.get(token.request):
+                engine.end(token.request)
         step += 1
     return texts
 
@@ -98,7 +99,7 @@ def found(model: Any, folder: Path) -> Found:
     """Every way to use a model."""
     tokenizer = load_tokenizer(VOCAB)
     later = {1: [greedy(140, 6, 3)], 4: [greedy(3, 9, 4), greedy(2, 2, 5)], 9: [greedy(1, 3, 6)], 16: [greedy(9, 2, 7)]}
-    joining = decoded(model, [greedy(5, 12, 1), greedy(40, 3, 2)], later, {6: 0, 11: 5})
+    joining = decoded(model, [greedy(5, 12, 1), greedy(40, 3, 2)], later, {0: 6, 5: 2})
     one_long = decoded(model, [greedy(150, 4, 8)], {}, {})
     ends_at_once = frozenset(range(VOCAB))
     long_ones = [greedy(150, 3, seed) for seed in (10, 12, 14)]
@@ -133,15 +134,19 @@ def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
     return str(folder / weights), replace(reading, adapter=adapter)
 
 
-def found_together(folder: Path, names: Sequence[str], ep_size: int | None) -> dict[str, Found]:
+def found_together(folder: Path, names: Sequence[str], ep_size: int | None, pp_size: int) -> dict[str, Found]:
     """In a worker."""
-    processes = DecodeProcesses(ProcessSlot(dist.get_world_size(), dist.get_rank(), worker=True), ep_size)
+    world = dist.get_world_size()
+    processes = DecodeProcesses(ProcessSlot(world, dist.get_rank(), worker=True), ep_size, pp_size)
     results = {}
     for name in names:
         weights, reading = read(folder, name)
         mesh = reading.read_spread(weights, processes)
-        held = {len(x) for _, x in mesh.part.layers[0].ffn.experts.named_parameters() if x.dim() == 3}
-        assert held == {CONFIG.n_routed_experts // (ep_size or dist.get_world_size())}
+        part = mesh.part
+        assert isinstance(part, TransformerPart)
+        assert (len(part.layers) < CONFIG.num_hidden_layers) == (pp_size > 1)
+        held = {len(x) for block in part.layers for x in block.ffn.experts.parameters() if x.dim() == 3}
+        assert held == {CONFIG.n_routed_experts // (ep_size or world)}
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
     return results
 
@@ -218,16 +223,20 @@ def check_same(here: Found, there: Found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "ep_size", "names"),
+    ("world", "ep_size", "pp_size", "names"),
     [
-        (2, None, [*READINGS]),
-        (4, None, ["adapter on packed weights"]),
-        (4, 2, ["plain"]),
-        (2, 1, ["plain"]),
+        (2, None, 1, [*READINGS]),
+        (4, None, 1, ["adapter on packed weights"]),
+        (4, 2, 1, ["plain"]),
+        (2, 1, 1, ["plain"]),
+        (2, 1, 2, [*READINGS]),
+        (4, 2, 2, ["adapter on packed weights"]),
     ],
 )
-def test_a_mesh_decodes_and_scores_as_one_process(folder: Path, world: int, ep_size: int | None, names: list[str]):
-    together = run_workers(world, found_together, folder, names, ep_size)
+def test_a_mesh_decodes_and_scores_as_one_process(
+    folder: Path, world: int, ep_size: int | None, pp_size: int, names: list[str]
+):
+    together = run_workers(world, found_together, folder, names, ep_size, pp_size)
     assert together[1:] == [{}] * (world - 1)
     for name in names:
         check_same(found_alone(folder, name), together[0][name])

@@ -44,7 +44,7 @@ class KVCache(CacheState):
     def of(
         cls,
         config: DeepseekV4Config,
-        layers: range,
+        layers: Sequence[int],
         rows: int,
         max_length: int,
         dtype: torch.dtype,

@@ -14,12 +14,12 @@ from seektune.model.transformer import TokenRows, TransformerPart
 
 
 class CachedTransformer(TransformerPart):
-    """All layers, with forward passes on tokens that follow those in a cache."""
+    """Consecutive layers, with forward passes on tokens that follow those in a cache."""
 
     @property
     def device(self) -> torch.device:
         """The device for token ids."""
-        return self.embed.weight.device
+        return next(self.parameters()).device
 
     def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK, grows: bool = False) -> KVCache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, of which `rollback` can be rolled back.
@@ -29,7 +29,7 @@ class CachedTransformer(TransformerPart):
         Raises:
             ValueError: a size is not positive.
         """
-        return self._cache_of(range(len(self.layers)), batch_size, max_length, rollback, grows)
+        return self._cache_of([block.ffn.layer for block in self.layers], batch_size, max_length, rollback, grows)
 
     def new_draft_cache(self, batch_size: int, max_length: int, grows: bool = False) -> KVCache:
         """An empty cache for the MTP block (`foresee`) or the DSpark stages (`remember`)."""
@@ -124,6 +124,5 @@ class CachedTransformer(TransformerPart):
     def _stages(self) -> list[DSparkStage]:
         return [stage for stage in self.mtp if isinstance(stage, DSparkStage)]
 
-    def _cache_of(self, layers: range, batch_size: int, max_length: int, rollback: int, grows: bool) -> KVCache:
-        weight = self.embed.weight
-        return KVCache.of(self.config, layers, batch_size, max_length, weight.dtype, weight.device, rollback, grows)
+    def _cache_of(self, layers: Sequence[int], batch_size: int, max_length: int, rollback: int, grows: bool) -> KVCache:
+        return KVCache.of(self.config, layers, batch_size, max_length, self.dtype, self.device, rollback, grows)
