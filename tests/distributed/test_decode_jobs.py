@@ -55,24 +55,26 @@ def place(tmp_path_factory: pytest.TempPathFactory, toy_model: Build) -> Path:
 @pytest.mark.slow
 def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
     prompts = place / "prompts.jsonl"
-    for world in (1, 2):
-        words = ("generate", place / "trained", "--file", prompts, "--out", place / f"{world}.jsonl", "--logprobs")
-        done = worker_processes(*map(str, words), "--temperature=0", "--max-new-tokens=6", world=world)
+    layouts = ((1, "--ep=1"), (2, "--ep=2"), (2, "--pp=2"))
+    for world, layout in layouts:
+        words = ("generate", place / "trained", "--file", prompts, "--out", place / f"{layout}.jsonl", "--logprobs")
+        done = worker_processes(*map(str, words), "--temperature=0", "--max-new-tokens=6", layout, world=world)
         assert [(each.returncode, each.stdout) for each in done] == [(0, "")] * world
         assert [each.stderr for each in done] == ["5 of 5 prompts\n", ""][:world]
-    one, two = ([row for _, row in read_jsonl(place / f"{world}.jsonl")] for world in (1, 2))
-    here, there = ([token.pop("logprob") for row in rows for token in row["tokens"]] for rows in (one, two))
-    assert there == pytest.approx(here, abs=2e-5)
-    assert two == one
+    one, *several = ([row for _, row in read_jsonl(place / f"{layout}.jsonl")] for _, layout in layouts)
+    here, *there = ([token.pop("logprob") for row in rows for token in row["tokens"]] for rows in (one, *several))
+    assert there == [pytest.approx(here, abs=2e-5)] * 2
+    assert several == [one] * 2
     scores = []
-    for world in (1, 2):
+    for world, layout in layouts:
         words = ("eval", place / "trained", "--task=perplexity", "--data", place / "notes.txt", "--length=32", "--json")
-        done = worker_processes(*map(str, words), world=world)
+        done = worker_processes(*map(str, words), layout, world=world)
         assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
         assert [each.stdout for each in done[1:]] == [""] * (world - 1)
         scores.append(json.loads(done[0].stdout))
-    assert scores[1].pop("losses") == pytest.approx(scores[0].pop("losses"), rel=1e-5)
-    assert scores[1]["n"] == scores[0]["n"] > 1
+    here, *there = (each.pop("losses") for each in scores)
+    assert there == [pytest.approx(here, rel=1e-5)] * 2
+    assert scores[0]["n"] == scores[1]["n"] == scores[2]["n"] > 1
 
 
 @pytest.mark.slow
@@ -109,6 +111,7 @@ def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: 
     [
         (("--ep=0",), "--ep=0 must be a positive number or auto"),
         (("--ep=4",), "--ep=4 needs 4 processes, or a multiple: --nproc-per-node=4"),
+        (("--pp=2", "--ep=2"), "--pp=2 needs 4 processes, or a multiple: --nproc-per-node=4"),
         (("--nproc-per-node=0",), "--nproc-per-node=0 must be a positive number, gpu or auto"),
         (("--nnodes=2",), "--nnodes=2 needs --rdzv-endpoint=HOST:PORT: node 0 and a free port on it"),
     ],
@@ -128,6 +131,14 @@ def test_flags_that_do_not_fit_are_refused_before_anything_starts(place: Path, w
         (
             ("generate", "--prompt=The", "--speculative"),
             "--speculative runs on one process only; leave --nproc-per-node out",
+        ),
+        (
+            ("generate", "--prompt=The", "--pp=3"),
+            "--pp=3 must divide the 2 processes and be at most the model's 4 layers; --pp=2 does",
+        ),
+        (
+            ("generate", "--prompt=The", "--speculative", "--pp=2"),
+            "--speculative does not work with --pp=2; leave one of them out",
         ),
         (("eval", "--task=drafter"), "--task drafter runs on one process only; leave --nproc-per-node out"),
     ],
@@ -177,14 +188,15 @@ def posted(address: str, body: dict[str, Any]) -> HTTPResponse:
 
 
 @pytest.mark.slow
-def test_a_server_answers_as_one_process_and_ends_where_a_process_dies(place: Path):
+@pytest.mark.parametrize("layout", ["--ep=2", "--pp=2"])
+def test_a_server_answers_as_one_process_and_ends_where_a_process_dies(place: Path, layout: str):
     expected = {}
     for name, adapter in (("trained", None), ("adapter", place / "adapter")):
         setting = GenerateOptions(6, GREEDY, reading=LoadOptions("fp32", adapter=adapter))
         session = Session(str(place / "trained"), setting)
         (text,), _ = generate_all(session.model, session.tokenizer, session.requests(session.text("The man")))
         expected[name] = text.text
-    with job("serve", place / "trained", "--adapter", place / "adapter", "--port=0") as process:
+    with job("serve", place / "trained", "--adapter", place / "adapter", "--port=0", layout) as process:
         address = re.findall(r"http://[\d.:]+", wait_for(process, "stops\n"))[0]
         assert {name: answer(address, name) for name in expected} == expected
         assert len(set(expected.values())) == 2

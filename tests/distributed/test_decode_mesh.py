@@ -35,6 +35,7 @@ from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.parallelize import parallelize
 from seektune.parallel.process_group import ProcessSlot
+from seektune.run.decoding import decoding_obstacle
 from seektune.signals import Interruption
 
 from ..conftest import TOY, randomize
@@ -159,18 +160,19 @@ def led(mesh: DecodeMesh, name: str, body: Callable[[], T]) -> dict[str, T]:
     return {}
 
 
-def found_in_training(folder: Path) -> dict[str, Any]:
-    """In a worker: the model of a training run, whose dense weights FSDP2 replicates, and one that is damaged."""
-    parallel = ParallelConfig(dp_replicate=2, dp_shard=1, ep_size=2)
+def found_in_training(folder: Path, parallel: ParallelConfig) -> dict[str, Any]:
+    """In a worker: the model of a training run, and one whose last rank is damaged."""
+    assert decoding_obstacle(make_dims(parallel, 2, CONFIG), parallel) is None
     mesh = Mesh.of(make_dims(parallel, 2, CONFIG), torch.device("cpu"))
     model = parallelize(CONFIG, mesh, parallel, torch.float32)
     model.load_pretrained(folder / "plain")
     model.score(made_batch(0))
     assert mesh.axes is not None
-    decoding = DecodeMesh(model.decodable(), MeshRanks(mesh.axes.control, Interruption(worker=True)))
+    decoding = DecodeMesh(model.decodable(), MeshRanks(mesh.axes.control, Interruption(worker=True), parallel.pp_size))
     results: dict[str, Any] = led(decoding, "plain", lambda: found(decoding, folder))
     model.score(made_batch(0))
     if mesh.rank == 1:
+        assert isinstance(decoding.part, TransformerPart)
         decoding.part.head.weight.data.fill_(torch.nan)
     try:
         return results | led(decoding, "damaged", lambda: decoded(decoding, [greedy(3, 4, 0), greedy(3, 4, 1)], {}, {}))
@@ -246,8 +248,9 @@ def test_no_two_readings_decode_alike(folder: Path):
     assert len({repr(found_alone(folder, name).joining) for name in READINGS}) == len(READINGS)
 
 
-def test_the_mesh_of_a_training_run_decodes_and_an_error_of_any_rank_is_raised(folder: Path):
-    together = run_workers(2, found_in_training, folder)
+@pytest.mark.parametrize("layout", [{"dp_replicate": 2, "ep_size": 2}, {"pp_size": 2}])
+def test_the_mesh_of_a_training_run_decodes_and_an_error_of_any_rank_is_raised(folder: Path, layout: dict[str, int]):
+    together = run_workers(2, found_in_training, folder, ParallelConfig(dp_shard=1, **layout))
     check_same(found_alone(folder, "plain"), together[0]["plain"])
     assert together[0]["damaged"] == "the model's logits are NaN; its weights may be damaged"
     assert together[1] == {}
