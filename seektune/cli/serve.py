@@ -8,6 +8,7 @@ from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.options import (
     Action,
     EncodingOption,
+    GpuMemoryUtilization,
     MakeLoadOptions,
     MaxNumSeqs,
     Model,
@@ -91,6 +92,7 @@ def _serve(
     served_model_name: ServedModelName = None,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = Limits.max_num_seqs,
+    gpu_memory_utilization: GpuMemoryUtilization = Limits.gpu_memory_utilization,
     max_queued_requests: MaxQueuedRequests = Limits.max_queued_requests,
     request_timeout: RequestTimeout = Limits.request_timeout,
     shutdown_timeout: ShutdownTimeout = ServeConfig.shutdown_timeout,
@@ -110,7 +112,10 @@ def _serve(
             served_model_name=served_model_name,
             max_model_len=max_model_len,
             limits=Limits(
-                max_num_seqs=max_num_seqs, max_queued_requests=max_queued_requests, request_timeout=request_timeout
+                max_num_seqs=max_num_seqs,
+                gpu_memory_utilization=gpu_memory_utilization,
+                max_queued_requests=max_queued_requests,
+                request_timeout=request_timeout,
             ),
             shutdown_timeout=shutdown_timeout,
             thinking=thinking,

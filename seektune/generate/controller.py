@@ -1,13 +1,16 @@
 """Decides what the ranks of a decode engine do: admits, places and retires sequences."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from seektune.generate.capacity import BatchRows, CacheRoom
 from seektune.generate.plan import Admission, StepPlan, StepReport
 from seektune.generate.request import Request, Token
+from seektune.io.console import size
 
 
-@dataclass
+@dataclass(eq=False)
 class SequenceGroup:
     """Sequences that step together, and what their next plan says of them."""
 
@@ -17,19 +20,26 @@ class SequenceGroup:
     decode: bool = False
     prefill: bool = False
 
+    def batch_on(self, rank: int) -> BatchRows:
+        """Those that a rank decodes together."""
+        lengths = [each.request.longest for each in self.running.values() if each.rank == rank]
+        return BatchRows(len(lengths), max(lengths, default=0))
+
 
 class Controller:
     """Makes the plan of each step from the requests and from what the ranks reported of the step before.
 
-    A sequence is placed on the rank with the fewest tokens held: cache that its sequences take at most.
+    A sequence is placed on the rank with most free cache. While it does not fit, it and those behind it wait.
     """
 
-    def __init__(self, ranks: int, max_num_seqs: int | None = None, stages: int = 1):
-        """From the ranks of a pipeline stage, and the number of stages.
+    def __init__(self, rooms: Sequence[CacheRoom], max_num_seqs: int | None = None, stages: int = 1):
+        """From the memory of all ranks for caches, in order, and the number of pipeline stages on which these are.
 
         `max_num_seqs` is the maximum number of sequences that run at the same time; None = all.
         """
-        self._held = [0] * ranks
+        ranks = len(rooms) // stages
+        self._rooms = [rooms[rank::ranks] for rank in range(ranks)]
+        """Of the ranks that hold parts of the same sequences."""
         self._limit = max_num_seqs
         self._count = 0
         self._waiting: dict[int, Request] = {}
@@ -45,7 +55,13 @@ class Controller:
         return not self._running and not self._waiting
 
     def add(self, requests: Sequence[Request]) -> list[int]:
-        """Add requests, which wait until there is room; returns the numbers that identify them in tokens."""
+        """Add requests, which wait until there is room; returns the numbers that identify them in tokens.
+
+        Raises:
+            ValueError: one can never fit; then none is added.
+        """
+        for request in requests:
+            self._check(request)
         numbers = list(range(self._count, self._count + len(requests)))
         self._count += len(requests)
         self._waiting |= dict(zip(numbers, requests, strict=True))
@@ -100,21 +116,47 @@ class Controller:
     def _next_group(self) -> SequenceGroup:
         return self._groups[self._steps % len(self._groups)]
 
+    def _check(self, request: Request) -> None:
+        alone = [BatchRows().joined_by(request.longest)]
+        if all(self._left(rank, alone) < 0 for rank in range(len(self._rooms))):
+            best = max((room for rooms in self._rooms for room in rooms), key=lambda room: room.left(alone))
+            raise ValueError(
+                f"a sequence of up to {request.longest:,} tokens needs {size(best.free - best.left(alone))} for its KV "
+                f"cache and a copy of it, but {size(best.free)} are free beside the weights; shorten the prompt or "
+                "lower its maximum number of new tokens"
+            )
+
     def _admit(self, group: SequenceGroup) -> list[Admission]:
         """Place the first of the waiting requests for which there is room, as many as make the groups equal."""
         room = len(self._waiting) if self._limit is None else self._limit - len(self._running)
         total = len(self._running) + min(len(self._waiting), room)
         share = -(-total // len(self._groups)) - len(group.running)
-        numbers = list(self._waiting)[: max(min(room, share), 0)]
-        requests = {number: self._waiting.pop(number) for number in numbers}
-        # the longest first, so that the shorter ones even out what those leave
-        for number in sorted(numbers, key=lambda number: requests[number].longest, reverse=True):
-            rank = self._held.index(min(self._held))
-            self._held[rank] += requests[number].longest
-            group.running[number] = Admission(rank, number, requests[number])
+        first = list(self._waiting)[: max(min(room, share), 0)]
+        count = bisect_left(range(len(first)), True, key=lambda last: self._places(first[: last + 1], group) is None)
+        places = self._places(first[:count], group) or {}
+        for number in first[:count]:
+            group.running[number] = Admission(places[number], number, self._waiting.pop(number))
             self._running[number] = group
-        return [group.running[number] for number in numbers]
+        return [group.running[number] for number in first[:count]]
+
+    def _places(self, numbers: Sequence[int], group: SequenceGroup) -> dict[int, int] | None:
+        """The rank of each of the waiting requests if they join a group together; None if they do not all fit."""
+        batches = [[each.batch_on(rank) for each in self._groups] for rank in range(len(self._rooms))]
+        joined = self._groups.index(group)
+        places = {}
+        # the longest first, so that the shorter ones even out what those leave
+        for number in sorted(numbers, key=lambda number: self._waiting[number].longest, reverse=True):
+            left = [self._left(rank, found) for rank, found in enumerate(batches)]
+            rank = left.index(max(left))
+            batches[rank][joined] = batches[rank][joined].joined_by(self._waiting[number].longest)
+            if self._left(rank, batches[rank]) < 0:
+                return None
+            places[number] = rank
+        return places
+
+    def _left(self, rank: int, batches: Sequence[BatchRows]) -> int:
+        """Bytes left for caches beside these batches, on the pipeline stage that has least."""
+        return min(room.left(batches) for room in self._rooms[rank])
 
     def _free(self, number: int) -> None:
-        admission = self._running.pop(number).running.pop(number)
-        self._held[admission.rank] -= admission.request.longest
+        self._running.pop(number).running.pop(number)

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
+from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.capacity import CacheRoom
 from seektune.generate.controller import Controller
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import drafter_of
-from seektune.generate.mesh import DecodeMesh, RunPlan
+from seektune.generate.mesh import DecodeMesh, OpenEngine
 from seektune.generate.plan import EngineOptions
 from seektune.generate.request import DraftCounts, Request, Token
 from seektune.generate.worker import DecodeWorker
@@ -31,6 +33,7 @@ class DecodeEngine:
         longest: int | None = None,
         cpu_kernels: bool = True,
         max_num_seqs: int | None = None,
+        memory: CacheLimit | None = None,
     ):
         """Queue the first requests; nothing is computed yet.
 
@@ -43,20 +46,20 @@ class DecodeEngine:
             cpu_kernels: use the compiled kernels of `kernels.cpu` for fp32 on a CPU, if there is a compiler. Results
                 differ in the last digits, so evaluations do not use them.
             max_num_seqs: maximum number of sequences decoded together, on all ranks; others wait. None = no maximum.
+            memory: how much memory caches may take; sequences wait for it. None = no limit.
 
         Raises:
-            ValueError: a request is invalid, or the model has no drafter.
+            ValueError: a request is invalid or can never fit into `memory`, or the model has no drafter.
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
-        options = EngineOptions(most, longest is not None, speculative, cpu_kernels)
+        options = EngineOptions(most, longest is not None, speculative, cpu_kernels, memory)
         self._longest = most
         self._vocab_size = model.config.vocab_size
         self._check(requests)
         self.drafts = DraftCounts()
-        self._run = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
-        self._stages = model.ranks.pp_size if isinstance(model, DecodeMesh) else 1
-        ranks = model.ranks.stage_size if isinstance(model, DecodeMesh) else 1
-        self._controller = Controller(ranks, max_num_seqs, self._stages)
+        self._engine = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
+        self._stages = self._engine.stages
+        self._controller = Controller(self._engine.rooms, max_num_seqs, self._stages)
         self._controller.add(requests)
 
     @property
@@ -68,6 +71,11 @@ class DecodeEngine:
     def cache_bytes(self) -> int:
         """Memory of the caches of all running sequences, after the last step."""
         return self._controller.cache_bytes
+
+    @property
+    def room(self) -> CacheRoom:
+        """The memory for caches of the rank that has least of it."""
+        return min(self._engine.rooms, key=CacheRoom.tokens)
 
     def add(self, requests: Sequence[Request]) -> list[int]:
         """Add requests; returns the numbers that identify them in tokens.
@@ -105,7 +113,7 @@ class DecodeEngine:
             yield from self.step()
 
     def _next(self) -> list[Token]:
-        return self._controller.record(self._run(self._controller.plan()))
+        return self._controller.record(self._engine.run(self._controller.plan()))
 
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -113,9 +121,9 @@ class DecodeEngine:
             if request.longest > self._longest:
                 raise ValueError(f"a sequence of up to {request.longest} tokens exceeds the maximum of {self._longest}")
 
-    def _alone(self, model: DecodableModel, options: EngineOptions) -> RunPlan:
+    def _alone(self, model: DecodableModel, options: EngineOptions) -> OpenEngine:
         if options.speculative and drafter_of(model) is None:
             raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         worker = DecodeWorker(model, options)
         self.drafts = worker.drafts
-        return lambda plan: [worker.step(plan)]
+        return OpenEngine(lambda plan: [worker.step(plan)], [worker.room()])

@@ -4,9 +4,11 @@ The ranks of a pipeline stage have the same layers, but own sequences; its exper
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from seektune.generate.capacity import CacheRoom
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.ranks import MeshCommand, MeshPart, MeshRanks, MeshTask
 from seektune.model.config import DeepseekV4Config
@@ -16,6 +18,17 @@ from seektune.sequence import Batch
 T = TypeVar("T")
 RunPlan: TypeAlias = Callable[[StepPlan], list[StepReport]]
 """Runs a step on all ranks; returns their reports."""
+
+
+@dataclass(frozen=True)
+class OpenEngine:
+    """An engine on all ranks that decode."""
+
+    run: RunPlan
+    rooms: Sequence[CacheRoom]
+    """The memory of each rank for caches."""
+    stages: int = 1
+    """Pipeline stages, each on as many ranks as every other."""
 
 
 class DecodeMesh:
@@ -43,7 +56,7 @@ class DecodeMesh:
         """As `MeshRanks.follow`."""
         self.ranks.follow(received)
 
-    def open_engine(self, options: EngineOptions) -> RunPlan:
+    def open_engine(self, options: EngineOptions) -> "OpenEngine":
         """Open an engine on all ranks; the one before is dropped.
 
         Raises:
@@ -51,8 +64,7 @@ class DecodeMesh:
         """
         if options.speculative:
             raise ValueError("speculative decoding runs on one process only; leave --speculative out")
-        self._run(options)
-        return self._run
+        return OpenEngine(self._run, self._run(options), self.ranks.pp_size)
 
     def score(self, batch: Batch) -> TokenScores:
         """Scores of the taught tokens of rows, `[B, T]`, each computed by one of the ranks."""

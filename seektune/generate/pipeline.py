@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from seektune.generate.capacity import CacheRoom
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.prefill import Prefill
 from seektune.generate.request import Token
@@ -53,6 +54,10 @@ class PipelineWorker:
         self._plans = deque([NOTHING] * stage.link.stage)
         self._arrived: list[torch.Tensor] = []
         self._cache_bytes = [0] * stage.link.stages
+
+    def room(self) -> CacheRoom:
+        """The memory for caches, before the first step."""
+        return self._workers[0].room()
 
     def step(self, plan: StepPlan) -> StepReport:
         """Run the plan of as many steps ago as there are stages before this one."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.request import Request, Token
 
 
@@ -18,6 +19,8 @@ class EngineOptions:
     """Whether the model's drafter proposes tokens; on one rank only."""
     cpu_kernels: bool = True
     """Whether to use the compiled kernels of `kernels.cpu`, for fp32 on a CPU."""
+    memory: CacheLimit | None = None
+    """How much memory caches may take; None = no limit."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch.distributed as dist
 
+from seektune.generate.capacity import CacheRoom
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.pipeline import PipelineWorker
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
@@ -115,13 +116,14 @@ class MeshRanks:
         dist.gather_object(self._obey(command), reports, dst=0, group=self._group)
         self.in_step = True
 
-    def _obey(self, command: MeshCommand) -> StepReport | TokenScores | None:
+    def _obey(self, command: MeshCommand) -> StepReport | TokenScores | CacheRoom:
         part = self._parts[command.model]
         place = self.rank % self.stage_size
         match command.task:
             case EngineOptions():
-                self._workers[command.model] = _open_worker(part, command.task, place)
-                return None
+                worker = _open_worker(part, command.task, place)
+                self._workers[command.model] = worker
+                return worker.room()
             case StepPlan():
                 return self._workers[command.model].step(command.task)
             case Batch():

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.other_tokenizer import tokenizer_note
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.answer_grammar import AnswerRules, answer_grammar, json_rules, regex_rules
+from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.engine import Decodes
 from seektune.generate.grammar import Grammar, compile_grammar
 from seektune.generate.mesh import DecodeMesh
@@ -135,6 +136,8 @@ class GenerateOptions:
     """Completions are JSON that is valid against it; the prompts of chats describe it."""
     regex: str | None = None
     """Completions match it as a whole."""
+    memory: CacheLimit = field(default=CacheLimit(), repr=False)
+    """Of KV caches; it does not change completions."""
 
     def answer_rules(self) -> AnswerRules | None:
         """What completions have to follow; None for any text.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seektune.generate.capacity import UNLIMITED, CacheRoom, free_bytes
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import Drafter, drafter_of
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
@@ -47,6 +48,15 @@ class DecodeWorker:
         self._waiting: list[RunningSequence] = []
         self._reading: Prefill | None = None
         self._texts: RunningBatch | None = None
+
+    def room(self) -> CacheRoom:
+        """The memory for caches, before the first step."""
+        options = self._options
+        if options.memory is None:
+            return UNLIMITED
+        size = self._model.cache_size(options.longest, options.speculative)
+        ahead = 0 if self._drafter is None else self._drafter.size
+        return CacheRoom(size, free_bytes(options.memory, self._model.device), options.longest, ahead, options.grows)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepReport:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from seektune.generate.cache_limit import CacheLimit
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -11,6 +13,8 @@ class Limits:
     """Tokens of a prompt and its completion together; a million would let one client fill the memory."""
     max_num_seqs: int = 32
     """Maximum number of sequences decoded together."""
+    gpu_memory_utilization: float = CacheLimit.gpu_memory_utilization
+    """Share of a device's memory for weights and KV caches."""
     max_queued_requests: int = 256
     """Maximum number of waiting requests."""
     max_body: int = 8 * 2**20

@@ -73,7 +73,7 @@ class Conversation:
     def _say(self, prompt: list[int]) -> str:
         setting = self.voice.setting
         requests = self.voice.requests(prompt, is_chat=True)
-        decoding = DecodeEngine(self.voice.model, requests, setting.speculative)
+        decoding = DecodeEngine(self.voice.model, requests, setting.speculative, memory=setting.memory)
         text = ""
         end = None
         thinking = setting.thinking

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from seektune.data.tokenizer import load_tokenizer
-from seektune.generate.engine import Decodes
+from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
 from seektune.generate.session import LoadOptions, choose_encoding, note_other_tokenizer
@@ -76,6 +77,8 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
             f"note: anyone who can reach {service.host} can use this server; set --api-key to require a key",
             file=sys.stderr,
         )
+    memory = CacheLimit(limits.gpu_memory_utilization, len(models))
+    say(f"KV cache: {DecodeEngine(base, (), service.speculative, limits.max_model_len, memory=memory).room}")
     before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ready = partial(say, _welcome(place, list(models)))

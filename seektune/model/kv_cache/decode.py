@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seektune.model.dspark import DraftBlock, DraftLayout, DSparkStage, LayerMeans, draft_ids, run_stages
 from seektune.model.kv_cache.cache import ROLLBACK, KVCache
+from seektune.model.kv_cache.size import CacheSize
 from seektune.model.transformer import TokenRows, TransformerPart
 
 
@@ -35,6 +36,11 @@ class CachedTransformer(TransformerPart):
         """An empty cache for the MTP block (`foresee`) or the DSpark stages (`remember`)."""
         first = self.config.num_hidden_layers
         return self._cache_of(range(first, first + len(self.mtp)), batch_size, max_length, ROLLBACK, grows)
+
+    def cache_size(self, max_length: int, drafts: bool = False) -> CacheSize:
+        """What a row of `new_cache` takes, with `drafts` also one of `new_draft_cache`."""
+        layers = [block.ffn.layer for block in (self.blocks() if drafts else self.layers)]
+        return CacheSize.of(self.config, layers, max_length, self.dtype)
 
     @torch.no_grad()
     def advance(
