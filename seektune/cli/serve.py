@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from seektune.cli.dry_run_decode import DecodeDryRun, dry_run_flags
 from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.options import (
     Action,
@@ -18,6 +19,7 @@ from seektune.cli.options import (
     with_groups,
 )
 from seektune.cli.processes import GRACE, DecodeFlags, decode_flags, on_processes
+from seektune.generate.cache_limit import CacheLimit
 from seektune.serve.config import ServeConfig
 from seektune.serve.limits import Limits
 
@@ -84,6 +86,7 @@ def _serve(
     model: Model,
     load: MakeLoadOptions,
     processes: DecodeFlags,
+    dry_run: DecodeDryRun,
     host: Host = ServeConfig.host,
     port: Port = ServeConfig.port,
     api_key: ApiKey = None,
@@ -129,7 +132,9 @@ def _serve(
         with explain_out_of_memory(f"lower --max-model-len or --max-num-seqs{quantize}"):
             serve(model, loading, service, here)
 
+    if dry_run.enabled:
+        return lambda: dry_run.run(model, load(), processes, CacheLimit(gpu_memory_utilization))
     return lambda: on_processes(processes, run, grace=shutdown_timeout + GRACE)
 
 
-serve = with_groups(_serve, load=load_options, processes=decode_flags)
+serve = with_groups(_serve, load=load_options, processes=decode_flags, dry_run=dry_run_flags)

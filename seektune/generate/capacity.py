@@ -51,7 +51,8 @@ class CacheRoom:
 
     def tokens(self) -> int:
         """Tokens of context that fit: those of one sequence, if it may be so long."""
-        return max(int((self.free // 2 - self.size.fixed) / self.size.per_token), 0)
+        per_token = max(self.size.per_token, 1.0)  # layers with windows alone take nothing for more tokens
+        return max(int((self.free // 2 - self.size.fixed) / per_token), 0)
 
     def __str__(self) -> str:
         return (

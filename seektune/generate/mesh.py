@@ -62,6 +62,8 @@ class DecodeMesh:
         Raises:
             ValueError: drafts are asked for.
         """
+        if options.speculative and self.ranks.pp_size > 1:
+            raise ValueError("speculative decoding does not work with pipeline stages; leave one of them out")
         if options.speculative:
             raise ValueError("speculative decoding runs on one process only; leave --speculative out")
         return OpenEngine(self._run, self._run(options), self.ranks.pp_size)

@@ -14,7 +14,7 @@ from seektune.lora.files import load_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import check_tables
-from seektune.model.quantized import quantize_modules
+from seektune.model.quantized import KindOf, quantize_modules
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.decode_stage import DecodeStage
 from seektune.parallel.expert import apply_expert_parallel
@@ -57,13 +57,10 @@ def load_spread(
     """
     folder = locate(source)
     config = DeepseekV4Config.from_pretrained(folder)
-    model = _without_weights(config, dtype, numerics, mesh)
     files = FolderSource(folder)
     complete = checkpoint_shapes(config)
     check_fit(files, complete, folder)
-    if quantized:
-        quantize_modules(model, files.kind)
-    apply_expert_parallel(model, mesh)
+    model = without_weights(config, dtype, numerics, mesh, files.kind if quantized else None)
     model.to_empty(device=mesh.device)
     load_weights(shards_of(model, mesh), folder, complete)
     check_tables(model.gates(), folder)
@@ -73,15 +70,21 @@ def load_spread(
     return part
 
 
-def _without_weights(
-    config: DeepseekV4Config, dtype: torch.dtype, numerics: str, mesh: Mesh
+def without_weights(
+    config: DeepseekV4Config, dtype: torch.dtype, numerics: str, mesh: Mesh, kind_of: KindOf | None
 ) -> DeepseekV4ForCausalLM | DecodeStage:
-    """The layers of this process, with all experts, on the meta device."""
+    """The layers and experts of this process, on the meta device; quantized if `kind_of` gives the kinds on disk."""
     stages = mesh.dims.pp_size
+    model: DeepseekV4ForCausalLM | DecodeStage
     if stages == 1:
-        return DeepseekV4ForCausalLM(config, "meta", dtype, numerics)
-    layers = split_layers(config.num_hidden_layers, config.mtp_layers, stages)[mesh.coords.pp]
-    return DecodeStage(config, layers, mesh, dtype, numerics)
+        model = DeepseekV4ForCausalLM(config, "meta", dtype, numerics)
+    else:
+        layers = split_layers(config.num_hidden_layers, config.mtp_layers, stages)[mesh.coords.pp]
+        model = DecodeStage(config, layers, mesh, dtype, numerics)
+    if kind_of is not None:
+        quantize_modules(model, kind_of)
+    apply_expert_parallel(model, mesh)
+    return model
 
 
 def shards_of(model: TransformerPart, mesh: Mesh) -> dict[str, Shard | Tensor]:

@@ -149,6 +149,21 @@ def test_every_process_refuses_what_several_cannot_do(place: Path, words: tuple[
     assert [(each.returncode, each.stderr) for each in done] == [(USER_MISTAKE, f"seektune: {said}\n")] * 2
 
 
+def test_a_dry_run_says_what_each_stage_would_hold_and_loads_nothing(place: Path):
+    done = seektune("serve", place / "trained", "--dry-run", "--world-size=4", "--pp=2", "--gpu=h100-80gb")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *lines = done.stdout.splitlines()
+    assert first == "4 x h100-80gb: pp 2 x dp 2 (2 copies) x ep 2, 80.00 GB of memory each"
+    assert [line for line in lines if line.startswith("rank")] == ["rank 0: layers 0 to 2", "rank 2: layers 3 to 3"]
+    assert ["MTP block" in line for line in lines if line.startswith("  weights: ")] == [False, True]
+    assert sum("tokens of context fit beside the weights of each rank" in line for line in lines) == 2
+    done = seektune("generate", "some/where", "--dry-run")
+    assert done.returncode == USER_MISTAKE
+    assert "a dry run does not use the network, and some/where is not a folder" in done.stderr
+    done = seektune("generate", "flash", "--prompt=The", "--world-size=4")
+    assert (done.returncode, done.stderr) == (USER_MISTAKE, "seektune: --world-size and --gpu need --dry-run\n")
+
+
 @contextmanager
 def job(*words: str | Path) -> Iterator[Job]:
     """A command on two processes, with a launcher."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from seektune.checkpoint.source import FolderSource
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.answers_task import AnswersTask
 from seektune.evaluate.config import TaskConfig
@@ -17,7 +18,7 @@ from seektune.evaluate.prompts import PromptForm
 from seektune.generate.detokenize import generate_all
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.mesh import DecodeMesh
-from seektune.generate.processes import DecodeProcesses
+from seektune.generate.processes import DecodeProcesses, decode_dims
 from seektune.generate.ranks import MeshRanks
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY, Sampling
@@ -37,6 +38,7 @@ from seektune.parallel.parallelize import parallelize
 from seektune.parallel.process_group import ProcessSlot
 from seektune.run.decoding import decoding_obstacle
 from seektune.signals import Interruption
+from seektune.workflows.dry_run_decode import placed
 
 from ..conftest import TOY, randomize
 from ..train.tiny_run import made_batch
@@ -135,21 +137,25 @@ def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
     return str(folder / weights), replace(reading, adapter=adapter)
 
 
-def found_together(folder: Path, names: Sequence[str], ep_size: int | None, pp_size: int) -> dict[str, Found]:
-    """In a worker."""
+def found_together(
+    folder: Path, names: Sequence[str], ep_size: int | None, pp_size: int
+) -> tuple[dict[str, Found], dict[str, int]]:
+    """In a worker: what rank 0 finds, and the bytes that this rank holds."""
     world = dist.get_world_size()
     processes = DecodeProcesses(ProcessSlot(world, dist.get_rank(), worker=True), ep_size, pp_size)
     results = {}
+    held = {}
     for name in names:
         weights, reading = read(folder, name)
         mesh = reading.read_spread(weights, processes)
         part = mesh.part
         assert isinstance(part, TransformerPart)
         assert (len(part.layers) < CONFIG.num_hidden_layers) == (pp_size > 1)
-        held = {len(x) for block in part.layers for x in block.ffn.experts.parameters() if x.dim() == 3}
-        assert held == {CONFIG.n_routed_experts // (ep_size or world)}
+        experts = {len(x) for block in part.layers for x in block.ffn.experts.parameters() if x.dim() == 3}
+        assert experts == {CONFIG.n_routed_experts // (ep_size or world)}
+        held[name] = sum(x.nbytes for key, x in part.state_dict().items() if ".lora." not in key)
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
-    return results
+    return results, held
 
 
 def led(mesh: DecodeMesh, name: str, body: Callable[[], T]) -> dict[str, T]:
@@ -239,9 +245,14 @@ def test_a_mesh_decodes_and_scores_as_one_process(
     folder: Path, world: int, ep_size: int | None, pp_size: int, names: list[str]
 ):
     together = run_workers(world, found_together, folder, names, ep_size, pp_size)
-    assert together[1:] == [{}] * (world - 1)
+    assert [results for results, _ in together[1:]] == [{}] * (world - 1)
     for name in names:
-        check_same(found_alone(folder, name), together[0][name])
+        check_same(found_alone(folder, name), together[0][0][name])
+        weights, reading = read(folder, name)
+        kinds = FolderSource(Path(weights)).kind if reading.quantized else None
+        dims = decode_dims(world, ep_size, pp_size, CONFIG)
+        planned = [placed(CONFIG, kinds, reading, dims, rank, allowed=0) for rank in range(world)]
+        assert [held[name] for _, held in together] == [each.parts.total() for each in planned]
 
 
 def test_no_two_readings_decode_alike(folder: Path):
