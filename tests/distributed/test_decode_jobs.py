@@ -78,32 +78,34 @@ def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
 
 
 @pytest.mark.slow
-def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: Path):
+def test_a_training_run_that_spreads_only_experts_or_layers_decodes_as_one_process(place: Path):
     rows = write_hellaswag(place / "rows", 12, 4)
     (place / "own.jsonl").write_text('{"prompt": "The man", "answer": "a"}\n', encoding="utf-8")
     answers = f"{{name: answers, every: 1, path: {place}/own.jsonl, metric: contains, max_new_tokens: 9}}"
     samples = "{name: samples, every: 1, max_new_tokens: 6, prompts: [The man, A]}"
-    for world in (1, 2):
+    layouts = {"one": {"dp_replicate": 1}, "experts": {"dp_replicate": 2, "ep_size": 2}, "layers": {"pp_size": 2}}
+    for name, layout in layouts.items():
+        world = max(layout.values())
         words = [
             "train",
             str(TINY),
             "--model.preset=null",
             f"--model.weights={place}/trained",
             f"--data.path={rows}",
-            f"--run_dir={place / str(world)}",
+            f"--run_dir={place / name}",
             "--steps=2",
         ]
         words += [f"--evaluate.tasks=[{answers},{samples}]", "--logging.to=[]", "--checkpoint.every=null"]
-        words += [f"--parallel.{key}={world}" for key in ("dp_replicate", "ep_size")] + ["--parallel.dp_shard=1"]
+        words += [f"--parallel.{key}={size}" for key, size in layout.items()] + ["--parallel.dp_shard=1"]
         done = worker_processes(*words, world=world)
         assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
         assert "does not run" not in done[0].stdout
-    for name in ("samples.jsonl", "evaluations.jsonl"):
-        one, two = (read_records(place / str(world) / name) for world in (1, 2))
-        assert two == one
+    for file in ("samples.jsonl", "evaluations.jsonl"):
+        one, *several = (read_records(place / name / file) for name in layouts)
+        assert several == [one] * 2
         assert one
-    one, two = (json.loads((place / str(world) / "evaluation.json").read_text()) for world in (1, 2))
-    assert two == one
+    found, *others = (json.loads((place / name / "evaluation.json").read_text()) for name in layouts)
+    assert others == [found] * 2
 
 
 @pytest.mark.parametrize(
