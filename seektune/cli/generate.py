@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from seektune.cli.dry_run_decode import DecodeDryRun, dry_run_flags
 from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.options import (
     Action,
@@ -33,6 +34,8 @@ Many prompts, four samples each:
   seektune generate runs/mine/model --file prompts.jsonl --out answers.jsonl --samples 4
 A model that does not fit one GPU, on the eight of this node, each with an eighth of the routed experts:
   seektune generate runs/mine/model --nproc-per-node=8 --quantized --prompt "The man"
+What each of 16 GPUs would hold, and how many tokens of context fit beside it:
+  seektune generate flash --dry-run --world-size=16 --pp=2 --quantized --gpu h100-80gb
 
 Each line of prompts.jsonl has either `prompt` (a string) or `messages` (a conversation). See docs/generation.md.
 """
@@ -51,6 +54,7 @@ def _generate(
     model: Model,
     generation: MakeGenerateOptions,
     processes: DecodeFlags,
+    dry_run: DecodeDryRun,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Prompt.")] = None,
     file: Annotated[
         Path | None, typer.Option(metavar="PROMPTS", parser=path_flag, help="File of prompts, .jsonl.")
@@ -69,6 +73,10 @@ def _generate(
     """The command `generate`."""
 
     def run() -> None:
+        if dry_run.enabled:
+            options = generation(max_new_tokens)
+            dry_run.run(model, options.reading, processes, options.memory)
+            return
         if (prompt is None) == (file is None) or (file is None) != (out is None):
             raise ValueError("give either --prompt TEXT, or --file PROMPTS and --out ANSWERS")
         if prompt is not None and logprobs:
@@ -109,5 +117,5 @@ def _chat(
     return lambda: on_processes(processes, decode, interactive=True)
 
 
-generate = with_groups(_generate, generation=generate_options, processes=decode_flags)
+generate = with_groups(_generate, generation=generate_options, processes=decode_flags, dry_run=dry_run_flags)
 chat = with_groups(_chat, generation=generate_options, processes=decode_flags, prefix_bytes=prefix_options)

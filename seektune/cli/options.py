@@ -9,6 +9,7 @@ import typer
 
 from seektune import __version__
 from seektune.data.chat_format.choices import EncodingName
+from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.limits import PREFIX_CACHE
 from seektune.generate.sampling_params import Sampling
 from seektune.io.json_file import read_json
@@ -64,6 +65,14 @@ MaxNewTokens: TypeAlias = Annotated[
 ]
 MaxNumSeqs: TypeAlias = Annotated[
     int, typer.Option(min=1, metavar="N", help="Maximum number of sequences decoded concurrently.")
+]
+GpuMemoryUtilization: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        max=1.0,
+        metavar="SHARE",
+        help="Share of a GPU's memory for weights and KV caches; without a GPU, of the host's free memory for caches.",
+    ),
 ]
 Speculative: TypeAlias = Annotated[
     bool,
@@ -156,6 +165,7 @@ def _generate_options(
     encoding: EncodingOption = None,
     json_schema: JsonSchemaFile = None,
     regex: Pattern = None,
+    gpu_memory_utilization: GpuMemoryUtilization = CacheLimit.gpu_memory_utilization,
 ) -> MakeGenerateOptions:
     """Options for loading a checkpoint and sampling from it."""
 
@@ -174,6 +184,7 @@ def _generate_options(
             encoding=encoding,
             json_schema=None if json_schema is None else read_json(json_schema),
             regex=regex,
+            memory=CacheLimit(gpu_memory_utilization),
         )
 
     return make

@@ -32,6 +32,7 @@ class DecodeFlags:
 
     launch: LaunchFlags
     ep: str = AUTO
+    pp: int = 1
 
     def ep_size(self) -> int | None:
         """Processes over which the experts are spread; None for `auto`.
@@ -59,9 +60,13 @@ def decode_flags(
             help="Processes over which the routed experts are spread; `auto` is all of them if possible.",
         ),
     ] = AUTO,
+    pp: Annotated[
+        int,
+        typer.Option("--pp", min=1, metavar="N", help="Pipeline stages over which the layers are spread."),
+    ] = 1,
 ) -> DecodeFlags:
     """Options about processes."""
-    return DecodeFlags(LaunchFlags(nproc_per_node, nnodes, node_rank, rdzv_endpoint), ep)
+    return DecodeFlags(LaunchFlags(nproc_per_node, nnodes, node_rank, rdzv_endpoint), ep, pp)
 
 
 def on_processes(flags: DecodeFlags, run: RunDecoding, interactive: bool = False, grace: float = GRACE) -> None:
@@ -75,13 +80,15 @@ def on_processes(flags: DecodeFlags, run: RunDecoding, interactive: bool = False
     """
     ep_size = flags.ep_size()
     if all(name in os.environ for name in WORKER_VARIABLES):
-        _run_as_worker(run, ep_size)
+        _run_as_worker(run, ep_size, flags.pp)
         return
     flags.launch.check()
     processes = flags.launch.count()
     if processes * flags.launch.nodes == 1:
-        if ep_size is not None and ep_size > 1:
-            raise ValueError(f"--ep={ep_size} needs {ep_size} processes, or a multiple: --nproc-per-node={ep_size}")
+        needed = (ep_size or 1) * flags.pp
+        if needed > 1:
+            asked = f"--ep={ep_size}" if flags.pp == 1 else f"--pp={flags.pp}"
+            raise ValueError(f"{asked} needs {needed} processes, or a multiple: --nproc-per-node={needed}")
         from seektune.generate.processes import DecodeProcesses
 
         run(DecodeProcesses(ep_size=ep_size))
@@ -107,12 +114,12 @@ def _launch_config(flags: DecodeFlags, processes: int) -> LaunchConfig:
         nodes=flags.launch.nodes,
         node_rank=flags.launch.node_rank,
         endpoint=flags.launch.endpoint or "",
-        identity=hashlib.sha256(repr((processes, flags.launch.nodes, flags.ep)).encode()).hexdigest(),
+        identity=hashlib.sha256(repr((processes, flags.launch.nodes, flags.ep, flags.pp)).encode()).hexdigest(),
         advice="run the same command again",
     )
 
 
-def _run_as_worker(run: RunDecoding, ep_size: int | None) -> None:
+def _run_as_worker(run: RunDecoding, ep_size: int | None, pp_size: int) -> None:
     """Run in the process group of a launcher; a signal ends all processes together, between two steps."""
     world = int(os.environ["WORLD_SIZE"])
     with Interruption(worker=True) as interruption:
@@ -122,7 +129,7 @@ def _run_as_worker(run: RunDecoding, ep_size: int | None) -> None:
         slot = ProcessSlot(world, int(os.environ["LOCAL_RANK"]), worker=True)
         try:
             with process_group(slot):
-                run(DecodeProcesses(slot, ep_size, interruption))
+                run(DecodeProcesses(slot, ep_size, pp_size, interruption))
         except Interrupted as signal:
             raise Interrupted(f"stopped by {signal}; run the same command again") from None
         except RuntimeError as error:

@@ -4,10 +4,12 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from seektune.cli.dry_run_decode import DecodeDryRun, dry_run_flags
 from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.options import (
     Action,
     EncodingOption,
+    GpuMemoryUtilization,
     MakeLoadOptions,
     MaxNumSeqs,
     Model,
@@ -18,6 +20,7 @@ from seektune.cli.options import (
     with_groups,
 )
 from seektune.cli.processes import GRACE, DecodeFlags, decode_flags, on_processes
+from seektune.generate.cache_limit import CacheLimit
 from seektune.serve.config import ServeConfig
 from seektune.serve.limits import Limits
 
@@ -85,6 +88,7 @@ def _serve(
     load: MakeLoadOptions,
     processes: DecodeFlags,
     prefix_bytes: int,
+    dry_run: DecodeDryRun,
     host: Host = ServeConfig.host,
     port: Port = ServeConfig.port,
     api_key: ApiKey = None,
@@ -93,6 +97,7 @@ def _serve(
     served_model_name: ServedModelName = None,
     max_model_len: MaxModelLen = None,
     max_num_seqs: MaxNumSeqs = Limits.max_num_seqs,
+    gpu_memory_utilization: GpuMemoryUtilization = Limits.gpu_memory_utilization,
     max_queued_requests: MaxQueuedRequests = Limits.max_queued_requests,
     request_timeout: RequestTimeout = Limits.request_timeout,
     shutdown_timeout: ShutdownTimeout = ServeConfig.shutdown_timeout,
@@ -114,6 +119,7 @@ def _serve(
             limits=Limits(
                 max_num_seqs=max_num_seqs,
                 prefix_cache=prefix_bytes,
+                gpu_memory_utilization=gpu_memory_utilization,
                 max_queued_requests=max_queued_requests,
                 request_timeout=request_timeout,
             ),
@@ -129,7 +135,11 @@ def _serve(
         with explain_out_of_memory(f"lower --max-model-len or --max-num-seqs{quantize}"):
             serve(model, loading, service, here)
 
+    if dry_run.enabled:
+        return lambda: dry_run.run(model, load(), processes, CacheLimit(gpu_memory_utilization))
     return lambda: on_processes(processes, run, grace=shutdown_timeout + GRACE)
 
 
-serve = with_groups(_serve, load=load_options, processes=decode_flags, prefix_bytes=prefix_options)
+serve = with_groups(
+    _serve, load=load_options, processes=decode_flags, prefix_bytes=prefix_options, dry_run=dry_run_flags
+)

@@ -1,32 +1,63 @@
 """Decides what the ranks of a decode engine do: admits, places and retires sequences."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+from seektune.generate.capacity import BatchRows, CacheRoom
 from seektune.generate.plan import Admission, StepPlan, StepReport
 from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import Request, Token
+from seektune.io.console import size
+
+
+@dataclass(eq=False)
+class SequenceGroup:
+    """Sequences that step together, and what their next plan says of them."""
+
+    running: dict[int, Admission] = field(default_factory=dict)
+    retired: list[int] = field(default_factory=list)
+    sampled: list[Token] = field(default_factory=list)
+    decode: bool = False
+    prefill: bool = False
+
+    def batch_on(self, rank: int) -> BatchRows:
+        """Those that a rank decodes together."""
+        lengths = [each.request.longest for each in self.running.values() if each.rank == rank]
+        return BatchRows(len(lengths), max(lengths, default=0))
 
 
 class Controller:
     """Makes the plan of each step from the requests and from what the ranks reported of the step before.
 
-    A sequence is placed on the rank with the fewest tokens held: cache that its sequences take at most.
+    A sequence is placed on the rank with most free cache. While it does not fit, it and those behind it wait.
     """
 
-    def __init__(self, ranks: int, max_num_seqs: int | None = None, places: PrefixPlaces | None = None):
-        """`max_num_seqs` is the maximum number of sequences that run at the same time; None = all.
+    def __init__(
+        self,
+        rooms: Sequence[CacheRoom],
+        max_num_seqs: int | None = None,
+        stages: int = 1,
+        prefixes: PrefixPlaces | None = None,
+    ):
+        """From the memory of all ranks for caches, in order, and the number of pipeline stages on which these are.
 
-        With `places`, a sequence that extends an earlier prompt goes to its rank, whose cache it continues.
+        Args:
+            rooms: the memory of each rank.
+            max_num_seqs: maximum number of sequences that run at the same time; None = all.
+            stages: the pipeline stages, each on as many ranks.
+            prefixes: where prompts were read; a sequence that extends one goes there if there is room. None = anywhere.
         """
-        self._places = places
-        self._held = [0] * ranks
+        self._prefixes = prefixes
+        ranks = len(rooms) // stages
+        self._rooms = [rooms[rank::ranks] for rank in range(ranks)]
+        """Of the ranks that hold parts of the same sequences."""
         self._limit = max_num_seqs
         self._count = 0
         self._waiting: dict[int, Request] = {}
-        self._running: dict[int, Admission] = {}
-        self._retired: list[int] = []
-        self._decode = False
-        self._prefill = False
+        self._running: dict[int, SequenceGroup] = {}
+        self._groups = [SequenceGroup() for _ in range(stages)]
+        self._steps = 0
         self.cache_bytes = 0
         """Memory of the caches of all running sequences, after the last step."""
 
@@ -36,7 +67,13 @@ class Controller:
         return not self._running and not self._waiting
 
     def add(self, requests: Sequence[Request]) -> list[int]:
-        """Add requests, which wait until there is room; returns the numbers that identify them in tokens."""
+        """Add requests, which wait until there is room; returns the numbers that identify them in tokens.
+
+        Raises:
+            ValueError: one can never fit; then none is added.
+        """
+        for request in requests:
+            self._check(request)
         numbers = list(range(self._count, self._count + len(requests)))
         self._count += len(requests)
         self._waiting |= dict(zip(numbers, requests, strict=True))
@@ -48,17 +85,21 @@ class Controller:
             return True
         if number not in self._running:
             return False
+        self._running[number].retired.append(number)
         self._free(number)
-        self._retired.append(number)
         return True
 
     def plan(self) -> StepPlan:
-        """The next step."""
-        decode = self._decode and bool(self._running)
-        prefill = self._prefill and bool(self._running)
-        admitted = self._admit()
-        plan = StepPlan(admitted, self._retired, decode, prefill or bool(admitted))
-        self._retired = []
+        """The next step, which is that of the next group."""
+        group = self._next_group()
+        decode = group.decode and bool(group.running)
+        prefill = group.prefill and bool(group.running)
+        admitted = self._admit(group)
+        number = self._steps % len(self._groups)
+        plan = StepPlan(admitted, group.retired, decode, prefill or bool(admitted), number, group.sampled)
+        group.retired = []
+        group.sampled = []
+        self._steps += 1
         return plan
 
     def record(self, reports: Sequence[StepReport]) -> list[Token]:
@@ -68,37 +109,82 @@ class Controller:
             ArithmeticError: a rank's logits are NaN.
             RuntimeError: a rank could not sample, for example out of memory.
         """
-        self._decode = any(report.running for report in reports)
-        self._prefill = any(report.prefilling for report in reports)
+        group = self._next_group()  # the last stage has finished the plan of the group whose turn it is next
+        group.decode = any(report.running for report in reports)
+        group.prefill = any(report.prefilling for report in reports)
         self.cache_bytes = sum(report.cache_bytes for report in reports)
         for error in (report.error for report in reports if report.error is not None):
             raise error
-        tokens = [token for report in reports for token in report.tokens]
+        found = [token for report in reports for token in report.tokens]
+        if len(self._groups) > 1:
+            group.sampled = [replace(token, alternatives=[], prompt=()) for token in found]
+        # a request that was retired meanwhile has ended
+        tokens = [token for token in found if token.request in self._running]
         for token in tokens:
-            if token.end is not None and token.request in self._running:
+            if token.end is not None:
                 self._free(token.request)
         return tokens
 
-    def _admit(self) -> list[Admission]:
-        """Place the first of the waiting requests for which there is room."""
-        room = None if self._limit is None else self._limit - len(self._running)
-        numbers = list(self._waiting)[:room]
-        requests = {number: self._waiting.pop(number) for number in numbers}
-        # the longest first, so that the shorter ones even out what those leave
-        for number in sorted(numbers, key=lambda number: requests[number].longest, reverse=True):
-            rank = self._place(requests[number])
-            self._held[rank] += requests[number].longest
-            self._running[number] = Admission(rank, number, requests[number])
-        return [self._running[number] for number in numbers]
+    def _next_group(self) -> SequenceGroup:
+        return self._groups[self._steps % len(self._groups)]
 
-    def _place(self, request: Request) -> int:
-        rank = None if self._places is None else self._places.rank_of(request.prompt)
-        if rank is None:
-            rank = self._held.index(min(self._held))
-        if self._places is not None:
-            self._places.record(request.prompt, rank)
-        return rank
+    def _check(self, request: Request) -> None:
+        alone = [BatchRows().joined_by(request.longest)]
+        if all(self._left(rank, alone) < 0 for rank in range(len(self._rooms))):
+            best = max((room for rooms in self._rooms for room in rooms), key=lambda room: room.left(alone))
+            raise ValueError(
+                f"a sequence of up to {request.longest:,} tokens needs {size(best.free - best.left(alone))} for its KV "
+                f"cache and a copy of it, but {size(best.free)} are free beside the weights; shorten the prompt or "
+                "lower its maximum number of new tokens"
+            )
+
+    def _admit(self, group: SequenceGroup) -> list[Admission]:
+        """Place the first of the waiting requests for which there is room, as many as make the groups equal."""
+        room = len(self._waiting) if self._limit is None else self._limit - len(self._running)
+        total = len(self._running) + min(len(self._waiting), room)
+        share = -(-total // len(self._groups)) - len(group.running)
+        first = list(self._waiting)[: max(min(room, share), 0)]
+        count = bisect_left(range(len(first)), True, key=lambda last: self._places(first[: last + 1], group) is None)
+        places = self._places(first[:count], group) or {}
+        for number in first[:count]:
+            request = self._waiting.pop(number)
+            group.running[number] = Admission(places[number], number, request)
+            self._running[number] = group
+            if self._prefixes is not None:
+                self._prefixes.record(request.prompt, places[number])
+        return [group.running[number] for number in first[:count]]
+
+    def _places(self, numbers: Sequence[int], group: SequenceGroup) -> dict[int, int] | None:
+        """The rank of each of the waiting requests if they join a group together; None if they do not all fit."""
+        batches = [[each.batch_on(rank) for each in self._groups] for rank in range(len(self._rooms))]
+        joined = self._groups.index(group)
+        places = {}
+        # the longest first, so that the shorter ones even out what those leave
+        for number in sorted(numbers, key=lambda number: self._waiting[number].longest, reverse=True):
+            rank = self._rank_for(self._waiting[number], batches, joined)
+            if rank is None:
+                return None
+            batches[rank][joined] = batches[rank][joined].joined_by(self._waiting[number].longest)
+            places[number] = rank
+        return places
+
+    def _rank_for(self, request: Request, batches: Sequence[Sequence[BatchRows]], joined: int) -> int | None:
+        """Where a request that joins a group is decoded: with its prefix, or where most is free; None without room."""
+        left = [self._left(rank, found) for rank, found in enumerate(batches)]
+        known = None if self._prefixes is None else self._prefixes.rank_of(request.prompt)
+        for rank in (known, left.index(max(left))):
+            if rank is not None and self._left(rank, _joined(batches[rank], joined, request.longest)) >= 0:
+                return rank
+        return None
+
+    def _left(self, rank: int, batches: Sequence[BatchRows]) -> int:
+        """Bytes left for caches beside these batches, on the pipeline stage that has least."""
+        return min(room.left(batches) for room in self._rooms[rank])
 
     def _free(self, number: int) -> None:
-        admission = self._running.pop(number)
-        self._held[admission.rank] -= admission.request.longest
+        self._running.pop(number).running.pop(number)
+
+
+def _joined(batches: Sequence[BatchRows], index: int, length: int) -> list[BatchRows]:
+    """The batches with one more sequence in one of them."""
+    return [batch.joined_by(length) if i == index else batch for i, batch in enumerate(batches)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from seektune.model.config import DeepseekV4Config
 from seektune.model.dspark import DraftBlock, LayerMeans
 from seektune.model.kv_cache.cache import KVCache
+from seektune.model.kv_cache.size import CacheSize
 
 
 class DecodableModel(Protocol):
@@ -34,6 +35,10 @@ class DecodableModel(Protocol):
 
     def new_draft_cache(self, batch_size: int, max_length: int, *, grows: bool = False) -> KVCache:
         """An empty cache for the MTP block or the DSpark stages."""
+        ...
+
+    def cache_size(self, max_length: int, drafts: bool = False) -> CacheSize:
+        """What a row of `new_cache` takes, with `drafts` also one of `new_draft_cache`."""
         ...
 
     def advance(

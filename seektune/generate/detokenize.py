@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from seektune.data.tokenizer import Tokenizer
+from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.request import DraftCounts, Request, Token
 
@@ -144,13 +145,14 @@ def generate_all(
     rows: int = 8,
     speculative: bool = False,
     cpu_kernels: bool = True,
+    memory: CacheLimit | None = None,
 ) -> tuple[list[GeneratedText], DraftCounts]:
     """The completions of all requests, in order, with up to `rows` decoded together; also the counts of drafts.
 
-    `cpu_kernels` is that of `DecodeEngine`.
+    `cpu_kernels` and `memory` are those of `DecodeEngine`.
 
     Raises:
-        ValueError: a request is invalid.
+        ValueError: a request is invalid, or can never fit into `memory`.
     """
     if not requests:
         return [], DraftCounts()
@@ -158,7 +160,7 @@ def generate_all(
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
     asked = [requests[i] for i in order]
     longest = max(each.longest for each in requests)
-    engine = DecodeEngine(model, asked, speculative, longest, cpu_kernels, max_num_seqs=rows)
+    engine = DecodeEngine(model, asked, speculative, longest, cpu_kernels, max_num_seqs=rows, memory=memory)
     completions = [GeneratedText() for _ in requests]
     for delta in stream_text(engine, asked, tokenizer):
         completion = completions[order[delta.request]]

@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
+from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.capacity import CacheRoom
 from seektune.generate.controller import Controller
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import drafter_of
-from seektune.generate.mesh import DecodeMesh, RunPlan
+from seektune.generate.mesh import DecodeMesh, OpenEngine
 from seektune.generate.plan import EngineOptions
 from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import DraftCounts, Request, Token
@@ -34,6 +36,7 @@ class DecodeEngine:
         cpu_kernels: bool = True,
         max_num_seqs: int | None = None,
         prefix_bytes: int = 0,
+        memory: CacheLimit | None = None,
     ):
         """Queue the first requests; nothing is computed yet.
 
@@ -48,20 +51,24 @@ class DecodeEngine:
             max_num_seqs: maximum number of sequences decoded together, on all ranks; others wait. None = no maximum.
             prefix_bytes: memory of each rank for a prefix cache, from which later requests that begin with the tokens
                 of earlier ones continue; 0 = none. There is none with `speculative`, or without `longest`.
+            memory: how much memory caches may take; sequences wait for it. None = no limit.
 
         Raises:
-            ValueError: a request is invalid, or the model has no drafter.
+            ValueError: a request is invalid or can never fit into `memory`, or the model has no drafter.
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
-        reuses = prefix_bytes > 0 and longest is not None and not speculative
-        options = EngineOptions(most, longest is not None, speculative, prefix_bytes if reuses else 0, cpu_kernels)
+        staged = isinstance(model, DecodeMesh) and model.ranks.pp_size > 1
+        reuses = prefix_bytes > 0 and longest is not None and not speculative and not staged
+        kept = prefix_bytes if reuses else 0
+        options = EngineOptions(most, longest is not None, speculative, kept, cpu_kernels, memory)
         self._longest = most
         self._vocab_size = model.config.vocab_size
         self._check(requests)
         self.drafts = DraftCounts()
-        self._run = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
-        ranks = model.ranks.count if isinstance(model, DecodeMesh) else 1
-        self._controller = Controller(ranks, max_num_seqs, PrefixPlaces(ROLLBACK) if reuses else None)
+        self._engine = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
+        self._stages = self._engine.stages
+        prefixes = PrefixPlaces(ROLLBACK) if reuses else None
+        self._controller = Controller(self._engine.rooms, max_num_seqs, self._stages, prefixes)
         self._controller.add(requests)
 
     @property
@@ -73,6 +80,11 @@ class DecodeEngine:
     def cache_bytes(self) -> int:
         """Memory of the caches of all running sequences, after the last step."""
         return self._controller.cache_bytes
+
+    @property
+    def room(self) -> CacheRoom:
+        """The memory for caches of the rank that has least of it."""
+        return min(self._engine.rooms, key=CacheRoom.tokens)
 
     def add(self, requests: Sequence[Request]) -> list[int]:
         """Add requests; returns the numbers that identify them in tokens.
@@ -86,21 +98,31 @@ class DecodeEngine:
     def end(self, request: int) -> None:
         """Stop decoding a request."""
         if self._controller.retire(request) and self.done:  # perhaps no step follows that would free its cache
-            self.step()
+            for _ in range(self._stages):
+                self.step()
 
     def step(self) -> list[Token]:
         """Run one step: the next token of each running request, more if drafts are accepted; and a prefill chunk.
+
+        Of a pipeline of n stages, a step gives tokens of an n-th of the requests.
 
         Raises:
             ArithmeticError: the model's logits are NaN.
             RuntimeError: memory ran out, or a rank of a mesh is gone.
         """
-        return self._controller.record(self._run(self._controller.plan()))
+        tokens = self._next()
+        if self.done:  # stages before the last one free the cache later
+            for _ in range(self._stages - 1):
+                self._next()
+        return tokens
 
     def tokens(self) -> Iterator[Token]:
         """All remaining tokens."""
         while not self.done:
             yield from self.step()
+
+    def _next(self) -> list[Token]:
+        return self._controller.record(self._engine.run(self._controller.plan()))
 
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
@@ -108,9 +130,9 @@ class DecodeEngine:
             if request.longest > self._longest:
                 raise ValueError(f"a sequence of up to {request.longest} tokens exceeds the maximum of {self._longest}")
 
-    def _alone(self, model: DecodableModel, options: EngineOptions) -> RunPlan:
+    def _alone(self, model: DecodableModel, options: EngineOptions) -> OpenEngine:
         if options.speculative and drafter_of(model) is None:
             raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         worker = DecodeWorker(model, options)
         self.drafts = worker.drafts
-        return lambda plan: [worker.step(plan)]
+        return OpenEngine(lambda plan: [worker.step(plan)], [worker.room()])

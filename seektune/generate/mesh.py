@@ -1,13 +1,14 @@
 """A model on the processes of a mesh, as rank 0 decodes and scores with it.
 
-Each rank has its own sequences and KV caches; the experts may be spread over the ranks. Shapes: B rows, T tokens.
+The ranks of a pipeline stage have the same layers, but own sequences; its experts may be spread over them.
+Shapes: B rows, T tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-import torch
-
+from seektune.generate.capacity import CacheRoom
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.ranks import MeshCommand, MeshPart, MeshRanks, MeshTask
 from seektune.model.config import DeepseekV4Config
@@ -17,6 +18,17 @@ from seektune.sequence import Batch
 T = TypeVar("T")
 RunPlan: TypeAlias = Callable[[StepPlan], list[StepReport]]
 """Runs a step on all ranks; returns their reports."""
+
+
+@dataclass(frozen=True)
+class OpenEngine:
+    """An engine on all ranks that decode."""
+
+    run: RunPlan
+    rooms: Sequence[CacheRoom]
+    """The memory of each rank for caches."""
+    stages: int = 1
+    """Pipeline stages, each on as many ranks as every other."""
 
 
 class DecodeMesh:
@@ -44,25 +56,25 @@ class DecodeMesh:
         """As `MeshRanks.follow`."""
         self.ranks.follow(received)
 
-    def open_engine(self, options: EngineOptions) -> RunPlan:
+    def open_engine(self, options: EngineOptions) -> "OpenEngine":
         """Open an engine on all ranks; the one before is dropped.
 
         Raises:
             ValueError: drafts are asked for.
         """
+        if options.speculative and self.ranks.pp_size > 1:
+            raise ValueError("speculative decoding does not work with pipeline stages; leave one of them out")
         if options.speculative:
             raise ValueError("speculative decoding runs on one process only; leave --speculative out")
-        self._run(options)
-        return self._run
+        return OpenEngine(self._run, self._run(options), self.ranks.pp_size)
 
     def score(self, batch: Batch) -> TokenScores:
         """Scores of the taught tokens of rows, `[B, T]`, each computed by one of the ranks."""
         rows = len(batch.tokens)
-        count = self.ranks.count
+        count = self.ranks.stage_size
         found: list[TokenScores] = self._run(batch.padded(rows=-(-rows // count) * count))
-        losses = torch.cat([part.losses_BT for part in found])
-        first = torch.cat([part.first_BT for part in found])
-        return TokenScores(losses[:rows], first[:rows])
+        scores = TokenScores.joined(found[-count:])  # of the last pipeline stage
+        return TokenScores(scores.losses_BT[:rows], scores.first_BT[:rows])
 
     def _run(self, task: MeshTask) -> list[Any]:
         return self.ranks.run(MeshCommand(self._index, task))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.request import Request, Token
 
 
@@ -20,6 +21,8 @@ class EngineOptions:
     """Memory of each rank for caches of ended sequences and of prompts; 0 = no prefix cache. Caches must grow."""
     cpu_kernels: bool = True
     """Whether to use the compiled kernels of `kernels.cpu`, for fp32 on a CPU."""
+    memory: CacheLimit | None = None
+    """How much memory caches may take; None = no limit."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Admission:
     """A new sequence and its place."""
 
     rank: int
-    """The rank that decodes it and holds its cache."""
+    """The rank of each pipeline stage that decodes it and holds its cache."""
     number: int
     """Number of the request."""
     request: Request
@@ -49,6 +52,10 @@ class StepPlan:
     """Whether all ranks run a forward pass of the next token of their sequences."""
     prefill: bool
     """Whether all ranks run a forward pass of a chunk of prompts."""
+    group: int = 0
+    """The sequences that the plan is about: those of a pipeline step in as many groups as there are stages."""
+    sampled: Sequence[Token] = ()
+    """The tokens that the last stage sampled in the step of this group before."""
 
 
 @dataclass(frozen=True)

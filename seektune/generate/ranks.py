@@ -10,10 +10,13 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch.distributed as dist
 
+from seektune.generate.capacity import CacheRoom
 from seektune.generate.decodable import DecodableModel
+from seektune.generate.pipeline import PipelineWorker
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.worker import DecodeWorker
 from seektune.model.head import TokenScores
+from seektune.parallel.decode_stage import DecodeStage
 from seektune.sequence import Batch
 from seektune.signals import Interruption
 
@@ -23,10 +26,10 @@ IDLE_TIMEOUT = timedelta(days=365)
 
 
 class MeshPart(DecodableModel, Protocol):
-    """What a rank holds of a model: all of it but the experts of other ranks."""
+    """What a rank holds of a model: all of it but the experts, and the pipeline stages, of other ranks."""
 
     def score(self, batch: Batch) -> TokenScores:
-        """Scores of the taught tokens of rows, `[B, T]`."""
+        """Scores of the taught tokens of rows, `[B, T]`; of a pipeline on its last stage."""
         ...
 
 
@@ -49,16 +52,18 @@ class MeshRanks:
     Every forward pass is part of a command that all ranks have received, so no rank decides by itself to communicate.
     """
 
-    def __init__(self, group: dist.ProcessGroup, interruption: Interruption):
+    def __init__(self, group: dist.ProcessGroup, interruption: Interruption, pp_size: int = 1):
         """`group` has all processes and is on the hosts (gloo); a signal during a command takes effect after it."""
         self.rank = dist.get_rank()
-        self.count = dist.get_world_size()
+        self.pp_size = pp_size
+        self.stage_size = dist.get_world_size() // pp_size
+        """Ranks of a pipeline stage, each with its own sequences."""
         self.in_step = True
         """Whether this rank has finished its last command; after an error inside one, other ranks wait in it."""
         self._group = group
         self._interruption = interruption
         self._parts: list[MeshPart] = []
-        self._workers: dict[int, DecodeWorker] = {}
+        self._workers: dict[int, DecodeWorker | PipelineWorker] = {}
 
     def add(self, part: MeshPart) -> int:
         """Add a model, in the same order on all ranks; returns its index."""
@@ -98,7 +103,7 @@ class MeshRanks:
         assert self.rank == 0, "rank 0 leads"
         if not self.in_step:
             raise RuntimeError("the processes are out of step after an error")
-        reports: list[Any] = [None] * self.count
+        reports: list[Any] = [None] * (self.stage_size * self.pp_size)
         with self._interruption.deferred():
             self.in_step = False
             self._send(command)
@@ -111,16 +116,18 @@ class MeshRanks:
         dist.gather_object(self._obey(command), reports, dst=0, group=self._group)
         self.in_step = True
 
-    def _obey(self, command: MeshCommand) -> StepReport | TokenScores | None:
+    def _obey(self, command: MeshCommand) -> StepReport | TokenScores | CacheRoom:
         part = self._parts[command.model]
+        place = self.rank % self.stage_size
         match command.task:
             case EngineOptions():
-                self._workers[command.model] = DecodeWorker(part, command.task, self.rank)
-                return None
+                worker = _open_worker(part, command.task, place)
+                self._workers[command.model] = worker
+                return worker.room()
             case StepPlan():
                 return self._workers[command.model].step(command.task)
             case Batch():
-                scores = part.score(command.task.share(self.rank, self.count))
+                scores = part.score(command.task.share(place, self.stage_size))
                 return TokenScores(scores.losses_BT.cpu(), scores.first_BT.cpu())
 
     def _send(self, command: MeshCommand | None) -> None:
@@ -136,3 +143,10 @@ class MeshRanks:
 def command_group() -> dist.ProcessGroup:
     """A group of all processes for the commands of a user, between which any time may pass. Collective."""
     return dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
+
+
+def _open_worker(part: MeshPart, options: EngineOptions, rank: int) -> DecodeWorker | PipelineWorker:
+    """The worker of a part; `rank` is that among the ranks of a pipeline stage."""
+    if isinstance(part, DecodeStage):
+        return PipelineWorker(part, options, rank)
+    return DecodeWorker(part, options, rank)

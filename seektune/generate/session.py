@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.other_tokenizer import tokenizer_note
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.answer_grammar import AnswerRules, answer_grammar, json_rules, regex_rules
+from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.engine import Decodes
 from seektune.generate.grammar import Grammar, compile_grammar
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
-from seektune.generate.ranks import MeshRanks, command_group
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import DEFAULT, Sampling
 from seektune.lora.files import load_adapter
@@ -67,7 +67,7 @@ class LoadOptions:
 
     def read_spread(self, name: str, processes: DecodeProcesses) -> DecodeMesh:
         """Load a model on all processes, as `read` does on one without drafter. Collective; errors as `read_part`."""
-        return DecodeMesh(self.read_part(name, processes).model, MeshRanks(command_group(), processes.interruption))
+        return DecodeMesh(self.read_part(name, processes).model, processes.ranks())
 
     def read_part(self, name: str, processes: DecodeProcesses) -> ModelPart:
         """Load the part of a checkpoint that this process holds. Collective.
@@ -136,6 +136,8 @@ class GenerateOptions:
     """Completions are JSON that is valid against it; the prompts of chats describe it."""
     regex: str | None = None
     """Completions match it as a whole."""
+    memory: CacheLimit = field(default=CacheLimit(), repr=False)
+    """Of KV caches; it does not change completions."""
 
     def answer_rules(self) -> AnswerRules | None:
         """What completions have to follow; None for any text.
@@ -176,6 +178,7 @@ class Session:
         if processes.slot.world == 1:
             self.model = setting.reading.read(name, setting.speculative)
         else:
+            processes.refuse_with_pipeline(setting.speculative, "--speculative")
             refuse_on_several(setting.speculative, "--speculative")
             self.model = setting.reading.read_spread(name, processes)
         if processes.is_main:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seektune.generate.capacity import UNLIMITED, CacheRoom, free_bytes
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import Drafter, drafter_of
 from seektune.generate.limits import CHUNK
@@ -48,23 +49,37 @@ class DecodeWorker:
         self._reading: Prefill | None = None
         self._texts: RunningBatch | None = None
 
+    def room(self) -> CacheRoom:
+        """The memory for caches, before the first step."""
+        options = self._options
+        if options.memory is None:
+            return UNLIMITED
+        size = self._model.cache_size(options.longest, options.speculative)
+        ahead = 0 if self._drafter is None else self._drafter.size
+        free = max(free_bytes(options.memory, self._model.device) - options.prefix_bytes, 0)
+        return CacheRoom(size, free, options.longest, ahead, options.grows)
+
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepReport:
         """Run the forward passes of a plan, then sample.
 
         Other ranks wait in the passes, so an error in sampling, which comes after them, is reported and not raised.
         """
+        passes = self._run(plan)
+        try:
+            return self._report(self._sample(*passes))
+        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
+            return self._report([], error)
+
+    def _run(self, plan: StepPlan) -> tuple[ForwardResult | None, Prefill | None]:
+        """The forward passes of a plan: of the running sequences, and of prompts."""
         for number in plan.retired:
             self._retire(number)
         here = [each for each in plan.admitted if each.rank == self._rank]
         self._waiting += [RunningSequence.of(each.number, each.request) for each in here]
         with self._kernels():
             decoded = self._decode() if plan.decode else None
-        read = self._prefill() if plan.prefill else None
-        try:
-            return self._report(self._sample(decoded, read))
-        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
-            return self._report([], error)
+        return decoded, self._prefill() if plan.prefill else None
 
     def _report(self, tokens: Sequence[Token], error: Exception | None = None) -> StepReport:
         prefilling = self._reading is not None or bool(self._waiting)
@@ -110,9 +125,8 @@ class DecodeWorker:
     def _grow(self, found: ForwardResult) -> list[Token]:
         """Sample each row's next tokens; rows that have not ended stay in, or join, the running batch."""
         texts = found.texts
-        logits_BTV = self._model.logits(self._model.hidden(found.streams))
+        taken = self._take(found)
         read = found.streams.shape[1]
-        taken = [row.take(logits_TV, self.drafts) for row, logits_TV in zip(texts.rows, logits_BTV, strict=True)]
         lasting = [tokens[-1].end is None for tokens in taken]
         # ended rows are dropped below and need no rollback
         texts.cache.rollback([(read - len(tokens)) * last for tokens, last in zip(taken, lasting, strict=True)])
@@ -125,6 +139,12 @@ class DecodeWorker:
         elif self._texts is not None and self._texts is not texts and places:
             self._texts.join(texts)
         return [token for tokens in taken for token in tokens]
+
+    def _take(self, found: ForwardResult) -> list[list[Token]]:
+        """The next tokens of each row."""
+        logits_BTV = self._model.logits(self._model.hidden(found.streams))
+        rows = zip(found.texts.rows, logits_BTV, strict=True)
+        return [row.take(logits_TV, self.drafts) for row, logits_TV in rows]
 
     def _propose(self, drafter: Drafter, texts: RunningBatch, features: Tensor, taken: list[list[int]]) -> None:
         """Let the drafter read each row's new tokens and propose the next ones."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import chain
+from typing import TypeVar
 
 from torch import nn
 
@@ -14,6 +15,8 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.quantized import KindOf, quantize_modules
 from seektune.model.transformer import TransformerPart
+
+Part = TypeVar("Part", bound=TransformerPart)
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, mtp: bool, seed: int) -> list[str]:
@@ -73,7 +76,7 @@ def shape_of(config: LoraConfig) -> AdapterShape:
     )
 
 
-def share_weights(model: DeepseekV4ForCausalLM) -> DeepseekV4ForCausalLM:
+def share_weights(model: Part) -> Part:
     """A model that shares the parameters and buffers of another; adapters added to one are not on the other."""
     # what is already in deepcopy's memo is taken, not copied
     return deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})

@@ -65,6 +65,7 @@ def load_adapter(
     weight: float = 1.0,
     adapter: str = "loaded",
     experts: ExpertRange | None = None,
+    whole: nn.Module | None = None,
 ) -> list[str]:
     """Load an adapter from a folder, in addition to those that the model has; returns the modules it changes.
 
@@ -74,6 +75,7 @@ def load_adapter(
         weight: scales its change; 1 is as trained.
         adapter: a name for it.
         experts: the routed experts of this process, if others hold the rest.
+        whole: the model of which `model` has some of the layers, on any device; changes of the others are left out.
 
     Raises:
         ValueError: the files are damaged, the model has no such module or shape, or the name is taken. The model is
@@ -81,13 +83,15 @@ def load_adapter(
     """
     read, config, copies = read_adapter(Path(folder))
     check_weight(read.values(), weight, Path(folder))
-    known = adaptable(model)
+    known = adaptable(model if whole is None else whole)
     if missing := sorted(name for name in read.keys() - set(known) if not read[name].is_nothing):
         raise ValueError(f"{folder} changes {missing[0]}, which this model does not have")
     changes = {name: change for name, change in read.items() if name in set(known)}
     check_coverage(changes, config, known, Path(folder))
+    here = set(adaptable(model))
+    changes = {name: change for name, change in changes.items() if name in here}
     base = base_state(model)
-    check_copies(copies, lambda name: as_shard(base[name]), Path(folder))
+    check_copies(copies, lambda name: as_shard(base[name]) if name in base else None, Path(folder))
     if experts is not None:
         changes = {name: change.of_experts(experts) for name, change in changes.items()}
     done: list[str] = []

@@ -4,7 +4,7 @@ Losses and scores are computed by chunks of tokens, so that logits of whole rows
 Shapes: B rows, T tokens, D width, V vocabulary, N taught tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -94,6 +94,13 @@ class TokenScores:
     """Negative log-likelihood in nats, fp32; 0 where nothing is taught."""
     first_BT: Tensor
     """Whether the token is the model's most likely one, bool."""
+
+    @classmethod
+    def joined(cls, parts: Sequence["TokenScores"]) -> "TokenScores":
+        """The scores of the rows of all parts, in order; those of no rows if there is no part."""
+        if not parts:
+            return cls(torch.zeros(0), torch.zeros(0, dtype=torch.bool))
+        return cls(torch.cat([part.losses_BT for part in parts]), torch.cat([part.first_BT for part in parts]))
 
 
 def token_logits(hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:

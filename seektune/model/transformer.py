@@ -5,7 +5,7 @@ scores) is the caller's choice.
 Shapes: B rows, T tokens, S streams, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,7 +88,7 @@ class TransformerPart(nn.Module):
     def __init__(
         self,
         config: DeepseekV4Config,
-        layers: range,
+        layers: Sequence[int],
         dtype: torch.dtype,
         numerics: str,
         first: bool,

@@ -19,6 +19,7 @@ from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
 from seektune.model.step_loss import StepLoss
 from seektune.model.transformer import TransformerPart
+from seektune.parallel.decode_stage import DecodeStage
 from seektune.parallel.expert import apply_expert_parallel
 from seektune.parallel.fsdp import prepare_unused_mtp, reshard
 from seektune.parallel.mesh import Mesh
@@ -129,13 +130,18 @@ class ParallelModel:
         self._prepare(whole)
         return whole
 
-    def decodable(self) -> DeepseekV4ForCausalLM:
-        """This process's part as a model that can decode, on the same memory; only experts may be on other processes.
+    def decodable(self) -> DeepseekV4ForCausalLM | DecodeStage:
+        """This process's part as a model that can decode, on the same memory; its weights are not sharded by FSDP2.
 
-        FSDP2 has no part in it: nothing is sharded, and nothing needs a gradient.
+        FSDP2 has no part in it: nothing needs a gradient.
         """
-        stage = self.stages[0]
-        model = DeepseekV4ForCausalLM(self.config, "meta", stage.dtype, stage.numerics)
+        (stage,) = self.stages.values()
+        model: DeepseekV4ForCausalLM | DecodeStage
+        if self.mesh.dims.pp_size > 1:
+            layers = [block.ffn.layer for block in stage.layers]
+            model = DecodeStage(self.config, layers, self.mesh, stage.dtype, stage.numerics)
+        else:
+            model = DeepseekV4ForCausalLM(self.config, "meta", stage.dtype, stage.numerics)
         self._prepare(model)
         apply_expert_parallel(model, self.mesh)
         model.load_state_dict({name: local(x).detach() for name, x in stage.state_dict().items()}, assign=True)

@@ -18,9 +18,10 @@ T = TypeVar("T")
 
 
 def decoding_obstacle(dims: ParallelDims, config: ParallelConfig) -> str | None:
-    """Why a model with this layout cannot decode; None if it can: experts may be spread, nothing else is cut."""
-    if dims.pp_size > 1:
-        return f"the layers are on {dims.pp_size} pipeline stages"
+    """Why a model with this layout cannot decode; None if it can: no weight may be cut, and a process has one stage."""
+    schedule = config.pipeline.schedule
+    if dims.pp_size > 1 and schedule != "1f1b":
+        return f"a process has two pipeline stages (parallel.pipeline.schedule={schedule}; 1f1b has one)"
     if dims.cp_size > 1:
         return f"rows are cut over {dims.cp_size} processes (parallel.cp_size)"
     if dims.fsdp_size > 1:
@@ -46,7 +47,7 @@ def run_decoding(
     """
     if model.mesh.axes is None:
         return body(DeepseekV4ForCausalLM.of(model.whole))
-    mesh = DecodeMesh(model.decodable(), MeshRanks(model.mesh.axes.control, run.interruption))
+    mesh = DecodeMesh(model.decodable(), MeshRanks(model.mesh.axes.control, run.interruption, model.mesh.dims.pp_size))
     found = model.mesh.ranks.each(_outcome(mesh, body, alive).result)[0]
     run.stop_if_signalled()
     assert found is not None, "a body that a signal stopped stops the run"

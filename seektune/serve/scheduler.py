@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from seektune.data.tokenizer import Tokenizer
+from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.detokenize import TextDelta, TextStream
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.request import Request
@@ -200,11 +201,13 @@ class Scheduler:
             job.on_event(replace(delta, request=index))
 
     def _new_stream(self, name: str) -> TextStream:
+        memory = CacheLimit(self._limits.gpu_memory_utilization, len(self._models))
         engine = DecodeEngine(
             self._models[name],
             (),
             self._speculative,
             self._limits.max_model_len,
             prefix_bytes=self._limits.prefix_cache,
+            memory=memory,
         )
         return TextStream(engine, (), self._tokenizer)

@@ -110,6 +110,7 @@ def evaluate(
         ArithmeticError: a model's logits are not finite.
         OSError: the data or a model cannot be read or downloaded.
     """
+    processes.refuse_with_pipeline(DRAFTER in tasks, f"--task {DRAFTER}")
     refuse_on_several(DRAFTER in tasks and processes.slot.world > 1, f"--task {DRAFTER}")
     bare = replace(setting.reading, adapter=None)
     readings = [(model, setting.reading)]

@@ -71,7 +71,7 @@ def _stream(voice: Session, prompt: str, as_chat: bool, samples: int) -> None:
     for i, request in enumerate(requests):
         if i:
             print("\n---")
-        decoding = DecodeEngine(voice.model, [request], voice.setting.speculative)
+        decoding = DecodeEngine(voice.model, [request], voice.setting.speculative, memory=voice.setting.memory)
         end = None
         for piece in stream_text(decoding, [request], voice.tokenizer):
             _write(piece.text, sys.stdout)
@@ -120,7 +120,9 @@ def _answer(voice: Session, rows: list[dict[str, Any]], out: Path, job: str, out
         size = PAGE * max(output.rows // output.samples, 1)
         for start in range(done, len(rows), size):
             asked = [request for row in rows[start : start + size] for request in _requests(row, voice, output)]
-            found, made = generate_all(voice.model, voice.tokenizer, asked, output.rows, speculative)
+            found, made = generate_all(
+                voice.model, voice.tokenizer, asked, output.rows, speculative, memory=voice.setting.memory
+            )
             drafts.add(made)
             for i, answer in enumerate(found):
                 row, sample = divmod(i, output.samples)

@@ -61,7 +61,7 @@ def take_plan(name: str, cluster: Cluster, asked: ServingOptions, dtype: torch.d
     """The plan as an object."""
     config, kind_of = _described(name)
     longest = asked.max_model_len or min(Limits.max_model_len, config.max_position_embeddings)
-    dims = decode_dims(cluster.gpus, asked.ep_size, config.n_routed_experts)
+    dims = decode_dims(cluster.gpus, asked.ep_size, 1, config)
     weights = Weights(_weights(config, dtype, kind_of if asked.quantized else None))
     row_bytes = _row_bytes(config, dtype, longest)
     return ServingPlan(ServedWeights(config, weights, dtype.itemsize, longest, row_bytes), cluster, dims.ep_size)

@@ -11,15 +11,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from seektune.data.tokenizer import load_tokenizer
-from seektune.generate.engine import Decodes
+from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
-from seektune.generate.ranks import MeshRanks, command_group
 from seektune.generate.session import LoadOptions, choose_encoding, note_other_tokenizer
 from seektune.io.console import say
 from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.parallel.load import ModelPart
 from seektune.serve.config import ServeConfig
 from seektune.serve.hosts import allowed_hosts, in_url, is_loopback
 
@@ -78,6 +79,8 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
         )
     if service.speculative and limits.prefix_cache:
         print("note: with --speculative there is no prefix cache; every prompt is read in full", file=sys.stderr)
+    memory = CacheLimit(limits.gpu_memory_utilization, len(models))
+    say(f"KV cache: {DecodeEngine(base, (), service.speculative, limits.max_model_len, memory=memory).room}")
     before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ready = partial(say, _welcome(place, list(models)))
@@ -103,16 +106,17 @@ def _meshes(
     model: str, reading: LoadOptions, service: ServeConfig, processes: DecodeProcesses
 ) -> dict[str, DecodeMesh]:
     """As `_models`, on several processes. Collective."""
+    processes.refuse_with_pipeline(service.speculative, "--speculative")
     refuse_on_several(service.speculative, "--speculative")
     name, adapter_name = _names(model, reading, service)
     reading.check()
     base = replace(reading, adapter=None).read_part(model, processes)
-    ranks = MeshRanks(command_group(), processes.interruption)
+    ranks = processes.ranks()
     meshes = {name: DecodeMesh(base.model, ranks)}
     if reading.adapter is not None:
-        adapted = share_weights(base.model)
-        load_adapter(adapted, reading.adapter, experts=base.experts)
-        meshes[adapter_name] = DecodeMesh(adapted, ranks)
+        adapted = ModelPart(share_weights(base.model), base.experts)
+        adapted.load_adapter(reading.adapter)
+        meshes[adapter_name] = DecodeMesh(adapted.model, ranks)
     return meshes
 
 

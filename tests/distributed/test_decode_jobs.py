@@ -55,53 +55,57 @@ def place(tmp_path_factory: pytest.TempPathFactory, toy_model: Build) -> Path:
 @pytest.mark.slow
 def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
     prompts = place / "prompts.jsonl"
-    for world in (1, 2):
-        words = ("generate", place / "trained", "--file", prompts, "--out", place / f"{world}.jsonl", "--logprobs")
-        done = worker_processes(*map(str, words), "--temperature=0", "--max-new-tokens=6", world=world)
+    layouts = ((1, "--ep=1"), (2, "--ep=2"), (2, "--pp=2"))
+    for world, layout in layouts:
+        words = ("generate", place / "trained", "--file", prompts, "--out", place / f"{layout}.jsonl", "--logprobs")
+        done = worker_processes(*map(str, words), "--temperature=0", "--max-new-tokens=6", layout, world=world)
         assert [(each.returncode, each.stdout) for each in done] == [(0, "")] * world
         assert [each.stderr for each in done] == ["5 of 5 prompts\n", ""][:world]
-    one, two = ([row for _, row in read_jsonl(place / f"{world}.jsonl")] for world in (1, 2))
-    here, there = ([token.pop("logprob") for row in rows for token in row["tokens"]] for rows in (one, two))
-    assert there == pytest.approx(here, abs=2e-5)
-    assert two == one
+    one, *several = ([row for _, row in read_jsonl(place / f"{layout}.jsonl")] for _, layout in layouts)
+    here, *there = ([token.pop("logprob") for row in rows for token in row["tokens"]] for rows in (one, *several))
+    assert there == [pytest.approx(here, abs=2e-5)] * 2
+    assert several == [one] * 2
     scores = []
-    for world in (1, 2):
+    for world, layout in layouts:
         words = ("eval", place / "trained", "--task=perplexity", "--data", place / "notes.txt", "--length=32", "--json")
-        done = worker_processes(*map(str, words), world=world)
+        done = worker_processes(*map(str, words), layout, world=world)
         assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
         assert [each.stdout for each in done[1:]] == [""] * (world - 1)
         scores.append(json.loads(done[0].stdout))
-    assert scores[1].pop("losses") == pytest.approx(scores[0].pop("losses"), rel=1e-5)
-    assert scores[1]["n"] == scores[0]["n"] > 1
+    here, *there = (each.pop("losses") for each in scores)
+    assert there == [pytest.approx(here, rel=1e-5)] * 2
+    assert scores[0]["n"] == scores[1]["n"] == scores[2]["n"] > 1
 
 
 @pytest.mark.slow
-def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: Path):
+def test_a_training_run_that_spreads_only_experts_or_layers_decodes_as_one_process(place: Path):
     rows = write_hellaswag(place / "rows", 12, 4)
     (place / "own.jsonl").write_text('{"prompt": "The man", "answer": "a"}\n', encoding="utf-8")
     answers = f"{{name: answers, every: 1, path: {place}/own.jsonl, metric: contains, max_new_tokens: 9}}"
     samples = "{name: samples, every: 1, max_new_tokens: 6, prompts: [The man, A]}"
-    for world in (1, 2):
+    layouts = {"one": {"dp_replicate": 1}, "experts": {"dp_replicate": 2, "ep_size": 2}, "layers": {"pp_size": 2}}
+    for name, layout in layouts.items():
+        world = max(layout.values())
         words = [
             "train",
             str(TINY),
             "--model.preset=null",
             f"--model.weights={place}/trained",
             f"--data.path={rows}",
-            f"--run_dir={place / str(world)}",
+            f"--run_dir={place / name}",
             "--steps=2",
         ]
         words += [f"--evaluate.tasks=[{answers},{samples}]", "--logging.to=[]", "--checkpoint.every=null"]
-        words += [f"--parallel.{key}={world}" for key in ("dp_replicate", "ep_size")] + ["--parallel.dp_shard=1"]
+        words += [f"--parallel.{key}={size}" for key, size in layout.items()] + ["--parallel.dp_shard=1"]
         done = worker_processes(*words, world=world)
         assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
         assert "does not run" not in done[0].stdout
-    for name in ("samples.jsonl", "evaluations.jsonl"):
-        one, two = (read_records(place / str(world) / name) for world in (1, 2))
-        assert two == one
+    for file in ("samples.jsonl", "evaluations.jsonl"):
+        one, *several = (read_records(place / name / file) for name in layouts)
+        assert several == [one] * 2
         assert one
-    one, two = (json.loads((place / str(world) / "evaluation.json").read_text()) for world in (1, 2))
-    assert two == one
+    found, *others = (json.loads((place / name / "evaluation.json").read_text()) for name in layouts)
+    assert others == [found] * 2
 
 
 @pytest.mark.parametrize(
@@ -109,6 +113,7 @@ def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: 
     [
         (("--ep=0",), "--ep=0 must be a positive number or auto"),
         (("--ep=4",), "--ep=4 needs 4 processes, or a multiple: --nproc-per-node=4"),
+        (("--pp=2", "--ep=2"), "--pp=2 needs 4 processes, or a multiple: --nproc-per-node=4"),
         (("--nproc-per-node=0",), "--nproc-per-node=0 must be a positive number, gpu or auto"),
         (("--nnodes=2",), "--nnodes=2 needs --rdzv-endpoint=HOST:PORT: node 0 and a free port on it"),
     ],
@@ -129,6 +134,14 @@ def test_flags_that_do_not_fit_are_refused_before_anything_starts(place: Path, w
             ("generate", "--prompt=The", "--speculative"),
             "--speculative runs on one process only; leave --nproc-per-node out",
         ),
+        (
+            ("generate", "--prompt=The", "--pp=3"),
+            "--pp=3 must divide the 2 processes and be at most the model's 4 layers; --pp=2 does",
+        ),
+        (
+            ("generate", "--prompt=The", "--speculative", "--pp=2"),
+            "--speculative does not work with --pp=2; leave one of them out",
+        ),
         (("eval", "--task=drafter"), "--task drafter runs on one process only; leave --nproc-per-node out"),
     ],
 )
@@ -136,6 +149,21 @@ def test_every_process_refuses_what_several_cannot_do(place: Path, words: tuple[
     command, *options = words
     done = worker_processes(command, str(place / "trained"), *options, world=2)
     assert [(each.returncode, each.stderr) for each in done] == [(USER_MISTAKE, f"seektune: {said}\n")] * 2
+
+
+def test_a_dry_run_says_what_each_stage_would_hold_and_loads_nothing(place: Path):
+    done = seektune("serve", place / "trained", "--dry-run", "--world-size=4", "--pp=2", "--gpu=h100-80gb")
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *lines = done.stdout.splitlines()
+    assert first == "4 x h100-80gb: pp 2 x dp 2 (2 copies) x ep 2, 80.00 GB of memory each"
+    assert [line for line in lines if line.startswith("rank")] == ["rank 0: layers 0 to 2", "rank 2: layers 3 to 3"]
+    assert ["MTP block" in line for line in lines if line.startswith("  weights: ")] == [False, True]
+    assert sum("tokens of context fit beside the weights of each rank" in line for line in lines) == 2
+    done = seektune("generate", "some/where", "--dry-run")
+    assert done.returncode == USER_MISTAKE
+    assert "a dry run does not use the network, and some/where is not a folder" in done.stderr
+    done = seektune("generate", "flash", "--prompt=The", "--world-size=4")
+    assert (done.returncode, done.stderr) == (USER_MISTAKE, "seektune: --world-size and --gpu need --dry-run\n")
 
 
 @contextmanager
@@ -177,14 +205,15 @@ def posted(address: str, body: dict[str, Any]) -> HTTPResponse:
 
 
 @pytest.mark.slow
-def test_a_server_answers_as_one_process_and_ends_where_a_process_dies(place: Path):
+@pytest.mark.parametrize("layout", ["--ep=2", "--pp=2"])
+def test_a_server_answers_as_one_process_and_ends_where_a_process_dies(place: Path, layout: str):
     expected = {}
     for name, adapter in (("trained", None), ("adapter", place / "adapter")):
         setting = GenerateOptions(6, GREEDY, reading=LoadOptions("fp32", adapter=adapter))
         session = Session(str(place / "trained"), setting)
         (text,), _ = generate_all(session.model, session.tokenizer, session.requests(session.text("The man")))
         expected[name] = text.text
-    with job("serve", place / "trained", "--adapter", place / "adapter", "--port=0") as process:
+    with job("serve", place / "trained", "--adapter", place / "adapter", "--port=0", layout) as process:
         address = re.findall(r"http://[\d.:]+", wait_for(process, "stops\n"))[0]
         assert {name: answer(address, name) for name in expected} == expected
         assert len(set(expected.values())) == 2

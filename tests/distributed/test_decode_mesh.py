@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from seektune.checkpoint.source import FolderSource
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.answers_task import AnswersTask
 from seektune.evaluate.config import TaskConfig
@@ -17,7 +18,7 @@ from seektune.evaluate.prompts import PromptForm
 from seektune.generate.detokenize import generate_all
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.mesh import DecodeMesh
-from seektune.generate.processes import DecodeProcesses
+from seektune.generate.processes import DecodeProcesses, decode_dims
 from seektune.generate.ranks import MeshRanks
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY, Sampling
@@ -29,13 +30,16 @@ from seektune.lora.state import adapter_state
 from seektune.lora.targets import adaptable
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.model.transformer import TransformerPart
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.parallelize import parallelize
 from seektune.parallel.process_group import ProcessSlot
 from seektune.planner.hardware import known_gpu
+from seektune.run.decoding import decoding_obstacle
 from seektune.signals import Interruption
+from seektune.workflows.dry_run_decode import placed
 from seektune.workflows.plan_serving import ServingOptions, take_plan
 
 from ..conftest import TOY, randomize
@@ -83,16 +87,16 @@ def greedy(length: int, new: int, seed: int, **options: Any) -> Request:
 def decoded(
     model: Decodes, first: Sequence[Request], later: dict[int, Sequence[Request]], ended: dict[int, int]
 ) -> Texts:
-    """Requests of `first`, those that join at later steps, and numbers that end at some."""
+    """Requests of `first`, those that join at later steps, and numbers that end after some tokens."""
     engine = DecodeEngine(model, first, longest=400, cpu_kernels=False)
     texts: Texts = [[] for _ in [*first, *(each for some in later.values() for each in some)]]
     step = 0
-    while not engine.done or step <= max([*later, *ended], default=0):
+    while not engine.done or step <= max(later, default=0):
         engine.add(later.get(step, []))
-        if step in ended:
-            engine.end(ended[step])
         for token in engine.step():
             texts[token.request].append((token.id, token.logprob))
+            if len(texts[token.request]) == ended.get(token.request):
+                engine.end(token.request)
         step += 1
     return texts
 
@@ -101,7 +105,7 @@ def found(model: Any, folder: Path) -> Found:
     """Every way to use a model."""
     tokenizer = load_tokenizer(VOCAB)
     later = {1: [greedy(140, 6, 3)], 4: [greedy(3, 9, 4), greedy(2, 2, 5)], 9: [greedy(1, 3, 6)], 16: [greedy(9, 2, 7)]}
-    joining = decoded(model, [greedy(5, 12, 1), greedy(40, 3, 2)], later, {6: 0, 11: 5})
+    joining = decoded(model, [greedy(5, 12, 1), greedy(40, 3, 2)], later, {0: 6, 5: 2})
     one_long = decoded(model, [greedy(150, 4, 8)], {}, {})
     ends_at_once = frozenset(range(VOCAB))
     long_ones = [greedy(150, 3, seed) for seed in (10, 12, 14)]
@@ -157,21 +161,29 @@ def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
     return str(folder / weights), replace(reading, adapter=adapter)
 
 
-def found_together(folder: Path, names: Sequence[str], ep_size: int | None) -> dict[str, Found]:
-    """In a worker."""
-    processes = DecodeProcesses(ProcessSlot(dist.get_world_size(), dist.get_rank(), worker=True), ep_size)
+def found_together(
+    folder: Path, names: Sequence[str], ep_size: int | None, pp_size: int
+) -> tuple[dict[str, Found], dict[str, int]]:
+    """In a worker: what rank 0 finds, and the bytes that this rank holds."""
+    world = dist.get_world_size()
+    processes = DecodeProcesses(ProcessSlot(world, dist.get_rank(), worker=True), ep_size, pp_size)
     results = {}
+    held = {}
     for name in names:
         weights, reading = read(folder, name)
         mesh = reading.read_spread(weights, processes)
-        held = {len(x) for _, x in mesh.part.layers[0].ffn.experts.named_parameters() if x.dim() == 3}
-        assert held == {CONFIG.n_routed_experts // (ep_size or dist.get_world_size())}
-        if reading.adapter is None:
+        part = mesh.part
+        assert isinstance(part, TransformerPart)
+        assert (len(part.layers) < CONFIG.num_hidden_layers) == (pp_size > 1)
+        experts = {len(x) for block in part.layers for x in block.ffn.experts.parameters() if x.dim() == 3}
+        assert experts == {CONFIG.n_routed_experts // (ep_size or world)}
+        held[name] = sum(x.nbytes for key, x in part.state_dict().items() if ".lora." not in key)
+        if reading.adapter is None and pp_size == 1:
             asked = ServingOptions(reading.quantized, ep_size)
-            planned = take_plan(weights, known_gpu("h100-80gb", dist.get_world_size()), asked, torch.float32)
-            assert planned.weight_bytes == sum(x.nbytes for x in mesh.part.state_dict().values())
+            planned = take_plan(weights, known_gpu("h100-80gb", world), asked, torch.float32)
+            assert planned.weight_bytes == held[name]
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
-    return results
+    return results, held
 
 
 def led(mesh: DecodeMesh, name: str, body: Callable[[], T]) -> dict[str, T]:
@@ -182,18 +194,19 @@ def led(mesh: DecodeMesh, name: str, body: Callable[[], T]) -> dict[str, T]:
     return {}
 
 
-def found_in_training(folder: Path) -> dict[str, Any]:
-    """In a worker: the model of a training run, whose dense weights FSDP2 replicates, and one that is damaged."""
-    parallel = ParallelConfig(dp_replicate=2, dp_shard=1, ep_size=2)
+def found_in_training(folder: Path, parallel: ParallelConfig) -> dict[str, Any]:
+    """In a worker: the model of a training run, and one whose last rank is damaged."""
+    assert decoding_obstacle(make_dims(parallel, 2, CONFIG), parallel) is None
     mesh = Mesh.of(make_dims(parallel, 2, CONFIG), torch.device("cpu"))
     model = parallelize(CONFIG, mesh, parallel, torch.float32)
     model.load_pretrained(folder / "plain")
     model.score(made_batch(0))
     assert mesh.axes is not None
-    decoding = DecodeMesh(model.decodable(), MeshRanks(mesh.axes.control, Interruption(worker=True)))
+    decoding = DecodeMesh(model.decodable(), MeshRanks(mesh.axes.control, Interruption(worker=True), parallel.pp_size))
     results: dict[str, Any] = led(decoding, "plain", lambda: found(decoding, folder))
     model.score(made_batch(0))
     if mesh.rank == 1:
+        assert isinstance(decoding.part, TransformerPart)
         decoding.part.head.weight.data.fill_(torch.nan)
     try:
         return results | led(decoding, "damaged", lambda: decoded(decoding, [greedy(3, 4, 0), greedy(3, 4, 1)], {}, {}))
@@ -247,27 +260,37 @@ def check_same(here: Found, there: Found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "ep_size", "names"),
+    ("world", "ep_size", "pp_size", "names"),
     [
-        (2, None, [*READINGS]),
-        (4, None, ["adapter on packed weights"]),
-        (4, 2, ["plain"]),
-        (2, 1, ["plain"]),
+        (2, None, 1, [*READINGS]),
+        (4, None, 1, ["adapter on packed weights"]),
+        (4, 2, 1, ["plain"]),
+        (2, 1, 1, ["plain"]),
+        (2, 1, 2, [*READINGS]),
+        (4, 2, 2, ["adapter on packed weights"]),
     ],
 )
-def test_a_mesh_decodes_and_scores_as_one_process(folder: Path, world: int, ep_size: int | None, names: list[str]):
-    together = run_workers(world, found_together, folder, names, ep_size)
-    assert together[1:] == [{}] * (world - 1)
+def test_a_mesh_decodes_and_scores_as_one_process(
+    folder: Path, world: int, ep_size: int | None, pp_size: int, names: list[str]
+):
+    together = run_workers(world, found_together, folder, names, ep_size, pp_size)
+    assert [results for results, _ in together[1:]] == [{}] * (world - 1)
     for name in names:
-        check_same(found_alone(folder, name), together[0][name])
+        check_same(found_alone(folder, name), together[0][0][name])
+        weights, reading = read(folder, name)
+        kinds = FolderSource(Path(weights)).kind if reading.quantized else None
+        dims = decode_dims(world, ep_size, pp_size, CONFIG)
+        planned = [placed(CONFIG, kinds, reading, dims, rank, allowed=0) for rank in range(world)]
+        assert [held[name] for _, held in together] == [each.parts.total() for each in planned]
 
 
 def test_no_two_readings_decode_alike(folder: Path):
     assert len({repr(found_alone(folder, name).joining) for name in READINGS}) == len(READINGS)
 
 
-def test_the_mesh_of_a_training_run_decodes_and_an_error_of_any_rank_is_raised(folder: Path):
-    together = run_workers(2, found_in_training, folder)
+@pytest.mark.parametrize("layout", [{"dp_replicate": 2, "ep_size": 2}, {"pp_size": 2}])
+def test_the_mesh_of_a_training_run_decodes_and_an_error_of_any_rank_is_raised(folder: Path, layout: dict[str, int]):
+    together = run_workers(2, found_in_training, folder, ParallelConfig(dp_shard=1, **layout))
     check_same(found_alone(folder, "plain"), together[0]["plain"])
     assert together[0]["damaged"] == "the model's logits are NaN; its weights may be damaged"
     assert together[1] == {}

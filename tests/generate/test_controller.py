@@ -2,14 +2,16 @@
 
 import pytest
 
+from seektune.generate.capacity import UNLIMITED, CacheRoom
 from seektune.generate.controller import Controller
 from seektune.generate.plan import StepReport
 from seektune.generate.request import Request, Token
+from seektune.model.kv_cache.size import CacheSize
 
 
 def asked(*sizes: int) -> list[Request]:
-    """Requests of that many tokens in all."""
-    return [Request([0], size - 1) for size in sizes]
+    """Requests of that many times 256 tokens in all."""
+    return [Request([0], 256 * size - 1) for size in sizes]
 
 
 def ranks_of(controller: Controller) -> dict[int, int]:
@@ -25,7 +27,7 @@ def report(*tokens: Token, running: int = 0, prefilling: bool = False, error: Ex
 
 
 def test_sequences_are_placed_by_free_cache_and_not_by_turns():
-    controller = Controller(2)
+    controller = Controller([UNLIMITED] * 2)
     assert controller.add(asked(10, 100, 20, 30)) == [0, 1, 2, 3]
     assert ranks_of(controller) == {0: 1, 1: 0, 2: 1, 3: 1}
     controller.add(asked(39, 1000, 2))
@@ -33,7 +35,7 @@ def test_sequences_are_placed_by_free_cache_and_not_by_turns():
 
 
 def test_an_ended_sequence_frees_its_cache():
-    controller = Controller(2)
+    controller = Controller([UNLIMITED] * 2)
     controller.add(asked(100, 60))
     controller.plan()
     controller.record([report(token(0, "stop")), report(token(1), running=1)])
@@ -45,7 +47,7 @@ def test_an_ended_sequence_frees_its_cache():
 
 
 def test_sequences_wait_for_room_and_none_overtakes():
-    controller = Controller(2, max_num_seqs=2)
+    controller = Controller([UNLIMITED] * 2, max_num_seqs=2)
     controller.add(asked(9, 9, 9, 9))
     assert ranks_of(controller) == {0: 0, 1: 1}
     controller.record([report(token(0), running=1), report(token(1), running=1)])
@@ -58,7 +60,7 @@ def test_sequences_wait_for_room_and_none_overtakes():
 
 
 def test_ranks_prefill_and_decode_together_or_not_at_all():
-    controller = Controller(2)
+    controller = Controller([UNLIMITED] * 2)
     controller.add(asked(9))
     plan = controller.plan()
     assert (plan.decode, plan.prefill) == (False, True)
@@ -75,7 +77,7 @@ def test_ranks_prefill_and_decode_together_or_not_at_all():
 
 
 def test_a_retired_sequence_is_named_once_and_its_late_tokens_change_nothing():
-    controller = Controller(1)
+    controller = Controller([UNLIMITED] * 1)
     controller.add(asked(9, 9))
     controller.plan()
     controller.retire(0)
@@ -88,7 +90,7 @@ def test_a_retired_sequence_is_named_once_and_its_late_tokens_change_nothing():
 
 
 def test_a_sequence_that_ends_before_it_begins_is_never_sent():
-    controller = Controller(1)
+    controller = Controller([UNLIMITED] * 1)
     controller.add(asked(9, 9))
     assert controller.retire(1)
     assert not controller.retire(1)
@@ -98,7 +100,59 @@ def test_a_sequence_that_ends_before_it_begins_is_never_sent():
 
 
 def test_the_error_of_any_rank_is_raised():
-    controller = Controller(2)
+    controller = Controller([UNLIMITED] * 2)
     controller.add(asked(9))
     with pytest.raises(ArithmeticError, match="logits are NaN"):
         controller.record([report(), report(error=ArithmeticError("the model's logits are NaN"))])
+
+
+def room(tokens: int) -> CacheRoom:
+    """Memory for so many times 256 tokens, and the copy."""
+    return CacheRoom(CacheSize(fixed=0, per_token=1.0), 2 * 256 * tokens, 2**20, 0, grows=True)
+
+
+def test_sequences_wait_for_free_cache_and_none_overtakes():
+    controller = Controller([room(8), room(4)])
+    controller.add(asked(4, 8, 2, 1))
+    assert ranks_of(controller) == {0: 1, 1: 0}
+    assert ranks_of(controller) == {}
+    controller.record([report(token(1), running=1), report(token(0, "stop"))])
+    assert ranks_of(controller) == {2: 1, 3: 1}
+
+
+def test_sequences_that_run_together_each_take_the_cache_of_the_longest():
+    controller = Controller([room(8)])
+    controller.add(asked(4, 1, 1))
+    assert ranks_of(controller) == {0: 0, 1: 0}
+
+
+def test_a_sequence_that_can_never_fit_is_refused_and_none_is_added():
+    controller = Controller([room(4), room(8), room(8), room(8)], stages=2)
+    controller.add(asked(8))
+    with pytest.raises(
+        ValueError, match=r"up to 4,096 tokens needs 8.19 kB .* but 4.10 kB are free beside the weights"
+    ):
+        controller.add(asked(1, 16))
+    assert ranks_of(controller) == {0: 1}
+    assert not controller.plan().admitted
+
+
+def test_a_pipeline_of_two_stages_steps_two_equal_groups_in_turn_and_the_next_plan_brings_the_tokens():
+    controller = Controller([UNLIMITED] * 2, stages=2)
+    controller.add(asked(9, 9, 9))
+    plans = [controller.plan()]
+    controller.record([report(), report()])
+    plans.append(controller.plan())
+    controller.record([report(), report(token(0), token(1), running=2)])
+    assert [plan.group for plan in plans] == [0, 1]
+    assert [[each.number for each in plan.admitted] for plan in plans] == [[0, 1], [2]]
+    plan = controller.plan()
+    assert (plan.group, plan.decode, plan.prefill) == (0, True, False)
+    assert [each.request for each in plan.sampled] == [0, 1]
+    controller.retire(0)
+    controller.record([report(), report(token(2, "stop"))])
+    plan = controller.plan()
+    assert (plan.group, plan.decode, list(plan.retired), [each.request for each in plan.sampled]) == (1, False, [], [2])
+    assert controller.record([report(), report(token(0), token(1), running=2)]) == [token(1)]
+    plan = controller.plan()
+    assert (plan.group, list(plan.retired), [each.request for each in plan.sampled]) == (0, [0], [0, 1])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from seektune.generate import worker as decode_worker
 from seektune.generate.detokenize import TextDelta, generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
@@ -69,6 +70,14 @@ def request(text: str, tokenizer, most: int = 6, seed: int = 0) -> Request:
 
 def long(tokenizer) -> Request:
     return request("The man", tokenizer, 900_000)
+
+
+def test_a_request_that_can_never_fit_is_refused(begin, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_worker, "free_bytes", lambda *_: 1000)
+    job = Heard("toy", request("The man", tokenizer))
+    begin().submit(job.job)
+    error = job.error()
+    assert (error.status, "for its KV cache and a copy of it" in str(error)) == (400, True)
 
 
 @pytest.mark.slow

@@ -96,10 +96,19 @@ def test_where_weights_are_cut_decoding_is_left_out_with_a_reason(recipe: Make, 
     assert notes == [f"note: the task {name} does not run: {reason}" for name in ("samples", "answers")]
 
 
-def test_where_only_experts_are_spread_every_task_runs(recipe: Make, tmp_path: Path) -> None:
+def test_where_a_process_has_two_pipeline_stages_decoding_is_left_out(recipe: Make, tmp_path: Path) -> None:
     notes: list[str] = []
-    spread = {"dp_replicate": 2, "dp_shard": 1, "ep_size": 2}
-    found = made(with_tasks(recipe, tmp_path, parallel=spread), tmp_path, 2, notes.append)
+    layout = {"pp_size": 2, "dp_shard": 1, "pipeline": {"schedule": "zbv"}}
+    assert not made(with_tasks(recipe, tmp_path, parallel=layout), tmp_path, 2, notes.append).samples
+    assert notes[0].endswith("a process has two pipeline stages (parallel.pipeline.schedule=zbv; 1f1b has one)")
+
+
+@pytest.mark.parametrize("spread", [{"dp_replicate": 2, "ep_size": 2}, {"pp_size": 2}])
+def test_where_only_experts_or_layers_are_spread_every_task_runs(
+    recipe: Make, tmp_path: Path, spread: dict[str, int]
+) -> None:
+    notes: list[str] = []
+    found = made(with_tasks(recipe, tmp_path, parallel={"dp_shard": 1, **spread}), tmp_path, 2, notes.append)
     assert [each.task.info.name for each in found.repeated] == ["hellaswag", "validation", "answers"]
     assert found.samples
     assert not notes

@@ -44,7 +44,7 @@ class KVCache(CacheState):
     def of(
         cls,
         config: DeepseekV4Config,
-        layers: range,
+        layers: Sequence[int],
         rows: int,
         max_length: int,
         dtype: torch.dtype,
@@ -182,4 +182,9 @@ class KVCache(CacheState):
         self.room = room
 
     def _room_for(self, tokens: int) -> int:
-        return min(max(FIRST_ROOM, 1 << (tokens - 1).bit_length()), self.max_length)
+        return grown_room(tokens, self.max_length)
+
+
+def grown_room(tokens: int, max_length: int) -> int:
+    """The capacity in tokens of a growing cache that holds so many."""
+    return min(max(FIRST_ROOM, 1 << (tokens - 1).bit_length()), max_length)

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from seektune.model.dspark import DraftBlock, DraftLayout, DSparkStage, LayerMeans, draft_ids, run_stages
 from seektune.model.kv_cache.cache import ROLLBACK, KVCache
+from seektune.model.kv_cache.size import CacheSize
 from seektune.model.transformer import TokenRows, TransformerPart
 
 
 class CachedTransformer(TransformerPart):
-    """All layers, with forward passes on tokens that follow those in a cache."""
+    """Consecutive layers, with forward passes on tokens that follow those in a cache."""
 
     @property
     def device(self) -> torch.device:
         """The device for token ids."""
-        return self.embed.weight.device
+        return next(self.parameters()).device
 
     def new_cache(self, batch_size: int, max_length: int, rollback: int = ROLLBACK, grows: bool = False) -> KVCache:
         """An empty cache for `batch_size` rows of at most `max_length` tokens, of which `rollback` can be rolled back.
@@ -29,12 +30,17 @@ class CachedTransformer(TransformerPart):
         Raises:
             ValueError: a size is not positive.
         """
-        return self._cache_of(range(len(self.layers)), batch_size, max_length, rollback, grows)
+        return self._cache_of([block.ffn.layer for block in self.layers], batch_size, max_length, rollback, grows)
 
     def new_draft_cache(self, batch_size: int, max_length: int, grows: bool = False) -> KVCache:
         """An empty cache for the MTP block (`foresee`) or the DSpark stages (`remember`)."""
         first = self.config.num_hidden_layers
         return self._cache_of(range(first, first + len(self.mtp)), batch_size, max_length, ROLLBACK, grows)
+
+    def cache_size(self, max_length: int, drafts: bool = False) -> CacheSize:
+        """What a row of `new_cache` takes, with `drafts` also one of `new_draft_cache`."""
+        layers = [block.ffn.layer for block in (self.blocks() if drafts else self.layers)]
+        return CacheSize.of(self.config, layers, max_length, self.dtype)
 
     @torch.no_grad()
     def advance(
@@ -124,6 +130,5 @@ class CachedTransformer(TransformerPart):
     def _stages(self) -> list[DSparkStage]:
         return [stage for stage in self.mtp if isinstance(stage, DSparkStage)]
 
-    def _cache_of(self, layers: range, batch_size: int, max_length: int, rollback: int, grows: bool) -> KVCache:
-        weight = self.embed.weight
-        return KVCache.of(self.config, layers, batch_size, max_length, weight.dtype, weight.device, rollback, grows)
+    def _cache_of(self, layers: Sequence[int], batch_size: int, max_length: int, rollback: int, grows: bool) -> KVCache:
+        return KVCache.of(self.config, layers, batch_size, max_length, self.dtype, self.device, rollback, grows)

@@ -1,0 +1,80 @@
+"""The memory that a rank has for KV caches, and what the sequences placed on it take."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from seektune.generate.cache_limit import CacheLimit
+from seektune.io.console import size
+from seektune.model.kv_cache.cache import grown_room
+from seektune.model.kv_cache.size import CacheSize
+
+
+@dataclass
+class BatchRows:
+    """Sequences that are decoded together: each takes the cache of the longest."""
+
+    count: int = 0
+    longest: int = 0
+    """Maximum tokens, prompt included."""
+
+    def joined_by(self, length: int) -> "BatchRows":
+        """With one more sequence."""
+        return BatchRows(self.count + 1, max(self.longest, length))
+
+
+@dataclass(frozen=True)
+class CacheRoom:
+    """The memory of a rank for caches."""
+
+    size: CacheSize
+    """Of a sequence on this rank."""
+    free: int
+    """Bytes for caches."""
+    longest: int
+    """Maximum tokens of a sequence."""
+    ahead: int
+    """Tokens that a draft adds to it."""
+    grows: bool
+    """Whether caches grow with their sequences."""
+
+    def left(self, batches: Iterable[BatchRows]) -> int:
+        """Bytes that are left when all sequences have their full length; negative if they do not fit.
+
+        While rows join or leave a batch its cache is copied, so the largest is there twice.
+        """
+        held = [batch.count * self.size.bytes(self._room(batch.longest)) for batch in batches if batch.count]
+        return self.free - sum(held) - max(held, default=0)
+
+    def tokens(self) -> int:
+        """Tokens of context that fit: those of one sequence, if it may be so long."""
+        per_token = max(self.size.per_token, 1.0)  # layers with windows alone take nothing for more tokens
+        return max(int((self.free // 2 - self.size.fixed) / per_token), 0)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens():,} tokens of context fit beside the weights of each rank ({size(self.free // 2)}; "
+            f"{size(round(self.size.per_token))} each, and {size(self.size.fixed)} for each sequence)"
+        )
+
+    def _room(self, length: int) -> int:
+        whole = self.longest + self.ahead + 1
+        return grown_room(length + self.ahead, whole) if self.grows else whole
+
+
+UNLIMITED = CacheRoom(CacheSize(0, 1.0), 2**62, 2**62, 0, grows=True)
+"""Of an engine without a limit."""
+
+
+def free_bytes(limit: CacheLimit, device: torch.device) -> int:
+    """What caches may take now, on this process's device; without a GPU its share of the host's free memory."""
+    share = limit.gpu_memory_utilization
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return max(round(free + unused - (1 - share) * total), 0) // limit.engines
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return round(share * psutil.virtual_memory().available) // processes // limit.engines

@@ -1,0 +1,68 @@
+"""The part of a decode engine on one rank of a pipeline: a worker for each group of sequences.
+
+There are as many groups as stages, and a plan is about one of them, in turn. A stage runs a plan one step after the
+stage before, so that in each step every stage works on another group; the last stage samples, and the group's next plan
+brings the tokens to the others.
+"""
+
+from collections import deque
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from seektune.generate.capacity import CacheRoom
+from seektune.generate.plan import EngineOptions, StepPlan, StepReport
+from seektune.generate.prefill import Prefill
+from seektune.generate.request import Token
+from seektune.generate.worker import DecodeWorker, ForwardResult
+from seektune.parallel.decode_stage import DecodeStage
+
+NOTHING = StepPlan((), (), decode=False, prefill=False)
+
+
+class StageWorker(DecodeWorker):
+    """The sequences of a group on a stage before the last one, which does not sample."""
+
+    _passes: tuple[ForwardResult | None, Prefill | None] = (None, None)
+    _sampled: dict[int, Token]
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan) -> StepReport:
+        """Take the tokens of the group's plan before, then run the forward passes of this one."""
+        scored = [replace(each, request=replace(each.request, echo=False, grammar=None)) for each in plan.admitted]
+        self._sampled = {token.request: token for token in plan.sampled}
+        self._sample(*self._passes)
+        self._passes = self._run(replace(plan, admitted=scored))
+        return replace(self._report([]), running=0, prefilling=False)
+
+    def _take(self, found: ForwardResult) -> list[list[Token]]:
+        taken = [self._sampled[row.index] for row in found.texts.rows]
+        for row, token in zip(found.texts.rows, taken, strict=True):
+            row.last = token.id
+        return [[token] for token in taken]
+
+
+class PipelineWorker:
+    """The sequences of one rank of a pipeline."""
+
+    def __init__(self, stage: DecodeStage, options: EngineOptions, rank: int):
+        """`rank` is that among the ranks of the stage."""
+        self._stage = stage
+        kind = DecodeWorker if stage.is_last else StageWorker
+        self._workers = [kind(stage, options, rank) for _ in range(stage.link.stages)]
+        self._plans = deque([NOTHING] * stage.link.stage)
+        self._arrived: list[torch.Tensor] = []
+        self._cache_bytes = [0] * stage.link.stages
+
+    def room(self) -> CacheRoom:
+        """The memory for caches, before the first step."""
+        return self._workers[0].room()
+
+    def step(self, plan: StepPlan) -> StepReport:
+        """Run the plan of as many steps ago as there are stages before this one."""
+        self._plans.append(plan)
+        mine = self._plans.popleft()
+        report, self._arrived = self._stage.run(self._arrived, partial(self._workers[mine.group].step, mine))
+        self._cache_bytes[mine.group] = report.cache_bytes
+        return replace(report, cache_bytes=sum(self._cache_bytes))
