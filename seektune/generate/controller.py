@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from seektune.generate.plan import Admission, StepPlan, StepReport
-from seektune.generate.request import Request, Token
+from seektune.generate.request import DraftCounts, Request, Token
 
 
 class Controller:
@@ -22,6 +22,8 @@ class Controller:
         self._retired: list[int] = []
         self._decode = False
         self._prefill = False
+        self.drafts = DraftCounts()
+        """Counts of all verified drafts."""
         self.cache_bytes = 0
         """Memory of the caches of all running sequences, after the last step."""
 
@@ -61,11 +63,13 @@ class Controller:
 
         Raises:
             ArithmeticError: a rank's logits are NaN.
-            RuntimeError: a rank could not sample, for example out of memory.
+            RuntimeError: a rank could not sample or draft, for example out of memory.
         """
         self._decode = any(report.running for report in reports)
         self._prefill = any(report.prefilling for report in reports)
         self.cache_bytes = sum(report.cache_bytes for report in reports)
+        for number, counts in (each for report in reports for each in report.drafts.items()):
+            self._count_drafts(number, counts)
         for error in (report.error for report in reports if report.error is not None):
             raise error
         tokens = [token for report in reports for token in report.tokens]
@@ -85,6 +89,12 @@ class Controller:
             self._held[rank] += requests[number].longest
             self._running[number] = Admission(rank, number, requests[number])
         return [self._running[number] for number in numbers]
+
+    def _count_drafts(self, number: int, counts: DraftCounts) -> None:
+        self.drafts.add(counts)
+        own = self._running[number].request.drafts if number in self._running else None
+        if own is not None:
+            own.add(counts)
 
     def _free(self, number: int) -> None:
         admission = self._running.pop(number)

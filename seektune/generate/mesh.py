@@ -45,13 +45,7 @@ class DecodeMesh:
         self.ranks.follow(received)
 
     def open_engine(self, options: EngineOptions) -> RunPlan:
-        """Open an engine on all ranks; the one before is dropped.
-
-        Raises:
-            ValueError: drafts are asked for.
-        """
-        if options.speculative:
-            raise ValueError("speculative decoding runs on one process only; leave --speculative out")
+        """Open an engine on all ranks; the one before is dropped."""
         self._run(options)
         return self._run
 

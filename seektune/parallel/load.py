@@ -35,8 +35,11 @@ def load_spread(
     mesh: Mesh,
     quantized: bool = False,
     adapter: Path | None = None,
+    drafter: bool = False,
 ) -> ModelPart:
     """The model with this process's experts, as `DeepseekV4ForCausalLM.from_pretrained` reads it, and an adapter.
+
+    With `drafter` it has the DSpark stages too, whose experts are spread like the others.
 
     Every process of the mesh calls it; they do not communicate.
 
@@ -45,7 +48,7 @@ def load_spread(
     """
     folder = locate(source)
     config = DeepseekV4Config.from_pretrained(folder)
-    model = DeepseekV4ForCausalLM(config, "meta", dtype, numerics)
+    model = DeepseekV4ForCausalLM(config, "meta", dtype, numerics, drafter)
     files = FolderSource(folder)
     complete = checkpoint_shapes(config)
     check_fit(files, complete, folder)

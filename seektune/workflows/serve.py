@@ -13,7 +13,7 @@ from pathlib import Path
 from seektune.data.tokenizer import load_tokenizer
 from seektune.generate.engine import Decodes
 from seektune.generate.mesh import DecodeMesh
-from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
+from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.ranks import MeshRanks, command_group
 from seektune.generate.session import LoadOptions, choose_encoding, note_other_tokenizer
 from seektune.io.console import say
@@ -101,10 +101,9 @@ def _meshes(
     model: str, reading: LoadOptions, service: ServeConfig, processes: DecodeProcesses
 ) -> dict[str, DecodeMesh]:
     """As `_models`, on several processes. Collective."""
-    refuse_on_several(service.speculative, "--speculative")
     name, adapter_name = _names(model, reading, service)
     reading.check()
-    base = replace(reading, adapter=None).read_part(model, processes)
+    base = replace(reading, adapter=None).read_part(model, processes, service.speculative)
     ranks = MeshRanks(command_group(), processes.interruption)
     meshes = {name: DecodeMesh(base.model, ranks)}
     if reading.adapter is not None:

@@ -125,11 +125,6 @@ def test_flags_that_do_not_fit_are_refused_before_anything_starts(place: Path, w
             ("generate", "--prompt=The", "--ep=3"),
             "--ep=3 must divide the 2 processes and the model's 8 experts; --ep=2 does",
         ),
-        (
-            ("generate", "--prompt=The", "--speculative"),
-            "--speculative runs on one process only; leave --nproc-per-node out",
-        ),
-        (("eval", "--task=drafter"), "--task drafter runs on one process only; leave --nproc-per-node out"),
     ],
 )
 def test_every_process_refuses_what_several_cannot_do(place: Path, words: tuple[str, ...], said: str):
