@@ -26,6 +26,11 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
+def gathered(x: Tensor) -> Tensor:
+    """The whole of a tensor that FSDP2 may have cut, on each process; collective if it has."""
+    return x.full_tensor() if isinstance(x, DTensor) and x.to_local().shape != x.shape else local(x)
+
+
 def shard_of(name: str, parameter: Tensor, mesh: Mesh) -> Shard:
     """The shard of the whole tensor that `parameter` holds."""
     return shard_like(name, parameter, local(parameter).detach(), mesh)

@@ -20,8 +20,8 @@ from seektune.run.decoding import decoding_obstacle
 from seektune.run.drafter import drafter_is_measured
 from seektune.sequence import Batch
 
-DECODING = (SAMPLES, ANSWERS, HARNESS)
-"""Kinds of tasks that decode, besides `drafter`, which has a check of its own."""
+DECODING = (SAMPLES, ANSWERS, HARNESS, DRAFTER)
+"""Kinds of tasks that decode."""
 HARNESS_LENGTH = 4096
 """Maximum tokens that the model reads at once in tasks of lm-evaluation-harness."""
 
@@ -68,9 +68,9 @@ def make_tasks(recipe: Recipe, config: DeepseekV4Config, dims: ParallelDims, dat
         OSError: data of a task is not here and cannot be fetched.
     """
     chosen = [*recipe.evaluate.task_list(recipe.datasets)]
-    if drafter_is_measured(recipe, config, dims.world) and not any(task.name == DRAFTER for task in chosen):
-        chosen.append(TaskConfig(name=DRAFTER))
     obstacle = decoding_obstacle(dims, recipe.parallel)
+    if drafter_is_measured(recipe, config, obstacle):
+        chosen.append(TaskConfig(name=DRAFTER))
     if obstacle is not None:
         for task in (task for task in chosen if task.kind in DECODING):
             data.cache.note(f"note: the task {task.title} does not run: it decodes, and {obstacle}")
