@@ -183,10 +183,12 @@ class ParallelModel:
         whole = self.full_model()
         config = exported_config(self.config, drafter=self.carried is not None or len(whole.mtp) > 0)
         complete = weight_shapes(whole.state_dict())
+        state = self.shards()
         if self.trains_drafter and self.carried is not None:
+            state = self.trained_shards()
             complete = {name: shape for name, shape in complete.items() if name.startswith(DRAFTER)}
         save_weights(
-            self.shards(),
+            state,
             config,
             folder,
             format,

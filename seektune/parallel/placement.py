@@ -28,7 +28,11 @@ def local(x: Tensor) -> Tensor:
 
 def gathered(x: Tensor) -> Tensor:
     """The whole of a tensor that FSDP2 may have cut, on each process; collective if it has."""
-    return x.full_tensor() if isinstance(x, DTensor) and x.to_local().shape != x.shape else local(x)
+    if not isinstance(x, DTensor):
+        return x
+    # by the mesh, which is the same on all processes: a tensor of one row is whole on the first of them
+    sizes = zip(x.placements, x.device_mesh.shape, strict=True)
+    return x.full_tensor() if any(placement.is_shard() and size > 1 for placement, size in sizes) else local(x)
 
 
 def shard_of(name: str, parameter: Tensor, mesh: Mesh) -> Shard:
