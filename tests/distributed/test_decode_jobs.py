@@ -57,12 +57,16 @@ def place(tmp_path_factory: pytest.TempPathFactory, toy_model: Build) -> Path:
 
 @pytest.mark.slow
 def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
+    """Two draft, one does not."""
     prompts = place / "prompts.jsonl"
     for world in (1, 2):
         words = ("generate", place / "trained", "--file", prompts, "--out", place / f"{world}.jsonl", "--logprobs")
-        done = worker_processes(*map(str, words), "--temperature=0", "--max-new-tokens=6", world=world)
+        drafting = ["--speculative"] * (world - 1)
+        done = worker_processes(*map(str, words), "--temperature=0", "--max-new-tokens=6", *drafting, world=world)
         assert [(each.returncode, each.stdout) for each in done] == [(0, "")] * world
-        assert [each.stderr for each in done] == ["5 of 5 prompts\n", ""][:world]
+        assert done[0].stderr.startswith("5 of 5 prompts\n")
+        assert ("drafts accepted: " in done[0].stderr) == (world == 2)
+        assert [each.stderr for each in done[1:]] == [""] * (world - 1)
     one, two = ([row for _, row in read_jsonl(place / f"{world}.jsonl")] for world in (1, 2))
     here, there = ([token.pop("logprob") for row in rows for token in row["tokens"]] for rows in (one, two))
     assert there == pytest.approx(here, abs=2e-5)
@@ -76,6 +80,14 @@ def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
         scores.append(json.loads(done[0].stdout))
     assert scores[1].pop("losses") == pytest.approx(scores[0].pop("losses"), rel=1e-5)
     assert scores[1]["n"] == scores[0]["n"] > 1
+    counted = []
+    for world in (1, 2):
+        words = ("eval", place / "trained", "--task=drafter", "--data", prompts, "--json", "--limit=3")
+        done = worker_processes(*map(str, words), world=world)
+        assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
+        counted.append(json.loads(done[0].stdout))
+    assert counted[1] == counted[0]
+    assert counted[0]["n"] == 3
 
 
 @pytest.mark.slow
