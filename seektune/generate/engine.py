@@ -57,6 +57,8 @@ class DecodeEngine:
             ValueError: a request is invalid or can never fit into `memory`, or the model has no drafter.
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
+        if speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
+            raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         staged = isinstance(model, DecodeMesh) and model.ranks.pp_size > 1
         reuses = prefix_bytes > 0 and longest is not None and not speculative and not staged
         kept = prefix_bytes if reuses else 0
@@ -64,12 +66,12 @@ class DecodeEngine:
         self._longest = most
         self._vocab_size = model.config.vocab_size
         self._check(requests)
-        self.drafts = DraftCounts()
         self._engine = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
         self._stages = self._engine.stages
         prefixes = PrefixPlaces(ROLLBACK) if reuses else None
         self._controller = Controller(self._engine.rooms, max_num_seqs, self._stages, prefixes)
         self._controller.add(requests)
+        self.drafts: DraftCounts = self._controller.drafts
 
     @property
     def done(self) -> bool:
@@ -131,8 +133,5 @@ class DecodeEngine:
                 raise ValueError(f"a sequence of up to {request.longest} tokens exceeds the maximum of {self._longest}")
 
     def _alone(self, model: DecodableModel, options: EngineOptions) -> OpenEngine:
-        if options.speculative and drafter_of(model) is None:
-            raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         worker = DecodeWorker(model, options)
-        self.drafts = worker.drafts
         return OpenEngine(lambda plan: [worker.step(plan)], [worker.room()])

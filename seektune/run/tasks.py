@@ -22,8 +22,8 @@ from seektune.run.decoding import decoding_obstacle
 from seektune.run.drafter import drafter_is_measured
 from seektune.sequence import Batch
 
-DECODING = (SAMPLES, ANSWERS, HARNESS)
-"""Kinds of tasks that decode, besides `drafter`, which has a check of its own."""
+DECODING = (SAMPLES, ANSWERS, HARNESS, DRAFTER)
+"""Kinds of tasks that decode."""
 HARNESS_LENGTH = 4096
 """Maximum tokens that the model reads at once in tasks of lm-evaluation-harness."""
 
@@ -72,13 +72,13 @@ def make_tasks(recipe: Recipe, config: DeepseekV4Config, dims: ParallelDims, dat
         OSError: data of a task is not here and cannot be fetched.
     """
     chosen = [*recipe.evaluate.task_list(recipe.datasets)]
-    if drafter_is_measured(recipe, config, dims.world) and not any(task.name == DRAFTER for task in chosen):
+    if drafter_is_measured(recipe, config, _obstacle(DRAFTER, dims, recipe)):
         chosen.append(TaskConfig(name=DRAFTER))
-    obstacle = decoding_obstacle(dims, recipe.parallel)
-    if obstacle is not None:
-        for task in (task for task in chosen if task.kind in DECODING):
+    obstacles = [_obstacle(task.kind, dims, recipe) for task in chosen]
+    for task, obstacle in zip(chosen, obstacles, strict=True):
+        if obstacle is not None:
             data.cache.note(f"note: the task {task.title} does not run: it decodes, and {obstacle}")
-        chosen = [task for task in chosen if task.kind not in DECODING]
+    chosen = [task for task, obstacle in zip(chosen, obstacles, strict=True) if obstacle is None]
     scored = [task for task in chosen if task.name != SAMPLES]
     samples = [task for task in chosen if task.name == SAMPLES]
     return RunTasks(
@@ -92,6 +92,15 @@ def question_sections(recipe: Recipe) -> Iterator[DataConfig]:
     for task in recipe.evaluate.task_list(recipe.datasets):
         if task.name in TASKS and task.name not in (VALIDATION, DRAFTER):
             yield questions_section(task.name, recipe.datasets)
+
+
+def _obstacle(kind: str, dims: ParallelDims, recipe: Recipe) -> str | None:
+    """Why a kind of task cannot run in this layout; None if it can."""
+    if kind not in DECODING:
+        return None
+    if kind == DRAFTER and dims.pp_size > 1:
+        return f"drafters do not work on {dims.pp_size} pipeline stages"
+    return decoding_obstacle(dims, recipe.parallel)
 
 
 def _make(task: TaskConfig, recipe: Recipe, config: DeepseekV4Config, data: TaskData) -> Task:

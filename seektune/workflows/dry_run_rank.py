@@ -28,7 +28,7 @@ from seektune.parallel.simulate.even_routing import assume_even_routing
 from seektune.parallel.simulate.fake_backend import fake_process_group, meta_tensors
 from seektune.parallel.stage import Stage
 from seektune.recipe.recipe import Recipe
-from seektune.run.build import quantize_frozen, trained_form
+from seektune.run.build import preparation
 from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32, clip, shard_norms, squared_norm
 from seektune.train.optim.build import build_optimizer
@@ -126,7 +126,7 @@ class RankDryRun:
 def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, step: DryStep, rank: int) -> RankDryRun:
     """Build the model of `rank` with the code that training runs, take one step, and report bytes and collectives."""
     loss = make_step_loss(step.data(plan.data_size, "meta"), recipe.loss, config.mtp_layers > 0)
-    prepare = _frozen_form(recipe, config) if recipe.lora.targets else trained_form(recipe)
+    prepare = _frozen_form(recipe, config)
     with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
         traffic = CommTrace(mesh.axes)
@@ -152,7 +152,7 @@ def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
     """
     shapes = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"merge_into": None})})
     weights = recipe.model.weights
-    return quantize_frozen(shapes, config, Path(weights) if weights is not None and Path(weights).is_dir() else None)
+    return preparation(shapes, config, Path(weights) if weights is not None and Path(weights).is_dir() else None)
 
 
 def _take_step(

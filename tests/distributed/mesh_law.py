@@ -19,6 +19,7 @@ from seektune.model.gate import HashGate
 from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
 from seektune.model.preference import DPO, KTO
 from seektune.model.preference_objective import AnswerFeedback, Preference
+from seektune.model.step_loss import DraftObjective
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
@@ -27,6 +28,7 @@ from seektune.parallel.parallelize import Prepare, parallelize, unchanged
 from seektune.parallel.placement import local, shard_like, shard_of
 from seektune.parallel.reference import NO_REFERENCE, AdaptersOff, ReferenceModel
 from seektune.parallel.teacher import Teacher
+from seektune.run.drafter import drafter_trainer
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
@@ -110,6 +112,12 @@ class Subject:
     """A teacher of another width and depth, on the same mesh."""
     adapters_off: bool = False
     """The reference's log-probabilities are the model's without its adapters, not made ones."""
+    anchors: int | None = None
+    """Of each micro-batch, if the DSpark stages are trained instead of the model."""
+
+    def drafts(self, data: StepData) -> DraftObjective | None:
+        """How drafts are trained."""
+        return None if self.anchors is None else DraftObjective(self.anchors, data.micro_batches, seed=7)
 
 
 @dataclass(frozen=True)
@@ -135,8 +143,11 @@ class Course:
 
 def whole_model(subject: Subject) -> DeepseekV4ForCausalLM:
     numerics = "plain" if subject.qat == "none" else "released"
-    model = DeepseekV4ForCausalLM(subject.config, dtype=subject.dtype, numerics=numerics)
+    drafter = subject.anchors is not None
+    model = DeepseekV4ForCausalLM(subject.config, dtype=subject.dtype, numerics=numerics, drafter=drafter)
     randomize(model)
+    if subject.anchors is not None:
+        drafter_trainer(None)(model)
     for gate in model.gates().values() if subject.crowded else ():
         if isinstance(gate, HashGate):
             gate.tid2eid.copy_(torch.arange(gate.tid2eid.shape[1]))
@@ -160,7 +171,9 @@ def spread(parallel: Mapping[str, Any], subject: Subject) -> ParallelModel:
     wanted = ParallelConfig.model_validate(parallel)
     mesh = Mesh.of(make_dims(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
     numerics = "plain" if subject.qat == "none" else "released"
-    model = parallelize(subject.config, mesh, wanted, subject.dtype, numerics, form(subject))
+    drafter = subject.anchors is not None
+    prepare = drafter_trainer(None) if drafter else form(subject)
+    model = parallelize(subject.config, mesh, wanted, subject.dtype, numerics, prepare=prepare, drafter=drafter)
     whole = whole_model(subject).state_dict()
     with torch.no_grad():
         for name, piece in model.shards().items():
@@ -220,8 +233,9 @@ def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | N
     if subject.teacher:
         other = replace(subject, config=TEACHER_CONFIG)
         reference, objective = taught_by(alone(other) if parallel is None else spread(parallel, other), other)
-    has_mtp = model.config.num_nextn_predict_layers > 0
+    has_mtp = model.config.mtp_layers > 0
     wanted = make_step_loss(data, subject.loss, has_mtp, objective, step_count(objective, data, model.mesh))
+    wanted = replace(wanted, drafts=subject.drafts(data))
     accumulate_in_fp32(model.parameters())
     outcome = model.train([reference.own(batch) for batch in data.batches], wanted, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
@@ -242,7 +256,9 @@ def learn(model: ParallelModel, subject: Subject, steps: int = STEPS, wanted: Op
     accumulate_in_fp32(model.parameters())
     moving = build_optimizer(model, wanted, 0, model.mesh)
     done = [
-        train_step(model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm)
+        train_step(
+            model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm, drafts=subject.drafts(data)
+        )
         for step in range(1, steps + 1)
     ]
     weights = {name: portable(shard_of(name, p, model.mesh)) for name, p in model.named_parameters()}
@@ -259,6 +275,15 @@ def portable(piece: Any) -> tuple[np.ndarray, Box]:
 
 def look_spread(parallel: Mapping[str, Any], subject: Subject) -> Found:
     return look(spread(parallel, subject), subject, parallel)
+
+
+def draft(model: ParallelModel, subject: Subject) -> tuple[Found, Course]:
+    """One pass of the stages, and steps of them."""
+    return look(model, subject), learn(model, subject)
+
+
+def draft_spread(parallel: Mapping[str, Any], subject: Subject) -> tuple[Found, Course]:
+    return draft(spread(parallel, subject), subject)
 
 
 def learn_twice(model: ParallelModel, subject: Subject, muon: bool = True) -> dict[str, Course]:

@@ -15,6 +15,8 @@ from seektune.generate.worker import DecodeWorker
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.conftest import DSPARK
 
+from .drafting import sometimes_right
+
 GREEDY = Sampling(temperature=0)
 NEW = 8
 
@@ -26,17 +28,7 @@ def model(toy_model) -> DeepseekV4ForCausalLM:
 
 @pytest.fixture(scope="module")
 def drafting(toy_model) -> DeepseekV4ForCausalLM:
-    """A model whose MTP block is sometimes right: its blocks change little beyond a token's own embedding."""
-    model = toy_model()
-    with torch.no_grad():
-        for name, x in model.named_parameters():
-            if name.endswith(("wo_b.weight", "w2", "w2.weight")):
-                x.mul_(0.15)
-        model.mtp[0].e_proj.weight.copy_(torch.eye(32))
-        model.mtp[0].h_proj.weight.zero_()
-        for each in (model.mtp[0].enorm, model.mtp[0].norm, model.norm):
-            each.weight.fill_(1.0)
-    return model
+    return sometimes_right(toy_model())
 
 
 def prompts(*lengths: int) -> list[list[int]]:
@@ -205,18 +197,7 @@ def test_invalid_requests_are_refused(model, toy_model):
 
 @pytest.fixture(scope="module")
 def dspark(toy_model) -> DeepseekV4ForCausalLM:
-    """A model whose DSpark stages are sometimes right: its blocks change little beyond a token's own embedding."""
-    model = toy_model(drafter=True, **DSPARK | {"dspark_markov_rank": 32})
-    with torch.no_grad():
-        for name, x in model.named_parameters():
-            if name.endswith(("wo_b.weight", "w2", "w2.weight")):
-                x.mul_(0.15)
-        # the Markov head says what an embedding says to the output head
-        model.mtp[-1].markov_head.markov_w1.weight.copy_(model.embed.weight)
-        model.mtp[-1].markov_head.markov_w2.weight.copy_(model.head.weight)
-        model.mtp[-1].norm.weight.fill_(0.05)
-        model.norm.weight.fill_(1.0)
-    return model
+    return sometimes_right(toy_model(drafter=True, **DSPARK | {"dspark_markov_rank": 32}))
 
 
 def test_greedy_decoding_with_dspark_matches_plain(dspark):
@@ -273,3 +254,16 @@ def test_memory_that_runs_out_after_the_passes_is_reported(toy_model) -> None:
     assert worker.step(StepPlan([Admission(0, 0, request)], [], decode=False, prefill=True)).error is error
     with pytest.raises(torch.OutOfMemoryError, match="no memory for logits"):
         DecodeEngine(model, [request]).step()
+
+
+def test_after_an_error_a_rank_still_takes_part_in_the_pass_of_the_drafter(toy_model) -> None:
+    """Others, whose experts it has, are in that pass."""
+    model = toy_model()
+    took_part: list[str] = []
+    model.__setattr__("draft_empty", lambda: took_part.append("a pass without tokens"))
+    model.__setattr__("logits", lambda hidden_BTD: torch.full((*hidden_BTD.shape[:-1], 64), torch.nan))
+    request = Request(prompts(3)[0], 2, GREEDY)
+    worker = DecodeWorker(model, EngineOptions(request.longest, speculative=True))
+    report = worker.step(StepPlan([Admission(0, 0, request)], [], decode=True, prefill=True))
+    assert "NaN" in str(report.error)
+    assert took_part == ["a pass without tokens"] * 2

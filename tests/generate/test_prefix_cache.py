@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from seektune.generate.capacity import UNLIMITED
 from seektune.generate.controller import Controller
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.prefix_cache import PrefixCache, PrefixPlaces
@@ -135,7 +136,7 @@ def test_memory_is_bounded_and_the_least_recently_used_goes(model):
 
 
 def test_a_follow_up_goes_to_the_rank_of_its_conversation():
-    controller = Controller(2, places=PrefixPlaces(ROLLBACK))
+    controller = Controller([UNLIMITED] * 2, prefixes=PrefixPlaces(ROLLBACK))
     first, second = list(range(100)), list(range(200, 250))
     controller.add([Request(first, 5)])
     controller.add([Request(second, 5)])

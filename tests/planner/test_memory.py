@@ -12,10 +12,11 @@ from seektune.planner.memory import RankMemory, first_ranks, peak_rank, rank_mem
 from seektune.planner.report import make_report
 from seektune.workflows.dry_run import take_dry_run
 from seektune.workflows.dry_run_rank import RankDryRun
-from tests.places import FLASH, FLASH_LORA, ROOT, TINY
+from tests.places import FLASH, FLASH_LORA, RECIPES, ROOT, TINY
 
 from .jobs import layout, recipe
 
+FLASH_CHAT = RECIPES / "deepseek_v4_flash_chat.yaml"
 SMALL = ("model.dtype=bf16", "batch.global_size=8", "batch.micro_size=2", "batch.length=8")
 
 
@@ -53,6 +54,21 @@ def test_planned_bytes_of_the_flash_recipe_equal_the_dry_run() -> None:
 def test_planned_bytes_of_adapters_equal_the_dry_run() -> None:
     planned, dry = layout(FLASH_LORA, 8), take_dry_run(recipe(FLASH_LORA), 8, [0])
     assert planned_bytes(rank_memory(planned, 0)) == dry_run_bytes(dry.ranks[0])
+
+
+@pytest.mark.slow
+def test_a_released_drafter_is_trained_on_one_node_only_if_the_backbone_stays_packed() -> None:
+    """As docs/drafters.md says."""
+    words = ["model.quantized=true", "train.drafter=true", "parallel.pp_size=1", "parallel.ep_size=8"]
+    words += ["batch.global_size=16", "batch.micro_size=2"]
+    whole = ["parallel.dp_replicate=8", "parallel.dp_shard=1", "optimizer.name=adamw_8bit"]
+    node = known_gpu("h100-80gb", 8)
+    cut, uncut = (layout(FLASH_CHAT, 8, *words, *more) for more in ([], whole))
+    held = rank_memory(cut, 0).upper
+    assert 19_845_850_983 / 8 < held["trained"] < 19_845_850_983 / 7.9
+    assert make_report(cut, node).verdict()[1].startswith("fits: rank 0 needs 68.2 to 70.9 GB of 80")
+    assert make_report(uncut, node).verdict()[1].startswith("fits: rank 0 needs 61.3 to 63.8 GB of 80")
+    assert not make_report(layout(FLASH_CHAT, 8, *words[1:]), node).verdict()[0]
 
 
 @pytest.mark.slow
