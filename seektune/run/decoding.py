@@ -13,8 +13,8 @@ from seektune.checkpoint.source import FolderSource
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.ranks import MeshRanks
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
+from seektune.model.kv_cache.decode import CachedTransformer
 from seektune.model.quantized import quantize_modules
-from seektune.model.transformer import TransformerPart
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import ParallelDims
 from seektune.parallel.expert import apply_expert_parallel
@@ -25,7 +25,7 @@ from seektune.run.context import RunContext
 from seektune.signals import Interrupted
 
 T = TypeVar("T")
-Part = TypeVar("Part", bound=TransformerPart)
+Part = TypeVar("Part", bound=CachedTransformer)
 
 
 def decoding_obstacle(dims: ParallelDims, config: ParallelConfig) -> str | None:
@@ -76,7 +76,7 @@ def _with_stages(part: Part, folder: Path | None, mesh: Mesh) -> Part:
     return part
 
 
-def _carried_stages(folder: Path, model: TransformerPart, mesh: Mesh) -> ModuleList:
+def _carried_stages(folder: Path, model: CachedTransformer, mesh: Mesh) -> ModuleList:
     """The DSpark stages of a checkpoint, with the experts of this process. Collective."""
     complete = DeepseekV4ForCausalLM(model.config, "meta", model.dtype, model.numerics, drafter=True)
     kind = FolderSource(folder).kind
