@@ -165,8 +165,8 @@ def found(model: Any, folder: Path) -> Found:
 
 
 def follow_ups(model: Decodes) -> Texts:
-    """Two conversations of three turns; on a mesh each continues from its rank's prefix cache, on one process not."""
-    reuses = isinstance(model, DecodeMesh)
+    """Two conversations of three turns; with experts alone spread, each continues from its rank's prefix cache."""
+    reuses = isinstance(model, DecodeMesh) and model.ranks.pp_size == 1
     engine = DecodeEngine(model, longest=400, cpu_kernels=False, prefix_bytes=10**8 if reuses else 0)
     talks = [prompt(140, 30), prompt(20, 31)]
     texts: Texts = []
