@@ -16,7 +16,7 @@ class Controller:
     def __init__(self, ranks: int, max_num_seqs: int | None = None, places: PrefixPlaces | None = None):
         """`max_num_seqs` is the maximum number of sequences that run at the same time; None = all.
 
-        With `places`, a sequence that extends an earlier prompt goes to its rank, whose cache it continues.
+        With `places`, tokens that a rank need not read again, as it has an earlier prompt's cache, count for it.
         """
         self._places = places
         self._held = [0] * ranks
@@ -92,9 +92,8 @@ class Controller:
         return [self._running[number] for number in numbers]
 
     def _place(self, request: Request) -> int:
-        rank = None if self._places is None else self._places.rank_of(request.prompt)
-        if rank is None:
-            rank = self._held.index(min(self._held))
+        saved = {} if self._places is None else self._places.saved(request.prompt)
+        rank = min(range(len(self._held)), key=lambda rank: self._held[rank] - saved.get(rank, 0))
         if self._places is not None:
             self._places.record(request.prompt, rank)
         return rank

@@ -67,7 +67,7 @@ class PrefixCache:
 
 
 class PrefixPlaces:
-    """Which rank read which prompt last, of the newest `COUNT` prompts: a request that extends one goes there."""
+    """Which rank read which prompt last, of the newest `COUNT` prompts."""
 
     COUNT = 256
 
@@ -84,12 +84,15 @@ class PrefixPlaces:
         if len(self._prompts) > self.COUNT:
             self._prompts.popitem(last=False)
 
-    def rank_of(self, prompt: Sequence[int]) -> int | None:
-        """The rank of the longest prompt that this one extends; None if it extends none."""
+    def saved(self, prompt: Sequence[int]) -> dict[int, int]:
+        """By rank, how many tokens of a prompt it need not read again; ranks that save none are left out."""
         ids = np.asarray(prompt, np.int64)
-        found = [(common_length(known, ids), len(known), rank) for known, rank in self._prompts.values()]
-        extended = [(common, rank) for common, length, rank in found if common and length - common <= self._rollback]
-        return max(extended)[1] if extended else None
+        best: dict[int, int] = {}
+        for known, rank in self._prompts.values():
+            common = common_length(known, ids)
+            if common and len(known) - common <= self._rollback:
+                best[rank] = max(common, best.get(rank, 0))
+        return best
 
 
 def common_length(first: Ids, second: Ids) -> int:
