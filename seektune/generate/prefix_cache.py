@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from seektune.model.kv_cache.cache import KVCache
 
 Ids = NDArray[np.int64]
+MOST_PREFIXES = 256
+"""Of a prefix cache, and prompts whose places are remembered; each is compared with every new prompt."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class PrefixCache:
             return
         self._kept[key] = CachedPrefix(ids, copied)
         self.nbytes += copied.nbytes()
-        while self.nbytes > self._limit:
+        while self.nbytes > self._limit or len(self._kept) > MOST_PREFIXES:
             _, dropped = self._kept.popitem(last=False)
             self.nbytes -= dropped.cache.nbytes()
 
@@ -67,9 +69,7 @@ class PrefixCache:
 
 
 class PrefixPlaces:
-    """Which rank read which prompt last, of the newest `COUNT` prompts."""
-
-    COUNT = 256
+    """Which rank read which prompt last, of the newest prompts."""
 
     def __init__(self, rollback: int):
         """A prompt that differs in its last `rollback` tokens is extended, too."""
@@ -81,7 +81,7 @@ class PrefixPlaces:
         ids = np.asarray(prompt, np.int64)
         self._prompts.pop(ids.tobytes(), None)
         self._prompts[ids.tobytes()] = (ids, rank)
-        if len(self._prompts) > self.COUNT:
+        if len(self._prompts) > MOST_PREFIXES:
             self._prompts.popitem(last=False)
 
     def saved(self, prompt: Sequence[int]) -> dict[int, int]:
