@@ -1,7 +1,7 @@
 """Decides what the ranks of a decode engine do: admits, places and retires sequences."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from seektune.generate.capacity import BatchRows, CacheRoom
@@ -46,7 +46,7 @@ class Controller:
             rooms: the memory of each rank.
             max_num_seqs: maximum number of sequences that run at the same time; None = all.
             stages: the pipeline stages, each on as many ranks.
-            prefixes: where prompts were read; a sequence that extends one goes there if there is room. None = anywhere.
+            prefixes: where prompts were read: tokens that a rank need not read again count for it. None = no cache.
         """
         self._prefixes = prefixes
         ranks = len(rooms) // stages
@@ -173,13 +173,16 @@ class Controller:
         return places
 
     def _rank_for(self, request: Request, batches: Sequence[Sequence[BatchRows]], joined: int) -> int | None:
-        """Where a request that joins a group is decoded: with its prefix, or where most is free; None without room."""
-        left = [self._left(rank, found) for rank, found in enumerate(batches)]
-        known = None if self._prefixes is None else self._prefixes.rank_of(request.prompt)
-        for rank in (known, left.index(max(left))):
-            if rank is not None and self._left(rank, _joined(batches[rank], joined, request.longest)) >= 0:
+        """Where most is free, or saved by a cached prefix, for a request that joins a group; None without room."""
+        saved = {} if self._prefixes is None else self._prefixes.saved(request.prompt)
+        worth = [self._left(rank, found) + self._saved_bytes(rank, saved) for rank, found in enumerate(batches)]
+        for rank in sorted(range(len(worth)), key=worth.__getitem__, reverse=True):
+            if self._left(rank, _joined(batches[rank], joined, request.longest)) >= 0:
                 return rank
         return None
+
+    def _saved_bytes(self, rank: int, saved: Mapping[int, int]) -> float:
+        return saved.get(rank, 0) * self._rooms[rank][0].size.per_token
 
     def _left(self, rank: int, batches: Sequence[BatchRows]) -> int:
         """Bytes left for caches beside these batches, on the pipeline stage that has least."""
