@@ -39,7 +39,13 @@ class NgramTask:
         whole = self.validation.info
         loss: Metric = replace(whole.metrics["loss"], headline=True, baseline=self._baseline)
         about = f"held-out examples; the {ORDER}-gram model is counted on the training tokens, Kneser-Ney smoothed"
-        return replace(whole, name=NGRAM, title=NGRAM, about=about, metrics={"loss": loss, "perplexity": whole.metrics["perplexity"]})
+        return replace(
+            whole,
+            name=NGRAM,
+            title=NGRAM,
+            about=about,
+            metrics={"loss": loss, "perplexity": whole.metrics["perplexity"]},
+        )
 
     def run(
         self, model: Scorer, tokenizer: Tokenizer, batch_tokens: int, progress: Progress | None = None

@@ -1,6 +1,6 @@
 """The objective of a run, from its section of the recipe."""
 
-from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.preference import DPO, IPO, KTO, ORPO, SimPO
 from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.train.objectives import (
@@ -13,8 +13,8 @@ from seektune.train.objectives import (
 )
 
 
-def make_objective(section: ObjectiveConfig) -> Objective:
-    """The objective that a section describes."""
+def make_objective(section: ObjectiveConfig, z_weight: float = 0.0) -> Objective:
+    """The objective that a section describes; cross-entropy with a z-loss of this weight."""
     match section:
         case DpoConfig(beta=beta, label_smoothing=smoothing, length_normalized=normalized, supervised_weight=weight):
             return Preference(DPO(beta, smoothing, normalized), weight)
@@ -26,4 +26,4 @@ def make_objective(section: ObjectiveConfig) -> Objective:
             return Preference(ORPO(beta))
         case SimpoConfig(beta=beta, gamma=gamma, label_smoothing=smoothing, supervised_weight=weight):
             return Preference(SimPO(beta, gamma, smoothing), weight)
-    return CROSS_ENTROPY
+    return CrossEntropy(z_weight) if z_weight else CROSS_ENTROPY

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from seektune.data.step_data import StepData
-from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.step_loss import BALANCE_LOSS, LOSS, LOSSES, MTP_LOSS, DraftObjective, StepLoss
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import Outcome, ParallelModel
@@ -134,7 +134,7 @@ def make_step_loss(
 
 def step_count(objective: Objective, data: StepData, mesh: Mesh) -> float | None:
     """What an objective counts in the whole step; collective. None for cross-entropy, whose divisor the data knows."""
-    if objective is CROSS_ENTROPY:
+    if isinstance(objective, CrossEntropy):
         return None
     if objective.counts_examples and data.examples is not None:
         return data.examples

@@ -16,7 +16,7 @@ from seektune.evaluate.objective_loss import held_out_objective
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
 from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
-from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.model.objective import CrossEntropy, Objective
 from seektune.model.variants import encoding_of
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
@@ -142,9 +142,9 @@ def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scor
 
 def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData, reference: ReferenceModel) -> Trainer:
     """The trainer, at the step where the run starts."""
-    objective = make_objective(run.recipe.objective)
+    objective = make_objective(run.recipe.objective, run.recipe.loss.z_weight)
     validate = partial(held_out_loss, model, data.validation, data.validation_by_dataset)
-    if objective is not CROSS_ENTROPY:
+    if not isinstance(objective, CrossEntropy):
         rows = data.validation, data.validation_by_dataset
         validate = partial(held_out_objective, model, objective, reference, *rows)
     settings = _settings(run.recipe, data, objective)

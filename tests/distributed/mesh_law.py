@@ -13,7 +13,7 @@ from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate
-from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
+from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective, ObjectiveLoss, TokenLogprobs
 from seektune.model.preference import DPO, KTO
 from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.parallel.config import ParallelConfig
@@ -73,6 +73,7 @@ class EveryKind(Objective):
 
 OBJECTIVES = {
     "cross_entropy": CROSS_ENTROPY,
+    "z_loss": CrossEntropy(z_weight=0.05),
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
     "kto": AnswerFeedback(KTO(beta=0.02, undesirable_weight=0.6)),

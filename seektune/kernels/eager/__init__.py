@@ -3,7 +3,7 @@
 from seektune.kernels.eager.expert_mlp import expert_mlp
 from seektune.kernels.eager.hyper import hyper_read, hyper_write
 from seektune.kernels.eager.index_scores import index_topk
-from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy
+from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy, linear_z_loss
 from seektune.kernels.eager.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.eager.pool import pool_windows
 from seektune.kernels.eager.sinkhorn import sinkhorn
@@ -18,6 +18,7 @@ __all__ = [
     "hyper_write",
     "index_topk",
     "linear_cross_entropy",
+    "linear_z_loss",
     "norm_rope",
     "pool_windows",
     "rms_norm",
