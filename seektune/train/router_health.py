@@ -40,7 +40,7 @@ def health_table(moment: Mapping[str, Any]) -> list[tuple[str, ...]]:
     loads = {int(layer): load for layer, load in moment["loads"].items()}
     drifts = moment.get("bias_drift", {})
     found = (imbalance(loads), entropy(loads), dead_experts(loads))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for layer in loads:
         busiest, even, dead = (each[layer] for each in found)
         drift = drifts.get(str(layer))
