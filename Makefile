@@ -15,8 +15,9 @@ PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # The demo's too: a second thread gains little there, and on a busy machine the threads mostly wait for each other.
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
 CHAT_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_chat.yaml
+PRETRAIN_RECIPE := examples/llm_pretrain/deepseek_v4/deepseek_v4_tiny_pretrain.yaml
 
-.PHONY: help demo demo-chat test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-decode-mesh bench-lora bench-lora-stream fuzz clean
+.PHONY: help demo demo-chat demo-pretrain test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-decode-mesh bench-lora bench-lora-stream fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -39,6 +40,10 @@ demo: $(STAMP)  ## fine-tune a tiny DeepSeek-V4 on HellaSwag on the CPU, about f
 demo-chat: $(STAMP)  ## teach a tiny DeepSeek-V4 example conversations on the CPU, about three minutes; the report shows its answers
 	test -d conversations || $(BIN)/seektune data example conversations
 	OMP_NUM_THREADS=1 $(BIN)/seektune train $(CHAT_RECIPE)
+
+demo-pretrain: $(STAMP)  ## pretrain a tiny DeepSeek-V4 on TinyShakespeare on two cores, about four minutes; the report has what it writes
+	test -d shakespeare || $(BIN)/seektune data example shakespeare --kind text
+	OMP_NUM_THREADS=1 $(BIN)/seektune train --nproc-per-node=2 $(PRETRAIN_RECIPE) --parallel.dp_replicate=2 --parallel.dp_shard=1
 
 test: $(DEV_STAMP)  ## all tests
 	$(PYTEST)

@@ -56,6 +56,7 @@ sort_pairs = Kernel(plain.sort_pairs, plain.sort_pairs, cpu=cpu.sort_pairs)
 sparse_attention = Kernel(plain.sparse_attention, eager.sparse_attention, "sparse_attention", cpu=cpu.sparse_attention)
 linear_cross_entropy = Kernel(plain.linear_cross_entropy, eager.linear_cross_entropy, "linear_cross_entropy")
 linear_divergence = Kernel(plain.linear_divergence, eager.linear_divergence)
+linear_z_loss = Kernel(plain.linear_z_loss, eager.linear_z_loss)
 token_logprobs = Kernel(plain.token_logprobs, eager.token_logprobs, "token_logprobs")
 
 __all__ = [
@@ -91,6 +92,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "linear_divergence",
+    "linear_z_loss",
     "lora_delta",
     "lowbit_expert_linear",
     "lowbit_linear",

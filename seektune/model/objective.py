@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from seektune.kernels import token_logprobs
+from seektune.kernels import linear_z_loss, token_logprobs
 from seektune.model.head import Taught, token_loss
 from seektune.sequence import IGNORE_INDEX, WEIGHTS, Batch, SequenceLayout
 
@@ -106,14 +106,23 @@ class Objective(ABC):
 
 
 class CrossEntropy(Objective):
-    """Next-token cross-entropy: `-sum_t w_t log p_t / sum_t w_t` over the taught tokens; `w_t` is 1 without weights."""
+    """Next-token cross-entropy: `-sum_t w_t log p_t / sum_t w_t` over the taught tokens; `w_t` is 1 without weights.
+
+    With `z_weight`, training adds `z_weight * log(Z_t) ** 2` to each term, where `Z_t` sums the exponentials of the
+    logits (the z-loss of Chowdhery et al. 2022, arXiv 2204.02311): the gradient has both, the value of the loss stays
+    the cross-entropy, and the part `z_loss` is the mean square.
+    """
+
+    def __init__(self, z_weight: float = 0.0):
+        self.z_weight = z_weight
+        self.part_names = ("z_loss",) if z_weight else ()
 
     def count(self, batch: Batch) -> float:
         """The sum of the weights."""
         return batch.weight()
 
     def loss(self, tokens: TokenLogprobs, divisor: Tensor | float) -> ObjectiveLoss:
-        """As the class says."""
+        """As the class says, without z-loss, which log-probabilities do not tell."""
         weights_N = tokens.columns.get(WEIGHTS)
         terms_N = tokens.values_N if weights_N is None else tokens.values_N * weights_N
         return ObjectiveLoss(-terms_N.sum() / divisor)
@@ -123,7 +132,13 @@ class CrossEntropy(Objective):
     ) -> ObjectiveLoss:
         """The same, one product with the head's weight cheaper: the gradient of each log-probability, `-w_t / divisor`,
         is known before the logits are."""
-        return ObjectiveLoss(token_loss(hidden_BTD, layout, taught, 1, weight_VD) / divisor)
+        if not self.z_weight:
+            return ObjectiveLoss(token_loss(hidden_BTD, layout, taught, 1, weight_VD) / divisor)
+        tokens = taught.tokens(hidden_BTD, layout, steps=1)
+        weights_N = tokens.columns.get(WEIGHTS)
+        total, squared = linear_z_loss(tokens.hidden_ND, weight_VD, tokens.targets_N, weights_N, self.z_weight)
+        cross_entropy = total - self.z_weight * squared
+        return ObjectiveLoss(cross_entropy / divisor, {"z_loss": squared / divisor})
 
 
 CROSS_ENTROPY = CrossEntropy()

@@ -193,6 +193,12 @@ class Recipe(Section):
             raise ValueError("batch.stages is for objective.name cross_entropy without train.drafter; set it to []")
         return self
 
+    @model_validator(mode="after")
+    def _z_loss_has_logits(self) -> Self:
+        if self.loss.z_weight and (self.objective.compares or self.train.drafter):
+            raise ValueError("loss.z_weight is for objective.name cross_entropy without train.drafter; set it to 0")
+        return self
+
     def check_world(self, processes: int) -> None:
         """Check that the recipe can be trained by that many processes.
 

@@ -1,7 +1,7 @@
 """The objective of a run, from its section of the recipe."""
 
 from seektune.model.distillation import Distillation
-from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.preference import DPO, IPO, KTO, ORPO, SimPO
 from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.parallel.reference import ReferenceModel
@@ -17,8 +17,11 @@ from seektune.train.objectives import (
 )
 
 
-def make_objective(section: ObjectiveConfig, reference: ReferenceModel) -> Objective:
-    """The objective that a section describes; that of distillation has the head of its teacher."""
+def make_objective(section: ObjectiveConfig, reference: ReferenceModel, z_weight: float = 0.0) -> Objective:
+    """The objective that a section describes.
+
+    That of distillation has the head of its teacher; cross-entropy has a z-loss of weight `z_weight`.
+    """
     match section:
         case DistillConfig(share=share, temperature=temperature, divergence=direction):
             assert isinstance(reference, Teacher)
@@ -33,4 +36,4 @@ def make_objective(section: ObjectiveConfig, reference: ReferenceModel) -> Objec
             return Preference(ORPO(beta))
         case SimpoConfig(beta=beta, gamma=gamma, label_smoothing=smoothing, supervised_weight=weight):
             return Preference(SimPO(beta, gamma, smoothing), weight)
-    return CROSS_ENTROPY
+    return CrossEntropy(z_weight) if z_weight else CROSS_ENTROPY

@@ -45,6 +45,8 @@ class LossConfig(Section):
     """Weight of the sequence-wise balance loss (the paper's pre-training: 1e-4); off for fine-tuning."""
     bias_update_speed: NotNegative = 0.0
     """Step of the gates' balancing bias (the paper's pre-training: 0.001); 0 leaves the biases as they are."""
+    z_weight: NotNegative = 0.0
+    """Weight of the z-loss, the squared logarithm of the logits' normalizer, which keeps logits small; 0 = off."""
 
     @model_validator(mode="after")
     def _mtp_runs_all_the_time(self) -> Self:

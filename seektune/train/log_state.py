@@ -1,7 +1,8 @@
 """What a checkpoint holds of a run's record: tokens and expert loads so far."""
 
 import re
-from typing import Any, TypedDict
+from math import isfinite
+from typing import Any, NotRequired, TypedDict
 
 from seektune.io.json_file import whole_number
 
@@ -16,6 +17,8 @@ class LogState(TypedDict):
     total_tokens: int
     loads: dict[str, list[int]]
     """Tokens per expert since the last line of expert loads, by layer id."""
+    bias_drift: NotRequired[dict[str, list[float]]]
+    """What balancing added to each gate's biases since the run began, by layer id; absent without balancing."""
 
 
 def check_log_state(state: Any, experts: int) -> LogState | None:
@@ -31,7 +34,21 @@ def check_log_state(state: Any, experts: int) -> LogState | None:
         _LAYER.fullmatch(layer) and _is_load(load, experts) for layer, load in loads.items()
     ):
         raise ValueError(f"its expert loads are not a list of {experts} numbers for each layer")
-    return {"total_tokens": whole_number(state, "total_tokens", 0, MOST_TOKENS), "loads": loads}
+    found: LogState = {"total_tokens": whole_number(state, "total_tokens", 0, MOST_TOKENS), "loads": loads}
+    if "bias_drift" not in state:
+        return found
+    drift = state["bias_drift"]
+    if not isinstance(drift, dict) or not all(
+        _LAYER.fullmatch(layer) and _is_drift(each, experts) for layer, each in drift.items()
+    ):
+        raise ValueError(f"its drift of biases is not a list of {experts} numbers for each layer")
+    return found | {"bias_drift": drift}
+
+
+def _is_drift(drift: object, experts: int) -> bool:
+    return (
+        isinstance(drift, list) and len(drift) == experts and all(isinstance(x, float) and isfinite(x) for x in drift)
+    )
 
 
 def _is_load(load: object, experts: int) -> bool:

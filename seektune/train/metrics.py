@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import torch
-
 from seektune.data.held_out_loss import HeldOutLoss
 from seektune.io.console import counted
 from seektune.io.jsonl import JsonlWriter, read_records
@@ -18,6 +16,7 @@ from seektune.train.config import LoggingConfig
 from seektune.train.evaluation_log import EvaluationLog
 from seektune.train.log_state import LogState
 from seektune.train.progress import open_display
+from seektune.train.router_health import dead_experts, entropy, imbalance
 from seektune.train.step import StepRecord
 from seektune.train.system_metrics import system_metrics
 from seektune.train.tensorboard import Events
@@ -27,6 +26,8 @@ LOAD_LINES = 50
 """Maximum lines of expert loads in a run, so that a long run of a large model does not fill the disk."""
 CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
 """Values of a step that trackers plot."""
+APART = ("loads", "parts", "left_out", "bias_moves")
+"""Fields of a step that its line has in another form, or not at all."""
 SPOKEN = ("reward_accuracy", "reward_margin")
 """Parts of a validation that are printed beside its loss."""
 
@@ -83,6 +84,7 @@ class MetricsLog:
         """Remove what was written after `last_step`; without a state, everything."""
         self._total_tokens = state["total_tokens"] if state else 0
         self._loads = {int(layer): load for layer, load in state["loads"].items()} if state else {}
+        self._drift = {int(layer): drift for layer, drift in state.get("bias_drift", {}).items()} if state else {}
         for lines in (self._metrics, self._validation, self._load_lines):
             lines.rewind(last_step if state else -1)
         self._evaluations.rewind(last_step if state else -1)
@@ -96,6 +98,8 @@ class MetricsLog:
             values = {name: vars(record)[name] for name in CURVES} | record.parts | record.left_out
             curves = {f"train/{name}": value for name, value in values.items()}
             layers = {f"expert_imbalance/layer_{layer}": ratio for layer, ratio in imbalance(record.loads).items()}
+            layers |= {f"expert_entropy/layer_{layer}": share for layer, share in entropy(record.loads).items()}
+            layers |= {f"dead_experts/layer_{layer}": count for layer, count in dead_experts(record.loads).items()}
             total = {"train/total_tokens": self._total_tokens}
             self.values(record.step, curves | total | layers | system_metrics())
         self._display.step(record)
@@ -135,7 +139,10 @@ class MetricsLog:
     def state_dict(self) -> LogState:
         """State for a checkpoint."""
         loads = {str(layer): load for layer, load in self._loads.items()}
-        return {"total_tokens": self._total_tokens, "loads": loads}
+        state: LogState = {"total_tokens": self._total_tokens, "loads": loads}
+        if self._drift:
+            state["bias_drift"] = {str(layer): drift for layer, drift in self._drift.items()}
+        return state
 
     def validations(self) -> dict[int, float]:
         """The validation losses so far, by step."""
@@ -159,9 +166,13 @@ class MetricsLog:
         for layer, load_E in record.loads.items():
             before_E = self._loads.get(layer, [0] * len(load_E))
             self._loads[layer] = [old + new for old, new in zip(before_E, load_E, strict=True)]
+        for layer, move_E in record.bias_moves.items():
+            drift_E = self._drift.get(layer, [0.0] * len(move_E))
+            self._drift[layer] = [old + new for old, new in zip(drift_E, move_E, strict=True)]
         every = -(-self._steps // LOAD_LINES)
         if record.step % every == 0 or record.step == self._steps:
-            self._load_lines.append({"step": record.step, "loads": self._loads})
+            drift = {"bias_drift": self._drift} if self._drift else {}
+            self._load_lines.append({"step": record.step, "loads": self._loads, **drift})
             self._loads = {}
 
 
@@ -175,20 +186,13 @@ def _curves_of(found: HeldOutLoss) -> dict[str, float]:
 def as_line(record: StepRecord, total_tokens: int) -> dict[str, Any]:
     """A step as a line of metrics.jsonl: its values, further parts of the objective and rows left out by name, the
     tokens of the run so far, and the imbalance of the experts."""
-    values = {name: value for name, value in vars(record).items() if name not in ("loads", "parts", "left_out")}
+    values = {name: value for name, value in vars(record).items() if name not in APART}
     return {
         **values,
         **record.parts,
         **record.left_out,
         "total_tokens": total_tokens,
         "expert_imbalance": imbalance(record.loads),
+        "expert_entropy": entropy(record.loads),
+        "dead_experts": dead_experts(record.loads),
     }
-
-
-def imbalance(loads: Mapping[int, list[int]]) -> dict[int, float]:
-    """The largest load of each layer over its mean; 1 is perfectly even."""
-    found = {}
-    for layer, load in loads.items():
-        load_E = torch.tensor(load, dtype=torch.float64)
-        found[layer] = float(load_E.max() / load_E.mean().clamp(min=1e-9))
-    return found

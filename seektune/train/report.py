@@ -15,6 +15,7 @@ from seektune.train.report_evaluations import evaluation_sections
 from seektune.train.report_html import cards, folded, page, picture, section, table
 from seektune.train.report_preferences import preference_sections
 from seektune.train.report_text import EvalText, ReportText
+from seektune.train.router_health import HEAD, health_table
 from seektune.train.score_plot import score_figure
 
 
@@ -112,7 +113,8 @@ def _loads(moments: Sequence[Mapping[str, Any]]) -> list[str]:
     if not moments:
         return []
     caption = "Tokens per routed expert, over the mean of its layer. The layer after the last is the MTP block's."
-    return [section("Expert loads", picture(*in_both_themes(lambda paper: load_figure(moments, paper)), caption))]
+    figure = picture(*in_both_themes(lambda paper: load_figure(moments, paper)), caption)
+    return [section("Expert loads", figure, table(health_table(moments[-1]), HEAD))]
 
 
 def _results(

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from seektune.data.step_data import StepData
-from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.step_loss import BALANCE_LOSS, LOSS, LOSSES, MTP_LOSS, DraftObjective, StepLoss
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import Outcome, ParallelModel
@@ -20,6 +20,7 @@ from seektune.parallel.reference import NO_REFERENCE, ReferenceModel
 from seektune.train.balance import update_biases
 from seektune.train.config import LossConfig
 from seektune.train.gradient import NotFiniteError, clip, gradient_norm
+from seektune.train.router_health import bias_moves
 
 GIGABYTE = 10**9
 
@@ -53,6 +54,8 @@ class StepRecord:
     """Further parts of the objective, by name."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Bad rows and overlong examples of streamed data so far, by name."""
+    bias_moves: dict[int, list[float]] = field(default_factory=dict)
+    """What balancing added to the biases of each gate, by layer id."""
 
 
 def train_step(
@@ -93,6 +96,7 @@ def train_step(
     finally:
         optimizer.zero_grad(set_to_none=True)
     update_biases(model.gates(), outcome.loads, loss.bias_update_speed)
+    loads = {layer: load_E.tolist() for layer, load_E in outcome.loads.items()}
     seconds = perf_counter() - began
     return StepRecord(
         step=step,
@@ -106,9 +110,10 @@ def train_step(
         seconds=seconds,
         tokens_per_s=wanted.tokens / seconds,
         memory_gb=_memory_gb(model.device),
-        loads={layer: load_E.tolist() for layer, load_E in outcome.loads.items()},
+        loads=loads,
         parts=objective.means({name: value for name, value in parts.items() if name not in LOSSES}),
         left_out=dict(data.left_out),
+        bias_moves=bias_moves(loads, loss.bias_update_speed, model.config.num_hash_layers),
     )
 
 
@@ -134,7 +139,7 @@ def make_step_loss(
 
 def step_count(objective: Objective, data: StepData, mesh: Mesh) -> float | None:
     """What an objective counts in the whole step; collective. None for cross-entropy, whose divisor the data knows."""
-    if objective is CROSS_ENTROPY:
+    if isinstance(objective, CrossEntropy):
         return None
     if objective.counts_examples and data.examples is not None:
         return data.examples

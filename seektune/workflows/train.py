@@ -141,7 +141,7 @@ def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scor
 
 def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData, reference: ReferenceModel) -> Trainer:
     """The trainer, at the step where the run starts."""
-    objective = make_objective(run.recipe.objective, reference)
+    objective = make_objective(run.recipe.objective, reference, run.recipe.loss.z_weight)
     validate = partial(held_out_loss, model, data.validation, data.validation_by_dataset)
     if run.recipe.objective.compares:
         rows = data.validation, data.validation_by_dataset

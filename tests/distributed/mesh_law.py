@@ -16,7 +16,7 @@ from seektune.model.config import DeepseekV4Config
 from seektune.model.distillation import Distillation
 from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.gate import HashGate
-from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
+from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective, ObjectiveLoss, TokenLogprobs
 from seektune.model.preference import DPO, KTO
 from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.model.step_loss import DraftObjective
@@ -82,6 +82,7 @@ class EveryKind(Objective):
 
 OBJECTIVES = {
     "cross_entropy": CROSS_ENTROPY,
+    "z_loss": CrossEntropy(z_weight=0.05),
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
     "distill": Distillation(None, share=0.7, temperature=1.5),

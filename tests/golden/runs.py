@@ -27,6 +27,13 @@ CASES: dict[str, tuple[str, ...]] = {
     "packed": ("hellaswag", "--batch.pack=true"),
     "lora": ("lora",),
     "muon": ("hellaswag", "--optimizer.name=muon", "--optimizer.lr=1e-3"),
+    "pretrain": (
+        *("hellaswag", "--optimizer.name=muon", "--optimizer.lr=1e-3", "--batch.pack=true", "--batch.overlong=split"),
+        *("--schedule.name=wsd", "--schedule.decay_share=0.5", "--schedule.decay_shape=cosine", "--loss.z_weight=1e-3"),
+        *("--loss.mtp_weight=0.3", "--loss.mtp_decay_weight=0.1", "--loss.balance_weight=1e-4"),
+        *("--batch.global_size=4", "--batch.micro_size=2", "--batch.length=64"),
+        "--batch.stages=[{from_step: 7, global_size: 8}, {from_step: 14, length: 128, micro_size: 1}]",
+    ),
 }
 """Recipe and overrides of each run, by the name of its file here."""
 SETTINGS = (

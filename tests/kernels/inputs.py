@@ -216,6 +216,14 @@ CASES: dict[str, dict[str, Case]] = {
             torch.rand(1030, dtype=wide(dtype)) * (torch.rand(1030) < 0.8),
         ),
     },
+    "linear_z_loss": {
+        "two chunks": lambda dtype: (leaf(dtype, 1025, 6), leaf(dtype, 11, 6), torch.randint(11, (1025,)), None, 0.1),
+        "none": lambda dtype: (leaf(dtype, 0, 6), leaf(dtype, 11, 6), torch.randint(11, (0,)), None, 0.1),
+        "weights": lambda dtype: (
+            *(leaf(dtype, 1030, 6), leaf(dtype, 11, 6), torch.randint(11, (1030,))),
+            *(torch.rand(1030, dtype=wide(dtype)) * (torch.rand(1030) < 0.8), 0.01),
+        ),
+    },
     "token_logprobs": {
         "one": lambda dtype: (leaf(dtype, 1, 6), leaf(dtype, 11, 6), torch.randint(11, (1,))),
         "odd": lambda dtype: (leaf(dtype, 13, 7), leaf(dtype, 1500, 7), torch.randint(1500, (13,))),

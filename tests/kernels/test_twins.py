@@ -27,8 +27,9 @@ def run(function: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
     outputs = list(found) if isinstance(found, tuple) else [found]
     leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
     generator = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in outputs]
-    return outputs + list(torch.autograd.grad(outputs, leaves, upstream))
+    learnt = [x for x in outputs if x.requires_grad]
+    upstream = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in learnt]
+    return outputs + list(torch.autograd.grad(learnt, leaves, upstream))
 
 
 def kernel(name: str) -> Kernel:

@@ -351,5 +351,5 @@ def test_other_model_types_are_rejected(tmp_path: Path, model_type: object):
 
 
 def test_unknown_preset_lists_known_ones():
-    with pytest.raises(ValueError, match="flash, flash-0731, flash-base, pro, pro-0813, tiny, tiny-0731"):
+    with pytest.raises(ValueError, match="flash, flash-0731, flash-base, pro, pro-0813, tiny, tiny-0731, tiny-bytes"):
         DeepseekV4Config.preset("flahs")

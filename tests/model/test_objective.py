@@ -9,7 +9,7 @@ from torch import Tensor
 from seektune.kernels import token_logprobs
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
-from seektune.model.objective import CROSS_ENTROPY, Objective, TokenLogprobs
+from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective, TokenLogprobs
 from seektune.model.step_loss import StepLoss
 from seektune.sequence import Batch, SequenceLayout
 
@@ -120,3 +120,23 @@ def test_the_gradient_reaches_the_head_through_any_function(batch, head):
     expected = torch.autograd.grad((plain - old).exp().clamp(0.8, 1.2).sum(), head)
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-14)
+
+
+def test_z_loss_adds_the_squared_log_of_the_normalizer_to_the_gradient_alone() -> None:
+    torch.manual_seed(0)
+    layout = SequenceLayout.from_documents(torch.tensor([[1, 1, 1, 2, 2, 2, 2, 0]]))
+    labels_BT = torch.tensor([[4, 3, -100, 1, 2, 6, 0, -100]])
+    weight_VD = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    hidden_BTD = torch.randn(1, 8, 5, dtype=torch.float64, requires_grad=True)
+    taught = Taught(labels_BT, 4.0)
+    plain = CrossEntropy().of_hidden(hidden_BTD, layout, taught, 4.0, weight_VD)
+    found = CrossEntropy(z_weight=0.3).of_hidden(hidden_BTD, layout, taught, 4.0, weight_VD)
+    predicting = [0, 3, 4, 5]
+    squares_N = torch.logsumexp(hidden_BTD[0, predicting] @ weight_VD.T, dim=1) ** 2
+    assert CrossEntropy().part_names == ()
+    assert CrossEntropy(z_weight=0.3).part_names == ("z_loss",)
+    torch.testing.assert_close(found.loss, plain.loss)
+    torch.testing.assert_close(found.parts["z_loss"], squares_N.sum() / 4)
+    leaves = (hidden_BTD, weight_VD)
+    expected = torch.autograd.grad(plain.loss + 0.3 * squares_N.sum() / 4, leaves)
+    torch.testing.assert_close(torch.autograd.grad(found.loss, leaves), expected)

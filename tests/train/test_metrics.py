@@ -6,7 +6,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from seektune.data.held_out_loss import HeldOutLoss
 from seektune.io.jsonl import read_records
 from seektune.train.config import LoggingConfig
-from seektune.train.metrics import LOAD_LINES, MetricsLog, imbalance
+from seektune.train.metrics import LOAD_LINES, MetricsLog
+from seektune.train.router_health import imbalance
 from tests.train.tiny_run import RECORD
 
 

@@ -4,7 +4,7 @@ from seektune.kernels.eager.expert_mlp import expert_mlp
 from seektune.kernels.eager.fake_weight import fake_quantize_weight
 from seektune.kernels.eager.hyper import hyper_read, hyper_write
 from seektune.kernels.eager.index_scores import index_topk
-from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy
+from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy, linear_z_loss
 from seektune.kernels.eager.linear_divergence import linear_divergence
 from seektune.kernels.eager.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.eager.pool import pool_windows
@@ -22,6 +22,7 @@ __all__ = [
     "index_topk",
     "linear_cross_entropy",
     "linear_divergence",
+    "linear_z_loss",
     "norm_rope",
     "pool_windows",
     "rms_norm",

@@ -16,19 +16,28 @@ def linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None = None
 ) -> Tensor:
     """See `reference.linear_cross_entropy`. Saves the gradients, `[N, D]` and `[V, D]`, if they may be needed."""
-    out: Tensor = _Loss.apply(hidden_ND, weight_VD, targets_N, weights_N, torch.is_grad_enabled())
-    return out
+    loss, _ = linear_z_loss(hidden_ND, weight_VD, targets_N, weights_N, 0.0)
+    return loss
+
+
+def linear_z_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor | None, z_weight: float
+) -> tuple[Tensor, Tensor]:
+    """See `reference.linear_z_loss`; the logits are computed once for both terms."""
+    loss, squared = _Loss.apply(hidden_ND, weight_VD, targets_N, weights_N, z_weight, torch.is_grad_enabled())
+    return loss, squared
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, weights_N, is_training):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_ND, weight_VD, targets_N, weights_N, z_weight, is_training):  # type: ignore[no-untyped-def]
         # needs_input_grad is True for parameters even under no_grad, so the grad mode is passed in
         needs_hidden, needs_weight = (is_training and needs for needs in ctx.needs_input_grad[:2])
         dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
         wide = torch.promote_types(weight_VD.dtype, torch.float32)
         dweight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
         losses = [weight_VD.new_zeros((), dtype=wide)]
+        squares = [weight_VD.new_zeros((), dtype=wide)]
         for start in range(0, len(hidden_ND), CHUNK):
             part = slice(start, start + CHUNK)
             hidden = upcast(hidden_ND[part])
@@ -38,9 +47,14 @@ class _Loss(torch.autograd.Function):
             total = torch.logsumexp(logits, dim=1, keepdim=True)
             terms = total - logits.gather(1, targets)
             losses.append((terms if weights is None else terms * weights).sum())
+            if z_weight:
+                squared = total**2
+                squares.append((squared if weights is None else squared * weights).sum())
             if not (needs_hidden or needs_weight):
                 continue
             slope = logits.sub_(total).exp_()
+            if z_weight:
+                slope *= 1 + 2 * z_weight * total
             slope.scatter_add_(1, targets, slope.new_full((), -1.0).expand_as(targets))
             if weights is not None:
                 slope *= weights
@@ -49,11 +63,14 @@ class _Loss(torch.autograd.Function):
             if dweight is not None:
                 torch.addmm(dweight, slope.T, hidden, out=dweight)
         ctx.gradients = dhidden, None if dweight is None else dweight.to(weight_VD.dtype)
-        return torch.stack(losses).sum()
+        squared = torch.stack(squares).sum()
+        ctx.mark_non_differentiable(squared)
+        loss = torch.stack(losses).sum()
+        return (loss + z_weight * squared if z_weight else loss), squared
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         # `grad` stays fp32: 1 / tokens rounded to bf16 would scale all gradients by the same error
         gradients = (None if x is None else x * grad for x in ctx.gradients)
-        return *gradients, None, None, None
+        return *gradients, None, None, None, None

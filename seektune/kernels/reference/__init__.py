@@ -6,7 +6,7 @@ from seektune.kernels.reference.fake_weight import fake_quantize_weight
 from seektune.kernels.reference.hyper import hyper_collect, hyper_read, hyper_write
 from seektune.kernels.reference.index_scores import index_topk
 from seektune.kernels.reference.linear import grouped_linear, linear
-from seektune.kernels.reference.linear_cross_entropy import linear_cross_entropy
+from seektune.kernels.reference.linear_cross_entropy import linear_cross_entropy, linear_z_loss
 from seektune.kernels.reference.linear_divergence import linear_divergence
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear, lowbit_linear
 from seektune.kernels.reference.norm import norm_rope, rms_norm, rotate
@@ -31,6 +31,7 @@ __all__ = [
     "linear",
     "linear_cross_entropy",
     "linear_divergence",
+    "linear_z_loss",
     "lowbit_expert_linear",
     "lowbit_linear",
     "norm_rope",
