@@ -91,7 +91,11 @@ def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
 
 
 @pytest.mark.slow
-def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: Path):
+def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: Path, toy_model: Build):
+    """With the DSpark stages of its base, of which each process loads its experts for measuring drafts."""
+    sizes = {"vocab_size": 512, "hidden_size": 64, "moe_intermediate_size": 32, "dspark_markov_rank": 64}
+    base = sometimes_right(toy_model(torch.float32, drafter=True, **DSPARK | sizes))
+    base.save_pretrained(place / "base", "released")
     rows = write_hellaswag(place / "rows", 12, 4)
     (place / "own.jsonl").write_text('{"prompt": "The man", "answer": "a"}\n', encoding="utf-8")
     answers = f"{{name: answers, every: 1, path: {place}/own.jsonl, metric: contains, max_new_tokens: 9}}"
@@ -101,12 +105,13 @@ def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: 
             "train",
             str(TINY),
             "--model.preset=null",
-            f"--model.weights={place}/trained",
+            f"--model.weights={place}/base",
+            "--loss.mtp_weight=0",
             f"--data.path={rows}",
             f"--run_dir={place / str(world)}",
             "--steps=2",
         ]
-        words += [f"--evaluate.tasks=[{answers},{samples}]", "--logging.to=[]", "--checkpoint.every=null"]
+        words += [f"--evaluate.tasks=[{answers},{samples},drafter]", "--logging.to=[]", "--checkpoint.every=null"]
         words += [f"--parallel.{key}={world}" for key in ("dp_replicate", "ep_size")] + ["--parallel.dp_shard=1"]
         done = worker_processes(*words, world=world)
         assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
@@ -117,6 +122,7 @@ def test_a_training_run_that_spreads_only_experts_decodes_as_one_process(place: 
         assert one
     one, two = (json.loads((place / str(world) / "evaluation.json").read_text()) for world in (1, 2))
     assert two == one
+    assert one["drafter"]["before"]["accepted_length"]["value"] > 1.5
 
 
 def train_drafter(base: Path, rows: Path, folder: Path, world: int, **parallel: int) -> None:
