@@ -228,7 +228,8 @@ def found_together(
             planned = take_plan(weights, known_gpu("h100-80gb", world), asked, torch.float32)
             assert planned.weight_bytes == held[name]
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
-    return results, drafted_together(folder, ep_size) if pp_size == 1 else {}, held
+    drafts = drafted_together(folder, ep_size) if pp_size == 1 and ep_size != 1 else {}
+    return results, drafts, held
 
 
 def drafted_together(folder: Path, ep_size: int | None) -> dict[str, Drafted]:
@@ -361,7 +362,8 @@ def test_a_mesh_decodes_and_scores_as_one_process(
         dims = decode_dims(world, ep_size, pp_size, CONFIG)
         planned = [placed(CONFIG, kinds, reading, dims, rank, allowed=0) for rank in range(world)]
         assert [held[name] for *_, held in together] == [each.parts.total() for each in planned]
-    for name in DRAFTING if pp_size == 1 else ():
+    assert set(drafts) == (set(DRAFTING) if pp_size == 1 and ep_size != 1 else set())
+    for name in drafts:
         check_same_drafts(drafted_alone(folder, name), drafts[name])
 
 

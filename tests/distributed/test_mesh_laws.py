@@ -200,15 +200,8 @@ def test_distillation_has_the_loss_and_gradients_of_one_device(distilled_alone: 
     same_findings(run_workers(case.world, look_spread, case.parallel, case.of(DISTILLED)), distilled_alone)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(2, {}, 1),
-        Case(2, {"dp_replicate": 2, "ep_size": 2}, 1),
-        Case(4, {"ep_size": 2}, 1),
-    ],
-    ids=str,
-)
+@SLOW
+@pytest.mark.parametrize("case", [Case(2, {"dp_replicate": 2, "ep_size": 2}, 1), Case(4, {"ep_size": 2}, 1)], ids=str)
 def test_drafters_learn_what_they_learn_on_one_device(drafted_alone: tuple[Found, Course], case: Case):
     """Of the rows of a step, some have more anchors than a pass takes, and one has none."""
     found, course = drafted_alone
