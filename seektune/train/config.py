@@ -115,6 +115,9 @@ class LoggingConfig(Section):
     """Steps between two lines on the console, if it is not a terminal."""
     to: Annotated[tuple[TrackerName, ...], AfterValidator(_named_once)] = ("tensorboard",)
     """Trackers that get the metrics, too; each but TensorBoard is an extra of the same name."""
+    update_ratios_every: PositiveInt | None = None
+    """Steps between two measurements of how far a step moves weights relative to their size; each copies the weights.
+    null = none."""
     project: Annotated[str, Field(min_length=1, max_length=128)] = "seektune"
     """Project (Weights & Biases, trackio) or experiment (MLflow) of the run."""
     offline: bool = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import TypeAlias
@@ -22,6 +23,7 @@ from seektune.train.run_log import RunLog
 from seektune.train.schedule import learning_rate, loss_of_step
 from seektune.train.settings import BatchStream, Savable, TrainSettings
 from seektune.train.step import StepRecord, train_step
+from seektune.train.update_ratio import copies, update_ratios
 
 Evaluate: TypeAlias = Callable[[int, RunLog, Callable[[str], None]], None]
 """Runs evaluations that are due after a step; gets the step, the log, and a function to say what the run does now."""
@@ -117,6 +119,7 @@ class Trainer(ResumableRun):
         data = self.stream.next_step()
         lr = learning_rate(step, steps, settings.optimizer.lr, settings.schedule)
         loss = loss_of_step(step, steps, settings.loss, settings.schedule)
+        weights = copies(self.model.named_parameters()) if _due(step, settings.update_ratios_every) else None
         try:
             max_norm = settings.optimizer.max_grad_norm
             aim = (self._draft_objective(step, data.micro_batches), settings.objective, self.reference)
@@ -127,6 +130,9 @@ class Trainer(ResumableRun):
                 raise NotFiniteError(f"{error}. The state before this step is saved in {place}") from None
             log.skipped(step, str(error))
         else:
+            if weights is not None:
+                ratios = update_ratios(weights, self.model.named_parameters(), self.model.mesh)
+                record = replace(record, parts=record.parts | ratios)
             log.step(record)
             if self._rolled_back(record, log):
                 return
