@@ -103,13 +103,11 @@ class PeftConfig:
 
     def rank_of(self, target: str) -> int:
         """The rank of a module or parameter."""
-        found = self.ranks.of(target)
-        return self.rank if found is None else _rank(found, f"rank_pattern of {target}")
+        return _rank(self.ranks.of(target, self.rank), f"rank_pattern of {target}")
 
     def scaling_of(self, target: str) -> float:
         """The factor of B A for a module or parameter."""
-        found = self.alphas.of(target)
-        alpha = self.alpha if found is None else _alpha(found, f"alpha_pattern of {target}")
+        alpha = _alpha(self.alphas.of(target, self.alpha), f"alpha_pattern of {target}")
         rank = self.rank_of(target)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
@@ -128,8 +126,7 @@ def _trains_bias(config: Mapping[str, Any]) -> bool:
 
 
 class Patterns:
-    """Values by pattern; of a target counts the first that matches its name or a suffix, as in PEFT's
-    `get_pattern_key`."""
+    """Values by pattern; the first one that matches a target's name or its end counts (PEFT's `get_pattern_key`)."""
 
     def __init__(self, values: Mapping[str, Any], targets: Sequence[str] = ()):
         """Match each pattern once against all `targets`; others are matched when they are asked for."""
@@ -137,10 +134,10 @@ class Patterns:
         self._known = frozenset(targets)
         self._found = self._first(sorted(self._known))
 
-    def of(self, target: str) -> Any:
-        """The value; None if no pattern matches."""
+    def of(self, target: str, otherwise: Any) -> Any:
+        """The value of a target, or `otherwise` if no pattern matches."""
         found = self._found if target in self._known else self._first([target])
-        return found.get(target)
+        return found.get(target, otherwise)
 
     def _first(self, targets: Sequence[str]) -> dict[str, Any]:
         found: dict[str, Any] = {}
