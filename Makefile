@@ -14,9 +14,11 @@ TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=fa
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # The demo's too: a second thread gains little there, and on a busy machine the threads mostly wait for each other.
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
+SUMS_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_sums.yaml
+GRPO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_grpo.yaml
 CHAT_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_chat.yaml
 
-.PHONY: help demo demo-chat test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-decode-mesh bench-lora bench-lora-stream fuzz clean
+.PHONY: help demo demo-chat demo-grpo test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-decode-mesh bench-lora bench-lora-stream fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -39,6 +41,11 @@ demo: $(STAMP)  ## fine-tune a tiny DeepSeek-V4 on HellaSwag on the CPU, about f
 demo-chat: $(STAMP)  ## teach a tiny DeepSeek-V4 example conversations on the CPU, about three minutes; the report shows its answers
 	test -d conversations || $(BIN)/seektune data example conversations
 	OMP_NUM_THREADS=1 $(BIN)/seektune train $(CHAT_RECIPE)
+
+demo-grpo: $(STAMP)  ## teach a tiny DeepSeek-V4 sums with half of the answers wrong, then train it on rewards; the report shows the curve
+	test -d sums || $(BIN)/seektune data example sums --kind prompt_completion
+	OMP_NUM_THREADS=1 $(BIN)/seektune train $(SUMS_RECIPE) --run_dir=runs/sums
+	OMP_NUM_THREADS=1 $(BIN)/seektune train $(GRPO_RECIPE)
 
 test: $(DEV_STAMP)  ## all tests
 	$(PYTEST)

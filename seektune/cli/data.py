@@ -62,6 +62,7 @@ class ExampleKind(StrEnum):
 
     CHAT = "chat"
     PREFERENCE = "preference"
+    PROMPT_COMPLETION = "prompt_completion"
 
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -75,6 +76,8 @@ they show how your own files may look.
   seektune data example conversations
 Chosen and rejected answers, from which the recipe deepseek_v4_tiny_dpo learns:
   seektune data example preferences --kind preference
+Sums with their answers, for the recipe deepseek_v4_tiny_grpo:
+  seektune data example sums --kind prompt_completion
 """
 
 

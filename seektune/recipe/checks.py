@@ -12,6 +12,7 @@ from seektune.recipe.hints import NONE_WORDS
 from seektune.recipe.override import KeyPath
 from seektune.recipe.recipe import Recipe
 from seektune.section import sections_of
+from seektune.train.objectives import GrpoConfig
 
 PRESET = ("model", "preset")
 WEIGHTS = ("model", "weights")
@@ -122,14 +123,38 @@ def check_objective(recipe: Recipe) -> Recipe:
     Raises:
         ValueError: a setting does not fit the objective; the message names the key.
     """
-    if not recipe.objective.compares:
+    if not recipe.objective.compares and not recipe.objective.samples:
         return recipe
     name = recipe.objective.name
     if recipe.train.drafter:
         raise ValueError(f"train.drafter needs objective.name cross_entropy, not {name}")
     if recipe.loss.mtp_weight:
         recipe = _without_mtp(recipe, f"the MTP block would learn the rejected answers of {name} too")
+    if isinstance(recipe.objective, GrpoConfig):
+        _check_rollouts(recipe, recipe.objective)
     return recipe
+
+
+def _check_rollouts(recipe: Recipe, objective: GrpoConfig) -> None:
+    batch = recipe.batch
+    for wrong, message in (
+        (batch.pack, "batch.pack must be false: sampled answers have a row each"),
+        (
+            batch.global_size % objective.group_size > 0,
+            f"batch.global_size {batch.global_size} must be a multiple of objective.group_size {objective.group_size}",
+        ),
+        (
+            objective.max_new_tokens >= batch.length,
+            f"objective.max_new_tokens must be below batch.length {batch.length}, which prompt and answer share",
+        ),
+        (
+            objective.beta > 0 and not recipe.switches_adapters_off,
+            "objective.beta needs lora.targets: its reference is the model without the adapters",
+        ),
+        (recipe.model.offload == "stream", "objective.name grpo decodes: model.offload must be none"),
+    ):
+        if wrong:
+            raise ValueError(message)
 
 
 def _without_mtp(recipe: Recipe, why: str) -> Recipe:

@@ -23,6 +23,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData
 from seektune.sequence import Batch
+from seektune.train.objectives import GrpoConfig
 
 PART = 64
 """Batches of a file."""
@@ -35,7 +36,8 @@ WEIGHTS = ("model", "lora", "seed")
 def make_reference(recipe: Recipe, model: ParallelModel) -> ReferenceModel:
     """The reference of the recipe's objective; a cached one is empty until `fill_reference`."""
     if recipe.switches_adapters_off:
-        return AdaptersOff(model)
+        section = recipe.objective
+        return AdaptersOff(model, section.temperature if isinstance(section, GrpoConfig) else 1.0)
     return NO_REFERENCE if recipe.objective.reference_choice is None else CachedReference()
 
 

@@ -69,9 +69,9 @@ def _muon(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
 def _objective(recipe: Recipe) -> list[tuple[str, str]]:
     """The objective with its settings, if it is another than cross-entropy."""
     section = recipe.objective
-    if not section.compares:
+    if not section.compares and not section.samples:
         return []
-    settings = section.model_dump(exclude={"name", "reference"})
+    settings = section.model_dump(exclude={"name", "reference"}, exclude_none=True)
     parts = [section.name, *(f"{name} {value}" for name, value in settings.items())]
     if section.reference_choice is not None:
         parts.append("reference: adapters off" if recipe.switches_adapters_off else "reference: cached")

@@ -27,7 +27,7 @@ LOAD_LINES = 50
 """Maximum lines of expert loads in a run, so that a long run of a large model does not fill the disk."""
 CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
 """Values of a step that trackers plot."""
-SPOKEN = ("reward_accuracy", "reward_margin")
+SPOKEN = ("reward_accuracy", "reward_margin", "reward")
 """Parts of a validation that are printed beside its loss."""
 
 

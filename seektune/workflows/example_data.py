@@ -1,4 +1,4 @@
-"""The command `data example`: writes made conversations or preferences into a folder, as a first dataset."""
+"""The command `data example`: writes made conversations, preferences or sums into a folder, as a first dataset."""
 
 import shlex
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from seektune.data.datasets.synthetic_chat import LICENSE, write_synthetic_chat
 from seektune.data.datasets.synthetic_preferences import write_synthetic_preferences
+from seektune.data.datasets.synthetic_sums import write_synthetic_sums
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.console import say
 
@@ -24,6 +25,7 @@ class ExampleRows:
 EXAMPLES = {
     "chat": ExampleRows(write_synthetic_chat, "conversations", "deepseek_v4_tiny_chat"),
     "preference": ExampleRows(write_synthetic_preferences, "preferences", "deepseek_v4_tiny_dpo"),
+    "prompt_completion": ExampleRows(write_synthetic_sums, "sums", "deepseek_v4_tiny_grpo"),
 }
 """By kind of data."""
 

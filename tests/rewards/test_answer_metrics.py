@@ -4,8 +4,8 @@ from typing import Any, get_args
 
 import pytest
 
-from seektune.evaluate.answer_metrics import METRICS, Answer, parsed_calls
 from seektune.evaluate.config import MetricName
+from seektune.rewards.answer_metrics import METRICS, Answer, parsed_calls
 
 RIGHT: list[tuple[str, str, Any]] = [
     ("exact_match", "four", " four\n"),
