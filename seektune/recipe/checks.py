@@ -148,7 +148,7 @@ def _check_rollouts(recipe: Recipe, objective: GrpoConfig) -> None:
             f"objective.max_new_tokens must be below batch.length {batch.length}, which prompt and answer share",
         ),
         (
-            objective.beta > 0 and not recipe.switches_adapters_off,
+            objective.beta > 0 and not recipe.lora.targets,
             "objective.beta needs lora.targets: its reference is the model without the adapters",
         ),
         (recipe.model.offload == "stream", "objective.name grpo decodes: model.offload must be none"),

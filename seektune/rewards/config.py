@@ -24,7 +24,9 @@ class RewardConfig(Section):
 class VerifierConfig(RewardConfig):
     """1 if an answer agrees with the row's own, 0 if not."""
 
-    name: VerifierName
+    name: Literal["verifier"] = "verifier"
+    """Name of the reward."""
+    metric: VerifierName
     """How both are compared, as in the task `answers`; `json_schema` takes the row's answer as the schema, and like
     `math` needs the extra `rewards`."""
 
@@ -58,9 +60,8 @@ class PluginRewardConfig(RewardConfig):
     """Name of the entry point."""
 
 
-VERIFIERS: tuple[VerifierName, ...] = VerifierName.__args__  # type: ignore[attr-defined]
 REWARDS: dict[str, type[RewardConfig]] = {
-    **dict.fromkeys(VERIFIERS, VerifierConfig),
+    "verifier": VerifierConfig,
     "server": ServerRewardConfig,
     "plugin": PluginRewardConfig,
 }

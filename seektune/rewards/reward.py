@@ -71,7 +71,7 @@ class Verifier:
 def _make(section: RewardConfig) -> Reward:
     match section:
         case VerifierConfig():
-            return Verifier(section.name)
+            return Verifier(section.metric)
         case ServerRewardConfig():
             return ServerReward(section.url, section.timeout, section.retries)
         case PluginRewardConfig():

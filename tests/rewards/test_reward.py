@@ -33,7 +33,7 @@ def sample(answer: str, reference: str, truncated: bool = False, calls: Sequence
     ],
 )
 def test_a_verifier_gives_1_or_0(name: Any, right: RewardSample, wrong: RewardSample) -> None:
-    verify = make_reward([VerifierConfig(name=name)])
+    verify = make_reward([VerifierConfig(metric=name)])
     assert verify([right, wrong]) == [1.0, 0.0]
     cut = RewardSample(right.prompt, right.answer, right.reference, truncated=True)
     assert verify([cut]) == [0.0]
@@ -41,7 +41,7 @@ def test_a_verifier_gives_1_or_0(name: Any, right: RewardSample, wrong: RewardSa
 
 def test_mathematics_is_compared_by_value() -> None:
     pytest.importorskip("math_verify", reason="the extra rewards is not installed")
-    verify = make_reward([VerifierConfig(name="math")])
+    verify = make_reward([VerifierConfig(metric="math")])
     assert verify([sample(r"so it is $\frac{1}{2}$", "$0.5$"), sample("$0.6$", "$0.5$")]) == [1.0, 0.0]
 
 
@@ -53,7 +53,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(answer_metrics, "import_module", absent)
     with pytest.raises(ValueError, match=r"math needs math-verify; install it with: pip install 'seektune\[rewards\]'"):
-        make_reward([VerifierConfig(name="math")])([sample("1", "1")])
+        make_reward([VerifierConfig(metric="math")])([sample("1", "1")])
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -137,7 +137,7 @@ def test_rewards_of_plugins_are_added_with_weights(monkeypatch: pytest.MonkeyPat
     point = EntryPoint("lengths", f"{__name__}:lengths", module.ENTRY_POINTS)
     monkeypatch.setattr(module, "entry_points", lambda group: EntryPoints([point]).select(group=group))
     plugin = PluginRewardConfig(name="plugin", plugin="lengths", weight=0.1)
-    total = make_reward([VerifierConfig(name="exact_match", weight=2.0), plugin])
+    total = make_reward([VerifierConfig(metric="exact_match", weight=2.0), plugin])
     assert total([sample("abc", "abc"), sample("ab", "abc")]) == pytest.approx([2.3, 0.2])
     with pytest.raises(ValueError, match=r"no installed package offers the reward 'size' \(.*installed: lengths\)"):
         make_reward([PluginRewardConfig(name="plugin", plugin="size")])

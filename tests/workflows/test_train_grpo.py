@@ -59,7 +59,7 @@ def rewarded(recipe: Any, tmp_path: Path) -> Any:
             "objective": {
                 "name": "grpo",
                 "variant": "dapo",
-                "reward": {"name": "exact_match"},
+                "reward": {"metric": "exact_match"},
                 "group_size": 4,
                 "max_new_tokens": 5,
                 "steps_per_rollout": 2,
@@ -166,7 +166,7 @@ def test_the_task_of_a_row_is_its_first_response() -> None:
 
 
 def test_overlong_answers_lose_reward_in_the_buffer() -> None:
-    values = {"name": "grpo", "reward": {"name": "math"}, "max_new_tokens": 20, "overlong_buffer": 10}
+    values = {"name": "grpo", "reward": {"metric": "math"}, "max_new_tokens": 20, "overlong_buffer": 10}
     section = GrpoConfig.model_validate(values)
     assert [overlong_penalty(tokens, False, section) for tokens in (3, 10, 15, 20)] == [0, 0, 0.5, 1]
     assert overlong_penalty(20, True, section) == 1
@@ -181,6 +181,7 @@ def test_overlong_answers_lose_reward_in_the_buffer() -> None:
         ({"objective__beta": 0.1}, "objective.beta needs lora.targets"),
         ({"loss": {"mtp_weight": 0.1}}, "loss.mtp_weight must be 0"),
         ({"objective__reward": {"name": "servr"}}, "servr"),
+        ({"objective__reward": {"metric": "maths"}}, "maths"),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused(rewarded: Any, tmp_path: Path, changes: Any, said: str) -> None:
@@ -202,4 +203,4 @@ def test_data_without_a_prompt_is_refused(rewarded: Any) -> None:
 def test_the_shipped_recipe_loads() -> None:
     section = load_recipe(RECIPES / "deepseek_v4_tiny_grpo.yaml").objective
     assert isinstance(section, GrpoConfig)
-    assert section.rewards[0].name == "exact_match"
+    assert section.rewards[0].name == "verifier"
