@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -114,7 +115,7 @@ def _fits(answer: Answer, validator: Any) -> bool:
 
 def _maths(value: Any) -> Any:
     """The final answer of a solution, parsed by math-verify."""
-    found = _library("math_verify", "math").parse(_text(value), parsing_timeout=None)
+    found = _library("math_verify", "math").parse(_text(value), parsing_timeout=_time_limit())
     if not found:
         raise ValueError(f"answer holds no mathematical expression: {_text(value)[:40]!r}")
     return found
@@ -122,9 +123,13 @@ def _maths(value: Any) -> Any:
 
 def _maths_equal(answer: Answer, expected: Any) -> bool:
     library = _library("math_verify", "math")
-    # its time limits are signals, which only the main thread may set
-    found = library.parse(answer.text, parsing_timeout=None)
-    return bool(library.verify(expected, found, timeout_seconds=None))
+    found = library.parse(answer.text, parsing_timeout=_time_limit())
+    return bool(library.verify(expected, found, timeout_seconds=_time_limit()))
+
+
+def _time_limit() -> int | None:
+    """Seconds for an expression; none outside of the main thread, as math-verify's limits are signals."""
+    return 5 if threading.current_thread() is threading.main_thread() else None
 
 
 def _library(name: str, metric: str) -> Any:

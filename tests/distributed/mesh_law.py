@@ -14,6 +14,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate
 from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
+from seektune.model.policy import PolicyGradient
 from seektune.model.preference import DPO, KTO
 from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.parallel.config import ParallelConfig
@@ -75,6 +76,7 @@ OBJECTIVES = {
     "cross_entropy": CROSS_ENTROPY,
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
+    "gspo": PolicyGradient(0.2, 0.3, beta=0.2, sequence_ratio=True),
     "kto": AnswerFeedback(KTO(beta=0.02, undesirable_weight=0.6)),
 }
 
@@ -165,6 +167,9 @@ def made_rows(subject: Subject) -> list[Batch]:
             "weights": torch.rand(1, size, generator=others),
             "old": older,
             "reference": older,
+            "rollout_logprobs": older + 0.1 * torch.rand(1, size, generator=others),
+            "advantages": torch.where(documents % 2 == 1, 1.0, -0.5)[None],
+            "loss_mask": (documents != 3).float()[None],
             "pairs": torch.where((documents > 0) & (documents != 5), pairs, 0)[None],
         }
         rows.append(Batch(tokens[None], labels[None], documents[None], columns if subject.weighted else {}))

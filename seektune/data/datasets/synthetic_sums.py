@@ -13,7 +13,7 @@ from seektune.io.jsonl import as_line, read_jsonl
 LARGEST = 49
 """The largest summand."""
 TAUGHT = "taught.jsonl"
-"""File of the training rows as supervised training sees them: half of the answers have a wrong last digit."""
+"""File of the training rows of which every second has a wrong last digit."""
 
 
 def synthetic_sums(seed: int = 0) -> list[dict[str, Any]]:
@@ -29,7 +29,7 @@ def synthetic_sums(seed: int = 0) -> list[dict[str, Any]]:
 
 
 def half_wrong(rows: list[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """The rows, every second with another last digit: a model that learns them is right in half of its answers."""
+    """The rows, every second with another last digit: a model that learns them is wrong in half of its answers."""
     generator = random.Random(seed)
     return [_with_wrong_digit(row, generator) if number % 2 else row for number, row in enumerate(rows)]
 
