@@ -6,25 +6,13 @@ from importlib.metadata import entry_points
 from math import isfinite
 from typing import TypeAlias
 
-from seektune.rewards.answer_metrics import METRICS, Answer
+from seektune.rewards.answer_metrics import METRICS
 from seektune.rewards.config import PluginRewardConfig, RewardConfig, ServerRewardConfig, VerifierConfig
+from seektune.rewards.sample import RewardSample
 from seektune.rewards.server import ServerReward
 
 ENTRY_POINTS = "seektune.rewards"
 """The entry point group of plug-ins."""
-
-
-@dataclass(frozen=True)
-class RewardSample:
-    """An answer and what it is judged by."""
-
-    prompt: str
-    answer: Answer
-    """Of the model."""
-    reference: Answer
-    """Of the row."""
-    truncated: bool
-    """Whether the answer was cut off at the maximum number of tokens."""
 
 
 Reward: TypeAlias = Callable[[Sequence[RewardSample]], Sequence[float]]

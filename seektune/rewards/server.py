@@ -5,15 +5,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from http.client import HTTPException
-from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from seektune.io.strict_json import parse_json
 from seektune.io.text import on_one_line
-
-if TYPE_CHECKING:
-    from seektune.rewards.reward import RewardSample
+from seektune.rewards.sample import RewardSample
 
 MOST_BYTES = 64 * 2**20
 """Maximum size of a server's answer."""
@@ -30,7 +27,7 @@ class ServerReward:
     """Further tries after a failed one."""
     sleep: Callable[[float], None] = time.sleep
 
-    def __call__(self, samples: "Sequence[RewardSample]") -> list[float]:
+    def __call__(self, samples: Sequence[RewardSample]) -> list[float]:
         """As `Reward`.
 
         Raises:

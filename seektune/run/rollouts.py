@@ -25,7 +25,7 @@ from seektune.run.context import RunContext
 from seektune.run.data import TrainData
 from seektune.run.decoding import decoding_obstacle, run_decoding
 from seektune.run.logprob_mismatch import mismatch
-from seektune.run.sampled_groups import GroupSampler, SampledGroups, Task
+from seektune.run.sampled_groups import GroupSampler, RewardedPrompt, SampledGroups
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.objectives import GrpoConfig
 
@@ -124,10 +124,10 @@ class RolloutStream:
         self._rollouts = found.rollouts
         self._values = values
 
-    def _task(self, position: int) -> Task:
+    def _task(self, position: int) -> RewardedPrompt:
         """The task at a position of the endless order of training rows."""
         (number,) = self._mixture.draw(position, position + 1)
-        return Task.of(self._mixture.example(int(number)))
+        return RewardedPrompt.of(self._mixture.example(int(number)))
 
     def _mismatch(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """How far the training forward's probabilities of the tokens are from those that they were sampled with."""
@@ -177,11 +177,11 @@ def held_out_reward(run: RunContext, model: ParallelModel, data: TrainData, samp
     return HeldOutLoss(-mean.value, losses, parts, {name: {"reward": value} for name, value in means.items()})
 
 
-def tasks_of(batch: Batch) -> list[Task]:
+def tasks_of(batch: Batch) -> list[RewardedPrompt]:
     """The tasks of held-out rows, one example in each."""
     found = []
     for tokens_T, labels_T, documents_T in zip(*batch.tensors(), strict=True):
         own_T = documents_T == 1
         taught = (labels_T[own_T] != IGNORE_INDEX).tolist()
-        found.append(Task.of(Example(tokens_T[own_T].tolist(), taught, "a held-out row")))
+        found.append(RewardedPrompt.of(Example(tokens_T[own_T].tolist(), taught, "a held-out row")))
     return found

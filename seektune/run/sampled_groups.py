@@ -16,7 +16,8 @@ from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import Sampling
 from seektune.rewards.answer_metrics import Answer, parsed_calls
-from seektune.rewards.reward import Reward, RewardSample
+from seektune.rewards.reward import Reward
+from seektune.rewards.sample import RewardSample
 from seektune.run.objective import resampling_rounds, scales_rewards
 from seektune.train.objectives import GrpoConfig
 
@@ -27,14 +28,14 @@ Progress: TypeAlias = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Task:
+class RewardedPrompt:
     """A prompt, and the answer of its row."""
 
     prompt: tuple[int, ...]
     reference: tuple[int, ...]
 
     @classmethod
-    def of(cls, example: Example) -> "Task":
+    def of(cls, example: Example) -> "RewardedPrompt":
         """The first response of a training row, and what is before it.
 
         Raises:
@@ -74,7 +75,7 @@ class GroupSampler:
     seed: int
 
     def sample(
-        self, model: Decodes, task: Callable[[int], Task], start: int, groups: int, progress: Progress
+        self, model: Decodes, task: Callable[[int], RewardedPrompt], start: int, groups: int, progress: Progress
     ) -> SampledGroups:
         """Answers to `groups` prompts of the endless order of tasks from `start` on.
 
@@ -94,12 +95,14 @@ class GroupSampler:
         kept = [*useful, *equal][:groups]
         return SampledGroups([each for group in kept for each in group], position - start, position - start - groups)
 
-    def rewarded(self, model: Decodes, tasks: Sequence[Task], start: int, progress: Progress) -> list[Rollout]:
+    def rewarded(
+        self, model: Decodes, tasks: Sequence[RewardedPrompt], start: int, progress: Progress
+    ) -> list[Rollout]:
         """One answer to each task, with its reward."""
         return [group[0] for group in self._groups(model, tasks, start, progress, size=1)]
 
     def _groups(
-        self, model: Decodes, tasks: Sequence[Task], start: int, progress: Progress, size: int | None = None
+        self, model: Decodes, tasks: Sequence[RewardedPrompt], start: int, progress: Progress, size: int | None = None
     ) -> list[list[Rollout]]:
         """A group of answers to each task; the seed of an answer depends on its place in the order of tasks alone."""
         size = size or self.section.group_size
@@ -112,7 +115,7 @@ class GroupSampler:
         groups = [found[place : place + size] for place in range(0, len(found), size)]
         return [self._with_advantages(group) for group in groups]
 
-    def _request(self, task: Task, number: int) -> Request:
+    def _request(self, task: RewardedPrompt, number: int) -> Request:
         temperature = self.section.temperature
         return Request(
             task.prompt,
@@ -123,7 +126,7 @@ class GroupSampler:
             logprob_temperature=temperature,
         )
 
-    def _sample(self, task: Task, answer: "_Decoded") -> RewardSample:
+    def _sample(self, task: RewardedPrompt, answer: "_Decoded") -> RewardSample:
         prompt = self.tokenizer.decode(task.prompt)
         return RewardSample(
             prompt,
@@ -144,7 +147,7 @@ class GroupSampler:
             return Answer(text.strip())
         return Answer(message["content"].strip(), parsed_calls(message["tool_calls"]))
 
-    def _rollout(self, task: Task, answer: "_Decoded", reward: float) -> Rollout:
+    def _rollout(self, task: RewardedPrompt, answer: "_Decoded", reward: float) -> Rollout:
         mask = answer.truncated and self.section.overlong == "mask"
         if self.section.overlong == "penalize":
             reward = reward - overlong_penalty(len(answer.ids), answer.truncated, self.section)

@@ -12,7 +12,8 @@ import pytest
 from seektune.rewards import reward as module
 from seektune.rewards.answer_metrics import Answer
 from seektune.rewards.config import PluginRewardConfig, ServerRewardConfig, VerifierConfig
-from seektune.rewards.reward import RewardSample, make_reward
+from seektune.rewards.reward import make_reward
+from seektune.rewards.sample import RewardSample
 from seektune.rewards.server import ServerReward
 
 CALL = ("weather", '{"city": "Rome"}')

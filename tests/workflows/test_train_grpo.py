@@ -14,9 +14,9 @@ from seektune.io.jsonl import as_line, read_records
 from seektune.io.run_files import REPORT
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
-from seektune.rewards.reward import RewardSample
+from seektune.rewards.sample import RewardSample
 from seektune.run import rollouts
-from seektune.run.sampled_groups import Task, overlong_penalty
+from seektune.run.sampled_groups import RewardedPrompt, overlong_penalty
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.train.checkpoints import complete_checkpoints
@@ -160,9 +160,9 @@ def test_a_failed_reward_saves_and_kl_is_measured(
 
 def test_the_task_of_a_row_is_its_first_response() -> None:
     example = Example([5, 6, 7, 8, 9, 10], [False, False, True, True, False, True], "row 3")
-    assert Task.of(example) == Task((5, 6), (7, 8))
+    assert RewardedPrompt.of(example) == RewardedPrompt((5, 6), (7, 8))
     with pytest.raises(ValueError, match=r"row 3: objective\.name grpo needs rows with a prompt"):
-        Task.of(Example([5, 6], [True, True], "row 3"))
+        RewardedPrompt.of(Example([5, 6], [True, True], "row 3"))
 
 
 def test_overlong_answers_lose_reward_in_the_buffer() -> None:
