@@ -14,10 +14,12 @@ TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=fa
 PYTEST := $(TEST_ENV) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 # The demo's too: a second thread gains little there, and on a busy machine the threads mostly wait for each other.
 DEMO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml
+SUMS_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_sums.yaml
+GRPO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_grpo.yaml
 CHAT_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_chat.yaml
 PRETRAIN_RECIPE := examples/llm_pretrain/deepseek_v4/deepseek_v4_tiny_pretrain.yaml
 
-.PHONY: help demo demo-chat demo-pretrain test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-decode-mesh bench-lora bench-lora-stream fuzz clean
+.PHONY: help demo demo-chat demo-pretrain demo-grpo test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-decode-mesh bench-lora bench-lora-stream fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -44,6 +46,14 @@ demo-chat: $(STAMP)  ## teach a tiny DeepSeek-V4 example conversations on the CP
 demo-pretrain: $(STAMP)  ## pretrain a tiny DeepSeek-V4 on TinyShakespeare on two cores, about four minutes; the report has what it writes
 	test -d shakespeare || $(BIN)/seektune data example shakespeare --kind text
 	OMP_NUM_THREADS=1 $(BIN)/seektune train --nproc-per-node=2 $(PRETRAIN_RECIPE) --parallel.dp_replicate=2 --parallel.dp_shard=1
+
+demo-grpo: $(STAMP)  ## teach a tiny DeepSeek-V4 sums with half of the answers wrong, then train it on rewards; the report shows the curve
+	test -d sums || $(BIN)/seektune data example sums --kind prompt_completion
+	OMP_NUM_THREADS=1 $(BIN)/seektune train $(SUMS_RECIPE) --run_dir=runs/sums
+	OMP_NUM_THREADS=1 $(BIN)/seektune train $(SUMS_RECIPE) --run_dir=runs/half-right \
+		--model.preset=null --model.weights=runs/sums/model --data.path=sums/taught.jsonl \
+		--data.validation=sums/validation.jsonl --optimizer.lr=3e-4 --schedule.warmup_steps=2 --steps=30
+	OMP_NUM_THREADS=1 $(BIN)/seektune train $(GRPO_RECIPE)
 
 test: $(DEV_STAMP)  ## all tests
 	$(PYTEST)

@@ -63,6 +63,7 @@ class ExampleKind(StrEnum):
     CHAT = "chat"
     PREFERENCE = "preference"
     TEXT = "text"
+    PROMPT_COMPLETION = "prompt_completion"
 
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -78,6 +79,8 @@ Chosen and rejected answers, from which the recipe deepseek_v4_tiny_dpo learns:
   seektune data example preferences --kind preference
 TinyShakespeare as documents, downloaded once (1.1 MB), from which the recipe deepseek_v4_tiny_pretrain learns:
   seektune data example shakespeare --kind text
+Sums with their answers, for the recipe deepseek_v4_tiny_grpo:
+  seektune data example sums --kind prompt_completion
 """
 
 

@@ -19,6 +19,10 @@ SCALE_EPSILON = 1e-4
 """Added to a standard deviation of rewards, as TRL does."""
 
 
+class RolloutError(OSError):
+    """Answers could not be rewarded, on every process; the run can resume before the step."""
+
+
 @dataclass(frozen=True)
 class Rollout:
     """An answer that a model sampled."""

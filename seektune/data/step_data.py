@@ -34,6 +34,8 @@ class StepData:
     """Sum of the weights of the counted tokens of the whole step; None without weights."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Bad rows and overlong examples of streams so far, by name; empty for prepared rows, which are counted before."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """What is logged of the data, by name."""
     examples: int | None = None
     """Examples of the whole step, if the loader knows their number."""
 

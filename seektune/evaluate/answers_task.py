@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
 from seektune.data.tokenizer import Tokenizer
-from seektune.evaluate.answer_metrics import METRICS, Answer, AnswerMetric, parsed_calls
 from seektune.evaluate.config import TaskConfig
 from seektune.evaluate.likelihood import Progress, Scorer
 from seektune.evaluate.prompts import PromptForm, PromptRow, answer_prompts, read_prompts
@@ -17,6 +16,7 @@ from seektune.evaluate.task import Metric, TaskInfo, TaskScore
 from seektune.generate.detokenize import GeneratedText
 from seektune.generate.mesh import DecodeMesh
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.rewards.answer_metrics import METRICS, Answer, AnswerMetric, parsed_calls
 
 
 @dataclass(frozen=True)

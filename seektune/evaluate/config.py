@@ -1,12 +1,13 @@
 """The section `evaluate` of a recipe, and its tasks."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from seektune.data.datasets.dataset import DataConfig
 from seektune.data.datasets.registry import DATASETS
+from seektune.rewards.config import VerifierName
 from seektune.section import PathString, Section
 
 VALIDATION = "validation"
@@ -41,7 +42,6 @@ def _known_task(name: str) -> str:
 
 
 TaskName = Annotated[str, AfterValidator(_known_task)]
-MetricName = Literal["exact_match", "contains", "regex", "json_equal", "tool_call_equal", "last_number"]
 
 
 class TaskConfig(Section):
@@ -59,7 +59,7 @@ class TaskConfig(Section):
     path: PathString | None = None
     """`samples` and `answers`: .jsonl file of rows with `prompt` or `messages`; for `answers` with `answer`, or a
     conversation that ends with a response."""
-    metric: MetricName = "exact_match"
+    metric: VerifierName = "exact_match"
     """`answers`: how a generated answer is compared with that of the row."""
     thinking: bool = False
     """`samples` and `answers`: whether answers to conversations begin with reasoning."""

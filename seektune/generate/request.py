@@ -75,6 +75,8 @@ class Request:
     """Whether the first token also brings the log-probabilities of the prompt's tokens."""
     drafts: DraftCounts | None = None
     """Receives the counts of this request's drafts."""
+    logprob_temperature: float = 1.0
+    """Divides the logits of the log-probabilities that tokens come with."""
     grammar: "Grammar | None" = None
     """What the completion follows; at its end it allows EOS only."""
 

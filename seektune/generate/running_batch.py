@@ -87,7 +87,8 @@ class RunningSequence:
         Raises:
             ArithmeticError: the logits are NaN.
         """
-        log_V = logits_V.log_softmax(dim=0)
+        # in fp64: torch's fp32 sum loses unlikely tokens beside a likely one, 2e-6 of its log-probability
+        log_V = (logits_V.double() / self.request.logprob_temperature).log_softmax(dim=0)
         logprob = float(log_V[token])
         if math.isnan(logprob):
             raise ArithmeticError("the model's logits are NaN; its weights may be damaged")

@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from seektune.model.head import Taught
 from seektune.model.objective import Objective, ObjectiveLoss, TokenLogprobs
-from seektune.sequence import ADVANTAGES, LOSS_MASK, REFERENCE, ROLLOUT_LOGPROBS, Batch
+from seektune.sequence import ADVANTAGES, LOSS_MASK, REFERENCE, ROLLOUT_LOGPROBS, Batch, SequenceLayout
 
 Aggregation = Literal["sequence_mean", "token_mean", "constant"]
-"""The mean over answers of their means over tokens, the mean over tokens, or their sum over answers x maximum length."""
+"""Mean over answers of means over tokens, mean over tokens, or sum over answers x maximum length."""
 WEIGHT = "weight"
 """The part that the others are divided by."""
 CLIPPED_LOW = "clipped_low"
@@ -42,6 +43,8 @@ class PolicyGradient(Objective):
     """Whether only the weight of `-A log p` is clipped, from above, as in CISPO: every token keeps a gradient."""
     max_new_tokens: int = 1
     """Divisor of each answer with aggregation `constant`."""
+    temperature: float = 1.0
+    """That answers were sampled at; it divides the logits of all log-probabilities."""
 
     @property
     def part_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -75,6 +78,12 @@ class PolicyGradient(Objective):
         values = self._values(ratio_N, tokens)
         parts = {name: (x_N * weights_N).sum() for name, x_N in zip(self.part_names, values, strict=True)}
         return ObjectiveLoss((losses_N * weights_N).sum(), parts)
+
+    def of_hidden(
+        self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, divisor: Tensor | float, weight_VD: Tensor
+    ) -> ObjectiveLoss:
+        """As `Objective`, at the temperature."""
+        return super().of_hidden(hidden_BTD / self.temperature, layout, taught, divisor, weight_VD)
 
     def _ratio(self, tokens: TokenLogprobs, mask_N: Tensor, lengths_U: Tensor) -> Tensor:
         """`p / p_rollout` of each token, or the geometric mean over its answer."""

@@ -226,11 +226,14 @@ class ParallelModel:
         them; collective as `score`."""
         return self._dealt_out(batch, StageTask(None, logprobs=True))[..., 0]
 
-    def own_logprobs(self, batch: Batch) -> Tensor:
-        """As `logprobs`, of a micro-batch of this process's own rows; each process has one of its own."""
+    def own_logprobs(self, batch: Batch, temperature: float = 1.0) -> Tensor:
+        """As `logprobs`, of a micro-batch of this process's own rows; each process has one of its own.
+
+        `temperature` divides the logits.
+        """
         length = batch.tokens.shape[1]
         padded = batch.padded(length=_round_up(length, self.mesh.dims.cp_size))
-        scores_BRL2 = self._scored(padded, StageTask(None, logprobs=True))
+        scores_BRL2 = self._scored(padded, StageTask(None, logprobs=True, temperature=temperature))
         return self.mesh.sum_of_rows(scores_BRL2[..., 0].contiguous()).flatten(1, 2)[:, :length]
 
     def own_hidden(self, batch: Batch) -> Tensor:

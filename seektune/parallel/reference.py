@@ -41,12 +41,14 @@ class NoReference:
 class AdaptersOff:
     """The model that is trained, without its adapters: one more forward pass, and no memory for weights."""
 
-    def __init__(self, model: ParallelModel):
+    def __init__(self, model: ParallelModel, temperature: float = 1.0):
+        """`temperature` divides the logits of this process's own micro-batches."""
         self._model = model
+        self._temperature = temperature
 
     def own(self, batch: Batch) -> Batch:
         """As `ReferenceModel`."""
-        return self._with(batch, self._model.own_logprobs)
+        return self._with(batch, lambda own: self._model.own_logprobs(own, self._temperature))
 
     def shared(self, batch: Batch) -> Batch:
         """As `ReferenceModel`."""

@@ -35,11 +35,13 @@ class StageTask:
     Like `RoutingLedger` not a dataclass, which FSDP2 would copy.
     """
 
-    def __init__(self, loss: StepLoss | None, logprobs: bool = False, hidden: bool = False):
+    def __init__(self, loss: StepLoss | None, logprobs: bool = False, temperature: float = 1.0, hidden: bool = False):
         self.loss = loss
         """None for scores of each token."""
         self.logprobs = logprobs
         """Whether scores are computed as objectives compute log-probabilities, to the last bit."""
+        self.temperature = temperature
+        """Divides the logits of such log-probabilities."""
         self.hidden = hidden
         """Whether hidden states for the head, `[B, L, D]`, are wanted in place of scores."""
         self.results: list[StageResult] = []
@@ -96,7 +98,8 @@ class Stage(TransformerPart):
         if wanted is None and task.hidden:
             return hidden.main_BTD
         if wanted is None and task.logprobs:
-            logprobs_BT = token_logprobs_of(hidden.main_BTD, rows.layout, labels, self.head.values())
+            main_BTD = hidden.main_BTD / task.temperature
+            logprobs_BT = token_logprobs_of(main_BTD, rows.layout, labels, self.head.values())
             return torch.stack([logprobs_BT, torch.zeros_like(logprobs_BT)], dim=-1)
         if wanted is None:
             scores = self.scores_of(hidden.main_BTD, rows.layout, labels)

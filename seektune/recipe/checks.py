@@ -12,7 +12,7 @@ from seektune.recipe.hints import NONE_WORDS
 from seektune.recipe.override import KeyPath
 from seektune.recipe.recipe import Recipe
 from seektune.section import sections_of
-from seektune.train.objectives import DistillConfig
+from seektune.train.objectives import DistillConfig, GrpoConfig
 
 PRESET = ("model", "preset")
 WEIGHTS = ("model", "weights")
@@ -128,10 +128,12 @@ def check_objective(recipe: Recipe) -> Recipe:
         raise ValueError(f"train.drafter needs objective.name cross_entropy, not {name}")
     if isinstance(recipe.objective, DistillConfig):
         _check_distillation(recipe, recipe.objective)
-    if not recipe.objective.compares:
+    if not recipe.objective.compares and not recipe.objective.samples:
         return recipe
     if recipe.loss.mtp_weight:
         recipe = _without_mtp(recipe, f"the MTP block would learn the rejected answers of {name} too")
+    if isinstance(recipe.objective, GrpoConfig):
+        _check_rollouts(recipe, recipe.objective)
     return recipe
 
 
@@ -140,6 +142,28 @@ def _check_distillation(recipe: Recipe, section: DistillConfig) -> None:
         raise ValueError("objective.teacher must name a checkpoint: null is the model without adapters (lora.targets)")
     if section.teacher_offload == "stream" and not (section.teacher and section.teacher_quantized):
         raise ValueError("objective.teacher_offload stream needs objective.teacher and objective.teacher_quantized")
+
+
+def _check_rollouts(recipe: Recipe, objective: GrpoConfig) -> None:
+    batch = recipe.batch
+    for wrong, message in (
+        (batch.pack, "batch.pack must be false: sampled answers have a row each"),
+        (
+            batch.global_size % objective.group_size > 0,
+            f"batch.global_size {batch.global_size} must be a multiple of objective.group_size {objective.group_size}",
+        ),
+        (
+            objective.max_new_tokens >= batch.length,
+            f"objective.max_new_tokens must be below batch.length {batch.length}, which prompt and answer share",
+        ),
+        (
+            objective.beta > 0 and not recipe.lora.targets,
+            "objective.beta needs lora.targets: its reference is the model without the adapters",
+        ),
+        (recipe.model.offload == "stream", "objective.name grpo decodes: model.offload must be none"),
+    ):
+        if wrong:
+            raise ValueError(message)
 
 
 def _without_mtp(recipe: Recipe, why: str) -> Recipe:

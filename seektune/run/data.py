@@ -257,7 +257,7 @@ def check_objective_data(recipe: Recipe) -> None:
                 f"batch.overlong split takes the responses of data.kind {dataset.kind} apart; "
                 "set --batch.overlong=cut or drop"
             )
-        if dataset.paired and not recipe.objective.compares:
+        if dataset.paired and not (recipe.objective.compares or recipe.objective.samples):
             raise ValueError(
                 f"data.kind {dataset.kind} needs an objective that compares two responses, not objective.name {name}; "
                 "set --objective.name=dpo, or data.kind chat to teach one response"
@@ -267,7 +267,9 @@ def check_objective_data(recipe: Recipe) -> None:
             raise ValueError(f"objective.name {name} needs data.kind preference{other}, not {dataset.kind}")
         if recipe.objective.compares and isinstance(dataset, WrittenConfig) and dataset.weight_column is not None:
             raise ValueError(f"data.weight_column must be null: objective.name {name} counts each pair once")
-    if recipe.objective.compares and streamed(recipe.datasets):
+        if recipe.objective.samples and dataset.kind not in ("chat", "prompt_completion"):
+            raise ValueError(f"objective.name {name} needs data.kind chat or prompt_completion, not {dataset.kind}")
+    if (recipe.objective.compares or recipe.objective.samples) and streamed(recipe.datasets):
         raise ValueError(f"objective.name {name} needs prepared rows; set data.stream to false")
     if recipe.switches_adapters_off and not recipe.lora.targets:
         raise ValueError("objective.reference adapters_off needs lora.targets; set it to cached")

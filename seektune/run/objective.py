@@ -1,7 +1,10 @@
 """The objective of a run, from its section of the recipe."""
 
+from dataclasses import dataclass
+
 from seektune.model.distillation import Distillation
 from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
+from seektune.model.policy import Aggregation, PolicyGradient
 from seektune.model.preference import DPO, IPO, KTO, ORPO, SimPO
 from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.parallel.reference import ReferenceModel
@@ -9,12 +12,37 @@ from seektune.parallel.teacher import Teacher
 from seektune.train.objectives import (
     DistillConfig,
     DpoConfig,
+    GrpoConfig,
     IpoConfig,
     KtoConfig,
     ObjectiveConfig,
     OrpoConfig,
     SimpoConfig,
+    Variant,
 )
+
+
+@dataclass(frozen=True)
+class VariantDefaults:
+    """What a variant of GRPO is as published, for the keys that a recipe leaves null."""
+
+    epsilon: float = 0.2
+    epsilon_high: float = 0.2
+    aggregation: Aggregation = "sequence_mean"
+    scale_rewards: bool = True
+    resample: int = 0
+    sequence_ratio: bool = False
+    clips_weight: bool = False
+
+
+VARIANTS: dict[Variant, VariantDefaults] = {
+    "grpo": VariantDefaults(),
+    "dr_grpo": VariantDefaults(aggregation="constant", scale_rewards=False),
+    "dapo": VariantDefaults(epsilon_high=0.28, aggregation="token_mean", resample=3),
+    "gspo": VariantDefaults(epsilon=3e-4, epsilon_high=4e-4, sequence_ratio=True),
+    "cispo": VariantDefaults(epsilon_high=4.0, aggregation="token_mean", clips_weight=True),
+}
+"""By `objective.variant`."""
 
 
 def make_objective(section: ObjectiveConfig, reference: ReferenceModel, z_weight: float = 0.0) -> Objective:
@@ -36,4 +64,30 @@ def make_objective(section: ObjectiveConfig, reference: ReferenceModel, z_weight
             return Preference(ORPO(beta))
         case SimpoConfig(beta=beta, gamma=gamma, label_smoothing=smoothing, supervised_weight=weight):
             return Preference(SimPO(beta, gamma, smoothing), weight)
+        case GrpoConfig():
+            return _policy_gradient(section)
     return CrossEntropy(z_weight) if z_weight else CROSS_ENTROPY
+
+
+def scales_rewards(section: GrpoConfig) -> bool:
+    """Whether advantages are divided by the standard deviation of their group."""
+    return VARIANTS[section.variant].scale_rewards if section.scale_rewards is None else section.scale_rewards
+
+
+def resampling_rounds(section: GrpoConfig) -> int:
+    """Maximum rounds of new prompts for groups with equal rewards."""
+    return VARIANTS[section.variant].resample if section.resample is None else section.resample
+
+
+def _policy_gradient(section: GrpoConfig) -> PolicyGradient:
+    defaults = VARIANTS[section.variant]
+    return PolicyGradient(
+        epsilon=defaults.epsilon if section.epsilon is None else section.epsilon,
+        epsilon_high=defaults.epsilon_high if section.epsilon_high is None else section.epsilon_high,
+        beta=section.beta,
+        aggregation=section.aggregation or defaults.aggregation,
+        sequence_ratio=defaults.sequence_ratio,
+        clips_weight=defaults.clips_weight,
+        max_new_tokens=section.max_new_tokens,
+        temperature=section.temperature,
+    )

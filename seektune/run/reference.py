@@ -24,7 +24,7 @@ from seektune.run.context import RunContext
 from seektune.run.data import TrainData
 from seektune.run.teacher import make_teacher
 from seektune.sequence import Batch
-from seektune.train.objectives import DistillConfig
+from seektune.train.objectives import DistillConfig, GrpoConfig
 
 PART = 64
 """Batches of a file."""
@@ -39,7 +39,8 @@ def make_reference(recipe: Recipe, model: ParallelModel) -> ReferenceModel:
     if isinstance(recipe.objective, DistillConfig):
         return make_teacher(recipe, recipe.objective, model)
     if recipe.switches_adapters_off:
-        return AdaptersOff(model)
+        section = recipe.objective
+        return AdaptersOff(model, section.temperature if isinstance(section, GrpoConfig) else 1.0)
     return NO_REFERENCE if recipe.objective.reference_choice is None else CachedReference()
 
 

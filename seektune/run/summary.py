@@ -76,7 +76,7 @@ def _objective(recipe: Recipe) -> list[tuple[str, str]]:
     section = recipe.objective
     if section.name == "cross_entropy":
         return []
-    settings = section.model_dump(exclude={"name", "reference"})
+    settings = section.model_dump(exclude={"name", "reference"}, exclude_none=True)
     parts = [section.name, *(f"{name} {value}" for name, value in settings.items())]
     if section.reference_choice is not None:
         parts.append("reference: adapters off" if recipe.switches_adapters_off else "reference: cached")

@@ -1,9 +1,10 @@
 """The section `objective` of a recipe: what a model is trained for, by name; does not import torch."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from seektune.rewards.config import RewardConfig, RewardSection
 from seektune.section import OneOf, PathString, Positive, Section
 from seektune.train.config import NotNegative, Share
 
@@ -16,6 +17,8 @@ class ObjectiveConfig(Section):
 
     compares: ClassVar[bool] = True
     """Whether it learns from chosen and rejected answers, and not from texts."""
+    samples: ClassVar[bool] = False
+    """Whether it learns from answers that the model samples during training."""
     name: str
     """Name of the objective."""
 
@@ -127,6 +130,63 @@ class SimpoConfig(ObjectiveConfig):
     """Weight of the chosen answer's cross-entropy per token, in addition."""
 
 
+Variant = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
+
+
+class GrpoConfig(ObjectiveConfig):
+    """Group relative policy optimization (arXiv:2402.03300) on rewards of sampled answers, and its corrections."""
+
+    compares: ClassVar[bool] = False
+    samples: ClassVar[bool] = True
+    name: Literal["grpo"]
+    """Name of the objective."""
+    variant: Variant = "grpo"
+    """Defaults of the keys that are null: as published, or as Dr. GRPO, DAPO, GSPO or CISPO correct it."""
+    reward: RewardSection
+    """What an answer is rewarded for."""
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Answers to each prompt, which are compared with each other."""
+    max_new_tokens: PositiveInt = 256
+    """Maximum tokens of an answer."""
+    temperature: Positive = 1.0
+    """Temperature of sampling, and of the log-probabilities that the loss compares."""
+    steps_per_rollout: PositiveInt = 1
+    """Optimizer steps on the answers that are sampled together."""
+    resample: NonNegativeInt | None = None
+    """Maximum rounds of new prompts for groups whose rewards are all equal; null = 0, or 3 for dapo."""
+    overlong: Literal["keep", "mask", "penalize"] = "keep"
+    """Answers that are cut off: rewarded as they are, ignored, or `penalize` as DAPO's soft punishment does."""
+    overlong_buffer: PositiveInt = 32
+    """Last tokens before `max_new_tokens` in which `penalize` takes away up to 1."""
+    epsilon: NotNegative | None = None
+    """How far a ratio of probabilities may fall below 1; null = 0.2, or 3e-4 for gspo; not of cispo."""
+    epsilon_high: NotNegative | None = None
+    """How far it may rise above 1; null = 0.2, 0.28 for dapo, 4e-4 for gspo, 4 for cispo."""
+    aggregation: Literal["sequence_mean", "token_mean", "constant"] | None = None
+    """Mean over answers of means over tokens, mean over tokens, or sum over answers x `max_new_tokens`; null = the
+    first, `token_mean` for dapo and cispo, `constant` for dr_grpo."""
+    scale_rewards: bool | None = None
+    """Divide advantages by the standard deviation of the group's rewards; null = all but dr_grpo."""
+    beta: NotNegative = 0.0
+    """Weight of the divergence from the reference, the model without its new adapters; needs `lora.targets`."""
+
+    @model_validator(mode="after")
+    def _buffer_is_shorter(self) -> Self:
+        if self.overlong == "penalize" and self.overlong_buffer >= self.max_new_tokens:
+            raise ValueError(f"overlong_buffer must be below max_new_tokens {self.max_new_tokens}")
+        return self
+
+    @property
+    def reference_choice(self) -> ReferenceChoice | None:
+        """As `ObjectiveConfig`."""
+        return "adapters_off" if self.beta else None
+
+    @property
+    def rewards(self) -> list[RewardConfig]:
+        """The sections of `reward`."""
+        return self.reward if isinstance(self.reward, list) else [self.reward]
+
+
 OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "cross_entropy": CrossEntropyConfig,
     "distill": DistillConfig,
@@ -135,6 +195,7 @@ OBJECTIVES: dict[str, type[ObjectiveConfig]] = {
     "kto": KtoConfig,
     "orpo": OrpoConfig,
     "simpo": SimpoConfig,
+    "grpo": GrpoConfig,
 }
 """Sections by the value of `objective.name`; the first is the default."""
 

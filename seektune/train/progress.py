@@ -11,6 +11,9 @@ from seektune.io.console import say
 from seektune.io.text import printable
 from seektune.train.step import StepRecord
 
+SHOWN = ("reward", "mismatch_mean", "mismatch_max", "mismatch_share")
+"""Parts of a step that are shown beside its loss."""
+
 
 class Display(Protocol):
     """Displays steps and messages."""
@@ -43,7 +46,7 @@ class ProgressBar:
 
     def step(self, record: StepRecord) -> None:
         """Advance the bar."""
-        numbers = f"loss {record.loss:.4f} · {_speed(record)}"
+        numbers = f"loss {record.loss:.4f}{_parts(record)} · {_speed(record)}"
         self._progress.update(self._task, completed=record.step, numbers=numbers)
 
     def say(self, sentence: str) -> None:
@@ -66,12 +69,13 @@ class ProgressLines:
 
     def step(self, record: StepRecord) -> None:
         """Print the step if it is due."""
-        self._seconds += record.seconds
+        self._seconds += record.seconds + record.parts.get("rollout_seconds", 0.0)
         if record.step % self._every and record.step not in (self._done + 1, self._steps):
             return
         mean = self._seconds / (record.step - self._done)
         left = timedelta(seconds=round(mean * (self._steps - record.step)))
-        numbers = f"loss {record.loss:.4f} · norm {record.grad_norm:.3g} · lr {record.lr:.3g} · {_speed(record)}"
+        rate = f"norm {record.grad_norm:.3g} · lr {record.lr:.3g} · {_speed(record)}"
+        numbers = f"loss {record.loss:.4f}{_parts(record)} · {rate}"
         self.say(f"step {record.step}/{self._steps} · {numbers} · {left} left")
 
     def say(self, sentence: str) -> None:
@@ -85,6 +89,11 @@ class ProgressLines:
 def open_display(steps: int, every: int, done: int = 0) -> Display:
     """The display for standard output; plain lines come every `every` steps, `done` steps were made before."""
     return ProgressBar(steps, done) if sys.stdout.isatty() else ProgressLines(steps, every, done)
+
+
+def _parts(record: StepRecord) -> str:
+    shown = ((name.replace("_", " "), record.parts[name]) for name in SHOWN if name in record.parts)
+    return "".join(f" · {name} {value:.3g}" for name, value in shown)
 
 
 def _speed(record: StepRecord) -> str:

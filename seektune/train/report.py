@@ -14,6 +14,7 @@ from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_evaluations import evaluation_sections
 from seektune.train.report_html import cards, folded, page, picture, section, table
 from seektune.train.report_preferences import preference_sections
+from seektune.train.report_rewards import reward_sections
 from seektune.train.report_text import EvalText, ReportText
 from seektune.train.router_health import HEAD, health_table
 from seektune.train.score_plot import score_figure
@@ -65,6 +66,7 @@ def _parts(
         cards(_headlines(steps, validation, story)),
         section("Loss", picture(*curves, _loss_caption(steps, validation))),
         *preference_sections(steps, validation),
+        *reward_sections(steps, validation),
         *(_eval(each) for each in story.evals),
         *evaluation_sections(folder),
         *_loads(read_if_there(folder / EXPERT_LOADS)),

@@ -51,7 +51,7 @@ class StepRecord:
     loads: dict[int, list[int]]
     """Tokens per routed expert, by layer id; the MTP block's id is the number of layers."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Further parts of the objective, by name."""
+    """Further parts of the objective, and values of sampled answers, by name."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Bad rows and overlong examples of streamed data so far, by name."""
     bias_moves: dict[int, list[float]] = field(default_factory=dict)
@@ -111,7 +111,10 @@ def train_step(
         tokens_per_s=wanted.tokens / seconds,
         memory_gb=_memory_gb(model.device),
         loads=loads,
-        parts=objective.means({name: value for name, value in parts.items() if name not in LOSSES}),
+        parts={
+            **data.values,
+            **objective.means({name: value for name, value in parts.items() if name not in LOSSES}),
+        },
         left_out=dict(data.left_out),
         bias_moves=bias_moves(loads, loss.bias_update_speed, model.config.num_hash_layers),
     )

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from seektune.checkpoint import check_train_state
 from seektune.data.held_out_loss import HeldOutLoss
+from seektune.data.rollouts import RolloutError
 from seektune.io.run_files import CHECKPOINTS
 from seektune.model.step_loss import DraftObjective
 from seektune.parallel.model import ParallelModel
@@ -67,6 +68,7 @@ class Trainer(ResumableRun):
             SpikeError: losses spike whatever data follows.
             RuntimeError: a frozen weight moved, which must never be.
             OSError: a file of the run could not be written; `step` says how far it came.
+            RolloutError: sampled answers could not be rewarded; the state before the step is saved.
         """
         stopped = None
         try:
@@ -116,7 +118,10 @@ class Trainer(ResumableRun):
         step = self.step + 1
         before = self.stream.state_dict()
         watch(f"step {step}: drawing data")
-        data = self.stream.next_step()
+        try:
+            data = self.stream.next_step()
+        except RolloutError as error:
+            raise RolloutError(f"{error}. The state before this step is saved in {self.save(log, before)}") from None
         lr = learning_rate(step, steps, settings.optimizer.lr, settings.schedule)
         loss = loss_of_step(step, steps, settings.loss, settings.schedule)
         weights = copies(self.model.named_parameters()) if _due(step, settings.update_ratios_every) else None

@@ -1,4 +1,4 @@
-"""The command `data example`: writes a first dataset into a folder: made conversations or preferences, or plays."""
+"""The command `data example`: writes a first dataset into a folder: made rows, or plays."""
 
 import shlex
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from pathlib import Path
 from seektune.data.datasets.shakespeare import checked, download, write_shakespeare
 from seektune.data.datasets.synthetic_chat import LICENSE, write_synthetic_chat
 from seektune.data.datasets.synthetic_preferences import write_synthetic_preferences
+from seektune.data.datasets.synthetic_sums import write_synthetic_sums
 from seektune.io.atomic_dir import complete_folder
 from seektune.io.console import say
 from seektune.io.text import read_text
@@ -37,14 +38,20 @@ def _plays(source: Path | None) -> ExampleRows:
     )
 
 
+EXAMPLES = {
+    "chat": ExampleRows(write_synthetic_chat, "conversations", MADE, "deepseek_v4_tiny_chat"),
+    "preference": ExampleRows(write_synthetic_preferences, "preferences", MADE, "deepseek_v4_tiny_dpo"),
+    "prompt_completion": ExampleRows(write_synthetic_sums, "sums", MADE, "deepseek_v4_tiny_grpo"),
+}
+"""Made rows, by kind of data."""
+
+
 def _rows(kind: str, source: Path | None) -> ExampleRows:
     if kind == "text":
         return _plays(source)
     if source is not None:
         raise ValueError(f"--source is for --kind text; rows of --kind {kind} are made")
-    if kind == "preference":
-        return ExampleRows(write_synthetic_preferences, "preferences", MADE, "deepseek_v4_tiny_dpo")
-    return ExampleRows(write_synthetic_chat, "conversations", MADE, "deepseek_v4_tiny_chat")
+    return EXAMPLES[kind]
 
 
 def example_data(folder: Path, kind: str = "chat", source: Path | None = None) -> None:
@@ -52,7 +59,7 @@ def example_data(folder: Path, kind: str = "chat", source: Path | None = None) -
 
     Args:
         folder: a new one.
-        kind: of the rows: chat, preference or text.
+        kind: of the rows: chat, preference, prompt_completion or text.
         source: a copy of the text of TinyShakespeare; None downloads it.
 
     Raises:

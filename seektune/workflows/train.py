@@ -33,6 +33,7 @@ from seektune.run.objective import make_objective
 from seektune.run.own_answers import with_own_answers, write_answers
 from seektune.run.reference import fill_reference, make_reference
 from seektune.run.resume import find_start, refuse_other_rows
+from seektune.run.rollouts import RolloutStream, held_out_reward, make_sampler
 from seektune.run.run_dir import choose_folder, held
 from seektune.run.streams import left_out_lines
 from seektune.run.summary import describe, report_text, stopped_message, summary
@@ -41,10 +42,11 @@ from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
 from seektune.train.config import LossConfig
 from seektune.train.metrics import MetricsLog
+from seektune.train.objectives import GrpoConfig
 from seektune.train.report import write_report
 from seektune.train.report_text import ReportText, write_texts
 from seektune.train.run_log import RunLog, SilentLog
-from seektune.train.settings import TrainSettings
+from seektune.train.settings import BatchStream, TrainSettings
 from seektune.train.trackers.tracker_thread import TrackerThread
 from seektune.train.trainer import Trainer
 from seektune.workflows.preflight import check_memory
@@ -141,16 +143,22 @@ def _eval_before(run: RunContext, model: ParallelModel, data: TrainData) -> Scor
 
 def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData, reference: ReferenceModel) -> Trainer:
     """The trainer, at the step where the run starts."""
-    objective = make_objective(run.recipe.objective, reference, run.recipe.loss.z_weight)
+    section = run.recipe.objective
+    objective = make_objective(section, reference, run.recipe.loss.z_weight)
     validate = partial(held_out_loss, model, data.validation, data.validation_by_dataset)
     if run.recipe.objective.compares:
         rows = data.validation, data.validation_by_dataset
         validate = partial(held_out_objective, model, objective, reference, *rows)
+    stream: BatchStream = data.loader
+    if isinstance(section, GrpoConfig):
+        sampler = make_sampler(run, data, section)
+        stream = RolloutStream(run, model, data, sampler)
+        validate = partial(held_out_reward, run, model, data, sampler)
     settings = _settings(run.recipe, data, objective)
     tokenizer = ChatTokenizer(data.tokenizer, encoding_of(run.config))
     evaluate = TrainingEvaluations(run, model, data)
     place = run.folder, validate, run.interruption, evaluate
-    trainer = Trainer(model, tokenizer, data.loader, settings, *place, reference)
+    trainer = Trainer(model, tokenizer, stream, settings, *place, reference)
     if run.start.checkpoint is not None:
         refuse_other_rows(run.start.checkpoint, data.digest)
         trainer.resume(run.start.checkpoint)

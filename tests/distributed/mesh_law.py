@@ -17,6 +17,7 @@ from seektune.model.distillation import Distillation
 from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.gate import HashGate
 from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective, ObjectiveLoss, TokenLogprobs
+from seektune.model.policy import PolicyGradient
 from seektune.model.preference import DPO, KTO
 from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.model.step_loss import DraftObjective
@@ -86,6 +87,7 @@ OBJECTIVES = {
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
     "distill": Distillation(None, share=0.7, temperature=1.5),
+    "gspo": PolicyGradient(0.2, 0.3, beta=0.2, sequence_ratio=True),
     "kto": AnswerFeedback(KTO(beta=0.02, undesirable_weight=0.6)),
 }
 
@@ -198,6 +200,9 @@ def made_rows(subject: Subject) -> list[Batch]:
             "weights": torch.rand(1, size, generator=others),
             "old": older,
             "reference": older,
+            "rollout_logprobs": older + 0.1 * torch.rand(1, size, generator=others),
+            "advantages": torch.where(documents % 2 == 1, 1.0, -0.5)[None],
+            "loss_mask": (documents != 3).float()[None],
             "pairs": torch.where((documents > 0) & (documents != 5), pairs, 0)[None],
         }
         rows.append(Batch(tokens[None], labels[None], documents[None], columns if subject.weighted else {}))

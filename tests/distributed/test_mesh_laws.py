@@ -81,6 +81,7 @@ LOOKED_AT = [
     Case(4, {"dp_replicate": 2, "ep_size": 4}),
     Case(4, {"cp_size": 4}, objective="dpo"),
     Case(4, {"cp_size": 2, "ep_size": 4}, objective="z_loss"),
+    Case(4, {"cp_size": 2, "ep_size": 4}, objective="gspo"),
     Case(4, {"pp_size": 4}, objective="dpo"),
     Case(4, {"pp_size": 2, "pipeline": {"schedule": "zbv", "microbatch": 1}, "recompute": "block"}, 1),
     Case(8, {"pp_size": 2, "ep_size": 2}, 1, objective="z_loss"),

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import get_args
 
 from seektune.evaluate.answers_task import AnswersTask
-from seektune.evaluate.config import MetricName, TaskConfig
+from seektune.evaluate.config import TaskConfig
 from seektune.evaluate.prompts import PromptForm
 from seektune.evaluate.samples import Samples
+from seektune.rewards.config import VerifierName
 from tests.fuzz.target import Read, Target, as_lines, check_refusal
 from tests.fuzz.texts import CALL, MESSAGES, TOOL, tokenizer
 
@@ -23,7 +24,7 @@ ANSWERS = (
 def open_answers(folder: Path) -> Read:
     """Reads rows for every metric; what all refuse is refused."""
     file = folder / "answers.jsonl"
-    tasks = [TaskConfig(name="answers", path=str(file), metric=metric) for metric in get_args(MetricName)]
+    tasks = [TaskConfig(name="answers", path=str(file), metric=metric) for metric in get_args(VerifierName)]
 
     def read(content: bytes) -> None:
         file.write_bytes(content)

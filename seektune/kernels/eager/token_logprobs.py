@@ -25,8 +25,12 @@ class _Logprobs(torch.autograd.Function):
         logprobs_N = torch.empty_like(totals_N)
         for part in _parts(hidden_ND):
             logits = head_logits(upcast(hidden_ND[part]), weight_VD)
-            totals_N[part] = torch.logsumexp(logits, dim=1)
-            logprobs_N[part] = logits.gather(1, targets_N[part].unsqueeze(1)).squeeze(1) - totals_N[part]
+            largest = logits.amax(dim=1, keepdim=True)
+            # relative to the largest, so that the log-probability of a likely token has the precision of its size
+            chosen = logits.sub_(largest).gather(1, targets_N[part].unsqueeze(1)).squeeze(1)
+            rest = logits.exp_().sum(dim=1).log()
+            logprobs_N[part] = chosen - rest
+            totals_N[part] = largest.squeeze(1) + rest
         ctx.save_for_backward(hidden_ND, weight_VD, targets_N, totals_N)
         return logprobs_N
 

@@ -2,12 +2,16 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib import import_module
 from typing import Any
 
 from seektune.io.patterns import matched
+from seektune.io.strict_json import parse_json
+from seektune.io.text import on_one_line
 
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 """A number in a text, perhaps with commas between thousands."""
@@ -90,15 +94,63 @@ def _json_equal(answer: Answer, expected: str) -> bool:
         return False
 
 
+def _schema(value: Any) -> Any:
+    """A validator of a JSON schema, which is an object or a text that spells it."""
+    jsonschema = _library("jsonschema", "json_schema")
+    schema = json.loads(_json(value))
+    kind = jsonschema.validators.validator_for(schema)
+    try:
+        kind.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        raise ValueError(f"answer is not a JSON schema: {on_one_line(error.message)[:80]}") from None
+    return kind(schema)
+
+
+def _fits(answer: Answer, validator: Any) -> bool:
+    try:
+        return bool(validator.is_valid(parse_json(answer.text)))
+    except ValueError:
+        return False
+
+
+def _maths(value: Any) -> Any:
+    """The final answer of a solution, parsed by math-verify."""
+    found = _library("math_verify", "math").parse(_text(value), parsing_timeout=_time_limit())
+    if not found:
+        raise ValueError(f"answer holds no mathematical expression: {_text(value)[:40]!r}")
+    return found
+
+
+def _maths_equal(answer: Answer, expected: Any) -> bool:
+    library = _library("math_verify", "math")
+    found = library.parse(answer.text, parsing_timeout=_time_limit())
+    return bool(library.verify(expected, found, timeout_seconds=_time_limit()))
+
+
+def _time_limit() -> int | None:
+    """Seconds for an expression; none outside of the main thread, as math-verify's limits are signals."""
+    return 5 if threading.current_thread() is threading.main_thread() else None
+
+
+def _library(name: str, metric: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        package = name.replace("_", "-")
+        raise ValueError(f"{metric} needs {package}; install it with: pip install 'seektune[rewards]'") from None
+
+
 METRICS: Mapping[str, AnswerMetric] = {
     "exact_match": AnswerMetric("exact match", _text, lambda answer, expected: answer.text == expected),
     "contains": AnswerMetric("contains the answer", _text, lambda answer, expected: expected in answer.text),
     "regex": AnswerMetric("matches", _pattern, lambda answer, expected: bool(matched([answer.text], expected))),
     "json_equal": AnswerMetric("equal JSON", _json, _json_equal),
+    "json_schema": AnswerMetric("fits the JSON schema", _schema, _fits),
     "tool_call_equal": AnswerMetric("equal tool calls", _calls, lambda answer, expected: [*answer.calls] == expected),
     "last_number": AnswerMetric(
         "last number", _number, lambda answer, expected: _numbers(answer.text)[-1:] == [expected]
     ),
+    "math": AnswerMetric("equal in mathematics", _maths, _maths_equal),
 }
 """By the name in a recipe."""
 

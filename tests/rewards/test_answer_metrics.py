@@ -4,8 +4,8 @@ from typing import Any, get_args
 
 import pytest
 
-from seektune.evaluate.answer_metrics import METRICS, Answer, parsed_calls
-from seektune.evaluate.config import MetricName
+from seektune.rewards.answer_metrics import METRICS, Answer, parsed_calls
+from seektune.rewards.config import VerifierName
 
 RIGHT: list[tuple[str, str, Any]] = [
     ("exact_match", "four", " four\n"),
@@ -71,4 +71,4 @@ def test_tool_calls_are_compared_by_name_and_arguments_in_order() -> None:
 
 
 def test_a_recipe_can_name_every_metric() -> None:
-    assert list(get_args(MetricName)) == list(METRICS)
+    assert list(get_args(VerifierName)) == list(METRICS)

@@ -1,0 +1,1 @@
+"""Rewards of sampled answers: verifiers, a server over HTTP, and installed plug-ins."""

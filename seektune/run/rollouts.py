@@ -1,0 +1,187 @@
+"""The steps of a run that trains on answers which its model samples, and their agreement with the training forward.
+
+Shapes: B rows, T tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from statistics import fmean
+from time import perf_counter
+from typing import Any, TypedDict
+
+from seektune.data.example import Example
+from seektune.data.held_out_loss import HeldOutLoss
+from seektune.data.loader import MOST_EXAMPLES, Loader
+from seektune.data.rollouts import Rollout, RolloutError, collate_rollouts
+from seektune.data.step_data import Share, StepData
+from seektune.evaluate.statistics import Estimate
+from seektune.generate.engine import Decodes
+from seektune.io.json_file import whole_number
+from seektune.model.variants import encoding_of
+from seektune.parallel.model import ParallelModel
+from seektune.rewards.reward import make_reward
+from seektune.run.context import RunContext
+from seektune.run.data import TrainData
+from seektune.run.decoding import decoding_obstacle, run_decoding
+from seektune.run.logprob_mismatch import mismatch
+from seektune.run.sampled_groups import GroupSampler, RewardedPrompt, SampledGroups
+from seektune.sequence import IGNORE_INDEX, Batch
+from seektune.train.objectives import GrpoConfig
+
+
+def make_sampler(run: RunContext, data: TrainData, section: GrpoConfig) -> GroupSampler:
+    """What samples and rewards the answers of a run.
+
+    Raises:
+        ValueError: the layout of the processes cannot decode, or a reward is not installed.
+    """
+    obstacle = decoding_obstacle(run.mesh.dims, run.recipe.parallel)
+    if obstacle is not None:
+        raise ValueError(f"objective.name {section.name} decodes, and {obstacle}")
+    reward = make_reward(section.rewards)
+    encoding = encoding_of(run.config)
+    return GroupSampler(section, data.tokenizer, encoding, reward, run.recipe.batch.length, run.recipe.seed)
+
+
+class RolloutState(TypedDict):
+    """The position between two steps."""
+
+    position: int
+    """Prompts drawn."""
+    rollouts: list[dict[str, Any]]
+    """Answers that were sampled and that no step has taken yet."""
+    values: dict[str, float]
+    """What is logged of their rollout."""
+
+
+class RolloutStream:
+    """Steps of sampled answers: every `steps_per_rollout` steps the model as it is answers the next prompts.
+
+    Answers depend on the weights, the seed and the position alone, so that an interrupted rollout is repeated exactly.
+    """
+
+    def __init__(self, run: RunContext, model: ParallelModel, data: TrainData, sampler: GroupSampler):
+        assert isinstance(data.loader, Loader), "checked with the data"
+        self._run = run
+        self._model = model
+        self._mixture = data.loader.mixture
+        self._batch = data.loader.batch
+        self._pad_id = data.tokenizer.pad_id
+        self._sampler = sampler
+        self._share = Share(run.mesh.coords.dp, run.mesh.dims.data_size)
+        self._position = 0
+        self._rollouts: list[Rollout] = []
+        self._values: dict[str, float] = {}
+
+    def next_step(self) -> StepData:
+        """The next `global_size` answers; samples new ones if none are left.
+
+        Raises:
+            ArithmeticError: the model gives no number.
+            Interrupted: a signal asked to stop; the position is that before the rollout.
+            RolloutError: rewards could not be had, on every process.
+        """
+        if not self._rollouts:
+            self._sample()
+        size = self._batch.global_size
+        data = StepData.of(self._micro_batches(self._rollouts[:size]), self._share)
+        values = self._values
+        self._rollouts = self._rollouts[size:]
+        return replace(data, values=values)
+
+    def state_dict(self) -> RolloutState:
+        """The position between two steps."""
+        rollouts = [asdict(each) for each in self._rollouts]
+        return {"position": self._position, "rollouts": rollouts, "values": self._values}
+
+    def load_state_dict(self, state: RolloutState) -> None:
+        """Continue exactly at the position of another stream of the same rows.
+
+        Raises:
+            ValueError: the state is damaged.
+        """
+        self._position = whole_number(state, "position", 0, MOST_EXAMPLES)
+        try:
+            self._rollouts = [Rollout(**each) for each in state["rollouts"]]
+            self._values = dict(state["values"])
+        except (KeyError, TypeError):
+            raise ValueError("its rollouts are damaged") from None
+
+    def _sample(self) -> None:
+        began = perf_counter()
+        section = self._sampler.section
+        groups = self._batch.global_size * section.steps_per_rollout // section.group_size
+        stop = self._run.stop_alone_if_signalled
+        body = partial(self._sampler.sample, task=self._task, start=self._position, groups=groups, progress=stop)
+        try:
+            found: SampledGroups = run_decoding(self._run, self._model, body)
+        except OSError as error:
+            raise RolloutError(str(error)) from None
+        seconds = perf_counter() - began
+        values = {**facts(found), **self._mismatch(found.rollouts), "rollout_seconds": seconds}
+        self._position += found.drawn
+        self._rollouts = found.rollouts
+        self._values = values
+
+    def _task(self, position: int) -> RewardedPrompt:
+        """The task at a position of the endless order of training rows."""
+        (number,) = self._mixture.draw(position, position + 1)
+        return RewardedPrompt.of(self._mixture.example(int(number)))
+
+    def _mismatch(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+        """How far the training forward's probabilities of the tokens are from those that they were sampled with."""
+        size = self._batch.global_size
+        steps = [rollouts[start : start + size] for start in range(0, len(rollouts), size)]
+        batches = [batch for step in steps for batch in StepData.of(self._micro_batches(step), self._share).batches]
+        temperature = self._sampler.section.temperature
+        return mismatch(self._model, batches, temperature)
+
+    def _micro_batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
+        """One answer in each row, longest first, so that rows of a micro-batch need little padding."""
+        rows = [[each] for each in sorted(rollouts, key=lambda each: -each.tokens)]
+        size = self._batch.micro_size
+        return [collate_rollouts(rows[start : start + size], self._pad_id) for start in range(0, len(rows), size)]
+
+
+def facts(found: SampledGroups) -> dict[str, float]:
+    """What is logged of a rollout."""
+    rollouts = found.rollouts
+    mean = fmean(each.reward for each in rollouts)
+    return {
+        "reward": mean,
+        "reward_std": fmean((each.reward - mean) ** 2 for each in rollouts) ** 0.5,
+        "answer_tokens": fmean(len(each.answer) for each in rollouts),
+        "truncated_share": fmean(each.truncated for each in rollouts),
+        "equal_groups_dropped": found.dropped,
+    }
+
+
+def held_out_reward(run: RunContext, model: ParallelModel, data: TrainData, sampler: GroupSampler) -> HeldOutLoss:
+    """The mean reward of one sampled answer to each held-out prompt, and its negative as the loss; collective."""
+    by_dataset = data.validation_by_dataset or {"": data.validation}
+    tasks = {name: [task for batch in batches for task in tasks_of(batch)] for name, batches in by_dataset.items()}
+
+    def body(decodes: Decodes) -> dict[str, list[float]]:
+        stop = run.stop_alone_if_signalled
+        return {name: [each.reward for each in sampler.rewarded(decodes, own, 0, stop)] for name, own in tasks.items()}
+
+    rewards = run_decoding(run, model, body)
+    means = {name: fmean(own) for name, own in rewards.items()}
+    everything = [reward for own in rewards.values() for reward in own]
+    mean = Estimate.of_ratio(everything, [1.0] * len(everything))
+    parts = {"reward": mean.value, "reward_low": mean.low, "reward_high": mean.high}
+    if not data.validation_by_dataset:
+        return HeldOutLoss(-mean.value, parts=parts)
+    losses = {name: -value for name, value in means.items()}
+    return HeldOutLoss(-mean.value, losses, parts, {name: {"reward": value} for name, value in means.items()})
+
+
+def tasks_of(batch: Batch) -> list[RewardedPrompt]:
+    """The tasks of held-out rows, one example in each."""
+    found = []
+    for tokens_T, labels_T, documents_T in zip(*batch.tensors(), strict=True):
+        own_T = documents_T == 1
+        taught = (labels_T[own_T] != IGNORE_INDEX).tolist()
+        found.append(RewardedPrompt.of(Example(tokens_T[own_T].tolist(), taught, "a held-out row")))
+    return found

@@ -1,0 +1,196 @@
+"""Groups of answers that the model of a run samples to training prompts, with their rewards."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+
+from seektune.data.chat_format.choices import EncodingName
+from seektune.data.chat_format.parse import parse_message
+from seektune.data.chat_format.tokens import ASSISTANT, EOS, THINK, THINK_END
+from seektune.data.example import Example
+from seektune.data.rollouts import Rollout, advantages, all_equal
+from seektune.data.tokenizer import Tokenizer
+from seektune.generate.engine import DecodeEngine, Decodes
+from seektune.generate.request import Request
+from seektune.generate.sampling_params import Sampling
+from seektune.rewards.answer_metrics import Answer, parsed_calls
+from seektune.rewards.reward import Reward
+from seektune.rewards.sample import RewardSample
+from seektune.run.objective import resampling_rounds, scales_rewards
+from seektune.train.objectives import GrpoConfig
+
+TOGETHER = 64
+"""Answers that are decoded together."""
+Progress: TypeAlias = Callable[[], None]
+"""Called after each decoding step; may raise `Interrupted`."""
+
+
+@dataclass(frozen=True)
+class RewardedPrompt:
+    """A prompt, and the answer of its row."""
+
+    prompt: tuple[int, ...]
+    reference: tuple[int, ...]
+
+    @classmethod
+    def of(cls, example: Example) -> "RewardedPrompt":
+        """The first response of a training row, and what is before it.
+
+        Raises:
+            ValueError: the row has no prompt.
+        """
+        taught = np.asarray(example.taught)
+        start = int(taught.argmax())
+        if not start:
+            raise ValueError(f"{example.name}: objective.name grpo needs rows with a prompt before the response")
+        rest = taught[start:]
+        stop = start + (len(rest) if rest.all() else int(rest.argmin()))
+        tokens = [int(token) for token in example.tokens[:stop]]
+        return cls(tuple(tokens[:start]), tuple(tokens[start:]))
+
+
+@dataclass(frozen=True)
+class SampledGroups:
+    """The answers of a rollout, group by group."""
+
+    rollouts: list[Rollout]
+    drawn: int
+    """Prompts that were drawn for it."""
+    dropped: int
+    """Groups that were drawn and left out, as their rewards were all equal."""
+
+
+@dataclass(frozen=True)
+class GroupSampler:
+    """Samples and rewards answers."""
+
+    section: GrpoConfig
+    tokenizer: Tokenizer
+    encoding: EncodingName
+    reward: Reward
+    length: int
+    """Maximum tokens of a prompt and its answer."""
+    seed: int
+
+    def sample(
+        self, model: Decodes, task: Callable[[int], RewardedPrompt], start: int, groups: int, progress: Progress
+    ) -> SampledGroups:
+        """Answers to `groups` prompts of the endless order of tasks from `start` on.
+
+        Groups with equal rewards are replaced by those of the following prompts, up to the maximum number of rounds;
+        then some of them fill what is missing.
+        """
+        useful: list[list[Rollout]] = []
+        equal: list[list[Rollout]] = []
+        position = start
+        for _ in range(1 + resampling_rounds(self.section)):
+            numbers = range(position, position + groups - len(useful))
+            position = numbers.stop
+            for group in self._groups(model, [task(number) for number in numbers], numbers.start, progress):
+                (equal if all_equal([each.reward for each in group]) else useful).append(group)
+            if len(useful) == groups or not resampling_rounds(self.section):
+                break
+        kept = [*useful, *equal][:groups]
+        return SampledGroups([each for group in kept for each in group], position - start, position - start - groups)
+
+    def rewarded(
+        self, model: Decodes, tasks: Sequence[RewardedPrompt], start: int, progress: Progress
+    ) -> list[Rollout]:
+        """One answer to each task, with its reward."""
+        return [group[0] for group in self._groups(model, tasks, start, progress, size=1)]
+
+    def _groups(
+        self, model: Decodes, tasks: Sequence[RewardedPrompt], start: int, progress: Progress, size: int | None = None
+    ) -> list[list[Rollout]]:
+        """A group of answers to each task; the seed of an answer depends on its place in the order of tasks alone."""
+        size = size or self.section.group_size
+        asked = [task for task in tasks for _ in range(size)]
+        requests = [self._request(task, start * size + number) for number, task in enumerate(asked)]
+        answers = _decoded(model, requests, progress)
+        samples = [self._sample(task, answer) for task, answer in zip(asked, answers, strict=True)]
+        rewards = self.reward(samples)
+        found = [self._rollout(*each) for each in zip(asked, answers, rewards, strict=True)]
+        groups = [found[place : place + size] for place in range(0, len(found), size)]
+        return [self._with_advantages(group) for group in groups]
+
+    def _request(self, task: RewardedPrompt, number: int) -> Request:
+        temperature = self.section.temperature
+        return Request(
+            task.prompt,
+            min(self.section.max_new_tokens, self.length - len(task.prompt)),
+            Sampling(temperature),
+            frozenset({self.tokenizer.eos_id}),
+            seed=(self.seed << 31) + number,
+            logprob_temperature=temperature,
+        )
+
+    def _sample(self, task: RewardedPrompt, answer: "_Decoded") -> RewardSample:
+        prompt = self.tokenizer.decode(task.prompt)
+        return RewardSample(
+            prompt,
+            self._parsed(prompt, answer.ids, answer.truncated),
+            self._parsed(prompt, task.reference, False),
+            answer.truncated,
+        )
+
+    def _parsed(self, prompt: str, ids: Sequence[int], truncated: bool) -> Answer:
+        """The content and calls of a response, without reasoning; of other texts, and of damaged ones, all of it."""
+        text = self.tokenizer.decode([token for token in ids if token != self.tokenizer.eos_id])
+        mode = _mode(prompt)
+        if mode is None or truncated:
+            return Answer(text.strip())
+        try:
+            message = parse_message(text + EOS, mode, self.encoding)
+        except ValueError:
+            return Answer(text.strip())
+        return Answer(message["content"].strip(), parsed_calls(message["tool_calls"]))
+
+    def _rollout(self, task: RewardedPrompt, answer: "_Decoded", reward: float) -> Rollout:
+        mask = answer.truncated and self.section.overlong == "mask"
+        if self.section.overlong == "penalize":
+            reward = reward - overlong_penalty(len(answer.ids), answer.truncated, self.section)
+        return Rollout(task.prompt, answer.ids, answer.logprobs, reward, truncated=answer.truncated, masked=mask)
+
+    def _with_advantages(self, group: list[Rollout]) -> list[Rollout]:
+        found = advantages([each.reward for each in group], scales_rewards(self.section))
+        return [replace(each, advantage=advantage) for each, advantage in zip(group, found, strict=True)]
+
+
+def overlong_penalty(tokens: int, truncated: bool, section: GrpoConfig) -> float:
+    """DAPO's soft overlong punishment: 0 before the buffer, then rising linearly to 1 at the maximum (equation 13)."""
+    if truncated:
+        return 1.0
+    beyond = tokens - (section.max_new_tokens - section.overlong_buffer)
+    return max(beyond, 0) / section.overlong_buffer
+
+
+@dataclass
+class _Decoded:
+    """An answer as it was decoded."""
+
+    ids: list[int]
+    logprobs: list[float]
+    truncated: bool = False
+
+
+def _decoded(model: Decodes, requests: Sequence[Request], progress: Progress) -> list[_Decoded]:
+    """The answers to requests; those of a group share the prefill of their prompt."""
+    longest = max(request.longest for request in requests)
+    engine = DecodeEngine(model, requests, longest=longest, cpu_kernels=False, max_num_seqs=TOGETHER)
+    found = [_Decoded([], []) for _ in requests]
+    while not engine.done:
+        for token in engine.step():
+            answer = found[token.request]
+            answer.ids.append(token.id)
+            answer.logprobs.append(token.logprob)
+            answer.truncated = token.end == "length"
+        progress()
+    return found
+
+
+def _mode(prompt: str) -> str | None:
+    """The mode of the chat format in which a prompt asks for a response; None for other texts."""
+    modes = {ASSISTANT + THINK_END: "chat", ASSISTANT + THINK: "thinking"}
+    return next((mode for ending, mode in modes.items() if prompt.endswith(ending)), None)

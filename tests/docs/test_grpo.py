@@ -1,0 +1,74 @@
+"""docs/grpo.md and the recipes for rewards: their commands run, at fewer steps, and the example sums are right."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.places import RECIPES, ROOT
+from tests.run_cli import seektune
+
+from .guides import commands
+from .test_parallel import header
+
+PAGE = "docs/grpo.md"
+FEW = ("--steps=1", "--schedule.warmup_steps=0", "--batch.global_size=8", "--batch.micro_size=8", "--evaluate.limit=2")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the example sums and the repository's recipes."""
+    folder = tmp_path_factory.mktemp("rewards")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    first = next(each for each in commands(PAGE) if each.words[0] == "seektune")
+    assert first.words == ("seektune", "data", "example", "sums", "--kind", "prompt_completion")
+    done = seektune(*first.words[1:], cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "seektune init deepseek_v4_tiny_grpo recipes" in done.stdout
+    return folder
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(place: Path) -> None:
+    said = []
+    for command in [each for each in commands(PAGE) if not each.hardware and each.words[0] == "seektune"][1:]:
+        words = [*command.words[1:], *(FEW if command.words[1] == "train" else ())]
+        done = seektune(*words, cwd=place, XDG_CACHE_HOME=str(place / "cache"))
+        assert (done.returncode, done.stderr) == (0, ""), command.line
+        said.append(done.stdout)
+    *teaching, training, plan = said
+    assert ["validation loss" in each for each in teaching] == [True, True]
+    assert re.search(r"step 1/1 · loss \S+ · reward \S+ · mismatch mean \S+ · mismatch max", training)
+    assert "fits" in plan
+    assert "Rewards" in (place / "runs/grpo/report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_flash_recipe_shrinks_to_one_process_as_it_says(place: Path) -> None:
+    path = RECIPES / "deepseek_v4_flash_grpo_lora.yaml"
+    (words,) = [words for words in header(path) if "--model.preset=tiny-0731" in words]
+    words = ["--data.path=sums/train.jsonl" if word == "--data.path=FILE" else word for word in words[1:]]
+    words = [word for word in words if not word.startswith(("--steps", "--nproc-per-node"))]
+    few = ("--steps=1", "--schedule.warmup_steps=0", "--objective.max_new_tokens=300", "--evaluate.limit=1")
+    done = seektune("train", *words, *few, "--run_dir=runs/flash", cwd=place, XDG_CACHE_HOME=str(place / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "step 1/1" in done.stdout
+
+
+def test_half_of_the_taught_sums_are_wrong_and_others_are_right(place: Path) -> None:
+    rows = {
+        name: [json.loads(line) for line in (place / "sums" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "validation", "taught")
+    }
+    assert [len(rows[name]) for name in ("train", "validation", "taught")] == [2250, 250, 2250]
+    held_out = {row["prompt"] for row in rows["validation"]}
+    assert not held_out & {row["prompt"] for row in rows["train"]}
+    assert [row["prompt"] for row in rows["taught"]] == [row["prompt"] for row in rows["train"]]
+
+    def right(row: dict[str, str]) -> bool:
+        a, b = row["prompt"].replace(" ", "").removesuffix("=").split("+")
+        return int(a) + int(b) == int(row["completion"].replace(" ", ""))
+
+    assert all(map(right, rows["train"] + rows["validation"]))
+    assert sum(map(right, rows["taught"])) == 1125

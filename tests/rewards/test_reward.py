@@ -1,0 +1,144 @@
+"""Rewards: verifiers, a server over HTTP with retries, and installed plug-ins."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any
+
+import pytest
+
+from seektune.rewards import reward as module
+from seektune.rewards.answer_metrics import Answer
+from seektune.rewards.config import PluginRewardConfig, ServerRewardConfig, VerifierConfig
+from seektune.rewards.reward import make_reward
+from seektune.rewards.sample import RewardSample
+from seektune.rewards.server import ServerReward
+
+CALL = ("weather", '{"city": "Rome"}')
+
+
+def sample(answer: str, reference: str, truncated: bool = False, calls: Sequence[Any] = ()) -> RewardSample:
+    return RewardSample("prompt", Answer(answer, calls), Answer(reference, [CALL] if calls else ()), truncated)
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("exact_match", sample("8 5", "8 5"), sample("8", "8 5")),
+        ("regex", sample("it is 85.", r"\b85\b"), sample("it is 851.", r"\b85\b")),
+        ("last_number", sample("40 + 45 = 85", "85"), sample("85 or 86", "85")),
+        ("json_schema", sample('{"a": 1}', '{"required": ["a"]}'), sample('{"b": 1}', '{"required": ["a"]}')),
+        ("tool_call_equal", sample("", "", calls=[CALL]), sample("", "", calls=[("weather", "{}")])),
+    ],
+)
+def test_a_verifier_gives_1_or_0(name: Any, right: RewardSample, wrong: RewardSample) -> None:
+    verify = make_reward([VerifierConfig(metric=name)])
+    assert verify([right, wrong]) == [1.0, 0.0]
+    cut = RewardSample(right.prompt, right.answer, right.reference, truncated=True)
+    assert verify([cut]) == [0.0]
+
+
+def test_mathematics_is_compared_by_value() -> None:
+    pytest.importorskip("math_verify", reason="the extra rewards is not installed")
+    verify = make_reward([VerifierConfig(metric="math")])
+    assert verify([sample(r"so it is $\frac{1}{2}$", "$0.5$"), sample("$0.6$", "$0.5$")]) == [1.0, 0.0]
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from seektune.rewards import answer_metrics
+
+    def absent(name: str) -> Any:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(answer_metrics, "import_module", absent)
+    with pytest.raises(ValueError, match=r"math needs math-verify; install it with: pip install 'seektune\[rewards\]'"):
+        make_reward([VerifierConfig(metric="math")])([sample("1", "1")])
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers with the prepared answers of the server, in turn."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.bodies.append(body)  # type: ignore[attr-defined]
+        status, text = self.server.answers.pop(0)  # type: ignore[attr-defined]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is printed."""
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    server: Any = HTTPServer(("127.0.0.1", 0), Handler)
+    server.answers = []
+    server.bodies = []
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def asked(server: Any, answers: list[tuple[int, str]], retries: int = 2) -> tuple[Any, list[float]]:
+    """The reward of a server with prepared answers, and the pauses between its tries."""
+    server.answers[:] = answers
+    pauses: list[float] = []
+    url = f"http://127.0.0.1:{server.server_port}/reward"
+    return ServerReward(url, timeout=60, retries=retries, sleep=pauses.append), pauses
+
+
+def test_a_server_gives_rewards_after_failures(server: Any) -> None:
+    reward, pauses = asked(server, [(500, ""), (503, ""), (200, '{"rewards": [0.5, 2]}')])
+    assert reward([sample("a", "b"), sample("c", "d", truncated=True)]) == [0.5, 2.0]
+    assert pauses == [1.0, 2.0]
+    first, second = server.bodies[-1]["samples"]
+    assert first["prompt"] == "prompt"
+    assert first["answer"]["text"] == "a"
+    assert first["reference"]["text"] == "b"
+    assert second["truncated"] is True
+
+
+@pytest.mark.parametrize(
+    ("answers", "error", "said"),
+    [
+        ([(500, "")] * 3, OSError, r"the reward server http\S+ failed after 3 tries: HTTP Error 500"),
+        ([(404, "")], ValueError, "refuses the answers: HTTP 404"),
+        ([(200, "<html>")], ValueError, "answered with something else than JSON"),
+        ([(200, '{"rewards": ["a"]}')], ValueError, "must answer with"),
+    ],
+)
+def test_errors_of_a_server_are_one_line(server: Any, answers: Any, error: type[Exception], said: str) -> None:
+    reward, _ = asked(server, answers)
+    with pytest.raises(error, match=said) as found:
+        reward([sample("a", "b")])
+    assert "\n" not in str(found.value)
+
+
+def test_the_number_of_rewards_is_checked(server: Any) -> None:
+    asked(server, [(200, '{"rewards": [1]}')])
+    section = ServerRewardConfig(name="server", url=f"http://127.0.0.1:{server.server_port}")
+    with pytest.raises(ValueError, match="the reward server gave 1 values for 2 answers"):
+        make_reward([section])([sample("a", "b")] * 2)
+    with pytest.raises(ValueError, match="url must begin with http"):
+        ServerRewardConfig(name="server", url="file:///etc/passwd")
+
+
+def lengths(samples: Sequence[RewardSample]) -> list[float]:
+    """A plug-in."""
+    return [len(each.answer.text) for each in samples]
+
+
+def test_rewards_of_plugins_are_added_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("lengths", f"{__name__}:lengths", module.ENTRY_POINTS)
+    monkeypatch.setattr(module, "entry_points", lambda group: EntryPoints([point]).select(group=group))
+    plugin = PluginRewardConfig(name="plugin", plugin="lengths", weight=0.1)
+    total = make_reward([VerifierConfig(metric="exact_match", weight=2.0), plugin])
+    assert total([sample("abc", "abc"), sample("ab", "abc")]) == pytest.approx([2.3, 0.2])
+    with pytest.raises(ValueError, match=r"no installed package offers the reward 'size' \(.*installed: lengths\)"):
+        make_reward([PluginRewardConfig(name="plugin", plugin="size")])

@@ -1,0 +1,206 @@
+"""Runs that learn from rewards of sampled answers: what they log, stopped and resumed, and what is refused."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seektune.data.example import Example
+from seektune.data.rollouts import RolloutError
+from seektune.io.jsonl import as_line, read_records
+from seektune.io.run_files import REPORT
+from seektune.recipe.load import load_recipe
+from seektune.recipe.recipe import Recipe
+from seektune.rewards.sample import RewardSample
+from seektune.run import rollouts
+from seektune.run.sampled_groups import RewardedPrompt, overlong_penalty
+from seektune.signals import Interrupted
+from seektune.train import trainer
+from seektune.train.checkpoints import complete_checkpoints
+from seektune.train.objectives import GrpoConfig
+from seektune.workflows import train as workflow
+from tests.places import RECIPES
+
+TIMED = ("seconds", "tokens_per_s", "memory_gb", "rollout_seconds")
+LORA = {"targets": ["attn"], "rank": 2, "alpha": 4}
+
+
+def even(samples: Any) -> list[float]:
+    """A reward that differs within groups of a random model: the share of even bytes of the answer."""
+    return [sum(x % 2 == 0 for x in each.answer.text.encode()) / 100 for each in samples]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are not drawn, and every reward is `even`."""
+
+    def write(folder: Path, texts: object) -> Path:
+        (folder / REPORT).touch()
+        return folder / REPORT
+
+    monkeypatch.setattr(workflow, "write_report", write)
+    monkeypatch.setattr(rollouts, "make_reward", lambda sections: even)
+
+
+@pytest.fixture
+def rewarded(recipe: Any, tmp_path: Path) -> Any:
+    """Makes a recipe of three steps of two groups; two steps share a rollout. Changes are by dotted key."""
+    rows = [{"prompt": f"{a} + 1 =", "completion": f" {a + 1}"} for a in range(12)]
+    (tmp_path / "sums").mkdir()
+    for name, part in (("train", rows[:9]), ("validation", rows[9:])):
+        (tmp_path / "sums" / f"{name}.jsonl").write_text("".join(map(as_line, part)), encoding="utf-8")
+
+    def make(**changes: Any) -> Recipe:
+        values = {
+            "data": {"kind": "prompt_completion", "path": str(tmp_path / "sums")},
+            "objective": {
+                "name": "grpo",
+                "variant": "dapo",
+                "reward": {"metric": "exact_match"},
+                "group_size": 4,
+                "max_new_tokens": 5,
+                "steps_per_rollout": 2,
+            },
+            "loss": {"mtp_weight": 0},
+            "batch": {"global_size": 8, "micro_size": 4, "length": 24},
+            "evaluate": {"every": 2, "tasks": []},
+        }
+        return recipe(**values | changes)
+
+    return make
+
+
+def train(recipe: Recipe) -> Path:
+    return workflow.train(recipe, "run", (), Path(recipe.run_dir or "").parent / "cache")
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [{key: x for key, x in line.items() if key not in TIMED} for line in read_records(folder / name)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["between the steps of a rollout", "in a rollout"])
+def test_a_stopped_run_resumes_with_the_same_bytes(
+    rewarded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Also: what is logged of a step and of held-out rows."""
+    whole = train(rewarded(run_dir=str(tmp_path / "whole"), model__numerics="released"))
+    steps = lines(whole, "metrics.jsonl")
+    # two steps on one rollout, and the first of the next
+    assert steps[0]["reward"] == steps[1]["reward"] != steps[2]["reward"]
+    for line in steps:
+        assert 0 < line["mismatch_mean"] <= line["mismatch_max"] < 1e-6
+        assert line["mismatch_share"] == 0
+        assert 1 <= line["answer_tokens"] <= 5
+    # the first step is on-policy, the second has moved from the model that sampled
+    assert steps[0]["rollout_kl"] < 1e-9 < steps[1]["rollout_kl"]
+    for line in lines(whole, "validation.jsonl"):
+        assert line["loss"] == -line["reward"]
+        assert line["reward_low"] <= line["reward"] <= line["reward_high"]
+    wanted = rewarded(run_dir=str(tmp_path / "parts"), model__numerics="released")
+    _stop(monkeypatch, where)
+    with pytest.raises(Interrupted):
+        train(wanted)
+    monkeypatch.undo()
+    monkeypatch.setattr(workflow, "write_report", lambda folder, texts: folder / REPORT)
+    monkeypatch.setattr(rollouts, "make_reward", lambda sections: even)
+    parts = train(wanted)
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert lines(parts, name) == lines(whole, name)
+    product = "model/model.safetensors"
+    assert (parts / product).read_bytes() == (whole / product).read_bytes()
+
+
+def _stop(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Send a signal in the first step, or while answers of the third step are rewarded."""
+    step = trainer.train_step
+    sample = rollouts.RolloutStream._sample
+
+    def stopping_step(*arguments: Any) -> Any:
+        if arguments[3] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    def stopping_sample(stream: Any) -> None:
+        if stream.state_dict()["position"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        sample(stream)
+
+    if where == "in a rollout":
+        monkeypatch.setattr(rollouts.RolloutStream, "_sample", stopping_sample)
+    else:
+        monkeypatch.setattr(trainer, "train_step", stopping_step)
+
+
+@pytest.mark.slow
+def test_a_failed_reward_saves_and_kl_is_measured(
+    rewarded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def failing(samples: list[RewardSample]) -> list[float]:
+        calls.append(len(samples))
+        if len(calls) == 3:
+            raise OSError("the reward server is gone")
+        return even(samples)
+
+    monkeypatch.setattr(rollouts, "make_reward", lambda sections: failing)
+    objective = rewarded().objective.model_dump() | {"steps_per_rollout": 1, "beta": 0.1, "resample": 0}
+    recipe = rewarded(objective=objective, lora=LORA, evaluate__every=None)
+    with pytest.raises(RolloutError, match=r"server is gone\. The state before this step is saved in .*step-000001"):
+        train(recipe)
+    assert calls == [3, 8, 8]
+    assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 1
+    folder = train(recipe)
+    assert [line["kl"] > 1e-12 for line in lines(folder, "metrics.jsonl")] == [False, True, True]
+
+
+def test_the_task_of_a_row_is_its_first_response() -> None:
+    example = Example([5, 6, 7, 8, 9, 10], [False, False, True, True, False, True], "row 3")
+    assert RewardedPrompt.of(example) == RewardedPrompt((5, 6), (7, 8))
+    with pytest.raises(ValueError, match=r"row 3: objective\.name grpo needs rows with a prompt"):
+        RewardedPrompt.of(Example([5, 6], [True, True], "row 3"))
+
+
+def test_overlong_answers_lose_reward_in_the_buffer() -> None:
+    values = {"name": "grpo", "reward": {"metric": "math"}, "max_new_tokens": 20, "overlong_buffer": 10}
+    section = GrpoConfig.model_validate(values)
+    assert [overlong_penalty(tokens, False, section) for tokens in (3, 10, 15, 20)] == [0, 0, 0.5, 1]
+    assert overlong_penalty(20, True, section) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch__pack": True}, "batch.pack must be false"),
+        ({"batch__global_size": 12, "batch__micro_size": 4, "objective__group_size": 8}, "must be a multiple of"),
+        ({"batch__length": 5}, "objective.max_new_tokens must be below batch.length"),
+        ({"objective__beta": 0.1}, "objective.beta needs lora.targets"),
+        ({"loss": {"mtp_weight": 0.1}}, "loss.mtp_weight must be 0"),
+        ({"objective__reward": {"name": "servr"}}, "servr"),
+        ({"objective__reward": {"metric": "maths"}}, "maths"),
+    ],
+)
+def test_recipes_that_do_not_fit_are_refused(rewarded: Any, tmp_path: Path, changes: Any, said: str) -> None:
+    place = tmp_path / "recipe.yaml"
+    values = rewarded().model_dump(mode="json", exclude_unset=True)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section] = {**values[section], name: value} if name else value
+    place.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ValueError, match=said):
+        load_recipe(place)
+
+
+def test_data_without_a_prompt_is_refused(rewarded: Any) -> None:
+    with pytest.raises(ValueError, match=r"objective\.name grpo needs data\.kind chat or prompt_completion, not text"):
+        train(rewarded(data__kind="text"))
+
+
+def test_the_shipped_recipe_loads() -> None:
+    section = load_recipe(RECIPES / "deepseek_v4_tiny_grpo.yaml").objective
+    assert isinstance(section, GrpoConfig)
+    assert section.rewards[0].name == "verifier"
