@@ -3,8 +3,8 @@
 Shapes: E experts.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import isfinite
 from time import perf_counter
 
@@ -78,13 +78,11 @@ def train_step(
 
     Raises:
         ValueError: no token of the step is taught, or their weights sum to 0.
-        NotFiniteError: loss or gradient is not finite, on every process; then nothing has moved and no gradient is
-            left behind.
+        NotFiniteError: loss or gradient is not finite, on every process; nothing has moved, and no gradient is left.
     """
     began = perf_counter()
     count = step_count(objective, data, model.mesh)
-    wanted = replace(make_step_loss(data, loss, model.config.mtp_layers > 0, objective, count), drafts=drafts)
-    _check_counts(wanted, step)
+    wanted = _checked(make_step_loss(data, loss, model.config.mtp_layers > 0, objective, count, drafts), step)
     try:
         phase(f"step {step}: the reference model")
         batches = [reference.own(batch) for batch in data.batches]
@@ -111,10 +109,7 @@ def train_step(
         tokens_per_s=wanted.tokens / seconds,
         memory_gb=_memory_gb(model.device),
         loads=loads,
-        parts={
-            **data.values,
-            **objective.means({name: value for name, value in parts.items() if name not in LOSSES}),
-        },
+        parts={**data.values, **objective.means(_further(parts))},
         left_out=dict(data.left_out),
         bias_moves=bias_moves(loads, loss.bias_update_speed, model.config.num_hash_layers),
     )
@@ -126,6 +121,7 @@ def make_step_loss(
     has_mtp: bool,
     objective: Objective = CROSS_ENTROPY,
     count: float | None = None,
+    drafts: DraftObjective | None = None,
 ) -> StepLoss:
     """The loss of a step, with one denominator for all its micro-batches; `count` is that of `step_count`."""
     return StepLoss(
@@ -137,6 +133,7 @@ def make_step_loss(
         mtp=has_mtp and loss.mtp_weight > 0,
         mtp_weight=loss.mtp_weight,
         balance_weight=loss.balance_weight,
+        drafts=drafts,
     )
 
 
@@ -152,13 +149,19 @@ def step_count(objective: Objective, data: StepData, mesh: Mesh) -> float | None
     return float(mesh.sum(torch.tensor(own / copies, dtype=torch.float64, device=mesh.device)))
 
 
-def _check_counts(wanted: StepLoss, step: int) -> None:
+def _checked(wanted: StepLoss, step: int) -> StepLoss:
     if wanted.taught == 0:
         raise ValueError(f"step {step}: none of its {wanted.tokens} tokens is taught; check the labels of the data")
     if wanted.divisor <= 0:
         raise ValueError(
             f"step {step}: the weights of its taught tokens sum to {wanted.divisor:g}; their sum must be above 0"
         )
+    return wanted
+
+
+def _further(parts: Mapping[str, float]) -> dict[str, float]:
+    """The parts of the objective beside the losses."""
+    return {name: value for name, value in parts.items() if name not in LOSSES}
 
 
 def _finite(outcome: Outcome, wanted: StepLoss, step: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
     data = step.data(plan.data_size, "meta")
     section = recipe.train
     drafts = FirstDrafts(section.drafter_anchors, data.micro_batches, recipe.seed) if section.drafter else None
-    loss = replace(make_step_loss(data, recipe.loss, config.mtp_layers > 0), drafts=drafts)
+    loss = make_step_loss(data, recipe.loss, config.mtp_layers > 0, drafts=drafts)
     prepare = _frozen_form(recipe, config)
     with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
