@@ -1,7 +1,8 @@
-"""Tensors that every export carries byte for byte, whatever its format: the stages of a DSpark drafter.
+"""Tensors that every export carries byte for byte, whatever its format: the stages of a DSpark drafter, mostly.
 
 They are low-bit in the release, and decoding and encoding them again would change them; training leaves them alone.
-Stages that were trained are in full precision, and are encoded like other tensors.
+Stages that were trained are in full precision, and are encoded like other tensors; where nothing but them was trained,
+everything else is carried.
 """
 
 from collections.abc import Collection, Iterator
@@ -37,6 +38,13 @@ class Carrying:
         """The tensors of a folder's DSpark stages; none if it has no such stages, or trained ones in full precision."""
         names = carried_names({name for name, _ in folder.shapes()})
         return cls(folder, names if names and folder.kind(MARK) in QUANTIZED else frozenset())
+
+    @classmethod
+    def rest(cls, folder: FolderSource, names: Collection[str]) -> "Carrying":
+        """All tensors of a folder but those of some names, if these are DSpark stages; else `of` the folder."""
+        if MARK not in names:
+            return cls.of(folder)
+        return cls(folder, frozenset(name for name, _ in folder.shapes()) - frozenset(names))
 
     def target(self, target: ExportTarget) -> "CarryingTarget":
         """The target, but for those tensors."""

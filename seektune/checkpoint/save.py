@@ -38,7 +38,7 @@ def save_weights(
 
     With a `group` (gloo), all its ranks call this together, each with its own shards, and rank 0 writes. `complete`
     gives names and shapes of the whole model in the order in which they are written. DSpark stages of the folder
-    `carried` are written too, as they are.
+    `carried` are written too, as they are; if the state is such stages and nothing else, everything else of the folder.
 
     Raises:
         ValueError: an unknown format, a tensor that it cannot hold, or `folder` exists and is not empty.
@@ -51,7 +51,7 @@ def save_weights(
         original_source = FolderSource(original) if original is not None else None
         goal: ExportTarget = target
         if carried is not None:
-            carrying = Carrying.of(FolderSource(carried))
+            carrying = Carrying.rest(FolderSource(carried), {name for name, _ in source.shapes()})
             goal = carrying.target(target)
             source = carrying.source(source)
         with complete_folder(folder) as scratch:

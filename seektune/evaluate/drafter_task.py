@@ -12,6 +12,7 @@ from seektune.evaluate.likelihood import Progress, Scorer
 from seektune.evaluate.statistics import Estimate
 from seektune.evaluate.task import Metric, TaskInfo, TaskScore
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.mesh import DecodeMesh
 from seektune.generate.request import DraftCounts, Request
 from seektune.generate.sampling_params import Sampling
 from seektune.io.console import counted
@@ -71,7 +72,7 @@ class DrafterTask:
         Raises:
             ValueError: its drafter proposes another number of tokens than the task is for.
         """
-        assert isinstance(model, DeepseekV4ForCausalLM), "decoding needs the whole model on one device"
+        assert isinstance(model, DeepseekV4ForCausalLM | DecodeMesh), "the task needs a model that can decode"
         if (size := draft_size(model.config)) != self.size:
             raise ValueError(f"drafts of {size} and of {self.size} tokens cannot be compared; evaluate each alone")
         counts: list[DraftCounts] = []

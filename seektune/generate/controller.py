@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from seektune.generate.capacity import BatchRows, CacheRoom
 from seektune.generate.plan import Admission, StepPlan, StepReport
-from seektune.generate.request import Request, Token
+from seektune.generate.request import DraftCounts, Request, Token
 from seektune.io.console import size
 
 
@@ -46,6 +46,8 @@ class Controller:
         self._running: dict[int, SequenceGroup] = {}
         self._groups = [SequenceGroup() for _ in range(stages)]
         self._steps = 0
+        self.drafts = DraftCounts()
+        """Counts of all verified drafts."""
         self.cache_bytes = 0
         """Memory of the caches of all running sequences, after the last step."""
 
@@ -95,12 +97,14 @@ class Controller:
 
         Raises:
             ArithmeticError: a rank's logits are NaN.
-            RuntimeError: a rank could not sample, for example out of memory.
+            RuntimeError: a rank could not sample or draft, for example out of memory.
         """
         group = self._next_group()  # the last stage has finished the plan of the group whose turn it is next
         group.decode = any(report.running for report in reports)
         group.prefill = any(report.prefilling for report in reports)
         self.cache_bytes = sum(report.cache_bytes for report in reports)
+        for number, counts in (each for report in reports for each in report.drafts.items()):
+            self._count_drafts(number, counts)
         for error in (report.error for report in reports if report.error is not None):
             raise error
         found = [token for report in reports for token in report.tokens]
@@ -157,6 +161,12 @@ class Controller:
     def _left(self, rank: int, batches: Sequence[BatchRows]) -> int:
         """Bytes left for caches beside these batches, on the pipeline stage that has least."""
         return min(room.left(batches) for room in self._rooms[rank])
+
+    def _count_drafts(self, number: int, counts: DraftCounts) -> None:
+        self.drafts.add(counts)
+        own = self._running[number].running[number].request.drafts if number in self._running else None
+        if own is not None:
+            own.add(counts)
 
     def _free(self, number: int) -> None:
         self._running.pop(number).running.pop(number)

@@ -69,6 +69,10 @@ class DecodableModel(Protocol):
         """The block of a draft by the DSpark stages."""
         ...
 
+    def draft_empty(self) -> None:
+        """Take part in `foresee` or `draft` of the ranks that share the experts, without tokens."""
+        ...
+
     def hidden(self, streams_BTSD: Tensor) -> Tensor:
         """The head's input from the backbone's streams, `[B, T, D]`."""
         ...

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.sampling import Sampler
-from seektune.model.dspark import LayerMeans
+from seektune.model.dspark import DraftBlock, LayerMeans
 from seektune.model.kv_cache.cache import KVCache
 
 
@@ -24,8 +24,20 @@ class Draft:
     drafted_V: Tensor
 
 
+class Proposal(Protocol):
+    """What a drafter has computed of the tokens that follow each row."""
+
+    def draw(self, samplers: Sequence[Sampler]) -> list[list[Draft]]:
+        """Choose the proposed tokens of each row."""
+        ...
+
+
 class Drafter(Protocol):
-    """What proposes tokens. It reads a value of each token that the backbone has read, and the token after it."""
+    """What proposes tokens. It reads a value of each token that the backbone has read, and the token after it.
+
+    Ranks that share its experts run the same forward passes: one for each `read` and one for each `propose`, which the
+    methods `*_empty` take part in without tokens.
+    """
 
     size: int
     """Largest number of tokens that one draft proposes."""
@@ -38,11 +50,28 @@ class Drafter(Protocol):
         """Read tokens of a prompt; `next_BT` are the tokens after them."""
         ...
 
-    def propose(
-        self, features: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int], samplers: Sequence[Sampler]
-    ) -> list[list[Draft]]:
-        """Read further tokens, and propose what follows the last one of each row of `next_BT`."""
+    def read_empty(self) -> None:
+        """Take part in `read`."""
         ...
+
+    def propose(self, features: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int]) -> Proposal:
+        """Read further tokens, and compute what follows the last one of each row of `next_BT`."""
+        ...
+
+    def propose_empty(self) -> None:
+        """Take part in `propose`."""
+        ...
+
+
+@dataclass(frozen=True)
+class MTPProposal:
+    """One token of each row."""
+
+    logits_BV: Tensor
+
+    def draw(self, samplers: Sequence[Sampler]) -> list[list[Draft]]:
+        """As `Proposal`."""
+        return [[_drawn(sampler, logits_V)] for sampler, logits_V in zip(samplers, self.logits_BV, strict=True)]
 
 
 class MTPDrafter:
@@ -62,18 +91,44 @@ class MTPDrafter:
         """Fill the cache."""
         self._model.foresee(features, next_BT, cache, counts)
 
-    def propose(
-        self, features: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int], samplers: Sequence[Sampler]
-    ) -> list[list[Draft]]:
+    def read_empty(self) -> None:
+        """As `Drafter`."""
+        self._model.draft_empty()
+
+    def propose(self, features: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int]) -> MTPProposal:
         """The token after the last one of each row."""
         hidden_BTD = self._model.foresee(features, next_BT, cache, counts)
         last_BD = torch.stack([hidden[count - 1] for hidden, count in zip(hidden_BTD, counts, strict=True)])
-        logits_BV = self._model.logits(last_BD)
-        return [[_drawn(sampler, logits_V)] for sampler, logits_V in zip(samplers, logits_BV, strict=True)]
+        return MTPProposal(self._model.logits(last_BD))
+
+    def propose_empty(self) -> None:
+        """As `Drafter`."""
+        self._model.draft_empty()
+
+
+@dataclass(frozen=True)
+class DSparkProposal:
+    """A block of tokens of each row, each drawn given the one before it."""
+
+    block: DraftBlock
+    last_B: Tensor
+    """The last token of each row."""
+    size: int
+
+    def draw(self, samplers: Sequence[Sampler]) -> list[list[Draft]]:
+        """As `Proposal`."""
+        previous_B = self.last_B
+        drafts: list[list[Draft]] = [[] for _ in samplers]
+        for slot in range(self.size):
+            logits_BV = self.block.logits(slot, previous_B)
+            for row, sampler, logits_V in zip(drafts, samplers, logits_BV, strict=True):
+                row.append(_drawn(sampler, logits_V, is_next=slot == 0))
+            previous_B = torch.tensor([row[-1].token for row in drafts], device=previous_B.device)
+        return drafts
 
 
 class DSparkDrafter:
-    """DSpark stages: a block of tokens, each drawn given the one before it."""
+    """DSpark stages: a block of tokens."""
 
     def __init__(self, model: DecodableModel):
         config = model.config
@@ -93,21 +148,19 @@ class DSparkDrafter:
         """Fill the memory."""
         self._model.remember(features, cache, counts)
 
-    def propose(
-        self, features: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int], samplers: Sequence[Sampler]
-    ) -> list[list[Draft]]:
+    def read_empty(self) -> None:
+        """No effect: the memory is made without experts."""
+
+    def propose(self, features: Tensor, next_BT: Tensor, cache: KVCache, counts: Sequence[int]) -> DSparkProposal:
         """The tokens after the last one of each row."""
         self._model.remember(features, cache, counts)
         last = [int(row[count - 1]) for row, count in zip(next_BT, counts, strict=True)]
-        previous_B = torch.tensor(last, device=next_BT.device)
-        block = self._model.draft(previous_B, cache)
-        drafts: list[list[Draft]] = [[] for _ in samplers]
-        for slot in range(self.size):
-            logits_BV = block.logits(slot, previous_B)
-            for row, sampler, logits_V in zip(drafts, samplers, logits_BV, strict=True):
-                row.append(_drawn(sampler, logits_V, is_next=slot == 0))
-            previous_B = torch.tensor([row[-1].token for row in drafts], device=next_BT.device)
-        return drafts
+        last_B = torch.tensor(last, device=next_BT.device)
+        return DSparkProposal(self._model.draft(last_B, cache), last_B, self.size)
+
+    def propose_empty(self) -> None:
+        """As `Drafter`."""
+        self._model.draft_empty()
 
 
 def drafter_of(model: DecodableModel) -> Drafter | None:

@@ -53,14 +53,16 @@ class DecodeEngine:
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
         options = EngineOptions(most, longest is not None, speculative, cpu_kernels, memory)
+        if speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
+            raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         self._longest = most
         self._vocab_size = model.config.vocab_size
         self._check(requests)
-        self.drafts = DraftCounts()
         self._engine = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
         self._stages = self._engine.stages
         self._controller = Controller(self._engine.rooms, max_num_seqs, self._stages)
         self._controller.add(requests)
+        self.drafts: DraftCounts = self._controller.drafts
 
     @property
     def done(self) -> bool:
@@ -122,8 +124,5 @@ class DecodeEngine:
                 raise ValueError(f"a sequence of up to {request.longest} tokens exceeds the maximum of {self._longest}")
 
     def _alone(self, model: DecodableModel, options: EngineOptions) -> OpenEngine:
-        if options.speculative and drafter_of(model) is None:
-            raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         worker = DecodeWorker(model, options)
-        self.drafts = worker.drafts
         return OpenEngine(lambda plan: [worker.step(plan)], [worker.room()])

@@ -60,12 +60,10 @@ class DecodeMesh:
         """Open an engine on all ranks; the one before is dropped.
 
         Raises:
-            ValueError: drafts are asked for.
+            ValueError: drafts are asked of pipeline stages.
         """
         if options.speculative and self.ranks.pp_size > 1:
             raise ValueError("speculative decoding does not work with pipeline stages; leave one of them out")
-        if options.speculative:
-            raise ValueError("speculative decoding runs on one process only; leave --speculative out")
         return OpenEngine(self._run, self._run(options), self.ranks.pp_size)
 
     def score(self, batch: Batch) -> TokenScores:

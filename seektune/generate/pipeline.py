@@ -6,15 +6,17 @@ brings the tokens to the others.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from seektune.generate.capacity import CacheRoom
+from seektune.generate.decodable import DecodableModel
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.prefill import Prefill
-from seektune.generate.request import Token
+from seektune.generate.request import DraftCounts, Token
 from seektune.generate.worker import DecodeWorker, ForwardResult
 from seektune.parallel.decode_stage import DecodeStage
 
@@ -24,21 +26,25 @@ NOTHING = StepPlan((), (), decode=False, prefill=False)
 class StageWorker(DecodeWorker):
     """The sequences of a group on a stage before the last one, which does not sample."""
 
-    _passes: tuple[ForwardResult | None, Prefill | None] = (None, None)
-    _sampled: dict[int, Token]
+    def __init__(self, model: DecodableModel, options: EngineOptions, rank: int):
+        super().__init__(model, options, rank)
+        self._plan = NOTHING
+        self._passes: tuple[ForwardResult | None, Prefill | None] = (None, None)
+        self._sampled: dict[int, Token] = {}
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepReport:
         """Take the tokens of the group's plan before, then run the forward passes of this one."""
-        scored = [replace(each, request=replace(each.request, echo=False, grammar=None)) for each in plan.admitted]
         self._sampled = {token.request: token for token in plan.sampled}
-        self._sample(*self._passes)
-        self._passes = self._run(replace(plan, admitted=scored))
-        return replace(self._report([]), running=0, prefilling=False)
+        found = self._finish(self._plan, *self._passes)
+        unscored = [replace(each, request=replace(each.request, echo=False, grammar=None)) for each in plan.admitted]
+        self._plan = plan
+        self._passes = self._run(replace(plan, admitted=unscored))
+        return replace(self._report(found), tokens=[], running=0, prefilling=False)
 
-    def _take(self, found: ForwardResult) -> list[list[Token]]:
-        taken = [self._sampled[row.index] for row in found.texts.rows]
-        for row, token in zip(found.texts.rows, taken, strict=True):
+    def _take(self, after: ForwardResult, counts: Sequence[DraftCounts]) -> list[list[Token]]:
+        taken = [self._sampled[row.index] for row in after.texts.rows]
+        for row, token in zip(after.texts.rows, taken, strict=True):
             row.last = token.id
         return [[token] for token in taken]
 

@@ -1,10 +1,10 @@
 """What the ranks of a decode engine do in a step, and what each of them reports; plain data that can be sent."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from seektune.generate.cache_limit import CacheLimit
-from seektune.generate.request import Request, Token
+from seektune.generate.request import DraftCounts, Request, Token
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class EngineOptions:
     grows: bool = False
     """Whether caches grow with their sequences, or are allocated for the longest one."""
     speculative: bool = False
-    """Whether the model's drafter proposes tokens; on one rank only."""
+    """Whether the model's drafter proposes tokens."""
     cpu_kernels: bool = True
     """Whether to use the compiled kernels of `kernels.cpu`, for fp32 on a CPU."""
     memory: CacheLimit | None = None
@@ -39,7 +39,8 @@ class StepPlan:
     """One step of all ranks.
 
     Ranks with the experts of a layer take part in every forward pass of each other: where a rank has no sequence for a
-    pass of the plan, it runs that pass without tokens.
+    pass of the plan, it runs that pass without tokens. With a drafter, each pass of the backbone is followed by one of
+    the drafter; one that reads prompts with experts also has a pass for each chunk of them.
     """
 
     admitted: Sequence[Admission]
@@ -68,4 +69,6 @@ class StepReport:
     cache_bytes: int = 0
     """Memory of the caches of the running sequences."""
     error: Exception | None = None
-    """Why the step failed on this rank after its forward passes."""
+    """Why the step failed on this rank, outside of its forward passes."""
+    drafts: Mapping[int, DraftCounts] = field(default_factory=dict)
+    """Counts of the drafts that were verified, by the number of their request."""

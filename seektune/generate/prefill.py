@@ -68,6 +68,8 @@ class Prefill:
             after, known = padded([prompt[start + 1 : stop + 1] for prompt in self._prompts], self._model)
             if after.shape[1]:
                 self._drafter.read(features[:, : after.shape[1]], after, self._draft_cache, known)
+            else:
+                self._drafter.read_empty()
         self._last |= {i: streams[i, count - 1] for i, count in enumerate(counts) if count}
         self._streams = streams
 

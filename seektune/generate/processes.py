@@ -78,13 +78,3 @@ def decode_dims(world: int, ep_size: int | None, pp_size: int, config: DeepseekV
             f"--ep={gcd(stage, experts)} does"
         )
     return ParallelDims(world, pp_size, stage, 1, 1, size)
-
-
-def refuse_on_several(wanted: bool, flag: str) -> None:
-    """Refuse what works on one process only.
-
-    Raises:
-        ValueError: it is `wanted`.
-    """
-    if wanted:
-        raise ValueError(f"{flag} runs on one process only; leave --nproc-per-node out")

@@ -38,7 +38,7 @@ class RunningSequence:
         return cls(index, request, sampler, request.max_new_tokens)
 
     def take(self, logits_TV: Tensor, counts: DraftCounts) -> list[Token]:
-        """Sample the next tokens, after verifying the drafts one by one.
+        """Sample the next tokens, after verifying the drafts one by one; `counts` receives how many were accepted.
 
         Raises:
             ArithmeticError: the logits are NaN.
@@ -50,8 +50,6 @@ class RunningSequence:
             target_V = self.sampler.distribution(logits_TV[slot])
             accepted = self.sampler.accepts(draft.token, target_V, draft.drafted_V)
             counts.record(slot, accepted)
-            if self.request.drafts is not None:
-                self.request.drafts.record(slot, accepted)
             if not accepted:
                 rest_V = (target_V - draft.drafted_V).clamp(min=0)
                 return [*tokens, self._append(self.sampler.draw(rest_V), logits_TV[slot])]

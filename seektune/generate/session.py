@@ -18,7 +18,7 @@ from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.engine import Decodes
 from seektune.generate.grammar import Grammar, compile_grammar
 from seektune.generate.mesh import DecodeMesh
-from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
+from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import DEFAULT, Sampling
 from seektune.lora.files import load_adapter
@@ -27,6 +27,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.choices import DtypeName, NumericsName
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES, choose_device
+from seektune.model.transformer import TransformerPart
 from seektune.model.variants import encoding_of
 from seektune.parallel.load import ModelPart, load_spread
 
@@ -56,20 +57,17 @@ class LoadOptions:
         model = DeepseekV4ForCausalLM.from_pretrained(
             name, dtype, self.numerics, device, self.quantized, drafter=drafter
         )
-        if drafter and not len(model.mtp):
-            raise ValueError(
-                f"{name} has no drafter (neither an MTP block nor DSpark stages), "
-                "which --speculative and --task drafter need"
-            )
+        if drafter:
+            _check_drafter(name, model)
         if self.adapter is not None:
             load_adapter(model, self.adapter)
         return model
 
-    def read_spread(self, name: str, processes: DecodeProcesses) -> DecodeMesh:
-        """Load a model on all processes, as `read` does on one without drafter. Collective; errors as `read_part`."""
-        return DecodeMesh(self.read_part(name, processes).model, processes.ranks())
+    def read_spread(self, name: str, processes: DecodeProcesses, drafter: bool = False) -> DecodeMesh:
+        """Load a model on all processes, as `read` does on one. Collective; errors as `read_part`."""
+        return DecodeMesh(self.read_part(name, processes, drafter).model, processes.ranks())
 
-    def read_part(self, name: str, processes: DecodeProcesses) -> ModelPart:
+    def read_part(self, name: str, processes: DecodeProcesses, drafter: bool = False) -> ModelPart:
         """Load the part of a checkpoint that this process holds. Collective.
 
         Raises:
@@ -79,8 +77,14 @@ class LoadOptions:
         mesh = processes.mesh(DeepseekV4Config.from_pretrained(locate(name)))
         dtype = DTYPES[self.dtype or ("fp32" if mesh.device.type == "cpu" else "bf16")]
         loaded: list[ModelPart] = []
-        spread = partial(load_spread, name, dtype, self.numerics, mesh, self.quantized, self.adapter)
-        mesh.ranks.each(lambda: loaded.append(spread()))
+        spread = partial(load_spread, name, dtype, self.numerics, mesh, self.quantized, self.adapter, drafter)
+
+        def load() -> None:
+            loaded.append(spread())
+            if drafter:
+                _check_drafter(name, loaded[0].model)
+
+        mesh.ranks.each(load)
         return loaded[0]
 
     def check(self) -> None:
@@ -97,6 +101,14 @@ class LoadOptions:
 
 
 AS_STORED = LoadOptions()
+
+
+def _check_drafter(name: str, model: TransformerPart) -> None:
+    if not len(model.mtp):
+        raise ValueError(
+            f"{name} has no drafter (neither an MTP block nor DSpark stages), "
+            "which --speculative and --task drafter need"
+        )
 
 
 def note_other_tokenizer(name: str, tokenizer: Tokenizer) -> None:
@@ -164,8 +176,7 @@ class Session:
         """Load a checkpoint; collective if there are several processes.
 
         Raises:
-            ValueError: as `LoadOptions.read`, the encoding lacks the effort, drafts are asked of several processes, or
-                what completions have to follow is refused.
+            ValueError: as `LoadOptions.read`, the encoding lacks the effort, or what completions follow is refused.
             OSError: as `LoadOptions.read`.
         """
         self.setting = setting
@@ -179,8 +190,7 @@ class Session:
             self.model = setting.reading.read(name, setting.speculative)
         else:
             processes.refuse_with_pipeline(setting.speculative, "--speculative")
-            refuse_on_several(setting.speculative, "--speculative")
-            self.model = setting.reading.read_spread(name, processes)
+            self.model = setting.reading.read_spread(name, processes, setting.speculative)
         if processes.is_main:
             note_other_tokenizer(name, self.tokenizer)
 

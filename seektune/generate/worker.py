@@ -3,16 +3,16 @@
 Shapes: B rows, T tokens, S streams, D width, V vocabulary.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from seektune.generate.capacity import UNLIMITED, CacheRoom, free_bytes
 from seektune.generate.decodable import DecodableModel
-from seektune.generate.drafter import Drafter, drafter_of
+from seektune.generate.drafter import Proposal, drafter_of
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.prefill import Prefill, padded
 from seektune.generate.request import DraftCounts, Token
@@ -34,6 +34,35 @@ class ForwardResult:
     """What the drafter reads of these tokens."""
 
 
+@dataclass(frozen=True)
+class Continuing:
+    """Sequences that have not ended, after their next tokens are sampled."""
+
+    texts: RunningBatch
+    features: Tensor | None
+    """What the drafter reads of the tokens before the sampled ones, `[B, T, ...]`."""
+    taken: list[list[int]]
+    """The sampled tokens of each row."""
+
+
+@dataclass
+class StepResult:
+    """What a step has done so far on this rank."""
+
+    tokens: list[Token] = field(default_factory=list)
+    drafts: dict[int, DraftCounts] = field(default_factory=dict)
+    """Counts of the verified drafts by request."""
+    error: Exception | None = None
+
+    @contextmanager
+    def catching(self) -> Iterator[None]:
+        """Code between forward passes: its error is kept, since the other ranks wait in the passes that follow."""
+        try:
+            yield
+        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
+            self.error = self.error or error
+
+
 class DecodeWorker:
     """The sequences of one rank. All ranks run the same forward passes of a plan, with or without sequences."""
 
@@ -44,7 +73,6 @@ class DecodeWorker:
         self._drafter = drafter_of(model) if options.speculative else None
         compiled = options.cpu_kernels and model.device.type == "cpu" and model.dtype == torch.float32
         self._kernels = cpu_decode_kernels if compiled else nullcontext
-        self.drafts = DraftCounts()
         self._waiting: list[RunningSequence] = []
         self._reading: Prefill | None = None
         self._texts: RunningBatch | None = None
@@ -60,15 +88,12 @@ class DecodeWorker:
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepReport:
-        """Run the forward passes of a plan, then sample.
+        """Run the forward passes of a plan, sample, and draft.
 
-        Other ranks wait in the passes, so an error in sampling, which comes after them, is reported and not raised.
+        Other ranks wait in the passes, so an error outside of them is reported and not raised.
         """
-        passes = self._run(plan)
-        try:
-            return self._report(self._sample(*passes))
-        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
-            return self._report([], error)
+        decoded, read = self._run(plan)
+        return self._report(self._finish(plan, decoded, read))
 
     def _run(self, plan: StepPlan) -> tuple[ForwardResult | None, Prefill | None]:
         """The forward passes of a plan: of the running sequences, and of prompts."""
@@ -80,11 +105,21 @@ class DecodeWorker:
             decoded = self._decode() if plan.decode else None
         return decoded, self._prefill() if plan.prefill else None
 
-    def _report(self, tokens: Sequence[Token], error: Exception | None = None) -> StepReport:
+    def _finish(self, plan: StepPlan, decoded: ForwardResult | None, read: Prefill | None) -> StepResult:
+        """Sample and draft after the forward passes of a plan."""
+        found = StepResult()
+        if plan.decode:
+            with self._kernels():
+                self._continue(lambda: decoded, found)
+        if plan.prefill:
+            self._continue(lambda: self._scored(read), found)
+        return found
+
+    def _report(self, found: StepResult) -> StepReport:
         prefilling = self._reading is not None or bool(self._waiting)
-        if self._texts is None:
-            return StepReport(tokens, 0, prefilling, 0, error)
-        return StepReport(tokens, len(self._texts.rows), prefilling, self._texts.cache.nbytes(), error)
+        running = 0 if self._texts is None else len(self._texts.rows)
+        held = 0 if self._texts is None else self._texts.cache.nbytes()
+        return StepReport(found.tokens, running, prefilling, held, found.error, found.drafts)
 
     def _decode(self) -> ForwardResult | None:
         """The forward pass of the running sequences; None without any."""
@@ -107,52 +142,70 @@ class DecodeWorker:
         reading = self._reading
         if reading is None:
             self._model.advance_empty()
+            if self._drafter is not None:
+                self._drafter.read_empty()
             return None
         reading.advance()
         return reading
 
-    def _sample(self, decoded: ForwardResult | None, read: Prefill | None) -> list[Token]:
-        tokens: list[Token] = []
-        if decoded is not None:
-            with self._kernels():
-                tokens += self._grow(decoded)
-        if read is not None and read.score():
-            self._reading = None
-            tokens += self._grow(ForwardResult(*read.texts()))
-        return tokens
+    def _scored(self, read: Prefill | None) -> ForwardResult | None:
+        """The prompts of a prefill whose last chunk has been read."""
+        if read is None or not read.score():
+            return None
+        self._reading = None
+        return ForwardResult(*read.texts())
 
-    def _grow(self, found: ForwardResult) -> list[Token]:
-        """Sample each row's next tokens; rows that have not ended stay in, or join, the running batch."""
-        texts = found.texts
-        taken = self._take(found)
-        read = found.streams.shape[1]
+    def _continue(self, result: Callable[[], ForwardResult | None], found: StepResult) -> None:
+        """Sample the next tokens after a forward pass, and draft; without rows, take part in the drafter's pass."""
+        rows: Continuing | None = None
+        with found.catching():
+            after = result()
+            rows = None if after is None else self._grow(after, found)
+        proposal = self._propose(rows)
+        if rows is None:
+            return
+        with found.catching():
+            if proposal is not None:
+                drafts = proposal.draw([row.sampler for row in rows.texts.rows])
+                for row, own in zip(rows.texts.rows, drafts, strict=True):
+                    row.drafts = own
+            if self._texts is None:
+                self._texts = rows.texts
+            elif self._texts is not rows.texts:
+                self._texts.join(rows.texts)
+
+    def _grow(self, after: ForwardResult, found: StepResult) -> Continuing | None:
+        """Sample each row's next tokens; returns the rows that have not ended, if there are any."""
+        texts = after.texts
+        read = after.streams.shape[1]
+        counts = [DraftCounts() for _ in texts.rows]
+        taken = self._take(after, counts)
+        found.tokens += [token for tokens in taken for token in tokens]
+        found.drafts |= {row.index: own for row, own in zip(texts.rows, counts, strict=True) if own.made}
         lasting = [tokens[-1].end is None for tokens in taken]
         # ended rows are dropped below and need no rollback
         texts.cache.rollback([(read - len(tokens)) * last for tokens, last in zip(taken, lasting, strict=True)])
         places = self._keep(texts, lasting)
-        if self._drafter is not None and found.features is not None and places:
-            after = [[token.id for token in taken[i]] for i in places]
-            self._propose(self._drafter, texts, found.features[places], after)
-        if self._texts is None and places:
-            self._texts = texts
-        elif self._texts is not None and self._texts is not texts and places:
-            self._texts.join(texts)
-        return [token for tokens in taken for token in tokens]
+        features = None if after.features is None else after.features[places]
+        return Continuing(texts, features, [[token.id for token in taken[i]] for i in places]) if places else None
 
-    def _take(self, found: ForwardResult) -> list[list[Token]]:
-        """The next tokens of each row."""
-        logits_BTV = self._model.logits(self._model.hidden(found.streams))
-        rows = zip(found.texts.rows, logits_BTV, strict=True)
-        return [row.take(logits_TV, self.drafts) for row, logits_TV in rows]
+    def _take(self, after: ForwardResult, counts: Sequence[DraftCounts]) -> list[list[Token]]:
+        """The next tokens of each row; `counts` receive how many drafts were accepted."""
+        logits_BTV = self._model.logits(self._model.hidden(after.streams))
+        each = zip(after.texts.rows, logits_BTV, counts, strict=True)
+        return [row.take(logits_TV, own) for row, logits_TV, own in each]
 
-    def _propose(self, drafter: Drafter, texts: RunningBatch, features: Tensor, taken: list[list[int]]) -> None:
-        """Let the drafter read each row's new tokens and propose the next ones."""
-        assert texts.draft_cache is not None, "rows that are drafted for have a cache of the drafter"
-        after_BT, counts = padded(taken, self._model)
-        samplers = [row.sampler for row in texts.rows]
-        proposed = drafter.propose(features[:, : after_BT.shape[1]], after_BT, texts.draft_cache, counts, samplers)
-        for row, drafts in zip(texts.rows, proposed, strict=True):
-            row.drafts = drafts
+    def _propose(self, rows: Continuing | None) -> Proposal | None:
+        """Let the drafter read each row's new tokens and compute what follows."""
+        if self._drafter is None:
+            return None
+        if rows is None:
+            self._drafter.propose_empty()
+            return None
+        assert rows.features is not None, "the drafter's features are kept"
+        assert rows.texts.draft_cache is not None, "rows that are drafted for have a cache of the drafter"
+        after_BT, counts = padded(rows.taken, self._model)
+        return self._drafter.propose(rows.features[:, : after_BT.shape[1]], after_BT, rows.texts.draft_cache, counts)
 
     def _retire(self, number: int) -> None:
         """Drop a request, wherever it is."""

@@ -95,6 +95,7 @@ def draft_losses(
     rows: DraftRows,
     anchors: Anchors,
     divisor: float,
+    chunks: int = 0,
 ) -> DraftLosses:
     """The losses of all slots of the drafts from some anchors.
 
@@ -106,6 +107,8 @@ def draft_losses(
         rows: the text.
         anchors: where drafts begin.
         divisor: of the sum over anchors and slots, weights included.
+        chunks: least number of forward passes of the stages, of which the last may be without anchors: processes that
+            share experts or gradients run equally many.
     """
     memory_BTD = stages[0].memory(rows.means_BTM)
     rotation = rows.layout.at_positions(stages[0].attn.rope)
@@ -113,8 +116,8 @@ def draft_losses(
     targets = _targets(config, rows, anchors)
     nothing = rows.means_BTM.new_zeros((), dtype=torch.promote_types(rows.means_BTM.dtype, torch.float32))
     total = DraftLosses(nothing, nothing, nothing, nothing)
-    for start in range(0, len(anchors.row_N), CHUNK):
-        part = slice(start, start + CHUNK)
+    for chunk_number in range(max(chunks, passes(len(anchors.row_N)))):
+        part = slice(chunk_number * CHUNK, (chunk_number + 1) * CHUNK)
         some = Anchors(anchors.row_N[part], anchors.place_N[part])
         aims = DraftTargets(targets.previous_NA[part], targets.target_NA[part], targets.teacher_NAD[part])
 
@@ -125,6 +128,11 @@ def draft_losses(
         parts = checkpoint(chunk, some, aims, *keys, use_reentrant=False, preserve_rng_state=False)
         total = total + DraftLosses(*parts)
     return total
+
+
+def passes(anchors: int) -> int:
+    """Forward passes of the stages for so many anchors."""
+    return -(-anchors // CHUNK)
 
 
 def slot_weights(size: int, device: torch.device | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, HSDPMeshInfo, ShardPlacementResult
 from torch.distributed.tensor import Shard
 
+from seektune.model.dspark import DSparkStage
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.mesh import Axes, Mesh
@@ -24,14 +25,16 @@ def apply_fsdp(part: TransformerPart, mesh: Mesh, config: ParallelConfig) -> Non
     already have the denominator of the whole step. In a pipeline gathered weights stay until the step ends:
     micro-batches need them again and again, and the schedules that delay weight gradients look for them.
     Frozen weights travel in their own bytes, quantized ones as integers; one that a process needs whole anyway stays
-    out of FSDP2, which would copy it.
+    out of FSDP2, which would copy it. DSpark stages are gathered with what is outside the blocks: their loss uses parts
+    of them outside of their forward pass, again and again.
     """
     if mesh.axes is None or mesh.dims.stage_size == 1:
         return
     placement = _placement(part, mesh, mesh.axes)
     ignored = set() if config.cpu_offload else _whole_here(part, mesh)
     offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if config.cpu_offload else OffloadPolicy()
-    for module in (*part.blocks(), part):
+    blocks = [block for block in part.blocks() if not isinstance(block, DSparkStage)]
+    for module in (*blocks, part):
         fully_shard(
             module,
             mesh=mesh.axes.dense,

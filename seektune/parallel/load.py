@@ -47,8 +47,11 @@ def load_spread(
     mesh: Mesh,
     quantized: bool = False,
     adapter: Path | None = None,
+    drafter: bool = False,
 ) -> ModelPart:
     """The layers and experts of this process, as `DeepseekV4ForCausalLM.from_pretrained` reads them, and an adapter.
+
+    With `drafter` it has the DSpark stages too, whose experts are spread like the others.
 
     Every process of the mesh calls it; they do not communicate.
 
@@ -60,7 +63,7 @@ def load_spread(
     files = FolderSource(folder)
     complete = checkpoint_shapes(config)
     check_fit(files, complete, folder)
-    model = without_weights(config, dtype, numerics, mesh, files.kind if quantized else None)
+    model = without_weights(config, dtype, numerics, mesh, files.kind if quantized else None, drafter)
     model.to_empty(device=mesh.device)
     load_weights(shards_of(model, mesh), folder, complete)
     check_tables(model.gates(), folder)
@@ -71,13 +74,18 @@ def load_spread(
 
 
 def without_weights(
-    config: DeepseekV4Config, dtype: torch.dtype, numerics: str, mesh: Mesh, kind_of: KindOf | None
+    config: DeepseekV4Config,
+    dtype: torch.dtype,
+    numerics: str,
+    mesh: Mesh,
+    kind_of: KindOf | None,
+    drafter: bool = False,
 ) -> DeepseekV4ForCausalLM | DecodeStage:
     """The layers and experts of this process, on the meta device; quantized if `kind_of` gives the kinds on disk."""
     stages = mesh.dims.pp_size
     model: DeepseekV4ForCausalLM | DecodeStage
     if stages == 1:
-        model = DeepseekV4ForCausalLM(config, "meta", dtype, numerics)
+        model = DeepseekV4ForCausalLM(config, "meta", dtype, numerics, drafter)
     else:
         layers = split_layers(config.num_hidden_layers, config.mtp_layers, stages)[mesh.coords.pp]
         model = DecodeStage(config, layers, mesh, dtype, numerics)

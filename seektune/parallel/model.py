@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from seektune.checkpoint import Shard, load_weights, save_weights, weight_shapes
+from seektune.io.config_json import DRAFTER
 from seektune.lora.state import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes, exported_config
 from seektune.model.config import DeepseekV4Config
+from seektune.model.dspark import DSparkStage
 from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
 from seektune.model.step_loss import StepLoss
@@ -23,7 +25,7 @@ from seektune.parallel.expert import apply_expert_parallel
 from seektune.parallel.fsdp import prepare_unused_mtp, reshard
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.pipeline import Phase, Runner, SequentialRunner
-from seektune.parallel.placement import local, replicas_of, shard_of
+from seektune.parallel.placement import gathered, local, replicas_of, shard_of
 from seektune.parallel.stage import Stage, StageTask
 from seektune.sequence import Batch
 
@@ -62,7 +64,9 @@ class ParallelModel:
         self._runner = runner
         self._ran_without_mtp = False
         self.carried: Path | None = None
-        """The checkpoint folder whose DSpark stages exports copy; None if there are none."""
+        """The checkpoint folder of which exports copy what this model does not train and cannot encode as it was: the
+        DSpark stages of a model without them, or the frozen weights around stages that are trained; None for nothing.
+        """
 
     @classmethod
     def alone(cls, model: DeepseekV4ForCausalLM) -> "ParallelModel":
@@ -86,6 +90,16 @@ class ParallelModel:
     def is_adapted(self) -> bool:
         """Whether the model has adapters."""
         return any(stage.is_adapted() for stage in self.stages.values())
+
+    @property
+    def trains_drafter(self) -> bool:
+        """Whether the model has DSpark stages, which are then the only part that is trained."""
+        return any(isinstance(block, DSparkStage) for stage in self.stages.values() for block in stage.mtp)
+
+    @property
+    def has_frozen_base(self) -> bool:
+        """Whether training changes a part of the tensors only: adapters or DSpark stages."""
+        return self.is_adapted() or self.trains_drafter
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters of this process, by released module names; they may be sharded."""
@@ -121,18 +135,31 @@ class ParallelModel:
         """Those of `shards` that belong to an adapter."""
         return self._shards(adapter_state)
 
+    def trained_shards(self) -> dict[str, Shard]:
+        """Those of `shards` that training changes."""
+        if self.trains_drafter:
+            return {name: shard for name, shard in self.shards().items() if name.startswith(DRAFTER)}
+        return self.adapter_shards() if self.is_adapted() else self.shards()
+
+    def frozen_shards(self) -> dict[str, Shard]:
+        """Those of `shards` that training does not change."""
+        trained = self.trained_shards()
+        return {name: shard for name, shard in self.shards().items() if name not in trained}
+
     def full_model(self) -> TransformerPart:
         """The whole model, for its names and shapes; on meta if other processes hold parts of it."""
         if self.mesh.dims.world == 1:
             return self.whole
-        whole = DeepseekV4ForCausalLM(self.config, "meta", next(iter(self.stages.values())).dtype)
+        dtype = next(iter(self.stages.values())).dtype
+        whole = DeepseekV4ForCausalLM(self.config, "meta", dtype, drafter=self.trains_drafter)
         self._prepare(whole)
         return whole
 
     def decodable(self) -> DeepseekV4ForCausalLM | DecodeStage:
-        """This process's part as a model that can decode, on the same memory; its weights are not sharded by FSDP2.
+        """This process's part as a model that can decode, without what other processes hold. Collective.
 
-        FSDP2 has no part in it: nothing needs a gradient.
+        FSDP2 has no part in it: nothing needs a gradient, and what it cuts is gathered into new memory; everything else
+        is on the same memory.
         """
         (stage,) = self.stages.values()
         model: DeepseekV4ForCausalLM | DecodeStage
@@ -140,10 +167,10 @@ class ParallelModel:
             layers = [block.ffn.layer for block in stage.layers]
             model = DecodeStage(self.config, layers, self.mesh, stage.dtype, stage.numerics)
         else:
-            model = DeepseekV4ForCausalLM(self.config, "meta", stage.dtype, stage.numerics)
+            model = DeepseekV4ForCausalLM(self.config, "meta", stage.dtype, stage.numerics, self.trains_drafter)
         self._prepare(model)
         apply_expert_parallel(model, self.mesh)
-        model.load_state_dict({name: local(x).detach() for name, x in stage.state_dict().items()}, assign=True)
+        model.load_state_dict({name: gathered(x).detach() for name, x in stage.state_dict().items()}, assign=True)
         return model
 
     def load_pretrained(self, folder: Path) -> None:
@@ -161,14 +188,19 @@ class ParallelModel:
         assert not self.is_adapted(), "adapters have files of their own"
         whole = self.full_model()
         config = exported_config(self.config, drafter=self.carried is not None or len(whole.mtp) > 0)
+        complete = weight_shapes(whole.state_dict())
+        state = self.shards()
+        if self.trains_drafter and self.carried is not None:
+            state = self.trained_shards()
+            complete = {name: shape for name, shape in complete.items() if name.startswith(DRAFTER)}
         save_weights(
-            self.shards(),
+            state,
             config,
             folder,
             format,
             original,
             group=self.mesh.ranks.group,
-            complete=weight_shapes(whole.state_dict()),
+            complete=complete,
             carried=self.carried,
         )
 

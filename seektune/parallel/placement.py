@@ -26,6 +26,15 @@ def local(x: Tensor) -> Tensor:
     return x.to_local() if isinstance(x, DTensor) else x
 
 
+def gathered(x: Tensor) -> Tensor:
+    """The whole of a tensor that FSDP2 may have cut, on each process; collective if it has."""
+    if not isinstance(x, DTensor):
+        return x
+    # by the mesh, which is the same on all processes: a tensor of one row is whole on the first of them
+    sizes = zip(x.placements, x.device_mesh.shape, strict=True)
+    return x.full_tensor() if any(placement.is_shard() and size > 1 for placement, size in sizes) else local(x)
+
+
 def shard_of(name: str, parameter: Tensor, mesh: Mesh) -> Shard:
     """The shard of the whole tensor that `parameter` holds."""
     return shard_like(name, parameter, local(parameter).detach(), mesh)

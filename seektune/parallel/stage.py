@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
-from seektune.model.dspark_loss import DraftRows, choose_anchors, draft_losses, slot_weights
+from seektune.model.dspark_loss import DraftRows, choose_anchors, draft_losses, passes, slot_weights
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
 from seektune.model.objective import token_logprobs_of
@@ -110,7 +110,9 @@ class Stage(TransformerPart):
         anchors = choose_anchors(rows.layout, labels, objective.anchors, objective.seed + int(rows.ids_BT.sum()))
         divisor = objective.anchors * objective.micro_batches * float(slot_weights(size).sum())
         text = DraftRows(rows.tokens(), labels, rows.layout, means.joined(), hidden)
-        losses = draft_losses(stages, self.embed, self.head.values().detach(), self.config, text, anchors, divisor)
+        head = self.head.values().detach()
+        chunks = passes(objective.anchors)
+        losses = draft_losses(stages, self.embed, head, self.config, text, anchors, divisor, chunks)
         parts = (losses.cross_entropy, losses.distance, losses.confidence)
         found = {LOSS: losses.loss, **dict(zip(DRAFT_PARTS, parts, strict=True))}
         task.results.append(StageResult({name: part.detach() for name, part in found.items()}, {}))

@@ -192,8 +192,8 @@ BLOCK = (
     ),
     Formula(
         "kept",
-        "where(recompute == 0, saved, where(recompute == 1, input, input + products))",
-        "from forward to backward",
+        "where(drafter > 0, 0, where(recompute == 0, saved, where(recompute == 1, input, input + products)))",
+        "from forward to backward; nothing of a backbone whose drafter alone is trained",
         "blocks",
         "column",
     ),

@@ -32,6 +32,8 @@ class Weight:
     """Bytes of moments per element, if it is trained."""
     matrix_flops: int = 0
     """Operations with which the optimizer orthogonalises its matrices, all of them; 0 if it does not."""
+    apart: bool = True
+    """Whether FSDP2 gathers its block apart from others; not that of DSpark stages that are trained."""
 
     @property
     def numel(self) -> int:
@@ -54,7 +56,7 @@ class Weight:
     def unit(self) -> str:
         """The block that it belongs to, which FSDP2 gathers together; empty for weights outside the blocks."""
         kind, _, rest = self.name.partition(".")
-        return f"{kind}.{rest.partition('.')[0]}" if kind in ("layers", "mtp") else ""
+        return f"{kind}.{rest.partition('.')[0]}" if kind in ("layers", "mtp") and self.apart else ""
 
     def in_stage(self, layers: range, first: bool, last: bool) -> bool:
         """Whether a stage with these layers holds it; `first` and `last` say which end of the model it is."""
@@ -122,6 +124,8 @@ class TrainingJob:
     """Whether frozen weights stay on disk and are read one block ahead."""
     references: int = 0
     """Forward passes of each micro-batch for a reference model, without gradient."""
+    drafter: bool = False
+    """Whether only the DSpark stages are trained: the backbone runs forward, and keeps nothing for backward."""
 
     def with_parallel(self, changes: Mapping[str, object]) -> "TrainingJob":
         """The same job with other settings under `parallel`."""

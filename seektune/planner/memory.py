@@ -114,6 +114,7 @@ def model_numbers(job: TrainingJob) -> Numbers:
         "lora_scale": 1,
         "frozen": int(job.lora_rank > 0),
         "streamed": int(job.streamed),
+        "drafter": int(job.drafter),
         "offload": int(job.parallel.cpu_offload),
         "learns_head": int(job.weights.learns("head.weight")),
     }

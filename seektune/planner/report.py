@@ -37,6 +37,14 @@ class Budget:
     """Per GPU-hour."""
 
 
+DRAFTER = (
+    "Drafter: the backbone runs forward only and keeps nothing for backward. Of the DSpark stages, weights, gradients "
+    "and optimizer are counted; the activations and the time of their drafts, a few hundred tokens of each "
+    "micro-batch, are not. Before the first step, without gradients, the model answers prompts: what FSDP cuts is then "
+    "whole on each process."
+)
+
+
 @dataclass(frozen=True)
 class PlanReport:
     """The result of `seektune plan`."""
@@ -84,7 +92,8 @@ class PlanReport:
             "per direction"
         )
         offload = [OFFLOAD] if self.layout.job.parallel.cpu_offload else []
-        return [*ESTIMATE, *offload, *numbers, rates + (f" ({'; '.join(sources)})" if sources else "")]
+        drafter = [DRAFTER] if self.layout.job.drafter else []
+        return [*ESTIMATE, *offload, *drafter, *numbers, rates + (f" ({'; '.join(sources)})" if sources else "")]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan for JSON, in bytes and seconds."""

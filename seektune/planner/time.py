@@ -101,7 +101,7 @@ class _StageCost:
 
 def _times(job: TrainingJob, part: str) -> float:
     """Passes over a part's products without recomputation: forward, gradients of inputs and of trainable weights."""
-    return 1 if part == "indexer" else 2 + job.weights.trainable_share
+    return 1 if part == "indexer" or job.drafter else 2 + job.weights.trainable_share
 
 
 def _busy(time: StageTime) -> float:
@@ -116,7 +116,7 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     forward = {part: rows * value / rate for part, value in flops.items()}
     # forward passes that are recomputed in backward
     again = {"none": 0.0, "block": 1.0, "selective": factors["selective"]}[job.parallel.recompute]
-    grads = {part: 0.0 if part == "indexer" else 2 * value for part, value in forward.items()}
+    grads = {part: 0.0 if part == "indexer" or job.drafter else 2 * value for part, value in forward.items()}
     trained = job.weights.trainable_share
     stages_here = layout.stages // layout.pp
     # saved activations are written and read; weights are read; dequantized weights are written and read
@@ -129,14 +129,15 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     half = sum(grads.values()) / 2
     time = StageTime(
         forward=(1 + job.references) * (once + shown),
-        backward_input=again * (once + shown) + half + passes + shown,
-        backward_weights=half * trained + passes * trained,
+        backward_input=0.0 if job.drafter else again * (once + shown) + half + passes + shown,
+        backward_weights=0.0 if job.drafter else half * trained + passes * trained,
         send=messages["pp"] / 2,
     )
-    forwards = 1 + again + job.references
+    forwards = 1 + job.references + (0 if job.drafter else again)
     spent = {part: forward[part] * forwards + grads[part] * (1 + trained) / 2 for part in forward}
-    total = {axis: value * (1 + forwards if axis in ("ep", "cp") else 1) for axis, value in messages.items()}
-    return _StageCost(time, spent, passes * (1 + forwards + trained), total)
+    backward = 0 if job.drafter else 1
+    total = {axis: value * (backward + forwards if axis in ("ep", "cp") else 1) for axis, value in messages.items()}
+    return _StageCost(time, spent, passes * (forwards + backward * (1 + trained)), total)
 
 
 def _forward(layout: Layout, stage: int) -> Counter[str]:

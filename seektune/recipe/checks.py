@@ -148,6 +148,8 @@ def _check_drafter(recipe: Recipe, architecture: DeepseekV4Config) -> None:
         (recipe.model.weights is None, "needs model.weights: the stages of a new model have nothing to propose"),
         (bool(recipe.lora.targets), "trains no adapters: set lora.targets to [], or train the drafter after merging"),
         (parallel.pp_size > 1 or parallel.cp_size > 1, "needs parallel.pp_size and parallel.cp_size 1"),
+        (parallel.cpu_offload, "needs parallel.cpu_offload false: the model answers prompts first"),
+        (recipe.model.offload != "none", "needs model.offload none"),
     ):
         if wrong:
             raise ValueError(f"train.drafter {message}")

@@ -53,7 +53,7 @@ class ModelConfig(Section):
     dtype: DtypeName = "bf16"
     """Dtype of the weights during training (weights that must be fp32 stay fp32)."""
     quantized: bool = False
-    """Keep FP4 and FP8 weights quantized and frozen, dequantized only while in use; needs `lora`."""
+    """Keep FP4 and FP8 weights quantized and frozen, dequantized only while in use; needs `lora` or `train.drafter`."""
     offload: Literal["none", "stream"] = "none"
     """`stream` keeps quantized weights on disk and reads them one block ahead: for models larger than memory."""
     numerics: NumericsName = "plain"
@@ -191,7 +191,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _frozen_weights_are_consistent(self) -> Self:
-        if self.model.quantized and not self.lora.targets:
+        if self.model.quantized and not self.lora.targets and not self.train.drafter:
             raise ValueError(
                 "model.quantized weights cannot be trained; list modules to adapt in lora.targets, or set it to false"
             )

@@ -30,7 +30,7 @@ from seektune.parallel.process_group import ProcessSlot
 from seektune.parallel.recompute import recompute_blocks
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
-from seektune.run.drafter import train_drafter
+from seektune.run.drafter import drafter_trainer
 from seektune.train.optim.build import check_groups, check_library
 from seektune.train.settings import Origin
 
@@ -100,13 +100,13 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
         return _begun_from(recipe.lora.adapter if with_weights else None, model)
     folder = None if section.weights is None else locate(section.weights)
     drafter = recipe.train.drafter
-    prepare = quantize_frozen(recipe, config, folder) if adapted else train_drafter if drafter else unchanged
+    prepare = preparation(recipe, config, folder)
     numbers = DTYPES[section.dtype], section.numerics
     drops = recipe.lora.dropout > 0
     model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops, drafter)
-    if config.dspark_stages and not drafter:
+    if config.dspark_stages and (section.quantized or not drafter):
         model.carried = folder
-    if folder is not None and (with_weights or adapted):
+    if folder is not None and (with_weights or model.has_frozen_base):
         model.load_pretrained(folder)
     elif with_weights or adapted:
         initialize(model.base_shards(), config)
@@ -143,26 +143,26 @@ def _begun_from(adapter: str | None, model: ParallelModel) -> ParallelModel:
     return model
 
 
-def quantize_frozen(recipe: Recipe, config: DeepseekV4Config, folder: Path | None) -> Prepare:
-    """A function that quantizes frozen weights to the formats of `folder`, or of the release, and adds adapters.
+def preparation(recipe: Recipe, config: DeepseekV4Config, folder: Path | None) -> Prepare:
+    """What freezes, quantizes and adapts each part of the model, before it has memory.
+
+    Frozen weights are quantized to the formats of `folder`, or of the release.
 
     Raises:
         ValueError: a target of the adapters matches nothing.
     """
     kind_of = FORMATS["released"].kind if folder is None else FolderSource(folder).kind
-    return adapter_injector(
-        config, recipe.lora, recipe.loss.mtp_weight > 0, kind_of if recipe.model.quantized else None
-    )
+    frozen = kind_of if recipe.model.quantized else None
+    if recipe.lora.targets:
+        return adapter_injector(config, recipe.lora, recipe.loss.mtp_weight > 0, frozen)
+    return drafter_trainer(frozen) if recipe.train.drafter else unchanged
 
 
 def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:
     """The whole model on meta, frozen and with adapters as in training; Hub weights have the released format."""
     model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype], drafter=recipe.train.drafter)
-    if recipe.train.drafter:
-        train_drafter(model)
-    if recipe.lora.targets:
-        place = None if recipe.model.weights is None else Path(recipe.model.weights)
-        quantize_frozen(recipe, config, place if place is not None and place.is_dir() else None)(model)
+    place = None if recipe.model.weights is None else Path(recipe.model.weights)
+    preparation(recipe, config, place if place is not None and place.is_dir() else None)(model)
     return model
 
 

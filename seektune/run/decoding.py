@@ -3,22 +3,37 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
+from torch.nn import ModuleList
+
+from seektune.checkpoint import load_weights
+from seektune.checkpoint.source import FolderSource
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.ranks import MeshRanks
-from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
+from seektune.model.quantized import quantize_modules
 from seektune.parallel.config import ParallelConfig
+from seektune.parallel.decode_stage import DecodeStage
 from seektune.parallel.dims import ParallelDims
+from seektune.parallel.expert import apply_expert_parallel
+from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
+from seektune.parallel.placement import shard_of
 from seektune.run.context import RunContext
 from seektune.signals import Interrupted
 
 T = TypeVar("T")
 
 
-def decoding_obstacle(dims: ParallelDims, config: ParallelConfig) -> str | None:
-    """Why a model with this layout cannot decode; None if it can: no weight may be cut, and a process has one stage."""
+def decoding_obstacle(dims: ParallelDims, config: ParallelConfig, drafts: bool = False) -> str | None:
+    """Why a model with this layout cannot decode; None if it can: no weight may be cut, and a process has one stage.
+
+    With `drafts`, which the drafter makes, layers may not be spread either.
+    """
+    if dims.pp_size > 1 and drafts:
+        return f"drafts need all layers on a process, not {dims.pp_size} pipeline stages"
     schedule = config.pipeline.schedule
     if dims.pp_size > 1 and schedule != "1f1b":
         return f"a process has two pipeline stages (parallel.pipeline.schedule={schedule}; 1f1b has one)"
@@ -35,23 +50,43 @@ def run_decoding(
     model: ParallelModel,
     body: Callable[[DeepseekV4ForCausalLM | DecodeMesh], T],
     alive: Callable[[], None] = lambda: None,
+    drafts: bool = False,
 ) -> T:
     """The result of `body`, which decodes with what it is given, on all processes; rank 0 runs it.
 
-    The other ranks call `alive` as often as they take part.
+    The other ranks call `alive` as often as they take part. With `drafts` the model has its drafter: DSpark stages that
+    the run carries along take memory of their own until the result is there, in the bytes of the checkpoint.
 
     Raises:
         ArithmeticError: the model gives no number.
         Interrupted: a signal asked to stop, on every process.
         RuntimeError: a forward failed on this process, or another process is gone.
     """
-    if model.mesh.axes is None:
-        return body(DeepseekV4ForCausalLM.of(model.whole))
-    mesh = DecodeMesh(model.decodable(), MeshRanks(model.mesh.axes.control, run.interruption, model.mesh.dims.pp_size))
+    axes = model.mesh.axes
+    part = DeepseekV4ForCausalLM.of(model.whole) if axes is None else model.decodable()
+    if drafts and model.carried is not None and not model.trains_drafter:
+        part.mtp = _carried_stages(model.carried, part, model.mesh)
+    if axes is None:
+        assert isinstance(part, DeepseekV4ForCausalLM), "one process has the whole model"
+        return body(part)
+    mesh = DecodeMesh(part, MeshRanks(axes.control, run.interruption, model.mesh.dims.pp_size))
     found = model.mesh.ranks.each(_outcome(mesh, body, alive).result)[0]
     run.stop_if_signalled()
     assert found is not None, "a body that a signal stopped stops the run"
     return found
+
+
+def _carried_stages(folder: Path, model: DeepseekV4ForCausalLM | DecodeStage, mesh: Mesh) -> ModuleList:
+    """The DSpark stages of a checkpoint, with the experts of this process. Collective."""
+    complete = DeepseekV4ForCausalLM(model.config, "meta", model.dtype, model.numerics, drafter=True)
+    kind = FolderSource(folder).kind
+    quantize_modules(complete.mtp, lambda name: kind(f"mtp.{name}"))
+    apply_expert_parallel(complete, mesh)
+    complete.mtp.to_empty(device=model.device)
+    names = {f"mtp.{name}": tensor for name, tensor in complete.mtp.state_dict().items()}
+    shards = {name: shard_of(name, tensor, mesh) for name, tensor in names.items()}
+    mesh.ranks.each(lambda: load_weights(shards, folder, checkpoint_shapes(model.config)))
+    return complete.mtp
 
 
 def _outcome(mesh: DecodeMesh, body: Callable[[DecodeMesh], T], alive: Callable[[], None]) -> Future[T | None]:

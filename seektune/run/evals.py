@@ -21,7 +21,6 @@ from seektune.parallel.model import ParallelModel
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData
 from seektune.run.decoding import run_decoding
-from seektune.run.drafter import decoding_model
 
 Scores: TypeAlias = Mapping[str, TaskScore]
 """By the task's name; a task that did not run has none."""
@@ -84,12 +83,11 @@ def run_task(
         Interrupted: a signal asked to stop.
     """
     together = _stopping(show, run.stop_if_signalled)
-    if task.info.name == DRAFTER:
-        return task.run(decoding_model(model), data.tokenizer, batch_tokens, together)
     if not task.decodes:
         return task.run(model, data.tokenizer, batch_tokens, together)
     alone = _stopping(show, run.stop_alone_if_signalled)
-    return run_decoding(run, model, lambda whole: task.run(whole, data.tokenizer, batch_tokens, alone), alive)
+    drafts = task.info.name == DRAFTER
+    return run_decoding(run, model, lambda whole: task.run(whole, data.tokenizer, batch_tokens, alone), alive, drafts)
 
 
 def read_evals(folder: Path, when: str, tasks: Sequence[Task]) -> Scores:

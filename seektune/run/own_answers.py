@@ -1,7 +1,8 @@
 """Answers of the model itself to training prompts: what its drafter is trained on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from seektune.data.example import Example, continuation
 from seektune.data.examples import ExampleList
 from seektune.data.loader import Loader
 from seektune.data.mixing import Mixture
+from seektune.data.step_data import Share
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.mesh import DecodeMesh
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import DEFAULT
 from seektune.io.atomic import write_atomically
@@ -18,30 +21,35 @@ from seektune.io.console import say
 from seektune.io.jsonl import as_line, read_jsonl
 from seektune.io.run_files import OWN_ANSWERS
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.parallel.model import ParallelModel
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData, digest_of
+from seektune.run.decoding import run_decoding
 
 ROWS = 32
 """Prompts that are answered together."""
 
 
-def with_own_answers(run: RunContext, data: TrainData, model: Callable[[], DeepseekV4ForCausalLM]) -> TrainData:
-    """The data with the model's own answers in place of the training rows.
+def with_own_answers(run: RunContext, data: TrainData, model: ParallelModel) -> TrainData:
+    """The data with the model's own answers in place of the training rows. Collective.
 
-    A run that resumes reads them from its folder, or from that of the run it started from; `model` is called to
-    decode otherwise.
+    A run that resumes reads them from its folder, or from that of the run it started from; `model` decodes them
+    otherwise, with its processes together.
 
     Raises:
         ValueError: the file of answers is missing or damaged, or no training row has a prompt.
     """
     recipe = run.recipe
     if run.start.checkpoint is None:
-        found = _answers(run, data, model())
+        found = run_decoding(run, model, partial(_answers, run, data))
     else:
         places = [run.folder / OWN_ANSWERS, run.start.checkpoint.parent.parent / OWN_ANSWERS]
-        found = read_answers(next((place for place in places if place.is_file()), places[0]))
+        found = run.mesh.ranks.first(
+            lambda: read_answers(next((place for place in places if place.is_file()), places[0]))
+        )
     mixture = Mixture([ExampleList(found)], recipe.seed)
-    loader = Loader(mixture, recipe.batch, data.tokenizer.pad_id)
+    share = Share(run.mesh.coords.dp, run.mesh.dims.data_size)
+    loader = Loader(mixture, recipe.batch, data.tokenizer.pad_id, share)
     return replace(data, loader=loader, rows=len(found), digest=digest_of(found), own_answers=found)
 
 
@@ -81,7 +89,8 @@ def _prompt(example: Example) -> list[int]:
     return [int(token) for token in example.tokens[: taught[0]]] if len(taught) else []
 
 
-def _answers(run: RunContext, data: TrainData, model: DeepseekV4ForCausalLM) -> list[Example]:
+def _answers(run: RunContext, data: TrainData, model: DeepseekV4ForCausalLM | DecodeMesh) -> list[Example]:
+    """On rank 0."""
     recipe = run.recipe
     section = recipe.train
     requests: list[Request] = []
@@ -101,7 +110,7 @@ def _answers(run: RunContext, data: TrainData, model: DeepseekV4ForCausalLM) -> 
     for start in range(0, len(requests), ROWS):
         for token in DecodeEngine(model, requests[start : start + ROWS], cpu_kernels=False).tokens():
             answers[start + token.request].append(token.id)
-        run.stop_if_signalled()
+        run.stop_alone_if_signalled()
     say(f"own answers: {len(requests):,} of up to {section.drafter_answer_tokens} tokens, to train the drafter on")
     return [
         continuation(list(request.prompt), answer, f"own answer {number}")

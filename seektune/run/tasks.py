@@ -20,8 +20,8 @@ from seektune.run.decoding import decoding_obstacle
 from seektune.run.drafter import drafter_is_measured
 from seektune.sequence import Batch
 
-DECODING = (SAMPLES, ANSWERS, HARNESS)
-"""Kinds of tasks that decode, besides `drafter`, which has a check of its own."""
+DECODING = (SAMPLES, ANSWERS, HARNESS, DRAFTER)
+"""Kinds of tasks that decode."""
 HARNESS_LENGTH = 4096
 """Maximum tokens that the model reads at once in tasks of lm-evaluation-harness."""
 
@@ -68,13 +68,13 @@ def make_tasks(recipe: Recipe, config: DeepseekV4Config, dims: ParallelDims, dat
         OSError: data of a task is not here and cannot be fetched.
     """
     chosen = [*recipe.evaluate.task_list(recipe.datasets)]
-    if drafter_is_measured(recipe, config, dims.world) and not any(task.name == DRAFTER for task in chosen):
+    obstacles = {kind: decoding_obstacle(dims, recipe.parallel, drafts=kind == DRAFTER) for kind in DECODING}
+    if drafter_is_measured(recipe, config, obstacles[DRAFTER]):
         chosen.append(TaskConfig(name=DRAFTER))
-    obstacle = decoding_obstacle(dims, recipe.parallel)
-    if obstacle is not None:
-        for task in (task for task in chosen if task.kind in DECODING):
+    for task in chosen:
+        if (obstacle := obstacles.get(task.kind)) is not None:
             data.cache.note(f"note: the task {task.title} does not run: it decodes, and {obstacle}")
-        chosen = [task for task in chosen if task.kind not in DECODING]
+    chosen = [task for task in chosen if obstacles.get(task.kind) is None]
     scored = [task for task in chosen if task.name != SAMPLES]
     samples = [task for task in chosen if task.name == SAMPLES]
     return RunTasks(

@@ -37,14 +37,14 @@ class ResumableRun:
         group = None if model.mesh.axes is None else model.mesh.axes.checkpoint
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.checkpoint, self.saved.append, group)
         self._guard = LossGuard(settings.guard)
-        self._base = self._frozen().digest if model.is_adapted() else None
+        self._base = self._frozen().digest if model.has_frozen_base else None
         accumulate_in_fp32(model.parameters())
 
     def resume(self, checkpoint: Path) -> None:
         """Restore the state of a checkpoint.
 
         Raises:
-            ValueError: it is of another model, optimizer or dataset, or its adapters are for other frozen weights.
+            ValueError: it is of another model, optimizer or dataset, or was made on other frozen weights.
         """
         facts = read_facts(checkpoint)
         if lacking := {"step", "stream", "log", "guard"} - facts.keys():
@@ -126,8 +126,8 @@ class ResumableRun:
             return
         frozen = self._frozen()
         if frozen.digest != self._base:
-            raise RuntimeError("a frozen weight moved during training; the adapters are not for the base they name")
+            raise RuntimeError("a frozen weight moved during training; the result is not for the base it names")
         log.say(f"frozen weights: {frozen.nbytes:,} bytes, none changed")
 
     def _frozen(self) -> FrozenDigest:
-        return frozen_digest(self.model.base_shards(), self.model.mesh.ranks)
+        return frozen_digest(self.model.frozen_shards(), self.model.mesh.ranks)

@@ -18,10 +18,10 @@ RANDOM = "random."
 def run_tensors(model: ParallelModel, optimizer: MasterOptimizer) -> dict[str, Tensor | Shard]:
     """This rank's state of a run: weights, buffers and optimizer state by name, and torch's random state.
 
-    Of a model with adapters only those: its base is where it was read from. Random states carry the number of their
-    process; other layouts ignore them.
+    Of a model with a frozen base only what is trained: the base is where it was read from. Random states carry the
+    number of their process; other layouts ignore them.
     """
-    held = model.adapter_shards() if model.is_adapted() else model.shards()
+    held = model.trained_shards()
     tensors: dict[str, Tensor | Shard] = {MODEL + name: piece for name, piece in held.items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():

@@ -27,7 +27,7 @@ from seektune.parallel.simulate.even_routing import assume_even_routing
 from seektune.parallel.simulate.fake_backend import fake_process_group, meta_tensors
 from seektune.parallel.stage import Stage
 from seektune.recipe.recipe import Recipe
-from seektune.run.build import quantize_frozen
+from seektune.run.build import preparation
 from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32, clip, shard_norms, squared_norm
 from seektune.train.optim.build import build_optimizer
@@ -147,7 +147,7 @@ def _frozen_form(recipe: Recipe, config: DeepseekV4Config) -> Prepare:
     """
     shapes = recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"merge_into": None})})
     weights = recipe.model.weights
-    return quantize_frozen(shapes, config, Path(weights) if weights is not None and Path(weights).is_dir() else None)
+    return preparation(shapes, config, Path(weights) if weights is not None and Path(weights).is_dir() else None)
 
 
 def _take_step(

@@ -24,7 +24,7 @@ from seektune.evaluate.likelihood import Progress
 from seektune.evaluate.perplexity import PerplexityTask, read_texts
 from seektune.evaluate.task import Task, TaskScore
 from seektune.generate.mesh import DecodeMesh
-from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
+from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.session import AS_STORED, LoadOptions, note_other_tokenizer
 from seektune.io.console import counted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -111,14 +111,13 @@ def evaluate(
         OSError: the data or a model cannot be read or downloaded.
     """
     processes.refuse_with_pipeline(DRAFTER in tasks, f"--task {DRAFTER}")
-    refuse_on_several(DRAFTER in tasks and processes.slot.world > 1, f"--task {DRAFTER}")
     bare = replace(setting.reading, adapter=None)
     readings = [(model, setting.reading)]
     if against is not None and (against, bare) != (model, setting.reading):
         readings.append((against, bare))
     if not processes.is_main:
         for name, reading in readings:
-            reading.read_spread(name, processes).follow()
+            reading.read_spread(name, processes, DRAFTER in tasks).follow()
         return
     asked = _tasks(tasks, data, cache_dir, setting, model)
     if DRAFTER in tasks and against is not None:
@@ -198,10 +197,10 @@ def _run(
     reading.check()
     kept = tasks.harness is not None
     answers = answers_file(cache_dir, model, reading, setting.harness.max_length) if kept else None
-    if processes.slot.world > 1:
-        mesh = reading.read_spread(model, processes)
-        return mesh.lead(lambda: tasks.run(model, mesh, setting.batch_tokens, answers))
     drafts = any(task.info.name == DRAFTER for task in tasks.own)
+    if processes.slot.world > 1:
+        mesh = reading.read_spread(model, processes, drafts)
+        return mesh.lead(lambda: tasks.run(model, mesh, setting.batch_tokens, answers))
     return tasks.run(model, reading.read(model, drafter=drafts), setting.batch_tokens, answers)
 
 

@@ -39,6 +39,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
         lora_rank=recipe.lora.rank if recipe.lora.targets else 0,
         streamed=recipe.model.offload == "stream",
         references=int(recipe.switches_adapters_off),
+        drafter=recipe.train.drafter,
     )
 
 
@@ -66,6 +67,7 @@ def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight
             values=counts.get(name, 0) // max(tensor.numel(), 1),
             moment_bytes=needs[name].moment_bytes if name in needs else 0,
             matrix_flops=needs[name].matrix_flops if name in needs else 0,
+            apart=not (recipe.train.drafter and name.startswith("mtp.")),
         )
         for name, tensor in state.items()
     ]

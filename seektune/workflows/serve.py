@@ -14,7 +14,7 @@ from seektune.data.tokenizer import load_tokenizer
 from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.mesh import DecodeMesh
-from seektune.generate.processes import ONE_PROCESS, DecodeProcesses, refuse_on_several
+from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.session import LoadOptions, choose_encoding, note_other_tokenizer
 from seektune.io.console import say
 from seektune.lora.build import share_weights
@@ -105,10 +105,9 @@ def _meshes(
 ) -> dict[str, DecodeMesh]:
     """As `_models`, on several processes. Collective."""
     processes.refuse_with_pipeline(service.speculative, "--speculative")
-    refuse_on_several(service.speculative, "--speculative")
     name, adapter_name = _names(model, reading, service)
     reading.check()
-    base = replace(reading, adapter=None).read_part(model, processes)
+    base = replace(reading, adapter=None).read_part(model, processes, service.speculative)
     ranks = processes.ranks()
     meshes = {name: DecodeMesh(base.model, ranks)}
     if reading.adapter is not None:

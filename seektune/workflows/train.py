@@ -26,7 +26,6 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.build import build_mesh, build_model, check_sources, origin, read_config, weight_notes
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData, prepare_data
-from seektune.run.drafter import decoding_model
 from seektune.run.during import TrainingEvaluations
 from seektune.run.evals import Scores, read_evals, run_eval, write_evals
 from seektune.run.model_card import put_card, run_card
@@ -109,7 +108,7 @@ def _run(run: RunContext, cache_dir: Path) -> None:
     with run.shielded_if_parallel():
         model = build_model(recipe, run.config, mesh, with_weights=run.is_fresh)
         if recipe.train.drafter:
-            data = with_own_answers(run, data, lambda: decoding_model(model))
+            data = with_own_answers(run, data, model)
         facts = describe(recipe, model, data)
         before = _eval_before(run, model, data)
         reference = make_reference(recipe, model)

@@ -1,7 +1,7 @@
 """A model in which every mechanism counts; what it finds and learns on one device, and on a mesh of processes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,15 @@ from seektune.model.gate import HashGate
 from seektune.model.objective import CROSS_ENTROPY, Objective, ObjectiveLoss, TokenLogprobs
 from seektune.model.preference import DPO, KTO
 from seektune.model.preference_objective import AnswerFeedback, Preference
+from seektune.model.step_loss import DraftObjective
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.parallelize import parallelize
+from seektune.parallel.parallelize import parallelize, unchanged
 from seektune.parallel.placement import local, shard_like, shard_of
 from seektune.parallel.reference import NO_REFERENCE, AdaptersOff
+from seektune.run.drafter import drafter_trainer
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
@@ -98,6 +100,12 @@ class Subject:
     objective: str = "cross_entropy"
     adapters_off: bool = False
     """The reference's log-probabilities are the model's without its adapters, not made ones."""
+    anchors: int | None = None
+    """Of each micro-batch, if the DSpark stages are trained instead of the model."""
+
+    def drafts(self, data: StepData) -> DraftObjective | None:
+        """How drafts are trained."""
+        return None if self.anchors is None else DraftObjective(self.anchors, data.micro_batches, seed=7)
 
 
 @dataclass(frozen=True)
@@ -122,8 +130,10 @@ class Course:
 
 
 def whole_model(subject: Subject) -> DeepseekV4ForCausalLM:
-    model = DeepseekV4ForCausalLM(subject.config, dtype=subject.dtype)
+    model = DeepseekV4ForCausalLM(subject.config, dtype=subject.dtype, drafter=subject.anchors is not None)
     randomize(model)
+    if subject.anchors is not None:
+        drafter_trainer(None)(model)
     for gate in model.gates().values() if subject.crowded else ():
         if isinstance(gate, HashGate):
             gate.tid2eid.copy_(torch.arange(gate.tid2eid.shape[1]))
@@ -141,7 +151,9 @@ def spread(parallel: Mapping[str, Any], subject: Subject) -> ParallelModel:
     """In a worker: the same weights, spread."""
     wanted = ParallelConfig.model_validate(parallel)
     mesh = Mesh.of(make_dims(wanted, dist.get_world_size(), subject.config), torch.device("cpu"))
-    model = parallelize(subject.config, mesh, wanted, subject.dtype)
+    drafter = subject.anchors is not None
+    prepare = drafter_trainer(None) if drafter else unchanged
+    model = parallelize(subject.config, mesh, wanted, subject.dtype, prepare=prepare, drafter=drafter)
     whole = whole_model(subject).state_dict()
     with torch.no_grad():
         for name, piece in model.shards().items():
@@ -191,8 +203,9 @@ def look(model: ParallelModel, subject: Subject) -> Found:
     """One pass; no gradient is left behind."""
     data = own_data(model, subject)
     objective = OBJECTIVES[subject.objective]
-    has_mtp = model.config.num_nextn_predict_layers > 0
+    has_mtp = model.config.mtp_layers > 0
     wanted = make_step_loss(data, subject.loss, has_mtp, objective, step_count(objective, data, model.mesh))
+    wanted = replace(wanted, drafts=subject.drafts(data))
     accumulate_in_fp32(model.parameters())
     reference = AdaptersOff(model) if subject.adapters_off else NO_REFERENCE
     outcome = model.train([reference.own(batch) for batch in data.batches], wanted, lambda phase: None)
@@ -214,7 +227,9 @@ def learn(model: ParallelModel, subject: Subject, steps: int = STEPS, wanted: Op
     accumulate_in_fp32(model.parameters())
     moving = build_optimizer(model, wanted, 0, model.mesh)
     done = [
-        train_step(model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm)
+        train_step(
+            model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm, drafts=subject.drafts(data)
+        )
         for step in range(1, steps + 1)
     ]
     weights = {name: portable(shard_of(name, p, model.mesh)) for name, p in model.named_parameters()}
@@ -231,6 +246,15 @@ def portable(piece: Any) -> tuple[np.ndarray, Box]:
 
 def look_spread(parallel: Mapping[str, Any], subject: Subject) -> Found:
     return look(spread(parallel, subject), subject)
+
+
+def draft(model: ParallelModel, subject: Subject) -> tuple[Found, Course]:
+    """One pass of the stages, and steps of them."""
+    return look(model, subject), learn(model, subject)
+
+
+def draft_spread(parallel: Mapping[str, Any], subject: Subject) -> tuple[Found, Course]:
+    return draft(spread(parallel, subject), subject)
 
 
 def learn_twice(model: ParallelModel, subject: Subject, muon: bool = True) -> dict[str, Course]:

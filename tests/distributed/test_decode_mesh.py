@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,13 +15,14 @@ from seektune.checkpoint.source import FolderSource
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.answers_task import AnswersTask
 from seektune.evaluate.config import TaskConfig
+from seektune.evaluate.drafter_task import drafter_task
 from seektune.evaluate.prompts import PromptForm
 from seektune.generate.detokenize import generate_all
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import DecodeProcesses, decode_dims
 from seektune.generate.ranks import MeshRanks
-from seektune.generate.request import Request
+from seektune.generate.request import DraftCounts, Request
 from seektune.generate.sampling_params import GREEDY, Sampling
 from seektune.generate.session import LoadOptions
 from seektune.lora.files import save_adapter
@@ -40,7 +42,8 @@ from seektune.run.decoding import decoding_obstacle
 from seektune.signals import Interruption
 from seektune.workflows.dry_run_decode import placed
 
-from ..conftest import TOY, randomize
+from ..conftest import DSPARK, TOY, randomize
+from ..generate.drafting import sometimes_right
 from ..train.tiny_run import made_batch
 from .workers import run_workers
 
@@ -54,6 +57,13 @@ READINGS = {
     "adapter on packed weights": ("released", LoadOptions("fp32", quantized=True, adapter=Path("adapter"))),
 }
 """Folder of the weights, and how they are read."""
+DRAFTING = {
+    "mtp": CONFIG,
+    "dspark": CONFIG.replace(**DSPARK | {"dspark_markov_rank": CONFIG.hidden_size, "num_nextn_predict_layers": 1}),
+}
+"""Models with a drafter, by the folder of their weights."""
+ENDED = {4: 2, 27: 6}
+"""Steps at which requests that are drafted for are ended, and their numbers."""
 Texts = list[list[tuple[int, float]]]
 """Of each request: tokens and their log-probabilities."""
 
@@ -73,6 +83,19 @@ class Found:
     """The answers task's outcomes."""
 
 
+@dataclass(frozen=True)
+class Drafted:
+    """What a model decodes with its drafter."""
+
+    greedy: Texts
+    sampled: list[str]
+    counts: DraftCounts
+    """Of all drafts of greedy texts."""
+    by_request: list[DraftCounts]
+    score: dict[str, Any]
+    """Of the task `drafter`."""
+
+
 def prompt(length: int, seed: int) -> list[int]:
     return torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
@@ -82,19 +105,31 @@ def greedy(length: int, new: int, seed: int, **options: Any) -> Request:
 
 
 def decoded(
-    model: Decodes, first: Sequence[Request], later: dict[int, Sequence[Request]], ended: dict[int, int]
+    model: Decodes,
+    first: Sequence[Request],
+    later: dict[int, Sequence[Request]],
+    ended: dict[int, int],
+    drafts: DraftCounts | None = None,
 ) -> Texts:
-    """Requests of `first`, those that join at later steps, and numbers that end after some tokens."""
-    engine = DecodeEngine(model, first, longest=400, cpu_kernels=False)
+    """Requests of `first`, those that join at later steps, and numbers that end after some tokens.
+
+    With `drafts`, which counts them, a drafter proposes tokens, and the numbers of ENDED end at steps.
+    """
+    engine = DecodeEngine(model, first, speculative=drafts is not None, longest=400, cpu_kernels=False)
+    stopped = {} if drafts is None else ENDED
     texts: Texts = [[] for _ in [*first, *(each for some in later.values() for each in some)]]
     step = 0
-    while not engine.done or step <= max(later, default=0):
+    while not engine.done or step <= max([*later, *stopped], default=0):
         engine.add(later.get(step, []))
+        if step in stopped:
+            engine.end(stopped[step])
         for token in engine.step():
             texts[token.request].append((token.id, token.logprob))
             if len(texts[token.request]) == ended.get(token.request):
                 engine.end(token.request)
         step += 1
+    if drafts is not None:
+        drafts.add(engine.drafts)
     return texts
 
 
@@ -131,6 +166,22 @@ def found(model: Any, folder: Path) -> Found:
     )
 
 
+def drafted(model: Any) -> Drafted:
+    """Texts that begin and end at any time, on ranks with one, several and no chunks of a prompt to read."""
+    lengths = ((3, 9), (40, 3), (70, 14), (25, 1), (1, 12), (33, 6), (2, 40))
+    asked = [greedy(length, new, seed, drafts=DraftCounts()) for seed, (length, new) in enumerate(lengths)]
+    counts = DraftCounts()
+    with patch("seektune.generate.worker.CHUNK", 24):
+        texts = decoded(model, asked[:2], {1: asked[2:4], 6: asked[4:6], 20: asked[6:]}, {}, counts)
+    sampling = Sampling(temperature=0.8, top_p=0.9)
+    sampled = [Request(prompt(4 + i, i), 6, sampling, seed=i) for i in range(3)]
+    written, _ = generate_all(model, load_tokenizer(VOCAB), sampled, rows=4, speculative=True, cpu_kernels=False)
+    by_request = [each.drafts for each in asked if each.drafts is not None]
+    task = drafter_task(model.config, [prompt(length, length) for length in (5, 9, 2)])
+    score = task.run(model, load_tokenizer(VOCAB), 64).to_dict()
+    return Drafted(texts, [text.text for text in written], counts, by_request, score)
+
+
 def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
     weights, reading = READINGS[name]
     adapter = reading.adapter and folder / reading.adapter
@@ -139,8 +190,8 @@ def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
 
 def found_together(
     folder: Path, names: Sequence[str], ep_size: int | None, pp_size: int
-) -> tuple[dict[str, Found], dict[str, int]]:
-    """In a worker: what rank 0 finds, and the bytes that this rank holds."""
+) -> tuple[dict[str, Found], dict[str, Drafted], dict[str, int]]:
+    """In a worker: what rank 0 finds by reading, and with each drafter; and the bytes that this rank holds."""
     world = dist.get_world_size()
     processes = DecodeProcesses(ProcessSlot(world, dist.get_rank(), worker=True), ep_size, pp_size)
     results = {}
@@ -155,7 +206,16 @@ def found_together(
         assert experts == {CONFIG.n_routed_experts // (ep_size or world)}
         held[name] = sum(x.nbytes for key, x in part.state_dict().items() if ".lora." not in key)
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
-    return results, held
+    return results, drafted_together(folder, processes) if pp_size == 1 else {}, held
+
+
+def drafted_together(folder: Path, processes: DecodeProcesses) -> dict[str, Drafted]:
+    """In a worker."""
+    results = {}
+    for name in DRAFTING:
+        mesh = LoadOptions("fp32", quantized=True).read_spread(str(folder / name), processes, drafter=True)
+        results |= led(mesh, name, lambda mesh=mesh: drafted(mesh))
+    return results
 
 
 def led(mesh: DecodeMesh, name: str, body: Callable[[], T]) -> dict[str, T]:
@@ -200,6 +260,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, x in adapter_state(model).items():
             x.copy_(initial_a(name, x.shape, 1))
     save_adapter(model, made / "adapter", adapter="loaded")
+    for name, config in DRAFTING.items():
+        drafting = DeepseekV4ForCausalLM(config, drafter=True)
+        randomize(drafting)
+        sometimes_right(drafting).save_pretrained(made / name, "released")
     rows = [
         f'{{"prompt": "The man {word}", "answer": "{letter}"}}' for word in ("is", "was", "sat") for letter in "aeo "
     ]
@@ -212,6 +276,25 @@ def found_alone(folder: Path, name: str) -> Found:
     """What one process finds."""
     weights, reading = read(folder, name)
     return found(reading.read(weights), folder)
+
+
+@cache
+def drafted_alone(folder: Path, name: str) -> Drafted:
+    """What one process decodes with its drafter."""
+    return drafted(LoadOptions("fp32", quantized=True).read(str(folder / name), drafter=True))
+
+
+def check_same_drafts(here: Drafted, there: Drafted) -> None:
+    """A request that is ended early has as many tokens as the chunks of other prompts leave it time for."""
+    for number, (one, many) in enumerate(zip(here.greedy, there.greedy, strict=True)):
+        common = min(len(one), len(many)) if number in ENDED.values() else max(len(one), len(many))
+        assert [token for token, _ in many[:common]] == [token for token, _ in one[:common]]
+    kept = [number for number in range(len(here.by_request)) if number not in ENDED.values()]
+    assert [there.by_request[number] for number in kept] == [here.by_request[number] for number in kept]
+    for each in (here, there):
+        assert each.counts.made == sum(counts.made for counts in each.by_request)
+    assert (there.sampled, there.score) == (here.sampled, here.score)
+    assert 0 < here.counts.accepted < here.counts.made
 
 
 def check_same(here: Found, there: Found) -> None:
@@ -245,14 +328,18 @@ def test_a_mesh_decodes_and_scores_as_one_process(
     folder: Path, world: int, ep_size: int | None, pp_size: int, names: list[str]
 ):
     together = run_workers(world, found_together, folder, names, ep_size, pp_size)
-    assert [results for results, _ in together[1:]] == [{}] * (world - 1)
+    assert [results for *results, _ in together[1:]] == [[{}, {}]] * (world - 1)
+    found, drafts, _ = together[0]
     for name in names:
-        check_same(found_alone(folder, name), together[0][0][name])
+        check_same(found_alone(folder, name), found[name])
         weights, reading = read(folder, name)
         kinds = FolderSource(Path(weights)).kind if reading.quantized else None
         dims = decode_dims(world, ep_size, pp_size, CONFIG)
         planned = [placed(CONFIG, kinds, reading, dims, rank, allowed=0) for rank in range(world)]
-        assert [held[name] for _, held in together] == [each.parts.total() for each in planned]
+        assert [held[name] for *_, held in together] == [each.parts.total() for each in planned]
+    assert list(drafts) == ([*DRAFTING] if pp_size == 1 else [])
+    for name in drafts:
+        check_same_drafts(drafted_alone(folder, name), drafts[name])
 
 
 def test_no_two_readings_decode_alike(folder: Path):

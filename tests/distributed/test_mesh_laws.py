@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from ..conftest import DSPARK
 from .mesh_law import (
     SHALLOW,
     SHORT,
@@ -13,6 +14,8 @@ from .mesh_law import (
     Found,
     Subject,
     alone,
+    draft,
+    draft_spread,
     errors,
     learn,
     learn_spread,
@@ -90,6 +93,9 @@ RICH = Subject(weighted=True)
 LEARNER = Subject(SHORT, config=SHALLOW, seed=4)
 """With four stages, the MTP block has the last one for itself."""
 FEW = Subject(((131,), (1, 3, 9, -5, 30), (2,), (64,)), seed=3)
+DRAFTER = Subject(
+    ((131,), (1, 3, 9, -5, 30), (1,), (64,)), micro_size=1, config=SHALLOW.replace(**DSPARK), seed=3, anchors=40
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +103,11 @@ def found_alone() -> dict[str, Found]:
     """By objective."""
     subjects = {case.objective: replace(RICH, objective=case.objective) for case in LOOKED_AT}
     return {name: look(alone(subject), subject) for name, subject in subjects.items()}
+
+
+@pytest.fixture(scope="module")
+def drafted_alone() -> tuple[Found, Course]:
+    return draft(alone(DRAFTER), DRAFTER)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +119,7 @@ def learnt_alone() -> dict[str, Course]:
 @SLOW
 @pytest.mark.parametrize("case", LOOKED_AT, ids=str)
 def test_parts_norm_loads_and_every_gradient_are_those_of_one_device(found_alone: dict[str, Found], case: Case):
+    assert found_alone[case.objective].parts["balance_loss"] > 0.1, "the balance loss must count"
     everywhere = run_workers(case.world, look_spread, case.parallel, case.of(RICH))
     same_findings(everywhere, found_alone[case.objective])
 
@@ -121,7 +133,6 @@ def test_so_it_is_with_few_rows(case: Case):
 
 
 def same_findings(everywhere: list[Found], one: Found) -> None:
-    assert one.parts["balance_loss"] > 0.1, "the balance loss must count"
     for found in everywhere:
         assert found.parts.keys() == one.parts.keys()
         for name, value in one.parts.items():
@@ -151,6 +162,29 @@ def test_steps_stay_equal(learnt_alone: dict[str, Course], case: Case):
             assert course.losses == pytest.approx(one.losses, rel=BOUND)
             assert course.norms == pytest.approx(one.norms, rel=10 * BOUND)
         assert_small(errors([course.weights for course in courses], one.weights))
+
+
+@SLOW
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(2, {}, 1),
+        Case(2, {"dp_replicate": 2, "ep_size": 2}, 1),
+        Case(4, {"ep_size": 2}, 1),
+    ],
+    ids=str,
+)
+def test_drafters_learn_what_they_learn_on_one_device(drafted_alone: tuple[Found, Course], case: Case):
+    """Of the rows of a step, some have more anchors than a pass takes, and one has none."""
+    found, course = drafted_alone
+    everywhere = run_workers(case.world, draft_spread, case.parallel, DRAFTER)
+    assert found.parts["draft_distance"] > 0.1
+    assert found.gradients
+    assert all(name.startswith("mtp.") for name in found.gradients)
+    same_findings([each for each, _ in everywhere], found)
+    for each in everywhere:
+        assert each[1].losses == pytest.approx(course.losses, rel=BOUND)
+    assert_small(errors([each.weights for _, each in everywhere], course.weights))
 
 
 @SLOW

@@ -15,6 +15,8 @@ from seektune.generate.worker import DecodeWorker
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.conftest import DSPARK
 
+from .drafting import sometimes_right
+
 GREEDY = Sampling(temperature=0)
 NEW = 8
 
@@ -26,17 +28,7 @@ def model(toy_model) -> DeepseekV4ForCausalLM:
 
 @pytest.fixture(scope="module")
 def drafting(toy_model) -> DeepseekV4ForCausalLM:
-    """A model whose MTP block is sometimes right: its blocks change little beyond a token's own embedding."""
-    model = toy_model()
-    with torch.no_grad():
-        for name, x in model.named_parameters():
-            if name.endswith(("wo_b.weight", "w2", "w2.weight")):
-                x.mul_(0.15)
-        model.mtp[0].e_proj.weight.copy_(torch.eye(32))
-        model.mtp[0].h_proj.weight.zero_()
-        for each in (model.mtp[0].enorm, model.mtp[0].norm, model.norm):
-            each.weight.fill_(1.0)
-    return model
+    return sometimes_right(toy_model())
 
 
 def prompts(*lengths: int) -> list[list[int]]:
@@ -205,18 +197,7 @@ def test_invalid_requests_are_refused(model, toy_model):
 
 @pytest.fixture(scope="module")
 def dspark(toy_model) -> DeepseekV4ForCausalLM:
-    """A model whose DSpark stages are sometimes right: its blocks change little beyond a token's own embedding."""
-    model = toy_model(drafter=True, **DSPARK | {"dspark_markov_rank": 32})
-    with torch.no_grad():
-        for name, x in model.named_parameters():
-            if name.endswith(("wo_b.weight", "w2", "w2.weight")):
-                x.mul_(0.15)
-        # the Markov head says what an embedding says to the output head
-        model.mtp[-1].markov_head.markov_w1.weight.copy_(model.embed.weight)
-        model.mtp[-1].markov_head.markov_w2.weight.copy_(model.head.weight)
-        model.mtp[-1].norm.weight.fill_(0.05)
-        model.norm.weight.fill_(1.0)
-    return model
+    return sometimes_right(toy_model(drafter=True, **DSPARK | {"dspark_markov_rank": 32}))
 
 
 def test_greedy_decoding_with_dspark_matches_plain(dspark):

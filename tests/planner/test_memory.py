@@ -12,10 +12,11 @@ from seektune.planner.memory import RankMemory, first_ranks, peak_rank, rank_mem
 from seektune.planner.report import make_report
 from seektune.workflows.dry_run import take_dry_run
 from seektune.workflows.dry_run_rank import RankDryRun
-from tests.places import FLASH, FLASH_LORA, ROOT, TINY
+from tests.places import FLASH, FLASH_LORA, RECIPES, ROOT, TINY
 
 from .jobs import layout, recipe
 
+FLASH_CHAT = RECIPES / "deepseek_v4_flash_chat.yaml"
 SMALL = ("model.dtype=bf16", "batch.global_size=8", "batch.micro_size=2", "batch.length=8")
 
 
@@ -53,6 +54,23 @@ def test_planned_bytes_of_the_flash_recipe_equal_the_dry_run() -> None:
 def test_planned_bytes_of_adapters_equal_the_dry_run() -> None:
     planned, dry = layout(FLASH_LORA, 8), take_dry_run(recipe(FLASH_LORA), 8, [0])
     assert planned_bytes(rank_memory(planned, 0)) == dry_run_bytes(dry.ranks[0])
+
+
+@pytest.mark.slow
+def test_a_released_drafter_is_trained_on_one_node_only_if_the_backbone_stays_packed() -> None:
+    sizes = {"pp_size": 1, "ep_size": 8, "dp_replicate": 8, "dp_shard": 1}
+    batch = {"global_size": 16, "micro_size": 2, "length": 2048}
+    words = ["model.quantized=true", "train.drafter=true", "optimizer.name=adamw_8bit", "loss.bias_update_speed=0"]
+    words += [f"parallel.{key}={size}" for key, size in sizes.items()]
+    words += [f"batch.{key}={size}" for key, size in batch.items()]
+    planned = layout(FLASH_CHAT, 8, *words)
+    held = rank_memory(planned, 0).upper
+    stages = 19_845_850_983
+    assert stages / 8 < held["trained"] < stages / 6
+    assert held["quantized"] > 20e9
+    assert make_report(planned, known_gpu("h100-80gb", 8)).verdict()[0]
+    whole = layout(FLASH_CHAT, 8, *[word for word in words if "quantized" not in word])
+    assert not make_report(whole, known_gpu("h100-80gb", 8)).verdict()[0]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seektune.model.block import Block
 from seektune.model.dspark import DraftBlock, DraftLayout, DSparkStage, LayerMeans, draft_ids, run_stages
 from seektune.model.kv_cache.cache import ROLLBACK, KVCache
 from seektune.model.kv_cache.size import CacheSize
@@ -74,6 +75,14 @@ class CachedTransformer(TransformerPart):
         """Take part in `advance` of the processes that share the experts, without tokens; no effect if none does."""
         nothing_ND = torch.empty(0, self.config.hidden_size, dtype=self.dtype, device=self.device)
         for block in self.layers:
+            block.ffn.join(nothing_ND)
+
+    @torch.no_grad()
+    def draft_empty(self) -> None:
+        """Take part in `foresee` or `draft`, as `advance_empty` does in `advance`."""
+        nothing_ND = torch.empty(0, self.config.hidden_size, dtype=self.dtype, device=self.device)
+        for block in self.mtp:
+            assert isinstance(block, Block)
             block.ffn.join(nothing_ND)
 
     @torch.no_grad()
