@@ -175,5 +175,8 @@ def split_args(args: list[str]) -> tuple[str, list[str]]:
     if not paths:
         raise ValueError("no recipe given: name a YAML file; `seektune init` lists and copies shipped ones")
     if len(paths) > 1:
-        raise ValueError(f"one recipe at a time, not {' and '.join(paths)}; write overrides as --section.key=value")
+        from seektune.recipe.override import meant_by
+
+        bare = next((path for path in paths if "=" in path), "")
+        raise ValueError(f"one recipe at a time, not {' and '.join(paths)}; write overrides as {meant_by(bare)}")
     return paths[0], overrides

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from seektune.data.example import continuation
+from seektune.data.sources.find import check_numbers
 from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.likelihood import Progress, Scorer, likelihoods
 from seektune.evaluate.statistics import Estimate
@@ -31,13 +32,15 @@ def read_texts(path: Path) -> list[Text]:
     A .txt file is one document; each line of a .jsonl file is one, under the key `text`.
 
     Raises:
-        ValueError: there is no text, or a line is invalid.
+        ValueError: there is no text, a line is invalid, or a numbered file of the folder is missing.
         OSError: a file cannot be read.
     """
     kinds = "perplexity reads .txt and .jsonl files, or a folder of them"
     if not path.exists():
         raise ValueError(f"{path} does not exist; {kinds}")
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
+    if path.is_dir():
+        check_numbers([str(file) for file in files])
     if any(file.suffix not in SUFFIXES for file in files):
         raise ValueError(f"{path}: {kinds}")
     texts = [text for file in files for text in _read(file) if text.text]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from seektune.io.json_file import read_json, write_json
+from seektune.io.json_file import MOST_CONFIG_BYTES, read_json, write_json
 from seektune.io.other_formats import other_format
 from seektune.io.tensor_names import tensor_names
 from seektune.io.transformers_config import is_transformers, released_keys
@@ -46,7 +46,7 @@ def read_config(place: Path) -> dict[str, Any]:
     if not file.is_file():
         missing = f"{file} does not exist; a checkpoint folder holds {CONFIG} beside its safetensors"
         raise ValueError(other_format(place) or missing)
-    config = read_json(file)
+    config = read_json(file, MOST_CONFIG_BYTES)
     if not is_transformers(config):
         return config
     try:
@@ -62,7 +62,7 @@ def lost_drafter(folder: Path) -> bool:
         ValueError: config.json is missing or damaged.
         OSError: it cannot be read.
     """
-    config = read_json(config_file(folder))
+    config = read_json(config_file(folder), MOST_CONFIG_BYTES)
     lost = is_transformers(config) and "compress_ratios" not in config and bool(config.get(NEXTN))
     return lost and _drafter_blocks(folder, config) == 0
 

@@ -11,13 +11,15 @@ from seektune.io.regular_file import open_regular
 
 MOST_STEPS = 2**48
 """More steps than any run has."""
-MOST_BYTES = 2**28
-"""More bytes than any JSON file of a checkpoint or run has; the largest index of a release has 12 MB."""
+MOST_BYTES = 2**26
+"""More bytes than any JSON file of a checkpoint or run has; the largest index of a release has 13 MB."""
+MOST_CONFIG_BYTES = 2**22
+"""More bytes than config.json or adapter_config.json has; the objects that are read take up to 25 times as many."""
 LARGEST = sys.float_info.max
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file.
+def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+    """The object in a file of at most so many bytes.
 
     Raises:
         ValueError: the file does not exist, is not a regular file, is too large, is not JSON, or holds another value
@@ -26,13 +28,11 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         with open_regular(path) as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(most + 1)
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    if len(content) > MOST_BYTES:
-        raise ValueError(
-            f"{path} is larger than {MOST_BYTES // 2**20} MiB, which no such file of a checkpoint or run is"
-        )
+    if len(content) > most:
+        raise ValueError(f"{path} is larger than {most // 2**20} MiB, which no such file of a checkpoint or run is")
     try:
         value = json.loads(content.decode("utf-8"))
     except RecursionError:

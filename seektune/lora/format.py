@@ -16,7 +16,7 @@ from torch import Tensor
 from seektune.checkpoint.header import read_header
 from seektune.checkpoint.write import LazyTensors, write_shard
 from seektune.io.atomic_dir import complete_folder
-from seektune.io.json_file import read_json, write_json
+from seektune.io.json_file import MOST_CONFIG_BYTES, read_json, write_json
 from seektune.io.run_files import RECIPE
 from seektune.io.text import on_one_line
 from seektune.lora.base_copies import BaseCopy, base_copies
@@ -161,7 +161,7 @@ def _check_replaceable(folder: Path) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} is not an adapter: it has no {CONFIG}")
-    config = read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG, MOST_CONFIG_BYTES)
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{folder / CONFIG} is not the config of a LoRA adapter (peft_type LORA)")
     return config

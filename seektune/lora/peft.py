@@ -19,6 +19,10 @@ from seektune.lora.peft_experts import stack_experts
 from seektune.lora.peft_names import PREFIX, released_module, stem_of, wrapped_module
 
 _EXPERTS = re.compile(r"(.*\.experts)\.(w[123])")
+EXPERTS = (".experts", ".experts.base_layer")
+"""How the names of PEFT's wrappers of experts end."""
+FIRST = (".lora_A.weight", ".lora_embedding_A")
+"""How the keys of a module's A end."""
 
 
 @dataclass(frozen=True)
@@ -132,21 +136,29 @@ def as_released(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dic
     Raises:
         ValueError: config and shapes do not match, or the adapter holds more than low-rank changes of weights.
     """
-    terms = PeftConfig.read(config)
+    firsts = [key for key in tensors if key.endswith(FIRST)]
+    terms = PeftConfig.read(config, [target for key in firsts for target in _targets_of(wrapped_module(key))])
     changes: dict[str, LoraDelta] = {}
     known: set[str] = set()
-    for key in tensors:
-        if key.endswith((".lora_A.weight", ".lora_embedding_A")):
-            found = _as_released(key, tensors, terms)
-            if twice := sorted(changes.keys() & found.keys()):
-                raise ValueError(f"{key} changes {twice[0]} a second time")
-            changes |= found
-            known |= {key, _partner(key)}
-            known |= {_magnitude_of(key)} if any(each.magnitude is not None for each in found.values()) else set()
+    for key in firsts:
+        found = _as_released(key, tensors, terms)
+        if twice := sorted(changes.keys() & found.keys()):
+            raise ValueError(f"{key} changes {twice[0]} a second time")
+        changes |= found
+        known |= {key, _partner(key)}
+        known |= {_magnitude_of(key)} if any(each.magnitude is not None for each in found.values()) else set()
     known |= {copy.key for copy in base_copies(tensors)}
     if strange := sorted(tensors.keys() - known):
         raise ValueError(f"it holds {strange[0]}, which belongs to no pair of A and B")
     return stack_experts(changes)
+
+
+def _targets_of(theirs: str) -> list[str]:
+    """The names by which PEFT's patterns choose rank and alpha of a wrapped module; of experts, either."""
+    if theirs.endswith(EXPERTS):
+        base = theirs.removesuffix(".base_layer")
+        return [f"{base}.gate_up_proj", f"{base}.down_proj"]
+    return [f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs]
 
 
 def _partner(key: str) -> str:
@@ -170,9 +182,9 @@ def _as_released(key: str, tensors: Mapping[str, Tensor], terms: PeftConfig) -> 
     b = tensors[other]
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
         raise ValueError(f"{key} {list(a.shape)} and {other} {list(b.shape)} have different ranks")
-    if theirs.endswith((".experts", ".experts.base_layer")):
+    if theirs.endswith(EXPERTS):
         return _experts_as_released(theirs, a, b, terms)
-    target = f"{theirs}.weight" if theirs.endswith(".o_a_proj") else theirs
+    (target,) = _targets_of(theirs)
     name = released_module(theirs)
     if _EXPERTS.fullmatch(name):
         raise ValueError(f"{key} is a matrix of all experts, which PEFT stores under {name.rpartition('.')[0]}")
@@ -197,7 +209,7 @@ def _experts_as_released(theirs: str, a: Tensor, b: Tensor, terms: PeftConfig) -
     both = f"{base}.gate_up_proj"
     # with two targets, PEFT nests one wrapper in the other
     inner = theirs != base or (terms.targets(both) and not terms.targets(f"{base}.down_proj"))
-    target = both if inner else f"{base}.down_proj"
+    target = _targets_of(theirs)[0 if inner else 1]
     rank = terms.rank_of(target)
     if len(a) == 0 or len(a) % rank:
         raise ValueError(f"A of {target} {list(a.shape)} does not have {rank} rows, the rank in its config, per expert")

@@ -2,9 +2,8 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ LARGEST = torch.finfo(torch.float32).max
 MOST_PATTERNS = 4096
 """Of ranks or alphas; an adapter of Pro has 800 modules."""
 MOST_EXPRESSIONS = 256
-"""Of the patterns, those that are more than names: each is compiled for each module."""
+"""Of the patterns, those that are more than names."""
 _PLAIN = re.compile(r"\^?(?:[\w.]|\\\.)*\$?")
 """A pattern that cannot backtrack: a name, in which a dot may be escaped or stand for any character."""
 _OTHER_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -57,17 +56,21 @@ class PeftConfig:
 
     rank: int
     alpha: float
-    ranks: Mapping[str, Any]
-    """Ranks of targets with another rank, by name pattern."""
-    alphas: Mapping[str, Any]
+    ranks: "Patterns"
+    """Ranks of targets with another rank."""
+    alphas: "Patterns"
     rslora: bool
     dora: bool
     parameters: tuple[str, ...]
     """Targets that are parameters, not modules; a name or a suffix of it."""
 
     @classmethod
-    def read(cls, config: Mapping[str, Any]) -> "PeftConfig":
+    def read(cls, config: Mapping[str, Any], targets: Sequence[str] = ()) -> "PeftConfig":
         """Read the file's keys; missing ones have PEFT's defaults.
+
+        Args:
+            config: the file's content.
+            targets: names that will be asked for: patterns are matched against all of them at once.
 
         Raises:
             ValueError: a value is invalid, or the adapter uses an unsupported option.
@@ -91,8 +94,8 @@ class PeftConfig:
         return cls(
             rank=_rank(config.get("r"), "r"),
             alpha=_alpha(config.get("lora_alpha"), "lora_alpha"),
-            ranks=_pattern(config, "rank_pattern"),
-            alphas=_pattern(config, "alpha_pattern"),
+            ranks=Patterns(_pattern(config, "rank_pattern"), targets),
+            alphas=Patterns(_pattern(config, "alpha_pattern"), targets),
             rslora=_flag(config, "use_rslora"),
             dora=_flag(config, "use_dora"),
             parameters=tuple(parameters),
@@ -100,12 +103,13 @@ class PeftConfig:
 
     def rank_of(self, target: str) -> int:
         """The rank of a module or parameter."""
-        found = _of(self.ranks, target, self.rank)
-        return _rank(found, f"rank_pattern of {target}")
+        found = self.ranks.of(target)
+        return self.rank if found is None else _rank(found, f"rank_pattern of {target}")
 
     def scaling_of(self, target: str) -> float:
         """The factor of B A for a module or parameter."""
-        alpha = _alpha(_of(self.alphas, target, self.alpha), f"alpha_pattern of {target}")
+        found = self.alphas.of(target)
+        alpha = self.alpha if found is None else _alpha(found, f"alpha_pattern of {target}")
         rank = self.rank_of(target)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
@@ -123,27 +127,42 @@ def _trains_bias(config: Mapping[str, Any]) -> bool:
     return config.get("bias", "none") != "none"
 
 
-def _of(patterns: Mapping[str, Any], target: str, otherwise: Any) -> Any:
-    """The value of the first pattern that matches the target's name or a suffix, as in PEFT's `get_pattern_key`."""
-    return next((patterns[each] for each in patterns if _matches(each, target)), otherwise)
+class Patterns:
+    """Values by pattern; of a target counts the first that matches its name or a suffix, as in PEFT's
+    `get_pattern_key`."""
+
+    def __init__(self, values: Mapping[str, Any], targets: Sequence[str] = ()):
+        """Match each pattern once against all `targets`; others are matched when they are asked for."""
+        self._values = values
+        self._known = frozenset(targets)
+        self._found = self._first(sorted(self._known))
+
+    def of(self, target: str) -> Any:
+        """The value; None if no pattern matches."""
+        found = self._found if target in self._known else self._first([target])
+        return found.get(target)
+
+    def _first(self, targets: Sequence[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for pattern, value in self._values.items():
+            left = [target for target in targets if target not in found]
+            if not left:
+                break
+            found |= dict.fromkeys(_matching(pattern, left), value)
+        return found
 
 
-def _matches(pattern: str, target: str) -> bool:
-    """Whether a pattern of others matches, in time that grows only with the lengths of both."""
+def _matching(pattern: str, targets: Sequence[str]) -> list[str]:
+    """Those that a pattern of others matches, in time that grows only with the lengths of all."""
     if _PLAIN.fullmatch(pattern):
-        return _compiled(pattern).match(target) is not None
+        expression = re.compile(rf"(.*\.)?({pattern})$")
+        return [target for target in targets if expression.match(target)]
     try:
-        return bool(matched([target], rf"^(.*\.)?({pattern})$"))
+        return matched(targets, rf"^(.*\.)?({pattern})$")
     except ValueError as error:
         raise ValueError(
             f"its patterns of rank or alpha hold {pattern[:80]!r}, which is invalid or too complicated: {error}"
         ) from None
-
-
-@lru_cache(maxsize=MOST_PATTERNS)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    # the cache of `re` is smaller than the patterns of an adapter that has one for each module
-    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _flag(config: Mapping[str, Any], key: str) -> bool:

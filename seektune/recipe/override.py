@@ -23,15 +23,21 @@ def read_overrides(words: Sequence[str]) -> dict[KeyPath, YamlNode]:
         word = remaining.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not _NAME.fullmatch(name):
-            raise ValueError(
-                f"{shorten(word)} is not an override; write --section.key=value, as in --optimizer.lr=1e-4"
-            )
+            raise ValueError(f"{shorten(word)} is not an override; write {meant_by(word)}")
         if not equals and remaining and not remaining[0].startswith("--"):
             value = remaining.pop(0)
         if not value.strip():
             raise ValueError(f"--{shorten(name)} needs a value: --{shorten(name)}=VALUE (null clears a setting)")
         overrides[tuple(name.split("."))] = _read_value(value.strip(), shorten(f"--{name}={value}"))
     return overrides
+
+
+def meant_by(word: str) -> str:
+    """How the override that a word may be is written: with two dashes, if they are what is missing."""
+    name, equals, value = word.lstrip("-").partition("=")
+    if equals and value and _NAME.fullmatch(name):
+        return shorten(f"--{name}={value}")
+    return "--section.key=value, as in --optimizer.lr=1e-4"
 
 
 def apply_overrides(document: YamlNode, overrides: dict[KeyPath, YamlNode]) -> YamlNode:

@@ -110,6 +110,7 @@ def test_schema_prints_json() -> None:
         (["train"], "no recipe given"),
         (["train", "none.yaml"], "none.yaml does not exist"),
         (["train", TINY, TINY], "one recipe at a time"),
+        (["train", TINY, "steps=3"], "and steps=3; write overrides as --steps=3\n"),
         (["train", TINY, "--steps"], "--steps needs a value"),
         (["train", TINY, "-x"], "-x is not an override"),
         (["train", TINY, "--steps=" + "9" * 100_000], "must be a whole number"),

@@ -57,20 +57,24 @@ def place(tmp_path_factory: pytest.TempPathFactory, toy_model: Build) -> Path:
 
 @pytest.mark.slow
 def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
+    """Two draft, one does not."""
     prompts = place / "prompts.jsonl"
-    layouts = ((1, "--ep=1"), (2, "--ep=2"), (2, "--pp=2"))
-    for world, layout in layouts:
-        words = ("generate", place / "trained", "--file", prompts, "--out", place / f"{layout}.jsonl", "--logprobs")
-        done = worker_processes(*map(str, words), "--temperature=0", "--max-new-tokens=6", layout, world=world)
+    layouts = {"--ep=1": (1, False), "--ep=2": (2, True), "--pp=2": (2, False)}
+    for layout, (world, drafts) in layouts.items():
+        words = ["generate", place / "trained", "--file", prompts, "--out", place / f"{layout}.jsonl", "--logprobs"]
+        words += ["--temperature=0", "--max-new-tokens=6", layout] + ["--speculative"] * drafts
+        done = worker_processes(*map(str, words), world=world)
         assert [(each.returncode, each.stdout) for each in done] == [(0, "")] * world
-        assert [each.stderr for each in done] == ["5 of 5 prompts\n", ""][:world]
-    one, *several = ([row for _, row in read_jsonl(place / f"{layout}.jsonl")] for _, layout in layouts)
+        assert done[0].stderr.startswith("5 of 5 prompts\n")
+        assert ("drafts accepted: " in done[0].stderr) == drafts
+        assert [each.stderr for each in done[1:]] == [""] * (world - 1)
+    one, *several = ([row for _, row in read_jsonl(place / f"{layout}.jsonl")] for layout in layouts)
     here, *there = ([token.pop("logprob") for row in rows for token in row["tokens"]] for rows in (one, *several))
     assert there == [pytest.approx(here, abs=2e-5)] * 2
     assert several == [one] * 2
     scores = []
-    for world, layout in layouts:
-        words = ("eval", place / "trained", "--task=perplexity", "--data", place / "notes.txt", "--length=32", "--json")
+    for layout, (world, _) in layouts.items():
+        words = ["eval", place / "trained", "--task=perplexity", "--data", place / "notes.txt", "--length=32", "--json"]
         done = worker_processes(*map(str, words), layout, world=world)
         assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
         assert [each.stdout for each in done[1:]] == [""] * (world - 1)
@@ -78,6 +82,14 @@ def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
     here, *there = (each.pop("losses") for each in scores)
     assert there == [pytest.approx(here, rel=1e-5)] * 2
     assert scores[0]["n"] == scores[1]["n"] == scores[2]["n"] > 1
+    counted = []
+    for world in (1, 2):
+        words = ["eval", place / "trained", "--task=drafter", "--data", prompts, "--json", "--limit=3"]
+        done = worker_processes(*map(str, words), world=world)
+        assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
+        counted.append(json.loads(done[0].stdout))
+    assert counted[1] == counted[0]
+    assert counted[0]["n"] == 3
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_training_a_drafter(tmp_path: Path, toy_model) -> None:
     model.save_pretrained(tmp_path / "tuned", format="released")
     write_hellaswag(tmp_path / "rows", 40, 6)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    _, block = blocks("docs/drafters.md", "sh")
+    _, block, _ = blocks("docs/drafters.md", "sh")
     train, convert = (shlex.split(line)[1:] for line in block.splitlines())
     small = ["--data.path=rows", "--train.drafter_answers=8", "--train.drafter_answer_tokens=8", "--evaluate.limit=4"]
     answer = seektune(*train, *small, "--batch.global_size=4", "--batch.micro_size=4", cwd=tmp_path)

@@ -92,6 +92,16 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path):
         read_texts(tmp_path)
 
 
+def test_a_missing_part_of_numbered_files_is_named(tmp_path: Path):
+    for name in ("a-00001-of-00002.txt", "a-00002-of-00002.txt", "b-0-of-1.txt", "c.txt"):
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    assert len(read_texts(tmp_path)) == 4
+    (tmp_path / "a-00002-of-00002.txt").unlink()
+    with pytest.raises(ValueError, match=r"a-00001-of-00002\.txt is one of 2 by its name, but number 0 is missing"):
+        read_texts(tmp_path)
+    assert len(read_texts(tmp_path / "a-00001-of-00002.txt")) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [

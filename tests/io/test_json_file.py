@@ -2,7 +2,9 @@ import re
 
 import pytest
 
+from seektune.io.config_json import read_config
 from seektune.io.json_file import read_json, write_json
+from seektune.lora.format import read_adapter
 
 
 def test_an_object_is_read_as_it_was_written(tmp_path):
@@ -22,6 +24,13 @@ def test_a_full_disk_leaves_the_older_file_and_names_it(tmp_path):
     assert read_json(tmp_path / "a.json") == {"old": 1}
 
 
+def test_a_config_is_bounded_more_tightly(tmp_path):
+    for name, read in (("config.json", read_config), ("adapter_config.json", read_adapter)):
+        (tmp_path / name).write_bytes(b'{"a": [' + b"[]," * 2**21 + b"[]]}")
+        with pytest.raises(ValueError, match=rf"/{name} is larger than 4 MiB, which no such file"):
+            read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -30,7 +39,7 @@ def test_a_full_disk_leaves_the_older_file_and_names_it(tmp_path):
         (b"", "is not JSON: Expecting value"),
         (b"\xff\xfe", "is not JSON: 'utf-8' codec can't decode"),
         (b"[]", "must hold a JSON object, not a list"),
-        (b" " * (2**28 + 1), "is larger than 256 MiB"),
+        (b" " * (2**26 + 1), "is larger than 64 MiB"),
         (b"7", "must hold a JSON object, not a int"),
         (b'{"a": ' * 100_000, "is not JSON that can be read: it is nested too deeply"),
     ],

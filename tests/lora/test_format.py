@@ -6,11 +6,13 @@ import re
 import resource
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from seektune.io.patterns import matched
 from seektune.lora.delta import LoraDelta
 from seektune.lora.format import CONFIG, MTP_WEIGHTS, WEIGHTS, read_adapter, write_adapter
 from seektune.lora.peft_config import PeftConfig
@@ -166,6 +168,15 @@ def test_patterns_match_as_the_expression_of_peft(pattern: str) -> None:
         terms = PeftConfig.read({"r": 2, "lora_alpha": 2, "rank_pattern": {pattern: 7}})
         by_peft = re.match(rf"(.*\.)?({pattern})$", target) is not None
         assert (terms.rank_of(target) == 7) == by_peft, target
+
+
+def test_an_expression_is_compiled_once_for_all_modules(folder: Path) -> None:
+    changes = {f"layers.{layer}.attn.wq_b": LoraDelta(torch.randn(2, 8), torch.randn(6, 2), 2.0) for layer in range(3)}
+    write_adapter(folder, changes, {})
+    with patch("seektune.lora.peft_config.matched", wraps=matched) as compiled:
+        read_adapter(configured(folder, rank_pattern={"[x]": 8, "[y]": 8}, alpha_pattern={"[x-z]+": 8}))
+    patterns = [call.args[1] for call in compiled.call_args_list]
+    assert patterns == [rf"^(.*\.)?({each})$" for each in ("[x]", "[y]", "[x-z]+")]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Finds the files of a place: a file, a folder, a glob or a URL of any file system that fsspec knows."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from seektune.data.sources.data_file import COMPRESSIONS, DataFile, check_kind, is_url, suffixes
@@ -39,7 +39,7 @@ def split_files(place: str, split: str) -> list[DataFile]:
         files = [file for file in _in_folder(folder) if name.fullmatch(_name(file))]
         if files:
             _check_one_kind(folder, files)
-            _check_numbers(files)
+            check_numbers([file.path for file in files])
             return files
     return []
 
@@ -48,11 +48,13 @@ def plain_files(place: str) -> list[DataFile]:
     """The file of that name, those of a glob, or all of a folder that hold rows, sorted by name.
 
     Raises:
-        ValueError: nothing has that name, it does not hold rows, or a folder has two kinds of file.
+        ValueError: nothing has that name, it does not hold rows, or a folder has two kinds of file or lacks one of
+            those that are numbered.
         OSError: the place cannot be reached.
     """
     if files := _in_folder(place):
         _check_one_kind(place, files)
+        check_numbers([file.path for file in files])
         return files
     if _is_folder(place):
         return []
@@ -104,22 +106,29 @@ def _check_one_kind(place: str, files: Sequence[DataFile]) -> None:
         raise ValueError(f"{place}: {names:.200} are several kinds of file; keep one kind, or name files by a glob")
 
 
-def _check_numbers(files: Sequence[DataFile]) -> None:
-    """Check that of files numbered `-00000-of-00002` every number is there, and no other."""
-    numbered = dict(_numbers(files))
+def check_numbers(paths: Sequence[str]) -> None:
+    """Check that of the files of a folder numbered `-00000-of-00002`, from 0 or 1, every number is there, and no other.
+
+    Raises:
+        ValueError: one is missing or left from before; the message names a file and the number.
+    """
+    parts: dict[str, dict[str, tuple[int, int]]] = {}
+    for path in paths:
+        if found := _NUMBERED.search(path.rsplit("/", 1)[-1]):
+            parts.setdefault(path[: path.rindex(found[0])], {})[path] = int(found["number"]), int(found["count"])
+    for numbered in parts.values():
+        _check_parts(numbered)
+
+
+def _check_parts(numbered: Mapping[str, tuple[int, int]]) -> None:
+    here = {number for number, _ in numbered.values()}
     for path, (_, count) in numbered.items():
         if len(numbered) > count:
             raise ValueError(f"{path} is one of {count} by its name, but there are {len(numbered)}; remove old files")
-        here = {number for number, _ in numbered.values()}
-        missing = next((number for number in range(count) if number not in here), None)
+        first = 1 if count in here else 0
+        missing = next((number for number in range(first, count + first) if number not in here), None)
         if missing is not None:
             raise ValueError(f"{path} is one of {count} by its name, but number {missing} is missing")
-
-
-def _numbers(files: Sequence[DataFile]) -> Iterator[tuple[str, tuple[int, int]]]:
-    for file in files:
-        if found := _NUMBERED.search(_name(file)):
-            yield file.path, (int(found["number"]), int(found["count"]))
 
 
 def _name(file: DataFile) -> str:

@@ -63,6 +63,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
         (["a.jsonl", "b.parquet"], "", "a.jsonl, b.parquet are several kinds of file"),
         (["train.jsonl", "train.jsonl.gz"], "", "are several kinds of file"),
         (["train-00000-of-00002.csv"], "", "is one of 2 by its name, but number 1 is missing"),
+        (["rows-00000-of-00002.csv"], "", "is one of 2 by its name, but number 1 is missing"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, names: list[str], place: str, said: str) -> None:
