@@ -15,6 +15,7 @@ from seektune.cli.options import (
     Model,
     generate_options,
     path_flag,
+    prefix_options,
     with_groups,
 )
 from seektune.cli.processes import DecodeFlags, decode_flags, on_processes
@@ -100,6 +101,7 @@ def _chat(
     model: Model,
     generation: MakeGenerateOptions,
     processes: DecodeFlags,
+    prefix_bytes: int,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt.")] = None,
     max_new_tokens: MaxNewTokens = 2048,
 ) -> Action:
@@ -110,10 +112,10 @@ def _chat(
         from seektune.workflows.chat import chat
 
         with explain_out_of_memory("lower --max-new-tokens"):
-            chat(model, system, options, here)
+            chat(model, system, options, here, prefix_bytes)
 
     return lambda: on_processes(processes, decode, interactive=True)
 
 
 generate = with_groups(_generate, generation=generate_options, processes=decode_flags, dry_run=dry_run_flags)
-chat = with_groups(_chat, generation=generate_options, processes=decode_flags)
+chat = with_groups(_chat, generation=generate_options, processes=decode_flags, prefix_bytes=prefix_options)

@@ -10,6 +10,7 @@ import typer
 from seektune import __version__
 from seektune.data.chat_format.choices import EncodingName
 from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.limits import PREFIX_CACHE
 from seektune.generate.sampling_params import Sampling
 from seektune.io.json_file import read_json
 from seektune.model.choices import DtypeName, NumericsName
@@ -187,6 +188,22 @@ def _generate_options(
         )
 
     return make
+
+
+def prefix_options(
+    enable_prefix_caching: Annotated[
+        bool,
+        typer.Option(
+            "--enable-prefix-caching/--no-enable-prefix-caching",
+            help="Continue from the caches of earlier prompts and responses that begin with the same tokens.",
+        ),
+    ] = True,
+    prefix_cache_gb: Annotated[
+        float, typer.Option(min=0, max=1e6, metavar="GB", help="Memory of each process and model for these caches.")
+    ] = PREFIX_CACHE / 1e9,
+) -> int:
+    """Bytes of the prefix cache; 0 = none."""
+    return round(prefix_cache_gb * 1e9) if enable_prefix_caching else 0
 
 
 def with_groups(function: Callable[..., Action], **groups: OptionGroup) -> Callable[..., Action]:

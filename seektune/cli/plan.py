@@ -1,15 +1,19 @@
 """The commands `plan`, `validate` and `doctor`: checks before a job is started."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seektune.cli.options import Action, path_flag
+from seektune.cli.options import Action, checkpoint_flag, path_flag
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
 from seektune.io.cache_dir import cache_dir
+
+if TYPE_CHECKING:
+    from seektune.planner.hardware import Cluster
 
 PLAN_HELP = f"""Estimate memory per GPU, step time and cost of a training job; runs on any machine, without GPUs.
 
@@ -20,6 +24,9 @@ All parallel layouts that fit on 64 GPUs, fastest first, and the fewest nodes fo
   seektune plan RECIPE --gpus 64 --gpu h200-141gb --search
 An HTML report with a timeline and a what-if panel; days and cost of ten billion tokens:
   seektune plan RECIPE --cluster cluster.yaml --html plan.html --tokens 1e10 --price 2.5
+
+Which sequences fit beside the weights of a served model, a folder or a preset, and bounds of its tokens per second:
+  seektune plan --serve flash --quantized --gpus 8 --gpu h100-80gb
 
 A cluster file sets `gpu` and `gpus`, and optionally gpus_per_node, memory_gb, bf16_tflops, memory_gb_s, link and
 network (docs/planning.md). Exit codes: 0 fits, 1 does not fit or may not, 2 invalid arguments or recipe.
@@ -47,22 +54,28 @@ def plan(
     price: Annotated[
         float, typer.Option(min=0, max=1e9, metavar="X", help="Price of a GPU hour, in any currency.")
     ] = 0.0,
+    serve: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", parser=checkpoint_flag, help="Plan serving this folder or preset, not a recipe."),
+    ] = None,
+    quantized: Annotated[bool, typer.Option("--quantized", help="With --serve: as of `serve`.")] = False,
+    ep: Annotated[int | None, typer.Option(min=1, metavar="N", help="With --serve: as of `serve`.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(min=2, metavar="N", help="With --serve: as of `serve`.")] = None,
 ) -> Action:
     """The command `plan`."""
     if cluster is not None and (gpus is not None or gpu is not None):
         raise ValueError("--cluster already describes the GPUs; remove --gpus and --gpu")
+    if serve is not None:
+        if args:
+            raise ValueError("--serve plans no recipe; leave the recipe and its overrides out")
+        return partial(_plan_serving, serve, _hardware(cluster, gpu, gpus, 1), quantized, ep, max_model_len, as_json)
     recipe_args = split_args(args or [])
 
     def run() -> int:
         from seektune.recipe.load import read_recipe
 
         recipe = read_recipe(*recipe_args).recipe
-        from seektune.planner.hardware import known_gpu, read_cluster
-
-        if cluster is not None:
-            hardware = read_cluster(cluster)
-        else:
-            hardware = known_gpu(gpu or "h100-80gb", gpus or recipe.parallel.least_world())
+        hardware = _hardware(cluster, gpu, gpus, recipe.parallel.least_world())()
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
         from seektune.planner.report import Budget
         from seektune.workflows.plan import PlanOptions, plan
@@ -71,6 +84,30 @@ def plan(
         return 0 if plan(recipe, hardware, PlanOptions(search, as_json, html, money)) else 1
 
     return run
+
+
+def _hardware(file: Path | None, gpu: str | None, gpus: int | None, fewest: int) -> Callable[[], "Cluster"]:
+    """The cluster of a file, or that many GPUs."""
+
+    def read() -> "Cluster":
+        from seektune.planner.hardware import known_gpu, read_cluster
+
+        return known_gpu(gpu or "h100-80gb", gpus or fewest) if file is None else read_cluster(file)
+
+    return read
+
+
+def _plan_serving(
+    model: str,
+    hardware: Callable[[], "Cluster"],
+    quantized: bool,
+    ep: int | None,
+    max_model_len: int | None,
+    as_json: bool,
+) -> int:
+    from seektune.workflows.plan_serving import ServingOptions, plan_serving
+
+    return 0 if plan_serving(model, hardware(), ServingOptions(quantized, ep, max_model_len, as_json)) else 1
 
 
 VALIDATE_HELP = f"""Check a recipe without a GPU: weights, licence, tokenizer, data and parallel layout.

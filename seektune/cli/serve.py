@@ -16,6 +16,7 @@ from seektune.cli.options import (
     Speculative,
     Thinking,
     load_options,
+    prefix_options,
     with_groups,
 )
 from seektune.cli.processes import GRACE, DecodeFlags, decode_flags, on_processes
@@ -26,7 +27,7 @@ from seektune.serve.limits import Limits
 if TYPE_CHECKING:
     from seektune.generate.processes import DecodeProcesses
 
-SERVE_HELP = f"""Serve MODEL, a checkpoint folder in any supported format or a Hub id, with an OpenAI-compatible API.
+SERVE_HELP = f"""Serve MODEL, a checkpoint folder in any format or a Hub id, with OpenAI's and Anthropic's APIs.
 
 \b
 A chat page at http://{ServeConfig.host}:{ServeConfig.port}, and the API under /v1:
@@ -87,6 +88,7 @@ def _serve(
     load: MakeLoadOptions,
     processes: DecodeFlags,
     dry_run: DecodeDryRun,
+    prefix_bytes: int,
     host: Host = ServeConfig.host,
     port: Port = ServeConfig.port,
     api_key: ApiKey = None,
@@ -117,6 +119,7 @@ def _serve(
             limits=Limits(
                 max_num_seqs=max_num_seqs,
                 gpu_memory_utilization=gpu_memory_utilization,
+                prefix_cache=prefix_bytes,
                 max_queued_requests=max_queued_requests,
                 request_timeout=request_timeout,
             ),
@@ -137,4 +140,6 @@ def _serve(
     return lambda: on_processes(processes, run, grace=shutdown_timeout + GRACE)
 
 
-serve = with_groups(_serve, load=load_options, processes=decode_flags, dry_run=dry_run_flags)
+serve = with_groups(
+    _serve, load=load_options, processes=decode_flags, dry_run=dry_run_flags, prefix_bytes=prefix_options
+)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from seektune.generate.capacity import BatchRows, CacheRoom
 from seektune.generate.plan import Admission, StepPlan, StepReport
+from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import DraftCounts, Request, Token
 from seektune.io.console import size
 
@@ -32,14 +33,22 @@ class Controller:
     A sequence is placed on the rank with most free cache. While it does not fit, it and those behind it wait.
     """
 
-    def __init__(self, rooms: Sequence[CacheRoom], max_num_seqs: int | None = None, stages: int = 1):
+    def __init__(
+        self,
+        rooms: Sequence[CacheRoom],
+        max_num_seqs: int | None = None,
+        stages: int = 1,
+        prefixes: PrefixPlaces | None = None,
+    ):
         """From the memory of all ranks for caches, in order, and the number of pipeline stages on which these are.
 
-        `max_num_seqs` is the maximum number of sequences that run at the same time; None = all.
+        `max_num_seqs` is the maximum number of sequences that run at the same time; None = all. With `prefixes`, a
+        sequence that extends an earlier prompt goes to its rank, whose cache it continues, if it fits there.
         """
         ranks = len(rooms) // stages
         self._rooms = [rooms[rank::ranks] for rank in range(ranks)]
         """Of the ranks that hold parts of the same sequences."""
+        self._prefixes = prefixes
         self._limit = max_num_seqs
         self._count = 0
         self._waiting: dict[int, Request] = {}
@@ -141,6 +150,8 @@ class Controller:
         for number in first[:count]:
             group.running[number] = Admission(places[number], number, self._waiting.pop(number))
             self._running[number] = group
+            if self._prefixes is not None:
+                self._prefixes.record(group.running[number].request.prompt, places[number])
         return [group.running[number] for number in first[:count]]
 
     def _places(self, numbers: Sequence[int], group: SequenceGroup) -> dict[int, int] | None:
@@ -150,13 +161,23 @@ class Controller:
         places = {}
         # the longest first, so that the shorter ones even out what those leave
         for number in sorted(numbers, key=lambda number: self._waiting[number].longest, reverse=True):
-            left = [self._left(rank, found) for rank, found in enumerate(batches)]
-            rank = left.index(max(left))
-            batches[rank][joined] = batches[rank][joined].joined_by(self._waiting[number].longest)
-            if self._left(rank, batches[rank]) < 0:
+            rank = self._place(self._waiting[number], batches, joined)
+            if rank is None:
                 return None
+            batches[rank][joined] = batches[rank][joined].joined_by(self._waiting[number].longest)
             places[number] = rank
         return places
+
+    def _place(self, request: Request, batches: Sequence[Sequence[BatchRows]], joined: int) -> int | None:
+        """The rank on which a request joins one of the batches; None if it does not fit."""
+        left = [self._left(rank, found) for rank, found in enumerate(batches)]
+        extended = None if self._prefixes is None else self._prefixes.rank_of(request.prompt)
+        for rank in ([] if extended is None else [extended]) + [left.index(max(left))]:
+            after = list(batches[rank])
+            after[joined] = after[joined].joined_by(request.longest)
+            if self._left(rank, after) >= 0:
+                return rank
+        return None
 
     def _left(self, rank: int, batches: Sequence[BatchRows]) -> int:
         """Bytes left for caches beside these batches, on the pipeline stage that has least."""

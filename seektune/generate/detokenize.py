@@ -19,6 +19,8 @@ class TextDelta:
     token: Token
     end: str | None
     """`stop`, `length` or `error` if the completion ends here."""
+    stop: str | None = None
+    """The stop string that ends it."""
 
 
 @dataclass
@@ -43,16 +45,17 @@ class Detokenizer:
         self._text = ""
         self._returned = 0
 
-    def add(self, token: int) -> tuple[str, bool]:
-        """The text that has become certain, and whether a stop string was found."""
+    def add(self, token: int) -> tuple[str, str | None]:
+        """The text that has become certain, and the stop string that was found."""
         self._ids.append(token)
         new = self._decode(token)
         start = len(self._text) - max(map(len, self._stops), default=1) + 1
         self._text += new
-        positions = [at for stop in self._stops if (at := self._text.find(stop, max(start, 0))) >= 0]
-        if positions:
-            return self._return_until(min(positions)), True
-        return self._return_until(len(self._text) - partial_match_length(self._text, self._stops)), False
+        found = [(at, stop) for stop in self._stops if (at := self._text.find(stop, max(start, 0))) >= 0]
+        if found:
+            position, stop = min(found)
+            return self._return_until(position), stop
+        return self._return_until(len(self._text) - partial_match_length(self._text, self._stops)), None
 
     def flush(self) -> str:
         """The text that was held back, after the last token; an incomplete character becomes U+FFFD."""
@@ -114,17 +117,18 @@ class TextStream:
         if token.request not in self._running:  # an accepted draft token after a stop string
             return
         request, detokenizer = self._running[token.request]
+        stop = None
         if token.id in request.stop_ids:
             text = detokenizer.flush()
             end = token.end
         else:
-            text, stopped = detokenizer.add(token.id)
-            end = "stop" if stopped else token.end
-            if end is not None and not stopped:
+            text, stop = detokenizer.add(token.id)
+            end = token.end if stop is None else "stop"
+            if end is not None and stop is None:
                 text += detokenizer.flush()
         if end is not None:
             self.end(token.request)
-        yield TextDelta(token.request, text, token, end)
+        yield TextDelta(token.request, text, token, end, stop)
 
 
 def stream_text(engine: DecodeEngine, requests: Sequence[Request], tokenizer: Tokenizer) -> Iterator[TextDelta]:

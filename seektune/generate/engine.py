@@ -10,8 +10,10 @@ from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import drafter_of
 from seektune.generate.mesh import DecodeMesh, OpenEngine
 from seektune.generate.plan import EngineOptions
+from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import DraftCounts, Request, Token
 from seektune.generate.worker import DecodeWorker
+from seektune.model.kv_cache.cache import ROLLBACK
 
 Decodes: TypeAlias = DecodableModel | DecodeMesh
 """What can decode: a model on one device, or one that is spread over processes."""
@@ -33,6 +35,7 @@ class DecodeEngine:
         longest: int | None = None,
         cpu_kernels: bool = True,
         max_num_seqs: int | None = None,
+        prefix_bytes: int = 0,
         memory: CacheLimit | None = None,
     ):
         """Queue the first requests; nothing is computed yet.
@@ -46,13 +49,20 @@ class DecodeEngine:
             cpu_kernels: use the compiled kernels of `kernels.cpu` for fp32 on a CPU, if there is a compiler. Results
                 differ in the last digits, so evaluations do not use them.
             max_num_seqs: maximum number of sequences decoded together, on all ranks; others wait. None = no maximum.
+            prefix_bytes: memory of each rank for a prefix cache, from which later requests that begin with the tokens
+                of earlier ones continue; 0 = none. There is none with `speculative`, without `longest`, or on several
+                pipeline stages, which would have to drop the same caches.
             memory: how much memory caches may take; sequences wait for it. None = no limit.
 
         Raises:
             ValueError: a request is invalid or can never fit into `memory`, or the model has no drafter.
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
-        options = EngineOptions(most, longest is not None, speculative, cpu_kernels, memory)
+        reuses = prefix_bytes > 0 and longest is not None and not speculative
+        if isinstance(model, DecodeMesh) and model.ranks.pp_size > 1:
+            reuses = False
+        kept = prefix_bytes if reuses else 0
+        options = EngineOptions(most, longest is not None, speculative, kept, cpu_kernels, memory)
         if speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
             raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         self._longest = most
@@ -60,7 +70,8 @@ class DecodeEngine:
         self._check(requests)
         self._engine = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
         self._stages = self._engine.stages
-        self._controller = Controller(self._engine.rooms, max_num_seqs, self._stages)
+        prefixes = PrefixPlaces(ROLLBACK) if reuses else None
+        self._controller = Controller(self._engine.rooms, max_num_seqs, self._stages, prefixes)
         self._controller.add(requests)
         self.drafts: DraftCounts = self._controller.drafts
 

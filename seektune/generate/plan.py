@@ -17,6 +17,8 @@ class EngineOptions:
     """Whether caches grow with their sequences, or are allocated for the longest one."""
     speculative: bool = False
     """Whether the model's drafter proposes tokens."""
+    prefix_bytes: int = 0
+    """Memory of each rank for caches of ended sequences and of prompts; 0 = no prefix cache. Caches must grow."""
     cpu_kernels: bool = True
     """Whether to use the compiled kernels of `kernels.cpu`, for fp32 on a CPU."""
     memory: CacheLimit | None = None

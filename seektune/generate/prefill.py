@@ -10,8 +10,10 @@ from torch import Tensor
 
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import Drafter
+from seektune.generate.prefix_cache import PrefixCache
 from seektune.generate.request import Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
+from seektune.model.kv_cache.cache import KVCache
 
 SCORED = 64
 """Tokens of a prompt whose logits are in memory at the same time."""
@@ -28,6 +30,7 @@ class Prefill:
         grows: bool,
         drafter: Drafter | None,
         chunk: int,
+        prefixes: PrefixCache | None = None,
     ):
         """Allocate the caches; nothing is computed yet.
 
@@ -38,6 +41,7 @@ class Prefill:
             grows: whether caches grow with their rows.
             drafter: whose cache is filled, too.
             chunk: tokens of one forward, over all rows.
+            prefixes: caches of earlier sequences, from which prompts that begin so continue.
         """
         self.rows = rows
         self._model = model
@@ -47,6 +51,10 @@ class Prefill:
         count = len(self._prompts)
         most = longest + 1 + (0 if drafter is None else drafter.size)
         self._cache = model.new_cache(count, most, grows=grows)
+        self._prefixes = prefixes
+        self._cached = [0] * count if prefixes is None else self._reuse(prefixes)
+        self._rests = [prompt[cached:] for prompt, cached in zip(self._prompts, self._cached, strict=True)]
+        """What is left to read of each prompt."""
         self._draft_cache = model.new_draft_cache(count, most, grows=grows) if drafter is not None else None
         self._size = max(chunk // count, 1)
         self._drafter = drafter
@@ -55,11 +63,20 @@ class Prefill:
         self._features: dict[int, Tensor] = {}
         self._scored: dict[int, list[Token]] = {row.index: [] for row in rows if row.request.echo}
 
+    def _reuse(self, prefixes: PrefixCache) -> list[int]:
+        """Put cached beginnings of the prompts into the cache; returns their lengths."""
+        scored = {tuple(row.request.prompt) for row in self.rows if row.request.echo}  # all of it is computed
+        found = [None if prompt in scored else prefixes.find(prompt) for prompt in self._prompts]
+        if any(each is not None for each in found):
+            parts = [(self._cache, [i]) if each is None else (each, [0]) for i, each in enumerate(found)]
+            self._cache = KVCache.gather(parts)
+        return list(self._cache.lengths)
+
     def advance(self) -> None:
         """The forward pass of a chunk of each prompt."""
         start = self._read
         stop = self._read + self._size
-        chunk, counts = padded([prompt[start:stop] for prompt in self._prompts], self._model)
+        chunk, counts = padded([rest[start:stop] for rest in self._rests], self._model)
         if self._drafter is None or self._draft_cache is None:
             streams = self._model.advance(chunk, self._cache, counts)
         else:
@@ -83,7 +100,7 @@ class Prefill:
         self._score(self._streams, self._read)
         self._streams = None
         self._read += self._size
-        return self._read >= max(map(len, self._prompts))
+        return self._read >= max(map(len, self._rests))
 
     def _score(self, streams: Tensor, start: int) -> None:
         """Score the prompt tokens that follow those of a chunk, for the rows that want them."""
@@ -99,10 +116,14 @@ class Prefill:
 
     def texts(self) -> tuple[RunningBatch, Tensor, Tensor | None]:
         """The batch, and of each prompt's last token the streams `[B, 1, S, D]` and what the drafter reads."""
-        for row in self.rows:
-            row.prompt = tuple(self._scored.get(row.index, ()))
         place = {prompt: i for i, prompt in enumerate(self._prompts)}
         places = [place[tuple(row.request.prompt)] for row in self.rows]
+        for row, i in zip(self.rows, places, strict=True):
+            row.prompt = tuple(self._scored.get(row.index, ()))
+            row.cached = self._cached[i]
+        if self._prefixes is not None:
+            for i, prompt in enumerate(self._prompts):
+                self._prefixes.store(prompt, self._cache, i)
         cache = self._cache
         ahead = self._draft_cache
         if places != list(range(len(self._prompts))):

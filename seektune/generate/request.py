@@ -112,3 +112,5 @@ class Token:
     """`stop` or `length` if the completion ends with it; `error` if following its grammar became too expensive."""
     prompt: tuple["Token", ...] = ()
     """With the first token of a request with `echo`, the tokens of its prompt after the first."""
+    cached: int = 0
+    """With the first token, how many tokens of its prompt were taken from the prefix cache."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from seektune.generate.drafter import Draft
+from seektune.generate.prefix_cache import PrefixCache
 from seektune.generate.request import DraftCounts, Request, Token
 from seektune.generate.sampling import Sampler
 from seektune.model.kv_cache.cache import KVCache
@@ -29,6 +30,9 @@ class RunningSequence:
     """Proposals for the next tokens."""
     prompt: tuple[Token, ...] = ()
     """The scored tokens of the prompt, until the first token is sampled."""
+    cached: int = 0
+    """Tokens of the prompt that were in the prefix cache, until the first token is sampled."""
+    generated: list[int] = field(default_factory=list, repr=False)
 
     @classmethod
     def of(cls, index: int, request: Request) -> "RunningSequence":
@@ -63,11 +67,14 @@ class RunningSequence:
         found = self.scored(token, logits_V)
         self.sampler.observe(token)
         self.last = token
+        self.generated.append(token)
         self.left = self.left - 1
         end = self._end(token)
         prompt = self.prompt
+        cached = self.cached
         self.prompt = ()
-        return replace(found, end=end, prompt=prompt)
+        self.cached = 0
+        return replace(found, end=end, prompt=prompt, cached=cached)
 
     def _end(self, token: int) -> str | None:
         if self.sampler.grammar is not None and self.sampler.grammar.failed:
@@ -98,6 +105,12 @@ class RunningBatch:
     cache: KVCache
     draft_cache: KVCache | None
     """Of the drafter; None without speculative decoding."""
+
+    def store(self, row: int, prefixes: PrefixCache) -> None:
+        """Keep a row's cache for requests that begin with its tokens."""
+        sequence = self.rows[row]
+        tokens = [*sequence.request.prompt, *sequence.generated]
+        prefixes.store(tokens[: self.cache.lengths[row]], self.cache, row)
 
     def keep(self, lasting: Sequence[bool]) -> list[int]:
         """Keep the rows marked True and free the others' memory; returns the indices of the kept rows."""

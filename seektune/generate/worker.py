@@ -13,14 +13,13 @@ from torch import Tensor
 from seektune.generate.capacity import UNLIMITED, CacheRoom, free_bytes
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import Proposal, drafter_of
+from seektune.generate.limits import CHUNK
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.prefill import Prefill, padded
+from seektune.generate.prefix_cache import PrefixCache
 from seektune.generate.request import DraftCounts, Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
 from seektune.kernels import cpu_decode_kernels
-
-CHUNK = 4096
-"""Tokens of one prefill forward, over all rows."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ class DecodeWorker:
         self._options = options
         self._rank = rank
         self._drafter = drafter_of(model) if options.speculative else None
+        self._prefixes = PrefixCache(options.prefix_bytes) if options.prefix_bytes else None
         compiled = options.cpu_kernels and model.device.type == "cpu" and model.dtype == torch.float32
         self._kernels = cpu_decode_kernels if compiled else nullcontext
         self._waiting: list[RunningSequence] = []
@@ -84,7 +84,8 @@ class DecodeWorker:
             return UNLIMITED
         size = self._model.cache_size(options.longest, options.speculative)
         ahead = 0 if self._drafter is None else self._drafter.size
-        return CacheRoom(size, free_bytes(options.memory, self._model.device), options.longest, ahead, options.grows)
+        free = max(free_bytes(options.memory, self._model.device) - options.prefix_bytes, 0)
+        return CacheRoom(size, free, options.longest, ahead, options.grows)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepReport:
@@ -137,7 +138,7 @@ class DecodeWorker:
         """The forward pass of a chunk of prompts; the prefill if it was the last chunk."""
         if self._reading is None and self._waiting:
             options = self._options.longest, self._options.grows, self._drafter, CHUNK
-            self._reading = Prefill(self._model, self._waiting, *options)
+            self._reading = Prefill(self._model, self._waiting, *options, self._prefixes)
             self._waiting = []
         reading = self._reading
         if reading is None:
@@ -218,6 +219,9 @@ class DecodeWorker:
 
     def _keep(self, texts: RunningBatch, lasting: list[bool]) -> list[int]:
         """Drop the rows that have ended; returns the indices of the others."""
+        if self._prefixes is not None:
+            for row in (i for i, last in enumerate(lasting) if not last):
+                texts.store(row, self._prefixes)
         places = texts.keep(lasting)
         if not places and texts is self._texts:
             self._texts = None

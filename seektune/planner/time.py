@@ -166,18 +166,18 @@ def _messages(layout: Layout, cluster: Cluster, stage: int, factors: Mapping[str
     layers = len(layout.layers(stage)) + int(last and job.mtp)
     pairs = tokens * config.num_experts_per_tok * config.hidden_size
     # tokens are sent in the model's dtype, outputs are returned in fp32
-    ep = layers * 2 * _exchange(pairs * (job.itemsize + 4) / 2, dims.ep_size, cluster, factors)
+    ep = layers * 2 * exchange(pairs * (job.itemsize + 4) / 2, dims.ep_size, cluster, factors)
     compressing = [config.ratio(layer) for layer in layout.layers(stage) if config.ratio(layer) != SLIDING]
     entries = sum(layout.rows_at_a_time * layout.length // ratio for ratio in compressing) * config.head_dim
     before = layers * layout.rows_at_a_time * (config.sliding_window - 1) * config.head_dim
-    cp = _exchange((entries + before) * job.itemsize, dims.cp_size, cluster, factors)
+    cp = exchange((entries + before) * job.itemsize, dims.cp_size, cluster, factors)
     streams = tokens * (config.hc_mult + int(job.mtp)) * config.hidden_size * job.itemsize
     rate = cluster.between(dims.pp_size, dims.stage_size) * factors["link"]
     pp = 0.0 if last or dims.pp_size == 1 else 2 * (streams / rate + factors["latency_s"])
     return {"ep": ep, "cp": cp, "pp": pp}
 
 
-def _exchange(size: float, processes: int, cluster: Cluster, factors: Mapping[str, float]) -> float:
+def exchange(size: float, processes: int, cluster: Cluster, factors: Mapping[str, float]) -> float:
     """Seconds of an all-to-all or all-gather among adjacent ranks, of which some may be on other nodes."""
     if processes == 1:
         return 0.0

@@ -1,5 +1,7 @@
 """A request's body as the fields of its route: JSON, then a schema, up to the first mistake."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -7,10 +9,9 @@ from pydantic_core import ErrorDetails
 
 from seektune.io.strict_json import parse_json
 from seektune.serve.errors import ApiError
-from seektune.serve.field_types import UNION_TAGS, UNSUPPORTED
-from seektune.serve.generation_request import GenerationRequest
+from seektune.serve.generation_request import ApiRequest
 
-Body = TypeVar("Body", bound=GenerationRequest)
+Body = TypeVar("Body", bound=ApiRequest)
 MOST_MARKS = 2**18
 """Characters of a body that are in `MARKS`, those in texts included."""
 MARKS = (b"{", b"[", b":")
@@ -42,16 +43,23 @@ def read_body(content: bytes, schema: type[Body]) -> Body:
         raise ApiError(400, f"the body is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ApiError(400, "the body must be a JSON object")
-    try:
+    with refusals():
         return schema.model_validate(values)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turns the error of a validation into an `ApiError` of its first mistake."""
+    try:
+        yield
     except ValidationError as error:
         raise _api_error(error.errors(include_url=False, include_input=False)[0]) from None
 
 
 def _api_error(mistake: ErrorDetails) -> ApiError:
     context = mistake.get("ctx", {})
-    steps = [str(step) for step in mistake["loc"] if step not in UNION_TAGS]
-    if mistake["type"] == UNSUPPORTED:
+    steps = [step for step in map(str, mistake["loc"]) if not step.startswith("<")]  # tags of unions
+    if "field" in context:
         steps.append(context["field"])
     path = ".".join(steps)
     message = _message(mistake["type"], mistake["msg"], context)

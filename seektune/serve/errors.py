@@ -1,4 +1,4 @@
-"""Errors in the form of OpenAI's API."""
+"""Errors in the form of OpenAI's API, and of Anthropic's for its routes."""
 
 import json
 from collections.abc import Mapping
@@ -18,6 +18,15 @@ ERROR_TYPES = {
     504: "timeout_error",
 }
 """OpenAI's `type` for each HTTP status; others are `server_error`."""
+
+MESSAGES_ROUTE = "/v1/messages"
+"""Paths that begin so have Anthropic's errors."""
+MESSAGES_ERROR_TYPES = {
+    **ERROR_TYPES,
+    413: "request_too_large",
+    503: "overloaded_error",
+}
+"""Anthropic's `type` for each HTTP status; others are `api_error`."""
 
 HEADERS = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
 """Default headers of a status."""
@@ -40,12 +49,22 @@ class ApiError(Exception):
         self.code = code
         self.headers = HEADERS.get(status, {}) if headers is None else headers
 
-    def body(self) -> dict[str, object]:
-        """The JSON body."""
-        error_type = ERROR_TYPES.get(self.status, "server_error")
-        return {"error": {"message": str(self), "type": error_type, "param": self.param, "code": self.code}}
+    @property
+    def kind(self) -> str:
+        """OpenAI's `type`."""
+        return ERROR_TYPES.get(self.status, "server_error")
 
-    def response(self) -> Response:
-        """The HTTP response."""
+    def body(self) -> dict[str, object]:
+        """The JSON body in OpenAI's form."""
+        return {"error": {"message": str(self), "type": self.kind, "param": self.param, "code": self.code}}
+
+    def messages_body(self) -> dict[str, object]:
+        """The JSON body in Anthropic's form."""
+        kind = MESSAGES_ERROR_TYPES.get(self.status, "api_error")
+        return {"type": "error", "error": {"type": kind, "message": str(self)}}
+
+    def response(self, path: str) -> Response:
+        """The HTTP response to a request for a path."""
+        body = self.messages_body() if path.startswith(MESSAGES_ROUTE) else self.body()
         # ASCII: a message may quote lone surrogates, which UTF-8 cannot encode
-        return Response(json.dumps(self.body()), self.status, self.headers, "application/json")
+        return Response(json.dumps(body), self.status, self.headers, "application/json")

@@ -1,8 +1,6 @@
 """Responses as server-sent events, chunk by chunk, and the collecting of those that are sent whole."""
 
-import json
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -10,9 +8,7 @@ from starlette.types import Receive, Scope, Send
 from seektune.generate.detokenize import TextDelta
 from seektune.serve.errors import ApiError
 from seektune.serve.job_stream import JobStream
-from seektune.serve.responses import Envelope, ResponseWriter
-
-DONE = "data: [DONE]\n\n"
+from seektune.serve.response_writer import ResponseWriter
 
 
 class EventStream(StreamingResponse):
@@ -30,39 +26,26 @@ class EventStream(StreamingResponse):
             self._stream.close()
 
 
-async def collect(deltas: AsyncIterator[TextDelta], writer: ResponseWriter, envelope: Envelope) -> None:
+async def collect(deltas: AsyncIterator[TextDelta], writer: ResponseWriter) -> None:
     """Add every delta to a response.
 
     Raises:
         ApiError: the job failed.
     """
     async for delta in deltas:
-        envelope.tokens += 1
         writer.add(delta)
 
 
-async def events(
-    first: TextDelta, others: AsyncIterator[TextDelta], writer: ResponseWriter, envelope: Envelope, usage: bool
-) -> AsyncIterator[str]:
+async def events(first: TextDelta, others: AsyncIterator[TextDelta], writer: ResponseWriter) -> AsyncIterator[str]:
     """The events of a stream."""
-
-    def event(choices: list[dict[str, Any]], **more: object) -> str:
-        return f"data: {json.dumps({**envelope.body(choices, chunk=True), **more}, ensure_ascii=False)}\n\n"
-
-    async def all_deltas() -> AsyncIterator[TextDelta]:
-        yield first
-        async for delta in others:
-            yield delta
-
     try:
-        for opening in writer.opening():
-            yield event([opening])
-        async for delta in all_deltas():
-            envelope.tokens += 1
-            if (choice := writer.add(delta)) is not None:
-                yield event([choice])
-        if usage:
-            yield event([], usage=envelope.usage())
-        yield DONE
+        for event in [*writer.opening(first), *writer.add(first)]:
+            yield event
+        async for delta in others:
+            for event in writer.add(delta):
+                yield event
+        for event in writer.closing():
+            yield event
     except ApiError as error:
-        yield f"data: {json.dumps(error.body())}\n\n"
+        for event in writer.failure(error):
+            yield event

@@ -1,5 +1,6 @@
 """Types of fields of request bodies: validation ends at the first mistake of a list."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
@@ -38,30 +39,55 @@ def _name(field: str) -> str:
 
 
 def _form(value: Any) -> str | None:
-    """The form of a prompt or of stop strings, by its first item; a tag of the union below."""
+    """The form of a prompt or of stop strings, by its first item; a tag of the union below.
+
+    Tags have angle brackets, unlike names of fields, so that errors can leave them out.
+    """
     if isinstance(value, str):
-        return "text"
+        return "<text>"
     if not isinstance(value, list):
         return None
     kind = type(value[0]) if value else str
-    return {str: "texts", int: "ids", list: "lists of ids"}.get(kind)
+    return {str: "<texts>", int: "<ids>", list: "<lists of ids>"}.get(kind)
 
 
-UNION_TAGS = ("text", "texts", "ids", "lists of ids", "named")
-"""Parts of an error's location that are not fields."""
-Text: TypeAlias = Annotated[str, Tag("text")]
+def by_type() -> Discriminator:
+    """Chooses a member of a union by the field `type`; its tag is the type in angle brackets."""
+    return Discriminator(_type_tag)
+
+
+def _type_tag(value: Any) -> str:
+    return f"<{value['type'] if isinstance(value, dict) else value.type}>"
+
+
+def known_types(*types: str, default: str | None = None) -> Callable[[Any], Any]:
+    """A validator that refuses an object by its `type` unless it is one of `types`; `default` if it has none."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise PydanticCustomError("form", "must be an object with a type")
+        kind = value.get("type") or default
+        if kind not in types:
+            reason = f"type {shown(kind)} is not supported; supported are {', '.join(types)}"
+            raise PydanticCustomError(UNSUPPORTED, "{reason}", {"reason": reason})
+        return {**value, "type": kind}
+
+    return check
+
+
+Text: TypeAlias = Annotated[str, Tag("<text>")]
 Ids: TypeAlias = Annotated[list[int], Field(fail_fast=True)]
 Prompt: TypeAlias = Annotated[
     Text
-    | Annotated[list[str], Field(max_length=MAX_ITEMS, fail_fast=True), Tag("texts")]
-    | Annotated[list[int], Field(fail_fast=True), Tag("ids")]
-    | Annotated[list[Ids], Field(max_length=MAX_ITEMS, fail_fast=True), Tag("lists of ids")],
+    | Annotated[list[str], Field(max_length=MAX_ITEMS, fail_fast=True), Tag("<texts>")]
+    | Annotated[list[int], Field(fail_fast=True), Tag("<ids>")]
+    | Annotated[list[Ids], Field(max_length=MAX_ITEMS, fail_fast=True), Tag("<lists of ids>")],
     Discriminator(
         _form, custom_error_type="form", custom_error_message="must be a text, a list of texts, ids, or lists of ids"
     ),
 ]
 Stop: TypeAlias = Annotated[
-    Text | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True), Tag("texts")],
+    Text | Annotated[list[str], Field(max_length=MAX_STOPS, fail_fast=True), Tag("<texts>")],
     Discriminator(_form, custom_error_type="form", custom_error_message="must be a text or a list of texts"),
 ]
 Objects: TypeAlias = Annotated[list[dict[Any, Any]], Field(max_length=MAX_ITEMS, fail_fast=True)]

@@ -20,11 +20,17 @@ class StreamOptions(RequestModel):
     include_usage: bool = False
 
 
-class GenerationRequest(RequestModel):
-    """Fields of both endpoints."""
+class ApiRequest(RequestModel):
+    """Fields of all endpoints."""
 
     model: str | None = None
     """One of `/v1/models`; default: the first."""
+    stream: bool | None = None
+
+
+class GenerationRequest(ApiRequest):
+    """Fields of both completions and chat completions."""
+
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -37,7 +43,6 @@ class GenerationRequest(RequestModel):
     n: Annotated[int, Field(ge=1)] | None = None
     stop: Stop | None = None
     seed: int | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.limits import PREFIX_CACHE
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class Limits:
     """Maximum number of sequences decoded together."""
     gpu_memory_utilization: float = CacheLimit.gpu_memory_utilization
     """Share of a device's memory for weights and KV caches."""
+    prefix_cache: int = PREFIX_CACHE
+    """Bytes of each process and model for a prefix cache; 0 = none."""
     max_queued_requests: int = 256
     """Maximum number of waiting requests."""
     max_body: int = 8 * 2**20

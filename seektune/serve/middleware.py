@@ -32,7 +32,7 @@ class HostMiddleware:
             await self._app(scope, receive, send)
             return
         error = ApiError(400, "Invalid host header: this server does not answer to that name", code="invalid_host")
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
     async def _is_allowed(self, scope: Scope, receive: Receive) -> bool:
         passed = []
@@ -53,7 +53,7 @@ class LimitsMiddleware:
     def __init__(self, app: ASGIApp, limits: Limits, key: str | None):
         self._app = app
         self._limits = limits
-        self._authorization = None if key is None else f"Bearer {key}".encode()
+        self._key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -66,19 +66,23 @@ class LimitsMiddleware:
             async with asyncio.timeout(self._limits.client_timeout):
                 body = await self._body(receive)
         except TimeoutError:
-            await ApiError(408, "the request did not arrive in time").response()(scope, receive, send)
+            late = ApiError(408, "the request did not arrive in time")
+            await late.response(scope["path"])(scope, receive, send)
         except ApiError as error:
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
         else:
             if body is not None:
                 with contextlib.suppress(SlowClientError):  # returning closes the connection
                     await self._app(scope, _replay(body, receive), self._timed(send))
 
     def _check_key(self, scope: Scope) -> None:
-        if self._authorization is None or not scope["path"].startswith("/v1"):
+        if self._key is None or not scope["path"].startswith("/v1"):
             return
-        sent = dict(scope["headers"]).get(b"authorization", b"")
-        if not compare_digest(sent, self._authorization):
+        headers = dict(scope["headers"])
+        bearer = compare_digest(headers.get(b"authorization", b""), f"Bearer {self._key}".encode())
+        # as Anthropic's clients send it
+        plain = compare_digest(headers.get(b"x-api-key", b""), self._key.encode())
+        if not bearer and not plain:
             raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
 
     async def _body(self, receive: Receive) -> bytes | None:

@@ -1,11 +1,14 @@
-"""Fields of OpenAI's API and vLLM's that this server does not implement, and those of their values that ask for
-nothing: these are accepted, all others are refused by name."""
+"""Fields of the APIs of OpenAI, Anthropic and vLLM that this server does not implement, and those of their values that
+ask for nothing: these are accepted, all others are refused by name."""
 
 import json
 from collections.abc import Mapping
 
 IGNORED = frozenset(
     {
+        "cache_control",
+        "eager_input_streaming",
+        "inference_geo",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_options",
@@ -18,9 +21,13 @@ IGNORED = frozenset(
 
 NO_EFFECT: Mapping[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
+    "background": (False,),
     "bad_words": ([],),
     "best_of": (),
+    "citations": ([],),
+    "context_management": ({}, []),
     "continue_final_message": (False,),
+    "defer_loading": (False,),
     "documents": ([],),
     "echo": (False,),
     "frequency_penalty": (0,),
@@ -32,6 +39,7 @@ NO_EFFECT: Mapping[str, tuple[object, ...]] = {
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "logit_bias": ({},),
+    "mcp_servers": ([],),
     "min_tokens": (0,),
     "modalities": (["text"],),
     "presence_penalty": (0,),
@@ -44,6 +52,8 @@ NO_EFFECT: Mapping[str, tuple[object, ...]] = {
     "stop_token_ids": ([],),
     "store": (False,),
     "suffix": ("",),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
 }

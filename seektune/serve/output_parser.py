@@ -39,6 +39,11 @@ class OutputParser:
         self._in_calls = False
         self._held = ""
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the reasoning has not ended."""
+        return self._thinking
+
     def feed(self, text: str) -> ParsedDelta:
         """Parse more text; returns what it adds to each part. Tool calls are returned whole, by `flush`."""
         self._held += text

@@ -25,6 +25,8 @@ class PreparedRequest:
     requests: list[Request]
     """`n` for each prompt, prompt by prompt."""
     prompt_tokens: int
+    samples: int = 1
+    """Requests of each prompt."""
     thinking: bool = False
     tags: CallTags = V4_TAGS
     """Of tool calls in the responses."""
@@ -149,4 +151,4 @@ class RequestBuilder:
             except ValueError as error:
                 raise ApiError(400, str(error)) from None
             requests += [replace(first, seed=seed + i) for i in range(body.samples)]
-        return PreparedRequest(requests, sum(map(len, prompts)))
+        return PreparedRequest(requests, sum(map(len, prompts)), body.samples)

@@ -1,21 +1,24 @@
-"""Response bodies in OpenAI's form, whole or as streamed chunks."""
+"""Responses of chat completions and the envelope that completions share, whole or as streamed chunks."""
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import uuid4
 
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.detokenize import TextDelta
 from seektune.generate.request import Token
+from seektune.serve.errors import ApiError
 from seektune.serve.output_parser import OutputParser, ParsedDelta
 from seektune.serve.request_builder import PreparedRequest
+from seektune.serve.response_writer import Body, TokenCounts, event_text
 
-Body = dict[str, Any]
+DONE = "data: [DONE]\n\n"
 
 
-class ResponseWriter(Protocol):
+class ChoiceWriter(Protocol):
     """Collects the deltas of a request and writes the `choices` of its response."""
 
     def add(self, delta: TextDelta) -> Body | None:
@@ -35,11 +38,9 @@ class Envelope:
     kind: str
     """`chat.completion` or `text_completion`."""
     model: str
-    prompt_tokens: int
+    counts: TokenCounts
     id: str = field(default_factory=lambda: f"seektune-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
-    tokens: int = 0
-    """Generated so far over all choices, EOS included."""
     generates: bool = True
     """Whether what is generated is part of the response."""
 
@@ -51,9 +52,50 @@ class Envelope:
 
     def usage(self) -> Body:
         """The token counts."""
-        tokens = self.tokens if self.generates else 0
-        total = self.prompt_tokens + tokens
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": tokens, "total_tokens": total}
+        prompt = self.counts.prompt
+        tokens = self.counts.generated if self.generates else 0
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": tokens,
+            "total_tokens": prompt + tokens,
+            "prompt_tokens_details": {"cached_tokens": self.counts.cached},
+        }
+
+
+@dataclass(frozen=True)
+class ChoicesResponse:
+    """A `ResponseWriter` of choices in their envelope."""
+
+    writer: ChoiceWriter
+    envelope: Envelope
+    wants_usage: bool
+    """Whether a stream ends with the token counts."""
+
+    def opening(self, first: TextDelta) -> list[str]:
+        """Events before any text."""
+        return [self._event([choice]) for choice in self.writer.opening()]
+
+    def add(self, delta: TextDelta) -> list[str]:
+        """Take a delta; returns its events."""
+        self.envelope.counts.add(delta)
+        choice = self.writer.add(delta)
+        return [] if choice is None else [self._event([choice])]
+
+    def closing(self) -> list[str]:
+        """Events after the last delta."""
+        usage = [self._event([], usage=self.envelope.usage())] if self.wants_usage else []
+        return [*usage, DONE]
+
+    def failure(self, error: ApiError) -> list[str]:
+        """The error as an event."""
+        return [f"data: {json.dumps(error.body())}\n\n"]
+
+    def body(self) -> Body:
+        """The whole response."""
+        return self.envelope.body(self.writer.choices(), chunk=False)
+
+    def _event(self, choices: list[Body], **more: object) -> str:
+        return event_text({**self.envelope.body(choices, chunk=True), **more})
 
 
 @dataclass
@@ -124,115 +166,9 @@ class ChatResponse:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": end}
 
 
-@dataclass(frozen=True)
-class _PlacedToken:
-    """A token and its offset in the text."""
-
-    offset: int
-    id: int
-    token: Token | None
-    """None for the first token of a prompt, which is not predicted."""
-
-
-@dataclass
-class _Completion:
-    """One completion of a text prompt, so far."""
-
-    decode: Callable[[int], str]
-    begun: bool = False
-    text: str = ""
-    decoded: int = 0
-    """Characters of all tokens, including those that are held back."""
-    tokens: list[_PlacedToken] = field(default_factory=list)
-    end: str | None = None
-
-    def place(self, id: int, token: Token | None, visible: bool = True) -> _PlacedToken:
-        """The next token of the text; one that is not visible adds no characters."""
-        placed = _PlacedToken(self.decoded, id, token)
-        text = self.decode(id)
-        self.decoded += len(text) if visible else 0
-        return placed
-
-
-class CompletionResponse:
-    """The choices of `/v1/completions`."""
-
-    def __init__(self, prepared: PreparedRequest, tokenizer: Tokenizer, logprobs: bool, generates: bool = True):
-        """Without `generates`, the response is the echo of the prompt alone."""
-        self._tokenizer = tokenizer
-        self._logprobs = logprobs
-        self._generates = generates
-        self._requests = prepared.requests
-        self._echoed = prepared.echoed
-        self._completions = [_Completion(tokenizer.decoder()) for _ in prepared.requests]
-
-    def opening(self) -> list[Body]:
-        """Nothing."""
-        return []
-
-    def add(self, delta: TextDelta) -> Body | None:
-        """Take a delta; returns the choice of a chunk, or None if there is nothing to send."""
-        completion = self._completions[delta.request]
-        if completion.begun and not self._generates:
-            return None
-        text, tokens = self._echo(completion, delta)
-        if self._generates:
-            text += delta.text
-            placed = completion.place(delta.token.id, delta.token)
-            is_stop = delta.token.id in self._requests[delta.request].stop_ids
-            # clients that score an echo expect one token after the prompt's
-            tokens += [] if is_stop and not self._echoed else [placed]
-        completion.text += text
-        completion.tokens += tokens
-        completion.end = delta.end if self._generates else "length"
-        if not text and completion.end is None and not self._logprobs:
-            return None
-        return self._choice(delta.request, text, tokens, completion.end)
-
-    def choices(self) -> list[Body]:
-        """The texts."""
-        return [self._choice(i, each.text, each.tokens, each.end) for i, each in enumerate(self._completions)]
-
-    def _echo(self, completion: _Completion, delta: TextDelta) -> tuple[str, list[_PlacedToken]]:
-        """The prompt's text and tokens before the first delta of a completion; nothing without `echo`."""
-        if completion.begun or not self._echoed:
-            return "", []
-        completion.begun = True
-        text = self._echoed[delta.request]
-        ids = self._requests[delta.request].prompt
-        # a BOS that the server added is not in the text
-        first = completion.place(ids[0], None, visible=text.startswith(self._tokenizer.decode(ids[:1])))
-        return text, [first, *(completion.place(token.id, token) for token in delta.token.prompt)]
-
-    def _choice(self, index: int, text: str, tokens: list[_PlacedToken], end: str | None) -> Body:
-        logprobs = _text_logprobs(tokens, self._tokenizer) if self._logprobs else None
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": end}
-
-
 def _chat_logprob(token: Token, tokenizer: Tokenizer) -> Body:
     def entry(id: int, logprob: float) -> Body:
         return {"token": tokenizer.decode([id]), "logprob": logprob, "bytes": list(tokenizer.bytes_of(id))}
 
     others = [entry(id, logprob) for id, logprob in token.alternatives]
     return {**entry(token.id, token.logprob), "top_logprobs": others}
-
-
-def _text_logprobs(tokens: Sequence[_PlacedToken], tokenizer: Tokenizer) -> Body:
-    def likely(token: Token) -> Body:
-        return {_token_name(id, tokenizer): logprob for id, logprob in token.alternatives}
-
-    return {
-        "tokens": [_token_name(each.id, tokenizer) for each in tokens],
-        "token_logprobs": [each.token and each.token.logprob for each in tokens],
-        "top_logprobs": [each.token and likely(each.token) for each in tokens],
-        "text_offset": [each.offset for each in tokens],
-    }
-
-
-def _token_name(id: int, tokenizer: Tokenizer) -> str:
-    """The token's text; its bytes, as in OpenAI's API, where they are not whole characters, which all look alike."""
-    found = tokenizer.bytes_of(id)
-    try:
-        return found.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)

@@ -99,11 +99,11 @@ class NamedTool(RequestModel):
 
 def _form(value: Any) -> str | None:
     """The form of a `tool_choice`; a tag of the union below."""
-    return "text" if isinstance(value, str) else "named" if isinstance(value, dict | NamedTool) else None
+    return "<text>" if isinstance(value, str) else "<named>" if isinstance(value, dict | NamedTool) else None
 
 
 ToolChoice: TypeAlias = Annotated[
-    Annotated[Literal["auto", "none", "required"], Tag("text")] | Annotated[NamedTool, Tag("named")],
+    Annotated[Literal["auto", "none", "required"], Tag("<text>")] | Annotated[NamedTool, Tag("<named>")],
     Discriminator(
         _form, custom_error_type="form", custom_error_message="must be auto, none, required or a function's name"
     ),

@@ -1,6 +1,6 @@
 """The command `chat`: a conversation in the terminal; reasoning is dimmed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,12 @@ from rich.console import Console
 
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS, THINK_END
-from seektune.generate.detokenize import stream_text
+from seektune.generate.detokenize import TextDelta, TextStream
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.grammar import TOO_EXPENSIVE
+from seektune.generate.limits import PREFIX_CACHE
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
+from seektune.generate.request import Request
 from seektune.generate.session import GenerateOptions, Session
 from seektune.io.atomic import refuse_existing
 from seektune.io.jsonl import as_line, read_jsonl
@@ -30,7 +32,11 @@ COMMANDS = """/reset         clear the conversation but keep the system prompt
 class Conversation:
     """The messages so far, and the model that responds."""
 
-    def __init__(self, voice: Session, paper: Console):
+    def __init__(self, voice: Session, paper: Console, prefix_bytes: int = PREFIX_CACHE):
+        """A follow-up continues from the caches of what was read before, up to `prefix_bytes` of them."""
+        self._prefix_bytes = prefix_bytes
+        self._longest = 0
+        self._stream: TextStream | None = None
         self.voice = voice
         self.paper = paper
         self.messages: list[dict[str, Any]] = []
@@ -66,18 +72,17 @@ class Conversation:
         except Interrupted:
             raise
         except KeyboardInterrupt:
+            self._stream = None  # perhaps in the middle of a step
             self._note("\n(stopped; your message was removed)")
             return
         self.messages = [*asked, self._understood(text)]
 
     def _say(self, prompt: list[int]) -> str:
         setting = self.voice.setting
-        requests = self.voice.requests(prompt, is_chat=True)
-        decoding = DecodeEngine(self.voice.model, requests, setting.speculative, memory=setting.memory)
         text = ""
         end = None
         thinking = setting.thinking
-        for piece in stream_text(decoding, requests, self.voice.tokenizer):
+        for piece in self._deltas(prompt):
             text = text + piece.text
             end = piece.end
             thought, mark, answer = piece.text.partition(THINK_END) if thinking else ("", "", piece.text)
@@ -92,6 +97,29 @@ class Conversation:
         if end == "error":
             self._note(f"({TOO_EXPENSIVE})")
         return text
+
+    def _deltas(self, prompt: list[int]) -> Iterator[TextDelta]:
+        requests = self.voice.requests(prompt, is_chat=True)
+        stream = self._stream_for(requests[0])
+        stream.add(requests)
+        while not stream.done:
+            yield from stream.step()
+
+    def _stream_for(self, request: Request) -> TextStream:
+        """The stream of the whole conversation; another one where it was stopped, or is too short for the request."""
+        if self._stream is None or request.longest > self._longest:
+            voice = self.voice
+            self._longest = max(request.longest, voice.model.config.max_position_embeddings)
+            engine = DecodeEngine(
+                voice.model,
+                (),
+                voice.setting.speculative,
+                self._longest,
+                prefix_bytes=self._prefix_bytes,
+                memory=voice.setting.memory,
+            )
+            self._stream = TextStream(engine, (), voice.tokenizer)
+        return self._stream
 
     def _understood(self, text: str) -> dict[str, Any]:
         """The response as a message; text that does not follow the chat format is kept unchanged."""
@@ -149,7 +177,13 @@ def _holds_conversations(file: Path) -> bool:
         return False
 
 
-def chat(model: str, system: str | None, setting: GenerateOptions, processes: DecodeProcesses = ONE_PROCESS) -> None:
+def chat(
+    model: str,
+    system: str | None,
+    setting: GenerateOptions,
+    processes: DecodeProcesses = ONE_PROCESS,
+    prefix_bytes: int = PREFIX_CACHE,
+) -> None:
     """Chat until the end of input; rank 0 of `processes` reads and prints.
 
     Raises:
@@ -157,7 +191,7 @@ def chat(model: str, system: str | None, setting: GenerateOptions, processes: De
         OSError: as of reading a model.
     """
     check_unicode(system or "")
-    talk = Conversation(Session(model, setting, processes), Console(highlight=False))
+    talk = Conversation(Session(model, setting, processes), Console(highlight=False), prefix_bytes)
     talk.voice.lead(partial(_converse, talk, system))
 
 

@@ -78,7 +78,12 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
             file=sys.stderr,
         )
     memory = CacheLimit(limits.gpu_memory_utilization, len(models))
-    say(f"KV cache: {DecodeEngine(base, (), service.speculative, limits.max_model_len, memory=memory).room}")
+    longest = limits.max_model_len
+    kept = limits.prefix_cache
+    engine = DecodeEngine(base, (), service.speculative, longest, prefix_bytes=kept, memory=memory)
+    say(f"KV cache: {engine.room}")
+    if service.speculative and kept:
+        print("note: with --speculative there is no prefix cache; every prompt is read in full", file=sys.stderr)
     before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ready = partial(say, _welcome(place, list(models)))

@@ -38,9 +38,11 @@ from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.parallelize import parallelize
 from seektune.parallel.process_group import ProcessSlot
+from seektune.planner.hardware import known_gpu
 from seektune.run.decoding import decoding_obstacle
 from seektune.signals import Interruption
 from seektune.workflows.dry_run_decode import placed
+from seektune.workflows.plan_serving import ServingOptions, take_plan
 
 from ..conftest import DSPARK, TOY, randomize
 from ..generate.drafting import sometimes_right
@@ -75,6 +77,7 @@ class Found:
     joining: Texts
     one_long: Texts
     long_ones: Texts
+    follow_ups: Texts
     sampled: list[str]
     prompt: list[float]
     """Log-probabilities of a prompt's tokens."""
@@ -159,6 +162,7 @@ def found(model: Any, folder: Path) -> Found:
         joining,
         one_long,
         decoded(model, together, {}, {}),
+        follow_ups(model),
         [text.text for text in texts],
         [token.logprob for token in first.prompt],
         score,
@@ -180,6 +184,26 @@ def drafted(model: Any) -> Drafted:
     task = drafter_task(model.config, [prompt(length, length) for length in (5, 9, 2)])
     score = task.run(model, load_tokenizer(VOCAB), 64).to_dict()
     return Drafted(texts, [text.text for text in written], counts, by_request, score)
+
+
+def follow_ups(model: Decodes) -> Texts:
+    """Two conversations of three turns; on a mesh each continues from its rank's prefix cache, on one process not."""
+    reuses = isinstance(model, DecodeMesh) and model.ranks.pp_size == 1
+    engine = DecodeEngine(model, longest=400, cpu_kernels=False, prefix_bytes=10**8 if reuses else 0)
+    talks = [prompt(140, 30), prompt(20, 31)]
+    texts: Texts = []
+    for turn in range(3):
+        numbers = engine.add([Request(talk, 5, GREEDY) for talk in talks])
+        found = [(numbers.index(token.request), token) for token in engine.tokens()]
+        said = [[token for talk, token in found if talk == i] for i in range(2)]
+        cached = [len(talk) - 5 if turn and reuses else 0 for talk in talks]
+        assert [tokens[0].cached for tokens in said] == cached, "four tokens were said and one more was asked"
+        texts += [[(token.id, token.logprob) for token in tokens] for tokens in said]
+        talks = [
+            [*talk, *(token.id for token in tokens), *prompt(4, turn)] for talk, tokens in zip(talks, said, strict=True)
+        ]
+        talks.reverse()
+    return texts
 
 
 def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
@@ -205,6 +229,10 @@ def found_together(
         experts = {len(x) for block in part.layers for x in block.ffn.experts.parameters() if x.dim() == 3}
         assert experts == {CONFIG.n_routed_experts // (ep_size or world)}
         held[name] = sum(x.nbytes for key, x in part.state_dict().items() if ".lora." not in key)
+        if reading.adapter is None and pp_size == 1:
+            asked = ServingOptions(reading.quantized, ep_size)
+            planned = take_plan(weights, known_gpu("h100-80gb", world), asked, torch.float32)
+            assert planned.weight_bytes == held[name]
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
     return results, drafted_together(folder, processes) if pp_size == 1 else {}, held
 
@@ -302,6 +330,7 @@ def check_same(here: Found, there: Found) -> None:
         (here.joining, there.joining),
         (here.one_long, there.one_long),
         (here.long_ones, there.long_ones),
+        (here.follow_ups, there.follow_ups),
     ):
         assert [[token for token, _ in text] for text in many] == [[token for token, _ in text] for text in one]
         logprobs = [logprob for text in many for _, logprob in text]

@@ -28,7 +28,10 @@ def test_a_command_of_the_page_runs(command: str, tmp_path: Path) -> None:
     assert answer.returncode in ((0, 1) if words[0] == "plan" else (0,)), answer.stderr
     assert answer.stderr == ""
     if "--json" in words:
-        assert json.loads(answer.stdout)["layout"]["plan"]["ep_size"] == 16
+        values = json.loads(answer.stdout)
+        assert values["fits"] if "--serve" in words else values["layout"]["plan"]["ep_size"] == 16
+    elif "--serve" in words:
+        assert "sequences that fit" in answer.stdout
     elif words[0] == "plan":
         assert "rank" in answer.stdout
         assert "never with a GPU" in answer.stdout
@@ -53,4 +56,4 @@ def test_the_page_names_every_known_gpu_and_what_was_measured() -> None:
 
 
 def test_there_are_commands_to_test() -> None:
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 9

@@ -20,10 +20,12 @@ from seektune.evaluate.perplexity import read_texts
 from seektune.recipe.errors import known_keys
 from seektune.recipe.load import dump_recipe, load_recipe, read_recipe
 from seektune.recipe.recipe import Recipe
-from seektune.serve.body import read_body
+from seektune.serve.body import read_body, refusals
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
+from seektune.serve.messages_api.request import MessagesRequest
 from seektune.serve.request_builder import RequestBuilder
+from seektune.serve.responses_api.request import ResponsesRequest
 from seektune.serve.schema import ChatRequest, CompletionRequest
 from seektune.workflows.prompt_rows import read_prompt_rows
 from tests.fuzz.row_files import row_or_error
@@ -98,6 +100,51 @@ COMPLETIONS = (
     {"prompt": [1, 2]},
     {"prompt": [[1], [2, 3]]},
     {"prompt": "x", "structured_outputs": {"regex": "[a-c]{2,3}(d|e)*"}},
+)
+MESSAGES_BODIES = (
+    {
+        "model": "m",
+        "max_tokens": 5,
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "2+2?", "cache_control": {"type": "ephemeral"}}]},
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "thinking", "thinking": "Well.", "signature": "s"},
+                    {"type": "tool_use", "id": "c1", "name": "f", "input": {"x": [1, "a"]}},
+                ],
+            },
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "4"}]},
+        ],
+        "system": "Be brief.",
+        "tools": [{"name": "f", "input_schema": SCHEMA}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "stop_sequences": ["a"],
+    },
+    {
+        "max_tokens": 1,
+        "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "So"}],
+        "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}},
+    },
+)
+RESPONSES_BODIES = (
+    {
+        "model": "m",
+        "input": [
+            {"role": "developer", "content": "x"},
+            {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Well."}]},
+            {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"x": [1, "a"]}'},
+            {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "4"}]},
+        ],
+        "instructions": "Be brief.",
+        "tools": [{"type": "function", "name": "f", "parameters": SCHEMA}],
+        "tool_choice": {"type": "function", "name": "f"},
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "include": ["reasoning.encrypted_content"],
+        "max_output_tokens": 5,
+    },
+    {"input": "x", "text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}},
 )
 
 
@@ -175,6 +222,26 @@ def open_completion(folder: Path) -> Read:
     return lambda content: builder.completion(read_body(content, CompletionRequest)).compiled(VOCAB)
 
 
+def open_messages(folder: Path) -> Read:
+    return _open_dialect(MessagesRequest)
+
+
+def open_responses(folder: Path) -> Read:
+    return _open_dialect(ResponsesRequest)
+
+
+def _open_dialect(kind: type[MessagesRequest] | type[ResponsesRequest]) -> Read:
+    builder = _builder()
+
+    def read(content: bytes) -> None:
+        body: Any = read_body(content, kind)
+        with refusals():
+            chat = body.as_chat(builder.encoding)
+        builder.chat(chat).compiled(VOCAB)
+
+    return read
+
+
 def _builder() -> RequestBuilder:
     return RequestBuilder(tokenizer(), VOCAB, Limits(max_model_len=2000), thinking=False, encoding=ENCODINGS["preview"])
 
@@ -220,5 +287,7 @@ TEXTS = (
     Target(
         "chat", open_chat, (CHAT, {"messages": MESSAGES[1:2]}, STRUCTURED, FORMATTED), as_json, ApiError, is_file=False
     ),
+    Target("messages", open_messages, MESSAGES_BODIES, as_json, ApiError, is_file=False),
+    Target("responses", open_responses, RESPONSES_BODIES, as_json, ApiError, is_file=False),
     Target("completion", open_completion, COMPLETIONS, as_json, ApiError, is_file=False),
 )

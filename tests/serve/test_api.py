@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from seektune import encode_messages
+from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.generate.detokenize import generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY, Sampling
@@ -47,8 +48,27 @@ def test_chat_completion_matches_generate(toy: Live, model, other, tokenizer) ->
         (choice,) = body["choices"]
         assert choice["message"] == {"role": "assistant", "content": said(which, tokenizer, prompt)}
         assert choice["finish_reason"] == "length"
-        assert body["usage"] == {"prompt_tokens": len(prompt), "completion_tokens": 6, "total_tokens": len(prompt) + 6}
+        counts = body["usage"]
+        del counts["prompt_tokens_details"]
+        assert counts == {"prompt_tokens": len(prompt), "completion_tokens": 6, "total_tokens": len(prompt) + 6}
         assert (body["object"], body["model"]) == ("chat.completion", name)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_follow_up_turn_continues_from_the_cache(toy: Live, model, tokenizer, thinking: bool) -> None:
+    """With reasoning, which the history leaves out, from the prompt before; else from the response, too."""
+    asked = {"max_tokens": 30, "temperature": 0, "chat_template_kwargs": {"thinking": thinking}}
+    question = [{"role": "user", "content": f"A {thinking} question?"}]
+    first = toy.post(CHAT, messages=question, **asked).body
+    before = first["usage"]["prompt_tokens"]
+    answer = {"role": "assistant", "content": first["choices"][0]["message"]["content"]}
+    turns = [*question, answer, {"role": "user", "content": "And then?"}]
+    body = toy.post(CHAT, messages=turns, **asked).body
+    assert body["usage"]["prompt_tokens_details"]["cached_tokens"] >= before - 1
+    prompt = render_chat_prompt(turns, (), "thinking" if thinking else "chat").ids(tokenizer)
+    (alone,) = generate_all(model, tokenizer, [Request(prompt, 30, GREEDY, frozenset({tokenizer.eos_id}))])[0]
+    message = body["choices"][0]["message"]
+    assert message.get("reasoning_content" if thinking else "content") == alone.text
 
 
 def test_stream_chunks_add_up_to_the_whole_response(toy: Live) -> None:
@@ -58,7 +78,8 @@ def test_stream_chunks_add_up_to_the_whole_response(toy: Live) -> None:
     assert answer.headers["content-type"].startswith("text/event-stream")
     *chunks, last = answer.events()
     assert last["choices"] == []
-    assert last["usage"] == whole["usage"]
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [last["usage"][key] for key in counts] == [whole["usage"][key] for key in counts]
     for i, expected in enumerate(whole["choices"]):
         mine = [choice for chunk in chunks for choice in chunk["choices"] if choice["index"] == i]
         assert mine[0]["delta"]["role"] == "assistant"

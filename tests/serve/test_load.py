@@ -4,17 +4,29 @@ import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import torch
+import torch.distributed as dist
 
+from seektune.data.tokenizer import load_tokenizer
+from seektune.generate import worker
 from seektune.generate.detokenize import generate_all
+from seektune.generate.engine import DecodeEngine
+from seektune.generate.mesh import DecodeMesh
+from seektune.generate.prefix_cache import PrefixCache
+from seektune.generate.processes import DecodeProcesses
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
-from seektune.serve import app
+from seektune.generate.session import LoadOptions
+from seektune.parallel.process_group import ProcessSlot
+from seektune.serve import api, scheduler
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
+from tests.distributed.workers import run_workers
 from tests.patience import HUNG
 
 from .live import Gate, Live, endless, live
@@ -68,7 +80,7 @@ def test_million_token_prompts_and_10_mb_bodies_are_refused_while_others_are_ser
 
         return wait
 
-    monkeypatch.setattr(app, "read_body", slowly(app.read_body))
+    monkeypatch.setattr(api, "read_body", slowly(api.read_body))
     asks = [
         {"prompt": "a b " * 500_000},
         {"prompt": [7] * 1_000_000},
@@ -77,7 +89,7 @@ def test_million_token_prompts_and_10_mb_bodies_are_refused_while_others_are_ser
     with live(Served({"toy": model}, tokenizer)) as found, ThreadPoolExecutor(4) as crowd:
         long = [crowd.submit(found.post, CHAT if "messages" in ask else TEXT, **ask) for ask in asks]
         # while as many prompts are read as may be, it answers others
-        for _ in range(app.LONG_BODIES):
+        for _ in range(api.LONG_BODIES):
             assert begun.acquire(timeout=HUNG)
         assert found.ask("POST", CHAT, b'{"prompt": "' + b"x" * 10_000_000 + b'"}').status == 413
         assert found.ask("GET", "/v1/models").status == 200
@@ -93,9 +105,9 @@ def linked(server: Live) -> socket.socket:
     return socket.create_connection((place.hostname, place.port or 0), timeout=HUNG)
 
 
-def written(body: Any) -> bytes:
+def written(body: Any, *headers: str) -> bytes:
     sent = json.dumps(body).encode()
-    kind = "Host: localhost\r\nContent-Type: application/json"
+    kind = "\r\n".join(("Host: localhost", "Content-Type: application/json", *headers))
     head = f"POST {TEXT} HTTP/1.1\r\n{kind}\r\nContent-Length: {len(sent)}\r\n\r\n"
     return head.encode() + sent
 
@@ -139,3 +151,88 @@ def test_client_that_does_not_read_is_disconnected(toy_model: Any, tokenizer: An
         found.until(lambda health: health["running"] == 24)
         gate.open()
         found.until(lambda health: health["running"] == 0)
+
+
+CLIENTS, AT_ONCE = 200, 24
+GONE = {"queued": range(100, 160), "prefill": range(6), "streaming": range(6, 12)}
+"""The clients that disconnect in each phase."""
+
+
+def crowd(mesh: DecodeMesh) -> list[int]:
+    """On rank 0: 200 clients, some of whom leave in each phase; the bytes of running and of kept caches at the end."""
+    engines: list[DecodeEngine] = []
+
+    def recorded(*given: Any, **named: Any) -> DecodeEngine:
+        engines.append(DecodeEngine(*given, **named))
+        return engines[-1]
+
+    scheduler.__setattr__("DecodeEngine", recorded)
+    limits = Limits(max_model_len=600, max_num_seqs=AT_ONCE, prefix_cache=KEPT)
+    gate = Gate(endless(mesh.part, load_tokenizer(512)))
+    with live(Served({"toy": mesh}, load_tokenizer(512), limits)) as found, gate:
+        links = []
+        for i in range(CLIENTS):
+            body = {"prompt": f"The man {i}", "max_tokens": 40 if i < AT_ONCE else 2, "stream": True, "seed": i}
+            links.append(linked(found))
+            links[i].sendall(written(body, "Connection: close"))
+            if i + 1 == AT_ONCE:
+                found.until(lambda health: health["running"] == AT_ONCE)  # their prefill is held
+        found.until(lambda health: health["waiting"] == CLIENTS - AT_ONCE)
+        leave(links, "queued")
+        found.until(lambda health: health["waiting"] == CLIENTS - AT_ONCE - len(GONE["queued"]))
+        assert found.ask("POST", TEXT, b'{"prompt": "' + b"x" * 10_000_000 + b'"}').status == 413
+        leave(links, "prefill")
+        gate.let(1)
+        for client in GONE["streaming"]:
+            assert links[client].recv(12) == b"HTTP/1.1 200"
+        leave(links, "streaming")
+        gate.open()
+        gone = {client for clients in GONE.values() for client in clients}
+        for client in sorted({*range(CLIENTS)} - gone):
+            assert everything(links[client]).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        found.until(lambda health: health["running"] == health["waiting"] == 0)
+    return [engine.cache_bytes for engine in engines]
+
+
+def leave(links: list[socket.socket], phase: str) -> None:
+    for client in GONE[phase]:
+        links[client].close()
+
+
+def everything(link: socket.socket) -> bytes:
+    """What the server sends until it closes the connection."""
+    parts = []
+    while part := link.recv(2**16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+KEPT = 300_000
+"""Bytes of a prefix cache, which these clients fill several times."""
+
+
+def served_by_two(folder: Path) -> tuple[list[int], int]:
+    """In a worker: what `crowd` finds, and the bytes of this rank's prefix cache."""
+    processes = DecodeProcesses(ProcessSlot(dist.get_world_size(), dist.get_rank(), worker=True))
+    mesh = LoadOptions("fp32").read_spread(str(folder), processes)
+    caches: list[PrefixCache] = []
+    made = worker.PrefixCache
+
+    def recorded(limit: int) -> PrefixCache:
+        caches.append(made(limit))
+        return caches[-1]
+
+    worker.__setattr__("PrefixCache", recorded)
+    running = mesh.lead(lambda: crowd(mesh)) if processes.is_main else []
+    if not processes.is_main:
+        mesh.follow()
+    return running, caches[-1].nbytes
+
+
+@pytest.mark.slow
+def test_200_clients_of_two_ranks_of_whom_some_leave_in_each_phase(toy_model: Any, tmp_path: Path) -> None:
+    toy_model(torch.float32, vocab_size=512).save_pretrained(tmp_path / "trained", "fp32")
+    (running, first), (_, second) = run_workers(2, served_by_two, tmp_path / "trained")
+    assert running == [0], "one engine, which holds no sequences"
+    assert 0 < first <= KEPT
+    assert 0 < second <= KEPT

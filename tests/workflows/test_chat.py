@@ -16,7 +16,6 @@ from seektune.generate.detokenize import TextDelta
 from seektune.generate.sampling_params import Sampling
 from seektune.generate.session import GenerateOptions, Session
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.workflows import chat as chat_page
 from seektune.workflows.chat import Conversation, chat
 
 
@@ -35,10 +34,10 @@ class Spoken:
         self.talk = Conversation(Session(str(folder), GenerateOptions(thinking=thinking)), self.paper)
         self.prompts: list[str] = []
         self.answers = iter(answers)
-        monkeypatch.setattr(chat_page, "stream_text", self._pieces)
+        monkeypatch.setattr(self.talk, "_deltas", self._pieces)
 
-    def _pieces(self, _decoding: Any, requests: Any, tokenizer: Any) -> Any:
-        self.prompts.append(tokenizer.decode(requests[0].prompt))
+    def _pieces(self, prompt: list[int]) -> Any:
+        self.prompts.append(self.talk.voice.tokenizer.decode(prompt))
         answer = next(self.answers)
         for i, text in enumerate(answer):
             if text is KeyboardInterrupt:
@@ -141,6 +140,27 @@ def test_chat_with_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
     shown = capsys.readouterr().out
     assert "cut off after 4 tokens" in shown
     assert "/save needs the name of a file" in shown
+
+
+def test_follow_up_continues_from_the_cache_until_a_response_is_stopped(folder: Path) -> None:
+    options = GenerateOptions(max_new_tokens=4, sampling=Sampling(temperature=0))
+    talk = Conversation(Session(str(folder), options), Console(file=io.StringIO()))
+    first = talk.voice.chat([{"role": "user", "content": "Hello"}])
+
+    def turn(ids: list[int]) -> list[TextDelta]:
+        return list(talk._deltas(ids))
+
+    said = [delta.token.id for delta in turn(first)]
+    follow_up = [*first, *said, *first[1:]]
+    found = turn(follow_up)
+    assert [delta.token.cached for delta in found] == [len(first) + 3, 0, 0, 0]
+    deltas = talk._deltas(follow_up)
+    next(deltas)
+    deltas.close()
+    talk._stream = None
+    again = turn(follow_up)
+    assert again[0].token.cached == 0
+    assert [delta.token.id for delta in again] == [delta.token.id for delta in found]
 
 
 def test_interrupt_between_responses_does_not_end_the_conversation(

@@ -73,6 +73,11 @@ class KVCache(CacheState):
         """Rows of the batch."""
         return len(self.lengths)
 
+    @property
+    def rollbacks(self) -> list[int]:
+        """Tokens of each row that can be rolled back now."""
+        return list(self._back)
+
     def nbytes(self) -> int:
         """Size of all buffers in bytes."""
         entries = sum(each.entries.nbytes for each in self.compressors())

@@ -1,0 +1,99 @@
+"""KV caches of sequences that have ended, and of prompts, for requests that begin with the same tokens."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seektune.model.kv_cache.cache import KVCache
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CachedPrefix:
+    """Tokens and their cache, a copy of one row."""
+
+    tokens: Ids
+    cache: KVCache
+
+    def reusable(self, prompt: Ids) -> int:
+        """How many tokens of a prompt the cache can stand for, after a rollback; 0 if they part too early.
+
+        The last token of the prompt is always computed: the next one is sampled from what it gives.
+        """
+        common = common_length(self.tokens, prompt[:-1])
+        return common if len(self.tokens) - common <= self.cache.rollbacks[0] else 0
+
+
+class PrefixCache:
+    """Caches of at most `limit` bytes together; those that were not used for the longest time are dropped."""
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._kept: OrderedDict[bytes, CachedPrefix] = OrderedDict()
+        self.nbytes = 0
+        """Memory of all caches."""
+
+    def store(self, tokens: Sequence[int], cache: KVCache, row: int) -> None:
+        """Keep a copy of a row, whose tokens these are; a row that is too large is not kept."""
+        ids = np.asarray(tokens, np.int64)
+        key = ids.tobytes()
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return
+        copied = cache.select([row])
+        if copied.nbytes() > self._limit:
+            return
+        self._kept[key] = CachedPrefix(ids, copied)
+        self.nbytes += copied.nbytes()
+        while self.nbytes > self._limit:
+            _, dropped = self._kept.popitem(last=False)
+            self.nbytes -= dropped.cache.nbytes()
+
+    def find(self, prompt: Sequence[int]) -> KVCache | None:
+        """A copy of the cache of the longest known beginning of a prompt."""
+        ids = np.asarray(prompt, np.int64)
+        lengths = {key: each.reusable(ids) for key, each in self._kept.items()}
+        best = max(lengths, key=lambda key: lengths[key], default=b"")
+        if not lengths.get(best):
+            return None
+        self._kept.move_to_end(best)
+        copied = self._kept[best].cache.select([0])
+        copied.rollback(copied.lengths[0] - lengths[best])
+        return copied
+
+
+class PrefixPlaces:
+    """Which rank read which prompt last, of the newest `COUNT` prompts: a request that extends one goes there."""
+
+    COUNT = 256
+
+    def __init__(self, rollback: int):
+        """A prompt that differs in its last `rollback` tokens is extended, too."""
+        self._rollback = rollback
+        self._prompts: OrderedDict[bytes, tuple[Ids, int]] = OrderedDict()
+
+    def record(self, prompt: Sequence[int], rank: int) -> None:
+        """Remember the place of a prompt."""
+        ids = np.asarray(prompt, np.int64)
+        self._prompts.pop(ids.tobytes(), None)
+        self._prompts[ids.tobytes()] = (ids, rank)
+        if len(self._prompts) > self.COUNT:
+            self._prompts.popitem(last=False)
+
+    def rank_of(self, prompt: Sequence[int]) -> int | None:
+        """The rank of the longest prompt that this one extends; None if it extends none."""
+        ids = np.asarray(prompt, np.int64)
+        found = [(common_length(known, ids), len(known), rank) for known, rank in self._prompts.values()]
+        extended = [(common, rank) for common, length, rank in found if common and length - common <= self._rollback]
+        return max(extended)[1] if extended else None
+
+
+def common_length(first: Ids, second: Ids) -> int:
+    """Tokens with which both begin."""
+    length = min(len(first), len(second))
+    differing = np.flatnonzero(first[:length] != second[:length])
+    return int(differing[0]) if len(differing) else length

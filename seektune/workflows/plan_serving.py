@@ -1,0 +1,170 @@
+"""The command `plan --serve`: which sequences fit beside a model's weights, and how fast they may be decoded."""
+
+import json
+import sys
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from seektune.checkpoint.formats import FORMATS
+from seektune.checkpoint.lowbit import value_counts
+from seektune.checkpoint.source import FolderSource
+from seektune.generate.processes import decode_dims
+from seektune.io.console import say
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
+from seektune.model.kv_cache.cache import grown_room
+from seektune.model.kv_cache.size import CacheSize
+from seektune.model.quantized import KindOf, quantize_modules
+from seektune.planner.hardware import GIGA, Cluster
+from seektune.planner.job import Weight, Weights
+from seektune.planner.serving import COPIES, ServedWeights, ServingPlan
+from seektune.serve.limits import Limits
+from seektune.workflows.plan import PIPE
+from seektune.workflows.planning import PACKED
+
+LENGTHS = (1024, 4096, 16_384, 32_768, 131_072, 1_048_576)
+"""Of the table, as far as the model's context reaches."""
+RUNNING = (1, 8, 32)
+"""Sequences of each process whose speed is planned."""
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """Options of `seektune plan --serve`."""
+
+    quantized: bool = False
+    ep_size: int | None = None
+    max_model_len: int | None = None
+    as_json: bool = False
+
+
+def plan_serving(name: str, cluster: Cluster, asked: ServingOptions) -> bool:
+    """Print the plan of serving a checkpoint folder or a preset; returns whether a sequence fits.
+
+    Raises:
+        ValueError: there is no such folder or preset, or the experts cannot be spread so.
+    """
+    found = take_plan(name, cluster, asked)
+    if asked.as_json:
+        say(json.dumps(_values(found), indent=2))
+    else:
+        _show(found, asked)
+    return found.fits
+
+
+def take_plan(name: str, cluster: Cluster, asked: ServingOptions, dtype: torch.dtype = torch.bfloat16) -> ServingPlan:
+    """The plan as an object."""
+    config, kind_of = _described(name)
+    longest = asked.max_model_len or min(Limits.max_model_len, config.max_position_embeddings)
+    dims = decode_dims(cluster.gpus, asked.ep_size, 1, config)
+    weights = Weights(_weights(config, dtype, kind_of if asked.quantized else None))
+    size = CacheSize.of(config, range(config.num_hidden_layers), longest + 1, dtype)
+
+    def row_bytes(tokens: int) -> int:
+        return size.bytes(grown_room(min(tokens, longest), longest + 1))
+
+    served = ServedWeights(config, weights, dtype.itemsize, longest, row_bytes, size.per_token)
+    return ServingPlan(served, cluster, dims.ep_size)
+
+
+def _described(name: str) -> tuple[DeepseekV4Config, KindOf]:
+    """Config and storage kinds of a folder, or of a preset as it was released."""
+    folder = Path(name)
+    if folder.is_dir():
+        return DeepseekV4Config.from_pretrained(folder), FolderSource(folder).kind
+    presets = [
+        each.name.removesuffix(".json") for each in resources.files("seektune.model").joinpath("presets").iterdir()
+    ]
+    if name not in presets:
+        known = ", ".join(sorted(presets))
+        raise ValueError(f"--serve {name}: no such folder, and plans do not use the network; presets are {known}")
+    return DeepseekV4Config.preset(name), FORMATS["released"].kind
+
+
+def _weights(config: DeepseekV4Config, dtype: torch.dtype, kind_of: KindOf | None) -> list[Weight]:
+    """The tensors of the whole model, quantized ones as the loaders hold them."""
+    model = DeepseekV4ForCausalLM(config, "meta", dtype)
+    if kind_of is not None:
+        quantize_modules(model, kind_of)
+    state = model.state_dict()
+    counts = value_counts(state)
+    parameters = {name for name, _ in model.named_parameters()}
+    return [
+        Weight(
+            name,
+            tuple(x.shape),
+            1 if x.dtype in PACKED else x.element_size(),
+            learns=False,
+            buffer=name not in parameters,
+            values=counts[name] // max(x.numel(), 1) if x.dtype in PACKED and name in counts else 0,
+        )
+        for name, x in state.items()
+    ]
+
+
+def _lengths(found: ServingPlan) -> list[int]:
+    """Lengths of sequences in the tables, up to the longest that is served."""
+    longest = found.model.longest
+    return [*(length for length in LENGTHS if length < longest), longest]
+
+
+def _values(found: ServingPlan) -> dict[str, object]:
+    lengths = _lengths(found)
+    rates = [
+        {"length": length, "running": running, "lower": slow, "upper": fast}
+        for length in lengths
+        for running in RUNNING
+        for slow, fast in [found.rates(running, length)]
+    ]
+    return {
+        "gpu": found.cluster.gpu,
+        "gpus": found.cluster.gpus,
+        "ep_size": found.ep_size,
+        "fits": found.fits,
+        "weight_bytes": found.weight_bytes,
+        "cache_bytes_per_token": found.token_bytes,
+        "free_bytes": round(found.free),
+        "sequences": {str(length): found.sequences(length) for length in lengths},
+        "sequence_bytes": {str(length): found.model.row_bytes(length) for length in lengths},
+        "tokens_per_s": rates,
+        "assumptions": found.assumptions(),
+    }
+
+
+def _show(found: ServingPlan, asked: ServingOptions) -> None:
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE)
+    cluster = found.cluster
+    experts = f"experts over {found.ep_size} processes" if found.ep_size > 1 else "all experts on each process"
+    console.print(f"{cluster.gpus} x {cluster.gpu}: {experts}, everything else on each", soft_wrap=True)
+    console.print(_verdict(found, asked), soft_wrap=True, style="bold")
+    console.print(
+        f"a process: weights {found.weight_bytes / GIGA:.2f} GB of {cluster.memory / GIGA:.0f} GB, caches of running "
+        f"sequences {max(found.free, 0) / GIGA:.2f} GB; {found.token_bytes / 1e3:.2f} kB per token",
+        soft_wrap=True,
+    )
+    table = Table(title="sequences, and tokens per second of all processes", title_justify="left")
+    columns = ("length", "MB of cache", "sequences that fit", *(f"{count} on each" for count in RUNNING))
+    for column in columns:
+        table.add_column(column, justify="right")
+    for length in _lengths(found):
+        most = found.sequences(length) // cluster.gpus
+        rates = [found.rates(count, length) if count <= most else None for count in RUNNING]
+        cells = ["" if rate is None else f"{rate[0]:,.0f} to {rate[1]:,.0f}" for rate in rates]
+        size = f"{found.model.row_bytes(length) / 1e6:,.1f}"
+        table.add_row(f"{length:,}", size, f"{found.sequences(length):,}", *cells)
+    console.print(table)
+    for line in found.assumptions():
+        console.print(f"- {line}", soft_wrap=True, style="dim")
+
+
+def _verdict(found: ServingPlan, asked: ServingOptions) -> str:
+    if found.fits:
+        return "fits"
+    hint = "more GPUs, or with more memory" if asked.quantized else "--quantized, or more GPUs"
+    missing = found.model.row_bytes(1) * COPIES - found.free
+    return f"does not fit: {missing / GIGA:.2f} GB of each GPU are missing; try {hint}"
