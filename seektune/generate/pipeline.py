@@ -17,7 +17,8 @@ from seektune.generate.decodable import DecodableModel
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.prefill import Prefill
 from seektune.generate.request import DraftCounts, Token
-from seektune.generate.worker import DecodeWorker, ForwardResult
+from seektune.generate.step_result import ForwardResult
+from seektune.generate.worker import DecodeWorker
 from seektune.parallel.decode_stage import DecodeStage
 
 NOTHING = StepPlan((), (), decode=False, prefill=False)

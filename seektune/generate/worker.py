@@ -1,14 +1,12 @@
 """The part of a decode engine on one rank: its sequences, their caches, and the forward passes of a plan.
 
-Shapes: B rows, T tokens, S streams, D width, V vocabulary.
+Shapes: B rows, T tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor
 
 from seektune.generate.capacity import UNLIMITED, CacheRoom, free_bytes
 from seektune.generate.decodable import DecodableModel
@@ -19,47 +17,8 @@ from seektune.generate.prefill import Prefill, padded
 from seektune.generate.prefix_cache import PrefixCache
 from seektune.generate.request import DraftCounts, Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
+from seektune.generate.step_result import Continuing, ForwardResult, StepResult
 from seektune.kernels import cpu_decode_kernels
-
-
-@dataclass(frozen=True)
-class ForwardResult:
-    """Sequences after a forward pass, from which their next tokens are sampled."""
-
-    texts: RunningBatch
-    streams: Tensor
-    """`[B, T, S, D]` of each row's last token and of its drafts."""
-    features: Tensor | None
-    """What the drafter reads of these tokens."""
-
-
-@dataclass(frozen=True)
-class Continuing:
-    """Sequences that have not ended, after their next tokens are sampled."""
-
-    texts: RunningBatch
-    features: Tensor | None
-    """What the drafter reads of the tokens before the sampled ones, `[B, T, ...]`."""
-    taken: list[list[int]]
-    """The sampled tokens of each row."""
-
-
-@dataclass
-class StepResult:
-    """What a step has done so far on this rank."""
-
-    tokens: list[Token] = field(default_factory=list)
-    drafts: dict[int, DraftCounts] = field(default_factory=dict)
-    """Counts of the verified drafts by request."""
-    error: Exception | None = None
-
-    @contextmanager
-    def catching(self) -> Iterator[None]:
-        """Code between forward passes: its error is kept, since the other ranks wait in the passes that follow."""
-        try:
-            yield
-        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
-            self.error = self.error or error
 
 
 class DecodeWorker:

@@ -82,8 +82,10 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
     kept = limits.prefix_cache
     engine = DecodeEngine(base, (), service.speculative, longest, prefix_bytes=kept, memory=memory)
     say(f"KV cache: {engine.room}")
-    if service.speculative and kept:
-        print("note: with --speculative there is no prefix cache; every prompt is read in full", file=sys.stderr)
+    pipeline = isinstance(base, DecodeMesh) and base.ranks.pp_size > 1
+    if kept and (service.speculative or pipeline):
+        flag = "--pp" if pipeline else "--speculative"
+        print(f"note: with {flag} there is no prefix cache; every prompt is read in full", file=sys.stderr)
     before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ready = partial(say, _welcome(place, list(models)))
