@@ -8,6 +8,7 @@ D width, C head width, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
 
 import torch
 import torch.nn.functional as F
@@ -138,6 +139,11 @@ def passes(anchors: int) -> int:
 def slot_weights(size: int, device: torch.device | None = None) -> Tensor:
     """`w_k` of each slot, fp32 `[A]`."""
     return torch.exp(-torch.arange(size, device=device, dtype=torch.float32) / size)
+
+
+def total_weight(size: int) -> float:
+    """The sum of `slot_weights`."""
+    return sum(exp(-slot / size) for slot in range(size))
 
 
 def _drafts(

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seektune.model.dspark_loss import Anchors, choose_anchors
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses
 from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.sequence import SequenceLayout
 
 LOSS = "loss"
 """The objective's loss."""
@@ -32,6 +34,10 @@ class DraftObjective:
     """Of the whole step."""
     seed: int
     """Of the choice of anchors in this step."""
+
+    def choose(self, ids_BT: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> Anchors:
+        """The anchors of a micro-batch, the same in whatever process."""
+        return choose_anchors(layout, labels_BT, self.anchors, self.seed + int(ids_BT.sum()))
 
 
 @dataclass(frozen=True)

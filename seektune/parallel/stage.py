@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
-from seektune.model.dspark_loss import DraftRows, choose_anchors, draft_losses, passes, slot_weights
+from seektune.model.dspark_loss import DraftRows, draft_losses, passes, total_weight
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
 from seektune.model.objective import token_logprobs_of
@@ -107,8 +107,8 @@ class Stage(TransformerPart):
         with torch.no_grad():
             means = LayerMeans(target_layers(self.config))
             hidden = self.hidden(self.backbone(rows, means=means).streams_BTSD)
-        anchors = choose_anchors(rows.layout, labels, objective.anchors, objective.seed + int(rows.ids_BT.sum()))
-        divisor = objective.anchors * objective.micro_batches * float(slot_weights(size).sum())
+        anchors = objective.choose(rows.ids_BT, rows.layout, labels)
+        divisor = objective.anchors * objective.micro_batches * total_weight(size)
         text = DraftRows(rows.tokens(), labels, rows.layout, means.joined(), hidden)
         head = self.head.values().detach()
         chunks = passes(objective.anchors)

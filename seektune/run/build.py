@@ -151,8 +151,9 @@ def preparation(recipe: Recipe, config: DeepseekV4Config, folder: Path | None) -
     Raises:
         ValueError: a target of the adapters matches nothing.
     """
-    kind_of = FORMATS["released"].kind if folder is None else FolderSource(folder).kind
-    frozen = kind_of if recipe.model.quantized else None
+    frozen = None
+    if recipe.model.quantized:
+        frozen = FORMATS["released"].kind if folder is None else FolderSource(folder).kind
     if recipe.lora.targets:
         return adapter_injector(config, recipe.lora, recipe.loss.mtp_weight > 0, frozen)
     return drafter_trainer(frozen) if recipe.train.drafter else unchanged

@@ -60,8 +60,8 @@ def dry_run(recipe: Recipe, world: int, ranks: Sequence[int], as_json: bool) -> 
     Needs neither weights nor a network, and writes nothing.
 
     Raises:
-        ValueError: the architecture is not known without the network, a rank does not exist, the recipe does not fit so
-            many processes, or it trains the drafter.
+        ValueError: the architecture is not known without the network, a rank does not exist, or the recipe does not fit
+            so many processes.
     """
     answer = take_dry_run(recipe, world, ranks)
     if as_json:
@@ -80,8 +80,6 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
             f"a dry run does not use the network, so the architecture of {recipe.model.weights} is unknown; add "
             "--model.preset=flash or pro"
         )
-    if recipe.train.drafter:
-        raise ValueError("a dry run takes no steps of train.drafter, whose drafts depend on values; use seektune plan")
     check_recipe_optimizer(recipe, lambda: meta_model(recipe, config))
     dims = make_dims(recipe.parallel, world, config)
     chosen = list(ranks) or list(range(0, world, dims.stage_size))

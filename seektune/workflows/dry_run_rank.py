@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,17 @@ from seektune.checkpoint.lowbit import value_counts
 from seektune.data.step_data import StepData
 from seektune.model.config import ATTENTION_NAMES, DeepseekV4Config
 from seektune.model.device import DTYPES
+from seektune.model.dspark import DSparkStage
 from seektune.model.gate import HashGate
 from seektune.model.step_loss import StepLoss
 from seektune.parallel.dims import ParallelDims, RankCoords
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.parallelize import Prepare, parallelize, unchanged
+from seektune.parallel.parallelize import Prepare, parallelize
 from seektune.parallel.placement import is_stacked, local
 from seektune.parallel.reference import AdaptersOff
 from seektune.parallel.simulate.comm_trace import CommTrace, Flow
-from seektune.parallel.simulate.even_routing import assume_even_routing
+from seektune.parallel.simulate.even_routing import FirstDrafts, assume_even_routing
 from seektune.parallel.simulate.fake_backend import fake_process_group, meta_tensors
 from seektune.parallel.stage import Stage
 from seektune.recipe.recipe import Recipe
@@ -121,19 +122,21 @@ class RankDryRun:
 
 def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, step: DryStep, rank: int) -> RankDryRun:
     """Build the model of `rank` with the code that training runs, take one step, and report bytes and collectives."""
-    loss = make_step_loss(step.data(plan.data_size, "meta"), recipe.loss, config.mtp_layers > 0)
-    prepare = _frozen_form(recipe, config) if recipe.lora.targets else unchanged
+    data = step.data(plan.data_size, "meta")
+    section = recipe.train
+    drafts = FirstDrafts(section.drafter_anchors, data.micro_batches, recipe.seed) if section.drafter else None
+    loss = replace(make_step_loss(data, recipe.loss, config.mtp_layers > 0), drafts=drafts)
+    prepare = _frozen_form(recipe, config)
     with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
         traffic = CommTrace(mesh.axes)
         with meta_tensors(traffic.record):
-            model = parallelize(
-                config, mesh, recipe.parallel, DTYPES[recipe.model.dtype], recipe.model.numerics, prepare
-            )
+            numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
+            model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drafter=section.drafter)
             assume_even_routing(model, mesh)
             accumulate_in_fp32(model.parameters())
             optimizer = build_optimizer(model, recipe.optimizer, recipe.seed, mesh)
-            batches = step.data(plan.data_size, "meta").batches
+            batches = data.batches
             if recipe.switches_adapters_off:
                 batches = [AdaptersOff(model).own(batch) for batch in batches]
             gradients = _take_step(model, optimizer, batches, loss, recipe.optimizer.max_grad_norm)
@@ -221,7 +224,7 @@ def _whole_gradients(stage: Stage, step: DryStep) -> int:
 
 def _units(stage: Stage) -> list[list[nn.Parameter]]:
     """What FSDP2 gathers together: the parameters of each block, and last those around the blocks."""
-    blocks = [list(block.parameters()) for block in stage.blocks()]
+    blocks = [list(block.parameters()) for block in stage.blocks() if not isinstance(block, DSparkStage)]
     inside = {id(parameter) for block in blocks for parameter in block}
     return [*blocks, [parameter for parameter in stage.parameters() if id(parameter) not in inside]]
 

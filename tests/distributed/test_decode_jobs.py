@@ -93,7 +93,11 @@ def test_generate_and_eval_on_two_processes_write_what_one_writes(place: Path):
 
 
 @pytest.mark.slow
-def test_a_training_run_that_spreads_only_experts_or_layers_decodes_as_one_process(place: Path):
+def test_a_training_run_that_spreads_only_experts_or_layers_decodes_as_one_process(place: Path, toy_model: Build):
+    """With the DSpark stages of its base, of which each process loads its experts for measuring drafts."""
+    sizes = {"vocab_size": 512, "hidden_size": 64, "moe_intermediate_size": 32, "dspark_markov_rank": 64}
+    base = sometimes_right(toy_model(torch.float32, drafter=True, **DSPARK | sizes))
+    base.save_pretrained(place / "base", "released")
     rows = write_hellaswag(place / "rows", 12, 4)
     (place / "own.jsonl").write_text('{"prompt": "The man", "answer": "a"}\n', encoding="utf-8")
     answers = f"{{name: answers, every: 1, path: {place}/own.jsonl, metric: contains, max_new_tokens: 9}}"
@@ -105,12 +109,14 @@ def test_a_training_run_that_spreads_only_experts_or_layers_decodes_as_one_proce
             "train",
             str(TINY),
             "--model.preset=null",
-            f"--model.weights={place}/trained",
+            f"--model.weights={place}/base",
+            "--loss.mtp_weight=0",
             f"--data.path={rows}",
             f"--run_dir={place / name}",
             "--steps=2",
         ]
-        words += [f"--evaluate.tasks=[{answers},{samples}]", "--logging.to=[]", "--checkpoint.every=null"]
+        tasks = f"{answers},{samples}" + (",drafter" if "pp_size" not in layout else "")
+        words += [f"--evaluate.tasks=[{tasks}]", "--logging.to=[]", "--checkpoint.every=null"]
         words += [f"--parallel.{key}={size}" for key, size in layout.items()] + ["--parallel.dp_shard=1"]
         done = worker_processes(*words, world=world)
         assert [(each.returncode, each.stderr) for each in done] == [(0, "")] * world
@@ -119,8 +125,10 @@ def test_a_training_run_that_spreads_only_experts_or_layers_decodes_as_one_proce
         one, *several = (read_records(place / name / file) for name in layouts)
         assert several == [one] * 2
         assert one
-    found, *others = (json.loads((place / name / "evaluation.json").read_text()) for name in layouts)
-    assert others == [found] * 2
+    one, experts, layers = (json.loads((place / name / "evaluation.json").read_text()) for name in layouts)
+    assert experts == one
+    assert one.pop("drafter")["before"]["accepted_length"]["value"] > 1.5
+    assert layers == one
 
 
 def train_drafter(base: Path, rows: Path, folder: Path, world: int, **parallel: int) -> None:

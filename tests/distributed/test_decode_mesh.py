@@ -215,7 +215,7 @@ def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
 def found_together(
     folder: Path, names: Sequence[str], ep_size: int | None, pp_size: int
 ) -> tuple[dict[str, Found], dict[str, Drafted], dict[str, int]]:
-    """In a worker: what rank 0 finds by reading, and with each drafter; and the bytes that this rank holds."""
+    """In a worker: what rank 0 finds by reading, with each drafter if experts are spread, and the bytes held here."""
     world = dist.get_world_size()
     processes = DecodeProcesses(ProcessSlot(world, dist.get_rank(), worker=True), ep_size, pp_size)
     results = {}
@@ -234,7 +234,8 @@ def found_together(
             planned = take_plan(weights, known_gpu("h100-80gb", world), asked, torch.float32)
             assert planned.weight_bytes == held[name]
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
-    return results, drafted_together(folder, processes) if pp_size == 1 else {}, held
+    drafts = pp_size == 1 and ep_size != 1
+    return results, drafted_together(folder, processes) if drafts else {}, held
 
 
 def drafted_together(folder: Path, processes: DecodeProcesses) -> dict[str, Drafted]:
@@ -366,7 +367,7 @@ def test_a_mesh_decodes_and_scores_as_one_process(
         dims = decode_dims(world, ep_size, pp_size, CONFIG)
         planned = [placed(CONFIG, kinds, reading, dims, rank, allowed=0) for rank in range(world)]
         assert [held[name] for *_, held in together] == [each.parts.total() for each in planned]
-    assert list(drafts) == ([*DRAFTING] if pp_size == 1 else [])
+    assert list(drafts) == ([*DRAFTING] if pp_size == 1 and ep_size != 1 else [])
     for name in drafts:
         check_same_drafts(drafted_alone(folder, name), drafts[name])
 

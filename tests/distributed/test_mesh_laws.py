@@ -165,15 +165,7 @@ def test_steps_stay_equal(learnt_alone: dict[str, Course], case: Case):
 
 
 @SLOW
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(2, {}, 1),
-        Case(2, {"dp_replicate": 2, "ep_size": 2}, 1),
-        Case(4, {"ep_size": 2}, 1),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("case", [Case(2, {"dp_replicate": 2, "ep_size": 2}, 1), Case(4, {"ep_size": 2}, 1)], ids=str)
 def test_drafters_learn_what_they_learn_on_one_device(drafted_alone: tuple[Found, Course], case: Case):
     """Of the rows of a step, some have more anchors than a pass takes, and one has none."""
     found, course = drafted_alone

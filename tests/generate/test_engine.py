@@ -254,3 +254,16 @@ def test_memory_that_runs_out_after_the_passes_is_reported(toy_model) -> None:
     assert worker.step(StepPlan([Admission(0, 0, request)], [], decode=False, prefill=True)).error is error
     with pytest.raises(torch.OutOfMemoryError, match="no memory for logits"):
         DecodeEngine(model, [request]).step()
+
+
+def test_after_an_error_a_rank_still_takes_part_in_the_pass_of_the_drafter(toy_model) -> None:
+    """Others, whose experts it has, are in that pass."""
+    model = toy_model()
+    took_part: list[str] = []
+    model.__setattr__("draft_empty", lambda: took_part.append("a pass without tokens"))
+    model.__setattr__("logits", lambda hidden_BTD: torch.full((*hidden_BTD.shape[:-1], 64), torch.nan))
+    request = Request(prompts(3)[0], 2, GREEDY)
+    worker = DecodeWorker(model, EngineOptions(request.longest, speculative=True))
+    report = worker.step(StepPlan([Admission(0, 0, request)], [], decode=True, prefill=True))
+    assert "NaN" in str(report.error)
+    assert took_part == ["a pass without tokens"] * 2

@@ -57,6 +57,16 @@ def test_planned_bytes_of_adapters_equal_the_dry_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["dp_replicate=2", "dp_shard=1", "ep_size=2"]])
+def test_planned_bytes_of_a_drafter_equal_the_dry_run(words: list[str]) -> None:
+    words = ["model.preset=tiny-0731", "model.weights=some/weights", "model.quantized=true", "train.drafter=true",
+             "loss.mtp_weight=0", *SMALL, *(f"parallel.{word}" for word in words)]  # fmt: skip
+    planned = layout(TINY, 2, *words)
+    dry = take_dry_run(recipe(TINY, *words), 2, [0, 1])
+    assert [planned_bytes(rank_memory(planned, rank)) for rank in (0, 1)] == [dry_run_bytes(rank) for rank in dry.ranks]
+
+
+@pytest.mark.slow
 def test_a_released_drafter_is_trained_on_one_node_only_if_the_backbone_stays_packed() -> None:
     """As docs/drafters.md says."""
     words = ["model.quantized=true", "train.drafter=true", "parallel.pp_size=1", "parallel.ep_size=8"]

@@ -112,3 +112,21 @@ def test_where_only_experts_or_layers_are_spread_every_task_runs(
     assert [each.task.info.name for each in found.repeated] == ["hellaswag", "validation", "answers"]
     assert found.samples
     assert not notes
+
+
+def test_a_drafter_is_measured_by_default_where_the_layout_can_decode(recipe: Make, tmp_path: Path) -> None:
+    spread = {"dp_replicate": 2, "dp_shard": 1, "ep_size": 2}
+    for tasks_named, parallel, world, measured in (
+        (None, {}, 1, True),
+        (None, spread, 2, True),
+        (None, {}, 2, False),
+        (["drafter"], spread, 2, True),
+        (["drafter"], {}, 2, False),
+    ):
+        notes: list[str] = []
+        asked = recipe(evaluate={"limit": 6, "tasks": tasks_named}, parallel=parallel)
+        found = made(asked, tmp_path, world, notes.append)
+        assert ("drafter" in [each.task.info.name for each in found.repeated]) == measured
+        assert [note.split(":")[1] for note in notes] == [" the task drafter does not run"] * bool(
+            tasks_named and not measured
+        )

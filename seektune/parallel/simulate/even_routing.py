@@ -8,7 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from seektune.model.dspark_loss import Anchors
 from seektune.model.gate import Routing
+from seektune.model.step_loss import DraftObjective
 from seektune.model.token_dispatch import LocalDispatch
 from seektune.parallel.context import apply_context_parallel
 from seektune.parallel.expert import Counts, ExpertDispatch
@@ -34,6 +36,16 @@ class FullRows(SequenceLayout):
     def taught(self, x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """All positions, the last token of a row included."""
         return x_BTD.flatten(0, 1), targets_BT.flatten()
+
+
+class FirstDrafts(DraftObjective):
+    """Drafts from the first tokens of full rows."""
+
+    def choose(self, ids_BT: Tensor, layout: SequenceLayout, labels_BT: Tensor) -> Anchors:
+        """As `DraftObjective`, from the shape alone."""
+        rows, length = ids_BT.shape
+        number_N = torch.arange(min(self.anchors, rows * (length - 1)), device=ids_BT.device)
+        return Anchors(number_N // (length - 1), number_N % (length - 1))
 
 
 class EvenLocal(LocalDispatch):
