@@ -2,29 +2,14 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from seektune.generate.capacity import BatchRows, CacheRoom
 from seektune.generate.plan import Admission, StepPlan, StepReport
 from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import DraftCounts, Request, Token
+from seektune.generate.sequence_group import SequenceGroup
 from seektune.io.console import size
-
-
-@dataclass(eq=False)
-class SequenceGroup:
-    """Sequences that step together, and what their next plan says of them."""
-
-    running: dict[int, Admission] = field(default_factory=dict)
-    retired: list[int] = field(default_factory=list)
-    sampled: list[Token] = field(default_factory=list)
-    decode: bool = False
-    prefill: bool = False
-
-    def batch_on(self, rank: int) -> BatchRows:
-        """Those that a rank decodes together."""
-        lengths = [each.request.longest for each in self.running.values() if each.rank == rank]
-        return BatchRows(len(lengths), max(lengths, default=0))
 
 
 class Controller:
@@ -42,8 +27,8 @@ class Controller:
     ):
         """From the memory of all ranks for caches, in order, and the number of pipeline stages on which these are.
 
-        `max_num_seqs` is the maximum number of sequences that run at the same time; None = all. With `prefixes`, a
-        sequence that extends an earlier prompt goes to its rank, whose cache it continues, if it fits there.
+        `max_num_seqs` is the maximum number of sequences that run at the same time; None = all. With `prefixes`, the
+        share of a sequence that a rank need not read again, as it has an earlier prompt's cache, counts as free there.
         """
         ranks = len(rooms) // stages
         self._rooms = [rooms[rank::ranks] for rank in range(ranks)]
@@ -170,9 +155,14 @@ class Controller:
 
     def _place(self, request: Request, batches: Sequence[Sequence[BatchRows]], joined: int) -> int | None:
         """The rank on which a request joins one of the batches; None if it does not fit."""
-        left = [self._left(rank, found) for rank, found in enumerate(batches)]
-        extended = None if self._prefixes is None else self._prefixes.rank_of(request.prompt)
-        for rank in ([] if extended is None else [extended]) + [left.index(max(left))]:
+        saved = {} if self._prefixes is None else self._prefixes.saved(request.prompt)
+
+        def free(rank: int) -> float:
+            room = self._rooms[rank][0]
+            own = room.free - room.left([BatchRows().joined_by(request.longest)])
+            return self._left(rank, batches[rank]) + own * saved.get(rank, 0) / request.longest
+
+        for rank in sorted(range(len(self._rooms)), key=free, reverse=True):
             after = list(batches[rank])
             after[joined] = after[joined].joined_by(request.longest)
             if self._left(rank, after) >= 0:

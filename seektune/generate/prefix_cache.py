@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from seektune.model.kv_cache.cache import KVCache
 
 Ids = NDArray[np.int64]
+MOST_PREFIXES = 256
+"""Of a prefix cache, and prompts whose places are remembered; each is compared with every new prompt."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class PrefixCache:
             return
         self._kept[key] = CachedPrefix(ids, copied)
         self.nbytes += copied.nbytes()
-        while self.nbytes > self._limit:
+        while self.nbytes > self._limit or len(self._kept) > MOST_PREFIXES:
             _, dropped = self._kept.popitem(last=False)
             self.nbytes -= dropped.cache.nbytes()
 
@@ -67,9 +69,7 @@ class PrefixCache:
 
 
 class PrefixPlaces:
-    """Which rank read which prompt last, of the newest `COUNT` prompts: a request that extends one goes there."""
-
-    COUNT = 256
+    """Which rank read which prompt last, of the newest prompts."""
 
     def __init__(self, rollback: int):
         """A prompt that differs in its last `rollback` tokens is extended, too."""
@@ -81,15 +81,18 @@ class PrefixPlaces:
         ids = np.asarray(prompt, np.int64)
         self._prompts.pop(ids.tobytes(), None)
         self._prompts[ids.tobytes()] = (ids, rank)
-        if len(self._prompts) > self.COUNT:
+        if len(self._prompts) > MOST_PREFIXES:
             self._prompts.popitem(last=False)
 
-    def rank_of(self, prompt: Sequence[int]) -> int | None:
-        """The rank of the longest prompt that this one extends; None if it extends none."""
+    def saved(self, prompt: Sequence[int]) -> dict[int, int]:
+        """By rank, how many tokens of a prompt it need not read again; ranks that save none are left out."""
         ids = np.asarray(prompt, np.int64)
-        found = [(common_length(known, ids), len(known), rank) for known, rank in self._prompts.values()]
-        extended = [(common, rank) for common, length, rank in found if common and length - common <= self._rollback]
-        return max(extended)[1] if extended else None
+        best: dict[int, int] = {}
+        for known, rank in self._prompts.values():
+            common = common_length(known, ids)
+            if common and len(known) - common <= self._rollback:
+                best[rank] = max(common, best.get(rank, 0))
+        return best
 
 
 def common_length(first: Ids, second: Ids) -> int:

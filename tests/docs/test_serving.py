@@ -55,6 +55,7 @@ def test_serving_examples_run(place: Path, capsys: pytest.CaptureFixture[str]) -
 def test_documented_limits_match_the_code() -> None:
     from seektune.generate.answer_grammar import LARGEST_MULTIPLE, MOST_CHARACTERS, MOST_LEVELS, MOST_REPEATS
     from seektune.generate.grammar import MOST_GRAMMARS
+    from seektune.generate.prefix_cache import MOST_PREFIXES
     from seektune.serve.body import MOST_MARKS
     from seektune.serve.connections import MOST_CONNECTIONS
     from seektune.serve.limits import Limits
@@ -67,6 +68,8 @@ def test_documented_limits_match_the_code() -> None:
         f"waiting included | {limits.request_timeout:g} |",
         f"in a request | {MOST_MARKS:,} |",
         f"at most {MOST_CONNECTIONS} |",
+        f"each process and model | {limits.prefix_cache / 1e9:g} |",
+        f"({limits.prefix_cache / 1e9:g} GB) and {MOST_PREFIXES} prefixes",
         f"size of a request | {limits.max_body // 2**20} MiB |",
         f"part of the response | {limits.client_timeout:g} s |",
         f"with the last {MOST_GRAMMARS};",

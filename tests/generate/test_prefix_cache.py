@@ -135,7 +135,7 @@ def test_memory_is_bounded_and_the_least_recently_used_goes(model):
     assert (small.nbytes, small.find([9, 9])) == (0, None)
 
 
-def test_a_follow_up_goes_to_the_rank_of_its_conversation():
+def test_a_follow_up_goes_to_the_rank_of_its_conversation_unless_that_is_busy():
     controller = Controller([UNLIMITED] * 2, prefixes=PrefixPlaces(ROLLBACK))
     first, second = list(range(100)), list(range(200, 250))
     controller.add([Request(first, 5)])
@@ -145,3 +145,6 @@ def test_a_follow_up_goes_to_the_rank_of_its_conversation():
     controller.add([Request([*first[:-1], 7, *second], 500), Request([*second, 8], 5), Request([1] * 30, 5)])
     later = {admission.number: admission.rank for admission in controller.plan().admitted}
     assert later == {2: placed[0], 3: placed[1], 4: placed[1]}
+    controller.add([Request([*first[:-1], 9], 5)])
+    (busy,) = controller.plan().admitted
+    assert busy.rank == placed[1]

@@ -154,7 +154,7 @@ def test_client_that_does_not_read_is_disconnected(toy_model: Any, tokenizer: An
 
 
 CLIENTS, AT_ONCE = 200, 24
-GONE = {"queued": range(100, 160), "prefill": range(6), "streaming": range(6, 12)}
+GONE = {"queued": range(100, 160), "prefill": range(1, 7), "streaming": range(7, 13)}
 """The clients that disconnect in each phase."""
 
 
@@ -170,19 +170,19 @@ def crowd(mesh: DecodeMesh) -> list[int]:
     limits = Limits(max_model_len=600, max_num_seqs=AT_ONCE, prefix_cache=KEPT)
     gate = Gate(endless(mesh.part, load_tokenizer(512)))
     with live(Served({"toy": mesh}, load_tokenizer(512), limits)) as found, gate:
-        links = []
-        for i in range(CLIENTS):
-            body = {"prompt": f"The man {i}", "max_tokens": 40 if i < AT_ONCE else 2, "stream": True, "seed": i}
-            links.append(linked(found))
-            links[i].sendall(written(body, "Connection: close"))
-            if i + 1 == AT_ONCE:
-                found.until(lambda health: health["running"] == AT_ONCE)  # their prefill is held
+        links = [asking(found, 0)]
+        found.until(lambda health: health["running"] == 1)  # its first step is held
+        links += [asking(found, i) for i in range(1, AT_ONCE)]
+        found.until(lambda health: health["waiting"] == AT_ONCE - 1)
+        gate.let(1)
+        found.until(lambda health: health["running"] == AT_ONCE)  # the step of their prefill is held
+        links += [asking(found, i) for i in range(AT_ONCE, CLIENTS)]
         found.until(lambda health: health["waiting"] == CLIENTS - AT_ONCE)
         leave(links, "queued")
         found.until(lambda health: health["waiting"] == CLIENTS - AT_ONCE - len(GONE["queued"]))
         assert found.ask("POST", TEXT, b'{"prompt": "' + b"x" * 10_000_000 + b'"}').status == 413
         leave(links, "prefill")
-        gate.let(1)
+        gate.let(2)  # for the first, and for those that join
         for client in GONE["streaming"]:
             assert links[client].recv(12) == b"HTTP/1.1 200"
         leave(links, "streaming")
@@ -192,6 +192,15 @@ def crowd(mesh: DecodeMesh) -> list[int]:
             assert everything(links[client]).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         found.until(lambda health: health["running"] == health["waiting"] == 0)
     return [engine.cache_bytes for engine in engines]
+
+
+def asking(server: Live, client: int) -> socket.socket:
+    """A connection on which a client has asked for a stream."""
+    tokens = 40 if client < AT_ONCE else 2
+    link = linked(server)
+    body = {"prompt": f"The man {client}", "max_tokens": tokens, "stream": True, "seed": client}
+    link.sendall(written(body, "Connection: close"))
+    return link
 
 
 def leave(links: list[socket.socket], phase: str) -> None:
