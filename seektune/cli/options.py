@@ -195,7 +195,7 @@ def prefix_options(
         bool,
         typer.Option(
             "--enable-prefix-caching/--no-enable-prefix-caching",
-            help="Continue from the caches of earlier prompts and responses that begin with the same tokens.",
+            help="Continue from the caches of earlier texts that begin with the same tokens; not with --speculative.",
         ),
     ] = True,
     prefix_cache_gb: Annotated[

@@ -1,6 +1,5 @@
 """docs/talk-to-your-model.md: its commands run on two processes of tiny size, and its examples against its server."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, toy_model: Callable[..., Dee
     adapt(model, ["layers.1.ffn.experts.w1", "layers.2.attn.wq_a"], AdapterShape(rank=2, alpha=4.0))
     init_adapters(model, seed=0)
     save_adapter(model, made / "adapter")
-    (made / "prompts.jsonl").write_text('{"prompt": "The man"}\n', encoding="utf-8")
     (made / "notes.txt").write_text("The man picks up the ball and throws it. " * 9, encoding="utf-8")
     return made
 
@@ -45,22 +43,22 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def words_of(command: Command, place: Path) -> list[str]:
     """What a process of a launcher gets, with files in the place."""
-    files = {name: str(place / name) for name in ("trained", "adapter", "prompts.jsonl", "answers.jsonl", "notes.txt")}
+    files = {name: str(place / name) for name in ("trained", "adapter", "notes.txt")}
     return [files.get(word, word) for word in command.words[1:] if word != ON_TWO]
 
 
 @pytest.mark.slow
 def test_the_commands_run_on_two_processes(place: Path) -> None:
     pairs = [each for each in SHOWN if ON_TWO in each.words and each.words[1] != "serve"]
-    assert [each.words[1] for each in pairs] == ["generate", "generate", "chat", "eval"]
+    assert [each.words[1] for each in pairs] == ["generate", "chat", "eval"]
     said = []
     for command in pairs:
         done = worker_processes(*words_of(command, place), world=2)
         assert [each.returncode for each in done] == [0, 0], done
         said.append(done[0].stdout)
-    assert json.loads((place / "answers.jsonl").read_text(encoding="utf-8"))["prompt"] == "The man"
-    assert "/system TEXT" in said[2]
-    assert "perplexity" in said[3]
+    assert said[0].strip()
+    assert "/system TEXT" in said[1]
+    assert "perplexity" in said[2]
 
 
 @pytest.mark.slow

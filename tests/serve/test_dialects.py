@@ -69,7 +69,6 @@ def test_anthropic_client_reads_thinking_text_and_a_tool_call_and_sends_them_bac
         result = {"type": "tool_result", "tool_use_id": call.id, "content": "rain"}
         answer = {"role": "assistant", "content": whole.model_dump()["content"]}
         asked["messages"] = [*ASKED["messages"], answer, {"role": "user", "content": [result]}]
-        assert client.messages.create(**asked).stop_reason == "tool_use"
         counted = client.messages.count_tokens(**{key: asked[key] for key in ("model", "messages", "tools")})
         assert counted.input_tokens > whole.usage.input_tokens
 
