@@ -87,8 +87,8 @@ def _serve(
     model: Model,
     load: MakeLoadOptions,
     processes: DecodeFlags,
-    prefix_bytes: int,
     dry_run: DecodeDryRun,
+    prefix_bytes: int,
     host: Host = ServeConfig.host,
     port: Port = ServeConfig.port,
     api_key: ApiKey = None,
@@ -118,8 +118,8 @@ def _serve(
             max_model_len=max_model_len,
             limits=Limits(
                 max_num_seqs=max_num_seqs,
-                prefix_cache=prefix_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
+                prefix_cache=prefix_bytes,
                 max_queued_requests=max_queued_requests,
                 request_timeout=request_timeout,
             ),
@@ -141,5 +141,5 @@ def _serve(
 
 
 serve = with_groups(
-    _serve, load=load_options, processes=decode_flags, prefix_bytes=prefix_options, dry_run=dry_run_flags
+    _serve, load=load_options, processes=decode_flags, dry_run=dry_run_flags, prefix_bytes=prefix_options
 )

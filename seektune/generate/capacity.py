@@ -65,7 +65,7 @@ class CacheRoom:
         return grown_room(length + self.ahead, whole) if self.grows else whole
 
 
-UNLIMITED = CacheRoom(CacheSize(0, 1.0), 2**62, 2**62, 0, grows=True)
+UNLIMITED = CacheRoom(CacheSize(0, {1: 1}), 2**62, 2**62, 0, grows=True)
 """Of an engine without a limit."""
 
 

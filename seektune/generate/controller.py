@@ -1,30 +1,15 @@
 """Decides what the ranks of a decode engine do: admits, places and retires sequences."""
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 from seektune.generate.capacity import BatchRows, CacheRoom
 from seektune.generate.plan import Admission, StepPlan, StepReport
 from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import DraftCounts, Request, Token
+from seektune.generate.sequence_group import SequenceGroup
 from seektune.io.console import size
-
-
-@dataclass(eq=False)
-class SequenceGroup:
-    """Sequences that step together, and what their next plan says of them."""
-
-    running: dict[int, Admission] = field(default_factory=dict)
-    retired: list[int] = field(default_factory=list)
-    sampled: list[Token] = field(default_factory=list)
-    decode: bool = False
-    prefill: bool = False
-
-    def batch_on(self, rank: int) -> BatchRows:
-        """Those that a rank decodes together."""
-        lengths = [each.request.longest for each in self.running.values() if each.rank == rank]
-        return BatchRows(len(lengths), max(lengths, default=0))
 
 
 class Controller:
@@ -42,16 +27,13 @@ class Controller:
     ):
         """From the memory of all ranks for caches, in order, and the number of pipeline stages on which these are.
 
-        Args:
-            rooms: the memory of each rank.
-            max_num_seqs: maximum number of sequences that run at the same time; None = all.
-            stages: the pipeline stages, each on as many ranks.
-            prefixes: where prompts were read: tokens that a rank need not read again count for it. None = no cache.
+        `max_num_seqs` is the maximum number of sequences that run at the same time; None = all. With `prefixes`, the
+        share of a sequence that a rank need not read again, as it has an earlier prompt's cache, counts as free there.
         """
-        self._prefixes = prefixes
         ranks = len(rooms) // stages
         self._rooms = [rooms[rank::ranks] for rank in range(ranks)]
         """Of the ranks that hold parts of the same sequences."""
+        self._prefixes = prefixes
         self._limit = max_num_seqs
         self._count = 0
         self._waiting: dict[int, Request] = {}
@@ -151,11 +133,10 @@ class Controller:
         count = bisect_left(range(len(first)), True, key=lambda last: self._places(first[: last + 1], group) is None)
         places = self._places(first[:count], group) or {}
         for number in first[:count]:
-            request = self._waiting.pop(number)
-            group.running[number] = Admission(places[number], number, request)
+            group.running[number] = Admission(places[number], number, self._waiting.pop(number))
             self._running[number] = group
             if self._prefixes is not None:
-                self._prefixes.record(request.prompt, places[number])
+                self._prefixes.record(group.running[number].request.prompt, places[number])
         return [group.running[number] for number in first[:count]]
 
     def _places(self, numbers: Sequence[int], group: SequenceGroup) -> dict[int, int] | None:
@@ -165,24 +146,28 @@ class Controller:
         places = {}
         # the longest first, so that the shorter ones even out what those leave
         for number in sorted(numbers, key=lambda number: self._waiting[number].longest, reverse=True):
-            rank = self._rank_for(self._waiting[number], batches, joined)
+            rank = self._place(self._waiting[number], batches, joined)
             if rank is None:
                 return None
             batches[rank][joined] = batches[rank][joined].joined_by(self._waiting[number].longest)
             places[number] = rank
         return places
 
-    def _rank_for(self, request: Request, batches: Sequence[Sequence[BatchRows]], joined: int) -> int | None:
-        """Where most is free, or saved by a cached prefix, for a request that joins a group; None without room."""
+    def _place(self, request: Request, batches: Sequence[Sequence[BatchRows]], joined: int) -> int | None:
+        """The rank on which a request joins one of the batches; None if it does not fit."""
         saved = {} if self._prefixes is None else self._prefixes.saved(request.prompt)
-        worth = [self._left(rank, found) + self._saved_bytes(rank, saved) for rank, found in enumerate(batches)]
-        for rank in sorted(range(len(worth)), key=worth.__getitem__, reverse=True):
-            if self._left(rank, _joined(batches[rank], joined, request.longest)) >= 0:
+
+        def free(rank: int) -> float:
+            room = self._rooms[rank][0]
+            own = room.free - room.left([BatchRows().joined_by(request.longest)])
+            return self._left(rank, batches[rank]) + own * saved.get(rank, 0) / request.longest
+
+        for rank in sorted(range(len(self._rooms)), key=free, reverse=True):
+            after = list(batches[rank])
+            after[joined] = after[joined].joined_by(request.longest)
+            if self._left(rank, after) >= 0:
                 return rank
         return None
-
-    def _saved_bytes(self, rank: int, saved: Mapping[int, int]) -> float:
-        return saved.get(rank, 0) * self._rooms[rank][0].size.per_token
 
     def _left(self, rank: int, batches: Sequence[BatchRows]) -> int:
         """Bytes left for caches beside these batches, on the pipeline stage that has least."""
@@ -190,15 +175,9 @@ class Controller:
 
     def _count_drafts(self, number: int, counts: DraftCounts) -> None:
         self.drafts.add(counts)
-        group = self._running.get(number)
-        own = None if group is None else group.running[number].request.drafts
+        own = self._running[number].running[number].request.drafts if number in self._running else None
         if own is not None:
             own.add(counts)
 
     def _free(self, number: int) -> None:
         self._running.pop(number).running.pop(number)
-
-
-def _joined(batches: Sequence[BatchRows], index: int, length: int) -> list[BatchRows]:
-    """The batches with one more sequence in one of them."""
-    return [batch.joined_by(length) if i == index else batch for i, batch in enumerate(batches)]

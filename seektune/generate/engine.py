@@ -50,19 +50,21 @@ class DecodeEngine:
                 differ in the last digits, so evaluations do not use them.
             max_num_seqs: maximum number of sequences decoded together, on all ranks; others wait. None = no maximum.
             prefix_bytes: memory of each rank for a prefix cache, from which later requests that begin with the tokens
-                of earlier ones continue; 0 = none. There is none with `speculative`, or without `longest`.
+                of earlier ones continue; 0 = none. There is none with `speculative`, without `longest`, or on several
+                pipeline stages, which would have to drop the same caches.
             memory: how much memory caches may take; sequences wait for it. None = no limit.
 
         Raises:
             ValueError: a request is invalid or can never fit into `memory`, or the model has no drafter.
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
-        if speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
-            raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
-        staged = isinstance(model, DecodeMesh) and model.ranks.pp_size > 1
-        reuses = prefix_bytes > 0 and longest is not None and not speculative and not staged
+        reuses = prefix_bytes > 0 and longest is not None and not speculative
+        if isinstance(model, DecodeMesh) and model.ranks.pp_size > 1:
+            reuses = False
         kept = prefix_bytes if reuses else 0
         options = EngineOptions(most, longest is not None, speculative, kept, cpu_kernels, memory)
+        if speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
+            raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         self._longest = most
         self._vocab_size = model.config.vocab_size
         self._check(requests)

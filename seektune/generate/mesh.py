@@ -60,7 +60,7 @@ class DecodeMesh:
         """Open an engine on all ranks; the one before is dropped.
 
         Raises:
-            ValueError: drafts are asked for, with pipeline stages.
+            ValueError: drafts are asked of pipeline stages.
         """
         if options.speculative and self.ranks.pp_size > 1:
             raise ValueError("speculative decoding does not work with pipeline stages; leave one of them out")

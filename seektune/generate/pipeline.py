@@ -13,9 +13,12 @@ from functools import partial
 import torch
 
 from seektune.generate.capacity import CacheRoom
+from seektune.generate.decodable import DecodableModel
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
+from seektune.generate.prefill import Prefill
 from seektune.generate.request import DraftCounts, Token
-from seektune.generate.worker import DecodeWorker, ForwardResult, StepPasses
+from seektune.generate.step_result import ForwardResult
+from seektune.generate.worker import DecodeWorker
 from seektune.parallel.decode_stage import DecodeStage
 
 NOTHING = StepPlan((), (), decode=False, prefill=False)
@@ -24,16 +27,20 @@ NOTHING = StepPlan((), (), decode=False, prefill=False)
 class StageWorker(DecodeWorker):
     """The sequences of a group on a stage before the last one, which does not sample."""
 
-    _passes = StepPasses(NOTHING)
-    _sampled: dict[int, Token]
+    def __init__(self, model: DecodableModel, options: EngineOptions, rank: int):
+        super().__init__(model, options, rank)
+        self._plan = NOTHING
+        self._passes: tuple[ForwardResult | None, Prefill | None] = (None, None)
+        self._sampled: dict[int, Token] = {}
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepReport:
         """Take the tokens of the group's plan before, then run the forward passes of this one."""
-        scored = [replace(each, request=replace(each.request, echo=False, grammar=None)) for each in plan.admitted]
         self._sampled = {token.request: token for token in plan.sampled}
-        found = self._finish(self._passes)
-        self._passes = self._run(replace(plan, admitted=scored))
+        found = self._finish(self._plan, *self._passes)
+        unscored = [replace(each, request=replace(each.request, echo=False, grammar=None)) for each in plan.admitted]
+        self._plan = plan
+        self._passes = self._run(replace(plan, admitted=unscored))
         return replace(self._report(found), tokens=[], running=0, prefilling=False)
 
     def _take(self, after: ForwardResult, counts: Sequence[DraftCounts]) -> list[list[Token]]:

@@ -27,7 +27,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.choices import DtypeName, NumericsName
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES, choose_device
-from seektune.model.kv_cache.decode import CachedTransformer
+from seektune.model.transformer import TransformerPart
 from seektune.model.variants import encoding_of
 from seektune.parallel.load import ModelPart, load_spread
 
@@ -103,7 +103,7 @@ class LoadOptions:
 AS_STORED = LoadOptions()
 
 
-def _check_drafter(name: str, model: CachedTransformer) -> None:
+def _check_drafter(name: str, model: TransformerPart) -> None:
     if not len(model.mtp):
         raise ValueError(
             f"{name} has no drafter (neither an MTP block nor DSpark stages), "

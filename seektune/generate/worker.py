@@ -1,14 +1,12 @@
 """The part of a decode engine on one rank: its sequences, their caches, and the forward passes of a plan.
 
-Shapes: B rows, T tokens, S streams, D width, V vocabulary.
+Shapes: B rows, T tokens, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor
 
 from seektune.generate.capacity import UNLIMITED, CacheRoom, free_bytes
 from seektune.generate.decodable import DecodableModel
@@ -19,58 +17,8 @@ from seektune.generate.prefill import Prefill, padded
 from seektune.generate.prefix_cache import PrefixCache
 from seektune.generate.request import DraftCounts, Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
+from seektune.generate.step_result import Continuing, ForwardResult, StepResult
 from seektune.kernels import cpu_decode_kernels
-
-
-@dataclass(frozen=True)
-class ForwardResult:
-    """Sequences after a forward pass, from which their next tokens are sampled."""
-
-    texts: RunningBatch
-    streams: Tensor
-    """`[B, T, S, D]` of each row's last token and of its drafts."""
-    features: Tensor | None
-    """What the drafter reads of these tokens."""
-
-
-@dataclass(frozen=True)
-class StepPasses:
-    """The forward passes of a plan."""
-
-    plan: StepPlan
-    decoded: ForwardResult | None = None
-    """Running sequences, after their next forward pass; None where this rank has none."""
-    read: Prefill | None = None
-    """Prompts of which a chunk was read; None where this rank has none."""
-
-
-@dataclass(frozen=True)
-class Continuing:
-    """Sequences that have not ended, after their next tokens are sampled."""
-
-    texts: RunningBatch
-    features: Tensor | None
-    """What the drafter reads of the tokens before the sampled ones, `[B, T, ...]`."""
-    taken: list[list[int]]
-    """The sampled tokens of each row."""
-
-
-@dataclass
-class StepResult:
-    """What a step has done so far on this rank."""
-
-    tokens: list[Token] = field(default_factory=list)
-    drafts: dict[int, DraftCounts] = field(default_factory=dict)
-    """Counts of the verified drafts by request."""
-    error: Exception | None = None
-
-    @contextmanager
-    def catching(self) -> Iterator[None]:
-        """Code between forward passes: its error is kept, since the other ranks wait in the passes that follow."""
-        try:
-            yield
-        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
-            self.error = self.error or error
 
 
 class DecodeWorker:
@@ -104,9 +52,10 @@ class DecodeWorker:
 
         Other ranks wait in the passes, so an error outside of them is reported and not raised.
         """
-        return self._report(self._finish(self._run(plan)))
+        decoded, read = self._run(plan)
+        return self._report(self._finish(plan, decoded, read))
 
-    def _run(self, plan: StepPlan) -> StepPasses:
+    def _run(self, plan: StepPlan) -> tuple[ForwardResult | None, Prefill | None]:
         """The forward passes of a plan: of the running sequences, and of prompts."""
         for number in plan.retired:
             self._retire(number)
@@ -114,16 +63,16 @@ class DecodeWorker:
         self._waiting += [RunningSequence.of(each.number, each.request) for each in here]
         with self._kernels():
             decoded = self._decode() if plan.decode else None
-        return StepPasses(plan, decoded, self._prefill() if plan.prefill else None)
+        return decoded, self._prefill() if plan.prefill else None
 
-    def _finish(self, passes: StepPasses) -> StepResult:
+    def _finish(self, plan: StepPlan, decoded: ForwardResult | None, read: Prefill | None) -> StepResult:
         """Sample and draft after the forward passes of a plan."""
         found = StepResult()
-        if passes.plan.decode:
+        if plan.decode:
             with self._kernels():
-                self._continue(lambda: passes.decoded, found)
-        if passes.plan.prefill:
-            self._continue(lambda: self._scored(passes.read), found)
+                self._continue(lambda: decoded, found)
+        if plan.prefill:
+            self._continue(lambda: self._scored(read), found)
         return found
 
     def _report(self, found: StepResult) -> StepReport:
@@ -201,7 +150,7 @@ class DecodeWorker:
         return Continuing(texts, features, [[token.id for token in taken[i]] for i in places]) if places else None
 
     def _take(self, after: ForwardResult, counts: Sequence[DraftCounts]) -> list[list[Token]]:
-        """The next tokens of each row; its drafts are counted."""
+        """The next tokens of each row; `counts` receive how many drafts were accepted."""
         logits_BTV = self._model.logits(self._model.hidden(after.streams))
         each = zip(after.texts.rows, logits_BTV, counts, strict=True)
         return [row.take(logits_TV, own) for row, logits_TV, own in each]

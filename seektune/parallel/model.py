@@ -157,7 +157,7 @@ class ParallelModel:
         return whole
 
     def decodable(self) -> DeepseekV4ForCausalLM | DecodeStage:
-        """This process's part as a model that can decode, without the experts of other processes. Collective.
+        """This process's part as a model that can decode, without what other processes hold. Collective.
 
         FSDP2 has no part in it: nothing needs a gradient, and what it cuts is gathered into new memory; everything else
         is on the same memory.

@@ -30,6 +30,8 @@ class ServedWeights:
     """Maximum tokens of a sequence."""
     row_bytes: Callable[[int], int]
     """Bytes of the cache of a sequence that holds so many tokens."""
+    token_bytes: float
+    """Bytes of the cache of a further token, where caches have grown."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,7 @@ class ServingPlan:
     @property
     def token_bytes(self) -> float:
         """Cache of a further token, where caches have grown."""
-        config = self.model.config
-        indexed = self.model.longest // CSA > config.index_topk
-        total = 0.0
-        for ratio in map(config.ratio, range(config.num_hidden_layers)):
-            width = config.head_dim + (config.index_head_dim if ratio == CSA and indexed else 0)
-            total += 0 if ratio == SLIDING else width * self.model.itemsize / ratio
-        return total
+        return self.model.token_bytes
 
     @cached_property
     def work_bytes(self) -> float:

@@ -13,9 +13,9 @@ from seektune.checkpoint.source import FolderSource
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.ranks import MeshRanks
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
-from seektune.model.kv_cache.decode import CachedTransformer
 from seektune.model.quantized import quantize_modules
 from seektune.parallel.config import ParallelConfig
+from seektune.parallel.decode_stage import DecodeStage
 from seektune.parallel.dims import ParallelDims
 from seektune.parallel.expert import apply_expert_parallel
 from seektune.parallel.mesh import Mesh
@@ -25,11 +25,15 @@ from seektune.run.context import RunContext
 from seektune.signals import Interrupted
 
 T = TypeVar("T")
-Part = TypeVar("Part", bound=CachedTransformer)
 
 
-def decoding_obstacle(dims: ParallelDims, config: ParallelConfig) -> str | None:
-    """Why a model with this layout cannot decode; None if it can: no weight may be cut, and a process has one stage."""
+def decoding_obstacle(dims: ParallelDims, config: ParallelConfig, drafts: bool = False) -> str | None:
+    """Why a model with this layout cannot decode; None if it can: no weight may be cut, and a process has one stage.
+
+    With `drafts`, which the drafter makes, layers may not be spread either.
+    """
+    if dims.pp_size > 1 and drafts:
+        return f"drafts need all layers on a process, not {dims.pp_size} pipeline stages"
     schedule = config.pipeline.schedule
     if dims.pp_size > 1 and schedule != "1f1b":
         return f"a process has two pipeline stages (parallel.pipeline.schedule={schedule}; 1f1b has one)"
@@ -58,25 +62,21 @@ def run_decoding(
         Interrupted: a signal asked to stop, on every process.
         RuntimeError: a forward failed on this process, or another process is gone.
     """
-    folder = model.carried if drafts and not model.trains_drafter else None
-    if model.mesh.axes is None:
-        return body(_with_stages(DeepseekV4ForCausalLM.of(model.whole), folder, model.mesh))
-    ranks = MeshRanks(model.mesh.axes.control, run.interruption, model.mesh.dims.pp_size)
-    mesh = DecodeMesh(_with_stages(model.decodable(), folder, model.mesh), ranks)
+    axes = model.mesh.axes
+    part = DeepseekV4ForCausalLM.of(model.whole) if axes is None else model.decodable()
+    if drafts and model.carried is not None and not model.trains_drafter:
+        part.mtp = _carried_stages(model.carried, part, model.mesh)
+    if axes is None:
+        assert isinstance(part, DeepseekV4ForCausalLM), "one process has the whole model"
+        return body(part)
+    mesh = DecodeMesh(part, MeshRanks(axes.control, run.interruption, model.mesh.dims.pp_size))
     found = model.mesh.ranks.each(_outcome(mesh, body, alive).result)[0]
     run.stop_if_signalled()
     assert found is not None, "a body that a signal stopped stops the run"
     return found
 
 
-def _with_stages(part: Part, folder: Path | None, mesh: Mesh) -> Part:
-    """The model, with the DSpark stages of a checkpoint if a folder is given. Collective."""
-    if folder is not None:
-        part.mtp = _carried_stages(folder, part, mesh)
-    return part
-
-
-def _carried_stages(folder: Path, model: CachedTransformer, mesh: Mesh) -> ModuleList:
+def _carried_stages(folder: Path, model: DeepseekV4ForCausalLM | DecodeStage, mesh: Mesh) -> ModuleList:
     """The DSpark stages of a checkpoint, with the experts of this process. Collective."""
     complete = DeepseekV4ForCausalLM(model.config, "meta", model.dtype, model.numerics, drafter=True)
     kind = FolderSource(folder).kind

@@ -72,13 +72,13 @@ def make_tasks(recipe: Recipe, config: DeepseekV4Config, dims: ParallelDims, dat
         OSError: data of a task is not here and cannot be fetched.
     """
     chosen = [*recipe.evaluate.task_list(recipe.datasets)]
-    if drafter_is_measured(recipe, config, _obstacle(DRAFTER, dims, recipe)):
+    obstacles = {kind: decoding_obstacle(dims, recipe.parallel, drafts=kind == DRAFTER) for kind in DECODING}
+    if drafter_is_measured(recipe, config, obstacles[DRAFTER]):
         chosen.append(TaskConfig(name=DRAFTER))
-    obstacles = [_obstacle(task.kind, dims, recipe) for task in chosen]
-    for task, obstacle in zip(chosen, obstacles, strict=True):
-        if obstacle is not None:
+    for task in chosen:
+        if (obstacle := obstacles.get(task.kind)) is not None:
             data.cache.note(f"note: the task {task.title} does not run: it decodes, and {obstacle}")
-    chosen = [task for task, obstacle in zip(chosen, obstacles, strict=True) if obstacle is None]
+    chosen = [task for task in chosen if obstacles.get(task.kind) is None]
     scored = [task for task in chosen if task.name != SAMPLES]
     samples = [task for task in chosen if task.name == SAMPLES]
     return RunTasks(
@@ -92,15 +92,6 @@ def question_sections(recipe: Recipe) -> Iterator[DataConfig]:
     for task in recipe.evaluate.task_list(recipe.datasets):
         if task.name in TASKS and task.name not in (VALIDATION, DRAFTER):
             yield questions_section(task.name, recipe.datasets)
-
-
-def _obstacle(kind: str, dims: ParallelDims, recipe: Recipe) -> str | None:
-    """Why a kind of task cannot run in this layout; None if it can."""
-    if kind not in DECODING:
-        return None
-    if kind == DRAFTER and dims.pp_size > 1:
-        return f"drafters do not work on {dims.pp_size} pipeline stages"
-    return decoding_obstacle(dims, recipe.parallel)
 
 
 def _make(task: TaskConfig, recipe: Recipe, config: DeepseekV4Config, data: TaskData) -> Task:

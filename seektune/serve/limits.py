@@ -14,10 +14,10 @@ class Limits:
     """Tokens of a prompt and its completion together; a million would let one client fill the memory."""
     max_num_seqs: int = 32
     """Maximum number of sequences decoded together."""
-    prefix_cache: int = PREFIX_CACHE
-    """Bytes of each process and model for a prefix cache; 0 = none."""
     gpu_memory_utilization: float = CacheLimit.gpu_memory_utilization
     """Share of a device's memory for weights and KV caches."""
+    prefix_cache: int = PREFIX_CACHE
+    """Bytes of each process and model for a prefix cache; 0 = none."""
     max_queued_requests: int = 256
     """Maximum number of waiting requests."""
     max_body: int = 8 * 2**20

@@ -201,13 +201,13 @@ class Scheduler:
             job.on_event(replace(delta, request=index))
 
     def _new_stream(self, name: str) -> TextStream:
-        memory = CacheLimit(self._limits.gpu_memory_utilization, len(self._models))
+        limits = self._limits
         engine = DecodeEngine(
             self._models[name],
             (),
             self._speculative,
-            self._limits.max_model_len,
-            prefix_bytes=self._limits.prefix_cache,
-            memory=memory,
+            limits.max_model_len,
+            prefix_bytes=limits.prefix_cache,
+            memory=CacheLimit(limits.gpu_memory_utilization, len(self._models)),
         )
         return TextStream(engine, (), self._tokenizer)

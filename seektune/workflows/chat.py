@@ -110,14 +110,13 @@ class Conversation:
         if self._stream is None or request.longest > self._longest:
             voice = self.voice
             self._longest = max(request.longest, voice.model.config.max_position_embeddings)
-            setting = voice.setting
             engine = DecodeEngine(
                 voice.model,
                 (),
-                setting.speculative,
+                voice.setting.speculative,
                 self._longest,
                 prefix_bytes=self._prefix_bytes,
-                memory=setting.memory,
+                memory=voice.setting.memory,
             )
             self._stream = TextStream(engine, (), voice.tokenizer)
         return self._stream

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,7 +17,8 @@ from seektune.generate.processes import decode_dims
 from seektune.io.console import say
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.kv_cache.cache import KVCache
+from seektune.model.kv_cache.cache import grown_room
+from seektune.model.kv_cache.size import CacheSize
 from seektune.model.quantized import KindOf, quantize_modules
 from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Weight, Weights
@@ -63,8 +63,13 @@ def take_plan(name: str, cluster: Cluster, asked: ServingOptions, dtype: torch.d
     longest = asked.max_model_len or min(Limits.max_model_len, config.max_position_embeddings)
     dims = decode_dims(cluster.gpus, asked.ep_size, 1, config)
     weights = Weights(_weights(config, dtype, kind_of if asked.quantized else None))
-    row_bytes = _row_bytes(config, dtype, longest)
-    return ServingPlan(ServedWeights(config, weights, dtype.itemsize, longest, row_bytes), cluster, dims.ep_size)
+    size = CacheSize.of(config, range(config.num_hidden_layers), longest + 1, dtype)
+
+    def row_bytes(tokens: int) -> int:
+        return size.bytes(grown_room(min(tokens, longest), longest + 1))
+
+    served = ServedWeights(config, weights, dtype.itemsize, longest, row_bytes, size.per_token)
+    return ServingPlan(served, cluster, dims.ep_size)
 
 
 def _described(name: str) -> tuple[DeepseekV4Config, KindOf]:
@@ -100,19 +105,6 @@ def _weights(config: DeepseekV4Config, dtype: torch.dtype, kind_of: KindOf | Non
         )
         for name, x in state.items()
     ]
-
-
-def _row_bytes(config: DeepseekV4Config, dtype: torch.dtype, longest: int) -> Callable[[int], int]:
-    """Bytes of a sequence's cache in a server whose sequences have at most `longest` tokens."""
-
-    def nbytes(tokens: int) -> int:
-        cache = KVCache.of(
-            config, range(config.num_hidden_layers), 1, longest + 1, dtype, torch.device("meta"), grows=True
-        )
-        cache.make_room(min(tokens, longest))
-        return cache.nbytes()
-
-    return nbytes
 
 
 def _lengths(found: ServingPlan) -> list[int]:

@@ -77,10 +77,15 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
             f"note: anyone who can reach {service.host} can use this server; set --api-key to require a key",
             file=sys.stderr,
         )
-    if service.speculative and limits.prefix_cache:
-        print("note: with --speculative there is no prefix cache; every prompt is read in full", file=sys.stderr)
     memory = CacheLimit(limits.gpu_memory_utilization, len(models))
-    say(f"KV cache: {DecodeEngine(base, (), service.speculative, limits.max_model_len, memory=memory).room}")
+    longest = limits.max_model_len
+    kept = limits.prefix_cache
+    engine = DecodeEngine(base, (), service.speculative, longest, prefix_bytes=kept, memory=memory)
+    say(f"KV cache: {engine.room}")
+    pipeline = isinstance(base, DecodeMesh) and base.ranks.pp_size > 1
+    if kept and (service.speculative or pipeline):
+        flag = "--pp" if pipeline else "--speculative"
+        print(f"note: with {flag} there is no prefix cache; every prompt is read in full", file=sys.stderr)
     before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ready = partial(say, _welcome(place, list(models)))

@@ -114,12 +114,18 @@ def decoded(
     ended: dict[int, int],
     drafts: DraftCounts | None = None,
 ) -> Texts:
-    """Requests of `first`, those that join at later steps, and numbers that end after some tokens; `drafts` counts."""
+    """Requests of `first`, those that join at later steps, and numbers that end after some tokens.
+
+    With `drafts`, which counts them, a drafter proposes tokens, and the numbers of ENDED end at steps.
+    """
     engine = DecodeEngine(model, first, speculative=drafts is not None, longest=400, cpu_kernels=False)
+    stopped = {} if drafts is None else ENDED
     texts: Texts = [[] for _ in [*first, *(each for some in later.values() for each in some)]]
     step = 0
-    while not engine.done or step <= max(later, default=0):
+    while not engine.done or step <= max([*later, *stopped], default=0):
         engine.add(later.get(step, []))
+        if step in stopped:
+            engine.end(stopped[step])
         for token in engine.step():
             texts[token.request].append((token.id, token.logprob))
             if len(texts[token.request]) == ended.get(token.request):
@@ -164,8 +170,24 @@ def found(model: Any, folder: Path) -> Found:
     )
 
 
+def drafted(model: Any) -> Drafted:
+    """Texts that begin and end at any time, on ranks with one, several and no chunks of a prompt to read."""
+    lengths = ((3, 9), (40, 3), (70, 14), (25, 1), (1, 12), (33, 6), (2, 40))
+    asked = [greedy(length, new, seed, drafts=DraftCounts()) for seed, (length, new) in enumerate(lengths)]
+    counts = DraftCounts()
+    with patch("seektune.generate.worker.CHUNK", 24):
+        texts = decoded(model, asked[:2], {1: asked[2:4], 6: asked[4:6], 20: asked[6:]}, {}, counts)
+    sampling = Sampling(temperature=0.8, top_p=0.9)
+    sampled = [Request(prompt(4 + i, i), 6, sampling, seed=i) for i in range(3)]
+    written, _ = generate_all(model, load_tokenizer(VOCAB), sampled, rows=4, speculative=True, cpu_kernels=False)
+    by_request = [each.drafts for each in asked if each.drafts is not None]
+    task = drafter_task(model.config, [prompt(length, length) for length in (5, 9, 2)])
+    score = task.run(model, load_tokenizer(VOCAB), 64).to_dict()
+    return Drafted(texts, [text.text for text in written], counts, by_request, score)
+
+
 def follow_ups(model: Decodes) -> Texts:
-    """Two conversations of three turns; with experts alone spread, each continues from its rank's prefix cache."""
+    """Two conversations of three turns; on a mesh each continues from its rank's prefix cache, on one process not."""
     reuses = isinstance(model, DecodeMesh) and model.ranks.pp_size == 1
     engine = DecodeEngine(model, longest=400, cpu_kernels=False, prefix_bytes=10**8 if reuses else 0)
     talks = [prompt(140, 30), prompt(20, 31)]
@@ -184,22 +206,6 @@ def follow_ups(model: Decodes) -> Texts:
     return texts
 
 
-def drafted(model: Any) -> Drafted:
-    """Texts that begin and end at any time, on ranks with one, several and no chunks of a prompt to read."""
-    lengths = ((3, 9), (40, 3), (70, 14), (25, 1), (1, 12), (33, 6), (2, 40))
-    asked = [greedy(length, new, seed, drafts=DraftCounts()) for seed, (length, new) in enumerate(lengths)]
-    counts = DraftCounts()
-    with patch("seektune.generate.worker.CHUNK", 24):
-        texts = decoded(model, asked[:2], {1: asked[2:4], 6: asked[4:6], 20: asked[6:]}, ENDED, counts)
-    sampling = Sampling(temperature=0.8, top_p=0.9)
-    sampled = [Request(prompt(4 + i, i), 6, sampling, seed=i) for i in range(3)]
-    written, _ = generate_all(model, load_tokenizer(VOCAB), sampled, rows=4, speculative=True, cpu_kernels=False)
-    by_request = [each.drafts for each in asked if each.drafts is not None]
-    task = drafter_task(model.config, [prompt(length, length) for length in (5, 9, 2)])
-    score = task.run(model, load_tokenizer(VOCAB), 64).to_dict()
-    return Drafted(texts, [text.text for text in written], counts, by_request, score)
-
-
 def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
     weights, reading = READINGS[name]
     adapter = reading.adapter and folder / reading.adapter
@@ -209,7 +215,7 @@ def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
 def found_together(
     folder: Path, names: Sequence[str], ep_size: int | None, pp_size: int
 ) -> tuple[dict[str, Found], dict[str, Drafted], dict[str, int]]:
-    """In a worker: what rank 0 finds, by reading and with each drafter, and the bytes that this rank holds."""
+    """In a worker: what rank 0 finds by reading, with each drafter if experts are spread, and the bytes held here."""
     world = dist.get_world_size()
     processes = DecodeProcesses(ProcessSlot(world, dist.get_rank(), worker=True), ep_size, pp_size)
     results = {}
@@ -228,13 +234,12 @@ def found_together(
             planned = take_plan(weights, known_gpu("h100-80gb", world), asked, torch.float32)
             assert planned.weight_bytes == held[name]
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
-    drafts = drafted_together(folder, ep_size) if pp_size == 1 and ep_size != 1 else {}
-    return results, drafts, held
+    drafts = pp_size == 1 and ep_size != 1
+    return results, drafted_together(folder, processes) if drafts else {}, held
 
 
-def drafted_together(folder: Path, ep_size: int | None) -> dict[str, Drafted]:
+def drafted_together(folder: Path, processes: DecodeProcesses) -> dict[str, Drafted]:
     """In a worker."""
-    processes = DecodeProcesses(ProcessSlot(dist.get_world_size(), dist.get_rank(), worker=True), ep_size)
     results = {}
     for name in DRAFTING:
         mesh = LoadOptions("fp32", quantized=True).read_spread(str(folder / name), processes, drafter=True)
@@ -353,16 +358,16 @@ def test_a_mesh_decodes_and_scores_as_one_process(
     folder: Path, world: int, ep_size: int | None, pp_size: int, names: list[str]
 ):
     together = run_workers(world, found_together, folder, names, ep_size, pp_size)
-    assert [each[:2] for each in together[1:]] == [({}, {})] * (world - 1)
-    results, drafts, _ = together[0]
+    assert [results for *results, _ in together[1:]] == [[{}, {}]] * (world - 1)
+    found, drafts, _ = together[0]
     for name in names:
-        check_same(found_alone(folder, name), results[name])
+        check_same(found_alone(folder, name), found[name])
         weights, reading = read(folder, name)
         kinds = FolderSource(Path(weights)).kind if reading.quantized else None
         dims = decode_dims(world, ep_size, pp_size, CONFIG)
         planned = [placed(CONFIG, kinds, reading, dims, rank, allowed=0) for rank in range(world)]
         assert [held[name] for *_, held in together] == [each.parts.total() for each in planned]
-    assert set(drafts) == (set(DRAFTING) if pp_size == 1 and ep_size != 1 else set())
+    assert list(drafts) == ([*DRAFTING] if pp_size == 1 and ep_size != 1 else [])
     for name in drafts:
         check_same_drafts(drafted_alone(folder, name), drafts[name])
 

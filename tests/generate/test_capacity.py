@@ -23,7 +23,7 @@ REQUESTS = [Request([1 + i, 2], 5, GREEDY) for i in range(5)]
 
 
 @pytest.mark.parametrize("layers", [range(4), range(1, 2), range(2, 4)])
-@pytest.mark.parametrize("room", [256, 1024])
+@pytest.mark.parametrize("room", [256, 1001])
 def test_the_size_of_a_cache_is_that_of_its_buffers(
     toy_config: Callable[..., DeepseekV4Config], layers: range, room: int
 ):

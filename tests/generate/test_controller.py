@@ -108,7 +108,7 @@ def test_the_error_of_any_rank_is_raised():
 
 def room(tokens: int) -> CacheRoom:
     """Memory for so many times 256 tokens, and the copy."""
-    return CacheRoom(CacheSize(fixed=0, per_token=1.0), 2 * 256 * tokens, 2**20, 0, grows=True)
+    return CacheRoom(CacheSize(0, {1: 1}), 2 * 256 * tokens, 2**20, 0, grows=True)
 
 
 def test_sequences_wait_for_free_cache_and_none_overtakes():

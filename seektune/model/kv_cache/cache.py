@@ -98,7 +98,7 @@ class KVCache(CacheState):
                     f"row {row} of the cache holds {before} tokens; {count} more are too many for its max_length "
                     f"{self.max_length}"
                 )
-        self.make_room(max(before + count for before, count in zip(self.lengths, counts, strict=True)))
+        self._make_room(max(before + count for before, count in zip(self.lengths, counts, strict=True)))
         self._touched = max(self._touched, max(self.lengths) + length)
         return CacheStep(self, length, counts)
 
@@ -172,7 +172,7 @@ class KVCache(CacheState):
         self._back = [min(each, self.max_rollback) for each in room]
 
     @torch.no_grad()
-    def make_room(self, tokens: int) -> None:
+    def _make_room(self, tokens: int) -> None:
         """Grow the buffers of entries to the capacity of that many tokens."""
         if tokens <= self.room:
             return
