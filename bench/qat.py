@@ -34,17 +34,17 @@ from seektune.train.optim.config import AdamWConfig
 from seektune.train.schedule import learning_rate
 from seektune.train.step import train_step
 
-STEPS = 200
-LAST = 40
+STEPS = 150
+LAST = 30
 """Steps at the end that are quantization-aware."""
-ROWS = 8
+ROWS = 4
 LENGTH = 64
-HELD_OUT = 128
+HELD_OUT = 64
 """Rows of which the loss is measured."""
 SEEDS = (0, 1, 2)
 FORMS = ("released", "fp8")
 RATE = 3e-3
-TUNED = 40
+TUNED = 30
 """Steps on the code."""
 TUNING_RATE = 1e-4
 TIMED = 3
