@@ -105,6 +105,7 @@ class ValidationTask:
                     "next-token accuracy", ".1%", baseline=self._baseline(), outcomes="hits", sizes="tokens_each"
                 ),
                 **{f"{name}_loss": _loss_metric(f"{name}_", f"loss on {name}", True) for name in self.datasets},
+                **{f"{name}_perplexity": Metric(f"perplexity on {name}", ",.1f") for name in self.datasets},
             },
             facts=(("examples", "{n:,} with {tokens:,} taught tokens"),),
             data=self.data,
@@ -129,6 +130,7 @@ class ValidationTask:
 
     def _score(self, whole: ByExample, parts: Mapping[str, ByExample]) -> TaskScore:
         loss = Estimate.of_ratio(whole.losses, whole.tokens)
+        each = {name: Estimate.of_ratio(part.losses, part.tokens) for name, part in parts.items()}
         outcomes: dict[str, Outcomes] = {"losses": whole.losses, "hits": whole.hits, "tokens_each": whole.tokens}
         for name, part in parts.items():
             outcomes |= {f"{name}_losses": part.losses, f"{name}_tokens_each": part.tokens}
@@ -138,7 +140,8 @@ class ValidationTask:
                 "loss": loss,
                 "perplexity": loss.map(math.exp),
                 "accuracy": Estimate.of_parts(whole.hits, whole.tokens),
-                **{f"{name}_loss": Estimate.of_ratio(part.losses, part.tokens) for name, part in parts.items()},
+                **{f"{name}_loss": found for name, found in each.items()},
+                **{f"{name}_perplexity": found.map(math.exp) for name, found in each.items()},
             },
             {"n": len(whole.tokens), "tokens": sum(whole.tokens)},
             outcomes,

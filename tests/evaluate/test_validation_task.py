@@ -73,12 +73,12 @@ def test_several_datasets_have_a_loss_of_their_own(bigram, tokenizer):
     parts = {"one": SINGLE[:1], "two": SINGLE[1:], "silent": silent}
     task = ValidationTask.of([*SINGLE, *silent], None, parts)
     score = task.run(bigram, tokenizer, 8192)
-    assert (
-        score.metrics.keys() == task.info.metrics.keys() == {"loss", "perplexity", "accuracy", "one_loss", "two_loss"}
-    )
+    own = {f"{name}_{metric}" for name in ("one", "two") for metric in ("loss", "perplexity")}
+    assert score.metrics.keys() == task.info.metrics.keys() == {"loss", "perplexity", "accuracy"} | own
     for name in ("one", "two"):
         alone = ValidationTask(parts[name]).run(bigram, tokenizer, 8192)
         assert score.metrics[f"{name}_loss"] == alone.metrics["loss"]
+        assert score.metrics[f"{name}_perplexity"] == alone.metrics["perplexity"]
     again = TaskScore.from_dict(task.info, json.loads(json.dumps(score.to_dict())))
     assert score.since(again)["two_loss"].difference == 0
 
