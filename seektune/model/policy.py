@@ -114,4 +114,4 @@ class PolicyGradient(Objective):
 def divergence(logprobs_N: Tensor, others_N: Tensor) -> Tensor:
     """An unbiased estimate of the KL divergence from a sampled token, `q / p - log(q / p) - 1`, never negative."""
     log_N = others_N - logprobs_N
-    return log_N.exp() - log_N - 1
+    return log_N.expm1() - log_N

@@ -50,7 +50,13 @@ def test_the_flash_recipe_shrinks_to_one_process_as_it_says(place: Path) -> None
     (words,) = [words for words in header(path) if "--model.preset=tiny-0731" in words]
     words = ["--data.path=sums/train.jsonl" if word == "--data.path=FILE" else word for word in words[1:]]
     words = [word for word in words if not word.startswith(("--steps", "--nproc-per-node"))]
-    few = ("--steps=1", "--schedule.warmup_steps=0", "--objective.max_new_tokens=300", "--evaluate.limit=1")
+    few = (
+        "--steps=1",
+        "--schedule.warmup_steps=0",
+        "--objective.max_new_tokens=9",
+        "--objective.overlong=keep",
+        "--evaluate.limit=1",
+    )
     done = seektune("train", *words, *few, "--run_dir=runs/flash", cwd=place, XDG_CACHE_HOME=str(place / "cache"))
     assert done.returncode == 0, done.stderr
     assert "step 1/1" in done.stdout
