@@ -16,7 +16,7 @@ from .guides import commands
 PAGE = "docs/pretraining.md"
 RECIPES = ROOT / "examples" / "llm_pretrain" / "deepseek_v4"
 FEW = ("--steps=2", "--checkpoint.every=null", "--logging.to=[]")
-PLAY = "\n\n".join(f"ROMEO:\nA line of a play, number {number}." for number in range(400))
+PLAY = "\n\n".join(f"ROMEO:\nA line of a play, number {number}." for number in range(2000))
 
 
 @pytest.fixture(scope="module")

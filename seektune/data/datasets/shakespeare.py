@@ -23,7 +23,7 @@ HUB_SPLITS = ("train", "validation", "test")
 ORIGIN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SECONDS = 20
 HELD_OUT = 10
-"""The last of so many equal parts of the text is held out."""
+"""Every tenth document is held out, so that training and held-out documents are of the same plays."""
 DOCUMENT = 8000
 """Characters of a document, at the most; it ends where a speech does."""
 
@@ -117,8 +117,9 @@ def write_shakespeare(folder: Path, text: str) -> tuple[int, int]:
         OSError: a file could not be written.
     """
     rows = [{"text": document} for document in documents(text)]
-    held_out = -(-len(rows) // HELD_OUT)
-    parts = {"train": rows[:-held_out], "validation": rows[-held_out:]}
+    held_out = rows[HELD_OUT - 1 :: HELD_OUT]
+    training = [row for place, row in enumerate(rows, start=1) if place % HELD_OUT]
+    parts = {"train": training, "validation": held_out}
     for name, part in parts.items():
         (folder / f"{name}.jsonl").write_text("".join(map(as_line, part)), encoding="utf-8")
-    return len(parts["train"]), len(parts["validation"])
+    return len(training), len(held_out)

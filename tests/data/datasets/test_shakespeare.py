@@ -38,12 +38,17 @@ def test_documents_end_with_a_speech_and_are_the_text() -> None:
     assert all(each.startswith("Speaker") for each in found)
 
 
-def test_the_last_tenth_is_held_out(tmp_path: Path) -> None:
-    training, held_out = write_shakespeare(tmp_path, TEXT * 10)
-    rows = [json.loads(line)["text"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    rows += [json.loads(line)["text"] for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
-    assert (len(rows), held_out) == (training + held_out, -(-len(rows) // 10))
-    assert "\n\n".join(rows) == TEXT * 10
+def test_every_tenth_document_is_held_out(tmp_path: Path) -> None:
+    sizes = write_shakespeare(tmp_path, TEXT * 30)
+    texts = {
+        split: [json.loads(line)["text"] for line in (tmp_path / f"{split}.jsonl").read_text().splitlines()]
+        for split in ("train", "validation")
+    }
+    every = list(documents(TEXT * 30))
+    assert len(every) >= 20
+    assert texts["validation"] == every[9::10]
+    assert texts["train"] == [text for place, text in enumerate(every) if place % 10 != 9]
+    assert sizes == (len(texts["train"]), len(texts["validation"]))
 
 
 def test_a_copy_of_another_text_is_refused(tmp_path: Path) -> None:
