@@ -113,6 +113,7 @@ def test_the_lora_recipes_are_these() -> None:
     assert [path.stem for path in LORA] == [
         "deepseek_v4_flash_chat_lora",
         "deepseek_v4_flash_dpo_lora",
+        "deepseek_v4_flash_grpo_lora",
         "deepseek_v4_flash_hellaswag_lora",
         "deepseek_v4_flash_hellaswag_lora_experts",
         "deepseek_v4_tiny_lora",
