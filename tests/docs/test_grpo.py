@@ -55,6 +55,9 @@ def test_the_flash_recipe_shrinks_to_one_process_as_it_says(place: Path) -> None
         "--schedule.warmup_steps=0",
         "--objective.max_new_tokens=9",
         "--objective.overlong=keep",
+        "--objective.group_size=2",
+        "--objective.steps_per_rollout=1",
+        "--batch.global_size=2",
         "--evaluate.limit=1",
     )
     done = seektune("train", *words, *few, "--run_dir=runs/flash", cwd=place, XDG_CACHE_HOME=str(place / "cache"))
