@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from seektune.checkpoint.formats import FORMATS
-from seektune.checkpoint.stored import Stored, encode, encode_changed
+from seektune.checkpoint.stored import Stored, encode
 from seektune.data.step_data import StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
@@ -117,7 +117,7 @@ def compare(seed: int, guides: Tensor, code: Tensor) -> dict[str, Any]:
 
 def tune(model: DeepseekV4ForCausalLM, seed: int, code: Tensor) -> dict[str, float]:
     """Held-out losses of a released model that is tuned on the code."""
-    store(model, closely=True)
+    store(model)
     found = {"before tuning": held_out(rounded(model, "released"), code)}
     for name, tuned in (("unrounded", deepcopy(model)), ("trained with rounding", rounded(model, "released"))):
         moving = build_optimizer(tuned, AdamWConfig(lr=TUNING_RATE), seed)
@@ -125,8 +125,6 @@ def tune(model: DeepseekV4ForCausalLM, seed: int, code: Tensor) -> dict[str, flo
         found[name] = held_out(tuned, code)
         if name == "unrounded":
             found["rounded after tuning"] = held_out(rounded(tuned, "released"), code)
-            store(tuned, closely=False)
-            found["rounded after tuning, by the release's rule"] = held_out(rounded(tuned, "released"), code)
     return found
 
 
@@ -138,13 +136,12 @@ def rounded(model: DeepseekV4ForCausalLM, form: str) -> DeepseekV4ForCausalLM:
 
 
 @torch.no_grad()
-def store(model: DeepseekV4ForCausalLM, closely: bool) -> None:
-    """Replace weights by their values in the released format: as an export of training, or as `convert`."""
+def store(model: DeepseekV4ForCausalLM) -> None:
+    """Replace weights by their values in the released format, as an export does."""
     for parameter in rounded_parameters(rounded_view(model)):
         kind = FORMATS["released"].experts if parameter.dim() == 3 else FORMATS["released"].linears
         for matrix in parameter if parameter.dim() == 3 else [parameter]:
-            stored = encode_changed(matrix, kind) if closely else encode(Stored("f32", matrix), matrix, kind)
-            matrix.copy_(stored.values())
+            matrix.copy_(encode(Stored("f32", matrix), matrix, kind).values())
 
 
 def rounded_view(model: DeepseekV4ForCausalLM) -> DeepseekV4ForCausalLM:

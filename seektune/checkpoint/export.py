@@ -11,7 +11,7 @@ from seektune.checkpoint.compare import same_values
 from seektune.checkpoint.formats import PLAIN, QUANTIZED
 from seektune.checkpoint.names import Shape, scale_name
 from seektune.checkpoint.source import FolderSource, Source
-from seektune.checkpoint.stored import Stored, bands_of, encode, encode_changed, is_stored_as
+from seektune.checkpoint.stored import Stored, bands_of, encode, is_stored_as
 from seektune.checkpoint.write import LazyTensors
 
 
@@ -49,19 +49,17 @@ def export_tensors(
     target: ExportTarget,
     report: ExportReport,
     original: FolderSource | None = None,
-    closely: bool = False,
 ) -> Iterator[LazyTensors]:
     """The tensors of an export, in the source's order.
 
     `original` is the checkpoint that training started from. A tensor that still has the original's values (rounded to
-    the source's dtype) keeps the original's bytes, if they are of the target's kind. `closely` encodes with the scales
-    that lose the least, as quantization-aware training rounds, instead of the release's rule.
+    the source's dtype) keeps the original's bytes, if they are of the target's kind.
 
     Raises:
         ValueError: the format cannot hold a tensor of that shape.
     """
     for name, shape in source.shapes():
-        exporter = _Export(name, target.kind(name), source, original, report, closely)
+        exporter = _Export(name, target.kind(name), source, original, report)
         yield LazyTensors(_planned(name, shape, exporter.kind), exporter.load)
 
 
@@ -87,7 +85,6 @@ class _Export:
     source: Source
     original: FolderSource | None
     report: ExportReport
-    closely: bool
 
     @torch.no_grad()
     def load(self) -> Mapping[str, Tensor]:
@@ -107,12 +104,11 @@ class _Export:
     def _converted(self, found: Stored) -> Stored:
         out = Stored.empty(self.kind, found.shape)
         exact = True
-        closely = self.closely and found.scale is None
         for band in bands_of(found.shape):
             part = found.part(band)
             values = part.values()
             try:
-                encoded = encode_changed(values, self.kind) if closely else encode(part, values, self.kind)
+                encoded = encode(part, values, self.kind)
             except ValueError as error:
                 raise ValueError(f"{self.name}: {error}") from None
             exact = exact and same_values(encoded.values(), values)

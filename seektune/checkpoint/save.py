@@ -30,7 +30,6 @@ def save_weights(
     group: ProcessGroup | None = None,
     complete: Mapping[str, Shape] | None = None,
     carried: Path | None = None,
-    closely: bool = False,
 ) -> ExportReport:
     """Write a state dict and its config.json; memory beyond the model is one tensor.
 
@@ -40,7 +39,6 @@ def save_weights(
     With a `group` (gloo), all its ranks call this together, each with its own shards, and rank 0 writes. `complete`
     gives names and shapes of the whole model in the order in which they are written. DSpark stages of the folder
     `carried` are written too, as they are; if the state is such stages and nothing else, everything else of the folder.
-    `closely` as in `export_tensors`.
 
     Raises:
         ValueError: an unknown format, a tensor that it cannot hold, or `folder` exists and is not empty.
@@ -57,9 +55,7 @@ def save_weights(
             goal = carrying.target(target)
             source = carrying.source(source)
         with complete_folder(folder) as scratch:
-            write_checkpoint(
-                scratch, target.config(config), source, goal, report, original_source, shard_bytes, closely
-            )
+            write_checkpoint(scratch, target.config(config), source, goal, report, original_source, shard_bytes)
         return report
 
     if group is None:
@@ -75,11 +71,10 @@ def write_checkpoint(
     report: ExportReport,
     original: FolderSource | None = None,
     shard_bytes: int | None = None,
-    closely: bool = False,
 ) -> None:
     """Write config.json and the shards of an export into an existing folder."""
     write_config(folder, config)
-    planned = list(export_tensors(source, target, report, original, closely))
+    planned = list(export_tensors(source, target, report, original))
     shards = split(planned, shard_bytes or shard_limit(planned))
     check_disk_space(folder.parent, shards)
     for name, shard in zip(shard_names(len(shards)), shards, strict=True):

@@ -121,7 +121,7 @@ def encode(part: Stored, values: Tensor, kind: str) -> Stored:
 
 
 def encode_changed(values: Tensor, kind: str) -> Stored:
-    """Encode values that changed since they were decoded, with the scales that lose the least.
+    """Encode merged values: a group of FP4 keeps its scale after a small change, if that loses less.
 
     Raises:
         ValueError: the kind is quantized and a value is not finite.

@@ -15,7 +15,6 @@ from seektune.checkpoint.load import check_fit
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.source import FolderSource
 from seektune.model.config import DeepseekV4Config
-from seektune.model.fake_quantized import is_fake_quantized
 from seektune.model.gate import RoutingLedger, check_tables
 from seektune.model.head import Taught, TokenScores
 from seektune.model.initialize import initialize
@@ -131,8 +130,7 @@ class DeepseekV4ForCausalLM(CachedTransformer):
             raise ValueError("the model carries adapters: save those with save_adapter, or merge them (seektune merge)")
         before = None if original is None else locate(original)
         config = exported_config(self.config, drafter=self.carried is not None or len(self.mtp) > 0)
-        closely = is_fake_quantized(self)
-        save_weights(self.state_dict(), config, Path(folder), format, before, carried=self.carried, closely=closely)
+        save_weights(self.state_dict(), config, Path(folder), format, before, carried=self.carried)
 
     def forward(
         self,

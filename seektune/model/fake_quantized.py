@@ -91,11 +91,6 @@ def fake_quantize_modules(model: nn.Module, format: str) -> None:
             replace(model, name, FakeQuantizedExperts(module, ROUNDED_AS[kind]))
 
 
-def is_fake_quantized(model: nn.Module) -> bool:
-    """Whether `fake_quantize_modules` was applied."""
-    return any(True for _ in rounded_parameters(model))
-
-
 def rounded_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The parameters that are rounded before they are used."""
     for module in model.modules():

@@ -16,7 +16,6 @@ from seektune.lora.state import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes, exported_config
 from seektune.model.config import DeepseekV4Config
 from seektune.model.dspark import DSparkStage
-from seektune.model.fake_quantized import is_fake_quantized
 from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
 from seektune.model.step_loss import StepLoss
@@ -203,7 +202,6 @@ class ParallelModel:
             group=self.mesh.ranks.group,
             complete=complete,
             carried=self.carried,
-            closely=any(is_fake_quantized(stage) for stage in self.stages.values()),
         )
 
     def train(self, batches: Sequence[Batch], loss: StepLoss, phase: Phase) -> Outcome:

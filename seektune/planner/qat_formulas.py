@@ -14,8 +14,8 @@ ROUNDED = (
     Formula("rounded_most", "rounded_block", "of the largest block", "units", "max"),
     Formula(
         "rounding_traffic",
-        "qat * where(around > 0, 0, 4 * (14 * dense_learns + where(fp4 > 0, 64, 14) * expert_learns / ep))",
-        "bytes that rounding in eager torch reads and writes in a forward pass: 14 fp32 passes for FP8, 64 for FP4",
+        "qat * where(around > 0, 0, 4 * (14 * dense_learns + where(fp4 > 0, 30, 14) * expert_learns / ep))",
+        "bytes that rounding in eager torch reads and writes in a forward pass: 14 fp32 passes for FP8, 30 for FP4",
         "units",
     ),
 )

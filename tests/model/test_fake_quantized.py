@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seektune.checkpoint.compare import compare
-from seektune.checkpoint.formats import FORMATS
-from seektune.checkpoint.stored import encode_changed
+from seektune.checkpoint.convert import convert
+from seektune.checkpoint.formats import FORMATS, PLAIN
+from seektune.checkpoint.stored import Stored, encode
 from seektune.kernels import fake_quantize_fp8, fake_quantize_weight
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.fake_quantized import ROUNDED_AS, FakeQuantizedExperts, FakeQuantizedLinear, fake_quantize_modules
@@ -21,11 +22,16 @@ WIDE = {"hidden_size": 64, "moe_intermediate_size": 32}
 """Sizes whose rows are whole groups of FP4."""
 
 
+def exported(weight: Tensor, kind: str) -> Tensor:
+    """The values that an export of these holds."""
+    return encode(Stored("f32", weight), weight, kind).values()
+
+
 @pytest.mark.parametrize("kind", ROUNDED_AS)
 @pytest.mark.parametrize("size", [1e-6, 0.02, 30.0])
 def test_training_rounds_as_an_export_encodes(kind: str, size: float):
     weight = torch.randn(130, 160) * size * torch.logspace(-2, 0, 160)
-    assert torch.equal(fake_quantize_weight(weight, ROUNDED_AS[kind]), encode_changed(weight, kind).values())
+    assert torch.equal(fake_quantize_weight(weight, ROUNDED_AS[kind]), exported(weight, kind))
 
 
 def test_every_format_that_can_be_trained_for_has_known_kinds():
@@ -57,6 +63,19 @@ def test_an_export_computes_what_training_computed(
     assert not torch.equal(weights_only, expected.logits), "activations are rounded too"
 
 
+@pytest.mark.parametrize("plain", ["fp32", "bf16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_plain_export_that_is_converted_is_the_export_of_training(
+    toy_model: Callable[..., DeepseekV4ForCausalLM], form, plain, tmp_path
+):
+    model = toy_model(PLAIN[FORMATS[plain].rest], "released", **WIDE)
+    fake_quantize_modules(model, form)
+    model.save_pretrained(tmp_path / "trained", form)
+    model.save_pretrained(tmp_path / "plain", plain)
+    convert(tmp_path / "plain", tmp_path / "converted", form)
+    assert {each.status for each in compare(tmp_path / "trained", tmp_path / "converted")} == {"same bytes"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_untouched_tensors_keep_their_bytes_and_values(parity_folder: Path, dtype, tmp_path):
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype, "released")
@@ -75,13 +94,17 @@ def test_untouched_tensors_keep_their_bytes_and_values(parity_folder: Path, dtyp
     assert [each.name for each in others] == ["layers.1.ffn.experts.3.w1.weight"]
     again = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(again.get_parameter("layers.1.ffn.experts.w1")[3], expected)
+    model.save_pretrained(tmp_path / "plain", "fp32" if dtype == torch.float32 else "bf16")
+    convert(tmp_path / "plain", tmp_path / "converted", "released", original=parity_folder)
+    assert {each.status for each in compare(tmp_path / "out", tmp_path / "converted")} == {"same bytes"}
 
 
-def test_a_small_change_keeps_the_grid_of_a_released_group():
-    """The largest code is 6: a scale that holds anything larger would be twice as coarse for the other 31 values."""
+def test_scales_follow_the_rule_of_the_release():
+    """The smallest power of two whose largest value holds the peak: a group whose 6 grows gets twice the scale."""
     grid = torch.tensor([[6.0, 0.5, 1.5, 3.0] + [0.5] * 28]) * 2**-7
-    moved = grid * 1.001
-    assert torch.equal(fake_quantize_weight(moved, "fp4"), grid)
+    coarser = torch.tensor([[6.0, 1.0, 2.0, 3.0] + [1.0] * 28]) * 2**-7
+    assert torch.equal(fake_quantize_weight(grid, "fp4"), grid)
+    assert torch.equal(fake_quantize_weight(grid * 1.001, "fp4"), coarser)
 
 
 def straight(x: Tensor, rounded: Tensor) -> Tensor:
@@ -90,7 +113,7 @@ def straight(x: Tensor, rounded: Tensor) -> Tensor:
 
 def plainly(experts: Experts, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor) -> Tensor:
     """One pair after the other."""
-    w1, w2, w3 = (straight(w, torch.stack([encode_changed(e.float(), "fp4").values().double() for e in w]))
+    w1, w2, w3 = (straight(w, torch.stack([exported(e.float(), "fp4").double() for e in w]))
                   for w in (experts.w1, experts.w2, experts.w3))  # fmt: skip
     out = torch.zeros_like(x_ND)
     owners = [expert for expert, count in enumerate(counts) for _ in range(count)]
@@ -122,10 +145,10 @@ def test_experts_have_the_values_and_straight_through_gradients_of_the_definitio
 def test_grouped_layers_round_their_weight_and_others_their_input_too(toy_model):
     attn = toy_model(**WIDE).layers[1].attn
     x = torch.randn(3, 64, dtype=torch.float64)
-    weight = encode_changed(attn.wq_a.weight.float(), "fp8").values().double()
+    weight = exported(attn.wq_a.weight.float(), "fp8").double()
     assert torch.equal(FakeQuantizedLinear(attn.wq_a, "fp8")(x), F.linear(fake_quantize_fp8(x, 128), weight))
     groups = torch.randn(3, 2, 32, dtype=torch.float64)
-    weight = encode_changed(attn.wo_a.weight.float(), "fp8").values().double()
+    weight = exported(attn.wo_a.weight.float(), "fp8").double()
     expected = torch.einsum("ngi,goi->ngo", groups, weight.unflatten(0, (2, -1)))
     torch.testing.assert_close(FakeQuantizedLinear(attn.wo_a, "fp8")(groups), expected)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from seektune.checkpoint.compare import compare
+from seektune.checkpoint.convert import convert
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.source import FolderSource
 from seektune.io.jsonl import read_records
@@ -84,7 +85,11 @@ def test_a_run_with_rounded_weights_learns_from_its_teacher_and_exports_what_it_
     changed = {each.name for each in compare(base, folder / "model") if each.status != "same bytes"}
     assert "layers.1.attn.wq_a.weight" in changed
     assert not any("indexer" in name for name in changed), "what is not trained keeps its bytes"
+    models[0].save_pretrained(tmp_path / "plain", dtype)
+    convert(tmp_path / "plain", tmp_path / "converted", "released", original=base)
+    assert {each.status for each in compare(folder / "model", tmp_path / "converted")} == {"same bytes"}
     assert torch.equal(*logits(models[0].whole, folder / "model"))
+    assert torch.equal(*logits(models[0].whole, tmp_path / "converted"))
 
 
 @torch.no_grad()

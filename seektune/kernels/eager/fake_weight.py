@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK
-from seektune.kernels.reference.quantize import FP4_MAX, FP8_MAX, SMALLEST, power_of_two_above, to_e4m3
+from seektune.kernels.reference.quantize import FP8_MAX, SMALLEST, fp4_scale, power_of_two_above, to_e4m3
 
 BAND = 2**20
 """Approximate number of elements that are rounded at a time, whose intermediate values are fp32."""
@@ -57,21 +57,10 @@ def _round_fp8(x_EOI: Tensor) -> Tensor:
 
 
 def _round_fp4(x_EOI: Tensor) -> Tensor:
+    """Steps of e2m1 are 1/2 below 2, 1 below 4 and 2 from there; ties go to the even code, as `round` does."""
     groups = x_EOI.unflatten(-1, (-1, FP4_GROUP))
-    scale = power_of_two_above((groups.abs().amax(-1, keepdim=True) / FP4_MAX).clamp(min=SMALLEST))
-    half = (scale / 2).clamp(min=SMALLEST)
-    coarse, coarse_error = _on_grid(groups, scale)
-    fine, fine_error = _on_grid(groups, half)
-    return torch.where(fine_error < coarse_error, fine, coarse).copysign(groups).flatten(-2)
-
-
-def _on_grid(groups: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Magnitudes rounded to e2m1 of a scale, and the squared error of each group.
-
-    Steps are 1/2 below 2, 1 below 4 and 2 from there; ties go to the even code, as `round` does.
-    """
+    scale = fp4_scale(groups)
     size = (groups / scale).abs_()
     step = torch.where(size < 2, 0.5, torch.where(size < 4, 1.0, 2.0))
-    rounded = (size / step).round_().mul_(step).clamp_(max=FP4_MAX)
-    error = ((rounded - size) * scale).square().sum(dim=-1, keepdim=True)
-    return rounded.mul_(scale), error
+    rounded = (size / step).round_().mul_(step).mul_(scale)
+    return rounded.copysign_(groups).flatten(-2)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from seektune.kernels.reference.dequantize import dequantize_fp4, dequantize_fp8
-from seektune.kernels.reference.quantize import quantize_fp4_closely, quantize_fp8
+from seektune.kernels.reference.quantize import quantize_fp4, quantize_fp8
 
-CODECS = {"fp4": (quantize_fp4_closely, dequantize_fp4), "fp8": (quantize_fp8, dequantize_fp8)}
-"""How an export of changed weights encodes a matrix of each kind, and how loading decodes it."""
+CODECS = {"fp4": (quantize_fp4, dequantize_fp4), "fp8": (quantize_fp8, dequantize_fp8)}
+"""How an export encodes a matrix of each kind, and how loading decodes it."""
 
 
 def fake_quantize_weight(weight: Tensor, kind: str) -> Tensor:

@@ -35,7 +35,7 @@ def quantize_fp8(weight: Tensor, power_of_two: bool = True) -> tuple[Tensor, Ten
 def quantize_fp4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Packed e2m1 bytes (int8 `[O, I/2]`) and E8M0 scales 2^ceil(log2(amax / 6)) per row and 32 columns `[O, I/32]`."""
     groups = weight.float().unflatten(-1, (-1, FP4_GROUP))
-    return _pack_fp4(groups, _fp4_scale(groups))
+    return _pack_fp4(groups, fp4_scale(groups))
 
 
 def quantize_fp4_closely(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def quantize_fp4_closely(weight: Tensor) -> tuple[Tensor, Tensor]:
     scale that holds the new peak would be twice as large, and too coarse for all other values.
     """
     groups = weight.float().unflatten(-1, (-1, FP4_GROUP))
-    scale = _fp4_scale(groups)
+    scale = fp4_scale(groups)
     half = (scale / 2).clamp(min=SMALLEST)
     scale = torch.where(_fp4_error(groups, half) < _fp4_error(groups, scale), half, scale)
     return _pack_fp4(groups, scale)
@@ -112,7 +112,7 @@ def _round_fp8(x: Tensor) -> Tensor:
 
 
 def _round_fp4(x: Tensor) -> Tensor:
-    scale = _fp4_scale(x)
+    scale = fp4_scale(x)
     return torch.tensor(E2M1, device=x.device)[_fp4_magnitude(x / scale).int()].copysign(x) * scale
 
 
@@ -121,7 +121,8 @@ def to_e4m3(x: Tensor) -> Tensor:
     return x.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
 
 
-def _fp4_scale(groups: Tensor) -> Tensor:
+def fp4_scale(groups: Tensor) -> Tensor:
+    """The release's scale of each group `[..., 32]`: the smallest power of two that holds the peak, `[..., 1]`."""
     return power_of_two_above((groups.abs().amax(-1, keepdim=True) / FP4_MAX).clamp(min=SMALLEST))
 
 
