@@ -71,8 +71,8 @@ def sections_of(field: FieldInfo) -> dict[str, type[BaseModel]]:
 
 
 def item_section(field: FieldInfo) -> type[BaseModel] | None:
-    """The section of each item of a field that holds a list of sections, or None."""
+    """The section of each item of a field that holds a list or tuple of sections, or None."""
     kinds = [field.annotation, *get_args(field.annotation)]
-    items = [get_args(kind)[0] for kind in kinds if get_origin(kind) is list]
+    items = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
     plain = [get_args(item)[0] if get_origin(item) is Annotated else item for item in items]
     return next((item for item in plain if isinstance(item, type) and issubclass(item, BaseModel)), None)

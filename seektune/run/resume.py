@@ -15,11 +15,10 @@ from seektune.io.text import read_text
 from seektune.paths import user_path
 from seektune.recipe.load import dump_recipe, load_recipe
 from seektune.recipe.recipe import Recipe
+from seektune.recipe.saved import with_defaults
 from seektune.run.run_dir import TAKEN, refuse_taken, taken
 from seektune.train.checkpoints import complete_checkpoints, step_of
-from seektune.train.config import ScheduleConfig, TrainConfig
-from seektune.train.objectives import CrossEntropyConfig
-from seektune.train.optim.config import OPTIMIZERS, AdamWConfig
+from seektune.train.optim.config import AdamWConfig
 
 DECISIVE = ("model", "data", "batch", "optimizer", "schedule", "objective", "loss", "train", "lora", "seed")
 """Sections of a recipe that cannot change when a run resumes."""
@@ -214,24 +213,11 @@ def _last_step(folder: Path) -> int:
 def differences(recipe: Recipe, saved: dict[str, Any]) -> list[str]:
     """The parts of a run's recipe, as a checkpoint or a run folder has it, that are other ones now."""
     now = recipe.model_dump(mode="json")
-    # a run from before these sections trained the weights or adapters, with cross-entropy
-    old = {"train": TrainConfig(), "objective": CrossEntropyConfig()}
-    saved = {**{name: section.model_dump(mode="json") for name, section in old.items()}, **saved}
-    saved = {**saved, **{part: default | saved[part] for part, default in _defaults(saved).items() if part in saved}}
-    parts = [part for part in DECISIVE if _comparable(now.get(part)) != _comparable(saved.get(part))]
+    before = with_defaults(saved)
+    parts = [part for part in DECISIVE if _comparable(now.get(part)) != _comparable(before.get(part))]
     if saved.get("steps", 0) > recipe.steps:
         parts.append("number of steps (fewer than before)")
     return parts
-
-
-def _defaults(saved: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The defaults of sections that have got keys since checkpoints were first written."""
-    name = saved.get("optimizer", {}).get("name")
-    optimizer = OPTIMIZERS[name](name=name) if name in OPTIMIZERS else AdamWConfig()
-    return {
-        "optimizer": optimizer.model_dump(mode="json"),
-        "schedule": ScheduleConfig().model_dump(mode="json"),
-    }
 
 
 def _comparable(value: Any) -> str:
