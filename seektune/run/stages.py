@@ -16,7 +16,7 @@ def prepared_loader(
     cut_at: Callable[[int], Sequence[Examples]],
     loader_of: Callable[[Mixture, BatchConfig], Loader],
 ) -> Loader | StagedLoader:
-    """The loader of a run.
+    """The loader of a run. Stages of the same length share an order if no other length is between them.
 
     Args:
         recipe: of the run.
@@ -25,11 +25,17 @@ def prepared_loader(
         loader_of: makes the loader of a stage.
     """
     weights = [dataset.weight for dataset in recipe.datasets]
-    mixtures: dict[int, Mixture] = {}
+    cut = {recipe.batch.length: training}
+    length = recipe.batch.length
+    orders = 1
+    mixture = Mixture(training, recipe.seed, weights)
     stages = []
     for first, stage in recipe.batch.each_stage():
-        if stage.length not in mixtures:
-            examples = cut_at(stage.length) if mixtures else training
-            mixtures[stage.length] = Mixture(examples, recipe.seed + len(mixtures), weights)
-        stages.append((first, loader_of(mixtures[stage.length], stage)))
+        if stage.length != length:
+            length = stage.length
+            if length not in cut:
+                cut[length] = cut_at(length)
+            mixture = Mixture(cut[length], recipe.seed + orders, weights)
+            orders += 1
+        stages.append((first, loader_of(mixture, stage)))
     return StagedLoader(stages) if recipe.batch.stages else stages[0][1]

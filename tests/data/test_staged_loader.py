@@ -20,6 +20,8 @@ STAGES = [
     {"from_step": 8, "length": 20},
 ]
 
+RETURNING = [{"from_step": 3, "length": 12}, {"from_step": 5, "length": 6}, {"from_step": 7, "length": 12}]
+
 
 def parts(length: int) -> list[ExampleList]:
     """A text of 60 tokens, cut at a length."""
@@ -62,15 +64,24 @@ def test_a_larger_batch_continues_the_epoch_and_longer_rows_begin_another() -> N
     assert sorted(longer) == TEXT[::12]
 
 
+def test_a_length_that_returns_has_another_order() -> None:
+    stream = loader(stages=RETURNING)
+    steps = [rows(list(stream.next_step().batches)) for _ in range(8)]
+    assert steps[4:6] != steps[:2]
+    assert steps[6:] != steps[2:4]
+    assert {len(row) for step in steps[:2] + steps[4:6] for row in step} == {6}
+
+
+@pytest.mark.parametrize("stages", [STAGES, RETURNING])
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("done", range(9))
-def test_it_resumes_after_every_step(done: int, pack: bool) -> None:
-    whole = loader(pack)
+def test_it_resumes_after_every_step(done: int, pack: bool, stages: list[dict[str, int]]) -> None:
+    whole = loader(pack, stages)
     expected = [rows(list(whole.next_step().batches)) for _ in range(9)]
-    begun = loader(pack)
+    begun = loader(pack, stages)
     for _ in range(done):
         begun.next_step()
-    resumed = loader(pack)
+    resumed = loader(pack, stages)
     resumed.next_step()
     resumed.load_state_dict(begun.state_dict())
     assert [rows(list(resumed.next_step().batches)) for _ in range(9 - done)] == expected[done:]

@@ -12,7 +12,6 @@ from seektune.run.build import check_recipe_optimizer, meta_model
 from seektune.run.resume import differences
 from tests.places import TINY
 
-
 FEWEST: dict[str, Any] = {"model": {"preset": "tiny"}, "batch": {"global_size": 4, "length": 8}, "steps": 9}
 """The keys that a recipe must have."""
 SECTIONS: dict[str, dict[str, Any]] = {
