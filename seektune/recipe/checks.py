@@ -6,6 +6,7 @@ from typing import get_args, get_origin
 
 from pydantic import BaseModel
 
+from seektune.io.console import counted
 from seektune.model.config import DeepseekV4Config
 from seektune.recipe.document import YamlNode, shorten
 from seektune.recipe.hints import NONE_WORDS
@@ -18,6 +19,7 @@ PRESET = ("model", "preset")
 WEIGHTS = ("model", "weights")
 STEPS = ("steps",)
 WARMUP = ("schedule", "warmup_steps")
+STAGES = ("batch", "stages")
 
 
 def fit_to_overrides(
@@ -31,8 +33,9 @@ def fit_to_overrides(
         overrides: the user's overrides, by path.
     """
     document, notes = _drop_weights(written, document, overrides)
-    document, more = _shorten_warmup(written, document, overrides)
-    return document, notes + more
+    document, about_warmup = _shorten_warmup(written, document, overrides)
+    document, about_stages = _drop_stages(document, overrides)
+    return document, notes + about_warmup + about_stages
 
 
 def _drop_weights(
@@ -67,6 +70,20 @@ def _shorten_warmup(
         return document, []
     note = f"schedule.warmup_steps lowered from {warmup} to {fitting} because --steps={after} is shorter"
     return document.put(WARMUP, YamlNode(fitting, f"--steps={after}", str(fitting), override=True)), [note]
+
+
+def _drop_stages(document: YamlNode, overrides: dict[KeyPath, YamlNode]) -> tuple[YamlNode, list[str]]:
+    """A shorter run leaves out the file's stages that it does not reach."""
+    steps = _count(document.find(STEPS))
+    stages = document.find(STAGES)
+    if STEPS not in overrides or not steps or stages is None or not isinstance(stages.value, list):
+        return document, []
+    reached = [stage for stage in stages.value if _count(stage.find(("from_step",))) <= steps]
+    late = len(stages.value) - len(reached)
+    if not late or any(path[: len(STAGES)] == STAGES for path in overrides):
+        return document, []
+    note = f"batch.stages: left out {counted(late, 'stage')} of the recipe, after --steps={steps}"
+    return document.put(STAGES, replace(stages, value=reached)), [note]
 
 
 def _count(entry: YamlNode | None) -> int:

@@ -194,6 +194,24 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _stages_are_reached(self) -> Self:
+        for stage in self.batch.stages:
+            if stage.from_step > self.steps:
+                raise ValueError(
+                    f"batch.stages has a from_step ({stage.from_step}) after the last of steps ({self.steps}); "
+                    "remove that stage, or raise steps"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _mtp_weight_changes(self) -> Self:
+        if self.loss.mtp_decay_weight is not None and self.schedule.name == "constant":
+            raise ValueError(
+                "loss.mtp_decay_weight needs another schedule.name than constant, which never falls; set it to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _z_loss_has_logits(self) -> Self:
         if self.loss.z_weight and (self.objective.compares or self.train.drafter):
             raise ValueError("loss.z_weight is for objective.name cross_entropy without train.drafter; set it to 0")

@@ -29,10 +29,12 @@ def test_its_commands_run(tmp_path: Path) -> None:
         answer = seektune(*words, *small, cwd=tmp_path)
         assert (answer.returncode, answer.stderr) == (0, "")
         said.append(answer.stdout)
-    assert len(said) == 3
+    assert len(said) == 4
     assert "weights in the format released" in said[0]
     assert "released" in said[1]
-    assert "distill, teacher rounded/model" in said[2]
+    assert "distill, teacher unrounded/model" in said[3]
+    config = json.loads((tmp_path / "unrounded/model/config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in config, "the teacher is not rounded"
 
 
 def test_its_numbers_are_those_of_the_benchmark() -> None:

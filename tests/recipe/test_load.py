@@ -228,6 +228,33 @@ def test_shorter_run_keeps_its_share_of_warmup_with_a_note(file: Path) -> None:
     assert complaint(file, *both).startswith("--schedule.warmup_steps=3: schedule.warmup_steps (3) must be less")
 
 
+def test_a_shorter_run_leaves_out_stages_that_it_does_not_reach(file: Path) -> None:
+    stages = (
+        "  stages:\n  - {from_step: 5, length: 128}\n  - {from_step: 9, length: 256}\n  - {from_step: 10, length: 64}\n"
+    )
+    file.write_text(SMALLEST.replace("steps: 10", f"{stages}steps: 10"))
+    loaded = read_recipe(file, ["--steps=8"])
+    assert [stage.from_step for stage in loaded.recipe.batch.stages] == [5]
+    assert loaded.notes == ("batch.stages: left out 2 stages of the recipe, after --steps=8",)
+    assert read_recipe(file, ["--steps=10"]).notes == ()
+    late = "batch.stages has a from_step (10) after the last of steps (9)"
+    assert late in complaint(file, "--steps=9", "--batch.stages.2.length=32")
+    assert late in complaint(with_line(file, "steps: 10", "steps: 9"))
+
+
+IDLE = {
+    "loss:\n  mtp_decay_weight: 0.1\nschedule:\n  name: constant": "loss.mtp_decay_weight needs another schedule.name",
+    "data:\n  kind: text\n  path: a\n  fim_spm_share: 0.5": "data: fim_spm_share needs a fim_rate above 0; set it to 0",
+    "data:\n  kind: text\n  path: a\n  fim_seed: 1": "data: fim_seed needs a fim_rate above 0; set it to 0",
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), IDLE.items())
+def test_keys_without_effect_are_refused(lines: str, expected: str, file: Path) -> None:
+    file.write_text(f"{SMALLEST}{lines}\n")
+    assert expected in complaint(file)
+
+
 def test_weights_without_config_or_of_another_model_are_refused(file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     folder.mkdir()

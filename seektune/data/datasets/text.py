@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 
 from seektune.data.chat_format.pieces import ChatText
 from seektune.data.conversations.columns import ColumnMap, named_columns, needed_text, require
@@ -29,6 +29,13 @@ class TextConfig(WrittenConfig):
     """Share of these that have the suffix first: suffix, prefix, middle."""
     fim_seed: NonNegativeInt = 0
     """Another seed chooses other documents and cuts them elsewhere."""
+
+    @model_validator(mode="after")
+    def _some_are_rearranged(self) -> Self:
+        for key, value in (("fim_spm_share", self.fim_spm_share), ("fim_seed", self.fim_seed)):
+            if value and not self.fim_rate:
+                raise ValueError(f"{key} needs a fim_rate above 0; set it to 0")
+        return self
 
     def encoder(self, settings: EncodeSettings) -> RowEncoder:
         """As `DataConfig.encoder`: BOS, text, EOS."""
