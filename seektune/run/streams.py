@@ -119,7 +119,7 @@ def held_out_rows(
     """
     source = dataset.source("validation", cache)
     chosen = dataset.good(islice(_held_out(dataset, source), limit), cache.note)
-    encoded = dataset.good(dataset.encoder(settings).encode(chosen), cache.note)
+    encoded = dataset.good(dataset.encoder_of("validation", settings).encode(chosen), cache.note)
     examples = [part for row in encoded for example in row for part in fitting_parts(example, batch)]
     if not examples:
         raise ValueError(f"{source.title}: no held-out rows")
@@ -130,7 +130,7 @@ def _held_out(dataset: RowsConfig, source: FileSource) -> Iterator[SourceRow | B
     """The held-out rows of a source; a bad row of one that is also trained on is left to training."""
     share = dataset.held_out_share
     for row in map(source.row, source.stream()):
-        if share is None or (isinstance(row, SourceRow) and row.digest < share * 2**64):
+        if share is None or (isinstance(row, SourceRow) and row.is_held_out(share)):
             yield row
 
 

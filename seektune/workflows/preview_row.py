@@ -38,7 +38,7 @@ def preview_row(recipe: Recipe, name: str, split: Split, row: int, cache_dir: Pa
     if row >= source.count():
         raise ValueError(f"{source.title} has {counted(source.count(), 'row')}; --row must be below that")
     (found,) = source.read(row, row + 1)
-    encoded = found if isinstance(found, BadRow) else dataset.encoder(settings).encode([found])[0]
+    encoded = found if isinstance(found, BadRow) else dataset.encoder_of(split, settings).encode([found])[0]
     paper = Console(highlight=False, soft_wrap=True)
     say(f"{dataset.log_name}, {split} row {row}: {on_one_line(found.place)}")
     if isinstance(encoded, BadRow):

@@ -141,6 +141,15 @@ class DataConfig(Section, ABC):
             ValueError: the dataset cannot be encoded with these settings.
         """
 
+    def held_out_encoder(self, settings: EncodeSettings) -> RowEncoder:
+        """As `encoder`, of a source that has held-out rows alone."""
+        return self.encoder(settings)
+
+    def encoder_of(self, split: Split, settings: EncodeSettings) -> RowEncoder:
+        """The encoder of the source of a split; of one source for both, it encodes both."""
+        alone = split == "validation" and self.held_out_share is None
+        return self.held_out_encoder(settings) if alone else self.encoder(settings)
+
     def rows(self, split: Split, cache: DataCache, limit: int | None = None) -> tuple[list[SourceRow], str]:
         """The rows of a split in memory, at most `limit` of them, spread evenly, and their place; for questions.
 

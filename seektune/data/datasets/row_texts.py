@@ -52,6 +52,10 @@ class RowTexts(ABC):
             ValueError: in one line, what is wrong with the row.
         """
 
+    def texts_of_row(self, row: SourceRow) -> list[ChatText]:
+        """As `texts`; for writers to which it matters which row it is."""
+        return self.texts(row.values)
+
 
 @dataclass(frozen=True)
 class TextsEncoder(RowEncoder):
@@ -111,7 +115,7 @@ def weight_of(row: SourceRow, column: str | None) -> float | BadRow:
 def texts_of(writer: RowTexts, row: SourceRow) -> list[ChatText] | BadRow:
     """The texts of a row, or why it has none."""
     try:
-        return writer.texts(row.values)
+        return writer.texts_of_row(row)
     except ValueError as error:
         reason = on_one_line(str(error)[: LONGEST_REASON + 1])
         return BadRow(row.place, reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}...")

@@ -29,6 +29,10 @@ class SourceRow:
         present = {name: value for name, value in values.items() if value is not None}
         return cls(present, place, digest_of(present))
 
+    def is_held_out(self, share: float | None) -> bool:
+        """Whether it is in the held-out share of a source; None holds nothing out."""
+        return share is not None and self.digest < share * 2**64
+
 
 @dataclass(frozen=True)
 class BadRow:

@@ -66,7 +66,7 @@ def prepare_split(
     one_source = dataset.held_out_share is not None
     return prepare(
         dataset.source(split, cache),
-        dataset.encoder(settings),
+        dataset.encoder_of(split, settings),
         cache.folder,
         dataset.log_name if one_source else f"{dataset.log_name}-{split}",
         strict=dataset.on_bad_row == "error",

@@ -148,7 +148,7 @@ class RowStream:
         if isinstance(row, BadRow):
             self._leave_out(row, self._epoch)
             return None
-        return None if row.digest < self._dataset.held_out_share * 2**64 else row
+        return None if row.is_held_out(self._dataset.held_out_share) else row
 
     def _leave_out(self, row: BadRow, epoch: int) -> None:
         if self._dataset.strict:

@@ -1,12 +1,21 @@
 """Documents are rearranged at the rate and by the seed that is asked for, and say the same as before."""
 
+from pathlib import Path
+
 import pytest
 
 from seektune.data.chat_format.pieces import ChatText
+from seektune.data.config import BatchConfig
 from seektune.data.conversations.fill_in_middle import BEGIN, END, HOLE, FillInMiddle
 from seektune.data.conversations.plain_text import document_text
-from seektune.data.datasets.text import DocumentTexts
+from seektune.data.datasets.dataset import DataCache, EncodeSettings
+from seektune.data.datasets.text import DocumentTexts, TextConfig
+from seektune.data.examples import ExampleList, Examples
+from seektune.data.store.split import SPLITS, examples_of, prepare_dataset
+from seektune.data.streaming.row_stream import ReaderNumber, RowStream
 from seektune.data.tokenizer import BOS, EOS, load_tokenizer
+from seektune.io.jsonl import as_line
+from seektune.run.streams import held_out_rows, stream_of
 
 TEXTS = [f"document {number}: " + "so much depends upon a red wheel barrow " * 3 for number in range(400)]
 
@@ -70,3 +79,27 @@ def test_short_texts_are_documents_too(text: str) -> None:
 def test_what_was_prepared_without_it_is_still_found() -> None:
     assert repr(DocumentTexts()) == "DocumentTexts(columns={}, control_tokens='error')"
     assert "fill=FillInMiddle(rate=0.1" in repr(DocumentTexts(fill=FillInMiddle(0.1, 0.0, 0)))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+def test_held_out_documents_stay_as_they_are(own: bool, stream: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(as_line({"text": text}) for text in TEXTS[:100]))
+    (tmp_path / "b.jsonl").write_text("".join(as_line({"text": text}) for text in TEXTS[100:120]))
+    held_out = str(tmp_path / "b.jsonl") if own else 0.2
+    keys = {"path": str(tmp_path / "a.jsonl"), "validation": held_out, "fim_rate": 1.0, "stream": stream}
+    section = TextConfig.model_validate({"kind": "text", **keys})
+    settings = EncodeSettings(322)
+    cache = DataCache(tmp_path, lambda note: None)
+    batch = BatchConfig(global_size=1, length=2048)
+    if stream:
+        stream_of_rows = RowStream(stream_of(section, settings, cache), 0, ReaderNumber(0, 1, seed=0))
+        training: Examples = ExampleList(stream_of_rows.examples(60, batch))
+        kept: Examples = held_out_rows(section, settings, cache, batch, None)
+    else:
+        stores = prepare_dataset(section, settings, cache)
+        training, kept = (examples_of(section, split, stores, batch).examples for split in SPLITS)
+    begin = settings.tokenizer.control_id(BEGIN)
+    assert all(begin in example.tokens for example in map(training.example, range(len(training))))
+    assert len(kept) == 20 if own else 10 < len(kept) < 30
+    assert not any(begin in example.tokens for example in map(kept.example, range(len(kept))))
