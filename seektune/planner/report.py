@@ -45,6 +45,12 @@ DRAFTER = (
 )
 
 
+TEACHER = (
+    "Teacher: the memory of objective.teacher is not counted, nor what it sends. Each process also holds its part of "
+    "the teacher's frozen weights on the same layout, and the last pipeline stage the teacher's whole head."
+)
+
+
 @dataclass(frozen=True)
 class PlanReport:
     """The result of `seektune plan`."""
@@ -72,6 +78,8 @@ class PlanReport:
         low = peak.lower["total"] / GIGA
         high = peak.upper["total"] / GIGA
         where = f"rank {peak.rank} needs {low:.1f} to {high:.1f} GB of {memory / GIGA:.0f}"
+        if self.layout.job.teacher:
+            where += " without the teacher"
         if on_host := peak.upper["on_host"]:
             where += f" and {on_host / GIGA:.1f} GB of the host's memory"
         if high * GIGA <= memory:
@@ -91,9 +99,10 @@ class PlanReport:
             f"{self.cluster.gpus_per_node - 1} others in the node, {self.cluster.network / GIGA:g} GB/s between nodes, "
             "per direction"
         )
-        offload = [OFFLOAD] if self.layout.job.parallel.cpu_offload else []
-        drafter = [DRAFTER] if self.layout.job.drafter else []
-        return [*ESTIMATE, *offload, *drafter, *numbers, rates + (f" ({'; '.join(sources)})" if sources else "")]
+        job = self.layout.job
+        special = {OFFLOAD: job.parallel.cpu_offload, DRAFTER: job.drafter, TEACHER: job.teacher}
+        lines = [*ESTIMATE, *(line for line, holds in special.items() if holds), *numbers]
+        return [*lines, rates + (f" ({'; '.join(sources)})" if sources else "")]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan for JSON, in bytes and seconds."""

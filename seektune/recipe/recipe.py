@@ -24,7 +24,7 @@ from seektune.train.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from seektune.train.objectives import CrossEntropyConfig, ObjectiveSection
+from seektune.train.objectives import CrossEntropyConfig, DistillConfig, ObjectiveSection
 from seektune.train.optim.config import AdamWConfig, OptimizerSection
 
 
@@ -163,6 +163,11 @@ class Recipe(Section):
         fresh = bool(self.lora.targets) and self.lora.adapter is None
         choice = self.objective.reference_choice
         return choice == "adapters_off" or (choice == "auto" and fresh)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a second model, a teacher, is in memory beside this one."""
+        return isinstance(self.objective, DistillConfig) and self.objective.teacher is not None
 
     @property
     def export_format(self) -> str:

@@ -13,6 +13,7 @@ from seektune.parallel.dims import ParallelDims, make_dims
 from seektune.parallel.layer_split import bubble, count_stages
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.parallel.simulate.comm_trace import Flow
+from seektune.planner.report import TEACHER
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import check_recipe_optimizer, meta_model
 from seektune.workflows.dry_run_rank import DryStep, RankDryRun, StageContents, dry_run_rank
@@ -41,6 +42,8 @@ class DryRun:
     """Share of a step for which a process of the pipeline is idle; computed, see `parallel.layer_split.bubble`."""
     ranks: tuple[RankDryRun, ...]
     seconds: float
+    not_counted: tuple[str, ...] = ()
+    """Lines about what this job holds besides, such as a teacher."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; all sizes in bytes."""
@@ -51,6 +54,7 @@ class DryRun:
             "step": asdict(self.step),
             "ranks": [rank.to_dict() for rank in self.ranks],
             "seconds": self.seconds,
+            "not_counted": list(self.not_counted),
         }
 
 
@@ -90,7 +94,8 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
     schedule = recipe.parallel.pipeline.schedule if dims.pp_size > 1 else None
     waiting = bubble(schedule, dims.pp_size, stages, step.micro_batches) if schedule else 0.0
     found = tuple(dry_run_rank(recipe, config, dims, step, rank) for rank in chosen)
-    return DryRun(dims, schedule, stages, step, waiting, found, perf_counter() - began)
+    teacher = (TEACHER,) if recipe.has_teacher else ()
+    return DryRun(dims, schedule, stages, step, waiting, found, perf_counter() - began, teacher)
 
 
 def _step(recipe: Recipe, dims: ParallelDims, config: DeepseekV4Config) -> DryStep:
@@ -134,6 +139,7 @@ def _lines(answer: DryRun) -> Iterator[str]:
         yield from (f"  {line}" for line in _table([FLOWS, *map(_flow, rank.collectives)]))
     yield ""
     yield from NOTES.splitlines()
+    yield from answer.not_counted
 
 
 def _numbers(rank: RankDryRun) -> tuple[str, ...]:

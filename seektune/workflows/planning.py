@@ -39,6 +39,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
         lora_rank=recipe.lora.rank if recipe.lora.targets else 0,
         streamed=recipe.model.offload == "stream",
         references=int(recipe.switches_adapters_off or recipe.objective.name == "distill"),
+        teacher=recipe.has_teacher,
         qat=recipe.train.qat,
         drafter=recipe.train.drafter,
     )

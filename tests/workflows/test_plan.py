@@ -9,6 +9,7 @@ import pytest
 
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import known_gpu
+from seektune.planner.report import TEACHER
 from seektune.workflows import preflight
 from seektune.workflows.plan import PlanOptions, best_layout, plan, refuse_misfit, take_plan
 from seektune.workflows.preflight import choose_layout, cluster_here, settle
@@ -37,6 +38,16 @@ def test_json_holds_bytes_of_every_rank(capsys: pytest.CaptureFixture[str]) -> N
     assert answer["fits"] is True
     assert answer["time"]["tokens"] == 16 * 200
     assert answer["budget"] is None
+
+
+def test_a_plan_says_that_it_leaves_out_the_teacher() -> None:
+    distilled = ("objective.name=distill", "objective.teacher=runs/larger/model")
+    report, _ = take_plan(recipe(TINY, *SMALL, *distilled), known_gpu("h100-80gb", 1), PlanOptions())
+    assert "without the teacher" in report.verdict()[1]
+    assert TEACHER in report.assumptions()
+    plain, _ = take_plan(recipe(TINY, *SMALL), known_gpu("h100-80gb", 1), PlanOptions())
+    assert "without the teacher" not in plain.verdict()[1]
+    assert TEACHER not in plain.assumptions()
 
 
 def test_an_unknown_architecture_is_a_mistake() -> None:
