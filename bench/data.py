@@ -14,13 +14,13 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+from made_rows import MadeRows
 
 from seektune.data.config import BatchConfig
 from seektune.data.datasets.chat import ChatConfig
@@ -31,7 +31,6 @@ from seektune.data.loader import CHUNK, Loader
 from seektune.data.mixing import Mixture
 from seektune.data.packing import RowPlan
 from seektune.data.sources.row import BadRow, SourceRow
-from seektune.data.sources.source import RowSource
 from seektune.data.step_data import Share
 from seektune.data.store.index import COLUMNS, column_file
 from seektune.data.store.manifest import MANIFEST, Manifest, read_manifest
@@ -53,23 +52,6 @@ VOCABULARY = 129280
 STEPS = 8
 HELD_OUT = 100_000
 """Held-out rows of a start."""
-
-
-@dataclass(frozen=True)
-class MadeRows(RowSource):
-    """Rows of which only the number counts."""
-
-    rows: int
-    title: str = "made rows"
-    identity: str = "made rows"
-
-    def count(self) -> int:
-        """As `RowSource.count`."""
-        return self.rows
-
-    def read(self, start: int, stop: int) -> Iterator[SourceRow | BadRow]:
-        """As `RowSource.read`."""
-        return (SourceRow({}, "made", i) for i in range(start, stop))
 
 
 class MadeEncoder(RowEncoder):

@@ -15,6 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from made_rows import RepeatedRows
+
 from seektune.data.datasets.chat import ChatConfig
 from seektune.data.datasets.dataset import DataCache, DataConfig, EncodeSettings
 from seektune.data.datasets.text import TextConfig
@@ -25,25 +27,6 @@ from seektune.data.store.shard import ShardJob
 from seektune.data.store.workers import run_in_processes
 
 VOCABULARY = 129280
-
-
-@dataclass(frozen=True)
-class Repeated(RowSource):
-    """Rows of another source, over and over."""
-
-    source: RowSource
-    rows: int
-    title: str = "repeated"
-    identity: str = "repeated"
-
-    def count(self) -> int:
-        """As `RowSource.count`."""
-        return self.rows
-
-    def read(self, start: int, stop: int) -> Iterator[SourceRow | BadRow]:
-        """As `RowSource.read`."""
-        found = list(self.source.read(0, self.source.count()))
-        return (found[i % len(found)] for i in range(start, stop))
 
 
 @dataclass(frozen=True)
@@ -91,7 +74,7 @@ def encoding(shared: Path, cache: Path) -> dict[str, Any]:
             began = cpu_seconds()
             wall = perf_counter()
             run = one_process if workers == 1 else lambda jobs, done: run_in_processes(jobs, done, 2)
-            store = prepare(Repeated(source, rows), encoder, cache, name, run=run)
+            store = prepare(RepeatedRows(rows, source=source), encoder, cache, name, run=run)
             found[f"{name}, {workers} process{'es' if workers > 1 else ''}"] = {
                 "per two CPU seconds": round(2 * store.manifest.tokens / (cpu_seconds() - began)),
                 "per second on the clock": round(store.manifest.tokens / (perf_counter() - wall)),
