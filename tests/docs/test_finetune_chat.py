@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.places import RECIPES, ROOT
+from tests.places import RECIPES
 from tests.run_cli import seektune
 
 from .guides import commands
@@ -14,17 +14,6 @@ from .test_parallel import header
 
 PAGE = "docs/finetune-chat.md"
 FEW = ("--steps=2", "--schedule.warmup_steps=1", "--batch.global_size=4", "--batch.micro_size=2", "--evaluate.limit=2")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the example conversations and the repository's recipes."""
-    folder = tmp_path_factory.mktemp("chat")
-    (folder / "examples").symlink_to(ROOT / "examples")
-    first = commands(PAGE)[0]
-    assert first.words == ("seektune", "data", "example", "conversations")
-    assert seektune(*first.words[1:], cwd=folder).returncode == 0
-    return folder
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.places import RECIPES, ROOT
+from tests.places import RECIPES
 from tests.run_cli import seektune
 
 from .guides import commands
@@ -16,17 +16,8 @@ PAGE = "docs/grpo.md"
 FEW = ("--steps=1", "--schedule.warmup_steps=0", "--batch.global_size=8", "--batch.micro_size=8", "--evaluate.limit=2")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the example sums and the repository's recipes."""
-    folder = tmp_path_factory.mktemp("rewards")
-    (folder / "examples").symlink_to(ROOT / "examples")
-    first = next(each for each in commands(PAGE) if each.words[0] == "seektune")
-    assert first.words == ("seektune", "data", "example", "sums", "--kind", "prompt_completion")
-    done = seektune(*first.words[1:], cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "seektune init deepseek_v4_tiny_grpo recipes" in done.stdout
-    return folder
+def test_the_example_names_its_recipe(example_rows: tuple[Path, str]) -> None:
+    assert "seektune init deepseek_v4_tiny_grpo recipes" in example_rows[1]
 
 
 @pytest.mark.slow

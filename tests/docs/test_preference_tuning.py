@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.places import RECIPES, ROOT
+from tests.places import RECIPES
 from tests.run_cli import seektune
 
 from .guides import commands
@@ -18,17 +18,8 @@ LEAST = ("--evaluate.tasks=[]", "--data.limit=8")
 """The reference's log-probabilities of all rows take longer than the steps."""
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the example preferences and the repository's recipes."""
-    folder = tmp_path_factory.mktemp("preferences")
-    (folder / "examples").symlink_to(ROOT / "examples")
-    first = commands(PAGE)[0]
-    assert first.words == ("seektune", "data", "example", "preferences", "--kind", "preference")
-    done = seektune(*first.words[1:], cwd=folder)
-    assert done.returncode == 0
-    assert "seektune init deepseek_v4_tiny_dpo recipes" in done.stdout
-    return folder
+def test_the_example_names_its_recipe(example_rows: tuple[Path, str]) -> None:
+    assert "seektune init deepseek_v4_tiny_dpo recipes" in example_rows[1]
 
 
 @pytest.mark.slow
