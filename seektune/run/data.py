@@ -57,6 +57,8 @@ class TrainData:
     """The same of the held-out rows; empty if rows are streamed."""
     validation_by_dataset: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
     """Held-out batches of each dataset, by its name in logs; empty if there is only one."""
+    held_out: Sequence[Examples] = ()
+    """Held-out rows of each dataset."""
     own_answers: Sequence[Example] | None = None
     """The training rows, if the model wrote them itself."""
 
@@ -92,6 +94,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         digest=found.digest,
         held_out_digest=found.held_out_digest,
         validation_by_dataset=by_dataset,
+        held_out=found.held_out,
     )
 
 

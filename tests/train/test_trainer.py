@@ -99,7 +99,7 @@ def test_a_loss_that_is_not_finite_keeps_the_metrics(tmp_path):
 
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
     def change(trainer):
-        trainer.validation_loss = lambda: HeldOutLoss(math.nan if trainer.step == 2 else 1.0)
+        trainer.validation_loss = lambda _: HeldOutLoss(math.nan if trainer.step == 2 else 1.0)
 
     with pytest.raises(NotFiniteError, match="the validation loss after step 2 is not finite; nothing is exported"):
         go(tmp_path, 2, change)

@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return folder / REPORT
 
     monkeypatch.setattr(workflow, "write_report", write)
-    monkeypatch.setattr(rollouts, "make_reward", lambda sections: even)
+    monkeypatch.setattr(rollouts, "make_reward", lambda *_: even)
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
         train(wanted)
     monkeypatch.undo()
     monkeypatch.setattr(workflow, "write_report", lambda folder, texts: folder / REPORT)
-    monkeypatch.setattr(rollouts, "make_reward", lambda sections: even)
+    monkeypatch.setattr(rollouts, "make_reward", lambda *_: even)
     parts = train(wanted)
     for name in ("metrics.jsonl", "validation.jsonl"):
         assert lines(parts, name) == lines(whole, name)
@@ -139,23 +139,29 @@ def _stop(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 def test_a_failed_reward_saves_and_kl_is_measured(
     rewarded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a step, and as held-out answers are rewarded: after two steps."""
     calls: list[int] = []
+    failures: dict[int, Exception] = {3: KeyError("score"), 5: ValueError("HTTP 404")}
 
     def failing(samples: list[RewardSample]) -> list[float]:
         calls.append(len(samples))
-        if len(calls) == 3:
-            raise OSError("the reward server is gone")
+        if len(calls) in failures:
+            raise failures[len(calls)]
         return even(samples)
 
-    monkeypatch.setattr(rollouts, "make_reward", lambda sections: failing)
+    monkeypatch.setattr(rollouts, "make_reward", lambda *_: failing)
     objective = rewarded().objective.model_dump() | {"steps_per_rollout": 1, "beta": 0.1, "resample": 0}
-    recipe = rewarded(objective=objective, lora=LORA, evaluate__every=None)
-    with pytest.raises(RolloutError, match=r"server is gone\. The state before this step is saved in .*step-000001"):
+    recipe = rewarded(objective=objective, lora=LORA, evaluate__every=2)
+    with pytest.raises(RolloutError, match=r"KeyError: 'score'\. The state before this step is saved in .*step-000001"):
         train(recipe)
-    assert calls == [3, 8, 8]
     assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 1
+    with pytest.raises(RolloutError, match=r"HTTP 404\. The state after step 2 is saved in .*step-000002"):
+        train(recipe)
+    assert calls == [3, 8, 8, 8, 3]
+    assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 2
     folder = train(recipe)
     assert [line["kl"] > 1e-12 for line in lines(folder, "metrics.jsonl")] == [False, True, True]
+    assert [line["step"] for line in lines(folder, "validation.jsonl")] == [0, 2, 3]
 
 
 def test_the_task_of_a_row_is_its_first_response() -> None:
