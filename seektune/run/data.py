@@ -268,8 +268,10 @@ def check_objective_data(recipe: Recipe) -> None:
         if recipe.objective.compares and not (dataset.paired or dataset.labelled):
             other = " or feedback" if name == "kto" else ""
             raise ValueError(f"objective.name {name} needs data.kind preference{other}, not {dataset.kind}")
-        if recipe.objective.compares and isinstance(dataset, WrittenConfig) and dataset.weight_column is not None:
-            raise ValueError(f"data.weight_column must be null: objective.name {name} counts each pair once")
+        unweighted = recipe.objective.compares or recipe.objective.samples
+        if unweighted and isinstance(dataset, WrittenConfig) and dataset.weight_column is not None:
+            counted = "pair" if recipe.objective.compares else "answer"
+            raise ValueError(f"data.weight_column must be null: objective.name {name} counts each {counted} once")
         if recipe.objective.samples and dataset.kind not in ("chat", "prompt_completion"):
             raise ValueError(f"objective.name {name} needs data.kind chat or prompt_completion, not {dataset.kind}")
     if (recipe.objective.compares or recipe.objective.samples) and streamed(recipe.datasets):

@@ -16,6 +16,7 @@ from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.rewards.sample import RewardSample
 from seektune.run import rollouts
+from seektune.run.data import check_objective_data
 from seektune.run.sampled_groups import RewardedPrompt, overlong_penalty
 from seektune.signals import Interrupted
 from seektune.train import trainer
@@ -185,6 +186,13 @@ def test_overlong_answers_lose_reward_in_the_buffer() -> None:
         ({"batch__global_size": 12, "batch__micro_size": 4, "objective__group_size": 8}, "must be a multiple of"),
         ({"batch__length": 5}, "objective.max_new_tokens must be below batch.length"),
         ({"objective__beta": 0.1}, "objective.beta needs lora.targets"),
+        ({"objective__beta": 0.1, "lora": {**LORA, "adapter": "earlier"}}, "objective.beta needs lora.adapter null"),
+        ({"batch__overlong": "split"}, "batch.overlong must be error or drop"),
+        ({"batch__overlong": "cut"}, "batch.overlong must be error or drop"),
+        ({"batch__stages": [{"from_step": 2, "length": 32}]}, "batch.stages is for objective.name cross_entropy"),
+        ({"guard": {"spike_factor": 2.0}}, "guard.spike_factor must be null"),
+        ({"loss": {"mtp_weight": 0, "z_weight": 1e-4}}, "loss.z_weight is for objective.name cross_entropy"),
+        ({"objective__variant": "cispo", "objective__epsilon": 0.2}, "epsilon must be null"),
         ({"loss": {"mtp_weight": 0.1}}, "loss.mtp_weight must be 0"),
         ({"objective__reward": {"name": "servr"}}, "servr"),
         ({"objective__reward": {"metric": "maths"}}, "maths"),
@@ -204,6 +212,17 @@ def test_recipes_that_do_not_fit_are_refused(rewarded: Any, tmp_path: Path, chan
 def test_data_without_a_prompt_is_refused(rewarded: Any) -> None:
     with pytest.raises(ValueError, match=r"objective\.name grpo needs data\.kind chat or prompt_completion, not text"):
         train(rewarded(data__kind="text"))
+
+
+def test_rows_without_effect_or_reward_are_refused_at_the_start(rewarded: Any, tmp_path: Path) -> None:
+    data = {**rewarded().model_dump()["data"], "weight_column": "weight"}
+    with pytest.raises(ValueError, match=r"data\.weight_column must be null: objective\.name grpo counts each answer"):
+        check_objective_data(rewarded(data={key: data[key] for key in ("kind", "path", "weight_column")}))
+    bad = as_line({"prompt": "1 + 2 =", "completion": " three"})
+    (tmp_path / "sums" / "validation.jsonl").write_text(bad, encoding="utf-8")
+    objective = {**rewarded().objective.model_dump(exclude_unset=True), "reward": {"metric": "last_number"}}
+    with pytest.raises(ValueError, match=r"validation\.jsonl.*: objective\.reward: answer holds no number: 'three'"):
+        train(rewarded(objective=objective))
 
 
 def test_the_shipped_recipe_loads() -> None:
