@@ -43,6 +43,10 @@ DRAFTER = (
     "micro-batch, are not. Before the first step, without gradients, the model answers prompts: what FSDP cuts is then "
     "whole on each process."
 )
+ROLLOUTS = (
+    "Rewards: the time of a step does not include its rollout, which are sampling, rewards and a forward pass that "
+    "measures the mismatch; the KV caches of sampling, in the place of activations, are not counted."
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,15 @@ class PlanReport:
         )
         offload = [OFFLOAD] if self.layout.job.parallel.cpu_offload else []
         drafter = [DRAFTER] if self.layout.job.drafter else []
-        return [*ESTIMATE, *offload, *drafter, *numbers, rates + (f" ({'; '.join(sources)})" if sources else "")]
+        rollouts = [ROLLOUTS] if self.layout.job.samples else []
+        return [
+            *ESTIMATE,
+            *offload,
+            *drafter,
+            *rollouts,
+            *numbers,
+            rates + (f" ({'; '.join(sources)})" if sources else ""),
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan for JSON, in bytes and seconds."""

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def make_sampler(run: RunContext, data: TrainData, section: GrpoConfig) -> GroupSampler:
-    """What samples and rewards the answers of a run, after a check of all its rows on rank 0.
+    """What samples and rewards the answers of a run, after a check of all its rows; collective.
 
     Raises:
         ValueError: the layout of the processes cannot decode, a reward is not installed, or a row cannot be rewarded.
@@ -44,13 +44,14 @@ def make_sampler(run: RunContext, data: TrainData, section: GrpoConfig) -> Group
     sampler = GroupSampler(section, data.tokenizer, encoding, reward, run.recipe.batch.length, run.recipe.seed)
     assert isinstance(data.loader, Loader), "checked with the data"
     rows = [*data.loader.mixture.datasets, *data.held_out]
-    run.mesh.ranks.first(lambda: _check_rows(sampler, rows))
+    ranks = run.mesh.ranks
+    ranks.each(lambda: _check_rows(sampler, rows, ranks.rank, ranks.count))
     return sampler
 
 
-def _check_rows(sampler: GroupSampler, datasets: Sequence[Examples]) -> None:
+def _check_rows(sampler: GroupSampler, datasets: Sequence[Examples], first: int, step: int) -> None:
     for examples in datasets:
-        for number in range(len(examples)):
+        for number in range(first, len(examples), step):
             sampler.check(examples.example(number))
 
 

@@ -41,6 +41,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
         references=int(recipe.switches_adapters_off or recipe.objective.name == "distill"),
         qat=recipe.train.qat,
         drafter=recipe.train.drafter,
+        samples=recipe.objective.samples,
     )
 
 

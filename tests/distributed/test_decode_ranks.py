@@ -55,7 +55,8 @@ def signalled_at_the_end() -> str:
 def fails_in_training() -> None:
     """In a worker."""
     control = dist.new_group()
-    mesh = SimpleNamespace(axes=SimpleNamespace(control=control), ranks=Ranks(control), dims=SimpleNamespace(pp_size=1))
+    axes = SimpleNamespace(control=control, commands=dist.new_group())
+    mesh = SimpleNamespace(axes=axes, ranks=Ranks(control), dims=SimpleNamespace(pp_size=1))
     model: Any = SimpleNamespace(mesh=mesh, decodable=PoorPart)
     run: Any = SimpleNamespace(interruption=Interruption(worker=True))
 

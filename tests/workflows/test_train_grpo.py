@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from seektune.data.example import Example
 from seektune.data.rollouts import RolloutError
 from seektune.io.jsonl import as_line, read_records
 from seektune.io.run_files import REPORT
+from seektune.parallel.process_group import ProcessSlot
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.rewards.sample import RewardSample
@@ -23,6 +27,7 @@ from seektune.train import trainer
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.objectives import GrpoConfig
 from seektune.workflows import train as workflow
+from tests.distributed.workers import run_workers
 from tests.places import RECIPES
 
 TIMED = ("seconds", "tokens_per_s", "memory_gb", "rollout_seconds")
@@ -163,6 +168,51 @@ def test_a_failed_reward_saves_and_kl_is_measured(
     folder = train(recipe)
     assert [line["kl"] > 1e-12 for line in lines(folder, "metrics.jsonl")] == [False, True, True]
     assert [line["step"] for line in lines(folder, "validation.jsonl")] == [0, 2, 3]
+
+
+def worker(recipe: Recipe, failing: bool) -> str:
+    """A run in one of several processes; returns its error."""
+
+    def reward(samples: Any) -> list[float]:
+        if failing and len(samples) > 3:
+            raise ValueError("HTTP 404")
+        return even(samples)
+
+    rank = dist.get_rank()
+    slot = ProcessSlot(dist.get_world_size(), rank, worker=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workflow, "process_group", lambda _: nullcontext())
+        patch.setattr(rollouts, "make_reward", lambda *_: reward)
+        try:
+            workflow.train(recipe, "run", (), Path(recipe.run_dir or "").parent / "cache", slot)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parallel", [{"ep_size": 2, "dp_replicate": 2, "dp_shard": 1}, {"pp_size": 2}], ids=["ep", "pp"]
+)
+def test_two_processes_learn_what_one_does(rewarded: Any, tmp_path: Path, parallel: dict[str, Any]) -> None:
+    one = train(rewarded(run_dir=str(tmp_path / "one"), evaluate__before=False, evaluate__after=False))
+    changes = {"run_dir": str(tmp_path / "two"), "parallel": parallel}
+    made = rewarded(**changes, evaluate__before=False, evaluate__after=False)
+    assert run_workers(2, worker, made, False) == ["", ""]
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        for mine, theirs in zip(lines(tmp_path / "two", name), lines(one, name), strict=True):
+            for key in ("reward", "answer_tokens", "grad_norm", "equal_groups_dropped"):
+                if key in theirs:
+                    assert mine[key] == pytest.approx(theirs[key], rel=1e-3), (name, key)
+
+
+@pytest.mark.slow
+def test_a_failed_reward_ends_all_processes_with_the_same_line(rewarded: Any, tmp_path: Path) -> None:
+    made = rewarded(parallel={"ep_size": 2, "dp_replicate": 2, "dp_shard": 1})
+    first, second = run_workers(2, worker, made, True)
+    assert first == second
+    assert re.match(r"RolloutError: HTTP 404\. The state before this step is saved in .*step-000000", first)
+    assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 1
 
 
 def test_the_task_of_a_row_is_its_first_response() -> None:
