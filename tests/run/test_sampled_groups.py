@@ -108,16 +108,17 @@ def test_rows_that_a_verifier_cannot_compare_with_are_named(sampler: GroupSample
         sampler.check(Example([5], [True], "sums.jsonl:7"))
 
 
+# epsilon, epsilon_high, aggregation, scale_rewards, resample, sequence_ratio, clips_weight
 PUBLISHED = {
-    # arXiv 2402.03300, equation 3 and section 4.2: mean of means, advantages divided by the standard deviation
+    # arXiv 2402.03300: mean over answers of means over tokens, advantages divided by the standard deviation
     "grpo": (0.2, 0.2, "sequence_mean", True, 0, False, False),
-    # arXiv 2503.20783, section 3.2: neither the length of an answer nor the standard deviation divides
+    # arXiv 2503.20783: neither the length of an answer nor the standard deviation divides
     "dr_grpo": (0.2, 0.2, "constant", False, 0, False, False),
-    # arXiv 2503.14476, equation 8 and section 4.1: clip-higher 0.28, token-level loss, dynamic sampling
+    # arXiv 2503.14476: clip-higher 0.28, mean over tokens, dynamic sampling, here of at most 3 rounds
     "dapo": (0.2, 0.28, "token_mean", True, 3, False, False),
-    # arXiv 2507.18071, equations 5 and 7 and section 5.1: ratios of sequences, 3e-4 and 4e-4
+    # arXiv 2507.18071: ratios of sequences, 3e-4 and 4e-4
     "gspo": (3e-4, 4e-4, "sequence_mean", True, 0, True, False),
-    # arXiv 2506.13585, equation 4: token-level, the weight is clipped above alone
+    # arXiv 2506.13585: mean over tokens, the weight is clipped above alone
     "cispo": (0.2, 4.0, "token_mean", True, 0, False, True),
 }
 
