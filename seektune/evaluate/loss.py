@@ -1,6 +1,6 @@
 """The validation loss."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -9,21 +9,29 @@ from seektune.evaluate.likelihood import Scorer
 from seektune.sequence import Batch
 
 
-def validation_loss(model: Scorer, batches: Sequence[Batch]) -> float:
+def validation_loss(model: Scorer, batches: Sequence[Batch], alive: Callable[[], None] = lambda: None) -> float:
     """Mean next-token cross-entropy, in nats, over all taught tokens of all batches together.
 
-    Every token has the same weight, whatever the batch sizes.
+    Every token has the same weight, whatever the batch sizes. `alive` is called after each batch.
     """
-    total, count = _sums(model, batches)
+    total, count = _sums(model, batches, alive)
     assert count, "no token of the validation batches is taught"
     return total / count
 
 
-def held_out_loss(model: Scorer, batches: Sequence[Batch], by_dataset: Mapping[str, Sequence[Batch]]) -> HeldOutLoss:
-    """The validation loss, and that of each dataset if there are several; `batches` are those of all."""
+def held_out_loss(
+    model: Scorer,
+    batches: Sequence[Batch],
+    by_dataset: Mapping[str, Sequence[Batch]],
+    alive: Callable[[], None] = lambda: None,
+) -> HeldOutLoss:
+    """The validation loss, and that of each dataset if there are several; `batches` are those of all.
+
+    `alive` is called after each batch.
+    """
     if not by_dataset:
-        return HeldOutLoss(validation_loss(model, batches))
-    sums = {name: _sums(model, own) for name, own in by_dataset.items()}
+        return HeldOutLoss(validation_loss(model, batches, alive))
+    sums = {name: _sums(model, own, alive) for name, own in by_dataset.items()}
     count = sum(taught for _, taught in sums.values())
     assert count, "no token of the validation batches is taught"
     each = {name: total / taught for name, (total, taught) in sums.items() if taught}
@@ -31,7 +39,7 @@ def held_out_loss(model: Scorer, batches: Sequence[Batch], by_dataset: Mapping[s
 
 
 @torch.no_grad()
-def _sums(model: Scorer, batches: Sequence[Batch]) -> tuple[float, int]:
+def _sums(model: Scorer, batches: Sequence[Batch], alive: Callable[[], None]) -> tuple[float, int]:
     """The sum of losses, and the number of taught tokens."""
     total = 0.0
     count = 0
@@ -40,4 +48,5 @@ def _sums(model: Scorer, batches: Sequence[Batch]) -> tuple[float, int]:
         if taught:
             total += float(model.score(batch).losses_BT.double().sum())
             count += taught
+        alive()
     return total, count

@@ -1,6 +1,6 @@
 """The held-out loss of an objective other than cross-entropy, and its parts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -18,12 +18,16 @@ def held_out_objective(
     reference: ReferenceModel,
     batches: Sequence[Batch],
     by_dataset: Mapping[str, Sequence[Batch]],
+    alive: Callable[[], None] = lambda: None,
 ) -> HeldOutLoss:
-    """The objective's mean over all held-out rows, and over those of each dataset; collective."""
+    """The objective's mean over all held-out rows, and over those of each dataset; collective.
+
+    `alive` is called after each batch.
+    """
     if not by_dataset:
-        means = _means(objective, [_totals(model, objective, reference, batches)])
+        means = _means(objective, [_totals(model, objective, reference, batches, alive)])
         return HeldOutLoss(means.pop(LOSS), parts=means)
-    totals = {name: _totals(model, objective, reference, own) for name, own in by_dataset.items()}
+    totals = {name: _totals(model, objective, reference, own, alive) for name, own in by_dataset.items()}
     means = _means(objective, list(totals.values()))
     each = {name: _means(objective, [own]) for name, own in totals.items()}
     losses = {name: own.pop(LOSS) for name, own in each.items()}
@@ -32,7 +36,11 @@ def held_out_objective(
 
 @torch.no_grad()
 def _totals(
-    model: ParallelModel, objective: Objective, reference: ReferenceModel, batches: Sequence[Batch]
+    model: ParallelModel,
+    objective: Objective,
+    reference: ReferenceModel,
+    batches: Sequence[Batch],
+    alive: Callable[[], None],
 ) -> dict[str, float]:
     """Sums of loss and parts over batches, and under "" what they are divided by."""
     sums = dict.fromkeys((LOSS, *objective.part_names, ""), 0.0)
@@ -42,6 +50,7 @@ def _totals(
         for name, value in {LOSS: found.loss, **found.parts}.items():
             sums[name] += float(value)
         sums[""] += objective.count(batch)
+        alive()
     return sums
 
 

@@ -5,11 +5,11 @@ from math import gcd
 
 import torch
 
-from seektune.generate.ranks import MeshRanks, command_group
+from seektune.generate.ranks import MeshRanks
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.dims import ParallelDims, divisors
 from seektune.parallel.mesh import Mesh
-from seektune.parallel.process_group import ALONE, ProcessSlot
+from seektune.parallel.process_group import ALONE, ProcessSlot, command_group
 from seektune.signals import Interruption
 
 

@@ -5,7 +5,6 @@ Shapes: B rows, T tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch.distributed as dist
@@ -21,8 +20,6 @@ from seektune.sequence import Batch
 from seektune.signals import Interruption
 
 T = TypeVar("T")
-IDLE_TIMEOUT = timedelta(days=365)
-"""How long ranks wait for a command, which may be the next message of a chat. A rank that dies is noticed at once."""
 
 
 class MeshPart(DecodableModel, Protocol):
@@ -138,11 +135,6 @@ class MeshRanks:
         received: list[MeshCommand | None] = [None]
         dist.broadcast_object_list(received, src=0, group=self._group)
         return received[0]
-
-
-def command_group() -> dist.ProcessGroup:
-    """A group of all processes for the commands of a user, between which any time may pass. Collective."""
-    return dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
 
 
 def _open_worker(part: MeshPart, options: EngineOptions, rank: int) -> DecodeWorker | PipelineWorker:

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from seektune.checkpoint import Ranks
 from seektune.parallel.dims import ParallelDims, RankCoords
+from seektune.parallel.process_group import command_group
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Axes:
     """FSDP2 mesh of the experts of one expert-parallel rank; HSDP if it has two dims."""
     control: dist.ProcessGroup
     """All processes, for decisions of rank 0."""
+    commands: dist.ProcessGroup
+    """All processes, for the commands of rank 0 as the model decodes; between two of them any time may pass."""
     checkpoint: dist.ProcessGroup
     """All processes, for asynchronous saving."""
 
@@ -130,6 +133,7 @@ class Axes:
             dense_fp32=_with_own_groups(dense, dims, device),
             expert_shards=_sharding(experts, dims.expert_replicate),
             control=dist.new_group(backend=control),
+            commands=command_group(control),
             checkpoint=dist.new_group(backend=control),
         )
 

@@ -3,9 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+IDLE_TIMEOUT = timedelta(days=365)
+"""How long ranks wait for a command, which may be the next message of a chat, or come after hours of a reward. A rank
+that dies is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,11 @@ class ProcessSlot:
 
 
 ALONE = ProcessSlot()
+
+
+def command_group(backend: str = "gloo") -> dist.ProcessGroup:
+    """A group of all processes for the commands of rank 0, between which any time may pass. Collective."""
+    return dist.new_group(backend=backend, timeout=IDLE_TIMEOUT)
 
 
 @contextmanager

@@ -131,6 +131,9 @@ class TrainingJob:
     drafter: bool = False
     """Whether only the DSpark stages are trained: the backbone runs forward, and keeps nothing for backward."""
 
+    samples: bool = False
+    """Whether the model samples the answers that it is trained on."""
+
     def with_parallel(self, changes: Mapping[str, object]) -> "TrainingJob":
         """The same job with other settings under `parallel`."""
         return replace(self, parallel=self.parallel.model_copy(update=changes))

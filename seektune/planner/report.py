@@ -43,6 +43,10 @@ DRAFTER = (
     "micro-batch, are not. Before the first step, without gradients, the model answers prompts: what FSDP cuts is then "
     "whole on each process."
 )
+ROLLOUTS = (
+    "Rewards: the time of a step does not include its rollout, which are sampling, rewards and a forward pass that "
+    "measures the mismatch; the KV caches of sampling, in the place of activations, are not counted."
+)
 
 
 TEACHER = (
@@ -100,7 +104,12 @@ class PlanReport:
             "per direction"
         )
         job = self.layout.job
-        special = {OFFLOAD: job.parallel.cpu_offload, DRAFTER: job.drafter, TEACHER: job.teacher}
+        special = {
+            OFFLOAD: job.parallel.cpu_offload,
+            DRAFTER: job.drafter,
+            TEACHER: job.teacher,
+            ROLLOUTS: job.samples,
+        }
         lines = [*ESTIMATE, *(line for line, holds in special.items() if holds), *numbers]
         return [*lines, rates + (f" ({'; '.join(sources)})" if sources else "")]
 

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from seektune.recipe.checks import check_architecture, check_objective, fit_to_overrides, refuse_none
+from seektune.recipe.checks import check_architecture, fit_to_overrides, refuse_none
 from seektune.recipe.document import YamlNode, read_document
 from seektune.recipe.errors import find_section, first_error, locate
+from seektune.recipe.objective_checks import check_objective
 from seektune.recipe.override import apply_overrides, read_overrides
 from seektune.recipe.recipe import Recipe
 

@@ -194,7 +194,7 @@ class Recipe(Section):
             return self
         if any(isinstance(dataset, RowsConfig) and dataset.stream for dataset in self.datasets):
             raise ValueError("batch.stages needs prepared rows; set data.stream to false")
-        if self.objective.compares or self.train.drafter:
+        if self.objective.compares or self.objective.samples or self.train.drafter:
             raise ValueError("batch.stages is for objective.name cross_entropy without train.drafter; set it to []")
         return self
 
@@ -218,7 +218,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _z_loss_has_logits(self) -> Self:
-        if self.loss.z_weight and (self.objective.compares or self.train.drafter):
+        if self.loss.z_weight and (self.objective.name != "cross_entropy" or self.train.drafter):
             raise ValueError("loss.z_weight is for objective.name cross_entropy without train.drafter; set it to 0")
         return self
 

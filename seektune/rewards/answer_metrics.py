@@ -11,7 +11,7 @@ from typing import Any
 
 from seektune.io.patterns import matched
 from seektune.io.strict_json import parse_json
-from seektune.io.text import on_one_line
+from seektune.io.text import one_line
 
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 """A number in a text, perhaps with commas between thousands."""
@@ -98,19 +98,55 @@ def _schema(value: Any) -> Any:
     """A validator of a JSON schema, which is an object or a text that spells it."""
     jsonschema = _library("jsonschema", "json_schema")
     schema = json.loads(_json(value))
+    if not isinstance(schema, dict | bool):
+        raise ValueError(f"answer is not a JSON schema, which is an object or a boolean: {json.dumps(schema)[:40]}")
     kind = jsonschema.validators.validator_for(schema)
     try:
         kind.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        raise ValueError(f"answer is not a JSON schema: {on_one_line(error.message)[:80]}") from None
-    return kind(schema)
+    except (jsonschema.SchemaError, RecursionError) as error:
+        raise ValueError(f"answer is not a JSON schema: {one_line(error)[:80]}") from None
+    registry = _library("jsonschema_specifications", "json_schema").REGISTRY
+    specification = _library("referencing.jsonschema", "json_schema").specification_with(kind.META_SCHEMA["$schema"])
+    _check_references(schema, specification, registry)
+    return kind(schema, registry=registry)
+
+
+def _check_references(schema: Any, specification: Any, registry: Any) -> None:
+    """Check that what a schema refers to is in it or in the standard: nothing is read over the network.
+
+    Raises:
+        ValueError: something is not.
+    """
+    unresolvable = _library("referencing.exceptions", "json_schema").Unresolvable
+    root = specification.create_resource(schema)
+    waiting = [(root, registry.resolver_with_root(root))]
+    seen = set()
+    while waiting:
+        resource, resolver = waiting.pop()
+        if id(resource.contents) in seen:
+            continue
+        seen.add(id(resource.contents))
+        waiting += [(part, resolver.in_subresource(part)) for part in resource.subresources()]
+        for reference in _references(resource.contents):
+            try:
+                found = resolver.lookup(reference)
+            except unresolvable:
+                raise ValueError(f"answer is a JSON schema that refers to what it lacks: {reference[:80]!r}") from None
+            if not isinstance(found.contents, dict | bool):
+                raise ValueError(f"answer is a JSON schema that refers to something else than one: {reference[:80]!r}")
+            waiting.append((specification.create_resource(found.contents), found.resolver))
+
+
+def _references(schema: Any) -> list[str]:
+    keys = ("$ref", "$dynamicRef", "$recursiveRef")
+    return [schema[key] for key in keys if key in schema] if isinstance(schema, dict) else []
 
 
 def _fits(answer: Answer, validator: Any) -> bool:
     try:
         return bool(validator.is_valid(parse_json(answer.text)))
-    except ValueError:
-        return False
+    except (ValueError, RecursionError, ArithmeticError):
+        return False  # also of a schema that refers to itself without end, and of numbers that no float holds
 
 
 def _maths(value: Any) -> Any:

@@ -39,9 +39,9 @@ class ServerRewardConfig(RewardConfig):
     url: str
     """Address, http or https."""
     timeout: Positive = 30.0
-    """Seconds to wait for an answer."""
+    """Seconds without a byte from the server after which a try ends."""
     retries: NonNegativeInt = 3
-    """Further tries after a failed one, each after a longer pause."""
+    """Further tries after a failed one, after pauses of 1, 2, 4, ... seconds, at most 30."""
 
     @model_validator(mode="after")
     def _is_http(self) -> Self:

@@ -14,6 +14,8 @@ from seektune.rewards.sample import RewardSample
 
 MOST_BYTES = 64 * 2**20
 """Maximum size of a server's answer."""
+LONGEST_PAUSE = 30
+"""Maximum seconds between two tries."""
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,18 @@ class ServerReward:
 
     url: str
     timeout: float
-    """Seconds of a try."""
+    """Seconds without a byte from the server after which a try ends."""
     retries: int
     """Further tries after a failed one."""
+    stop: Callable[[], None] = lambda: None
+    """Called before each try and each second of a pause; may raise `Interrupted`."""
     sleep: Callable[[float], None] = time.sleep
 
     def __call__(self, samples: Sequence[RewardSample]) -> list[float]:
         """As `Reward`.
 
         Raises:
+            Interrupted: `stop` raised it.
             OSError: the server cannot be reached, or answers with an error at each try.
             ValueError: its answer is not `{"rewards": [number, ...]}`.
         """
@@ -39,12 +44,18 @@ class ServerReward:
             try:
                 return self._once(body)
             except OSError:
-                self.sleep(2.0**attempt)
+                self._pause(min(2 ** min(attempt, 8), LONGEST_PAUSE))
         try:
             return self._once(body)
         except OSError as error:
             tries = f"after {self.retries + 1} tries" if self.retries else "at the only try"
             raise OSError(f"the reward server {self.url} failed {tries}: {on_one_line(str(error))[:160]}") from None
+
+    def _pause(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.stop()
+            self.sleep(1.0)
+        self.stop()
 
     def _once(self, body: bytes) -> list[float]:
         request = Request(self.url, body, {"Content-Type": "application/json"})

@@ -57,6 +57,8 @@ class TrainData:
     """The same of the held-out rows; empty if rows are streamed."""
     validation_by_dataset: Mapping[str, Sequence[Batch]] = field(default_factory=dict)
     """Held-out batches of each dataset, by its name in logs; empty if there is only one."""
+    held_out: Sequence[Examples] = ()
+    """Held-out rows of each dataset."""
     own_answers: Sequence[Example] | None = None
     """The training rows, if the model wrote them itself."""
 
@@ -92,6 +94,7 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
         digest=found.digest,
         held_out_digest=found.held_out_digest,
         validation_by_dataset=by_dataset,
+        held_out=found.held_out,
     )
 
 
@@ -265,8 +268,10 @@ def check_objective_data(recipe: Recipe) -> None:
         if recipe.objective.compares and not (dataset.paired or dataset.labelled):
             other = " or feedback" if name == "kto" else ""
             raise ValueError(f"objective.name {name} needs data.kind preference{other}, not {dataset.kind}")
-        if recipe.objective.compares and isinstance(dataset, WrittenConfig) and dataset.weight_column is not None:
-            raise ValueError(f"data.weight_column must be null: objective.name {name} counts each pair once")
+        unweighted = recipe.objective.compares or recipe.objective.samples
+        if unweighted and isinstance(dataset, WrittenConfig) and dataset.weight_column is not None:
+            counted = "pair" if recipe.objective.compares else "answer"
+            raise ValueError(f"data.weight_column must be null: objective.name {name} counts each {counted} once")
         if recipe.objective.samples and dataset.kind not in ("chat", "prompt_completion"):
             raise ValueError(f"objective.name {name} needs data.kind chat or prompt_completion, not {dataset.kind}")
     if (recipe.objective.compares or recipe.objective.samples) and streamed(recipe.datasets):

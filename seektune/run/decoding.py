@@ -69,7 +69,7 @@ def run_decoding(
     if axes is None:
         assert isinstance(part, DeepseekV4ForCausalLM), "one process has the whole model"
         return body(part)
-    mesh = DecodeMesh(part, MeshRanks(axes.control, run.interruption, model.mesh.dims.pp_size))
+    mesh = DecodeMesh(part, MeshRanks(axes.commands, run.interruption, model.mesh.dims.pp_size))
     found = model.mesh.ranks.each(_outcome(mesh, body, alive).result)[0]
     run.stop_if_signalled()
     assert found is not None, "a body that a signal stopped stops the run"

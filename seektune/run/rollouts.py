@@ -3,19 +3,17 @@
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from statistics import fmean
 from time import perf_counter
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
-from seektune.data.example import Example
-from seektune.data.held_out_loss import HeldOutLoss
+from seektune.data.examples import Examples
 from seektune.data.loader import MOST_EXAMPLES, Loader
 from seektune.data.rollouts import Rollout, RolloutError, collate_rollouts
 from seektune.data.step_data import Share, StepData
-from seektune.evaluate.statistics import Estimate
 from seektune.generate.engine import Decodes
 from seektune.io.json_file import whole_number
 from seektune.model.variants import encoding_of
@@ -26,22 +24,56 @@ from seektune.run.data import TrainData
 from seektune.run.decoding import decoding_obstacle, run_decoding
 from seektune.run.logprob_mismatch import mismatch
 from seektune.run.sampled_groups import GroupSampler, RewardedPrompt, SampledGroups
-from seektune.sequence import IGNORE_INDEX, Batch
+from seektune.sequence import Batch
 from seektune.train.objectives import GrpoConfig
+
+T = TypeVar("T")
 
 
 def make_sampler(run: RunContext, data: TrainData, section: GrpoConfig) -> GroupSampler:
-    """What samples and rewards the answers of a run.
+    """What samples and rewards the answers of a run, after a check of all its rows; collective.
 
     Raises:
-        ValueError: the layout of the processes cannot decode, or a reward is not installed.
+        ValueError: the layout of the processes cannot decode, a reward is not installed, or a row cannot be rewarded.
     """
     obstacle = decoding_obstacle(run.mesh.dims, run.recipe.parallel)
     if obstacle is not None:
         raise ValueError(f"objective.name {section.name} decodes, and {obstacle}")
-    reward = make_reward(section.rewards)
+    reward = make_reward(section.rewards, run.stop_alone_if_signalled)
     encoding = encoding_of(run.config)
-    return GroupSampler(section, data.tokenizer, encoding, reward, run.recipe.batch.length, run.recipe.seed)
+    sampler = GroupSampler(section, data.tokenizer, encoding, reward, run.recipe.batch.length, run.recipe.seed)
+    assert isinstance(data.loader, Loader), "checked with the data"
+    rows = [*data.loader.mixture.datasets, *data.held_out]
+    ranks = run.mesh.ranks
+    ranks.each(lambda: _check_rows(sampler, rows, ranks.rank, ranks.count))
+    return sampler
+
+
+def _check_rows(sampler: GroupSampler, datasets: Sequence[Examples], first: int, step: int) -> None:
+    for examples in datasets:
+        for number in range(first, len(examples), step):
+            sampler.check(examples.example(number))
+
+
+def decode_rewarded(
+    run: RunContext, model: ParallelModel, body: Callable[[Decodes], T], alive: Callable[[], None] = lambda: None
+) -> T:
+    """The result of a body that rewards what it decodes; as `run_decoding`.
+
+    Raises:
+        RolloutError: a reward failed, on every process.
+    """
+
+    def outcome(decodes: Decodes) -> T | RolloutError:
+        try:
+            return body(decodes)
+        except RolloutError as error:
+            return error  # a value, which processes exchange as it is
+
+    found = run_decoding(run, model, outcome, alive)
+    if isinstance(found, RolloutError):
+        raise found
+    return found
 
 
 class RolloutState(TypedDict):
@@ -114,10 +146,7 @@ class RolloutStream:
         groups = self._batch.global_size * section.steps_per_rollout // section.group_size
         stop = self._run.stop_alone_if_signalled
         body = partial(self._sampler.sample, task=self._task, start=self._position, groups=groups, progress=stop)
-        try:
-            found: SampledGroups = run_decoding(self._run, self._model, body)
-        except OSError as error:
-            raise RolloutError(str(error)) from None
+        found: SampledGroups = decode_rewarded(self._run, self._model, body)
         seconds = perf_counter() - began
         values = {**facts(found), **self._mismatch(found.rollouts), "rollout_seconds": seconds}
         self._position += found.drawn
@@ -155,33 +184,3 @@ def facts(found: SampledGroups) -> dict[str, float]:
         "truncated_share": fmean(each.truncated for each in rollouts),
         "equal_groups_dropped": found.dropped,
     }
-
-
-def held_out_reward(run: RunContext, model: ParallelModel, data: TrainData, sampler: GroupSampler) -> HeldOutLoss:
-    """The mean reward of one sampled answer to each held-out prompt, and its negative as the loss; collective."""
-    by_dataset = data.validation_by_dataset or {"": data.validation}
-    tasks = {name: [task for batch in batches for task in tasks_of(batch)] for name, batches in by_dataset.items()}
-
-    def body(decodes: Decodes) -> dict[str, list[float]]:
-        stop = run.stop_alone_if_signalled
-        return {name: [each.reward for each in sampler.rewarded(decodes, own, 0, stop)] for name, own in tasks.items()}
-
-    rewards = run_decoding(run, model, body)
-    means = {name: fmean(own) for name, own in rewards.items()}
-    everything = [reward for own in rewards.values() for reward in own]
-    mean = Estimate.of_ratio(everything, [1.0] * len(everything))
-    parts = {"reward": mean.value, "reward_low": mean.low, "reward_high": mean.high}
-    if not data.validation_by_dataset:
-        return HeldOutLoss(-mean.value, parts=parts)
-    losses = {name: -value for name, value in means.items()}
-    return HeldOutLoss(-mean.value, losses, parts, {name: {"reward": value} for name, value in means.items()})
-
-
-def tasks_of(batch: Batch) -> list[RewardedPrompt]:
-    """The tasks of held-out rows, one example in each."""
-    found = []
-    for tokens_T, labels_T, documents_T in zip(*batch.tensors(), strict=True):
-        own_T = documents_T == 1
-        taught = (labels_T[own_T] != IGNORE_INDEX).tolist()
-        found.append(RewardedPrompt.of(Example(tokens_T[own_T].tolist(), taught, "a held-out row")))
-    return found

@@ -10,13 +10,14 @@ from seektune.data.chat_format.choices import EncodingName
 from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import ASSISTANT, EOS, THINK, THINK_END
 from seektune.data.example import Example
-from seektune.data.rollouts import Rollout, advantages, all_equal
+from seektune.data.rollouts import Rollout, RolloutError, advantages, all_equal
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import Sampling
+from seektune.io.text import one_line
 from seektune.rewards.answer_metrics import Answer, parsed_calls
-from seektune.rewards.reward import Reward
+from seektune.rewards.reward import Reward, check_reference
 from seektune.rewards.sample import RewardSample
 from seektune.run.objective import resampling_rounds, scales_rewards
 from seektune.train.objectives import GrpoConfig
@@ -77,28 +78,35 @@ class GroupSampler:
     def sample(
         self, model: Decodes, task: Callable[[int], RewardedPrompt], start: int, groups: int, progress: Progress
     ) -> SampledGroups:
-        """Answers to `groups` prompts of the endless order of tasks from `start` on.
+        """Answers to `groups` prompts of the endless order of tasks from `start` on, in that order.
 
         Groups with equal rewards are replaced by those of the following prompts, up to the maximum number of rounds;
-        then some of them fill what is missing.
+        then the first of them fill what is missing, at their own places, so that no step of the rollout has them all.
+
+        Raises:
+            RolloutError: a reward failed.
         """
-        useful: list[list[Rollout]] = []
-        equal: list[list[Rollout]] = []
-        position = start
+        drawn: list[list[Rollout]] = []
+        useful: list[int] = []
         for _ in range(1 + resampling_rounds(self.section)):
-            numbers = range(position, position + groups - len(useful))
-            position = numbers.stop
-            for group in self._groups(model, [task(number) for number in numbers], numbers.start, progress):
-                (equal if all_equal([each.reward for each in group]) else useful).append(group)
-            if len(useful) == groups or not resampling_rounds(self.section):
+            numbers = range(start + len(drawn), start + len(drawn) + groups - len(useful))
+            drawn += self._groups(model, [task(number) for number in numbers], numbers.start, progress)
+            useful = [place for place, group in enumerate(drawn) if not all_equal([each.reward for each in group])]
+            if len(useful) == groups:
                 break
-        kept = [*useful, *equal][:groups]
-        return SampledGroups([each for group in kept for each in group], position - start, position - start - groups)
+        equal = [place for place in range(len(drawn)) if place not in useful]
+        kept = sorted([*useful, *equal][:groups])
+        rollouts = [each for place in kept for each in drawn[place]]
+        return SampledGroups(rollouts, len(drawn), len(drawn) - groups)
 
     def rewarded(
         self, model: Decodes, tasks: Sequence[RewardedPrompt], start: int, progress: Progress
     ) -> list[Rollout]:
-        """One answer to each task, with its reward."""
+        """One answer to each task, with its reward.
+
+        Raises:
+            RolloutError: a reward failed.
+        """
         return [group[0] for group in self._groups(model, tasks, start, progress, size=1)]
 
     def _groups(
@@ -110,10 +118,31 @@ class GroupSampler:
         requests = [self._request(task, start * size + number) for number, task in enumerate(asked)]
         answers = _decoded(model, requests, progress)
         samples = [self._sample(task, answer) for task, answer in zip(asked, answers, strict=True)]
-        rewards = self.reward(samples)
+        rewards = self._rewards(samples)
         found = [self._rollout(*each) for each in zip(asked, answers, rewards, strict=True)]
         groups = [found[place : place + size] for place in range(0, len(found), size)]
         return [self._with_advantages(group) for group in groups]
+
+    def check(self, example: Example) -> None:
+        """Check that the answers to a row can be rewarded.
+
+        Raises:
+            ValueError: the row has no prompt, or a verifier cannot compare with its response; the message names it.
+        """
+        task = RewardedPrompt.of(example)
+        reference = self._parsed(self.tokenizer.decode(task.prompt), task.reference, False)
+        try:
+            check_reference(self.section.rewards, reference)
+        except ValueError as error:
+            raise ValueError(f"{example.name}: objective.reward: {error}") from None
+
+    def _rewards(self, samples: Sequence[RewardSample]) -> Sequence[float]:
+        try:
+            return self.reward(samples)
+        except (OSError, ValueError) as error:
+            raise RolloutError(one_line(error)) from error
+        except Exception as error:
+            raise RolloutError(f"objective.reward failed: {type(error).__name__}: {one_line(error)}") from error
 
     def _request(self, task: RewardedPrompt, number: int) -> Request:
         temperature = self.section.temperature

@@ -171,6 +171,12 @@ class GrpoConfig(ObjectiveConfig):
     """Weight of the divergence from the reference, the model without its new adapters; needs `lora.targets`."""
 
     @model_validator(mode="after")
+    def _cispo_has_no_lower_bound(self) -> Self:
+        if self.variant == "cispo" and self.epsilon is not None:
+            raise ValueError("epsilon must be null: variant cispo clips above alone, at epsilon_high")
+        return self
+
+    @model_validator(mode="after")
     def _buffer_is_shorter(self) -> Self:
         if self.overlong == "penalize" and self.overlong_buffer >= self.max_new_tokens:
             raise ValueError(f"overlong_buffer must be below max_new_tokens {self.max_new_tokens}")

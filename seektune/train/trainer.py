@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TypeAlias
@@ -44,7 +45,7 @@ class Trainer(ResumableRun):
         stream: BatchStream,
         settings: TrainSettings,
         folder: Path,
-        validation_loss: Callable[[], HeldOutLoss],
+        validation_loss: Callable[[Callable[[], None]], HeldOutLoss],
         interruption: Interruption,
         evaluate: Evaluate = _nothing,
         reference: ReferenceModel = NO_REFERENCE,
@@ -52,6 +53,7 @@ class Trainer(ResumableRun):
         super().__init__(model, stream, settings, folder)
         self.tokenizer = tokenizer
         self.validation_loss = validation_loss
+        """Calls its argument as often as it gets on, so that no watchdog ends it."""
         self.interruption = interruption
         self.evaluate = evaluate
         self.reference = reference
@@ -68,7 +70,7 @@ class Trainer(ResumableRun):
             SpikeError: losses spike whatever data follows.
             RuntimeError: a frozen weight moved, which must never be.
             OSError: a file of the run could not be written; `step` says how far it came.
-            RolloutError: sampled answers could not be rewarded; the state before the step is saved.
+            RolloutError: sampled answers could not be rewarded; the state after the last finished step is saved.
         """
         stopped = None
         try:
@@ -186,12 +188,21 @@ class Trainer(ResumableRun):
     def _validate_if_due(self, steps: int, log: RunLog, watch: Watchdog) -> None:
         due = _due(self.step, self.settings.validate_every) or self.step in (0, steps)
         if due and self.step not in log.validations():
-            watch(f"validating after step {self.step}")
-            found = self.validation_loss()
+            found = self._validation_loss(log, watch)
             if not isfinite(found.loss):
                 raise NotFiniteError(f"the validation loss after step {self.step} is not finite; nothing is exported")
             log.validation(self.step, found)
         self.evaluate(self.step, log, watch)
+
+    def _validation_loss(self, log: RunLog, watch: Watchdog) -> HeldOutLoss:
+        phase = f"validating after step {self.step}"
+        watch(phase)
+        try:
+            return self.validation_loss(partial(watch, phase))
+        except RolloutError as error:
+            with self.interruption.shielded():
+                place = self.save(log)
+            raise RolloutError(f"{error}. The state after step {self.step} is saved in {place}") from error
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -28,12 +28,13 @@ from seektune.run.context import RunContext
 from seektune.run.data import TrainData, prepare_data
 from seektune.run.during import TrainingEvaluations
 from seektune.run.evals import Scores, read_evals, run_eval, write_evals
+from seektune.run.held_out_reward import held_out_reward
 from seektune.run.model_card import put_card, run_card
 from seektune.run.objective import make_objective
 from seektune.run.own_answers import with_own_answers, write_answers
 from seektune.run.reference import fill_reference, make_reference
 from seektune.run.resume import find_start, refuse_other_rows
-from seektune.run.rollouts import RolloutStream, held_out_reward, make_sampler
+from seektune.run.rollouts import RolloutStream, make_sampler
 from seektune.run.run_dir import choose_folder, held
 from seektune.run.streams import left_out_lines
 from seektune.run.summary import describe, report_text, stopped_message, summary

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,9 @@ import torch.distributed as dist
 from seektune.checkpoint import Ranks
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.ranks import MeshCommand, MeshRanks
+from seektune.parallel.dims import ParallelDims
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.process_group import IDLE_TIMEOUT
 from seektune.run.decoding import run_decoding
 from seektune.signals import Interrupted, Interruption
 
@@ -52,10 +56,25 @@ def signalled_at_the_end() -> str:
         return "interrupted"
 
 
+def time_limits() -> tuple[timedelta, timedelta]:
+    """In a worker: how long processes wait for commands, and for decisions."""
+    axes = Mesh.of(ParallelDims(2, 1, 2, 1, 1, 1), torch.device("cpu")).axes
+    assert axes is not None
+    host = torch.device("cpu")
+    commands = axes.commands._get_backend(host).options._timeout
+    return commands, axes.control._get_backend(host).options._timeout
+
+
+def test_processes_wait_for_commands_as_long_as_a_reward_takes() -> None:
+    for commands, control in run_workers(2, time_limits):
+        assert commands == IDLE_TIMEOUT > timedelta(days=1) > control
+
+
 def fails_in_training() -> None:
     """In a worker."""
     control = dist.new_group()
-    mesh = SimpleNamespace(axes=SimpleNamespace(control=control), ranks=Ranks(control), dims=SimpleNamespace(pp_size=1))
+    axes = SimpleNamespace(commands=dist.new_group())
+    mesh = SimpleNamespace(axes=axes, ranks=Ranks(control), dims=SimpleNamespace(pp_size=1))
     model: Any = SimpleNamespace(mesh=mesh, decodable=PoorPart)
     run: Any = SimpleNamespace(interruption=Interruption(worker=True))
 

@@ -37,3 +37,6 @@ def test_the_loss_of_each_dataset_and_of_all_together(bigram):
     assert found.loss == pytest.approx(validation_loss(bigram, [*one, *two]), rel=1e-12)
     assert found.datasets == {"one": validation_loss(bigram, one), "two": validation_loss(bigram, two)}
     assert held_out_loss(bigram, one, {}) == HeldOutLoss(validation_loss(bigram, one))
+    told: list[None] = []
+    held_out_loss(bigram, one, {}, lambda: told.append(None))
+    assert len(told) == len(one)

@@ -58,6 +58,48 @@ def test_answers_of_rows_that_a_metric_cannot_take(metric: str, expected: Any, m
         METRICS[metric].expected(expected)
 
 
+SCHEMAS = [
+    ("5", "not a JSON schema, which is an object or a boolean: 5"),
+    ('"a"', "which is an object or a boolean"),
+    ({"type": "text"}, "answer is not a JSON schema"),
+    ({"$ref": "https://example.org/schema.json"}, "refers to what it lacks: 'https://example.org/schema.json'"),
+    ({"properties": {"a": {"items": {"$ref": "#/$defs/b"}}}}, "refers to what it lacks: '#/\\$defs/b'"),
+    ({"$ref": "#/required", "required": ["a"]}, "refers to something else than one: '#/required'"),
+    ({"$ref": "#/own/a", "own": {"a": {"$ref": "other.json"}}}, "refers to what it lacks: 'other.json'"),
+]
+
+
+@pytest.mark.parametrize(("schema", "said"), SCHEMAS)
+def test_schemas_that_cannot_be_used_are_refused_without_network(
+    schema: Any, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jsonschema", reason="the extra rewards is not installed")
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("the network was asked"))
+    with pytest.raises(ValueError, match=said):
+        METRICS["json_schema"].expected(schema)
+
+
+TREE = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "fits"),
+    [
+        (True, "5", True),
+        (False, "5", False),
+        ({"$ref": "https://json-schema.org/draft/2020-12/schema"}, '{"type": "object"}', True),
+        (TREE, '{"n": 1, "next": {"n": 2}}', True),
+        (TREE, '{"n": 1, "next": {}}', False),
+        ({"$ref": "#"}, "{}", False),  # refers to itself without end
+        ({"multipleOf": 0.5}, "1" + "0" * 400, False),  # no float holds it
+        ({}, "[" * 100_000, False),
+    ],
+)
+def test_answers_never_raise(schema: Any, text: str, fits: bool) -> None:
+    pytest.importorskip("jsonschema", reason="the extra rewards is not installed")
+    assert equal("json_schema", text, schema) is fits
+
+
 def test_tool_calls_are_compared_by_name_and_arguments_in_order() -> None:
     made = parsed_calls([{"function": {"name": "add", "arguments": '{"b": 2, "a": 1}'}}])
     metric = METRICS["tool_call_equal"]

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
@@ -15,6 +16,7 @@ from seektune.rewards.config import PluginRewardConfig, ServerRewardConfig, Veri
 from seektune.rewards.reward import make_reward
 from seektune.rewards.sample import RewardSample
 from seektune.rewards.server import ServerReward
+from seektune.signals import Interrupted
 
 CALL = ("weather", '{"city": "Rome"}')
 
@@ -93,10 +95,29 @@ def asked(server: Any, answers: list[tuple[int, str]], retries: int = 2) -> tupl
     return ServerReward(url, timeout=60, retries=retries, sleep=pauses.append), pauses
 
 
+def test_pauses_are_bounded_and_end_at_a_request_to_stop() -> None:
+    slept: list[float] = []
+
+    def stop() -> None:
+        if len(slept) == 100:
+            raise Interrupted("SIGTERM")
+
+    # nothing listens at port 0
+    reward = ServerReward("http://127.0.0.1:0", timeout=60, retries=10**9, stop=stop, sleep=slept.append)
+    with pytest.raises(Interrupted):
+        reward([sample("a", "b")])
+    # 1 + 2 + 4 + 8 + 16 + 30 + 30 seconds, and 9 of the next pause
+    assert slept == [1.0] * 100
+    slept.clear()
+    with pytest.raises(OSError, match="failed after 8 tries"):
+        replace(reward, retries=7, stop=lambda: None)([sample("a", "b")])
+    assert len(slept) == 91
+
+
 def test_a_server_gives_rewards_after_failures(server: Any) -> None:
     reward, pauses = asked(server, [(500, ""), (503, ""), (200, '{"rewards": [0.5, 2]}')])
     assert reward([sample("a", "b"), sample("c", "d", truncated=True)]) == [0.5, 2.0]
-    assert pauses == [1.0, 2.0]
+    assert sum(pauses) == 1 + 2
     first, second = server.bodies[-1]["samples"]
     assert first["prompt"] == "prompt"
     assert first["answer"]["text"] == "a"
@@ -132,6 +153,31 @@ def test_the_number_of_rewards_is_checked(server: Any) -> None:
 def lengths(samples: Sequence[RewardSample]) -> list[float]:
     """A plug-in."""
     return [len(each.answer.text) for each in samples]
+
+
+def broken(samples: Sequence[RewardSample]) -> list[float]:
+    """A plug-in."""
+    raise KeyError(samples[0].prompt)
+
+
+def worded(samples: Sequence[RewardSample]) -> list[str]:
+    """A plug-in."""
+    return ["good"] * len(samples)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("broken", "^the reward plugin broken failed: KeyError: 'prompt'$"),
+        ("worded", "^the reward plugin gave something else than a list of numbers$"),
+        ("absent", "^the reward plugin absent cannot be imported: AttributeError: "),
+    ],
+)
+def test_errors_of_plugins_name_them(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    point = EntryPoint(name, f"{__name__}:{name}", module.ENTRY_POINTS)
+    monkeypatch.setattr(module, "entry_points", lambda group: EntryPoints([point]).select(group=group))
+    with pytest.raises(ValueError, match=said):
+        make_reward([PluginRewardConfig(name="plugin", plugin=name)])([sample("a", "b")])
 
 
 def test_rewards_of_plugins_are_added_with_weights(monkeypatch: pytest.MonkeyPatch) -> None:

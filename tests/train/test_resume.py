@@ -101,10 +101,10 @@ def test_a_signal_in_a_validation_abandons_it_and_it_is_held_again(tmp_path, ste
     def change(trainer):
         loss = trainer.validation_loss
 
-        def interrupted():
+        def interrupted(alive):
             if trainer.step == step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return loss()
+            return loss(alive)
 
         trainer.validation_loss = interrupted
 

@@ -8,6 +8,7 @@ from seektune.io.jsonl import read_records
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.signals import Interruption
 from seektune.train.gradient import NotFiniteError
+from seektune.train.guard import Watchdog
 from seektune.train.metrics import MetricsLog
 from tests.read_run import losses
 from tests.train.tiny_run import MadeStream, Words
@@ -97,9 +98,24 @@ def test_a_loss_that_is_not_finite_keeps_the_metrics(tmp_path):
     assert len(losses(tmp_path)) == 2
 
 
+def test_a_validation_that_gets_on_is_not_taken_for_one_that_hangs(tmp_path, monkeypatch):
+    phases = []
+    monkeypatch.setattr(Watchdog, "__call__", lambda _, phase: phases.append(phase))
+
+    def validate(alive):
+        alive()
+        return HeldOutLoss(1.0)
+
+    def change(trainer):
+        trainer.validation_loss = validate
+
+    go(tmp_path, 1, change)
+    assert [phases.count(f"validating after step {step}") for step in (0, 1)] == [2, 2]
+
+
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
     def change(trainer):
-        trainer.validation_loss = lambda: HeldOutLoss(math.nan if trainer.step == 2 else 1.0)
+        trainer.validation_loss = lambda _: HeldOutLoss(math.nan if trainer.step == 2 else 1.0)
 
     with pytest.raises(NotFiniteError, match="the validation loss after step 2 is not finite; nothing is exported"):
         go(tmp_path, 2, change)

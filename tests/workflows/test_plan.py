@@ -14,7 +14,7 @@ from seektune.workflows import preflight
 from seektune.workflows.plan import PlanOptions, best_layout, plan, refuse_misfit, take_plan
 from seektune.workflows.preflight import choose_layout, cluster_here, settle
 from seektune.workflows.validate import BAD, GOOD, UNKNOWN, check
-from tests.places import FLASH, FLASH_LORA, TINY
+from tests.places import FLASH, FLASH_LORA, RECIPES, TINY
 
 from ..planner.jobs import layout, recipe
 
@@ -48,6 +48,13 @@ def test_a_plan_says_that_it_leaves_out_the_teacher() -> None:
     plain, _ = take_plan(recipe(TINY, *SMALL), known_gpu("h100-80gb", 1), PlanOptions())
     assert "without the teacher" not in plain.verdict()[1]
     assert TEACHER not in plain.assumptions()
+
+
+def test_a_plan_of_rewards_says_that_rollouts_are_left_out() -> None:
+    node = known_gpu("h100-80gb", 8)
+    for path, included in ((FLASH_LORA, False), (RECIPES / "deepseek_v4_flash_grpo_lora.yaml", True)):
+        report, _ = take_plan(recipe(path), node, PlanOptions())
+        assert any("does not include its rollout" in line for line in report.assumptions()) is included
 
 
 def test_an_unknown_architecture_is_a_mistake() -> None:

@@ -18,7 +18,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.fake_quantized import fake_quantize_modules, rounded_parameters
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.model import ParallelModel
-from seektune.recipe.checks import check_objective
+from seektune.recipe.objective_checks import check_objective
 from seektune.recipe.recipe import Recipe
 from seektune.run.teacher import make_teacher
 from seektune.sequence import TEACHER, Batch

@@ -2,26 +2,32 @@
 
 import json
 import os
+import re
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from seektune.data.example import Example
 from seektune.data.rollouts import RolloutError
 from seektune.io.jsonl import as_line, read_records
 from seektune.io.run_files import REPORT
+from seektune.parallel.process_group import ProcessSlot
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.rewards.sample import RewardSample
 from seektune.run import rollouts
+from seektune.run.data import check_objective_data
 from seektune.run.sampled_groups import RewardedPrompt, overlong_penalty
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.objectives import GrpoConfig
 from seektune.workflows import train as workflow
+from tests.distributed.workers import run_workers
 from tests.places import RECIPES
 
 TIMED = ("seconds", "tokens_per_s", "memory_gb", "rollout_seconds")
@@ -42,7 +48,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return folder / REPORT
 
     monkeypatch.setattr(workflow, "write_report", write)
-    monkeypatch.setattr(rollouts, "make_reward", lambda sections: even)
+    monkeypatch.setattr(rollouts, "make_reward", lambda *_: even)
 
 
 @pytest.fixture
@@ -106,7 +112,7 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
         train(wanted)
     monkeypatch.undo()
     monkeypatch.setattr(workflow, "write_report", lambda folder, texts: folder / REPORT)
-    monkeypatch.setattr(rollouts, "make_reward", lambda sections: even)
+    monkeypatch.setattr(rollouts, "make_reward", lambda *_: even)
     parts = train(wanted)
     for name in ("metrics.jsonl", "validation.jsonl"):
         assert lines(parts, name) == lines(whole, name)
@@ -139,23 +145,74 @@ def _stop(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
 def test_a_failed_reward_saves_and_kl_is_measured(
     rewarded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a step, and as held-out answers are rewarded: after two steps."""
     calls: list[int] = []
+    failures: dict[int, Exception] = {3: KeyError("score"), 5: ValueError("HTTP 404")}
 
     def failing(samples: list[RewardSample]) -> list[float]:
         calls.append(len(samples))
-        if len(calls) == 3:
-            raise OSError("the reward server is gone")
+        if len(calls) in failures:
+            raise failures[len(calls)]
         return even(samples)
 
-    monkeypatch.setattr(rollouts, "make_reward", lambda sections: failing)
+    monkeypatch.setattr(rollouts, "make_reward", lambda *_: failing)
     objective = rewarded().objective.model_dump() | {"steps_per_rollout": 1, "beta": 0.1, "resample": 0}
-    recipe = rewarded(objective=objective, lora=LORA, evaluate__every=None)
-    with pytest.raises(RolloutError, match=r"server is gone\. The state before this step is saved in .*step-000001"):
+    recipe = rewarded(objective=objective, lora=LORA, evaluate__every=2)
+    with pytest.raises(RolloutError, match=r"KeyError: 'score'\. The state before this step is saved in .*step-000001"):
         train(recipe)
-    assert calls == [3, 8, 8]
     assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 1
+    with pytest.raises(RolloutError, match=r"HTTP 404\. The state after step 2 is saved in .*step-000002"):
+        train(recipe)
+    assert calls == [3, 8, 8, 8, 3]
+    assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 2
     folder = train(recipe)
     assert [line["kl"] > 1e-12 for line in lines(folder, "metrics.jsonl")] == [False, True, True]
+    assert [line["step"] for line in lines(folder, "validation.jsonl")] == [0, 2, 3]
+
+
+def worker(recipe: Recipe, failing: bool) -> str:
+    """A run in one of several processes; returns its error."""
+
+    def reward(samples: Any) -> list[float]:
+        if failing and len(samples) > 3:
+            raise ValueError("HTTP 404")
+        return even(samples)
+
+    rank = dist.get_rank()
+    slot = ProcessSlot(dist.get_world_size(), rank, worker=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workflow, "process_group", lambda _: nullcontext())
+        patch.setattr(rollouts, "make_reward", lambda *_: reward)
+        try:
+            workflow.train(recipe, "run", (), Path(recipe.run_dir or "").parent / "cache", slot)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parallel", [{"ep_size": 2, "dp_replicate": 2, "dp_shard": 1}, {"pp_size": 2}], ids=["ep", "pp"]
+)
+def test_two_processes_learn_what_one_does(rewarded: Any, tmp_path: Path, parallel: dict[str, Any]) -> None:
+    one = train(rewarded(run_dir=str(tmp_path / "one"), evaluate__before=False, evaluate__after=False))
+    changes = {"run_dir": str(tmp_path / "two"), "parallel": parallel}
+    made = rewarded(**changes, evaluate__before=False, evaluate__after=False)
+    assert run_workers(2, worker, made, False) == ["", ""]
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        for mine, theirs in zip(lines(tmp_path / "two", name), lines(one, name), strict=True):
+            for key in ("reward", "answer_tokens", "grad_norm", "equal_groups_dropped"):
+                if key in theirs:
+                    assert mine[key] == pytest.approx(theirs[key], rel=1e-3), (name, key)
+
+
+@pytest.mark.slow
+def test_a_failed_reward_ends_all_processes_with_the_same_line(rewarded: Any, tmp_path: Path) -> None:
+    made = rewarded(parallel={"ep_size": 2, "dp_replicate": 2, "dp_shard": 1})
+    first, second = run_workers(2, worker, made, True)
+    assert first == second
+    assert re.match(r"RolloutError: HTTP 404\. The state before this step is saved in .*step-000000", first)
+    assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 1
 
 
 def test_the_task_of_a_row_is_its_first_response() -> None:
@@ -179,6 +236,13 @@ def test_overlong_answers_lose_reward_in_the_buffer() -> None:
         ({"batch__global_size": 12, "batch__micro_size": 4, "objective__group_size": 8}, "must be a multiple of"),
         ({"batch__length": 5}, "objective.max_new_tokens must be below batch.length"),
         ({"objective__beta": 0.1}, "objective.beta needs lora.targets"),
+        ({"objective__beta": 0.1, "lora": {**LORA, "adapter": "earlier"}}, "objective.beta needs lora.adapter null"),
+        ({"batch__overlong": "split"}, "batch.overlong must be error or drop"),
+        ({"batch__overlong": "cut"}, "batch.overlong must be error or drop"),
+        ({"batch__stages": [{"from_step": 2, "length": 32}]}, "batch.stages is for objective.name cross_entropy"),
+        ({"guard": {"spike_factor": 2.0}}, "guard.spike_factor must be null"),
+        ({"loss": {"mtp_weight": 0, "z_weight": 1e-4}}, "loss.z_weight is for objective.name cross_entropy"),
+        ({"objective__variant": "cispo", "objective__epsilon": 0.2}, "epsilon must be null"),
         ({"loss": {"mtp_weight": 0.1}}, "loss.mtp_weight must be 0"),
         ({"objective__reward": {"name": "servr"}}, "servr"),
         ({"objective__reward": {"metric": "maths"}}, "maths"),
@@ -198,6 +262,17 @@ def test_recipes_that_do_not_fit_are_refused(rewarded: Any, tmp_path: Path, chan
 def test_data_without_a_prompt_is_refused(rewarded: Any) -> None:
     with pytest.raises(ValueError, match=r"objective\.name grpo needs data\.kind chat or prompt_completion, not text"):
         train(rewarded(data__kind="text"))
+
+
+def test_rows_without_effect_or_reward_are_refused_at_the_start(rewarded: Any, tmp_path: Path) -> None:
+    data = {**rewarded().model_dump()["data"], "weight_column": "weight"}
+    with pytest.raises(ValueError, match=r"data\.weight_column must be null: objective\.name grpo counts each answer"):
+        check_objective_data(rewarded(data={key: data[key] for key in ("kind", "path", "weight_column")}))
+    bad = as_line({"prompt": "1 + 2 =", "completion": " three"})
+    (tmp_path / "sums" / "validation.jsonl").write_text(bad, encoding="utf-8")
+    objective = {**rewarded().objective.model_dump(exclude_unset=True), "reward": {"metric": "last_number"}}
+    with pytest.raises(ValueError, match=r"validation\.jsonl.*: objective\.reward: answer holds no number: 'three'"):
+        train(rewarded(objective=objective))
 
 
 def test_the_shipped_recipe_loads() -> None:

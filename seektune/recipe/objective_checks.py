@@ -1,0 +1,76 @@
+"""Checks of a recipe against its objective."""
+
+from seektune.recipe.recipe import Recipe
+from seektune.train.objectives import DistillConfig, GrpoConfig
+
+
+def check_objective(recipe: Recipe) -> Recipe:
+    """Check the recipe against its objective; one that compares answers does not train the MTP block.
+
+    Raises:
+        ValueError: a setting does not fit the objective; the message names the key.
+    """
+    name = recipe.objective.name
+    if recipe.train.drafter and name != "cross_entropy":
+        raise ValueError(f"train.drafter needs objective.name cross_entropy, not {name}")
+    if isinstance(recipe.objective, DistillConfig):
+        _check_distillation(recipe, recipe.objective)
+    if not recipe.objective.compares and not recipe.objective.samples:
+        return recipe
+    if recipe.loss.mtp_weight:
+        recipe = without_mtp(recipe, f"the MTP block would learn the rejected answers of {name} too")
+    if isinstance(recipe.objective, GrpoConfig):
+        _check_rollouts(recipe, recipe.objective)
+    return recipe
+
+
+def _check_distillation(recipe: Recipe, section: DistillConfig) -> None:
+    if section.teacher is None and not recipe.lora.targets:
+        raise ValueError("objective.teacher must name a checkpoint: null is the model without adapters (lora.targets)")
+    if section.teacher_offload == "stream" and not (section.teacher and section.teacher_quantized):
+        raise ValueError("objective.teacher_offload stream needs objective.teacher and objective.teacher_quantized")
+
+
+def _check_rollouts(recipe: Recipe, objective: GrpoConfig) -> None:
+    batch = recipe.batch
+    for wrong, message in (
+        (batch.pack, "batch.pack must be false: sampled answers have a row each"),
+        (
+            batch.global_size % objective.group_size > 0,
+            f"batch.global_size {batch.global_size} must be a multiple of objective.group_size {objective.group_size}",
+        ),
+        (
+            objective.max_new_tokens >= batch.length,
+            f"objective.max_new_tokens must be below batch.length {batch.length}, which prompt and answer share",
+        ),
+        (
+            objective.beta > 0 and not recipe.lora.targets,
+            "objective.beta needs lora.targets: its reference is the model without the adapters",
+        ),
+        (
+            objective.beta > 0 and recipe.lora.adapter is not None,
+            "objective.beta needs lora.adapter null: its reference would lack that adapter; merge it first",
+        ),
+        (recipe.model.offload == "stream", "objective.name grpo decodes: model.offload must be none"),
+        (
+            batch.overlong not in ("error", "drop"),
+            f"batch.overlong must be error or drop with objective.name grpo: {batch.overlong} changes prompts",
+        ),
+        (
+            recipe.guard.spike_factor is not None,
+            "guard.spike_factor must be null with objective.name grpo: its losses are near 0, of either sign",
+        ),
+    ):
+        if wrong:
+            raise ValueError(message)
+
+
+def without_mtp(recipe: Recipe, why: str) -> Recipe:
+    """The recipe with an MTP weight of 0.
+
+    Raises:
+        ValueError: it sets another.
+    """
+    if "mtp_weight" in recipe.loss.model_fields_set or recipe.loss.mtp_decay_weight is not None:
+        raise ValueError(f"loss.mtp_weight must be 0: {why}")
+    return recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"mtp_weight": 0.0})})
