@@ -121,9 +121,10 @@ class MeshRanks:
         place = self.rank % self.stage_size
         match command.task:
             case EngineOptions():
-                worker = _open_worker(part, command.task, place)
+                rooms = command.task.rooms
+                worker = _open_worker(part, command.task, place, None if rooms is None else rooms[self.rank])
                 self._workers[command.model] = worker
-                return worker.room()
+                return worker.room
             case StepPlan():
                 return self._workers[command.model].step(command.task)
             case Batch():
@@ -145,8 +146,10 @@ def command_group() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo", timeout=IDLE_TIMEOUT)
 
 
-def _open_worker(part: MeshPart, options: EngineOptions, rank: int) -> DecodeWorker | PipelineWorker:
+def _open_worker(
+    part: MeshPart, options: EngineOptions, rank: int, measured: CacheRoom | None
+) -> DecodeWorker | PipelineWorker:
     """The worker of a part; `rank` is that among the ranks of a pipeline stage."""
     if isinstance(part, DecodeStage):
-        return PipelineWorker(part, options, rank)
-    return DecodeWorker(part, options, rank)
+        return PipelineWorker(part, options, rank, measured)
+    return DecodeWorker(part, options, rank, measured)
