@@ -144,5 +144,5 @@ class DecodeEngine:
                 raise ValueError(f"a sequence of up to {request.longest} tokens exceeds the maximum of {self._longest}")
 
     def _alone(self, model: DecodableModel, options: EngineOptions) -> OpenEngine:
-        worker = DecodeWorker(model, options, measured=options.rooms and options.rooms[0])
+        worker = DecodeWorker(model, options, measured=None if options.rooms is None else options.rooms[0])
         return OpenEngine(lambda plan: [worker.step(plan)], [worker.room])
