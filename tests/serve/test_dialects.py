@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from seektune.serve import constraint
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
 from tests.data.chat_format.cases import calls_text
@@ -212,6 +213,20 @@ def test_what_cannot_be_done_is_refused_by_name_in_the_form_of_the_dialect(
         assert error["type"] == ("not_found_error" if answer.status == 404 else "invalid_request_error")
     else:
         assert set(answer.error) == {"message", "type", "param", "code"}
+
+
+def test_tokens_of_any_prompt_are_counted_and_no_grammar_is_compiled(
+    toy: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(*_: object) -> None:
+        raise AssertionError("counting compiles nothing")
+
+    monkeypatch.setattr(constraint, "compile_grammar", compiled)
+    long = {"messages": [{"role": "user", "content": "The man " * 3000}]}
+    limited = {**long, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}
+    plain, described = (toy.post(f"{MESSAGES}/count_tokens", **asked).body["input_tokens"] for asked in (long, limited))
+    assert described > plain > 2000, "beyond max_model_len"
+    assert toy.post(MESSAGES, **long, max_tokens=1).status == 400
 
 
 def test_what_asks_for_nothing_is_accepted(toy: Live) -> None:
