@@ -1,13 +1,14 @@
 """The options about a dry run of `generate` and `serve`."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from seektune.cli.processes import DecodeFlags
-from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.cache_limit import WHOLE_CONTEXT, CacheLimit, CacheUse
 
 if TYPE_CHECKING:
     from seektune.generate.session import LoadOptions
@@ -23,18 +24,26 @@ class DecodeDryRun:
     world_size: int | None = None
     gpu: str | None = None
 
-    def run(self, model: str, reading: "LoadOptions", flags: DecodeFlags, limit: CacheLimit) -> None:
+    def run(
+        self,
+        model: str,
+        read: Callable[[], tuple["LoadOptions", CacheLimit]],
+        flags: DecodeFlags,
+        caches: CacheUse = WHOLE_CONTEXT,
+    ) -> None:
         """Print what each process would hold of a model.
 
         Raises:
             ValueError: the flags, the model or the layout are invalid.
         """
-        # torch warns in C++ about a process group without a real backend
+        # torch, which `read` imports, warns in C++ about a process group without a real backend
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
         from seektune.workflows.dry_run_decode import DecodeLayout, dry_run_decode
 
         world = self.world_size or flags.launch.count() * flags.launch.nodes
-        dry_run_decode(model, reading, DecodeLayout(world, flags.ep_size(), flags.pp, self.gpu or GPU), limit)
+        layout = DecodeLayout(world, flags.ep_size(), flags.pp, self.gpu or GPU)
+        reading, limit = read()
+        dry_run_decode(model, reading, layout, limit, caches)
 
 
 def dry_run_flags(

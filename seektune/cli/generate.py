@@ -21,7 +21,9 @@ from seektune.cli.options import (
 from seektune.cli.processes import DecodeFlags, decode_flags, on_processes
 
 if TYPE_CHECKING:
+    from seektune.generate.cache_limit import CacheLimit
     from seektune.generate.processes import DecodeProcesses
+    from seektune.generate.session import LoadOptions
 
 GENERATE_HELP = """Generate text from MODEL, a checkpoint folder in any supported format or a Hub id.
 
@@ -72,10 +74,13 @@ def _generate(
 ) -> Action:
     """The command `generate`."""
 
+    def read() -> tuple["LoadOptions", "CacheLimit"]:
+        options = generation(max_new_tokens)
+        return options.reading, options.memory
+
     def run() -> None:
         if dry_run.enabled:
-            options = generation(max_new_tokens)
-            dry_run.run(model, options.reading, processes, options.memory)
+            dry_run.run(model, read, processes)
             return
         if (prompt is None) == (file is None) or (file is None) != (out is None):
             raise ValueError("give either --prompt TEXT, or --file PROMPTS and --out ANSWERS")

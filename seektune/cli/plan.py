@@ -10,6 +10,7 @@ import typer
 
 from seektune.cli.options import Action, checkpoint_flag, path_flag
 from seektune.cli.train import OVERRIDES_HELP, RecipeArgs, split_args
+from seektune.generate.cache_limit import CacheLimit
 from seektune.io.cache_dir import cache_dir
 
 if TYPE_CHECKING:
@@ -58,17 +59,43 @@ def plan(
         str | None,
         typer.Option(metavar="MODEL", parser=checkpoint_flag, help="Plan serving this folder or preset, not a recipe."),
     ] = None,
-    quantized: Annotated[bool, typer.Option("--quantized", help="With --serve: as of `serve`.")] = False,
-    ep: Annotated[int | None, typer.Option(min=1, metavar="N", help="With --serve: as of `serve`.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(min=2, metavar="N", help="With --serve: as of `serve`.")] = None,
+    quantized: Annotated[
+        bool, typer.Option("--quantized", help="With --serve: FP4 and FP8 weights stay quantized.")
+    ] = False,
+    ep: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="With --serve: processes over which the routed experts are spread."),
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="With --serve: maximum length of prompt and completion in tokens."),
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01, max=1, metavar="X", help="With --serve: share of a GPU's memory for weights and KV caches."
+        ),
+    ] = None,
 ) -> Action:
     """The command `plan`."""
     if cluster is not None and (gpus is not None or gpu is not None):
         raise ValueError("--cluster already describes the GPUs; remove --gpus and --gpu")
+    of_serving = {
+        "--quantized": quantized,
+        "--ep": ep,
+        "--max-model-len": max_model_len,
+        "--gpu-memory-utilization": gpu_memory_utilization,
+    }
     if serve is not None:
-        if args:
-            raise ValueError("--serve plans no recipe; leave the recipe and its overrides out")
-        return partial(_plan_serving, serve, _hardware(cluster, gpu, gpus, 1), quantized, ep, max_model_len, as_json)
+        of_training = {"--search": search, "--html": html, "--tokens": tokens, "--price": price}
+        if args or any(of_training.values()):
+            raise ValueError(
+                "--serve plans no training; leave out the recipe, its overrides, and " + ", ".join(of_training)
+            )
+        asked = partial(_plan_serving, serve, _hardware(cluster, gpu, gpus, 1), quantized, ep, max_model_len)
+        return partial(asked, gpu_memory_utilization or CacheLimit.gpu_memory_utilization, as_json)
+    if any(of_serving.values()):
+        raise ValueError(f"{', '.join(of_serving)} have no effect on the plan of a recipe; they need --serve")
     recipe_args = split_args(args or [])
 
     def run() -> int:
@@ -103,11 +130,13 @@ def _plan_serving(
     quantized: bool,
     ep: int | None,
     max_model_len: int | None,
+    gpu_memory_utilization: float,
     as_json: bool,
 ) -> int:
     from seektune.workflows.plan_serving import ServingOptions, plan_serving
 
-    return 0 if plan_serving(model, hardware(), ServingOptions(quantized, ep, max_model_len, as_json)) else 1
+    asked = ServingOptions(quantized, ep, max_model_len, gpu_memory_utilization, as_json)
+    return 0 if plan_serving(model, hardware(), asked) else 1
 
 
 VALIDATE_HELP = f"""Check a recipe without a GPU: weights, licence, tokenizer, data and parallel layout.

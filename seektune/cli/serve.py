@@ -20,12 +20,13 @@ from seektune.cli.options import (
     with_groups,
 )
 from seektune.cli.processes import GRACE, DecodeFlags, decode_flags, on_processes
-from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.cache_limit import CacheLimit, CacheUse
 from seektune.serve.config import ServeConfig
 from seektune.serve.limits import Limits
 
 if TYPE_CHECKING:
     from seektune.generate.processes import DecodeProcesses
+    from seektune.generate.session import LoadOptions
 
 SERVE_HELP = f"""Serve MODEL, a checkpoint folder in any format or a Hub id, with OpenAI's and Anthropic's APIs.
 
@@ -46,7 +47,9 @@ Host: TypeAlias = Annotated[
 Port: TypeAlias = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 picks a free one.")]
 ApiKey: TypeAlias = Annotated[
     str | None,
-    typer.Option(envvar="SEEKTUNE_API_KEY", metavar="KEY", help="Clients of /v1 must send this as a bearer token."),
+    typer.Option(
+        envvar="SEEKTUNE_API_KEY", metavar="KEY", help="Clients of /v1 must send this as a bearer token or x-api-key."
+    ),
 ]
 ServedModelName: TypeAlias = Annotated[
     str | None, typer.Option(metavar="NAME", help="Model name in the API.", show_default="MODEL's last folder")
@@ -136,7 +139,13 @@ def _serve(
             serve(model, loading, service, here)
 
     if dry_run.enabled:
-        return lambda: dry_run.run(model, load(), processes, CacheLimit(gpu_memory_utilization))
+        caches = CacheUse(prefix_bytes, max_model_len, speculative)
+
+        def read() -> tuple["LoadOptions", CacheLimit]:
+            loading = load()
+            return loading, CacheLimit(gpu_memory_utilization, 1 if loading.adapter is None else 2)
+
+        return lambda: dry_run.run(model, read, processes, caches)
     return lambda: on_processes(processes, run, grace=shutdown_timeout + GRACE)
 
 

@@ -19,3 +19,18 @@ class CacheLimit:
     def __post_init__(self) -> None:
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(f"--gpu-memory-utilization={self.gpu_memory_utilization} must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """What an engine has caches for."""
+
+    prefix_bytes: int = 0
+    """Wanted for a prefix cache."""
+    longest: int | None = None
+    """Maximum tokens of a sequence; None = the model's context."""
+    speculative: bool = False
+
+
+WHOLE_CONTEXT = CacheUse()
+"""Sequences of any length, and no prefix cache."""

@@ -1,6 +1,7 @@
 """The memory that a rank has for KV caches, and what the sequences placed on it take."""
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -40,6 +41,8 @@ class CacheRoom:
     """Tokens that a draft adds to it."""
     grows: bool
     """Whether caches grow with their sequences."""
+    prefixes: int = 0
+    """Bytes for a prefix cache, beside `free`."""
 
     def left(self, batches: Iterable[BatchRows]) -> int:
         """Bytes that are left when all sequences have their full length; negative if they do not fit.
@@ -50,14 +53,16 @@ class CacheRoom:
         return self.free - sum(held) - max(held, default=0)
 
     def tokens(self) -> int:
-        """Tokens of context that fit: those of one sequence, if it may be so long."""
-        per_token = max(self.size.per_token, 1.0)  # layers with windows alone take nothing for more tokens
-        return max(int((self.free // 2 - self.size.fixed) / per_token), 0)
+        """Tokens of the longest sequence that fits."""
+        lengths = range(1, self.longest + 1)
+        return bisect_left(lengths, True, key=lambda length: self.left([BatchRows(1, length)]) < 0)
 
     def __str__(self) -> str:
+        prefixes = f", the prefix cache {size(self.prefixes)}" if self.prefixes else ""
         return (
-            f"{self.tokens():,} tokens of context fit beside the weights of each rank ({size(self.free // 2)}; "
-            f"{size(round(self.size.per_token))} each, and {size(self.size.fixed)} for each sequence)"
+            f"{self.tokens():,} tokens of context fit beside the weights of each rank in one sequence; caches and the "
+            f"copy of a batch have {size(self.free)} ({size(round(self.size.per_token))} for each token, "
+            f"{size(self.size.fixed)} for each sequence){prefixes}"
         )
 
     def _room(self, length: int) -> int:
@@ -67,6 +72,11 @@ class CacheRoom:
 
 UNLIMITED = CacheRoom(CacheSize(0, {1: 1}), 2**62, 2**62, 0, grows=True)
 """Of an engine without a limit."""
+
+
+def prefix_share(wanted: int, free: int) -> int:
+    """Bytes of a prefix cache: what is wanted, at most a quarter of what caches may take."""
+    return min(wanted, free // 4)
 
 
 def free_bytes(limit: CacheLimit, device: torch.device) -> int:

@@ -1,8 +1,10 @@
 """Decides what the ranks of a decode engine do: admits, places and retires sequences."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
+from typing import TypeAlias
 
 from seektune.generate.capacity import BatchRows, CacheRoom
 from seektune.generate.plan import Admission, StepPlan, StepReport
@@ -10,6 +12,8 @@ from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import DraftCounts, Request, Token
 from seektune.generate.sequence_group import SequenceGroup
 from seektune.io.console import size
+
+Saved: TypeAlias = Callable[[int], Mapping[int, int]]
 
 
 class Controller:
@@ -117,12 +121,8 @@ class Controller:
     def _check(self, request: Request) -> None:
         alone = [BatchRows().joined_by(request.longest)]
         if all(self._left(rank, alone) < 0 for rank in range(len(self._rooms))):
-            best = max((room for rooms in self._rooms for room in rooms), key=lambda room: room.left(alone))
-            raise ValueError(
-                f"a sequence of up to {request.longest:,} tokens needs {size(best.free - best.left(alone))} for its KV "
-                f"cache and a copy of it, but {size(best.free)} are free beside the weights; shorten the prompt or "
-                "lower its maximum number of new tokens"
-            )
+            lacking = [min(rooms, key=lambda room: room.left(alone)) for rooms in self._rooms]
+            raise ValueError(_too_little(request, max(lacking, key=lambda room: room.left(alone)), alone))
 
     def _admit(self, group: SequenceGroup) -> list[Admission]:
         """Place the first of the waiting requests for which there is room, as many as make the groups equal."""
@@ -130,8 +130,10 @@ class Controller:
         total = len(self._running) + min(len(self._waiting), room)
         share = -(-total // len(self._groups)) - len(group.running)
         first = list(self._waiting)[: max(min(room, share), 0)]
-        count = bisect_left(range(len(first)), True, key=lambda last: self._places(first[: last + 1], group) is None)
-        places = self._places(first[:count], group) or {}
+        saved = cache(self._saved)
+        lasts = range(len(first))
+        count = bisect_left(lasts, True, key=lambda last: self._places(first[: last + 1], group, saved) is None)
+        places = self._places(first[:count], group, saved) or {}
         for number in first[:count]:
             group.running[number] = Admission(places[number], number, self._waiting.pop(number))
             self._running[number] = group
@@ -139,23 +141,28 @@ class Controller:
                 self._prefixes.record(group.running[number].request.prompt, places[number])
         return [group.running[number] for number in first[:count]]
 
-    def _places(self, numbers: Sequence[int], group: SequenceGroup) -> dict[int, int] | None:
+    def _places(self, numbers: Sequence[int], group: SequenceGroup, saved: Saved) -> dict[int, int] | None:
         """The rank of each of the waiting requests if they join a group together; None if they do not all fit."""
         batches = [[each.batch_on(rank) for each in self._groups] for rank in range(len(self._rooms))]
         joined = self._groups.index(group)
         places = {}
         # the longest first, so that the shorter ones even out what those leave
         for number in sorted(numbers, key=lambda number: self._waiting[number].longest, reverse=True):
-            rank = self._place(self._waiting[number], batches, joined)
+            rank = self._place(self._waiting[number], batches, joined, saved(number))
             if rank is None:
                 return None
             batches[rank][joined] = batches[rank][joined].joined_by(self._waiting[number].longest)
             places[number] = rank
         return places
 
-    def _place(self, request: Request, batches: Sequence[Sequence[BatchRows]], joined: int) -> int | None:
+    def _saved(self, number: int) -> Mapping[int, int]:
+        """Tokens of a waiting request's prompt that ranks need not read again, by rank."""
+        return {} if self._prefixes is None else self._prefixes.saved(self._waiting[number].prompt)
+
+    def _place(
+        self, request: Request, batches: Sequence[Sequence[BatchRows]], joined: int, saved: Mapping[int, int]
+    ) -> int | None:
         """The rank on which a request joins one of the batches; None if it does not fit."""
-        saved = {} if self._prefixes is None else self._prefixes.saved(request.prompt)
 
         def free(rank: int) -> float:
             room = self._rooms[rank][0]
@@ -181,3 +188,16 @@ class Controller:
 
     def _free(self, number: int) -> None:
         self._running.pop(number).running.pop(number)
+
+
+def _too_little(request: Request, room: CacheRoom, alone: Sequence[BatchRows]) -> str:
+    """Why a request cannot fit into the memory of a rank."""
+    beside = advice = ""
+    if room.prefixes:
+        beside = f" and a prefix cache of {size(room.prefixes)}"
+        advice = ", or give the prefix cache less (--prefix-cache-gb)"
+    return (
+        f"a sequence of up to {request.longest:,} tokens needs {size(room.free - room.left(alone))} for its KV cache "
+        f"and a copy of it, but {size(room.free)} are free beside the weights{beside}; shorten the prompt or lower its "
+        f"maximum number of new tokens{advice}"
+    )

@@ -37,6 +37,7 @@ class DecodeEngine:
         max_num_seqs: int | None = None,
         prefix_bytes: int = 0,
         memory: CacheLimit | None = None,
+        rooms: Sequence[CacheRoom] | None = None,
     ):
         """Queue the first requests; nothing is computed yet.
 
@@ -52,7 +53,10 @@ class DecodeEngine:
             prefix_bytes: memory of each rank for a prefix cache, from which later requests that begin with the tokens
                 of earlier ones continue; 0 = none. There is none with `speculative`, without `longest`, or on several
                 pipeline stages, which would have to drop the same caches.
+                The cache takes at most a quarter of `memory`.
             memory: how much memory caches may take; sequences wait for it. None = no limit.
+            rooms: those of an earlier engine of the model with the same options, which are not measured again: what
+                other caches take now is not taken for good.
 
         Raises:
             ValueError: a request is invalid or can never fit into `memory`, or the model has no drafter.
@@ -62,7 +66,7 @@ class DecodeEngine:
         if isinstance(model, DecodeMesh) and model.ranks.pp_size > 1:
             reuses = False
         kept = prefix_bytes if reuses else 0
-        options = EngineOptions(most, longest is not None, speculative, kept, cpu_kernels, memory)
+        options = EngineOptions(most, longest is not None, speculative, kept, cpu_kernels, memory, rooms)
         if speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
             raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         self._longest = most
@@ -70,7 +74,7 @@ class DecodeEngine:
         self._check(requests)
         self._engine = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
         self._stages = self._engine.stages
-        prefixes = PrefixPlaces(ROLLBACK) if reuses else None
+        prefixes = PrefixPlaces(ROLLBACK) if reuses and len(self._engine.rooms) > 1 else None
         self._controller = Controller(self._engine.rooms, max_num_seqs, self._stages, prefixes)
         self._controller.add(requests)
         self.drafts: DraftCounts = self._controller.drafts
@@ -84,6 +88,11 @@ class DecodeEngine:
     def cache_bytes(self) -> int:
         """Memory of the caches of all running sequences, after the last step."""
         return self._controller.cache_bytes
+
+    @property
+    def rooms(self) -> Sequence[CacheRoom]:
+        """The memory of each rank for caches, before the first step."""
+        return self._engine.rooms
 
     @property
     def room(self) -> CacheRoom:
@@ -135,5 +144,5 @@ class DecodeEngine:
                 raise ValueError(f"a sequence of up to {request.longest} tokens exceeds the maximum of {self._longest}")
 
     def _alone(self, model: DecodableModel, options: EngineOptions) -> OpenEngine:
-        worker = DecodeWorker(model, options)
-        return OpenEngine(lambda plan: [worker.step(plan)], [worker.room()])
+        worker = DecodeWorker(model, options, measured=None if options.rooms is None else options.rooms[0])
+        return OpenEngine(lambda plan: [worker.step(plan)], [worker.room])

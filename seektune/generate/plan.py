@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.capacity import CacheRoom
 from seektune.generate.request import DraftCounts, Request, Token
 
 
@@ -23,6 +24,8 @@ class EngineOptions:
     """Whether to use the compiled kernels of `kernels.cpu`, for fp32 on a CPU."""
     memory: CacheLimit | None = None
     """How much memory caches may take; None = no limit."""
+    rooms: Sequence[CacheRoom] | None = None
+    """The memory of each rank, if an earlier engine has measured it; None = each measures what is free now."""
 
 
 @dataclass(frozen=True)

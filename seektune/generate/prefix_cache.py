@@ -1,5 +1,6 @@
 """KV caches of sequences that have ended, and of prompts, for requests that begin with the same tokens."""
 
+import contextlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,20 +41,21 @@ class PrefixCache:
         """Memory of all caches."""
 
     def store(self, tokens: Sequence[int], cache: KVCache, row: int) -> None:
-        """Keep a copy of a row, whose tokens these are; a row that is too large is not kept."""
+        """Keep a copy of a row, whose tokens these are, where there is memory for it; others make room before."""
         ids = np.asarray(tokens, np.int64)
         key = ids.tobytes()
         if key in self._kept:
             self._kept.move_to_end(key)
             return
-        copied = cache.select([row])
-        if copied.nbytes() > self._limit:
+        size = cache.row_bytes(row)
+        if size > self._limit:
             return
-        self._kept[key] = CachedPrefix(ids, copied)
-        self.nbytes += copied.nbytes()
-        while self.nbytes > self._limit or len(self._kept) > MOST_PREFIXES:
+        while self.nbytes + size > self._limit or len(self._kept) >= MOST_PREFIXES:
             _, dropped = self._kept.popitem(last=False)
             self.nbytes -= dropped.cache.nbytes()
+        with contextlib.suppress(RuntimeError):  # out of memory
+            self._kept[key] = CachedPrefix(ids, cache.select([row]))
+            self.nbytes += size
 
     def find(self, prompt: Sequence[int]) -> KVCache | None:
         """A copy of the cache of the longest known beginning of a prompt."""

@@ -118,9 +118,10 @@ class MeshRanks:
         place = self.rank % self.stage_size
         match command.task:
             case EngineOptions():
-                worker = _open_worker(part, command.task, place)
+                rooms = command.task.rooms
+                worker = _open_worker(part, command.task, place, None if rooms is None else rooms[self.rank])
                 self._workers[command.model] = worker
-                return worker.room()
+                return worker.room
             case StepPlan():
                 return self._workers[command.model].step(command.task)
             case Batch():
@@ -137,8 +138,10 @@ class MeshRanks:
         return received[0]
 
 
-def _open_worker(part: MeshPart, options: EngineOptions, rank: int) -> DecodeWorker | PipelineWorker:
+def _open_worker(
+    part: MeshPart, options: EngineOptions, rank: int, measured: CacheRoom | None
+) -> DecodeWorker | PipelineWorker:
     """The worker of a part; `rank` is that among the ranks of a pipeline stage."""
     if isinstance(part, DecodeStage):
-        return PipelineWorker(part, options, rank)
-    return DecodeWorker(part, options, rank)
+        return PipelineWorker(part, options, rank, measured)
+    return DecodeWorker(part, options, rank, measured)

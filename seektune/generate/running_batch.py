@@ -116,11 +116,10 @@ class RunningBatch:
     def keep(self, lasting: Sequence[bool]) -> list[int]:
         """Keep the rows marked True and free the others' memory; returns the indices of the kept rows."""
         places = [i for i, last in enumerate(lasting) if last]
-        if len(places) < len(self.rows):
-            self.rows = [self.rows[i] for i in places]
-            if places:
-                self.cache = self.cache.select(places)
-                self.draft_cache = self.draft_cache and self.draft_cache.select(places)
+        if places and len(places) < len(self.rows):
+            self.cache = self.cache.select(places)
+            self.draft_cache = self.draft_cache and self.draft_cache.select(places)
+        self.rows = [self.rows[i] for i in places]
         return places
 
     def join(self, others: "RunningBatch") -> None:

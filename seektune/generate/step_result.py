@@ -49,5 +49,5 @@ class StepResult:
         """Code between forward passes: its error is kept, since the other ranks wait in the passes that follow."""
         try:
             yield
-        except (ArithmeticError, RuntimeError) as error:  # such as out of memory
+        except (ArithmeticError, MemoryError, RuntimeError) as error:  # RuntimeError is also torch's out of memory
             self.error = self.error or error

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import torch
 
-from seektune.generate.capacity import UNLIMITED, CacheRoom, free_bytes
+from seektune.generate.capacity import UNLIMITED, CacheRoom, free_bytes, prefix_share
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import Proposal, drafter_of
 from seektune.generate.limits import CHUNK
@@ -24,27 +24,31 @@ from seektune.kernels import cpu_decode_kernels
 class DecodeWorker:
     """The sequences of one rank. All ranks run the same forward passes of a plan, with or without sequences."""
 
-    def __init__(self, model: DecodableModel, options: EngineOptions, rank: int = 0):
+    def __init__(self, model: DecodableModel, options: EngineOptions, rank: int = 0, measured: CacheRoom | None = None):
+        """`measured` is the memory for caches if an earlier engine of the model has measured it."""
         self._model = model
         self._options = options
         self._rank = rank
         self._drafter = drafter_of(model) if options.speculative else None
-        self._prefixes = PrefixCache(options.prefix_bytes) if options.prefix_bytes else None
+        self.room = measured or self._measured()
+        """The memory for caches, before the first step."""
+        kept = options.prefix_bytes if options.memory is None else self.room.prefixes
+        self._prefixes = PrefixCache(kept) if kept else None
         compiled = options.cpu_kernels and model.device.type == "cpu" and model.dtype == torch.float32
         self._kernels = cpu_decode_kernels if compiled else nullcontext
         self._waiting: list[RunningSequence] = []
         self._reading: Prefill | None = None
         self._texts: RunningBatch | None = None
 
-    def room(self) -> CacheRoom:
-        """The memory for caches, before the first step."""
+    def _measured(self) -> CacheRoom:
         options = self._options
         if options.memory is None:
             return UNLIMITED
         size = self._model.cache_size(options.longest, options.speculative)
         ahead = 0 if self._drafter is None else self._drafter.size
-        free = max(free_bytes(options.memory, self._model.device) - options.prefix_bytes, 0)
-        return CacheRoom(size, free, options.longest, ahead, options.grows)
+        free = free_bytes(options.memory, self._model.device)
+        prefixes = prefix_share(options.prefix_bytes, free)
+        return CacheRoom(size, free - prefixes, options.longest, ahead, options.grows, prefixes)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepReport:
@@ -52,28 +56,40 @@ class DecodeWorker:
 
         Other ranks wait in the passes, so an error outside of them is reported and not raised.
         """
-        decoded, read = self._run(plan)
-        return self._report(self._finish(plan, decoded, read))
+        found = StepResult()
+        self._finish(plan, *self._run(plan, found), found)
+        return self._report(found)
 
-    def _run(self, plan: StepPlan) -> tuple[ForwardResult | None, Prefill | None]:
-        """The forward passes of a plan: of the running sequences, and of prompts."""
-        for number in plan.retired:
-            self._retire(number)
-        here = [each for each in plan.admitted if each.rank == self._rank]
-        self._waiting += [RunningSequence.of(each.number, each.request) for each in here]
+    def _run(self, plan: StepPlan, found: StepResult) -> tuple[ForwardResult | None, Prefill | None]:
+        """The forward passes of a plan: of the running sequences, and of prompts; after an error without tokens."""
+        with found.catching():
+            self._prepare(plan)
+        if found.error is not None:  # the engine is dropped after this step
+            self._waiting = []
+            self._reading = None
+            self._texts = None
         with self._kernels():
             decoded = self._decode() if plan.decode else None
         return decoded, self._prefill() if plan.prefill else None
 
-    def _finish(self, plan: StepPlan, decoded: ForwardResult | None, read: Prefill | None) -> StepResult:
+    def _prepare(self, plan: StepPlan) -> None:
+        """Drop and add sequences, and allocate the caches of prompts."""
+        for number in plan.retired:
+            self._retire(number)
+        here = [each for each in plan.admitted if each.rank == self._rank]
+        self._waiting += [RunningSequence.of(each.number, each.request) for each in here]
+        if plan.prefill and self._reading is None and self._waiting:
+            options = self._options.longest, self._options.grows, self._drafter, CHUNK
+            self._reading = Prefill(self._model, self._waiting, *options, self._prefixes)
+            self._waiting = []
+
+    def _finish(self, plan: StepPlan, decoded: ForwardResult | None, read: Prefill | None, found: StepResult) -> None:
         """Sample and draft after the forward passes of a plan."""
-        found = StepResult()
         if plan.decode:
             with self._kernels():
                 self._continue(lambda: decoded, found)
         if plan.prefill:
             self._continue(lambda: self._scored(read), found)
-        return found
 
     def _report(self, found: StepResult) -> StepReport:
         prefilling = self._reading is not None or bool(self._waiting)
@@ -95,10 +111,6 @@ class DecodeWorker:
 
     def _prefill(self) -> Prefill | None:
         """The forward pass of a chunk of prompts; the prefill if it was the last chunk."""
-        if self._reading is None and self._waiting:
-            options = self._options.longest, self._options.grows, self._drafter, CHUNK
-            self._reading = Prefill(self._model, self._waiting, *options, self._prefixes)
-            self._waiting = []
         reading = self._reading
         if reading is None:
             self._model.advance_empty()

@@ -16,5 +16,17 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def is_nested_deeper(value: Any, most: int) -> bool:
+    """Whether there are objects and arrays inside of one another, more than `most` of them."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [child for each in level if isinstance(each, dict | list) for child in _children(each)]
+    return bool(level)
+
+
+def _children(value: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON value")

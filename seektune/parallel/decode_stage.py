@@ -46,8 +46,12 @@ class DecodeStage(CachedTransformer):
         self._arrived = deque(arrived)
         self._sent = []
         result = passes()
-        assert not self._arrived, "the stage before ran the same passes"
         return result, self.link.exchange(self._sent)
+
+    @property
+    def took_all(self) -> bool:
+        """Whether the passes of the last `run` took all streams that had arrived."""
+        return not self._arrived
 
     def backbone(
         self,

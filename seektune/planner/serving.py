@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.capacity import prefix_share
 from seektune.generate.limits import CHUNK, PREFIX_CACHE
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.planner.hardware import GIGA, Cluster, assumed
@@ -42,6 +44,8 @@ class ServingPlan:
     cluster: Cluster
     ep_size: int
     """Processes over which the routed experts are spread."""
+    gpu_memory_utilization: float = CacheLimit.gpu_memory_utilization
+    """Share of a GPU's memory for weights and caches."""
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -72,9 +76,20 @@ class ServingPlan:
         return share["context"] + groups * share["nccl_bytes"] + share["allocator_share"] * self.work_bytes
 
     @property
+    def _for_caches(self) -> float:
+        """Bytes of a process for all caches: what the limit leaves, and what is there; may be negative."""
+        allowed = self.gpu_memory_utilization * self.cluster.memory
+        return min(allowed, self.cluster.memory - self.work_bytes - self.overhead(UPPER)) - self.weight_bytes
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Of the prefix cache of a process."""
+        return prefix_share(PREFIX_CACHE, max(int(self._for_caches), 0))
+
+    @property
     def free(self) -> float:
         """Bytes of a process for the caches of running sequences, beside a prefix cache; may be negative."""
-        return self.cluster.memory - self.weight_bytes - self.work_bytes - self.overhead(UPPER) - PREFIX_CACHE
+        return self._for_caches - self.prefix_bytes
 
     @property
     def fits(self) -> bool:
@@ -155,7 +170,9 @@ class ServingPlan:
             "weights and caches are counted exactly, as the loaders hold them; nothing was compared with a GPU",
             f"caches are copied when a sequence joins or ends: room for {COPIES} times their size; the sequences of a "
             "process all have the capacity of its longest, which is a power of two",
-            f"a prefix cache of {PREFIX_CACHE / GIGA:g} GB (--prefix-cache-gb)",
+            f"weights and caches take at most {self.gpu_memory_utilization:.0%} of a GPU's memory "
+            "(--gpu-memory-utilization)",
+            f"a prefix cache of {self.prefix_bytes / GIGA:.2g} GB (--prefix-cache-gb)",
             f"prompts are read {CHUNK:,} tokens at a time: {self.work_bytes / GIGA:.1f} GB of activations and "
             "dequantized weights, estimated from shapes",
             f"CUDA's context, NCCL and fragmentation: {self.overhead(UPPER) / GIGA:.1f} GB",

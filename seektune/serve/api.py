@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -35,6 +35,7 @@ from seektune.serve.scheduler import Scheduler
 from seektune.serve.schema import ChatRequest, CompletionRequest
 from seektune.serve.thread_work import run_to_the_end
 
+Built = TypeVar("Built")
 SHORT_BODY = 64 * 2**10
 """Bytes of a body that is read without waiting for others."""
 LONG_BODIES = 2
@@ -80,14 +81,14 @@ class Api:
 
     async def chat(self, http: Request) -> Response:
         """`/v1/chat/completions`."""
-        body, prepared = await self._read(http, ChatRequest, self._builder.chat)
+        body, prepared = await self._prepare(http, ChatRequest, self._builder.chat)
         choices = ChatResponse(prepared, self.served.tokenizer, bool(body.logprobs))
         envelope = Envelope("chat.completion", self.resolve_model(body.model), TokenCounts.of(prepared))
         return await self._respond(body, prepared, ChoicesResponse(choices, envelope, body.wants_usage), http)
 
     async def complete(self, http: Request) -> Response:
         """`/v1/completions`."""
-        body, prepared = await self._read(http, CompletionRequest, self._builder.completion)
+        body, prepared = await self._prepare(http, CompletionRequest, self._builder.completion)
         generates = body.max_tokens != 0
         model = self.resolve_model(body.model)
         choices = CompletionResponse(prepared, self.served.tokenizer, body.logprobs is not None, generates)
@@ -96,20 +97,20 @@ class Api:
 
     async def respond(self, http: Request) -> Response:
         """`/v1/responses`."""
-        body, prepared = await self._read(http, ResponsesRequest, self._as_chat)
+        body, prepared = await self._prepare(http, ResponsesRequest, self._as_chat)
         writer = ResponsesResponse(self.resolve_model(body.model), prepared, body.settings())
         return await self._respond(body, prepared, writer, http)
 
     async def message(self, http: Request) -> Response:
         """`/v1/messages`."""
-        body, prepared = await self._read(http, MessagesRequest, self._as_chat)
+        body, prepared = await self._prepare(http, MessagesRequest, self._as_chat)
         writer = MessagesResponse(self.resolve_model(body.model), prepared)
         return await self._respond(body, prepared, writer, http)
 
     async def count_tokens(self, http: Request) -> Response:
         """`/v1/messages/count_tokens`."""
-        _, prepared = await self._read(http, CountTokensRequest, self._as_chat)
-        return JSONResponse({"input_tokens": prepared.prompt_tokens})
+        _, tokens = await self._read(http, CountTokensRequest, self._count)
+        return JSONResponse({"input_tokens": tokens})
 
     def resolve_model(self, name: str | None) -> str:
         """The model that a request names, or the default for None.
@@ -140,25 +141,37 @@ class Api:
         with refusals():
             return self._builder.chat(body.as_chat(self._builder.encoding))
 
-    async def _read(
+    def _count(self, body: CountTokensRequest) -> int:
+        with refusals():
+            return self._builder.count(body.as_chat(self._builder.encoding))
+
+    async def _prepare(
         self, http: Request, schema: type[Body], build: Callable[[Body], PreparedRequest]
     ) -> tuple[Body, PreparedRequest]:
-        """The body and its prompts, read in a thread: a long one stops no other client."""
+        """The body and its requests, with the grammar that they follow."""
+        body, prepared = await self._read(http, schema, build)
+        if prepared.constraint is None:
+            return body, prepared
+
+        async def wait_and_compile() -> PreparedRequest:
+            async with self._compiling:
+                return await run_to_the_end(partial(prepared.compiled, self._vocab_size))
+
+        return body, await cancel_on_disconnect(http.receive, wait_and_compile())
+
+    async def _read(self, http: Request, schema: type[Body], build: Callable[[Body], Built]) -> tuple[Body, Built]:
+        """The body and what is built of it, in a thread: a long one stops no other client."""
         check_content_type(http.headers.get("content-type", ""))
         content = await http.body()
 
-        def read() -> tuple[Body, PreparedRequest]:
+        def read() -> tuple[Body, Built]:
             body = read_body(content, schema)
             self.resolve_model(body.model)
             return body, build(body)
 
-        async def wait_and_read() -> tuple[Body, PreparedRequest]:
+        async def wait_and_read() -> tuple[Body, Built]:
             async with nullcontext() if len(content) <= SHORT_BODY else self._reading_long:
-                body, prepared = await run_to_the_end(read)
-            if prepared.constraint is None:
-                return body, prepared
-            async with self._compiling:
-                return body, await run_to_the_end(partial(prepared.compiled, self._vocab_size))
+                return await run_to_the_end(read)
 
         return await cancel_on_disconnect(http.receive, wait_and_read())
 

@@ -1,6 +1,6 @@
 """A response as a sequence of blocks (reasoning, text, tool calls), as the Responses and Messages APIs have it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 from uuid import uuid4
 
@@ -31,6 +31,7 @@ class BlockChange:
 
     step: Literal["start", "delta", "stop"]
     block: OutputBlock
+    """One that starts has no text yet."""
     text: str = ""
 
 
@@ -84,7 +85,7 @@ class OutputBlocks:
     def _start(self, block: OutputBlock) -> BlockChange:
         self.blocks.append(block)
         self._open = block
-        return BlockChange("start", block)
+        return BlockChange("start", replace(block))  # a copy: the block grows before the change is written
 
     def _close(self) -> list[BlockChange]:
         block = self._open

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.chat_format.encodings import V4_TAGS, CallTags, Encoding
+from seektune.data.chat_format.pieces import ChatText
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.request import Request
 from seektune.io.text import check_unicode
@@ -65,26 +66,24 @@ class RequestBuilder:
             ApiError: the messages do not follow the chat format or are too long, or no grammar can follow a schema.
         """
         thinking = body.thinks(self.thinking)
-        mode = "thinking" if thinking else "chat"
         self._check_samples(body, 1)
         if len(body.messages) > self.limits.max_model_len:
             raise self._too_long(f"{len(body.messages)} messages", "messages")
-        try:
-            effort = self.encoding.tier(body.effort())
-            described = None if body.response_format is None else body.response_format.described()
-            tools = body.offered_tools()
-            prompt = render_chat_prompt(body.messages, tools, mode, effort, self.encoding.name, described)
-            check_unicode(prompt.text)
-            self._check_characters(prompt.text, "messages")
-            ids = prompt.ids(self.tokenizer)  # lets other threads run
-        except ValueError as error:
-            raise ApiError(400, str(error), "messages") from None
-        except RecursionError:
-            raise ApiError(400, "a message is nested too deeply", "messages") from None
+        prompt = self._rendered(body)
+        self._check_characters(prompt.text, "messages")
+        ids = prompt.ids(self.tokenizer)  # lets other threads run
         max_tokens = body.max_tokens or body.max_completion_tokens
         prepared = self._prepare(body, [ids], max_tokens, body.alternatives)
         constraint = chat_constraint(body, self.encoding.tags, self.tokenizer, thinking)
         return replace(prepared, thinking=thinking, tags=self.encoding.tags, constraint=constraint)
+
+    def count(self, body: ChatRequest) -> int:
+        """The tokens of a chat's prompt, of any length.
+
+        Raises:
+            ApiError: the messages do not follow the chat format.
+        """
+        return len(self._rendered(body).ids(self.tokenizer))
 
     def completion(self, body: CompletionRequest) -> PreparedRequest:
         """Prepare text prompts.
@@ -109,6 +108,21 @@ class RequestBuilder:
             requests=[replace(request, echo=body.logprobs is not None) for request in prepared.requests],
             echoed=[text for text in texts for _ in range(body.samples)],
         )
+
+    def _rendered(self, body: ChatRequest) -> ChatText:
+        """The prompt of a chat."""
+        mode = "thinking" if body.thinks(self.thinking) else "chat"
+        try:
+            effort = self.encoding.tier(body.effort())
+            described = None if body.response_format is None else body.response_format.described()
+            tools = body.offered_tools()
+            prompt = render_chat_prompt(body.messages, tools, mode, effort, self.encoding.name, described)
+            check_unicode(prompt.text)
+        except ValueError as error:
+            raise ApiError(400, str(error), "messages") from None
+        except RecursionError:
+            raise ApiError(400, "a message is nested too deeply", "messages") from None
+        return prompt
 
     def _check_samples(self, body: GenerationRequest, prompts: int) -> None:
         if prompts * body.samples > self.limits.max_num_seqs:

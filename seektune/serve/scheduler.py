@@ -1,5 +1,6 @@
 """Decodes all requests in one thread: jobs wait, run together, finish, are cancelled or time out."""
 
+import gc
 import logging
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import TypeAlias
 
 from seektune.data.tokenizer import Tokenizer
 from seektune.generate.cache_limit import CacheLimit
+from seektune.generate.capacity import CacheRoom
 from seektune.generate.detokenize import TextDelta, TextStream
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.request import Request
@@ -74,6 +76,8 @@ class Scheduler:
         self._tokenizer = tokenizer
         self._limits = limits
         self._speculative = speculative
+        self._rooms: dict[str, Sequence[CacheRoom]] = {}
+        """Memory for caches, measured before there are any."""
         self._batches = {name: _ModelBatch(name, self._new_stream(name)) for name in models}
         self._queue: deque[GenerationJob] = deque()
         self._changed = threading.Condition()
@@ -184,21 +188,29 @@ class Scheduler:
 
     def _step(self, batch: _ModelBatch) -> None:
         """Run one step of a model; an error fails the model's running jobs and no others."""
+        failure = None
+        deltas: Sequence[TextDelta] = ()
         try:
             deltas = batch.stream.step()
         except Exception as error:  # any exception: this thread serves the other models, too
             log.exception("decoding failed")
-            jobs = batch.jobs()
-            batch.running = {}
-            for job in jobs:
-                job.on_event(ApiError(500, f"decoding failed: {error}"))
-            batch.stream = self._new_stream(batch.name)
-            return
+            failure = f"decoding failed: {error}"
+        if failure is not None:  # outside of `except`: the error refers to the engine and its caches
+            self._restart(batch, failure)
         for delta in deltas:
             job, index = batch.running[delta.request]
             if delta.end is not None:
                 del batch.running[delta.request]
             job.on_event(replace(delta, request=index))
+
+    def _restart(self, batch: _ModelBatch, failure: str) -> None:
+        """End the running jobs of a model whose engine has failed, and give it a new engine."""
+        jobs = batch.jobs()
+        batch.running = {}
+        for job in jobs:
+            job.on_event(ApiError(500, failure))
+        batch.stream = self._new_stream(batch.name)
+        gc.collect()  # the error and the failed engine refer to each other
 
     def _new_stream(self, name: str) -> TextStream:
         limits = self._limits
@@ -209,5 +221,7 @@ class Scheduler:
             limits.max_model_len,
             prefix_bytes=limits.prefix_cache,
             memory=CacheLimit(limits.gpu_memory_utilization, len(self._models)),
+            rooms=self._rooms.get(name),
         )
+        self._rooms[name] = engine.rooms
         return TextStream(engine, (), self._tokenizer)

@@ -75,6 +75,9 @@ class Conversation:
             self._stream = None  # perhaps in the middle of a step
             self._note("\n(stopped; your message was removed)")
             return
+        except ValueError as error:  # it cannot fit into the memory for caches
+            self._note(f"({error}; your message was removed)")
+            return
         self.messages = [*asked, self._understood(text)]
 
     def _say(self, prompt: list[int]) -> str:
@@ -109,6 +112,7 @@ class Conversation:
         """The stream of the whole conversation; another one where it was stopped, or is too short for the request."""
         if self._stream is None or request.longest > self._longest:
             voice = self.voice
+            self._stream = None  # its caches are freed before the memory for others is measured
             self._longest = max(request.longest, voice.model.config.max_position_embeddings)
             engine = DecodeEngine(
                 voice.model,

@@ -3,26 +3,25 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from seektune.checkpoint.formats import FORMATS
-from seektune.checkpoint.source import FolderSource
-from seektune.generate.cache_limit import CacheLimit
-from seektune.generate.capacity import CacheRoom
+from seektune.generate.cache_limit import WHOLE_CONTEXT, CacheLimit, CacheUse
+from seektune.generate.capacity import CacheRoom, prefix_share
+from seektune.generate.drafter import drafter_of
 from seektune.generate.processes import decode_dims
 from seektune.generate.session import LoadOptions
 from seektune.io.console import say, size
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
+from seektune.model.kv_cache.decode import CachedTransformer
 from seektune.model.quantized import KindOf
-from seektune.model.variants import BASE, VARIANTS
 from seektune.parallel.dims import ParallelDims
 from seektune.parallel.load import without_weights
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.simulate.fake_backend import fake_process_group
 from seektune.planner.hardware import known_gpu
+from seektune.workflows.known_architecture import known_architecture
 
 PARTS = {
     "mtp.": "MTP block",
@@ -67,29 +66,41 @@ class Placement:
         yield f"  KV cache: {self.room}"
 
 
-def dry_run_decode(model: str, reading: LoadOptions, layout: DecodeLayout, limit: CacheLimit) -> None:
+def dry_run_decode(
+    model: str, reading: LoadOptions, layout: DecodeLayout, limit: CacheLimit, caches: CacheUse = WHOLE_CONTEXT
+) -> None:
     """Print what the processes hold of a model: of a local folder, a release's Hub id, or a preset.
 
     Raises:
         ValueError: the architecture is not known without the network, or the layout does not fit the model.
     """
-    config, kind_of = _architecture(model)
+    config, kind_of = known_architecture(model)
     kinds = kind_of if reading.quantized else None
     dims = decode_dims(layout.world, layout.ep_size, layout.pp_size, config)
     memory = known_gpu(layout.gpu, layout.world).memory
     say(f"{dims.world} x {layout.gpu}: {dims}, {size(memory)} of memory each")
     allowed = round(limit.gpu_memory_utilization * memory)
     for rank in range(0, dims.world, dims.stage_size):
-        for line in placed(config, kinds, reading, dims, rank, allowed).lines():
+        for line in placed(config, kinds, reading, dims, rank, allowed, caches, limit.engines).lines():
             say(line)
     for line in NOTES.splitlines():
         say(line)
 
 
 def placed(
-    config: DeepseekV4Config, kind_of: KindOf | None, reading: LoadOptions, dims: ParallelDims, rank: int, allowed: int
+    config: DeepseekV4Config,
+    kind_of: KindOf | None,
+    reading: LoadOptions,
+    dims: ParallelDims,
+    rank: int,
+    allowed: int,
+    caches: CacheUse = WHOLE_CONTEXT,
+    engines: int = 1,
 ) -> Placement:
-    """What a rank holds, where weights and caches may take `allowed` bytes; `kind_of` is None for decoded weights."""
+    """What a rank holds, where weights and the caches of all `engines` may take `allowed` bytes.
+
+    `kind_of` is None for decoded weights.
+    """
     dtype = DTYPES[reading.dtype or "bf16"]
     with fake_process_group(rank, dims.world):
         mesh = Mesh.of(dims, torch.device("cpu"), control="fake")
@@ -97,19 +108,16 @@ def placed(
     parts: Counter[str] = Counter()
     for name, x in part.state_dict().items():
         parts[next((part for known, part in PARTS.items() if known in name), ENDS)] += x.nbytes
-    longest = config.max_position_embeddings
-    free = max(allowed - parts.total(), 0)
     layers = [block.ffn.layer for block in part.layers]
-    return Placement(rank, layers, parts, CacheRoom(part.cache_size(longest), free, longest, 0, grows=True))
+    return Placement(rank, layers, parts, _room(part, max(allowed - parts.total(), 0) // engines, dims, caches))
 
 
-def _architecture(model: str) -> tuple[DeepseekV4Config, KindOf]:
-    """The config, and the kind of each tensor on disk."""
-    folder = Path(model)
-    if folder.is_dir():
-        return DeepseekV4Config.from_pretrained(folder), FolderSource(folder).kind
-    for variant in VARIANTS:
-        if model in (variant.name, *variant.repositories):
-            return DeepseekV4Config.preset(variant.name), FORMATS[BASE if BASE in variant.name else "released"].kind
-    names = ", ".join(variant.name for variant in VARIANTS)
-    raise ValueError(f"a dry run does not use the network, and {model} is not a folder; name one, or one of {names}")
+def _room(part: CachedTransformer, free: int, dims: ParallelDims, caches: CacheUse) -> CacheRoom:
+    """As an engine measures it."""
+    longest = caches.longest or part.config.max_position_embeddings
+    drafter = drafter_of(part) if caches.speculative else None
+    wanted = 0 if caches.speculative or dims.pp_size > 1 else caches.prefix_bytes
+    prefixes = prefix_share(wanted, free)
+    size = part.cache_size(longest, caches.speculative)
+    ahead = 0 if drafter is None else drafter.size
+    return CacheRoom(size, free - prefixes, longest, ahead, grows=True, prefixes=prefixes)

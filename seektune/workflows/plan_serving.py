@@ -3,16 +3,12 @@
 import json
 import sys
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.lowbit import value_counts
-from seektune.checkpoint.source import FolderSource
 from seektune.generate.processes import decode_dims
 from seektune.io.console import say
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -24,6 +20,7 @@ from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Weight, Weights
 from seektune.planner.serving import COPIES, ServedWeights, ServingPlan
 from seektune.serve.limits import Limits
+from seektune.workflows.known_architecture import known_architecture
 from seektune.workflows.plan import PIPE
 from seektune.workflows.planning import PACKED
 
@@ -40,6 +37,7 @@ class ServingOptions:
     quantized: bool = False
     ep_size: int | None = None
     max_model_len: int | None = None
+    gpu_memory_utilization: float = Limits.gpu_memory_utilization
     as_json: bool = False
 
 
@@ -59,7 +57,7 @@ def plan_serving(name: str, cluster: Cluster, asked: ServingOptions) -> bool:
 
 def take_plan(name: str, cluster: Cluster, asked: ServingOptions, dtype: torch.dtype = torch.bfloat16) -> ServingPlan:
     """The plan as an object."""
-    config, kind_of = _described(name)
+    config, kind_of = known_architecture(name)
     longest = asked.max_model_len or min(Limits.max_model_len, config.max_position_embeddings)
     dims = decode_dims(cluster.gpus, asked.ep_size, 1, config)
     weights = Weights(_weights(config, dtype, kind_of if asked.quantized else None))
@@ -69,21 +67,7 @@ def take_plan(name: str, cluster: Cluster, asked: ServingOptions, dtype: torch.d
         return size.bytes(grown_room(min(tokens, longest), longest + 1))
 
     served = ServedWeights(config, weights, dtype.itemsize, longest, row_bytes, size.per_token)
-    return ServingPlan(served, cluster, dims.ep_size)
-
-
-def _described(name: str) -> tuple[DeepseekV4Config, KindOf]:
-    """Config and storage kinds of a folder, or of a preset as it was released."""
-    folder = Path(name)
-    if folder.is_dir():
-        return DeepseekV4Config.from_pretrained(folder), FolderSource(folder).kind
-    presets = [
-        each.name.removesuffix(".json") for each in resources.files("seektune.model").joinpath("presets").iterdir()
-    ]
-    if name not in presets:
-        known = ", ".join(sorted(presets))
-        raise ValueError(f"--serve {name}: no such folder, and plans do not use the network; presets are {known}")
-    return DeepseekV4Config.preset(name), FORMATS["released"].kind
+    return ServingPlan(served, cluster, dims.ep_size, asked.gpu_memory_utilization)
 
 
 def _weights(config: DeepseekV4Config, dtype: torch.dtype, kind_of: KindOf | None) -> list[Weight]:

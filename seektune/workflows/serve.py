@@ -16,7 +16,7 @@ from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.session import LoadOptions, choose_encoding, note_other_tokenizer
-from seektune.io.console import say
+from seektune.io.console import say, size
 from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
@@ -82,6 +82,12 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
     kept = limits.prefix_cache
     engine = DecodeEngine(base, (), service.speculative, longest, prefix_bytes=kept, memory=memory)
     say(f"KV cache: {engine.room}")
+    if 0 < engine.room.prefixes < kept:
+        print(
+            f"note: the prefix cache is limited to {size(engine.room.prefixes)}, a quarter of the memory for caches, "
+            f"instead of {size(kept)} (--prefix-cache-gb)",
+            file=sys.stderr,
+        )
     pipeline = isinstance(base, DecodeMesh) and base.ranks.pp_size > 1
     if kept and (service.speculative or pipeline):
         flag = "--pp" if pipeline else "--speculative"

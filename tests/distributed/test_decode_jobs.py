@@ -221,7 +221,7 @@ def test_a_dry_run_says_what_each_stage_would_hold_and_loads_nothing(place: Path
     assert sum("tokens of context fit beside the weights of each rank" in line for line in lines) == 2
     done = seektune("generate", "some/where", "--dry-run")
     assert done.returncode == USER_MISTAKE
-    assert "a dry run does not use the network, and some/where is not a folder" in done.stderr
+    assert "plans and dry runs do not use the network, and some/where is not a folder" in done.stderr
     done = seektune("generate", "flash", "--prompt=The", "--world-size=4")
     assert (done.returncode, done.stderr) == (USER_MISTAKE, "seektune: --world-size and --gpu need --dry-run\n")
 

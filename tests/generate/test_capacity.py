@@ -9,7 +9,7 @@ import torch
 
 from seektune.generate import worker
 from seektune.generate.cache_limit import CacheLimit
-from seektune.generate.capacity import free_bytes
+from seektune.generate.capacity import UNLIMITED, BatchRows, CacheRoom, free_bytes
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request, Token
 from seektune.generate.sampling_params import GREEDY
@@ -63,3 +63,25 @@ def test_an_engine_stays_within_its_memory_and_gives_the_same_tokens(monkeypatch
     assert [(each.request, each.id, each.end) for each in few] == [(each.request, each.id, each.end) for each in many]
     with pytest.raises(ValueError, match="a sequence of up to 7 tokens needs"):
         tokens(one)
+
+
+@pytest.mark.parametrize("free", [0, 511, 512, 3000, 4096, 10**6])
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_the_tokens_that_fit_are_the_longest_sequence_that_is_admitted(free: int, ahead: int):
+    room = CacheRoom(CacheSize(0, {1: 1}), free, 3000, ahead, grows=True)
+    fits = [length for length in range(1, 3001) if room.left([BatchRows(1, length)]) >= 0]
+    assert room.tokens() == max(fits, default=0)
+    assert UNLIMITED.tokens() > 10**18
+
+
+def test_a_prefix_cache_takes_at_most_a_quarter_of_the_memory(monkeypatch: pytest.MonkeyPatch, toy_model: Build):
+    model = toy_model()
+    one = model.cache_size(64).bytes(65)
+    monkeypatch.setattr(worker, "free_bytes", lambda *_: 3 * one)
+    engine = DecodeEngine(model, longest=64, prefix_bytes=2 * 10**9, memory=CacheLimit())
+    assert (engine.room.prefixes, engine.room.free) == (3 * one // 4, 3 * one - 3 * one // 4)
+    engine.add(REQUESTS[:1])
+    monkeypatch.setattr(worker, "free_bytes", lambda *_: one)
+    small = DecodeEngine(model, longest=64, prefix_bytes=2 * 10**9, memory=CacheLimit())
+    with pytest.raises(ValueError, match=r"beside the weights and a prefix cache of .*\(--prefix-cache-gb\)"):
+        small.add(REQUESTS[:1])

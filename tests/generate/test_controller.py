@@ -5,6 +5,7 @@ import pytest
 from seektune.generate.capacity import UNLIMITED, CacheRoom
 from seektune.generate.controller import Controller
 from seektune.generate.plan import StepReport
+from seektune.generate.prefix_cache import PrefixPlaces
 from seektune.generate.request import Request, Token
 from seektune.model.kv_cache.size import CacheSize
 
@@ -135,6 +136,22 @@ def test_a_sequence_that_can_never_fit_is_refused_and_none_is_added():
         controller.add(asked(1, 16))
     assert ranks_of(controller) == {0: 1}
     assert not controller.plan().admitted
+
+
+def test_the_message_is_about_the_pipeline_stage_that_lacks_room():
+    controller = Controller([room(64), room(64), room(4), room(8)], stages=2)
+    with pytest.raises(ValueError, match=r"needs 8.19 kB .* but 4.10 kB are free"):
+        controller.add(asked(16))
+
+
+def test_a_waiting_prompt_is_compared_with_earlier_ones_once(monkeypatch: pytest.MonkeyPatch):
+    compared: list[int] = []
+    places = PrefixPlaces(3)
+    monkeypatch.setattr(places, "saved", lambda prompt: compared.append(prompt[0]) or {})
+    controller = Controller([room(8)] * 2, prefixes=places)
+    controller.add([Request([i], 255) for i in range(40)])
+    controller.plan()
+    assert len(compared) == len(set(compared)) <= 40
 
 
 def test_a_pipeline_of_two_stages_steps_two_equal_groups_in_turn_and_the_next_plan_brings_the_tokens():

@@ -8,10 +8,12 @@ import torch
 from seektune.generate.capacity import UNLIMITED
 from seektune.generate.controller import Controller
 from seektune.generate.engine import DecodeEngine
+from seektune.generate.plan import Admission, EngineOptions, StepPlan
 from seektune.generate.prefix_cache import PrefixCache, PrefixPlaces
 from seektune.generate.request import Request, Token
+from seektune.generate.worker import DecodeWorker
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.model.kv_cache.cache import ROLLBACK
+from seektune.model.kv_cache.cache import ROLLBACK, KVCache
 
 from .test_engine import GREEDY, prompts
 
@@ -133,6 +135,53 @@ def test_memory_is_bounded_and_the_least_recently_used_goes(model):
     small = PrefixCache(size - 1)
     small.store([9], cache, 0)
     assert (small.nbytes, small.find([9, 9])) == (0, None)
+
+
+def test_others_are_dropped_before_a_row_is_copied_and_one_without_memory_is_not_kept(model, monkeypatch):
+    cache = model.new_cache(2, LONGEST, grows=True)
+    model.advance(torch.tensor([[5] * 300, [6] * 300]), cache, [300, 3])
+    assert [cache.row_bytes(row) for row in (0, 1)] == [cache.select([row]).nbytes() for row in (0, 1)]
+    prefixes = PrefixCache(cache.row_bytes(0))
+    prefixes.store([9, 9], cache, 1)
+    seen: list[int] = []
+    select = cache.select
+    monkeypatch.setattr(cache, "select", lambda rows: seen.append(prefixes.nbytes) or select(rows))
+    prefixes.store([8, 8], cache, 0)
+    assert (seen, prefixes.nbytes) == ([0], cache.row_bytes(0))
+
+    def none(_: Sequence[int]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cache, "select", none)
+    prefixes.store([7, 7], cache, 1)
+    assert (prefixes.nbytes, prefixes.find([7, 7, 7])) == (0, None)
+
+
+@pytest.mark.parametrize("speculative", [False, True])
+@pytest.mark.parametrize("failing", ["new_cache", "retire"])
+def test_a_rank_without_memory_reports_it_after_the_passes_that_others_wait_in(
+    model, monkeypatch, failing: str, speculative: bool
+):
+    """Both passes are run without tokens: of the running sequences, and of prompts."""
+    worker = DecodeWorker(model, EngineOptions(LONGEST, True, speculative, 0, cpu_kernels=False))
+    asked = [Admission(0, number, Request([5, 6], 9, GREEDY)) for number in range(3)]
+    for plan in (StepPlan(asked[:2], (), False, True), StepPlan((), (), True, False)):
+        assert worker.step(plan).running == 2
+
+    def none(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if failing == "retire":
+        monkeypatch.setattr(KVCache, "gather", none)
+    else:
+        monkeypatch.setattr(model, "new_cache", none)
+    passes: list[str] = []
+    monkeypatch.setattr(model, "advance_empty", lambda: passes.append("backbone"))
+    monkeypatch.setattr(model, "draft_empty", lambda: passes.append("drafter"))
+    report = worker.step(StepPlan(asked[2:], (0,) if failing == "retire" else (), True, True))
+    assert isinstance(report.error, torch.OutOfMemoryError)
+    assert passes.count("backbone") == 2
+    assert passes.count("drafter") == (3 if speculative else 0), "propose, read and propose"
 
 
 def test_a_follow_up_goes_to_the_rank_of_its_conversation_unless_that_is_busy():

@@ -1,21 +1,32 @@
 """`plan --serve`: its bytes are those that loaders and engines hold, and its bounds grow with what they rest on."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from seektune.cli.dry_run_decode import DecodeDryRun
+from seektune.cli.launch_flags import LaunchFlags
+from seektune.cli.plan import plan
+from seektune.cli.processes import DecodeFlags
+from seektune.generate.cache_limit import CacheLimit, CacheUse
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.generate.session import LoadOptions
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.planner.hardware import known_gpu
+from seektune.planner.memory import UPPER
+from seektune.workflows.dry_run_decode import DecodeLayout, dry_run_decode
 from seektune.workflows.plan_serving import ServingOptions, plan_serving, take_plan
 from tests.run_cli import seektune
 
+CASES = ((False, 1), (True, 1), (False, 2))
+"""Drafts, and engines that share the memory."""
 H100 = known_gpu("h100-80gb", 1)
 
 
@@ -81,7 +92,70 @@ def test_json_misfits_and_unknown_models(folder: Path, capsys: pytest.CaptureFix
     values = json.loads(capsys.readouterr().out)
     assert (values["fits"], values["ep_size"]) == (True, 2)
     assert values["sequences"]["1024"] > 0
-    assert not plan_serving(str(folder), replace(H100, memory=2 * 10**9), ServingOptions())
+    assert not plan_serving(str(folder), replace(H100, memory=10**9), ServingOptions())
     assert "does not fit" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"--serve nothing: no such folder.* presets are .*flash"):
+    with pytest.raises(ValueError, match=r"nothing is not a folder; name one, or one of flash"):
         take_plan("nothing", H100, ServingOptions())
+
+
+def test_a_base_preset_has_the_formats_of_its_release() -> None:
+    """Its experts are FP8, those of the others FP4; a dry run reads them the same way."""
+    base, chat = (
+        take_plan(name, known_gpu("h100-80gb", 8), ServingOptions(quantized=True)) for name in ("flash-base", "flash")
+    )
+    assert base.weight_bytes > 1.5 * chat.weight_bytes
+
+
+def test_caches_have_what_the_limit_and_the_memory_leave(folder: Path) -> None:
+    wide, narrow, less = (
+        take_plan(str(folder), H100, ServingOptions(gpu_memory_utilization=share)) for share in (1.0, 0.9, 0.5)
+    )
+    assert narrow.free <= 0.9 * H100.memory - narrow.weight_bytes - narrow.prefix_bytes
+    assert less.free == 0.5 * H100.memory - less.weight_bytes - less.prefix_bytes
+    assert wide.free == H100.memory - wide.weight_bytes - wide.work_bytes - wide.overhead(UPPER) - wide.prefix_bytes
+    small = take_plan(str(folder), replace(H100, memory=8 * 10**9), ServingOptions())
+    assert 0 < small.prefix_bytes < 2 * 10**9
+    assert small.free == pytest.approx(3 * small.prefix_bytes, abs=8)
+
+
+def test_a_dry_run_reads_the_options_of_caches(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(caches: CacheUse, engines: int = 1) -> str:
+        layout = DecodeLayout(1, None, 1, "h100-80gb")
+        dry_run_decode(str(folder), LoadOptions("fp32"), layout, CacheLimit(engines=engines), caches)
+        return capsys.readouterr().out
+
+    assert "400 tokens of context fit" in shown(CacheUse(longest=400))
+    assert "the prefix cache 2.00 GB" in shown(CacheUse(prefix_bytes=2 * 10**9))
+    assert "prefix cache" not in shown(CacheUse(prefix_bytes=2 * 10**9, speculative=True))
+    assert len({shown(CacheUse(longest=400, speculative=drafts), engines) for drafts, engines in CASES}) == len(CASES)
+
+
+def test_torch_is_told_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
+    found: list[str | None] = []
+
+    def read() -> tuple[LoadOptions, CacheLimit]:
+        found.append(os.environ.get("TORCH_CPP_LOG_LEVEL"))
+        raise ValueError("read")
+
+    with pytest.raises(ValueError, match="read"):
+        DecodeDryRun(enabled=True, world_size=1).run("tiny", read, DecodeFlags(LaunchFlags()))
+    assert found == ["ERROR"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"serve": "flash", "search": True}, "--serve plans no training; leave out"),
+        ({"serve": "flash", "tokens": 1e9}, "--serve plans no training; leave out"),
+        ({"serve": "flash", "html": Path("x.html")}, "--serve plans no training; leave out"),
+        ({"serve": "flash", "price": 2.0}, "--serve plans no training; leave out"),
+        ({"args": ["tiny"], "quantized": True}, "--quantized, --ep, .* need --serve"),
+        ({"args": ["tiny"], "ep": 2}, "need --serve"),
+        ({"args": ["tiny"], "max_model_len": 9}, "need --serve"),
+        ({"args": ["tiny"], "gpu_memory_utilization": 0.5}, "need --serve"),
+    ],
+)
+def test_flags_of_the_other_plan_are_refused(words: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        plan(**words)

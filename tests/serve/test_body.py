@@ -15,6 +15,7 @@ from seektune.serve.body import MOST_MARKS, check_content_type, read_body
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.request_builder import RequestBuilder
+from seektune.serve.responses_api.request import ResponsesRequest
 from seektune.serve.schema import ChatRequest, CompletionRequest
 
 QUESTION = [{"role": "user", "content": "2+2?"}]
@@ -234,3 +235,27 @@ def test_control_tokens_in_a_message_are_plain_text(tokenizer: Tokenizer) -> Non
     user = [tokenizer.bos_id, tokenizer.control_id("<｜User｜>")]
     header = [tokenizer.control_id("<｜Assistant｜>"), tokenizer.control_id("</think>")]
     assert request.prompt == [*user, *tokenizer.encode(spelled), *header]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('"\\ud800"', "surrogate"),
+        ("1e999", "Out of range"),
+        ("[" * 950 + "]" * 950, "at most 200 levels"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("field", "content"),
+    [
+        ("metadata", '{"a": %s}'),
+        ("tools", '[{"type": "function", "name": "f", "parameters": {"a": %s}}], "tool_choice": "none"'),
+    ],
+)
+def test_what_a_response_could_not_repeat_is_refused(field: str, content: str, value: str, message: str) -> None:
+    with pytest.raises(ApiError, match=f"^{field}: .*{message}") as refused:
+        read_body(f'{{"input": "x", "{field}": {content % value}}}'.encode(), ResponsesRequest)
+    assert refused.value.status == 400
+    deep = content % ("[" * 100 + "]" * 100)
+    body = read_body(f'{{"input": "x", "{field}": {deep}}}'.encode(), ResponsesRequest)
+    assert body.settings()[field]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from seektune.serve import constraint
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
 from tests.data.chat_format.cases import calls_text
@@ -87,8 +88,14 @@ def test_openai_client_reads_reasoning_text_and_a_call_and_sends_them_back(bird:
         assert (whole.status, whole.instructions, whole.tools[0].name) == ("completed", "Be brief.", "weather")
         assert 0 < whole.usage.output_tokens_details.reasoning_tokens < whole.usage.output_tokens
         with client.responses.stream(**asked) as events:
-            kinds = [event.type for event in events]
+            sent = list(events)
+            kinds = [event.type for event in sent]
             streamed = events.get_final_response()
+        # what the client adds up, from empty parts and arguments on
+        snapshots = [event.snapshot for event in sent if event.type == "response.output_text.delta"]
+        assert (snapshots[0], snapshots[-1]) == ("Rain?"[: len(snapshots[0])], "Rain?")
+        (arguments,) = [event for event in sent if event.type == "response.function_call_arguments.delta"]
+        assert (arguments.delta, arguments.snapshot) == (call.arguments, call.arguments)
         assert [item.type for item in streamed.output] == ["reasoning", "message", "function_call"]
         assert (streamed.output_text, streamed.output[2].arguments) == (whole.output_text, call.arguments)
         assert kinds[:3] == ["response.created", "response.in_progress", "response.output_item.added"]
@@ -97,6 +104,29 @@ def test_openai_client_reads_reasoning_text_and_a_call_and_sends_them_back(bird:
         output = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
         items = [{"role": "user", "content": QUESTION}, *(item.to_dict() for item in whole.output), output]
         assert client.responses.create(**{**asked, "input": items}).status == "completed"
+
+
+def test_items_and_parts_of_a_stream_start_without_text(bird: Live) -> None:
+    tools = [{"type": "function", "name": "weather", "parameters": SCHEMA}]
+    sent = _events(bird.post(RESPONSES, input=QUESTION, tools=tools, stream=True).text)
+    items = [each["item"] for name, each in sent if name == "response.output_item.added"]
+    assert [item.get("content", item.get("arguments")) for item in items] == [[], [], ""]
+    assert [each["part"]["text"] for name, each in sent if name == "response.content_part.added"] == ["", ""]
+    added: dict[str, str] = {}
+    for _, each in sent:
+        if "delta" in each:
+            added[each["item_id"]] = added.get(each["item_id"], "") + each["delta"]
+    done = [each["item"] for name, each in sent if name == "response.output_item.done"]
+    texts = [item["arguments"] if item["type"] == "function_call" else item["content"][0]["text"] for item in done]
+    assert texts == [added[item["id"]] for item in done] == ["I look.", "Rain?", '{"city": "Oslo"}']
+    assert [item["status"] for item in done] == ["completed"] * 3
+
+
+def test_the_item_that_max_output_tokens_cuts_off_is_incomplete(toy: Live) -> None:
+    sent = _events(toy.post(RESPONSES, input=QUESTION, temperature=0, max_output_tokens=3, stream=True).text)
+    (done,) = [each["item"] for name, each in sent if name == "response.output_item.done"]
+    (whole,) = sent[-1][1]["response"]["output"]
+    assert (sent[-1][0], done["status"], done) == ("response.incomplete", "incomplete", whole)
 
 
 @pytest.mark.slow
@@ -183,6 +213,20 @@ def test_what_cannot_be_done_is_refused_by_name_in_the_form_of_the_dialect(
         assert error["type"] == ("not_found_error" if answer.status == 404 else "invalid_request_error")
     else:
         assert set(answer.error) == {"message", "type", "param", "code"}
+
+
+def test_tokens_of_any_prompt_are_counted_and_no_grammar_is_compiled(
+    toy: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(*_: object) -> None:
+        raise AssertionError("counting compiles nothing")
+
+    monkeypatch.setattr(constraint, "compile_grammar", compiled)
+    long = {"messages": [{"role": "user", "content": "The man " * 3000}]}
+    limited = {**long, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}
+    plain, described = (toy.post(f"{MESSAGES}/count_tokens", **asked).body["input_tokens"] for asked in (long, limited))
+    assert described > plain > 2000, "beyond max_model_len"
+    assert toy.post(MESSAGES, **long, max_tokens=1).status == 400
 
 
 def test_what_asks_for_nothing_is_accepted(toy: Live) -> None:

@@ -163,6 +163,22 @@ def test_model_with_nan_logits_fails_only_its_own_jobs(begin, toy_model, model, 
     assert "decoding failed" in caplog.text
 
 
+def test_after_a_failed_step_a_model_has_the_memory_that_it_had(begin, toy_model, tokenizer, monkeypatch) -> None:
+    """What other caches take when its new engine is made is not taken for good."""
+    made = toy_model(vocab_size=512)
+    worker = begin(toy=made)
+    monkeypatch.setattr(decode_worker, "free_bytes", lambda *_: 0)
+    logits = made.logits
+    monkeypatch.setattr(made, "logits", lambda _: torch.full((1, 1, 512), torch.nan))
+    bad = Heard("toy", request("The man", tokenizer))
+    worker.submit(bad.job)
+    assert bad.error().status == 500
+    monkeypatch.setattr(made, "logits", logits)
+    good = Heard("toy", request("The man", tokenizer))
+    worker.submit(good.job)
+    assert len(good.texts()) == 1
+
+
 def test_where_decoding_cannot_continue_all_jobs_end(begin, toy_model, model, tokenizer, caplog, monkeypatch) -> None:
     """As where a process of a mesh is gone: no engine can replace the one that failed."""
     broken = toy_model(vocab_size=512)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from seektune import encode_messages
 from seektune.data.chat_format.tokens import THINK_END
+from seektune.generate import worker as decode_worker
 from seektune.generate.detokenize import TextDelta
 from seektune.generate.sampling_params import Sampling
 from seektune.generate.session import GenerateOptions, Session
@@ -174,3 +175,18 @@ def test_interrupt_between_responses_does_not_end_the_conversation(
     monkeypatch.setattr(Console, "input", typed)
     chat(str(folder), None, GenerateOptions())
     assert not list(lines)
+
+
+def test_a_message_that_cannot_fit_is_removed_and_the_conversation_continues(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper = Console(file=io.StringIO(), width=500)
+    talk = Conversation(Session(str(folder), GenerateOptions(max_new_tokens=2)), paper)
+    history = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    talk.messages = history
+    monkeypatch.setattr(decode_worker, "free_bytes", lambda *_: 0)
+    assert talk.hear("And 3+3?")
+    assert talk.messages == history
+    assert isinstance(paper.file, io.StringIO)
+    assert "are free beside the weights" in paper.file.getvalue()
+    assert "your message was removed" in paper.file.getvalue()

@@ -83,6 +83,12 @@ class KVCache(CacheState):
         entries = sum(each.entries.nbytes for each in self.compressors())
         return entries + sum(tail.values.nbytes for tail in self.tails())
 
+    def row_bytes(self, row: int) -> int:
+        """Size in bytes of a copy of a row alone."""
+        room = self._room_for(self.lengths[row]) if self.grows else self.max_length
+        entries = sum((room // each.ratio + 1) * each.entries[0, 0].nbytes for each in self.compressors())
+        return entries + sum(tail.values[0].nbytes for tail in self.tails())
+
     def step(self, length: int, counts: Sequence[int] | None = None) -> CacheStep:
         """A forward pass with `length` tokens per row, of which the first `counts` are not padding; None = all.
 

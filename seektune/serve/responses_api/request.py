@@ -1,10 +1,13 @@
 """Request bodies of `/v1/responses`, and the chats that they ask for."""
 
+import json
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from seektune.data.chat_format.encodings import Encoding
+from seektune.io.strict_json import is_nested_deeper
+from seektune.io.text import check_unicode
 from seektune.serve.field_types import MAX_ITEMS, Effort, RequestModel, known_types
 from seektune.serve.generation_request import ApiRequest
 from seektune.serve.responses_api.items import Item, as_items, chat_messages
@@ -77,6 +80,13 @@ ChoiceOfTool: TypeAlias = Annotated[
 ]
 
 
+REPEATED = ("instructions", "metadata", "text", "tools", "tool_choice")
+"""Fields that a response repeats and that may hold any JSON or text."""
+
+MOST_NESTED = 200
+"""Levels of these fields; Python writes fewer than 1000, which those around it share."""
+
+
 class ResponseStreamOptions(RequestModel):
     """`stream_options`, of which none has an effect here."""
 
@@ -105,6 +115,18 @@ class ResponsesRequest(ApiRequest):
     metadata: dict[str, Any] | None = None
     """Returned with the response."""
     stream_options: ResponseStreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _can_be_repeated(self) -> Self:
+        for field in REPEATED:
+            try:
+                values = self.model_dump(include={field})
+                if is_nested_deeper(values, MOST_NESTED):
+                    raise ValueError(f"at most {MOST_NESTED} levels of objects and arrays are repeated")
+                check_unicode(json.dumps(values, ensure_ascii=False, allow_nan=False))
+            except ValueError as error:
+                raise ValueError(f"{field}: {error}") from None
+        return self
 
     def as_chat(self, encoding: Encoding) -> ChatRequest:
         """The same request to chat completions."""

@@ -60,10 +60,13 @@ class ResponsesResponse:
     def body(self) -> Body:
         """The whole response."""
         status = "incomplete" if self._blocks.end == "length" else "completed"
-        output = [
-            _item(block, status if block is self._blocks.blocks[-1] else "completed") for block in self._blocks.blocks
-        ]
+        output = [_item(block, self._ended(block)) for block in self._blocks.blocks]
         return {**self._head, **self._state(status), "output": output, "usage": self._usage()}
+
+    def _ended(self, block: OutputBlock) -> str:
+        """The status of a block that has stopped: of a response that was cut off, the last block was, too."""
+        cut = self._blocks.end == "length" and block is self._blocks.blocks[-1]
+        return "incomplete" if cut else "completed"
 
     def _state(self, status: str) -> Body:
         details = {"reason": "max_output_tokens"} if status == "incomplete" else None
@@ -94,7 +97,7 @@ class ResponsesResponse:
         else:
             done = self._event(f"{EVENTS[block.kind]}.done", **inner, text=block.text, **extra)
         part = self._part("done", block, inner)
-        item = _item(block, "completed")
+        item = _item(block, self._ended(block))
         return [done, *part, self._event("response.output_item.done", output_index=block.index, item=item)]
 
     def _part(self, step: str, block: OutputBlock, place: Body) -> list[str]:
