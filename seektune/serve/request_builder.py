@@ -71,7 +71,7 @@ class RequestBuilder:
             raise self._too_long(f"{len(body.messages)} messages", "messages")
         prompt = self._rendered(body)
         self._check_characters(prompt.text, "messages")
-        ids = prompt.ids(self.tokenizer)  # lets other threads run
+        ids = self._chat_ids(prompt)
         max_tokens = body.max_tokens or body.max_completion_tokens
         prepared = self._prepare(body, [ids], max_tokens, body.alternatives)
         constraint = chat_constraint(body, self.encoding.tags, self.tokenizer, thinking)
@@ -83,7 +83,7 @@ class RequestBuilder:
         Raises:
             ApiError: the messages do not follow the chat format.
         """
-        return len(self._rendered(body).ids(self.tokenizer))
+        return len(self._chat_ids(self._rendered(body)))
 
     def completion(self, body: CompletionRequest) -> PreparedRequest:
         """Prepare text prompts.
@@ -108,6 +108,13 @@ class RequestBuilder:
             requests=[replace(request, echo=body.logprobs is not None) for request in prepared.requests],
             echoed=[text for text in texts for _ in range(body.samples)],
         )
+
+    def _chat_ids(self, prompt: ChatText) -> list[int]:
+        """The ids of a chat's prompt; other threads run meanwhile."""
+        try:
+            return prompt.ids(self.tokenizer)
+        except ValueError as error:
+            raise ApiError(400, str(error), "messages") from None
 
     def _rendered(self, body: ChatRequest) -> ChatText:
         """The prompt of a chat."""
