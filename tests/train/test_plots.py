@@ -6,7 +6,7 @@ from PIL import Image
 from seektune.train.plot_style import DARK, LIGHT, in_both_themes, png
 from seektune.train.plots import load_figure, loss_figure
 from seektune.train.score_plot import BeforeAfter, Reference, Score, score_figure
-from tests.run_cli import python
+from tests.places import ROOT
 
 GUESSING = Reference("guessing", 0.25)
 SCORES = [
@@ -51,5 +51,6 @@ def test_both_themes_have_the_layout_that_each_would_have():
 
 @pytest.mark.slow
 def test_a_process_that_draws_nothing_does_not_import_matplotlib():
-    said = python("import sys; from seektune.workflows import train; print('matplotlib' in sys.modules)")
+    code = "import sys; from seektune.workflows import train; print('matplotlib' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (said.returncode, said.stdout) == (0, "False\n"), said.stderr
