@@ -13,10 +13,10 @@ from seektune.train.config import LossConfig
 from .lora_law import Adapted, Seen, bytes_held, learn_adapted, look_adapted, made, read_base, write_and_read
 from .mesh_law import CONFIG, SHALLOW, SHORT, Course, Found, Subject, errors, whole_model
 from .test_mesh_laws import BOUND, DIFFERENCES, SCHEDULES, Case, assert_small, piped
+from .workers import run_workers
 
 DIFFERENCE = 1e-6
 """Rounding of rewards: some hundredths of the difference of two sums of hundreds of log-probabilities."""
-from .workers import run_workers
 
 SLOW = pytest.mark.slow
 LOSS = LossConfig(mtp_weight=0.3, balance_weight=0.05)
