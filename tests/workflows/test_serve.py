@@ -61,6 +61,8 @@ def served(*words: str, cwd: Path, files: int = 1024, **more: str) -> Iterator[t
     )
     try:
         assert process.stdout is not None
+        room = process.stdout.readline()
+        assert room.startswith("KV cache: "), room or process.communicate()
         said = process.stdout.readline()
         assert said.startswith("serving "), said or process.communicate()
         yield process, said.split(" at ")[1].split(" ")[0]
