@@ -129,6 +129,7 @@ def distilled_alone() -> Found:
     return look(alone(subject), subject)
 
 
+@pytest.fixture(scope="module")
 def drafted_alone() -> tuple[Found, Course]:
     return draft(alone(DRAFTER), DRAFTER)
 
