@@ -21,7 +21,7 @@ from torch import Tensor
 from seektune.kernels import linear_cross_entropy
 from seektune.model.config import DeepseekV4Config
 from seektune.model.head import Taught
-from seektune.model.objective import CROSS_ENTROPY, Objective
+from seektune.model.objective import CROSS_ENTROPY, LogprobObjective
 from seektune.sequence import WEIGHTS, SequenceLayout
 
 ROUNDS = 6
@@ -95,7 +95,7 @@ def ways(length: int, vocabulary: int) -> dict[str, Work]:
         "kernel": kernel,
         "objective": through(CROSS_ENTROPY.of_hidden, plain),
         "weights": through(CROSS_ENTROPY.of_hidden, weighted),
-        "log-probabilities": through(lambda *rest: Objective.of_hidden(CROSS_ENTROPY, *rest), plain),
+        "log-probabilities": through(lambda *rest: LogprobObjective.of_hidden(CROSS_ENTROPY, *rest), plain),
     }
 
 

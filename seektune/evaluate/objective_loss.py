@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from seektune.data.held_out_loss import HeldOutLoss
-from seektune.model.objective import Objective, TokenLogprobs
+from seektune.model.objective import LogprobObjective, TokenLogprobs
 from seektune.model.step_loss import LOSS
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.reference import ReferenceModel
@@ -14,7 +14,7 @@ from seektune.sequence import Batch
 
 def held_out_objective(
     model: ParallelModel,
-    objective: Objective,
+    objective: LogprobObjective,
     reference: ReferenceModel,
     batches: Sequence[Batch],
     by_dataset: Mapping[str, Sequence[Batch]],
@@ -37,7 +37,7 @@ def held_out_objective(
 @torch.no_grad()
 def _totals(
     model: ParallelModel,
-    objective: Objective,
+    objective: LogprobObjective,
     reference: ReferenceModel,
     batches: Sequence[Batch],
     alive: Callable[[], None],
@@ -54,7 +54,7 @@ def _totals(
     return sums
 
 
-def _means(objective: Objective, totals: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _means(objective: LogprobObjective, totals: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Loss and parts over all of these batches."""
     count = sum(each[""] for each in totals)
     assert count, "the held-out rows hold nothing that the objective counts"

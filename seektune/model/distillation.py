@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seektune.kernels import linear_cross_entropy, linear_divergence
 from seektune.model.head import Taught
-from seektune.model.objective import Objective, ObjectiveLoss, TokenLogprobs
+from seektune.model.objective import Objective, ObjectiveLoss
 from seektune.sequence import TEACHER, WEIGHTS, Batch, SequenceLayout
 
 DIVERGENCE = "divergence"
@@ -40,10 +40,6 @@ class Distillation(Objective):
     def count(self, batch: Batch) -> float:
         """The sum of the weights."""
         return batch.weight()
-
-    def loss(self, tokens: TokenLogprobs, divisor: Tensor | float) -> ObjectiveLoss:
-        """Not defined: a divergence needs more than the log-probabilities of the taught tokens."""
-        raise NotImplementedError("distillation compares whole distributions; use of_hidden")
 
     def of_hidden(
         self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, divisor: Tensor | float, weight_VD: Tensor

@@ -95,17 +95,27 @@ class Objective(ABC):
         return dict(totals)
 
     @abstractmethod
+    def of_hidden(
+        self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, divisor: Tensor | float, weight_VD: Tensor
+    ) -> ObjectiveLoss:
+        """The loss from the head's input over `divisor`, the count of the whole step."""
+
+
+class LogprobObjective(Objective):
+    """An objective that is a function of the log-probabilities of taught tokens."""
+
+    @abstractmethod
     def loss(self, tokens: TokenLogprobs, divisor: Tensor | float) -> ObjectiveLoss:
         """The loss over `divisor`, the count of the whole step; its gradient flows into `tokens.values_N`."""
 
     def of_hidden(
         self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, divisor: Tensor | float, weight_VD: Tensor
     ) -> ObjectiveLoss:
-        """The loss from the head's input; an objective may have a faster way than `token_logprobs`."""
+        """As `Objective`; one may have a faster way than `token_logprobs`."""
         return self.loss(TokenLogprobs.of(hidden_BTD, layout, taught, weight_VD), divisor)
 
 
-class CrossEntropy(Objective):
+class CrossEntropy(LogprobObjective):
     """Next-token cross-entropy: `-sum_t w_t log p_t / sum_t w_t` over the taught tokens; `w_t` is 1 without weights.
 
     With `z_weight`, training adds `z_weight * log(Z_t) ** 2` to each term, where `Z_t` sums the exponentials of the

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from seektune.model.head import Taught
-from seektune.model.objective import Objective, ObjectiveLoss, TokenLogprobs
+from seektune.model.objective import LogprobObjective, ObjectiveLoss, TokenLogprobs
 from seektune.sequence import ADVANTAGES, LOSS_MASK, REFERENCE, ROLLOUT_LOGPROBS, Batch, SequenceLayout
 
 Aggregation = Literal["sequence_mean", "token_mean", "constant"]
@@ -25,7 +25,7 @@ REFERENCE_KL = "kl"
 
 
 @dataclass(frozen=True)
-class PolicyGradient(Objective):
+class PolicyGradient(LogprobObjective):
     """The clipped policy gradient of sampled answers, with an optional penalty for leaving a reference model.
 
     With `r = p / p_rollout`, of a token or the geometric mean over its answer, and the answer's advantage A, a token's

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from seektune.model.objective import Objective, ObjectiveLoss, TokenLogprobs
+from seektune.model.objective import LogprobObjective, ObjectiveLoss, TokenLogprobs
 from seektune.model.preference import KTO, AnswerLogprobs, AnswerPairs, PairLoss, kto_baseline, supervised
 from seektune.sequence import PAIRS, REFERENCE, Batch
 
@@ -20,7 +20,7 @@ KL = "kl"
 
 
 @dataclass(frozen=True)
-class Preference(Objective):
+class Preference(LogprobObjective):
     """The mean over the pairs of a step of a pair loss and of `supervised_weight` times the chosen answers' loss."""
 
     pair_loss: PairLoss
@@ -61,7 +61,7 @@ class Preference(Objective):
 
 
 @dataclass(frozen=True)
-class AnswerFeedback(Objective):
+class AnswerFeedback(LogprobObjective):
     """The mean over the answers of a step of KTO's loss; its baseline is that of the micro-batch.
 
     Answers to other prompts than their own, which the baseline is estimated with, have the number 0.

@@ -16,7 +16,7 @@ from seektune.evaluate.objective_loss import held_out_objective
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
 from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
-from seektune.model.objective import Objective
+from seektune.model.objective import LogprobObjective, Objective
 from seektune.model.variants import encoding_of
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
@@ -147,7 +147,8 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData, refere
     section = run.recipe.objective
     objective = make_objective(section, reference, run.recipe.loss.z_weight)
     validate = partial(held_out_loss, model, data.validation, data.validation_by_dataset)
-    if run.recipe.objective.compares:
+    if section.compares:
+        assert isinstance(objective, LogprobObjective), "answers are compared by their log-probabilities"
         rows = data.validation, data.validation_by_dataset
         validate = partial(held_out_objective, model, objective, reference, *rows)
     stream: BatchStream = data.loader

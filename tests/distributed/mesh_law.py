@@ -16,7 +16,14 @@ from seektune.model.config import DeepseekV4Config
 from seektune.model.distillation import Distillation
 from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.gate import HashGate
-from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective, ObjectiveLoss, TokenLogprobs
+from seektune.model.objective import (
+    CROSS_ENTROPY,
+    CrossEntropy,
+    LogprobObjective,
+    Objective,
+    ObjectiveLoss,
+    TokenLogprobs,
+)
 from seektune.model.policy import PolicyGradient
 from seektune.model.preference import DPO, KTO
 from seektune.model.preference_objective import AnswerFeedback, Preference
@@ -63,7 +70,7 @@ Pieces = dict[str, tuple[np.ndarray, Box]]
 """What a process holds of named tensors, and where it belongs."""
 
 
-class EveryKind(Objective):
+class EveryKind(LogprobObjective):
     """Per token the clipped ratio to an older model, per document a function of its sum: neither is linear."""
 
     part_names = ("clipped", "likely_documents")

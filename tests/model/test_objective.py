@@ -9,7 +9,7 @@ from torch import Tensor
 from seektune.kernels import token_logprobs
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
-from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective, TokenLogprobs
+from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, LogprobObjective, TokenLogprobs
 from seektune.model.step_loss import StepLoss
 from seektune.sequence import Batch, SequenceLayout
 
@@ -65,7 +65,7 @@ def test_cross_entropy_as_a_function_of_log_probabilities_is_the_fused_one(batch
     layout = SequenceLayout.from_documents(batch.documents)
     taught = Taught(batch.labels, count, batch.columns)
     fused = CROSS_ENTROPY.of_hidden(head[0], layout, taught, count, head[1]).loss
-    plain = Objective.of_hidden(CROSS_ENTROPY, head[0], layout, taught, count, head[1]).loss
+    plain = LogprobObjective.of_hidden(CROSS_ENTROPY, head[0], layout, taught, count, head[1]).loss
     assert fused.item() == pytest.approx(plain.item(), rel=1e-12)
     for found, expected in zip(*(torch.autograd.grad(x, head) for x in (fused, plain)), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
