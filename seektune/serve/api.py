@@ -138,11 +138,11 @@ class Api:
         }
 
     def _as_chat(self, body: MessagesRequest | ResponsesRequest) -> PreparedRequest:
-        with refusals():
+        with refusals(body.chat_fields):
             return self._builder.chat(body.as_chat(self._builder.encoding))
 
     def _count(self, body: CountTokensRequest) -> int:
-        with refusals():
+        with refusals(body.chat_fields):
             return self._builder.count(body.as_chat(self._builder.encoding))
 
     async def _prepare(
@@ -157,7 +157,8 @@ class Api:
             async with self._compiling:
                 return await run_to_the_end(partial(prepared.compiled, self._vocab_size))
 
-        return body, await cancel_on_disconnect(http.receive, wait_and_compile())
+        with refusals(body.chat_fields):
+            return body, await cancel_on_disconnect(http.receive, wait_and_compile())
 
     async def _read(self, http: Request, schema: type[Body], build: Callable[[Body], Built]) -> tuple[Body, Built]:
         """The body and what is built of it, in a thread: a long one stops no other client."""

@@ -1,6 +1,6 @@
 """A request's body as the fields of its route: JSON, then a schema, up to the first mistake."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -48,12 +48,15 @@ def read_body(content: bytes, schema: type[Body]) -> Body:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
-    """Turns the error of a validation into an `ApiError` of its first mistake."""
+def refusals(fields: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Turns the error of a validation into an `ApiError` of its first mistake; `fields` have other names in errors."""
+    names = fields or {}
     try:
         yield
     except ValidationError as error:
-        raise _api_error(error.errors(include_url=False, include_input=False)[0]) from None
+        raise _api_error(error.errors(include_url=False, include_input=False)[0]).renamed(names) from None
+    except ApiError as error:
+        raise error.renamed(names) from None
 
 
 def _api_error(mistake: ErrorDetails) -> ApiError:

@@ -1,6 +1,7 @@
 """Errors in the form of OpenAI's API, and of Anthropic's for its routes."""
 
 import json
+import re
 from collections.abc import Mapping
 
 from fastapi import Response
@@ -28,6 +29,10 @@ MESSAGES_ERROR_TYPES = {
 }
 """Anthropic's `type` for each HTTP status; others are `api_error`."""
 
+FIELD = re.compile(r"^\w+")
+NAMED = re.compile(r"^\w+(?=[.:])|\b\w+(?= \()")
+"""A field that a message begins with, or names with its value."""
+
 HEADERS = {429: {"Retry-After": "1"}, 401: {"WWW-Authenticate": "Bearer"}}
 """Default headers of a status."""
 
@@ -48,6 +53,12 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.headers = HEADERS.get(status, {}) if headers is None else headers
+
+    def renamed(self, fields: Mapping[str, str]) -> "ApiError":
+        """The same error with other names of fields: in `param`, at the beginning of the message, in `NAME (VALUE)`."""
+        param = self.param and FIELD.sub(lambda found: fields.get(found[0], found[0]), self.param, 1)
+        message = NAMED.sub(lambda found: fields.get(found[0], found[0]), str(self))
+        return ApiError(self.status, message, param, self.code, self.headers)
 
     @property
     def kind(self) -> str:

@@ -1,7 +1,8 @@
 """The fields that the bodies of all generating requests have."""
 
+from collections.abc import Mapping
 from secrets import randbits
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -23,6 +24,8 @@ class StreamOptions(RequestModel):
 class ApiRequest(RequestModel):
     """Fields of all endpoints."""
 
+    chat_fields: ClassVar[Mapping[str, str]] = {}
+    """What this endpoint calls fields of chat completions, for errors of the chat that its body becomes."""
     model: str | None = None
     """One of `/v1/models`; default: the first."""
     stream: bool | None = None

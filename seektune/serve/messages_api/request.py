@@ -1,6 +1,7 @@
 """Request bodies of `/v1/messages`, and the chats that they ask for."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -75,6 +76,7 @@ class MessagesToolChoice(RequestModel):
 class MessagesRequest(ApiRequest):
     """`/v1/messages`."""
 
+    chat_fields: ClassVar[Mapping[str, str]] = {"stop": "stop_sequences", "response_format": "output_config.format"}
     max_tokens: Annotated[int, Field(ge=1)]
     messages: Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
     system: Texts | None = None

@@ -1,16 +1,18 @@
 """Request bodies of `/v1/responses`, and the chats that they ask for."""
 
 import json
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from seektune.data.chat_format.encodings import Encoding
+from seektune.data.chat_format.tokens import ANSWERED
 from seektune.io.strict_json import is_nested_deeper
 from seektune.io.text import check_unicode
 from seektune.serve.field_types import MAX_ITEMS, Effort, RequestModel, known_types
 from seektune.serve.generation_request import ApiRequest
-from seektune.serve.responses_api.items import Item, as_items, chat_messages
+from seektune.serve.responses_api.items import FunctionOutputItem, Item, MessageItem, as_items, chat_messages
 from seektune.serve.schema import ChatRequest
 
 
@@ -94,6 +96,11 @@ class ResponseStreamOptions(RequestModel):
 class ResponsesRequest(ApiRequest):
     """`/v1/responses`. Nothing is stored: each request has the whole conversation as its input."""
 
+    chat_fields: ClassVar[Mapping[str, str]] = {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text.format",
+    }
     input: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True), BeforeValidator(as_items)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -115,6 +122,13 @@ class ResponsesRequest(ApiRequest):
     metadata: dict[str, Any] | None = None
     """Returned with the response."""
     stream_options: ResponseStreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _asks_for_an_answer(self) -> Self:
+        last = self.input[-1]
+        if (isinstance(last, MessageItem) and last.role in ANSWERED) or isinstance(last, FunctionOutputItem):
+            return self
+        raise ValueError("input: the last item must be a message of the user or a developer, or a function_call_output")
 
     @model_validator(mode="after")
     def _can_be_repeated(self) -> Self:
