@@ -77,7 +77,7 @@ they show how your own files may look.
   seektune data example conversations
 Chosen and rejected answers, from which the recipe deepseek_v4_tiny_dpo learns:
   seektune data example preferences --kind preference
-TinyShakespeare as documents, downloaded once (1.1 MB), from which the recipe deepseek_v4_tiny_pretrain learns:
+TinyShakespeare as documents, from which the recipe deepseek_v4_tiny_pretrain learns:
   seektune data example shakespeare --kind text
 Sums with their answers, for the recipe deepseek_v4_tiny_grpo:
   seektune data example sums --kind prompt_completion
@@ -139,19 +139,15 @@ def _prepare(path: str, overrides: list[str], ray: str | None, megatron: Path | 
 def example(
     folder: Annotated[Path, typer.Argument(metavar="DIR", parser=path_flag, help="A new folder.")],
     kind: Annotated[ExampleKind, typer.Option(help="Kind of the rows.")] = ExampleKind.CHAT,
-    source: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", parser=path_flag, help="With --kind text: a copy of TinyShakespeare."),
-    ] = None,
 ) -> Action:
     """The command `data example`."""
-    return partial(_example, folder, kind.value, source)
+    return partial(_example, folder, kind.value)
 
 
-def _example(folder: Path, kind: str, source: Path | None) -> None:
+def _example(folder: Path, kind: str) -> None:
     from seektune.workflows.example_data import example_data
 
-    example_data(folder, kind, source)
+    example_data(folder, kind)
 
 
 @data_app.command(

@@ -21,11 +21,9 @@ PLAY = "\n\n".join(f"ROMEO:\nA line of a play, number {number}." for number in r
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with made documents and the repository's recipes."""
+    """A folder with the repository's recipes."""
     folder = tmp_path_factory.mktemp("pretraining")
     (folder / "examples").symlink_to(ROOT / "examples")
-    (folder / "shakespeare").mkdir()
-    write_shakespeare(folder / "shakespeare", PLAY)
     return folder
 
 
@@ -39,7 +37,10 @@ def test_the_commands_of_the_page_run(place: Path) -> None:
         done = seektune(*words, cwd=place, XDG_CACHE_HOME=str(place / "cache"))
         assert (done.returncode, done.stderr) == (0, ""), command.line
         said.append(done.stdout)
-    preview, training, generated, plan = said
+        if words[1] == "example":
+            write_shakespeare(place / "shakespeare", PLAY)  # a twentieth of it
+    plays, preview, training, generated, plan = said
+    assert "130 training and 14 held-out documents, TinyShakespeare" in plays
     assert "ROMEO" in preview
     assert re.search(r"ngram after training: examples \d+ with .* taught tokens, loss \d\.\d+", training)
     assert generated
