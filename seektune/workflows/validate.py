@@ -16,8 +16,9 @@ from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import Cluster, known_gpu
 from seektune.planner.report import make_report
 from seektune.recipe.recipe import Recipe
-from seektune.run.data import check_objective_data, open_split
+from seektune.run.data import open_split
 from seektune.run.encode_settings import encode_settings
+from seektune.run.objective_data import check_objective_data
 from seektune.run.streams import streamed, try_stream
 from seektune.workflows.plan import layout_at_launch
 

@@ -2,12 +2,14 @@
 
 import re
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from seektune import cli
 from tests.places import ROOT
+from tests.run_cli import seektune
 
 RECIPES = "examples/llm_finetune/deepseek_v4"
 FLASH, TINY = (f"{RECIPES}/deepseek_v4_{name}_hellaswag.yaml" for name in ("flash", "tiny"))
@@ -71,3 +73,13 @@ def blocks(page: str, language: str) -> list[str]:
 def own_test(page: str) -> Path:
     """Where a page of docs/ has a test module of its own, that is the file."""
     return ROOT / "tests" / "docs" / f"test_{Path(page).stem.replace('-', '_')}.py"
+
+
+def printed(command: Command, place: Path, training: Sequence[str] = ()) -> str:
+    """What a command of a page prints, run in `place` without an error; `training` are further words of a training."""
+    door, *words = command.words
+    assert door == "seektune"
+    words += training if words[0] == "train" else ()
+    done = seektune(*words, cwd=place, XDG_CACHE_HOME=str(place / "cache"))
+    assert (done.returncode, done.stderr) == (0, ""), command.line
+    return done.stdout

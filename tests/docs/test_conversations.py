@@ -11,9 +11,8 @@ from seektune.data.conversations.forms import FORMS
 from seektune.data.datasets.chat import ChatConfig
 from seektune.data.datasets.registry import DATASETS
 from seektune.data.datasets.row_texts import WrittenConfig
-from tests.run_cli import seektune
 
-from .guides import blocks, commands, text_of
+from .guides import blocks, commands, printed, text_of
 
 PAGE = "docs/conversations.md"
 
@@ -33,11 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_run(folder: Path) -> None:
     outputs = []
     for command in commands(PAGE):
-        door, *words = command.words
-        assert door == "seektune"
-        done = seektune(*words, cwd=folder, XDG_CACHE_HOME=str(folder / "cache"))
-        assert (done.returncode, done.stderr) == (0, ""), command.line
-        outputs.append(done.stdout)
+        outputs.append(printed(command, folder))
     split, calls, stats, as_json, packed = outputs
     assert "2 examples: a server drops old reasoning" in split
     assert "«Easy»" in split or "«</think>»" in split

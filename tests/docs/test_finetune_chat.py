@@ -9,7 +9,7 @@ import pytest
 from tests.places import RECIPES
 from tests.run_cli import seektune
 
-from .guides import commands
+from .guides import commands, printed
 from .test_parallel import header
 
 PAGE = "docs/finetune-chat.md"
@@ -20,12 +20,7 @@ FEW = ("--steps=2", "--schedule.warmup_steps=1", "--batch.global_size=4", "--bat
 def test_the_commands_of_the_page_run(place: Path) -> None:
     said = []
     for command in (each for each in commands(PAGE)[1:] if not each.hardware):
-        door, *words = command.words
-        assert door == "seektune"
-        words += FEW if words[0] == "train" else ()
-        done = seektune(*words, cwd=place, XDG_CACHE_HOME=str(place / "cache"))
-        assert (done.returncode, done.stderr) == (0, ""), command.line
-        said.append(done.stdout)
+        said.append(printed(command, place, FEW))
     preview, stats, training, _, plan = said
     assert "<｜Assistant｜>" in preview
     assert "486 rows" in stats

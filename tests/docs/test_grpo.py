@@ -9,7 +9,7 @@ import pytest
 from tests.places import RECIPES
 from tests.run_cli import seektune
 
-from .guides import commands
+from .guides import commands, printed
 from .test_parallel import header
 
 PAGE = "docs/grpo.md"
@@ -24,10 +24,7 @@ def test_the_example_names_its_recipe(example_rows: tuple[Path, str]) -> None:
 def test_the_commands_of_the_page_run(place: Path) -> None:
     said = []
     for command in [each for each in commands(PAGE) if not each.hardware and each.words[0] == "seektune"][1:]:
-        words = [*command.words[1:], *(FEW if command.words[1] == "train" else ())]
-        done = seektune(*words, cwd=place, XDG_CACHE_HOME=str(place / "cache"))
-        assert (done.returncode, done.stderr) == (0, ""), command.line
-        said.append(done.stdout)
+        said.append(printed(command, place, FEW))
     *teaching, training, plan = said
     assert ["validation loss" in each for each in teaching] == [True, True]
     assert re.search(r"step 1/1 · loss \S+ · reward \S+ · mismatch mean \S+ · mismatch max", training)

@@ -9,7 +9,7 @@ import pytest
 from tests.places import RECIPES
 from tests.run_cli import seektune
 
-from .guides import commands
+from .guides import commands, printed
 from .test_parallel import header
 
 PAGE = "docs/preference-tuning.md"
@@ -26,12 +26,7 @@ def test_the_example_names_its_recipe(example_rows: tuple[Path, str]) -> None:
 def test_the_commands_of_the_page_run(place: Path) -> None:
     said = []
     for command in (each for each in commands(PAGE)[1:] if not each.hardware):
-        door, *words = command.words
-        assert door == "seektune"
-        words += (*FEW, *LEAST) if words[0] == "train" else ()
-        done = seektune(*words, cwd=place, XDG_CACHE_HOME=str(place / "cache"))
-        assert (done.returncode, done.stderr) == (0, ""), command.line
-        said.append(done.stdout)
+        said.append(printed(command, place, (*FEW, *LEAST)))
     preview, stats, training, other, plan = said
     assert preview.count("document ") == 2
     assert "chosen" in preview

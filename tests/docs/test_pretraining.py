@@ -9,9 +9,8 @@ import pytest
 from seektune.data.datasets.shakespeare import write_shakespeare
 from seektune.recipe.load import load_recipe
 from tests.places import ROOT
-from tests.run_cli import seektune
 
-from .guides import commands
+from .guides import commands, printed
 
 PAGE = "docs/pretraining.md"
 RECIPES = ROOT / "examples" / "llm_pretrain" / "deepseek_v4"
@@ -31,13 +30,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_commands_of_the_page_run(place: Path) -> None:
     said = []
     for command in (each for each in commands(PAGE) if not each.hardware):
-        door, *words = command.words
-        assert door == "seektune"
-        words += FEW if words[0] == "train" else ()
-        done = seektune(*words, cwd=place, XDG_CACHE_HOME=str(place / "cache"))
-        assert (done.returncode, done.stderr) == (0, ""), command.line
-        said.append(done.stdout)
-        if words[1] == "example":
+        said.append(printed(command, place, FEW))
+        if command.words[2] == "example":
             write_shakespeare(place / "shakespeare", PLAY)  # a twentieth of it
     plays, preview, training, generated, plan = said
     assert "130 training and 14 held-out documents, TinyShakespeare" in plays

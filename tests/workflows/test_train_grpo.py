@@ -20,7 +20,7 @@ from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.rewards.sample import RewardSample
 from seektune.run import rollouts
-from seektune.run.data import check_objective_data
+from seektune.run.objective_data import check_objective_data
 from seektune.run.sampled_groups import RewardedPrompt, overlong_penalty
 from seektune.signals import Interrupted
 from seektune.train import trainer

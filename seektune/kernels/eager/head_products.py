@@ -5,6 +5,7 @@ Shapes: N tokens, D width, V vocabulary.
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from seektune.kernels.reference.precision import upcast
@@ -31,6 +32,28 @@ def through_head(slope_NV: Tensor, weight_VD: Tensor) -> Tensor:
     for rows, block in _blocks(weight_VD):
         out.addmm_(slope_NV[:, rows], block)
     return out
+
+
+class HeadGradients:
+    """Gradients of the head's input, `[N, D]`, and of its weight, `[V, D]`, from slopes of some tokens at a time."""
+
+    def __init__(self, hidden_ND: Tensor, weight_VD: Tensor, needs_hidden: bool, needs_weight: bool):
+        wide = torch.promote_types(weight_VD.dtype, torch.float32)
+        self._weight_VD = weight_VD
+        self._hidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        self._weight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
+        self.needed = needs_hidden or needs_weight
+
+    def add(self, tokens: slice, slope: Tensor, hidden: Tensor) -> None:
+        """Take the gradient of the logits of some tokens; `hidden` is their input in the slope's dtype."""
+        if self._hidden is not None:
+            self._hidden[tokens] = through_head(slope, self._weight_VD)
+        if self._weight is not None:
+            torch.addmm(self._weight, slope.T, hidden, out=self._weight)
+
+    def found(self) -> tuple[Tensor | None, Tensor | None]:
+        """Both gradients, in the dtypes of input and weight; None for what is not needed."""
+        return self._hidden, None if self._weight is None else self._weight.to(self._weight_VD.dtype)
 
 
 def _blocks(weight_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:

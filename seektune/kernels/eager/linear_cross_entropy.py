@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.eager.head_products import head_logits, through_head
+from seektune.kernels.eager.head_products import HeadGradients, head_logits
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.token_logprobs import CHUNK
 
@@ -33,9 +33,8 @@ class _Loss(torch.autograd.Function):
     def forward(ctx, hidden_ND, weight_VD, targets_N, weights_N, z_weight, is_training):  # type: ignore[no-untyped-def]
         # needs_input_grad is True for parameters even under no_grad, so the grad mode is passed in
         needs_hidden, needs_weight = (is_training and needs for needs in ctx.needs_input_grad[:2])
-        dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        gradients = HeadGradients(hidden_ND, weight_VD, needs_hidden, needs_weight)
         wide = torch.promote_types(weight_VD.dtype, torch.float32)
-        dweight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
         losses = [weight_VD.new_zeros((), dtype=wide)]
         squares = [weight_VD.new_zeros((), dtype=wide)]
         for start in range(0, len(hidden_ND), CHUNK):
@@ -50,7 +49,7 @@ class _Loss(torch.autograd.Function):
             if z_weight:
                 squared = total**2
                 squares.append((squared if weights is None else squared * weights).sum())
-            if not (needs_hidden or needs_weight):
+            if not gradients.needed:
                 continue
             slope = logits.sub_(total).exp_()
             if z_weight:
@@ -58,11 +57,8 @@ class _Loss(torch.autograd.Function):
             slope.scatter_add_(1, targets, slope.new_full((), -1.0).expand_as(targets))
             if weights is not None:
                 slope *= weights
-            if dhidden is not None:
-                dhidden[part] = through_head(slope, weight_VD)
-            if dweight is not None:
-                torch.addmm(dweight, slope.T, hidden, out=dweight)
-        ctx.gradients = dhidden, None if dweight is None else dweight.to(weight_VD.dtype)
+            gradients.add(part, slope, hidden)
+        ctx.gradients = gradients.found()
         squared = torch.stack(squares).sum()
         ctx.mark_non_differentiable(squared)
         loss = torch.stack(losses).sum()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.eager.head_products import head_logits, through_head
+from seektune.kernels.eager.head_products import HeadGradients, head_logits
 from seektune.kernels.reference.linear_divergence import CHUNK
 from seektune.kernels.reference.precision import upcast
 
@@ -33,9 +33,8 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, teacher_NE, teacher_weight_VE, weights_N, temperature, reverse, is_training):  # type: ignore[no-untyped-def]
         needs_hidden, needs_weight = (is_training and needs for needs in ctx.needs_input_grad[:2])
-        dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
+        gradients = HeadGradients(hidden_ND, weight_VD, needs_hidden, needs_weight)
         wide = torch.promote_types(weight_VD.dtype, torch.float32)
-        dweight = torch.zeros_like(weight_VD, dtype=wide) if needs_weight else None
         losses = [weight_VD.new_zeros((), dtype=wide)]
         for start in range(0, len(hidden_ND), CHUNK):
             part = slice(start, start + CHUNK)
@@ -46,11 +45,8 @@ class _Divergence(torch.autograd.Function):
             weights = temperature if weights_N is None else temperature * weights_N[part].unsqueeze(1)
             losses.append((terms * weights).sum() * temperature)
             slope *= weights
-            if dhidden is not None:
-                dhidden[part] = through_head(slope, weight_VD)
-            if dweight is not None:
-                torch.addmm(dweight, slope.T, hidden, out=dweight)
-        ctx.gradients = dhidden, None if dweight is None else dweight.to(weight_VD.dtype)
+            gradients.add(part, slope, hidden)
+        ctx.gradients = gradients.found()
         return torch.stack(losses).sum()
 
     @staticmethod

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.eager.head_products import head_logits, through_head
+from seektune.kernels.eager.head_products import HeadGradients, head_logits
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.token_logprobs import CHUNK
 
@@ -39,18 +39,14 @@ class _Logprobs(torch.autograd.Function):
     def backward(ctx, grad_N):  # type: ignore[no-untyped-def]
         hidden_ND, weight_VD, targets_N, totals_N = ctx.saved_tensors
         needs_hidden, needs_weight, _ = ctx.needs_input_grad
-        dhidden = torch.empty_like(hidden_ND) if needs_hidden else None
-        dweight = torch.zeros_like(weight_VD, dtype=totals_N.dtype) if needs_weight else None
+        gradients = HeadGradients(hidden_ND, weight_VD, needs_hidden, needs_weight)
         for part in _parts(hidden_ND):
             hidden = upcast(hidden_ND[part])
             grad = grad_N[part].unsqueeze(1)
             slope = head_logits(hidden, weight_VD).sub_(totals_N[part].unsqueeze(1)).exp_().mul_(-grad)
             slope.scatter_add_(1, targets_N[part].unsqueeze(1), grad)
-            if dhidden is not None:
-                dhidden[part] = through_head(slope, weight_VD)
-            if dweight is not None:
-                torch.addmm(dweight, slope.T, hidden, out=dweight)
-        return dhidden, None if dweight is None else dweight.to(weight_VD.dtype), None
+            gradients.add(part, slope, hidden)
+        return *gradients.found(), None
 
 
 def _parts(hidden_ND: Tensor) -> list[slice]:
