@@ -18,6 +18,7 @@ from seektune.io.run_files import METRICS, VALIDATION
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.evals import Scores, TaskComparison, compare
+from seektune.train.held_out import held_out
 
 MARK = "<!-- written by SeekTune, and written anew as long as nobody changes it: {} -->"
 ADAPTER_FORM = "peft"
@@ -193,7 +194,8 @@ def _figures(folder: Path) -> list[tuple[str, str]]:
         ("peak memory of a process", f"{max(step['memory_gb'] for step in steps):.1f} GB"),
     ]
     if len(validations) > 1:
-        figures.insert(3, ("validation loss", f"{validations[0]['loss']:.4f} → {validations[-1]['loss']:.4f}"))
+        name, first = held_out(validations[0])
+        figures.insert(3, (name, f"{first:.4f} → {held_out(validations[-1])[1]:.4f}"))
     return figures
 
 

@@ -77,7 +77,11 @@ def _objective(recipe: Recipe) -> list[tuple[str, str]]:
     if section.name == "cross_entropy":
         return []
     settings = section.model_dump(exclude={"name", "reference"}, exclude_none=True)
+    rewards = settings.pop("reward", [])
     parts = [section.name, *(f"{name} {value}" for name, value in settings.items())]
+    for reward in rewards if isinstance(rewards, list) else [rewards]:
+        name, *rest = reward
+        parts.append(f"reward {reward[name]} ({', '.join(f'{key} {reward[key]}' for key in rest)})")
     if section.reference_choice is not None:
         parts.append("reference: adapters off" if recipe.switches_adapters_off else "reference: cached")
     return [("objective", ", ".join(parts))]
@@ -130,7 +134,10 @@ def summary(
     losses: tuple[float, float], before: Scores, after: Scores, product: Path, report: Path, recipe: Recipe
 ) -> None:
     """Print the results, their folder, and the command that merges adapters."""
-    say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
+    if recipe.objective.samples:  # whose held-out loss is the negative reward
+        say(f"held-out reward: {-losses[0]:.4f} → {-losses[1]:.4f}")
+    else:
+        say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
     for each in compare(before, after):
         if each.before is not None and each.after is not None:
             for line in _changes(each.task, each.before, each.after):

@@ -9,6 +9,7 @@ from seektune.io.atomic import write_atomically
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import CONTENTS, EXPERT_LOADS, LOSS_CURVE, METRICS, REPORT, VALIDATION
 from seektune.train.evaluation_log import read_if_there
+from seektune.train.held_out import held_out
 from seektune.train.plot_style import in_both_themes
 from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_evaluations import evaluation_sections
@@ -85,7 +86,8 @@ def _steps(folder: Path) -> list[dict[str, Any]]:
 def _headlines(
     steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: ReportText
 ) -> list[tuple[str, str]]:
-    found = [(f"{validation[0]['loss']:.3f} → {validation[-1]['loss']:.3f}", "validation loss, before → after")]
+    name, first = held_out(validation[0])
+    found = [(f"{first:.3f} → {held_out(validation[-1])[1]:.3f}", f"{name}, before → after")]
     for name, each in story.comparisons():
         numbers = [score.short for score in (each.before, each.after) if score is not None]
         taken = "before → after" if len(numbers) == 2 else "before" if each.before else "after"
@@ -122,8 +124,9 @@ def _loads(moments: Sequence[Mapping[str, Any]]) -> list[str]:
 def _results(
     steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: ReportText
 ) -> list[tuple[str, str, str]]:
+    name, first = held_out(validation[0])
     rows = [
-        ("validation loss", f"{validation[0]['loss']:.4f}", f"{validation[-1]['loss']:.4f}"),
+        (name, f"{first:.4f}", f"{held_out(validation[-1])[1]:.4f}"),
         *_by_dataset(validation[0], validation[-1]),
         ("training loss (first and last step)", f"{steps[0]['loss']:.4f}", f"{steps[-1]['loss']:.4f}"),
     ]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seektune.train.held_out import REWARD
 from seektune.train.plot_style import Theme, in_both_themes, legend, sheet
 from seektune.train.plots import smooth
 from seektune.train.report_evaluations import spread
@@ -13,7 +14,6 @@ from seektune.train.report_html import picture, section, table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-REWARD = "reward"
 LOW = "reward_low"
 HIGH = "reward_high"
 CAPTION = (

@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 
@@ -87,3 +88,18 @@ def test_only_files_that_are_there_are_listed(tmp_path):
     words = read(write_report(tmp_path, story()).read_text(encoding="utf-8")).words
     assert "model" in words
     assert "checkpoints" not in words
+
+
+@pytest.mark.slow
+def test_a_run_on_rewards_is_judged_by_its_held_out_reward(tmp_path):
+    record_run(tmp_path, 2)
+    lines = [{"step": 0, "loss": -0.25, "reward": 0.25}, {"step": 2, "loss": -0.5, "reward": 0.5}]
+    for line in lines:
+        line |= {"reward_low": line["reward"] - 0.1, "reward_high": line["reward"] + 0.1}
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rewarded = "".join(json.dumps(step | {"reward": 0.3, "mismatch_max": 0.0}) + "\n" for step in steps)
+    (tmp_path / "metrics.jsonl").write_text(rewarded)
+    words = " ".join(read(write_report(tmp_path, story()).read_text(encoding="utf-8")).words)
+    assert "0.250 → 0.500 held-out reward, before → after" in words
+    assert "validation loss" not in words
