@@ -36,14 +36,16 @@ class OneOf:
     key: str
     sections: Mapping[str, type[Section]]
     several: bool = False
-    """Whether the field may also hold a list of such sections, at least one."""
+    """Whether the field may also hold a list of such sections."""
+    least: int = 1
+    """Minimum length of the list."""
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {name: handler.generate_schema(section) for name, section in self.sections.items()}
         one = core_schema.tagged_union_schema(choices, self._name_of)
         if not self.several:
             return one
-        sections = core_schema.list_schema(one, min_length=1)
+        sections = core_schema.list_schema(one, min_length=self.least)
         return core_schema.tagged_union_schema({**choices, LIST: sections}, self._name_or_list)
 
     def _name_or_list(self, value: Any) -> str:

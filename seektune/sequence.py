@@ -23,6 +23,8 @@ PAIRS = "pairs"
 one, 0 if it has none, int64. Both answers of a pair are in one micro-batch."""
 TEACHER = "teacher"
 """The column with the hidden state from which a teacher predicts each token, `[B, T, E]`, in the teacher's dtype."""
+TEACHER_NUMBER = "teacher_number"
+"""The column with the number of the teacher of each token, where there are several, fp32."""
 REFERENCE = "reference"
 """The column with the log-probability of each token by a reference model, fp32."""
 ADVANTAGES = "advantages"
@@ -219,6 +221,10 @@ class Batch:
         """The batch with all of its tensors changed in the same way."""
         columns = {name: change(x) for name, x in self.columns.items()}
         return Batch(change(self.tokens), change(self.labels), change(self.documents), columns)
+
+    def having(self, name: str, column: Tensor) -> "Batch":
+        """The batch with one more column."""
+        return replace(self, columns={**self.columns, name: column})
 
     def share(self, index: int, count: int) -> "Batch":
         """Part `index` of the rows, cut into `count` parts of nearly equal size."""

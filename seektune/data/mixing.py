@@ -63,8 +63,12 @@ class Mixture:
 
     def example(self, number: int) -> Example:
         """An example with its tokens."""
-        dataset = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        dataset = self.dataset_of(number)
         return self.datasets[dataset].example(int(number - self._firsts[dataset]))
+
+    def dataset_of(self, number: int) -> int:
+        """The place of an example's dataset among all."""
+        return int(np.searchsorted(self._firsts, number, side="right")) - 1
 
     def _block(self, block: int) -> Numbers:
         """The examples of a block; the last one is kept."""

@@ -3,9 +3,10 @@
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev, stdev
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from seektune.data.example import Example, continuation
 from seektune.data.packing import collate
-from seektune.sequence import ADVANTAGES, LOSS_MASK, ROLLOUT_LOGPROBS, Batch
+from seektune.sequence import ADVANTAGES, LOSS_MASK, ROLLOUT_LOGPROBS, TEACHER_NUMBER, WEIGHTS, Batch
 
 SCALE_EPSILON = 1e-4
 """Added to a standard deviation of rewards, as TRL does."""
@@ -40,6 +41,8 @@ class Rollout:
     """Whether it was cut off at the maximum number of tokens."""
     masked: bool = False
     """Whether the loss ignores its tokens."""
+    dataset: int = 0
+    """The place of its prompt's dataset among all."""
 
     @property
     def tokens(self) -> int:
@@ -63,20 +66,36 @@ def all_equal(rewards: Sequence[float]) -> bool:
     return pstdev(rewards) < 1e-9
 
 
-def collate_rollouts(rows: Sequence[Sequence[Rollout]], pad_id: int) -> Batch:
-    """A micro-batch `[B, T]` of rollouts, several of which may share a row, with the columns of a policy gradient."""
-    batch = collate([[each.example() for each in row] for row in rows], pad_id)
-    columns = {
-        ADVANTAGES: _column(rows, batch, lambda each: np.full(len(each.answer), each.advantage)),
-        ROLLOUT_LOGPROBS: _column(rows, batch, lambda each: np.asarray(each.logprobs)),
-        LOSS_MASK: _column(rows, batch, lambda each: np.full(len(each.answer), 1.0 - each.masked)),
+Values: TypeAlias = Callable[[Rollout], NDArray[np.float64]]
+"""The values of an answer's tokens."""
+
+POLICY_COLUMNS: Mapping[str, Values] = {
+    ADVANTAGES: lambda each: np.full(len(each.answer), each.advantage),
+    ROLLOUT_LOGPROBS: lambda each: np.asarray(each.logprobs),
+    LOSS_MASK: lambda each: np.full(len(each.answer), 1.0 - each.masked),
+}
+"""The columns of a policy gradient."""
+
+
+def teacher_columns(teachers: Sequence[int], weights: Sequence[float]) -> Mapping[str, Values]:
+    """The columns of on-policy distillation, from the teacher of each dataset and the weight of each teacher."""
+    return {
+        TEACHER_NUMBER: lambda each: np.full(len(each.answer), float(teachers[each.dataset])),
+        WEIGHTS: lambda each: np.full(len(each.answer), weights[teachers[each.dataset]]),
+        ROLLOUT_LOGPROBS: lambda each: np.asarray(each.logprobs),
     }
-    return Batch(batch.tokens, batch.labels, batch.documents, columns)
 
 
-def _column(
-    rows: Sequence[Sequence[Rollout]], batch: Batch, values: Callable[[Rollout], NDArray[np.float64]]
-) -> torch.Tensor:
+def collate_rollouts(
+    rows: Sequence[Sequence[Rollout]], pad_id: int, columns: Mapping[str, Values] = POLICY_COLUMNS
+) -> Batch:
+    """A micro-batch `[B, T]` of rollouts, several of which may share a row, with columns for an objective."""
+    batch = collate([[each.example() for each in row] for row in rows], pad_id)
+    found = {name: _column(rows, batch, values) for name, values in columns.items()}
+    return Batch(batch.tokens, batch.labels, batch.documents, found)
+
+
+def _column(rows: Sequence[Sequence[Rollout]], batch: Batch, values: Values) -> torch.Tensor:
     """Values of each answer's tokens, fp32 `[B, T]`; 0 elsewhere."""
     found = np.zeros(batch.tokens.shape, np.float32)
     for b, row in enumerate(rows):

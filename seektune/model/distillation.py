@@ -5,7 +5,8 @@ tokens at a time. Shapes: B rows, T tokens, N taught tokens of this device, D wi
 V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor
 from seektune.kernels import linear_cross_entropy, linear_divergence
 from seektune.model.head import Taught
 from seektune.model.objective import Objective, ObjectiveLoss
-from seektune.sequence import TEACHER, WEIGHTS, Batch, SequenceLayout
+from seektune.sequence import IGNORE_INDEX, TEACHER, TEACHER_NUMBER, WEIGHTS, Batch, SequenceLayout
 
 DIVERGENCE = "divergence"
 TOKEN_LOSS = "cross_entropy"
+ENTROPY = "entropy"
 """Names of parts."""
 
 
@@ -57,3 +59,86 @@ class Distillation(Objective):
             cross_entropy = linear_cross_entropy(tokens.hidden_ND, weight_VD, tokens.targets_N, weights_N) / divisor
         loss = self.share * divergence + (1 - self.share) * cross_entropy
         return ObjectiveLoss(loss, {DIVERGENCE: divergence.detach(), TOKEN_LOSS: cross_entropy.detach()})
+
+
+@dataclass(frozen=True, eq=False)
+class TeacherHead:
+    """What the loss reads of a teacher."""
+
+    label: str
+    """Its name in the metrics."""
+    width: int
+    """Of its hidden states, the first of those in the column."""
+    head_VE: Tensor | None
+    """As `Distillation.head_VE`."""
+
+
+@dataclass(frozen=True, eq=False)
+class OnPolicyDistillation(Objective):
+    """`sum_t w_t KL(q || p_k) / sum_t w_t` over tokens that the model has sampled; `k` is the teacher of token t."""
+
+    teachers: tuple[TeacherHead, ...]
+
+    @property
+    def part_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """As `Objective`."""
+        several = self.teachers if len(self.teachers) > 1 else ()
+        return DIVERGENCE, ENTROPY, *(name(each) for each in several for name in (_divergence_of, _share_of))
+
+    def count(self, batch: Batch) -> float:
+        """The sum of the weights."""
+        return batch.weight()
+
+    def means(self, totals: Mapping[str, float]) -> dict[str, float]:
+        """The divergence from each teacher is the mean over its own tokens; a teacher without tokens has none."""
+        found = dict(totals)
+        for each in self.teachers if len(self.teachers) > 1 else ():
+            share = found.pop(_share_of(each))
+            own = found.pop(_divergence_of(each))
+            found |= {_divergence_of(each): own / share} if share > 0 else {}
+        return found
+
+    def of_hidden(
+        self, hidden_BTD: Tensor, layout: SequenceLayout, taught: Taught, divisor: Tensor | float, weight_VD: Tensor
+    ) -> ObjectiveLoss:
+        """As the class says, by `Distillation` from each teacher on its own tokens.
+
+        `entropy` is the mean of `-log q` of the tokens, which estimates that of the distributions they were sampled
+        from.
+        """
+        found = [
+            self._from(number, hidden_BTD, layout, taught, divisor, weight_VD) for number in range(len(self.teachers))
+        ]
+        parts = {
+            name: torch.stack([each.parts[name] for each in found if name in each.parts]).sum()
+            for name in self.part_names
+        }
+        return ObjectiveLoss(torch.stack([each.loss for each in found]).sum(), parts)
+
+    def _from(
+        self,
+        number: int,
+        hidden_BTD: Tensor,
+        layout: SequenceLayout,
+        taught: Taught,
+        divisor: Tensor | float,
+        weight_VD: Tensor,
+    ) -> ObjectiveLoss:
+        """The loss of one teacher's tokens."""
+        teacher = self.teachers[number]
+        labels_BT = torch.where(taught.columns[TEACHER_NUMBER] == number, taught.labels_BT, IGNORE_INDEX)
+        columns = {**taught.columns, TEACHER: taught.columns[TEACHER][..., : teacher.width]}
+        theirs = replace(taught, labels_BT=labels_BT, columns=columns)
+        found = Distillation(teacher.head_VE, reverse=True).of_hidden(hidden_BTD, layout, theirs, divisor, weight_VD)
+        divergence = found.parts[DIVERGENCE]
+        share = theirs.tokens(hidden_BTD[..., :1].detach(), layout, steps=1).columns[WEIGHTS].sum() / divisor
+        parts = {DIVERGENCE: divergence, ENTROPY: found.parts[TOKEN_LOSS]}
+        return ObjectiveLoss(found.loss, parts | {_divergence_of(teacher): divergence, _share_of(teacher): share})
+
+
+def _divergence_of(teacher: TeacherHead) -> str:
+    return f"{DIVERGENCE}_{teacher.label}"
+
+
+def _share_of(teacher: TeacherHead) -> str:
+    return f"share_{teacher.label}"

@@ -18,7 +18,11 @@ from seektune.lora.dora import DoraLinear
 from seektune.lora.format import read_adapter
 from seektune.lora.initialize import initial_a
 from seektune.lora.state import TRAINED, Adapted, adapted_modules, adapter_state
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.load import experts_here
 from seektune.parallel.model import ParallelModel
+from seektune.parallel.parallelize import sharing_weights
 from seektune.parallel.placement import shard_of
 from seektune.parallel.stage import Stage
 
@@ -82,6 +86,24 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
             ours = adapter_files.scaling_of(module, TRAINED)
             if not isclose(theirs, ours, rel_tol=1e-6):
                 raise ValueError(f"{folder} multiplies the change of {name} by {theirs:g}, this model by {ours:g}")
+
+
+def with_adapter(model: ParallelModel, config: ParallelConfig, folder: Path) -> ParallelModel:
+    """Another model on the frozen weights of `model`, with the adapter of a folder in place of the trained one.
+
+    Only the adapter takes memory of its own. Collective.
+
+    Raises:
+        ValueError: as `lora.files.load_adapter`.
+    """
+    found = sharing_weights(model, config)
+    whole = DeepseekV4ForCausalLM(model.config, "meta")
+    experts = experts_here(model.config.n_routed_experts, model.mesh)
+    for stage in found.stages.values():
+        if stage.is_adapted():
+            adapter_files.unload_adapter(stage, TRAINED)
+        adapter_files.load_adapter(stage, folder, experts=experts, whole=whole)
+    return found
 
 
 def _values(change: LoraDelta, part: str, piece: Shard, what: str) -> Tensor:

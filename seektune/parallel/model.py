@@ -59,7 +59,7 @@ class ParallelModel:
         """`prepare` was applied to each stage; `full_model` applies it to the whole model on the meta device."""
         self.stages = stages
         self.mesh = mesh
-        self._prepare = prepare
+        self.prepare = prepare
         self.config: DeepseekV4Config = next(iter(stages.values())).config
         self._runner = runner
         self._ran_without_mtp = False
@@ -152,7 +152,7 @@ class ParallelModel:
             return self.whole
         dtype = next(iter(self.stages.values())).dtype
         whole = DeepseekV4ForCausalLM(self.config, "meta", dtype, drafter=self.trains_drafter)
-        self._prepare(whole)
+        self.prepare(whole)
         return whole
 
     def decodable(self) -> DeepseekV4ForCausalLM | DecodeStage:
@@ -168,7 +168,7 @@ class ParallelModel:
             model = DecodeStage(self.config, layers, self.mesh, stage.dtype, stage.numerics)
         else:
             model = DeepseekV4ForCausalLM(self.config, "meta", stage.dtype, stage.numerics, self.trains_drafter)
-        self._prepare(model)
+        self.prepare(model)
         apply_expert_parallel(model, self.mesh)
         model.load_state_dict({name: gathered(x).detach() for name, x in stage.state_dict().items()}, assign=True)
         return model

@@ -14,6 +14,7 @@ from seektune.parallel.layer_split import count_stages, split_layers, stages_of
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.pipeline import PipelineRunner, Runner, SequentialRunner
+from seektune.parallel.placement import gathered
 from seektune.parallel.recompute import recompute_blocks
 from seektune.parallel.stage import Stage
 
@@ -49,6 +50,22 @@ def parallelize(
         apply_fsdp(stage, mesh, config)
         stage.to_empty(device=torch.device("cpu") if config.cpu_offload else mesh.device)
     return ParallelModel(stages, _make_runner(stages, architecture, mesh, config), mesh, prepare)
+
+
+def sharing_weights(model: ParallelModel, config: ParallelConfig) -> ParallelModel:
+    """Another model on the memory of a model's weights, adapters included, for passes without gradient. Collective.
+
+    FSDP2 has no part in it: what it cuts is gathered into new memory.
+    """
+    first = next(iter(model.stages.values()))
+    stages = build_stages(model.config, model.mesh, config, first.dtype, first.numerics)
+    for number, stage in stages.items():
+        model.prepare(stage)
+        apply_context_parallel(stage, model.mesh)
+        apply_expert_parallel(stage, model.mesh)
+        state = {name: gathered(x).detach() for name, x in model.stages[number].state_dict().items()}
+        stage.load_state_dict(state, assign=True)
+    return ParallelModel(stages, _make_runner(stages, model.config, model.mesh, config), model.mesh, model.prepare)
 
 
 def build_stages(

@@ -38,8 +38,8 @@ class NoReference:
         return batch
 
 
-class AdaptersOff:
-    """The model that is trained, without its adapters: one more forward pass, and no memory for weights."""
+class ModelReference:
+    """One more forward pass, of a checkpoint or of the model that is trained, without the adapters that it may have."""
 
     def __init__(self, model: ParallelModel, temperature: float = 1.0):
         """`temperature` divides the logits of this process's own micro-batches."""
@@ -61,8 +61,7 @@ class AdaptersOff:
 
 def with_reference(batch: Batch, reference_BT: Tensor) -> Batch:
     """The batch with the log-probability of each token by the reference model, or sums of them at single tokens."""
-    columns = {**batch.columns, REFERENCE: reference_BT.to(batch.tokens.device)}
-    return Batch(batch.tokens, batch.labels, batch.documents, columns)
+    return batch.having(REFERENCE, reference_BT.to(batch.tokens.device))
 
 
 def at_tokens(logprobs_BT: Tensor) -> Tensor:

@@ -123,9 +123,9 @@ class TrainingJob:
     streamed: bool = False
     """Whether frozen weights stay on disk and are read one block ahead."""
     references: int = 0
-    """Forward passes of each micro-batch for a reference model, without gradient."""
-    teacher: bool = False
-    """Whether the reference model is another one, a teacher, whose memory is not counted."""
+    """Forward passes of each micro-batch for a reference model or a teacher, without gradient."""
+    frozen_models: bool = False
+    """Whether those are of other checkpoints, whose memory is not counted."""
     qat: str = "none"
     """The format that weights are rounded to in each forward pass."""
     drafter: bool = False

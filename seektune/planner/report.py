@@ -44,14 +44,15 @@ DRAFTER = (
     "whole on each process."
 )
 ROLLOUTS = (
-    "Rewards: the time of a step does not include its rollout, which are sampling, rewards and a forward pass that "
+    "Rollouts: the time of a step does not include its rollout, which are sampling, rewards and a forward pass that "
     "measures the mismatch; the KV caches of sampling, in the place of activations, are not counted."
 )
 
 
-TEACHER = (
-    "Teacher: the memory of objective.teacher is not counted, nor what it sends. Each process also holds its part of "
-    "the teacher's frozen weights on the same layout, and the last pipeline stage the teacher's whole head."
+FROZEN_MODELS = (
+    "Teachers and reference: the memory of other checkpoints than the model is not counted, nor what they send. Each "
+    "process also holds its part of their frozen weights on the same layout, the last pipeline stage each teacher's "
+    "whole head."
 )
 
 
@@ -82,8 +83,8 @@ class PlanReport:
         low = peak.lower["total"] / GIGA
         high = peak.upper["total"] / GIGA
         where = f"rank {peak.rank} needs {low:.1f} to {high:.1f} GB of {memory / GIGA:.0f}"
-        if self.layout.job.teacher:
-            where += " without the teacher"
+        if self.layout.job.frozen_models:
+            where += " without other checkpoints"
         if on_host := peak.upper["on_host"]:
             where += f" and {on_host / GIGA:.1f} GB of the host's memory"
         if high * GIGA <= memory:
@@ -107,7 +108,7 @@ class PlanReport:
         special = {
             OFFLOAD: job.parallel.cpu_offload,
             DRAFTER: job.drafter,
-            TEACHER: job.teacher,
+            FROZEN_MODELS: job.frozen_models,
             ROLLOUTS: job.samples,
         }
         lines = [*ESTIMATE, *(line for line, holds in special.items() if holds), *numbers]

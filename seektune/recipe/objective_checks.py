@@ -1,7 +1,8 @@
 """Checks of a recipe against its objective."""
 
 from seektune.recipe.recipe import Recipe
-from seektune.train.objectives import DistillConfig, GrpoConfig
+from seektune.train.objectives import DistillConfig
+from seektune.train.rollout_objectives import GrpoConfig, OpdConfig, RolloutConfig
 
 
 def check_objective(recipe: Recipe) -> Recipe:
@@ -18,9 +19,14 @@ def check_objective(recipe: Recipe) -> Recipe:
     if not recipe.objective.compares and not recipe.objective.samples:
         return recipe
     if recipe.loss.mtp_weight:
-        recipe = without_mtp(recipe, f"the MTP block would learn the rejected answers of {name} too")
-    if isinstance(recipe.objective, GrpoConfig):
+        learnt = "rejected" if recipe.objective.compares else "sampled"
+        recipe = without_mtp(recipe, f"the MTP block would learn the {learnt} answers of {name} too")
+    if isinstance(recipe.objective, RolloutConfig):
         _check_rollouts(recipe, recipe.objective)
+    if isinstance(recipe.objective, GrpoConfig):
+        _check_policy_gradient(recipe, recipe.objective)
+    if isinstance(recipe.objective, OpdConfig):
+        _check_teachers(recipe, recipe.objective)
     return recipe
 
 
@@ -31,8 +37,9 @@ def _check_distillation(recipe: Recipe, section: DistillConfig) -> None:
         raise ValueError("objective.teacher_offload stream needs objective.teacher and objective.teacher_quantized")
 
 
-def _check_rollouts(recipe: Recipe, objective: GrpoConfig) -> None:
+def _check_rollouts(recipe: Recipe, objective: RolloutConfig) -> None:
     batch = recipe.batch
+    name = objective.name
     for wrong, message in (
         (batch.pack, "batch.pack must be false: sampled answers have a row each"),
         (
@@ -43,18 +50,27 @@ def _check_rollouts(recipe: Recipe, objective: GrpoConfig) -> None:
             objective.max_new_tokens >= batch.length,
             f"objective.max_new_tokens must be below batch.length {batch.length}, which prompt and answer share",
         ),
-        (
-            objective.beta > 0 and not recipe.lora.targets,
-            "objective.beta needs lora.targets: its reference is the model without the adapters",
-        ),
-        (
-            objective.beta > 0 and recipe.lora.adapter is not None,
-            "objective.beta needs lora.adapter null: its reference would lack that adapter; merge it first",
-        ),
-        (recipe.model.offload == "stream", "objective.name grpo decodes: model.offload must be none"),
+        (recipe.model.offload == "stream", f"objective.name {name} decodes: model.offload must be none"),
         (
             batch.overlong not in ("error", "drop"),
-            f"batch.overlong must be error or drop with objective.name grpo: {batch.overlong} changes prompts",
+            f"batch.overlong must be error or drop with objective.name {name}: {batch.overlong} changes prompts",
+        ),
+    ):
+        if wrong:
+            raise ValueError(message)
+
+
+def _check_policy_gradient(recipe: Recipe, objective: GrpoConfig) -> None:
+    switches = objective.reference_choice == "adapters_off"
+    for wrong, message in (
+        (
+            switches and not recipe.lora.targets,
+            "objective.beta needs objective.reference_checkpoint, or lora.targets and the model without the adapters",
+        ),
+        (
+            switches and recipe.lora.adapter is not None,
+            "objective.beta needs lora.adapter null: its reference would lack that adapter; merge it first, or set "
+            "objective.reference_checkpoint",
         ),
         (
             recipe.guard.spike_factor is not None,
@@ -63,6 +79,16 @@ def _check_rollouts(recipe: Recipe, objective: GrpoConfig) -> None:
     ):
         if wrong:
             raise ValueError(message)
+
+
+def _check_teachers(recipe: Recipe, objective: OpdConfig) -> None:
+    objective.teacher_numbers([each.log_name for each in recipe.datasets])
+    for number, each in enumerate(objective.teachers):
+        if each.checkpoint is None and not recipe.lora.targets:
+            raise ValueError(
+                f"objective.teachers.{number} without a checkpoint is on the model's frozen weights, which needs "
+                "lora.targets; name a checkpoint"
+            )
 
 
 def without_mtp(recipe: Recipe, why: str) -> Recipe:

@@ -24,7 +24,7 @@ from seektune.train.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from seektune.train.objectives import CrossEntropyConfig, DistillConfig, ObjectiveSection
+from seektune.train.objectives import CrossEntropyConfig, ObjectiveSection
 from seektune.train.optim.config import AdamWConfig, OptimizerSection
 
 
@@ -165,9 +165,14 @@ class Recipe(Section):
         return choice == "adapters_off" or (choice == "auto" and fresh)
 
     @property
-    def has_teacher(self) -> bool:
-        """Whether a second model, a teacher, is in memory beside this one."""
-        return isinstance(self.objective, DistillConfig) and self.objective.teacher is not None
+    def has_frozen_models(self) -> bool:
+        """Whether other checkpoints, teachers or a reference, run beside the model."""
+        return bool(self.objective.frozen_models)
+
+    @property
+    def has_reference_pass(self) -> bool:
+        """Whether each micro-batch has one more forward pass, of a teacher or a reference model."""
+        return self.switches_adapters_off or self.has_frozen_models or self.objective.distills
 
     @property
     def export_format(self) -> str:

@@ -69,3 +69,5 @@ REWARDS: dict[str, type[RewardConfig]] = {
 
 RewardSection = Annotated[RewardConfig | list[RewardConfig], OneOf("name", REWARDS, several=True)]
 """One reward, or a list of them with weights."""
+MeasuredSection = Annotated[RewardConfig | list[RewardConfig], OneOf("name", REWARDS, several=True, least=0)]
+"""The same, or an empty list for none."""

@@ -21,7 +21,7 @@ Reward: TypeAlias = Callable[[Sequence[RewardSample]], Sequence[float]]
 
 
 def make_reward(sections: Sequence[RewardConfig], stop: Callable[[], None] = lambda: None) -> Reward:
-    """The sum of the rewards of sections, with their weights.
+    """The sum of the rewards of sections, with their weights; 0 without sections.
 
     A server's reward calls `stop` between its tries and in pauses; it may raise `Interrupted`.
 
@@ -32,7 +32,7 @@ def make_reward(sections: Sequence[RewardConfig], stop: Callable[[], None] = lam
 
     def total(samples: Sequence[RewardSample]) -> list[float]:
         found = [[weight * value for value in _checked(name, own(samples), samples)] for weight, own, name in parts]
-        return [sum(values) for values in zip(*found, strict=True)]
+        return [sum(values[number] for values in found) for number in range(len(samples))]
 
     return total
 

@@ -33,8 +33,7 @@ from seektune.parallel.recompute import recompute_blocks
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.run.drafter import drafter_trainer
-from seektune.run.teacher import check_teacher
-from seektune.train.objectives import DistillConfig
+from seektune.run.frozen_models import check_frozen
 from seektune.train.optim.build import check_groups, check_library
 from seektune.train.settings import Origin
 
@@ -75,8 +74,8 @@ def check_sources(recipe: Recipe, config: DeepseekV4Config) -> None:
     if recipe.model.weights is not None:
         folder = locate(recipe.model.weights)
         check_fit(FolderSource(folder), checkpoint_shapes(config), folder)
-    if isinstance(recipe.objective, DistillConfig):
-        check_teacher(recipe.objective, config)
+    for wanted in recipe.objective.frozen_models:
+        check_frozen(wanted, config)
     if recipe.lora.adapter is not None:
         with _naming("lora.adapter"):
             read_adapter(Path(recipe.lora.adapter))

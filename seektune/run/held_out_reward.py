@@ -1,12 +1,13 @@
 """The held-out measurement of a run that trains on rewards: one sampled answer to each held-out prompt."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import numpy as np
 
 from seektune.data.examples import Examples
 from seektune.data.held_out_loss import HeldOutLoss
+from seektune.data.rollouts import Rollout
 from seektune.evaluate.statistics import Estimate
 from seektune.generate.engine import Decodes
 from seektune.parallel.model import ParallelModel
@@ -14,6 +15,7 @@ from seektune.run.context import RunContext
 from seektune.run.data import TrainData
 from seektune.run.rollouts import decode_rewarded
 from seektune.run.sampled_groups import GroupSampler, RewardedPrompt
+from seektune.train.held_out import REWARD
 
 
 def held_out_reward(
@@ -24,30 +26,44 @@ def held_out_reward(
     Raises:
         RolloutError: a reward failed, on every process.
     """
+    answers = held_out_answers(run, model, data, sampler, alive)
+    means = {label: fmean(each.reward for each in own) for label, own in answers.items()}
+    parts = reward_parts([each for own in answers.values() for each in own])
+    if not data.validation_by_dataset:
+        return HeldOutLoss(-parts[REWARD], parts=parts)
+    losses = {label: -value for label, value in means.items()}
+    return HeldOutLoss(-parts[REWARD], losses, parts, {label: {REWARD: value} for label, value in means.items()})
+
+
+def held_out_answers(
+    run: RunContext, model: ParallelModel, data: TrainData, sampler: GroupSampler, alive: Callable[[], None]
+) -> dict[str, list[Rollout]]:
+    """One sampled answer to each held-out prompt, by dataset; "" is the only one. Collective.
+
+    Raises:
+        RolloutError: a reward failed, on every process.
+    """
     labels = [*data.validation_by_dataset] or [""]
-    tasks = {label: _tasks(examples) for label, examples in zip(labels, data.held_out, strict=True)}
+    pairs = zip(labels, data.held_out, strict=True)
+    tasks = {label: _tasks(examples, number) for number, (label, examples) in enumerate(pairs)}
 
     def progress() -> None:
         alive()
         run.stop_alone_if_signalled()
 
-    def body(decodes: Decodes) -> dict[str, list[float]]:
-        return {
-            label: [each.reward for each in sampler.rewarded(decodes, own, 0, progress)] for label, own in tasks.items()
-        }
+    def body(decodes: Decodes) -> dict[str, list[Rollout]]:
+        return {label: sampler.rewarded(decodes, own, 0, progress) for label, own in tasks.items()}
 
-    rewards = decode_rewarded(run, model, body, alive)
-    means = {label: fmean(own) for label, own in rewards.items()}
-    everything = [reward for own in rewards.values() for reward in own]
-    mean = Estimate.of_ratio(everything, [1.0] * len(everything))
-    parts = {"reward": mean.value, "reward_low": mean.low, "reward_high": mean.high}
-    if not data.validation_by_dataset:
-        return HeldOutLoss(-mean.value, parts=parts)
-    losses = {label: -value for label, value in means.items()}
-    return HeldOutLoss(-mean.value, losses, parts, {label: {"reward": value} for label, value in means.items()})
+    return decode_rewarded(run, model, body, alive)
 
 
-def _tasks(examples: Examples) -> list[RewardedPrompt]:
+def reward_parts(answers: Sequence[Rollout]) -> dict[str, float]:
+    """The mean reward of answers with its 95 % interval."""
+    mean = Estimate.of_ratio([each.reward for each in answers], [1.0] * len(answers))
+    return {REWARD: mean.value, "reward_low": mean.low, "reward_high": mean.high}
+
+
+def _tasks(examples: Examples, dataset: int) -> list[RewardedPrompt]:
     """The tasks of held-out rows, the shortest first."""
     numbers = np.argsort(examples.lengths, kind="stable")
-    return [RewardedPrompt.of(examples.example(int(number))) for number in numbers]
+    return [RewardedPrompt.of(examples.example(int(number)), dataset) for number in numbers]

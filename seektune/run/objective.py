@@ -2,24 +2,23 @@
 
 from dataclasses import dataclass
 
-from seektune.model.distillation import Distillation
+from seektune.model.distillation import Distillation, OnPolicyDistillation, TeacherHead
 from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.policy import Aggregation, PolicyGradient
 from seektune.model.preference import DPO, IPO, KTO, ORPO, SimPO
 from seektune.model.preference_objective import AnswerFeedback, Preference
 from seektune.parallel.reference import ReferenceModel
-from seektune.parallel.teacher import Teacher
+from seektune.parallel.teacher import Teacher, Teachers
 from seektune.train.objectives import (
     DistillConfig,
     DpoConfig,
-    GrpoConfig,
     IpoConfig,
     KtoConfig,
     ObjectiveConfig,
     OrpoConfig,
     SimpoConfig,
-    Variant,
 )
+from seektune.train.rollout_objectives import GrpoConfig, OpdConfig, RolloutConfig, Variant
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ VARIANTS: dict[Variant, VariantDefaults] = {
 def make_objective(section: ObjectiveConfig, reference: ReferenceModel, z_weight: float = 0.0) -> Objective:
     """The objective that a section describes.
 
-    That of distillation has the head of its teacher; cross-entropy has a z-loss of weight `z_weight`.
+    Those of distillation have the heads of their teachers; cross-entropy has a z-loss of weight `z_weight`.
     """
     match section:
         case DistillConfig(share=share, temperature=temperature, divergence=direction):
@@ -66,17 +65,29 @@ def make_objective(section: ObjectiveConfig, reference: ReferenceModel, z_weight
             return Preference(SimPO(beta, gamma, smoothing), weight)
         case GrpoConfig():
             return _policy_gradient(section)
+        case OpdConfig():
+            assert isinstance(reference, Teachers)
+            return OnPolicyDistillation(_heads(section, reference))
     return CrossEntropy(z_weight) if z_weight else CROSS_ENTROPY
 
 
-def scales_rewards(section: GrpoConfig) -> bool:
+def scales_rewards(section: RolloutConfig) -> bool:
     """Whether advantages are divided by the standard deviation of their group."""
+    if not isinstance(section, GrpoConfig):
+        return False
     return VARIANTS[section.variant].scale_rewards if section.scale_rewards is None else section.scale_rewards
 
 
-def resampling_rounds(section: GrpoConfig) -> int:
+def resampling_rounds(section: RolloutConfig) -> int:
     """Maximum rounds of new prompts for groups with equal rewards."""
+    if not isinstance(section, GrpoConfig):
+        return 0
     return VARIANTS[section.variant].resample if section.resample is None else section.resample
+
+
+def _heads(section: OpdConfig, teachers: Teachers) -> tuple[TeacherHead, ...]:
+    pairs = zip(section.labels, teachers.teachers, strict=True)
+    return tuple(TeacherHead(label, each.model.config.hidden_size, each.head_VE) for label, each in pairs)
 
 
 def _policy_gradient(section: GrpoConfig) -> PolicyGradient:

@@ -1,4 +1,4 @@
-"""The reference model of a run: adapters off, or log-probabilities that are computed as the run begins and kept."""
+"""The reference model of a run: adapters off, a checkpoint, or log-probabilities computed as the run begins."""
 
 import hashlib
 import json
@@ -18,13 +18,15 @@ from seektune.io.json_file import read_json, write_json
 from seektune.io.run_files import REFERENCE
 from seektune.parallel.cached_reference import CachedReference, DocumentSums
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.reference import NO_REFERENCE, AdaptersOff, ReferenceModel
+from seektune.parallel.reference import NO_REFERENCE, ModelReference, ReferenceModel
 from seektune.recipe.recipe import Recipe
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData
-from seektune.run.teacher import make_teacher
+from seektune.run.frozen_models import load_frozen
+from seektune.run.teacher import make_teacher, make_teachers
 from seektune.sequence import Batch
-from seektune.train.objectives import DistillConfig, GrpoConfig
+from seektune.train.objectives import DistillConfig
+from seektune.train.rollout_objectives import OpdConfig, RolloutConfig
 
 PART = 64
 """Batches of a file."""
@@ -35,13 +37,18 @@ WEIGHTS = ("model", "lora", "seed")
 
 
 def make_reference(recipe: Recipe, model: ParallelModel) -> ReferenceModel:
-    """The reference or the teacher of the recipe's objective; a cached one is empty until `fill_reference`."""
-    if isinstance(recipe.objective, DistillConfig):
-        return make_teacher(recipe, recipe.objective, model)
+    """The reference or the teachers of the recipe's objective; a cached one is empty until `fill_reference`."""
+    section = recipe.objective
+    if isinstance(section, DistillConfig):
+        return make_teacher(recipe, section, model)
+    if isinstance(section, OpdConfig):
+        return make_teachers(recipe, section, model)
+    temperature = section.temperature if isinstance(section, RolloutConfig) else 1.0
+    if section.frozen_models:
+        return ModelReference(load_frozen(recipe, section.frozen_models[0], model.mesh), temperature)
     if recipe.switches_adapters_off:
-        section = recipe.objective
-        return AdaptersOff(model, section.temperature if isinstance(section, GrpoConfig) else 1.0)
-    return NO_REFERENCE if recipe.objective.reference_choice is None else CachedReference()
+        return ModelReference(model, temperature)
+    return NO_REFERENCE if section.reference_choice is None else CachedReference()
 
 
 def fill_reference(run: RunContext, model: ParallelModel, data: TrainData, reference: ReferenceModel) -> None:

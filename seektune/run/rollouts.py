@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from statistics import fmean
@@ -12,12 +12,20 @@ from typing import Any, TypedDict, TypeVar
 
 from seektune.data.examples import Examples
 from seektune.data.loader import MOST_EXAMPLES, Loader
-from seektune.data.rollouts import Rollout, RolloutError, collate_rollouts
+from seektune.data.rollouts import (
+    POLICY_COLUMNS,
+    Rollout,
+    RolloutError,
+    Values,
+    collate_rollouts,
+    teacher_columns,
+)
 from seektune.data.step_data import Share, StepData
 from seektune.generate.engine import Decodes
 from seektune.io.json_file import whole_number
 from seektune.model.variants import encoding_of
 from seektune.parallel.model import ParallelModel
+from seektune.recipe.recipe import Recipe
 from seektune.rewards.reward import make_reward
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData
@@ -25,12 +33,12 @@ from seektune.run.decoding import decoding_obstacle, run_decoding
 from seektune.run.logprob_mismatch import mismatch
 from seektune.run.sampled_groups import GroupSampler, RewardedPrompt, SampledGroups
 from seektune.sequence import Batch
-from seektune.train.objectives import GrpoConfig
+from seektune.train.rollout_objectives import OpdConfig, RolloutConfig
 
 T = TypeVar("T")
 
 
-def make_sampler(run: RunContext, data: TrainData, section: GrpoConfig) -> GroupSampler:
+def make_sampler(run: RunContext, data: TrainData, section: RolloutConfig) -> GroupSampler:
     """What samples and rewards the answers of a run, after a check of all its rows; collective.
 
     Raises:
@@ -102,6 +110,7 @@ class RolloutStream:
         self._pad_id = data.tokenizer.pad_id
         self._sampler = sampler
         self._share = Share(run.mesh.coords.dp, run.mesh.dims.data_size)
+        self._columns = columns_of(run.recipe)
         self._position = 0
         self._rollouts: list[Rollout] = []
         self._values: dict[str, float] = {}
@@ -148,7 +157,7 @@ class RolloutStream:
         body = partial(self._sampler.sample, task=self._task, start=self._position, groups=groups, progress=stop)
         found: SampledGroups = decode_rewarded(self._run, self._model, body)
         seconds = perf_counter() - began
-        values = {**facts(found), **self._mismatch(found.rollouts), "rollout_seconds": seconds}
+        values = {**facts(found, section), **self._mismatch(found.rollouts), "rollout_seconds": seconds}
         self._position += found.drawn
         self._rollouts = found.rollouts
         self._values = values
@@ -156,7 +165,7 @@ class RolloutStream:
     def _task(self, position: int) -> RewardedPrompt:
         """The task at a position of the endless order of training rows."""
         (number,) = self._mixture.draw(position, position + 1)
-        return RewardedPrompt.of(self._mixture.example(int(number)))
+        return RewardedPrompt.of(self._mixture.example(int(number)), self._mixture.dataset_of(int(number)))
 
     def _mismatch(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         """How far the training forward's probabilities of the tokens are from those that they were sampled with."""
@@ -167,20 +176,33 @@ class RolloutStream:
         return mismatch(self._model, batches, temperature)
 
     def _micro_batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
-        """One answer in each row, longest first, so that rows of a micro-batch need little padding."""
-        rows = [[each] for each in sorted(rollouts, key=lambda each: -each.tokens)]
-        size = self._batch.micro_size
-        return [collate_rollouts(rows[start : start + size], self._pad_id) for start in range(0, len(rows), size)]
+        return micro_batches(rollouts, self._batch.micro_size, self._pad_id, self._columns)
 
 
-def facts(found: SampledGroups) -> dict[str, float]:
+def columns_of(recipe: Recipe) -> Mapping[str, Values]:
+    """The columns that the objective of a recipe reads of its rollouts."""
+    section = recipe.objective
+    if not isinstance(section, OpdConfig):
+        return POLICY_COLUMNS
+    numbers = section.teacher_numbers([each.log_name for each in recipe.datasets])
+    return teacher_columns(numbers, [each.weight for each in section.teachers])
+
+
+def micro_batches(rollouts: Sequence[Rollout], size: int, pad_id: int, columns: Mapping[str, Values]) -> list[Batch]:
+    """One answer in each row, by dataset and the longest first: a micro-batch has one teacher and little padding."""
+    rows = [[each] for each in sorted(rollouts, key=lambda each: (each.dataset, -each.tokens))]
+    return [collate_rollouts(rows[start : start + size], pad_id, columns) for start in range(0, len(rows), size)]
+
+
+def facts(found: SampledGroups, section: RolloutConfig) -> dict[str, float]:
     """What is logged of a rollout."""
     rollouts = found.rollouts
-    mean = fmean(each.reward for each in rollouts)
-    return {
-        "reward": mean,
-        "reward_std": fmean((each.reward - mean) ** 2 for each in rollouts) ** 0.5,
+    values = {
         "answer_tokens": fmean(len(each.answer) for each in rollouts),
         "truncated_share": fmean(each.truncated for each in rollouts),
-        "equal_groups_dropped": found.dropped,
     }
+    if not section.rewards:
+        return values
+    mean = fmean(each.reward for each in rollouts)
+    spread = fmean((each.reward - mean) ** 2 for each in rollouts) ** 0.5
+    return {"reward": mean, "reward_std": spread, **values, "equal_groups_dropped": found.dropped}

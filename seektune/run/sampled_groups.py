@@ -1,8 +1,7 @@
-"""Groups of answers that the model of a run samples to training prompts, with their rewards."""
+"""Groups of sampled answers to training prompts, with their rewards."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from seektune.data.chat_format.tokens import ASSISTANT, EOS, THINK, THINK_END
 from seektune.data.example import Example
 from seektune.data.rollouts import Rollout, RolloutError, advantages, all_equal
 from seektune.data.tokenizer import Tokenizer
-from seektune.generate.engine import DecodeEngine, Decodes
+from seektune.generate.engine import Decodes
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import Sampling
 from seektune.io.text import one_line
@@ -20,12 +19,8 @@ from seektune.rewards.answer_metrics import Answer, parsed_calls
 from seektune.rewards.reward import Reward, check_reference
 from seektune.rewards.sample import RewardSample
 from seektune.run.objective import resampling_rounds, scales_rewards
-from seektune.train.objectives import GrpoConfig
-
-TOGETHER = 64
-"""Answers that are decoded together."""
-Progress: TypeAlias = Callable[[], None]
-"""Called after each decoding step; may raise `Interrupted`."""
+from seektune.run.sampled_answers import Progress, SampledAnswer, sample_answers
+from seektune.train.rollout_objectives import GrpoConfig, RolloutConfig
 
 
 @dataclass(frozen=True)
@@ -34,9 +29,11 @@ class RewardedPrompt:
 
     prompt: tuple[int, ...]
     reference: tuple[int, ...]
+    dataset: int = 0
+    """The place of its dataset among all."""
 
     @classmethod
-    def of(cls, example: Example) -> "RewardedPrompt":
+    def of(cls, example: Example, dataset: int = 0) -> "RewardedPrompt":
         """The first response of a training row, and what is before it.
 
         Raises:
@@ -45,11 +42,11 @@ class RewardedPrompt:
         taught = np.asarray(example.taught)
         start = int(taught.argmax())
         if not start:
-            raise ValueError(f"{example.name}: objective.name grpo needs rows with a prompt before the response")
+            raise ValueError(f"{example.name}: objective.name grpo and opd need rows with a prompt before the response")
         rest = taught[start:]
         stop = start + (len(rest) if rest.all() else int(rest.argmin()))
         tokens = [int(token) for token in example.tokens[:stop]]
-        return cls(tuple(tokens[:start]), tuple(tokens[start:]))
+        return cls(tuple(tokens[:start]), tuple(tokens[start:]), dataset)
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class SampledGroups:
 class GroupSampler:
     """Samples and rewards answers."""
 
-    section: GrpoConfig
+    section: RolloutConfig
     tokenizer: Tokenizer
     encoding: EncodingName
     reward: Reward
@@ -116,7 +113,7 @@ class GroupSampler:
         size = size or self.section.group_size
         asked = [task for task in tasks for _ in range(size)]
         requests = [self._request(task, start * size + number) for number, task in enumerate(asked)]
-        answers = _decoded(model, requests, progress)
+        answers = sample_answers(model, requests, progress)
         samples = [self._sample(task, answer) for task, answer in zip(asked, answers, strict=True)]
         rewards = self._rewards(samples)
         found = [self._rollout(*each) for each in zip(asked, answers, rewards, strict=True)]
@@ -155,7 +152,7 @@ class GroupSampler:
             logprob_temperature=temperature,
         )
 
-    def _sample(self, task: RewardedPrompt, answer: "_Decoded") -> RewardSample:
+    def _sample(self, task: RewardedPrompt, answer: SampledAnswer) -> RewardSample:
         prompt = self.tokenizer.decode(task.prompt)
         return RewardSample(
             prompt,
@@ -176,11 +173,20 @@ class GroupSampler:
             return Answer(text.strip())
         return Answer(message["content"].strip(), parsed_calls(message["tool_calls"]))
 
-    def _rollout(self, task: RewardedPrompt, answer: "_Decoded", reward: float) -> Rollout:
-        mask = answer.truncated and self.section.overlong == "mask"
-        if self.section.overlong == "penalize":
-            reward = reward - overlong_penalty(len(answer.ids), answer.truncated, self.section)
-        return Rollout(task.prompt, answer.ids, answer.logprobs, reward, truncated=answer.truncated, masked=mask)
+    def _rollout(self, task: RewardedPrompt, answer: SampledAnswer, reward: float) -> Rollout:
+        section = self.section
+        overlong = section.overlong if isinstance(section, GrpoConfig) else "keep"
+        if isinstance(section, GrpoConfig) and overlong == "penalize":
+            reward = reward - overlong_penalty(len(answer.ids), answer.truncated, section)
+        return Rollout(
+            task.prompt,
+            answer.ids,
+            answer.logprobs,
+            reward,
+            truncated=answer.truncated,
+            masked=answer.truncated and overlong == "mask",
+            dataset=task.dataset,
+        )
 
     def _with_advantages(self, group: list[Rollout]) -> list[Rollout]:
         found = advantages([each.reward for each in group], scales_rewards(self.section))
@@ -193,30 +199,6 @@ def overlong_penalty(tokens: int, truncated: bool, section: GrpoConfig) -> float
         return 1.0
     beyond = tokens - (section.max_new_tokens - section.overlong_buffer)
     return max(beyond, 0) / section.overlong_buffer
-
-
-@dataclass
-class _Decoded:
-    """An answer as it was decoded."""
-
-    ids: list[int]
-    logprobs: list[float]
-    truncated: bool = False
-
-
-def _decoded(model: Decodes, requests: Sequence[Request], progress: Progress) -> list[_Decoded]:
-    """The answers to requests; those of a group share the prefill of their prompt."""
-    longest = max(request.longest for request in requests)
-    engine = DecodeEngine(model, requests, longest=longest, cpu_kernels=False, max_num_seqs=TOGETHER)
-    found = [_Decoded([], []) for _ in requests]
-    while not engine.done:
-        for token in engine.step():
-            answer = found[token.request]
-            answer.ids.append(token.id)
-            answer.logprobs.append(token.logprob)
-            answer.truncated = token.end == "length"
-        progress()
-    return found
 
 
 def _mode(prompt: str) -> str | None:

@@ -78,11 +78,13 @@ def _objective(recipe: Recipe) -> list[tuple[str, str]]:
         return []
     settings = section.model_dump(exclude={"name", "reference"}, exclude_none=True)
     rewards = settings.pop("reward", [])
+    teachers = settings.pop("teachers", [])
     parts = [section.name, *(f"{name} {value}" for name, value in settings.items())]
     for reward in rewards if isinstance(rewards, list) else [rewards]:
         name, *rest = reward
         parts.append(f"reward {reward[name]} ({', '.join(f'{key} {reward[key]}' for key in rest)})")
-    if section.reference_choice is not None:
+    parts += [f"teacher ({', '.join(f'{key} {value}' for key, value in each.items() if value)})" for each in teachers]
+    if section.reference_choice is not None and not section.frozen_models:
         parts.append("reference: adapters off" if recipe.switches_adapters_off else "reference: cached")
     return [("objective", ", ".join(parts))]
 
@@ -134,7 +136,7 @@ def summary(
     losses: tuple[float, float], before: Scores, after: Scores, product: Path, report: Path, recipe: Recipe
 ) -> None:
     """Print the results, their folder, and the command that merges adapters."""
-    if recipe.objective.samples:  # whose held-out loss is the negative reward
+    if recipe.objective.samples and not recipe.objective.distills:  # whose held-out loss is the negative reward
         say(f"held-out reward: {-losses[0]:.4f} → {-losses[1]:.4f}")
     else:
         say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")

@@ -1,84 +1,75 @@
-"""Builds the teacher of a run: a checkpoint on the mesh of the model, or the model without its adapters."""
+"""Builds the teachers of a run: checkpoints on the mesh of the model, or the model with other adapters or none."""
 
-from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
 from seektune.checkpoint import locate
-from seektune.checkpoint.load import check_fit
 from seektune.checkpoint.source import FolderSource
 from seektune.lora.layers import AdaptedHead
-from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
-from seektune.model.config import DeepseekV4Config
-from seektune.model.device import DTYPES
-from seektune.model.quantized import KindOf, quantize_modules
 from seektune.model.transformer import TransformerPart
-from seektune.parallel.mesh import Mesh
+from seektune.parallel.lora import with_adapter
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.parallelize import parallelize
-from seektune.parallel.teacher import Teacher
+from seektune.parallel.placement import gathered
+from seektune.parallel.teacher import Teacher, Teachers
 from seektune.recipe.recipe import Recipe
+from seektune.run.frozen_models import load_frozen
+from seektune.train.objective_section import FrozenModel
 from seektune.train.objectives import DistillConfig
+from seektune.train.rollout_objectives import OpdConfig
 
 HEAD = "head.weight"
 
 
-def check_teacher(section: DistillConfig, config: DeepseekV4Config) -> None:
-    """Check by its headers that the teacher's checkpoint is whole and has the model's vocabulary.
-
-    Raises:
-        ValueError: a file or tensor is missing or damaged, or the vocabularies differ in size.
-    """
-    if section.teacher is None:
-        return
-    folder = locate(section.teacher)
-    other = DeepseekV4Config.from_pretrained(folder)
-    if other.vocab_size != config.vocab_size:
-        raise ValueError(
-            f"objective.teacher {section.teacher} predicts {other.vocab_size} tokens, but the model "
-            f"{config.vocab_size}; distillation needs the same vocabulary"
-        )
-    check_fit(FolderSource(folder), checkpoint_shapes(other), folder)
-
-
 def make_teacher(recipe: Recipe, section: DistillConfig, model: ParallelModel) -> Teacher:
-    """The teacher of a model; collective.
+    """The teacher of distillation; collective.
 
     Raises:
         ValueError: its layout does not fit the mesh, or adapters change a head that both would share.
     """
-    if section.teacher is None:
-        if any(stage.is_last and _has_adapted_head(stage) for stage in model.stages.values()):
-            raise ValueError(
-                "objective.teacher null takes the model without adapters, whose head must stay as it is: remove head "
-                "from lora.targets, or name the base as objective.teacher"
-            )
-        return Teacher(model, None)
-    folder = locate(section.teacher)
-    if section.teacher_offload == "stream":
-        return _streamed(recipe, folder, model.mesh)
-    config = DeepseekV4Config.from_pretrained(folder)
-    prepare = partial(_freeze, kind_of=FolderSource(folder).kind if section.teacher_quantized else None)
-    layout = recipe.parallel.model_copy(update={"recompute": "none"})
-    numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
-    teacher = parallelize(config, model.mesh, layout, *numbers, prepare)
-    teacher.load_pretrained(folder)
-    return Teacher(teacher, _head(teacher, folder))
+    return _checkpoint(recipe, section.frozen_models[0], model) if section.frozen_models else _without_adapters(model)
 
 
-def _freeze(part: TransformerPart, kind_of: KindOf | None) -> None:
-    if kind_of is not None:
-        quantize_modules(part, kind_of)
-    part.requires_grad_(False)
+def make_teachers(recipe: Recipe, section: OpdConfig, model: ParallelModel) -> Teachers:
+    """The teachers of on-policy distillation, in the order of the recipe; collective.
+
+    Raises:
+        ValueError: as `make_teacher`, or an adapter is damaged or does not fit the model.
+    """
+    frozen = {each.key: each for each in section.frozen_models}
+    found = []
+    for number, each in enumerate(section.teachers):
+        key = f"objective.teachers.{number}"
+        if f"{key}.checkpoint" in frozen:
+            found.append(_checkpoint(recipe, frozen[f"{key}.checkpoint"], model))
+        elif each.adapter is not None:
+            found.append(_adapter(recipe, f"{key}.adapter", Path(each.adapter), model))
+        else:
+            found.append(_without_adapters(model))
+    return Teachers(found)
 
 
-def _streamed(recipe: Recipe, folder: Path, mesh: Mesh) -> Teacher:
-    if mesh.dims.world > 1:
-        raise ValueError("objective.teacher_offload stream is for one process; set it to none")
-    numbers = DTYPES[recipe.model.dtype], recipe.model.numerics, mesh.device
-    model = DeepseekV4ForCausalLM.from_pretrained(folder, *numbers, quantized=True, streamed=True)
-    return Teacher(ParallelModel.alone(model), model.head.values().detach())
+def _checkpoint(recipe: Recipe, wanted: FrozenModel, model: ParallelModel) -> Teacher:
+    teacher = load_frozen(recipe, wanted, model.mesh)
+    return Teacher(teacher, _head(teacher, locate(wanted.checkpoint)))
+
+
+def _adapter(recipe: Recipe, key: str, folder: Path, model: ParallelModel) -> Teacher:
+    try:
+        teacher = with_adapter(model, recipe.parallel, folder)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from None
+    last = next((stage for stage in teacher.stages.values() if stage.is_last), None)
+    return Teacher(teacher, None if last is None else gathered(last.head.values()).detach(), adapted=True)
+
+
+def _without_adapters(model: ParallelModel) -> Teacher:
+    if any(stage.is_last and _has_adapted_head(stage) for stage in model.stages.values()):
+        raise ValueError(
+            "objective.teacher null takes the model without adapters, whose head must stay as it is: remove head "
+            "from lora.targets, or name the base as objective.teacher"
+        )
+    return Teacher(model, None)
 
 
 def _head(teacher: ParallelModel, folder: Path) -> Tensor | None:

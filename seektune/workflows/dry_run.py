@@ -13,7 +13,7 @@ from seektune.parallel.dims import ParallelDims, make_dims
 from seektune.parallel.layer_split import bubble, count_stages
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.parallel.simulate.comm_trace import Flow
-from seektune.planner.report import TEACHER
+from seektune.planner.report import FROZEN_MODELS
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import check_recipe_optimizer, meta_model
 from seektune.workflows.dry_run_rank import DryStep, RankDryRun, StageContents, dry_run_rank
@@ -94,8 +94,8 @@ def take_dry_run(recipe: Recipe, world: int, ranks: Sequence[int]) -> DryRun:
     schedule = recipe.parallel.pipeline.schedule if dims.pp_size > 1 else None
     waiting = bubble(schedule, dims.pp_size, stages, step.micro_batches) if schedule else 0.0
     found = tuple(dry_run_rank(recipe, config, dims, step, rank) for rank in chosen)
-    teacher = (TEACHER,) if recipe.has_teacher else ()
-    return DryRun(dims, schedule, stages, step, waiting, found, perf_counter() - began, teacher)
+    left_out = (FROZEN_MODELS,) if recipe.has_frozen_models else ()
+    return DryRun(dims, schedule, stages, step, waiting, found, perf_counter() - began, left_out)
 
 
 def _step(recipe: Recipe, dims: ParallelDims, config: DeepseekV4Config) -> DryStep:

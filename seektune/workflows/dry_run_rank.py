@@ -23,7 +23,7 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import Prepare, parallelize
 from seektune.parallel.placement import is_stacked, local
-from seektune.parallel.reference import AdaptersOff
+from seektune.parallel.reference import ModelReference
 from seektune.parallel.simulate.comm_trace import CommTrace, Flow
 from seektune.parallel.simulate.even_routing import FirstDrafts, assume_even_routing
 from seektune.parallel.simulate.fake_backend import fake_process_group, meta_tensors
@@ -142,7 +142,7 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
             optimizer = build_optimizer(model, recipe.optimizer, recipe.seed, mesh)
             batches = data.batches
             if recipe.switches_adapters_off:
-                batches = [AdaptersOff(model).own(batch) for batch in batches]
+                batches = [ModelReference(model).own(batch) for batch in batches]
             gradients = _take_step(model, optimizer, batches, loss, recipe.optimizer.max_grad_norm)
         rounded = _rounded(model, recipe.parallel.recompute != "none")
         return _report(model, optimizer, gradients, step, recipe.parallel.reshard, rounded, tuple(traffic.flows()))

@@ -16,6 +16,7 @@ from seektune.evaluate.objective_loss import held_out_objective
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
 from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
+from seektune.model.distillation import OnPolicyDistillation
 from seektune.model.objective import LogprobObjective, Objective
 from seektune.model.variants import encoding_of
 from seektune.parallel.model import ParallelModel
@@ -28,6 +29,7 @@ from seektune.run.context import RunContext
 from seektune.run.data import TrainData, prepare_data
 from seektune.run.during import TrainingEvaluations
 from seektune.run.evals import Scores, read_evals, run_eval, write_evals
+from seektune.run.held_out_divergence import held_out_divergence
 from seektune.run.held_out_reward import held_out_reward
 from seektune.run.model_card import put_card, run_card
 from seektune.run.objective import make_objective
@@ -43,9 +45,9 @@ from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import set_aside_later
 from seektune.train.config import LossConfig
 from seektune.train.metrics import MetricsLog
-from seektune.train.objectives import GrpoConfig
 from seektune.train.report import write_report
 from seektune.train.report_text import ReportText, write_texts
+from seektune.train.rollout_objectives import RolloutConfig
 from seektune.train.run_log import RunLog, SilentLog
 from seektune.train.settings import BatchStream, TrainSettings
 from seektune.train.trackers.tracker_thread import TrackerThread
@@ -152,10 +154,12 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData, refere
         rows = data.validation, data.validation_by_dataset
         validate = partial(held_out_objective, model, objective, reference, *rows)
     stream: BatchStream = data.loader
-    if isinstance(section, GrpoConfig):
+    if isinstance(section, RolloutConfig):
         sampler = make_sampler(run, data, section)
         stream = RolloutStream(run, model, data, sampler)
         validate = partial(held_out_reward, run, model, data, sampler)
+        if isinstance(objective, OnPolicyDistillation):
+            validate = partial(held_out_divergence, run, model, data, sampler, objective, reference)
     settings = _settings(run.recipe, data, objective)
     tokenizer = ChatTokenizer(data.tokenizer, encoding_of(run.config))
     evaluate = TrainingEvaluations(run, model, data)

@@ -1,6 +1,6 @@
 """A model in which every mechanism counts; what it finds and learns on one device, and on a mesh of processes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from seektune.model.distillation import Distillation
+from seektune.model.distillation import Distillation, OnPolicyDistillation, TeacherHead
 from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.gate import HashGate
 from seektune.model.objective import (
@@ -34,8 +34,8 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import Prepare, parallelize, unchanged
 from seektune.parallel.placement import local, shard_like, shard_of
-from seektune.parallel.reference import NO_REFERENCE, AdaptersOff, ReferenceModel
-from seektune.parallel.teacher import Teacher
+from seektune.parallel.reference import NO_REFERENCE, ModelReference, ReferenceModel
+from seektune.parallel.teacher import Teacher, Teachers
 from seektune.run.drafter import drafter_trainer
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig
@@ -94,6 +94,7 @@ OBJECTIVES = {
     "every_kind": EveryKind(),
     "dpo": Preference(DPO(beta=0.5, length_normalized=True), supervised_weight=0.2),
     "distill": Distillation(None, share=0.7, temperature=1.5),
+    "opd": OnPolicyDistillation(()),
     "gspo": PolicyGradient(0.2, 0.3, beta=0.2, sequence_ratio=True),
     "kto": AnswerFeedback(KTO(beta=0.02, undesirable_weight=0.6)),
 }
@@ -119,7 +120,7 @@ class Subject:
     qat: str = "none"
     """The format whose values the weights are trained to, with rounded activations, as `train.qat`."""
     teacher: bool = False
-    """A teacher of another width and depth, on the same mesh."""
+    """A teacher of another width and depth, on the same mesh; of `opd`, two that share the documents of a row."""
     adapters_off: bool = False
     """The reference's log-probabilities are the model's without its adapters, not made ones."""
     anchors: int | None = None
@@ -210,6 +211,7 @@ def made_rows(subject: Subject) -> list[Batch]:
             "rollout_logprobs": older + 0.1 * torch.rand(1, size, generator=others),
             "advantages": torch.where(documents % 2 == 1, 1.0, -0.5)[None],
             "loss_mask": (documents != 3).float()[None],
+            "teacher_number": (documents % 2).float()[None],
             "pairs": torch.where((documents > 0) & (documents != 5), pairs, 0)[None],
         }
         rows.append(Batch(tokens[None], labels[None], documents[None], columns if subject.weighted else {}))
@@ -238,12 +240,25 @@ def taught_by(teacher: ParallelModel, subject: Subject) -> tuple[Teacher, Object
     return Teacher(teacher, head_VE), replace(OBJECTIVES["distill"], head_VE=head_VE)
 
 
+def taught_by_two(made: Callable[[Subject], ParallelModel], subject: Subject) -> tuple[Teachers, Objective]:
+    """Teachers of two widths and depths, made as the model is, and their objective."""
+    subjects = [replace(subject, config=config) for config in (TEACHER_CONFIG, SHALLOW)]
+    teachers = [Teacher(made(each), whole_model(each).head.values().detach()) for each in subjects]
+    heads = [
+        TeacherHead(name, each.model.config.hidden_size, each.head_VE)
+        for name, each in zip("ab", teachers, strict=True)
+    ]
+    return Teachers(teachers), OnPolicyDistillation(tuple(heads))
+
+
 def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | None = None) -> Found:
     """One pass; no gradient is left behind. A teacher is spread as `parallel` says, or alone."""
     data = own_data(model, subject)
     objective = OBJECTIVES[subject.objective]
-    reference: ReferenceModel = AdaptersOff(model) if subject.adapters_off else NO_REFERENCE
-    if subject.teacher:
+    reference: ReferenceModel = ModelReference(model) if subject.adapters_off else NO_REFERENCE
+    if subject.objective == "opd":
+        reference, objective = taught_by_two(alone if parallel is None else partial(spread, parallel), subject)
+    elif subject.teacher:
         other = replace(subject, config=TEACHER_CONFIG)
         reference, objective = taught_by(alone(other) if parallel is None else spread(parallel, other), other)
     has_mtp = model.config.mtp_layers > 0

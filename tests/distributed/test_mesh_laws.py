@@ -100,6 +100,7 @@ DISTILLED = replace(FEW, teacher=True, weighted=True)
 TAUGHT = [
     Case(2, {"cp_size": 2, "ep_size": 2}, objective="distill"),
     Case(4, piped("1f1b", ep_size=2), 1, objective="distill"),
+    Case(4, piped("1f1b", ep_size=2), 1, objective="opd"),
 ]
 QAT = [
     Case(2, {"recompute": "block"}),
@@ -124,9 +125,10 @@ def rounded_alone() -> Found:
 
 
 @pytest.fixture(scope="module")
-def distilled_alone() -> Found:
-    subject = replace(DISTILLED, objective="distill")
-    return look(alone(subject), subject)
+def distilled_alone() -> dict[str, Found]:
+    """By objective."""
+    subjects = {name: replace(DISTILLED, objective=name) for name in ("distill", "opd")}
+    return {name: look(alone(subject), subject) for name, subject in subjects.items()}
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +199,10 @@ def test_quantization_aware_loss_and_gradients_are_those_of_one_device(rounded_a
 
 @SLOW
 @pytest.mark.parametrize("case", TAUGHT, ids=str)
-def test_distillation_has_the_loss_and_gradients_of_one_device(distilled_alone: Found, case: Case):
-    """The teacher, of another width and depth, has the layout of the student."""
-    same_findings(run_workers(case.world, look_spread, case.parallel, case.of(DISTILLED)), distilled_alone)
+def test_distillation_has_the_loss_and_gradients_of_one_device(distilled_alone: dict[str, Found], case: Case):
+    """The teachers, of other widths and depths, have the layout of the student."""
+    everywhere = run_workers(case.world, look_spread, case.parallel, case.of(DISTILLED))
+    same_findings(everywhere, distilled_alone[case.objective])
 
 
 @SLOW

@@ -1,6 +1,7 @@
 """Every shipped recipe loads, and says what its page promises."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_the_published_job_is_what_it_says() -> None:
     assert (recipe.parallel.pp_size, recipe.parallel.ep_size, recipe.parallel.least_world()) == (4, 32, 128)
 
 
-READING = [path for path in EXAMPLES if not path.stem.endswith(("_grpo", "_grpo_lora"))]
+READING = [path for path in EXAMPLES if not re.search("_grpo|_opd", path.stem)]
 """Recipes that only read rows; answers that are sampled have a row each, of at least `objective.max_new_tokens`."""
 
 
@@ -116,5 +117,6 @@ def test_the_lora_recipes_are_these() -> None:
         "deepseek_v4_flash_grpo_lora",
         "deepseek_v4_flash_hellaswag_lora",
         "deepseek_v4_flash_hellaswag_lora_experts",
+        "deepseek_v4_flash_opd_lora",
         "deepseek_v4_tiny_lora",
     ]

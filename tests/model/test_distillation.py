@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from seektune.kernels import linear_divergence
-from seektune.model.distillation import Distillation
+from seektune.model.distillation import Distillation, OnPolicyDistillation, TeacherHead
 from seektune.model.head import Taught
 from seektune.sequence import IGNORE_INDEX, TEACHER, SequenceLayout
 from tests.largest_tensor import LargestTensor
@@ -65,6 +65,38 @@ def test_loss_and_gradients_are_those_of_the_formula(share: float, temperature: 
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     blend = share * found.parts["divergence"] + (1 - share) * found.parts["cross_entropy"]
     torch.testing.assert_close(blend, found.loss.detach())
+
+
+def test_on_policy_loss_is_that_of_each_teacher_on_its_own_tokens():
+    """The second teacher has every other token; its hidden states are narrower than the column."""
+    given = inputs(weighted=True)
+    layout = SequenceLayout.from_documents(PACKED)
+    numbers = (torch.arange(8) % 2).expand(2, 8)
+    narrow = torch.randn(VOCAB, 3, dtype=torch.float64)
+    columns = {TEACHER: torch.nn.functional.pad(given["teacher"][:, :-1], (0, 0, 1, 0)), "weights": given["weights"]}
+    heads = (TeacherHead("a", 5, given["teacher_head"]), TeacherHead("b", 3, narrow))
+    objective = OnPolicyDistillation(heads)
+    taught = Taught(given["labels"], 7.0, {**columns, "teacher_number": numbers})
+    found = objective.of_hidden(given["hidden"], layout, taught, 7.0, given["head"])
+    alone = []
+    for number, head in enumerate((given["teacher_head"], narrow)):
+        labels = torch.where(numbers == number, given["labels"], IGNORE_INDEX)
+        teacher = given["teacher"][..., : head.shape[1]]
+        alone.append(by_formula({**given, "labels": labels, "teacher": teacher, "teacher_head": head}, 1.0, 1.0, True))
+    torch.testing.assert_close(found.loss, alone[0] + alone[1], rtol=1e-10, atol=1e-12)
+    leaves = [given["hidden"], given["head"]]
+    gradients = zip(*(torch.autograd.grad(loss, leaves) for loss in (found.loss, alone[0] + alone[1])), strict=True)
+    for one, other in gradients:
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    means = objective.means({name: float(value) for name, value in found.parts.items()})
+    assert means.keys() == {"divergence", "entropy", "divergence_a", "divergence_b"}
+    shares = {each: float(found.parts[f"share_{each}"]) for each in "ab"}
+    assert means["divergence"] == pytest.approx(sum(shares[each] * means[f"divergence_{each}"] for each in "ab"))
+    assert objective.means({**dict.fromkeys(objective.part_names, 0.0), "share_a": 1.0}).keys() == {
+        "divergence",
+        "entropy",
+        "divergence_a",
+    }
 
 
 @pytest.mark.parametrize("reverse", [False, True])

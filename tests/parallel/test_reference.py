@@ -13,7 +13,7 @@ from seektune.model.objective import TokenLogprobs
 from seektune.model.quantized import quantize_modules
 from seektune.parallel.cached_reference import CachedReference, DocumentSums
 from seektune.parallel.model import ParallelModel
-from seektune.parallel.reference import AdaptersOff
+from seektune.parallel.reference import ModelReference
 from seektune.sequence import IGNORE_INDEX, REFERENCE, Batch
 from tests.conftest import Build
 
@@ -50,7 +50,7 @@ def test_adapters_off_is_the_model_before_it_had_any(
             torch.nn.init.normal_(x, std=0.3)
     adapted = ParallelModel.alone(model)
     assert not torch.allclose(adapted.logprobs(batch), before, atol=1e-3), "the adapters must count"
-    reference = AdaptersOff(adapted)
+    reference = ModelReference(adapted)
     for found in (reference.own(batch), reference.shared(batch)):
         assert torch.equal(found.columns[REFERENCE][:, 1:], before[:, :-1])
     assert not torch.allclose(adapted.logprobs(batch), before, atol=1e-3), "they are on again"

@@ -14,7 +14,7 @@ from seektune.rewards.sample import RewardSample
 from seektune.run.objective import VARIANTS, VariantDefaults
 from seektune.run.sampled_groups import GroupSampler, RewardedPrompt
 from seektune.signals import Interrupted
-from seektune.train.objectives import GrpoConfig
+from seektune.train.rollout_objectives import GrpoConfig
 
 SAMPLE = RewardSample("prompt", Answer("a"), Answer("b"), truncated=False)
 
@@ -104,7 +104,7 @@ def test_rows_that_a_verifier_cannot_compare_with_are_named(sampler: GroupSample
     sampler.check(row(" 2"))
     with pytest.raises(ValueError, match=r"^sums\.jsonl:7: objective\.reward: answer holds no number: 'two'"):
         sampler.check(row(" two"))
-    with pytest.raises(ValueError, match=r"sums\.jsonl:7: objective\.name grpo needs rows with a prompt"):
+    with pytest.raises(ValueError, match=r"sums\.jsonl:7: objective\.name grpo and opd need rows with a prompt"):
         sampler.check(Example([5], [True], "sums.jsonl:7"))
 
 

@@ -19,7 +19,7 @@ from seektune.parallel.dims import make_dims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.simulate.comm_trace import CommTrace, Flow
 from seektune.parallel.simulate.fake_backend import BETWEEN
-from seektune.planner.report import TEACHER
+from seektune.planner.report import FROZEN_MODELS
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import build_model
@@ -253,4 +253,4 @@ def test_the_low_bit_release_fits_a_node(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("words", [[], ["--objective.name=distill", "--objective.teacher=runs/larger/model"]])
 def test_it_says_that_it_leaves_out_the_teacher(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     dry_run(load_recipe(TINY, [*SMALL, *words]), 1, [0], as_json=False)
-    assert (TEACHER in capsys.readouterr().out) == bool(words)
+    assert (FROZEN_MODELS in capsys.readouterr().out) == bool(words)

@@ -9,7 +9,7 @@ import pytest
 
 from seektune.model.config import DeepseekV4Config
 from seektune.planner.hardware import known_gpu
-from seektune.planner.report import TEACHER
+from seektune.planner.report import FROZEN_MODELS
 from seektune.workflows import preflight
 from seektune.workflows.plan import PlanOptions, best_layout, plan, refuse_misfit, take_plan
 from seektune.workflows.preflight import choose_layout, cluster_here, settle
@@ -43,11 +43,11 @@ def test_json_holds_bytes_of_every_rank(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_plan_says_that_it_leaves_out_the_teacher() -> None:
     distilled = ("objective.name=distill", "objective.teacher=runs/larger/model")
     report, _ = take_plan(recipe(TINY, *SMALL, *distilled), known_gpu("h100-80gb", 1), PlanOptions())
-    assert "without the teacher" in report.verdict()[1]
-    assert TEACHER in report.assumptions()
+    assert "without other checkpoints" in report.verdict()[1]
+    assert FROZEN_MODELS in report.assumptions()
     plain, _ = take_plan(recipe(TINY, *SMALL), known_gpu("h100-80gb", 1), PlanOptions())
-    assert "without the teacher" not in plain.verdict()[1]
-    assert TEACHER not in plain.assumptions()
+    assert "without other checkpoints" not in plain.verdict()[1]
+    assert FROZEN_MODELS not in plain.assumptions()
 
 
 def test_a_plan_of_rewards_says_that_rollouts_are_left_out() -> None:

@@ -25,7 +25,7 @@ from seektune.run.sampled_groups import RewardedPrompt, overlong_penalty
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.train.checkpoints import complete_checkpoints
-from seektune.train.objectives import GrpoConfig
+from seektune.train.rollout_objectives import GrpoConfig
 from seektune.workflows import train as workflow
 from tests.distributed.workers import run_workers
 from tests.places import RECIPES
@@ -218,7 +218,7 @@ def test_a_failed_reward_ends_all_processes_with_the_same_line(rewarded: Any, tm
 def test_the_task_of_a_row_is_its_first_response() -> None:
     example = Example([5, 6, 7, 8, 9, 10], [False, False, True, True, False, True], "row 3")
     assert RewardedPrompt.of(example) == RewardedPrompt((5, 6), (7, 8))
-    with pytest.raises(ValueError, match=r"row 3: objective\.name grpo needs rows with a prompt"):
+    with pytest.raises(ValueError, match=r"row 3: objective\.name grpo and opd need rows with a prompt"):
         RewardedPrompt.of(Example([5, 6], [True, True], "row 3"))
 
 
@@ -235,7 +235,7 @@ def test_overlong_answers_lose_reward_in_the_buffer() -> None:
         ({"batch__pack": True}, "batch.pack must be false"),
         ({"batch__global_size": 12, "batch__micro_size": 4, "objective__group_size": 8}, "must be a multiple of"),
         ({"batch__length": 5}, "objective.max_new_tokens must be below batch.length"),
-        ({"objective__beta": 0.1}, "objective.beta needs lora.targets"),
+        ({"objective__beta": 0.1}, "objective.beta needs objective.reference_checkpoint, or lora.targets"),
         ({"objective__beta": 0.1, "lora": {**LORA, "adapter": "earlier"}}, "objective.beta needs lora.adapter null"),
         ({"batch__overlong": "split"}, "batch.overlong must be error or drop"),
         ({"batch__overlong": "cut"}, "batch.overlong must be error or drop"),

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from seektune.data.datasets.synthetic_preferences import synthetic_preferences
 from seektune.io.jsonl import as_line, read_records
 from seektune.io.run_files import REFERENCE, REPORT
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.reference import at_tokens
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
+from seektune.run.reference import make_reference
+from seektune.sequence import REFERENCE as COLUMN
+from seektune.sequence import Batch
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.workflows import train as workflow
@@ -61,6 +68,76 @@ def preferring(recipe: Any, tmp_path: Path) -> Any:
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
     timed = ("seconds", "tokens_per_s", "memory_gb")
     return [{key: value for key, value in line.items() if key not in timed} for line in read_records(folder / name)]
+
+
+@pytest.fixture
+def base(tmp_path: Path, toy_config: Any) -> Path:
+    """Weights in the released format."""
+    config = toy_config(vocab_size=512, hidden_size=64, moe_intermediate_size=32)
+    DeepseekV4ForCausalLM(config).save_pretrained(tmp_path / "base", format="released")
+    return tmp_path / "base"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_figures")
+def test_a_checkpoint_that_is_the_base_is_the_reference_that_adapters_off_are(
+    preferring: Any, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run with a checkpoint is stopped and resumed too; quantized weights of both keep their bytes."""
+    common = {"lora": LORA, "model__config": None, "model__weights": str(base), "steps": 2}
+    off = train(preferring(**common, run_dir=str(tmp_path / "off")))
+    kept = {"name": "dpo", "reference_checkpoint": str(base), "reference_quantized": True}
+    wanted = preferring(**common, run_dir=str(tmp_path / "checkpoint"), objective=kept)
+    step = trainer.train_step
+
+    def signalling(*arguments: Any) -> Any:
+        if arguments[3] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "train_step", signalling)
+    with pytest.raises(Interrupted):
+        train(wanted)
+    monkeypatch.setattr(trainer, "train_step", step)
+    checkpoint = train(wanted)
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert lines(checkpoint, name) == lines(off, name)
+    product = "adapter/adapter_model.safetensors"
+    assert (checkpoint / product).read_bytes() == (off / product).read_bytes()
+    assert not (checkpoint / REFERENCE).exists()
+
+
+@pytest.mark.parametrize("section", [{"name": "dpo"}, {"name": "grpo", "reward": {"metric": "math"}, "beta": 0.1}])
+def test_a_reference_checkpoint_has_the_logprobs_of_the_base_at_the_objectives_temperature(
+    recipe: Any, base: Path, section: dict[str, Any]
+) -> None:
+    warm = {"temperature": 2.0} if section["name"] == "grpo" else {}
+    model = ParallelModel.alone(DeepseekV4ForCausalLM.from_pretrained(base))
+    tokens = torch.randint(512, (2, 12))
+    batch = Batch(tokens, tokens, torch.ones_like(tokens))
+    expected = at_tokens(model.own_logprobs(batch, 2.0 if warm else 1.0))
+    kinds = ({}, {"reference_quantized": True}, {"reference_quantized": True, "reference_offload": "stream"})
+    for kind in kinds:
+        made = recipe(objective={**section, **warm, **kind, "reference_checkpoint": str(base)})
+        found = make_reference(made, model).own(batch).columns[COLUMN]
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"reference_checkpoint": "a", "reference": "cached"}, "must be null with reference cached"),
+        ({"reference_quantized": True}, "are of reference_checkpoint, which is null"),
+        ({"reference_checkpoint": "a", "reference_offload": "stream"}, "stream needs reference_quantized"),
+        (
+            {"name": "grpo", "reward": {"metric": "math"}, "reference_checkpoint": "a"},
+            "reference_checkpoint needs beta, the weight",
+        ),
+    ],
+)
+def test_keys_of_the_reference_without_effect_are_refused(preferring: Any, section: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        preferring(objective={"name": "dpo"} | section)
 
 
 OBJECTIVES: list[dict[str, Any]] = [

@@ -1,0 +1,60 @@
+"""Checkpoints that run beside the model of a run without being trained: teachers, and reference models."""
+
+from functools import partial
+
+from seektune.checkpoint import locate
+from seektune.checkpoint.load import check_fit
+from seektune.checkpoint.source import FolderSource
+from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
+from seektune.model.config import DeepseekV4Config
+from seektune.model.device import DTYPES
+from seektune.model.quantized import KindOf, quantize_modules
+from seektune.model.transformer import TransformerPart
+from seektune.parallel.mesh import Mesh
+from seektune.parallel.model import ParallelModel
+from seektune.parallel.parallelize import parallelize
+from seektune.recipe.recipe import Recipe
+from seektune.train.objective_section import FrozenModel
+
+
+def check_frozen(wanted: FrozenModel, config: DeepseekV4Config) -> None:
+    """Check by its headers that a checkpoint is whole and has the vocabulary of the model with this config.
+
+    Raises:
+        ValueError: a file or tensor is missing or damaged, or the vocabularies differ in size.
+    """
+    folder = locate(wanted.checkpoint)
+    other = DeepseekV4Config.from_pretrained(folder)
+    if other.vocab_size != config.vocab_size:
+        raise ValueError(
+            f"{wanted.key} {wanted.checkpoint} predicts {other.vocab_size} tokens, but the model "
+            f"{config.vocab_size}; both need the same vocabulary"
+        )
+    check_fit(FolderSource(folder), checkpoint_shapes(other), folder)
+
+
+def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelModel:
+    """The checkpoint on the mesh of the run; collective.
+
+    Raises:
+        ValueError: its layout does not fit the mesh.
+    """
+    folder = locate(wanted.checkpoint)
+    numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
+    if wanted.streamed:
+        if mesh.dims.world > 1:
+            raise ValueError(f"{wanted.key}: weights are streamed by one process only; set its offload to none")
+        whole = DeepseekV4ForCausalLM.from_pretrained(folder, *numbers, mesh.device, quantized=True, streamed=True)
+        return ParallelModel.alone(whole)
+    config = DeepseekV4Config.from_pretrained(folder)
+    prepare = partial(_freeze, kind_of=FolderSource(folder).kind if wanted.quantized else None)
+    layout = recipe.parallel.model_copy(update={"recompute": "none"})
+    model = parallelize(config, mesh, layout, *numbers, prepare)
+    model.load_pretrained(folder)
+    return model
+
+
+def _freeze(part: TransformerPart, kind_of: KindOf | None) -> None:
+    if kind_of is not None:
+        quantize_modules(part, kind_of)
+    part.requires_grad_(False)
