@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from seektune.model.config import SLIDING
 from seektune.model.flops import PARTS, forward_flops, layer_flops
-from seektune.planner.hardware import GIGA, Cluster, assumed
+from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Layout, TrainingJob
 from seektune.planner.memory import Numbers, RankMemory
 from seektune.planner.timeline import Span, StageTime, bubble_share, simulate
@@ -56,7 +56,7 @@ class StepTime:
 
 def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> StepTime:
     """Simulate a step of the layout on the cluster; `ranks` is the result of `first_ranks`."""
-    factors = assumed()
+    factors = cluster.factors
     job = layout.job
     numbers = [each.lower for each in ranks]
     process_of = {stage: process for process in range(layout.pp) for stage in layout.stages_of(process)}
