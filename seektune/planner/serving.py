@@ -14,7 +14,7 @@ from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Weight, Weights
 from seektune.planner.memory import LOWER, UPPER, bounds
-from seektune.planner.time import exchange
+from seektune.planner.messages import exchange
 
 COPIES = 2
 """A batch's caches are copied when a sequence joins or ends."""
