@@ -45,6 +45,12 @@ def plan(
     cluster: Annotated[
         Path | None, typer.Option(metavar="FILE", parser=path_flag, help="YAML file that describes the GPUs.")
     ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=path_flag, help="Result of bench/gpu_all.py, whose rates replace the assumed ones."
+        ),
+    ] = None,
     search: Annotated[bool, typer.Option("--search", help="Search all parallel layouts.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; sizes in bytes, times in seconds.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", parser=path_flag, help="Write an HTML report.")] = None,
@@ -92,7 +98,7 @@ def plan(
             raise ValueError(
                 "--serve plans no training; leave out the recipe, its overrides, and " + ", ".join(of_training)
             )
-        asked = partial(_plan_serving, serve, _hardware(cluster, gpu, gpus, 1), quantized, ep, max_model_len)
+        asked = partial(_plan_serving, serve, _hardware(cluster, gpu, gpus, 1, measured), quantized, ep, max_model_len)
         return partial(asked, gpu_memory_utilization or CacheLimit.gpu_memory_utilization, as_json)
     if any(of_serving.values()):
         raise ValueError(f"{', '.join(of_serving)} have no effect on the plan of a recipe; they need --serve")
@@ -102,7 +108,7 @@ def plan(
         from seektune.recipe.load import read_recipe
 
         recipe = read_recipe(*recipe_args).recipe
-        hardware = _hardware(cluster, gpu, gpus, recipe.parallel.least_world())()
+        hardware = _hardware(cluster, gpu, gpus, recipe.parallel.least_world(), measured)()
         os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
         from seektune.planner.report import Budget
         from seektune.workflows.plan import PlanOptions, plan
@@ -113,13 +119,20 @@ def plan(
     return run
 
 
-def _hardware(file: Path | None, gpu: str | None, gpus: int | None, fewest: int) -> Callable[[], "Cluster"]:
-    """The cluster of a file, or that many GPUs."""
+def _hardware(
+    file: Path | None, gpu: str | None, gpus: int | None, fewest: int, measured: Path | None
+) -> Callable[[], "Cluster"]:
+    """The cluster of a file, or that many GPUs, with measured rates if there are some."""
 
     def read() -> "Cluster":
         from seektune.planner.hardware import known_gpu, read_cluster
 
-        return known_gpu(gpu or "h100-80gb", gpus or fewest) if file is None else read_cluster(file)
+        cluster = known_gpu(gpu or "h100-80gb", gpus or fewest) if file is None else read_cluster(file)
+        if measured is None:
+            return cluster
+        from seektune.planner.measured import with_measured
+
+        return with_measured(cluster, measured)
 
     return read
 

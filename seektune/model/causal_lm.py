@@ -104,7 +104,7 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         if quantized:
             quantize_modules(model, files.kind)
         if quantized and streamed:
-            stream_from_disk(model, folder, [*model.blocks()], complete=complete)
+            stream_from_disk(model, folder, [*model.blocks()], complete=complete, device=device)
         else:
             model.to_empty(device=device)
             load_weights(model.state_dict(), folder, complete)

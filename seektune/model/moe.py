@@ -74,12 +74,14 @@ class MoE(nn.Module):
         routing = self.gate(x_ND, None if tokens_BT is None else tokens_BT.flatten())
         if ledger is not None:
             ledger.record(self.layer, routing, layout)
-        routed = self.dispatch(x_ND, routing, self.experts)
-        return (routed + upcast(self.shared_experts(x_ND))).to(x_BTD.dtype).view_as(x_BTD)
+        routed = self.dispatch.start(x_ND, routing, self.experts)
+        # tokens travel to the experts of other processes meanwhile
+        shared = upcast(self.shared_experts(x_ND))
+        return (routed() + shared).to(x_BTD.dtype).view_as(x_BTD)
 
     def join(self, nothing_ND: Tensor) -> None:
         """Take part, without tokens `[0, D]`, in the forward pass of processes that share the experts."""
         if isinstance(self.dispatch, LocalDispatch):
             return
         routing = self.gate(nothing_ND, torch.empty(0, dtype=torch.int64, device=nothing_ND.device))
-        self.dispatch(nothing_ND, routing, self.experts)
+        self.dispatch.start(nothing_ND, routing, self.experts)()

@@ -1,12 +1,13 @@
 """Layer streaming: frozen weights stay in the checkpoint's files and are prefetched one block ahead of their use.
 
 This trains models larger than memory with LoRA: forward reads the files once, backward once more in reverse. The
-process holds the pages of one block and those that are being prefetched.
+process holds the pages of one block and those that are being prefetched; a GPU holds copies of as many.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from seektune.checkpoint.load import check_names
@@ -14,7 +15,9 @@ from seektune.checkpoint.lowbit import lowbit_names
 from seektune.checkpoint.mmap import MmapFolder, PagePrefetcher, Region
 from seektune.checkpoint.names import Shape, slots
 from seektune.checkpoint.stored import all_finite
+from seektune.model.device_copies import BlockCopies, Copier, CudaLane
 from seektune.model.quantized import QuantizedLinear, QuantizedMatrix, QuantizedWeight
+from seektune.model.streamed_parts import StreamedParts
 
 
 def stream_from_disk(
@@ -23,6 +26,8 @@ def stream_from_disk(
     blocks: list[nn.Module],
     ahead: bool = True,
     complete: Mapping[str, Shape] | None = None,
+    device: torch.device | str = "cpu",
+    copier: Copier | None = None,
 ) -> None:
     """Map the quantized weights of a model to their files, and load the rest.
 
@@ -34,6 +39,8 @@ def stream_from_disk(
         blocks: in forward order; each is prefetched while the previous one computes.
         complete: names and shapes of all tensors of the checkpoint, if the model lacks some.
         ahead: prefetch; if False, weights are read when they are used, for comparison.
+        device: that computes; what is not streamed is loaded there.
+        copier: copies the weights of the next block to the device while one computes; made for a GPU if None.
 
     Raises:
         ValueError: the checkpoint does not fit the model.
@@ -44,8 +51,8 @@ def stream_from_disk(
     names = {name: _released_names(name, module) for name, module in quantized.items()}
     for name, module in quantized.items():
         tensors = [files.stored(each) for each in names[name]]
-        module.parts = [(stored.weight, stored.scale) for stored in tensors]
-    _load_rest(model, files, folder, complete)
+        module.parts = StreamedParts([(stored.weight, stored.scale) for stored in tensors], torch.device(device))
+    _load_rest(model, files, folder, complete, torch.device(device))
     regions: list[list[Region]] = []
     for block in blocks:
         inside = set(block.modules())
@@ -53,6 +60,10 @@ def stream_from_disk(
             files.regions(each for name, module in quantized.items() if module in inside for each in names[name])
         )
     _register_hooks(blocks, regions, PagePrefetcher(ahead))
+    if copier is None and torch.device(device).type == "cuda":
+        copier = Copier(CudaLane(torch.device(device)))
+    if copier is not None:
+        _register_copies(blocks, BlockCopies(blocks, copier))
 
 
 def _released_names(name: str, module: QuantizedWeight) -> list[str]:
@@ -63,7 +74,9 @@ def _released_names(name: str, module: QuantizedWeight) -> list[str]:
     return [f"{name}.weight"]
 
 
-def _load_rest(model: nn.Module, files: MmapFolder, folder: Path, complete: Mapping[str, Shape] | None) -> None:
+def _load_rest(
+    model: nn.Module, files: MmapFolder, folder: Path, complete: Mapping[str, Shape] | None, device: torch.device
+) -> None:
     """Load everything that is not streamed: views of the file if the dtypes agree, copies otherwise."""
     state = model.state_dict()
     low = lowbit_names(state)
@@ -79,7 +92,7 @@ def _load_rest(model: nn.Module, files: MmapFolder, folder: Path, complete: Mapp
         values = files.stored(slot.released).values()
         if not all_finite(values):
             raise ValueError(f"{files.source.files.where(slot.released)} holds NaN or infinity; the file is damaged")
-        _set_tensor(model, slot.model, values.to(target.dtype))
+        _set_tensor(model, slot.model, values.to(device, target.dtype))
 
 
 def _set_tensor(model: nn.Module, name: str, values: Tensor) -> None:
@@ -100,6 +113,29 @@ def _register_hooks(blocks: list[nn.Module], regions: list[list[Region]], prefet
             prefetcher.release(regions[index - step])
         if 0 <= index + step < len(blocks):
             prefetcher.prefetch(regions[index + step])
+
+    _call_at_begin(blocks, begin)
+
+
+def _register_copies(blocks: list[nn.Module], copies: BlockCopies) -> None:
+    """Copy the weights of the next block to the device when a block begins, and drop those of all others."""
+
+    def begin(index: int, step: int) -> None:
+        copies.drop_others(index, index + step)
+        copies.start(index)
+        if 0 <= index + step < len(blocks):
+            copies.start(index + step)
+        copies.use(index)
+
+    _call_at_begin(blocks, begin)
+    for index, block in enumerate(blocks):
+        # hooks of a module are outside of the recomputation of its forward, which saves by itself
+        block.register_forward_pre_hook(lambda *_, index=index: copies.begin_saving(index))
+        block.register_forward_hook(lambda *_: copies.end_saving(), always_call=True)
+
+
+def _call_at_begin(blocks: list[nn.Module], begin: Callable[[int, int], None]) -> None:
+    """Call `begin` with the number of a block, and 1 before its forward or -1 before its backward."""
 
     def watch_backward(index: int, streams: Tensor) -> None:
         # the gradient of a block's output is computed just before the block's backward begins

@@ -25,9 +25,8 @@ from seektune.kernels import (
 )
 from seektune.model.linear import GroupedLinear, WideLinear
 from seektune.model.moe import Experts
+from seektune.model.streamed_parts import StreamedParts
 
-Parts: TypeAlias = Sequence[tuple[Tensor, Tensor | None]]
-"""Weight and scales of a linear layer, or of each expert, in the dtypes of the file."""
 MATRICES = ("w1", "w2", "w3")
 """The matrices of an expert."""
 KindOf: TypeAlias = Callable[[str], str]
@@ -40,7 +39,7 @@ class QuantizedWeight(nn.Module):
     If it is streamed, the parameters are on the meta device, and `parts` are views of the checkpoint's file.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor | None, parts: Parts | None = None):
+    def __init__(self, weight: Tensor, scale: Tensor | None, parts: StreamedParts | None = None):
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.scale = None if scale is None else nn.Parameter(scale, requires_grad=False)
@@ -48,8 +47,8 @@ class QuantizedWeight(nn.Module):
 
     @property
     def place(self) -> torch.device:
-        """The device of its values."""
-        return self.weight.device if self.parts is None else self.parts[0][0].device
+        """The device that computes with it."""
+        return self.weight.device if self.parts is None else self.parts.device
 
 
 class QuantizedLinear(QuantizedWeight):
@@ -61,7 +60,7 @@ class QuantizedLinear(QuantizedWeight):
         scale: Tensor | None,
         groups: int = 1,
         wide: bool = False,
-        parts: Parts | None = None,
+        parts: StreamedParts | None = None,
     ):
         super().__init__(weight, scale, parts)
         self.groups = groups
@@ -101,7 +100,8 @@ class QuantizedMatrix(QuantizedWeight):
     def experts(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Weights and scales of all experts in the dtypes of the file."""
         if self.parts is not None:
-            return [weight for weight, _ in self.parts], [scale for _, scale in self.parts if scale is not None]
+            pairs = self.parts[:]
+            return [weight for weight, _ in pairs], [scale for _, scale in pairs if scale is not None]
         assert self.scale is not None
         stored = from_parameters(self.weight, self.scale)
         assert stored.scale is not None

@@ -3,7 +3,8 @@
 Shapes: N tokens, K experts per token, P = N * K token-expert pairs, D width.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -19,21 +20,26 @@ class RunExperts(Protocol):
         ...
 
 
+Finish: TypeAlias = Callable[[], Tensor]
+"""Waits for what is still to come and gives the sum of each token's expert outputs, fp32 `[N, D]`; called once."""
+
+
 class Dispatch(Protocol):
     """Sends tokens to their experts and combines the outputs."""
 
-    def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
-        """Sum of each token's expert outputs, fp32 `[N, D]`."""
+    def start(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Finish:
+        """Start sending; what is computed before `Finish` is called overlaps with the messages."""
         ...
 
 
 class LocalDispatch:
     """All experts are on this device: pairs are sorted by expert, and experts add to their tokens in order."""
 
-    def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
-        """Deterministic, because an expert has each token at most once, so additions do not collide."""
+    def start(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Finish:
+        """Compute at once. Deterministic: an expert has each token at most once, so additions do not collide."""
         tokens_P, weights_P, counts = self.sort(routing)
-        return experts(x_ND, weights_P, counts, tokens_P)
+        out_ND = experts(x_ND, weights_P, counts, tokens_P)
+        return lambda: out_ND
 
     def sort(self, routing: Routing) -> tuple[Tensor, Tensor, list[int]]:
         """Tokens and weights of the pairs sorted by expert, and the number of pairs of each expert."""

@@ -33,6 +33,12 @@ class ParallelConfig(Section):
     """Pipeline stages: consecutive groups of layers, each on its own processes."""
     ep_size: PositiveInt = 1
     """Processes over which the routed experts are sharded; must divide their number (V4-Flash: 256, V4-Pro: 384)."""
+    ep_message_dtype: Literal["model", "fp8"] = "model"
+    """Tokens are sent to their experts in the model's dtype, or in FP8 (E4M3, a scale per 128 columns), which halves
+    these messages and rounds; outputs and gradients are never rounded."""
+    ep_parts: PositiveInt = 1
+    """Parts of a micro-batch's tokens that go to the experts one after the other, so that the messages of one travel
+    while the experts of another compute; frozen low-bit experts are dequantized for each part."""
     cp_size: PositiveInt = 1
     """Processes over which the tokens of one row are sharded; for rows too long for one device."""
     dp_shard: PositiveInt | None = None

@@ -45,7 +45,7 @@ def parallelize(
     for stage in stages.values():
         prepare(stage)
         apply_context_parallel(stage, mesh)
-        apply_expert_parallel(stage, mesh)
+        apply_expert_parallel(stage, mesh, config)
         recompute_blocks(stage, config.recompute, drops)
         apply_fsdp(stage, mesh, config)
         stage.to_empty(device=torch.device("cpu") if config.cpu_offload else mesh.device)

@@ -37,6 +37,13 @@ class Cluster:
     """Within a node."""
     network: float
     """Between nodes."""
+    assumed: tuple[tuple[str, float], ...] = ()
+    """Values in place of those that hardware.json assumes, by name."""
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Assumed values of quantities that only a measurement could give, by name."""
+        return {**assumed(), **dict(self.assumed)}
 
     @property
     def nodes(self) -> int:
@@ -71,6 +78,8 @@ class ClusterFile(Section):
     """Within a node: a known link, such as nvlink4, or GB/s per GPU and direction."""
     network: str | Rate | None = None
     """Between nodes: a known link, such as ndr400, hdr200 or ethernet100, or GB/s per GPU and direction."""
+    assumed: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    """Values in place of assumed ones, such as `matmul: 0.5` or `ep_overlap: 0.8`; every plan lists them."""
 
 
 @cache
@@ -154,6 +163,8 @@ def _cluster(file: ClusterFile, origin: str) -> Cluster:
             f"{origin}: {file.gpu} is not a known GPU; {hint} are {', '.join(hardware_data()['gpus'])}; another needs "
             f"{', '.join(missing)} in a cluster file"
         )
+    if unknown := file.assumed.keys() - assumed().keys():
+        raise ValueError(f"{origin}: assumed: {min(unknown)} is not one of {', '.join(assumed())}")
     return Cluster(
         gpu=file.gpu,
         gpus=file.gpus,
@@ -163,6 +174,7 @@ def _cluster(file: ClusterFile, origin: str) -> Cluster:
         memory_rate=whole["memory_gb_s"] * GIGA,
         link=_rate(whole["link"], origin),
         network=_rate(whole["network"], origin),
+        assumed=tuple(file.assumed.items()),
     )
 
 

@@ -95,7 +95,15 @@ class PlanReport:
 
     def assumptions(self) -> list[str]:
         """Every assumed number, with its reason."""
-        numbers = [f"{name} = {each['value']:g}: {each['why']}" for name, each in hardware_data()["assumed"].items()]
+        numbers = [
+            f"{name} = {self.cluster.factors[name]:.4g}: {each['why']}"
+            + (
+                f" (set for this plan; assumed otherwise: {each['value']:g})"
+                if name in dict(self.cluster.assumed)
+                else ""
+            )
+            for name, each in hardware_data()["assumed"].items()
+        ]
         gpu = hardware_data()["gpus"].get(self.cluster.gpu, {})
         sources = [*gpu.get("read", []), *gpu.get("vendor", [])]
         rates = (

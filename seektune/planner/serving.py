@@ -11,10 +11,10 @@ from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.capacity import prefix_share
 from seektune.generate.limits import CHUNK, PREFIX_CACHE
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
-from seektune.planner.hardware import GIGA, Cluster, assumed
+from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Weight, Weights
 from seektune.planner.memory import LOWER, UPPER, bounds
-from seektune.planner.time import exchange
+from seektune.planner.messages import exchange
 
 COPIES = 2
 """A batch's caches are copied when a sequence joins or ends."""
@@ -116,7 +116,7 @@ class ServingPlan:
         return moved / self.cluster.memory_rate + self._layers * sent / self.cluster.between(self.ep_size)
 
     def _slow(self, running: int, length: int) -> float:
-        factors = assumed()
+        factors = self.cluster.factors
         skew = bounds(UPPER)["skew"] if self.ep_size > 1 else 1
         read = list(self._read(running, skew))
         moved = sum(self._here(weight) * share for weight, share in read) + running * self._cache_read(length)
@@ -165,7 +165,7 @@ class ServingPlan:
 
     def assumptions(self) -> list[str]:
         """What the numbers rest on."""
-        factors = assumed()
+        factors = self.cluster.factors
         return [
             "weights and caches are counted exactly, as the loaders hold them; nothing was compared with a GPU",
             f"caches are copied when a sequence joins or ends: room for {COPIES} times their size; the sequences of a "

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from seektune.model.config import SLIDING
 from seektune.model.flops import PARTS, forward_flops, layer_flops
-from seektune.planner.hardware import GIGA, Cluster, assumed
+from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Layout, TrainingJob
 from seektune.planner.memory import Numbers, RankMemory
+from seektune.planner.messages import ExpertMessages, exchange, expert_messages, hiding
 from seektune.planner.timeline import Span, StageTime, bubble_share, simulate
 
 AXES = ("ep", "cp", "pp", "fsdp", "replicate")
@@ -56,7 +57,7 @@ class StepTime:
 
 def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> StepTime:
     """Simulate a step of the layout on the cluster; `ranks` is the result of `first_ranks`."""
-    factors = assumed()
+    factors = cluster.factors
     job = layout.job
     numbers = [each.lower for each in ranks]
     process_of = {stage: process for process in range(layout.pp) for stage in layout.stages_of(process)}
@@ -125,19 +126,28 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     passes /= stages_here
     rounding = numbers["rounding_traffic"] / (cluster.memory_rate * factors["memory"]) / stages_here
     messages = _messages(layout, cluster, stage, factors)
-    shown = (1 - factors["hidden"]) * (messages["ep"] + messages["cp"])
-    once = sum(forward.values()) + passes + rounding
+    between = _expert_messages(layout, cluster, stage, factors)
+    behind = hiding(job, forward["experts"], factors)
+    ahead = between.forward(behind)
+    # gradients of inputs and of trainable weights take as long as forward, each
+    back = 0.0 if job.drafter else between.backward(behind * (1 + job.weights.trainable_share))
+    left = 1 - factors["hidden"]
+    once = sum(forward.values()) + passes + rounding + left * (ahead + messages["cp"])
     half = sum(grads.values()) / 2
     time = StageTime(
-        forward=(1 + job.references) * (once + shown),
-        backward_input=0.0 if job.drafter else again * (once + shown) + half + passes + shown,
+        forward=(1 + job.references) * once,
+        backward_input=0.0 if job.drafter else again * once + half + passes + left * (back + messages["cp"]),
         backward_weights=0.0 if job.drafter else half * trained + passes * trained,
         send=messages["pp"] / 2,
     )
     forwards = 1 + job.references + (0 if job.drafter else again)
     spent = {part: forward[part] * forwards + grads[part] * (1 + trained) / 2 for part in forward}
     backward = 0 if job.drafter else 1
-    total = {axis: value * (backward + forwards if axis in ("ep", "cp") else 1) for axis, value in messages.items()}
+    total = {
+        "ep": ahead * forwards + back,
+        "cp": messages["cp"] * (backward + forwards),
+        "pp": messages["pp"],
+    }
     memory = passes * (forwards + backward * (1 + trained)) + rounding * forwards
     return _StageCost(time, spent, memory, total)
 
@@ -159,16 +169,13 @@ def _forward(layout: Layout, stage: int) -> Counter[str]:
 
 
 def _messages(layout: Layout, cluster: Cluster, stage: int, factors: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of a forward pass's messages of a micro-batch, by axis; for pp, of both directions."""
+    """Seconds of a forward pass's messages of a micro-batch along cp, and of both directions along pp."""
     job = layout.job
     dims = layout.dims
     config = layout.job.config
     tokens = layout.rows_at_a_time * layout.length // dims.cp_size
     last = stage == layout.stages - 1
     layers = len(layout.layers(stage)) + int(last and job.mtp)
-    pairs = tokens * config.num_experts_per_tok * config.hidden_size
-    # tokens are sent in the model's dtype, outputs are returned in fp32
-    ep = layers * 2 * exchange(pairs * (job.itemsize + 4) / 2, dims.ep_size, cluster, factors)
     compressing = [config.ratio(layer) for layer in layout.layers(stage) if config.ratio(layer) != SLIDING]
     entries = sum(layout.rows_at_a_time * layout.length // ratio for ratio in compressing) * config.head_dim
     before = layers * layout.rows_at_a_time * (config.sliding_window - 1) * config.head_dim
@@ -176,19 +183,14 @@ def _messages(layout: Layout, cluster: Cluster, stage: int, factors: Mapping[str
     streams = tokens * (config.hc_mult + int(job.mtp)) * config.hidden_size * job.itemsize
     rate = cluster.between(dims.pp_size, dims.stage_size) * factors["link"]
     pp = 0.0 if last or dims.pp_size == 1 else 2 * (streams / rate + factors["latency_s"])
-    return {"ep": ep, "cp": cp, "pp": pp}
+    return {"cp": cp, "pp": pp}
 
 
-def exchange(size: float, processes: int, cluster: Cluster, factors: Mapping[str, float]) -> float:
-    """Seconds of an all-to-all or all-gather among adjacent ranks, of which some may be on other nodes."""
-    if processes == 1:
-        return 0.0
-    near = min(processes, cluster.gpus_per_node)
-    inside = (near - 1) / processes
-    outside = (processes - near) / processes
-    # both kinds of links are used at the same time
-    slower = max(inside / cluster.link, outside / cluster.network)
-    return size * slower / factors["link"] + factors["latency_s"]
+def _expert_messages(layout: Layout, cluster: Cluster, stage: int, factors: Mapping[str, float]) -> ExpertMessages:
+    """Those of a micro-batch."""
+    tokens = layout.rows_at_a_time * layout.length // layout.dims.cp_size
+    layers = len(layout.layers(stage)) + int(stage == layout.stages - 1 and layout.job.mtp)
+    return expert_messages(layout.job, tokens, layers, layout.dims.ep_size, cluster, factors)
 
 
 def _sharding(layout: Layout, cluster: Cluster, numbers: Numbers, factors: Mapping[str, float]) -> tuple[float, float]:

@@ -12,8 +12,8 @@ from seektune.planner.hardware import Cluster, hardware_data, known_gpu
 from seektune.recipe.recipe import Recipe
 from seektune.workflows.plan import best_layout, refuse_misfit, words_of
 
-CPU_RATES = {"flops": 1e11, "memory_rate": 2e10, "link": 5e9, "network": 1e9}
-"""Rates of a CPU process: only their ratios matter when layouts are compared."""
+CPU_RATES = (1e11, 2e10, 5e9, 1e9)
+"""Operations, memory, link and network of a CPU process: only their ratios matter when layouts are compared."""
 
 
 def cluster_here(processes: int, nodes: int) -> Cluster:
@@ -23,7 +23,7 @@ def cluster_here(processes: int, nodes: int) -> Cluster:
     """
     if not torch.cuda.is_available():
         memory = psutil.virtual_memory().total // processes
-        return Cluster("cpu", processes * nodes, processes, memory, **CPU_RATES)
+        return Cluster("cpu", processes * nodes, processes, memory, *CPU_RATES)
     device = torch.cuda.get_device_properties(0)
     usual = known_gpu(_kind(device.name), processes * nodes)
     return replace(usual, gpu=device.name, gpus_per_node=max(processes, 1), memory=device.total_memory)

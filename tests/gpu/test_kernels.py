@@ -4,10 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from seektune.kernels import (
-    Chosen,
     Prefix,
     dequantize,
     dequantize_fp4,
@@ -18,54 +16,22 @@ from seektune.kernels import (
     sort_by_expert,
 )
 from seektune.sequence import SequenceLayout
-from tests.kernels.inputs import Case, leaf, wide
+from tests.kernels.inputs import Case, leaf
 from tests.kernels.test_codecs import every_fp4_byte, every_fp8_byte
-from tests.kernels.test_twins import PAIRS, kernel, run
+from tests.kernels.test_twins import PAIRS
+from tests.kernels.twins import kernel, run
 
+from .agreement import BOUNDS, agree, definition, exact, released
 from .to_device import to_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-BOUNDS = {torch.float32: 5e-5, torch.bfloat16: 3e-2}
-
-
-def agree(found: list[Tensor], expected: list[Tensor], bound: float) -> None:
-    for x, y in zip(found, expected, strict=True):
-        assert x.shape == y.shape
-        scale = max(float(y.detach().abs().max()), 1e-3) if y.numel() else 1.0
-        torch.testing.assert_close(x.cpu().double() / scale, y.cpu().double() / scale, rtol=0, atol=bound)
-
-
-def exact(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same numbers in fp64, whose results are taken for true."""
-    return tuple(
-        x.detach().double().requires_grad_(x.requires_grad) if isinstance(x, Tensor) and x.is_floating_point() else x
-        for x in arguments
-    )
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 @pytest.mark.parametrize(("name", "case"), PAIRS)
 def test_the_operation_is_its_definition(name: str, case: Case, dtype: torch.dtype):
     arguments = case(dtype)
-    # a matrix that stays in bytes has no other numbers, and clamps cut bf16 elsewhere
-    as_they_are = name == "quantized_expert_linear" or dtype == torch.bfloat16
-    expected = run(kernel(name).reference, arguments if as_they_are else exact(arguments))
-    agree(run(kernel(name), to_device(arguments, "cuda")), expected, BOUNDS[dtype])
-
-
-def released(kind: str, dtype: torch.dtype, length: int) -> tuple[Any, ...]:
-    """Attention of V4-Flash: 64 heads of 512 channels, 128 neighbours, and entries as CSA or HCA sees them."""
-    layout = SequenceLayout.from_documents(torch.tensor([[1] * (length // 3) + [2] * (length - length // 3)]))
-    windows = layout.windows(4 if kind == "chosen" else 128)
-    entries = 0 if kind == "window" else windows.last_BE.shape[1]
-    first, count = (x * min(entries, 1) for x in (windows.first_BT, windows.count_BT))
-    visible: Any = Prefix(first, count)
-    if kind == "chosen":
-        index = torch.rand(1, length, entries).argsort(-1)[..., :512]
-        visible = Chosen(torch.where((index >= first[..., None]) & (index < (first + count)[..., None]), index, -1))
-    inputs = leaf(dtype, 1, length, 64, 512), leaf(dtype, 1, length, 512), leaf(dtype, 1, entries, 512)
-    return *inputs, leaf(wide(dtype), 64), layout.positions, 128, visible
+    agree(run(kernel(name), to_device(arguments, "cuda")), definition(name, arguments, dtype), BOUNDS[dtype])
 
 
 @pytest.mark.parametrize("kind", ["window", "prefix", "chosen"])

@@ -10,7 +10,7 @@ from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
 from .inputs import CASES, attention, missing_keys, no_queries
-from .test_twins import kernel, run
+from .twins import kernel, run
 
 BOUND = 2e-5
 SMALL = torch.tensor([[1] * 25 + [2] * 2 + [0] * 2 + [3] * 13])

@@ -12,6 +12,7 @@ from seektune import kernels
 from seektune.kernels import Kernel
 
 from .inputs import CASES, Case
+from .twins import kernel, run
 
 PAIRS = [
     pytest.param(name, case, id=f"{name}-{label}") for name, cases in CASES.items() for label, case in cases.items()
@@ -19,23 +20,6 @@ PAIRS = [
 
 # a hand-written backward rounds to bf16 at other points
 BOUNDS = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
-
-
-def run(function: Any, arguments: tuple[Any, ...]) -> list[Tensor]:
-    """Outputs, then gradients, with the same upstream gradients for every call."""
-    found = function(*arguments)
-    outputs = list(found) if isinstance(found, tuple) else [found]
-    leaves = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
-    generator = torch.Generator().manual_seed(1)
-    learnt = [x for x in outputs if x.requires_grad]
-    upstream = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in learnt]
-    return outputs + list(torch.autograd.grad(learnt, leaves, upstream))
-
-
-def kernel(name: str) -> Kernel:
-    found = vars(kernels)[name]
-    assert isinstance(found, Kernel)
-    return found
 
 
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)

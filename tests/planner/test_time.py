@@ -7,6 +7,7 @@ import pytest
 from seektune.parallel.layer_split import bubble
 from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.hardware import known_gpu
+from seektune.planner.job import Layout
 from seektune.planner.memory import first_ranks
 from seektune.planner.time import StepTime, step_time
 from seektune.planner.timeline import StageTime, bubble_share, simulate
@@ -70,6 +71,32 @@ def test_communication_time_scales_with_the_network() -> None:
     assert slow.communication["ep"] == pytest.approx(2 * fast.communication["ep"], rel=0.05)
     assert slow.communication["fsdp"] == pytest.approx(2 * fast.communication["fsdp"])
     assert slow.arithmetic == fast.arithmetic
+
+
+def ep_seconds(planned: Layout, **assumed: float) -> float:
+    cluster = replace(H100, assumed=tuple(assumed.items()))
+    return step_time(planned, cluster, first_ranks(planned)).communication["ep"]
+
+
+def test_messages_between_experts_hide_behind_the_shared_expert_as_far_as_it_is_assumed() -> None:
+    planned = layout(FLASH, 128)
+    none, half, all_ = (ep_seconds(planned, ep_overlap=share) for share in (0.0, 0.5, 1.0))
+    assert none == ep_seconds(planned)
+    assert none - half == pytest.approx(half - all_), "proportional, while the messages take longer"
+    shared = step_time(planned, H100, first_ranks(planned)).arithmetic["experts"] / 7
+    assert none - all_ <= shared * 1.001
+    # in parts, the outputs are hidden too, behind all experts
+    parts = layout(FLASH, 128, "parallel.ep_parts=2")
+    assert ep_seconds(parts) == none
+    assert ep_seconds(parts, ep_overlap=1.0) < all_
+
+
+def test_fp8_messages_shorten_the_way_to_the_experts() -> None:
+    """Of 2 + 4 bytes forward, recomputed and backward, a byte less 1/128 forward and recomputed."""
+    plain, fp8 = (layout(FLASH, 128, f"parallel.ep_message_dtype={kind}") for kind in ("model", "fp8"))
+    again = 1 if plain.job.parallel.recompute == "block" else 0
+    expected = 1 - (1 + again) * (1 - 1 / 128) / ((2 + again) * 6)
+    assert ep_seconds(fp8, latency_s=0) / ep_seconds(plain, latency_s=0) == pytest.approx(expected)
 
 
 def on_one_gpu(*words: str) -> StepTime:

@@ -63,10 +63,10 @@ class EvenLocal(LocalDispatch):
 class EvenDispatch(ExpertDispatch):
     """The same between processes, all of which have as many tokens as this one."""
 
-    def sort(self, routing: Routing) -> tuple[Tensor, Tensor]:
+    def sort(self, experts_NK: Tensor, experts: int) -> tuple[Tensor, Tensor]:
         """As `ExpertDispatch`; the counts are read below."""
-        flat_P = routing.experts_NK.flatten()
-        return flat_P.argsort(stable=True), flat_P.new_zeros(routing.scores_NE.shape[1])
+        flat_P = experts_NK.flatten()
+        return flat_P.argsort(stable=True), flat_P.new_zeros(experts)
 
     def read(self, sent_RL: Tensor, received_RL: Tensor, pairs: int) -> tuple[Counts, Counts]:
         """The counts of even routing."""
@@ -83,7 +83,11 @@ def assume_even_routing(model: ParallelModel, mesh: Mesh) -> None:
         apply_context_parallel(stage, mesh)
         for block in stage.blocks():
             known = block.ffn.dispatch
-            block.ffn.dispatch = EvenDispatch(known.group) if isinstance(known, ExpertDispatch) else EvenLocal()
+            block.ffn.dispatch = _even(known) if isinstance(known, ExpertDispatch) else EvenLocal()
+
+
+def _even(known: ExpertDispatch) -> EvenDispatch:
+    return EvenDispatch(known.group, known.encoding, known.parts)
 
 
 def _evenly(pairs: int, cells: int) -> list[int]:

@@ -1,0 +1,157 @@
+"""All-to-alls that travel while something else computes: autograd functions that start one, and wait for it.
+
+In backward the roles are exchanged: where forward waited, the gradient is sent, and where forward sent, backward waits.
+Operations that forward has between the two are therefore between them in backward too, because torch's engine runs
+what was recorded last first. Shapes: P rows sent, Q rows received, D width.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seektune.kernels.reference.quantize import FP8_MAX, power_of_two_above, to_e4m3
+
+GROUP = 128
+"""Columns with a common scale in FP8 messages."""
+SMALLEST_PEAK = 1e-4
+"""Peak of a group below which scales do not shrink, as in `fake_quantize_fp8`."""
+functional = torch.ops._c10d_functional
+
+
+class Encoding(Protocol):
+    """How rows are sent in forward; gradients are always sent as they are."""
+
+    def encode(self, x_PD: Tensor) -> Tensor:
+        """Rows as they are sent, `[P, ...]`."""
+        ...
+
+    def decode(self, sent_Q: Tensor, like: Tensor) -> Tensor:
+        """Rows as they are used, `[Q, D]`, with the dtype and width of `like`."""
+        ...
+
+
+class Exact:
+    """Rows in their own dtype."""
+
+    def encode(self, x_PD: Tensor) -> Tensor:
+        """The rows."""
+        return x_PD.contiguous()
+
+    def decode(self, sent_Q: Tensor, like: Tensor) -> Tensor:
+        """The rows."""
+        return sent_Q
+
+
+class Fp8:
+    """E4M3 with a power-of-two scale per 128 columns, in one message of bytes: 129/256 of those of bf16.
+
+    What arrives equals `fake_quantize_fp8(x, 128)`, and the gradient passes straight through.
+    """
+
+    def encode(self, x_PD: Tensor) -> Tensor:
+        """Codes, then exponents of the scales, uint8 `[P, D + D / 128]`, both filled up to whole groups."""
+        groups = F.pad(x_PD.float(), (0, -x_PD.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+        scale = power_of_two_above(groups.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_PEAK) / FP8_MAX)
+        codes = to_e4m3(groups / scale).view(torch.uint8).flatten(1)
+        return torch.cat([codes, scale.squeeze(-1).to(torch.float8_e8m0fnu).view(torch.uint8)], dim=1)
+
+    def decode(self, sent_Q: Tensor, like: Tensor) -> Tensor:
+        """The values of the codes."""
+        width = like.shape[1]
+        padded = width + -width % GROUP
+        codes = sent_Q[:, :padded].view(torch.float8_e4m3fn).float().unflatten(1, (-1, GROUP))
+        scale = sent_Q[:, padded:].contiguous().view(torch.float8_e8m0fnu).float()
+        return (codes * scale[..., None]).flatten(1)[:, :width].to(like.dtype)
+
+
+ENCODINGS: dict[str, Encoding] = {"model": Exact(), "fp8": Fp8()}
+"""By the values of `parallel.ep_message_dtype`."""
+
+
+class Message:
+    """Rows on their way between the processes of a group, `leaving[r]` to and `arriving[r]` from rank r."""
+
+    def __init__(
+        self,
+        x_PD: Tensor,
+        leaving: Sequence[int],
+        arriving: Sequence[int],
+        group: dist.ProcessGroup,
+        encoding: Encoding,
+    ):
+        """Start sending; a collective that all processes of the group call in the same order."""
+        self._leaving = list(leaving)
+        self._arriving = list(arriving)
+        self._group = group
+        self._encoding = encoding
+        self._travelling: Tensor | None = None
+        self._handle_QD: Tensor | None = _Start.apply(x_PD, self)
+
+    def wait(self) -> Tensor:
+        """The rows that arrived, `[Q, D]`; once."""
+        rows: Tensor = _Wait.apply(self._handle_QD, self)
+        # its graph holds this object
+        self._handle_QD = None
+        return rows
+
+    def send(self, x_PD: Tensor) -> None:
+        """Start the forward direction."""
+        self._start(self._encoding.encode(x_PD), self._arriving, self._leaving)
+
+    def arrived(self, like: Tensor) -> Tensor:
+        """Wait for the forward direction."""
+        return self._encoding.decode(self._take(), like)
+
+    def send_gradient(self, grad_QD: Tensor) -> None:
+        """Start the backward direction."""
+        self._start(grad_QD.contiguous(), self._leaving, self._arriving)
+
+    def arrived_gradient(self) -> Tensor:
+        """Wait for the backward direction."""
+        return self._take()
+
+    def rows(self) -> int:
+        """Q."""
+        return sum(self._arriving)
+
+    def _start(self, x: Tensor, arriving: list[int], leaving: list[int]) -> None:
+        self._travelling = functional.all_to_all_single(x, arriving, leaving, self._group.group_name)
+
+    def _take(self) -> Tensor:
+        assert self._travelling is not None, "nothing was sent"
+        rows: Tensor = functional.wait_tensor(self._travelling)
+        self._travelling = None
+        return rows
+
+
+class _Start(torch.autograd.Function):
+    """The handle has the shape of what will arrive, and no memory of its own."""
+
+    @staticmethod
+    def forward(ctx, x_PD, message):  # type: ignore[no-untyped-def]
+        ctx.message = message
+        message.send(x_PD)
+        return x_PD.new_empty(()).expand(message.rows(), *x_PD.shape[1:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_QD):  # type: ignore[no-untyped-def]
+        return ctx.message.arrived_gradient(), None
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, handle_QD, message):  # type: ignore[no-untyped-def]
+        ctx.message = message
+        return message.arrived(handle_QD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_QD):  # type: ignore[no-untyped-def]
+        ctx.message.send_gradient(grad_QD)
+        return grad_QD, None
