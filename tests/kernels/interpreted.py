@@ -1,15 +1,17 @@
 """Compare a Triton kernel with its reference: `TRITON_INTERPRET=1 python -m tests.kernels.interpreted NAME`."""
 
 import sys
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from seektune.kernels import Prefix, index_topk
+from seektune.kernels import Prefix, index_topk, quantize_fp4, quantize_fp8
+from seektune.kernels.triton import lowbit_grouped_mm
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
-from .inputs import CASES, attention, missing_keys, no_queries
+from .inputs import CASES, attention, lowbit_experts, missing_keys, no_queries
 from .test_twins import kernel, run
 
 BOUND = 2e-5
@@ -22,6 +24,16 @@ ATTENTION = {
     "no queries": no_queries,
 }
 """Few queries, because an interpreted program takes some ten milliseconds."""
+quantize_fp8_f32 = partial(quantize_fp8, power_of_two=False)
+LOWBIT = {
+    "fp4": lowbit_experts(quantize_fp4, 70, 160, 4, 0, 17, 1),
+    "fp8": lowbit_experts(quantize_fp8, 200, 130, 0, 4, 17),
+    "fp8, F32 scales": lowbit_experts(quantize_fp8_f32, 130, 200, 1, 0),
+    "inputs of V4-Pro": lowbit_experts(quantize_fp4, 20, 7168, 1),
+    "outputs of V4-Pro": lowbit_experts(quantize_fp4, 7168, 32, 1),
+}
+"""Experts without pairs, with one, and with more than a tile; widths that are no multiple of a tile."""
+SPECIAL = {"sparse_attention": ATTENTION, "lowbit_expert_linear": LOWBIT}
 MANY = "many"
 """The case of thousands of tokens, for chunks of the eager kernels; Triton has a program for each token."""
 
@@ -55,16 +67,38 @@ def compare_split_lists() -> int:
     return compare(run(pair.on_gpu, arguments), run(pair.reference, arguments))
 
 
+def compare_large_tiles() -> int:
+    """Compare packed products with the tiles of many pairs, which fp32 inputs do not get."""
+    lowbit_grouped_mm.TILES = lowbit_grouped_mm.TILES[1:]
+    pair = kernel("lowbit_expert_linear")
+    arguments = lowbit_experts(quantize_fp4, 160, 96, 70, 0, 3)(torch.float32)
+    return compare(run(pair.on_gpu, arguments), run(pair.reference, arguments))
+
+
+def compare_few_tokens() -> int:
+    """Compare a packed linear layer with few tokens, in a row of any number of dims, which is one grouped product."""
+    pair = kernel("lowbit_linear")
+    for pack in (quantize_fp4, quantize_fp8):
+        arguments = torch.randn(2, 3, 160).requires_grad_(), *pack(torch.randn(70, 160))
+        found = compare(run(pair.on_gpu, arguments), run(pair.reference, arguments))
+    return found
+
+
+CHECKS = {
+    "index_topk": compare_index_topk,
+    "split_lists": compare_split_lists,
+    "large_tiles": compare_large_tiles,
+    "few_tokens": compare_few_tokens,
+}
+
+
 def main(name: str) -> None:
     """Compare all cases of an operation."""
     torch.manual_seed(0)
-    if name == "split_lists":
-        print("equal", compare_split_lists())
+    if name in CHECKS:
+        print("equal", CHECKS[name]())
         return
-    if name == "index_topk":
-        print("equal", compare_index_topk())
-        return
-    cases = ATTENTION if name == "sparse_attention" else {k: v for k, v in CASES[name].items() if k != MANY}
+    cases = SPECIAL[name] if name in SPECIAL else {k: v for k, v in CASES[name].items() if k != MANY}
     for label, case in cases.items():
         arguments = case(torch.float32)
         print(label, "equal", compare(run(kernel(name).on_gpu, arguments), run(kernel(name).reference, arguments)))
