@@ -128,8 +128,13 @@ def test_products_of_frozen_maps(pack: Any, tokens: int, groups: int):
     agree(found, run(kernel("lowbit_linear").reference, arguments), 1e-2)
 
 
+@pytest.mark.parametrize("span", [4096, 64])
 @pytest.mark.parametrize("width", [12, 128])
-def test_the_index_chooses_what_the_definition_chooses(width: int):
+def test_the_index_chooses_what_the_definition_chooses(width: int, span: int, monkeypatch: pytest.MonkeyPatch):
+    """A program holds all entries of a query, or fewer than it sees."""
+    from seektune.kernels.triton import index_scores
+
+    monkeypatch.setattr(index_scores, "SPAN", span)
     documents = torch.tensor([[1] * 460 + [2] * 3 + [0] * 6 + [3] * 451])
     length = documents.shape[1]
     windows = SequenceLayout.from_documents(documents).windows(4)

@@ -23,8 +23,9 @@ TYPES = (
     | {"scale": "fp32", "x": BF16, "table": INT64}
 )
 """Types of arguments; all others are int32."""
-MULTIPLES_OF_16 = ("x", "table", "out", "outputs", "inputs")
-"""Arguments of low-bit products that are multiples of 16 at released widths, as Triton notices at a call."""
+PRODUCT_MULTIPLES = ("x", "table", "out", "outputs", "inputs")
+INDEX_MULTIPLES = ("q", "keys", "weights", "chosen", "scores", "width")
+"""Addresses and sizes that are multiples of 16 at released widths, as Triton notices at a call."""
 
 
 def shared(kernel: triton.JITFunction, capability: int, sizes: dict[str, int], warps: int, stages: int) -> int:
@@ -33,15 +34,18 @@ def shared(kernel: triton.JITFunction, capability: int, sizes: dict[str, int], w
 
 
 def compiled(
-    kernel: triton.JITFunction, capability: int, sizes: dict[str, int], warps: int, stages: int
+    kernel: triton.JITFunction,
+    capability: int,
+    sizes: dict[str, int],
+    warps: int,
+    stages: int,
+    multiples: tuple[str, ...] = (),
 ) -> triton.compiler.CompiledKernel:
-    """A kernel for that GPU."""
-    own = {"entries": "i32"} if kernel is index_scores._scores else {}
+    """A kernel for that GPU; `multiples` are arguments that are multiples of 16."""
+    own = {"entries": "i32"} if kernel is index_scores._choose else {}
     types = {name: "constexpr" if name in sizes else (TYPES | own).get(name, "i32") for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in sizes.items()}
-    aligned = {
-        (place,): [["tt.divisibility", 16]] for place, name in enumerate(kernel.arg_names) if name in MULTIPLES_OF_16
-    }
+    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     options = {"num_warps": warps, "num_stages": stages}
     built = triton.compile(
         ASTSource(kernel, types, constants, aligned), target=GPUTarget("cuda", capability, 32), options=options
@@ -66,7 +70,7 @@ def lowbit_products(capability: int) -> None:
     sizes = {"ALIGN": 16, "E": 256, "ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
     for fp4 in (True, False):
         kind = {"FP4": fp4, "PACKED": True, "TRANSPOSED": not fp4}
-        built = compiled(lowbit_grouped_mm._multiply, capability, sizes | kind, warps, stages)
+        built = compiled(lowbit_grouped_mm._multiply, capability, sizes | kind, warps, stages, PRODUCT_MULTIPLES)
         assert spilled(built) == 0, "a program's values must fit into its registers"
         print("lowbit", built.metadata.shared)
 
@@ -82,8 +86,10 @@ def main(capability: int, heads: int, keys: int) -> None:
     print("keys", shared(sparse_attention_gradients._keys, capability, narrow, 8, 2))
     print("spread", shared(sparse_attention_gradients._spread, capability, narrow, 8, 2))
     assert shared(sparse_attention_gradients._gather, capability, {"C": 512, "ROWS": 8}, 4, 2) == 0, "it needs none"
-    asked = {"C": 128, "H": index_scores.HEADS, "TILE": index_scores.TILE}
-    print("scores", shared(index_scores._scores, capability, asked, 4, 3))
+    choice = {"C": 128, "H": 64, "TILE": 128, "S": index_scores.SPAN, "K": 1024, "SCORES": True}
+    built = compiled(index_scores._choose, capability, choice, index_scores.WARPS, 2, INDEX_MULTIPLES)
+    assert spilled(built) == 0, "a query's scores must fit into registers"
+    print("index", built.metadata.shared)
     lowbit_products(capability)
 
 

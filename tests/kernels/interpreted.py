@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seektune.kernels import Prefix, index_topk, quantize_fp4, quantize_fp8
-from seektune.kernels.triton import lowbit_grouped_mm
+from seektune.kernels.triton import index_scores, lowbit_grouped_mm
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
@@ -48,14 +48,17 @@ def compare(found: list[Tensor], expected: list[Tensor]) -> int:
 
 
 def compare_index_topk() -> int:
-    """Compare the top-k of a packed row with many ties; returns the number of elements."""
-    documents = torch.tensor([[1] * 60 + [2] * 3 + [0] * 6 + [3] * 51])
-    windows = SequenceLayout.from_documents(documents).windows(4)
-    q, keys, weights = torch.randn(1, 120, 2, 12), torch.randn(1, 30, 12), torch.randn(1, 120, 2)
-    arguments = q, keys, weights, Prefix(windows.first_BT, windows.count_BT), 5
-    found, expected = (run(*arguments).index_BTK for run in (index_topk.on_gpu, index_topk.reference))
-    assert torch.equal(found.sort(dim=-1).values, expected.sort(dim=-1).values)
-    return found.numel()
+    """Compare the top-k of a packed row with many ties, with all entries in one program and in several."""
+    windows = SequenceLayout.from_documents(torch.tensor([[1] * 20 + [2] * 3 + [0] * 2 + [3] * 135])).windows(4)
+    visible = Prefix(windows.first_BT[:, ::5], windows.count_BT[:, ::5])
+    queries = visible.first_BT.shape[1]
+    arguments = torch.randn(1, queries, 2, 12), torch.randn(1, 40, 12), torch.randn(1, queries, 2), visible, 5
+    expected = index_topk.reference(*arguments).index_BTK.sort(dim=-1).values
+    for span in (64, 32):
+        index_scores.SPAN = span
+        found = index_topk.on_gpu(*arguments).index_BTK
+        assert torch.equal(found.sort(dim=-1).values, expected)
+    return expected.numel()
 
 
 def compare_split_lists() -> int:
