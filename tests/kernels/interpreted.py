@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from seektune.kernels import Prefix, index_topk, quantize_fp4, quantize_fp8
-from seektune.kernels.triton import index_scores, lowbit_grouped_mm
+from seektune.kernels import Prefix, clamped_swiglu, index_topk, quantize_fp4, quantize_fp8
+from seektune.kernels.triton import index_scores, lowbit_grouped_mm, swiglu
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
-from .inputs import CASES, attention, lowbit_experts, missing_keys, no_queries
+from .inputs import CASES, attention, leaf, lowbit_experts, missing_keys, no_queries
 from .test_twins import kernel, run
 
 BOUND = 2e-5
@@ -87,7 +87,22 @@ def compare_few_tokens() -> int:
     return found
 
 
+def compare_weighted_swiglu() -> int:
+    """Compare the activation times the weights of pairs with the two operations it replaces."""
+
+    def plain(gate: Tensor, up: Tensor, weights: Tensor, limit: float) -> Tensor:
+        return weights[:, None] * clamped_swiglu.reference(gate, up, limit)
+
+    found = 0
+    for pairs, width in ((5, 1030), (3, 7), (0, 7)):
+        gate, up, weights = leaf(torch.float32, pairs, width), leaf(torch.float32, pairs, width), torch.rand(pairs)
+        arguments = gate, up, weights.requires_grad_(), 0.7
+        found += compare(run(swiglu.weighted_swiglu, arguments), run(plain, arguments))
+    return found
+
+
 CHECKS = {
+    "weighted_swiglu": compare_weighted_swiglu,
     "index_topk": compare_index_topk,
     "split_lists": compare_split_lists,
     "large_tiles": compare_large_tiles,
