@@ -46,7 +46,6 @@ linear = Kernel(plain.linear, plain.linear, cpu=cpu.linear)
 lowbit_expert_linear = Kernel(plain.lowbit_expert_linear, plain.lowbit_expert_linear, "lowbit_linear")
 lowbit_linear = Kernel(plain.lowbit_linear, plain.lowbit_linear, "lowbit_linear")
 pool_windows = Kernel(plain.pool_windows, eager.pool_windows)
-quantized_expert_linear = Kernel(plain.quantized_expert_linear, plain.quantized_expert_linear, "quantized_linear")
 rms_norm = Kernel(plain.rms_norm, eager.rms_norm, cpu=cpu.rms_norm)
 rotate = Kernel(plain.rotate, eager.rotate, "rotation", cpu=cpu.rotate)
 norm_rope = Kernel(plain.norm_rope, eager.norm_rope, "rotation", cpu=cpu.norm_rope)
@@ -101,7 +100,6 @@ __all__ = [
     "quantize_fp4",
     "quantize_fp4_closely",
     "quantize_fp8",
-    "quantized_expert_linear",
     "recast_fp4_as_fp8",
     "rms_norm",
     "rotate",

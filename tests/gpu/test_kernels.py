@@ -63,12 +63,15 @@ def test_experts_of_widths_for_grouped_products(frozen: bool):
     assert all(torch.equal(x, y) for x, y in zip(once, again, strict=True))
 
 
+@pytest.mark.parametrize("fused_rows", [0, 512])
 @pytest.mark.parametrize("form", ["fp4", "fp8", "bf16"])
-def test_products_of_frozen_experts(form: str, monkeypatch: pytest.MonkeyPatch):
-    """A few experts at a time, some without tokens."""
+def test_products_of_frozen_experts(form: str, fused_rows: int, monkeypatch: pytest.MonkeyPatch):
+    """Decoded a few experts at a time or in the product; some experts have no tokens."""
+    from seektune.kernels.triton import lowbit_grouped_mm
     from seektune.kernels.triton import lowbit_linear as on_gpu
 
     monkeypatch.setattr(on_gpu, "VALUES", 3 * 128 * 160)
+    monkeypatch.setattr(lowbit_grouped_mm, "FUSED_ROWS", fused_rows)
     counts, x = [40, 0, 7, 300, 1, 0, 65, 3], leaf(torch.bfloat16, 416, 160)
     weights = torch.randn(8, 128, 160)
     if form == "bf16":
@@ -82,16 +85,23 @@ def test_products_of_frozen_experts(form: str, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("tokens", [50, 600])
 @pytest.mark.parametrize("pack", [quantize_fp4, quantize_fp8])
-def test_products_of_frozen_maps(pack: Any, groups: int):
-    x = leaf(torch.bfloat16, 50, 160) if groups == 1 else leaf(torch.bfloat16, 50, groups, 160)
+def test_products_of_frozen_maps(pack: Any, tokens: int, groups: int):
+    """Fused with decoding for few tokens and one group."""
+    x = leaf(torch.bfloat16, tokens, 160) if groups == 1 else leaf(torch.bfloat16, tokens, groups, 160)
     arguments = x, *pack(torch.randn(256, 160)), groups
     found = run(kernel("lowbit_linear"), to_device(arguments, "cuda"))
     agree(found, run(kernel("lowbit_linear").reference, arguments), 1e-2)
 
 
+@pytest.mark.parametrize("span", [4096, 64])
 @pytest.mark.parametrize("width", [12, 128])
-def test_the_index_chooses_what_the_definition_chooses(width: int):
+def test_the_index_chooses_what_the_definition_chooses(width: int, span: int, monkeypatch: pytest.MonkeyPatch):
+    """A program holds all entries of a query, or fewer than it sees."""
+    from seektune.kernels.triton import index_scores
+
+    monkeypatch.setattr(index_scores, "SPAN", span)
     documents = torch.tensor([[1] * 460 + [2] * 3 + [0] * 6 + [3] * 451])
     length = documents.shape[1]
     windows = SequenceLayout.from_documents(documents).windows(4)

@@ -1,15 +1,18 @@
-"""Compile the attention kernels with released widths for a GPU that need not be present; print their shared memory.
+"""Compile the large kernels with released widths for a GPU that need not be present; print their shared memory.
 
 `python -m tests.kernels.compiled CAPABILITY HEADS KEYS` prints a line of name and bytes for each kernel.
 """
 
+import re
+import subprocess
 import sys
+from tempfile import NamedTemporaryFile
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from seektune.kernels.triton import index_scores, sparse_attention, sparse_attention_gradients
+from seektune.kernels.triton import index_scores, lowbit_grouped_mm, sparse_attention, sparse_attention_gradients
 from seektune.kernels.triton.sparse_attention_gradients import KEYS
 
 BF16, FP32, INT64 = "*bf16", "*fp32", "*i64"
@@ -17,22 +20,59 @@ TYPES = (
     dict.fromkeys(("q", "keys", "entries", "out", "grad", "dq", "weights"), BF16)
     | dict.fromkeys(("sink", "total", "along", "dsink", "parts", "shares", "scores"), FP32)
     | dict.fromkeys(("reach", "index", "first", "count", "low", "high", "chosen", "order", "starts"), INT64)
-    | {"scale": "fp32"}
+    | {"scale": "fp32", "x": BF16, "table": INT64}
 )
 """Types of arguments; all others are int32."""
+PRODUCT_MULTIPLES = ("x", "table", "out", "outputs", "inputs")
+INDEX_MULTIPLES = ("q", "keys", "weights", "chosen", "scores", "width")
+"""Addresses and sizes that are multiples of 16 at released widths, as Triton notices at a call."""
 
 
 def shared(kernel: triton.JITFunction, capability: int, sizes: dict[str, int], warps: int, stages: int) -> int:
     """Shared memory of a program in bytes, compiled down to ptxas."""
-    own = {"entries": "i32"} if kernel is index_scores._scores else {}
+    return int(compiled(kernel, capability, sizes, warps, stages).metadata.shared)
+
+
+def compiled(
+    kernel: triton.JITFunction,
+    capability: int,
+    sizes: dict[str, int],
+    warps: int,
+    stages: int,
+    multiples: tuple[str, ...] = (),
+) -> triton.compiler.CompiledKernel:
+    """A kernel for that GPU; `multiples` are arguments that are multiples of 16."""
+    own = {"entries": "i32"} if kernel is index_scores._choose else {}
     types = {name: "constexpr" if name in sizes else (TYPES | own).get(name, "i32") for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in sizes.items()}
+    aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     options = {"num_warps": warps, "num_stages": stages}
     built = triton.compile(
-        ASTSource(kernel, types, constants), target=GPUTarget("cuda", capability, 32), options=options
+        ASTSource(kernel, types, constants, aligned), target=GPUTarget("cuda", capability, 32), options=options
     )
     assert built.asm["cubin"]
-    return int(built.metadata.shared)
+    return built
+
+
+def spilled(built: triton.compiler.CompiledKernel) -> int:
+    """Bytes of a thread's memory that do not fit into its registers."""
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        told = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return sum(map(int, re.findall(r"(?:STACK|LOCAL):(\d+)", told)))
+
+
+def lowbit_products(capability: int) -> None:
+    """Forward of FP4 and the input's gradient of FP8 for many pairs, both with the largest tiles."""
+    rows, columns, depth, warps, stages = lowbit_grouped_mm.TILES[-1]
+    sizes = {"ALIGN": 16, "E": 256, "ROWS": rows, "COLUMNS": columns, "DEPTH": depth}
+    for fp4 in (True, False):
+        kind = {"FP4": fp4, "PACKED": True, "TRANSPOSED": not fp4}
+        built = compiled(lowbit_grouped_mm._multiply, capability, sizes | kind, warps, stages, PRODUCT_MULTIPLES)
+        assert spilled(built) == 0, "a program's values must fit into its registers"
+        print("lowbit", built.metadata.shared)
 
 
 def main(capability: int, heads: int, keys: int) -> None:
@@ -46,8 +86,11 @@ def main(capability: int, heads: int, keys: int) -> None:
     print("keys", shared(sparse_attention_gradients._keys, capability, narrow, 8, 2))
     print("spread", shared(sparse_attention_gradients._spread, capability, narrow, 8, 2))
     assert shared(sparse_attention_gradients._gather, capability, {"C": 512, "ROWS": 8}, 4, 2) == 0, "it needs none"
-    asked = {"C": 128, "H": index_scores.HEADS, "TILE": index_scores.TILE}
-    print("scores", shared(index_scores._scores, capability, asked, 4, 3))
+    choice = {"C": 128, "H": 64, "TILE": 128, "S": index_scores.SPAN, "K": 1024, "SCORES": True}
+    built = compiled(index_scores._choose, capability, choice, index_scores.WARPS, 2, INDEX_MULTIPLES)
+    assert spilled(built) == 0, "a query's scores must fit into registers"
+    print("index", built.metadata.shared)
+    lowbit_products(capability)
 
 
 if __name__ == "__main__":

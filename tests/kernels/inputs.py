@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.kernels import Chosen, Prefix, quantize_fp4, quantize_fp8, sort_by_expert
+from seektune.kernels import Chosen, Prefix, sort_by_expert
 from seektune.sequence import SequenceLayout
 
 Case = Callable[[torch.dtype], tuple[Any, ...]]
@@ -101,12 +101,14 @@ def pool_case(ratio: int, overlap: bool, documents: Tensor = PACKED) -> Case:
     return make
 
 
-def quantized_case(fp4: bool) -> Case:
+def lowbit_experts(pack: Callable[[Tensor], tuple[Tensor, Tensor]], outputs: int, inputs: int, *counts: int) -> Case:
+    """Experts whose matrices are packed one by one."""
+
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
-        weights, pack = torch.randn(3, 70, 160), quantize_fp4 if fp4 else quantize_fp8
-        values, scales = zip(*(pack(weight) for weight in weights), strict=True)
-        stacked = torch.stack([scale.float() for scale in scales])
-        return leaf(dtype, 21, 160), torch.stack(values), stacked, [4, 0, 17]
+        packed = [pack(torch.randn(outputs, inputs)) for _ in counts]
+        weights = [weight for weight, _ in packed]
+        scales = [scale for _, scale in packed]
+        return leaf(dtype, sum(counts), inputs), weights, scales, list(counts)
 
     return make
 
@@ -184,7 +186,6 @@ CASES: dict[str, dict[str, Case]] = {
         "no window": pool_case(8, False, PACKED[:, 90:96]),
         "no entry": pool_case(128, False, PACKED[:, :9]),
     },
-    "quantized_expert_linear": {"fp4": quantized_case(True), "fp8": quantized_case(False)},
     "rms_norm": {
         "rows": lambda dtype: (leaf(dtype, 3, 71, 24), leaf(dtype, 24), 1e-2),
         "none": lambda dtype: (leaf(dtype, 1, 0, 24), leaf(dtype, 24), 1e-2),

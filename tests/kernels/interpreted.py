@@ -1,15 +1,17 @@
 """Compare a Triton kernel with its reference: `TRITON_INTERPRET=1 python -m tests.kernels.interpreted NAME`."""
 
 import sys
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from seektune.kernels import Prefix, index_topk
+from seektune.kernels import Prefix, clamped_swiglu, index_topk, quantize_fp4, quantize_fp8
+from seektune.kernels.triton import index_scores, lowbit_grouped_mm, swiglu
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
-from .inputs import CASES, attention, missing_keys, no_queries
+from .inputs import CASES, attention, leaf, lowbit_experts, missing_keys, no_queries
 from .twins import kernel, run
 
 BOUND = 2e-5
@@ -22,6 +24,16 @@ ATTENTION = {
     "no queries": no_queries,
 }
 """Few queries, because an interpreted program takes some ten milliseconds."""
+quantize_fp8_f32 = partial(quantize_fp8, power_of_two=False)
+LOWBIT = {
+    "fp4": lowbit_experts(quantize_fp4, 70, 160, 4, 0, 17, 1),
+    "fp8": lowbit_experts(quantize_fp8, 200, 130, 0, 4, 17),
+    "fp8, F32 scales": lowbit_experts(quantize_fp8_f32, 130, 200, 1, 0),
+    "inputs of V4-Pro": lowbit_experts(quantize_fp4, 20, 7168, 1),
+    "outputs of V4-Pro": lowbit_experts(quantize_fp4, 7168, 32, 1),
+}
+"""Experts without pairs, with one, and with more than a tile; widths that are no multiple of a tile."""
+SPECIAL = {"sparse_attention": ATTENTION, "lowbit_expert_linear": LOWBIT}
 MANY = "many"
 """The case of thousands of tokens, for chunks of the eager kernels; Triton has a program for each token."""
 
@@ -36,14 +48,17 @@ def compare(found: list[Tensor], expected: list[Tensor]) -> int:
 
 
 def compare_index_topk() -> int:
-    """Compare the top-k of a packed row with many ties; returns the number of elements."""
-    documents = torch.tensor([[1] * 60 + [2] * 3 + [0] * 6 + [3] * 51])
-    windows = SequenceLayout.from_documents(documents).windows(4)
-    q, keys, weights = torch.randn(1, 120, 2, 12), torch.randn(1, 30, 12), torch.randn(1, 120, 2)
-    arguments = q, keys, weights, Prefix(windows.first_BT, windows.count_BT), 5
-    found, expected = (run(*arguments).index_BTK for run in (index_topk.on_gpu, index_topk.reference))
-    assert torch.equal(found.sort(dim=-1).values, expected.sort(dim=-1).values)
-    return found.numel()
+    """Compare the top-k of a packed row with many ties, with all entries in one program and in several."""
+    windows = SequenceLayout.from_documents(torch.tensor([[1] * 20 + [2] * 3 + [0] * 2 + [3] * 135])).windows(4)
+    visible = Prefix(windows.first_BT[:, ::5], windows.count_BT[:, ::5])
+    queries = visible.first_BT.shape[1]
+    arguments = torch.randn(1, queries, 2, 12), torch.randn(1, 40, 12), torch.randn(1, queries, 2), visible, 5
+    expected = index_topk.reference(*arguments).index_BTK.sort(dim=-1).values
+    for span in (64, 32):
+        index_scores.SPAN = span
+        found = index_topk.on_gpu(*arguments).index_BTK
+        assert torch.equal(found.sort(dim=-1).values, expected)
+    return expected.numel()
 
 
 def compare_split_lists() -> int:
@@ -55,16 +70,53 @@ def compare_split_lists() -> int:
     return compare(run(pair.on_gpu, arguments), run(pair.reference, arguments))
 
 
+def compare_large_tiles() -> int:
+    """Compare packed products with the tiles of many pairs, which fp32 inputs do not get."""
+    lowbit_grouped_mm.TILES = lowbit_grouped_mm.TILES[1:]
+    pair = kernel("lowbit_expert_linear")
+    arguments = lowbit_experts(quantize_fp4, 160, 96, 70, 0, 3)(torch.float32)
+    return compare(run(pair.on_gpu, arguments), run(pair.reference, arguments))
+
+
+def compare_few_tokens() -> int:
+    """Compare a packed linear layer with few tokens, in a row of any number of dims, which is one grouped product."""
+    pair = kernel("lowbit_linear")
+    for pack in (quantize_fp4, quantize_fp8):
+        arguments = torch.randn(2, 3, 160).requires_grad_(), *pack(torch.randn(70, 160))
+        found = compare(run(pair.on_gpu, arguments), run(pair.reference, arguments))
+    return found
+
+
+def compare_weighted_swiglu() -> int:
+    """Compare the activation times the weights of pairs with the two operations it replaces."""
+
+    def plain(gate: Tensor, up: Tensor, weights: Tensor, limit: float) -> Tensor:
+        return weights[:, None] * clamped_swiglu.reference(gate, up, limit)
+
+    found = 0
+    for pairs, width in ((5, 1030), (3, 7), (0, 7)):
+        gate, up, weights = leaf(torch.float32, pairs, width), leaf(torch.float32, pairs, width), torch.rand(pairs)
+        arguments = gate, up, weights.requires_grad_(), 0.7
+        found += compare(run(swiglu.weighted_swiglu, arguments), run(plain, arguments))
+    return found
+
+
+CHECKS = {
+    "weighted_swiglu": compare_weighted_swiglu,
+    "index_topk": compare_index_topk,
+    "split_lists": compare_split_lists,
+    "large_tiles": compare_large_tiles,
+    "few_tokens": compare_few_tokens,
+}
+
+
 def main(name: str) -> None:
     """Compare all cases of an operation."""
     torch.manual_seed(0)
-    if name == "split_lists":
-        print("equal", compare_split_lists())
+    if name in CHECKS:
+        print("equal", CHECKS[name]())
         return
-    if name == "index_topk":
-        print("equal", compare_index_topk())
-        return
-    cases = ATTENTION if name == "sparse_attention" else {k: v for k, v in CASES[name].items() if k != MANY}
+    cases = SPECIAL[name] if name in SPECIAL else {k: v for k, v in CASES[name].items() if k != MANY}
     for label, case in cases.items():
         arguments = case(torch.float32)
         print(label, "equal", compare(run(kernel(name).on_gpu, arguments), run(kernel(name).reference, arguments)))

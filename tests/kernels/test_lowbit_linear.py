@@ -97,3 +97,17 @@ def test_only_bytes_are_saved_for_backward():
         lowbit_linear(x, weight, scale)
         lowbit_expert_linear(x, [weight], [scale], [3])
     assert {tensor.data_ptr() for tensor in saved} == {weight.data_ptr(), scale.data_ptr()}
+
+
+def test_products_are_fused_with_decoding_by_shapes_and_devices_only():
+    """Otherwise a resumed run could compute with another kernel, and differ in its last digits."""
+    pytest.importorskip("triton")
+    from seektune.kernels.triton.lowbit_grouped_mm import FUSED_ROWS, is_fused
+
+    x = torch.zeros(1, dtype=torch.bfloat16)
+    streamed = torch.zeros(1, device="meta")
+    assert is_fused(3 * FUSED_ROWS, 3, x, [x, x])
+    assert not is_fused(3 * FUSED_ROWS + 1, 3, x, [x, x])
+    assert not is_fused(0, 0, x, [])
+    assert not is_fused(3, 3, x, [x, streamed])
+    assert not is_fused(3, 3, x.double(), [x, x])

@@ -5,8 +5,9 @@ import pytest
 from tests.forks import Run
 
 OPERATIONS = (
-    *("clamped_swiglu", "sinkhorn", "sparse_attention", "quantized_expert_linear", "index_topk"),
-    *("hyper_read", "hyper_write", "rotate", "norm_rope", "token_logprobs", "split_lists"),
+    *("clamped_swiglu", "sinkhorn", "sparse_attention", "index_topk", "hyper_read", "hyper_write", "rotate"),
+    *("norm_rope", "token_logprobs", "split_lists", "lowbit_expert_linear", "large_tiles", "few_tokens"),
+    "weighted_swiglu",
 )
 
 

@@ -11,6 +11,7 @@ from seektune.kernels.dequantize import KERNEL
 from tests.kernels.test_codecs import every_fp4_byte, every_fp8_byte, assert_identical
 from tests.kernels.test_quantize import scales
 from seektune.kernels import lowbit_linear
+from seektune.kernels.triton.lowbit_grouped_mm import FUSED_ROWS
 torch.manual_seed(0)
 
 def dequantize(weight, scale, dtype, out=None):
@@ -39,14 +40,14 @@ codes = torch.zeros(1, 128, dtype=torch.uint8)
 codes[0, 5] = 0x7F
 assert dequantize(codes.view(torch.float8_e4m3fn), scales([127], 1, 1), torch.float32)[0, 5].isnan()
 
-# the GPU's products dequantize with this kernel in forward and backward, and give the same values
+# the GPU's products with many tokens dequantize with this kernel in forward and backward, and give the same values
 def products(x, linear):
     x = x.clone().requires_grad_()
     y = linear(x, *fp8, 1)
     y.square().sum().backward()
     return y.detach(), x.grad
 
-x, fp8 = torch.randn(5, 64), quantize_fp8(torch.randn(32, 64))
+x, fp8 = torch.randn(FUSED_ROWS + 1, 64), quantize_fp8(torch.randn(32, 64))
 for found, wanted in zip(products(x, lowbit_linear.on_gpu), products(x, lowbit_linear)):
     assert_identical(found, wanted)
 print("equal")

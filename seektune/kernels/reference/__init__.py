@@ -11,7 +11,6 @@ from seektune.kernels.reference.linear_divergence import linear_divergence
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear, lowbit_linear
 from seektune.kernels.reference.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.reference.pool import pool_windows
-from seektune.kernels.reference.quantized_linear import quantized_expert_linear
 from seektune.kernels.reference.route import route
 from seektune.kernels.reference.sinkhorn import sinkhorn
 from seektune.kernels.reference.sparse_attention import sparse_attention
@@ -36,7 +35,6 @@ __all__ = [
     "lowbit_linear",
     "norm_rope",
     "pool_windows",
-    "quantized_expert_linear",
     "rms_norm",
     "rotate",
     "route",

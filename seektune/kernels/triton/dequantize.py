@@ -33,28 +33,24 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype, out: Tensor | 
 
 
 @triton.jit
-def _power_of_two(byte):  # type: ignore[no-untyped-def]
+def power_of_two(byte):  # type: ignore[no-untyped-def]
     """E8M0 as fp32: byte 0 is 2^-127, a subnormal of fp32, and 255 is NaN."""
     bits = tl.where(byte == 0, 0x00400000, byte << 23)
     return tl.where(byte == 255, 0x7FC00000, bits).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _e2m1(code):  # type: ignore[no-untyped-def]
-    exponent = (code >> 1) & 3
-    mantissa = code & 1
-    size = tl.where(exponent == 0, mantissa * 0.5, (2 + mantissa) * (1 << exponent) * 0.25)
-    return tl.where(code >> 3 == 1, -size, size)
+def e2m1(code):  # type: ignore[no-untyped-def]
+    """FP4 as fp32: the bits, moved to where fp32 has them, are the number times 2^-126, the exponents' distance."""
+    bits = ((code & 8) << 28) | ((code & 7) << 22)
+    return bits.to(tl.float32, bitcast=True) * 8.507059173023462e37
 
 
 @triton.jit
-def _e4m3(code):  # type: ignore[no-untyped-def]
-    exponent = (code >> 3) & 15
-    mantissa = code & 7
-    normal = (((exponent + 120) << 23) | (mantissa << 20)).to(tl.float32, bitcast=True)
-    size = tl.where(exponent == 0, mantissa * 0.001953125, normal)
-    size = tl.where(code & 127 == 127, float("nan"), size)
-    return tl.where(code >> 7 == 1, -size, size)
+def e4m3(code):  # type: ignore[no-untyped-def]
+    """FP8 as fp32, by the same move, with a distance of 2^-120; its NaN codes give 480."""
+    bits = ((code & 128) << 24) | ((code & 127) << 20)
+    return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36
 
 
 @triton.jit
@@ -63,10 +59,10 @@ def _fp4(codes, scales, out, count, BLOCK: tl.constexpr):  # type: ignore[no-unt
     inside = offset < count
     byte = tl.load(codes + offset, mask=inside, other=0).to(tl.int32)
     # 16 bytes, 32 values, share a scale; the groups of a row are contiguous
-    scale = _power_of_two(tl.load(scales + offset // 16, mask=inside, other=0).to(tl.int32))
+    scale = power_of_two(tl.load(scales + offset // 16, mask=inside, other=0).to(tl.int32))
     dtype = out.dtype.element_ty
-    tl.store(out + 2 * offset, (_e2m1(byte & 15) * scale).to(dtype), mask=inside)
-    tl.store(out + 2 * offset + 1, (_e2m1(byte >> 4) * scale).to(dtype), mask=inside)
+    tl.store(out + 2 * offset, (e2m1(byte & 15) * scale).to(dtype), mask=inside)
+    tl.store(out + 2 * offset + 1, (e2m1(byte >> 4) * scale).to(dtype), mask=inside)
 
 
 @triton.jit
@@ -77,5 +73,6 @@ def _fp8(codes, scales, out, count, width, blocks, packed: tl.constexpr, BLOCK: 
     block = offset // width // 128 * blocks + offset % width // 128
     scale = tl.load(scales + block, mask=inside, other=0)
     if packed:
-        scale = _power_of_two(scale.to(tl.int32))
-    tl.store(out + offset, (_e4m3(code) * scale).to(out.dtype.element_ty), mask=inside)
+        scale = power_of_two(scale.to(tl.int32))
+    value = tl.where(code & 127 == 127, float("nan"), e4m3(code))
+    tl.store(out + offset, (value * scale).to(out.dtype.element_ty), mask=inside)

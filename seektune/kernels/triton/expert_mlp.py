@@ -9,7 +9,7 @@ from torch import Tensor
 from seektune.kernels.eager.expert_mlp import expert_mlp as per_expert
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.triton.expert_linear import expert_linear, supports_grouped_mm
-from seektune.kernels.triton.swiglu import clamped_swiglu
+from seektune.kernels.triton.swiglu import weighted_swiglu
 
 
 def expert_mlp(
@@ -28,7 +28,7 @@ def expert_mlp(
         return per_expert(x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, counts, limit)
     gate = expert_linear(x_PD, w1_EFD, counts)
     up = expert_linear(x_PD, w3_EFD, counts)
-    inner = weights_P[:, None] * clamped_swiglu(gate, up, limit)
-    out_PD = upcast(expert_linear(inner.to(x_ND.dtype), w2_EDF, counts))
+    inner = weighted_swiglu(gate, up, weights_P, limit)
+    out_PD = upcast(expert_linear(inner, w2_EDF, counts))
     # index_put sorts before it adds and uses no atomics, so the result is deterministic
     return torch.zeros_like(x_ND, dtype=out_PD.dtype).index_put((tokens_P,), out_PD, accumulate=True)

@@ -1,4 +1,4 @@
-"""Products with frozen low-bit weights: one kernel dequantizes many experts at once, then a grouped product.
+"""Products with frozen low-bit weights: decoded in the product for few tokens, by a kernel of their own for many.
 
 Shapes: N rows of tokens, G groups, I inputs, O outputs, E experts.
 """
@@ -15,13 +15,18 @@ from seektune.kernels.reference.linear import grouped_linear
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear as per_expert
 from seektune.kernels.triton.dequantize import dequantize
 from seektune.kernels.triton.expert_linear import ends, supports_grouped_mm
+from seektune.kernels.triton.lowbit_grouped_mm import grouped_mm, is_fused
 
 VALUES = 2**28
 """Expert weights that exist dequantized at a time: half a gigabyte of bf16."""
 
 
 def lowbit_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) -> Tensor:
-    """See `reference.lowbit_linear`."""
+    """See `reference.lowbit_linear`; a product with few tokens is a grouped one with one expert."""
+    tokens = x_NI.numel() // x_NI.shape[-1]
+    if groups == 1 and is_fused(tokens, 1, x_NI, [weight]):
+        found: Tensor = _FusedMatmul.apply(x_NI.reshape(tokens, -1), [tokens], weight, scale)
+        return found.view(*x_NI.shape[:-1], -1)
     out: Tensor = _LowbitMatmul.apply(x_NI, weight, scale, groups)
     return out
 
@@ -29,16 +34,42 @@ def lowbit_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) 
 def lowbit_expert_linear(
     x_NI: Tensor, weights: Sequence[Tensor], scales: Sequence[Tensor], counts: Sequence[int]
 ) -> Tensor:
-    """See `reference.lowbit_expert_linear`; inputs that `grouped_mm` does not support are computed expert by expert."""
+    """See `reference.lowbit_expert_linear`.
+
+    Many pairs per expert use torch's `grouped_mm` on decoded weights, or, where it does not support the inputs, a
+    product per expert.
+    """
+    assert sum(counts) == len(x_NI)
+    busy = [expert for expert, count in enumerate(counts) if count]
+    used = [counts[expert] for expert in busy]
+    packed = *(weights[e] for e in busy), *(scales[e] for e in busy)
+    if is_fused(len(x_NI), len(busy), x_NI, packed):
+        found: Tensor = _FusedMatmul.apply(x_NI, used, *packed)
+        return found
     rows = weights[0].shape[0]
     shape = torch.empty(1, rows, decoded_columns(weights[0]), device="meta", dtype=x_NI.dtype)
     # FP8 scales span 128 rows, so experts can only be stacked if their rows are a multiple of 128
     if not supports_grouped_mm(x_NI, shape) or (weights[0].dtype != torch.int8 and rows % 128):
         return per_expert(x_NI, weights, scales, counts)
-    busy = [expert for expert, count in enumerate(counts) if count]
-    used = [counts[expert] for expert in busy]
-    out: Tensor = _LowbitExpertMatmul.apply(x_NI, used, *(weights[e] for e in busy), *(scales[e] for e in busy))
+    out: Tensor = _LowbitExpertMatmul.apply(x_NI, used, *packed)
     return out
+
+
+class _FusedMatmul(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, counts, *packed):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*packed)
+        ctx.counts = counts
+        experts = len(counts)
+        return grouped_mm(x, packed[:experts], packed[experts:], counts, transposed=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        packed = ctx.saved_tensors
+        experts = len(ctx.counts)
+        dx = grouped_mm(grad, packed[:experts], packed[experts:], ctx.counts, transposed=True)
+        return dx, None, *([None] * len(packed))
 
 
 class _LowbitMatmul(torch.autograd.Function):
