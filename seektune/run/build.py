@@ -33,6 +33,7 @@ from seektune.parallel.recompute import recompute_blocks
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.run.drafter import drafter_trainer
+from seektune.run.indexers import indexer_trainer
 from seektune.run.teacher import check_teacher
 from seektune.train.objectives import DistillConfig
 from seektune.train.optim.build import check_groups, check_library
@@ -164,7 +165,8 @@ def preparation(recipe: Recipe, config: DeepseekV4Config, folder: Path | None) -
         return adapter_injector(config, recipe.lora, recipe.loss.mtp_weight > 0, frozen)
     if recipe.train.drafter:
         return drafter_trainer(frozen)
-    return unchanged if recipe.train.qat == "none" else partial(fake_quantize_modules, format=recipe.train.qat)
+    rounds = unchanged if recipe.train.qat == "none" else partial(fake_quantize_modules, format=recipe.train.qat)
+    return rounds if recipe.train.indexer == "frozen" else indexer_trainer(recipe.train.indexer_warmup, rounds)
 
 
 def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:
