@@ -1,7 +1,7 @@
 """A model in which every mechanism counts; what it finds and learns on one device, and on a mesh of processes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -37,8 +37,9 @@ from seektune.parallel.placement import local, shard_like, shard_of
 from seektune.parallel.reference import NO_REFERENCE, AdaptersOff, ReferenceModel
 from seektune.parallel.teacher import Teacher
 from seektune.run.drafter import drafter_trainer
+from seektune.run.indexers import indexer_trainer
 from seektune.sequence import IGNORE_INDEX, Batch
-from seektune.train.config import LossConfig
+from seektune.train.config import IndexerStage, LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
 from seektune.train.optim.build import build_optimizer
 from seektune.train.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
@@ -120,6 +121,8 @@ class Subject:
     """The format whose values the weights are trained to, with rounded activations, as `train.qat`."""
     teacher: bool = False
     """A teacher of another width and depth, on the same mesh."""
+    indexers: IndexerStage = "frozen"
+    """What is trained of the indexers."""
     adapters_off: bool = False
     """The reference's log-probabilities are the model's without its adapters, not made ones."""
     anchors: int | None = None
@@ -140,6 +143,8 @@ class Found:
     gradients: Pieces
     scores: np.ndarray
     """Of each token of all rows."""
+    recall: dict[int, list[int]] = field(default_factory=dict)
+    """Of trained indexers."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,8 @@ def whole_model(subject: Subject) -> DeepseekV4ForCausalLM:
 
 
 def form(subject: Subject) -> Prepare:
+    if subject.indexers != "frozen":
+        return indexer_trainer(alone=subject.indexers == "warmup")
     return unchanged if subject.qat == "none" else partial(fake_quantize_modules, format=subject.qat)
 
 
@@ -247,8 +254,8 @@ def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | N
         other = replace(subject, config=TEACHER_CONFIG)
         reference, objective = taught_by(alone(other) if parallel is None else spread(parallel, other), other)
     has_mtp = model.config.mtp_layers > 0
-    wanted = make_step_loss(data, subject.loss, has_mtp, objective, step_count(objective, data, model.mesh))
-    wanted = replace(wanted, drafts=subject.drafts(data))
+    count = step_count(objective, data, model.mesh)
+    wanted = make_step_loss(data, subject.loss, has_mtp, objective, count, subject.drafts(data), subject.indexers)
     accumulate_in_fp32(model.parameters())
     outcome = model.train([reference.own(batch) for batch in data.batches], wanted, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
@@ -260,7 +267,7 @@ def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | N
     for parameter in model.parameters():
         parameter.grad = None
     scores = model.score(together(made_rows(subject))).losses_BT.numpy()
-    return Found(outcome.totals(), norm, listed(outcome.loads), gradients, scores)
+    return Found(outcome.totals(), norm, listed(outcome.loads), gradients, scores, listed(outcome.recall))
 
 
 def learn(model: ParallelModel, subject: Subject, steps: int = STEPS, wanted: OptimizerConfig = ADAMW) -> Course:
