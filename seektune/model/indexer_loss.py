@@ -12,10 +12,8 @@ from torch import Tensor
 
 from seektune.kernels import Prefix, Visible, index_divergence, index_recall, window_logsumexp
 from seektune.model.attach_loss import attach_loss
+from seektune.model.flops import SAMPLED
 from seektune.sequence import SequenceLayout
-
-SAMPLED = 64
-"""Recall is measured at every token whose position, counted from 1, is a multiple of this: it needs full attention."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,8 @@ def nothing_of(x: Tensor) -> Tensor:
 def sampled(layout: SequenceLayout) -> tuple[Tensor, Tensor]:
     """Indices `[B, S]` of the tokens here at which recall is measured, and whether each slot has one.
 
-    They depend on positions alone, so that packed rows and slices of rows sample the same tokens.
+    Recall needs full attention, so it is measured only where a position, counted from 1, is a multiple of `SAMPLED`.
+    Positions alone decide, so that packed rows and slices of rows sample the same tokens.
     """
     rows, length = layout.positions.shape
     slots = -(-length // SAMPLED)

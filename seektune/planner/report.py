@@ -49,6 +49,10 @@ ROLLOUTS = (
 )
 
 
+INDEXERS = (
+    "Indexers: their loss, recall and gradients are counted; their products are those of eager torch, a chunk of "
+    "queries at a time, whose rate was not measured on a GPU."
+)
 TEACHER = (
     "Teacher: the memory of objective.teacher is not counted, nor what it sends. Each process also holds its part of "
     "the teacher's frozen weights on the same layout, and the last pipeline stage the teacher's whole head."
@@ -109,6 +113,7 @@ class PlanReport:
             DRAFTER: job.drafter,
             TEACHER: job.teacher,
             ROLLOUTS: job.samples,
+            INDEXERS: job.indexers != "frozen",
         }
         lines = [*ESTIMATE, *(line for line, holds in special.items() if holds), *numbers]
         return [*lines, rates + (f" ({'; '.join(sources)})" if sources else "")]

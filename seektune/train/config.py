@@ -5,14 +5,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
+from seektune.model.choices import IndexerStage
 from seektune.section import Positive, Section
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Momentum = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-
-IndexerStage = Literal["frozen", "warmup", "sparse"]
-"""Whether indexers are trained, and with `warmup` they alone, on attention to all entries."""
 
 
 class ScheduleConfig(Section):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seektune.data.step_data import StepData
+from seektune.model.choices import IndexerStage
 from seektune.model.objective import CROSS_ENTROPY, Objective
-from seektune.train.config import CheckpointConfig, GuardConfig, IndexerStage, LossConfig, ScheduleConfig
+from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, ScheduleConfig
 from seektune.train.optim.config import OptimizerConfig
 
 

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from seektune.data.step_data import StepData
+from seektune.model.choices import IndexerStage
 from seektune.model.indexer_loss import IndexerTask
 from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.step_loss import BALANCE_LOSS, LOSS, LOSSES, MTP_LOSS, DraftObjective, StepLoss
@@ -19,7 +20,7 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import Outcome, ParallelModel
 from seektune.parallel.reference import NO_REFERENCE, ReferenceModel
 from seektune.train.balance import update_biases
-from seektune.train.config import IndexerStage, LossConfig
+from seektune.train.config import LossConfig
 from seektune.train.gradient import NotFiniteError, clip, gradient_norm
 from seektune.train.index_recall import recall_of
 from seektune.train.router_health import bias_moves

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.choices import IndexerStage
 from seektune.model.config import DeepseekV4Config
 from seektune.model.distillation import Distillation
 from seektune.model.fake_quantized import fake_quantize_modules
@@ -39,7 +40,7 @@ from seektune.parallel.teacher import Teacher
 from seektune.run.drafter import drafter_trainer
 from seektune.run.indexers import indexer_trainer
 from seektune.sequence import IGNORE_INDEX, Batch
-from seektune.train.config import IndexerStage, LossConfig
+from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
 from seektune.train.optim.build import build_optimizer
 from seektune.train.optim.config import AdamWConfig, MuonConfig, OptimizerConfig

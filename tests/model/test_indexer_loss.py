@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from seektune.kernels import Chosen, Prefix, index_topk
 from seektune.model.attention import Attention
 from seektune.model.fake_quantized import fake_quantize_modules
+from seektune.model.flops import SAMPLED
 from seektune.model.gate import RoutingLedger
-from seektune.model.indexer_loss import SAMPLED, IndexerLesson, IndexerTask, IndexVectors
+from seektune.model.indexer_loss import IndexerLesson, IndexerTask, IndexVectors
 from seektune.model.step_loss import INDEXER_LOSS, StepLoss
 from seektune.parallel.model import Outcome, ParallelModel
 from seektune.run.indexers import INDEXERS, indexer_trainer
