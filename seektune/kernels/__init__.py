@@ -41,6 +41,8 @@ grouped_linear = Kernel(plain.grouped_linear, plain.grouped_linear, cpu=cpu.grou
 hyper_collect = Kernel(plain.hyper_collect, plain.hyper_collect)
 hyper_read = Kernel(plain.hyper_read, eager.hyper_read, "hyper", cpu=cpu.hyper_read)
 hyper_write = Kernel(plain.hyper_write, eager.hyper_write, "hyper", cpu=cpu.hyper_write)
+index_divergence = Kernel(plain.index_divergence, eager.index_divergence)
+index_recall = Kernel(plain.index_recall, plain.index_recall)
 index_topk = Kernel(plain.index_topk, eager.index_topk, "index_scores", cpu=cpu.index_topk)
 linear = Kernel(plain.linear, plain.linear, cpu=cpu.linear)
 lowbit_expert_linear = Kernel(plain.lowbit_expert_linear, plain.lowbit_expert_linear, "lowbit_linear")
@@ -57,6 +59,7 @@ linear_cross_entropy = Kernel(plain.linear_cross_entropy, eager.linear_cross_ent
 linear_divergence = Kernel(plain.linear_divergence, eager.linear_divergence)
 linear_z_loss = Kernel(plain.linear_z_loss, eager.linear_z_loss)
 token_logprobs = Kernel(plain.token_logprobs, eager.token_logprobs, "token_logprobs")
+window_logsumexp = Kernel(plain.window_logsumexp, plain.window_logsumexp)
 
 __all__ = [
     "FP4_GROUP",
@@ -87,6 +90,8 @@ __all__ = [
     "hyper_collect",
     "hyper_read",
     "hyper_write",
+    "index_divergence",
+    "index_recall",
     "index_topk",
     "linear",
     "linear_cross_entropy",
@@ -113,4 +118,5 @@ __all__ = [
     "token_logprobs",
     "upcast",
     "values_per_element",
+    "window_logsumexp",
 ]

@@ -10,11 +10,12 @@ from seektune.kernels import Prefix, Visible, norm_rope, sparse_attention
 from seektune.model.compressor import Compressor
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.model.indexer import Indexer
+from seektune.model.indexer_loss import IndexerLesson
 from seektune.model.linear import GroupedLinear, Linear
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import Numerics
 from seektune.model.rope import Rope, Rotation
-from seektune.sequence import SequenceLayout
+from seektune.sequence import SequenceLayout, Windows
 
 
 class Attention(nn.Module):
@@ -60,16 +61,19 @@ class Attention(nn.Module):
         if ratio == CSA:
             self.indexer = Indexer(config, numerics, device, dtype)
 
-    def forward(self, x_BTD: Tensor, layout: SequenceLayout) -> Tensor:
-        """`[B, T, D]`; keys are rotated by their own position, and the output is rotated back by the query's."""
+    def forward(self, x_BTD: Tensor, layout: SequenceLayout, lesson: IndexerLesson | None = None) -> Tensor:
+        """`[B, T, D]`; keys are rotated by their own position, and the output is rotated back by the query's.
+
+        With a lesson, the indexer of the layer is trained.
+        """
         rotation = layout.at_positions(self.rope)
         q_residual = self.q_norm(self.wq_a(x_BTD))
         q_BTHC = self.wq_b(q_residual).view(*x_BTD.shape[:2], self.heads, self.width)
         q_BTHC = norm_rope(q_BTHC, rotation.cos, rotation.sin, self.eps)
         keys_BTC = rotation(self.kv_norm(self.wkv(x_BTD)))
-        return self.project(
-            rotation.inverse.over_heads(self.attend(x_BTD, q_residual, q_BTHC, keys_BTC, rotation, layout))
-        )
+        inputs = x_BTD, q_residual, q_BTHC, keys_BTC, rotation, layout
+        o_BTHC = self.attend(*inputs) if lesson is None or self.ratio != CSA else self.attend_and_teach(*inputs, lesson)
+        return self.project(rotation.inverse.over_heads(o_BTHC))
 
     def attend(
         self,
@@ -86,6 +90,32 @@ class Attention(nn.Module):
         keys_BNC = layout.preceded(keys_BTC, self.window - 1)
         return sparse_attention(q_BTHC, keys_BNC, entries_BEC, self.attn_sink, layout.positions, self.window, visible)
 
+    def attend_and_teach(
+        self,
+        x_BTD: Tensor,
+        q_residual_BTR: Tensor,
+        q_BTHC: Tensor,
+        keys_BTC: Tensor,
+        rotation: Rotation,
+        layout: SequenceLayout,
+        lesson: IndexerLesson,
+    ) -> Tensor:
+        """As `attend` in a layer with an indexer, which is trained; in its warm-up queries see all entries."""
+        keys_BTC = self.numerics.keep(keys_BTC, self.rope_dim)
+        keys_BNC = layout.preceded(keys_BTC, self.window - 1)
+        windows = layout.windows(self.ratio)
+        entries_BEC = self.entries(x_BTD, windows)
+        everything = Prefix(windows.first_BT, windows.count_BT)
+        vectors = self.indexer.vectors(x_BTD, q_residual_BTR, rotation, windows)
+        visible = everything if lesson.task.alone else self.indexer.choose(vectors, everything)
+        seen = q_BTHC, keys_BNC, entries_BEC, self.attn_sink
+        lesson.learn(vectors, *seen, self.window, everything, visible, self.indexer.topk, layout)
+        return sparse_attention(*seen, layout.positions, self.window, visible)
+
+    def entries(self, x_BTD: Tensor, windows: Windows) -> Tensor:
+        """The compressed entries of the row, `[B, E, C]`."""
+        return windows.of_row(self.numerics.keep(self.compressor(x_BTD, windows), self.rope_dim))
+
     def compress(
         self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, layout: SequenceLayout, keys_BTC: Tensor
     ) -> tuple[Tensor, Visible]:
@@ -94,7 +124,7 @@ class Attention(nn.Module):
             nothing = torch.zeros_like(layout.positions)
             return keys_BTC[:, :0], Prefix(nothing, nothing)
         windows = layout.windows(self.ratio)
-        entries = windows.of_row(self.numerics.keep(self.compressor(x_BTD, windows), self.rope_dim))
+        entries = self.entries(x_BTD, windows)
         if self.ratio == CSA:
             return entries, self.indexer(x_BTD, q_residual_BTR, rotation, windows)
         return entries, Prefix(windows.first_BT, windows.count_BT)

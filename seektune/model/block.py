@@ -7,6 +7,7 @@ from seektune.model.attention import Attention
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import RoutingLedger
 from seektune.model.hyper import HyperConnection
+from seektune.model.indexer_loss import IndexerLesson
 from seektune.model.moe import MoE
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import Numerics
@@ -36,5 +37,18 @@ class Block(nn.Module):
         self, streams_BTSD: Tensor, tokens_BT: Tensor | None, layout: SequenceLayout, ledger: RoutingLedger | None
     ) -> Tensor:
         """Streams `[B, T, S, D]` to streams."""
-        streams = self.hc_attn(streams_BTSD, lambda x: self.attn(self.attn_norm(x), layout.at(self.ffn.layer)))
+        lesson = None if ledger is None else ledger.lesson(self.ffn.layer)
+        if lesson is None:
+            return self._run(streams_BTSD, tokens_BT, layout, ledger, None)
+        return lesson.run(streams_BTSD, lambda x: self._run(x, tokens_BT, layout, ledger, lesson))
+
+    def _run(
+        self,
+        streams_BTSD: Tensor,
+        tokens_BT: Tensor | None,
+        layout: SequenceLayout,
+        ledger: RoutingLedger | None,
+        lesson: IndexerLesson | None,
+    ) -> Tensor:
+        streams = self.hc_attn(streams_BTSD, lambda x: self.attn(self.attn_norm(x), layout.at(self.ffn.layer), lesson))
         return self.hc_ffn(streams, lambda x: self.ffn(self.ffn_norm(x), tokens_BT, layout, ledger))

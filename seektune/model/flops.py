@@ -6,17 +6,25 @@ implementation wastes (masked keys, recomputation) is not counted. One document 
 
 from collections import Counter
 
+from seektune.model.choices import IndexerStage
 from seektune.model.config import CSA, HCA, SLIDING, DeepseekV4Config
 
+SAMPLED = 64
+"""One query of so many is measured for recall (`seektune.model.indexer_loss`)."""
 PARTS = ("attention", "projections", "compressor", "indexer", "experts", "gate", "mHC", "head")
 """`attention`: scores and sums over keys. `projections`: queries, keys and output."""
 
 
-def forward_flops(config: DeepseekV4Config, length: int, mtp: bool = False) -> dict[str, int]:
-    """FLOPs of a forward pass of `length` tokens with the loss of all of them, by part."""
+def forward_flops(
+    config: DeepseekV4Config, length: int, mtp: bool = False, indexers: IndexerStage = "frozen"
+) -> dict[str, int]:
+    """FLOPs of a forward pass of `length` tokens with the loss of all of them, by part.
+
+    What trained indexers need for their loss and its gradients is counted as a part of forward.
+    """
     total: Counter[str] = Counter()
     for layer in range(config.num_hidden_layers):
-        total.update(layer_flops(config, config.ratio(layer), length))
+        total.update(layer_flops(config, config.ratio(layer), length, indexers))
     total.update(_head(config, length))
     if mtp and config.mtp_layers:
         rows = max(length - 1, 0)
@@ -32,7 +40,7 @@ def training_flops(config: DeepseekV4Config, length: int, mtp: bool = False) -> 
     return {part: flops * (1 if part == "indexer" else 3) for part, flops in forward.items()}
 
 
-def layer_flops(config: DeepseekV4Config, ratio: int, length: int) -> dict[str, int]:
+def layer_flops(config: DeepseekV4Config, ratio: int, length: int, indexers: IndexerStage = "frozen") -> dict[str, int]:
     """Forward FLOPs of one layer with a compression ratio, by part."""
     width = config.hidden_size
     heads = config.num_attention_heads
@@ -55,7 +63,7 @@ def layer_flops(config: DeepseekV4Config, ratio: int, length: int) -> dict[str, 
         found["compressor"] = 2 * length * _compressor(width, head, ratio)
     if chooses(config, ratio, length):
         found["indexer"] = _indexer(config, length)
-    return found
+    return found if indexers == "frozen" or ratio != CSA else _taught(config, length, found, indexers == "warmup")
 
 
 def visible_keys(config: DeepseekV4Config, ratio: int, length: int) -> int:
@@ -87,11 +95,34 @@ def _compressor(width: int, head: int, ratio: int) -> int:
 
 
 def _indexer(config: DeepseekV4Config, length: int) -> int:
+    return 2 * length * _index_weights(config) + _score(config) * _scored(config, length)
+
+
+def _index_weights(config: DeepseekV4Config) -> int:
+    """Elements of an indexer's matrices."""
+    width = config.hidden_size
     heads = config.index_n_heads
     head = config.index_head_dim
-    width = config.hidden_size
-    own = _compressor(width, head, CSA) + config.q_lora_rank * heads * head + width * heads
-    return 2 * length * own + 2 * heads * (head + 1) * _scored(config, length)
+    return _compressor(width, head, CSA) + config.q_lora_rank * heads * head + width * heads
+
+
+def _score(config: DeepseekV4Config) -> int:
+    """FLOPs of the score of an entry for a query."""
+    return 2 * config.index_n_heads * (config.index_head_dim + 1)
+
+
+def _taught(config: DeepseekV4Config, length: int, found: dict[str, int], dense: bool) -> dict[str, int]:
+    """FLOPs of a CSA layer whose indexer is trained; `dense` attention is that to all entries."""
+    logit = 2 * config.num_attention_heads * config.head_dim
+    every = _entries(length, CSA)
+    seen = visible_keys(config, CSA, length) - visible_keys(config, SLIDING, length)
+    choice = 0 if dense else _score(config) * _scored(config, length)
+    attention = found["attention"] + (2 * logit * (every - seen) if dense else 0)
+    # scores and both of their gradients, and the logits of attention again; recall at a sample of the queries
+    loss = (3 * _score(config) + logit) * (every if dense else seen) + (_score(config) + logit) * every // SAMPLED
+    # the input has no gradient, so matrices have two products
+    indexer = 2 * 2 * length * _index_weights(config) + choice + loss
+    return {**found, "attention": attention, "indexer": indexer}
 
 
 def _scored(config: DeepseekV4Config, length: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from seektune.kernels import gate_scores, gate_weights, linear, route, upcast
 from seektune.model.config import DeepseekV4Config
+from seektune.model.indexer_loss import IndexerLesson, IndexerTask
 from seektune.sequence import SequenceLayout
 
 
@@ -25,14 +26,18 @@ class Routing:
 
 
 class RoutingLedger:
-    """Records the routing of one forward pass by layer id; the MTP block's id is `num_hidden_layers`.
+    """Records the choices of one forward pass by layer id; the MTP block's id is `num_hidden_layers`.
 
     Entries are set, not added, so that a recomputed forward writes the same values again. Not a dataclass: module
     wrappers copy dataclasses, and values written to a copy would be lost.
     """
 
-    def __init__(self, balance_loss: bool = True):
+    def __init__(self, balance_loss: bool = True, indexers: IndexerTask | None = None):
         self.balance_loss = balance_loss
+        self.indexers = indexers
+        """What indexers learn; None if they are frozen."""
+        self.lessons: dict[int, IndexerLesson] = {}
+        """What each layer's indexer learnt; without a loss where there is none."""
         self.loads: dict[int, Tensor] = {}
         """Tokens routed to each expert, int64 `[E]`, without padding."""
         self.balance: dict[int, Tensor] = {}
@@ -40,6 +45,13 @@ class RoutingLedger:
 
         Devices that share rows each hold an equal part of it.
         """
+
+    def lesson(self, layer: int) -> IndexerLesson | None:
+        """A new lesson of one layer; None if indexers are frozen."""
+        if self.indexers is None:
+            return None
+        self.lessons[layer] = IndexerLesson(self.indexers)
+        return self.lessons[layer]
 
     def record(self, layer: int, routing: Routing, layout: SequenceLayout) -> None:
         """Record the routing of one layer."""

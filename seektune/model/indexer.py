@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from seektune.kernels import Chosen, Prefix, index_topk
 from seektune.model.compressor import Compressor
 from seektune.model.config import CSA, DeepseekV4Config
+from seektune.model.indexer_loss import IndexVectors
 from seektune.model.linear import Linear
 from seektune.model.numerics import Numerics
 from seektune.model.rope import Rotation
@@ -18,7 +19,7 @@ from seektune.sequence import Windows
 class Indexer(nn.Module):
     """Top `index_topk` entries by `sum_h w_h relu(q_h · k)` (paper section 2.3; official `Indexer`).
 
-    The top-k has no gradient, so the indexer's parameters do not require one: fine-tuning leaves them unchanged.
+    The top-k has no gradient, so the indexer's parameters do not require one unless `train.indexer` trains them.
     """
 
     def __init__(self, config: DeepseekV4Config, numerics: Numerics, device: torch.device | None, dtype: torch.dtype):
@@ -38,11 +39,34 @@ class Indexer(nn.Module):
         everything = Prefix(windows.first_BT, windows.count_BT)
         if windows.most <= self.topk:
             return everything
-        mine = windows.for_indexer()
-        keys_BEI = mine.of_row(self.numerics.index(self.compressor(x_BTD, mine)))
+        keys_BEI = self._keys(x_BTD, windows)
         if keys_BEI.shape[1] <= self.topk:
             return everything
+        return index_topk(*self._queries(x_BTD, q_residual_BTR, rotation, keys_BEI), everything, self.topk)
+
+    def vectors(self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, windows: Windows) -> IndexVectors:
+        """What entries are scored with; no gradient reaches the input."""
+        x_BTD = x_BTD.detach()
+        keys_BEI = self._keys(x_BTD, windows)
+        return IndexVectors(*self._queries(x_BTD, q_residual_BTR.detach(), rotation, keys_BEI))
+
+    @torch.no_grad()
+    def choose(self, vectors: IndexVectors, everything: Prefix) -> Prefix | Chosen:
+        """As `forward`, from what `vectors` gives."""
+        if vectors.keys_BEI.shape[1] <= self.topk:
+            return everything
+        return index_topk(vectors.q_BTHI, vectors.keys_BEI, vectors.weights_BTH, everything, self.topk)
+
+    def _keys(self, x_BTD: Tensor, windows: Windows) -> Tensor:
+        """Keys of the entries of the row, `[B, E, I]`."""
+        mine = windows.for_indexer()
+        return mine.of_row(self.numerics.index(self.compressor(x_BTD, mine)))
+
+    def _queries(
+        self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, keys_BEI: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries `[B, T, H, I]`, the keys, and the weights of heads `[B, T, H]`."""
         q_BTHI = self.wq_b(q_residual_BTR).unflatten(-1, (self.heads, self.width))
         q_BTHI = self.numerics.index(rotation.over_heads(q_BTHI))
         weights_BTH = self.weights_proj(x_BTD) * (self.width**-0.5 * self.heads**-0.5)
-        return index_topk(q_BTHI, keys_BEI, weights_BTH, everything, self.topk)
+        return q_BTHI, keys_BEI, weights_BTH

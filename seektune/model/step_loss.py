@@ -9,6 +9,7 @@ from torch import Tensor
 from seektune.model.dspark_loss import Anchors, choose_anchors
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses
+from seektune.model.indexer_loss import IndexerTask
 from seektune.model.objective import CROSS_ENTROPY, Objective
 from seektune.sequence import SequenceLayout
 
@@ -18,6 +19,9 @@ MTP_LOSS = "mtp_loss"
 """The MTP block's cross-entropy per taught token of the whole step, or per weight; 0 if it did not run."""
 BALANCE_LOSS = "balance_loss"
 """Sequence-wise balance loss summed over layers, per token of the whole step; 0 if it is off."""
+INDEXER_LOSS = "indexer_loss"
+"""Divergence of the indexers from attention, summed over layers, per token of the whole step. Its gradient begins in
+the layers, so it is not among `LOSSES`."""
 LOSSES = (LOSS, MTP_LOSS, BALANCE_LOSS)
 """The parts whose weighted sum is differentiated."""
 DRAFT_PARTS = ("draft_cross_entropy", "draft_distance", "draft_confidence")
@@ -63,11 +67,19 @@ class StepLoss:
     """What the objective counts in the whole step; None for the divisor of cross-entropies."""
     drafts: DraftObjective | None = None
     """Train the DSpark stages, and nothing else."""
+    indexers: IndexerTask | None = None
+    """Train the indexers too, or alone; None if they are frozen."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all parts, in a fixed order."""
-        return *LOSSES, *(self.objective.part_names if self.drafts is None else DRAFT_PARTS)
+        indexers = () if self.indexers is None else (INDEXER_LOSS,)
+        return *LOSSES, *indexers, *(self.objective.part_names if self.drafts is None else DRAFT_PARTS)
+
+    @property
+    def indexers_alone(self) -> bool:
+        """Whether nothing but the indexers is trained."""
+        return self.indexers is not None and self.indexers.alone
 
     @property
     def divisor(self) -> float:
@@ -76,13 +88,15 @@ class StepLoss:
 
     def ledger(self) -> RoutingLedger:
         """An empty ledger for a forward pass."""
-        return RoutingLedger(balance_loss=self.balance_weight > 0)
+        return RoutingLedger(balance_loss=self.balance_weight > 0, indexers=self.indexers)
 
     def parts(self, losses: Losses | None, ledger: RoutingLedger) -> dict[str, Tensor]:
         """The parts that a stage has computed."""
         found = {}
         if ledger.balance:
             found[BALANCE_LOSS] = torch.stack(list(ledger.balance.values())).sum() / self.tokens
+        if learnt := [lesson.loss for lesson in ledger.lessons.values() if lesson.loss is not None]:
+            found[INDEXER_LOSS] = torch.stack(learnt).sum()
         if losses is not None:
             found |= {LOSS: losses.loss, **losses.parts}
         if losses is not None and losses.mtp is not None:

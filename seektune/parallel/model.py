@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, L tokens here, E experts, M micro-batches, P parts of 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from seektune.checkpoint import Shard, load_weights, save_weights, weight_shapes
 from seektune.io.config_json import DRAFTER
 from seektune.lora.state import adapter_state, base_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes, exported_config
-from seektune.model.config import DeepseekV4Config
+from seektune.model.config import CSA, DeepseekV4Config
 from seektune.model.dspark import DSparkStage
 from seektune.model.gate import Gate, check_tables
 from seektune.model.head import TokenScores
@@ -40,6 +40,8 @@ class Outcome:
     """Their share of each micro-batch, fp32."""
     loads: dict[int, Tensor]
     """Tokens per expert, int64 `[E]`, of every layer that ran, by layer id."""
+    recall: dict[int, Tensor] = field(default_factory=dict)
+    """What trained indexers found and what there was to find, int64 `[2]`, by layer id; empty if they are frozen."""
 
     def totals(self) -> dict[str, float]:
         """The parts of the whole step by name."""
@@ -291,7 +293,17 @@ class ParallelModel:
         for result in task.results:
             for layer, load_E in result.loads.items():
                 loads[layer] += load_E
-        return Outcome(loss.names, self.mesh.sum(parts), dict(enumerate(self.mesh.sum(loads))))
+        recall = {} if loss.indexers is None else self._recall(task)
+        return Outcome(loss.names, self.mesh.sum(parts), dict(enumerate(self.mesh.sum(loads))), recall)
+
+    def _recall(self, task: StageTask) -> dict[int, Tensor]:
+        """What the indexers of all processes found."""
+        layers = [layer for layer in range(self.config.num_hidden_layers) if self.config.ratio(layer) == CSA]
+        found = torch.zeros(len(layers), 2, dtype=torch.int64, device=self.device)
+        for result in task.results:
+            for layer, counts in result.recall.items():
+                found[layers.index(layer)] += counts
+        return dict(zip(layers, self.mesh.sum(found), strict=True))
 
     def _shards(self, state: Callable[[nn.Module], Mapping[str, Tensor]]) -> dict[str, Shard]:
         states = [state(stage) for stage in self.stages.values()]

@@ -4,16 +4,18 @@ Shapes: B rows, T tokens, L tokens here, S streams, D width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from seektune.model.attach_loss import attach_loss
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
 from seektune.model.dspark_loss import DraftRows, draft_losses, passes, total_weight
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
+from seektune.model.indexer_loss import nothing_of
 from seektune.model.objective import token_logprobs_of
 from seektune.model.step_loss import DRAFT_PARTS, LOSS, DraftObjective, StepLoss
 from seektune.model.transformer import Activations, TokenRows, TransformerPart
@@ -27,6 +29,8 @@ class StageResult:
     """The parts that the stage has computed, by the names of `StepLoss`, without graph."""
     loads: Mapping[int, Tensor]
     """Tokens of this process per expert, `[E]`, by layer id."""
+    recall: Mapping[int, Tensor] = field(default_factory=dict)
+    """What trained indexers find, `[2]` as `index_recall`, by layer id."""
 
 
 class StageTask:
@@ -94,7 +98,10 @@ class Stage(TransformerPart):
         activations = self.backbone(rows, mtp, ledger, None if self.is_first else _unpack(x, mtp))
         if not self.is_last:
             return self._record(task, _pack(activations), None, ledger)
-        hidden = self.read_out(activations, rows, ledger)
+        reads = activations
+        if wanted is not None and wanted.indexers_alone:
+            reads = replace(activations, streams_BTSD=activations.streams_BTSD.detach())
+        hidden = self.read_out(reads, rows, ledger)
         if wanted is None and task.hidden:
             return hidden.main_BTD
         if wanted is None and task.logprobs:
@@ -132,11 +139,14 @@ class Stage(TransformerPart):
         if wanted is None or ledger is None:
             return streams
         parts = wanted.parts(losses, ledger)
-        task.results.append(StageResult({name: part.detach().float() for name, part in parts.items()}, ledger.loads))
+        recall = {layer: lesson.recall for layer, lesson in ledger.lessons.items() if lesson.loss is not None}
+        found = {name: part.detach().float() for name, part in parts.items()}
+        task.results.append(StageResult(found, ledger.loads, recall))
         total = wanted.total(parts, streams.new_zeros((), dtype=torch.float32))
         if losses is not None:
-            return total
-        return _AttachLoss.apply(streams, total) if wanted.balance_weight > 0 else streams
+            # the gradient of a warm-up passes the layers by, to the losses that are attached to them
+            return total + nothing_of(streams) if wanted.indexers_alone else total
+        return attach_loss(streams, total) if wanted.balance_weight > 0 else streams
 
 
 def _pack(x: Activations) -> Tensor:
@@ -153,18 +163,3 @@ def _pack(x: Activations) -> Tensor:
 def _unpack(x: Tensor, mtp: bool) -> Activations:
     """The inverse of `_pack`."""
     return Activations(x[:, :, :-1], x[:, :, -1]) if mtp else Activations(x)
-
-
-class _AttachLoss(torch.autograd.Function):
-    """Returns streams unchanged; in backward the loss gets the gradient 1, as if added to the last stage's loss."""
-
-    @staticmethod
-    def forward(ctx, streams, loss):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(loss.detach())
-        # a copy, because the schedules detach what a stage gives in place, which a view does not allow
-        return streams.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        (loss,) = ctx.saved_tensors
-        return gradient, torch.ones_like(loss)

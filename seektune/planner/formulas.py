@@ -8,6 +8,7 @@ is a new tensor. Tables: `tensors`, `units` (what FSDP2 gathers together), `bloc
 """
 
 from seektune.planner.expressions import Formula
+from seektune.planner.indexer_formulas import TAUGHT
 from seektune.planner.muon_formulas import MUON
 from seektune.planner.qat_formulas import ROUNDED
 
@@ -188,9 +189,10 @@ BLOCK = (
         "column",
     ),
     Formula("ahead", "mtp * N * ((2 + S) * D * w + 4 + 4 * S)", "the MTP block's input", "blocks", "column"),
+    *TAUGHT,
     Formula(
         "saved",
-        "hyper + attention + compressed + gate + experts + rounded_inputs + ahead",
+        "where(warmup > 0, 0, hyper + attention + compressed + gate + experts + rounded_inputs + ahead) + taught",
         "for backward",
         "blocks",
         "column",
@@ -214,14 +216,15 @@ BLOCK = (
     ),
     Formula(
         "fresh",
-        "where(cut > 0, w * learn_block, (1 - frozen) * el * F * D * (12 + u * w))",
+        "where(cut > 0, w * learn_block, (1 - frozen) * (1 - warmup) * el * F * D * (12 + u * w))",
         "new gradients: a block's until FSDP2 reduces them; else its experts', in fp32 before accumulation",
         "blocks",
         "column",
     ),
     Formula(
         "work",
-        "max(saved - kept, 0) + fresh + (2 - u) * N * S * D * w + 4 * N * D + where(ep > 1, 4 * D * (2 * P + Q), 0)"
+        "max(saved - kept, 0) + scored + fresh + (2 - u) * N * S * D * w + 4 * N * D"
+        " + where(ep > 1, 4 * D * (2 * P + Q), 0)"
         " + mtp * (where(recompute > 0, exit_read + (1 - u) * N * S * D * w, 0) + (16 + 4 * u) * N * S * D)",
         "backward of a block: recomputed activations, new gradients, gradients of streams and tokens",
         "blocks",

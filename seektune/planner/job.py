@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
+from seektune.model.choices import IndexerStage
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import ParallelDims, make_dims
@@ -131,8 +132,15 @@ class TrainingJob:
     drafter: bool = False
     """Whether only the DSpark stages are trained: the backbone runs forward, and keeps nothing for backward."""
 
+    indexers: IndexerStage = "frozen"
+    """What is trained of the indexers."""
     samples: bool = False
     """Whether the model samples the answers that it is trained on."""
+
+    @property
+    def runs_forward_only(self) -> bool:
+        """Whether no gradient goes through the layers of the model."""
+        return self.drafter or self.indexers == "warmup"
 
     def with_parallel(self, changes: Mapping[str, object]) -> "TrainingJob":
         """The same job with other settings under `parallel`."""

@@ -115,6 +115,8 @@ def model_numbers(job: TrainingJob) -> Numbers:
         "frozen": int(job.lora_rank > 0),
         "streamed": int(job.streamed),
         "drafter": int(job.drafter),
+        "indexers": int(job.indexers != "frozen"),
+        "warmup": int(job.indexers == "warmup"),
         "offload": int(job.parallel.cpu_offload),
         "qat": int(job.qat != "none"),
         "fp4": int(job.qat == "released"),

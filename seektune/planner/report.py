@@ -49,6 +49,10 @@ ROLLOUTS = (
 )
 
 
+INDEXERS = (
+    "Indexers: their loss, recall and gradients are counted; their products are those of eager torch, a chunk of "
+    "queries at a time, whose rate was not measured on a GPU."
+)
 FROZEN_MODELS = (
     "Teachers and reference: the memory of other checkpoints than the model is not counted, nor what they send. Each "
     "process also holds its part of their frozen weights on the same layout, the last pipeline stage each teacher's "
@@ -118,6 +122,7 @@ class PlanReport:
             DRAFTER: job.drafter,
             FROZEN_MODELS: job.frozen_models,
             ROLLOUTS: job.samples,
+            INDEXERS: job.indexers != "frozen",
         }
         lines = [*ESTIMATE, *(line for line, holds in special.items() if holds), *numbers]
         return [*lines, rates + (f" ({'; '.join(sources)})" if sources else "")]

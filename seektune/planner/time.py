@@ -76,7 +76,7 @@ def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> 
         for axis, value in {**messages, "fsdp": fsdp, "replicate": replicate}.items()
     }
     step = end + shown["fsdp"] + shown["replicate"] + optimizer
-    useful = forward_flops(job.config, layout.length, job.mtp)
+    useful = forward_flops(job.config, layout.length, job.mtp, job.indexers)
     return StepTime(
         seconds=step,
         arithmetic={p: layout.micro_batches * sum(stages[s].arithmetic[p] for s in held) for p in PARTS},
@@ -102,7 +102,7 @@ class _StageCost:
 
 def _times(job: TrainingJob, part: str) -> float:
     """Passes over a part's products without recomputation: forward, gradients of inputs and of trainable weights."""
-    return 1 if part == "indexer" or job.drafter else 2 + job.weights.trainable_share
+    return 1 if part == "indexer" or job.runs_forward_only else 2 + job.weights.trainable_share
 
 
 def _busy(time: StageTime) -> float:
@@ -117,7 +117,10 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     forward = {part: rows * value / rate for part, value in flops.items()}
     # forward passes that are recomputed in backward
     again = {"none": 0.0, "block": 1.0, "selective": factors["selective"]}[job.parallel.recompute]
-    grads = {part: 0.0 if part == "indexer" or job.drafter else 2 * value for part, value in forward.items()}
+    again = 0.0 if job.drafter else again
+    backward = 0 if job.runs_forward_only else 1
+    only = job.runs_forward_only
+    grads = {part: 0.0 if part == "indexer" or only else 2 * value for part, value in forward.items()}
     trained = job.weights.trainable_share
     stages_here = layout.stages // layout.pp
     # saved activations are written and read; weights are read; dequantized weights are written and read
@@ -130,19 +133,18 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     behind = hiding(job, forward["experts"], factors)
     ahead = between.forward(behind)
     # gradients of inputs and of trainable weights take as long as forward, each
-    back = 0.0 if job.drafter else between.backward(behind * (1 + job.weights.trainable_share))
+    back = backward * between.backward(behind * (1 + job.weights.trainable_share))
     left = 1 - factors["hidden"]
     once = sum(forward.values()) + passes + rounding + left * (ahead + messages["cp"])
     half = sum(grads.values()) / 2
     time = StageTime(
         forward=(1 + job.references) * once,
-        backward_input=0.0 if job.drafter else again * once + half + passes + left * (back + messages["cp"]),
-        backward_weights=0.0 if job.drafter else half * trained + passes * trained,
+        backward_input=again * once + backward * (half + passes + left * (back + messages["cp"])),
+        backward_weights=backward * (half * trained + passes * trained),
         send=messages["pp"] / 2,
     )
-    forwards = 1 + job.references + (0 if job.drafter else again)
+    forwards = 1 + job.references + again
     spent = {part: forward[part] * forwards + grads[part] * (1 + trained) / 2 for part in forward}
-    backward = 0 if job.drafter else 1
     total = {
         "ep": ahead * forwards + back,
         "cp": messages["cp"] * (backward + forwards),
@@ -159,11 +161,11 @@ def _forward(layout: Layout, stage: int) -> Counter[str]:
     last = stage == layout.stages - 1
     total: Counter[str] = Counter(dict.fromkeys(PARTS, 0))
     for layer in layout.layers(stage):
-        total.update(layer_flops(config, config.ratio(layer), length))
+        total.update(layer_flops(config, config.ratio(layer), length, layout.job.indexers))
     if last:
-        whole = Counter(forward_flops(config, length, layout.job.mtp))
+        whole = Counter(forward_flops(config, length, layout.job.mtp, layout.job.indexers))
         for layer in range(config.num_hidden_layers):
-            whole.subtract(layer_flops(config, config.ratio(layer), length))
+            whole.subtract(layer_flops(config, config.ratio(layer), length, layout.job.indexers))
         total.update(whole)
     return total
 

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from seektune.recipe.checks import check_architecture, fit_to_overrides, refuse_none
 from seektune.recipe.document import YamlNode, read_document
 from seektune.recipe.errors import find_section, first_error, locate
+from seektune.recipe.indexer_checks import check_indexer
 from seektune.recipe.objective_checks import check_objective
 from seektune.recipe.override import apply_overrides, read_overrides
 from seektune.recipe.recipe import Recipe
@@ -46,7 +47,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     refuse_none(document)
     recipe = _validate(document)
     try:
-        recipe = check_objective(check_architecture(recipe))
+        recipe = check_indexer(check_objective(check_architecture(recipe)))
     except ValueError as error:
         source = ("model", "config" if recipe.model.config is not None else "weights")
         raise ValueError(locate(str(error), document, Recipe, source)) from None

@@ -34,6 +34,7 @@ from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.run.drafter import drafter_trainer
 from seektune.run.frozen_models import check_frozen
+from seektune.run.indexers import indexer_trainer
 from seektune.train.optim.build import check_groups, check_library
 from seektune.train.settings import Origin
 
@@ -163,7 +164,8 @@ def preparation(recipe: Recipe, config: DeepseekV4Config, folder: Path | None) -
         return adapter_injector(config, recipe.lora, recipe.loss.mtp_weight > 0, frozen)
     if recipe.train.drafter:
         return drafter_trainer(frozen)
-    return unchanged if recipe.train.qat == "none" else partial(fake_quantize_modules, format=recipe.train.qat)
+    rounds = unchanged if recipe.train.qat == "none" else partial(fake_quantize_modules, format=recipe.train.qat)
+    return rounds if recipe.train.indexer == "frozen" else indexer_trainer(recipe.train.indexer_warmup, rounds)
 
 
 def meta_model(recipe: Recipe, config: DeepseekV4Config) -> DeepseekV4ForCausalLM:

@@ -38,6 +38,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
         *_adapters(recipe, model),
         ("device", f"{model.device.type}, {recipe.model.dtype}, numerics {recipe.model.numerics}"),
         *([] if recipe.train.qat == "none" else [("trained for", f"weights in the format {recipe.train.qat}")]),
+        *_indexers(recipe),
         ("processes", f"{model.mesh.dims.world}: {model.mesh.dims}"),
         ("data", f"{recipe.datasets[0].kind}, {_rows(lesson)} from {lesson.source}"),
         *_objective(recipe),
@@ -69,6 +70,16 @@ def _muon(recipe: Recipe, model: ParallelModel) -> list[tuple[str, str]]:
     trained = {name: p.shape for name, p in model.full_model().named_parameters() if p.requires_grad}
     found = shares(trained)
     return [("matrices", f"{many(found.get('muon', 0))} by muon, {many(found.get('adamw', 0))} by adamw")]
+
+
+def _indexers(recipe: Recipe) -> list[tuple[str, str]]:
+    """How indexers are trained."""
+    stages = {
+        "frozen": [],
+        "warmup": ["alone, by their divergence from attention to all entries; everything else is frozen"],
+        "sparse": ["by their divergence from attention to the chosen entries, beside the model"],
+    }
+    return [("indexers", text) for text in stages[recipe.train.indexer_stage]]
 
 
 def _objective(recipe: Recipe) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
+from seektune.model.choices import IndexerStage
 from seektune.section import Positive, Section
 
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -61,6 +62,10 @@ class TrainConfig(Section):
     qat: Literal["none", "released", "fp8"] = "none"
     """Quantization-aware training: compute with the weights' values in this checkpoint format and with FP8 activations;
     `model/` is then written in it. `released`: FP4 experts, other matrices FP8; `fp8`: all in FP8."""
+    indexer: Literal["frozen", "kl"] = "frozen"
+    """`kl` trains the indexers of CSA layers by their divergence from attention, the rest by the objective."""
+    indexer_warmup: bool = False
+    """Train the indexers alone, on attention to all entries instead of the chosen ones; needs `indexer: kl`."""
     drafter: bool = False
     """Train the DSpark stages alone, on answers that the model itself gives to the training prompts."""
     drafter_answers: PositiveInt = 256
@@ -69,6 +74,13 @@ class TrainConfig(Section):
     """Maximum tokens of an answer."""
     drafter_anchors: PositiveInt = 64
     """Tokens of a micro-batch from which drafts are trained, at random."""
+
+    @property
+    def indexer_stage(self) -> IndexerStage:
+        """What is trained of the indexers."""
+        if self.indexer == "frozen":
+            return "frozen"
+        return "warmup" if self.indexer_warmup else "sparse"
 
 
 class CheckpointConfig(Section):

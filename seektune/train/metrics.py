@@ -14,6 +14,7 @@ from seektune.io.jsonl import JsonlWriter, read_records
 from seektune.io.run_files import EXPERT_LOADS, METRICS, SAMPLES, TENSORBOARD, VALIDATION
 from seektune.train.config import LoggingConfig
 from seektune.train.evaluation_log import EvaluationLog
+from seektune.train.index_recall import mean_recall
 from seektune.train.log_state import LogState
 from seektune.train.progress import open_display
 from seektune.train.router_health import dead_experts, entropy, imbalance
@@ -26,7 +27,7 @@ LOAD_LINES = 50
 """Maximum lines of expert loads in a run, so that a long run of a large model does not fill the disk."""
 CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s", "memory_gb")
 """Values of a step that trackers plot."""
-APART = ("loads", "parts", "left_out", "bias_moves")
+APART = ("loads", "parts", "left_out", "bias_moves", "index_recall")
 """Fields of a step that its line has in another form, or not at all."""
 SPOKEN = ("reward_accuracy", "reward_margin", "reward")
 """Parts of a validation that are printed beside its loss."""
@@ -96,10 +97,12 @@ class MetricsLog:
         self._note_loads(record)
         if self._scalars:
             values = {name: vars(record)[name] for name in CURVES} | record.parts | record.left_out
+            values |= mean_recall(record.index_recall)
             curves = {f"train/{name}": value for name, value in values.items()}
             layers = {f"expert_imbalance/layer_{layer}": ratio for layer, ratio in imbalance(record.loads).items()}
             layers |= {f"expert_entropy/layer_{layer}": share for layer, share in entropy(record.loads).items()}
             layers |= {f"dead_experts/layer_{layer}": count for layer, count in dead_experts(record.loads).items()}
+            layers |= {f"index_recall/layer_{layer}": share for layer, share in record.index_recall.items()}
             total = {"train/total_tokens": self._total_tokens}
             self.values(record.step, curves | total | layers | system_metrics())
         self._display.step(record)
@@ -185,7 +188,8 @@ def _curves_of(found: HeldOutLoss) -> dict[str, float]:
 
 def as_line(record: StepRecord, total_tokens: int) -> dict[str, Any]:
     """A step as a line of metrics.jsonl: its values, further parts of the objective and rows left out by name, the
-    tokens of the run so far, and the imbalance of the experts."""
+    tokens of the run so far, the imbalance of the experts, and what trained indexers find."""
+    recall = {"index_recall_of_layers": record.index_recall} if record.index_recall else {}
     values = {name: value for name, value in vars(record).items() if name not in APART}
     return {
         **values,
@@ -195,4 +199,6 @@ def as_line(record: StepRecord, total_tokens: int) -> dict[str, Any]:
         "expert_imbalance": imbalance(record.loads),
         "expert_entropy": entropy(record.loads),
         "dead_experts": dead_experts(record.loads),
+        **mean_recall(record.index_recall),
+        **recall,
     }

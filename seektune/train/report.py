@@ -10,6 +10,7 @@ from seektune.io.jsonl import read_records
 from seektune.io.run_files import CONTENTS, EXPERT_LOADS, LOSS_CURVE, METRICS, REPORT, VALIDATION
 from seektune.train.evaluation_log import read_if_there
 from seektune.train.held_out import held_out
+from seektune.train.index_recall import RECALL_HEAD, recall_table
 from seektune.train.plot_style import in_both_themes
 from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_evaluations import evaluation_sections
@@ -70,6 +71,7 @@ def _parts(
         *reward_sections(steps, validation),
         *(_eval(each) for each in story.evals),
         *evaluation_sections(folder),
+        *_indexers(steps),
         *_loads(read_if_there(folder / EXPERT_LOADS)),
         section("What was trained", table(story.facts)),
         section("Results", table(_results(steps, validation, story), ("", "before", "after"))),
@@ -119,6 +121,11 @@ def _loads(moments: Sequence[Mapping[str, Any]]) -> list[str]:
     caption = "Tokens per routed expert, over the mean of its layer. The layer after the last is the MTP block's."
     figure = picture(*in_both_themes(lambda paper: load_figure(moments, paper)), caption)
     return [section("Expert loads", figure, table(health_table(moments[-1]), HEAD))]
+
+
+def _indexers(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = recall_table(steps)
+    return [section("Indexers", table(rows, RECALL_HEAD))] if rows else []
 
 
 def _results(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seektune.data.step_data import StepData
+from seektune.model.choices import IndexerStage
 from seektune.model.objective import CROSS_ENTROPY, Objective
 from seektune.train.config import CheckpointConfig, GuardConfig, LossConfig, ScheduleConfig
 from seektune.train.optim.config import OptimizerConfig
@@ -66,6 +67,8 @@ class TrainSettings:
     """Steps between two measurements of update-to-weight ratios; None for none."""
     drafter_anchors: int | None = None
     """Tokens of a micro-batch from which drafts are trained, if the DSpark stages are trained; None otherwise."""
+    indexers: IndexerStage = "frozen"
+    """What is trained of the indexers."""
     objective: Objective = CROSS_ENTROPY
     """What the model is trained for."""
     origin: Origin = UNKNOWN

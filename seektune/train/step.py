@@ -12,6 +12,8 @@ import psutil
 import torch
 
 from seektune.data.step_data import StepData
+from seektune.model.choices import IndexerStage
+from seektune.model.indexer_loss import IndexerTask
 from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.step_loss import BALANCE_LOSS, LOSS, LOSSES, MTP_LOSS, DraftObjective, StepLoss
 from seektune.parallel.mesh import Mesh
@@ -20,6 +22,7 @@ from seektune.parallel.reference import NO_REFERENCE, ReferenceModel
 from seektune.train.balance import update_biases
 from seektune.train.config import LossConfig
 from seektune.train.gradient import NotFiniteError, clip, gradient_norm
+from seektune.train.index_recall import recall_of
 from seektune.train.router_health import bias_moves
 
 GIGABYTE = 10**9
@@ -52,6 +55,8 @@ class StepRecord:
     """Tokens per routed expert, by layer id; the MTP block's id is the number of layers."""
     parts: dict[str, float] = field(default_factory=dict)
     """Further parts of the objective, and values of sampled answers, by name."""
+    index_recall: dict[int, float] = field(default_factory=dict)
+    """Recall at top-k of trained indexers, by layer id; without those that had nothing to choose from."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Bad rows and overlong examples of streamed data so far, by name."""
     bias_moves: dict[int, list[float]] = field(default_factory=dict)
@@ -70,11 +75,12 @@ def train_step(
     drafts: DraftObjective | None = None,
     objective: Objective = CROSS_ENTROPY,
     reference: ReferenceModel = NO_REFERENCE,
+    indexers: IndexerStage = "frozen",
 ) -> StepRecord:
     """Train on all micro-batches of one step; their losses share one denominator: what the objective counts.
 
     Every process is given its own micro-batches. `phase` is called with each phase's name as it begins.
-    With `drafts`, the DSpark stages are trained instead of the model.
+    With `drafts`, the DSpark stages are trained instead of the model; `indexers` says what is trained of those.
 
     Raises:
         ValueError: no token of the step is taught, or their weights sum to 0.
@@ -82,7 +88,8 @@ def train_step(
     """
     began = perf_counter()
     count = step_count(objective, data, model.mesh)
-    wanted = _checked(make_step_loss(data, loss, model.config.mtp_layers > 0, objective, count, drafts), step)
+    has_mtp = model.config.mtp_layers > 0
+    wanted = _checked(make_step_loss(data, loss, has_mtp, objective, count, drafts, indexers), step)
     try:
         phase(f"step {step}: the reference model")
         batches = [reference.own(batch) for batch in data.batches]
@@ -110,6 +117,7 @@ def train_step(
         memory_gb=_memory_gb(model.device),
         loads=loads,
         parts={**data.values, **objective.means(_further(parts))},
+        index_recall=recall_of(outcome.recall),
         left_out=dict(data.left_out),
         bias_moves=bias_moves(loads, loss.bias_update_speed, model.config.num_hash_layers),
     )
@@ -122,6 +130,7 @@ def make_step_loss(
     objective: Objective = CROSS_ENTROPY,
     count: float | None = None,
     drafts: DraftObjective | None = None,
+    indexers: IndexerStage = "frozen",
 ) -> StepLoss:
     """The loss of a step, with one denominator for all its micro-batches; `count` is that of `step_count`."""
     return StepLoss(
@@ -134,6 +143,7 @@ def make_step_loss(
         mtp_weight=loss.mtp_weight,
         balance_weight=loss.balance_weight,
         drafts=drafts,
+        indexers=None if indexers == "frozen" else IndexerTask(data.tokens, alone=indexers == "warmup"),
     )
 
 

@@ -129,7 +129,12 @@ class Trainer(ResumableRun):
         weights = copies(self.model.named_parameters()) if _due(step, settings.update_ratios_every) else None
         try:
             max_norm = settings.optimizer.max_grad_norm
-            aim = (self._draft_objective(step, data.micro_batches), settings.objective, self.reference)
+            aim = (
+                self._draft_objective(step, data.micro_batches),
+                settings.objective,
+                self.reference,
+                settings.indexers,
+            )
             record = train_step(self.model, self.optimizer, data, step, lr, loss, max_norm, watch, *aim)
         except NotFiniteError as error:
             if not self._guard.may_skip():

@@ -129,7 +129,7 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
     data = step.data(plan.data_size, "meta")
     section = recipe.train
     drafts = FirstDrafts(section.drafter_anchors, data.micro_batches, recipe.seed) if section.drafter else None
-    loss = make_step_loss(data, recipe.loss, config.mtp_layers > 0, drafts=drafts)
+    loss = make_step_loss(data, recipe.loss, config.mtp_layers > 0, drafts=drafts, indexers=section.indexer_stage)
     prepare = _frozen_form(recipe, config)
     with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")

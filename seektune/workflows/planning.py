@@ -42,6 +42,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
         frozen_models=recipe.has_frozen_models,
         qat=recipe.train.qat,
         drafter=recipe.train.drafter,
+        indexers=recipe.train.indexer_stage,
         samples=recipe.objective.samples,
     )
 

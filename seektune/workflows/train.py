@@ -255,6 +255,7 @@ def _settings(recipe: Recipe, data: TrainData, objective: Objective) -> TrainSet
         seed=recipe.seed,
         update_ratios_every=recipe.logging.update_ratios_every,
         drafter_anchors=recipe.train.drafter_anchors if recipe.train.drafter else None,
+        indexers=recipe.train.indexer_stage,
         objective=objective,
         origin=origin(recipe),
         export_format=recipe.export_format,

@@ -1,7 +1,7 @@
 """A model in which every mechanism counts; what it finds and learns on one device, and on a mesh of processes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seektune.data.step_data import Share, StepData
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.choices import IndexerStage
 from seektune.model.config import DeepseekV4Config
 from seektune.model.distillation import Distillation, OnPolicyDistillation, TeacherHead
 from seektune.model.fake_quantized import fake_quantize_modules
@@ -37,6 +38,7 @@ from seektune.parallel.placement import local, shard_like, shard_of
 from seektune.parallel.reference import NO_REFERENCE, ModelReference, ReferenceModel
 from seektune.parallel.teacher import Teacher, Teachers
 from seektune.run.drafter import drafter_trainer
+from seektune.run.indexers import indexer_trainer
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
@@ -121,6 +123,8 @@ class Subject:
     """The format whose values the weights are trained to, with rounded activations, as `train.qat`."""
     teacher: bool = False
     """A teacher of another width and depth, on the same mesh; of `opd`, two that share the documents of a row."""
+    indexers: IndexerStage = "frozen"
+    """What is trained of the indexers."""
     adapters_off: bool = False
     """The reference's log-probabilities are the model's without its adapters, not made ones."""
     anchors: int | None = None
@@ -141,6 +145,8 @@ class Found:
     gradients: Pieces
     scores: np.ndarray
     """Of each token of all rows."""
+    recall: dict[int, list[int]] = field(default_factory=dict)
+    """Of trained indexers."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,8 @@ def whole_model(subject: Subject) -> DeepseekV4ForCausalLM:
 
 
 def form(subject: Subject) -> Prepare:
+    if subject.indexers != "frozen":
+        return indexer_trainer(alone=subject.indexers == "warmup")
     return unchanged if subject.qat == "none" else partial(fake_quantize_modules, format=subject.qat)
 
 
@@ -262,8 +270,8 @@ def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | N
         other = replace(subject, config=TEACHER_CONFIG)
         reference, objective = taught_by(alone(other) if parallel is None else spread(parallel, other), other)
     has_mtp = model.config.mtp_layers > 0
-    wanted = make_step_loss(data, subject.loss, has_mtp, objective, step_count(objective, data, model.mesh))
-    wanted = replace(wanted, drafts=subject.drafts(data))
+    count = step_count(objective, data, model.mesh)
+    wanted = make_step_loss(data, subject.loss, has_mtp, objective, count, subject.drafts(data), subject.indexers)
     accumulate_in_fp32(model.parameters())
     outcome = model.train([reference.own(batch) for batch in data.batches], wanted, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
@@ -275,7 +283,7 @@ def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | N
     for parameter in model.parameters():
         parameter.grad = None
     scores = model.score(together(made_rows(subject))).losses_BT.numpy()
-    return Found(outcome.totals(), norm, listed(outcome.loads), gradients, scores)
+    return Found(outcome.totals(), norm, listed(outcome.loads), gradients, scores, listed(outcome.recall))
 
 
 def learn(model: ParallelModel, subject: Subject, steps: int = STEPS, wanted: OptimizerConfig = ADAMW) -> Course:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from seektune.train.config import LossConfig
+
 from ..conftest import DSPARK
 from .mesh_law import (
     SHALLOW,
@@ -102,6 +104,13 @@ TAUGHT = [
     Case(4, piped("1f1b", ep_size=2), 1, objective="distill"),
     Case(4, piped("1f1b", ep_size=2), 1, objective="opd"),
 ]
+WARMUP = replace(FEW, config=SHALLOW, indexers="warmup", loss=LossConfig(mtp_weight=0))
+INDEXERS = [
+    (WARMUP, Case(2, {"cp_size": 2, "ep_size": 2, "recompute": "block"})),
+    (WARMUP, Case(4, piped("zbv", ep_size=2), 1)),
+    (replace(FEW, config=SHALLOW, indexers="sparse"), Case(4, {"cp_size": 2, "ep_size": 2})),
+    (replace(FEW, config=SHALLOW, indexers="sparse"), Case(2, piped("dualpipev"), 1)),
+]
 QAT = [
     Case(2, {"recompute": "block"}),
     Case(4, {"cp_size": 2, "ep_size": 2}),
@@ -165,6 +174,7 @@ def same_findings(everywhere: list[Found], one: Found) -> None:
             assert found.parts[name] == pytest.approx(value, rel=BOUND, abs=DIFFERENCES.get(name, 0.0)), name
         assert found.norm == pytest.approx(one.norm, rel=BOUND)
         assert found.loads == one.loads
+        assert found.recall == one.recall
         np.testing.assert_allclose(found.scores, one.scores, rtol=1e-4, atol=1e-4)
     apart = errors([found.gradients for found in everywhere], one.gradients)
     assert_small(apart)
@@ -195,6 +205,20 @@ def test_steps_stay_equal(learnt_alone: dict[str, Course], case: Case):
 def test_quantization_aware_loss_and_gradients_are_those_of_one_device(rounded_alone: Found, case: Case):
     """Blocks of scales lie across shards: each matrix of the toy model is one block, or a row of it one group."""
     same_findings(run_workers(case.world, look_spread, case.parallel, case.of(ROUNDED)), rounded_alone)
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("subject", "case"), INDEXERS, ids=lambda each: str(each) if isinstance(each, Case) else each.indexers
+)
+def test_indexers_learn_and_find_what_they_do_on_one_device(subject: Subject, case: Case):
+    one = look(alone(subject), subject)
+    assert one.parts["indexer_loss"] > 0.1
+    assert any(hits for hits, _ in one.recall.values())
+    learnt = {name for name in one.gradients if ".indexer." in name}
+    assert len(learnt) == 12
+    assert (one.gradients.keys() == learnt) is (subject.indexers == "warmup")
+    same_findings(run_workers(case.world, look_spread, case.parallel, case.of(subject)), one)
 
 
 @SLOW

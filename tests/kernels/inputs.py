@@ -44,6 +44,25 @@ def attention(kind: str, heads: int = 3, width: int = 16, before: int = 0, docum
     return make
 
 
+def index_case(kind: str, documents: Tensor = PACKED) -> Case:
+    """Index vectors, queries of attention, and entries of which some queries see none."""
+
+    def make(dtype: torch.dtype) -> tuple[Any, ...]:
+        windows, (rows, length) = SequenceLayout.from_documents(documents).windows(8), documents.shape
+        entries, heads = windows.last_BE.shape[1], 3
+        visible: Any = Prefix(windows.first_BT, windows.count_BT)
+        if kind == "chosen":
+            index = torch.rand(rows, length, entries).argsort(-1)[..., :5]
+            end = (windows.first_BT + windows.count_BT)[..., None]
+            visible = Chosen(torch.where((index >= windows.first_BT[..., None]) & (index < end), index, -1))
+        vectors = leaf(dtype, rows, length, 4, 6), leaf(dtype, rows, entries, 6), leaf(dtype, rows, length, 4)
+        attending, rest = leaf(dtype, rows, length, heads, 16), leaf(wide(dtype), rows, length, heads)
+        constants = (x.detach() for x in (attending, rest, leaf(dtype, rows, entries, 16)))
+        return *vectors, *constants, visible
+
+    return make
+
+
 def missing_keys(dtype: torch.dtype) -> tuple[Any, ...]:
     """Positions late in a document whose earlier keys are missing."""
     positions, nothing = torch.arange(1000, 1070).unsqueeze(0), torch.zeros(1, 70, dtype=torch.long)
@@ -137,6 +156,12 @@ CASES: dict[str, dict[str, Case]] = {
         "one head": attention("prefix", heads=1, width=2),
         "few keys": missing_keys,
         "no queries": no_queries,
+    },
+    "index_divergence": {
+        "prefix": index_case("prefix"),
+        "chosen": index_case("chosen"),
+        "nothing to see": index_case("prefix", PACKED[:1, 90:96]),
+        "no entry": index_case("prefix", PACKED[:1, :5]),
     },
     "clamped_swiglu": {
         "rows": lambda dtype: (leaf(dtype, 37, 9, size=2.0), leaf(dtype, 37, 9, size=2.0), 1.5),

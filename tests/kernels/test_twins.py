@@ -92,7 +92,7 @@ def test_expert_gradients_of_many_tokens_are_summed_in_fp32():
 
 def small_case(name: str) -> tuple[Any, ...]:
     """Inputs small enough for finite differences."""
-    from .inputs import PACKED, attention, experts, leaf, pool_case, read_case, write_case
+    from .inputs import PACKED, attention, experts, index_case, leaf, pool_case, read_case, write_case
 
     cases = {
         "expert_mlp": experts(4),
@@ -103,6 +103,7 @@ def small_case(name: str) -> tuple[Any, ...]:
         "linear_cross_entropy": CASES["linear_cross_entropy"]["one"],
         "token_logprobs": lambda dtype: (leaf(dtype, 3, 4), leaf(dtype, 5, 4), torch.tensor([4, 0, 4])),
         "sparse_attention": attention("chosen", heads=1, width=2, before=155),
+        "index_divergence": index_case("chosen", PACKED[:1, 95:120]),
     }
     return cases[name](torch.float64)
 
@@ -111,16 +112,17 @@ def small_case(name: str) -> tuple[Any, ...]:
     "name",
     [
         *("expert_mlp", "hyper_read", "hyper_write", "pool_windows", "sinkhorn", "linear_cross_entropy"),
-        *("token_logprobs", "sparse_attention"),
+        *("token_logprobs", "sparse_attention", "index_divergence"),
     ],
 )
 def test_eager_gradcheck(name: str):
     assert torch.autograd.gradcheck(
-        kernel(name).eager, small_case(name), fast_mode=name in ("sparse_attention", "expert_mlp")
+        kernel(name).eager, small_case(name), fast_mode=name in ("sparse_attention", "expert_mlp", "index_divergence")
     )
 
 
 def test_every_kernel_has_cases():
     operations = {name for name, value in vars(kernels).items() if isinstance(value, Kernel)}
-    elsewhere = {"index_topk", "route", "sort_pairs", "expert_linear", "lowbit_linear", "lowbit_expert_linear"}
+    elsewhere = {"index_recall", "window_logsumexp"}
+    elsewhere |= {"index_topk", "route", "sort_pairs", "expert_linear", "lowbit_linear", "lowbit_expert_linear"}
     assert operations == {*CASES, *elsewhere}

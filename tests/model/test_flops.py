@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seektune.kernels import linear_cross_entropy
 from seektune.model import attention, flops
 from seektune.model.flops import chooses, forward_flops, layer_flops, training_flops, visible_keys
+from seektune.model.indexer_loss import IndexerLesson, IndexerTask
 from seektune.sequence import SequenceLayout
 
 LENGTH = 64
@@ -52,6 +53,22 @@ def test_projections_compressor_and_their_gradients(model, no_attention, layer):
         module.indexer.topk = LENGTH
     assert counted(lambda: module(x, layout)) == own
     assert counted(lambda: module(x, layout).sum().backward()) == 3 * own
+
+
+@pytest.mark.parametrize("stage", ["warmup", "sparse"])
+def test_a_trained_indexer(model, no_attention, stage):
+    """Chunks also score entries that some of their queries do not see: up to as many again."""
+    config, module = model.config, model.layers[1].attn
+    module.requires_grad_(False).indexer.requires_grad_(True)
+    expected = layer_flops(config, 4, LENGTH, stage)
+    own = expected["projections"] + expected["compressor"]
+    lesson = IndexerLesson(IndexerTask(LENGTH, alone=stage == "warmup"))
+
+    def run():
+        module(torch.randn(1, LENGTH, config.hidden_size), SequenceLayout.single(1, LENGTH), lesson)
+        lesson.loss.backward()
+
+    assert 1 <= (counted(run) - own) / expected["indexer"] < 2
 
 
 def test_experts_and_gate_and_their_gradients(model):
@@ -106,4 +123,4 @@ def test_parts_sum_over_layers_and_indexer_has_no_backward(toy_config):
 def test_flops_module_does_not_import_torch():
     tree = ast.parse(Path(flops.__file__).read_text(encoding="utf-8"))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"collections", "seektune.model.config"}
+    assert imported == {"collections", "seektune.model.choices", "seektune.model.config"}

@@ -282,6 +282,41 @@ def test_mtp_weight_defaults_to_0_without_an_mtp_block(file: Path, tmp_path: Pat
     assert "loss.mtp_weight must be 0" in complaint(file, *overrides, "--loss.mtp_weight=0.3")
 
 
+KL = "--train.indexer=kl"
+WARMUP = (KL, "--train.indexer_warmup=true")
+
+
+def test_a_warmup_of_indexers_trains_no_mtp_block(file: Path) -> None:
+    longer = "--batch.length=68"
+    assert load_recipe(file, [KL, longer]).loss.mtp_weight == 0.1
+    assert load_recipe(file, [*WARMUP, longer]).loss.mtp_weight == 0
+    assert "a warm-up trains the indexers alone" in complaint(file, *WARMUP, longer, "--loss.mtp_weight=0.1")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--train.indexer_warmup=true"], "train.indexer_warmup needs train.indexer kl"),
+        ([KL, "--batch.length=67"], "needs a batch.length of 68 or more, not 67"),
+        ([KL, "--batch.length=68", "--lora.targets=[attn]"], "set lora.targets to []"),
+        ([*WARMUP, "--batch.length=68", "--loss.balance_weight=1e-4"], "needs loss.balance_weight 0"),
+        ([*WARMUP, "--batch.length=68", "--loss.bias_update_speed=0.001"], "needs loss.bias_update_speed 0"),
+        ([*WARMUP, "--batch.length=68", "--loss.z_weight=1e-4"], "needs loss.z_weight 0"),
+        ([*WARMUP, "--batch.length=68", "--objective.name=dpo"], "needs objective.name cross_entropy"),
+    ],
+)
+def test_settings_that_leave_indexers_nothing_to_learn_are_refused(
+    file: Path, overrides: list[str], expected: str
+) -> None:
+    assert expected in complaint(file, *overrides)
+
+
+def test_indexers_need_a_csa_layer(file: Path, tmp_path: Path) -> None:
+    path = save_config(tmp_path, compress_ratios=[0, 128, 128, 128, 128, 0])
+    overrides = ["--model.preset=null", f"--model.config={path}", KL, "--batch.length=68"]
+    assert "this architecture has no CSA layer" in complaint(file, *overrides)
+
+
 @pytest.mark.parametrize("run_dir", ["runs/a", "1e5", "null", "yes", "2026", "a: b # c", "ünï ✓", "'", "a~", "-"])
 def test_dumped_recipe_loads_back_equal(run_dir: str, file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(file, ["--optimizer.lr=3e-6", "--optimizer.betas=[0.8, 0.9]", "--evaluate.limit=null"])

@@ -3,6 +3,7 @@
 from seektune.kernels.eager.expert_mlp import expert_mlp
 from seektune.kernels.eager.fake_weight import fake_quantize_weight
 from seektune.kernels.eager.hyper import hyper_read, hyper_write
+from seektune.kernels.eager.index_divergence import index_divergence
 from seektune.kernels.eager.index_scores import index_topk
 from seektune.kernels.eager.linear_cross_entropy import linear_cross_entropy, linear_z_loss
 from seektune.kernels.eager.linear_divergence import linear_divergence
@@ -19,6 +20,7 @@ __all__ = [
     "fake_quantize_weight",
     "hyper_read",
     "hyper_write",
+    "index_divergence",
     "index_topk",
     "linear_cross_entropy",
     "linear_divergence",

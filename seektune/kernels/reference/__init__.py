@@ -4,6 +4,7 @@ from seektune.kernels.reference.expert_linear import expert_linear, sort_pairs
 from seektune.kernels.reference.expert_mlp import expert_mlp
 from seektune.kernels.reference.fake_weight import fake_quantize_weight
 from seektune.kernels.reference.hyper import hyper_collect, hyper_read, hyper_write
+from seektune.kernels.reference.index_divergence import index_divergence, index_recall, window_logsumexp
 from seektune.kernels.reference.index_scores import index_topk
 from seektune.kernels.reference.linear import grouped_linear, linear
 from seektune.kernels.reference.linear_cross_entropy import linear_cross_entropy, linear_z_loss
@@ -26,6 +27,8 @@ __all__ = [
     "hyper_collect",
     "hyper_read",
     "hyper_write",
+    "index_divergence",
+    "index_recall",
     "index_topk",
     "linear",
     "linear_cross_entropy",
@@ -42,4 +45,5 @@ __all__ = [
     "sort_pairs",
     "sparse_attention",
     "token_logprobs",
+    "window_logsumexp",
 ]

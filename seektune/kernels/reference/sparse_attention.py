@@ -98,17 +98,17 @@ def _attend(
     behind_QM = index[: q.shape[1], None] + offset - index
     near_BQM = (behind_QM >= 0) & (behind_QM <= reach_BQ.unsqueeze(-1))
     seen = torch.cat([near_BQM, seen_BQK], dim=-1).unsqueeze(2)
-    scores_BQHK = torch.cat([_product(q, window.mT), _product(q, entries.mT)], dim=-1)
+    scores_BQHK = torch.cat([query_product(q, window.mT), query_product(q, entries.mT)], dim=-1)
     scores_BQHK = scores_BQHK.masked_fill(~seen, -torch.inf)
     sink = upcast(sink_H)[:, None]
     top = torch.maximum(scores_BQHK.amax(-1, keepdim=True), sink).detach()
     weights = (scores_BQHK - top).exp()
     weights = weights / (weights.sum(-1, keepdim=True) + (sink - top).exp())
     near, far = upcast(weights.to(dtype)).split([window.shape[2], entries.shape[2]], dim=-1)
-    return (_product(near, window) + _product(far, entries)).to(dtype)
+    return (query_product(near, window) + query_product(far, entries)).to(dtype)
 
 
-def _product(x_BQHI: Tensor, matrix_BGIO: Tensor) -> Tensor:
+def query_product(x_BQHI: Tensor, matrix_BGIO: Tensor) -> Tensor:
     """`[B, Q, H, O]`: one matrix for all queries of a row (G = 1), or one per query (G = Q)."""
     rows, queries, heads, inner = x_BQHI.shape
     groups = matrix_BGIO.shape[1]

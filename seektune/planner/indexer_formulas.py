@@ -1,0 +1,26 @@
+"""Memory that the training of indexers adds to a block; names and tables are those of `formulas`."""
+
+from seektune.planner.expressions import Formula
+
+SCORES = 2**27
+"""Most scores of a chunk of queries on a GPU, `ON_GPU` of the kernel."""
+TAUGHT = (
+    Formula(
+        "taught",
+        "where(ratio == 4, indexers * (N * (2 * u * D * 4 + 16 * I + 16) + 4 * u * I * D * 4"
+        " + entries * (2 * I * w + 20 + 4 * r) + where(cp > 1, entries * cp * I * w, 0)"
+        " + N * (Hi * I + Hi) * w + entries * cp * I * w), 0)",
+        "of trained indexers: fp32 inputs and weights of values and gates, and both results; keys; the gradients of "
+        "queries, keys and weights, which are computed with the loss",
+        "blocks",
+        "column",
+    ),
+    Formula(
+        "scored",
+        f"where(ratio == 4, indexers * 24 * min({SCORES}, N * max(H, Hi)"
+        " * where(warmup > 0, row / 4, min(topk, row / 4))), 0)",
+        "six fp32 tensors of a chunk's scores",
+        "blocks",
+        "column",
+    ),
+)

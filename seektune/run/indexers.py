@@ -1,0 +1,19 @@
+"""Which weights a run trains if it trains indexers."""
+
+from seektune.model.transformer import TransformerPart
+from seektune.parallel.parallelize import Prepare, unchanged
+
+INDEXERS = ".attn.indexer."
+"""Part of the names of their weights."""
+
+
+def indexer_trainer(alone: bool, before: Prepare = unchanged) -> Prepare:
+    """A function that lets indexers be trained, after `before`; with `alone` it freezes everything else."""
+
+    def prepare(part: TransformerPart) -> None:
+        before(part)
+        for name, parameter in part.named_parameters():
+            if INDEXERS in name or alone:
+                parameter.requires_grad_(INDEXERS in name)
+
+    return prepare

@@ -1,0 +1,33 @@
+"""Recall of trained indexers: the share of the entries that attention pays most which they would choose."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+RECALL_HEAD = ("", "first step", "last step")
+"""The columns of `recall_table`."""
+
+
+def recall_of(counts: Mapping[int, Tensor]) -> dict[int, float]:
+    """By layer id, from `[2]` entries found and entries there were; without layers that had nothing to choose from."""
+    found = {layer: each.tolist() for layer, each in counts.items()}
+    return {layer: hits / wanted for layer, (hits, wanted) in found.items() if wanted}
+
+
+def mean_recall(recall: Mapping[int, float]) -> dict[str, float]:
+    """The mean over the layers, as a value to log; nothing without layers."""
+    return {"index_recall": sum(recall.values()) / len(recall)} if recall else {}
+
+
+def recall_table(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows of the report's table from the lines of metrics.jsonl: divergence, and recall of each layer."""
+    told = [line for line in steps if "indexer_loss" in line]
+    if not told:
+        return []
+    ends = told[0], told[-1]
+    rows: list[tuple[str, ...]] = [("divergence of all layers", *(f"{line['indexer_loss']:.4f}" for line in ends))]
+    for layer in ends[0].get("index_recall_of_layers", {}):
+        each = [line.get("index_recall_of_layers", {}).get(layer) for line in ends]
+        rows.append((f"recall in layer {layer}", *("none" if x is None else f"{x:.3f}" for x in each)))
+    return rows

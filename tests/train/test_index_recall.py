@@ -1,0 +1,39 @@
+"""Recall of trained indexers in metrics and report."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from seektune.io.jsonl import read_records
+from seektune.train.config import LoggingConfig
+from seektune.train.index_recall import recall_of, recall_table
+from seektune.train.metrics import MetricsLog
+from tests.train.tiny_run import RECORD
+
+
+def test_layers_that_had_nothing_to_choose_from_have_no_recall():
+    counts = {1: torch.tensor([3, 12]), 3: torch.tensor([0, 0]), 5: torch.tensor([0, 4])}
+    assert recall_of(counts) == {1: 0.25, 5: 0.0}
+
+
+def test_metrics_have_the_mean_and_each_layer_and_the_report_both_ends(tmp_path):
+    with MetricsLog(tmp_path, 3, LoggingConfig(to=())) as log:
+        for step, recall in enumerate(({1: 0.25, 3: 0.5}, {1: 0.3}, {1: 0.75, 3: 0.5}), start=1):
+            log.step(replace(RECORD, step=step, parts={"indexer_loss": 1 / step}, index_recall=recall))
+    lines = read_records(tmp_path / "metrics.jsonl")
+    assert [line["index_recall"] for line in lines] == pytest.approx([0.375, 0.3, 0.625])
+    assert lines[0]["index_recall_of_layers"] == {"1": 0.25, "3": 0.5}
+    assert recall_table(lines) == [
+        ("divergence of all layers", "1.0000", "0.3333"),
+        ("recall in layer 1", "0.250", "0.750"),
+        ("recall in layer 3", "0.500", "0.500"),
+    ]
+
+
+def test_frozen_indexers_are_not_mentioned(tmp_path):
+    with MetricsLog(tmp_path, 1, LoggingConfig(to=())) as log:
+        log.step(RECORD)
+    lines = read_records(tmp_path / "metrics.jsonl")
+    assert not any("index" in name for name in lines[0])
+    assert recall_table(lines) == []

@@ -1,0 +1,81 @@
+"""A warm-up of indexers changes nothing else, resumes exactly and is followed by training of everything."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seektune.io.jsonl import as_line, read_records
+from seektune.run.indexers import INDEXERS
+from seektune.signals import Interrupted
+from seektune.train import trainer
+from seektune.workflows import train as workflow
+from tests.cache import CACHE
+from tests.checkpoint.reader import raw
+
+CLOCKS = {"seconds", "tokens_per_s", "memory_gb"}
+
+
+def train(recipe: Any) -> Path:
+    return workflow.train(recipe, "run", (), CACHE)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_records(folder / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_a_warmup_changes_indexers_alone_resumes_exactly_and_everything_follows(
+    recipe: Any, toy_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base"
+    toy_model(vocab_size=512).float().save_pretrained(base, format="fp32")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(as_line({"text": f"{number} and {number * number}. " * 30}) for number in range(20, 44)))
+    common = {
+        "data": {"kind": "text", "path": str(rows), "validation": 0.2},
+        "model": {"weights": str(base), "dtype": "fp32"},
+        "evaluate": {"tasks": []},
+    }
+    common["batch"] = {"global_size": 2, "micro_size": 2, "length": 160, "pack": True, "overlong": "split"}
+    warmup = {**common, "loss": {"mtp_weight": 0}, "train": {"indexer": "kl", "indexer_warmup": True}}
+    warmed = train(recipe(**warmup, run_dir=str(tmp_path / "whole")))
+    step = trainer.train_step
+
+    def signalling(*arguments: Any) -> Any:
+        if arguments[3] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    parts = recipe(**warmup, run_dir=str(tmp_path / "parts"))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_step", signalling)
+        with pytest.raises(Interrupted):
+            train(parts)
+    assert lines(train(parts)) == lines(warmed)
+    assert raw(tmp_path / "parts" / "model") == raw(warmed / "model")
+
+    first, last = lines(warmed)[0], lines(warmed)[-1]
+    assert last["indexer_loss"] < first["indexer_loss"]
+    assert first["index_recall_of_layers"].keys() == {"1", "3"}
+    assert "recall in layer 1" in (warmed / "report.html").read_text(encoding="utf-8")
+
+    joint = {**common, "model": {"weights": str(warmed / "model"), "dtype": "fp32"}, "train": {"indexer": "kl"}}
+    joined = train(recipe(**joint, run_dir=str(tmp_path / "joint"), steps=1))
+    before, after, later = (raw_of(folder) for folder in (base, warmed / "model", joined / "model"))
+    assert {name for name in before if before[name] != after[name]} == {name for name in before if INDEXERS in name}
+    changed = {name for name in after if after[name] != later[name]}
+    assert {name for name in changed if INDEXERS in name} == {name for name in after if INDEXERS in name}
+    assert "layers.1.attn.wkv.weight" in changed
+
+
+def raw_of(folder: Path) -> dict[str, Any]:
+    """Values of a folder's tensors, whose formats differ: exports are bf16."""
+    import torch
+
+    from seektune.model.causal_lm import DeepseekV4ForCausalLM
+
+    state = DeepseekV4ForCausalLM.from_pretrained(folder).state_dict()
+    return {name: x.to(torch.bfloat16).float().numpy().tobytes() for name, x in state.items()}
