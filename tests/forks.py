@@ -30,7 +30,9 @@ def run_forked(function: Callable[..., Any], *args: Any) -> int:
 
 
 SERVER = """
-import json, os, sys
+import atexit, gc, json, os, sys
+gc.freeze()
+atexit.register(gc.unfreeze)
 for line in sys.stdin:
     code, words, files = json.loads(line)
     child = os.fork()

@@ -2,6 +2,8 @@
 its commands import where they need it.
 """
 
+import atexit
+import gc
 import importlib
 import os
 import pkgutil
@@ -18,3 +20,7 @@ for name in ("seektune.cli", "seektune.workflows"):
 for name in ("seektune.checkpoint.dcp", "matplotlib.figure", "matplotlib.backends.backend_agg", "pandas", "fastapi"):
     importlib.import_module(name)
 importlib.import_module("tests.train.runs")
+# a process that is forked need not look at what was imported before, nor copy its pages
+gc.collect()
+gc.freeze()
+atexit.register(gc.unfreeze)  # extension modules report objects that are alive at the interpreter's end

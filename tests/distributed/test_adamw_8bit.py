@@ -1,5 +1,7 @@
 """8-bit moments: close to AdamW's, their blocks are parts of rows, and so their shards are those of any layout."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from ..planner.jobs import layout, recipe
 from .mesh_law import Pieces, assembled, portable
 from .workers import run_workers
 
-pytest.importorskip("torchao", reason="torchao is not installed")
+pytestmark = pytest.mark.skipif(find_spec("torchao") is None, reason="torchao is not installed")
 SHAPE = (33, 2 * BLOCK)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,15 +22,10 @@ from seektune.evaluate.perplexity import PerplexityTask, Text, windows
 from seektune.evaluate.task import TaskScore
 from seektune.kernels import cpu
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from tests.places import HELLASWAG
+from tests.questions import read_split
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-from lm_eval.tasks import TaskManager  # noqa: E402
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window  # noqa: E402
-
-from seektune.evaluate.harness import HarnessModel  # noqa: E402
-from tests.places import HELLASWAG  # noqa: E402
-from tests.questions import read_split  # noqa: E402
-
+pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
 MARKS = (" [title] ", " [step] ", "  ", "é ", " [a [b] c] ", "“q” ", ". ", "")
 
 
@@ -66,8 +62,18 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return folder
 
 
-def by_harness(task: dict[str, Any], folder: Path, model: HarnessModel) -> dict[str, Any]:
+def harness_model(model: DeepseekV4ForCausalLM, tokenizer: Tokenizer, **options: Any) -> Any:
+    """The model as the harness sees it, which takes seconds to import."""
+    from seektune.evaluate.harness import HarnessModel
+
+    return HarnessModel(model, tokenizer, **options)
+
+
+def by_harness(task: dict[str, Any], folder: Path, model: Any) -> dict[str, Any]:
     """The harness's results and samples for a task that it reads from a file."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
     file = folder / "task.yaml"
     file.write_text(yaml.safe_dump(task), encoding="utf-8")
     tasks = TaskManager(include_defaults=False)  # hundreds of others would have to be read
@@ -78,6 +84,8 @@ def by_harness(task: dict[str, Any], folder: Path, model: HarnessModel) -> dict[
 
 def hellaswag(folder: Path) -> dict[str, Any]:
     """The harness's own task, with rows from a file instead of the Hub."""
+    import lm_eval.tasks
+
     shipped = Path(lm_eval.tasks.__file__).parent / "hellaswag" / "hellaswag.yaml"
     files = dict.fromkeys(("train", "validation"), str(folder / "validation.parquet"))
     return {"include": str(shipped), "dataset_path": "parquet", "dataset_kwargs": {"data_files": files}}
@@ -85,7 +93,7 @@ def hellaswag(folder: Path) -> dict[str, Any]:
 
 def both(folder: Path, model: DeepseekV4ForCausalLM, tokenizer: Tokenizer) -> tuple[TaskScore, dict[str, Any]]:
     ours = ChoiceTask("hellaswag", "HellaSwag", read_split(folder, "validation")).run(model, tokenizer, 8192)
-    return ours, by_harness(hellaswag(folder), folder, HarnessModel(model, tokenizer))
+    return ours, by_harness(hellaswag(folder), folder, harness_model(model, tokenizer))
 
 
 def assert_equal(ours: TaskScore, theirs: dict[str, Any]) -> None:
@@ -122,7 +130,7 @@ def asked(*args: Any) -> SimpleNamespace:
 
 
 def test_a_likelihood_is_that_of_the_continuation_alone(model: DeepseekV4ForCausalLM, tokenizer: Tokenizer) -> None:
-    harness = HarnessModel(model, tokenizer)
+    harness = harness_model(model, tokenizer)
     requests = [asked("The man ", "walks"), asked("", "The"), asked("The", ""), asked("The man", " walks away")]
     found = harness.loglikelihood(requests)
     with torch.no_grad():
@@ -141,7 +149,8 @@ def test_what_is_too_long_loses_its_beginning(model: DeepseekV4ForCausalLM, toke
     text = "The man picks up a red bucket and carries it to the old ladder"
     ids = [*tokenizer.encode(text), *tokenizer.encode(" again")]
     (log, _), (short, _) = (
-        HarnessModel(model, tokenizer, max_length=size).loglikelihood([asked(text, " again")])[0] for size in (4096, 10)
+        harness_model(model, tokenizer, max_length=size).loglikelihood([asked(text, " again")])[0]
+        for size in (4096, 10)
     )
     with torch.no_grad():
         log_p = model(torch.tensor([ids[-11:]])).logits[0].log_softmax(-1)
@@ -153,6 +162,8 @@ def test_what_is_too_long_loses_its_beginning(model: DeepseekV4ForCausalLM, toke
 
 @pytest.mark.parametrize("size", [0, 1, 5, 8, 9, 16, 21])
 def test_windows_are_those_of_the_harness(size: int) -> None:
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
     tokens = list(range(100, 100 + size))
     theirs = [make_disjoint_window(pair) for pair in get_rolling_token_windows(tokens, 0, 8, 1)]
     assert [pair for pair in windows(tokens, 0, 8, 8) if pair[1]] == theirs
@@ -162,7 +173,7 @@ def test_whole_texts_have_the_likelihood_that_perplexity_finds(
     model: DeepseekV4ForCausalLM, tokenizer: Tokenizer
 ) -> None:
     texts = ["The man picks up a red bucket and walks away.", "B", ""]
-    harness = HarnessModel(model, tokenizer, max_length=8)
+    harness = harness_model(model, tokenizer, max_length=8)
     found = harness.loglikelihood_rolling([asked(text) for text in texts])
     for text, log in zip(texts[:2], found, strict=False):
         score = PerplexityTask([Text(text, "x")], 8, 8).run(model, tokenizer, 8192)
@@ -184,7 +195,7 @@ def test_a_task_of_whole_texts_runs(tmp_path: Path, model: DeepseekV4ForCausalLM
         "doc_to_target": "{{text}}",
         "metric_list": [{"metric": "bits_per_byte"}],
     }
-    theirs = by_harness(task, tmp_path, HarnessModel(model, tokenizer))["results"]["bits_per_byte,none"]
+    theirs = by_harness(task, tmp_path, harness_model(model, tokenizer))["results"]["bits_per_byte,none"]
     ours = PerplexityTask([Text(text, "x") for text in texts], 4096, 4096).run(model, tokenizer, 8192)
     assert ours.metrics["bits_per_byte"].value == pytest.approx(theirs, rel=1e-6)
 
@@ -194,7 +205,7 @@ def test_generation_is_greedy_and_stops(
 ) -> None:
     # an evaluation may not depend on whether there is a C++ compiler
     monkeypatch.setattr(cpu, "call", lambda name, *rest: pytest.fail(f"CPU kernel {name} in an evaluation"))
-    harness = HarnessModel(model, tokenizer, max_length=64)
+    harness = harness_model(model, tokenizer, max_length=64)
     (whole,) = harness.generate_until([asked("The man", {"until": [], "max_gen_toks": 6})])
     ids = [tokenizer.bos_id, *tokenizer.encode("The man")]
     for _ in range(6):
@@ -212,7 +223,7 @@ def test_generation_is_greedy_and_stops(
 def test_generation_ends_with_eos(
     model: DeepseekV4ForCausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness = HarnessModel(model, tokenizer)
+    harness = harness_model(model, tokenizer)
     (whole,) = harness.generate_until([asked("The man", {"until": [], "max_gen_toks": 5})])
     first = int(model(torch.tensor([[tokenizer.bos_id, *tokenizer.encode("The man")]])).logits[0, -1].argmax())
     monkeypatch.setattr(Tokenizer, "eos_id", first)

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,13 @@ import yaml
 
 from seektune.data.chat_format.encode import encode_messages
 from seektune.data.tokenizer import load_tokenizer
-from seektune.evaluate import harness as harness_module
 from seektune.evaluate.harness_run import HarnessOptions, HarnessRun
 from seektune.evaluate.harness_scores import HarnessResults
 from seektune.evaluate.task import TaskInfo, TaskScore
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.evaluate import EvalOptions, evaluate
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-from lm_eval.tasks import TaskManager
-
-from seektune.evaluate.harness import HarnessModel
-
+pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
 WORDS = ("walks", "barks", "sings", "sleeps")
 ROWS = [{"text": f"The {WORDS[i % 4][:-1]}er {i}", "right": i % 3 % 2} for i in range(10)]
 
@@ -44,6 +40,8 @@ def models(
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with tasks, and the group `both` of two of them, which the harness knows by name."""
+    from lm_eval.tasks import TaskManager
+
     folder = tmp_path / "tasks"
     folder.mkdir()
     rows = folder / "rows.jsonl"
@@ -126,6 +124,8 @@ def test_several_tasks_are_compared_example_by_example(
 def test_a_broken_off_evaluation_continues_with_its_answers(
     tasks: Path, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    from seektune.evaluate import harness as harness_module  # imports lm_eval, which takes seconds
+
     evaluate(str(models[0]), ["choice"], None, tmp_path / "other", EvalOptions(), None, as_json=True)
     expected = json.loads(capsys.readouterr().out)
     monkeypatch.setattr(harness_module, "PART", 4)
@@ -155,6 +155,8 @@ def test_a_broken_off_evaluation_continues_with_its_answers(
 
 
 def test_conversations_have_the_bytes_of_the_chat_format(toy_model: Callable[..., DeepseekV4ForCausalLM]) -> None:
+    from seektune.evaluate.harness import HarnessModel
+
     tokenizer = load_tokenizer(512)
     model = HarnessModel(toy_model(torch.float32, vocab_size=512), tokenizer)
     turns = [
@@ -179,6 +181,8 @@ def test_conversations_have_the_bytes_of_the_chat_format(toy_model: Callable[...
 def test_solved_examples_are_earlier_turns(
     tasks: Path, models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from seektune.evaluate.harness import HarnessModel
+
     read: list[str] = []
     plain = HarnessModel._encoded
     monkeypatch.setattr(

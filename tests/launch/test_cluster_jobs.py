@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from kubeflow.training import ApiClient, KubeflowOrgV1PyTorchJob
-from kubeflow_trainer_api.models import IoK8sApiCoreV1PodTemplateSpec, TrainerV1alpha1TrainJob
 
 from seektune.launch.job_spec import Environment, JobSpec
 from seektune.launch.kubernetes import Kubernetes, write_kubernetes
@@ -35,6 +33,10 @@ def kubernetes(task: JobSpec, kind: Any) -> dict[str, Any]:
 
 def understood(job: dict[str, Any]) -> dict[str, Any]:
     """A job parsed by Kubeflow's models: unknown keys are dropped, wrong types are refused."""
+    # hundreds of modules, which take a second
+    from kubeflow.training import ApiClient, KubeflowOrgV1PyTorchJob
+    from kubeflow_trainer_api.models import IoK8sApiCoreV1PodTemplateSpec, TrainerV1alpha1TrainJob
+
     if job["kind"] == "TrainJob":
         return dict(TrainerV1alpha1TrainJob.from_dict(job).to_dict())
     client = ApiClient()

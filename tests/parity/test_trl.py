@@ -5,6 +5,7 @@ The trainers' own loss functions run on our model; ours takes packed rows of sev
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,7 @@ from seektune.parallel.model import ParallelModel
 from seektune.parallel.reference import at_tokens, with_reference
 from seektune.sequence import IGNORE_INDEX, Batch
 
-trl = pytest.importorskip("trl", reason="trl is not installed")
+pytestmark = pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")
 
 SIZES = [(3, 5, 9), (7, 4, 2), (1, 12, 11), (5, 1, 6)]
 """Tokens of prompt, chosen and rejected answer of each pair."""
@@ -109,6 +110,8 @@ def sums(model: DeepseekV4ForCausalLM, rows: Padded) -> Tensor:
 
 def dpo_loss(models: Trained, pairs: PairExamples, which: Sequence[int], trainer: Any) -> Tensor:
     """The loss of DPOTrainer on some of the pairs."""
+    import trl
+
     documents = [documents_of(pairs.example(n))[rejected] for rejected in (0, 1) for n in which]
     rows = Padded.of(documents)
     chosen, rejected = sums(models[1], rows).chunk(2)
@@ -118,6 +121,8 @@ def dpo_loss(models: Trained, pairs: PairExamples, which: Sequence[int], trainer
 
 def kto_loss(models: Trained, answers: AnswerExamples, trainer: Any) -> Tensor:
     """The loss of KTOTrainer on all answers."""
+    import trl
+
     own, other = zip(*(documents_of(answers.example(n)) for n in range(len(answers))), strict=True)
     rows = Padded.of(own)
     mismatched = Padded.of(other)

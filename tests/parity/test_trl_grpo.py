@@ -7,6 +7,7 @@ T tokens.
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ from seektune.parallel.model import ParallelModel
 from seektune.parallel.reference import at_tokens, with_reference
 from tests.parity.test_trl import BOUND, Trained, models, ours, same
 
-trl = pytest.importorskip("trl", reason="trl is not installed")
+pytestmark = pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")
 __all__ = ["models"]
 
 SIZES = [(3, 5), (3, 9), (7, 1), (7, 4)]
@@ -70,6 +71,8 @@ def trainer_of(**settings: Any) -> Any:
 
 def theirs(models: Trained, rollouts: list[Rollout], trainer: Any) -> Tensor:
     """The loss of GRPOTrainer, of which each row is one answer without padding before it."""
+    import trl
+
     width = max(len(each.answer) for each in rollouts)
 
     def padded(values: Callable[[Rollout], Any], dtype: torch.dtype) -> Tensor:
