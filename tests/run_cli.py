@@ -20,6 +20,8 @@ CACHE = Path(tempfile.gettempdir()) / f"seektune-tests-{os.getuid()}"
 """What commands cache, apart from the user's own; kept between sessions for compiled kernels."""
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 """An image of one pixel."""
+RETURN_MEMORY = "import ctypes; ctypes.CDLL(None).mallopt(-3, 65536)\n"
+"""Begins code whose peak memory is measured: what it frees goes back to the system at once (M_MMAP_THRESHOLD)."""
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
 
 
@@ -49,6 +51,12 @@ def python(code: str, *words: str, cwd: Path = ROOT, **settings: str) -> subproc
         return subprocess.CompletedProcess([code, *words], exit_code, out.read_text(), error.read_text())
 
 
+def open_standard_streams() -> None:
+    """As a new interpreter makes them."""
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+
+
 def _blank_png(figure: object) -> bytes:
     return PNG
 
@@ -59,9 +67,7 @@ def execute(
     """What the process does."""
     for descriptor, file in ((1, out), (2, error)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
-    # as a new interpreter makes them
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    open_standard_streams()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
