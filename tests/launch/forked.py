@@ -78,7 +78,6 @@ def _work(command: Sequence[str], env: Mapping[str, str], launcher: int, streams
         for descriptor, given in streams.items():
             if given is not None:
                 os.dup2(os.open(os.devnull, os.O_RDWR) if given == subprocess.DEVNULL else given, descriptor)
-        os.closerange(3, 1000)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
