@@ -42,6 +42,7 @@ def mistake(*words: str) -> str:
 TWO_NODES = ("--nnodes=2", "--rdzv-endpoint=127.0.0.1:1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["main", "automodel"])
 def test_sizes_that_do_not_multiply_out_are_refused_with_the_overrides_that_help(door: str) -> None:
     verb = ["train"] if door == "main" else []

@@ -190,6 +190,7 @@ def test_flags_that_do_not_fit_are_refused_before_anything_starts(place: Path, w
     assert (done.returncode, done.stderr) == (USER_MISTAKE, f"seektune: {said}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -213,6 +214,7 @@ def test_every_process_refuses_what_several_cannot_do(place: Path, words: tuple[
     assert [(each.returncode, each.stderr) for each in done] == [(USER_MISTAKE, f"seektune: {said}\n")] * 2
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_each_stage_would_hold_and_loads_nothing(place: Path):
     done = seektune("serve", place / "trained", "--dry-run", "--world-size=4", "--pp=2", "--gpu=h100-80gb")
     assert (done.returncode, done.stderr) == (0, "")

@@ -137,6 +137,7 @@ def test_planned_bytes_of_muon_on_the_flash_recipe_equal_the_dry_run() -> None:
     assert plan.upper["moments"] == pytest.approx(adamw.upper["moments"] / 2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_shards_of_all_128_processes_add_up_to_the_model() -> None:
     planned = layout(FLASH, 128)
     total = sum(rank_memory(planned, rank).upper["parameters"] for rank in range(128))
@@ -144,6 +145,7 @@ def test_shards_of_all_128_processes_add_up_to_the_model() -> None:
     assert total == sum(weight.numel for weight in planned.job.weights.all if not weight.buffer)
 
 
+@pytest.mark.slow
 def test_first_process_of_a_stage_holds_the_most() -> None:
     planned = layout(FLASH, 128)
     every = [rank_memory(planned, rank) for rank in range(128)]
@@ -154,6 +156,7 @@ def test_first_process_of_a_stage_holds_the_most() -> None:
     assert peak_rank(firsts).upper["total"] == max(each.upper["total"] for each in every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("less", "more"),
     [
