@@ -19,7 +19,11 @@ for name in ("seektune.cli", "seektune.workflows"):
 # pyarrow imports pandas where that is installed
 for name in ("seektune.checkpoint.dcp", "matplotlib.figure", "matplotlib.backends.backend_agg", "pandas", "fastapi"):
     importlib.import_module(name)
-importlib.import_module("tests.train.runs")
+# what datasets imports when it reads a file
+for name in ("datasets.io.generator", "scipy.io"):
+    importlib.import_module(name)
+for name in ("pytest", "tests.train.runs", "tests.run_cli", "tests.distributed.runs", "tests.distributed.lora_law"):
+    importlib.import_module(name)
 # a process that is forked need not look at what was imported before, nor copy its pages
 gc.collect()
 gc.freeze()

@@ -1,6 +1,5 @@
 """The console script as a user calls it."""
 
-import base64
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from seektune.io import console
-from seektune.train import plot_style
+from tests.blank_figures import DRAWING, draw_once
 from tests.forks import run_forked
 from tests.launch.ports import held_port
 from tests.patience import HUNG
@@ -18,8 +17,8 @@ from tests.places import ROOT
 
 CACHE = Path(tempfile.gettempdir()) / f"seektune-tests-{os.getuid()}"
 """What commands cache, apart from the user's own; kept between sessions for compiled kernels."""
-PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
-"""An image of one pixel."""
+RETURN_MEMORY = "import ctypes; ctypes.CDLL(None).mallopt(-3, 65536)\n"
+"""Begins code whose peak memory is measured: what it frees goes back to the system at once (M_MMAP_THRESHOLD)."""
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
 
 
@@ -49,8 +48,10 @@ def python(code: str, *words: str, cwd: Path = ROOT, **settings: str) -> subproc
         return subprocess.CompletedProcess([code, *words], exit_code, out.read_text(), error.read_text())
 
 
-def _blank_png(figure: object) -> bytes:
-    return PNG
+def open_standard_streams() -> None:
+    """As a new interpreter makes them."""
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
 
 
 def execute(
@@ -59,13 +60,12 @@ def execute(
     """What the process does."""
     for descriptor, file in ((1, out), (2, error)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
-    # as a new interpreter makes them
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    open_standard_streams()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     console.PAUSE = HUNG  # on no machine is a bar so slow that it prints lines
-    plot_style.png = _blank_png  # a third of the time of a small run; tests/train/test_plots.py draws
+    for module in DRAWING:
+        vars(module)["in_both_themes"] = draw_once
     sys.argv = ["-c", *words]
     exec(code, {"__name__": "__main__"})

@@ -37,6 +37,7 @@ def stages(folder: Path) -> Tensors:
     return {name: value for name, value in raw(folder).items() if name.startswith("mtp.")}
 
 
+@pytest.mark.slow
 def test_the_stages_are_low_bit(release):
     """So that decoding and encoding them again would not go unnoticed."""
     dtypes = {name: dtype for name, (dtype, _, _) in stages(release).items()}
@@ -52,6 +53,7 @@ def test_each_stage_has_a_shard(release):
     assert {file for name, file in placed.items() if not name.startswith("mtp.")}.isdisjoint(last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_carries_the_stages(release, tmp_path, format):
     convert(release, tmp_path / "out", format, shard_bytes=LAYER)
@@ -73,6 +75,7 @@ def trained_a_step(model: DeepseekV4ForCausalLM) -> None:
                 parameter -= 0.1 * parameter.grad
 
 
+@pytest.mark.slow
 def test_training_leaves_what_it_does_not_train(release, tmp_path):
     model = DeepseekV4ForCausalLM.from_pretrained(release)
     assert not any(name.startswith("mtp.") for name in model.state_dict())
@@ -90,6 +93,7 @@ def test_training_leaves_what_it_does_not_train(release, tmp_path):
     assert len(again.mtp) == 3
 
 
+@pytest.mark.slow
 def test_a_merge_carries_the_stages(release, tmp_path):
     model = DeepseekV4ForCausalLM.from_pretrained(release, quantized=True)
     adapt(model, matching(model, ("attn", "ffn.experts")), AdapterShape(rank=2, alpha=2.0))
@@ -103,6 +107,7 @@ def test_a_merge_carries_the_stages(release, tmp_path):
         assert DeepseekV4ForCausalLM.from_pretrained(tmp_path / to).config.dspark_stages == 3
 
 
+@pytest.mark.slow
 def test_an_adapter_of_an_mtp_block_does_not_fit_stages(release, toy_model, tmp_path):
     """Their modules have the same names and shapes."""
     other = toy_model(torch.float32, **SIZES)
@@ -150,6 +155,7 @@ def test_a_missing_stage_is_named_before_work_begins(release, tmp_path):
     assert "mtp.2.norm.weight" in card.missing
 
 
+@pytest.mark.slow
 def test_verify_compares_the_stages_too(release, tmp_path, capsys):
     assert verify(str(release), str(release))
     other = DeepseekV4ForCausalLM.from_pretrained(release, drafter=True)

@@ -53,6 +53,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value", "said"), DAMAGE.values(), ids=DAMAGE)
 def test_every_way_in_refuses_damaged_values_by_name(
     parity_folder: Path, tmp_path: Path, name: str, value: float, said: str

@@ -6,8 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +16,7 @@ from safetensors.torch import save_file
 from seektune.checkpoint import convert as module
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.resumable_dir import RECORD, resumable_dir
-from tests.patience import HUNG
-from tests.places import ROOT
+from tests.run_cli import RETURN_MEMORY, python
 
 from .reader import raw, read_files
 
@@ -149,9 +146,7 @@ def test_killed_conversion_resumes_with_same_bytes(
     out = tmp_path / "out"
     for share in shares:
         code = KILLED_SCRIPT.format(share=share, shard_bytes=SMALL)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        result = subprocess.run([sys.executable, "-c", code, str(source), str(out)], env=environment, timeout=HUNG)
-        assert result.returncode == -signal.SIGKILL
+        assert python(code, str(source), str(out)).returncode == -signal.SIGKILL
         assert not out.exists()
         left = scratch_of(out)
         assert left.is_dir()
@@ -441,11 +436,7 @@ def test_conversion_memory_is_one_tensor(tmp_path: Path, format: str):
         weights = {f"layers.{n}.attn.wq_b.weight": torch.full((rows, 4096), n + 1.0).bfloat16() for n in range(count)}
         save_file(weights, tmp_path / folder / "model.safetensors")
         (tmp_path / folder / "config.json").write_text("{}")
-    # the allocator returns freed memory at once, so that only memory in use counts
-    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    environment = {**os.environ, **settings}
-    command = [sys.executable, "-c", MEASURE_SCRIPT, str(tmp_path), format]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=HUNG, check=True)
+    result = python(RETURN_MEMORY + MEASURE_SCRIPT, str(tmp_path), format)
     stored = {"bf16": 2, "fp32": 4, "released": 1}[format] * 1024 * 4096
     read = 2 * 1024 * 4096
     # encoding FP8 takes some copies of a band in fp32, 4 MB each

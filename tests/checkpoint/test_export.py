@@ -55,6 +55,7 @@ def test_bf16_model_exports_original_bytes(parity_folder: Path, tmp_path: Path):
     assert raw(tmp_path / "out") == raw(parity_folder)
 
 
+@pytest.mark.slow
 def test_values_survive_without_original(model, parity_folder: Path, tmp_path: Path):
     """Scales may differ, but every FP4 or FP8 value is representable under the scale that the rule computes."""
     model.save_pretrained(tmp_path / "out", format="released")
@@ -64,6 +65,7 @@ def test_values_survive_without_original(model, parity_folder: Path, tmp_path: P
         assert torch.equal(again.state_dict()[name], x), name
 
 
+@pytest.mark.slow
 def test_compressor_stays_bf16_and_ape_f32(model, tmp_path: Path):
     """A name pattern for the attention's wkv must not match wkv and wgate of the compressor."""
     for format in QUANTIZED:
@@ -78,6 +80,7 @@ def test_compressor_stays_bf16_and_ape_f32(model, tmp_path: Path):
         assert found["layers.1.attn.indexer.weights_proj.weight"][0] == "BF16"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_trained_tensors_are_rounded_and_others_unchanged(model, parity_folder: Path, tmp_path: Path):
     expert = model.layers[2].ffn.experts.w2[3]
@@ -110,6 +113,7 @@ def test_trained_tensors_are_rounded_and_others_unchanged(model, parity_folder: 
     assert (relative <= 2**-4).all(), "three bits of mantissa"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["fp8", "base"])
 def test_fp8_experts_hold_same_values(model, parity_folder: Path, tmp_path: Path, format: str):
     model.save_pretrained(tmp_path / "out", format=format, original=parity_folder)
@@ -165,6 +169,7 @@ def test_round_trip_with_original_returns_every_byte(parity_folder: Path, tmp_pa
     assert (done[-1].copied, done[-1].converted) == (263, 0)
 
 
+@pytest.mark.slow
 def test_round_trip_without_original_returns_values(parity_folder: Path, tmp_path: Path):
     folder, done = convert_steps(parity_folder, tmp_path, "bf16", "released")
     assert dtypes_and_shapes(raw(folder)) == dtypes_and_shapes(raw(parity_folder))
@@ -174,6 +179,7 @@ def test_round_trip_without_original_returns_values(parity_folder: Path, tmp_pat
         assert torch.equal(before.values(name), after.values(name)), name
 
 
+@pytest.mark.slow
 def test_base_round_trip_is_exact_for_power_of_two_scales(parity_folder: Path, tmp_path: Path):
     fp8, _ = convert_steps(parity_folder, tmp_path / "a", "fp8")
     back, done = convert_steps(fp8, tmp_path / "b", "base", "fp8")

@@ -45,6 +45,7 @@ def release(request: pytest.FixtureRequest, released: Path) -> tuple[str, dict[s
     )
 
 
+@pytest.mark.slow
 def test_released_tensors_are_written_with_dtype_and_shape(release):
     _, table, planned = release
     found = {name: (DTYPES[dtype], list(shape)) for piece in planned for name, (dtype, shape) in piece.tensors.items()}

@@ -81,6 +81,7 @@ def model_tensor(model: DeepseekV4ForCausalLM, released: str) -> Tensor:
     return tensor if expert is None else tensor[expert]
 
 
+@pytest.mark.slow
 def test_every_tensor_decodes_to_its_values(folder: Path):
     model = DeepseekV4ForCausalLM.from_pretrained(folder)
     tensors = raw(folder)
@@ -94,6 +95,7 @@ def test_every_tensor_decodes_to_its_values(folder: Path):
     assert kinds == {"BF16", "F32", "I64", "I8", "F8_E4M3"}
 
 
+@pytest.mark.slow
 def test_bf16_model_loads_rounded_values_and_keeps_fp32_parameters(parity_folder: Path):
     full = DeepseekV4ForCausalLM.from_pretrained(parity_folder)
     low = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype=torch.bfloat16)
@@ -135,6 +137,7 @@ def base_layout(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight.to(torch.float8_e4m3fn), torch.rand(up, across) + 0.5
 
 
+@pytest.mark.slow
 def test_dtype_on_disk_overrides_config(folder: Path):
     """Experts in FP8 with F32 scales as in Base, others in BF16, F32 and F16, under a config that says fp4."""
     assert json.loads((folder / "config.json").read_text())["expert_dtype"] == "fp4"

@@ -1,8 +1,5 @@
 """Loading takes the memory of the model and of one tensor, measured in another process."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +8,7 @@ import torch
 from seektune.checkpoint import save_weights
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
-from tests.patience import HUNG
-from tests.places import ROOT
+from tests.run_cli import RETURN_MEMORY, python
 
 MEASURE_WHOLE = """
 import sys, torch
@@ -50,12 +46,8 @@ print(peak() - before, experts.tensor.nbytes + embedding.tensor.nbytes)
 
 def run_script(script: str, *folders: Path) -> list[int]:
     """Run a script in another process and return the numbers that it prints."""
-    # the allocator returns freed memory at once, so that only memory in use counts
-    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    command = [sys.executable, "-c", script, *map(str, folders)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **settings}, timeout=HUNG, check=True
-    )
+    result = python(RETURN_MEMORY + script, *map(str, folders))
+    assert result.returncode == 0, result.stderr
     return [int(number) for number in result.stdout.split()]
 
 

@@ -46,6 +46,7 @@ def read_sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "uneven", "expert_dim"), [(4, False, 0), (3, True, 0), (4, False, 1), (5, True, 1)])
 def test_shards_load_values_of_the_whole(parity_folder, whole, count: int, uneven: bool, expert_dim: int):
     for before, held in zip(
@@ -56,6 +57,7 @@ def test_shards_load_values_of_the_whole(parity_folder, whole, count: int, uneve
             assert torch.equal(as_shard(value).tensor, as_shard(before[name]).tensor), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expert_dim", [0, 1])
 def test_each_of_four_ranks_reads_a_quarter(parity_folder, whole, read_sizes, expert_dim: int):
     held = shard_state(whole, 4, expert_dim=expert_dim)

@@ -112,6 +112,7 @@ def test_toy_model_names_match_the_reference(toy_config):
         check(config, released_shapes(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "file", "count"),
     [

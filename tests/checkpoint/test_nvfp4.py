@@ -93,6 +93,7 @@ def test_torchao_agrees() -> None:
     assert (found - values).abs().mean() < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["bf16", "fp32", "released"])
 def test_a_repack_is_converted(repack: tuple[Path, dict[str, Tensor]], tmp_path: Path, to: str) -> None:
     folder, values = repack

@@ -41,6 +41,7 @@ def model(toy_model) -> DeepseekV4ForCausalLM:
     return toy_model(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shard_bytes", [None, 60_000, 1], ids=["single", "sharded", "one tensor a shard"])
 def test_save_load_round_trip(model, tmp_path: Path, format: str, shard_bytes: int | None):
@@ -96,6 +97,7 @@ def test_index_lists_shards_and_total_size(model, tmp_path: Path):
             assert set(tensors.keys()) == set(inside)
 
 
+@pytest.mark.slow
 def test_bf16_export_of_released_weights_is_lossless(parity_folder: Path, tmp_path: Path):
     """FP4 and FP8 values are representable in bf16."""
     original = DeepseekV4ForCausalLM.from_pretrained(parity_folder)

@@ -65,6 +65,7 @@ def test_format_is_detected_from_dtypes(parity_folder: Path, tmp_path: Path, for
     assert mismatch(found, shapes) == Mismatch()
 
 
+@pytest.mark.slow
 def test_experts_with_e8m0_scales_are_another_format(parity_folder: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setitem(FORMATS, "fp8", READABLE["fp8-e8m0"])
     convert(parity_folder, tmp_path / "old", "fp8")

@@ -1,14 +1,18 @@
 """`parallel: auto` from the door: real processes train in the layout that is taken, and what cannot fit starts none."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from seektune.data.datasets.synthetic import write_hellaswag
-from tests.cli.test_cli import TINY, refused, run
-from tests.run_cli import python
+from tests.cli.test_cli import TINY, refused
+from tests.launch.forked import ForkedJob
+from tests.patience import HUNG
+from tests.places import ROOT
+from tests.run_cli import CODE, python
 
 WORDS = (
     "--batch.global_size=16",
@@ -39,10 +43,11 @@ def test_auto_trains_in_the_layout_that_it_says(tmp_path: Path) -> None:
     recipe.write_text(re.sub(r"\nparallel:\n(  .*\n)+", "\nparallel: auto\n", text))
     folder = tmp_path / "run"
     words = ("train", str(recipe), "--nproc-per-node=2", *WORDS, f"--data.path={rows}", f"--run_dir={folder}")
-    answer = run("main", *words, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
-    assert answer.returncode == 0, answer.stderr
-    said = re.search(r"parallel: auto takes (.+) \(up to", answer.stdout)
-    assert said is not None, answer.stdout
+    with ForkedJob(CODE, words, ROOT, {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "printed") as job:
+        printed, error = job.communicate(timeout=HUNG)
+    assert job.returncode == 0, error
+    said = re.search(r"parallel: auto takes (.+) \(up to", printed)
+    assert said is not None, printed
     taken = dict(word.removeprefix("--parallel.").split("=") for word in said[1].split() if "parallel." in word)
     assert taken.keys() >= {"pp_size", "ep_size", "recompute"}
     kept = re.sub(r"\s", "", (folder / "recipe.yaml").read_text())

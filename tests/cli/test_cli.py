@@ -45,6 +45,7 @@ def refused(answer: Answer, code: int = 2) -> str:
     return answer.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",), ("train", "--help"), ("schema", "--help")])
 def test_help_teaches(words: tuple[str, ...]) -> None:
     answer = run("main", *words)
@@ -53,6 +54,7 @@ def test_help_teaches(words: tuple[str, ...]) -> None:
     assert "examples/" in answer.stdout or "schema" in answer.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["convert", "verify", "inspect"])
 def test_help_of_checkpoint_verbs_shows_a_call(verb: str) -> None:
     answer = run("main", verb, "--help")
@@ -71,6 +73,7 @@ def test_help_loads_few_modules_and_no_torch() -> None:
     assert int(count) < 300
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_recipe_is_answered_without_torch() -> None:
     code = (
         "import sys; from seektune.recipe.load import load_recipe, schema; schema();"
@@ -79,6 +82,7 @@ def test_a_mistake_in_a_recipe_is_answered_without_torch() -> None:
     assert python(code).stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_the_package_offers_its_names_without_importing_torch() -> None:
     code = "import sys, seektune; print(seektune.DeepseekV4Config.preset('tiny').vocab_size, 'torch' in sys.modules)"
     assert python(code).stdout == "4096 False\n"
@@ -96,12 +100,14 @@ def test_the_version_is_the_projects(door: str) -> None:
     assert seektune.__version__ == project["version"]
 
 
+@pytest.mark.slow
 def test_schema_prints_json() -> None:
     answer = run("main", "schema")
     assert answer.returncode == 0
     assert "optimizer" in json.loads(answer.stdout)["properties"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -197,6 +203,7 @@ def test_a_traceback_is_shown_on_demand() -> None:
     assert answer.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
     code = "from seektune.cli import main; main()"
     shell = f"{sys.executable} -c '{code}' schema | head -1"
@@ -220,12 +227,14 @@ def test_ctrl_c_takes_one_line_and_exit_1() -> None:
     assert (process.returncode, said) == (1, "seektune: interrupted by Ctrl-C\n")
 
 
+@pytest.mark.slow
 def test_a_closed_standard_output_does_not_trace() -> None:
     shell = f"{sys.executable} -c 'from seektune.cli import main; main()' schema >&-"
     answer = subprocess.run(shell, shell=True, capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_behind_standard_output_is_a_failure() -> None:
     shell = f"{sys.executable} -c 'from seektune.cli import main; main()' schema > /dev/full"

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,10 @@ from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.recipe.load import read_recipe
 from tests.cli.test_cli import FLASH, TINY, refused, run
 from tests.held_run import hold_rows, wait_until_held
+from tests.launch.forked import ForkedJob
 from tests.patience import HUNG
+from tests.places import ROOT
+from tests.run_cli import CODE
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,7 @@ def mistake(*words: str) -> str:
 TWO_NODES = ("--nnodes=2", "--rdzv-endpoint=127.0.0.1:1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", ["main", "automodel"])
 def test_sizes_that_do_not_multiply_out_are_refused_with_the_overrides_that_help(door: str) -> None:
     verb = ["train"] if door == "main" else []
@@ -148,21 +151,15 @@ def test_nodes_agree_when_only_their_number_differs() -> None:
 
 
 @contextmanager
-def held_job(folder: Path, *words: str, rank: int | str = "all") -> Iterator[subprocess.Popen[str]]:
+def held_job(folder: Path, *words: str, rank: int | str = "all") -> Iterator[ForkedJob]:
     """A launcher whose workers, or one of them, wait before they read rows, once they have met."""
-    command = [sys.executable, "-m", "seektune", "train", TINY, *words]
-    command += [f"--data.path={write_hellaswag(folder / 'rows', 20, 6)}", f"--run_dir={folder / 'run'}"]
     environment = {**os.environ, **hold_rows(rank, folder / "held")}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    made = ["train", TINY, *words, f"--data.path={write_hellaswag(folder / 'rows', 20, 6)}", f"--run_dir={folder}/run"]
+    with ForkedJob(CODE, made, ROOT, environment, folder / "printed") as process:
+        yield process
 
 
-def workers(process: subprocess.Popen[str], folder: Path, count: int) -> list[psutil.Process]:
+def workers(process: ForkedJob, folder: Path, count: int) -> list[psutil.Process]:
     """The launcher's workers by rank, once they wait."""
     for rank in range(count):
         wait_until_held(process, folder / f"held-{rank}")
@@ -171,9 +168,12 @@ def workers(process: subprocess.Popen[str], folder: Path, count: int) -> list[ps
 
 @pytest.mark.slow
 def test_a_mistake_that_workers_find_takes_one_line(tmp_path: Path) -> None:
-    said = refused(run("main", "train", TINY, "--nproc-per-node=2", "--data.path=/nowhere", f"--run_dir={tmp_path}/r"))
-    assert said == "seektune: /nowhere: no such file or folder; data.path must name one, a glob or a URL\n"
-    assert list(tmp_path.iterdir()) == []
+    words = ("train", TINY, "--nproc-per-node=2", "--data.path=/nowhere", f"--run_dir={tmp_path}/r/r")
+    with ForkedJob(CODE, words, ROOT, os.environ, tmp_path / "printed") as process:
+        said = process.communicate(timeout=HUNG)
+    assert process.returncode == 2
+    assert said == ("", "seektune: /nowhere: no such file or folder; data.path must name one, a glob or a URL\n")
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.slow
@@ -208,11 +208,10 @@ def test_one_process_with_restarts_has_a_launcher_too(tmp_path: Path) -> None:
         first = workers(process, tmp_path, 1)[0]
         (tmp_path / "held-0").unlink()
         first.kill()
-        assert process.stderr is not None
-        assert process.stderr.readline().endswith("; restart 1 of 1, from the last checkpoint\n")
+        told = process.wait_for("; restart 1 of 1, from the last checkpoint\n", error=True)
         second = workers(process, tmp_path, 1)[0]
         assert second.pid != first.pid
         second.kill()
         _, said = process.communicate(timeout=HUNG)
     assert process.returncode == 1
-    assert said.startswith("seektune: rank 0 was killed by SIGKILL")
+    assert said.removeprefix(told).startswith("seektune: rank 0 was killed by SIGKILL")

@@ -20,6 +20,7 @@ def test_bad_batches_are_refused(bad):
         BatchConfig(**({"global_size": 8, "length": 128} | bad))
 
 
+@pytest.mark.slow
 def test_sections_load_without_heavy_packages():
     heavy = {"torch", "numpy", "pyarrow"}
     code = f"import sys, seektune.data.config, seektune.evaluate.config; assert not {heavy} & set(sys.modules)"

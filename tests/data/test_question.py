@@ -22,6 +22,7 @@ def test_spaces_at_the_end_of_a_prompt_go_over_to_the_continuation(tokenizer):
     assert tokenizer.decode(continuation) == "   Then"
 
 
+@pytest.mark.slow
 def test_a_continuation_is_cut_where_the_prompt_alone_would_end():
     official = load_tokenizer(OFFICIAL_SIZE)
     # In one piece the digits are "123" and "4"; the prompt keeps its own "12", and what follows one token is "4".
@@ -37,6 +38,7 @@ def test_control_tokens_written_in_a_row_stay_letters(tokenizer):
     assert max(example.tokens) < tokenizer.vocab_size - 63, "control tokens stand at the end of the vocabulary"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HELLASWAG.exists(), reason="the real HellaSwag is not beside this checkout")
 def test_real_prompts_and_endings_are_encoded_side_by_side(tokenizer):
     rows = read_split(HELLASWAG, "validation")[:300]

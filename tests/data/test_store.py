@@ -198,6 +198,7 @@ def test_a_source_of_bad_rows_only_is_refused(tmp_path: Path) -> None:
         prepare(Numbers(2, unreadable=(0, 1)), Counting(), tmp_path, "x", strict=False)
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_continues_at_the_first_missing_shard(tmp_path: Path, monkeypatch) -> None:
     assert run_forked(prepare_killed, tmp_path / "a") == -signal.SIGKILL
     (folder,) = (tmp_path / "a" / "prepared").iterdir()
@@ -292,6 +293,7 @@ def test_the_second_of_two_processes_waits_and_uses_the_result(tmp_path: Path) -
     assert found[0].manifest == found[1].manifest
 
 
+@pytest.mark.slow
 def test_open_shards_are_bounded(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(prepared, "MOST_OPEN", 2)
     store = prepare(Numbers(130), Counting(), tmp_path, "x", strict=False)
@@ -311,6 +313,7 @@ def made(tmp_path: Path) -> PreparedExamples:
     return prepare(Numbers(45), Counting(), tmp_path, "x")
 
 
+@pytest.mark.slow
 def test_a_store_in_which_all_fits_is_its_own_view(tmp_path: Path) -> None:
     store = made(tmp_path)
     found, report = view(store, ViewChoice(7, "error", ""), lambda: everything(store))

@@ -71,6 +71,7 @@ def numbers(batches: Sequence[Batch]) -> list[int]:
     return [int(i) - 100 for batch in batches for i in batch.tokens.flatten() if i >= 100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [False, True])
 def test_every_row_of_a_dataset_comes_once_per_epoch_and_weights_count(data: list[StreamedDataset], pack: bool) -> None:
     stream = loader(data[:1], pack=pack)
@@ -99,6 +100,7 @@ class Refusing(Numbered):
         return [BadRow(row.place, "unlucky") if no else each for row, no, each in zip(rows, bad, found, strict=True)]
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_counted_once_and_known_after_a_resume(data: list[StreamedDataset], tmp_path: Path) -> None:
     first = tmp_path / "many" / "train-0.jsonl"
     first.write_text("{\n" + first.read_text())
@@ -167,6 +169,7 @@ def orders_of(dataset: StreamedDataset, seed: int) -> list[str]:
     return list(dict.fromkeys(example.name.split()[0] for example in examples))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("steps", [0, 1, 7])
 def test_resuming_is_exact_also_with_other_processes(data: list[StreamedDataset], pack: bool, steps: int) -> None:

@@ -25,6 +25,7 @@ def oracle() -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(official_file()))
 
 
+@pytest.mark.slow
 def test_official_vocabulary_encodes_as_the_released_file(official, oracle):
     assert official.vocab_size == 129280
     for text in TEXTS:
@@ -123,6 +124,7 @@ def test_a_saved_folder_is_read_by_transformers(tmp_path, tokenizer):
         assert read.decode(tokenizer.encode(TEXTS[2])) == TEXTS[2]
 
 
+@pytest.mark.slow
 def test_the_official_file_is_saved_unchanged(tmp_path, official):
     official.save(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == official_file().read_bytes()

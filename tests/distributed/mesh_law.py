@@ -59,7 +59,7 @@ LONG = ((600,), (1, 3, 4, 5, 127, 128, 129, 100), (257,), (2,), (300, -20, 130),
 SHORT = ((140,), (1, 3, 4, 5, 50), (129, -4), (2,), (30, -20, 13), (1,), (64, 64), (131, 7))
 """Documents of each row; a negative length is padding."""
 LOSS = LossConfig(mtp_weight=0.3, balance_weight=0.05, bias_update_speed=0.001)
-STEPS = 4
+STEPS = 3
 """Of a course: from the second on moments and balancing biases count, from the third on earlier moments decay."""
 ADAMW = AdamWConfig(lr=1e-3, eps=1e-5)
 MUON = MuonConfig(name="muon", lr=3e-4, eps=1e-5)

@@ -58,6 +58,7 @@ def test_steps_are_close_to_those_of_fp32_moments() -> None:
     assert 0 < distance < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_two_processes_have_the_codes_and_scales_of_one(dtype: torch.dtype) -> None:
     one = moved(AdamW8bit, dtype=dtype)

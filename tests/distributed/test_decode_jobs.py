@@ -28,6 +28,7 @@ from seektune.lora.files import save_adapter
 from seektune.lora.initialize import initial_a
 from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.state import adapter_state
+from tests.launch.forked import ForkedJob
 from tests.patience import HUNG
 from tests.places import ROOT, TINY
 from tests.run_cli import CODE, seektune, worker_processes
@@ -37,6 +38,7 @@ from ..conftest import DSPARK, Build
 from ..generate.drafting import sometimes_right
 
 Job = subprocess.Popen[str]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +190,7 @@ def test_flags_that_do_not_fit_are_refused_before_anything_starts(place: Path, w
     assert (done.returncode, done.stderr) == (USER_MISTAKE, f"seektune: {said}\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -211,6 +214,7 @@ def test_every_process_refuses_what_several_cannot_do(place: Path, words: tuple[
     assert [(each.returncode, each.stderr) for each in done] == [(USER_MISTAKE, f"seektune: {said}\n")] * 2
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_each_stage_would_hold_and_loads_nothing(place: Path):
     done = seektune("serve", place / "trained", "--dry-run", "--world-size=4", "--pp=2", "--gpu=h100-80gb")
     assert (done.returncode, done.stderr) == (0, "")
@@ -228,11 +232,10 @@ def test_a_dry_run_says_what_each_stage_would_hold_and_loads_nothing(place: Path
 
 @contextmanager
 def job(*words: str | Path) -> Iterator[Job]:
-    """A command on two processes, with a launcher."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    """A command on two processes, with a launcher, each a new interpreter."""
     command = [sys.executable, "-c", CODE, *map(str, words), "--nproc-per-node=2"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env=environment, **pipes) as made:  # type: ignore[call-overload]
+    with subprocess.Popen(command, text=True, env=ENVIRONMENT, **pipes) as made:  # type: ignore[call-overload]
         try:
             yield made
         finally:
@@ -273,8 +276,9 @@ def test_a_server_answers_as_one_process_and_ends_where_a_process_dies(place: Pa
         session = Session(str(place / "trained"), setting)
         (text,), _ = generate_all(session.model, session.tokenizer, session.requests(session.text("The man")))
         expected[name] = text.text
-    with job("serve", place / "trained", "--adapter", place / "adapter", "--port=0", layout) as process:
-        address = re.findall(r"http://[\d.:]+", wait_for(process, "stops\n"))[0]
+    words = ("serve", str(place / "trained"), f"--adapter={place}/adapter", "--port=0", layout, "--nproc-per-node=2")
+    with ForkedJob(CODE, words, ROOT, ENVIRONMENT, place / "printed") as process:
+        address = re.findall(r"http://[\d.:]+", process.wait_for("stops\n"))[0]
         assert {name: answer(address, name) for name in expected} == expected
         assert len(set(expected.values())) == 2
         body = {"model": "trained", "prompt": "The man", "max_tokens": 1500, "stream": True, "temperature": 0}

@@ -213,9 +213,9 @@ def read(folder: Path, name: str) -> tuple[str, LoadOptions]:
 
 
 def found_together(
-    folder: Path, names: Sequence[str], ep_size: int | None, pp_size: int
+    folder: Path, names: Sequence[str], ep_size: int | None, pp_size: int, drafts: bool
 ) -> tuple[dict[str, Found], dict[str, Drafted], dict[str, int]]:
-    """In a worker: what rank 0 finds by reading, with each drafter if experts are spread, and the bytes held here."""
+    """In a worker: what rank 0 finds by reading, and if asked for with each drafter, and the bytes held here."""
     world = dist.get_world_size()
     processes = DecodeProcesses(ProcessSlot(world, dist.get_rank(), worker=True), ep_size, pp_size)
     results = {}
@@ -234,7 +234,6 @@ def found_together(
             planned = take_plan(weights, known_gpu("h100-80gb", world), asked, torch.float32)
             assert planned.weight_bytes == held[name]
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
-    drafts = pp_size == 1 and ep_size != 1
     return results, drafted_together(folder, processes) if drafts else {}, held
 
 
@@ -344,22 +343,22 @@ def check_same(here: Found, there: Found) -> None:
 
 
 @pytest.mark.parametrize(
-    ("world", "ep_size", "pp_size", "names"),
+    ("world", "ep_size", "pp_size", "names", "drafts"),
     [
-        (2, None, 1, [*READINGS]),
-        (4, None, 1, ["adapter on packed weights"]),
-        (4, 2, 1, ["plain"]),
-        (2, 1, 1, ["plain"]),
-        (2, 1, 2, [*READINGS]),
-        (4, 2, 2, ["adapter on packed weights"]),
+        (2, None, 1, [*READINGS], True),
+        (4, None, 1, ["adapter on packed weights"], False),
+        (4, 2, 1, ["plain"], True),
+        (2, 1, 1, ["plain"], False),
+        (2, 1, 2, [*READINGS], False),
+        (4, 2, 2, ["adapter on packed weights"], False),
     ],
 )
 def test_a_mesh_decodes_and_scores_as_one_process(
-    folder: Path, world: int, ep_size: int | None, pp_size: int, names: list[str]
+    folder: Path, world: int, ep_size: int | None, pp_size: int, names: list[str], drafts: bool
 ):
-    together = run_workers(world, found_together, folder, names, ep_size, pp_size)
+    together = run_workers(world, found_together, folder, names, ep_size, pp_size, drafts)
     assert [results for *results, _ in together[1:]] == [[{}, {}]] * (world - 1)
-    found, drafts, _ = together[0]
+    found, drafted, _ = together[0]
     for name in names:
         check_same(found_alone(folder, name), found[name])
         weights, reading = read(folder, name)
@@ -367,9 +366,9 @@ def test_a_mesh_decodes_and_scores_as_one_process(
         dims = decode_dims(world, ep_size, pp_size, CONFIG)
         planned = [placed(CONFIG, kinds, reading, dims, rank, allowed=0) for rank in range(world)]
         assert [held[name] for *_, held in together] == [each.parts.total() for each in planned]
-    assert list(drafts) == ([*DRAFTING] if pp_size == 1 and ep_size != 1 else [])
-    for name in drafts:
-        check_same_drafts(drafted_alone(folder, name), drafts[name])
+    assert list(drafted) == [*DRAFTING] * drafts
+    for name in drafted:
+        check_same_drafts(drafted_alone(folder, name), drafted[name])
 
 
 def test_no_two_readings_decode_alike(folder: Path):

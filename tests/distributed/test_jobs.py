@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.workflows.verify import verify
 from tests.held_run import hold, wait_until_held
+from tests.launch.forked import ForkedJob
 from tests.patience import HUNG
 from tests.places import FLASH, ROOT
 from tests.read_run import losses, validations
@@ -23,7 +22,6 @@ pytestmark = pytest.mark.slow
 STEPS = 6
 SPREAD = ("--nproc-per-node=4", "--parallel.pp_size=2", "--parallel.ep_size=2")
 PAIR = ("--nproc-per-node=2", "--parallel.pp_size=2", "--parallel.ep_size=1")
-Job = subprocess.Popen[str]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(rows: Path, folder: Path, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-c", "from seektune.cli import automodel; automodel()", str(FLASH), "--model.preset=tiny"),
+        *(str(FLASH), "--model.preset=tiny"),
         *("--model.dtype=fp32", f"--data.path={rows}", "--batch.global_size=8", "--batch.micro_size=4"),
         *("--evaluate.limit=4", "--evaluate.every=2", "--evaluate.tasks=[hellaswag,validation]"),
         *("--checkpoint.every=2", "--logging.to=[]"),
@@ -42,17 +40,14 @@ def words(rows: Path, folder: Path, *more: str) -> list[str]:
 
 
 @contextmanager
-def job(rows: Path, folder: Path, *more: str, **settings: str) -> Iterator[Job]:
+def job(rows: Path, folder: Path, *more: str, **settings: str) -> Iterator[ForkedJob]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **settings}
-    command = words(rows, folder, *more)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as made:
-        try:
-            yield made
-        finally:
-            made.kill()
+    code = "from seektune.cli import automodel; automodel()"
+    with ForkedJob(code, words(rows, folder, *more), ROOT, environment, folder.parent / "printed") as made:
+        yield made
 
 
-def finished(process: Job, code: int = 0) -> tuple[str, str]:
+def finished(process: ForkedJob, code: int = 0) -> tuple[str, str]:
     said = process.communicate(timeout=HUNG)
     assert process.returncode == code, said
     return said
@@ -62,7 +57,7 @@ def steps_done(folder: Path) -> int:
     return len(losses(folder))
 
 
-def workers(process: Job) -> list[psutil.Process]:
+def workers(process: ForkedJob) -> list[psutil.Process]:
     """The launcher's, by rank."""
     return sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
 

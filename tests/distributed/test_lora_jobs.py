@@ -1,8 +1,6 @@
 """The LoRA recipe of CPU size as a job of two processes: the losses of one, and an adapter that merges."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.io.jsonl import read_records
 from seektune.lora.format import read_adapter
+from tests.launch.forked import ForkedJob
 from tests.patience import HUNG
 from tests.places import ROOT, TINY_LORA
 
@@ -17,12 +16,13 @@ SMALL = ("--batch.global_size=8", "--batch.micro_size=4", "--steps=4", "--schedu
 QUIET = ("--evaluate.limit=4", "--evaluate.every=2", "--checkpoint.every=2", "--logging.to=[]")
 
 
-def automodel(*words: str) -> str:
+def automodel(folder: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from seektune.cli import automodel; automodel()", str(TINY_LORA), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=HUNG)
-    assert done.returncode == 0, done
-    return done.stdout
+    code = "from seektune.cli import automodel; automodel()"
+    with ForkedJob(code, (str(TINY_LORA), *words), ROOT, environment, folder / "printed") as job:
+        printed, error = job.communicate(timeout=HUNG)
+    assert job.returncode == 0, error
+    return printed
 
 
 @pytest.mark.slow
@@ -30,7 +30,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path):
     rows, folders = write_hellaswag(tmp_path / "rows", 40, 6), (tmp_path / "one", tmp_path / "two")
     sizes = ("--nproc-per-node=2", "--parallel.ep_size=2")
     for folder, more in zip(folders, ((), sizes), strict=True):
-        said = automodel(f"--data.path={rows}", f"--run_dir={folder}", *SMALL, *QUIET, *more)
+        said = automodel(tmp_path, f"--data.path={rows}", f"--run_dir={folder}", *SMALL, *QUIET, *more)
         assert "none changed" in said
         assert "router, indexer and balancing biases too" in said
     for file in ("metrics.jsonl", "validation.jsonl"):

@@ -11,7 +11,7 @@ import torch
 from seektune.train.config import LossConfig
 
 from .lora_law import Adapted, Seen, bytes_held, learn_adapted, look_adapted, made, read_base, write_and_read
-from .mesh_law import CONFIG, SHALLOW, SHORT, Course, Found, Subject, errors, whole_model
+from .mesh_law import SHALLOW, SHORT, Course, Found, Subject, errors, whole_model
 from .test_mesh_laws import BOUND, DIFFERENCES, SCHEDULES, Case, assert_small, piped
 from .workers import run_workers
 
@@ -20,11 +20,10 @@ DIFFERENCE = 1e-6
 
 SLOW = pytest.mark.slow
 LOSS = LossConfig(mtp_weight=0.3, balance_weight=0.05)
-RICH = Adapted(Subject(SHORT, config=CONFIG.replace(moe_intermediate_size=32), loss=LOSS, seed=4))
+RICH = Adapted(Subject(SHORT, config=SHALLOW.replace(moe_intermediate_size=32), loss=LOSS, seed=4))
 """Every mechanism, in rows of 2 to 190 tokens; widths that FP4 can hold."""
 FEW = Adapted(replace(RICH.subject, lengths=((131,), (1, 3, 9, -5, 30), (2,), (64,)), seed=3))
 PLAIN = replace(FEW, quantized=False)
-LEARNER = Adapted(Subject(SHORT, config=SHALLOW.replace(moe_intermediate_size=32), loss=LOSS, seed=4))
 PAIRS = ((131, 20), (9, 3, -5, 30, 12), (2, 40), (64, 7))
 PREFERRING = Adapted(replace(RICH.subject, lengths=PAIRS, objective="dpo", weighted=True, adapters_off=True))
 MAPS = ("attn", "attn.compressor", "ffn.shared_experts", "mtp.0")
@@ -38,6 +37,8 @@ AXES = [
     Case(4, piped("1f1b", ep_size=2), 1),
     Case(4, {"ep_size": 2}, 1),
 ]
+FEWER = [AXES[0], *AXES[2:4], AXES[5]]
+"""Of them, one for each way in which weights are cut."""
 MORE = [
     *(Case(2, piped(schedule), 1) for schedule in SCHEDULES[1:]),
     Case(4, {"cp_size": 2, "ep_size": 4}),
@@ -91,12 +92,7 @@ def found_alone_on_plain() -> tuple[Found, Seen]:
 
 @pytest.fixture(scope="module")
 def learnt_alone() -> tuple[Course, Seen]:
-    return learn_adapted(LEARNER)
-
-
-@pytest.mark.slow
-def test_two_halves_of_the_experts_find_what_one_device_finds():
-    check(replace(FEW, subject=replace(FEW.subject, config=LEARNER.subject.config)), Case(2, {"ep_size": 2}))
+    return learn_adapted(RICH)
 
 
 @SLOW
@@ -106,7 +102,7 @@ def test_loss_norm_and_every_gradient_are_those_of_one_device(found_alone: tuple
 
 
 @SLOW
-@pytest.mark.parametrize("case", AXES, ids=str)
+@pytest.mark.parametrize("case", FEWER, ids=str)
 def test_so_they_are_on_plain_weights(found_alone_on_plain: tuple[Found, Seen], case: Case):
     check(PLAIN, case, found_alone_on_plain)
 
@@ -120,7 +116,7 @@ def test_so_they_are_on_plain_weights(found_alone_on_plain: tuple[Found, Seen], 
         ({"lora": {"shared_a": True}}, Case(2, {"ep_size": 2})),
         ({"lora": {"shared_a": True, "rslora": True}}, Case(4, {}, 1)),
         ({"lora": {"merge_into": "released"}, "targets": ("attn", "ffn.experts")}, Case(2, {"ep_size": 2})),
-        ({"targets": ("layers.6.attn",)}, Case(2, piped("zbv"), 1)),
+        ({"targets": ("layers.3.attn",)}, Case(2, piped("zbv"), 1)),
         ({"targets": ("layers.0.attn.wq_b",)}, Case(2, piped("dualpipev"), 1)),
     ],
     ids=str,
@@ -144,10 +140,10 @@ def test_without_mtp_the_frozen_block_waits():
 
 
 @SLOW
-@pytest.mark.parametrize("case", AXES, ids=str)
+@pytest.mark.parametrize("case", FEWER, ids=str)
 def test_steps_stay_equal(learnt_alone: tuple[Course, Seen], case: Case):
     one, saw = learnt_alone
-    adapted = replace(LEARNER, subject=case.of(LEARNER.subject))
+    adapted = replace(RICH, subject=case.of(RICH.subject))
     everywhere = run_workers(case.world, learn_adapted, adapted, case.parallel)
     for course, here in everywhere:
         assert course.losses == pytest.approx(one.losses, rel=BOUND)
@@ -159,7 +155,7 @@ def test_steps_stay_equal(learnt_alone: tuple[Course, Seen], case: Case):
 @SLOW
 def test_ten_steps_lower_the_loss():
     """What stays equal is learning."""
-    course, seen = learn_adapted(LEARNER, steps=10)
+    course, seen = learn_adapted(RICH, steps=10)
     assert course.losses[-1] < 0.95 * course.losses[0]
     assert seen.before == seen.after
 
@@ -184,9 +180,9 @@ def test_packed_weights_load_and_start_in_the_pieces_that_are_here(
 ):
     """Each process reads its own experts and rows, of weights and scales alike; three cut most things unevenly."""
     experts = 6 if world == 3 else 8
-    subject = replace(LEARNER.subject, config=LEARNER.subject.config.replace(n_routed_experts=experts))
+    subject = replace(RICH.subject, config=RICH.subject.config.replace(n_routed_experts=experts))
     whole_model(subject).save_pretrained(tmp_path / "released", format="released")
-    adapted = replace(LEARNER, subject=subject)
+    adapted = replace(RICH, subject=subject)
     for read, held in run_workers(world, read_base, tmp_path / "released", adapted, parallel):
         assert held / 2 < read < held + 1000
 
@@ -202,7 +198,7 @@ def test_packed_weights_load_and_start_in_the_pieces_that_are_here(
     ids=str,
 )
 def test_adapter_files_are_the_same_from_and_into_any_layout(tmp_path: Path, changes: dict[str, Any], case: Case):
-    adapted = replace(LEARNER, **changes)
+    adapted = replace(RICH, **changes)
     with pytest.raises(ValueError, match="is not an adapter"):
         write_and_read(tmp_path, adapted)
     (tmp_path / "here").rename(tmp_path / "one")

@@ -50,8 +50,16 @@ def test_a_run_of_adapters_goes_on_with_other_sizes(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", [{"ep_size": 2}, {"pp_size": 2}])
-@pytest.mark.parametrize("lora", [{"dropout": 0.2}, {"shared_a": True}, {"dora": True, "targets": ("attn",)}], ids=str)
+@pytest.mark.parametrize(
+    ("parallel", "lora"),
+    [
+        ({"ep_size": 2}, {"dropout": 0.2}),
+        ({"pp_size": 2}, {"dropout": 0.2}),
+        ({"pp_size": 2}, {"shared_a": True}),
+        ({"ep_size": 2}, {"dora": True, "targets": ("attn",)}),
+    ],
+    ids=str,
+)
 def test_on_the_same_sizes_it_goes_on_bit_for_bit(tmp_path: Path, parallel: dict[str, int], lora: dict[str, object]):
     plot = Plot(parallel, 5, lora=LoraConfig.model_validate(LORA.model_dump() | lora))
     whole = run_workers(2, run, tmp_path / "whole", plot)

@@ -96,8 +96,15 @@ def test_a_worker_is_not_ended_by_the_second_of_many_signals(tmp_path: Path):
 
 
 @SLOW
-@pytest.mark.parametrize(("world", "parallel"), LAYOUTS)
-@pytest.mark.parametrize("what", ["NaN loss", "NaN gradient"])
+@pytest.mark.parametrize(
+    ("world", "parallel", "what"),
+    [
+        (*LAYOUTS[0], "NaN gradient"),
+        (*LAYOUTS[1], "NaN loss"),
+        (*LAYOUTS[2], "NaN loss"),
+        (*LAYOUTS[2], "NaN gradient"),
+    ],
+)
 def test_what_is_not_finite_on_one_process_stops_all(tmp_path: Path, world: int, parallel: dict[str, int], what: str):
     ends = run_workers(world, run, tmp_path, Plot(parallel, happenings={4: what}))
     assert len(told(ends)) == 1
@@ -110,7 +117,7 @@ def test_what_is_not_finite_on_one_process_stops_all(tmp_path: Path, world: int,
 
 
 @SLOW
-@pytest.mark.parametrize(("world", "parallel"), LAYOUTS)
+@pytest.mark.parametrize(("world", "parallel"), LAYOUTS[1:])
 def test_a_step_that_is_not_finite_is_skipped_by_all(tmp_path: Path, world: int, parallel: dict[str, int]):
     plot = Plot(parallel, guard=GuardConfig(skip_nonfinite=1), happenings={4: "NaN loss"})
     ends = run_workers(world, run, tmp_path / "many", plot)
@@ -121,7 +128,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_all(tmp_path: Path, world: int,
 
 
 @SLOW
-@pytest.mark.parametrize(("world", "parallel"), LAYOUTS)
+@pytest.mark.parametrize(("world", "parallel"), LAYOUTS[1:])
 def test_all_go_back_from_a_spike(tmp_path: Path, world: int, parallel: dict[str, int]):
     guard = GuardConfig(spike_factor=1.5, spike_action="rollback")
     plot = Plot(parallel, 13, guard=guard, happenings={11: "spike"})

@@ -6,10 +6,13 @@ import pytest
 
 from seektune.launch import local
 from seektune.launch.job import LaunchConfig
+from tests.blank_figures import blank_figures
 from tests.places import ROOT
 from tests.run_cli import seektune
 
 from .guides import commands
+
+__all__ = ["blank_figures"]
 
 
 @pytest.fixture

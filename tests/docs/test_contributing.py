@@ -67,6 +67,7 @@ def called(tree: ast.AST) -> set[str]:
     return {ast.unparse(each) for each in calls}
 
 
+@pytest.mark.slow
 def test_nothing_is_unpickled_and_no_code_of_others_is_run() -> None:
     imported = {
         name.name

@@ -100,6 +100,7 @@ def test_the_command_of_compose_is_one() -> None:
     assert answer.returncode == 0, answer.stderr
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_not_tried_and_what_is_mounted() -> None:
     assert "never built" in PAGE
     assert all(word in PAGE for word in ("/seektune/runs", "/cache", "--shm-size=16g", "HF_TOKEN", "1001"))

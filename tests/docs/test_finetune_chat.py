@@ -43,6 +43,7 @@ def test_a_flash_recipe_shrinks_to_one_process_as_it_says(place: Path, name: str
     assert re.search(r"step 1/1 · loss \d", done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flash_chat", "flash_chat_lora"])
 def test_rows_can_be_looked_at_as_the_recipe_says(place: Path, name: str) -> None:
     text = (RECIPES / f"deepseek_v4_{name}.yaml").read_text(encoding="utf-8")

@@ -41,6 +41,7 @@ def test_every_command_of_the_page_runs(place: Path) -> None:
     assert answers[6].stdout in ("yes\n", "no\n")
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     names: dict[str, object] = {}

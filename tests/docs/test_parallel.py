@@ -78,6 +78,7 @@ def test_a_start_of_the_page_makes_its_job(
         assert [(job.processes, job.nodes, job.node_rank) for job in launched] == [expected]
 
 
+@pytest.mark.slow
 def test_the_published_job_fits_80_gb_as_page_and_recipe_say() -> None:
     gb = 1e9
     for mode, said in (("block", "{:.1f} to {:.1f} GB"), ("none", "{:.1f} to {:.1f}")):

@@ -52,6 +52,7 @@ def test_the_flash_recipe_shrinks_to_one_process_as_it_says(place: Path) -> None
     assert not (place / "runs/flash/reference").exists()
 
 
+@pytest.mark.slow
 def test_rows_can_be_looked_at_as_the_recipe_says(place: Path) -> None:
     text = (RECIPES / "deepseek_v4_flash_dpo_lora.yaml").read_text(encoding="utf-8")
     found = re.findall(r"^# +seektune (data .*)", text, re.MULTILINE)

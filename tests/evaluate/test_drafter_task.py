@@ -29,6 +29,7 @@ def run(model: DeepseekV4ForCausalLM, prompts=PROMPTS) -> TaskScore:
     return drafter_task(model.config, prompts).run(model, load_tokenizer(512), 8192)
 
 
+@pytest.mark.slow
 def test_a_drafter_that_is_always_right(toy_model):
     model = copying(toy_model(drafter=True, **DSPARK | {"dspark_markov_rank": 32}))
     with torch.no_grad():
@@ -42,6 +43,7 @@ def test_a_drafter_that_is_always_right(toy_model):
     assert score.counts["steps"] == 2 * 5
 
 
+@pytest.mark.slow
 def test_a_drafter_that_is_always_wrong(toy_model):
     model = copying(toy_model(drafter=True, **DSPARK | {"dspark_markov_rank": 32}))
     with torch.no_grad():
@@ -54,6 +56,7 @@ def test_a_drafter_that_is_always_wrong(toy_model):
     assert score.counts["steps"] == 2 * (NEW_TOKENS - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, DSPARK])
 def test_counts_agree_with_each_other(toy_model, changes):
     model = toy_model(drafter=True, **changes)

@@ -129,6 +129,7 @@ def asked(*args: Any) -> SimpleNamespace:
     return SimpleNamespace(args=args)
 
 
+@pytest.mark.slow
 def test_a_likelihood_is_that_of_the_continuation_alone(model: DeepseekV4ForCausalLM, tokenizer: Tokenizer) -> None:
     harness = harness_model(model, tokenizer)
     requests = [asked("The man ", "walks"), asked("", "The"), asked("The", ""), asked("The man", " walks away")]

@@ -231,6 +231,7 @@ def test_a_score_that_is_read_back_has_its_metrics() -> None:
     assert score.since(score)["acc"].difference == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [

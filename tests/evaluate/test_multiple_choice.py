@@ -21,6 +21,7 @@ def questions() -> list[ChoicePrompt]:
     return [ChoicePrompt(ids(prompt), [ids(ending) for ending in endings]) for prompt, endings in shapes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_tokens", [1, 200, 8192])
 def test_likelihoods_are_those_of_whole_sequences(toy_model, questions, batch_tokens):
     model, told = toy_model(), []
@@ -43,6 +44,7 @@ def test_a_prompt_is_read_once(toy_model, questions, monkeypatch):
     assert shapes == [(1, 126), (4, 8)]
 
 
+@pytest.mark.slow
 def test_hellaswag_has_the_same_numbers_either_way(toy_model, tmp_path):
     from seektune.data.tokenizer import load_tokenizer
 

@@ -32,6 +32,7 @@ def test_answers_that_are_all_the_same_are_not_certain(right, low, high):
     assert share == Estimate(right / 10, pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
 
 
+@pytest.mark.slow
 def test_nineteen_of_twenty_intervals_hold_the_truth():
     dice = random.Random(1)
     held = 0

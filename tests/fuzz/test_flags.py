@@ -29,6 +29,7 @@ CHOSEN = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 def test_flags_give_a_script_or_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     command = typer.main.get_command(app)
     outcomes = set()

@@ -40,6 +40,7 @@ def test_documents_are_read_and_what_was_found_is_refused(target: Target, read: 
         target.accepts(read, target.encode(document), tmp_path)
 
 
+@pytest.mark.slow
 def test_anything_is_read_or_refused_in_one_line(target: Target, read: Read, tmp_path: Path) -> None:
     outcomes = set()
 
@@ -52,6 +53,7 @@ def test_anything_is_read_or_refused_in_one_line(target: Target, read: Read, tmp
     assert outcomes == {True, False}
 
 
+@pytest.mark.slow
 def test_work_grows_as_the_input_does(target: Target, read: Read, tmp_path: Path) -> None:
     document = next(each for each in target.documents if not isinstance(each, str))
     for small, large in zip(grown(document, LARGE), grown(document, 2 * LARGE), strict=True):

@@ -42,6 +42,7 @@ def test_processes_and_engines_share_the_free_memory_of_the_host(monkeypatch: py
         CacheLimit(1.5)
 
 
+@pytest.mark.slow
 def test_an_engine_stays_within_its_memory_and_gives_the_same_tokens(monkeypatch: pytest.MonkeyPatch, toy_model: Build):
     model = toy_model()
     one = model.cache_size(64).bytes(65)

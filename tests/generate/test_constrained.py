@@ -87,6 +87,7 @@ def test_answers_of_a_model_with_random_weights_are_valid(model, tokenizer) -> N
         check(text, schema)
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_the_model_s_own(model, tokenizer, grammar) -> None:
     (request,) = requests_of(tokenizer, GREEDY, [grammar])
     (tokens,) = tokens_of(model, [replace(request, alternatives=3)])
@@ -100,6 +101,7 @@ def test_log_probabilities_are_the_model_s_own(model, tokenizer, grammar) -> Non
     assert any(token.id not in dict(token.alternatives) for token in tokens)  # the grammar forbade the likeliest
 
 
+@pytest.mark.slow
 def test_answers_may_be_cut_off_by_the_length(model, tokenizer, grammar) -> None:
     (request,) = requests_of(tokenizer, GREEDY, [grammar])
     (whole,) = tokens_of(model, [request])
@@ -165,6 +167,7 @@ def exact(model: DeepseekV4ForCausalLM, request: Request, tokenizer: Tokenizer) 
     return found
 
 
+@pytest.mark.slow
 def test_a_grammar_that_becomes_too_expensive_ends_its_own_sequence_only(model, tokenizer, grammar) -> None:
     text = answer_grammar([regex_rules("[ab]*a[ab]{60}c")], tokenizer, False)
     costly = Grammar(text, VOCAB, LLParserLimits(max_lexer_states=30))

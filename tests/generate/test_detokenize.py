@@ -64,6 +64,7 @@ def test_partial_stop_string_is_held_back_until_it_is_ruled_out(tokenizer):
     assert texts[-1] == "plan."
 
 
+@pytest.mark.slow
 def test_completions_are_in_the_order_of_requests(toy_model, tokenizer):
     model = toy_model(vocab_size=512)
     greedy = Sampling(temperature=0)
@@ -77,6 +78,7 @@ def test_completions_are_in_the_order_of_requests(toy_model, tokenizer):
         assert answer.end == "length"
 
 
+@pytest.mark.slow
 def test_stop_string_ends_only_its_own_request(toy_model, tokenizer):
     model = toy_model(vocab_size=512)
     requests = [Request(tokenizer.encode(text), 8, Sampling(temperature=0)) for text in ("The man walks", "A")]

@@ -56,6 +56,7 @@ def generated(model: DeepseekV4ForCausalLM, requests: list[Request], speculative
     return found
 
 
+@pytest.mark.slow
 def test_batch_of_different_lengths_matches_full_forwards(model):
     sampling = Sampling(temperature=0.8, top_k=20, repetition_penalty=1.2)
     requests = [Request(each, NEW, GREEDY) for each in prompts(1, 124, 5)]
@@ -63,6 +64,7 @@ def test_batch_of_different_lengths_matches_full_forwards(model):
     assert generated(model, requests) == [full_forwards(model, request) for request in requests]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["model", "drafting"])
 def test_greedy_speculative_decoding_matches_plain(which, request):
     model = request.getfixturevalue(which)
@@ -120,6 +122,7 @@ def test_equal_prompts_are_prefilled_once(model, monkeypatch):
     assert found[0] == found[2] != found[1]
 
 
+@pytest.mark.slow
 def test_chunked_prefill_matches_whole_prefill(model, monkeypatch):
     requests = [Request(each, 3, GREEDY) for each in prompts(50, 9, 1)]
     whole = [generated(model, requests, speculative) for speculative in (False, True)]
@@ -127,6 +130,7 @@ def test_chunked_prefill_matches_whole_prefill(model, monkeypatch):
     assert [generated(model, requests, speculative) for speculative in (False, True)] == whole
 
 
+@pytest.mark.slow
 def test_stop_token_ends_only_its_own_request(model):
     requests = [Request(each, NEW, GREEDY) for each in prompts(4, 7)]
     whole = generated(model, requests)
@@ -144,6 +148,7 @@ def test_stop_token_ends_only_its_own_request(model):
         assert decoding.step() == []
 
 
+@pytest.mark.slow
 def test_ended_request_does_not_affect_the_others(model):
     requests = [Request(each, NEW, GREEDY) for each in prompts(4, 7)]
     whole = generated(model, requests)
@@ -158,6 +163,7 @@ def test_ended_request_does_not_affect_the_others(model):
     assert [token.id for token in unread.tokens()] == whole[0]
 
 
+@pytest.mark.slow
 def test_log_probabilities_are_before_temperature_and_truncation(model):
     request = Request(prompts(9)[0], 3, Sampling(temperature=0.5, top_k=2), alternatives=3)
     for speculative in (False, True):
@@ -200,6 +206,7 @@ def dspark(toy_model) -> DeepseekV4ForCausalLM:
     return sometimes_right(toy_model(drafter=True, **DSPARK | {"dspark_markov_rank": 32}))
 
 
+@pytest.mark.slow
 def test_greedy_decoding_with_dspark_matches_plain(dspark):
     """Every count of accepted tokens occurs, rows end inside a block, and others join later."""
     lengths = zip(prompts(1, 124, 2, 30, 17), (40, 7, 1, 2, 33), strict=True)
@@ -214,6 +221,7 @@ def test_greedy_decoding_with_dspark_matches_plain(dspark):
     assert 0 < counts.accepted < counts.made
 
 
+@pytest.mark.slow
 def test_dspark_stops_at_a_stop_token(dspark):
     (prompt,) = prompts(9)
     plain = generated(dspark, [Request(prompt, 30, GREEDY)])[0]
@@ -222,6 +230,7 @@ def test_dspark_stops_at_a_stop_token(dspark):
     assert generated(dspark, [request], speculative=True)[0] == plain[: plain.index(plain[7]) + 1]
 
 
+@pytest.mark.slow
 def test_requests_that_join_later_draft_with_dspark(dspark):
     requests = [Request(each, 12, GREEDY) for each in prompts(5, 40, 3)]
     engine = DecodeEngine(dspark, requests[:1], speculative=True, longest=64)

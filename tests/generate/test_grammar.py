@@ -45,6 +45,7 @@ def check(text: str, schema: Any) -> None:
     validator(schema, format_checker=validator.FORMAT_CHECKER).validate(json.loads(text))
 
 
+@pytest.mark.slow
 def test_random_texts_are_valid_against_their_schemas(tokenizer: Tokenizer) -> None:
     generator = random.Random(5)
     schemas = [*REAL, *(made_document(generator) for _ in range(40)), *(made_schema(generator) for _ in range(60))]

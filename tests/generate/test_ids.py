@@ -13,6 +13,7 @@ def test_defaults_are_those_of_requests():
     assert defaults | asdict(Sampling()) == defaults
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_generate_matches_greedy_full_forwards(toy_model):
     model = toy_model(eos_token_id=63)
@@ -27,6 +28,7 @@ def test_generate_matches_greedy_full_forwards(toy_model):
     assert found.dtype == torch.int64
 
 
+@pytest.mark.slow
 def test_ended_row_is_filled_with_eos(toy_model):
     free = toy_model(eos_token_id=63)
     ids = torch.randint(64, (2, 7))
@@ -38,6 +40,7 @@ def test_ended_row_is_filled_with_eos(toy_model):
     assert found[0].tolist() == [*whole[0, :10].tolist(), *[eos] * (found.shape[1] - 10)]
 
 
+@pytest.mark.slow
 def test_each_row_has_its_own_seed(toy_model):
     model = toy_model()
     ids = torch.randint(64, (1, 7)).expand(2, -1)

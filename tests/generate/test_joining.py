@@ -39,6 +39,7 @@ def joined(
     return [found[i] for i in range(len(requests))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("speculative", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_joining_requests_match_single_requests(model, speculative):
     """Prompt lengths around an entry of each ratio; several at once, equal ones, one after all others have ended."""
@@ -51,6 +52,7 @@ def test_joining_requests_match_single_requests(model, speculative):
         assert joined(model, requests, times, False)[-1] == expected[-1]
 
 
+@pytest.mark.slow
 def test_long_prompt_is_prefilled_in_chunks_while_others_decode(model, monkeypatch):
     monkeypatch.setattr("seektune.generate.worker.CHUNK", 32)
     requests = [Request(each, 12, GREEDY) for each in prompts(5, 150, 40)]
@@ -126,6 +128,7 @@ def test_request_beyond_the_maximum_length_is_refused(model):
     assert len(list(decoding.tokens())) == 8
 
 
+@pytest.mark.slow
 def test_gathered_caches_continue_as_before(model):
     """Rows in any order, of caches whose windows end at different positions."""
     tokens = torch.randint(64, (3, 200), generator=torch.Generator().manual_seed(3))

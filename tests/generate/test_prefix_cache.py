@@ -46,6 +46,7 @@ def check_equal(found: list[Token], expected: list[Token], error: float = 1e-10)
         assert [id for id, _ in mine.alternatives] == [id for id, _ in other.alternatives]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [5, 127, 150])
 def test_a_follow_up_continues_from_the_whole_sequence(model, length):
     """Prompt lengths within the window, at an entry's end, and beyond."""
@@ -61,6 +62,7 @@ def test_a_follow_up_continues_from_the_whole_sequence(model, length):
     check_equal(again, found)
 
 
+@pytest.mark.slow
 def test_texts_that_part_continue_from_where_a_rollback_reaches(model):
     first, more = prompts(150, 30)
     decoding = engine(model)
@@ -86,6 +88,7 @@ def test_prompts_with_and_without_a_prefix_are_prefilled_together_in_chunks(mode
         check_equal(tokens, answers(engine(model, 0), prompt)[0])
 
 
+@pytest.mark.slow
 def test_a_request_with_echo_computes_its_whole_prompt(model):
     (first,) = prompts(30)
     decoding = engine(model)
@@ -95,6 +98,7 @@ def test_a_request_with_echo_computes_its_whole_prompt(model):
     assert len(found[0].prompt) == len(first) - 1
 
 
+@pytest.mark.slow
 def test_a_stopped_sequence_is_kept(model):
     (first,) = prompts(20)
     decoding = engine(model)

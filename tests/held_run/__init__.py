@@ -1,12 +1,19 @@
 """A real run that waits where a test wants to disturb it."""
 
 import os
-import subprocess
 import time
 from pathlib import Path
+from typing import Protocol
 
 from tests.patience import HUNG
 from tests.run_cli import ROOT
+
+
+class Process(Protocol):
+    """What is needed of `subprocess.Popen`."""
+
+    def poll(self) -> int | None: ...
+    def communicate(self) -> tuple[str, str]: ...
 
 
 def hold(rank: int | str, step: int, file: Path) -> dict[str, str]:
@@ -19,7 +26,7 @@ def hold_rows(rank: int | str, file: Path) -> dict[str, str]:
     return hold(rank, 0, file)
 
 
-def wait_until_held(process: subprocess.Popen[str], file: Path) -> None:
+def wait_until_held(process: Process, file: Path) -> None:
     """Until the rank waits."""
     deadline = time.monotonic() + HUNG
     while not file.exists():

@@ -36,13 +36,18 @@ class Finder(MetaPathFinder):
 
         def changed(module: Any) -> None:
             execute(module)
-            if name == TRAINER:
-                hold_step(module.Trainer)
-            else:
-                hold_rows(module)
+            change(module)
 
         spec.loader.exec_module = changed
         return spec
+
+
+def change(module: Any) -> None:
+    """Let what the test wants to disturb wait."""
+    if module.__name__ == TRAINER:
+        hold_step(module.Trainer)
+    else:
+        hold_rows(module)
 
 
 def hold_rows(module: Any) -> None:
@@ -76,4 +81,8 @@ def hold_step(trainer: Any) -> None:
 
 
 if "HELD_RUN" in os.environ:
-    sys.meta_path.insert(0, Finder(DATA if os.environ["HELD_RUN"].split(" ")[1] == "0" else TRAINER))
+    wanted = DATA if os.environ["HELD_RUN"].split(" ")[1] == "0" else TRAINER
+    if wanted in sys.modules:  # in a process that is forked
+        change(sys.modules[wanted])
+    else:
+        sys.meta_path.insert(0, Finder(wanted))

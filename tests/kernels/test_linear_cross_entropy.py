@@ -70,6 +70,7 @@ def test_full_logits_are_never_materialized():
     assert 0 < largest.size <= 1024 * 300 < 5000 * 300
 
 
+@pytest.mark.slow
 def test_bf16_head_is_never_cast_as_a_whole():
     """Loss and gradients equal the reference's."""
     hidden, weight = torch.randn(1100, 6).bfloat16().requires_grad_(), torch.randn(8300, 6).bfloat16()

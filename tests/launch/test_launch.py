@@ -152,6 +152,7 @@ def test_failure_while_stopping_does_not_restart(tmp_path, capfd):
     assert "restart" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_failures_restart_up_to_max_restarts_with_a_line_each(capfd):
     body = f"if rank == 1: leave(1, f'attempt {{attempt}} failed')\n{SLEEPS}"
     how = ending(standin(body, 2, max_restarts=2))

@@ -61,6 +61,7 @@ def test_single_tokens_complete_the_first_entries(model, sequence):
     )
 
 
+@pytest.mark.slow
 def test_rows_of_different_lengths_share_a_batch(model, sequence):
     tokens, logits = sequence
     cache = model.new_cache(3, LENGTH)
@@ -81,6 +82,7 @@ def test_rows_of_different_lengths_share_a_batch(model, sequence):
         assert cache.lengths == at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("back", [1, 3, 16])
 def test_rollback(model, sequence, back):
     tokens, logits = sequence
@@ -155,6 +157,7 @@ def test_failed_call_does_not_change_the_cache(model, sequence, monkeypatch):
         assert max_difference(model(tokens[:, 100:140], cache=cache).logits, logits[:, 100:140]) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_decoding_in_fp32_and_bf16(toy_model, sequence):
     tokens, _ = sequence
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.2)):

@@ -81,6 +81,7 @@ def test_num_items_in_batch_divides_both_losses(model, batch, divisor):
     assert out.mtp_loss.item() * float(divisor) == pytest.approx(mean.mtp_loss.item() * batch.taught(), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_micro_batches_sum_to_the_whole_batch(model, batch):
     whole = run(model, batch)
     expected = gradients(model, whole.loss + 0.1 * whole.mtp_loss)
@@ -100,6 +101,7 @@ def test_micro_batches_sum_to_the_whole_batch(model, batch):
         torch.testing.assert_close(sums[name], gradient, rtol=1e-8, atol=1e-12, msg=name)
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_are_the_same_without_logits(model, batch):
     full, chunked = run(model, batch), run(model, batch, with_logits=False)
     assert chunked.logits is None

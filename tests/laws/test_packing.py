@@ -77,6 +77,7 @@ def test_logits_differ_without_document_numbers(model, sequences, alone):
     assert (logits - alone[300][0]).abs().amax(dim=-1).median() > 1e-2
 
 
+@pytest.mark.slow
 def test_packed_row_has_the_loss_and_gradients_of_its_documents(toy_model, sequences):
     chosen = (128, 1, 5, 129, 3)
     model = toy_model()
@@ -99,6 +100,7 @@ def test_packed_row_has_the_loss_and_gradients_of_its_documents(toy_model, seque
         torch.testing.assert_close(gradient, alone[name], rtol=1e-8, atol=1e-10, msg=name)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_packing_in_fp32(toy_model, sequences):
     model = toy_model(torch.float32)

@@ -42,6 +42,7 @@ def test_rows_without_documents_are_one_document_each(model):
     assert torch.equal(implicit.mtp_logits, explicit.mtp_logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [1, 3, 4, 128, 200])
 def test_trailing_padding_changes_nothing(toy_model, padding):
     model = toy_model()

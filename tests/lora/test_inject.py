@@ -147,6 +147,7 @@ def test_adapted_model_equals_merged_model(toy_model: Build, shape):
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_lora_gradients_follow_from_weight_gradients(toy_model: Build):
     """dA = scaling B^T dW and dB = scaling dW A^T, where dW is autograd's gradient of the merged weight."""
     model = toy_model()
@@ -167,6 +168,7 @@ def test_lora_gradients_follow_from_weight_gradients(toy_model: Build):
         assert adapter.A.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_shared_a_gets_the_sum_of_expert_gradients(toy_model: Build):
     model, twin = toy_model(), toy_model()
     inject_adapters(model, ["ffn.experts.w1"], shared_a=True)
@@ -259,6 +261,7 @@ def test_dora_and_merge_aware_adapters_do_not_stack(toy_model: Build, shape):
     adapt(model, ["layers.0.attn.wq_b"], single, "second")
 
 
+@pytest.mark.slow
 def test_dropout_only_in_training(toy_model: Build):
     model = toy_model()
     inject_adapters(model, ["attn.wq_b", "ffn.experts"], dropout=0.5)
@@ -270,6 +273,7 @@ def test_dropout_only_in_training(toy_model: Build):
     assert torch.equal(model(**batch).logits, model(**batch).logits)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_failed_load_leaves_the_model_unchanged(toy_model: Build, tmp_path: Path):
     """The last module of the file has the wrong shape, after others have been adapted."""
@@ -335,6 +339,7 @@ class TestDora:
                 module(x), expected if module.groups > 1 else expected.squeeze(2), rtol=1e-4, atol=1e-4
             )
 
+    @pytest.mark.slow
     def test_new_dora_changes_nothing_and_trains_magnitudes(self, toy_model: Build):
         model = toy_model(torch.float32, **SIZES)
         before = outputs(model)
@@ -357,6 +362,7 @@ class TestDora:
 class TestRounded:
     """Merge-aware adapters: forward uses the weight that a merge stores; rounding has a straight-through gradient."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("quantized", [False, True])
     @pytest.mark.parametrize("format", ["released", "fp8", "base", "bf16"])
     def test_outputs_equal_merged_rounded_weights(self, toy_model: Build, quantized: bool, format: str):

@@ -110,6 +110,7 @@ def test_fp8_experts_in_some_layers_are_noted(base, tmp_path):
     assert "--to fp8 stores all as FP8" in done.notes[0]
 
 
+@pytest.mark.slow
 def test_fp8_into_a_base_with_f32_scales_keeps_their_dtype_and_other_bytes(toy_model, tmp_path):
     sizes = {"hidden_size": 64, "moe_intermediate_size": 32}
     toy_model(torch.float32, **sizes).save_pretrained(tmp_path / "base", format="base")
@@ -122,6 +123,7 @@ def test_fp8_into_a_base_with_f32_scales_keeps_their_dtype_and_other_bytes(toy_m
     assert not any(name.endswith(("w2.weight", "w3.weight")) for name in done.inexact)
 
 
+@pytest.mark.slow
 def test_keys_that_only_other_libraries_read_are_kept(base, tmp_path):
     config = json.loads((base / "config.json").read_text())
     source = tmp_path / "source"

@@ -64,6 +64,7 @@ def every_use(base: Path, adapter: Path, out: Path) -> list[Callable[[], object]
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "weight"), [(HEAD, "head"), (EMBED, "embed")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_copy_of_the_base_is_ignored(base: Path, adapter: Path, key: str, weight: str, dtype: torch.dtype) -> None:
@@ -74,6 +75,7 @@ def test_a_copy_of_the_base_is_ignored(base: Path, adapter: Path, key: str, weig
         use()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [HEAD, EMBED])
 def test_another_head_or_embedding_is_refused_by_name(base: Path, adapter: Path, key: str) -> None:
     weight = DeepseekV4ForCausalLM.from_pretrained(base).head.weight.detach()
@@ -85,6 +87,7 @@ def test_another_head_or_embedding_is_refused_by_name(base: Path, adapter: Path,
     assert not (adapter.parent / "merged").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
@@ -101,6 +104,7 @@ def test_an_adapter_without_a_part_of_its_targets_is_refused(base: Path, adapter
             use()
 
 
+@pytest.mark.slow
 def test_targets_by_their_ends_are_expected_in_every_layer(base: Path, adapter: Path) -> None:
     config = json.loads((adapter / CONFIG).read_text())
     config["target_modules"] = sorted({".".join(name.split(".")[-2:]) for name in config["target_modules"]})
@@ -123,6 +127,7 @@ def test_targets_by_their_ends_are_expected_in_every_layer(base: Path, adapter: 
         load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
 
 
+@pytest.mark.slow
 def test_an_empty_file_is_refused(base: Path, adapter: Path) -> None:
     changed(adapter, lambda found: {})
     for use in every_use(base, adapter, adapter.parent / "merged"):
@@ -133,6 +138,7 @@ def test_an_empty_file_is_refused(base: Path, adapter: Path) -> None:
         load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
 
 
+@pytest.mark.slow
 def test_a_change_that_is_nothing_may_be_of_a_module_that_is_not_here(base: Path, adapter: Path) -> None:
     key = "base_model.model.model.layers.9.self_attn.q_a_proj"
     nothing = {f"{key}.lora_A.weight": torch.ones(2, 32), f"{key}.lora_B.weight": torch.zeros(16, 2)}
@@ -154,6 +160,7 @@ def test_names_of_transformers_are_those_of_the_release_and_back(base: Path) -> 
     assert theirs["layers.1.attn.indexer.wq_b"] == "model.layers.1.self_attn.compressor.indexer.q_b_proj"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "prefix",
     [
@@ -185,6 +192,7 @@ def test_modules_are_known_by_the_end_of_their_names(base: Path, adapter: Path, 
         assert torch.equal(model(ids).logits, plain(ids).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["lm_head.weight", "model.embed_tokens.weight", "base_model.model.embed_tokens.weight"])
 def test_a_copy_of_the_base_is_known_by_the_end_of_its_name(base: Path, adapter: Path, key: str) -> None:
     weight = DeepseekV4ForCausalLM.from_pretrained(base).get_parameter(
@@ -197,6 +205,7 @@ def test_a_copy_of_the_base_is_known_by_the_end_of_its_name(base: Path, adapter:
         load_adapter(DeepseekV4ForCausalLM.from_pretrained(base), adapter)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spelled", "prefix"),
     [

@@ -82,6 +82,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, lora):
     assert losses(tmp_path / "cut")[-1] == losses(tmp_path / "whole")[-1]
 
 
+@pytest.mark.slow
 def test_checkpoint_holds_only_adapters_and_their_moments(tmp_path):
     trainer = go(tmp_path / "run", 2, model=adapted(), loss=LOSS)
     names = tensor_names(complete_checkpoints(tmp_path / "run" / "checkpoints")[-1])
@@ -91,12 +92,14 @@ def test_checkpoint_holds_only_adapters_and_their_moments(tmp_path):
     assert moments == held
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_base_is_rejected(tmp_path):
     go(tmp_path / "run", 2, model=adapted(), loss=LOSS)
     with pytest.raises(ValueError, match="other frozen weights"):
         go(tmp_path / "run", 4, model=adapted(seed=1), loss=LOSS)
 
 
+@pytest.mark.slow
 def test_changed_frozen_weight_is_detected(tmp_path):
     """Balancing a gate's bias changes it."""
     with pytest.raises(RuntimeError, match="a frozen weight moved"):
@@ -122,6 +125,7 @@ def test_frozen_digest_detects_bit_flips_and_swaps():
     assert frozen_digest(base_state(model)) != ordered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [True, False])
 def test_export_is_the_adapter(tmp_path, quantized):
     trainer = go(tmp_path / "run", 2, model=adapted(quantized=quantized), loss=LOSS)

@@ -34,6 +34,7 @@ def adapter(toy_model, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [False, True])
 def test_adapter_on_one_twin_does_not_change_the_other(toy_model, tmp_path, adapter, quantized):
     toy_model(torch.float32, hidden_size=64, moe_intermediate_size=32).save_pretrained(tmp_path / "base", "released")

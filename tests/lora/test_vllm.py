@@ -87,6 +87,7 @@ def agree(base: Path, adapter: Path, tmp_path: Path) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_deltas_are_those_of_a_merge(base, tmp_path):
     found = agree(base, written(base, tmp_path / "adapter", *SERVED), tmp_path)
     assert len(found) == 4 + 3 + 3 * 8

@@ -128,6 +128,7 @@ def test_products_and_softmax_are_fp32_in_a_bf16_model(toy_model):
     assert ((low[0] - exact).abs() <= 2**-7 * exact.abs().amax(dim=-1, keepdim=True)).all()
 
 
+@pytest.mark.slow
 def test_gradient(toy_model):
     compressor = compressor_of(toy_model, 4, width=4)
     windows = SequenceLayout.from_documents(torch.tensor([[1] * 9 + [2] * 5])).windows(4)

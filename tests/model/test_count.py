@@ -42,6 +42,7 @@ def test_pro_parameter_counts():
     assert round(count.active / 1e9) == 49
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "file"),
     [

@@ -35,6 +35,7 @@ def drafted(model: DeepseekV4ForCausalLM, texts: list[list[int]], steps: list[li
     return model.draft(torch.tensor([text[-1] for text in texts]), memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lengths", "steps"),
     [

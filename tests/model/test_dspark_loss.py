@@ -55,6 +55,7 @@ def by_formulas(model, text: list[int], taught: set[int], anchor: int) -> tuple[
     return total[0], total[1], total[2]
 
 
+@pytest.mark.slow
 def test_the_loss_equals_its_formulas(model):
     """Two documents in one row, and a shorter one in another; more anchors than one chunk."""
     first, second, third = ids(30, 1), ids(11, 2), ids(20, 3)

@@ -39,6 +39,7 @@ def test_every_format_that_can_be_trained_for_has_known_kinds():
     assert {FORMATS[form].kind(name) for form in FORMS for name in names} <= ROUNDED_AS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("form", FORMS)
 def test_an_export_computes_what_training_computed(
@@ -63,6 +64,7 @@ def test_an_export_computes_what_training_computed(
     assert not torch.equal(weights_only, expected.logits), "activations are rounded too"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", ["fp32", "bf16"])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_plain_export_that_is_converted_is_the_export_of_training(
@@ -76,6 +78,7 @@ def test_a_plain_export_that_is_converted_is_the_export_of_training(
     assert {each.status for each in compare(tmp_path / "trained", tmp_path / "converted")} == {"same bytes"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_untouched_tensors_keep_their_bytes_and_values(parity_folder: Path, dtype, tmp_path):
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype, "released")

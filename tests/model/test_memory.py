@@ -32,6 +32,7 @@ def measure(attention: Attention, length: int) -> tuple[int, int, int]:
     return largest_saved, sum(saved.values()), largest.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1, 2], ids=["window", "CSA", "HCA"])
 def test_memory_is_linear_in_tokens(toy_model, layer):
     attention = toy_model(torch.float32).layers[layer].attn

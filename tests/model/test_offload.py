@@ -45,6 +45,7 @@ def test_streamed_values_and_gradients_equal_the_in_memory_model(parity_folder, 
         assert torch.equal(memory, file)
 
 
+@pytest.mark.slow
 def test_blocks_are_prefetched_and_released(parity_folder, monkeypatch):
     advised = []
 
@@ -91,6 +92,7 @@ def test_regions_cover_their_tensors_in_whole_pages(parity_folder):
         assert size > 0
 
 
+@pytest.mark.slow
 def test_streamed_model_loads_the_same_adapter(parity_folder, tmp_path):
     save_adapter(adapted(parity_folder, torch.float32, streamed=True), tmp_path / "adapter")
     found = []

@@ -75,12 +75,14 @@ def test_export_in_the_same_format_copies_bytes(folders, format, tmp_path):
     assert {each.status for each in compare(folders[format], tmp_path / "out")} == {"same bytes"}
 
 
+@pytest.mark.slow
 def test_export_in_another_format_is_decoded(folders, tmp_path):
     model = DeepseekV4ForCausalLM.from_pretrained(folders["released"], torch.bfloat16, quantized=True)
     model.save_pretrained(tmp_path / "out", format="fp32")
     assert {each.status for each in compare(folders["released"], tmp_path / "out")} <= {"same bytes", "same values"}
 
 
+@pytest.mark.slow
 def test_random_weights_can_be_quantized(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path: Path):
     """They are quantized as by an export."""
     sizes = {"hidden_size": 64, "moe_intermediate_size": 32}
@@ -102,6 +104,7 @@ def test_quantized_weights_are_not_cast_with_the_model(folders):
     assert torch.equal(model.layers[0].attn.wq_b.weight, before)
 
 
+@pytest.mark.slow
 def test_plain_weights_stay_plain_modules(folders, tmp_path):
     DeepseekV4ForCausalLM.from_pretrained(folders["released"]).save_pretrained(tmp_path / "plain", format="bf16")
     model = DeepseekV4ForCausalLM.from_pretrained(tmp_path / "plain", quantized=True)

@@ -36,6 +36,7 @@ def boxes(
     return model.trainable(), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "parallel"),
     [

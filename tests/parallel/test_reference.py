@@ -35,6 +35,7 @@ LORA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("kind", LORA)
 def test_adapters_off_is_the_model_before_it_had_any(

@@ -75,6 +75,7 @@ def test_inputs_use_the_table_row_with_a_repeated_expert(models, expected):
     assert (expected["input_ids"] == 7).any()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_bf16_model_is_close_to_fp32(parity_folder, expected):
     model = DeepseekV4ForCausalLM.from_pretrained(parity_folder, dtype=torch.bfloat16)

@@ -70,6 +70,7 @@ def ids() -> torch.Tensor:
     return torch.randint(64, (2, 150), generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "targets",
     [
@@ -90,6 +91,7 @@ def test_peft_loads_our_adapter_with_our_logits(
     assert (theirs(ids(), use_cache=False).logits - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_peft_loads_our_dora_adapter_with_our_logits(base: Path, tmp_path: Path) -> None:
     targets = ("attn.wq_a", "attn.wq_b", "attn.wo_b", "ffn.shared_experts")
@@ -99,6 +101,7 @@ def test_peft_loads_our_dora_adapter_with_our_logits(base: Path, tmp_path: Path)
     assert (theirs(ids(), use_cache=False).logits - ours(ids()).logits).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_peft_merge_of_our_adapter_has_our_logits(base: Path, tmp_path: Path) -> None:
     ours = with_adapter(base, TARGETS["everything"])
@@ -107,6 +110,7 @@ def test_peft_merge_of_our_adapter_has_our_logits(base: Path, tmp_path: Path) ->
     assert (merged(ids(), use_cache=False).logits - ours(ids()).logits).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "patterns"),
     [
@@ -147,6 +151,7 @@ def test_adapter_made_by_peft_loads(
     assert (theirs(ids(), use_cache=False).logits - ours(ids()).logits).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_save_load_unload_round_trip(base: Path, tmp_path: Path) -> None:
     ours = with_adapter(base, TARGETS["everything"])
@@ -165,6 +170,7 @@ def test_save_load_unload_round_trip(base: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "again")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_adapters_stack_with_weights(base: Path, tmp_path: Path) -> None:
     """Adapters of the head are linear in the logits, so their changes add up."""
@@ -186,6 +192,7 @@ def test_adapters_stack_with_weights(base: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(model(ids()).logits, plain - 2 * alone[1], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_adapter_of_the_usual_targets_loads_though_peft_wraps_the_indexer(base: Path, tmp_path: Path) -> None:
     """Targets by their ends also match the indexer's layers, which no gradient reaches: their B stays zero."""

@@ -123,6 +123,7 @@ def choices(pair: Any) -> Iterator[list[Prefix | Chosen]]:
         hook.remove()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_logits_match_transformers(pair, ids):
     ours, theirs = pair

@@ -60,6 +60,7 @@ def agree(ours: DeepseekV4ForCausalLM, theirs: Any, ids: Tensor) -> None:
     assert (found - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["bf16", "fp32"])
 def test_plain_exports_load_with_our_logits(ours, exported, transformers, ids, to: str):
     agree(ours, loaded(transformers, exported[to], dtype=torch.float32), ids)
@@ -79,6 +80,7 @@ def test_low_bit_exports_load_on_a_cpu_with_our_logits(ours, exported, transform
     agree(ours, theirs.float(), ids)
 
 
+@pytest.mark.slow
 def test_explicit_dequantize_loads_with_our_logits(ours, exported, transformers, ids):
     """`dequantize=True` decodes on any machine; a CPU does so by default."""
     decoding = transformers.FineGrainedFP8Config(dequantize=True)

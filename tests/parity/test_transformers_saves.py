@@ -45,6 +45,7 @@ def saves(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Saves:
     return {name: folder / name for name in ("bf16", "fp32", "own names")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", "fp32", "own names"])
 def test_a_save_is_read_with_the_values_of_the_model(plain: Path, saves: Saves, name: str) -> None:
     ours = DeepseekV4ForCausalLM.from_pretrained(plain)
@@ -59,6 +60,7 @@ def test_a_save_is_read_with_the_values_of_the_model(plain: Path, saves: Saves, 
         assert torch.equal(values, expected[each]), each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", "fp32", "own names"])
 def test_a_save_returns_to_the_bytes_of_the_release(
     parity_folder: Path, saves: Saves, tmp_path: Path, name: str
@@ -72,6 +74,7 @@ def test_a_save_returns_to_the_bytes_of_the_release(
     }
 
 
+@pytest.mark.slow
 def test_the_config_of_transformers_beside_the_names_of_the_release(
     parity_folder: Path, saves: Saves, tmp_path: Path
 ) -> None:
@@ -124,6 +127,7 @@ def test_a_merge_of_peft_is_read_and_an_adapter_is_merged_into_it(
     assert not kept & set(changed)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_tune_of_transformers_has_its_logits_here(
     toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path: Path

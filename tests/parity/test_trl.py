@@ -182,6 +182,7 @@ LOSSES: list[tuple[str, PairLoss]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "loss"), LOSSES, ids=[kind for kind, _ in LOSSES])
 def test_dpo_trainer(models: Trained, pairs: PairExamples, kind: str, loss: PairLoss) -> None:
     trainer = trainer_of(beta=0.3, loss_types=[kind])
@@ -195,6 +196,7 @@ def test_dpo_trainer(models: Trained, pairs: PairExamples, kind: str, loss: Pair
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "loss"), LOSSES, ids=[kind for kind, _ in LOSSES])
 def test_dpo_trainer_pair_by_pair(models: Trained, pairs: PairExamples, kind: str, loss: PairLoss) -> None:
     trainer = trainer_of(beta=0.3, loss_types=[kind])
@@ -206,6 +208,7 @@ def test_dpo_trainer_pair_by_pair(models: Trained, pairs: PairExamples, kind: st
     assert mine.tolist() == pytest.approx(theirs, rel=BOUND)
 
 
+@pytest.mark.slow
 def test_kto_trainer(models: Trained, pairs: PairExamples) -> None:
     answers = AnswerExamples(pairs.singles(), length=100)
     trainer = trainer_of(beta=0.3, desirable_weight=0.8, undesirable_weight=1.3, loss_type="kto")

@@ -124,6 +124,7 @@ VARIANTS: dict[str, tuple[PolicyGradient, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_grpo_trainer(models: Trained, rollouts: list[Rollout], name: str) -> None:
     objective, settings = VARIANTS[name]

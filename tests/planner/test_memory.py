@@ -43,8 +43,8 @@ def dry_run_bytes(rank: RankDryRun) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_planned_bytes_of_the_flash_recipe_equal_the_dry_run() -> None:
-    # the last 8 ranks of a stage of 32 have no rows of a hyper-connection's 24
-    ranks = [0, 56, 32, 127]
+    # the last 8 ranks of a stage of 32 have no rows of a hyper-connection's 24; Muon's test looks at the second stage
+    ranks = [0, 56, 127]
     planned = layout(FLASH, 128)
     dry = take_dry_run(recipe(FLASH), 128, ranks)
     assert [planned_bytes(rank_memory(planned, rank)) for rank in ranks] == [dry_run_bytes(rank) for rank in dry.ranks]
@@ -97,8 +97,8 @@ def test_a_released_drafter_is_trained_on_one_node_only_if_the_backbone_stays_pa
     ("words", "world"),
     [
         (["dp_replicate=2", "ep_size=2"], 4),
-        (["pp_size=2", "pipeline.schedule=zbv"], 4),
-        (["cp_size=2", "ep_size=2"], 4),
+        (["pp_size=2", "pipeline.schedule=zbv"], 2),
+        (["cp_size=2", "ep_size=2"], 2),
         (["reshard=false"], 2),
         (["pp_size=2"], 2),
     ],
@@ -148,6 +148,7 @@ def test_planned_bytes_of_muon_on_the_flash_recipe_equal_the_dry_run() -> None:
     assert plan.upper["moments"] == pytest.approx(adamw.upper["moments"] / 2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_shards_of_all_128_processes_add_up_to_the_model() -> None:
     planned = layout(FLASH, 128)
     total = sum(rank_memory(planned, rank).upper["parameters"] for rank in range(128))
@@ -155,6 +156,7 @@ def test_shards_of_all_128_processes_add_up_to_the_model() -> None:
     assert total == sum(weight.numel for weight in planned.job.weights.all if not weight.buffer)
 
 
+@pytest.mark.slow
 def test_first_process_of_a_stage_holds_the_most() -> None:
     planned = layout(FLASH, 128)
     every = [rank_memory(planned, rank) for rank in range(128)]
@@ -165,6 +167,7 @@ def test_first_process_of_a_stage_holds_the_most() -> None:
     assert peak_rank(firsts).upper["total"] == max(each.upper["total"] for each in every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("less", "more"),
     [

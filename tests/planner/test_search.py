@@ -26,6 +26,7 @@ def candidates() -> list[Candidate]:
     return search(JOB, cluster(4, 2000), ordered)
 
 
+@pytest.mark.slow
 def test_layouts_are_sorted_and_fit(candidates: list[Candidate]) -> None:
     assert len(candidates) > 20
     seconds = [each.time.seconds for each in candidates]
@@ -61,6 +62,7 @@ def test_overrides_reproduce_the_layout(candidates: list[Candidate]) -> None:
     assert peak_rank(first_ranks(again)).upper["total"] == best.memory.upper["total"]
 
 
+@pytest.mark.slow
 def test_nearest_layout_changes_the_fewest_settings() -> None:
     asked = JOB.with_parallel({"pp_size": 2, "recompute": "none"})
     roomy = nearest(asked, cluster(4, 2000), ordered)
@@ -73,6 +75,7 @@ def test_nearest_layout_changes_the_fewest_settings() -> None:
     assert tight.memory.upper["total"] < needs
 
 
+@pytest.mark.slow
 def test_example_recipe_can_be_searched() -> None:
     assert recipe(TINY).parallel.layout == "given"
     nodes = fewest_nodes(JOB, cluster(2, 2000), ordered)

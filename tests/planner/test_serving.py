@@ -41,6 +41,7 @@ def held_bytes(model: torch.nn.Module) -> int:
     return sum(x.nbytes for x in model.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized", [False, True])
 def test_weight_bytes_are_those_of_the_loader(folder: Path, quantized: bool) -> None:
     plan = take_plan(str(folder), H100, ServingOptions(quantized), torch.float32)
@@ -65,6 +66,7 @@ def test_bytes_per_token_are_what_a_grown_cache_takes_more(folder: Path) -> None
         assert plan.token_bytes == grown / (longest // 2)
 
 
+@pytest.mark.slow
 def test_experts_are_spread_and_bounds_are_ordered() -> None:
     many = take_plan("flash", known_gpu("h100-80gb", 8), ServingOptions(quantized=True))
     two = take_plan("flash", known_gpu("h100-80gb", 8), ServingOptions(quantized=True, ep_size=2))
@@ -98,6 +100,7 @@ def test_json_misfits_and_unknown_models(folder: Path, capsys: pytest.CaptureFix
         take_plan("nothing", H100, ServingOptions())
 
 
+@pytest.mark.slow
 def test_a_base_preset_has_the_formats_of_its_release() -> None:
     """Its experts are FP8, those of the others FP4; a dry run reads them the same way."""
     base, chat = (

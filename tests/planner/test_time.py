@@ -48,6 +48,7 @@ def test_recompute_does_not_change_model_flops() -> None:
     assert 0 < block.mfu(H100) < none.mfu(H100) < 0.45
 
 
+@pytest.mark.slow
 def test_muon_takes_at_most_3_percent_of_a_step_of_4_million_tokens() -> None:
     """On the published job's 128 GPUs; docs/optimizers.md says 1.8."""
     found = step("optimizer.name=muon", "batch.length=4096", "batch.global_size=1024")
@@ -63,6 +64,7 @@ def test_days_and_cost_follow_from_tokens_per_second() -> None:
     assert found.cost(found.tokens_per_s * 3600, 2.0, 128) == pytest.approx(256)
 
 
+@pytest.mark.slow
 def test_communication_time_scales_with_the_network() -> None:
     planned = layout(FLASH, 128)
     ranks = first_ranks(planned)

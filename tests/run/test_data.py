@@ -181,6 +181,7 @@ def test_weights_of_rows_reach_the_batches_of_a_step(places: dict[str, Path], pa
     assert (unweighted.weight, unweighted.batches[0].columns) == (None, {})
 
 
+@pytest.mark.slow
 def test_streams_weigh_rows_and_refuse_what_looks_at_all_rows(
     places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

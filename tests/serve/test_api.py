@@ -41,6 +41,7 @@ def test_models_and_health(toy: Live) -> None:
     assert toy.ask("GET", "/v1/models/other").body == listed["data"][1]
 
 
+@pytest.mark.slow
 def test_chat_completion_matches_generate(toy: Live, model, other, tokenizer) -> None:
     prompt = tokenizer.encode_prompt(encode_messages(QUESTION))
     for name, which in (("toy", model), ("other", other)):
@@ -54,6 +55,7 @@ def test_chat_completion_matches_generate(toy: Live, model, other, tokenizer) ->
         assert (body["object"], body["model"]) == ("chat.completion", name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thinking", [False, True])
 def test_a_follow_up_turn_continues_from_the_cache(toy: Live, model, tokenizer, thinking: bool) -> None:
     """With reasoning, which the history leaves out, from the prompt before; else from the response, too."""
@@ -71,6 +73,7 @@ def test_a_follow_up_turn_continues_from_the_cache(toy: Live, model, tokenizer, 
     assert message.get("reasoning_content" if thinking else "content") == alone.text
 
 
+@pytest.mark.slow
 def test_stream_chunks_add_up_to_the_whole_response(toy: Live) -> None:
     asked = {"messages": QUESTION, "max_tokens": 30, "seed": 3, "n": 3, "logprobs": True, "top_logprobs": 2}
     whole = toy.post(CHAT, **asked).body
@@ -147,6 +150,7 @@ def test_sampling_and_seeds_match_generate(toy: Live, model, tokenizer, monkeypa
     assert len(set(free)) == 3
 
 
+@pytest.mark.slow
 def test_completion_ends_before_a_stop_string(toy: Live) -> None:
     whole = toy.post(TEXT, prompt="The man", max_tokens=9, temperature=0).body["choices"][0]["text"]
     for stop in (whole[4:7], ["zzzzz", whole[4:7]]):
@@ -324,6 +328,7 @@ def test_a_body_must_be_sent_as_json(toy: Live) -> None:
         assert "send the header Content-Type: application/json" in answer.error["message"]
 
 
+@pytest.mark.slow
 def test_tokens_that_look_alike_have_names_of_their_own(toy: Live) -> None:
     """In a toy's vocabulary half of all tokens are parts of characters, which all show the same sign."""
     asked = {"prompt": "x", "max_tokens": 30, "seed": 1, "logprobs": 20}

@@ -106,6 +106,7 @@ def test_openai_client_reads_reasoning_text_and_a_call_and_sends_them_back(bird:
         assert client.responses.create(**{**asked, "input": items}).status == "completed"
 
 
+@pytest.mark.slow
 def test_items_and_parts_of_a_stream_start_without_text(bird: Live) -> None:
     tools = [{"type": "function", "name": "weather", "parameters": SCHEMA}]
     sent = _events(bird.post(RESPONSES, input=QUESTION, tools=tools, stream=True).text)

@@ -97,6 +97,7 @@ def test_prompts_longer_than_a_chunk_are_scored_whole(toy_model: Any, tokenizer:
         assert total == pytest.approx(likelihood.log, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_echo_is_the_same_with_drafts(model: Any, ids: list[int]) -> None:
     def echoed(speculative: bool) -> list[float]:
         request = Request(ids, 5, GREEDY, echo=True)

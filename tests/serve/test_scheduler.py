@@ -93,6 +93,7 @@ def test_jobs_of_two_models_match_single_requests(begin, model, other, tokenizer
     assert worker.load == (0, 0)
 
 
+@pytest.mark.slow
 def test_jobs_wait_for_room_and_full_queue_refuses(begin, tokenizer) -> None:
     worker = begin()
     growing = [Heard("toy", long(tokenizer)) for _ in range(3)]
@@ -148,6 +149,7 @@ def test_running_and_waiting_jobs_time_out(begin, tokenizer) -> None:
     assert not waiting.events[:-1]
 
 
+@pytest.mark.slow
 def test_model_with_nan_logits_fails_only_its_own_jobs(begin, toy_model, model, tokenizer, caplog) -> None:
     broken = toy_model(vocab_size=512)
     with torch.no_grad():
@@ -163,6 +165,7 @@ def test_model_with_nan_logits_fails_only_its_own_jobs(begin, toy_model, model, 
     assert "decoding failed" in caplog.text
 
 
+@pytest.mark.slow
 def test_after_a_failed_step_a_model_has_the_memory_that_it_had(begin, toy_model, tokenizer, monkeypatch) -> None:
     """What other caches take when its new engine is made is not taken for good."""
     made = toy_model(vocab_size=512)

@@ -55,6 +55,7 @@ def message_of(served: Live, **fields: Any) -> dict[str, Any]:
     return choice["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_response_format(served: Live, temperature: float) -> None:
     wanted = schema_format(PLACE, strict=temperature == 0, description="A place.")
@@ -115,6 +116,7 @@ def test_required_and_named_calls(served: Live, choice: Any, names: set[str], pa
             check(call["arguments"], PLACE if call["name"] == "weather" else {"maxProperties": 0})
 
 
+@pytest.mark.slow
 def test_a_format_leaves_the_choice_of_calling_a_tool(toy_model: Any, tokenizer: Any) -> None:
     schema = closed(a={"type": "integer"})
     call = '\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name="now">\n\n</｜DSML｜invoke>\n</｜DSML｜tool_calls>'
@@ -125,6 +127,7 @@ def test_a_format_leaves_the_choice_of_calling_a_tool(toy_model: Any, tokenizer:
             assert message.keys() == keys
 
 
+@pytest.mark.slow
 def test_reasoning_comes_first_and_follows_nothing(toy_model: Any, tokenizer: Any) -> None:
     bird = parrot(toy_model(vocab_size=512), tokenizer, 'Hm, "{.</think>{"a": 12}<｜end▁of▁sentence｜>')
     with live(Served({"bird": bird}, tokenizer, thinking=True)) as found:
@@ -147,6 +150,7 @@ def test_streams_and_several_answers(served: Live) -> None:
     assert whole[0]["message"]["content"].startswith(cut["message"]["content"])
 
 
+@pytest.mark.slow
 def test_a_grammar_that_becomes_too_expensive_fails_its_own_request(served: Live, monkeypatch: Any) -> None:
     limits = LLParserLimits(max_lexer_states=30)
     monkeypatch.setattr(constraint, "compile_grammar", lambda text, size: Grammar(text, size, limits))

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import seektune
@@ -11,6 +12,7 @@ PACKAGE = Path(seektune.__file__).parent
 Graph = dict[str, set[str]]
 
 
+@cache
 def import_graph(package: Path) -> Graph:
     """For each module of a package those of its modules that it imports, by dotted name."""
     files = {_module(file, package): file for file in package.rglob("*.py")}

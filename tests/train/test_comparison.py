@@ -21,6 +21,7 @@ def run(place: Path, name: str, recipe: dict[str, object], texts: ReportText) ->
     return ComparedRun.read(folder, name, recipe)
 
 
+@pytest.mark.slow
 def test_runs_are_compared_in_one_page(tmp_path: Path) -> None:
     first = run(tmp_path, "a", {"optimizer.lr": 1e-3, "seed": 0, "run_dir": "a"}, story())
     second = run(tmp_path, NASTY.replace("/", ""), {"optimizer.lr": 1e-4, "seed": 0, "run_dir": "b"}, story([]))

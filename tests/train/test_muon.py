@@ -44,6 +44,7 @@ def test_the_table_says_for_both_models_what_each_optimizer_has(preset, layers, 
     assert muon is None or found["muon"] == muon
 
 
+@pytest.mark.slow
 def test_every_row_of_the_table_is_used_and_every_name_has_one():
     names = {name for preset in ("flash", "pro", "tiny") for name in trained(preset)} | trained(
         "flash-0731", True
@@ -53,6 +54,7 @@ def test_every_row_of_the_table_is_used_and_every_name_has_one():
         muon_rule("layers.0.attn.wq_a.lora.default.A")
 
 
+@pytest.mark.slow
 def test_the_printed_table_adds_up():
     shapes = {name: p.shape for name, p in trained("flash").items()}
     lines = table_lines(shapes)

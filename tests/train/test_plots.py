@@ -19,6 +19,7 @@ SCORES = [
 STEPS = [{"step": 1, "loss": 4.0, "mtp_loss": 4.0}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paper", [LIGHT, DARK])
 def test_figures_have_the_colour_of_their_paper(paper):
     loads = [{"step": 1, "loads": {str(layer): [1, 5, 0, 2] for layer in range(44)}}]
@@ -46,6 +47,7 @@ def test_a_score_in_short_is_its_value():
     assert Score(0.25, 0.213, 0.29, "25.0% (21.3% to 29.0%)").short == "25.0%"
 
 
+@pytest.mark.slow
 def test_both_themes_have_the_layout_that_each_would_have():
     dark = in_both_themes(lambda paper: score_figure(SCORES, paper))[1]
     assert Image.open(BytesIO(dark)).tobytes() == Image.open(BytesIO(png(score_figure(SCORES, DARK)))).tobytes()

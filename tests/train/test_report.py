@@ -75,6 +75,7 @@ def test_words_of_users_stay_words(tmp_path):
     assert " ".join(reader.words).count(NASTY) >= 4
 
 
+@pytest.mark.slow
 def test_without_evaluations_there_are_no_scores(tmp_path):
     record_run(tmp_path, 2)
     text = write_report(tmp_path, story([])).read_text(encoding="utf-8")
@@ -82,6 +83,7 @@ def test_without_evaluations_there_are_no_scores(tmp_path):
     assert text.count("<img ") == 2
 
 
+@pytest.mark.slow
 def test_only_files_that_are_there_are_listed(tmp_path):
     record_run(tmp_path, 1)
     (tmp_path / "model").mkdir()

@@ -27,6 +27,7 @@ def joined(batches):
     return Batch(*(torch.cat([getattr(b, f) for b in batches]) for f in ("tokens", "labels", "documents")))
 
 
+@pytest.mark.slow
 def test_micro_batches_share_one_denominator():
     """Two micro-batches with 12 and 2 taught tokens move the weights as one batch of both does."""
     parts = [made_batch(0, taught=6), made_batch(1, taught=1)]
@@ -67,6 +68,7 @@ def test_weights_must_sum_to_something():
         run(small_model(), [weighted(made_batch(0), [0.0, 0.0])])
 
 
+@pytest.mark.slow
 def test_the_record_counts_and_reports_per_taught_token():
     model = small_model()
     batches = [made_batch(0), made_batch(1)]

@@ -25,6 +25,7 @@ def test_two_runs_are_equal_to_the_last_digit(tmp_path, dtype):
     assert len({loss for _, loss in losses(tmp_path / "one")}) == 4
 
 
+@pytest.mark.slow
 def test_the_schedule_reaches_the_optimizer(tmp_path):
     trainer = go(tmp_path, 3)
     rates = [line["lr"] for line in read_records(tmp_path / "metrics.jsonl")]
@@ -57,6 +58,7 @@ def test_checkpoints_on_the_way_and_at_the_end(tmp_path, capsys, every, expected
     assert all(saved.size > 10_000 and 0 < saved.blocked <= saved.seconds for saved in trainer.saved)
 
 
+@pytest.mark.slow
 def test_exported_weights_are_the_trained_ones(tmp_path):
     trainer = go(tmp_path, 2)
     trainer.export(tmp_path / "model")
@@ -66,6 +68,7 @@ def test_exported_weights_are_the_trained_ones(tmp_path):
         torch.testing.assert_close(read, trained, rtol=2**-8, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_exporting_leaves_nothing_under_the_name(tmp_path):
     class FullDisk(Words):
         def save(self, folder):
@@ -80,6 +83,7 @@ def test_a_full_disk_while_exporting_leaves_nothing_under_the_name(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_keeps_the_metrics(tmp_path):
     class Spoiling(MadeStream):
         def next_step(self):
@@ -98,6 +102,7 @@ def test_a_loss_that_is_not_finite_keeps_the_metrics(tmp_path):
     assert len(losses(tmp_path)) == 2
 
 
+@pytest.mark.slow
 def test_a_validation_that_gets_on_is_not_taken_for_one_that_hangs(tmp_path, monkeypatch):
     phases = []
     monkeypatch.setattr(Watchdog, "__call__", lambda _, phase: phases.append(phase))
@@ -113,6 +118,7 @@ def test_a_validation_that_gets_on_is_not_taken_for_one_that_hangs(tmp_path, mon
     assert [phases.count(f"validating after step {step}") for step in (0, 1)] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path):
     def change(trainer):
         trainer.validation_loss = lambda _: HeldOutLoss(math.nan if trainer.step == 2 else 1.0)

@@ -16,6 +16,7 @@ from .runs import go
 from .tiny_run import small_model
 
 
+@pytest.mark.slow
 def test_each_kind_has_the_ratio_of_its_change() -> None:
     model = small_model()
     before = copies(model.named_parameters())
@@ -35,6 +36,7 @@ def test_frozen_weights_are_left_out() -> None:
     assert found == {"update_ratio_head": 0.0}
 
 
+@pytest.mark.slow
 def test_measured_steps_have_them_in_their_line(tmp_path: Path) -> None:
     def measure(trainer: Trainer) -> None:
         trainer.settings = replace(trainer.settings, update_ratios_every=2)

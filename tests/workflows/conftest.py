@@ -10,7 +10,9 @@ import pytest
 from seektune.data.datasets.synthetic import write_hellaswag
 from seektune.model.config import DeepseekV4Config
 from seektune.recipe.recipe import Recipe
+from tests.blank_figures import blank_figures
 
+__all__ = ["blank_figures"]
 Make = Callable[..., Recipe]
 
 

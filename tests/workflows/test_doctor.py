@@ -15,6 +15,7 @@ from tests.patience import HUNG
 from tests.places import ROOT
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.state for each in doctor._disk(tmp_path / "not" / "there")] == [GOOD, GOOD]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**8))

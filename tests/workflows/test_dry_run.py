@@ -141,6 +141,7 @@ def _payloads(flows: Iterable[Flow]) -> dict[tuple[str, str], int]:
     return {(flow.kind, flow.axis): flow.bytes for flow in flows if flow.axis != "ep"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -178,6 +179,7 @@ def test_a_pipeline_of_two_sends_what_the_streams_are() -> None:
     assert first.layers + last.layers == tuple(range(config.num_hidden_layers))
 
 
+@pytest.mark.slow
 def test_one_process_rehearses_alone() -> None:
     (alone,) = take_dry_run(recipe(), 1, []).ranks
     assert alone.collectives == ()
@@ -197,6 +199,7 @@ def test_a_rank_that_does_not_exist_is_refused() -> None:
         take_dry_run(recipe("pp_size=2"), 2, [2])
 
 
+@pytest.mark.slow
 def test_it_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     dry_run(recipe("pp_size=2"), 4, [3], as_json=False)
     shown = capsys.readouterr().out
@@ -250,6 +253,7 @@ def test_the_low_bit_release_fits_a_node(capsys: pytest.CaptureFixture[str]) -> 
     assert held["total"] < 32e9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--objective.name=distill", "--objective.teacher=runs/larger/model"]])
 def test_it_says_that_it_leaves_out_the_teacher(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     dry_run(load_recipe(TINY, [*SMALL, *words]), 1, [0], as_json=False)

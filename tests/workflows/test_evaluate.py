@@ -57,6 +57,7 @@ def ask(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any
     return hold
 
 
+@pytest.mark.slow
 def test_hellaswag_is_that_of_the_exam(ask: Any, models: tuple[Path, Path], rows: Path) -> None:
     found = ask(models[0], "hellaswag", rows, limit=5)
     model = DeepseekV4ForCausalLM.from_pretrained(models[0])
@@ -108,6 +109,7 @@ def test_lines_say_the_same(ask: Any, models: tuple[Path, Path], rows: Path, tex
     assert [line.split(":")[0] for line in lines[1:]] == ["windows", "perplexity", "loss", "bits per byte"]
 
 
+@pytest.mark.slow
 def test_precision_and_numerics_are_those_asked_for(ask: Any, models: tuple[Path, Path], text: Path) -> None:
     plain = ask(models[0], "perplexity", text)["loss"]["value"]
     assert ask(models[0], "perplexity", text, batch_tokens=1)["loss"]["value"] == plain

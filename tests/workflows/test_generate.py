@@ -55,6 +55,7 @@ def answered(
     return [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_a_prompt_is_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = load_tokenizer(512)
     generate_one(str(folder), "The man", False, GREEDY, Output())
@@ -86,6 +87,7 @@ def test_the_encoding_and_effort_are_chosen_before_weights_are_read(tmp_path: Pa
     assert choose_encoding(str(tmp_path), "preview") == "preview"
 
 
+@pytest.mark.slow
 def test_an_encoding_changes_the_prompt(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = replace(GREEDY, thinking=True, reasoning_effort="high", encoding="0731")
     generate_one(str(folder), "2+2?", True, options, Output())
@@ -93,6 +95,7 @@ def test_an_encoding_changes_the_prompt(folder: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == said(folder, load_tokenizer(512).encode_prompt(text)) + "\n"
 
 
+@pytest.mark.slow
 def test_several_answers_have_seeds_of_their_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate_one(str(folder), "The man", False, GenerateOptions(max_new_tokens=6, seed=4), Output(samples=2))
     first, second = capsys.readouterr().out.split("\n---\n")
@@ -101,6 +104,7 @@ def test_several_answers_have_seeds_of_their_own(folder: Path, capsys: pytest.Ca
     assert first + "\n" != second
 
 
+@pytest.mark.slow
 def test_drafts_are_counted_and_change_no_greedy_answer(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate_one(str(folder), "The man", False, GREEDY, Output())
     plain = capsys.readouterr().out
@@ -110,6 +114,7 @@ def test_drafts_are_counted_and_change_no_greedy_answer(folder: Path, capsys: py
     assert found.err.startswith("drafts accepted: ")
 
 
+@pytest.mark.slow
 def test_a_file_is_answered_row_by_row(folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "The man", "id": 7}, {"messages": QUESTION}, {"prompt": "A longer prompt than the others"}]
     found = answered(folder, tmp_path, rows, GREEDY, Output(samples=2, rows=2, logprobs=True))
@@ -143,6 +148,7 @@ def test_tools_beside_messages_are_described(tmp_path: Path) -> None:
     assert list(read_prompt_rows(rows, "chat")) == [row]
 
 
+@pytest.mark.slow
 def test_an_answer_that_ends_becomes_a_message(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = said(folder, load_tokenizer(512).encode_prompt(encode_messages(QUESTION)))[-2:]
     setting = GenerateOptions(6, GREEDY.sampling, stops=(stop,))
@@ -205,6 +211,7 @@ def test_a_wrong_row_is_named_before_the_model_is_read(tmp_path: Path, row: str 
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", ['{"prompt": "cut o', pytest.param("\x00\x00\n", marks=pytest.mark.slow)])
 def test_a_job_that_was_broken_off_goes_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tail: str
@@ -251,6 +258,7 @@ def test_a_job_that_was_broken_off_goes_on(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "prompts.jsonl"]
 
 
+@pytest.mark.slow
 def test_any_number_is_a_seed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate_one(str(folder), "The man", False, GenerateOptions(max_new_tokens=2, seed=2**64 - 1), Output(samples=2))
     _, second = capsys.readouterr().out.split("\n---\n")
@@ -300,6 +308,7 @@ COLOUR = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}},
 CLOSED = {**COLOUR, "additionalProperties": False}
 
 
+@pytest.mark.slow
 def test_completions_follow_a_schema_or_a_regular_expression(folder: Path, tmp_path: Path) -> None:
     rows = [{"prompt": "The man"}, {"messages": QUESTION}]
     setting = replace(GREEDY, max_new_tokens=60, json_schema=CLOSED)
@@ -313,12 +322,14 @@ def test_completions_follow_a_schema_or_a_regular_expression(folder: Path, tmp_p
         assert set(line["text"]) <= {"x", "y"}
 
 
+@pytest.mark.slow
 def test_the_schema_is_part_of_a_chat_s_prompt(folder: Path) -> None:
     voice = Session(str(folder), replace(GREEDY, json_schema=CLOSED))
     text = encode_messages([{"role": "system", "response_format": CLOSED, "content": ""}, *QUESTION])
     assert voice.chat(QUESTION) == load_tokenizer(512).encode_prompt(text)
 
 
+@pytest.mark.slow
 def test_what_no_grammar_can_follow_is_refused_before_weights_are_read(tmp_path: Path) -> None:
     DeepseekV4Config.preset("tiny").save(tmp_path)
     (tmp_path / "schema.json").write_text('{"not": {}}', encoding="utf-8")

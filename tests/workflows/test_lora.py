@@ -83,6 +83,7 @@ def test_random_weights_are_packed_as_an_export_would(recipe, toy_config, tmp_pa
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_before_anything_is_made(lora, recipe, tmp_path):
     with pytest.raises(ValueError, match=r"lora\.targets: attn\.wqb matches nothing.*did you mean attn\.wq_b"):
         run(lora(lora={"targets": ["attn.wqb"]}), tmp_path / "run")

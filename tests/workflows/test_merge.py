@@ -64,6 +64,7 @@ def ids() -> torch.Tensor:
     return torch.randint(64, (2, 150), generator=torch.Generator().manual_seed(2))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_merged_is_unmerged_in_fp32(base, tmp_path):
     model = made(base, tmp_path / "adapter", 0.1)
@@ -79,6 +80,7 @@ def test_merged_is_unmerged_in_fp32(base, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_into_bf16_each_value_is_rounded_once(base, tmp_path):
     made(base, tmp_path / "adapter", 0.01)
@@ -104,6 +106,7 @@ def test_a_dora_adapter_and_a_weighted_one_are_merged(base, tmp_path):
     assert (found - model(ids()).logits).abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_small_change_into_fp4_is_refused_with_its_share_unless_forced(base, tmp_path):
     made(base, tmp_path / "adapter", 0.01, ("ffn.experts",))
     with pytest.raises(LossyMergeError, match=r"would keep \d\.\d% of the adapter's change .*merge_into=released"):
@@ -118,6 +121,7 @@ def test_a_small_change_into_fp4_is_refused_with_its_share_unless_forced(base, t
     assert len(report["tensors"]) == len(done.kept)
 
 
+@pytest.mark.slow
 def test_the_share_and_error_are_those_of_the_stored_bytes(base, tmp_path):
     made(base, tmp_path / "adapter", 0.2, LOW_BIT)
     done = merge(base, tmp_path / "adapter", tmp_path / "out", "released", force=True)
@@ -175,6 +179,7 @@ def test_trained_through_the_rounding_the_merged_model_computes_what_training_sa
     assert found[None] > 1e-2
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_by_name(base, tmp_path, toy_model):
     made(base, tmp_path / "adapter", 0.1)
     other = tmp_path / "other"
@@ -237,6 +242,7 @@ def test_a_link_to_an_empty_folder_is_filled_and_stays_a_link(base, tmp_path):
         merge(base, tmp_path / "adapter", base / "config.json" / "out", "bf16")
 
 
+@pytest.mark.slow
 def test_what_a_new_format_rounds_beside_the_adapter_is_counted(toy_model, base, tmp_path, capsys):
     """As many tensors as a conversion rounds, less the one that is changed."""
     made(base, tmp_path / "adapter", 0.1, ("layers.0.attn.wq_b",))
@@ -263,6 +269,7 @@ def test_the_verb_says_what_is_kept(base, tmp_path):
     assert "of the whole change 99." in done.stdout or "of the whole change 100.0%" in done.stdout
 
 
+@pytest.mark.slow
 def test_carriers_of_a_merged_checkpoint_are_none(base, tmp_path):
     made(base, tmp_path / "adapter", 0.1, ("attn",))
     merge(base, tmp_path / "adapter", tmp_path / "out", "bf16")

@@ -21,6 +21,7 @@ from ..planner.jobs import layout, recipe
 SMALL = ("model.dtype=bf16", "batch.global_size=16", "batch.length=200")
 
 
+@pytest.mark.slow
 def test_a_plan_says_by_how_much_and_on_which_rank(capsys: pytest.CaptureFixture[str]) -> None:
     asked = recipe(FLASH, "parallel.ep_size=16")
     assert not plan(asked, known_gpu("h100-80gb", 64), PlanOptions())
@@ -50,6 +51,7 @@ def test_a_plan_says_that_it_leaves_out_the_teacher() -> None:
     assert FROZEN_MODELS not in plain.assumptions()
 
 
+@pytest.mark.slow
 def test_a_plan_of_rewards_says_that_rollouts_are_left_out() -> None:
     node = known_gpu("h100-80gb", 8)
     for path, included in ((FLASH_LORA, False), (RECIPES / "deepseek_v4_flash_grpo_lora.yaml", True)):
@@ -62,6 +64,7 @@ def test_an_unknown_architecture_is_a_mistake() -> None:
         take_plan(recipe(FLASH, "model.preset=null"), known_gpu("h100-80gb", 128), PlanOptions())
 
 
+@pytest.mark.slow
 def test_a_search_says_the_words_of_the_fastest(capsys: pytest.CaptureFixture[str]) -> None:
     plan(recipe(TINY, *SMALL), known_gpu("h100-80gb", 2), PlanOptions(search=True))
     found = re.search(r"^the fastest: (.+)$", capsys.readouterr().out, re.MULTILINE)
@@ -71,6 +74,7 @@ def test_a_search_says_the_words_of_the_fastest(capsys: pytest.CaptureFixture[st
     assert str(layout(TINY, 2, *SMALL, *words)) == str(best)
 
 
+@pytest.mark.slow
 def test_what_training_refuses_is_not_planned() -> None:
     streamed, node = recipe(FLASH_LORA, "model.offload=stream"), known_gpu("h100-80gb", 8)
     for ask in (lambda: take_plan(streamed, node, PlanOptions()), lambda: settle(streamed, node)):
@@ -78,6 +82,7 @@ def test_what_training_refuses_is_not_planned() -> None:
             ask()
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_fit_is_refused_with_the_nearest() -> None:
     small = replace(known_gpu("h100-80gb", 4), memory=2_600_000_000)
     asked = recipe(TINY, "model.dtype=bf16", "batch.global_size=64", "batch.micro_size=16", "batch.length=2000")
@@ -87,6 +92,7 @@ def test_a_job_that_cannot_fit_is_refused_with_the_nearest() -> None:
     refuse_misfit(asked, config, known_gpu("h100-80gb", 4))
 
 
+@pytest.mark.slow
 def test_auto_is_short_for_a_layout_and_becomes_words(capsys: pytest.CaptureFixture[str]) -> None:
     said = (*SMALL, "parallel.layout=auto", "parallel.dp_shard=2", "parallel.dp_replicate=2")
     asked = recipe(TINY, *said)
@@ -105,6 +111,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seektune.data.datasets.hellaswag_sources.cached", unreachable)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_a_plan_and_a_validation_of_auto_are_of_the_layout_that_it_takes(tmp_path: Path) -> None:
     node = replace(known_gpu("h100-80gb", 4), memory=2_600_000_000)
@@ -119,6 +126,7 @@ def test_a_plan_and_a_validation_of_auto_are_of_the_layout_that_it_takes(tmp_pat
     assert {each.subject: each.state for each in check(asked, None, tmp_path)}["plan"] == UNKNOWN
 
 
+@pytest.mark.slow
 def test_a_written_job_of_auto_has_no_sizes_left_of_before() -> None:
     asked = recipe(TINY, *SMALL, "parallel.layout=auto", "parallel.dp_shard=2", "parallel.dp_replicate=2")
     assert settle(asked, known_gpu("h100-80gb", 8))[-1] == "--parallel.dp_shard=null"

@@ -137,6 +137,7 @@ def test_mistakes_take_one_line(words: list[str], complaint: str) -> None:
     assert complaint in answer.stderr
 
 
+@pytest.mark.slow
 def test_help_shows_a_call() -> None:
     assert "preview" in seektune("data").stdout
     assert "\n    seektune data preview " in seektune("data", "preview", "--help").stdout

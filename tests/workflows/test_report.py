@@ -33,6 +33,7 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_a_finished_run_gets_its_report_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record_run(folder, 2)
     with pytest.raises(ValueError, match="has not finished; --live shows its report"):

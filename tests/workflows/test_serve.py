@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +23,7 @@ from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.workflows.serve import public_name
+from tests.launch.forked import ForkedJob
 from tests.patience import HUNG
 from tests.places import ROOT
 from tests.run_cli import CODE, seektune
@@ -51,24 +50,15 @@ def place(toy_model: Callable[..., DeepseekV4ForCausalLM], tmp_path_factory: pyt
 
 
 @contextmanager
-def served(*words: str, cwd: Path, files: int = 1024, **more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(*words: str, cwd: Path, files: int = 1024, **more: str) -> Iterator[tuple[ForkedJob, str]]:
     """A server of its own process, which may open so many files, and its address."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
-    limit = ["bash", "-c", f'ulimit -n {files} && exec "$@"', "bash"]
-    command = [*limit, sys.executable, "-c", CODE, "serve", *words, "--port", "0"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd
-    )
-    try:
-        assert process.stdout is not None
-        room = process.stdout.readline()
-        assert room.startswith("KV cache: "), room or process.communicate()
-        said = process.stdout.readline()
-        assert said.startswith("serving "), said or process.communicate()
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}));{CODE}"
+    with ForkedJob(code, ["serve", *words, "--port", "0"], cwd, environment, cwd / "printed") as process:
+        room, said, *_ = process.wait_for("stops\n").splitlines()
+        assert room.startswith("KV cache: ")
+        assert said.startswith("serving ")
         yield process, said.split(" at ")[1].split(" ")[0]
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def asked(url: str, path: str, body: Any = None, **headers: str) -> Any:
@@ -98,7 +88,8 @@ def test_an_adapter_is_a_second_model(place: Path, quantized: bool) -> None:
             assert texts[name] == pytest.approx(expected.tolist(), abs=1e-3)
         assert texts["base"] != texts["adapter"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(HUNG) == 0
+        process.communicate(HUNG)
+        assert process.returncode == 0
 
 
 @pytest.mark.slow
@@ -119,9 +110,8 @@ def test_idle_connections_stop_no_client_and_a_signal_lets_answers_end(place: Pa
             process.send_signal(signal.SIGINT)
             rest = answer.read().decode()
         assert rest.endswith("data: [DONE]\n\n")
-        assert process.wait(HUNG) == 0
-        assert process.stderr is not None
-        assert process.stderr.read() == ""
+        assert process.communicate(HUNG)[1] == ""
+        assert process.returncode == 0
         for link in links:
             link.close()
 
@@ -136,7 +126,8 @@ def test_an_answer_that_takes_too_long_is_cut(place: Path) -> None:
         with urllib.request.urlopen(sent, timeout=HUNG) as answer:
             answer.readline()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(HUNG) == 0
+            process.communicate(HUNG)
+            assert process.returncode == 0
             with pytest.raises(http.client.IncompleteRead) as cut:
                 answer.read()
         assert b"[DONE]" not in cut.value.partial

@@ -194,6 +194,7 @@ def test_a_client_that_is_missing_is_named_with_its_extra(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_wandb_without_a_key_is_found_before_training(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

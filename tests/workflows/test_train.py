@@ -34,6 +34,7 @@ def train(recipe, name="run", notes=()):
     return workflow.train(recipe, name, notes, Path(recipe.run_dir or ROOT / "runs").parent / "cache")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything(recipe, tmp_path, capsys):
     wanted = recipe(checkpoint={"every": 2}, logging__to=["tensorboard"], evaluate__tasks=["hellaswag", "validation"])
     folder = train(wanted, "toy", ("a note of the reader",))

@@ -119,6 +119,7 @@ def test_without_a_checkpoint_the_teacher_is_the_model_without_adapters(distilli
         train(made, tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_a_quantized_and_a_streamed_teacher_give_the_hidden_states_of_a_decoded_one(
     distilling: Any, base: Path
 ) -> None:

@@ -114,6 +114,7 @@ def test_where_only_experts_or_layers_are_spread_every_task_runs(
     assert not notes
 
 
+@pytest.mark.slow
 def test_a_drafter_is_measured_by_default_where_the_layout_can_decode(recipe: Make, tmp_path: Path) -> None:
     spread = {"dp_replicate": 2, "dp_shard": 1, "ep_size": 2}
     for tasks_named, parallel, world, measured in (

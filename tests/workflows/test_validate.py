@@ -17,6 +17,7 @@ def data_of(asked: Recipe, cache: Path) -> Finding:
     return next(finding for finding in check(asked, None, cache) if finding.subject == "data")
 
 
+@pytest.mark.slow
 def test_all_datasets_are_read_and_stay_prepared(
     recipe: Make, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,6 +33,7 @@ def test_all_datasets_are_read_and_stay_prepared(
     prepare_data(asked, tmp_path / "cache")
 
 
+@pytest.mark.slow
 def test_what_training_would_refuse_is_wrong(recipe: Make, rows: Path, tmp_path: Path) -> None:
     long = data_of(recipe(batch__length=20), tmp_path)
     assert long.state == BAD

@@ -179,6 +179,7 @@ def test_an_answer_may_be_null() -> None:
         assert encode_messages([ASK, empty]) == encode_messages([ASK, said("assistant", "")])
 
 
+@pytest.mark.slow
 def test_many_messages_of_one_side_take_linear_time() -> None:
     """A turn that is made anew for each of its messages would copy 5 billion blocks."""
     text = encode_messages([ASK] * 100_000)

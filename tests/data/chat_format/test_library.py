@@ -69,6 +69,7 @@ def theirs(messages: list[dict[str, Any]], thinking: bool, effort: str) -> Any:
     return recipe.Conversation(made, thinking_mode=thinking, tools=tools, reasoning_effort=effort)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("encoding", "library"), [("0731", "DeepseekV4Encoding"), ("v41", "DeepseekV41Encoding")])
 def test_texts_and_ids_equal_the_library(tokenizer: Tokenizer, encoding: Any, library: str) -> None:
     spec = json.loads(tokenizer.text)

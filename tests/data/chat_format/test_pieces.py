@@ -36,6 +36,7 @@ EVERYWHERE: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", list(ENCODINGS))
 @pytest.mark.parametrize("mode", ["chat", "thinking"])
 def test_a_message_cannot_write_control_tokens(tokenizer: Tokenizer, encoding: Any, mode: str) -> None:
@@ -66,6 +67,7 @@ def test_control_ranges_are_the_tokens_of_the_format() -> None:
     assert found.text == f"{BOS}{USER}<think>{ASSISTANT}<think>"
 
 
+@pytest.mark.slow
 def test_a_reduced_vocabulary_lacks_the_token_that_v41_adds(tokenizer: Tokenizer) -> None:
     text = render_messages([{"role": "system", "content": "s"}, ASK], encoding="v41")
     with pytest.raises(ValueError, match="the vocabulary of 2048 ids has no <｜System｜>, which this encoding needs"):

@@ -75,6 +75,7 @@ def made_conversation(generator: random.Random) -> list[dict[str, Any]]:
     return messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_template_writes_what_the_encoder_writes(readers: dict[str, Any], encoding: Any) -> None:
     generator = random.Random(23)

@@ -203,6 +203,7 @@ MESSAGE = st.fixed_dictionaries(
 ROW = st.dictionaries(st.sampled_from(NAMES), JSON | st.lists(MESSAGE | JSON, max_size=4), max_size=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRITERS)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(values=ROW)

@@ -222,6 +222,7 @@ def test_unreadable_files_are_named_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HELLASWAG.exists(), reason="the real HellaSwag is not beside this checkout")
 def test_the_real_validation_split_is_read_whole():
     rows = read_split(HELLASWAG, "validation")

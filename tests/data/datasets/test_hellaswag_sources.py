@@ -194,6 +194,7 @@ def test_pip_that_fails_is_told_in_one_line(tmp_path, monkeypatch):
         pip_download(tmp_path)
 
 
+@pytest.mark.slow
 def test_pip_is_not_taken_from_the_current_folder(tmp_path, monkeypatch):
     planted = tmp_path / "planted"
     for name in ("pip", "typing", "logging"):

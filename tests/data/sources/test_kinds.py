@@ -191,6 +191,7 @@ def test_two_compressed_parts_of_one_file_are_both_read(tmp_path: Path) -> None:
         assert values(read_bytes(tmp_path, f"x.jsonl{suffix}", content)) == TEXTS
 
 
+@pytest.mark.slow
 def test_any_json_is_kept_as_it_is(tmp_path: Path) -> None:
     @IN_CI
     @given(st.lists(st.dictionaries(st.text(max_size=5), JSON, max_size=4), min_size=1, max_size=4))
@@ -202,6 +203,7 @@ def test_any_json_is_kept_as_it_is(tmp_path: Path) -> None:
     check()
 
 
+@pytest.mark.slow
 def test_any_text_is_the_same_in_every_kind_of_file(tmp_path: Path) -> None:
     @IN_CI
     @given(st.lists(st.tuples(SPELLED, SPELLED), min_size=1, max_size=4))
