@@ -9,14 +9,14 @@ from typing import ClassVar
 from seektune.data.tokenizer import Tokenizer
 from seektune.evaluate.config import NGRAM
 from seektune.evaluate.likelihood import Progress, Scorer
-from seektune.evaluate.ngram import NgramModel
+from seektune.evaluate.ngram import Grams, NgramModel, count_grams
 from seektune.evaluate.task import Baseline, Metric, TaskInfo, TaskScore
 from seektune.evaluate.validation_task import ValidationTask
 from seektune.sequence import IGNORE_INDEX, Batch
 
 ORDER = 5
 MOST_TOKENS = 20_000_000
-"""Training tokens that are counted at the most: about 2 GB of counts."""
+"""Training tokens that are counted at the most: about 2 GB."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,17 @@ class NgramTask:
     vocab_size: int
     decodes: ClassVar[bool] = False
 
-    @property
+    @cached_property
     def info(self) -> TaskInfo:
         """The loss and perplexity of `validation`, with the loss of the 5-gram model as a baseline."""
         whole = self.validation.info
-        loss: Metric = replace(whole.metrics["loss"], headline=True, baseline=self._baseline)
-        about = f"held-out examples; the {ORDER}-gram model is counted on the training tokens, Kneser-Ney smoothed"
+        grams = self._grams
+        baseline = Baseline(f"{ORDER}-gram model", self._loss(NgramModel.kneser_ney(grams)))
+        loss: Metric = replace(whole.metrics["loss"], headline=True, baseline=baseline)
+        about = (
+            f"held-out examples; the {ORDER}-gram model is counted on the training tokens, Kneser-Ney smoothed; with "
+            f"Witten-Bell back-off its loss is {self._loss(NgramModel.witten_bell(grams)):.4f}"
+        )
         return replace(
             whole,
             name=NGRAM,
@@ -56,11 +61,13 @@ class NgramTask:
         metrics = {name: found.metrics[name] for name in ("loss", "perplexity")}
         return TaskScore(self.info, metrics, found.counts, outcomes)
 
-    @cached_property
-    def _baseline(self) -> Baseline:
-        model = NgramModel(_limited(self.training()), ORDER, self.vocab_size)
+    @property
+    def _grams(self) -> list[Grams]:
+        return count_grams(_limited(self.training()), ORDER, self.vocab_size)
+
+    def _loss(self, model: NgramModel) -> float:
         losses = [each for batch in self.validation.batches for each in _losses(model, batch)]
-        return Baseline(f"{ORDER}-gram model", fsum(losses) / len(losses))
+        return fsum(losses) / len(losses)
 
 
 def _losses(model: NgramModel, batch: Batch) -> Iterator[float]:

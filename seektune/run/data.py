@@ -23,6 +23,7 @@ from seektune.data.store.split import PreparedSplit, Stores, examples_of, prepar
 from seektune.data.streaming.loader import StreamLoader
 from seektune.data.tokenizer import Tokenizer
 from seektune.model.config import DeepseekV4Config
+from seektune.parallel.dims import ParallelDims
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.recipe.recipe import Recipe
@@ -78,7 +79,8 @@ def prepare_data(recipe: Recipe, config: DeepseekV4Config, cache: DataCache, mes
     settings = encode_settings(config)
     rows = _streamed_rows if streamed(recipe.datasets) else _prepared_rows
     found = rows(recipe, settings, cache, mesh, lambda batch: _batch_of(batch, recipe, config, cache, mesh))
-    batches = [in_order(examples, recipe.batch, settings.tokenizer.pad_id) for examples in found.held_out]
+    shape = _held_out_batch(recipe, mesh.dims)
+    batches = [in_order(examples, shape, settings.tokenizer.pad_id) for examples in found.held_out]
     validation = JoinedBatches(batches) if len(batches) > 1 else batches[0]
     labels = [dataset.log_name for dataset in recipe.datasets]
     by_dataset = dict(zip(labels, batches, strict=True)) if len(batches) > 1 else {}
@@ -220,6 +222,16 @@ def _left_out(dataset: DataConfig, split: Split, found: PreparedSplit, batch: Ba
         yield f"{many} are longer than batch.length {batch.length}: {BECOMES[batch.overlong]}"
     if report.untaught:
         yield f"{report.untaught:,} parts of them have no taught token: left out"
+
+
+def _held_out_batch(recipe: Recipe, dims: ParallelDims) -> BatchConfig:
+    """The section `batch` with as many held-out rows at once as all data-parallel processes take in a micro-batch.
+
+    Of objectives that compare answers, KTO depends on which rows are together: those are as on one device.
+    """
+    if recipe.objective.compares:
+        return recipe.batch
+    return recipe.batch.model_copy(update={"micro_size": recipe.batch.micro_size * dims.data_size})
 
 
 def _batch_of(

@@ -20,6 +20,7 @@ from seektune.train.checkpoints import complete_checkpoints, step_of
 from seektune.train.export import export_model
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError, Watchdog
+from seektune.train.heap import frozen_heap
 from seektune.train.resumable import ResumableRun
 from seektune.train.run_log import RunLog
 from seektune.train.schedule import learning_rate, loss_of_step
@@ -74,7 +75,8 @@ class Trainer(ResumableRun):
         """
         stopped = None
         try:
-            with Watchdog(self.settings.guard.step_timeout, self.folder) as watch, self._shielded_if_parallel():
+            watchdog = Watchdog(self.settings.guard.step_timeout, self.folder)
+            with watchdog as watch, self._shielded_if_parallel(), frozen_heap():
                 self._validate_if_due(steps, log, watch)
                 self._leave_together()
                 while self.step < steps:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from seektune.data.examples import ExampleList
 from seektune.data.loader import in_order
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate import ngram_task
-from seektune.evaluate.ngram import NgramModel
+from seektune.evaluate.ngram import NgramModel, count_grams
 from seektune.evaluate.ngram_task import NgramTask
 from seektune.evaluate.validation_task import ValidationTask
 from seektune.model.head import TokenScores
@@ -25,8 +25,16 @@ def made(seed: int, count: int = 30) -> list[list[int]]:
     return [[generator.choice([0, 1, 1, 2, 2, 2, 3]) for _ in range(generator.randrange(1, 20))] for _ in range(count)]
 
 
+def kneser_ney(documents: Sequence[Sequence[int]], order: int, vocab_size: int) -> NgramModel:
+    return NgramModel.kneser_ney(count_grams(documents, order, vocab_size))
+
+
+def witten_bell(documents: Sequence[Sequence[int]], order: int, vocab_size: int) -> NgramModel:
+    return NgramModel.witten_bell(count_grams(documents, order, vocab_size))
+
+
 def test_bigrams_are_those_of_the_formula() -> None:
-    model = NgramModel([[0, 1, 0, 1, 2]], order=2, vocab_size=4)
+    model = kneser_ney([[0, 1, 0, 1, 2]], order=2, vocab_size=4)
     # pairs 01 twice, 10 and 12 once: D = n1 / (n1 + 2 n2) = 2 / 4
     # below, tokens are counted by the different tokens before them: 0 and 2 once, 1 once, D = 3 / 3 = 1
     below = (0 + 1 * 3 * 0.25) / 3
@@ -34,9 +42,21 @@ def test_bigrams_are_those_of_the_formula() -> None:
     assert model.losses([0, 1, 2]) == pytest.approx([-math.log(each) for each in expected])
 
 
+def test_bigrams_with_back_off_are_those_of_the_formula() -> None:
+    model = witten_bell([[0, 1, 0, 1, 2]], order=2, vocab_size=4)
+    # one kind of token after 0, two after 1, three without a history
+    first = (2 + 3 / 4) / (5 + 3)
+    second = (1 + 3 / 4) / (5 + 3)
+    expected = [(2 + 1 * first) / (2 + 1), (1 + 2 * second) / (2 + 2)]
+    assert model.losses([0, 1, 2]) == pytest.approx([-math.log(each) for each in expected])
+
+
+@pytest.mark.parametrize("smoothed", [kneser_ney, witten_bell])
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_probabilities_of_all_tokens_sum_to_one_after_any_history(order: int) -> None:
-    model = NgramModel(made(0), order, vocab_size=6)
+def test_probabilities_of_all_tokens_sum_to_one_after_any_history(
+    order: int, smoothed: Callable[[Sequence[Sequence[int]], int, int], NgramModel]
+) -> None:
+    model = smoothed(made(0), order, 6)
     for history in ([1], [2, 2], [3, 1, 2, 2], [5, 5, 5, 5], [1, 2, 3, 0, 5]):
         total = sum(math.exp(-model.losses([*history, token])[-1]) for token in range(6))
         assert total == pytest.approx(1)
@@ -44,14 +64,14 @@ def test_probabilities_of_all_tokens_sum_to_one_after_any_history(order: int) ->
 
 def test_grams_do_not_cross_documents() -> None:
     pairs = [[0, 1], [2, 3], [2, 3], [1, 3], [1, 3], [0, 2]]
-    joined = NgramModel([[token for pair in pairs for token in pair]], order=2, vocab_size=4).losses([1, 2])
-    apart = NgramModel(pairs, order=2, vocab_size=4).losses([1, 2])
+    joined = kneser_ney([[token for pair in pairs for token in pair]], order=2, vocab_size=4).losses([1, 2])
+    apart = kneser_ney(pairs, order=2, vocab_size=4).losses([1, 2])
     assert joined[0] < apart[0]
 
 
 def test_longer_grams_know_more_of_a_text_with_long_patterns() -> None:
     text = [0, 0, 1, 0, 1, 1] * 40
-    losses = [sum(NgramModel([text], order, 2).losses(text)) for order in (1, 2, 3, 5)]
+    losses = [sum(kneser_ney([text], order, 2).losses(text)) for order in (1, 2, 3, 5)]
     assert losses == sorted(losses, reverse=True)
 
 
@@ -76,12 +96,14 @@ def test_the_task_scores_the_same_tokens_with_both(pack: bool) -> None:
     batches = in_order(examples(held_out), BatchConfig(global_size=4, micro_size=4, length=24, pack=pack), pad_id=0)
     task = NgramTask(ValidationTask.of(batches, None, {}), lambda: training, vocab_size=6)
     score = task.run(Guess(), load_tokenizer(322), 64)
-    model = NgramModel(training, 5, 6)
+    model = kneser_ney(training, 5, 6)
     expected = [loss for document in held_out for loss in model.losses(document)]
     baseline = score.task.metrics["loss"].baseline
     assert baseline is not None
     assert baseline.value == pytest.approx(sum(expected) / len(expected))
     assert score.counts["tokens"] == len(expected)
+    back_off = [loss for document in held_out for loss in witten_bell(training, 5, 6).losses(document)]
+    assert f"Witten-Bell back-off its loss is {sum(back_off) / len(back_off):.4f}" in score.task.about
     assert score.metrics["loss"].value == pytest.approx(math.log(6))
 
 
