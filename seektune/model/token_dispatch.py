@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from seektune.kernels import sort_pairs
+from seektune.kernels import is_static, sort_pairs
 from seektune.model.gate import Routing
 
 
@@ -16,6 +16,10 @@ class RunExperts(Protocol):
 
     def __call__(self, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor | None = None) -> Tensor:
         """Sum of each token's expert outputs, fp32 `[N, D]`; without `tokens_P` each row is a pair of its own."""
+        ...
+
+    def gathered(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """The same of few tokens, in shapes that do not depend on their experts."""
         ...
 
 
@@ -32,6 +36,8 @@ class LocalDispatch:
 
     def __call__(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Tensor:
         """Deterministic, because an expert has each token at most once, so additions do not collide."""
+        if is_static():
+            return experts.gathered(x_ND, routing.experts_NK, routing.weights_NK)
         tokens_P, weights_P, counts = self.sort(routing)
         return experts(x_ND, weights_P, counts, tokens_P)
 
