@@ -42,7 +42,8 @@ class HarnessModel(LM):
     """A model and its tokenizer with the three request types of the harness.
 
     Texts are encoded as the harness's own `hf` model with `add_bos_token=True` does: BOS first, context and
-    continuation in one piece, cut at the length of the context alone, and too long ones from the left. Conversations
+    continuation in one piece, cut at the length of the context alone, and too long ones from the left. Of whole texts,
+    BOS itself is not scored, as by `hf` without `add_bos_token`. Conversations
     (the harness's `apply_chat_template`) have the bytes of the model's chat format; control tokens that are spelled in
     a task's texts are plain characters, and a continuation is encoded by itself.
     """

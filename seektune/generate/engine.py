@@ -38,6 +38,7 @@ class DecodeEngine:
         prefix_bytes: int = 0,
         memory: CacheLimit | None = None,
         rooms: Sequence[CacheRoom] | None = None,
+        static_steps: bool = False,
     ):
         """Queue the first requests; nothing is computed yet.
 
@@ -57,16 +58,20 @@ class DecodeEngine:
             memory: how much memory caches may take; sequences wait for it. None = no limit.
             rooms: those of an earlier engine of the model with the same options, which are not measured again: what
                 other caches take now is not taken for good.
+            static_steps: run decode steps in static shapes, on a GPU as captured CUDA graphs, on copies of the caches:
+                of a whole model with plain weights on one device.
 
         Raises:
-            ValueError: a request is invalid or can never fit into `memory`, or the model has no drafter.
+            ValueError: a request is invalid or can never fit into `memory`, or the model has no drafter or no static
+                steps.
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
         reuses = prefix_bytes > 0 and longest is not None and not speculative
         if isinstance(model, DecodeMesh) and model.ranks.pp_size > 1:
             reuses = False
         kept = prefix_bytes if reuses else 0
-        options = EngineOptions(most, longest is not None, speculative, kept, cpu_kernels, memory, rooms)
+        grows = longest is not None
+        options = EngineOptions(most, grows, speculative, kept, cpu_kernels, static_steps, memory, rooms)
         if speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
             raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         self._longest = most

@@ -22,6 +22,8 @@ class EngineOptions:
     """Memory of each rank for caches of ended sequences and of prompts; 0 = no prefix cache. Caches must grow."""
     cpu_kernels: bool = True
     """Whether to use the compiled kernels of `kernels.cpu`, for fp32 on a CPU."""
+    static_steps: bool = False
+    """Whether to run decode steps in static shapes, on a GPU as captured graphs, where the model has them."""
     memory: CacheLimit | None = None
     """How much memory caches may take; None = no limit."""
     rooms: Sequence[CacheRoom] | None = None

@@ -17,6 +17,7 @@ from seektune.generate.prefill import Prefill, padded
 from seektune.generate.prefix_cache import PrefixCache
 from seektune.generate.request import DraftCounts, Token
 from seektune.generate.running_batch import RunningBatch, RunningSequence
+from seektune.generate.static_steps import StaticSteps, make_static_steps
 from seektune.generate.step_result import Continuing, ForwardResult, StepResult
 from seektune.kernels import cpu_decode_kernels
 
@@ -36,6 +37,7 @@ class DecodeWorker:
         self._prefixes = PrefixCache(kept) if kept else None
         compiled = options.cpu_kernels and model.device.type == "cpu" and model.dtype == torch.float32
         self._kernels = cpu_decode_kernels if compiled else nullcontext
+        self._static: StaticSteps | None = make_static_steps(model, options)
         self._waiting: list[RunningSequence] = []
         self._reading: Prefill | None = None
         self._texts: RunningBatch | None = None
@@ -95,6 +97,7 @@ class DecodeWorker:
         prefilling = self._reading is not None or bool(self._waiting)
         running = 0 if self._texts is None else len(self._texts.rows)
         held = 0 if self._texts is None else self._texts.cache.nbytes()
+        held += 0 if self._static is None else self._static.nbytes
         return StepReport(found.tokens, running, prefilling, held, found.error, found.drafts)
 
     def _decode(self) -> ForwardResult | None:
@@ -105,6 +108,8 @@ class DecodeWorker:
             return None
         tokens = [[row.last, *(draft.token for draft in row.drafts)] for row in texts.rows]
         ids, _ = padded(tokens, self._model)
+        if self._static is not None:
+            return ForwardResult(texts, self._static.advance(ids, texts.cache), None)
         if self._drafter is None:
             return ForwardResult(texts, self._model.advance(ids, texts.cache), None)
         return ForwardResult(texts, *self._drafter.advance(ids, texts.cache, None))
@@ -144,6 +149,7 @@ class DecodeWorker:
             if self._texts is None:
                 self._texts = rows.texts
             elif self._texts is not rows.texts:
+                self._settle()
                 self._texts.join(rows.texts)
 
     def _grow(self, after: ForwardResult, found: StepResult) -> Continuing | None:
@@ -190,6 +196,8 @@ class DecodeWorker:
 
     def _keep(self, texts: RunningBatch, lasting: list[bool]) -> list[int]:
         """Drop the rows that have ended; returns the indices of the others."""
+        if not all(lasting) and texts is self._texts:
+            self._settle()
         if self._prefixes is not None:
             for row in (i for i, last in enumerate(lasting) if not last):
                 texts.store(row, self._prefixes)
@@ -197,3 +205,8 @@ class DecodeWorker:
         if not places and texts is self._texts:
             self._texts = None
         return places
+
+    def _settle(self) -> None:
+        """Bring the caches of the running sequences up to date, which static steps do not write."""
+        if self._static is not None:
+            self._static.settle()

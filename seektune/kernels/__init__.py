@@ -3,10 +3,11 @@
 This is the only place that lists the implementations; `Kernel` picks one. Operations without a twin are the reference.
 """
 
-from seektune.kernels import cpu, eager
+from seektune.kernels import cpu, eager, invariant
 from seektune.kernels import reference as plain
 from seektune.kernels.dequantize import dequantize
-from seektune.kernels.dispatch import Kernel, cpu_decode_kernels
+from seektune.kernels.dispatch import Kernel, batch_invariant_kernels, cpu_decode_kernels, is_static, static_kernels
+from seektune.kernels.invariant import in_double
 from seektune.kernels.reference.dequantize import (
     FP4_GROUP,
     FP4_PER_BYTE,
@@ -19,6 +20,7 @@ from seektune.kernels.reference.dequantize import (
     values_per_element,
 )
 from seektune.kernels.reference.expert_linear import sort_by_expert
+from seektune.kernels.reference.expert_mlp import gathered_expert_mlp
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
     fake_quantize_fp4,
@@ -30,35 +32,69 @@ from seektune.kernels.reference.quantize import (
     recast_fp4_as_fp8,
 )
 from seektune.kernels.reference.rounded_linear import Rounding, lora_delta, rounded_expert_linear, rounded_linear
-from seektune.kernels.reference.route import gate_scores, gate_weights
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
-clamped_swiglu = Kernel(plain.clamped_swiglu, eager.clamped_swiglu, "swiglu", cpu=cpu.clamped_swiglu)
-expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear")
-expert_mlp = Kernel(plain.expert_mlp, eager.expert_mlp, "expert_mlp", cpu=cpu.expert_mlp)
+clamped_swiglu = Kernel(
+    plain.clamped_swiglu,
+    eager.clamped_swiglu,
+    "swiglu",
+    cpu=cpu.clamped_swiglu,
+    invariant=in_double(eager.clamped_swiglu),
+)
+expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear", invariant=invariant.expert_linear)
+expert_mlp = Kernel(
+    plain.expert_mlp, eager.expert_mlp, "expert_mlp", cpu=cpu.expert_mlp, invariant=invariant.expert_mlp
+)
 fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight)
-grouped_linear = Kernel(plain.grouped_linear, plain.grouped_linear, cpu=cpu.grouped_linear)
-hyper_collect = Kernel(plain.hyper_collect, plain.hyper_collect)
-hyper_read = Kernel(plain.hyper_read, eager.hyper_read, "hyper", cpu=cpu.hyper_read)
-hyper_write = Kernel(plain.hyper_write, eager.hyper_write, "hyper", cpu=cpu.hyper_write)
+gate_scores = Kernel(plain.gate_scores, plain.gate_scores, invariant=in_double(plain.gate_scores))
+gate_weights = Kernel(plain.gate_weights, plain.gate_weights, invariant=in_double(plain.gate_weights))
+grouped_linear = Kernel(
+    plain.grouped_linear, plain.grouped_linear, cpu=cpu.grouped_linear, invariant=invariant.grouped_linear
+)
+hyper_collect = Kernel(plain.hyper_collect, plain.hyper_collect, invariant=in_double(plain.hyper_collect))
+hyper_read = Kernel(plain.hyper_read, eager.hyper_read, "hyper", cpu=cpu.hyper_read, invariant=invariant.hyper_read)
+hyper_write = Kernel(
+    plain.hyper_write, eager.hyper_write, "hyper", cpu=cpu.hyper_write, invariant=in_double(eager.hyper_write)
+)
 index_divergence = Kernel(plain.index_divergence, eager.index_divergence)
 index_recall = Kernel(plain.index_recall, plain.index_recall)
-index_topk = Kernel(plain.index_topk, eager.index_topk, "index_scores", cpu=cpu.index_topk)
-linear = Kernel(plain.linear, plain.linear, cpu=cpu.linear)
-lowbit_expert_linear = Kernel(plain.lowbit_expert_linear, plain.lowbit_expert_linear, "lowbit_linear")
-lowbit_linear = Kernel(plain.lowbit_linear, plain.lowbit_linear, "lowbit_linear")
-pool_windows = Kernel(plain.pool_windows, eager.pool_windows)
-rms_norm = Kernel(plain.rms_norm, eager.rms_norm, cpu=cpu.rms_norm)
-rotate = Kernel(plain.rotate, eager.rotate, "rotation", cpu=cpu.rotate)
-norm_rope = Kernel(plain.norm_rope, eager.norm_rope, "rotation", cpu=cpu.norm_rope)
-route = Kernel(plain.route, plain.route, cpu=cpu.route)
-sinkhorn = Kernel(plain.sinkhorn, eager.sinkhorn, "sinkhorn")
+index_topk = Kernel(
+    plain.index_topk,
+    eager.index_topk,
+    "index_scores",
+    cpu=cpu.index_topk,
+    invariant=in_double(eager.index_topk),
+    waits=True,
+    triton_waits=True,
+)
+linear = Kernel(plain.linear, plain.linear, cpu=cpu.linear, invariant=invariant.linear)
+lowbit_expert_linear = Kernel(
+    plain.lowbit_expert_linear, plain.lowbit_expert_linear, "lowbit_linear", invariant=invariant.lowbit_expert_linear
+)
+lowbit_linear = Kernel(plain.lowbit_linear, plain.lowbit_linear, "lowbit_linear", invariant=invariant.lowbit_linear)
+pool_windows = Kernel(plain.pool_windows, eager.pool_windows, invariant=in_double(eager.pool_windows))
+rms_norm = Kernel(plain.rms_norm, eager.rms_norm, cpu=cpu.rms_norm, invariant=in_double(eager.rms_norm))
+rotate = Kernel(plain.rotate, eager.rotate, "rotation", cpu=cpu.rotate, invariant=in_double(eager.rotate))
+norm_rope = Kernel(
+    plain.norm_rope, eager.norm_rope, "rotation", cpu=cpu.norm_rope, invariant=in_double(eager.norm_rope)
+)
+route = Kernel(plain.route, plain.route, cpu=cpu.route, invariant=in_double(plain.route))
+sinkhorn = Kernel(plain.sinkhorn, eager.sinkhorn, "sinkhorn", invariant=in_double(eager.sinkhorn))
 sort_pairs = Kernel(plain.sort_pairs, plain.sort_pairs, cpu=cpu.sort_pairs)
-sparse_attention = Kernel(plain.sparse_attention, eager.sparse_attention, "sparse_attention", cpu=cpu.sparse_attention)
+sparse_attention = Kernel(
+    plain.sparse_attention,
+    eager.sparse_attention,
+    "sparse_attention",
+    cpu=cpu.sparse_attention,
+    invariant=in_double(eager.sparse_attention),
+    waits=True,
+)
 linear_cross_entropy = Kernel(plain.linear_cross_entropy, eager.linear_cross_entropy, "linear_cross_entropy")
 linear_divergence = Kernel(plain.linear_divergence, eager.linear_divergence)
 linear_z_loss = Kernel(plain.linear_z_loss, eager.linear_z_loss)
-token_logprobs = Kernel(plain.token_logprobs, eager.token_logprobs, "token_logprobs")
+token_logprobs = Kernel(
+    plain.token_logprobs, eager.token_logprobs, "token_logprobs", invariant=invariant.token_logprobs
+)
 window_logsumexp = Kernel(plain.window_logsumexp, plain.window_logsumexp)
 
 __all__ = [
@@ -71,6 +107,7 @@ __all__ = [
     "Prefix",
     "Rounding",
     "Visible",
+    "batch_invariant_kernels",
     "clamped_swiglu",
     "cpu_decode_kernels",
     "decoded_columns",
@@ -85,6 +122,7 @@ __all__ = [
     "fake_quantize_weight",
     "gate_scores",
     "gate_weights",
+    "gathered_expert_mlp",
     "grouped_linear",
     "hadamard",
     "hyper_collect",
@@ -93,6 +131,7 @@ __all__ = [
     "index_divergence",
     "index_recall",
     "index_topk",
+    "is_static",
     "linear",
     "linear_cross_entropy",
     "linear_divergence",
@@ -115,6 +154,7 @@ __all__ = [
     "sort_by_expert",
     "sort_pairs",
     "sparse_attention",
+    "static_kernels",
     "token_logprobs",
     "upcast",
     "values_per_element",

@@ -1,13 +1,13 @@
 """An operation with several implementations, of which one is chosen by the device of its first tensor."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Generic, TypeVar, TypeVarTuple
+from typing import Generic, Literal, TypeAlias, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ Result = TypeVar("Result")
 CAPABILITY = (8, 0)
 """Least GPU generation for Triton kernels (bf16 products)."""
 
-_decoding = ContextVar("decoding", default=False)
+Mode: TypeAlias = Literal["usual", "cpu_decode", "batch_invariant", "static"]
+_mode: ContextVar[Mode] = ContextVar("mode", default="usual")
 
 
 @contextmanager
@@ -33,18 +34,46 @@ def cpu_decode_kernels() -> Iterator[None]:
     It holds for this thread (and task) only. Values differ from those of `eager` in their last digits, so nothing that
     trains or evaluates may run in it.
     """
-    token = _decoding.set(library() is not None)
+    unchanged = library() is None or _mode.get() == "batch_invariant"
+    with torch.inference_mode(), _within(_mode.get() if unchanged else "cpu_decode"):
+        yield
+
+
+def batch_invariant_kernels(wanted: bool = True) -> AbstractContextManager[None]:
+    """Within it, kernels run their `invariant` twins if `wanted`: decoding and training compute the same bits.
+
+    It holds for this thread (and task) only. They are plain torch on any device, slower than the kernels that they
+    replace, and precede the `cpu` twins.
+    """
+    return _within("batch_invariant" if wanted else _mode.get())
+
+
+def static_kernels() -> AbstractContextManager[None]:
+    """Within it, no kernel waits for a GPU or has a shape that depends on values, so that its work can be captured.
+
+    It holds for this thread (and task) only.
+    """
+    return _within("static")
+
+
+@contextmanager
+def _within(mode: Mode) -> Iterator[None]:
+    token = _mode.set(mode)
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
-        _decoding.reset(token)
+        _mode.reset(token)
+
+
+def is_static() -> bool:
+    """Whether `static_kernels` is in effect."""
+    return _mode.get() == "static"
 
 
 @dataclass(frozen=True)
 class Kernel(Generic[*Rest, Result]):
     """`reference` defines the operation; a call runs `eager`, on a fit GPU the function of its name in `triton`,
-    and in `cpu_decode_kernels` `cpu`.
+    in `cpu_decode_kernels` `cpu`, in `batch_invariant_kernels` `invariant`, and in `static_kernels` nothing that waits.
     """
 
     reference: Callable[[Tensor, *Rest], Result]
@@ -53,10 +82,17 @@ class Kernel(Generic[*Rest, Result]):
     """Module of `seektune.kernels.triton`, imported at the first call that needs it."""
     cpu: Callable[[Tensor, *Rest], Result | None] | None = None
     """Gives None where it does not apply."""
+    invariant: Callable[[Tensor, *Rest], Result] | None = None
+    """None if `eager` is batch-invariant."""
+    waits: bool = False
+    """Whether `eager` waits for values on the host; in `static_kernels` `reference` replaces it."""
+    triton_waits: bool = False
+    """The same of `triton`."""
 
     def __call__(self, first: Tensor, *rest: *Rest) -> Result:
         """Run on the device of the first argument; where it is meta, only shapes; under transforms, the definition."""
-        if self.cpu is not None and _decoding.get() and first.is_cpu:
+        mode = _mode.get()
+        if self.cpu is not None and mode == "cpu_decode" and first.is_cpu:
             found = self.cpu(first, *rest)
             if found is not None:
                 return found
@@ -64,9 +100,12 @@ class Kernel(Generic[*Rest, Result]):
             return self.reference(first, *rest)
         if first.is_meta:
             return run_on_meta(self.reference, (first, *rest))
-        if self.triton is not None and first.is_cuda and triton_fits(first.device):
-            return self.on_gpu(first, *rest)
-        return self.eager(first, *rest)
+        if mode == "batch_invariant":
+            return (self.invariant or self.eager)(first, *rest)
+        on_gpu = self.triton is not None and first.is_cuda and triton_fits(first.device)
+        if mode == "static" and (self.triton_waits if on_gpu else self.waits):
+            return self.reference(first, *rest)
+        return self.on_gpu(first, *rest) if on_gpu else self.eager(first, *rest)
 
     def on_gpu(self, first: Tensor, *rest: *Rest) -> Result:
         """Run the Triton implementation, wherever the tensors are."""

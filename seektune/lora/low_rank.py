@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import expert_linear, grouped_linear, lora_delta
+from seektune.kernels import expert_linear, grouped_linear, linear, lora_delta
 
 
 class LowRank(nn.Module):
@@ -23,9 +23,9 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The change of the product, in x's dtype."""
-        low = F.linear(drop(self, x), self.A.to(x.dtype))
+        low = linear(drop(self, x), self.A.to(x.dtype))
         high = self.B.to(x.dtype)
-        return self.scaling * (F.linear(low, high) if self.groups == 1 else grouped_linear(low, high, self.groups))
+        return self.scaling * (linear(low, high) if self.groups == 1 else grouped_linear(low, high, self.groups))
 
     def delta(self) -> Tensor:
         """What is added to the weight, `[O, I]` fp32."""
@@ -48,7 +48,7 @@ class ExpertLowRank(nn.Module):
         x = drop(self, x_PI)
         low = self.A.to(x_PI.dtype)
         high = self.B.to(x_PI.dtype)
-        inner = F.linear(x, low) if low.dim() == 2 else expert_linear(x, low, counts)
+        inner = linear(x, low) if low.dim() == 2 else expert_linear(x, low, counts)
         return self.scaling * expert_linear(inner, high, counts)
 
     def delta(self, expert: int) -> Tensor:

@@ -7,7 +7,7 @@ K experts per token.
 import torch
 from torch import Tensor, nn
 
-from seektune.kernels import clamped_swiglu, expert_mlp, upcast
+from seektune.kernels import clamped_swiglu, expert_mlp, gathered_expert_mlp, upcast
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate, RoutingLedger, TopKGate
 from seektune.model.linear import Linear
@@ -35,6 +35,10 @@ class Experts(nn.Module):
         """
         tokens_P = torch.arange(len(x_ND), device=x_ND.device) if tokens_P is None else tokens_P
         return expert_mlp(x_ND, tokens_P, weights_P, self.w1, self.w2, self.w3, counts, self.limit)
+
+    def gathered(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """Sum of each token's experts, fp32 `[N, D]`, for few tokens; see `static_kernels`."""
+        return gathered_expert_mlp(x_ND, experts_NK, weights_NK, self.w1, self.w2, self.w3, self.limit)
 
 
 class SharedExpert(nn.Module):

@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
-from seektune.kernels import sort_pairs
+from seektune.kernels import is_static, sort_pairs
 from seektune.model.gate import Routing
 
 
@@ -17,6 +17,10 @@ class RunExperts(Protocol):
 
     def __call__(self, x_ND: Tensor, weights_P: Tensor, counts: list[int], tokens_P: Tensor | None = None) -> Tensor:
         """Sum of each token's expert outputs, fp32 `[N, D]`; without `tokens_P` each row is a pair of its own."""
+        ...
+
+    def gathered(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """The same of few tokens, in shapes that do not depend on their experts."""
         ...
 
 
@@ -37,6 +41,9 @@ class LocalDispatch:
 
     def start(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Finish:
         """Compute at once. Deterministic: an expert has each token at most once, so additions do not collide."""
+        if is_static():
+            gathered_ND = experts.gathered(x_ND, routing.experts_NK, routing.weights_NK)
+            return lambda: gathered_ND
         tokens_P, weights_P, counts = self.sort(routing)
         out_ND = experts(x_ND, weights_P, counts, tokens_P)
         return lambda: out_ND

@@ -59,6 +59,8 @@ class ModelConfig(Section):
     """`stream` keeps quantized weights on disk and reads them one block ahead: for models larger than memory."""
     numerics: NumericsName = "plain"
     """`released` also applies the FP8 and FP4 rounding of keys and the indexer that serving uses."""
+    batch_invariant: bool = False
+    """Compute each token alike whatever else is in its batch: decoding and training then give the same bits. Slower."""
 
     @model_validator(mode="after")
     def _has_one_architecture(self) -> Self:

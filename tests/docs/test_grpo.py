@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.places import RECIPES
+from tests.places import RECIPES, ROOT
 from tests.run_cli import seektune
 
 from .guides import commands, printed
@@ -18,6 +18,21 @@ FEW = ("--steps=1", "--schedule.warmup_steps=0", "--batch.global_size=8", "--bat
 
 def test_the_example_names_its_recipe(example_rows: tuple[Path, str]) -> None:
     assert "seektune init deepseek_v4_tiny_grpo recipes" in example_rows[1]
+
+
+def test_the_tables_of_differences_have_the_numbers_of_their_file() -> None:
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    found = json.loads((ROOT / "bench/logprob_mismatch.json").read_text(encoding="utf-8"))
+    cases = {name: case for name, case in found.items() if isinstance(case, dict)}
+    assert len(cases) == 18
+    for name, case in cases.items():
+        where, _, invariant = name.partition(", batch-invariant")
+        where = where.removeprefix("a step on ").replace("float32", "fp32").replace("bfloat16", "bf16")
+        cells = [*where.split(" and "), "yes" if name.endswith("invariant") else "no"]
+        mean, largest, share, logprob = (case[f"mismatch_{key}"] for key in ("mean", "max", "share", "logprob_max"))
+        numbers = (f"{mean:.3g}", f"{largest:.3g}", f"{100 * share:.3g} %", f"{logprob:.3g}")
+        assert "| " + " | ".join((*cells, *numbers)) + " |" in page
+        assert not invariant or case["mismatch_logprob_max"] == 0 or "released and plain" in name
 
 
 @pytest.mark.slow

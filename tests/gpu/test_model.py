@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from seektune.data.datasets.synthetic import write_hellaswag
+from seektune.generate.static_steps import StaticSteps
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.places import RECIPES
 from tests.read_run import losses
@@ -46,6 +47,23 @@ def test_cached_decoding_is_the_full_forward(toy_model):
         sizes = [130, *[1] * 8, LENGTH - 138]
         parts = torch.cat([model(part, cache=cache).logits for part in tokens.split(sizes, dim=1)], dim=1)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_captured_step_is_the_other_step(toy_model):
+    """Rows that end windows of every kind, a cache that grows, and one that is read and decoded again."""
+    _, model = both(toy_model)
+    tokens = torch.randint(model.config.vocab_size, (2, LENGTH)).cuda()
+    caches = [model.new_cache(2, LENGTH, grows=True) for _ in range(2)]
+    for cache in caches:
+        model.advance(tokens[:, :250], cache, [250, 125])
+    steps = StaticSteps(model)
+    for number in range(250, 262):
+        if number == 255:
+            steps.settle()
+        found = steps.advance(tokens[:, number, None], caches[0])
+        torch.testing.assert_close(found, model.advance(tokens[:, number, None], caches[1]), rtol=0, atol=1e-3)
+    assert caches[0].lengths == caches[1].lengths == [262, 137]
 
 
 @pytest.mark.parametrize("recipe", ["deepseek_v4_tiny_hellaswag.yaml", "deepseek_v4_tiny_lora.yaml"])

@@ -34,6 +34,51 @@ def test_eager_equals_reference(name: str, case: Case, dtype: torch.dtype):
         torch.testing.assert_close(found.double() / scale, expected.double() / scale, rtol=0, atol=BOUNDS[dtype])
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if kernel(name).invariant is not None])
+def test_invariant_equals_reference(name: str):
+    for case in CASES[name].values():
+        arguments = case(torch.float32)
+        twins = run(kernel(name).invariant, arguments), run(kernel(name).reference, arguments)
+        for found, expected in zip(*twins, strict=True):
+            assert found.dtype == expected.dtype
+            scale = max(float(expected.detach().abs().max()), 1e-3) if expected.numel() else 1.0
+            torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=BOUNDS[torch.float32])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_invariant_products_of_a_token_do_not_depend_on_the_others(dtype: torch.dtype):
+    """Values; and gradients are those of `linear`."""
+    x = torch.randn(3, 27, 40, dtype=dtype, requires_grad=True)
+    weight = torch.randn(64, 40, dtype=dtype, requires_grad=True)
+    twin = kernel("linear").invariant
+    assert twin is not None
+    whole = run(twin, (x, weight))
+    assert torch.equal(whole[0][1:2, 7:8], twin(x[1:2, 7:8], weight))
+    for found, expected in zip(whole, run(kernel("linear").reference, (x, weight)), strict=True):
+        torch.testing.assert_close(found.float(), expected.float(), rtol=1e-2, atol=2 * BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_invariant_functions_of_a_token_do_not_depend_on_the_others(count: int):
+    """Vectorized loops compute the last elements of a tensor by another function, or in another order."""
+    x = torch.randn(67, 40) * 3
+    scores = torch.rand(67, 6)
+    matrices = torch.randn(67, 4, 4)
+    experts = torch.arange(6).expand(67, -1)
+    cases = {
+        "gate_scores": (x,),
+        "gate_weights": (scores, experts, 1.5),
+        "clamped_swiglu": (x, x.flip(0), 2.0),
+        "rms_norm": (x, torch.ones(40), 1e-6),
+        "sinkhorn": (matrices, 20, 1e-6),
+    }
+    for name, (first, *rest) in cases.items():
+        twin = kernel(name).invariant
+        assert twin is not None
+        some = [y[5 : 5 + count] if isinstance(y, Tensor) and len(y) == 67 else y for y in rest]
+        assert torch.equal(twin(first, *rest)[5 : 5 + count], twin(first[5 : 5 + count], *some)), name
+
+
 @pytest.mark.parametrize(("name", "case"), PAIRS)
 def test_eager_is_deterministic(name: str, case: Case):
     arguments = case(torch.float32)

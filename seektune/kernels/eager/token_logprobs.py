@@ -14,13 +14,16 @@ from seektune.kernels.reference.token_logprobs import CHUNK
 
 def token_logprobs(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
     """See `reference.token_logprobs`. Saves its inputs and a number for each token."""
-    out: Tensor = _Logprobs.apply(hidden_ND, weight_VD, targets_N)
+    out: Tensor = TokenLogprobsFunction.apply(hidden_ND, weight_VD, targets_N)
     return out
 
 
-class _Logprobs(torch.autograd.Function):
+class TokenLogprobsFunction(torch.autograd.Function):
+    """Twins differ in their forward only."""
+
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, targets_N):  # type: ignore[no-untyped-def]
+        """Saves the sum of each token's exponentials, as a logarithm."""
         totals_N = upcast(hidden_ND[:, :0]).sum(dim=1)
         logprobs_N = torch.empty_like(totals_N)
         for part in _parts(hidden_ND):
@@ -37,6 +40,7 @@ class _Logprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_N):  # type: ignore[no-untyped-def]
+        """Recomputes the logits of a chunk."""
         hidden_ND, weight_VD, targets_N, totals_N = ctx.saved_tensors
         needs_hidden, needs_weight, _ = ctx.needs_input_grad
         gradients = HeadGradients(hidden_ND, weight_VD, needs_hidden, needs_weight)

@@ -3,7 +3,7 @@
 Shapes: N rows of tokens, G groups, I inputs, O outputs, E experts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,25 @@ from torch.autograd.function import once_differentiable
 from seektune.kernels.dequantize import dequantize
 from seektune.kernels.reference.linear import grouped_linear
 
+Product = Callable[[Tensor, Tensor], Tensor]
+"""Of tokens with a matrix, as `F.linear`."""
+GroupedProduct = Callable[[Tensor, Tensor, int], Tensor]
+"""As `grouped_linear`."""
+
 
 def lowbit_linear(x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int = 1) -> Tensor:
     """`F.linear` or, with `groups`, `grouped_linear` with a low-bit weight in x's dtype; only its bytes are saved.
 
     The weight gets no gradient.
     """
-    return _LowbitLinear.apply(x_NI, weight, scale, groups)
+    return lowbit_product(x_NI, weight, scale, groups, F.linear, grouped_linear)
+
+
+def lowbit_product(
+    x_NI: Tensor, weight: Tensor, scale: Tensor, groups: int, product: Product, grouped: GroupedProduct
+) -> Tensor:
+    """`lowbit_linear` by given products."""
+    return _LowbitLinear.apply(x_NI, weight, scale, groups, product, grouped)
 
 
 def lowbit_expert_linear(
@@ -29,21 +41,28 @@ def lowbit_expert_linear(
 
     Experts without tokens are not read. The weights get no gradient.
     """
+    return lowbit_expert_product(x_NI, weights, scales, counts, F.linear)
+
+
+def lowbit_expert_product(
+    x_NI: Tensor, weights: Sequence[Tensor], scales: Sequence[Tensor], counts: Sequence[int], product: Product
+) -> Tensor:
+    """`lowbit_expert_linear` by a given product."""
     assert sum(counts) == x_NI.shape[0]
     busy = [expert for expert, count in enumerate(counts) if count]
     if not busy:
         return x_NI.new_zeros(0, weights[0].shape[0]) + x_NI.sum()
     used = [counts[expert] for expert in busy]
-    return _LowbitExperts.apply(x_NI, used, *(weights[e] for e in busy), *(scales[e] for e in busy))
+    return _LowbitExperts.apply(x_NI, used, product, *(weights[e] for e in busy), *(scales[e] for e in busy))
 
 
 class _LowbitLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, scale, groups):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, scale, groups, product, grouped):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(weight, scale)
         ctx.groups = groups
         values = dequantize(weight.to(x.device), scale.to(x.device), x.dtype)
-        return F.linear(x, values) if groups == 1 else grouped_linear(x, values, groups)
+        return product(x, values) if groups == 1 else grouped(x, values, groups)
 
     @staticmethod
     @once_differentiable
@@ -51,24 +70,24 @@ class _LowbitLinear(torch.autograd.Function):
         weight, scale = ctx.saved_tensors
         values = dequantize(weight.to(grad.device), scale.to(grad.device), grad.dtype)
         if ctx.groups == 1:
-            return grad @ values, None, None, None
-        return torch.einsum("...go,goi->...gi", grad, values.unflatten(0, (ctx.groups, -1))), None, None, None
+            return grad @ values, *([None] * 5)
+        return torch.einsum("...go,goi->...gi", grad, values.unflatten(0, (ctx.groups, -1))), *([None] * 5)
 
 
 class _LowbitExperts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, counts, *packed):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, counts, product, *packed):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*packed)
         ctx.counts = counts
         parts = zip(x.split(counts), _dequantize_each(packed, x), strict=True)
-        return torch.cat([F.linear(part, values) for part, values in parts])
+        return torch.cat([product(part, values) for part, values in parts])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         packed = ctx.saved_tensors  # read once: under recomputation they can be unpacked only once
         parts = zip(grad.split(ctx.counts), _dequantize_each(packed, grad), strict=True)
-        return torch.cat([part @ values for part, values in parts]), None, *([None] * len(packed))
+        return torch.cat([part @ values for part, values in parts]), None, None, *([None] * len(packed))
 
 
 def _dequantize_each(packed: Sequence[Tensor], like: Tensor) -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """Quantize to the release's low-bit formats: weights to bytes, activations to the nearest representable values."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +17,8 @@ SMALLEST = 2.0**-126
 # x above a boundary rounds up; ties that round up (to an even mantissa) have a boundary just below the tie
 _TIES_UP = torch.tensor([0.75, 1.75, 3.5]).nextafter(torch.zeros(3)).tolist()
 _BOUNDARIES = (0.25, _TIES_UP[0], 1.25, _TIES_UP[1], 2.5, _TIES_UP[2], 5.0)
+_STEPS = tuple(above - below for below, above in pairwise(E2M1))
+"""Between a magnitude and the next one."""
 
 
 def quantize_fp8(weight: Tensor, power_of_two: bool = True) -> tuple[Tensor, Tensor]:
@@ -113,7 +117,12 @@ def _round_fp8(x: Tensor) -> Tensor:
 
 def _round_fp4(x: Tensor) -> Tensor:
     scale = fp4_scale(x)
-    return torch.tensor(E2M1, device=x.device)[_fp4_magnitude(x / scale).int()].copysign(x) * scale
+    size = (x / scale).abs()
+    rounded = torch.zeros_like(size)
+    # steps between magnitudes add up exactly; a table would have to be copied to a GPU in each call
+    for boundary, step in zip(_BOUNDARIES, _STEPS, strict=True):
+        rounded.add_(size > boundary, alpha=step)
+    return rounded.copysign(x) * scale
 
 
 def to_e4m3(x: Tensor) -> Tensor:

@@ -98,12 +98,7 @@ class KVCache(CacheState):
         counts = [length] * self.rows if counts is None else list(counts)
         assert len(counts) == self.rows
         assert all(0 <= count <= length for count in counts)
-        for row, (before, count) in enumerate(zip(self.lengths, counts, strict=True)):
-            if before + count > self.max_length:
-                raise ValueError(
-                    f"row {row} of the cache holds {before} tokens; {count} more are too many for its max_length "
-                    f"{self.max_length}"
-                )
+        self._check_room(counts)
         self._make_room(max(before + count for before, count in zip(self.lengths, counts, strict=True)))
         self._touched = max(self._touched, max(self.lengths) + length)
         return CacheStep(self, length, counts)
@@ -173,9 +168,35 @@ class KVCache(CacheState):
         for tail, values in step.kept:
             tail.values[:, : tail.keep] = values
         self.used = 0 if step.kept else self.used + step.length
-        self.lengths = [length + count for length, count in zip(self.lengths, step.counts, strict=True)]
-        room = [room + count for room, count in zip(self._back, step.counts, strict=True)]
+        self.count(step.counts)
+
+    def count(self, counts: Sequence[int]) -> None:
+        """Add tokens to the lengths, of which this cache or a static one has the values."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        room = [room + count for room, count in zip(self._back, counts, strict=True)]
         self._back = [min(each, self.max_rollback) for each in room]
+
+    def begin_tails(self, tokens: int) -> None:
+        """Let tails be written from the start of their buffers, and entries up to that many tokens."""
+        self.used = 0
+        self._touched = max(self._touched, tokens)
+
+    def make_room(self, count: int) -> None:
+        """Grow, if it is needed, for `count` more tokens of each row.
+
+        Raises:
+            ValueError: a row would grow beyond `max_length`.
+        """
+        self._check_room([count] * self.rows)
+        self._make_room(max(self.lengths) + count)
+
+    def _check_room(self, counts: Sequence[int]) -> None:
+        for row, (before, count) in enumerate(zip(self.lengths, counts, strict=True)):
+            if before + count > self.max_length:
+                raise ValueError(
+                    f"row {row} of the cache holds {before} tokens; {count} more are too many for its max_length "
+                    f"{self.max_length}"
+                )
 
     @torch.no_grad()
     def _make_room(self, tokens: int) -> None:

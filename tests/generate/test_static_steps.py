@@ -1,0 +1,139 @@
+"""Decode steps of static shapes: the tokens of the other steps, without a wait for the device or a new shape."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from seektune.generate.engine import DecodeEngine
+from seektune.generate.request import Request
+from seektune.generate.sampling_params import Sampling
+from seektune.generate.static_steps import StaticSteps, static_obstacle
+from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.kv_cache.cache import KVCache
+
+WAITS = ("item", "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "tolist")
+"""Operations that read a value on the host, or whose result's shape depends on values."""
+COPIES = ("lift_fresh", "lift", "tensor")
+"""Operations that bring a value of the host to the device."""
+
+
+class Recorded(TorchDispatchMode):
+    """What the operations of a step are given: shapes of tensors, and every number of the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in (*WAITS, *COPIES), name
+        if name.startswith("index"):
+            indices = tree_flatten(args[1])[0]
+            assert not any(isinstance(x, Tensor) and x.dtype == torch.bool for x in indices), "a mask as an index"
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((name, *_plain((args, kwargs)), "gives", *_plain(out)))
+        return out
+
+
+def _plain(x: Any) -> Iterator[Any]:
+    for each in tree_flatten(x)[0]:
+        yield (tuple(each.shape), each.dtype) if isinstance(each, Tensor) else each
+
+
+def filled(model: DeepseekV4ForCausalLM, lengths: list[int], grows: bool = True) -> KVCache:
+    cache = model.new_cache(len(lengths), 400, grows=grows)
+    ids = torch.randint(64, (len(lengths), max(lengths)), generator=torch.Generator().manual_seed(1))
+    model.advance(ids, cache, lengths)
+    return cache
+
+
+def next_tokens(rows: int, count: int) -> list[Tensor]:
+    return list(torch.randint(64, (count, rows, 1), generator=torch.Generator().manual_seed(2)).unbind())
+
+
+@pytest.fixture(scope="module", params=["plain", pytest.param("released", marks=pytest.mark.slow)])
+def model(request: pytest.FixtureRequest, toy_model: Any) -> DeepseekV4ForCausalLM:
+    return toy_model(numerics=request.param)
+
+
+@torch.inference_mode()
+def test_static_steps_have_the_streams_of_the_others(model: DeepseekV4ForCausalLM) -> None:
+    """Rows of three lengths, in a cache that grows at 256 tokens, and is read and decoded again."""
+    lengths = [3, 126, 253]
+    expected = filled(model, lengths)
+    cache = filled(model, lengths)
+    steps = StaticSteps(model)
+    for number, tokens_B1 in enumerate(next_tokens(3, 7)):
+        if number == 2:
+            steps.settle()
+            for cache_of in (cache, expected):
+                cache_of.rollback([1, 0, 2])
+        found = steps.advance(tokens_B1, cache)
+        wanted = model.advance(tokens_B1, expected)
+        assert float((found - wanted).abs().max()) < 1e-10 * float(wanted.abs().max())
+        assert (cache.lengths, cache.rollbacks) == (expected.lengths, expected.rollbacks)
+    assert cache.room == 400
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_steps_wait_for_nothing_and_allocate_the_same(model: DeepseekV4ForCausalLM) -> None:
+    """Four steps, in which windows of four tokens and of 128 end, are the same operations on the same shapes."""
+    cache = filled(model, [124, 5])
+    steps = StaticSteps(model)
+    tokens = next_tokens(2, 5)
+    steps.advance(tokens[0], cache)
+    buffers = steps.addresses()
+    assert len(buffers) > 10
+    recorded = []
+    for tokens_B1 in tokens[1:]:
+        with Recorded() as each:
+            steps.forward(tokens_B1)
+        cache.count([1, 1])
+        recorded.append(each.calls)
+        assert steps.addresses() == buffers
+    assert len(recorded[0]) > 100
+    assert all(calls == recorded[0] for calls in recorded)
+
+
+@torch.inference_mode()
+def test_the_other_steps_do_wait(model: DeepseekV4ForCausalLM) -> None:
+    cache = filled(model, [122, 5])
+    with pytest.raises(AssertionError, match=r"item|scalar|lift"), Recorded():
+        model.advance(next_tokens(2, 1)[0], cache)
+
+
+@pytest.mark.slow
+def test_an_engine_of_static_steps_has_the_same_tokens(toy_model: Any) -> None:
+    """Sequences that end and join; prompts that continue from a prefix cache; sampled and greedy."""
+    model = toy_model()
+
+    def texts(static: bool) -> list[list[int]]:
+        engine = DecodeEngine(model, longest=300, prefix_bytes=2**24, static_steps=static)
+        found: dict[int, list[int]] = {}
+        for prompts in ([[1, 2, 3], [4] * 20], [[5] * 9, [1, 2, 3]]):
+            engine.add([Request(prompt, 6 + len(prompt) % 5, Sampling(0.7), seed=3) for prompt in prompts])
+            for _ in range(4):
+                for token in engine.step():
+                    found.setdefault(token.request, []).append(token.id)
+        for token in engine.tokens():
+            found.setdefault(token.request, []).append(token.id)
+        engine.add([Request([1, 2, 3, *found[0]], 4, Sampling(0))])
+        return [*found.values(), [token.id for token in engine.tokens()]]
+
+    assert texts(True) == texts(False)
+
+
+def test_models_without_static_steps_are_refused(toy_model: Any) -> None:
+    model = toy_model()
+    assert static_obstacle(model) is None
+    with pytest.raises(ValueError, match="static_steps: drafts need several tokens in a step; leave it out"):
+        DecodeEngine(model, longest=50, speculative=True, static_steps=True)
+    model.layers[2].ffn.dispatch = lambda *_: None
+    with pytest.raises(ValueError, match="experts are spread over processes"):
+        DecodeEngine(model, longest=50, static_steps=True)
