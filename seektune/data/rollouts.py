@@ -4,7 +4,7 @@ Shapes: B rows, T tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, pstdev, stdev
 from typing import TypeAlias
 
@@ -31,9 +31,9 @@ class Rollout:
     prompt: Sequence[int]
     """Token ids."""
     answer: Sequence[int]
-    """Token ids, with EOS if it ended."""
+    """Token ids, with EOS if it ended; all responses, with results of tools between them."""
     logprobs: Sequence[float]
-    """Of the answer's tokens, by the model that sampled them."""
+    """Of the answer's tokens, by the model that sampled them; 0 for those that it did not."""
     reward: float
     advantage: float = 0.0
     """How much better its reward is than that of its group."""
@@ -43,6 +43,10 @@ class Rollout:
     """Whether the loss ignores its tokens."""
     dataset: int = 0
     """The place of its prompt's dataset among all."""
+    taught: Sequence[bool] = ()
+    """Whether each of the answer's tokens was sampled; tokens of tools' results were not. Empty if all were."""
+    calls: int = 0
+    """Tool calls that were run."""
 
     @property
     def tokens(self) -> int:
@@ -51,7 +55,13 @@ class Rollout:
 
     def example(self) -> Example:
         """As an example to train on."""
-        return continuation(list(self.prompt), list(self.answer), "rollout")
+        found = continuation(list(self.prompt), list(self.answer), "rollout")
+        return replace(found, taught=[False] * len(self.prompt) + list(self.taught)) if self.taught else found
+
+    @property
+    def sampled(self) -> int:
+        """Number of sampled tokens."""
+        return sum(self.taught) if self.taught else len(self.answer)
 
 
 def advantages(rewards: Sequence[float], scaled: bool) -> list[float]:

@@ -12,6 +12,12 @@ def check_objective(recipe: Recipe) -> Recipe:
         ValueError: a setting does not fit the objective; the message names the key.
     """
     name = recipe.objective.name
+    for dataset in recipe.datasets:
+        if recipe.batch.overlong == "split" and (dataset.paired or dataset.labelled):
+            raise ValueError(
+                f"batch.overlong split takes the responses of data.kind {dataset.kind} apart; "
+                "set --batch.overlong=cut or drop"
+            )
     if recipe.train.drafter and name != "cross_entropy":
         raise ValueError(f"train.drafter needs objective.name cross_entropy, not {name}")
     if isinstance(recipe.objective, DistillConfig):
@@ -54,6 +60,10 @@ def _check_rollouts(recipe: Recipe, objective: RolloutConfig) -> None:
         (
             batch.overlong not in ("error", "drop"),
             f"batch.overlong must be error or drop with objective.name {name}: {batch.overlong} changes prompts",
+        ),
+        (
+            objective.tools.url is not None and any(each.kind != "chat" for each in recipe.datasets),
+            "objective.tools.url needs data.kind chat: other answers call no tools",
         ),
     ):
         if wrong:

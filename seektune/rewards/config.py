@@ -1,15 +1,26 @@
-"""The sections of rewards in a recipe, by name; does not import torch."""
+"""The sections of rewards, by name, and of the tool server in a recipe; does not import torch."""
 
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from seektune.section import OneOf, Positive, Section
 
 VerifierName = Literal[
     "exact_match", "contains", "regex", "json_equal", "json_schema", "tool_call_equal", "last_number", "math"
 ]
+
+
+def _is_http(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"url must begin with http:// or https:// and name a host, not {url!r:.80}")
+    return url
+
+
+HttpUrl = Annotated[str, AfterValidator(_is_http)]
+"""An address of a server."""
 
 
 class RewardConfig(Section):
@@ -36,19 +47,12 @@ class ServerRewardConfig(RewardConfig):
 
     name: Literal["server"]
     """Name of the reward."""
-    url: str
+    url: HttpUrl
     """Address, http or https."""
     timeout: Positive = 30.0
     """Seconds without a byte from the server after which a try ends."""
     retries: NonNegativeInt = 3
     """Further tries after a failed one, after pauses of 1, 2, 4, ... seconds, at most 30."""
-
-    @model_validator(mode="after")
-    def _is_http(self) -> Self:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"url must begin with http:// or https:// and name a host, not {self.url!r:.80}")
-        return self
 
 
 class PluginRewardConfig(RewardConfig):
@@ -58,6 +62,29 @@ class PluginRewardConfig(RewardConfig):
     """Name of the reward."""
     plugin: str
     """Name of the entry point."""
+
+
+class ToolServerConfig(Section):
+    """A server that runs the tool calls of sampled answers, which continue with the results; off if `url` is null."""
+
+    url: HttpUrl | None = None
+    """Address, http or https; it gets a POST of JSON with `tool_calls` and answers with as many `messages`."""
+    timeout: Positive = 30.0
+    """Seconds without a byte from the server after which a try ends."""
+    retries: NonNegativeInt = 3
+    """Further tries after a failed one, after pauses of 1, 2, 4, ... seconds, at most 30."""
+    max_turns: Annotated[int, Field(ge=2)] = 8
+    """Maximum responses of an answer; calls of the last are not run."""
+    max_result_bytes: PositiveInt = 16384
+    """Maximum UTF-8 bytes of a result; longer ones are cut."""
+    concurrency: PositiveInt = 8
+    """Requests that are sent at a time, each with the calls of one response."""
+
+    @model_validator(mode="after")
+    def _is_on(self) -> Self:
+        if self.url is None and self != ToolServerConfig.model_construct():
+            raise ValueError("tools.url is null but other keys of tools are set; name the server")
+        return self
 
 
 REWARDS: dict[str, type[RewardConfig]] = {

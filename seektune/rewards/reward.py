@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from seektune.io.text import one_line
 from seektune.rewards.answer_metrics import METRICS, Answer
 from seektune.rewards.config import PluginRewardConfig, RewardConfig, ServerRewardConfig, VerifierConfig
+from seektune.rewards.json_server import JsonServer
 from seektune.rewards.sample import RewardSample
 from seektune.rewards.server import ServerReward
 
@@ -81,7 +82,9 @@ def _make(section: RewardConfig, stop: Callable[[], None]) -> Reward:
         case VerifierConfig():
             return Verifier(section.metric)
         case ServerRewardConfig():
-            return ServerReward(section.url, section.timeout, section.retries, stop)
+            return ServerReward(
+                JsonServer("reward server", "answers", section.url, section.timeout, section.retries, stop)
+            )
         case PluginRewardConfig():
             return _plugin(section.plugin)
     raise AssertionError(section)

@@ -16,3 +16,5 @@ class RewardSample:
     """Of the row."""
     truncated: bool
     """Whether the answer was cut off at the maximum number of tokens."""
+    transcript: str = ""
+    """All that follows the prompt, with results of tools and control tokens; `answer` is the last response of it."""

@@ -20,7 +20,7 @@ from seektune.parallel.reference import ReferenceModel
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData
 from seektune.run.held_out_reward import held_out_answers, reward_parts
-from seektune.run.rollouts import columns_of, micro_batches
+from seektune.run.rollout_batches import columns_of, micro_batches
 from seektune.run.sampled_groups import GroupSampler
 from seektune.sequence import IGNORE_INDEX, Batch, SequenceLayout
 

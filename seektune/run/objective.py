@@ -41,7 +41,7 @@ VARIANTS: dict[Variant, VariantDefaults] = {
     "gspo": VariantDefaults(epsilon=3e-4, epsilon_high=4e-4, sequence_ratio=True),
     "cispo": VariantDefaults(epsilon_high=4.0, aggregation="token_mean", clips_weight=True),
 }
-"""By `objective.variant`."""
+"""By `objective.variant`; docs/grpo.md says where the numbers are from."""
 
 
 def make_objective(section: ObjectiveConfig, reference: ReferenceModel, z_weight: float = 0.0) -> Objective:

@@ -15,11 +15,6 @@ def check_objective_data(recipe: Recipe) -> None:
     for dataset in recipe.datasets:
         if dataset.labelled and name != "kto":
             raise ValueError(f"data.kind {dataset.kind} needs objective.name kto, not {name}")
-        if dataset.labelled and recipe.batch.overlong == "split":
-            raise ValueError(
-                f"batch.overlong split takes the responses of data.kind {dataset.kind} apart; "
-                "set --batch.overlong=cut or drop"
-            )
         if dataset.paired and not (recipe.objective.compares or recipe.objective.samples):
             raise ValueError(
                 f"data.kind {dataset.kind} needs an objective that compares two responses, not objective.name {name}; "

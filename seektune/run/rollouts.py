@@ -3,37 +3,35 @@
 Shapes: B rows, T tokens.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from statistics import fmean
 from time import perf_counter
 from typing import Any, TypedDict, TypeVar
 
+from seektune.data.chat_format.choices import EncodingName
 from seektune.data.examples import Examples
 from seektune.data.loader import MOST_EXAMPLES, Loader
-from seektune.data.rollouts import (
-    POLICY_COLUMNS,
-    Rollout,
-    RolloutError,
-    Values,
-    collate_rollouts,
-    teacher_columns,
-)
+from seektune.data.rollouts import Rollout, RolloutError
 from seektune.data.step_data import Share, StepData
+from seektune.data.tokenizer import Tokenizer
 from seektune.generate.engine import Decodes
 from seektune.io.json_file import whole_number
 from seektune.model.variants import encoding_of
 from seektune.parallel.model import ParallelModel
-from seektune.recipe.recipe import Recipe
+from seektune.rewards.config import ToolServerConfig
+from seektune.rewards.json_server import JsonServer
 from seektune.rewards.reward import make_reward
+from seektune.rewards.tool_server import ToolServer
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData
 from seektune.run.decoding import decoding_obstacle, run_decoding
 from seektune.run.logprob_mismatch import mismatch
+from seektune.run.rollout_batches import columns_of, facts, micro_batches
 from seektune.run.sampled_groups import GroupSampler, RewardedPrompt, SampledGroups
+from seektune.run.tool_turns import ToolTurns
 from seektune.sequence import Batch
-from seektune.train.rollout_objectives import OpdConfig, RolloutConfig
+from seektune.train.rollout_objectives import RolloutConfig
 
 T = TypeVar("T")
 
@@ -49,12 +47,24 @@ def make_sampler(run: RunContext, data: TrainData, section: RolloutConfig) -> Gr
         raise ValueError(f"objective.name {section.name} decodes, and {obstacle}")
     reward = make_reward(section.rewards, run.stop_alone_if_signalled)
     encoding = encoding_of(run.config)
-    sampler = GroupSampler(section, data.tokenizer, encoding, reward, run.recipe.batch.length, run.recipe.seed)
+    length = run.recipe.batch.length
+    tools = _tool_turns(section.tools, data.tokenizer, encoding, length, run.stop_alone_if_signalled)
+    sampler = GroupSampler(section, data.tokenizer, encoding, reward, length, run.recipe.seed, tools)
     assert isinstance(data.loader, Loader), "checked with the data"
     rows = [*data.loader.mixture.datasets, *data.held_out]
     ranks = run.mesh.ranks
     ranks.each(lambda: _check_rows(sampler, rows, ranks.rank, ranks.count))
     return sampler
+
+
+def _tool_turns(
+    section: ToolServerConfig, tokenizer: Tokenizer, encoding: EncodingName, length: int, stop: Callable[[], None]
+) -> ToolTurns | None:
+    if section.url is None:
+        return None
+    server = JsonServer("tool server", "calls", section.url, section.timeout, section.retries, stop)
+    tools = ToolServer(server, section.max_result_bytes, section.concurrency)
+    return ToolTurns(tools, section.max_turns, tokenizer, encoding, length)
 
 
 def _check_rows(sampler: GroupSampler, datasets: Sequence[Examples], first: int, step: int) -> None:
@@ -177,32 +187,3 @@ class RolloutStream:
 
     def _micro_batches(self, rollouts: Sequence[Rollout]) -> list[Batch]:
         return micro_batches(rollouts, self._batch.micro_size, self._pad_id, self._columns)
-
-
-def columns_of(recipe: Recipe) -> Mapping[str, Values]:
-    """The columns that the objective of a recipe reads of its rollouts."""
-    section = recipe.objective
-    if not isinstance(section, OpdConfig):
-        return POLICY_COLUMNS
-    numbers = section.teacher_numbers([each.log_name for each in recipe.datasets])
-    return teacher_columns(numbers, [each.weight for each in section.teachers])
-
-
-def micro_batches(rollouts: Sequence[Rollout], size: int, pad_id: int, columns: Mapping[str, Values]) -> list[Batch]:
-    """One answer in each row, by dataset and the longest first: a micro-batch has one teacher and little padding."""
-    rows = [[each] for each in sorted(rollouts, key=lambda each: (each.dataset, -each.tokens))]
-    return [collate_rollouts(rows[start : start + size], pad_id, columns) for start in range(0, len(rows), size)]
-
-
-def facts(found: SampledGroups, section: RolloutConfig) -> dict[str, float]:
-    """What is logged of a rollout."""
-    rollouts = found.rollouts
-    values = {
-        "answer_tokens": fmean(len(each.answer) for each in rollouts),
-        "truncated_share": fmean(each.truncated for each in rollouts),
-    }
-    if not section.rewards:
-        return values
-    mean = fmean(each.reward for each in rollouts)
-    spread = fmean((each.reward - mean) ** 2 for each in rollouts) ** 0.5
-    return {"reward": mean, "reward_std": spread, **values, "equal_groups_dropped": found.dropped}

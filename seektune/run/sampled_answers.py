@@ -1,7 +1,7 @@
 """Answers that the model of a run samples."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from seektune.generate.engine import DecodeEngine, Decodes
@@ -15,23 +15,48 @@ Progress: TypeAlias = Callable[[], None]
 
 @dataclass
 class SampledAnswer:
-    """An answer as it was decoded."""
+    """An answer: the responses that were decoded, and the results of tools between them."""
 
     ids: list[int]
     logprobs: list[float]
+    """0 for tokens of results."""
     truncated: bool = False
+    taught: list[bool] = field(default_factory=list)
+    """Whether each token was sampled."""
+    response: int = 0
+    """Where its last response begins in `ids`."""
+    calls: int = 0
+    """Tool calls that were run."""
+
+    @property
+    def sampled(self) -> int:
+        """Number of sampled tokens."""
+        return sum(self.taught)
+
+    def add(self, token: int, logprob: float) -> None:
+        """Append a sampled token."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.taught.append(True)
+
+    def add_results(self, ids: Sequence[int], calls: int) -> None:
+        """Append the results of tool calls, which are not taught; another response follows."""
+        self.ids += ids
+        self.logprobs += [0.0] * len(ids)
+        self.taught += [False] * len(ids)
+        self.response = len(self.ids)
+        self.calls += calls
 
 
-def sample_answers(model: Decodes, requests: Sequence[Request], progress: Progress) -> list[SampledAnswer]:
-    """The answers to requests; those of a group share the prefill of their prompt."""
+def sample_responses(
+    model: Decodes, requests: Sequence[Request], answers: Sequence[SampledAnswer], progress: Progress
+) -> None:
+    """Append a response to each answer; those of a group share the prefill of their prompt."""
     longest = max(request.longest for request in requests)
     engine = DecodeEngine(model, requests, longest=longest, cpu_kernels=False, max_num_seqs=TOGETHER)
-    found = [SampledAnswer([], []) for _ in requests]
     while not engine.done:
         for token in engine.step():
-            answer = found[token.request]
-            answer.ids.append(token.id)
-            answer.logprobs.append(token.logprob)
+            answer = answers[token.request]
+            answer.add(token.id, token.logprob)
             answer.truncated = token.end == "length"
         progress()
-    return found

@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from seektune.data.chat_format.choices import EncodingName
-from seektune.data.chat_format.parse import parse_message
-from seektune.data.chat_format.tokens import ASSISTANT, EOS, THINK, THINK_END
 from seektune.data.example import Example
 from seektune.data.rollouts import Rollout, RolloutError, advantages, all_equal
 from seektune.data.tokenizer import Tokenizer
@@ -15,11 +13,13 @@ from seektune.generate.engine import Decodes
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import Sampling
 from seektune.io.text import one_line
-from seektune.rewards.answer_metrics import Answer, parsed_calls
+from seektune.rewards.answer_metrics import Answer
 from seektune.rewards.reward import Reward, check_reference
 from seektune.rewards.sample import RewardSample
 from seektune.run.objective import resampling_rounds, scales_rewards
-from seektune.run.sampled_answers import Progress, SampledAnswer, sample_answers
+from seektune.run.responses import answer_of, mode_of
+from seektune.run.sampled_answers import Progress, SampledAnswer
+from seektune.run.tool_turns import ToolTurns, sample_answers
 from seektune.train.rollout_objectives import GrpoConfig, RolloutConfig
 
 
@@ -71,6 +71,8 @@ class GroupSampler:
     length: int
     """Maximum tokens of a prompt and its answer."""
     seed: int
+    tools: ToolTurns | None = None
+    """Runs the tool calls of answers."""
 
     def sample(
         self, model: Decodes, task: Callable[[int], RewardedPrompt], start: int, groups: int, progress: Progress
@@ -113,7 +115,7 @@ class GroupSampler:
         size = size or self.section.group_size
         asked = [task for task in tasks for _ in range(size)]
         requests = [self._request(task, start * size + number) for number, task in enumerate(asked)]
-        answers = sample_answers(model, requests, progress)
+        answers = sample_answers(model, requests, progress, self.tools)
         samples = [self._sample(task, answer) for task, answer in zip(asked, answers, strict=True)]
         rewards = self._rewards(samples)
         found = [self._rollout(*each) for each in zip(asked, answers, rewards, strict=True)]
@@ -127,7 +129,7 @@ class GroupSampler:
             ValueError: the row has no prompt, or a verifier cannot compare with its response; the message names it.
         """
         task = RewardedPrompt.of(example)
-        reference = self._parsed(self.tokenizer.decode(task.prompt), task.reference, False)
+        reference = self._answer(mode_of(self.tokenizer.decode(task.prompt)), task.reference)
         try:
             check_reference(self.section.rewards, reference)
         except ValueError as error:
@@ -154,30 +156,24 @@ class GroupSampler:
 
     def _sample(self, task: RewardedPrompt, answer: SampledAnswer) -> RewardSample:
         prompt = self.tokenizer.decode(task.prompt)
+        mode = mode_of(prompt)
         return RewardSample(
             prompt,
-            self._parsed(prompt, answer.ids, answer.truncated),
-            self._parsed(prompt, task.reference, False),
+            self._answer(None if answer.truncated else mode, answer.ids[answer.response :]),
+            self._answer(mode, task.reference),
             answer.truncated,
+            self.tokenizer.decode(answer.ids),
         )
 
-    def _parsed(self, prompt: str, ids: Sequence[int], truncated: bool) -> Answer:
-        """The content and calls of a response, without reasoning; of other texts, and of damaged ones, all of it."""
+    def _answer(self, mode: str | None, ids: Sequence[int]) -> Answer:
         text = self.tokenizer.decode([token for token in ids if token != self.tokenizer.eos_id])
-        mode = _mode(prompt)
-        if mode is None or truncated:
-            return Answer(text.strip())
-        try:
-            message = parse_message(text + EOS, mode, self.encoding)
-        except ValueError:
-            return Answer(text.strip())
-        return Answer(message["content"].strip(), parsed_calls(message["tool_calls"]))
+        return answer_of(text, mode, self.encoding)
 
     def _rollout(self, task: RewardedPrompt, answer: SampledAnswer, reward: float) -> Rollout:
         section = self.section
         overlong = section.overlong if isinstance(section, GrpoConfig) else "keep"
         if isinstance(section, GrpoConfig) and overlong == "penalize":
-            reward = reward - overlong_penalty(len(answer.ids), answer.truncated, section)
+            reward = reward - overlong_penalty(answer.sampled, answer.truncated, section)
         return Rollout(
             task.prompt,
             answer.ids,
@@ -186,6 +182,8 @@ class GroupSampler:
             truncated=answer.truncated,
             masked=answer.truncated and overlong == "mask",
             dataset=task.dataset,
+            taught=answer.taught,
+            calls=answer.calls,
         )
 
     def _with_advantages(self, group: list[Rollout]) -> list[Rollout]:
@@ -199,9 +197,3 @@ def overlong_penalty(tokens: int, truncated: bool, section: GrpoConfig) -> float
         return 1.0
     beyond = tokens - (section.max_new_tokens - section.overlong_buffer)
     return max(beyond, 0) / section.overlong_buffer
-
-
-def _mode(prompt: str) -> str | None:
-    """The mode of the chat format in which a prompt asks for a response; None for other texts."""
-    modes = {ASSISTANT + THINK_END: "chat", ASSISTANT + THINK: "thinking"}
-    return next((mode for ending, mode in modes.items() if prompt.endswith(ending)), None)

@@ -87,13 +87,16 @@ def _objective(recipe: Recipe) -> list[tuple[str, str]]:
     section = recipe.objective
     if section.name == "cross_entropy":
         return []
-    settings = section.model_dump(exclude={"name", "reference"}, exclude_none=True)
+    kept = () if section.frozen_models else ("reference_quantized", "reference_offload")
+    settings = section.model_dump(exclude={"name", "reference", *kept}, exclude_none=True)
     rewards = settings.pop("reward", [])
     teachers = settings.pop("teachers", [])
+    tools = settings.pop("tools", {})
     parts = [section.name, *(f"{name} {value}" for name, value in settings.items())]
     for reward in rewards if isinstance(rewards, list) else [rewards]:
         name, *rest = reward
         parts.append(f"reward {reward[name]} ({', '.join(f'{key} {reward[key]}' for key in rest)})")
+    parts += [f"tools of {tools['url']}"] if "url" in tools else []
     parts += [f"teacher ({', '.join(f'{key} {value}' for key, value in each.items() if value)})" for each in teachers]
     if section.reference_choice is not None and not section.frozen_models:
         parts.append("reference: adapters off" if recipe.switches_adapters_off else "reference: cached")

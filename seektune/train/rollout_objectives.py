@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from seektune.rewards.config import MeasuredSection, RewardConfig, RewardSection
+from seektune.rewards.config import MeasuredSection, RewardConfig, RewardSection, ToolServerConfig
 from seektune.section import PathString, Positive, Section
 from seektune.train.config import NotNegative
 from seektune.train.objective_section import CheckpointReferenceConfig, FrozenModel, ObjectiveConfig, Offload
@@ -24,6 +24,8 @@ class RolloutConfig(ObjectiveConfig):
     """Temperature of sampling, and of the log-probabilities that a policy gradient compares."""
     steps_per_rollout: PositiveInt = 1
     """Optimizer steps on the answers that are sampled together."""
+    tools: ToolServerConfig = ToolServerConfig()
+    """Runs the tool calls of answers."""
 
     @property
     def rewards(self) -> list[RewardConfig]:

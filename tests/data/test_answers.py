@@ -173,7 +173,6 @@ def test_long_pairs_are_left_out_or_cut_together(tmp_path: Path) -> None:
             "21 tokens of both answers are more than batch.length 16 (it is the longest of 5 examples that do not fit, "
             "of 12); set --batch.length=21 or --batch.overlong=drop or cut",
         ),
-        ("split", 16, "batch.overlong split takes the answers of a pair apart; set --batch.overlong=cut or drop"),
         ("cut", 6, "no pair has a taught token of each answer within 6 tokens"),
         ("drop", 3, "set --batch.length=21"),
     ],

@@ -13,6 +13,7 @@ import pytest
 from seektune.rewards import reward as module
 from seektune.rewards.answer_metrics import Answer
 from seektune.rewards.config import PluginRewardConfig, ServerRewardConfig, VerifierConfig
+from seektune.rewards.json_server import JsonServer
 from seektune.rewards.reward import make_reward
 from seektune.rewards.sample import RewardSample
 from seektune.rewards.server import ServerReward
@@ -92,7 +93,7 @@ def asked(server: Any, answers: list[tuple[int, str]], retries: int = 2) -> tupl
     server.answers[:] = answers
     pauses: list[float] = []
     url = f"http://127.0.0.1:{server.server_port}/reward"
-    return ServerReward(url, timeout=60, retries=retries, sleep=pauses.append), pauses
+    return ServerReward(JsonServer("reward server", "answers", url, 60, retries, sleep=pauses.append)), pauses
 
 
 def test_pauses_are_bounded_and_end_at_a_request_to_stop() -> None:
@@ -103,14 +104,15 @@ def test_pauses_are_bounded_and_end_at_a_request_to_stop() -> None:
             raise Interrupted("SIGTERM")
 
     # nothing listens at port 0
-    reward = ServerReward("http://127.0.0.1:0", timeout=60, retries=10**9, stop=stop, sleep=slept.append)
+    server = JsonServer("reward server", "answers", "http://127.0.0.1:0", 60, 10**9, stop, slept.append)
+    reward = ServerReward(server)
     with pytest.raises(Interrupted):
         reward([sample("a", "b")])
     # 1 + 2 + 4 + 8 + 16 + 30 + 30 seconds, and 9 of the next pause
     assert slept == [1.0] * 100
     slept.clear()
     with pytest.raises(OSError, match="failed after 8 tries"):
-        replace(reward, retries=7, stop=lambda: None)([sample("a", "b")])
+        ServerReward(replace(server, retries=7, stop=lambda: None))([sample("a", "b")])
     assert len(slept) == 91
 
 

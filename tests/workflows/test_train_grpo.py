@@ -4,7 +4,11 @@ import json
 import os
 import re
 import signal
+import threading
+from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ from seektune.parallel.process_group import ProcessSlot
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.rewards.sample import RewardSample
-from seektune.run import rollouts
+from seektune.run import rollouts, tool_turns
 from seektune.run.objective_data import check_objective_data
 from seektune.run.sampled_groups import RewardedPrompt, overlong_penalty
 from seektune.signals import Interrupted
@@ -215,6 +219,89 @@ def test_a_failed_reward_ends_all_processes_with_the_same_line(rewarded: Any, tm
     assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 1
 
 
+class Echo(BaseHTTPRequestHandler):
+    """A tool server that repeats the arguments of each call; it fails from its `last` request on."""
+
+    def do_POST(self) -> None:
+        server: Any = self.server
+        server.requests += 1
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(404 if server.requests > server.last else 200)
+        self.end_headers()
+        found = [
+            {"role": "tool", "tool_call_id": each["id"], "content": each["function"]["arguments"]}
+            for each in body["tool_calls"]
+        ]
+        self.wfile.write(json.dumps({"messages": found}).encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing is printed."""
+
+
+@pytest.fixture
+def echo() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
+    server.requests = 0
+    server.last = 10**9
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def calling(text: str, mode: str | None, encoding: str) -> dict[str, Any]:
+    """Every second response of the random model as one with a tool call."""
+    call = {"type": "function", "function": {"name": "echo", "arguments": json.dumps({"text": text[:2]})}}
+    return {"content": text, "tool_calls": [call] * (len(text) % 2)}
+
+
+@pytest.mark.slow
+def test_a_run_with_tools_resumes_exactly_and_a_failing_tool_server_saves(
+    rewarded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, echo: Any
+) -> None:
+    turns = [[{"role": "user", "content": f"{a}+1"}, {"role": "assistant", "content": f"{a + 1}"}] for a in range(4)]
+    rows = [as_line({"messages": each}) for each in turns]
+    for name in ("train", "validation"):
+        (tmp_path / "sums" / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
+    sample = tool_turns.sample_responses
+
+    def ended(model: Any, requests: Any, answers: Any, progress: Any) -> None:
+        short = [replace(each, max_new_tokens=min(each.max_new_tokens, 4)) for each in requests]
+        sample(model, short, answers, progress)
+        for answer in answers:
+            answer.truncated = False
+
+    monkeypatch.setattr(tool_turns, "sample_responses", ended)
+    monkeypatch.setattr(tool_turns, "read_message", calling)
+    objective = {
+        **rewarded().objective.model_dump(exclude_unset=True),
+        "tools": {"url": f"http://127.0.0.1:{echo.server_port}/", "max_turns": 3, "retries": 0},
+        "max_new_tokens": 12,
+        "resample": 0,
+        "steps_per_rollout": 1,
+    }
+    changes = {"objective": objective, "batch__length": 120, "steps": 2, "data__kind": "chat"}
+    whole = train(rewarded(**changes, run_dir=str(tmp_path / "whole")))
+    requests = echo.requests
+    for line in lines(whole, "metrics.jsonl"):
+        assert line["tool_calls"] > 0
+        assert line["tool_tokens"] > 3 * line["tool_calls"]
+        assert line["answer_tokens"] <= 12
+        assert line["mismatch_share"] == 0
+        assert line["taught_tokens"] == pytest.approx(8 * line["answer_tokens"])
+    echo.last = requests + requests // 2  # in a rollout
+    wanted = rewarded(**changes, run_dir=str(tmp_path / "parts"))
+    with pytest.raises(RolloutError, match=r"the tool server \S+ refuses the calls: HTTP 404\. The state .* saved"):
+        train(wanted)
+    echo.last = 10**9
+    parts = train(wanted)
+    assert lines(parts, "metrics.jsonl") == lines(whole, "metrics.jsonl")
+    product = "model/model.safetensors"
+    assert (parts / product).read_bytes() == (whole / product).read_bytes()
+
+
 def test_the_task_of_a_row_is_its_first_response() -> None:
     example = Example([5, 6, 7, 8, 9, 10], [False, False, True, True, False, True], "row 3")
     assert RewardedPrompt.of(example) == RewardedPrompt((5, 6), (7, 8))
@@ -246,6 +333,9 @@ def test_overlong_answers_lose_reward_in_the_buffer() -> None:
         ({"loss": {"mtp_weight": 0.1}}, "loss.mtp_weight must be 0"),
         ({"objective__reward": {"name": "servr"}}, "servr"),
         ({"objective__reward": {"metric": "maths"}}, "maths"),
+        ({"objective__tools": {"url": "http://localhost:1"}}, "objective.tools.url needs data.kind chat"),
+        ({"objective__tools": {"url": "localhost:1"}}, "url must begin with http:// or https://"),
+        ({"objective__tools": {"max_turns": 4}}, "tools.url is null but other keys of tools are set"),
     ],
 )
 def test_recipes_that_do_not_fit_are_refused(rewarded: Any, tmp_path: Path, changes: Any, said: str) -> None:

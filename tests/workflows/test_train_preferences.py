@@ -17,6 +17,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.reference import at_tokens
 from seektune.recipe.load import load_recipe
+from seektune.recipe.objective_checks import check_objective
 from seektune.recipe.recipe import Recipe
 from seektune.run.reference import make_reference
 from seektune.sequence import REFERENCE as COLUMN
@@ -290,10 +291,6 @@ def test_kto_learns_from_labelled_responses(preferring: Any, tmp_path: Path) -> 
             {"objective": {"name": "cross_entropy"}},
             "needs an objective that compares two responses, not objective.name",
         ),
-        (
-            {"data__kind": "feedback", "objective": {"name": "kto"}, "batch__overlong": "split"},
-            "batch.overlong split takes the responses of data.kind feedback apart; set --batch.overlong=cut or drop",
-        ),
         ({"data__kind": "chat"}, "objective.name dpo needs data.kind preference, not chat"),
         ({"data__weight_column": "w"}, "data.weight_column must be null: objective.name dpo counts each pair once"),
         ({"objective": {"name": "dpo", "reference": "adapters_off"}}, "adapters_off needs lora.targets"),
@@ -306,6 +303,12 @@ def test_what_does_not_fit_is_one_line(preferring: Any, changes: dict[str, Any],
     with pytest.raises(ValueError, match=said) as raised:
         train(preferring(**base | changes))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["preference", "feedback"])
+def test_responses_that_are_compared_are_not_taken_apart(preferring: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"split takes the responses of data\.kind {kind} apart; set --batch"):
+        check_objective(preferring(data__kind=kind, objective={"name": "kto"}, batch__overlong="split"))
 
 
 def test_the_mtp_block_is_not_trained_on_preferences() -> None:

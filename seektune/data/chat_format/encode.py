@@ -7,7 +7,7 @@ from seektune.data.chat_format.choices import DEFAULT, EncodingName
 from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.chat_format.message import shown
 from seektune.data.chat_format.pieces import ChatText
-from seektune.data.chat_format.render import render_turns
+from seektune.data.chat_format.render import render_following, render_turns
 from seektune.data.chat_format.tokens import ANSWERED
 from seektune.data.chat_format.training import training_texts
 from seektune.data.chat_format.turns import read_turns
@@ -82,6 +82,21 @@ def render_chat_prompt(
             "mark an answer `wo_eos` to go on with it"
         )
     return render_turns(turns, thinking_mode, True, reasoning_effort, rules)
+
+
+def render_tool_results(
+    results: Sequence[str], thinking_mode: str = "chat", encoding: EncodingName = DEFAULT
+) -> ChatText:
+    """The text between a response that calls tools and the next response.
+
+    `results` are in the order of the calls. The response keeps its reasoning, as in every conversation with tools.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    rules = find_encoding(encoding)
+    turns = read_turns([{"role": "tool", "content": result} for result in results], rules)
+    return render_following(turns, thinking_mode, rules)
 
 
 def render_training_texts(

@@ -43,6 +43,16 @@ def render_turns(
     return ChatText((*from_format(BOS), *_write(turns, thinking, since, encoding)))
 
 
+def render_following(turns: Sequence[Turn], thinking_mode: str, encoding: Encoding) -> ChatText:
+    """The text of turns that follow a response, and the opening of the next one.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    check_mode(thinking_mode)
+    return ChatText(tuple(_write(turns, thinking_mode == "thinking", 0, encoding)))
+
+
 def drops_reasoning(turns: Sequence[Turn], thinking_mode: str) -> bool:
     """Whether responses before the last question lose their reasoning by default."""
     return thinking_mode == "thinking" and not any(turn.has_tools for turn in turns)

@@ -116,8 +116,7 @@ def _refuse_overlong(store: PreparedExamples, numbers: Numbers, choice: ViewChoi
         raise ValueError(f"{store.manifest.title}: no rows are left")
     count = int(np.count_nonzero(lengths > choice.length))
     none_fits = choice.overlong == "drop" and count == len(lengths)
-    if count and choice.paired and choice.overlong == "split":
-        raise ValueError("batch.overlong split takes the answers of a pair apart; set --batch.overlong=cut or drop")
+    assert not (choice.paired and choice.overlong == "split"), "recipes that take pairs apart are refused"
     if count and (choice.overlong == "error" or none_fits):
         place = int(np.argmax(lengths))
         longest = int(numbers[place * (2 if choice.paired else 1)])

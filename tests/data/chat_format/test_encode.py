@@ -8,7 +8,7 @@ import pytest
 
 from seektune import encode_messages
 from seektune.data.chat_format import tokens
-from seektune.data.chat_format.encode import render_chat_prompt
+from seektune.data.chat_format.encode import render_chat_prompt, render_tool_results
 from seektune.data.chat_format.encodings import ENCODINGS
 from tests.places import CHAT_ENCODING
 
@@ -355,3 +355,20 @@ def test_the_fixed_texts_are_the_official_ones() -> None:
     texts = json.loads((CHAT_ENCODING / "protocol_strings.json").read_text(encoding="utf-8"))
     own = json.loads(Path(tokens.__file__).with_name("tokens.json").read_text(encoding="utf-8"))
     assert {name: own[name] for name in texts} == texts
+
+
+@pytest.mark.parametrize("encoding", list(ENCODINGS))
+@pytest.mark.parametrize("mode", ["chat", "thinking"])
+def test_a_response_with_calls_and_their_results_is_what_a_server_would_show(mode: str, encoding: Any) -> None:
+    """Results come in another order than the calls; the reasoning stays, as tools are described."""
+    calls = [tool_call("sum", {"xs": [1, 2]}, "c1"), tool_call("sum", {"xs": [3]}, "c2")]
+    answer = said("assistant", "a", reasoning_content="r", tool_calls=calls)
+    results = [said("tool", "3", tool_call_id="c2"), said("tool", f"3 {EOS}", tool_call_id="c1")]
+    tools = [{"type": "function", "function": {"name": "sum", "parameters": {"type": "object"}}}]
+    before = render_chat_prompt([ASK], tools, mode, encoding=encoding)
+    response = encode_messages([said("system", "", tools=tools), ASK, answer], mode, encoding=encoding)
+    after = render_chat_prompt([ASK, answer, *results], tools, mode, encoding=encoding)
+    assert response.startswith(before.text)
+    following = render_tool_results([f"3 {EOS}", "3"], mode, encoding)
+    assert response + following.text == after.text
+    assert [run.text for run in following.runs() if run.control and run.text == EOS] == []

@@ -1,0 +1,80 @@
+"""A server that answers JSON with JSON over HTTP: tries, pauses between them, and errors of one line."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from seektune.io.strict_json import parse_json
+from seektune.io.text import on_one_line
+
+MOST_BYTES = 64 * 2**20
+"""Maximum size of a server's answer."""
+LONGEST_PAUSE = 30
+"""Maximum seconds between two tries."""
+
+
+@dataclass(frozen=True)
+class JsonServer:
+    """Sends a value and gives the value that comes back."""
+
+    name: str
+    """What it is, for messages."""
+    sent: str
+    """What is sent to it, for messages."""
+    url: str
+    timeout: float
+    """Seconds without a byte from the server after which a try ends."""
+    retries: int
+    """Further tries after a failed one."""
+    stop: Callable[[], None] = lambda: None
+    """Called before each try and each second of a pause; may raise `Interrupted`."""
+    sleep: Callable[[float], None] = time.sleep
+
+    def post(self, value: Any) -> Any:
+        """The server's answer to a value.
+
+        Raises:
+            Interrupted: `stop` raised it.
+            OSError: the server cannot be reached, or answers with an error at each try.
+            ValueError: it refuses the value, or its answer is not JSON.
+        """
+        body = json.dumps(value).encode()
+        for attempt in range(self.retries):
+            try:
+                return self._once(body)
+            except OSError:
+                self._pause(min(2 ** min(attempt, 8), LONGEST_PAUSE))
+        try:
+            return self._once(body)
+        except OSError as error:
+            tries = f"after {self.retries + 1} tries" if self.retries else "at the only try"
+            raise OSError(f"the {self.name} {self.url} failed {tries}: {on_one_line(str(error))[:160]}") from None
+
+    def _pause(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.stop()
+            self.sleep(1.0)
+        self.stop()
+
+    def _once(self, body: bytes) -> Any:
+        request = Request(self.url, body, {"Content-Type": "application/json"})
+        try:
+            with urlopen(request, timeout=self.timeout) as answer:
+                return self._parsed(answer.read(MOST_BYTES))
+        except HTTPError as error:
+            if error.code < 500:
+                raise ValueError(f"the {self.name} {self.url} refuses the {self.sent}: HTTP {error.code}") from None
+            raise
+        except HTTPException as error:
+            raise OSError(f"its answer broke off ({type(error).__name__})") from None
+
+    def _parsed(self, answer: bytes) -> Any:
+        try:
+            return parse_json(answer)
+        except ValueError as error:
+            raise ValueError(f"the {self.name} {self.url} answered with something else than JSON: {error}") from None
