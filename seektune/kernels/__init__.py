@@ -34,7 +34,7 @@ from seektune.kernels.reference.route import gate_scores, gate_weights
 from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 
 clamped_swiglu = Kernel(plain.clamped_swiglu, eager.clamped_swiglu, "swiglu", cpu=cpu.clamped_swiglu)
-expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear")
+expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear", deepseek="deep_gemm")
 expert_mlp = Kernel(plain.expert_mlp, eager.expert_mlp, "expert_mlp", cpu=cpu.expert_mlp)
 fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight)
 grouped_linear = Kernel(plain.grouped_linear, plain.grouped_linear, cpu=cpu.grouped_linear)
@@ -51,9 +51,11 @@ rms_norm = Kernel(plain.rms_norm, eager.rms_norm, cpu=cpu.rms_norm)
 rotate = Kernel(plain.rotate, eager.rotate, "rotation", cpu=cpu.rotate)
 norm_rope = Kernel(plain.norm_rope, eager.norm_rope, "rotation", cpu=cpu.norm_rope)
 route = Kernel(plain.route, plain.route, cpu=cpu.route)
-sinkhorn = Kernel(plain.sinkhorn, eager.sinkhorn, "sinkhorn")
+sinkhorn = Kernel(plain.sinkhorn, eager.sinkhorn, "sinkhorn", deepseek="tile_kernels")
 sort_pairs = Kernel(plain.sort_pairs, plain.sort_pairs, cpu=cpu.sort_pairs)
-sparse_attention = Kernel(plain.sparse_attention, eager.sparse_attention, "sparse_attention", cpu=cpu.sparse_attention)
+sparse_attention = Kernel(
+    plain.sparse_attention, eager.sparse_attention, "sparse_attention", cpu=cpu.sparse_attention, deepseek="flash_mla"
+)
 linear_cross_entropy = Kernel(plain.linear_cross_entropy, eager.linear_cross_entropy, "linear_cross_entropy")
 linear_divergence = Kernel(plain.linear_divergence, eager.linear_divergence)
 linear_z_loss = Kernel(plain.linear_z_loss, eager.linear_z_loss)

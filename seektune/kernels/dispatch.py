@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from seektune.kernels.cpu.library import library
+from seektune.kernels.deepseek.choice import implementation
 from seektune.kernels.shapes import run_on_meta
 
 Rest = TypeVarTuple("Rest")
@@ -53,6 +54,8 @@ class Kernel(Generic[*Rest, Result]):
     """Module of `seektune.kernels.triton`, imported at the first call that needs it."""
     cpu: Callable[[Tensor, *Rest], Result | None] | None = None
     """Gives None where it does not apply."""
+    deepseek: str | None = None
+    """Module of `seektune.kernels.deepseek`, which may take the place of `triton` (`deepseek.choice`)."""
 
     def __call__(self, first: Tensor, *rest: *Rest) -> Result:
         """Run on the device of the first argument; where it is meta, only shapes; under transforms, the definition."""
@@ -65,7 +68,11 @@ class Kernel(Generic[*Rest, Result]):
         if first.is_meta:
             return run_on_meta(self.reference, (first, *rest))
         if self.triton is not None and first.is_cuda and triton_fits(first.device):
-            return self.on_gpu(first, *rest)
+            if self.deepseek is None:
+                return self.on_gpu(first, *rest)
+            run = implementation(self.reference.__name__, self.deepseek, self.on_gpu, (first, *rest))
+            result: Result = run(first, *rest)
+            return result
         return self.eager(first, *rest)
 
     def on_gpu(self, first: Tensor, *rest: *Rest) -> Result:
