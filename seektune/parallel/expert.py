@@ -17,7 +17,7 @@ from seektune.model.token_dispatch import Finish, RunExperts
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.mesh import Mesh
-from seektune.parallel.messages import ENCODINGS, RowEncoding, AllToAll
+from seektune.parallel.messages import ENCODINGS, AllToAll, RowEncoding
 
 Counts = list[list[int]]
 """Pairs by process and expert there, R lists of L numbers."""
