@@ -5,6 +5,7 @@ from functools import partial
 from bench.gpu.adapters import lora_slice
 from bench.gpu.ceilings import ceilings, products
 from bench.gpu.decode import decode_slice
+from bench.gpu.deepseek import deepseek_kernels
 from bench.gpu.kernel_times import kernel_times, packed_times
 from bench.gpu.layers import layers, profile
 from bench.gpu.part import Part
@@ -26,6 +27,7 @@ PARTS = (
     Part("products", 6, products),
     Part("kernels, 4096", 15, partial(kernel_times, length=4096)),
     Part("packed products, 4096", 8, partial(packed_times, length=4096)),
+    Part("DeepSeek's kernels", 5, deepseek_kernels),
     Part("layers, frozen experts, 16384", 20, partial(layers, packed=False, length=16384)),
     Part("kernels, 16384", 15, partial(kernel_times, length=16384)),
     Part("layers, packed, 16384", 20, partial(layers, packed=True, length=16384)),

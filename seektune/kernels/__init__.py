@@ -41,7 +41,13 @@ clamped_swiglu = Kernel(
     cpu=cpu.clamped_swiglu,
     invariant=in_double(eager.clamped_swiglu),
 )
-expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear", invariant=invariant.expert_linear)
+expert_linear = Kernel(
+    plain.expert_linear,
+    plain.expert_linear,
+    "expert_linear",
+    invariant=invariant.expert_linear,
+    deepseek="deep_gemm",
+)
 expert_mlp = Kernel(
     plain.expert_mlp, eager.expert_mlp, "expert_mlp", cpu=cpu.expert_mlp, invariant=invariant.expert_mlp
 )
@@ -79,7 +85,9 @@ norm_rope = Kernel(
     plain.norm_rope, eager.norm_rope, "rotation", cpu=cpu.norm_rope, invariant=in_double(eager.norm_rope)
 )
 route = Kernel(plain.route, plain.route, cpu=cpu.route, invariant=in_double(plain.route))
-sinkhorn = Kernel(plain.sinkhorn, eager.sinkhorn, "sinkhorn", invariant=in_double(eager.sinkhorn))
+sinkhorn = Kernel(
+    plain.sinkhorn, eager.sinkhorn, "sinkhorn", invariant=in_double(eager.sinkhorn), deepseek="tile_kernels"
+)
 sort_pairs = Kernel(plain.sort_pairs, plain.sort_pairs, cpu=cpu.sort_pairs)
 sparse_attention = Kernel(
     plain.sparse_attention,
@@ -87,6 +95,7 @@ sparse_attention = Kernel(
     "sparse_attention",
     cpu=cpu.sparse_attention,
     invariant=in_double(eager.sparse_attention),
+    deepseek="flash_mla",
     waits=True,
 )
 linear_cross_entropy = Kernel(plain.linear_cross_entropy, eager.linear_cross_entropy, "linear_cross_entropy")

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
 
 from seektune.kernels.cpu.library import library
+from seektune.kernels.deepseek.choice import implementation
 from seektune.kernels.shapes import run_on_meta
 
 Rest = TypeVarTuple("Rest")
@@ -84,6 +85,8 @@ class Kernel(Generic[*Rest, Result]):
     """Gives None where it does not apply."""
     invariant: Callable[[Tensor, *Rest], Result] | None = None
     """None if `eager` is batch-invariant."""
+    deepseek: str | None = None
+    """Module of `seektune.kernels.deepseek`, which may take the place of `triton` (`deepseek.choice`)."""
     waits: bool = False
     """Whether `eager` waits for values on the host; in `static_kernels` `reference` replaces it."""
     triton_waits: bool = False
@@ -105,7 +108,13 @@ class Kernel(Generic[*Rest, Result]):
         on_gpu = self.triton is not None and first.is_cuda and triton_fits(first.device)
         if mode == "static" and (self.triton_waits if on_gpu else self.waits):
             return self.reference(first, *rest)
-        return self.on_gpu(first, *rest) if on_gpu else self.eager(first, *rest)
+        if not on_gpu:
+            return self.eager(first, *rest)
+        if self.deepseek is None or mode == "static":
+            return self.on_gpu(first, *rest)
+        run = implementation(self.reference.__name__, self.deepseek, self.on_gpu, (first, *rest))
+        result: Result = run(first, *rest)
+        return result
 
     def on_gpu(self, first: Tensor, *rest: *Rest) -> Result:
         """Run the Triton implementation, wherever the tensors are."""

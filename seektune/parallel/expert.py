@@ -17,7 +17,7 @@ from seektune.model.token_dispatch import Finish, RunExperts
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.mesh import Mesh
-from seektune.parallel.messages import ENCODINGS, Encoding, Message
+from seektune.parallel.messages import ENCODINGS, AllToAll, RowEncoding
 
 Counts = list[list[int]]
 """Pairs by process and expert there, R lists of L numbers."""
@@ -31,7 +31,7 @@ class ExpertDispatch:
     other.
     """
 
-    def __init__(self, group: dist.ProcessGroup, encoding: Encoding = ENCODINGS["model"], parts: int = 1):
+    def __init__(self, group: dist.ProcessGroup, encoding: RowEncoding = ENCODINGS["model"], parts: int = 1):
         """`encoding` is that of tokens on their way to experts; `parts` is the number of parts of the tokens."""
         self.group = group
         self.encoding = encoding
@@ -93,7 +93,7 @@ class _Leg:
         self._received_RL = received_RL
         self._x = self._message(x_ND[order // self._chosen], dispatch.encoding)
         self._weights = self._message(weights_NK.flatten()[order], ENCODINGS["model"])
-        self._out: Message | None = None
+        self._out: AllToAll | None = None
 
     def compute(self, experts: RunExperts) -> None:
         """Wait for the tokens, run the experts, and send the outputs back."""
@@ -102,7 +102,7 @@ class _Leg:
         weights_Q = self._weights.wait()
         out_QD = experts(x_QD[place_Q], weights_Q[place_Q], self._counts)
         back = out_QD[place_Q.argsort()]
-        self._out = Message(back, self._arriving, self._leaving, self._group, ENCODINGS["model"])
+        self._out = AllToAll(back, self._arriving, self._leaving, self._group, ENCODINGS["model"])
 
     def finish(self) -> Tensor:
         """Wait for the outputs, and sum those of each token, fp32 `[N, D]`."""
@@ -110,8 +110,8 @@ class _Leg:
         out_PD = self._out.wait()
         return upcast(out_PD[self._order.argsort()].unflatten(0, (-1, self._chosen))).sum(dim=1)
 
-    def _message(self, rows: Tensor, encoding: Encoding) -> Message:
-        return Message(rows, self._leaving, self._arriving, self._group, encoding)
+    def _message(self, rows: Tensor, encoding: RowEncoding) -> AllToAll:
+        return AllToAll(rows, self._leaving, self._arriving, self._group, encoding)
 
     def _places(self) -> Tensor:
         """The order that sorts what arrives by expert, `[Q]`."""

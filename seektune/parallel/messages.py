@@ -23,7 +23,7 @@ SMALLEST_PEAK = 1e-4
 functional = torch.ops._c10d_functional
 
 
-class Encoding(Protocol):
+class RowEncoding(Protocol):
     """How rows are sent in forward; gradients are always sent as they are."""
 
     def encode(self, x_PD: Tensor) -> Tensor:
@@ -69,11 +69,11 @@ class Fp8:
         return (codes * scale[..., None]).flatten(1)[:, :width].to(like.dtype)
 
 
-ENCODINGS: dict[str, Encoding] = {"model": Exact(), "fp8": Fp8()}
+ENCODINGS: dict[str, RowEncoding] = {"model": Exact(), "fp8": Fp8()}
 """By the values of `parallel.ep_message_dtype`."""
 
 
-class Message:
+class AllToAll:
     """Rows on their way between the processes of a group, `leaving[r]` to and `arriving[r]` from rank r."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Message:
         leaving: Sequence[int],
         arriving: Sequence[int],
         group: dist.ProcessGroup,
-        encoding: Encoding,
+        encoding: RowEncoding,
     ):
         """Start sending; a collective that all processes of the group call in the same order."""
         self._leaving = list(leaving)

@@ -1,0 +1,129 @@
+"""Chooses between our kernel and DeepSeek's for a shape: measured once on a machine, then read from a file.
+
+So a run computes the same again on that machine, and all processes of it choose alike: the first one measures while the
+others wait for the file's lock. Another machine, GPU or version of a package has choices of its own.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from functools import cache, partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seektune.io.atomic import write_atomically
+from seektune.io.cache_dir import cache_dir
+
+SWITCH = "SEEKTUNE_DEEPSEEK_KERNELS"
+"""Environment variable: 1 uses DeepSeek's kernels where they are faster; without it they are never used."""
+OURS = "ours"
+REPEATS = 5
+Run = Callable[..., Any]
+Clock = Callable[[Callable[[], Any]], float]
+"""Seconds of one call."""
+
+
+def implementation(name: str, module: str, ours: Run, arguments: tuple[Any, ...]) -> Run:
+    """DeepSeek's function if it is switched on, installed, takes these arguments and is faster; otherwise ours."""
+    if os.environ.get(SWITCH) != "1":
+        return ours
+    theirs = import_module(f"seektune.kernels.deepseek.{module}")
+    if not theirs.supports(*arguments) or not _installed(theirs.PACKAGE):
+        return ours
+    device = arguments[0].device
+    file = cache_dir(os.environ) / "kernels" / f"{torch.cuda.get_device_name(device).replace(' ', '-')}.json"
+    return choose(name, theirs, ours, arguments, Choices.of(file), partial(gpu_seconds, device))
+
+
+def choose(
+    name: str, theirs: ModuleType, ours: Run, arguments: tuple[Any, ...], choices: "Choices", clock: Clock
+) -> Run:
+    """The one that was faster when this shape was first used on this machine."""
+    candidates = {OURS: ours, theirs.PACKAGE: vars(theirs)[name]}
+
+    def measure() -> str:
+        with torch.no_grad():
+            spent = {each: clock(partial(run, *arguments)) for each, run in candidates.items()}
+        return min(spent, key=lambda each: spent[each])
+
+    return candidates[choices.get(shape_key(name, theirs.PACKAGE, arguments), measure)]
+
+
+class Choices:
+    """The choices of a machine, in a file."""
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._known: dict[str, str] = {}
+
+    @classmethod
+    @cache
+    def of(cls, file: Path) -> "Choices":
+        """Those of a file, read once."""
+        return cls(file)
+
+    def get(self, key: str, measure: Callable[[], str]) -> str:
+        """The choice of a shape; measured, and written for all later runs, if there is none."""
+        if key not in self._known:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.with_suffix(".lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._known |= self._read()
+                if key not in self._known:
+                    self._known[key] = measure()
+                    write_atomically(self._file, json.dumps(self._known, indent=1) + "\n")
+        return self._known[key]
+
+    def _read(self) -> dict[str, str]:
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def shape_key(name: str, package: str, arguments: tuple[Any, ...]) -> str:
+    """Operation, package with its version, and shapes; the number of rows as a power of two, as it varies by step."""
+    shapes = ["x".join(map(str, _sizes(x))) for x in arguments if isinstance(x, Tensor)]
+    return f"{name} {package} {_version(package)} {' '.join(shapes)}"
+
+
+def _sizes(x: Tensor) -> list[int]:
+    if x.dim() < 2:
+        return list(x.shape)
+    return [*(1 << (size - 1).bit_length() if size else 0 for size in x.shape[:2]), *x.shape[2:]]
+
+
+@cache
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+@cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def gpu_seconds(device: torch.device, work: Callable[[], Any]) -> float:
+    """The fastest of some calls after one."""
+    spent = []
+    for _ in range(REPEATS + 1):
+        begin = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
+        begin.record()
+        work()
+        end.record()
+        torch.cuda.synchronize(device)
+        spent.append(begin.elapsed_time(end) / 1e3)
+    return min(spent[1:])

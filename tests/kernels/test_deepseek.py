@@ -1,0 +1,153 @@
+"""DeepSeek's kernels equal ours where they apply, by their contracts, and one is chosen once for a machine."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from seektune.kernels.deepseek import choice, deep_gemm, flash_mla, tile_kernels
+from seektune.kernels.dispatch import Kernel
+from seektune.sequence import SequenceLayout
+
+from .fake_deepseek import modules
+from .inputs import CASES, attention, leaf
+from .twins import kernel, run
+
+DOCUMENTS = torch.tensor([[1] * 10 + [2] * 2 + [0] * 2, [3] * 14])
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def close(found: list[Tensor], expected: list[Tensor], bound: float) -> None:
+    for x, y in zip(found, expected, strict=True):
+        assert x.shape == y.shape
+        assert x.dtype == y.dtype
+        scale = max(float(y.detach().abs().max()), 1e-3)
+        torch.testing.assert_close(x.double() / scale, y.double() / scale, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("kind", ["window", "prefix", "chosen"])
+@pytest.mark.parametrize("before", [0, 9])
+def test_flash_mla_is_our_attention(kind: str, before: int):
+    arguments = attention(kind, heads=64, width=512, before=before, documents=DOCUMENTS)(torch.bfloat16)
+    assert not flash_mla.supports(*arguments), "it has no gradient"
+    with torch.no_grad():
+        assert flash_mla.supports(*arguments)
+        found = flash_mla.sparse_attention(*arguments)
+        close([found], [kernel("sparse_attention").reference(*arguments)], 2e-2)
+
+
+def test_flash_mla_is_not_asked_for_other_shapes():
+    with torch.no_grad():
+        for heads, width, dtype in ((3, 512, torch.bfloat16), (64, 16, torch.bfloat16), (64, 512, torch.float32)):
+            made = attention("window", heads=heads, width=width, documents=DOCUMENTS)(dtype)
+            assert not flash_mla.supports(*made)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7, 3)])
+def test_tile_kernels_sinkhorn_is_ours(shape: tuple[int, ...]):
+    arguments = leaf(torch.float32, *shape, 4, 4), 20, 1e-6
+    assert tile_kernels.supports(*arguments)
+    close(run(tile_kernels.sinkhorn, arguments), run(kernel("sinkhorn").reference, arguments), 1e-5)
+    assert not tile_kernels.supports(arguments[0].double(), 20, 1e-6)
+    assert not tile_kernels.supports(torch.zeros(2, 3, 3), 20, 1e-6)
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 130, 128, 1], [0, 0, 1, 0, 0]])
+def test_deep_gemm_products_are_ours(counts: list[int]):
+    arguments = leaf(torch.bfloat16, sum(counts), 64), leaf(torch.bfloat16, 5, 128, 64), counts
+    assert not deep_gemm.supports(*arguments), "weights have no gradient"
+    arguments = arguments[0], arguments[1].detach(), counts
+    assert deep_gemm.supports(*arguments)
+    close(run(deep_gemm.expert_linear, arguments), run(kernel("expert_linear").reference, arguments), 1e-2)
+
+
+def test_every_row_of_the_dispatch_table_has_its_function():
+    from seektune import kernels
+
+    rows = {name: each for name, each in vars(kernels).items() if isinstance(each, Kernel) and each.deepseek}
+    assert {each.deepseek for each in rows.values()} == {"flash_mla", "tile_kernels", "deep_gemm"}
+    for name, each in rows.items():
+        module = vars(choice)["import_module"](f"seektune.kernels.deepseek.{each.deepseek}")
+        assert callable(vars(module)[name])
+        assert callable(module.supports)
+    assert set(rows) <= {*CASES, "expert_linear"}
+
+
+def made_up(**contents: object) -> ModuleType:
+    module = ModuleType("made_up")
+    vars(module).update(PACKAGE="made_up", **contents)
+    return module
+
+
+class Clock:
+    """Says how long a call took, and how often it was asked."""
+
+    def __init__(self, **seconds: float):
+        self.seconds = seconds
+        self.asked = 0
+
+    def __call__(self, work: Callable[[], Any]) -> float:
+        self.asked += 1
+        return self.seconds[work()]
+
+
+def pick(clock: Clock, file: Path, rows: int) -> str:
+    theirs = made_up(double=lambda x: "theirs")
+    arguments = (torch.zeros(rows, 8),)
+    found = choice.choose("double", theirs, lambda x: "ours", arguments, choice.Choices(file), clock)
+    return str(found(*arguments))
+
+
+def test_the_faster_one_is_chosen_once_for_a_shape(tmp_path: Path):
+    file = tmp_path / "cache" / "gpu.json"
+    first = Clock(ours=2.0, theirs=1.0)
+    assert pick(first, file, 100) == "theirs"
+    # a later run on this machine, where the times would say otherwise
+    later = Clock(ours=1.0, theirs=2.0)
+    assert pick(later, file, 100) == "theirs"
+    assert pick(later, file, 128) == "theirs", "rows vary from step to step; powers of two are chosen for"
+    assert later.asked == 0
+    assert pick(later, file, 129) == "ours"
+    assert later.asked == 2
+    assert sorted(json.loads(file.read_text()).values()) == ["made_up", "ours"]
+
+
+def test_a_damaged_file_is_measured_again(tmp_path: Path):
+    file = tmp_path / "gpu.json"
+    for text in ("", "[", "[1]"):
+        file.write_text(text)
+        assert pick(Clock(ours=1.0, theirs=2.0), file, 4) == "ours"
+
+
+def test_they_are_off_unless_switched_on(monkeypatch: pytest.MonkeyPatch):
+    arguments = torch.zeros(3, 4, 4), 20, 1e-6
+    ours = partial(max)
+    monkeypatch.delenv(choice.SWITCH, raising=False)
+    assert choice.implementation("sinkhorn", "tile_kernels", ours, arguments) is ours
+    monkeypatch.setenv(choice.SWITCH, "1")
+    # arguments that the kernel does not take
+    assert choice.implementation("sinkhorn", "tile_kernels", ours, (torch.zeros(3, 3, 3), 20, 1e-6)) is ours
+    # a package that is not installed
+    monkeypatch.setattr(tile_kernels, "PACKAGE", "no_such_package")
+    assert choice.implementation("sinkhorn", "tile_kernels", ours, arguments) is ours
+
+
+def test_documents_of_a_row_do_not_see_each_other():
+    """The indices of a window end where its document begins."""
+    layout = SequenceLayout.from_documents(DOCUMENTS)
+    index = flash_mla._window(layout.positions, 0, 6)
+    assert index[0, 10].tolist() == [10] + [-1] * 5
+    assert index[0, 11, :3].tolist() == [11, 10, -1]
+    assert int(index[1, 13].min()) == 8
