@@ -12,7 +12,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from seektune.kernels.triton import index_scores, lowbit_grouped_mm, sparse_attention, sparse_attention_gradients
+from seektune.kernels.triton import (
+    hyper_route,
+    index_scores,
+    lowbit_grouped_mm,
+    sparse_attention,
+    sparse_attention_gradients,
+)
 from seektune.kernels.triton.sparse_attention_gradients import KEYS
 
 BF16, FP32, INT64 = "*bf16", "*fp32", "*i64"
@@ -23,8 +29,16 @@ TYPES = (
     | {"scale": "fp32", "x": BF16, "table": INT64}
 )
 """Types of arguments; all others are int32."""
+STREAM_TYPES = (
+    dict.fromkeys(("streams", "dy", "y", "dstreams"), BF16)
+    | dict.fromkeys(("fn", "base", "scale", "scales", "u", "inverse", "dlogits", "du"), FP32)
+    | {"eps": "fp32", "norm_eps": "fp32"}
+)
+OWN_TYPES = {"_choose": {"entries": "i32"}, "_read": STREAM_TYPES, "_read_backward": STREAM_TYPES}
+"""Types of arguments by kernel, where they differ."""
 PRODUCT_MULTIPLES = ("x", "table", "out", "outputs", "inputs")
 INDEX_MULTIPLES = ("q", "keys", "weights", "chosen", "scores", "width")
+STREAM_MULTIPLES = ("streams", "fn", "u", "width")
 """Addresses and sizes that are multiples of 16 at released widths, as Triton notices at a call."""
 
 
@@ -42,8 +56,8 @@ def compiled(
     multiples: tuple[str, ...] = (),
 ) -> triton.compiler.CompiledKernel:
     """A kernel for that GPU; `multiples` are arguments that are multiples of 16."""
-    own = {"entries": "i32"} if kernel is index_scores._choose else {}
-    types = {name: "constexpr" if name in sizes else (TYPES | own).get(name, "i32") for name in kernel.arg_names}
+    own = TYPES | OWN_TYPES.get(kernel.__name__, {})
+    types = {name: "constexpr" if name in sizes else own.get(name, "i32") for name in kernel.arg_names}
     constants = {(kernel.arg_names.index(name),): value for name, value in sizes.items()}
     aligned = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in multiples}
     options = {"num_warps": warps, "num_stages": stages}
@@ -91,6 +105,12 @@ def main(capability: int, heads: int, keys: int) -> None:
     assert spilled(built) == 0, "a query's scores must fit into registers"
     print("index", built.metadata.shared)
     lowbit_products(capability)
+    streams = {"S": 4, "R": 32, "M": hyper_route.TOKENS, "C": hyper_route.WIDTH}
+    for kernel in (hyper_route._read, hyper_route._read_backward):
+        warps, stages = hyper_route.OPTIONS.values()
+        built = compiled(kernel, capability, streams, warps, stages, STREAM_MULTIPLES)
+        assert spilled(built) == 0, "tiles of streams must fit into registers"
+        print("streams", built.metadata.shared)
 
 
 if __name__ == "__main__":

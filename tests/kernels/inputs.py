@@ -198,6 +198,7 @@ CASES: dict[str, dict[str, Case]] = {
         "one": read_case(1),
         "none": read_case(0),
         "two streams": read_case(600, 2, 3),
+        "wide": read_case(5, 2, 150),
     },
     "hyper_write": {"33": write_case(33), "many": write_case(3000), "none": write_case(0)},
     "sinkhorn": {

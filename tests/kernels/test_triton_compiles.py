@@ -18,5 +18,5 @@ def test_released_widths_fit_shared_memory(gpu: str, capsys: pytest.CaptureFixtu
     heads, keys = next((heads, keys) for least, heads, keys in SIZES if limit >= least)
     main(capability, heads, keys)
     taken = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert len(taken) == 9
+    assert len(taken) == 11
     assert all(0 < int(shared) <= limit for _, shared in taken), taken

@@ -51,7 +51,7 @@ class _Route(torch.autograd.Function):
         u_NO = fn_OI.new_empty(tokens, len(base_O))
         inverse_N = fn_OI.new_empty(tokens, 1)
         y_ND = streams_NSD.new_empty(tokens, width)
-        scale_O = _per_output(scale_3, n)
+        scale_O = per_output(scale_3, n)
         for part in parts(streams_NSD):
             x = upcast(streams_NSD[part])
             flat = x.flatten(1)
@@ -73,7 +73,7 @@ class _Route(torch.autograd.Function):
     def backward(ctx, dy_ND, dwrite_NS, dlogits_NSS):  # type: ignore[no-untyped-def]
         streams_NSD, fn_OI, base_O, scale_3, u_NO, inverse_N = ctx.saved_tensors
         n, width = streams_NSD.shape[1:]
-        scale_O = _per_output(scale_3, n)
+        scale_O = per_output(scale_3, n)
         read_NS, write_NS = (base_O[: 2 * n] + u_NO[:, : 2 * n] * scale_O[: 2 * n]).sigmoid_().split(n, dim=1)
         dlogits_NO = torch.empty_like(u_NO)
         dlogits_NO[:, n : 2 * n] = dwrite_NS * write_NS * (1 - write_NS) * 2
@@ -156,6 +156,6 @@ def _store(out: Tensor, values: Tensor) -> None:
         out.copy_(values)
 
 
-def _per_output(scale_3: Tensor, n: int) -> Tensor:
+def per_output(scale_3: Tensor, n: int) -> Tensor:
     """The scale of each router output: one for read, one for write, one for mix."""
     return torch.cat([scale_3[0].expand(n), scale_3[1].expand(n), scale_3[2].expand(n * n)])

@@ -1,4 +1,4 @@
-"""Hyper-connections: read as in `eager` with larger chunks and Sinkhorn in registers; write in one pass.
+"""Hyper-connections: read in one kernel, with Sinkhorn in registers in another; write in one pass.
 
 Shapes: N tokens, S streams (a power of two), D width.
 """
@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.eager.hyper import hyper_route
+from seektune.kernels.triton.hyper_route import hyper_route
 from seektune.kernels.triton.sinkhorn import sinkhorn
 
 WIDTH = 512
