@@ -21,8 +21,6 @@ from seektune.kernels.reference.dequantize import (
 from seektune.kernels.reference.expert_linear import sort_by_expert
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
-    fake_quantize_fp4,
-    fake_quantize_fp8,
     hadamard,
     quantize_fp4,
     quantize_fp4_closely,
@@ -36,7 +34,9 @@ from seektune.kernels.reference.sparse_attention import Chosen, Prefix, Visible
 clamped_swiglu = Kernel(plain.clamped_swiglu, eager.clamped_swiglu, "swiglu", cpu=cpu.clamped_swiglu)
 expert_linear = Kernel(plain.expert_linear, plain.expert_linear, "expert_linear")
 expert_mlp = Kernel(plain.expert_mlp, eager.expert_mlp, "expert_mlp", cpu=cpu.expert_mlp)
-fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight)
+fake_quantize_fp4 = Kernel(plain.fake_quantize_fp4, plain.fake_quantize_fp4, "fake_quantize")
+fake_quantize_fp8 = Kernel(plain.fake_quantize_fp8, plain.fake_quantize_fp8, "fake_quantize")
+fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight, "fake_quantize")
 grouped_linear = Kernel(plain.grouped_linear, plain.grouped_linear, cpu=cpu.grouped_linear)
 hyper_collect = Kernel(plain.hyper_collect, plain.hyper_collect)
 hyper_read = Kernel(plain.hyper_read, eager.hyper_read, "hyper", cpu=cpu.hyper_read)

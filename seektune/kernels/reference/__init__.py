@@ -11,6 +11,7 @@ from seektune.kernels.reference.linear_divergence import linear_divergence
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear, lowbit_linear
 from seektune.kernels.reference.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.reference.pool import pool_windows
+from seektune.kernels.reference.quantize import fake_quantize_fp4, fake_quantize_fp8
 from seektune.kernels.reference.route import route
 from seektune.kernels.reference.sinkhorn import sinkhorn
 from seektune.kernels.reference.sparse_attention import sparse_attention
@@ -21,6 +22,8 @@ __all__ = [
     "clamped_swiglu",
     "expert_linear",
     "expert_mlp",
+    "fake_quantize_fp4",
+    "fake_quantize_fp8",
     "fake_quantize_weight",
     "grouped_linear",
     "hyper_collect",
