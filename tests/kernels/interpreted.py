@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seektune.kernels import Prefix, clamped_swiglu, index_topk, quantize_fp4, quantize_fp8
-from seektune.kernels.triton import index_scores, lowbit_grouped_mm, swiglu
+from seektune.kernels.triton import index_scores, lowbit_grouped_mm, norm, swiglu
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
@@ -125,7 +125,16 @@ def compare_fake_quantize() -> int:
     return found
 
 
+def compare_rms_norm() -> int:
+    """Compare norms where a program of backward has several vectors, and where there are none."""
+    norm.PROGRAMS = 50
+    pair = kernel("rms_norm")
+    cases = [case(torch.float32) for case in CASES["rms_norm"].values()]
+    return sum(compare(run(pair.on_gpu, arguments), run(pair.reference, arguments)) for arguments in cases)
+
+
 CHECKS = {
+    "rms_norm": compare_rms_norm,
     "fake_quantize": compare_fake_quantize,
     "weighted_swiglu": compare_weighted_swiglu,
     "index_topk": compare_index_topk,
