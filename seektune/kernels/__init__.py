@@ -23,8 +23,6 @@ from seektune.kernels.reference.expert_linear import sort_by_expert
 from seektune.kernels.reference.expert_mlp import gathered_expert_mlp
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
-    fake_quantize_fp4,
-    fake_quantize_fp8,
     hadamard,
     quantize_fp4,
     quantize_fp4_closely,
@@ -51,7 +49,9 @@ expert_linear = Kernel(
 expert_mlp = Kernel(
     plain.expert_mlp, eager.expert_mlp, "expert_mlp", cpu=cpu.expert_mlp, invariant=invariant.expert_mlp
 )
-fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight)
+fake_quantize_fp4 = Kernel(plain.fake_quantize_fp4, plain.fake_quantize_fp4, "fake_quantize")
+fake_quantize_fp8 = Kernel(plain.fake_quantize_fp8, plain.fake_quantize_fp8, "fake_quantize")
+fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight, "fake_quantize")
 gate_scores = Kernel(plain.gate_scores, plain.gate_scores, invariant=in_double(plain.gate_scores))
 gate_weights = Kernel(plain.gate_weights, plain.gate_weights, invariant=in_double(plain.gate_weights))
 grouped_linear = Kernel(
@@ -79,7 +79,7 @@ lowbit_expert_linear = Kernel(
 )
 lowbit_linear = Kernel(plain.lowbit_linear, plain.lowbit_linear, "lowbit_linear", invariant=invariant.lowbit_linear)
 pool_windows = Kernel(plain.pool_windows, eager.pool_windows, invariant=in_double(eager.pool_windows))
-rms_norm = Kernel(plain.rms_norm, eager.rms_norm, cpu=cpu.rms_norm, invariant=in_double(eager.rms_norm))
+rms_norm = Kernel(plain.rms_norm, eager.rms_norm, "norm", cpu=cpu.rms_norm, invariant=in_double(eager.rms_norm))
 rotate = Kernel(plain.rotate, eager.rotate, "rotation", cpu=cpu.rotate, invariant=in_double(eager.rotate))
 norm_rope = Kernel(
     plain.norm_rope, eager.norm_rope, "rotation", cpu=cpu.norm_rope, invariant=in_double(eager.norm_rope)

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seektune.kernels import fake_quantize_fp4, fake_quantize_fp8, hadamard
+from seektune.kernels import FP4_GROUP, fake_quantize_fp4, fake_quantize_fp8, hadamard
+
+KEY_GROUP = 64
+"""Columns of a key that share an FP8 scale."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,16 @@ def _unchanged(x: Tensor) -> Tensor:
 
 
 def _index_fp4(x: Tensor) -> Tensor:
-    return fake_quantize_fp4(hadamard(x))
+    return fake_quantize_fp4(hadamard(x), FP4_GROUP)
+
+
+def _key_fp8(x: Tensor) -> Tensor:
+    return fake_quantize_fp8(x, KEY_GROUP)
 
 
 NUMERICS = {
     "plain": Numerics(keys=_unchanged, index=_unchanged),
-    "released": Numerics(keys=fake_quantize_fp8, index=_index_fp4),
+    "released": Numerics(keys=_key_fp8, index=_index_fp4),
 }
 """`plain`: no rounding. `released`: FP8 keys, Hadamard and FP4 in the indexer, straight-through gradients."""
 

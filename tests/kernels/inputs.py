@@ -224,6 +224,11 @@ CASES: dict[str, dict[str, Case]] = {
         "heads": lambda dtype: (leaf(dtype, 2, 17, 3, 14), *random_angles(dtype, 2, 17, 4), 1e-2),
         "none": lambda dtype: (leaf(dtype, 1, 0, 3, 14), *random_angles(dtype, 1, 0, 4), 1e-2),
     },
+    "fake_quantize_fp4": {"columns": lambda dtype: (leaf(dtype, 3, 5, 96), 32)},
+    "fake_quantize_fp8": {
+        "columns": lambda dtype: (leaf(dtype, 3, 5, 128), 64),
+        "part of a group": lambda dtype: (leaf(dtype, 7, 100), 64),
+    },
     "fake_quantize_weight": {
         "fp4": lambda dtype: (leaf(dtype, 3, 7, 96), "fp4"),
         "fp8": lambda dtype: (leaf(dtype, 2, 130, 140), "fp8"),

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from seektune.kernels import Prefix, clamped_swiglu, index_topk, quantize_fp4, quantize_fp8
-from seektune.kernels.triton import index_scores, lowbit_grouped_mm, swiglu
+from seektune.kernels.triton import index_scores, lowbit_grouped_mm, norm, swiglu
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
 from .inputs import CASES, attention, leaf, lowbit_experts, missing_keys, no_queries
+from .test_codecs import assert_identical
 from .twins import kernel, run
 
 BOUND = 2e-5
@@ -101,7 +102,40 @@ def compare_weighted_swiglu() -> int:
     return found
 
 
+def compare_fake_quantize() -> int:
+    """Compare roundings bit by bit: numbers of all sizes, ties, zeros of both signs and subnormal numbers."""
+    edges = [0.0, -0.0, 1e-45, 2.0**-126, -1e-20, 0.25, -0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0, 448.0, -464.0, 3e38]
+    found = 0
+    for size in (1e-45, 1e-39, 1e-6, 1.0, 1e37):
+        halves = torch.randint(-24, 25, (1, 40, 96)) * 0.25
+        for x in (torch.randn(2, 130, 160) * size, halves * size, torch.tensor(edges).repeat(8).view(1, 4, 32)):
+            for name, arguments in (
+                ("fake_quantize_weight", ("fp4",)),
+                ("fake_quantize_weight", ("fp8",)),
+                ("fake_quantize_fp4", (32,)),
+                ("fake_quantize_fp8", (32,)),
+            ):
+                rounded = kernel(name).on_gpu(x, *arguments)
+                assert_identical(rounded, kernel(name).reference(x, *arguments))
+                found += rounded.numel()
+    broken = torch.ones(4, 128)
+    broken[1, 3] = torch.nan
+    for kind in ("fp4", "fp8"):
+        assert kernel("fake_quantize_weight").on_gpu(broken, kind)[1, 3].isnan(), "NaN must propagate"
+    return found
+
+
+def compare_rms_norm() -> int:
+    """Compare norms where a program of backward has several vectors, and where there are none."""
+    norm.PROGRAMS = 50
+    pair = kernel("rms_norm")
+    cases = [case(torch.float32) for case in CASES["rms_norm"].values()]
+    return sum(compare(run(pair.on_gpu, arguments), run(pair.reference, arguments)) for arguments in cases)
+
+
 CHECKS = {
+    "rms_norm": compare_rms_norm,
+    "fake_quantize": compare_fake_quantize,
     "weighted_swiglu": compare_weighted_swiglu,
     "index_topk": compare_index_topk,
     "split_lists": compare_split_lists,

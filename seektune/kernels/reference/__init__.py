@@ -12,6 +12,7 @@ from seektune.kernels.reference.linear_divergence import linear_divergence
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear, lowbit_linear
 from seektune.kernels.reference.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.reference.pool import pool_windows
+from seektune.kernels.reference.quantize import fake_quantize_fp4, fake_quantize_fp8
 from seektune.kernels.reference.route import gate_scores, gate_weights, route
 from seektune.kernels.reference.sinkhorn import sinkhorn
 from seektune.kernels.reference.sparse_attention import sparse_attention
@@ -22,6 +23,8 @@ __all__ = [
     "clamped_swiglu",
     "expert_linear",
     "expert_mlp",
+    "fake_quantize_fp4",
+    "fake_quantize_fp8",
     "fake_quantize_weight",
     "gate_scores",
     "gate_weights",
