@@ -111,11 +111,12 @@ TAUGHT = [
     Case(4, piped("1f1b", ep_size=2), 1, objective="opd"),
 ]
 WARMUP = replace(FEW, config=SHALLOW, indexers="warmup", loss=LossConfig(mtp_weight=0))
+SPARSE = replace(FEW, config=SHALLOW, indexers="sparse")
 INDEXERS = [
     (WARMUP, Case(2, {"cp_size": 2, "ep_size": 2, "recompute": "block"})),
-    (WARMUP, Case(4, piped("zbv", ep_size=2), 1)),
-    (replace(FEW, config=SHALLOW, indexers="sparse"), Case(4, {"cp_size": 2, "ep_size": 2})),
-    (replace(FEW, config=SHALLOW, indexers="sparse"), Case(2, piped("dualpipev"), 1)),
+    (WARMUP, Case(2, piped("dualpipev"), 1)),
+    (SPARSE, Case(2, {"cp_size": 2, "recompute": "block"})),
+    (SPARSE, Case(4, piped("zbv", ep_size=2), 1)),
 ]
 QAT = [
     Case(2, {"recompute": "block"}),

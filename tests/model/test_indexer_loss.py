@@ -162,6 +162,7 @@ def test_a_warmup_trains_indexers_alone_on_attention_to_all_entries(toy_model):
     assert outcome.totals()["loss"] == pytest.approx(train_dense.totals()["loss"], rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_packed_row_teaches_what_its_documents_teach_alone(toy_model, alone):
     model = toy_model()
@@ -179,6 +180,7 @@ def test_a_packed_row_teaches_what_its_documents_teach_alone(toy_model, alone):
         torch.testing.assert_close(together[name], gradient, rtol=1e-8, atol=1e-11, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qat", [False, True])
 def test_what_serving_rounds_is_rounded_in_training_too(toy_model, qat):
     changes = {"moe_intermediate_size": 32} if qat else {}
@@ -193,6 +195,7 @@ def test_what_serving_rounds_is_rounded_in_training_too(toy_model, qat):
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [False, True])
 def test_memory_is_linear_in_tokens(toy_model, alone):
     attention = toy_model(torch.float32).layers[1].attn
