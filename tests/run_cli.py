@@ -59,7 +59,7 @@ def execute(
 ) -> None:
     """What the process does."""
     for descriptor, file in ((1, out), (2, error)):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     open_standard_streams()
     os.environ.clear()
     os.environ.update(environment)
