@@ -19,7 +19,7 @@ GRPO_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_grpo.yaml
 CHAT_RECIPE := examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_chat.yaml
 PRETRAIN_RECIPE := examples/llm_pretrain/deepseek_v4/deepseek_v4_tiny_pretrain.yaml
 
-.PHONY: help demo demo-chat demo-pretrain demo-grpo test check lint docs format bench bench-layer bench-checkpoint bench-decode bench-decode-mesh bench-lora bench-lora-stream fuzz clean
+.PHONY: help demo demo-chat demo-pretrain demo-grpo test check fast lint docs format bench bench-layer bench-checkpoint bench-decode bench-decode-mesh bench-lora bench-lora-stream fuzz clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/' | awk -F: '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -58,7 +58,10 @@ demo-grpo: $(STAMP)  ## teach a tiny DeepSeek-V4 sums with half of the answers w
 test: $(DEV_STAMP)  ## all tests
 	$(PYTEST)
 
-check: lint  ## lint, and the fast tests
+check: $(DEV_STAMP)  ## lint, and beside it the fast tests
+	$(MAKE) --no-print-directory --jobs=2 lint fast
+
+fast: $(DEV_STAMP)
 	$(PYTEST) -m 'not slow'
 
 lint: $(DEV_STAMP)  ## format, lint, types, import contract

@@ -95,8 +95,8 @@ def test_verbs_run_from_an_empty_folder(installed: Path, tmp_path: Path) -> None
     (train,) = [line.split() for line in python("-m", "seektune", "init", ".").splitlines() if " train " in line]
     recipe = train[-1]
     dry_run = ["train", recipe, "--dry-run", "--world-size=1"]
-    said = python("-c", IN_ONE_PROCESS.format(commands=[["plan", recipe], ["validate", recipe, data], dry_run]))
-    assert said.startswith(str(installed))
     small = ("--steps=1", "--batch.global_size=2", "--batch.micro_size=2", "--evaluate.limit=2", "--run_dir=run")
-    python("-m", "seektune", "train", recipe, data, *small)
+    commands = [["plan", recipe], ["validate", recipe, data], dry_run, ["train", recipe, data, *small]]
+    said = python("-c", IN_ONE_PROCESS.format(commands=commands))
+    assert said.startswith(str(installed))
     assert (folder / "run" / "report.html").is_file()

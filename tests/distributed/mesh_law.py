@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -284,6 +284,12 @@ def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | N
         parameter.grad = None
     scores = model.score(together(made_rows(subject))).losses_BT.numpy()
     return Found(outcome.totals(), norm, listed(outcome.loads), gradients, scores, listed(outcome.recall))
+
+
+@cache
+def look_alone(subject: Subject) -> Found:
+    """What one device finds, the same for all layouts."""
+    return look(alone(subject), subject)
 
 
 def learn(model: ParallelModel, subject: Subject, steps: int = STEPS, wanted: OptimizerConfig = ADAMW) -> Course:

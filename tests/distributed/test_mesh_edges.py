@@ -10,7 +10,7 @@ import torch
 
 from seektune.train.config import LossConfig
 
-from .mesh_law import SHALLOW, SHORT, Found, Pieces, Subject, alone, errors, look, look_spread
+from .mesh_law import SHALLOW, SHORT, Found, Pieces, Subject, alone, errors, look, look_alone, look_spread
 from .workers import run_workers
 
 SLOW = pytest.mark.slow
@@ -18,12 +18,6 @@ PP, EP, PP_EP = {"pp_size": 2}, {"ep_size": 2}, {"pp_size": 2, "ep_size": 2}
 ZBV = {"pp_size": 2, "pipeline": {"schedule": "zbv"}}
 LONG_AND_SHORT = ((300,), (2,), (200, 90), (1,))
 """With two processes, one gets all long rows."""
-
-
-@cache
-def look_alone(subject: Subject) -> Found:
-    """What one device finds, the same for all layouts."""
-    return look(alone(subject), subject)
 
 
 def same(world: int, parallel: dict[str, Any], subject: Subject, bound: float = 1e-5) -> list[Found]:

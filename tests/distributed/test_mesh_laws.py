@@ -23,6 +23,7 @@ from .mesh_law import (
     learn_spread,
     learn_twice,
     look,
+    look_alone,
     look_spread,
 )
 from .workers import run_workers
@@ -134,12 +135,6 @@ def rich(case: Case) -> Subject:
 
 
 @pytest.fixture(scope="module")
-def found_alone() -> dict[Subject, Found]:
-    """By subject."""
-    return {each: look(alone(each), each) for each in {replace(rich(case), micro_size=2) for case in LOOKED_AT}}
-
-
-@pytest.fixture(scope="module")
 def rounded_alone() -> Found:
     return look(alone(ROUNDED), ROUNDED)
 
@@ -164,8 +159,8 @@ def learnt_alone() -> dict[str, Course]:
 
 @SLOW
 @pytest.mark.parametrize("case", LOOKED_AT, ids=str)
-def test_parts_norm_loads_and_every_gradient_are_those_of_one_device(found_alone: dict[Subject, Found], case: Case):
-    one = found_alone[replace(rich(case), micro_size=2)]
+def test_parts_norm_loads_and_every_gradient_are_those_of_one_device(case: Case):
+    one = look_alone(replace(rich(case), micro_size=2))
     assert one.parts["balance_loss"] > 0.1, "the balance loss must count"
     same_findings(run_workers(case.world, look_spread, case.parallel, rich(case)), one)
 
@@ -175,7 +170,7 @@ def test_parts_norm_loads_and_every_gradient_are_those_of_one_device(found_alone
 )
 def test_so_it_is_with_few_rows(case: Case):
     everywhere = run_workers(case.world, look_spread, case.parallel, case.of(FEW))
-    same_findings(everywhere, look(alone(FEW), FEW))
+    same_findings(everywhere, look_alone(FEW))
 
 
 def same_findings(everywhere: list[Found], one: Found) -> None:

@@ -1,15 +1,19 @@
 """Jobs of several processes of which launcher and workers are forked instead of started as new interpreters."""
 
 import ctypes
+import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import NoReturn
 
 from seektune.__main__ import main
@@ -18,7 +22,7 @@ from seektune.launch.die_with_parent import PR_SET_PDEATHSIG
 from tests import held_run
 from tests.forks import FORKS
 from tests.patience import HUNG
-from tests.run_cli import execute, open_standard_streams
+from tests.run_cli import CODE, execute, open_standard_streams
 
 HOLD = Path(held_run.__file__).parent / "sitecustomize.py"
 """What a new interpreter runs by itself."""
@@ -102,12 +106,50 @@ def _launch(*given: object) -> None:
     execute(*given)  # type: ignore[arg-type]
 
 
-class ForkedJob:
-    """A command line with what tests need of `subprocess.Popen`; what it prints goes to files in a folder."""
+@contextmanager
+def accept_jobs(place: Path) -> Iterator[None]:
+    """Fork a job for each `fork_client.py` that connects to the socket of this name."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        Thread(target=_accept, args=(listener,), daemon=True).start()
+        yield
 
-    def __init__(self, code: str, words: Sequence[str], cwd: Path, environment: Mapping[str, str], folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._printed = [folder / f"{name}-{time.monotonic_ns()}" for name in ("out", "error")]
+
+def _accept(listener: socket.socket) -> None:
+    with suppress(OSError):  # the socket is closed
+        while True:
+            Thread(target=_serve, args=(listener.accept()[0],), daemon=True).start()
+
+
+def _serve(connection: socket.socket) -> None:
+    with connection, connection.makefile("rw") as stream:
+        words, cwd, environment, (out, error) = json.loads(stream.readline())
+        given = words[words.index("seektune") + 1 :]
+        with ForkedJob(CODE, given, Path(cwd), environment, printed=(Path(out), Path(error))) as job:
+            print(job.pid, file=stream, flush=True)
+            job.communicate()
+            code = job.poll() or 0
+        print(code if code >= 0 else 128 - code, file=stream, flush=True)
+
+
+class ForkedJob:
+    """A command line with what tests need of `subprocess.Popen`; what it prints goes to files."""
+
+    def __init__(
+        self,
+        code: str,
+        words: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        folder: Path | None = None,
+        printed: Sequence[Path] = (),
+    ):
+        """`printed` names the files of standard output and error; else they are new ones in a folder."""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            printed = [folder / f"{name}-{time.monotonic_ns()}" for name in ("out", "error")]
+        self._printed = printed
         self._process = FORKS.Process(target=_launch, args=(code, tuple(words), cwd, dict(environment), *self._printed))
         self._process.start()
         assert self._process.pid is not None

@@ -22,6 +22,7 @@ from tests.read_run import losses
 from tests.run_cli import CODE, seektune, worker_processes
 
 from .fake_slurm import install
+from .forked import accept_jobs
 from .ports import held_port
 
 TINY = "examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_hellaswag.yaml"
@@ -170,7 +171,9 @@ def test_preempted_job_resumes_with_the_same_losses(tmp_path: Path, job_id: str)
     venv = tmp_path / "my venv" / "bin"
     venv.mkdir(parents=True)
     python = venv / "python"
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    accepting = tmp_path / "jobs"
+    client = Path(__file__).with_name("fork_client.py")
+    python.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-I", "-S", str(client), str(accepting)])} "$@"\n')
     python.chmod(0o755)
     place = tmp_path / "job"
     place.mkdir()
@@ -189,14 +192,15 @@ def test_preempted_job_resumes_with_the_same_losses(tmp_path: Path, job_id: str)
         "OMP_NUM_THREADS": "1",
         **hold(rank=0, step=3, file=held),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *words, f"--venv={venv.parent}", f"--run_dir={run}", *settings],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=place,
-        timeout=HUNG,
-    )
+    with accept_jobs(accepting):
+        done = subprocess.run(
+            [sys.executable, "-c", CODE, *words, f"--venv={venv.parent}", f"--run_dir={run}", *settings],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=place,
+            timeout=HUNG,
+        )
     log = "\n".join(file.read_text() for file in sorted((place / "logs").iterdir()))
     assert done.returncode == 0, done.stderr
     assert f"Submitted batch job {job_id}" in done.stdout

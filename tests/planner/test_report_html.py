@@ -15,6 +15,7 @@ from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import rank_memory
 from seektune.planner.report import make_report
 from seektune.planner.report_html import render_html
+from tests.patience import HUNG
 from tests.places import TINY, TINY_LORA
 
 from .jobs import layout
@@ -39,7 +40,7 @@ def dom_after_script(text: str, tmp_path: Path, asked: str) -> str:
         "--dump-dom",
         f"file://{file}#{asked}",
     ]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=HUNG).stdout
 
 
 def panel_results(dom: str) -> list[dict[str, float]]:
