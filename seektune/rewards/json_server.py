@@ -23,7 +23,7 @@ class JsonServer:
     """Sends a value and gives the value that comes back."""
 
     name: str
-    """What it is, for messages."""
+    """What it serves, for messages."""
     sent: str
     """What is sent to it, for messages."""
     url: str
@@ -53,7 +53,9 @@ class JsonServer:
             return self._once(body)
         except OSError as error:
             tries = f"after {self.retries + 1} tries" if self.retries else "at the only try"
-            raise OSError(f"the {self.name} {self.url} failed {tries}: {on_one_line(str(error))[:160]}") from None
+            raise OSError(
+                f"the {self.name} server {self.url} failed {tries}: {on_one_line(str(error))[:160]}"
+            ) from None
 
     def _pause(self, seconds: int) -> None:
         for _ in range(seconds):
@@ -68,7 +70,9 @@ class JsonServer:
                 return self._parsed(answer.read(MOST_BYTES))
         except HTTPError as error:
             if error.code < 500:
-                raise ValueError(f"the {self.name} {self.url} refuses the {self.sent}: HTTP {error.code}") from None
+                raise ValueError(
+                    f"the {self.name} server {self.url} refuses the {self.sent}: HTTP {error.code}"
+                ) from None
             raise
         except HTTPException as error:
             raise OSError(f"its answer broke off ({type(error).__name__})") from None
@@ -77,4 +81,6 @@ class JsonServer:
         try:
             return parse_json(answer)
         except ValueError as error:
-            raise ValueError(f"the {self.name} {self.url} answered with something else than JSON: {error}") from None
+            raise ValueError(
+                f"the {self.name} server {self.url} answered with something else than JSON: {error}"
+            ) from None

@@ -82,9 +82,7 @@ def _make(section: RewardConfig, stop: Callable[[], None]) -> Reward:
         case VerifierConfig():
             return Verifier(section.metric)
         case ServerRewardConfig():
-            return ServerReward(
-                JsonServer("reward server", "answers", section.url, section.timeout, section.retries, stop)
-            )
+            return ServerReward(JsonServer("reward", "answers", section.url, section.timeout, section.retries, stop))
         case PluginRewardConfig():
             return _plugin(section.plugin)
     raise AssertionError(section)

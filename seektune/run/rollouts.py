@@ -62,7 +62,7 @@ def _tool_turns(
 ) -> ToolTurns | None:
     if section.url is None:
         return None
-    server = JsonServer("tool server", "calls", section.url, section.timeout, section.retries, stop)
+    server = JsonServer("tool", "calls", section.url, section.timeout, section.retries, stop)
     tools = ToolServer(server, section.max_result_bytes, section.concurrency)
     return ToolTurns(tools, section.max_turns, tokenizer, encoding, length)
 

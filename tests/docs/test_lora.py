@@ -68,4 +68,4 @@ def test_a_job_for_a_node_is_the_job_it_says(command: list[str], launched: list[
 
 
 def test_there_are_commands_to_test() -> None:
-    assert (len(EVERY), len(FLASH), len(NODE)) == (6, 15, 6)
+    assert (len(EVERY), len(FLASH), len(NODE)) == (6, 17, 7)

@@ -93,7 +93,7 @@ def asked(server: Any, answers: list[tuple[int, str]], retries: int = 2) -> tupl
     server.answers[:] = answers
     pauses: list[float] = []
     url = f"http://127.0.0.1:{server.server_port}/reward"
-    return ServerReward(JsonServer("reward server", "answers", url, 60, retries, sleep=pauses.append)), pauses
+    return ServerReward(JsonServer("reward", "answers", url, 60, retries, sleep=pauses.append)), pauses
 
 
 def test_pauses_are_bounded_and_end_at_a_request_to_stop() -> None:
@@ -104,7 +104,7 @@ def test_pauses_are_bounded_and_end_at_a_request_to_stop() -> None:
             raise Interrupted("SIGTERM")
 
     # nothing listens at port 0
-    server = JsonServer("reward server", "answers", "http://127.0.0.1:0", 60, 10**9, stop, slept.append)
+    server = JsonServer("reward", "answers", "http://127.0.0.1:0", 60, 10**9, stop, slept.append)
     reward = ServerReward(server)
     with pytest.raises(Interrupted):
         reward([sample("a", "b")])

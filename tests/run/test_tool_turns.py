@@ -73,7 +73,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def tools(adder: Any, tokenizer: Tokenizer) -> ToolTurns:
-    server = JsonServer("tool server", "calls", f"http://127.0.0.1:{adder.server_port}/", 60, 0)
+    server = JsonServer("tool", "calls", f"http://127.0.0.1:{adder.server_port}/", 60, 0)
     return ToolTurns(ToolServer(server, 100, 4), 3, tokenizer, "0731", length=2000)
 
 
