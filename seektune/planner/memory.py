@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from seektune.parallel.matrix_plan import ROUND_ELEMENTS
 from seektune.planner.expressions import Number, Row, Tables, evaluate
 from seektune.planner.formulas import HELD, MADE
 from seektune.planner.hardware import GIGA, assumed
@@ -120,6 +121,7 @@ def model_numbers(job: TrainingJob) -> Numbers:
         "offload": int(job.parallel.cpu_offload),
         "qat": int(job.qat != "none"),
         "fp4": int(job.qat == "released"),
+        "round_elements": ROUND_ELEMENTS,
         "learns_head": int(job.weights.learns("head.weight")),
     }
 

@@ -229,6 +229,20 @@ class Recipe(Section):
             raise ValueError("loss.z_weight is for objective.name cross_entropy without train.drafter; set it to 0")
         return self
 
+    @model_validator(mode="after")
+    def _noise_scale_has_two_halves(self) -> Self:
+        if self.logging.noise_scale_every is None:
+            return self
+        if self.objective.name != "cross_entropy" or self.train.drafter:
+            raise ValueError(
+                "logging.noise_scale_every is for objective.name cross_entropy without train.drafter; set it to null"
+            )
+        if min(stage.global_size for _, stage in self.batch.each_stage()) < 2:
+            raise ValueError(
+                "logging.noise_scale_every compares halves of a step: batch.global_size must be at least 2"
+            )
+        return self
+
     def check_world(self, processes: int) -> None:
         """Check that the recipe can be trained by that many processes.
 

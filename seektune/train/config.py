@@ -130,6 +130,9 @@ class LoggingConfig(Section):
     update_ratios_every: PositiveInt | None = None
     """Steps between two measurements of how far a step moves weights relative to their size; each copies the weights.
     null = none."""
+    noise_scale_every: PositiveInt | None = None
+    """Steps between two measurements of the noise scale of gradients; each takes the time of two more steps. null =
+    none."""
     project: Annotated[str, Field(min_length=1, max_length=128)] = "seektune"
     """Project (Weights & Biases, trackio) or experiment (MLflow) of the run."""
     offline: bool = False

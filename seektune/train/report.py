@@ -15,6 +15,7 @@ from seektune.train.plot_style import in_both_themes
 from seektune.train.plots import load_figure, loss_figure
 from seektune.train.report_evaluations import evaluation_sections
 from seektune.train.report_html import cards, folded, page, picture, section, table
+from seektune.train.report_noise import noise_sections
 from seektune.train.report_preferences import preference_sections
 from seektune.train.report_rewards import reward_sections
 from seektune.train.report_text import EvalText, ReportText
@@ -73,6 +74,7 @@ def _parts(
         *evaluation_sections(folder),
         *_indexers(steps),
         *_loads(read_if_there(folder / EXPERT_LOADS)),
+        *noise_sections(steps),
         section("What was trained", table(story.facts)),
         section("Results", table(_results(steps, validation, story), ("", "before", "after"))),
         section("Recipe", folded("the recipe as it ran", story.recipe)),

@@ -65,6 +65,8 @@ class TrainSettings:
     """Facts for checkpoints: the recipe and versions."""
     update_ratios_every: int | None = None
     """Steps between two measurements of update-to-weight ratios; None for none."""
+    noise_scale_every: int | None = None
+    """Steps between two measurements of the noise scale of gradients; None for none."""
     drafter_anchors: int | None = None
     """Tokens of a micro-batch from which drafts are trained, if the DSpark stages are trained; None otherwise."""
     indexers: IndexerStage = "frozen"

@@ -11,16 +11,19 @@ from typing import TypeAlias
 from seektune.checkpoint import check_train_state
 from seektune.data.held_out_loss import HeldOutLoss
 from seektune.data.rollouts import RolloutError
+from seektune.data.step_data import StepData
 from seektune.io.run_files import CHECKPOINTS
 from seektune.model.step_loss import DraftObjective
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.reference import NO_REFERENCE, ReferenceModel
 from seektune.signals import Interrupted, Interruption
 from seektune.train.checkpoints import complete_checkpoints, step_of
+from seektune.train.config import LossConfig
 from seektune.train.export import export_model
 from seektune.train.gradient import NotFiniteError
 from seektune.train.guard import RETURNS, SpikeError, Watchdog
 from seektune.train.heap import frozen_heap
+from seektune.train.noise_scale import PartGradient, half_gradients, noise_values
 from seektune.train.resumable import ResumableRun
 from seektune.train.run_log import RunLog
 from seektune.train.schedule import learning_rate, loss_of_step
@@ -129,6 +132,7 @@ class Trainer(ResumableRun):
         lr = learning_rate(step, steps, settings.optimizer.lr, settings.schedule)
         loss = loss_of_step(step, steps, settings.loss, settings.schedule)
         weights = copies(self.model.named_parameters()) if _due(step, settings.update_ratios_every) else None
+        halves = self._half_gradients(step, data, loss, watch)
         try:
             max_norm = settings.optimizer.max_grad_norm
             aim = (
@@ -144,13 +148,21 @@ class Trainer(ResumableRun):
                 raise NotFiniteError(f"{error}. The state before this step is saved in {place}") from None
             log.skipped(step, str(error))
         else:
+            values = noise_values(halves, record.grad_norm, record.taught_tokens)
             if weights is not None:
-                ratios = update_ratios(weights, self.model.named_parameters(), self.model.mesh)
-                record = replace(record, parts=record.parts | ratios)
+                values |= update_ratios(weights, self.model.named_parameters(), self.model.mesh)
+            record = replace(record, parts=record.parts | values)
             log.step(record)
             if self._rolled_back(record, log):
                 return
         self.step = step
+
+    def _half_gradients(self, step: int, data: StepData, loss: LossConfig, watch: Watchdog) -> list[PartGradient]:
+        """What the noise scale of a step is computed from, if it is due."""
+        if not _due(step, self.settings.noise_scale_every):
+            return []
+        watch(f"step {step}: measuring the noise scale")
+        return half_gradients(self.model, data, loss, self.settings.objective)
 
     def _draft_objective(self, step: int, micro_batches: int) -> DraftObjective | None:
         """How drafts are trained in a step; None if the model is trained."""

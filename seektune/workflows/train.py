@@ -256,6 +256,7 @@ def _settings(recipe: Recipe, data: TrainData, objective: Objective) -> TrainSet
         validate_every=recipe.evaluate.every,
         seed=recipe.seed,
         update_ratios_every=recipe.logging.update_ratios_every,
+        noise_scale_every=recipe.logging.noise_scale_every,
         drafter_anchors=recipe.train.drafter_anchors if recipe.train.drafter else None,
         indexers=recipe.train.indexer_stage,
         objective=objective,

@@ -244,6 +244,7 @@ def test_a_shorter_run_leaves_out_stages_that_it_does_not_reach(file: Path) -> N
 
 IDLE = {
     "loss:\n  mtp_decay_weight: 0.1\nschedule:\n  name: constant": "loss.mtp_decay_weight needs another schedule.name",
+    "logging:\n  noise_scale_every: 5\nobjective:\n  name: dpo": "noise_scale_every is for objective.name",
     "data:\n  kind: text\n  path: a\n  fim_spm_share: 0.5": "data: fim_spm_share needs a fim_rate above 0; set it to 0",
     "data:\n  kind: text\n  path: a\n  fim_seed: 1": "data: fim_seed needs a fim_rate above 0; set it to 0",
 }
@@ -253,6 +254,11 @@ IDLE = {
 def test_keys_without_effect_are_refused(lines: str, expected: str, file: Path) -> None:
     file.write_text(f"{SMALLEST}{lines}\n")
     assert expected in complaint(file)
+
+
+def test_a_noise_scale_needs_two_rows(file: Path) -> None:
+    words = ["--logging.noise_scale_every=5", "--batch.global_size=1", "--batch.micro_size=1"]
+    assert "batch.global_size must be at least 2" in complaint(file, *words)
 
 
 def test_weights_without_config_or_of_another_model_are_refused(file: Path, tmp_path: Path) -> None:
