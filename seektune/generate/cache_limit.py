@@ -21,6 +21,10 @@ class CacheLimit:
             raise ValueError(f"--gpu-memory-utilization={self.gpu_memory_utilization} must be above 0 and at most 1")
 
 
+WHOLE_DEVICE = CacheLimit()
+"""Of the only engine on a device."""
+
+
 @dataclass(frozen=True)
 class CacheUse:
     """What an engine has caches for."""

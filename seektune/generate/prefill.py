@@ -46,16 +46,22 @@ class Prefill:
         self.rows = rows
         self._model = model
         self._read = 0
+        self._stop = 0
         self._prompts = list(dict.fromkeys(tuple(row.request.prompt) for row in rows))
         # room for drafts and the token after them, beyond the last token
         count = len(self._prompts)
         most = longest + 1 + (0 if drafter is None else drafter.size)
         self._cache = model.new_cache(count, most, grows=grows)
         self._prefixes = prefixes
+        self._shared = [0 if prefixes is None else prefixes.shared(prompt) for prompt in self._prompts]
+        """Where each prompt's cache is copied for others that begin so; 0 = nowhere."""
         self._cached = [0] * count if prefixes is None else self._reuse(prefixes)
         self._rests = [prompt[cached:] for prompt, cached in zip(self._prompts, self._cached, strict=True)]
         """What is left to read of each prompt."""
         self._draft_cache = model.new_draft_cache(count, most, grows=grows) if drafter is not None else None
+        # memory that is lacking is missed here, and not in a pass that other ranks wait in
+        for cache in (each for each in (self._cache, self._draft_cache) if each is not None):
+            cache.reserve(max(map(len, self._prompts)))
         self._size = max(chunk // count, 1)
         self._drafter = drafter
         self._streams: Tensor | None = None
@@ -75,7 +81,9 @@ class Prefill:
     def advance(self) -> None:
         """The forward pass of a chunk of each prompt."""
         start = self._read
-        stop = self._read + self._size
+        places = [shared - cached for shared, cached in zip(self._shared, self._cached, strict=True)]
+        stop = min([start + self._size, *(place for place in places if place > start)])
+        self._stop = stop
         chunk, counts = padded([rest[start:stop] for rest in self._rests], self._model)
         if self._drafter is None or self._draft_cache is None:
             streams = self._model.advance(chunk, self._cache, counts)
@@ -89,6 +97,9 @@ class Prefill:
                 self._drafter.read_empty()
         self._last |= {i: streams[i, count - 1] for i, count in enumerate(counts) if count}
         self._streams = streams
+        if self._prefixes is not None:
+            for i in (i for i, place in enumerate(places) if place == stop):
+                self._prefixes.store(self._prompts[i][: self._shared[i]], self._cache, i)
 
     def score(self) -> bool:
         """Score the chunk's tokens for the rows that want it; returns whether the chunk was the last.
@@ -99,7 +110,7 @@ class Prefill:
         assert self._streams is not None, "a chunk was read"
         self._score(self._streams, self._read)
         self._streams = None
-        self._read += self._size
+        self._read = self._stop
         return self._read >= max(map(len, self._rests))
 
     def _score(self, streams: Tensor, start: int) -> None:

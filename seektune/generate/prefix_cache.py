@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from seektune.model.kv_cache.cache import KVCache
 
 Ids = NDArray[np.int64]
+WORTH_A_COPY = 64
+"""Least tokens that a copy of a shared beginning saves."""
 MOST_PREFIXES = 256
 """Of a prefix cache, and prompts whose places are remembered; each is compared with every new prompt."""
 
@@ -69,6 +71,17 @@ class PrefixCache:
         copied.rollback(copied.lengths[0] - lengths[best])
         return copied
 
+    def shared(self, prompt: Sequence[int]) -> int:
+        """The length of the longest beginning of a prompt that another text had and that is worth a copy, or 0.
+
+        A cache can be continued only where it was kept: the copy is for the prompts that begin so after this one, as
+        those with the same system prompt.
+        """
+        ids = np.asarray(prompt, np.int64)
+        common = max((common_length(each.tokens, ids[:-1]) for each in self._kept.values()), default=0)
+        known = max((each.reusable(ids) for each in self._kept.values()), default=0)
+        return common if common >= known + WORTH_A_COPY else 0
+
 
 class PrefixPlaces:
     """Which rank read which prompt last, of the newest prompts."""
@@ -81,9 +94,12 @@ class PrefixPlaces:
     def record(self, prompt: Sequence[int], rank: int) -> None:
         """Remember the place of a prompt."""
         ids = np.asarray(prompt, np.int64)
-        self._prompts.pop(ids.tobytes(), None)
-        self._prompts[ids.tobytes()] = (ids, rank)
-        if len(self._prompts) > MOST_PREFIXES:
+        there = [known for known, place in self._prompts.values() if place == rank]
+        shared = max((common_length(known, ids[:-1]) for known in there), default=0)
+        for each in [ids[:shared], ids] if shared >= WORTH_A_COPY else [ids]:
+            self._prompts.pop(each.tobytes(), None)
+            self._prompts[each.tobytes()] = (each, rank)
+        while len(self._prompts) > MOST_PREFIXES:
             self._prompts.popitem(last=False)
 
     def saved(self, prompt: Sequence[int]) -> dict[int, int]:

@@ -111,7 +111,7 @@ class Token:
     alternatives: list[tuple[int, float]]
     """The most likely tokens with their log-probabilities, best first."""
     end: str | None
-    """`stop` or `length` if the completion ends with it; `error` if following its grammar became too expensive."""
+    """`stop` or `length` if the completion ends with it; or why it cannot go on, of `FAILED_ENDS`."""
     prompt: tuple["Token", ...] = ()
     """With the first token of a request with `echo`, the tokens of its prompt after the first."""
     cached: int = 0

@@ -14,8 +14,8 @@ from seektune.data.chat_format.encodings import find_encoding
 from seektune.data.other_tokenizer import tokenizer_note
 from seektune.data.tokenizer import Tokenizer, load_tokenizer
 from seektune.generate.answer_grammar import AnswerRules, answer_grammar, json_rules, regex_rules
-from seektune.generate.cache_limit import CacheLimit
-from seektune.generate.engine import Decodes
+from seektune.generate.cache_limit import WHOLE_DEVICE, CacheLimit
+from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.grammar import Grammar, compile_grammar
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
@@ -117,6 +117,12 @@ def note_other_tokenizer(name: str, tokenizer: Tokenizer) -> None:
         print(note, file=sys.stderr)
 
 
+def note_cache_room(model: Decodes, memory: CacheLimit = WHOLE_DEVICE, speculative: bool = False) -> None:
+    """Say on standard error how many tokens of context fit; rank 0 of a mesh calls it in `lead`."""
+    engine = DecodeEngine(model, (), speculative, model.config.max_position_embeddings, memory=memory)
+    print(f"KV cache: {engine.room}", file=sys.stderr)
+
+
 def choose_encoding(name: str, chosen: EncodingName | None) -> EncodingName:
     """The chosen encoding of chats, or that of a checkpoint.
 
@@ -148,7 +154,7 @@ class GenerateOptions:
     """Completions are JSON that is valid against it; the prompts of chats describe it."""
     regex: str | None = None
     """Completions match it as a whole."""
-    memory: CacheLimit = field(default=CacheLimit(), repr=False)
+    memory: CacheLimit = field(default=WHOLE_DEVICE, repr=False)
     """Of KV caches; it does not change completions."""
 
     def answer_rules(self) -> AnswerRules | None:

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 
@@ -158,6 +159,8 @@ class DecodeWorker:
         read = after.streams.shape[1]
         counts = [DraftCounts() for _ in texts.rows]
         taken = self._take(after, counts)
+        if self._options.memory is not None:
+            self._reserve(texts, taken)
         found.tokens += [token for tokens in taken for token in tokens]
         found.drafts |= {row.index: own for row, own in zip(texts.rows, counts, strict=True) if own.made}
         lasting = [tokens[-1].end is None for tokens in taken]
@@ -166,6 +169,18 @@ class DecodeWorker:
         places = self._keep(texts, lasting)
         features = None if after.features is None else after.features[places]
         return Continuing(texts, features, [[token.id for token in taken[i]] for i in places]) if places else None
+
+    def _reserve(self, texts: RunningBatch, taken: list[list[Token]]) -> None:
+        """Let the caches grow for the next step; while there is no memory, the longest sequence ends with `memory`."""
+        ahead = 1 if self._drafter is None else 1 + self._drafter.size
+        lasting = {row: texts.cache.lengths[row] + ahead for row, tokens in enumerate(taken) if tokens[-1].end is None}
+        while lasting:
+            longest = max(lasting, key=lambda row: lasting[row])
+            try:
+                return texts.cache.reserve(min(lasting[longest], texts.cache.max_length))
+            except (MemoryError, RuntimeError):
+                taken[longest][-1] = replace(taken[longest][-1], end="memory")
+                del lasting[longest]
 
     def _take(self, after: ForwardResult, counts: Sequence[DraftCounts]) -> list[list[Token]]:
         """The next tokens of each row; `counts` receive how many drafts were accepted."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from seektune.generate.detokenize import TextDelta
-from seektune.generate.grammar import TOO_EXPENSIVE
+from seektune.generate.failed_ends import FAILED_ENDS
 from seektune.generate.request import Request
 from seektune.serve.errors import ApiError
 from seektune.serve.scheduler import Event, GenerationJob, Scheduler
@@ -51,8 +51,8 @@ class JobStream:
             event = await self._events.get()
             if isinstance(event, ApiError):
                 raise event
-            if event.end == "error":
-                raise ApiError(500, TOO_EXPENSIVE)
+            if event.end is not None and event.end in FAILED_ENDS:
+                raise ApiError(503 if event.end == "memory" else 500, FAILED_ENDS[event.end])
             self._running -= event.end is not None
             yield event
 

@@ -11,11 +11,11 @@ from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS, THINK_END
 from seektune.generate.detokenize import TextDelta, TextStream
 from seektune.generate.engine import DecodeEngine
-from seektune.generate.grammar import TOO_EXPENSIVE
+from seektune.generate.failed_ends import FAILED_ENDS
 from seektune.generate.limits import PREFIX_CACHE
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.request import Request
-from seektune.generate.session import GenerateOptions, Session
+from seektune.generate.session import GenerateOptions, Session, note_cache_room
 from seektune.io.atomic import refuse_existing
 from seektune.io.jsonl import as_line, read_jsonl
 from seektune.io.text import check_unicode, printable
@@ -97,8 +97,8 @@ class Conversation:
         self.paper.print()
         if end == "length":
             self._note(f"(cut off after {setting.max_new_tokens} tokens; see --max-new-tokens)")
-        if end == "error":
-            self._note(f"({TOO_EXPENSIVE})")
+        if end is not None and end in FAILED_ENDS:
+            self._note(f"({FAILED_ENDS[end]})")
         return text
 
     def _deltas(self, prompt: list[int]) -> Iterator[TextDelta]:
@@ -200,6 +200,7 @@ def chat(
 
 
 def _converse(talk: Conversation, system: str | None) -> None:
+    note_cache_room(talk.voice.model, talk.voice.setting.memory, talk.voice.setting.speculative)
     if system:
         talk.messages = [{"role": "system", "content": system}]
     talk.hear("/help")

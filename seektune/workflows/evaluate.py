@@ -25,7 +25,7 @@ from seektune.evaluate.perplexity import PerplexityTask, read_texts
 from seektune.evaluate.task import Task, TaskScore
 from seektune.generate.mesh import DecodeMesh
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
-from seektune.generate.session import AS_STORED, LoadOptions, note_other_tokenizer
+from seektune.generate.session import AS_STORED, LoadOptions, note_cache_room, note_other_tokenizer
 from seektune.io.console import counted
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
@@ -71,6 +71,7 @@ class EvalTasks:
         """The scores of a model by task; `answers` is the file of the harness's finished answers."""
         tokenizer = load_tokenizer(model.config.vocab_size)
         note_other_tokenizer(name, tokenizer)
+        note_cache_room(model)
         scores = {}
         for task in self.own:
             with torch.inference_mode(), _bar(f"{task.info.name}, {name}") as progress:

@@ -16,10 +16,10 @@ from seektune.data.chat_format.parse import parse_message
 from seektune.data.chat_format.tokens import EOS
 from seektune.generate.detokenize import GeneratedText, generate_all, stream_text
 from seektune.generate.engine import DecodeEngine
-from seektune.generate.grammar import TOO_EXPENSIVE
+from seektune.generate.failed_ends import FAILED_ENDS
 from seektune.generate.processes import ONE_PROCESS, DecodeProcesses
 from seektune.generate.request import DraftCounts, Request
-from seektune.generate.session import GenerateOptions, Session
+from seektune.generate.session import GenerateOptions, Session, note_cache_room
 from seektune.io.atomic import refuse_existing
 from seektune.io.jsonl import as_line
 from seektune.io.text import check_unicode, printable
@@ -65,6 +65,7 @@ def generate_one(
 
 
 def _stream(voice: Session, prompt: str, as_chat: bool, samples: int) -> None:
+    note_cache_room(voice.model, voice.setting.memory, voice.setting.speculative)
     ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
     requests = voice.requests(ids, samples, as_chat)
     drafts = DraftCounts()
@@ -77,8 +78,8 @@ def _stream(voice: Session, prompt: str, as_chat: bool, samples: int) -> None:
             _write(piece.text, sys.stdout)
             end = piece.end
         print(flush=True)
-        if end == "error":
-            print(TOO_EXPENSIVE, file=sys.stderr)
+        if end is not None and end in FAILED_ENDS:
+            print(FAILED_ENDS[end], file=sys.stderr)
         drafts.add(decoding.drafts)
     _tell(drafts)
 
@@ -93,9 +94,9 @@ def generate_file(
 ) -> None:
     """Answer every row of a .jsonl file: `prompt` (a text) or `messages` (a conversation, with `tools` beside it).
 
-    A line of `out` is the row with `sample`, `text` and `end` (`stop`, `length` or `error`), for conversations also
-    `message` if the response follows the chat format, and `tokens` if log-probabilities are written. The same call
-    resumes an interrupted job. Each of `processes` calls it; rank 0 writes.
+    A line of `out` is the row with `sample`, `text` and `end` (`stop`, `length`, `error` or `memory`), for
+    conversations also `message` if the response follows the chat format, and `tokens` if log-probabilities are written.
+    The same call resumes an interrupted job. Each of `processes` calls it; rank 0 writes.
 
     Raises:
         ValueError: a row is not as it should be, or `out` holds something else (told before the model is read), or the
@@ -116,6 +117,7 @@ def generate_file(
 def _answer(voice: Session, rows: list[dict[str, Any]], out: Path, job: str, output: Output) -> None:
     speculative = voice.setting.speculative
     drafts = DraftCounts()
+    note_cache_room(voice.model, voice.setting.memory, speculative)
     with answers(out, job, output.samples) as (paper, done):
         size = PAGE * max(output.rows // output.samples, 1)
         for start in range(done, len(rows), size):

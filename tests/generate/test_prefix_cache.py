@@ -76,6 +76,28 @@ def test_texts_that_part_continue_from_where_a_rollback_reaches(model):
 
 
 @pytest.mark.slow
+def test_conversations_share_their_system_prompt_from_the_third_on(model):
+    """The second one keeps a copy where it parts from the first; two that are read together do, too."""
+    system, *users = prompts(140, 20, 21, 22, 23)
+    decoding = engine(model)
+    cached = []
+    for user in users[:3]:
+        (found,) = answers(decoding, [*system, *user])
+        check_equal(found, answers(engine(model, 0), [*system, *user])[0])
+        cached.append(found[0].cached)
+    assert cached[:2] == [0, 0]
+    common = cached[2]
+    assert common in range(140, 143), "the first tokens of the users may be equal, too"
+    other = answers(decoding, [*system, *users[3]], [*system, *users[3], 7])
+    assert all(found[0].cached >= 140 for found in other)
+
+
+def test_a_copy_for_a_few_tokens_is_not_kept(model):
+    short, *users = prompts(40, 60, 61, 62)
+    decoding = engine(model)
+    assert [answers(decoding, [*short, *user])[0][0].cached for user in users] == [0, 0, 0]
+
+
 def test_prompts_with_and_without_a_prefix_are_prefilled_together_in_chunks(model, monkeypatch):
     monkeypatch.setattr("seektune.generate.worker.CHUNK", 48)
     first, other, more = prompts(150, 60, 100)
@@ -186,6 +208,15 @@ def test_a_rank_without_memory_reports_it_after_the_passes_that_others_wait_in(
     assert isinstance(report.error, torch.OutOfMemoryError)
     assert passes.count("backbone") == 2
     assert passes.count("drafter") == (3 if speculative else 0), "propose, read and propose"
+
+
+def test_a_conversation_goes_to_the_rank_that_read_its_system_prompt_twice():
+    places = PrefixPlaces(ROLLBACK)
+    system = [1] * 100
+    places.record([*system, *[2] * 30], 1)
+    assert places.saved([*system, *[3] * 30]) == {}
+    places.record([*system, *[3] * 30], 1)
+    assert places.saved([*system, *[4] * 30]) == {1: 100}
 
 
 def test_a_follow_up_goes_to_the_rank_of_its_conversation_unless_that_is_busy():

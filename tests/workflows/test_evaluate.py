@@ -51,7 +51,8 @@ def ask(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any
         against = more.pop("against", None)
         evaluate(str(model), task.split(","), data, tmp_path, EvalOptions(**more), against and str(against), as_json)
         said = capsys.readouterr()
-        assert said.err == ""
+        assert all(line.startswith("KV cache: ") for line in said.err.splitlines())
+        assert "tokens of context fit" in said.err
         return json.loads(said.out) if as_json else said.out.splitlines()
 
     return hold

@@ -99,7 +99,7 @@ class KVCache(CacheState):
         assert len(counts) == self.rows
         assert all(0 <= count <= length for count in counts)
         self._check_room(counts)
-        self._make_room(max(before + count for before, count in zip(self.lengths, counts, strict=True)))
+        self.reserve(max(before + count for before, count in zip(self.lengths, counts, strict=True)))
         self._touched = max(self._touched, max(self.lengths) + length)
         return CacheStep(self, length, counts)
 
@@ -188,7 +188,7 @@ class KVCache(CacheState):
             ValueError: a row would grow beyond `max_length`.
         """
         self._check_room([count] * self.rows)
-        self._make_room(max(self.lengths) + count)
+        self.reserve(max(self.lengths) + count)
 
     def _check_room(self, counts: Sequence[int]) -> None:
         for row, (before, count) in enumerate(zip(self.lengths, counts, strict=True)):
@@ -199,8 +199,12 @@ class KVCache(CacheState):
                 )
 
     @torch.no_grad()
-    def _make_room(self, tokens: int) -> None:
-        """Grow the buffers of entries to the capacity of that many tokens."""
+    def reserve(self, tokens: int) -> None:
+        """Grow the buffers of entries, if it is needed, to the capacity of that many tokens.
+
+        Raises:
+            RuntimeError: there is no memory; the cache is as it was.
+        """
         if tokens <= self.room:
             return
         room = self._room_for(tokens)
