@@ -1,7 +1,5 @@
 """On a GPU every operation equals its definition in plain torch, values and gradients, at odd and released shapes."""
 
-from typing import Any
-
 import pytest
 import torch
 
