@@ -1,5 +1,7 @@
 """On a GPU every operation equals its definition in plain torch, values and gradients, at odd and released shapes."""
 
+from typing import Any
+
 import pytest
 import torch
 
