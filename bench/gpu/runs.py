@@ -20,7 +20,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.model.moe import MoE
 from seektune.model.quantized import quantize_modules
-from seektune.parallel.expert import ExpertDispatch
+from seektune.parallel.expert_dispatch import ExpertDispatch
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import Batch
 from seektune.train.config import LossConfig

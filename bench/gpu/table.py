@@ -10,12 +10,13 @@ from bench.gpu.kernel_times import kernel_times, packed_times
 from bench.gpu.layers import layers, profile
 from bench.gpu.part import Part
 from bench.gpu.runs import decode_run, dispatch_run, lora_run, train_run
-from bench.gpu.twins import released_twins, twins
+from bench.gpu.twins import packed_twins, released_twins, twins
 
 PARTS = (
     Part("ceilings", 8, ceilings),
     Part("kernels equal their definitions", 60, twins),
     Part("attention equals its definition at released width", 25, released_twins),
+    Part("packed products and the index choice equal their definitions", 10, packed_twins),
     Part("run: train and resume", 20, train_run),
     Part("run: LoRA on packed weights", 15, lora_run),
     Part("run: decode", 10, decode_run),

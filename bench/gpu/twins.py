@@ -6,8 +6,17 @@ from typing import Any
 import torch
 
 from bench.gpu.part import Bench, Found
-from seektune.kernels import Kernel
-from tests.gpu.agreement import BOUNDS, definition, exact, largest_error, released
+from seektune.kernels import Kernel, index_topk
+from tests.gpu.agreement import (
+    BOUNDS,
+    definition,
+    exact,
+    frozen_experts,
+    frozen_maps,
+    index_case,
+    largest_error,
+    released,
+)
 from tests.gpu.to_device import to_device
 from tests.kernels.inputs import CASES
 from tests.kernels.twins import kernel, run
@@ -57,6 +66,30 @@ def released_twins(bench: Bench) -> Found:
             error = largest_error(run(kernel("sparse_attention"), arguments), expected)
             found[f"{kind}, {str(dtype).removeprefix('torch.')}"] = {"error": error, "bound": bound}
     return checked(found)
+
+
+def packed_twins(bench: Bench) -> Found:
+    """Products with frozen FP4, FP8 and bf16 weights, in bf16, and the index's choice."""
+    forms = ("fp4",) if bench.tiny else ("fp4", "fp8", "bf16")
+    found: Found = {}
+    for form in forms:
+        name, arguments = frozen_experts(form)
+        found[f"{name}, {form}"] = _against_reference(bench, name, arguments)
+    for form in forms[:2]:
+        for groups in (1, 2):
+            arguments = frozen_maps(form, groups)
+            found[f"lowbit_linear, {form}, {groups} groups"] = _against_reference(bench, "lowbit_linear", arguments)
+    for width in () if bench.tiny else (12, 128):
+        arguments = index_case(width)
+        chosen = index_topk(*to_device(arguments, bench.device)).index_BTK.cpu().sort(dim=-1).values
+        expected = index_topk.reference(*arguments).index_BTK.sort(dim=-1).values
+        found[f"index_topk, {width} channels"] = {"error": float((chosen != expected).sum()), "bound": 0.0}
+    return checked(found)
+
+
+def _against_reference(bench: Bench, name: str, arguments: tuple[Any, ...]) -> Found:
+    found = run(kernel(name), to_device(arguments, bench.device))
+    return {"error": largest_error(found, run(kernel(name).reference, arguments)), "bound": 1e-2}
 
 
 def on_device(bench: Bench, operation: Kernel[Any, Any]) -> Any:

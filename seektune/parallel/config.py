@@ -1,9 +1,9 @@
 """The section `parallel` of a recipe."""
 
 from math import lcm
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from seektune.section import Section
 
@@ -33,6 +33,9 @@ class ParallelConfig(Section):
     """Pipeline stages: consecutive groups of layers, each on its own processes."""
     ep_size: PositiveInt = 1
     """Processes over which the routed experts are sharded; must divide their number (V4-Flash: 256, V4-Pro: 384)."""
+    ep_backend: Literal["torch", "deep_ep"] = "torch"
+    """What carries messages between experts: torch's all-to-all, or DeepEP 1.2 where it is installed, for bf16 models;
+    it sends a token once to each process and sums outputs in bf16."""
     ep_message_dtype: Literal["model", "fp8"] = "model"
     """Tokens are sent to their experts in the model's dtype, or in FP8 (E4M3, a scale per 128 columns), which halves
     these messages and rounds; outputs and gradients are never rounded."""
@@ -54,6 +57,12 @@ class ParallelConfig(Section):
     always keeps them until the end of the step."""
     cpu_offload: bool = False
     """Keep weights, gradients and optimizer state in the host's memory (FSDP2's CPU offload); slow."""
+
+    @model_validator(mode="after")
+    def _backend_fits(self) -> Self:
+        if self.ep_backend == "deep_ep" and (self.ep_message_dtype != "model" or self.ep_parts > 1):
+            raise ValueError("parallel.ep_backend deep_ep cannot be combined with ep_message_dtype or ep_parts")
+        return self
 
     def least_world(self) -> int:
         """The smallest number of processes that fits these sizes."""

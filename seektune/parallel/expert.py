@@ -1,137 +1,17 @@
 """Expert parallelism: the experts of a layer are sharded over processes, and tokens are sent to them and back.
 
-Shapes: N tokens, K experts per token, P = N * K token-expert pairs, Q pairs that arrive here, D width, R processes,
-E experts, L experts of a process, C parts of the tokens.
+Shapes: E experts, L experts of a process.
 """
 
-from functools import partial
-from itertools import pairwise
-
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from seektune.kernels import sort_by_expert, upcast
-from seektune.model.gate import Routing
-from seektune.model.token_dispatch import Finish, RunExperts
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.config import ParallelConfig
+from seektune.parallel.deep_ep import DeepEpDispatch
+from seektune.parallel.expert_dispatch import ExpertDispatch
 from seektune.parallel.mesh import Mesh
-from seektune.parallel.messages import ENCODINGS, AllToAll, RowEncoding
-
-Counts = list[list[int]]
-"""Pairs by process and expert there, R lists of L numbers."""
-
-
-class ExpertDispatch:
-    """All-to-all over the expert axis: pairs sorted by expert are sent to its process, outputs are sent back.
-
-    Counts travel first, then tokens, while the shared expert computes. With several parts, the messages of one travel
-    while the experts of another compute. A process without tokens, or an expert without tokens, takes part like any
-    other.
-    """
-
-    def __init__(self, group: dist.ProcessGroup, encoding: RowEncoding = ENCODINGS["model"], parts: int = 1):
-        """`encoding` is that of tokens on their way to experts; `parts` is the number of parts of the tokens."""
-        self.group = group
-        self.encoding = encoding
-        self.parts = parts
-        self._size = group.size()
-
-    def start(self, x_ND: Tensor, routing: Routing, experts: RunExperts) -> Finish:
-        """Send the counts of all parts, then their tokens; outputs are summed in the order of `LocalDispatch`."""
-        expert_count = routing.scores_NE.shape[1]
-        rows = [
-            (x_ND[part], routing.experts_NK[part], routing.weights_NK[part]) for part in _slices(len(x_ND), self.parts)
-        ]
-        sorted_pairs = [self.sort(experts_NK, expert_count) for _, experts_NK, _ in rows]
-        sent_CRL = torch.stack([counts_E for _, counts_E in sorted_pairs]).unflatten(1, (self._size, -1))
-        received_RCL = torch.empty_like(sent_CRL.transpose(0, 1), memory_format=torch.contiguous_format)
-        dist.all_to_all_single(received_RCL, sent_CRL.transpose(0, 1).contiguous(), group=self.group)
-        legs = [
-            _Leg(self, *each, order, sent_RL, received_RL)
-            for each, (order, _), sent_RL, received_RL in zip(
-                rows, sorted_pairs, sent_CRL, received_RCL.unbind(1), strict=True
-            )
-        ]
-        return partial(_finish, legs, experts)
-
-    def __deepcopy__(self, _memo: object) -> "ExpertDispatch":
-        """The same object: a copy of a model belongs to the same processes."""
-        return self
-
-    def sort(self, experts_NK: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-        """The pairs here in the order of their experts, `[P]`, and each expert's number of them, `[E]`."""
-        return sort_by_expert(experts_NK, experts)
-
-    def read(self, sent_RL: Tensor, received_RL: Tensor, pairs: int) -> tuple[Counts, Counts]:
-        """The counts of the `pairs` pairs here and of those that arrive, on the host, which waits only for them."""
-        return sent_RL.tolist(), received_RL.tolist()
-
-
-class _Leg:
-    """The way of one part of the tokens to their experts and back."""
-
-    def __init__(
-        self,
-        dispatch: ExpertDispatch,
-        x_ND: Tensor,
-        experts_NK: Tensor,
-        weights_NK: Tensor,
-        order: Tensor,
-        sent_RL: Tensor,
-        received_RL: Tensor,
-    ):
-        """Send tokens and weights."""
-        sent, received = dispatch.read(sent_RL, received_RL, len(order))
-        self._leaving = [sum(row) for row in sent]
-        self._arriving = [sum(row) for row in received]
-        self._counts = [sum(column) for column in zip(*received, strict=True)]
-        self._order = order
-        self._chosen = experts_NK.shape[1]
-        self._group = dispatch.group
-        self._received_RL = received_RL
-        self._x = self._message(x_ND[order // self._chosen], dispatch.encoding)
-        self._weights = self._message(weights_NK.flatten()[order], ENCODINGS["model"])
-        self._out: AllToAll | None = None
-
-    def compute(self, experts: RunExperts) -> None:
-        """Wait for the tokens, run the experts, and send the outputs back."""
-        place_Q = self._places()
-        x_QD = self._x.wait()
-        weights_Q = self._weights.wait()
-        out_QD = experts(x_QD[place_Q], weights_Q[place_Q], self._counts)
-        back = out_QD[place_Q.argsort()]
-        self._out = AllToAll(back, self._arriving, self._leaving, self._group, ENCODINGS["model"])
-
-    def finish(self) -> Tensor:
-        """Wait for the outputs, and sum those of each token, fp32 `[N, D]`."""
-        assert self._out is not None, "the experts have not run"
-        out_PD = self._out.wait()
-        return upcast(out_PD[self._order.argsort()].unflatten(0, (-1, self._chosen))).sum(dim=1)
-
-    def _message(self, rows: Tensor, encoding: RowEncoding) -> AllToAll:
-        return AllToAll(rows, self._leaving, self._arriving, self._group, encoding)
-
-    def _places(self) -> Tensor:
-        """The order that sorts what arrives by expert, `[Q]`."""
-        processes, experts = self._received_RL.shape
-        expert_Q = torch.arange(experts, device=self._received_RL.device).repeat(processes)
-        expert_Q = expert_Q.repeat_interleave(self._received_RL.flatten(), output_size=sum(self._arriving))
-        return expert_Q.argsort(stable=True)
-
-
-def _finish(legs: list[_Leg], experts: RunExperts) -> Tensor:
-    for leg in legs:
-        leg.compute(experts)
-    outputs = [leg.finish() for leg in legs]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _slices(rows: int, parts: int) -> list[slice]:
-    """Slices of about equal length."""
-    ends = [rows * part // parts for part in range(parts + 1)]
-    return [slice(begin, end) for begin, end in pairwise(ends)]
+from seektune.parallel.messages import ENCODINGS
 
 
 def apply_expert_parallel(part: TransformerPart, mesh: Mesh, config: ParallelConfig | None = None) -> None:
@@ -141,9 +21,10 @@ def apply_expert_parallel(part: TransformerPart, mesh: Mesh, config: ParallelCon
     """
     if mesh.axes is None or mesh.dims.ep_size == 1:
         return
+    dispatch = _dispatch(mesh.axes.experts, ParallelConfig() if config is None else config)
     for block in part.blocks():
         shard_experts(block.ffn.experts, mesh)
-        block.ffn.dispatch = _dispatch(mesh.axes.experts, ParallelConfig() if config is None else config)
+        block.ffn.dispatch = dispatch
 
 
 def shard_experts(experts: nn.Module, mesh: Mesh) -> None:
@@ -160,4 +41,6 @@ def shard_experts(experts: nn.Module, mesh: Mesh) -> None:
 
 
 def _dispatch(group: dist.ProcessGroup, config: ParallelConfig) -> ExpertDispatch:
+    if config.ep_backend == "deep_ep":
+        return DeepEpDispatch(group)
     return ExpertDispatch(group, ENCODINGS[config.ep_message_dtype], config.ep_parts)

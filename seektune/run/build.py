@@ -23,6 +23,7 @@ from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.initialize import initialize
+from seektune.parallel.deep_ep import check_deep_ep
 from seektune.parallel.dims import make_dims
 from seektune.parallel.lora import init_adapters, load_adapter
 from seektune.parallel.mesh import Mesh
@@ -104,6 +105,8 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
     if section.offload == "stream":
         model = _streamed(recipe, mesh.device)
         return _begun_from(recipe.lora.adapter if with_weights else None, model)
+    if recipe.parallel.ep_backend == "deep_ep" and mesh.dims.ep_size > 1:
+        check_deep_ep(DTYPES[section.dtype])
     folder = None if section.weights is None else locate(section.weights)
     drafter = recipe.train.drafter
     prepare = preparation(recipe, config, folder)

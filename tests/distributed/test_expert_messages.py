@@ -1,19 +1,24 @@
 """Tokens travel to the experts of other processes while the shared expert computes, in forward and in backward."""
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seektune.kernels import fake_quantize_fp8
 from seektune.model.moe import MoE
-from seektune.parallel.expert import ExpertDispatch
+from seektune.parallel.config import ParallelConfig
+from seektune.parallel.deep_ep import DeepEpDispatch, check_deep_ep
+from seektune.parallel.expert_dispatch import ExpertDispatch
 from seektune.parallel.messages import ENCODINGS, GROUP, functional
 
 from ..conftest import randomize
+from . import fake_deep_ep
 from .mesh_law import SHALLOW
 from .workers import run_workers
 
@@ -94,7 +99,21 @@ def run() -> dict[str, Any]:
     found["events"] = observed(spread_moe(moe, ExpertDispatch(group)), tokens)
     found["events of two parts"] = observed(spread_moe(moe, ExpertDispatch(group, parts=2)), tokens)
     found["fp8"] = rounded(moe, spread_moe(moe, ExpertDispatch(group, ENCODINGS["fp8"])), tokens)
+    found["deep_ep"] = through_deep_ep(moe, tokens)
     return found
+
+
+def through_deep_ep(moe: MoE, tokens: Tensor) -> float:
+    """The largest error of the layer in bf16 behind DeepEP, as a share of the largest value of each result."""
+    sys.modules["deep_ep"] = fake_deep_ep.module()
+    group = dist.group.WORLD
+    assert group is not None
+    low = moe.bfloat16()
+    expected = outcome(low, tokens.bfloat16())
+    dist.all_reduce(expected[3])
+    expected[3] = expected[3].chunk(dist.get_world_size())[dist.get_rank()]
+    found = outcome(spread_moe(low, DeepEpDispatch(group)).bfloat16(), tokens.bfloat16())
+    return max(float((x - y).abs().max() / y.abs().max()) for x, y in zip(found, expected, strict=True))
 
 
 def observed(moe: MoE, tokens: Tensor) -> tuple[list[str], list[str]]:
@@ -154,6 +173,18 @@ def test_fp8_messages_are_rounded_tokens(processes: list[dict[str, Any]]):
         assert found["fp8"]["twin"] < 1e-5
         # E4M3 has three bits behind the point: each value is off by up to 6 %, by 2.6 % on average
         assert 0.01 < found["fp8"]["lost"] < 0.05
+
+
+def test_deep_ep_computes_what_one_device_does(processes: list[dict[str, Any]]):
+    """With a stand-in for its buffer; outputs are summed in bf16 on the way."""
+    assert max(found["deep_ep"] for found in processes) < 3e-2
+
+
+def test_deep_ep_is_refused_where_it_cannot_run():
+    with pytest.raises(ValueError, match="the package deep_ep is not installed; use torch"):
+        check_deep_ep(torch.bfloat16)
+    with pytest.raises(ValidationError, match="cannot be combined with ep_message_dtype or ep_parts"):
+        ParallelConfig(ep_backend="deep_ep", ep_parts=2)
 
 
 @pytest.mark.parametrize("width", [128, 200, 32])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seektune.kernels import Chosen, Prefix
+from seektune.kernels import Chosen, Prefix, quantize_fp4, quantize_fp8
 from seektune.sequence import SequenceLayout
 from tests.kernels.inputs import leaf, wide
 from tests.kernels.twins import kernel, run
@@ -56,3 +56,32 @@ def released(kind: str, dtype: torch.dtype, length: int) -> tuple[Any, ...]:
         visible = Chosen(torch.where((index >= first[..., None]) & (index < (first + count)[..., None]), index, -1))
     inputs = leaf(dtype, 1, length, 64, 512), leaf(dtype, 1, length, 512), leaf(dtype, 1, entries, 512)
     return *inputs, leaf(wide(dtype), 64), layout.positions, 128, visible
+
+
+def frozen_experts(form: str) -> tuple[str, tuple[Any, ...]]:
+    """The operation and arguments of products of eight frozen experts, some without tokens."""
+    counts = [40, 0, 7, 300, 1, 0, 65, 3]
+    x = leaf(torch.bfloat16, 416, 160)
+    weights = torch.randn(8, 128, 160)
+    if form == "bf16":
+        return "expert_linear", (x, weights.bfloat16(), counts)
+    pack = {"fp4": quantize_fp4, "fp8": quantize_fp8}[form]
+    packed, scales = zip(*(pack(weight) for weight in weights), strict=True)
+    return "lowbit_expert_linear", (x, packed, scales, counts)
+
+
+def frozen_maps(form: str, groups: int) -> tuple[Any, ...]:
+    """Arguments of `lowbit_linear`."""
+    x = leaf(torch.bfloat16, 50, 160) if groups == 1 else leaf(torch.bfloat16, 50, groups, 160)
+    pack = {"fp4": quantize_fp4, "fp8": quantize_fp8}[form]
+    return x, *pack(torch.randn(256, 160)), groups
+
+
+def index_case(width: int) -> tuple[Any, ...]:
+    """Arguments of `index_topk` in whole numbers, whose scores are exact in any order of summation."""
+    documents = torch.tensor([[1] * 460 + [2] * 3 + [0] * 6 + [3] * 451])
+    length = documents.shape[1]
+    windows = SequenceLayout.from_documents(documents).windows(4)
+    shapes = (1, length, 8, width), (1, length // 4, width), (1, length, 8)
+    q, keys, weights = (torch.randint(-3, 4, shape).float() for shape in shapes)
+    return q, keys, weights, Prefix(windows.first_BT, windows.count_BT), 64

@@ -13,7 +13,7 @@ from seektune.model.gate import Routing
 from seektune.model.step_loss import DraftObjective
 from seektune.model.token_dispatch import LocalDispatch
 from seektune.parallel.context import apply_context_parallel
-from seektune.parallel.expert import Counts, ExpertDispatch
+from seektune.parallel.expert_dispatch import Counts, ExpertDispatch
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.sequence import SequenceLayout

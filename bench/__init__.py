@@ -1,0 +1,1 @@
+"""Benchmarks; each file is a script, and `gpu` has the parts of `gpu_all.py`."""
