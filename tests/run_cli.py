@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,11 @@ CACHE = Path(tempfile.gettempdir()) / f"seektune-tests-{os.getuid()}"
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 """An image of one pixel."""
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
+
+
+def without_room(said: str) -> str:
+    """Standard error without the line that says how many tokens of context fit."""
+    return re.sub(r"^KV cache: .* tokens of context fit .*\n", "", said, flags=re.MULTILINE)
 
 
 def seektune(*words: str | Path, cwd: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:
