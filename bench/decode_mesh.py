@@ -1,6 +1,7 @@
 """How many tokens per second the tiny model decodes on one and several processes that share its experts.
 
-Run with `make bench-decode-mesh`; writes bench/decode_mesh.json. With fewer cores than processes, wall time measures
+Run with `make bench-decode-mesh`; writes bench/decode_mesh.json, case by case, and `python docs/render.py` puts it into
+docs/generation.md. With fewer cores than processes, wall time measures
 the cores; the CPU time of rank 0 says what its part of a step costs.
 """
 
@@ -10,7 +11,6 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,10 +21,12 @@ from seektune.generate.processes import DecodeProcesses
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.generate.session import LoadOptions
+from seektune.io.atomic import write_atomically
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
 from seektune.parallel.process_group import ProcessSlot
 
+RESULT = Path(__file__).with_suffix(".json")
 WORLDS = (1, 2, 4)
 BATCHES = (1, 8, 32)
 PROMPT = 64
@@ -52,7 +54,7 @@ def decode(model: Decodes, sequences: int) -> dict[str, float]:
 
 
 def on_rank(rank: int, world: int, folder: str) -> None:
-    """One process; rank 0 writes what it found into the folder."""
+    """One process; rank 0 measures."""
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store-{world}", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(minutes=10))
@@ -60,31 +62,31 @@ def on_rank(rank: int, world: int, folder: str) -> None:
     if rank > 0:
         model.follow()
     else:
-        found = model.lead(lambda: measured(model))
-        Path(folder, f"found-{world}.json").write_text(json.dumps(found))
+        model.lead(lambda: measure(model, world))
     dist.destroy_process_group()
 
 
-def measured(model: Decodes) -> dict[str, dict[str, float]]:
-    """By number of sequences."""
-    return {str(sequences): decode(model, sequences) for sequences in BATCHES}
+def measure(model: Decodes, world: int) -> None:
+    """Measure every number of sequences, and write each case when it is there."""
+    for sequences in BATCHES:
+        case = decode(model, sequences)
+        found = json.loads(RESULT.read_text(encoding="utf-8"))
+        found.setdefault(str(world), {})[str(sequences)] = case
+        write_atomically(RESULT, json.dumps(found, indent=1) + "\n")
+        print(f"processes {world}, sequences {sequences}", json.dumps(case), flush=True)
 
 
 def main() -> None:
     """Measure and write."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found: dict[str, Any] = {"cores": os.cpu_count(), "prompt": PROMPT, "steps": STEPS}
+    write_atomically(RESULT, json.dumps({"cores": os.cpu_count(), "prompt": PROMPT, "steps": STEPS}) + "\n")
     with tempfile.TemporaryDirectory() as folder:
         model = DeepseekV4ForCausalLM(DeepseekV4Config.preset("tiny"))
         model.save_pretrained(Path(folder) / "model", "fp32")
-        found["1"] = measured(model)
+        measure(model, 1)
         for world in WORLDS[1:]:
             mp.spawn(on_rank, (world, folder), nprocs=world)
-            found[str(world)] = json.loads(Path(folder, f"found-{world}.json").read_text())
-    text = json.dumps(found, indent=1)
-    Path(__file__).with_suffix(".json").write_text(text + "\n")
-    print(text)
 
 
 if __name__ == "__main__":

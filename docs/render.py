@@ -1,9 +1,10 @@
-"""Generates the pages and files here that depend on the code: recipes.md, recipe.schema.json and verification.md.
+"""Generates the pages and files here that depend on the code, and the tables of measurements in others.
 
 `python docs/render.py` writes them; a test fails if they are out of date.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,29 @@ the machine-readable source is `docs/verification.yaml` in the repository.
 {rows}
 """
 
+DECODE_MESH = "<!-- from bench/decode_mesh.json, by `python docs/render.py` -->\n"
+"""Before the table in generation.md."""
+
 
 def pages() -> dict[str, str]:
     """The text of each generated file, by name."""
     return {
         "recipes.md": OPENING + reference(),
         "recipe.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n",
+        "generation.md": generation((DOCS / "generation.md").read_text(encoding="utf-8")),
         "verification.md": verification(yaml.safe_load((DOCS / "verification.yaml").read_text(encoding="utf-8"))),
     }
+
+
+def generation(page: str) -> str:
+    """The page with the table of what is measured on several processes."""
+    found = json.loads((DOCS.parent / "bench" / "decode_mesh.json").read_text(encoding="utf-8"))
+    table = "| processes | sequences | tokens/s | a step, ms | CPU time of rank 0, ms |\n|---|---|---|---|---|\n"
+    for processes, cases in ((key, value) for key, value in found.items() if isinstance(value, dict)):
+        for sequences, case in cases.items():
+            numbers = case["tokens_per_s"], case["step_ms"], case["rank_0_cpu_ms"]
+            table += f"| {processes} | {sequences} | {' | '.join(f'{x:.3g}' for x in numbers)} |\n"
+    return re.sub(f"({re.escape(DECODE_MESH)})(\\|.*\n)*", lambda match: match[1] + table, page)
 
 
 def verification(card: dict[str, Any]) -> str:

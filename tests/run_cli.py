@@ -1,6 +1,7 @@
 """The console script as a user calls it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,11 @@ CACHE = Path(tempfile.gettempdir()) / f"seektune-tests-{os.getuid()}"
 RETURN_MEMORY = "import ctypes; ctypes.CDLL(None).mallopt(-3, 65536)\n"
 """Begins code whose peak memory is measured: what it frees goes back to the system at once (M_MMAP_THRESHOLD)."""
 CODE = "import sys; sys.argv[0] = 'seektune'; from seektune.cli import main; main()"
+
+
+def without_room(said: str) -> str:
+    """Standard error without the line that says how many tokens of context fit."""
+    return re.sub(r"^KV cache: .* tokens of context fit .*\n", "", said, flags=re.MULTILINE)
 
 
 def seektune(*words: str | Path, cwd: Path | None = None, **settings: str) -> subprocess.CompletedProcess[str]:

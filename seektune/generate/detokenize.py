@@ -18,7 +18,7 @@ class TextDelta:
     """Often empty: the token ends inside a character, or may begin a stop string."""
     token: Token
     end: str | None
-    """`stop`, `length` or `error` if the completion ends here."""
+    """As `Token.end`, if the completion ends here."""
     stop: str | None = None
     """The stop string that ends it."""
 
@@ -31,7 +31,7 @@ class GeneratedText:
     """Up to the stop string or token, without it."""
     tokens: list[Token] = field(default_factory=list)
     end: str | None = None
-    """`stop`, `length` or `error`."""
+    """As `Token.end`."""
 
 
 class Detokenizer:

@@ -11,7 +11,9 @@ import pytest
 from llguidance import LLParserLimits
 from pydantic import BaseModel, Field
 
+from seektune.generate.failed_ends import NO_MEMORY
 from seektune.generate.grammar import TOO_EXPENSIVE, Grammar, compile_grammar
+from seektune.model.kv_cache.cache import FIRST_ROOM, KVCache
 from seektune.serve import constraint
 from seektune.serve.app import Served
 from seektune.serve.limits import Limits
@@ -270,3 +272,19 @@ def test_what_cannot_be_followed_is_refused_by_name(
     assert (answer.error["param"] or "") == param
     assert complaint in answer.error["message"]
     assert "\n" not in answer.error["message"]
+
+
+@pytest.mark.slow
+def test_a_cache_that_cannot_grow_fails_its_own_request(served: Live, monkeypatch: Any) -> None:
+    """The next request is answered by the same engine."""
+    reserve = KVCache.reserve
+
+    def refuse(cache: KVCache, tokens: int) -> None:
+        if tokens > FIRST_ROOM:
+            raise RuntimeError("out of memory")
+        reserve(cache, tokens)
+
+    monkeypatch.setattr(KVCache, "reserve", refuse)
+    answer = served.post(CHAT, messages=QUESTION, max_tokens=300, regex="a{299}b")
+    assert (answer.status, answer.error["message"]) == (503, NO_MEMORY)
+    assert served.post(CHAT, messages=QUESTION, max_tokens=2).status == 200

@@ -199,15 +199,18 @@ def worker(recipe: Recipe, failing: bool) -> str:
     "parallel", [{"ep_size": 2, "dp_replicate": 2, "dp_shard": 1}, {"pp_size": 2}], ids=["ep", "pp"]
 )
 def test_two_processes_learn_what_one_does(rewarded: Any, tmp_path: Path, parallel: dict[str, Any]) -> None:
-    one = train(rewarded(run_dir=str(tmp_path / "one"), evaluate__before=False, evaluate__after=False))
+    """And with batch-invariant kernels the log-probabilities of decoding are those of training."""
+    shared = {"evaluate__before": False, "evaluate__after": False, "model__numerics": "released"}
+    one = train(rewarded(run_dir=str(tmp_path / "one"), **shared, model__batch_invariant=True))
     changes = {"run_dir": str(tmp_path / "two"), "parallel": parallel}
-    made = rewarded(**changes, evaluate__before=False, evaluate__after=False)
+    made = rewarded(**changes, **shared, model__batch_invariant=True)
     assert run_workers(2, worker, made, False) == ["", ""]
     for name in ("metrics.jsonl", "validation.jsonl"):
         for mine, theirs in zip(lines(tmp_path / "two", name), lines(one, name), strict=True):
             for key in ("reward", "answer_tokens", "grad_norm", "equal_groups_dropped"):
                 if key in theirs:
                     assert mine[key] == pytest.approx(theirs[key], rel=1e-3), (name, key)
+            assert mine.get("mismatch_logprob_max", 0) == theirs.get("mismatch_logprob_max", 0) == 0
 
 
 @pytest.mark.slow
