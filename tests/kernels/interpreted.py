@@ -6,13 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from seektune.kernels import Prefix, clamped_swiglu, index_topk, quantize_fp4, quantize_fp8
-from seektune.kernels.triton import index_scores, lowbit_grouped_mm, norm, swiglu
+from seektune.kernels import Prefix, clamped_swiglu, index_topk, quantize_fp4, quantize_fp8, sort_by_expert
+from seektune.kernels.triton import index_scores, lowbit_grouped_mm, norm, pairs, swiglu
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
 
 from .inputs import CASES, attention, leaf, lowbit_experts, missing_keys, no_queries
 from .test_codecs import assert_identical
+from .test_twins import BOUNDS
 from .twins import kernel, run
 
 BOUND = 2e-5
@@ -39,12 +40,12 @@ MANY = "many"
 """The case of thousands of tokens, for chunks of the eager kernels; Triton has a program for each token."""
 
 
-def compare(found: list[Tensor], expected: list[Tensor]) -> int:
+def compare(found: list[Tensor], expected: list[Tensor], bound: float = BOUND) -> int:
     """Assert equality up to rounding; returns the number of elements."""
     for x, y in zip(found, expected, strict=True):
         assert x.dtype == y.dtype
         scale = max(float(y.detach().abs().max()), 1e-3) if y.numel() else 1.0
-        torch.testing.assert_close(x.double() / scale, y.double() / scale, rtol=0, atol=BOUND)
+        torch.testing.assert_close(x.double() / scale, y.double() / scale, rtol=0, atol=bound)
     return sum(x.numel() for x in expected)
 
 
@@ -95,8 +96,8 @@ def compare_weighted_swiglu() -> int:
         return weights[:, None] * clamped_swiglu.reference(gate, up, limit)
 
     found = 0
-    for pairs, width in ((5, 1030), (3, 7), (0, 7)):
-        gate, up, weights = leaf(torch.float32, pairs, width), leaf(torch.float32, pairs, width), torch.rand(pairs)
+    for count, width in ((5, 1030), (3, 7), (0, 7)):
+        gate, up, weights = leaf(torch.float32, count, width), leaf(torch.float32, count, width), torch.rand(count)
         arguments = gate, up, weights.requires_grad_(), 0.7
         found += compare(run(swiglu.weighted_swiglu, arguments), run(plain, arguments))
     return found
@@ -133,7 +134,35 @@ def compare_rms_norm() -> int:
     return sum(compare(run(pair.on_gpu, arguments), run(pair.reference, arguments)) for arguments in cases)
 
 
+def compare_pairs() -> int:
+    """Compare rows of pairs and sums of pairs with indexing; a token has no pair, and another has one expert twice."""
+    tokens = torch.tensor([0, 3, 1, 3, 4, 0, 3, 4, 4])
+    plan = pairs.PairPlan.of(tokens, 6)
+
+    def indexed(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return x[tokens], torch.zeros(6, rows.shape[1]).index_add(0, tokens, rows)
+
+    def planned(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return pairs.gather_tokens(x, plan), pairs.add_pairs(rows, plan)
+
+    arguments = leaf(torch.float32, 6, 1030), leaf(torch.float32, 9, 1030)
+    return compare(run(planned, arguments), run(indexed, arguments))
+
+
+def compare_experts() -> int:
+    """Compare bf16 experts of widths for grouped products, which run on a CPU too, around the interpreted kernels."""
+    experts_NK = torch.rand(40, 7).mul(torch.tensor([9, 1, 0, 1, 1, 1, 1])).topk(3).indices
+    order, counts = sort_by_expert(experts_NK, 7)
+    w1, w2, w3 = (leaf(torch.bfloat16, 7, *shape, size=0.2) for shape in ((32, 64), (64, 32), (32, 64)))
+    inputs = leaf(torch.bfloat16, 40, 64, size=2.0), order // 3, torch.rand(120).requires_grad_()
+    arguments = *inputs, w1, w2, w3, counts.tolist(), 7.0
+    pair = kernel("expert_mlp")
+    return compare(run(pair.on_gpu, arguments), run(pair.reference, arguments), BOUNDS[torch.bfloat16])
+
+
 CHECKS = {
+    "experts": compare_experts,
+    "pairs": compare_pairs,
     "rms_norm": compare_rms_norm,
     "fake_quantize": compare_fake_quantize,
     "weighted_swiglu": compare_weighted_swiglu,

@@ -29,4 +29,9 @@ def supports_grouped_mm(x_PI: Tensor, weight_EOI: Tensor) -> bool:
 
 def ends(counts: list[int], device: torch.device) -> Tensor:
     """The end of each expert's pairs, int32 `[E]`."""
-    return torch.tensor(counts).cumsum(0).to(device, torch.int32)
+    return copied(torch.tensor(counts).cumsum(0, dtype=torch.int32), device)
+
+
+def copied(x: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on a device; from pinned memory, so that the host does not wait for a GPU."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)

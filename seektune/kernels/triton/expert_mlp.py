@@ -3,12 +3,11 @@
 Shapes: N tokens, P token-expert pairs sorted by expert, D width, F expert width, E experts.
 """
 
-import torch
 from torch import Tensor
 
 from seektune.kernels.eager.expert_mlp import expert_mlp as per_expert
-from seektune.kernels.reference.precision import upcast
 from seektune.kernels.triton.expert_linear import expert_linear, supports_grouped_mm
+from seektune.kernels.triton.pairs import PairPlan, add_pairs, gather_tokens
 from seektune.kernels.triton.swiglu import weighted_swiglu
 
 
@@ -23,12 +22,11 @@ def expert_mlp(
     limit: float,
 ) -> Tensor:
     """See `reference.expert_mlp`; inputs that `grouped_mm` does not support are computed expert by expert."""
-    x_PD = x_ND[tokens_P]
-    if not supports_grouped_mm(x_PD, w1_EFD):
+    if not len(tokens_P) or not supports_grouped_mm(x_ND, w1_EFD):
         return per_expert(x_ND, tokens_P, weights_P, w1_EFD, w2_EDF, w3_EFD, counts, limit)
+    plan = PairPlan.of(tokens_P, len(x_ND))
+    x_PD = gather_tokens(x_ND, plan)
     gate = expert_linear(x_PD, w1_EFD, counts)
     up = expert_linear(x_PD, w3_EFD, counts)
     inner = weighted_swiglu(gate, up, weights_P, limit)
-    out_PD = upcast(expert_linear(inner, w2_EDF, counts))
-    # index_put sorts before it adds and uses no atomics, so the result is deterministic
-    return torch.zeros_like(x_ND, dtype=out_PD.dtype).index_put((tokens_P,), out_PD, accumulate=True)
+    return add_pairs(expert_linear(inner, w2_EDF, counts), plan)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seektune.kernels.reference.dequantize import decoded_columns
 from seektune.kernels.triton.dequantize import e2m1, e4m3, power_of_two
+from seektune.kernels.triton.expert_linear import copied
 from seektune.kernels.triton.tiles import product
 
 FUSED_ROWS = 512
@@ -55,8 +56,9 @@ def grouped_mm(
     sizes = len(counts), outputs, inputs, scales[0].shape[1]
     kind = weights[0].dtype == torch.int8, scales[0].dtype != torch.float32, transposed, aligned
     tiles = triton.next_power_of_2(len(counts)), rows, columns, depth
-    table = table.to(x_PM.device, non_blocking=True)
-    _multiply[grid](x_PM.contiguous(), table, out, *sizes, *kind, *tiles, num_warps=warps, num_stages=stages)
+    _multiply[grid](
+        x_PM.contiguous(), copied(table, x_PM.device), out, *sizes, *kind, *tiles, num_warps=warps, num_stages=stages
+    )
     return out
 
 
