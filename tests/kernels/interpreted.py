@@ -31,8 +31,8 @@ LOWBIT = {
     "fp4": lowbit_experts(quantize_fp4, 70, 160, 4, 0, 17, 1),
     "fp8": lowbit_experts(quantize_fp8, 200, 130, 0, 4, 17),
     "fp8, F32 scales": lowbit_experts(quantize_fp8_f32, 130, 200, 1, 0),
-    "inputs of V4-Pro": lowbit_experts(quantize_fp4, 20, 7168, 1),
-    "outputs of V4-Pro": lowbit_experts(quantize_fp4, 7168, 32, 1),
+    "inputs of V4-Flash": lowbit_experts(quantize_fp4, 20, 4096, 1),
+    "outputs of V4-Flash": lowbit_experts(quantize_fp4, 2048, 32, 1),
 }
 """Experts without pairs, with one, and with more than a tile; widths that are no multiple of a tile."""
 SPECIAL = {"sparse_attention": ATTENTION, "lowbit_expert_linear": LOWBIT}
