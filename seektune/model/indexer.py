@@ -15,6 +15,9 @@ from seektune.model.numerics import Numerics
 from seektune.model.rope import Rotation
 from seektune.sequence import Windows
 
+INDEXERS = ".attn.indexer."
+"""Part of the names of the weights of indexers."""
+
 
 class Indexer(nn.Module):
     """Top `index_topk` entries by `sum_h w_h relu(q_h · k)` (paper section 2.3; official `Indexer`).

@@ -1,6 +1,7 @@
 """The sharded weights of a model: names, shards, loading, saving, and the model that decodes with them."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes, e
 from seektune.model.config import DeepseekV4Config
 from seektune.model.dspark import DSparkStage
 from seektune.model.gate import Gate, check_tables
+from seektune.model.indexer import INDEXERS
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.decode_stage import DecodeStage
 from seektune.parallel.expert import apply_expert_parallel
@@ -55,10 +57,17 @@ class ShardedModel:
         """Whether the model has DSpark stages, which are then the only part that is trained."""
         return any(isinstance(block, DSparkStage) for stage in self.stages.values() for block in stage.mtp)
 
+    @cached_property
+    def trains_indexers_alone(self) -> bool:
+        """Whether indexers are the only part that is trained, by any process; collective when it is asked first."""
+        trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        others = self.mesh.any(any(INDEXERS not in name for name in trained))
+        return self.mesh.any(len(trained) > 0) and not others
+
     @property
     def has_frozen_base(self) -> bool:
-        """Whether training changes a part of the tensors only: adapters or DSpark stages."""
-        return self.is_adapted() or self.trains_drafter
+        """Whether training changes a part of the tensors only: adapters, DSpark stages or indexers."""
+        return self.trains_indexers_alone or self.is_adapted() or self.trains_drafter
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters of this process, by released module names; they may be sharded."""
@@ -98,6 +107,8 @@ class ShardedModel:
         """Those of `shards` that training changes."""
         if self.trains_drafter:
             return {name: shard for name, shard in self.shards().items() if name.startswith(DRAFTER)}
+        if self.trains_indexers_alone:
+            return {name: shard for name, shard in self.shards().items() if INDEXERS in name}
         return self.adapter_shards() if self.is_adapted() else self.shards()
 
     def frozen_shards(self) -> dict[str, Shard]:

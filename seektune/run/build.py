@@ -117,7 +117,7 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
         model.carried = folder
     if folder is not None and (with_weights or model.has_frozen_base):
         model.load_pretrained(folder)
-    elif with_weights or adapted:
+    elif with_weights or adapted or model.trains_indexers_alone:
         initialize(model.base_shards(), config)
     if adapted:
         init_adapters(model, recipe.seed)

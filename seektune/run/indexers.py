@@ -1,10 +1,8 @@
 """Which weights a run trains if it trains indexers."""
 
+from seektune.model.indexer import INDEXERS
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.parallelize import Prepare, unchanged
-
-INDEXERS = ".attn.indexer."
-"""Part of the names of their weights."""
 
 
 def indexer_trainer(alone: bool, before: Prepare = unchanged) -> Prepare:

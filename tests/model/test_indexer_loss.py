@@ -12,10 +12,11 @@ from seektune.model.attention import Attention
 from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.flops import SAMPLED
 from seektune.model.gate import RoutingLedger
+from seektune.model.indexer import INDEXERS
 from seektune.model.indexer_loss import IndexerLesson, IndexerTask, IndexVectors
 from seektune.model.step_loss import INDEXER_LOSS, StepLoss
 from seektune.parallel.model import Outcome, ParallelModel
-from seektune.run.indexers import INDEXERS, indexer_trainer
+from seektune.run.indexers import indexer_trainer
 from seektune.sequence import Batch, SequenceLayout
 from tests.largest_tensor import LargestTensor
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from seektune.checkpoint import tensor_names
 from seektune.io.jsonl import as_line, read_records
-from seektune.run.indexers import INDEXERS
+from seektune.model.indexer import INDEXERS
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.workflows import train as workflow
@@ -56,6 +57,9 @@ def test_a_warmup_changes_indexers_alone_resumes_exactly_and_everything_follows(
             train(parts)
     assert lines(train(parts)) == lines(warmed)
     assert raw(tmp_path / "parts" / "model") == raw(warmed / "model")
+
+    saved = tensor_names(max((warmed / "checkpoints").iterdir()))
+    assert len([name for name in saved if name.startswith("model.")]) == 12, "a checkpoint holds indexers alone"
 
     first, last = lines(warmed)[0], lines(warmed)[-1]
     assert last["indexer_loss"] < first["indexer_loss"]
