@@ -22,6 +22,9 @@ for name in ("seektune.checkpoint.dcp", "matplotlib.figure", "matplotlib.backend
 # what datasets imports when it reads a file
 for name in ("datasets.io.generator", "scipy.io"):
     importlib.import_module(name)
+tokenizer = importlib.import_module("seektune.data.tokenizer")
+for size in (512, 4096):
+    tokenizer.load_tokenizer(size)  # whose text is kept
 for name in ("pytest", "tests.train.runs", "tests.run_cli", "tests.distributed.runs", "tests.distributed.lora_law"):
     importlib.import_module(name)
 # a process that is forked need not look at what was imported before, nor copy its pages
