@@ -103,6 +103,16 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class TeacherModel:
+    """The teacher of distillation."""
+
+    config: DeepseekV4Config
+    weights: Weights
+    streamed: bool = False
+    """Whether quantized weights stay on disk and are read one block ahead."""
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """A training job, independent of the cluster."""
 
@@ -125,7 +135,9 @@ class TrainingJob:
     references: int = 0
     """Forward passes of each micro-batch for a reference model, without gradient."""
     teacher: bool = False
-    """Whether the reference model is another one, a teacher, whose memory is not counted."""
+    """Whether the reference model is another one, a teacher."""
+    teacher_model: TeacherModel | None = None
+    """That one, if its checkpoint is here; None if its memory cannot be counted."""
     qat: str = "none"
     """The format that weights are rounded to in each forward pass."""
     drafter: bool = False
@@ -164,6 +176,16 @@ class Layout:
         pipeline = self.job.parallel.pipeline
         per_stage = pipeline.layers_per_stage if self.pp > 1 else None
         return split_layers(config.num_hidden_layers, config.mtp_layers, self.stages, per_stage)[stage]
+
+    def parts_of(self, config: DeepseekV4Config, weights: Weights, process: int) -> list[StageWeights]:
+        """The weights of a pipeline rank of another model on the same mesh."""
+        pipeline = self.job.parallel.pipeline
+        layers = config.num_hidden_layers
+        count = count_stages(pipeline, self.pp, layers, config.mtp_layers) if self.pp > 1 else 1
+        per_stage = pipeline.layers_per_stage if self.pp > 1 else None
+        ranges = split_layers(layers, config.mtp_layers, count, per_stage)
+        numbers = stages_of(process, self.pp, count, pipeline.schedule) if self.pp > 1 else [0]
+        return [weights.part(ranges[number], number == 0, number == count - 1) for number in numbers]
 
     def stages_of(self, process: int) -> list[int]:
         """Stages of a pipeline rank."""

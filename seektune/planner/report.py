@@ -50,8 +50,13 @@ ROLLOUTS = (
 
 
 TEACHER = (
-    "Teacher: the memory of objective.teacher is not counted, nor what it sends. Each process also holds its part of "
-    "the teacher's frozen weights on the same layout, and the last pipeline stage the teacher's whole head."
+    "Teacher: the memory of objective.teacher is not counted (seektune plan counts that of a folder on this machine), "
+    "nor what it sends. Each process also holds its part of the teacher's frozen weights on the same layout, and the "
+    "last pipeline stage the teacher's whole head."
+)
+COUNTED_TEACHER = (
+    "Teacher: weights, head and the hidden states of a step are counted; what its forward pass gathers and makes, "
+    "before the model's own, is not. Its time is that of a forward pass of the model."
 )
 
 
@@ -82,7 +87,7 @@ class PlanReport:
         low = peak.lower["total"] / GIGA
         high = peak.upper["total"] / GIGA
         where = f"rank {peak.rank} needs {low:.1f} to {high:.1f} GB of {memory / GIGA:.0f}"
-        if self.layout.job.teacher:
+        if self.layout.job.teacher and self.layout.job.teacher_model is None:
             where += " without the teacher"
         if on_host := peak.upper["on_host"]:
             where += f" and {on_host / GIGA:.1f} GB of the host's memory"
@@ -107,7 +112,8 @@ class PlanReport:
         special = {
             OFFLOAD: job.parallel.cpu_offload,
             DRAFTER: job.drafter,
-            TEACHER: job.teacher,
+            TEACHER: job.teacher and job.teacher_model is None,
+            COUNTED_TEACHER: job.teacher_model is not None,
             ROLLOUTS: job.samples,
         }
         lines = [*ESTIMATE, *(line for line, holds in special.items() if holds), *numbers]

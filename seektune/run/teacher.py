@@ -59,7 +59,7 @@ def make_teacher(recipe: Recipe, section: DistillConfig, model: ParallelModel) -
     if section.teacher_offload == "stream":
         return _streamed(recipe, folder, model.mesh)
     config = DeepseekV4Config.from_pretrained(folder)
-    prepare = partial(_freeze, kind_of=FolderSource(folder).kind if section.teacher_quantized else None)
+    prepare = partial(freeze, kind_of=FolderSource(folder).kind if section.teacher_quantized else None)
     layout = recipe.parallel.model_copy(update={"recompute": "none"})
     numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
     teacher = parallelize(config, model.mesh, layout, *numbers, prepare)
@@ -67,7 +67,15 @@ def make_teacher(recipe: Recipe, section: DistillConfig, model: ParallelModel) -
     return Teacher(teacher, _head(teacher, folder))
 
 
-def _freeze(part: TransformerPart, kind_of: KindOf | None) -> None:
+def meta_teacher(recipe: Recipe, section: DistillConfig, folder: Path) -> DeepseekV4ForCausalLM:
+    """The whole teacher on the meta device, with the formats in which it is held."""
+    model = DeepseekV4ForCausalLM(DeepseekV4Config.from_pretrained(folder), "meta", DTYPES[recipe.model.dtype])
+    freeze(model, FolderSource(folder).kind if section.teacher_quantized else None)
+    return model
+
+
+def freeze(part: TransformerPart, kind_of: KindOf | None) -> None:
+    """Freeze a part of a teacher, and keep its weights in the formats that `kind_of` says."""
     if kind_of is not None:
         quantize_modules(part, kind_of)
     part.requires_grad_(False)
