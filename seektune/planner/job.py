@@ -104,6 +104,18 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class TeacherModel:
+    """A checkpoint that runs beside the model: the teacher of distillation, or a reference model."""
+
+    config: DeepseekV4Config
+    weights: Weights
+    streamed: bool
+    """Whether quantized weights stay on disk and are read one block ahead."""
+    distilled: bool
+    """Whether its hidden states are kept for the loss, which computes its distributions: not of a reference."""
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """A training job, independent of the cluster."""
 
@@ -126,7 +138,9 @@ class TrainingJob:
     references: int = 0
     """Forward passes of each micro-batch for a reference model or a teacher, without gradient."""
     frozen_models: bool = False
-    """Whether those are of other checkpoints, whose memory is not counted."""
+    """Whether those are of other checkpoints."""
+    teacher_model: TeacherModel | None = None
+    """The teacher or reference model, if it is the only one and a folder here; None if its memory is not counted."""
     qat: str = "none"
     """The format that weights are rounded to in each forward pass."""
     drafter: bool = False
@@ -172,6 +186,16 @@ class Layout:
         pipeline = self.job.parallel.pipeline
         per_stage = pipeline.layers_per_stage if self.pp > 1 else None
         return split_layers(config.num_hidden_layers, config.mtp_layers, self.stages, per_stage)[stage]
+
+    def parts_of(self, config: DeepseekV4Config, weights: Weights, process: int) -> list[StageWeights]:
+        """The weights of a pipeline rank of another model on the same mesh."""
+        pipeline = self.job.parallel.pipeline
+        layers = config.num_hidden_layers
+        count = count_stages(pipeline, self.pp, layers, config.mtp_layers) if self.pp > 1 else 1
+        per_stage = pipeline.layers_per_stage if self.pp > 1 else None
+        ranges = split_layers(layers, config.mtp_layers, count, per_stage)
+        numbers = stages_of(process, self.pp, count, pipeline.schedule) if self.pp > 1 else [0]
+        return [weights.part(ranges[number], number == 0, number == count - 1) for number in numbers]
 
     def stages_of(self, process: int) -> list[int]:
         """Stages of a pipeline rank."""

@@ -11,6 +11,8 @@ from seektune.planner.formulas import HELD, MADE
 from seektune.planner.hardware import GIGA, assumed
 from seektune.planner.job import RECOMPUTE, Layout, StageWeights, TrainingJob, in_flight
 
+HELD_TABLES = ("tensors", "units", "teacher", "teacher_units")
+"""Tables of the formulas that depend on the mesh alone."""
 LOWER = "lower"
 UPPER = "upper"
 Numbers = dict[str, Number]
@@ -90,6 +92,7 @@ def bounds(which: str) -> Numbers:
 def model_numbers(job: TrainingJob) -> Numbers:
     """Sizes of the model and the recipe, by their names in formulas."""
     config = job.config
+    taught = job.teacher_model
     return {
         "D": config.hidden_size,
         "S": config.hc_mult,
@@ -122,6 +125,8 @@ def model_numbers(job: TrainingJob) -> Numbers:
         "qat": int(job.qat != "none"),
         "fp4": int(job.qat == "released"),
         "round_elements": ROUND_ELEMENTS,
+        "teacher_width": 0 if taught is None or not taught.distilled else taught.config.hidden_size,
+        "teacher_streamed": int(taught is not None and taught.streamed),
         "learns_head": int(job.weights.learns("head.weight")),
     }
 
@@ -167,7 +172,12 @@ def process_tables(layout: Layout, process: int) -> ProcessTables:
         "leaving": sum(many for stage, many in flight.items() if stage < layout.stages - 1),
     }
     tensors = [row for part in parts for row in part.tensors]
-    return ProcessTables({"tensors": tensors, "units": units, "blocks": blocks}, numbers)
+    other = job.teacher_model
+    taught = [] if other is None else layout.parts_of(other.config, other.weights, process)
+    teacher = [row for part in taught for row in part.tensors]
+    teacher_units = [row for part in taught for row in part.units]
+    found = (tensors, units, teacher, teacher_units)
+    return ProcessTables({**dict(zip(HELD_TABLES, found, strict=True)), "blocks": blocks}, numbers)
 
 
 def _blocks(job: TrainingJob, layers: range, last: bool) -> list[Row]:

@@ -54,9 +54,13 @@ INDEXERS = (
     "queries at a time, whose rate was not measured on a GPU."
 )
 FROZEN_MODELS = (
-    "Teachers and reference: the memory of other checkpoints than the model is not counted, nor what they send. Each "
-    "process also holds its part of their frozen weights on the same layout, the last pipeline stage each teacher's "
-    "whole head."
+    "Teachers and reference: the memory of other checkpoints than the model is not counted (seektune plan counts that "
+    "of one folder on this machine), nor what they send. Each process also holds its part of their frozen weights on the "
+    "same layout, the last pipeline stage each teacher's whole head."
+)
+COUNTED_TEACHER = (
+    "Teacher or reference: weights, and of a teacher its head and the hidden states of a step, are counted; what its "
+    "forward pass gathers and makes, before the model's own, is not. Its time is that of a forward pass of the model."
 )
 
 
@@ -87,7 +91,7 @@ class PlanReport:
         low = peak.lower["total"] / GIGA
         high = peak.upper["total"] / GIGA
         where = f"rank {peak.rank} needs {low:.1f} to {high:.1f} GB of {memory / GIGA:.0f}"
-        if self.layout.job.frozen_models:
+        if self.layout.job.frozen_models and self.layout.job.teacher_model is None:
             where += " without other checkpoints"
         if on_host := peak.upper["on_host"]:
             where += f" and {on_host / GIGA:.1f} GB of the host's memory"
@@ -120,7 +124,8 @@ class PlanReport:
         special = {
             OFFLOAD: job.parallel.cpu_offload,
             DRAFTER: job.drafter,
-            FROZEN_MODELS: job.frozen_models,
+            FROZEN_MODELS: job.frozen_models and job.teacher_model is None,
+            COUNTED_TEACHER: job.teacher_model is not None,
             ROLLOUTS: job.samples,
             INDEXERS: job.indexers != "frozen",
         }

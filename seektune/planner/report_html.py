@@ -15,7 +15,7 @@ from seektune.io.atomic import write_atomically
 from seektune.planner.expressions import EVALUATE_JS
 from seektune.planner.formulas import BARS, EXACT, FORMULAS
 from seektune.planner.job import RECOMPUTE, Layout, make_layout
-from seektune.planner.memory import LOWER, UPPER, bounds, layout_numbers, model_numbers, process_tables
+from seektune.planner.memory import HELD_TABLES, LOWER, UPPER, bounds, layout_numbers, model_numbers, process_tables
 from seektune.planner.report import PlanReport
 
 WORLD_FACTOR = 4
@@ -68,8 +68,7 @@ def data(report: PlanReport) -> dict[str, Any]:
         "shown": MAX_BARS,
         "worlds": {str(other.dims.world): _world(other) for other in _worlds(layout)},
         "processes": [
-            {name: process_tables(layout, process).rows[name] for name in ("tensors", "units")}
-            for process in range(layout.pp)
+            {name: process_tables(layout, process).rows[name] for name in HELD_TABLES} for process in range(layout.pp)
         ],
         "spans": [[s.process, s.kind, s.stage, s.micro_batch, s.begin, s.end] for s in report.time.spans],
     }

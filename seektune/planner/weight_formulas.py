@@ -14,23 +14,33 @@ PLACE = (
     Formula("keeps", "where(pp > 1, 1, where(reshard > 0, 0, 1))", "whether gathered weights stay until the step ends"),
 )
 
+
+def sizes(table: str, prefix: str = "") -> tuple[Formula, ...]:
+    """The elements that a process holds of each row of a table of tensors; `prefix` begins the names of the columns."""
+    tall = f"{prefix}tall"
+    broad = f"{prefix}broad"
+    return (
+        Formula(
+            tall,
+            "where(low == 1, rows * lora_scale, rows)",
+            "first dim; for some adapter matrices their rank",
+            table,
+            "column",
+        ),
+        Formula(broad, "where(low == 2, rest * lora_scale, rest)", "elements of a row", table, "column"),
+        Formula(
+            f"{prefix}numel",
+            f"count * where(whole > 0, {tall} * {broad}, where(expert > 0, {tall} / ep * {broad} / expert_shards,"
+            f" {broad} * max(0, min(ceil({tall} / fsdp), {tall} - shard * ceil({tall} / fsdp)))))",
+            "elements here: FSDP2 splits the first dim into equal shards, the last ones shorter or empty",
+            table,
+            "column",
+        ),
+    )
+
+
 STATE = (
-    Formula(
-        "tall",
-        "where(low == 1, rows * lora_scale, rows)",
-        "first dim; for some adapter matrices their rank",
-        "tensors",
-        "column",
-    ),
-    Formula("broad", "where(low == 2, rest * lora_scale, rest)", "elements of a row", "tensors", "column"),
-    Formula(
-        "numel",
-        "count * where(whole > 0, tall * broad, where(expert > 0, tall / ep * broad / expert_shards,"
-        " broad * max(0, min(ceil(tall / fsdp), tall - shard * ceil(tall / fsdp)))))",
-        "elements here: FSDP2 splits the first dim into equal shards, the last ones shorter or empty",
-        "tensors",
-        "column",
-    ),
+    *sizes("tensors"),
     Formula(
         "parameters",
         "where(whole > 0, 0, values * numel)",

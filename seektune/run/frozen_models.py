@@ -47,14 +47,23 @@ def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelMode
         whole = DeepseekV4ForCausalLM.from_pretrained(folder, *numbers, mesh.device, quantized=True, streamed=True)
         return ParallelModel.alone(whole)
     config = DeepseekV4Config.from_pretrained(folder)
-    prepare = partial(_freeze, kind_of=FolderSource(folder).kind if wanted.quantized else None)
+    prepare = partial(freeze, kind_of=FolderSource(folder).kind if wanted.quantized else None)
     layout = recipe.parallel.model_copy(update={"recompute": "none"})
     model = parallelize(config, mesh, layout, *numbers, prepare)
     model.load_pretrained(folder)
     return model
 
 
-def _freeze(part: TransformerPart, kind_of: KindOf | None) -> None:
+def meta_frozen(recipe: Recipe, wanted: FrozenModel) -> DeepseekV4ForCausalLM:
+    """The whole checkpoint on the meta device, with the formats in which it is held."""
+    folder = locate(wanted.checkpoint)
+    model = DeepseekV4ForCausalLM(DeepseekV4Config.from_pretrained(folder), "meta", DTYPES[recipe.model.dtype])
+    freeze(model, FolderSource(folder).kind if wanted.quantized else None)
+    return model
+
+
+def freeze(part: TransformerPart, kind_of: KindOf | None) -> None:
+    """Freeze a part of a model, and keep its weights in the formats that `kind_of` says."""
     if kind_of is not None:
         quantize_modules(part, kind_of)
     part.requires_grad_(False)

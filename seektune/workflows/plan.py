@@ -212,7 +212,7 @@ def _memory_table(report: PlanReport) -> Table:
     for memory in report.firsts:
         up = memory.upper
         weights = up["bf16"] + up["fp32"] + up["quantized"]
-        rest = up["optimizer_work"] + up["fsdp_buffers"] + up["nccl"] + up["allocator"] + up["context"]
+        rest = up["teacher"] + up["optimizer_work"] + up["fsdp_buffers"] + up["nccl"] + up["allocator"] + up["context"]
         optimizer = up["moments"] + up["master"]
         made = ("gathered", "whole_gradients", "activations", "logits")
         parts = (weights, up["buffers"], up["gradients"], optimizer, *(up[name] for name in made), rest, up["total"],

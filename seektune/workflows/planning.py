@@ -1,16 +1,19 @@
 """Inputs of the planner from a recipe: the shapes of the model's tensors, and the numbers of the job."""
 
 from functools import cache
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from seektune.checkpoint.lowbit import value_counts
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.parallel.pipeline_order import schedule_actions
-from seektune.planner.job import Layout, TrainingJob, Weight, Weights, make_layout
+from seektune.planner.job import Layout, TeacherModel, TrainingJob, Weight, Weights, make_layout
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import meta_model
+from seektune.run.frozen_models import meta_frozen
 from seektune.train.optim.build import check_groups, planned_state
 
 PACKED = (torch.int8, torch.uint8)
@@ -40,6 +43,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
         streamed=recipe.model.offload == "stream",
         references=int(recipe.has_reference_pass),
         frozen_models=recipe.has_frozen_models,
+        teacher_model=_teacher(recipe),
         qat=recipe.train.qat,
         drafter=recipe.train.drafter,
         indexers=recipe.train.indexer_stage,
@@ -50,6 +54,33 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
 def layout_of(job: TrainingJob, gpus: int) -> Layout:
     """`planner.job.make_layout` with torch's pipeline schedules."""
     return make_layout(job, gpus, ordered)
+
+
+def _teacher(recipe: Recipe) -> TeacherModel | None:
+    """The teacher or reference model, if there is one and its checkpoint is on this machine; its weights are frozen."""
+    wanted = recipe.objective.frozen_models
+    if len(wanted) != 1 or not Path(wanted[0].checkpoint).is_dir():
+        return None
+    model = meta_frozen(recipe, wanted[0])
+    parameters = dict(model.named_parameters())
+    state = model.state_dict()
+    counts = value_counts(state)
+    weights = [
+        Weight(
+            name,
+            tuple(tensor.shape),
+            _itemsize(tensor),
+            learns=False,
+            buffer=name not in parameters,
+            values=counts.get(name, 0) // max(tensor.numel(), 1),
+        )
+        for name, tensor in state.items()
+    ]
+    return TeacherModel(model.config, Weights(weights), wanted[0].streamed, recipe.objective.distills)
+
+
+def _itemsize(tensor: Tensor) -> int:
+    return 1 if tensor.dtype in PACKED else tensor.element_size()
 
 
 def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight]:
@@ -65,7 +96,7 @@ def _weights(recipe: Recipe, config: DeepseekV4Config, mtp: bool) -> list[Weight
         Weight(
             name,
             tuple(tensor.shape),
-            1 if tensor.dtype in PACKED else tensor.element_size(),
+            _itemsize(tensor),
             name in learning and (mtp or recipe.train.drafter or not name.startswith("mtp.")),
             buffer=name not in parameters,
             values=counts.get(name, 0) // max(tensor.numel(), 1),
