@@ -72,6 +72,8 @@ class DecodeEngine:
         kept = prefix_bytes if reuses else 0
         grows = longest is not None
         options = EngineOptions(most, grows, speculative, kept, cpu_kernels, static_steps, memory, rooms)
+        if static_steps and isinstance(model, DecodeMesh):
+            raise ValueError("static_steps: the model is spread over processes; leave it out")
         if speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
             raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
         self._longest = most
