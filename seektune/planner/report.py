@@ -55,8 +55,8 @@ INDEXERS = (
 )
 FROZEN_MODELS = (
     "Teachers and reference: the memory of other checkpoints than the model is not counted (seektune plan counts that "
-    "of one folder on this machine), nor what they send. Each process also holds its part of their frozen weights on the "
-    "same layout, the last pipeline stage each teacher's whole head."
+    "of one folder on this machine), nor what they send. Each process also holds its part of their frozen weights on "
+    "the same layout, the last pipeline stage each teacher's whole head."
 )
 COUNTED_TEACHER = (
     "Teacher or reference: weights, and of a teacher its head and the hidden states of a step, are counted; what its "
