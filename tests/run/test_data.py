@@ -17,6 +17,7 @@ from seektune.data.mixing import Mixture
 from seektune.data.step_data import Share, StepData
 from seektune.data.streaming import virtual_reader
 from seektune.io.jsonl import as_line
+from seektune.parallel.dims import ParallelDims
 from seektune.parallel.mesh import Mesh
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import read_config
@@ -202,3 +203,14 @@ def test_a_share_that_holds_out_no_row_is_told(places: dict[str, Path]) -> None:
     few = {"path": str(places["small"] / "train.jsonl"), "validation": 0.001}
     with pytest.raises(ValueError, match=r"data\.validation 0\.001 leaves no validation rows of 7; set another share"):
         data_of(recipe(places, False, few), places)
+
+
+def test_held_out_rows_fill_all_data_parallel_processes(places: dict[str, Path]) -> None:
+    wanted = recipe(places, pack=False)
+    alone = data_of(wanted, places)
+    pair = Mesh(ParallelDims(2, 1, 2, 1, 1, 1), 0, torch.device("cpu"))
+    cache = DataCache(places["root"] / "cache", lambda note: None)
+    spread = prepare_data(wanted, read_config(wanted.model), cache, pair)
+    assert len(spread.validation[0].tokens) == 2 * len(alone.validation[0].tokens)
+    taught = [sum(batch.taught() for batch in data.validation) for data in (alone, spread)]
+    assert taught[0] == taught[1]
