@@ -86,17 +86,17 @@ def real_numbers(asked: Recipe, step: DryStep) -> tuple[dict[str, int], list[Flo
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words",
+    ("world", "words"),
     [
-        ["dp_replicate=2", "ep_size=2", "recompute=selective"],
-        ["pp_size=2", "ep_size=2"],
-        ["pp_size=2", "pipeline.schedule=zbv"],
-        ["cp_size=2", "ep_size=2", "recompute=block"],
+        (4, ["dp_replicate=2", "ep_size=2", "recompute=selective"]),
+        (4, ["pp_size=2", "ep_size=2"]),
+        (2, ["pp_size=2", "pipeline.schedule=zbv"]),
+        (4, ["cp_size=2", "ep_size=2", "recompute=block"]),
     ],
-    ids=" ".join,
+    ids=str,
 )
-def test_the_numbers_are_those_of_real_processes(words: list[str]) -> None:
-    same_numbers(recipe(*words))
+def test_the_numbers_are_those_of_real_processes(world: int, words: list[str]) -> None:
+    same_numbers(recipe(*words), world)
 
 
 @pytest.mark.slow
@@ -122,9 +122,9 @@ def test_so_they_are_with_adapters_on_frozen_bytes(words: list[str]) -> None:
     same_numbers(adapted(*words))
 
 
-def same_numbers(asked: Recipe) -> None:
-    dry = take_dry_run(asked, 4, range(4))
-    for rehearsed, (numbers, flows) in zip(dry.ranks, run_workers(4, real_numbers, asked, dry.step), strict=True):
+def same_numbers(asked: Recipe, world: int = 4) -> None:
+    dry = take_dry_run(asked, world, range(world))
+    for rehearsed, (numbers, flows) in zip(dry.ranks, run_workers(world, real_numbers, asked, dry.step), strict=True):
         assert numbers == {"parameters": rehearsed.parameters} | {
             name: number for name, number in rehearsed.to_dict()["bytes"].items() if name in numbers
         }
