@@ -13,7 +13,7 @@ import torch
 
 from seektune.data.step_data import StepData
 from seektune.model.choices import IndexerStage
-from seektune.model.indexer_loss import IndexerTask
+from seektune.model.indexer_loss import IndexerTraining
 from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.step_loss import BALANCE_LOSS, LOSS, LOSSES, MTP_LOSS, DraftObjective, StepLoss
 from seektune.parallel.mesh import Mesh
@@ -143,7 +143,7 @@ def make_step_loss(
         mtp_weight=loss.mtp_weight,
         balance_weight=loss.balance_weight,
         drafts=drafts,
-        indexers=None if indexers == "frozen" else IndexerTask(data.tokens, alone=indexers == "warmup"),
+        indexers=None if indexers == "frozen" else IndexerTraining(data.tokens, warmup=indexers == "warmup"),
     )
 
 

@@ -176,7 +176,7 @@ def whole_model(subject: Subject) -> DeepseekV4ForCausalLM:
 
 def form(subject: Subject) -> Prepare:
     if subject.indexers != "frozen":
-        return indexer_trainer(alone=subject.indexers == "warmup")
+        return indexer_trainer(warmup=subject.indexers == "warmup")
     return unchanged if subject.qat == "none" else partial(fake_quantize_modules, format=subject.qat)
 
 
@@ -192,7 +192,17 @@ def spread(parallel: Mapping[str, Any], subject: Subject) -> ParallelModel:
     numerics = "plain" if subject.qat == "none" else "released"
     drafter = subject.anchors is not None
     prepare = drafter_trainer(None) if drafter else form(subject)
-    model = parallelize(subject.config, mesh, wanted, subject.dtype, numerics, prepare=prepare, drafter=drafter)
+    warmup = subject.indexers == "warmup"
+    model = parallelize(
+        subject.config,
+        mesh,
+        wanted,
+        subject.dtype,
+        numerics,
+        prepare=prepare,
+        drafter=drafter,
+        indexers_alone=warmup,
+    )
     whole = whole_model(subject).state_dict()
     with torch.no_grad():
         for name, piece in model.shards().items():
