@@ -136,7 +136,10 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
         traffic = CommTrace(mesh.axes)
         with meta_tensors(traffic.record):
             numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
-            model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drafter=section.drafter)
+            warmup = section.indexer_stage == "warmup"
+            model = parallelize(
+                config, mesh, recipe.parallel, *numbers, prepare, drafter=section.drafter, indexers_alone=warmup
+            )
             assume_even_routing(model, mesh)
             accumulate_in_fp32(model.parameters())
             optimizer = build_optimizer(model, recipe.optimizer, recipe.seed, mesh)
