@@ -211,10 +211,11 @@ def with_groups(function: Callable[..., Action], **groups: OptionGroup) -> Calla
 
     Typer reads a function's signature and has no groups, so the signature is assembled here.
     """
-    return _expand(function, groups)
+    return expand(function, groups)
 
 
-def _expand(function: Callable[..., Any], groups: dict[str, OptionGroup]) -> Callable[..., Any]:
+def expand(function: Callable[..., Any], groups: dict[str, OptionGroup]) -> Callable[..., Any]:
+    """As `with_groups`, of a function that is a group itself."""
     parameters = [
         parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
         for name, own in inspect.signature(function).parameters.items()
@@ -224,7 +225,7 @@ def _expand(function: Callable[..., Any], groups: dict[str, OptionGroup]) -> Cal
     def command(**values: object) -> Any:
         made = {}
         for name, group in groups.items():
-            made[name] = group(**{key: values.pop(key) for key in inspect.signature(group).parameters})
+            made[name] = group(**{key: values.pop(key) for key in inspect.signature(group).parameters if key in values})
         return function(**made, **values)
 
     command.__doc__ = function.__doc__
@@ -233,5 +234,5 @@ def _expand(function: Callable[..., Any], groups: dict[str, OptionGroup]) -> Cal
     return command
 
 
-generate_options: OptionGroup = _expand(_generate_options, {"load": load_options})
+generate_options: OptionGroup = expand(_generate_options, {"load": load_options})
 """The options of `load_options` and those of sampling."""

@@ -13,8 +13,10 @@ from seektune.cli.options import (
     MakeLoadOptions,
     MaxNumSeqs,
     Model,
+    OptionGroup,
     Speculative,
     Thinking,
+    expand,
     load_options,
     prefix_options,
     with_groups,
@@ -86,12 +88,29 @@ ShutdownTimeout: TypeAlias = Annotated[
 ]
 
 
+def _limit_options(
+    prefix_bytes: int,
+    max_num_seqs: MaxNumSeqs = Limits.max_num_seqs,
+    gpu_memory_utilization: GpuMemoryUtilization = Limits.gpu_memory_utilization,
+    max_queued_requests: MaxQueuedRequests = Limits.max_queued_requests,
+    request_timeout: RequestTimeout = Limits.request_timeout,
+) -> Limits:
+    """Options about the limits of the server, except the maximum length, which may be the model's."""
+    return Limits(
+        max_num_seqs=max_num_seqs,
+        gpu_memory_utilization=gpu_memory_utilization,
+        prefix_cache=prefix_bytes,
+        max_queued_requests=max_queued_requests,
+        request_timeout=request_timeout,
+    )
+
+
 def _serve(
     model: Model,
     load: MakeLoadOptions,
     processes: DecodeFlags,
     dry_run: DecodeDryRun,
-    prefix_bytes: int,
+    *,
     host: Host = ServeConfig.host,
     port: Port = ServeConfig.port,
     api_key: ApiKey = None,
@@ -99,10 +118,7 @@ def _serve(
     allowed_origins: AllowedOrigins = None,
     served_model_name: ServedModelName = None,
     max_model_len: MaxModelLen = None,
-    max_num_seqs: MaxNumSeqs = Limits.max_num_seqs,
-    gpu_memory_utilization: GpuMemoryUtilization = Limits.gpu_memory_utilization,
-    max_queued_requests: MaxQueuedRequests = Limits.max_queued_requests,
-    request_timeout: RequestTimeout = Limits.request_timeout,
+    limits: Limits,
     shutdown_timeout: ShutdownTimeout = ServeConfig.shutdown_timeout,
     thinking: Thinking = False,
     encoding: EncodingOption = None,
@@ -119,13 +135,7 @@ def _serve(
             api_key=api_key or None,
             served_model_name=served_model_name,
             max_model_len=max_model_len,
-            limits=Limits(
-                max_num_seqs=max_num_seqs,
-                gpu_memory_utilization=gpu_memory_utilization,
-                prefix_cache=prefix_bytes,
-                max_queued_requests=max_queued_requests,
-                request_timeout=request_timeout,
-            ),
+            limits=limits,
             shutdown_timeout=shutdown_timeout,
             thinking=thinking,
             encoding=encoding,
@@ -139,16 +149,16 @@ def _serve(
             serve(model, loading, service, here)
 
     if dry_run.enabled:
-        caches = CacheUse(prefix_bytes, max_model_len, speculative)
+        caches = CacheUse(limits.prefix_cache, max_model_len, speculative)
 
         def read() -> tuple["LoadOptions", CacheLimit]:
             loading = load()
-            return loading, CacheLimit(gpu_memory_utilization, 1 if loading.adapter is None else 2)
+            return loading, CacheLimit(limits.gpu_memory_utilization, 1 if loading.adapter is None else 2)
 
         return lambda: dry_run.run(model, read, processes, caches)
     return lambda: on_processes(processes, run, grace=shutdown_timeout + GRACE)
 
 
-serve = with_groups(
-    _serve, load=load_options, processes=decode_flags, dry_run=dry_run_flags, prefix_bytes=prefix_options
-)
+limit_options: OptionGroup = expand(_limit_options, {"prefix_bytes": prefix_options})
+"""The options of the limits of a server, with those of its prefix caches."""
+serve = with_groups(_serve, load=load_options, processes=decode_flags, dry_run=dry_run_flags, limits=limit_options)

@@ -66,22 +66,17 @@ class DecodeEngine:
                 steps.
         """
         most = max((each.longest for each in requests), default=0) if longest is None else longest
-        reuses = prefix_bytes > 0 and longest is not None and not speculative
-        if isinstance(model, DecodeMesh) and model.ranks.pp_size > 1:
-            reuses = False
-        kept = prefix_bytes if reuses else 0
         grows = longest is not None
+        reuses = grows and not speculative and not (isinstance(model, DecodeMesh) and model.ranks.pp_size > 1)
+        kept = prefix_bytes if reuses else 0
         options = EngineOptions(most, grows, speculative, kept, cpu_kernels, static_steps, memory, rooms)
-        if static_steps and isinstance(model, DecodeMesh):
-            raise ValueError("static_steps: the model is spread over processes; leave it out")
-        if speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
-            raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")
+        _check_options(model, options)
         self._longest = most
         self._vocab_size = model.config.vocab_size
         self._check(requests)
         self._engine = model.open_engine(options) if isinstance(model, DecodeMesh) else self._alone(model, options)
         self._stages = self._engine.stages
-        prefixes = PrefixPlaces(ROLLBACK) if reuses and len(self._engine.rooms) > 1 else None
+        prefixes = PrefixPlaces(ROLLBACK) if kept > 0 and len(self._engine.rooms) > 1 else None
         self._controller = Controller(self._engine.rooms, max_num_seqs, self._stages, prefixes)
         self._controller.add(requests)
         self.drafts: DraftCounts = self._controller.drafts
@@ -153,3 +148,10 @@ class DecodeEngine:
     def _alone(self, model: DecodableModel, options: EngineOptions) -> OpenEngine:
         worker = DecodeWorker(model, options, measured=None if options.rooms is None else options.rooms[0])
         return OpenEngine(lambda plan: [worker.step(plan)], [worker.room])
+
+
+def _check_options(model: Decodes, options: EngineOptions) -> None:
+    if options.static_steps and isinstance(model, DecodeMesh):
+        raise ValueError("static_steps: the model is spread over processes; leave it out")
+    if options.speculative and drafter_of(model.part if isinstance(model, DecodeMesh) else model) is None:
+        raise ValueError("speculative decoding needs an MTP block or DSpark stages; this model has none")

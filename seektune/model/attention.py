@@ -10,7 +10,7 @@ from seektune.kernels import Prefix, Visible, norm_rope, sparse_attention
 from seektune.model.compressor import Compressor
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.model.indexer import Indexer
-from seektune.model.indexer_loss import IndexerLesson
+from seektune.model.indexer_loss import IndexerLoss
 from seektune.model.linear import GroupedLinear, Linear
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import Numerics
@@ -61,10 +61,10 @@ class Attention(nn.Module):
         if ratio == CSA:
             self.indexer = Indexer(config, numerics, device, dtype)
 
-    def forward(self, x_BTD: Tensor, layout: SequenceLayout, lesson: IndexerLesson | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, layout: SequenceLayout, indexer_loss: IndexerLoss | None = None) -> Tensor:
         """`[B, T, D]`; keys are rotated by their own position, and the output is rotated back by the query's.
 
-        With a lesson, the indexer of the layer is trained.
+        With `indexer_loss`, the indexer of the layer is trained.
         """
         rotation = layout.at_positions(self.rope)
         q_residual = self.q_norm(self.wq_a(x_BTD))
@@ -72,7 +72,10 @@ class Attention(nn.Module):
         q_BTHC = norm_rope(q_BTHC, rotation.cos, rotation.sin, self.eps)
         keys_BTC = rotation(self.kv_norm(self.wkv(x_BTD)))
         inputs = x_BTD, q_residual, q_BTHC, keys_BTC, rotation, layout
-        o_BTHC = self.attend(*inputs) if lesson is None or self.ratio != CSA else self.attend_and_teach(*inputs, lesson)
+        if indexer_loss is None or self.ratio != CSA:
+            o_BTHC = self.attend(*inputs)
+        else:
+            o_BTHC = self.attend_with_indexer_loss(*inputs, indexer_loss)
         return self.project(rotation.inverse.over_heads(o_BTHC))
 
     def attend(
@@ -90,7 +93,7 @@ class Attention(nn.Module):
         keys_BNC = layout.preceded(keys_BTC, self.window - 1)
         return sparse_attention(q_BTHC, keys_BNC, entries_BEC, self.attn_sink, layout.positions, self.window, visible)
 
-    def attend_and_teach(
+    def attend_with_indexer_loss(
         self,
         x_BTD: Tensor,
         q_residual_BTR: Tensor,
@@ -98,18 +101,18 @@ class Attention(nn.Module):
         keys_BTC: Tensor,
         rotation: Rotation,
         layout: SequenceLayout,
-        lesson: IndexerLesson,
+        indexer_loss: IndexerLoss,
     ) -> Tensor:
-        """As `attend` in a layer with an indexer, which is trained; in its warm-up queries see all entries."""
+        """As `attend` in a layer whose indexer is trained: computes its loss. In a warm-up, queries see all entries."""
         keys_BTC = self.numerics.keep(keys_BTC, self.rope_dim)
         keys_BNC = layout.preceded(keys_BTC, self.window - 1)
         windows = layout.windows(self.ratio)
         entries_BEC = self.entries(x_BTD, windows)
         everything = Prefix(windows.first_BT, windows.count_BT)
         vectors = self.indexer.vectors(x_BTD, q_residual_BTR, rotation, windows)
-        visible = everything if lesson.task.alone else self.indexer.choose(vectors, everything)
+        visible = everything if indexer_loss.training.warmup else self.indexer.choose(vectors, everything)
         seen = q_BTHC, keys_BNC, entries_BEC, self.attn_sink
-        lesson.learn(vectors, *seen, self.window, everything, visible, self.indexer.topk, layout)
+        indexer_loss.compute(vectors, *seen, self.window, everything, visible, self.indexer.topk, layout)
         return sparse_attention(*seen, layout.positions, self.window, visible)
 
     def entries(self, x_BTD: Tensor, windows: Windows) -> Tensor:

@@ -7,7 +7,7 @@ from seektune.model.attention import Attention
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import RoutingLedger
 from seektune.model.hyper import HyperConnection
-from seektune.model.indexer_loss import IndexerLesson
+from seektune.model.indexer_loss import IndexerLoss
 from seektune.model.moe import MoE
 from seektune.model.norm import RMSNorm
 from seektune.model.numerics import Numerics
@@ -37,10 +37,10 @@ class Block(nn.Module):
         self, streams_BTSD: Tensor, tokens_BT: Tensor | None, layout: SequenceLayout, ledger: RoutingLedger | None
     ) -> Tensor:
         """Streams `[B, T, S, D]` to streams."""
-        lesson = None if ledger is None else ledger.lesson(self.ffn.layer)
-        if lesson is None:
+        indexer_loss = None if ledger is None else ledger.new_indexer_loss(self.ffn.layer)
+        if indexer_loss is None:
             return self._run(streams_BTSD, tokens_BT, layout, ledger, None)
-        return lesson.run(streams_BTSD, lambda x: self._run(x, tokens_BT, layout, ledger, lesson))
+        return indexer_loss.run_block(streams_BTSD, lambda x: self._run(x, tokens_BT, layout, ledger, indexer_loss))
 
     def _run(
         self,
@@ -48,7 +48,8 @@ class Block(nn.Module):
         tokens_BT: Tensor | None,
         layout: SequenceLayout,
         ledger: RoutingLedger | None,
-        lesson: IndexerLesson | None,
+        indexer_loss: IndexerLoss | None,
     ) -> Tensor:
-        streams = self.hc_attn(streams_BTSD, lambda x: self.attn(self.attn_norm(x), layout.at(self.ffn.layer), lesson))
+        own = layout.at(self.ffn.layer)
+        streams = self.hc_attn(streams_BTSD, lambda x: self.attn(self.attn_norm(x), own, indexer_loss))
         return self.hc_ffn(streams, lambda x: self.ffn(self.ffn_norm(x), tokens_BT, layout, ledger))

@@ -63,7 +63,11 @@ def layer_flops(config: DeepseekV4Config, ratio: int, length: int, indexers: Ind
         found["compressor"] = 2 * length * _compressor(width, head, ratio)
     if chooses(config, ratio, length):
         found["indexer"] = _indexer(config, length)
-    return found if indexers == "frozen" or ratio != CSA else _taught(config, length, found, indexers == "warmup")
+    return (
+        found
+        if indexers == "frozen" or ratio != CSA
+        else _with_indexer_training(config, length, found, indexers == "warmup")
+    )
 
 
 def visible_keys(config: DeepseekV4Config, ratio: int, length: int) -> int:
@@ -111,7 +115,7 @@ def _score(config: DeepseekV4Config) -> int:
     return 2 * config.index_n_heads * (config.index_head_dim + 1)
 
 
-def _taught(config: DeepseekV4Config, length: int, found: dict[str, int], dense: bool) -> dict[str, int]:
+def _with_indexer_training(config: DeepseekV4Config, length: int, found: dict[str, int], dense: bool) -> dict[str, int]:
     """FLOPs of a CSA layer whose indexer is trained; `dense` attention is that to all entries."""
     logit = 2 * config.num_attention_heads * config.head_dim
     every = _entries(length, CSA)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seektune.kernels import gate_scores, gate_weights, linear, route, upcast
 from seektune.model.config import DeepseekV4Config
-from seektune.model.indexer_loss import IndexerLesson, IndexerTask
+from seektune.model.indexer_loss import IndexerLoss, IndexerTraining
 from seektune.sequence import SequenceLayout
 
 
@@ -32,12 +32,12 @@ class RoutingLedger:
     wrappers copy dataclasses, and values written to a copy would be lost.
     """
 
-    def __init__(self, balance_loss: bool = True, indexers: IndexerTask | None = None):
+    def __init__(self, balance_loss: bool = True, indexers: IndexerTraining | None = None):
         self.balance_loss = balance_loss
         self.indexers = indexers
-        """What indexers learn; None if they are frozen."""
-        self.lessons: dict[int, IndexerLesson] = {}
-        """What each layer's indexer learnt; without a loss where there is none."""
+        """How indexers are trained; None if they are frozen."""
+        self.indexer_losses: dict[int, IndexerLoss] = {}
+        """Of each layer; those without an indexer have no loss."""
         self.loads: dict[int, Tensor] = {}
         """Tokens routed to each expert, int64 `[E]`, without padding."""
         self.balance: dict[int, Tensor] = {}
@@ -46,12 +46,12 @@ class RoutingLedger:
         Devices that share rows each hold an equal part of it.
         """
 
-    def lesson(self, layer: int) -> IndexerLesson | None:
-        """A new lesson of one layer; None if indexers are frozen."""
+    def new_indexer_loss(self, layer: int) -> IndexerLoss | None:
+        """A new `IndexerLoss` for one layer; None if indexers are frozen."""
         if self.indexers is None:
             return None
-        self.lessons[layer] = IndexerLesson(self.indexers)
-        return self.lessons[layer]
+        self.indexer_losses[layer] = IndexerLoss(self.indexers)
+        return self.indexer_losses[layer]
 
     def record(self, layer: int, routing: Routing, layout: SequenceLayout) -> None:
         """Record the routing of one layer."""

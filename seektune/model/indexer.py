@@ -48,14 +48,14 @@ class Indexer(nn.Module):
         return index_topk(*self._queries(x_BTD, q_residual_BTR, rotation, keys_BEI), everything, self.topk)
 
     def vectors(self, x_BTD: Tensor, q_residual_BTR: Tensor, rotation: Rotation, windows: Windows) -> IndexVectors:
-        """What entries are scored with; no gradient reaches the input."""
+        """Queries, keys and head weights of the scores; no gradient reaches the input."""
         x_BTD = x_BTD.detach()
         keys_BEI = self._keys(x_BTD, windows)
         return IndexVectors(*self._queries(x_BTD, q_residual_BTR.detach(), rotation, keys_BEI))
 
     @torch.no_grad()
     def choose(self, vectors: IndexVectors, everything: Prefix) -> Prefix | Chosen:
-        """As `forward`, from what `vectors` gives."""
+        """As `forward`, from the result of `vectors`."""
         if vectors.keys_BEI.shape[1] <= self.topk:
             return everything
         return index_topk(vectors.q_BTHI, vectors.keys_BEI, vectors.weights_BTH, everything, self.topk)

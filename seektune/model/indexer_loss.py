@@ -1,4 +1,4 @@
-"""The training of indexers: each learns, by a loss of its own, which entries the attention of its layer pays most.
+"""The loss that trains the indexer of a layer: the KL divergence from its layer's attention to its scores.
 
 Shapes: B rows, T tokens, S sampled tokens, N keys, H index heads, I index width, A attention heads, C head width,
 E entries.
@@ -17,44 +17,44 @@ from seektune.sequence import SequenceLayout
 
 
 @dataclass(frozen=True)
-class IndexerTask:
-    """What the indexers of a model learn in a step."""
+class IndexerTraining:
+    """How indexers are trained in a step."""
 
     tokens: int
-    """Of the whole step, without padding, by which the sum of divergences is divided."""
-    alone: bool
-    """Warm-up: attention sees all entries, and nothing but the indexers is trained."""
+    """Tokens of the whole step without padding, by which the sum of divergences is divided."""
+    warmup: bool
+    """Whether only the indexers are trained, while attention sees all entries."""
 
 
 @dataclass(frozen=True)
 class IndexVectors:
-    """What an indexer scores entries with; its input has no gradient."""
+    """Queries, keys and head weights of which an indexer computes scores; no gradient reaches its input."""
 
     q_BTHI: Tensor
     keys_BEI: Tensor
     weights_BTH: Tensor
 
 
-class IndexerLesson:
-    """What the indexer of one layer learns in one forward pass. Not a dataclass: see `RoutingLedger`."""
+class IndexerLoss:
+    """The loss and recall of one layer's indexer in one forward pass. Not a dataclass: see `RoutingLedger`."""
 
-    def __init__(self, task: IndexerTask):
-        self.task = task
+    def __init__(self, training: IndexerTraining):
+        self.training = training
         self.loss: Tensor | None = None
-        """Its share of the loss of the step, fp32; None for a layer without indexer."""
+        """The indexer's part of the loss of the step, fp32; None without an indexer."""
         self.recall = torch.zeros(2, dtype=torch.int64)
         """As `index_recall`."""
 
-    def run(self, streams_BTSD: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
-        """The block's output, to which the loss is attached; in a warm-up the gradient goes past the block."""
-        if not self.task.alone:
+    def run_block(self, streams_BTSD: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
+        """The block's output with the loss attached; in a warm-up, the output's gradient does not reach the block."""
+        if not self.training.warmup:
             out = block(streams_BTSD)
             return out if self.loss is None else attach_loss(out, self.loss)
         out = block(streams_BTSD.detach())
-        before = nothing_of(streams_BTSD)
-        return attach_loss(out, before if self.loss is None else before + self.loss)
+        zero = zero_connected_to(streams_BTSD)
+        return attach_loss(out, zero if self.loss is None else zero + self.loss)
 
-    def learn(
+    def compute(
         self,
         vectors: IndexVectors,
         q_BTAC: Tensor,
@@ -67,24 +67,26 @@ class IndexerLesson:
         topk: int,
         layout: SequenceLayout,
     ) -> None:
-        """Compare the indexer with the attention of these queries, keys and entries, which are constants here."""
+        """Set loss and recall; queries, keys, entries and sink of the layer's attention are constants in it."""
         q_BTAC = q_BTAC.detach()
         entries_BEC = entries_BEC.detach()
-        scored = vectors.q_BTHI, vectors.keys_BEI, vectors.weights_BTH
-        rest_BTA = window_logsumexp(q_BTAC, keys_BNC.detach(), sink_A.detach(), layout.positions, window)
-        self.loss = index_divergence(*scored, q_BTAC, rest_BTA, entries_BEC, visible) / self.task.tokens
+        window_lse_BTA = window_logsumexp(q_BTAC, keys_BNC.detach(), sink_A.detach(), layout.positions, window)
+        attention = q_BTAC, window_lse_BTA, entries_BEC
+        indexer = vectors.q_BTHI, vectors.keys_BEI, vectors.weights_BTH
+        self.loss = index_divergence(*indexer, *attention, visible) / self.training.tokens
         index_BS, exists_BS = sampled(layout)
         rows_B1 = torch.arange(len(index_BS), device=index_BS.device)[:, None]
-        q_BSHI, weights_BSH, q_BSAC, rest_BSA, first_BS, count_BS = (
-            x[rows_B1, index_BS]
-            for x in (scored[0], scored[2], q_BTAC, rest_BTA, everything.first_BT, everything.count_BT)
-        )
+        of_queries = vectors.q_BTHI, vectors.weights_BTH, q_BTAC, window_lse_BTA
+        q_BSHI, weights_BSH, q_BSAC, window_lse_BSA = (x[rows_B1, index_BS] for x in of_queries)
+        first_BS, count_BS = (x[rows_B1, index_BS] for x in (everything.first_BT, everything.count_BT))
         seen = Prefix(first_BS, torch.where(exists_BS, count_BS, 0))
-        self.recall = index_recall(q_BSHI, scored[1], weights_BSH, q_BSAC, rest_BSA, entries_BEC, seen, topk)
+        self.recall = index_recall(
+            q_BSHI, vectors.keys_BEI, weights_BSH, q_BSAC, window_lse_BSA, entries_BEC, seen, topk
+        )
 
 
-def nothing_of(x: Tensor) -> Tensor:
-    """A 0 in fp32 through which the gradient reaches what `x` is made of, as zeros."""
+def zero_connected_to(x: Tensor) -> Tensor:
+    """0 in fp32, through which backward reaches `x` and what it depends on, with gradients of zero."""
     return x[:, :0].sum(dtype=torch.float32)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from seektune.model.dspark_loss import Anchors, choose_anchors
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses
-from seektune.model.indexer_loss import IndexerTask
+from seektune.model.indexer_loss import IndexerTraining
 from seektune.model.objective import CROSS_ENTROPY, Objective
 from seektune.sequence import SequenceLayout
 
@@ -67,8 +67,8 @@ class StepLoss:
     """What the objective counts in the whole step; None for the divisor of cross-entropies."""
     drafts: DraftObjective | None = None
     """Train the DSpark stages, and nothing else."""
-    indexers: IndexerTask | None = None
-    """Train the indexers too, or alone; None if they are frozen."""
+    indexers: IndexerTraining | None = None
+    """How indexers are trained; None if they are frozen."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,7 +79,7 @@ class StepLoss:
     @property
     def indexers_alone(self) -> bool:
         """Whether nothing but the indexers is trained."""
-        return self.indexers is not None and self.indexers.alone
+        return self.indexers is not None and self.indexers.warmup
 
     @property
     def divisor(self) -> float:
@@ -95,8 +95,8 @@ class StepLoss:
         found = {}
         if ledger.balance:
             found[BALANCE_LOSS] = torch.stack(list(ledger.balance.values())).sum() / self.tokens
-        if learnt := [lesson.loss for lesson in ledger.lessons.values() if lesson.loss is not None]:
-            found[INDEXER_LOSS] = torch.stack(learnt).sum()
+        if of_indexers := [each.loss for each in ledger.indexer_losses.values() if each.loss is not None]:
+            found[INDEXER_LOSS] = torch.stack(of_indexers).sum()
         if losses is not None:
             found |= {LOSS: losses.loss, **losses.parts}
         if losses is not None and losses.mtp is not None:

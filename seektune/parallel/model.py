@@ -49,9 +49,10 @@ class ParallelModel(ShardedModel):
         runner: Runner,
         mesh: Mesh,
         prepare: Callable[[TransformerPart], None] = lambda part: None,
+        trains_indexers_alone: bool = False,
     ):
         """As `ShardedModel`; `runner` runs the stages."""
-        super().__init__(stages, mesh, prepare)
+        super().__init__(stages, mesh, prepare, trains_indexers_alone)
         self._runner = runner
         self._ran_without_mtp = False
 

@@ -35,11 +35,13 @@ def parallelize(
     prepare: Prepare = unchanged,
     drops: bool = False,
     drafter: bool = False,
+    indexers_alone: bool = False,
 ) -> ParallelModel:
     """The stages of this process, with allocated but uninitialized memory.
 
     Order: cut into stages, `prepare`, rows along the context axis, experts along theirs, recompute, FSDP2, memory.
-    `drops` says that there is dropout, which recomputing must repeat; `drafter` that the model has its DSpark stages.
+    `drops` says that there is dropout, which recomputing must repeat; `drafter` that the model has its DSpark stages;
+    `indexers_alone` that `prepare` leaves only indexers trainable.
     """
     stages = build_stages(architecture, mesh, config, dtype, numerics, drafter)
     for stage in stages.values():
@@ -49,7 +51,7 @@ def parallelize(
         recompute_blocks(stage, config.recompute, drops)
         apply_fsdp(stage, mesh, config)
         stage.to_empty(device=torch.device("cpu") if config.cpu_offload else mesh.device)
-    return ParallelModel(stages, _make_runner(stages, architecture, mesh, config), mesh, prepare)
+    return ParallelModel(stages, _make_runner(stages, architecture, mesh, config), mesh, prepare, indexers_alone)
 
 
 def sharing_weights(model: ParallelModel, config: ParallelConfig) -> ParallelModel:

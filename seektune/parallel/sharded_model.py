@@ -1,7 +1,6 @@
 """The sharded weights of a model: names, shards, loading, saving, and the model that decodes with them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,11 +25,19 @@ from seektune.parallel.stage import Stage
 class ShardedModel:
     """The pipeline stages of this process: their parameters, their shards, and the checkpoint that these come from."""
 
-    def __init__(self, stages: Mapping[int, Stage], mesh: Mesh, prepare: Callable[[TransformerPart], None]):
+    def __init__(
+        self,
+        stages: Mapping[int, Stage],
+        mesh: Mesh,
+        prepare: Callable[[TransformerPart], None],
+        trains_indexers_alone: bool = False,
+    ):
         """`prepare` was applied to each stage; `full_model` applies it to the whole model on the meta device."""
         self.stages = stages
         self.mesh = mesh
         self.prepare = prepare
+        self.trains_indexers_alone = trains_indexers_alone
+        """Whether indexers are the only part that is trained, by any process."""
         self.config: DeepseekV4Config = next(iter(stages.values())).config
         self.carried: Path | None = None
         """The checkpoint folder of which exports copy what this model does not train and cannot encode as it was: the
@@ -56,13 +63,6 @@ class ShardedModel:
     def trains_drafter(self) -> bool:
         """Whether the model has DSpark stages, which are then the only part that is trained."""
         return any(isinstance(block, DSparkStage) for stage in self.stages.values() for block in stage.mtp)
-
-    @cached_property
-    def trains_indexers_alone(self) -> bool:
-        """Whether indexers are the only part that is trained, by any process; collective when it is asked first."""
-        trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-        others = self.mesh.any(any(INDEXERS not in name for name in trained))
-        return self.mesh.any(len(trained) > 0) and not others
 
     @property
     def has_frozen_base(self) -> bool:

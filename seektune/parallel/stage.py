@@ -15,7 +15,7 @@ from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
 from seektune.model.dspark_loss import DraftRows, draft_losses, passes, total_weight
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
-from seektune.model.indexer_loss import nothing_of
+from seektune.model.indexer_loss import zero_connected_to
 from seektune.model.objective import token_logprobs_of
 from seektune.model.step_loss import DRAFT_PARTS, LOSS, DraftObjective, StepLoss
 from seektune.model.transformer import Activations, TokenRows, TransformerPart
@@ -139,13 +139,13 @@ class Stage(TransformerPart):
         if wanted is None or ledger is None:
             return streams
         parts = wanted.parts(losses, ledger)
-        recall = {layer: lesson.recall for layer, lesson in ledger.lessons.items() if lesson.loss is not None}
+        recall = {layer: each.recall for layer, each in ledger.indexer_losses.items() if each.loss is not None}
         found = {name: part.detach().float() for name, part in parts.items()}
         task.results.append(StageResult(found, ledger.loads, recall))
         total = wanted.total(parts, streams.new_zeros((), dtype=torch.float32))
         if losses is not None:
             # the gradient of a warm-up passes the layers by, to the losses that are attached to them
-            return total + nothing_of(streams) if wanted.indexers_alone else total
+            return total + zero_connected_to(streams) if wanted.indexers_alone else total
         return attach_loss(streams, total) if wanted.balance_weight > 0 else streams
 
 

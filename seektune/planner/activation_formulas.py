@@ -1,7 +1,7 @@
 """Activations, logits and new gradients of a micro-batch as formulas; names and tables are those of `formulas`."""
 
 from seektune.planner.expressions import Formula
-from seektune.planner.indexer_formulas import TAUGHT
+from seektune.planner.indexer_formulas import INDEXER
 
 TOKENS = (
     Formula("u", "where(w < 4, 1, 0)"),
@@ -65,10 +65,10 @@ BLOCK = (
         "column",
     ),
     Formula("ahead", "mtp * N * ((2 + S) * D * w + 4 + 4 * S)", "the MTP block's input", "blocks", "column"),
-    *TAUGHT,
+    *INDEXER,
     Formula(
         "saved",
-        "where(warmup > 0, 0, hyper + attention + compressed + gate + experts + rounded_inputs + ahead) + taught",
+        "where(warmup > 0, 0, hyper + attention + compressed + gate + experts + rounded_inputs + ahead) + indexer",
         "for backward",
         "blocks",
         "column",
@@ -99,7 +99,7 @@ BLOCK = (
     ),
     Formula(
         "work",
-        "max(saved - kept, 0) + scored + fresh + (2 - u) * N * S * D * w + 4 * N * D"
+        "max(saved - kept, 0) + index_scores + fresh + (2 - u) * N * S * D * w + 4 * N * D"
         " + where(ep > 1, 4 * D * (2 * P + Q), 0)"
         " + mtp * (where(recompute > 0, exit_read + (1 - u) * N * S * D * w, 0) + (16 + 4 * u) * N * S * D)",
         "backward of a block: recomputed activations, new gradients, gradients of streams and tokens",

@@ -4,9 +4,9 @@ from seektune.planner.expressions import Formula
 
 SCORES = 2**27
 """Most scores of a chunk of queries on a GPU, `ON_GPU` of the kernel."""
-TAUGHT = (
+INDEXER = (
     Formula(
-        "taught",
+        "indexer",
         "where(ratio == 4, indexers * (N * (2 * u * D * 4 + 16 * I + 16) + 4 * u * I * D * 4"
         " + entries * (2 * I * w + 20 + 4 * r) + where(cp > 1, entries * cp * I * w, 0)"
         " + N * (Hi * I + Hi) * w + entries * cp * I * w), 0)",
@@ -16,7 +16,7 @@ TAUGHT = (
         "column",
     ),
     Formula(
-        "scored",
+        "index_scores",
         f"where(ratio == 4, indexers * 24 * min({SCORES}, N * max(H, Hi)"
         " * where(warmup > 0, row / 4, min(topk, row / 4))), 0)",
         "six fp32 tensors of a chunk's scores",

@@ -112,7 +112,8 @@ def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weigh
     prepare = preparation(recipe, config, folder)
     numbers = DTYPES[section.dtype], section.numerics
     drops = recipe.lora.dropout > 0
-    model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops, drafter)
+    warmup = recipe.train.indexer_stage == "warmup"
+    model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drops, drafter, warmup)
     if config.dspark_stages and (section.quantized or not drafter):
         model.carried = folder
     if folder is not None and (with_weights or model.has_frozen_base):

@@ -1,4 +1,4 @@
-"""Recall of trained indexers: the share of the entries that attention pays most which they would choose."""
+"""Recall of trained indexers: the share of the entries with the most attention that they would choose."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -18,7 +18,7 @@ from seektune.parallel.model import ParallelModel
 from seektune.sequence import IGNORE_INDEX, Batch
 from seektune.train.config import LossConfig
 from seektune.train.gradient import shard_norms, squared_norm
-from seektune.train.step import make_step_loss
+from seektune.train.step import StepObjective, make_step_loss
 
 HALVES = (0, 1)
 VARIANCE = "gradient_variance"
@@ -67,7 +67,7 @@ def noise_values(parts: Sequence[PartGradient], norm: float, tokens: int) -> dic
 def _gradient_of(model: ParallelModel, data: StepData, loss: LossConfig, objective: Objective) -> PartGradient:
     if not data.taught:
         return PartGradient(0.0, 0)
-    wanted = make_step_loss(data, loss, model.config.mtp_layers > 0, objective)
+    wanted = make_step_loss(data, loss, model.config.mtp_layers > 0, StepObjective(objective))
     try:
         model.train(data.batches, wanted, lambda phase: None)
         square = float(squared_norm(shard_norms(model.named_parameters(), model.mesh), model.mesh))

@@ -13,7 +13,7 @@ import torch
 
 from seektune.data.step_data import StepData
 from seektune.model.choices import IndexerStage
-from seektune.model.indexer_loss import IndexerTask
+from seektune.model.indexer_loss import IndexerTraining
 from seektune.model.objective import CROSS_ENTROPY, CrossEntropy, Objective
 from seektune.model.step_loss import BALANCE_LOSS, LOSS, LOSSES, MTP_LOSS, DraftObjective, StepLoss
 from seektune.parallel.mesh import Mesh
@@ -63,6 +63,22 @@ class StepRecord:
     """What balancing added to the biases of each gate, by layer id."""
 
 
+@dataclass(frozen=True)
+class StepObjective:
+    """What a step trains, and by which loss beside those of `LossConfig`."""
+
+    objective: Objective = CROSS_ENTROPY
+    drafts: DraftObjective | None = None
+    """Train the DSpark stages instead of the model."""
+    indexers: IndexerStage = "frozen"
+    """What is trained of the indexers."""
+    reference: ReferenceModel = NO_REFERENCE
+
+
+NEXT_TOKEN = StepObjective()
+"""Cross-entropy, for the whole model but its indexers."""
+
+
 def train_step(
     model: ParallelModel,
     optimizer: torch.optim.Optimizer,
@@ -72,27 +88,22 @@ def train_step(
     loss: LossConfig,
     max_grad_norm: float | None,
     phase: Callable[[str], None] = lambda name: None,
-    drafts: DraftObjective | None = None,
-    objective: Objective = CROSS_ENTROPY,
-    reference: ReferenceModel = NO_REFERENCE,
-    indexers: IndexerStage = "frozen",
+    target: StepObjective = NEXT_TOKEN,
 ) -> StepRecord:
     """Train on all micro-batches of one step; their losses share one denominator: what the objective counts.
 
     Every process is given its own micro-batches. `phase` is called with each phase's name as it begins.
-    With `drafts`, the DSpark stages are trained instead of the model; `indexers` says what is trained of those.
 
     Raises:
         ValueError: no token of the step is taught, or their weights sum to 0.
         NotFiniteError: loss or gradient is not finite, on every process; nothing has moved, and no gradient is left.
     """
     began = perf_counter()
-    count = step_count(objective, data, model.mesh)
-    has_mtp = model.config.mtp_layers > 0
-    wanted = _checked(make_step_loss(data, loss, has_mtp, objective, count, drafts, indexers), step)
+    count = step_count(target.objective, data, model.mesh)
+    wanted = _checked(make_step_loss(data, loss, model.config.mtp_layers > 0, target, count), step)
     try:
         phase(f"step {step}: the reference model")
-        batches = [reference.own(batch) for batch in data.batches]
+        batches = [target.reference.own(batch) for batch in data.batches]
         outcome = model.train(batches, wanted, lambda name: phase(f"step {step}: {name}"))
         phase(f"step {step}: measuring and moving")
         parts = _finite(outcome, wanted, step)
@@ -116,7 +127,7 @@ def train_step(
         tokens_per_s=wanted.tokens / seconds,
         memory_gb=_memory_gb(model.device),
         loads=loads,
-        parts={**data.values, **objective.means(_further(parts))},
+        parts={**data.values, **target.objective.means(_further(parts))},
         index_recall=recall_of(outcome.recall),
         left_out=dict(data.left_out),
         bias_moves=bias_moves(loads, loss.bias_update_speed, model.config.num_hash_layers),
@@ -127,24 +138,26 @@ def make_step_loss(
     data: StepData,
     loss: LossConfig,
     has_mtp: bool,
-    objective: Objective = CROSS_ENTROPY,
+    target: StepObjective = NEXT_TOKEN,
     count: float | None = None,
-    drafts: DraftObjective | None = None,
-    indexers: IndexerStage = "frozen",
 ) -> StepLoss:
     """The loss of a step, with one denominator for all its micro-batches; `count` is that of `step_count`."""
     return StepLoss(
         taught=data.taught,
         weight=data.weight,
-        objective=objective,
+        objective=target.objective,
         count=count,
         tokens=data.tokens,
         mtp=has_mtp and loss.mtp_weight > 0,
         mtp_weight=loss.mtp_weight,
         balance_weight=loss.balance_weight,
-        drafts=drafts,
-        indexers=None if indexers == "frozen" else IndexerTask(data.tokens, alone=indexers == "warmup"),
+        drafts=target.drafts,
+        indexers=_indexer_training(target.indexers, data.tokens),
     )
+
+
+def _indexer_training(stage: IndexerStage, tokens: int) -> IndexerTraining | None:
+    return None if stage == "frozen" else IndexerTraining(tokens, warmup=stage == "warmup")
 
 
 def step_count(objective: Objective, data: StepData, mesh: Mesh) -> float | None:

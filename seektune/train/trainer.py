@@ -28,7 +28,7 @@ from seektune.train.resumable import ResumableRun
 from seektune.train.run_log import RunLog
 from seektune.train.schedule import learning_rate, loss_of_step
 from seektune.train.settings import BatchStream, Savable, TrainSettings
-from seektune.train.step import StepRecord, train_step
+from seektune.train.step import StepObjective, StepRecord, train_step
 from seektune.train.update_ratio import copies, update_ratios
 
 Evaluate: TypeAlias = Callable[[int, RunLog, Callable[[str], None]], None]
@@ -135,13 +135,9 @@ class Trainer(ResumableRun):
         halves = self._half_gradients(step, data, loss, watch)
         try:
             max_norm = settings.optimizer.max_grad_norm
-            aim = (
-                self._draft_objective(step, data.micro_batches),
-                settings.objective,
-                self.reference,
-                settings.indexers,
-            )
-            record = train_step(self.model, self.optimizer, data, step, lr, loss, max_norm, watch, *aim)
+            drafts = self._draft_objective(step, data.micro_batches)
+            target = StepObjective(settings.objective, drafts, settings.indexers, self.reference)
+            record = train_step(self.model, self.optimizer, data, step, lr, loss, max_norm, watch, target)
         except NotFiniteError as error:
             if not self._guard.may_skip():
                 place = self.save(log, before)

@@ -34,7 +34,7 @@ from seektune.sequence import Batch
 from seektune.train.gradient import accumulate_in_fp32, clip, shard_norms, squared_norm
 from seektune.train.optim.build import build_optimizer
 from seektune.train.optim.master import MasterOptimizer
-from seektune.train.step import make_step_loss
+from seektune.train.step import StepObjective, make_step_loss
 
 
 @dataclass(frozen=True)
@@ -129,14 +129,18 @@ def dry_run_rank(recipe: Recipe, config: DeepseekV4Config, plan: ParallelDims, s
     data = step.data(plan.data_size, "meta")
     section = recipe.train
     drafts = FirstDrafts(section.drafter_anchors, data.micro_batches, recipe.seed) if section.drafter else None
-    loss = make_step_loss(data, recipe.loss, config.mtp_layers > 0, drafts=drafts, indexers=section.indexer_stage)
+    target = StepObjective(drafts=drafts, indexers=section.indexer_stage)
+    loss = make_step_loss(data, recipe.loss, config.mtp_layers > 0, target)
     prepare = _frozen_form(recipe, config)
     with fake_process_group(rank, plan.world):
         mesh = Mesh.of(plan, torch.device("cpu"), control="fake")
         traffic = CommTrace(mesh.axes)
         with meta_tensors(traffic.record):
             numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
-            model = parallelize(config, mesh, recipe.parallel, *numbers, prepare, drafter=section.drafter)
+            warmup = section.indexer_stage == "warmup"
+            model = parallelize(
+                config, mesh, recipe.parallel, *numbers, prepare, drafter=section.drafter, indexers_alone=warmup
+            )
             assume_even_routing(model, mesh)
             accumulate_in_fp32(model.parameters())
             optimizer = build_optimizer(model, recipe.optimizer, recipe.seed, mesh)

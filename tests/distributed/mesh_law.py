@@ -44,7 +44,7 @@ from seektune.train.config import LossConfig
 from seektune.train.gradient import accumulate_in_fp32, gradient_norm
 from seektune.train.optim.build import build_optimizer
 from seektune.train.optim.config import AdamWConfig, MuonConfig, OptimizerConfig
-from seektune.train.step import make_step_loss, step_count, train_step
+from seektune.train.step import StepObjective, make_step_loss, step_count, train_step
 
 from ..conftest import TOY, randomize
 
@@ -176,7 +176,7 @@ def whole_model(subject: Subject) -> DeepseekV4ForCausalLM:
 
 def form(subject: Subject) -> Prepare:
     if subject.indexers != "frozen":
-        return indexer_trainer(alone=subject.indexers == "warmup")
+        return indexer_trainer(warmup=subject.indexers == "warmup")
     return unchanged if subject.qat == "none" else partial(fake_quantize_modules, format=subject.qat)
 
 
@@ -192,7 +192,17 @@ def spread(parallel: Mapping[str, Any], subject: Subject) -> ParallelModel:
     numerics = "plain" if subject.qat == "none" else "released"
     drafter = subject.anchors is not None
     prepare = drafter_trainer(None) if drafter else form(subject)
-    model = parallelize(subject.config, mesh, wanted, subject.dtype, numerics, prepare=prepare, drafter=drafter)
+    warmup = subject.indexers == "warmup"
+    model = parallelize(
+        subject.config,
+        mesh,
+        wanted,
+        subject.dtype,
+        numerics,
+        prepare=prepare,
+        drafter=drafter,
+        indexers_alone=warmup,
+    )
     whole = whole_model(subject).state_dict()
     with torch.no_grad():
         for name, piece in model.shards().items():
@@ -271,7 +281,8 @@ def look(model: ParallelModel, subject: Subject, parallel: Mapping[str, Any] | N
         reference, objective = taught_by(alone(other) if parallel is None else spread(parallel, other), other)
     has_mtp = model.config.mtp_layers > 0
     count = step_count(objective, data, model.mesh)
-    wanted = make_step_loss(data, subject.loss, has_mtp, objective, count, subject.drafts(data), subject.indexers)
+    target = StepObjective(objective, subject.drafts(data), subject.indexers)
+    wanted = make_step_loss(data, subject.loss, has_mtp, target, count)
     accumulate_in_fp32(model.parameters())
     outcome = model.train([reference.own(batch) for batch in data.batches], wanted, lambda phase: None)
     norm = gradient_norm(model.named_parameters(), model.mesh)
@@ -297,10 +308,9 @@ def learn(model: ParallelModel, subject: Subject, steps: int = STEPS, wanted: Op
     data = own_data(model, subject)
     accumulate_in_fp32(model.parameters())
     moving = build_optimizer(model, wanted, 0, model.mesh)
+    target = StepObjective(drafts=subject.drafts(data))
     done = [
-        train_step(
-            model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm, drafts=subject.drafts(data)
-        )
+        train_step(model, moving, data, step, wanted.lr, subject.loss, wanted.max_grad_norm, target=target)
         for step in range(1, steps + 1)
     ]
     weights = {name: portable(shard_of(name, p, model.mesh)) for name, p in model.named_parameters()}

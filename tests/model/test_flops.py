@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seektune.kernels import linear_cross_entropy
 from seektune.model import attention, flops
 from seektune.model.flops import chooses, forward_flops, layer_flops, training_flops, visible_keys
-from seektune.model.indexer_loss import IndexerLesson, IndexerTask
+from seektune.model.indexer_loss import IndexerLoss, IndexerTraining
 from seektune.sequence import SequenceLayout
 
 LENGTH = 64
@@ -62,11 +62,11 @@ def test_a_trained_indexer(model, no_attention, stage):
     module.requires_grad_(False).indexer.requires_grad_(True)
     expected = layer_flops(config, 4, LENGTH, stage)
     own = expected["projections"] + expected["compressor"]
-    lesson = IndexerLesson(IndexerTask(LENGTH, alone=stage == "warmup"))
+    indexer_loss = IndexerLoss(IndexerTraining(LENGTH, warmup=stage == "warmup"))
 
     def run():
-        module(torch.randn(1, LENGTH, config.hidden_size), SequenceLayout.single(1, LENGTH), lesson)
-        lesson.loss.backward()
+        module(torch.randn(1, LENGTH, config.hidden_size), SequenceLayout.single(1, LENGTH), indexer_loss)
+        indexer_loss.loss.backward()
 
     assert 1 <= (counted(run) - own) / expected["indexer"] < 2
 

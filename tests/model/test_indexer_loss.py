@@ -1,4 +1,4 @@
-"""What indexers learn of attention, compared with loops over queries and heads; in packed rows, and alone."""
+"""The loss of indexers, compared with loops over queries and heads; in packed rows, and in warm-ups."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from seektune.model.fake_quantized import fake_quantize_modules
 from seektune.model.flops import SAMPLED
 from seektune.model.gate import RoutingLedger
 from seektune.model.indexer import INDEXERS
-from seektune.model.indexer_loss import IndexerLesson, IndexerTask, IndexVectors
+from seektune.model.indexer_loss import IndexerLoss, IndexerTraining, IndexVectors
 from seektune.model.step_loss import INDEXER_LOSS, StepLoss
 from seektune.parallel.model import Outcome, ParallelModel
 from seektune.run.indexers import indexer_trainer
@@ -27,7 +27,7 @@ DOCUMENTS = torch.tensor([[1] * 70 + [0] * 3 + [2] * 3 + [3] * 64, [4] * 140])
 
 @dataclass(frozen=True)
 class Made:
-    """Random inputs of a lesson in fp64."""
+    """Random inputs of an indexer's loss in fp64."""
 
     vectors: IndexVectors
     q: Tensor
@@ -37,11 +37,11 @@ class Made:
     layout: SequenceLayout
     everything: Prefix
 
-    def learn(self, visible: Any) -> IndexerLesson:
-        lesson = IndexerLesson(IndexerTask(tokens=100, alone=False))
+    def compute(self, visible: Any) -> IndexerLoss:
+        loss = IndexerLoss(IndexerTraining(tokens=100, warmup=False))
         seen = self.q, self.keys, self.entries, self.sink
-        lesson.learn(self.vectors, *seen, WINDOW, self.everything, visible, TOPK, self.layout)
-        return lesson
+        loss.compute(self.vectors, *seen, WINDOW, self.everything, visible, TOPK, self.layout)
+        return loss
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def made() -> Made:
     return Made(vectors, *attention, layout, Prefix(windows.first_BT, windows.count_BT))
 
 
-def paid(made: Made, row: int, t: int, entries: list[int]) -> Tensor:
-    """What one query pays entries, in one softmax over window, these entries and the sink, summed over heads."""
+def attention_mass(made: Made, row: int, t: int, entries: list[int]) -> Tensor:
+    """Probabilities of entries for one query, in one softmax over window, entries and sink, summed over heads."""
     near = made.keys[row, t - min(int(made.layout.positions[row, t]), WINDOW - 1) : t + 1]
     keys = torch.cat([near, made.entries[row, entries]])
     logits = torch.cat([made.q[row, t] @ keys.T * 8**-0.5, made.sink[:, None]], dim=1)
@@ -78,7 +78,7 @@ def by_loops(made: Made, seen: list[list[list[int]]]) -> Tensor:
     for row, queries in enumerate(seen):
         for t, entries in enumerate(queries):
             if entries:
-                target = paid(made, row, t, entries)
+                target = attention_mass(made, row, t, entries)
                 target = target / target.sum()
                 total = total + (target * (target.log() - index_scores(made, row, t, entries).log_softmax(0))).sum()
     return total / 100
@@ -95,7 +95,7 @@ def entries_of(visible: Prefix | Chosen) -> list[list[list[int]]]:
 def test_loss_and_gradients_are_those_of_loops(made, chosen):
     vectors = [made.vectors.q_BTHI, made.vectors.keys_BEI, made.vectors.weights_BTH]
     visible = index_topk(*(x.detach() for x in vectors), made.everything, TOPK) if chosen else made.everything
-    loss = made.learn(visible).loss
+    loss = made.compute(visible).loss
     assert loss is not None
     expected = by_loops(made, entries_of(visible))
     assert float(expected.detach()) > 1e-3
@@ -111,19 +111,21 @@ def test_recall_counts_what_both_rank_first(made):
     for row, queries in enumerate(entries_of(made.everything)):
         for t, entries in enumerate(queries):
             if (int(made.layout.positions[row, t]) + 1) % SAMPLED == 0 and len(entries) > TOPK:
-                ranked = [x(made, row, t, entries).sort(descending=True, stable=True) for x in (paid, index_scores)]
+                ranked = [
+                    x(made, row, t, entries).sort(descending=True, stable=True) for x in (attention_mass, index_scores)
+                ]
                 best = [order.indices[:TOPK].tolist() for order in ranked]
                 hits += len(set(best[0]) & set(best[1]))
                 wanted += TOPK
     assert 0 < hits < wanted
     assert wanted == 4 * TOPK, "documents of 70, 64 and 140 tokens are measured at 1, 1 and 2"
-    assert made.learn(made.everything).recall.tolist() == [hits, wanted]
+    assert made.compute(made.everything).recall.tolist() == [hits, wanted]
 
 
-def train(model: nn.Module, row: Tensor, documents: Tensor, alone: bool | None, tokens: int) -> Outcome:
-    """One pass with cross-entropy and, unless `alone` is None, the indexers' loss."""
-    task = None if alone is None else IndexerTask(tokens, alone)
-    loss = StepLoss(taught=tokens, tokens=tokens, mtp=False, indexers=task)
+def train(model: nn.Module, row: Tensor, documents: Tensor, warmup: bool | None, tokens: int) -> Outcome:
+    """One pass with cross-entropy and, unless `warmup` is None, the indexers' loss."""
+    training = None if warmup is None else IndexerTraining(tokens, warmup)
+    loss = StepLoss(taught=tokens, tokens=tokens, mtp=False, indexers=training)
     return ParallelModel.alone(model).train([Batch(row, row, documents)], loss, lambda phase: None)
 
 
@@ -141,7 +143,7 @@ def test_the_model_learns_by_its_own_loss_and_indexers_by_theirs(toy_model):
     model = toy_model()
     train(model, ROW, ONE, None, 150)
     before = gradients(model)
-    indexer_trainer(alone=False)(model)
+    indexer_trainer(warmup=False)(model)
     outcome = train(model, ROW, ONE, False, 150)
     after = gradients(model)
     learnt = {name for name in after if INDEXERS in name}
@@ -155,7 +157,7 @@ def test_the_model_learns_by_its_own_loss_and_indexers_by_theirs(toy_model):
 
 def test_a_warmup_trains_indexers_alone_on_attention_to_all_entries(toy_model):
     model = toy_model()
-    indexer_trainer(alone=True)(model)
+    indexer_trainer(warmup=True)(model)
     outcome = train(model, ROW, ONE, True, 150)
     assert all(INDEXERS in name for name in gradients(model))
     dense = toy_model(index_topk=64)
@@ -164,16 +166,16 @@ def test_a_warmup_trains_indexers_alone_on_attention_to_all_entries(toy_model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_packed_row_teaches_what_its_documents_teach_alone(toy_model, alone):
+@pytest.mark.parametrize("warmup", [False, True])
+def test_a_packed_row_teaches_what_its_documents_teach_alone(toy_model, warmup):
     model = toy_model()
-    indexer_trainer(alone)(model)
+    indexer_trainer(warmup)(model)
     lengths = [70, 2, 66]
     documents = torch.cat([torch.full((n,), i + 1) for i, n in enumerate(lengths)] + [torch.zeros(12)])[None].long()
-    packed = train(model, ROW, documents, alone, 138)
+    packed = train(model, ROW, documents, warmup, 138)
     together = gradients(model)
     losses = [
-        train(model, piece, torch.ones_like(piece), alone, 138).totals()[INDEXER_LOSS]
+        train(model, piece, torch.ones_like(piece), warmup, 138).totals()[INDEXER_LOSS]
         for piece in ROW[:, :138].split(lengths, dim=1)
     ]
     assert packed.totals()[INDEXER_LOSS] == pytest.approx(sum(losses), rel=1e-6)
@@ -190,25 +192,25 @@ def test_what_serving_rounds_is_rounded_in_training_too(toy_model, qat):
         fake_quantize_modules(rounded, "released")
     losses = []
     for model in (plain, rounded):
-        indexer_trainer(alone=False)(model)
+        indexer_trainer(warmup=False)(model)
         losses.append(train(model, ROW, ONE, False, 150).totals()[INDEXER_LOSS])
         assert all(float(x.norm()) > 0 for name, x in gradients(model).items() if INDEXERS in name)
     assert losses[0] != losses[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alone", [False, True])
-def test_memory_is_linear_in_tokens(toy_model, alone):
+@pytest.mark.parametrize("warmup", [False, True])
+def test_memory_is_linear_in_tokens(toy_model, warmup):
     attention = toy_model(torch.float32).layers[1].attn
     assert isinstance(attention, Attention)
     attention.indexer.requires_grad_(True)
     sizes = []
     for length in (1024, 2048):
-        lesson = RoutingLedger(indexers=IndexerTask(length, alone)).lesson(1)
+        indexer_loss = RoutingLedger(indexers=IndexerTraining(length, warmup)).new_indexer_loss(1)
         with LargestTensor() as largest:
-            attention(torch.randn(1, length, 32), SequenceLayout.single(1, length), lesson)
-            assert lesson.loss is not None
-            lesson.loss.backward()
+            attention(torch.randn(1, length, 32), SequenceLayout.single(1, length), indexer_loss)
+            assert indexer_loss.loss is not None
+            indexer_loss.loss.backward()
         sizes.append(largest.size)
     assert sizes[1] <= 2.1 * sizes[0]
     assert sizes[1] < 2048 * 2048 / 4

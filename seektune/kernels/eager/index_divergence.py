@@ -25,39 +25,41 @@ def index_divergence(
     q_BTHI: Tensor,
     keys_BEI: Tensor,
     weights_BTH: Tensor,
-    attending_BTAC: Tensor,
-    rest_BTA: Tensor,
+    attention_q_BTAC: Tensor,
+    window_lse_BTA: Tensor,
     entries_BEC: Tensor,
     visible: Visible,
 ) -> Tensor:
     """See `reference.index_divergence`. Saves the gradients of the first three arguments, if they may be needed."""
-    constants = attending_BTAC.detach(), rest_BTA.detach(), entries_BEC.detach()
+    constants = attention_q_BTAC.detach(), window_lse_BTA.detach(), entries_BEC.detach()
     out: Tensor = _IndexDivergence.apply(q_BTHI, keys_BEI, weights_BTH, *constants, visible, torch.is_grad_enabled())
     return out
 
 
 class _IndexDivergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_BTHI, keys_BEI, weights_BTH, attending_BTAC, rest_BTA, entries_BEC, visible, is_training):  # type: ignore[no-untyped-def]
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, q_BTHI, keys_BEI, weights_BTH, attention_q_BTAC, window_lse_BTA, entries_BEC, visible, is_training
+    ):
         keys = upcast(keys_BEI)
         entries = upcast(entries_BEC)
-        learns = is_training and any(ctx.needs_input_grad[:3])
-        found = _Gradients.zeros(q_BTHI, keys, weights_BTH) if learns else None
+        needs_gradients = is_training and any(ctx.needs_input_grad[:3])
+        gradients = _Gradients.zeros(q_BTHI, keys, weights_BTH) if needs_gradients else None
         sums = [keys.new_zeros(())]
-        heads = max(q_BTHI.shape[2], attending_BTAC.shape[2], 1)
+        heads = max(q_BTHI.shape[2], attention_q_BTAC.shape[2], 1)
         for part, seen in _parts(visible, q_BTHI, heads, keys.shape[1]):
             scores = _Scores.of(upcast(q_BTHI[:, part]), seen.values(keys), upcast(weights_BTH[:, part]))
-            paid_BQK = _log_paid(
-                upcast(attending_BTAC[:, part]), seen.values(entries), rest_BTA[:, part], seen.seen_BQK
+            log_attention_BQK = _log_attention(
+                upcast(attention_q_BTAC[:, part]), seen.values(entries), window_lse_BTA[:, part], seen.seen_BQK
             )
-            log_p = log_softmax_of_seen(paid_BQK, seen.seen_BQK)
+            log_p = log_softmax_of_seen(log_attention_BQK, seen.seen_BQK)
             log_q = log_softmax_of_seen(scores.sums_BQK, seen.seen_BQK)
             terms_BQK = log_p.exp() * (log_p - log_q)
             sums.append(torch.where(seen.seen_BQK, terms_BQK, 0.0).sum())
-            if found is not None:
-                found.add(part, seen, scores, torch.where(seen.seen_BQK, log_q.exp() - log_p.exp(), 0.0))
-        if found is not None:
-            ctx.save_for_backward(found.q_BTHI, found.keys_BEI.to(keys_BEI.dtype), found.weights_BTH)
+            if gradients is not None:
+                gradients.add(part, seen, scores, torch.where(seen.seen_BQK, log_q.exp() - log_p.exp(), 0.0))
+        if gradients is not None:
+            ctx.save_for_backward(gradients.q_BTHI, gradients.keys_BEI.to(keys_BEI.dtype), gradients.weights_BTH)
         return torch.stack(sums).sum()
 
     @staticmethod
@@ -127,11 +129,11 @@ class _Gradients:
         seen.add(self.keys_BEI, x_GQK.mT @ q_GQI)
 
 
-def _log_paid(attending_BQAC: Tensor, entries_GKC: Tensor, rest_BQA: Tensor, seen_BQK: Tensor) -> Tensor:
+def _log_attention(attention_q_BQAC: Tensor, entries_GKC: Tensor, window_lse_BQA: Tensor, seen_BQK: Tensor) -> Tensor:
     """As in `reference`."""
-    logits_BQAK = _product(attending_BQAC * attending_BQAC.shape[-1] ** -0.5, entries_GKC.mT)
+    logits_BQAK = _product(attention_q_BQAC * attention_q_BQAC.shape[-1] ** -0.5, entries_GKC.mT)
     far_BQA = logits_BQAK.masked_fill(~seen_BQK.unsqueeze(2), -torch.inf).logsumexp(dim=-1)
-    return logits_BQAK.sub_(torch.logaddexp(far_BQA, rest_BQA).unsqueeze(-1)).logsumexp(dim=2)
+    return logits_BQAK.sub_(torch.logaddexp(far_BQA, window_lse_BQA).unsqueeze(-1)).logsumexp(dim=2)
 
 
 def _product(x_BQHI: Tensor, matrix_GIO: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How far an indexer's scores are from the attention that they stand for: their divergence, and what a choice finds.
+"""KL divergence from attention probabilities to an indexer's scores, and the recall of its top-k.
 
 Shapes: B rows, T queries, N keys, Q queries of a chunk, H index heads, I index width, A attention heads, C head width,
 E entries, K entries that a chunk sees.
@@ -42,28 +42,28 @@ def index_divergence(
     q_BTHI: Tensor,
     keys_BEI: Tensor,
     weights_BTH: Tensor,
-    attending_BTAC: Tensor,
-    rest_BTA: Tensor,
+    attention_q_BTAC: Tensor,
+    window_lse_BTA: Tensor,
     entries_BEC: Tensor,
     visible: Visible,
 ) -> Tensor:
     """Sum over queries of `KL(p || softmax(scores))` over the visible entries, fp32; 0 where none is visible.
 
-    `scores` are the indexer's, `sum_h w_h relu(q_h · key)`. `p` is what attention pays the entries: the probabilities
-    of its softmax over window, entries and sink, summed over heads and divided by their sum over the visible entries
-    (DeepSeek-V3.2, section 2.1). Gradients reach the first three arguments; `p` is a constant. Chunks of queries are
-    recomputed in backward.
+    `scores` are the indexer's, `sum_h w_h relu(q_h · key)`. `p` has the attention probabilities of the
+    entries, of one softmax over window, entries and sink, summed over heads and divided by their sum over the visible
+    entries (DeepSeek-V3.2, section 2.1). Gradients reach the first three arguments; `p` is a constant. Chunks of
+    queries are recomputed in backward.
 
     Args:
         q_BTHI: index queries.
         keys_BEI: index keys of the entries.
         weights_BTH: weights of index heads.
-        attending_BTAC: rotated queries of attention.
-        rest_BTA: `window_logsumexp` of these queries.
+        attention_q_BTAC: rotated queries of attention.
+        window_lse_BTA: `window_logsumexp` of these queries.
         entries_BEC: the entries.
         visible: those that attention, and the divergence, sees.
     """
-    constants = attending_BTAC.detach(), rest_BTA.detach(), entries_BEC.detach()
+    constants = attention_q_BTAC.detach(), window_lse_BTA.detach(), entries_BEC.detach()
     sums = [upcast(q_BTHI[:, :0]).sum() + upcast(keys_BEI[:, :0]).sum() + upcast(weights_BTH[:, :0]).sum()]
     for start in range(0, q_BTHI.shape[1], CHUNK):
         part = slice(start, start + CHUNK)
@@ -77,8 +77,8 @@ def index_recall(
     q_BTHI: Tensor,
     keys_BEI: Tensor,
     weights_BTH: Tensor,
-    attending_BTAC: Tensor,
-    rest_BTA: Tensor,
+    attention_q_BTAC: Tensor,
+    window_lse_BTA: Tensor,
     entries_BEC: Tensor,
     everything: Prefix,
     k: int,
@@ -94,9 +94,11 @@ def index_recall(
         keys, seen_BQK = everything.select(upcast(keys_BEI), part)
         scores_BQK = _scores(upcast(q_BTHI[:, part]), keys, upcast(weights_BTH[:, part]))
         entries, _ = everything.select(upcast(entries_BEC), part)
-        paid_BQK = _log_paid(upcast(attending_BTAC[:, part]), entries, rest_BTA[:, part], seen_BQK)
+        log_attention_BQK = _log_attention(
+            upcast(attention_q_BTAC[:, part]), entries, window_lse_BTA[:, part], seen_BQK
+        )
         counts_BQ = everything.count_BT[:, part] > k
-        both_BQK = _largest(scores_BQK, seen_BQK, k) & _largest(paid_BQK, seen_BQK, k)
+        both_BQK = _largest(scores_BQK, seen_BQK, k) & _largest(log_attention_BQK, seen_BQK, k)
         found.append(torch.stack([(both_BQK & counts_BQ.unsqueeze(2)).sum(), counts_BQ.sum() * k]))
     return torch.stack(found).sum(dim=0)
 
@@ -105,8 +107,8 @@ def _divergence(
     q_BTHI: Tensor,
     keys_BEI: Tensor,
     weights_BTH: Tensor,
-    attending_BTAC: Tensor,
-    rest_BTA: Tensor,
+    attention_q_BTAC: Tensor,
+    window_lse_BTA: Tensor,
     entries_BEC: Tensor,
     visible: Visible,
     part: slice,
@@ -114,8 +116,8 @@ def _divergence(
     keys, seen_BQK = visible.select(upcast(keys_BEI), part)
     entries, _ = visible.select(upcast(entries_BEC), part)
     scores_BQK = _scores(upcast(q_BTHI[:, part]), keys, upcast(weights_BTH[:, part]))
-    paid_BQK = _log_paid(upcast(attending_BTAC[:, part]), entries, rest_BTA[:, part], seen_BQK)
-    log_p = log_softmax_of_seen(paid_BQK, seen_BQK)
+    log_attention_BQK = _log_attention(upcast(attention_q_BTAC[:, part]), entries, window_lse_BTA[:, part], seen_BQK)
+    log_p = log_softmax_of_seen(log_attention_BQK, seen_BQK)
     terms_BQK = log_p.exp() * (log_p - log_softmax_of_seen(scores_BQK, seen_BQK))
     return torch.where(seen_BQK, terms_BQK, 0.0).sum()
 
@@ -132,11 +134,11 @@ def _scores(q_BQHI: Tensor, keys_BGKI: Tensor, weights_BQH: Tensor) -> Tensor:
     return (weights_BQH.unsqueeze(2) @ query_product(q_BQHI, keys_BGKI.mT).relu()).squeeze(2)
 
 
-def _log_paid(attending_BQAC: Tensor, entries_BGKC: Tensor, rest_BQA: Tensor, seen_BQK: Tensor) -> Tensor:
+def _log_attention(attention_q_BQAC: Tensor, entries_BGKC: Tensor, window_lse_BQA: Tensor, seen_BQK: Tensor) -> Tensor:
     """Log of the probabilities of the entries, summed over heads, `[B, Q, K]`; finite also where not seen."""
-    logits_BQAK = query_product(attending_BQAC * attending_BQAC.shape[-1] ** -0.5, entries_BGKC.mT)
+    logits_BQAK = query_product(attention_q_BQAC * attention_q_BQAC.shape[-1] ** -0.5, entries_BGKC.mT)
     far_BQA = logits_BQAK.masked_fill(~seen_BQK.unsqueeze(2), -torch.inf).logsumexp(dim=-1)
-    return (logits_BQAK - torch.logaddexp(far_BQA, rest_BQA).unsqueeze(-1)).logsumexp(dim=2)
+    return (logits_BQAK - torch.logaddexp(far_BQA, window_lse_BQA).unsqueeze(-1)).logsumexp(dim=2)
 
 
 def _largest(x_BQK: Tensor, seen_BQK: Tensor, k: int) -> Tensor:
