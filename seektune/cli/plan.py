@@ -72,6 +72,10 @@ def plan(
         int | None,
         typer.Option(min=1, metavar="N", help="With --serve: processes over which the routed experts are spread."),
     ] = None,
+    pp: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="With --serve: pipeline stages over which the layers are spread."),
+    ] = None,
     max_model_len: Annotated[
         int | None,
         typer.Option(min=2, metavar="N", help="With --serve: maximum length of prompt and completion in tokens."),
@@ -89,6 +93,7 @@ def plan(
     of_serving = {
         "--quantized": quantized,
         "--ep": ep,
+        "--pp": pp,
         "--max-model-len": max_model_len,
         "--gpu-memory-utilization": gpu_memory_utilization,
     }
@@ -98,8 +103,8 @@ def plan(
             raise ValueError(
                 "--serve plans no training; leave out the recipe, its overrides, and " + ", ".join(of_training)
             )
-        asked = partial(_plan_serving, serve, _hardware(cluster, gpu, gpus, 1, measured), quantized, ep, max_model_len)
-        return partial(asked, gpu_memory_utilization or CacheLimit.gpu_memory_utilization, as_json)
+        asked = partial(_plan_serving, serve, _hardware(cluster, gpu, gpus, pp or 1, measured), quantized, ep, pp)
+        return partial(asked, max_model_len, gpu_memory_utilization or CacheLimit.gpu_memory_utilization, as_json)
     if any(of_serving.values()):
         raise ValueError(f"{', '.join(of_serving)} have no effect on the plan of a recipe; they need --serve")
     recipe_args = split_args(args or [])
@@ -142,13 +147,14 @@ def _plan_serving(
     hardware: Callable[[], "Cluster"],
     quantized: bool,
     ep: int | None,
+    pp: int | None,
     max_model_len: int | None,
     gpu_memory_utilization: float,
     as_json: bool,
 ) -> int:
     from seektune.workflows.plan_serving import ServingOptions, plan_serving
 
-    asked = ServingOptions(quantized, ep, max_model_len, gpu_memory_utilization, as_json)
+    asked = ServingOptions(quantized, ep, pp or 1, max_model_len, gpu_memory_utilization, as_json)
     return 0 if plan_serving(model, hardware(), asked) else 1
 
 
