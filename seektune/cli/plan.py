@@ -80,11 +80,12 @@ def _plan_serving(model: str, gpu: GpuFlags, serving: ServingPlanFlags, as_json:
     asked = ServingOptions(
         quantized=serving.quantized,
         ep_size=serving.ep,
+        pp_size=serving.pp or 1,
         max_model_len=serving.max_model_len,
         gpu_memory_utilization=serving.gpu_memory_utilization or CacheLimit.gpu_memory_utilization,
         as_json=as_json,
     )
-    return 0 if plan_serving(model, gpu.cluster(1), asked) else 1
+    return 0 if plan_serving(model, gpu.cluster(serving.pp or 1), asked) else 1
 
 
 plan = with_groups(_plan, gpu=gpu_options, training=training_plan_options, serving=serving_plan_options)

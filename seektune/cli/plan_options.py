@@ -57,6 +57,7 @@ class ServingPlanFlags:
     """None = plan a training job."""
     quantized: bool = False
     ep: int | None = None
+    pp: int | None = None
     max_model_len: int | None = None
     gpu_memory_utilization: float | None = None
 
@@ -113,6 +114,10 @@ def serving_plan_options(
         int | None,
         typer.Option(min=1, metavar="N", help="With --serve: processes over which the routed experts are spread."),
     ] = None,
+    pp: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="With --serve: pipeline stages over which the layers are spread."),
+    ] = None,
     max_model_len: Annotated[
         int | None,
         typer.Option(min=2, metavar="N", help="With --serve: maximum length of prompt and completion in tokens."),
@@ -129,10 +134,10 @@ def serving_plan_options(
     Raises:
         ValueError: they have no effect.
     """
-    flags = ServingPlanFlags(serve, quantized, ep, max_model_len, gpu_memory_utilization)
+    flags = ServingPlanFlags(serve, quantized, ep, pp, max_model_len, gpu_memory_utilization)
     if serve is None and flags != ServingPlanFlags():
         raise ValueError(
-            "--quantized, --ep, --max-model-len, --gpu-memory-utilization have no effect on the plan of a recipe; "
+            "--quantized, --ep, --pp, --max-model-len, --gpu-memory-utilization have no effect on the plan of a recipe; "
             "they need --serve"
         )
     return flags

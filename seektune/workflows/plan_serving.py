@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,11 @@ from seektune.model.config import DeepseekV4Config
 from seektune.model.kv_cache.cache import grown_room
 from seektune.model.kv_cache.size import CacheSize
 from seektune.model.quantized import KindOf, quantize_modules
+from seektune.parallel.layer_split import split_layers
 from seektune.planner.hardware import GIGA, Cluster
-from seektune.planner.job import Weight, Weights
-from seektune.planner.serving import COPIES, ServedWeights, ServingPlan
+from seektune.planner.job import Weight
+from seektune.planner.serving import ServingPlan
+from seektune.planner.serving_stage import ServedWeights, ServingStage
 from seektune.serve.limits import Limits
 from seektune.workflows.known_architecture import known_architecture
 from seektune.workflows.plan import PIPE
@@ -36,6 +39,7 @@ class ServingOptions:
 
     quantized: bool = False
     ep_size: int | None = None
+    pp_size: int = 1
     max_model_len: int | None = None
     gpu_memory_utilization: float = Limits.gpu_memory_utilization
     as_json: bool = False
@@ -59,15 +63,32 @@ def take_plan(name: str, cluster: Cluster, asked: ServingOptions, dtype: torch.d
     """The plan as an object."""
     config, kind_of = known_architecture(name)
     longest = asked.max_model_len or min(Limits.max_model_len, config.max_position_embeddings)
-    dims = decode_dims(cluster.gpus, asked.ep_size, 1, config)
-    weights = Weights(_weights(config, dtype, kind_of if asked.quantized else None))
-    size = CacheSize.of(config, range(config.num_hidden_layers), longest + 1, dtype)
+    dims = decode_dims(cluster.gpus, asked.ep_size, asked.pp_size, config)
+    weights = _weights(config, dtype, kind_of if asked.quantized else None)
+    ranges = split_layers(config.num_hidden_layers, config.mtp_layers, dims.pp_size)
+    parts = (_stage(config, dtype, weights, ranges, number, longest) for number in range(dims.pp_size))
+    share = asked.gpu_memory_utilization
+    return ServingPlan(tuple(ServingStage(part, cluster, dims, share) for part in parts), longest)
+
+
+def _stage(
+    config: DeepseekV4Config,
+    dtype: torch.dtype,
+    weights: Sequence[Weight],
+    ranges: Sequence[range],
+    number: int,
+    longest: int,
+) -> ServedWeights:
+    """What a pipeline stage has of the model, with caches of its layers."""
+    layers = ranges[number]
+    last = number == len(ranges) - 1
+    held = tuple(weight for weight in weights if weight.in_stage(layers, number == 0, last))
+    size = CacheSize.of(config, layers, longest + 1, dtype)
 
     def row_bytes(tokens: int) -> int:
         return size.bytes(grown_room(min(tokens, longest), longest + 1))
 
-    served = ServedWeights(config, weights, dtype.itemsize, longest, row_bytes, size.per_token)
-    return ServingPlan(served, cluster, dims.ep_size, asked.gpu_memory_utilization)
+    return ServedWeights(config, held, dtype.itemsize, layers, not last, row_bytes, size.per_token)
 
 
 def _weights(config: DeepseekV4Config, dtype: torch.dtype, kind_of: KindOf | None) -> list[Weight]:
@@ -93,12 +114,13 @@ def _weights(config: DeepseekV4Config, dtype: torch.dtype, kind_of: KindOf | Non
 
 def _lengths(found: ServingPlan) -> list[int]:
     """Lengths of sequences in the tables, up to the longest that is served."""
-    longest = found.model.longest
+    longest = found.longest
     return [*(length for length in LENGTHS if length < longest), longest]
 
 
 def _values(found: ServingPlan) -> dict[str, object]:
     lengths = _lengths(found)
+    tightest = found.tightest
     rates = [
         {"length": length, "running": running, "lower": slow, "upper": fast}
         for length in lengths
@@ -109,14 +131,25 @@ def _values(found: ServingPlan) -> dict[str, object]:
         "gpu": found.cluster.gpu,
         "gpus": found.cluster.gpus,
         "ep_size": found.ep_size,
+        "pp_size": found.pp_size,
         "fits": found.fits,
-        "weight_bytes": found.weight_bytes,
-        "cache_bytes_per_token": found.token_bytes,
-        "free_bytes": round(found.free),
+        "weight_bytes": tightest.weight_bytes,
+        "cache_bytes_per_token": tightest.model.token_bytes,
+        "free_bytes": round(tightest.free),
         "sequences": {str(length): found.sequences(length) for length in lengths},
-        "sequence_bytes": {str(length): found.model.row_bytes(length) for length in lengths},
+        "sequence_bytes": {str(length): tightest.model.row_bytes(length) for length in lengths},
+        "stages": [_stage_values(stage) for stage in found.stages],
         "tokens_per_s": rates,
         "assumptions": found.assumptions(),
+    }
+
+
+def _stage_values(stage: ServingStage) -> dict[str, object]:
+    return {
+        "layers": [stage.model.layers.start, stage.model.layers.stop],
+        "weight_bytes": stage.weight_bytes,
+        "cache_bytes_per_token": stage.model.token_bytes,
+        "free_bytes": round(stage.free),
     }
 
 
@@ -124,31 +157,39 @@ def _show(found: ServingPlan, asked: ServingOptions) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE)
     cluster = found.cluster
     experts = f"experts over {found.ep_size} processes" if found.ep_size > 1 else "all experts on each process"
-    console.print(f"{cluster.gpus} x {cluster.gpu}: {experts}, everything else on each", soft_wrap=True)
+    stages = f"layers over {found.pp_size} stages, in each stage " if found.pp_size > 1 else ""
+    console.print(f"{cluster.gpus} x {cluster.gpu}: {stages}{experts}, everything else on each", soft_wrap=True)
     console.print(_verdict(found, asked), soft_wrap=True, style="bold")
-    console.print(
-        f"a process: weights {found.weight_bytes / GIGA:.2f} GB of {cluster.memory / GIGA:.0f} GB, caches of running "
-        f"sequences {max(found.free, 0) / GIGA:.2f} GB; {found.token_bytes / 1e3:.2f} kB per token",
-        soft_wrap=True,
-    )
+    for stage in found.stages:
+        console.print(_stage_line(stage), soft_wrap=True)
     table = Table(title="sequences, and tokens per second of all processes", title_justify="left")
     columns = ("length", "MB of cache", "sequences that fit", *(f"{count} on each" for count in RUNNING))
     for column in columns:
         table.add_column(column, justify="right")
     for length in _lengths(found):
-        most = found.sequences(length) // cluster.gpus
+        most = found.on_each(length)
         rates = [found.rates(count, length) if count <= most else None for count in RUNNING]
         cells = ["" if rate is None else f"{rate[0]:,.0f} to {rate[1]:,.0f}" for rate in rates]
-        size = f"{found.model.row_bytes(length) / 1e6:,.1f}"
+        size = f"{found.tightest.model.row_bytes(length) / 1e6:,.1f}"
         table.add_row(f"{length:,}", size, f"{found.sequences(length):,}", *cells)
     console.print(table)
     for line in found.assumptions():
         console.print(f"- {line}", soft_wrap=True, style="dim")
 
 
+def _stage_line(stage: ServingStage) -> str:
+    layers = stage.model.layers
+    where = "a process" if stage.dims.pp_size == 1 else f"a process of layers {layers.start} to {layers.stop - 1}"
+    return (
+        f"{where}: weights {stage.weight_bytes / GIGA:.2f} GB of {stage.cluster.memory / GIGA:.0f} GB, caches of "
+        f"running sequences {max(stage.free, 0) / GIGA:.2f} GB; {stage.model.token_bytes / 1e3:.2f} kB per token"
+    )
+
+
 def _verdict(found: ServingPlan, asked: ServingOptions) -> str:
     if found.fits:
         return "fits"
     hint = "more GPUs, or with more memory" if asked.quantized else "--quantized, or more GPUs"
-    missing = found.model.row_bytes(1) * COPIES - found.free
+    stage = found.tightest
+    missing = 2 * stage.model.row_bytes(1) - stage.free
     return f"does not fit: {missing / GIGA:.2f} GB of each GPU are missing; try {hint}"

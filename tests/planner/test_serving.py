@@ -45,7 +45,7 @@ def held_bytes(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize("quantized", [False, True])
 def test_weight_bytes_are_those_of_the_loader(folder: Path, quantized: bool) -> None:
     plan = take_plan(str(folder), H100, ServingOptions(quantized), torch.float32)
-    assert plan.weight_bytes == held_bytes(LoadOptions("fp32", quantized=quantized).read(str(folder)))
+    assert plan.tightest.weight_bytes == held_bytes(LoadOptions("fp32", quantized=quantized).read(str(folder)))
 
 
 @pytest.mark.parametrize(("longest", "lengths"), [(600, (3, 40)), (600, (270, 30)), (3000, (5, 600))])
@@ -56,22 +56,22 @@ def test_cache_bytes_are_those_of_the_engine(folder: Path, toy_model, longest: i
     engine = DecodeEngine(model, longest=longest)
     engine.add([Request([5] * length, 9, GREEDY) for length in lengths])
     engine.step()
-    assert engine.cache_bytes == len(lengths) * plan.model.row_bytes(max(lengths))
+    assert engine.cache_bytes == len(lengths) * plan.tightest.model.row_bytes(max(lengths))
 
 
 def test_bytes_per_token_are_what_a_grown_cache_takes_more(folder: Path) -> None:
     for longest in (2**11, 2**14):  # without and with an indexer
         plan = take_plan(str(folder), H100, ServingOptions(max_model_len=longest), torch.float32)
-        grown = plan.model.row_bytes(longest) - plan.model.row_bytes(longest // 2)
-        assert plan.token_bytes == grown / (longest // 2)
+        grown = plan.tightest.model.row_bytes(longest) - plan.tightest.model.row_bytes(longest // 2)
+        assert plan.tightest.model.token_bytes == grown / (longest // 2)
 
 
 @pytest.mark.slow
 def test_experts_are_spread_and_bounds_are_ordered() -> None:
     many = take_plan("flash", known_gpu("h100-80gb", 8), ServingOptions(quantized=True))
     two = take_plan("flash", known_gpu("h100-80gb", 8), ServingOptions(quantized=True, ep_size=2))
-    experts = sum(x.numel * x.size for x in many.model.weights.all if x.expert)
-    assert two.weight_bytes - many.weight_bytes == experts // 2 - experts // 8
+    experts = sum(x.numel * x.size for x in many.tightest.model.weights if x.expert)
+    assert two.tightest.weight_bytes - many.tightest.weight_bytes == experts // 2 - experts // 8
     assert many.fits
     assert not two.fits
     assert many.sequences(1000) > many.sequences(30_000) > 0
@@ -106,17 +106,17 @@ def test_a_base_preset_has_the_formats_of_its_release() -> None:
     base, chat = (
         take_plan(name, known_gpu("h100-80gb", 8), ServingOptions(quantized=True)) for name in ("flash-base", "flash")
     )
-    assert base.weight_bytes > 1.5 * chat.weight_bytes
+    assert base.tightest.weight_bytes > 1.5 * chat.tightest.weight_bytes
 
 
 def test_caches_have_what_the_limit_and_the_memory_leave(folder: Path) -> None:
     wide, narrow, less = (
-        take_plan(str(folder), H100, ServingOptions(gpu_memory_utilization=share)) for share in (1.0, 0.9, 0.5)
+        take_plan(str(folder), H100, ServingOptions(gpu_memory_utilization=share)).tightest for share in (1.0, 0.9, 0.5)
     )
     assert narrow.free <= 0.9 * H100.memory - narrow.weight_bytes - narrow.prefix_bytes
     assert less.free == 0.5 * H100.memory - less.weight_bytes - less.prefix_bytes
     assert wide.free == H100.memory - wide.weight_bytes - wide.work_bytes - wide.overhead(UPPER) - wide.prefix_bytes
-    small = take_plan(str(folder), replace(H100, memory=8 * 10**9), ServingOptions())
+    small = take_plan(str(folder), replace(H100, memory=8 * 10**9), ServingOptions()).tightest
     assert 0 < small.prefix_bytes < 2 * 10**9
     assert small.free == pytest.approx(3 * small.prefix_bytes, abs=8)
 
@@ -153,8 +153,9 @@ def test_torch_is_told_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) ->
         ({"serve": "flash", "tokens": 1e9}, "--serve plans no training; leave out"),
         ({"serve": "flash", "html": Path("x.html")}, "--serve plans no training; leave out"),
         ({"serve": "flash", "price": 2.0}, "--serve plans no training; leave out"),
-        ({"args": ["tiny"], "quantized": True}, "--quantized, --ep, .* need --serve"),
+        ({"args": ["tiny"], "quantized": True}, "--quantized, --ep, --pp, .* need --serve"),
         ({"args": ["tiny"], "ep": 2}, "need --serve"),
+        ({"args": ["tiny"], "pp": 2}, "need --serve"),
         ({"args": ["tiny"], "max_model_len": 9}, "need --serve"),
         ({"args": ["tiny"], "gpu_memory_utilization": 0.5}, "need --serve"),
     ],
