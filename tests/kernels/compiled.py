@@ -14,6 +14,8 @@ from triton.compiler import ASTSource
 
 from seektune.kernels.triton import (
     hyper_route,
+    hyper_route_gradients,
+    hyper_route_tiles,
     index_scores,
     lowbit_grouped_mm,
     sparse_attention,
@@ -105,9 +107,9 @@ def main(capability: int, heads: int, keys: int) -> None:
     assert spilled(built) == 0, "a query's scores must fit into registers"
     print("index", built.metadata.shared)
     lowbit_products(capability)
-    streams = {"S": 4, "R": 32, "M": hyper_route.TOKENS, "C": hyper_route.WIDTH}
-    for kernel in (hyper_route._read, hyper_route._read_backward):
-        warps, stages = hyper_route.OPTIONS.values()
+    streams = {"S": 4, "R": 32, "M": hyper_route_tiles.TOKENS, "C": hyper_route_tiles.WIDTH}
+    for kernel in (hyper_route._read, hyper_route_gradients._read_backward):
+        warps, stages = hyper_route_tiles.OPTIONS.values()
         built = compiled(kernel, capability, streams, warps, stages, STREAM_MULTIPLES)
         assert spilled(built) == 0, "tiles of streams must fit into registers"
         print("streams", built.metadata.shared)
