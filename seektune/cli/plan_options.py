@@ -137,7 +137,7 @@ def serving_plan_options(
     flags = ServingPlanFlags(serve, quantized, ep, pp, max_model_len, gpu_memory_utilization)
     if serve is None and flags != ServingPlanFlags():
         raise ValueError(
-            "--quantized, --ep, --pp, --max-model-len, --gpu-memory-utilization have no effect on the plan of a recipe; "
-            "they need --serve"
+            "--quantized, --ep, --pp, --max-model-len, --gpu-memory-utilization have no effect on the plan of a "
+            "recipe; they need --serve"
         )
     return flags
