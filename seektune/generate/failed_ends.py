@@ -1,4 +1,4 @@
-"""Ends of completions that are not complete, and what users are told."""
+"""Reasons for which completions end early, and the messages that users get."""
 
 from collections.abc import Mapping
 

@@ -54,12 +54,12 @@ class Prefill:
         self._cache = model.new_cache(count, most, grows=grows)
         self._prefixes = prefixes
         self._shared = [0 if prefixes is None else prefixes.shared(prompt) for prompt in self._prompts]
-        """Where each prompt's cache is copied for others that begin so; 0 = nowhere."""
+        """Tokens of each prompt whose cache is copied for later prompts with the same prefix; 0 = no copy."""
         self._cached = [0] * count if prefixes is None else self._reuse(prefixes)
         self._rests = [prompt[cached:] for prompt, cached in zip(self._prompts, self._cached, strict=True)]
         """What is left to read of each prompt."""
         self._draft_cache = model.new_draft_cache(count, most, grows=grows) if drafter is not None else None
-        # memory that is lacking is missed here, and not in a pass that other ranks wait in
+        # allocated now: a rank that lacked memory within a pass would leave other ranks waiting
         for cache in (each for each in (self._cache, self._draft_cache) if each is not None):
             cache.reserve(max(map(len, self._prompts)))
         self._size = max(chunk // count, 1)

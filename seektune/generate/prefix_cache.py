@@ -12,7 +12,7 @@ from seektune.model.kv_cache.cache import KVCache
 
 Ids = NDArray[np.int64]
 WORTH_A_COPY = 64
-"""Least tokens that a copy of a shared beginning saves."""
+"""Least tokens that a copy of a shared prefix saves."""
 MOST_PREFIXES = 256
 """Of a prefix cache, and prompts whose places are remembered; each is compared with every new prompt."""
 
@@ -72,10 +72,10 @@ class PrefixCache:
         return copied
 
     def shared(self, prompt: Sequence[int]) -> int:
-        """The length of the longest beginning of a prompt that another text had and that is worth a copy, or 0.
+        """The length of the longest prefix that a prompt shares with another text and that is worth a copy, or 0.
 
-        A cache can be continued only where it was kept: the copy is for the prompts that begin so after this one, as
-        those with the same system prompt.
+        A cache can be continued only where it was kept: the copy is for later prompts with the same prefix, such
+        as the same system prompt.
         """
         ids = np.asarray(prompt, np.int64)
         common = max((common_length(each.tokens, ids[:-1]) for each in self._kept.values()), default=0)

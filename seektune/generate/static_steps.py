@@ -58,7 +58,7 @@ class StaticSteps:
     """Runs the backbone on one token of each sequence, in buffers that keep shape and address.
 
     The buffers are copies of a cache's rows: they are loaded when another cache is decoded, or a row has grown beyond
-    their capacity, and `settle` copies them back before the cache itself is read.
+    their capacity, and `write_back` copies them back before the cache itself is read.
     """
 
     def __init__(self, model: TransformerPart):
@@ -82,10 +82,10 @@ class StaticSteps:
             ValueError: the cache has no room.
         """
         if max(cache.lengths) >= cache.room:
-            self.settle()
+            self.write_back()
         cache.make_room(1)
         if self._cache is not cache:
-            self.settle()
+            self.write_back()
             self._load(cache)
         streams_B1SD = self.forward(tokens_B1)
         cache.count([1] * cache.rows)
@@ -104,7 +104,7 @@ class StaticSteps:
         assert self._buffers is not None
         return [x.data_ptr() for x in (self._tokens_R1, *self._buffers.tensors())]
 
-    def settle(self) -> None:
+    def write_back(self) -> None:
         """Bring the cache that was decoded up to date."""
         if self._cache is not None and self._buffers is not None:
             self._buffers.store(self._cache)

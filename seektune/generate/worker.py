@@ -150,7 +150,7 @@ class DecodeWorker:
             if self._texts is None:
                 self._texts = rows.texts
             elif self._texts is not rows.texts:
-                self._settle()
+                self._write_back()
                 self._texts.join(rows.texts)
 
     def _grow(self, after: ForwardResult, found: StepResult) -> Continuing | None:
@@ -212,7 +212,7 @@ class DecodeWorker:
     def _keep(self, texts: RunningBatch, lasting: list[bool]) -> list[int]:
         """Drop the rows that have ended; returns the indices of the others."""
         if not all(lasting) and texts is self._texts:
-            self._settle()
+            self._write_back()
         if self._prefixes is not None:
             for row in (i for i, last in enumerate(lasting) if not last):
                 texts.store(row, self._prefixes)
@@ -221,7 +221,7 @@ class DecodeWorker:
             self._texts = None
         return places
 
-    def _settle(self) -> None:
+    def _write_back(self) -> None:
         """Bring the caches of the running sequences up to date, which static steps do not write."""
         if self._static is not None:
-            self._static.settle()
+            self._static.write_back()

@@ -1,4 +1,4 @@
-"""Copies of streamed weights on the device that computes: pinned buffers, a stream and a thread of their own.
+"""Copies of streamed weights on the device that computes: pinned buffers, a stream and a thread.
 
 A block's copies are started while the block before it computes, and dropped when it is over. What backward needs of
 them is not kept: saved tensors become references, and backward's own copies take their place.
@@ -23,78 +23,78 @@ BUFFERS = 2
 """Pinned buffers: one is filled from the file while the other is sent."""
 
 
-class Lane(Protocol):
-    """A way to a device, next to what computes there."""
+class CopyStream(Protocol):
+    """Copies to a device that run beside its computation."""
 
-    def pinned(self, size: int) -> Tensor:
-        """Bytes of the host that can be sent without blocking."""
+    def pinned_buffer(self, size: int) -> Tensor:
+        """Pinned memory of the host, from which copies do not block; uint8."""
         ...
 
-    def empty(self, size: int) -> Tensor:
-        """Bytes of the device."""
+    def device_buffer(self, size: int) -> Tensor:
+        """Memory of the device; uint8."""
         ...
 
-    def send(self, target: Tensor, source: Tensor) -> None:
-        """Start copying, after all that was started before."""
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """Start a copy, after those that were started before."""
         ...
 
-    def mark(self) -> Any:
-        """A mark after all that was started."""
+    def record_event(self) -> Any:
+        """An event after all copies that were started."""
         ...
 
-    def join(self, mark: Any, tensors: Iterable[Tensor]) -> None:
-        """Let what computes from now on wait for a mark, and keep the tensors until it is done with them."""
+    def wait_event(self, event: Any, tensors: Iterable[Tensor]) -> None:
+        """Let later computation wait for an event, and keep the tensors until that computation is done."""
         ...
 
-    def finish(self, mark: Any) -> None:
-        """Wait on the host for a mark."""
+    def synchronize(self, event: Any) -> None:
+        """Wait on the host for an event."""
         ...
 
 
-class CudaLane:
+class CudaCopyStream:
     """A stream of a GPU."""
 
     def __init__(self, device: torch.device):
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
-    def pinned(self, size: int) -> Tensor:
-        """As `Lane`."""
+    def pinned_buffer(self, size: int) -> Tensor:
+        """As `CopyStream`."""
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
-    def empty(self, size: int) -> Tensor:
-        """As `Lane`."""
+    def device_buffer(self, size: int) -> Tensor:
+        """As `CopyStream`."""
         with torch.cuda.stream(self._stream):
             return torch.empty(size, dtype=torch.uint8, device=self._device)
 
-    def send(self, target: Tensor, source: Tensor) -> None:
-        """As `Lane`."""
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        """As `CopyStream`."""
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
 
-    def mark(self) -> torch.cuda.Event:
-        """As `Lane`."""
+    def record_event(self) -> torch.cuda.Event:
+        """As `CopyStream`."""
         event = torch.cuda.Event()
         event.record(self._stream)
         return event
 
-    def join(self, mark: torch.cuda.Event, tensors: Iterable[Tensor]) -> None:
-        """As `Lane`."""
+    def wait_event(self, event: torch.cuda.Event, tensors: Iterable[Tensor]) -> None:
+        """As `CopyStream`."""
         computing = torch.cuda.current_stream(self._device)
-        computing.wait_event(mark)
+        computing.wait_event(event)
         for tensor in tensors:
             tensor.record_stream(computing)
 
-    def finish(self, mark: torch.cuda.Event) -> None:
-        """As `Lane`."""
-        mark.synchronize()
+    def synchronize(self, event: torch.cuda.Event) -> None:
+        """As `CopyStream`."""
+        event.synchronize()
 
 
 class Copier:
     """Copies tensors through pinned buffers, in the order of the calls."""
 
-    def __init__(self, lane: Lane):
-        self._lane = lane
+    def __init__(self, stream: CopyStream):
+        self._stream = stream
         self._thread = ThreadPoolExecutor(1, "device-copies")
         self._buffers = cycle([_Buffer() for _ in range(BUFFERS)])
 
@@ -103,8 +103,8 @@ class Copier:
         copying = self._thread.submit(self._copy, list(sources))
 
         def wait() -> list[Tensor]:
-            copies, mark = copying.result()
-            self._lane.join(mark, copies)
+            copies, event = copying.result()
+            self._stream.wait_event(event, copies)
             return copies
 
         return wait
@@ -112,21 +112,21 @@ class Copier:
     def _copy(self, sources: list[Tensor]) -> tuple[list[Tensor], Any]:
         buffer = next(self._buffers)
         if buffer.sent is not None:
-            self._lane.finish(buffer.sent)
+            self._stream.synchronize(buffer.sent)
         ends = [0]
         for source in sources:
             ends.append(ends[-1] + -(-source.nbytes // ALIGNED) * ALIGNED)
         if buffer.memory is None or buffer.memory.numel() < ends[-1]:
-            buffer.memory = self._lane.pinned(ends[-1])
-        place = self._lane.empty(ends[-1])
+            buffer.memory = self._stream.pinned_buffer(ends[-1])
+        place = self._stream.device_buffer(ends[-1])
         copies = []
         for begin, source in zip(ends, sources, strict=False):
             here = slice(begin, begin + source.nbytes)
             # this reads the file
             buffer.memory[here].copy_(source.reshape(-1).view(torch.uint8))
-            self._lane.send(place[here], buffer.memory[here])
+            self._stream.copy(place[here], buffer.memory[here])
             copies.append(place[here].view(source.dtype).view(source.shape))
-        buffer.sent = self._lane.mark()
+        buffer.sent = self._stream.record_event()
         return copies, buffer.sent
 
 

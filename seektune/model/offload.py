@@ -15,7 +15,7 @@ from seektune.checkpoint.lowbit import lowbit_names
 from seektune.checkpoint.mmap import MmapFolder, PagePrefetcher, Region
 from seektune.checkpoint.names import Shape, slots
 from seektune.checkpoint.stored import all_finite
-from seektune.model.device_copies import BlockCopies, Copier, CudaLane
+from seektune.model.device_copies import BlockCopies, Copier, CudaCopyStream
 from seektune.model.quantized import QuantizedLinear, QuantizedMatrix, QuantizedWeight
 from seektune.model.streamed_parts import StreamedParts
 
@@ -61,7 +61,7 @@ def stream_from_disk(
         )
     _register_hooks(blocks, regions, PagePrefetcher(ahead))
     if copier is None and torch.device(device).type == "cuda":
-        copier = Copier(CudaLane(torch.device(device)))
+        copier = Copier(CudaCopyStream(torch.device(device)))
     if copier is not None:
         _register_copies(blocks, BlockCopies(blocks, copier))
 

@@ -23,9 +23,8 @@ Counts = list[list[int]]
 class ExpertDispatch:
     """All-to-all over the expert axis: pairs sorted by expert are sent to its process, outputs are sent back.
 
-    Counts travel first, then tokens, while the shared expert computes. With several parts, the messages of one travel
-    while the experts of another compute. A process without tokens, or an expert without tokens, takes part like any
-    other.
+    Counts are sent first, then tokens, while the shared expert computes. With several parts, the messages of one are
+    sent while the experts of another compute. Processes and experts without tokens take part like any other.
     """
 
     def __init__(self, group: dist.ProcessGroup, encoding: RowEncoding = ENCODINGS["model"], parts: int = 1):
@@ -45,13 +44,13 @@ class ExpertDispatch:
         sent_CRL = torch.stack([counts_E for _, counts_E in sorted_pairs]).unflatten(1, (self._size, -1))
         received_RCL = torch.empty_like(sent_CRL.transpose(0, 1), memory_format=torch.contiguous_format)
         dist.all_to_all_single(received_RCL, sent_CRL.transpose(0, 1).contiguous(), group=self.group)
-        legs = [
-            _Leg(self, *each, order, sent_RL, received_RL)
+        parts = [
+            _PartDispatch(self, *each, order, sent_RL, received_RL)
             for each, (order, _), sent_RL, received_RL in zip(
                 rows, sorted_pairs, sent_CRL, received_RCL.unbind(1), strict=True
             )
         ]
-        return partial(_finish, legs, experts)
+        return partial(_finish, parts, experts)
 
     def __deepcopy__(self, _memo: object) -> "ExpertDispatch":
         """The same object: a copy of a model belongs to the same processes."""
@@ -66,8 +65,8 @@ class ExpertDispatch:
         return sent_RL.tolist(), received_RL.tolist()
 
 
-class _Leg:
-    """The way of one part of the tokens to their experts and back."""
+class _PartDispatch:
+    """Dispatch of one part of the tokens to their experts, and the return of the outputs."""
 
     def __init__(
         self,
@@ -81,8 +80,8 @@ class _Leg:
     ):
         """Send tokens and weights."""
         sent, received = dispatch.read(sent_RL, received_RL, len(order))
-        self._leaving = [sum(row) for row in sent]
-        self._arriving = [sum(row) for row in received]
+        self._send_counts = [sum(row) for row in sent]
+        self._receive_counts = [sum(row) for row in received]
         self._counts = [sum(column) for column in zip(*received, strict=True)]
         self._order = order
         self._chosen = experts_NK.shape[1]
@@ -99,7 +98,7 @@ class _Leg:
         weights_Q = self._weights.wait()
         out_QD = experts(x_QD[place_Q], weights_Q[place_Q], self._counts)
         back = out_QD[place_Q.argsort()]
-        self._out = AllToAll(back, self._arriving, self._leaving, self._group, ENCODINGS["model"])
+        self._out = AllToAll(back, self._receive_counts, self._send_counts, self._group, ENCODINGS["model"])
 
     def finish(self) -> Tensor:
         """Wait for the outputs, and sum those of each token, fp32 `[N, D]`."""
@@ -108,20 +107,20 @@ class _Leg:
         return upcast(out_PD[self._order.argsort()].unflatten(0, (-1, self._chosen))).sum(dim=1)
 
     def _message(self, rows: Tensor, encoding: RowEncoding) -> AllToAll:
-        return AllToAll(rows, self._leaving, self._arriving, self._group, encoding)
+        return AllToAll(rows, self._send_counts, self._receive_counts, self._group, encoding)
 
     def _places(self) -> Tensor:
         """The order that sorts what arrives by expert, `[Q]`."""
         processes, experts = self._received_RL.shape
         expert_Q = torch.arange(experts, device=self._received_RL.device).repeat(processes)
-        expert_Q = expert_Q.repeat_interleave(self._received_RL.flatten(), output_size=sum(self._arriving))
+        expert_Q = expert_Q.repeat_interleave(self._received_RL.flatten(), output_size=sum(self._receive_counts))
         return expert_Q.argsort(stable=True)
 
 
-def _finish(legs: list[_Leg], experts: RunExperts) -> Tensor:
-    for leg in legs:
-        leg.compute(experts)
-    outputs = [leg.finish() for leg in legs]
+def _finish(parts: list[_PartDispatch], experts: RunExperts) -> Tensor:
+    for part in parts:
+        part.compute(experts)
+    outputs = [part.finish() for part in parts]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 

@@ -1,4 +1,4 @@
-"""All-to-alls that travel while something else computes: autograd functions that start one, and wait for it.
+"""Asynchronous all-to-alls: an autograd function that starts one, and another that waits for it.
 
 In backward the roles are exchanged: where forward waited, the gradient is sent, and where forward sent, backward waits.
 Operations that forward has between the two are therefore between them in backward too, because torch's engine runs
@@ -74,26 +74,26 @@ ENCODINGS: dict[str, RowEncoding] = {"model": Exact(), "fp8": Fp8()}
 
 
 class AllToAll:
-    """Rows on their way between the processes of a group, `leaving[r]` to and `arriving[r]` from rank r."""
+    """An all-to-all of rows: `send_counts[r]` of them to and `receive_counts[r]` from rank r of a group."""
 
     def __init__(
         self,
         x_PD: Tensor,
-        leaving: Sequence[int],
-        arriving: Sequence[int],
+        send_counts: Sequence[int],
+        receive_counts: Sequence[int],
         group: dist.ProcessGroup,
         encoding: RowEncoding,
     ):
         """Start sending; a collective that all processes of the group call in the same order."""
-        self._leaving = list(leaving)
-        self._arriving = list(arriving)
+        self._send_counts = list(send_counts)
+        self._receive_counts = list(receive_counts)
         self._group = group
         self._encoding = encoding
-        self._travelling: Tensor | None = None
+        self._pending: Tensor | None = None
         self._handle_QD: Tensor | None = _Start.apply(x_PD, self)
 
     def wait(self) -> Tensor:
-        """The rows that arrived, `[Q, D]`; once."""
+        """The received rows, `[Q, D]`; called once."""
         rows: Tensor = _Wait.apply(self._handle_QD, self)
         # its graph holds this object
         self._handle_QD = None
@@ -101,36 +101,36 @@ class AllToAll:
 
     def send(self, x_PD: Tensor) -> None:
         """Start the forward direction."""
-        self._start(self._encoding.encode(x_PD), self._arriving, self._leaving)
+        self._start(self._encoding.encode(x_PD), self._receive_counts, self._send_counts)
 
-    def arrived(self, like: Tensor) -> Tensor:
+    def received(self, like: Tensor) -> Tensor:
         """Wait for the forward direction."""
         return self._encoding.decode(self._take(), like)
 
     def send_gradient(self, grad_QD: Tensor) -> None:
         """Start the backward direction."""
-        self._start(grad_QD.contiguous(), self._leaving, self._arriving)
+        self._start(grad_QD.contiguous(), self._send_counts, self._receive_counts)
 
-    def arrived_gradient(self) -> Tensor:
+    def received_gradient(self) -> Tensor:
         """Wait for the backward direction."""
         return self._take()
 
     def rows(self) -> int:
         """Q."""
-        return sum(self._arriving)
+        return sum(self._receive_counts)
 
-    def _start(self, x: Tensor, arriving: list[int], leaving: list[int]) -> None:
-        self._travelling = functional.all_to_all_single(x, arriving, leaving, self._group.group_name)
+    def _start(self, x: Tensor, receive_counts: list[int], send_counts: list[int]) -> None:
+        self._pending = functional.all_to_all_single(x, receive_counts, send_counts, self._group.group_name)
 
     def _take(self) -> Tensor:
-        assert self._travelling is not None, "nothing was sent"
-        rows: Tensor = functional.wait_tensor(self._travelling)
-        self._travelling = None
+        assert self._pending is not None, "nothing was sent"
+        rows: Tensor = functional.wait_tensor(self._pending)
+        self._pending = None
         return rows
 
 
 class _Start(torch.autograd.Function):
-    """The handle has the shape of what will arrive, and no memory of its own."""
+    """The handle has the shape of the rows that are received, and no memory of its own."""
 
     @staticmethod
     def forward(ctx, x_PD, message):  # type: ignore[no-untyped-def]
@@ -141,14 +141,14 @@ class _Start(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_QD):  # type: ignore[no-untyped-def]
-        return ctx.message.arrived_gradient(), None
+        return ctx.message.received_gradient(), None
 
 
 class _Wait(torch.autograd.Function):
     @staticmethod
     def forward(ctx, handle_QD, message):  # type: ignore[no-untyped-def]
         ctx.message = message
-        return message.arrived(handle_QD)
+        return message.received(handle_QD)
 
     @staticmethod
     @once_differentiable

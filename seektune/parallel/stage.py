@@ -144,7 +144,7 @@ class Stage(TransformerPart):
         task.results.append(StageResult(found, ledger.loads, recall))
         total = wanted.total(parts, streams.new_zeros((), dtype=torch.float32))
         if losses is not None:
-            # the gradient of a warm-up passes the layers by, to the losses that are attached to them
+            # in a warm-up, backward reaches the losses that are attached to layers through gradients of zero
             return total + zero_connected_to(streams) if wanted.indexers_alone else total
         return attach_loss(streams, total) if wanted.balance_weight > 0 else streams
 

@@ -6,7 +6,7 @@ from seektune.recipe.recipe import Recipe
 
 
 def check_indexer(recipe: Recipe) -> Recipe:
-    """Check that indexers can be trained and have something to learn; a warm-up does not train the MTP block.
+    """Check that indexers can be trained and have entries to choose from; a warm-up does not train the MTP block.
 
     Raises:
         ValueError: a setting does not fit; the message names the key.
@@ -14,7 +14,7 @@ def check_indexer(recipe: Recipe) -> Recipe:
     train = recipe.train
     if train.indexer == "frozen":
         if train.indexer_warmup:
-            raise ValueError("train.indexer_warmup needs train.indexer kl; frozen indexers learn nothing")
+            raise ValueError("train.indexer_warmup needs train.indexer kl; frozen indexers are not trained")
         return recipe
     _check_trained(recipe)
     architecture = recipe.model.architecture()

@@ -70,7 +70,7 @@ def test_static_steps_have_the_streams_of_the_others(model: DeepseekV4ForCausalL
     steps = StaticSteps(model)
     for number, tokens_B1 in enumerate(next_tokens(3, 7)):
         if number == 2:
-            steps.settle()
+            steps.write_back()
             for cache_of in (cache, expected):
                 cache_of.rollback([1, 0, 2])
         found = steps.advance(tokens_B1, cache)

@@ -25,32 +25,32 @@ from tests.lora.test_inject import fill, outputs
 TARGETS = ("attn", "ffn.experts")
 
 
-class FakeLane:
+class FakeCopyStream:
     """A device whose copies are made when they are waited for, as late as a GPU could make them."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
         self._queue: list[tuple[Tensor, Tensor]] = []
 
-    def pinned(self, size: int) -> Tensor:
+    def pinned_buffer(self, size: int) -> Tensor:
         self.events.append("pinned")
         return torch.zeros(size, dtype=torch.uint8)
 
-    def empty(self, size: int) -> Tensor:
+    def device_buffer(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=torch.uint8)
 
-    def send(self, target: Tensor, source: Tensor) -> None:
-        self.events.append("send")
+    def copy(self, target: Tensor, source: Tensor) -> None:
+        self.events.append("copy")
         self._queue.append((target, source))
 
-    def mark(self) -> int:
+    def record_event(self) -> int:
         return len(self.events)
 
-    def join(self, mark: Any, tensors: Iterable[Tensor]) -> None:
-        self._flush("join")
+    def wait_event(self, event: Any, tensors: Iterable[Tensor]) -> None:
+        self._flush("wait_event")
 
-    def finish(self, mark: Any) -> None:
-        self._flush("finish")
+    def synchronize(self, event: Any) -> None:
+        self._flush("synchronize")
 
     def _flush(self, event: str) -> None:
         self.events.append(event)
@@ -60,8 +60,8 @@ class FakeLane:
 
 
 def test_copies_equal_their_sources_and_buffers_are_used_again_when_they_are_sent():
-    lane = FakeLane()
-    copier = Copier(lane)
+    stream = FakeCopyStream()
+    copier = Copier(stream)
     batches = [[torch.randn(size, 3), torch.randint(0, 9, (5,)).to(torch.float8_e4m3fn)] for size in (40, 40, 40, 400)]
     waits = [copier.start(batch) for batch in batches[:3]]
     for wait, batch in zip(waits, batches, strict=False):
@@ -69,10 +69,10 @@ def test_copies_equal_their_sources_and_buffers_are_used_again_when_they_are_sen
             assert torch.equal(copy.view(torch.uint8), source.view(torch.uint8))
             assert copy.data_ptr() != source.data_ptr()
     # two buffers; the third batch waits until the first buffer was sent
-    assert lane.events.count("pinned") == 2
-    assert lane.events.index("finish") > [n for n, event in enumerate(lane.events) if event == "send"][3]
+    assert stream.events.count("pinned") == 2
+    assert stream.events.index("synchronize") > [n for n, event in enumerate(stream.events) if event == "copy"][3]
     copier.start(batches[3])()
-    assert lane.events.count("pinned") == 3, "a larger batch needs a larger buffer"
+    assert stream.events.count("pinned") == 3, "a larger batch needs a larger buffer"
 
 
 class FakeCopier:
