@@ -143,13 +143,17 @@ class TrainingJob:
     """The teacher or reference model, if it is the only one and a folder here; None if its memory is not counted."""
     qat: str = "none"
     """The format that weights are rounded to in each forward pass."""
-    drafter: bool = False
-    """Whether only the DSpark stages are trained: the backbone runs forward, and keeps nothing for backward."""
-
+    anchors: int = 0
+    """Tokens of a micro-batch from which drafts are trained; 0 if the model is trained."""
     indexers: IndexerStage = "frozen"
     """What is trained of the indexers."""
     samples: bool = False
     """Whether the model samples the answers that it is trained on."""
+
+    @property
+    def drafter(self) -> bool:
+        """Whether only the DSpark stages are trained: the backbone runs forward, and keeps nothing for backward."""
+        return self.anchors > 0
 
     @property
     def runs_forward_only(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from seektune.model.config import SLIDING
 from seektune.model.flops import PARTS, forward_flops, layer_flops
+from seektune.planner.draft_time import draft_time
 from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Layout, TrainingJob
 from seektune.planner.memory import Numbers, RankMemory
@@ -77,6 +78,7 @@ def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> 
     }
     step = end + shown["fsdp"] + shown["replicate"] + optimizer
     useful = forward_flops(job.config, layout.length, job.mtp, job.indexers)
+    drafted = draft_time(layout, cluster, factors, _matmul_rate(job, cluster, factors)).flops
     return StepTime(
         seconds=step,
         arithmetic={p: layout.micro_batches * sum(stages[s].arithmetic[p] for s in held) for p in PARTS},
@@ -85,7 +87,8 @@ def step_time(layout: Layout, cluster: Cluster, ranks: Sequence[RankMemory]) -> 
         bubble=end * bubble_share(spans),
         optimizer=optimizer,
         tokens=job.rows * layout.length,
-        flops=job.rows * sum(flops * _times(job, part) for part, flops in useful.items()),
+        flops=job.rows * sum(flops * _times(job, part) for part, flops in useful.items())
+        + job.rows // layout.rows_at_a_time * drafted,
         spans=spans,
     )
 
@@ -102,6 +105,8 @@ class _StageCost:
 
 def _times(job: TrainingJob, part: str) -> float:
     """Passes over a part's products without recomputation: forward, gradients of inputs and of trainable weights."""
+    if part == "head" and job.drafter:
+        return 0  # the backbone computes no logits, but those of drafts
     return 1 if part == "indexer" or job.runs_forward_only else 2 + job.weights.trainable_share
 
 
@@ -135,18 +140,22 @@ def _stage(layout: Layout, cluster: Cluster, stage: int, numbers: Numbers, facto
     # gradients of inputs and of trainable weights take as long as forward, each
     back = backward * between.backward(behind * (1 + job.weights.trainable_share))
     left = 1 - factors["hidden"]
+    drafts = draft_time(layout, cluster, factors, rate)
     once = sum(forward.values()) + passes + rounding + left * (ahead + messages["cp"])
     half = sum(grads.values()) / 2
     time = StageTime(
-        forward=(1 + job.references) * once,
-        backward_input=again * once + backward * (half + passes + left * (back + messages["cp"])),
+        forward=(1 + job.references) * once + drafts.forward,
+        backward_input=again * once + backward * (half + passes + left * (back + messages["cp"])) + drafts.backward,
         backward_weights=backward * (half * trained + passes * trained),
         send=messages["pp"] / 2,
     )
     forwards = 1 + job.references + again
-    spent = {part: forward[part] * forwards + grads[part] * (1 + trained) / 2 for part in forward}
+    spent = {
+        part: forward[part] * forwards + grads[part] * (1 + trained) / 2 + drafts.arithmetic.get(part, 0)
+        for part in forward
+    }
     total = {
-        "ep": ahead * forwards + back,
+        "ep": ahead * forwards + back + drafts.messages,
         "cp": messages["cp"] * (backward + forwards),
         "pp": messages["pp"],
     }
@@ -167,6 +176,8 @@ def _forward(layout: Layout, stage: int) -> Counter[str]:
         for layer in range(config.num_hidden_layers):
             whole.subtract(layer_flops(config, config.ratio(layer), length, layout.job.indexers))
         total.update(whole)
+    if layout.job.drafter:
+        total["head"] = 0
     return total
 
 

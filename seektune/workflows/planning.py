@@ -45,7 +45,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
         frozen_models=recipe.has_frozen_models,
         teacher_model=_teacher(recipe),
         qat=recipe.train.qat,
-        drafter=recipe.train.drafter,
+        anchors=recipe.train.drafter_anchors if recipe.train.drafter else 0,
         indexers=recipe.train.indexer_stage,
         samples=recipe.objective.samples,
     )

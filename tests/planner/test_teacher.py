@@ -1,4 +1,4 @@
-"""Planned memory of a teacher: equal to the shards that each process of a mesh holds of it."""
+"""Planned memory of a teacher or a reference model: equal to the shards that each process of a mesh holds of it."""
 
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ from seektune.parallel.simulate.fake_backend import fake_process_group, meta_ten
 from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import rank_memory
 from seektune.planner.report import COUNTED_TEACHER, FROZEN_MODELS, make_report
+from seektune.recipe.recipe import Recipe
 from seektune.run.frozen_models import freeze
-from tests.places import TINY
+from tests.places import RECIPES, TINY
 
 from .jobs import layout, recipe
 
@@ -34,9 +35,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def held(folder: Path, world: int, rank: int, words: list[str], packed: bool) -> int:
-    """Bytes of the teacher's weights and tables on a process, of its real shards."""
-    asked = recipe(TINY, *SMALL, *words, f"objective.teacher={folder}")
+def held(asked: Recipe, folder: Path, world: int, rank: int, packed: bool) -> int:
+    """Bytes of the frozen model's weights and tables on a process, of its real shards."""
     prepare = partial(freeze, kind_of=FolderSource(folder).kind if packed else None)
     with fake_process_group(rank, world):
         mesh = Mesh.of(make_dims(asked.parallel, world, DEEP), torch.device("cpu"), control="fake")
@@ -55,7 +55,7 @@ def test_planned_weights_are_those_of_real_shards(teacher: Path, words: list[str
     planned = layout(TINY, world, *SMALL, *words, *section)
     ranks = (0, world - 1)
     assert [rank_memory(planned, rank).upper["teacher_weights"] for rank in ranks] == [
-        held(teacher, world, rank, words, packed) for rank in ranks
+        held(recipe(TINY, *SMALL, *words, section[0]), teacher, world, rank, packed) for rank in ranks
     ]
 
 
@@ -80,3 +80,39 @@ def test_a_report_says_what_of_the_teacher_it_counts(teacher: Path) -> None:
     assert COUNTED_TEACHER in report.assumptions()
     assert FROZEN_MODELS not in report.assumptions()
     assert "without other checkpoints" not in report.verdict()[1]
+
+
+REFERENCES = {
+    "dpo": [],
+    "grpo": ["model.preset=tiny", "model.weights=null", "objective.beta=0.1"],
+}
+"""Further words of the tiny recipe of each objective."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_reference_checkpoint_has_its_shards_and_no_head_of_its_own(teacher: Path, name: str, packed: bool) -> None:
+    path = RECIPES / f"deepseek_v4_tiny_{name}.yaml"
+    words = [*REFERENCES[name], f"objective.reference_checkpoint={teacher}", f"objective.reference_quantized={packed}"]
+    words.append("parallel.ep_size=2")
+    planned = layout(path, 4, *words)
+    numbers = [rank_memory(planned, rank).upper for rank in (0, 3)]
+    asked = recipe(path, *words)
+    assert [each["teacher_weights"] for each in numbers] == [held(asked, teacher, 4, rank, packed) for rank in (0, 3)]
+    assert all(each["teacher"] == each["teacher_weights"] for each in numbers)
+    without = rank_memory(layout(path, 4, *words, "objective.reference_checkpoint=not/here"), 0).upper
+    assert without["teacher"] == 0
+    left = numbers[0]["total"] - numbers[0]["teacher"] - without["total"]
+    assert left == pytest.approx(numbers[0]["allocator"] - without["allocator"])
+    report = make_report(planned, known_gpu("h100-80gb", 4))
+    assert COUNTED_TEACHER in report.assumptions()
+    assert FROZEN_MODELS not in report.assumptions()
+
+
+@pytest.mark.slow
+def test_a_streamed_reference_is_small(teacher: Path) -> None:
+    path = RECIPES / "deepseek_v4_tiny_dpo.yaml"
+    words = [f"objective.reference_checkpoint={teacher}", "objective.reference_quantized=true"]
+    whole = rank_memory(layout(path, 1, *words), 0).upper["teacher"]
+    assert 0 < rank_memory(layout(path, 1, *words, "objective.reference_offload=stream"), 0).upper["teacher"] < whole

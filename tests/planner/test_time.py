@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from seektune.model.draft_flops import draft_flops
 from seektune.parallel.layer_split import bubble
 from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.hardware import known_gpu
@@ -11,11 +12,12 @@ from seektune.planner.job import Layout
 from seektune.planner.memory import first_ranks
 from seektune.planner.time import StepTime, step_time
 from seektune.planner.timeline import StageTime, bubble_share, simulate
-from tests.places import FLASH, FLASH_LORA
+from tests.places import FLASH, FLASH_LORA, RECIPES
 
 from .jobs import layout
 
 H100 = known_gpu("h100-80gb", 128)
+FLASH_CHAT = RECIPES / "deepseek_v4_flash_chat.yaml"
 
 
 def step(*words: str) -> StepTime:
@@ -123,3 +125,24 @@ def test_streamed_weights_are_read_from_disk_in_every_pass() -> None:
     held, streamed = on_one_gpu(), on_one_gpu("model.offload=stream")
     # 32 micro-batches, each with forward, recomputation and backward
     assert streamed.seconds - held.seconds == pytest.approx(3 * 32 * 157e9 / 3e9, rel=0.02)
+
+
+def of_a_drafter(anchors: int) -> StepTime:
+    """Of the chat recipe on one node."""
+    words = ["model.quantized=true", "train.drafter=true", "parallel.pp_size=1", "parallel.ep_size=8"]
+    words += ["batch.global_size=16", "batch.micro_size=2", f"train.drafter_anchors={anchors}"]
+    planned = layout(FLASH_CHAT, 8, *words)
+    return step_time(planned, replace(H100, gpus=8), first_ranks(planned))
+
+
+@pytest.mark.slow
+def test_drafts_take_time_and_the_backbone_makes_no_logits() -> None:
+    few, many = of_a_drafter(32), of_a_drafter(96)
+    config = layout(FLASH_CHAT, 8, "parallel.pp_size=1", "parallel.ep_size=8").job.config
+    some, more = (draft_flops(config, 0, anchors) for anchors in (32, 96))
+    useful = [sum(each.forward.values()) + sum(each.backward.values()) for each in (some, more)]
+    micro_batches = 16 // 2
+    assert many.flops - few.flops == pytest.approx(micro_batches * (useful[1] - useful[0]))
+    assert many.seconds > few.seconds
+    heads = some.forward["head"] + some.recomputed["head"] + some.backward["head"]
+    assert few.arithmetic["head"] * H100.factors["matmul"] * H100.flops == pytest.approx(heads)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from seektune.train.step import train_step
 from seektune.workflows.dry_run import DryRun, dry_run, take_dry_run
 from seektune.workflows.dry_run_rank import DryStep
 from tests.patience import HUNG
-from tests.places import FLASH, FLASH_LORA, ROOT, TINY, TINY_LORA
+from tests.places import FLASH, FLASH_LORA, RECIPES, ROOT, TINY, TINY_LORA
 from tests.run_cli import CODE
 
 from ..distributed.workers import run_workers
@@ -254,7 +255,16 @@ def test_the_low_bit_release_fits_a_node(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [[], ["--objective.name=distill", "--objective.teacher=runs/larger/model"]])
-def test_it_says_that_it_leaves_out_the_teacher(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    dry_run(load_recipe(TINY, [*SMALL, *words]), 1, [0], as_json=False)
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (TINY, []),
+        (TINY, ["--objective.name=distill", "--objective.teacher=runs/larger/model"]),
+        (RECIPES / "deepseek_v4_tiny_dpo.yaml", ["--objective.reference_checkpoint=runs/before/model"]),
+    ],
+)
+def test_it_says_that_it_leaves_out_other_checkpoints(
+    path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    dry_run(load_recipe(path, [*SMALL, *words]), 1, [0], as_json=False)
     assert (FROZEN_MODELS in capsys.readouterr().out) == bool(words)
