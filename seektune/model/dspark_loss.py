@@ -13,11 +13,11 @@ from math import exp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from seektune.kernels import linear, upcast
 from seektune.model.config import DeepseekV4Config
 from seektune.model.dspark import DraftLayout, DSparkStage, draft_ids, run_stages
+from seektune.model.recomputed import recomputed
 from seektune.sequence import IGNORE_INDEX, SequenceLayout
 
 CROSS_ENTROPY = 0.1
@@ -126,7 +126,7 @@ def draft_losses(
             block = _drafts(stages, embed, config, keys, rows, some)
             return _slot_losses(stages[-1], head_VD, *block, aims, divisor)
 
-        parts = checkpoint(chunk, some, aims, *keys, use_reentrant=False, preserve_rng_state=False)
+        parts = recomputed(chunk, some, aims, *keys)
         total = total + DraftLosses(*parts)
     return total
 

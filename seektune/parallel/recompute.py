@@ -5,8 +5,9 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from seektune.model.recomputed import recomputed
 from seektune.model.transformer import TransformerPart
 
 KEPT = (torch.ops.aten.mm.default, torch.ops._c10d_functional.all_to_all_single.default)
@@ -25,7 +26,7 @@ def recompute_blocks(part: TransformerPart, mode: Literal["none", "block", "sele
         keeping["context_fn"] = partial(create_selective_checkpoint_contexts, _choose)
     for block in part.blocks():
         forward: Callable[..., Any] = block.forward
-        again = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=drops, **keeping)
+        again = partial(recomputed, forward, drops=drops, **keeping)
         setattr(block, "forward", again)  # noqa: B010 - a method is replaced on purpose
 
 

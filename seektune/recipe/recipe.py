@@ -233,9 +233,10 @@ class Recipe(Section):
     def _noise_scale_has_two_halves(self) -> Self:
         if self.logging.noise_scale_every is None:
             return self
-        if self.objective.name != "cross_entropy" or self.train.drafter:
+        if self.objective.name != "cross_entropy" or self.train.drafter or self.train.indexer != "frozen":
             raise ValueError(
-                "logging.noise_scale_every is for objective.name cross_entropy without train.drafter; set it to null"
+                "logging.noise_scale_every is for objective.name cross_entropy without train.drafter and with "
+                "train.indexer frozen; set it to null"
             )
         if min(stage.global_size for _, stage in self.batch.each_stage()) < 2:
             raise ValueError(

@@ -245,6 +245,7 @@ def test_a_shorter_run_leaves_out_stages_that_it_does_not_reach(file: Path) -> N
 IDLE = {
     "loss:\n  mtp_decay_weight: 0.1\nschedule:\n  name: constant": "loss.mtp_decay_weight needs another schedule.name",
     "logging:\n  noise_scale_every: 5\nobjective:\n  name: dpo": "noise_scale_every is for objective.name",
+    "logging:\n  noise_scale_every: 5\ntrain:\n  indexer: kl": "train.indexer frozen; set it to null",
     "data:\n  kind: text\n  path: a\n  fim_spm_share: 0.5": "data: fim_spm_share needs a fim_rate above 0; set it to 0",
     "data:\n  kind: text\n  path: a\n  fim_seed: 1": "data: fim_seed needs a fim_rate above 0; set it to 0",
 }

@@ -1,0 +1,51 @@
+"""What is recomputed in backward is what forward computed, also in the thread in which autograd serves a GPU."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from seektune.kernels import batch_invariant_kernels, linear, rms_norm
+from seektune.model.recomputed import recomputed
+from seektune.parallel.recompute import recompute_blocks
+
+Mode = Literal["none", "block", "selective"]
+SMALL = {"num_hidden_layers": 2, "compress_ratios": [0, 4, 0], "num_nextn_predict_layers": 1}
+
+
+def backward_elsewhere(loss: Tensor) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(loss.backward).result()
+
+
+def gradients(toy_model, mode: Mode) -> list[Tensor]:
+    model = toy_model(dtype=torch.float32, **SMALL)
+    recompute_blocks(model, mode)
+    tokens = torch.arange(12)[None]
+    with batch_invariant_kernels():
+        backward_elsewhere(model(tokens, labels=tokens).loss)
+    return [x.grad for x in model.parameters() if x.grad is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["block", "selective"])
+def test_blocks_are_recomputed_with_the_kernels_of_their_forward(toy_model, mode: Mode) -> None:
+    for found, expected in zip(gradients(toy_model, mode), gradients(toy_model, "none"), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_a_function_is_recomputed_with_its_kernels() -> None:
+    weight = torch.randn(6, 6, requires_grad=True)
+    normalized = []
+
+    def run(x: Tensor) -> Tensor:
+        normalized.append(rms_norm(x, torch.ones(6), 1e-6))
+        return linear(normalized[-1], weight)
+
+    with batch_invariant_kernels():
+        loss = recomputed(run, torch.randn(40, 6)).sum()
+        backward_elsewhere(loss)
+    assert len(normalized) == 2
+    assert torch.equal(*normalized)
