@@ -19,7 +19,6 @@ from seektune.lora.format import read_adapter
 from seektune.lora.initialize import initial_a
 from seektune.lora.state import TRAINED, Adapted, adapted_modules, adapter_state
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
-from seektune.parallel.config import ParallelConfig
 from seektune.parallel.load import experts_here
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import sharing_weights
@@ -88,7 +87,7 @@ def load_adapter(model: ParallelModel, folder: Path) -> None:
                 raise ValueError(f"{folder} multiplies the change of {name} by {theirs:g}, this model by {ours:g}")
 
 
-def with_adapter(model: ParallelModel, config: ParallelConfig, folder: Path) -> ParallelModel:
+def with_adapter(model: ParallelModel, folder: Path) -> ParallelModel:
     """Another model on the frozen weights of `model`, with the adapter of a folder in place of the trained one.
 
     Only the adapter takes memory of its own. Collective.
@@ -96,7 +95,7 @@ def with_adapter(model: ParallelModel, config: ParallelConfig, folder: Path) -> 
     Raises:
         ValueError: as `lora.files.load_adapter`.
     """
-    found = sharing_weights(model, config)
+    found = sharing_weights(model)
     whole = DeepseekV4ForCausalLM(model.config, "meta")
     experts = experts_here(model.config.n_routed_experts, model.mesh)
     for stage in found.stages.values():

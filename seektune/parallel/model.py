@@ -14,6 +14,7 @@ from seektune.model.config import CSA
 from seektune.model.head import TokenScores
 from seektune.model.step_loss import StepLoss
 from seektune.model.transformer import TransformerPart
+from seektune.parallel.config import ParallelConfig
 from seektune.parallel.fsdp import prepare_unused_mtp, reshard
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.pipeline import Phase, Runner, SequentialRunner
@@ -50,9 +51,10 @@ class ParallelModel(ShardedModel):
         mesh: Mesh,
         prepare: Callable[[TransformerPart], None] = lambda part: None,
         trains_indexers_alone: bool = False,
+        layout: ParallelConfig | None = None,
     ):
         """As `ShardedModel`; `runner` runs the stages."""
-        super().__init__(stages, mesh, prepare, trains_indexers_alone)
+        super().__init__(stages, mesh, prepare, trains_indexers_alone, layout)
         self._runner = runner
         self._ran_without_mtp = False
 

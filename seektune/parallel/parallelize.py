@@ -51,23 +51,25 @@ def parallelize(
         recompute_blocks(stage, config.recompute, drops)
         apply_fsdp(stage, mesh, config)
         stage.to_empty(device=torch.device("cpu") if config.cpu_offload else mesh.device)
-    return ParallelModel(stages, _make_runner(stages, architecture, mesh, config), mesh, prepare, indexers_alone)
+    runner = _make_runner(stages, architecture, mesh, config)
+    return ParallelModel(stages, runner, mesh, prepare, indexers_alone, config)
 
 
-def sharing_weights(model: ParallelModel, config: ParallelConfig) -> ParallelModel:
+def sharing_weights(model: ParallelModel) -> ParallelModel:
     """Another model on the memory of a model's weights, adapters included, for passes without gradient. Collective.
 
     FSDP2 has no part in it: what it cuts is gathered into new memory.
     """
     first = next(iter(model.stages.values()))
-    stages = build_stages(model.config, model.mesh, config, first.dtype, first.numerics)
+    stages = build_stages(model.config, model.mesh, model.layout, first.dtype, first.numerics)
     for number, stage in stages.items():
         model.prepare(stage)
         apply_context_parallel(stage, model.mesh)
-        apply_expert_parallel(stage, model.mesh)
+        apply_expert_parallel(stage, model.mesh, model.layout)
         state = {name: gathered(x).detach() for name, x in model.stages[number].state_dict().items()}
         stage.load_state_dict(state, assign=True)
-    return ParallelModel(stages, _make_runner(stages, model.config, model.mesh, config), model.mesh, model.prepare)
+    runner = _make_runner(stages, model.config, model.mesh, model.layout)
+    return ParallelModel(stages, runner, model.mesh, model.prepare, layout=model.layout)
 
 
 def build_stages(

@@ -15,6 +15,7 @@ from seektune.model.dspark import DSparkStage
 from seektune.model.gate import Gate, check_tables
 from seektune.model.indexer import INDEXERS
 from seektune.model.transformer import TransformerPart
+from seektune.parallel.config import ParallelConfig
 from seektune.parallel.decode_stage import DecodeStage
 from seektune.parallel.expert import apply_expert_parallel
 from seektune.parallel.mesh import Mesh
@@ -31,11 +32,16 @@ class ShardedModel:
         mesh: Mesh,
         prepare: Callable[[TransformerPart], None],
         trains_indexers_alone: bool = False,
+        layout: ParallelConfig | None = None,
     ):
-        """`prepare` was applied to each stage; `full_model` applies it to the whole model on the meta device."""
+        """`prepare` was applied to each stage; `full_model` applies it to the whole model on the meta device.
+
+        `layout` is what the stages were made with; None for the defaults.
+        """
         self.stages = stages
         self.mesh = mesh
         self.prepare = prepare
+        self.layout = ParallelConfig() if layout is None else layout
         self.trains_indexers_alone = trains_indexers_alone
         """Whether indexers are the only part that is trained, by any process."""
         self.config: DeepseekV4Config = next(iter(stages.values())).config
@@ -116,6 +122,11 @@ class ShardedModel:
         trained = self.trained_shards()
         return {name: shard for name, shard in self.shards().items() if name not in trained}
 
+    @property
+    def decode_layout(self) -> ParallelConfig:
+        """As `layout`; tokens are sent to their experts in one part, as decode steps have few."""
+        return self.layout.model_copy(update={"ep_parts": 1})
+
     def full_model(self) -> TransformerPart:
         """The whole model, for its names and shapes; on meta if other processes hold parts of it."""
         if self.mesh.dims.world == 1:
@@ -139,7 +150,7 @@ class ShardedModel:
         else:
             model = DeepseekV4ForCausalLM(self.config, "meta", stage.dtype, stage.numerics, self.trains_drafter)
         self.prepare(model)
-        apply_expert_parallel(model, self.mesh)
+        apply_expert_parallel(model, self.mesh, self.decode_layout)
         model.load_state_dict({name: gathered(x).detach() for name, x in stage.state_dict().items()}, assign=True)
         return model
 

@@ -65,7 +65,7 @@ def run_decoding(
     axes = model.mesh.axes
     part = DeepseekV4ForCausalLM.of(model.whole) if axes is None else model.decodable()
     if drafts and model.carried is not None and not model.trains_drafter:
-        part.mtp = _carried_stages(model.carried, part, model.mesh)
+        part.mtp = _carried_stages(model.carried, part, model.mesh, model.decode_layout)
     if axes is None:
         assert isinstance(part, DeepseekV4ForCausalLM), "one process has the whole model"
         return body(part)
@@ -76,12 +76,14 @@ def run_decoding(
     return found
 
 
-def _carried_stages(folder: Path, model: DeepseekV4ForCausalLM | DecodeStage, mesh: Mesh) -> ModuleList:
+def _carried_stages(
+    folder: Path, model: DeepseekV4ForCausalLM | DecodeStage, mesh: Mesh, layout: ParallelConfig
+) -> ModuleList:
     """The DSpark stages of a checkpoint, with the experts of this process. Collective."""
     complete = DeepseekV4ForCausalLM(model.config, "meta", model.dtype, model.numerics, drafter=True)
     kind = FolderSource(folder).kind
     quantize_modules(complete.mtp, lambda name: kind(f"mtp.{name}"))
-    apply_expert_parallel(complete, mesh)
+    apply_expert_parallel(complete, mesh, layout)
     complete.mtp.to_empty(device=model.device)
     names = {f"mtp.{name}": tensor for name, tensor in complete.mtp.state_dict().items()}
     shards = {name: shard_of(name, tensor, mesh) for name, tensor in names.items()}

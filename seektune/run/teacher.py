@@ -43,7 +43,7 @@ def make_teachers(recipe: Recipe, section: OpdConfig, model: ParallelModel) -> T
         if f"{key}.checkpoint" in frozen:
             found.append(_checkpoint(recipe, frozen[f"{key}.checkpoint"], model))
         elif each.adapter is not None:
-            found.append(_adapter(recipe, f"{key}.adapter", Path(each.adapter), model))
+            found.append(_adapter(f"{key}.adapter", Path(each.adapter), model))
         else:
             found.append(_without_adapters(model))
     return Teachers(found)
@@ -54,9 +54,9 @@ def _checkpoint(recipe: Recipe, wanted: FrozenModel, model: ParallelModel) -> Te
     return Teacher(teacher, _head(teacher, locate(wanted.checkpoint)))
 
 
-def _adapter(recipe: Recipe, key: str, folder: Path, model: ParallelModel) -> Teacher:
+def _adapter(key: str, folder: Path, model: ParallelModel) -> Teacher:
     try:
-        teacher = with_adapter(model, recipe.parallel, folder)
+        teacher = with_adapter(model, folder)
     except ValueError as error:
         raise ValueError(f"{key}: {error}") from None
     last = next((stage for stage in teacher.stages.values() if stage.is_last), None)

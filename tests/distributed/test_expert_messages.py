@@ -10,12 +10,17 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seektune.kernels import fake_quantize_fp8
+from seektune.kernels import batch_invariant_kernels, fake_quantize_fp8
+from seektune.model.initialize import initialize
 from seektune.model.moe import MoE
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.deep_ep import DeepEpDispatch, check_deep_ep
+from seektune.parallel.dims import make_dims
 from seektune.parallel.expert_dispatch import ExpertDispatch
+from seektune.parallel.mesh import Mesh
 from seektune.parallel.messages import ENCODINGS, GROUP, functional
+from seektune.parallel.parallelize import parallelize, sharing_weights
+from seektune.sequence import Batch
 
 from ..conftest import randomize
 from . import fake_deep_ep
@@ -25,6 +30,7 @@ from .workers import run_workers
 LAYER = 2
 """With a gate that learns."""
 TOKENS = 14
+SPREAD: dict[str, Any] = {"ep_size": 2, "dp_replicate": 2, "dp_shard": 1}
 FORWARD = ["send tokens", "send weights", "shared", "wait", "wait", "experts", "send outputs", "wait"]
 BACKWARD = ["send", "wait", "experts", "send", "send", "shared", "wait", "wait"]
 """What was sent last in forward is sent first in backward."""
@@ -99,8 +105,30 @@ def run() -> dict[str, Any]:
     found["events"] = observed(spread_moe(moe, ExpertDispatch(group)), tokens)
     found["events of two parts"] = observed(spread_moe(moe, ExpertDispatch(group, parts=2)), tokens)
     found["fp8"] = rounded(moe, spread_moe(moe, ExpertDispatch(group, ENCODINGS["fp8"])), tokens)
+    for kind in ENCODINGS:
+        found[f"passes with {kind}"] = passes(ParallelConfig(ep_message_dtype=kind, **SPREAD))  # type: ignore[arg-type]
     found["deep_ep"] = through_deep_ep(moe, tokens)
     return found
+
+
+def passes(layout: ParallelConfig) -> dict[str, Tensor]:
+    """Log-probabilities by the training forward, by the model that decodes, and by one on the same weights."""
+    mesh = Mesh.of(make_dims(layout, dist.get_world_size()), torch.device("cpu"))
+    model = parallelize(SHALLOW, mesh, layout, torch.float32)
+    initialize(model.shards(), SHALLOW)
+    torch.manual_seed(0)
+    for name, shard in model.shards().items():
+        if "experts.w" in name or name == "head.weight":
+            shard.tensor.normal_(std=0.3)
+    tokens = torch.randint(SHALLOW.vocab_size, (2, TOKENS), generator=torch.Generator().manual_seed(mesh.rank))
+    batch = Batch(tokens, tokens, torch.ones_like(tokens))
+    with torch.no_grad(), batch_invariant_kernels():
+        logits = model.decodable()(tokens).logits
+        return {
+            "training": model.own_logprobs(batch)[:, :-1],
+            "decoding": logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0],
+            "another adapter": sharing_weights(model).own_logprobs(batch)[:, :-1],
+        }
 
 
 def through_deep_ep(moe: MoE, tokens: Tensor) -> float:
@@ -173,6 +201,15 @@ def test_fp8_messages_are_rounded_tokens(processes: list[dict[str, Any]]):
         assert found["fp8"]["twin"] < 1e-5
         # E4M3 has three bits behind the point: each value is off by up to 6 %, by 2.6 % on average
         assert 0.01 < found["fp8"]["lost"] < 0.05
+
+
+def test_decoding_and_teachers_send_the_messages_of_training(processes: list[dict[str, Any]]):
+    for found in processes:
+        exact = found["passes with model"]["training"]
+        for each in (found["passes with model"], found["passes with fp8"]):
+            torch.testing.assert_close(each["decoding"], each["training"], rtol=0, atol=1e-5)
+            torch.testing.assert_close(each["another adapter"], each["training"], rtol=0, atol=0)
+        assert (found["passes with fp8"]["training"] - exact).abs().max() > 1e-3
 
 
 def test_deep_ep_computes_what_one_device_does(processes: list[dict[str, Any]]):

@@ -183,7 +183,7 @@ def test_a_teacher_by_adapter_is_the_base_with_that_adapter_on_the_same_memory(
     initialize(student.base_shards(), config)
     init_adapters(student, seed=7)
     spoil(student.whole)
-    teacher = with_adapter(student, layout, taught / "adapter")
+    teacher = with_adapter(student, taught / "adapter")
     again = DeepseekV4ForCausalLM(config)
     again.load_state_dict({name: x.tensor for name, x in student.base_shards().items()}, strict=False)
     load_adapter(again, taught / "adapter")
