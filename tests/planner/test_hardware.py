@@ -7,6 +7,7 @@ import pytest
 
 from seektune.planner.hardware import hardware_data, known_gpu, read_cluster
 from seektune.planner.memory import first_ranks
+from seektune.planner.report import make_report
 from seektune.planner.time import step_time
 from tests.places import FLASH
 
@@ -54,6 +55,27 @@ def test_ends_of_each_range_plan_a_step() -> None:
         for bound in ("least", "most"):
             cluster = replace(known_gpu("h100-80gb", 128), assumed=((name, each[bound]),))
             assert 0 < step_time(planned, cluster, ranks).mfu(cluster) < 1, (name, bound)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allocator", 0.5),
+        ("context_gb", 9),
+        ("context_gb", 0.1),
+        ("context_least_gb", 0.1),
+        ("nccl_mb", 900),
+        ("nccl_least_mb", 1),
+        ("skew", 4),
+    ],
+)
+def test_assumptions_of_memory_change_the_plan(name: str, value: float) -> None:
+    planned = layout(FLASH, 128)
+    usual = make_report(planned, known_gpu("h100-80gb", 128)).firsts[0]
+    found = make_report(planned, replace(known_gpu("h100-80gb", 128), assumed=((name, value),))).firsts[0]
+    assert (usual.lower["total"], usual.upper["total"]) != (found.lower["total"], found.upper["total"])
+    assert found.lower["total"] <= found.upper["total"]
 
 
 def test_cluster_file_overrides_the_usual_node(tmp_path: Path) -> None:
