@@ -1,6 +1,7 @@
 """GPUs, links and clusters: rates and sizes for plans, with their sources in hardware.json."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -78,7 +79,7 @@ class ClusterFile(Section):
     """Within a node: a known link, such as nvlink4, or GB/s per GPU and direction."""
     network: str | Rate | None = None
     """Between nodes: a known link, such as ndr400, hdr200 or ethernet100, or GB/s per GPU and direction."""
-    assumed: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(default_factory=dict)
+    assumed: dict[str, float] = Field(default_factory=dict)
     """Values in place of assumed ones, such as `matmul: 0.5` or `ep_overlap: 0.8`; every plan lists them."""
 
 
@@ -163,8 +164,7 @@ def _cluster(file: ClusterFile, origin: str) -> Cluster:
             f"{origin}: {file.gpu} is not a known GPU; {hint} are {', '.join(hardware_data()['gpus'])}; another needs "
             f"{', '.join(missing)} in a cluster file"
         )
-    if unknown := file.assumed.keys() - assumed().keys():
-        raise ValueError(f"{origin}: assumed: {min(unknown)} is not one of {', '.join(assumed())}")
+    _check_assumed(file.assumed, origin)
     return Cluster(
         gpu=file.gpu,
         gpus=file.gpus,
@@ -176,6 +176,18 @@ def _cluster(file: ClusterFile, origin: str) -> Cluster:
         network=_rate(whole["network"], origin),
         assumed=tuple(file.assumed.items()),
     )
+
+
+def _check_assumed(values: Mapping[str, float], origin: str) -> None:
+    known = hardware_data()["assumed"]
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{origin}: assumed: {name} is not one of {', '.join(known)}")
+        least = known[name]["least"]
+        most = known[name]["most"]
+        # also false for NaN
+        if not least <= value <= most:
+            raise ValueError(f"{origin}: assumed: {name} must be from {least:g} to {most:g}, not {value:g}")
 
 
 def _rate(link: str | float, origin: str) -> float:

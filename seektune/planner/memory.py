@@ -1,7 +1,7 @@
 """Memory of each process: the tables and numbers that the formulas need, and their results."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,16 +26,18 @@ class RankMemory:
     given: Numbers
     """What the formulas of `MADE` read besides the assumptions of a bound."""
     rows: Tables
+    factors: Mapping[str, float]
+    """Assumed values, by name."""
 
     @cached_property
     def lower(self) -> Numbers:
         """With even routing and the smallest overheads."""
-        return evaluate(MADE, {**self.given, **bounds(LOWER)}, self.rows)
+        return evaluate(MADE, {**self.given, **bounds(LOWER, self.factors)}, self.rows)
 
     @cached_property
     def upper(self) -> Numbers:
-        """With skewed routing and the overheads of hardware.json."""
-        return evaluate(MADE, {**self.given, **bounds(UPPER)}, self.rows)
+        """With skewed routing and the largest overheads."""
+        return evaluate(MADE, {**self.given, **bounds(UPPER, self.factors)}, self.rows)
 
     def spare(self, memory: int) -> int:
         """Bytes of a GPU that the upper bound leaves; negative where it does not fit."""
@@ -50,16 +52,17 @@ class ProcessTables:
     numbers: Numbers
 
 
-def rank_memory(layout: Layout, rank: int) -> RankMemory:
-    """Lower and upper bound of one process's memory."""
+def rank_memory(layout: Layout, rank: int, factors: Mapping[str, float] | None = None) -> RankMemory:
+    """Lower and upper bound of one process's memory, with these assumed values, or those of hardware.json."""
     tables = process_tables(layout, layout.dims.coords(rank).pp)
     held = _held(layout, rank, tables)
-    return RankMemory(rank, {**held, **tables.numbers}, tables.rows)
+    known = assumed() if factors is None else factors
+    return RankMemory(rank, {**held, **tables.numbers}, tables.rows, known)
 
 
-def first_ranks(layout: Layout) -> list[RankMemory]:
+def first_ranks(layout: Layout, factors: Mapping[str, float] | None = None) -> list[RankMemory]:
     """Memory of the first process of each pipeline rank, which holds the most: its shards are the longest."""
-    return [rank_memory(layout, process * layout.dims.stage_size) for process in range(layout.pp)]
+    return [rank_memory(layout, process * layout.dims.stage_size, factors) for process in range(layout.pp)]
 
 
 def peak_rank(ranks: Sequence[RankMemory]) -> RankMemory:
@@ -77,15 +80,16 @@ def _held(layout: Layout, rank: int, tables: ProcessTables) -> Numbers:
     return {**known[key], **given}
 
 
-def bounds(which: str) -> Numbers:
+def bounds(which: str, factors: Mapping[str, float]) -> Numbers:
     """Assumed routing and overheads of the lower or upper bound."""
-    known = assumed()
     if which == UPPER:
         names = {"skew": "skew", "nccl_bytes": "nccl_mb", "allocator_share": "allocator", "context": "context_gb"}
-        numbers = {name: known[key] for name, key in names.items()} | {"twice": 1.0}
+        numbers = {name: factors[key] for name, key in names.items()} | {"twice": 1.0}
     else:
         numbers = {"skew": 1.0, "allocator_share": 0.0, "twice": 0.0}
-        numbers |= {"nccl_bytes": known["nccl_least_mb"], "context": known["context_least_gb"]}
+        # a cluster file may set the upper bound alone
+        numbers |= {"nccl_bytes": min(factors["nccl_least_mb"], factors["nccl_mb"])}
+        numbers |= {"context": min(factors["context_least_gb"], factors["context_gb"])}
     return numbers | {"nccl_bytes": numbers["nccl_bytes"] * 1e6, "context": numbers["context"] * GIGA}
 
 

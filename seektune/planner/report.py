@@ -188,8 +188,8 @@ def make_report(
         if world <= MAX_LISTED_RANKS
         else sorted({r for b in range(0, world, size) for r in (b, b + size - 1)})
     )
-    firsts = first_ranks(layout)
-    ranks = tuple(rank_memory(layout, rank) for rank in listed)
+    firsts = first_ranks(layout, cluster.factors)
+    ranks = tuple(rank_memory(layout, rank, cluster.factors) for rank in listed)
     return PlanReport(layout, cluster, ranks, tuple(firsts), step_time(layout, cluster, firsts), budget, tuple(others))
 
 

@@ -62,7 +62,7 @@ def data(report: PlanReport) -> dict[str, Any]:
         "exact": list(EXACT),
         "recompute": RECOMPUTE,
         "memory": report.cluster.memory,
-        "bounds": {which: bounds(which) for which in (LOWER, UPPER)},
+        "bounds": {which: bounds(which, report.cluster.factors) for which in (LOWER, UPPER)},
         "model": model_numbers(layout.job),
         "lora_rank": layout.job.lora_rank,
         "shown": MAX_BARS,

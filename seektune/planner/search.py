@@ -54,7 +54,7 @@ def search(job: TrainingJob, cluster: Cluster, order_of: OrderOf) -> list[Candid
     """
     candidates = []
     for layout in layouts(job, cluster, order_of):
-        ranks = first_ranks(layout)
+        ranks = first_ranks(layout, cluster.factors)
         if all(rank.spare(cluster.memory) >= 0 for rank in ranks):
             candidates.append(Candidate(layout, peak_rank(ranks), step_time(layout, cluster, ranks)))
     return sorted(candidates, key=lambda each: each.time.seconds)
@@ -112,7 +112,7 @@ def _changed(job: TrainingJob, sizes: Mapping[str, int], schedule: str, rows: in
 
 
 def _fits(layout: Layout, cluster: Cluster) -> bool:
-    return all(rank.spare(cluster.memory) >= 0 for rank in first_ranks(layout))
+    return all(rank.spare(cluster.memory) >= 0 for rank in first_ranks(layout, cluster.factors))
 
 
 def _sizes(job: TrainingJob, cluster: Cluster) -> Iterator[dict[str, int]]:

@@ -50,7 +50,7 @@ class ServingStage:
         """What a forward pass of a chunk of prompts allocates, estimated: activations and dequantized weights."""
         config = self.model.config
         w = self.model.itemsize
-        skew = bounds(UPPER)["skew"] if self._ep_size > 1 else 1
+        skew = bounds(UPPER, self.cluster.factors)["skew"] if self._ep_size > 1 else 1
         heads = config.num_attention_heads * config.head_dim
         pair = 2 * config.hidden_size * w + 3 * config.moe_intermediate_size * w + 4 * config.hidden_size
         token = (3 * config.hc_mult * config.hidden_size + 3 * heads) * w + skew * config.num_experts_per_tok * pair
@@ -59,7 +59,7 @@ class ServingStage:
 
     def overhead(self, which: str) -> float:
         """Of a process: CUDA's context, buffers of NCCL, fragmentation."""
-        share = bounds(which)
+        share = bounds(which, self.cluster.factors)
         groups = (2 if self.dims.stage_size > 1 else 0) + int(self.dims.pp_size > 1)
         return share["context"] + groups * share["nccl_bytes"] + share["allocator_share"] * self.work_bytes
 
@@ -94,7 +94,7 @@ class ServingStage:
         if running == 0:
             return 0.0
         ep = self._ep_size
-        read = self._read(running, bounds(LOWER)["skew"])
+        read = self._read(running, bounds(LOWER, self.cluster.factors)["skew"])
         moved = sum(self._here(weight) * share for weight, share in read) + running * self._cache_read(length)
         sent = sum(self._sent(running)) * (ep - 1) / ep
         streams = self._streams(running) / self._between_stages
@@ -105,7 +105,7 @@ class ServingStage:
         if running == 0:
             return 0.0
         factors = self.cluster.factors
-        skew = bounds(UPPER)["skew"] if self._ep_size > 1 else 1
+        skew = bounds(UPPER, self.cluster.factors)["skew"] if self._ep_size > 1 else 1
         read = list(self._read(running, skew))
         moved = sum(self._here(weight) * share for weight, share in read) + running * self._cache_read(length)
         moved += sum(2 * self.model.itemsize * self._values(weight) * share for weight, share in read if weight.values)

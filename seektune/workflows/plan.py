@@ -126,7 +126,7 @@ def refuse_misfit(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster) ->
     """
     job = job_of(recipe, config)
     layout = layout_of(job, cluster.gpus)
-    if peak_rank(first_ranks(layout)).lower["total"] <= cluster.memory:
+    if peak_rank(first_ranks(layout, cluster.factors)).lower["total"] <= cluster.memory:
         return
     other = nearest(job, cluster, ordered)
     hint = "no other layout does either; more processes, a smaller batch.length or --model.preset=tiny may"

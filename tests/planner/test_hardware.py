@@ -1,10 +1,17 @@
 """Known GPUs and cluster files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from seektune.planner.hardware import hardware_data, known_gpu, read_cluster
+from seektune.planner.memory import first_ranks
+from seektune.planner.report import make_report
+from seektune.planner.time import step_time
+from tests.places import FLASH
+
+from .jobs import layout
 
 GPU_TYPES = ("h100", "h200", "b200", "gb200", "a100", "mi300x", "mi355x", "rtx-pro-6000")
 
@@ -23,6 +30,52 @@ def test_gpu_type_is_known_with_its_sources(kind: str) -> None:
 
 def test_assumptions_have_reasons() -> None:
     assert all(len(each["why"]) > 10 for each in hardware_data()["assumed"].values())
+
+
+@pytest.mark.parametrize("name", hardware_data()["assumed"])
+def test_assumed_value_outside_its_range_is_refused(tmp_path: Path, name: str) -> None:
+    each = hardware_data()["assumed"][name]
+    file = tmp_path / "cluster.yaml"
+    text = "gpu: h100-80gb\ngpus: 8\nassumed: {%s: %s}\n"
+    for value in (each["least"], each["value"], each["most"]):
+        file.write_text(text % (name, value))
+        assert read_cluster(file).factors[name] == value
+    for value in (each["least"] - 1e-6, each["most"] * 1.001, ".nan", ".inf"):
+        file.write_text(text % (name, value))
+        with pytest.raises(ValueError, match=f"assumed: {name} must be from"):
+            read_cluster(file)
+
+
+@pytest.mark.slow
+def test_ends_of_each_range_plan_a_step() -> None:
+    """Each alone: no divisor is 0, and no share leaves negative seconds."""
+    planned = layout(FLASH, 128)
+    ranks = first_ranks(planned)
+    for name, each in hardware_data()["assumed"].items():
+        for bound in ("least", "most"):
+            cluster = replace(known_gpu("h100-80gb", 128), assumed=((name, each[bound]),))
+            assert 0 < step_time(planned, cluster, ranks).mfu(cluster) < 1, (name, bound)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("allocator", 0.5),
+        ("context_gb", 9),
+        ("context_gb", 0.1),
+        ("context_least_gb", 0.1),
+        ("nccl_mb", 900),
+        ("nccl_least_mb", 1),
+        ("skew", 4),
+    ],
+)
+def test_assumptions_of_memory_change_the_plan(name: str, value: float) -> None:
+    planned = layout(FLASH, 128)
+    usual = make_report(planned, known_gpu("h100-80gb", 128)).firsts[0]
+    found = make_report(planned, replace(known_gpu("h100-80gb", 128), assumed=((name, value),))).firsts[0]
+    assert (usual.lower["total"], usual.upper["total"]) != (found.lower["total"], found.upper["total"])
+    assert found.lower["total"] <= found.upper["total"]
 
 
 def test_cluster_file_overrides_the_usual_node(tmp_path: Path) -> None:
