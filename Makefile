@@ -43,7 +43,7 @@ demo-chat: $(STAMP)  ## teach a tiny DeepSeek-V4 example conversations on the CP
 	test -d conversations || $(BIN)/seektune data example conversations
 	OMP_NUM_THREADS=1 $(BIN)/seektune train $(CHAT_RECIPE)
 
-demo-pretrain: $(STAMP)  ## pretrain a tiny DeepSeek-V4 on TinyShakespeare on two cores, about five minutes; the report has what it writes
+demo-pretrain: $(STAMP)  ## pretrain a tiny DeepSeek-V4 on TinyShakespeare on two cores, about four minutes; the report has what it writes
 	test -d shakespeare || $(BIN)/seektune data example shakespeare --kind text
 	OMP_NUM_THREADS=1 $(BIN)/seektune train --nproc-per-node=2 $(PRETRAIN_RECIPE) --parallel.dp_replicate=2 --parallel.dp_shard=1
 
