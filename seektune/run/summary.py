@@ -23,7 +23,7 @@ from seektune.train.report_text import EvalText, ReportText
 from seektune.train.score_plot import BeforeAfter, Reference, Score
 
 
-def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tuple[str, str]]:
+def describe(recipe: Recipe, model: ParallelModel, data: TrainData) -> list[tuple[str, str]]:
     """Print and return model, data and settings of the run, as name and value."""
     optimizer = recipe.optimizer
     count = count_parameters(model.config)
@@ -40,7 +40,7 @@ def describe(recipe: Recipe, model: ParallelModel, lesson: TrainData) -> list[tu
         *([] if recipe.train.qat == "none" else [("trained for", f"weights in the format {recipe.train.qat}")]),
         *_indexers(recipe),
         ("processes", f"{model.mesh.dims.world}: {model.mesh.dims}"),
-        ("data", f"{recipe.datasets[0].kind}, {_rows(lesson)} from {lesson.source}"),
+        ("data", f"{recipe.datasets[0].kind}, {_rows(data)} from {data.source}"),
         *_objective(recipe),
         ("batch", "; ".join(_batches(recipe.batch))),
         ("optimizer", f"{optimizer.name}, lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g}"),
@@ -103,8 +103,8 @@ def _objective(recipe: Recipe) -> list[tuple[str, str]]:
     return [("objective", ", ".join(parts))]
 
 
-def _rows(lesson: TrainData) -> str:
-    return "rows that are streamed" if lesson.rows is None else f"{lesson.rows:,} training rows"
+def _rows(data: TrainData) -> str:
+    return "rows that are streamed" if data.rows is None else f"{data.rows:,} training rows"
 
 
 def _pipeline(recipe: Recipe, model: ParallelModel) -> str:
