@@ -41,7 +41,10 @@ class AnswerMetric:
 def _text(value: Any) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise ValueError(f"answer must be a text or a number, not {json.dumps(value)[:40]}")
-    return str(value).strip()
+    text = str(value).strip()
+    if not text:
+        raise ValueError("answer is empty: nothing to compare with")
+    return text
 
 
 def _pattern(value: Any) -> str:

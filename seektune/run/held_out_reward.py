@@ -13,8 +13,9 @@ from seektune.generate.engine import Decodes
 from seektune.parallel.model import ParallelModel
 from seektune.run.context import RunContext
 from seektune.run.data import TrainData
+from seektune.run.rewarded_prompt import RewardedPrompt
 from seektune.run.rollouts import decode_rewarded
-from seektune.run.sampled_groups import GroupSampler, RewardedPrompt
+from seektune.run.sampled_groups import GroupSampler
 from seektune.train.held_out import REWARD
 
 

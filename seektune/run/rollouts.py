@@ -27,8 +27,9 @@ from seektune.run.context import RunContext
 from seektune.run.data import TrainData
 from seektune.run.decoding import decoding_obstacle, run_decoding
 from seektune.run.logprob_mismatch import mismatch
+from seektune.run.rewarded_prompt import RewardedPrompt
 from seektune.run.rollout_batches import columns_of, facts, micro_batches
-from seektune.run.sampled_groups import GroupSampler, RewardedPrompt, SampledGroups
+from seektune.run.sampled_groups import GroupSampler, SampledGroups
 from seektune.run.tool_turns import ToolTurns
 from seektune.sequence import Batch
 from seektune.train.rollout_objectives import RolloutConfig

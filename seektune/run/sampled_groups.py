@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from seektune.data.chat_format.choices import EncodingName
 from seektune.data.example import Example
 from seektune.data.rollouts import Rollout, RolloutError, advantages, all_equal
@@ -18,35 +16,10 @@ from seektune.rewards.reward import Reward, check_reference
 from seektune.rewards.sample import RewardSample
 from seektune.run.objective import resampling_rounds, scales_rewards
 from seektune.run.responses import answer_of, mode_of
+from seektune.run.rewarded_prompt import RewardedPrompt
 from seektune.run.sampled_answers import Progress, SampledAnswer
 from seektune.run.tool_turns import ToolTurns, sample_answers
 from seektune.train.rollout_objectives import GrpoConfig, RolloutConfig
-
-
-@dataclass(frozen=True)
-class RewardedPrompt:
-    """A prompt, and the answer of its row."""
-
-    prompt: tuple[int, ...]
-    reference: tuple[int, ...]
-    dataset: int = 0
-    """The place of its dataset among all."""
-
-    @classmethod
-    def of(cls, example: Example, dataset: int = 0) -> "RewardedPrompt":
-        """The first response of a training row, and what is before it.
-
-        Raises:
-            ValueError: the row has no prompt.
-        """
-        taught = np.asarray(example.taught)
-        start = int(taught.argmax())
-        if not start:
-            raise ValueError(f"{example.name}: objective.name grpo and opd need rows with a prompt before the response")
-        rest = taught[start:]
-        stop = start + (len(rest) if rest.all() else int(rest.argmin()))
-        tokens = [int(token) for token in example.tokens[:stop]]
-        return cls(tuple(tokens[:start]), tuple(tokens[start:]), dataset)
 
 
 @dataclass(frozen=True)
@@ -129,7 +102,7 @@ class GroupSampler:
             ValueError: the row has no prompt, or a verifier cannot compare with its response; the message names it.
         """
         task = RewardedPrompt.of(example)
-        reference = self._answer(mode_of(self.tokenizer.decode(task.prompt)), task.reference)
+        reference = self._reference(task, mode_of(self.tokenizer.decode(task.prompt)))
         try:
             check_reference(self.section.rewards, reference)
         except ValueError as error:
@@ -160,10 +133,17 @@ class GroupSampler:
         return RewardSample(
             prompt,
             self._answer(None if answer.truncated else mode, answer.ids[answer.response :]),
-            self._answer(mode, task.reference),
+            self._reference(task, mode),
             answer.truncated,
             self.tokenizer.decode(answer.ids),
         )
+
+    def _reference(self, task: RewardedPrompt, mode: str | None) -> Answer:
+        """The row's first response; with tools the first that calls none, or its last."""
+        responses = [self._answer(mode, ids) for ids in task.responses]
+        if self.tools is None:
+            return responses[0]
+        return next((each for each in responses if not each.calls), responses[-1])
 
     def _answer(self, mode: str | None, ids: Sequence[int]) -> Answer:
         text = self.tokenizer.decode([token for token in ids if token != self.tokenizer.eos_id])

@@ -9,7 +9,7 @@ import pytest
 from seektune.data.example import continuation
 from seektune.data.rollouts import Rollout
 from seektune.run import held_out_reward as module
-from seektune.run.sampled_groups import RewardedPrompt
+from seektune.run.rewarded_prompt import RewardedPrompt
 
 
 class Rows:

@@ -6,13 +6,17 @@ from typing import Any
 
 import pytest
 
+from seektune.data.chat_format.encode import render_training_texts
+from seektune.data.chat_format.pieces import encode_texts
 from seektune.data.example import Example, continuation
 from seektune.data.rollouts import Rollout, RolloutError
 from seektune.data.tokenizer import load_tokenizer
 from seektune.rewards.answer_metrics import Answer
 from seektune.rewards.sample import RewardSample
 from seektune.run.objective import VARIANTS, VariantDefaults
-from seektune.run.sampled_groups import GroupSampler, RewardedPrompt
+from seektune.run.rewarded_prompt import RewardedPrompt
+from seektune.run.sampled_answers import SampledAnswer
+from seektune.run.sampled_groups import GroupSampler
 from seektune.signals import Interrupted
 from seektune.train.rollout_objectives import GrpoConfig
 
@@ -26,7 +30,7 @@ def sampler() -> GroupSampler:
 
 
 def task(position: int) -> RewardedPrompt:
-    return RewardedPrompt((position,), (position,))
+    return RewardedPrompt((position,), ((position,),))
 
 
 def sampled(
@@ -106,6 +110,53 @@ def test_rows_that_a_verifier_cannot_compare_with_are_named(sampler: GroupSample
         sampler.check(row(" two"))
     with pytest.raises(ValueError, match=r"sums\.jsonl:7: objective\.name grpo and opd need rows with a prompt"):
         sampler.check(Example([5], [True], "sums.jsonl:7"))
+
+
+def conversation(sampler: GroupSampler, *responses: dict[str, Any]) -> Example:
+    """A row in which results follow the responses that call tools, and another question the others."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "2 + 2?"}]
+    for response in responses:
+        messages += [{"role": "assistant", **response}]
+        messages += [{"role": "tool", "content": "4"} if "tool_calls" in response else {"role": "user", "content": "?"}]
+    (pieces,) = encode_texts(render_training_texts(messages[:-1], TOOLS, encoding="0731"), sampler.tokenizer)
+    return Example(*pieces, "chat.jsonl:1")
+
+
+CALL = {"content": "", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": '{"xs": [2]}'}}]}
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+SAID = {"content": "It is 4"}
+
+
+@pytest.mark.parametrize(
+    ("responses", "reference"),
+    [
+        ([SAID], "It is 4"),
+        ([CALL, SAID], "It is 4"),
+        ([CALL, CALL, SAID, {"content": "to another question"}], "It is 4"),
+        ([CALL], ""),
+    ],
+)
+def test_with_tools_answers_are_compared_with_the_response_that_ends_the_row_s_calls(
+    sampler: GroupSampler, responses: list[dict[str, Any]], reference: str
+) -> None:
+    task = RewardedPrompt.of(conversation(sampler, *responses))
+    tools: Any = "those of a server"
+    answer = SampledAnswer(list(task.responses[0]), [])
+    sample = replace(sampler, tools=tools)._sample(task, answer)
+    assert sample.reference.text == reference
+    assert sampler._sample(task, answer).reference == sampler._sample(task, answer).answer
+
+
+@pytest.mark.parametrize("metric", ["contains", "exact_match", "regex", "last_number"])
+def test_a_row_without_text_to_compare_with_is_refused(sampler: GroupSampler, metric: str) -> None:
+    section = GrpoConfig.model_validate({"name": "grpo", "reward": {"metric": metric}})
+    strict = replace(sampler, section=section)
+    with pytest.raises(
+        ValueError, match=r"^chat\.jsonl:1: objective\.reward: answer is empty: nothing to compare with"
+    ):
+        strict.check(conversation(sampler, CALL, SAID))
+    tools: Any = "those of a server"
+    replace(strict, tools=tools).check(conversation(sampler, CALL, SAID))
 
 
 # epsilon, epsilon_high, aggregation, scale_rewards, resample, sequence_ratio, clips_weight

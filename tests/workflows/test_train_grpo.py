@@ -25,7 +25,8 @@ from seektune.recipe.recipe import Recipe
 from seektune.rewards.sample import RewardSample
 from seektune.run import rollouts, tool_turns
 from seektune.run.objective_data import check_objective_data
-from seektune.run.sampled_groups import RewardedPrompt, overlong_penalty
+from seektune.run.rewarded_prompt import RewardedPrompt
+from seektune.run.sampled_groups import overlong_penalty
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.train.checkpoints import complete_checkpoints
@@ -305,9 +306,9 @@ def test_a_run_with_tools_resumes_exactly_and_a_failing_tool_server_saves(
     assert (parts / product).read_bytes() == (whole / product).read_bytes()
 
 
-def test_the_task_of_a_row_is_its_first_response() -> None:
+def test_the_task_of_a_row_is_what_is_before_its_first_response() -> None:
     example = Example([5, 6, 7, 8, 9, 10], [False, False, True, True, False, True], "row 3")
-    assert RewardedPrompt.of(example) == RewardedPrompt((5, 6), (7, 8))
+    assert RewardedPrompt.of(example) == RewardedPrompt((5, 6), ((7, 8), (10,)))
     with pytest.raises(ValueError, match=r"row 3: objective\.name grpo and opd need rows with a prompt"):
         RewardedPrompt.of(Example([5, 6], [True, True], "row 3"))
 
