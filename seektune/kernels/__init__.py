@@ -6,7 +6,14 @@ This is the only place that lists the implementations; `Kernel` picks one. Opera
 from seektune.kernels import cpu, eager, invariant
 from seektune.kernels import reference as plain
 from seektune.kernels.dequantize import dequantize
-from seektune.kernels.dispatch import Kernel, batch_invariant_kernels, cpu_decode_kernels, is_static, static_kernels
+from seektune.kernels.dispatch import (
+    Kernel,
+    batch_invariant_kernels,
+    cpu_decode_kernels,
+    is_static,
+    static_kernels,
+    training_kernels,
+)
 from seektune.kernels.invariant import in_double
 from seektune.kernels.reference.dequantize import (
     FP4_GROUP,
@@ -165,6 +172,7 @@ __all__ = [
     "sparse_attention",
     "static_kernels",
     "token_logprobs",
+    "training_kernels",
     "upcast",
     "values_per_element",
     "window_logsumexp",

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 CAPABILITY = (8, 0)
 """Least GPU generation for Triton kernels (bf16 products)."""
 
-Mode: TypeAlias = Literal["usual", "cpu_decode", "batch_invariant", "static"]
+Mode: TypeAlias = Literal["usual", "training", "cpu_decode", "batch_invariant", "static"]
 _mode: ContextVar[Mode] = ContextVar("mode", default="usual")
 
 
@@ -38,6 +38,14 @@ def cpu_decode_kernels() -> Iterator[None]:
     unchanged = library() is None or _mode.get() == "batch_invariant"
     with torch.inference_mode(), _within(_mode.get() if unchanged else "cpu_decode"):
         yield
+
+
+def training_kernels() -> AbstractContextManager[None]:
+    """Within it, kernels are the same with and without gradients: a training run compares probabilities of the two.
+
+    It holds for this thread (and task) only. Of DeepSeek's kernels those run that have all gradients that are needed.
+    """
+    return _within("training")
 
 
 def batch_invariant_kernels(wanted: bool = True) -> AbstractContextManager[None]:
@@ -112,7 +120,7 @@ class Kernel(Generic[*Rest, Result]):
             return self.eager(first, *rest)
         if self.deepseek is None or mode == "static":
             return self.on_gpu(first, *rest)
-        run = implementation(self.reference.__name__, self.deepseek, self.on_gpu, (first, *rest))
+        run = implementation(self.reference.__name__, self.deepseek, self.on_gpu, (first, *rest), mode == "training")
         result: Result = run(first, *rest)
         return result
 

@@ -16,7 +16,7 @@ from seektune.evaluate.objective_loss import held_out_objective
 from seektune.io.atomic import write_atomically
 from seektune.io.console import say, speaking
 from seektune.io.run_files import CHECKPOINTS, RECIPE, REPORT
-from seektune.kernels import batch_invariant_kernels
+from seektune.kernels import batch_invariant_kernels, training_kernels
 from seektune.model.distillation import OnPolicyDistillation
 from seektune.model.objective import LogprobObjective, Objective
 from seektune.model.variants import encoding_of
@@ -81,6 +81,7 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, slot
             config = read_config(recipe.model)
             mesh = build_mesh(recipe, config, slot)
             stack.enter_context(speaking(mesh.is_main))
+            stack.enter_context(training_kernels())
             stack.enter_context(batch_invariant_kernels(recipe.model.batch_invariant))
             for note in notes:
                 say(note)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from seektune.kernels import batch_invariant_kernels, dispatch, training_kernels
 from seektune.kernels.deepseek import choice, deep_gemm, flash_mla, tile_kernels
 from seektune.kernels.dispatch import Kernel
 from seektune.sequence import SequenceLayout
@@ -82,6 +83,7 @@ def test_every_row_of_the_dispatch_table_has_its_function():
         module = vars(choice)["import_module"](f"seektune.kernels.deepseek.{each.deepseek}")
         assert callable(vars(module)[name])
         assert callable(module.supports)
+        assert callable(module.trains)
     assert set(rows) <= {*CASES, "expert_linear"}
 
 
@@ -106,7 +108,7 @@ class Clock:
 def pick(clock: Clock, file: Path, rows: int) -> str:
     theirs = made_up(double=lambda x: "theirs")
     arguments = (torch.zeros(rows, 8),)
-    found = choice.choose("double", theirs, lambda x: "ours", arguments, choice.Choices(file), clock)
+    found = choice.choose("double", theirs, lambda x: "ours", arguments, False, choice.Choices(file), clock)
     return str(found(*arguments))
 
 
@@ -135,13 +137,102 @@ def test_they_are_off_unless_switched_on(monkeypatch: pytest.MonkeyPatch):
     arguments = torch.zeros(3, 4, 4), 20, 1e-6
     ours = partial(max)
     monkeypatch.delenv(choice.SWITCH, raising=False)
-    assert choice.implementation("sinkhorn", "tile_kernels", ours, arguments) is ours
+    assert choice.implementation("sinkhorn", "tile_kernels", ours, arguments, False) is ours
     monkeypatch.setenv(choice.SWITCH, "1")
     # arguments that the kernel does not take
-    assert choice.implementation("sinkhorn", "tile_kernels", ours, (torch.zeros(3, 3, 3), 20, 1e-6)) is ours
+    assert choice.implementation("sinkhorn", "tile_kernels", ours, (torch.zeros(3, 3, 3), 20, 1e-6), False) is ours
     # a package that is not installed
     monkeypatch.setattr(tile_kernels, "PACKAGE", "no_such_package")
-    assert choice.implementation("sinkhorn", "tile_kernels", ours, arguments) is ours
+    assert choice.implementation("sinkhorn", "tile_kernels", ours, arguments, False) is ours
+
+
+def failing(x: Tensor) -> Tensor:
+    raise RuntimeError("no kernel image")
+
+
+def test_one_that_raises_loses_and_a_lack_of_memory_ends_the_run(tmp_path: Path):
+    arguments = (torch.zeros(4, 8),)
+    rest = arguments, False, choice.Choices(tmp_path / "gpu.json"), lambda work: float(work() is not None)
+    with pytest.warns(UserWarning, match="made_up cannot run double here, so our kernel runs: no kernel image"):
+        assert choice.choose("double", made_up(double=failing), torch.neg, *rest) is torch.neg
+
+    def full(x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        choice.choose("triple", made_up(triple=full), torch.neg, *rest)
+    assert list(json.loads((tmp_path / "gpu.json").read_text())) == ["double made_up unknown inference float32:4x8"]
+
+
+class Product(torch.autograd.Function):
+    """x * x, with a list of what ran."""
+
+    @staticmethod
+    def forward(ctx, x, ran):  # type: ignore[no-untyped-def]
+        ctx.ran = ran
+        ran.append("forward")
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        ctx.ran.append("backward")
+        return grad, None
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_training_times_the_backward_pass_also_where_gradients_are_off(training: bool, tmp_path: Path):
+    ran: list[str] = []
+
+    def square(x: Tensor) -> Tensor:
+        return Product.apply(x, ran)
+
+    with torch.inference_mode():
+        arguments = (torch.zeros(4, 8),)
+        choices = choice.Choices(tmp_path / "gpu.json")
+        choice.choose("square", made_up(square=square), square, arguments, training, choices, lambda work: len(work()))
+    assert ran == (["forward", "backward"] if training else ["forward"]) * 2
+
+
+def test_shapes_are_told_apart_by_dtype_use_and_kind_of_entries():
+    calls = [attention(kind, heads=2, width=4)(dtype) for kind in ("prefix", "chosen") for dtype in (torch.float32,)]
+    calls.append(attention("prefix", heads=2, width=4)(torch.bfloat16))
+    keys = {choice.shape_key("attention", "made_up", each, training) for each in calls for training in (False, True)}
+    assert len(keys) == 6
+
+
+def test_a_training_run_has_the_same_kernel_with_and_without_gradients(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Those without a gradient are not used, or references and rollouts would be of other kernels than steps."""
+    monkeypatch.setenv(choice.SWITCH, "1")
+    monkeypatch.setattr(choice, "_installed", lambda package: True)
+    monkeypatch.setattr(choice, "choose", lambda name, theirs, *rest: vars(theirs)[name])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "made up")
+    far = attention("window", heads=64, width=512, documents=DOCUMENTS)(torch.bfloat16)
+    experts = leaf(torch.bfloat16, 3, 64), leaf(torch.bfloat16, 1, 64, 64), [3]
+    frozen = experts[0], experts[1].detach(), [3]
+    logits = leaf(torch.float32, 2, 4, 4), 20, 1e-6
+    used = {}
+    for training in (False, True):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                used[training, grad] = [
+                    choice.implementation(name, module, max, arguments, training) is not max
+                    for name, module, arguments in (
+                        ("sparse_attention", "flash_mla", far),
+                        ("expert_linear", "deep_gemm", experts),
+                        ("expert_linear", "deep_gemm", frozen),
+                        ("sinkhorn", "tile_kernels", logits),
+                    )
+                ]
+    assert used[False, False] == [True] * 4
+    assert used[True, False] == used[True, True] == [False, False, True, True]
+
+
+def test_the_mode_of_training_stays_unless_kernels_are_batch_invariant():
+    with training_kernels():
+        with batch_invariant_kernels(False):
+            assert dispatch._mode.get() == "training"
+        with batch_invariant_kernels(True):
+            assert dispatch._mode.get() == "batch_invariant"
 
 
 def test_documents_of_a_row_do_not_see_each_other():

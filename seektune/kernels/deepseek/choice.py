@@ -1,13 +1,15 @@
 """Chooses between our kernel and DeepSeek's for a shape: measured once on a machine, then read from a file.
 
-So a run computes the same again on that machine, and all processes of it choose alike: the first one measures while the
-others wait for the file's lock. Another machine, GPU or version of a package has choices of its own.
+So a run computes the same again on that machine, and all processes on that machine choose alike: the first one measures
+while the others wait for the file's lock. Another machine, also one of the same job, GPU or version of a package has
+choices of its own.
 """
 
 import fcntl
 import json
 import os
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -31,30 +34,67 @@ Clock = Callable[[Callable[[], Any]], float]
 """Seconds of one call."""
 
 
-def implementation(name: str, module: str, ours: Run, arguments: tuple[Any, ...]) -> Run:
-    """DeepSeek's function if it is switched on, installed, takes these arguments and is faster; otherwise ours."""
+def implementation(name: str, module: str, ours: Run, arguments: tuple[Any, ...], training: bool) -> Run:
+    """DeepSeek's function if it is switched on, installed, takes these arguments and is faster; otherwise ours.
+
+    In `training` it does not depend on whether gradients are asked for.
+    """
     if os.environ.get(SWITCH) != "1":
         return ours
     theirs = import_module(f"seektune.kernels.deepseek.{module}")
     if not theirs.supports(*arguments) or not _installed(theirs.PACKAGE):
         return ours
+    if training and not theirs.trains(*arguments):
+        return ours
     device = arguments[0].device
     file = cache_dir(os.environ) / "kernels" / f"{torch.cuda.get_device_name(device).replace(' ', '-')}.json"
-    return choose(name, theirs, ours, arguments, Choices.of(file), partial(gpu_seconds, device))
+    return choose(name, theirs, ours, arguments, training, Choices.of(file), partial(gpu_seconds, device))
 
 
 def choose(
-    name: str, theirs: ModuleType, ours: Run, arguments: tuple[Any, ...], choices: "Choices", clock: Clock
+    name: str,
+    theirs: ModuleType,
+    ours: Run,
+    arguments: tuple[Any, ...],
+    training: bool,
+    choices: "Choices",
+    clock: Clock,
 ) -> Run:
-    """The one that was faster when this shape was first used on this machine."""
+    """The one that was faster when this shape was first used on this machine; in `training`, with its backward pass.
+
+    DeepSeek's loses if it raises an error; a lack of memory ends the run instead.
+    """
     candidates = {OURS: ours, theirs.PACKAGE: vars(theirs)[name]}
 
     def measure() -> str:
-        with torch.no_grad():
-            spent = {each: clock(partial(run, *arguments)) for each, run in candidates.items()}
-        return min(spent, key=lambda each: spent[each])
+        work = forward_and_backward if training else forward
+        our_seconds = clock(partial(work, ours, arguments))
+        try:
+            their_seconds = clock(partial(work, candidates[theirs.PACKAGE], arguments))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            warn(f"{theirs.PACKAGE} cannot run {name} here, so our kernel runs: {error}", stacklevel=2)
+            return OURS
+        return theirs.PACKAGE if their_seconds < our_seconds else OURS
 
-    return candidates[choices.get(shape_key(name, theirs.PACKAGE, arguments), measure)]
+    return candidates[choices.get(shape_key(name, theirs.PACKAGE, arguments, training), measure)]
+
+
+def forward(run: Run, arguments: tuple[Any, ...]) -> Any:
+    """A call without gradients."""
+    with torch.no_grad():
+        return run(*arguments)
+
+
+def forward_and_backward(run: Run, arguments: tuple[Any, ...]) -> Any:
+    """A call and the gradient of its first argument, also where gradients are off; gives the call's result."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # a copy, as tensors that were made in inference mode have no gradient
+        first = arguments[0].detach().clone().requires_grad_()
+        out = run(first, *arguments[1:])
+        torch.autograd.grad(out, first, torch.ones_like(out))
+    return out
 
 
 class Choices:
@@ -90,10 +130,21 @@ class Choices:
         return found if isinstance(found, dict) else {}
 
 
-def shape_key(name: str, package: str, arguments: tuple[Any, ...]) -> str:
-    """Operation, package with its version, and shapes; the number of rows as a power of two, as it varies by step."""
-    shapes = ["x".join(map(str, _sizes(x))) for x in arguments if isinstance(x, Tensor)]
-    return f"{name} {package} {_version(package)} {' '.join(shapes)}"
+def shape_key(name: str, package: str, arguments: tuple[Any, ...], training: bool) -> str:
+    """Operation, package with its version, use, and what its speed depends on of the arguments."""
+    use = "training" if training else "inference"
+    return f"{name} {package} {_version(package)} {use} {' '.join(map(_described, arguments))}"
+
+
+def _described(argument: Any) -> str:
+    """Dtype and shape of a tensor, the number of rows as a power of two, as it varies by step; numbers; the name and
+    the fields of a dataclass."""
+    if isinstance(argument, Tensor):
+        return f"{str(argument.dtype).removeprefix('torch.')}:{'x'.join(map(str, _sizes(argument)))}"
+    if is_dataclass(argument):
+        parts = (_described(vars(argument)[field.name]) for field in fields(argument))
+        return f"{type(argument).__name__}({','.join(parts)})"
+    return str(argument) if isinstance(argument, int | float) else type(argument).__name__
 
 
 def _sizes(x: Tensor) -> list[int]:

@@ -22,6 +22,11 @@ def supports(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> bool:
     return bf16 and aligned and not learns and len(x_NI) > 0
 
 
+def trains(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> bool:
+    """Whether the kernel has all gradients that training needs."""
+    return not weight_EOI.requires_grad
+
+
 def expert_linear(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
     """See `reference.expert_linear`; each expert's rows are padded to DeepGEMM's alignment."""
     out: Tensor = _GroupedProduct.apply(x_NI, weight_EOI, counts)

@@ -37,6 +37,11 @@ def supports(
     return fits and bf16 and not learns and q_BTHC.shape[1] > 0
 
 
+def trains(*arguments: object) -> bool:
+    """Whether the kernel has all gradients that training needs."""
+    return False
+
+
 def sparse_attention(
     q_BTHC: Tensor,
     keys_BNC: Tensor,

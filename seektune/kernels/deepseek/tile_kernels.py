@@ -15,6 +15,11 @@ def supports(logits: Tensor, iterations: int, eps: float) -> bool:
     return logits.dtype == torch.float32 and logits.shape[-2:] == (STREAMS, STREAMS) and logits.numel() > 0
 
 
+def trains(logits: Tensor, iterations: int, eps: float) -> bool:
+    """Whether the kernel has all gradients that training needs."""
+    return True
+
+
 def sinkhorn(logits: Tensor, iterations: int, eps: float) -> Tensor:
     """See `reference.sinkhorn`."""
     found: Tensor = import_module("tile_kernels.modeling.mhc.ops.sinkhorn").sinkhorn_normalize(
