@@ -10,6 +10,7 @@ from seektune.io.console import counted
 from seektune.model.config import DeepseekV4Config
 from seektune.recipe.document import YamlNode, shorten
 from seektune.recipe.hints import NONE_WORDS
+from seektune.recipe.indexer_checks import check_choice
 from seektune.recipe.objective_checks import without_mtp
 from seektune.recipe.override import KeyPath
 from seektune.recipe.recipe import Recipe
@@ -115,20 +116,18 @@ def refuse_none(document: YamlNode) -> None:
                 raise ValueError(f"{entry.where}: {key}: write {instead}, not {entry.value}")
 
 
-def check_architecture(recipe: Recipe) -> Recipe:
-    """Check the recipe against the architecture, if it is known; without an MTP block the default MTP weight becomes 0.
+def check_architecture(recipe: Recipe, architecture: DeepseekV4Config) -> Recipe:
+    """Check the recipe against the architecture; without an MTP block the default MTP weight becomes 0.
 
     Raises:
         ValueError: a setting needs what the architecture does not have; the message names the key.
     """
-    architecture = recipe.model.architecture()
-    if architecture is None:
-        return recipe
     length = max(stage.length for _, stage in recipe.batch.each_stage())
     longest = architecture.max_position_embeddings
     if length > longest:
         raise ValueError(f"batch.length ({length}) exceeds the model's {longest} positions")
     _check_drafter(recipe, architecture)
+    check_choice(recipe, architecture)
     if architecture.mtp_layers or not recipe.loss.mtp_weight:
         return recipe
     return without_mtp(recipe, f"this architecture has no MTP block ({architecture.why_no_mtp})")

@@ -6,7 +6,7 @@ from seektune.recipe.recipe import Recipe
 
 
 def check_indexer(recipe: Recipe) -> Recipe:
-    """Check that indexers can be trained and have entries to choose from; a warm-up does not train the MTP block.
+    """Check that indexers can be trained; a warm-up does not train the MTP block.
 
     Raises:
         ValueError: a setting does not fit; the message names the key.
@@ -17,9 +17,6 @@ def check_indexer(recipe: Recipe) -> Recipe:
             raise ValueError("train.indexer_warmup needs train.indexer kl; frozen indexers are not trained")
         return recipe
     _check_trained(recipe)
-    architecture = recipe.model.architecture()
-    if architecture is not None:
-        _check_choice(recipe, architecture)
     if not train.indexer_warmup:
         return recipe
     _check_warmup(recipe)
@@ -39,7 +36,14 @@ def _check_trained(recipe: Recipe) -> None:
             raise ValueError(f"train.indexer {message}")
 
 
-def _check_choice(recipe: Recipe, architecture: DeepseekV4Config) -> None:
+def check_choice(recipe: Recipe, architecture: DeepseekV4Config) -> None:
+    """Check that the indexers of this architecture, if they are trained, have something to choose from.
+
+    Raises:
+        ValueError: they do not; the message names the key.
+    """
+    if recipe.train.indexer == "frozen":
+        return
     ratios = {architecture.ratio(layer) for layer in range(architecture.num_hidden_layers)}
     if CSA not in ratios:
         raise ValueError("train.indexer must be frozen: this architecture has no CSA layer, and so no indexer")

@@ -47,7 +47,10 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe
     refuse_none(document)
     recipe = _validate(document)
     try:
-        recipe = check_indexer(check_objective(check_architecture(recipe)))
+        # weights on the Hub are checked when their config.json is read
+        architecture = recipe.model.architecture()
+        recipe = recipe if architecture is None else check_architecture(recipe, architecture)
+        recipe = check_indexer(check_objective(recipe))
     except ValueError as error:
         source = ("model", "config" if recipe.model.config is not None else "weights")
         raise ValueError(locate(str(error), document, Recipe, source)) from None

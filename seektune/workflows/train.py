@@ -23,6 +23,7 @@ from seektune.model.variants import encoding_of
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.process_group import ALONE, ProcessSlot, process_group
 from seektune.parallel.reference import ReferenceModel
+from seektune.recipe.checks import check_architecture
 from seektune.recipe.load import dump_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import build_mesh, build_model, check_sources, origin, read_config, weight_notes
@@ -79,6 +80,7 @@ def train(recipe: Recipe, name: str, notes: Sequence[str], cache_dir: Path, slot
     with Interruption(worker=slot.worker) as interruption, process_group(slot), ExitStack() as stack:
         try:
             config = read_config(recipe.model)
+            recipe = check_architecture(recipe, config)
             mesh = build_mesh(recipe, config, slot)
             stack.enter_context(speaking(mesh.is_main))
             stack.enter_context(training_kernels())

@@ -11,6 +11,7 @@ import torch
 from seektune.checkpoint.convert import convert
 from seektune.io.jsonl import read_records
 from seektune.recipe.checks import check_architecture
+from seektune.run.build import read_config
 from seektune.run.own_answers import read_answers
 from seektune.signals import Interrupted
 from seektune.train import trainer
@@ -119,8 +120,10 @@ def test_what_cannot_train_a_drafter_is_refused(wanted, changes, message):
     values = json.loads(recipe.model_dump_json())
     for section, value in changes.items():
         values[section] = value if section == "model" else {**values[section], **value}
+    changed = type(recipe).model_validate_json(json.dumps(values), strict=True)
+    architecture = read_config(changed.model)
     with pytest.raises(ValueError, match=message):
-        check_architecture(type(recipe).model_validate_json(json.dumps(values), strict=True))
+        check_architecture(changed, architecture)
 
 
 @pytest.mark.parametrize(

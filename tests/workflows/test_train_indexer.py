@@ -10,6 +10,7 @@ import pytest
 from seektune.checkpoint import tensor_names
 from seektune.io.jsonl import as_line, read_records
 from seektune.model.indexer import INDEXERS
+from seektune.run import build
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.workflows import train as workflow
@@ -73,6 +74,23 @@ def test_a_warmup_changes_indexers_alone_resumes_exactly_and_everything_follows(
     changed = {name for name in after if after[name] != later[name]}
     assert {name for name in changed if INDEXERS in name} == {name for name in after if INDEXERS in name}
     assert "layers.1.attn.wkv.weight" in changed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"indexer": "kl"}, "batch__length": 32}, "train.indexer needs a batch.length of 36 or more, not 32"),
+        ({"batch__length": 2**21}, "batch.length .2097152. exceeds the model's"),
+        ({"train": {"drafter": True}}, "train.drafter needs a checkpoint with DSpark stages"),
+    ],
+)
+def test_what_does_not_fit_weights_on_the_hub_is_refused(
+    recipe: Any, config_file: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    """Their architecture is known when a run begins, and not when its recipe is read."""
+    monkeypatch.setattr(build, "locate", lambda name: config_file.parent)
+    with pytest.raises(ValueError, match=message):
+        train(recipe(model={"weights": "maker/model", "dtype": "fp32"}, **changes))
 
 
 def raw_of(folder: Path) -> dict[str, Any]:
