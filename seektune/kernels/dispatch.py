@@ -49,7 +49,8 @@ def training_kernels() -> AbstractContextManager[None]:
 
 
 def batch_invariant_kernels(wanted: bool = True) -> AbstractContextManager[None]:
-    """Within it, kernels run their `invariant` twins if `wanted`: decoding and training compute the same bits.
+    """Within it, kernels run their `invariant` twins if `wanted`: decoding and training compute the same bits, but
+    for rare roundings (`invariant.double`).
 
     It holds for this thread (and task) only. They are plain torch on any device, slower than the kernels that they
     replace, and precede the `cpu` twins.

@@ -60,7 +60,8 @@ class ModelConfig(Section):
     numerics: NumericsName = "plain"
     """`released` also applies the FP8 and FP4 rounding of keys and the indexer that serving uses."""
     batch_invariant: bool = False
-    """Compute each token alike whatever else is in its batch: decoding and training then give the same bits. Slower."""
+    """Compute each token alike whatever else is in its batch: decoding and training then give the same bits, but
+    for rare roundings. Slower."""
 
     @model_validator(mode="after")
     def _has_one_architecture(self) -> Self:

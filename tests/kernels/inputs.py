@@ -44,8 +44,9 @@ def attention(kind: str, heads: int = 3, width: int = 16, before: int = 0, docum
     return make
 
 
-def index_case(kind: str, documents: Tensor = PACKED) -> Case:
-    """Index vectors, queries of attention, and entries of which some queries see none."""
+def index_case(kind: str, documents: Tensor = PACKED, window: float = 0.0) -> Case:
+    """Index vectors, queries of attention, and entries of which some queries see none; `window` is added to the log of
+    what the window gets of the attention."""
 
     def make(dtype: torch.dtype) -> tuple[Any, ...]:
         windows, (rows, length) = SequenceLayout.from_documents(documents).windows(8), documents.shape
@@ -57,7 +58,7 @@ def index_case(kind: str, documents: Tensor = PACKED) -> Case:
             visible = Chosen(torch.where((index >= windows.first_BT[..., None]) & (index < end), index, -1))
         vectors = leaf(dtype, rows, length, 4, 6), leaf(dtype, rows, entries, 6), leaf(dtype, rows, length, 4)
         attending, rest = leaf(dtype, rows, length, heads, 16), leaf(wide(dtype), rows, length, heads)
-        constants = (x.detach() for x in (attending, rest, leaf(dtype, rows, entries, 16)))
+        constants = (x.detach() for x in (attending, rest + window, leaf(dtype, rows, entries, 16)))
         return *vectors, *constants, visible
 
     return make
@@ -162,6 +163,7 @@ CASES: dict[str, dict[str, Case]] = {
         "chosen": index_case("chosen"),
         "nothing to see": index_case("prefix", PACKED[:1, 90:96]),
         "no entry": index_case("prefix", PACKED[:1, :5]),
+        "little attention": index_case("prefix", PACKED[:1, :40], window=100.0),
     },
     "clamped_swiglu": {
         "rows": lambda dtype: (leaf(dtype, 37, 9, size=2.0), leaf(dtype, 37, 9, size=2.0), 1.5),

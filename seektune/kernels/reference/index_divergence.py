@@ -123,10 +123,10 @@ def _divergence(
 
 
 def log_softmax_of_seen(x_BQK: Tensor, seen_BQK: Tensor) -> Tensor:
-    """Log-softmax over the seen entries; of queries that see none, over all. What is not seen has finite values."""
+    """Log-softmax over the seen entries; 0 where not seen, so that its `exp` and their gradients are finite."""
     alone_BQ1 = ~seen_BQK.any(dim=-1, keepdim=True)
     normalizer_BQ1 = x_BQK.masked_fill(~(seen_BQK | alone_BQ1), -torch.inf).logsumexp(dim=-1, keepdim=True)
-    return x_BQK.masked_fill(~seen_BQK, 0.0) - normalizer_BQ1.masked_fill(alone_BQ1, 0.0)
+    return (x_BQK - normalizer_BQ1).masked_fill(~seen_BQK, 0.0)
 
 
 def _scores(q_BQHI: Tensor, keys_BGKI: Tensor, weights_BQH: Tensor) -> Tensor:
