@@ -93,7 +93,7 @@ class Kernel(Generic[*Rest, Result]):
     cpu: Callable[[Tensor, *Rest], Result | None] | None = None
     """Gives None where it does not apply."""
     invariant: Callable[[Tensor, *Rest], Result] | None = None
-    """None if `eager` is batch-invariant."""
+    """None if `eager` is batch-invariant, or if nothing that is compared with decoding uses the operation."""
     deepseek: str | None = None
     """Module of `seektune.kernels.deepseek`, which may take the place of `triton` (`deepseek.choice`)."""
     waits: bool = False

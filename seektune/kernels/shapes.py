@@ -62,7 +62,8 @@ def _call_form(function: Callable[..., Any], args: Any, with_grad: bool) -> Call
 
     def pack(x: Tensor) -> Tensor:
         saved.append(x)
-        return x
+        # an operation that saves its own result would keep itself alive through `x`
+        return x.detach()
 
     args = _changed(args, lambda form: form.empty().requires_grad_(form.requires_grad))
     with _disable_current_modes(), torch.set_grad_enabled(with_grad), saved_tensors_hooks(pack, lambda x: x):

@@ -173,7 +173,11 @@ class BlockCopies:
         def unpack(kept: Any) -> Tensor:
             return kept if isinstance(kept, Tensor) else kept[0].tensors()[kept[1]]
 
-        hooks = saved_tensors_hooks(lambda x: known.get(id(x), x), unpack)
+        def pack(x: Tensor) -> Any:
+            # an operation that saves its own result would keep itself alive through `x`
+            return known.get(id(x)) or x.detach()
+
+        hooks = saved_tensors_hooks(pack, unpack)
         hooks.__enter__()
         self._saved.append(hooks)
 

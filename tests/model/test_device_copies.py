@@ -16,7 +16,7 @@ from seektune.lora.inject import AdapterShape, adapt
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
 from seektune.model.config import DeepseekV4Config
-from seektune.model.device_copies import Copier
+from seektune.model.device_copies import BlockCopies, Copier
 from seektune.model.offload import stream_from_disk
 from seektune.model.quantized import quantize_modules
 from seektune.parallel.recompute import recompute_blocks
@@ -142,6 +142,17 @@ def test_blocks_are_copied_one_ahead_and_equal_those_in_memory(parity_folder: Pa
     found = [*values, *(p.grad for p in model.parameters() if p.requires_grad and p.grad is not None)]
     for copied, expected in zip(found, gradients(streamed(parity_folder, None, recompute)), strict=True):
         assert torch.equal(copied, expected)
+
+
+def test_a_graph_that_is_dropped_without_backward_is_freed():
+    copies = BlockCopies([torch.nn.Linear(2, 2)], Copier(FakeLane()))
+    copies.begin_saving(0)
+    saves_its_result = torch.ones(3, requires_grad=True).exp()
+    copies.end_saving()
+    result = weakref.ref(saves_its_result)
+    del saves_its_result
+    gc.collect()
+    assert result() is None
 
 
 def test_an_error_in_a_block_leaves_no_hooks(parity_folder: Path):

@@ -30,7 +30,7 @@ ALIGNED = 16
 def is_fused(pairs: int, experts: int, x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether products are fused with decoding: it depends on shapes, dtypes and devices only, so runs are repeatable.
 
-    Streamed weights, which are not on the GPU, are decoded a few experts at a time instead.
+    Streamed weights are on the GPU while their block runs (`model.device_copies`), so they are fused, too.
     """
     here = all(weight.device == x.device for weight in weights)
     return here and x.dtype in (torch.bfloat16, torch.float32) and 0 < pairs <= FUSED_ROWS * experts
