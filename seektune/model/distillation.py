@@ -21,6 +21,8 @@ DIVERGENCE = "divergence"
 TOKEN_LOSS = "cross_entropy"
 ENTROPY = "entropy"
 """Names of parts."""
+OF_TEACHER = f"{DIVERGENCE}_"
+"""Before the label of a teacher in the name of the divergence from it, which several teachers have."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +139,7 @@ class OnPolicyDistillation(Objective):
 
 
 def _divergence_of(teacher: TeacherHead) -> str:
-    return f"{DIVERGENCE}_{teacher.label}"
+    return OF_TEACHER + teacher.label
 
 
 def _share_of(teacher: TeacherHead) -> str:

@@ -11,6 +11,7 @@ from seektune.io.console import many, say
 from seektune.io.run_files import ADAPTER, CHECKPOINTS, REFERENCE
 from seektune.lora.state import adapted_modules, base_state
 from seektune.model.count import count_parameters
+from seektune.model.distillation import DIVERGENCE
 from seektune.parallel.layer_split import bubble, count_stages
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.parallel.model import ParallelModel
@@ -18,6 +19,7 @@ from seektune.recipe.recipe import Recipe
 from seektune.run.data import TrainData
 from seektune.run.evals import Scores, TaskComparison, compare
 from seektune.train.checkpoints import complete_checkpoints
+from seektune.train.held_out import NAMES
 from seektune.train.optim.muon_table import shares
 from seektune.train.report_text import EvalText, ReportText
 from seektune.train.score_plot import BeforeAfter, Reference, Score
@@ -153,7 +155,8 @@ def summary(
     if recipe.objective.samples and not recipe.objective.distills:  # whose held-out loss is the negative reward
         say(f"held-out reward: {-losses[0]:.4f} → {-losses[1]:.4f}")
     else:
-        say(f"validation loss: {losses[0]:.4f} → {losses[1]:.4f}")
+        name = NAMES[DIVERGENCE] if recipe.objective.samples else "validation loss"
+        say(f"{name}: {losses[0]:.4f} → {losses[1]:.4f}")
     for each in compare(before, after):
         if each.before is not None and each.after is not None:
             for line in _changes(each.task, each.before, each.after):

@@ -12,11 +12,12 @@ from seektune.data.held_out_loss import HeldOutLoss
 from seektune.io.console import counted
 from seektune.io.jsonl import JsonlWriter, read_records
 from seektune.io.run_files import EXPERT_LOADS, METRICS, SAMPLES, TENSORBOARD, VALIDATION
+from seektune.model.distillation import ENTROPY
 from seektune.train.config import LoggingConfig
 from seektune.train.evaluation_log import EvaluationLog
 from seektune.train.index_recall import mean_recall
 from seektune.train.log_state import LogState
-from seektune.train.progress import open_display
+from seektune.train.progress import chosen_parts, open_display
 from seektune.train.router_health import dead_experts, entropy, imbalance
 from seektune.train.step import StepRecord
 from seektune.train.system_metrics import system_metrics
@@ -29,7 +30,7 @@ CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s",
 """Values of a step that trackers plot."""
 APART = ("loads", "parts", "left_out", "bias_moves", "index_recall")
 """Fields of a step that its line has in another form, or not at all."""
-SPOKEN = ("reward_accuracy", "reward_margin", "reward")
+SPOKEN = (ENTROPY, "reward_accuracy", "reward_margin", "reward")
 """Parts of a validation that are printed beside its loss."""
 
 
@@ -114,7 +115,7 @@ class MetricsLog:
         self._validation.append({"step": step, "loss": found.loss, **found.parts, **datasets, **parts})
         self.values(step, {f"validation/{name}": value for name, value in _curves_of(found).items()})
         each = ", ".join(f"{name} {loss:.4f}" for name, loss in found.datasets.items())
-        more = "".join(f", {name} {value:.4f}" for name, value in found.parts.items() if name in SPOKEN)
+        more = "".join(f", {name} {value:.4f}" for name, value in chosen_parts(found.parts, SPOKEN).items())
         self._display.say(f"validation loss {found.loss:.4f}{more} after step {step}{f' ({each})' if each else ''}")
 
     def values(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,6 +1,7 @@
 """Console display of a training run: a progress bar on a terminal, plain lines elsewhere."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -9,9 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from seektune.io.console import say
 from seektune.io.text import printable
+from seektune.model.distillation import ENTROPY, OF_TEACHER
 from seektune.train.step import StepRecord
 
-SHOWN = ("reward", "mismatch_mean", "mismatch_max", "mismatch_share")
+SHOWN = (ENTROPY, "reward", "mismatch_mean", "mismatch_max", "mismatch_share")
 """Parts of a step that are shown beside its loss."""
 
 
@@ -91,9 +93,15 @@ def open_display(steps: int, every: int, done: int = 0) -> Display:
     return ProgressBar(steps, done) if sys.stdout.isatty() else ProgressLines(steps, every, done)
 
 
+def chosen_parts(parts: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
+    """The divergence from each of several teachers, and the parts with these names that there are."""
+    teachers = {name: value for name, value in parts.items() if name.startswith(OF_TEACHER)}
+    return teachers | {name: parts[name] for name in names if name in parts}
+
+
 def _parts(record: StepRecord) -> str:
-    shown = ((name.replace("_", " "), record.parts[name]) for name in SHOWN if name in record.parts)
-    return "".join(f" · {name} {value:.3g}" for name, value in shown)
+    shown = chosen_parts(record.parts, SHOWN)
+    return "".join(f" · {name.replace('_', ' ')} {value:.3g}" for name, value in shown.items())
 
 
 def _speed(record: StepRecord) -> str:

@@ -8,11 +8,13 @@ from typing import Any
 from seektune.io.atomic import write_atomically
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import CONTENTS, EXPERT_LOADS, LOSS_CURVE, METRICS, REPORT, VALIDATION
+from seektune.model.distillation import DIVERGENCE
 from seektune.train.evaluation_log import read_if_there
-from seektune.train.held_out import held_out
+from seektune.train.held_out import held_out, held_out_changes
 from seektune.train.index_recall import RECALL_HEAD, recall_table
 from seektune.train.plot_style import in_both_themes
 from seektune.train.plots import load_figure, loss_figure
+from seektune.train.report_divergence import divergence_sections
 from seektune.train.report_evaluations import evaluation_sections
 from seektune.train.report_html import cards, folded, page, picture, section, table
 from seektune.train.report_noise import noise_sections
@@ -67,6 +69,7 @@ def _parts(
     """HTML of all sections; `curves` is the loss figure, light and dark."""
     return [
         cards(_headlines(steps, validation, story)),
+        *divergence_sections(steps, validation),
         section("Loss", picture(*curves, _loss_caption(steps, validation))),
         *preference_sections(steps, validation),
         *reward_sections(steps, validation),
@@ -90,8 +93,8 @@ def _steps(folder: Path) -> list[dict[str, Any]]:
 def _headlines(
     steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: ReportText
 ) -> list[tuple[str, str]]:
-    name, first = held_out(validation[0])
-    found = [(f"{first:.3f} → {held_out(validation[-1])[1]:.3f}", f"{name}, before → after")]
+    changes = held_out_changes(validation[0], validation[-1])
+    found = [(f"{first:.3f} → {last:.3f}", f"{name}, before → after") for name, first, last in changes]
     for name, each in story.comparisons():
         numbers = [score.short for score in (each.before, each.after) if score is not None]
         taken = "before → after" if len(numbers) == 2 else "before" if each.before else "after"
@@ -106,7 +109,8 @@ def _lead(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _loss_caption(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> str:
-    rows = f"Loss on held-out rows: {validation[0]['loss']:.3f} before, {validation[-1]['loss']:.3f} after"
+    name = "Loss, which is the divergence from the teachers," if DIVERGENCE in validation[-1] else "Loss"
+    rows = f"{name} on held-out rows: {validation[0]['loss']:.3f} before, {validation[-1]['loss']:.3f} after"
     return f"{rows} {len(steps):,} steps."
 
 
@@ -133,9 +137,8 @@ def _indexers(steps: Sequence[Mapping[str, Any]]) -> list[str]:
 def _results(
     steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], story: ReportText
 ) -> list[tuple[str, str, str]]:
-    name, first = held_out(validation[0])
     rows = [
-        (name, f"{first:.4f}", f"{held_out(validation[-1])[1]:.4f}"),
+        *((name, f"{a:.4f}", f"{b:.4f}") for name, a, b in held_out_changes(validation[0], validation[-1])),
         *_by_dataset(validation[0], validation[-1]),
         ("training loss (first and last step)", f"{steps[0]['loss']:.4f}", f"{steps[-1]['loss']:.4f}"),
     ]
@@ -147,10 +150,11 @@ def _results(
 
 
 def _by_dataset(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The validation loss of each dataset, if there are several."""
+    """The validation loss of each dataset, if there are several; with teachers their divergence."""
+    name = held_out(last)[0] if DIVERGENCE in last else "validation loss"
     after = last.get("datasets", {})
     before = first.get("datasets", {})
-    return [(f"validation loss on {name}", f"{before[name]:.4f}", f"{after[name]:.4f}") for name in after]
+    return [(f"{name} on {label}", f"{before[label]:.4f}", f"{after[label]:.4f}") for label in after]
 
 
 def _files(folder: Path) -> list[tuple[str, str]]:

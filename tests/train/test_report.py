@@ -105,3 +105,38 @@ def test_a_run_on_rewards_is_judged_by_its_held_out_reward(tmp_path):
     words = " ".join(read(write_report(tmp_path, story()).read_text(encoding="utf-8")).words)
     assert "0.250 → 0.500 held-out reward, before → after" in words
     assert "validation loss" not in words
+
+
+def record_distillation(folder):
+    """Two steps of answers with two teachers; the second step has none of the teacher `low`."""
+    with MetricsLog(folder, 2, LoggingConfig(to=())) as log:
+        for step, wide, low, reward in ((0, 0.5, 0.7, 0.0), (1, 0.25, 0.35, 0.0), (2, 0.125, 0.175, 0.25)):
+            parts = {"divergence": (wide + low) / 2, "entropy": 1.5 - step / 4}
+            teachers = {"divergence_wide": wide, "divergence_low": low}
+            if step:
+                shown = parts | (teachers if step == 1 else {"divergence_wide": wide})
+                log.step(replace(RECORD, step=step, parts=shown | {"reward": reward, "mismatch_max": 0.0}))
+            rewards = {"reward": reward, "reward_low": 0.0, "reward_high": 1.0}
+            of_datasets = {"sums": wide, "products": low}
+            log.validation(step, HeldOutLoss(parts["divergence"], of_datasets, parts | teachers | rewards))
+
+
+@pytest.mark.slow
+def test_a_run_on_teachers_is_judged_by_its_divergence_from_them(tmp_path):
+    record_distillation(tmp_path)
+    words = " ".join(read(write_report(tmp_path, story()).read_text(encoding="utf-8")).words)
+    cards = ("0.600 → 0.150 held-out divergence", "1.500 → 1.000 held-out entropy", "0.000 → 0.250 held-out reward")
+    found = [words.index(card) for card in cards]
+    assert found == sorted(found)
+    assert "after step divergence from wide from low entropy" in words
+    assert "0 0.6000 0.5000 0.7000 1.5000 1 0.3000" in words
+    assert words.index("Divergence from teachers") < words.index("Rewards")
+    assert "held-out divergence per token on products 0.7000 0.1750" in words
+    assert "validation loss" not in words
+
+
+def test_the_console_has_the_divergence_from_each_teacher(tmp_path, capsys):
+    record_distillation(tmp_path)
+    shown = capsys.readouterr().out
+    assert "loss 1.5000 · divergence wide 0.25 · divergence low 0.35 · entropy 1.25 · reward 0" in shown
+    assert "divergence_wide 0.1250, divergence_low 0.1750, entropy 1.0000, reward 0.2500 after step 2" in shown
