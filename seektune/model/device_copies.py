@@ -177,9 +177,8 @@ class BlockCopies:
             # an operation that saves its own result would keep itself alive through `x`
             return known.get(id(x)) or x.detach()
 
-        hooks = saved_tensors_hooks(pack, unpack)
-        hooks.__enter__()
-        self._saved.append(hooks)
+        self._saved.append(saved_tensors_hooks(pack, unpack))
+        self._saved[-1].__enter__()
 
     def end_saving(self) -> None:
         """Undo `begin_saving`, also after an error."""

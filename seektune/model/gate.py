@@ -47,10 +47,14 @@ class RoutingLedger:
         """
 
     def new_indexer_loss(self, layer: int) -> IndexerLoss | None:
-        """A new `IndexerLoss` for one layer; None if indexers are frozen."""
+        """A new `IndexerLoss` for one layer; None if indexers are frozen.
+
+        Where backward recomputes the layer it has the recall of the first forward.
+        """
         if self.indexers is None:
             return None
-        self.indexer_losses[layer] = IndexerLoss(self.indexers)
+        earlier = self.indexer_losses.get(layer)
+        self.indexer_losses[layer] = IndexerLoss(self.indexers, None if earlier is None else earlier.recall)
         return self.indexer_losses[layer]
 
     def record(self, layer: int, routing: Routing, layout: SequenceLayout) -> None:

@@ -38,12 +38,12 @@ class IndexVectors:
 class IndexerLoss:
     """The loss and recall of one layer's indexer in one forward pass. Not a dataclass: see `RoutingLedger`."""
 
-    def __init__(self, training: IndexerTraining):
+    def __init__(self, training: IndexerTraining, recall: Tensor | None = None):
         self.training = training
         self.loss: Tensor | None = None
         """The indexer's part of the loss of the step, fp32; None without an indexer."""
-        self.recall = torch.zeros(2, dtype=torch.int64)
-        """As `index_recall`."""
+        self.recall = recall
+        """As `index_recall`; None without an indexer."""
 
     def run_block(self, streams_BTSD: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
         """The block's output with the loss attached; in a warm-up, the output's gradient does not reach the block."""
@@ -67,22 +67,38 @@ class IndexerLoss:
         topk: int,
         layout: SequenceLayout,
     ) -> None:
-        """Set loss and recall; queries, keys, entries and sink of the layer's attention are constants in it."""
+        """Set the loss, and the recall if there is none.
+
+        Queries, keys, entries and sink of the layer's attention are constants in it.
+        """
         q_BTAC = q_BTAC.detach()
         entries_BEC = entries_BEC.detach()
         window_lse_BTA = window_logsumexp(q_BTAC, keys_BNC.detach(), sink_A.detach(), layout.positions, window)
         attention = q_BTAC, window_lse_BTA, entries_BEC
         indexer = vectors.q_BTHI, vectors.keys_BEI, vectors.weights_BTH
         self.loss = index_divergence(*indexer, *attention, visible) / self.training.tokens
-        index_BS, exists_BS = sampled(layout)
-        rows_B1 = torch.arange(len(index_BS), device=index_BS.device)[:, None]
-        of_queries = vectors.q_BTHI, vectors.weights_BTH, q_BTAC, window_lse_BTA
-        q_BSHI, weights_BSH, q_BSAC, window_lse_BSA = (x[rows_B1, index_BS] for x in of_queries)
-        first_BS, count_BS = (x[rows_B1, index_BS] for x in (everything.first_BT, everything.count_BT))
-        seen = Prefix(first_BS, torch.where(exists_BS, count_BS, 0))
-        self.recall = index_recall(
-            q_BSHI, vectors.keys_BEI, weights_BSH, q_BSAC, window_lse_BSA, entries_BEC, seen, topk
-        )
+        if self.recall is None:
+            self.recall = _recall(vectors, *attention, everything, topk, layout)
+
+
+@torch.no_grad()
+def _recall(
+    vectors: IndexVectors,
+    q_BTAC: Tensor,
+    window_lse_BTA: Tensor,
+    entries_BEC: Tensor,
+    everything: Prefix,
+    topk: int,
+    layout: SequenceLayout,
+) -> Tensor:
+    """`index_recall` at the sampled tokens."""
+    index_BS, exists_BS = sampled(layout)
+    rows_B1 = torch.arange(len(index_BS), device=index_BS.device)[:, None]
+    of_queries = vectors.q_BTHI, vectors.weights_BTH, q_BTAC, window_lse_BTA
+    q_BSHI, weights_BSH, q_BSAC, window_lse_BSA = (x[rows_B1, index_BS] for x in of_queries)
+    first_BS, count_BS = (x[rows_B1, index_BS] for x in (everything.first_BT, everything.count_BT))
+    seen = Prefix(first_BS, torch.where(exists_BS, count_BS, 0))
+    return index_recall(q_BSHI, vectors.keys_BEI, weights_BSH, q_BSAC, window_lse_BSA, entries_BEC, seen, topk)
 
 
 def zero_connected_to(x: Tensor) -> Tensor:

@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from seektune.kernels.reference.quantize import FP8_MAX, power_of_two_above, to_e4m3
+from seektune.kernels.reference.quantize import ACTIVATION_GROUP, FP8_MAX, SMALLEST_PEAK, power_of_two_above, to_e4m3
 
-GROUP = 128
+GROUP = ACTIVATION_GROUP
 """Columns with a common scale in FP8 messages."""
-SMALLEST_PEAK = 1e-4
-"""Peak of a group below which scales do not shrink, as in `fake_quantize_fp8`."""
 functional = torch.ops._c10d_functional
 
 

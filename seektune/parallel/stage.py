@@ -139,7 +139,7 @@ class Stage(TransformerPart):
         if wanted is None or ledger is None:
             return streams
         parts = wanted.parts(losses, ledger)
-        recall = {layer: each.recall for layer, each in ledger.indexer_losses.items() if each.loss is not None}
+        recall = {layer: each.recall for layer, each in ledger.indexer_losses.items() if each.recall is not None}
         found = {name: part.detach().float() for name, part in parts.items()}
         task.results.append(StageResult(found, ledger.loads, recall))
         total = wanted.total(parts, streams.new_zeros((), dtype=torch.float32))

@@ -1,9 +1,8 @@
 """Memory that the training of indexers adds to a block; names and tables are those of `formulas`."""
 
+from seektune.kernels.eager.index_divergence import ON_GPU
 from seektune.planner.expressions import Formula
 
-SCORES = 2**27
-"""Most scores of a chunk of queries on a GPU, `ON_GPU` of the kernel."""
 INDEXER = (
     Formula(
         "indexer",
@@ -17,7 +16,7 @@ INDEXER = (
     ),
     Formula(
         "index_scores",
-        f"where(ratio == 4, indexers * 24 * min({SCORES}, N * max(H, Hi)"
+        f"where(ratio == 4, indexers * 24 * min({ON_GPU}, N * max(H, Hi)"
         " * where(warmup > 0, row / 4, min(topk, row / 4))), 0)",
         "six fp32 tensors of a chunk's scores",
         "blocks",

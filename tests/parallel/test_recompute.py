@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from seektune.kernels import batch_invariant_kernels, linear, rms_norm
+from seektune.model import indexer_loss
+from seektune.model.gate import RoutingLedger
+from seektune.model.indexer_loss import IndexerTraining
 from seektune.model.recomputed import recomputed
 from seektune.parallel.recompute import recompute_blocks
 
@@ -34,6 +37,28 @@ def gradients(toy_model, mode: Mode) -> list[Tensor]:
 def test_blocks_are_recomputed_with_the_kernels_of_their_forward(toy_model, mode: Mode) -> None:
     for found, expected in zip(gradients(toy_model, mode), gradients(toy_model, "none"), strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["block", "selective"])
+def test_recall_of_indexers_is_measured_once(toy_model, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    measure = indexer_loss.index_recall
+    monkeypatch.setattr(indexer_loss, "index_recall", lambda *arguments: calls.append(1) or measure(*arguments))
+    found = []
+    for chosen in ("none", mode):
+        model = toy_model(**SMALL)
+        recompute_blocks(model, chosen)
+        ledger = RoutingLedger(indexers=IndexerTraining(tokens=64, warmup=False))
+        tokens = torch.arange(64)[None]
+        model(tokens, labels=tokens, ledger=ledger).loss.backward()
+        trained = [x.grad for x in model.parameters() if x.grad is not None]
+        recall = ledger.indexer_losses[1].recall
+        assert recall is not None
+        found.append([*trained, recall])
+    assert len(calls) == 2
+    for recomputed_part, expected in zip(*found, strict=True):
+        assert torch.equal(recomputed_part, expected)
 
 
 def test_a_function_is_recomputed_with_its_kernels() -> None:

@@ -11,6 +11,10 @@ from seektune.kernels.reference.precision import upcast
 
 FP8_MAX = 448.0
 FP4_MAX = 6.0
+SMALLEST_PEAK = 1e-4
+"""The peak that groups of activations have at least, as serving rounds them to FP8."""
+ACTIVATION_GROUP = 128
+"""Columns of the input of an FP8 product with a common scale, as serving rounds it."""
 SMALLEST = 2.0**-126
 """The smallest scale; groups of zeros have it."""
 
@@ -111,7 +115,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _round_fp8(x: Tensor) -> Tensor:
-    scale = power_of_two_above(x.abs().amax(-1, keepdim=True).clamp(min=1e-4) / FP8_MAX)
+    scale = power_of_two_above(x.abs().amax(-1, keepdim=True).clamp(min=SMALLEST_PEAK) / FP8_MAX)
     return to_e4m3(x / scale).float() * scale
 
 

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from seektune.kernels.eager.fake_weight import fake_quantize_weight as eager_weight
 from seektune.kernels.reference.dequantize import FP4_GROUP, FP8_BLOCK
-from seektune.kernels.reference.quantize import FP4_MAX, FP8_MAX, SMALLEST
+from seektune.kernels.reference.quantize import FP4_MAX, FP8_MAX, SMALLEST, SMALLEST_PEAK
 from seektune.kernels.reference.quantize import fake_quantize_fp4 as plain_fp4
 from seektune.kernels.reference.quantize import fake_quantize_fp8 as plain_fp8
 
 VALUES = 2048
 """Values that a program rounds at a time."""
-SMALLEST_PEAK = 1e-4
-"""The peak that groups of activations have at least, as serving rounds them to FP8."""
 ROUNDED = torch.bfloat16, torch.float32
 
 
