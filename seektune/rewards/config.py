@@ -50,7 +50,7 @@ class ServerRewardConfig(RewardConfig):
     url: HttpUrl
     """Address, http or https."""
     timeout: Positive = 30.0
-    """Seconds without a byte from the server after which a try ends."""
+    """Maximum seconds of a try."""
     retries: NonNegativeInt = 3
     """Further tries after a failed one, after pauses of 1, 2, 4, ... seconds, at most 30."""
 
@@ -70,7 +70,7 @@ class ToolServerConfig(Section):
     url: HttpUrl | None = None
     """Address, http or https; it gets a POST of JSON with `tool_calls` and answers with as many `messages`."""
     timeout: Positive = 30.0
-    """Seconds without a byte from the server after which a try ends."""
+    """Maximum seconds of a try."""
     retries: NonNegativeInt = 3
     """Further tries after a failed one, after pauses of 1, 2, 4, ... seconds, at most 30."""
     max_turns: Annotated[int, Field(ge=2)] = 8

@@ -3,8 +3,10 @@
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from http.client import HTTPException
+from threading import Thread
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -28,11 +30,11 @@ class JsonServer:
     """What is sent to it, for messages."""
     url: str
     timeout: float
-    """Seconds without a byte from the server after which a try ends."""
+    """Maximum seconds of a try."""
     retries: int
     """Further tries after a failed one."""
     stop: Callable[[], None] = lambda: None
-    """Called before each try and each second of a pause; may raise `Interrupted`."""
+    """Called before each try, and each second of it and of a pause; may raise `Interrupted`."""
     sleep: Callable[[float], None] = time.sleep
 
     def post(self, value: Any) -> Any:
@@ -64,10 +66,32 @@ class JsonServer:
         self.stop()
 
     def _once(self, body: bytes) -> Any:
+        """A try, on a thread of its own: a server that sends nothing, or little at a time, does not delay a signal."""
+        self.stop()
+        ends = time.monotonic() + self.timeout
+        answer: Future[bytes] = Future()
+        Thread(target=self._fetch, args=(body, ends, answer), daemon=True).start()
+        while not wait([answer], max(0.0, min(1.0, ends - time.monotonic()))).done:
+            self.stop()
+            if time.monotonic() >= ends:
+                raise TimeoutError(f"it gave no whole answer in {self.timeout:g} seconds")
+        return self._parsed(self._received(answer))
+
+    def _fetch(self, body: bytes, ends: float, answer: Future[bytes]) -> None:
+        """Set the answer, or its error; what comes later than `ends` is not read."""
         request = Request(self.url, body, {"Content-Type": "application/json"})
+        found = bytearray()
         try:
-            with urlopen(request, timeout=self.timeout) as answer:
-                return self._parsed(answer.read(MOST_BYTES))
+            with urlopen(request, timeout=self.timeout) as stream:
+                while len(found) < MOST_BYTES and time.monotonic() < ends and (part := stream.read1(MOST_BYTES)):
+                    found += part
+            answer.set_result(bytes(found))
+        except Exception as error:
+            answer.set_exception(error)
+
+    def _received(self, answer: Future[bytes]) -> bytes:
+        try:
+            return answer.result()
         except HTTPError as error:
             if error.code < 500:
                 raise ValueError(

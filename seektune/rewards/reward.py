@@ -24,7 +24,7 @@ Reward: TypeAlias = Callable[[Sequence[RewardSample]], Sequence[float]]
 def make_reward(sections: Sequence[RewardConfig], stop: Callable[[], None] = lambda: None) -> Reward:
     """The sum of the rewards of sections, with their weights; 0 without sections.
 
-    A server's reward calls `stop` between its tries and in pauses; it may raise `Interrupted`.
+    A server's reward calls `stop` before each try and each second; it may raise `Interrupted`.
 
     Raises:
         ValueError: a plug-in is not installed, or cannot be imported.

@@ -1,10 +1,13 @@
 """Checkpoints that run beside the model of a run without being trained: teachers, and reference models."""
 
 from functools import partial
+from pathlib import Path
 
 from seektune.checkpoint import locate
 from seektune.checkpoint.load import check_fit
 from seektune.checkpoint.source import FolderSource
+from seektune.data.other_tokenizer import tokenizer_note
+from seektune.data.tokenizer import load_tokenizer
 from seektune.model.causal_lm import DeepseekV4ForCausalLM, checkpoint_shapes
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
@@ -18,10 +21,10 @@ from seektune.train.objective_section import FrozenModel
 
 
 def check_frozen(wanted: FrozenModel, config: DeepseekV4Config) -> None:
-    """Check by its headers that a checkpoint is whole and has the vocabulary of the model with this config.
+    """Check by its headers that a checkpoint is whole, and that its tokens are those of the model with this config.
 
     Raises:
-        ValueError: a file or tensor is missing or damaged, or the vocabularies differ in size.
+        ValueError: a file or tensor is missing or damaged, or the vocabularies differ.
     """
     folder = locate(wanted.checkpoint)
     other = DeepseekV4Config.from_pretrained(folder)
@@ -30,7 +33,22 @@ def check_frozen(wanted: FrozenModel, config: DeepseekV4Config) -> None:
             f"{wanted.key} {wanted.checkpoint} predicts {other.vocab_size} tokens, but the model "
             f"{config.vocab_size}; both need the same vocabulary"
         )
+    if (difference := _other_tokens(folder, config)) is not None:
+        raise ValueError(
+            f"{wanted.key} {wanted.checkpoint} was made for other tokens than the model ({difference}); both need the "
+            "same vocabulary; if its ids are the model's, remove its tokenizer.json"
+        )
     check_fit(FolderSource(folder), checkpoint_shapes(other), folder)
+
+
+def _other_tokens(folder: Path, config: DeepseekV4Config) -> str | None:
+    """How the folder's tokenizer differs from that of the data; None if it does not, or one of them is missing."""
+    try:
+        tokenizer = load_tokenizer(config.vocab_size)
+    except (OSError, ValueError):  # the data are prepared with it, and say so
+        return None
+    note = tokenizer_note(folder, tokenizer)
+    return None if note is None else note.removeprefix("note: ").partition(";")[0]
 
 
 def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelModel:

@@ -3,8 +3,9 @@
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
 
@@ -17,6 +18,7 @@ from seektune.rewards.json_server import JsonServer
 from seektune.rewards.reward import make_reward
 from seektune.rewards.sample import RewardSample
 from seektune.rewards.server import ServerReward
+from seektune.rewards.tool_server import ToolRequest, ToolServer
 from seektune.signals import Interrupted
 
 CALL = ("weather", '{"city": "Rome"}')
@@ -114,6 +116,49 @@ def test_pauses_are_bounded_and_end_at_a_request_to_stop() -> None:
     with pytest.raises(OSError, match="failed after 8 tries"):
         ServerReward(replace(server, retries=7, stop=lambda: None))([sample("a", "b")])
     assert len(slept) == 91
+
+
+@pytest.fixture
+def dripping() -> Iterator[Any]:
+    """The port of a server that sends a byte of its answer now and then, and never ends."""
+    gone = threading.Event()
+
+    class Dripping(Handler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                while not gone.wait(0.01):
+                    self.wfile.write(b" ")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server.server_port
+    gone.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_left(dripping: int) -> None:
+    server = JsonServer("tool", "calls", f"http://127.0.0.1:{dripping}/", 0.05, 1, sleep=lambda _: None)
+    with pytest.raises(OSError, match=r"failed after 2 tries: it gave no whole answer in 0\.05 seconds$"):
+        server.post({})
+
+
+@pytest.mark.slow
+def test_a_request_to_stop_is_obeyed_within_a_try(dripping: int) -> None:
+    asked: list[int] = []
+
+    def stop() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise Interrupted("SIGTERM")
+
+    server = JsonServer("tool", "calls", f"http://127.0.0.1:{dripping}/", 60, 0, stop)
+    with pytest.raises(Interrupted):
+        ToolServer(server, 10, 2)([ToolRequest("1", 1, [{}])])
 
 
 def test_a_server_gives_rewards_after_failures(server: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ from seektune.checkpoint.compare import compare
 from seektune.checkpoint.convert import convert
 from seektune.checkpoint.formats import FORMATS
 from seektune.checkpoint.source import FolderSource
+from seektune.data.tokenizer import load_tokenizer
 from seektune.io.jsonl import read_records
 from seektune.io.run_files import REPORT
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.model.config import DeepseekV4Config
 from seektune.model.fake_quantized import fake_quantize_modules, rounded_parameters
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.model import ParallelModel
 from seektune.recipe.objective_checks import check_objective
 from seektune.recipe.recipe import Recipe
+from seektune.run.frozen_models import check_frozen
 from seektune.run.teacher import make_teacher
 from seektune.sequence import TEACHER, Batch
+from seektune.train.objective_section import FrozenModel
 from seektune.workflows import train as workflow
 
 QAT = {"train": {"qat": "released"}, "model__numerics": "released"}
@@ -165,3 +170,19 @@ def test_a_teacher_of_another_vocabulary_is_refused(distilling: Any, base: Path,
     made = distilling(objective={"name": "distill", "teacher": str(other)})
     with pytest.raises(ValueError, match=re.escape("predicts 600 tokens, but the model 512")):
         train(made, tmp_path / "run")
+
+
+def test_a_teacher_with_other_tokens_of_as_many_ids_is_refused(base: Path, tmp_path: Path) -> None:
+    config = DeepseekV4Config.from_pretrained(base)
+    copied = shutil.copytree(base, tmp_path / "other")
+    spec = json.loads(load_tokenizer(config.vocab_size).text)
+    wanted = FrozenModel("objective.teacher", str(copied))
+    (copied / "tokenizer.json").write_text(json.dumps(spec))
+    check_frozen(wanted, config)
+    first, second = list(spec["model"]["vocab"])[50:52]
+    spec["model"]["vocab"] |= {first: spec["model"]["vocab"][second], second: spec["model"]["vocab"][first]}
+    (copied / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(
+        ValueError, match=r"^objective\.teacher .* was made for other tokens .*gives 2 tokens .* other ids"
+    ):
+        check_frozen(wanted, config)
