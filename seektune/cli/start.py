@@ -204,8 +204,9 @@ def check_world(recipe: "Recipe", world: int) -> None:
     try:
         plan = make_dims(recipe.parallel, world, architecture)
     except ValueError as error:
-        small = world == 1 and recipe.model.preset not in (None, "tiny")
-        more = f" (and --model.preset=tiny, as {recipe.model.preset} does not fit one device)" if small else ""
+        preset = recipe.model.preset
+        large = world == 1 and preset is not None and not preset.startswith("tiny")
+        more = f" (and --model.preset=tiny, as {preset} does not fit one device)" if large else ""
         raise ValueError(f"{error}{more}") from None
     if architecture is not None:
         for _, stage in recipe.batch.each_stage():

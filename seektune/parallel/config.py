@@ -11,6 +11,10 @@ MAX_PROCESSES = 1_000_000
 """Of a job; a larger number is a typo, and finding a layout for it would take too long."""
 
 
+EXPERT_MESSAGES = ("ep_backend", "ep_message_dtype", "ep_parts")
+"""Settings of the messages between experts, which one process of experts does not send."""
+
+
 class PipelineConfig(Section):
     """Schedule and stages of the pipeline; no effect with `pp_size` 1."""
 
@@ -63,6 +67,24 @@ class ParallelConfig(Section):
         if self.ep_backend == "deep_ep" and (self.ep_message_dtype != "model" or self.ep_parts > 1):
             raise ValueError("parallel.ep_backend deep_ep cannot be combined with ep_message_dtype or ep_parts")
         return self
+
+    @model_validator(mode="after")
+    def _messages_are_sent(self) -> Self:
+        # `auto` chooses ep_size later
+        if self.layout == "given":
+            for name, usual in self.without_effect().items():
+                raise ValueError(
+                    f"parallel.{name} needs parallel.ep_size above 1: with 1 there are no messages; set it to {usual}"
+                )
+        return self
+
+    def without_effect(self) -> dict[str, object]:
+        """Settings that `ep_size` 1 leaves without an effect, with their defaults."""
+        if self.ep_size > 1:
+            return {}
+        given = self.model_dump()
+        usual = {name: type(self).model_fields[name].default for name in EXPERT_MESSAGES}
+        return {name: default for name, default in usual.items() if given[name] != default}
 
     def least_world(self) -> int:
         """The smallest number of processes that fits these sizes."""

@@ -136,12 +136,14 @@ def _validate(values: object, origin: str) -> ClusterFile:
     try:
         return ClusterFile.model_validate(values)
     except ValidationError as error:
-        key, *_ = (*(problem := error.errors()[0])["loc"], "")
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"]
         if not key:
             key = "a cluster"
             message = "must be keys and values, such as gpu: h100-80gb"
-        elif key in ("link", "network"):
+        elif (name := problem["loc"][0]) in ("link", "network"):
+            key = str(name)
             message = f"must be a known link or a number of GB/s, not {on_one_line(repr(problem['input']))[:80]}"
         raise ValueError(f"{origin}: {key}: {message}") from None
 

@@ -217,6 +217,7 @@ def overrides(candidate: Candidate) -> list[str]:
     parallel = candidate.parallel
     words = [f"--parallel.{key}={value}" for key, value in parallel.model_dump(mode="json").items()
              if key in ("pp_size", "ep_size", "cp_size", "dp_replicate", "recompute")]  # fmt: skip
+    words += [f"--parallel.{key}={default}" for key, default in parallel.without_effect().items()]
     rows = candidate.layout.rows_at_a_time
     if parallel.pp_size == 1:
         return [*words, f"--batch.micro_size={rows}"]

@@ -18,6 +18,11 @@ def check_objective(recipe: Recipe) -> Recipe:
                 f"batch.overlong split takes the responses of data.kind {dataset.kind} apart; "
                 "set --batch.overlong=cut or drop"
             )
+    if recipe.model.batch_invariant and not recipe.objective.samples:
+        raise ValueError(
+            f"model.batch_invariant makes decoding and training equal, and objective.name {name} decodes nothing; "
+            "set it to false"
+        )
     if recipe.train.drafter and name != "cross_entropy":
         raise ValueError(f"train.drafter needs objective.name cross_entropy, not {name}")
     if isinstance(recipe.objective, DistillConfig):

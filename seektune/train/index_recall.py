@@ -27,7 +27,8 @@ def recall_table(steps: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
         return []
     ends = told[0], told[-1]
     rows: list[tuple[str, ...]] = [("divergence of all layers", *(f"{line['indexer_loss']:.4f}" for line in ends))]
-    for layer in ends[0].get("index_recall_of_layers", {}):
-        each = [line.get("index_recall_of_layers", {}).get(layer) for line in ends]
+    of_layers = [line.get("index_recall_of_layers", {}) for line in ends]
+    for layer in sorted(of_layers[0].keys() | of_layers[1].keys(), key=int):
+        each = [recall.get(layer) for recall in of_layers]
         rows.append((f"recall in layer {layer}", *("none" if x is None else f"{x:.3f}" for x in each)))
     return rows

@@ -15,7 +15,7 @@ from seektune.train.log_state import check_log_state
 from seektune.train.optim.build import build_optimizer
 from seektune.train.run_log import RunLog
 from seektune.train.settings import BatchStream, TrainSettings
-from seektune.train.state_tensors import begin_as_saved, is_random_state, run_tensors, set_random_states
+from seektune.train.state_tensors import MODEL, begin_as_saved, is_random_state, run_tensors, set_random_states
 
 
 class ResumableRun:
@@ -51,7 +51,7 @@ class ResumableRun:
             raise ValueError(f"{checkpoint} does not say where its run stood: it lacks {', '.join(sorted(lacking))}")
         self._check_optimizer(checkpoint, facts)
         if facts.get("base") != self._base:
-            raise ValueError(f"{checkpoint} was made on other frozen weights than these; give the ones it began with")
+            self._refuse_base(checkpoint)
         try:
             step = whole_number(facts, "step", 0, MOST_STEPS)
             log_state = check_log_state(facts["log"], self.model.config.n_routed_experts)
@@ -88,6 +88,16 @@ class ResumableRun:
         }
         self._checkpoints.save(self.step, run_tensors(self.model, self.optimizer), facts, wait)
         return self._checkpoints.place(self.step)
+
+    def _refuse_base(self, checkpoint: Path) -> None:
+        """Say why the frozen weights of a checkpoint's run are not those of this one."""
+        own = {name for name in run_tensors(self.model, self.optimizer) if name.startswith(MODEL)}
+        if {name for name in tensor_names(checkpoint) if name.startswith(MODEL)} != own:
+            raise ValueError(
+                f"{checkpoint} does not hold the weights that this run trains, as its run trained others; start from "
+                "that run's model/ with model.weights, or from its adapter/ with lora.adapter"
+            )
+        raise ValueError(f"{checkpoint} was made on other frozen weights than these; give the ones it began with")
 
     def _check_optimizer(self, checkpoint: Path, facts: dict[str, Any]) -> None:
         """Check that a checkpoint is of this optimizer; early ones, which do not say, are of AdamW."""

@@ -50,6 +50,7 @@ def test_sizes_that_do_not_multiply_out_are_refused_with_the_overrides_that_help
     assert "parallel.pp_size 4 x parallel.ep_size 32 takes 128 processes or a multiple" in said
     assert "this job has one process; one process can do --parallel.pp_size=1 --parallel.ep_size=1" in said
     assert "(and --model.preset=tiny" in said
+    assert "does not fit one device" not in mistake(FLASH, "--model.preset=tiny-0731")
     for words in (["--nproc-per-node=8"], ["--nproc_per_node", "8"]):
         said = mistake(*words, FLASH, "--model.preset=tiny")
         assert "this job has 8 processes" in said

@@ -100,6 +100,13 @@ def test_checkpoint_of_another_base_is_rejected(tmp_path):
 
 
 @pytest.mark.slow
+def test_checkpoint_of_a_run_that_trained_other_weights_is_rejected(tmp_path):
+    go(tmp_path / "run", 2, model=adapted(), loss=LOSS)
+    with pytest.raises(ValueError, match="does not hold the weights that this run trains"):
+        go(tmp_path / "run", 4, loss=LOSS)
+
+
+@pytest.mark.slow
 def test_changed_frozen_weight_is_detected(tmp_path):
     """Balancing a gate's bias changes it."""
     with pytest.raises(RuntimeError, match="a frozen weight moved"):

@@ -111,6 +111,7 @@ def test_unknown_gpu_needs_all_rates(tmp_path: Path) -> None:
         ("gpu: h100-80gb\ngpus: 8\nmemory_gb: .inf\n", "memory_gb: Input should be a finite number"),
         ("gpu: h100-80gb\ngpus: 8\nmemory_gb: .nan\n", "memory_gb: Input should be"),
         ("gpu: h100-80gb\ngpus: 8\nnetwork: -1\n", "network: must be a known link or a number of GB/s, not -1"),
+        ("gpu: h100-80gb\ngpus: 8\nassumed: {skew: abc}\n", "assumed.skew: Input should be a valid number"),
         ("gpu: h100-80gb\ngpus: 8\nlink: .inf\n", "link: must be a known link or a number of GB/s, not inf"),
     ],
 )

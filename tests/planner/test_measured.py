@@ -17,10 +17,10 @@ from .jobs import layout
 H200 = known_gpu("h200-141gb", 128)
 
 
-def write(folder: Path, tflops: object, gb_s: object) -> Path:
+def write(folder: Path, tflops: object, gb_s: object, device: str = "NVIDIA H200", tiny: bool = False) -> Path:
     file = folder / "gpu.json"
     parts = {"products": {"found": {"layer": {"tflops": tflops}}}, "ceilings": {"found": {"elementwise_gb_s": gb_s}}}
-    file.write_text(json.dumps({"parts": parts}))
+    file.write_text(json.dumps({"device": device, "tiny": tiny, "parts": parts}))
     return file
 
 
@@ -40,7 +40,22 @@ def test_a_rate_above_the_peak_is_of_another_gpu(tmp_path: Path) -> None:
         with_measured(H200, write(tmp_path, 2 * H200.flops / 1e12, 1000))
 
 
-@pytest.mark.parametrize("text", ["[]", "no", '{"parts": {"products": {"status": "failed"}}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    ("device", "tiny", "message"),
+    [
+        ("cpu", False, "was measured on a CPU or at toy sizes"),
+        ("NVIDIA H200", True, "was measured on a CPU or at toy sizes"),
+        ("NVIDIA A100-SXM4-80GB", False, "was measured on NVIDIA A100-SXM4-80GB, not on h200-141gb"),
+    ],
+)
+def test_a_result_of_another_device_is_refused(tmp_path: Path, device: str, tiny: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_measured(H200, write(tmp_path, 400, 3000, device, tiny))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "no", '{"device": "NVIDIA H200", "parts": {"products": {"status": "failed"}}}', "[" * 100_000]
+)
 def test_what_is_not_such_a_result_is_refused(text: str, tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     file.write_text(text)

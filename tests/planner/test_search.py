@@ -62,6 +62,18 @@ def test_overrides_reproduce_the_layout(candidates: list[Candidate]) -> None:
     assert peak_rank(first_ranks(again)).upper["total"] == best.memory.upper["total"]
 
 
+def test_overrides_leave_out_messages_that_are_not_sent(candidates: list[Candidate]) -> None:
+    """A layout with the experts in one process is refused with settings of their messages."""
+    sent = {"ep_message_dtype": "fp8", "ep_parts": 2}
+    for ep_size in (1, 2):
+        best = next(each for each in candidates if each.parallel.ep_size == ep_size)
+        job = best.layout.job.with_parallel(sent)
+        words = overrides(replace(best, layout=replace(best.layout, job=job)))
+        given = [f"parallel.{key}={value}" for key, value in sent.items()]
+        again = recipe(TINY, *given, *(word.removeprefix("--") for word in words)).parallel
+        assert (again.ep_message_dtype, again.ep_parts) == (("fp8", 2) if ep_size > 1 else ("model", 1))
+
+
 @pytest.mark.slow
 def test_nearest_layout_changes_the_fewest_settings() -> None:
     asked = JOB.with_parallel({"pp_size": 2, "recompute": "none"})

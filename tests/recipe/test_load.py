@@ -289,6 +289,21 @@ def test_mtp_weight_defaults_to_0_without_an_mtp_block(file: Path, tmp_path: Pat
     assert "loss.mtp_weight must be 0" in complaint(file, *overrides, "--loss.mtp_weight=0.3")
 
 
+@pytest.mark.parametrize("setting", ["ep_backend=deep_ep", "ep_message_dtype=fp8", "ep_parts=2"])
+def test_messages_between_experts_of_one_process_are_refused(file: Path, setting: str) -> None:
+    name, _, value = setting.partition("=")
+    assert f"parallel.{name} needs parallel.ep_size above 1" in complaint(file, f"--parallel.{setting}")
+    assert (
+        str(load_recipe(file, [f"--parallel.{setting}", "--parallel.ep_size=2"]).parallel.model_dump()[name]) == value
+    )
+    assert load_recipe(file, [f"--parallel.{setting}", "--parallel.layout=auto"]).parallel.layout == "auto"
+
+
+def test_batch_invariance_without_decoding_is_refused(file: Path) -> None:
+    expected = "model.batch_invariant makes decoding and training equal, and objective.name cross_entropy decodes"
+    assert expected in complaint(file, "--model.batch_invariant=true")
+
+
 KL = "--train.indexer=kl"
 WARMUP = (KL, "--train.indexer_warmup=true")
 

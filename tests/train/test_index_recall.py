@@ -31,6 +31,19 @@ def test_metrics_have_the_mean_and_each_layer_and_the_report_both_ends(tmp_path)
     ]
 
 
+def test_the_report_has_the_layers_of_both_ends():
+    """Short documents leave a layer nothing to choose from, at either end."""
+    ends = [{"indexer_loss": 1.0, "index_recall_of_layers": each} for each in ({"3": 0.5}, {"11": 0.75, "3": 0.25})]
+    assert recall_table(ends)[1:] == [
+        ("recall in layer 3", "0.500", "0.250"),
+        ("recall in layer 11", "none", "0.750"),
+    ]
+    assert recall_table(ends[::-1])[1:] == [
+        ("recall in layer 3", "0.250", "0.500"),
+        ("recall in layer 11", "0.750", "none"),
+    ]
+
+
 def test_frozen_indexers_are_not_mentioned(tmp_path):
     with MetricsLog(tmp_path, 1, LoggingConfig(to=())) as log:
         log.step(RECORD)

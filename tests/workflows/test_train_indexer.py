@@ -67,6 +67,10 @@ def test_a_warmup_changes_indexers_alone_resumes_exactly_and_everything_follows(
     assert first["index_recall_of_layers"].keys() == {"1", "3"}
     assert "recall in layer 1" in (warmed / "report.html").read_text(encoding="utf-8")
 
+    same = {**common, "train": {"indexer": "kl"}, "resume": str(warmed), "run_dir": str(tmp_path / "resumed")}
+    with pytest.raises(ValueError, match="does not hold the weights that this run trains"):
+        train(recipe(**same))
+
     joint = {**common, "model": {"weights": str(warmed / "model"), "dtype": "fp32"}, "train": {"indexer": "kl"}}
     joined = train(recipe(**joint, run_dir=str(tmp_path / "joint"), steps=1))
     before, after, later = (raw_of(folder) for folder in (base, warmed / "model", joined / "model"))
