@@ -30,5 +30,5 @@ def locate(source: str | Path) -> Path:
     except RepositoryNotFoundError:
         raise ValueError(f"{source} is neither a local folder nor a Hub repository that you can access") from None
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].removeprefix("Got: ")
         raise OSError(f"{source} is not a local folder, and the Hub cannot be reached: {reason}") from None

@@ -36,6 +36,7 @@ from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.run.drafter import drafter_trainer
 from seektune.run.frozen_models import check_frozen
 from seektune.run.indexers import indexer_trainer
+from seektune.run.named_checkpoint import locate_named
 from seektune.train.optim.build import check_groups, check_library
 from seektune.train.settings import Origin
 
@@ -60,8 +61,7 @@ def read_config(section: ModelConfig) -> DeepseekV4Config:
     if section.weights is None or Path(section.weights).is_dir():
         assert known is not None, "the recipe names no architecture"
         return known
-    with _naming("model.weights"):
-        folder = locate(section.weights)
+    folder = locate_named("model.weights", section.weights)
     found = DeepseekV4Config.from_pretrained(folder)
     section.agree(found)
     return found

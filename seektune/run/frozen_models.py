@@ -3,7 +3,6 @@
 from functools import partial
 from pathlib import Path
 
-from seektune.checkpoint import locate
 from seektune.checkpoint.load import check_fit
 from seektune.checkpoint.source import FolderSource
 from seektune.data.other_tokenizer import tokenizer_note
@@ -17,6 +16,7 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
 from seektune.recipe.recipe import Recipe
+from seektune.run.named_checkpoint import locate_named
 from seektune.train.objective_section import FrozenModel
 
 
@@ -24,9 +24,10 @@ def check_frozen(wanted: FrozenModel, config: DeepseekV4Config) -> None:
     """Check by its headers that a checkpoint is whole, and that its tokens are those of the model with this config.
 
     Raises:
-        ValueError: a file or tensor is missing or damaged, or the vocabularies differ.
+        ValueError: there is no such checkpoint, a file or tensor is missing or damaged, or the vocabularies differ.
+        OSError: the Hub cannot be reached.
     """
-    folder = locate(wanted.checkpoint)
+    folder = locate_named(wanted.key, wanted.checkpoint)
     other = DeepseekV4Config.from_pretrained(folder)
     if other.vocab_size != config.vocab_size:
         raise ValueError(
@@ -57,7 +58,7 @@ def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelMode
     Raises:
         ValueError: its layout does not fit the mesh.
     """
-    folder = locate(wanted.checkpoint)
+    folder = locate_named(wanted.key, wanted.checkpoint)
     numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
     if wanted.streamed:
         if mesh.dims.world > 1:
@@ -74,7 +75,7 @@ def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelMode
 
 def meta_frozen(recipe: Recipe, wanted: FrozenModel) -> DeepseekV4ForCausalLM:
     """The whole checkpoint on the meta device, with the formats in which it is held."""
-    folder = locate(wanted.checkpoint)
+    folder = locate_named(wanted.key, wanted.checkpoint)
     model = DeepseekV4ForCausalLM(DeepseekV4Config.from_pretrained(folder), "meta", DTYPES[recipe.model.dtype])
     freeze(model, FolderSource(folder).kind if wanted.quantized else None)
     return model

@@ -8,7 +8,8 @@ from pathlib import Path
 from seektune.data.config import BatchConfig
 from seektune.evaluate.task import Metric, TaskInfo, TaskScore
 from seektune.io.console import many, say
-from seektune.io.run_files import ADAPTER, CHECKPOINTS, REFERENCE
+from seektune.io.jsonl import read_records
+from seektune.io.run_files import ADAPTER, CHECKPOINTS, METRICS, REFERENCE
 from seektune.lora.state import adapted_modules, base_state
 from seektune.model.count import count_parameters
 from seektune.model.distillation import DIVERGENCE
@@ -20,6 +21,7 @@ from seektune.run.data import TrainData
 from seektune.run.evals import Scores, TaskComparison, compare
 from seektune.train.checkpoints import complete_checkpoints
 from seektune.train.held_out import NAMES
+from seektune.train.index_recall import indexer_changes
 from seektune.train.optim.muon_table import shares
 from seektune.train.report_text import EvalText, ReportText
 from seektune.train.score_plot import BeforeAfter, Reference, Score
@@ -157,6 +159,9 @@ def summary(
     else:
         name = NAMES[DIVERGENCE] if recipe.objective.samples else "validation loss"
         say(f"{name}: {losses[0]:.4f} → {losses[1]:.4f}")
+    if recipe.train.indexer_stage != "frozen":
+        for line in indexer_changes(read_records(report.parent / METRICS)):
+            say(line)
     for each in compare(before, after):
         if each.before is not None and each.after is not None:
             for line in _changes(each.task, each.before, each.after):

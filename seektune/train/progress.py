@@ -11,9 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from seektune.io.console import say
 from seektune.io.text import printable
 from seektune.model.distillation import ENTROPY, OF_TEACHER
+from seektune.model.step_loss import INDEXER_LOSS
+from seektune.train.index_recall import INDEX_RECALL, mean_recall
 from seektune.train.step import StepRecord
 
-SHOWN = (ENTROPY, "reward", "mismatch_mean", "mismatch_max", "mismatch_share")
+SHOWN = (INDEXER_LOSS, INDEX_RECALL, ENTROPY, "reward", "mismatch_mean", "mismatch_max", "mismatch_share")
 """Parts of a step that are shown beside its loss."""
 
 
@@ -100,7 +102,7 @@ def chosen_parts(parts: Mapping[str, float], names: Sequence[str]) -> dict[str, 
 
 
 def _parts(record: StepRecord) -> str:
-    shown = chosen_parts(record.parts, SHOWN)
+    shown = chosen_parts(record.parts | mean_recall(record.index_recall), SHOWN)
     return "".join(f" · {name.replace('_', ' ')} {value:.3g}" for name, value in shown.items())
 
 

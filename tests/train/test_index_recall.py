@@ -7,8 +7,9 @@ import torch
 
 from seektune.io.jsonl import read_records
 from seektune.train.config import LoggingConfig
-from seektune.train.index_recall import recall_of, recall_table
+from seektune.train.index_recall import indexer_changes, recall_of, recall_table
 from seektune.train.metrics import MetricsLog
+from seektune.train.progress import ProgressLines
 from tests.train.tiny_run import RECORD
 
 
@@ -42,6 +43,20 @@ def test_the_report_has_the_layers_of_both_ends():
         ("recall in layer 3", "0.250", "0.500"),
         ("recall in layer 11", "0.750", "none"),
     ]
+
+
+def test_the_console_has_the_loss_and_the_mean_recall_of_a_step_and_both_ends_of_the_run(capsys):
+    lines = ProgressLines(steps=2, every=1, done=0)
+    lines.step(replace(RECORD, parts={"indexer_loss": 0.5}, index_recall={1: 0.25, 3: 0.5}))
+    lines.step(replace(RECORD, step=2, parts={"indexer_loss": 0.25}))
+    first, second = capsys.readouterr().out.splitlines()
+    assert "loss 1.5000 · indexer loss 0.5 · index recall 0.375 · norm" in first
+    assert "loss 1.5000 · indexer loss 0.25 · norm" in second
+    steps = [{"indexer_loss": 0.5, "index_recall": 0.375}, {"indexer_loss": 0.125, "index_recall": 0.75}]
+    ends = ["indexer loss: 0.5000 → 0.1250", "index recall: 0.3750 → 0.7500"]
+    assert indexer_changes([{"step": 1, "skipped": "spike"}, *steps, {"indexer_loss": 0.125}]) == ends
+    assert indexer_changes([{"indexer_loss": 0.5}]) == ["indexer loss: 0.5000 → 0.5000"]
+    assert indexer_changes([{"loss": 1.0}]) == []
 
 
 def test_frozen_indexers_are_not_mentioned(tmp_path):

@@ -30,7 +30,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_warmup_changes_indexers_alone_resumes_exactly_and_everything_follows(
-    recipe: Any, toy_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Any, toy_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base = tmp_path / "base"
     toy_model(vocab_size=512).float().save_pretrained(base, format="fp32")
@@ -44,6 +44,7 @@ def test_a_warmup_changes_indexers_alone_resumes_exactly_and_everything_follows(
     common["batch"] = {"global_size": 2, "micro_size": 2, "length": 160, "pack": True, "overlong": "split"}
     warmup = {**common, "loss": {"mtp_weight": 0}, "train": {"indexer": "kl", "indexer_warmup": True}}
     warmed = train(recipe(**warmup, run_dir=str(tmp_path / "whole")))
+    said = capsys.readouterr().out
     step = trainer.train_step
 
     def signalling(*arguments: Any) -> Any:
@@ -64,6 +65,7 @@ def test_a_warmup_changes_indexers_alone_resumes_exactly_and_everything_follows(
 
     first, last = lines(warmed)[0], lines(warmed)[-1]
     assert last["indexer_loss"] < first["indexer_loss"]
+    assert f"\nindexer loss: {first['indexer_loss']:.4f} → {last['indexer_loss']:.4f}\n" in said
     assert first["index_recall_of_layers"].keys() == {"1", "3"}
     assert "recall in layer 1" in (warmed / "report.html").read_text(encoding="utf-8")
 
