@@ -43,10 +43,13 @@ def expert_messages(
     columns = tokens * job.config.num_experts_per_tok * job.config.hidden_size
     sent = FP8_BYTES if job.parallel.ep_message_dtype == "fp8" else job.itemsize
 
-    def seconds(column: float) -> float:
-        return layers * exchange(columns * column, ep_size, cluster, factors)
+    parts = job.parallel.ep_parts
 
-    return ExpertMessages(seconds(sent), seconds(job.itemsize), seconds(4), job.parallel.ep_parts == 1)
+    def seconds(column: float) -> float:
+        # each part is a message of its own, with its latency
+        return layers * parts * exchange(columns / parts * column, ep_size, cluster, factors)
+
+    return ExpertMessages(seconds(sent), seconds(job.itemsize), seconds(4), parts == 1)
 
 
 def hiding(job: TrainingJob, experts: float, factors: Mapping[str, float]) -> float:
