@@ -145,7 +145,7 @@ def test_blocks_are_copied_one_ahead_and_equal_those_in_memory(parity_folder: Pa
 
 
 def test_a_graph_that_is_dropped_without_backward_is_freed():
-    copies = BlockCopies([torch.nn.Linear(2, 2)], Copier(FakeLane()))
+    copies = BlockCopies([torch.nn.Linear(2, 2)], Copier(FakeCopyStream()))
     copies.begin_saving(0)
     saves_its_result = torch.ones(3, requires_grad=True).exp()
     copies.end_saving()
