@@ -251,6 +251,11 @@ class Recipe(Section):
         Raises:
             ValueError: there are several, but weights are streamed from disk.
         """
+        for wanted in self.objective.frozen_models:
+            if processes > 1 and wanted.streamed:
+                raise ValueError(
+                    f"{wanted.key}: weights are streamed by one process only, not {processes}; set its offload to none"
+                )
         if processes > 1 and self.model.offload == "stream":
             raise ValueError(
                 f"model.offload stream is for one process, not for {processes}, which shard the weights; "

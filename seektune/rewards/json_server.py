@@ -19,6 +19,9 @@ MOST_BYTES = 64 * 2**20
 LONGEST_PAUSE = 30
 """Maximum seconds between two tries."""
 
+TRIED_AGAIN = (408, 429)
+"""Statuses below 500 of a server that is busy, not of a wrong request."""
+
 
 @dataclass(frozen=True)
 class JsonServer:
@@ -93,7 +96,7 @@ class JsonServer:
         try:
             return answer.result()
         except HTTPError as error:
-            if error.code < 500:
+            if error.code < 500 and error.code not in TRIED_AGAIN:
                 raise ValueError(
                     f"the {self.name} server {self.url} refuses the {self.sent}: HTTP {error.code}"
                 ) from None

@@ -61,8 +61,7 @@ def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelMode
     folder = locate_named(wanted.key, wanted.checkpoint)
     numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
     if wanted.streamed:
-        if mesh.dims.world > 1:
-            raise ValueError(f"{wanted.key}: weights are streamed by one process only; set its offload to none")
+        assert mesh.dims.world == 1, "the recipe was checked"
         whole = DeepseekV4ForCausalLM.from_pretrained(folder, *numbers, mesh.device, quantized=True, streamed=True)
         return ParallelModel.alone(whole)
     config = DeepseekV4Config.from_pretrained(folder)

@@ -39,13 +39,12 @@ class SampledAnswer:
         self.logprobs.append(logprob)
         self.taught.append(True)
 
-    def add_results(self, ids: Sequence[int], calls: int) -> None:
+    def add_results(self, ids: Sequence[int]) -> None:
         """Append the results of tool calls, which are not taught; another response follows."""
         self.ids += ids
         self.logprobs += [0.0] * len(ids)
         self.taught += [False] * len(ids)
         self.response = len(self.ids)
-        self.calls += calls
 
 
 def sample_responses(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from seektune.data.chat_format.choices import EncodingName
+from seektune.data.chat_format.encode import describes_tools
 from seektune.data.example import Example
 from seektune.data.rollouts import Rollout, RolloutError, advantages, all_equal
 from seektune.data.tokenizer import Tokenizer
@@ -99,10 +100,14 @@ class GroupSampler:
         """Check that the answers to a row can be rewarded.
 
         Raises:
-            ValueError: the row has no prompt, or a verifier cannot compare with its response; the message names it.
+            ValueError: the row has no prompt, or none that describes tools for a run with them; or a verifier cannot
+                compare with its response. The message names it.
         """
         task = RewardedPrompt.of(example)
-        reference = self._reference(task, mode_of(self.tokenizer.decode(task.prompt)))
+        prompt = self.tokenizer.decode(task.prompt)
+        if self.tools is not None and not describes_tools(prompt, self.encoding):
+            raise ValueError(f"{example.name}: objective.tools.url needs prompts that describe tools (tools of a row)")
+        reference = self._reference(task, mode_of(prompt))
         try:
             check_reference(self.section.rewards, reference)
         except ValueError as error:

@@ -27,7 +27,11 @@ def make_teacher(recipe: Recipe, section: DistillConfig, model: ParallelModel) -
     Raises:
         ValueError: its layout does not fit the mesh, or adapters change a head that both would share.
     """
-    return _checkpoint(recipe, section.frozen_models[0], model) if section.frozen_models else _without_adapters(model)
+    return (
+        _checkpoint(recipe, section.frozen_models[0], model)
+        if section.frozen_models
+        else _without_adapters("objective.teacher", model)
+    )
 
 
 def make_teachers(recipe: Recipe, section: OpdConfig, model: ParallelModel) -> Teachers:
@@ -45,7 +49,7 @@ def make_teachers(recipe: Recipe, section: OpdConfig, model: ParallelModel) -> T
         elif each.adapter is not None:
             found.append(_adapter(f"{key}.adapter", Path(each.adapter), model))
         else:
-            found.append(_without_adapters(model))
+            found.append(_without_adapters(f"{key}.checkpoint", model))
     return Teachers(found)
 
 
@@ -63,11 +67,11 @@ def _adapter(key: str, folder: Path, model: ParallelModel) -> Teacher:
     return Teacher(teacher, None if last is None else gathered(last.head.values()).detach(), adapted=True)
 
 
-def _without_adapters(model: ParallelModel) -> Teacher:
+def _without_adapters(key: str, model: ParallelModel) -> Teacher:
     if any(stage.is_last and _has_adapted_head(stage) for stage in model.stages.values()):
         raise ValueError(
-            "objective.teacher null takes the model without adapters, whose head must stay as it is: remove head "
-            "from lora.targets, or name the base as objective.teacher"
+            f"{key} null takes the model without adapters, whose head must stay as it is: remove head "
+            f"from lora.targets, or name the base as {key}"
         )
     return Teacher(model, None)
 

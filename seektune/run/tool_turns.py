@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from seektune.data.chat_format.choices import EncodingName
 from seektune.data.chat_format.encode import render_tool_results
@@ -43,7 +44,7 @@ def sample_answers(
     """
     answers = [SampledAnswer([], []) for _ in requests]
     sample_responses(model, requests, answers, progress)
-    pending = [_Pending(str(each.seed), each, answer) for each, answer in zip(requests, answers, strict=True)]
+    pending = [_Pending(uuid4().hex, each, answer) for each, answer in zip(requests, answers, strict=True)]
     for turn in range(1, 1 if tools is None else tools.max_turns):
         assert tools is not None
         pending = _with_results(tools, pending, turn)
@@ -57,6 +58,7 @@ class _Pending(NamedTuple):
     """An answer that may get another response."""
 
     session: str
+    """No other answer has it, of this run or another."""
     request: Request
     """For its last response."""
     answer: SampledAnswer
@@ -72,7 +74,8 @@ def _with_results(tools: ToolTurns, pending: Sequence[_Pending], turn: int) -> l
         raise RolloutError(one_line(error)) from error
     found = []
     for (each, own), texts in zip(calling, results, strict=True):
-        following = _continued(tools, each.request, each.answer, texts, len(own.calls))
+        each.answer.calls += len(own.calls)
+        following = _continued(tools, each.request, each.answer, texts)
         if following is not None:
             found.append(each._replace(request=following))
     return found
@@ -88,9 +91,7 @@ def _calls(tools: ToolTurns, request: Request, answer: SampledAnswer) -> Sequenc
     return [] if message is None else message["tool_calls"]
 
 
-def _continued(
-    tools: ToolTurns, request: Request, answer: SampledAnswer, results: Sequence[str], calls: int
-) -> Request | None:
+def _continued(tools: ToolTurns, request: Request, answer: SampledAnswer, results: Sequence[str]) -> Request | None:
     """The request for the next response, after the results are appended; None if no token of it would fit."""
     mode = mode_of(tools.tokenizer.decode(request.prompt))
     assert mode is not None, "the response was read in this mode"
@@ -101,5 +102,5 @@ def _continued(
     if room < 1:
         answer.truncated = True
         return None
-    answer.add_results(ids, calls)
+    answer.add_results(ids)
     return replace(request, prompt=prompt, max_new_tokens=room, seed=request.seed + SEED_STEP)

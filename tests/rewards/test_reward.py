@@ -162,7 +162,7 @@ def test_a_request_to_stop_is_obeyed_within_a_try(dripping: int) -> None:
 
 
 def test_a_server_gives_rewards_after_failures(server: Any) -> None:
-    reward, pauses = asked(server, [(500, ""), (503, ""), (200, '{"rewards": [0.5, 2]}')])
+    reward, pauses = asked(server, [(429, ""), (503, ""), (200, '{"rewards": [0.5, 2]}')])
     assert reward([sample("a", "b"), sample("c", "d", truncated=True)]) == [0.5, 2.0]
     assert sum(pauses) == 1 + 2
     first, second = server.bodies[-1]["samples"]

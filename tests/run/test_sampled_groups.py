@@ -159,6 +159,22 @@ def test_a_row_without_text_to_compare_with_is_refused(sampler: GroupSampler, me
     replace(strict, tools=tools).check(conversation(sampler, CALL, SAID))
 
 
+@pytest.mark.parametrize("encoding", ["preview", "0731"])
+def test_with_tools_a_row_whose_prompt_describes_none_is_refused(sampler: GroupSampler, encoding: Any) -> None:
+    tools: Any = "those of a server"
+    using = replace(sampler, tools=tools, encoding=encoding)
+
+    def row(described: list[dict[str, Any]]) -> Example:
+        messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", **SAID}]
+        (pieces,) = encode_texts(render_training_texts(messages, described, encoding=encoding), sampler.tokenizer)
+        return Example(*pieces, "chat.jsonl:1")
+
+    using.check(row(TOOLS))
+    replace(using, tools=None).check(row([]))
+    with pytest.raises(ValueError, match=r"^chat\.jsonl:1: objective\.tools\.url needs prompts that describe tools"):
+        using.check(row([]))
+
+
 # epsilon, epsilon_high, aggregation, scale_rewards, resample, sequence_ratio, clips_weight
 PUBLISHED = {
     # arXiv 2402.03300: mean over answers of means over tokens, advantages divided by the standard deviation

@@ -129,7 +129,7 @@ def test_results_are_appended_untaught_and_the_model_continues(
     assert plain.ids == last
     assert (plain.calls, plain.sampled, called.calls) == (0, len(last), 2)
     (body,) = adder.bodies
-    assert (body["session"], body["turn"]) == ("5", 1)
+    assert body["turn"] == 1
     assert [each["id"] for each in body["tool_calls"]] == ["call_1_0", "call_1_1"]
     conversation = [
         ASK,
@@ -156,8 +156,12 @@ def test_turns_are_bounded_and_cut_responses_call_nothing(
     script.turns += [[calling], [calling], [calling]]
     (answer,) = sample_answers(MODEL, [request(tokenizer)], lambda: None, tools)
     assert [body["turn"] for body in adder.bodies] == [1, 2]
-    assert {body["session"] for body in adder.bodies} == {"5"}
+    (session,) = {body["session"] for body in adder.bodies}
     assert not answer.truncated
+    adder.bodies.clear()
+    script.turns += [[calling, calling], [calling, calling], [calling, calling]]
+    sample_answers(MODEL, [request(tokenizer), request(tokenizer)], lambda: None, tools)
+    assert len({session, *(body["session"] for body in adder.bodies)}) == 3, "of answers with one seed, too"
     adder.bodies.clear()
     script.turns += [[calling]]
     (cut,) = sample_answers(MODEL, [request(tokenizer, max_new_tokens=4)], lambda: None, tools)
@@ -178,6 +182,7 @@ def test_an_answer_without_room_for_another_response_is_cut_off(
     (answer,) = sample_answers(MODEL, [asked], lambda: None, tools)
     assert answer.truncated
     assert answer.ids == calling
+    assert answer.calls == 1, "its calls were run"
 
 
 def test_long_results_are_cut_at_whole_characters(

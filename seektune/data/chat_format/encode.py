@@ -120,6 +120,13 @@ def render_training_texts(
     return training_texts(read_turns(with_tools(messages, tools), rules), thinking_mode, reasoning_effort, rules)
 
 
+def describes_tools(prompt: str, encoding: EncodingName = DEFAULT) -> bool:
+    """Whether the text of a prompt describes tools."""
+    rules = find_encoding(encoding)
+    headings = [rules.tools_text[0], *([] if rules.later_tools is None else [rules.later_tools])]
+    return any(heading in prompt for heading in headings)
+
+
 def with_tools(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> Sequence[Mapping[str, Any]]:
