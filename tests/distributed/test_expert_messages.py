@@ -164,7 +164,20 @@ def rounded(moe: MoE, spread: MoE, tokens: Tensor) -> dict[str, float]:
         found = spread.dispatch.start(x, routing, spread.experts)()
         twin = moe.dispatch.start(fake_quantize_fp8(x, GROUP), routing, moe.experts)()
         exact = moe.dispatch.start(x, routing, moe.experts)()
-    return {"twin": float((found - twin).abs().max()), "lost": float((found - exact).norm() / exact.norm())}
+    gradient = token_gradient(spread, x, routing)
+    straight = token_gradient(moe, fake_quantize_fp8(x, GROUP), routing)
+    return {
+        "twin": float((found - twin).abs().max()),
+        "lost": float((found - exact).norm() / exact.norm()),
+        "gradient": float((gradient - straight).abs().max() / straight.abs().max()),
+    }
+
+
+def token_gradient(moe: MoE, x: Tensor, routing: Any) -> Tensor:
+    """Of the routed experts' outputs alone."""
+    x = x.detach().requires_grad_()
+    out = moe.dispatch.start(x, routing, moe.experts)()
+    return torch.autograd.grad(out.square().sum(), x)[0]
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +223,12 @@ def test_decoding_and_teachers_send_the_messages_of_training(processes: list[dic
             torch.testing.assert_close(each["decoding"], each["training"], rtol=0, atol=1e-5)
             torch.testing.assert_close(each["another adapter"], each["training"], rtol=0, atol=0)
         assert (found["passes with fp8"]["training"] - exact).abs().max() > 1e-3
+
+
+def test_the_gradient_of_fp8_messages_is_that_of_the_rounded_tokens(processes: list[dict[str, Any]]):
+    """It passes straight through, and is not rounded itself."""
+    for found in processes:
+        assert found["fp8"]["gradient"] < 1e-5
 
 
 def test_deep_ep_computes_what_one_device_does(processes: list[dict[str, Any]]):
