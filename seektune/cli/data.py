@@ -79,7 +79,7 @@ Chosen and rejected answers, from which the recipe deepseek_v4_tiny_dpo learns:
   seektune data example preferences --kind preference
 TinyShakespeare as documents, from which the recipe deepseek_v4_tiny_pretrain learns:
   seektune data example shakespeare --kind text
-Sums with their answers, for the recipe deepseek_v4_tiny_grpo:
+Sums with their answers, for the recipe deepseek_v4_tiny_sums and later deepseek_v4_tiny_grpo:
   seektune data example sums --kind prompt_completion
 """
 

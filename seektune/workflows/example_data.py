@@ -23,13 +23,17 @@ class ExampleRows:
     name: str
     origin: str
     recipe: str
-    """That trains on them."""
+    """That trains on them, from random weights."""
+    later: str = ""
+    """A recipe that continues from the trained model, as the comments of the first one say."""
 
 
 EXAMPLES = {
     "chat": ExampleRows(write_synthetic_chat, "conversations", MADE, "deepseek_v4_tiny_chat"),
     "preference": ExampleRows(write_synthetic_preferences, "preferences", MADE, "deepseek_v4_tiny_dpo"),
-    "prompt_completion": ExampleRows(write_synthetic_sums, "sums", MADE, "deepseek_v4_tiny_grpo"),
+    "prompt_completion": ExampleRows(
+        write_synthetic_sums, "sums", MADE, "deepseek_v4_tiny_sums", "deepseek_v4_tiny_grpo"
+    ),
     "text": ExampleRows(write_shakespeare, "documents", "TinyShakespeare (public domain)", "deepseek_v4_tiny_pretrain"),
 }
 """By kind of data."""
@@ -54,3 +58,5 @@ def example_data(folder: Path, kind: str = "chat") -> None:
     say(f"\nNext: seektune init {rows.recipe} recipes")
     say(f"      seektune data preview recipes/{rows.recipe}.yaml {path}")
     say(f"      seektune train recipes/{rows.recipe}.yaml {path}")
+    if rows.later:
+        say(f"The recipe {rows.later} continues from such a model; the comments of {rows.recipe} have the commands.")

@@ -17,7 +17,9 @@ FEW = ("--steps=1", "--schedule.warmup_steps=0", "--batch.global_size=8", "--bat
 
 
 def test_the_example_names_its_recipe(example_rows: tuple[Path, str]) -> None:
-    assert "seektune init deepseek_v4_tiny_grpo recipes" in example_rows[1]
+    said = example_rows[1]
+    assert "seektune init deepseek_v4_tiny_sums recipes" in said
+    assert "The recipe deepseek_v4_tiny_grpo continues from such a model" in said
 
 
 def test_the_tables_of_differences_have_the_numbers_of_their_file() -> None:
