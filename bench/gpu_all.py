@@ -3,7 +3,8 @@
 `python bench/gpu_all.py --out gpu.json` needs a checkout and a Python with torch, Triton and the packages that come
 with them on GPU machines (safetensors, PyYAML, psutil, huggingface_hub); no installation, network or data. `--list`
 prints the parts in order of importance with their estimated seconds; those that do not fit the budget are skipped and
-recorded as such, and a part that fails is recorded with its error. `--against FILE` compares with an earlier result.
+recorded as such, a part that is cut short as `partial`, and one that fails with its error and exit code 1.
+`--against FILE` compares with an earlier result.
 `--device cpu --tiny` runs the same flow at toy sizes; `TRITON_INTERPRET=1` then runs Triton kernels.
 
 The result of the last run on a GPU is bench/gpu.json; docs/performance.md has its numbers (`--tables FILE` prints the
@@ -22,8 +23,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
-# processes that measure find the same packages
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 import torch  # noqa: E402
 
@@ -42,29 +41,58 @@ def main() -> None:
     """Measure and write, or print what was asked for."""
     options = _options()
     if options.tables is not None:
-        print("\n\n".join(tables(json.loads(options.tables.read_text(encoding="utf-8")))))
+        print("\n\n".join(tables(options.tables)))
         return
     parts = chosen(options.parts)
     if options.list:
         print("\n".join(f"{part.seconds:5g} s  {part.name}" for part in parts))
         return
-    before = None if options.against is None else json.loads(options.against.read_text(encoding="utf-8"))
-    writer = Writer(options.out, header(options.device, options.tiny, options.budget), before)
+    # processes that measure find the same packages
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    writer = Writer(options.out, header(options.device, options.tiny, options.budget), options.against)
     run_parts(parts, Bench(options.device, options.tiny), options.budget, writer.add)
     print(f"{writer.summary()}; written to {options.out}")
+    sys.exit(1 if writer.count("failed") else 0)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the result; replaced after every part")
-    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all parts")
+    parser.add_argument("--budget", type=_seconds, default=BUDGET, help="seconds for all parts")
     parser.add_argument("--parts", default=None, help="names, or beginnings of names, separated by semicolons")
     parser.add_argument("--list", action="store_true", help="print the parts and their estimated seconds")
-    parser.add_argument("--against", type=Path, default=None, metavar="FILE", help="an earlier result to compare with")
-    parser.add_argument("--tables", type=Path, default=None, metavar="FILE", help="print the tables of a result")
+    parser.add_argument(
+        "--against", type=_result, default=None, metavar="FILE", help="an earlier result to compare with"
+    )
+    parser.add_argument("--tables", type=_result, default=None, metavar="FILE", help="print the tables of a result")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
-    return parser.parse_args()
+    options = parser.parse_args()
+    measures = options.tables is None and not options.list
+    if measures and options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device; --device cpu --tiny runs the same flow at toy sizes")
+    if measures and not options.out.absolute().parent.is_dir():
+        parser.error(f"--out: there is no folder {options.out.parent}")
+    return options
+
+
+def _seconds(text: str) -> float:
+    """A positive number of seconds."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _result(text: str) -> dict[str, Any]:
+    """A result of this command, read from a file."""
+    try:
+        found = json.loads(Path(text).read_text(encoding="utf-8"))
+        if isinstance(found["parts"], dict):
+            return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is no result of this benchmark: {error}") from None
+    raise argparse.ArgumentTypeError(f"{text} is no result of this benchmark")
 
 
 def chosen(names: str | None) -> list[Part]:
@@ -120,8 +148,11 @@ class Writer:
 
     def summary(self) -> str:
         """How many parts ended how."""
-        statuses = [outcome["status"] for outcome in self.parts.values()]
-        return ", ".join(f"{statuses.count(status)} {status}" for status in ("done", "failed", "skipped"))
+        return ", ".join(f"{self.count(status)} {status}" for status in ("done", "partial", "failed", "skipped"))
+
+    def count(self, status: str) -> int:
+        """How many parts ended so."""
+        return sum(outcome["status"] == status for outcome in self.parts.values())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ def numbers(result: dict[str, Any]) -> dict[str, float]:
     return {
         path: value
         for name, outcome in result["parts"].items()
-        if outcome["status"] == "done"
+        if "found" in outcome
         for path, value in _leaves(name, outcome["found"])
     }
 

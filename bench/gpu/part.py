@@ -13,6 +13,20 @@ TINY = {4096: 24, 16384: 80}
 """Tokens of a row in place of those of the released width."""
 
 
+@dataclass
+class Deadline:
+    """When a part should begin no further case, and whether it was told so."""
+
+    at: float = float("inf")
+    """By `monotonic`."""
+    was_over: bool = False
+
+    def is_over(self) -> bool:
+        """Whether the time has come."""
+        self.was_over = self.was_over or monotonic() > self.at
+        return self.was_over
+
+
 @dataclass(frozen=True)
 class Bench:
     """The device, the size of the model, and what earlier parts found."""
@@ -22,8 +36,8 @@ class Bench:
     tiny: bool = False
     """Toy sizes, with which the whole flow runs on a CPU."""
     found: Mapping[str, Found] = field(default_factory=dict)
-    deadline: float = float("inf")
-    """When this part is ended, by `monotonic`; a part of many cases stops before."""
+    deadline: Deadline = field(default_factory=Deadline)
+    """A part of many cases stops then, before it is killed."""
 
     @property
     def config(self) -> DeepseekV4Config:
@@ -51,7 +65,7 @@ class Bench:
     @property
     def is_late(self) -> bool:
         """Whether no further case should begin."""
-        return monotonic() > self.deadline
+        return self.deadline.is_over()
 
 
 Measure = Callable[[Bench], Found]

@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 
-from bench.gpu.part import Bench, Found, Part
+from bench.gpu.part import Bench, Deadline, Found, Part
 
 Outcome = dict[str, Any]
-"""`status` (done, failed or skipped), `seconds`, and `found`, `error` or `reason`."""
+"""`status` (done, partial, failed or skipped), `seconds`, and `found`, `error` or `reason`.
+
+A partial one left out its last cases, as its time was over.
+"""
 Report = Callable[[str, Outcome], None]
 FRAMES = 4
 """Frames of a failed part's traceback that are recorded."""
@@ -31,7 +34,7 @@ def run_parts(parts: Sequence[Part], bench: Bench, budget: float, report: Report
             report(part.name, {"status": "skipped", "seconds": 0.0, "reason": reason})
             continue
         outcome = worker.measure(part, replace(bench, found=dict(found)), min(part.patience, left))
-        if outcome["status"] == "done":
+        if "found" in outcome:
             found[part.name] = outcome["found"]
         report(part.name, outcome)
     worker.close()
@@ -83,11 +86,12 @@ def _serve(pipe: Connection) -> None:
         part, bench, limit = pipe.recv()
         torch.manual_seed(0)
         try:
-            found = part.measure(replace(bench, deadline=monotonic() + 0.8 * limit))
-            outcome: Outcome = {"status": "done", "found": found}
+            deadline = Deadline(monotonic() + 0.8 * limit)
+            found = part.measure(replace(bench, deadline=deadline))
+            outcome: Outcome = {"status": "partial" if deadline.was_over else "done", "found": found}
         except Exception as error:
             where = traceback.format_exc(limit=-FRAMES)
             outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}", "traceback": where}
-        if bench.device == "cuda" and outcome["status"] == "done":
+        if bench.device == "cuda" and "found" in outcome:
             torch.cuda.empty_cache()
         pipe.send(outcome)

@@ -21,17 +21,16 @@ def _table(head: str, rows: list[str]) -> str:
 
 
 def found(result: dict[str, Any], name: str) -> dict[str, Any]:
-    """What a part found; empty if it was not done."""
-    outcome = result["parts"].get(name, {})
-    table: dict[str, Any] = outcome.get("found", {}) if outcome.get("status") == "done" else {}
+    """What a part found; empty if it was not measured."""
+    table: dict[str, Any] = result["parts"].get(name, {}).get("found", {})
     return table
 
 
 def layer_rows(result: dict[str, Any], part: str) -> list[str]:
     """A row for each kind of layer and length."""
     return [
-        f"| {kind} | {length:,} | {each['ms']:.1f} | {each['tflops']:.0f} | {each['share_of_matmul']:.0%} | "
-        f"{each['peak_gb']:.1f} |".replace("%", " %")
+        f"| {kind} | {length:,} | {each['ms']:.1f} | {each['tflops']:.0f} | {_shown(each['share_of_matmul'], '.0%')} | "
+        f"{_shown(each['peak_gb'])} |".replace("%", " %")
         for length in LENGTHS
         for kind, each in found(result, f"{part}, {length}").items()
     ]
@@ -46,5 +45,5 @@ def kernel_rows(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+def _shown(value: float | None, form: str = ".1f") -> str:
+    return "" if value is None else format(value, form)

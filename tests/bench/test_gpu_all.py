@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu_all
 from bench.gpu.compare import compared, lines
 from bench.gpu.part import Bench, Part
 from bench.gpu.runner import Outcome, run_parts
@@ -15,7 +16,7 @@ from bench.gpu.table import PARTS
 from bench.gpu.tables import tables
 from tests.places import ROOT
 
-from .parts import dies, hangs, right, wrong
+from .parts import dies, hangs, late, right, wrong
 
 LONG = 60.0
 
@@ -41,6 +42,12 @@ def test_a_part_that_fails_dies_or_hangs_does_not_stop_the_others():
     assert found["hangs"]["error"].startswith("killed after")
     assert found["last"]["found"]["before"] == ["first"], "only what was done is known to later parts"
     assert found["last"]["found"]["process"] != found["first"]["found"]["process"]
+
+
+def test_a_part_whose_time_is_over_is_partial_and_its_numbers_count():
+    found = outcomes(Part("late", 1, late), Part("next", 1, right))
+    assert {**found["late"], "seconds": 0} == {"status": "partial", "seconds": 0, "found": {"first": 1.0}}
+    assert found["next"]["found"]["before"] == ["late"]
 
 
 def test_a_part_over_the_budget_is_skipped_and_a_shorter_one_still_runs():
@@ -69,6 +76,35 @@ def test_numbers_are_compared_by_their_path():
 
 def test_a_table_without_numbers_is_left_out():
     assert tables(result()) == []
+
+
+def test_layers_without_a_peak_of_memory_or_a_ceiling_have_empty_cells():
+    """As those of a CPU."""
+    row = {"ms": 1.5, "tflops": 3.0, "share_of_matmul": None, "peak_gb": None}
+    assert tables(result(**{"layers, packed, 4096": {"CSA": row}}))[0].endswith("| CSA | 4,096 | 1.5 | 3 |  |  |")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--device=cuda"], "there is no CUDA device; --device cpu --tiny"),
+        (["--tables=missing.json"], "missing.json is no result of this benchmark: "),
+        (["--against=other.json", "--device=cpu"], "other.json is no result of this benchmark: 'parts'"),
+        (["--budget=-1"], "-1 is not above 0"),
+        (["--device=cpu", "--out=missing/gpu.json"], "there is no folder missing"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["gpu_all.py", *words])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        gpu_all.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
