@@ -430,8 +430,8 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("format", ["bf16", "fp32", pytest.param("released", marks=pytest.mark.slow)])
 def test_conversion_memory_is_one_tensor(tmp_path: Path, format: str):
-    """30 matrices of 8 MB; memory holds one as read, one as written, and bands of it in fp32."""
-    for folder, rows, count in (("small", 128, 1), ("large", 1024, 30)):
+    """30 matrices of 8 MB, after 30 of 1 MB; memory holds one as read, one as written, and bands of it in fp32."""
+    for folder, rows, count in (("small", 128, 30), ("large", 1024, 30)):
         (tmp_path / folder).mkdir()
         weights = {f"layers.{n}.attn.wq_b.weight": torch.full((rows, 4096), n + 1.0).bfloat16() for n in range(count)}
         save_file(weights, tmp_path / folder / "model.safetensors")
@@ -441,5 +441,7 @@ def test_conversion_memory_is_one_tensor(tmp_path: Path, format: str):
     read = 2 * 1024 * 4096
     # encoding FP8 takes some copies of a band in fp32, 4 MB each
     bound = read + stored + {"bf16": 0, "fp32": 4, "released": 16}[format] * 2**20
+    # the kernel adds up a process's pages in batches of up to 32 for each processor
+    bound += 32 * resource.getpagesize() * (os.cpu_count() or 1)
     assert int(result.stdout) <= bound
     assert 30 * read > 8 * bound, "the bound is far below the size of the checkpoint"

@@ -153,7 +153,7 @@ def found(model: Any, folder: Path) -> Found:
     batch = made_batch(3, rows=5, length=30, taught=20)
     score = model.score(batch).losses_BT.tolist()
     task = AnswersTask.of(
-        TaskConfig(name="answers", path=str(folder / "rows.jsonl"), metric="contains", max_new_tokens=4),
+        TaskConfig(name="answers", path=str(folder / "rows.jsonl"), metric="regex", max_new_tokens=4),
         PromptForm("preview"),
         tokenizer,
     )
@@ -232,7 +232,7 @@ def found_together(
         if reading.adapter is None and pp_size == 1:
             asked = ServingOptions(reading.quantized, ep_size)
             planned = take_plan(weights, known_gpu("h100-80gb", world), asked, torch.float32)
-            assert planned.weight_bytes == held[name]
+            assert planned.tightest.weight_bytes == held[name]
         results |= led(mesh, name, lambda mesh=mesh: found(mesh, folder))
     return results, drafted_together(folder, processes) if drafts else {}, held
 
@@ -293,7 +293,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         randomize(drafting)
         sometimes_right(drafting).save_pretrained(made / name, "released")
     rows = [
-        f'{{"prompt": "The man {word}", "answer": "{letter}"}}' for word in ("is", "was", "sat") for letter in "aeo "
+        f'{{"prompt": "The man {word}", "answer": "{letter}"}}' for word in ("is", "was", "sat") for letter in "aeo."
     ]
     (made / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return made
