@@ -24,6 +24,11 @@ __all__ = ["browser", "page"]
 
 
 @pytest.fixture
+def blank_figures() -> None:
+    """Figures are looked at here."""
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run folder without steps."""
     place = tmp_path / "run"

@@ -23,7 +23,7 @@ from seektune.parallel.process_group import ProcessSlot
 from seektune.recipe.load import load_recipe
 from seektune.recipe.recipe import Recipe
 from seektune.rewards.sample import RewardSample
-from seektune.run import rollouts, tool_turns
+from seektune.run import rollouts, sampled_groups, tool_turns
 from seektune.run.objective_data import check_objective_data
 from seektune.run.rewarded_prompt import RewardedPrompt
 from seektune.run.sampled_groups import overlong_penalty
@@ -279,6 +279,8 @@ def test_a_run_with_tools_resumes_exactly_and_a_failing_tool_server_saves(
 
     monkeypatch.setattr(tool_turns, "sample_responses", ended)
     monkeypatch.setattr(tool_turns, "read_message", calling)
+    # the description of a tool is longer than all else here
+    monkeypatch.setattr(sampled_groups, "describes_tools", lambda prompt, encoding: True)
     objective = {
         **rewarded().objective.model_dump(exclude_unset=True),
         "tools": {"url": f"http://127.0.0.1:{echo.server_port}/", "max_turns": 3, "retries": 0},

@@ -10,7 +10,7 @@ import pytest
 from seektune.checkpoint import tensor_names
 from seektune.io.jsonl import as_line, read_records
 from seektune.model.indexer import INDEXERS
-from seektune.run import build
+from seektune.run import named_checkpoint
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.workflows import train as workflow
@@ -94,7 +94,7 @@ def test_what_does_not_fit_weights_on_the_hub_is_refused(
     recipe: Any, config_file: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     """Their architecture is known when a run begins, and not when its recipe is read."""
-    monkeypatch.setattr(build, "locate", lambda name: config_file.parent)
+    monkeypatch.setattr(named_checkpoint, "locate", lambda name: config_file.parent)
     with pytest.raises(ValueError, match=message):
         train(recipe(model={"weights": "maker/model", "dtype": "fp32"}, **changes))
 
