@@ -30,7 +30,7 @@ CURVES = ("loss", "mtp_loss", "balance_loss", "grad_norm", "lr", "tokens_per_s",
 """Values of a step that trackers plot."""
 APART = ("loads", "parts", "left_out", "bias_moves", "index_recall")
 """Fields of a step that its line has in another form, or not at all."""
-SPOKEN = (ENTROPY, "reward_accuracy", "reward_margin", "reward")
+SPOKEN = (ENTROPY, "reward_margin", "reward_accuracy", "reward")
 """Parts of a validation that are printed beside its loss."""
 
 
