@@ -79,7 +79,7 @@ def generation(page: str) -> str:
     for processes, cases in ((key, value) for key, value in found.items() if isinstance(value, dict)):
         for sequences, case in cases.items():
             numbers = case["tokens_per_s"], case["step_ms"], case["rank_0_cpu_ms"]
-            table += f"| {processes} | {sequences} | {' | '.join(f'{x:.3g}' for x in numbers)} |\n"
+            table += f"| {processes} | {sequences} | {' | '.join(f'{x:,.1f}' for x in numbers)} |\n"
     return re.sub(f"({re.escape(DECODE_MESH)})(\\|.*\n)*", lambda match: match[1] + table, page)
 
 
