@@ -1,11 +1,16 @@
 """A tool server: tool calls of sampled answers are sent as JSON over HTTP, and their results come back."""
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from seektune.io.text import on_one_line
 from seektune.rewards.json_server import JsonServer
+
+QUOTED = 100
+"""Characters of a wrong answer that are quoted."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +53,23 @@ class ToolServer:
         ids = request.ids()
         calls = [{**call, "id": call_id} for call, call_id in zip(request.calls, ids, strict=True)]
         found = self.server.post({"session": request.session, "turn": request.turn, "tool_calls": calls})
-        contents = _contents(found)
-        if sorted(contents) != sorted(ids):
+        pairs = _contents(found)
+        if sorted(name for name, _ in pairs) != sorted(ids):
             raise ValueError(
                 f'the tool server {self.server.url} must answer with {{"messages": [{{"role": "tool", "tool_call_id": '
-                'ID, "content": TEXT}, ...]}, one for each call'
+                f'ID, "content": TEXT}}, ...]}}, one for each call, not {on_one_line(json.dumps(found))[:QUOTED]}'
             )
+        contents = dict(pairs)
         return [self._cut(contents[call_id]) for call_id in ids]
 
     def _cut(self, content: str) -> str:
         return content.encode(errors="replace")[: self.max_result_bytes].decode(errors="ignore")
 
 
-def _contents(found: Any) -> dict[str, str]:
-    """The texts of tool messages by the id of their call; empty if the value is something else."""
+def _contents(found: Any) -> list[tuple[str, str]]:
+    """The ids of the calls of tool messages, and their texts; empty if the value is something else."""
     messages = found.get("messages") if isinstance(found, dict) else None
     if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
-        return {}
+        return []
     pairs = [(each.get("tool_call_id"), each.get("content")) for each in messages if each.get("role") == "tool"]
-    return {name: text for name, text in pairs if isinstance(name, str) and isinstance(text, str)}
+    return [(name, text) for name, text in pairs if isinstance(name, str) and isinstance(text, str)]

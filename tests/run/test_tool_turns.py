@@ -202,9 +202,10 @@ def test_long_results_are_cut_at_whole_characters(
     [
         (404, None, r"the tool server http\S+ refuses the calls: HTTP 404$"),
         (500, None, r"the tool server http\S+ failed at the only try: HTTP Error 500"),
-        (200, {"messages": []}, r'must answer with \{"messages": .*one for each call$'),
-        (200, {"messages": [{"role": "tool", "tool_call_id": "call_1_0", "content": 3}]}, "one for each call$"),
-        (200, ["x"], "one for each call$"),
+        (200, {"messages": []}, r'must answer with \{"messages": .*one for each call, not \{"messages": \[\]\}$'),
+        (200, {"messages": [{"role": "tool", "tool_call_id": "call_1_0", "content": 3}]}, "one for each call, not"),
+        (200, ["x"], r'one for each call, not \["x"\]$'),
+        (200, {"messages": [{"role": "tool", "tool_call_id": "call_1_0", "content": x} for x in "ab"]}, "one for each"),
     ],
 )
 def test_a_failing_server_is_one_line(
