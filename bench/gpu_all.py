@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
     if measures and options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device; --device cpu --tiny runs the same flow at toy sizes")
     if measures and not options.out.absolute().parent.is_dir():
-        parser.error(f"--out: there is no folder {options.out.parent}")
+        parser.error(f"--out: the folder {options.out.parent} does not exist")
     return options
 
 
@@ -91,8 +91,8 @@ def _result(text: str) -> dict[str, Any]:
         if isinstance(found["parts"], dict):
             return found
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise argparse.ArgumentTypeError(f"{text} is no result of this benchmark: {error}") from None
-    raise argparse.ArgumentTypeError(f"{text} is no result of this benchmark")
+        raise argparse.ArgumentTypeError(f"{text} is not a result of this benchmark: {error}") from None
+    raise argparse.ArgumentTypeError(f"{text} is not a result of this benchmark")
 
 
 def chosen(names: str | None) -> list[Part]:

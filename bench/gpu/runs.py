@@ -130,7 +130,7 @@ def adapted_model() -> DeepseekV4ForCausalLM:
 
 
 def decode_run(bench: Bench) -> Found:
-    """Tokens that the engine decodes from a cache are the likeliest of the full forward pass."""
+    """Greedy decoding with a cache gives the most likely tokens of the full forward pass."""
     model = tiny_model().to(bench.device)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(2, model.config.vocab_size, (3, 70), generator=generator).tolist()

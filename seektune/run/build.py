@@ -1,7 +1,6 @@
 """Builds the mesh and the model of a run, with weights, adapters and parallelism."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from seektune.recipe.recipe import ModelConfig, Recipe
 from seektune.run.drafter import drafter_trainer
 from seektune.run.frozen_models import check_frozen
 from seektune.run.indexers import indexer_trainer
-from seektune.run.named_checkpoint import locate_named
+from seektune.run.named_key import locate_named, naming
 from seektune.train.optim.build import check_groups, check_library
 from seektune.train.settings import Origin
 
@@ -79,17 +78,8 @@ def check_sources(recipe: Recipe, config: DeepseekV4Config) -> None:
     for wanted in recipe.objective.frozen_models:
         check_frozen(wanted, config)
     if recipe.lora.adapter is not None:
-        with _naming("lora.adapter"):
+        with naming("lora.adapter"):
             read_adapter(Path(recipe.lora.adapter))
-
-
-@contextmanager
-def _naming(key: str) -> Iterator[None]:
-    """Begin the message of a ValueError with a key of the recipe."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
 
 
 def build_model(recipe: Recipe, config: DeepseekV4Config, mesh: Mesh, with_weights: bool) -> ParallelModel:
@@ -148,7 +138,7 @@ def _begun_from(adapter: str | None, model: ParallelModel) -> ParallelModel:
         ValueError: its files are damaged, or do not match the recipe's adapters.
     """
     if adapter is not None:
-        with _naming("lora.adapter"):
+        with naming("lora.adapter"):
             load_adapter(model, Path(adapter))
     return model
 

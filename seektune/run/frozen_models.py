@@ -16,7 +16,7 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
 from seektune.recipe.recipe import Recipe
-from seektune.run.named_checkpoint import locate_named
+from seektune.run.named_key import locate_named
 from seektune.train.objective_section import FrozenModel
 
 

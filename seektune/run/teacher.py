@@ -14,6 +14,7 @@ from seektune.parallel.placement import gathered
 from seektune.parallel.teacher import Teacher, Teachers
 from seektune.recipe.recipe import Recipe
 from seektune.run.frozen_models import load_frozen
+from seektune.run.named_key import naming
 from seektune.train.objective_section import FrozenModel
 from seektune.train.objectives import DistillConfig
 from seektune.train.rollout_objectives import OpdConfig
@@ -59,10 +60,8 @@ def _checkpoint(recipe: Recipe, wanted: FrozenModel, model: ParallelModel) -> Te
 
 
 def _adapter(key: str, folder: Path, model: ParallelModel) -> Teacher:
-    try:
+    with naming(key):
         teacher = with_adapter(model, folder)
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from None
     last = next((stage for stage in teacher.stages.values() if stage.is_last), None)
     return Teacher(teacher, None if last is None else gathered(last.head.values()).detach(), adapted=True)
 

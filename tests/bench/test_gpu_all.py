@@ -88,10 +88,10 @@ def test_layers_without_a_peak_of_memory_or_a_ceiling_have_empty_cells():
     ("words", "message"),
     [
         (["--device=cuda"], "there is no CUDA device; --device cpu --tiny"),
-        (["--tables=missing.json"], "missing.json is no result of this benchmark: "),
-        (["--against=other.json", "--device=cpu"], "other.json is no result of this benchmark: 'parts'"),
+        (["--tables=missing.json"], "missing.json is not a result of this benchmark: "),
+        (["--against=other.json", "--device=cpu"], "other.json is not a result of this benchmark: 'parts'"),
         (["--budget=-1"], "-1 is not above 0"),
-        (["--device=cpu", "--out=missing/gpu.json"], "there is no folder missing"),
+        (["--device=cpu", "--out=missing/gpu.json"], "the folder missing does not exist"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from seektune.data.example import Example
 from seektune.data.rollouts import RolloutError
-from seektune.io.jsonl import as_line, read_records
+from seektune.io.jsonl import as_line
 from seektune.io.run_files import REPORT
 from seektune.parallel.process_group import ProcessSlot
 from seektune.recipe.load import load_recipe
@@ -34,8 +34,8 @@ from seektune.train.rollout_objectives import GrpoConfig
 from seektune.workflows import train as workflow
 from tests.distributed.workers import run_workers
 from tests.places import RECIPES
+from tests.read_run import untimed
 
-TIMED = ("seconds", "tokens_per_s", "memory_gb", "rollout_seconds")
 LORA = {"targets": ["attn"], "rank": 2, "alpha": 4}
 
 
@@ -88,10 +88,6 @@ def train(recipe: Recipe) -> Path:
     return workflow.train(recipe, "run", (), Path(recipe.run_dir or "").parent / "cache")
 
 
-def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [{key: x for key, x in line.items() if key not in TIMED} for line in read_records(folder / name)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["between the steps of a rollout", "in a rollout"])
 def test_a_stopped_run_resumes_with_the_same_bytes(
@@ -99,7 +95,7 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
 ) -> None:
     """Also: what is logged of a step and of held-out rows."""
     whole = train(rewarded(run_dir=str(tmp_path / "whole"), model__numerics="released"))
-    steps = lines(whole, "metrics.jsonl")
+    steps = untimed(whole, "metrics.jsonl")
     # two steps on one rollout, and the first of the next
     assert steps[0]["reward"] == steps[1]["reward"] != steps[2]["reward"]
     for line in steps:
@@ -108,7 +104,7 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
         assert 1 <= line["answer_tokens"] <= 5
     # the first step is on-policy, the second has moved from the model that sampled
     assert steps[0]["rollout_kl"] < 1e-9 < steps[1]["rollout_kl"]
-    for line in lines(whole, "validation.jsonl"):
+    for line in untimed(whole, "validation.jsonl"):
         assert line["loss"] == -line["reward"]
         assert line["reward_low"] <= line["reward"] <= line["reward_high"]
     wanted = rewarded(run_dir=str(tmp_path / "parts"), model__numerics="released")
@@ -120,7 +116,7 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
     monkeypatch.setattr(rollouts, "make_reward", lambda *_: even)
     parts = train(wanted)
     for name in ("metrics.jsonl", "validation.jsonl"):
-        assert lines(parts, name) == lines(whole, name)
+        assert untimed(parts, name) == untimed(whole, name)
     product = "model/model.safetensors"
     assert (parts / product).read_bytes() == (whole / product).read_bytes()
 
@@ -171,8 +167,8 @@ def test_a_failed_reward_saves_and_kl_is_measured(
     assert calls == [3, 8, 8, 8, 3]
     assert len(complete_checkpoints(tmp_path / "run" / "checkpoints")) == 2
     folder = train(recipe)
-    assert [line["kl"] > 1e-12 for line in lines(folder, "metrics.jsonl")] == [False, True, True]
-    assert [line["step"] for line in lines(folder, "validation.jsonl")] == [0, 2, 3]
+    assert [line["kl"] > 1e-12 for line in untimed(folder, "metrics.jsonl")] == [False, True, True]
+    assert [line["step"] for line in untimed(folder, "validation.jsonl")] == [0, 2, 3]
 
 
 def worker(recipe: Recipe, failing: bool) -> str:
@@ -207,7 +203,7 @@ def test_two_processes_learn_what_one_does(rewarded: Any, tmp_path: Path, parall
     made = rewarded(**changes, **shared, model__batch_invariant=True)
     assert run_workers(2, worker, made, False) == ["", ""]
     for name in ("metrics.jsonl", "validation.jsonl"):
-        for mine, theirs in zip(lines(tmp_path / "two", name), lines(one, name), strict=True):
+        for mine, theirs in zip(untimed(tmp_path / "two", name), untimed(one, name), strict=True):
             for key in ("reward", "answer_tokens", "grad_norm", "equal_groups_dropped"):
                 if key in theirs:
                     assert mine[key] == pytest.approx(theirs[key], rel=1e-3), (name, key)
@@ -291,7 +287,7 @@ def test_a_run_with_tools_resumes_exactly_and_a_failing_tool_server_saves(
     changes = {"objective": objective, "batch__length": 120, "steps": 2, "data__kind": "chat"}
     whole = train(rewarded(**changes, run_dir=str(tmp_path / "whole")))
     requests = echo.requests
-    for line in lines(whole, "metrics.jsonl"):
+    for line in untimed(whole, "metrics.jsonl"):
         assert line["tool_calls"] > 0
         assert line["tool_tokens"] > 3 * line["tool_calls"]
         assert line["answer_tokens"] <= 12
@@ -303,7 +299,7 @@ def test_a_run_with_tools_resumes_exactly_and_a_failing_tool_server_saves(
         train(wanted)
     echo.last = 10**9
     parts = train(wanted)
-    assert lines(parts, "metrics.jsonl") == lines(whole, "metrics.jsonl")
+    assert untimed(parts, "metrics.jsonl") == untimed(whole, "metrics.jsonl")
     product = "model/model.safetensors"
     assert (parts / product).read_bytes() == (whole / product).read_bytes()
 

@@ -8,24 +8,20 @@ from typing import Any
 import pytest
 
 from seektune.checkpoint import tensor_names
-from seektune.io.jsonl import as_line, read_records
+from seektune.io.jsonl import as_line
+from seektune.io.run_files import METRICS
 from seektune.model.indexer import INDEXERS
-from seektune.run import named_checkpoint
+from seektune.run import named_key
 from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.workflows import train as workflow
 from tests.cache import CACHE
 from tests.checkpoint.reader import raw
-
-CLOCKS = {"seconds", "tokens_per_s", "memory_gb"}
+from tests.read_run import untimed
 
 
 def train(recipe: Any) -> Path:
     return workflow.train(recipe, "run", (), CACHE)
-
-
-def lines(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_records(folder / "metrics.jsonl")]
 
 
 @pytest.mark.slow
@@ -57,13 +53,13 @@ def test_a_warmup_changes_indexers_alone_resumes_exactly_and_everything_follows(
         patch.setattr(trainer, "train_step", signalling)
         with pytest.raises(Interrupted):
             train(parts)
-    assert lines(train(parts)) == lines(warmed)
+    assert untimed(train(parts), METRICS) == untimed(warmed, METRICS)
     assert raw(tmp_path / "parts" / "model") == raw(warmed / "model")
 
     saved = tensor_names(max((warmed / "checkpoints").iterdir()))
     assert len([name for name in saved if name.startswith("model.")]) == 12, "a checkpoint holds indexers alone"
 
-    first, last = lines(warmed)[0], lines(warmed)[-1]
+    first, *_, last = untimed(warmed, METRICS)
     assert last["indexer_loss"] < first["indexer_loss"]
     assert f"\nindexer loss: {first['indexer_loss']:.4f} → {last['indexer_loss']:.4f}\n" in said
     assert first["index_recall_of_layers"].keys() == {"1", "3"}
@@ -94,7 +90,7 @@ def test_what_does_not_fit_weights_on_the_hub_is_refused(
     recipe: Any, config_file: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     """Their architecture is known when a run begins, and not when its recipe is read."""
-    monkeypatch.setattr(named_checkpoint, "locate", lambda name: config_file.parent)
+    monkeypatch.setattr(named_key, "locate", lambda name: config_file.parent)
     with pytest.raises(ValueError, match=message):
         train(recipe(model={"weights": "maker/model", "dtype": "fp32"}, **changes))
 

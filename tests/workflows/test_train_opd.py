@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from seektune.io.jsonl import as_line, read_records
+from seektune.io.jsonl import as_line
 from seektune.io.run_files import REPORT
 from seektune.lora.build import adapter_injector, add_adapters
 from seektune.lora.config import LoraConfig
@@ -37,8 +37,8 @@ from seektune.train.rollout_objectives import OpdConfig
 from seektune.workflows import train as workflow
 from tests.distributed.workers import run_workers
 from tests.places import RECIPES
+from tests.read_run import untimed
 
-TIMED = ("seconds", "tokens_per_s", "memory_gb", "rollout_seconds")
 LORA = {"targets": ["attn"], "rank": 2, "alpha": 4}
 
 
@@ -111,25 +111,21 @@ def train(recipe: Recipe) -> Path:
     return workflow.train(recipe, "run", (), Path(recipe.run_dir or "").parent / "cache")
 
 
-def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    return [{key: x for key, x in line.items() if key not in TIMED} for line in read_records(folder / name)]
-
-
 @pytest.mark.slow
 def test_a_run_stopped_in_a_rollout_resumes_with_the_same_bytes(
     distilled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also: what is logged of a step and of held-out rows."""
     whole = train(distilled(run_dir=str(tmp_path / "whole")))
-    for line in lines(whole, "metrics.jsonl"):
+    for line in untimed(whole, "metrics.jsonl"):
         assert line["loss"] == pytest.approx(line["divergence"])
         parts = (line["divergence_wide"], line["divergence_low"])
         assert min(parts) < line["divergence"] < max(parts)
         assert 0 < line["entropy"] < 7
         assert line["mismatch_share"] == 0
-    before, after, *_ = lines(whole, "metrics.jsonl")
+    before, after, *_ = untimed(whole, "metrics.jsonl")
     assert after["loss"] < before["loss"], "on the same answers"
-    first = lines(whole, "validation.jsonl")[0]
+    first = untimed(whole, "validation.jsonl")[0]
     assert first["parts_of_datasets"]["sums"]["divergence"] == pytest.approx(first["divergence_wide"])
     assert first["parts_of_datasets"]["products"]["divergence"] == pytest.approx(first["divergence_low"])
     sample = rollouts.RolloutStream._sample
@@ -146,7 +142,7 @@ def test_a_run_stopped_in_a_rollout_resumes_with_the_same_bytes(
     monkeypatch.setattr(rollouts.RolloutStream, "_sample", sample)
     parts = train(wanted)
     for name in ("metrics.jsonl", "validation.jsonl"):
-        assert lines(parts, name) == lines(whole, name)
+        assert untimed(parts, name) == untimed(whole, name)
     product = "adapter/adapter_model.safetensors"
     assert (parts / product).read_bytes() == (whole / product).read_bytes()
 
@@ -166,7 +162,7 @@ def test_two_processes_learn_what_one_does(distilled: Any, tmp_path: Path) -> No
     for which, parallel in layouts.items():
         run_workers(2, worker, distilled(run_dir=str(tmp_path / which), parallel=parallel, steps=1))
         for name in ("metrics.jsonl", "validation.jsonl"):
-            for mine, theirs in zip(lines(tmp_path / which, name), lines(one, name), strict=True):
+            for mine, theirs in zip(untimed(tmp_path / which, name), untimed(one, name), strict=True):
                 for key in ("loss", "divergence_wide", "divergence_low", "entropy", "grad_norm"):
                     if key in theirs:
                         assert mine[key] == pytest.approx(theirs[key], rel=1e-3), (which, name, key)

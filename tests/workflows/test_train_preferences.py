@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from seektune.data.datasets.synthetic_preferences import synthetic_preferences
-from seektune.io.jsonl import as_line, read_records
+from seektune.io.jsonl import as_line
 from seektune.io.run_files import REFERENCE, REPORT
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.model import ParallelModel
@@ -26,6 +26,7 @@ from seektune.signals import Interrupted
 from seektune.train import trainer
 from seektune.workflows import train as workflow
 from tests.places import RECIPES
+from tests.read_run import untimed
 
 LORA = {"targets": ["attn", "ffn.experts", "head"], "rank": 4, "alpha": 8}
 
@@ -66,11 +67,6 @@ def preferring(recipe: Any, tmp_path: Path) -> Any:
     return make
 
 
-def lines(folder: Path, name: str) -> list[dict[str, Any]]:
-    timed = ("seconds", "tokens_per_s", "memory_gb")
-    return [{key: value for key, value in line.items() if key not in timed} for line in read_records(folder / name)]
-
-
 @pytest.fixture
 def base(tmp_path: Path, toy_config: Any) -> Path:
     """Weights in the released format."""
@@ -102,7 +98,7 @@ def test_a_checkpoint_that_is_the_base_is_the_reference_that_adapters_off_are(
     monkeypatch.setattr(trainer, "train_step", step)
     checkpoint = train(wanted)
     for name in ("metrics.jsonl", "validation.jsonl"):
-        assert lines(checkpoint, name) == lines(off, name)
+        assert untimed(checkpoint, name) == untimed(off, name)
     product = "adapter/adapter_model.safetensors"
     assert (checkpoint / product).read_bytes() == (off / product).read_bytes()
     assert not (checkpoint / REFERENCE).exists()
@@ -153,8 +149,8 @@ OBJECTIVES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("section", OBJECTIVES, ids=[str(section["name"]) for section in OBJECTIVES])
 def test_each_objective_trains_and_names_its_parts(preferring: Any, section: dict[str, Any]) -> None:
     folder = train(preferring(objective=section, batch__pack=True, batch__length=600, evaluate__limit=3))
-    steps = lines(folder, "metrics.jsonl")
-    held_out = lines(folder, "validation.jsonl")
+    steps = untimed(folder, "metrics.jsonl")
+    held_out = untimed(folder, "validation.jsonl")
     assert [line["step"] for line in held_out] == [0, 2, 3]
     for line in (*steps, *held_out):
         assert 0 <= line["reward_accuracy"] <= 1
@@ -191,7 +187,7 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
     parts = train(wanted)
     assert (parts / REFERENCE).is_dir() is not bool(lora)
     for name in ("metrics.jsonl", "validation.jsonl"):
-        assert lines(parts, name) == lines(whole, name)
+        assert untimed(parts, name) == untimed(whole, name)
     product = "adapter/adapter_model.safetensors" if lora else "model/model.safetensors"
     assert (parts / product).read_bytes() == (whole / product).read_bytes()
 
@@ -228,7 +224,7 @@ def test_an_interrupted_reference_continues_and_another_start_computes_its_own(
     assert len(files) == 8
     assert kept.items() <= files.items()
     other = train(preferring(steps=2, resume=str(folder), run_dir=str(tmp_path / "other")))
-    assert len(lines(other, "metrics.jsonl")) == 1
+    assert len(untimed(other, "metrics.jsonl")) == 1
     copies = {file.name: file.read_bytes() for file in (other / REFERENCE).iterdir()}
     assert copies == {file.name: file.read_bytes() for file in (folder / REFERENCE).iterdir()}
     held_out = tmp_path / "pairs" / "validation.jsonl"
@@ -239,7 +235,7 @@ def test_an_interrupted_reference_continues_and_another_start_computes_its_own(
     held_out.write_text(rows, encoding="utf-8")
     shutil.rmtree(folder)
     again = train(preferring(steps=3, resume=str(other), run_dir=str(other)))
-    assert [line["step"] for line in lines(again, "metrics.jsonl")] == [2, 3]
+    assert [line["step"] for line in untimed(again, "metrics.jsonl")] == [2, 3]
 
 
 @pytest.mark.slow
@@ -252,7 +248,7 @@ def test_each_dataset_has_its_held_out_accuracy(preferring: Any, tmp_path: Path)
         {"kind": "preference", "path": str(tmp_path / "more"), "label": "second"},
     ]
     folder = train(preferring(data=data, steps=1, objective={"name": "orpo"}))
-    for line in lines(folder, "validation.jsonl"):
+    for line in untimed(folder, "validation.jsonl"):
         assert line["parts_of_datasets"]["first"] == line["parts_of_datasets"]["second"]
         assert line["parts_of_datasets"]["first"]["reward_accuracy"] == pytest.approx(line["reward_accuracy"])
         assert line["datasets"]["first"] == pytest.approx(line["loss"])
@@ -272,7 +268,7 @@ def test_kto_learns_from_labelled_responses(preferring: Any, tmp_path: Path) -> 
     (tmp_path / "rows.jsonl").write_text("".join(map(as_line, rows)), encoding="utf-8")
     data = {"kind": "feedback", "path": str(tmp_path / "rows.jsonl"), "validation": 0.3}
     folder = train(preferring(data=data, objective={"name": "kto"}, steps=1, batch__global_size=16))
-    (line,) = lines(folder, "metrics.jsonl")
+    (line,) = untimed(folder, "metrics.jsonl")
     assert 0 < line["chosen_share"] < 1
     assert line["kl"] == pytest.approx(0, abs=1e-5)
     assert line["loss"] == pytest.approx(0.5, abs=1e-5)
