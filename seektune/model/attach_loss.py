@@ -13,7 +13,7 @@ def attach_loss(x: Tensor, loss: Tensor) -> Tensor:
 
 
 def with_gradients(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """The scalar `loss`, whose backward gives each input its gradient: that of a loss which itself has the gradient 1."""
+    """The scalar `loss`, whose backward gives each input its gradient, as for a gradient of 1 of the loss."""
     out: Tensor = _WithGradients.apply(loss, gradients, *inputs)
     return out
 

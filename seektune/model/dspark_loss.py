@@ -20,12 +20,11 @@ from seektune.kernels import linear, upcast
 from seektune.model.attach_loss import with_gradients
 from seektune.model.config import DeepseekV4Config
 from seektune.model.dspark import DraftLayout, DSparkStage, draft_ids, run_stages
+from seektune.model.dspark_config import CHUNK
 from seektune.sequence import IGNORE_INDEX, SequenceLayout
 
 CROSS_ENTROPY = 0.1
 DISTANCE = 0.9
-CHUNK = 32
-"""Anchors whose drafts exist at a time."""
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Stage(TransformerPart):
         return self._record(task, activations.streams_BTSD, losses, ledger)
 
     def _draft(self, task: StageTask, rows: TokenRows, labels: Tensor, objective: DraftObjective) -> Tensor:
-        """The loss of the DSpark stages of a whole model, with most of its backward; the backbone runs without a graph."""
+        """The loss of the DSpark stages of a whole model; most of its backward is done, and none is of the backbone."""
         stages = [stage for stage in self.mtp if isinstance(stage, DSparkStage)]
         size = self.config.dspark_block_size or 0
         anchors = objective.choose(rows.ids_BT, rows.layout, labels)
