@@ -39,7 +39,7 @@ class Budget:
 
 DRAFTER = (
     "Drafter: the backbone runs forward only and keeps nothing for backward. Drafts from at most 32 anchors exist at a "
-    "time, forward and backward, so memory does not grow with train.drafter_anchors. Between processes the gradients of "
+    "time, forward and backward: memory does not grow with train.drafter_anchors. Between processes the gradients of "
     "all stages are reduced together, in fp32, at the end of backward: those copies are among FSDP2's buffers. Before "
     "the first step, without gradients, the model answers prompts: what FSDP cuts is then whole on each process."
 )
