@@ -5,11 +5,16 @@ Stages that were trained are in full precision, and are encoded like other tenso
 everything else is carried.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from seektune.checkpoint.export import ExportTarget
+from seektune.checkpoint.files import TensorFiles
 from seektune.checkpoint.formats import QUANTIZED
 from seektune.checkpoint.names import Shape
 from seektune.checkpoint.nvfp4 import NVFP4
@@ -20,10 +25,31 @@ from seektune.io.config_json import DRAFTER
 MARK = "mtp.0.main_proj.weight"
 """A tensor that DSpark stages have, and the MTP block of the preview does not."""
 
+SMALL = 2**16
+"""Bytes of the largest tensor in a digest."""
+
 
 def carried_names(names: Collection[str]) -> frozenset[str]:
     """Those of a checkpoint's tensor names that belong to DSpark stages."""
     return frozenset(name for name in names if name.startswith(DRAFTER)) if MARK in names else frozenset()
+
+
+def carried_digest(folder: Path) -> str:
+    """SHA-256 of the small tensors of a folder's DSpark stages: norms, biases, the confidence head and others.
+
+    It tells releases of equal shapes apart, and reads no experts.
+
+    Raises:
+        ValueError: a file is missing or damaged.
+        OSError: reading failed.
+    """
+    files = TensorFiles(folder)
+    digest = hashlib.sha256()
+    for name in sorted(carried_names(files.names())):
+        if files.size(name) <= SMALL:
+            digest.update(f"{name} {files.dtype(name)} {files.shape(name)}\n".encode())
+            digest.update(files.read(name).flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ VERIFY_SERVING_HELP = """Check whether the OpenAI-compatible server at URL compu
 An adapter that vLLM serves as `mine`:
   seektune verify-serving http://127.0.0.1:8000 BASE --adapter runs/mine/adapter --served-model-name mine
 
-Compares log-probabilities of the most likely tokens after fixed prompts with those computed here, and the length of a
-chat prompt. Exit codes: 0 the server computes it, 1 it computes something else, 2 invalid arguments.
+Compares log-probabilities of the most likely tokens after fixed prompts with those computed here, and a chat prompt.
+Exit codes: 0 the server computes it, 1 it computes something else, 2 invalid arguments.
 """
 
 

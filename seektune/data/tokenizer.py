@@ -117,6 +117,10 @@ class Tokenizer:
             return token.encode()
         return bytes(BYTES[sign] for sign in token)
 
+    def name_of(self, id: int) -> str:
+        """What a server calls a token, as `name_of_bytes`."""
+        return name_of_bytes(self.bytes_of(id))
+
     def decoder(self) -> Callable[[int], str]:
         """A function from each next id to the text that it adds; "" while a character is incomplete."""
         stream = DecodeStream(skip_special_tokens=False)
@@ -144,6 +148,14 @@ class Tokenizer:
         found = self._whole.token_to_id(token)
         assert found is not None, f"no {token} in the tokenizer"
         return found
+
+
+def name_of_bytes(found: bytes) -> str:
+    """A token's text; its bytes, as in OpenAI's API, where they are no whole characters, which all look alike."""
+    try:
+        return found.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
 
 
 def load_tokenizer(vocab_size: int) -> Tokenizer:

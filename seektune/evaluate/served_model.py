@@ -1,4 +1,7 @@
-"""Client of an OpenAI-compatible server (vLLM, SGLang, our own): log-probabilities and lengths of prompts."""
+"""Client of an OpenAI-compatible server (vLLM, SGLang, our own): log-probabilities and prompts of chats.
+
+vLLM names tokens by their ids if asked to; other servers refuse or ignore that, and name them by their texts.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,11 +12,23 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from seektune.data.tokenizer import name_of_bytes
 from seektune.io.text import on_one_line
 
 TIMEOUT = 300.0
 """Seconds for one response; a server may compile kernels at the first request."""
 LARGEST_ANSWER = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class ServedChat:
+    """What a server makes of a conversation."""
+
+    prompt_tokens: int
+    prompt_ids: tuple[int, ...] | None
+    """None if the server does not say."""
+    best: Mapping[str, float]
+    """Log-probabilities of the most likely first tokens, by what the server calls them; empty if it does not say."""
 
 
 @dataclass(frozen=True)
@@ -26,36 +41,50 @@ class ServedModel:
     """What the server calls the model; None for the first that it lists."""
     key: str | None = None
 
-    def best_logprobs(self, prompt: Sequence[int], count: int) -> list[float]:
-        """Log-probabilities of the most likely tokens after a prompt of ids, the highest first.
+    def best_logprobs(self, prompt: Sequence[int], count: int) -> dict[str, float]:
+        """Log-probabilities of the most likely tokens after a prompt of ids, by what the server calls them.
+
+        That is `token_id:` and an id, or a text. vLLM also lists the chosen token.
 
         Raises:
             ValueError: the server refuses the request, or its answer holds no log-probabilities.
             OSError: it cannot be reached.
         """
         body = {"prompt": list(prompt), "max_tokens": 1, "temperature": 0, "logprobs": count}
+        answer = self._post_wishing("/completions", body, {"return_tokens_as_token_ids": True})
         try:
-            best = self._post("/completions", body)["choices"][0]["logprobs"]["top_logprobs"][0]
-            # vLLM also lists the chosen token
-            found = sorted(map(float, best.values()), reverse=True)[:count]
+            best = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+            found = {str(name): float(value) for name, value in best.items()}
         except (KeyError, IndexError, TypeError, AttributeError):
-            found = []
-        if not found or not all(map(isfinite, found)):
+            found = {}
+        if not found or not all(map(isfinite, found.values())):
             raise ValueError(f"{self.url} returned no log-probabilities for logprobs: {count}")
         return found
 
-    def prompt_tokens(self, messages: Sequence[Mapping[str, Any]]) -> int:
-        """The number of tokens of a conversation's prompt, with the server's default options.
+    def chat(self, messages: Sequence[Mapping[str, Any]], count: int) -> ServedChat:
+        """The prompt of a conversation, with the server's default options.
 
         Raises:
             ValueError: the server refuses the request, or does not count tokens.
             OSError: it cannot be reached.
         """
+        body = {"messages": list(messages), "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": count}
+        wishes = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        answer = self._post_wishing("/chat/completions", body, wishes)
         try:
-            answer = self._post("/chat/completions", {"messages": list(messages), "max_tokens": 1})
-            return int(answer["usage"]["prompt_tokens"])
+            tokens = int(answer["usage"]["prompt_tokens"])
         except (KeyError, TypeError):
             raise ValueError(f"{self.url} did not return usage.prompt_tokens") from None
+        ids = answer.get("prompt_token_ids")
+        known = isinstance(ids, list) and all(type(id) is int for id in ids)
+        return ServedChat(tokens, tuple(ids) if known else None, _first_logprobs(answer))
+
+    def _post_wishing(self, path: str, body: Mapping[str, Any], wishes: Mapping[str, Any]) -> Any:
+        """As `_post`, with fields that not every server knows if it takes them."""
+        try:
+            return self._post(path, {**body, **wishes})
+        except ValueError:
+            return self._post(path, body)
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         named = {} if self.name is None else {"model": self.name}
@@ -84,3 +113,18 @@ class ServedModel:
             raise OSError(f"{address} broke off its answer: {type(error).__name__}") from None
         except ValueError:
             raise ValueError(f"{address} did not answer with JSON") from None
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    """What a token of a chat is called; by its bytes where its text is no whole character."""
+    text = str(entry["token"])
+    found = entry.get("bytes")
+    return name_of_bytes(bytes(found)) if "\ufffd" in text and found else text
+
+
+def _first_logprobs(answer: Mapping[str, Any]) -> dict[str, float]:
+    try:
+        best = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        return {_name(each): float(each["logprob"]) for each in best}
+    except (KeyError, IndexError, TypeError, ValueError):
+        return {}

@@ -13,8 +13,6 @@ class DraftFlops:
     """FLOPs of a micro-batch's drafts by part of the model; those of the backbone are not in them."""
 
     forward: Mapping[str, int]
-    recomputed: Mapping[str, int]
-    """Forward passes that are repeated in backward: all but the memory's."""
     backward: Mapping[str, int]
     """Gradients of inputs and weights; a frozen input has none."""
 
@@ -28,10 +26,10 @@ def draft_flops(config: DeepseekV4Config, tokens: int, anchors: int) -> DraftFlo
     stages = _stages(config, drafted)
     frozen = 2 * drafted * config.hidden_size * config.vocab_size
     heads = _heads(config, drafted)
-    recomputed = stages + Counter(head=2 * frozen + heads)
+    drafts = stages + Counter(head=2 * frozen + heads)
     # the logits of the drafts have a gradient of their inputs, those of the backbone none
     back = _twice(stages) + Counter(projections=source + 2 * keys, head=frozen + 2 * heads)
-    return DraftFlops(recomputed + Counter(projections=source + keys), recomputed, back)
+    return DraftFlops(drafts + Counter(projections=source + keys), back)
 
 
 def _source(config: DeepseekV4Config, tokens: int) -> int:

@@ -77,13 +77,14 @@ class DSparkAttention(Attention):
         assert isinstance(layout, DraftLayout)
         (memory_BNC,) = layout.memories
         keys_BKC = torch.cat([memory_BNC.to(keys_BTC.dtype), self.numerics.keep(keys_BTC, self.rope_dim)], dim=1)
-        scores_BTHK = torch.einsum("bthc,bkc->bthk", upcast(q_BTHC), upcast(keys_BKC)) * self.width**-0.5
+        keys_BKC = upcast(keys_BKC)
+        scores_BTHK = torch.einsum("bthc,bkc->bthk", upcast(q_BTHC), keys_BKC) * self.width**-0.5
         unknown_BN = ~layout.known_BN[:, None, None]
         memory = scores_BTHK[..., : unknown_BN.shape[-1]].masked_fill(unknown_BN, -torch.inf)
         sink = self.attn_sink.to(scores_BTHK.dtype).expand(*scores_BTHK.shape[:3])[..., None]
         logits = torch.cat([memory, scores_BTHK[..., unknown_BN.shape[-1] :], sink], dim=-1)
         weights_BTHK = logits.softmax(dim=-1)[..., :-1].to(q_BTHC.dtype)
-        return torch.einsum("bthk,bkc->bthc", upcast(weights_BTHK), upcast(keys_BKC)).to(q_BTHC.dtype)
+        return torch.einsum("bthk,bkc->bthc", upcast(weights_BTHK), keys_BKC).to(q_BTHC.dtype)
 
 
 class MarkovHead(nn.Module):

@@ -5,6 +5,9 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt
 LARGEST_BLOCK = 16
 """Largest draft: as many tokens as a cache can roll back. The released drafters propose five."""
 
+CHUNK = 32
+"""Anchors whose drafts exist at a time in training."""
+
 
 class DSparkKeys(BaseModel):
     """The keys `dspark_*`; a config has all of them or none."""

@@ -7,23 +7,24 @@ D width, C head width, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from math import exp
+from operator import add
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seektune.kernels import linear, upcast
+from seektune.model.attach_loss import with_gradients
 from seektune.model.config import DeepseekV4Config
 from seektune.model.dspark import DraftLayout, DSparkStage, draft_ids, run_stages
-from seektune.model.recomputed import recomputed
+from seektune.model.dspark_config import CHUNK
 from seektune.sequence import IGNORE_INDEX, SequenceLayout
 
 CROSS_ENTROPY = 0.1
 DISTANCE = 0.9
-CHUNK = 32
-"""Anchors whose logits exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,11 @@ class Anchors:
 
     row_N: Tensor
     place_N: Tensor
+
+    def chunk(self, number: int) -> "Anchors":
+        """The chunk with that number, from 0; empty beyond the last."""
+        part = slice(number * CHUNK, (number + 1) * CHUNK)
+        return Anchors(self.row_N[part], self.place_N[part])
 
 
 @dataclass(frozen=True)
@@ -88,47 +94,58 @@ def choose_anchors(layout: SequenceLayout, labels_BT: Tensor, count: int, seed: 
     return Anchors(chosen[:, 0], chosen[:, 1])
 
 
-def draft_losses(
-    stages: Sequence[DSparkStage],
-    embed: nn.Embedding,
-    head_VD: Tensor,
-    config: DeepseekV4Config,
-    rows: DraftRows,
-    anchors: Anchors,
-    divisor: float,
-    chunks: int = 0,
-) -> DraftLosses:
-    """The losses of all slots of the drafts from some anchors.
+@dataclass(frozen=True)
+class Drafting:
+    """The stages that are trained on some rows, and the frozen parts of the model that their drafts use."""
+
+    stages: Sequence[DSparkStage]
+    embed: nn.Embedding
+    head_VD: Tensor
+    config: DeepseekV4Config
+    rows: DraftRows
+
+    def keys(self) -> list[Tensor]:
+        """What each stage remembers of the rows, `[B, T, C]`."""
+        memory_BTD = self.stages[0].memory(self.rows.means_BTM)
+        rotation = self.rows.layout.at_positions(self.stages[0].attn.rope)
+        return [stage.attn.memory_keys(memory_BTD, rotation) for stage in self.stages]
+
+    def losses(self, anchors: Anchors, keys: Sequence[Tensor], divisor: float) -> DraftLosses:
+        """The losses of all slots of the drafts from some anchors; `divisor` is of the sum over anchors and slots."""
+        targets = _targets(self.config, self.rows, anchors)
+        block = _drafts(self.stages, self.embed, self.config, keys, self.rows, anchors)
+        return DraftLosses(*_slot_losses(self.stages[-1], self.head_VD, *block, targets, divisor))
+
+
+def draft_losses(drafting: Drafting, anchors: Anchors, divisor: float) -> DraftLosses:
+    """The losses of the drafts from some anchors, all of them in one graph."""
+    return drafting.losses(anchors, drafting.keys(), divisor)
+
+
+def backward_in_chunks(drafting: Drafting, anchors: Anchors, divisor: float, chunks: int = 1) -> DraftLosses:
+    """The same losses, with a backward after each chunk of anchors: memory does not grow with their number.
+
+    Each chunk adds its gradients to the parameters, as for a loss whose gradient is 1. What is left for backward of the
+    returned loss is the gradient of the memory.
 
     Args:
-        stages: to be trained.
-        embed: of the backbone, frozen.
-        head_VD: of the backbone, frozen.
-        config: of the model.
-        rows: the text.
+        drafting: what is trained, on which rows.
         anchors: where drafts begin.
         divisor: of the sum over anchors and slots, weights included.
         chunks: least number of forward passes of the stages, of which the last may be without anchors: processes that
             share experts or gradients run equally many.
     """
-    memory_BTD = stages[0].memory(rows.means_BTM)
-    rotation = rows.layout.at_positions(stages[0].attn.rope)
-    keys = [stage.attn.memory_keys(memory_BTD, rotation) for stage in stages]
-    targets = _targets(config, rows, anchors)
-    nothing = rows.means_BTM.new_zeros((), dtype=torch.promote_types(rows.means_BTM.dtype, torch.float32))
-    total = DraftLosses(nothing, nothing, nothing, nothing)
-    for chunk_number in range(max(chunks, passes(len(anchors.row_N)))):
-        part = slice(chunk_number * CHUNK, (chunk_number + 1) * CHUNK)
-        some = Anchors(anchors.row_N[part], anchors.place_N[part])
-        aims = DraftTargets(targets.previous_NA[part], targets.target_NA[part], targets.teacher_NAD[part])
+    keys = drafting.keys()
+    known = [key.detach().requires_grad_() for key in keys]
+    numbers = range(max(chunks, passes(len(anchors.row_N))))
+    total = reduce(add, [_backward(drafting.losses(anchors.chunk(number), known, divisor)) for number in numbers])
+    return replace(total, loss=with_gradients(total.loss, keys, [key.grad for key in known if key.grad is not None]))
 
-        def chunk(some: Anchors, aims: DraftTargets, *keys: Tensor) -> tuple[Tensor, ...]:
-            block = _drafts(stages, embed, config, keys, rows, some)
-            return _slot_losses(stages[-1], head_VD, *block, aims, divisor)
 
-        parts = recomputed(chunk, some, aims, *keys)
-        total = total + DraftLosses(*parts)
-    return total
+def _backward(losses: DraftLosses) -> DraftLosses:
+    """Run backward; the same losses without a graph."""
+    losses.loss.backward()
+    return replace(losses, loss=losses.loss.detach())
 
 
 def passes(anchors: int) -> int:
@@ -188,9 +205,10 @@ def _slot_losses(
     last: DSparkStage, head_VD: Tensor, hidden_NAD: Tensor, normed_NAD: Tensor, targets: DraftTargets, divisor: float
 ) -> tuple[Tensor, ...]:
     """Loss, cross-entropy, distance and confidence loss, each summed over anchors and weighted slots."""
-    logits_NAV = linear(upcast(normed_NAD), upcast(head_VD)) + last.markov_head(targets.previous_NA)
+    head_VD = upcast(head_VD)
+    logits_NAV = linear(upcast(normed_NAD), head_VD) + last.markov_head(targets.previous_NA)
     with torch.no_grad():
-        teacher_NAV = linear(upcast(targets.teacher_NAD), upcast(head_VD)).softmax(dim=-1)
+        teacher_NAV = linear(upcast(targets.teacher_NAD), head_VD).softmax(dim=-1)
     trained_NA = targets.target_NA != IGNORE_INDEX
     weights_NA = slot_weights(trained_NA.shape[1], trained_NA.device) * trained_NA / divisor
     entropy_NA = F.cross_entropy(logits_NAV.flatten(0, 1), targets.target_NA.flatten(), reduction="none")

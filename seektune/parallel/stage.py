@@ -12,7 +12,7 @@ from torch import Tensor
 from seektune.model.attach_loss import attach_loss
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.dspark import DSparkStage, LayerMeans, target_layers
-from seektune.model.dspark_loss import DraftRows, draft_losses, passes, total_weight
+from seektune.model.dspark_loss import Drafting, DraftRows, backward_in_chunks, passes, total_weight
 from seektune.model.gate import RoutingLedger
 from seektune.model.head import Losses, Taught
 from seektune.model.indexer_loss import zero_connected_to
@@ -116,22 +116,25 @@ class Stage(TransformerPart):
         return self._record(task, activations.streams_BTSD, losses, ledger)
 
     def _draft(self, task: StageTask, rows: TokenRows, labels: Tensor, objective: DraftObjective) -> Tensor:
-        """The loss of the DSpark stages of a whole model; the backbone is run without a graph."""
+        """The loss of the DSpark stages of a whole model; most of its backward is done, and none is of the backbone."""
         stages = [stage for stage in self.mtp if isinstance(stage, DSparkStage)]
         size = self.config.dspark_block_size or 0
-        with torch.no_grad():
-            means = LayerMeans(target_layers(self.config))
-            hidden = self.hidden(self.backbone(rows, means=means).streams_BTSD)
         anchors = objective.choose(rows.ids_BT, rows.layout, labels)
         divisor = objective.anchors * objective.micro_batches * total_weight(size)
-        text = DraftRows(rows.tokens(), labels, rows.layout, means.joined(), hidden)
-        head = self.head.values().detach()
-        chunks = passes(objective.anchors)
-        losses = draft_losses(stages, self.embed, head, self.config, text, anchors, divisor, chunks)
+        text = DraftRows(rows.tokens(), labels, rows.layout, *self._read(rows))
+        drafting = Drafting(stages, self.embed, self.head.values().detach(), self.config, text)
+        losses = backward_in_chunks(drafting, anchors, divisor, passes(objective.anchors))
         parts = (losses.cross_entropy, losses.distance, losses.confidence)
         found = {LOSS: losses.loss, **dict(zip(DRAFT_PARTS, parts, strict=True))}
         task.results.append(StageResult({name: part.detach() for name, part in found.items()}, {}))
         return losses.loss
+
+    @torch.no_grad()
+    def _read(self, rows: TokenRows) -> tuple[Tensor, Tensor]:
+        """The means after the layers that a drafter reads, side by side, and the input of the head."""
+        means = LayerMeans(target_layers(self.config))
+        hidden_BTD = self.hidden(self.backbone(rows, means=means).streams_BTSD)
+        return means.joined(), hidden_BTD
 
     def _record(self, task: StageTask, streams: Tensor, losses: Losses | None, ledger: RoutingLedger | None) -> Tensor:
         """Append a result; returns the stage's output, whose backward also reaches the losses of its own layers."""

@@ -1,5 +1,6 @@
 """Activations, logits and new gradients of a micro-batch as formulas; names and tables are those of `formulas`."""
 
+from seektune.planner.draft_formulas import DRAFT_BLOCK, DRAFT_LOSS
 from seektune.planner.expressions import Formula
 from seektune.planner.indexer_formulas import INDEXER
 
@@ -74,6 +75,7 @@ BLOCK = (
         "column",
     ),
     Formula("input", "N * S * D * w + mtp * N * D * w", "of a block", "blocks", "column"),
+    *DRAFT_BLOCK,
     Formula(
         "products",
         "N * (R * w + H * C * w + C * w + D * w + 2 * F * w + D * w + 4 * E + 8 * S * (2 + S))"
@@ -85,7 +87,8 @@ BLOCK = (
     ),
     Formula(
         "kept",
-        "where(drafter > 0, 0, where(recompute == 0, saved, where(recompute == 1, input, input + products)))",
+        "where(drafter > 0, drafts * (saved + windows),"
+        " where(recompute == 0, saved, where(recompute == 1, input, input + products)))",
         "from forward to backward; nothing of a backbone whose drafter alone is trained",
         "blocks",
         "column",
@@ -99,16 +102,19 @@ BLOCK = (
     ),
     Formula(
         "work",
-        "max(saved - kept, 0) + index_scores + fresh + (2 - u) * N * S * D * w + 4 * N * D"
+        "where(drafter > drafts, saved + index_scores, max(saved - kept, 0) + index_scores + fresh"
+        " + (2 - u) * N * S * D * w + 4 * N * D"
         " + where(ep > 1, 4 * D * (2 * P + Q), 0)"
-        " + mtp * (where(recompute > 0, exit_read + (1 - u) * N * S * D * w, 0) + (16 + 4 * u) * N * S * D)",
-        "backward of a block: recomputed activations, new gradients, gradients of streams and tokens",
+        " + mtp * (where(recompute > 0, exit_read + (1 - u) * N * S * D * w, 0) + (16 + 4 * u) * N * S * D))",
+        "backward of a block: recomputed activations, new gradients, gradients of streams and tokens; forward of a"
+        " backbone whose drafter alone is trained",
         "blocks",
         "column",
     ),
 )
 
 ACTIVATIONS = (
+    *DRAFT_LOSS,
     Formula(
         "whole_gradients",
         "cut * where(micro_batches > 1, 4 * learn_sum, learn_most)",
@@ -123,7 +129,11 @@ ACTIVATIONS = (
         " + N * S * D * w * where(mtp_runs > 0, where(recompute == 0, 2 - u, 0), 1 - u))",
         "inputs of the head and the MTP block, and the last streams",
     ),
-    Formula("losses", "head * (1 + mtp_runs)", "of the next token, and of the one after"),
+    Formula(
+        "losses",
+        "where(drafter > 0, 0, head * (1 + mtp_runs))",
+        "of the next token, and of the one after; not of drafts",
+    ),
     Formula(
         "loss_kept", "learns_head * V * D * w + N * D * w", "gradients computed with a loss, until its backward ends"
     ),
@@ -134,19 +144,19 @@ ACTIVATIONS = (
     ),
     Formula(
         "loss_moment",
-        "head * (exit_held + (losses - 1) * loss_kept + 2 * N * D * w + u * (V * D + min(N, 1024) * D) * 4"
-        " + learns_head * V * D * 4 + logits_made)",
+        "where(drafter > 0, read_by_drafts + draft_logits, head * (exit_held + (losses - 1) * loss_kept + 2 * N * D * w"
+        " + u * (V * D + min(N, 1024) * D) * 4 + learns_head * V * D * 4 + logits_made))",
         "while a loss is computed",
     ),
     Formula(
         "loss_return",
-        "head * (losses * loss_kept + exit_held + learns_head * V * D * (w + 4 * u))",
+        "where(drafter > 0, 0, head * (losses * loss_kept + exit_held + learns_head * V * D * (w + 4 * u)))",
         "while its gradients are computed and accumulated",
     ),
     Formula(
         "block_moment",
-        "losses * loss_kept + max(block_work, head * (exit_held + 16 * N * S * D))",
-        "backward of blocks",
+        "losses * loss_kept + max(block_work, where(drafter > 0, 0, head * (exit_held + 16 * N * S * D)))",
+        "backward of blocks; of a backbone whose drafter alone is trained, forward",
     ),
     Formula(
         "shipped",

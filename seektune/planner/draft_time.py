@@ -17,13 +17,12 @@ class DraftTime:
     forward: float = 0.0
     """Seconds, messages included."""
     backward: float = 0.0
-    """The same, with forward passes that are repeated."""
+    """The same."""
     arithmetic: Mapping[str, float] = field(default_factory=dict)
     """Seconds of both by part of the model."""
     messages: float = 0.0
     """Seconds of messages between experts."""
     flops: int = 0
-    """Operations without recomputation."""
 
 
 def draft_time(layout: Layout, cluster: Cluster, factors: Mapping[str, float], rate: float) -> DraftTime:
@@ -38,11 +37,11 @@ def draft_time(layout: Layout, cluster: Cluster, factors: Mapping[str, float], r
     left = 1 - factors["hidden"]
     forward = sum(found.forward.values())
     backward = sum(found.backward.values())
-    every = Counter(found.forward) + Counter(found.recomputed) + Counter(found.backward)
+    every = Counter(found.forward) + Counter(found.backward)
     return DraftTime(
         forward=forward / rate + left * sent.forward(0),
-        backward=(sum(found.recomputed.values()) + backward) / rate + left * (sent.forward(0) + sent.backward(0)),
+        backward=backward / rate + left * sent.backward(0),
         arithmetic={part: flops / rate for part, flops in every.items()},
-        messages=2 * sent.forward(0) + sent.backward(0),
+        messages=sent.forward(0) + sent.backward(0),
         flops=forward + backward,
     )

@@ -8,6 +8,7 @@ is a new tensor. Tables: `tensors`, `units` (what FSDP2 gathers together), `bloc
 """
 
 from seektune.planner.activation_formulas import ACTIVATIONS, BLOCK, TOKENS
+from seektune.planner.draft_formulas import DRAFT_REDUCTION
 from seektune.planner.expressions import Formula
 from seektune.planner.muon_formulas import WORK
 from seektune.planner.teacher_formulas import TEACHER_STEP, TEACHER_WEIGHTS
@@ -18,8 +19,12 @@ MARGIN = (
     *WORK,
     *TEACHER_STEP,
     Formula("nccl", "communicators * nccl_bytes", "buffers of process groups"),
+    DRAFT_REDUCTION,
     Formula(
-        "fsdp_buffers", "cut * where(keeps > 0, 2 * (unit_sum / max(1, units_count)), 2 * unit_most)", "FSDP2's own"
+        "fsdp_buffers",
+        "cut * max(where(keeps > 0, 2 * (unit_sum / max(1, units_count)), 2 * unit_most),"
+        " draft_reduction - activations - logits)",
+        "FSDP2's own; those that reduce DSpark stages are there when activations are gone",
     ),
     Formula("allocator", "allocator_share * (made + optimizer_work)", "fragmentation"),
     Formula("on_host", "cut * where(offload > 0, state - buffers, 0)", "shards in the host's memory"),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from seektune.model.dspark_config import CHUNK
 from seektune.parallel.matrix_plan import ROUND_ELEMENTS
 from seektune.planner.expressions import Number, Row, Tables, evaluate
 from seektune.planner.formulas import HELD, MADE
@@ -123,6 +124,10 @@ def model_numbers(job: TrainingJob) -> Numbers:
         "frozen": int(job.lora_rank > 0),
         "streamed": int(job.streamed),
         "drafter": int(job.drafter),
+        "targets": len(config.dspark_target_layer_ids or ()),
+        "draft_stages": config.dspark_stages,
+        "block": config.dspark_block_size or 0,
+        "markov": config.dspark_markov_rank or 0,
         "indexers": int(job.indexers != "frozen"),
         "warmup": int(job.indexers == "warmup"),
         "offload": int(job.parallel.cpu_offload),
@@ -150,8 +155,15 @@ def layout_numbers(layout: Layout) -> Numbers:
         "rows_at_a_time": layout.rows_at_a_time,
         "micro_batches": layout.micro_batches,
         "length": layout.job.length,
+        "drafted": _drafted(layout),
         "communicators": sum(size > 1 for size in sizes),
     }
+
+
+def _drafted(layout: Layout) -> int:
+    """Tokens of the drafts that exist at a time."""
+    anchors = min(layout.job.anchors, CHUNK, layout.rows_at_a_time * (layout.length - 1))
+    return anchors * (layout.job.config.dspark_block_size or 0)
 
 
 def process_tables(layout: Layout, process: int) -> ProcessTables:
@@ -164,7 +176,9 @@ def process_tables(layout: Layout, process: int) -> ProcessTables:
     for stage, layers in held:
         last = stage == layout.stages - 1
         parts.append(job.weights.part(layers, stage == 0, last))
-        blocks += [{**row, "flight": flight[stage]} for row in _blocks(job, layers, last)]
+        blocks += [{"drafts": 0, **row, "flight": flight[stage]} for row in _blocks(job, layers, last)]
+    if job.drafter:
+        blocks.append(_draft_row(layout))
     head = any(stage == layout.stages - 1 for stage, _ in held)
     units = [unit for part in parts for unit in part.units]
     numbers: Numbers = {
@@ -182,6 +196,15 @@ def process_tables(layout: Layout, process: int) -> ProcessTables:
     teacher_units = [row for part in taught for row in part.units]
     found = (tensors, units, teacher, teacher_units)
     return ProcessTables({**dict(zip(HELD_TABLES, found, strict=True)), "blocks": blocks}, numbers)
+
+
+def _draft_row(layout: Layout) -> Row:
+    """The DSpark stages as blocks that read drafts."""
+    config = layout.job.config
+    tokens = _drafted(layout)
+    pairs = tokens * config.num_experts_per_tok
+    shape = {"ratio": 0, "hashed": 0, "mtp": 0, "count": config.dspark_stages, "flight": 1}
+    return {**shape, "drafts": 1, "N": tokens, "P": pairs, "Q": pairs}
 
 
 def _blocks(job: TrainingJob, layers: range, last: bool) -> list[Row]:

@@ -38,12 +38,10 @@ class Budget:
 
 
 DRAFTER = (
-    "Drafter: the backbone runs forward only and keeps nothing for backward. Of the DSpark stages, weights, gradients "
-    "and optimizer are counted, and the time of their drafts, with forward passes that are repeated. Not counted are "
-    "the activations of the drafts, a few hundred tokens of each micro-batch, and with more than 32 anchors, which are "
-    "read 32 at a time, the sum of their gradients: 4 bytes more for each trained parameter of a process during "
-    "backward. Before the first step, without gradients, the model answers prompts: what FSDP cuts is then whole on "
-    "each process."
+    "Drafter: the backbone runs forward only and keeps nothing for backward. Drafts from at most 32 anchors exist at a "
+    "time, forward and backward: memory does not grow with train.drafter_anchors. Between processes the gradients of "
+    "all stages are reduced together, in fp32, at the end of backward: those copies are among FSDP2's buffers. Before "
+    "the first step, without gradients, the model answers prompts: what FSDP cuts is then whole on each process."
 )
 ROLLOUTS = (
     "Rollouts: the time of a step does not include its rollout, which are sampling, rewards and a forward pass that "

@@ -141,7 +141,10 @@ def _check_drafter(recipe: Recipe, architecture: DeepseekV4Config) -> None:
         (not architecture.dspark_stages, "needs a checkpoint with DSpark stages, such as DeepSeek-V4-Flash-0731"),
         (recipe.model.weights is None, "needs model.weights: the stages of a new model have nothing to propose"),
         (bool(recipe.lora.targets), "trains no adapters: set lora.targets to [], or train the drafter after merging"),
-        (parallel.pp_size > 1 or parallel.cp_size > 1, "needs parallel.pp_size and parallel.cp_size 1"),
+        (
+            parallel.pp_size > 1 or parallel.cp_size > 1,
+            "needs parallel.pp_size and parallel.cp_size 1; parallel.ep_size spreads the experts of all layers",
+        ),
         (parallel.cpu_offload, "needs parallel.cpu_offload false: the model answers prompts first"),
         (recipe.model.offload != "none", "needs model.offload none"),
     ):

@@ -95,6 +95,19 @@ def refuse_other_rows(checkpoint: Path, digest: str) -> None:
         )
 
 
+def refuse_other_stages(checkpoint: Path, digest: str | None) -> None:
+    """Check that the DSpark stages that the result will carry are those of the checkpoint's run, by `carried_digest`.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if read_facts(checkpoint).get("stages", digest) != digest:
+        raise ValueError(
+            f"{checkpoint} is of a run that began with other DSpark stages than those of model.weights, which its "
+            "result would carry; give the release that it began with"
+        )
+
+
 def _refuse_own_source(recipe: Recipe, folder: Path) -> None:
     """Check that the result does not replace what the run starts from."""
     product = (folder / product_of(recipe)).resolve()

@@ -97,20 +97,11 @@ class CompletionResponse:
 
 def _text_logprobs(tokens: Sequence[_PlacedToken], tokenizer: Tokenizer) -> Body:
     def likely(token: Token) -> Body:
-        return {_token_name(id, tokenizer): logprob for id, logprob in token.alternatives}
+        return {tokenizer.name_of(id): logprob for id, logprob in token.alternatives}
 
     return {
-        "tokens": [_token_name(each.id, tokenizer) for each in tokens],
+        "tokens": [tokenizer.name_of(each.id) for each in tokens],
         "token_logprobs": [each.token and each.token.logprob for each in tokens],
         "top_logprobs": [each.token and likely(each.token) for each in tokens],
         "text_offset": [each.offset for each in tokens],
     }
-
-
-def _token_name(id: int, tokenizer: Tokenizer) -> str:
-    """The token's text; its bytes, as in OpenAI's API, where they are not whole characters, which all look alike."""
-    found = tokenizer.bytes_of(id)
-    try:
-        return found.decode()
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)

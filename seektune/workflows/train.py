@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from seektune import __version__
+from seektune.checkpoint.carried import carried_digest
 from seektune.data.chat_format.template import ChatTokenizer
 from seektune.data.datasets.dataset import DataCache
 from seektune.evaluate.loss import held_out_loss
@@ -37,7 +38,7 @@ from seektune.run.model_card import put_card, run_card
 from seektune.run.objective import make_objective
 from seektune.run.own_answers import with_own_answers, write_answers
 from seektune.run.reference import fill_reference, make_reference
-from seektune.run.resume import find_start, refuse_other_rows
+from seektune.run.resume import find_start, refuse_other_rows, refuse_other_stages
 from seektune.run.rollouts import RolloutStream, make_sampler
 from seektune.run.run_dir import choose_folder, held
 from seektune.run.streams import left_out_lines
@@ -165,13 +166,16 @@ def _make_trainer(run: RunContext, model: ParallelModel, data: TrainData, refere
         validate = partial(held_out_reward, run, model, data, sampler)
         if isinstance(objective, OnPolicyDistillation):
             validate = partial(held_out_divergence, run, model, data, sampler, objective, reference)
-    settings = _settings(run.recipe, data, objective)
+    carried = None if model.is_adapted() or model.trains_drafter else model.carried
+    stages = run.mesh.ranks.first(lambda: None if carried is None else carried_digest(carried))
+    settings = _settings(run.recipe, data, objective, stages)
     tokenizer = ChatTokenizer(data.tokenizer, encoding_of(run.config))
     evaluate = TrainingEvaluations(run, model, data)
     place = run.folder, validate, run.interruption, evaluate
     trainer = Trainer(model, tokenizer, stream, settings, *place, reference)
     if run.start.checkpoint is not None:
         refuse_other_rows(run.start.checkpoint, data.digest)
+        refuse_other_stages(run.start.checkpoint, stages)
         trainer.resume(run.start.checkpoint)
     return trainer
 
@@ -249,7 +253,7 @@ def _write_results(
         return write_report(run.folder, texts)
 
 
-def _settings(recipe: Recipe, data: TrainData, objective: Objective) -> TrainSettings:
+def _settings(recipe: Recipe, data: TrainData, objective: Objective, stages: str | None) -> TrainSettings:
     return TrainSettings(
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
@@ -269,5 +273,6 @@ def _settings(recipe: Recipe, data: TrainData, objective: Objective) -> TrainSet
             "recipe": recipe.model_dump(mode="json"),
             "versions": {"seektune": __version__, "torch": torch.__version__},
             "rows": data.digest,
+            "stages": stages,
         },
     )

@@ -5,14 +5,11 @@ The log-probabilities of the most likely next tokens after fixed prompts are com
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 
 import torch
+from torch import Tensor
 
-from seektune.data.chat_format.choices import EncodingName
-from seektune.data.chat_format.encode import render_chat_prompt
-from seektune.data.chat_format.encodings import find_encoding
-from seektune.data.tokenizer import Tokenizer, load_tokenizer
+from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.served_model import ServedModel
 from seektune.generate.session import LoadOptions
 from seektune.io.console import say
@@ -20,6 +17,7 @@ from seektune.lora.build import share_weights
 from seektune.lora.files import load_adapter
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.variants import encoding_of
+from seektune.workflows.served_chat import BEST, TokenNames, chat_sentence
 
 BASE = "the base"
 ADAPTER = "the adapter"
@@ -33,11 +31,8 @@ PROMPTS = (
     "Die Hauptstadt von Österreich heißt",
     "床前明月光，",
 )
-BEST = 5
-"""Most likely tokens whose log-probabilities are compared after each prompt; servers often allow no more."""
 APART = 2.0
 """The other model must be this many times farther away."""
-QUESTION = ({"role": "user", "content": "What is 17 times 23?"},)
 
 
 @dataclass(frozen=True)
@@ -65,18 +60,19 @@ def verify_serving(served: ServedModel, model: str, reading: LoadOptions, tolera
         OSError: the server cannot be reached.
     """
     reading.check()
-    first = served.best_logprobs([0], BEST)  # before weights are loaded
+    served.best_logprobs([0], BEST)  # before weights are loaded
     models = _models(model, reading)
     config = models[BASE].config
     tokenizer = load_tokenizer(config.vocab_size)
     prompts = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in PROMPTS]
-    theirs = [served.best_logprobs(prompt, len(first)) for prompt in prompts]
-    distances = {name: _distance(theirs, best_logprobs(each, prompts)) for name, each in models.items()}
+    names = TokenNames.of(tokenizer, config.vocab_size)
+    theirs = [names.identified(served.best_logprobs(prompt, BEST)) for prompt in prompts]
+    distances = {name: _distance(theirs, next_logprobs(each, prompts)) for name, each in models.items()}
     verdict = judge(distances, tolerance)
     for name, distance in distances.items():
         say(f"distance from {name}: {distance:.4f} nats")
     say(verdict.sentence)
-    say(chat_sentence(served, tokenizer, encoding_of(config)))
+    say(chat_sentence(served, tokenizer, encoding_of(config), names, tolerance))
     return verdict.served == list(models)[-1]
 
 
@@ -94,41 +90,18 @@ def judge(distances: Mapping[str, float], tolerance: float) -> Verdict:
 
 
 @torch.no_grad()
-def best_logprobs(model: DeepseekV4ForCausalLM, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-    """The log-probabilities of the most likely tokens after each prompt, the highest first.
+def next_logprobs(model: DeepseekV4ForCausalLM, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The log-probabilities of all tokens after each prompt, fp32 `[V]`.
 
     Raises:
         ValueError: one is not finite.
     """
     device = model.head.weight.device
     logits = [model(torch.tensor([list(prompt)], device=device)).logits[0, -1] for prompt in prompts]
-    found = [each.float().log_softmax(-1).topk(min(BEST, each.numel())).values.tolist() for each in logits]
-    if not all(isfinite(value) for each in found for value in each):
+    found = [each.float().log_softmax(-1).cpu() for each in logits]
+    if not all(bool(each.isfinite().all()) for each in found):
         raise ValueError("the log-probabilities computed here are not finite: weights or adapter are damaged")
     return found
-
-
-def _modes(encoding: EncodingName) -> dict[str, tuple[str, str | None]]:
-    """Mode and effort of chats, by what a sentence calls them."""
-    efforts = [effort for effort in find_encoding(encoding).efforts if effort is not None]
-    with_effort = {f"thinking with effort {effort}": ("thinking", effort) for effort in efforts}
-    return {"chat": ("chat", None), "thinking": ("thinking", None), **with_effort}
-
-
-def chat_sentence(served: ServedModel, tokenizer: Tokenizer, encoding: EncodingName) -> str:
-    """Whether the server's chat prompts are as long as those of the checkpoint's encoding, by the server's default."""
-    ours: dict[int, list[str]] = {}
-    for name, (mode, effort) in _modes(encoding).items():
-        prompt = render_chat_prompt(QUESTION, (), mode, effort, encoding)
-        ours.setdefault(len(prompt.ids(tokenizer)), []).append(name)
-    try:
-        count = served.prompt_tokens(QUESTION)
-    except ValueError as error:
-        return f"chat: not compared: {error}"
-    if count in ours:
-        return f"chat: by default the server's prompt has {count} tokens, as ours for {' or '.join(ours[count])}"
-    known = ", ".join(f"{length} for {' or '.join(names)}" for length, names in ours.items())
-    return f"chat: by default the server's prompt has {count} tokens, unlike ours ({known})"
 
 
 def _models(model: str, reading: LoadOptions) -> dict[str, DeepseekV4ForCausalLM]:
@@ -140,7 +113,11 @@ def _models(model: str, reading: LoadOptions) -> dict[str, DeepseekV4ForCausalLM
     return {BASE: base, ADAPTER: adapted}
 
 
-def _distance(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> float:
-    """Mean absolute difference; servers may report fewer tokens."""
-    gaps = [abs(a - b) for left, right in zip(theirs, ours, strict=True) for a, b in zip(left, right, strict=False)]
-    return sum(gaps) / len(gaps) if gaps else float("inf")
+def _distance(theirs: Sequence[Mapping[int, float]], ours: Sequence[Tensor]) -> float:
+    """Mean absolute difference over the tokens that the server names."""
+    gaps = [
+        abs(value - float(logprobs_V[token]))
+        for named, logprobs_V in zip(theirs, ours, strict=True)
+        for token, value in named.items()
+    ]
+    return sum(gaps) / len(gaps)

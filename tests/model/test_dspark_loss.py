@@ -7,7 +7,15 @@ import torch
 
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.dspark import LayerMeans
-from seektune.model.dspark_loss import Anchors, DraftLosses, DraftRows, choose_anchors, draft_losses
+from seektune.model.dspark_loss import (
+    Anchors,
+    Drafting,
+    DraftLosses,
+    DraftRows,
+    backward_in_chunks,
+    choose_anchors,
+    draft_losses,
+)
 from seektune.model.transformer import TokenRows
 from seektune.sequence import IGNORE_INDEX, SequenceLayout
 from tests.conftest import DSPARK
@@ -23,15 +31,13 @@ def ids(count: int, seed: int) -> list[int]:
     return torch.randint(64, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def losses(model, tokens: torch.Tensor, labels: torch.Tensor, documents: torch.Tensor, anchors: Anchors) -> DraftLosses:
+def drafting(model, tokens: torch.Tensor, labels: torch.Tensor, documents: torch.Tensor) -> Drafting:
     rows = TokenRows(tokens, SequenceLayout.from_documents(documents))
     with torch.no_grad():
         means = LayerMeans(model.config.dspark_target_layer_ids)
         hidden = model.hidden(model.backbone(rows, means=means).streams_BTSD)
-    stages = list(model.mtp)
-    frozen = model.embed, model.head.weight
     text = DraftRows(tokens, labels, rows.layout, means.joined(), hidden)
-    return draft_losses(stages, *frozen, model.config, text, anchors, divisor=7.0)
+    return Drafting(list(model.mtp), model.embed, model.head.weight, model.config, text)
 
 
 @torch.no_grad()
@@ -55,9 +61,17 @@ def by_formulas(model, text: list[int], taught: set[int], anchor: int) -> tuple[
     return total[0], total[1], total[2]
 
 
+def gradients(model, found: DraftLosses) -> dict[str, torch.Tensor]:
+    """By parameter, with what was accumulated before; none is left."""
+    found.loss.backward()
+    given = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return given
+
+
 @pytest.mark.slow
 def test_the_loss_equals_its_formulas(model):
-    """Two documents in one row, and a shorter one in another; more anchors than one chunk."""
+    """Two documents in one row, and a shorter one in another."""
     first, second, third = ids(30, 1), ids(11, 2), ids(20, 3)
     tokens = torch.tensor([[*first, *second], [*third, *[0] * 21]])
     documents = torch.tensor([[1] * 30 + [2] * 11, [1] * 20 + [0] * 21])
@@ -66,7 +80,7 @@ def test_the_loss_equals_its_formulas(model):
     texts = [(0, 0, first, set(range(4, 30))), (0, 30, second, set(range(11))), (1, 0, third, set(range(20)) - {7})]
     places = [(row, start + at, text, taught, at) for row, start, text, taught in texts for at in range(len(text) - 1)]
     anchors = Anchors(torch.tensor([p[0] for p in places]), torch.tensor([p[1] for p in places]))
-    found = losses(model, tokens, labels, documents, anchors)
+    found = draft_losses(drafting(model, tokens, labels, documents), anchors, divisor=7.0)
     wanted = [sum(parts) / 7 for parts in zip(*(by_formulas(model, *p[2:]) for p in places), strict=True)]
     assert float(found.cross_entropy) == pytest.approx(wanted[0], rel=1e-6)
     assert float(found.distance) == pytest.approx(wanted[1], rel=1e-6)
@@ -82,11 +96,26 @@ def test_gradients_reach_the_stages_alone_and_all_of_them(model):
         parameter.requires_grad_(True)
     for parameter in [*model.embed.parameters(), *model.head.parameters()]:
         parameter.requires_grad_(False)
-    losses(model, tokens, tokens, documents, anchors).loss.backward()
-    touched = {name for name, x in model.named_parameters() if x.grad is not None and bool(x.grad.abs().sum())}
-    trained = {name for name, x in model.named_parameters() if name.startswith("mtp.")}
-    assert touched == trained
-    model.zero_grad(set_to_none=True)
+    found = gradients(model, draft_losses(drafting(model, tokens, tokens, documents), anchors, divisor=7.0))
+    touched = {name for name, x in found.items() if bool(x.abs().sum())}
+    assert touched == {name for name, x in model.named_parameters() if name.startswith("mtp.")}
+
+
+@pytest.mark.parametrize(("anchors", "chunks"), [(0, 1), (20, 3), (64, 2), (70, 2)])
+def test_losses_and_gradients_in_chunks_are_those_of_one_graph(model, anchors: int, chunks: int):
+    """Also where other processes have more anchors, and where there are none."""
+    tokens = torch.tensor([ids(50, 6), ids(50, 7)])
+    made = drafting(model, tokens, tokens, torch.ones_like(tokens))
+    chosen = choose_anchors(made.rows.layout, tokens, anchors, seed=2)
+    plain = draft_losses(made, chosen, divisor=7.0)
+    expected = gradients(model, plain)
+    found = backward_in_chunks(made, chosen, divisor=7.0, chunks=chunks)
+    for name, part in vars(found).items():
+        torch.testing.assert_close(part, vars(plain)[name])
+    every = gradients(model, found)
+    assert every.keys() == expected.keys()
+    for name, gradient in every.items():
+        torch.testing.assert_close(gradient, expected[name])
 
 
 def test_anchors_are_where_something_is_taught():

@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 
+from seektune.checkpoint.files import TensorFiles
 from seektune.data.chat_format.template import chat_template
 from seektune.data.datasets.synthetic import made_hellaswag, write_rows
 from seektune.io.jsonl import read_records
@@ -163,6 +166,16 @@ def test_the_same_command_goes_on_to_the_same_end(recipe, tmp_path, monkeypatch,
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@contextmanager
+def another_byte(folder: Path, name: str) -> Iterator[None]:
+    """A tensor is another one meanwhile, of the same shape."""
+    place, start, _ = TensorFiles(folder).location(name)
+    before = place.read_bytes()
+    place.write_bytes(before[:start] + bytes([before[start] ^ 1]) + before[start + 1 :])
+    yield
+    place.write_bytes(before)
+
+
 @pytest.mark.slow
 def test_a_resumed_run_carries_the_stages_of_its_base(recipe, toy_model, tmp_path, monkeypatch):
     base = tmp_path / "base"
@@ -172,6 +185,8 @@ def test_a_resumed_run_carries_the_stages_of_its_base(recipe, toy_model, tmp_pat
         model={"weights": str(base), "dtype": "fp32"}, loss={"mtp_weight": 0}, evaluate__tasks=None, steps=3
     )
     stopped(wanted, monkeypatch, 2)
+    with another_byte(base, "mtp.0.main_norm.weight"), pytest.raises(ValueError, match="began with other DSpark"):
+        train(wanted)
     folder = train(wanted)
     model = folder / "model"
     scores = json.loads((folder / "evaluation.json").read_text())["drafter"]

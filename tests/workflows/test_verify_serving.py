@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from seektune.data.chat_format.encode import render_chat_prompt
 from seektune.data.tokenizer import load_tokenizer
 from seektune.evaluate.served_model import ServedModel
 from seektune.generate.session import LoadOptions
@@ -22,6 +23,7 @@ from seektune.lora.merge import merge
 from seektune.lora.state import adapter_state
 from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
+from seektune.workflows.served_chat import QUESTION, TokenNames, chat_sentence
 from seektune.workflows.verify_serving import ADAPTER, BASE, judge, verify_serving
 from tests.run_cli import seektune
 
@@ -78,7 +80,8 @@ def test_our_server_is_recognized(place, url, capsys, name, adapter, serves, sai
     found, text = verdict(capsys, ServedModel(url, name), str(place / "base"), reading)
     assert found == serves
     assert said in text
-    assert "tokens, as ours for chat or thinking or thinking with effort high\n" in text
+    assert "tokens, as ours for chat or thinking or thinking with effort high; by the next token's log-prob" in text
+    assert "abilities it is ours for chat (0.0000 nats)\n" in text
 
 
 @contextmanager
@@ -115,7 +118,7 @@ def test_a_server_that_ignores_the_adapter_serves_the_base(place, url, capsys):
         if path == "/v1/chat/completions":
             return 200, {"usage": {"prompt_tokens": 1000}}
         best = real.best_logprobs(body["prompt"], body["logprobs"])
-        return 200, {"choices": [{"logprobs": {"top_logprobs": [{str(i): x for i, x in enumerate([*best, -99.0])}]}}]}
+        return 200, {"choices": [{"logprobs": {"top_logprobs": [{**best, "\ufffd": -0.1}]}}]}
 
     reading = LoadOptions(adapter=place / "adapter")
     with fake(answer) as address:
@@ -123,6 +126,60 @@ def test_a_server_that_ignores_the_adapter_serves_the_base(place, url, capsys):
     assert not found
     assert "\nserves the base\n" in text
     assert "1000 tokens, unlike ours" in text
+
+
+@pytest.mark.parametrize(("moved", "served"), [(0, True), (1, False)])
+def test_tokens_are_compared_by_their_ids(place, url, capsys, moved, served):
+    """The right values of other tokens are not the base's; prompts of chats are compared token for token."""
+    real = ServedModel(url, "base")
+    tokenizer = load_tokenizer(512)
+    names = TokenNames.of(tokenizer, 512)
+    thinking = render_chat_prompt(QUESTION, (), "thinking", None, "preview").ids(tokenizer)
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/v1/chat/completions":
+            assert body["return_token_ids"]
+            return 200, {"usage": {"prompt_tokens": 1}, "prompt_token_ids": [*thinking[: -moved or None], *[7] * moved]}
+        assert body["return_tokens_as_token_ids"]
+        best = names.identify(real.best_logprobs(body["prompt"], body["logprobs"]))
+        named = {f"token_id:{(id + moved) % 512}": value for id, value in best.items()}
+        return 200, {"choices": [{"logprobs": {"top_logprobs": [named]}}]}
+
+    with fake(answer) as address:
+        found, text = verdict(capsys, ServedModel(address, "x"), str(place / "base"), LoadOptions())
+    assert found == served
+    if served:
+        assert "the server's prompt is ours for thinking or thinking with effort high, token for token\n" in text
+    else:
+        assert f"is none of ours; it differs from that for chat after {len(thinking) - 1}\n" in text
+
+
+def test_a_chat_that_the_server_writes_otherwise_is_noticed_at_equal_length(url):
+    """It says how many tokens it has, and which token is likely next."""
+    real = ServedModel(url, "base")
+    tokenizer = load_tokenizer(512)
+    prompt = render_chat_prompt(QUESTION, (), "thinking", None, "preview").ids(tokenizer)
+    names = TokenNames.of(tokenizer, 512)
+    other = [prompt[0], *reversed(prompt[1:])]
+    said = {}
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/v1/completions":
+            return 200, {"choices": [{"logprobs": {"top_logprobs": [real.best_logprobs(body["prompt"], 5)]}}]}
+        best = real.best_logprobs(said["prompt"], 5)
+        content = [{"top_logprobs": [{"token": name, "logprob": value} for name, value in best.items()]}]
+        return 200, {"usage": {"prompt_tokens": len(prompt)}, "choices": [{"logprobs": {"content": content}}]}
+
+    with fake(answer) as address:
+        for said["prompt"], expected in ((prompt, "it is ours for thinking or"), (other, "it is none of them")):
+            sentence = chat_sentence(ServedModel(address, "x"), tokenizer, "preview", names, 0.01)
+            assert expected in sentence
+
+
+def test_unknown_tokens_are_one_line(place):
+    answer = {"choices": [{"logprobs": {"top_logprobs": [{"\ufffd": -0.1}]}}]}
+    with fake(lambda *_: (200, answer)) as address, pytest.raises(ValueError, match="tokens that are not the model's"):
+        verify_serving(ServedModel(address, "x"), str(place / "base"), LoadOptions(), 0.1)
 
 
 @pytest.mark.parametrize(
