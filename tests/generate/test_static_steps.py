@@ -9,12 +9,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from seektune.checkpoint.formats import FORMATS
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import Sampling
 from seektune.generate.static_steps import StaticSteps, static_obstacle
+from seektune.lora.dora import DoraLinear
+from seektune.lora.inject import AdapterShape, adapt
+from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.kv_cache.cache import KVCache
+from seektune.model.quantized import quantize_modules
 
 WAITS = ("item", "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "tolist")
 """Operations that read a value on the host, or whose result's shape depends on values."""
@@ -56,9 +61,55 @@ def next_tokens(rows: int, count: int) -> list[Tensor]:
     return list(torch.randint(64, (count, rows, 1), generator=torch.Generator().manual_seed(2)).unbind())
 
 
-@pytest.fixture(scope="module", params=["plain", pytest.param("released", marks=pytest.mark.slow)])
-def model(request: pytest.FixtureRequest, toy_model: Any) -> DeepseekV4ForCausalLM:
-    return toy_model(numerics=request.param)
+WIDE = {"hidden_size": 64, "moe_intermediate_size": 32}
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "released": {"numerics": "released"},
+    "quantized": WIDE,
+    "adapters": {},
+    "quantized, adapters": WIDE,
+}
+"""Changes of the toy model."""
+ADAPTERS = {
+    ("embed", "attn", "ffn.experts", "ffn.shared_experts"): AdapterShape(rank=3, alpha=4.0),
+    ("ffn.experts",): AdapterShape(rank=2, alpha=4.0, shared_a=True),
+    ("attn.compressor",): AdapterShape(rank=2, alpha=4.0, dora=True),
+}
+
+
+def made(toy_model: Any, kind: str, dtype: torch.dtype) -> DeepseekV4ForCausalLM:
+    """A toy model with packed weights, adapters, or both."""
+    model: DeepseekV4ForCausalLM = toy_model(dtype, **MODELS[kind])
+    if "quantized" in kind:
+        quantize_modules(model, FORMATS["released"].kind)
+    if "adapters" in kind:
+        for targets, shape in ADAPTERS.items():
+            adapt(model, matching(model, targets), shape, f"of{len(targets)}{shape.shared_a}")
+        _fill(model)
+    return model
+
+
+@torch.no_grad()
+def _fill(model: DeepseekV4ForCausalLM) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for name, x in model.named_parameters():
+        if ".lora." in name or name.endswith("magnitude"):
+            x.copy_(torch.randn(x.shape, generator=generator) * x.shape[-1] ** -0.5)
+    for module in model.modules():
+        if isinstance(module, DoraLinear):
+            module.measure_rows()
+
+
+@pytest.fixture(scope="module", params=["plain", *(pytest.param(k, marks=pytest.mark.slow) for k in [*MODELS][1:])])
+def kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def model(kind: str, toy_model: Any) -> DeepseekV4ForCausalLM:
+    """In fp64, so that sums in another order agree."""
+    return made(toy_model, kind, torch.float64)
 
 
 @torch.inference_mode()
@@ -82,8 +133,9 @@ def test_static_steps_have_the_streams_of_the_others(model: DeepseekV4ForCausalL
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_steps_wait_for_nothing_and_allocate_the_same(model: DeepseekV4ForCausalLM) -> None:
+def test_steps_wait_for_nothing_and_allocate_the_same(kind: str, toy_model: Any) -> None:
     """Four steps, in which windows of four tokens and of 128 end, are the same operations on the same shapes."""
+    model = made(toy_model, kind, torch.float32)
     cache = filled(model, [124, 5])
     steps = StaticSteps(model)
     tokens = next_tokens(2, 5)
@@ -102,7 +154,8 @@ def test_steps_wait_for_nothing_and_allocate_the_same(model: DeepseekV4ForCausal
 
 
 @torch.inference_mode()
-def test_the_other_steps_do_wait(model: DeepseekV4ForCausalLM) -> None:
+def test_the_other_steps_do_wait(kind: str, toy_model: Any) -> None:
+    model = made(toy_model, kind, torch.float32)
     cache = filled(model, [122, 5])
     with pytest.raises(AssertionError, match=r"item|scalar|lift"), Recorded():
         model.advance(next_tokens(2, 1)[0], cache)
@@ -132,7 +185,7 @@ def test_an_engine_of_static_steps_has_the_same_tokens(toy_model: Any) -> None:
 def test_models_without_static_steps_are_refused(toy_model: Any) -> None:
     model = toy_model()
     assert static_obstacle(model) is None
-    with pytest.raises(ValueError, match="static_steps: drafts need several tokens in a step; leave it out"):
+    with pytest.raises(ValueError, match=r"\(--cuda-graphs\): drafts need several tokens in a step; leave it out"):
         DecodeEngine(model, longest=50, speculative=True, static_steps=True)
     model.layers[2].ffn.dispatch = lambda *_: None
     with pytest.raises(ValueError, match="experts are spread over processes"):
