@@ -120,4 +120,6 @@ def _room(part: CachedTransformer, free: int, dims: ParallelDims, caches: CacheU
     prefixes = prefix_share(wanted, free)
     size = part.cache_size(longest, caches.speculative)
     ahead = 0 if drafter is None else drafter.size
-    return CacheRoom(size, free - prefixes, longest, ahead, grows=True, prefixes=prefixes)
+    return CacheRoom(
+        size, free - prefixes, longest, ahead, grows=True, prefixes=prefixes, static_steps=caches.static_steps
+    )
