@@ -154,11 +154,11 @@ def _serve(
     if dry_run.enabled:
         caches = CacheUse(limits.prefix_cache, max_model_len, speculative, cuda_graphs)
 
-        def read() -> tuple["LoadOptions", CacheLimit]:
+        def read() -> tuple["LoadOptions", CacheLimit, CacheUse]:
             loading = load()
-            return loading, CacheLimit(limits.gpu_memory_utilization, 1 if loading.adapter is None else 2)
+            return loading, CacheLimit(limits.gpu_memory_utilization, 1 if loading.adapter is None else 2), caches
 
-        return lambda: dry_run.run(model, read, processes, caches)
+        return lambda: dry_run.run(model, read, processes)
     return lambda: on_processes(processes, run, grace=shutdown_timeout + GRACE)
 
 

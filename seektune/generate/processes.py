@@ -57,8 +57,8 @@ class DecodeProcesses:
             ValueError: it cannot.
         """
         if wanted and (speculative or self.slot.world > 1):
-            other = "--speculative" if speculative else f"--nproc-per-node={self.slot.world}"
-            raise ValueError(f"--cuda-graphs does not work with {other}; leave one of them out")
+            other = "--speculative" if speculative else f"{self.slot.world} processes"
+            raise ValueError(f"--cuda-graphs does not work with {other}; leave it out")
 
 
 ONE_PROCESS = DecodeProcesses()

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from seektune.checkpoint.formats import FORMATS
 from seektune.generate import worker
 from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.capacity import BatchRows, CacheRoom, padded_rows
@@ -20,14 +19,14 @@ from seektune.generate.request import Request
 from seektune.generate.sampling_params import Sampling
 from seektune.generate.static_steps import StaticSteps, static_obstacle
 from seektune.generate.worker import DecodeWorker
-from seektune.lora.dora import DoraLinear
 from seektune.lora.inject import AdapterShape, adapt
-from seektune.lora.targets import matching
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.kv_cache.cache import KVCache
 from seektune.model.kv_cache.static import StaticCache
-from seektune.model.quantized import QuantizedLinear, quantize_modules
+from seektune.model.quantized import QuantizedLinear
 from seektune.model.streamed_parts import StreamedParts
+
+from .static_models import MODELS, WIDE, made
 
 WAITS = ("item", "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "tolist")
 """Operations that read a value on the host, or whose result's shape depends on values."""
@@ -67,45 +66,6 @@ def filled(model: DeepseekV4ForCausalLM, lengths: list[int], grows: bool = True)
 
 def next_tokens(rows: int, count: int) -> list[Tensor]:
     return list(torch.randint(64, (count, rows, 1), generator=torch.Generator().manual_seed(2)).unbind())
-
-
-WIDE = {"hidden_size": 64, "moe_intermediate_size": 32}
-MODELS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "released": {"numerics": "released"},
-    "quantized": WIDE,
-    "adapters": {},
-    "quantized, adapters": WIDE,
-}
-"""Changes of the toy model."""
-ADAPTERS = {
-    ("embed", "attn", "ffn.experts", "ffn.shared_experts"): AdapterShape(rank=3, alpha=4.0),
-    ("ffn.experts",): AdapterShape(rank=2, alpha=4.0, shared_a=True),
-    ("attn.compressor",): AdapterShape(rank=2, alpha=4.0, dora=True),
-}
-
-
-def made(toy_model: Any, kind: str, dtype: torch.dtype) -> DeepseekV4ForCausalLM:
-    """A toy model with packed weights, adapters, or both."""
-    model: DeepseekV4ForCausalLM = toy_model(dtype, **MODELS[kind])
-    if "quantized" in kind:
-        quantize_modules(model, FORMATS["released"].kind)
-    if "adapters" in kind:
-        for targets, shape in ADAPTERS.items():
-            adapt(model, matching(model, targets), shape, f"of{len(targets)}{shape.shared_a}")
-        _fill(model)
-    return model
-
-
-@torch.no_grad()
-def _fill(model: DeepseekV4ForCausalLM) -> None:
-    generator = torch.Generator().manual_seed(3)
-    for name, x in model.named_parameters():
-        if ".lora." in name or name.endswith("magnitude"):
-            x.copy_(torch.randn(x.shape, generator=generator) * x.shape[-1] ** -0.5)
-    for module in model.modules():
-        if isinstance(module, DoraLinear):
-            module.measure_rows()
 
 
 @pytest.fixture(scope="module", params=["plain", *(pytest.param(k, marks=pytest.mark.slow) for k in [*MODELS][1:])])
