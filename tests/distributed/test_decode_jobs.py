@@ -208,6 +208,7 @@ def test_flags_that_do_not_fit_are_refused_before_anything_starts(place: Path, w
             ("generate", "--prompt=The", "--speculative", "--pp=2"),
             "--speculative does not work with --pp=2; leave one of them out",
         ),
+        (("generate", "--prompt=The", "--cuda-graphs"), "--cuda-graphs does not work with 2 processes; leave it out"),
     ],
 )
 def test_every_process_refuses_what_several_cannot_do(place: Path, words: tuple[str, ...], said: str):

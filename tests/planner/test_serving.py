@@ -154,6 +154,9 @@ def test_a_dry_run_reads_the_options_of_caches(folder: Path, capsys: pytest.Capt
     assert "400 tokens of context fit" in shown(CacheUse(longest=400))
     assert "the prefix cache 2.00 GB" in shown(CacheUse(prefix_bytes=2 * 10**9))
     assert "prefix cache" not in shown(CacheUse(prefix_bytes=2 * 10**9, speculative=True))
+    assert "caches and the copies for static steps and of a batch have" in shown(CacheUse(static_steps=True))
+    with pytest.raises(ValueError, match="--cuda-graphs does not work with --speculative; leave it out"):
+        shown(CacheUse(static_steps=True, speculative=True))
     assert len({shown(CacheUse(longest=400, speculative=drafts), engines) for drafts, engines in CASES}) == len(CASES)
 
 
