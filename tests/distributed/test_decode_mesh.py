@@ -276,6 +276,19 @@ def found_in_training(folder: Path, parallel: ParallelConfig) -> dict[str, Any]:
         return results | {"damaged": str(error)}
 
 
+def few_texts(model: Decodes) -> Texts:
+    """Four texts, of which two join later."""
+    return decoded(model, [greedy(5, 5, 1), greedy(40, 3, 2)], {1: [greedy(9, 3, 3)], 3: [greedy(3, 2, 4)]}, {})
+
+
+def few_together(folder: Path) -> Texts:
+    """In a worker of eight: two stages, whose experts are spread over four processes."""
+    processes = DecodeProcesses(ProcessSlot(8, dist.get_rank(), worker=True), 4, 2)
+    weights, reading = read(folder, "adapter on packed weights")
+    mesh = reading.read_spread(weights, processes)
+    return led(mesh, "texts", lambda: few_texts(mesh)).get("texts", [])
+
+
 def grown_in_a_pipeline(folder: Path) -> list[Any]:
     """In a worker: how two sequences end of which one outgrows the first room, which no cache of a stage does."""
     processes = DecodeProcesses(ProcessSlot(2, dist.get_rank(), worker=True), 1, 2)
@@ -418,3 +431,13 @@ def test_a_stage_whose_caches_cannot_grow_ends_a_sequence_or_reports_it(folder: 
     """The last stage tells the others which sequence ended; one before it cannot. Then another engine begins."""
     expected = [["memory", "length"], "out of memory", ["length", "length"]]
     assert run_workers(2, grown_in_a_pipeline, folder) == [expected, []]
+
+
+def test_eight_processes_decode_as_one(folder: Path):
+    weights, reading = read(folder, "adapter on packed weights")
+    alone = few_texts(reading.read(weights))
+    first, *others = run_workers(8, few_together, folder)
+    assert others == [[]] * 7
+    assert [[token for token, _ in text] for text in first] == [[token for token, _ in text] for text in alone]
+    logprobs = [logprob for text in first for _, logprob in text]
+    assert logprobs == pytest.approx([logprob for text in alone for _, logprob in text], abs=1e-5)
