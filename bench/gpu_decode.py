@@ -1,4 +1,4 @@
-"""Decode steps of a model with plain weights on one GPU, as they are and as captured CUDA graphs.
+"""Decode steps of a model on one GPU, with plain and packed weights, as they are and as captured CUDA graphs.
 
 `python bench/gpu_decode.py [--out FILE]` writes the part of its card in gpu_decode.json, case by case.
 Weights are random, in bf16; a step includes sampling.
@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from seektune.checkpoint.formats import FORMATS
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.model.quantized import quantize_modules
 
 HERE = Path(__file__).parent
 BATCHES = (1, 8, 32)
@@ -51,11 +53,14 @@ def main() -> None:
     for name in ("model", "wide"):
         config = DeepseekV4Config.from_pretrained(HERE / f"{name}.json")
         model = DeepseekV4ForCausalLM(config, "cuda", torch.bfloat16)
-        for sequences in BATCHES:
-            case = {kind: milliseconds(model, sequences, kind == "graph_ms") for kind in ("step_ms", "graph_ms")}
-            found[f"{name} {sequences}"] = case
-            print(name, sequences, json.dumps(case), flush=True)
-            out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        for label in (name, f"{name}, packed"):
+            if label != name:
+                quantize_modules(model, FORMATS["released"].kind)
+            for sequences in BATCHES:
+                case = {kind: milliseconds(model, sequences, kind == "graph_ms") for kind in ("step_ms", "graph_ms")}
+                found[f"{label} {sequences}"] = case
+                print(label, sequences, json.dumps(case), flush=True)
+                out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seektune.cli.processes import DecodeFlags
-from seektune.generate.cache_limit import WHOLE_CONTEXT, CacheLimit, CacheUse
+from seektune.generate.cache_limit import CacheLimit, CacheUse
 
 if TYPE_CHECKING:
     from seektune.generate.session import LoadOptions
@@ -27,9 +27,8 @@ class DecodeDryRun:
     def run(
         self,
         model: str,
-        read: Callable[[], tuple["LoadOptions", CacheLimit]],
+        read: Callable[[], tuple["LoadOptions", CacheLimit, CacheUse]],
         flags: DecodeFlags,
-        caches: CacheUse = WHOLE_CONTEXT,
     ) -> None:
         """Print what each process would hold of a model.
 
@@ -42,7 +41,7 @@ class DecodeDryRun:
 
         world = self.world_size or flags.launch.count() * flags.launch.nodes
         layout = DecodeLayout(world, flags.ep_size(), flags.pp, self.gpu or GPU)
-        reading, limit = read()
+        reading, limit, caches = read()
         dry_run_decode(model, reading, layout, limit, caches)
 
 

@@ -19,9 +19,9 @@ from seektune.cli.options import (
     with_groups,
 )
 from seektune.cli.processes import DecodeFlags, decode_flags, on_processes
+from seektune.generate.cache_limit import CacheLimit, CacheUse
 
 if TYPE_CHECKING:
-    from seektune.generate.cache_limit import CacheLimit
     from seektune.generate.processes import DecodeProcesses
     from seektune.generate.session import LoadOptions
 
@@ -74,9 +74,10 @@ def _generate(
 ) -> Action:
     """The command `generate`."""
 
-    def read() -> tuple["LoadOptions", "CacheLimit"]:
+    def read() -> tuple["LoadOptions", CacheLimit, CacheUse]:
         options = generation(max_new_tokens)
-        return options.reading, options.memory
+        caches = CacheUse(speculative=options.speculative, static_steps=options.static_steps)
+        return options.reading, options.memory, caches
 
     def run() -> None:
         if dry_run.enabled:

@@ -81,7 +81,20 @@ Speculative: TypeAlias = Annotated[
         help="Speculative decoding with the MTP block or the DSpark stages; the output distribution does not change.",
     ),
 ]
+CudaGraphs: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--cuda-graphs",
+        help="Decode steps in static shapes, on a GPU as captured CUDA graphs; one process, not with --speculative.",
+    ),
+]
 Thinking: TypeAlias = Annotated[bool, typer.Option("--thinking", help="Chat: generate reasoning first.")]
+ReasoningEffort: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="EFFORT", help="Chat: effort of the reasoning, with --thinking.", show_default="the encoding's"
+    ),
+]
 EncodingOption: TypeAlias = Annotated[
     EncodingName | None,
     typer.Option("--encoding", help="Chat: the format's variant.", show_default="that of the checkpoint"),
@@ -153,15 +166,9 @@ def _generate_options(
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed of the sampling.")] = 0,
     speculative: Speculative = False,
+    cuda_graphs: CudaGraphs = False,
     thinking: Thinking = False,
-    reasoning_effort: Annotated[
-        str | None,
-        typer.Option(
-            metavar="EFFORT",
-            help="Chat: effort of the reasoning, with --thinking.",
-            show_default="the encoding's",
-        ),
-    ] = None,
+    reasoning_effort: ReasoningEffort = None,
     encoding: EncodingOption = None,
     json_schema: JsonSchemaFile = None,
     regex: Pattern = None,
@@ -178,6 +185,7 @@ def _generate_options(
             stops=tuple(stop or ()),
             seed=seed,
             speculative=speculative,
+            static_steps=cuda_graphs,
             thinking=thinking,
             reading=load(),
             reasoning_effort=reasoning_effort,

@@ -83,6 +83,7 @@ def _plan_serving(model: str, gpu: GpuFlags, serving: ServingPlanFlags, as_json:
         pp_size=serving.pp or 1,
         max_model_len=serving.max_model_len,
         gpu_memory_utilization=serving.gpu_memory_utilization or CacheLimit.gpu_memory_utilization,
+        static_steps=serving.cuda_graphs,
         as_json=as_json,
     )
     return 0 if plan_serving(model, gpu.cluster(serving.pp or 1), asked) else 1

@@ -60,6 +60,7 @@ class ServingPlanFlags:
     pp: int | None = None
     max_model_len: int | None = None
     gpu_memory_utilization: float | None = None
+    cuda_graphs: bool = False
 
 
 def gpu_options(
@@ -128,16 +129,19 @@ def serving_plan_options(
             min=0.01, max=1, metavar="X", help="With --serve: share of a GPU's memory for weights and KV caches."
         ),
     ] = None,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="With --serve: decode steps have copies of the caches; on one GPU.")
+    ] = False,
 ) -> ServingPlanFlags:
     """Options of the plan of a server.
 
     Raises:
         ValueError: they have no effect.
     """
-    flags = ServingPlanFlags(serve, quantized, ep, pp, max_model_len, gpu_memory_utilization)
+    flags = ServingPlanFlags(serve, quantized, ep, pp, max_model_len, gpu_memory_utilization, cuda_graphs)
     if serve is None and flags != ServingPlanFlags():
         raise ValueError(
-            "--quantized, --ep, --pp, --max-model-len, --gpu-memory-utilization have no effect on the plan of a "
-            "recipe; they need --serve"
+            "--quantized, --ep, --pp, --max-model-len, --gpu-memory-utilization, --cuda-graphs have no effect on the "
+            "plan of a recipe; they need --serve"
         )
     return flags

@@ -8,6 +8,7 @@ from seektune.cli.dry_run_decode import DecodeDryRun, dry_run_flags
 from seektune.cli.errors import explain_out_of_memory
 from seektune.cli.options import (
     Action,
+    CudaGraphs,
     EncodingOption,
     GpuMemoryUtilization,
     MakeLoadOptions,
@@ -123,6 +124,7 @@ def _serve(
     thinking: Thinking = False,
     encoding: EncodingOption = None,
     speculative: Speculative = False,
+    cuda_graphs: CudaGraphs = False,
 ) -> Action:
     """The command `serve`."""
 
@@ -140,6 +142,7 @@ def _serve(
             thinking=thinking,
             encoding=encoding,
             speculative=speculative,
+            static_steps=cuda_graphs,
             allowed_hosts=tuple(allowed_hosts or ()),
             allowed_origins=tuple(allowed_origins or ()),
         )
@@ -149,13 +152,13 @@ def _serve(
             serve(model, loading, service, here)
 
     if dry_run.enabled:
-        caches = CacheUse(limits.prefix_cache, max_model_len, speculative)
+        caches = CacheUse(limits.prefix_cache, max_model_len, speculative, cuda_graphs)
 
-        def read() -> tuple["LoadOptions", CacheLimit]:
+        def read() -> tuple["LoadOptions", CacheLimit, CacheUse]:
             loading = load()
-            return loading, CacheLimit(limits.gpu_memory_utilization, 1 if loading.adapter is None else 2)
+            return loading, CacheLimit(limits.gpu_memory_utilization, 1 if loading.adapter is None else 2), caches
 
-        return lambda: dry_run.run(model, read, processes, caches)
+        return lambda: dry_run.run(model, read, processes)
     return lambda: on_processes(processes, run, grace=shutdown_timeout + GRACE)
 
 

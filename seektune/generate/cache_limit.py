@@ -34,6 +34,8 @@ class CacheUse:
     longest: int | None = None
     """Maximum tokens of a sequence; None = the model's context."""
     speculative: bool = False
+    static_steps: bool = False
+    """Whether decode steps have copies of the caches."""
 
 
 WHOLE_CONTEXT = CacheUse()

@@ -27,6 +27,11 @@ class BatchRows:
         return BatchRows(self.count + 1, max(self.longest, length))
 
 
+def padded_rows(rows: int) -> int:
+    """The rows of static steps for so many sequences: the next power of two."""
+    return 1 << (rows - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class CacheRoom:
     """The memory of a rank for caches."""
@@ -43,14 +48,22 @@ class CacheRoom:
     """Whether caches grow with their sequences."""
     prefixes: int = 0
     """Bytes for a prefix cache, beside `free`."""
+    static_steps: bool = False
+    """Whether decode steps run on buffers of their own."""
 
     def left(self, batches: Iterable[BatchRows]) -> int:
         """Bytes that are left when all sequences have their full length; negative if they do not fit.
 
-        While rows join or leave a batch its cache is copied, so the largest is there twice.
+        While rows join or leave a batch its cache is copied, so the largest is there twice; static steps have a copy of
+        all rows.
         """
-        held = [batch.count * self.size.bytes(self._room(batch.longest)) for batch in batches if batch.count]
-        return self.free - sum(held) - max(held, default=0)
+        running = [batch for batch in batches if batch.count]
+        held = [batch.count * self.size.bytes(self._room(batch.longest)) for batch in running]
+        return self.free - sum(held) - max(held, default=0) - sum(map(self.static_bytes, running))
+
+    def static_bytes(self, batch: BatchRows) -> int:
+        """Upper bound of the bytes that static steps of a batch take beside its cache."""
+        return padded_rows(batch.count) * self.size.bytes(self._room(batch.longest)) if self.static_steps else 0
 
     def tokens(self) -> int:
         """Tokens of the longest sequence that fits."""
@@ -60,10 +73,15 @@ class CacheRoom:
     def __str__(self) -> str:
         prefixes = f", the prefix cache {size(self.prefixes)}" if self.prefixes else ""
         return (
-            f"{self.tokens():,} tokens of context fit beside the weights of each rank in one sequence; caches and the "
-            f"copy of a batch have {size(self.free)} ({size(round(self.size.per_token))} for each token, "
+            f"{self.tokens():,} tokens of context fit beside the weights of each rank in one sequence; caches and "
+            f"{self.copies} have {size(self.free)} ({size(round(self.size.per_token))} for each token, "
             f"{size(self.size.fixed)} for each sequence){prefixes}"
         )
+
+    @property
+    def copies(self) -> str:
+        """What is there beside the caches of running sequences, in words."""
+        return "the copies for static steps and of a batch" if self.static_steps else "the copy of a batch"
 
     def _room(self, length: int) -> int:
         whole = self.longest + self.ahead + 1

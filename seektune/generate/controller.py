@@ -193,11 +193,12 @@ class Controller:
 def _too_little(request: Request, room: CacheRoom, alone: Sequence[BatchRows]) -> str:
     """Why a request cannot fit into the memory of a rank."""
     beside = advice = ""
+    copies = "its copies" if room.static_steps else "a copy of it"
     if room.prefixes:
         beside = f" and a prefix cache of {size(room.prefixes)}"
         advice = ", or give the prefix cache less (--prefix-cache-gb)"
     return (
         f"a sequence of up to {request.longest:,} tokens needs {size(room.free - room.left(alone))} for its KV cache "
-        f"and a copy of it, but {size(room.free)} are free beside the weights{beside}; shorten the prompt or lower its "
+        f"and {copies}, but {size(room.free)} are free beside the weights{beside}; shorten the prompt or lower its "
         f"maximum number of new tokens{advice}"
     )

@@ -146,10 +146,11 @@ def generate_all(
     speculative: bool = False,
     cpu_kernels: bool = True,
     memory: CacheLimit | None = None,
+    static_steps: bool = False,
 ) -> tuple[list[GeneratedText], DraftCounts]:
     """The completions of all requests, in order, with up to `rows` decoded together; also the counts of drafts.
 
-    `cpu_kernels` and `memory` are those of `DecodeEngine`.
+    `cpu_kernels`, `memory` and `static_steps` are those of `DecodeEngine`.
 
     Raises:
         ValueError: a request is invalid, or can never fit into `memory`.
@@ -160,7 +161,16 @@ def generate_all(
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
     asked = [requests[i] for i in order]
     longest = max(each.longest for each in requests)
-    engine = DecodeEngine(model, asked, speculative, longest, cpu_kernels, max_num_seqs=rows, memory=memory)
+    engine = DecodeEngine(
+        model,
+        asked,
+        speculative,
+        longest,
+        cpu_kernels,
+        max_num_seqs=rows,
+        memory=memory,
+        static_steps=static_steps,
+    )
     completions = [GeneratedText() for _ in requests]
     for delta in stream_text(engine, asked, tokenizer):
         completion = completions[order[delta.request]]

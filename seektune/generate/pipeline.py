@@ -17,6 +17,7 @@ from seektune.generate.decodable import DecodableModel
 from seektune.generate.plan import EngineOptions, StepPlan, StepReport
 from seektune.generate.prefill import Prefill
 from seektune.generate.request import DraftCounts, Token
+from seektune.generate.running_batch import RunningBatch
 from seektune.generate.step_result import ForwardResult, StepResult
 from seektune.generate.worker import DecodeWorker
 from seektune.parallel.decode_stage import DecodeStage
@@ -43,6 +44,10 @@ class StageWorker(DecodeWorker):
         self._plan = plan
         self._passes = self._run(replace(plan, admitted=unscored), found)
         return replace(self._report(found), tokens=[], running=0, prefilling=False)
+
+    def _reserve(self, texts: RunningBatch, taken: list[list[Token]]) -> None:
+        """Let the caches grow. The other stages do not know of a sequence that ends here, so an error is reported."""
+        texts.reserve(max(texts.cache.lengths) + texts.ahead)
 
     def _take(self, after: ForwardResult, counts: Sequence[DraftCounts]) -> list[list[Token]]:
         taken = [self._sampled[row.index] for row in after.texts.rows]

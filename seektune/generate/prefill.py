@@ -137,12 +137,13 @@ class Prefill:
                 self._prefixes.store(prompt, self._cache, i)
         cache = self._cache
         ahead = self._draft_cache
+        more = 1 if self._drafter is None else 1 + self._drafter.size
         if places != list(range(len(self._prompts))):
-            cache = cache.select(places)
-            ahead = ahead and ahead.select(places)
+            cache = cache.select(places, more)
+            ahead = ahead and ahead.select(places, more)
         last = torch.stack([self._last[i] for i in places]).unsqueeze(1)
         features = torch.stack([self._features[i] for i in places]).unsqueeze(1) if self._features else None
-        return RunningBatch(self.rows, cache, ahead), last, features
+        return RunningBatch(self.rows, cache, ahead, more), last, features
 
 
 def padded(rows: Sequence[Sequence[int]], model: DecodableModel) -> tuple[Tensor, list[int]]:

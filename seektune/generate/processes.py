@@ -50,6 +50,16 @@ class DecodeProcesses:
         if wanted and self.pp_size > 1:
             raise ValueError(f"{flag} does not work with --pp={self.pp_size}; leave one of them out")
 
+    def check_static_steps(self, wanted: bool, speculative: bool) -> None:
+        """Check, before weights are loaded, that an engine here can have static steps if they are wanted.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if wanted and (speculative or self.slot.world > 1):
+            other = "--speculative" if speculative else f"{self.slot.world} processes"
+            raise ValueError(f"--cuda-graphs does not work with {other}; leave it out")
+
 
 ONE_PROCESS = DecodeProcesses()
 

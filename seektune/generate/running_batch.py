@@ -106,6 +106,18 @@ class RunningBatch:
     cache: KVCache
     draft_cache: KVCache | None
     """Of the drafter; None without speculative decoding."""
+    ahead: int = 1
+    """Tokens of the next step, for which caches that are copied keep their capacity."""
+
+    def reserve(self, tokens: int) -> None:
+        """Let the caches hold rows of that many tokens, as far as they may grow.
+
+        Raises:
+            RuntimeError: there is no memory.
+        """
+        for cache in (self.cache, self.draft_cache):
+            if cache is not None:
+                cache.reserve(min(tokens, cache.max_length))
 
     def store(self, row: int, prefixes: PrefixCache) -> None:
         """Keep a row's cache for requests that begin with its tokens."""
@@ -117,8 +129,8 @@ class RunningBatch:
         """Keep the rows marked True and free the others' memory; returns the indices of the kept rows."""
         places = [i for i, last in enumerate(lasting) if last]
         if places and len(places) < len(self.rows):
-            self.cache = self.cache.select(places)
-            self.draft_cache = self.draft_cache and self.draft_cache.select(places)
+            self.cache = self.cache.select(places, self.ahead)
+            self.draft_cache = self.draft_cache and self.draft_cache.select(places, self.ahead)
         self.rows = [self.rows[i] for i in places]
         return places
 
@@ -126,7 +138,7 @@ class RunningBatch:
         """Append the rows of another batch."""
         ours = range(len(self.rows))
         theirs = range(len(others.rows))
-        self.cache = KVCache.gather([(self.cache, ours), (others.cache, theirs)])
+        self.cache = KVCache.gather([(self.cache, ours), (others.cache, theirs)], self.ahead)
         if self.draft_cache is not None and others.draft_cache is not None:
-            self.draft_cache = KVCache.gather([(self.draft_cache, ours), (others.draft_cache, theirs)])
+            self.draft_cache = KVCache.gather([(self.draft_cache, ours), (others.draft_cache, theirs)], self.ahead)
         self.rows = [*self.rows, *others.rows]

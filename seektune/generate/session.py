@@ -117,9 +117,12 @@ def note_other_tokenizer(name: str, tokenizer: Tokenizer) -> None:
         print(note, file=sys.stderr)
 
 
-def note_cache_room(model: Decodes, memory: CacheLimit = WHOLE_DEVICE, speculative: bool = False) -> None:
+def note_cache_room(
+    model: Decodes, memory: CacheLimit = WHOLE_DEVICE, speculative: bool = False, static_steps: bool = False
+) -> None:
     """Say on standard error how many tokens of context fit; rank 0 of a mesh calls it in `lead`."""
-    engine = DecodeEngine(model, (), speculative, model.config.max_position_embeddings, memory=memory)
+    longest = model.config.max_position_embeddings
+    engine = DecodeEngine(model, (), speculative, longest, memory=memory, static_steps=static_steps)
     print(f"KV cache: {engine.room}", file=sys.stderr)
 
 
@@ -143,6 +146,8 @@ class GenerateOptions:
     seed: int = 0
     speculative: bool = False
     """Let the MTP block or the DSpark stages draft tokens."""
+    static_steps: bool = field(default=False, repr=False)
+    """As of `DecodeEngine`; it does not change completions, up to rounding."""
     thinking: bool = False
     """Chats only: whether responses begin with reasoning."""
     reading: LoadOptions = AS_STORED
@@ -188,6 +193,7 @@ class Session:
         self.setting = setting
         self.encoding = choose_encoding(name, setting.encoding)
         find_encoding(self.encoding).effort(setting.reasoning_effort)
+        processes.check_static_steps(setting.static_steps, setting.speculative)
         self._vocab_size = DeepseekV4Config.from_pretrained(locate(name)).vocab_size
         self.tokenizer: Tokenizer = load_tokenizer(self._vocab_size)
         self._grammar(thinking=setting.thinking)  # a mistake is reported before weights are loaded

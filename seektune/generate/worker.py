@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from seektune.generate.capacity import UNLIMITED, CacheRoom, free_bytes, prefix_share
+from seektune.generate.capacity import UNLIMITED, BatchRows, CacheRoom, free_bytes, prefix_share
 from seektune.generate.decodable import DecodableModel
 from seektune.generate.drafter import Proposal, drafter_of
 from seektune.generate.limits import CHUNK
@@ -51,7 +51,7 @@ class DecodeWorker:
         ahead = 0 if self._drafter is None else self._drafter.size
         free = free_bytes(options.memory, self._model.device)
         prefixes = prefix_share(options.prefix_bytes, free)
-        return CacheRoom(size, free - prefixes, options.longest, ahead, options.grows, prefixes)
+        return CacheRoom(size, free - prefixes, options.longest, ahead, options.grows, prefixes, options.static_steps)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepReport:
@@ -81,10 +81,25 @@ class DecodeWorker:
             self._retire(number)
         here = [each for each in plan.admitted if each.rank == self._rank]
         self._waiting += [RunningSequence.of(each.number, each.request) for each in here]
+        if here:
+            self._make_room()
         if plan.prefill and self._reading is None and self._waiting:
             options = self._options.longest, self._options.grows, self._drafter, CHUNK
             self._reading = Prefill(self._model, self._waiting, *options, self._prefixes)
             self._waiting = []
+        if plan.decode and self._static is not None and self._texts is not None:
+            self._static.prepare(self._texts.cache)
+
+    def _make_room(self) -> None:
+        """Free the buffers of static steps, if they are larger than what is left beside new sequences."""
+        if self._static is None:
+            return
+        reading = [] if self._reading is None else self._reading.rows
+        running = [] if self._texts is None else self._texts.rows
+        rows = [*running, *reading, *self._waiting]
+        batch = BatchRows(len(rows), max(row.request.longest for row in rows))
+        if self._static.nbytes > self.room.static_bytes(batch) + max(self.room.left([batch]), 0):
+            self._static.drop()
 
     def _finish(self, plan: StepPlan, decoded: ForwardResult | None, read: Prefill | None, found: StepResult) -> None:
         """Sample and draft after the forward passes of a plan."""
@@ -172,12 +187,12 @@ class DecodeWorker:
 
     def _reserve(self, texts: RunningBatch, taken: list[list[Token]]) -> None:
         """Let the caches grow for the next step; while there is no memory, the longest sequence ends with `memory`."""
-        ahead = 1 if self._drafter is None else 1 + self._drafter.size
-        lasting = {row: texts.cache.lengths[row] + ahead for row, tokens in enumerate(taken) if tokens[-1].end is None}
+        needed = [length + texts.ahead for length in texts.cache.lengths]
+        lasting = {row: needed[row] for row, tokens in enumerate(taken) if tokens[-1].end is None}
         while lasting:
             longest = max(lasting, key=lambda row: lasting[row])
             try:
-                return texts.cache.reserve(min(lasting[longest], texts.cache.max_length))
+                return texts.reserve(lasting[longest])
             except (MemoryError, RuntimeError):
                 taken[longest][-1] = replace(taken[longest][-1], end="memory")
                 del lasting[longest]

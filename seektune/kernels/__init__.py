@@ -26,8 +26,7 @@ from seektune.kernels.reference.dequantize import (
     dequantize_nvfp4,
     values_per_element,
 )
-from seektune.kernels.reference.expert_linear import sort_by_expert
-from seektune.kernels.reference.expert_mlp import gathered_expert_mlp
+from seektune.kernels.reference.expert_linear import gathered_linear, sort_by_expert
 from seektune.kernels.reference.precision import upcast
 from seektune.kernels.reference.quantize import (
     hadamard,
@@ -61,6 +60,7 @@ fake_quantize_fp8 = Kernel(plain.fake_quantize_fp8, plain.fake_quantize_fp8, "fa
 fake_quantize_weight = Kernel(plain.fake_quantize_weight, eager.fake_quantize_weight, "fake_quantize")
 gate_scores = Kernel(plain.gate_scores, plain.gate_scores, invariant=in_double(plain.gate_scores))
 gate_weights = Kernel(plain.gate_weights, plain.gate_weights, invariant=in_double(plain.gate_weights))
+gathered_lowbit_linear = Kernel(plain.gathered_lowbit_linear, plain.gathered_lowbit_linear, "lowbit_linear")
 grouped_linear = Kernel(
     plain.grouped_linear, plain.grouped_linear, cpu=cpu.grouped_linear, invariant=invariant.grouped_linear
 )
@@ -138,7 +138,8 @@ __all__ = [
     "fake_quantize_weight",
     "gate_scores",
     "gate_weights",
-    "gathered_expert_mlp",
+    "gathered_linear",
+    "gathered_lowbit_linear",
     "grouped_linear",
     "hadamard",
     "hyper_collect",

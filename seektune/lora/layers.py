@@ -93,6 +93,13 @@ class AdaptedMatrix(QuantizedMatrix):
             out = out + adapter(x_PI, counts)
         return out
 
+    def gathered(self, x_PI: Tensor, experts_P: Tensor) -> Tensor:
+        """As `QuantizedMatrix.gathered`, plus every adapter's change."""
+        out = super().gathered(x_PI, experts_P)
+        for adapter in self.adapters() if self.adapted else ():
+            out = out + adapter.gathered(x_PI, experts_P)
+        return out
+
     def adapters(self) -> list[ExpertLowRank]:
         """All adapters, in the order in which they were added."""
         return cast(list[ExpertLowRank], list(self.lora.values()))

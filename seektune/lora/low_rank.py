@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seektune.kernels import expert_linear, grouped_linear, linear, lora_delta
+from seektune.kernels import expert_linear, gathered_linear, grouped_linear, linear, lora_delta
 
 
 class LowRank(nn.Module):
@@ -50,6 +50,12 @@ class ExpertLowRank(nn.Module):
         high = self.B.to(x_PI.dtype)
         inner = linear(x, low) if low.dim() == 2 else expert_linear(x, low, counts)
         return self.scaling * expert_linear(inner, high, counts)
+
+    def gathered(self, x_PI: Tensor, experts_P: Tensor) -> Tensor:
+        """The same of few pairs with these experts; without gradients, so without dropout."""
+        shared = self.A.dim() == 2
+        inner = linear(x_PI, self.A.to(x_PI.dtype)) if shared else gathered_linear(x_PI, experts_P, self.A)
+        return self.scaling * gathered_linear(inner, experts_P, self.B)
 
     def delta(self, expert: int) -> Tensor:
         """What is added to one expert's weight, `[O, I]` fp32."""

@@ -4,15 +4,22 @@ Shapes: B rows, T tokens, N tokens of all rows, P token-expert pairs, D width, F
 K experts per token.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 
-from seektune.kernels import clamped_swiglu, expert_mlp, gathered_expert_mlp, upcast
+from seektune.kernels import clamped_swiglu, expert_mlp, gathered_linear, upcast
 from seektune.model.config import DeepseekV4Config
 from seektune.model.gate import HashGate, RoutingLedger, TopKGate
 from seektune.model.linear import Linear
 from seektune.model.token_dispatch import Dispatch, LocalDispatch
 from seektune.sequence import SequenceLayout
+
+PairProduct: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Rows of pairs `[P, I]` times the matrices of their experts `[P]`."""
 
 
 class Experts(nn.Module):
@@ -38,7 +45,23 @@ class Experts(nn.Module):
 
     def gathered(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """Sum of each token's experts, fp32 `[N, D]`, for few tokens; see `static_kernels`."""
-        return gathered_expert_mlp(x_ND, experts_NK, weights_NK, self.w1, self.w2, self.w3, self.limit)
+        products = [partial(gathered_linear, weight_EOI=w) for w in (self.w1, self.w2, self.w3)]
+        return gathered_mlp(x_ND, experts_NK, weights_NK, products, self.limit)
+
+
+def gathered_mlp(
+    x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor, products: Sequence[PairProduct], limit: float
+) -> Tensor:
+    """Sum of each token's experts, fp32 `[N, D]`, by the products of pairs with `w1`, `w2` and `w3`.
+
+    As `expert_mlp`, but a token's outputs are added in the order of its choices, and no shape depends on them.
+    """
+    w1, w2, w3 = products
+    pairs = experts_NK.flatten()
+    x_PD = x_ND.unsqueeze(1).expand(-1, experts_NK.shape[1], -1).flatten(0, 1)
+    inner_PF = weights_NK.flatten()[:, None] * clamped_swiglu(w1(x_PD, pairs), w3(x_PD, pairs), limit)
+    out_PD = upcast(w2(inner_PF.to(x_ND.dtype), pairs))
+    return out_PD.view(*experts_NK.shape, -1).sum(dim=1)
 
 
 class SharedExpert(nn.Module):

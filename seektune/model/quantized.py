@@ -17,6 +17,8 @@ from seektune.kernels import (
     clamped_swiglu,
     expert_linear,
     expert_mlp,
+    gathered_linear,
+    gathered_lowbit_linear,
     grouped_linear,
     linear,
     lowbit_expert_linear,
@@ -24,7 +26,7 @@ from seektune.kernels import (
     upcast,
 )
 from seektune.model.linear import GroupedLinear, WideLinear
-from seektune.model.moe import Experts
+from seektune.model.moe import Experts, gathered_mlp
 from seektune.model.streamed_parts import StreamedParts
 
 MATRICES = ("w1", "w2", "w3")
@@ -97,6 +99,14 @@ class QuantizedMatrix(QuantizedWeight):
             return expert_linear(x_PI, self.weight, counts)
         return lowbit_expert_linear(x_PI, *self.experts(), counts)
 
+    def gathered(self, x_PI: Tensor, experts_P: Tensor) -> Tensor:
+        """`[P, O]` for few pairs, in shapes that do not depend on their experts; not of streamed weights."""
+        if self.scale is None:
+            return gathered_linear(x_PI, experts_P, self.weight)
+        stored = from_parameters(self.weight, self.scale)
+        assert stored.scale is not None
+        return gathered_lowbit_linear(x_PI, experts_P, stored.weight, stored.scale)
+
     def experts(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Weights and scales of all experts in the dtypes of the file."""
         if self.parts is not None:
@@ -135,6 +145,11 @@ class QuantizedExperts(nn.Module):
         inner = weights_P[:, None] * clamped_swiglu(self.w1(x_PD, counts), self.w3(x_PD, counts), self.limit)
         out_PD = upcast(self.w2(inner.to(x_ND.dtype), counts))
         return out_PD if tokens_P is None else add_pairs(out_PD, tokens_P, len(x_ND))
+
+    def gathered(self, x_ND: Tensor, experts_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """As `Experts.gathered`."""
+        products = [w.gathered for w in (self.w1, self.w2, self.w3)]
+        return gathered_mlp(x_ND, experts_NK, weights_NK, products, self.limit)
 
 
 def add_pairs(out_PD: Tensor, tokens_P: Tensor, tokens: int) -> Tensor:

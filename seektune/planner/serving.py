@@ -78,6 +78,8 @@ class ServingPlan:
         factors = self.cluster.factors
         stage = self.tightest
         copies = "2 times their size" if self.pp_size == 1 else f"their size and that of one of {self.pp_size} groups"
+        if stage.static_steps:
+            copies += ", and once more for static steps, whose rows are a power of two (--cuda-graphs)"
         return [
             "weights and caches are counted exactly, as the loaders hold them; nothing was compared with a GPU",
             f"caches are copied when a sequence joins or ends: room for {copies}; the sequences of a "

@@ -1,10 +1,11 @@
 """Memory and speed of a process of one pipeline stage that decodes."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from seektune.generate.capacity import prefix_share
+from seektune.generate.capacity import padded_rows, prefix_share
 from seektune.generate.limits import CHUNK, PREFIX_CACHE
 from seektune.model.config import CSA, SLIDING, DeepseekV4Config
 from seektune.parallel.dims import ParallelDims
@@ -39,6 +40,8 @@ class ServingStage:
     cluster: Cluster
     dims: ParallelDims
     gpu_memory_utilization: float
+    static_steps: bool = False
+    """Whether decode steps run on copies of the caches, of which a process alone has them."""
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -82,12 +85,15 @@ class ServingStage:
     def sequences(self, length: int) -> int:
         """Sequences of that many tokens that run together on a process.
 
-        They are spread evenly over as many groups as there are stages. The cache of one group is copied at a time.
+        They are spread evenly over as many groups as there are stages. The cache of one group is copied at a time;
+        static steps have a copy of a power of two of rows.
         """
         groups = self.dims.pp_size
         # a last stage may have the head alone
         caches = max(int(self.free // max(self.model.row_bytes(length), 1)), 0)
-        return caches * groups // (groups + 1)
+        if not self.static_steps:
+            return caches * groups // (groups + 1)
+        return bisect_right(range(1, caches + 1), caches, key=lambda rows: 2 * rows + padded_rows(rows))
 
     def fast(self, running: int, length: int) -> float:
         """Lower bound of the seconds of a step of `running` sequences."""

@@ -57,6 +57,8 @@ class Served:
     encoding: EncodingName = DEFAULT
     """Of chats."""
     speculative: bool = False
+    static_steps: bool = False
+    """As of `DecodeEngine`."""
     hosts: Sequence[str] = LOOPBACK_NAMES
     """Names that the Host header may have."""
     origins: Sequence[str] = ()

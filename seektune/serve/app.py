@@ -32,7 +32,8 @@ READ_METHODS = ["GET", "HEAD"]
 
 def make_app(served: Served, clock: Callable[[], float] = time.monotonic) -> FastAPI:
     """The application; its scheduler starts and stops with it. `clock` counts the seconds of `request_timeout`."""
-    scheduler = Scheduler(served.models, served.tokenizer, served.limits, served.speculative, clock)
+    decoding = served.speculative, served.static_steps
+    scheduler = Scheduler(served.models, served.tokenizer, served.limits, *decoding, clock)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -31,6 +31,8 @@ class ServeConfig:
     encoding: EncodingName | None = None
     """Of chats; None = that of the checkpoint."""
     speculative: bool = False
+    static_steps: bool = False
+    """As of `DecodeEngine`."""
     allowed_hosts: tuple[str, ...] = ()
     """Names that the Host header may have beside those of a loopback address."""
     allowed_origins: tuple[str, ...] = ()

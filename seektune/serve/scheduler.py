@@ -68,6 +68,7 @@ class Scheduler:
         tokenizer: Tokenizer,
         limits: Limits,
         speculative: bool = False,
+        static_steps: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.clock = clock
@@ -76,6 +77,7 @@ class Scheduler:
         self._tokenizer = tokenizer
         self._limits = limits
         self._speculative = speculative
+        self._static_steps = static_steps
         self._rooms: dict[str, Sequence[CacheRoom]] = {}
         """Memory for caches, measured before there are any."""
         self._batches = {name: _ModelBatch(name, self._new_stream(name)) for name in models}
@@ -222,6 +224,7 @@ class Scheduler:
             prefix_bytes=limits.prefix_cache,
             memory=CacheLimit(limits.gpu_memory_utilization, len(self._models)),
             rooms=self._rooms.get(name),
+            static_steps=self._static_steps,
         )
         self._rooms[name] = engine.rooms
         return TextStream(engine, (), self._tokenizer)

@@ -121,6 +121,7 @@ class Conversation:
                 self._longest,
                 prefix_bytes=self._prefix_bytes,
                 memory=voice.setting.memory,
+                static_steps=voice.setting.static_steps,
             )
             self._stream = TextStream(engine, (), voice.tokenizer)
         return self._stream
@@ -200,7 +201,8 @@ def chat(
 
 
 def _converse(talk: Conversation, system: str | None) -> None:
-    note_cache_room(talk.voice.model, talk.voice.setting.memory, talk.voice.setting.speculative)
+    setting = talk.voice.setting
+    note_cache_room(talk.voice.model, setting.memory, setting.speculative, setting.static_steps)
     if system:
         talk.messages = [{"role": "system", "content": system}]
     talk.hear("/help")

@@ -9,7 +9,7 @@ import torch
 from seektune.generate.cache_limit import WHOLE_CONTEXT, CacheLimit, CacheUse
 from seektune.generate.capacity import CacheRoom, prefix_share
 from seektune.generate.drafter import drafter_of
-from seektune.generate.processes import decode_dims
+from seektune.generate.processes import DecodeProcesses, decode_dims
 from seektune.generate.session import LoadOptions
 from seektune.io.console import say, size
 from seektune.model.config import DeepseekV4Config
@@ -19,6 +19,7 @@ from seektune.model.quantized import KindOf
 from seektune.parallel.dims import ParallelDims
 from seektune.parallel.load import without_weights
 from seektune.parallel.mesh import Mesh
+from seektune.parallel.process_group import ProcessSlot
 from seektune.parallel.simulate.fake_backend import fake_process_group
 from seektune.planner.hardware import known_gpu
 from seektune.workflows.known_architecture import known_architecture
@@ -76,6 +77,7 @@ def dry_run_decode(
     """
     config, kind_of = known_architecture(model)
     kinds = kind_of if reading.quantized else None
+    DecodeProcesses(ProcessSlot(layout.world)).check_static_steps(caches.static_steps, caches.speculative)
     dims = decode_dims(layout.world, layout.ep_size, layout.pp_size, config)
     memory = known_gpu(layout.gpu, layout.world).memory
     say(f"{dims.world} x {layout.gpu}: {dims}, {size(memory)} of memory each")
@@ -120,4 +122,6 @@ def _room(part: CachedTransformer, free: int, dims: ParallelDims, caches: CacheU
     prefixes = prefix_share(wanted, free)
     size = part.cache_size(longest, caches.speculative)
     ahead = 0 if drafter is None else drafter.size
-    return CacheRoom(size, free - prefixes, longest, ahead, grows=True, prefixes=prefixes)
+    return CacheRoom(
+        size, free - prefixes, longest, ahead, grows=True, prefixes=prefixes, static_steps=caches.static_steps
+    )

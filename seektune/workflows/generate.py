@@ -65,14 +65,21 @@ def generate_one(
 
 
 def _stream(voice: Session, prompt: str, as_chat: bool, samples: int) -> None:
-    note_cache_room(voice.model, voice.setting.memory, voice.setting.speculative)
+    setting = voice.setting
+    note_cache_room(voice.model, setting.memory, setting.speculative, setting.static_steps)
     ids = _ids({"messages": [{"role": "user", "content": prompt}]} if as_chat else {"prompt": prompt}, voice)
     requests = voice.requests(ids, samples, as_chat)
     drafts = DraftCounts()
     for i, request in enumerate(requests):
         if i:
             print("\n---")
-        decoding = DecodeEngine(voice.model, [request], voice.setting.speculative, memory=voice.setting.memory)
+        decoding = DecodeEngine(
+            voice.model,
+            [request],
+            setting.speculative,
+            memory=setting.memory,
+            static_steps=setting.static_steps,
+        )
         end = None
         for piece in stream_text(decoding, [request], voice.tokenizer):
             _write(piece.text, sys.stdout)
@@ -115,15 +122,21 @@ def generate_file(
 
 
 def _answer(voice: Session, rows: list[dict[str, Any]], out: Path, job: str, output: Output) -> None:
-    speculative = voice.setting.speculative
+    setting = voice.setting
     drafts = DraftCounts()
-    note_cache_room(voice.model, voice.setting.memory, speculative)
+    note_cache_room(voice.model, setting.memory, setting.speculative, setting.static_steps)
     with answers(out, job, output.samples) as (paper, done):
         size = PAGE * max(output.rows // output.samples, 1)
         for start in range(done, len(rows), size):
             asked = [request for row in rows[start : start + size] for request in _requests(row, voice, output)]
             found, made = generate_all(
-                voice.model, voice.tokenizer, asked, output.rows, speculative, memory=voice.setting.memory
+                voice.model,
+                voice.tokenizer,
+                asked,
+                output.rows,
+                setting.speculative,
+                memory=setting.memory,
+                static_steps=setting.static_steps,
             )
             drafts.add(made)
             for i, answer in enumerate(found):

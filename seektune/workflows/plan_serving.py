@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from seektune.checkpoint.lowbit import value_counts
-from seektune.generate.processes import decode_dims
+from seektune.generate.processes import DecodeProcesses, decode_dims
 from seektune.io.console import say
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
@@ -18,6 +18,7 @@ from seektune.model.kv_cache.cache import grown_room
 from seektune.model.kv_cache.size import CacheSize
 from seektune.model.quantized import KindOf, quantize_modules
 from seektune.parallel.layer_split import split_layers
+from seektune.parallel.process_group import ProcessSlot
 from seektune.planner.hardware import GIGA, Cluster
 from seektune.planner.job import Weight
 from seektune.planner.serving import ServingPlan
@@ -42,6 +43,8 @@ class ServingOptions:
     pp_size: int = 1
     max_model_len: int | None = None
     gpu_memory_utilization: float = Limits.gpu_memory_utilization
+    static_steps: bool = False
+    """Whether decode steps are to be captured as CUDA graphs."""
     as_json: bool = False
 
 
@@ -63,12 +66,13 @@ def take_plan(name: str, cluster: Cluster, asked: ServingOptions, dtype: torch.d
     """The plan as an object."""
     config, kind_of = known_architecture(name)
     longest = asked.max_model_len or min(Limits.max_model_len, config.max_position_embeddings)
+    DecodeProcesses(ProcessSlot(cluster.gpus)).check_static_steps(asked.static_steps, speculative=False)
     dims = decode_dims(cluster.gpus, asked.ep_size, asked.pp_size, config)
     weights = _weights(config, dtype, kind_of if asked.quantized else None)
     ranges = split_layers(config.num_hidden_layers, config.mtp_layers, dims.pp_size)
     parts = (_stage(config, dtype, weights, ranges, number, longest) for number in range(dims.pp_size))
-    share = asked.gpu_memory_utilization
-    return ServingPlan(tuple(ServingStage(part, cluster, dims, share) for part in parts), longest)
+    limits = asked.gpu_memory_utilization, asked.static_steps
+    return ServingPlan(tuple(ServingStage(part, cluster, dims, *limits) for part in parts), longest)
 
 
 def _stage(
@@ -191,5 +195,5 @@ def _verdict(found: ServingPlan, asked: ServingOptions) -> str:
         return "fits"
     hint = "more GPUs, or with more memory" if asked.quantized else "--quantized, or more GPUs"
     stage = found.tightest
-    missing = 2 * stage.model.row_bytes(1) - stage.free
+    missing = (3 if stage.static_steps else 2) * stage.model.row_bytes(1) - stage.free
     return f"does not fit: {missing / GIGA:.2f} GB of each GPU are missing; try {hint}"

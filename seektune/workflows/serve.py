@@ -23,6 +23,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.parallel.load import ModelPart
 from seektune.serve.config import ServeConfig
 from seektune.serve.hosts import allowed_hosts, in_url, is_loopback
+from seektune.serve.limits import Limits
 
 NEEDED = ("fastapi", "uvicorn")
 
@@ -38,6 +39,7 @@ def serve(model: str, reading: LoadOptions, service: ServeConfig, processes: Dec
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ValueError(f"serving needs {' and '.join(missing)}: pip install 'seektune[serve]'")
+    processes.check_static_steps(service.static_steps, service.speculative)
     if not processes.is_main:
         meshes = _meshes(model, reading, service, processes)
         next(iter(meshes.values())).follow()
@@ -69,6 +71,7 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
         service.thinking,
         choose_encoding(model, service.encoding),
         service.speculative,
+        service.static_steps,
         allowed_hosts(address, service.host, service.allowed_hosts),
         service.allowed_origins,
     )
@@ -77,10 +80,28 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
             f"note: anyone who can reach {service.host} can use this server; set --api-key to require a key",
             file=sys.stderr,
         )
-    memory = CacheLimit(limits.gpu_memory_utilization, len(models))
-    longest = limits.max_model_len
+    _say_caches(base, service, limits, len(models))
+    before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        ready = partial(say, _welcome(place, list(models)))
+        run(make_app(served), place, service.shutdown_timeout, limits.client_timeout, ready)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_caches(base: Decodes, service: ServeConfig, limits: Limits, engines: int) -> None:
+    """Say how many tokens of context fit, and what becomes of the prefix cache."""
     kept = limits.prefix_cache
-    engine = DecodeEngine(base, (), service.speculative, longest, prefix_bytes=kept, memory=memory)
+    engine = DecodeEngine(
+        base,
+        (),
+        service.speculative,
+        limits.max_model_len,
+        prefix_bytes=kept,
+        memory=CacheLimit(limits.gpu_memory_utilization, engines),
+        static_steps=service.static_steps,
+    )
     say(f"KV cache: {engine.room}")
     if 0 < engine.room.prefixes < kept:
         print(
@@ -92,13 +113,6 @@ def _serve_models(models: Mapping[str, Decodes], model: str, service: ServeConfi
     if kept and (service.speculative or pipeline):
         flag = "--pp" if pipeline else "--speculative"
         print(f"note: with {flag} there is no prefix cache; every prompt is read in full", file=sys.stderr)
-    before = {number: signal.signal(number, _nothing) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        ready = partial(say, _welcome(place, list(models)))
-        run(make_app(served), place, service.shutdown_timeout, limits.client_timeout, ready)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _models(model: str, reading: LoadOptions, service: ServeConfig) -> dict[str, DeepseekV4ForCausalLM]:

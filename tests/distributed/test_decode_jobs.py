@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,7 @@ def test_flags_that_do_not_fit_are_refused_before_anything_starts(place: Path, w
             ("generate", "--prompt=The", "--speculative", "--pp=2"),
             "--speculative does not work with --pp=2; leave one of them out",
         ),
+        (("generate", "--prompt=The", "--cuda-graphs"), "--cuda-graphs does not work with 2 processes; leave it out"),
     ],
 )
 def test_every_process_refuses_what_several_cannot_do(place: Path, words: tuple[str, ...], said: str):
@@ -267,6 +270,29 @@ def posted(address: str, body: dict[str, Any]) -> HTTPResponse:
     return response
 
 
+STREAMING, WAITING = 8, 24
+"""Clients of a server on which a process dies."""
+
+
+def unanswered(address: str, body: dict[str, Any]) -> bool:
+    """Whether a request ends without a whole response."""
+    try:
+        with posted(address, body) as response:
+            return b"[DONE]" not in response.read()
+    except (OSError, HTTPException):
+        return True
+
+
+def wait_for_queue(address: str) -> None:
+    """Until as many requests run and wait as were sent."""
+    end = time.monotonic() + HUNG
+    found: dict[str, int] = {}
+    while (found.get("running"), found.get("waiting")) != (STREAMING, WAITING):
+        assert time.monotonic() < end, found
+        with urlopen(f"{address}/health", timeout=HUNG) as response:
+            found = json.load(response)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["--ep=2", "--pp=2"])
 def test_a_server_answers_as_one_process_and_ends_where_a_process_dies(place: Path, layout: str):
@@ -277,17 +303,24 @@ def test_a_server_answers_as_one_process_and_ends_where_a_process_dies(place: Pa
         (text,), _ = generate_all(session.model, session.tokenizer, session.requests(session.text("The man")))
         expected[name] = text.text
     words = ("serve", str(place / "trained"), f"--adapter={place}/adapter", "--port=0", layout, "--nproc-per-node=2")
+    words = (*words, f"--max-num-seqs={STREAMING}")
     with ForkedJob(CODE, words, ROOT, ENVIRONMENT, place / "printed") as process:
         address = re.findall(r"http://[\d.:]+", process.wait_for("stops\n"))[0]
         assert {name: answer(address, name) for name in expected} == expected
         assert len(set(expected.values())) == 2
         body = {"model": "trained", "prompt": "The man", "max_tokens": 1500, "stream": True, "temperature": 0}
-        with posted(address, body) as response:
-            response.readline()
+        with ExitStack() as clients, ThreadPoolExecutor(WAITING) as waiting:
+            responses = [clients.enter_context(posted(address, body)) for _ in range(STREAMING)]
+            for response in responses:
+                response.readline()
+            queued = [waiting.submit(unanswered, address, body) for _ in range(WAITING)]
+            wait_for_queue(address)
             children = sorted(psutil.Process(process.pid).children(), key=lambda child: child.pid)
             children[1].kill()
-            with suppress(OSError, HTTPException):
-                response.read()
+            for response in responses:
+                with suppress(OSError, HTTPException):
+                    response.read()
+            assert all(each.result(HUNG) for each in queued)
         _, said = process.communicate(timeout=HUNG)
     assert process.returncode == FAILURE
     assert "rank 1 was killed by SIGKILL (out of memory?); the other workers were stopped; run the same command" in said

@@ -17,6 +17,7 @@ from seektune.evaluate.answers_task import AnswersTask
 from seektune.evaluate.config import TaskConfig
 from seektune.evaluate.drafter_task import drafter_task
 from seektune.evaluate.prompts import PromptForm
+from seektune.generate.cache_limit import CacheLimit
 from seektune.generate.detokenize import generate_all
 from seektune.generate.engine import DecodeEngine, Decodes
 from seektune.generate.mesh import DecodeMesh
@@ -32,6 +33,7 @@ from seektune.lora.state import adapter_state
 from seektune.lora.targets import adaptable
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.config import DeepseekV4Config
+from seektune.model.kv_cache.cache import FIRST_ROOM, KVCache
 from seektune.model.transformer import TransformerPart
 from seektune.parallel.config import ParallelConfig
 from seektune.parallel.dims import make_dims
@@ -274,6 +276,48 @@ def found_in_training(folder: Path, parallel: ParallelConfig) -> dict[str, Any]:
         return results | {"damaged": str(error)}
 
 
+def few_texts(model: Decodes) -> Texts:
+    """Four texts, of which two join later."""
+    return decoded(model, [greedy(5, 5, 1), greedy(40, 3, 2)], {1: [greedy(9, 3, 3)], 3: [greedy(3, 2, 4)]}, {})
+
+
+def few_together(folder: Path) -> Texts:
+    """In a worker of eight: two stages, whose experts are spread over four processes."""
+    processes = DecodeProcesses(ProcessSlot(8, dist.get_rank(), worker=True), 4, 2)
+    weights, reading = read(folder, "adapter on packed weights")
+    mesh = reading.read_spread(weights, processes)
+    return led(mesh, "texts", lambda: few_texts(mesh)).get("texts", [])
+
+
+def grown_in_a_pipeline(folder: Path) -> list[Any]:
+    """In a worker: how two sequences end of which one outgrows the first room, which no cache of a stage does."""
+    processes = DecodeProcesses(ProcessSlot(2, dist.get_rank(), worker=True), 1, 2)
+    mesh = LoadOptions("fp32").read_spread(str(folder / "plain"), processes)
+    reserve = KVCache.reserve
+    poor = -1
+
+    def refuse(cache: KVCache, tokens: int) -> None:
+        if dist.get_rank() == poor and tokens > FIRST_ROOM:
+            raise RuntimeError("out of memory")
+        reserve(cache, tokens)
+
+    def ends() -> Any:
+        engine = DecodeEngine(mesh, longest=400, cpu_kernels=False, memory=CacheLimit())
+        engine.add([greedy(FIRST_ROOM - 3, 9, 1), greedy(5, 9, 2)])
+        try:
+            tokens = list(engine.tokens())
+        except RuntimeError as error:
+            return str(error)
+        return [[token.end for token in tokens if token.request == number][-1] for number in (0, 1)]
+
+    results: list[Any] = []
+    with patch.object(KVCache, "reserve", refuse):
+        for rank in (1, 0, -1):
+            poor = rank
+            results += led(mesh, "ends", ends).values()
+    return results
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights as trained and as released, an adapter on everything, and rows with answers."""
@@ -381,3 +425,19 @@ def test_the_mesh_of_a_training_run_decodes_and_an_error_of_any_rank_is_raised(f
     check_same(found_alone(folder, "plain"), together[0]["plain"])
     assert together[0]["damaged"] == "the model's logits are NaN; its weights may be damaged"
     assert together[1] == {}
+
+
+def test_a_stage_whose_caches_cannot_grow_ends_a_sequence_or_reports_it(folder: Path):
+    """The last stage tells the others which sequence ended; one before it cannot. Then another engine begins."""
+    expected = [["memory", "length"], "out of memory", ["length", "length"]]
+    assert run_workers(2, grown_in_a_pipeline, folder) == [expected, []]
+
+
+def test_eight_processes_decode_as_one(folder: Path):
+    weights, reading = read(folder, "adapter on packed weights")
+    alone = few_texts(reading.read(weights))
+    first, *others = run_workers(8, few_together, folder)
+    assert others == [[]] * 7
+    assert [[token for token, _ in text] for text in first] == [[token for token, _ in text] for text in alone]
+    logprobs = [logprob for text in first for _, logprob in text]
+    assert logprobs == pytest.approx([logprob for text in alone for _, logprob in text], abs=1e-5)

@@ -31,15 +31,15 @@ def place(tmp_path: Path, toy_model: Callable[..., DeepseekV4ForCausalLM]) -> Pa
 def test_every_command_of_the_page_runs(place: Path) -> None:
     shown = [each.words for each in commands("docs/generation.md") if not each.hardware]
     answers: list[subprocess.CompletedProcess[str]] = [seektune(*words[1:], cwd=place) for words in shown]
-    assert [words[1] for words in shown] == ["generate"] * 3 + ["chat"] + ["generate"] * 3
-    assert [answer.returncode for answer in answers] == [0] * 7
-    assert ["tokens of context fit" in answer.stderr for answer in answers] == [True] * 4 + [False] + [True] * 2
-    assert [without_room(answer.stderr) for answer in answers] == ["", "", "2 of 2 prompts\n", "", "", "", ""]
+    assert [words[1] for words in shown] == ["generate"] * 4 + ["chat"] + ["generate"] * 3
+    assert [answer.returncode for answer in answers] == [0] * 8
+    assert ["tokens of context fit" in answer.stderr for answer in answers] == [True] * 5 + [False] + [True] * 2
+    assert [without_room(answer.stderr) for answer in answers] == ["", "", "2 of 2 prompts\n", "", "", "", "", ""]
     assert len((place / "answers.jsonl").read_text(encoding="utf-8").splitlines()) == 4
-    assert "/system TEXT" in answers[3].stdout
-    assert "tokens of context fit" in answers[4].stdout
-    assert json.loads(answers[5].stdout)["city"] in ("Oslo", "Rome")
-    assert answers[6].stdout in ("yes\n", "no\n")
+    assert "/system TEXT" in answers[4].stdout
+    assert "tokens of context fit" in answers[5].stdout
+    assert json.loads(answers[6].stdout)["city"] in ("Oslo", "Rome")
+    assert answers[7].stdout in ("yes\n", "no\n")
 
 
 @pytest.mark.slow

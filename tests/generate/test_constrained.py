@@ -1,5 +1,6 @@
 """Decoding with grammars: each sequence follows its own, others are not changed, drafts change only the speed."""
 
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from tests.conftest import DSPARK
 
 from .grammars import VOCAB, terse
-from .json_schemas import REAL, closed
+from .json_schemas import REAL, closed, made_document, made_schema
 from .test_grammar import check
 
 GREEDY = Sampling(temperature=0)
@@ -79,10 +80,13 @@ def test_sequences_with_and_without_grammars_are_decoded_together(model, tokeniz
 
 @pytest.mark.slow
 def test_answers_of_a_model_with_random_weights_are_valid(model, tokenizer) -> None:
-    grammars = [compile_grammar(answer_grammar([json_rules(schema)], tokenizer, False), VOCAB) for schema in REAL]
-    answers, _ = generate_all(model, tokenizer, requests_of(tokenizer, Sampling(), grammars), rows=len(REAL))
-    complete = [(answer.text, schema) for answer, schema in zip(answers, REAL, strict=True) if answer.end == "stop"]
-    assert len(complete) > 10
+    """To over a hundred schemas; some answers are cut off by the length."""
+    generator = random.Random(7)
+    schemas = [*REAL, *(made_document(generator) for _ in range(30)), *(made_schema(generator) for _ in range(90))]
+    grammars = [compile_grammar(answer_grammar([json_rules(schema)], tokenizer, False), VOCAB) for schema in schemas]
+    answers, _ = generate_all(model, tokenizer, requests_of(tokenizer, Sampling(), grammars), rows=len(schemas))
+    complete = [(answer.text, schema) for answer, schema in zip(answers, schemas, strict=True) if answer.end == "stop"]
+    assert len(complete) > 100
     for text, schema in complete:
         check(text, schema)
 

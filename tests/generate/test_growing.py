@@ -1,6 +1,6 @@
 """A cache that cannot grow ends the longest sequence, and the others continue."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -9,6 +9,7 @@ from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request, Token
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.model.kv_cache.cache import FIRST_ROOM, KVCache
+from seektune.model.kv_cache.layout import CacheStep
 
 from .test_engine import GREEDY, prompts
 
@@ -49,3 +50,28 @@ def test_an_engine_without_a_limit_raises(model: DeepseekV4ForCausalLM, full: No
     """Rollouts and evaluations must not take an unfinished text for a finished one."""
     with pytest.raises(RuntimeError, match="out of memory"):
         ends(model, None)
+
+
+@pytest.mark.parametrize("speculative", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_no_cache_grows_within_a_pass(
+    monkeypatch: pytest.MonkeyPatch, model: DeepseekV4ForCausalLM, speculative: bool
+) -> None:
+    """Memory that runs out within a pass would be an error of all requests: caches have room for it before.
+
+    Sequences end, so that caches are copied, where others are about to outgrow the first room.
+    """
+    passes = []
+    step = KVCache.step
+
+    def fits(cache: KVCache, length: int, counts: Sequence[int] | None = None) -> CacheStep:
+        needed = [before + count for before, count in zip(cache.lengths, counts or [length] * cache.rows, strict=True)]
+        passes.append(max(needed) - cache.room)
+        return step(cache, length, counts)
+
+    monkeypatch.setattr(KVCache, "step", fits)
+    lengths = [FIRST_ROOM - 4 + i for i in range(4)]
+    requests = [Request(ids, 2 + i, GREEDY) for i, ids in enumerate(prompts(*lengths))]
+    engine = DecodeEngine(model, requests, speculative, longest=400, memory=CacheLimit())
+    assert len(list(engine.tokens())) == 2 + 3 + 4 + 5
+    assert len(passes) > 4
+    assert max(passes) <= 0

@@ -6,7 +6,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from seektune.kernels import Prefix, clamped_swiglu, index_topk, quantize_fp4, quantize_fp8, sort_by_expert
+from seektune.kernels import (
+    Prefix,
+    clamped_swiglu,
+    index_topk,
+    quantize_fp4,
+    quantize_fp8,
+    sort_by_expert,
+    static_kernels,
+)
 from seektune.kernels.triton import index_scores, lowbit_grouped_mm, norm, pairs, swiglu
 from seektune.kernels.triton import sparse_attention_gradients as gradients
 from seektune.sequence import SequenceLayout
@@ -86,6 +94,25 @@ def compare_few_tokens() -> int:
     for pack in (quantize_fp4, quantize_fp8):
         arguments = torch.randn(2, 3, 160).requires_grad_(), *pack(torch.randn(70, 160))
         found = compare(run(pair.on_gpu, arguments), run(pair.reference, arguments))
+    return found
+
+
+def compare_gathered_lowbit() -> int:
+    """Compare packed products of pairs in any order of experts, and those of a layer, as static steps compute them."""
+    experts = torch.tensor([3, 0, 3, 1])
+    pair = kernel("gathered_lowbit_linear")
+    found = 0
+    for pack in (quantize_fp4, quantize_fp8, quantize_fp8_f32):
+        packed = [pack(torch.randn(70, 160)) for _ in range(4)]
+        weight, scale = (torch.stack(each) for each in zip(*packed, strict=True))
+        x = torch.randn(4, 160)
+        own = weight[0].contiguous(), scale[0].contiguous()
+        found += compare([pair.on_gpu(x, experts, weight, scale)], [pair.reference(x, experts, weight, scale)])
+        with static_kernels():
+            one = kernel("lowbit_linear").on_gpu(x, *own)
+        found += compare([one], [kernel("lowbit_linear").reference(x, *own)])
+        filled = lowbit_grouped_mm.filled_table(own, 4, x.device)
+        assert torch.equal(filled, lowbit_grouped_mm.expert_table(own, [4]))
     return found
 
 
@@ -170,6 +197,7 @@ CHECKS = {
     "split_lists": compare_split_lists,
     "large_tiles": compare_large_tiles,
     "few_tokens": compare_few_tokens,
+    "gathered_lowbit": compare_gathered_lowbit,
 }
 
 

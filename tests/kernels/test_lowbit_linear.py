@@ -8,11 +8,14 @@ from torch import Tensor
 from seektune.kernels import (
     dequantize,
     expert_linear,
+    gathered_linear,
+    gathered_lowbit_linear,
     grouped_linear,
     lowbit_expert_linear,
     lowbit_linear,
     quantize_fp4,
     quantize_fp8,
+    static_kernels,
 )
 
 KINDS = {
@@ -62,6 +65,23 @@ def test_lowbit_expert_linear_equals_expert_linear(kind, dtype, counts):
     dense = torch.stack([dequantize(weight, scale, dtype) for weight, scale in packed])
     expected = with_gradient(x, expert_linear(x, dense, counts))
     assert_same(with_gradient(x, lowbit_expert_linear(x, weights, scales, counts)), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gathered_products_are_those_of_sorted_pairs(kind, dtype):
+    """Also with scales that the fast path for FP8 would have to look at on the host."""
+    packed = [KINDS[kind](torch.randn(48, 64) * 2.0**size) for size in (0, 30, -30)]
+    weight, scale = (torch.stack(each) for each in zip(*packed, strict=True))
+    experts = torch.tensor([2, 0, 2, 1])
+    x = torch.randn(4, 64).to(dtype)
+    dense = torch.stack([dequantize(*each, dtype) for each in packed])
+    expected = torch.stack([F.linear(row, dense[expert]) for row, expert in zip(x, experts, strict=True)])
+    with static_kernels():
+        assert torch.equal(gathered_lowbit_linear(x, experts, weight, scale), expected)
+    size = expected.abs().amax(dim=1, keepdim=True)  # of a row: others are 2^30 times as large
+    found = gathered_linear(x, experts, dense)
+    assert float(((found - expected) / size).abs().max()) <= 64 * torch.finfo(dtype).eps
 
 
 def test_zero_tokens_keep_the_graph():

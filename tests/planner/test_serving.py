@@ -13,6 +13,7 @@ from seektune.cli.dry_run_decode import DecodeDryRun
 from seektune.cli.launch_flags import LaunchFlags
 from seektune.cli.plan import plan
 from seektune.cli.processes import DecodeFlags
+from seektune.generate import worker
 from seektune.generate.cache_limit import CacheLimit, CacheUse
 from seektune.generate.engine import DecodeEngine
 from seektune.generate.request import Request
@@ -21,6 +22,7 @@ from seektune.generate.session import LoadOptions
 from seektune.model.causal_lm import DeepseekV4ForCausalLM
 from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import UPPER
+from seektune.planner.serving_stage import ServingStage
 from seektune.workflows.dry_run_decode import DecodeLayout, dry_run_decode
 from seektune.workflows.plan_serving import ServingOptions, plan_serving, take_plan
 from tests.run_cli import seektune
@@ -57,6 +59,28 @@ def test_cache_bytes_are_those_of_the_engine(folder: Path, toy_model, longest: i
     engine.add([Request([5] * length, 9, GREEDY) for length in lengths])
     engine.step()
     assert engine.cache_bytes == len(lengths) * plan.tightest.model.row_bytes(max(lengths))
+
+
+@pytest.mark.parametrize("length", [40, 600])
+def test_as_many_sequences_with_static_steps_fit_as_the_controller_admits(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, toy_model, length: int
+) -> None:
+    """Five: a power of two of rows would be eight, for which there is room or not."""
+    model: DeepseekV4ForCausalLM = toy_model(torch.float32, moe_intermediate_size=32)
+    asked = ServingOptions(max_model_len=600, static_steps=True)
+    row = take_plan(str(folder), H100, asked, torch.float32).tightest.model.row_bytes(length)
+    for free, fit in ((17.5, 4), (18, 5), (22, 7), (24, 8), (3, 1), (2.9, 0)):
+        monkeypatch.setattr(ServingStage, "free", free * row)
+        plan = take_plan(str(folder), H100, asked, torch.float32)
+        assert plan.sequences(length) == fit
+        monkeypatch.setattr(worker, "free_bytes", lambda *_, free=free: round(free * row))
+        engine = DecodeEngine(model, longest=600, memory=CacheLimit(), static_steps=True)
+        if fit:
+            engine.add([Request([5] * (length - 9), 9, GREEDY) for _ in range(9)])
+            assert sum(1 for _ in engine.step()) == fit
+        assert engine.room.tokens() >= length if fit else engine.room.tokens() < length
+    with pytest.raises(ValueError, match="--cuda-graphs does not work with 2 processes; leave it out"):
+        take_plan(str(folder), known_gpu("h100-80gb", 2), asked)
 
 
 def test_bytes_per_token_are_what_a_grown_cache_takes_more(folder: Path) -> None:
@@ -130,6 +154,9 @@ def test_a_dry_run_reads_the_options_of_caches(folder: Path, capsys: pytest.Capt
     assert "400 tokens of context fit" in shown(CacheUse(longest=400))
     assert "the prefix cache 2.00 GB" in shown(CacheUse(prefix_bytes=2 * 10**9))
     assert "prefix cache" not in shown(CacheUse(prefix_bytes=2 * 10**9, speculative=True))
+    assert "caches and the copies for static steps and of a batch have" in shown(CacheUse(static_steps=True))
+    with pytest.raises(ValueError, match="--cuda-graphs does not work with --speculative; leave it out"):
+        shown(CacheUse(static_steps=True, speculative=True))
     assert len({shown(CacheUse(longest=400, speculative=drafts), engines) for drafts, engines in CASES}) == len(CASES)
 
 
@@ -137,7 +164,7 @@ def test_torch_is_told_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
     found: list[str | None] = []
 
-    def read() -> tuple[LoadOptions, CacheLimit]:
+    def read() -> tuple[LoadOptions, CacheLimit, CacheUse]:
         found.append(os.environ.get("TORCH_CPP_LOG_LEVEL"))
         raise ValueError("read")
 
@@ -155,6 +182,7 @@ def test_torch_is_told_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) ->
         ({"serve": "flash", "price": 2.0}, "--serve plans no training; leave out"),
         ({"args": ["tiny"], "quantized": True}, "--quantized, --ep, --pp, .* need --serve"),
         ({"args": ["tiny"], "ep": 2}, "need --serve"),
+        ({"args": ["tiny"], "cuda_graphs": True}, "need --serve"),
         ({"args": ["tiny"], "pp": 2}, "need --serve"),
         ({"args": ["tiny"], "max_model_len": 9}, "need --serve"),
         ({"args": ["tiny"], "gpu_memory_utilization": 0.5}, "need --serve"),

@@ -1,5 +1,6 @@
 """Many clients, slow clients and hostile clients: each gets its response, and the server survives."""
 
+import gc
 import json
 import socket
 import threading
@@ -20,12 +21,15 @@ from seektune.generate.mesh import DecodeMesh
 from seektune.generate.prefix_cache import PrefixCache
 from seektune.generate.processes import DecodeProcesses
 from seektune.generate.request import Request
+from seektune.generate.running_batch import RunningSequence
 from seektune.generate.sampling_params import GREEDY
 from seektune.generate.session import LoadOptions
 from seektune.parallel.process_group import ProcessSlot
 from seektune.serve import api, scheduler
 from seektune.serve.app import Served
+from seektune.serve.job_stream import JobStream
 from seektune.serve.limits import Limits
+from seektune.serve.scheduler import GenerationJob
 from tests.distributed.workers import run_workers
 from tests.patience import HUNG
 
@@ -158,8 +162,8 @@ GONE = {"queued": range(100, 160), "prefill": range(1, 7), "streaming": range(7,
 """The clients that disconnect in each phase."""
 
 
-def crowd(mesh: DecodeMesh) -> list[int]:
-    """On rank 0: 200 clients, some of whom leave in each phase; the bytes of running and of kept caches at the end."""
+def crowd(mesh: DecodeMesh) -> tuple[list[int], list[object]]:
+    """On rank 0: 200 clients, some of whom leave in each phase; the bytes of caches at the end, and what is left."""
     engines: list[DecodeEngine] = []
 
     def recorded(*given: Any, **named: Any) -> DecodeEngine:
@@ -181,6 +185,11 @@ def crowd(mesh: DecodeMesh) -> list[int]:
         leave(links, "queued")
         found.until(lambda health: health["waiting"] == CLIENTS - AT_ONCE - len(GONE["queued"]))
         assert found.ask("POST", TEXT, b'{"prompt": "' + b"x" * 10_000_000 + b'"}').status == 413
+        for _ in range(6):  # these leave before their request is complete
+            link = linked(found)
+            link.sendall(written({"prompt": "The man"})[:-5])
+            link.close()
+        assert left_over().count("GenerationJob") == CLIENTS - len(GONE["queued"])
         leave(links, "prefill")
         gate.let(2)  # for the first, and for those that join
         for client in GONE["streaming"]:
@@ -191,7 +200,14 @@ def crowd(mesh: DecodeMesh) -> list[int]:
         for client in sorted({*range(CLIENTS)} - gone):
             assert everything(links[client]).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
         found.until(lambda health: health["running"] == health["waiting"] == 0)
-    return [engine.cache_bytes for engine in engines]
+        found.until(lambda _: not left_over())
+    return [engine.cache_bytes for engine in engines], left_over()
+
+
+def left_over() -> list[object]:
+    """Objects of requests that are still in memory."""
+    gc.collect()
+    return [type(x).__name__ for x in gc.get_objects() if isinstance(x, GenerationJob | JobStream | RunningSequence)]
 
 
 def asking(server: Live, client: int) -> socket.socket:
@@ -220,7 +236,7 @@ KEPT = 300_000
 """Bytes of a prefix cache, which these clients fill several times."""
 
 
-def served_by_two(folder: Path) -> tuple[list[int], int]:
+def served_by_two(folder: Path) -> tuple[tuple[list[int], list[object]], int]:
     """In a worker: what `crowd` finds, and the bytes of this rank's prefix cache."""
     processes = DecodeProcesses(ProcessSlot(dist.get_world_size(), dist.get_rank(), worker=True))
     mesh = LoadOptions("fp32").read_spread(str(folder), processes)
@@ -232,7 +248,7 @@ def served_by_two(folder: Path) -> tuple[list[int], int]:
         return caches[-1]
 
     worker.__setattr__("PrefixCache", recorded)
-    running = mesh.lead(lambda: crowd(mesh)) if processes.is_main else []
+    running = mesh.lead(lambda: crowd(mesh)) if processes.is_main else ([], [])
     if not processes.is_main:
         mesh.follow()
     return running, caches[-1].nbytes
@@ -241,7 +257,8 @@ def served_by_two(folder: Path) -> tuple[list[int], int]:
 @pytest.mark.slow
 def test_200_clients_of_two_ranks_of_whom_some_leave_in_each_phase(toy_model: Any, tmp_path: Path) -> None:
     toy_model(torch.float32, vocab_size=512).save_pretrained(tmp_path / "trained", "fp32")
-    (running, first), (_, second) = run_workers(2, served_by_two, tmp_path / "trained")
+    ((running, left), first), (_, second) = run_workers(2, served_by_two, tmp_path / "trained")
     assert running == [0], "one engine, which holds no sequences"
+    assert left == [], "nothing of a request is left"
     assert 0 < first <= KEPT
     assert 0 < second <= KEPT

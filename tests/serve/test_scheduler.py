@@ -12,10 +12,16 @@ from seektune.generate import worker as decode_worker
 from seektune.generate.detokenize import TextDelta, generate_all
 from seektune.generate.request import Request
 from seektune.generate.sampling_params import GREEDY
+from seektune.generate.static_steps import StaticSteps
+from seektune.model.kv_cache.cache import KVCache
+from seektune.serve.app import Served
 from seektune.serve.errors import ApiError
 from seektune.serve.limits import Limits
 from seektune.serve.scheduler import Event, GenerationJob, Scheduler
 from tests.patience import HUNG
+
+from .live import live
+from .test_api import TEXT
 
 LIMITS = Limits(max_model_len=1_000_000, max_num_seqs=3, max_queued_requests=2)
 
@@ -211,3 +217,26 @@ def test_stop_ends_all_jobs(begin, tokenizer) -> None:
     assert not worker.alive
     with pytest.raises(ApiError, match="stopping"):
         worker.submit(waiting.job)
+
+
+@pytest.mark.slow
+def test_a_server_of_static_steps_answers_as_others_do(model, tokenizer, monkeypatch) -> None:
+    advanced: list[int] = []
+    advance = StaticSteps.advance
+
+    def recorded(steps: StaticSteps, tokens_B1: torch.Tensor, cache: KVCache) -> torch.Tensor:
+        advanced.append(len(tokens_B1))
+        return advance(steps, tokens_B1, cache)
+
+    monkeypatch.setattr(StaticSteps, "advance", recorded)
+
+    def answers(static_steps: bool) -> list[str]:
+        with live(Served({"toy": model}, tokenizer, static_steps=static_steps)) as found:
+            prompts = ["The man", "The man picks", "A red bucket"]
+            answer = found.post(TEXT, prompt=prompts, max_tokens=6, temperature=0)
+            return [choice["text"] for choice in answer.body["choices"]]
+
+    expected = answers(False)
+    assert advanced == []
+    assert answers(True) == expected
+    assert advanced == [3] * 5

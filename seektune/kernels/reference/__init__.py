@@ -9,7 +9,7 @@ from seektune.kernels.reference.index_scores import index_topk
 from seektune.kernels.reference.linear import grouped_linear, linear
 from seektune.kernels.reference.linear_cross_entropy import linear_cross_entropy, linear_z_loss
 from seektune.kernels.reference.linear_divergence import linear_divergence
-from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear, lowbit_linear
+from seektune.kernels.reference.lowbit_linear import gathered_lowbit_linear, lowbit_expert_linear, lowbit_linear
 from seektune.kernels.reference.norm import norm_rope, rms_norm, rotate
 from seektune.kernels.reference.pool import pool_windows
 from seektune.kernels.reference.quantize import fake_quantize_fp4, fake_quantize_fp8
@@ -28,6 +28,7 @@ __all__ = [
     "fake_quantize_weight",
     "gate_scores",
     "gate_weights",
+    "gathered_lowbit_linear",
     "grouped_linear",
     "hyper_collect",
     "hyper_read",

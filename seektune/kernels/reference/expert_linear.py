@@ -20,6 +20,14 @@ def sort_pairs(experts_NK: Tensor, weights_NK: Tensor, n_experts: int) -> tuple[
     return order // experts_NK.shape[1], weights_NK.flatten()[order], counts_E
 
 
+def gathered_linear(x_NI: Tensor, experts_N: Tensor, weight_EOI: Tensor) -> Tensor:
+    """`[N, O]`: each row times its expert's matrix, in x's dtype; shapes do not depend on the experts.
+
+    It copies the matrix of each row, so it is for few rows.
+    """
+    return (weight_EOI.index_select(0, experts_N).to(x_NI.dtype) @ x_NI.unsqueeze(-1)).squeeze(-1)
+
+
 def expert_linear(x_NI: Tensor, weight_EOI: Tensor, counts: list[int]) -> Tensor:
     """`[N, O]`: the first `counts[0]` rows times expert 0's matrix, the next `counts[1]` times expert 1's, and so on.
 

@@ -32,22 +32,3 @@ def expert_mlp(
     inner = weights_P[:, None] * clamped_swiglu(gate, up, limit)
     out_PD = upcast(expert_linear(inner.to(x_ND.dtype), w2_EDF, counts))
     return torch.zeros(x_ND.shape, dtype=out_PD.dtype, device=x_ND.device).index_add(0, tokens_P, out_PD)
-
-
-def gathered_expert_mlp(
-    x_ND: Tensor,
-    experts_NK: Tensor,
-    weights_NK: Tensor,
-    w1_EFD: Tensor,
-    w2_EDF: Tensor,
-    w3_EFD: Tensor,
-    limit: float,
-) -> Tensor:
-    """`expert_mlp` of few tokens, with a copy of each pair's matrices: its shapes do not depend on the choices."""
-    pairs = experts_NK.flatten()
-    x_PD1 = x_ND.unsqueeze(1).expand(-1, experts_NK.shape[1], -1).flatten(0, 1).unsqueeze(-1)
-    gate_PF1 = w1_EFD.index_select(0, pairs) @ x_PD1
-    up_PF1 = w3_EFD.index_select(0, pairs) @ x_PD1
-    inner_PF1 = weights_NK.flatten()[:, None, None] * clamped_swiglu(gate_PF1, up_PF1, limit)
-    out_PD1 = upcast(w2_EDF.index_select(0, pairs) @ inner_PF1.to(x_ND.dtype))
-    return out_PD1.view(*experts_NK.shape, -1).sum(dim=1)

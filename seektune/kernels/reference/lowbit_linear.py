@@ -56,6 +56,15 @@ def lowbit_expert_product(
     return _LowbitExperts.apply(x_NI, used, product, *(weights[e] for e in busy), *(scales[e] for e in busy))
 
 
+def gathered_lowbit_linear(x_NI: Tensor, experts_N: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """`gathered_linear` with low-bit weights of E experts, `[E, O, I]` or packed, and their scales; no gradients."""
+    bytes_N = weight.view(torch.uint8).index_select(0, experts_N).view(weight.dtype)
+    bits = torch.uint8 if scale.dtype == torch.float8_e8m0fnu else scale.dtype
+    scale_N = scale.view(bits).index_select(0, experts_N).view(scale.dtype)
+    each = zip(x_NI.unbind(), bytes_N.unbind(), scale_N.unbind(), strict=True)
+    return torch.stack([F.linear(x_I, dequantize(own, factor, x_I.dtype)) for x_I, own, factor in each])
+
+
 class _LowbitLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, scale, groups, product, grouped):  # type: ignore[no-untyped-def]

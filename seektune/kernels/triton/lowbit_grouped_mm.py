@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from seektune.kernels.dispatch import is_static
 from seektune.kernels.reference.dequantize import decoded_columns
 from seektune.kernels.triton.dequantize import e2m1, e4m3, power_of_two
 from seektune.kernels.triton.expert_linear import copied
@@ -43,22 +44,44 @@ def grouped_mm(
 
     A weight is int8 `[O, I/2]` or e4m3 `[O, I]`. Nothing here waits for the GPU.
     """
-    outputs = weights[0].shape[0]
-    inputs = decoded_columns(weights[0])
+    held = [x.contiguous() for x in (*weights, *scales)]
+    if is_static() and len(counts) == 1:
+        table = filled_table(held, len(x_PM), x_PM.device)
+    else:
+        table = copied(expert_table(held, counts), x_PM.device)
+    aligned = all(x.data_ptr() % ALIGNED == 0 for x in held[: len(counts)])
+    return _multiplied(x_PM, table, weights[0], scales[0], transposed, aligned)
+
+
+def pair_mm(x_PI: Tensor, experts_P: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """`[P, O]`: each row times the matrix of its expert, of all experts' weights and scales; sums are fp32.
+
+    Each row is a group of its own, whose addresses are computed on the GPU: nothing depends on values on the host.
+    """
+    assert weight.is_contiguous()
+    assert scale.is_contiguous()
+    ends_P = torch.arange(1, len(x_PI) + 1, device=x_PI.device)
+    addresses = [x.data_ptr() + experts_P * x[0].nbytes for x in (weight, scale)]
+    aligned = weight.data_ptr() % ALIGNED == weight[0].nbytes % ALIGNED == 0
+    return _multiplied(x_PI, torch.stack([*addresses, ends_P]), weight[0], scale[0], False, aligned)
+
+
+def _multiplied(
+    x_PM: Tensor, table: Tensor, weight: Tensor, scale: Tensor, transposed: bool, is_aligned: bool
+) -> Tensor:
+    """The products of an `expert_table`, whose matrices are all of one's kind and shape."""
+    outputs = weight.shape[0]
+    inputs = decoded_columns(weight)
+    experts = table.shape[1]
     width = inputs if transposed else outputs
     out = x_PM.new_empty(len(x_PM), width)
-    rows, columns, depth, warps, stages = tile_of(x_PM, len(counts))
+    rows, columns, depth, warps, stages = tile_of(x_PM, experts)
     # a tile more than the full ones for each expert; programs without a tile end at once
-    grid = triton.cdiv(width, columns), len(x_PM) // rows + len(counts)
-    held = [x.contiguous() for x in (*weights, *scales)]
-    table = expert_table(held, counts)
-    aligned = ALIGNED if not bool((table[0] % ALIGNED).any()) else 1
-    sizes = len(counts), outputs, inputs, scales[0].shape[1]
-    kind = weights[0].dtype == torch.int8, scales[0].dtype != torch.float32, transposed, aligned
-    tiles = triton.next_power_of_2(len(counts)), rows, columns, depth
-    _multiply[grid](
-        x_PM.contiguous(), copied(table, x_PM.device), out, *sizes, *kind, *tiles, num_warps=warps, num_stages=stages
-    )
+    grid = triton.cdiv(width, columns), len(x_PM) // rows + experts
+    sizes = experts, outputs, inputs, scale.shape[1]
+    kind = weight.dtype == torch.int8, scale.dtype != torch.float32, transposed, ALIGNED if is_aligned else 1
+    tiles = triton.next_power_of_2(experts), rows, columns, depth
+    _multiply[grid](x_PM.contiguous(), table, out, *sizes, *kind, *tiles, num_warps=warps, num_stages=stages)
     return out
 
 
@@ -75,6 +98,14 @@ def expert_table(held: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
     ends = torch.tensor(counts).cumsum(0)
     addresses = torch.tensor([x.data_ptr() for x in held]).view(2, -1)
     return torch.cat([addresses, ends[None]])
+
+
+def filled_table(held: Sequence[Tensor], pairs: int, device: torch.device) -> Tensor:
+    """The `expert_table` of one expert, filled by the GPU: a captured graph would copy it from a host that moved on."""
+    table = torch.empty(3, 1, dtype=torch.int64, device=device)
+    for row, number in zip(table, (*(x.data_ptr() for x in held), pairs), strict=True):
+        row.fill_(number)
+    return table
 
 
 @triton.jit

@@ -12,10 +12,11 @@ from torch.autograd.function import once_differentiable
 
 from seektune.kernels.reference.dequantize import decoded_columns
 from seektune.kernels.reference.linear import grouped_linear
+from seektune.kernels.reference.lowbit_linear import gathered_lowbit_linear as per_pair
 from seektune.kernels.reference.lowbit_linear import lowbit_expert_linear as per_expert
 from seektune.kernels.triton.dequantize import dequantize
 from seektune.kernels.triton.expert_linear import ends, supports_grouped_mm
-from seektune.kernels.triton.lowbit_grouped_mm import grouped_mm, is_fused
+from seektune.kernels.triton.lowbit_grouped_mm import grouped_mm, is_fused, pair_mm
 
 VALUES = 2**28
 """Expert weights that exist dequantized at a time: half a gigabyte of bf16."""
@@ -53,6 +54,13 @@ def lowbit_expert_linear(
         return per_expert(x_NI, weights, scales, counts)
     out: Tensor = _LowbitExpertMatmul.apply(x_NI, used, *packed)
     return out
+
+
+def gathered_lowbit_linear(x_NI: Tensor, experts_N: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """See `reference.gathered_lowbit_linear`; no matrix is copied or decoded in memory."""
+    if not is_fused(len(x_NI), len(x_NI), x_NI, [weight]):
+        return per_pair(x_NI, experts_N, weight, scale)
+    return pair_mm(x_NI, experts_N, weight, scale)
 
 
 class _FusedMatmul(torch.autograd.Function):

@@ -139,19 +139,22 @@ class KVCache(CacheState):
         if rows is None:
             self.used = 0
 
-    def select(self, rows: Sequence[int]) -> "KVCache":
-        """A new cache with copies of these rows, in this order; a row may occur several times."""
-        return KVCache.gather([(self, rows)])
+    def select(self, rows: Sequence[int], ahead: int = 0) -> "KVCache":
+        """A new cache with copies of these rows, in this order; a row may occur several times. See `gather`."""
+        return KVCache.gather([(self, rows)], ahead)
 
     @classmethod
     @torch.no_grad()
-    def gather(cls, parts: Sequence[tuple["KVCache", Sequence[int]]]) -> "KVCache":
-        """A new cache with copies of rows of several, which were made for the same model and `max_length`."""
+    def gather(cls, parts: Sequence[tuple["KVCache", Sequence[int]]], ahead: int = 0) -> "KVCache":
+        """A new cache with copies of rows of several, which were made for the same model and `max_length`.
+
+        One that grows has the capacity of its longest row and `ahead` more tokens.
+        """
         first = parts[0][0]
         caches = [cache for cache, _ in parts]
         assert all((x.max_length, x.max_rollback) == (first.max_length, first.max_rollback) for x in caches)
         lengths = [cache.lengths[row] for cache, rows in parts for row in rows]
-        room = first._room_for(max(lengths)) if first.grows else first.max_length
+        room = first._room_for(max(lengths) + ahead) if first.grows else first.max_length
         layers = {}
         with torch.inference_mode(False):
             for layer in first.layers:

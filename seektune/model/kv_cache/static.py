@@ -65,6 +65,10 @@ class StaticEntries:
         values = cache.entries.new_zeros(rows, room // cache.ratio + 1, cache.entries.shape[2])
         return cls(cache.ratio, cache.limit, Ring.like(cache.tail, rows), values)
 
+    def first(self, rows: int) -> "StaticEntries":
+        """As `StaticCache.first`."""
+        return StaticEntries(self.ratio, self.limit, Ring(self.ring.values[:rows]), self.values[:rows])
+
 
 @dataclass(frozen=True)
 class StaticLayer:
@@ -83,6 +87,11 @@ class StaticLayer:
 
         return cls(Ring.like(cache.keys, rows), entries(cache.compressed), entries(cache.index))
 
+    def first(self, rows: int) -> "StaticLayer":
+        """As `StaticCache.first`."""
+        compressed = self.compressed and self.compressed.first(rows)
+        return StaticLayer(Ring(self.keys.values[:rows]), compressed, self.index and self.index.first(rows))
+
     def compressors(self) -> Iterator[StaticEntries]:
         """As `LayerCache.compressors`."""
         return (each for each in (self.compressed, self.index) if each is not None)
@@ -93,18 +102,33 @@ class StaticLayer:
         yield from (each.ring for each in self.compressors())
 
 
+@dataclass(frozen=True)
 class StaticCache:
-    """The buffers of all layers for at most `rows` rows of at most `room` tokens."""
+    """The buffers of all layers for at most `room` tokens of each row."""
 
-    def __init__(self, cache: KVCache, rows: int):
+    room: int
+    layers: dict[int, StaticLayer]
+    positions_R1: Tensor
+    """Of the next token of each row."""
+
+    @classmethod
+    def like(cls, cache: KVCache, rows: int) -> "StaticCache":
         """Empty buffers for the rows of a cache, up to its present capacity."""
-        self.rows = rows
-        self.room = cache.room
+        device = next(cache.tails()).values.device
         with torch.inference_mode(False):
-            self.layers = {layer: StaticLayer.like(each, rows, cache.room) for layer, each in cache.layers.items()}
-            device = next(cache.tails()).values.device
-            self.positions_R1 = torch.zeros(rows, 1, dtype=torch.int64, device=device)
-            """Of the next token of each row."""
+            layers = {layer: StaticLayer.like(each, rows, cache.room) for layer, each in cache.layers.items()}
+            return cls(cache.room, layers, torch.zeros(rows, 1, dtype=torch.int64, device=device))
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(self.positions_R1)
+
+    def first(self, rows: int) -> "StaticCache":
+        """The buffers of the first rows, in the same memory."""
+        with torch.inference_mode(False):
+            layers = {number: layer.first(rows) for number, layer in self.layers.items()}
+            return StaticCache(self.room, layers, self.positions_R1[:rows])
 
     @property
     def nbytes(self) -> int:
@@ -133,11 +157,12 @@ class StaticCache:
 
     @torch.no_grad()
     def store(self, cache: KVCache) -> None:
-        """Copy the rows back into a cache, which knows their lengths."""
+        """Copy the rows back into a cache, which knows their lengths and may have grown."""
         cache.begin_tails(max(cache.lengths))
         for layer, theirs in cache.layers.items():
             mine = self.layers[layer]
             for ring, tail in zip(mine.rings(), theirs.tails(), strict=True):
                 ring.store(tail, cache.lengths)
             for entries, compressed in zip(mine.compressors(), theirs.compressors(), strict=True):
-                compressed.entries.copy_(entries.values[: cache.rows, : compressed.entries.shape[1]])
+                known = entries.values[: cache.rows]
+                compressed.entries[:, : known.shape[1]] = known
