@@ -192,12 +192,11 @@ class Layout:
         return split_layers(config.num_hidden_layers, config.mtp_layers, self.stages, per_stage)[stage]
 
     def parts_of(self, config: DeepseekV4Config, weights: Weights, process: int) -> list[StageWeights]:
-        """The weights of a pipeline rank of another model on the same mesh."""
-        pipeline = self.job.parallel.pipeline
+        """The weights of a pipeline rank of another model on the same mesh, whose layers are split evenly."""
+        pipeline = self.job.parallel.pipeline.model_copy(update={"layers_per_stage": None})
         layers = config.num_hidden_layers
         count = count_stages(pipeline, self.pp, layers, config.mtp_layers) if self.pp > 1 else 1
-        per_stage = pipeline.layers_per_stage if self.pp > 1 else None
-        ranges = split_layers(layers, config.mtp_layers, count, per_stage)
+        ranges = split_layers(layers, config.mtp_layers, count)
         numbers = stages_of(process, self.pp, count, pipeline.schedule) if self.pp > 1 else [0]
         return [weights.part(ranges[number], number == 0, number == count - 1) for number in numbers]
 
