@@ -116,6 +116,18 @@ class TeacherModel:
 
 
 @dataclass(frozen=True)
+class AnswerCaches:
+    """The KV caches of answers that the model samples, by layer."""
+
+    together: int
+    """Answers that are sampled at a time, on all processes."""
+    fixed: tuple[int, ...]
+    """Bytes of an answer of any length."""
+    per_token: tuple[float, ...]
+    """Bytes of each of its tokens, those of the prompt included."""
+
+
+@dataclass(frozen=True)
 class TrainingJob:
     """A training job, independent of the cluster."""
 
@@ -147,8 +159,8 @@ class TrainingJob:
     """Tokens of a micro-batch from which drafts are trained; 0 if the model is trained."""
     indexers: IndexerStage = "frozen"
     """What is trained of the indexers."""
-    samples: bool = False
-    """Whether the model samples the answers that it is trained on."""
+    answers: AnswerCaches | None = None
+    """Of the answers that the model samples to be trained on them; None if it samples none."""
 
     @property
     def drafter(self) -> bool:
