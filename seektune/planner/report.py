@@ -47,8 +47,8 @@ DRAFTER = (
 )
 ROLLOUTS = (
     "Rollouts: the time of a step does not include its rollout, which are sampling, rewards and a forward pass that "
-    "measures the mismatch. The KV caches of {answers} answers of {length:,} tokens that a process samples at a time, up "
-    "to {gigabytes:.2g} GB, are there while nothing is trained: of them, rollout_work is what exceeds activations, "
+    "measures the mismatch. The KV caches of {answers} answers of {length:,} tokens that a process samples at a time, "
+    "up to {gigabytes:.2g} GB, are there while nothing is trained: of them, rollout_work is what exceeds activations, "
     "losses and what else a step makes. The ids and numbers of the answers, in the host's memory, are not counted."
 )
 

@@ -1,4 +1,4 @@
-"""Planned memory of sampled answers: the KV caches that a process holds while it samples, in the place of activations."""
+"""Planned memory of sampled answers: the KV caches of a process while it samples, in the place of activations."""
 
 import pytest
 import torch
