@@ -1,8 +1,9 @@
 """Held-out rewards of `make demo-grpo`, and of the same training with the rewards of each rollout shuffled.
 
-Run with `python bench/grpo_demo.py` in a folder after `make demo-grpo`; it takes as long as the demo's last command.
-The control has the demo's recipe, and for its reward a server on this machine that gives the answers of a request the
-right rewards in an order of the seed: their mean stays what it is, on held-out rows too. Writes bench/grpo_demo.json.
+Run with `python bench/grpo_demo.py FOLDER` after `make demo-grpo` in the same place, with the run folder of its last
+command, whose time it takes again. The control has the demo's recipe, and for its reward a server on this machine that
+gives the answers of a request the right rewards in a random order: their mean stays what it is, on held-out rows too.
+Writes bench/grpo_demo.json.
 """
 
 import json
@@ -10,10 +11,13 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+
+import yaml
 
 from seektune.io.jsonl import read_records
 from seektune.rewards.answer_metrics import Answer
@@ -23,7 +27,6 @@ from seektune.rewards.sample import RewardSample
 HERE = Path(__file__).parent
 RESULT = Path(__file__).with_suffix(".json")
 RECIPE = HERE.parent / "examples/llm_finetune/deepseek_v4/deepseek_v4_tiny_grpo.yaml"
-DEMO = Path("runs/deepseek_v4_tiny_grpo")
 SHUFFLED = Path("runs/shuffled")
 
 
@@ -54,10 +57,13 @@ def train_shuffled(folder: Path) -> None:
     """Train with the demo's recipe on shuffled rewards."""
     server = HTTPServer(("127.0.0.1", 0), ShuffledRewards)
     Thread(target=server.serve_forever, daemon=True).start()
-    reward = {"name": "server", "url": f"http://127.0.0.1:{server.server_port}/"}
-    words = [f"--objective.reward={json.dumps(reward)}", f"--run_dir={folder}", "--evaluate.tasks=[]"]
-    command = [sys.executable, "-m", "seektune", "train", str(RECIPE), *words]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    recipe["objective"]["reward"] = {"name": "server", "url": f"http://127.0.0.1:{server.server_port}/"}
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch) / RECIPE.name
+        made.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        command = [sys.executable, "-m", "seektune", "train", str(made), f"--run_dir={folder}"]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     server.shutdown()
 
 
@@ -67,12 +73,12 @@ def curve(folder: Path) -> list[dict[str, float]]:
     return [{key: line[key] for key in ("step", "reward", "reward_low", "reward_high")} for line in lines]
 
 
-def main() -> None:
+def main(demo: Path) -> None:
     """Train the control and write both curves."""
     train_shuffled(SHUFFLED)
-    found = {"rewards": curve(DEMO), "shuffled": curve(SHUFFLED)}
+    found = {"rewards": curve(demo), "shuffled": curve(SHUFFLED)}
     RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

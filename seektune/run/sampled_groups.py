@@ -35,10 +35,10 @@ class SampledGroups:
     """Groups that were drawn and left out, as their rewards were all equal."""
 
 
-class _Question(NamedTuple):
+class _GroupPrompt(NamedTuple):
     """What the answers of a group share when they are rewarded."""
 
-    prompt: str
+    text: str
     mode: str | None
     """Of the chat format, in which the answers are read; None for other texts."""
     reference: Answer
@@ -100,8 +100,8 @@ class GroupSampler:
         asked = [task for task in tasks for _ in range(size)]
         requests = [self._request(task, start * size + number) for number, task in enumerate(asked)]
         answers = sample_answers(model, requests, progress, self.tools)
-        questions = [question for task in tasks for question in [self._question(task)] * size]
-        samples = [self._sample(question, answer) for question, answer in zip(questions, answers, strict=True)]
+        prompts = [prompt for task in tasks for prompt in [self._group_prompt(task)] * size]
+        samples = [self._sample(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         rewards = self._rewards(samples)
         found = [self._rollout(*each) for each in zip(asked, answers, rewards, strict=True)]
         groups = [found[place : place + size] for place in range(0, len(found), size)]
@@ -115,11 +115,11 @@ class GroupSampler:
                 compare with its response. The message names it.
         """
         task = RewardedPrompt.of(example)
-        question = self._question(task)
-        if self.tools is not None and not describes_tools(question.prompt, self.encoding):
+        prompt = self._group_prompt(task)
+        if self.tools is not None and not describes_tools(prompt.text, self.encoding):
             raise ValueError(f"{example.name}: objective.tools.url needs prompts that describe tools (tools of a row)")
         try:
-            check_reference(self.section.rewards, question.reference)
+            check_reference(self.section.rewards, prompt.reference)
         except ValueError as error:
             raise ValueError(f"{example.name}: objective.reward: {error}") from None
 
@@ -142,15 +142,15 @@ class GroupSampler:
             logprob_temperature=temperature,
         )
 
-    def _question(self, task: RewardedPrompt) -> _Question:
+    def _group_prompt(self, task: RewardedPrompt) -> _GroupPrompt:
         mode = mode_of(task.prompt, self.tokenizer)
-        return _Question(self.tokenizer.decode(task.prompt), mode, self._reference(task, mode))
+        return _GroupPrompt(self.tokenizer.decode(task.prompt), mode, self._reference(task, mode))
 
-    def _sample(self, question: _Question, answer: SampledAnswer) -> RewardSample:
+    def _sample(self, prompt: _GroupPrompt, answer: SampledAnswer) -> RewardSample:
         return RewardSample(
-            question.prompt,
-            self._answer(None if answer.truncated else question.mode, answer.ids[answer.response :]),
-            question.reference,
+            prompt.text,
+            self._answer(None if answer.truncated else prompt.mode, answer.ids[answer.response :]),
+            prompt.reference,
             answer.truncated,
             self.tokenizer.decode(answer.ids),
         )

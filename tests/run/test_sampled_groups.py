@@ -143,8 +143,8 @@ def test_with_tools_answers_are_compared_with_the_response_that_ends_the_row_s_c
     tools: Any = "those of a server"
     answer = SampledAnswer(list(task.responses[0]), [])
     using = replace(sampler, tools=tools)
-    assert using._sample(using._question(task), answer).reference.text == reference
-    sample = sampler._sample(sampler._question(task), answer)
+    assert using._sample(using._group_prompt(task), answer).reference.text == reference
+    sample = sampler._sample(sampler._group_prompt(task), answer)
     assert sample.reference == sample.answer
 
 
