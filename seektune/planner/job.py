@@ -12,6 +12,7 @@ from seektune.parallel.dims import ParallelDims, make_dims
 from seektune.parallel.layer_split import Action, count_stages, split_layers, stages_of
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.planner.expressions import Number, Row
+from seektune.planner.rollout_formulas import AnswerCaches
 
 RECOMPUTE = {"none": 0, "block": 1, "selective": 2}
 """Codes of the recompute modes in formulas."""
@@ -113,18 +114,6 @@ class TeacherModel:
     """Whether quantized weights stay on disk and are read one block ahead."""
     distilled: bool
     """Whether its hidden states are kept for the loss, which computes its distributions: not of a reference."""
-
-
-@dataclass(frozen=True)
-class AnswerCaches:
-    """The KV caches of answers that the model samples, by layer."""
-
-    together: int
-    """Answers that are sampled at a time, on all processes."""
-    fixed: tuple[int, ...]
-    """Bytes of an answer of any length."""
-    per_token: tuple[float, ...]
-    """Bytes of each of its tokens, those of the prompt included."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,21 @@
-"""Memory of sampled answers as formulas: KV caches, which are there while nothing is trained."""
+"""Memory of sampled answers: sizes of their KV caches, which are there while nothing is trained, and formulas."""
+
+from dataclasses import dataclass
 
 from seektune.planner.expressions import Formula
+
+
+@dataclass(frozen=True)
+class AnswerCaches:
+    """The KV caches of answers that the model samples, by layer."""
+
+    together: int
+    """Answers that are sampled at a time, on all processes."""
+    fixed: tuple[int, ...]
+    """Bytes of an answer of any length."""
+    per_token: tuple[float, ...]
+    """Bytes of each of its tokens, those of the prompt included."""
+
 
 ROLLOUT = (
     Formula(

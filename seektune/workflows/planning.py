@@ -11,7 +11,8 @@ from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.model.kv_cache.size import CacheSize
 from seektune.parallel.pipeline_order import schedule_actions
-from seektune.planner.job import AnswerCaches, Layout, TeacherModel, TrainingJob, Weight, Weights, make_layout
+from seektune.planner.job import Layout, TeacherModel, TrainingJob, Weight, Weights, make_layout
+from seektune.planner.rollout_formulas import AnswerCaches
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import meta_model
 from seektune.run.frozen_models import meta_frozen
