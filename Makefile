@@ -47,12 +47,12 @@ demo-pretrain: $(STAMP)  ## pretrain a tiny DeepSeek-V4 on TinyShakespeare on tw
 	test -d shakespeare || $(BIN)/seektune data example shakespeare --kind text
 	OMP_NUM_THREADS=1 $(BIN)/seektune train --nproc-per-node=2 $(PRETRAIN_RECIPE) --parallel.dp_replicate=2 --parallel.dp_shard=1
 
-demo-grpo: $(STAMP)  ## teach a tiny DeepSeek-V4 sums with half of the answers wrong, then train it on rewards; the report shows the curve
+demo-grpo: $(STAMP)  ## teach a tiny DeepSeek-V4 sums until it is right in half of its answers, then train it on rewards; the report shows the curve
 	test -d sums || $(BIN)/seektune data example sums --kind prompt_completion
 	OMP_NUM_THREADS=1 $(BIN)/seektune train $(SUMS_RECIPE) --run_dir=runs/sums
 	OMP_NUM_THREADS=1 $(BIN)/seektune train $(SUMS_RECIPE) --run_dir=runs/half-right \
 		--model.preset=null --model.weights=runs/sums/model --data.path=sums/taught.jsonl \
-		--data.validation=sums/validation.jsonl --optimizer.lr=3e-4 --schedule.warmup_steps=2 --steps=30
+		--data.validation=sums/validation.jsonl --optimizer.lr=3e-4 --schedule.warmup_steps=2 --steps=28
 	OMP_NUM_THREADS=1 $(BIN)/seektune train $(GRPO_RECIPE)
 
 test: $(DEV_STAMP)  ## all tests

@@ -83,13 +83,14 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         quantized: bool = False,
         streamed: bool = False,
         drafter: bool = False,
+        backbone: bool = False,
     ) -> "DeepseekV4ForCausalLM":
         """Read a folder or Hub id in the released layout: FP4, FP8, BF16 or F32 tensors as found on disk.
 
         Peak memory is the model and one tensor. `quantized` keeps what is FP4 or FP8 on disk in those bytes, frozen and
         dequantized only while it is used; everything else gets `dtype`. `streamed`, with `quantized`, leaves those
         bytes in the folder's files, from which they come block by block; they are not searched for NaN. `drafter` loads
-        the DSpark stages too, if the checkpoint has them.
+        the DSpark stages too, if the checkpoint has them; `backbone` leaves them and the MTP block out.
 
         Raises:
             ValueError: the folder, its config.json or a tensor is missing, unexpected, of the wrong shape or type, or
@@ -97,7 +98,7 @@ class DeepseekV4ForCausalLM(CachedTransformer):
         """
         folder = locate(source)
         config = DeepseekV4Config.from_pretrained(folder)
-        model = cls(config, "meta", dtype, numerics, drafter)
+        model = cls(config.without_drafter() if backbone else config, "meta", dtype, numerics, drafter)
         files = FolderSource(folder)
         complete = checkpoint_shapes(config)
         check_fit(files, complete, folder)

@@ -154,14 +154,16 @@ class ShardedModel:
         model.load_state_dict({name: gathered(x).detach() for name, x in stage.state_dict().items()}, assign=True)
         return model
 
-    def load_pretrained(self, folder: Path) -> None:
+    def load_pretrained(self, folder: Path, checkpoint: DeepseekV4Config | None = None) -> None:
         """Load the local shards from a checkpoint folder in any format; quantized frozen weights keep their bytes.
+
+        `checkpoint` is the config of the folder, if the model lacks some of its tensors on purpose.
 
         Raises:
             ValueError: a tensor is missing, unexpected, of the wrong shape or type, or damaged.
         """
         complete = weight_shapes(base_state(self.full_model()))
-        load_weights(self.base_shards(), folder, checkpoint_shapes(self.config) | complete)
+        load_weights(self.base_shards(), folder, checkpoint_shapes(checkpoint or self.config) | complete)
         check_tables(self.gates(), folder)
 
     def save_pretrained(self, folder: Path, format: str = "bf16", original: Path | None = None) -> None:

@@ -11,12 +11,14 @@ from seektune.planner.activation_formulas import ACTIVATIONS, BLOCK, TOKENS
 from seektune.planner.draft_formulas import DRAFT_REDUCTION
 from seektune.planner.expressions import Formula
 from seektune.planner.muon_formulas import WORK
+from seektune.planner.rollout_formulas import ROLLOUT
 from seektune.planner.teacher_formulas import TEACHER_STEP, TEACHER_WEIGHTS
 from seektune.planner.weight_formulas import PLACE, STATE, STEP
 
 MARGIN = (
     Formula("made", "gathered + whole_gradients + activations + logits", "allocated and freed in a step"),
     *WORK,
+    *ROLLOUT,
     *TEACHER_STEP,
     Formula("nccl", "communicators * nccl_bytes", "buffers of process groups"),
     DRAFT_REDUCTION,
@@ -26,11 +28,11 @@ MARGIN = (
         " draft_reduction - activations - logits)",
         "FSDP2's own; those that reduce DSpark stages are there when activations are gone",
     ),
-    Formula("allocator", "allocator_share * (made + optimizer_work)", "fragmentation"),
+    Formula("allocator", "allocator_share * (made + optimizer_work + rollout_work)", "fragmentation"),
     Formula("on_host", "cut * where(offload > 0, state - buffers, 0)", "shards in the host's memory"),
     Formula(
         "total",
-        "state - on_host + teacher + made + optimizer_work + nccl + fsdp_buffers + allocator + context",
+        "state - on_host + teacher + made + optimizer_work + rollout_work + nccl + fsdp_buffers + allocator + context",
         "of the GPU's memory",
     ),
 )
@@ -41,8 +43,8 @@ MADE = TOKENS + BLOCK + ACTIVATIONS + MARGIN
 """Formulas that also depend on micro-batches and the pipeline schedule."""
 FORMULAS = HELD + MADE
 BARS = ("bf16", "fp32", "quantized", "buffers", "gradients", "moments", "master", "teacher", "gathered",
-        "whole_gradients", "activations", "logits", "optimizer_work", "fsdp_buffers", "nccl", "allocator",
-        "context")  # fmt: skip
+        "whole_gradients", "activations", "logits", "optimizer_work", "rollout_work", "fsdp_buffers", "nccl",
+        "allocator", "context")  # fmt: skip
 """Parts of `total`, from the bottom of the bar up."""
 EXACT = ("bf16", "fp32", "quantized", "buffers", "gradients", "moments", "master")
 """Counted, not estimated."""

@@ -12,6 +12,7 @@ from seektune.parallel.dims import ParallelDims, make_dims
 from seektune.parallel.layer_split import Action, count_stages, split_layers, stages_of
 from seektune.parallel.micro_batches import micro_batch_rows
 from seektune.planner.expressions import Number, Row
+from seektune.planner.rollout_formulas import AnswerCaches
 
 RECOMPUTE = {"none": 0, "block": 1, "selective": 2}
 """Codes of the recompute modes in formulas."""
@@ -147,8 +148,8 @@ class TrainingJob:
     """Tokens of a micro-batch from which drafts are trained; 0 if the model is trained."""
     indexers: IndexerStage = "frozen"
     """What is trained of the indexers."""
-    samples: bool = False
-    """Whether the model samples the answers that it is trained on."""
+    answers: AnswerCaches | None = None
+    """Of the answers that the model samples to be trained on them; None if it samples none."""
 
     @property
     def drafter(self) -> bool:
@@ -192,12 +193,11 @@ class Layout:
         return split_layers(config.num_hidden_layers, config.mtp_layers, self.stages, per_stage)[stage]
 
     def parts_of(self, config: DeepseekV4Config, weights: Weights, process: int) -> list[StageWeights]:
-        """The weights of a pipeline rank of another model on the same mesh."""
-        pipeline = self.job.parallel.pipeline
+        """The weights of a pipeline rank of another model on the same mesh, whose layers are split evenly."""
+        pipeline = self.job.parallel.pipeline.model_copy(update={"layers_per_stage": None})
         layers = config.num_hidden_layers
         count = count_stages(pipeline, self.pp, layers, config.mtp_layers) if self.pp > 1 else 1
-        per_stage = pipeline.layers_per_stage if self.pp > 1 else None
-        ranges = split_layers(layers, config.mtp_layers, count, per_stage)
+        ranges = split_layers(layers, config.mtp_layers, count)
         numbers = stages_of(process, self.pp, count, pipeline.schedule) if self.pp > 1 else [0]
         return [weights.part(ranges[number], number == 0, number == count - 1) for number in numbers]
 

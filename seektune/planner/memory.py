@@ -188,6 +188,7 @@ def process_tables(layout: Layout, process: int) -> ProcessTables:
         "arrivals": sum(stage > 0 for stage in flight),
         "departures": sum(stage < layout.stages - 1 for stage in flight),
         "leaving": sum(many for stage, many in flight.items() if stage < layout.stages - 1),
+        **_answer_numbers(layout, [layer for _, layers in held for layer in layers]),
     }
     tensors = [row for part in parts for row in part.tensors]
     other = job.teacher_model
@@ -205,6 +206,18 @@ def _draft_row(layout: Layout) -> Row:
     pairs = tokens * config.num_experts_per_tok
     shape = {"ratio": 0, "hashed": 0, "mtp": 0, "count": config.dspark_stages, "flight": 1}
     return {**shape, "drafts": 1, "N": tokens, "P": pairs, "Q": pairs}
+
+
+def _answer_numbers(layout: Layout, layers: Sequence[int]) -> Numbers:
+    """The answers that a process with these layers samples at a time, and the cache of one of them."""
+    answers = layout.job.answers
+    if answers is None:
+        return {"answers_here": 0, "answer_fixed": 0, "answer_token": 0}
+    return {
+        "answers_here": -(-answers.together // layout.dims.stage_size),
+        "answer_fixed": sum(answers.fixed[layer] for layer in layers),
+        "answer_token": sum(answers.per_token[layer] for layer in layers),
+    }
 
 
 def _blocks(job: TrainingJob, layers: range, last: bool) -> list[Row]:

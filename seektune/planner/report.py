@@ -45,7 +45,9 @@ DRAFTER = (
 )
 ROLLOUTS = (
     "Rollouts: the time of a step does not include its rollout, which are sampling, rewards and a forward pass that "
-    "measures the mismatch; the KV caches of sampling, in the place of activations, are not counted."
+    "measures the mismatch. The KV caches of {answers} answers of {length:,} tokens that a process samples at a time, "
+    "up to {gigabytes:.2g} GB, are there while nothing is trained: of them, rollout_work is what exceeds activations, "
+    "losses and what else a step makes. The ids and numbers of the answers, in the host's memory, are not counted."
 )
 
 
@@ -126,11 +128,19 @@ class PlanReport:
             DRAFTER: job.drafter,
             FROZEN_MODELS: job.frozen_models and job.teacher_model is None,
             COUNTED_TEACHER: job.teacher_model is not None,
-            ROLLOUTS: job.samples,
+            self._rollouts(): job.answers is not None,
             INDEXERS: job.indexers != "frozen",
         }
         lines = [*ESTIMATE, *(line for line, holds in special.items() if holds), *numbers]
         return [*lines, rates + (f" ({'; '.join(sources)})" if sources else "")]
+
+    def _rollouts(self) -> str:
+        most = max(self.firsts, key=lambda memory: memory.upper["rollout_caches"])
+        return ROLLOUTS.format(
+            answers=most.given["answers_here"],
+            length=self.layout.length,
+            gigabytes=most.upper["rollout_caches"] / GIGA,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The plan for JSON, in bytes and seconds."""

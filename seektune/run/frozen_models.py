@@ -12,6 +12,7 @@ from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
 from seektune.model.quantized import KindOf, quantize_modules
 from seektune.model.transformer import TransformerPart
+from seektune.parallel.config import ParallelConfig
 from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
@@ -53,7 +54,7 @@ def _other_tokens(folder: Path, config: DeepseekV4Config) -> str | None:
 
 
 def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelModel:
-    """The checkpoint on the mesh of the run; collective.
+    """The checkpoint on the mesh of the run, without its MTP block or DSpark stages, which nothing reads; collective.
 
     Raises:
         ValueError: its layout does not fit the mesh.
@@ -62,20 +63,28 @@ def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelMode
     numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
     if wanted.streamed:
         assert mesh.dims.world == 1, "the recipe was checked"
-        whole = DeepseekV4ForCausalLM.from_pretrained(folder, *numbers, mesh.device, quantized=True, streamed=True)
+        whole = DeepseekV4ForCausalLM.from_pretrained(
+            folder, *numbers, mesh.device, quantized=True, streamed=True, backbone=True
+        )
         return ParallelModel.alone(whole)
     config = DeepseekV4Config.from_pretrained(folder)
     prepare = partial(freeze, kind_of=FolderSource(folder).kind if wanted.quantized else None)
-    layout = recipe.parallel.model_copy(update={"recompute": "none"})
-    model = parallelize(config, mesh, layout, *numbers, prepare)
-    model.load_pretrained(folder)
+    model = parallelize(config.without_drafter(), mesh, frozen_layout(recipe.parallel), *numbers, prepare)
+    model.load_pretrained(folder, config)
     return model
+
+
+def frozen_layout(parallel: ParallelConfig) -> ParallelConfig:
+    """The layout of a run as a checkpoint beside its model has it, whose layers are split evenly over the pipeline."""
+    pipeline = parallel.pipeline.model_copy(update={"layers_per_stage": None})
+    return parallel.model_copy(update={"recompute": "none", "pipeline": pipeline})
 
 
 def meta_frozen(recipe: Recipe, wanted: FrozenModel) -> DeepseekV4ForCausalLM:
     """The whole checkpoint on the meta device, with the formats in which it is held."""
     folder = locate_named(wanted.key, wanted.checkpoint)
-    model = DeepseekV4ForCausalLM(DeepseekV4Config.from_pretrained(folder), "meta", DTYPES[recipe.model.dtype])
+    config = DeepseekV4Config.from_pretrained(folder).without_drafter()
+    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
     freeze(model, FolderSource(folder).kind if wanted.quantized else None)
     return model
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from seektune.data.chat_format.choices import EncodingName
 from seektune.data.chat_format.encode import describes_tools
@@ -32,6 +33,15 @@ class SampledGroups:
     """Prompts that were drawn for it."""
     dropped: int
     """Groups that were drawn and left out, as their rewards were all equal."""
+
+
+class _GroupPrompt(NamedTuple):
+    """What the answers of a group share when they are rewarded."""
+
+    text: str
+    mode: str | None
+    """Of the chat format, in which the answers are read; None for other texts."""
+    reference: Answer
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,8 @@ class GroupSampler:
         asked = [task for task in tasks for _ in range(size)]
         requests = [self._request(task, start * size + number) for number, task in enumerate(asked)]
         answers = sample_answers(model, requests, progress, self.tools)
-        samples = [self._sample(task, answer) for task, answer in zip(asked, answers, strict=True)]
+        prompts = [prompt for task in tasks for prompt in [self._group_prompt(task)] * size]
+        samples = [self._sample(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         rewards = self._rewards(samples)
         found = [self._rollout(*each) for each in zip(asked, answers, rewards, strict=True)]
         groups = [found[place : place + size] for place in range(0, len(found), size)]
@@ -104,12 +115,11 @@ class GroupSampler:
                 compare with its response. The message names it.
         """
         task = RewardedPrompt.of(example)
-        prompt = self.tokenizer.decode(task.prompt)
-        if self.tools is not None and not describes_tools(prompt, self.encoding):
+        prompt = self._group_prompt(task)
+        if self.tools is not None and not describes_tools(prompt.text, self.encoding):
             raise ValueError(f"{example.name}: objective.tools.url needs prompts that describe tools (tools of a row)")
-        reference = self._reference(task, mode_of(prompt))
         try:
-            check_reference(self.section.rewards, reference)
+            check_reference(self.section.rewards, prompt.reference)
         except ValueError as error:
             raise ValueError(f"{example.name}: objective.reward: {error}") from None
 
@@ -132,13 +142,15 @@ class GroupSampler:
             logprob_temperature=temperature,
         )
 
-    def _sample(self, task: RewardedPrompt, answer: SampledAnswer) -> RewardSample:
-        prompt = self.tokenizer.decode(task.prompt)
-        mode = mode_of(prompt)
+    def _group_prompt(self, task: RewardedPrompt) -> _GroupPrompt:
+        mode = mode_of(task.prompt, self.tokenizer)
+        return _GroupPrompt(self.tokenizer.decode(task.prompt), mode, self._reference(task, mode))
+
+    def _sample(self, prompt: _GroupPrompt, answer: SampledAnswer) -> RewardSample:
         return RewardSample(
-            prompt,
-            self._answer(None if answer.truncated else mode, answer.ids[answer.response :]),
-            self._reference(task, mode),
+            prompt.text,
+            self._answer(None if answer.truncated else prompt.mode, answer.ids[answer.response :]),
+            prompt.reference,
             answer.truncated,
             self.tokenizer.decode(answer.ids),
         )

@@ -86,14 +86,14 @@ def _calls(tools: ToolTurns, request: Request, answer: SampledAnswer) -> Sequenc
     if answer.truncated:
         return []
     ids = [token for token in answer.ids[answer.response :] if token not in request.stop_ids]
-    mode = mode_of(tools.tokenizer.decode(request.prompt))
+    mode = mode_of(request.prompt, tools.tokenizer)
     message = read_message(tools.tokenizer.decode(ids), mode, tools.encoding)
     return [] if message is None else message["tool_calls"]
 
 
 def _continued(tools: ToolTurns, request: Request, answer: SampledAnswer, results: Sequence[str]) -> Request | None:
     """The request for the next response, after the results are appended; None if no token of it would fit."""
-    mode = mode_of(tools.tokenizer.decode(request.prompt))
+    mode = mode_of(request.prompt, tools.tokenizer)
     assert mode is not None, "the response was read in this mode"
     ((ids, _),) = encode_texts([render_tool_results(results, mode, tools.encoding)], tools.tokenizer)
     response = answer.ids[answer.response :]

@@ -26,6 +26,8 @@ PIPE = 160
 """Width of tables if the output is not a terminal."""
 LISTED = 10
 """Layouts of a search that are printed."""
+REST = ("teacher", "optimizer_work", "rollout_work", "fsdp_buffers", "nccl", "allocator", "context")
+"""Parts that the last column sums up."""
 COLUMNS = ("weights", "buffers", "gradients", "optimizer", "gathered", "whole grads", "activations", "losses", "rest")
 
 
@@ -212,7 +214,7 @@ def _memory_table(report: PlanReport) -> Table:
     for memory in report.firsts:
         up = memory.upper
         weights = up["bf16"] + up["fp32"] + up["quantized"]
-        rest = up["teacher"] + up["optimizer_work"] + up["fsdp_buffers"] + up["nccl"] + up["allocator"] + up["context"]
+        rest = sum(up[name] for name in REST)
         optimizer = up["moments"] + up["master"]
         made = ("gathered", "whole_gradients", "activations", "logits")
         parts = (weights, up["buffers"], up["gradients"], optimizer, *(up[name] for name in made), rest, up["total"],

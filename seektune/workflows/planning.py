@@ -9,11 +9,14 @@ from torch import Tensor
 from seektune.checkpoint.lowbit import value_counts
 from seektune.model.config import DeepseekV4Config
 from seektune.model.device import DTYPES
+from seektune.model.kv_cache.size import CacheSize
 from seektune.parallel.pipeline_order import schedule_actions
 from seektune.planner.job import Layout, TeacherModel, TrainingJob, Weight, Weights, make_layout
+from seektune.planner.rollout_formulas import AnswerCaches
 from seektune.recipe.recipe import Recipe
 from seektune.run.build import meta_model
 from seektune.run.frozen_models import meta_frozen
+from seektune.run.sampled_answers import TOGETHER
 from seektune.train.optim.build import check_groups, planned_state
 
 PACKED = (torch.int8, torch.uint8)
@@ -47,7 +50,7 @@ def job_of(recipe: Recipe, config: DeepseekV4Config) -> TrainingJob:
         qat=recipe.train.qat,
         anchors=recipe.train.drafter_anchors if recipe.train.drafter else 0,
         indexers=recipe.train.indexer_stage,
-        samples=recipe.objective.samples,
+        answers=_answers(recipe, config) if recipe.objective.samples else None,
     )
 
 
@@ -77,6 +80,14 @@ def _teacher(recipe: Recipe) -> TeacherModel | None:
         for name, tensor in state.items()
     ]
     return TeacherModel(model.config, Weights(weights), wanted[0].streamed, recipe.objective.distills)
+
+
+def _answers(recipe: Recipe, config: DeepseekV4Config) -> AnswerCaches:
+    """The caches of sampled answers, as the engine makes them for prompts and answers of `batch.length` tokens."""
+    longest = recipe.batch.length + 1
+    dtype = DTYPES[recipe.model.dtype]
+    sizes = [CacheSize.of(config, [layer], longest, dtype) for layer in range(config.num_hidden_layers)]
+    return AnswerCaches(TOGETHER, tuple(each.fixed for each in sizes), tuple(each.per_token for each in sizes))
 
 
 def _itemsize(tensor: Tensor) -> int:

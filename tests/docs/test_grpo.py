@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from seektune.recipe.load import load_recipe
 from tests.places import RECIPES, ROOT
 from tests.run_cli import seektune
 
@@ -35,6 +36,25 @@ def test_the_tables_of_differences_have_the_numbers_of_their_file() -> None:
         numbers = (f"{mean:.3g}", f"{largest:.3g}", f"{100 * share:.3g} %", f"{logprob:.3g}")
         assert "| " + " | ".join((*cells, *numbers)) + " |" in page
         assert not invariant or case["mismatch_logprob_max"] == 0 or "released and plain" in name
+
+
+def test_the_demo_gains_thirty_points_that_shuffled_rewards_do_not_give() -> None:
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    found = json.loads((ROOT / "bench/grpo_demo.json").read_text(encoding="utf-8"))
+    rewarded, shuffled = found["rewards"], found["shuffled"]
+    recipe = load_recipe(RECIPES / "deepseek_v4_tiny_grpo.yaml")
+    assert recipe.evaluate.every is not None
+    measured = [*range(0, recipe.steps + 1, recipe.evaluate.every)]
+    assert [point["step"] for point in rewarded] == [point["step"] for point in shuffled] == measured
+    for pair in zip(rewarded, shuffled, strict=True):
+        cells = [f"{each['reward']:.3f} ({each['reward_low']:.3f} to {each['reward_high']:.3f})" for each in pair]
+        assert "| " + " | ".join((str(pair[0]["step"]), *cells)) + " |" in page
+    first, *_, last = rewarded
+    assert 0.4 < first["reward"] < 0.6, "half of its answers are right"
+    assert last["reward"] - first["reward"] >= 0.3
+    assert last["reward_low"] > first["reward_high"]
+    assert shuffled[0]["reward"] == first["reward"]
+    assert max(point["reward"] for point in shuffled[1:]) < first["reward_low"]
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from seektune.planner.hardware import known_gpu
 from seektune.planner.memory import rank_memory
 from seektune.planner.report import COUNTED_TEACHER, FROZEN_MODELS, make_report
 from seektune.recipe.recipe import Recipe
-from seektune.run.frozen_models import freeze
+from seektune.run.frozen_models import freeze, frozen_layout
 from tests.places import RECIPES, TINY
 
 from .jobs import layout, recipe
@@ -41,14 +41,20 @@ def held(asked: Recipe, folder: Path, world: int, rank: int, packed: bool) -> in
     with fake_process_group(rank, world):
         mesh = Mesh.of(make_dims(asked.parallel, world, DEEP), torch.device("cpu"), control="fake")
         with meta_tensors(lambda *collective: None):
-            model = parallelize(DEEP, mesh, asked.parallel, torch.float32, "plain", prepare)
+            alone = DEEP.without_drafter()
+            model = parallelize(alone, mesh, frozen_layout(asked.parallel), torch.float32, "plain", prepare)
         return sum(piece.tensor.numel() * piece.tensor.element_size() for piece in model.shards().values())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
-    ("words", "world"), [(["parallel.ep_size=2"], 4), (["parallel.pp_size=2", "parallel.pipeline.schedule=zbv"], 4)]
+    ("words", "world"),
+    [
+        (["parallel.ep_size=2"], 4),
+        (["parallel.pp_size=2", "parallel.pipeline.schedule=zbv"], 4),
+        (["parallel.pp_size=2", "parallel.pipeline.layers_per_stage=4"], 4),
+    ],
 )
 def test_planned_weights_are_those_of_real_shards(teacher: Path, words: list[str], world: int, packed: bool) -> None:
     section = (f"objective.teacher={teacher}", f"objective.teacher_quantized={packed}")

@@ -142,9 +142,10 @@ def test_with_tools_answers_are_compared_with_the_response_that_ends_the_row_s_c
     task = RewardedPrompt.of(conversation(sampler, *responses))
     tools: Any = "those of a server"
     answer = SampledAnswer(list(task.responses[0]), [])
-    sample = replace(sampler, tools=tools)._sample(task, answer)
-    assert sample.reference.text == reference
-    assert sampler._sample(task, answer).reference == sampler._sample(task, answer).answer
+    using = replace(sampler, tools=tools)
+    assert using._sample(using._group_prompt(task), answer).reference.text == reference
+    sample = sampler._sample(sampler._group_prompt(task), answer)
+    assert sample.reference == sample.answer
 
 
 @pytest.mark.parametrize("metric", ["contains", "exact_match", "regex", "last_number"])

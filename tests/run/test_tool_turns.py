@@ -17,6 +17,7 @@ from seektune.generate.request import Request
 from seektune.rewards.json_server import JsonServer
 from seektune.rewards.tool_server import ToolServer
 from seektune.run import tool_turns
+from seektune.run.responses import mode_of
 from seektune.run.sampled_answers import SampledAnswer
 from seektune.run.tool_turns import ToolTurns, sample_answers
 
@@ -147,6 +148,29 @@ def test_results_are_appended_untaught_and_the_model_continues(
     assert list(following.prompt) == whole
     assert following.max_new_tokens == 600 - len(first)
     assert following.seed % 2**64 not in (4, 5, 6)
+
+
+def test_turns_decode_what_is_new_alone(
+    tools: ToolTurns, tokenizer: Tokenizer, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calling = written({"content": "", "tool_calls": [call(1)]}, tokenizer)
+    last = written({"content": "done"}, tokenizer)
+    script.turns += [[calling], [calling], [last]]
+    decoded: list[int] = []
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: decoded.append(len(ids)) or decode(ids))
+    sample_answers(MODEL, [request(tokenizer)], lambda: None, tools)
+    assert max(decoded) == len(calling) - 1, "without EOS; not the conversation before it"
+    assert len(script.requests[2][0].prompt) > 2 * len(calling)
+
+
+@pytest.mark.parametrize("mode", ["chat", "thinking"])
+def test_the_mode_is_read_from_the_end_of_a_prompt(tokenizer: Tokenizer, mode: str) -> None:
+    prompt = tokens(render_chat_prompt([ASK], TOOLS, mode, encoding="0731"), tokenizer)
+    assert mode_of(prompt, tokenizer) == mode
+    assert mode_of(tuple(prompt[:-1]), tokenizer) is None
+    spelled = tokenizer.encode(tokenizer.decode(prompt))
+    assert mode_of(spelled, tokenizer) is None, "letters are no control tokens"
 
 
 def test_turns_are_bounded_and_cut_responses_call_nothing(

@@ -129,6 +129,7 @@ def test_a_quantized_and_a_streamed_teacher_give_the_hidden_states_of_a_decoded_
     distilling: Any, base: Path
 ) -> None:
     student = ParallelModel.alone(DeepseekV4ForCausalLM.from_pretrained(base))
+    assert any(name.startswith("mtp.") for name in student.shards())
     tokens = torch.randint(512, (2, 30))
     batch = Batch(tokens, tokens, torch.ones_like(tokens))
     kinds: list[dict[str, Any]] = [{}, {"teacher_quantized": True}]
@@ -138,6 +139,7 @@ def test_a_quantized_and_a_streamed_teacher_give_the_hidden_states_of_a_decoded_
         made = distilling(objective={"name": "distill", "teacher": str(base), **kind})
         teacher = make_teacher(made, made.objective, student)
         assert teacher.head_VE is not None
+        assert not any(name.startswith("mtp.") for name in teacher.model.shards()), "nothing reads the MTP block"
         found.append((teacher.own(batch).columns[TEACHER], teacher.head_VE))
     for hidden, head in found[1:]:
         assert torch.equal(hidden, found[0][0])
