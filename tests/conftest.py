@@ -1,7 +1,6 @@
 """Toy models for all tests: every mechanism of V4, and weights with which no mistake stays invisible."""
 
 import gc
-import resource
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,12 +151,3 @@ def poisoned_memory() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file may grow beyond 300 bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from threading import Thread
 from typing import Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from seektune.io.strict_json import parse_json
@@ -77,17 +77,19 @@ class JsonServer:
         while not wait([answer], max(0.0, min(1.0, ends - time.monotonic()))).done:
             self.stop()
             if time.monotonic() >= ends:
-                raise TimeoutError(f"it gave no whole answer in {self.timeout:g} seconds")
+                raise self._late()
         return self._parsed(self._received(answer))
 
     def _fetch(self, body: bytes, ends: float, answer: Future[bytes]) -> None:
-        """Set the answer, or its error; what comes later than `ends` is not read."""
+        """Set the answer, or its error, which is `TimeoutError` where a part of it comes later than `ends`."""
         request = Request(self.url, body, {"Content-Type": "application/json"})
         found = bytearray()
         try:
             with urlopen(request, timeout=self.timeout) as stream:
-                while len(found) < MOST_BYTES and time.monotonic() < ends and (part := stream.read1(MOST_BYTES)):
+                while len(found) < MOST_BYTES and (part := stream.read1(MOST_BYTES)):
                     found += part
+                    if time.monotonic() >= ends:
+                        raise TimeoutError
             answer.set_result(bytes(found))
         except Exception as error:
             answer.set_exception(error)
@@ -101,8 +103,15 @@ class JsonServer:
                     f"the {self.name} server {self.url} refuses the {self.sent}: HTTP {error.code}"
                 ) from None
             raise
+        except URLError as error:
+            raise (self._late() if isinstance(error.reason, TimeoutError) else error) from None
+        except TimeoutError:
+            raise self._late() from None
         except HTTPException as error:
             raise OSError(f"its answer broke off ({type(error).__name__})") from None
+
+    def _late(self) -> TimeoutError:
+        return TimeoutError(f"it gave no whole answer in {self.timeout:g} seconds")
 
     def _parsed(self, answer: bytes) -> Any:
         try:

@@ -33,9 +33,8 @@ def same(world: int, parallel: dict[str, Any], subject: Subject, bound: float = 
     return everywhere
 
 
-@pytest.mark.parametrize(
-    ("world", "parallel"), [(2, {}), *(pytest.param(*each, marks=SLOW) for each in ((2, EP), (4, PP), (4, PP_EP)))]
-)
+@SLOW
+@pytest.mark.parametrize(("world", "parallel"), [(2, {}), (2, EP), (4, PP), (4, PP_EP)])
 def test_one_process_has_only_texts_without_entries(world: int, parallel: dict[str, Any]):
     same(world, parallel, Subject(LONG_AND_SHORT, 1, SHALLOW))
 

@@ -98,6 +98,7 @@ def test_a_copy_for_a_few_tokens_is_not_kept(model):
     assert [answers(decoding, [*short, *user])[0][0].cached for user in users] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_prompts_with_and_without_a_prefix_are_prefilled_together_in_chunks(model, monkeypatch):
     monkeypatch.setattr("seektune.generate.worker.CHUNK", 48)
     first, other, more = prompts(150, 60, 100)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from seektune.io.atomic import SCRATCH, AtomicAppender, refuse_existing, replacing, write_atomically
+from tests.small_disk import small_disk
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
@@ -27,10 +28,9 @@ def test_a_file_has_the_mode_that_the_user_wants(tmp_path, umask: int):
     assert (tmp_path / "a.html").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_leaves_the_older_file(tmp_path):
     write_atomically(tmp_path / "a.html", b"old")
-    with pytest.raises(OSError, match=r"could not write .*a\.html"):
+    with small_disk(), pytest.raises(OSError, match=r"could not write .*a\.html"):
         write_atomically(tmp_path / "a.html", b"x" * 301)
     assert (tmp_path / "a.html").read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["a.html"]
@@ -59,13 +59,13 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_takes_no_part_of_a_piece(tmp_path):
     file = AtomicAppender(tmp_path / "a")
     file.write(b"x" * 200)
-    with pytest.raises(OSError, match=r"could not write .*/a: File too large"):
+    with small_disk(), pytest.raises(OSError, match=r"could not write .*/a: File too large"):
         file.write(b"y" * 200)
-    file.write(b"z" * 100)
+    with small_disk():
+        file.write(b"z" * 100)
     file.close()
     assert (tmp_path / "a").read_bytes() == b"x" * 200 + b"z" * 100
 

@@ -5,6 +5,7 @@ import pytest
 from seektune.io.config_json import read_config
 from seektune.io.json_file import read_json, write_json
 from seektune.lora.format import read_adapter
+from tests.small_disk import small_disk
 
 
 def test_an_object_is_read_as_it_was_written(tmp_path):
@@ -15,10 +16,9 @@ def test_an_object_is_read_as_it_was_written(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_leaves_the_older_file_and_names_it(tmp_path):
     write_json(tmp_path / "a.json", {"old": 1})
-    with pytest.raises(OSError, match="File too large") as error:
+    with small_disk(), pytest.raises(OSError, match="File too large") as error:
         write_json(tmp_path / "a.json", {"new": "x" * 300})
     assert error.value.filename == str(tmp_path / "a.json")
     assert read_json(tmp_path / "a.json") == {"old": 1}

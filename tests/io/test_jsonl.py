@@ -4,6 +4,7 @@ import pytest
 
 from seektune.io import jsonl
 from seektune.io.jsonl import JsonlWriter, as_line, read_jsonl, read_records
+from tests.small_disk import small_disk
 
 
 def test_lines_are_on_disk_as_soon_as_written(tmp_path):
@@ -28,10 +29,13 @@ def fill(lines: JsonlWriter) -> None:
         lines.append({"step": step, "loss": 1.0})
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_leaves_whole_lines(tmp_path):
     file = tmp_path / "a.jsonl"
-    with JsonlWriter(file) as lines, pytest.raises(OSError, match=r"could not write .*a\.jsonl: .*stays in"):
+    with (
+        small_disk(),
+        JsonlWriter(file) as lines,
+        pytest.raises(OSError, match=r"could not write .*a\.jsonl: .*stays in"),
+    ):
         fill(lines)
     assert [line["step"] for line in read_records(file)] == list(range(len(read_records(file))))
     assert len(read_records(file)) > 5

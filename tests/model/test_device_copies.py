@@ -124,6 +124,7 @@ def gradients(model: DeepseekV4ForCausalLM) -> list[Tensor]:
     return [*values, *(p.grad for p in model.parameters() if p.requires_grad and p.grad is not None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "block"])
 def test_blocks_are_copied_one_ahead_and_equal_those_in_memory(parity_folder: Path, recompute: str):
     copier = FakeCopier()
@@ -155,6 +156,7 @@ def test_a_graph_that_is_dropped_without_backward_is_freed():
     assert result() is None
 
 
+@pytest.mark.slow
 def test_an_error_in_a_block_leaves_no_hooks(parity_folder: Path):
     model = streamed(parity_folder, FakeCopier())
     block = next(iter(model.blocks()))

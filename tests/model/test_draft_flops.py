@@ -53,6 +53,7 @@ def test_forward_is_counted_exactly(model: DeepseekV4ForCausalLM, anchors: int) 
     assert counted(losses_of(model, anchors)) == sum(expected.forward.values()) - read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anchors", [7, 40])
 def test_backward_has_few_gradients_less(model: DeepseekV4ForCausalLM, anchors: int) -> None:
     """The streams of the first stage begin as frozen embeddings, and some gradients are no matrix products."""

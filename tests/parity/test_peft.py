@@ -218,6 +218,7 @@ def test_adapter_of_the_usual_targets_loads_though_peft_wraps_the_indexer(base: 
     assert (theirs(ids(), use_cache=False).logits - ours(ids()).logits).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_names_of_linear_layers_are_those_of_transformers(base: Path) -> None:
     import transformers

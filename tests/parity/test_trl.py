@@ -243,6 +243,7 @@ def check_of_means(loss: PairLoss, theirs: Callable[[Tensor, Tensor], Tensor]) -
         torch.testing.assert_close(x, y, rtol=BOUND, atol=BOUND)
 
 
+@pytest.mark.slow
 def test_orpo_trainer() -> None:
     """TRL adds the mean cross-entropy of prompt and chosen answer; ours is that of each chosen answer."""
     orpo = pytest.importorskip("trl.experimental.orpo")

@@ -1,8 +1,10 @@
 """Rewards: verifiers, a server over HTTP with retries, and installed plug-ins."""
 
 import json
+import math
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
@@ -20,6 +22,7 @@ from seektune.rewards.sample import RewardSample
 from seektune.rewards.server import ServerReward
 from seektune.rewards.tool_server import ToolRequest, ToolServer
 from seektune.signals import Interrupted
+from tests.patience import HUNG
 
 CALL = ("weather", '{"city": "Rome"}')
 
@@ -145,6 +148,15 @@ def test_a_server_that_sends_a_byte_now_and_then_is_left(dripping: int) -> None:
     server = JsonServer("tool", "calls", f"http://127.0.0.1:{dripping}/", 0.05, 1, sleep=lambda _: None)
     with pytest.raises(OSError, match=r"failed after 2 tries: it gave no whole answer in 0\.05 seconds$"):
         server.post({})
+
+
+def test_a_part_that_comes_late_is_no_answer(dripping: int) -> None:
+    """Even where the one who waits looks only later."""
+    server = JsonServer("tool", "calls", f"http://127.0.0.1:{dripping}/", HUNG, 1)
+    answer: Future[bytes] = Future()
+    server._fetch(b"{}", -math.inf, answer)
+    with pytest.raises(TimeoutError, match="it gave no whole answer"):
+        server._received(answer)
 
 
 @pytest.mark.slow

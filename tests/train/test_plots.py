@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from io import BytesIO
 
 import pytest
@@ -8,7 +6,6 @@ from PIL import Image
 from seektune.train.plot_style import DARK, LIGHT, in_both_themes, png
 from seektune.train.plots import load_figure, loss_figure
 from seektune.train.score_plot import BeforeAfter, Reference, Score, score_figure
-from tests.places import ROOT
 
 GUESSING = Reference("guessing", 0.25)
 SCORES = [
@@ -51,10 +48,3 @@ def test_a_score_in_short_is_its_value():
 def test_both_themes_have_the_layout_that_each_would_have():
     dark = in_both_themes(lambda paper: score_figure(SCORES, paper))[1]
     assert Image.open(BytesIO(dark)).tobytes() == Image.open(BytesIO(png(score_figure(SCORES, DARK)))).tobytes()
-
-
-@pytest.mark.slow
-def test_a_process_that_draws_nothing_does_not_import_matplotlib():
-    code = "import sys; from seektune.workflows import train; print('matplotlib' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (said.returncode, said.stdout) == (0, "False\n"), said.stderr

@@ -2,6 +2,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from seektune.train.tensorboard import Events
+from tests.small_disk import small_disk
 
 
 def test_tensorboard_reads_what_is_written_at_once(tmp_path):
@@ -13,9 +14,9 @@ def test_tensorboard_reads_what_is_written_at_once(tmp_path):
     assert [(event.step, event.value) for event in read.Scalars("b")] == [(1, 2.0)]
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_a_full_disk_is_an_error_here_and_leaves_whole_events(tmp_path):
-    with Events(tmp_path / "events", last_step=0) as events, pytest.raises(OSError, match="could not write"):
+    written = Events(tmp_path / "events", last_step=0)
+    with small_disk(), written as events, pytest.raises(OSError, match="could not write"):
         fill(events)
     steps = [event.step for event in EventAccumulator(str(tmp_path / "events")).Reload().Scalars("a")]
     assert steps == list(range(len(steps)))

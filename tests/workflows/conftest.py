@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,25 @@ def config_file(tmp_path_factory: pytest.TempPathFactory, toy_config: Callable[.
     return folder / "config.json"
 
 
+def made_recipe(rows: Path, config_file: Path, run_dir: Path, /, **changes: Any) -> Recipe:
+    """A recipe of three steps, with changes by dotted key."""
+    values: dict[str, Any] = {
+        "model": {"config": str(config_file), "dtype": "fp32"},
+        "data": {"path": str(rows)},
+        "batch": {"global_size": 4, "micro_size": 2, "length": 64},
+        "optimizer": {"lr": 5e-3},
+        "evaluate": {"limit": 6, "every": 2, "tasks": ["hellaswag"]},
+        "logging": {"to": []},
+        "steps": 3,
+        "run_dir": str(run_dir),
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        values[section] = {**values[section], name: value} if name else value
+    return Recipe.model_validate_json(json.dumps(values), strict=True)
+
+
 @pytest.fixture
 def recipe(rows: Path, config_file: Path, tmp_path: Path) -> Make:
-    """A recipe of three steps, with changes by dotted key."""
-
-    def make(**changes: Any) -> Recipe:
-        values: dict[str, Any] = {
-            "model": {"config": str(config_file), "dtype": "fp32"},
-            "data": {"path": str(rows)},
-            "batch": {"global_size": 4, "micro_size": 2, "length": 64},
-            "optimizer": {"lr": 5e-3},
-            "evaluate": {"limit": 6, "every": 2, "tasks": ["hellaswag"]},
-            "logging": {"to": []},
-            "steps": 3,
-            "run_dir": str(tmp_path / "run"),
-        }
-        for key, value in changes.items():
-            section, _, name = key.partition("__")
-            values[section] = {**values[section], name: value} if name else value
-        return Recipe.model_validate_json(json.dumps(values), strict=True)
-
-    return make
+    """`made_recipe`, whose run is in the test's folder."""
+    return partial(made_recipe, rows, config_file, tmp_path / "run")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,18 @@ def folder(parity_folder: Path, tmp_path: Path) -> Path:
     )
 
 
+@cache
+def shapes_of(preset: str) -> dict[str, torch.Tensor]:
+    """A model's tensors without data."""
+    return DeepseekV4ForCausalLM(DeepseekV4Config.preset(preset), device="meta").state_dict()
+
+
 def hollow(folder: Path, preset: str, format: str = "released") -> Path:
     """A checkpoint of that preset whose files have their real size and headers, and no data on disk: a hole."""
     folder.mkdir()
     config = DeepseekV4Config.preset(preset)
     (folder / "config.json").write_text(json.dumps(FORMATS[format].config(config.to_dict())))
-    state = DeepseekV4ForCausalLM(config, device="meta").state_dict()
-    planned = list(export_tensors(StateSource(state), FORMATS[format], ExportReport()))
+    planned = list(export_tensors(StateSource(shapes_of(preset)), FORMATS[format], ExportReport()))
     shards = split(planned, shard_limit(planned))
     for name, shard in zip(shard_names(len(shards)), shards, strict=True):
         tensors = {tensor: kind for piece in shard for tensor, kind in piece.tensors.items()}

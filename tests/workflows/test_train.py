@@ -31,10 +31,40 @@ from tests.conftest import DSPARK
 from tests.patience import HUNG
 from tests.places import HELLASWAG, ROOT
 from tests.read_run import losses
+from tests.run_cli import python
+from tests.workflows.conftest import made_recipe
 
 
 def train(recipe, name="run", notes=()):
     return workflow.train(recipe, name, notes, Path(recipe.run_dir or ROOT / "runs").parent / "cache")
+
+
+@pytest.fixture(scope="module")
+def finished_run(rows, config_file, tmp_path_factory):
+    return train(made_recipe(rows, config_file, tmp_path_factory.mktemp("finished") / "run"))
+
+
+@pytest.fixture
+def finished(finished_run, tmp_path):
+    """The run of `recipe()`, finished, moved to where that would write it."""
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def stopped_run(rows, config_file, tmp_path_factory):
+    wanted = made_recipe(
+        rows, config_file, tmp_path_factory.mktemp("stopped") / "run", steps=5, checkpoint={"every": 1}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        stopped(wanted, patch, 3)
+    return Path(wanted.run_dir)
+
+
+@pytest.fixture
+def stopped_after_3(stopped_run, recipe, tmp_path):
+    """A run of five steps that was stopped in the third, moved, and its recipe."""
+    shutil.copytree(stopped_run, tmp_path / "run")
+    return recipe(steps=5, checkpoint={"every": 1})
 
 
 @pytest.mark.slow
@@ -113,12 +143,11 @@ def test_exams_are_held_only_if_wanted(recipe):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_left_as_it_is(recipe, capsys):
-    folder = train(recipe())
-    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    assert train(recipe()) == folder
+def test_a_finished_run_is_left_as_it_is(recipe, finished, capsys):
+    before = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
+    assert train(recipe()) == finished
     assert "finished" in capsys.readouterr().out
-    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+    assert {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.slow
@@ -131,12 +160,11 @@ def test_a_finished_run_is_left_as_it_is(recipe, capsys):
         ({"resume": "elsewhere"}, "resume elsewhere is no folder"),
     ],
 )
-def test_the_folder_of_another_run_is_refused(recipe, changes, message):
-    folder = train(recipe())
-    before = (folder / "metrics.jsonl").read_bytes()
+def test_the_folder_of_another_run_is_refused(recipe, finished, changes, message):
+    before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(ValueError, match=message):
         train(recipe(**changes))
-    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert (finished / "metrics.jsonl").read_bytes() == before
 
 
 def stopped(recipe, monkeypatch, step):
@@ -204,18 +232,17 @@ def test_a_resumed_run_carries_the_stages_of_its_base(recipe, toy_model, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_longer_run_goes_on_from_a_finished_one(recipe):
-    train(recipe())
+def test_a_longer_run_goes_on_from_a_finished_one(recipe, finished):
     folder = train(recipe(steps=6))
+    assert folder == finished
     assert [line["step"] for line in read_records(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
-def test_another_folder_can_start_from_a_checkpoint(recipe, tmp_path, monkeypatch, capsys):
-    wanted = recipe(steps=5)
-    stopped(wanted, monkeypatch, 2)
-    folder = train(recipe(steps=5, resume=wanted.run_dir, run_dir=str(tmp_path / "other"), optimizer={"lr": 1e-4}))
-    assert [line["step"] for line in read_records(folder / "metrics.jsonl")] == [3, 4, 5]
+def test_another_folder_can_start_from_a_checkpoint(recipe, stopped_after_3, tmp_path, capsys):
+    changes = {"resume": stopped_after_3.run_dir, "run_dir": str(tmp_path / "other"), "optimizer": {"lr": 1e-4}}
+    folder = train(recipe(steps=5, **changes))
+    assert [line["step"] for line in read_records(folder / "metrics.jsonl")] == [4, 5]
     assert "note: optimizer is not what it was" in capsys.readouterr().out
 
 
@@ -249,9 +276,8 @@ def add(folder):
         (add, "foreign.bin does not belong"),
     ],
 )
-def test_a_damaged_checkpoint_is_found_and_an_older_one_offered(recipe, monkeypatch, harm, message):
-    wanted = recipe(steps=5, checkpoint={"every": 1})
-    stopped(wanted, monkeypatch, 3)
+def test_a_damaged_checkpoint_is_found_and_an_older_one_offered(stopped_after_3, monkeypatch, harm, message):
+    wanted = stopped_after_3
     places = Path(wanted.run_dir) / "checkpoints"
     harm(places / "step-000003")
     monkeypatch.setattr(workflow, "build_model", lambda *_, **__: pytest.fail("built a model"))
@@ -276,12 +302,11 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(recipe, monkeyp
 
 
 @pytest.mark.slow
-def test_a_finished_run_without_its_checkpoints_is_still_finished(recipe, capsys):
-    folder = train(recipe())
-    shutil.rmtree(folder / "checkpoints")
+def test_a_finished_run_without_its_checkpoints_is_still_finished(recipe, finished, capsys):
+    shutil.rmtree(finished / "checkpoints")
     train(recipe())
     assert "finished" in capsys.readouterr().out.splitlines()[-1]
-    assert not (folder / "checkpoints").exists()
+    assert not (finished / "checkpoints").exists()
 
 
 def test_weights_that_are_not_there_are_missed_before_any_data_is_fetched(recipe, monkeypatch):
@@ -380,8 +405,8 @@ def stopped_in_validation(recipe, monkeypatch, step):
 
 
 @pytest.mark.slow
-def test_a_longer_run_is_not_finished_because_the_shorter_one_was(recipe, tmp_path, monkeypatch):
-    train(recipe())
+@pytest.mark.usefixtures("finished")
+def test_a_longer_run_is_not_finished_because_the_shorter_one_was(recipe, monkeypatch):
     stopped_in_validation(recipe(steps=5), monkeypatch, 5)
     folder = train(recipe(steps=5))
     state = load_state(folder / "checkpoints" / "step-000005")
@@ -412,9 +437,8 @@ def test_a_run_that_goes_back_leaves_the_course_it_was_on(recipe, monkeypatch, c
 
 
 @pytest.mark.slow
-def test_a_run_that_began_from_another_goes_on_with_the_same_words(recipe, tmp_path, monkeypatch, capsys):
-    source = train(recipe())
-    wanted = recipe(steps=6, resume=str(source), run_dir=str(tmp_path / "other"))
+def test_a_run_that_began_from_another_goes_on_with_the_same_words(recipe, finished, tmp_path, monkeypatch, capsys):
+    wanted = recipe(steps=6, resume=str(finished), run_dir=str(tmp_path / "other"))
     stopped(wanted, monkeypatch, 5)
     folder = train(wanted)
     assert "resuming after step 5" in capsys.readouterr().out
@@ -422,9 +446,8 @@ def test_a_run_that_began_from_another_goes_on_with_the_same_words(recipe, tmp_p
 
 
 @pytest.mark.slow
-def test_a_checkpoint_may_have_any_name(recipe, tmp_path):
-    source = train(recipe())
-    (source / "checkpoints" / "step-000003").rename(tmp_path / "best")
+def test_a_checkpoint_may_have_any_name(recipe, finished, tmp_path):
+    (finished / "checkpoints" / "step-000003").rename(tmp_path / "best")
     folder = train(recipe(steps=4, resume=str(tmp_path / "best"), run_dir=str(tmp_path / "other")))
     assert [line["step"] for line in read_records(folder / "metrics.jsonl")] == [4]
     best = {"resume": str(tmp_path / "best"), "run_dir": str(tmp_path / "third")}
@@ -436,13 +459,11 @@ def test_a_checkpoint_may_have_any_name(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_checkpoint_of_another_run_is_not_taken_for_ones_own(recipe, tmp_path, monkeypatch):
-    other = train(recipe(run_dir=str(tmp_path / "other"), seed=7))
-    wanted = recipe(steps=5)
-    stopped(wanted, monkeypatch, 2)
-    shutil.copytree(other / "checkpoints" / "step-000003", tmp_path / "run" / "checkpoints" / "step-000003")
-    with pytest.raises(ValueError, match=r"step-000003 is of a run with another seed; start from it all the same"):
-        train(wanted)
+def test_the_checkpoint_of_another_run_is_not_taken_for_ones_own(recipe, stopped_after_3, tmp_path):
+    other = train(recipe(run_dir=str(tmp_path / "other"), seed=7, steps=4))
+    shutil.copytree(other / "checkpoints" / "step-000004", tmp_path / "run" / "checkpoints" / "step-000004")
+    with pytest.raises(ValueError, match=r"step-000004 is of a run with another seed; start from it all the same"):
+        train(stopped_after_3)
 
 
 @pytest.mark.slow
@@ -462,10 +483,9 @@ def test_other_rows_under_the_same_path_are_refused_and_nothing_is_touched(recip
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_does_not_say_where_it_stood_is_refused(recipe, monkeypatch):
-    wanted = recipe(steps=5)
-    stopped(wanted, monkeypatch, 2)
-    checkpoint = Path(wanted.run_dir) / "checkpoints" / "step-000002"
+def test_a_checkpoint_that_does_not_say_where_it_stood_is_refused(stopped_after_3):
+    wanted = stopped_after_3
+    checkpoint = Path(wanted.run_dir) / "checkpoints" / "step-000003"
     facts = json.loads((checkpoint / "state.json").read_text())
     steps = "step is .*, not a whole number from 0 to 5"
     wrong: list[tuple[dict[str, object], str]] = [
@@ -486,7 +506,7 @@ def test_a_checkpoint_that_does_not_say_where_it_stood_is_refused(recipe, monkey
     ]
     changed = [({name: value for name, value in facts.items() if name != "guard"}, "it lacks guard")]
     changed += [({name: value for name, value in facts.items() if name != "recipe"}, "does not say of which recipe")]
-    changed += [(facts | change, f"step-000002 cannot be resumed: its {message}") for change, message in wrong]
+    changed += [(facts | change, f"step-000003 cannot be resumed: its {message}") for change, message in wrong]
     for values, message in changed:
         text = json.dumps(values)
         (checkpoint / "state.json").write_text(text)
@@ -503,16 +523,15 @@ def test_two_processes_do_not_train_in_one_folder(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_are_saved_where_the_last_state_finds_no_room(recipe, monkeypatch):
+def test_weights_are_saved_where_the_last_state_finds_no_room(recipe, finished_run, monkeypatch):
     def full(folder, tensors, facts, group):
         raise OSError(28, "No space left on device")
 
-    whole = train(recipe())
-    shutil.move(whole, whole.with_name("whole"))
     monkeypatch.setattr(checkpoints, "write_train_state", full)
     with pytest.raises(OSError, match=r"step-000003: No space left .*; the trained weights are in .*run/model"):
         train(recipe())
-    exported = [(folder / "model" / "model.safetensors").read_bytes() for folder in (whole, whole.with_name("whole"))]
+    runs = finished_run, Path(recipe().run_dir)
+    exported = [(folder / "model" / "model.safetensors").read_bytes() for folder in runs]
     assert exported[0] == exported[1]
 
 
@@ -537,8 +556,11 @@ STARTING = """
 import importlib.abc, os, signal, sys
 class Signalling(importlib.abc.MetaPathFinder):
     def find_spec(self, name, *_):
-        if name == "torch":
+        if name == {module!r}:
             os.kill(os.getpid(), signal.{name})
+        if name == "matplotlib":
+            print("what draws is imported before anything is drawn", flush=True)
+sys.modules.pop({module!r}, None)
 sys.meta_path.insert(0, Signalling())
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -548,14 +570,27 @@ main()
 """
 
 
+def says_resume_me(ended: subprocess.CompletedProcess[str], name: str) -> bool:
+    said = f"seektune: stopped by {name} while starting; run the same command again\n"
+    return (ended.returncode, ended.stderr) == (75, said)
+
+
+@pytest.mark.slow
+def test_a_signal_while_torch_is_loaded_says_resume_me(recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe()))
+    code = STARTING.format(module="torch", name="SIGTERM", recipe=str(tmp_path / "recipe.yaml"))
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
+    assert says_resume_me(ended, "SIGTERM")
+    assert ended.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_signal_while_torch_is_loaded_says_resume_me(recipe, tmp_path, name):
+def test_a_signal_while_training_code_is_loaded_says_resume_me(recipe, tmp_path, name):
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe()))
-    code = STARTING.format(name=name, recipe=str(tmp_path / "recipe.yaml"))
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=HUNG)
-    assert answer.returncode == 75
-    assert answer.stderr == f"seektune: stopped by {name} while starting; run the same command again\n"
+    code = STARTING.format(module="seektune.workflows.train", name=name, recipe=str(tmp_path / "recipe.yaml"))
+    assert says_resume_me(python(code), name)
     assert not (tmp_path / "run").exists()
 
 
