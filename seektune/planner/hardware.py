@@ -166,7 +166,7 @@ def _cluster(file: ClusterFile, origin: str) -> Cluster:
             f"{origin}: {file.gpu} is not a known GPU; {hint} are {', '.join(hardware_data()['gpus'])}; another needs "
             f"{', '.join(missing)} in a cluster file"
         )
-    _check_assumed(file.assumed, origin)
+    check_assumed(file.assumed, origin)
     return Cluster(
         gpu=file.gpu,
         gpus=file.gpus,
@@ -180,7 +180,12 @@ def _cluster(file: ClusterFile, origin: str) -> Cluster:
     )
 
 
-def _check_assumed(values: Mapping[str, float], origin: str) -> None:
+def check_assumed(values: Mapping[str, float], origin: str) -> None:
+    """Check values in place of assumed ones.
+
+    Raises:
+        ValueError: nothing of that name is assumed, or a value is out of its range.
+    """
     known = hardware_data()["assumed"]
     for name, value in values.items():
         if name not in known:
