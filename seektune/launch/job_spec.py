@@ -95,7 +95,7 @@ class JobSpec:
         """
         if self.run_dir is not None and PurePosixPath(mount) not in PurePosixPath(normpath(self.run_dir)).parents:
             raise ValueError(
-                f"run_dir {_shown(self.run_dir)} is not below {mount}, and checkpoints elsewhere are lost with the node; "
+                f"run_dir {_shown(self.run_dir)} is not below {mount}: checkpoints would be lost with the node; "
                 f"leave run_dir out, or set --run_dir={mount}/{self.name}"
             )
 

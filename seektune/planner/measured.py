@@ -21,8 +21,8 @@ def with_measured(cluster: Cluster, path: Path) -> Cluster:
     """The cluster with the measured shares of its peak rates.
 
     Raises:
-        ValueError: there is no such file, it is not a result of the benchmark on such a GPU, or a rate is above its peak
-            or next to nothing.
+        ValueError: there is no such file, it is not a result of the benchmark on such a GPU, or a rate is above its
+            peak or next to nothing.
         OSError: it cannot be read.
     """
     result = read_json(path)

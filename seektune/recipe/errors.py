@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from seektune.recipe.document import YamlNode, shorten
+from seektune.recipe.document import RECIPE, FileKind, YamlNode, shorten
 from seektune.recipe.hints import value_hint
 from seektune.section import LIST, item_section, one_of, sections_of
 
@@ -77,7 +77,7 @@ def find_section(location: Location, model: type[BaseModel]) -> tuple[Location, 
     return tuple(keys), section
 
 
-def first_error(error: ValidationError, document: YamlNode, model: type[BaseModel]) -> str:
+def first_error(error: ValidationError, document: YamlNode, model: type[BaseModel], kind: FileKind = RECIPE) -> str:
     """The first validation error as one line; unknown keys come first because they explain missing ones."""
     errors = error.errors(include_url=False)
     first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
@@ -87,7 +87,7 @@ def first_error(error: ValidationError, document: YamlNode, model: type[BaseMode
         location = first["loc"]
     if first["type"] == "extra_forbidden":
         names = list(known_keys(model, with_items=False))
-        return f"{_where(document, location)}: {_unknown_key(location, section, names)}"
+        return f"{_where(document, location)}: {_unknown_key(location, section, names, kind)}"
     if first["type"] == "missing":
         return f"{_where(document, location)}: {_dotted(location)} is missing"
     if first["type"] == "value_error":
@@ -130,12 +130,12 @@ def _unknown_name(field: Location, document: YamlNode, section: type[BaseModel])
     return {"type": "literal_error", "loc": location, "msg": "", "input": value, "ctx": {"expected": expected}}
 
 
-def _unknown_key(location: Location, within: type[BaseModel], keys: list[str]) -> str:
+def _unknown_key(location: Location, within: type[BaseModel], keys: list[str], file: FileKind) -> str:
     dotted = _dotted(location)
     if _without_indices(dotted) in RENAMED:
         return f"{dotted} is now called {RENAMED[_without_indices(dotted)]}"
     section, _, leaf = dotted.rpartition(".")
-    kind = "this section" if section else "a recipe"
+    kind = "this section" if section else file.name
     siblings = list(within.model_fields)
     # the key itself may belong to another section of the same OneOf
     same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf and key != dotted]

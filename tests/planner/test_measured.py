@@ -75,7 +75,7 @@ def test_what_is_not_such_a_result_is_refused(text: str, message: str, tmp_path:
 
 
 def test_a_result_that_is_missing_or_no_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gpu.json does not exist"):
+    with pytest.raises(ValueError, match=r"gpu\.json does not exist"):
         with_measured(H200, tmp_path / "gpu.json")
     with pytest.raises(ValueError, match="is a folder, not a file"):
         with_measured(H200, tmp_path)
@@ -88,7 +88,7 @@ def test_a_rate_that_is_no_number_is_refused(rate: object, tmp_path: Path) -> No
 
 
 def test_a_rate_next_to_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="assumed: matmul must be from 0.001 to 1, not 4.9"):
+    with pytest.raises(ValueError, match=r"assumed: matmul must be from 0\.001 to 1, not 4\.9"):
         with_measured(H200, write(tmp_path, 5e-321, 3000))
 
 
