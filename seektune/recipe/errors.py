@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from seektune.io.console import counted
 from seektune.recipe.document import RECIPE, FileKind, YamlNode, shorten
 from seektune.recipe.hints import value_hint
 from seektune.section import LIST, item_section, one_of, sections_of
@@ -29,8 +30,9 @@ _MESSAGES = {
     "finite_number": "must be a finite number",
     "tuple_type": "must be a list",
     "list_type": "must be a list",
-    "too_long": "must hold {max_length} values at most",
-    "too_short": "must hold {min_length} values at least",
+    "too_long": "must hold at most {most}",
+    "too_short": "must hold at least {least}",
+    "dict_type": "must be keys and values",
     "string_too_short": "must not be empty",
     "model_type": "is a section, whose keys are set one by one",
 }
@@ -89,6 +91,8 @@ def first_error(error: ValidationError, document: YamlNode, model: type[BaseMode
         names = list(known_keys(model, with_items=False))
         return f"{_where(document, location)}: {_unknown_key(location, section, names, kind)}"
     if first["type"] == "missing":
+        if isinstance(location[-1], int):
+            return f"{_where(document, location)}: {_dotted(location[:-1])} has only {counted(location[-1], 'value')}"
         return f"{_where(document, location)}: {_dotted(location)} is missing"
     if first["type"] == "value_error":
         return locate(_check_message(first, location), document, model, location)
@@ -146,7 +150,11 @@ def _unknown_key(location: Location, within: type[BaseModel], keys: list[str], f
 
 
 def _wrong_value(error: ErrorDetails, entry: YamlNode | None) -> str:
-    context: dict[str, Any] = error.get("ctx", {})
+    context: dict[str, Any] = {**error.get("ctx", {})}
+    context |= {
+        "least": counted(context.get("min_length", 0), "value"),
+        "most": counted(context.get("max_length", 0), "value"),
+    }
     known = error["type"] in _MESSAGES
     expected = _MESSAGES[error["type"]].format(**context) if known else f"is not valid ({shorten(error['msg'], 120)})"
     return f"{expected}, not {_show(error['input'], entry)}"
@@ -154,7 +162,7 @@ def _wrong_value(error: ErrorDetails, entry: YamlNode | None) -> str:
 
 def _show(value: Any, entry: YamlNode | None) -> str:
     if isinstance(value, dict | list):
-        return "a section of keys" if isinstance(value, dict) else "a list"
+        return "a section of keys" if isinstance(value, dict) else "a list" if value else "[]"
     if entry is not None and entry.text and not isinstance(value, str):
         return shorten(entry.text)
     if value is None or isinstance(value, bool):

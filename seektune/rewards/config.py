@@ -13,9 +13,17 @@ VerifierName = Literal[
 
 
 def _is_http(url: str) -> str:
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ValueError(f"url must be ASCII without spaces, others as %20 and the like, not {url!r:.80}")
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"url must begin with http:// or https:// and name a host, not {url!r:.80}")
+    if parts.username is not None:
+        raise ValueError("url holds a user or password, which is not sent; leave it out")
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"url {url!r:.80}: {error}") from None
     return url
 
 

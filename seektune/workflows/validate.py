@@ -20,6 +20,7 @@ from seektune.run.data import open_split
 from seektune.run.encode_settings import encode_settings
 from seektune.run.objective_data import check_objective_data
 from seektune.run.streams import streamed, try_stream
+from seektune.run.tasks import check_rows
 from seektune.workflows.plan import layout_at_launch
 
 GOOD = "ok"
@@ -65,6 +66,7 @@ def check(recipe: Recipe, cluster: Cluster | None, cache_dir: Path) -> Iterator[
     yield _tried("tokenizer", lambda: _tokenizer(vocabulary))
     yield _tried("data", lambda: _rows(recipe, config, cache_dir))
     if config is not None:
+        yield from _tasks(recipe, config)
         yield _plan(recipe, config, cluster)
 
 
@@ -123,6 +125,20 @@ def _rows(recipe: Recipe, config: DeepseekV4Config | None, cache_dir: Path) -> s
         long = train.report.overlong
         found.append(f"{tokens} from {train.store.manifest.title}, the longest {lengths.max()}, {long} too long")
     return "; ".join(found)
+
+
+def _tasks(recipe: Recipe, config: DeepseekV4Config) -> Iterator[Finding]:
+    """The rows of the user's own that tasks ask, if there are any."""
+    found = 0
+
+    def read() -> str:
+        nonlocal found
+        found = check_rows(recipe, config, load_tokenizer(config.vocab_size))
+        return f"the rows of {found} can be asked"
+
+    finding = _tried("tasks", read)
+    if found or finding.state != GOOD:
+        yield finding
 
 
 def _plan(recipe: Recipe, config: DeepseekV4Config, cluster: Cluster | None) -> Finding:

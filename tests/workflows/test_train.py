@@ -201,7 +201,7 @@ def test_another_folder_can_start_from_a_checkpoint(recipe, tmp_path, monkeypatc
     stopped(wanted, monkeypatch, 2)
     folder = train(recipe(steps=5, resume=wanted.run_dir, run_dir=str(tmp_path / "other"), optimizer={"lr": 1e-4}))
     assert [line["step"] for line in read_records(folder / "metrics.jsonl")] == [3, 4, 5]
-    assert "note: optimizer is not what it was" in capsys.readouterr().out
+    assert "note: optimizer.lr is not what it was" in capsys.readouterr().out
 
 
 def truncate(folder):

@@ -42,6 +42,23 @@ def test_what_training_would_refuse_is_wrong(recipe: Make, rows: Path, tmp_path:
     assert (other.state, "needs an objective" in other.said) == (BAD, True)
 
 
+def test_rows_of_tasks_are_read_and_name_their_task(recipe: Make, tmp_path: Path) -> None:
+    file = tmp_path / "asked.jsonl"
+    tasks = [{"name": "validation"}, {"name": "answers", "path": str(file)}]
+
+    def tried() -> list[Finding]:
+        asked = recipe(evaluate={"tasks": tasks})
+        return [found for found in check(asked, None, tmp_path / "cache") if found.subject == "tasks"]
+
+    (missing,) = tried()
+    assert (missing.state, missing.said) == (BAD, f"evaluate.tasks.1: {file} does not exist")
+    file.write_text('{"prompt": "2+2?"}\n', encoding="utf-8")
+    (wrong,) = tried()
+    assert (wrong.state, "evaluate.tasks.1: " in wrong.said, " needs answer" in wrong.said) == (BAD, True, True)
+    file.write_text('{"prompt": "2+2?", "answer": "4"}\n', encoding="utf-8")
+    assert tried() == [Finding("tasks", GOOD, "the rows of 1 can be asked")]
+
+
 def test_the_first_rows_of_streams_are_tried(recipe: Make, rows: Path, tmp_path: Path) -> None:
     found = data_of(recipe(data__stream=True), tmp_path)
     assert (found.state, found.said) == (GOOD, f"streamed from {rows}; 40 examples of its first rows can be read")
