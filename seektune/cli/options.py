@@ -170,6 +170,8 @@ def _generate_options(
     """Options for loading a checkpoint and sampling from it."""
 
     def make(max_new_tokens: int) -> "GenerateOptions":
+        if reasoning_effort is not None and not thinking:
+            raise ValueError("--reasoning-effort has no effect without --thinking; give both, or leave it out")
         from seektune.generate.session import GenerateOptions
 
         return GenerateOptions(

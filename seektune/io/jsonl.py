@@ -19,7 +19,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The object of each line and where it was read, `FILE line N`; empty lines are skipped.
 
     Raises:
-        ValueError: it does not exist, is not a regular file, or a line is not a JSON object in UTF-8; the message begins
+        ValueError: it is missing or not a regular file, or a line is not a JSON object in UTF-8; the message begins
             with file and line.
         OSError: the file cannot be read.
     """

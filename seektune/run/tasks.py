@@ -114,10 +114,14 @@ def _with_rows(
     number: int, task: TaskConfig, config: DeepseekV4Config, tokenizer: Tokenizer
 ) -> AnswersTask | Samples | None:
     """A task with rows of the user's own, by its place in the recipe; None for any other."""
+    kind = {ANSWERS: AnswersTask, SAMPLES: Samples}.get(task.name)
+    if kind is None:
+        return None
     with naming(f"evaluate.tasks.{number}"):
-        if task.name == ANSWERS:
-            return AnswersTask.of(task, _form(task, config), tokenizer)
-        return Samples.of(task, _form(task, config), tokenizer) if task.name == SAMPLES else None
+        made = kind.of(task, _form(task, config), tokenizer)
+        longest = max(map(len, made.prompts)) + task.max_new_tokens
+        config.check_length(longest, "the longest prompt and max_new_tokens")
+    return made
 
 
 def _make(task: TaskConfig, recipe: Recipe, config: DeepseekV4Config, data: TaskData) -> Task:

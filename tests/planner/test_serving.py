@@ -59,6 +59,11 @@ def test_cache_bytes_are_those_of_the_engine(folder: Path, toy_model, longest: i
     assert engine.cache_bytes == len(lengths) * plan.tightest.model.row_bytes(max(lengths))
 
 
+def test_a_length_beyond_the_positions_of_the_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"--max-model-len \(1048577\) exceeds the model's 1048576 positions"):
+        take_plan("tiny", H100, ServingOptions(max_model_len=2**20 + 1))
+
+
 def test_bytes_per_token_are_what_a_grown_cache_takes_more(folder: Path) -> None:
     for longest in (2**11, 2**14):  # without and with an indexer
         plan = take_plan(str(folder), H100, ServingOptions(max_model_len=longest), torch.float32)

@@ -179,6 +179,9 @@ def test_a_server_gives_rewards_after_failures(server: Any) -> None:
         ([(404, "")], ValueError, "refuses the answers: HTTP 404"),
         ([(200, "<html>")], ValueError, "answered with something else than JSON"),
         ([(200, '{"rewards": ["a"]}')], ValueError, "must answer with"),
+        ([(200, '{"rewards": [1e400]}')], ValueError, "must answer with"),
+        ([(200, '{"rewards": [' + '9' * 400 + ']}')], ValueError, "must answer with"),
+        ([(200, '{"rewards": [true]}')], ValueError, "must answer with"),
     ],
 )
 def test_errors_of_a_server_are_one_line(server: Any, answers: Any, error: type[Exception], said: str) -> None:
