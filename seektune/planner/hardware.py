@@ -61,7 +61,7 @@ class Cluster:
         return self.link if processes * apart <= self.gpus_per_node else self.network
 
 
-def _check_link(value: object) -> object:
+def _check_link(value: Any) -> Any:
     """A known link or a rate, before its type is looked at; the union of both would be told as two mistakes."""
     links = hardware_data()["links"]
     if isinstance(value, str) and value not in links:

@@ -16,7 +16,7 @@ from seektune.parallel.mesh import Mesh
 from seektune.parallel.model import ParallelModel
 from seektune.parallel.parallelize import parallelize
 from seektune.recipe.recipe import Recipe
-from seektune.run.named_key import locate_named
+from seektune.run.named_key import locate_named, naming
 from seektune.train.objective_section import FrozenModel
 
 
@@ -28,7 +28,8 @@ def check_frozen(wanted: FrozenModel, config: DeepseekV4Config) -> None:
         OSError: the Hub cannot be reached.
     """
     folder = locate_named(wanted.key, wanted.checkpoint)
-    other = DeepseekV4Config.from_pretrained(folder)
+    with naming(wanted.key):
+        other = DeepseekV4Config.from_pretrained(folder)
     if other.vocab_size != config.vocab_size:
         raise ValueError(
             f"{wanted.key} {wanted.checkpoint} predicts {other.vocab_size} tokens, but the model "

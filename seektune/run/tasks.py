@@ -114,11 +114,11 @@ def _with_rows(
     number: int, task: TaskConfig, config: DeepseekV4Config, tokenizer: Tokenizer
 ) -> AnswersTask | Samples | None:
     """A task with rows of the user's own, by its place in the recipe; None for any other."""
-    kind = {ANSWERS: AnswersTask, SAMPLES: Samples}.get(task.name)
-    if kind is None:
+    if task.name not in (ANSWERS, SAMPLES):
         return None
     with naming(f"evaluate.tasks.{number}"):
-        made = kind.of(task, _form(task, config), tokenizer)
+        form = _form(task, config)
+        made = AnswersTask.of(task, form, tokenizer) if task.name == ANSWERS else Samples.of(task, form, tokenizer)
         longest = max(map(len, made.prompts)) + task.max_new_tokens
         config.check_length(longest, "the longest prompt and max_new_tokens")
     return made

@@ -180,7 +180,7 @@ def test_a_server_gives_rewards_after_failures(server: Any) -> None:
         ([(200, "<html>")], ValueError, "answered with something else than JSON"),
         ([(200, '{"rewards": ["a"]}')], ValueError, "must answer with"),
         ([(200, '{"rewards": [1e400]}')], ValueError, "must answer with"),
-        ([(200, '{"rewards": [' + '9' * 400 + ']}')], ValueError, "must answer with"),
+        ([(200, '{"rewards": [' + "9" * 400 + "]}")], ValueError, "must answer with"),
         ([(200, '{"rewards": [true]}')], ValueError, "must answer with"),
     ],
 )
