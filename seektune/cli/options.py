@@ -170,8 +170,6 @@ def _generate_options(
     """Options for loading a checkpoint and sampling from it."""
 
     def make(max_new_tokens: int) -> "GenerateOptions":
-        if reasoning_effort is not None and not thinking:
-            raise ValueError("--reasoning-effort has no effect without --thinking; give both, or leave it out")
         from seektune.generate.session import GenerateOptions
 
         return GenerateOptions(
@@ -182,7 +180,7 @@ def _generate_options(
             speculative=speculative,
             thinking=thinking,
             reading=load(),
-            reasoning_effort=reasoning_effort,
+            reasoning_effort=_with_thinking(reasoning_effort, thinking),
             encoding=encoding,
             json_schema=None if json_schema is None else read_json(json_schema),
             regex=regex,
@@ -190,6 +188,12 @@ def _generate_options(
         )
 
     return make
+
+
+def _with_thinking(effort: str | None, thinking: bool) -> str | None:
+    if effort is not None and not thinking:
+        raise ValueError("--reasoning-effort has no effect without --thinking; give both, or leave it out")
+    return effort
 
 
 def prefix_options(
