@@ -26,8 +26,8 @@ def complete_folder(final: Path, replace: bool = False) -> Iterator[Path]:
     followed. Scratch folders of `final` that killed processes left behind are removed first.
 
     Raises:
-        ValueError: `final` is a folder that is not empty, and `replace` is False; it or a folder above it is a file, or a
-            link that leads nowhere.
+        ValueError: `final` is a folder that is not empty, and `replace` is False; it or a folder above it is a file, or
+            a link that leads nowhere.
     """
     linked_into_folder = final.is_symlink() and final.resolve().parent.is_dir()
     refuse_no_folder(final.parent if linked_into_folder else final)

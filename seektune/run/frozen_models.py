@@ -27,9 +27,7 @@ def check_frozen(wanted: FrozenModel, config: DeepseekV4Config) -> None:
         ValueError: there is no such checkpoint, a file or tensor is missing or damaged, or the vocabularies differ.
         OSError: the Hub cannot be reached.
     """
-    folder = locate_named(wanted.key, wanted.checkpoint)
-    with naming(wanted.key):
-        other = DeepseekV4Config.from_pretrained(folder)
+    folder, other = _located(wanted)
     if other.vocab_size != config.vocab_size:
         raise ValueError(
             f"{wanted.key} {wanted.checkpoint} predicts {other.vocab_size} tokens, but the model "
@@ -41,6 +39,13 @@ def check_frozen(wanted: FrozenModel, config: DeepseekV4Config) -> None:
             "same vocabulary; if its ids are the model's, remove its tokenizer.json"
         )
     check_fit(FolderSource(folder), checkpoint_shapes(other), folder)
+
+
+def _located(wanted: FrozenModel) -> tuple[Path, DeepseekV4Config]:
+    """The folder and the config of a checkpoint; messages begin with its key."""
+    folder = locate_named(wanted.key, wanted.checkpoint)
+    with naming(wanted.key):
+        return folder, DeepseekV4Config.from_pretrained(folder)
 
 
 def _other_tokens(folder: Path, config: DeepseekV4Config) -> str | None:
@@ -59,13 +64,12 @@ def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelMode
     Raises:
         ValueError: its layout does not fit the mesh.
     """
-    folder = locate_named(wanted.key, wanted.checkpoint)
+    folder, config = _located(wanted)
     numbers = DTYPES[recipe.model.dtype], recipe.model.numerics
     if wanted.streamed:
         assert mesh.dims.world == 1, "the recipe was checked"
         whole = DeepseekV4ForCausalLM.from_pretrained(folder, *numbers, mesh.device, quantized=True, streamed=True)
         return ParallelModel.alone(whole)
-    config = DeepseekV4Config.from_pretrained(folder)
     prepare = partial(freeze, kind_of=FolderSource(folder).kind if wanted.quantized else None)
     layout = recipe.parallel.model_copy(update={"recompute": "none"})
     model = parallelize(config, mesh, layout, *numbers, prepare)
@@ -75,8 +79,8 @@ def load_frozen(recipe: Recipe, wanted: FrozenModel, mesh: Mesh) -> ParallelMode
 
 def meta_frozen(recipe: Recipe, wanted: FrozenModel) -> DeepseekV4ForCausalLM:
     """The whole checkpoint on the meta device, with the formats in which it is held."""
-    folder = locate_named(wanted.key, wanted.checkpoint)
-    model = DeepseekV4ForCausalLM(DeepseekV4Config.from_pretrained(folder), "meta", DTYPES[recipe.model.dtype])
+    folder, config = _located(wanted)
+    model = DeepseekV4ForCausalLM(config, "meta", DTYPES[recipe.model.dtype])
     freeze(model, FolderSource(folder).kind if wanted.quantized else None)
     return model
 

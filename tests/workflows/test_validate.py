@@ -46,7 +46,11 @@ def test_what_training_would_refuse_is_wrong(recipe: Make, rows: Path, tmp_path:
     ("checkpoint", "state", "said"),
     [
         ("{tmp}/nowhere", BAD, "is neither a folder nor a Hub id"),
-        ("{tmp}", BAD, "config.json does not exist; a checkpoint folder holds config.json beside its safetensors"),
+        (
+            "{tmp}",
+            BAD,
+            "objective.teacher: {tmp}/config.json does not exist; a checkpoint folder holds config.json beside its safetensors",
+        ),
         ("some/where", UNKNOWN, "some/where is looked at when training begins"),
     ],
 )
@@ -56,7 +60,7 @@ def test_checkpoints_beside_the_model_are_looked_at(
     place = checkpoint.format(tmp=tmp_path)
     asked = recipe(objective={"name": "distill", "teacher": place})
     found = next(each for each in check(asked, None, tmp_path / "cache") if each.subject == "objective.teacher")
-    assert (found.state, said in found.said) == (state, True)
+    assert (found.state, said.format(tmp=tmp_path) in found.said) == (state, True)
 
 
 def test_rows_of_tasks_are_read_and_name_their_task(recipe: Make, tmp_path: Path) -> None:
