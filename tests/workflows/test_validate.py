@@ -49,7 +49,7 @@ def test_what_training_would_refuse_is_wrong(recipe: Make, rows: Path, tmp_path:
         (
             "{tmp}",
             BAD,
-            "objective.teacher: {tmp}/config.json does not exist; a checkpoint folder holds config.json beside its safetensors",
+            "objective.teacher: {tmp}/config.json does not exist; a checkpoint folder holds config.json",
         ),
         ("some/where", UNKNOWN, "some/where is looked at when training begins"),
     ],
